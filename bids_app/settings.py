@@ -1,0 +1,95 @@
+"""What was asked for, as frozen dataclasses that check themselves; nothing here reads a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from bids_app.errors import UsageError
+
+PARTICIPANT, GROUP = "participant", "group"
+
+
+@dataclass(frozen=True)
+class QuerySettings:
+    """Which runs of the dataset are wanted.
+
+    Labels come without their prefix (``01``, not ``sub-01``); an empty tuple means all.
+    """
+
+    participants: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    filters: dict[str, dict[str, object]] = field(default_factory=dict)
+    """Content of ``--bids-filter-file``: query name (``bold``, ``t1w``, ...) to entities."""
+    database_dir: Path | None = None
+    derivatives: dict[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PreprocessSettings:
+    """How a run is brought onto the model's grid."""
+
+    dummy_scans: int | None = None
+    """Volumes dropped from the start of each run; None: detected."""
+    fd_spike_threshold: float = 0.5
+    """Framewise displacement above which a volume counts as a spike, mm."""
+    output_spaces: tuple[str, ...] = ()
+    """Spaces in which the 2 mm BOLD series is written; empty: none."""
+    ignore: tuple[str, ...] = ()
+    random_seed: int = 20_060_101
+
+    def __post_init__(self) -> None:
+        if self.dummy_scans is not None and self.dummy_scans < 0:
+            raise UsageError(f"--dummy-scans is {self.dummy_scans}.", "Give a number of volumes, 0 or more.")
+        if self.fd_spike_threshold <= 0:
+            raise UsageError(f"--fd-spike-threshold is {self.fd_spike_threshold}.", "Give millimetres above 0.")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Which encoder and adapters are applied, and where."""
+
+    model: str = "neurostorm-5ds"
+    adapters: tuple[str, ...] = ()
+    """Names or paths; empty: those that the catalog lists for the model."""
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class ResourceSettings:
+    """What the run may use of the machine."""
+
+    n_procs: int = 1
+    omp_threads: int = 1
+    memory_gb: float = 4.0
+    plugin: Path | None = None
+    """A nipype plugin file (``--use-plugin``)."""
+    low_mem: bool = False
+
+    def __post_init__(self) -> None:
+        if self.n_procs < 1 or self.omp_threads < 1:
+            raise UsageError("The numbers of processes and threads must be 1 or more.", "See --nprocs and --omp-nthreads.")
+        if self.memory_gb <= 0:
+            raise UsageError(f"--mem is {self.memory_gb} GB.", "Give a size with its unit, such as 8GB.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One invocation of ``neurostorm``."""
+
+    bids_dir: Path
+    out_dir: Path
+    level: str
+    work_dir: Path
+    query: QuerySettings = field(default_factory=QuerySettings)
+    preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
+    model: ModelSettings = field(default_factory=ModelSettings)
+    resources: ResourceSettings = field(default_factory=ResourceSettings)
+    check: bool = False
+    reports_only: bool = False
+    boilerplate_only: bool = False
+    stop_on_first_crash: bool = False
+    clean_workdir: bool = False
+    skip_bids_validation: bool = False
+    verbosity: int = 0
