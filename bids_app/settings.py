@@ -1,11 +1,17 @@
-"""What was asked for, as frozen dataclasses that check themselves; nothing here reads a file."""
+"""What was asked for, as frozen dataclasses that check themselves, and the defaults that the machine gives."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from bids_app.errors import UsageError
+
+SCRATCH_VARIABLE = "NEUROSTORM_SCRATCH"
+"""Environment variable: the folder under which scratch goes when ``--work-dir`` is not given."""
 
 PARTICIPANT, GROUP = "participant", "group"
 
@@ -54,6 +60,8 @@ class ModelSettings:
     adapters: tuple[str, ...] = ()
     """Names or paths; empty: those that the catalog lists for the model."""
     device: str = "auto"
+    embeddings_only: bool = False
+    """Stop at the embeddings (``--level minimal``)."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +77,9 @@ class ResourceSettings:
 
     def __post_init__(self) -> None:
         if self.n_procs < 1 or self.omp_threads < 1:
-            raise UsageError("The numbers of processes and threads must be 1 or more.", "See --nprocs and --omp-nthreads.")
+            raise UsageError(
+                "The numbers of processes and threads must be 1 or more.", "See --nprocs and --omp-nthreads."
+            )
         if self.memory_gb <= 0:
             raise UsageError(f"--mem is {self.memory_gb} GB.", "Give a size with its unit, such as 8GB.")
 
@@ -93,3 +103,35 @@ class Settings:
     clean_workdir: bool = False
     skip_bids_validation: bool = False
     verbosity: int = 0
+
+
+def default_cpus() -> int:
+    """Processors that this process may use, by its affinity and its control group."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _first_line(Path("/sys/fs/cgroup/cpu.max")).split()
+    if len(quota) == 2 and quota[0].isdigit():
+        allowed = min(allowed, max(1, int(quota[0]) // int(quota[1])))
+    return allowed
+
+
+def default_memory_gb() -> float:
+    """Nine tenths of the memory that this process may use, GB, by the machine and its control group."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        limit = _first_line(Path("/sys/fs/cgroup") / name)
+        if limit.isdigit():
+            total = min(total, int(limit))
+    return round(0.9 * total / 1e9, 2)
+
+
+def default_work_dir(out_dir: Path) -> Path:
+    """A scratch folder that the same output folder finds again."""
+    base = os.environ.get(SCRATCH_VARIABLE) or Path(tempfile.gettempdir()) / f"neurostorm-{os.getuid()}"
+    return Path(base) / hashlib.sha256(str(out_dir.absolute()).encode()).hexdigest()[:16]
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,48 @@
+# make demo | make test: the two commands of a fresh clone. Each sets up .venv first, once.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+DEMO   ?= demo
+SETUP  := $(VENV)/.installed
+
+.PHONY: setup demo test test-slow test-gpu container-test lint types lock clean
+
+setup: $(SETUP)
+
+$(SETUP): pyproject.toml setup.py requirements/constraints.txt $(wildcard bids_app/model/csrc/*)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/neurostorm-phantom $(DEMO)/dataset --participants 2 --seed 1
+	$(BIN)/neurostorm $(DEMO)/dataset $(DEMO)/out participant --model demo --work-dir $(DEMO)/work
+	@echo "The reports: $(abspath $(DEMO))/out/sub-01.html and $(abspath $(DEMO))/out/sub-02.html"
+
+test: setup lint types
+	$(BIN)/pytest -n 2 --dist loadgroup
+
+test-slow: setup
+	$(BIN)/pytest -m slow --timeout 3600
+
+test-gpu: setup
+	$(BIN)/pytest -m gpu
+
+container-test: setup
+	$(BIN)/pytest -m container --timeout 3600
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+lock: setup
+	{ echo "# Exact versions that the tests ran with; written by \`make lock\`. See README.md beside this file."; \
+	  $(BIN)/pip list --format=freeze | grep -viE '^(neurostorm|pip|setuptools|wheel)=' | sed 's/+cpu//'; } > requirements/constraints.new
+	mv requirements/constraints.new requirements/constraints.txt
+
+clean:
+	rm -rf $(VENV) $(DEMO) build dist *.egg-info
