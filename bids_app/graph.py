@@ -166,6 +166,7 @@ class Graph:
 
         self._engine = pe
         self._resources = resources
+        self._root = work_dir / name
         self._workflow = pe.Workflow(name=name, base_dir=str(work_dir))
         self._steps: dict[str, Step] = {}
         self._parents: dict[str, list[str]] = {}
@@ -250,8 +251,8 @@ class Graph:
         try:
             self._workflow.run(plugin=plugin, plugin_args=plugin_args)
         except Exception:
-            if not any(self._read_error(name) for name in self._steps):
-                raise
+            if not any(path.stat().st_mtime >= self._started for path in crash_dir.glob("crash-*")):
+                raise  # no step failed, but the engine itself
             LOGGER.debug("Some steps failed.", exc_info=True)
         finally:
             os.chdir(cwd)
@@ -264,8 +265,11 @@ class Graph:
                 return error
         return None if self._finished(step.name) else self._worker_died(step)
 
+    def _folder(self, name: str) -> Path:
+        return self._root / name
+
     def _finished(self, name: str) -> bool:
-        return (Path(self._steps[name].node.output_dir()) / COST_FILE).exists()
+        return (self._folder(name) / COST_FILE).exists()
 
     def _worker_died(self, step: Step) -> StepError:
         unfinished = next(name for name in self._ancestors(step.name) if not self._finished(name))
@@ -278,8 +282,8 @@ class Graph:
     def costs(self) -> dict[str, dict[str, float]]:
         """Seconds and peak memory of each step, as last run."""
         found = {}
-        for name, step in self._steps.items():
-            path = Path(step.node.output_dir()) / COST_FILE
+        for name in self._steps:
+            path = self._folder(name) / COST_FILE
             if path.exists():
                 found[name] = json.loads(path.read_text())
         return found
@@ -292,7 +296,7 @@ class Graph:
         return (step for step in self._steps if step in wanted)
 
     def _read_error(self, name: str) -> StepError | None:
-        path = Path(self._steps[name].node.output_dir()) / ERROR_FILE
+        path = self._folder(name) / ERROR_FILE
         if not path.exists() or path.stat().st_mtime < self._started:
             return None
         return StepError(step=name, **json.loads(path.read_text()))

@@ -1,7 +1,8 @@
 """Nipype's MultiProc plugin, made to survive a worker that the system killed.
 
 The stock plugin waits forever for a worker that died (most often out of memory): its callback raises where nobody
-listens. Here the death becomes that node's failure, and a new pool takes the nodes that are left.
+listens, and the pool takes every other node down with it. Here each node that was lost is tried once more in a pool of
+its own, so that the culprit fails alone and the others finish.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
 
-from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer
+from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
 
 WORKER_DIED = (
     "MemoryError: a worker process was killed, most often because memory ran out. "
@@ -22,23 +23,38 @@ WORKER_DIED = (
 class SturdyMultiProcPlugin(MultiProcPlugin):
     """`MultiProcPlugin` whose nodes fail, instead of hanging, when their worker dies."""
 
-    def _submit_job(self, node: Any, updatehash: bool = False) -> int:
-        try:
-            return super()._submit_job(node, updatehash)
-        except BrokenProcessPool:
-            self.pool = ProcessPoolExecutor(
-                max_workers=self.processors,
-                initializer=process_initializer,
-                initargs=(self._cwd,),
-                mp_context=get_context(self.plugin_args.get("mp_context")),
-            )
-            self._taskid -= 1
-            return super()._submit_job(node, updatehash)
+    def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
+        super().__init__(plugin_args=plugin_args)
+        self._again: dict[int, tuple[Any, bool]] = {}
 
-    def _async_callback(self, args: Future[Any]) -> None:
-        if args.exception() is None:
-            super()._async_callback(args)
-            return
-        # a future can be done before it was filed: then it is the newest one
-        taskid = next((key for key, future in list(self._task_obj.items()) if future is args), self._taskid)
-        self._taskresult[taskid] = {"result": None, "traceback": [WORKER_DIED], "taskid": taskid}
+    def _new_pool(self, workers: int) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(
+            max_workers=workers,
+            initializer=process_initializer,
+            initargs=(self._cwd,),
+            mp_context=get_context(self.plugin_args.get("mp_context")),
+        )
+
+    def _submit_job(self, node: Any, updatehash: bool = False) -> int:
+        self._taskid += 1
+        taskid = self._taskid
+        self._again[taskid] = (node, updatehash)
+        try:
+            future = self.pool.submit(run_node, node, updatehash, taskid)
+        except BrokenProcessPool:
+            self.pool = self._new_pool(self.processors)
+            future = self.pool.submit(run_node, node, updatehash, taskid)
+        self._task_obj[taskid] = future
+        future.add_done_callback(lambda done: self._collect(taskid, done))
+        return taskid
+
+    def _collect(self, taskid: int, done: Future[dict[str, Any]]) -> None:
+        if done.exception() is None:
+            self._taskresult[taskid] = done.result()
+        elif taskid in self._again:
+            alone = self._new_pool(1)
+            again = alone.submit(run_node, *self._again.pop(taskid), taskid)
+            again.add_done_callback(lambda second: self._collect(taskid, second))
+            alone.shutdown(wait=False)
+        else:
+            self._taskresult[taskid] = {"result": None, "traceback": [WORKER_DIED], "taskid": taskid}

@@ -1,0 +1,142 @@
+"""What the command line accepts, refuses, and answers."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bids_app import __version__
+from bids_app.cli import main, parse_settings
+from bids_app.errors import AnalysisLevelError, UsageError
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bids_app.cli", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_answer_within_half_a_second(option: str) -> None:
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        assert command(option).returncode == 0
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.5
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert command("--version").stdout == f"neurostorm {__version__}\n"
+
+
+def test_unknown_option_keeps_argparse_exit_code() -> None:
+    assert command("a", "b", "participant", "--nonsense").returncode == 2
+
+
+def test_unknown_level_has_its_own_exit_code(capsys) -> None:
+    assert main(["a", "b", "participants"]) == 17
+    assert "'participant' and 'group'" in capsys.readouterr().err
+
+
+def test_unknown_level_is_an_error_of_its_own() -> None:
+    with pytest.raises(AnalysisLevelError):
+        parse_settings(["a", "b", "cohort"])
+
+
+def test_options_are_spelled_with_dashes_or_underscores() -> None:
+    dashes = parse_settings(["a", "b", "participant", "--participant-label", "01", "--fd-spike-threshold", "0.3"])
+    underscores = parse_settings(["a", "b", "participant", "--participant_label", "01", "--fd_spike_threshold", "0.3"])
+    assert dashes == underscores
+
+
+def test_labels_lose_their_prefix_and_repetitions() -> None:
+    settings = parse_settings(
+        ["a", "b", "participant", "--participant-label", "sub-01", "02", "01", "--session-id", "ses-a", "-t", "rest"]
+    )
+    assert settings.query.participants == ("01", "02")
+    assert settings.query.sessions == ("a",)
+    assert settings.query.tasks == ("rest",)
+
+
+@pytest.mark.parametrize(("text", "gigabytes"), [("8GB", 8.0), ("8000MB", 8.0), ("8GiB", 8.589936)])
+def test_memory_is_given_with_its_unit(text: str, gigabytes: float) -> None:
+    settings = parse_settings(["a", "b", "participant", "--mem", text])
+    assert settings.resources.memory_gb == pytest.approx(gigabytes)
+
+
+def test_memory_without_unit_is_refused() -> None:
+    result = command("a", "b", "participant", "--mem", "8")
+    assert result.returncode == 2
+    assert "write 8GB or 8000MB" in result.stderr
+
+
+def test_mem_and_mem_mb_together_are_refused() -> None:
+    with pytest.raises(UsageError, match="--mem-mb"):
+        parse_settings(["a", "b", "participant", "--mem", "8GB", "--mem-mb", "8000"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--nprocs", "0"], ["--dummy-scans", "-1"], ["--fd-spike-threshold", "0"], ["--mem", "0GB"]]
+)
+def test_impossible_numbers_are_usage_errors(arguments: list[str]) -> None:
+    assert main(["a", "b", "participant", *arguments]) == 64
+
+
+def test_threads_never_exceed_processors() -> None:
+    assert parse_settings(["a", "b", "participant", "--nprocs", "2", "--omp-nthreads", "8"]).resources.omp_threads == 2
+
+
+def test_config_file_gives_defaults_that_the_command_line_overrides(tmp_path: Path) -> None:
+    config = tmp_path / "neurostorm.toml"
+    config.write_text('[options]\nmodel = "demo"\nmem = "6GB"\ntask_id = ["rest"]\n')
+    settings = parse_settings(["a", "b", "participant", "--config-file", str(config), "--mem", "8GB"])
+    assert settings.model.model == "demo"
+    assert settings.query.tasks == ("rest",)
+    assert settings.resources.memory_gb == 8
+
+
+def test_config_file_with_unknown_option_names_it(tmp_path: Path) -> None:
+    config = tmp_path / "neurostorm.toml"
+    config.write_text('[options]\nmodle = "demo"\n')
+    with pytest.raises(UsageError, match="modle"):
+        parse_settings(["a", "b", "participant", "--config-file", str(config)])
+
+
+def test_filter_file_of_babs_is_accepted(tmp_path: Path) -> None:
+    filters = {
+        "fmap": {"datatype": "fmap"},
+        "bold": {"task": "rest"},
+        "roi": {"suffix": "roi"},
+        "t1w": {"acquisition": None},
+    }
+    path = tmp_path / "filter.json"
+    path.write_text(json.dumps(filters))
+    settings = parse_settings(["a", "b", "participant", "--bids-filter-file", str(path)])
+    assert settings.query.filters == filters
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"bold": "rest"}'])
+def test_broken_filter_file_is_named(tmp_path: Path, content: str, capsys) -> None:
+    path = tmp_path / "filter.json"
+    path.write_text(content)
+    assert main(["a", "b", "participant", "--bids-filter-file", str(path)]) == 64
+    assert "filter.json" in capsys.readouterr().err
+
+
+def test_derivatives_are_named_or_take_the_name_of_their_folder(tmp_path: Path) -> None:
+    settings = parse_settings(["a", "b", "participant", "-d", f"fmriprep={tmp_path}/x", f"{tmp_path}/xcp_d"])
+    assert settings.query.derivatives == {"fmriprep": tmp_path / "x", "xcp_d": tmp_path / "xcp_d"}
+
+
+def test_work_dir_is_found_again_for_the_same_output(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("NEUROSTORM_SCRATCH", str(tmp_path))
+    first = parse_settings(["a", str(tmp_path / "out"), "participant"]).work_dir
+    assert first == parse_settings(["b", str(tmp_path / "out"), "participant"]).work_dir
+    assert first.is_relative_to(tmp_path)
+    assert first != parse_settings(["a", str(tmp_path / "other"), "participant"]).work_dir

@@ -1,0 +1,146 @@
+"""Steps as nodes: cached by content, apart in failure, and honest about why they failed."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from bids_app.errors import BadDataError, UsageError
+from bids_app.graph import Graph, read_plugin_file
+from bids_app.settings import ResourceSettings
+
+
+def write_number(number: int, out_dir: Path) -> Path:
+    path = out_dir / "number.txt"
+    path.write_text(str(number))
+    with (out_dir.parent / "calls.txt").open("a") as log:
+        log.write("write ")
+    return path
+
+
+def double(source: Path, out_dir: Path) -> int:
+    with (out_dir.parent / "calls.txt").open("a") as log:
+        log.write("double ")
+    return 2 * int(source.read_text())
+
+
+def store(value: int, target: Path, out_dir: Path) -> Path:
+    target.write_text(str(value))
+    return target
+
+
+def fail(out_dir: Path) -> None:
+    raise BadDataError("scan.nii.gz: truncated.", "Copy it again.")
+
+
+def fail_unexpectedly(out_dir: Path) -> None:
+    raise ZeroDivisionError("by zero")
+
+
+def fail_for_the_disk(out_dir: Path) -> None:
+    raise OSError(28, "No space left on device", "x.nii")
+
+
+def die(out_dir: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture(autouse=True)
+def steps_can_be_imported(monkeypatch, tmp_path):
+    """Steps are found by module and name; the workers of a test need this file on their path."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    for function in (write_number, double, store, fail, fail_unexpectedly, fail_for_the_disk, die):
+        monkeypatch.setattr(function, "__module__", "test_graph")
+
+
+def run_chain(tmp_path: Path, number: int, n_procs: int = 1) -> str:
+    graph = Graph("wf", tmp_path / "work", ResourceSettings(n_procs=n_procs))
+    source = graph.step("write", write_number, number=number)
+    value = graph.step("double", double, source=source)
+    target = graph.step("store", store, value=value, target=tmp_path / "out.txt", always=True)
+    graph.run(crash_dir=tmp_path)
+    assert graph.error_of(target) is None
+    return (tmp_path / "work" / "wf" / "calls.txt").read_text()
+
+
+@pytest.mark.parametrize("n_procs", [1, 2])
+def test_results_travel_from_step_to_step(tmp_path: Path, n_procs: int) -> None:
+    run_chain(tmp_path, 21, n_procs)
+    assert (tmp_path / "out.txt").read_text() == "42"
+
+
+def test_a_second_run_repeats_only_what_writes_outside(tmp_path: Path) -> None:
+    assert run_chain(tmp_path, 21) == "write double "
+    (tmp_path / "out.txt").unlink()
+    assert run_chain(tmp_path, 21) == "write double "
+    assert (tmp_path / "out.txt").read_text() == "42"
+
+
+def test_changed_input_reaches_the_steps_behind_it(tmp_path: Path) -> None:
+    run_chain(tmp_path, 21)
+    assert run_chain(tmp_path, 4) == "write double write double "
+    assert (tmp_path / "out.txt").read_text() == "8"
+
+
+def test_failure_takes_only_dependent_steps_with_it(tmp_path: Path) -> None:
+    graph = Graph("wf", tmp_path / "work", ResourceSettings())
+    broken = graph.step("broken", fail)
+    behind = graph.step("behind", double, source=broken)
+    good = graph.step("good", write_number, number=1)
+    graph.run(crash_dir=tmp_path)
+    error = graph.error_of(behind)
+    assert (error.step, error.message, error.hint, error.exit_code) == (
+        "broken", "scan.nii.gz: truncated.", "Copy it again.", 65,
+    )  # fmt: skip
+    assert graph.error_of(good) is None
+
+
+def test_error_of_an_earlier_run_is_forgotten(tmp_path: Path) -> None:
+    target = tmp_path / "nowhere" / "out.txt"
+    for attempt in range(2):
+        graph = Graph("wf", tmp_path / "work", ResourceSettings())
+        step = graph.step("store", store, value=1, target=target)
+        graph.run(crash_dir=tmp_path)
+        if attempt == 0:
+            assert graph.error_of(step).exit_code == 74
+            target.parent.mkdir()
+        else:
+            assert graph.error_of(step) is None
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "words"), [(fail_unexpectedly, 70, "ZeroDivisionError"), (fail_for_the_disk, 74, "x.nii")]
+)
+def test_every_failure_has_its_exit_code(tmp_path: Path, function, code: int, words: str) -> None:
+    graph = Graph("wf", tmp_path / "work", ResourceSettings())
+    step = graph.step("step", function)
+    graph.run(crash_dir=tmp_path)
+    error = graph.error_of(step)
+    assert error.exit_code == code
+    assert words in error.message
+
+
+@pytest.mark.timeout(60)
+def test_killed_worker_is_a_failure_and_the_others_go_on(tmp_path: Path) -> None:
+    graph = Graph("wf", tmp_path / "work", ResourceSettings(n_procs=2))
+    killed = graph.step("killed", die)
+    behind = graph.step("behind", double, source=killed)
+    first = graph.step("first", write_number, number=3)
+    value = graph.step("value", double, source=first)
+    stored = graph.step("stored", store, value=value, target=tmp_path / "out.txt")
+    graph.run(crash_dir=tmp_path)
+    assert graph.error_of(behind).exit_code == 75
+    assert graph.error_of(stored) is None
+    assert (tmp_path / "out.txt").read_text() == "6"
+
+
+@pytest.mark.parametrize("content", ["plugin_args: {}", "[", "plugin: SLURM\nplugin_args: 3"])
+def test_broken_plugin_file_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "plugin.yml"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r"plugin\.yml"):
+        read_plugin_file(path)
