@@ -19,7 +19,9 @@ def small_encoder() -> Encoder:
     return Encoder(SMALL).eval()
 
 
-def lightning_content(encoder: Encoder, head: dict[str, torch.Tensor] | None = None, **hyper: object) -> dict[str, object]:
+def lightning_content(
+    encoder: Encoder, head: dict[str, torch.Tensor] | None = None, **hyper: object
+) -> dict[str, object]:
     """What the published training code would save of an encoder and a head."""
     config = encoder.config
     state = {f"model.{k}": v.clone() for k, v in encoder.state_dict().items()}

@@ -1,0 +1,113 @@
+"""`load_model`: from a name or a path to an encoder that is ready to run, with its head where the file has one."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bids_app.errors import UsageError
+from bids_app.model.checkpoint import Checkpoint, read_checkpoint, weights_sha256
+from bids_app.model.encoder import Encoder, EncoderConfig
+from bids_app.model.heads import build_head, load_strictly, pool
+
+log = logging.getLogger(__name__)
+
+
+class Model(nn.Module):
+    """An encoder with its weights, and the head that came with them.
+
+    Attributes
+    ----------
+    name : str
+    weights_sha256 : str
+        Hash of the encoder's tensors, the same in every file format; adapters are bound to it.
+    config : EncoderConfig
+    encoder : Encoder
+    head : nn.Module or None
+    left_over : tuple of str
+        Keys of the file that are not used to encode.
+    info : dict
+        What the file says about its making: hyperparameters, or task, labels and licence.
+    demonstration : bool
+        Whether every output must say that it comes from a demonstration.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, name: str | None = None) -> None:
+        super().__init__()
+        self.name = name or checkpoint.name
+        self.config: EncoderConfig = checkpoint.config
+        self.info = checkpoint.info
+        self.demonstration = checkpoint.demonstration
+        self.encoder = Encoder(checkpoint.config)
+        load_strictly(self.encoder, checkpoint.encoder | checkpoint.prompts, f"encoder in {checkpoint.path}")
+        self.weights_sha256 = weights_sha256(checkpoint.encoder)
+        self.head: nn.Module | None = None
+        unused: tuple[str, ...] = ()
+        if checkpoint.head:
+            self.head, unused = build_head(checkpoint.head)
+        self.left_over = (*checkpoint.left_over, *checkpoint.decoder, *(f"head.{k}" for k in unused))
+        self.requires_grad_(False).eval()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.encoder.parameters()).device
+
+    def encode(self, clips: torch.Tensor) -> torch.Tensor:
+        """Features of clips.
+
+        Parameters
+        ----------
+        clips : torch.Tensor, (B, 1, x, y, z, t)
+
+        Returns
+        -------
+        torch.Tensor, (B, C, X, Y, Z, T)
+        """
+        return self.encoder(clips)
+
+    def embed(self, clips: torch.Tensor) -> torch.Tensor:
+        """(B, 1, x, y, z, t) to embeddings (B, C): the mean of the features over all tokens."""
+        return pool(self.encode(clips))
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        """(B, 1, x, y, z, t) to the head's raw outputs (B, O); one logit where there are two classes."""
+        if self.head is None:
+            raise UsageError(f"The model {self.name} has no head.", "Use encode or embed, or apply an adapter.")
+        return self.head(self.encode(clips))
+
+
+def load_model(path_or_name: str | Path, device: str | torch.device = "cpu") -> Model:
+    """Load an encoder and its head.
+
+    Parameters
+    ----------
+    path_or_name : str or Path
+        A checkpoint (``.ckpt`` of the published code, ``.safetensors`` of ours), or a name of the catalog. Nothing is
+        ever downloaded from here: what is not in the cache is an error that says how to fetch it.
+    device : str or torch.device
+
+    Returns
+    -------
+    Model
+        In evaluation mode, with no parameter that asks for a gradient.
+    """
+    path, name = _resolve(path_or_name)
+    checkpoint = read_checkpoint(path)
+    model = Model(checkpoint, name)
+    if model.left_over:
+        log.info("%s: %d keys are not needed to encode: %s", path, len(model.left_over), ", ".join(model.left_over))
+    return model.to(device)
+
+
+def _resolve(path_or_name: str | Path) -> tuple[Path, str | None]:
+    """A file that exists is taken as one; anything else is looked up in the catalog."""
+    path = Path(path_or_name)
+    if path.is_file() or isinstance(path_or_name, Path) or path.suffix in (".ckpt", ".safetensors", ".pt", ".pth"):
+        return path, None
+    from bids_app.catalog.models import find_model, weights_path  # the catalog is only needed for names
+
+    return weights_path(find_model(str(path_or_name))), str(path_or_name)

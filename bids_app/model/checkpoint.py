@@ -1,0 +1,302 @@
+"""Weights on disk: the published Lightning checkpoints of 2025 and 2026, and the safetensors files written here.
+
+Nothing in a file is executed, and nothing is left random: a file either fits in every key or is refused, naming
+the keys. What belongs to the file but not to the encoder (decoder, mask tokens, unused norms) is named too.
+
+Our format, `neurostorm-encoder`: tensors ``encoder.*``, and optionally ``head.*`` and ``decoder.*``; metadata
+``format``, ``version``, ``name``, ``config`` (JSON of `EncoderConfig`), ``demonstration`` (``true`` or ``false``)
+and ``info`` (JSON: whatever is known of task, labels, source and licence).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pickle
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from bids_app.errors import BadDataError, NoInputError
+from bids_app.model.encoder import EncoderConfig
+
+ENCODER_FORMAT, ENCODER_FORMAT_VERSION = "neurostorm-encoder", "1"
+MODEL_NAMES = ("neurostorm", "swin4d_mae", "swin4d_ver7", "fmrifound")
+"""What published files call the architecture."""
+DECODER_PREFIXES = ("first_patch_expanding.", "layers_up.", "norm_up.", "decoder_pred.")
+MASKING_KEYS = ("mask_token", "window_mask_token", "atlas_mask_token", "atlas_map")
+HYPER_PARAMETERS = (
+    "img_size",
+    "patch_size",
+    "embed_dim",
+    "depths",
+    "window_size",
+    "first_window_size",
+    "last_layer_full_MSA",
+)
+State = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The content of a file, sorted; tensors are float32 on the CPU.
+
+    Attributes
+    ----------
+    encoder, prompts, decoder, head : dict of str to torch.Tensor
+        Without prefixes; ``decoder`` holds mask tokens as well. ``head`` and ``decoder`` may be empty.
+    left_over : tuple of str
+        Full names of keys of the file that nothing here uses.
+    info : dict
+        Hyperparameters of a Lightning file, or the ``info`` of ours.
+    """
+
+    path: Path
+    name: str
+    config: EncoderConfig
+    encoder: State
+    prompts: State = field(default_factory=dict)
+    decoder: State = field(default_factory=dict)
+    head: State = field(default_factory=dict)
+    left_over: tuple[str, ...] = ()
+    info: dict[str, Any] = field(default_factory=dict)
+    demonstration: bool = False
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a file of either format.
+
+    Raises
+    ------
+    NoInputError
+        There is no such file.
+    BadDataError
+        The file carries code, is truncated, is of no known format, or does not say what it is.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise NoInputError(f"{path}: there are no weights here.", "Check the path, or see `neurostorm-models list`.")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_lightning(path)
+
+
+def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
+    """Hash names, shapes and values of tensors, so that the same weights hash alike in every file format.
+
+    Prompts are not counted: they belong to an adapter, not to the encoder that it was made for.
+    """
+    digest = hashlib.sha256()
+    for key in sorted(k for k in state if not k.endswith(".prompt")):
+        value = state[key].detach().to("cpu", torch.float32).contiguous()
+        digest.update(f"{key}:{tuple(value.shape)};".encode())
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _read_lightning(path: Path) -> Checkpoint:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as err:
+        raise BadDataError(
+            f"{path}: refused, because it holds objects that could run code when loaded, or is no checkpoint at all.",
+            "Only tensors and plain values are read. Save the state dict and hyperparameters alone.",
+        ) from err
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as err:
+        raise BadDataError(
+            f"{path}: cannot be read as a checkpoint ({err}).", "Fetch it again; it may be truncated."
+        ) from err
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise BadDataError(
+            f"{path}: has no state_dict.", "Give a Lightning checkpoint of NeuroSTORM, or a file of ours."
+        )
+    hyper = dict(content.get("hyper_parameters") or {})
+    tensors = {k: v.float() if v.is_floating_point() else v for k, v in content["state_dict"].items()}
+    parts: dict[str, State] = {"encoder": {}, "prompts": {}, "decoder": {}, "head": {}}
+    left_over = []
+    for key, value in tensors.items():
+        bare = key.removeprefix("model.")
+        if key.startswith("output_head.head."):
+            parts["head"][key.removeprefix("output_head.head.")] = value
+        elif not key.startswith("model."):
+            left_over.append(key)
+        elif bare in MASKING_KEYS or bare.startswith(DECODER_PREFIXES):
+            parts["decoder"][bare] = value
+        else:
+            parts["prompts" if bare.endswith(".prompt") else "encoder"][bare] = value
+    if not parts["encoder"]:
+        raise BadDataError(
+            f"{path}: holds no encoder.", "Its keys should begin with model.; is it a file of NeuroSTORM?"
+        )
+    config = _config_from_hyper_parameters(path, hyper, parts["prompts"])
+    return Checkpoint(
+        path=path,
+        name=path.stem,
+        config=config,
+        encoder=parts["encoder"],
+        prompts=parts["prompts"],
+        decoder=parts["decoder"],
+        head=parts["head"],
+        left_over=tuple(left_over),
+        info=hyper,
+    )
+
+
+def _config_from_hyper_parameters(path: Path, hyper: dict[str, Any], prompts: State) -> EncoderConfig:
+    missing = [name for name in HYPER_PARAMETERS if name not in hyper]
+    if missing:
+        raise BadDataError(
+            f"{path}: its hyper_parameters lack {', '.join(missing)}.", "Without them the encoder cannot be built."
+        )
+    if hyper.get("model", MODEL_NAMES[0]) not in MODEL_NAMES:
+        raise BadDataError(f"{path}: is a {hyper['model']!r} model.", f"Readable are {', '.join(MODEL_NAMES)}.")
+    if hyper.get("c_multiplier", 2) != 2:
+        raise BadDataError(
+            f"{path}: c_multiplier is {hyper['c_multiplier']}.", "Only stages that double the width are supported."
+        )
+    lengths = {v.shape[1] for v in prompts.values()}
+    if len(lengths) > 1 or (lengths and hyper.get("prompt_len", min(lengths)) not in lengths):
+        raise BadDataError(
+            f"{path}: prompts of {sorted(lengths)} tokens, but prompt_len is {hyper.get('prompt_len')}.",
+            "The file contradicts itself.",
+        )
+    return EncoderConfig(
+        img_size=tuple(hyper["img_size"]),
+        in_chans=int(hyper.get("in_chans", 1)),
+        patch_size=tuple(hyper["patch_size"]),
+        embed_dim=int(hyper["embed_dim"]),
+        depths=tuple(hyper["depths"]),
+        first_window_size=tuple(hyper["first_window_size"]),
+        window_size=tuple(hyper["window_size"]),
+        whole_last_stage=bool(hyper["last_layer_full_MSA"]),
+        prompt_len=lengths.pop() if lengths else 0,
+    )
+
+
+def read_safetensors(path: Path, expected_format: str) -> tuple[State, dict[str, str]]:
+    """Tensors and metadata of a safetensors file that must be of the named format."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as err:
+        raise BadDataError(
+            f"{path}: cannot be read as safetensors ({err}).", "It may be truncated; get it again."
+        ) from err
+    if metadata.get("format") != expected_format:
+        raise BadDataError(
+            f"{path}: its format is {metadata.get('format')!r}, not {expected_format!r}.", "Give a file of that kind."
+        )
+    return tensors, metadata
+
+
+def _read_safetensors(path: Path) -> Checkpoint:
+    tensors, metadata = read_safetensors(path, ENCODER_FORMAT)
+    if metadata.get("version") != ENCODER_FORMAT_VERSION:
+        raise BadDataError(
+            f"{path}: format version {metadata.get('version')!r} is not known here.", "Update the program."
+        )
+    try:
+        config = EncoderConfig.from_dict(json.loads(metadata["config"]))
+        info = json.loads(metadata.get("info", "{}"))
+    except (KeyError, TypeError, json.JSONDecodeError) as err:
+        raise BadDataError(f"{path}: its metadata cannot be understood ({err}).", "The file is damaged.") from err
+    parts: dict[str, State] = {"encoder": {}, "prompts": {}, "decoder": {}, "head": {}}
+    left_over = []
+    for key, value in tensors.items():
+        prefix, _, bare = key.partition(".")
+        if prefix not in ("encoder", "decoder", "head"):
+            left_over.append(key)
+            continue
+        value = value.float() if value.is_floating_point() else value
+        parts["prompts" if bare.endswith(".prompt") else prefix][bare] = value
+    return Checkpoint(
+        path=path,
+        name=metadata.get("name") or path.stem,
+        config=config,
+        encoder=parts["encoder"],
+        prompts=parts["prompts"],
+        decoder=parts["decoder"],
+        head=parts["head"],
+        left_over=tuple(left_over),
+        info=info,
+        demonstration=metadata.get("demonstration") == "true",
+    )
+
+
+def save_encoder(
+    path: str | Path,
+    config: EncoderConfig,
+    encoder: Mapping[str, torch.Tensor],
+    name: str,
+    head: Mapping[str, torch.Tensor] | None = None,
+    decoder: Mapping[str, torch.Tensor] | None = None,
+    info: Mapping[str, Any] | None = None,
+    demonstration: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Path:
+    """Write our safetensors format, atomically; the same input gives the same bytes.
+
+    Parameters
+    ----------
+    config : EncoderConfig
+        With the prompt length that ``encoder`` holds.
+    encoder, head, decoder : mapping of str to torch.Tensor
+        State dicts without prefixes (``Encoder(...).state_dict()``).
+    name : str
+        What the model is called in outputs.
+    info : mapping, optional
+        JSON values: task, labels, source, licence, training, ...
+    demonstration : bool
+        Whether every output must say that it comes from a demonstration.
+    dtype : torch.dtype
+        Of the stored floats; float16 halves a small model's file, and is float32 again once read.
+    """
+    tensors: State = {}
+    for prefix, state in (("encoder", encoder), ("head", head or {}), ("decoder", decoder or {})):
+        for key, value in state.items():
+            value = value.detach().to("cpu")
+            tensors[f"{prefix}.{key}"] = (value.to(dtype) if value.is_floating_point() else value).contiguous().clone()
+    metadata = {
+        "format": ENCODER_FORMAT,
+        "version": ENCODER_FORMAT_VERSION,
+        "name": name,
+        "config": json.dumps(config.as_dict(), sort_keys=True),
+        "demonstration": "true" if demonstration else "false",
+        "info": json.dumps(dict(info or {}), sort_keys=True),
+    }
+    return write_safetensors(path, tensors, metadata)
+
+
+def _serialise(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    """The bytes of a safetensors file with its header in a fixed order; the library's own order changes by the run."""
+    content = save(dict(tensors), metadata)
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(dict(sorted(header.items())), separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def write_safetensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> Path:
+    """Write tensors to a temporary name beside ``path`` and rename, so that no half file is ever found."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    try:
+        Path(temporary).write_bytes(_serialise(tensors, metadata))
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path

@@ -1,0 +1,172 @@
+"""Heads: from an encoder's features to the answer of a task. Parameter names are those of the published files.
+
+B  batch      C  features      X Y Z T  token grid of the encoder's last stage      O  outputs
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import nn
+
+from bids_app.errors import BadDataError
+
+V3_LAYERS, V3_ATTENTION_HEADS, V3_EXPANSION = 6, 8, 4
+
+
+def n_outputs(n_classes: int) -> int:
+    """Outputs of a classification head: two classes are one logit with a sigmoid."""
+    return 1 if n_classes == 2 else n_classes
+
+
+def pool(features: torch.Tensor) -> torch.Tensor:
+    """Mean over all tokens.
+
+    Parameters
+    ----------
+    features : torch.Tensor, (B, C, X, Y, Z, T)
+
+    Returns
+    -------
+    torch.Tensor, (B, C)
+        The embedding of each clip.
+    """
+    return features.mean(dim=(2, 3, 4, 5))
+
+
+class LinearHead(nn.Module):
+    """One linear layer on the mean over tokens (``v1``)."""
+
+    version = "v1"
+    pooled = True
+
+    def __init__(self, n_features: int, outputs: int, n_tokens: int = 0) -> None:
+        super().__init__()
+        self.head = nn.Linear(n_features, outputs)
+
+    def from_embedding(self, embedding: torch.Tensor) -> torch.Tensor:
+        """(B, C) to (B, O)."""
+        return self.head(embedding)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, C, X, Y, Z, T) to (B, O)."""
+        return self.from_embedding(pool(features))
+
+
+class TwoLayerHead(LinearHead):
+    """Two linear layers, without a nonlinearity between them, on the mean over tokens (``v2``)."""
+
+    version = "v2"
+
+    def __init__(self, n_features: int, outputs: int, n_tokens: int = 0) -> None:
+        super().__init__(4 * n_features, outputs)
+        self.hidden = nn.Linear(n_features, 4 * n_features)
+
+    def from_embedding(self, embedding: torch.Tensor) -> torch.Tensor:
+        """(B, C) to (B, O)."""
+        return self.head(self.hidden(embedding))
+
+
+class TokenHead(nn.Module):
+    """Transformer layers over a class token and the clip's tokens (``v3``).
+
+    The published code runs its layers without ``batch_first``, so that tokens attend to the same token of the other
+    clips in the batch and the class token sees none of its own clip. Here attention runs over the tokens of each clip.
+    """
+
+    version = "v3"
+    pooled = False
+
+    def __init__(self, n_features: int, outputs: int, n_tokens: int = 160) -> None:
+        super().__init__()
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, n_features))
+        self.pos_embed = nn.Parameter(torch.zeros(1, n_tokens + 1, n_features))
+        layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(n_features, V3_ATTENTION_HEADS, V3_EXPANSION * n_features, 0.1, batch_first=True)
+            for _ in range(V3_LAYERS)
+        )
+        self.transformer_encoder = nn.ModuleDict({"layers": layers})
+        self.mlp_head = nn.Sequential(nn.LayerNorm(n_features), nn.Linear(n_features, outputs))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, C, X, Y, Z, T) to (B, O)."""
+        tokens = features.flatten(2).transpose(1, 2)  # (B, X*Y*Z*T, C)
+        if tokens.shape[1] != self.pos_embed.shape[1] - 1:
+            raise BadDataError(
+                f"A v3 head for {self.pos_embed.shape[1] - 1} tokens was given {tokens.shape[1]}.",
+                "Use clips of the length that the head was trained with.",
+            )
+        x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1) + self.pos_embed
+        for layer in cast(nn.ModuleList, self.transformer_encoder["layers"]):
+            x = layer(x)
+        return self.mlp_head(x[:, 0])
+
+
+HEADS: dict[str, type[LinearHead | TokenHead]] = {h.version: h for h in (LinearHead, TwoLayerHead, TokenHead)}
+UNUSED_KEYS = ("norm.weight", "norm.bias")
+"""In older ``v1`` heads; never applied."""
+
+
+def head_version(state: Mapping[str, torch.Tensor]) -> str:
+    """Tell the version of a head from its keys; ``clf_head_version`` in published files does not always say it."""
+    if "cls_token" in state:
+        return "v3"
+    return "v2" if "hidden.weight" in state else "v1"
+
+
+def build_head(state: Mapping[str, torch.Tensor]) -> tuple[LinearHead | TokenHead, tuple[str, ...]]:
+    """Build a head that fits a state dict, and load it strictly.
+
+    Parameters
+    ----------
+    state : mapping of str to torch.Tensor
+        Names without any prefix (``head.weight``, ...).
+
+    Returns
+    -------
+    head : nn.Module
+        In evaluation mode.
+    left_over : tuple of str
+        Keys that belong to no version of the head and are known to be unused.
+    """
+    version = head_version(state)
+    last = "mlp_head.1.weight" if version == "v3" else "head.weight"
+    first = {"v1": "head.weight", "v2": "hidden.weight", "v3": "cls_token"}[version]
+    if last not in state or first not in state:
+        raise BadDataError(f"The head has no {last if last not in state else first}.", "The checkpoint is incomplete.")
+    tokens = state["pos_embed"].shape[1] - 1 if "pos_embed" in state else 0
+    head = HEADS[version](state[first].shape[-1], state[last].shape[0], tokens)
+    left_over = tuple(k for k in UNUSED_KEYS if k in state) if version == "v1" else ()
+    load_strictly(head, {k: v for k, v in state.items() if k not in left_over}, "head")
+    return head.eval(), left_over
+
+
+def load_strictly(module: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
+    """Load a state dict, or name every key that is missing, left over, misshapen or not finite.
+
+    Parameters
+    ----------
+    module : nn.Module
+    state : mapping of str to torch.Tensor
+    what : str
+        What the module is, for the message.
+    """
+    own = module.state_dict()
+    faults = {
+        "missing": sorted(set(own) - set(state)),
+        "left over": sorted(set(state) - set(own)),
+        "misshapen": [
+            f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
+            for k in own
+            if k in state and state[k].shape != own[k].shape
+        ],
+        "not finite": [k for k in own if k in state and not torch.isfinite(state[k].float()).all()],
+    }
+    found = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys)
+    if found:
+        raise BadDataError(
+            f"The weights do not fit the {what} ({found}).", "Check that the file is whole and of this model."
+        )
+    module.load_state_dict({k: state[k].to(v.dtype) for k, v in own.items()}, strict=True)

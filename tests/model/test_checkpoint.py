@@ -1,0 +1,162 @@
+"""Files load whole or not at all, and say what they hold."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from bids_app.errors import BadDataError, NoInputError, UsageError
+from bids_app.model import load_model
+from bids_app.model.checkpoint import read_checkpoint, save_encoder
+
+from .conftest import lightning_content
+
+
+def rewrite(path, change) -> None:
+    """Change a checkpoint's content in place."""
+    content = torch.load(path, weights_only=True)
+    change(content)
+    torch.save(content, path)
+
+
+@pytest.fixture
+def clips() -> torch.Tensor:
+    torch.manual_seed(2)
+    return torch.randn(2, 1, 24, 24, 24, 6)
+
+
+def test_a_lightning_file_gives_the_encoder_that_was_saved(small_checkpoint, small_encoder, clips):
+    model = load_model(small_checkpoint)
+    torch.testing.assert_close(model.encode(clips), small_encoder(clips))
+    assert model(clips).shape == (2, 1)
+    assert model.config == small_encoder.config
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_the_same_weights_hash_alike_in_every_format(small_checkpoint, small_encoder, tmp_path, clips):
+    model = load_model(small_checkpoint)
+    path = save_encoder(
+        tmp_path / "ours.safetensors", model.config, small_encoder.state_dict(), "small", model.head.state_dict()
+    )
+    ours = load_model(path)
+    assert ours.weights_sha256 == model.weights_sha256
+    assert ours.name == "small"
+    torch.testing.assert_close(ours(clips), model(clips), rtol=0, atol=0)
+
+
+def test_saving_twice_gives_the_same_bytes(small_encoder, tmp_path):
+    one, two = (
+        save_encoder(tmp_path / n, small_encoder.config, small_encoder.state_dict(), "m")
+        for n in ("1.safetensors", "2.safetensors")
+    )
+    assert one.read_bytes() == two.read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["1.safetensors", "2.safetensors"]
+
+
+def test_prompts_do_not_change_the_hash_of_the_encoder(small_checkpoint, tmp_path, small_encoder):
+    plain = load_model(small_checkpoint).weights_sha256
+    for block in (b for stage in small_encoder.layers for b in stage.blocks):
+        block.set_prompt(torch.randn(1, 3, block.norm1.normalized_shape[0]))
+    torch.save(lightning_content(small_encoder, use_prompt_tuning=True, prompt_len=3), tmp_path / "p.ckpt")
+    prompted = load_model(tmp_path / "p.ckpt")
+    assert prompted.weights_sha256 == plain
+    assert prompted.config.prompt_len == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda s: s.pop("model.patch_embed.fc.bias"), "missing: patch_embed.fc.bias"),
+        (lambda s: s.update({"model.surprise": torch.zeros(1)}), "left over: surprise"),
+        (
+            lambda s: s.update({"model.patch_embed.fc.bias": torch.zeros(3)}),
+            r"patch_embed.fc.bias \(3,\) instead of \(8,\)",
+        ),
+        (lambda s: s["model.patch_embed.fc.bias"].fill_(float("nan")), "not finite: patch_embed.fc.bias"),
+        (lambda s: s.pop("output_head.head.head.bias"), "missing: head.bias"),
+    ],
+)
+def test_keys_that_do_not_fit_are_named_and_fatal(small_checkpoint, change, named):
+    rewrite(small_checkpoint, lambda content: change(content["state_dict"]))
+    with pytest.raises(BadDataError, match=named):
+        load_model(small_checkpoint)
+
+
+def test_what_is_not_needed_to_encode_is_named(small_checkpoint):
+    extra = {
+        "model.mask_token": torch.zeros(256, 8),
+        "output_head.head.norm.weight": torch.ones(16),
+        "scaler": torch.ones(1),
+    }
+    rewrite(small_checkpoint, lambda content: content["state_dict"].update(extra))
+    assert load_model(small_checkpoint).left_over == ("scaler", "mask_token", "head.norm.weight")
+
+
+def test_a_file_of_2025_names_its_model_otherwise(small_checkpoint, clips):
+    expected = load_model(small_checkpoint)(clips)
+    rewrite(small_checkpoint, lambda content: content["hyper_parameters"].update(model="swin4d_mae"))
+    torch.testing.assert_close(load_model(small_checkpoint)(clips), expected)
+
+
+class Bomb:
+    """Would run a command when unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_file_with_code_in_it_is_refused_and_the_code_not_run(tmp_path):
+    torch.save({"state_dict": {"model.x": torch.zeros(1)}, "callbacks": Bomb(tmp_path / "ran")}, tmp_path / "bomb.ckpt")
+    with pytest.raises(BadDataError, match="code"):
+        load_model(tmp_path / "bomb.ckpt")
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["cut.ckpt", "cut.safetensors"])
+def test_a_truncated_file_is_named(small_encoder, tmp_path, name):
+    path = tmp_path / name
+    if path.suffix == ".ckpt":
+        torch.save(lightning_content(small_encoder), path)
+    else:
+        save_encoder(path, small_encoder.config, small_encoder.state_dict(), "m")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(BadDataError, match=name):
+        load_model(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(NoInputError, match=r"none\.ckpt"):
+        load_model(tmp_path / "none.ckpt")
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda h: h.pop("depths"), "lack depths"),
+        (lambda h: h.update(model="swift"), "'swift'"),
+        (lambda h: h.update(c_multiplier=3), "c_multiplier"),
+        (lambda h: h.update(img_size=[24, 25, 24, 6]), "does not divide"),
+    ],
+)
+def test_hyperparameters_that_cannot_be_are_named(small_checkpoint, change, named):
+    rewrite(small_checkpoint, lambda content: change(content["hyper_parameters"]))
+    with pytest.raises(BadDataError, match=named):
+        load_model(small_checkpoint)
+
+
+def test_a_model_without_a_head_says_so(small_encoder, tmp_path, clips):
+    model = load_model(save_encoder(tmp_path / "m.safetensors", small_encoder.config, small_encoder.state_dict(), "m"))
+    with pytest.raises(UsageError, match="no head"):
+        model(clips)
+
+
+def test_half_precision_files_are_float32_once_read(small_encoder, tmp_path):
+    path = save_encoder(
+        tmp_path / "m.safetensors", small_encoder.config, small_encoder.state_dict(), "m", dtype=torch.float16
+    )
+    assert {v.dtype for v in read_checkpoint(path).encoder.values()} == {torch.float32}
