@@ -1,0 +1,153 @@
+"""What is examined before anything is started: places, disk, memory, weights, templates.
+
+`preflight` raises at the first thing that stops a run; ``--check`` prints all of them instead. Nothing here writes into
+the places that it examines.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bids_app.errors import CannotCreateError, NeurostormError, NoInputError, TemporaryError, UsageError
+from bids_app.settings import Settings
+
+MIN_FREE_GB = 2.0
+"""Free space below which neither scratch nor output is started, GB."""
+MIN_MEMORY_GB = 3.0
+"""Memory below which a participant cannot be preprocessed, GB."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one check found: a line of text, and the error if it stops the run."""
+
+    name: str
+    text: str
+    error: NeurostormError | None = None
+
+
+def preflight(settings: Settings) -> None:
+    """Raise the first error that stops this invocation."""
+    for finding in examine(settings):
+        if finding.error:
+            raise finding.error
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Run every check; one that fails becomes a finding with its error."""
+    for name, check in CHECKS.items():
+        try:
+            yield Finding(name, check(settings))
+        except NeurostormError as error:
+            yield Finding(name, error.message, error)
+
+
+def check_input(settings: Settings) -> str:
+    """The dataset's folder can be read."""
+    folder = settings.bids_dir
+    if not folder.is_dir():
+        raise NoInputError(f"{folder}: no such folder.", "Give the folder that holds dataset_description.json.")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise NoInputError(f"{folder}: this user may not read it.", "Check its permissions, or how it is mounted.")
+    return f"{folder} can be read"
+
+
+def check_places(settings: Settings) -> str:
+    """Output and scratch lie where they harm nothing.
+
+    Output may stand in the dataset's own ``derivatives`` folder, as is common, but nowhere else in the raw data.
+    """
+    raw, out, work = (p.resolve() for p in (settings.bids_dir, settings.out_dir, settings.work_dir))
+    if out == raw:
+        raise UsageError(
+            f"{settings.out_dir}: the output folder is the dataset itself.",
+            f"Give a folder of its own, such as {raw / 'derivatives' / 'neurostorm'}.",
+        )
+    if out.is_relative_to(raw) and not out.is_relative_to(raw / "derivatives"):
+        raise UsageError(
+            f"{settings.out_dir}: the output folder is inside the raw dataset.",
+            f"Give a folder outside of it, or {raw / 'derivatives' / 'neurostorm'}.",
+        )
+    if raw.is_relative_to(out):
+        raise UsageError(
+            f"{settings.out_dir}: the raw dataset is inside the output folder.", "Give an output folder of its own."
+        )
+    if work == raw or work.is_relative_to(raw):
+        raise UsageError(
+            f"{settings.work_dir}: the work folder is inside the raw dataset.", "Give --work-dir outside of it."
+        )
+    return "output and scratch are apart from the raw data"
+
+
+def check_output(settings: Settings) -> str:
+    """The output folder can be written, or made."""
+    return _writable(settings.out_dir, "output", "Give another output folder, or check how it is mounted.")
+
+
+def check_scratch(settings: Settings) -> str:
+    """The scratch folder can be written, or made, and has room."""
+    text = _writable(settings.work_dir, "work", "Give --work-dir, or set NEUROSTORM_SCRATCH.")
+    for folder in (settings.work_dir, settings.out_dir):
+        place = _existing(folder)
+        free_gb = shutil.disk_usage(place).free / 1e9
+        if free_gb < MIN_FREE_GB:
+            raise CannotCreateError(
+                f"{place}: {free_gb:.1f} GB free, and a run needs {MIN_FREE_GB:.0f} GB.",
+                "Free some space, or give --work-dir on another disk.",
+            )
+    return f"{text}, {shutil.disk_usage(_existing(settings.work_dir)).free / 1e9:.0f} GB free"
+
+
+def check_memory(settings: Settings) -> str:
+    """There is memory enough for one participant."""
+    memory_gb = settings.resources.memory_gb
+    if memory_gb < MIN_MEMORY_GB:
+        raise TemporaryError(
+            f"{memory_gb:.1f} GB of memory may be used, and a run needs {MIN_MEMORY_GB:.0f} GB.",
+            "Use a larger machine or job, or raise --mem.",
+        )
+    return f"{memory_gb:.1f} GB, {settings.resources.n_procs} processors"
+
+
+def check_weights(settings: Settings) -> str:
+    """The encoder's weights are at hand."""
+    from bids_app.catalog.fetch import locate_model
+
+    return str(locate_model(settings.model.model))
+
+
+def check_template(settings: Settings) -> str:
+    """A template is at hand; which one is said, since it decides how far the model's space is."""
+    from bids_app.catalog.templates import template_in_use
+
+    return template_in_use()
+
+
+CHECKS: dict[str, Callable[[Settings], str]] = {
+    "input": check_input,
+    "places": check_places,
+    "output": check_output,
+    "scratch": check_scratch,
+    "memory": check_memory,
+    "weights": check_weights,
+    "template": check_template,
+}
+
+
+def _existing(folder: Path) -> Path:
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder
+
+
+def _writable(folder: Path, what: str, hint: str) -> str:
+    place = _existing(folder)
+    if not place.is_dir():
+        raise CannotCreateError(f"{place}: the {what} folder cannot be made here: this is a file.", hint)
+    if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
+        raise CannotCreateError(f"{place}: this user may not write the {what} folder.", hint)
+    return f"{folder} can be {'written' if place == folder else 'made'}"
