@@ -12,6 +12,7 @@ from bids_app.errors import UsageError
 from bids_app.model.checkpoint import Checkpoint, read_checkpoint, weights_sha256
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.model.heads import build_head, load_strictly, pool
+from bids_app.model.mae import MaskedAutoencoder, autoencoder_from
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,18 @@ def load_model(path_or_name: str | Path, device: str | torch.device = "cpu") -> 
     if model.left_over:
         log.info("%s: %d keys are not needed to encode: %s", path, len(model.left_over), ", ".join(model.left_over))
     return model.to(device)
+
+
+def load_autoencoder(path_or_name: str | Path, device: str | torch.device = "cpu") -> MaskedAutoencoder:
+    """Load encoder and decoder of a file of pre-training; the same rules as for `load_model`.
+
+    Returns
+    -------
+    MaskedAutoencoder
+        In evaluation mode; its parameters ask for gradients.
+    """
+    path, _ = _resolve(path_or_name)
+    return autoencoder_from(read_checkpoint(path)).eval().to(device)
 
 
 def _resolve(path_or_name: str | Path) -> tuple[Path, str | None]:

@@ -1,0 +1,170 @@
+"""The masked autoencoder that the encoder is pre-trained with: hidden tokens in, voxels out.
+
+A decoder without skips mirrors the encoder: the last stage's tokens are expanded in space step by step, with windowed
+Mamba blocks on each grid, and mapped to the voxels of each patch. Parameter names are those of the published files.
+
+    B  batch      X Y Z T  token grid of the first stage      C  its width      P  voxels of a patch
+
+A mask is (B, X, Y, Z, T), 1 where a token is hidden, between 0 and 1 where it is partly hidden; masking.py draws them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from bids_app.errors import BadDataError, UsageError
+from bids_app.model.checkpoint import MASKING_KEYS, Checkpoint
+from bids_app.model.encoder import Block, Encoder, EncoderConfig, Stage, from_patches, to_patches
+from bids_app.model.heads import load_strictly
+
+
+class PatchExpanding(nn.Module):
+    """Doubles the spatial grid and halves the width; the counterpart of merging."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.expand = nn.Linear(width, 4 * width, bias=False)
+        self.norm = nn.LayerNorm(width // 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, X, Y, Z, T, C) to (B, 2 X, 2 Y, 2 Z, T, C / 2)."""
+        b, gx, gy, gz, gt, c = x.shape
+        x = self.expand(x).reshape(b, gx, gy, gz, gt, 2, 2, 2, c // 2).permute(0, 1, 5, 2, 6, 3, 7, 4, 8)
+        return self.norm(x.reshape(b, 2 * gx, 2 * gy, 2 * gz, gt, c // 2))
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encoder, decoder, and the learned tokens that stand for what is hidden.
+
+    Parameters
+    ----------
+    config : EncoderConfig
+    drop_path : float
+        Of the encoder while training.
+
+    Attributes
+    ----------
+    mask_token, atlas_mask_token : nn.Parameter, (C,)
+    window_mask_token : nn.Parameter, (tokens of a window, C)
+        One for each place in a window of the first stage.
+    """
+
+    def __init__(self, config: EncoderConfig, drop_path: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config, drop_path)
+        wx, wy, wz, wt = config.first_window_size
+        self.mask_token = nn.Parameter(0.02 * torch.randn(config.embed_dim))
+        self.window_mask_token = nn.Parameter(0.02 * torch.randn(wx * wy * wz * wt, config.embed_dim))
+        self.atlas_mask_token = nn.Parameter(0.02 * torch.randn(config.embed_dim))
+        last = config.n_stages - 1
+        self.first_patch_expanding = PatchExpanding(config.width(last)) if last else nn.Identity()
+        self.layers_up = nn.ModuleList(_decoder_stage(config, stage) for stage in reversed(range(last)))
+        self.norm_up = nn.LayerNorm(config.embed_dim)
+        self.decoder_pred = nn.Linear(config.embed_dim, self.encoder.patch_embed.fc.in_features)
+
+    def forward(self, clips: torch.Tensor, mask: torch.Tensor, spatial: str = "window") -> torch.Tensor:
+        """Predict the voxels of all patches from those that are not hidden.
+
+        Parameters
+        ----------
+        clips : torch.Tensor, (B, 1, x, y, z, t)
+        mask : torch.Tensor, (B, X, Y, Z, T)
+        spatial : str
+            Which learned token stands for hidden ones; an entry of `SPATIAL_MASKS`.
+
+        Returns
+        -------
+        torch.Tensor, (B, X, Y, Z, T, P)
+            Patches in the order of `to_patches`; `from_patches` makes clips of them.
+        """
+        self.encoder.check_clips(clips)
+        tokens = self.encoder.patch_embed(clips)
+        if mask.shape != tokens.shape[:-1]:
+            raise BadDataError(
+                f"The mask is {tuple(mask.shape)}, and the tokens are {tuple(tokens.shape[:-1])}.",
+                "Draw the mask for the clips' token grid.",
+            )
+        hidden = mask.unsqueeze(-1).to(tokens.dtype)
+        tokens = tokens * (1 - hidden) + self._stand_in(spatial, tuple(tokens.shape[1:5])) * hidden
+        return self.decode(self.encoder.encode_tokens(tokens))
+
+    def decode(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, X', Y', Z', T, C') of the last stage to predicted patches (B, X, Y, Z, T, P)."""
+        x = self.first_patch_expanding(features)
+        for stage in self.layers_up:
+            x = stage(x)
+        return self.decoder_pred(self.norm_up(x))
+
+    def _stand_in(self, spatial: str, grid: tuple[int, ...]) -> torch.Tensor:
+        """The tokens in place of hidden ones, broadcastable to (B, X, Y, Z, T, C)."""
+        if spatial in ("random", "atlas"):
+            return self.mask_token if spatial == "random" else self.atlas_mask_token
+        if spatial != "window":
+            raise UsageError(f"There is no mask token for {spatial!r}.", "Choose random, window or atlas.")
+        window = self.config.first_window_size
+        tiles = self.window_mask_token.reshape(1, *window, -1)
+        tiles = tiles.repeat(1, *(-(-size // step) for size, step in zip(grid, window, strict=True)), 1)
+        gx, gy, gz, gt = grid
+        return tiles[:, :gx, :gy, :gz, :gt]
+
+    def loss(
+        self, prediction: torch.Tensor, clips: torch.Tensor, mask: torch.Tensor, weights: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Mean squared error over what is hidden.
+
+        Parameters
+        ----------
+        prediction : torch.Tensor, (B, X, Y, Z, T, P)
+        clips : torch.Tensor, (B, 1, x, y, z, t)
+        mask : torch.Tensor, (B, X, Y, Z, T)
+            Partly hidden patches count by their hidden part.
+        weights : torch.Tensor, optional
+            Broadcastable to the mask: what else a patch counts by, of its region for one.
+
+        Returns
+        -------
+        torch.Tensor, ()
+        """
+        error = (prediction - to_patches(clips, self.config.patch_size)).square().mean(-1)  # (B, X, Y, Z, T)
+        share = mask if weights is None else mask * weights
+        return (error * share).sum() / share.sum().clamp(min=1e-8)
+
+    def reconstruct(self, clips: torch.Tensor, mask: torch.Tensor, spatial: str = "window") -> torch.Tensor:
+        """Predicted clips, (B, 1, x, y, z, t), of all patches."""
+        return from_patches(self(clips, mask, spatial), self.config.patch_size, self.config.in_chans)
+
+    def decoder_state(self) -> dict[str, torch.Tensor]:
+        """Everything but the encoder, for `save_encoder`."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("encoder.")}
+
+
+def _decoder_stage(config: EncoderConfig, stage: int) -> Stage:
+    width = config.width(stage)
+    window = config.first_window_size if stage == 0 else config.window_size
+    blocks = [Block(width, window, j % 2 == 1, config.mlp_ratio) for j in range(config.depths[stage])]
+    return Stage(blocks, upsample=PatchExpanding(width) if stage else None)
+
+
+def autoencoder_from(checkpoint: Checkpoint) -> MaskedAutoencoder:
+    """Build the autoencoder of a pre-training file, strictly.
+
+    Files of 2025 know one mask token, for each place in a window; their other kinds of tokens start at its mean.
+    """
+    if not any(k.startswith("decoder_pred.") for k in checkpoint.decoder):
+        raise BadDataError(f"{checkpoint.path}: holds no decoder.", "Give a file of pre-training, not of fine-tuning.")
+    model = MaskedAutoencoder(checkpoint.config)
+    decoder = {k: v for k, v in checkpoint.decoder.items() if k != "atlas_map"}
+    if decoder.get("mask_token", torch.zeros(1)).ndim == 2:
+        decoder = decoder | _tokens_of_2025(decoder)
+    encoder: Mapping[str, torch.Tensor] = {f"encoder.{k}": v for k, v in checkpoint.encoder.items()}
+    load_strictly(model, {**encoder, **decoder}, f"autoencoder in {checkpoint.path}")
+    return model
+
+
+def _tokens_of_2025(decoder: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    places = decoder["mask_token"]  # (tokens of a window, C)
+    return {name: places if name == "window_mask_token" else places.mean(0) for name in MASKING_KEYS[:3]}

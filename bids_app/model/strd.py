@@ -1,0 +1,106 @@
+"""Spatio-temporal redundancy dropout (STRD): while training, tokens that their neighbours repeat are dropped.
+
+For the tokens h_i of a window, with A = softmax(h h^T / sqrt(C)) over the window:
+
+    S(i)     tokens at the same time within Chebyshev distance floor(l_spat / 2), without i
+    T(i)     tokens at the same place within floor(l_temp / 2) volumes, without i
+    f_s(i)   max of A(i, j) over j in S(i);   f_t(i)  the same over T(i);   0 where the neighbourhood is empty
+    W(i, j)  clamp(0.5 (f_t(i) A(i, j) / sum A(i, S(i)) + f_s(i) A(i, j) / sum A(i, T(i))), 0, 1), over all j
+    p(i)     clamp(sum_j W(i, j) / max(|S(i)| + |T(i)|, 1), 0, 1), the probability that token i is set to 0
+
+N windows, L tokens of a window in raster order (x, y, z, t), C width.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from bids_app.errors import UsageError
+from bids_app.model.windows import Size4
+
+EPSILON = 1e-8
+
+
+@lru_cache(maxsize=64)
+def neighbourhoods(window: Size4, l_spat: int, l_temp: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which tokens are spatial and which temporal neighbours of which.
+
+    Returns
+    -------
+    spatial, temporal : torch.Tensor of bool, (L, L)
+    """
+    axes = torch.meshgrid(*(torch.arange(size) for size in window), indexing="ij")
+    place = torch.stack(axes, dim=-1).reshape(-1, 4)
+    distance = (place[:, None] - place[None]).abs()
+    in_space, in_time = distance[..., :3].amax(-1), distance[..., 3]
+    spatial = (in_time == 0) & (in_space > 0) & (in_space <= l_spat // 2)
+    temporal = (in_space == 0) & (in_time > 0) & (in_time <= l_temp // 2)
+    return spatial, temporal
+
+
+def drop_probability(tokens: torch.Tensor, window: Size4, l_spat: int = 5, l_temp: int = 5) -> torch.Tensor:
+    """How redundant each token is.
+
+    Parameters
+    ----------
+    tokens : torch.Tensor, (N, L, C)
+        Output tokens of the mixer, without prompts.
+    window : tuple of int
+        Tokens along (x, y, z, t); their product is L.
+    l_spat, l_temp : int
+        Extent of the neighbourhoods, in tokens and volumes.
+
+    Returns
+    -------
+    torch.Tensor, (N, L)
+        In 0..1; no gradient flows through it.
+    """
+    with torch.no_grad():
+        h = tokens.detach().float()
+        spatial, temporal = (m.to(h.device) for m in neighbourhoods(window, l_spat, l_temp))
+        affinity = torch.softmax(h @ h.transpose(1, 2) / h.shape[-1] ** 0.5, dim=-1)  # (N, L, L)
+        terms = []
+        for own, other in ((spatial, temporal), (temporal, spatial)):
+            strength = (affinity * other).amax(-1)
+            # sum_j A(i, j) is 1, but the clamp acts on each W(i, j), so the sum cannot be taken first
+            terms.append(strength / ((affinity * own).sum(-1) + EPSILON) * own.any(-1))
+        weight = (0.5 * (terms[0] + terms[1])).unsqueeze(-1)
+        total = (weight * affinity).clamp_(0, 1).sum(-1)  # (N, L)
+        neighbours = spatial.sum(-1) + temporal.sum(-1)
+        return (total / neighbours.clamp(min=1)).clamp_(0, 1)
+
+
+class TokenDropout(nn.Module):
+    """Drops redundant tokens while training; does nothing otherwise.
+
+    Parameters
+    ----------
+    l_spat, l_temp : int
+        Extent of the neighbourhoods, in tokens and volumes; 1 or more.
+    """
+
+    def __init__(self, l_spat: int = 5, l_temp: int = 5) -> None:
+        super().__init__()
+        if l_spat < 1 or l_temp < 1:
+            raise UsageError(f"STRD's neighbourhoods are {l_spat} and {l_temp}.", "Give sizes of 1 or more.")
+        self.l_spat, self.l_temp = l_spat, l_temp
+
+    def forward(self, tokens: torch.Tensor, window: Size4) -> torch.Tensor:
+        """(N, L, C) to the same."""
+        if not self.training:
+            return tokens
+        probability = drop_probability(tokens, window, self.l_spat, self.l_temp)
+        keep = torch.rand_like(probability) >= probability
+        return tokens * keep.unsqueeze(-1).to(tokens.dtype)
+
+
+def set_token_dropout(module: nn.Module, dropout: TokenDropout | None) -> None:
+    """Give every block of an encoder, or of an autoencoder, the same dropout; None takes it away."""
+    from bids_app.model.encoder import Block  # here, because encoder.py knows nothing of this room
+
+    for block in module.modules():
+        if isinstance(block, Block):
+            block.token_dropout = dropout

@@ -1,0 +1,131 @@
+"""Masks hide the share asked for, in the shape asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bids_app.errors import BadDataError, UsageError
+from bids_app.model.masking import ATLAS_RULES, AtlasPatches, MaskSettings, draw_mask
+
+GRID, WINDOW = (8, 8, 8, 12), (4, 4, 4, 4)
+
+
+@pytest.fixture
+def atlas() -> AtlasPatches:
+    """Ten regions of 8x8x8 patches, two planes without any."""
+    labels = torch.arange(8**3).reshape(8, 8, 8) // 48
+    labels[:2] = 0
+    return AtlasPatches.from_patch_labels(labels)
+
+
+@pytest.mark.parametrize("spatial", ["random", "window"])
+@pytest.mark.parametrize("temporal", ["random", "tube"])
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
+def test_the_share_hidden_is_the_ratio(spatial, temporal, ratio):
+    mask = draw_mask(MaskSettings(spatial, temporal, ratio), 3, GRID, WINDOW)
+    assert mask.shape == (3, *GRID)
+    torch.testing.assert_close(mask.mean(dim=(1, 2, 3, 4)), torch.full((3,), ratio), atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize("spatial", ["random", "window", "atlas"])
+def test_a_tube_hides_the_same_places_in_all_volumes(spatial, atlas):
+    mask = draw_mask(MaskSettings(spatial, "tube"), 1, GRID, WINDOW, atlas)
+    assert torch.equal(mask, mask[..., :1].expand_as(mask))
+
+
+@pytest.mark.parametrize("spatial", ["random", "window", "atlas"])
+def test_a_random_mask_changes_over_time(spatial, atlas):
+    torch.manual_seed(0)
+    mask = draw_mask(MaskSettings(spatial, "random"), 1, GRID, WINDOW, atlas)
+    assert not torch.equal(mask[..., 0], mask[..., 4])
+
+
+def test_window_masks_hide_whole_windows():
+    mask = draw_mask(MaskSettings("window", "random"), 2, GRID, WINDOW)
+    windows = mask.reshape(2, 2, 4, 2, 4, 2, 4, 3, 4).mean(dim=(2, 4, 6, 8))
+    assert set(windows.unique().tolist()) == {0.0, 1.0}
+
+
+def test_window_masks_fit_grids_that_windows_do_not_divide():
+    assert draw_mask(MaskSettings("window", "random"), 1, (6, 2, 8, 10), WINDOW).shape == (1, 6, 2, 8, 10)
+
+
+def test_atlas_masks_hide_whole_regions_and_nothing_else(atlas):
+    mask = draw_mask(MaskSettings("atlas", "tube"), 1, GRID, WINDOW, atlas)[0, ..., 0]
+    assert mask[:2].sum() == 0
+    shares = [(mask * region).sum() / region.sum() for region in atlas.fractions]
+    assert set(torch.stack(shares).tolist()) == {0.0, 1.0}
+    assert abs(mask.sum() / atlas.fractions.sum() - 0.5) < 0.1
+
+
+def test_the_same_seed_gives_the_same_mask():
+    one, two = (
+        draw_mask(MaskSettings(), 2, GRID, WINDOW, generator=torch.Generator().manual_seed(seed)) for seed in (4, 4)
+    )
+    assert torch.equal(one, two)
+
+
+@pytest.fixture
+def split_patches() -> AtlasPatches:
+    """Three patches of 8 voxels: all of region 1; 5 of region 1 and 3 of region 2; 2 of region 3 and no more."""
+    labels = torch.zeros(6, 2, 2, dtype=torch.int32)
+    labels[:2] = 1
+    labels[2:4] = torch.tensor([1, 1, 1, 1, 1, 2, 2, 2]).reshape(2, 2, 2)
+    labels[4, 0] = 3
+    return AtlasPatches.from_volume(labels, (2, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("any", [[1, 1, 0], [0, 1, 0], [0, 0, 1]]),
+        ("majority", [[1, 1, 0], [0, 0, 0], [0, 0, 1]]),
+        ("pure", [[1, 0, 0], [0, 0, 0], [0, 0, 0]]),
+        ("soft", [[1, 0.625, 0], [0, 0.375, 0], [0, 0, 0.25]]),
+    ],
+)
+def test_each_rule_says_which_patches_belong_to_a_region(split_patches, rule, expected):
+    alone = torch.eye(3, dtype=torch.bool)
+    masks = torch.stack([split_patches.hidden(one, rule).flatten() for one in alone])
+    torch.testing.assert_close(masks, torch.tensor(expected, dtype=torch.float32))
+
+
+def test_regions_that_the_grid_cannot_resolve_are_named(split_patches):
+    assert {rule: split_patches.unresolved(rule) for rule in ATLAS_RULES} == {
+        "any": [],
+        "majority": [2],
+        "pure": [2, 3],
+        "soft": [],
+    }
+
+
+def test_aal3_has_24_regions_of_one_patch_and_28_of_none(shared_path):
+    import nibabel
+    import numpy as np
+
+    labels = np.asarray(nibabel.load(shared_path("data", "aal3", "AAL3v1.nii.gz")).dataobj).astype(np.int64)
+    grid = torch.from_numpy(np.pad(labels, ((3, 2), (0, 0), (3, 2)))[:, 6:102])  # stored on the grid, L-A-S
+    patches = AtlasPatches.from_volume(grid, (6, 6, 6)).patches_of_regions("majority")
+    assert len(patches) == 166
+    assert ((patches == 1).sum(), (patches == 0).sum()) == (24, 28)
+
+
+@pytest.mark.parametrize("change", [{"spatial": "tube"}, {"temporal": "window"}, {"rule": "most"}, {"ratio": 1.0}])
+def test_settings_that_cannot_be_are_refused(change):
+    with pytest.raises(UsageError):
+        MaskSettings(**change)
+
+
+def test_an_atlas_mask_without_a_fitting_atlas_is_refused(atlas):
+    with pytest.raises(UsageError, match="none"):
+        draw_mask(MaskSettings("atlas"), 1, GRID, WINDOW)
+    with pytest.raises(UsageError, match="8, 8, 8"):
+        draw_mask(MaskSettings("atlas"), 1, (4, 4, 4, 8), WINDOW, atlas)
+
+
+def test_a_label_image_must_hold_labels():
+    with pytest.raises(BadDataError, match="whole numbers"):
+        AtlasPatches.from_volume(torch.zeros(6, 6, 6), (6, 6, 6))
+    with pytest.raises(BadDataError, match="no label"):
+        AtlasPatches.from_volume(torch.zeros(6, 6, 6, dtype=torch.int32), (6, 6, 6))
