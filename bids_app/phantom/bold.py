@@ -1,0 +1,324 @@
+"""A BOLD run in memory: tissues and their contrast, what the brain and the body do, movement, noise.
+
+Everything that varies in time is a sum of fixed images with time courses, laid out once where the head lies at the
+reference volume; so each volume is one weighted sum and one interpolation at the moved voxels. Spaces as in
+`anatomy`, and *boldref*: the scanner's millimetres at the reference volume.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+
+from bids_app.phantom import activity
+from bids_app.phantom.anatomy import Anatomy
+from bids_app.phantom.geometry import apply, grid_points, rigid, rng_for, sample, smooth_noise
+from bids_app.phantom.motion import random_motion
+from bids_app.phantom.protocol import Protocol
+from bids_app.phantom.tissues import TISSUES, epi_signal, template_tissues
+
+BRIGHTNESS = 2400.0
+"""Image units of a relative signal of 1; grey matter comes to about 900."""
+VOLUMES_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Body:
+    """One participant's signal: sizes relative to the mean signal, rates in Hz.
+
+    Attributes
+    ----------
+    activation : float
+        Response to a long block, at a focus.
+    networks : dict of str to float
+        Standard deviation of each network's fluctuation, at a focus.
+    """
+
+    activation: float = 0.035
+    networks: dict[str, float] | None = None
+    breathing_hz: float = 0.27
+    breathing: float = 0.005
+    heart_hz: float = 1.1
+    heart: float = 0.012
+    drift: float = 0.008
+
+    def network(self, name: str) -> float:
+        """Standard deviation of a network's fluctuation."""
+        return 0.008 if self.networks is None else self.networks[name]
+
+
+def random_body(*keys: int | str) -> Body:
+    """A participant's signal; the same keys give the same participant."""
+    rng = rng_for(*keys, "body")
+    return Body(
+        activation=float(rng.uniform(0.028, 0.045)),
+        networks={name: float(rng.uniform(0.004, 0.011)) for name in activity.NETWORKS},
+        breathing_hz=float(rng.uniform(0.2, 0.33)),
+        breathing=float(rng.uniform(0.003, 0.007)),
+        heart_hz=float(rng.uniform(0.9, 1.3)),
+        heart=float(rng.uniform(0.008, 0.016)),
+        drift=float(rng.uniform(0.004, 0.012)),
+    )
+
+
+@dataclass(frozen=True)
+class SimulatedRun:
+    """A run and the truth about it.
+
+    Attributes
+    ----------
+    bold : (X, Y, Z, T) float32
+        What the scanner wrote.
+    affine : (4, 4)
+        Of the volumes, RAS mm.
+    events : tuple of Event
+        Blocks of the task.
+    design : (T,)
+        The state's time course: events through the haemodynamic response.
+    motion : (T, 4, 4)
+        A boldref point to where it is in volume t, mm; the identity at ``reference``.
+    reference : int
+        The first steady-state volume.
+    boldref_to_t1w : (4, 4)
+        Rigid, mm.
+    brain_mask : (X, Y, Z) bool
+        At the reference volume.
+    activation : (X, Y, Z) float32
+        Response to a long block over the mean signal, at the reference volume.
+    """
+
+    bold: np.ndarray
+    affine: np.ndarray
+    protocol: Protocol
+    state: str
+    events: tuple[activity.Event, ...]
+    design: np.ndarray
+    motion: np.ndarray
+    reference: int
+    boldref_to_t1w: np.ndarray
+    anatomy: Anatomy
+    brain_mask: np.ndarray
+    activation: np.ndarray
+
+    def template_to_boldref(self, points: np.ndarray) -> np.ndarray:
+        """Points (..., 3) of the template (MNI152NLin2009aSym) to the reference volume, mm."""
+        return apply(np.linalg.inv(self.boldref_to_t1w), self.anatomy.template_to_t1w(points))
+
+    def boldref_to_template(self, points: np.ndarray) -> np.ndarray:
+        """Points (..., 3) of the reference volume to the template, mm."""
+        return self.anatomy.t1w_to_template(apply(self.boldref_to_t1w, points))
+
+
+@dataclass(frozen=True)
+class Still:
+    """Fixed images of the head at the reference volume, in the voxels where there is a head.
+
+    Attributes
+    ----------
+    tissues : (len(TISSUES), V) float32
+        Fractions.
+    template : (V, 3) float32
+        Where each voxel is in the template, mm.
+    inside : (X, Y, Z) bool
+        Which voxels V are.
+    brain : (X, Y, Z) float32
+        Fraction of brain.
+    affine : (4, 4)
+        Voxel to boldref mm.
+    """
+
+    tissues: np.ndarray
+    template: np.ndarray
+    inside: np.ndarray
+    brain: np.ndarray
+    affine: np.ndarray
+
+    def smooth(self, values: np.ndarray, sigma_mm: np.ndarray) -> np.ndarray:
+        """Blur images (K, V) in their grid, in place."""
+        spacing = np.linalg.norm(self.affine[:3, :3], axis=0)
+        volume = np.zeros(self.inside.shape, np.float32)
+        for row in values:
+            volume[...] = 0
+            volume[self.inside] = row
+            row[...] = ndimage.gaussian_filter(volume, sigma_mm / spacing, truncate=3.0)[self.inside]
+        return values
+
+
+def simulate_run(
+    anatomy: Anatomy,
+    protocol: Protocol,
+    state: str = "rest",
+    keys: tuple[int | str, ...] = (0,),
+    body: Body | None = None,
+    boldref_to_t1w: np.ndarray | None = None,
+) -> SimulatedRun:
+    """Simulate one BOLD run.
+
+    Parameters
+    ----------
+    anatomy, body
+        Who is scanned.
+    protocol : Protocol
+        How.
+    state : str
+        One of `activity.STATES`.
+    keys : tuple of int or str
+        Names the run for its random numbers, see `geometry.rng_for`.
+    boldref_to_t1w : (4, 4), optional
+        Where the head lay during this run, rigid; default: a few mm and degrees from the T1w scan.
+    """
+    body = body or random_body(*keys)
+    if boldref_to_t1w is None:
+        boldref_to_t1w = _shift_since_t1w(rng_for(*keys, "coregistration"))
+    rng = rng_for(*keys, "run")
+    events = activity.random_events(state, protocol.seconds, rng)
+    design = activity.response(events, protocol.tr, protocol.n_volumes)
+    contrast, reference = _contrast(protocol)
+    motion = random_motion(protocol.n_volumes, protocol.tr, protocol.motion_mm, rng, reference)
+    still = lay_still(anatomy, boldref_to_t1w, protocol)
+    images, courses = _parts(still, protocol, body, state, design, contrast, rng)
+    shape, affine = protocol.grid()
+    bold = _acquire(still, images, courses, motion, shape, affine)
+    receive = np.exp(0.08 * smooth_noise(shape, np.array(protocol.voxel_mm), 120.0, rng))
+    bold *= (BRIGHTNESS * receive)[..., None]
+    _add_noise(bold, BRIGHTNESS * float(contrast[-1, 0]) / protocol.snr, rng)
+    positions = grid_points(shape, affine)
+    inside = sample(still.brain, still.affine, positions) >= 0.5
+    template = anatomy.t1w_to_template(apply(boldref_to_t1w, positions[inside]))
+    activation = np.zeros(shape, np.float32)
+    activation[inside] = body.activation * activity.spread(activity.foci_of(state), template)
+    return SimulatedRun(
+        bold=bold,
+        affine=affine,
+        protocol=protocol,
+        state=state,
+        events=events,
+        design=design,
+        motion=motion,
+        reference=reference,
+        boldref_to_t1w=boldref_to_t1w,
+        anatomy=anatomy,
+        brain_mask=inside,
+        activation=activation,
+    )
+
+
+def _shift_since_t1w(rng: np.random.Generator) -> np.ndarray:
+    return rigid(rng.normal(0, 3.0, 3), rng.normal(0, 2.0, 3))
+
+
+def _contrast(protocol: Protocol) -> tuple[np.ndarray, int]:
+    """Signal of each tissue in each volume, (T + 1, tissues), the last row steady; and the first steady volume."""
+    contrast = epi_signal(protocol.tr, protocol.te, protocol.flip_deg, protocol.n_volumes)
+    if not protocol.dummies_kept:
+        contrast[:-1] = contrast[-1]
+        return contrast, 0
+    brain = contrast[:, :3]  # grey, white, fluid
+    unsteady = (np.abs(brain / brain[-1] - 1) > 0.01).any(axis=1)
+    return contrast, int(np.flatnonzero(unsteady).max(initial=-1)) + 1
+
+
+def lay_still(anatomy: Anatomy, boldref_to_t1w: np.ndarray, protocol: Protocol, margin_mm: float = 9.0) -> Still:
+    """Bring the template's tissues to where the head lies, on a grid finer than the scan's that covers its box."""
+    step = min(protocol.voxel_mm) / 1.5
+    shape, scan_affine = protocol.grid()
+    corners = apply(
+        scan_affine, np.array([[i, j, k] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
+    )
+    low, high = corners.min(axis=0) - margin_mm, corners.max(axis=0) + margin_mm
+    affine = np.diag([step, step, step, 1.0])
+    affine[:3, 3] = low
+    counts = np.ceil((high - low) / step).astype(int)
+    points = grid_points((counts[0], counts[1], counts[2]), affine)
+    maps = template_tissues(2)
+    template = anatomy.t1w_to_template(apply(boldref_to_t1w, points))
+    tissues = [sample(maps.fractions[name], maps.affine, template) for name in TISSUES]
+    inside = np.sum(tissues, axis=0) > 0.02
+    brain = sample(maps.brain, maps.affine, template)
+    return Still(np.stack([t[inside] for t in tissues]), template[inside], inside, brain, affine)
+
+
+def _parts(
+    still: Still,
+    protocol: Protocol,
+    body: Body,
+    state: str,
+    design: np.ndarray,
+    contrast: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The run as fixed images (K, V) and their time courses (T, K): the first image is the steady signal."""
+    n, tr = protocol.n_volumes, protocol.tr
+    steady = contrast[-1].astype(np.float32) @ still.tissues
+    steady *= _dropout(still.template)
+    grey, fluid = still.tissues[0] * steady, still.tissues[2] * steady
+    images, courses = [steady], [np.ones(n)]
+    for tissue in np.flatnonzero(np.abs(contrast[:-1] - contrast[-1]).max(axis=0) > 0):
+        images.append(still.tissues[tissue] * _dropout(still.template))
+        courses.append(contrast[:-1, tissue] - contrast[-1, tissue])
+    if state != "rest":
+        images.append(grey * activity.spread(activity.foci_of(state), still.template))
+        courses.append(body.activation * design)
+    for name, foci in activity.NETWORKS.items():
+        images.append(grey * activity.spread(foci, still.template))
+        courses.append(body.network(name) * activity.slow_fluctuation(n, tr, rng))
+    spacing = np.linalg.norm(still.affine[:3, :3], axis=0)
+
+    def field(fwhm_mm: float) -> np.ndarray:
+        return smooth_noise(still.inside.shape, spacing, fwhm_mm, rng)[still.inside]
+
+    trend = np.linspace(-1, 1, n)
+    for course in (
+        trend,
+        trend**2 - 1 / 3,
+        np.cos(np.pi * np.arange(n) * tr / rng.uniform(40, 80) + rng.uniform(0, 6)),
+    ):
+        images.append(steady * field(80.0))
+        courses.append(body.drift * course)
+    for course in activity.rhythm(n, tr, body.breathing_hz, 0.3, rng).T:
+        images.append(steady * (0.5 + field(70.0)))
+        courses.append(body.breathing * course)
+    for course in activity.rhythm(n, tr, body.heart_hz, 0.5, rng).T:
+        images.append(fluid * (0.7 + field(50.0)))
+        courses.append(body.heart * course)
+    stack = np.stack(images).astype(np.float32)
+    return still.smooth(stack, 0.35 * np.array(protocol.voxel_mm)), np.stack(courses, axis=1).astype(np.float32)
+
+
+def _dropout(template: np.ndarray) -> np.ndarray:
+    """Signal left (V,) over the sinuses and the ear canals, where the field is uneven."""
+    lost = 0.55 * activity.spread((activity.Focus((0.0, 38.0, -22.0), 9.0),), template)
+    ears = tuple(activity.Focus((side * 48.0, -22.0, -30.0), 8.0) for side in (-1, 1))
+    return (1.0 - lost - 0.35 * activity.spread(ears, template)).astype(np.float32)
+
+
+def _acquire(
+    still: Still,
+    images: np.ndarray,
+    courses: np.ndarray,
+    motion: np.ndarray,
+    shape: tuple[int, int, int],
+    affine: np.ndarray,
+) -> np.ndarray:
+    """Sum the parts for each volume and read them at the voxels, moved back to where the head was; (X, Y, Z, T)."""
+    to_index = np.linalg.inv(still.affine)
+    bold = np.empty((*shape, len(motion)), np.float32, order="F")
+    volume = np.zeros(still.inside.shape, np.float32)
+    for start in range(0, len(motion), VOLUMES_AT_ONCE):
+        sums = courses[start : start + VOLUMES_AT_ONCE] @ images
+        for t, values in enumerate(sums, start):
+            volume[still.inside] = values
+            pull = to_index @ np.linalg.inv(motion[t]) @ affine
+            ndimage.affine_transform(
+                volume, pull[:3, :3], pull[:3, 3], output_shape=shape, output=bold[..., t], order=1, prefilter=False
+            )
+    return bold
+
+
+def _add_noise(bold: np.ndarray, sigma: float, rng: np.random.Generator) -> None:
+    """Thermal noise of a magnitude image (Rician), in place."""
+    for t in range(bold.shape[-1]):
+        real, imaginary = rng.standard_normal((2, *bold.shape[:3]), dtype=np.float32) * np.float32(sigma)
+        bold[..., t] = np.hypot(bold[..., t] + real, imaginary)

@@ -1,0 +1,56 @@
+"""``neurostorm-phantom``: arguments in, a dataset out."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bids_app.errors import EXIT_OK, NeurostormError
+from bids_app.settings import default_cpus
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    p = argparse.ArgumentParser(
+        prog="neurostorm-phantom",
+        description="Simulate a BIDS dataset of heads at rest, tapping fingers or looking at a checkerboard, "
+        "with the truth in derivatives/truth.",
+    )
+    p.add_argument("out_dir", type=Path, metavar="OUT", help="new folder for the dataset")
+    p.add_argument("--participants", type=int, default=2, metavar="N", help="participants (default: 2)")
+    p.add_argument("--seed", type=int, default=1, metavar="S", help="the same seed gives the same bytes (default: 1)")
+    p.add_argument("--sessions", type=int, default=1, metavar="N", help="sessions a participant (default: 1, unnamed)")
+    p.add_argument("--runs", type=int, default=1, metavar="N", help="runs of each state (default: 1, unnamed)")
+    p.add_argument("--states", nargs="+", metavar="STATE", help="rest, lefthand, righthand, visual (default: all)")
+    p.add_argument("--volumes", type=int, metavar="N", help="volumes a run (default: about 100 s, 60 to 120)")
+    p.add_argument("--no-t1w", "--no_t1w", action="store_true", help="write no T1w images")
+    p.add_argument("--size", choices=("full", "small"), default="full", help="small: coarse and short, for quick tests")
+    p.add_argument("--nprocs", type=int, default=default_cpus(), metavar="N", help="scans simulated at once")
+    return p
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    arguments = parser().parse_args(argv)
+    from bids_app.phantom.activity import STATES  # imported late, so that --help answers at once
+    from bids_app.phantom.dataset import DatasetPlan, write_dataset
+
+    try:
+        plan = DatasetPlan(
+            participants=arguments.participants,
+            seed=arguments.seed,
+            sessions=arguments.sessions,
+            runs=arguments.runs,
+            states=tuple(arguments.states or STATES),
+            volumes=arguments.volumes,
+            t1w=not arguments.no_t1w,
+            size=arguments.size,
+        )
+        runs = write_dataset(arguments.out_dir, plan, max(1, arguments.nprocs))
+    except NeurostormError as error:
+        print(f"neurostorm-phantom: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{len(runs)} runs of {plan.participants} participants in {arguments.out_dir}")
+    return EXIT_OK

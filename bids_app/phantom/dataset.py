@@ -1,0 +1,299 @@
+"""A simulated dataset as files: raw BIDS, with the truth beside it in ``derivatives/truth``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bids_app import __version__
+from bids_app.errors import CannotCreateError, UsageError
+from bids_app.phantom import truth
+from bids_app.phantom.activity import STATES, foci_of
+from bids_app.phantom.anatomy import Anatomy, placement, random_anatomy
+from bids_app.phantom.bold import SimulatedRun, random_body, simulate_run
+from bids_app.phantom.geometry import rng_for
+from bids_app.phantom.protocol import SIZES, Protocol, anatomical_protocol_for, protocol_for
+from bids_app.phantom.t1w import simulate_t1w
+from bids_app.phantom.tissues import TEMPLATE
+
+BIDS_VERSION = "1.10.0"
+
+
+@dataclass(frozen=True)
+class DatasetPlan:
+    """What to simulate.
+
+    Attributes
+    ----------
+    participants, sessions, runs : int
+        Sessions of 1 are not named in files, nor runs of 1 (runs of each state).
+    states : tuple of str
+        See `bids_app.phantom.activity.STATES`.
+    volumes : int, optional
+        Volumes a run; default: about 100 s.
+    t1w : bool
+        Whether T1w images are written.
+    size : str
+        ``"full"`` or ``"small"``.
+    """
+
+    participants: int = 2
+    seed: int = 1
+    sessions: int = 1
+    runs: int = 1
+    states: tuple[str, ...] = tuple(STATES)
+    volumes: int | None = None
+    t1w: bool = True
+    size: str = "full"
+
+    def __post_init__(self) -> None:
+        for name in ("participants", "sessions", "runs"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"--{name} is {getattr(self, name)}.", "At least one is needed.")
+        if self.seed < 0:
+            raise UsageError(f"--seed is {self.seed}.", "Give a number of 0 or more.")
+        if self.volumes is not None and self.volumes < 5:
+            raise UsageError(f"--volumes is {self.volumes}.", "Fewer than 5 volumes are no series.")
+        if self.size not in SIZES:
+            raise UsageError(f"There is no size {self.size!r}.", f"Choose one of {', '.join(SIZES)}.")
+        if not self.states or len(set(self.states)) != len(self.states):
+            raise UsageError(f"--states is {' '.join(self.states)!r}.", "Name each state once.")
+        for state in self.states:
+            foci_of(state)
+
+    def label(self, participant: int) -> str:
+        """``sub-01`` for participant 0, wide enough for all of them."""
+        return f"sub-{participant + 1:0{max(2, len(str(self.participants)))}d}"
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One session of one participant: who, how, and where its files go."""
+
+    plan: DatasetPlan
+    participant: int
+    session: int
+
+    @property
+    def label(self) -> str:
+        """``sub-01``."""
+        return self.plan.label(self.participant)
+
+    @property
+    def stem(self) -> str:
+        """``sub-01`` or ``sub-01_ses-01``, as file names begin."""
+        return self.label if self.plan.sessions == 1 else f"{self.label}_ses-{self.session + 1:02d}"
+
+    @property
+    def folder(self) -> Path:
+        """``sub-01`` or ``sub-01/ses-01``."""
+        return Path(*self.stem.split("_"))
+
+    @property
+    def keys(self) -> tuple[int | str, ...]:
+        """Names of its random numbers."""
+        return self.plan.seed, self.label, f"ses-{self.session + 1}"
+
+    @property
+    def protocol(self) -> Protocol:
+        """How its runs are scanned."""
+        return protocol_for(self.participant, self.keys, self.plan.size, self.plan.volumes)
+
+    def anatomy(self) -> Anatomy:
+        """The participant's anatomy, as it lies in this session's T1w scan."""
+        person = random_anatomy(self.plan.seed, self.label)
+        there = placement(rng_for(*self.keys, "placement"))
+        return Anatomy(person.affine, person.field, person.field_affine, there)
+
+
+def write_dataset(out_dir: Path, plan: DatasetPlan, n_procs: int = 1) -> list[Path]:
+    """Write a dataset; the same plan gives the same bytes, however many processes write it.
+
+    Parameters
+    ----------
+    out_dir : Path
+        Must be empty or absent.
+    n_procs : int
+        Scans simulated at once.
+
+    Returns
+    -------
+    list of Path
+        The BOLD files.
+    """
+    try:
+        if out_dir.exists() and any(out_dir.iterdir()):
+            raise CannotCreateError(f"{out_dir} is not empty.", "Name a new folder for the simulated dataset.")
+        out_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotCreateError(
+            f"{out_dir} cannot be made: {error.strerror}.", "Check the path and its rights."
+        ) from error
+    visits = [Visit(plan, p, s) for p in range(plan.participants) for s in range(plan.sessions)]
+    _write_texts(out_dir, plan)
+    jobs: list[tuple[Path, Visit, str | None, int]] = [(out_dir, visit, None, 0) for visit in visits]
+    jobs += [(out_dir, visit, state, run) for visit in visits for state in plan.states for run in range(plan.runs)]
+    if n_procs == 1:
+        rows = [_write_scan(job) for job in jobs]
+    else:
+        with ProcessPoolExecutor(n_procs) as pool:
+            rows = list(pool.map(_write_scan, jobs))
+    runs = [row for row in rows if row is not None]
+    _write_table(out_dir / "derivatives" / "truth" / "states.tsv", runs)
+    return [out_dir / str(row["filename"]) for row in runs]
+
+
+def _write_scan(job: tuple[Path, Visit, str | None, int]) -> dict[str, object] | None:
+    """One T1w (no state) or one BOLD run, with its truth; a run's row of ``states.tsv``."""
+    out_dir, visit, state, run = job
+    if state is None:
+        _write_anatomy(out_dir, visit)
+        return None
+    return _write_bold(out_dir, visit, state, run)
+
+
+def _write_anatomy(out_dir: Path, visit: Visit) -> None:
+    anatomy = visit.anatomy()
+    folder = out_dir / "derivatives" / "truth" / visit.folder / "anat"
+    to_template, to_t1w = truth.fields_of(anatomy)
+    to_template.save(folder / f"{visit.stem}_from-T1w_to-{TEMPLATE}_mode-points_xfm.nii.gz")
+    to_t1w.save(folder / f"{visit.stem}_from-{TEMPLATE}_to-T1w_mode-points_xfm.nii.gz")
+    if not visit.plan.t1w:
+        return
+    scan = simulate_t1w(anatomy, anatomical_protocol_for(visit.participant, visit.plan.size), visit.keys)
+    stored, slope = _as_integers(scan.image)
+    path = out_dir / visit.folder / "anat" / f"{visit.stem}_T1w"
+    truth.save_image(path.with_suffix(".nii.gz"), stored, scan.affine, slope=slope)
+    _write_json(path.with_suffix(".json"), {**_machine(), "MRAcquisitionType": "3D", "PulseSequenceType": "MPRAGE"})
+    truth.save_image(folder / f"{visit.stem}_desc-brain_mask.nii.gz", scan.brain_mask.astype(np.uint8), scan.affine)
+
+
+def _write_bold(out_dir: Path, visit: Visit, state: str, run: int) -> dict[str, object]:
+    plan, protocol = visit.plan, visit.protocol
+    simulated = simulate_run(
+        visit.anatomy(), protocol, state, (*visit.keys, state, run), random_body(plan.seed, visit.label)
+    )
+    stem = f"{visit.stem}_task-{state}" + (f"_run-{run + 1:02d}" if plan.runs > 1 else "")
+    path = out_dir / visit.folder / "func" / f"{stem}_bold"
+    stored, slope = _as_integers(simulated.bold)
+    truth.save_image(path.with_suffix(".nii.gz"), stored, simulated.affine, protocol.tr, slope)
+    sidecar = {
+        **_machine(),
+        "TaskName": state,
+        "RepetitionTime": protocol.tr,
+        "EchoTime": protocol.te,
+        "FlipAngle": protocol.flip_deg,
+        "PulseSequenceType": "Gradient Echo EPI",
+        "Instructions": INSTRUCTIONS[state],
+    }
+    _write_json(path.with_suffix(".json"), sidecar)
+    if simulated.events:
+        rows = [{"onset": e.onset, "duration": e.duration, "trial_type": e.trial_type} for e in simulated.events]
+        _write_table(path.with_name(f"{stem}_events.tsv"), rows)
+    truth.write_run_truth(out_dir / "derivatives" / "truth" / visit.folder / "func", stem, simulated)
+    return _row(visit, stem, simulated)
+
+
+INSTRUCTIONS = {
+    "rest": "Lie still with your eyes open.",
+    "lefthand": "Tap the fingers of your left hand while the word is shown.",
+    "righthand": "Tap the fingers of your right hand while the word is shown.",
+    "visual": "Look at the flickering checkerboard.",
+}
+
+
+def _row(visit: Visit, stem: str, run: SimulatedRun) -> dict[str, object]:
+    protocol = run.protocol
+    return {
+        "participant_id": visit.label,
+        "session": f"ses-{visit.session + 1:02d}" if visit.plan.sessions > 1 else "n/a",
+        "filename": (visit.folder / "func" / f"{stem}_bold.nii.gz").as_posix(),
+        "state": run.state,
+        "tr": protocol.tr,
+        "volumes": protocol.n_volumes,
+        "nonsteady_volumes": run.reference,
+        "orientation": protocol.orientation,
+        "oblique_deg": " ".join(str(v) for v in protocol.oblique_deg),
+        "slab_mm": round(protocol.matrix[2] * protocol.voxel_mm[2], 1),
+        "motion_mm": round(float(np.abs(run.motion[:, :3, 3]).max()), 3),
+    }
+
+
+def _as_integers(image: np.ndarray) -> tuple[np.ndarray, float]:
+    """An image as int16 with the slope that scales it back, the range used to a half."""
+    slope = float(np.float32(image.max() / 16_000))
+    return np.round(image / np.float32(slope)).astype(np.int16), slope
+
+
+def _machine() -> dict[str, object]:
+    return {"Manufacturer": "NeuroSTORM", "ManufacturersModelName": "Simulated scanner", "MagneticFieldStrength": 3}
+
+
+def _write_texts(out_dir: Path, plan: DatasetPlan) -> None:
+    """Everything that describes the dataset, its participants and its truth."""
+    made_by = {"Name": "neurostorm-phantom", "Version": __version__}
+    common = {"BIDSVersion": BIDS_VERSION, "License": "CC0", "Authors": ["NeuroSTORM developers"]}
+    _write_json(
+        out_dir / "dataset_description.json",
+        {"Name": "Simulated heads in four states", "DatasetType": "raw", **common, "GeneratedBy": [made_by]},
+    )
+    (out_dir / "README.md").write_text(_readme(plan))
+    (out_dir / "CHANGES").write_text("1.0.0 2026-01-01\n  - Simulated.\n")
+    _write_people(out_dir, plan)
+    folder = out_dir / "derivatives" / "truth"
+    folder.mkdir(parents=True)
+    _write_json(
+        folder / "dataset_description.json",
+        {"Name": "What was put into the simulation", "DatasetType": "derivative", **common, "GeneratedBy": [made_by]},
+    )
+    (folder / "README.md").write_text(truth.README)
+    (folder / ".bidsignore").write_text("states.tsv\n*_xfm.*\n*_boldmap.*\n*_timeseries.*\n*_desc-truth.json\n")
+
+
+def _readme(plan: DatasetPlan) -> str:
+    return f"""# Simulated heads in four states
+
+No person was scanned. Heads were made by `neurostorm-phantom` {__version__} from nilearn's embedded template with
+random smooth warps, and scanned with simulated movement, physiology and noise; seed {plan.seed}.
+During a run the participant rests, taps the fingers of the left or of the right hand in blocks, or looks at a
+checkerboard in blocks. What was put in is in `derivatives/truth`.
+"""
+
+
+def _write_people(out_dir: Path, plan: DatasetPlan) -> None:
+    rows = []
+    for participant in range(plan.participants):
+        rng = rng_for(plan.seed, plan.label(participant), "person")
+        rows.append(
+            {
+                "participant_id": plan.label(participant),
+                "age": int(rng.integers(20, 80)),
+                "sex": "FM"[int(rng.integers(2))],
+                "handedness": "L" if rng.random() < 0.1 else "R",
+            }
+        )
+    _write_table(out_dir / "participants.tsv", rows)
+    _write_json(
+        out_dir / "participants.json",
+        {
+            "age": {"Description": "Age", "Units": "year"},
+            "sex": {"Description": "Sex", "Levels": {"F": "female", "M": "male"}},
+            "handedness": {"Description": "Preferred hand", "Levels": {"L": "left", "R": "right"}},
+        },
+    )
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _write_table(path: Path, rows: Iterable[dict[str, object]]) -> None:
+    rows = list(rows)
+    lines = ["\t".join(rows[0]), *("\t".join(str(v) for v in row.values()) for row in rows)]
+    path.write_text("\n".join(lines) + "\n")

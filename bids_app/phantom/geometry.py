@@ -1,0 +1,145 @@
+"""Points, rigid placements, image grids and sampling, in RAS millimetres; arrays in, arrays out.
+
+A transform "from A to B" takes points of A to points of B: ``b = apply(a_to_b, a)``.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+
+def rng_for(*keys: int | str) -> np.random.Generator:
+    """A random generator for a named thing, independent of how many other things are drawn.
+
+    Parameters
+    ----------
+    keys : int or str
+        The seed first, then what is drawn: ``rng_for(seed, "sub-01", "motion", 3)``.
+    """
+    return np.random.default_rng([zlib.crc32(k.encode()) if isinstance(k, str) else int(k) for k in keys])
+
+
+def rotation(degrees: np.ndarray) -> np.ndarray:
+    """Rotation matrix (3, 3) of turns about x, then y, then z, in degrees."""
+    (cx, cy, cz), (sx, sy, sz) = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    return about_z @ about_y @ about_x
+
+
+def rigid(translation_mm: np.ndarray, degrees: np.ndarray, centre_mm: np.ndarray | None = None) -> np.ndarray:
+    """Rigid transform (4, 4): turn about a centre, then move."""
+    centre = np.zeros(3) if centre_mm is None else np.asarray(centre_mm, float)
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation(np.asarray(degrees, float))
+    matrix[:3, 3] = centre - matrix[:3, :3] @ centre + translation_mm
+    return matrix
+
+
+def apply(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Points (..., 3) through an affine (4, 4), in the points' precision."""
+    kind = points.dtype if np.issubdtype(points.dtype, np.floating) else np.dtype(float)
+    return points @ affine[:3, :3].T.astype(kind) + affine[:3, 3].astype(kind)
+
+
+def grid_points(shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
+    """Positions of all voxels of a grid, (X, Y, Z, 3) float32, mm."""
+    axes = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij")
+    return apply(affine, np.stack(axes, axis=-1))
+
+
+def grid_affine(
+    shape_ras: tuple[int, int, int],
+    voxel_mm: tuple[float, float, float],
+    centre_mm: np.ndarray,
+    orientation: str = "RAS",
+    oblique_deg: np.ndarray | None = None,
+) -> tuple[tuple[int, int, int], np.ndarray]:
+    """Shape and affine of an image that covers a box and is stored in the given orientation.
+
+    Parameters
+    ----------
+    shape_ras, voxel_mm : tuple
+        Voxels and their size along right, anterior and superior.
+    centre_mm : (3,)
+        Middle of the box, mm.
+    orientation : str
+        Axis codes in which the array is stored, such as ``"LAS"`` or ``"PIR"``.
+    oblique_deg : (3,), optional
+        Turn of the box about its middle, degrees.
+
+    Returns
+    -------
+    shape : tuple of int
+        In the stored order of axes.
+    affine : (4, 4)
+    """
+    linear = (np.eye(3) if oblique_deg is None else rotation(oblique_deg)) @ np.diag(voxel_mm)
+    affine = np.eye(4)
+    affine[:3, :3] = linear
+    affine[:3, 3] = np.asarray(centre_mm) - linear @ ((np.array(shape_ras) - 1) / 2)
+    codes = nib.orientations.axcodes2ornt(tuple(orientation))
+    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), codes)
+    stored = affine @ nib.orientations.inv_ornt_aff(turn, shape_ras)
+    shape = np.empty(3, int)
+    shape[turn[:, 0].astype(int)] = shape_ras
+    return (int(shape[0]), int(shape[1]), int(shape[2])), stored
+
+
+def sample(volume: np.ndarray, affine: np.ndarray, points: np.ndarray, order: int = 1) -> np.ndarray:
+    """Values of a volume at points; 0 outside.
+
+    Parameters
+    ----------
+    volume : (X, Y, Z)
+    affine : (4, 4)
+        Of the volume.
+    points : (..., 3)
+        mm.
+
+    Returns
+    -------
+    (...) float32
+    """
+    index = apply(np.linalg.inv(affine), points)
+    coordinates = np.moveaxis(index, -1, 0)
+    return ndimage.map_coordinates(volume, coordinates, output=np.float32, order=order, mode="constant", cval=0.0)
+
+
+def smooth_noise(
+    shape: tuple[int, int, int], spacing_mm: float | np.ndarray, fwhm_mm: float, rng: np.random.Generator
+) -> np.ndarray:
+    """A smooth random field of zero mean and unit standard deviation.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Of the grid.
+    spacing_mm : float or (3,)
+        Distance of its nodes.
+    fwhm_mm : float
+        Width of the field's details.
+
+    Returns
+    -------
+    (X, Y, Z) float32
+    """
+    node_mm = fwhm_mm / 4.0
+    ratio = np.broadcast_to(np.asarray(spacing_mm, float), (3,)) / node_mm
+    coarse = rng.standard_normal([int(np.ceil((n - 1) * r)) + 4 for n, r in zip(shape, ratio, strict=True)])
+    field = ndimage.gaussian_filter(coarse, fwhm_mm / node_mm / 2.355)
+    for axis, (n, r) in enumerate(zip(shape, ratio, strict=True)):
+        field = _interpolate_axis(field, np.arange(n) * r + 1.0, axis)
+    return ((field - field.mean()) / max(float(field.std()), 1e-6)).astype(np.float32)
+
+
+def _interpolate_axis(values: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
+    """Linear interpolation of one axis at positions counted in its nodes."""
+    nodes = np.arange(values.shape[axis])
+    weights = np.clip(1 - np.abs(positions[:, None] - nodes), 0, None)
+    return np.moveaxis(np.tensordot(weights, np.moveaxis(values, axis, 0), axes=1), 0, axis)

@@ -1,0 +1,156 @@
+"""What the scanner was told: voxels, timing, orientation and field of view, for BOLD and for T1w."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from bids_app.errors import UsageError
+from bids_app.phantom.geometry import grid_affine, rng_for
+
+Size3 = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One BOLD protocol.
+
+    Attributes
+    ----------
+    tr, te : float
+        s.
+    voxel_mm : (3,)
+        Voxel along right, anterior, superior.
+    matrix : (3,)
+        Voxels along right, anterior, superior.
+    n_volumes : int
+    orientation : str
+        Axis codes in which the array is stored.
+    oblique_deg : (3,)
+        Turn of the slab, degrees.
+    slab_offset_mm : float
+        How far the slab's middle lies above (below: negative) the brain's.
+    dummies_kept : bool
+        Whether the series starts from rest, with non-steady-state volumes.
+    snr : float
+        Grey matter over thermal noise.
+    motion_mm : float
+        Typical extent of the head's movement, mm and degrees.
+    """
+
+    tr: float = 2.0
+    te: float = 0.03
+    voxel_mm: tuple[float, float, float] = (3.0, 3.0, 3.5)
+    matrix: Size3 = (64, 64, 40)
+    n_volumes: int = 60
+    orientation: str = "RAS"
+    oblique_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    slab_offset_mm: float = 0.0
+    dummies_kept: bool = False
+    snr: float = 100.0
+    motion_mm: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.tr <= 0 or self.te <= 0 or min(self.voxel_mm) <= 0:
+            raise UsageError(f"Simulated scan: TR {self.tr}, TE {self.te} and voxels {self.voxel_mm} must be above 0.")
+        if min(self.matrix) < 4 or self.n_volumes < 1:
+            raise UsageError(f"Simulated scan: {self.matrix} voxels and {self.n_volumes} volumes are too few.")
+
+    @property
+    def flip_deg(self) -> float:
+        """Flip angle with most signal from grey matter (the Ernst angle), degrees."""
+        return float(np.round(np.rad2deg(np.arccos(np.exp(-self.tr / 1.33)))))
+
+    @property
+    def seconds(self) -> float:
+        """Length of the run, s."""
+        return self.tr * self.n_volumes
+
+    def grid(self) -> tuple[Size3, np.ndarray]:
+        """Stored shape and affine of a volume."""
+        centre = np.array([0.0, 0.0, self.slab_offset_mm])
+        return grid_affine(self.matrix, self.voxel_mm, centre, self.orientation, np.array(self.oblique_deg))
+
+
+SCANNERS = (
+    Protocol(tr=2.0, voxel_mm=(3.0, 3.0, 3.5), matrix=(64, 72, 43), orientation="RAS"),
+    Protocol(tr=0.8, voxel_mm=(3.0, 3.0, 3.0), matrix=(64, 72, 50), orientation="LAS", snr=80.0),
+    Protocol(tr=2.5, voxel_mm=(3.5, 3.5, 3.5), matrix=(60, 64, 43), orientation="LPI", dummies_kept=True, snr=120.0),
+    Protocol(tr=1.5, voxel_mm=(3.5, 3.5, 4.0), matrix=(58, 64, 30), orientation="LAS", slab_offset_mm=8.0),
+    Protocol(tr=1.0, voxel_mm=(4.0, 4.0, 4.0), matrix=(52, 56, 38), orientation="RPI", dummies_kept=True),
+    Protocol(tr=1.8, voxel_mm=(3.2, 3.2, 3.6), matrix=(64, 68, 32), orientation="PSR", slab_offset_mm=9.0),
+)
+"""The protocols that simulated participants are scanned with, in turn; the fourth and the last cut the cerebellum."""
+
+RUN_SECONDS = 100.0
+SIZES = ("full", "small")
+
+
+def protocol_for(
+    participant: int, keys: tuple[int | str, ...], size: str = "full", volumes: int | None = None
+) -> Protocol:
+    """The protocol of one session: a scanner by the participant's number, with its own angle and position.
+
+    Parameters
+    ----------
+    participant : int
+        Counted from 0.
+    keys : tuple
+        Seed and names, see `bids_app.phantom.geometry.rng_for`.
+    size : str
+        ``"small"`` coarsens the voxels and shortens the run, for quick tests.
+    volumes : int, optional
+        Volumes a run; default: what fits `RUN_SECONDS`, within 60 to 120.
+    """
+    if size not in SIZES:
+        raise UsageError(f"There is no size {size!r}.", f"Choose one of {', '.join(SIZES)}.")
+    protocol = SCANNERS[participant % len(SCANNERS)]
+    rng = rng_for(*keys, "protocol")
+    x, y, z = np.round(rng.normal(0, 1, 3) * [9.0, 2.0, 2.0], 2).tolist() if participant % 2 else (0.0, 0.0, 0.0)
+    protocol = replace(
+        protocol,
+        oblique_deg=(x, y, z),
+        motion_mm=float(np.round(np.exp(rng.normal(np.log(0.4), 0.5)), 3)),
+        slab_offset_mm=protocol.slab_offset_mm + float(np.round(rng.normal(0, 1.5), 2)),
+    )
+    if size == "small":
+        protocol = _coarsened(protocol, 4.5)
+    n_volumes = volumes or (40 if size == "small" else int(np.clip(round(RUN_SECONDS / protocol.tr), 60, 120)))
+    return replace(protocol, n_volumes=n_volumes)
+
+
+def _coarsened(protocol: Protocol, voxel_mm: float) -> Protocol:
+    matrix = [round(n * v / voxel_mm) for n, v in zip(protocol.matrix, protocol.voxel_mm, strict=True)]
+    return replace(protocol, voxel_mm=(voxel_mm,) * 3, matrix=(matrix[0], matrix[1], matrix[2]))
+
+
+@dataclass(frozen=True)
+class AnatomicalProtocol:
+    """One T1w protocol; fields as in `Protocol`."""
+
+    voxel_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    matrix: Size3 = (176, 224, 224)
+    orientation: str = "RAS"
+    noise: float = 0.02
+    """Standard deviation of the noise over white matter's brightness."""
+    bias: float = 0.2
+    """Standard deviation of the receive field's logarithm."""
+
+    def grid(self) -> tuple[Size3, np.ndarray]:
+        """Stored shape and affine."""
+        return grid_affine(self.matrix, self.voxel_mm, np.array([0.0, 0.0, -12.0]), self.orientation)
+
+
+ANATOMICAL_SCANNERS = (
+    AnatomicalProtocol(),
+    AnatomicalProtocol((1.1, 1.1, 1.1), (160, 208, 204), "PIR"),
+    AnatomicalProtocol((1.0, 1.2, 1.2), (176, 192, 188), "LPI"),
+    AnatomicalProtocol((1.2, 1.2, 1.2), (150, 190, 186), "LAS", noise=0.03),
+)
+
+
+def anatomical_protocol_for(participant: int, size: str = "full") -> AnatomicalProtocol:
+    """The T1w protocol of a participant, counted from 0."""
+    protocol = ANATOMICAL_SCANNERS[participant % len(ANATOMICAL_SCANNERS)]
+    return replace(protocol, voxel_mm=(2.0, 2.0, 2.0), matrix=(88, 112, 112)) if size == "small" else protocol

@@ -1,0 +1,129 @@
+"""The truth about a simulated dataset as files: how it is written, and how it is read again.
+
+Everything lies in ``derivatives/truth``, a BIDS derivatives dataset; `README` there says what each file holds.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from bids_app.phantom.anatomy import BRAIN_CENTRE_MM, Anatomy
+from bids_app.phantom.bold import SimulatedRun
+from bids_app.phantom.geometry import apply, grid_points, sample
+from bids_app.phantom.tissues import TEMPLATE
+
+FIELD_SPACING_MM = 3.0
+README = f"""\
+# What was put into the simulated scans
+
+All positions are RAS millimetres. A transform *from A to B* takes a point of A to the same place in B.
+*T1w* is the T1w image's own space (with `--no-t1w`, the space it would have had), *boldref* the space of the BOLD
+image at the reference volume (`ReferenceVolume`, the first in steady state), and {TEMPLATE} that of nilearn's
+embedded template. Sessions have their own T1w space.
+
+| file | content |
+| --- | --- |
+| `states.tsv` | a row a run: state, protocol, non-steady-state volumes at the start |
+| `anat/*_from-T1w_to-{TEMPLATE}_mode-points_xfm.nii.gz` | displacements d, mm: p of T1w is p + d(p) there |
+| `anat/*_from-{TEMPLATE}_to-T1w_mode-points_xfm.nii.gz` | the inverse, in the same form |
+| `anat/*_desc-brain_mask.nii.gz` | brain on the T1w image's grid |
+| `func/*_from-boldref_to-T1w_mode-points_xfm.txt` | rigid, 4 x 4 |
+| `func/*_desc-motion_xfm.npy` | (T, 4, 4): a boldref point to where it is in volume t; identity at the reference |
+| `func/*_desc-brain_mask.nii.gz` | brain on the BOLD image's grid, at the reference volume |
+| `func/*_desc-activation_boldmap.nii.gz` | response to a long block over the mean signal, on the BOLD image's grid |
+| `func/*_desc-design_timeseries.tsv` | the state's time course, a value a volume |
+| `func/*_desc-truth.json` | state, events, protocol, reference volume |
+"""
+
+
+@dataclass(frozen=True)
+class PointField:
+    """A transform of points kept as a displacement field.
+
+    Attributes
+    ----------
+    displacement : (X, Y, Z, 3) float32
+        mm.
+    affine : (4, 4)
+        Voxel to mm of the space that points come from.
+    """
+
+    displacement: np.ndarray
+    affine: np.ndarray
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Points (..., 3), mm, to the other space; beyond the field its edge holds."""
+        edge = apply(self.affine, np.array([[0.0] * 3, np.array(self.displacement.shape[:3]) - 1.0]))
+        inside = np.clip(points, edge[0] + 1e-3, edge[1] - 1e-3)
+        moves = [sample(self.displacement[..., axis], self.affine, inside) for axis in range(3)]
+        return points + np.stack(moves, axis=-1)
+
+    @classmethod
+    def load(cls, path: Path) -> PointField:
+        """Read a ``mode-points_xfm.nii.gz`` of the truth."""
+        image = nib.Nifti1Image.from_filename(path)
+        return cls(np.asarray(image.dataobj, dtype=np.float32)[:, :, :, 0], image.affine)
+
+    def save(self, path: Path) -> None:
+        """Write it as NIfTI, vectors in the fifth dimension."""
+        image = nib.Nifti1Image(self.displacement[:, :, :, None].astype(np.float32), self.affine)
+        image.header.set_intent("vector")
+        image.header.set_xyzt_units("mm")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(image, path)
+
+
+def fields_of(anatomy: Anatomy) -> tuple[PointField, PointField]:
+    """T1w to template, and template to T1w, as fields that cover the head."""
+    head_middle = apply(np.linalg.inv(anatomy.t1w_to_head), BRAIN_CENTRE_MM[None])[0]
+    there, back = _grid(head_middle), _grid(BRAIN_CENTRE_MM)
+    to_template = PointField((anatomy.t1w_to_template(there[0]) - there[0]).astype(np.float32), there[1])
+    return to_template, PointField((anatomy.template_to_t1w(back[0]) - back[0]).astype(np.float32), back[1])
+
+
+def _grid(middle_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nodes (66, 78, 68, 3) and affine of a box of 195 x 231 x 201 mm."""
+    shape = (66, 78, 68)
+    affine = np.diag([FIELD_SPACING_MM] * 3 + [1.0])
+    affine[:3, 3] = middle_mm - FIELD_SPACING_MM * (np.array(shape) - 1) / 2
+    return grid_points(shape, affine).astype(np.float64), affine
+
+
+def write_run_truth(folder: Path, stem: str, run: SimulatedRun) -> None:
+    """Write what is true of one run into its ``func`` folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savetxt(folder / f"{stem}_from-boldref_to-T1w_mode-points_xfm.txt", run.boldref_to_t1w, fmt="%.9f")
+    np.save(folder / f"{stem}_desc-motion_xfm.npy", run.motion)
+    save_image(folder / f"{stem}_desc-brain_mask.nii.gz", run.brain_mask.astype(np.uint8), run.affine)
+    save_image(folder / f"{stem}_desc-activation_boldmap.nii.gz", run.activation.astype(np.float32), run.affine)
+    lines = ["design", *(f"{v:.6f}" for v in run.design)]
+    (folder / f"{stem}_desc-design_timeseries.tsv").write_text("\n".join(lines) + "\n")
+    facts = {
+        "State": run.state,
+        "ReferenceVolume": run.reference,
+        "NonSteadyStateVolumes": run.reference,
+        "Events": [asdict(event) for event in run.events],
+        "Protocol": asdict(run.protocol),
+    }
+    (folder / f"{stem}_desc-truth.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def save_image(
+    path: Path, data: np.ndarray, affine: np.ndarray, tr: float | None = None, slope: float | None = None
+) -> None:
+    """Write a NIfTI image with both forms of its affine, mm and s; ``slope`` is what stored integers are scaled by."""
+    image = nib.Nifti1Image(data, affine)
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    image.header.set_xyzt_units("mm", "sec")
+    if tr is not None:
+        image.header.set_zooms((*image.header.get_zooms()[:3], tr))
+    if slope is not None:
+        image.header.set_slope_inter(slope, 0.0)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(image, path)
