@@ -1,0 +1,1 @@
+"""BIDS: files in, files out."""

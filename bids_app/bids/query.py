@@ -1,0 +1,274 @@
+"""From a raw BIDS dataset to the list of runs to work on.
+
+pybids indexes the files, and only those of the participants asked for; sidecars are merged here, so that an error can
+name the file it comes from. What concerns the request as a whole is raised; what concerns one run only is kept as its
+`BoldRun.problem`, so that the other runs go on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bids_app.bids.choices import choose_echo, choose_t1w, one_of_each_echo
+from bids_app.bids.index import query_images
+from bids_app.bids.names import LABEL, join_name, natural_key, split_name
+from bids_app.bids.sidecars import Inheritance, missing_content, read_json
+from bids_app.errors import (
+    BadDataError,
+    InvalidBIDSError,
+    NeurostormError,
+    NoInputError,
+    NoMatchError,
+)
+from bids_app.settings import QuerySettings
+
+LOGGER = logging.getLogger(__name__)
+
+DERIVED_ENTITIES = {"space", "desc", "res", "den", "label"}
+"""Entities that raw images do not have."""
+
+MERGED_ENTITIES = ("echo", "part")
+"""Entities that distinguish files of one run; the run's own name does not have them."""
+
+
+@dataclass(frozen=True)
+class BoldRun:
+    """One BOLD run, and what belongs to it."""
+
+    bold: Path
+    """The 4D image; of several echoes, the one that was chosen."""
+    entities: dict[str, str]
+    """BIDS keys and labels in the order of the standard, without echo and part: ``{"sub": "01", "task": "rest"}``."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    """Its sidecars, merged by inheritance."""
+    t1w: Path | None = None
+    t1w_metadata: dict[str, Any] = field(default_factory=dict)
+    events: Path | None = None
+    notes: tuple[str, ...] = ()
+    """Choices that were made, as sentences for the report."""
+    problem: NeurostormError | None = None
+    """Why this run cannot be worked on (content not fetched, broken sidecar); the other runs can."""
+
+    @property
+    def stem(self) -> str:
+        """Its name without suffix: ``sub-01_ses-a_task-rest_run-1``."""
+        return join_name(self.entities, "").removesuffix("_")
+
+    @property
+    def participant(self) -> str:
+        """Its participant's label, without ``sub-``."""
+        return self.entities["sub"]
+
+    @property
+    def folder(self) -> str:
+        """Where its outputs go, from the output folder: ``sub-01/ses-a/func``."""
+        session = f"ses-{self.entities['ses']}/" if "ses" in self.entities else ""
+        return f"sub-{self.participant}/{session}func"
+
+
+def list_participants(bids_dir: Path) -> list[str]:
+    """Labels of a dataset's participants, in natural order, without an index.
+
+    A folder ``sub-...`` whose label BIDS does not allow is left out with a warning.
+    """
+    labels = []
+    for entry in os.scandir(bids_dir):
+        if entry.name.startswith("sub-") and entry.is_dir():
+            label = entry.name.removeprefix("sub-")
+            if LABEL.fullmatch(label):
+                labels.append(label)
+            else:
+                LOGGER.warning("%s: left out, since its label is not letters and digits.", entry.path)
+    return sorted(labels, key=natural_key)
+
+
+def check_dataset(bids_dir: Path) -> dict[str, Any]:
+    """Read ``dataset_description.json`` of a raw dataset.
+
+    Raises
+    ------
+    NoInputError
+        The folder does not exist.
+    InvalidBIDSError
+        It is not a BIDS dataset, or not a raw one.
+    """
+    if not bids_dir.is_dir():
+        what = "is a file, not a folder" if bids_dir.exists() else "no such folder"
+        raise NoInputError(f"{bids_dir}: {what}.", "Give the root of a BIDS dataset (in a container: is it mounted?).")
+    path = bids_dir / "dataset_description.json"
+    if not os.path.lexists(path):
+        hint = 'Give the root of the dataset, or write this file: {"Name": "...", "BIDSVersion": "1.10.0"}.'
+        nearby = [bids_dir.parent, *(child for child in sorted(bids_dir.iterdir()) if child.is_dir())]
+        root = next((place for place in nearby if (place / path.name).exists()), None)
+        if root:
+            hint = f"There is one in {root}: is that the dataset?"
+        raise InvalidBIDSError(f"{bids_dir}: not a BIDS dataset, since it has no dataset_description.json.", hint)
+    try:
+        description = read_json(path)
+    except BadDataError as error:
+        raise InvalidBIDSError(error.message, error.hint) from error
+    if description.get("DatasetType") == "derivative":
+        raise InvalidBIDSError(
+            f"{bids_dir}: a derivative dataset, where the raw one belongs (DatasetType in {path.name}).",
+            "Give the raw dataset as bids_dir, and this one with --derivatives NAME=PATH.",
+        )
+    return description
+
+
+def find_runs(bids_dir: Path, settings: QuerySettings) -> list[BoldRun]:
+    """The runs that were asked for, in natural order.
+
+    Parameters
+    ----------
+    bids_dir : pathlib.Path
+        Root of a raw BIDS dataset.
+    settings : QuerySettings
+        Participants, sessions, tasks and filters.
+
+    Returns
+    -------
+    list of BoldRun
+        At least one of which has no `BoldRun.problem`.
+
+    Raises
+    ------
+    InvalidBIDSError
+        It is not a BIDS dataset, or has no participants.
+    NoMatchError
+        Labels or filters that match nothing; every participant, session and task asked for must match.
+    UsageError
+        A filter that pybids does not know.
+    NeurostormError
+        The problem of the first run, when every run has one.
+    """
+    bids_dir = bids_dir.absolute()
+    check_dataset(bids_dir)
+    participants = _check_participants(bids_dir, settings.participants)
+    images = query_images(bids_dir, settings, participants)
+    bolds = [path for path in images["bold"] if not DERIVED_ENTITIES & split_name(path.name)[0].keys()]
+    groups = _select(_group_runs(bolds), settings, participants, bids_dir)
+    inheritance = Inheritance(bids_dir)
+    t1ws: dict[str, list[Path]] = {}
+    for path in images["t1w"]:
+        t1ws.setdefault(path.relative_to(bids_dir).parts[0], []).append(path)
+    runs = [_make_run(files, t1ws, inheritance) for files in groups]
+    problems = [run.problem for run in runs if run.problem]
+    if len(problems) == len(runs):
+        others = f" (The {len(runs) - 1} other runs cannot be used either.)" if len(runs) > 1 else ""
+        raise type(problems[0])(problems[0].message + others, problems[0].hint)
+    for run in runs:
+        if run.problem:
+            LOGGER.warning("%s: cannot be used. %s", run.stem, run.problem)
+    return runs
+
+
+def _check_participants(bids_dir: Path, wanted: Sequence[str]) -> list[str]:
+    known = list_participants(bids_dir)
+    if not known:
+        raise InvalidBIDSError(
+            f"{bids_dir}: has no participants (no folder whose name is sub- with letters and digits).",
+            "Check the path, and that the dataset's folders are there.",
+        )
+    missing = [label for label in wanted if label not in known]
+    if missing:
+        raise NoMatchError(
+            f"{bids_dir}: has no {_labels('sub', missing)}.",
+            f"It has {_labels('sub', known)}. Correct --participant-label, or leave it out for all.",
+        )
+    return [label for label in known if not wanted or label in wanted]
+
+
+def _group_runs(bolds: Iterable[Path]) -> dict[Path, list[Path]]:
+    """Files of each run (its echoes, or twice the same as ``.nii`` and ``.nii.gz``) by the run's folder and name."""
+    groups: dict[Path, list[Path]] = {}
+    for path in sorted(bolds, key=lambda path: natural_key(str(path))):
+        entities, suffix, _ = split_name(path.name)
+        name = join_name(_without(entities, *MERGED_ENTITIES), suffix)
+        groups.setdefault(path.parent / name, []).append(path)
+    return groups
+
+
+def _select(
+    groups: dict[Path, list[Path]], settings: QuerySettings, participants: list[str], bids_dir: Path
+) -> list[list[Path]]:
+    """Runs of the sessions and tasks asked for, after a check that everything asked for is there."""
+    if not groups:
+        filtered = "bold" in settings.filters
+        raise NoMatchError(
+            f"{bids_dir}: no BOLD image of {_labels('sub', participants)}"
+            + (" fits the filters." if filtered else " (sub-*[/ses-*]/func/*_bold.nii.gz)."),
+            "Correct --bids-filter-file." if filtered else "This app works on functional MRI (BOLD) only.",
+        )
+    entities = {run: split_name(run.name)[0] for run in groups}
+    for key, wanted, option in (("ses", settings.sessions, "--session-label"), ("task", settings.tasks, "--task-id")):
+        there = sorted({labels[key] for labels in entities.values() if key in labels}, key=natural_key)
+        missing = [label for label in wanted if label not in there]
+        if missing:
+            hint = f"There is {_labels(key, there)}." if there else f"No BOLD run has {key}- in its name."
+            raise NoMatchError(f"{bids_dir}: no BOLD run has {_labels(key, missing)}.", f"{hint} Correct {option}.")
+        if wanted:
+            entities = {run: labels for run, labels in entities.items() if labels.get(key) in wanted}
+    matched = {run.relative_to(bids_dir).parts[0] for run in entities}
+    without = [label for label in participants if f"sub-{label}" not in matched]
+    if without and (settings.participants or len(without) == len(participants)):
+        raise NoMatchError(
+            f"{bids_dir}: no BOLD run of {_labels('sub', without)} is among what was asked for.",
+            "Leave these participants out, or widen sessions, tasks and filters.",
+        )
+    if without:
+        LOGGER.warning("%s: no BOLD run to work on; left out.", _labels("sub", without))
+    return [groups[run] for run in entities]
+
+
+def _make_run(files: list[Path], t1ws: dict[str, list[Path]], inheritance: Inheritance) -> BoldRun:
+    """A run from its files, with all that belongs to it; what goes wrong becomes its problem."""
+    notes: list[str] = []
+    problem: NeurostormError | None = None
+    metadata: dict[str, Any] = {}
+    t1w_metadata: dict[str, Any] = {}
+    bold, t1w = files[0], None
+    folder = bold.relative_to(inheritance.root).parts[0]
+    try:
+        bold = choose_echo(one_of_each_echo(files, notes), inheritance, notes)
+        _check_place(bold, inheritance.root)
+        t1w = choose_t1w(bold, t1ws.get(folder, []), inheritance.root, notes)
+        for path in filter(None, (bold, t1w)):
+            error = missing_content(path)
+            if error:
+                raise error
+        metadata = inheritance.metadata(bold)
+        t1w_metadata = inheritance.metadata(t1w) if t1w else {}
+    except NeurostormError as error:
+        problem = error
+    return BoldRun(
+        bold=bold,
+        entities={"sub": folder.removeprefix("sub-"), **_without(split_name(bold.name)[0], "sub", *MERGED_ENTITIES)},
+        metadata=metadata,
+        t1w=t1w,
+        t1w_metadata=t1w_metadata,
+        events=inheritance.table(bold, "events"),
+        notes=tuple(notes),
+        problem=problem,
+    )
+
+
+def _check_place(path: Path, root: Path) -> None:
+    """Refuse a file whose name says another participant or session than its folder."""
+    start = "_".join(part for part in path.relative_to(root).parts[:2] if part.startswith(("sub-", "ses-"))) + "_"
+    if not path.name.startswith(start):
+        raise InvalidBIDSError(f"{path}: its name does not start with {start}", "Rename the file, or move it.")
+
+
+def _without(entities: dict[str, str], *keys: str) -> dict[str, str]:
+    return {key: label for key, label in entities.items() if key not in keys}
+
+
+def _labels(key: str, labels: Sequence[str], most: int = 12) -> str:
+    """``sub-01, sub-02 and 40 more``."""
+    shown = ", ".join(f"{key}-{label}" for label in labels[:most])
+    return shown + (f" and {len(labels) - most} more" if len(labels) > most else "")

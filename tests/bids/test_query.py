@@ -1,0 +1,475 @@
+"""Which runs a dataset gives, what is chosen for each, and what is said when nothing fits."""
+
+import gzip
+import json
+import logging
+import os
+import pickle
+import time
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_app.bids.query import check_dataset, find_runs, list_participants
+from bids_app.errors import BadDataError, InputOutputError, InvalidBIDSError, NoInputError, NoMatchError, UsageError
+from bids_app.settings import QuerySettings
+
+DESCRIPTION = {"Name": "test", "BIDSVersion": "1.10.0"}
+
+
+def image_bytes(voxel_mm=3.0, shape=(2, 2, 2)):
+    affine = np.diag([voxel_mm, voxel_mm, voxel_mm, 1])
+    return gzip.compress(nib.Nifti1Image(np.zeros(shape, np.uint8), affine).to_bytes(), mtime=0)
+
+
+IMAGE = image_bytes()
+
+
+@pytest.fixture
+def make_dataset(tmp_path):
+    """A function that makes a dataset of files; a dict becomes JSON, None an image, bytes and text themselves."""
+
+    def make(*images, description=DESCRIPTION, **files):
+        root = tmp_path / "dataset"
+        contents = {**dict.fromkeys(images), **{k.replace("__", "/"): v for k, v in files.items()}}
+        if description is not None:
+            contents["dataset_description.json"] = description
+        root.mkdir(exist_ok=True)
+        for name, content in contents.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            data = IMAGE if content is None else json.dumps(content) if isinstance(content, dict) else content
+            path.write_bytes(data if isinstance(data, bytes) else data.encode())
+        return root
+
+    return make
+
+
+REST = "sub-01/func/sub-01_task-rest_bold.nii.gz"
+T1W = "sub-01/anat/sub-01_T1w.nii.gz"
+
+
+def only_run(root, **settings):
+    (run,) = find_runs(root, QuerySettings(**settings))
+    return run
+
+
+def test_a_run_comes_with_its_t1w_sidecar_and_events(make_dataset):
+    root = make_dataset(
+        REST, T1W, **{
+            "sub-01/func/sub-01_task-rest_bold.json": {"RepetitionTime": 2.0},
+            "sub-01/anat/sub-01_T1w.json": {"EchoTime": 0.003},
+            "sub-01/func/sub-01_task-rest_events.tsv": "onset\tduration\n1\t2\n",
+        }
+    )  # fmt: skip
+    run = only_run(root)
+    assert run.bold == root / REST
+    assert run.t1w == root / T1W
+    assert run.entities == {"sub": "01", "task": "rest"}
+    assert run.metadata == {"RepetitionTime": 2.0}
+    assert run.t1w_metadata == {"EchoTime": 0.003}
+    assert run.events == root / "sub-01/func/sub-01_task-rest_events.tsv"
+    assert run.notes == ()
+    assert run.problem is None
+    assert (run.stem, run.folder, run.participant) == ("sub-01_task-rest", "sub-01/func", "01")
+
+
+def test_stem_and_folder_carry_session_and_run(make_dataset):
+    root = make_dataset("sub-01/ses-a/func/sub-01_ses-a_task-rest_dir-AP_run-02_bold.nii")
+    run = only_run(root)
+    assert run.stem == "sub-01_ses-a_task-rest_dir-AP_run-02"
+    assert run.folder == "sub-01/ses-a/func"
+
+
+def test_runs_come_in_natural_order(make_dataset):
+    root = make_dataset(*(f"sub-{n}/func/sub-{n}_task-rest_bold.nii.gz" for n in (10, 2, 1)))
+    assert [run.participant for run in find_runs(root, QuerySettings())] == ["1", "2", "10"]
+    assert list_participants(root) == ["1", "2", "10"]
+
+
+def test_runs_survive_pickling(make_dataset):
+    run = only_run(make_dataset(REST))
+    assert pickle.loads(pickle.dumps(run)) == run
+
+
+def test_sidecars_of_four_levels_merge_and_the_nearest_wins(make_dataset):
+    folder = "sub-01/ses-a/func/"
+    root = make_dataset(
+        folder + "sub-01_ses-a_task-rest_run-1_bold.nii.gz",
+        **{
+            "task-rest_bold.json": {"A": 1, "B": 1, "C": 1, "D": 1},
+            "sub-01/sub-01_task-rest_bold.json": {"B": 2, "C": 2, "D": 2},
+            "sub-01/ses-a/sub-01_ses-a_task-rest_bold.json": {"C": 3, "D": 3},
+            folder + "sub-01_ses-a_task-rest_run-1_bold.json": {"D": 4},
+            "task-motor_bold.json": {"A": "another task"},
+            folder + "sub-01_ses-a_task-rest_run-2_bold.json": {"D": "another run"},
+            folder + "sub-01_ses-a_task-rest_run-1_sbref.json": {"D": "another suffix"},
+        },
+    )
+    assert only_run(root).metadata == {"A": 1, "B": 2, "C": 3, "D": 4}
+
+
+def test_events_are_inherited_from_the_root(make_dataset):
+    root = make_dataset(REST, **{"task-rest_events.tsv": "onset\tduration\n", "task-motor_events.tsv": "onset\n"})
+    assert only_run(root).events == root / "task-rest_events.tsv"
+
+
+@pytest.mark.parametrize(
+    ("times", "chosen"),
+    [((0.012, 0.028, 0.044), "2"), ((0.014, 0.0331, 0.05), "2"), ((0.03, 0.05), "1"), ((12, 29, 46), "2")],
+)
+def test_the_echo_nearest_30_ms_is_taken_and_said(make_dataset, times, chosen):
+    files = {}
+    for echo, echo_time in enumerate(times, start=1):
+        files[f"sub-01/func/sub-01_task-rest_echo-{echo}_bold.nii.gz"] = None
+        files[f"sub-01/func/sub-01_task-rest_echo-{echo}_bold.json"] = {"EchoTime": echo_time}
+    run = only_run(make_dataset(**files))
+    assert f"_echo-{chosen}_" in run.bold.name
+    assert run.stem == "sub-01_task-rest"
+    assert f"echo {chosen} was taken" in run.notes[0]
+    assert run.metadata["EchoTime"] == times[int(chosen) - 1]
+
+
+def test_without_echo_times_the_second_echo_is_taken(make_dataset):
+    run = only_run(make_dataset(*(f"sub-01/func/sub-01_task-rest_echo-{n}_bold.nii.gz" for n in (1, 2, 3))))
+    assert "_echo-2_" in run.bold.name
+    assert "not known" in run.notes[0]
+
+
+def test_phase_images_and_reference_images_are_no_runs(make_dataset):
+    start = "sub-01/func/sub-01_task-rest"
+    names = ("part-mag_bold", "part-phase_bold", "sbref", "cbv")
+    run = only_run(make_dataset(*(f"{start}_{name}.nii.gz" for name in names), "sub-01/fmap/sub-01_dir-AP_epi.nii.gz"))
+    assert run.bold.name == "sub-01_task-rest_part-mag_bold.nii.gz"
+    assert run.stem == "sub-01_task-rest"
+
+
+def test_the_same_image_twice_is_one_run_and_said(make_dataset):
+    run = only_run(make_dataset(REST, REST.removesuffix(".gz")))
+    assert run.bold.name.endswith(".nii.gz")
+    assert "rather than" in run.notes[0]
+
+
+def test_images_with_derived_entities_are_no_raw_runs(make_dataset):
+    root = make_dataset(REST, "sub-01/func/sub-01_task-rest_space-MNI_desc-preproc_bold.nii.gz")
+    assert only_run(root).bold == root / REST
+
+
+def test_derivatives_and_sourcedata_inside_are_left_alone(make_dataset):
+    root = make_dataset(REST, f"derivatives/fmriprep/{REST}", f"sourcedata/{REST}", f"code/{REST}", f".hidden/{REST}")
+    assert only_run(root).bold == root / REST
+
+
+def test_t1w_of_the_same_session_comes_first(make_dataset):
+    root = make_dataset(
+        *(f"sub-01/ses-{s}/anat/sub-01_ses-{s}_T1w.nii.gz" for s in "ab"),
+        "sub-01/ses-b/func/sub-01_ses-b_task-rest_bold.nii.gz",
+    )
+    run = only_run(root)
+    assert run.t1w.name == "sub-01_ses-b_T1w.nii.gz"
+    assert run.notes == ()
+
+
+def test_t1w_of_another_session_is_taken_and_said(make_dataset):
+    root = make_dataset(
+        *(f"sub-01/ses-{s}/anat/sub-01_ses-{s}_T1w.nii.gz" for s in ("2", "10")),
+        "sub-01/ses-11/func/sub-01_ses-11_task-rest_bold.nii.gz",
+    )
+    run = only_run(root, sessions=("11",))
+    assert run.t1w.name == "sub-01_ses-2_T1w.nii.gz"
+    assert "ses-11 has no T1w image of its own" in run.notes[0]
+
+
+def test_a_participant_does_not_get_anothers_t1w(make_dataset):
+    root = make_dataset(REST, "sub-02/anat/sub-02_T1w.nii.gz", "sub-010/anat/sub-010_T1w.nii.gz")
+    run = only_run(root)
+    assert run.t1w is None
+    assert "no T1w image" in run.notes[0]
+
+
+def test_of_several_t1w_the_finest_without_contrast_agent_is_taken(make_dataset):
+    folder = "sub-01/anat/sub-01_"
+    root = make_dataset(
+        REST, **{
+            folder + "acq-fine_ce-gad_T1w.nii.gz": image_bytes(0.5),
+            folder + "acq-inplane_T1w.nii.gz": image_bytes(2.0),
+            folder + "run-1_T1w.nii.gz": image_bytes(1.0),
+            folder + "run-2_T1w.nii.gz": image_bytes(1.0),
+            folder + "acq-broken_T1w.nii.gz": b"not an image",
+        }
+    )  # fmt: skip
+    run = only_run(root)
+    assert run.t1w.name == "sub-01_run-1_T1w.nii.gz"
+    assert "Of 5 T1w images" in run.notes[0]
+
+
+def test_participants_sessions_and_tasks_are_selected(make_dataset):
+    root = make_dataset(
+        *(
+            f"sub-{p}/ses-{s}/func/sub-{p}_ses-{s}_task-{t}_bold.nii.gz"
+            for p in ("01", "02") for s in ("a", "b") for t in ("rest", "nback")
+        )
+    )  # fmt: skip
+    settings = QuerySettings(participants=("02",), sessions=("b",), tasks=("rest",))
+    assert [run.stem for run in find_runs(root, settings)] == ["sub-02_ses-b_task-rest"]
+    assert len(find_runs(root, QuerySettings())) == 8
+
+
+FILTERED = tuple(f"sub-01/func/sub-01_task-rest{x}_bold.nii.gz" for x in ("", "_acq-hi", "_acq-lo", "_run-01"))
+
+
+@pytest.mark.parametrize(
+    ("filters", "stems"),
+    [
+        ({"acquisition": "hi"}, ["_acq-hi"]),
+        ({"acquisition": ["hi", "lo"]}, ["_acq-hi", "_acq-lo"]),
+        ({"acquisition": "*"}, ["_acq-hi", "_acq-lo"]),
+        ({"acquisition": None}, ["", "_run-01"]),
+        ({"acquisition": None, "run": None}, [""]),
+        ({"acquisition": ["hi", None], "run": None}, ["", "_acq-hi"]),
+        ({"run": 1}, ["_run-01"]),
+        ({"acquisition": "h.*", "regex_search": True}, ["_acq-hi"]),
+        ({}, ["", "_acq-hi", "_acq-lo", "_run-01"]),
+    ],
+)
+def test_filter_files_select_as_pybids_does(make_dataset, filters, stems):
+    runs = find_runs(make_dataset(*FILTERED), QuerySettings(filters={"bold": filters}))
+    assert {run.stem for run in runs} == {"sub-01_task-rest" + stem for stem in stems}
+
+
+def test_filters_of_other_apps_are_tolerated(make_dataset):
+    filters = {name: {"session": "x"} for name in ("fmap", "sbref", "flair", "t2w", "roi")}
+    assert only_run(make_dataset(REST, T1W), filters=filters).t1w.name == "sub-01_T1w.nii.gz"
+
+
+def test_the_t1w_can_be_filtered(make_dataset):
+    root = make_dataset(REST, *(f"sub-01/anat/sub-01_acq-{a}_T1w.nii.gz" for a in ("mprage", "mp2rage")))
+    assert only_run(root, filters={"t1w": {"acquisition": "mprage"}}).t1w.name == "sub-01_acq-mprage_T1w.nii.gz"
+
+
+def test_a_filter_with_an_unknown_entity_is_a_usage_error(make_dataset):
+    with pytest.raises(UsageError, match="'sesion' is not a recognized entity"):
+        find_runs(make_dataset(REST), QuerySettings(filters={"bold": {"sesion": "a"}}))
+
+
+def test_filters_that_match_nothing_say_so(make_dataset):
+    with pytest.raises(NoMatchError, match="fits the filters") as caught:
+        find_runs(make_dataset(REST), QuerySettings(filters={"bold": {"acquisition": "x"}}))
+    assert caught.value.exit_code == 18
+
+
+def test_missing_dataset_is_no_input(tmp_path):
+    with pytest.raises(NoInputError, match="no such folder"):
+        find_runs(tmp_path / "nowhere", QuerySettings())
+
+
+def test_a_file_as_dataset_is_no_input(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(NoInputError, match="is a file"):
+        find_runs(tmp_path / "file", QuerySettings())
+
+
+def test_missing_description_points_to_the_root_nearby(make_dataset):
+    root = make_dataset(REST)
+    with pytest.raises(InvalidBIDSError, match=r"no dataset_description\.json") as caught:
+        find_runs(root / "sub-01", QuerySettings())
+    assert f"There is one in {root}" in caught.value.hint
+    assert caught.value.exit_code == 16
+
+
+def test_missing_description_says_what_to_write(make_dataset):
+    with pytest.raises(InvalidBIDSError) as caught:
+        find_runs(make_dataset(REST, description=None), QuerySettings())
+    assert "BIDSVersion" in caught.value.hint
+
+
+@pytest.mark.parametrize("content", ['{"Name": ', b'{"Name": "\xe9"}', "[]", ""])
+def test_broken_description_is_named(make_dataset, content):
+    with pytest.raises(InvalidBIDSError, match=r"dataset_description\.json"):
+        find_runs(make_dataset(REST, description=content), QuerySettings())
+
+
+def test_description_with_a_byte_order_mark_is_read(make_dataset):
+    root = make_dataset(REST, description=b"\xef\xbb\xbf" + json.dumps(DESCRIPTION).encode())
+    assert check_dataset(root) == DESCRIPTION
+    assert only_run(root).stem == "sub-01_task-rest"
+
+
+def test_description_without_name_and_version_is_enough(make_dataset):
+    assert only_run(make_dataset(REST, description={"Authors": []})).stem == "sub-01_task-rest"
+
+
+def test_derivatives_are_not_taken_for_a_raw_dataset(make_dataset):
+    with pytest.raises(InvalidBIDSError, match="derivative") as caught:
+        find_runs(make_dataset(REST, description={**DESCRIPTION, "DatasetType": "derivative"}), QuerySettings())
+    assert "--derivatives" in caught.value.hint
+
+
+def test_no_participants_is_said(make_dataset):
+    with pytest.raises(InvalidBIDSError, match="no participants"):
+        find_runs(make_dataset("participants.tsv"), QuerySettings())
+
+
+def test_missing_participants_are_named_and_not_dropped(make_dataset):
+    with pytest.raises(NoMatchError, match="has no sub-07, sub-08") as caught:
+        find_runs(make_dataset(REST), QuerySettings(participants=("01", "07", "08")))
+    assert "sub-01" in caught.value.hint
+
+
+@pytest.mark.parametrize("path", ["sub-01/pet/sub-01_pet.nii.gz", "sub-01/eeg/sub-01_task-rest_eeg.edf", T1W])
+def test_a_dataset_without_bold_is_told_so(make_dataset, path):
+    with pytest.raises(NoMatchError, match="no BOLD image of sub-01"):
+        find_runs(make_dataset(path), QuerySettings())
+
+
+@pytest.mark.parametrize(("settings", "name"), [({"sessions": ("z",)}, "ses-z"), ({"tasks": ("z",)}, "task-z")])
+def test_sessions_and_tasks_that_match_nothing_are_named(make_dataset, settings, name):
+    with pytest.raises(NoMatchError, match=name):
+        find_runs(make_dataset(REST), QuerySettings(**settings))
+
+
+def test_one_of_two_tasks_that_is_missing_is_named(make_dataset):
+    with pytest.raises(NoMatchError, match="task-nback") as caught:
+        find_runs(make_dataset(REST), QuerySettings(tasks=("rest", "nback")))
+    assert "task-rest" in caught.value.hint
+
+
+def test_a_participant_without_bold_that_was_asked_for_is_an_error(make_dataset):
+    root = make_dataset(REST, "sub-02/anat/sub-02_T1w.nii.gz")
+    with pytest.raises(NoMatchError, match="sub-02"):
+        find_runs(root, QuerySettings(participants=("01", "02")))
+
+
+def test_a_participant_without_bold_is_left_out_with_a_warning(make_dataset, caplog):
+    with caplog.at_level(logging.WARNING):
+        run = only_run(make_dataset(REST, "sub-02/anat/sub-02_T1w.nii.gz"))
+    assert run.participant == "01"
+    assert "sub-02" in caplog.text
+
+
+def test_content_that_datalad_has_not_fetched_is_a_missing_input(make_dataset):
+    root = make_dataset(T1W)
+    (root / "sub-01/func").mkdir()
+    (root / REST).symlink_to("../../.git/annex/objects/xx/SHA256E-s1.nii.gz")
+    with pytest.raises(NoInputError, match=r"sub-01_task-rest_bold\.nii\.gz") as caught:
+        find_runs(root, QuerySettings())
+    assert "datalad get" in caught.value.hint
+    assert caught.value.exit_code == 66
+
+
+def test_an_annex_pointer_is_a_missing_input(make_dataset):
+    root = make_dataset(**{REST: b"/annex/objects/SHA256E-s9--0123.nii.gz\n"})
+    with pytest.raises(NoInputError, match="has not been fetched"):
+        find_runs(root, QuerySettings())
+
+
+def test_one_run_that_is_missing_leaves_the_other_whole(make_dataset):
+    root = make_dataset(REST)
+    (root / "sub-01/func/sub-01_task-nback_bold.nii.gz").symlink_to("nowhere")
+    lost, kept = find_runs(root, QuerySettings())
+    assert isinstance(lost.problem, NoInputError)
+    assert kept.problem is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"TaskName": "caf\xe9"}', r"not UTF-8 \(byte 17 is 0xe9\)"),
+        ('{"TaskName": "rest",}', "not valid JSON"),
+        ("[1, 2]", "a JSON list where an object belongs"),
+        ("[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_a_broken_sidecar_is_named_and_stops_its_run_only(make_dataset, content, message):
+    sidecar = "sub-01/func/sub-01_task-rest_bold.json"
+    root = make_dataset(REST, "sub-02/func/sub-02_task-rest_bold.nii.gz", **{sidecar: content})
+    broken, whole = find_runs(root, QuerySettings())
+    assert isinstance(broken.problem, BadDataError)
+    assert sidecar in broken.problem.message
+    with pytest.raises(BadDataError, match=message):
+        raise broken.problem
+    assert whole.problem is None
+
+
+def test_a_file_in_the_wrong_folder_is_a_problem(make_dataset):
+    wrong = "sub-01/func/sub-02_task-rest_bold.nii.gz"
+    with pytest.raises(InvalidBIDSError, match="does not start with sub-01_"):
+        find_runs(make_dataset(wrong), QuerySettings())
+
+
+def test_folders_with_labels_that_bids_forbids_are_left_out_with_a_warning(make_dataset, caplog):
+    root = make_dataset(REST, "sub-01_old/func/sub-01_old_task-rest_bold.nii.gz", "sub-Jürg/func/x_bold.nii.gz")
+    with caplog.at_level(logging.WARNING):
+        assert only_run(root).bold == root / REST
+    assert "sub-01_old" in caplog.text
+    assert "sub-Jürg" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "place", ["sub-99 données #1 (ü)", "sub-99/ses-x/anat/raw", "run-5_task-b/func/_acq-x_bold.nii"]
+)
+def test_a_dataset_in_a_folder_with_any_name_is_read(make_dataset, tmp_path, place):
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    root = make_dataset(REST, T1W).rename(tmp_path / place)
+    filters = {"bold": {"task": "rest", "session": None, "run": None, "acquisition": None}}
+    run = only_run(root, participants=("01",), filters=filters)
+    assert run.participant == "01"
+    assert run.t1w is not None
+
+
+def test_names_that_are_not_utf8_give_an_error_that_shows_them(make_dataset):
+    root = make_dataset(REST)
+    with open(os.fsencode(root / "sub-01/func") + b"/sub-01_task-\xff_bold.nii.gz", "wb") as file:
+        file.write(IMAGE)
+    with pytest.raises(InvalidBIDSError, match="not valid UTF-8"):
+        find_runs(root, QuerySettings())
+
+
+def test_loops_of_links_end(make_dataset):
+    root = make_dataset(REST)
+    (root / "sub-01/func/loop").symlink_to("..")
+    assert only_run(root).bold == root / REST
+
+
+def test_a_session_that_is_a_link_to_its_participant_is_a_problem_of_its_own(make_dataset):
+    root = make_dataset(REST)
+    (root / "sub-01/ses-loop").symlink_to(".")
+    whole, looped = find_runs(root, QuerySettings())
+    assert whole.problem is None
+    assert isinstance(looped.problem, InvalidBIDSError)
+
+
+def test_a_dataset_of_links_is_read(make_dataset, tmp_path):
+    root = make_dataset(REST, T1W)
+    (tmp_path / "linked").mkdir()
+    for entry in root.iterdir():
+        (tmp_path / "linked" / entry.name).symlink_to(entry)
+    assert only_run(tmp_path / "linked").bold == tmp_path / "linked" / REST
+
+
+def test_relative_paths_become_absolute(make_dataset, monkeypatch):
+    root = make_dataset(REST)
+    monkeypatch.chdir(root.parent)
+    assert only_run(Path("dataset")).bold == root / REST
+
+
+def test_a_database_serves_every_participant(make_dataset, tmp_path):
+    root = make_dataset(REST, "sub-02/func/sub-02_task-rest_bold.nii.gz", "sub-03/anat/sub-03_T1w.nii.gz")
+    for label in ("01", "02"):
+        assert only_run(root, participants=(label,), database_dir=tmp_path / "database").participant == label
+
+
+def test_a_broken_database_is_named(make_dataset, tmp_path):
+    (tmp_path / "layout_index.sqlite").write_bytes(b"not a database" * 100)
+    with pytest.raises(InputOutputError, match="not usable as the dataset's index"):
+        find_runs(make_dataset(REST), QuerySettings(database_dir=tmp_path))
+
+
+def test_one_of_a_thousand_participants_is_found_fast(make_dataset):
+    root = make_dataset(*(f"sub-{n:04}/func/sub-{n:04}_task-rest_bold.nii.gz" for n in range(1000)))
+    find_runs(root, QuerySettings(participants=("0001",)))  # imports pybids
+    start = time.perf_counter()
+    assert only_run(root, participants=("0500",)).participant == "0500"
+    assert time.perf_counter() - start < 5
