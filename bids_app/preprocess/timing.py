@@ -1,0 +1,119 @@
+"""When the volumes of a run were measured: the repetition time and the slices' times, from sidecar and header."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bids_app.errors import BadDataError
+
+PLAUSIBLE_TR_S = (0.1, 20.0)
+SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Repetition time in s, when each slice is measured after the volume's start in s, and what was odd."""
+
+    tr: float
+    slice_times: tuple[float, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def repetition_time(header: Any, metadata: dict[str, Any], name: str, n_volumes: int) -> Timing:
+    """Find the repetition time; the sidecar wins over the header.
+
+    Parameters
+    ----------
+    header : nibabel.Nifti1Header
+    metadata : dict
+        The sidecar: ``RepetitionTime``, or ``VolumeTiming`` with even steps; ``SliceTiming``.
+    name : str
+        Name of the file, for messages.
+    n_volumes : int
+
+    Raises
+    ------
+    BadDataError
+        No repetition time, or several that contradict each other.
+    """
+    from_sidecar = _from_sidecar(metadata, name, n_volumes)
+    from_header = _from_header(header)
+    warnings = []
+    if from_sidecar is None and from_header is None:
+        raise BadDataError(
+            f"{name}: no RepetitionTime in its sidecar, and none in its header.",
+            "Add RepetitionTime (seconds) to the JSON file.",
+        )
+    if from_sidecar is None:
+        warnings.append(f"{name}: no RepetitionTime in its sidecar; {from_header:g} s was taken from the header.")
+    elif from_header is not None and abs(from_sidecar - from_header) > 0.01 * from_sidecar:
+        warnings.append(
+            f"{name}: RepetitionTime is {from_sidecar:g} s in its sidecar and {from_header:g} s in its header; "
+            "the sidecar's was taken."
+        )
+    tr = from_sidecar if from_sidecar is not None else from_header
+    assert tr is not None
+    return Timing(tr, _slice_times(metadata, tr, name), tuple(warnings))
+
+
+def _from_sidecar(metadata: dict[str, Any], name: str, n_volumes: int) -> float | None:
+    tr, volume_times = metadata.get("RepetitionTime"), metadata.get("VolumeTiming")
+    if tr is not None and volume_times is not None:
+        raise BadDataError(
+            f"{name}: both RepetitionTime and VolumeTiming in its sidecar, which exclude each other.",
+            "Keep the one that is true.",
+        )
+    if volume_times is not None:
+        return _even_step(volume_times, name, n_volumes)
+    if tr is None:
+        return None
+    if isinstance(tr, bool) or not isinstance(tr, int | float) or not np.isfinite(tr) or tr <= 0:
+        raise BadDataError(f"{name}: RepetitionTime is {tr!r} in its sidecar.", "Give seconds, as a number above 0.")
+    if not PLAUSIBLE_TR_S[0] <= tr <= PLAUSIBLE_TR_S[1]:
+        raise BadDataError(
+            f"{name}: RepetitionTime is {tr:g} s in its sidecar, which no BOLD run has.",
+            "BIDS wants seconds, not milliseconds.",
+        )
+    return float(tr)
+
+
+def _even_step(volume_times: Any, name: str, n_volumes: int) -> float:
+    times = np.asarray(volume_times, dtype=np.float64)
+    if times.ndim != 1 or len(times) != n_volumes:
+        raise BadDataError(
+            f"{name}: VolumeTiming has {times.size} entries for {n_volumes} volumes.", "Give one time a volume."
+        )
+    steps = np.diff(times)
+    if steps.min() <= 0 or np.ptp(steps) > 0.01 * steps.mean():
+        raise BadDataError(
+            f"{name}: its volumes are not evenly spaced in time (VolumeTiming).", "Runs like this are not supported."
+        )
+    return float(steps.mean())
+
+
+def _from_header(header: Any) -> float | None:
+    """Repetition time of the header, s; None where it is missing, has no unit, or cannot be true."""
+    unit = header.get_xyzt_units()[1]
+    if unit not in SECONDS_PER_UNIT:
+        return None
+    tr = float(header["pixdim"][4]) * SECONDS_PER_UNIT[unit]
+    return round(tr, 6) if PLAUSIBLE_TR_S[0] <= tr <= PLAUSIBLE_TR_S[1] else None
+
+
+def _slice_times(metadata: dict[str, Any], tr: float, name: str) -> tuple[float, ...]:
+    given = metadata.get("SliceTiming")
+    if not given:
+        return ()
+    times = np.asarray(given, dtype=np.float64)
+    if times.ndim != 1 or not np.all(np.isfinite(times)) or times.min() < 0:
+        raise BadDataError(f"{name}: SliceTiming is not a list of seconds.", "Mend it, or remove it from the sidecar.")
+    if times.max() > tr * 1.001:
+        raise BadDataError(
+            f"{name}: a slice is measured {times.max():g} s after the volume's start (SliceTiming), but RepetitionTime "
+            f"is {tr:g} s: they contradict each other.",
+            "BIDS wants seconds in both; mend the one that is wrong.",
+        )
+    return tuple(float(t) for t in times)

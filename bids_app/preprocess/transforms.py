@@ -1,0 +1,311 @@
+"""Maps between spaces, and their files. The conventions of all of preprocessing are written down here, once.
+
+- Points are in RAS millimetres; images carry an affine from voxel indices to RAS mm.
+- Every map is a *pull map*: it takes a point of the space that is drawn onto (the reference) to the point of the image that
+  is drawn from (the source). To draw the T1w on the template one needs the map template -> T1w; BIDS and ITK call the same
+  file ``from-T1w_to-template``, because the image goes that way.
+- Matrices are 4x4 float64 and act on column vectors: ``q = M @ (x, y, z, 1)``.
+- A `Warp` moves a point by a displacement that is sampled on a grid of the reference space: ``q = p + d(p)``, 0 off the grid.
+- A `Chain` is applied from its first element to its last. Distortion correction will be one more `Warp` at its end.
+- Motion is (T, 4, 4): a point of the boldref to the point of volume t where the same tissue is.
+- ITK files hold the same pull maps in LPS: ``L = F M F`` with ``F = diag(-1, -1, 1, 1)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from bids_app.errors import BadDataError
+
+LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A matrix: ``q = matrix @ p``.
+
+    Parameters
+    ----------
+    matrix : numpy.ndarray, (4, 4)
+        RAS mm to RAS mm.
+    """
+
+    matrix: np.ndarray
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Map points, (N, 3) mm."""
+        return apply_matrix(self.matrix, points)
+
+
+@dataclass(frozen=True)
+class Warp:
+    """A displacement field: ``q = p + d(p)``.
+
+    Parameters
+    ----------
+    displacement : numpy.ndarray, (X, Y, Z, 3)
+        RAS mm, float32.
+    affine : numpy.ndarray, (4, 4)
+        Voxel indices of the field to RAS mm.
+    """
+
+    displacement: np.ndarray
+    affine: np.ndarray
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Map points, (N, 3) mm."""
+        voxels = apply_matrix(np.linalg.inv(self.affine), points).T
+        moved = np.array(points, dtype=np.float64)
+        for axis in range(3):
+            moved[:, axis] += ndimage.map_coordinates(self.displacement[..., axis], voxels, order=1, cval=0.0)
+        return moved
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Maps applied one after the other, from the reference to the source."""
+
+    steps: tuple[Linear | Warp, ...] = ()
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """Map points, (N, 3) mm, float64."""
+        for step in self.steps:
+            points = step(points)
+        return np.asarray(points, dtype=np.float64)
+
+    def then(self, other: Chain) -> Chain:
+        """This chain, and after it the other; neighbouring matrices are multiplied."""
+        steps: list[Linear | Warp] = list(self.steps)
+        for step in other.steps:
+            last = steps[-1] if steps else None
+            if isinstance(last, Linear) and isinstance(step, Linear):
+                steps[-1] = Linear(step.matrix @ last.matrix)
+            else:
+                steps.append(step)
+        return Chain(tuple(steps))
+
+    def save(self, path: Path) -> Path:
+        """Write the chain to an ``.npz`` file."""
+        arrays: dict[str, np.ndarray] = {}
+        for i, step in enumerate(self.steps):
+            if isinstance(step, Linear):
+                arrays[f"{i}_matrix"] = step.matrix
+            else:
+                arrays[f"{i}_displacement"], arrays[f"{i}_affine"] = step.displacement, step.affine
+        np.savez(path, n_steps=np.array(len(self.steps)), **arrays)
+        return path
+
+    @classmethod
+    def load(cls, path: Path) -> Chain:
+        """Read a chain that `save` wrote."""
+        with np.load(path) as file:
+            steps: list[Linear | Warp] = []
+            for i in range(int(file["n_steps"])):
+                if f"{i}_matrix" in file:
+                    steps.append(Linear(file[f"{i}_matrix"]))
+                else:
+                    steps.append(Warp(file[f"{i}_displacement"], file[f"{i}_affine"]))
+        return cls(tuple(steps))
+
+
+def linear(matrix: np.ndarray) -> Chain:
+    """A chain of one matrix."""
+    return Chain((Linear(np.asarray(matrix, dtype=np.float64)),))
+
+
+def apply_matrix(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Map points (..., 3) by a matrix (4, 4)."""
+    return points @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+def grid_points(shape: Sequence[int], affine: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
+    """Points of a grid in RAS mm, (N, 3) float64: all voxels in C order, or those of a mask.
+
+    Parameters
+    ----------
+    shape : sequence of int
+    affine : numpy.ndarray, (4, 4)
+    where : numpy.ndarray, (X, Y, Z) bool, optional
+    """
+    indices = np.argwhere(where) if where is not None else np.indices(tuple(shape)).reshape(3, -1).T
+    return apply_matrix(affine, indices.astype(np.float64))
+
+
+def sample(data: np.ndarray, affine: np.ndarray, points: np.ndarray, *, order: int = 1, cval: float = 0.0) -> np.ndarray:
+    """Values of an image at points.
+
+    Parameters
+    ----------
+    data : numpy.ndarray, (X, Y, Z)
+    affine : numpy.ndarray, (4, 4)
+    points : numpy.ndarray, (N, 3)
+        RAS mm.
+    order : int
+        Of the spline: 0 nearest, 1 linear, 3 cubic.
+    cval : float
+        Value outside the image.
+
+    Returns
+    -------
+    numpy.ndarray, (N,) float32
+    """
+    voxels = apply_matrix(np.linalg.inv(affine), points).T
+    return ndimage.map_coordinates(np.asarray(data, dtype=np.float32), voxels, order=order, cval=cval)
+
+
+def draw(
+    data: np.ndarray,
+    affine: np.ndarray,
+    shape: Sequence[int],
+    onto: np.ndarray,
+    chain: Chain | None = None,
+    *,
+    order: int = 1,
+) -> np.ndarray:
+    """Draw an image on another grid through a pull map.
+
+    Parameters
+    ----------
+    data, affine : numpy.ndarray, (X, Y, Z) and (4, 4)
+        Source image.
+    shape, onto : sequence of int, numpy.ndarray (4, 4)
+        The grid to draw on.
+    chain : Chain, optional
+        From the grid's space to the source's; by default they are the same.
+    order : int
+        Of the spline.
+
+    Returns
+    -------
+    numpy.ndarray, (X', Y', Z') float32
+    """
+    points = grid_points(shape, onto)
+    if chain is not None:
+        points = chain(points)
+    return sample(data, affine, points, order=order).reshape(tuple(shape))
+
+
+def read_itk_composite(path: Path) -> Chain:
+    """Read an ITK composite transform (``.h5``) of matrices and displacement fields.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        As ANTs writes it; the transform that was added last is applied first.
+    """
+    import h5py
+
+    steps: list[Linear | Warp] = []
+    with h5py.File(path, "r") as file:
+        groups = file["TransformGroup"]
+        for key in sorted(groups, key=int, reverse=True):
+            group = groups[key]
+            kind = group["TransformType"][()]
+            kind = (kind[0] if isinstance(kind, np.ndarray) else kind).decode()
+            if kind.startswith("Composite"):
+                continue
+            fixed, values = (group[name][()] for name in _parameter_names(group))
+            if kind.startswith("DisplacementField"):
+                steps.append(_itk_displacement(fixed, values))
+            else:
+                steps.append(Linear(_itk_matrix(kind, fixed, values)))
+    return Chain(()).then(Chain(tuple(steps)))
+
+
+def _parameter_names(group: Iterable[str]) -> tuple[str, str]:
+    # ITK has spelt the second word both ways
+    fixed = next(name for name in group if name in ("TransformFixedParameters", "TranformFixedParameters"))
+    return fixed, fixed.replace("Fixed", "")
+
+
+def _itk_displacement(fixed: np.ndarray, values: np.ndarray) -> Warp:
+    size = fixed[:3].astype(int)
+    affine = np.eye(4)
+    affine[:3, :3] = fixed[9:18].reshape(3, 3) * fixed[6:9]
+    affine[:3, 3] = fixed[3:6]
+    field = np.ascontiguousarray(values.reshape(*size[::-1], 3).transpose(2, 1, 0, 3), dtype=np.float32)
+    field[..., :2] *= -1
+    return Warp(field, LPS @ affine)
+
+
+def _itk_matrix(kind: str, fixed: np.ndarray, values: np.ndarray) -> np.ndarray:
+    if len(values) != 12:
+        raise BadDataError(f"A transform of type {kind} is not one that this app reads.", "")
+    matrix = np.eye(4)
+    matrix[:3, :3] = values[:9].reshape(3, 3)
+    centre = fixed[:3]
+    matrix[:3, 3] = values[9:] + centre - matrix[:3, :3] @ centre
+    return LPS @ matrix @ LPS
+
+
+def write_itk_text(path: Path, matrices: np.ndarray) -> Path:
+    """Write matrices as ITK's text format, one transform each.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    matrices : numpy.ndarray, (N, 4, 4)
+        Pull maps, RAS mm.
+    """
+    lines = ["#Insight Transform File V1.0"]
+    for i, matrix in enumerate(np.asarray(matrices, dtype=np.float64).reshape(-1, 4, 4)):
+        itk = LPS @ matrix @ LPS
+        values = " ".join(f"{v:.12g}" for v in [*itk[:3, :3].ravel(), *itk[:3, 3]])
+        lines += [
+            f"#Transform {i}",
+            "Transform: MatrixOffsetTransformBase_double_3_3",
+            f"Parameters: {values}",
+            "FixedParameters: 0 0 0",
+            "",
+        ]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def rigid(rotation: Sequence[float], translation: Sequence[float], centre: Sequence[float] = (0, 0, 0)) -> np.ndarray:
+    """A rigid map about a centre, (4, 4).
+
+    Parameters
+    ----------
+    rotation : sequence of float
+        Angles about x, y and z in rad; ``R = Rz @ Ry @ Rx``.
+    translation, centre : sequence of float
+        mm.
+    """
+    (cx, cy, cz), (sx, sy, sz) = np.cos(rotation), np.sin(rotation)
+    about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
+    about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
+    about_z = np.array([[cz, -sz, 0], [sz, cz, 0], [0, 0, 1]])
+    matrix = np.eye(4)
+    matrix[:3, :3] = about_z @ about_y @ about_x
+    matrix[:3, 3] = np.asarray(centre) + np.asarray(translation) - matrix[:3, :3] @ np.asarray(centre)
+    return matrix
+
+
+def rigid_parameters(matrices: np.ndarray, centre: Sequence[float]) -> np.ndarray:
+    """Translations (mm) and rotations (rad) of rigid maps about a centre; the inverse of `rigid`.
+
+    Parameters
+    ----------
+    matrices : numpy.ndarray, (T, 4, 4)
+    centre : sequence of float
+        mm.
+
+    Returns
+    -------
+    numpy.ndarray, (T, 6)
+        ``trans_x, trans_y, trans_z, rot_x, rot_y, rot_z``.
+    """
+    matrices = np.asarray(matrices, dtype=np.float64)
+    turn = matrices[:, :3, :3]
+    centre = np.asarray(centre, dtype=np.float64)
+    shift = matrices[:, :3, 3] + turn @ centre - centre
+    about_x = np.arctan2(turn[:, 2, 1], turn[:, 2, 2])
+    about_y = np.arcsin(np.clip(-turn[:, 2, 0], -1, 1))
+    about_z = np.arctan2(turn[:, 1, 0], turn[:, 0, 0])
+    return np.column_stack([shift, about_x, about_y, about_z])
