@@ -22,6 +22,8 @@ from bids_app.phantom.tissues import TISSUES, epi_signal, template_tissues
 BRIGHTNESS = 2400.0
 """Image units of a relative signal of 1; grey matter comes to about 900."""
 VOLUMES_AT_ONCE = 16
+BRAIN_SHARES = (0.5, 0.38, 0.12)
+"""Grey matter, white matter and fluid in a brain."""
 
 
 @dataclass(frozen=True)
@@ -215,8 +217,8 @@ def _contrast(protocol: Protocol) -> tuple[np.ndarray, int]:
     if not protocol.dummies_kept:
         contrast[:-1] = contrast[-1]
         return contrast, 0
-    brain = contrast[:, :3]  # grey, white, fluid
-    unsteady = (np.abs(brain / brain[-1] - 1) > 0.01).any(axis=1)
+    whole_brain = contrast[:, : len(BRAIN_SHARES)] @ np.array(BRAIN_SHARES)
+    unsteady = np.abs(whole_brain / whole_brain[-1] - 1) > 0.01
     return contrast, int(np.flatnonzero(unsteady).max(initial=-1)) + 1
 
 
