@@ -1,0 +1,272 @@
+"""An adapter: prompts, norms and head for one encoder and one question, in one safetensors file.
+
+Its card, JSON in the file's metadata, says what the answer means, which encoder it belongs to, and whom it was trained
+on. A file whose card is incomplete, or that belongs to another encoder, is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from bids_app.clips import NORMALISATIONS
+from bids_app.errors import BadDataError
+from bids_app.model.api import Model
+from bids_app.model.checkpoint import State, read_safetensors, write_safetensors
+from bids_app.model.encoder import Encoder
+from bids_app.model.heads import build_head, load_strictly, n_outputs
+
+ADAPTER_FORMAT = "neurostorm-adapter"
+ADAPTER_FORMAT_VERSION = 1
+CLASSIFICATION, REGRESSION = "classification", "regression"
+TASKS = (CLASSIFICATION, REGRESSION)
+STRATEGIES = ("linear", "ln", "prompt", "prompt_ln", "full")
+NAME = re.compile(r"[A-Za-z0-9]+")
+
+
+@dataclass(frozen=True)
+class AdapterCard:
+    """What an adapter says of itself.
+
+    Attributes
+    ----------
+    name : str
+        Letters and digits: it becomes a ``desc-`` label.
+    task : str
+        ``classification`` or ``regression``.
+    target : str
+        What is predicted: ``state``, ``sex``, ``age``.
+    encoder_sha256 : str
+        `Model.weights_sha256` of the encoder that it was trained on.
+    normalisation : str
+        Under which clips are cut for it; an entry of `bids_app.clips.NORMALISATIONS`.
+    labels : tuple of str
+        Of the classes, in the order of the outputs; two classes are one logit, of the second.
+    unit : str
+        Of a regression's value.
+    value_mean, value_std : float
+        Of the training cohort; a regression's output times ``value_std`` plus ``value_mean`` is the value.
+    strategy : str
+        How it was trained; an entry of `STRATEGIES`.
+    prompt_len : int
+        Learned tokens in front of each window.
+    cohort, metrics : dict
+        Whom it was trained on, and how well it did on whom; JSON values.
+    intended_use, licence : str
+    demonstration : bool
+        Whether every output must say that it comes from a demonstration.
+    """
+
+    name: str
+    task: str
+    target: str
+    encoder_sha256: str
+    normalisation: str
+    labels: tuple[str, ...] = ()
+    unit: str = ""
+    value_mean: float = 0.0
+    value_std: float = 1.0
+    strategy: str = "linear"
+    prompt_len: int = 0
+    cohort: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, Any] = field(default_factory=dict)
+    intended_use: str = ""
+    licence: str = ""
+    demonstration: bool = False
+
+    def __post_init__(self) -> None:
+        faults = [
+            f"{f.name} is {getattr(self, f.name)!r}" for f in fields(self) if not self._right_type(f.name, f.type)
+        ]
+        if not faults:
+            faults = self._wrong_values()
+        if faults:
+            raise BadDataError(f"Not a valid adapter: {'; '.join(faults)}.", "See AdapterCard for what each must be.")
+
+    def _right_type(self, name: str, declared: Any) -> bool:
+        value = getattr(self, name)
+        if declared == "tuple[str, ...]":
+            return isinstance(value, tuple) and all(isinstance(v, str) for v in value)
+        if declared == "dict[str, Any]":
+            return isinstance(value, dict)
+        if declared == "float":
+            return isinstance(value, (int, float)) and not isinstance(value, bool)
+        if declared == "int":
+            return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, {"str": str, "bool": bool}[declared])
+
+    def _wrong_values(self) -> list[str]:
+        wrong = {
+            "name": not NAME.fullmatch(self.name),
+            "task": self.task not in TASKS,
+            "normalisation": self.normalisation not in NORMALISATIONS,
+            "strategy": self.strategy not in STRATEGIES,
+            "encoder_sha256": not re.fullmatch(r"[0-9a-f]{64}", self.encoder_sha256),
+            "prompt_len": self.prompt_len < 0,
+            "value_std": not 0 < self.value_std < float("inf"),
+            "labels": (len(self.labels) < 2 or len(set(self.labels)) != len(self.labels))
+            if self.task == CLASSIFICATION
+            else bool(self.labels),
+        }
+        return [f"{name} is {getattr(self, name)!r}" for name, is_wrong in wrong.items() if is_wrong]
+
+    @property
+    def n_outputs(self) -> int:
+        """Outputs of the head."""
+        return n_outputs(len(self.labels)) if self.task == CLASSIFICATION else 1
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A card, and the tensors that go with it.
+
+    Attributes
+    ----------
+    card : AdapterCard
+    encoder : dict of str to torch.Tensor
+        Parameters that replace the encoder's, or come to it (prompts); may be empty.
+    head : dict of str to torch.Tensor
+        State dict of a head.
+    path : pathlib.Path, optional
+    """
+
+    card: AdapterCard
+    head: State
+    encoder: State = field(default_factory=dict)
+    path: Path | None = None
+
+
+def save_adapter(path: str | Path, adapter: Adapter) -> Path:
+    """Write an adapter's file, whole or not at all; the same adapter gives the same bytes."""
+    tensors = {
+        f"{part}.{key}": value.detach().to("cpu", copy=True).contiguous()
+        for part, state in (("encoder", adapter.encoder), ("head", adapter.head))
+        for key, value in state.items()
+    }
+    metadata = {
+        "format": ADAPTER_FORMAT,
+        "version": str(ADAPTER_FORMAT_VERSION),
+        "card": json.dumps(asdict(adapter.card), sort_keys=True),
+    }
+    return write_safetensors(path, tensors, metadata)
+
+
+def load_adapter(path: str | Path) -> Adapter:
+    """Read an adapter's file.
+
+    Raises
+    ------
+    BadDataError
+        It is not an adapter, of a later version, or its card is not valid.
+    """
+    path = Path(path)
+    tensors, metadata = read_safetensors(path, ADAPTER_FORMAT)
+    if metadata.get("version") != str(ADAPTER_FORMAT_VERSION):
+        raise BadDataError(
+            f"{path}: version {metadata.get('version')!r} of the adapter format.", "Install a newer neurostorm."
+        )
+    parts: dict[str, State] = {"encoder": {}, "head": {}}
+    for key, value in tensors.items():
+        part, _, name = key.partition(".")
+        if part not in parts:
+            raise BadDataError(f"{path}: {key} has no place in an adapter.", "Get the file again.")
+        parts[part][name] = value
+    return Adapter(_read_card(path, metadata.get("card", "")), parts["head"], parts["encoder"], path)
+
+
+def _read_card(path: Path, text: str) -> AdapterCard:
+    try:
+        content = json.loads(text)
+        if not isinstance(content, dict):
+            raise TypeError("not an object")
+        content["labels"] = tuple(content.get("labels", ()))
+        return AdapterCard(**content)
+    except (ValueError, TypeError) as error:
+        raise BadDataError(f"{path}: its card cannot be read ({error}).", "Get the file again.") from error
+    except BadDataError as error:
+        raise BadDataError(f"{path}: {error.message}", error.hint) from error
+
+
+class AdaptedModel(nn.Module):
+    """An encoder with an adapter in place.
+
+    Parameters
+    ----------
+    model : Model
+        Stays as it is: its tensors are shared where the adapter has none of its own.
+    adapter : Adapter
+
+    Raises
+    ------
+    BadDataError
+        The adapter belongs to another encoder, or its tensors do not fit.
+    """
+
+    def __init__(self, model: Model, adapter: Adapter) -> None:
+        super().__init__()
+        card = adapter.card
+        where = adapter.path or card.name
+        if card.encoder_sha256 != model.weights_sha256:
+            raise BadDataError(
+                f"{where}: the adapter belongs to an encoder with sha256 {card.encoder_sha256[:12]}…, and {model.name} "
+                f"has {model.weights_sha256[:12]}….",
+                "Give the --model that it was trained on, or an adapter of this model.",
+            )
+        self.card = card
+        self.shares_encoder = not adapter.encoder
+        """Whether the plain encoder's features serve this adapter too."""
+        self.encoder = model.encoder
+        if adapter.encoder:
+            self.encoder = Encoder(replace(model.config, prompt_len=card.prompt_len)).to(model.device)
+            load_strictly(self.encoder, _on(model.encoder.state_dict() | adapter.encoder, model.device), str(where))
+        self.head, _ = build_head(_on(adapter.head, model.device))
+        self.head.to(model.device)
+        outputs = self.head(self._probe(model.device)).shape[1]
+        if outputs != card.n_outputs:
+            raise BadDataError(
+                f"{where}: the head has {outputs} outputs, and its card asks for {card.n_outputs}.",
+                "Get the file again.",
+            )
+        self.requires_grad_(False).eval()
+
+    def _probe(self, device: torch.device) -> torch.Tensor:
+        config = self.encoder.config
+        last = config.n_stages - 1
+        return torch.zeros(1, config.n_features, *config.grid(last), device=device)
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        """(B, 1, x, y, z, t) to the head's raw outputs (B, O)."""
+        return self.head(self.encoder(clips))
+
+
+def _on(state: Mapping[str, torch.Tensor], device: torch.device) -> State:
+    return {key: value.to(device) for key, value in state.items()}
+
+
+def to_answers(card: AdapterCard, outputs: torch.Tensor) -> torch.Tensor:
+    """Raw outputs to what they mean.
+
+    Parameters
+    ----------
+    card : AdapterCard
+    outputs : torch.Tensor, (B, O)
+
+    Returns
+    -------
+    torch.Tensor
+        Probabilities of the labels (B, n_labels), or values in the card's unit (B, 1).
+    """
+    outputs = outputs.float()
+    if card.task == REGRESSION:
+        return outputs * card.value_std + card.value_mean
+    if outputs.shape[1] == 1:
+        second = torch.sigmoid(outputs)
+        return torch.cat([1 - second, second], dim=1)
+    return torch.softmax(outputs, dim=1)

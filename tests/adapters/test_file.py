@@ -1,0 +1,147 @@
+"""An adapter says what it is, belongs to one encoder, and is refused when it does not fit."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from bids_app.adapters.file import AdaptedModel, Adapter, AdapterCard, load_adapter, save_adapter, to_answers
+from bids_app.errors import BadDataError
+from bids_app.model.api import Model, load_model
+from bids_app.model.checkpoint import save_encoder, write_safetensors
+from bids_app.model.encoder import Encoder, EncoderConfig
+
+CONFIG = EncoderConfig(img_size=(24, 24, 24, 4), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 2))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Model:
+    torch.manual_seed(0)
+    path = save_encoder(tmp_path / "encoder.safetensors", CONFIG, Encoder(CONFIG).state_dict(), "tiny")
+    return load_model(path)
+
+
+def card(model: Model, **changes) -> AdapterCard:
+    values = {
+        "name": "state",
+        "task": "classification",
+        "target": "state",
+        "encoder_sha256": model.weights_sha256,
+        "normalisation": "voxel",
+        "labels": ("rest", "left", "right"),
+    }
+    return AdapterCard(**(values | changes))
+
+
+def adapter(model: Model, n_outputs: int = 3, **changes) -> Adapter:
+    torch.manual_seed(1)
+    head = {"head.weight": torch.randn(n_outputs, 8), "head.bias": torch.randn(n_outputs)}
+    return Adapter(card(model, **changes), head)
+
+
+def clips(n: int = 2) -> torch.Tensor:
+    return torch.randn(n, 1, 24, 24, 24, 4, generator=torch.Generator().manual_seed(2))
+
+
+def test_an_adapter_is_read_as_it_was_written(model: Model, tmp_path: Path) -> None:
+    written = adapter(model, cohort={"n": 40}, demonstration=True)
+    read = load_adapter(save_adapter(tmp_path / "a.safetensors", written))
+    assert read.card == written.card
+    assert all(torch.equal(read.head[key], value) for key, value in written.head.items())
+
+
+def test_the_same_adapter_gives_the_same_bytes(model: Model, tmp_path: Path) -> None:
+    first, second = (save_adapter(tmp_path / name, adapter(model)).read_bytes() for name in ("a", "b"))
+    assert first == second
+
+
+def test_a_head_alone_shares_the_encoder(model: Model) -> None:
+    adapted = AdaptedModel(model, adapter(model))
+    assert adapted.shares_encoder
+    expected = model.embed(clips()) @ adapter(model).head["head.weight"].T + adapter(model).head["head.bias"]
+    torch.testing.assert_close(adapted(clips()), expected)
+
+
+def test_prompts_change_the_answer_and_leave_the_model_alone(model: Model) -> None:
+    before = model.encode(clips())
+    prompted = Encoder(replace(CONFIG, prompt_len=3))
+    prompts = {key: value for key, value in prompted.state_dict().items() if key.endswith(".prompt")}
+    assert len(prompts) == 2
+    plain = adapter(model)
+    adapted = AdaptedModel(model, Adapter(replace(plain.card, prompt_len=3, strategy="prompt"), plain.head, prompts))
+    assert not adapted.shares_encoder
+    assert not torch.allclose(adapted(clips()), AdaptedModel(model, plain)(clips()))
+    assert torch.equal(model.encode(clips()), before)
+
+
+def test_an_adapter_of_another_encoder_is_refused(model: Model) -> None:
+    with pytest.raises(BadDataError, match="belongs to an encoder"):
+        AdaptedModel(model, adapter(model, encoder_sha256="0" * 64))
+
+
+def test_a_head_that_does_not_fit_its_labels_is_refused(model: Model) -> None:
+    with pytest.raises(BadDataError, match="2 outputs"):
+        AdaptedModel(model, adapter(model, n_outputs=2))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"name": "my-adapter"}, "name"),
+        ({"task": "horoscope"}, "task"),
+        ({"normalisation": "none"}, "normalisation"),
+        ({"encoder_sha256": "abc"}, "encoder_sha256"),
+        ({"labels": ("rest",)}, "labels"),
+        ({"labels": ("rest", "rest")}, "labels"),
+        ({"labels": ["rest", "left"]}, "labels"),
+        ({"task": "regression"}, "labels"),
+        ({"value_std": 0.0}, "value_std"),
+        ({"prompt_len": -1}, "prompt_len"),
+        ({"prompt_len": 1.5}, "prompt_len"),
+        ({"demonstration": "yes"}, "demonstration"),
+        ({"cohort": None}, "cohort"),
+    ],
+)
+def test_an_invalid_card_names_what_is_wrong(model: Model, change: dict, words: str) -> None:
+    with pytest.raises(BadDataError, match=words):
+        card(model, **change)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "x"}', '{"unknown": 1}'])
+def test_a_file_with_a_broken_card_is_named(model: Model, tmp_path: Path, text: str) -> None:
+    path = tmp_path / "broken.safetensors"
+    write_safetensors(path, adapter(model).head, {"format": "neurostorm-adapter", "version": "1", "card": text})
+    with pytest.raises(BadDataError, match=r"broken\.safetensors"):
+        load_adapter(path)
+
+
+def test_a_file_of_a_later_version_asks_for_a_newer_program(model: Model, tmp_path: Path) -> None:
+    metadata = {"format": "neurostorm-adapter", "version": "2", "card": json.dumps(asdict(card(model)))}
+    path = write_safetensors(tmp_path / "later.safetensors", {}, metadata)
+    with pytest.raises(BadDataError, match="newer neurostorm"):
+        load_adapter(path)
+
+
+def test_an_encoder_is_not_taken_for_an_adapter(model: Model, tmp_path: Path) -> None:
+    with pytest.raises(BadDataError, match="format"):
+        load_adapter(tmp_path / "encoder.safetensors")
+
+
+def test_two_classes_are_one_logit_of_the_second_label(model: Model) -> None:
+    two = card(model, labels=("f", "m"))
+    probabilities = to_answers(two, torch.tensor([[0.0], [2.0]]))
+    torch.testing.assert_close(probabilities, torch.tensor([[0.5, 0.5], [0.1192029, 0.8807971]]))
+
+
+def test_several_classes_are_a_softmax(model: Model) -> None:
+    probabilities = to_answers(card(model), torch.tensor([[0.0, 0.0, 0.0]]))
+    torch.testing.assert_close(probabilities, torch.full((1, 3), 1 / 3))
+
+
+def test_a_regression_is_scaled_back(model: Model) -> None:
+    age = card(model, task="regression", labels=(), value_mean=28.7593, value_std=3.6815)
+    torch.testing.assert_close(to_answers(age, torch.tensor([[1.0]])), torch.tensor([[32.4408]]))
