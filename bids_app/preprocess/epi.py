@@ -2,14 +2,46 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 from scipy import ndimage
 
-from bids_app.preprocess.images import VolumeSource, voxel_sizes
+from bids_app.preprocess.images import Series, VolumeSource, examine_bold, voxel_sizes, with_dummies
 
 MAX_DUMMY_SECONDS = 15.0
 OUTLIER_MADS = 4.0
 MIN_EXCESS = 0.01
+
+
+def prepare_bold(
+    bold: Path,
+    metadata: dict[str, Any],
+    out_dir: Path,
+    dummy_scans: int | None = None,
+    events_end_s: float | None = None,
+) -> Series:
+    """Examine a BOLD file, and find the volumes to drop from its start.
+
+    Parameters
+    ----------
+    bold : pathlib.Path
+    metadata : dict
+        Its sidecar.
+    out_dir : pathlib.Path
+    dummy_scans : int, optional
+        Volumes to drop; counted from the signal by default.
+    events_end_s : float, optional
+        When the run's last event begins, s.
+
+    Raises
+    ------
+    BadDataError
+        The file cannot be used.
+    """
+    series = examine_bold(bold, metadata, out_dir, events_end_s=events_end_s)
+    return with_dummies(series, count_dummies(series.open(), series.tr) if dummy_scans is None else dummy_scans)
 
 
 def otsu(values: np.ndarray) -> float:
@@ -59,8 +91,8 @@ def ball(radius_mm: float, affine: np.ndarray) -> np.ndarray:
 def brain_mask(boldref: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Brain mask of a bias-corrected boldref, from its own values, (X, Y, Z) bool.
 
-    A threshold, an opening that cuts the eyes and muscles off, the largest part, and the opening's loss grown back within
-    what is above the threshold.
+    A threshold, an opening that cuts the eyes and muscles off, the largest part, and the opening's loss grown back
+    within what is above the threshold.
 
     Parameters
     ----------

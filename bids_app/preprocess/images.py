@@ -106,8 +106,8 @@ class Volumes:
 class Series:
     """A BOLD series that was examined and can be read.
 
-    ``path`` is uncompressed (``source`` itself, or a copy in the work folder). ``data_mask`` (3D, uint8) tells where the
-    series varies over time.
+    ``path`` is uncompressed (``source`` itself, or a copy in the work folder). ``data_mask`` (3D, uint8) tells where
+    the series varies over time.
     """
 
     path: Path
@@ -246,7 +246,8 @@ def with_dummies(series: Series, n_dummy: int) -> Series:
     left = series.n_volumes - n_dummy
     if left < MIN_VOLUMES or left * series.tr < MIN_SECONDS:
         raise BadDataError(
-            f"{series.source.name}: only {left} volumes ({left * series.tr:.1f} s) are left without the first {n_dummy}.",
+            f"{series.source.name}: only {left} volumes ({left * series.tr:.1f} s) are left without the first "
+            f"{n_dummy}.",
             "Give fewer with --dummy-scans, or leave the run out.",
         )
     return replace(series, n_dummy=n_dummy)
@@ -291,7 +292,8 @@ def _examine_values(source: VolumeSource, bold: Path) -> np.ndarray:
         if bad.any():
             n_voxels = int((~np.isfinite(flat)).any(axis=0).sum())
             raise BadDataError(
-                f"{bold.name}: NaN or infinite values in {n_voxels:,} voxels, first in volume {first + int(bad.argmax())}.",
+                f"{bold.name}: NaN or infinite values in {n_voxels:,} voxels, first in volume "
+                f"{first + int(bad.argmax())}.",
                 "Convert the run again, or replace them (a raw image has none).",
             )
         empty += [first + int(i) for i in np.flatnonzero(spread == 0)]
@@ -337,7 +339,7 @@ def read_anatomy(t1w: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
         (X, Y, Z) float32; affine (4, 4), voxel indices to RAS mm; warnings.
     """
     image = load_nifti(t1w)
-    if len([n for n in image.shape if n > 1]) != 3 or len(image.shape) > 3 and max(image.shape[3:]) > 1:
+    if len(image.shape) < 3 or min(image.shape[:3]) < 2 or any(n > 1 for n in image.shape[3:]):
         raise BadDataError(
             f"{t1w.name}: shape {' x '.join(map(str, image.shape))} instead of three axes.", "Give a 3D T1w image."
         )
@@ -349,7 +351,9 @@ def read_anatomy(t1w: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     if not finite.all():
         n_bad = int((~finite).sum())
         if n_bad > data.size // 2:
-            raise BadDataError(f"{t1w.name}: {n_bad:,} voxels are NaN or infinite.", "Convert the T1w again from DICOM.")
+            raise BadDataError(
+                f"{t1w.name}: {n_bad:,} voxels are NaN or infinite.", "Convert the T1w again from DICOM."
+            )
         data = np.where(finite, data, np.float32(0))
         warnings = (f"{t1w.name}: {n_bad:,} voxels that are NaN or infinite were taken as 0.",)
     if float(data.max()) == float(data.min()):
@@ -357,7 +361,9 @@ def read_anatomy(t1w: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     return data, affine, warnings
 
 
-def save_image(path: Path, data: np.ndarray, affine: np.ndarray, *, space_code: int = 1, tr: float | None = None) -> Path:
+def save_image(
+    path: Path, data: np.ndarray, affine: np.ndarray, *, space_code: int = 1, tr: float | None = None
+) -> Path:
     """Write a NIfTI file with both orientation codes set.
 
     Parameters

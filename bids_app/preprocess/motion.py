@@ -1,21 +1,23 @@
 """Head motion: each volume is aligned to a reference by Gauss-Newton steps in torch.
 
-The steps are inverse-compositional (Baker and Matthews, 2004): the increment is sought on the side of the reference, so its
-gradient, Jacobian and normal matrix are computed once for all volumes and steps. Six rigid parameters about the brain's
-centre, and one gain for the volume's brightness. Two passes: volumes smoothed to 8 mm FWHM against the middle of the run,
-then to 4 mm against the mean of what the first pass aligned.
+The steps are inverse-compositional (Baker and Matthews, 2004): the increment is sought on the side of the reference, so
+its gradient, Jacobian and normal matrix are computed once for all volumes and steps. Six rigid parameters about the
+brain's centre, and one gain for the volume's brightness. Two passes: volumes smoothed to 8 mm FWHM against the middle
+of the run, then to 4 mm against the mean of what the first pass aligned.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from scipy import ndimage
 
-from bids_app.preprocess.images import VolumeSource, voxel_sizes
-from bids_app.preprocess.transforms import apply_matrix
+from bids_app.preprocess.epi import head_mask
+from bids_app.preprocess.images import Series, VolumeSource, save_image, voxel_sizes
+from bids_app.preprocess.transforms import apply_matrix, write_itk_text
 
 FWHM_PER_SIGMA = 2.3548
 BRAIN_RADIUS_MM = 60.0
@@ -35,6 +37,45 @@ class Pass:
 PASSES = (Pass(8.0, 20_000, 40), Pass(4.0, 60_000, 20))
 N_REFERENCE = 40
 """Volumes whose mean is the reference of the second pass, and whose median is the boldref."""
+
+
+@dataclass(frozen=True)
+class MotionEstimate:
+    """Files of a run's motion.
+
+    ``motion`` is (T, 4, 4) float64 in ``.npy``; ``boldref`` the run's reference image; ``hmc_file`` the same motion as
+    ITK text.
+    """
+
+    motion: Path
+    boldref: Path
+    hmc_file: Path
+
+
+def correct_motion(series: Series, out_dir: Path, threads: int = 1, device: str = "cpu") -> MotionEstimate:
+    """Estimate a run's head motion, and make its reference image.
+
+    Parameters
+    ----------
+    series : Series
+    out_dir : pathlib.Path
+    threads : int
+        Of torch.
+    device : str
+        Where torch computes.
+    """
+    torch.set_num_threads(max(1, threads))
+    source = series.open()
+    middle = series.n_dummy + (series.n_volumes - series.n_dummy) // 2
+    head = head_mask(source.read(max(series.n_dummy, middle - 2), middle + 3).mean(axis=0), source.affine)
+    motion = estimate_motion(source, head, series.n_dummy, device)
+    boldref = make_boldref(source, motion, series.n_dummy)
+    np.save(out_dir / "motion.npy", motion)
+    return MotionEstimate(
+        out_dir / "motion.npy",
+        save_image(out_dir / "boldref.nii.gz", boldref, source.affine),
+        write_itk_text(out_dir / "hmc.txt", motion),
+    )
 
 
 def estimate_motion(source: VolumeSource, mask: np.ndarray, n_dummy: int = 0, device: str = "cpu") -> np.ndarray:
@@ -142,7 +183,9 @@ def make_boldref(source: VolumeSource, motion: np.ndarray, n_dummy: int = 0) -> 
 class _Aligner:
     """One reference with all that depends on it alone."""
 
-    def __init__(self, reference: np.ndarray, affine: np.ndarray, mask: np.ndarray, settings: Pass, device: str) -> None:
+    def __init__(
+        self, reference: np.ndarray, affine: np.ndarray, mask: np.ndarray, settings: Pass, device: str
+    ) -> None:
         self.affine, self.to_voxels = affine, np.linalg.inv(affine)
         self.max_steps = settings.max_steps
         self.shape = reference.shape

@@ -1,11 +1,11 @@
 """Maps between spaces, and their files. The conventions of all of preprocessing are written down here, once.
 
 - Points are in RAS millimetres; images carry an affine from voxel indices to RAS mm.
-- Every map is a *pull map*: it takes a point of the space that is drawn onto (the reference) to the point of the image that
-  is drawn from (the source). To draw the T1w on the template one needs the map template -> T1w; BIDS and ITK call the same
-  file ``from-T1w_to-template``, because the image goes that way.
+- Every map is a *pull map*: it takes a point of the space that is drawn onto (the reference) to the point of the image
+  that is drawn from (the source). To draw the T1w on the template one needs the map template -> T1w; BIDS and ITK call
+  the same file ``from-T1w_to-template``, because the image goes that way.
 - Matrices are 4x4 float64 and act on column vectors: ``q = M @ (x, y, z, 1)``.
-- A `Warp` moves a point by a displacement that is sampled on a grid of the reference space: ``q = p + d(p)``, 0 off the grid.
+- A `Warp` moves a point by a displacement that is sampled on a grid of the reference space: ``q = p + d(p)``, 0 off it.
 - A `Chain` is applied from its first element to its last. Distortion correction will be one more `Warp` at its end.
 - Motion is (T, 4, 4): a point of the boldref to the point of volume t where the same tissue is.
 - ITK files hold the same pull maps in LPS: ``L = F M F`` with ``F = diag(-1, -1, 1, 1)``.
@@ -22,6 +22,8 @@ from scipy import ndimage
 
 from bids_app.errors import BadDataError
 
+Vector = Sequence[float] | np.ndarray
+"""Three numbers."""
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -97,7 +99,7 @@ class Chain:
                 arrays[f"{i}_matrix"] = step.matrix
             else:
                 arrays[f"{i}_displacement"], arrays[f"{i}_affine"] = step.displacement, step.affine
-        np.savez(path, n_steps=np.array(len(self.steps)), **arrays)
+        np.savez(path, n_steps=np.array(len(self.steps)), **arrays)  # type: ignore[arg-type]
         return path
 
     @classmethod
@@ -136,7 +138,9 @@ def grid_points(shape: Sequence[int], affine: np.ndarray, where: np.ndarray | No
     return apply_matrix(affine, indices.astype(np.float64))
 
 
-def sample(data: np.ndarray, affine: np.ndarray, points: np.ndarray, *, order: int = 1, cval: float = 0.0) -> np.ndarray:
+def sample(
+    data: np.ndarray, affine: np.ndarray, points: np.ndarray, *, order: int = 1, cval: float = 0.0
+) -> np.ndarray:
     """Values of an image at points.
 
     Parameters
@@ -267,14 +271,14 @@ def write_itk_text(path: Path, matrices: np.ndarray) -> Path:
     return path
 
 
-def rigid(rotation: Sequence[float], translation: Sequence[float], centre: Sequence[float] = (0, 0, 0)) -> np.ndarray:
+def rigid(rotation: Vector, translation: Vector, centre: Vector = (0, 0, 0)) -> np.ndarray:
     """A rigid map about a centre, (4, 4).
 
     Parameters
     ----------
-    rotation : sequence of float
+    rotation : (3,)
         Angles about x, y and z in rad; ``R = Rz @ Ry @ Rx``.
-    translation, centre : sequence of float
+    translation, centre : (3,)
         mm.
     """
     (cx, cy, cz), (sx, sy, sz) = np.cos(rotation), np.sin(rotation)
@@ -287,13 +291,13 @@ def rigid(rotation: Sequence[float], translation: Sequence[float], centre: Seque
     return matrix
 
 
-def rigid_parameters(matrices: np.ndarray, centre: Sequence[float]) -> np.ndarray:
+def rigid_parameters(matrices: np.ndarray, centre: Vector) -> np.ndarray:
     """Translations (mm) and rotations (rad) of rigid maps about a centre; the inverse of `rigid`.
 
     Parameters
     ----------
     matrices : numpy.ndarray, (T, 4, 4)
-    centre : sequence of float
+    centre : (3,)
         mm.
 
     Returns

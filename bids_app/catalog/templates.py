@@ -1,0 +1,254 @@
+"""Templates that a run can be aligned to, found on this machine; nothing is ever downloaded.
+
+`MNI152NLin6Asym` (the model's space) is used where TemplateFlow's cache holds it. Otherwise the template embedded in
+nilearn stands in for it, under its own name, with a matrix to the model's space. Tissue maps are nilearn's either way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_app.errors import BadDataError, NoInputError, UsageError
+
+CATALOG = Path(__file__).with_name("templates.yml")
+MODEL_SPACE = "MNI152NLin6Asym"
+WORKING_MM = 2.0
+MARGIN_MM = 10.0
+
+
+@dataclass(frozen=True)
+class Space:
+    """A template's space: its place relative to the model's, and the 2 mm grid for series.
+
+    Parameters
+    ----------
+    name : str
+        As in BIDS file names.
+    to_model : numpy.ndarray, (4, 4)
+        Point of this space to point of the model's space, RAS mm.
+    shape, affine : tuple of int, numpy.ndarray (4, 4)
+        The grid of series in this space.
+    accuracy : str
+        How well ``to_model`` holds.
+    """
+
+    name: str
+    to_model: np.ndarray
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+    accuracy: str
+
+    def pull_to(self, other: Space) -> np.ndarray:
+        """Matrix from points of this space to points of another, (4, 4)."""
+        return np.linalg.inv(other.to_model) @ self.to_model
+
+
+@dataclass(frozen=True)
+class Template:
+    """A template at 2 mm, cropped to the brain and a margin.
+
+    Parameters
+    ----------
+    space : Space
+    t1w : numpy.ndarray, (X, Y, Z) float32
+    mask : numpy.ndarray, (X, Y, Z) bool
+        The brain, ventricles included.
+    gm, wm : numpy.ndarray, (X, Y, Z) float32
+        Probabilities of grey and white matter.
+    affine : numpy.ndarray, (4, 4)
+        Voxel indices to RAS mm.
+    version : str
+        File that it came from and the start of its sha256.
+    """
+
+    space: Space
+    t1w: np.ndarray
+    mask: np.ndarray
+    gm: np.ndarray
+    wm: np.ndarray
+    affine: np.ndarray
+    version: str
+
+    @property
+    def name(self) -> str:
+        return self.space.name
+
+    @property
+    def csf(self) -> np.ndarray:
+        """Probability of cerebrospinal fluid: what the brain mask holds beside grey and white matter."""
+        return np.clip(1 - self.gm - self.wm, 0, 1) * self.mask
+
+
+@cache
+def catalog() -> dict[str, dict[str, Any]]:
+    """Content of ``templates.yml``."""
+    import yaml
+
+    return yaml.safe_load(CATALOG.read_text())
+
+
+@cache
+def space(name: str) -> Space:
+    """A space of the catalog by its name.
+
+    Raises
+    ------
+    UsageError
+        The catalog has no such space.
+    """
+    if name not in catalog():
+        raise UsageError(f"{name}: not a space of this app.", f"Choose from {', '.join(catalog())}.")
+    entry = catalog()[name]
+    affine = np.diag([WORKING_MM, WORKING_MM, WORKING_MM, 1.0])
+    affine[:3, 3] = entry["grid"]["origin"]
+    to_model = np.vstack([np.asarray(entry["to_model"], dtype=np.float64), [0, 0, 0, 1]])
+    return Space(name, to_model, tuple(entry["grid"]["shape"]), affine, entry["accuracy"])
+
+
+def templateflow_home() -> Path:
+    """TemplateFlow's cache: ``TEMPLATEFLOW_HOME``, or its usual place in the home folder."""
+    given = os.environ.get("TEMPLATEFLOW_HOME")
+    return Path(given) if given else Path.home() / ".cache" / "templateflow"
+
+
+def available() -> tuple[str, ...]:
+    """Names of the templates that are on this machine, best first."""
+    return tuple(name for name in catalog() if _find(name) is not None)
+
+
+def load_template(name: str | None = None) -> Template:
+    """Load a template at 2 mm.
+
+    Parameters
+    ----------
+    name : str, optional
+        By default the best that is here.
+
+    Raises
+    ------
+    NoInputError
+        It is not on this machine.
+    """
+    name = name or next(iter(available()), "")
+    where = space(name)
+    files = _find(name)
+    if files is None:
+        raise NoInputError(
+            f"{name}: not in TemplateFlow's cache ({templateflow_home()}).",
+            f"Set TEMPLATEFLOW_HOME to a folder that holds it; here are: {', '.join(available())}.",
+        )
+    tissues = space(catalog()[name].get("tissues_from", name))
+    tissue_files = _find(tissues.name)
+    if tissue_files is None:
+        raise NoInputError("nilearn's embedded template is missing.", "Install nilearn again.")
+    t1w, affine = _read(files["t1w"])
+    shape, grid = _cropped_grid(files, affine)
+    fine_mask = _brain(files, t1w)
+    to_tissues = where.pull_to(tissues)
+    gm, wm = (_at(*_scaled(tissue_files[k]), shape, to_tissues @ grid) for k in ("gm", "wm"))
+    return Template(
+        space=where,
+        t1w=_at(t1w, affine, shape, grid),
+        mask=_at(fine_mask.astype(np.float32), affine, shape, grid) > 0.5,
+        gm=gm,
+        wm=wm,
+        affine=grid,
+        version=f"{files['t1w'].name} (sha256 {_sha256(files['t1w'])[:12]})",
+    )
+
+
+def brain_on(name: str, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+    """The brain mask of a template on any grid of its space, (X, Y, Z) bool.
+
+    Parameters
+    ----------
+    name : str
+    shape, affine : tuple of int, numpy.ndarray (4, 4)
+        The grid; points in the template's RAS mm.
+    """
+    template = load_template(name)
+    return _at(template.mask.astype(np.float32), template.affine, shape, affine, smooth=False) > 0.5
+
+
+def _find(name: str) -> dict[str, Path] | None:
+    """Files of a template; None when one is missing or is TemplateFlow's empty placeholder."""
+    entry = catalog()[name]
+    if entry["source"] == "nilearn":
+        from importlib.util import find_spec
+
+        spec = find_spec("nilearn")
+        if spec is None or spec.origin is None:
+            return None
+        folder = Path(spec.origin).parent / "datasets" / "data"
+        files = {kind: folder / entry[kind] for kind in ("t1w", "gm", "wm")}
+        return files if all(map(_has_content, files.values())) else None
+    folder = templateflow_home() / f"tpl-{name}"
+    for t1w, mask in zip(entry["t1w"], entry["mask"], strict=True):
+        if _has_content(folder / t1w) and _has_content(folder / mask):
+            return {"t1w": folder / t1w, "mask": folder / mask}
+    return None
+
+
+def _has_content(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size > 0
+
+
+def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import nibabel as nib
+
+    try:
+        image: Any = nib.load(path)
+        return np.asarray(image.dataobj, dtype=np.float32), np.asarray(image.affine)
+    except Exception as error:
+        raise BadDataError(f"{path}: this template cannot be read ({error}).", "Fetch or install it again.") from error
+
+
+def _scaled(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    data, affine = _read(path)
+    return data / 255, affine
+
+
+def _brain(files: dict[str, Path], t1w: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
+    if "mask" in files:
+        return _read(files["mask"])[0] > 0.5
+    return ndimage.binary_fill_holes(t1w > 0)  # skull-stripped
+
+
+def _cropped_grid(files: dict[str, Path], affine: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
+    """A 2 mm RAS grid on even millimetres around the brain."""
+    mask = _brain(files, _read(files["t1w"])[0])
+    corners = np.argwhere(mask)
+    ends = np.array([corners.min(axis=0), corners.max(axis=0)]) @ affine[:3, :3].T + affine[:3, 3]
+    low = np.floor((ends.min(axis=0) - MARGIN_MM) / WORKING_MM) * WORKING_MM
+    high = np.ceil((ends.max(axis=0) + MARGIN_MM) / WORKING_MM) * WORKING_MM
+    grid = np.diag([WORKING_MM, WORKING_MM, WORKING_MM, 1.0])
+    grid[:3, 3] = low
+    x, y, z = (int(n) for n in (high - low) / WORKING_MM + 1)
+    return (x, y, z), grid
+
+
+def _at(
+    data: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], grid: np.ndarray, smooth: bool = True
+) -> np.ndarray:
+    """Draw an image on a grid, smoothed to the coarser resolution first."""
+    from scipy import ndimage
+
+    fine, coarse = (np.sqrt((a[:3, :3] ** 2).sum(axis=0)) for a in (affine, grid))
+    if smooth:
+        sigma = np.sqrt(np.maximum(coarse.mean() ** 2 - fine**2, 0)) / 2.3548 / fine
+        data = ndimage.gaussian_filter(data, sigma)
+    pull = np.linalg.inv(affine) @ grid
+    return ndimage.affine_transform(data, pull[:3, :3], pull[:3, 3], shape, order=1)
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

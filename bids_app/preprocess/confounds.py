@@ -1,0 +1,374 @@
+"""Confounds of a run, under fMRIPrep's column names, and the figures of quality that come with them.
+
+The series is drawn on the boldref's grid once, brain voxels only, into a file of the work folder; everything here reads
+that file in blocks of voxels or volumes.
+
+    T  volumes of the run, dummies included      V  voxels of the brain mask
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bids_app.preprocess.coregister import Alignment
+from bids_app.preprocess.images import Series, read_volume
+from bids_app.preprocess.motion import MotionEstimate, framewise_displacement
+from bids_app.preprocess.resample import pull_volumes
+from bids_app.preprocess.transforms import grid_points, rigid_parameters
+
+MOTION_COLUMNS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
+HIGH_PASS_S = 128.0
+COMPCOR_VARIANCE = 0.5
+DVARS_SPIKE = 1.5
+"""Standardised DVARS above which a volume counts as a motion outlier, as in fMRIPrep."""
+DVARS_MEDIAN = 1000.0
+"""Median brightness that series are scaled to before DVARS."""
+FD_REPORTED_MM = 0.5
+BLOCK = 8192
+
+
+@dataclass(frozen=True)
+class Confounds:
+    """Table and sidecar of a run's confounds; ``carpet`` is (T, V) float32, in-mask voxels on the boldref's grid."""
+
+    table: Path
+    sidecar: Path
+    carpet: Path
+    quality: dict[str, float] = field(default_factory=dict)
+
+
+def measure_confounds(
+    series: Series,
+    motion: MotionEstimate,
+    alignment: Alignment,
+    out_dir: Path,
+    fd_threshold: float = 0.5,
+    threads: int = 1,
+) -> Confounds:
+    """Draw the run on the boldref's grid, and compute its confounds.
+
+    Parameters
+    ----------
+    series : Series
+    motion : MotionEstimate
+    alignment : Alignment
+    out_dir : pathlib.Path
+    fd_threshold : float
+        Framewise displacement above which a volume is a motion outlier, mm.
+    threads : int
+    """
+    brain, affine = read_volume(alignment.brain_mask)
+    mask = brain > 0.5
+    tissues = {
+        "csf": read_volume(alignment.csf_mask)[0][mask] > 0.5,
+        "white_matter": read_volume(alignment.wm_mask)[0][mask] > 0.5,
+    }
+    points = grid_points(mask.shape, affine, mask)
+    poses = np.load(motion.motion)
+    carpet = out_dir / "carpet.npy"
+    values = np.lib.format.open_memmap(carpet, "w+", np.float32, (series.n_volumes, len(points)))
+    row = 0
+    for drawn in pull_volumes(series.open(), poses, points, threads=threads):
+        values[row : row + len(drawn)] = drawn
+        row += len(drawn)
+    values.flush()
+    parameters = rigid_parameters(poses, points.mean(axis=0))
+    table, meta = confounds_table(values, parameters, tissues, series.tr, series.n_dummy, fd_threshold)
+    quality = run_quality(values, table, series.n_dummy)
+    quality |= {f"{name}_voxels": float(where.sum()) for name, where in tissues.items()}
+    table_file, sidecar = out_dir / "confounds.tsv", out_dir / "confounds.json"
+    table.to_csv(table_file, sep="\t", index=False, na_rep="n/a", float_format="%.8g")
+    sidecar.write_text(json.dumps(meta, indent=2) + "\n")
+    return Confounds(table_file, sidecar, carpet, quality)
+
+
+def confounds_table(
+    values: np.ndarray,
+    parameters: np.ndarray,
+    tissues: dict[str, np.ndarray],
+    tr: float,
+    n_dummy: int = 0,
+    fd_threshold: float = 0.5,
+) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
+    """Confounds of a run.
+
+    Parameters
+    ----------
+    values : numpy.ndarray, (T, V)
+        Motion-corrected series in the brain.
+    parameters : numpy.ndarray, (T, 6)
+        Translations (mm) and rotations (rad) of the head.
+    tissues : dict
+        ``csf`` and ``white_matter``: which of the voxels are of the tissue, (V,) bool.
+    tr : float
+        s.
+    n_dummy : int
+        Volumes at the start before the signal is steady.
+    fd_threshold : float
+        mm.
+
+    Returns
+    -------
+    tuple
+        The table, a row a volume, and its sidecar, an entry a column.
+    """
+    n_volumes = len(values)
+    columns: dict[str, np.ndarray] = {}
+    meta: dict[str, dict[str, Any]] = {}
+    signals = {name: _mean_over(values, where) for name, where in tissues.items()}
+    signals["csf_wm"] = _mean_over(values, np.logical_or.reduce(list(tissues.values())))
+    signals = {"global_signal": _mean_over(values, np.ones(values.shape[1], dtype=bool))} | signals
+    for name, signal in signals.items():
+        expanded = {name: signal} if name == "csf_wm" else expand(name, signal)
+        columns |= expanded
+        meta |= {key: {"Description": _SIGNALS[name] + _expansion(key)} for key in expanded}
+    dvars, std_dvars = dvars_of(values, n_dummy)
+    fd = np.concatenate([[np.nan], framewise_displacement(parameters)[1:]])
+    columns |= {"std_dvars": std_dvars, "dvars": dvars, "framewise_displacement": fd, "rmsd": rmsd_of(parameters)}
+    meta |= _MEASURES
+    for name, parameter in zip(MOTION_COLUMNS, parameters.T, strict=True):
+        expanded = expand(name, parameter)
+        columns |= expanded
+        unit = "mm" if name.startswith("trans") else "rad"
+        meta |= {key: _motion_entry(name, key, unit) for key in expanded}
+    components, component_meta = compcor_columns(values, tissues, tr, n_dummy)
+    columns |= components
+    meta |= component_meta
+    for k, cosine in enumerate(cosine_basis(n_volumes - n_dummy, tr).T):
+        columns[f"cosine{k:02d}"] = np.concatenate([np.zeros(n_dummy), cosine])
+        meta[f"cosine{k:02d}"] = {"Description": f"Discrete cosine for a high-pass filter of {HIGH_PASS_S:g} s."}
+    for k in range(n_dummy):
+        columns[f"non_steady_state_outlier{k:02d}"] = _spike(n_volumes, k)
+        meta[f"non_steady_state_outlier{k:02d}"] = {"Description": "A volume before the signal was steady."}
+    with np.errstate(invalid="ignore"):
+        spikes = np.flatnonzero((fd > fd_threshold) | (std_dvars > DVARS_SPIKE))
+    for k, volume in enumerate(spikes[spikes >= n_dummy]):
+        columns[f"motion_outlier{k:02d}"] = _spike(n_volumes, int(volume))
+        meta[f"motion_outlier{k:02d}"] = {
+            "Description": "A volume with much motion.",
+            "Threshold": f"framewise_displacement > {fd_threshold:g} mm or std_dvars > {DVARS_SPIKE:g}",
+        }
+    return pd.DataFrame(columns), meta
+
+
+_SIGNALS = {
+    "global_signal": "Mean signal of the brain mask",
+    "csf": "Mean signal of cerebrospinal fluid away from grey matter",
+    "white_matter": "Mean signal of white matter away from grey matter",
+    "csf_wm": "Mean signal of cerebrospinal fluid and white matter",
+}
+_MEASURES: dict[str, dict[str, Any]] = {
+    "std_dvars": {"Description": "DVARS over what is expected of a series with the same variance and autocorrelation."},
+    "dvars": {
+        "Description": "Root mean square over the brain of the change since the volume before; "
+        f"brightness scaled to a median of {DVARS_MEDIAN:g}."
+    },
+    "framewise_displacement": {
+        "Description": "Sum of the absolute changes of the six motion parameters, rotations on a sphere of 50 mm.",
+        "Units": "mm",
+    },
+    "rmsd": {
+        "Description": "Root mean square displacement since the volume before, in a sphere of 80 mm.",
+        "Units": "mm",
+    },
+}
+
+
+def expand(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
+    """A column, its temporal derivative, and the squares of both, as fMRIPrep names them."""
+    derivative = np.concatenate([[np.nan], np.diff(values)])
+    return {
+        name: values,
+        f"{name}_derivative1": derivative,
+        f"{name}_power2": values**2,
+        f"{name}_derivative1_power2": derivative**2,
+    }
+
+
+def _expansion(key: str) -> str:
+    text = ", change since the volume before" if "_derivative1" in key else ""
+    return text + (", squared." if key.endswith("_power2") else ".")
+
+
+def _motion_entry(name: str, key: str, unit: str) -> dict[str, str]:
+    kind, axis = name.split("_")
+    what = "Translation along" if kind == "trans" else "Rotation about"
+    if key.endswith("_power2"):
+        unit += "^2"
+    return {
+        "Description": f"{what} {axis} of the head, from the reference to the volume; RAS axes, about the middle of "
+        f"the brain{_expansion(key)}",
+        "Units": unit,
+    }
+
+
+def _mean_over(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """Mean of each volume over some voxels, (T,) float64; NaN where there are none."""
+    if not where.any():
+        return np.full(len(values), np.nan)
+    return np.array([np.mean(row[where], dtype=np.float64) for row in values])
+
+
+def _spike(n_volumes: int, volume: int) -> np.ndarray:
+    spike = np.zeros(n_volumes, dtype=int)
+    spike[volume] = 1
+    return spike
+
+
+def blocks(values: np.ndarray, where: np.ndarray | None = None, start: int = 0):
+    """Go through a series by blocks of voxels, (T - start, n) float64 each."""
+    chosen = np.arange(values.shape[1]) if where is None else np.flatnonzero(where)
+    for first in range(0, len(chosen), BLOCK):
+        columns = chosen[first : first + BLOCK]
+        if where is None:
+            yield np.asarray(values[start:, columns[0] : columns[-1] + 1], dtype=np.float64)
+        else:
+            yield np.asarray(values[start:, columns], dtype=np.float64)
+
+
+def dvars_of(values: np.ndarray, n_dummy: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """DVARS and standardised DVARS (Power et al., 2012; Nichols, 2013).
+
+    Parameters
+    ----------
+    values : numpy.ndarray, (T, V)
+    n_dummy : int
+        Volumes at the start that take no part in the standardisation.
+
+    Returns
+    -------
+    tuple of numpy.ndarray, (T,)
+        NaN for the first volume. DVARS is of the series scaled to a median of 1000; the standardised one is divided by
+        the mean over voxels of what a first-order autoregressive series with the voxel's robust spread would show.
+    """
+    n_volumes, n_voxels = values.shape
+    squares = np.zeros(n_volumes - 1)
+    expected = 0.0
+    n_alive = 0
+    step = max(1, n_volumes // 20)
+    scale = DVARS_MEDIAN / float(np.median(values[n_dummy::step]))
+    for block in blocks(values):
+        squares += (np.diff(block, axis=0) ** 2).sum(axis=1)
+        steady = block[n_dummy:]
+        low, high = np.percentile(steady, [25, 75], axis=0, method="lower")
+        spread = (high - low) / 1.349
+        alive = spread > 0
+        centred = steady[:, alive] - steady[:, alive].mean(axis=0)
+        carry = (centred[1:] * centred[:-1]).sum(axis=0) / (centred**2).sum(axis=0)
+        expected += float((np.sqrt(2 * (1 - carry)) * spread[alive]).sum())
+        n_alive += int(alive.sum())
+    dvars = np.sqrt(squares / n_voxels)
+    usual = expected / max(n_alive, 1)
+    first = np.array([np.nan])
+    return np.concatenate([first, dvars * scale]), np.concatenate([first, dvars / usual if usual else dvars * np.nan])
+
+
+def rmsd_of(parameters: np.ndarray, radius_mm: float = 80.0) -> np.ndarray:
+    """Root mean square displacement between volumes over a sphere (Jenkinson, 1999), (T,) mm; NaN for the first.
+
+    Parameters
+    ----------
+    parameters : numpy.ndarray, (T, 6)
+        Translations (mm) and rotations (rad) about the sphere's centre.
+    radius_mm : float
+    """
+    from bids_app.preprocess.transforms import rigid
+
+    poses = np.stack([rigid(p[3:], p[:3]) for p in parameters])
+    moved = poses[1:] @ np.linalg.inv(poses[:-1]) - np.eye(4)
+    turn, shift = moved[:, :3, :3], moved[:, :3, 3]
+    mean_square = radius_mm**2 / 5 * (turn**2).sum(axis=(1, 2)) + (shift**2).sum(axis=1)
+    return np.concatenate([[np.nan], np.sqrt(mean_square)])
+
+
+def cosine_basis(n_volumes: int, tr: float, period_s: float = HIGH_PASS_S) -> np.ndarray:
+    """Discrete cosines of periods above ``period_s``, without the constant, (T, K)."""
+    order = int(np.floor(2 * n_volumes * tr / period_s))
+    at = np.arange(n_volumes) + 0.5
+    return np.sqrt(2 / n_volumes) * np.cos(np.pi / n_volumes * np.outer(at, np.arange(1, order)))
+
+
+def compcor_columns(
+    values: np.ndarray, tissues: dict[str, np.ndarray], tr: float, n_dummy: int = 0
+) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
+    """Anatomical CompCor: components of CSF (``c_``), of white matter (``w_``), and of both together (``a_comp_cor``).
+
+    As many components are kept as explain half of the variance (Behzadi et al., 2007).
+    """
+    masks = {
+        "c": ("CSF", tissues["csf"]),
+        "w": ("WM", tissues["white_matter"]),
+        "a": ("combined", tissues["csf"] | tissues["white_matter"]),
+    }
+    columns: dict[str, np.ndarray] = {}
+    meta: dict[str, dict[str, Any]] = {}
+    for letter, (mask_name, where) in masks.items():
+        if where.sum() < 10:
+            continue
+        components, singular, share = principal_components(values, where, tr, n_dummy)
+        n_kept = min(int(np.searchsorted(np.cumsum(share), COMPCOR_VARIANCE)) + 1, len(share))
+        for k in range(n_kept):
+            name = f"{letter}_comp_cor_{k:02d}"
+            columns[name] = np.concatenate([np.zeros(n_dummy), components[:, k]])
+            meta[name] = {
+                "Description": f"Component {k} of the {mask_name} voxels, high-pass filtered.",
+                "Method": "aCompCor",
+                "Mask": mask_name,
+                "Retained": True,
+                "SingularValue": float(singular[k]),
+                "VarianceExplained": float(share[k]),
+                "CumulativeVarianceExplained": float(share[: k + 1].sum()),
+            }
+    return columns, meta
+
+
+def principal_components(
+    values: np.ndarray, where: np.ndarray, tr: float, n_dummy: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Principal components in time of some voxels, each high-pass filtered and of variance 1.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        Components (T - n_dummy, K) of length 1, the largest entry of each positive; singular values (K,); shares of the
+        variance (K,).
+    """
+    n_volumes = len(values) - n_dummy
+    slow = np.column_stack([np.ones(n_volumes), cosine_basis(n_volumes, tr)])
+    slow, _ = np.linalg.qr(slow)
+    covariance = np.zeros((n_volumes, n_volumes))
+    for block in blocks(values, where, n_dummy):
+        block = block - slow @ (slow.T @ block)
+        spread = block.std(axis=0)
+        block = block[:, spread > 0] / spread[spread > 0]
+        covariance += block @ block.T
+    size, vectors = np.linalg.eigh(covariance)
+    size, vectors = np.maximum(size[::-1], 0), vectors[:, ::-1]
+    alive = size > size[0] * 1e-9 if len(size) and size[0] > 0 else size > 0
+    size, vectors = size[alive], vectors[:, alive]
+    peaks = vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])]
+    return vectors * np.sign(peaks), np.sqrt(size), size / max(size.sum(), 1e-30)
+
+
+def run_quality(values: np.ndarray, table: pd.DataFrame, n_dummy: int) -> dict[str, float]:
+    """Figures of quality of a run: tSNR, motion, DVARS."""
+    ratios = []
+    for block in blocks(values, start=n_dummy):
+        spread = block.std(axis=0)
+        ratios.append(np.divide(block.mean(axis=0), spread, out=np.zeros_like(spread), where=spread > 0))
+    fd = table["framewise_displacement"].to_numpy()[1:]
+    return {
+        "tsnr": float(np.median(np.concatenate(ratios))),
+        "mean_fd_mm": float(np.mean(fd)),
+        "max_fd_mm": float(np.max(fd)),
+        "percent_fd_above_0.5_mm": float(100 * np.mean(fd > FD_REPORTED_MM)),
+        "dvars": float(np.nanmean(table["dvars"].to_numpy()[n_dummy + 1 :])),
+        "dvars_std": float(np.nanmean(table["std_dvars"].to_numpy()[n_dummy + 1 :])),
+        "n_motion_outliers": float(sum(name.startswith("motion_outlier") for name in table.columns)),
+    }

@@ -1,0 +1,206 @@
+"""From the raw volumes onto a grid, in one interpolation: motion, alignment and warps are joined before it.
+
+    V  points of the target grid that are wanted      T  volumes of the run
+
+The chain takes the V points to the boldref once; each volume's motion then takes them on to where its tissue is, and
+a cubic spline of the raw volume is evaluated there. Nothing larger than a chunk of volumes is held.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import nibabel as nib
+import numpy as np
+from scipy import ndimage
+
+from bids_app.catalog.templates import MODEL_SPACE, Space, brain_on, space
+from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE, GridSeries
+from bids_app.clips.series import GridSeriesWriter
+from bids_app.errors import BadDataError
+from bids_app.preprocess.images import Volumes, VolumeSource, chunks, read_volume, save_image, stamp_header
+from bids_app.preprocess.transforms import Chain, apply_matrix, grid_points, sample
+
+if TYPE_CHECKING:
+    from bids_app.preprocess.run import PreprocessedRun
+
+SPLINE_ORDER = 3
+POSES_CHECKED = 60
+SHARE_INSIDE = 0.9
+"""Share of the volumes in which a point must lie in the field of view."""
+
+
+def pull_volumes(
+    source: VolumeSource,
+    motion: np.ndarray,
+    points: np.ndarray,
+    first: int = 0,
+    threads: int = 1,
+    order: int = SPLINE_ORDER,
+) -> Iterator[np.ndarray]:
+    """Values of each volume at points of the boldref, chunk by chunk.
+
+    Parameters
+    ----------
+    source : VolumeSource
+        The raw series.
+    motion : numpy.ndarray, (T, 4, 4)
+        Boldref point to point of volume t, RAS mm.
+    points : numpy.ndarray, (V, 3)
+        In the boldref's space, RAS mm.
+    first : int
+        Volume to begin with.
+    threads : int
+    order : int
+        Of the spline.
+
+    Yields
+    ------
+    numpy.ndarray, (n, V) float32
+    """
+    to_voxels = np.linalg.inv(source.affine)
+
+    def pull(volume: np.ndarray, pose: np.ndarray) -> np.ndarray:
+        voxels = apply_matrix(to_voxels @ pose, points).T
+        if order > 1:
+            volume = ndimage.spline_filter(volume, order=order, output=np.float32, mode="mirror")
+        values = np.empty(len(points), dtype=np.float32)
+        return ndimage.map_coordinates(volume, voxels, output=values, order=order, mode="mirror", prefilter=False)
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for start, volumes in chunks(source, first):
+            yield np.stack(list(pool.map(pull, volumes, motion[start : start + len(volumes)])))
+
+
+def where_data_are(source: VolumeSource, motion: np.ndarray, points: np.ndarray, data_mask: np.ndarray) -> np.ndarray:
+    """Which points of the boldref the run has data for, (V,) bool.
+
+    Parameters
+    ----------
+    source : VolumeSource
+    motion : numpy.ndarray, (T, 4, 4)
+    points : numpy.ndarray, (V, 3)
+        RAS mm.
+    data_mask : numpy.ndarray, (X, Y, Z) bool
+        Where the raw series varies over time.
+    """
+    to_voxels = np.linalg.inv(source.affine)
+    last = np.array(source.shape[:3]) - 1
+    poses = motion[np.unique(np.linspace(0, len(motion) - 1, POSES_CHECKED).round().astype(int))]
+    inside = np.zeros(len(points))
+    for pose in poses:
+        voxels = apply_matrix(to_voxels @ pose, points)
+        inside += np.all((voxels >= 0) & (voxels <= last), axis=1)
+    return (inside >= SHARE_INSIDE * len(poses)) & (sample(data_mask, source.affine, points) > 0.5)
+
+
+def resample_to_model_grid(run: PreprocessedRun, out_dir: Path, threads: int = 1) -> GridSeries:
+    """Draw a run on the model grid: the template's brain where the run has data, without the dummy volumes.
+
+    Parameters
+    ----------
+    run : PreprocessedRun
+    out_dir : pathlib.Path
+        Becomes the folder of the `GridSeries`.
+    threads : int
+
+    Raises
+    ------
+    BadDataError
+        The run has no data where the template's brain is.
+    """
+    mask = template_brain(run.template, space(MODEL_SPACE), MODEL_GRID_SHAPE, MODEL_GRID_AFFINE)
+    source, motion, points, seen = _aim(run, space(MODEL_SPACE), mask, MODEL_GRID_AFFINE)
+    mask[mask] = seen
+    if not mask.any():
+        raise BadDataError(
+            f"{run.source.name}: no part of the brain is left on the model grid.",
+            "Look at the alignment in the report.",
+        )
+    n_volumes = source.shape[3] - run.n_dummy
+    with GridSeriesWriter(out_dir, mask, run.tr, n_volumes, start=run.n_dummy * run.tr) as writer:
+        for values in pull_volumes(source, motion, points[seen], run.n_dummy, threads):
+            writer.append(values)
+    return GridSeries.open(out_dir)
+
+
+def grid_series(run: PreprocessedRun, out_dir: Path, threads: int = 1) -> Path:
+    """`resample_to_model_grid` as a step: hands on the folder."""
+    resample_to_model_grid(run, out_dir / "grid", threads)
+    return out_dir / "grid"
+
+
+def resample_to_space(run: PreprocessedRun, name: str, out_dir: Path, threads: int = 1) -> tuple[Path, Path]:
+    """Write a run, dummy volumes included, on the 2 mm grid of a space.
+
+    Parameters
+    ----------
+    run : PreprocessedRun
+    name : str
+        Of the catalog's spaces; points of it reach the template by the catalog's matrix.
+    out_dir : pathlib.Path
+    threads : int
+
+    Returns
+    -------
+    tuple of pathlib.Path
+        The 4D series (int16 with a scale, gzip) and the brain mask, 0 where the run has no data.
+    """
+    target = space(name)
+    everywhere = np.ones(target.shape, dtype=bool)
+    source, motion, points, seen = _aim(run, target, everywhere, target.affine)
+    brain = template_brain(run.template, target, target.shape, target.affine) & seen.reshape(target.shape)
+    low, high = _value_range(source)
+    slope = max((high - low) * 1.1 / 65_000, 1e-9)
+    middle = (high + low) / 2
+    header = nib.Nifti1Header()
+    header.set_data_shape((*target.shape, source.shape[3]))
+    header.set_data_dtype(np.int16)
+    header.set_slope_inter(slope, middle)
+    stamp_header(header, target.affine, 4, run.tr)
+    series = out_dir / f"space-{name}_bold.nii.gz"
+    empty = np.int16(np.clip(round(-middle / slope), -32_768, 32_767))  # what stands for 0
+    with series.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
+        header["vox_offset"] = 352
+        header["magic"] = b"n+1"
+        file.write(header.binaryblock + b"\0\0\0\0")
+        for values in pull_volumes(source, motion, points[seen], 0, threads):
+            for row in values:
+                volume = np.full(target.shape, empty, dtype=np.int16)
+                volume.ravel()[seen] = np.clip(np.round((row - middle) / slope), -32_768, 32_767)
+                file.write(volume.tobytes(order="F"))
+    mask = save_image(out_dir / f"space-{name}_mask.nii.gz", brain.astype(np.uint8), target.affine, space_code=4)
+    return series, mask
+
+
+def _value_range(source: VolumeSource) -> tuple[float, float]:
+    ranges = [(float(v.min()), float(v.max())) for _, v in chunks(source)]
+    return min(0.0, *(low for low, _ in ranges)), max(high for _, high in ranges)
+
+
+def template_brain(template: str, onto: Space, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
+    """A template's brain mask on a grid of some space, (X, Y, Z) bool."""
+    return brain_on(template, shape, onto.pull_to(space(template)) @ affine)
+
+
+def _aim(
+    run: PreprocessedRun, target: Space, where: np.ndarray, affine: np.ndarray
+) -> tuple[Volumes, np.ndarray, np.ndarray, np.ndarray]:
+    """The raw series, its motion, the target's points in the boldref, and which of them the run has data for."""
+    source = Volumes(run.bold)
+    motion = np.load(run.motion) if run.motion else np.tile(np.eye(4), (source.shape[3], 1, 1))
+    points = apply_matrix(target.pull_to(space(run.template)), grid_points(where.shape, affine, where))
+    if run.chain is not None:
+        points = Chain.load(run.chain)(points)
+    data_mask = read_volume(run.data_mask)[0] > 0.5
+    return source, motion, points, where_data_are(source, motion, points, data_mask)
+
+
+def model_grid_coverage(run: PreprocessedRun, series: GridSeries) -> float:
+    """Share of the template's brain that a run covers on the model grid."""
+    brain = template_brain(run.template, space(MODEL_SPACE), MODEL_GRID_SHAPE, MODEL_GRID_AFFINE)
+    return float(series.mask.sum() / brain.sum())

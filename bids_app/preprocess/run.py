@@ -1,0 +1,177 @@
+"""A run that is ready for a grid, whichever way it was made; and the road from the raw files to it, step after step.
+
+The participant level puts the same steps into one graph; `preprocess_run` goes through them without one, for tests,
+benchmarks and other programs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bids_app.preprocess.anatomy import Anatomy, normalise_t1w, prepare_t1w
+from bids_app.preprocess.confounds import Confounds, measure_confounds
+from bids_app.preprocess.coregister import Alignment, EpiReference, coregister, mask_boldref, normalise_boldref
+from bids_app.preprocess.epi import prepare_bold
+from bids_app.preprocess.images import Series
+from bids_app.preprocess.motion import MotionEstimate, correct_motion
+from bids_app.settings import PreprocessSettings
+
+
+@dataclass(frozen=True)
+class PreprocessedRun:
+    """One run as the clips, the derivatives and the report need it. Conventions of maps stand in `transforms.py`."""
+
+    source: Path
+    """The input file, for messages and sidecars."""
+    bold: Path
+    """4D series, uncompressed: raw, or already in a standard space."""
+    tr: float
+    """s."""
+    n_volumes: int
+    n_dummy: int
+    """Non-steady-state volumes at the start."""
+    motion: Path | None
+    """(T, 4, 4) float64 ``.npy``: boldref point to point of volume t; None: no motion to undo."""
+    chain: Path | None
+    """`Chain` from template to boldref; None: the series is in template space."""
+    template: str
+    """Where ``chain`` starts."""
+    data_mask: Path
+    """Where the series varies over time, on its own grid."""
+    boldref: Path
+    brain_mask: Path
+    dseg: Path | None
+    """1 grey matter, 2 white matter, 3 CSF, on the boldref's grid."""
+    confounds: Path
+    confounds_meta: Path
+    carpet: Path | None
+    """(T, V) float32 ``.npy``: the motion-corrected series in ``brain_mask``."""
+    route: str
+    """``t1w``, ``direct`` or ``derivatives``."""
+    quality: dict[str, float]
+    warnings: tuple[str, ...]
+    hmc_file: Path | None = None
+    coreg_file: Path | None = None
+    to_template: Path | None = None
+    from_template: Path | None = None
+    """ITK transforms; the last two on the route ``direct``."""
+    epi_mask: Path | None = None
+    """Brain mask from the boldref's own values."""
+    boldref_in_template: Path | None = None
+    boldref_in_t1w: Path | None = None
+    anatomy: Anatomy | None = None
+    parameters: dict[str, Any] = field(default_factory=dict)
+    """What was done with which settings, for sidecars."""
+
+
+def collect_run(
+    series: Series,
+    motion: MotionEstimate,
+    reference: EpiReference,
+    alignment: Alignment,
+    confounds: Confounds,
+    anatomy: Anatomy | None = None,
+    seed: int | None = None,
+    out_dir: Path | None = None,
+) -> PreprocessedRun:
+    """Put what the steps found into one `PreprocessedRun`.
+
+    Parameters
+    ----------
+    series, motion, reference, alignment, confounds
+        Results of the steps.
+    anatomy : Anatomy, optional
+        On the route ``t1w``.
+    seed : int, optional
+        That the alignments ran with.
+    out_dir : pathlib.Path, optional
+        Not used; each step of a graph is given one.
+    """
+    anatomical = anatomy.quality if anatomy else {}
+    warnings = series.warnings + (anatomy.warnings if anatomy else ()) + alignment.warnings
+    if alignment.route == "direct":
+        warnings += (
+            f"{series.source.name}: without a T1w, it was aligned with {alignment.template} directly; expect some "
+            "millimetres of difference.",
+        )
+    return PreprocessedRun(
+        source=series.source,
+        bold=series.path,
+        tr=series.tr,
+        n_volumes=series.n_volumes,
+        n_dummy=series.n_dummy,
+        motion=motion.motion,
+        chain=alignment.chain,
+        template=alignment.template,
+        data_mask=series.data_mask,
+        boldref=motion.boldref,
+        brain_mask=alignment.brain_mask,
+        dseg=alignment.dseg,
+        confounds=confounds.table,
+        confounds_meta=confounds.sidecar,
+        carpet=confounds.carpet,
+        route=alignment.route,
+        quality={**anatomical, **alignment.quality, **confounds.quality},
+        warnings=warnings,
+        hmc_file=motion.hmc_file,
+        coreg_file=alignment.coreg_file,
+        to_template=alignment.to_template,
+        from_template=alignment.from_template,
+        epi_mask=reference.mask,
+        boldref_in_template=alignment.boldref_in_template,
+        boldref_in_t1w=alignment.boldref_in_t1w,
+        anatomy=anatomy,
+        parameters={"RandomSeed": seed, "Route": alignment.route, "Template": alignment.template},
+    )
+
+
+def preprocess_run(
+    bold: Path,
+    metadata: dict[str, Any],
+    t1w: Path | None,
+    out_dir: Path,
+    settings: PreprocessSettings | None = None,
+    *,
+    threads: int = 1,
+    template: str | None = None,
+    anatomy: Anatomy | None = None,
+) -> PreprocessedRun:
+    """Go through all steps of preprocessing for one run, without a graph.
+
+    Parameters
+    ----------
+    bold : pathlib.Path
+    metadata : dict
+        Its sidecar.
+    t1w : pathlib.Path, optional
+        Without one the run is aligned with the template directly.
+    out_dir : pathlib.Path
+        Each step gets a folder in it.
+    settings : PreprocessSettings, optional
+    threads : int
+    template : str, optional
+        By default the best that is on this machine.
+    anatomy : Anatomy, optional
+        Of the T1w, when it is known already.
+    """
+    settings = settings or PreprocessSettings()
+    seed = settings.random_seed
+
+    def folder(name: str) -> Path:
+        path = out_dir / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    series = prepare_bold(bold, metadata, folder("examine"), settings.dummy_scans)
+    motion = correct_motion(series, folder("motion"), threads)
+    reference = mask_boldref(bold, motion.boldref, folder("mask"))
+    if anatomy is None and t1w is not None:
+        anatomy = normalise_t1w(prepare_t1w(t1w, folder("t1w")), folder("normalise"), template, seed)
+    if anatomy is not None:
+        alignment = coregister(reference, anatomy, folder("align"), seed)
+    else:
+        alignment = normalise_boldref(reference, folder("align"), template, seed)
+    confounds = measure_confounds(series, motion, alignment, folder("confounds"), settings.fd_spike_threshold, threads)
+    return collect_run(series, motion, reference, alignment, confounds, anatomy, seed)
