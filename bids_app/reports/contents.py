@@ -1,0 +1,323 @@
+"""What a participant's derivatives hold, read for the report; nothing else is looked at.
+
+A file that cannot be read is named in the report, rather than ending it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+import statistics
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from bids_app.bids.names import join_name, natural_key, split_name
+
+OK = "ok"
+RUN_SECTIONS = ("functional", "grid", "predictions", "embeddings")
+STEM = re.compile(r"sub-[A-Za-z0-9+]+(_[A-Za-z0-9]+-[A-Za-z0-9+]+)*")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the report; ``url`` is relative to the page."""
+
+    url: str
+    title: str
+    caption: str
+    alt: str
+    first: str = ""
+    second: str = ""
+    """What the two images of a flicker figure are called; empty for other figures."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What one adapter answers for a run."""
+
+    adapter: str
+    url: str
+    answer: str
+    """The label, or the value with its unit."""
+    probabilities: tuple[tuple[str, float], ...] = ()
+    """Labels with their means over clips, the most probable first; empty for a regression."""
+    n_clips: int = 0
+    agreement: int | None = None
+    """Clips whose label is that of the run."""
+    spread: float | None = None
+    """Standard deviation over clips, of the probability or the value."""
+    card: dict[str, Any] = field(default_factory=dict)
+    """The sidecar."""
+
+    @property
+    def demonstration(self) -> bool:
+        """Whether the answer must not be taken for one about a person."""
+        return bool(self.card.get("Demonstration"))
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A quality figure, ready to be shown."""
+
+    label: str
+    value: str
+    help: str = ""
+    first: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """A BOLD run in the report."""
+
+    stem: str
+    outcome: dict[str, Any] = field(default_factory=dict)
+    """Its last entry in a ``summary.json``."""
+    route: str = ""
+    measures: tuple[Measure, ...] = ()
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    predictions: tuple[Prediction, ...] = ()
+    figures: dict[str, list[Figure]] = field(default_factory=dict)
+    tables: tuple[tuple[str, str], ...] = ()
+    """Names and URLs of its tables."""
+
+    @property
+    def failed(self) -> bool:
+        """Whether it ended with an error."""
+        return bool(self.outcome) and self.outcome.get("status") != OK
+
+    @property
+    def title(self) -> str:
+        """``ses-a, task-rest, run-1``."""
+        return self.stem.partition("_")[2].replace("_", ", ") or self.stem
+
+
+@dataclass(frozen=True)
+class Contents:
+    """All that a report shows."""
+
+    participant: str
+    dataset: dict[str, Any]
+    runs: list[Run]
+    anatomy: dict[str, list[Figure]]
+    """Figures of each T1w image, by its name."""
+    log: dict[str, Any]
+    """The newest ``summary.json``."""
+    invocation: dict[str, Any]
+    """The newest ``neurostorm.toml``."""
+    methods: str
+    """Markdown."""
+    unreadable: list[str]
+    """What could not be read, and why."""
+
+    @property
+    def demonstration(self) -> bool:
+        """Whether any answer is a demonstration's."""
+        return any(prediction.demonstration for run in self.runs for prediction in run.predictions)
+
+
+@cache
+def spec() -> dict[str, Any]:
+    """The report's specification, ``spec.yml``."""
+    import yaml
+
+    return yaml.safe_load(files("bids_app.reports").joinpath("spec.yml").read_text(encoding="utf-8"))
+
+
+class Reader:
+    """Reads one participant's derivatives.
+
+    Parameters
+    ----------
+    out_dir : pathlib.Path
+        Root of the derivatives.
+    participant : str
+        Label without ``sub-``.
+    """
+
+    def __init__(self, out_dir: Path, participant: str) -> None:
+        self.out_dir, self.participant = out_dir, participant
+        self.folder = out_dir / f"sub-{participant}"
+        self.unreadable: list[str] = []
+
+    def read(self) -> Contents:
+        """Read everything."""
+        logs = [self._json(path) | {"folder": path.parent} for path in sorted(self.folder.glob("log/*/summary.json"))]
+        entries = [run for log in logs for run in as_list(log.get("runs")) if isinstance(run, dict)]
+        outcomes = {run["stem"]: run for run in entries if STEM.fullmatch(str(run.get("stem")))}
+        newest = logs[-1] if logs else {}
+        stems = set(outcomes)
+        for pattern in ("*_desc-quality_metrics.json", "*_embeddings.tsv", "*_predictions.tsv"):
+            stems.update(stem_of(path) for path in self._outputs(pattern))
+        figures = self._figures()
+        return Contents(
+            participant=self.participant,
+            dataset=self._json(self.out_dir / "dataset_description.json"),
+            runs=[self._run(stem, outcomes.get(stem, {}), figures) for stem in sorted(stems, key=natural_key)],
+            anatomy={
+                stem: self._chosen(stem, by_desc, "anatomy")["anatomy"]
+                for (stem, suffix), by_desc in sorted(figures.items())
+                if suffix == "T1w"
+            },
+            log=newest,
+            invocation=self._toml(newest["folder"] / "neurostorm.toml") if newest else {},
+            methods=self._text(self.out_dir / "logs" / "CITATION.md"),
+            unreadable=self.unreadable,
+        )
+
+    def _run(self, stem: str, outcome: dict[str, Any], figures: Mapping[Any, dict[str, str]]) -> Run:
+        path = next(iter(self._outputs(f"{stem}_desc-quality_metrics.json")), None)
+        metrics = self._json(path) if path else {}
+        quality = metrics.get("quality")
+        tables = [*self._outputs(f"{stem}_*_predictions.tsv"), *self._outputs(f"{stem}_*_embeddings.tsv")]
+        tables += self._outputs(f"{stem}_desc-confounds_timeseries.tsv")
+        predictions = (self._prediction(path) for path in tables if path.name.endswith("_predictions.tsv"))
+        return Run(
+            stem=stem,
+            outcome=outcome,
+            route=spec()["routes"].get(str(metrics.get("route")), str(metrics.get("route", ""))),
+            measures=tuple(measures(quality)) if isinstance(quality, dict) else (),
+            warnings=tuple(map(str, as_list(metrics.get("warnings")))),
+            notes=tuple(map(str, as_list(metrics.get("notes")))),
+            predictions=tuple(prediction for prediction in predictions if prediction),
+            figures=self._chosen(
+                stem, figures.get((stem, "bold"), {}), *(s for s in spec()["figures"] if s != "anatomy")
+            ),
+            tables=tuple((path.name, self._url(path)) for path in tables),
+        )
+
+    def _prediction(self, path: Path) -> Prediction | None:
+        card = self._json(path.with_suffix(".json"))
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file, delimiter="\t"))
+            mean = next(row for row in rows if row["clip"] == "mean")
+            clips = [row for row in rows if row["clip"] != "mean"]
+            adapter = split_name(path.name)[0]["desc"]
+            if "label" not in mean:
+                value, values = float(mean["value"]), [float(row["value"]) for row in clips]
+                unit = f" {card['Unit']}" if card.get("Unit") else ""
+                answer = f"{value:.3g}{unit}"
+                return Prediction(adapter, self._url(path), answer, (), len(clips), None, deviation(values), card)
+            label = mean["label"]
+            probabilities = {key[2:]: float(mean[key]) for key in mean if key.startswith("p_")}
+            return Prediction(
+                adapter=adapter,
+                url=self._url(path),
+                answer=label,
+                probabilities=tuple(sorted(probabilities.items(), key=lambda item: -item[1])),
+                n_clips=len(clips),
+                agreement=sum(row["label"] == label for row in clips),
+                spread=deviation([float(row[f"p_{label}"]) for row in clips]),
+                card=card,
+            )
+        except (OSError, ValueError, KeyError, TypeError, StopIteration, csv.Error) as error:
+            self.unreadable.append(f"{self._url(path)}: {type(error).__name__} {error}")
+            return None
+
+    def _figures(self) -> dict[tuple[str, str], dict[str, str]]:
+        """URLs of the figures by image (name and suffix), then by their ``desc-`` label."""
+        found: dict[tuple[str, str], dict[str, str]] = {}
+        folder = self.folder / "figures"
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if path.suffix in (".svg", ".png", ".jpg") and not path.name.startswith("."):
+                entities, suffix, _ = split_name(path.name)
+                desc = entities.get("desc", "")
+                found.setdefault((stem_of(path), suffix), {})[desc] = self._url(path)
+        return found
+
+    def _chosen(self, name: str, by_desc: Mapping[str, str], *sections: str) -> dict[str, list[Figure]]:
+        """Figures of an image for sections of the report; ``desc-statepredictions`` counts as ``predictions``."""
+        chosen: dict[str, list[Figure]] = {}
+        for section in sections:
+            chosen[section] = [
+                Figure(
+                    url=url,
+                    title=entry["title"],
+                    caption=entry["caption"],
+                    alt=entry["alt"].format(name=name),
+                    first=entry.get("first", "") if url.endswith(".svg") else "",
+                    second=entry.get("second", "") if url.endswith(".svg") else "",
+                )
+                for entry in spec()["figures"][section]
+                for desc, url in by_desc.items()
+                if desc == entry["desc"] or (section == "predictions" and desc.endswith(entry["desc"]))
+            ]
+        return chosen
+
+    def _outputs(self, pattern: str) -> list[Path]:
+        """Files of the participant's func folders, of all sessions."""
+        return sorted([*self.folder.glob(f"func/{pattern}"), *self.folder.glob(f"ses-*/func/{pattern}")])
+
+    def _url(self, path: Path) -> str:
+        return quote(path.relative_to(self.out_dir).as_posix())
+
+    def _json(self, path: Path) -> dict[str, Any]:
+        try:
+            content = json.loads(self._text(path) or "{}")
+            if isinstance(content, dict):
+                return content
+            raise ValueError("not an object")
+        except ValueError as error:
+            self.unreadable.append(f"{path.relative_to(self.out_dir)}: not readable as JSON ({error})")
+            return {}
+
+    def _toml(self, path: Path) -> dict[str, Any]:
+        try:
+            return tomllib.loads(self._text(path))
+        except ValueError as error:
+            self.unreadable.append(f"{path.relative_to(self.out_dir)}: not readable as TOML ({error})")
+            return {}
+
+    def _text(self, path: Path) -> str:
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            self.unreadable.append(f"{path.relative_to(self.out_dir)}: {getattr(error, 'strerror', '') or error}")
+            return ""
+
+
+def stem_of(path: Path) -> str:
+    """Name of the raw image that an output was made from, without suffix."""
+    entities = split_name(path.name)[0]
+    raw = {k: v for k, v in entities.items() if k not in ("desc", "space", "res", "from", "to", "mode", "label", "seg")}
+    return join_name(raw, "").removesuffix("_")
+
+
+def measures(quality: Mapping[str, Any]) -> list[Measure]:
+    """Quality figures as they are shown: those of the specification first, in its order."""
+    known = spec()["quality"]
+    order = [*(key for key in known if key in quality), *(key for key in quality if key not in known)]
+    found = []
+    for key in order:
+        entry, value = known.get(key, {}), quality[key]
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            text = "n/a"
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            value = value * entry.get("factor", 1)
+            unit = entry.get("unit", "")
+            digits = f".{entry['digits']}f" if "digits" in entry else ".4g"
+            text = f"{value:{digits}} {unit}".rstrip()
+        else:
+            text = str(value)
+        label = entry.get("label", key.replace("_", " "))
+        found.append(Measure(label, text, entry.get("help", ""), entry.get("first", False)))
+    return found
+
+
+def as_list(value: Any) -> list[Any]:
+    """A value that should be a list, or an empty one."""
+    return value if isinstance(value, list) else []
+
+
+def deviation(values: list[float]) -> float | None:
+    """Standard deviation over clips; None when there are fewer than two."""
+    return statistics.stdev(values) if len(values) > 1 else None

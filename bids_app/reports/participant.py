@@ -1,0 +1,132 @@
+"""One participant's report: a page made from the derivatives alone, so that it can be made again at any time.
+
+Figures are linked, not embedded; everything else is in the page, which asks nothing of the network. Whatever comes from
+a file (labels, names, messages, cards) is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from bids_app import __version__
+from bids_app.bids.derivatives import write_text
+from bids_app.errors import NoInputError
+from bids_app.reports import markdown
+from bids_app.reports.contents import Contents, Reader
+
+SECTIONS = (
+    ("summary", "Summary"),
+    ("anatomy", "Anatomy"),
+    ("functional", "Functional"),
+    ("grid", "What the encoder saw"),
+    ("predictions", "Predictions"),
+    ("embeddings", "Embeddings"),
+    ("methods", "Methods"),
+    ("about", "About"),
+    ("errors", "Errors"),
+)
+
+
+def build_participant_report(out_dir: Path, participant: str) -> Path:
+    """Make ``sub-<label>.html`` from the participant's derivatives.
+
+    Parameters
+    ----------
+    out_dir : pathlib.Path
+        Root of the derivatives.
+    participant : str
+        Label, with or without ``sub-``.
+
+    Returns
+    -------
+    pathlib.Path
+        The page.
+
+    Raises
+    ------
+    NoInputError
+        There are no derivatives of this participant.
+    """
+    participant = participant.removeprefix("sub-")
+    if not (out_dir / f"sub-{participant}").is_dir():
+        raise NoInputError(
+            f"{out_dir}: holds no derivatives of sub-{participant}.", "Run the participant level for it first."
+        )
+    contents = Reader(out_dir, participant).read()
+    return write_text(out_dir / f"sub-{participant}.html", render(contents))
+
+
+def render(contents: Contents) -> str:
+    """A participant's page as HTML."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=PackageLoader("bids_app.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    script = _template("script.js")
+    runs = contents.runs
+    has = {section: any(run.figures.get(section) for run in runs) for section in ("grid", "predictions", "embeddings")}
+    values: dict[str, Any] = {
+        "c": contents,
+        "version": __version__,
+        "finished": str(contents.log.get("finished", "")).replace("T", " "),
+        "failed": [run for run in runs if run.failed],
+        "sessions": len({part for run in runs for part in run.stem.split("_") if part.startswith("ses-")}),
+        "functional": [run for run in runs if run.measures or run.notes or run.figures.get("functional") or run.tables],
+        "has": has,
+        "adapters": {prediction.adapter: prediction.card for run in runs for prediction in run.predictions},
+        "methods": Markup(markdown.to_html(_without_title(contents.methods), top_level=2)) if contents.methods else "",
+        "command": _command(contents),
+        "versions": contents.log.get("versions") if isinstance(contents.log.get("versions"), dict) else {},
+        "crashes": _crash_files(contents),
+        "style": Markup(_template("style.css")),
+        "script": Markup(script),
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+    shown = {
+        "anatomy": contents.anatomy,
+        "functional": values["functional"],
+        "predictions": has["predictions"] or values["adapters"],
+        "methods": values["methods"],
+        **{section: has[section] for section in ("grid", "embeddings")},
+    }
+    values["sections"] = [(anchor, name) for anchor, name in SECTIONS if shown.get(anchor, True)]
+    return environment.get_template("participant.html.jinja").render(values)
+
+
+def _template(name: str) -> str:
+    return files("bids_app.reports").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def _without_title(text: str) -> str:
+    """Markdown without its first heading, which the section has already."""
+    first, _, rest = text.partition("\n")
+    return rest if first.startswith("# ") else text
+
+
+def _command(contents: Contents) -> str:
+    command = contents.log.get("command")
+    if isinstance(command, list):
+        return " ".join(map(str, command))
+    invocation = contents.invocation.get("invocation")
+    return str(invocation.get("command", "")) if isinstance(invocation, dict) else ""
+
+
+def _crash_files(contents: Contents) -> dict[str, list[tuple[str, str]]]:
+    """Names and URLs of the newest log's crash files, by run."""
+    folder = contents.log.get("folder")
+    if not isinstance(folder, Path):
+        return {}
+    found: dict[str, list[tuple[str, str]]] = {}
+    for path in sorted(folder.glob("crash-*.txt")):
+        url = quote(f"sub-{contents.participant}/log/{folder.name}/{path.name}")
+        for run in contents.runs:
+            if path.name.startswith(f"crash-{run.stem}-"):
+                found.setdefault(run.stem, []).append((path.name, url))
+    return found

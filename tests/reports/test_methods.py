@@ -1,0 +1,121 @@
+"""The methods text names what was done, and cites it, in every format."""
+
+import re
+
+import pytest
+
+from bids_app import __version__
+from bids_app.reports import markdown
+from bids_app.reports.methods import (
+    CITATION,
+    Step,
+    _texts,
+    as_markdown,
+    as_tex,
+    bibliography,
+    compose,
+    write_methods,
+)
+
+VALUES = {
+    "template": "MNI152NLin2009aSym",
+    "template_cite": "mni2009",
+    "accuracy": "exact",
+    "pipeline": "fMRIPrep 24.1",
+    "rule": "dropped",
+    "fd_spike_mm": 0.5,
+    "spaces": "MNI152NLin6Asym",
+    "model": "demo",
+    "weights_sha256": "0123abcd",
+    "normalisations": "both normalisations",
+    "target": "Age",
+    "adapter": "age_1",
+    "cohort": "100 people & 50 %",
+}
+EVERY_STEP = [Step(name, VALUES) for name in _texts()["steps"]]
+
+
+def test_every_step_is_in_a_section():
+    listed = [name for names in _texts()["sections"].values() for name in names]
+    assert sorted(listed) == sorted(_texts()["steps"])
+
+
+def test_every_citation_has_its_reference_and_every_reference_is_cited():
+    paragraphs = compose([*EVERY_STEP, Step("t1w_template", VALUES | {"template_cite": "mni6"})])
+    cited = {key for _, text in paragraphs for key in CITATION.findall(text)}
+    assert cited == set(bibliography())
+
+
+@pytest.mark.parametrize("key", sorted(bibliography()))
+def test_references_are_complete(key):
+    fields = bibliography()[key].fields
+    assert {"author", "title", "year"} <= set(fields)
+    assert "doi" in fields or "url" in fields
+    assert re.fullmatch(r"\d{4}", fields["year"])
+    assert re.match(r".*\((19|20)\d\d\)\. .+\. \*.+\*", bibliography()[key].full)
+    assert "{" not in bibliography()[key].full
+
+
+def test_only_what_was_done_is_told_in_the_order_of_the_method():
+    text = as_markdown(compose([Step("resample"), Step("motion")]))
+    assert "Gauss-Newton steps (Baker & Matthews, 2004)" in text
+    assert text.index("Head motion") < text.index("model's grid")
+    assert "T1w" not in text
+    assert f"NeuroSTORM {__version__}" in text
+    assert "[@" not in text
+    assert "Avants" not in text
+
+
+def test_the_same_step_of_several_runs_is_told_once():
+    text = as_markdown(compose([Step("motion"), Step("motion"), Step("adapter", VALUES)]))
+    assert text.count("Head motion was estimated") == 1
+
+
+def test_a_demonstration_is_told():
+    assert "say nothing about a real person" in as_markdown(compose([Step("query")], demonstration="demo"))
+
+
+def test_unknown_steps_and_missing_values_are_mistakes():
+    with pytest.raises(KeyError, match="no step dance"):
+        compose([Step("dance")])
+    with pytest.raises(KeyError, match="template"):
+        compose([Step("t1w_template")])
+
+
+def test_all_formats_are_written(tmp_path):
+    paths = write_methods(tmp_path, EVERY_STEP, demonstration="demo")
+    assert [path.name for path in paths] == [f"CITATION.{kind}" for kind in ("md", "html", "tex", "bib")]
+    html = (tmp_path / "logs/CITATION.html").read_text()
+    assert "<h2>Functional data</h2>" in html
+    assert "100 people &amp; 50 %" in html
+    assert 'href="https://doi.org/10.1016/S1053-8119%2809%2970884-5"' in html
+    bib = (tmp_path / "logs/CITATION.bib").read_text()
+    assert bib.count("@") == len(bibliography())
+
+
+def test_tex_escapes_what_tex_would_read():
+    tex = as_tex(compose(EVERY_STEP))
+    assert r"100 people \& 50 \%" in tex
+    assert r"age\_1" in tex
+    assert r"~\citep{syn}" in tex
+    assert "[@" not in tex
+    cited = set(re.findall(r"\\citep\{(\w+)\}", tex))
+    assert cited == set(bibliography())
+
+
+@pytest.mark.parametrize(
+    ("text", "html"),
+    [
+        ("# A <b>", "<h1>A &lt;b&gt;</h1>"),
+        ("one\ntwo", "<p>one two</p>"),
+        ("- a\n- b *c*", "<ul><li>a</li><li>b <em>c</em></li></ul>"),
+        ("**x** `<y> *z*`", "<p><strong>x</strong> <code>&lt;y&gt; *z*</code></p>"),
+        ("[a&b](https://x.org/?q=1&r=2)", '<p><a href="https://x.org/?q=1&amp;r=2">a&amp;b</a></p>'),
+        ("[a](javascript:alert(1))", "<p>[a](javascript:alert(1))</p>"),
+        ("<script>alert(1)</script>", "<p>&lt;script&gt;alert(1)&lt;/script&gt;</p>"),
+        ("## H\ntext", "<h2>H</h2>\n<p>text</p>"),
+        ("", ""),
+    ],
+)
+def test_markdown_becomes_escaped_html(text, html):
+    assert markdown.to_html(text) == html

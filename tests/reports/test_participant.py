@@ -1,0 +1,252 @@
+"""A participant's page: complete, made from derivatives alone, safe, light, and whole without a network."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from bids_app.errors import NoInputError
+from bids_app.reports.contents import measures
+from bids_app.reports.participant import build_participant_report
+
+EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
+
+
+class Page(HTMLParser):
+    """The elements of a page, and its text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.elements, self.text = [], ""
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        if self.elements and self.elements[-1][0] not in ("style", "script"):
+            self.text += data + " "
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def words(self):
+        return " ".join(self.text.split())
+
+
+@pytest.fixture
+def out(derivatives, tmp_path):
+    """A copy of the derivatives that a test may spoil."""
+    return Path(shutil.copytree(derivatives.out, tmp_path / "out"))
+
+
+def test_the_summary_tells_answer_spread_quality_and_failures(derivatives):
+    page = Page(build_participant_report(derivatives.out, "01"))
+    assert "3 BOLD runs, 2 done, 1 failed" in page.words
+    assert re.search(r"state demonstration left hand left hand \d\d % ", page.words)
+    assert "of 9 clips say left hand" in page.words
+    assert "Mean framewise displacement 0.12 mm" in page.words
+    assert "Brain covered 93 %" in page.words
+    assert "The field of view cuts the cerebellum." in page.words
+    assert "Not a medical device" in page.text
+    assert "Demonstration model." in page.text
+
+
+def test_what_failed_is_told_with_what_to_do(derivatives):
+    page = Page(build_participant_report(derivatives.out, "sub-01"))
+    assert "sub-01_task-rest_run-3_bold.nii.gz: ends after 12 of 60 volumes." in page.words
+    assert "What to do: Copy the file again." in page.words
+    assert "Exit code 65" in page.words
+    assert any("crash-sub-01_task-rest_run-3-examine.txt" in link.get("href", "") for link in page.of("a"))
+
+
+def test_sections_stand_in_the_order_that_readers_know(derivatives):
+    page = Page(build_participant_report(derivatives.out, "01"))
+    sections = [section["id"] for section in page.of("section")]
+    assert sections == [
+        "summary", "anatomy", "functional", "grid", "predictions", "embeddings", "methods", "about", "errors",
+    ]  # fmt: skip
+    links = [link["href"] for link in page.of("a") if link["href"].startswith("#")]
+    assert {f"#{section}" for section in sections} <= set(links)
+
+
+def test_methods_versions_command_and_notes_are_there(derivatives):
+    page = Page(build_participant_report(derivatives.out, "01"))
+    assert "Gauss-Newton steps (Baker & Matthews, 2004)" in page.words
+    assert "python 3.11.7" in page.words
+    assert "neurostorm raw out participant" in page.words
+    assert "Of 3 echoes, echo 2 was taken" in page.words
+    assert "odd one n/a" in page.words
+
+
+def test_every_figure_is_linked_exists_and_has_a_text_alternative(derivatives):
+    page = Page(build_participant_report(derivatives.out, "01"))
+    images = page.of("img")
+    assert len({image["src"] for image in images}) == len(list((derivatives.out / "sub-01/figures").iterdir()))
+    for image in images:
+        path = derivatives.out / unquote(image["src"])
+        assert path.is_file()
+        assert path.stat().st_size < 1_000_000
+        assert len(image["alt"]) > 20
+
+
+def test_all_links_lead_somewhere(derivatives):
+    page = Page(build_participant_report(derivatives.out, "01"))
+    anchors = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
+    for link in page.of("a"):
+        target, _, fragment = link["href"].partition("#")
+        if target.startswith("https://"):
+            assert "doi.org" in target or "arxiv.org" in target
+        elif target:
+            assert (derivatives.out / unquote(target)).exists(), target
+        else:
+            assert fragment in anchors
+
+
+def test_the_page_is_light_and_asks_nothing_of_the_network(derivatives):
+    page = Page(build_participant_report(derivatives.out, "01"))
+    assert len(page.source) < 300_000
+    assert not page.of("link")
+    assert not page.of("iframe")
+    assert all(not attributes.get("src", "").startswith(("http", "//", "data:")) for _, attributes in page.elements)
+    assert "@import" not in page.source
+    assert "url(" not in page.source
+    policy = next(meta["content"] for meta in page.of("meta") if meta.get("http-equiv"))
+    assert "default-src 'none'" in policy
+
+
+def test_forty_runs_still_make_a_light_page(out):
+    for path in [*out.glob("sub-01/func/*run-1_*"), *out.glob("sub-01/figures/*run-1_*")]:
+        for run in range(4, 42):
+            (path.parent / path.name.replace("run-1", f"run-{run}")).symlink_to(path)
+    page = Page(build_participant_report(out, "01"))
+    assert "41 BOLD runs" in page.words
+    assert len(page.source) < 300_000
+
+
+def test_the_page_can_be_made_again_and_moved(derivatives, out, tmp_path):
+    first = build_participant_report(out, "01").read_bytes()
+    shutil.rmtree(derivatives.raw, ignore_errors=True)
+    moved = shutil.move(out, tmp_path / "elsewhere")
+    assert build_participant_report(Path(moved), "01").read_bytes() == first
+    assert str(tmp_path).encode() not in first
+
+
+def test_whatever_comes_from_files_is_escaped(out):
+    log = next(out.glob("sub-01/log/*/summary.json"))
+    content = json.loads(log.read_text())
+    content["runs"][2] |= {"reason": EVIL, "hint": EVIL, "step": EVIL, "exit_code": EVIL}
+    content |= {"finished": EVIL, "command": [EVIL], "versions": {EVIL: EVIL}}
+    log.write_text(json.dumps(content))
+    description = out / "dataset_description.json"
+    description.write_text(json.dumps(json.loads(description.read_text()) | {"Name": EVIL}))
+    metrics = {"quality": {EVIL: EVIL, "dice": EVIL}, "route": EVIL, "warnings": [EVIL], "notes": [EVIL]}
+    next(out.glob("sub-01/func/*run-1_desc-quality_metrics.json")).write_text(json.dumps(metrics))
+    card = {"Target": EVIL, "Demonstration": True, EVIL: {EVIL: [EVIL]}}
+    table = next(out.glob("sub-01/func/*run-1*_predictions.tsv"))
+    table.with_suffix(".json").write_text(json.dumps(card))
+    cell = EVIL.replace('"', "")
+    table.write_text(table.read_text().replace("left hand", cell))
+    (out / "logs/CITATION.md").write_text(f"# Methods\n\n{EVIL}\n\n- {EVIL}\n\n[{EVIL}](https://x.org/{EVIL})\n")
+    shutil.copy(next(out.glob("sub-01/figures/*grid*")), out / "sub-01/figures/sub-01_task-a'b<i>_desc-grid_bold.svg")
+    page = Page(build_participant_report(out, "01"))
+    assert page.words.count("alert('x')") > 15
+    assert len(page.of("script")) == 1
+    assert "<script>alert" not in page.source
+    assert all(not any(name.startswith("on") for name in attributes) for _, attributes in page.elements)
+    assert all("alert" not in attributes.get("src", "") for attributes in page.of("img"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("func/sub-01_task-rest_run-1_desc-quality_metrics.json", "{"),
+        ("func/sub-01_task-rest_run-1_desc-demostate_predictions.tsv", "clip\tonset\n"),
+        ("func/sub-01_task-rest_run-1_desc-demostate_predictions.tsv", "clip\tlabel\tp_a\nmean\ta\tx\n"),
+        ("func/sub-01_task-rest_run-1_desc-demostate_predictions.json", "[]"),
+        ("func/sub-01_task-rest_run-1_desc-demostate_predictions.json", b"\xff"),
+        ("log/20260101-120000_0d5e/neurostorm.toml", "= 1"),
+    ],
+)
+def test_an_unreadable_output_is_named_and_the_page_is_made(out, name, content):
+    path = out / "sub-01" / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    page = Page(build_participant_report(out, "01"))
+    assert "could not be read" in page.words
+    assert path.name in page.text[page.text.index("could not be read") :]
+    assert "run-2" in page.words
+
+
+@pytest.mark.parametrize("spoil", [{"runs": "x"}, {"runs": [1, {"stem": "../../etc"}]}, {"versions": 1, "command": 2}])
+def test_logs_of_another_shape_do_no_harm(out, spoil):
+    log = next(out.glob("sub-01/log/*/summary.json"))
+    log.write_text(json.dumps(json.loads(log.read_text()) | spoil))
+    assert "etc" not in Page(build_participant_report(out, "01")).text
+
+
+def test_the_newest_log_tells_how_a_run_ended(out):
+    old = next(out.glob("sub-01/log/*"))
+    new = shutil.copytree(old, old.with_name("20260102-080000_1a"))
+    content = json.loads((new / "summary.json").read_text())
+    content["runs"] = [content["runs"][2] | {"status": "ok", "reason": "", "hint": ""}]
+    (new / "summary.json").write_text(json.dumps(content))
+    page = Page(build_participant_report(out, "01"))
+    assert "3 BOLD runs, 3 done" in page.words
+    assert "No errors to report" in page.words
+
+
+def test_a_participant_without_logs_and_figures_still_has_a_page(out):
+    shutil.rmtree(out / "sub-01/log")
+    shutil.rmtree(out / "sub-01/figures")
+    page = Page(build_participant_report(out, "01"))
+    assert "2 BOLD runs, 2 done" in page.words
+    assert not page.of("img")
+
+
+def test_runs_of_sessions_are_found(out):
+    (out / "sub-01/ses-b").mkdir()
+    shutil.move(out / "sub-01/func", out / "sub-01/ses-b/func")
+    for path in list(out.glob("sub-01/ses-b/func/*")) + list(out.glob("sub-01/figures/*_bold.svg")):
+        path.rename(path.with_name(path.name.replace("sub-01_", "sub-01_ses-b_")))
+    shutil.rmtree(out / "sub-01/log")
+    page = Page(build_participant_report(out, "01"))
+    assert "2 BOLD runs in 1 session, 2 done" in page.words
+    assert "ses-b, task-rest, run-1" in page.words
+    assert len(page.of("img")) > 10
+
+
+def test_a_participant_that_is_not_there_is_no_input(tmp_path):
+    with pytest.raises(NoInputError, match="no derivatives of sub-07"):
+        build_participant_report(tmp_path, "07")
+
+
+def test_measures_are_shown_as_readers_know_them():
+    shown = {
+        m.label: m.value for m in measures({"coverage": 0.934, "n_volumes": 156, "x_y": 1.23456, "dice": float("nan")})
+    }
+    assert shown == {
+        "Brain covered": "93 %", "Overlap with the template's brain (Dice)": "n/a", "Volumes": "156", "x y": "1.235",
+    }  # fmt: skip
+
+
+def test_the_output_tree_has_no_error_under_the_bids_validator(derivatives):
+    build_participant_report(derivatives.out, "01")
+    (derivatives.out / "sub-01/func/.neurostorm-12-host-0123abcd-sub-01_task-rest_bold.nii.gz").write_bytes(b"half")
+    validator = Path(sys.executable).with_name("bids-validator-deno")
+    if not validator.exists():
+        pytest.skip("needs bids-validator-deno")
+    result = subprocess.run(
+        [validator, "--format", "json", derivatives.out], capture_output=True, text=True, check=False
+    )
+    issues = json.loads(result.stdout)["issues"]["issues"]
+    errors = [issue for issue in issues if issue["severity"] == "error"]
+    assert errors == []
+    assert result.returncode == 0
