@@ -103,7 +103,7 @@ def write_run(out, run, anatomy):
     write_tsv(path("predictions", ".tsv", desc="demostate"), predictions_table())
     card = {"Demonstration": True, "Target": "state", "IntendedUse": "demonstration", "Cohort": {"name": "simulated"}}
     write_json(path("predictions", ".json", desc="demostate"), card)
-    quality = {"dice": 0.97, "coverage": 0.93, "mean_fd_mm": 0.12, "tsnr": 61.5, "odd_one": None}
+    quality = {"coreg_dice": 0.97, "coverage": 0.93, "mean_fd_mm": 0.12, "tsnr": 61.5, "odd_one": None}
     metrics = {"quality": quality, "route": "t1w", "warnings": ["The field of view cuts the cerebellum."],
                "notes": ["Of 3 echoes, echo 2 was taken: TE 30 ms is nearest to 30 ms."]}  # fmt: skip
     write_json(path("metrics", ".json", desc="quality"), metrics)

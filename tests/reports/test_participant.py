@@ -203,6 +203,15 @@ def test_the_newest_log_tells_how_a_run_ended(out):
     assert "No errors to report" in page.words
 
 
+def test_answers_of_an_earlier_attempt_are_not_shown_for_a_run_that_failed(out):
+    log = next(out.glob("sub-01/log/*/summary.json"))
+    content = json.loads(log.read_text())
+    content["runs"][0] |= {"status": "failed", "reason": "no space", "hint": "free some", "exit_code": 74}
+    log.write_text(json.dumps(content))
+    page = Page(build_participant_report(out, "01"))
+    assert page.words.count("clips say left hand") == 1
+
+
 def test_a_participant_without_logs_and_figures_still_has_a_page(out):
     shutil.rmtree(out / "sub-01/log")
     shutil.rmtree(out / "sub-01/figures")
@@ -230,10 +239,11 @@ def test_a_participant_that_is_not_there_is_no_input(tmp_path):
 
 def test_measures_are_shown_as_readers_know_them():
     shown = {
-        m.label: m.value for m in measures({"coverage": 0.934, "n_volumes": 156, "x_y": 1.23456, "dice": float("nan")})
+        m.label: m.value
+        for m in measures({"coverage": 0.934, "n_volumes": 156, "x_y": 1.23456, "coreg_dice": float("nan")})
     }
     assert shown == {
-        "Brain covered": "93 %", "Overlap with the template's brain (Dice)": "n/a", "Volumes": "156", "x y": "1.235",
+        "Brain covered": "93 %", "Brain overlap (Dice)": "n/a", "Volumes": "156", "x y": "1.235",
     }  # fmt: skip
 
 
