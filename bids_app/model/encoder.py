@@ -22,6 +22,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bids_app.errors import BadDataError
+from bids_app.model import fused
 from bids_app.model.mamba import Mamba
 from bids_app.model.windows import Size4, WindowPlan, cut_windows, join_windows, plan_windows
 
@@ -137,6 +138,8 @@ class PatchEmbed(nn.Module):
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """(B, 1, x, y, z, t) to (B, X, Y, Z, T, C)."""
+        if clips.shape[1] == 1 and self.patch_size[3] == 1 and fused.applies(self, clips):
+            return fused.patch_embed(clips, self.fc.weight, self.fc.bias, self.patch_size[:3])
         return self.fc(to_patches(clips, self.patch_size))
 
 
@@ -238,12 +241,37 @@ class Block(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, X, Y, Z, T, C) to the same."""
-        x = x + self.drop_path(self._mix(self.norm1(x)))
+        _, gx, gy, gz, gt, _ = x.shape
+        plan = plan_windows((gx, gy, gz, gt), self.window, self.shifted)
+        if fused.applies(self, x) and not (self.training and (self.token_dropout is not None or self.drop_path.rate)):
+            return fused.block(x, plan, self._weights(), self.prompt)
+        x = x + self.drop_path(self._mix(self.norm1(x), plan))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
-    def _mix(self, x: torch.Tensor) -> torch.Tensor:
-        b, gx, gy, gz, gt, _ = x.shape
-        plan: WindowPlan = plan_windows((gx, gy, gz, gt), self.window, self.shifted)
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """The parameters by the names that the fused block knows them by."""
+        m = self.mamba
+        return {
+            "norm1_weight": self.norm1.weight,
+            "norm1_bias": self.norm1.bias,
+            "in_proj": m.in_proj.weight,
+            "conv_weight": m.conv1d.weight,
+            "conv_bias": m.conv1d.bias,
+            "x_proj": m.x_proj.weight,
+            "dt_proj": m.dt_proj.weight,
+            "delta_bias": m.dt_proj.bias,
+            "a": -torch.exp(m.A_log),
+            "skip": m.D,
+            "out_proj": m.out_proj.weight,
+            "norm2_weight": self.norm2.weight,
+            "norm2_bias": self.norm2.bias,
+            "linear1": self.mlp.linear1.weight,
+            "bias1": self.mlp.linear1.bias,
+            "linear2": self.mlp.linear2.weight,
+            "bias2": self.mlp.linear2.bias,
+        }
+
+    def _mix(self, x: torch.Tensor, plan: WindowPlan) -> torch.Tensor:
         tokens = cut_windows(x, plan)  # (N, L, C)
         if self.prompt is None:
             tokens = self.mamba(tokens)
@@ -252,7 +280,7 @@ class Block(nn.Module):
             tokens = self.mamba(torch.cat([prompts, tokens], dim=1))[:, prompts.shape[1] :]
         if self.token_dropout is not None:
             tokens = self.token_dropout(tokens, plan.window)
-        return join_windows(tokens, plan, b)
+        return join_windows(tokens, plan, x.shape[0])
 
 
 class PatchMerging(nn.Module):

@@ -1,0 +1,164 @@
+/*
+ * The library's door: plain C functions, called through ctypes. It chooses the kernels of the instruction set asked
+ * for and spreads windows over threads. Threads are started for each call and joined: that costs some tens of
+ * microseconds and leaves nothing behind that a fork could break.
+ */
+#include "kernels.h"
+
+#include <atomic>
+#include <cstring>
+#include <system_error>
+#include <thread>
+#include <vector>
+
+#if defined(_WIN32)
+#define EXPORT extern "C" __declspec(dllexport)
+#else
+#define EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+namespace neurostorm {
+
+extern const Kernels kernels_baseline;
+#if defined(NS_X86)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+static const Kernels *find(const char *isa) {
+#if defined(NS_X86)
+    if (!std::strcmp(isa, "avx512"))
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
+                       __builtin_cpu_supports("fma")
+                   ? &kernels_avx512
+                   : nullptr;
+    if (!std::strcmp(isa, "avx2"))
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") ? &kernels_avx2 : nullptr;
+#endif
+    return std::strcmp(isa, "baseline") ? nullptr : &kernels_baseline;
+}
+
+/* Runs work(thread, first, last) on contiguous shares of `count` units; the shares depend on nothing but the numbers. */
+template <class Work> static void share(int64_t count, int n_threads, const Work &work) {
+    if (n_threads > count) n_threads = static_cast<int>(count);
+    std::vector<std::thread> threads;
+    const auto bound = [&](int i) { return count * i / n_threads; };
+    int begun = 1;
+    try {
+        for (; begun < n_threads; ++begun)
+            threads.emplace_back([&, i = begun] { work(i, bound(i), bound(i + 1)); });
+    } catch (const std::system_error &) { /* no more threads to be had: do the rest here */
+    }
+    if (count > 0) work(0, bound(0), bound(1));
+    for (int i = begun; i < n_threads; ++i) work(i, bound(i), bound(i + 1));
+    for (auto &thread : threads) thread.join();
+}
+
+/*
+ * As share(), in many small shares that threads take as they come, because cores may be shared with others. Only for
+ * work that sums nothing over units, whose result cannot depend on who did what.
+ */
+template <class Work> static void take_turns(int64_t count, int n_threads, const Work &work) {
+    const int64_t step = count / (16 * n_threads) + 1;
+    std::atomic<int64_t> next{0};
+    share(n_threads, n_threads, [&](int thread, int64_t, int64_t) {
+        for (int64_t first; (first = next.fetch_add(step)) < count;)
+            work(thread, first, first + step < count ? first + step : count);
+    });
+}
+
+} /* namespace neurostorm */
+
+using namespace neurostorm;
+
+EXPORT int ns_abi_version() { return 1; }
+
+/* Whether this processor has the instruction set and this build its kernels. */
+EXPORT int ns_has(const char *isa) { return find(isa) != nullptr; }
+
+EXPORT int64_t ns_scan_scratch_floats(int64_t n_channels) { return scan_scratch_floats(n_channels); }
+
+EXPORT int ns_scan_forward(const char *isa, const Scan *scan, int n_threads) {
+    const Kernels *kernels = find(isa);
+    if (!kernels) return 1;
+    const int64_t units = scan->n_windows * kernels->n_blocks(scan->n_channels);
+    take_turns(units, n_threads, [&](int, int64_t first, int64_t last) { kernels->scan_forward(scan, first, last); });
+    return 0;
+}
+
+/* Arrays of parameters in `grad`, and its scratch, hold n_threads copies behind one another. */
+EXPORT int ns_scan_backward(const char *isa, const Scan *scan, const ScanGrad *grad, int n_threads) {
+    const Kernels *kernels = find(isa);
+    if (!kernels) return 1;
+    const int64_t d = scan->n_channels;
+    share(scan->n_windows, n_threads, [&](int thread, int64_t first, int64_t last) {
+        ScanGrad own = *grad;
+        own.da += thread * d * kStates;
+        own.dskip += thread * d;
+        own.ddelta_bias += thread * d;
+        own.scratch += thread * scan_scratch_floats(d);
+        kernels->scan_backward(scan, &own, first, last);
+    });
+    return 0;
+}
+
+EXPORT int ns_conv_forward(const char *isa, const Conv *conv, int n_threads) {
+    const Kernels *kernels = find(isa);
+    if (!kernels || conv->taps > 16) return 1;
+    take_turns(conv->n_windows, n_threads,
+               [&](int, int64_t first, int64_t last) { kernels->conv_forward(conv, first, last); });
+    return 0;
+}
+
+/* As ns_scan_backward; scratch holds n_tokens * 16 floats a thread. */
+EXPORT int ns_conv_backward(const char *isa, const Conv *conv, const ConvGrad *grad, int n_threads) {
+    const Kernels *kernels = find(isa);
+    if (!kernels || conv->taps > 16) return 1;
+    share(conv->n_windows, n_threads, [&](int thread, int64_t first, int64_t last) {
+        ConvGrad own = *grad;
+        own.dweight += thread * conv->n_channels * conv->taps;
+        own.dbias += thread * conv->n_channels;
+        own.scratch += thread * conv->n_tokens * 16;
+        kernels->conv_backward(conv, &own, first, last);
+    });
+    return 0;
+}
+
+/* Packed weights, then the scratch of each thread. */
+EXPORT int64_t ns_block_workspace_floats(const char *isa, const Block *block, int n_threads) {
+    const Kernels *kernels = find(isa);
+    return kernels ? kernels->block_packed_floats(block) + n_threads * kernels->block_scratch_floats(block) : -1;
+}
+
+EXPORT int ns_block_forward(const char *isa, const Block *block, float *workspace, int n_threads) {
+    const Kernels *kernels = find(isa);
+    if (!kernels || block->taps > 16) return 1;
+    kernels->block_pack(block, workspace);
+    float *scratch = workspace + kernels->block_packed_floats(block);
+    const int64_t own = kernels->block_scratch_floats(block);
+    int64_t windows = block->batch;
+    for (int axis = 0; axis < 4; ++axis) windows *= block->padded[axis] / block->window[axis];
+    take_turns(windows, n_threads, [&](int thread, int64_t first, int64_t last) {
+        for (int64_t window = first; window < last; ++window)
+            kernels->block_forward(block, window, workspace, scratch + thread * own);
+    });
+    return 0;
+}
+
+EXPORT int64_t ns_patch_workspace_floats(const char *isa, const Patch *patch) {
+    const Kernels *kernels = find(isa);
+    return kernels ? kernels->patch_packed_floats(patch) : -1;
+}
+
+EXPORT int ns_patch_forward(const char *isa, const Patch *patch, float *workspace, int n_threads) {
+    const Kernels *kernels = find(isa);
+    if (!kernels) return 1;
+    kernels->patch_pack(patch, workspace);
+    int64_t patches = patch->batch;
+    for (int axis = 0; axis < 3; ++axis) patches *= patch->size[axis] / patch->patch[axis];
+    take_turns(patches, n_threads, [&](int, int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) kernels->patch_forward(patch, i, workspace);
+    });
+    return 0;
+}

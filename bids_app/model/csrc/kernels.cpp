@@ -1,0 +1,26 @@
+/*
+ * All kernels for one instruction set: this file is compiled once for each, with ISA set to its name, and
+ * dispatch.cpp chooses at run time.
+ *
+ * Nothing of the standard library is used here: an inline function of it could be the copy that the linker keeps for
+ * all, and would not run on older processors.
+ */
+#include "block.h"
+#include "conv.h"
+#include "patch.h"
+#include "scan.h"
+
+#ifndef ISA
+#define ISA baseline
+#endif
+#define TEXT(x) #x
+#define QUOTE(x) TEXT(x)
+#define JOIN_(a, b) a##b
+#define JOIN(a, b) JOIN_(a, b)
+
+namespace neurostorm {
+extern const Kernels JOIN(kernels_, ISA);
+const Kernels JOIN(kernels_, ISA) = {
+    QUOTE(ISA),         n_blocks,           scan_forward, scan_backward, conv_forward, conv_backward,
+    block_packed_floats, block_scratch_floats, block_pack,  block_forward, patch_packed_floats, patch_pack, patch_forward};
+} /* namespace neurostorm */

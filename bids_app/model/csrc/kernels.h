@@ -1,0 +1,90 @@
+/* What the kernels, compiled once for each instruction set, and the dispatcher share. Plain C types only. */
+#pragma once
+
+#include <cstdint>
+
+namespace neurostorm {
+
+constexpr int64_t kStates = 16; /* the only number of states that the kernels know */
+constexpr int64_t kChunk = 16;  /* tokens between two saved states */
+
+/* A float32 array (n_windows, n_tokens, last) whose last axis is contiguous. */
+struct View {
+    float *data;
+    int64_t window_stride, token_stride; /* in floats */
+};
+
+/* The arrays of the scan; see selective_scan in scan.py for what they hold. */
+struct Scan {
+    int64_t n_windows, n_tokens, n_channels;
+    View u, delta, b, c, z, y;
+    const float *a;          /* (channels, 16) */
+    const float *skip;       /* (channels) */
+    const float *delta_bias; /* (channels) */
+    float *saved;            /* states at the start of each chunk (windows, chunks, channels * 16), or null */
+};
+
+/* The gradients of the scan. Those of parameters are sums over windows: one copy a thread, added up by the caller. */
+struct ScanGrad {
+    View dy, du, ddelta, db, dc, dz;
+    float *da, *dskip, *ddelta_bias; /* this thread's (channels, 16), (channels), (channels) */
+    float *scratch;                  /* this thread's, scan_scratch_floats(n_channels) */
+};
+
+/* Causal depthwise convolution of `taps` tokens, then SiLU. */
+struct Conv {
+    int64_t n_windows, n_tokens, n_channels, taps;
+    View x, y;
+    const float *weight; /* (channels, taps) */
+    const float *bias;   /* (channels) */
+};
+
+struct ConvGrad {
+    View dy, dx;
+    float *dweight, *dbias; /* this thread's (channels, taps), (channels) */
+    float *scratch;         /* this thread's, n_tokens * 16 */
+};
+
+/* A block of the encoder; see Block in encoder.py. Weights as torch holds them, all contiguous. */
+struct Block {
+    int64_t grid[4], window[4], shift[4], padded[4]; /* tokens along x, y, z, t */
+    int64_t batch, width, inner, rank, taps, hidden, n_prompts;
+    const float *x; /* (batch, grid, width) */
+    float *y;
+    const float *prompts; /* (n_prompts, width) */
+    const float *norm1_weight, *norm1_bias, *in_proj, *conv_weight, *conv_bias, *x_proj, *dt_proj, *delta_bias, *a,
+        *skip, *out_proj, *norm2_weight, *norm2_bias, *linear1, *bias1, *linear2, *bias2;
+};
+
+/* The patch embedding; see PatchEmbed. One channel, and patches of one volume. */
+struct Patch {
+    int64_t size[4], patch[3]; /* voxels of a clip along x, y, z and its volumes; of a patch */
+    int64_t batch, width;
+    const float *x; /* (batch, size) */
+    float *y;       /* (batch, patches along x, y, z, volumes, width) */
+    const float *weight, *bias;
+};
+
+/* One instruction set's kernels. Units are channel blocks of windows for scan_forward, else windows or patches. */
+struct Kernels {
+    const char *name;
+    int64_t (*n_blocks)(int64_t n_channels);
+    void (*scan_forward)(const Scan *, int64_t first_unit, int64_t last_unit);
+    void (*scan_backward)(const Scan *, const ScanGrad *, int64_t first_window, int64_t last_window);
+    void (*conv_forward)(const Conv *, int64_t first_window, int64_t last_window);
+    void (*conv_backward)(const Conv *, const ConvGrad *, int64_t first_window, int64_t last_window);
+    int64_t (*block_packed_floats)(const Block *);
+    int64_t (*block_scratch_floats)(const Block *);
+    void (*block_pack)(const Block *, float *packed);
+    void (*block_forward)(const Block *, int64_t window, const float *packed, float *scratch);
+    int64_t (*patch_packed_floats)(const Patch *);
+    void (*patch_pack)(const Patch *, float *packed);
+    void (*patch_forward)(const Patch *, int64_t patch, const float *packed);
+};
+
+inline int64_t scan_scratch_floats(int64_t n_channels) {
+    /* states and decays of a chunk, gradients of B and C by lane, carried gradient of the states */
+    return 4 * kChunk * kStates * 16 + kStates * n_channels;
+}
+
+} /* namespace neurostorm */

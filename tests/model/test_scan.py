@@ -1,0 +1,271 @@
+"""Every backend of the selective scan keeps the one contract, gradients included."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bids_app.errors import UsageError
+from bids_app.model import scan, scan_native
+from bids_app.model.encoder import Encoder, EncoderConfig
+from bids_app.model.scan import BACKENDS, backend_in_use, causal_conv_silu, choose_backend, selective_scan
+
+NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
+CPU = torch.device("cpu")
+
+needs_native = pytest.mark.skipif(scan_native.library() is None, reason="the native scan was not compiled")
+
+
+def make_inputs(n: int, length: int, channels: int, dtype=torch.float32, seed: int = 0) -> list[torch.Tensor]:
+    """Arguments of a scan in the layouts that the mixer gives them: pieces of larger arrays."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).to(dtype)
+
+    xz, low = draw(n, length, 2 * channels), draw(n, length, 35)
+    rates = -torch.exp(torch.arange(1, 17, dtype=torch.float64).log() + 0.1 * draw(channels, 16).double())
+    u, z = xz.chunk(2, dim=-1)
+    delta, skip, bias = draw(n, length, channels), draw(channels), draw(channels) - 3
+    return [u, delta, rates.to(dtype), low[..., 3:19], low[..., 19:], skip, z, bias]
+
+
+def run(inputs, backend, dtype) -> list[torch.Tensor]:
+    """Output and the eight gradients."""
+    leaves = [t.to(dtype).detach().requires_grad_() for t in inputs]
+    y = selective_scan(*leaves, backend=backend)
+    weight = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9)).to(dtype)
+    return [y.detach(), *torch.autograd.grad(y, leaves, weight)]
+
+
+def by_hand(u, delta, A, B, C, D, z, bias) -> torch.Tensor:
+    """The recurrence, one number at a time."""
+    n_windows, length, channels = u.shape
+    y = torch.zeros_like(u)
+    for n in range(n_windows):
+        for d in range(channels):
+            h = torch.zeros(16, dtype=u.dtype)
+            for token in range(length):
+                step = torch.log1p(torch.exp(delta[n, token, d] + bias[d]))
+                h = torch.exp(step * A[d]) * h + step * B[n, token] * u[n, token, d]
+                y[n, token, d] = (
+                    (C[n, token] @ h + D[d] * u[n, token, d]) * z[n, token, d] * torch.sigmoid(z[n, token, d])
+                )
+    return y
+
+
+def test_the_reference_is_the_recurrence():
+    inputs = make_inputs(2, 9, 3, torch.float64)
+    torch.testing.assert_close(selective_scan(*inputs, backend="reference"), by_hand(*inputs))
+
+
+def test_gradients_of_the_reference_agree_with_finite_differences():
+    inputs = [t.detach().requires_grad_() for t in make_inputs(1, 5, 2, torch.float64)]
+    torch.autograd.gradcheck(lambda *t: selective_scan(*t, backend="reference"), inputs)
+
+
+@needs_native
+@pytest.mark.parametrize("isa", scan_native.INSTRUCTION_SETS)
+@pytest.mark.parametrize("shape", [(3, 37, 72), (2, 256, 24), (5, 32, 31), (1, 16, 7), (4, 1, 16), (1, 306, 1)])
+def test_native_output_and_gradients_agree_with_float64(isa, shape, monkeypatch):
+    if not scan_native.library().ns_has(isa.encode()):
+        pytest.skip(f"this processor or build has no {isa}")
+    monkeypatch.setenv("NEUROSTORM_SCAN_ISA", isa)
+    inputs = make_inputs(*shape)
+    found, expected = run(inputs, "native", torch.float32), run(inputs, "reference", torch.float64)
+    for name, one, other in zip(("y", *NAMES), found, expected, strict=True):
+        scale = other.abs().max().item()
+        assert (one - other).abs().max().item() <= 2e-6 * scale + 1e-12, name
+
+
+@needs_native
+def test_native_gradients_agree_with_finite_differences_in_float64():
+    """Differences of the float64 reference along random directions against the native gradient."""
+    inputs = make_inputs(2, 20, 6)
+    gradients = run(inputs, "native", torch.float32)[1:]
+    weight = torch.randn(2, 20, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
+    for index, gradient in enumerate(gradients):
+        direction = torch.randn(gradient.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(index))
+        sides = []
+        for step in (1e-5, -1e-5):
+            moved = [t.double() for t in inputs]
+            moved[index] = moved[index] + step * direction
+            sides.append((selective_scan(*moved, backend="reference") * weight).sum())
+        difference = (sides[0] - sides[1]) / 2e-5
+        torch.testing.assert_close((gradient.double() * direction).sum(), difference, rtol=1e-3, atol=1e-4)
+
+
+@needs_native
+@pytest.mark.parametrize("isa", scan_native.INSTRUCTION_SETS)
+def test_native_convolution_agrees_with_torch(isa, monkeypatch):
+    if not scan_native.library().ns_has(isa.encode()):
+        pytest.skip(f"this processor or build has no {isa}")
+    monkeypatch.setenv("NEUROSTORM_SCAN_ISA", isa)
+    torch.manual_seed(0)
+    leaves = [torch.randn(3, 21, 39), torch.randn(39, 1, 4), torch.randn(39)]
+    results = []
+    for backend, dtype in (("native", torch.float32), ("reference", torch.float64)):
+        own = [t.to(dtype).requires_grad_() for t in leaves]
+        y = causal_conv_silu(*own, backend=backend)
+        results.append([y.detach(), *torch.autograd.grad(y.square().sum(), own)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-5, atol=1e-5)
+
+
+@needs_native
+def test_threads_do_not_change_the_answer():
+    inputs = make_inputs(7, 40, 24)
+    before = torch.get_num_threads()
+    outcomes = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        outcomes.append(run(inputs, "native", torch.float32))
+    torch.set_num_threads(before)
+    assert torch.equal(outcomes[0][0], outcomes[1][0])
+    for one, other in zip(*outcomes, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@needs_native
+def test_what_is_no_number_stays_none():
+    inputs = make_inputs(1, 20, 16)
+    for index in (0, 1, 6):
+        broken = [t.clone() for t in inputs]
+        broken[index][0, 5, 3] = float("nan")
+        y = selective_scan(*broken, backend="native")
+        assert y[0, 5, 3].isnan()
+        assert y[..., :3].isfinite().all()
+
+
+@needs_native
+def test_extreme_steps_stay_finite():
+    inputs = make_inputs(1, 30, 16)
+    for value in (-200.0, 60.0):
+        inputs[1][:] = value
+        found, expected = (selective_scan(*inputs, backend=name) for name in ("native", "reference"))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@needs_native
+@pytest.mark.parametrize(
+    "config",
+    [
+        EncoderConfig(img_size=(24, 24, 24, 6), embed_dim=8, depths=(2, 2)),
+        EncoderConfig(img_size=(36, 36, 36, 10), embed_dim=9, depths=(2,), prompt_len=3),
+        EncoderConfig(img_size=(24, 48, 24, 5), embed_dim=36, depths=(2, 2), whole_last_stage=False),
+    ],
+)
+@pytest.mark.parametrize("isa", scan_native.INSTRUCTION_SETS)
+def test_blocks_in_one_call_equal_the_road_of_modules(config, isa, monkeypatch):
+    if not scan_native.library().ns_has(isa.encode()):
+        pytest.skip(f"this processor or build has no {isa}")
+    monkeypatch.setenv("NEUROSTORM_SCAN_ISA", isa)
+    torch.manual_seed(0)
+    encoder, clips = Encoder(config).eval(), torch.randn(2, 1, *config.img_size)
+    by_modules = encoder(clips)
+    assert by_modules.requires_grad
+    with torch.no_grad():
+        fused = encoder(clips)
+        monkeypatch.setenv("NEUROSTORM_SCAN", "reference")
+        reference = encoder(clips)
+    torch.testing.assert_close(fused, by_modules.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fused, reference, rtol=1e-4, atol=1e-5)
+
+
+def test_lower_precision_is_taken_and_given_back():
+    inputs = make_inputs(2, 20, 16)
+    expected = selective_scan(*inputs, backend="reference")
+    for name in ("reference", "native"):
+        if BACKENDS[name].obstacle(CPU, torch.bfloat16, 16):
+            continue
+        half = [t.bfloat16() if t.ndim == 3 else t for t in inputs]
+        y = selective_scan(*half, backend=name)
+        assert y.dtype == torch.bfloat16
+        torch.testing.assert_close(y.float(), expected, rtol=0.1, atol=0.1)
+
+
+def test_the_environment_names_the_backend(monkeypatch):
+    monkeypatch.setenv("NEUROSTORM_SCAN", "reference")
+    assert backend_in_use() == "reference"
+    monkeypatch.setenv("NEUROSTORM_SCAN", "fastest")
+    with pytest.raises(UsageError, match="fastest"):
+        choose_backend(CPU)
+
+
+def test_a_backend_that_cannot_be_used_is_refused_when_asked_for(monkeypatch):
+    monkeypatch.setenv("NEUROSTORM_SCAN", "mamba_ssm")
+    with pytest.raises(UsageError, match="mamba_ssm"):
+        choose_backend(CPU)
+    with pytest.raises(UsageError, match="native"):
+        choose_backend(CPU, torch.float64, name="native")
+
+
+def test_what_native_does_not_know_goes_to_the_reference():
+    assert choose_backend(CPU, torch.float64).name == "reference"
+    assert choose_backend(CPU, torch.float32, n_states=8).name == "reference"
+
+
+def test_without_the_library_the_reference_is_used_and_named(monkeypatch):
+    monkeypatch.setattr(scan_native, "library", lambda: None)
+    monkeypatch.delenv("NEUROSTORM_SCAN", raising=False)
+    assert backend_in_use() == "reference"
+    assert scan.choose_backend(CPU).name == "reference"
+
+
+@needs_native
+def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch):
+    assert "native" in backend_in_use()
+    monkeypatch.setenv("NEUROSTORM_SCAN_ISA", "avx1024")
+    with pytest.raises(UsageError, match="baseline"):
+        scan_native.instruction_set()
+
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+def test_the_library_is_built_the_same_twice_and_without_a_compiler_not_at_all(tmp_path):
+    """The build of setup.py: reproducible, and optional."""
+    built = []
+    for name in ("one", "two"):
+        subprocess.run(
+            [
+                sys.executable,
+                "setup.py",
+                "-q",
+                "build_ext",
+                "--build-lib",
+                tmp_path / name,
+                "--build-temp",
+                tmp_path / "t",
+            ],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        )
+        built.append(next((tmp_path / name).rglob("_scan*")).read_bytes())
+    assert built[0] == built[1]
+    result = subprocess.run(
+        [
+            sys.executable,
+            "setup.py",
+            "-q",
+            "build_ext",
+            "--build-lib",
+            tmp_path / "none",
+            "--build-temp",
+            tmp_path / "n",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "CC": "no-such-compiler", "CXX": "no-such-compiler"},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert list((tmp_path / "none").rglob("_scan*")) == []
+    assert "failed" in result.stdout + result.stderr
