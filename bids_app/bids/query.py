@@ -180,7 +180,24 @@ def _check_participants(bids_dir: Path, wanted: Sequence[str]) -> list[str]:
             f"{bids_dir}: has no {_labels('sub', missing)}.",
             f"It has {_labels('sub', known)}. Correct --participant-label, or leave it out for all.",
         )
-    return [label for label in known if not wanted or label in wanted]
+    chosen = [label for label in known if not wanted or label in wanted]
+    for label in chosen:
+        _check_listable(bids_dir / f"sub-{label}")
+    return chosen
+
+
+def _check_listable(folder: Path) -> None:
+    """Refuse folders that cannot be listed, from a participant's down; an index would leave them out silently."""
+    try:
+        with os.scandir(folder) as entries:
+            inner = [entry.path for entry in entries if entry.name.startswith("ses-") or entry.name in ("func", "anat")]
+    except NotADirectoryError:
+        return
+    except OSError as error:
+        raise NoInputError(f"{folder}: {error.strerror}.", "Check the permissions of this folder.") from error
+    for path in inner:
+        if not os.path.islink(path):  # links may lead back up
+            _check_listable(Path(path))
 
 
 def _group_runs(bolds: Iterable[Path]) -> dict[Path, list[Path]]:
