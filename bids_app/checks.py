@@ -115,16 +115,21 @@ def check_memory(settings: Settings) -> str:
 
 def check_weights(settings: Settings) -> str:
     """The encoder's weights are at hand."""
-    from bids_app.catalog.fetch import locate_model
+    from bids_app.catalog.models import adapter_paths, find_model, weights_path
 
-    return str(locate_model(settings.model.model))
+    if settings.reports_only:
+        return "not needed"
+    model = find_model(settings.model.model)
+    adapters = adapter_paths(model, settings.model.adapters)
+    return ", ".join(str(path) for path in (weights_path(model), *adapters))
 
 
 def check_template(settings: Settings) -> str:
     """A template is at hand; which one is said, since it decides how far the model's space is."""
-    from bids_app.catalog.templates import template_in_use
+    from bids_app.catalog import templates
 
-    return template_in_use()
+    name = templates.available()[0]
+    return f"{name} ({templates.space(name).accuracy})"
 
 
 CHECKS: dict[str, Callable[[Settings], str]] = {

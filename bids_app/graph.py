@@ -182,7 +182,7 @@ class Graph:
         /,
         *,
         memory_gb: float = 1.0,
-        threads: int | None = None,
+        n_procs: int | None = None,
         always: bool = False,
         **arguments: Any,
     ) -> Step:
@@ -196,8 +196,8 @@ class Graph:
             Importable by its name; called with ``arguments`` and ``out_dir``.
         memory_gb : float
             What it takes at most, GB.
-        threads : int, optional
-            Threads that it uses; the settings' number by default.
+        n_procs : int, optional
+            Processors that it uses; the settings' threads by default.
         always : bool
             Run it even when nothing changed (for what writes outside its folder).
         **arguments
@@ -215,7 +215,7 @@ class Graph:
             interface,
             name=name,
             mem_gb=min(memory_gb, self._resources.memory_gb),
-            n_procs=min(threads or self._resources.omp_threads, self._resources.n_procs),
+            n_procs=min(n_procs or self._resources.omp_threads, self._resources.n_procs),
         )
         node.inputs.function, node.inputs.key, node.inputs.given = target, key, given
         if always:
@@ -244,7 +244,9 @@ class Graph:
             "poll_sleep_duration": "0.05",
             "remove_unnecessary_outputs": "false",
             "check_version": "false",
+            "create_report": "false",
         }
+        quieten_nipype(LOGGER.getEffectiveLevel())
         plugin, plugin_args = self._plugin()
         self._started = time.time() - 1  # file systems keep coarser times than clocks
         cwd = os.getcwd()
@@ -279,14 +281,16 @@ class Graph:
         )
         return StepError(unfinished, lost.message, lost.hint, lost.exit_code, "")
 
-    def costs(self) -> dict[str, dict[str, float]]:
-        """Seconds and peak memory of each step, as last run."""
-        found = {}
-        for name in self._steps:
-            path = self._folder(name) / COST_FILE
-            if path.exists():
-                found[name] = json.loads(path.read_text())
-        return found
+    def costs(self, step: Step) -> dict[str, dict[str, float]]:
+        """Seconds and peak memory (MB) of a step and of all that it needs, as last run."""
+        files = {name: self._folder(name) / COST_FILE for name in self._ancestors(step.name)}
+        return {name: json.loads(path.read_text()) for name, path in files.items() if path.exists()}
+
+    def result_of(self, step: Step) -> Any:
+        """What a step returned, once the graph has run."""
+        from nipype.utils.filemanip import loadpkl
+
+        return loadpkl(self._folder(step.name) / f"result_{step.name}.pklz").outputs.out.value
 
     def _ancestors(self, name: str) -> Iterator[str]:
         wanted = {name}
@@ -309,8 +313,23 @@ class Graph:
             return "Linear", {}
         from bids_app.multiproc import SturdyMultiProcPlugin
 
-        arguments = {"n_procs": resources.n_procs, "memory_gb": resources.memory_gb, "mp_context": "forkserver"}
+        arguments = {
+            "n_procs": resources.n_procs,
+            "memory_gb": resources.memory_gb,
+            "mp_context": "forkserver",
+            "log_level": LOGGER.getEffectiveLevel(),
+        }
         return SturdyMultiProcPlugin(plugin_args=arguments), {}
+
+
+def quieten_nipype(level: int) -> None:
+    """Let nipype speak once, through our own log, and only when everything is to be said."""
+    import nipype  # noqa: F401  (sets its loggers up when it is imported)
+
+    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.INFO if level <= logging.DEBUG else logging.CRITICAL)
 
 
 def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:

@@ -7,6 +7,7 @@ its own, so that the culprit fails alone and the others finish.
 
 from __future__ import annotations
 
+import logging
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -20,18 +21,27 @@ WORKER_DIED = (
 )
 
 
+def start_worker(cwd: str, log_level: int) -> None:
+    """Set up a worker process as nipype does, but for its logs."""
+    from bids_app.graph import quieten_nipype
+
+    process_initializer(cwd)
+    quieten_nipype(log_level)
+
+
 class SturdyMultiProcPlugin(MultiProcPlugin):
     """`MultiProcPlugin` whose nodes fail, instead of hanging, when their worker dies."""
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
         super().__init__(plugin_args=plugin_args)
+        self.pool = self._new_pool(self.processors)
         self._again: dict[int, tuple[Any, bool]] = {}
 
     def _new_pool(self, workers: int) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
             max_workers=workers,
-            initializer=process_initializer,
-            initargs=(self._cwd,),
+            initializer=start_worker,
+            initargs=(self._cwd, self.plugin_args.get("log_level", logging.INFO)),
             mp_context=get_context(self.plugin_args.get("mp_context")),
         )
 

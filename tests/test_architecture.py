@@ -15,7 +15,7 @@ FLOORS = [
     {"errors", "settings"},
     {"bids", "clips", "model", "catalog", "graph", "multiproc", "phantom"},
     {"preprocess", "adapters", "reports"},
-    {"participant", "group", "training", "checks"},
+    {"participant", "group", "training", "checks", "plan", "outputs", "runlog", "steps", "methods"},
     {"cli"},
 ]
 """From the ground up: a room imports from floors below its own, and from rooms of its own floor."""

@@ -1,0 +1,302 @@
+"""The participant level: one graph of steps for all runs that were asked for; it reads top to bottom as the method.
+
+Each step is a function of another room (`graph.py` says how it becomes a node of nipype). One run that fails takes no
+other with it, and what is done is written at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bids_app import outputs, steps
+from bids_app.bids.derivatives import remove_leftovers
+from bids_app.bids.description import check_output_folder, describe_outputs
+from bids_app.bids.query import BoldRun, find_runs
+from bids_app.catalog import templates
+from bids_app.catalog.models import adapter_paths, find_model, weights_path
+from bids_app.checks import preflight
+from bids_app.errors import EXIT_OK, CannotCreateError, InputOutputError, NoInputError
+from bids_app.graph import Graph, Step, file_stamp
+from bids_app.methods import describe_method
+from bids_app.plan import print_plan
+from bids_app.preprocess.anatomy import normalise_t1w
+from bids_app.preprocess.motion import correct_motion
+from bids_app.preprocess.run import collect_run
+from bids_app.reports.methods import write_methods
+from bids_app.reports.participant import build_participant_report
+from bids_app.runlog import FAILED, OK, Outcome, exit_code, new_run_id, write_log
+from bids_app.settings import Settings
+
+LOGGER = logging.getLogger(__name__)
+
+
+def run_participants(settings: Settings) -> int:
+    """Run the participant level as asked for.
+
+    Returns
+    -------
+    int
+        0 when every run is done, else the exit code of the first that is not.
+
+    Raises
+    ------
+    NeurostormError
+        Nothing could be started.
+    """
+    if settings.check:
+        return print_plan(settings)
+    if settings.reports_only:
+        return remake_reports(settings)
+    preflight(settings)
+    check_output_folder(settings.out_dir)
+    runs = find_runs(settings.bids_dir, settings.query)
+    make_folders(settings)
+    describe_outputs(settings.out_dir, settings.bids_dir)
+    steps_done, demonstration = describe_method(settings, runs)
+    write_methods(settings.out_dir, steps_done, demonstration=demonstration)
+    if settings.boilerplate_only:
+        return EXIT_OK
+    return work_on(runs, settings)
+
+
+def work_on(runs: Sequence[BoldRun], settings: Settings) -> int:
+    """Run the graph, then write each participant's log and report."""
+    participants = list(dict.fromkeys(run.participant for run in runs))
+    LOGGER.info("%d BOLD runs of %d participants; scratch is %s", len(runs), len(participants), settings.work_dir)
+    started = time.monotonic()
+    run_id = new_run_id()
+    crash_dir = settings.work_dir / f"crash-{run_id}"
+    crash_dir.mkdir()
+    outcomes = run_graph(runs, settings, crash_dir)
+    for participant in participants:
+        own = [outcomes[run.stem] for run in runs if run.participant == participant]
+        remove_leftovers(settings.out_dir / f"sub-{participant}")
+        write_log(settings, run_id, participant, own)
+        build_participant_report(settings.out_dir, participant)
+    shutil.rmtree(crash_dir, ignore_errors=True)
+    tell(list(outcomes.values()), settings, time.monotonic() - started)
+    code = exit_code(list(outcomes.values()))
+    if settings.clean_workdir and code == EXIT_OK:
+        shutil.rmtree(settings.work_dir, ignore_errors=True)
+    return code
+
+
+def run_graph(runs: Sequence[BoldRun], settings: Settings, crash_dir: Path) -> dict[str, Outcome]:
+    """Build the graph, run it, and tell how each run ended."""
+    graph = Graph("neurostorm", settings.work_dir, settings.resources)
+    model = choose_model(settings)
+    anatomies: dict[Path, Anatomy] = {}
+    published = {run.stem: add_run(graph, run, anatomies, model, settings) for run in runs if run.problem is None}
+    if published:
+        graph.run(crash_dir=crash_dir, stop_on_first_crash=settings.stop_on_first_crash)
+    return {run.stem: outcome_of(run, graph, published.get(run.stem)) for run in runs}
+
+
+@dataclass(frozen=True)
+class ChosenModel:
+    """The model and adapters to apply, found on this machine."""
+
+    name: str
+    adapters: tuple[Path, ...]
+    stamp: str
+
+
+def choose_model(settings: Settings) -> ChosenModel:
+    """Find the weights and the adapters that were asked for."""
+    wanted = settings.model
+    entry = find_model(wanted.model)
+    adapters = () if wanted.embeddings_only else adapter_paths(entry, wanted.adapters)
+    stamp = ";".join(file_stamp(path) for path in (weights_path(entry), *adapters))
+    return ChosenModel(wanted.model, tuple(adapters), stamp)
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The steps of a T1w image that others need."""
+
+    aligned: Step
+    published: Step
+
+
+def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: ChosenModel, settings: Settings) -> Step:
+    """Add the steps of one run, and those of its T1w image if they are not there yet; return the last."""
+    wanted, threads, all_threads = settings.preprocess, settings.resources.omp_threads, settings.resources.n_procs
+    seed, template = wanted.random_seed, templates.available()[0]
+    name = node_name(run.stem)
+    anatomy = add_anatomy(graph, run, anatomies, template, settings)
+    aligned = {"anatomy": anatomy.aligned} if anatomy else {}
+
+    series = graph.step(
+        f"{name}_examine",
+        steps.examine,
+        bold=run.bold,
+        metadata=run.metadata,
+        events=run.events,
+        dummy_scans=wanted.dummy_scans,
+        stamp=file_stamp(run.bold) + file_stamp(run.events),
+    )
+    motion = graph.step(f"{name}_motion", correct_motion, series=series, threads=threads)
+    reference = graph.step(f"{name}_mask", steps.mask_run, series=series, motion=motion)
+    alignment = graph.step(
+        f"{name}_align", steps.align, reference=reference, template=template, seed=seed, memory_gb=2, **aligned
+    )
+    confounds = graph.step(
+        f"{name}_confounds",
+        steps.confounds,
+        series=series,
+        motion=motion,
+        alignment=alignment,
+        fd_spike_mm=wanted.fd_spike_threshold,
+        threads=threads,
+    )
+    preprocessed = graph.step(
+        f"{name}_collect",
+        collect_run,
+        series=series,
+        motion=motion,
+        reference=reference,
+        alignment=alignment,
+        confounds=confounds,
+        seed=seed,
+        **aligned,
+    )
+    grid = graph.step(f"{name}_grid", steps.put_on_grid, preprocessed=preprocessed, threads=threads)
+    encoded = graph.step(
+        f"{name}_encode",
+        steps.encode,
+        grid=grid,
+        model=model.name,
+        adapters=model.adapters,
+        device=settings.model.device,
+        threads=all_threads,
+        stamp=model.stamp,
+        memory_gb=2,
+        n_procs=all_threads,
+    )
+
+    trees = {
+        "preprocessing": graph.step(
+            f"{name}_outputs",
+            outputs.run_outputs,
+            preprocessed=preprocessed,
+            grid=grid,
+            entities=run.entities,
+            bids_dir=settings.bids_dir,
+            notes=run.notes,
+            output_spaces=wanted.output_spaces,
+            threads=threads,
+        ),
+        "model": graph.step(
+            f"{name}_tables",
+            outputs.model_outputs,
+            encoded=encoded,
+            preprocessed=preprocessed,
+            entities=run.entities,
+            bids_dir=settings.bids_dir,
+        ),
+    }
+    if not settings.model.embeddings_only:
+        trees["figures"] = graph.step(
+            f"{name}_figures",
+            outputs.run_figures,
+            preprocessed=preprocessed,
+            grid=grid,
+            encoded=encoded,
+            entities=run.entities,
+            fd_spike_mm=wanted.fd_spike_threshold,
+        )
+    if anatomy:
+        trees["anatomy"] = anatomy.published
+    return graph.step(f"{name}_publish", outputs.publish, target=settings.out_dir, always=True, **trees)
+
+
+def add_anatomy(
+    graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], template: str, settings: Settings
+) -> Anatomy | None:
+    """Add the steps of a run's T1w image, once for all runs that share it; None when there is no T1w image."""
+    if run.t1w is None:
+        return None
+    if run.t1w not in anatomies:
+        name = node_name(run.t1w.name.partition(".")[0])
+        prepared = graph.step(
+            f"{name}_prepare", steps.prepare_anatomy, t1w=run.t1w, stamp=file_stamp(run.t1w), memory_gb=2
+        )
+        aligned = graph.step(
+            f"{name}_normalise",
+            normalise_t1w,
+            prepared=prepared,
+            template=template,
+            seed=settings.preprocess.random_seed,
+            memory_gb=2,
+        )
+        tree = graph.step(
+            f"{name}_outputs", outputs.anatomy_outputs, anatomy=aligned, bids_dir=settings.bids_dir, memory_gb=2
+        )
+        anatomies[run.t1w] = Anatomy(aligned, tree)
+    return anatomies[run.t1w]
+
+
+def outcome_of(run: BoldRun, graph: Graph, published: Step | None) -> Outcome:
+    """How a run ended."""
+    if published is None:
+        problem = run.problem
+        assert problem is not None
+        return Outcome(run.stem, FAILED, "query", problem.message, problem.hint, problem.exit_code)
+    costs = graph.costs(published)
+    error = graph.error_of(published)
+    if error:
+        return Outcome(
+            run.stem, FAILED, error.step, error.message, error.hint, error.exit_code, trace=error.trace, steps=costs
+        )
+    return Outcome(run.stem, OK, steps=costs, outputs=graph.result_of(published))
+
+
+def tell(outcomes: Sequence[Outcome], settings: Settings, seconds: float) -> None:
+    """Say how it went: what failed and what to do, and where to look."""
+    failed = [outcome for outcome in outcomes if outcome.status != OK]
+    for outcome in failed:
+        print(f"neurostorm: {outcome.stem} failed: {outcome.reason}\n  {outcome.hint}", file=sys.stderr)
+    LOGGER.info(
+        "%d of %d runs done in %.0f s. Reports: %s", len(outcomes) - len(failed), len(outcomes), seconds,
+        settings.out_dir / "sub-*.html",
+    )  # fmt: skip
+
+
+def remake_reports(settings: Settings) -> int:
+    """Make the reports again from the derivatives (``--reports-only``)."""
+    wanted = settings.query.participants
+    found = sorted(path.name.removeprefix("sub-") for path in settings.out_dir.glob("sub-*") if path.is_dir())
+    missing = [label for label in wanted if label not in found]
+    if missing or not found:
+        raise NoInputError(
+            f"{settings.out_dir}: no outputs of {', '.join(f'sub-{label}' for label in missing) or 'any participant'}.",
+            "Run the participant level first.",
+        )
+    for label in wanted or found:
+        LOGGER.info("%s", build_participant_report(settings.out_dir, label))
+    return EXIT_OK
+
+
+def make_folders(settings: Settings) -> None:
+    """Make the output and scratch folders."""
+    for folder in (settings.out_dir, settings.work_dir):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except PermissionError as error:
+            raise CannotCreateError(
+                f"{folder}: {error.strerror}.", "Choose another place, or ask for access."
+            ) from error
+        except OSError as error:
+            raise InputOutputError(f"{folder}: {error.strerror}.", "Check the disk and its quota.") from error
+
+
+def node_name(stem: str) -> str:
+    """A BIDS name as nipype wants it: different names stay different, since BIDS labels hold no underscore."""
+    return re.sub(r"[^0-9A-Za-z]", lambda match: "_" if match[0] in "_-" else f"x{ord(match[0]):x}", stem)

@@ -1,0 +1,140 @@
+"""The steps of the participant level that join rooms; each is a thin call of functions that know no graph.
+
+Every step takes ``out_dir``, the folder that it may write into, and returns what can be pickled.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bids_app.adapters.file import AdaptedModel, load_adapter
+from bids_app.adapters.predict import Embeddings, Prediction, encode_run
+from bids_app.clips import NORMALISATIONS, ClipReader, GridSeries
+from bids_app.errors import BadDataError
+from bids_app.preprocess.anatomy import Anatomy, PreparedT1w, prepare_t1w
+from bids_app.preprocess.confounds import Confounds, measure_confounds
+from bids_app.preprocess.coregister import Alignment, EpiReference, coregister, mask_boldref, normalise_boldref
+from bids_app.preprocess.epi import prepare_bold
+from bids_app.preprocess.images import Series
+from bids_app.preprocess.motion import MotionEstimate
+from bids_app.preprocess.resample import model_grid_coverage, resample_to_model_grid
+from bids_app.preprocess.run import PreprocessedRun
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the model made of a run, and which model it was."""
+
+    embeddings: Embeddings
+    predictions: tuple[Prediction, ...]
+    facts: dict[str, Any]
+    """Name and hash of the weights, scan backend, device, time: for sidecars."""
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """A run on the model grid: the folder of its `GridSeries`, and how much of the template's brain it covers."""
+
+    folder: Path
+    coverage: float
+
+
+def prepare_anatomy(t1w: Path, stamp: str, out_dir: Path) -> PreparedT1w:
+    """Remove a T1w image's bias field; ``stamp`` tells when the file changed."""
+    return prepare_t1w(t1w, out_dir)
+
+
+def examine(
+    bold: Path, metadata: dict[str, Any], events: Path | None, dummy_scans: int | None, stamp: str, out_dir: Path
+) -> Series:
+    """Examine a BOLD file against its sidecar and events; ``stamp`` tells when the file changed."""
+    return prepare_bold(bold, metadata, out_dir, dummy_scans, last_onset(events))
+
+
+def last_onset(events: Path | None) -> float | None:
+    """When the last event of a run begins, s."""
+    if events is None:
+        return None
+    try:
+        with events.open(newline="", encoding="utf-8-sig") as file:
+            onsets = [row["onset"] for row in csv.DictReader(file, delimiter="\t")]
+        return max((float(onset) for onset in onsets if onset not in ("n/a", "")), default=None)
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise BadDataError(
+            f"{events.name}: not a table of events ({error}).", "It needs a column 'onset' in s."
+        ) from error
+
+
+def mask_run(series: Series, motion: MotionEstimate, out_dir: Path) -> EpiReference:
+    """Find the brain in the run's reference image."""
+    return mask_boldref(series.source, motion.boldref, out_dir)
+
+
+def align(
+    reference: EpiReference, template: str, seed: int, out_dir: Path, anatomy: Anatomy | None = None
+) -> Alignment:
+    """Align a run with its T1w image, or with the template when there is none."""
+    if anatomy is None:
+        return normalise_boldref(reference, out_dir, template, seed)
+    return coregister(reference, anatomy, out_dir, seed)
+
+
+def confounds(
+    series: Series, motion: MotionEstimate, alignment: Alignment, fd_spike_mm: float, threads: int, out_dir: Path
+) -> Confounds:
+    """Measure what is not of the brain's doing."""
+    return measure_confounds(series, motion, alignment, out_dir, fd_spike_mm, threads)
+
+
+def put_on_grid(preprocessed: PreprocessedRun, threads: int, out_dir: Path) -> OnGrid:
+    """One interpolation from the raw volumes to the model grid."""
+    series = resample_to_model_grid(preprocessed, out_dir / "grid", threads)
+    return OnGrid(out_dir / "grid", model_grid_coverage(preprocessed, series))
+
+
+def encode(
+    grid: OnGrid,
+    model: str,
+    adapters: Sequence[Path],
+    device: str,
+    threads: int,
+    stamp: str,
+    out_dir: Path,
+) -> Encoded:
+    """Embed a run's clips under both normalisations, and apply the adapters; ``stamp`` tells when a file changed."""
+    import torch
+
+    from bids_app.model import load_model
+    from bids_app.model.scan import backend_in_use
+
+    torch.set_num_threads(threads)
+    place = choose_device(device)
+    loaded = load_model(model, place)
+    reader = ClipReader(GridSeries.open(grid.folder), loaded.config.img_size[3])
+    adapted = [AdaptedModel(loaded, load_adapter(path)) for path in adapters]
+    started = time.monotonic()
+    embeddings, predictions = encode_run(loaded, adapted, reader, tuple(NORMALISATIONS))
+    facts = {
+        "Model": loaded.name,
+        "WeightsSHA256": loaded.weights_sha256,
+        "Demonstration": loaded.demonstration or any(a.card.demonstration for a in adapted),
+        "Device": str(place),
+        "ScanBackend": backend_in_use(place),
+        "Threads": threads,
+        "EncodingSeconds": round(time.monotonic() - started, 2),
+    }
+    return Encoded(embeddings, tuple(predictions), facts)
+
+
+def choose_device(name: str) -> str:
+    """``auto`` becomes a GPU where there is one."""
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
