@@ -176,14 +176,27 @@ def voxel_sizes(affine: np.ndarray) -> np.ndarray:
     return np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
 
 
-def examine_bold(
-    bold: Path,
-    metadata: dict[str, Any],
-    out_dir: Path,
-    *,
-    events_end_s: float | None = None,
-) -> Series:
-    """Examine a BOLD file and make its volumes readable at random; ``n_dummy`` is still 0.
+@dataclass(frozen=True)
+class BoldHeader:
+    """What a BOLD file and its sidecar say before any volume is read.
+
+    ``shape`` is (X, Y, Z, T), ``voxel_sizes_mm`` (3,), ``tr`` in s.
+    """
+
+    shape: tuple[int, int, int, int]
+    voxel_sizes_mm: tuple[float, ...]
+    tr: float
+    affine: np.ndarray
+    slice_times: tuple[float, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def n_volumes(self) -> int:
+        return self.shape[3]
+
+
+def examine_header(bold: Path, metadata: dict[str, Any]) -> BoldHeader:
+    """Examine a BOLD file's header against its sidecar, without reading its volumes.
 
     Parameters
     ----------
@@ -191,10 +204,6 @@ def examine_bold(
         4D NIfTI file.
     metadata : dict
         Its sidecar; ``RepetitionTime`` wins over the header.
-    out_dir : pathlib.Path
-        Takes the uncompressed copy and the data mask.
-    events_end_s : float, optional
-        When the last event of the run begins, s; checked against the length of the run.
 
     Raises
     ------
@@ -228,17 +237,48 @@ def examine_bold(
             f"{bold.name}: {timing.tr * shape[3]:.1f} s of data, too few (at least {MIN_SECONDS:g} s).",
             "Leave the run out with --bids-filter-file or --task-id.",
         )
-    warnings = list(timing.warnings)
-    if events_end_s is not None and events_end_s > timing.tr * shape[3]:
+    sizes = tuple(float(size) for size in voxel_sizes(image.affine))
+    return BoldHeader(shape, sizes, timing.tr, image.affine, timing.slice_times, tuple(timing.warnings))
+
+
+def examine_bold(
+    bold: Path,
+    metadata: dict[str, Any],
+    out_dir: Path,
+    *,
+    events_end_s: float | None = None,
+) -> Series:
+    """Examine a BOLD file and make its volumes readable at random; ``n_dummy`` is still 0.
+
+    Parameters
+    ----------
+    bold : pathlib.Path
+        4D NIfTI file.
+    metadata : dict
+        Its sidecar; ``RepetitionTime`` wins over the header.
+    out_dir : pathlib.Path
+        Takes the uncompressed copy and the data mask.
+    events_end_s : float, optional
+        When the last event of the run begins, s; checked against the length of the run.
+
+    Raises
+    ------
+    BadDataError
+        The file cannot be used.
+    """
+    header = examine_header(bold, metadata)
+    warnings = list(header.warnings)
+    seconds = header.tr * header.n_volumes
+    if events_end_s is not None and events_end_s > seconds:
         warnings.append(
-            f"{bold.name}: events go on until {events_end_s:.1f} s, but {shape[3]} volumes of {timing.tr:g} s end at "
-            f"{timing.tr * shape[3]:.1f} s; the repetition time may be wrong."
+            f"{bold.name}: events go on until {events_end_s:.1f} s, but {header.n_volumes} volumes of {header.tr:g} s "
+            f"end at {seconds:.1f} s; the repetition time may be wrong."
         )
     path = _uncompressed(bold, out_dir)
     data_mask = out_dir / "data_mask.nii.gz"
     varies = _examine_values(Volumes(path), bold)
-    save_image(data_mask, varies.astype(np.uint8), image.affine)
-    return Series(path, bold, timing.tr, shape[3], 0, data_mask, tuple(warnings), timing.slice_times)
+    save_image(data_mask, varies.astype(np.uint8), header.affine)
+    return Series(path, bold, header.tr, header.n_volumes, 0, data_mask, tuple(warnings), header.slice_times)
 
 
 def with_dummies(series: Series, n_dummy: int) -> Series:
