@@ -69,6 +69,7 @@ def render(contents: Contents) -> str:
     environment = Environment(
         loader=PackageLoader("bids_app.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
+    environment.filters["plain"] = plain
     script = _template("script.js")
     runs = contents.runs
     has = {section: any(run.figures.get(section) for run in runs) for section in ("grid", "predictions", "embeddings")}
@@ -98,6 +99,17 @@ def render(contents: Contents) -> str:
     }
     values["sections"] = [(anchor, name) for anchor, name in SECTIONS if shown.get(anchor, True)]
     return environment.get_template("participant.html.jinja").render(values)
+
+
+def plain(value: Any) -> str:
+    """A value of a sidecar as a reader wants it: without the braces and quotes of a program."""
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {plain(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(plain, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "n/a"}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _template(name: str) -> str:

@@ -13,7 +13,7 @@ import pytest
 
 from bids_app.errors import NoInputError
 from bids_app.reports.contents import measures
-from bids_app.reports.participant import build_participant_report
+from bids_app.reports.participant import build_participant_report, plain
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
 
@@ -235,6 +235,11 @@ def test_runs_of_sessions_are_found(out):
 def test_a_participant_that_is_not_there_is_no_input(tmp_path):
     with pytest.raises(NoInputError, match="no derivatives of sub-07"):
         build_participant_report(tmp_path, "07")
+
+
+def test_cards_are_shown_without_the_marks_of_a_program():
+    card = {"n": 20, "accuracy": 0.95123, "by": ["a", "b"], "real": False, "note": None}
+    assert plain(card) == "n: 20; accuracy: 0.9512; by: a, b; real: no; note: n/a"
 
 
 def test_measures_are_shown_as_readers_know_them():
