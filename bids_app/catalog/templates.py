@@ -137,11 +137,17 @@ def load_template(name: str | None = None) -> Template:
         It is not on this machine.
     """
     name = name or next(iter(available()), "")
+    return _load(name, str(templateflow_home()))
+
+
+@cache
+def _load(name: str, home: str) -> Template:
+    """Load a template; ``home`` keeps answers for different caches of TemplateFlow apart."""
     where = space(name)
     files = _find(name)
     if files is None:
         raise NoInputError(
-            f"{name}: not in TemplateFlow's cache ({templateflow_home()}).",
+            f"{name}: not in TemplateFlow's cache ({home}).",
             f"Set TEMPLATEFLOW_HOME to a folder that holds it; here are: {', '.join(available())}.",
         )
     tissues = space(catalog()[name].get("tissues_from", name))
@@ -149,8 +155,8 @@ def load_template(name: str | None = None) -> Template:
     if tissue_files is None:
         raise NoInputError("nilearn's embedded template is missing.", "Install nilearn again.")
     t1w, affine = _read(files["t1w"])
-    shape, grid = _cropped_grid(files, affine)
     fine_mask = _brain(files, t1w)
+    shape, grid = _cropped_grid(fine_mask, affine)
     to_tissues = where.pull_to(tissues)
     gm, wm = (_at(*_scaled(tissue_files[k]), shape, to_tissues @ grid) for k in ("gm", "wm"))
     return Template(
@@ -223,11 +229,10 @@ def _brain(files: dict[str, Path], t1w: np.ndarray) -> np.ndarray:
     return ndimage.binary_fill_holes(t1w > 0)  # skull-stripped
 
 
-def _cropped_grid(files: dict[str, Path], affine: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
+def _cropped_grid(mask: np.ndarray, affine: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
     """A 2 mm RAS grid on even millimetres around the brain."""
-    mask = _brain(files, _read(files["t1w"])[0])
-    corners = np.argwhere(mask)
-    ends = np.array([corners.min(axis=0), corners.max(axis=0)]) @ affine[:3, :3].T + affine[:3, 3]
+    voxels = np.argwhere(mask)
+    ends = np.array([voxels.min(axis=0), voxels.max(axis=0)]) @ affine[:3, :3].T + affine[:3, 3]
     low = np.floor((ends.min(axis=0) - MARGIN_MM) / WORKING_MM) * WORKING_MM
     high = np.ceil((ends.max(axis=0) + MARGIN_MM) / WORKING_MM) * WORKING_MM
     grid = np.diag([WORKING_MM, WORKING_MM, WORKING_MM, 1.0])

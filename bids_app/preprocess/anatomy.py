@@ -21,13 +21,14 @@ from bids_app.preprocess.registration import (
     Registration,
     Stage,
     ants_library,
+    best_start,
     centre_of_mass,
     correlation,
     dice,
     isotropic,
     register,
 )
-from bids_app.preprocess.transforms import Chain, Linear, draw, grid_points, rigid
+from bids_app.preprocess.transforms import Chain, Linear, draw, grid_points, linear, rigid
 
 LINEAR_STAGES = (
     Stage("Rigid[0.1]", (500, 250, 100), (4, 2, 2), (3, 2, 1)),
@@ -173,8 +174,15 @@ def _align(
     near = ndimage.binary_dilation(target.mask, ball(8.0, target.affine))
     complaints: list[str] = []
     for attempt in (1, 2):
-        start = first_guess(fixed, moving) if attempt == 1 else _best_turned_start(fixed, moving, near, out_dir, seed)
-        found = register(fixed, moving, near, LINEAR_STAGES + SYN_STAGES, out_dir, start=start, seed=seed, name="t1w")
+        try:
+            start = (
+                first_guess(fixed, moving) if attempt == 1 else _best_turned_start(fixed, moving, near, out_dir, seed)
+            )
+            stages = LINEAR_STAGES + SYN_STAGES
+            found = register(fixed, moving, near, stages, out_dir, start=start, seed=seed, name="t1w")
+        except RegistrationError as error:
+            complaints = [error.message]
+            continue
         quality = judge_normalisation(target, moving, found)
         complaints = complaints_about(quality)
         if not complaints:
@@ -204,15 +212,13 @@ def _best_turned_start(fixed: Image, moving: Image, near: np.ndarray, out_dir: P
     coarse = (Stage("Rigid[0.1]", (200, 100), (4, 2), (3, 2)), Stage("Affine[0.1]", (200, 50), (4, 2), (3, 2)))
     guess = first_guess(fixed, moving)
     centre = centre_of_mass(fixed)
-    scored = []
-    for number, degrees in enumerate(SECOND_STARTS_DEG):
-        start = guess @ rigid(np.radians(degrees), (0, 0, 0), centre)
-        found = register(fixed, moving, near, coarse, out_dir, start=start, seed=seed + number, name="start")
-        drawn = draw(moving.data, moving.affine, fixed.data.shape, fixed.affine, found.chain)
-        scored.append((correlation(drawn[near], fixed.data[near]), -number, found))
-    best = max(scored, key=lambda item: item[:2])[2].chain.steps[0]
-    assert isinstance(best, Linear)
-    return best.matrix
+    starts = [guess @ rigid(np.radians(degrees), (0, 0, 0), centre) for degrees in SECOND_STARTS_DEG]
+
+    def score(matrix: np.ndarray) -> float:
+        drawn = draw(moving.data, moving.affine, fixed.data.shape, fixed.affine, linear(matrix))
+        return correlation(drawn[near], fixed.data[near])
+
+    return best_start(fixed, moving, near, coarse, starts, score, out_dir, seed)
 
 
 def judge_normalisation(target: Template, moving: Image, found: Registration) -> dict[str, float]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bids_app.preprocess.coregister import Alignment
+from bids_app.preprocess.alignment import Alignment
 from bids_app.preprocess.images import Series, read_volume
 from bids_app.preprocess.motion import MotionEstimate, framewise_displacement
 from bids_app.preprocess.resample import pull_volumes

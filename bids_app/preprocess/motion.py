@@ -177,7 +177,7 @@ def make_boldref(source: VolumeSource, motion: np.ndarray, n_dummy: int = 0) -> 
     """The run's reference image: median of aligned volumes, (X, Y, Z) float32."""
     chosen = steady_volumes(motion, N_REFERENCE, n_dummy)
     boldref = np.median(aligned_volumes(source, motion, chosen), axis=0)
-    return np.maximum(boldref, 0).astype(np.float32) if boldref.min() < 0 <= np.median(boldref) else boldref
+    return np.maximum(boldref, 0)  # cubic splines undershoot beside bright edges
 
 
 class _Aligner:

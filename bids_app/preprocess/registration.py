@@ -7,6 +7,7 @@ the order in which they end, so more than one would not give the same bits twice
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from bids_app.errors import RegistrationError
 from bids_app.preprocess.images import save_image, voxel_sizes
 from bids_app.preprocess.transforms import (
     Chain,
+    Linear,
     apply_matrix,
     draw,
     grid_points,
@@ -76,6 +78,16 @@ class Registration:
     forward_file: Path
     inverse_file: Path
 
+    @property
+    def matrix(self) -> np.ndarray:
+        """The map as one matrix (4, 4), where all its stages were linear."""
+        matrix = np.eye(4)
+        for step in self.chain.steps:
+            if not isinstance(step, Linear):
+                raise TypeError("This registration is not linear.")
+            matrix = step.matrix @ matrix
+        return matrix
+
 
 def ants_library():
     """Import ANTs with one thread and set seeds."""
@@ -117,6 +129,11 @@ def register(
     Returns
     -------
     Registration
+
+    Raises
+    ------
+    RegistrationError
+        ANTs gave up: from this start, the images do not meet.
     """
     folder = out_dir / f"{name}_scratch"
     folder.mkdir(parents=True, exist_ok=True)
@@ -137,13 +154,45 @@ def register(
     try:
         ants_library().registration(arguments, None)
     except RuntimeError as error:
-        raise RegistrationError(f"{name}: ANTs gave up ({error}).", "") from error
+        raise RegistrationError(f"{name}: ANTs gave up ({error}).") from error
     finally:
-        for path in folder.iterdir():
-            path.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder)
     forward, backward = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
     return Registration(read_itk_composite(forward), read_itk_composite(backward), forward, backward)
+
+
+def best_start(
+    fixed: Image,
+    moving: Image,
+    fixed_mask: np.ndarray,
+    stages: Sequence[Stage],
+    starts: Sequence[np.ndarray],
+    score: Callable[[np.ndarray], float],
+    out_dir: Path,
+    seed: int,
+) -> np.ndarray:
+    """Align from several starts, with linear stages; keep the matrix that scores best.
+
+    Raises
+    ------
+    RegistrationError
+        ANTs gave up from every start.
+    """
+    found: list[tuple[float, np.ndarray]] = []
+    for number, start in enumerate(starts):
+        try:
+            registration = register(
+                fixed, moving, fixed_mask, stages, out_dir, start=start, seed=seed + number, name="start"
+            )
+        except RegistrationError as error:
+            reason = error
+            continue
+        found.append((score(registration.matrix), registration.matrix))
+        registration.forward_file.unlink()
+        registration.inverse_file.unlink()
+    if not found:
+        raise reason
+    return max(found, key=lambda item: item[0])[1]  # the first of equals
 
 
 def _joined(values: Sequence[float]) -> str:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bids_app.preprocess.alignment import Alignment, EpiReference
 from bids_app.preprocess.anatomy import Anatomy, normalise_t1w, prepare_t1w
 from bids_app.preprocess.confounds import Confounds, measure_confounds
-from bids_app.preprocess.coregister import Alignment, EpiReference, coregister, mask_boldref, normalise_boldref
+from bids_app.preprocess.coregister import coregister, mask_boldref, normalise_boldref
 from bids_app.preprocess.epi import prepare_bold
 from bids_app.preprocess.images import Series
 from bids_app.preprocess.motion import MotionEstimate, correct_motion
