@@ -28,7 +28,9 @@ BRAIN_SHARES = (0.5, 0.38, 0.12)
 
 @dataclass(frozen=True)
 class Body:
-    """One participant's signal: sizes relative to the mean signal, rates in Hz.
+    """One participant's signal: sizes relative to the mean signal of pure tissue, rates in Hz.
+
+    In a voxel, which is never pure, and in blocks of some 12 s, about a third of the activation remains.
 
     Attributes
     ----------
@@ -38,30 +40,30 @@ class Body:
         Standard deviation of each network's fluctuation, at a focus.
     """
 
-    activation: float = 0.035
+    activation: float = 0.06
     networks: dict[str, float] | None = None
     breathing_hz: float = 0.27
-    breathing: float = 0.005
+    breathing: float = 0.0025
     heart_hz: float = 1.1
-    heart: float = 0.012
-    drift: float = 0.008
+    heart: float = 0.009
+    drift: float = 0.0035
 
     def network(self, name: str) -> float:
         """Standard deviation of a network's fluctuation."""
-        return 0.008 if self.networks is None else self.networks[name]
+        return 0.005 if self.networks is None else self.networks[name]
 
 
 def random_body(*keys: int | str) -> Body:
     """A participant's signal; the same keys give the same participant."""
     rng = rng_for(*keys, "body")
     return Body(
-        activation=float(rng.uniform(0.028, 0.045)),
-        networks={name: float(rng.uniform(0.004, 0.011)) for name in activity.NETWORKS},
+        activation=float(rng.uniform(0.05, 0.075)),
+        networks={name: float(rng.uniform(0.003, 0.007)) for name in activity.NETWORKS},
         breathing_hz=float(rng.uniform(0.2, 0.33)),
-        breathing=float(rng.uniform(0.003, 0.007)),
+        breathing=float(rng.uniform(0.0015, 0.0035)),
         heart_hz=float(rng.uniform(0.9, 1.3)),
-        heart=float(rng.uniform(0.008, 0.016)),
-        drift=float(rng.uniform(0.004, 0.012)),
+        heart=float(rng.uniform(0.006, 0.012)),
+        drift=float(rng.uniform(0.002, 0.005)),
     )
 
 

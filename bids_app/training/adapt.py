@@ -1,0 +1,300 @@
+"""Adapting an encoder to a question: prompts, norms, head, or everything; the result is an adapter.
+
+Every strategy begins with the head alone, solved on embeddings that are computed once; the others go on from there
+through the encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from bids_app.adapters.file import STRATEGIES, Adapter, AdapterCard
+from bids_app.errors import UsageError
+from bids_app.model.api import Model
+from bids_app.model.encoder import Encoder
+from bids_app.model.heads import LinearHead, pool
+from bids_app.training.augment import mirrored
+from bids_app.training.data import Batch, ClipBatches
+from bids_app.training.loop import LoopSettings, fit
+from bids_app.training.question import Question
+from bids_app.training.store import Scan
+
+
+@dataclass(frozen=True)
+class AdaptSettings:
+    """How to adapt.
+
+    Attributes
+    ----------
+    strategy : str
+        ``linear``: the head; ``ln``: and norms; ``prompt``: and prompts; ``prompt_ln``: both; ``full``: everything.
+    prompt_len : int
+        Learned tokens in front of each window, where the strategy has prompts.
+    batch_size : int
+    loop : LoopSettings
+        Of the part that goes through the encoder.
+    patience : int, optional
+        Epochs without a better validation score after which training stops.
+    ridge : float
+        Penalty on the head's standardised weights.
+    balance : bool
+        Whether classes count alike, however many scans each has.
+    noise : float
+        Standard deviation of what is added to clips while training, in their normalised unit.
+    mirror : mapping of str to str
+        If not empty, half of the clips are mirrored left to right, and these labels exchanged.
+    """
+
+    strategy: str = "prompt"
+    prompt_len: int = 50
+    batch_size: int = 4
+    loop: LoopSettings = field(default_factory=lambda: LoopSettings(epochs=10, learning_rate=1e-3))
+    patience: int | None = None
+    ridge: float = 1e-2
+    balance: bool = True
+    noise: float = 0.0
+    mirror: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.strategy not in STRATEGIES:
+            raise UsageError(f"There is no strategy {self.strategy!r}.", f"Choose one of {', '.join(STRATEGIES)}.")
+        if self.has_prompts and self.prompt_len < 1:
+            raise UsageError(f"--prompt-len is {self.prompt_len}.", "At least one prompt is needed.")
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether prompts are learned."""
+        return self.strategy in ("prompt", "prompt_ln")
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Scans, and the answer for each as text."""
+
+    scans: tuple[Scan, ...]
+    values: tuple[str, ...]
+
+    def pick(self, indices: Sequence[int]) -> Labelled:
+        """Some of them."""
+        return Labelled(tuple(self.scans[i] for i in indices), tuple(self.values[i] for i in indices))
+
+
+class Learner(nn.Module):
+    """An encoder, of which a strategy's part can be trained, with a head."""
+
+    def __init__(self, model: Model, head: LinearHead, settings: AdaptSettings) -> None:
+        super().__init__()
+        prompt_len = settings.prompt_len if settings.has_prompts else 0
+        self.encoder = Encoder(replace(model.config, prompt_len=prompt_len)).to(model.device)
+        self.encoder.load_state_dict(model.encoder.state_dict(), strict=False)
+        self.head = head
+        self.requires_grad_(False)
+        self.head.requires_grad_(True)
+        for name, parameter in self.encoder.named_parameters():
+            parameter.requires_grad_(_belongs(settings.strategy, name, self.encoder))
+
+    def forward(self, clips: torch.Tensor) -> torch.Tensor:
+        """(B, 1, x, y, z, t) to (B, O)."""
+        return self.head(self.encoder(clips))
+
+    def learned(self) -> dict[str, torch.Tensor]:
+        """The encoder's parameters that were trained."""
+        return {n: p.detach().cpu().clone() for n, p in self.encoder.named_parameters() if p.requires_grad}
+
+
+def _belongs(strategy: str, name: str, encoder: Encoder) -> bool:
+    """Whether a parameter of the encoder is trained under a strategy."""
+    if strategy == "full":
+        return True
+    owner = encoder.get_submodule(name.rpartition(".")[0])
+    is_norm, is_prompt = isinstance(owner, nn.LayerNorm), name.endswith(".prompt")
+    return (is_norm and strategy in ("ln", "prompt_ln")) or (is_prompt and strategy in ("prompt", "prompt_ln"))
+
+
+def adapt(
+    model: Model,
+    question: Question,
+    training: Labelled,
+    validation: Labelled | None,
+    settings: AdaptSettings,
+    normalisation: str,
+    name: str,
+    folder: Path | None = None,
+    say: Callable[[str], None] | None = None,
+) -> tuple[Adapter, list[dict[str, float]]]:
+    """Train an adapter.
+
+    Parameters
+    ----------
+    model : Model
+        Stays as it is.
+    validation : Labelled, optional
+        Scans of other participants; the epoch that does best on them is kept.
+    normalisation : str
+        Of the clips that the scans hold.
+    name : str
+        The adapter's.
+    folder : Path, optional
+        For the log and the state, see `bids_app.training.loop.fit`.
+
+    Returns
+    -------
+    adapter : Adapter
+    rows : list of dict
+        The log; one row for ``linear``.
+    """
+    targets = question.targets(training.values).to(model.device)
+    weights = question.class_weights(targets) if settings.balance else None
+    head = _solved_head(model, question, training, targets, weights, settings)
+    learner = Learner(model, head, settings)
+    validate = _validator(learner, question, validation, settings) if validation else None
+    if settings.strategy == "linear":
+        with torch.no_grad():
+            rows = [{"epoch": 0.0, **(validate() if validate else {})}]
+    else:
+        rows = _through_the_encoder(learner, question, training, targets, weights, settings, validate, folder, say)
+    card = AdapterCard(
+        name=name,
+        task=question.task,
+        target=question.target,
+        encoder_sha256=model.weights_sha256,
+        normalisation=normalisation,
+        labels=question.labels,
+        value_mean=question.mean,
+        value_std=question.std,
+        strategy=settings.strategy,
+        prompt_len=settings.prompt_len if settings.has_prompts else 0,
+        cohort=_cohort(training),
+        metrics=_metrics(rows, question, validation),
+    )
+    return Adapter(card, _cpu(learner.head.state_dict()), learner.learned()), rows
+
+
+def _through_the_encoder(
+    learner: Learner,
+    question: Question,
+    training: Labelled,
+    targets: torch.Tensor,
+    weights: torch.Tensor | None,
+    settings: AdaptSettings,
+    validate: Callable[[], dict[str, float]] | None,
+    folder: Path | None,
+    say: Callable[[str], None] | None,
+) -> list[dict[str, float]]:
+    exchange = torch.arange(max(1, len(question.labels)), device=targets.device)
+    for label, other in settings.mirror.items():
+        exchange[question.labels.index(label)] = question.labels.index(other)
+
+    def loss_of(batch: Batch) -> torch.Tensor:
+        batch = batch.to(targets.device)
+        clips, wanted = batch.clips, targets[batch.scans]
+        if settings.mirror:
+            flip = torch.rand(len(clips), device=clips.device) < 0.5
+            clips = torch.where(flip.reshape(-1, 1, 1, 1, 1, 1), mirrored(clips), clips)
+            wanted = torch.where(flip, exchange[wanted], wanted)
+        if settings.noise:
+            clips = clips + settings.noise * torch.randn_like(clips)
+        return question.loss(learner(clips), wanted, weights)
+
+    batches = ClipBatches(training.scans, settings.batch_size, settings.loop.seed)
+    best_by = question.score if validate else None
+    return fit(learner, batches, loss_of, settings.loop, folder, validate, best_by, settings.patience, say)
+
+
+@torch.no_grad()
+def predict(learner: nn.Module, question: Question, scans: tuple[Scan, ...], batch_size: int) -> np.ndarray:
+    """The answer for each scan: the mean over its clips; (N, n_labels) or (N, 1)."""
+    batches = ClipBatches(scans, batch_size, moving=False)
+    device = next(learner.parameters()).device
+    sums = torch.zeros(len(scans), max(1, len(question.labels)))
+    for batch in batches.epoch(0):
+        sums.index_add_(0, batch.scans, question.answers(learner(batch.to(device).clips)).float().cpu())
+    return (sums / torch.tensor([max(1, scan.n_clips) for scan in scans])[:, None]).numpy()
+
+
+def _validator(
+    learner: Learner, question: Question, validation: Labelled, settings: AdaptSettings
+) -> Callable[[], dict[str, float]]:
+    def validate() -> dict[str, float]:
+        learner.eval()
+        answers = predict(learner, question, validation.scans, settings.batch_size)
+        return question.scores(answers, validation.values)
+
+    return validate
+
+
+@torch.no_grad()
+def embeddings_of(model: Model, scans: tuple[Scan, ...], batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings (N, C) of all clips that do not overlap, and the scan of each (N,)."""
+    batches = ClipBatches(scans, batch_size, moving=False)
+    pairs = [(pool(model.encode(b.clips.to(model.device))), b.scans) for b in batches.epoch(0)]
+    return torch.cat([e for e, _ in pairs]), torch.cat([s for _, s in pairs]).to(model.device)
+
+
+def _solved_head(
+    model: Model,
+    question: Question,
+    training: Labelled,
+    targets: torch.Tensor,
+    weights: torch.Tensor | None,
+    settings: AdaptSettings,
+) -> LinearHead:
+    embeddings, scans = embeddings_of(model, training.scans, settings.batch_size)
+    return solve_head(question, embeddings, targets[scans], settings.ridge, weights)
+
+
+def solve_head(
+    question: Question,
+    embeddings: torch.Tensor,
+    targets: torch.Tensor,
+    ridge: float,
+    weights: torch.Tensor | None = None,
+) -> LinearHead:
+    """The penalised best linear head on embeddings (N, C); standardisation is folded into its weights."""
+    mean, std = embeddings.mean(dim=0), embeddings.std(dim=0, correction=0).clamp(min=1e-6)
+    standard = (embeddings - mean) / std
+    weight = torch.zeros(question.n_outputs, embeddings.shape[1], device=embeddings.device, requires_grad=True)
+    bias = torch.zeros(question.n_outputs, device=embeddings.device, requires_grad=True)
+    solver = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
+
+    def closure() -> torch.Tensor:
+        solver.zero_grad()
+        loss = question.loss(standard @ weight.T + bias, targets, weights) + ridge * weight.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        solver.step(closure)
+    head = LinearHead(embeddings.shape[1], question.n_outputs).to(embeddings.device)
+    with torch.no_grad():
+        head.head.weight.copy_(weight / std)
+        head.head.bias.copy_(bias - (weight / std) @ mean)
+    return head
+
+
+def _cohort(training: Labelled) -> dict[str, Any]:
+    counts = {value: training.values.count(value) for value in sorted(set(training.values))}
+    return {
+        "participants": len({scan.participant for scan in training.scans}),
+        "scans": len(training.scans),
+        **({"scans_of_each": counts} if len(counts) <= 20 else {}),
+    }
+
+
+def _metrics(rows: list[dict[str, float]], question: Question, validation: Labelled | None) -> dict[str, Any]:
+    if validation is None:
+        return {}
+    best = max(rows, key=lambda row: row[question.score])
+    scores = {k: round(v, 4) for k, v in best.items() if k not in ("epoch", "loss", "rate", "seconds")}
+    return {"validation": {**scores, "scans": len(validation.scans)}}
+
+
+def _cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key: value.detach().cpu().clone() for key, value in state.items()}
