@@ -133,7 +133,7 @@ def find_runs(bids_dir: Path, settings: QuerySettings) -> list[BoldRun]:
     Returns
     -------
     list of BoldRun
-        At least one of which has no `BoldRun.problem`.
+        In the order of their names; those that cannot be used say so in `BoldRun.problem`.
 
     Raises
     ------
@@ -143,8 +143,6 @@ def find_runs(bids_dir: Path, settings: QuerySettings) -> list[BoldRun]:
         Labels or filters that match nothing; every participant, session and task asked for must match.
     UsageError
         A filter that pybids does not know.
-    NeurostormError
-        The problem of the first run, when every run has one.
     """
     bids_dir = bids_dir.absolute()
     check_dataset(bids_dir)
@@ -156,15 +154,7 @@ def find_runs(bids_dir: Path, settings: QuerySettings) -> list[BoldRun]:
     t1ws: dict[str, list[Path]] = {}
     for path in images["t1w"]:
         t1ws.setdefault(path.relative_to(bids_dir).parts[0], []).append(path)
-    runs = [_make_run(files, t1ws, inheritance) for files in groups]
-    problems = [run.problem for run in runs if run.problem]
-    if len(problems) == len(runs):
-        others = f" (The {len(runs) - 1} other runs cannot be used either.)" if len(runs) > 1 else ""
-        raise type(problems[0])(problems[0].message + others, problems[0].hint)
-    for run in runs:
-        if run.problem:
-            LOGGER.warning("%s: cannot be used. %s", run.stem, run.problem)
-    return runs
+    return [_make_run(files, t1ws, inheritance) for files in groups]
 
 
 def _check_participants(bids_dir: Path, wanted: Sequence[str]) -> list[str]:

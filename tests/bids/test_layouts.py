@@ -248,11 +248,16 @@ def test_a_dataset_gives_its_runs(layout, tmp_path):
         assert run.problem is None or (str(root) in run.problem.message and run.problem.hint)
 
 
+def raise_first_problem(root: Path, settings: QuerySettings) -> None:
+    for run in find_runs(root, settings):
+        raise run.problem or AssertionError(f"{run.stem} can be used")
+
+
 @pytest.mark.parametrize("layout", REFUSED, ids=layout_id)
-def test_a_dataset_without_runs_says_why_and_what_to_do(layout, tmp_path):
+def test_a_dataset_without_usable_runs_says_why_and_what_to_do(layout, tmp_path):
     root = layout.write(tmp_path / "dataset")
     with pytest.raises(layout.error) as caught:
-        find_runs(root, QuerySettings(**layout.settings))
+        raise_first_problem(root, QuerySettings(**layout.settings))
     assert str(root) in caught.value.message
     assert len(caught.value.hint) > 15
 

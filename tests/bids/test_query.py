@@ -354,7 +354,7 @@ def test_content_that_datalad_has_not_fetched_is_a_missing_input(make_dataset):
     (root / "sub-01/func").mkdir()
     (root / REST).symlink_to("../../.git/annex/objects/xx/SHA256E-s1.nii.gz")
     with pytest.raises(NoInputError, match=r"sub-01_task-rest_bold\.nii\.gz") as caught:
-        find_runs(root, QuerySettings())
+        raise only_run(root).problem
     assert "datalad get" in caught.value.hint
     assert caught.value.exit_code == 66
 
@@ -362,7 +362,7 @@ def test_content_that_datalad_has_not_fetched_is_a_missing_input(make_dataset):
 def test_an_annex_pointer_is_a_missing_input(make_dataset):
     root = make_dataset(**{REST: b"/annex/objects/SHA256E-s9--0123.nii.gz\n"})
     with pytest.raises(NoInputError, match="has not been fetched"):
-        find_runs(root, QuerySettings())
+        raise only_run(root).problem
 
 
 def test_one_run_that_is_missing_leaves_the_other_whole(make_dataset):
@@ -396,7 +396,7 @@ def test_a_broken_sidecar_is_named_and_stops_its_run_only(make_dataset, content,
 def test_a_file_in_the_wrong_folder_is_a_problem(make_dataset):
     wrong = "sub-01/func/sub-02_task-rest_bold.nii.gz"
     with pytest.raises(InvalidBIDSError, match="does not start with sub-01_"):
-        find_runs(make_dataset(wrong), QuerySettings())
+        raise only_run(make_dataset(wrong)).problem
 
 
 def test_folders_with_labels_that_bids_forbids_are_left_out_with_a_warning(make_dataset, caplog):
