@@ -1,0 +1,208 @@
+"""Weights come from the hub whole, checked, and gone on from where the connection broke."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+from dataclasses import dataclass, field
+
+import pytest
+
+from bids_app.catalog import fetch as fetching
+from bids_app.catalog.fetch import fetch, read_record, verify
+from bids_app.catalog.models import Entry, weights_path
+from bids_app.errors import BadDataError, NoInputError, TemporaryError, UsageError
+
+CONTENT = bytes(range(256)) * 4096  # 1 MiB
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+PLACE = f"/lab/model/resolve/{REVISION}/deep/weights.ckpt"
+
+
+@dataclass
+class Hub:
+    """A stand-in for the hub, and how it misbehaves."""
+
+    content: bytes = CONTENT
+    sha256: str | None = hashlib.sha256(CONTENT).hexdigest()
+    sent: bytes | None = None
+    break_after: list[int] = field(default_factory=list)
+    """Bytes after which the next connections break off."""
+    knows_ranges: bool = True
+    status: int = 200
+    requests: list[tuple[str, str, str | None]] = field(default_factory=list)
+    url: str = ""
+    location: str = "/storage/blob"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    hub: Hub
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.hub.requests.append(("HEAD", self.path, None))
+        if self.hub.status != 200 or not self.path.endswith(PLACE):
+            return self.send_error(404 if self.hub.status == 200 else self.hub.status)
+        self.send_response(302)  # as the hub does for large files
+        self.send_header("Location", self.hub.location)
+        self.send_header("X-Linked-Size", str(len(self.hub.content)))
+        if self.hub.sha256:
+            self.send_header("X-Linked-ETag", f'"{self.hub.sha256}"')
+        self.send_header("Content-Length", "0")
+        return self.end_headers()
+
+    def do_GET(self):
+        self.hub.requests.append(("GET", self.path, self.headers.get("Range")))
+        if self.path.endswith(PLACE):
+            self.send_response(302)
+            self.send_header("Location", self.hub.location)
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        content = self.hub.sent or self.hub.content
+        start = 0
+        if self.hub.knows_ranges and self.headers.get("Range"):
+            start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        end = start + self.hub.break_after.pop(0) if self.hub.break_after else len(content)
+        self.wfile.write(content[start:end])
+        if end < len(content):
+            self.close_connection = True
+        return None
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    hub = Hub()
+    handler = type("OwnHandler", (Handler,), {"hub": hub})
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path / "cache"))
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(fetching, "_pause", lambda attempt: 0.0)
+    yield hub
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def entry() -> Entry:
+    return Entry("weights", "", "deep/weights.ckpt", repo="lab/model", revision=REVISION, size=len(CONTENT))
+
+
+def test_a_file_is_fetched_checked_and_found(hub, entry):
+    seen = []
+    path = fetch(entry, lambda done, total: seen.append((done, total)))
+    assert path.read_bytes() == CONTENT
+    assert weights_path(entry) == path
+    assert seen[-1] == (len(CONTENT), len(CONTENT))
+    assert read_record(path)["checked_against_hub"] is True
+    assert verify(entry) == hub.sha256
+    assert not list(path.parent.glob("*.part"))
+
+
+def test_a_file_that_is_there_is_not_fetched_again(hub, entry):
+    fetch(entry)
+    hub.requests.clear()
+    fetch(entry)
+    assert hub.requests == []
+
+
+def test_a_connection_that_breaks_off_is_gone_on_from(hub, entry):
+    hub.break_after = [100_000, 0, 300_000]
+    assert fetch(entry).read_bytes() == CONTENT
+    ranges = [r for method, path, r in hub.requests if method == "GET" and path == "/storage/blob"]
+    assert ranges == [None, "bytes=100000-", "bytes=100000-", "bytes=400000-"]
+
+
+def test_a_later_run_goes_on_from_an_earlier_one(hub, entry):
+    hub.break_after = [100_000] + [0] * fetching.ATTEMPTS
+    with pytest.raises(TemporaryError, match="breaks off"):
+        fetch(entry)
+    hub.break_after = []
+    hub.requests.clear()
+    assert fetch(entry).read_bytes() == CONTENT
+    assert hub.requests[-1][2] == "bytes=100000-"
+
+
+def test_a_server_that_does_not_know_ranges_begins_again(hub, entry):
+    hub.break_after, hub.knows_ranges = [100_000], False
+    assert fetch(entry).read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("sent", [b"x" * len(CONTENT), CONTENT + b"more"])
+def test_wrong_bytes_are_thrown_away_and_never_used(hub, entry, sent):
+    hub.sent = sent
+    with pytest.raises(BadDataError, match="is not the file"):
+        fetch(entry)
+    assert not entry.path.exists()
+    assert not list(entry.path.parent.glob("*.part"))
+    hub.sent = None
+    assert fetch(entry).read_bytes() == CONTENT
+
+
+def test_a_file_of_another_size_than_the_catalog_knows_is_refused(hub, entry):
+    hub.content = CONTENT + b"more"
+    with pytest.raises(BadDataError, match="catalog"):
+        fetch(entry)
+
+
+def test_a_file_that_the_hub_does_not_have_is_named(hub, entry):
+    hub.status = 404
+    with pytest.raises(NoInputError, match=r"deep/weights\.ckpt"):
+        fetch(entry)
+
+
+def test_a_hub_in_trouble_is_tried_again_and_then_named(hub, entry):
+    hub.status = 503
+    with pytest.raises(TemporaryError, match=r"503|Service"):
+        fetch(entry)
+    assert len(hub.requests) == fetching.ATTEMPTS
+
+
+def test_no_network_says_what_to_check(entry, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path))
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(fetching, "_pause", lambda attempt: 0.0)
+    with pytest.raises(TemporaryError) as caught:
+        fetch(entry)
+    assert "HF_ENDPOINT" in caught.value.hint
+    assert "proxy" in caught.value.hint
+
+
+def test_the_proxy_of_the_environment_is_used(hub, entry, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
+    monkeypatch.setenv("http_proxy", hub.url)
+    monkeypatch.setenv("no_proxy", "")
+    hub.location = "http://hub.invalid/storage/blob"
+    assert fetch(entry).read_bytes() == CONTENT
+    assert {path for _, path, _ in hub.requests} == {f"http://hub.invalid{PLACE}", "http://hub.invalid/storage/blob"}
+
+
+def test_a_file_without_a_hash_on_the_hub_is_noted_as_unchecked(hub, entry):
+    hub.sha256 = None
+    assert read_record(fetch(entry))["checked_against_hub"] is False
+
+
+def test_a_file_changed_since_is_found_out(hub, entry):
+    path = fetch(entry)
+    path.write_bytes(b"y" * len(CONTENT))
+    with pytest.raises(BadDataError, match="not the file"):
+        verify(entry)
+
+
+def test_verifying_what_is_not_here_says_how_to_get_it(entry, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path))
+    with pytest.raises(NoInputError, match="not here"):
+        verify(entry)
+
+
+def test_what_ships_with_the_package_is_not_fetched():
+    with pytest.raises(UsageError, match="demo"):
+        fetch(Entry("demo", "", "demo.safetensors"))
