@@ -53,7 +53,8 @@ def otsu(values: np.ndarray) -> float:
     sums = np.cumsum(counts * centres)
     with np.errstate(invalid="ignore", divide="ignore"):
         between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
-    return float(centres[np.nanargmax(between)])
+    best = np.nan_to_num(between) >= np.nanmax(between) * (1 - 1e-9)  # a gap between the groups is all alike
+    return float(centres[best].mean())
 
 
 def head_mask(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:

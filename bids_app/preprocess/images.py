@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import nibabel as nib
 import numpy as np
 from nibabel.filebasedimages import ImageFileError
+from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 
 from bids_app.errors import BadDataError, InputOutputError, NoInputError
@@ -151,7 +152,8 @@ def check_geometry(image: Any, path: Path) -> None:
     BadDataError
         Both orientation codes unknown, a singular affine, or voxel sizes that no scan has.
     """
-    header = image.header
+    with ImageOpener(path) as file:
+        header = type(image.header).from_fileobj(file, check=False)  # with a check, nibabel mends what we look for
     hint = "Convert the scan again from DICOM, or repair the header."
     if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
         raise BadDataError(

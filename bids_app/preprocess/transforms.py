@@ -24,6 +24,8 @@ from bids_app.errors import BadDataError
 
 Vector = Sequence[float] | np.ndarray
 """Three numbers."""
+EDGE = "grid-constant"
+"""Images fade to 0 within one voxel of their edge; plain ``constant`` cuts, so that rounding loses the last voxels."""
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -64,7 +66,7 @@ class Warp:
         voxels = apply_matrix(np.linalg.inv(self.affine), points).T
         moved = np.array(points, dtype=np.float64)
         for axis in range(3):
-            moved[:, axis] += ndimage.map_coordinates(self.displacement[..., axis], voxels, order=1, cval=0.0)
+            moved[:, axis] += ndimage.map_coordinates(self.displacement[..., axis], voxels, order=1, mode=EDGE)
         return moved
 
 
@@ -159,7 +161,7 @@ def sample(
     numpy.ndarray, (N,) float32
     """
     voxels = apply_matrix(np.linalg.inv(affine), points).T
-    return ndimage.map_coordinates(np.asarray(data, dtype=np.float32), voxels, order=order, cval=cval)
+    return ndimage.map_coordinates(np.asarray(data, dtype=np.float32), voxels, order=order, mode=EDGE, cval=cval)
 
 
 def draw(
