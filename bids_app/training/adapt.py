@@ -1,7 +1,7 @@
 """Adapting an encoder to a question: prompts, norms, head, or everything; the result is an adapter.
 
-Every strategy begins with the head alone, solved on embeddings that are computed once; the others go on from there
-through the encoder.
+A head alone is solved on embeddings that are computed once. Whatever lies inside the encoder is trained through it,
+together with a head that begins at zero.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bids_app.errors import UsageError
 from bids_app.model.api import Model
 from bids_app.model.encoder import Encoder
 from bids_app.model.heads import LinearHead, pool
-from bids_app.training.augment import mirrored
+from bids_app.training.augment import mirror_half
 from bids_app.training.data import Batch, ClipBatches
 from bids_app.training.loop import LoopSettings, fit
 from bids_app.training.question import Question
@@ -92,6 +92,7 @@ class Learner(nn.Module):
     def __init__(self, model: Model, head: LinearHead, settings: AdaptSettings) -> None:
         super().__init__()
         prompt_len = settings.prompt_len if settings.has_prompts else 0
+        torch.manual_seed(settings.loop.seed)  # prompts begin at random
         self.encoder = Encoder(replace(model.config, prompt_len=prompt_len)).to(model.device)
         self.encoder.load_state_dict(model.encoder.state_dict(), strict=False)
         self.head = head
@@ -152,12 +153,17 @@ def adapt(
     """
     targets = question.targets(training.values).to(model.device)
     weights = question.class_weights(targets) if settings.balance else None
-    head = _solved_head(model, question, training, targets, weights, settings)
+    if settings.strategy == "linear":
+        embeddings, scans = embeddings_of(model, training.scans, settings.batch_size)
+        head = solve_head(question, embeddings, targets[scans], settings.ridge, weights)
+    else:
+        head = LinearHead(model.config.n_features, question.n_outputs).to(model.device)
+        nn.init.zeros_(head.head.weight)
+        nn.init.zeros_(head.head.bias)
     learner = Learner(model, head, settings)
     validate = _validator(learner, question, validation, settings) if validation else None
     if settings.strategy == "linear":
-        with torch.no_grad():
-            rows = [{"epoch": 0.0, **(validate() if validate else {})}]
+        rows = [{"epoch": 0.0, **(validate() if validate else {})}]
     else:
         rows = _through_the_encoder(learner, question, training, targets, weights, settings, validate, folder, say)
     card = AdapterCard(
@@ -196,9 +202,7 @@ def _through_the_encoder(
         batch = batch.to(targets.device)
         clips, wanted = batch.clips, targets[batch.scans]
         if settings.mirror:
-            flip = torch.rand(len(clips), device=clips.device) < 0.5
-            clips = torch.where(flip.reshape(-1, 1, 1, 1, 1, 1), mirrored(clips), clips)
-            wanted = torch.where(flip, exchange[wanted], wanted)
+            clips, wanted = mirror_half(clips, wanted, exchange)
         if settings.noise:
             clips = clips + settings.noise * torch.randn_like(clips)
         return question.loss(learner(clips), wanted, weights)
@@ -236,18 +240,6 @@ def embeddings_of(model: Model, scans: tuple[Scan, ...], batch_size: int) -> tup
     batches = ClipBatches(scans, batch_size, moving=False)
     pairs = [(pool(model.encode(b.clips.to(model.device))), b.scans) for b in batches.epoch(0)]
     return torch.cat([e for e, _ in pairs]), torch.cat([s for _, s in pairs]).to(model.device)
-
-
-def _solved_head(
-    model: Model,
-    question: Question,
-    training: Labelled,
-    targets: torch.Tensor,
-    weights: torch.Tensor | None,
-    settings: AdaptSettings,
-) -> LinearHead:
-    embeddings, scans = embeddings_of(model, training.scans, settings.batch_size)
-    return solve_head(question, embeddings, targets[scans], settings.ridge, weights)
 
 
 def solve_head(

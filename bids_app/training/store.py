@@ -83,11 +83,9 @@ class Scan:
         if not 0 <= start <= self.n_vols - clip_volumes:
             raise IndexError(f"volumes {start} to {start + clip_volumes} of {self.n_vols} in {self.name}")
         stored = np.load(self.folder / "values.npy", mmap_mode="r")
-        codes = torch.from_numpy(np.array(stored[start : start + clip_volumes]))  # (n, V)
-        values = codes.T.float() * self.scale
-        values[codes.T == BACKGROUND] = self.background
-        grid = torch.full((int(np.prod(MODEL_GRID_SHAPE)), clip_volumes), self.background)
-        grid[self._places] = values
+        codes = torch.full((int(np.prod(MODEL_GRID_SHAPE)), clip_volumes), BACKGROUND, dtype=torch.int8)
+        codes[self._places] = torch.from_numpy(np.ascontiguousarray(stored[start : start + clip_volumes].T))
+        grid = torch.where(codes == BACKGROUND, self.background, codes.float().mul_(self.scale))
         return grid.reshape(1, *MODEL_GRID_SHAPE, clip_volumes)
 
 
@@ -127,7 +125,7 @@ class ClipStore:
         return (self.folder / name / "scan.json").is_file()
 
     def __iter__(self) -> Iterator[Scan]:
-        for path in sorted(self.folder.glob("*/scan.json")):
+        for path in sorted(self.folder.glob("[!.]*/scan.json")):  # names with a dot are still being written
             yield self[path.parent.name]
 
     def __getitem__(self, name: str) -> Scan:

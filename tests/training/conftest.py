@@ -1,0 +1,70 @@
+"""Small stores of invented scans, and an encoder that fits in a test."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bids_app.clips import MODEL_GRID_SHAPE, GridSeries
+from bids_app.model.api import Model, load_model
+from bids_app.model.checkpoint import save_encoder
+from bids_app.model.encoder import Encoder, EncoderConfig
+from bids_app.training.store import ClipStore
+
+TINY = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=8, depths=(1, 1))
+
+
+def _ball(radius: float = 12.0) -> np.ndarray:
+    """A ball in the middle of the model grid, (96, 96, 96) bool."""
+    axes = np.meshgrid(*(np.arange(n) - 47.5 for n in MODEL_GRID_SHAPE), indexing="ij")
+    return np.sqrt(sum(a**2 for a in axes)) < radius
+
+
+@pytest.fixture
+def invented_series() -> Callable[..., GridSeries]:
+    """The function `invent`."""
+    return invent
+
+
+@pytest.fixture
+def tiny_config() -> EncoderConfig:
+    """Of `tiny_model`."""
+    return TINY
+
+
+def invent(seed: int = 0, n_vols: int = 22, amplitude: float = 0.0, side: int = 0) -> GridSeries:
+    """Noise in a ball, of which one half (``side`` -1 or 1 along the first axis) may be brighter."""
+    rng = np.random.default_rng(seed)
+    mask = _ball()
+    values = rng.normal(1000, 20, (n_vols, mask.sum())).astype(np.float32)
+    if side:
+        half = side * (np.argwhere(mask)[:, 0] - 47.5) > 0
+        values[:, half] += np.float32(amplitude)
+    return GridSeries(values, mask, tr=0.8)
+
+
+@pytest.fixture
+def make_store(tmp_path: Path) -> Callable[..., ClipStore]:
+    """A function that fills a store: participants with one scan of each side."""
+
+    def make(participants: int = 3, n_vols: int = 22) -> ClipStore:
+        store = ClipStore(tmp_path / "store", "global")
+        for person in range(participants):
+            for side, label in ((-1, "left"), (1, "right")):
+                series = invent(2 * person + (side > 0), n_vols, 60.0, side)
+                store.add(f"sub-{person:02d}_task-{label}", series, f"{person:02d}", labels={"side": label})
+        return store
+
+    return make
+
+
+@pytest.fixture
+def tiny_model(tmp_path: Path) -> Model:
+    """An encoder of two stages with random weights."""
+    torch.manual_seed(0)
+    path = save_encoder(tmp_path / "tiny.safetensors", TINY, Encoder(TINY).state_dict(), "tiny")
+    return load_model(path)

@@ -1,0 +1,139 @@
+"""Adapters: each strategy trains its own part, and the file answers as the learner did."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from bids_app.adapters.file import STRATEGIES, AdaptedModel, load_adapter, save_adapter, to_answers
+from bids_app.errors import UsageError
+from bids_app.model.encoder import Encoder
+from bids_app.model.mae import MaskedAutoencoder
+from bids_app.model.masking import MaskSettings
+from bids_app.training.adapt import AdaptSettings, Labelled, Learner, adapt, solve_head
+from bids_app.training.augment import mirror_half, mirrored
+from bids_app.training.cli import main
+from bids_app.training.data import ClipBatches
+from bids_app.training.loop import LoopSettings
+from bids_app.training.pretrain import PretrainSettings, pretrain
+from bids_app.training.question import Question
+
+QUICK = LoopSettings(epochs=1, learning_rate=1e-3)
+
+
+def labelled(store) -> Labelled:
+    scans = tuple(store)
+    return Labelled(scans, tuple(scan.labels["side"] for scan in scans))
+
+
+@pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "linear"])
+def test_a_strategy_trains_its_part_and_its_file_answers_alike(strategy, make_store, tiny_model, tmp_path, tiny_config):
+    data = labelled(make_store(1))
+    question = Question.about("side", data.values)
+    settings = AdaptSettings(strategy, prompt_len=3, batch_size=1, loop=QUICK)
+    adapter, rows = adapt(tiny_model, question, data, None, settings, "global", "side")
+    names = set(adapter.encoder)
+    own = {n for n, _ in Encoder(replace(tiny_config, prompt_len=3)).named_parameters()}
+    parts = {"prompt": {n for n in own if n.endswith(".prompt")}, "ln": {n for n in own if "norm" in n}}
+    parts["prompt_ln"] = parts["prompt"] | parts["ln"]
+    parts["full"] = own - parts["prompt"]
+    assert names == parts[strategy]
+    before = tiny_model.encoder.state_dict()
+    assert any(not torch.equal(adapter.encoder[n], before[n]) for n in names if n in before) or strategy == "prompt"
+    assert adapter.head["head.weight"].abs().max() > 0
+    saved = load_adapter(save_adapter(tmp_path / "a.safetensors", adapter))
+    answers = to_answers(saved.card, AdaptedModel(tiny_model, saved)(data.scans[0].clip(0)[None]))
+    assert answers.sum().item() == pytest.approx(1.0)
+    assert rows[0]["loss"] == pytest.approx(torch.log(torch.tensor(2.0)).item(), rel=0.2)
+
+
+def test_a_linear_adapter_tells_sides_apart(make_store, tiny_model, tmp_path):
+    data = labelled(make_store(4))
+    question = Question.about("side", data.values)
+    settings = AdaptSettings("linear", batch_size=2)
+    adapter, rows = adapt(tiny_model, question, data.pick(range(4)), data.pick(range(4, 8)), settings, "global", "side")
+    assert rows[0]["accuracy"] == 1.0
+    assert adapter.encoder == {}
+    assert adapter.card.metrics == {"validation": {"accuracy": 1.0, "balanced_accuracy": 1.0, "scans": 4}}
+    assert adapter.card.cohort == {"participants": 2, "scans": 4, "scans_of_each": {"left": 2, "right": 2}}
+    model = AdaptedModel(tiny_model, load_adapter(save_adapter(tmp_path / "a.safetensors", adapter)))
+    answers = to_answers(adapter.card, model(torch.stack([s.clip(0) for s in data.scans[4:]])))
+    assert [adapter.card.labels[k] for k in answers.argmax(1)] == list(data.values[4:])
+
+
+def test_mirrored_clips_carry_the_exchanged_label(make_store):
+    data = labelled(make_store(1))
+    clips = torch.stack([scan.clip(0) for scan in data.scans] * 4)
+    classes = torch.tensor([0, 1] * 4)
+    torch.manual_seed(1)
+    out, found = mirror_half(clips.clone(), classes, torch.tensor([1, 0]))
+    assert 0 < (found != classes).sum() < 8
+    for before, after, old, new in zip(clips, out, classes, found, strict=True):
+        assert torch.equal(after, before if old == new else mirrored(before[None])[0])
+        left, right = after[0, :48].mean(), after[0, 49:].mean()
+        assert (right > left) == (new == 1)
+
+
+def test_the_solved_head_is_the_ridge_solution():
+    torch.manual_seed(0)
+    question = Question("value", "regression", (), 0.0, 1.0)
+    embeddings = torch.randn(50, 4) * torch.tensor([1.0, 10.0, 0.1, 5.0]) + 3
+    targets = embeddings @ torch.tensor([1.0, 0.1, -2.0, 0.0]) + 0.3 * torch.randn(50)
+    head = solve_head(question, embeddings, targets, ridge=0.05)
+    mean, std = embeddings.mean(0), embeddings.std(0, correction=0)
+    x = (embeddings - mean) / std
+    weight = torch.linalg.solve(x.T @ x / 50 + 0.05 * torch.eye(4), x.T @ (targets - targets.mean()) / 50)
+    assert torch.allclose(head.head.weight[0], weight / std, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(head.from_embedding(embeddings).mean(), targets.mean(), atol=1e-3)
+
+
+def test_prompts_begin_at_random_but_alike(tiny_model, tiny_config):
+    from bids_app.model.heads import LinearHead
+
+    settings = AdaptSettings("prompt", prompt_len=4)
+    first, second = (Learner(tiny_model, LinearHead(tiny_config.n_features, 1), settings).learned() for _ in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[n], second[n]) for n in first)
+
+
+def test_unknown_strategies_list_the_known():
+    with pytest.raises(UsageError, match="prompt_ln"):
+        AdaptSettings("magic")
+
+
+def test_pretraining_lowers_the_loss_and_leaves_no_dropout_behind(make_store, tiny_config):
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(tiny_config)
+    batches = ClipBatches(tuple(make_store(1)), 1)
+    settings = PretrainSettings(MaskSettings("random", "tube", 0.5), (3, 3), LoopSettings(3, learning_rate=3e-3))
+    rows = pretrain(model, batches, settings)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert all(block.token_dropout is None for stage in model.encoder.layers for block in stage.blocks)
+
+
+def test_commands_go_from_a_store_to_an_encoder_and_an_adapter(make_store, tmp_path, capsys, tiny_config):
+    import json
+
+    store = make_store(2)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
+    encoder, adapter = tmp_path / "encoder.safetensors", tmp_path / "side.safetensors"
+    common = ["--normalisation", "global", "--batch-size", "2"]
+    pretraining = ["--config", str(tmp_path / "config.json"), "--epochs", "1", "--output", str(encoder), *common]
+    assert main(["pretrain", str(store.folder), *pretraining]) == 0
+    adapting = ["--model", str(encoder), "--target", "scan:side", "--strategy", "linear", "--output", str(adapter)]
+    assert main(["adapt", str(store.folder), *adapting, "--validation", "0.5", *common]) == 0
+    assert "balanced_accuracy" in capsys.readouterr().out
+    card = load_adapter(adapter).card
+    assert (card.target, card.labels, card.strategy) == ("side", ("left", "right"), "linear")
+    assert (tmp_path / "encoder.training" / "log.csv").is_file()
+
+
+def test_commands_name_what_is_wrong(make_store, tmp_path, capsys):
+    store = str(make_store(1).folder)
+    assert main(["pretrain", store, "--mask", "atlas", "--output", str(tmp_path / "e.safetensors")]) == 64
+    assert "--atlas" in capsys.readouterr().err
+    adapting = ["--model", str(tmp_path / "none.safetensors"), "--target", "scan:side", "--output", "a.safetensors"]
+    assert main(["adapt", store, *adapting]) == 66
+    assert "none.safetensors" in capsys.readouterr().err

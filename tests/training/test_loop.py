@@ -1,0 +1,141 @@
+"""The training loop: its rate, its memory, and what it keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import nn
+
+from bids_app.errors import BadDataError, UsageError
+from bids_app.training.loop import LoopSettings, fit
+
+
+class Numbers:
+    """Batches (x, y) of a line with noise, drawn from the epoch's number."""
+
+    steps = 5
+
+    def epoch(self, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        generator = torch.Generator().manual_seed(number)
+        for _ in range(self.steps):
+            x = torch.randn(16, 2, generator=generator)
+            yield x, x @ torch.tensor([[1.0], [-2.0]])
+
+
+def line() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Linear(2, 1)
+
+
+def loss_with_dropout(model):
+    def loss_of(batch):
+        x, y = batch
+        return (model(nn.functional.dropout(x, 0.2)) - y).square().mean()
+
+    return loss_of
+
+
+def test_rate_rises_then_follows_a_cosine_down():
+    settings = LoopSettings(epochs=1, learning_rate=1.0, warmup=0.1, final=0.1)
+    rates = [settings.rate(step, 100) for step in range(100)]
+    assert rates[:10] == pytest.approx([(k + 1) / 10 for k in range(10)])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[55] == pytest.approx(0.1 + 0.9 / 2, abs=1e-6)
+    assert settings.rate(99, 100) == pytest.approx(0.1, abs=0.001)
+
+
+def test_training_lowers_the_loss():
+    model = line()
+    rows = fit(model, Numbers(), loss_with_dropout(model), LoopSettings(epochs=30, learning_rate=0.1))
+    assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]
+    assert not model.training
+
+
+def test_a_run_taken_up_again_follows_the_same_curve(tmp_path):
+    settings = LoopSettings(epochs=6, learning_rate=0.05)
+    whole = line()
+    expected = fit(whole, Numbers(), loss_with_dropout(whole), settings)
+
+    broken = line()
+    calls = 0
+
+    def dies_in_the_fourth_epoch(batch):
+        nonlocal calls
+        calls += 1
+        if calls == 17:
+            raise KeyboardInterrupt
+        return loss_with_dropout(broken)(batch)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(broken, Numbers(), dies_in_the_fourth_epoch, settings, tmp_path)
+    resumed = line()
+    rows = fit(resumed, Numbers(), loss_with_dropout(resumed), settings, tmp_path)
+    assert [r["loss"] for r in rows] == [r["loss"] for r in expected]
+    assert torch.equal(resumed.weight, whole.weight)
+    assert len((tmp_path / "log.csv").read_text().splitlines()) == 7
+
+
+def test_the_best_epoch_is_kept_and_patience_ends_the_run():
+    model = line()
+    scores = iter([0.1, 0.9, 0.5, 0.4, 0.8, 1.0])
+    seen = []
+
+    def validate():
+        seen.append(model.weight.detach().clone())
+        return {"score": next(scores)}
+
+    settings = LoopSettings(epochs=6, learning_rate=0.05)
+    rows = fit(model, Numbers(), loss_with_dropout(model), settings, None, validate, "score", patience=3)
+    assert [r["score"] for r in rows] == [0.1, 0.9, 0.5, 0.4, 0.8]
+    assert torch.equal(model.weight, seen[1])
+
+
+def test_frozen_parameters_stay(tmp_path):
+    model = line()
+    model.bias.requires_grad_(False)
+    before = model.bias.clone()
+    fit(model, Numbers(), loss_with_dropout(model), LoopSettings(epochs=2, learning_rate=0.1))
+    assert torch.equal(model.bias, before)
+
+
+def test_accumulated_batches_make_one_step_of_their_mean():
+    def loss(model):
+        return lambda batch: (model(batch[0]) - batch[1]).square().mean()
+
+    class Apart(Numbers):
+        steps = 2
+
+    class Joined(Numbers):
+        steps = 1
+
+        def epoch(self, number):
+            (x1, y1), (x2, y2) = Apart().epoch(number)
+            yield torch.cat([x1, x2]), torch.cat([y1, y2])
+
+    settings = LoopSettings(epochs=3, learning_rate=0.05, warmup=0.0)
+    apart, joined = line(), line()
+    fit(apart, Apart(), loss(apart), LoopSettings(epochs=3, learning_rate=0.05, warmup=0.0, accumulate=2))
+    fit(joined, Joined(), loss(joined), settings)
+    assert torch.allclose(apart.weight, joined.weight, atol=1e-6)
+
+
+def test_a_loss_that_is_no_number_stops_the_run():
+    model = line()
+    with pytest.raises(BadDataError, match="epoch 1"):
+        fit(model, Numbers(), lambda batch: model(batch[0]).mean() * torch.nan, LoopSettings(epochs=2))
+
+
+def test_a_state_of_another_model_is_refused(tmp_path):
+    model = line()
+    fit(model, Numbers(), loss_with_dropout(model), LoopSettings(epochs=1), tmp_path)
+    other = nn.Linear(2, 3)
+    with pytest.raises(BadDataError, match="another training"):
+        fit(other, Numbers(), loss_with_dropout(other), LoopSettings(epochs=2), tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"accumulate": 0}])
+def test_settings_that_cannot_be_are_refused(wrong):
+    with pytest.raises(UsageError):
+        LoopSettings(**wrong)
