@@ -141,7 +141,7 @@ class ListModels(argparse.Action):
         super().__init__(option_strings, dest, nargs=0, **options)
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
-        from bids_app.catalog.cli import main as models
+        from bids_app.adapters.cli import main as models
 
         models(["list"])
         parser.exit()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,8 @@ class Entry:
         Adapters that are applied when none are named.
     model : str
         Of an adapter: the model that it belongs to.
+    answers : dict
+        Of a fine-tuned model: what is known of its head's outputs beyond its file, see `bids_app.adapters.convert`.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Entry:
     size: int | None = None
     adapters: tuple[str, ...] = ()
     model: str = ""
+    answers: dict[str, Any] = field(default_factory=dict, hash=False)
     own: bool = False
     """Whether it is a file of the user's."""
 

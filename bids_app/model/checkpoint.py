@@ -197,6 +197,15 @@ def read_safetensors(path: Path, expected_format: str) -> tuple[State, dict[str,
     return tensors, metadata
 
 
+def file_format(path: Path) -> str:
+    """The ``format`` in a safetensors file's metadata; empty for any other file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format", "")
+    except (SafetensorError, OSError):
+        return ""
+
+
 def _read_safetensors(path: Path) -> Checkpoint:
     tensors, metadata = read_safetensors(path, ENCODER_FORMAT)
     if metadata.get("version") != ENCODER_FORMAT_VERSION:

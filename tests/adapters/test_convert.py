@@ -1,0 +1,185 @@
+"""Fine-tuned files of the published code become adapters with the same answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bids_app.adapters.cli import main
+from bids_app.adapters.convert import Answers, adapter_from_checkpoint
+from bids_app.adapters.file import AdaptedModel, load_adapter, to_answers
+from bids_app.catalog.models import catalog
+from bids_app.errors import BadDataError, UsageError
+from bids_app.model.api import load_model
+from bids_app.model.encoder import Encoder, EncoderConfig
+
+CONFIG = EncoderConfig(img_size=(24, 24, 24, 4), embed_dim=8, depths=(1, 1))
+THREE = Answers(labels=("a", "b", "c"))
+
+
+def write_checkpoint(path: Path, encoder: Encoder, outputs: int | None = None, **hyper: object) -> Path:
+    """A Lightning file such as the published code writes, with a head where outputs are asked for."""
+    config = encoder.config
+    state = {f"model.{k}": v.clone() for k, v in encoder.state_dict().items()}
+    if outputs:
+        generator = torch.Generator().manual_seed(1)
+        state["output_head.head.head.weight"] = torch.randn(outputs, config.n_features, generator=generator)
+        state["output_head.head.head.bias"] = torch.randn(outputs, generator=generator)
+    parameters = {
+        "img_size": list(config.img_size),
+        "patch_size": list(config.patch_size),
+        "embed_dim": config.embed_dim,
+        "depths": list(config.depths),
+        "window_size": list(config.window_size),
+        "first_window_size": list(config.first_window_size),
+        "last_layer_full_MSA": config.whole_last_stage,
+        "downstream_task_type": "classification",
+        "task_name": "diagnosis",
+    }
+    torch.save({"state_dict": state, "hyper_parameters": parameters | hyper}, path)
+    return path
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(CONFIG)
+
+
+@pytest.fixture
+def base(tmp_path: Path, encoder: Encoder) -> Path:
+    return write_checkpoint(tmp_path / "base.ckpt", encoder)
+
+
+@pytest.fixture
+def clips() -> torch.Tensor:
+    return torch.randn(2, 1, 24, 24, 24, 4, generator=torch.Generator().manual_seed(2))
+
+
+def test_a_frozen_encoder_with_a_head_is_a_linear_adapter(base, encoder, clips, tmp_path):
+    tuned = write_checkpoint(tmp_path / "tuned.ckpt", encoder, outputs=3)
+    adapter = adapter_from_checkpoint(tuned, "dx", THREE, base)
+    assert (adapter.card.strategy, adapter.encoder, adapter.card.target) == ("linear", {}, "diagnosis")
+    torch.testing.assert_close(AdaptedModel(load_model(base), adapter)(clips), load_model(tuned)(clips))
+
+
+def change_norms(encoder: Encoder) -> None:
+    encoder.layers[0].blocks[0].norm1.weight.data.add_(0.5)
+
+
+def add_prompts(encoder: Encoder) -> None:
+    for stage in encoder.layers:
+        for block in stage.blocks:
+            block.set_prompt(torch.randn(1, 3, block.norm1.weight.shape[0]))
+
+
+def change_all(encoder: Encoder) -> None:
+    for parameter in encoder.parameters():
+        parameter.data.add_(0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "strategy"),
+    [
+        ((change_norms,), "ln"),
+        ((add_prompts,), "prompt"),
+        ((change_norms, add_prompts), "prompt_ln"),
+        ((change_all,), "full"),
+    ],
+)
+def test_what_differs_from_the_base_comes_along(base, encoder, clips, tmp_path, changes, strategy):
+    for change in changes:
+        change(encoder)
+    tuned = write_checkpoint(tmp_path / "tuned.ckpt", encoder, outputs=3)
+    adapter = adapter_from_checkpoint(tuned, "dx", THREE, base)
+    assert adapter.card.strategy == strategy
+    torch.testing.assert_close(AdaptedModel(load_model(base), adapter)(clips), load_model(tuned)(clips))
+
+
+def test_a_known_scaling_gives_answers_in_their_unit(base, encoder, clips, tmp_path):
+    tuned = write_checkpoint(tmp_path / "age.ckpt", encoder, 1, downstream_task_type="regression", task_name="age")
+    answers = Answers(unit="years", value_mean=28.7593, value_std=3.6815)
+    adapter = adapter_from_checkpoint(tuned, "age", answers, base)
+    raw = load_model(tuned)(clips)
+    torch.testing.assert_close(to_answers(adapter.card, raw), raw * 3.6815 + 28.7593)
+
+
+def test_labels_that_are_not_known_are_asked_for(encoder, tmp_path):
+    tuned = write_checkpoint(tmp_path / "tuned.ckpt", encoder, outputs=1)
+    with pytest.raises(UsageError, match="2 classes") as caught:
+        adapter_from_checkpoint(tuned, "dx", Answers())
+    assert "--labels" in caught.value.hint
+
+
+def test_a_file_without_a_head_is_refused(base):
+    with pytest.raises(BadDataError, match="no head"):
+        adapter_from_checkpoint(base, "dx", Answers())
+
+
+def test_a_base_of_another_shape_is_refused(encoder, tmp_path):
+    other = write_checkpoint(
+        tmp_path / "other.ckpt", Encoder(EncoderConfig(img_size=(24, 24, 24, 4), embed_dim=8, depths=(1, 2)))
+    )
+    tuned = write_checkpoint(tmp_path / "tuned.ckpt", encoder, outputs=3)
+    with pytest.raises(BadDataError, match="shape"):
+        adapter_from_checkpoint(tuned, "dx", THREE, other)
+
+
+def test_what_the_catalog_knows_of_answers_is_valid():
+    for entry in catalog().values():
+        if entry.answers:
+            Answers(**entry.answers)
+            assert entry.answers["task"] in ("classification", "regression")
+
+
+def test_converting_to_a_model_keeps_its_outputs(encoder, clips, tmp_path, capsys):
+    tuned = write_checkpoint(tmp_path / "tuned.ckpt", encoder, outputs=3)
+    assert main(["convert", str(tuned), str(tmp_path / "ours.safetensors")]) == 0
+    before, after = load_model(tuned), load_model(tmp_path / "ours.safetensors")
+    torch.testing.assert_close(after(clips), before(clips), rtol=0, atol=0)
+    assert after.weights_sha256 == before.weights_sha256
+    assert "ours.safetensors" in capsys.readouterr().out
+
+
+def test_the_command_writes_an_adapter_that_fits_the_converted_model(encoder, clips, tmp_path, capsys):
+    add_prompts(encoder)
+    tuned = write_checkpoint(tmp_path / "tuned.ckpt", encoder, outputs=1)
+    model, adapter = tmp_path / "model.safetensors", tmp_path / "adapter.safetensors"
+    assert main(["convert", str(tuned), str(model)]) == 0
+    options = ["--adapter", "dx", "--labels", "no,yes", "--target", "asd"]
+    assert main(["convert", str(model), str(adapter), *options]) == 0
+    card = load_adapter(adapter).card
+    assert (card.labels, card.target, card.task, card.strategy) == (("no", "yes"), "asd", "classification", "prompt")
+    adapted = AdaptedModel(load_model(model), load_adapter(adapter))
+    torch.testing.assert_close(adapted(clips), load_model(tuned)(clips))
+    capsys.readouterr()
+    assert main(["card", str(adapter), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["labels"] == ["no", "yes"]
+
+
+def test_a_model_s_card_says_what_it_holds(encoder, tmp_path, capsys):
+    tuned = write_checkpoint(tmp_path / "tuned.ckpt", encoder, outputs=1)
+    assert main(["card", str(tuned), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["parameters"] == sum(p.numel() for p in encoder.parameters())
+    assert facts["encoder_sha256"] == load_model(tuned).weights_sha256
+    assert facts["head"] == "v1, 1 outputs"
+
+
+def test_the_list_says_what_is_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path))
+    assert main(["list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert any("neurostorm-5ds" in line and "to fetch" in line and "93.1 MB" in line for line in lines)
+
+
+def test_errors_come_with_their_exit_code_and_hint(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path))
+    assert main(["card", "neurostorm-5ds"]) == 66
+    assert "neurostorm-models fetch neurostorm-5ds" in capsys.readouterr().err
+    assert main(["card", "nonsense"]) == 64
+    assert main(["convert", str(tmp_path / "none.ckpt"), str(tmp_path / "x.safetensors")]) == 66
+    assert main(["verify", "neurostorm-5ds"]) == 66
