@@ -1,0 +1,113 @@
+"""Templates that are on this machine, and how their spaces relate."""
+
+import hashlib
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_app.catalog import templates
+from bids_app.catalog.templates import (
+    MODEL_SPACE,
+    available,
+    brain_on,
+    catalog,
+    load_template,
+    space,
+)
+from bids_app.errors import NoInputError, UsageError
+
+EMBEDDED = "MNI152NLin2009aSym"
+
+
+@pytest.fixture
+def empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def full_cache(empty_cache):
+    """A cache of TemplateFlow that holds a stand-in for the model's template: the embedded one, through the matrix."""
+    embedded = load_template(EMBEDDED)
+    target = space(MODEL_SPACE)
+    folder = empty_cache / f"tpl-{MODEL_SPACE}"
+    folder.mkdir()
+    from bids_app.preprocess.transforms import draw, linear
+
+    pull = linear(target.pull_to(space(EMBEDDED)))
+    t1w = draw(embedded.t1w, embedded.affine, target.shape, target.affine, pull)
+    mask = draw(embedded.mask.astype(np.float32), embedded.affine, target.shape, target.affine, pull) > 0.5
+    for name, data in (("T1w", t1w), ("desc-brain_mask", mask.astype(np.uint8))):
+        nib.Nifti1Image(data, target.affine).to_filename(folder / f"tpl-{MODEL_SPACE}_res-02_{name}.nii.gz")
+    return empty_cache
+
+
+def test_the_embedded_template_stands_in_for_a_missing_cache(empty_cache):
+    assert available() == (EMBEDDED,)
+    assert load_template().name == EMBEDDED
+
+
+def test_empty_placeholders_of_templateflow_do_not_count(empty_cache):
+    folder = empty_cache / f"tpl-{MODEL_SPACE}"
+    folder.mkdir()
+    for name in catalog()[MODEL_SPACE]["t1w"] + catalog()[MODEL_SPACE]["mask"]:
+        (folder / name).touch()
+    assert available() == (EMBEDDED,)
+
+
+def test_the_models_template_is_taken_from_the_cache(full_cache):
+    assert available() == (MODEL_SPACE, EMBEDDED)
+    template = load_template()
+    assert template.name == MODEL_SPACE
+    assert 1700 < template.mask.sum() * 8 / 1e3 < 1950
+    inside = template.gm + template.wm > 0.5
+    assert (template.mask & inside).sum() > 0.99 * inside.sum()
+
+
+def test_a_template_that_is_not_here_says_where_it_was_looked_for(empty_cache):
+    with pytest.raises(NoInputError, match=str(empty_cache)) as error:
+        load_template(MODEL_SPACE)
+    assert "TEMPLATEFLOW_HOME" in error.value.hint
+
+
+def test_an_unknown_space_lists_what_exists():
+    with pytest.raises(UsageError) as error:
+        space("MNI305")
+    assert MODEL_SPACE in error.value.hint
+
+
+def test_the_embedded_files_are_those_of_the_catalog():
+    files = templates._find(EMBEDDED)
+    found = {kind: hashlib.sha256(path.read_bytes()).hexdigest() for kind, path in files.items()}
+    assert found == catalog()[EMBEDDED]["sha256"]
+
+
+def test_template_is_cropped_to_the_brain_with_a_margin():
+    template = load_template(EMBEDDED)
+    edges = template.mask.copy()
+    edges[4:-4, 4:-4, 4:-4] = False
+    assert not edges.any()
+    assert max(template.mask.shape) < 110
+    assert nib.aff2axcodes(template.affine) == ("R", "A", "S")
+
+
+def test_tissues_fill_the_brain():
+    template = load_template(EMBEDDED)
+    total = template.gm + template.wm + template.csf
+    np.testing.assert_allclose(total[template.mask], 1, atol=0.1)
+    assert template.csf[~template.mask].max() == 0
+
+
+def test_spaces_lead_there_and_back():
+    there, back = space(EMBEDDED).pull_to(space(MODEL_SPACE)), space(MODEL_SPACE).pull_to(space(EMBEDDED))
+    np.testing.assert_allclose(there @ back, np.eye(4), atol=1e-12)
+    np.testing.assert_allclose(there, space(EMBEDDED).to_model)
+
+
+def test_brain_on_another_grid_has_the_same_volume():
+    template = load_template(EMBEDDED)
+    affine = np.diag([-3.0, 3.0, 3.0, 1.0])
+    affine[:3, 3] = (90, -130, -80)
+    brain = brain_on(EMBEDDED, (60, 76, 60), affine)
+    assert brain.sum() * 27 == pytest.approx(template.mask.sum() * 8, rel=0.03)

@@ -1,0 +1,185 @@
+"""Confounds against planted signals and their definitions."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bids_app.preprocess.confounds import (
+    compcor_columns,
+    confounds_table,
+    cosine_basis,
+    dvars_of,
+    expand,
+    principal_components,
+    rmsd_of,
+    run_quality,
+)
+
+N_VOLUMES, N_VOXELS, TR = 80, 600, 2.0
+CSF, WM = np.arange(N_VOXELS) < 100, np.arange(N_VOXELS) >= 450
+TISSUES = {"csf": CSF, "white_matter": WM}
+
+
+@pytest.fixture
+def breathing() -> np.ndarray:
+    return np.sin(np.arange(N_VOLUMES) * 1.1)
+
+
+@pytest.fixture
+def values(breathing) -> np.ndarray:
+    """Noise about 1000, with breathing in CSF and white matter, and a jump in volume 50."""
+    draws = np.random.default_rng(0)
+    made = 1000 + draws.normal(0, 8, (N_VOLUMES, N_VOXELS))
+    made[:, CSF] += 20 * breathing[:, None]
+    made[:, WM] -= 10 * breathing[:, None]
+    made[50] += draws.normal(0, 60, N_VOXELS)
+    return made.astype(np.float32)
+
+
+@pytest.fixture
+def parameters() -> np.ndarray:
+    made = np.zeros((N_VOLUMES, 6))
+    made[50:, 0] = 0.8
+    made[50:, 5] = 0.01
+    return made
+
+
+def test_columns_are_fmripreps(values, parameters):
+    table, meta = confounds_table(values, parameters, TISSUES, TR, n_dummy=2)
+    motion = ["trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z"]
+    expanded = [*motion, "global_signal", "csf", "white_matter"]
+    for name in expanded:
+        for suffix in ("", "_derivative1", "_power2", "_derivative1_power2"):
+            assert f"{name}{suffix}" in table
+    for name in ("csf_wm", "framewise_displacement", "rmsd", "dvars", "std_dvars", "cosine00", "a_comp_cor_00"):
+        assert name in table
+    assert [c for c in table if c.startswith("non_steady")] == [
+        "non_steady_state_outlier00",
+        "non_steady_state_outlier01",
+    ]
+    assert len(table) == N_VOLUMES
+    assert set(meta) == set(table.columns)
+    json.dumps(meta)
+
+
+def test_first_row_of_differences_is_missing(values, parameters):
+    table, _ = confounds_table(values, parameters, TISSUES, TR)
+    missing = table.columns[table.iloc[0].isna()]
+    assert "framewise_displacement" in missing
+    assert "dvars" in missing
+    assert "trans_x_derivative1" in missing
+    assert "trans_x" not in missing
+    assert table.iloc[1:].notna().all().all()
+
+
+def test_signals_are_means_over_their_voxels(values, parameters):
+    table, _ = confounds_table(values, parameters, TISSUES, TR)
+    np.testing.assert_allclose(table["global_signal"], values.mean(axis=1, dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(table["csf"], values[:, CSF].mean(axis=1, dtype=np.float64), rtol=1e-6)
+    np.testing.assert_allclose(table["csf_wm"], values[:, CSF | WM].mean(axis=1, dtype=np.float64), rtol=1e-6)
+
+
+def test_displacement_and_outliers_of_a_jump(values, parameters):
+    table, meta = confounds_table(values, parameters, TISSUES, TR, fd_threshold=0.5)
+    assert table["framewise_displacement"][50] == pytest.approx(0.8 + 50 * 0.01)
+    assert table["framewise_displacement"].drop([0, 50]).max() == 0
+    outliers = [c for c in table if c.startswith("motion_outlier")]
+    assert [int(table[c].to_numpy().argmax()) for c in outliers] == [50, 51]  # DVARS sees the way back as well
+    assert "0.5 mm" in meta[outliers[0]]["Threshold"]
+
+
+def test_rmsd_of_a_shift_is_the_shift():
+    parameters = np.zeros((3, 6))
+    parameters[1:, 1] = 2.0
+    np.testing.assert_allclose(rmsd_of(parameters)[1:], [2.0, 0.0], atol=1e-12)
+
+
+def test_dvars_by_its_definition(values):
+    dvars, std_dvars = dvars_of(values)
+    scaled = values.astype(np.float64) * 1000 / np.median(values[:: N_VOLUMES // 20])
+    expected = np.sqrt((np.diff(scaled, axis=0) ** 2).mean(axis=1))
+    np.testing.assert_allclose(dvars[1:], expected, rtol=1e-9)
+    usual = []
+    for series in values.T.astype(np.float64):
+        spread = np.subtract(*np.percentile(series, [75, 25], method="lower")) / 1.349
+        centred = series - series.mean()
+        carry = (centred[1:] * centred[:-1]).sum() / (centred**2).sum()
+        usual.append(np.sqrt(2 * (1 - carry)) * spread)
+    change = np.sqrt((np.diff(values.astype(np.float64), axis=0) ** 2).mean(axis=1))
+    np.testing.assert_allclose(std_dvars[1:], change / np.mean(usual), rtol=1e-9)
+    assert np.isnan(dvars[0])
+
+
+def test_standardised_dvars_of_white_noise_is_one():
+    noise = np.random.default_rng(0).normal(1000, 10, (300, 500)).astype(np.float32)
+    _, std_dvars = dvars_of(noise)
+    assert np.nanmean(std_dvars) == pytest.approx(1.0, abs=0.03)
+
+
+def test_derivatives_and_squares():
+    made = expand("x", np.array([1.0, 3.0, 2.0]))
+    np.testing.assert_array_equal(made["x_derivative1"], [np.nan, 2, -1])
+    np.testing.assert_array_equal(made["x_power2"], [1, 9, 4])
+    np.testing.assert_array_equal(made["x_derivative1_power2"], [np.nan, 4, 1])
+
+
+def test_compcor_finds_the_breathing(values, breathing):
+    columns, meta = compcor_columns(values, TISSUES, TR)
+    for name in ("a_comp_cor_00", "c_comp_cor_00", "w_comp_cor_00"):
+        assert abs(np.corrcoef(columns[name], breathing)[0, 1]) > 0.95
+    assert meta["c_comp_cor_00"]["Mask"] == "CSF"
+    kept = [k for k in meta if k.startswith("a_comp")]
+    shares = [meta[k]["CumulativeVarianceExplained"] for k in kept]
+    assert shares[-1] >= 0.5
+    assert all(share < 0.5 for share in shares[:-1])
+
+
+def test_components_are_orthonormal_filtered_and_of_fixed_sign(values):
+    components, singular, share = principal_components(values, CSF, TR)
+    gram = components[:, :5].T @ components[:, :5]
+    np.testing.assert_allclose(gram, np.eye(5), atol=1e-6)
+    slow = np.column_stack([np.ones(N_VOLUMES), cosine_basis(N_VOLUMES, TR)])
+    assert np.abs(slow.T @ components[:, :5]).max() < 1e-6
+    assert (components[np.abs(components).argmax(axis=0), np.arange(components.shape[1])] > 0).all()
+    assert (np.diff(singular) <= 1e-6).all()
+    assert share.sum() == pytest.approx(1)
+
+
+def test_dummies_are_zero_in_components_and_cosines(values, parameters):
+    table, _ = confounds_table(values, parameters, TISSUES, TR, n_dummy=3)
+    for name in ("a_comp_cor_00", "cosine00"):
+        assert (table[name][:3] == 0).all()
+        assert (table[name][3:] != 0).any()
+
+
+def test_cosines_are_orthonormal_and_slow():
+    basis = cosine_basis(200, 2.0)
+    assert basis.shape == (200, 5)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(5), atol=1e-9)
+    assert cosine_basis(20, 1.0).shape == (20, 0)
+
+
+def test_tissue_without_voxels_leaves_its_columns_out_of_compcor(values, parameters):
+    none = {"csf": np.zeros(N_VOXELS, bool), "white_matter": WM}
+    table, _ = confounds_table(values, parameters, none, TR)
+    assert table["csf"].isna().all()
+    assert not [c for c in table if c.startswith("c_comp_cor")]
+    assert "w_comp_cor_00" in table
+
+
+def test_quality_of_a_run(values, parameters):
+    table, _ = confounds_table(values, parameters, TISSUES, TR)
+    quality = run_quality(values, table, n_dummy=0)
+    assert quality["tsnr"] == pytest.approx(np.median(values.mean(axis=0) / values.std(axis=0)), rel=1e-5)
+    assert quality["mean_fd_mm"] == pytest.approx(1.3 / (N_VOLUMES - 1))
+    assert quality["percent_fd_above_0.5_mm"] == pytest.approx(100 / (N_VOLUMES - 1))
+    assert quality["n_motion_outliers"] == 2
+
+
+def test_table_is_written_with_na(tmp_path, values, parameters):
+    table, _ = confounds_table(values, parameters, TISSUES, TR)
+    table.to_csv(tmp_path / "c.tsv", sep="\t", index=False, na_rep="n/a")
+    assert (tmp_path / "c.tsv").read_text().splitlines()[1].count("n/a") == int(table.iloc[0].isna().sum())
+    assert pd.read_csv(tmp_path / "c.tsv", sep="\t").shape == table.shape

@@ -1,0 +1,174 @@
+"""One interpolation from raw volumes to a grid."""
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_app.catalog.templates import MODEL_SPACE, load_template, space
+from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE, GridSeries
+from bids_app.errors import BadDataError
+from bids_app.preprocess.images import ArrayVolumes, save_image
+from bids_app.preprocess.resample import (
+    grid_series,
+    model_grid_coverage,
+    pull_volumes,
+    resample_to_model_grid,
+    resample_to_space,
+    where_data_are,
+)
+from bids_app.preprocess.run import PreprocessedRun
+from bids_app.preprocess.transforms import Chain, Warp, apply_matrix, grid_points, linear, rigid
+
+TO_BOLDREF = rigid(np.radians((8, -4, 3)), (2, -5, 7), (0, -20, 10))
+
+
+def landscape(points: np.ndarray, t: int = 0) -> np.ndarray:
+    """A smooth function of place and time that a cubic spline on 4 mm voxels follows closely."""
+    return 1000 + 3 * t + 200 * np.sin(points[:, 0] / 18) + 150 * np.cos(points[:, 1] / 22 + points[:, 2] / 30)
+
+
+def make_run(folder: Path, template: str, motion: np.ndarray, warp: Warp | None = None, n_dummy: int = 0, **grid):
+    """A raw run whose every volume shows the landscape of its boldref, moved."""
+    affine = np.diag([-4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = grid.get("origin", (98, -130, -80))
+    shape = grid.get("shape", (50, 56, 50))
+    points = grid_points(shape, affine)
+    volumes = [landscape(apply_matrix(np.linalg.inv(pose), points), t).reshape(shape) for t, pose in enumerate(motion)]
+    bold = save_image(folder / "bold.nii", np.stack(volumes, -1).astype(np.float32), affine, tr=2.0)
+    chain = Chain(() if warp is None else (warp,)).then(linear(TO_BOLDREF))
+    mask = save_image(folder / "data_mask.nii.gz", np.ones(shape, np.uint8), affine)
+    np.save(folder / "motion.npy", motion)
+    return PreprocessedRun(
+        source=bold,
+        bold=bold,
+        tr=2.0,
+        n_volumes=len(motion),
+        n_dummy=n_dummy,
+        motion=folder / "motion.npy",
+        chain=chain.save(folder / "chain.npz"),
+        template=template,
+        data_mask=mask,
+        boldref=mask,
+        brain_mask=mask,
+        dseg=None,
+        confounds=mask,
+        confounds_meta=mask,
+        carpet=None,
+        route="t1w",
+        quality={},
+        warnings=(),
+    )
+
+
+@pytest.fixture
+def moved(poses) -> np.ndarray:
+    return poses(6, mm=4.0, degrees=3.0)
+
+
+@pytest.fixture
+def warp() -> Warp:
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = (-100, -136, -80)
+    places = grid_points((51, 59, 50), affine)
+    waves = 4.0 * np.sin(places[:, [1, 2, 0]] / 30.0)
+    return Warp(waves.reshape(51, 59, 50, 3).astype(np.float32), affine)
+
+
+def test_motion_and_warps_are_undone_in_one_interpolation(tmp_path, moved, warp):
+    run = make_run(tmp_path, "MNI152NLin2009aSym", moved, warp)
+    series = resample_to_model_grid(run, tmp_path / "grid")
+    to_template = space(MODEL_SPACE).pull_to(space("MNI152NLin2009aSym"))
+    points = apply_matrix(to_template, grid_points(MODEL_GRID_SHAPE, MODEL_GRID_AFFINE, series.mask))
+    in_boldref = apply_matrix(TO_BOLDREF, warp(points))
+    for t in range(len(moved)):
+        error = np.abs(series.values[t] - landscape(in_boldref, t))
+        assert np.median(error) < 0.5
+        assert np.percentile(error, 99) < 6.0  # of some 350 between lowest and highest
+
+
+def test_left_stays_left_on_the_model_grid(tmp_path):
+    run = make_run(tmp_path, "MNI152NLin6Asym_stand_in", np.tile(np.eye(4), (3, 1, 1)))
+    run = _replace(run, template="MNI152NLin2009aSym", chain=None)
+    series = resample_to_model_grid(run, tmp_path / "grid")
+    points = grid_points(MODEL_GRID_SHAPE, MODEL_GRID_AFFINE, series.mask)
+    expected = landscape(apply_matrix(space(MODEL_SPACE).pull_to(space(run.template)), points))
+    assert np.corrcoef(series.values[0], expected)[0, 1] > 0.999
+    right = points[:, 0] > 30
+    assert series.values[0][right].mean() > series.values[0][points[:, 0] < -30].mean() + 100
+
+
+def _replace(run: PreprocessedRun, **fields) -> PreprocessedRun:
+    from dataclasses import replace
+
+    return replace(run, **fields)
+
+
+def test_dummies_are_left_out_and_the_start_says_so(tmp_path, moved):
+    run = make_run(tmp_path, "MNI152NLin2009aSym", moved, n_dummy=2)
+    series = GridSeries.open(grid_series(run, tmp_path))
+    assert series.values.shape[0] == 4
+    assert series.start == 4.0
+    assert series.tr == 2.0
+
+
+def test_mask_is_the_brain_where_the_run_has_data(tmp_path):
+    still = np.tile(np.eye(4), (3, 1, 1))
+    slab = {"origin": (98, -130, -20), "shape": (50, 56, 20)}
+    run = _replace(make_run(tmp_path, "MNI152NLin2009aSym", still, **slab), chain=None)
+    series = resample_to_model_grid(run, tmp_path / "grid")
+    height = grid_points(MODEL_GRID_SHAPE, MODEL_GRID_AFFINE, series.mask)[:, 2]
+    assert height.min() > -23
+    assert height.max() < 60
+    assert 0.4 < model_grid_coverage(run, series) < 0.9
+
+
+def test_a_run_beside_the_brain_is_refused_by_name(tmp_path):
+    still = np.tile(np.eye(4), (3, 1, 1))
+    run = make_run(tmp_path, "MNI152NLin2009aSym", still, origin=(98, -130, 300), shape=(50, 56, 20))
+    with pytest.raises(BadDataError, match=r"bold.nii: no part of the brain"):
+        resample_to_model_grid(run, tmp_path / "grid")
+
+
+def test_where_data_are_heeds_field_of_view_motion_and_constant_voxels():
+    source = ArrayVolumes(np.zeros((10, 10, 10, 20), np.float32), np.eye(4))
+    motion = np.tile(np.eye(4), (20, 1, 1))
+    motion[10:, 0, 3] = 3.0
+    data_mask = np.ones((10, 10, 10), np.float32)
+    data_mask[:, 5:] = 0
+    points = np.array([[2.0, 2, 2], [8, 2, 2], [2, 8, 2], [2, 2, 12]])
+    assert where_data_are(source, motion, points, data_mask).tolist() == [True, False, False, False]
+
+
+def test_threads_do_not_change_a_bit(moved):
+    data = np.random.default_rng(0).normal(size=(12, 12, 12, 6)).astype(np.float32)
+    points = np.random.default_rng(1).uniform(2, 9, (500, 3))
+    one, two = (
+        np.concatenate(list(pull_volumes(ArrayVolumes(data, np.eye(4)), moved, points, threads=n))) for n in (1, 2)
+    )
+    assert one.tobytes() == two.tobytes()
+
+
+def test_series_in_a_space_has_its_grid_units_and_values(tmp_path, moved):
+    run = make_run(tmp_path, "MNI152NLin2009aSym", moved)
+    path, mask_path = resample_to_space(run, "MNI152NLin2009aSym", tmp_path)
+    image, mask = nib.load(path), nib.load(mask_path)
+    target = space("MNI152NLin2009aSym")
+    assert image.shape == (*target.shape, 6)
+    np.testing.assert_allclose(image.affine, target.affine)
+    assert image.header.get_zooms()[3] == 2.0
+    assert image.header.get_xyzt_units() == ("mm", "sec")
+    assert int(image.header["sform_code"]) == 4
+    brain = mask.get_fdata() > 0
+    template = load_template("MNI152NLin2009aSym")
+    assert brain.sum() > 0.95 * template.mask.sum()
+    points = apply_matrix(TO_BOLDREF, grid_points(target.shape, target.affine, brain))
+    values = np.asarray(image.dataobj[..., 3])[brain]
+    assert np.percentile(np.abs(values - landscape(points, 3)), 95) < 3.0
+
+
+def test_the_same_series_gives_the_same_bytes(tmp_path, moved):
+    run = make_run(tmp_path, "MNI152NLin2009aSym", moved[:2])
+    made = [resample_to_space(run, "MNI152NLin2009aSym", tmp_path, threads=n)[0].read_bytes() for n in (1, 2)]
+    assert made[0] == made[1]
