@@ -14,6 +14,7 @@ from bids_app.adapters.file import REGRESSION, AdaptedModel, AdapterCard, to_ans
 from bids_app.clips import NORMALISATIONS, ClipReader
 from bids_app.model.api import Model
 from bids_app.model.heads import pool
+from bids_app.model.streaming import apply_in_batches, starting_batch
 
 MEAN = "mean"
 
@@ -118,8 +119,10 @@ def _columns(values: np.ndarray) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def over_clips(apply: Callable[[torch.Tensor], torch.Tensor], reader: ClipReader, normalisation: str) -> np.ndarray:
-    """Apply a function to every clip of a run, one at a time.
+def over_clips(
+    apply: Callable[[torch.Tensor], torch.Tensor], reader: ClipReader, normalisation: str, batch: int = 1
+) -> np.ndarray:
+    """Apply a function to every clip of a run, a batch at a time.
 
     Parameters
     ----------
@@ -128,12 +131,15 @@ def over_clips(apply: Callable[[torch.Tensor], torch.Tensor], reader: ClipReader
     reader : ClipReader
     normalisation : str
         An entry of `bids_app.clips.NORMALISATIONS`.
+    batch : int
+        Clips at a time to begin with; halved where the device's memory does not suffice.
 
     Returns
     -------
     numpy.ndarray of float32, (n_clips, K)
     """
-    return np.concatenate([apply(clip.unsqueeze(0)).float().cpu().numpy() for clip in reader.clips(normalisation)])
+    answers = apply_in_batches(apply, reader.clips(normalisation), batch)
+    return np.concatenate([answer.float().cpu().numpy() for answer in answers])
 
 
 def encode_run(
@@ -150,20 +156,21 @@ def encode_run(
         Under which embeddings are made.
     """
     onsets = np.array([reader.onset(i) for i in range(reader.n_clips)])
+    batch = starting_batch(model.config, model.device)
     embeddings: dict[str, np.ndarray] = {}
     outputs: dict[str, np.ndarray] = {}
     for normalisation in NORMALISATIONS:
         sharing = [a for a in adapters if a.card.normalisation == normalisation and a.shares_encoder]
         if normalisation in normalisations or sharing:
             sizes = [model.config.n_features, *(a.card.n_outputs for a in sharing)]
-            columns = over_clips(partial(_share, model, sharing), reader, normalisation)
+            columns = over_clips(partial(_share, model, sharing), reader, normalisation, batch)
             parts = np.split(columns, np.cumsum(sizes)[:-1], axis=1)
             embeddings[normalisation] = parts[0]
             outputs |= {a.card.name: part for a, part in zip(sharing, parts[1:], strict=True)}
     for adapter in adapters:
         if not adapter.shares_encoder:
             apply = partial(_to_device, adapter, model.device)
-            outputs[adapter.card.name] = over_clips(apply, reader, adapter.card.normalisation)
+            outputs[adapter.card.name] = over_clips(apply, reader, adapter.card.normalisation, batch)
     predictions = [
         Prediction(
             adapter.card,
