@@ -105,8 +105,9 @@ def foreground(volume: Volume) -> Volume:
 
 
 def svg_text(x: float, y: float, text: str, *, size: int, color: str = "#fff") -> str:
-    """A line of text."""
-    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{color}">{escape(text)}</text>'
+    """A line of text, with a dark rim that keeps it legible on bright images."""
+    rim = 'stroke="#000" stroke-width="3" paint-order="stroke"'
+    return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{color}" {rim}>{escape(text)}</text>'
 
 
 def svg_image(pixels: np.ndarray, left: float, top: float, width: float, height: float, *, exact: bool = False) -> str:

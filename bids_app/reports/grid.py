@@ -124,7 +124,12 @@ def _scale_bar(left: float, top: float, height: float, low: float, high: float, 
     bar = svg_image(ramp, left, top + 40, 14, height - 80, exact=True).replace(
         "<image ", '<image preserveAspectRatio="none" '
     )
-    ends = svg_text(left + 20, top + 50, f"{high:.3g}", size=13) + svg_text(
-        left + 20, top + height - 42, f"{low:.3g}", size=13
+    ends = svg_text(left + 20, top + 50, _number(high), size=13) + svg_text(
+        left + 20, top + height - 42, _number(low), size=13
     )
     return bar + ends + svg_text(left, top + 28, view.unit, size=13, color="#b8c2cc")
+
+
+def _number(value: float) -> str:
+    """Three digits, or all before the point when there are more."""
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from bids_app import __version__
 from bids_app.bids.derivatives import write_text
 from bids_app.errors import NoInputError
 from bids_app.reports import markdown
-from bids_app.reports.contents import Contents, Reader
+from bids_app.reports.contents import Contents, Reader, Run
 
 SECTIONS = (
     ("summary", "Summary"),
@@ -73,13 +74,15 @@ def render(contents: Contents) -> str:
     script = _template("script.js")
     runs = contents.runs
     has = {section: any(run.figures.get(section) for run in runs) for section in ("grid", "predictions", "embeddings")}
+    functional = [run for run in runs if run.measures or run.notes or run.figures.get("functional") or run.tables]
     values: dict[str, Any] = {
         "c": contents,
         "version": __version__,
         "finished": str(contents.log.get("finished", "")).replace("T", " "),
         "failed": [run for run in runs if run.failed],
         "sessions": len({part for run in runs for part in run.stem.split("_") if part.startswith("ses-")}),
-        "functional": [run for run in runs if run.measures or run.notes or run.figures.get("functional") or run.tables],
+        "functional": functional,
+        "quality": quality_rows(functional),
         "has": has,
         "adapters": {prediction.adapter: prediction.card for run in runs for prediction in run.predictions},
         "methods": Markup(markdown.to_html(_without_title(contents.methods), top_level=2)) if contents.methods else "",
@@ -99,6 +102,13 @@ def render(contents: Contents) -> str:
     }
     values["sections"] = [(anchor, name) for anchor, name in SECTIONS if shown.get(anchor, True)]
     return environment.get_template("participant.html.jinja").render(values)
+
+
+def quality_rows(runs: Sequence[Run]) -> list[tuple[str, str, list[str]]]:
+    """Label, help and each run's value of all quality figures; empty where a run does not have one."""
+    helps = {measure.label: measure.help for run in runs for measure in run.measures}
+    values = [{measure.label: measure.value for measure in run.measures} for run in runs]
+    return [(label, helps[label], [run.get(label, "") for run in values]) for label in helps]
 
 
 def plain(value: Any) -> str:
