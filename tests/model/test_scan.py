@@ -269,3 +269,77 @@ def test_the_library_is_built_the_same_twice_and_without_a_compiler_not_at_all(t
     )
     assert list((tmp_path / "none").rglob("_scan*")) == []
     assert "failed" in result.stdout + result.stderr
+
+
+def test_triton_output_and_gradients_agree_with_float64_in_its_interpreter():
+    """In a process of its own, because the interpreter is chosen when Triton is imported."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    code = f"""
+import importlib.util, torch
+spec = importlib.util.spec_from_file_location("cases", {str(Path(__file__))!r})
+cases = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(cases)
+for shape in ((2, 19, 40), (1, 3, 5)):
+    inputs = cases.make_inputs(*shape)
+    found, expected = cases.run(inputs, "triton", torch.float32), cases.run(inputs, "reference", torch.float64)
+    for name, one, other in zip(("y", *cases.NAMES), found, expected, strict=True):
+        error, scale = (one - other).abs().max().item(), other.abs().max().item()
+        assert error <= 1e-5 * scale + 1e-12, (shape, name, error, scale)
+half = [t.bfloat16() if t.ndim == 3 else t for t in inputs]
+assert cases.selective_scan(*half, backend="triton").dtype == torch.bfloat16
+print("agree")
+"""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.stdout.strip() == "agree", result.stderr[-2000:]
+
+
+@pytest.mark.slow
+def test_triton_kernels_compile_for_gpus_that_are_not_here():
+    """To machine code of three generations; a process of its own, without the interpreter."""
+    pytest.importorskip("triton", reason="triton is not installed")
+    code = """
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from bids_app.model import scan_triton_kernels as kernels
+
+for fn, constants in (
+    (kernels.scan_forward, dict(BLOCK=32, STATES=16, CHUNK=16, SAVE=True)),
+    (kernels.scan_backward, dict(BLOCK=32, STATES=16, CHUNK=16)),
+):
+    kinds = {n: "constexpr" if n in constants else "*fp32" if n.endswith("_ptr") else "i32" for n in fn.arg_names}
+    for capability in (80, 89, 90):
+        source = ASTSource(fn, kinds, constexprs=constants)
+        built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 1})
+        assert len(built.asm["cubin"]) > 1000
+print("compiled")
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    result = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.stdout.strip() == "compiled", result.stderr[-2000:]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["triton", "mamba_ssm"])
+@pytest.mark.parametrize("shape", [(3, 37, 72), (8, 256, 144)])
+def test_gpu_output_and_gradients_agree_with_float64(name, shape):
+    obstacle = (
+        BACKENDS[name].obstacle(torch.device("cuda"), torch.float32, 16) if torch.cuda.is_available() else "no GPU"
+    )
+    if obstacle:
+        pytest.skip(obstacle)
+    inputs = [t.cuda() for t in make_inputs(*shape)]
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    weight = torch.randn(*shape, device="cuda")
+    y = selective_scan(*leaves, backend=name)
+    found = [y.detach(), *torch.autograd.grad(y, leaves, weight)]
+    exact = [t.double().detach().requires_grad_() for t in inputs]
+    y = selective_scan(*exact, backend="reference")
+    expected = [y.detach(), *torch.autograd.grad(y, exact, weight.double())]
+    for one, other in zip(found, expected, strict=True):
+        assert (one - other).abs().max() <= 1e-4 * other.abs().max()
