@@ -81,6 +81,9 @@ class Run:
     outcome: dict[str, Any] = field(default_factory=dict)
     """Its last entry in a ``summary.json``."""
     route: str = ""
+    """How it was aligned, in words."""
+    model: dict[str, Any] = field(default_factory=dict)
+    """The sidecar of its embeddings."""
     measures: tuple[Measure, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -120,8 +123,9 @@ class Contents:
 
     @property
     def demonstration(self) -> bool:
-        """Whether any answer is a demonstration's."""
-        return any(prediction.demonstration for run in self.runs for prediction in run.predictions)
+        """Whether any answer, or the encoder, is a demonstration's."""
+        answers = (prediction.demonstration for run in self.runs for prediction in run.predictions)
+        return any(answers) or any(run.model.get("Demonstration") for run in self.runs)
 
 
 @cache
@@ -180,10 +184,13 @@ class Reader:
         tables = [*self._outputs(f"{stem}_*_predictions.tsv"), *self._outputs(f"{stem}_*_embeddings.tsv")]
         tables += self._outputs(f"{stem}_desc-confounds_timeseries.tsv")
         predictions = (self._prediction(path) for path in tables if path.name.endswith("_predictions.tsv"))
+        embeddings = next((path for path in tables if path.name.endswith("_embeddings.tsv")), None)
+        route, template = str(metrics.get("route", "")), str(metrics.get("template", ""))
         return Run(
             stem=stem,
             outcome=outcome,
-            route=spec()["routes"].get(str(metrics.get("route")), str(metrics.get("route", ""))),
+            route=f"{spec()['routes'].get(route, route)} {template_note(template)}".strip(),
+            model=self._json(embeddings.with_suffix(".json")) if embeddings else {},
             measures=tuple(measures(quality)) if isinstance(quality, dict) else (),
             warnings=tuple(map(str, as_list(metrics.get("warnings")))),
             notes=tuple(map(str, as_list(metrics.get("notes")))),
@@ -311,6 +318,14 @@ def measures(quality: Mapping[str, Any]) -> list[Measure]:
         label = entry.get("label", key.replace("_", " "))
         found.append(Measure(label, text, entry.get("help", ""), entry.get("first", False)))
     return found
+
+
+def template_note(name: str) -> str:
+    """What is to be said of a template that is not the model's own; empty when there is nothing."""
+    from bids_app.catalog.templates import catalog
+
+    accuracy = catalog().get(name, {}).get("accuracy", "exact")
+    return "" if accuracy == "exact" else spec()["template"].format(name=name, accuracy=accuracy)
 
 
 def as_list(value: Any) -> list[Any]:

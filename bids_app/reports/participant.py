@@ -18,7 +18,7 @@ from bids_app import __version__
 from bids_app.bids.derivatives import write_text
 from bids_app.errors import NoInputError
 from bids_app.reports import markdown
-from bids_app.reports.contents import Contents, Reader, Run
+from bids_app.reports.contents import Contents, Reader, Run, spec
 
 SECTIONS = (
     ("summary", "Summary"),
@@ -83,6 +83,7 @@ def render(contents: Contents) -> str:
         "sessions": len({part for run in runs for part in run.stem.split("_") if part.startswith("ses-")}),
         "functional": functional,
         "quality": quality_rows(functional),
+        "models": {plain(facts): facts for facts in map(_model_facts, runs) if facts},
         "has": has,
         "adapters": {prediction.adapter: prediction.card for run in runs for prediction in run.predictions},
         "methods": Markup(markdown.to_html(_without_title(contents.methods), top_level=2)) if contents.methods else "",
@@ -120,6 +121,11 @@ def plain(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "n/a"}[value]
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _model_facts(run: Run) -> dict[str, Any]:
+    """What the page tells of the model that encoded a run."""
+    return {name: run.model[key] for key, name in spec()["model"].items() if key in run.model}
 
 
 def _template(name: str) -> str:

@@ -99,7 +99,8 @@ def write_run(out, run, anatomy):
     write_image(mask, path("mask", ".nii.gz", desc="brain", **space))
     write_json(path("mask", ".json", desc="brain", **space), {"Type": "Brain", "Sources": sources} | resolution)
     write_tsv(path("embeddings", ".tsv", desc="demo"), embeddings_table())
-    write_json(path("embeddings", ".json", desc="demo"), {"Demonstration": True})
+    facts = {"Model": "demo", "WeightsSHA256": "0123abcd", "Demonstration": True, "Device": "cpu"}
+    write_json(path("embeddings", ".json", desc="demo"), facts)
     write_tsv(path("predictions", ".tsv", desc="demostate"), predictions_table())
     card = {"Demonstration": True, "Target": "state", "IntendedUse": "demonstration", "Cohort": {"name": "simulated"}}
     write_json(path("predictions", ".json", desc="demostate"), card)
@@ -123,8 +124,13 @@ def write_run(out, run, anatomy):
         "epi_mask_dice": 0.96,
     }
     quality |= {"percent_fd_above_0.5_mm": 1.6, "n_motion_outliers": 1, "csf_voxels": 500, "white_matter_voxels": 7000}
-    metrics = {"quality": quality, "route": "t1w", "warnings": ["The field of view cuts the cerebellum."],
-               "notes": ["Of 3 echoes, echo 2 was taken: TE 30 ms is nearest to 30 ms."]}  # fmt: skip
+    metrics = {
+        "quality": quality,
+        "route": "t1w",
+        "template": "MNI152NLin2009aSym",
+        "warnings": ["The field of view cuts the cerebellum."],
+        "notes": ["Of 3 echoes, echo 2 was taken: TE 30 ms is nearest to 30 ms."],
+    }
     write_json(path("metrics", ".json", desc="quality"), metrics)
 
     plot_flicker(image, image, figure("coreg"), outline=mask, names=("T1w", "BOLD"), title=stem)

@@ -85,6 +85,8 @@ def test_methods_versions_command_and_notes_are_there(derivatives):
     assert "neurostorm raw out participant" in page.words
     assert "Of 3 echoes, echo 2 was taken" in page.words
     assert "odd one n/a" in page.words
+    assert "Name demo SHA-256 of the weights 0123abcd Demonstration yes Device cpu" in page.words
+    assert "Its template, MNI152NLin2009aSym, is taken to the model's space by a fixed matrix: " in page.words
 
 
 def test_every_figure_is_linked_exists_and_has_a_text_alternative(derivatives):
@@ -148,7 +150,13 @@ def test_whatever_comes_from_files_is_escaped(out):
     log.write_text(json.dumps(content))
     description = out / "dataset_description.json"
     description.write_text(json.dumps(json.loads(description.read_text()) | {"Name": EVIL}))
-    metrics = {"quality": {EVIL: EVIL, "dice": EVIL}, "route": EVIL, "warnings": [EVIL], "notes": [EVIL]}
+    metrics = {
+        "quality": {EVIL: EVIL, "dice": EVIL},
+        "route": EVIL,
+        "template": EVIL,
+        "warnings": [EVIL],
+        "notes": [EVIL],
+    }
     next(out.glob("sub-01/func/*run-1_desc-quality_metrics.json")).write_text(json.dumps(metrics))
     card = {"Target": EVIL, "Demonstration": True, EVIL: {EVIL: [EVIL]}}
     table = next(out.glob("sub-01/func/*run-1*_predictions.tsv"))
@@ -210,6 +218,12 @@ def test_answers_of_an_earlier_attempt_are_not_shown_for_a_run_that_failed(out):
     log.write_text(json.dumps(content))
     page = Page(build_participant_report(out, "01"))
     assert page.words.count("clips say left hand") == 1
+
+
+def test_a_demonstration_without_predictions_is_told_too(out):
+    for path in out.glob("sub-01/func/*_predictions.*"):
+        path.unlink()
+    assert "Demonstration model." in Page(build_participant_report(out, "01")).text
 
 
 def test_a_participant_without_logs_and_figures_still_has_a_page(out):
