@@ -28,7 +28,7 @@ from bids_app.preprocess.registration import (
     isotropic,
     register,
 )
-from bids_app.preprocess.transforms import Chain, Linear, draw, grid_points, linear, rigid
+from bids_app.preprocess.transforms import Chain, Linear, apply_matrix, draw, grid_points, rigid
 
 LINEAR_STAGES = (
     Stage("Rigid[0.1]", (500, 250, 100), (4, 2, 2), (3, 2, 1)),
@@ -36,6 +36,8 @@ LINEAR_STAGES = (
 )
 SYN_STAGES = (Stage("SyN[0.3,3,0]", (40, 20, 10), (4, 2, 1), (2, 1, 0), "MI[{fixed},{moving},1,32]", "1e-7,8"),)
 MIN_CORRELATION = 0.55
+MIN_LINEAR_CORRELATION = 0.3
+"""Below it, in the brain and 8 mm around, no warp is tried."""
 BRAIN_ML = (700.0, 2300.0)
 MIN_COVERAGE = 0.80
 MIN_DICE = 0.80
@@ -172,22 +174,30 @@ def _align(
     """Two attempts: from the centres of mass, then from the best of several turned starts."""
     fixed = Image(target.t1w, target.affine)
     near = ndimage.binary_dilation(target.mask, ball(8.0, target.affine))
+    guess = first_guess(fixed, moving)
+    centre = centre_of_mass(fixed)
+    turned = [guess @ rigid(np.radians(degrees), (0, 0, 0), centre) for degrees in SECOND_STARTS_DEG]
+
+    def score(matrix: np.ndarray) -> float:
+        points = grid_points(fixed.data.shape, fixed.affine, near)
+        return correlation(moving.at(apply_matrix(matrix, points)), fixed.data[near])
+
     complaints: list[str] = []
-    for attempt in (1, 2):
+    for attempt, starts in enumerate(([guess], turned)):
         try:
-            start = (
-                first_guess(fixed, moving) if attempt == 1 else _best_turned_start(fixed, moving, near, out_dir, seed)
-            )
-            stages = LINEAR_STAGES + SYN_STAGES
-            found = register(fixed, moving, near, stages, out_dir, start=start, seed=seed, name="t1w")
+            matrix = best_start(fixed, moving, near, LINEAR_STAGES, starts, score, out_dir, seed)
+            if score(matrix) < MIN_LINEAR_CORRELATION:
+                complaints = [f"correlation with the template {score(matrix):.2f} before warping"]
+                continue
+            found = register(fixed, moving, near, SYN_STAGES, out_dir, start=matrix, seed=seed, name="t1w")
         except RegistrationError as error:
             complaints = [error.message]
             continue
         quality = judge_normalisation(target, moving, found)
         complaints = complaints_about(quality)
         if not complaints:
-            warnings = () if attempt == 1 else (f"{name}: aligned with the template at the second attempt.",)
-            return found, quality, warnings
+            warning = f"{name}: aligned with the template at the second attempt."
+            return found, quality, (warning,) if attempt else ()
     raise RegistrationError(
         f"{name}: could not be aligned with {target.name}: {'; '.join(complaints)}.",
         "Look at the image: it should be a T1w of a whole human head. Leave it out with --bids-filter-file to go on "
@@ -206,19 +216,6 @@ def first_guess(fixed: Image, moving: Image) -> np.ndarray:
     shift = np.eye(4)
     shift[:3, 3] = upper.mean(axis=0) - centre_of_mass(fixed)
     return shift
-
-
-def _best_turned_start(fixed: Image, moving: Image, near: np.ndarray, out_dir: Path, seed: int) -> np.ndarray:
-    coarse = (Stage("Rigid[0.1]", (200, 100), (4, 2), (3, 2)), Stage("Affine[0.1]", (200, 50), (4, 2), (3, 2)))
-    guess = first_guess(fixed, moving)
-    centre = centre_of_mass(fixed)
-    starts = [guess @ rigid(np.radians(degrees), (0, 0, 0), centre) for degrees in SECOND_STARTS_DEG]
-
-    def score(matrix: np.ndarray) -> float:
-        drawn = draw(moving.data, moving.affine, fixed.data.shape, fixed.affine, linear(matrix))
-        return correlation(drawn[near], fixed.data[near])
-
-    return best_start(fixed, moving, near, coarse, starts, score, out_dir, seed)
 
 
 def judge_normalisation(target: Template, moving: Image, found: Registration) -> dict[str, float]:

@@ -152,7 +152,7 @@ def check_geometry(image: Any, path: Path) -> None:
     BadDataError
         Both orientation codes unknown, a singular affine, or voxel sizes that no scan has.
     """
-    with ImageOpener(path) as file:
+    with ImageOpener(str(path)) as file:
         header = type(image.header).from_fileobj(file, check=False)  # with a check, nibabel mends what we look for
     hint = "Convert the scan again from DICOM, or repair the header."
     if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:

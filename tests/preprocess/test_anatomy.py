@@ -131,6 +131,15 @@ def test_a_second_attempt_is_made_and_reported(prepared, tmp_path, monkeypatch):
     assert found.quality["norm_correlation"] > 0.99
 
 
+def test_no_warp_is_tried_from_a_hopeless_start(prepared, tmp_path, monkeypatch):
+    registered = FakeRegister()
+    monkeypatch.setattr(anatomy, "register", registered)
+    monkeypatch.setattr(anatomy, "best_start", lambda *args: rigid((0, 0, 0), (0, 90, 0)))
+    with pytest.raises(RegistrationError, match="before warping"):
+        normalise_t1w(prepared, tmp_path)
+    assert registered.starts == []
+
+
 def test_two_failed_attempts_name_the_file_and_the_gate(prepared, tmp_path, monkeypatch):
     wrong = rigid((0, 0, 0), (0, 60, 0))
     monkeypatch.setattr(anatomy, "register", FakeRegister(wrong, wrong))
