@@ -125,9 +125,11 @@ def check_weights(settings: Settings) -> str:
 
 
 def check_template(settings: Settings) -> str:
-    """A template is at hand; which one is said, since it decides how far the model's space is."""
+    """The output spaces are known, and a template is at hand; which one is said, since it decides how far the model's space is."""
     from bids_app.catalog import templates
 
+    for space in settings.preprocess.output_spaces:
+        templates.space(space)
     name = templates.available()[0]
     return f"{name} ({templates.space(name).accuracy})"
 

@@ -195,7 +195,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
         preprocess=PreprocessSettings(
             dummy_scans=options.dummy_scans,
             fd_spike_threshold=options.fd_spike_threshold,
-            output_spaces=tuple(options.output_spaces),
+            output_spaces=tuple(strip_resolution(space) for space in options.output_spaces),
             random_seed=options.random_seed,
         ),
         model=ModelSettings(
@@ -224,6 +224,14 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
 def strip_labels(labels: Sequence[str], prefix: str) -> tuple[str, ...]:
     """Labels without their prefix, each once, in the order given."""
     return tuple(dict.fromkeys(label.removeprefix(prefix) for label in labels))
+
+
+def strip_resolution(space: str) -> str:
+    """A space's name without ``:res-2``, the one resolution that is written."""
+    name, _, resolution = space.partition(":")
+    if resolution not in ("", "res-2", "res-02"):
+        raise UsageError(f"--output-spaces {space}: only 2 mm is written.", f"Give {name} or {name}:res-2.")
+    return name
 
 
 def named_paths(items: Sequence[str]) -> dict[str, Path]:

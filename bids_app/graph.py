@@ -241,7 +241,7 @@ class Graph:
             "crashdump_dir": str(crash_dir),
             "crashfile_format": "txt",
             "stop_on_first_crash": str(stop_on_first_crash).lower(),
-            "poll_sleep_duration": "0.05",
+            "poll_sleep_duration": "0.2",
             "remove_unnecessary_outputs": "false",
             "check_version": "false",
             "create_report": "false",

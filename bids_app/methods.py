@@ -37,6 +37,8 @@ def describe_method(settings: Settings, runs: Sequence[BoldRun]) -> tuple[list[S
     if any(run.t1w is None for run in runs):
         steps.append(Step("bold_template", template))
     steps += [Step("confounds", {"fd_spike_mm": f"{wanted.fd_spike_threshold:g}"}), Step("resample")]
+    if templates.catalog()[name]["source"] == "nilearn":
+        steps.append(Step("template_nilearn", {"template": name, "accuracy": templates.space(name).accuracy}))
     if wanted.output_spaces:
         steps.append(Step("output_spaces", {"spaces": " and ".join(wanted.output_spaces)}))
     entry = find_model(settings.model.model)

@@ -63,7 +63,8 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
             self._taskresult[taskid] = done.result()
         elif taskid in self._again:
             alone = self._new_pool(1)
-            again = alone.submit(run_node, *self._again.pop(taskid), taskid)
+            node, updatehash = self._again.pop(taskid)
+            again = alone.submit(run_node, node, updatehash, taskid)
             again.add_done_callback(lambda second: self._collect(taskid, second))
             alone.shutdown(wait=False)
         else:

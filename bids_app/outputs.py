@@ -20,6 +20,7 @@ from bids_app.bids.derivatives import RAW_DATASET, bids_uri, copy_file, output_p
 from bids_app.bids.names import as_label, join_name, split_name
 from bids_app.clips import MODEL_GRID_AFFINE, ClipReader, GridSeries
 from bids_app.preprocess.anatomy import Anatomy
+from bids_app.preprocess.images import load_nifti
 from bids_app.preprocess.resample import resample_to_space
 from bids_app.preprocess.run import PreprocessedRun
 from bids_app.steps import Encoded, OnGrid
@@ -80,7 +81,7 @@ def anatomy_outputs(anatomy: Anatomy, bids_dir: Path, out_dir: Path) -> Path:
     found = split_name(anatomy.source.name)[0]
     entities = {key: value for key, value in found.items() if key not in ("part", "echo")}
     names = name_run(out_dir / "tree", entities, bids_dir, [anatomy.source])
-    image = nib.load(anatomy.source)
+    image = load_nifti(anatomy.source)
     affine, shape = image.affine, image.shape[:3]
 
     t1w = names.path("T1w", ".nii.gz", "anat", desc="preproc")
@@ -120,7 +121,7 @@ def on_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, outside: str
     """A 3D image on another grid of its space, linearly, in float32; (X, Y, Z)."""
     from scipy.ndimage import affine_transform
 
-    image = nib.load(path)
+    image = load_nifti(path)
     to_voxels = np.linalg.inv(image.affine) @ affine
     data = image.get_fdata(dtype=np.float32)
     return affine_transform(data, to_voxels[:3, :3], to_voxels[:3, 3], shape, output=np.float32, order=1, mode=outside)
@@ -158,7 +159,7 @@ def run_outputs(
     mask = copy_file(run.brain_mask, names.path("mask", ".nii.gz", desc="brain"))
     names.sidecar(mask, {"Type": "Brain", "RawSources": list(names.sources)})
     boldref = copy_file(run.boldref, names.path("boldref", ".nii.gz", desc="hmc"))
-    names.sidecar(boldref, {"Description": "Mean of the steadiest volumes after correction of head motion"})
+    names.sidecar(boldref, {"Description": "Median of the steadiest volumes after correction of head motion"})
 
     if run.hmc_file:
         copy_file(run.hmc_file, names.path("xfm", ".txt", from_="orig", to="boldref", mode="image", desc="hmc"))
@@ -308,7 +309,7 @@ def draw_carpet(run: PreprocessedRun, names: RunName, fd_spike_mm: float) -> Non
         return
     values = np.load(run.carpet, mmap_mode="r")
     step = max(1, values.shape[1] // CARPET_VOXELS)
-    tissue = nib.load(run.dseg).get_fdata()[nib.load(run.brain_mask).get_fdata() > 0.5].astype(int)[::step]
+    tissue = load_nifti(run.dseg).get_fdata()[load_nifti(run.brain_mask).get_fdata() > 0.5].astype(int)[::step]
     plot_carpet(
         np.asarray(values[:, ::step])[:, tissue > 0],
         run.tr,
@@ -350,7 +351,7 @@ def draw_answers(encoded: Encoded, names: RunName) -> None:
         plot_predictions(pd.DataFrame(prediction.rows()), path, title=title, unit=prediction.card.unit)
 
 
-def publish(target: Path, out_dir: Path, **trees: Path) -> tuple[str, ...]:
+def publish(target: Path, out_dir: Path, **trees: Path | None) -> tuple[str, ...]:
     """Copy trees into the output folder; files that are there with the same content are left alone.
 
     Returns
@@ -359,7 +360,7 @@ def publish(target: Path, out_dir: Path, **trees: Path) -> tuple[str, ...]:
         The files, relative to the output folder.
     """
     files = []
-    for tree in trees.values():
+    for tree in filter(None, trees.values()):
         for source in sorted(p for p in tree.rglob("*") if p.is_file()):
             relative = source.relative_to(tree)
             (target / relative).parent.mkdir(parents=True, exist_ok=True)

@@ -131,7 +131,7 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
     seed, template = wanted.random_seed, templates.available()[0]
     name = node_name(run.stem)
     anatomy = add_anatomy(graph, run, anatomies, template, settings)
-    aligned = {"anatomy": anatomy.aligned} if anatomy else {}
+    aligned_t1w = anatomy.aligned if anatomy else None
 
     series = graph.step(
         f"{name}_examine",
@@ -145,7 +145,13 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
     motion = graph.step(f"{name}_motion", correct_motion, series=series, threads=threads)
     reference = graph.step(f"{name}_mask", steps.mask_run, series=series, motion=motion)
     alignment = graph.step(
-        f"{name}_align", steps.align, reference=reference, template=template, seed=seed, memory_gb=2, **aligned
+        f"{name}_align",
+        steps.align,
+        reference=reference,
+        template=template,
+        seed=seed,
+        anatomy=aligned_t1w,
+        memory_gb=2,
     )
     confounds = graph.step(
         f"{name}_confounds",
@@ -165,7 +171,7 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
         alignment=alignment,
         confounds=confounds,
         seed=seed,
-        **aligned,
+        anatomy=aligned_t1w,
     )
     grid = graph.step(f"{name}_grid", steps.put_on_grid, preprocessed=preprocessed, threads=threads)
     encoded = graph.step(
@@ -181,29 +187,28 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
         n_procs=all_threads,
     )
 
-    trees = {
-        "preprocessing": graph.step(
-            f"{name}_outputs",
-            outputs.run_outputs,
-            preprocessed=preprocessed,
-            grid=grid,
-            entities=run.entities,
-            bids_dir=settings.bids_dir,
-            notes=run.notes,
-            output_spaces=wanted.output_spaces,
-            threads=threads,
-        ),
-        "model": graph.step(
-            f"{name}_tables",
-            outputs.model_outputs,
-            encoded=encoded,
-            preprocessed=preprocessed,
-            entities=run.entities,
-            bids_dir=settings.bids_dir,
-        ),
-    }
+    preprocessing = graph.step(
+        f"{name}_outputs",
+        outputs.run_outputs,
+        preprocessed=preprocessed,
+        grid=grid,
+        entities=run.entities,
+        bids_dir=settings.bids_dir,
+        notes=run.notes,
+        output_spaces=wanted.output_spaces,
+        threads=threads,
+    )
+    tables = graph.step(
+        f"{name}_tables",
+        outputs.model_outputs,
+        encoded=encoded,
+        preprocessed=preprocessed,
+        entities=run.entities,
+        bids_dir=settings.bids_dir,
+    )
+    figures = None
     if not settings.model.embeddings_only:
-        trees["figures"] = graph.step(
+        figures = graph.step(
             f"{name}_figures",
             outputs.run_figures,
             preprocessed=preprocessed,
@@ -212,9 +217,16 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
             entities=run.entities,
             fd_spike_mm=wanted.fd_spike_threshold,
         )
-    if anatomy:
-        trees["anatomy"] = anatomy.published
-    return graph.step(f"{name}_publish", outputs.publish, target=settings.out_dir, always=True, **trees)
+    return graph.step(
+        f"{name}_publish",
+        outputs.publish,
+        target=settings.out_dir,
+        preprocessing=preprocessing,
+        model=tables,
+        figures=figures,
+        anatomy=anatomy.published if anatomy else None,
+        always=True,
+    )
 
 
 def add_anatomy(

@@ -218,3 +218,9 @@ def test_check_names_a_run_that_cannot_be_used(neurostorm, tiny_dataset, capsys)
     tiny_dataset.write_bold(data=noise(12, 12, 8, 5))
     assert neurostorm("--check") == 65
     assert "5 volumes, too few" in capsys.readouterr().out
+
+
+def test_an_unknown_output_space_lists_those_that_exist(neurostorm, tmp_path, capsys) -> None:
+    assert neurostorm("--output-spaces", "Talairach") == 64
+    assert "MNI152NLin6Asym" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -140,3 +140,12 @@ def test_work_dir_is_found_again_for_the_same_output(tmp_path: Path, monkeypatch
     assert first == parse_settings(["b", str(tmp_path / "out"), "participant"]).work_dir
     assert first.is_relative_to(tmp_path)
     assert first != parse_settings(["a", str(tmp_path / "other"), "participant"]).work_dir
+
+
+def test_output_spaces_may_name_the_resolution_that_is_written() -> None:
+    settings = parse_settings(["a", "b", "participant", "--output-spaces", "MNI152NLin6Asym:res-2"])
+    assert settings.preprocess.output_spaces == ("MNI152NLin6Asym",)
+
+
+def test_other_resolutions_are_refused() -> None:
+    assert main(["a", "b", "participant", "--output-spaces", "MNI152NLin6Asym:res-1"]) == 64
