@@ -125,7 +125,7 @@ def check_weights(settings: Settings) -> str:
 
 
 def check_template(settings: Settings) -> str:
-    """The output spaces are known, and a template is at hand; which one is said, since it decides how far the model's space is."""
+    """The output spaces are known, and a template is at hand; its accuracy is said, since the model reads another space."""
     from bids_app.catalog import templates
 
     for space in settings.preprocess.output_spaces:
