@@ -52,7 +52,10 @@ setup(
         Extension(
             "bids_app.model._scan",
             [f"{SOURCES}/dispatch.cpp", f"{SOURCES}/kernels.cpp"],
-            depends=[f"{SOURCES}/{name}.h" for name in ("kernels", "lanes", "scan", "conv", "gemm", "block", "patch")],
+            depends=[
+                f"{SOURCES}/{name}.h"
+                for name in ("kernels", "lanes", "scan", "conv", "gemm", "block", "patch", "merge")
+            ],
             optional=True,
             py_limited_api=True,
         )

@@ -181,10 +181,15 @@ class PositionEmbedding(nn.Module):
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.trunc_normal_(self.time_embed, std=0.02)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, X, Y, Z, T, C) to the same; the temporal part is cut to the clip's length."""
+    def forward(self, x: torch.Tensor, overwrite: bool = False) -> torch.Tensor:
+        """(B, X, Y, Z, T, C) to the same; the temporal part is cut to the clip's length.
+
+        With ``overwrite``, ``x`` is nobody else's and may be taken for the answer.
+        """
         space = self.pos_embed.permute(0, 2, 3, 4, 5, 1)
         time = self.time_embed.permute(0, 2, 3, 4, 5, 1)[:, :, :, :, : x.shape[4]]
+        if overwrite and x.is_contiguous() and fused.applies(self, x):
+            return fused.add_position(x, space[0, :, :, :, 0], time[0, 0, 0, 0])
         return x + (space + time)
 
 
@@ -293,6 +298,8 @@ class PatchMerging(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(B, X, Y, Z, T, C) to (B, X / 2, Y / 2, Z / 2, T, 2 C)."""
+        if fused.applies(self, x):
+            return fused.merge(x, self.norm.weight, self.norm.bias, self.reduction.weight)
         neighbours = [x[:, i::2, j::2, k::2] for i, j, k in product((0, 1), repeat=3)]
         return self.reduction(self.norm(torch.cat(neighbours, dim=-1)))
 
@@ -378,10 +385,14 @@ class Encoder(nn.Module):
             A permuted view of channels-last features.
         """
         self.check_clips(clips)
-        return self.encode_tokens(self.patch_embed(clips)).permute(0, 5, 1, 2, 3, 4)
+        return self.encode_tokens(self.patch_embed(clips), overwrite=True).permute(0, 5, 1, 2, 3, 4)
 
-    def encode_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
-        """(B, X, Y, Z, T, C) of patch tokens to the last stage's (B, X', Y', Z', T, C')."""
+    def encode_tokens(self, tokens: torch.Tensor, overwrite: bool = False) -> torch.Tensor:
+        """(B, X, Y, Z, T, C) of patch tokens to the last stage's (B, X', Y', Z', T, C').
+
+        With ``overwrite``, ``tokens`` are nobody else's and may be lost.
+        """
         for position, stage in zip(self.pos_embeds, self.layers, strict=True):
-            tokens = stage(position(tokens))
+            tokens = stage(position(tokens, overwrite))
+            overwrite = True  # what a stage returns is its own
         return tokens

@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from bids_app.model import scan
+from bids_app.model.scan_native import native_add_position as add_position
 from bids_app.model.scan_native import native_block as block
+from bids_app.model.scan_native import native_merge as merge
 from bids_app.model.scan_native import native_patch_embed as patch_embed
 
-__all__ = ["applies", "block", "patch_embed"]
+__all__ = ["add_position", "applies", "block", "merge", "patch_embed"]
 
 
 def applies(module: nn.Module, x: torch.Tensor) -> bool:

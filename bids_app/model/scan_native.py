@@ -20,7 +20,7 @@ import torch
 from bids_app.errors import UsageError
 from bids_app.model.windows import WindowPlan
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
 """Fastest first."""
 STATES, CHUNK, MAX_TAPS = 16, 16, 16
@@ -83,6 +83,14 @@ class _Patch(Structure):
     )
 
 
+class _Merge(Structure):
+    _fields_ = (
+        ("grid", c_int64 * 4),
+        *((name, c_int64) for name in ("batch", "width")),
+        *((name, _Floats) for name in ("x", "y", "norm_weight", "norm_bias", "reduction")),
+    )
+
+
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """The compiled library, or None where there is none that fits."""
@@ -106,6 +114,10 @@ def library() -> ctypes.CDLL | None:
         lib.ns_block_forward.argtypes = (c_char_p, POINTER(_Block), _Floats, c_int)
         lib.ns_patch_workspace_floats.argtypes = (c_char_p, POINTER(_Patch))
         lib.ns_patch_forward.argtypes = (c_char_p, POINTER(_Patch), _Floats, c_int)
+        lib.ns_merge_workspace_floats.restype = c_int64
+        lib.ns_merge_workspace_floats.argtypes = (c_char_p, POINTER(_Merge), c_int)
+        lib.ns_merge_forward.argtypes = (c_char_p, POINTER(_Merge), _Floats, c_int)
+        lib.ns_add_position.argtypes = (c_char_p, _Floats, _Floats, _Floats, c_int64, c_int64, c_int64, c_int64, c_int)
         lib.ns_conv_backward.argtypes = (c_char_p, POINTER(_Conv), POINTER(_ConvGrad), c_int)
         return lib
     return None
@@ -215,6 +227,53 @@ def native_patch_embed(
     workspace = torch.empty(lib.ns_patch_workspace_floats(isa, byref(struct)))
     _check(lib.ns_patch_forward(isa, byref(struct), _data(workspace), torch.get_num_threads()))
     return y
+
+
+def native_merge(
+    x: torch.Tensor, norm_weight: torch.Tensor, norm_bias: torch.Tensor, reduction: torch.Tensor
+) -> torch.Tensor:
+    """Merging of spatial neighbours, their norm and their reduction, without gradients.
+
+    Parameters
+    ----------
+    x : torch.Tensor of float32, (B, X, Y, Z, T, C)
+        With X, Y and Z even.
+    norm_weight, norm_bias : torch.Tensor, (8 C,)
+    reduction : torch.Tensor, (2 C, 8 C)
+
+    Returns
+    -------
+    torch.Tensor, (B, X / 2, Y / 2, Z / 2, T, 2 C)
+    """
+    x, kept = x.detach().contiguous(), [_flat(t) for t in (norm_weight, norm_bias, reduction)]
+    batch, gx, gy, gz, gt, c = x.shape
+    y = torch.empty(batch, gx // 2, gy // 2, gz // 2, gt, 2 * c)
+    merge = _Merge((c_int64 * 4)(gx, gy, gz, gt), batch, c, *map(_data, (x, y, *kept)))
+    isa, threads, lib = instruction_set().encode(), torch.get_num_threads(), _library()
+    workspace = torch.empty(lib.ns_merge_workspace_floats(isa, byref(merge), threads))
+    _check(lib.ns_merge_forward(isa, byref(merge), _data(workspace), threads))
+    return y
+
+
+def native_add_position(x: torch.Tensor, space: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    """Add positions in place, without gradients.
+
+    Parameters
+    ----------
+    x : torch.Tensor of float32, (B, X, Y, Z, T, C)
+        Contiguous; overwritten.
+    space, time : torch.Tensor, (X, Y, Z, C) and (T, C)
+
+    Returns
+    -------
+    torch.Tensor
+        ``x``.
+    """
+    space, time = _flat(space), _flat(time)
+    volumes, width = x.shape[-2:]
+    sizes = (x.shape[0], space.numel() // width, volumes, width, torch.get_num_threads())
+    _check(_library().ns_add_position(instruction_set().encode(), _data(x), _data(space), _data(time), *sizes))
+    return x
 
 
 class _NativeScan(torch.autograd.Function):

@@ -47,7 +47,7 @@ def test_patches_are_flattened_with_the_last_axis_fastest():
 
 
 def test_merging_takes_neighbours_in_the_order_of_their_offsets():
-    x = torch.arange(8.0).reshape(1, 2, 2, 2, 1, 1)
+    x = torch.arange(8.0).reshape(1, 2, 2, 2, 1, 1).requires_grad_()
     merging = PatchMerging(1)
     merging.norm = torch.nn.Identity()
     merging.reduction = torch.nn.Identity()

@@ -72,7 +72,7 @@ template <class Work> static void take_turns(int64_t count, int n_threads, const
 
 using namespace neurostorm;
 
-EXPORT int ns_abi_version() { return 1; }
+EXPORT int ns_abi_version() { return 2; }
 
 /* Whether this processor has the instruction set and this build its kernels. */
 EXPORT int ns_has(const char *isa) { return find(isa) != nullptr; }
@@ -159,6 +159,37 @@ EXPORT int ns_patch_forward(const char *isa, const Patch *patch, float *workspac
     for (int axis = 0; axis < 3; ++axis) patches *= patch->size[axis] / patch->patch[axis];
     take_turns(patches, n_threads, [&](int, int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) kernels->patch_forward(patch, i, workspace);
+    });
+    return 0;
+}
+
+/* Packed weights, then the scratch of each thread. */
+EXPORT int64_t ns_merge_workspace_floats(const char *isa, const Merge *merge, int n_threads) {
+    const Kernels *kernels = find(isa);
+    return kernels ? kernels->merge_packed_floats(merge) + n_threads * kernels->merge_scratch_floats(merge) : -1;
+}
+
+EXPORT int ns_merge_forward(const char *isa, const Merge *merge, float *workspace, int n_threads) {
+    const Kernels *kernels = find(isa);
+    if (!kernels) return 1;
+    kernels->merge_pack(merge, workspace);
+    float *scratch = workspace + kernels->merge_packed_floats(merge);
+    const int64_t own = kernels->merge_scratch_floats(merge);
+    const int64_t places = merge->batch * (merge->grid[0] / 2) * (merge->grid[1] / 2) * (merge->grid[2] / 2);
+    take_turns(places, n_threads, [&](int thread, int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i) kernels->merge_forward(merge, i, workspace, scratch + thread * own);
+    });
+    return 0;
+}
+
+/* x (batch, places, volumes, width) += space (places, width) + time (volumes, width) */
+EXPORT int ns_add_position(const char *isa, float *x, const float *space, const float *time, int64_t batch,
+                           int64_t places, int64_t volumes, int64_t width, int n_threads) {
+    const Kernels *kernels = find(isa);
+    if (!kernels) return 1;
+    take_turns(batch * places, n_threads, [&](int, int64_t first, int64_t last) {
+        for (int64_t i = first; i < last; ++i)
+            kernels->add_position(x + i * volumes * width, space + i % places * width, time, volumes, width);
     });
     return 0;
 }

@@ -65,6 +65,15 @@ struct Patch {
     const float *weight, *bias;
 };
 
+/* Merging; see PatchMerging. Grid and width are those of its input. */
+struct Merge {
+    int64_t grid[4];
+    int64_t batch, width;
+    const float *x; /* (batch, grid, width) */
+    float *y;       /* (batch, half the grid in space, 2 * width) */
+    const float *norm_weight, *norm_bias, *reduction;
+};
+
 /* One instruction set's kernels. Units are channel blocks of windows for scan_forward, else windows or patches. */
 struct Kernels {
     const char *name;
@@ -80,6 +89,11 @@ struct Kernels {
     int64_t (*patch_packed_floats)(const Patch *);
     void (*patch_pack)(const Patch *, float *packed);
     void (*patch_forward)(const Patch *, int64_t patch, const float *packed);
+    int64_t (*merge_packed_floats)(const Merge *);
+    int64_t (*merge_scratch_floats)(const Merge *);
+    void (*merge_pack)(const Merge *, float *packed);
+    void (*merge_forward)(const Merge *, int64_t place, const float *packed, float *scratch);
+    void (*add_position)(float *x, const float *place, const float *time, int64_t volumes, int64_t width);
 };
 
 inline int64_t scan_scratch_floats(int64_t n_channels) {

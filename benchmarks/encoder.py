@@ -1,0 +1,280 @@
+"""How fast the encoder is: its backends side by side, in one process, on one full clip of the published configuration.
+
+    python benchmarks/encoder.py forward     # inference: time, ratio, GFLOP/s, difference, memory
+    python benchmarks/encoder.py training    # forward and backward, through prompts and through everything
+    python benchmarks/encoder.py stream      # a run of 1,200 volumes: memory while it is encoded
+    python benchmarks/encoder.py gpu         # clips per second by backend, dtype and batch, where there is a GPU
+
+Weights are random and seeded, which is enough for timing. Backends take turns, and the best of the repeats counts,
+because a shared machine only ever makes things slower.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bids_app.clips import MODEL_GRID_SHAPE, ClipReader, GridSeries, GridSeriesWriter
+from bids_app.model.encoder import Encoder, EncoderConfig
+from bids_app.model.heads import pool
+from bids_app.model.mamba import D_STATE
+from bids_app.model.scan import BACKENDS, ENVIRONMENT_VARIABLE, backend_in_use
+from bids_app.model.streaming import apply_in_batches
+from bids_app.model.windows import plan_windows
+
+CONFIG = EncoderConfig()
+CPU = torch.device("cpu")
+
+
+def published_encoder(config: EncoderConfig = CONFIG) -> Encoder:
+    """The published configuration with seeded random weights."""
+    torch.manual_seed(0)
+    return Encoder(config).eval()
+
+
+def clips(batch: int = 1) -> torch.Tensor:
+    """Full clips of noise, (B, 1, 96, 96, 96, 20)."""
+    return torch.randn(batch, 1, *CONFIG.img_size, generator=torch.Generator().manual_seed(1))
+
+
+def matrix_flop(config: EncoderConfig = CONFIG) -> float:
+    """Multiplications and additions of one clip's matrix products."""
+    x, y, z, t = config.grid(0)
+    voxels = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
+    total = 2.0 * x * y * z * t * voxels * config.embed_dim
+    for stage, depth in enumerate(config.depths):
+        c, grid = config.width(stage), config.grid(stage)
+        d, rank, tokens = 2 * c, -(-c // 16), int(np.prod(plan_windows(grid, config.window(stage), False).padded))
+        mixer = c * 2 * d + d * (rank + 2 * D_STATE) + rank * d + d * c
+        total += depth * 2.0 * tokens * (mixer + 2 * config.mlp_ratio * c * c)
+        if stage + 1 < config.n_stages:
+            total += 2.0 * tokens / 8 * (8 * c) * (2 * c)
+    return total
+
+
+def matrix_rate() -> float:
+    """What torch's own matrix product reaches here, FLOP/s."""
+    a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
+    best = min(seconds(lambda: a @ b) for _ in range(8))
+    return 2 * 2048**3 / best
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Scan with this backend."""
+    before = os.environ.get(ENVIRONMENT_VARIABLE)
+    os.environ[ENVIRONMENT_VARIABLE] = name
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ENVIRONMENT_VARIABLE]
+        else:
+            os.environ[ENVIRONMENT_VARIABLE] = before
+
+
+def usable(device: torch.device) -> list[str]:
+    """Backends that run on a device, the reference last."""
+    return [name for name, b in BACKENDS.items() if not b.obstacle(device, torch.float32, D_STATE)]
+
+
+def table(title: str, head: list[str], rows: list[list[str]]) -> None:
+    """Print a table as Markdown."""
+    print(f"\n{title}\n")
+    for row in (head, ["---"] * len(head), *rows):
+        print("| " + " | ".join(row) + " |")
+
+
+def peak_memory(name: str) -> float:
+    """Peak resident memory in GB of a process that encodes one clip with one backend and does nothing else."""
+    result = subprocess.run([sys.executable, __file__, "once", name], capture_output=True, text=True, check=True)
+    return float(result.stdout.split()[-1])
+
+
+def once(name: str) -> None:
+    """Encode one clip and print the peak of the process's resident memory, GB."""
+    encoder = published_encoder()
+    with backend(name), torch.inference_mode():
+        encoder(clips())
+    status = Path("/proc/self/status").read_text()  # getrusage would count the parent's memory too
+    print(int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM"))) * 1024 / 1e9)
+
+
+def forward(repeats: int) -> None:
+    """Inference on one clip."""
+    encoder, clip, flop = published_encoder(), clips(), matrix_flop()
+    names = usable(CPU)
+    cases = [(name, torch.float32) for name in names] + [("native", torch.bfloat16)] * ("native" in names)
+    best: dict[tuple[str, torch.dtype], float] = {}
+    answers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+    rate = 0.0
+    with torch.inference_mode():
+        for _ in range(repeats):
+            rate = max(rate, matrix_rate())
+            for case in cases:
+                name, dtype = case
+                half = torch.autocast("cpu", dtype) if dtype == torch.bfloat16 else nullcontext()
+                with backend(name), half:
+                    start = time.perf_counter()
+                    answers[case] = encoder(clip).float()
+                    best[case] = min(best.get(case, float("inf")), time.perf_counter() - start)
+    reference = ("reference", torch.float32)
+    rows = []
+    for case in cases:
+        name, dtype = case
+        difference = (answers[case] - answers[reference]).abs().max().item()
+        memory = f"{peak_memory(name):.2f}" if dtype == torch.float32 else ""
+        with backend(name):
+            label = backend_in_use()
+        rows.append(
+            [
+                label,
+                str(dtype).removeprefix("torch."),
+                f"{best[case]:.3f}",
+                f"{best[reference] / best[case]:.1f}",
+                f"{flop / best[case] / 1e9:.0f}",
+                f"{100 * flop / best[case] / rate:.0f} %",
+                f"{difference:.1e}",
+                memory,
+            ]
+        )
+    head = ["backend", "dtype", "s a clip", "times reference", "GFLOP/s", "of matmul", "difference", "peak GB"]
+    table(f"One clip of 96x96x96x20 ({flop / 1e9:.1f} GFLOP; matmul {rate / 1e9:.0f} GFLOP/s)", head, rows)
+
+
+def training(repeats: int) -> None:
+    """Forward and backward on one clip, once through prompts with the rest frozen, once through everything."""
+    clip, rows = clips(), []
+    for what, prompt_len in (("prompts, backbone frozen", 50), ("everything", 0)):
+        encoder = published_encoder(EncoderConfig(prompt_len=prompt_len))
+        for name, parameter in encoder.named_parameters():
+            parameter.requires_grad_(not prompt_len or name.endswith(".prompt"))
+        trained = [p for p in encoder.parameters() if p.requires_grad]
+        best: dict[str, float] = {}
+        gradients: dict[str, torch.Tensor] = {}
+        for _ in range(repeats):
+            for name in usable(CPU):
+                with backend(name):
+                    start = time.perf_counter()
+                    found = torch.autograd.grad(encoder(clip).square().mean(), trained)
+                    best[name] = min(best.get(name, float("inf")), time.perf_counter() - start)
+                gradients[name] = torch.cat([g.flatten() for g in found])
+        for name, value in best.items():
+            exact = gradients["reference"]
+            error = (gradients[name] - exact).norm() / exact.norm()
+            rows.append([what, name, f"{value:.2f}", f"{best['reference'] / value:.1f}", f"{error:.1e}"])
+    head = ["gradients of", "backend", "s a clip", "times reference", "relative difference of gradients"]
+    table("Forward and backward on one clip, float32", head, rows)
+
+
+def stream(n_vols: int) -> None:
+    """Encode a long run and watch the process's memory."""
+    import psutil
+
+    process, grown = psutil.Process(), []
+    encoder = published_encoder()
+    with tempfile.TemporaryDirectory() as folder:
+        reader = ClipReader(noise_run(Path(folder) / "run", n_vols))
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for _ in apply_in_batches(lambda clip: pool(encoder(clip)), reader.clips(), 1):
+                grown.append(process.memory_info().rss / 1e9)
+        total = time.perf_counter() - start
+    rows = [
+        [str(len(grown)), f"{total:.1f}", *(f"{grown[i]:.2f}" for i in (0, len(grown) // 2, -1)), f"{max(grown):.2f}"]
+    ]
+    head = ["clips", "s in all", "GB after the first", "GB after half", "GB after the last", "most GB after a clip"]
+    table(f"A run of {n_vols} volumes at 0.8 s, {backend_in_use()}", head, rows)
+
+
+def noise_run(folder: Path, n_vols: int) -> GridSeries:
+    """A run of noise in a brain of 230,000 voxels."""
+    centre = np.indices(MODEL_GRID_SHAPE).reshape(3, -1) - 47.5
+    mask = ((centre / np.array([[36.0], [43.0], [36.0]])) ** 2).sum(0).reshape(MODEL_GRID_SHAPE) < 1
+    random = np.random.default_rng(0)
+    with GridSeriesWriter(folder, mask, 0.8, n_vols) as writer:
+        for _ in range(n_vols):
+            writer.append(random.standard_normal((1, int(mask.sum())), dtype=np.float32) * 50 + 500)
+    return GridSeries.open(folder)
+
+
+def gpu(repeats: int) -> None:
+    """Clips per second by backend, dtype and batch."""
+    if not torch.cuda.is_available():
+        print("\nNo GPU is at hand: nothing was measured.")
+        return
+    device, rows = torch.device("cuda"), []
+    encoder = published_encoder().to(device)
+    for size in (1, 2, 4, 8, 16, 32):
+        batch = clips(size).to(device)
+        copy = gpu_seconds(lambda batch=batch: batch.clone(), repeats)
+        for name in usable(device):
+            for dtype in (torch.float32, torch.bfloat16):
+                half = torch.autocast("cuda", dtype) if dtype == torch.bfloat16 else nullcontext()
+                try:
+                    with backend(name), torch.inference_mode(), half:
+                        took = gpu_seconds(lambda batch=batch: encoder(batch), repeats)
+                except torch.OutOfMemoryError:
+                    rows.append([name, str(dtype), str(size), "out of memory", "", ""])
+                    continue
+                rows.append(
+                    [name, str(dtype), str(size), f"{size / took:.1f}", f"{took / size:.4f}", f"{took / copy:.0f}"]
+                )
+    head = ["backend", "dtype", "batch", "clips a second", "s a clip", "times a copy of the clips"]
+    table(f"GPU: {torch.cuda.get_device_name()}", head, rows)
+
+
+def gpu_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Best time of some calls, by the device's clock, after one that warms up."""
+    work()
+    best = float("inf")
+    for _ in range(repeats):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        torch.cuda.synchronize()
+        best = min(best, start.elapsed_time(end) / 1e3)
+    return best
+
+
+def main() -> None:
+    """Run one of the benchmarks."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("forward", "training", "stream", "gpu", "once"))
+    parser.add_argument("backend", nargs="?", default="native", help="for once")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--volumes", type=int, default=1200, help="for stream")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.what == "once":
+        once(arguments.backend)
+        return
+    print(f"{platform.processor() or platform.machine()}, {arguments.threads} threads, torch {torch.__version__}")
+    if arguments.what == "stream":
+        stream(arguments.volumes)
+    else:
+        {"forward": forward, "training": training, "gpu": gpu}[arguments.what](arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()
