@@ -125,7 +125,7 @@ def check_weights(settings: Settings) -> str:
 
 
 def check_template(settings: Settings) -> str:
-    """The output spaces are known, and a template is at hand; its accuracy is said, since the model reads another space."""
+    """The output spaces are known, and a template is at hand; how near it is to the model's space is said."""
     from bids_app.catalog import templates
 
     for space in settings.preprocess.output_spaces:

@@ -16,9 +16,11 @@ import json
 import logging
 import os
 import resource
+import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -291,6 +293,14 @@ class Graph:
         from nipype.utils.filemanip import loadpkl
 
         return loadpkl(self._folder(step.name) / f"result_{step.name}.pklz").outputs.out.value
+
+    def remove(self) -> None:
+        """Delete the scratch of this graph's steps, and nothing else that may lie beside it."""
+        for name in self._steps:
+            shutil.rmtree(self._folder(name), ignore_errors=True)
+        for folder in (self._root, self._root.parent):
+            with suppress(OSError):
+                folder.rmdir()  # stays when something else is in it
 
     def _ancestors(self, name: str) -> Iterator[str]:
         wanted = {name}

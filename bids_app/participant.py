@@ -82,10 +82,7 @@ def work_on(runs: Sequence[BoldRun], settings: Settings) -> int:
         build_participant_report(settings.out_dir, participant)
     shutil.rmtree(crash_dir, ignore_errors=True)
     tell(list(outcomes.values()), settings, time.monotonic() - started)
-    code = exit_code(list(outcomes.values()))
-    if settings.clean_workdir and code == EXIT_OK:
-        shutil.rmtree(settings.work_dir, ignore_errors=True)
-    return code
+    return exit_code(list(outcomes.values()))
 
 
 def run_graph(runs: Sequence[BoldRun], settings: Settings, crash_dir: Path) -> dict[str, Outcome]:
@@ -96,7 +93,10 @@ def run_graph(runs: Sequence[BoldRun], settings: Settings, crash_dir: Path) -> d
     published = {run.stem: add_run(graph, run, anatomies, model, settings) for run in runs if run.problem is None}
     if published:
         graph.run(crash_dir=crash_dir, stop_on_first_crash=settings.stop_on_first_crash)
-    return {run.stem: outcome_of(run, graph, published.get(run.stem)) for run in runs}
+    outcomes = {run.stem: outcome_of(run, graph, published.get(run.stem)) for run in runs}
+    if settings.clean_workdir and exit_code(list(outcomes.values())) == EXIT_OK:
+        graph.remove()
+    return outcomes
 
 
 @dataclass(frozen=True)

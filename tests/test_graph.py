@@ -138,6 +138,17 @@ def test_killed_worker_is_a_failure_and_the_others_go_on(tmp_path: Path) -> None
     assert (tmp_path / "out.txt").read_text() == "6"
 
 
+def test_removing_scratch_leaves_what_others_put_beside_it(tmp_path: Path) -> None:
+    graph = Graph("wf", tmp_path / "work", ResourceSettings())
+    graph.step("write", write_number, number=1)
+    graph.run(crash_dir=tmp_path)
+    (tmp_path / "work" / "of_somebody_else.txt").write_text("keep me")
+    graph.remove()
+    left = [path.name for path in (tmp_path / "work").rglob("*") if path.is_file()]
+    assert "of_somebody_else.txt" in left
+    assert not (tmp_path / "work" / "wf" / "write").exists()
+
+
 @pytest.mark.parametrize("content", ["plugin_args: {}", "[", "plugin: SLURM\nplugin_args: 3"])
 def test_broken_plugin_file_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "plugin.yml"
