@@ -248,6 +248,8 @@ class Graph:
             "check_version": "false",
             "create_report": "false",
         }
+        from bids_app.multiproc import quieten_nipype  # nipype takes a second to import
+
         quieten_nipype(LOGGER.getEffectiveLevel())
         plugin, plugin_args = self._plugin()
         self._started = time.time() - 1  # file systems keep coarser times than clocks
@@ -330,16 +332,6 @@ class Graph:
             "log_level": LOGGER.getEffectiveLevel(),
         }
         return SturdyMultiProcPlugin(plugin_args=arguments), {}
-
-
-def quieten_nipype(level: int) -> None:
-    """Let nipype speak once, through our own log, and only when everything is to be said."""
-    import nipype  # noqa: F401  (sets its loggers up when it is imported)
-
-    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
-        logger = logging.getLogger(name)
-        logger.handlers.clear()
-        logger.setLevel(logging.INFO if level <= logging.DEBUG else logging.CRITICAL)
 
 
 def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:

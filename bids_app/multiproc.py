@@ -21,10 +21,16 @@ WORKER_DIED = (
 )
 
 
+def quieten_nipype(level: int) -> None:
+    """Let nipype speak once, through our own log, and only when everything is to be said."""
+    for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.setLevel(logging.INFO if level <= logging.DEBUG else logging.CRITICAL)
+
+
 def start_worker(cwd: str, log_level: int) -> None:
     """Set up a worker process as nipype does, but for its logs."""
-    from bids_app.graph import quieten_nipype
-
     process_initializer(cwd)
     quieten_nipype(log_level)
 

@@ -15,6 +15,7 @@ from bids_app.clips import NORMALISATIONS, ClipReader
 from bids_app.model.api import Model
 from bids_app.model.heads import pool
 from bids_app.model.streaming import apply_in_batches, starting_batch
+from bids_app.model.streaming import apply_in_batches, starting_batch
 
 MEAN = "mean"
 
@@ -120,26 +121,29 @@ def _columns(values: np.ndarray) -> dict[str, float]:
 
 @torch.inference_mode()
 def over_clips(
-    apply: Callable[[torch.Tensor], torch.Tensor], reader: ClipReader, normalisation: str, batch: int = 1
+    apply: Callable[[torch.Tensor], torch.Tensor], reader: ClipReader, normalisation: str, model: Model
 ) -> np.ndarray:
-    """Apply a function to every clip of a run, a batch at a time.
+    """Apply a function to every clip of a run, in batches that fit the model's device.
 
     Parameters
     ----------
     apply : callable
-        (B, 1, 96, 96, 96, 20) to (B, K).
+        (B, 1, 96, 96, 96, 20) on the model's device to (B, K).
     reader : ClipReader
     normalisation : str
         An entry of `bids_app.clips.NORMALISATIONS`.
-    batch : int
-        Clips at a time to begin with; halved where the device's memory does not suffice.
+    model : Model
 
     Returns
     -------
     numpy.ndarray of float32, (n_clips, K)
     """
-    answers = apply_in_batches(apply, reader.clips(normalisation), batch)
-    return np.concatenate([answer.float().cpu().numpy() for answer in answers])
+
+    def on_device(clips: torch.Tensor) -> torch.Tensor:
+        return apply(clips.to(model.device)).float().cpu()
+
+    batch = starting_batch(model.config, model.device)
+    return torch.cat(list(apply_in_batches(on_device, reader.clips(normalisation), batch))).numpy()
 
 
 def encode_run(
@@ -185,9 +189,5 @@ def encode_run(
 
 
 def _share(model: Model, adapters: Sequence[AdaptedModel], clips: torch.Tensor) -> torch.Tensor:
-    features = model.encode(clips.to(model.device))
+    features = model.encode(clips)
     return torch.cat([pool(features), *(adapter.head(features) for adapter in adapters)], dim=1)
-
-
-def _to_device(adapter: AdaptedModel, device: torch.device, clips: torch.Tensor) -> torch.Tensor:
-    return adapter(clips.to(device))
