@@ -15,7 +15,6 @@ from bids_app.clips import NORMALISATIONS, ClipReader
 from bids_app.model.api import Model
 from bids_app.model.heads import pool
 from bids_app.model.streaming import apply_in_batches, starting_batch
-from bids_app.model.streaming import apply_in_batches, starting_batch
 
 MEAN = "mean"
 
@@ -121,29 +120,26 @@ def _columns(values: np.ndarray) -> dict[str, float]:
 
 @torch.inference_mode()
 def over_clips(
-    apply: Callable[[torch.Tensor], torch.Tensor], reader: ClipReader, normalisation: str, model: Model
+    apply: Callable[[torch.Tensor], torch.Tensor], reader: ClipReader, normalisation: str, batch: int = 1
 ) -> np.ndarray:
-    """Apply a function to every clip of a run, in batches that fit the model's device.
+    """Apply a function to every clip of a run, a batch at a time.
 
     Parameters
     ----------
     apply : callable
-        (B, 1, 96, 96, 96, 20) on the model's device to (B, K).
+        (B, 1, 96, 96, 96, 20) to (B, K).
     reader : ClipReader
     normalisation : str
         An entry of `bids_app.clips.NORMALISATIONS`.
-    model : Model
+    batch : int
+        Clips at a time to begin with; halved where the device's memory does not suffice.
 
     Returns
     -------
     numpy.ndarray of float32, (n_clips, K)
     """
-
-    def on_device(clips: torch.Tensor) -> torch.Tensor:
-        return apply(clips.to(model.device)).float().cpu()
-
-    batch = starting_batch(model.config, model.device)
-    return torch.cat(list(apply_in_batches(on_device, reader.clips(normalisation), batch))).numpy()
+    answers = apply_in_batches(apply, reader.clips(normalisation), batch)
+    return np.concatenate([answer.float().cpu().numpy() for answer in answers])
 
 
 def encode_run(
@@ -189,5 +185,9 @@ def encode_run(
 
 
 def _share(model: Model, adapters: Sequence[AdaptedModel], clips: torch.Tensor) -> torch.Tensor:
-    features = model.encode(clips)
+    features = model.encode(clips.to(model.device))
     return torch.cat([pool(features), *(adapter.head(features) for adapter in adapters)], dim=1)
+
+
+def _to_device(adapter: AdaptedModel, device: torch.device, clips: torch.Tensor) -> torch.Tensor:
+    return adapter(clips.to(device))
