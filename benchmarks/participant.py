@@ -2,8 +2,8 @@
 
     python benchmarks/participant.py DATASET [--model demo]
 
-Prints seconds, the peak of the resident memory of all its processes together, and each step's share. Without DATASET, two
-participants are simulated.
+Prints seconds, the peak of the resident memory of all its processes together, and what each step took. Without DATASET,
+two participants are simulated.
 """
 
 from __future__ import annotations
