@@ -8,6 +8,7 @@ of the run, then to 4 mm against the mean of what the first pass aligned.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,16 +61,15 @@ def correct_motion(series: Series, out_dir: Path, threads: int = 1, device: str 
     series : Series
     out_dir : pathlib.Path
     threads : int
-        Of torch.
+        The same bits come from any number.
     device : str
         Where torch computes.
     """
-    torch.set_num_threads(max(1, threads))
     source = series.open()
     middle = series.n_dummy + (series.n_volumes - series.n_dummy) // 2
     head = head_mask(source.read(max(series.n_dummy, middle - 2), middle + 3).mean(axis=0), source.affine)
-    motion = estimate_motion(source, head, series.n_dummy, device)
-    boldref = make_boldref(source, motion, series.n_dummy)
+    motion = estimate_motion(source, head, series.n_dummy, device, threads)
+    boldref = make_boldref(source, motion, series.n_dummy, threads)
     np.save(out_dir / "motion.npy", motion)
     return MotionEstimate(
         out_dir / "motion.npy",
@@ -78,7 +78,9 @@ def correct_motion(series: Series, out_dir: Path, threads: int = 1, device: str 
     )
 
 
-def estimate_motion(source: VolumeSource, mask: np.ndarray, n_dummy: int = 0, device: str = "cpu") -> np.ndarray:
+def estimate_motion(
+    source: VolumeSource, mask: np.ndarray, n_dummy: int = 0, device: str = "cpu", threads: int = 1
+) -> np.ndarray:
     """Align every volume to a reference pose near the middle of the run.
 
     Parameters
@@ -91,6 +93,9 @@ def estimate_motion(source: VolumeSource, mask: np.ndarray, n_dummy: int = 0, de
         Volumes at the start that take no part in the reference.
     device : str
         Where torch computes.
+    threads : int
+        Batches of volumes worked on at once. Torch itself gets one thread in each: its operations here are so short
+        that its threads would mostly wait for each other.
 
     Returns
     -------
@@ -101,18 +106,26 @@ def estimate_motion(source: VolumeSource, mask: np.ndarray, n_dummy: int = 0, de
     motion = np.tile(np.eye(4), (n_volumes, 1, 1))
     middle = n_dummy + (n_volumes - n_dummy) // 2
     reference = source.read(max(n_dummy, middle - 2), middle + 3).mean(axis=0)
-    for number, settings in enumerate(PASSES):
-        if number:
-            chosen = steady_volumes(motion, N_REFERENCE, n_dummy)
-            reference = aligned_volumes(source, motion, chosen, order=1).mean(axis=0)
-        aligner = _Aligner(reference, source.affine, mask, settings, device)
-        for first in range(0, n_volumes, BATCH):
-            batch = source.read(first, min(first + BATCH, n_volumes))
-            start = motion[first : first + len(batch)]
-            if number == 0 and first:
-                start = np.repeat(motion[first - 1 : first], len(batch), axis=0)
-            motion[first : first + len(batch)] = aligner.align(batch, start)
+    firsts = range(0, n_volumes, BATCH)
+    with ThreadPoolExecutor(max(1, threads), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        coarse = _Aligner(reference, source.affine, mask, PASSES[0], device)
+        for first in firsts:  # one after the other: each begins where the one before ended
+            last = motion[first - 1] if first else np.eye(4)
+            pool.submit(_align_batch, coarse, source, motion, first, last).result()
+        chosen = steady_volumes(motion, N_REFERENCE, n_dummy)
+        reference = aligned_volumes(source, motion, chosen, order=1, threads=threads).mean(axis=0)
+        fine = _Aligner(reference, source.affine, mask, PASSES[1], device)
+        list(pool.map(lambda first: _align_batch(fine, source, motion, first), firsts))
     return motion
+
+
+def _align_batch(
+    aligner: _Aligner, source: VolumeSource, motion: np.ndarray, first: int, start: np.ndarray | None = None
+) -> None:
+    """Align the volumes from ``first`` on, and put their poses into ``motion``, from which they begin by default."""
+    own = slice(first, min(first + BATCH, source.shape[3]))
+    begin = motion[own] if start is None else np.repeat(start[None], own.stop - first, axis=0)
+    motion[own] = aligner.align(source.read(first, own.stop), begin)
 
 
 def framewise_displacement(parameters: np.ndarray, radius_mm: float = 50.0) -> np.ndarray:
@@ -148,7 +161,9 @@ def steady_volumes(motion: np.ndarray, n_wanted: int, n_dummy: int = 0) -> np.nd
     return picked[calm] + n_dummy
 
 
-def aligned_volumes(source: VolumeSource, motion: np.ndarray, chosen: np.ndarray, order: int = 3) -> np.ndarray:
+def aligned_volumes(
+    source: VolumeSource, motion: np.ndarray, chosen: np.ndarray, order: int = 3, threads: int = 1
+) -> np.ndarray:
     """Volumes drawn on the reference's grid.
 
     Parameters
@@ -159,24 +174,27 @@ def aligned_volumes(source: VolumeSource, motion: np.ndarray, chosen: np.ndarray
         Indices of the volumes.
     order : int
         Of the spline.
+    threads : int
 
     Returns
     -------
     numpy.ndarray, (n, X, Y, Z) float32
     """
     to_voxels = np.linalg.inv(source.affine)
-    drawn = np.empty((len(chosen), *source.shape[:3]), dtype=np.float32)
-    for i, t in enumerate(chosen):
+
+    def draw_one(t: int) -> np.ndarray:
         pull = to_voxels @ motion[t] @ source.affine
-        volume = source.read(int(t), int(t) + 1)[0]
-        ndimage.affine_transform(volume, pull[:3, :3], pull[:3, 3], output=drawn[i], order=order, mode="nearest")
-    return drawn
+        volume = source.read(t, t + 1)[0]
+        return ndimage.affine_transform(volume, pull[:3, :3], pull[:3, 3], order=order, mode="nearest")
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        return np.stack(list(pool.map(draw_one, chosen.tolist())))
 
 
-def make_boldref(source: VolumeSource, motion: np.ndarray, n_dummy: int = 0) -> np.ndarray:
+def make_boldref(source: VolumeSource, motion: np.ndarray, n_dummy: int = 0, threads: int = 1) -> np.ndarray:
     """The run's reference image: median of aligned volumes, (X, Y, Z) float32."""
     chosen = steady_volumes(motion, N_REFERENCE, n_dummy)
-    boldref = np.median(aligned_volumes(source, motion, chosen), axis=0)
+    boldref = np.median(aligned_volumes(source, motion, chosen, threads=threads), axis=0)
     return np.maximum(boldref, 0)  # cubic splines undershoot beside bright edges
 
 

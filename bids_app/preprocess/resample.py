@@ -63,9 +63,11 @@ def pull_volumes(
     numpy.ndarray, (n, V) float32
     """
     to_voxels = np.linalg.inv(source.affine)
+    columns = np.ascontiguousarray(points.T)  # (3, V)
 
     def pull(volume: np.ndarray, pose: np.ndarray) -> np.ndarray:
-        voxels = apply_matrix(to_voxels @ pose, points).T
+        matrix = to_voxels @ pose
+        voxels = np.einsum("ij,jn->in", matrix[:3, :3], columns) + matrix[:3, 3:]
         if order > 1:
             volume = ndimage.spline_filter(volume, order=order, output=np.float32, mode="mirror")
         values = np.empty(len(points), dtype=np.float32)

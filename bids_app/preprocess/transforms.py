@@ -123,8 +123,11 @@ def linear(matrix: np.ndarray) -> Chain:
 
 
 def apply_matrix(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Map points (..., 3) by a matrix (4, 4)."""
-    return points @ matrix[:3, :3].T + matrix[:3, 3]
+    """Map points (..., 3) by a matrix (4, 4).
+
+    Without BLAS, whose threads cost far more than such narrow products on a machine that is busy.
+    """
+    return np.einsum("...j,ij->...i", points, matrix[:3, :3]) + matrix[:3, 3]
 
 
 def grid_points(shape: Sequence[int], affine: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
