@@ -42,14 +42,18 @@ template <int W> INLINE Vec<W> exp2_of(Vec<W> x) {
     /* minimax of 2^f on [-0.5, 0.5] with 2^0 = 1 kept, so that a state that does not decay stays as it is */
     const float p0 = 1.0f, p1 = 0.6931469775989874f, p2 = 0.2402224208537634f, p3 = 0.05550733743476773f,
                 p4 = 0.009671512639933474f, p5 = 0.0013264727137316601f;
-#if defined(__AVX512DQ__)
+#if defined(__AVX512DQ__) && defined(__AVX512VL__)
+    constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
     if constexpr (W == 16) {
-        const __m512 v = (__m512)x;
-        const __m512 whole =
-            _mm512_maskz_roundscale_ps(0xFFFF, v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        const __m512 whole = _mm512_maskz_roundscale_ps(0xFFFF, (__m512)x, nearest);
         const Vec<W> f = x - (Vec<W>)whole;
         const Vec<W> p = ((((p5 * f + p4) * f + p3) * f + p2) * f + p1) * f + p0;
         return (Vec<W>)_mm512_maskz_scalef_ps(0xFFFF, (__m512)p, whole);
+    } else if constexpr (W == 8) {
+        const __m256 whole = _mm256_maskz_roundscale_ps(0xFF, (__m256)x, nearest);
+        const Vec<W> f = x - (Vec<W>)whole;
+        const Vec<W> p = ((((p5 * f + p4) * f + p3) * f + p2) * f + p1) * f + p0;
+        return (Vec<W>)_mm256_maskz_scalef_ps(0xFF, (__m256)p, whole);
     }
 #endif
     typedef typename Lanes<W>::I I;
