@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bids_app.catalog.models import Entry, catalog, find_model
-from bids_app.errors import EXIT_OK, NeurostormError, UsageError
+from bids_app.errors import EXIT_OK, NeurostormError, NoInputError, UsageError
 
 if TYPE_CHECKING:
     from bids_app.adapters.convert import Answers
@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _list(arguments: argparse.Namespace) -> None:
+    from bids_app.catalog import atlases
+
     for kind in ("models", "adapters"):
         print(f"{kind}:")
         for entry in catalog(kind).values():
@@ -73,6 +75,14 @@ def _list(arguments: argparse.Namespace) -> None:
             where = "here" if here else ("to fetch" if entry.repo else "missing")
             text = f"{size / 1e6:.1f} MB" if size else ""
             print(f"  {entry.name:22} {where:9} {text:>9}  {entry.description}")
+    print("atlases:")
+    for name, fields_of in atlases.catalog().items():
+        try:
+            atlases.find_atlas(name)
+            where = "here"
+        except NoInputError:
+            where = "missing"
+        print(f"  {name:22} {where:9} {'':>9}  {fields_of['title']}")
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
