@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -343,3 +344,25 @@ def test_gpu_output_and_gradients_agree_with_float64(name, shape):
     expected = [y.detach(), *torch.autograd.grad(y, exact, weight.double())]
     for one, other in zip(found, expected, strict=True):
         assert (one - other).abs().max() <= 1e-4 * other.abs().max()
+
+
+@pytest.mark.slow
+def test_the_kernels_run_on_arm64(tmp_path):
+    """Compiled for another processor and run in an emulator, where both are installed."""
+    compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
+    if not compiler or not emulator:
+        pytest.skip("needs aarch64-linux-gnu-g++ and qemu-aarch64")
+    sources = ROOT / "bids_app" / "model" / "csrc"
+    program = tmp_path / "driver"
+    files = [sources / "kernels.cpp", sources / "dispatch.cpp", Path(__file__).with_name("scan_driver.cpp")]
+    flags = ["-std=c++17", "-O3", "-ffp-contract=fast", "-static", "-pthread", f"-I{sources}", "-DISA=baseline"]
+    subprocess.run([compiler, *flags, *files, "-o", program], check=True)
+    n, length, channels = 3, 37, 23
+    inputs = make_inputs(n, length, channels)
+    weight = torch.randn(n, length, channels, dtype=torch.float64, generator=torch.Generator().manual_seed(9)).float()
+    (tmp_path / "in").write_bytes(b"".join(t.contiguous().numpy().tobytes() for t in [*inputs, weight]))
+    sizes = [str(v) for v in (n, length, channels)]
+    subprocess.run([emulator, program, tmp_path / "in", tmp_path / "out", *sizes], check=True)
+    found = torch.frombuffer(bytearray((tmp_path / "out").read_bytes()), dtype=torch.float32)
+    expected = torch.cat([t.flatten() for t in run(inputs, "reference", torch.float64)]).float()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
