@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from bids_app.errors import BadDataError, NoInputError
-from bids_app.model.encoder import EncoderConfig
+from bids_app.model.config import EncoderConfig
 
 ENCODER_FORMAT, ENCODER_FORMAT_VERSION = "neurostorm-encoder", "1"
 MODEL_NAMES = ("neurostorm", "swin4d_mae", "swin4d_ver7", "fmrifound")

@@ -1,4 +1,4 @@
-"""Whole blocks in one native call, where no gradient is asked for: the fast road of inference on a CPU.
+"""Whole layers in one native call, where no gradient is asked for: the fast road of inference on a CPU.
 
 A window's tokens go through norm, mixer and MLP while they are in the core's cache. It is taken when the scan backend
 is `native`; any other backend, a gradient, or another dtype takes the road of modules.
@@ -6,16 +6,14 @@ is `native`; any other backend, a gradient, or another dtype takes the road of m
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from ctypes import Structure, byref, c_int64
+
 import torch
 from torch import nn
 
-from bids_app.model import scan
-from bids_app.model.scan_native import native_add_position as add_position
-from bids_app.model.scan_native import native_block as block
-from bids_app.model.scan_native import native_merge as merge
-from bids_app.model.scan_native import native_patch_embed as patch_embed
-
-__all__ = ["add_position", "applies", "block", "merge", "patch_embed"]
+from bids_app.model import native, scan
+from bids_app.model.windows import WindowPlan
 
 
 def applies(module: nn.Module, x: torch.Tensor) -> bool:
@@ -27,3 +25,111 @@ def applies(module: nn.Module, x: torch.Tensor) -> bool:
         return False
     plain = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
     return plain and scan.choose_backend(x.device, x.dtype).name == "native"
+
+
+def block(
+    x: torch.Tensor, plan: WindowPlan, weights: Mapping[str, torch.Tensor], prompts: torch.Tensor | None
+) -> torch.Tensor:
+    """A block of the encoder in one go, without gradients.
+
+    Parameters
+    ----------
+    x : torch.Tensor of float32, (B, X, Y, Z, T, C)
+    plan : WindowPlan
+    weights : mapping of str to torch.Tensor
+        Under the names of `native.BLOCK_WEIGHTS`; ``a`` are the decay rates (D, 16).
+    prompts : torch.Tensor, optional
+        (1, K, C).
+
+    Returns
+    -------
+    torch.Tensor, (B, X, Y, Z, T, C)
+    """
+    x = x.detach().contiguous()
+    y = torch.empty_like(x)
+    kept = [native.flat(weights[name]) for name in native.BLOCK_WEIGHTS]  # alive until the call returns
+    front = None if prompts is None else native.flat(prompts)
+    inner, taps = weights["conv_weight"].shape[0], weights["conv_weight"].shape[-1]
+    struct = native.Block(
+        *((c_int64 * 4)(*sizes) for sizes in (plan.grid, plan.window, plan.shift, plan.padded)),
+        *(x.shape[0], x.shape[-1], inner, weights["dt_proj"].shape[1], taps, weights["linear1"].shape[0]),
+        0 if front is None else front.shape[-2],
+        *map(native.data_of, (x, y, front, *kept)),
+    )
+    _run("block", struct)
+    return y
+
+
+def patch_embed(clips: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, patch: tuple[int, ...]) -> torch.Tensor:
+    """The patch embedding straight from the clips, without gradients.
+
+    Parameters
+    ----------
+    clips : torch.Tensor of float32, (B, 1, x, y, z, t)
+    weight, bias : torch.Tensor, (C, voxels of a patch) and (C,)
+    patch : (x, y, z)
+
+    Returns
+    -------
+    torch.Tensor, (B, X, Y, Z, T, C)
+    """
+    clips, weight, bias = clips.detach().contiguous(), native.flat(weight), native.flat(bias)
+    batch, _, *size = clips.shape
+    grid = [n // step for n, step in zip(size[:3], patch, strict=True)]
+    y = torch.empty(batch, *grid, size[3], len(bias))
+    struct = native.Patch(
+        (c_int64 * 4)(*size), (c_int64 * 3)(*patch), batch, len(bias), *map(native.data_of, (clips, y, weight, bias))
+    )
+    _run("patch", struct)
+    return y
+
+
+def merge(x: torch.Tensor, norm_weight: torch.Tensor, norm_bias: torch.Tensor, reduction: torch.Tensor) -> torch.Tensor:
+    """Merging of spatial neighbours, their norm and their reduction, without gradients.
+
+    Parameters
+    ----------
+    x : torch.Tensor of float32, (B, X, Y, Z, T, C)
+        With X, Y and Z even.
+    norm_weight, norm_bias : torch.Tensor, (8 C,)
+    reduction : torch.Tensor, (2 C, 8 C)
+
+    Returns
+    -------
+    torch.Tensor, (B, X / 2, Y / 2, Z / 2, T, 2 C)
+    """
+    x, kept = x.detach().contiguous(), [native.flat(t) for t in (norm_weight, norm_bias, reduction)]
+    batch, gx, gy, gz, gt, c = x.shape
+    y = torch.empty(batch, gx // 2, gy // 2, gz // 2, gt, 2 * c)
+    struct = native.Merge((c_int64 * 4)(gx, gy, gz, gt), batch, c, *map(native.data_of, (x, y, *kept)))
+    _run("merge", struct)
+    return y
+
+
+def add_position(x: torch.Tensor, space: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
+    """Add positions in place, without gradients.
+
+    Parameters
+    ----------
+    x : torch.Tensor of float32, (B, X, Y, Z, T, C)
+        Contiguous; overwritten.
+    space, time : torch.Tensor, (X, Y, Z, C) and (T, C)
+
+    Returns
+    -------
+    torch.Tensor
+        ``x``.
+    """
+    space, time = native.flat(space), native.flat(time)
+    volumes, width = x.shape[-2:]
+    arrays = map(native.data_of, (x, space, time))
+    native.call("ns_add_position", *arrays, x.shape[0], space.numel() // width, volumes, width, torch.get_num_threads())
+    return x
+
+
+def _run(kind: str, struct: Structure) -> None:
+    """Call ``ns_<kind>_forward`` with a workspace of the size that it asks for: packed weights and scratch."""
+    isa, threads = native.instruction_set(), torch.get_num_threads()
+    floats = getattr(native.require(), f"ns_{kind}_workspace_floats")(isa.encode(), byref(struct), threads)
+    workspace = torch.empty(floats)
+    native.call(f"ns_{kind}_forward", byref(struct), native.data_of(workspace), threads, isa=isa)

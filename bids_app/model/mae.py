@@ -17,8 +17,10 @@ from torch import nn
 
 from bids_app.errors import BadDataError, UsageError
 from bids_app.model.checkpoint import MASKING_KEYS, Checkpoint
-from bids_app.model.encoder import Block, Encoder, EncoderConfig, Stage, from_patches, to_patches
+from bids_app.model.config import EncoderConfig
+from bids_app.model.encoder import Block, Encoder, Stage
 from bids_app.model.heads import load_strictly
+from bids_app.model.patches import from_patches, to_patches
 
 
 class PatchExpanding(nn.Module):

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 
 from bids_app.errors import UsageError
-from bids_app.model import scan_mamba, scan_native, scan_triton
+from bids_app.model import native, scan_mamba, scan_native, scan_triton
 from bids_app.model.scan_reference import reference_conv_silu, reference_scan
 
 ENVIRONMENT_VARIABLE = "NEUROSTORM_SCAN"
@@ -58,7 +58,7 @@ BACKENDS: dict[str, Backend] = {
             scan_native.native_scan,
             scan_native.native_conv_silu,
             scan_native.obstacle,
-            scan_native.instruction_set,
+            native.instruction_set,
         ),
         Backend("reference", reference_scan, reference_conv_silu, lambda device, dtype, states: ""),
     )

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from bids_app.errors import BadDataError
-from bids_app.model.encoder import Encoder, EncoderConfig, PatchMerging, from_patches, to_patches
+from bids_app.model.encoder import Encoder, EncoderConfig
+from bids_app.model.patches import PatchMerging, from_patches, to_patches
 
 
 def test_the_published_configuration_has_the_published_number_of_parameters():

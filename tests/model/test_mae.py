@@ -8,9 +8,10 @@ import torch
 from bids_app.errors import BadDataError, UsageError
 from bids_app.model import load_autoencoder, load_model
 from bids_app.model.checkpoint import save_encoder
-from bids_app.model.encoder import EncoderConfig, to_patches
+from bids_app.model.encoder import EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import SPATIAL_MASKS, TEMPORAL_MASKS, AtlasPatches, MaskSettings, draw_mask
+from bids_app.model.patches import to_patches
 from bids_app.model.strd import TokenDropout, set_token_dropout
 
 from .conftest import SMALL, lightning_content

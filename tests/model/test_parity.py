@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from bids_app.model import load_autoencoder, load_model
-from bids_app.model.encoder import from_patches
 from bids_app.model.masking import AtlasPatches
+from bids_app.model.patches import from_patches
 from bids_app.model.strd import drop_probability
 
 ENCODER_CASES = (

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from bids_app.errors import UsageError
-from bids_app.model import scan, scan_native
+from bids_app.model import native, scan
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.model.scan import BACKENDS, backend_in_use, causal_conv_silu, choose_backend, selective_scan
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 CPU = torch.device("cpu")
 
-needs_native = pytest.mark.skipif(scan_native.library() is None, reason="the native scan was not compiled")
+needs_native = pytest.mark.skipif(native.library() is None, reason="the native scan was not compiled")
 
 
 def make_inputs(n: int, length: int, channels: int, dtype=torch.float32, seed: int = 0) -> list[torch.Tensor]:
@@ -71,10 +71,10 @@ def test_gradients_of_the_reference_agree_with_finite_differences():
 
 
 @needs_native
-@pytest.mark.parametrize("isa", scan_native.INSTRUCTION_SETS)
+@pytest.mark.parametrize("isa", native.INSTRUCTION_SETS)
 @pytest.mark.parametrize("shape", [(3, 37, 72), (2, 256, 24), (5, 32, 31), (1, 16, 7), (4, 1, 16), (1, 306, 1)])
 def test_native_output_and_gradients_agree_with_float64(isa, shape, monkeypatch):
-    if not scan_native.library().ns_has(isa.encode()):
+    if not native.library().ns_has(isa.encode()):
         pytest.skip(f"this processor or build has no {isa}")
     monkeypatch.setenv("NEUROSTORM_SCAN_ISA", isa)
     inputs = make_inputs(*shape)
@@ -102,9 +102,9 @@ def test_native_gradients_agree_with_finite_differences_in_float64():
 
 
 @needs_native
-@pytest.mark.parametrize("isa", scan_native.INSTRUCTION_SETS)
+@pytest.mark.parametrize("isa", native.INSTRUCTION_SETS)
 def test_native_convolution_agrees_with_torch(isa, monkeypatch):
-    if not scan_native.library().ns_has(isa.encode()):
+    if not native.library().ns_has(isa.encode()):
         pytest.skip(f"this processor or build has no {isa}")
     monkeypatch.setenv("NEUROSTORM_SCAN_ISA", isa)
     torch.manual_seed(0)
@@ -161,9 +161,9 @@ def test_extreme_steps_stay_finite():
         EncoderConfig(img_size=(24, 48, 24, 5), embed_dim=36, depths=(2, 2), whole_last_stage=False),
     ],
 )
-@pytest.mark.parametrize("isa", scan_native.INSTRUCTION_SETS)
+@pytest.mark.parametrize("isa", native.INSTRUCTION_SETS)
 def test_blocks_in_one_call_equal_the_road_of_modules(config, isa, monkeypatch):
-    if not scan_native.library().ns_has(isa.encode()):
+    if not native.library().ns_has(isa.encode()):
         pytest.skip(f"this processor or build has no {isa}")
     monkeypatch.setenv("NEUROSTORM_SCAN_ISA", isa)
     torch.manual_seed(0)
@@ -212,7 +212,7 @@ def test_what_native_does_not_know_goes_to_the_reference():
 
 
 def test_without_the_library_the_reference_is_used_and_named(monkeypatch):
-    monkeypatch.setattr(scan_native, "library", lambda: None)
+    monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.delenv("NEUROSTORM_SCAN", raising=False)
     assert backend_in_use() == "reference"
     assert scan.choose_backend(CPU).name == "reference"
@@ -223,7 +223,7 @@ def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch):
     assert "native" in backend_in_use()
     monkeypatch.setenv("NEUROSTORM_SCAN_ISA", "avx1024")
     with pytest.raises(UsageError, match="baseline"):
-        scan_native.instruction_set()
+        native.instruction_set()
 
 
 ROOT = Path(__file__).parents[2]

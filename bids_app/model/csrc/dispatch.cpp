@@ -72,7 +72,7 @@ template <class Work> static void take_turns(int64_t count, int n_threads, const
 
 using namespace neurostorm;
 
-EXPORT int ns_abi_version() { return 2; }
+EXPORT int ns_abi_version() { return 3; }
 
 /* Whether this processor has the instruction set and this build its kernels. */
 EXPORT int ns_has(const char *isa) { return find(isa) != nullptr; }
@@ -146,7 +146,7 @@ EXPORT int ns_block_forward(const char *isa, const Block *block, float *workspac
     return 0;
 }
 
-EXPORT int64_t ns_patch_workspace_floats(const char *isa, const Patch *patch) {
+EXPORT int64_t ns_patch_workspace_floats(const char *isa, const Patch *patch, int) {
     const Kernels *kernels = find(isa);
     return kernels ? kernels->patch_packed_floats(patch) : -1;
 }

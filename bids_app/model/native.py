@@ -1,0 +1,172 @@
+"""The native library: fused kernels for CPUs, a shared library of C functions called through ctypes.
+
+It is compiled from csrc/ when the package is installed, where there is a compiler, and knows neither Python nor torch:
+what goes in are pointers to float32. Each instruction set has kernels of its own, chosen by the processor;
+`NEUROSTORM_SCAN_ISA` (``baseline``, ``avx2``, ``avx512``) forces a lesser one. The structures are those of
+csrc/kernels.h.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int64
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bids_app.errors import UsageError
+
+ABI_VERSION = 3
+NOT_COMPILED = (
+    "The native scan was not compiled when this package was installed.",
+    "Install a C++ compiler and the package again, or set NEUROSTORM_SCAN=reference.",
+)
+INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
+"""Fastest first."""
+STATES, CHUNK, MAX_TAPS = 16, 16, 16
+"""As in csrc/kernels.h."""
+Floats = POINTER(c_float)
+BLOCK_WEIGHTS = (
+    *("norm1_weight", "norm1_bias", "in_proj", "conv_weight", "conv_bias", "x_proj", "dt_proj", "delta_bias", "a"),
+    *("skip", "out_proj", "norm2_weight", "norm2_bias", "linear1", "bias1", "linear2", "bias2"),
+)
+
+
+class View(Structure):
+    _fields_ = (("data", Floats), ("window_stride", c_int64), ("token_stride", c_int64))
+
+
+class Scan(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("n_windows", "n_tokens", "n_channels")),
+        *((name, View) for name in ("u", "delta", "b", "c", "z", "y")),
+        *((name, Floats) for name in ("a", "skip", "delta_bias", "saved")),
+    )
+
+
+class ScanGrad(Structure):
+    _fields_ = (
+        *((name, View) for name in ("dy", "du", "ddelta", "db", "dc", "dz")),
+        *((name, Floats) for name in ("da", "dskip", "ddelta_bias", "scratch")),
+    )
+
+
+class Conv(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("n_windows", "n_tokens", "n_channels", "taps")),
+        *((name, View) for name in ("x", "y")),
+        *((name, Floats) for name in ("weight", "bias")),
+    )
+
+
+class ConvGrad(Structure):
+    _fields_ = (
+        *((name, View) for name in ("dy", "dx")),
+        *((name, Floats) for name in ("dweight", "dbias", "scratch")),
+    )
+
+
+class Block(Structure):
+    _fields_ = (
+        *((name, c_int64 * 4) for name in ("grid", "window", "shift", "padded")),
+        *((name, c_int64) for name in ("batch", "width", "inner", "rank", "taps", "hidden", "n_prompts")),
+        *((name, Floats) for name in ("x", "y", "prompts", *BLOCK_WEIGHTS)),
+    )
+
+
+class Patch(Structure):
+    _fields_ = (
+        ("size", c_int64 * 4),
+        ("patch", c_int64 * 3),
+        *((name, c_int64) for name in ("batch", "width")),
+        *((name, Floats) for name in ("x", "y", "weight", "bias")),
+    )
+
+
+class Merge(Structure):
+    _fields_ = (
+        ("grid", c_int64 * 4),
+        *((name, c_int64) for name in ("batch", "width")),
+        *((name, Floats) for name in ("x", "y", "norm_weight", "norm_bias", "reduction")),
+    )
+
+
+@lru_cache(maxsize=1)
+def library() -> ctypes.CDLL | None:
+    """The compiled library, or None where there is none that fits."""
+    for path in sorted(Path(__file__).parent.glob("_scan.*")):
+        if path.suffix not in (".so", ".pyd", ".dylib"):
+            continue
+        try:
+            lib = ctypes.CDLL(str(path))
+            if lib.ns_abi_version() != ABI_VERSION:
+                continue
+        except (OSError, AttributeError):
+            continue
+        lib.ns_scan_scratch_floats.restype = c_int64
+        lib.ns_scan_scratch_floats.argtypes = (c_int64,)
+        lib.ns_has.argtypes = (c_char_p,)
+        lib.ns_scan_forward.argtypes = (c_char_p, POINTER(Scan), c_int)
+        lib.ns_scan_backward.argtypes = (c_char_p, POINTER(Scan), POINTER(ScanGrad), c_int)
+        lib.ns_conv_forward.argtypes = (c_char_p, POINTER(Conv), c_int)
+        lib.ns_block_workspace_floats.restype = lib.ns_patch_workspace_floats.restype = c_int64
+        lib.ns_block_workspace_floats.argtypes = (c_char_p, POINTER(Block), c_int)
+        lib.ns_block_forward.argtypes = (c_char_p, POINTER(Block), Floats, c_int)
+        lib.ns_patch_workspace_floats.argtypes = (c_char_p, POINTER(Patch), c_int)
+        lib.ns_patch_forward.argtypes = (c_char_p, POINTER(Patch), Floats, c_int)
+        lib.ns_merge_workspace_floats.restype = c_int64
+        lib.ns_merge_workspace_floats.argtypes = (c_char_p, POINTER(Merge), c_int)
+        lib.ns_merge_forward.argtypes = (c_char_p, POINTER(Merge), Floats, c_int)
+        lib.ns_add_position.argtypes = (c_char_p, Floats, Floats, Floats, c_int64, c_int64, c_int64, c_int64, c_int)
+        lib.ns_conv_backward.argtypes = (c_char_p, POINTER(Conv), POINTER(ConvGrad), c_int)
+        return lib
+    return None
+
+
+def instruction_set() -> str:
+    """The kernels in use: those that `NEUROSTORM_SCAN_ISA` names, or the fastest that the processor has."""
+    lib = require()
+    asked = os.environ.get("NEUROSTORM_SCAN_ISA")
+    usable = [name for name in INSTRUCTION_SETS if lib.ns_has(name.encode())]
+    if asked and asked not in usable:
+        raise UsageError(f"NEUROSTORM_SCAN_ISA is {asked!r}.", f"This processor has {', '.join(usable)}.")
+    return asked or usable[0]
+
+
+def require() -> ctypes.CDLL:
+    """The library, by who has seen to it that there is one."""
+    lib = library()
+    if lib is None:
+        raise UsageError(*NOT_COMPILED)
+    return lib
+
+
+def call(name: str, *arguments: Any, isa: str | None = None) -> None:
+    """Call one of the library's functions, with the kernels of an instruction set (None: those in use)."""
+    status = getattr(require(), name)((isa or instruction_set()).encode(), *arguments)
+    if status:
+        raise RuntimeError(f"{name} refused its arguments ({status})")
+
+
+def rows(x: torch.Tensor) -> torch.Tensor:
+    """Float32 with a contiguous last axis; a view where it is so already."""
+    x = x.detach().float()
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def flat(x: torch.Tensor) -> torch.Tensor:
+    """Float32, contiguous."""
+    return x.detach().float().contiguous()
+
+
+def data_of(x: torch.Tensor | None) -> Any:
+    """Pointer to a tensor's numbers; the tensor must be kept as long as it is used."""
+    return None if x is None else ctypes.cast(x.data_ptr(), Floats)
+
+
+def view_of(x: torch.Tensor | None) -> View:
+    """A tensor (windows, tokens, channels) as the library sees it."""
+    return View() if x is None else View(data_of(x), x.stride(0), x.stride(1))
