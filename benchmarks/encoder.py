@@ -279,9 +279,8 @@ def main() -> None:
     if arguments.what == "once":
         once(arguments.backend)
         return
-    print(
-        f"{platform.processor() or platform.machine()}, {arguments.threads} threads, {arguments.clock} time, torch {torch.__version__}"
-    )
+    machine = platform.processor() or platform.machine()
+    print(f"{machine}, {arguments.threads} threads, {arguments.clock} time, torch {torch.__version__}")
     if arguments.what == "stream":
         stream(arguments.volumes)
     else:

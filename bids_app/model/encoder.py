@@ -77,12 +77,12 @@ class Block(nn.Module):
         """Put prompts (1, K, C) in front of every window, or take them away."""
         self.prompt = None if tokens is None else nn.Parameter(tokens)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, X, Y, Z, T, C) to the same."""
+    def forward(self, x: torch.Tensor, overwrite: bool = False) -> torch.Tensor:
+        """(B, X, Y, Z, T, C) to the same. With ``overwrite``, ``x`` is nobody else's and may be lost."""
         _, gx, gy, gz, gt, _ = x.shape
         plan = plan_windows((gx, gy, gz, gt), self.window, self.shifted)
         if fused.applies(self, x) and not (self.training and (self.token_dropout is not None or self.drop_path.rate)):
-            return fused.block(x, plan, self._weights(), self.prompt)
+            return fused.block(x, plan, self._weights(), self.prompt, overwrite)
         x = x + self.drop_path(self._mix(self.norm1(x), plan))
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
@@ -134,10 +134,10 @@ class Stage(nn.Module):
         if upsample is not None:
             self.upsample = upsample
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, X, Y, Z, T, C) to the next stage's grid and width."""
-        for block in self.blocks:
-            x = block(x)
+    def forward(self, x: torch.Tensor, overwrite: bool = False) -> torch.Tensor:
+        """(B, X, Y, Z, T, C) to the next stage's grid and width; ``overwrite`` as in `Block`."""
+        for index, block in enumerate(self.blocks):
+            x = block(x, overwrite or index > 0)
         for name in ("downsample", "upsample"):
             if hasattr(self, name):
                 x = getattr(self, name)(x)
@@ -210,6 +210,6 @@ class Encoder(nn.Module):
         With ``overwrite``, ``tokens`` are nobody else's and may be lost.
         """
         for position, stage in zip(self.pos_embeds, self.layers, strict=True):
-            tokens = stage(position(tokens, overwrite))
-            overwrite = True  # what a stage returns is its own
+            tokens = stage(position(tokens, overwrite), overwrite=True)
+            overwrite = True  # what a stage returns is nobody else's
         return tokens

@@ -28,7 +28,11 @@ def applies(module: nn.Module, x: torch.Tensor) -> bool:
 
 
 def block(
-    x: torch.Tensor, plan: WindowPlan, weights: Mapping[str, torch.Tensor], prompts: torch.Tensor | None
+    x: torch.Tensor,
+    plan: WindowPlan,
+    weights: Mapping[str, torch.Tensor],
+    prompts: torch.Tensor | None,
+    overwrite: bool = False,
 ) -> torch.Tensor:
     """A block of the encoder in one go, without gradients.
 
@@ -40,13 +44,15 @@ def block(
         Under the names of `native.BLOCK_WEIGHTS`; ``a`` are the decay rates (D, 16).
     prompts : torch.Tensor, optional
         (1, K, C).
+    overwrite : bool
+        Put the answer where ``x`` is. Windows share no token, so that none is read once it is written.
 
     Returns
     -------
     torch.Tensor, (B, X, Y, Z, T, C)
     """
     x = x.detach().contiguous()
-    y = torch.empty_like(x)
+    y = x if overwrite else torch.empty_like(x)
     kept = [native.flat(weights[name]) for name in native.BLOCK_WEIGHTS]  # alive until the call returns
     front = None if prompts is None else native.flat(prompts)
     inner, taps = weights["conv_weight"].shape[0], weights["conv_weight"].shape[-1]

@@ -2,8 +2,8 @@
  * A whole block of the encoder for inference: x + Mamba(LayerNorm(x)) in windows, then x + MLP(LayerNorm(x)).
  *
  * One window after another is gathered, carried through everything and put back, so that nothing but the tokens
- * themselves leaves the core's caches. Windows do not overlap and the output is another array, so that threads need
- * not know of each other.
+ * themselves leaves the core's caches. Windows do not overlap, so that threads need not know of each other, and the
+ * output may be the input.
  */
 #pragma once
 
