@@ -175,9 +175,9 @@ def antspyx_resampling(bold: Path, n_volumes: int) -> None:
 
 def first_volumes(bold: Path, n_volumes: int, folder: Path) -> Path:
     """A file with a run's first volumes."""
-    image = nib.load(bold)
+    image = nib.nifti1.load(bold)
     path = folder / f"first{n_volumes}_{bold.name}"
-    nib.save(image.slicer[..., :n_volumes], path)
+    nib.nifti1.save(image.slicer[..., :n_volumes], path)
     return path
 
 
@@ -228,14 +228,14 @@ def show(title: str, costs: dict[str, Cost]) -> None:
 
 def compare_motion(bold: Path, ours: Cost, true: np.ndarray | None, folder: Path) -> None:
     """Print our motion correction beside its peers."""
-    n_volumes = nib.load(bold).shape[3]
+    n_volumes = nib.nifti1.load(bold).shape[3]
     few = first_volumes(bold, min(PEER_VOLUMES, n_volumes), folder)
     rows = [("ours", ours.seconds, np.load(ours.value.motion), true)]
     for name, peer in (("SimpleITK", simpleitk_motion), ("antspyx", antspyx_motion)):
         try:
             cost = measure(peer, few)
-        except ImportError as error:
-            print(f"{name}: not here ({error})")
+        except ImportError as missing:
+            print(f"{name}: not here ({missing})")
             continue
         n_done = len(cost.value)
         rows.append((name, cost.seconds * n_volumes / n_done, cost.value, None if true is None else true[:n_done]))
@@ -257,24 +257,24 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        inputs: list[tuple[Path, float, Path | None, np.ndarray | None]] = []
         if arguments.bold:
             sidecar = Path(str(arguments.bold).split(".nii")[0] + ".json")
             tr = arguments.tr or json.loads(sidecar.read_text())["RepetitionTime"]
-            inputs = [(arguments.bold, tr, arguments.t1w, None)]
+            inputs.append((arguments.bold, tr, arguments.t1w, None))
         else:
-            inputs = []
             for n_volumes in arguments.volumes:
-                bold, t1w, true = simulate(folder, n_volumes)
-                inputs.append((bold, TR, t1w, true))
+                series, head, motion = simulate(folder, n_volumes)
+                inputs.append((series, TR, head, motion))
         anatomy = None
         for bold, tr, t1w, true in inputs:
             costs, anatomy = steps_of(bold, tr, t1w, folder / bold.name.split(".")[0], arguments.threads, anatomy)
-            shape = " x ".join(map(str, nib.load(bold).shape))
+            shape = " x ".join(map(str, nib.nifti1.load(bold).shape))
             show(f"{bold.name}: {shape}, {arguments.threads} threads", costs)
             if not arguments.no_peers:
                 compare_motion(bold, costs["motion"], true, folder)
-                n_peer = min(PEER_VOLUMES, nib.load(bold).shape[3])
-                peer = measure(antspyx_resampling, bold, n_peer).seconds * nib.load(bold).shape[3] / n_peer
+                n_peer = min(PEER_VOLUMES, nib.nifti1.load(bold).shape[3])
+                peer = measure(antspyx_resampling, bold, n_peer).seconds * nib.nifti1.load(bold).shape[3] / n_peer
                 ours = costs["model grid"].seconds
                 print(
                     f"\nonto 2 mm: ours (cubic, motion and warps) {ours:.1f} s, ANTs (linear, affine only) {peer:.1f} s"

@@ -197,3 +197,10 @@ def test_anatomy_that_holds_nothing(write_nifti):
 def test_anatomy_of_unknown_orientation(write_nifti):
     with pytest.raises(BadDataError, match="left and right"):
         read_anatomy(write_nifti(noise(6, 6, 6), "sub-01_T1w.nii.gz", sform_code=0, qform_code=0))
+
+
+def test_truncated_anatomy_is_named(write_nifti):
+    path = write_nifti(noise(30, 30, 30), "sub-01_T1w.nii.gz")
+    path.write_bytes(path.read_bytes()[:30_000])
+    with pytest.raises(BadDataError, match=r"sub-01_T1w.nii.gz: unreadable or truncated"):
+        read_anatomy(path)

@@ -1,0 +1,168 @@
+"""How far preprocessing is from the truth of a simulated dataset: motion, masks, alignment with T1w and template.
+
+    python benchmarks/accuracy.py                          # simulates four participants first
+    python benchmarks/accuracy.py --dataset FOLDER         # one that `neurostorm-phantom` wrote
+    python benchmarks/accuracy.py --routes direct
+
+Every first run of a participant goes from its raw files through all steps, with its T1w and without. Errors are mm over
+the brain (motion, BOLD to T1w) or over the template's grey matter (T1w to template, the whole chain).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+from bids_app.catalog.templates import load_template
+from bids_app.errors import NeurostormError
+from bids_app.phantom.dataset import DatasetPlan, write_dataset
+from bids_app.phantom.truth import PointField
+from bids_app.preprocess.images import read_volume
+from bids_app.preprocess.registration import dice
+from bids_app.preprocess.run import PreprocessedRun, preprocess_run
+from bids_app.preprocess.transforms import LPS, Chain, apply_matrix, draw, grid_points, linear
+
+ROUTES = ("t1w", "direct")
+COLUMNS = ("motion mean", "motion max", "mask Dice", "EPI Dice", "T1w Dice", "coreg", "norm 50%", "norm 95%", "all 50%")
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What was put into a run. Its boldref is the simulation's; `gauge` leads to it from the boldref that was found."""
+
+    motion: np.ndarray
+    brain: np.ndarray
+    affine: np.ndarray
+    boldref_to_t1w: np.ndarray
+    template_to_t1w: PointField
+    t1w_brain: Path
+
+    @classmethod
+    def of(cls, dataset: Path, bold: Path) -> Truth:
+        """Read it from the dataset's ``derivatives/truth``."""
+        subject, stem = bold.name.split("_")[0], bold.name.removesuffix("_bold.nii.gz")
+        func, anat = (dataset / "derivatives" / "truth" / subject / kind for kind in ("func", "anat"))
+        mask = nib.nifti1.load(func / f"{stem}_desc-brain_mask.nii.gz")
+        return cls(
+            motion=np.load(func / f"{stem}_desc-motion_xfm.npy"),
+            brain=np.asarray(mask.dataobj) > 0,
+            affine=np.asarray(mask.affine),
+            boldref_to_t1w=np.loadtxt(func / f"{stem}_from-boldref_to-T1w_mode-points_xfm.txt"),
+            template_to_t1w=PointField.load(next(anat.glob("*_from-MNI*_to-T1w_mode-points_xfm.nii.gz"))),
+            t1w_brain=next(anat.glob("*_desc-brain_mask.nii.gz")),
+        )
+
+    def gauge(self, found: np.ndarray, n_dummy: int) -> np.ndarray:
+        """Found boldref to true boldref: what motion (T, 4, 4) has in common against the truth."""
+        pairs = zip(self.motion[n_dummy:], found[n_dummy:], strict=True)
+        matrix = np.mean([np.linalg.inv(true) @ ours for true, ours in pairs], axis=0)
+        left, _, right = np.linalg.svd(matrix[:3, :3])
+        matrix[:3, :3] = left @ right
+        return matrix
+
+
+def distance_mm(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Distances between points (N, 3)."""
+    return np.linalg.norm(a - b, axis=1)
+
+
+def errors_of(run: PreprocessedRun, truth: Truth) -> dict[str, float]:
+    """Errors of a run, mm and Dice; see `COLUMNS`."""
+    found = np.load(run.motion) if run.motion else truth.motion
+    gauge = truth.gauge(found, run.n_dummy)
+    brain = grid_points(truth.brain.shape, truth.affine, truth.brain)[::10]
+    poses = list(zip(truth.motion, found, strict=True))[run.n_dummy :]
+    motion = [distance_mm(apply_matrix(a @ gauge, brain), apply_matrix(b, brain)).mean() for a, b in poses]
+    seen = draw(truth.brain.astype(np.float32), truth.affine, truth.brain.shape, truth.affine, linear(gauge)) > 0.5
+    template = load_template(run.template)
+    grey = grid_points(template.gm.shape, template.affine, template.gm > 0.5)[::3]
+    in_t1w = truth.template_to_t1w(grey)
+    to_t1w = truth.boldref_to_t1w @ gauge
+    chain = Chain.load(run.chain) if run.chain else Chain()
+    errors = {
+        "motion mean": float(np.mean(motion)),
+        "motion max": float(np.max(motion)),
+        "mask Dice": dice(read_volume(run.brain_mask)[0] > 0.5, seen),
+        "all 50%": float(np.median(distance_mm(chain(grey), apply_matrix(np.linalg.inv(to_t1w), in_t1w)))),
+    }
+    if run.epi_mask:
+        errors["EPI Dice"] = dice(read_volume(run.epi_mask)[0] > 0.5, seen)
+    if run.anatomy and run.coreg_file:
+        mask, affine = read_volume(run.anatomy.mask)
+        true_mask = draw(*read_volume(truth.t1w_brain), mask.shape, affine) > 0.5
+        normalised = distance_mm(Chain.load(run.anatomy.chain)(grey), in_t1w)
+        back = apply_matrix(read_itk_matrix(run.coreg_file), apply_matrix(to_t1w, brain))
+        errors |= {
+            "T1w Dice": dice(mask > 0.5, true_mask),
+            "coreg": float(np.median(distance_mm(back, brain))),
+            "norm 50%": float(np.median(normalised)),
+            "norm 95%": float(np.percentile(normalised, 95)),
+        }
+    return errors
+
+
+def read_itk_matrix(path: Path) -> np.ndarray:
+    """The one matrix of an ITK text file, RAS mm."""
+    line = next(line for line in path.read_text().splitlines() if line.startswith("Parameters:"))
+    values = np.array(line.split()[1:], dtype=float)
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = values[:9].reshape(3, 3), values[9:]
+    return LPS @ matrix @ LPS
+
+
+def show(rows: Iterable[tuple[str, dict[str, float]]]) -> None:
+    """Print one line a run, as it comes, and the mean of each column."""
+    print(f"{'':16s}" + "".join(f"{name:>13s}" for name in COLUMNS))
+    kept = []
+    for name, errors in rows:
+        print(
+            f"{name:16s}" + "".join(f"{errors[c]:13.3f}" if c in errors else f"{'':13s}" for c in COLUMNS), flush=True
+        )
+        kept.append(errors)
+    means = [np.mean([e[c] for e in kept if c in e]) if any(c in e for e in kept) else None for c in COLUMNS]
+    print(f"{'mean':16s}" + "".join(f"{'':13s}" if m is None else f"{m:13.3f}" for m in means))
+
+
+def runs_of(dataset: Path, routes: Iterable[str], work: Path) -> Iterable[tuple[str, dict[str, float]]]:
+    """Preprocess the first run of each participant, and compare it with the truth."""
+    for route in routes:
+        for bold in sorted(dataset.glob("sub-*/func/*_bold.nii.gz")):
+            subject = bold.name.split("_")[0]
+            if bold != min(bold.parent.glob("*_bold.nii.gz")):
+                continue
+            metadata = json.loads(Path(str(bold).replace(".nii.gz", ".json")).read_text())
+            t1w = next(dataset.glob(f"{subject}/anat/*_T1w.nii.gz")) if route == "t1w" else None
+            try:
+                threads = len(os.sched_getaffinity(0))
+                run = preprocess_run(bold, metadata, t1w, work / subject / route, threads=threads)
+            except NeurostormError as error:
+                print(f"{subject} {route}: {error}")
+                continue
+            yield f"{subject} {route}", errors_of(run, Truth.of(dataset, bold))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--dataset", type=Path, help="a simulated dataset; default: a new one")
+    parser.add_argument("--participants", type=int, default=4, help="of the new one")
+    parser.add_argument("--seed", type=int, default=1, help="of the new one")
+    parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        dataset = arguments.dataset or Path(name) / "raw"
+        if arguments.dataset is None:
+            write_dataset(dataset, DatasetPlan(arguments.participants, arguments.seed, states=("rest",)))
+        show(runs_of(dataset, arguments.routes, Path(name) / "work"))
+
+
+if __name__ == "__main__":
+    main()
