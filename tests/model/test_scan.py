@@ -153,6 +153,20 @@ def test_extreme_steps_stay_finite():
 
 
 @needs_native
+@pytest.mark.parametrize("value", [-300.0, -90.0, 90.0, 300.0])
+def test_extreme_gates_and_inputs_stay_finite(value):
+    inputs = make_inputs(1, 10, 24)
+    inputs[6] = torch.full_like(inputs[6], value)
+    for found, expected in zip(
+        run(inputs, "native", torch.float32), run(inputs, "reference", torch.float64), strict=True
+    ):
+        torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=1e-4)
+    x, weight, bias = torch.full((1, 9, 24), value), torch.ones(24, 1, 4), torch.zeros(24)
+    found, expected = (causal_conv_silu(x, weight, bias, backend=name) for name in ("native", "reference"))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_native
 @pytest.mark.parametrize(
     "config",
     [
