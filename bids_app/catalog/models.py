@@ -117,8 +117,14 @@ def weights_path(entry: Entry) -> Path:
     path = entry.path
     if path.is_file():
         return path
-    if entry.own or not entry.repo:
-        raise NoInputError(f"{path}: no such file.", "Check the path." if entry.own else "Install the package again.")
+    if entry.own:
+        raise NoInputError(f"{path}: no such file.", "Check the path.")
+    if not entry.repo:
+        raise NoInputError(
+            f"{path}: {entry.name} is not in this installation.",
+            "Make it with scripts/make_demo_model.py, or fetch the published weights with "
+            "'neurostorm-models fetch neurostorm-5ds'.",
+        )
     raise NoInputError(
         f"The weights of {entry.name} are not in the cache ({path}).",
         f"Fetch them with 'neurostorm-models fetch {entry.name}' where there is a network, or try '--model demo'.",
