@@ -98,7 +98,7 @@ class Block(nn.Module):
             "x_proj": m.x_proj.weight,
             "dt_proj": m.dt_proj.weight,
             "delta_bias": m.dt_proj.bias,
-            "a": -torch.exp(m.A_log),
+            "a_log": m.A_log,
             "skip": m.D,
             "out_proj": m.out_proj.weight,
             "norm2_weight": self.norm2.weight,

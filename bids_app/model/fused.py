@@ -41,7 +41,7 @@ def block(
     x : torch.Tensor of float32, (B, X, Y, Z, T, C)
     plan : WindowPlan
     weights : mapping of str to torch.Tensor
-        Under the names of `native.BLOCK_WEIGHTS`; ``a`` are the decay rates (D, 16).
+        Under the names of `native.BLOCK_WEIGHTS`.
     prompts : torch.Tensor, optional
         (1, K, C).
     overwrite : bool

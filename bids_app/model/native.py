@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int64
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 
 from bids_app.errors import UsageError
 
-ABI_VERSION = 3
+ABI_VERSION = 5
 NOT_COMPILED = (
     "The native scan was not compiled when this package was installed.",
     "Install a C++ compiler and the package again, or set NEUROSTORM_SCAN=reference.",
@@ -30,7 +30,7 @@ STATES, CHUNK, MAX_TAPS = 16, 16, 16
 """As in csrc/kernels.h."""
 Floats = POINTER(c_float)
 BLOCK_WEIGHTS = (
-    *("norm1_weight", "norm1_bias", "in_proj", "conv_weight", "conv_bias", "x_proj", "dt_proj", "delta_bias", "a"),
+    *("norm1_weight", "norm1_bias", "in_proj", "conv_weight", "conv_bias", "x_proj", "dt_proj", "delta_bias", "a_log"),
     *("skip", "out_proj", "norm2_weight", "norm2_bias", "linear1", "bias1", "linear2", "bias2"),
 )
 
@@ -122,7 +122,21 @@ def library() -> ctypes.CDLL | None:
         lib.ns_merge_forward.argtypes = (c_char_p, POINTER(Merge), Floats, c_int)
         lib.ns_add_position.argtypes = (c_char_p, Floats, Floats, Floats, c_int64, c_int64, c_int64, c_int64, c_int)
         lib.ns_conv_backward.argtypes = (c_char_p, POINTER(Conv), POINTER(ConvGrad), c_int)
+        lib.ns_use_gomp.argtypes = (c_void_p,)
+        lib.ns_use_gomp(_gomp_parallel())
         return lib
+    return None
+
+
+def _gomp_parallel() -> int | None:
+    """Address of ``GOMP_parallel`` in the OpenMP runtime that torch has loaded, or None where it has another kind."""
+    try:
+        loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
+        for path in sorted(loaded):
+            runtime = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+            return ctypes.cast(runtime.GOMP_parallel, c_void_p).value
+    except (OSError, AttributeError):
+        pass
     return None
 
 

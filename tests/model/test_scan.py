@@ -133,6 +133,28 @@ def test_threads_do_not_change_the_answer():
 
 
 @needs_native
+def test_a_forked_process_scans_too():
+    """The threads of the parent's OpenMP runtime are gone in a child; waiting for them would never end."""
+    code = """
+import os, signal, torch
+from bids_app.model.encoder import Encoder, EncoderConfig
+
+torch.set_num_threads(2)
+encoder = Encoder(EncoderConfig(img_size=(24, 24, 24, 6), embed_dim=8, depths=(2, 2))).eval().requires_grad_(False)
+clips = torch.randn(1, 1, 24, 24, 24, 6)
+expected = encoder(clips)
+torch.randn(500, 500) @ torch.randn(500, 500)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    os._exit(0 if torch.equal(encoder(clips), expected) else 1)
+print(os.waitpid(child, 0)[1])
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "0"
+
+
+@needs_native
 def test_what_is_no_number_stays_none():
     inputs = make_inputs(1, 20, 16)
     for index in (0, 1, 6):

@@ -108,7 +108,7 @@ int64_t block_packed_floats(const Block *b) {
            padded(b->hidden) * c + padded(c) * b->hidden + padded(b->hidden) + padded(c) + d * kStates;
 }
 
-/* Weights in the order in which they are used; biases of the MLP behind them, padded. */
+/* Weights in the order in which they are used; behind them the biases of the MLP, padded, and the decay rates. */
 void block_pack(const Block *b, float *to) {
     const int64_t c = b->width, d = b->inner, low = b->rank + 2 * kStates;
     pack(b->in_proj, 2 * d, c, to), to += padded(2 * d) * c;
@@ -119,10 +119,11 @@ void block_pack(const Block *b, float *to) {
     pack(b->linear2, c, b->hidden, to), to += padded(c) * b->hidden;
     for (int64_t i = 0; i < padded(b->hidden); ++i) *to++ = i < b->hidden ? b->bias1[i] : 0.0f;
     for (int64_t i = 0; i < padded(c); ++i) *to++ = i < c ? b->bias2[i] : 0.0f;
+    for (int64_t i = 0; i < d * kStates; ++i) *to++ = -__builtin_expf(b->a_log[i]);
 }
 
 /* The mixer: w.tokens (length, C) normalised, prompts first, to w.rows (length, padded(C)). */
-void mix(const Block &b, const Workspace &w, int64_t length, const float *packed) {
+void mix(const Block &b, const Workspace &w, int64_t length, const float *packed, const float *rates) {
     const int64_t c = b.width, d = b.inner, low = b.rank + 2 * kStates;
     product(w.tokens, c, length, packed, c, 2 * d, nullptr, w.xz, padded(2 * d));
     packed += padded(2 * d) * c;
@@ -137,7 +138,7 @@ void mix(const Block &b, const Workspace &w, int64_t length, const float *packed
     scan.u = {w.u, 0, d}, scan.delta = {w.delta, 0, padded(d)};
     scan.b = {w.low + b.rank, 0, padded(low)}, scan.c = {w.low + b.rank + kStates, 0, padded(low)};
     scan.z = {w.xz + d, 0, padded(2 * d)}, scan.y = scan.u; /* a token's input is not needed once it is done */
-    scan.a = b.a, scan.skip = b.skip, scan.delta_bias = b.delta_bias;
+    scan.a = rates, scan.skip = b.skip, scan.delta_bias = b.delta_bias;
     scan_forward(&scan, 0, n_blocks(d));
     product(w.u, d, length, packed, d, c, nullptr, w.rows, padded(c));
 }
@@ -154,7 +155,7 @@ void block_forward(const Block *block, int64_t window, const float *packed, floa
     for_tokens(b, window, [&](int64_t place, int64_t token) {
         layer_norm(b.x + token * c, 1, c, b.norm1_weight, b.norm1_bias, own + place * c);
     });
-    mix(b, w, k + n, packed);
+    mix(b, w, k + n, packed, packed + block_packed_floats(block) - b.inner * kStates);
     packed += padded(2 * b.inner) * c + padded(b.rank + 2 * kStates) * b.inner + padded(b.inner) * b.rank +
               padded(c) * b.inner;
     const float *linear2 = packed + padded(b.hidden) * c, *bias1 = linear2 + padded(c) * b.hidden;

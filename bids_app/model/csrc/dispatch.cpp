@@ -1,7 +1,9 @@
 /*
  * The library's door: plain C functions, called through ctypes. It chooses the kernels of the instruction set asked
- * for and spreads windows over threads. Threads are started for each call and joined: that costs some tens of
- * microseconds and leaves nothing behind that a fork could break.
+ * for and spreads windows over threads.
+ *
+ * Where the program that loads it has an OpenMP runtime of GNU's kind already (torch brings one), its threads are used:
+ * they are awake, and a second set would fight with them over the cores. Otherwise threads are started for each call.
  */
 #include "kernels.h"
 
@@ -10,6 +12,10 @@
 #include <system_error>
 #include <thread>
 #include <vector>
+
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
 
 #if defined(_WIN32)
 #define EXPORT extern "C" __declspec(dllexport)
@@ -39,20 +45,46 @@ static const Kernels *find(const char *isa) {
     return std::strcmp(isa, "baseline") ? nullptr : &kernels_baseline;
 }
 
+static long own_process() {
+#if defined(_WIN32)
+    return 0;
+#else
+    return getpid();
+#endif
+}
+
+typedef void (*GompParallel)(void (*)(void *), void *, unsigned n_threads, unsigned flags);
+static GompParallel gomp_parallel = nullptr;
+static long gomp_process = 0; /* its threads do not survive a fork: a child starts its own */
+
+/* Calls `work` on n_threads threads at most; it may be called by fewer, and must then find all that is to be done. */
+static void on_threads(int n_threads, void (*work)(void *), void *data) {
+    if (n_threads > 1 && gomp_parallel && gomp_process == own_process()) {
+        gomp_parallel(work, data, static_cast<unsigned>(n_threads), 0);
+        return;
+    }
+    std::vector<std::thread> threads;
+    try {
+        for (int i = 1; i < n_threads; ++i) threads.emplace_back(work, data);
+    } catch (const std::system_error &) { /* no more threads to be had: those there are do the rest */
+    }
+    work(data);
+    for (auto &thread : threads) thread.join();
+}
+
 /* Runs work(thread, first, last) on contiguous shares of `count` units; the shares depend on nothing but the numbers. */
 template <class Work> static void share(int64_t count, int n_threads, const Work &work) {
-    if (n_threads > count) n_threads = static_cast<int>(count);
-    std::vector<std::thread> threads;
-    const auto bound = [&](int i) { return count * i / n_threads; };
-    int begun = 1;
-    try {
-        for (; begun < n_threads; ++begun)
-            threads.emplace_back([&, i = begun] { work(i, bound(i), bound(i + 1)); });
-    } catch (const std::system_error &) { /* no more threads to be had: do the rest here */
-    }
-    if (count > 0) work(0, bound(0), bound(1));
-    for (int i = begun; i < n_threads; ++i) work(i, bound(i), bound(i + 1));
-    for (auto &thread : threads) thread.join();
+    struct Shares {
+        const Work &work;
+        int64_t count;
+        int n;
+        std::atomic<int> next;
+    } shares{work, count, static_cast<int>(n_threads < count ? n_threads : count), {0}};
+    if (shares.n < 1) return;
+    on_threads(shares.n, [](void *data) {
+        auto &s = *static_cast<Shares *>(data);
+        for (int i; (i = s.next.fetch_add(1)) < s.n;) s.work(i, s.count * i / s.n, s.count * (i + 1) / s.n);
+    }, &shares);
 }
 
 /*
@@ -72,7 +104,13 @@ template <class Work> static void take_turns(int64_t count, int n_threads, const
 
 using namespace neurostorm;
 
-EXPORT int ns_abi_version() { return 3; }
+EXPORT int ns_abi_version() { return 5; }
+
+/* Use the threads of the OpenMP runtime whose GOMP_parallel this is; null starts threads of our own. */
+EXPORT void ns_use_gomp(void *function) {
+    gomp_parallel = reinterpret_cast<GompParallel>(function);
+    gomp_process = own_process();
+}
 
 /* Whether this processor has the instruction set and this build its kernels. */
 EXPORT int ns_has(const char *isa) { return find(isa) != nullptr; }

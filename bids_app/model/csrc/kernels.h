@@ -52,7 +52,7 @@ struct Block {
     const float *x; /* (batch, grid, width) */
     float *y;
     const float *prompts; /* (n_prompts, width) */
-    const float *norm1_weight, *norm1_bias, *in_proj, *conv_weight, *conv_bias, *x_proj, *dt_proj, *delta_bias, *a,
+    const float *norm1_weight, *norm1_bias, *in_proj, *conv_weight, *conv_bias, *x_proj, *dt_proj, *delta_bias, *a_log,
         *skip, *out_proj, *norm2_weight, *norm2_bias, *linear1, *bias1, *linear2, *bias2;
 };
 
