@@ -7,15 +7,18 @@ length of a run.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
 from bids_app.errors import TemporaryError
-from bids_app.model.encoder import EncoderConfig
+from bids_app.model.config import EncoderConfig
+from bids_app.model.windows import plan_windows
 
 LOGGER = logging.getLogger(__name__)
 MAX_BATCH = 32
+MAX_CPU_BATCH = 8
 FREE_SHARE = 0.7
 """Of a GPU's free memory that a batch may be expected to take."""
 FLOATS_PER_TOKEN = 20
@@ -30,9 +33,13 @@ def clip_bytes(config: EncoderConfig) -> int:
 
 
 def starting_batch(config: EncoderConfig, device: torch.device) -> int:
-    """Clips of a first batch: by the free memory of a GPU; one on a CPU, whose cores one clip keeps busy."""
+    """Clips of a first batch: by the free memory of a GPU; on a CPU enough to keep every core busy.
+
+    The last stages have few windows a clip (five in the published configuration), and a core works on a window.
+    """
     if device.type != "cuda":
-        return 1
+        windows = plan_windows(config.grid(config.n_stages - 1), config.window(config.n_stages - 1), False).counts
+        return min(MAX_CPU_BATCH, math.ceil(2 * torch.get_num_threads() / math.prod(windows)))
     free, _ = torch.cuda.mem_get_info(device)
     return max(1, min(MAX_BATCH, int(FREE_SHARE * free / clip_bytes(config))))
 

@@ -56,8 +56,10 @@ def test_no_more_clips_wait_than_a_batch_holds():
         assert len(alive) == 3 * answered
 
 
-def test_a_cpu_takes_one_clip_at_a_time():
-    assert starting_batch(EncoderConfig(), torch.device("cpu")) == 1
+@pytest.mark.parametrize(("threads", "batch"), [(1, 1), (2, 1), (4, 2), (16, 7), (64, 8)])
+def test_a_cpu_takes_as_many_clips_as_keep_its_cores_busy(threads, batch, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    assert starting_batch(EncoderConfig(), torch.device("cpu")) == batch
 
 
 def test_a_clip_of_the_published_size_takes_some_hundred_megabytes():
