@@ -74,7 +74,7 @@ def adapter_from_checkpoint(
     card = AdapterCard(
         name=name,
         task=_task(checkpoint, answers),
-        target=answers.target or str(_hyper_parameters(checkpoint).get("task_name", "")),
+        target=answers.target or _target(checkpoint),
         encoder_sha256=weights_sha256(encoder),
         normalisation=PUBLISHED_NORMALISATION,
         labels=_labels(checkpoint, answers),
@@ -94,6 +94,12 @@ def adapter_from_checkpoint(
 def _hyper_parameters(checkpoint: Checkpoint) -> dict[str, Any]:
     """Of a Lightning file, or of a file converted from one."""
     return checkpoint.info.get("hyper_parameters", checkpoint.info)
+
+
+def _target(checkpoint: Checkpoint) -> str:
+    """Older files say ``downstream_task`` for what newer ones call ``task_name``."""
+    hyper = _hyper_parameters(checkpoint)
+    return str(hyper.get("task_name") or hyper.get("downstream_task") or "")
 
 
 def _task(checkpoint: Checkpoint, answers: Answers) -> str:

@@ -13,6 +13,7 @@ from bids_app.model.checkpoint import Checkpoint, read_checkpoint, weights_sha25
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.model.heads import build_head, load_strictly, pool
 from bids_app.model.mae import MaskedAutoencoder, autoencoder_from
+from bids_app.model.scan import backend_in_use
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ def load_model(path_or_name: str | Path, device: str | torch.device = "cpu") -> 
     model = Model(checkpoint, name)
     if model.left_over:
         log.info("%s: %d keys are not needed to encode: %s", path, len(model.left_over), ", ".join(model.left_over))
+    log.info("%s, encoder %s…, scanned by %s", model.name, model.weights_sha256[:12], backend_in_use(device))
     return model.to(device)
 
 

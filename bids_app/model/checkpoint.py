@@ -157,6 +157,10 @@ def _config_from_hyper_parameters(path: Path, hyper: dict[str, Any], prompts: St
         )
     if hyper.get("model", MODEL_NAMES[0]) not in MODEL_NAMES:
         raise BadDataError(f"{path}: is a {hyper['model']!r} model.", f"Readable are {', '.join(MODEL_NAMES)}.")
+    if hyper.get("use_mamba", True) is False:
+        raise BadDataError(
+            f"{path}: its windows are mixed by attention.", "Only encoders with Mamba blocks are supported."
+        )
     if hyper.get("c_multiplier", 2) != 2:
         raise BadDataError(
             f"{path}: c_multiplier is {hyper['c_multiplier']}.", "Only stages that double the width are supported."

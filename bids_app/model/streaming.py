@@ -18,7 +18,7 @@ from bids_app.model.windows import plan_windows
 
 LOGGER = logging.getLogger(__name__)
 MAX_BATCH = 32
-MAX_CPU_BATCH = 8
+MAX_CPU_BATCH = 4
 FREE_SHARE = 0.7
 """Of a GPU's free memory that a batch may be expected to take."""
 FLOATS_PER_TOKEN = 20

@@ -140,6 +140,7 @@ def test_a_missing_file_is_named(tmp_path):
         (lambda h: h.pop("depths"), "lack depths"),
         (lambda h: h.update(model="swift"), "'swift'"),
         (lambda h: h.update(c_multiplier=3), "c_multiplier"),
+        (lambda h: h.update(use_mamba=False), "attention"),
         (lambda h: h.update(img_size=[24, 25, 24, 6]), "does not divide"),
     ],
 )
