@@ -109,14 +109,16 @@ int64_t block_packed_floats(const Block *b) {
 }
 
 /* Weights in the order in which they are used; behind them the biases of the MLP, padded, and the decay rates. */
-void block_pack(const Block *b, float *to) {
+void block_pack(const Block *b, float *to, int index, int count) {
+    const Share share{index, count};
     const int64_t c = b->width, d = b->inner, low = b->rank + 2 * kStates;
-    pack(b->in_proj, 2 * d, c, to), to += padded(2 * d) * c;
-    pack(b->x_proj, low, d, to), to += padded(low) * d;
-    pack(b->dt_proj, d, b->rank, to), to += padded(d) * b->rank;
-    pack(b->out_proj, c, d, to), to += padded(c) * d;
-    pack(b->linear1, b->hidden, c, to), to += padded(b->hidden) * c;
-    pack(b->linear2, c, b->hidden, to), to += padded(c) * b->hidden;
+    pack(b->in_proj, 2 * d, c, to, share), to += padded(2 * d) * c;
+    pack(b->x_proj, low, d, to, share), to += padded(low) * d;
+    pack(b->dt_proj, d, b->rank, to, share), to += padded(d) * b->rank;
+    pack(b->out_proj, c, d, to, share), to += padded(c) * d;
+    pack(b->linear1, b->hidden, c, to, share), to += padded(b->hidden) * c;
+    pack(b->linear2, c, b->hidden, to, share), to += padded(c) * b->hidden;
+    if (index) return;
     for (int64_t i = 0; i < padded(b->hidden); ++i) *to++ = i < b->hidden ? b->bias1[i] : 0.0f;
     for (int64_t i = 0; i < padded(c); ++i) *to++ = i < c ? b->bias2[i] : 0.0f;
     for (int64_t i = 0; i < d * kStates; ++i) *to++ = -__builtin_expf(b->a_log[i]);
@@ -143,10 +145,8 @@ void mix(const Block &b, const Workspace &w, int64_t length, const float *packed
     product(w.u, d, length, packed, d, c, nullptr, w.rows, padded(c));
 }
 
-void block_forward(const Block *block, int64_t window, const float *packed, float *scratch) {
-    const Block &b = *block;
-    Workspace w{};
-    divide(b, scratch, &w);
+/* x + Mamba(LayerNorm(x)) of one window: tokens to w.tokens, behind the prompts. */
+void mix_window(const Block &b, const Workspace &w, int64_t window, const float *packed) {
     const int64_t c = b.width, k = b.n_prompts;
     const int64_t n = b.window[0] * b.window[1] * b.window[2] * b.window[3];
     for (int64_t i = 0; i < k * c; ++i) w.tokens[i] = b.prompts[i];
@@ -155,26 +155,49 @@ void block_forward(const Block *block, int64_t window, const float *packed, floa
     for_tokens(b, window, [&](int64_t place, int64_t token) {
         layer_norm(b.x + token * c, 1, c, b.norm1_weight, b.norm1_bias, own + place * c);
     });
-    mix(b, w, k + n, packed, packed + block_packed_floats(block) - b.inner * kStates);
-    packed += padded(2 * b.inner) * c + padded(b.rank + 2 * kStates) * b.inner + padded(b.inner) * b.rank +
-              padded(c) * b.inner;
-    const float *linear2 = packed + padded(b.hidden) * c, *bias1 = linear2 + padded(c) * b.hidden;
-    const float *bias2 = bias1 + padded(b.hidden);
+    mix(b, w, k + n, packed, packed + block_packed_floats(&b) - b.inner * kStates);
     const float *mixed = w.rows + k * padded(c);
     for_tokens(b, window, [&](int64_t place, int64_t token) {
         for (int64_t i = 0; i < c; ++i) own[place * c + i] = b.x[token * c + i] + mixed[place * padded(c) + i];
     });
+}
+
+/* x + MLP(LayerNorm(x)) of `n` tokens, in place. */
+void mlp_tokens(const Block &b, const Workspace &w, float *x, int64_t n, const float *packed) {
+    const int64_t c = b.width;
+    packed += padded(2 * b.inner) * c + padded(b.rank + 2 * kStates) * b.inner + padded(b.inner) * b.rank +
+              padded(c) * b.inner;
+    const float *linear2 = packed + padded(b.hidden) * c, *bias1 = linear2 + padded(c) * b.hidden;
+    const float *bias2 = bias1 + padded(b.hidden);
     for (int64_t first = 0; first < n; first += kMlpRows) {
         const int64_t rows = n - first < kMlpRows ? n - first : kMlpRows;
-        layer_norm(own + first * c, rows, c, b.norm2_weight, b.norm2_bias, w.rows);
+        layer_norm(x + first * c, rows, c, b.norm2_weight, b.norm2_bias, w.rows);
         product(w.rows, c, rows, packed, c, b.hidden, bias1, w.hidden, padded(b.hidden));
         gelu_all(w.hidden, rows * padded(b.hidden));
         product(w.hidden, padded(b.hidden), rows, linear2, b.hidden, c, bias2, w.out, padded(c));
-        add_rows(w.out, padded(c), rows, c, own + first * c);
+        add_rows(w.out, padded(c), rows, c, x + first * c);
     }
+}
+
+/* One window through the mixer, and through the MLP too if that is wanted now. */
+void block_window(const Block *block, int64_t window, const float *packed, float *scratch, bool with_mlp) {
+    const Block &b = *block;
+    Workspace w{};
+    divide(b, scratch, &w);
+    const int64_t c = b.width;
+    float *own = w.tokens + b.n_prompts * c;
+    mix_window(b, w, window, packed);
+    if (with_mlp) mlp_tokens(b, w, own, b.window[0] * b.window[1] * b.window[2] * b.window[3], packed);
     for_tokens(b, window, [&](int64_t place, int64_t token) {
         for (int64_t i = 0; i < c; ++i) b.y[token * c + i] = own[place * c + i];
     });
+}
+
+/* The MLP of the tokens from `first` to `last` of the output, where all windows have been through the mixer. */
+void block_mlp(const Block *block, int64_t first, int64_t last, const float *packed, float *scratch) {
+    Workspace w{};
+    divide(*block, scratch, &w);
+    mlp_tokens(*block, w, block->y + first * block->width, last - first, packed);
 }
 
 } /* namespace */

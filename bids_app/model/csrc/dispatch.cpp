@@ -172,15 +172,28 @@ EXPORT int64_t ns_block_workspace_floats(const char *isa, const Block *block, in
 EXPORT int ns_block_forward(const char *isa, const Block *block, float *workspace, int n_threads) {
     const Kernels *kernels = find(isa);
     if (!kernels || block->taps > 16) return 1;
-    kernels->block_pack(block, workspace);
+    share(n_threads, n_threads,
+          [&](int thread, int64_t, int64_t) { kernels->block_pack(block, workspace, thread, n_threads); });
     float *scratch = workspace + kernels->block_packed_floats(block);
     const int64_t own = kernels->block_scratch_floats(block);
-    int64_t windows = block->batch;
-    for (int axis = 0; axis < 4; ++axis) windows *= block->padded[axis] / block->window[axis];
+    int64_t windows = block->batch, tokens = block->batch;
+    for (int axis = 0; axis < 4; ++axis) {
+        windows *= block->padded[axis] / block->window[axis];
+        tokens *= block->grid[axis];
+    }
+    /* Where windows are few, some threads would wait for the last ones; half of the work can be shared more finely. */
+    const bool together = windows >= 8 * n_threads;
     take_turns(windows, n_threads, [&](int thread, int64_t first, int64_t last) {
         for (int64_t window = first; window < last; ++window)
-            kernels->block_forward(block, window, workspace, scratch + thread * own);
+            kernels->block_window(block, window, workspace, scratch + thread * own, together);
     });
+    if (!together) {
+        const int64_t tile = 32, tiles = (tokens + tile - 1) / tile;
+        take_turns(tiles, n_threads, [&](int thread, int64_t first, int64_t last) {
+            const int64_t end = last * tile < tokens ? last * tile : tokens;
+            kernels->block_mlp(block, first * tile, end, workspace, scratch + thread * own);
+        });
+    }
     return 0;
 }
 

@@ -22,13 +22,24 @@ INLINE int64_t panel_width(int64_t left) {
     return block_width(left);
 }
 
-/* weight (n_out, n_in), as torch's Linear holds it, to panels; `to` takes padded(n_out) * n_in floats. */
-void pack(const float *weight, int64_t n_out, int64_t n_in, float *to) {
-    for (int64_t column = 0; column < padded(n_out);) {
+/* One of the shares in which threads pack the same weights. */
+struct Share {
+    int index, count;
+};
+
+/*
+ * weight (n_out, n_in), as torch's Linear holds it, to panels; `to` takes padded(n_out) * n_in floats. Every share packs
+ * other panels.
+ */
+void pack(const float *weight, int64_t n_out, int64_t n_in, float *to, Share share) {
+    int64_t panel = 0;
+    for (int64_t column = 0; column < padded(n_out); ++panel) {
         const int64_t width = panel_width(padded(n_out) - column);
-        for (int64_t k = 0; k < n_in; ++k)
-            for (int64_t j = 0; j < width; ++j)
-                *to++ = column + j < n_out ? weight[(column + j) * n_in + k] : 0.0f;
+        if (panel % share.count == share.index)
+            for (int64_t k = 0; k < n_in; ++k)
+                for (int64_t j = 0; j < width; ++j)
+                    to[k * width + j] = column + j < n_out ? weight[(column + j) * n_in + k] : 0.0f;
+        to += width * n_in;
         column += width;
     }
 }

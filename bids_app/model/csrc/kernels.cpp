@@ -22,14 +22,24 @@
 namespace neurostorm {
 extern const Kernels JOIN(kernels_, ISA);
 const Kernels JOIN(kernels_, ISA) = {
-    QUOTE(ISA),          n_blocks,
-    scan_forward,        scan_backward,
-    conv_forward,        conv_backward,
-    block_packed_floats, block_scratch_floats,
-    block_pack,          block_forward,
-    patch_packed_floats, patch_pack,
-    patch_forward,       merge_packed_floats,
-    merge_scratch_floats, merge_pack,
-    merge_forward,       add_position,
+    QUOTE(ISA),
+    n_blocks,
+    scan_forward,
+    scan_backward,
+    conv_forward,
+    conv_backward,
+    block_packed_floats,
+    block_scratch_floats,
+    block_pack,
+    block_window,
+    block_mlp,
+    patch_packed_floats,
+    patch_pack,
+    patch_forward,
+    merge_packed_floats,
+    merge_scratch_floats,
+    merge_pack,
+    merge_forward,
+    add_position,
 };
 } /* namespace neurostorm */

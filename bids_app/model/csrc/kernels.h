@@ -84,8 +84,9 @@ struct Kernels {
     void (*conv_backward)(const Conv *, const ConvGrad *, int64_t first_window, int64_t last_window);
     int64_t (*block_packed_floats)(const Block *);
     int64_t (*block_scratch_floats)(const Block *);
-    void (*block_pack)(const Block *, float *packed);
-    void (*block_forward)(const Block *, int64_t window, const float *packed, float *scratch);
+    void (*block_pack)(const Block *, float *packed, int share, int n_shares);
+    void (*block_window)(const Block *, int64_t window, const float *packed, float *scratch, bool with_mlp);
+    void (*block_mlp)(const Block *, int64_t first_token, int64_t last_token, const float *packed, float *scratch);
     int64_t (*patch_packed_floats)(const Patch *);
     void (*patch_pack)(const Patch *, float *packed);
     void (*patch_forward)(const Patch *, int64_t patch, const float *packed);

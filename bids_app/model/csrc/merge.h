@@ -11,7 +11,7 @@ int64_t merge_scratch_floats(const Merge *m) {
     return m->grid[3] * (2 * 8 * m->width + padded(2 * m->width));
 }
 
-void merge_pack(const Merge *m, float *to) { pack(m->reduction, 2 * m->width, 8 * m->width, to); }
+void merge_pack(const Merge *m, float *to) { pack(m->reduction, 2 * m->width, 8 * m->width, to, Share{0, 1}); }
 
 /* All volumes of one place of the smaller grid; places count in raster order over clips. */
 void merge_forward(const Merge *merge, int64_t index, const float *packed, float *scratch) {

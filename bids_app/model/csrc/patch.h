@@ -14,7 +14,7 @@ int64_t patch_packed_floats(const Patch *p) {
 
 void patch_pack(const Patch *p, float *to) {
     const int64_t voxels = p->patch[0] * p->patch[1] * p->patch[2];
-    pack(p->weight, p->width, voxels, to);
+    pack(p->weight, p->width, voxels, to, Share{0, 1});
     to += padded(p->width) * voxels;
     for (int64_t i = 0; i < padded(p->width); ++i) *to++ = i < p->width ? p->bias[i] : 0.0f;
 }
