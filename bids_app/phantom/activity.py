@@ -25,7 +25,7 @@ class Focus:
 def _hand(side: int) -> tuple[Focus, ...]:
     """What moving one hand drives; ``side`` is -1 for the left hand, +1 for the right, as x is."""
     return (
-        Focus((-side * 38.0, -24.0, 57.0), 9.0),  # the other hemisphere's hand knob
+        Focus((-side * 38.0, -24.0, 57.0), 10.0),  # the other hemisphere's hand knob
         Focus((-side * 44.0, -28.0, 46.0), 8.0, 0.6),
         Focus((-side * 5.0, -8.0, 56.0), 7.0, 0.5),  # supplementary motor area
         Focus((side * 20.0, -52.0, -22.0), 8.0, 0.6),  # cerebellum, same side
@@ -39,8 +39,8 @@ STATES: dict[str, tuple[Focus, ...]] = {
     "lefthand": _hand(-1),
     "righthand": _hand(+1),
     "visual": (
-        Focus((-10.0, -86.0, 3.0), 10.0),
-        Focus((10.0, -86.0, 3.0), 10.0),
+        Focus((-11.0, -86.0, 3.0), 12.0),
+        Focus((11.0, -86.0, 3.0), 12.0),
         Focus((-30.0, -82.0, 2.0), 9.0, 0.6),
         Focus((30.0, -82.0, 2.0), 9.0, 0.6),
     ),

@@ -40,7 +40,7 @@ class Body:
         Standard deviation of each network's fluctuation, at a focus.
     """
 
-    activation: float = 0.06
+    activation: float = 0.085
     networks: dict[str, float] | None = None
     breathing_hz: float = 0.27
     breathing: float = 0.0025
@@ -57,7 +57,7 @@ def random_body(*keys: int | str) -> Body:
     """A participant's signal; the same keys give the same participant."""
     rng = rng_for(*keys, "body")
     return Body(
-        activation=float(rng.uniform(0.05, 0.075)),
+        activation=float(rng.uniform(0.07, 0.1)),
         networks={name: float(rng.uniform(0.003, 0.007)) for name in activity.NETWORKS},
         breathing_hz=float(rng.uniform(0.2, 0.33)),
         breathing=float(rng.uniform(0.0015, 0.0035)),

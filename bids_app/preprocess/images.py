@@ -33,8 +33,15 @@ CHUNK_BYTES = 64 * 2**20
 class VolumeSource(Protocol):
     """Anything that hands out volumes of a series; `Volumes` reads them from disk, `ArrayVolumes` from memory."""
 
-    affine: np.ndarray
-    shape: tuple[int, int, int, int]
+    @property
+    def affine(self) -> np.ndarray:
+        """Voxel indices to RAS mm, (4, 4)."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(X, Y, Z, T)."""
+        ...
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Volumes ``start`` to ``stop``, (n, X, Y, Z) float32."""

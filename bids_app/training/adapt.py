@@ -20,7 +20,6 @@ from bids_app.errors import UsageError
 from bids_app.model.api import Model
 from bids_app.model.encoder import Encoder
 from bids_app.model.heads import LinearHead, pool
-from bids_app.training.augment import mirror_half
 from bids_app.training.data import Batch, ClipBatches
 from bids_app.training.loop import LoopSettings, fit
 from bids_app.training.question import Question
@@ -46,10 +45,6 @@ class AdaptSettings:
         Penalty on the head's standardised weights.
     balance : bool
         Whether classes count alike, however many scans each has.
-    noise : float
-        Standard deviation of what is added to clips while training, in their normalised unit.
-    mirror : mapping of str to str
-        If not empty, half of the clips are mirrored left to right, and these labels exchanged.
     """
 
     strategy: str = "prompt"
@@ -59,8 +54,6 @@ class AdaptSettings:
     patience: int | None = None
     ridge: float = 1e-2
     balance: bool = True
-    noise: float = 0.0
-    mirror: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -194,18 +187,9 @@ def _through_the_encoder(
     folder: Path | None,
     say: Callable[[str], None] | None,
 ) -> list[dict[str, float]]:
-    exchange = torch.arange(max(1, len(question.labels)), device=targets.device)
-    for label, other in settings.mirror.items():
-        exchange[question.labels.index(label)] = question.labels.index(other)
-
     def loss_of(batch: Batch) -> torch.Tensor:
         batch = batch.to(targets.device)
-        clips, wanted = batch.clips, targets[batch.scans]
-        if settings.mirror:
-            clips, wanted = mirror_half(clips, wanted, exchange)
-        if settings.noise:
-            clips = clips + settings.noise * torch.randn_like(clips)
-        return question.loss(learner(clips), wanted, weights)
+        return question.loss(learner(batch.clips), targets[batch.scans], weights)
 
     batches = ClipBatches(training.scans, settings.batch_size, settings.loop.seed)
     best_by = question.score if validate else None

@@ -78,6 +78,13 @@ class Scan:
         bits = np.load(self.folder / "mask.npy")
         return torch.from_numpy(np.flatnonzero(np.unpackbits(bits, count=int(np.prod(MODEL_GRID_SHAPE)))))
 
+    def rows(self) -> tuple[np.ndarray, np.ndarray]:
+        """The whole scan as it is stored: values (U, V) float32 of the brain, and their places, (V,) in C order."""
+        codes = np.load(self.folder / "values.npy")
+        values = codes.astype(np.float32) * np.float32(self.scale)
+        values[codes == BACKGROUND] = self.background
+        return values, self._places.numpy()
+
     def clip(self, start: int, clip_volumes: int = CLIP_VOLUMES) -> torch.Tensor:
         """Volumes from ``start`` on, (1, 96, 96, 96, n) float32."""
         if not 0 <= start <= self.n_vols - clip_volumes:

@@ -13,7 +13,6 @@ from bids_app.model.encoder import Encoder
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import MaskSettings
 from bids_app.training.adapt import AdaptSettings, Labelled, Learner, adapt, solve_head
-from bids_app.training.augment import mirror_half, mirrored
 from bids_app.training.cli import main
 from bids_app.training.data import ClipBatches
 from bids_app.training.loop import LoopSettings
@@ -61,19 +60,6 @@ def test_a_linear_adapter_tells_sides_apart(make_store, tiny_model, tmp_path):
     model = AdaptedModel(tiny_model, load_adapter(save_adapter(tmp_path / "a.safetensors", adapter)))
     answers = to_answers(adapter.card, model(torch.stack([s.clip(0) for s in data.scans[4:]])))
     assert [adapter.card.labels[k] for k in answers.argmax(1)] == list(data.values[4:])
-
-
-def test_mirrored_clips_carry_the_exchanged_label(make_store):
-    data = labelled(make_store(1))
-    clips = torch.stack([scan.clip(0) for scan in data.scans] * 4)
-    classes = torch.tensor([0, 1] * 4)
-    torch.manual_seed(1)
-    out, found = mirror_half(clips.clone(), classes, torch.tensor([1, 0]))
-    assert 0 < (found != classes).sum() < 8
-    for before, after, old, new in zip(clips, out, classes, found, strict=True):
-        assert torch.equal(after, before if old == new else mirrored(before[None])[0])
-        left, right = after[0, :48].mean(), after[0, 49:].mean()
-        assert (right > left) == (new == 1)
 
 
 def test_the_solved_head_is_the_ridge_solution():
