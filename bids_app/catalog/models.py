@@ -122,8 +122,7 @@ def weights_path(entry: Entry) -> Path:
     if not entry.repo:
         raise NoInputError(
             f"{path}: {entry.name} is not in this installation.",
-            "Make it with scripts/make_demo_model.py, or fetch the published weights with "
-            "'neurostorm-models fetch neurostorm-5ds'.",
+            "Fetch the published weights with 'neurostorm-models fetch neurostorm-5ds', or give a file of your own.",
         )
     raise NoInputError(
         f"The weights of {entry.name} are not in the cache ({path}).",
