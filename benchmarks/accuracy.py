@@ -26,8 +26,9 @@ from bids_app.errors import NeurostormError
 from bids_app.phantom.dataset import DatasetPlan, write_dataset
 from bids_app.phantom.truth import PointField
 from bids_app.preprocess.images import read_volume
+from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration import dice
-from bids_app.preprocess.run import PreprocessedRun, preprocess_run
+from bids_app.preprocess.run import preprocess_run
 from bids_app.preprocess.transforms import LPS, Chain, apply_matrix, draw, grid_points, linear
 
 ROUTES = ("t1w", "direct")

@@ -21,8 +21,8 @@ from bids_app.bids.names import as_label, join_name, split_name
 from bids_app.clips import MODEL_GRID_AFFINE, ClipReader, GridSeries
 from bids_app.preprocess.anatomy import Anatomy
 from bids_app.preprocess.images import load_nifti
+from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.resample import resample_to_space
-from bids_app.preprocess.run import PreprocessedRun
 from bids_app.steps import Encoded, OnGrid
 
 CARPET_VOXELS = 3000

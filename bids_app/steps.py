@@ -22,8 +22,8 @@ from bids_app.preprocess.coregister import Alignment, EpiReference, coregister, 
 from bids_app.preprocess.epi import prepare_bold
 from bids_app.preprocess.images import Series
 from bids_app.preprocess.motion import MotionEstimate
+from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.resample import model_grid_coverage, resample_to_model_grid
-from bids_app.preprocess.run import PreprocessedRun
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import gzip
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import nibabel as nib
 import numpy as np
@@ -23,10 +22,8 @@ from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE, GridSeries
 from bids_app.clips.series import GridSeriesWriter
 from bids_app.errors import BadDataError
 from bids_app.preprocess.images import Volumes, VolumeSource, chunks, read_volume, save_image, stamp_header
+from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.transforms import Chain, apply_matrix, grid_points, sample
-
-if TYPE_CHECKING:
-    from bids_app.preprocess.run import PreprocessedRun
 
 SPLINE_ORDER = 3
 POSES_CHECKED = 60

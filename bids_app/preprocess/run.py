@@ -1,4 +1,4 @@
-"""A run that is ready for a grid, whichever way it was made; and the road from the raw files to it, step after step.
+"""The road from the raw files to a run that is ready for a grid, step after step.
 
 The participant level puts the same steps into one graph; `preprocess_run` goes through them without one, for tests,
 benchmarks and other programs.
@@ -6,7 +6,6 @@ benchmarks and other programs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,54 +16,8 @@ from bids_app.preprocess.coregister import coregister, mask_boldref, normalise_b
 from bids_app.preprocess.epi import prepare_bold
 from bids_app.preprocess.images import Series
 from bids_app.preprocess.motion import MotionEstimate, correct_motion
+from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.settings import PreprocessSettings
-
-
-@dataclass(frozen=True)
-class PreprocessedRun:
-    """One run as the clips, the derivatives and the report need it. Conventions of maps stand in `transforms.py`."""
-
-    source: Path
-    """The input file, for messages and sidecars."""
-    bold: Path
-    """4D series, uncompressed: raw, or already in a standard space."""
-    tr: float
-    """s."""
-    n_volumes: int
-    n_dummy: int
-    """Non-steady-state volumes at the start."""
-    motion: Path | None
-    """(T, 4, 4) float64 ``.npy``: boldref point to point of volume t; None: no motion to undo."""
-    chain: Path | None
-    """`Chain` from template to boldref; None: the series is in template space."""
-    template: str
-    """Where ``chain`` starts."""
-    data_mask: Path
-    """Where the series varies over time, on its own grid."""
-    boldref: Path
-    brain_mask: Path
-    dseg: Path | None
-    """1 grey matter, 2 white matter, 3 CSF, on the boldref's grid."""
-    confounds: Path
-    confounds_meta: Path
-    carpet: Path | None
-    """(T, V) float32 ``.npy``: the motion-corrected series in ``brain_mask``."""
-    route: str
-    """``t1w``, ``direct`` or ``derivatives``."""
-    quality: dict[str, float]
-    warnings: tuple[str, ...]
-    hmc_file: Path | None = None
-    coreg_file: Path | None = None
-    to_template: Path | None = None
-    from_template: Path | None = None
-    """ITK transforms; the last two on the route ``direct``."""
-    epi_mask: Path | None = None
-    """Brain mask from the boldref's own values."""
-    boldref_in_template: Path | None = None
-    boldref_in_t1w: Path | None = None
-    anatomy: Anatomy | None = None
-    parameters: dict[str, Any] = field(default_factory=dict)
-    """What was done with which settings, for sidecars."""
 
 
 def collect_run(

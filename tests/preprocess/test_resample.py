@@ -10,6 +10,7 @@ from bids_app.catalog.templates import MODEL_SPACE, load_template, space
 from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE, GridSeries
 from bids_app.errors import BadDataError
 from bids_app.preprocess.images import ArrayVolumes, save_image
+from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.resample import (
     grid_series,
     model_grid_coverage,
@@ -18,7 +19,6 @@ from bids_app.preprocess.resample import (
     resample_to_space,
     where_data_are,
 )
-from bids_app.preprocess.run import PreprocessedRun
 from bids_app.preprocess.transforms import Chain, Warp, apply_matrix, grid_points, linear, rigid
 
 TO_BOLDREF = rigid(np.radians((8, -4, 3)), (2, -5, 7), (0, -20, 10))
