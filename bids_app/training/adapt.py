@@ -1,7 +1,8 @@
 """Adapting an encoder to a question: prompts, norms, head, or everything; the result is an adapter.
 
 A head alone is solved on embeddings that are computed once. Whatever lies inside the encoder is trained through it,
-together with a head that begins at zero.
+together with a head on standardised embeddings: their differences are small beside their mean, and without being
+standardised they teach the encoder nothing. The standardisation is folded into the head's weights in the end.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from bids_app.adapters.file import STRATEGIES, Adapter, AdapterCard
-from bids_app.errors import UsageError
+from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import Model
 from bids_app.model.encoder import Encoder
 from bids_app.model.heads import LinearHead, pool
@@ -24,6 +25,8 @@ from bids_app.training.data import Batch, ClipBatches
 from bids_app.training.loop import LoopSettings, fit
 from bids_app.training.question import Question
 from bids_app.training.store import Scan
+
+SMALLEST_BATCH = 4
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class AdaptSettings:
 
     strategy: str = "prompt"
     prompt_len: int = 50
-    batch_size: int = 4
+    batch_size: int = 8
     loop: LoopSettings = field(default_factory=lambda: LoopSettings(epochs=10, learning_rate=1e-3))
     patience: int | None = None
     ridge: float = 1e-2
@@ -58,6 +61,11 @@ class AdaptSettings:
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
             raise UsageError(f"There is no strategy {self.strategy!r}.", f"Choose one of {', '.join(STRATEGIES)}.")
+        if self.strategy != "linear" and self.batch_size < SMALLEST_BATCH:
+            raise UsageError(
+                f"A batch of {self.batch_size} is too small to standardise embeddings.",
+                f"Give {SMALLEST_BATCH} or more for the strategy {self.strategy}.",
+            )
         if self.has_prompts and self.prompt_len < 1:
             raise UsageError(f"--prompt-len is {self.prompt_len}.", "At least one prompt is needed.")
 
@@ -65,6 +73,61 @@ class AdaptSettings:
     def has_prompts(self) -> bool:
         """Whether prompts are learned."""
         return self.strategy in ("prompt", "prompt_ln")
+
+
+class StandardisedHead(nn.Module):
+    """A linear head on embeddings, standardised over each batch while training and by their running moments after it.
+
+    Parameters
+    ----------
+    n_features, outputs : int
+    memory : float
+        Share of each batch in the running moments, once enough batches have been seen.
+    """
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+    batches: torch.Tensor
+
+    def __init__(self, n_features: int, outputs: int, memory: float = 0.02) -> None:
+        super().__init__()
+        self.memory = memory
+        self.head = nn.Linear(n_features, outputs)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+        self.register_buffer("mean", torch.zeros(n_features))
+        self.register_buffer("variance", torch.ones(n_features))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, C, X, Y, Z, T) to (B, O)."""
+        embedding = pool(features)
+        if not self.training:
+            return self.head((embedding - self.mean) / self._spread(self.variance))
+        mean, variance = embedding.mean(dim=0), embedding.var(dim=0, correction=0)
+        with torch.no_grad():
+            self.batches += 1
+            share = max(self.memory, 1 / self.batches.item())
+            self.mean.lerp_(mean, share)
+            self.variance.lerp_(variance * len(embedding) / (len(embedding) - 1), share)
+        return self.head((embedding - mean) / self._spread(variance))
+
+    def folded(self) -> LinearHead:
+        """The same answers from embeddings as they are."""
+        return fold(self.head.weight, self.head.bias, self.mean, self._spread(self.variance))
+
+    @staticmethod
+    def _spread(variance: torch.Tensor) -> torch.Tensor:
+        return (variance + 1e-8).sqrt()
+
+
+@torch.no_grad()
+def fold(weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, spread: torch.Tensor) -> LinearHead:
+    """A head (O, C) for embeddings that were standardised by mean and spread (C,) as one for embeddings as they are."""
+    head = LinearHead(weight.shape[1], weight.shape[0]).to(weight.device)
+    head.head.weight.copy_(weight / spread)
+    head.head.bias.copy_(bias - (weight / spread) @ mean)
+    return head
 
 
 @dataclass(frozen=True)
@@ -82,7 +145,7 @@ class Labelled:
 class Learner(nn.Module):
     """An encoder, of which a strategy's part can be trained, with a head."""
 
-    def __init__(self, model: Model, head: LinearHead, settings: AdaptSettings) -> None:
+    def __init__(self, model: Model, head: LinearHead | StandardisedHead, settings: AdaptSettings) -> None:
         super().__init__()
         prompt_len = settings.prompt_len if settings.has_prompts else 0
         torch.manual_seed(settings.loop.seed)  # prompts begin at random
@@ -146,13 +209,12 @@ def adapt(
     """
     targets = question.targets(training.values).to(model.device)
     weights = question.class_weights(targets) if settings.balance else None
+    head: LinearHead | StandardisedHead
     if settings.strategy == "linear":
         embeddings, scans = embeddings_of(model, training.scans, settings.batch_size)
         head = solve_head(question, embeddings, targets[scans], settings.ridge, weights)
     else:
-        head = LinearHead(model.config.n_features, question.n_outputs).to(model.device)
-        nn.init.zeros_(head.head.weight)
-        nn.init.zeros_(head.head.bias)
+        head = StandardisedHead(model.config.n_features, question.n_outputs).to(model.device)
     learner = Learner(model, head, settings)
     validate = _validator(learner, question, validation, settings) if validation else None
     if settings.strategy == "linear":
@@ -173,7 +235,8 @@ def adapt(
         cohort=_cohort(training),
         metrics=_metrics(rows, question, validation),
     )
-    return Adapter(card, _cpu(learner.head.state_dict()), learner.learned()), rows
+    final = head.folded() if isinstance(head, StandardisedHead) else head
+    return Adapter(card, _cpu(final.state_dict()), learner.learned()), rows
 
 
 def _through_the_encoder(
@@ -192,6 +255,12 @@ def _through_the_encoder(
         return question.loss(learner(batch.clips), targets[batch.scans], weights)
 
     batches = ClipBatches(training.scans, settings.batch_size, settings.loop.seed)
+    n_clips = sum(scan.n_clips for scan in training.scans)
+    if n_clips < SMALLEST_BATCH:
+        raise BadDataError(
+            f"The training scans have {n_clips} clips, too few to standardise embeddings.",
+            f"{SMALLEST_BATCH} are the least; use the strategy linear, or more scans.",
+        )
     best_by = question.score if validate else None
     return fit(learner, batches, loss_of, settings.loop, folder, validate, best_by, settings.patience, say)
 
@@ -248,11 +317,7 @@ def solve_head(
 
     with torch.enable_grad():
         solver.step(closure)
-    head = LinearHead(embeddings.shape[1], question.n_outputs).to(embeddings.device)
-    with torch.no_grad():
-        head.head.weight.copy_(weight / std)
-        head.head.bias.copy_(bias - (weight / std) @ mean)
-    return head
+    return fold(weight, bias, mean, std)
 
 
 def _cohort(training: Labelled) -> dict[str, Any]:

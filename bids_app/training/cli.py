@@ -42,7 +42,7 @@ def _add_pretrain(p: argparse.ArgumentParser) -> None:
 
 
 def _add_adapt(p: argparse.ArgumentParser) -> None:
-    _add_common(p, epochs=10, batch_size=4, learning_rate=1e-3, normalisation="voxel")
+    _add_common(p, epochs=10, batch_size=8, learning_rate=1e-3, normalisation="voxel")
     p.add_argument("--model", required=True, help="encoder: a name of the catalog, or a file")
     p.add_argument("--target", required=True, metavar="TABLE:COLUMN", help="participants.tsv:sex, scan:task, ...")
     p.add_argument("--task", choices=("classification", "regression"), help="default: by the values")

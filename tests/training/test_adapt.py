@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from bids_app.adapters.file import STRATEGIES, AdaptedModel, load_adapter, save_adapter, to_answers
-from bids_app.errors import UsageError
+from bids_app.errors import BadDataError, UsageError
 from bids_app.model.encoder import Encoder
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import MaskSettings
-from bids_app.training.adapt import AdaptSettings, Labelled, Learner, adapt, solve_head
+from bids_app.training.adapt import AdaptSettings, Labelled, Learner, StandardisedHead, adapt, solve_head
 from bids_app.training.cli import main
 from bids_app.training.data import ClipBatches
 from bids_app.training.loop import LoopSettings
 from bids_app.training.pretrain import PretrainSettings, pretrain
 from bids_app.training.question import Question
 
-QUICK = LoopSettings(epochs=1, learning_rate=1e-3)
+QUICK = LoopSettings(epochs=2, learning_rate=1e-3)
 
 
 def labelled(store) -> Labelled:
@@ -29,9 +29,9 @@ def labelled(store) -> Labelled:
 
 @pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "linear"])
 def test_a_strategy_trains_its_part_and_its_file_answers_alike(strategy, make_store, tiny_model, tmp_path, tiny_config):
-    data = labelled(make_store(1))
+    data = labelled(make_store(2))
     question = Question.about("side", data.values)
-    settings = AdaptSettings(strategy, prompt_len=3, batch_size=1, loop=QUICK)
+    settings = AdaptSettings(strategy, prompt_len=3, batch_size=4, loop=QUICK)
     adapter, rows = adapt(tiny_model, question, data, None, settings, "global", "side")
     names = set(adapter.encoder)
     own = {n for n, _ in Encoder(replace(tiny_config, prompt_len=3)).named_parameters()}
@@ -82,6 +82,47 @@ def test_prompts_begin_at_random_but_alike(tiny_model, tiny_config):
     first, second = (Learner(tiny_model, LinearHead(tiny_config.n_features, 1), settings).learned() for _ in range(2))
     assert first.keys() == second.keys()
     assert all(torch.equal(first[n], second[n]) for n in first)
+
+
+def test_a_standardised_head_folds_into_a_plain_one_with_the_same_answers():
+    torch.manual_seed(0)
+    head = StandardisedHead(6, 2, memory=0.1)
+    torch.nn.init.normal_(head.head.weight)
+    torch.nn.init.normal_(head.head.bias)
+    batches = 5 + torch.randn(40, 8, 6, 1, 1, 1, 2) * torch.arange(1, 7).reshape(6, 1, 1, 1, 1)
+    for batch in batches:
+        head.train()(batch)
+    features = batches[0]
+    assert torch.allclose(head.folded()(features), head.eval()(features), atol=1e-5)
+    pooled = batches.mean(dim=(3, 4, 5, 6)).reshape(-1, 6)
+    assert torch.allclose(head.mean, pooled.mean(0), rtol=0.2)
+    assert torch.allclose(head.variance, pooled.var(0), rtol=0.4)
+
+
+def test_a_standardised_head_teaches_what_lies_below_it_from_its_first_step():
+    """Embeddings that differ by a thousandth of their mean are told apart within a few steps."""
+    torch.manual_seed(0)
+    below = torch.nn.Linear(4, 4)
+    head = StandardisedHead(4, 1)
+    x = torch.randn(64, 4)
+    truth = (x[:, :1] > 0).float()
+    optimiser = torch.optim.AdamW([*below.parameters(), *head.parameters()], lr=0.02)
+    for _ in range(60):
+        features = (1000 + below(x))[..., None, None, None, None]
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(head(features), truth)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    assert ((head(features) > 0) == (truth > 0)).float().mean() > 0.95
+    assert loss < 0.3
+
+
+def test_fewer_clips_than_can_be_standardised_are_refused(make_store, tiny_model):
+    data = labelled(make_store(1))
+    with pytest.raises(BadDataError, match="2 clips"):
+        adapt(tiny_model, Question.about("side", data.values), data, None, AdaptSettings("ln"), "global", "side")
+    with pytest.raises(UsageError, match="batch of 2"):
+        AdaptSettings("ln", batch_size=2)
 
 
 def test_unknown_strategies_list_the_known():
