@@ -128,51 +128,9 @@ class Anatomy:
 def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: ChosenModel, settings: Settings) -> Step:
     """Add the steps of one run, and those of its T1w image if they are not there yet; return the last."""
     wanted, threads, all_threads = settings.preprocess, settings.resources.omp_threads, settings.resources.n_procs
-    seed, template = wanted.random_seed, templates.available()[0]
     name = node_name(run.stem)
-    anatomy = add_anatomy(graph, run, anatomies, template, settings)
-    aligned_t1w = anatomy.aligned if anatomy else None
-
-    series = graph.step(
-        f"{name}_examine",
-        steps.examine,
-        bold=run.bold,
-        metadata=run.metadata,
-        events=run.events,
-        dummy_scans=wanted.dummy_scans,
-        stamp=file_stamp(run.bold) + file_stamp(run.events),
-    )
-    motion = graph.step(f"{name}_motion", correct_motion, series=series, threads=threads)
-    reference = graph.step(f"{name}_mask", steps.mask_run, series=series, motion=motion)
-    alignment = graph.step(
-        f"{name}_align",
-        steps.align,
-        reference=reference,
-        template=template,
-        seed=seed,
-        anatomy=aligned_t1w,
-        memory_gb=2,
-    )
-    confounds = graph.step(
-        f"{name}_confounds",
-        steps.confounds,
-        series=series,
-        motion=motion,
-        alignment=alignment,
-        fd_spike_mm=wanted.fd_spike_threshold,
-        threads=threads,
-    )
-    preprocessed = graph.step(
-        f"{name}_collect",
-        collect_run,
-        series=series,
-        motion=motion,
-        reference=reference,
-        alignment=alignment,
-        confounds=confounds,
-        seed=seed,
-        anatomy=aligned_t1w,
-    )
+    anatomy = add_anatomy(graph, run, anatomies, templates.available()[0], settings)
+    preprocessed = from_raw(graph, run, anatomy, settings)
     grid = graph.step(f"{name}_grid", steps.put_on_grid, preprocessed=preprocessed, threads=threads)
     encoded = graph.step(
         f"{name}_encode",
@@ -226,6 +184,54 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
         figures=figures,
         anatomy=anatomy.published if anatomy else None,
         always=True,
+    )
+
+
+def from_raw(graph: Graph, run: BoldRun, anatomy: Anatomy | None, settings: Settings) -> Step:
+    """Add the steps from a raw run to a `PreprocessedRun`; return the last."""
+    wanted, threads = settings.preprocess, settings.resources.omp_threads
+    seed, template = wanted.random_seed, templates.available()[0]
+    name = node_name(run.stem)
+    aligned_t1w = anatomy.aligned if anatomy else None
+    series = graph.step(
+        f"{name}_examine",
+        steps.examine,
+        bold=run.bold,
+        metadata=run.metadata,
+        events=run.events,
+        dummy_scans=wanted.dummy_scans,
+        stamp=file_stamp(run.bold) + file_stamp(run.events),
+    )
+    motion = graph.step(f"{name}_motion", correct_motion, series=series, threads=threads)
+    reference = graph.step(f"{name}_mask", steps.mask_run, series=series, motion=motion)
+    alignment = graph.step(
+        f"{name}_align",
+        steps.align,
+        reference=reference,
+        template=template,
+        seed=seed,
+        anatomy=aligned_t1w,
+        memory_gb=2,
+    )
+    confounds = graph.step(
+        f"{name}_confounds",
+        steps.confounds,
+        series=series,
+        motion=motion,
+        alignment=alignment,
+        fd_spike_mm=wanted.fd_spike_threshold,
+        threads=threads,
+    )
+    return graph.step(
+        f"{name}_collect",
+        collect_run,
+        series=series,
+        motion=motion,
+        reference=reference,
+        alignment=alignment,
+        confounds=confounds,
+        seed=seed,
+        anatomy=aligned_t1w,
     )
 
 
