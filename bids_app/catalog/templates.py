@@ -123,6 +123,18 @@ def available() -> tuple[str, ...]:
     return tuple(name for name in catalog() if _find(name) is not None)
 
 
+def standing_in(name: str) -> str:
+    """The template itself where it is on this machine, else the best that is."""
+    here = available()
+    return name if name in here or not here else here[0]
+
+
+def warp_between(source: str, target: str) -> Path | None:
+    """TemplateFlow's transform that draws images of one template's space in another's; None when it is not here."""
+    path = templateflow_home() / f"tpl-{target}" / f"tpl-{target}_from-{source}_mode-image_xfm.h5"
+    return path if _has_content(path) else None
+
+
 def load_template(name: str | None = None) -> Template:
     """Load a template at 2 mm.
 
@@ -176,11 +188,13 @@ def brain_on(name: str, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarra
     Parameters
     ----------
     name : str
+        Where it is not on this machine, the best that is stands in for it, by their matrices.
     shape, affine : tuple of int, numpy.ndarray (4, 4)
         The grid; points in the template's RAS mm.
     """
-    template = load_template(name)
-    return _at(template.mask.astype(np.float32), template.affine, shape, affine, smooth=False) > 0.5
+    template = load_template(standing_in(name))
+    grid = space(name).pull_to(template.space) @ affine
+    return _at(template.mask.astype(np.float32), template.affine, shape, grid, smooth=False) > 0.5
 
 
 def _find(name: str) -> dict[str, Path] | None:

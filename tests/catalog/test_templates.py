@@ -111,3 +111,30 @@ def test_brain_on_another_grid_has_the_same_volume():
     affine[:3, 3] = (90, -130, -80)
     brain = brain_on(EMBEDDED, (60, 76, 60), affine)
     assert brain.sum() * 27 == pytest.approx(template.mask.sum() * 8, rel=0.03)
+
+
+def test_a_template_that_is_missing_has_one_that_stands_in_for_it(empty_cache):
+    assert templates.standing_in(MODEL_SPACE) == EMBEDDED
+    assert templates.standing_in(EMBEDDED) == EMBEDDED
+    grid = space(MODEL_SPACE)
+    own = brain_on(MODEL_SPACE, grid.shape, grid.affine)
+    through = brain_on(EMBEDDED, grid.shape, grid.pull_to(space(EMBEDDED)) @ grid.affine)
+    assert own.any()
+    np.testing.assert_array_equal(own, through)
+
+
+def test_a_transform_between_spaces_is_taken_only_when_it_has_content(empty_cache):
+    source = "MNI152NLin2009cAsym"
+    path = empty_cache / f"tpl-{MODEL_SPACE}" / f"tpl-{MODEL_SPACE}_from-{source}_mode-image_xfm.h5"
+    path.parent.mkdir()
+    path.touch()
+    assert templates.warp_between(source, MODEL_SPACE) is None
+    path.write_bytes(b"transform")
+    assert templates.warp_between(source, MODEL_SPACE) == path
+    assert templates.warp_between(MODEL_SPACE, source) is None
+
+
+def test_the_matrix_of_2009c_is_that_of_its_family_without_the_asymmetry():
+    mirror = np.diag([-1.0, 1, 1, 1])
+    family = space(EMBEDDED).to_model
+    np.testing.assert_allclose(space("MNI152NLin2009cAsym").to_model, (family + mirror @ family @ mirror) / 2)
