@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.bids.derivatives import write_json, write_tsv
-from bids_app.bids.names import split_name
+from bids_app.bids.names import join_name, split_name
 from bids_app.checks import check_output
 from bids_app.errors import EXIT_OK, BadDataError, NoInputError
 from bids_app.settings import Settings
@@ -63,7 +63,7 @@ def gather(folders: Iterable[Path]) -> dict[str, list[dict[str, Any]]]:
         tables["runs"] += last_outcomes(folder)
         for path in sorted(folder.rglob("func/*_desc-quality_metrics.json")):
             metrics = {k: v for k, v in read_json_file(path).get("quality", {}).items() if isinstance(v, int | float)}
-            tables["bold"].append(key_columns(path) | metrics)
+            tables["bold"].append(key_columns(path) | {"bids_name": bids_name(path)} | metrics)
         for path in sorted(folder.rglob("func/*_embeddings.tsv")):
             model = split_name(path.name)[0]["desc"]
             tables["embeddings"] += [
@@ -83,6 +83,12 @@ def key_columns(path: Path) -> dict[str, str]:
     """The columns that say which run a row is about."""
     entities = {k: v for k, v in split_name(path.name)[0].items() if k != "desc"}
     return {"participant_id": f"sub-{entities.pop('sub')}"} | entities
+
+
+def bids_name(path: Path) -> str:
+    """A run's name with its suffix, as MRIQC's tables have it."""
+    entities = {k: v for k, v in split_name(path.name)[0].items() if k != "desc"}
+    return join_name(entities, "bold")
 
 
 def last_outcomes(folder: Path) -> list[dict[str, Any]]:

@@ -23,6 +23,8 @@ from bids_app.preprocess.anatomy import Anatomy
 from bids_app.preprocess.images import load_nifti
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.resample import resample_to_space
+from bids_app.preprocess.slices import describe_slices
+from bids_app.reports.contents import quality_columns
 from bids_app.steps import Encoded, OnGrid
 
 CARPET_VOXELS = 3000
@@ -172,13 +174,7 @@ def run_outputs(
     for space in output_spaces:
         write_in_space(names, run, space, threads, out_dir)
 
-    quality = {
-        **run.quality,
-        "coverage": grid.coverage,
-        "tr": run.tr,
-        "n_volumes": run.n_volumes,
-        "n_dummy": run.n_dummy,
-    }
+    quality = {**run.quality, "coverage": grid.coverage, **scan_figures(run)}
     content = {
         "route": run.route,
         "template": run.template,
@@ -187,8 +183,19 @@ def run_outputs(
         "notes": list(notes),
         "parameters": {**run.parameters, "Threads": threads},
     }
-    write_json(names.path("metrics", ".json", desc="quality"), {**content, "Sources": list(names.sources)})
+    table = names.path("metrics", ".tsv", desc="quality")
+    write_tsv(table, {key: [value] for key, value in {"bids_name": f"{names.stem}_bold", **quality}.items()})
+    names.sidecar(table, {**content, "bids_name": {"Description": "The run"}, **quality_columns(quality)})
     return names.tree
+
+
+def scan_figures(run: PreprocessedRun) -> dict[str, float]:
+    """Size and resolution of a run under MRIQC's names: voxels and volumes, mm and s; axes as they are stored."""
+    header = load_nifti(run.boldref).header
+    figures = {"size_t": run.n_volumes, "dummy_trs": run.n_dummy, "spacing_tr": run.tr}
+    for axis, size, spacing in zip("xyz", header.get_data_shape(), header.get_zooms(), strict=False):
+        figures |= {f"size_{axis}": int(size), f"spacing_{axis}": round(float(spacing), 4)}
+    return figures
 
 
 def write_in_space(names: RunName, run: PreprocessedRun, space: str, threads: int, out_dir: Path) -> None:
@@ -196,7 +203,8 @@ def write_in_space(names: RunName, run: PreprocessedRun, space: str, threads: in
     series, brain = resample_to_space(run, space, out_dir, threads)
     bold = names.path("bold", ".nii.gz", space=space, res="2", desc="preproc")
     series.rename(bold)
-    seconds = {"RepetitionTime": run.tr, "SkullStripped": False, "Resolution": "2 mm isotropic"}
+    seconds: dict[str, Any] = {"RepetitionTime": run.tr, "SkullStripped": False, "Resolution": "2 mm isotropic"}
+    seconds |= describe_slices(run.slices)
     names.sidecar(bold, {**seconds, "TaskName": names.entities.get("task", "n/a"), "NumberOfVolumes": run.n_volumes})
     mask = names.path("mask", ".nii.gz", space=space, res="2", desc="brain")
     brain.rename(mask)
@@ -208,14 +216,14 @@ def model_outputs(
 ) -> Path:
     """Lay out embeddings and predictions with their sidecars."""
     names = name_run(out_dir / "tree", entities, bids_dir, [preprocessed.source])
-    facts, template = encoded.facts, preprocessed.template
+    facts, template, timing = encoded.facts, preprocessed.template, describe_slices(preprocessed.slices)
     table = names.path("embeddings", ".tsv", desc=as_label(facts["Model"]))
     write_tsv(table, pd.DataFrame(encoded.embeddings.rows()))
-    names.sidecar(table, {**facts, "Template": template, **describe_embeddings(encoded)})
+    names.sidecar(table, {**facts, "Template": template, **timing, **describe_embeddings(encoded)})
     for prediction in encoded.predictions:
         table = names.path("predictions", ".tsv", desc=prediction.card.name)
         write_tsv(table, pd.DataFrame(prediction.rows()))
-        names.sidecar(table, {**facts, "Template": template, **describe_prediction(prediction)})
+        names.sidecar(table, {**facts, "Template": template, **timing, **describe_prediction(prediction)})
     return names.tree
 
 

@@ -48,7 +48,7 @@ This folder is a BIDS derivatives dataset, made by NeuroSTORM as a BIDS App from
 | `sub-*/**/func/*_desc-<model>_embeddings.tsv` | what the encoder made of each run: a row a clip, and their mean |
 | `sub-*/**/func/*_desc-<adapter>_predictions.tsv` | what an adapter predicts from it, with the spread over clips |
 | `sub-*/**/func/*_desc-confounds_timeseries.tsv` | motion and nuisance signals, with fMRIPrep's column names |
-| `sub-*/**/func/*_desc-quality_metrics.json` | how well each step went, and what was chosen on the way |
+| `sub-*/**/func/*_desc-quality_metrics.{tsv,json}` | quality under MRIQC's names, and what was chosen on the way |
 | `sub-*/**/{anat,func}/*_mask.nii.gz`, `*_boldref.nii.gz`, `*_xfm.*` | masks, reference images and transforms |
 | `sub-*/log/*/summary.json` | how each run ended, and why |
 | `logs/CITATION.md` | the methods text and what to cite |

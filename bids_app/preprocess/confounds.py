@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -19,6 +19,7 @@ import pandas as pd
 from bids_app.preprocess.alignment import Alignment
 from bids_app.preprocess.images import Series, read_volume
 from bids_app.preprocess.motion import MotionEstimate, framewise_displacement
+from bids_app.preprocess.quality import measure_quality
 from bids_app.preprocess.resample import pull_volumes
 from bids_app.preprocess.transforms import grid_points, rigid_parameters
 
@@ -29,7 +30,6 @@ DVARS_SPIKE = 1.5
 """Standardised DVARS above which a volume counts as a motion outlier, as in fMRIPrep."""
 DVARS_MEDIAN = 1000.0
 """Median brightness that series are scaled to before DVARS."""
-FD_REPORTED_MM = 0.5
 BLOCK = 8192
 
 
@@ -79,8 +79,12 @@ def measure_confounds(
         row += len(drawn)
     values.flush()
     parameters = rigid_parameters(poses, points.mean(axis=0))
-    table, meta = confounds_table(values, parameters, tissues, series.tr, series.n_dummy, fd_threshold)
-    quality = run_quality(values, table, series.n_dummy)
+    dvars = dvars_of(values, series.n_dummy)
+    table, meta = confounds_table(values, parameters, tissues, series.tr, series.n_dummy, fd_threshold, dvars)
+    boldref, _ = read_volume(motion.boldref)
+    fd = table["framewise_displacement"].to_numpy()
+    quality = measure_quality(values, mask, boldref, affine, fd, series.n_dummy) | dvars.means(series.n_dummy)
+    quality["n_motion_outliers"] = float(sum(name.startswith("motion_outlier") for name in table.columns))
     quality |= {f"{name}_voxels": float(where.sum()) for name, where in tissues.items()}
     table_file, sidecar = out_dir / "confounds.tsv", out_dir / "confounds.json"
     table.to_csv(table_file, sep="\t", index=False, na_rep="n/a", float_format="%.8g")
@@ -95,6 +99,7 @@ def confounds_table(
     tr: float,
     n_dummy: int = 0,
     fd_threshold: float = 0.5,
+    dvars: Dvars | None = None,
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
     """Confounds of a run.
 
@@ -112,6 +117,8 @@ def confounds_table(
         Volumes at the start before the signal is steady.
     fd_threshold : float
         mm.
+    dvars : Dvars, optional
+        Of the series, when it is known already.
 
     Returns
     -------
@@ -128,9 +135,10 @@ def confounds_table(
         expanded = {name: signal} if name == "csf_wm" else expand(name, signal)
         columns |= expanded
         meta |= {key: {"Description": _SIGNALS[name] + _expansion(key)} for key in expanded}
-    dvars, std_dvars = dvars_of(values, n_dummy)
+    dvars = dvars or dvars_of(values, n_dummy)
     fd = np.concatenate([[np.nan], framewise_displacement(parameters)[1:]])
-    columns |= {"std_dvars": std_dvars, "dvars": dvars, "framewise_displacement": fd, "rmsd": rmsd_of(parameters)}
+    columns |= {"std_dvars": dvars.std, "dvars": dvars.nstd}
+    columns |= {"framewise_displacement": fd, "rmsd": rmsd_of(parameters)}
     meta |= _MEASURES
     for name, parameter in zip(MOTION_COLUMNS, parameters.T, strict=True):
         expanded = expand(name, parameter)
@@ -147,7 +155,7 @@ def confounds_table(
         columns[f"non_steady_state_outlier{k:02d}"] = _spike(n_volumes, k)
         meta[f"non_steady_state_outlier{k:02d}"] = {"Description": "A volume before the signal was steady."}
     with np.errstate(invalid="ignore"):
-        spikes = np.flatnonzero((fd > fd_threshold) | (std_dvars > DVARS_SPIKE))
+        spikes = np.flatnonzero((fd > fd_threshold) | (dvars.std > DVARS_SPIKE))
     for k, volume in enumerate(spikes[spikes >= n_dummy]):
         columns[f"motion_outlier{k:02d}"] = _spike(n_volumes, int(volume))
         meta[f"motion_outlier{k:02d}"] = {
@@ -232,41 +240,57 @@ def blocks(values: np.ndarray, where: np.ndarray | None = None, start: int = 0):
             yield np.asarray(values[start:, columns], dtype=np.float64)
 
 
-def dvars_of(values: np.ndarray, n_dummy: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """DVARS and standardised DVARS (Power et al., 2012; Nichols, 2013).
+class Dvars(NamedTuple):
+    """Change of the brain from volume to volume in three scales, (T,) each; NaN for the first volume.
+
+    Names as in MRIQC: ``nstd`` is root mean square change of the series scaled to a median of 1000; ``std`` is divided
+    by the mean over voxels of what a first-order autoregressive series with the voxel's robust spread would show;
+    ``vstd`` is divided by that in each voxel, before the mean over voxels.
+    """
+
+    nstd: np.ndarray
+    std: np.ndarray
+    vstd: np.ndarray
+
+    def means(self, n_dummy: int = 0) -> dict[str, float]:
+        """Means over the steady volumes: ``dvars_nstd``, ``dvars_std``, ``dvars_vstd``."""
+        return {f"dvars_{name}": float(np.nanmean(values[n_dummy + 1 :])) for name, values in self._asdict().items()}
+
+
+def dvars_of(values: np.ndarray, n_dummy: int = 0) -> Dvars:
+    """DVARS and its standardised forms (Power et al., 2012; Nichols, 2013).
 
     Parameters
     ----------
     values : numpy.ndarray, (T, V)
     n_dummy : int
         Volumes at the start that take no part in the standardisation.
-
-    Returns
-    -------
-    tuple of numpy.ndarray, (T,)
-        NaN for the first volume. DVARS is of the series scaled to a median of 1000; the standardised one is divided by
-        the mean over voxels of what a first-order autoregressive series with the voxel's robust spread would show.
     """
     n_volumes, n_voxels = values.shape
     squares = np.zeros(n_volumes - 1)
+    voxelwise = np.zeros(n_volumes - 1)
     expected = 0.0
     n_alive = 0
     step = max(1, n_volumes // 20)
     scale = DVARS_MEDIAN / float(np.median(values[n_dummy::step]))
     for block in blocks(values):
-        squares += (np.diff(block, axis=0) ** 2).sum(axis=1)
+        change = np.diff(block, axis=0) ** 2
+        squares += change.sum(axis=1)
         steady = block[n_dummy:]
         low, high = np.percentile(steady, [25, 75], axis=0, method="lower")
         spread = (high - low) / 1.349
         alive = spread > 0
         centred = steady[:, alive] - steady[:, alive].mean(axis=0)
         carry = (centred[1:] * centred[:-1]).sum(axis=0) / (centred**2).sum(axis=0)
-        expected += float((np.sqrt(2 * (1 - carry)) * spread[alive]).sum())
+        usual_square = 2 * (1 - carry) * spread[alive] ** 2
+        expected += float(np.sqrt(usual_square).sum())
+        voxelwise += (change[:, alive] / usual_square).sum(axis=1)
         n_alive += int(alive.sum())
     dvars = np.sqrt(squares / n_voxels)
     usual = expected / max(n_alive, 1)
-    first = np.array([np.nan])
-    return np.concatenate([first, dvars * scale]), np.concatenate([first, dvars / usual if usual else dvars * np.nan])
+    std = dvars / usual if usual else np.full_like(dvars, np.nan)
+    vstd = np.sqrt(voxelwise / n_alive) if n_alive else np.full_like(dvars, np.nan)
+    return Dvars(*(np.concatenate([[np.nan], values]) for values in (dvars * scale, std, vstd)))
 
 
 def rmsd_of(parameters: np.ndarray, radius_mm: float = 80.0) -> np.ndarray:
@@ -354,21 +378,3 @@ def principal_components(
     size, vectors = size[alive], vectors[:, alive]
     peaks = vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])]
     return vectors * np.sign(peaks), np.sqrt(size), size / max(size.sum(), 1e-30)
-
-
-def run_quality(values: np.ndarray, table: pd.DataFrame, n_dummy: int) -> dict[str, float]:
-    """Figures of quality of a run: tSNR, motion, DVARS."""
-    ratios = []
-    for block in blocks(values, start=n_dummy):
-        spread = block.std(axis=0)
-        ratios.append(np.divide(block.mean(axis=0), spread, out=np.zeros_like(spread), where=spread > 0))
-    fd = table["framewise_displacement"].to_numpy()[1:]
-    return {
-        "tsnr": float(np.median(np.concatenate(ratios))),
-        "mean_fd_mm": float(np.mean(fd)),
-        "max_fd_mm": float(np.max(fd)),
-        "percent_fd_above_0.5_mm": float(100 * np.mean(fd > FD_REPORTED_MM)),
-        "dvars": float(np.nanmean(table["dvars"].to_numpy()[n_dummy + 1 :])),
-        "dvars_std": float(np.nanmean(table["std_dvars"].to_numpy()[n_dummy + 1 :])),
-        "n_motion_outliers": float(sum(name.startswith("motion_outlier") for name in table.columns)),
-    }

@@ -71,6 +71,10 @@ class Measure:
     value: str
     help: str = ""
     first: bool = False
+    limit: str = ""
+    """``at least 0.9``; empty where there is none."""
+    verdict: str = ""
+    """``pass`` or ``warn``; empty where there is no limit, or no value."""
 
 
 @dataclass(frozen=True)
@@ -306,17 +310,45 @@ def measures(quality: Mapping[str, Any]) -> list[Measure]:
     found = []
     for key in order:
         entry, value = known.get(key, {}), quality[key]
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            text = "n/a"
-        elif isinstance(value, int | float) and not isinstance(value, bool):
-            value = value * entry.get("factor", 1)
-            unit = entry.get("unit", "")
-            digits = f".{entry['digits']}f" if "digits" in entry else ".4g"
-            text = f"{value:{digits}} {unit}".rstrip()
-        else:
+        text, verdict = "n/a", ""
+        if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
+            text, verdict = _in_units(value, entry, entry.get("digits")), judge(key, value)
+        elif value is not None and not isinstance(value, float):
             text = str(value)
         label = entry.get("label", key.replace("_", " "))
-        found.append(Measure(label, text, entry.get("help", ""), entry.get("first", False)))
+        found.append(Measure(label, text, entry.get("help", ""), entry.get("first", False), limit_of(key), verdict))
+    return found
+
+
+def judge(key: str, value: float) -> str:
+    """``pass`` or ``warn`` for a quality figure by the limits of the specification; empty where it has none."""
+    entry = spec()["quality"].get(key, {})
+    if not {"least", "most"} & entry.keys():
+        return ""
+    return "pass" if entry.get("least", -math.inf) <= value <= entry.get("most", math.inf) else "warn"
+
+
+def limit_of(key: str) -> str:
+    """The limits of a quality figure in words; empty where it has none."""
+    entry = spec()["quality"].get(key, {})
+    return " and ".join(f"at {word} {_in_units(entry[word], entry)}" for word in ("least", "most") if word in entry)
+
+
+def _in_units(value: float, entry: Mapping[str, Any], digits: int | None = None) -> str:
+    shown = value * entry.get("factor", 1)
+    return f"{shown:{'.4g' if digits is None else f'.{digits}f'}} {entry.get('unit', '')}".rstrip()
+
+
+def quality_columns(quality: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the columns of a table of quality figures are, for its sidecar."""
+    found = {}
+    for key in quality:
+        entry = spec()["quality"].get(key, {})
+        described = {"LongName": entry.get("label"), "Description": entry.get("help"), "Units": entry.get("unit")}
+        if entry.get("unit") == "%" and entry.get("factor") == 100:
+            described["Units"] = "1"  # a share in the table, shown in percent
+        limits = {"Minimum": entry.get("least"), "Maximum": entry.get("most")}
+        found[key] = {name: text for name, text in (described | limits).items() if text is not None}
     return found
 
 

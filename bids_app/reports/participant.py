@@ -18,7 +18,7 @@ from bids_app import __version__
 from bids_app.bids.derivatives import write_text
 from bids_app.errors import NoInputError
 from bids_app.reports import markdown
-from bids_app.reports.contents import Contents, Reader, Run, spec
+from bids_app.reports.contents import Contents, Measure, Reader, Run, spec
 
 SECTIONS = (
     ("summary", "Summary"),
@@ -105,11 +105,11 @@ def render(contents: Contents) -> str:
     return environment.get_template("participant.html.jinja").render(values)
 
 
-def quality_rows(runs: Sequence[Run]) -> list[tuple[str, str, list[str]]]:
-    """Label, help and each run's value of all quality figures; empty where a run does not have one."""
-    helps = {measure.label: measure.help for run in runs for measure in run.measures}
-    values = [{measure.label: measure.value for measure in run.measures} for run in runs]
-    return [(label, helps[label], [run.get(label, "") for run in values]) for label in helps]
+def quality_rows(runs: Sequence[Run]) -> list[tuple[Measure, list[Measure | None]]]:
+    """Each quality figure, as an example for its label, help and limit, and each run's own; None where it has none."""
+    examples = {measure.label: measure for run in runs for measure in run.measures}
+    own = [{measure.label: measure for measure in run.measures} for run in runs]
+    return [(example, [run.get(label) for run in own]) for label, example in examples.items()]
 
 
 def plain(value: Any) -> str:

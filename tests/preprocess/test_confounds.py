@@ -14,7 +14,6 @@ from bids_app.preprocess.confounds import (
     expand,
     principal_components,
     rmsd_of,
-    run_quality,
 )
 
 N_VOLUMES, N_VOXELS, TR = 80, 600, 2.0
@@ -97,7 +96,7 @@ def test_rmsd_of_a_shift_is_the_shift():
 
 
 def test_dvars_by_its_definition(values):
-    dvars, std_dvars = dvars_of(values)
+    dvars, std_dvars, voxelwise = dvars_of(values)
     scaled = values.astype(np.float64) * 1000 / np.median(values[:: N_VOLUMES // 20])
     expected = np.sqrt((np.diff(scaled, axis=0) ** 2).mean(axis=1))
     np.testing.assert_allclose(dvars[1:], expected, rtol=1e-9)
@@ -109,13 +108,16 @@ def test_dvars_by_its_definition(values):
         usual.append(np.sqrt(2 * (1 - carry)) * spread)
     change = np.sqrt((np.diff(values.astype(np.float64), axis=0) ** 2).mean(axis=1))
     np.testing.assert_allclose(std_dvars[1:], change / np.mean(usual), rtol=1e-9)
+    change = np.diff(values.astype(np.float64), axis=0) / np.array(usual)
+    np.testing.assert_allclose(voxelwise[1:], np.sqrt((change**2).mean(axis=1)), rtol=1e-9)
     assert np.isnan(dvars[0])
 
 
 def test_standardised_dvars_of_white_noise_is_one():
     noise = np.random.default_rng(0).normal(1000, 10, (300, 500)).astype(np.float32)
-    _, std_dvars = dvars_of(noise)
-    assert np.nanmean(std_dvars) == pytest.approx(1.0, abs=0.03)
+    found = dvars_of(noise)
+    assert np.nanmean(found.std) == pytest.approx(1.0, abs=0.03)
+    assert found.means()["dvars_vstd"] == pytest.approx(1.0, abs=0.03)
 
 
 def test_derivatives_and_squares():
@@ -167,15 +169,6 @@ def test_tissue_without_voxels_leaves_its_columns_out_of_compcor(values, paramet
     assert table["csf"].isna().all()
     assert not [c for c in table if c.startswith("c_comp_cor")]
     assert "w_comp_cor_00" in table
-
-
-def test_quality_of_a_run(values, parameters):
-    table, _ = confounds_table(values, parameters, TISSUES, TR)
-    quality = run_quality(values, table, n_dummy=0)
-    assert quality["tsnr"] == pytest.approx(np.median(values.mean(axis=0) / values.std(axis=0)), rel=1e-5)
-    assert quality["mean_fd_mm"] == pytest.approx(1.3 / (N_VOLUMES - 1))
-    assert quality["percent_fd_above_0.5_mm"] == pytest.approx(100 / (N_VOLUMES - 1))
-    assert quality["n_motion_outliers"] == 2
 
 
 def test_table_is_written_with_na(tmp_path, values, parameters):

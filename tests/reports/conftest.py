@@ -107,23 +107,23 @@ def write_run(out, run, anatomy):
     quality = {
         "coreg_dice": 0.97,
         "coverage": 0.93,
-        "mean_fd_mm": 0.12,
+        "fd_mean": 0.12,
         "tsnr": 61.5,
         "odd_one": None,
-        "n_volumes": 60,
-        "tr": 2.0,
+        "size_t": 60,
+        "spacing_tr": 2.0,
     }
     quality |= {f"norm_{name}": 0.98 for name in ("correlation", "coverage", "dice", "scale_min", "scale_max")}
     quality |= {f"coreg_{name}": 0.5 for name in ("similarity", "stands_out", "brain_seen")}
     quality |= {
         "brain_ml": 1500,
         "norm_brain_ml": 1500,
-        "max_fd_mm": 0.9,
-        "dvars": 20.1,
-        "dvars_std": 1.1,
+        "fd_max": 0.9,
+        "dvars_nstd": 20.1,
+        "dvars_std": 1.7,
         "epi_mask_dice": 0.96,
     }
-    quality |= {"percent_fd_above_0.5_mm": 1.6, "n_motion_outliers": 1, "csf_voxels": 500, "white_matter_voxels": 7000}
+    quality |= {"fd_perc": 1.6, "n_motion_outliers": 1, "csf_voxels": 500, "white_matter_voxels": 7000}
     metrics = {
         "quality": quality,
         "route": "t1w",

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import pytest
 
 from bids_app.errors import NoInputError
-from bids_app.reports.contents import measures
+from bids_app.reports.contents import judge, measures, quality_columns
 from bids_app.reports.participant import build_participant_report, plain
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
@@ -256,10 +256,43 @@ def test_cards_are_shown_without_the_marks_of_a_program():
     assert plain(card) == "n: 20; accuracy: 0.9512; by: a, b; real: no; note: n/a"
 
 
+def test_quality_stands_beside_its_limit_and_says_in_words_whether_it_passes(derivatives):
+    page = Page(build_participant_report(derivatives.out, "01"))
+    assert "Mean framewise displacement 0.12 mm pass 0.12 mm pass at most 0.55 mm" in page.words
+    assert "Standardised DVARS 1.70 warn 1.70 warn at most 1.5" in page.words
+    assert "Brain covered 93 % pass 93 % pass at least 90 %" in page.words
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "verdict"),
+    [
+        ("tsnr", 25.0, "pass"),
+        ("tsnr", 24.9, "warn"),
+        ("fd_perc", 20.1, "warn"),
+        ("brain_ml", 800.0, "warn"),
+        ("brain_ml", 1500.0, "pass"),
+        ("brain_ml", 2200.0, "warn"),
+        ("fwhm_avg", 6.0, ""),
+        ("unheard_of", 1.0, ""),
+    ],
+)
+def test_limits_hold_on_both_sides(key, value, verdict):
+    assert judge(key, value) == verdict
+    assert measures({key: value})[0].verdict == verdict
+
+
+def test_columns_are_described_with_unit_and_limits():
+    columns = quality_columns({"fd_mean": 0.1, "coverage": 0.9, "odd": 1})
+    assert columns["fd_mean"]["Units"] == "mm"
+    assert columns["fd_mean"]["Maximum"] == 0.55
+    assert columns["coverage"]["Units"] == "1"
+    assert columns["odd"] == {}
+
+
 def test_measures_are_shown_as_readers_know_them():
     shown = {
         m.label: m.value
-        for m in measures({"coverage": 0.934, "n_volumes": 156, "x_y": 1.23456, "coreg_dice": float("nan")})
+        for m in measures({"coverage": 0.934, "size_t": 156, "x_y": 1.23456, "coreg_dice": float("nan")})
     }
     assert shown == {
         "Brain covered": "93 %", "Brain overlap (Dice)": "n/a", "Volumes": "156", "x y": "1.235",
