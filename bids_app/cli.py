@@ -18,6 +18,7 @@ from bids_app import __version__
 from bids_app.errors import EXIT_SOFTWARE, AnalysisLevelError, NeurostormError, UsageError
 from bids_app.settings import (
     GROUP,
+    IGNORABLE,
     PARTICIPANT,
     ModelSettings,
     PreprocessSettings,
@@ -76,6 +77,10 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         group, "--output-spaces", nargs="+", default=[], metavar="SPACE",
         help="also write the preprocessed BOLD series at 2 mm in this space (MNI152NLin6Asym, MNI152NLin2009aSym)",
+    )  # fmt: skip
+    add(
+        group, "--ignore", nargs="+", default=[], choices=IGNORABLE, metavar="WHAT",
+        help="parts of the dataset not to use: slicetiming, fieldmaps",
     )  # fmt: skip
     add(group, "--random-seed", type=int, default=20_060_101, metavar="N", help="seed of everything that draws")
 
@@ -195,6 +200,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
         preprocess=PreprocessSettings(
             dummy_scans=options.dummy_scans,
             fd_spike_threshold=options.fd_spike_threshold,
+            ignore=tuple(options.ignore),
             output_spaces=tuple(strip_resolution(space) for space in options.output_spaces),
             random_seed=options.random_seed,
         ),

@@ -9,6 +9,7 @@ from bids_app.bids.query import BoldRun
 from bids_app.catalog import templates
 from bids_app.catalog.models import adapter_paths, find_model, weights_path
 from bids_app.model.checkpoint import read_checkpoint, weights_sha256
+from bids_app.preprocess.images import SLICE_TIMING
 from bids_app.reports.methods import Step
 from bids_app.settings import Settings
 
@@ -31,7 +32,10 @@ def describe_method(settings: Settings, runs: Sequence[BoldRun]) -> tuple[list[S
     if any(run.t1w for run in runs):
         steps += [Step("t1w_prepare"), Step("t1w_template", template)]
     rule = f"dropped (the first {wanted.dummy_scans})" if fixed else "found by their signal and dropped"
-    steps += [Step("dummy_scans", {"rule": rule}), Step("motion"), Step("bold_mask")]
+    steps += [Step("dummy_scans", {"rule": rule}), Step("motion")]
+    if SLICE_TIMING not in wanted.ignore and any(run.metadata.get("SliceTiming") for run in runs):
+        steps.append(Step("slice_timing"))
+    steps.append(Step("bold_mask"))
     if any(run.t1w for run in runs):
         steps.append(Step("bold_t1w"))
     if any(run.t1w is None for run in runs):

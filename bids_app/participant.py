@@ -200,6 +200,7 @@ def from_raw(graph: Graph, run: BoldRun, anatomy: Anatomy | None, settings: Sett
         metadata=run.metadata,
         events=run.events,
         dummy_scans=wanted.dummy_scans,
+        ignore=wanted.ignore,
         stamp=file_stamp(run.bold) + file_stamp(run.events),
     )
     motion = graph.step(f"{name}_motion", correct_motion, series=series, threads=threads)

@@ -56,11 +56,12 @@ def describe(run: BoldRun, settings: Settings) -> Iterator[str]:
     from bids_app.clips.cut import CLIP_VOLUMES, MODEL_TR
     from bids_app.preprocess.images import examine_header
 
-    header = examine_header(run.bold, run.metadata)
+    header = examine_header(run.bold, run.metadata, settings.preprocess.ignore)
     size = " x ".join(f"{s:g}" for s in header.shape[:3])
     voxels = " x ".join(f"{s:.3g}" for s in header.voxel_sizes_mm)
     seconds = (header.n_volumes - (settings.preprocess.dummy_scans or 0)) * header.tr
     n_clips = round(seconds / MODEL_TR) // CLIP_VOLUMES
     route = f"T1w {run.t1w.name}" if run.t1w else "no T1w image: BOLD to template directly"
     yield f"{header.n_volumes} volumes of {size} voxels ({voxels} mm), TR {header.tr:g} s; {n_clips} clips; {route}"
+    yield "slice timing: " + ("corrected" if header.slices else "as measured")
     yield from (*run.notes, *header.warnings)

@@ -87,6 +87,7 @@ def options_of(settings: Settings) -> dict[str, Any]:
         "dummy_scans": preprocess.dummy_scans,
         "fd_spike_threshold": preprocess.fd_spike_threshold,
         "output_spaces": list(preprocess.output_spaces),
+        "ignore": list(preprocess.ignore),
         "random_seed": preprocess.random_seed,
         "model": model.model,
         "adapter": list(model.adapters),

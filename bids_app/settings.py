@@ -14,6 +14,8 @@ SCRATCH_VARIABLE = "NEUROSTORM_SCRATCH"
 """Environment variable: the folder under which scratch goes when ``--work-dir`` is not given."""
 
 PARTICIPANT, GROUP = "participant", "group"
+IGNORABLE = ("fieldmaps", "slicetiming")
+"""What ``--ignore`` takes."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,9 @@ class PreprocessSettings:
     output_spaces: tuple[str, ...] = ()
     """Spaces in which the 2 mm BOLD series is written; empty: none."""
     ignore: tuple[str, ...] = ()
+    """Parts of the dataset that are not used, of `IGNORABLE`."""
+    use_syn_sdc: bool = False
+    """Whether distortion of runs without a fieldmap is estimated from their T1w image."""
     random_seed: int = 20_060_101
 
     def __post_init__(self) -> None:
@@ -50,6 +55,9 @@ class PreprocessSettings:
             raise UsageError(f"--dummy-scans is {self.dummy_scans}.", "Give a number of volumes, 0 or more.")
         if self.fd_spike_threshold <= 0:
             raise UsageError(f"--fd-spike-threshold is {self.fd_spike_threshold}.", "Give millimetres above 0.")
+        unknown = [name for name in self.ignore if name not in IGNORABLE]
+        if unknown:
+            raise UsageError(f"--ignore {' '.join(unknown)}: not known.", f"Choose among {' and '.join(IGNORABLE)}.")
 
 
 @dataclass(frozen=True)

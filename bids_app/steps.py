@@ -50,10 +50,16 @@ def prepare_anatomy(t1w: Path, stamp: str, out_dir: Path) -> PreparedT1w:
 
 
 def examine(
-    bold: Path, metadata: dict[str, Any], events: Path | None, dummy_scans: int | None, stamp: str, out_dir: Path
+    bold: Path,
+    metadata: dict[str, Any],
+    events: Path | None,
+    dummy_scans: int | None,
+    ignore: Sequence[str],
+    stamp: str,
+    out_dir: Path,
 ) -> Series:
     """Examine a BOLD file against its sidecar and events; ``stamp`` tells when the file changed."""
-    return prepare_bold(bold, metadata, out_dir, dummy_scans, last_onset(events))
+    return prepare_bold(bold, metadata, out_dir, dummy_scans, last_onset(events), ignore)
 
 
 def last_onset(events: Path | None) -> float | None:

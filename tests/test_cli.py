@@ -149,3 +149,11 @@ def test_output_spaces_may_name_the_resolution_that_is_written() -> None:
 
 def test_other_resolutions_are_refused() -> None:
     assert main(["a", "b", "participant", "--output-spaces", "MNI152NLin6Asym:res-1"]) == 64
+
+
+def test_parts_of_a_dataset_can_be_ignored() -> None:
+    settings = parse_settings(["a", "b", "participant", "--ignore", "slicetiming", "fieldmaps"])
+    assert settings.preprocess.ignore == ("slicetiming", "fieldmaps")
+    result = command("a", "b", "participant", "--ignore", "motion")
+    assert result.returncode == 2
+    assert "slicetiming" in result.stderr

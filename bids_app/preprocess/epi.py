@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def prepare_bold(
     out_dir: Path,
     dummy_scans: int | None = None,
     events_end_s: float | None = None,
+    ignore: Container[str] = (),
 ) -> Series:
     """Examine a BOLD file, and find the volumes to drop from its start.
 
@@ -34,14 +36,16 @@ def prepare_bold(
         Volumes to drop; counted from the signal by default.
     events_end_s : float, optional
         When the run's last event begins, s.
+    ignore : container of str
+        ``slicetiming``: take slices as they are.
 
     Raises
     ------
     BadDataError
         The file cannot be used.
     """
-    series = examine_bold(bold, metadata, out_dir, events_end_s=events_end_s)
-    return with_dummies(series, count_dummies(series.open(), series.tr) if dummy_scans is None else dummy_scans)
+    series = examine_bold(bold, metadata, out_dir, events_end_s=events_end_s, ignore=ignore)
+    return with_dummies(series, count_dummies(series.open_raw(), series.tr) if dummy_scans is None else dummy_scans)
 
 
 def otsu(values: np.ndarray) -> float:

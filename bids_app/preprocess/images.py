@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import shutil
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,11 +21,14 @@ from nibabel.openers import ImageOpener
 from nibabel.spatialimages import HeaderDataError
 
 from bids_app.errors import BadDataError, InputOutputError, NoInputError
+from bids_app.preprocess.slices import SliceTimed, SliceTimes, read_slice_times
 from bids_app.preprocess.timing import repetition_time
 
 MIN_VOLUMES = 20
 MIN_SECONDS = 20.0
 VOXEL_SIZES_MM = (0.2, 12.0)
+SLICE_TIMING = "slicetiming"
+"""What ``--ignore`` calls the correction of slice timing."""
 CHUNK_BYTES = 64 * 2**20
 """Size of a chunk of volumes in float32."""
 
@@ -125,10 +128,22 @@ class Series:
     n_dummy: int
     data_mask: Path
     warnings: tuple[str, ...] = ()
-    slice_times: tuple[float, ...] = ()
+    slices: SliceTimes | None = None
+    """When slices were measured; None: they are taken as they are."""
 
-    def open(self) -> Volumes:
+    def open(self) -> VolumeSource:
+        """The series to draw from: with slice timing corrected, where it is known."""
+        return open_series(self.path, self.slices, self.tr, self.n_dummy)
+
+    def open_raw(self) -> Volumes:
+        """The series as it was measured."""
         return Volumes(self.path)
+
+
+def open_series(path: Path, slices: SliceTimes | None, tr: float, n_dummy: int) -> VolumeSource:
+    """A series on disk, with slice timing corrected where slice times are given."""
+    source = Volumes(path)
+    return source if slices is None else SliceTimed(source, slices, tr, n_dummy)
 
 
 def load_nifti(path: Path) -> Any:
@@ -196,7 +211,7 @@ class BoldHeader:
     voxel_sizes_mm: tuple[float, ...]
     tr: float
     affine: np.ndarray
-    slice_times: tuple[float, ...] = ()
+    slices: SliceTimes | None = None
     warnings: tuple[str, ...] = ()
 
     @property
@@ -204,7 +219,7 @@ class BoldHeader:
         return self.shape[3]
 
 
-def examine_header(bold: Path, metadata: dict[str, Any]) -> BoldHeader:
+def examine_header(bold: Path, metadata: dict[str, Any], ignore: Container[str] = ()) -> BoldHeader:
     """Examine a BOLD file's header against its sidecar, without reading its volumes.
 
     Parameters
@@ -213,6 +228,8 @@ def examine_header(bold: Path, metadata: dict[str, Any]) -> BoldHeader:
         4D NIfTI file.
     metadata : dict
         Its sidecar; ``RepetitionTime`` wins over the header.
+    ignore : container of str
+        ``slicetiming``: take slices as they are.
 
     Raises
     ------
@@ -247,7 +264,8 @@ def examine_header(bold: Path, metadata: dict[str, Any]) -> BoldHeader:
             "Leave the run out with --bids-filter-file or --task-id.",
         )
     sizes = tuple(float(size) for size in voxel_sizes(image.affine))
-    return BoldHeader(shape, sizes, timing.tr, image.affine, timing.slice_times, tuple(timing.warnings))
+    slices, odd = (None, ()) if SLICE_TIMING in ignore else read_slice_times(metadata, timing.tr, shape, bold.name)
+    return BoldHeader(shape, sizes, timing.tr, image.affine, slices, (*timing.warnings, *odd))
 
 
 def examine_bold(
@@ -256,6 +274,7 @@ def examine_bold(
     out_dir: Path,
     *,
     events_end_s: float | None = None,
+    ignore: Container[str] = (),
 ) -> Series:
     """Examine a BOLD file and make its volumes readable at random; ``n_dummy`` is still 0.
 
@@ -269,13 +288,15 @@ def examine_bold(
         Takes the uncompressed copy and the data mask.
     events_end_s : float, optional
         When the last event of the run begins, s; checked against the length of the run.
+    ignore : container of str
+        ``slicetiming``: take slices as they are.
 
     Raises
     ------
     BadDataError
         The file cannot be used.
     """
-    header = examine_header(bold, metadata)
+    header = examine_header(bold, metadata, ignore)
     warnings = list(header.warnings)
     seconds = header.tr * header.n_volumes
     if events_end_s is not None and events_end_s > seconds:
@@ -287,7 +308,7 @@ def examine_bold(
     data_mask = out_dir / "data_mask.nii.gz"
     varies = _examine_values(Volumes(path), bold)
     save_image(data_mask, varies.astype(np.uint8), header.affine)
-    return Series(path, bold, header.tr, header.n_volumes, 0, data_mask, tuple(warnings), header.slice_times)
+    return Series(path, bold, header.tr, header.n_volumes, 0, data_mask, tuple(warnings), header.slices)
 
 
 def with_dummies(series: Series, n_dummy: int) -> Series:

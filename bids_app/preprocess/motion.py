@@ -65,7 +65,7 @@ def correct_motion(series: Series, out_dir: Path, threads: int = 1, device: str 
     device : str
         Where torch computes.
     """
-    source = series.open()
+    source = series.open_raw()  # slice timing would spread a sudden move over its neighbours
     middle = series.n_dummy + (series.n_volumes - series.n_dummy) // 2
     head = head_mask(source.read(max(series.n_dummy, middle - 2), middle + 3).mean(axis=0), source.affine)
     motion = estimate_motion(source, head, series.n_dummy, device, threads)

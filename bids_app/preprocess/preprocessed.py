@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.preprocess.anatomy import Anatomy
+from bids_app.preprocess.images import VolumeSource, open_series
+from bids_app.preprocess.slices import SliceTimes
 
 
 @dataclass(frozen=True)
@@ -52,5 +54,11 @@ class PreprocessedRun:
     boldref_in_template: Path | None = None
     boldref_in_t1w: Path | None = None
     anatomy: Anatomy | None = None
+    slices: SliceTimes | None = None
+    """When slices were measured; None: ``bold`` is drawn from as it is."""
     parameters: dict[str, Any] = field(default_factory=dict)
     """What was done with which settings, for sidecars."""
+
+    def open(self) -> VolumeSource:
+        """The series to draw from."""
+        return open_series(self.bold, self.slices, self.tr, self.n_dummy)

@@ -21,7 +21,7 @@ from bids_app.catalog.templates import MODEL_SPACE, Space, brain_on, space
 from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE, GridSeries
 from bids_app.clips.series import GridSeriesWriter
 from bids_app.errors import BadDataError
-from bids_app.preprocess.images import Volumes, VolumeSource, chunks, read_volume, save_image, stamp_header
+from bids_app.preprocess.images import VolumeSource, chunks, read_volume, save_image, stamp_header
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.transforms import Chain, apply_matrix, grid_points, sample
 
@@ -188,9 +188,9 @@ def template_brain(template: str, onto: Space, shape: tuple[int, ...], affine: n
 
 def _aim(
     run: PreprocessedRun, target: Space, where: np.ndarray, affine: np.ndarray
-) -> tuple[Volumes, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[VolumeSource, np.ndarray, np.ndarray, np.ndarray]:
     """The raw series, its motion, the target's points in the boldref, and which of them the run has data for."""
-    source = Volumes(run.bold)
+    source = run.open()
     motion = np.load(run.motion) if run.motion else np.tile(np.eye(4), (source.shape[3], 1, 1))
     points = apply_matrix(target.pull_to(space(run.template)), grid_points(where.shape, affine, where))
     if run.chain is not None:

@@ -17,6 +17,7 @@ from bids_app.preprocess.epi import prepare_bold
 from bids_app.preprocess.images import Series
 from bids_app.preprocess.motion import MotionEstimate, correct_motion
 from bids_app.preprocess.preprocessed import PreprocessedRun
+from bids_app.preprocess.slices import describe_slices
 from bids_app.settings import PreprocessSettings
 
 
@@ -77,7 +78,13 @@ def collect_run(
         boldref_in_template=alignment.boldref_in_template,
         boldref_in_t1w=alignment.boldref_in_t1w,
         anatomy=anatomy,
-        parameters={"RandomSeed": seed, "Route": alignment.route, "Template": alignment.template},
+        slices=series.slices,
+        parameters={
+            "RandomSeed": seed,
+            "Route": alignment.route,
+            "Template": alignment.template,
+            **describe_slices(series.slices),
+        },
     )
 
 
@@ -118,7 +125,7 @@ def preprocess_run(
         path.mkdir(parents=True, exist_ok=True)
         return path
 
-    series = prepare_bold(bold, metadata, folder("examine"), settings.dummy_scans)
+    series = prepare_bold(bold, metadata, folder("examine"), settings.dummy_scans, ignore=settings.ignore)
     motion = correct_motion(series, folder("motion"), threads)
     reference = mask_boldref(bold, motion.boldref, folder("mask"))
     if anatomy is None and t1w is not None:

@@ -1,4 +1,4 @@
-"""When the volumes of a run were measured: the repetition time and the slices' times, from sidecar and header."""
+"""When the volumes of a run were measured: the repetition time, from sidecar and header."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 
 @dataclass(frozen=True)
 class Timing:
-    """Repetition time in s, when each slice is measured after the volume's start in s, and what was odd."""
+    """Repetition time in s, and what was odd."""
 
     tr: float
-    slice_times: tuple[float, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
@@ -29,7 +28,7 @@ def repetition_time(header: Any, metadata: dict[str, Any], name: str, n_volumes:
     ----------
     header : nibabel.Nifti1Header
     metadata : dict
-        The sidecar: ``RepetitionTime``, or ``VolumeTiming`` with even steps; ``SliceTiming``.
+        The sidecar: ``RepetitionTime``, or ``VolumeTiming`` with even steps.
     name : str
         Name of the file, for messages.
     n_volumes : int
@@ -56,7 +55,7 @@ def repetition_time(header: Any, metadata: dict[str, Any], name: str, n_volumes:
         )
     tr = from_sidecar if from_sidecar is not None else from_header
     assert tr is not None
-    return Timing(tr, _slice_times(metadata, tr, name), tuple(warnings))
+    return Timing(tr, tuple(warnings))
 
 
 def _from_sidecar(metadata: dict[str, Any], name: str, n_volumes: int) -> float | None:
@@ -101,19 +100,3 @@ def _from_header(header: Any) -> float | None:
         return None
     tr = float(header["pixdim"][4]) * SECONDS_PER_UNIT[unit]
     return round(tr, 6) if PLAUSIBLE_TR_S[0] <= tr <= PLAUSIBLE_TR_S[1] else None
-
-
-def _slice_times(metadata: dict[str, Any], tr: float, name: str) -> tuple[float, ...]:
-    given = metadata.get("SliceTiming")
-    if not given:
-        return ()
-    times = np.asarray(given, dtype=np.float64)
-    if times.ndim != 1 or not np.all(np.isfinite(times)) or times.min() < 0:
-        raise BadDataError(f"{name}: SliceTiming is not a list of seconds.", "Mend it, or remove it from the sidecar.")
-    if times.max() > tr * 1.001:
-        raise BadDataError(
-            f"{name}: a slice is measured {times.max():g} s after the volume's start (SliceTiming), but RepetitionTime "
-            f"is {tr:g} s: they contradict each other.",
-            "BIDS wants seconds in both; mend the one that is wrong.",
-        )
-    return tuple(float(t) for t in times)

@@ -62,13 +62,3 @@ def test_even_volume_timing_gives_the_tr():
 def test_uneven_volume_timing_is_refused():
     with pytest.raises(BadDataError, match="not evenly spaced"):
         repetition_time(header(), {"VolumeTiming": [0, 2, 5]}, "x_bold.nii.gz", 3)
-
-
-def test_slice_times_beyond_the_tr_contradict_it():
-    with pytest.raises(BadDataError, match="contradict"):
-        repetition_time(header(), {"RepetitionTime": 2.0, "SliceTiming": [0, 1000.0]}, "x_bold.nii.gz", 30)
-
-
-def test_slice_times_are_kept():
-    timing = repetition_time(header(), {"RepetitionTime": 2.0, "SliceTiming": [0, 1, 0.5, 1.5]}, "x_bold.nii.gz", 30)
-    assert timing.slice_times == (0, 1, 0.5, 1.5)
