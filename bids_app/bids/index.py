@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
 
+from bids_app.bids.names import LABEL, natural_key
 from bids_app.errors import InputOutputError, InvalidBIDSError, UsageError
 from bids_app.settings import QuerySettings
 
@@ -21,6 +23,22 @@ QUERIES: dict[str, dict[str, Any]] = {
 
 WANTED_PATHS = r"/{participant}(/ses-[^/]+)?(/(func|anat)(/[^/]+\.nii(\.gz)?)?)?$"
 """Paths from the root, folders too, that are worth indexing; loops of links end here."""
+
+
+def list_participants(bids_dir: Path) -> list[str]:
+    """Labels of a dataset's participants, in natural order, without an index.
+
+    A folder ``sub-...`` whose label BIDS does not allow is left out with a warning.
+    """
+    labels = []
+    for entry in os.scandir(bids_dir):
+        if entry.name.startswith("sub-") and entry.is_dir():
+            label = entry.name.removeprefix("sub-")
+            if LABEL.fullmatch(label):
+                labels.append(label)
+            else:
+                LOGGER.warning("%s: left out, since its label is not letters and digits.", entry.path)
+    return sorted(labels, key=natural_key)
 
 
 def query_images(bids_dir: Path, settings: QuerySettings, participants: list[str]) -> dict[str, list[Path]]:

@@ -1,4 +1,4 @@
-"""From a raw BIDS dataset to the list of runs to work on.
+"""From a BIDS dataset, raw or preprocessed, to the list of runs to work on.
 
 pybids indexes the files, and only those of the participants asked for; sidecars are merged here, so that an error can
 name the file it comes from. What concerns the request as a whole is raised; what concerns one run only is kept as its
@@ -10,20 +10,24 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bids_app.bids.choices import choose_echo, choose_t1w, one_of_each_echo
-from bids_app.bids.index import query_images
-from bids_app.bids.names import LABEL, join_name, natural_key, split_name
+from bids_app.bids.derivatives import RAW_DATASET
+from bids_app.bids.derived import SPACES, DerivedRun
+from bids_app.bids.index import list_participants, query_images
+from bids_app.bids.names import join_name, natural_key, split_name
 from bids_app.bids.sidecars import Inheritance, missing_content, read_json
+from bids_app.bids.takeover import DerivedDataset, choose_derived, main_dataset, participants_of, read_dataset
 from bids_app.errors import (
     BadDataError,
     InvalidBIDSError,
     NeurostormError,
     NoInputError,
     NoMatchError,
+    UsageError,
 )
 from bids_app.settings import QuerySettings
 
@@ -53,6 +57,8 @@ class BoldRun:
     """Choices that were made, as sentences for the report."""
     problem: NeurostormError | None = None
     """Why this run cannot be worked on (content not fetched, broken sidecar); the other runs can."""
+    derived: DerivedRun | None = None
+    """What is taken over from derivatives; ``bold`` and ``metadata`` are then its own. None: ``bold`` is raw."""
 
     @property
     def stem(self) -> str:
@@ -71,31 +77,15 @@ class BoldRun:
         return f"sub-{self.participant}/{session}func"
 
 
-def list_participants(bids_dir: Path) -> list[str]:
-    """Labels of a dataset's participants, in natural order, without an index.
-
-    A folder ``sub-...`` whose label BIDS does not allow is left out with a warning.
-    """
-    labels = []
-    for entry in os.scandir(bids_dir):
-        if entry.name.startswith("sub-") and entry.is_dir():
-            label = entry.name.removeprefix("sub-")
-            if LABEL.fullmatch(label):
-                labels.append(label)
-            else:
-                LOGGER.warning("%s: left out, since its label is not letters and digits.", entry.path)
-    return sorted(labels, key=natural_key)
-
-
 def check_dataset(bids_dir: Path) -> dict[str, Any]:
-    """Read ``dataset_description.json`` of a raw dataset.
+    """Read ``dataset_description.json`` of a dataset.
 
     Raises
     ------
     NoInputError
         The folder does not exist.
     InvalidBIDSError
-        It is not a BIDS dataset, or not a raw one.
+        It is not a BIDS dataset.
     """
     if not bids_dir.is_dir():
         what = "is a file, not a folder" if bids_dir.exists() else "no such folder"
@@ -112,11 +102,6 @@ def check_dataset(bids_dir: Path) -> dict[str, Any]:
         description = read_json(path)
     except BadDataError as error:
         raise InvalidBIDSError(error.message, error.hint) from error
-    if description.get("DatasetType") == "derivative":
-        raise InvalidBIDSError(
-            f"{bids_dir}: a derivative dataset, where the raw one belongs (DatasetType in {path.name}).",
-            "Give the raw dataset as bids_dir, and this one with --derivatives NAME=PATH.",
-        )
     return description
 
 
@@ -126,9 +111,9 @@ def find_runs(bids_dir: Path, settings: QuerySettings) -> list[BoldRun]:
     Parameters
     ----------
     bids_dir : pathlib.Path
-        Root of a raw BIDS dataset.
+        Root of a raw BIDS dataset, or of a derivatives dataset that is taken over.
     settings : QuerySettings
-        Participants, sessions, tasks and filters.
+        Participants, sessions, tasks and filters; derivatives to take runs over from.
 
     Returns
     -------
@@ -145,20 +130,70 @@ def find_runs(bids_dir: Path, settings: QuerySettings) -> list[BoldRun]:
         A filter that pybids does not know.
     """
     bids_dir = bids_dir.absolute()
+    if main_dataset(bids_dir) != RAW_DATASET:
+        return _find_derived_runs(bids_dir, settings)
     check_dataset(bids_dir)
-    participants = _check_participants(bids_dir, settings.participants)
+    participants = _check_participants(bids_dir, settings.participants, list_participants(bids_dir))
     images = query_images(bids_dir, settings, participants)
     bolds = [path for path in images["bold"] if not DERIVED_ENTITIES & split_name(path.name)[0].keys()]
-    groups = _select(_group_runs(bolds), settings, participants, bids_dir)
+    groups = _group_runs(bolds)
+    entities = {run: _entities_of(run, bids_dir) for run in groups}
+    if not entities:
+        _refuse_no_bold(settings, participants, bids_dir)
+    chosen = _select(entities, settings, participants, bids_dir)
     inheritance = Inheritance(bids_dir)
     t1ws: dict[str, list[Path]] = {}
     for path in images["t1w"]:
         t1ws.setdefault(path.relative_to(bids_dir).parts[0], []).append(path)
-    return [_make_run(files, t1ws, inheritance) for files in groups]
+    datasets = [read_dataset(root, name, participants) for name, root in settings.derivatives.items()]
+    runs = [_make_run(groups[run], t1ws, inheritance) for run in chosen]
+    return [_take_over(run, datasets) for run in runs] if datasets else runs
 
 
-def _check_participants(bids_dir: Path, wanted: Sequence[str]) -> list[str]:
-    known = list_participants(bids_dir)
+def _find_derived_runs(root: Path, settings: QuerySettings) -> list[BoldRun]:
+    """The runs of a derivatives dataset that was given in place of a raw one."""
+    if settings.derivatives:
+        raise UsageError(
+            f"{root}: holds derivatives itself, so --derivatives has no raw runs to belong to.",
+            "Give the raw dataset as bids_dir, or leave --derivatives out.",
+        )
+    participants = _check_participants(root, settings.participants, participants_of(root))
+    dataset = read_dataset(root, main_dataset(root), participants, settings.filters)
+    if not dataset.runs:
+        there = next(iter(dataset.others.values()), "")
+        raise InvalidBIDSError(
+            f"{root}: a derivative dataset without a BOLD image that can be taken over"
+            + (f"; it has {there}." if there else "."),
+            f"Needed is *_space-{SPACES[0]}[_res-2]_desc-preproc_bold.nii.gz, or {SPACES[1]}; otherwise give the raw "
+            "dataset as bids_dir, and this one with --derivatives NAME=PATH.",
+        )
+    runs = {run.bold: run for run in dataset.runs}
+    chosen = _select({path: run.entities for path, run in runs.items()}, settings, participants, root)
+    return [_derived_run(runs[path]) for path in chosen]
+
+
+def _derived_run(derived: DerivedRun, raw: BoldRun | None = None) -> BoldRun:
+    """A run that is taken over; of the raw one, if there is one, name and events are kept."""
+    tr = raw.metadata.get("RepetitionTime") if raw else None
+    return BoldRun(
+        bold=derived.bold,
+        entities=raw.entities if raw else derived.entities,
+        metadata=({} if tr is None else {"RepetitionTime": tr}) | derived.metadata,
+        events=raw.events if raw else None,
+        notes=(f"Taken over from {derived.pipeline}: {derived.bold.name}.", *derived.notes),
+        problem=derived.problem,
+        derived=derived,
+    )
+
+
+def _take_over(raw: BoldRun, datasets: Sequence[DerivedDataset]) -> BoldRun:
+    """The run as derivatives have it, or the raw one with a note."""
+    reasons: list[str] = []
+    derived = choose_derived(raw.entities, datasets, reasons)
+    return _derived_run(derived, raw) if derived else replace(raw, notes=(*raw.notes, *reasons))
+
+
+def _check_participants(bids_dir: Path, wanted: Sequence[str], known: Sequence[str]) -> list[str]:
     if not known:
         raise InvalidBIDSError(
             f"{bids_dir}: has no participants (no folder whose name is sub- with letters and digits).",
@@ -172,7 +207,9 @@ def _check_participants(bids_dir: Path, wanted: Sequence[str]) -> list[str]:
         )
     chosen = [label for label in known if not wanted or label in wanted]
     for label in chosen:
-        _check_listable(bids_dir / f"sub-{label}")
+        folder = bids_dir / f"sub-{label}"
+        if os.path.lexists(folder):  # HCP's folders are called otherwise
+            _check_listable(folder)
     return chosen
 
 
@@ -200,18 +237,24 @@ def _group_runs(bolds: Iterable[Path]) -> dict[Path, list[Path]]:
     return groups
 
 
+def _entities_of(run: Path, bids_dir: Path) -> dict[str, str]:
+    """Entities of a raw run; the participant is that of its folder."""
+    return {**split_name(run.name)[0], "sub": run.relative_to(bids_dir).parts[0].removeprefix("sub-")}
+
+
+def _refuse_no_bold(settings: QuerySettings, participants: list[str], bids_dir: Path) -> NoReturn:
+    filtered = "bold" in settings.filters
+    raise NoMatchError(
+        f"{bids_dir}: no BOLD image of {_labels('sub', participants)}"
+        + (" fits the filters." if filtered else " (sub-*[/ses-*]/func/*_bold.nii.gz)."),
+        "Correct --bids-filter-file." if filtered else "This app works on functional MRI (BOLD) only.",
+    )
+
+
 def _select(
-    groups: dict[Path, list[Path]], settings: QuerySettings, participants: list[str], bids_dir: Path
-) -> list[list[Path]]:
+    entities: dict[Path, dict[str, str]], settings: QuerySettings, participants: list[str], bids_dir: Path
+) -> list[Path]:
     """Runs of the sessions and tasks asked for, after a check that everything asked for is there."""
-    if not groups:
-        filtered = "bold" in settings.filters
-        raise NoMatchError(
-            f"{bids_dir}: no BOLD image of {_labels('sub', participants)}"
-            + (" fits the filters." if filtered else " (sub-*[/ses-*]/func/*_bold.nii.gz)."),
-            "Correct --bids-filter-file." if filtered else "This app works on functional MRI (BOLD) only.",
-        )
-    entities = {run: split_name(run.name)[0] for run in groups}
     for key, wanted, option in (("ses", settings.sessions, "--session-label"), ("task", settings.tasks, "--task-id")):
         there = sorted({labels[key] for labels in entities.values() if key in labels}, key=natural_key)
         missing = [label for label in wanted if label not in there]
@@ -220,8 +263,8 @@ def _select(
             raise NoMatchError(f"{bids_dir}: no BOLD run has {_labels(key, missing)}.", f"{hint} Correct {option}.")
         if wanted:
             entities = {run: labels for run, labels in entities.items() if labels.get(key) in wanted}
-    matched = {run.relative_to(bids_dir).parts[0] for run in entities}
-    without = [label for label in participants if f"sub-{label}" not in matched]
+    matched = {labels["sub"] for labels in entities.values()}
+    without = [label for label in participants if label not in matched]
     if without and (settings.participants or len(without) == len(participants)):
         raise NoMatchError(
             f"{bids_dir}: no BOLD run of {_labels('sub', without)} is among what was asked for.",
@@ -229,7 +272,7 @@ def _select(
         )
     if without:
         LOGGER.warning("%s: no BOLD run to work on; left out.", _labels("sub", without))
-    return [groups[run] for run in entities]
+    return list(entities)
 
 
 def _make_run(files: list[Path], t1ws: dict[str, list[Path]], inheritance: Inheritance) -> BoldRun:
