@@ -53,7 +53,8 @@ def answer(files: tuple[Path, Path], series: GridSeries) -> Prediction:
 def test_its_files_are_small_and_say_that_they_are_a_demonstration(files: tuple[Path, Path]) -> None:
     assert sum(path.stat().st_size for path in files) < 3e6
     card = load_adapter(files[1]).card
-    assert load_model(files[0]).demonstration and card.demonstration
+    assert load_model(files[0]).demonstration
+    assert card.demonstration
     assert "mean nothing" in card.intended_use
     assert set(card.labels) == set(STATES)
     assert card.encoder_sha256 == load_model(files[0]).weights_sha256
