@@ -15,6 +15,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from bids_app.errors import BadDataError
 from bids_app.model import fused
@@ -129,6 +130,8 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
+        self.checkpointing = False
+        """Whether activations within blocks are computed again in the backward pass, instead of being kept."""
         if downsample is not None:
             self.downsample = downsample
         if upsample is not None:
@@ -137,7 +140,10 @@ class Stage(nn.Module):
     def forward(self, x: torch.Tensor, overwrite: bool = False) -> torch.Tensor:
         """(B, X, Y, Z, T, C) to the next stage's grid and width; ``overwrite`` as in `Block`."""
         for index, block in enumerate(self.blocks):
-            x = block(x, overwrite or index > 0)
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = block(x, overwrite or index > 0)
         for name in ("downsample", "upsample"):
             if hasattr(self, name):
                 x = getattr(self, name)(x)

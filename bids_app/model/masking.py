@@ -8,6 +8,7 @@ and how long each lasts. Every combination is therefore one entry of each table,
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -226,16 +227,17 @@ def _draw_regions(
     slots = []
     for _ in range(n_slots):
         order = torch.randperm(len(atlas.labels), generator=generator)
-        chosen = torch.zeros_like(everything)
-        best, mask = float("inf"), torch.zeros(grid[:3])
-        for region in order:
-            chosen[region] = True
-            candidate = atlas.hidden(chosen, settings.rule)
-            miss = (candidate.sum() - target).abs().item()
-            if miss > best:
-                break
-            best, mask = miss, candidate
-        slots.append(mask)
+
+        def hidden(count: int, order: torch.Tensor = order) -> torch.Tensor:
+            chosen = torch.zeros_like(everything)
+            chosen[order[:count]] = True
+            return atlas.hidden(chosen, settings.rule)
+
+        # what is hidden grows with the number of regions, so where it reaches the target can be bisected
+        enough = bisect_left(range(1, len(order) + 1), target, key=lambda count: hidden(count).sum()) + 1
+        enough = min(enough, len(order))
+        mask, fewer = hidden(enough), hidden(max(enough - 1, 1))
+        slots.append(fewer if (fewer.sum() - target).abs() < (mask.sum() - target).abs() else mask)
     return torch.stack(slots)
 
 

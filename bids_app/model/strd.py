@@ -87,13 +87,18 @@ class TokenDropout(nn.Module):
         if l_spat < 1 or l_temp < 1:
             raise UsageError(f"STRD's neighbourhoods are {l_spat} and {l_temp}.", "Give sizes of 1 or more.")
         self.l_spat, self.l_temp = l_spat, l_temp
+        self.share = (0, 1)
+        """Which of how many processes this is: each draws for all clips, and takes what is drawn for its own, so that
+        tokens are dropped as they would be in one process."""
 
     def forward(self, tokens: torch.Tensor, window: Size4) -> torch.Tensor:
         """(N, L, C) to the same."""
         if not self.training:
             return tokens
         probability = drop_probability(tokens, window, self.l_spat, self.l_temp)
-        keep = torch.rand_like(probability) >= probability
+        rank, processes = self.share
+        drawn = torch.rand(processes, *probability.shape, device=probability.device)[rank]
+        keep = drawn >= probability
         return tokens * keep.unsqueeze(-1).to(tokens.dtype)
 
 

@@ -125,8 +125,9 @@ def _adapt(arguments: argparse.Namespace) -> None:
     from bids_app.adapters.file import save_adapter
     from bids_app.model.api import load_model
     from bids_app.training.adapt import AdaptSettings, Labelled, adapt
-    from bids_app.training.data import Target, split_participants
+    from bids_app.training.labels import Target
     from bids_app.training.question import Question
+    from bids_app.training.splits import split_participants
 
     settings = AdaptSettings(
         strategy=arguments.strategy,
@@ -160,7 +161,7 @@ def _adapt(arguments: argparse.Namespace) -> None:
 
 def _gather(arguments: argparse.Namespace) -> list[tuple[Path, list[Any]]]:
     """Each dataset (or store) with its scans, prepared where they are not yet."""
-    from bids_app.training.data import prepare
+    from bids_app.training.sources import prepare
     from bids_app.training.store import ClipStore
 
     found = []

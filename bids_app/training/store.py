@@ -16,7 +16,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -52,6 +52,10 @@ class Scan:
         What is known of the scan itself (a state, a task); those of the participant come from tables.
     source : str
         The file it was made from.
+    start : float
+        Time of the first volume in the run as it was scanned, s.
+    confounds : dict of str to float
+        What is known of its motion and signals: means and spreads over the run.
     """
 
     folder: Path
@@ -62,6 +66,8 @@ class Scan:
     n_vols: int
     labels: dict[str, Any] = field(default_factory=dict)
     source: str = ""
+    start: float = 0.0
+    confounds: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -148,6 +154,7 @@ class ClipStore:
         session: str = "",
         labels: Mapping[str, Any] | None = None,
         source: str = "",
+        confounds: Mapping[str, float] | None = None,
     ) -> Scan:
         """Normalise a run and store it; a scan that is there already is left as it is.
 
@@ -162,7 +169,7 @@ class ClipStore:
             np.save(temporary / "values.npy", codes)
             np.save(temporary / "mask.npy", np.packbits(series.mask))
             scan = Scan(temporary, participant, session, scale, background, len(codes), dict(labels or {}), source)
-            about = asdict(scan)
+            about = asdict(replace(scan, start=series.start, confounds=dict(confounds or {})))
             del about["folder"]
             _write_json(temporary / "scan.json", about)
             try:

@@ -134,7 +134,7 @@ def test_pretraining_lowers_the_loss_and_leaves_no_dropout_behind(make_store, ti
     torch.manual_seed(0)
     model = MaskedAutoencoder(tiny_config)
     batches = ClipBatches(tuple(make_store(1)), 1)
-    settings = PretrainSettings(MaskSettings("random", "tube", 0.5), (3, 3), LoopSettings(3, learning_rate=3e-3))
+    settings = PretrainSettings(MaskSettings("random", "tube", 0.5), (3, 3), LoopSettings(3, learning_rate=3e-3), None)
     rows = pretrain(model, batches, settings)
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert all(block.token_dropout is None for stage in model.encoder.layers for block in stage.blocks)

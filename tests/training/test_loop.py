@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -17,11 +19,12 @@ class Numbers:
 
     steps = 5
 
-    def epoch(self, number: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch(self, number: int, first: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         generator = torch.Generator().manual_seed(number)
-        for _ in range(self.steps):
+        for step in range(self.steps):
             x = torch.randn(16, 2, generator=generator)
-            yield x, x @ torch.tensor([[1.0], [-2.0]])
+            if step >= first:
+                yield x, x @ torch.tensor([[1.0], [-2.0]])
 
 
 def line() -> nn.Module:
@@ -77,6 +80,46 @@ def test_a_run_taken_up_again_follows_the_same_curve(tmp_path):
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 7
 
 
+def test_a_run_killed_in_the_middle_of_an_epoch_follows_the_same_curve(tmp_path):
+    """The process is killed as by ``kill -9`` in the third step of the third epoch, twice, and goes on each time."""
+    settings = LoopSettings(epochs=4, learning_rate=0.05, keep_every=0.0)
+    whole = line()
+    expected = fit(whole, Numbers(), loss_with_dropout(whole), settings, tmp_path / "whole")
+    for deadly_step in (13, 17):
+        child = os.fork()
+        if child == 0:
+            model, count = line(), [0]
+            done = len((tmp_path / "killed" / "steps.csv").read_text().splitlines()) - 1 if deadly_step > 13 else 0
+
+            def deadly(batch, model=model, count=count, done=done):
+                count[0] += 1
+                if done + count[0] == deadly_step:  # noqa: B023
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return loss_with_dropout(model)(batch)
+
+            fit(model, Numbers(), deadly, settings, tmp_path / "killed")
+            os._exit(1)  # it was not killed
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+    lines = (tmp_path / "killed" / "steps.csv").read_text().splitlines()
+    assert len(lines) == 1 + 16
+    resumed = line()
+    rows = fit(resumed, Numbers(), loss_with_dropout(resumed), settings, tmp_path / "killed")
+    assert [r["loss"] for r in rows] == [r["loss"] for r in expected]
+    assert torch.equal(resumed.weight, whole.weight)
+    assert (tmp_path / "killed" / "steps.csv").read_text() == (tmp_path / "whole" / "steps.csv").read_text()
+
+
+def test_a_state_of_other_data_is_refused(tmp_path):
+    model = line()
+    fit(model, Numbers(), loss_with_dropout(model), LoopSettings(epochs=1), tmp_path)
+
+    class More(Numbers):
+        steps = 7
+
+    with pytest.raises(BadDataError, match="another training"):
+        fit(model, More(), loss_with_dropout(model), LoopSettings(epochs=2), tmp_path)
+
+
 def test_the_best_epoch_is_kept_and_patience_ends_the_run():
     model = line()
     scores = iter([0.1, 0.9, 0.5, 0.4, 0.8, 1.0])
@@ -110,7 +153,7 @@ def test_accumulated_batches_make_one_step_of_their_mean():
     class Joined(Numbers):
         steps = 1
 
-        def epoch(self, number):
+        def epoch(self, number, first=0):
             (x1, y1), (x2, y2) = Apart().epoch(number)
             yield torch.cat([x1, x2]), torch.cat([y1, y2])
 

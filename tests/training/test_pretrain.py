@@ -1,0 +1,139 @@
+"""Masked pre-training: the same curve however it is computed, and losses that count what they should."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bids_app.model.encoder import EncoderConfig
+from bids_app.model.mae import MaskedAutoencoder
+from bids_app.model.masking import AtlasPatches, MaskSettings
+from bids_app.training.augment import Augmentation
+from bids_app.training.data import ClipBatches
+from bids_app.training.loop import LoopSettings, fabric_for
+from bids_app.training.pretrain import PretrainSettings, pretrain, region_weights, regions_report
+
+SMALL = EncoderConfig(img_size=(16, 16, 16, 20), patch_size=(2, 2, 2, 1), embed_dim=8, depths=(1, 1))
+LOOP = LoopSettings(epochs=2, learning_rate=1e-3)
+
+
+@dataclass(frozen=True)
+class SmallScan:
+    """Smooth noise of 16 x 16 x 16 voxels, read as a scan is."""
+
+    seed: int
+    n_vols: int = 44
+    participant: str = "a"
+
+    @property
+    def n_clips(self) -> int:
+        return self.n_vols // 20
+
+    def clip(self, start: int) -> torch.Tensor:
+        values = torch.randn(16, 16, 16, self.n_vols, generator=torch.Generator().manual_seed(self.seed))
+        return values[None, ..., start : start + 20].cumsum(1) / 4
+
+
+def fresh() -> MaskedAutoencoder:
+    torch.manual_seed(7)
+    return MaskedAutoencoder(SMALL)
+
+
+def curve(settings: PretrainSettings, batch_size: int = 4, **more) -> list[float]:
+    batches = ClipBatches(tuple(SmallScan(k) for k in range(4)), batch_size)
+    return [row["loss"] for row in pretrain(fresh(), batches, settings, **more)]
+
+
+def atlas() -> AtlasPatches:
+    labels = torch.zeros(16, 16, 16, dtype=torch.int64)
+    labels[:8], labels[8:, :8], labels[15, 15, 15] = 1, 2, 3
+    return AtlasPatches.from_volume(labels, (2, 2, 2))
+
+
+def test_checkpointing_changes_no_number():
+    settings = PretrainSettings(loop=LOOP)
+    assert curve(replace(settings, checkpointing=True)) == pytest.approx(curve(settings), rel=1e-5)
+
+
+def test_accumulated_batches_give_the_curve_of_the_larger_batch():
+    settings = PretrainSettings(MaskSettings("atlas", "tube", 0.5, "soft"), None, LOOP)
+    accumulated = replace(settings, loop=replace(LOOP, accumulate=2))
+    assert curve(accumulated, 2, atlas=atlas()) == pytest.approx(curve(settings, 4, atlas=atlas()), rel=1e-4)
+
+
+def test_half_precision_follows_the_same_curve_roughly():
+    settings = PretrainSettings(strd=None, loop=LOOP)
+    half = curve(settings, fabric=fabric_for("cpu", 1, "bf16-mixed"))
+    assert half != curve(settings)
+    assert half == pytest.approx(curve(settings), rel=0.02)
+
+
+def test_tokens_of_other_masks_stay_as_they_are():
+    model = fresh()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    batches = ClipBatches((SmallScan(1),), 2)
+    pretrain(model, batches, PretrainSettings(MaskSettings("random", "tube"), loop=LOOP))
+    changed = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert "mask_token" in changed
+    assert not changed & {"window_mask_token", "atlas_mask_token"}
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_weights_of_regions_make_them_count():
+    own = atlas()
+    alike = region_weights(own)
+    sums = [float((alike * own.fractions[k]).sum()) for k in range(2)]
+    assert sums[0] == pytest.approx(sums[1], rel=0.05)  # one is twice as large as the other
+    assert alike[5, 6, 2] == 0
+    named = region_weights(own, {2: 3.0})
+    assert float(named[5, 1, 1] / named[0, 0, 0]) == pytest.approx(3.0)
+    settings = PretrainSettings(MaskSettings("random", "tube"), loop=LOOP)
+    assert curve(settings, weights=named) != curve(settings)
+
+
+def test_regions_that_the_tokens_cannot_resolve_are_listed():
+    rows = regions_report(atlas(), "majority", {1: "left"})
+    assert rows[0] == {"index": 1, "name": "left", "patches": 256.0, "resolved": True}
+    assert [row["resolved"] for row in regions_report(atlas(), "pure", {})] == [True, True, False]
+
+
+def test_augmented_training_is_reproducible():
+    settings = PretrainSettings(loop=LOOP, augment=Augmentation(chance=1.0))
+    assert curve(settings) == curve(settings)
+    assert curve(settings) != curve(replace(settings, augment=None))
+
+
+TWO_PROCESSES = """
+import sys
+sys.path.insert(0, {folder!r})
+from test_pretrain import LOOP, SMALL, SmallScan, atlas, fresh
+from bids_app.model.masking import MaskSettings
+from bids_app.training.data import ClipBatches
+from bids_app.training.loop import fabric_for
+from bids_app.training.pretrain import PretrainSettings, pretrain
+from pathlib import Path
+
+fabric = fabric_for("cpu", 2)
+fabric.launch()
+batches = ClipBatches(tuple(SmallScan(k) for k in range(4)), 2, share=(fabric.global_rank, fabric.world_size))
+settings = PretrainSettings(MaskSettings("atlas", "random", 0.5), loop=LOOP)
+pretrain(fresh(), batches, settings, Path({out!r}), atlas(), fabric=fabric)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_follow_the_curve_of_one_with_twice_the_batch(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES.format(folder=str(Path(__file__).parent), out=str(tmp_path / "two")))
+    subprocess.run([sys.executable, str(script)], check=True, timeout=280)
+    settings = PretrainSettings(MaskSettings("atlas", "random", 0.5), loop=LOOP)
+    curve(settings, 4, folder=tmp_path / "one", atlas=atlas())
+    one, two = (np.loadtxt(tmp_path / name / "steps.csv", delimiter=",", skiprows=1) for name in ("one", "two"))
+    assert one.shape == (4, 5)
+    assert two == pytest.approx(one, rel=1e-4)
