@@ -8,9 +8,11 @@ its own, so that the culprit fails alone and the others finish.
 from __future__ import annotations
 
 import logging
+import os
+import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
@@ -30,9 +32,18 @@ def quieten_nipype(level: int) -> None:
 
 
 def start_worker(cwd: str, log_level: int) -> None:
-    """Set up a worker process as nipype does, but for its logs."""
+    """Set up a worker process as nipype does, but for its logs; it ends when the run that it works for is killed."""
+    threading.Thread(target=end_with_the_run, daemon=True).start()
     process_initializer(cwd)
     quieten_nipype(log_level)
+
+
+def end_with_the_run() -> None:
+    """Wait for the process that started this worker to end, and end too: a later run may want the same scratch."""
+    run = parent_process()
+    if run is not None:
+        run.join()
+        os._exit(1)
 
 
 class SturdyMultiProcPlugin(MultiProcPlugin):

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
 from bids_app.errors import BadDataError, UsageError
 from bids_app.graph import Graph, read_plugin_file
 from bids_app.settings import ResourceSettings
+
+T = TypeVar("T")
 
 
 def write_number(number: int, out_dir: Path) -> Path:
@@ -46,6 +53,11 @@ def fail_for_the_disk(out_dir: Path) -> None:
 
 def die(out_dir: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait(out_dir: Path) -> None:
+    (out_dir.parent / "worker").write_text(str(os.getpid()))
+    time.sleep(120)
 
 
 @pytest.fixture(autouse=True)
@@ -136,6 +148,41 @@ def test_killed_worker_is_a_failure_and_the_others_go_on(tmp_path: Path) -> None
     assert graph.error_of(behind).exit_code == 75
     assert graph.error_of(stored) is None
     assert (tmp_path / "out.txt").read_text() == "6"
+
+
+KILLED = """
+from pathlib import Path
+from bids_app.graph import Graph
+from bids_app.settings import ResourceSettings
+from test_graph import wait
+
+if __name__ == "__main__":
+    graph = Graph("g", Path({scratch!r}), ResourceSettings(n_procs=2))
+    graph.step("one", wait)
+    graph.step("two", wait)
+    graph.run(crash_dir=Path({scratch!r}))
+"""
+
+
+def test_workers_end_with_the_run_that_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED.format(scratch=str(tmp_path)))
+    run = subprocess.Popen([sys.executable, str(script)])
+    marker = tmp_path / "g" / "worker"
+    wait_until(marker.is_file, 60)
+    worker = int(wait_until(marker.read_text, 5))
+    run.kill()
+    run.wait()
+    wait_until(lambda: not Path(f"/proc/{worker}").exists(), 10)
+
+
+def wait_until(condition: Callable[[], T], seconds: float) -> T:
+    """What a condition gives once it is true."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return value
 
 
 def test_removing_scratch_leaves_what_others_put_beside_it(tmp_path: Path) -> None:
