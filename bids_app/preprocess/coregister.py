@@ -23,6 +23,7 @@ from bids_app.preprocess.alignment import (
     finish_alignment,
 )
 from bids_app.preprocess.anatomy import Anatomy, bias_field
+from bids_app.preprocess.boundary import refine, white_matter_boundary
 from bids_app.preprocess.epi import ball, brain_mask, head_mask, largest_part
 from bids_app.preprocess.images import load_nifti, read_volume, save_image, voxel_sizes
 from bids_app.preprocess.registration import (
@@ -117,7 +118,7 @@ def mask_boldref(source: Path, boldref: Path, out_dir: Path) -> EpiReference:
 
 
 def coregister(reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: int = 1) -> Alignment:
-    """Align a boldref with the T1w (rigid, several starts, the best kept), and so with the template.
+    """Align a boldref with the T1w, and so with the template: rigid, from several starts, refined at the boundary.
 
     Parameters
     ----------
@@ -133,10 +134,11 @@ def coregister(reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: i
     """
     t1w, affine = read_volume(anatomy.image)
     t1w_mask = read_volume(anatomy.mask)[0] > 0.5
-    matrix, quality, warnings = _find_rigid(reference, Image(t1w, affine), t1w_mask, anatomy.source.name, out_dir, seed)
+    tissues = np.asarray(load_nifti(anatomy.tissues).dataobj, dtype=np.float32) / 255
+    head = Image(t1w, affine)
+    matrix, quality, warnings = _find_rigid(reference, head, t1w_mask, tissues, anatomy.source.name, out_dir, seed)
     to_epi, onto_epi = linear(np.linalg.inv(matrix)), linear(matrix)
     boldref, epi_affine = read_volume(reference.boldref)
-    tissues = np.asarray(load_nifti(anatomy.tissues).dataobj, dtype=np.float32) / 255
     drawn = draw(boldref, epi_affine, t1w.shape, affine, to_epi)
     return finish_alignment(
         "t1w",
@@ -154,7 +156,13 @@ def coregister(reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: i
 
 
 def _find_rigid(
-    reference: EpiReference, t1w: Image, t1w_mask: np.ndarray, t1w_name: str, out_dir: Path, seed: int
+    reference: EpiReference,
+    t1w: Image,
+    t1w_mask: np.ndarray,
+    tissues: np.ndarray,
+    t1w_name: str,
+    out_dir: Path,
+    seed: int,
 ) -> tuple[np.ndarray, dict[str, float], tuple[str, ...]]:
     """Boldref to T1w as a matrix, from two sets of starts; with figures of quality, and warnings."""
     epi = EpiView.of(reference)
@@ -170,12 +178,35 @@ def _find_rigid(
         quality = judge_coregistration(epi, brain, t1w_mask, matrix)
         complaints = complaints_about(quality)
         if not complaints:
+            matrix, quality = _refined(reference, epi, brain, t1w_mask, tissues, matrix, quality)
             return matrix, quality, (f"{name}: aligned with the T1w at the second attempt.",) if attempt else ()
     raise RegistrationError(
         f"{name}: could not be aligned with {t1w_name}: {'; '.join(complaints)}.",
         "Check that both are of the same person, and the orientation of both; without the T1w (--bids-filter-file) the "
         "run is aligned with the template directly.",
     )
+
+
+def _refined(
+    reference: EpiReference,
+    epi: EpiView,
+    brain: Image,
+    t1w_mask: np.ndarray,
+    tissues: np.ndarray,
+    matrix: np.ndarray,
+    quality: dict[str, float],
+) -> tuple[np.ndarray, dict[str, float]]:
+    """An alignment after its refinement at the boundary, where that gains enough and passes the gates."""
+    boldref = Image(*read_volume(reference.corrected))
+    refined = refine(white_matter_boundary(tissues, brain.affine), boldref, np.linalg.inv(matrix))
+    if refined is None:
+        return matrix, quality
+    if refined.accepted:
+        better = np.linalg.inv(refined.matrix)
+        judged = judge_coregistration(epi, brain, t1w_mask, better)
+        if not complaints_about(judged):
+            return better, judged | refined.quality
+    return matrix, quality | refined.quality | {"bbr_used": 0.0}
 
 
 def _starts(epi: EpiView, t1w: Image, t1w_mask: np.ndarray, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:

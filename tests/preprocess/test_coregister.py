@@ -8,6 +8,7 @@ from bids_app.errors import BadDataError, RegistrationError
 from bids_app.preprocess import coregister as module
 from bids_app.preprocess.alignment import complaints_about, noise_masks
 from bids_app.preprocess.anatomy import Anatomy
+from bids_app.preprocess.boundary import Refinement
 from bids_app.preprocess.coregister import coregister, mask_boldref
 from bids_app.preprocess.images import read_volume, save_image
 from bids_app.preprocess.registration import dice
@@ -68,10 +69,23 @@ def test_a_slab_is_put_where_it_belongs(head, anatomy, boldref, tmp_path):
     assert found.route == "t1w"
     assert found.warnings == ()
     assert found.quality["coreg_brain_seen"] < 0.95
+    assert found.quality["bbr_cost"] <= found.quality["bbr_cost_start"]
     dseg, _ = read_volume(found.dseg)
     assert set(np.unique(dseg)) == {0, 1, 2, 3}
     assert not dseg[mask == 0].any()
     assert sorted(p.name for p in tmp_path.glob("*.h5")) == []
+
+
+def test_a_refinement_that_fails_the_gates_is_not_used(anatomy, boldref, tmp_path, monkeypatch):
+    def refine(boundary, image, start):
+        return Refinement(start @ rigid((0, 0, 0), (0, 30, 0)), 1.0, 0.5, 30.0, True)
+
+    monkeypatch.setattr(module, "refine", refine)
+    monkeypatch.setattr(module, "_best_rigid", lambda *args: BOLDREF_TO_T1W)
+    reference = mask_boldref(tmp_path / "sub-01_bold.nii.gz", boldref, tmp_path)
+    found = coregister(reference, anatomy, tmp_path)
+    assert found.quality["bbr_used"] == 0
+    np.testing.assert_allclose(Chain.load(found.chain).steps[0].matrix, np.linalg.inv(BOLDREF_TO_T1W))
 
 
 def test_another_image_than_a_head_is_refused_by_name(anatomy, boldref, tmp_path):
