@@ -1,8 +1,9 @@
 """A simulated BIDS dataset with known truth: ``neurostorm-phantom``, and its pieces for training and tests.
 
 From template to files, the rooms are `tissues` (what a head is made of), `anatomy` (one person's shape), `protocol`
-(what the scanner was told), `motion`, `activity` (states, networks, physiology), `bold` and `t1w` (scans in memory),
-`dataset` and `truth` (files). Nothing here knows the preprocessing, the model or the reports: they are judged by it.
+(what the scanner was told), `motion`, `distortion`, `activity` (states, networks, physiology), `bold`, `t1w` and
+`fieldmaps` (scans in memory), `dataset` and `truth` (files). Nothing here knows the preprocessing, the model or the
+reports: they are judged by it.
 """
 
 from __future__ import annotations

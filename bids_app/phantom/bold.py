@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from bids_app.phantom import activity
 from bids_app.phantom.anatomy import Anatomy
+from bids_app.phantom.distortion import Distortion, Inhomogeneity, distort, random_inhomogeneity
 from bids_app.phantom.geometry import apply, grid_points, rigid, rng_for, sample, smooth_noise
 from bids_app.phantom.motion import random_motion
 from bids_app.phantom.protocol import Protocol
@@ -91,6 +92,8 @@ class SimulatedRun:
         At the reference volume.
     activation : (X, Y, Z) float32
         Response to a long block over the mean signal, at the reference volume.
+    distortion : Distortion, optional
+        Where the boldref's points are measured; ``brain_mask``, ``activation`` and ``motion`` are of true places.
     """
 
     bold: np.ndarray
@@ -105,6 +108,7 @@ class SimulatedRun:
     anatomy: Anatomy
     brain_mask: np.ndarray
     activation: np.ndarray
+    distortion: Distortion | None = None
 
     def template_to_boldref(self, points: np.ndarray) -> np.ndarray:
         """Points (..., 3) of the template (MNI152NLin2009aSym) to the reference volume, mm."""
@@ -157,6 +161,7 @@ def simulate_run(
     keys: tuple[int | str, ...] = (0,),
     body: Body | None = None,
     boldref_to_t1w: np.ndarray | None = None,
+    field: Inhomogeneity | None = None,
 ) -> SimulatedRun:
     """Simulate one BOLD run.
 
@@ -172,10 +177,12 @@ def simulate_run(
         Names the run for its random numbers, see `geometry.rng_for`.
     boldref_to_t1w : (4, 4), optional
         Where the head lay during this run, rigid; default: a few mm and degrees from the T1w scan.
+    field : Inhomogeneity, optional
+        The head's; default: a random one that distorts as much as the protocol says.
     """
     body = body or random_body(*keys)
     if boldref_to_t1w is None:
-        boldref_to_t1w = _shift_since_t1w(rng_for(*keys, "coregistration"))
+        boldref_to_t1w = shift_since_t1w(rng_for(*keys, "coregistration"))
     rng = rng_for(*keys, "run")
     events = activity.random_events(state, protocol.seconds, rng)
     design = activity.response(events, protocol.tr, protocol.n_volumes)
@@ -184,10 +191,13 @@ def simulate_run(
     still = lay_still(anatomy, boldref_to_t1w, protocol)
     images, courses = _parts(still, protocol, body, state, design, contrast, rng)
     shape, affine = protocol.grid()
-    bold = _acquire(still, images, courses, motion, shape, affine)
+    if protocol.distortion and field is None:
+        field = random_inhomogeneity(protocol.peak_hz, *keys)
+    distortion = distortion_of(anatomy, boldref_to_t1w, protocol, field)
+    bold = _acquire(still, images, courses, motion, shape, affine, distortion)
     receive = np.exp(0.08 * smooth_noise(shape, np.array(protocol.voxel_mm), 120.0, rng))
     bold *= (BRIGHTNESS * receive)[..., None]
-    _add_noise(bold, BRIGHTNESS * float(contrast[-1, 0]) / protocol.snr, rng)
+    add_noise(bold, BRIGHTNESS * float(contrast[-1, 0]) / protocol.snr, rng)
     positions = grid_points(shape, affine)
     inside = sample(still.brain, still.affine, positions) >= 0.5
     template = anatomy.t1w_to_template(apply(boldref_to_t1w, positions[inside]))
@@ -206,10 +216,35 @@ def simulate_run(
         anatomy=anatomy,
         brain_mask=inside,
         activation=activation,
+        distortion=distortion,
     )
 
 
-def _shift_since_t1w(rng: np.random.Generator) -> np.ndarray:
+def distortion_of(
+    anatomy: Anatomy,
+    boldref_to_t1w: np.ndarray,
+    protocol: Protocol,
+    field: Inhomogeneity | None,
+    towards: str = "AP",
+) -> Distortion | None:
+    """How a scan of a head that lies somewhere is distorted; None without distortion."""
+    if protocol.distortion == 0 or field is None:
+        return None
+
+    def to_template(points: np.ndarray) -> np.ndarray:
+        return anatomy.t1w_to_template(apply(boldref_to_t1w, points))
+
+    return distort(field, to_template, protocol, scanned_box(protocol, 15.0), towards)
+
+
+def scanned_box(protocol: Protocol, margin_mm: float) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest corner (3,) of a protocol's field of view and a margin, mm."""
+    shape, affine = protocol.grid()
+    corners = apply(affine, np.array([[i, j, k] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])]))
+    return corners.min(axis=0) - margin_mm, corners.max(axis=0) + margin_mm
+
+
+def shift_since_t1w(rng: np.random.Generator) -> np.ndarray:
     return rigid(rng.normal(0, 3.0, 3), rng.normal(0, 2.0, 3))
 
 
@@ -227,11 +262,7 @@ def _contrast(protocol: Protocol) -> tuple[np.ndarray, int]:
 def lay_still(anatomy: Anatomy, boldref_to_t1w: np.ndarray, protocol: Protocol, margin_mm: float = 9.0) -> Still:
     """Bring the template's tissues to where the head lies, on a grid finer than the scan's that covers its box."""
     step = min(protocol.voxel_mm) / 1.5
-    shape, scan_affine = protocol.grid()
-    corners = apply(
-        scan_affine, np.array([[i, j, k] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])])
-    )
-    low, high = corners.min(axis=0) - margin_mm, corners.max(axis=0) + margin_mm
+    low, high = scanned_box(protocol, margin_mm + protocol.distortion)
     affine = np.diag([step, step, step, 1.0])
     affine[:3, 3] = low
     counts = np.ceil((high - low) / step).astype(int)
@@ -305,6 +336,7 @@ def _acquire(
     motion: np.ndarray,
     shape: tuple[int, int, int],
     affine: np.ndarray,
+    distortion: Distortion | None = None,
 ) -> np.ndarray:
     """Sum the parts for each volume and read them at the voxels, moved back to where the head was; (X, Y, Z, T)."""
     to_index = np.linalg.inv(still.affine)
@@ -314,6 +346,9 @@ def _acquire(
         sums = courses[start : start + VOLUMES_AT_ONCE] @ images
         for t, values in enumerate(sums, start):
             volume[still.inside] = values
+            if distortion is not None:
+                bold[..., t] = read_distorted(volume, still.affine, distortion, motion[t], shape, affine)
+                continue
             pull = to_index @ np.linalg.inv(motion[t]) @ affine
             ndimage.affine_transform(
                 volume, pull[:3, :3], pull[:3, 3], output_shape=shape, output=bold[..., t], order=1, prefilter=False
@@ -321,7 +356,27 @@ def _acquire(
     return bold
 
 
-def _add_noise(bold: np.ndarray, sigma: float, rng: np.random.Generator) -> None:
+def read_distorted(
+    volume: np.ndarray,
+    volume_affine: np.ndarray,
+    distortion: Distortion,
+    pose: np.ndarray,
+    shape: tuple[int, int, int],
+    affine: np.ndarray,
+) -> np.ndarray:
+    """Read a head at a scan's voxels, each where what it measures lies; (X, Y, Z) float32.
+
+    The field moves with the head (``pose``), the phase-encoding direction stays with the scanner.
+    """
+    voxels = grid_points(shape, affine)
+    back = np.linalg.inv(pose)
+    at_reference = apply(back, voxels)
+    move = sample(distortion.backward, distortion.affine, at_reference)[..., None]
+    true = apply(back, voxels + move * distortion.direction.astype(np.float32))
+    return sample(volume, volume_affine, true) * sample(distortion.brightness, distortion.affine, at_reference)
+
+
+def add_noise(bold: np.ndarray, sigma: float, rng: np.random.Generator) -> None:
     """Thermal noise of a magnitude image (Rician), in place."""
     for t in range(bold.shape[-1]):
         real, imaginary = rng.standard_normal((2, *bold.shape[:3]), dtype=np.float32) * np.float32(sigma)

@@ -27,6 +27,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--volumes", type=int, metavar="N", help="volumes a run (default: about 100 s, 60 to 120)")
     p.add_argument("--no-t1w", "--no_t1w", action="store_true", help="write no T1w images")
     p.add_argument("--size", choices=("full", "small"), default="full", help="small: coarse and short, for quick tests")
+    p.add_argument("--distortion", type=float, metavar="MM", help="largest displacement of the EPIs (default: 0, or 8)")
+    p.add_argument("--fieldmaps", choices=("pepolar", "phasediff"), help="write scans that tell the distortion")
     p.add_argument("--nprocs", type=int, default=default_cpus(), metavar="N", help="scans simulated at once")
     return p
 
@@ -47,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             volumes=arguments.volumes,
             t1w=not arguments.no_t1w,
             size=arguments.size,
+            distortion=arguments.distortion if arguments.distortion is not None else 8.0 * bool(arguments.fieldmaps),
+            fieldmaps=arguments.fieldmaps,
         )
         runs = write_dataset(arguments.out_dir, plan, max(1, arguments.nprocs))
     except NeurostormError as error:

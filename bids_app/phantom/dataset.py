@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,17 @@ from bids_app.phantom import truth
 from bids_app.phantom.activity import STATES, foci_of
 from bids_app.phantom.anatomy import Anatomy, placement, random_anatomy
 from bids_app.phantom.bold import SimulatedRun, random_body, simulate_run
+from bids_app.phantom.distortion import Inhomogeneity, phase_axis, phase_direction, random_inhomogeneity
+from bids_app.phantom.fieldmaps import ECHO_TIMES, SPIN_ECHO_TE, simulate_epi_pair, simulate_phase_difference
 from bids_app.phantom.geometry import rng_for
 from bids_app.phantom.protocol import SIZES, Protocol, anatomical_protocol_for, protocol_for
 from bids_app.phantom.t1w import simulate_t1w
 from bids_app.phantom.tissues import TEMPLATE
 
 BIDS_VERSION = "1.10.0"
+FIELDMAPS = ("pepolar", "phasediff")
+MAX_DISTORTION_MM = 12.0
+"""Beyond it, places that lie apart would be measured at one."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,10 @@ class DatasetPlan:
         Whether T1w images are written.
     size : str
         ``"full"`` or ``"small"``.
+    distortion : float
+        Largest displacement of the runs by uneven fields, mm.
+    fieldmaps : str, optional
+        One of `FIELDMAPS`, written for each session.
     """
 
     participants: int = 2
@@ -50,6 +59,8 @@ class DatasetPlan:
     volumes: int | None = None
     t1w: bool = True
     size: str = "full"
+    distortion: float = 0.0
+    fieldmaps: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("participants", "sessions", "runs"):
@@ -61,6 +72,12 @@ class DatasetPlan:
             raise UsageError(f"--volumes is {self.volumes}.", "Fewer than 5 volumes are no series.")
         if self.size not in SIZES:
             raise UsageError(f"There is no size {self.size!r}.", f"Choose one of {', '.join(SIZES)}.")
+        if self.fieldmaps is not None and self.fieldmaps not in FIELDMAPS:
+            raise UsageError(f"There are no fieldmaps {self.fieldmaps!r}.", f"Choose one of {', '.join(FIELDMAPS)}.")
+        if self.distortion < 0 or self.distortion > MAX_DISTORTION_MM:
+            raise UsageError(f"--distortion is {self.distortion}.", f"Give 0 to {MAX_DISTORTION_MM:g} mm.")
+        if self.fieldmaps is not None and self.distortion == 0:
+            raise UsageError("Fieldmaps without a distortion.", "Give --distortion, in mm.")
         if not self.states or len(set(self.states)) != len(self.states):
             raise UsageError(f"--states is {' '.join(self.states)!r}.", "Name each state once.")
         for state in self.states:
@@ -102,7 +119,18 @@ class Visit:
     @property
     def protocol(self) -> Protocol:
         """How its runs are scanned."""
-        return protocol_for(self.participant, self.keys, self.plan.size, self.plan.volumes)
+        protocol = protocol_for(self.participant, self.keys, self.plan.size, self.plan.volumes)
+        return replace(protocol, distortion=self.plan.distortion)
+
+    @property
+    def field(self) -> Inhomogeneity | None:
+        """The uneven field of the participant's head in this session's scanner."""
+        protocol = self.protocol
+        return random_inhomogeneity(protocol.peak_hz, self.plan.seed, self.label) if protocol.distortion else None
+
+    def owns(self, filename: str) -> bool:
+        """Whether a file of the dataset is of this session."""
+        return Path(filename).is_relative_to(self.folder)
 
     def anatomy(self) -> Anatomy:
         """The participant's anatomy, as it lies in this session's T1w scan."""
@@ -144,6 +172,8 @@ def write_dataset(out_dir: Path, plan: DatasetPlan, n_procs: int = 1) -> list[Pa
         with ProcessPoolExecutor(n_procs) as pool:
             rows = list(pool.map(_write_scan, jobs))
     runs = [row for row in rows if row is not None]
+    for visit in visits if plan.fieldmaps else ():
+        write_fieldmaps(out_dir, visit, [str(r["filename"]) for r in runs if visit.owns(str(r["filename"]))])
     _write_table(out_dir / "derivatives" / "truth" / "states.tsv", runs)
     return [out_dir / str(row["filename"]) for row in runs]
 
@@ -176,7 +206,12 @@ def _write_anatomy(out_dir: Path, visit: Visit) -> None:
 def _write_bold(out_dir: Path, visit: Visit, state: str, run: int) -> dict[str, object]:
     plan, protocol = visit.plan, visit.protocol
     simulated = simulate_run(
-        visit.anatomy(), protocol, state, (*visit.keys, state, run), random_body(plan.seed, visit.label)
+        visit.anatomy(),
+        protocol,
+        state,
+        (*visit.keys, state, run),
+        random_body(plan.seed, visit.label),
+        field=visit.field,
     )
     stem = f"{visit.stem}_task-{state}" + (f"_run-{run + 1:02d}" if plan.runs > 1 else "")
     path = out_dir / visit.folder / "func" / f"{stem}_bold"
@@ -191,12 +226,56 @@ def _write_bold(out_dir: Path, visit: Visit, state: str, run: int) -> dict[str, 
         "PulseSequenceType": "Gradient Echo EPI",
         "Instructions": INSTRUCTIONS[state],
     }
+    if simulated.distortion is not None:
+        sidecar |= readout_facts(protocol, simulated.affine, "AP")
+    if plan.fieldmaps == "phasediff":
+        sidecar["B0FieldSource"] = IDENTIFIER
     _write_json(path.with_suffix(".json"), sidecar)
     if simulated.events:
         rows = [{"onset": e.onset, "duration": e.duration, "trial_type": e.trial_type} for e in simulated.events]
         _write_table(path.with_name(f"{stem}_events.tsv"), rows)
     truth.write_run_truth(out_dir / "derivatives" / "truth" / visit.folder / "func", stem, simulated)
     return _row(visit, stem, simulated)
+
+
+IDENTIFIER = "phasediff0"
+
+
+def readout_facts(protocol: Protocol, affine: np.ndarray, towards: str) -> dict[str, object]:
+    """What a sidecar says about phase encoding."""
+    direction = phase_axis(affine, phase_direction(protocol, towards))
+    return {
+        "PhaseEncodingDirection": direction,
+        "TotalReadoutTime": protocol.readout,
+        "EffectiveEchoSpacing": protocol.readout / (protocol.matrix[1] - 1),
+    }
+
+
+def write_fieldmaps(out_dir: Path, visit: Visit, runs: list[str]) -> None:
+    """Write a session's fieldmaps: ``pepolar`` names its runs by ``IntendedFor``, ``phasediff`` is named by them."""
+    protocol, field = visit.protocol, visit.field
+    assert field is not None
+    folder = out_dir / visit.folder / "fmap"
+    if visit.plan.fieldmaps == "pepolar":
+        _, affine = protocol.grid()
+        for towards, series in simulate_epi_pair(visit.anatomy(), protocol, field, (*visit.keys, "fmap")).items():
+            stored, slope = _as_integers(series)
+            path = folder / f"{visit.stem}_dir-{towards}_epi"
+            truth.save_image(path.with_suffix(".nii.gz"), stored, affine, 8.0, slope)
+            sidecar = {**_machine(), "RepetitionTime": 8.0, "EchoTime": SPIN_ECHO_TE}
+            sidecar |= readout_facts(protocol, affine, towards)
+            _write_json(path.with_suffix(".json"), {**sidecar, "IntendedFor": [f"bids::{name}" for name in runs]})
+        return
+    scan = simulate_phase_difference(visit.anatomy(), protocol, field, (*visit.keys, "fmap"))
+    for number, magnitude in enumerate(scan.magnitudes):
+        stored, slope = _as_integers(magnitude)
+        path = folder / f"{visit.stem}_magnitude{number + 1}"
+        truth.save_image(path.with_suffix(".nii.gz"), stored, scan.affine, slope=slope)
+        _write_json(path.with_suffix(".json"), {**_machine(), "EchoTime": ECHO_TIMES[number]})
+    path = folder / f"{visit.stem}_phasediff"
+    truth.save_image(path.with_suffix(".nii.gz"), scan.phase, scan.affine)
+    facts = {**_machine(), "EchoTime1": ECHO_TIMES[0], "EchoTime2": ECHO_TIMES[1], "B0FieldIdentifier": IDENTIFIER}
+    _write_json(path.with_suffix(".json"), facts)
 
 
 INSTRUCTIONS = {

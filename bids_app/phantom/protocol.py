@@ -37,6 +37,10 @@ class Protocol:
         Grey matter over thermal noise.
     motion_mm : float
         Typical extent of the head's movement, mm and degrees.
+    distortion : float
+        Largest displacement in the brain by the uneven magnetic field, mm; 0: none.
+    readout : float
+        Total readout time, s.
     """
 
     tr: float = 2.0
@@ -50,10 +54,14 @@ class Protocol:
     dummies_kept: bool = False
     snr: float = 100.0
     motion_mm: float = 0.5
+    distortion: float = 0.0
+    readout: float = 0.03
 
     def __post_init__(self) -> None:
         if self.tr <= 0 or self.te <= 0 or min(self.voxel_mm) <= 0:
             raise UsageError(f"Simulated scan: TR {self.tr}, TE {self.te} and voxels {self.voxel_mm} must be above 0.")
+        if self.distortion < 0 or self.readout <= 0:
+            raise UsageError(f"Simulated scan: a distortion of {self.distortion} mm in {self.readout} s cannot be.")
         if min(self.matrix) < 4 or self.n_volumes < 1:
             raise UsageError(f"Simulated scan: {self.matrix} voxels and {self.n_volumes} volumes are too few.")
 
@@ -61,6 +69,11 @@ class Protocol:
     def flip_deg(self) -> float:
         """Flip angle with most signal from grey matter (the Ernst angle), degrees."""
         return float(np.round(np.rad2deg(np.arccos(np.exp(-self.tr / 1.33)))))
+
+    @property
+    def peak_hz(self) -> float:
+        """How far off the field is where the distortion is largest, Hz."""
+        return self.distortion / (self.readout * self.voxel_mm[1])
 
     @property
     def seconds(self) -> float:

@@ -34,6 +34,7 @@ embedded template. Sessions have their own T1w space.
 | `anat/*_desc-brain_mask.nii.gz` | brain on the T1w image's grid |
 | `func/*_from-boldref_to-T1w_mode-points_xfm.txt` | rigid, 4 x 4 |
 | `func/*_desc-motion_xfm.npy` | (T, 4, 4): a boldref point to where it is in volume t; identity at the reference |
+| `func/*_from-boldref_to-distorted_mode-points_xfm.nii.gz` | where the boldref's points are measured (`--distortion`) |
 | `func/*_desc-brain_mask.nii.gz` | brain on the BOLD image's grid, at the reference volume |
 | `func/*_desc-activation_boldmap.nii.gz` | response to a long block over the mean signal, on the BOLD image's grid |
 | `func/*_desc-design_timeseries.tsv` | the state's time course, a value a volume |
@@ -101,6 +102,10 @@ def write_run_truth(folder: Path, stem: str, run: SimulatedRun) -> None:
     np.save(folder / f"{stem}_desc-motion_xfm.npy", run.motion)
     save_image(folder / f"{stem}_desc-brain_mask.nii.gz", run.brain_mask.astype(np.uint8), run.affine)
     save_image(folder / f"{stem}_desc-activation_boldmap.nii.gz", run.activation.astype(np.float32), run.affine)
+    if run.distortion is not None:
+        moves = run.distortion.forward[..., None] * run.distortion.direction
+        field = PointField(moves.astype(np.float32), run.distortion.affine)
+        field.save(folder / f"{stem}_from-boldref_to-distorted_mode-points_xfm.nii.gz")
     lines = ["design", *(f"{v:.6f}" for v in run.design)]
     (folder / f"{stem}_desc-design_timeseries.tsv").write_text("\n".join(lines) + "\n")
     facts = {
