@@ -56,6 +56,10 @@ class PreprocessedRun:
     anatomy: Anatomy | None = None
     slices: SliceTimes | None = None
     """When slices were measured; None: ``bold`` is drawn from as it is."""
+    space: str | None = None
+    """The standard space that ``boldref`` and masks are in (route ``derivatives``); None: the run's own."""
+    offset: float = 0.0
+    """Added to the series for the model, which reads nothing below 0; for a series whose mean was taken away."""
     parameters: dict[str, Any] = field(default_factory=dict)
     """What was done with which settings, for sidecars."""
 

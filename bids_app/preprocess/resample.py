@@ -27,13 +27,15 @@ from bids_app.preprocess.transforms import Chain, apply_matrix, grid_points, sam
 
 SPLINE_ORDER = 3
 POSES_CHECKED = 60
+ON_VOXEL = 1e-3
+"""Voxels by which a point may be off a voxel's centre and still be on it; headers hold affines in 32 bits."""
 SHARE_INSIDE = 0.9
 """Share of the volumes in which a point must lie in the field of view."""
 
 
 def pull_volumes(
     source: VolumeSource,
-    motion: np.ndarray,
+    motion: np.ndarray | None,
     points: np.ndarray,
     first: int = 0,
     threads: int = 1,
@@ -45,8 +47,8 @@ def pull_volumes(
     ----------
     source : VolumeSource
         The raw series.
-    motion : numpy.ndarray, (T, 4, 4)
-        Boldref point to point of volume t, RAS mm.
+    motion : numpy.ndarray, (T, 4, 4), optional
+        Boldref point to point of volume t, RAS mm; None: there is none. Points that then fall on voxels are copied.
     points : numpy.ndarray, (V, 3)
         In the boldref's space, RAS mm.
     first : int
@@ -60,6 +62,13 @@ def pull_volumes(
     numpy.ndarray, (n, V) float32
     """
     to_voxels = np.linalg.inv(source.affine)
+    if motion is None:
+        voxels = apply_matrix(to_voxels, points)
+        if len(voxels) and np.abs(voxels - np.rint(voxels)).max() < ON_VOXEL:
+            i, j, k = np.clip(np.rint(voxels).astype(int).T, 0, np.array([source.shape[:3]]).T - 1)
+            yield from (volumes[:, i, j, k] for _, volumes in chunks(source, first))
+            return
+        motion = np.broadcast_to(np.eye(4), (source.shape[3], 4, 4))
     columns = np.ascontiguousarray(points.T)  # (3, V)
 
     def pull(volume: np.ndarray, pose: np.ndarray) -> np.ndarray:
@@ -75,13 +84,15 @@ def pull_volumes(
             yield np.stack(list(pool.map(pull, volumes, motion[start : start + len(volumes)])))
 
 
-def where_data_are(source: VolumeSource, motion: np.ndarray, points: np.ndarray, data_mask: np.ndarray) -> np.ndarray:
+def where_data_are(
+    source: VolumeSource, motion: np.ndarray | None, points: np.ndarray, data_mask: np.ndarray
+) -> np.ndarray:
     """Which points of the boldref the run has data for, (V,) bool.
 
     Parameters
     ----------
     source : VolumeSource
-    motion : numpy.ndarray, (T, 4, 4)
+    motion : numpy.ndarray, (T, 4, 4), optional
     points : numpy.ndarray, (V, 3)
         RAS mm.
     data_mask : numpy.ndarray, (X, Y, Z) bool
@@ -89,11 +100,13 @@ def where_data_are(source: VolumeSource, motion: np.ndarray, points: np.ndarray,
     """
     to_voxels = np.linalg.inv(source.affine)
     last = np.array(source.shape[:3]) - 1
-    poses = motion[np.unique(np.linspace(0, len(motion) - 1, POSES_CHECKED).round().astype(int))]
+    poses = np.eye(4)[None]
+    if motion is not None:
+        poses = motion[np.unique(np.linspace(0, len(motion) - 1, POSES_CHECKED).round().astype(int))]
     inside = np.zeros(len(points))
     for pose in poses:
         voxels = apply_matrix(to_voxels @ pose, points)
-        inside += np.all((voxels >= 0) & (voxels <= last), axis=1)
+        inside += np.all((voxels >= -ON_VOXEL) & (voxels <= last + ON_VOXEL), axis=1)
     return (inside >= SHARE_INSIDE * len(poses)) & (sample(data_mask, source.affine, points) > 0.5)
 
 
@@ -123,7 +136,7 @@ def resample_to_model_grid(run: PreprocessedRun, out_dir: Path, threads: int = 1
     n_volumes = source.shape[3] - run.n_dummy
     with GridSeriesWriter(out_dir, mask, run.tr, n_volumes, start=run.n_dummy * run.tr) as writer:
         for values in pull_volumes(source, motion, points[seen], run.n_dummy, threads):
-            writer.append(values)
+            writer.append(values + np.float32(run.offset) if run.offset else values)
     return GridSeries.open(out_dir)
 
 
@@ -188,10 +201,10 @@ def template_brain(template: str, onto: Space, shape: tuple[int, ...], affine: n
 
 def _aim(
     run: PreprocessedRun, target: Space, where: np.ndarray, affine: np.ndarray
-) -> tuple[VolumeSource, np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[VolumeSource, np.ndarray | None, np.ndarray, np.ndarray]:
     """The raw series, its motion, the target's points in the boldref, and which of them the run has data for."""
     source = run.open()
-    motion = np.load(run.motion) if run.motion else np.tile(np.eye(4), (source.shape[3], 1, 1))
+    motion = np.load(run.motion) if run.motion else None
     points = apply_matrix(target.pull_to(space(run.template)), grid_points(where.shape, affine, where))
     if run.chain is not None:
         points = Chain.load(run.chain)(points)
