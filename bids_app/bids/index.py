@@ -18,10 +18,11 @@ LOGGER = logging.getLogger(__name__)
 QUERIES: dict[str, dict[str, Any]] = {
     "bold": {"datatype": "func", "suffix": "bold", "extension": [".nii", ".nii.gz"], "part": ["mag", None]},
     "t1w": {"datatype": "anat", "suffix": "T1w", "extension": [".nii", ".nii.gz"], "part": ["mag", None]},
+    "fmap": {"datatype": "fmap", "extension": [".nii", ".nii.gz"]},
 }
 """What is looked for, in pybids' terms; ``--bids-filter-file`` adds to these, and overrides them."""
 
-WANTED_PATHS = r"/{participant}(/ses-[^/]+)?(/(func|anat)(/[^/]+\.nii(\.gz)?)?)?$"
+WANTED_PATHS = r"/{participant}(/ses-[^/]+)?(/(func|anat|fmap)(/[^/]+\.nii(\.gz)?)?)?$"
 """Paths from the root, folders too, that are worth indexing; loops of links end here."""
 
 

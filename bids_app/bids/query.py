@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from bids_app.bids.choices import choose_echo, choose_t1w, one_of_each_echo
 from bids_app.bids.derivatives import RAW_DATASET
 from bids_app.bids.derived import SPACES, DerivedRun
+from bids_app.bids.fieldmaps import Fieldmap, choose_fieldmap
 from bids_app.bids.index import list_participants, query_images
 from bids_app.bids.names import join_name, natural_key, split_name
 from bids_app.bids.sidecars import Inheritance, missing_content, read_json
@@ -53,6 +54,7 @@ class BoldRun:
     t1w: Path | None = None
     t1w_metadata: dict[str, Any] = field(default_factory=dict)
     events: Path | None = None
+    fieldmap: Fieldmap | None = None
     notes: tuple[str, ...] = ()
     """Choices that were made, as sentences for the report."""
     problem: NeurostormError | None = None
@@ -142,12 +144,18 @@ def find_runs(bids_dir: Path, settings: QuerySettings) -> list[BoldRun]:
         _refuse_no_bold(settings, participants, bids_dir)
     chosen = _select(entities, settings, participants, bids_dir)
     inheritance = Inheritance(bids_dir)
-    t1ws: dict[str, list[Path]] = {}
-    for path in images["t1w"]:
-        t1ws.setdefault(path.relative_to(bids_dir).parts[0], []).append(path)
+    t1ws, fmaps = (_by_participant(images[name], bids_dir) for name in ("t1w", "fmap"))
     datasets = [read_dataset(root, name, participants) for name, root in settings.derivatives.items()]
-    runs = [_make_run(groups[run], t1ws, inheritance) for run in chosen]
+    runs = [_make_run(groups[run], t1ws, fmaps, inheritance) for run in chosen]
     return [_take_over(run, datasets) for run in runs] if datasets else runs
+
+
+def _by_participant(paths: Iterable[Path], bids_dir: Path) -> dict[str, list[Path]]:
+    """Paths by their first folder, ``sub-01``."""
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        found.setdefault(path.relative_to(bids_dir).parts[0], []).append(path)
+    return found
 
 
 def _find_derived_runs(root: Path, settings: QuerySettings) -> list[BoldRun]:
@@ -217,7 +225,7 @@ def _check_listable(folder: Path) -> None:
     """Refuse folders that cannot be listed, from a participant's down; an index would leave them out silently."""
     try:
         with os.scandir(folder) as entries:
-            inner = [entry.path for entry in entries if entry.name.startswith("ses-") or entry.name in ("func", "anat")]
+            inner = [e.path for e in entries if e.name.startswith("ses-") or e.name in ("func", "anat", "fmap")]
     except NotADirectoryError:
         return
     except OSError as error:
@@ -275,12 +283,15 @@ def _select(
     return list(entities)
 
 
-def _make_run(files: list[Path], t1ws: dict[str, list[Path]], inheritance: Inheritance) -> BoldRun:
+def _make_run(
+    files: list[Path], t1ws: dict[str, list[Path]], fmaps: dict[str, list[Path]], inheritance: Inheritance
+) -> BoldRun:
     """A run from its files, with all that belongs to it; what goes wrong becomes its problem."""
     notes: list[str] = []
     problem: NeurostormError | None = None
     metadata: dict[str, Any] = {}
     t1w_metadata: dict[str, Any] = {}
+    fieldmap: Fieldmap | None = None
     bold, t1w = files[0], None
     folder = bold.relative_to(inheritance.root).parts[0]
     try:
@@ -293,6 +304,7 @@ def _make_run(files: list[Path], t1ws: dict[str, list[Path]], inheritance: Inher
                 raise error
         metadata = inheritance.metadata(bold)
         t1w_metadata = inheritance.metadata(t1w) if t1w else {}
+        fieldmap = choose_fieldmap(bold, metadata, fmaps.get(folder, []), inheritance, notes)
     except NeurostormError as error:
         problem = error
     return BoldRun(
@@ -302,6 +314,7 @@ def _make_run(files: list[Path], t1ws: dict[str, list[Path]], inheritance: Inher
         t1w=t1w,
         t1w_metadata=t1w_metadata,
         events=inheritance.table(bold, "events"),
+        fieldmap=fieldmap,
         notes=tuple(notes),
         problem=problem,
     )

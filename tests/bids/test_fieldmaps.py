@@ -1,0 +1,172 @@
+"""Which fieldmap a run gets, and what is said when one that is there is not used."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bids_app.bids.fieldmaps import Fieldmap, opposite
+from bids_app.bids.query import BoldRun, find_runs
+from bids_app.settings import QuerySettings
+
+REST = "sub-01/func/sub-01_task-rest_bold"
+AP, PA = "sub-01/fmap/sub-01_dir-AP_epi", "sub-01/fmap/sub-01_dir-PA_epi"
+
+
+@pytest.fixture
+def find(tmp_path: Path):
+    """A function that writes images with sidecars (None: no JSON) and gives the runs."""
+
+    def make(images: dict[str, dict | str | None], **settings) -> list[BoldRun]:
+        (tmp_path / "dataset_description.json").write_text(json.dumps({"Name": "x", "BIDSVersion": "1.10.0"}))
+        for name, sidecar in images.items():
+            path = tmp_path / f"{name}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"not opened")
+            if sidecar is not None:
+                text = sidecar if isinstance(sidecar, str) else json.dumps(sidecar)
+                path.with_name(path.name.replace(".nii.gz", ".json")).write_text(text)
+        return find_runs(tmp_path, QuerySettings(**settings))
+
+    return make
+
+
+def epi(direction: str, intended="func/sub-01_task-rest_bold.nii.gz", **more) -> dict:
+    return {"PhaseEncodingDirection": direction, "IntendedFor": intended, "TotalReadoutTime": 0.05, **more}
+
+
+def names(fieldmap: Fieldmap | None) -> list[str]:
+    assert fieldmap is not None
+    return [path.name.removesuffix(".nii.gz") for path in fieldmap.files]
+
+
+@pytest.mark.parametrize(
+    "intended",
+    [
+        "func/sub-01_task-rest_bold.nii.gz",
+        "bids::sub-01/func/sub-01_task-rest_bold.nii.gz",
+        "bids:raw:sub-01/func/sub-01_task-rest_bold.nii.gz",
+        ["func/sub-01_task-other_bold.nii.gz", "func/sub-01_task-rest_bold.nii.gz"],
+        "sub-01/func/sub-01_task-rest_bold.nii.gz",
+        "func/sub-01_task-rest_bold.nii",
+    ],
+)
+def test_a_pair_is_found_by_what_it_is_intended_for(find, intended):
+    (run,) = find({REST: {"PhaseEncodingDirection": "j-"}, AP: epi("j", intended), PA: epi("j-", intended)})
+    assert run.fieldmap.kind == "pepolar"
+    assert names(run.fieldmap) == ["sub-01_dir-PA_epi", "sub-01_dir-AP_epi"]  # first the one encoded as the run
+    assert run.fieldmap.metadata[0]["PhaseEncodingDirection"] == "j-"
+    assert run.notes == ("There is no T1w image: the BOLD run is aligned with the template directly.",)
+
+
+def test_identifiers_win_over_intended_for(find):
+    bold = {"PhaseEncodingDirection": "j", "B0FieldSource": ["two", "three"]}
+    images = {
+        "sub-01/fmap/sub-01_acq-a_dir-AP_epi": epi("j", B0FieldIdentifier="one"),
+        "sub-01/fmap/sub-01_acq-a_dir-PA_epi": epi("j-", B0FieldIdentifier="one"),
+        "sub-01/fmap/sub-01_acq-b_dir-AP_epi": epi("j", [], B0FieldIdentifier="two"),
+        "sub-01/fmap/sub-01_acq-b_dir-PA_epi": epi("j-", [], B0FieldIdentifier=["two", "x"]),
+    }
+    (run,) = find({REST: bold, **images})
+    assert names(run.fieldmap) == ["sub-01_acq-b_dir-AP_epi", "sub-01_acq-b_dir-PA_epi"]
+
+
+def test_an_identifier_that_sessions_share_stays_within_the_session(find):
+    images = {}
+    for session in ("a", "b"):
+        start = f"sub-01/ses-{session}/{{}}/sub-01_ses-{session}_"
+        images[start.format("func") + "task-rest_bold"] = {"PhaseEncodingDirection": "j", "B0FieldSource": "f"}
+        for direction, label in (("j", "AP"), ("j-", "PA")):
+            images[start.format("fmap") + f"dir-{label}_epi"] = epi(direction, [], B0FieldIdentifier="f")
+    for run in find(images):
+        assert all(f"_ses-{run.entities['ses']}_" in name for name in names(run.fieldmap))
+
+
+def test_of_several_pairs_those_that_belong_together_are_taken(find):
+    images = {
+        f"sub-01/fmap/sub-01_dir-{label}_run-{run}_epi": epi(direction)
+        for run in (1, 2)
+        for label, direction in (("AP", "j"), ("PA", "j-"))
+    }
+    (run,) = find({REST: {"PhaseEncodingDirection": "j-"}, **images})
+    assert names(run.fieldmap) == ["sub-01_dir-PA_run-1_epi", "sub-01_dir-AP_run-1_epi"]
+
+
+def test_one_epi_against_the_run_is_a_pair_with_the_run_itself(find):
+    (run,) = find({REST: {"PhaseEncodingDirection": "j-"}, AP: epi("j")})
+    assert names(run.fieldmap) == ["sub-01_dir-AP_epi"]
+
+
+def test_an_epi_encoded_as_the_run_alone_tells_nothing(find):
+    (run,) = find({REST: {"PhaseEncodingDirection": "j"}, AP: epi("j")})
+    assert run.fieldmap is None
+    assert "no EPI of the opposite direction (found: j; the run's: j)" in " ".join(run.notes)
+
+
+def test_all_echoes_of_a_run_share_what_one_of_them_is_named_by(find):
+    echoes = {f"sub-01/func/sub-01_task-rest_echo-{n}_bold": {"EchoTime": 0.01 * n} for n in (1, 2, 3)}
+    intended = "func/sub-01_task-rest_echo-1_bold.nii.gz"
+    (run,) = find({**echoes, AP: epi("j", intended), PA: epi("j-", intended)})
+    assert run.bold.name == "sub-01_task-rest_echo-3_bold.nii.gz"
+    assert len(run.fieldmap.files) == 2
+
+
+@pytest.mark.parametrize(
+    ("main", "beside", "kind"),
+    [
+        ("phasediff", ("magnitude1", "magnitude2"), "phasediff"),
+        ("phasediff", ("magnitude1",), "phasediff"),
+        ("phase1", ("phase2", "magnitude1", "magnitude2"), "phases"),
+        ("fieldmap", ("magnitude",), "fieldmap"),
+    ],
+)
+def test_measured_fields_come_with_what_they_need(find, main, beside, kind):
+    images = {f"sub-01/fmap/sub-01_{suffix}": None for suffix in beside}
+    images[f"sub-01/fmap/sub-01_{main}"] = {"IntendedFor": "func/sub-01_task-rest_bold.nii.gz"}
+    (run,) = find({REST: {}, **images})
+    assert run.fieldmap.kind == kind
+    assert names(run.fieldmap) == [f"sub-01_{suffix}" for suffix in (main, *beside)]
+
+
+def test_a_phase_without_magnitude_is_left_out_and_told(find):
+    (run,) = find({REST: {}, "sub-01/fmap/sub-01_phasediff": {"IntendedFor": "func/sub-01_task-rest_bold.nii.gz"}})
+    assert run.fieldmap is None
+    assert "sub-01_phasediff.nii.gz was not used: there is no magnitude1 image beside it." in run.notes
+
+
+def test_fieldmaps_that_name_no_run_are_told(find):
+    (run,) = find({REST: {}, AP: {"PhaseEncodingDirection": "j"}, PA: {"PhaseEncodingDirection": "j-"}})
+    assert run.fieldmap is None
+    assert "none of them names sub-01_task-rest_bold.nii.gz" in " ".join(run.notes)
+
+
+def test_a_missing_direction_is_told(find):
+    intended = "func/sub-01_task-rest_bold.nii.gz"
+    (run,) = find({REST: {}, AP: {"IntendedFor": intended}, PA: epi("j")})
+    assert "sub-01_dir-AP_epi.nii.gz was not used: its sidecar has no PhaseEncodingDirection." in run.notes
+
+
+def test_a_broken_sidecar_of_a_fieldmap_costs_the_run_nothing_else(find):
+    (run,) = find({REST: {}, AP: "{", PA: epi("j")})
+    assert run.problem is None
+    assert any("sub-01_dir-AP_epi" in note for note in run.notes)
+
+
+def test_filters_choose_among_fieldmaps(find):
+    images = {
+        f"sub-01/fmap/sub-01_acq-{acq}_dir-{label}_epi": epi(direction)
+        for acq in ("a", "b")
+        for label, direction in (("AP", "j"), ("PA", "j-"))
+    }
+    (run,) = find({REST: {}, **images}, filters={"fmap": {"acquisition": "b"}})
+    assert all("acq-b" in name for name in names(run.fieldmap))
+
+
+def test_no_fieldmap_is_no_news(find):
+    (run,) = find({REST: {}})
+    assert run.fieldmap is None
+    assert len(run.notes) == 1
+
+
+def test_opposite_directions():
+    assert [opposite(d) for d in ("j", "j-", "i")] == ["j-", "j", "i-"]
