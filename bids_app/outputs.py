@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from bids_app.adapters.file import EMBEDDING
 from bids_app.adapters.predict import Prediction
 from bids_app.bids.derivatives import RAW_DATASET, bids_uri, copy_file, output_path, write_json, write_tsv
 from bids_app.bids.names import as_label, join_name, split_name
@@ -221,7 +222,8 @@ def model_outputs(
     write_tsv(table, pd.DataFrame(encoded.embeddings.rows()))
     names.sidecar(table, {**facts, "Template": template, **timing, **describe_embeddings(encoded)})
     for prediction in encoded.predictions:
-        table = names.path("predictions", ".tsv", desc=prediction.card.name)
+        suffix = "vectors" if prediction.card.task == EMBEDDING else "predictions"
+        table = names.path(suffix, ".tsv", desc=prediction.card.name)
         write_tsv(table, pd.DataFrame(prediction.rows()))
         names.sidecar(table, {**facts, "Template": template, **timing, **describe_prediction(prediction)})
     return names.tree
@@ -353,7 +355,7 @@ def draw_answers(encoded: Encoded, names: RunName) -> None:
 
     table = pd.DataFrame(encoded.embeddings.rows())
     plot_embeddings(table, names.figure("embeddings"), title=f"Embeddings of {names.stem}")
-    for prediction in encoded.predictions:
+    for prediction in (p for p in encoded.predictions if p.card.task != EMBEDDING):
         path = names.figure(f"{prediction.card.name}predictions")
         title = f"{prediction.card.name} predicted from {names.stem}"
         plot_predictions(pd.DataFrame(prediction.rows()), path, title=title, unit=prediction.card.unit)

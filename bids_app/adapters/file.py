@@ -25,8 +25,8 @@ from bids_app.model.heads import build_head, load_strictly, n_outputs
 
 ADAPTER_FORMAT = "neurostorm-adapter"
 ADAPTER_FORMAT_VERSION = 1
-CLASSIFICATION, REGRESSION = "classification", "regression"
-TASKS = (CLASSIFICATION, REGRESSION)
+CLASSIFICATION, REGRESSION, EMBEDDING = "classification", "regression", "embedding"
+TASKS = (CLASSIFICATION, REGRESSION, EMBEDDING)
 STRATEGIES = ("linear", "ln", "prompt", "prompt_ln", "full")
 NAME = re.compile(r"[A-Za-z0-9]+")
 
@@ -40,9 +40,9 @@ class AdapterCard:
     name : str
         Letters and digits: it becomes a ``desc-`` label.
     task : str
-        ``classification`` or ``regression``.
+        ``classification``, ``regression`` or ``embedding``: a vector of length 1, to be compared with others.
     target : str
-        What is predicted: ``state``, ``sex``, ``age``.
+        What is predicted: ``state``, ``sex``, ``age``; or what vectors that are near each other share.
     encoder_sha256 : str
         `Model.weights_sha256` of the encoder that it was trained on.
     normalisation : str
@@ -57,6 +57,10 @@ class AdapterCard:
         How it was trained; an entry of `STRATEGIES`.
     prompt_len : int
         Learned tokens in front of each window.
+    dimensions : int
+        Of an embedding's vector; 0 otherwise.
+    retrieval : dict
+        What an embedding is compared with: for given images, the ``mean`` to take from their vectors first.
     cohort, metrics : dict
         Whom it was trained on, and how well it did on whom; JSON values.
     intended_use, licence : str
@@ -75,6 +79,8 @@ class AdapterCard:
     value_std: float = 1.0
     strategy: str = "linear"
     prompt_len: int = 0
+    dimensions: int = 0
+    retrieval: dict[str, Any] = field(default_factory=dict)
     cohort: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     intended_use: str = ""
@@ -110,6 +116,7 @@ class AdapterCard:
             "strategy": self.strategy not in STRATEGIES,
             "encoder_sha256": not re.fullmatch(r"[0-9a-f]{64}", self.encoder_sha256),
             "prompt_len": self.prompt_len < 0,
+            "dimensions": (self.dimensions < 1) if self.task == EMBEDDING else self.dimensions != 0,
             "value_std": not 0 < self.value_std < float("inf"),
             "labels": (len(self.labels) < 2 or len(set(self.labels)) != len(self.labels))
             if self.task == CLASSIFICATION
@@ -120,6 +127,8 @@ class AdapterCard:
     @property
     def n_outputs(self) -> int:
         """Outputs of the head."""
+        if self.task == EMBEDDING:
+            return self.dimensions
         return n_outputs(len(self.labels)) if self.task == CLASSIFICATION else 1
 
 
@@ -261,9 +270,11 @@ def to_answers(card: AdapterCard, outputs: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     torch.Tensor
-        Probabilities of the labels (B, n_labels), or values in the card's unit (B, 1).
+        Probabilities of the labels (B, n_labels), values in the card's unit (B, 1), or vectors of length 1 (B, O).
     """
     outputs = outputs.float()
+    if card.task == EMBEDDING:
+        return nn.functional.normalize(outputs, dim=1)
     if card.task == REGRESSION:
         return outputs * card.value_std + card.value_mean
     if outputs.shape[1] == 1:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bids_app.adapters.file import REGRESSION, AdaptedModel, AdapterCard, to_answers
+from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION, AdaptedModel, AdapterCard, to_answers
 from bids_app.clips import NORMALISATIONS, ClipReader
 from bids_app.model.api import Model
 from bids_app.model.heads import pool
@@ -68,8 +68,8 @@ class Prediction:
     Attributes
     ----------
     card : AdapterCard
-    clips : numpy.ndarray, (n_clips, n_labels) or (n_clips, 1)
-        Probabilities, or values in the card's unit, of each clip.
+    clips : numpy.ndarray, (n_clips, n_labels), (n_clips, 1) or (n_clips, dimensions)
+        Probabilities, values in the card's unit, or the vector, of each clip.
     onsets, duration
         As in `Embeddings`.
     """
@@ -79,7 +79,7 @@ class Prediction:
     onsets: np.ndarray
     duration: float
     answer: np.ndarray = field(init=False)
-    """(n_labels,) or (1,): the mean over clips, which is the run's answer."""
+    """(n_labels,), (1,) or (dimensions,): the mean over clips, which is the run's answer."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "answer", self.clips.mean(axis=0))
@@ -90,8 +90,8 @@ class Prediction:
 
     @property
     def agreement(self) -> float | None:
-        """Share of clips whose label is that of the run; None for a regression."""
-        if self.card.task == REGRESSION:
+        """Share of clips whose label is that of the run; None where there are no labels."""
+        if self.card.task != CLASSIFICATION:
             return None
         return float((self.clips.argmax(axis=1) == self.answer.argmax()).mean())
 
@@ -110,6 +110,8 @@ class Prediction:
     def _cells(self, values: np.ndarray) -> dict[str, Any]:
         if self.card.task == REGRESSION:
             return {"value": float(values[0])}
+        if self.card.task == EMBEDDING:
+            return _columns(values)
         probabilities = {f"p_{label}": float(p) for label, p in zip(self.card.labels, values, strict=True)}
         return {"label": self.label(values), **probabilities}
 

@@ -31,6 +31,7 @@ BIDSIGNORE = (
     "*_timeseries.*",
     "*_embeddings.*",
     "*_predictions.*",
+    "*_vectors.*",
     "*_attribution.*",
     "*_boldmap.*",
     "*_metrics.*",
