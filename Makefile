@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 DEMO   ?= demo
 SETUP  := $(VENV)/.installed
 
-.PHONY: setup demo test test-slow test-gpu container-test lint types lock clean
+.PHONY: setup demo test test-slow test-gpu container-test lint types lock boutiques release-check clean
 
 setup: $(SETUP)
 
@@ -43,6 +43,10 @@ lock: setup
 	{ echo "# Exact versions that the tests ran with; written by \`make lock\`. See README.md beside this file."; \
 	  $(BIN)/pip list --format=freeze | grep -viE '^(neurostorm|pip|setuptools|wheel)=' | sed 's/+cpu//'; } > requirements/constraints.new
 	mv requirements/constraints.new requirements/constraints.txt
+
+boutiques: setup
+	$(BIN)/neurostorm --bids-exec-spec cpu > boutiques.new && mv boutiques.new boutiques.json
+	$(BIN)/neurostorm --bids-exec-spec cuda > boutiques.new && mv boutiques.new boutiques-cuda.json
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info

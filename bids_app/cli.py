@@ -6,6 +6,7 @@ Nothing heavy is imported before the arguments are parsed, so that ``--help`` an
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import re
@@ -15,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from bids_app import __version__
-from bids_app.errors import EXIT_SOFTWARE, AnalysisLevelError, NeurostormError, UsageError
+from bids_app.boutiques import VARIANTS, describe
+from bids_app.errors import EXIT_CODES, EXIT_SOFTWARE, AnalysisLevelError, NeurostormError, UsageError
 from bids_app.settings import (
     GROUP,
     IGNORABLE,
@@ -33,8 +35,7 @@ from bids_app.settings import (
 LOGGER = logging.getLogger("bids_app")
 SIZE_UNITS_GB = {"MB": 1 / 1000, "MIB": 1 / 953.674, "GB": 1.0, "GIB": 1.073742, "TB": 1000.0}
 
-EPILOG = """exit codes: 0 done; 16 invalid BIDS; 17 unknown analysis level; 18 labels or filters matched nothing;
-64 options; 65 bad data; 66 no input; 73 cannot create output; 74 input/output error; 75 temporary failure, try again.
+EPILOG = f"""exit codes: {"; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())}.
 NeuroSTORM is a research tool, not a medical device."""
 
 
@@ -58,6 +59,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("analysis_level", metavar="{participant,group}", help="which level of the analysis to run")
     parser.add_argument("--version", action="version", version=f"neurostorm {__version__}")
     add(parser, "--list-models", action=ListModels, help="list the models and adapters that can be named, and exit")
+    add(
+        parser, "--self-test", action=SelfTest,
+        help="check within seconds that this installation computes what it should, on the GPU too, and exit",
+    )  # fmt: skip
+    add(
+        parser, "--bids-exec-spec", action=PrintDescriptor, choices=VARIANTS,
+        help="print the Boutiques descriptor, for the CPU image or for cuda, and exit",
+    )  # fmt: skip
 
     group = parser.add_argument_group("which data")
     add(group, "--participant-label", nargs="+", default=[], metavar="LABEL", help="participants, with or without sub-")
@@ -139,16 +148,47 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class ListModels(argparse.Action):
-    """Print the catalog and exit, as ``--version`` does."""
+class AnswerAndExit(argparse.Action):
+    """Base of the options that answer and exit, as ``--version`` does, without the positional arguments."""
 
-    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, **options)
+    def __init__(self, option_strings: Sequence[str], dest: str, nargs: int | str = 0, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs=nargs, default=argparse.SUPPRESS, **options)
+
+
+class ListModels(AnswerAndExit):
+    """Print the catalog."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from bids_app.adapters.cli import main as models
 
         models(["list"])
+        parser.exit()
+
+
+class SelfTest(AnswerAndExit):
+    """Check the installation."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from bids_app.selftest import run_self_test
+
+        run_self_test()
+        parser.exit()
+
+
+class PrintDescriptor(AnswerAndExit):
+    """Print the Boutiques descriptor that is made from this very parser."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
+        super().__init__(option_strings, dest, nargs="?", const=VARIANTS[0], **options)
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        print(json.dumps(describe(parser, values), indent=2))
         parser.exit()
 
 
@@ -253,8 +293,6 @@ def read_filter_file(path: Path | None) -> dict[str, dict[str, object]]:
     """Content of a ``--bids-filter-file``."""
     if path is None:
         return {}
-    import json
-
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -9,6 +9,23 @@ from __future__ import annotations
 EXIT_OK = 0
 EXIT_SOFTWARE = 70
 
+EXIT_CODES = {
+    EXIT_OK: "done",
+    2: "unknown option",
+    16: "invalid BIDS",
+    17: "unknown analysis level",
+    18: "labels or filters matched nothing",
+    64: "options that cannot be, or cannot go together",
+    65: "bad data",
+    66: "no input",
+    EXIT_SOFTWARE: "a defect of the program",
+    73: "cannot create output",
+    74: "input/output error",
+    75: "temporary failure, try again",
+    130: "interrupted",
+}
+"""What the command's exit codes mean; of several failures the first gives the code."""
+
 
 class NeurostormError(Exception):
     """Base of the errors shown to users.
@@ -88,3 +105,7 @@ class TemporaryError(NeurostormError):
     """Something that may pass when tried again: out of memory, a lock held by another run."""
 
     exit_code = 75
+
+
+class SelfTestError(NeurostormError):
+    """An installation that does not compute what it should."""

@@ -16,6 +16,7 @@ FLOORS = [
     {"bids", "clips", "model", "catalog", "graph", "multiproc", "phantom"},
     {"preprocess", "adapters", "reports"},
     {"participant", "group", "training", "checks", "plan", "outputs", "runlog", "steps", "methods"},
+    {"boutiques", "selftest"},
     {"cli"},
 ]
 """From the ground up: a room imports from floors below its own, and from rooms of its own floor."""
