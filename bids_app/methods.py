@@ -9,11 +9,16 @@ from bids_app.bids.query import BoldRun
 from bids_app.catalog import templates
 from bids_app.catalog.models import adapter_paths, find_model, weights_path
 from bids_app.model.checkpoint import read_checkpoint, weights_sha256
+from bids_app.preprocess.derivatives import way_in_words
 from bids_app.preprocess.images import SLICE_TIMING
 from bids_app.reports.methods import Step
 from bids_app.settings import Settings
 
 TEMPLATE_CITATIONS = {"MNI152NLin6Asym": "mni6", "MNI152NLin2009aSym": "mni2009"}
+
+
+DERIVATIVE_CITATIONS = {"fmriprep": "fmriprep", "hcp": "hcp", "xcp_d": "xcpd", "xcp-d": "xcpd"}
+"""References of pipelines, by how their names begin."""
 
 
 def describe_method(settings: Settings, runs: Sequence[BoldRun]) -> tuple[list[Step], str]:
@@ -29,18 +34,11 @@ def describe_method(settings: Settings, runs: Sequence[BoldRun]) -> tuple[list[S
     template = {"template": name, "template_cite": TEMPLATE_CITATIONS[name]}
     fixed = wanted.dummy_scans is not None
     steps = [Step("query")]
-    if any(run.t1w for run in runs):
-        steps += [Step("t1w_prepare"), Step("t1w_template", template)]
     rule = f"dropped (the first {wanted.dummy_scans})" if fixed else "found by their signal and dropped"
-    steps += [Step("dummy_scans", {"rule": rule}), Step("motion")]
-    if SLICE_TIMING not in wanted.ignore and any(run.metadata.get("SliceTiming") for run in runs):
-        steps.append(Step("slice_timing"))
-    steps.append(Step("bold_mask"))
-    if any(run.t1w for run in runs):
-        steps.append(Step("bold_t1w"))
-    if any(run.t1w is None for run in runs):
-        steps.append(Step("bold_template", template))
-    steps += [Step("confounds", {"fd_spike_mm": f"{wanted.fd_spike_threshold:g}"}), Step("resample")]
+    steps += [*derived_steps(runs), Step("dummy_scans", {"rule": rule})]
+    raw = [run for run in runs if run.derived is None]
+    if raw:
+        steps += raw_steps(raw, settings, template)
     if templates.catalog()[name]["source"] == "nilearn":
         steps.append(Step("template_nilearn", {"template": name, "accuracy": templates.space(name).accuracy}))
     if wanted.output_spaces:
@@ -55,3 +53,30 @@ def describe_method(settings: Settings, runs: Sequence[BoldRun]) -> tuple[list[S
             cohort = str(card.cohort.get("description", "a cohort that its card does not describe"))
             steps.append(Step("adapter", {"target": card.target, "adapter": card.name, "cohort": cohort}))
     return steps, entry.name if checkpoint.demonstration else ""
+
+
+def derived_steps(runs: Sequence[BoldRun]) -> list[Step]:
+    """What is said of the runs that are taken over, for each pipeline and space."""
+    taken = dict.fromkeys((run.derived.pipeline, run.derived.space) for run in runs if run.derived)
+    steps = []
+    for pipeline, space in taken:
+        keys = [key for start, key in DERIVATIVE_CITATIONS.items() if pipeline.lower().startswith(start)]
+        cite = f" [@{keys[0]}]" if keys else ""
+        steps.append(Step("derivatives", {"pipeline": pipeline, "cite": cite, "way": way_in_words(space)}))
+    return steps
+
+
+def raw_steps(runs: Sequence[BoldRun], settings: Settings, template: dict[str, str]) -> list[Step]:
+    """What is done with the runs that are preprocessed from raw data."""
+    wanted = settings.preprocess
+    steps = [Step("motion")]
+    if any(run.t1w for run in runs):
+        steps += [Step("t1w_prepare"), Step("t1w_template", template)]
+    if SLICE_TIMING not in wanted.ignore and any(run.metadata.get("SliceTiming") for run in runs):
+        steps.append(Step("slice_timing"))
+    steps.append(Step("bold_mask"))
+    if any(run.t1w for run in runs):
+        steps.append(Step("bold_t1w"))
+    if any(run.t1w is None for run in runs):
+        steps.append(Step("bold_template", template))
+    return [*steps, Step("confounds", {"fd_spike_mm": f"{wanted.fd_spike_threshold:g}"}), Step("resample")]

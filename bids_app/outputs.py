@@ -17,7 +17,7 @@ import pandas as pd
 
 from bids_app.adapters.file import EMBEDDING
 from bids_app.adapters.predict import Prediction
-from bids_app.bids.derivatives import RAW_DATASET, bids_uri, copy_file, output_path, write_json, write_tsv
+from bids_app.bids.derivatives import copy_file, dataset_uri, output_path, write_json, write_tsv
 from bids_app.bids.names import as_label, join_name, split_name
 from bids_app.clips import MODEL_GRID_AFFINE, ClipReader, GridSeries
 from bids_app.preprocess.anatomy import Anatomy
@@ -29,6 +29,11 @@ from bids_app.reports.contents import quality_columns
 from bids_app.steps import Encoded, OnGrid
 
 CARPET_VOXELS = 3000
+BOLDREFS = {
+    "hmc": "Median of the steadiest volumes after correction of head motion",
+    "mean": "Mean of the steady volumes of the series that was taken over",
+}
+"""What reference images are, by their ``desc-`` label."""
 TISSUES = ("grey matter", "white matter", "CSF")
 
 
@@ -71,19 +76,21 @@ class RunName:
         write_json(path.with_name(Path(name).stem + ".json"), {"Sources": list(self.sources), **content})
 
 
-def name_run(tree: Path, entities: Mapping[str, str], bids_dir: Path, sources: Sequence[Path | None]) -> RunName:
-    """Names of a run's outputs in ``tree``, made from files of the raw dataset."""
-    uris = [bids_uri(path, bids_dir, RAW_DATASET) for path in sources if path is not None]
+def name_run(
+    tree: Path, entities: Mapping[str, str], datasets: Mapping[str, Path], sources: Sequence[Path | None]
+) -> RunName:
+    """Names of a run's outputs in ``tree``, made from files of the datasets that are read."""
+    uris = [dataset_uri(path, datasets) for path in sources if path is not None]
     return RunName(tree, entities, tuple(uris))
 
 
-def anatomy_outputs(anatomy: Anatomy, bids_dir: Path, out_dir: Path) -> Path:
+def anatomy_outputs(anatomy: Anatomy, datasets: Mapping[str, Path], out_dir: Path) -> Path:
     """Lay out what was made of a T1w image: at its own resolution, with mask, transforms and figures."""
     from bids_app.reports.figures import plot_flicker, plot_outlines
 
     found = split_name(anatomy.source.name)[0]
     entities = {key: value for key, value in found.items() if key not in ("part", "echo")}
-    names = name_run(out_dir / "tree", entities, bids_dir, [anatomy.source])
+    names = name_run(out_dir / "tree", entities, datasets, [anatomy.source])
     image = load_nifti(anatomy.source)
     affine, shape = image.affine, image.shape[:3]
 
@@ -145,7 +152,7 @@ def run_outputs(
     preprocessed: PreprocessedRun,
     grid: OnGrid,
     entities: Mapping[str, str],
-    bids_dir: Path,
+    datasets: Mapping[str, Path],
     notes: Sequence[str],
     output_spaces: Sequence[str],
     threads: int,
@@ -154,15 +161,15 @@ def run_outputs(
     """Lay out what preprocessing made of a run: confounds, masks, references, transforms, quality."""
     run = preprocessed
     t1w = run.anatomy.source if run.anatomy else None
-    names = name_run(out_dir / "tree", entities, bids_dir, [run.source, t1w])
+    names = name_run(out_dir / "tree", entities, datasets, [run.source, t1w, *run.beside])
 
     copy_file(run.confounds, names.path("timeseries", ".tsv", desc="confounds"))
     copy_file(run.confounds_meta, names.path("timeseries", ".json", desc="confounds"))
 
-    mask = copy_file(run.brain_mask, names.path("mask", ".nii.gz", desc="brain"))
+    mask = copy_file(run.brain_mask, names.path("mask", ".nii.gz", space=run.space, desc="brain"))
     names.sidecar(mask, {"Type": "Brain", "RawSources": list(names.sources)})
-    boldref = copy_file(run.boldref, names.path("boldref", ".nii.gz", desc="hmc"))
-    names.sidecar(boldref, {"Description": "Median of the steadiest volumes after correction of head motion"})
+    boldref = copy_file(run.boldref, names.path("boldref", ".nii.gz", space=run.space, desc=boldref_kind(run)))
+    names.sidecar(boldref, {"Description": BOLDREFS[boldref_kind(run)]})
 
     if run.hmc_file:
         copy_file(run.hmc_file, names.path("xfm", ".txt", from_="orig", to="boldref", mode="image", desc="hmc"))
@@ -181,13 +188,18 @@ def run_outputs(
         "template": run.template,
         "quality": quality,
         "warnings": list(run.warnings),
-        "notes": list(notes),
+        "notes": [*notes, *run.notes],
         "parameters": {**run.parameters, "Threads": threads},
     }
     table = names.path("metrics", ".tsv", desc="quality")
     write_tsv(table, {key: [value] for key, value in {"bids_name": f"{names.stem}_bold", **quality}.items()})
     names.sidecar(table, {**content, "bids_name": {"Description": "The run"}, **quality_columns(quality)})
     return names.tree
+
+
+def boldref_kind(run: PreprocessedRun) -> str:
+    """The ``desc-`` label of a run's reference image."""
+    return "hmc" if run.space is None else "mean"
 
 
 def scan_figures(run: PreprocessedRun) -> dict[str, float]:
@@ -213,10 +225,14 @@ def write_in_space(names: RunName, run: PreprocessedRun, space: str, threads: in
 
 
 def model_outputs(
-    encoded: Encoded, preprocessed: PreprocessedRun, entities: Mapping[str, str], bids_dir: Path, out_dir: Path
+    encoded: Encoded,
+    preprocessed: PreprocessedRun,
+    entities: Mapping[str, str],
+    datasets: Mapping[str, Path],
+    out_dir: Path,
 ) -> Path:
     """Lay out embeddings and predictions with their sidecars."""
-    names = name_run(out_dir / "tree", entities, bids_dir, [preprocessed.source])
+    names = name_run(out_dir / "tree", entities, datasets, [preprocessed.source])
     facts, template, timing = encoded.facts, preprocessed.template, describe_slices(preprocessed.slices)
     table = names.path("embeddings", ".tsv", desc=as_label(facts["Model"]))
     write_tsv(table, pd.DataFrame(encoded.embeddings.rows()))
@@ -286,6 +302,7 @@ def run_figures(
 
 def draw_alignments(run: PreprocessedRun, names: RunName, out_dir: Path) -> None:
     """Draw the brain mask on the reference image, and the reference on T1w image and template."""
+    from bids_app.catalog.templates import standing_in
     from bids_app.reports.figures import plot_flicker, plot_outlines
 
     masks = {"brain mask": run.brain_mask} | ({"from the EPI alone": run.epi_mask} if run.epi_mask else {})
@@ -300,13 +317,14 @@ def draw_alignments(run: PreprocessedRun, names: RunName, out_dir: Path) -> None
             title=f"{names.stem} on the T1w image",
         )
     if run.boldref_in_template:
-        template, brain = template_images(run.template, out_dir)
+        shown = standing_in(run.space or run.template)
+        template, brain = template_images(shown, out_dir)
         plot_flicker(
             template,
             run.boldref_in_template,
             names.figure("norm"),
             outline=brain,
-            names=(run.template, "BOLD"),
+            names=(shown, "BOLD"),
             title=f"{names.stem} on the template",
         )
 

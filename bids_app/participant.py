@@ -19,6 +19,7 @@ from bids_app import outputs, steps
 from bids_app.bids.derivatives import remove_leftovers
 from bids_app.bids.description import check_output_folder, describe_outputs
 from bids_app.bids.query import BoldRun, find_runs
+from bids_app.bids.takeover import input_datasets
 from bids_app.catalog import templates
 from bids_app.catalog.models import adapter_paths, find_model, weights_path
 from bids_app.checks import preflight
@@ -27,6 +28,7 @@ from bids_app.graph import Graph, Step, file_stamp
 from bids_app.methods import describe_method
 from bids_app.plan import print_plan
 from bids_app.preprocess.anatomy import normalise_t1w
+from bids_app.preprocess.derivatives import take_over
 from bids_app.preprocess.motion import correct_motion
 from bids_app.preprocess.run import collect_run
 from bids_app.reports.methods import write_methods
@@ -58,7 +60,7 @@ def run_participants(settings: Settings) -> int:
     check_output_folder(settings.out_dir)
     runs = find_runs(settings.bids_dir, settings.query)
     make_folders(settings)
-    describe_outputs(settings.out_dir, settings.bids_dir)
+    describe_outputs(settings.out_dir, input_datasets(settings.bids_dir, settings.query.derivatives))
     steps_done, demonstration = describe_method(settings, runs)
     write_methods(settings.out_dir, steps_done, demonstration=demonstration)
     if settings.boilerplate_only:
@@ -130,7 +132,7 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
     wanted, threads, all_threads = settings.preprocess, settings.resources.omp_threads, settings.resources.n_procs
     name = node_name(run.stem)
     anatomy = add_anatomy(graph, run, anatomies, templates.available()[0], settings)
-    preprocessed = from_raw(graph, run, anatomy, settings)
+    preprocessed = from_derivatives(graph, run, settings) if run.derived else from_raw(graph, run, anatomy, settings)
     grid = graph.step(f"{name}_grid", steps.put_on_grid, preprocessed=preprocessed, threads=threads)
     encoded = graph.step(
         f"{name}_encode",
@@ -151,7 +153,7 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
         preprocessed=preprocessed,
         grid=grid,
         entities=run.entities,
-        bids_dir=settings.bids_dir,
+        datasets=input_datasets(settings.bids_dir, settings.query.derivatives),
         notes=run.notes,
         output_spaces=wanted.output_spaces,
         threads=threads,
@@ -162,7 +164,7 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
         encoded=encoded,
         preprocessed=preprocessed,
         entities=run.entities,
-        bids_dir=settings.bids_dir,
+        datasets=input_datasets(settings.bids_dir, settings.query.derivatives),
     )
     figures = None
     if not settings.model.embeddings_only:
@@ -236,6 +238,23 @@ def from_raw(graph: Graph, run: BoldRun, anatomy: Anatomy | None, settings: Sett
     )
 
 
+def from_derivatives(graph: Graph, run: BoldRun, settings: Settings) -> Step:
+    """Add the steps that take a run over from derivatives; return the last."""
+    assert run.derived is not None
+    name = node_name(run.stem)
+    files = (run.bold, *run.derived.companions)
+    series = graph.step(
+        f"{name}_examine",
+        steps.examine_taken,
+        derived=run.derived,
+        metadata=run.metadata,
+        events=run.events,
+        dummy_scans=settings.preprocess.dummy_scans,
+        stamp="".join(map(file_stamp, (*files, run.events))),
+    )
+    return graph.step(f"{name}_takeover", take_over, series=series, derived=run.derived, memory_gb=2)
+
+
 def add_anatomy(
     graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], template: str, settings: Settings
 ) -> Anatomy | None:
@@ -256,7 +275,11 @@ def add_anatomy(
             memory_gb=2,
         )
         tree = graph.step(
-            f"{name}_outputs", outputs.anatomy_outputs, anatomy=aligned, bids_dir=settings.bids_dir, memory_gb=2
+            f"{name}_outputs",
+            outputs.anatomy_outputs,
+            anatomy=aligned,
+            datasets=input_datasets(settings.bids_dir, settings.query.derivatives),
+            memory_gb=2,
         )
         anatomies[run.t1w] = Anatomy(aligned, tree)
     return anatomies[run.t1w]

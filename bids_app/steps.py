@@ -14,11 +14,13 @@ from typing import Any
 
 from bids_app.adapters.file import AdaptedModel, load_adapter
 from bids_app.adapters.predict import Embeddings, Prediction, encode_run
+from bids_app.bids.derived import DerivedRun
 from bids_app.clips import NORMALISATIONS, ClipReader, GridSeries
 from bids_app.errors import BadDataError
 from bids_app.preprocess.anatomy import Anatomy, PreparedT1w, prepare_t1w
 from bids_app.preprocess.confounds import Confounds, measure_confounds
 from bids_app.preprocess.coregister import Alignment, EpiReference, coregister, mask_boldref, normalise_boldref
+from bids_app.preprocess.derivatives import examine_derived
 from bids_app.preprocess.epi import prepare_bold
 from bids_app.preprocess.images import Series
 from bids_app.preprocess.motion import MotionEstimate
@@ -60,6 +62,18 @@ def examine(
 ) -> Series:
     """Examine a BOLD file against its sidecar and events; ``stamp`` tells when the file changed."""
     return prepare_bold(bold, metadata, out_dir, dummy_scans, last_onset(events), ignore)
+
+
+def examine_taken(
+    derived: DerivedRun,
+    metadata: dict[str, Any],
+    events: Path | None,
+    dummy_scans: int | None,
+    stamp: str,
+    out_dir: Path,
+) -> Series:
+    """Examine a run that is taken over; ``stamp`` tells when a file changed."""
+    return examine_derived(derived, metadata, out_dir, dummy_scans, last_onset(events))
 
 
 def last_onset(events: Path | None) -> float | None:

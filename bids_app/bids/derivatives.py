@@ -91,6 +91,23 @@ def bids_uri(path: Path, root: Path, dataset: str = "") -> str:
     return f"bids:{dataset}:{quote(path.relative_to(root).as_posix())}"
 
 
+def dataset_uri(path: Path, datasets: Mapping[str, Path]) -> str:
+    """The BIDS URI of a file of one of several datasets; of those that hold it, the innermost.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Absolute.
+    datasets : mapping
+        Roots by their names in ``DatasetLinks``.
+    """
+    holding = [name for name, root in datasets.items() if path.is_relative_to(root)]
+    if not holding:
+        raise ValueError(f"{path} lies in none of the datasets {', '.join(map(str, datasets.values()))}.")
+    name = max(holding, key=lambda name: len(datasets[name].parts))
+    return bids_uri(path, datasets[name], name)
+
+
 def source_uris(paths: Iterable[Path], *, raw_dir: Path, out_dir: Path) -> list[str]:
     """BIDS URIs of files of the raw dataset and of the derivatives, for a sidecar's ``Sources``."""
     # derivatives may lie inside the raw dataset, so they are looked at first

@@ -72,6 +72,12 @@ class DerivedRun:
     problem: NeurostormError | None = None
 
     @property
+    def companions(self) -> tuple[Path, ...]:
+        """Files beside the image that are read."""
+        paths = (self.mask, self.boldref, self.t1w, self.confounds, self.confounds_meta)
+        return tuple(path for path in paths if path is not None)
+
+    @property
     def key(self) -> tuple[tuple[str, str], ...]:
         """What a raw run of the same name has, too."""
         return run_key(self.entities)

@@ -7,6 +7,7 @@ them, and each file is replaced as a whole.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def check_output_folder(out_dir: Path) -> None:
     _read_own_description(out_dir)
 
 
-def describe_outputs(out_dir: Path, bids_dir: Path) -> None:
+def describe_outputs(out_dir: Path, datasets: Path | Mapping[str, Path]) -> None:
     """Write ``dataset_description.json``, ``.bidsignore`` and ``README.md``.
 
     Versions that wrote into the folder before stay listed in ``GeneratedBy``; lines that were added to
@@ -79,8 +80,9 @@ def describe_outputs(out_dir: Path, bids_dir: Path) -> None:
     ----------
     out_dir : pathlib.Path
         Root of the derivatives; made when missing.
-    bids_dir : pathlib.Path
-        Root of the raw dataset.
+    datasets : pathlib.Path or mapping
+        Root of the raw dataset; or the roots of all datasets that are read, by their names in BIDS URIs, the one that
+        was given as ``bids_dir`` first.
 
     Raises
     ------
@@ -88,7 +90,8 @@ def describe_outputs(out_dir: Path, bids_dir: Path) -> None:
         The folder belongs to something else, or cannot be written.
     """
     written_by = [entry for entry in _read_own_description(out_dir).get("GeneratedBy", []) if entry != _generator()]
-    write_json(out_dir / "dataset_description.json", _description(bids_dir, written_by))
+    roots = {RAW_DATASET: datasets} if isinstance(datasets, Path) else dict(datasets)
+    write_json(out_dir / "dataset_description.json", _description(roots, written_by))
     ignore = out_dir / ".bidsignore"
     kept = ignore.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if ignore.exists() else []
     lines = [*kept, *(pattern for pattern in BIDSIGNORE if pattern not in kept)]
@@ -97,7 +100,8 @@ def describe_outputs(out_dir: Path, bids_dir: Path) -> None:
         write_text(out_dir / "README.md", README)
 
 
-def _description(bids_dir: Path, written_by: list[Any]) -> dict[str, Any]:
+def _description(datasets: Mapping[str, Path], written_by: list[Any]) -> dict[str, Any]:
+    bids_dir = next(iter(datasets.values()))
     raw = _read_raw_description(bids_dir)
     name = str(raw.get("Name") or bids_dir.name)
     description = {
@@ -106,8 +110,8 @@ def _description(bids_dir: Path, written_by: list[Any]) -> dict[str, Any]:
         "DatasetType": "derivative",
         "GeneratedBy": [_generator(), *written_by],
         "HowToAcknowledge": "Please cite what logs/CITATION.md names.",
-        "SourceDatasets": [_source(raw, bids_dir)],
-        "DatasetLinks": {RAW_DATASET: bids_dir.absolute().as_uri()},
+        "SourceDatasets": [_source(_read_raw_description(root), root) for root in datasets.values()],
+        "DatasetLinks": {name: root.absolute().as_uri() for name, root in datasets.items()},
     }
     if isinstance(raw.get("License"), str):
         description["License"] = raw["License"]  # derivatives of data stay under the data's terms

@@ -58,6 +58,10 @@ class PreprocessedRun:
     """When slices were measured; None: ``bold`` is drawn from as it is."""
     space: str | None = None
     """The standard space that ``boldref`` and masks are in (route ``derivatives``); None: the run's own."""
+    beside: tuple[Path, ...] = ()
+    """Other input files that it was made from."""
+    notes: tuple[str, ...] = ()
+    """Choices that were made on the way, as sentences for the report."""
     offset: float = 0.0
     """Added to the series for the model, which reads nothing below 0; for a series whose mean was taken away."""
     parameters: dict[str, Any] = field(default_factory=dict)

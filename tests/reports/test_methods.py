@@ -22,6 +22,8 @@ VALUES = {
     "template_cite": "mni2009",
     "accuracy": "exact",
     "pipeline": "fMRIPrep 24.1",
+    "cite": " [@fmriprep]",
+    "way": "MNI152NLin6Asym, the model's own space",
     "rule": "dropped",
     "fd_spike_mm": 0.5,
     "spaces": "MNI152NLin6Asym",
@@ -32,7 +34,10 @@ VALUES = {
     "adapter": "age_1",
     "cohort": "100 people & 50 %",
 }
-EVERY_STEP = [Step(name, VALUES) for name in _texts()["steps"]]
+EVERY_STEP = [
+    *(Step(name, VALUES) for name in _texts()["steps"]),
+    *(Step("derivatives", VALUES | {"cite": f" [@{key}]"}) for key in ("hcp", "xcpd")),
+]
 
 
 def test_every_step_is_in_a_section():
