@@ -1,11 +1,14 @@
 """What preprocessing costs: seconds and peak memory of each step, and beside a step the packages that do the same.
 
-    python benchmarks/preprocess.py                                  # a simulated head, 60 and 200 volumes of 64x64x36
-    python benchmarks/preprocess.py --volumes 100 300 1200 --no-peers
+    python benchmarks/preprocess.py                                   # 60 and 200 volumes of 64x64x36
+    python benchmarks/preprocess.py --protocol multiband --volumes 100 300 1200     # 2 mm, 104x104x72
+    python benchmarks/preprocess.py --no-peers
     python benchmarks/preprocess.py --bold sub-01_task-x_bold.nii.gz --t1w sub-01_T1w.nii.gz   # a scan of yours
 
-Each step runs in a process of its own, whose peak memory is shown; the row "imports" is one that does nothing else.
-Peers get the same input in the same run. Motion is compared with the simulated truth.
+Each step, and each peer, runs in a process of its own, whose peak memory is shown (the highest resident set; pages of
+mapped files count); the row "imports" is a process that does nothing else. Peers get the same input in the same run. A
+peer marked "of 20" was timed on as many volumes, and its time is scaled to the run's length. Simulated runs repeat 60
+poses of a head with new noise in each volume; motion is compared with them.
 """
 
 from __future__ import annotations
@@ -16,27 +19,56 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
+import peers
 
-SHAPE, VOXEL_MM, TR = (64, 64, 36), (3.3, 3.3, 4.0), 2.0
 PEER_VOLUMES = 20
-"""Peers of motion correction are timed on so many volumes, and their time is scaled."""
+N_POSES = 60
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A simulated scan: voxels along right, anterior, superior; their edges in mm; repetition time in s."""
+
+    shape: tuple[int, int, int]
+    voxel_mm: tuple[float, float, float]
+    tr: float
+
+
+PROTOCOLS = {
+    "standard": Protocol((64, 64, 36), (3.3, 3.3, 4.0), 2.0),
+    "multiband": Protocol((104, 104, 72), (2.0, 2.0, 2.0), 0.8),
+}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a call took, and what it returned."""
+    """What a call took (wall and CPU seconds, peak MB), and what it returned."""
 
     seconds: float
+    cpu_seconds: float
     megabytes: float
     value: Any
+
+
+@dataclass
+class Run:
+    """A run to be measured, and what was found."""
+
+    bold: Path
+    tr: float
+    t1w: Path | None
+    motion: np.ndarray | None
+    n_volumes: int
+    costs: dict[str, Cost] = field(default_factory=dict)
+    peers: dict[str, list[tuple[str, Cost]]] = field(default_factory=dict)
 
 
 def measure(function: Callable[..., Any], *arguments: Any, **options: Any) -> Cost:
@@ -52,9 +84,9 @@ def _timed(function: Callable[..., Any], arguments: tuple[Any, ...], options: di
 
     from bids_app.preprocess import run  # noqa: F401
 
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     value = function(*arguments, **options)
-    return Cost(time.perf_counter() - started, _peak_mb(), value)
+    return Cost(time.perf_counter() - started, time.process_time() - cpu, _peak_mb(), value)
 
 
 def _peak_mb() -> float:
@@ -63,8 +95,8 @@ def _peak_mb() -> float:
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def simulate(folder: Path, n_volumes: int, seed: int = 0) -> tuple[Path, Path, np.ndarray]:
-    """A head in motion as BOLD, its T1w, and the motion (T, 4, 4): boldref point to point of volume t."""
+def simulate(folder: Path, protocol: Protocol, n_volumes: int, seed: int = 0) -> Run:
+    """A head in motion as BOLD, and its T1w."""
     from scipy import ndimage
 
     from bids_app.catalog.templates import load_template
@@ -72,24 +104,26 @@ def simulate(folder: Path, n_volumes: int, seed: int = 0) -> tuple[Path, Path, n
     from bids_app.preprocess.images import save_image
     from bids_app.preprocess.transforms import draw, linear, rigid
 
-    template = load_template()
-    affine = np.diag([*VOXEL_MM, 1.0])
-    affine[:3, 3] = (-104, -124, -66)
-    still = draw(ndimage.gaussian_filter(epi_like(template) * 1000, 0.6), template.affine, SHAPE, affine)
+    template, grid = load_template(), protocol.shape
+    affine = np.diag([*protocol.voxel_mm, 1.0])
+    affine[:3, 3] = np.array([0, -18, 8]) - (np.array(grid) - 1) / 2 * protocol.voxel_mm
+    still = draw(ndimage.gaussian_filter(epi_like(template) * 1000, 0.6), template.affine, grid, affine)
     draws = np.random.default_rng(seed)
-    walk = draws.normal(size=(n_volumes, 6)).cumsum(axis=0)
-    walk = (walk - walk[n_volumes // 2]) / np.abs(walk).max(axis=0) * ([np.radians(2.0)] * 3 + [2.5] * 3)
-    motion = np.stack([rigid(w[:3], w[3:], (0, -20, 10)) for w in walk])
-    shape = (*SHAPE, n_volumes)
-    bold = np.lib.format.open_memmap(folder / f"series{n_volumes}.npy", "w+", np.int16, shape, fortran_order=True)
-    for t, pose in enumerate(motion):
-        volume = draw(still, affine, SHAPE, affine, linear(np.linalg.inv(pose)), order=3)
-        bold[..., t] = np.round(volume + draws.normal(0, 10, SHAPE))
-    path = save_image(folder / f"sub-01_run-{n_volumes}_bold.nii.gz", bold, affine, tr=TR)
+    walk = draws.normal(size=(N_POSES, 6)).cumsum(axis=0)
+    walk = (walk - walk[N_POSES // 2]) / np.abs(walk).max(axis=0) * ([np.radians(2.0)] * 3 + [2.5] * 3)
+    poses = np.stack([rigid(w[:3], w[3:], (0, -20, 10)) for w in walk])
+    moved = [draw(still, affine, grid, affine, linear(np.linalg.inv(pose)), order=3) for pose in poses[:n_volumes]]
+    mapped = np.lib.format.open_memmap(folder / "series.npy", "w+", np.int16, (*grid, n_volumes), fortran_order=True)
+    for t in range(n_volumes):
+        noise = draws.standard_normal(grid, dtype=np.float32) * 10
+        mapped[..., t] = np.round(moved[t % N_POSES] + noise)
+    path = save_image(folder / f"sub-01_run-{n_volumes}_bold.nii.gz", mapped, affine, tr=protocol.tr)
+    del mapped
+    (folder / "series.npy").unlink()
     fine = np.diag([1.0, 1.0, 1.0, 1.0])
     fine[:3, 3] = (-90, -126, -72)
-    t1w = draw(template.t1w, template.affine, (181, 217, 181), fine)
-    return path, save_image(folder / "sub-01_T1w.nii.gz", t1w, fine), motion
+    t1w = save_image(folder / "sub-01_T1w.nii.gz", draw(template.t1w, template.affine, (181, 217, 181), fine), fine)
+    return Run(path, protocol.tr, t1w, poses[np.arange(n_volumes) % N_POSES], n_volumes)
 
 
 def motion_error_mm(found: np.ndarray, true: np.ndarray) -> tuple[float, float]:
@@ -109,82 +143,17 @@ def motion_error_mm(found: np.ndarray, true: np.ndarray) -> tuple[float, float]:
     return float(np.mean(errors)), float(np.max(errors))
 
 
-def simpleitk_motion(bold: Path) -> np.ndarray:
-    """Rigid, squared differences, three levels, each volume to the middle one."""
-    import SimpleITK as sitk
-
-    series = sitk.ReadImage(str(bold), sitk.sitkFloat32)
-    n_volumes = series.GetSize()[3]
-    volumes = [sitk.Extract(series, [*series.GetSize()[:3], 0], [0, 0, 0, t]) for t in range(n_volumes)]
-    reference = volumes[n_volumes // 2]
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMeanSquares()
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetOptimizerAsRegularStepGradientDescent(0.5, 1e-3, 50)
-    method.SetOptimizerScalesFromPhysicalShift()
-    method.SetShrinkFactorsPerLevel([2, 1])
-    method.SetSmoothingSigmasPerLevel([3, 1.7])
-    centre = [-v for v in (0.0, -20.0)] + [10.0]
-    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
-    found = []
-    for volume in volumes:
-        start = sitk.Euler3DTransform()
-        start.SetCenter(centre)
-        method.SetInitialTransform(start, inPlace=False)
-        transform = method.Execute(reference, volume)
-        matrix = np.eye(4)
-        matrix[:3, 3] = transform.TransformPoint((0, 0, 0))
-        for axis in range(3):
-            unit = [0.0, 0.0, 0.0]
-            unit[axis] = 1.0
-            matrix[:3, axis] = np.array(transform.TransformPoint(unit)) - matrix[:3, 3]
-        found.append(flip @ matrix @ flip)
-    return np.stack(found)
-
-
-def antspyx_motion(bold: Path) -> np.ndarray:
-    """`ants.motion_correction` with its defaults for BOLD."""
-    import ants
-    from scipy.io import loadmat
-
-    series = ants.image_read(str(bold))
-    reference = ants.slice_image(series, axis=3, idx=series.shape[3] // 2)
-    result = ants.motion_correction(series, fixed=reference, type_of_transform="BOLDRigid")
-    flip = np.diag([-1.0, -1.0, 1.0, 1.0])
-    found = []
-    for files in result["motion_parameters"]:
-        content = loadmat(files[0])
-        values, centre = content["AffineTransform_float_3_3"].ravel(), content["fixed"].ravel()
-        matrix = np.eye(4)
-        matrix[:3, :3] = values[:9].reshape(3, 3)
-        matrix[:3, 3] = values[9:] + centre - matrix[:3, :3] @ centre
-        found.append(flip @ matrix @ flip)
-    return np.stack(found)
-
-
-def antspyx_resampling(bold: Path, n_volumes: int) -> None:
-    """Linear resampling of volumes onto the 2 mm grid by ANTs, with an affine only."""
-    import ants
-
-    series = ants.image_read(str(bold))
-    target = ants.make_image((91, 109, 91), spacing=(2, 2, 2), origin=(-90, -90, -72))
-    for t in range(n_volumes):
-        volume = ants.slice_image(series, axis=3, idx=t)
-        ants.resample_image_to_target(volume, target, interp_type="linear")
-
-
 def first_volumes(bold: Path, n_volumes: int, folder: Path) -> Path:
     """A file with a run's first volumes."""
     image = nib.nifti1.load(bold)
     path = folder / f"first{n_volumes}_{bold.name}"
-    nib.nifti1.save(image.slicer[..., :n_volumes], path)
+    if not path.exists():
+        nib.nifti1.save(image.slicer[..., :n_volumes], path)
     return path
 
 
-def steps_of(
-    bold: Path, tr: float, t1w: Path | None, folder: Path, threads: int, anatomy: Any = None
-) -> tuple[dict[str, Cost], Any]:
-    """Run all steps, each in its own process; what each cost, and the run's anatomy."""
+def go(run: Run, folder: Path, threads: int, with_peers: bool, anatomy: Any = None) -> Any:
+    """Run all steps, each in its own process, and their peers; returns the run's anatomy."""
     from bids_app.preprocess.anatomy import normalise_t1w, prepare_t1w
     from bids_app.preprocess.confounds import measure_confounds
     from bids_app.preprocess.coregister import coregister, mask_boldref, normalise_boldref
@@ -193,92 +162,120 @@ def steps_of(
     from bids_app.preprocess.resample import grid_series
     from bids_app.preprocess.run import collect_run
 
-    costs: dict[str, Cost] = {"imports": measure(int)}
+    folder.mkdir(exist_ok=True)
+    few = first_volumes(run.bold, min(PEER_VOLUMES, run.n_volumes), folder)
 
     def step(name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         out_dir = folder / name.replace(" ", "_")
         out_dir.mkdir(parents=True, exist_ok=True)
-        costs[name] = measure(function, *arguments, out_dir=out_dir, **options)
-        return costs[name].value
+        run.costs[name] = measure(function, *arguments, out_dir=out_dir, **options)
+        return run.costs[name].value
 
-    series = step("examine", prepare_bold, bold, {"RepetitionTime": tr})
+    def peer(name: str, *others: tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
+        run.peers[name] = list(measured(others)) if with_peers else []
+
+    run.costs["imports"] = measure(int)
+    series = step("examine", prepare_bold, run.bold, {"RepetitionTime": run.tr})
+    peer("examine", (peers.nibabel_load, (run.bold,)))
     motion = step("motion", correct_motion, series, threads=threads)
-    reference = step("EPI mask", mask_boldref, bold, motion.boldref)
-    if t1w is not None and anatomy is None:
-        prepared = step("T1w bias field", prepare_t1w, t1w)
+    peer("motion", (peers.simpleitk_motion, (few,)), (peers.nipy_motion, (few,)), (peers.antspyx_motion, (few,)))
+    reference = step("EPI mask", mask_boldref, run.bold, motion.boldref)
+    peer("EPI mask", (peers.antspyx_mask, (run.bold, motion.boldref)))
+    if run.t1w is not None and anatomy is None:
+        prepared = step("T1w bias field", prepare_t1w, run.t1w)
+        peer("T1w bias field", (peers.antspyx_bias_field, (run.t1w,)), (peers.simpleitk_bias_field, (run.t1w,)))
         anatomy = step("T1w to template", normalise_t1w, prepared)
+        peer("T1w to template", (peers.antspyx_normalisation, (prepared.image, _template(folder))))
     if anatomy is not None:
         alignment = step("BOLD to T1w", coregister, reference, anatomy)
+        images = (reference.corrected, anatomy.image)
+        peer("BOLD to T1w", (peers.simpleitk_rigid, images), (peers.antspyx_rigid, images))
     else:
         alignment = step("BOLD to template", normalise_boldref, reference)
     confounds = step("confounds", measure_confounds, series, motion, alignment, threads=threads)
-    run = collect_run(series, motion, reference, alignment, confounds, anatomy)
-    step("model grid", grid_series, run, threads=threads)
-    return costs, anatomy
+    peer("confounds", (peers.scipy_confounds, (confounds.carpet,)))
+    done = collect_run(series, motion, reference, alignment, confounds, anatomy)
+    step("model grid", grid_series, done, threads=threads)
+    peer("model grid", (peers.scipy_resampling, (few,)), (peers.antspyx_resampling, (few,)))
+    return anatomy
 
 
-def show(title: str, costs: dict[str, Cost]) -> None:
-    """Print one table."""
-    print(f"\n{title}\n{'step':20s} {'s':>8s} {'MB':>8s}")
-    for name, cost in costs.items():
-        print(f"{name:20s} {cost.seconds:8.1f} {cost.megabytes:8.0f}")
-    total, largest = sum(c.seconds for c in costs.values()), max(c.megabytes for c in costs.values())
-    print(f"{'sum, largest':20s} {total:8.1f} {largest:8.0f}")
+def _template(folder: Path) -> Path:
+    from bids_app.catalog.templates import load_template
+    from bids_app.preprocess.images import save_image
+
+    template = load_template()
+    return save_image(folder / "template.nii.gz", template.t1w, template.affine)
 
 
-def compare_motion(bold: Path, ours: Cost, true: np.ndarray | None, folder: Path) -> None:
-    """Print our motion correction beside its peers."""
-    n_volumes = nib.nifti1.load(bold).shape[3]
-    few = first_volumes(bold, min(PEER_VOLUMES, n_volumes), folder)
-    rows = [("ours", ours.seconds, np.load(ours.value.motion), true)]
-    for name, peer in (("SimpleITK", simpleitk_motion), ("antspyx", antspyx_motion)):
+def measured(others: Iterable[tuple[Callable[..., Any], tuple[Any, ...]]]) -> Iterator[tuple[str, Cost]]:
+    """Name and cost of each peer that is installed."""
+    for function, arguments in others:
+        name = function.__name__.split("_")[0]
         try:
-            cost = measure(peer, few)
+            yield name, measure(function, *arguments)
         except ImportError as missing:
             print(f"{name}: not here ({missing})")
-            continue
-        n_done = len(cost.value)
-        rows.append((name, cost.seconds * n_volumes / n_done, cost.value, None if true is None else true[:n_done]))
-    print(f"\nmotion of {n_volumes} volumes   {'s':>8s} {'ratio':>7s}   error mm, mean / largest")
-    for name, seconds, found, truth in rows:
-        error = "" if truth is None else "{:.3f} / {:.3f}".format(*motion_error_mm(found, truth))
-        print(f"{name:24s} {seconds:8.1f} {seconds / rows[0][1]:7.1f}   {error}")
+
+
+def show(run: Run, threads: int) -> None:
+    """Print one table: a line a step, and under it its peers."""
+    shape = " x ".join(map(str, nib.nifti1.load(run.bold).shape))
+    print(f"\n{run.bold.name}: {shape}, {threads} threads")
+    print(f"{'step':34s} {'s':>8s} {'CPU s':>8s} {'MB':>7s} {'times ours':>11s}")
+    for name, cost in run.costs.items():
+        print(f"{name:34s} {cost.seconds:8.1f} {cost.cpu_seconds:8.1f} {cost.megabytes:7.0f}{_error(run, cost)}")
+        for other, theirs in run.peers.get(name, []):
+            n_done = min(PEER_VOLUMES, run.n_volumes) if name in ("motion", "model grid") else run.n_volumes
+            scale = run.n_volumes / n_done
+            title = f"    {other}" + (f" (of {n_done})" if scale > 1 else "")
+            ratio = theirs.seconds * scale / cost.seconds
+            print(
+                f"{title:34s} {theirs.seconds * scale:8.1f} {theirs.cpu_seconds * scale:8.1f} "
+                f"{theirs.megabytes:7.0f} {ratio:11.1f}{_error(run, theirs)}"
+            )
+    costs = run.costs.values()
+    total, cpu, largest = sum(c.seconds for c in costs), sum(c.cpu_seconds for c in costs), max(costs, key=_size)
+    print(f"{'sum; most memory':34s} {total:8.1f} {cpu:8.1f} {largest.megabytes:7.0f}", flush=True)
+
+
+def _size(cost: Cost) -> float:
+    return cost.megabytes
+
+
+def _error(run: Run, cost: Cost) -> str:
+    """Error of motion in words, where a call returned motion and the truth is known."""
+    found = np.load(cost.value.motion) if hasattr(cost.value, "hmc_file") else cost.value
+    if run.motion is None or not isinstance(found, np.ndarray):
+        return ""
+    return "   error {:.3f} mm, at most {:.3f}".format(*motion_error_mm(found, run.motion[: len(found)]))
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="standard", help="of simulated runs")
     parser.add_argument("--volumes", type=int, nargs="+", default=[60, 200], help="lengths of simulated runs")
     parser.add_argument("--bold", type=Path, help="a BOLD file instead of simulated ones")
     parser.add_argument("--t1w", type=Path, help="its T1w")
     parser.add_argument("--tr", type=float, help="its repetition time, s; default: its sidecar's")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--no-peers", action="store_true", help="leave other packages out")
+    parser.add_argument("--peers-at", type=int, help="compare with peers only at this many volumes")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        inputs: list[tuple[Path, float, Path | None, np.ndarray | None]] = []
-        if arguments.bold:
-            sidecar = Path(str(arguments.bold).split(".nii")[0] + ".json")
-            tr = arguments.tr or json.loads(sidecar.read_text())["RepetitionTime"]
-            inputs.append((arguments.bold, tr, arguments.t1w, None))
-        else:
-            for n_volumes in arguments.volumes:
-                series, head, motion = simulate(folder, n_volumes)
-                inputs.append((series, TR, head, motion))
         anatomy = None
-        for bold, tr, t1w, true in inputs:
-            costs, anatomy = steps_of(bold, tr, t1w, folder / bold.name.split(".")[0], arguments.threads, anatomy)
-            shape = " x ".join(map(str, nib.nifti1.load(bold).shape))
-            show(f"{bold.name}: {shape}, {arguments.threads} threads", costs)
-            if not arguments.no_peers:
-                compare_motion(bold, costs["motion"], true, folder)
-                n_peer = min(PEER_VOLUMES, nib.nifti1.load(bold).shape[3])
-                peer = measure(antspyx_resampling, bold, n_peer).seconds * nib.nifti1.load(bold).shape[3] / n_peer
-                ours = costs["model grid"].seconds
-                print(
-                    f"\nonto 2 mm: ours (cubic, motion and warps) {ours:.1f} s, ANTs (linear, affine only) {peer:.1f} s"
-                )
+        for n_volumes in [0] if arguments.bold else arguments.volumes:
+            if arguments.bold:
+                sidecar = Path(str(arguments.bold).split(".nii")[0] + ".json")
+                tr = arguments.tr or json.loads(sidecar.read_text())["RepetitionTime"]
+                run = Run(arguments.bold, tr, arguments.t1w, None, nib.nifti1.load(arguments.bold).shape[3])
+            else:
+                run = simulate(folder, PROTOCOLS[arguments.protocol], n_volumes)
+            with_peers = not arguments.no_peers and arguments.peers_at in (None, run.n_volumes)
+            anatomy = go(run, folder / str(run.n_volumes), arguments.threads, with_peers, anatomy)
+            show(run, arguments.threads)
 
 
 if __name__ == "__main__":

@@ -90,15 +90,15 @@ def anatomy_outputs(anatomy: Anatomy, datasets: Mapping[str, Path], out_dir: Pat
 
     found = split_name(anatomy.source.name)[0]
     entities = {key: value for key, value in found.items() if key not in ("part", "echo")}
-    names = name_run(out_dir / "tree", entities, datasets, [anatomy.source])
-    image = load_nifti(anatomy.source)
+    names = name_run(out_dir / "tree", entities, datasets, anatomy.used or [anatomy.source])
+    image = load_nifti(anatomy.native)
     affine, shape = image.affine, image.shape[:3]
 
     t1w = names.path("T1w", ".nii.gz", "anat", desc="preproc")
     corrected = image.get_fdata(dtype=np.float32).reshape(shape)
     corrected /= on_grid(anatomy.bias, shape, affine)
     save_int16(t1w, corrected, affine)
-    names.sidecar(t1w, {"SkullStripped": False, "Description": "Without its bias field (N4)"})
+    names.sidecar(t1w, {"SkullStripped": anatomy.stripped, "Description": describe_t1w(anatomy)})
 
     mask = on_grid(anatomy.mask, shape, affine, outside="constant") > 0.5
     path = names.path("mask", ".nii.gz", "anat", desc="brain")
@@ -125,6 +125,13 @@ def anatomy_outputs(anatomy: Anatomy, datasets: Mapping[str, Path], out_dir: Pat
         title=f"{names.stem} on the template",
     )
     return names.tree
+
+
+def describe_t1w(anatomy: Anatomy) -> str:
+    """What was done to the T1w image that is written, in words."""
+    if anatomy.merged:
+        return f"Mean of {len(anatomy.used)} images, aligned with each other; without its bias field (N4)"
+    return "Without its bias field (N4)"
 
 
 def on_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, outside: str = "nearest") -> np.ndarray:

@@ -264,7 +264,13 @@ def add_anatomy(
     if run.t1w not in anatomies:
         name = node_name(run.t1w.name.partition(".")[0])
         prepared = graph.step(
-            f"{name}_prepare", steps.prepare_anatomy, t1w=run.t1w, stamp=file_stamp(run.t1w), memory_gb=2
+            f"{name}_prepare",
+            steps.prepare_anatomy,
+            t1w=run.t1w,
+            repeats=run.t1w_repeats,
+            seed=settings.preprocess.random_seed,
+            stamp="".join(map(file_stamp, (run.t1w, *run.t1w_repeats))),
+            memory_gb=2,
         )
         aligned = graph.step(
             f"{name}_normalise",

@@ -46,9 +46,9 @@ class OnGrid:
     coverage: float
 
 
-def prepare_anatomy(t1w: Path, stamp: str, out_dir: Path) -> PreparedT1w:
-    """Remove a T1w image's bias field; ``stamp`` tells when the file changed."""
-    return prepare_t1w(t1w, out_dir)
+def prepare_anatomy(t1w: Path, repeats: Sequence[Path], seed: int, stamp: str, out_dir: Path) -> PreparedT1w:
+    """Average a T1w image with its repeats and remove its bias field; ``stamp`` tells when a file changed."""
+    return prepare_t1w(t1w, out_dir, repeats, seed)
 
 
 def examine(

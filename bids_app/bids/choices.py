@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.bids.names import natural_key, split_name
-from bids_app.bids.sidecars import Inheritance
+from bids_app.bids.sidecars import Inheritance, missing_content
 
 BEST_ECHO_TIME = 0.03
 """Of several echoes, the one nearest to this echo time is taken, s: near grey matter's T2* at 3 T."""
@@ -86,6 +86,33 @@ def choose_t1w(bold: Path, t1ws: Sequence[Path], root: Path, notes: list[str]) -
             "(no contrast agent, then the finest voxels, then the first by name)."
         )
     return chosen
+
+
+def repeats_of_t1w(t1w: Path, t1ws: Sequence[Path], notes: list[str]) -> tuple[Path, ...]:
+    """Images that repeat a T1w: in its folder, and named differently in nothing but ``run-``; in the order of names.
+
+    Other differences (``acq-``, ``rec-``, ``ce-``) are those of other images, which are not averaged with it.
+
+    Parameters
+    ----------
+    t1w : pathlib.Path
+        The one that was chosen.
+    t1ws : sequence of pathlib.Path
+        The T1w images of the participant.
+    notes : list of str
+        Receives what will be averaged.
+    """
+
+    def kind(path: Path) -> dict[str, str]:
+        return {key: label for key, label in split_name(path.name)[0].items() if key != "run"}
+
+    alike = (path for path in t1ws if path.parent == t1w.parent and kind(path) == kind(t1w))
+    by_name = {path.name.split(".")[0]: path for path in alike if missing_content(path) is None}
+    own = t1w.name.split(".")[0]
+    repeats = tuple(by_name[name] for name in sorted(by_name, key=natural_key) if name != own)
+    if repeats:
+        notes.append(f"{t1w.name} was averaged with {', '.join(path.name for path in repeats)}.")
+    return repeats
 
 
 def _echo_time(metadata: dict[str, object]) -> float:

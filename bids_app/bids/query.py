@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bids_app.bids.choices import choose_echo, choose_t1w, one_of_each_echo
+from bids_app.bids.choices import choose_echo, choose_t1w, one_of_each_echo, repeats_of_t1w
 from bids_app.bids.derivatives import RAW_DATASET
 from bids_app.bids.derived import SPACES, DerivedRun
 from bids_app.bids.fieldmaps import Fieldmap, choose_fieldmap
@@ -53,6 +53,8 @@ class BoldRun:
     """Its sidecars, merged by inheritance."""
     t1w: Path | None = None
     t1w_metadata: dict[str, Any] = field(default_factory=dict)
+    t1w_repeats: tuple[Path, ...] = ()
+    """Further images of the T1w's session that are averaged with it."""
     events: Path | None = None
     fieldmap: Fieldmap | None = None
     notes: tuple[str, ...] = ()
@@ -293,11 +295,13 @@ def _make_run(
     t1w_metadata: dict[str, Any] = {}
     fieldmap: Fieldmap | None = None
     bold, t1w = files[0], None
+    repeats: tuple[Path, ...] = ()
     folder = bold.relative_to(inheritance.root).parts[0]
     try:
         bold = choose_echo(one_of_each_echo(files, notes), inheritance, notes)
         _check_place(bold, inheritance.root)
         t1w = choose_t1w(bold, t1ws.get(folder, []), inheritance.root, notes)
+        repeats = repeats_of_t1w(t1w, t1ws.get(folder, []), notes) if t1w else ()
         for path in filter(None, (bold, t1w)):
             error = missing_content(path)
             if error:
@@ -313,6 +317,7 @@ def _make_run(
         metadata=metadata,
         t1w=t1w,
         t1w_metadata=t1w_metadata,
+        t1w_repeats=repeats,
         events=inheritance.table(bold, "events"),
         fieldmap=fieldmap,
         notes=tuple(notes),

@@ -149,10 +149,12 @@ class AnatomicalProtocol:
     """Standard deviation of the noise over white matter's brightness."""
     bias: float = 0.2
     """Standard deviation of the receive field's logarithm."""
+    centre_mm: tuple[float, float, float] = (0.0, 0.0, -12.0)
+    """Middle of the field of view, scanner mm."""
 
     def grid(self) -> tuple[Size3, np.ndarray]:
         """Stored shape and affine."""
-        return grid_affine(self.matrix, self.voxel_mm, np.array([0.0, 0.0, -12.0]), self.orientation)
+        return grid_affine(self.matrix, self.voxel_mm, np.array(self.centre_mm), self.orientation)
 
 
 ANATOMICAL_SCANNERS = (

@@ -6,6 +6,7 @@ brightness with the template's tissue maps as their prior.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,47 +14,33 @@ import numpy as np
 from scipy import ndimage
 
 from bids_app.catalog.templates import WORKING_MM, Template, load_template
-from bids_app.errors import RegistrationError
-from bids_app.preprocess.epi import ball, head_mask, largest_part
-from bids_app.preprocess.images import read_anatomy, read_volume, save_image
-from bids_app.preprocess.registration import (
-    Image,
-    Registration,
-    Stage,
-    ants_library,
-    best_start,
-    centre_of_mass,
-    correlation,
-    dice,
-    isotropic,
-    register,
-)
-from bids_app.preprocess.transforms import Chain, Linear, apply_matrix, draw, grid_points, rigid
+from bids_app.preprocess.epi import head_mask, largest_part
+from bids_app.preprocess.images import read_volume, save_image
+from bids_app.preprocess.merge import merge_t1w
+from bids_app.preprocess.normalisation import align_with_template, carry_mask
+from bids_app.preprocess.registration import Image, ants_library, isotropic
+from bids_app.preprocess.transforms import Chain, draw, grid_points
 
-LINEAR_STAGES = (
-    Stage("Rigid[0.1]", (500, 250, 100), (4, 2, 2), (3, 2, 1)),
-    Stage("Affine[0.1]", (500, 250, 50), (4, 2, 2), (3, 2, 1)),
-)
-SYN_STAGES = (Stage("SyN[0.3,3,0]", (40, 20, 10), (4, 2, 1), (2, 1, 0), "MI[{fixed},{moving},1,32]", "1e-7,8"),)
-MIN_CORRELATION = 0.55
-MIN_LINEAR_CORRELATION = 0.3
-"""Below it, in the brain and 8 mm around, no warp is tried."""
-BRAIN_ML = (700.0, 2300.0)
-MIN_COVERAGE = 0.80
-MIN_DICE = 0.80
-SCALES = (0.6, 1.5)
-SECOND_STARTS_DEG = ((0, 0, 0), (20, 0, 0), (-20, 0, 0), (40, 0, 0), (-40, 0, 0), (0, 20, 0), (0, -20, 0))
-"""Turns about x, y and z that a second attempt begins from."""
+STRIPPED_ML = (700.0, 2300.0)
+STRIPPED_EMPTY = 0.4
+"""An image without skull holds one value in more than this share of its voxels, and `STRIPPED_ML` of others."""
 
 
 @dataclass(frozen=True)
 class PreparedT1w:
-    """A T1w image at 2 mm without its bias field, and the field."""
+    """A T1w image at 2 mm without its bias field, and the field.
+
+    ``source`` is the file that names it; ``merged`` the mean image at that file's resolution, where several were
+    averaged, and ``used`` these. ``stripped`` tells that it came without skull.
+    """
 
     source: Path
     image: Path
     bias: Path
     warnings: tuple[str, ...] = ()
+    merged: Path | None = None
+    used: tuple[Path, ...] = ()
+    stripped: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,21 +64,55 @@ class Anatomy:
     in_template: Path
     quality: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    merged: Path | None = None
+    used: tuple[Path, ...] = ()
+    stripped: bool = False
+    """As in `PreparedT1w`."""
+
+    @property
+    def native(self) -> Path:
+        """The image at its own resolution: the mean where several were averaged."""
+        return self.merged or self.source
 
 
-def prepare_t1w(t1w: Path, out_dir: Path) -> PreparedT1w:
-    """Bring a T1w image to 2 mm and remove its bias field.
+def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: int = 1) -> PreparedT1w:
+    """Average a T1w image with its repeats, bring it to 2 mm, and remove its bias field.
 
     Parameters
     ----------
     t1w : pathlib.Path
     out_dir : pathlib.Path
+    repeats : sequence of pathlib.Path
+        Further T1w images of the session.
+    seed : int
+        Of their alignment.
     """
-    data, affine, warnings = read_anatomy(t1w)
-    image = isotropic(Image(data - min(float(data.min()), 0.0), affine), WORKING_MM)
-    bias = bias_field(image, head_mask(image.data, image.affine))
-    corrected = save_image(out_dir / "t1w_2mm.nii.gz", image.data / bias, image.affine)
-    return PreparedT1w(t1w, corrected, save_image(out_dir / "bias_2mm.nii.gz", bias, image.affine), warnings)
+    mean = merge_t1w((t1w, *repeats), out_dir, seed)
+    warnings, merged = mean.warnings, None
+    if len(mean.used) > 1 or mean.used[0] != t1w:
+        merged = save_image(out_dir / "t1w_merged.nii.gz", mean.image.data, mean.image.affine)
+    stripped = is_stripped(mean.image)
+    if stripped:
+        warnings += (f"{t1w.name}: its skull was removed already; the brain that it shows was kept as it is.",)
+    image = isotropic(Image(mean.image.data - min(float(mean.image.data.min()), 0.0), mean.image.affine), WORKING_MM)
+    bias = bias_field(image, image.data > 0 if stripped else head_mask(image.data, image.affine))
+    return PreparedT1w(
+        source=t1w,
+        image=save_image(out_dir / "t1w_2mm.nii.gz", image.data / bias, image.affine),
+        bias=save_image(out_dir / "bias_2mm.nii.gz", bias, image.affine),
+        warnings=warnings,
+        merged=merged,
+        used=mean.used,
+        stripped=stripped,
+    )
+
+
+def is_stripped(image: Image) -> bool:
+    """Whether a T1w image shows a brain without its skull: much of it holds one value, and the rest is of its size."""
+    lowest = float(image.data.min())
+    shown = image.data > lowest
+    volume_ml = float(shown.sum()) * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1e3
+    return float(shown.mean()) < 1 - STRIPPED_EMPTY and STRIPPED_ML[0] <= volume_ml <= STRIPPED_ML[1]
 
 
 def bias_field(image: Image, where: np.ndarray, shrink: int = 3) -> np.ndarray:
@@ -140,8 +161,12 @@ def normalise_t1w(prepared: PreparedT1w, out_dir: Path, template: str | None = N
     """
     target = load_template(template)
     moving = Image(*read_volume(prepared.image))
-    found, quality, warnings = _align(target, moving, prepared.source.name, out_dir, seed)
+    found, quality, warnings = align_with_template(
+        target, moving, prepared.source.name, out_dir, seed, prepared.stripped
+    )
     mask = carry_mask(target, moving, found.inverse)
+    if prepared.stripped:
+        mask = largest_part(ndimage.binary_fill_holes(mask & (moving.data > 0)))
     tissues = segment(moving.data, mask, _priors(target, moving, found.inverse))
     in_template = draw(moving.data, moving.affine, target.t1w.shape, target.affine, found.chain)
     dseg = (tissues.argmax(axis=-1) + 1).astype(np.uint8) * mask
@@ -165,98 +190,10 @@ def normalise_t1w(prepared: PreparedT1w, out_dir: Path, template: str | None = N
         in_template=save("t1w_in_template.nii.gz", in_template, 4),
         quality=quality,
         warnings=prepared.warnings + warnings,
+        merged=prepared.merged,
+        used=prepared.used,
+        stripped=prepared.stripped,
     )
-
-
-def _align(
-    target: Template, moving: Image, name: str, out_dir: Path, seed: int
-) -> tuple[Registration, dict[str, float], tuple[str, ...]]:
-    """Two attempts: from the centres of mass, then from the best of several turned starts."""
-    fixed = Image(target.t1w, target.affine)
-    near = ndimage.binary_dilation(target.mask, ball(8.0, target.affine))
-    guess = first_guess(fixed, moving)
-    centre = centre_of_mass(fixed)
-    turned = [guess @ rigid(np.radians(degrees), (0, 0, 0), centre) for degrees in SECOND_STARTS_DEG]
-
-    def score(matrix: np.ndarray) -> float:
-        points = grid_points(fixed.data.shape, fixed.affine, near)
-        return correlation(moving.at(apply_matrix(matrix, points)), fixed.data[near])
-
-    complaints: list[str] = []
-    for attempt, starts in enumerate(([guess], turned)):
-        try:
-            matrix = best_start(fixed, moving, near, LINEAR_STAGES, starts, score, out_dir, seed)
-            if score(matrix) < MIN_LINEAR_CORRELATION:
-                complaints = [f"correlation with the template {score(matrix):.2f} before warping"]
-                continue
-            found = register(fixed, moving, near, SYN_STAGES, out_dir, start=matrix, seed=seed, name="t1w")
-        except RegistrationError as error:
-            complaints = [error.message]
-            continue
-        quality = judge_normalisation(target, moving, found)
-        complaints = complaints_about(quality)
-        if not complaints:
-            warning = f"{name}: aligned with the template at the second attempt."
-            return found, quality, (warning,) if attempt else ()
-    raise RegistrationError(
-        f"{name}: could not be aligned with {target.name}: {'; '.join(complaints)}.",
-        "Look at the image: it should be a T1w of a whole human head. Leave it out with --bids-filter-file to go on "
-        "without a T1w.",
-    )
-
-
-def first_guess(fixed: Image, moving: Image) -> np.ndarray:
-    """A shift that brings the head's upper part onto the template's brain, (4, 4).
-
-    The centre of mass of a whole head lies lower the more neck there is, so that only the upper 180 mm count.
-    """
-    head = head_mask(moving.data, moving.affine)
-    points = grid_points(moving.data.shape, moving.affine, head)
-    upper = points[points[:, 2] > np.percentile(points[:, 2], 99.9) - 180.0]
-    shift = np.eye(4)
-    shift[:3, 3] = upper.mean(axis=0) - centre_of_mass(fixed)
-    return shift
-
-
-def judge_normalisation(target: Template, moving: Image, found: Registration) -> dict[str, float]:
-    """Numbers by which an alignment with the template is judged."""
-    points = grid_points(target.t1w.shape, target.affine, target.mask)
-    pulled = found.chain(points)
-    covered = moving.inside(pulled)
-    matrix = next(step.matrix for step in found.chain.steps if isinstance(step, Linear))
-    scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
-    mask = carry_mask(target, moving, found.inverse)
-    back = draw(mask.astype(np.float32), moving.affine, target.t1w.shape, target.affine, found.chain) > 0.5
-    return {
-        "norm_correlation": correlation(target.t1w[target.mask][covered], moving.at(pulled[covered])),
-        "norm_coverage": float(covered.mean()),
-        "norm_dice": dice(back, target.mask),
-        "norm_scale_min": float(scales.min()),
-        "norm_scale_max": float(scales.max()),
-        "norm_brain_ml": float(mask.sum()) * abs(float(np.linalg.det(moving.affine[:3, :3]))) / 1e3,
-    }
-
-
-def complaints_about(quality: dict[str, float]) -> list[str]:
-    """Which gates an alignment with the template does not pass, in words."""
-    complaints = []
-    if quality["norm_correlation"] < MIN_CORRELATION:
-        complaints.append(f"correlation with the template {quality['norm_correlation']:.2f}, below {MIN_CORRELATION}")
-    if not BRAIN_ML[0] <= quality["norm_brain_ml"] <= BRAIN_ML[1]:
-        complaints.append(f"a brain of {quality['norm_brain_ml']:.0f} mL")
-    if quality["norm_coverage"] < MIN_COVERAGE:
-        complaints.append(f"only {quality['norm_coverage']:.0%} of the template's brain lies in the image")
-    if quality["norm_coverage"] > 0.98 and quality["norm_dice"] < MIN_DICE:
-        complaints.append(f"brain masks there and back overlap by {quality['norm_dice']:.2f}, below {MIN_DICE}")
-    if quality["norm_scale_min"] < SCALES[0] or quality["norm_scale_max"] > SCALES[1]:
-        complaints.append(f"scaled by {quality['norm_scale_min']:.2f} to {quality['norm_scale_max']:.2f}")
-    return complaints
-
-
-def carry_mask(target: Template, moving: Image, inverse: Chain) -> np.ndarray:
-    """The template's brain mask on the moving image's grid, bool."""
-    drawn = draw(target.mask.astype(np.float32), target.affine, moving.data.shape, moving.affine, inverse)
-    return largest_part(drawn > 0.5)
 
 
 def _priors(target: Template, moving: Image, inverse: Chain) -> np.ndarray:

@@ -203,6 +203,28 @@ def test_of_several_t1w_the_finest_without_contrast_agent_is_taken(make_dataset)
     run = only_run(root)
     assert run.t1w.name == "sub-01_run-1_T1w.nii.gz"
     assert "Of 5 T1w images" in run.notes[0]
+    assert [path.name for path in run.t1w_repeats] == ["sub-01_run-2_T1w.nii.gz"]
+    assert "was averaged with sub-01_run-2_T1w.nii.gz" in run.notes[1]
+
+
+def test_t1w_images_of_other_kinds_sessions_or_without_content_are_not_averaged(make_dataset):
+    root = make_dataset(
+        "sub-01/ses-a/func/sub-01_ses-a_task-rest_bold.nii.gz", **{
+            f"sub-01/ses-{name}_T1w.nii.gz": content
+            for name, content in {
+                "a/anat/sub-01_ses-a_run-1": image_bytes(1.0),
+                "a/anat/sub-01_ses-a_rec-norm_run-1": image_bytes(1.0),
+                "a/anat/sub-01_ses-a_run-2": b"/annex/objects/MD5E-s1--0.nii.gz",
+                "a/anat/sub-01_ses-a_run-3": image_bytes(1.0),
+                "b/anat/sub-01_ses-b_run-1": image_bytes(1.0),
+            }.items()
+        }
+    )  # fmt: skip
+    run = only_run(root)
+    assert {run.t1w.name, *(path.name for path in run.t1w_repeats)} in (
+        {"sub-01_ses-a_run-1_T1w.nii.gz", "sub-01_ses-a_run-3_T1w.nii.gz"},
+        {"sub-01_ses-a_rec-norm_run-1_T1w.nii.gz"},
+    )
 
 
 def test_participants_sessions_and_tasks_are_selected(make_dataset):

@@ -7,17 +7,13 @@ import pytest
 
 from bids_app.catalog.templates import load_template
 from bids_app.errors import RegistrationError
-from bids_app.preprocess import anatomy
-from bids_app.preprocess.anatomy import (
-    bias_field,
-    complaints_about,
-    first_guess,
-    judge_normalisation,
-    normalise_t1w,
-    prepare_t1w,
-    segment,
-)
+from bids_app.phantom.dataset import DatasetPlan, Visit
+from bids_app.phantom.protocol import anatomical_protocol_for
+from bids_app.phantom.t1w import VARIANTS, simulate_t1w
+from bids_app.preprocess import anatomy, normalisation
+from bids_app.preprocess.anatomy import bias_field, is_stripped, normalise_t1w, prepare_t1w, segment
 from bids_app.preprocess.images import read_volume, save_image
+from bids_app.preprocess.normalisation import complaints_about, first_guess, judge_normalisation, without_neck
 from bids_app.preprocess.registration import Image, Registration, dice
 from bids_app.preprocess.transforms import Chain, Warp, apply_matrix, draw, grid_points, linear, rigid
 
@@ -122,8 +118,8 @@ def prepared(tmp_path):
 
 def test_a_second_attempt_is_made_and_reported(prepared, tmp_path, monkeypatch):
     wrong = rigid((0, 0, 0), (0, 60, 0))
-    monkeypatch.setattr(anatomy, "register", FakeRegister(wrong, np.eye(4)))
-    monkeypatch.setattr(anatomy, "best_start", lambda *args: np.eye(4))
+    monkeypatch.setattr(normalisation, "register", FakeRegister(wrong, np.eye(4)))
+    monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
     found = normalise_t1w(prepared, tmp_path)
     assert "second attempt" in found.warnings[0]
     brain = load_template().mask
@@ -133,8 +129,8 @@ def test_a_second_attempt_is_made_and_reported(prepared, tmp_path, monkeypatch):
 
 def test_no_warp_is_tried_from_a_hopeless_start(prepared, tmp_path, monkeypatch):
     registered = FakeRegister()
-    monkeypatch.setattr(anatomy, "register", registered)
-    monkeypatch.setattr(anatomy, "best_start", lambda *args: rigid((0, 0, 0), (0, 90, 0)))
+    monkeypatch.setattr(normalisation, "register", registered)
+    monkeypatch.setattr(normalisation, "best_start", lambda *args: rigid((0, 0, 0), (0, 90, 0)))
     with pytest.raises(RegistrationError, match="before warping"):
         normalise_t1w(prepared, tmp_path)
     assert registered.starts == []
@@ -142,12 +138,71 @@ def test_no_warp_is_tried_from_a_hopeless_start(prepared, tmp_path, monkeypatch)
 
 def test_two_failed_attempts_name_the_file_and_the_gate(prepared, tmp_path, monkeypatch):
     wrong = rigid((0, 0, 0), (0, 60, 0))
-    monkeypatch.setattr(anatomy, "register", FakeRegister(wrong, wrong))
-    monkeypatch.setattr(anatomy, "best_start", lambda *args: np.eye(4))
+    monkeypatch.setattr(normalisation, "register", FakeRegister(wrong, wrong))
+    monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
     with pytest.raises(RegistrationError, match=r"sub-01_T1w.nii.gz: could not be aligned .* correlation") as error:
         normalise_t1w(prepared, tmp_path)
     assert error.value.exit_code == 65
     assert error.value.hint
+
+
+def test_a_brain_without_skull_is_known_from_a_head_with_or_without_face(head):
+    bright = head.t1w / np.percentile(head.t1w, 95)
+    around = np.linalg.norm(grid_points(head.t1w.shape, head.affine) * (1.0, 0.85, 0.9) - (0, -15, 5), axis=1) < 95
+    whole = np.where(head.brain, bright, 0.3 * around.reshape(bright.shape)).astype(np.float32)
+    noisy = np.abs(whole + np.random.default_rng(0).normal(0, 0.02, whole.shape)).astype(np.float32)
+    defaced = noisy.copy()
+    defaced[:, 40:, :15] = 0
+    assert is_stripped(Image(bright * head.brain, head.affine))
+    assert is_stripped(Image(bright * head.brain - 100, head.affine))  # an empty background need not be 0
+    for image in (whole, noisy, defaced):
+        assert not is_stripped(Image(image, head.affine))
+    assert not is_stripped(Image((bright * head.brain)[:, :, :12], head.affine))  # no whole brain
+
+
+def test_the_neck_is_cut_off_and_the_brain_is_not(head):
+    affine = head.affine.copy()
+    affine[2, 3] -= 160
+    long = np.zeros((43, 52, 84), np.float32)
+    long[..., 40:] = head.t1w
+    long[12:31, 10:35, :45] = 60
+    cut = without_neck(Image(long, affine)).data
+    brain = np.zeros(long.shape, bool)
+    brain[..., 40:] = head.brain
+    np.testing.assert_array_equal(cut[brain], long[brain])
+    assert (cut[:, :, :25] == 0).all()
+
+
+def test_a_doubtful_alignment_is_tried_again_and_the_better_one_is_kept(prepared, tmp_path, monkeypatch):
+    larger = np.diag([1.04, 1.04, 1.04, 1.0])
+    monkeypatch.setattr(normalisation, "MIN_CORRELATION", 0.0)
+    monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
+    registered = FakeRegister(larger, np.eye(4))
+    monkeypatch.setattr(normalisation, "register", registered)
+    found = normalise_t1w(prepared, tmp_path)
+    assert len(registered.starts) == 2
+    assert found.quality["norm_correlation"] > 0.99
+    assert "second attempt" in found.warnings[0]
+    monkeypatch.setattr(normalisation, "register", FakeRegister(larger, larger))
+    assert normalise_t1w(prepared, tmp_path).warnings == ()  # no better: the first stays
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["", *VARIANTS])
+def test_heads_in_every_state_reach_the_template(variant, tmp_path):
+    visit = Visit(DatasetPlan(2, seed=1, states=("rest",)), 1, 0)
+    person = visit.anatomy()
+    scan = simulate_t1w(person, anatomical_protocol_for(1), visit.keys, variant)
+    path = save_image(tmp_path / "sub-02_T1w.nii.gz", np.round(scan.image).astype(np.int16), scan.affine)
+    found = normalise_t1w(prepare_t1w(path, tmp_path), tmp_path)
+    template = load_template()
+    cortex = grid_points(template.gm.shape, template.affine, template.gm > 0.5)[::11]
+    error = np.linalg.norm(Chain.load(found.chain)(cortex) - person.template_to_t1w(cortex), axis=1)
+    assert np.median(error) < 1.5
+    mask, affine = read_volume(found.mask)
+    true_mask = draw(scan.brain_mask.astype(np.float32), scan.affine, mask.shape, affine) > 0.5
+    assert dice(mask > 0.5, true_mask) > 0.97
+    assert found.stripped == (variant == "stripped")
 
 
 @pytest.mark.slow
