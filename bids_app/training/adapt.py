@@ -16,15 +16,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from bids_app.adapters.file import STRATEGIES, Adapter, AdapterCard
+from bids_app.adapters.file import EMBEDDING, STRATEGIES, Adapter, AdapterCard
 from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import Model
 from bids_app.model.encoder import Encoder
-from bids_app.model.heads import LinearHead, pool
-from bids_app.training.data import Batch, ClipBatches
-from bids_app.training.loop import LoopSettings, fit
+from bids_app.model.heads import LinearHead
+from bids_app.training.data import Batch, ClipBatches, Readable
+from bids_app.training.head import StandardisedHead, embeddings_of, solve_head
+from bids_app.training.loop import LoopSettings, fabric_for, fit
 from bids_app.training.question import Question
-from bids_app.training.store import Scan
 
 SMALLEST_BATCH = 4
 
@@ -48,6 +48,8 @@ class AdaptSettings:
         Penalty on the head's standardised weights.
     balance : bool
         Whether classes count alike, however many scans each has.
+    precision : str
+        See `bids_app.training.loop.fabric_for`.
     """
 
     strategy: str = "prompt"
@@ -57,6 +59,7 @@ class AdaptSettings:
     patience: int | None = None
     ridge: float = 1e-2
     balance: bool = True
+    precision: str = "32-true"
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -75,66 +78,11 @@ class AdaptSettings:
         return self.strategy in ("prompt", "prompt_ln")
 
 
-class StandardisedHead(nn.Module):
-    """A linear head on embeddings, standardised over each batch while training and by their running moments after it.
-
-    Parameters
-    ----------
-    n_features, outputs : int
-    memory : float
-        Share of each batch in the running moments, once enough batches have been seen.
-    """
-
-    mean: torch.Tensor
-    variance: torch.Tensor
-    batches: torch.Tensor
-
-    def __init__(self, n_features: int, outputs: int, memory: float = 0.02) -> None:
-        super().__init__()
-        self.memory = memory
-        self.head = nn.Linear(n_features, outputs)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
-        self.register_buffer("mean", torch.zeros(n_features))
-        self.register_buffer("variance", torch.ones(n_features))
-        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, C, X, Y, Z, T) to (B, O)."""
-        embedding = pool(features)
-        if not self.training:
-            return self.head((embedding - self.mean) / self._spread(self.variance))
-        mean, variance = embedding.mean(dim=0), embedding.var(dim=0, correction=0)
-        with torch.no_grad():
-            self.batches += 1
-            share = max(self.memory, 1 / self.batches.item())
-            self.mean.lerp_(mean, share)
-            self.variance.lerp_(variance * len(embedding) / (len(embedding) - 1), share)
-        return self.head((embedding - mean) / self._spread(variance))
-
-    def folded(self) -> LinearHead:
-        """The same answers from embeddings as they are."""
-        return fold(self.head.weight, self.head.bias, self.mean, self._spread(self.variance))
-
-    @staticmethod
-    def _spread(variance: torch.Tensor) -> torch.Tensor:
-        return (variance + 1e-8).sqrt()
-
-
-@torch.no_grad()
-def fold(weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, spread: torch.Tensor) -> LinearHead:
-    """A head (O, C) for embeddings that were standardised by mean and spread (C,) as one for embeddings as they are."""
-    head = LinearHead(weight.shape[1], weight.shape[0]).to(weight.device)
-    head.head.weight.copy_(weight / spread)
-    head.head.bias.copy_(bias - (weight / spread) @ mean)
-    return head
-
-
 @dataclass(frozen=True)
 class Labelled:
-    """Scans, and the answer for each as text."""
+    """Scans, or stretches of them, and the answer for each as text."""
 
-    scans: tuple[Scan, ...]
+    scans: tuple[Readable, ...]
     values: tuple[str, ...]
 
     def pick(self, indices: Sequence[int]) -> Labelled:
@@ -185,6 +133,7 @@ def adapt(
     name: str,
     folder: Path | None = None,
     say: Callable[[str], None] | None = None,
+    images: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[Adapter, list[dict[str, float]]]:
     """Train an adapter.
 
@@ -200,6 +149,8 @@ def adapt(
         The adapter's.
     folder : Path, optional
         For the log and the state, see `bids_app.training.loop.fit`.
+    images : mapping of str to numpy.ndarray, optional
+        Given vectors of all images shown, for a question about images.
 
     Returns
     -------
@@ -212,11 +163,13 @@ def adapt(
     head: LinearHead | StandardisedHead
     if settings.strategy == "linear":
         embeddings, scans = embeddings_of(model, training.scans, settings.batch_size)
-        head = solve_head(question, embeddings, targets[scans], settings.ridge, weights)
+        head = solve_head(question, embeddings, targets[scans], settings.ridge, weights, settings.loop.seed)
     else:
-        head = StandardisedHead(model.config.n_features, question.n_outputs).to(model.device)
+        torch.manual_seed(settings.loop.seed)
+        head = StandardisedHead(model.config.n_features, question.n_outputs, from_zero=question.task != EMBEDDING)
+        head.to(model.device)
     learner = Learner(model, head, settings)
-    validate = _validator(learner, question, validation, settings) if validation else None
+    validate = _validator(learner, question, validation, settings, images) if validation else None
     if settings.strategy == "linear":
         rows = [{"epoch": 0.0, **(validate() if validate else {})}]
     else:
@@ -232,6 +185,8 @@ def adapt(
         value_std=question.std,
         strategy=settings.strategy,
         prompt_len=settings.prompt_len if settings.has_prompts else 0,
+        dimensions=question.dimensions,
+        retrieval={"mean": list(question.image_mean)} if question.image_mean else {},
         cohort=_cohort(training),
         metrics=_metrics(rows, question, validation),
     )
@@ -254,70 +209,44 @@ def _through_the_encoder(
         batch = batch.to(targets.device)
         return question.loss(learner(batch.clips), targets[batch.scans], weights)
 
-    batches = ClipBatches(training.scans, settings.batch_size, settings.loop.seed)
-    n_clips = sum(scan.n_clips for scan in training.scans)
+    in_pairs = question.task == EMBEDDING and question.images is None
+    kinds = tuple(targets.tolist()) if in_pairs else None
+    batches = ClipBatches(training.scans, settings.batch_size, settings.loop.seed, kinds=kinds)
+    n_clips = batches.n_clips
     if n_clips < SMALLEST_BATCH:
         raise BadDataError(
             f"The training scans have {n_clips} clips, too few to standardise embeddings.",
             f"{SMALLEST_BATCH} are the least; use the strategy linear, or more scans.",
         )
     best_by = question.score if validate else None
-    return fit(learner, batches, loss_of, settings.loop, folder, validate, best_by, settings.patience, say)
+    fabric = fabric_for(targets.device, 1, settings.precision)
+    return fit(learner, batches, loss_of, settings.loop, folder, validate, best_by, settings.patience, say, fabric)
 
 
 @torch.no_grad()
-def predict(learner: nn.Module, question: Question, scans: tuple[Scan, ...], batch_size: int) -> np.ndarray:
-    """The answer for each scan: the mean over its clips; (N, n_labels) or (N, 1)."""
+def predict(learner: nn.Module, question: Question, scans: tuple[Readable, ...], batch_size: int) -> np.ndarray:
+    """The answer for each scan: the mean over its clips; (N, n_labels), (N, 1) or (N, dimensions)."""
     batches = ClipBatches(scans, batch_size, moving=False)
     device = next(learner.parameters()).device
-    sums = torch.zeros(len(scans), max(1, len(question.labels)))
+    sums = torch.zeros(len(scans), max(1, len(question.labels), question.dimensions))
     for batch in batches.epoch(0):
         sums.index_add_(0, batch.scans, question.answers(learner(batch.to(device).clips)).float().cpu())
     return (sums / torch.tensor([max(1, scan.n_clips) for scan in scans])[:, None]).numpy()
 
 
 def _validator(
-    learner: Learner, question: Question, validation: Labelled, settings: AdaptSettings
+    learner: Learner,
+    question: Question,
+    validation: Labelled,
+    settings: AdaptSettings,
+    images: Mapping[str, np.ndarray] | None,
 ) -> Callable[[], dict[str, float]]:
     def validate() -> dict[str, float]:
         learner.eval()
         answers = predict(learner, question, validation.scans, settings.batch_size)
-        return question.scores(answers, validation.values)
+        return question.scores(answers, validation.values, images)
 
     return validate
-
-
-@torch.no_grad()
-def embeddings_of(model: Model, scans: tuple[Scan, ...], batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings (N, C) of all clips that do not overlap, and the scan of each (N,)."""
-    batches = ClipBatches(scans, batch_size, moving=False)
-    pairs = [(pool(model.encode(b.clips.to(model.device))), b.scans) for b in batches.epoch(0)]
-    return torch.cat([e for e, _ in pairs]), torch.cat([s for _, s in pairs]).to(model.device)
-
-
-def solve_head(
-    question: Question,
-    embeddings: torch.Tensor,
-    targets: torch.Tensor,
-    ridge: float,
-    weights: torch.Tensor | None = None,
-) -> LinearHead:
-    """The penalised best linear head on embeddings (N, C); standardisation is folded into its weights."""
-    mean, std = embeddings.mean(dim=0), embeddings.std(dim=0, correction=0).clamp(min=1e-6)
-    standard = (embeddings - mean) / std
-    weight = torch.zeros(question.n_outputs, embeddings.shape[1], device=embeddings.device, requires_grad=True)
-    bias = torch.zeros(question.n_outputs, device=embeddings.device, requires_grad=True)
-    solver = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
-
-    def closure() -> torch.Tensor:
-        solver.zero_grad()
-        loss = question.loss(standard @ weight.T + bias, targets, weights) + ridge * weight.square().sum()
-        loss.backward()
-        return loss
-
-    with torch.enable_grad():
-        solver.step(closure)
-    return fold(weight, bias, mean, std)
 
 
 def _cohort(training: Labelled) -> dict[str, Any]:

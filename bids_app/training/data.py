@@ -73,6 +73,8 @@ class ClipBatches:
         Clips begin anywhere (training), or where they do without overlap (evaluation).
     share : tuple of int
         Which of how many processes this is; together they are given what one with the larger batch would be.
+    kinds : tuple of int, optional
+        Of each scan. Clips of moving batches then come in pairs of one kind, as far as there are two.
     """
 
     scans: tuple[Readable, ...]
@@ -80,6 +82,7 @@ class ClipBatches:
     seed: int = 0
     moving: bool = True
     share: tuple[int, int] = (0, 1)
+    kinds: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not any(scan.n_clips for scan in self.scans):
@@ -113,6 +116,8 @@ class ClipBatches:
             rng = np.random.default_rng([self.seed, number])
             order = [(i, int(rng.integers(self.scans[i].n_vols - CLIP_VOLUMES + 1))) for i, _ in order]
             order = [order[k] for k in rng.permutation(len(order))]
+            if self.kinds is not None:
+                order = _paired(order, self.kinds)
         seeds = np.random.default_rng([self.seed, number, 1]).integers(2**62, size=len(order))
         begins = [k * self._together + self.share[0] * self.batch_size for k in range(first, self.steps)]
         spans = [slice(a, a + self.batch_size) for a in begins]
@@ -121,6 +126,19 @@ class ClipBatches:
     def _read(self, group: list[tuple[int, int]], seeds: np.ndarray) -> Batch:
         clips = torch.stack([self.scans[i].clip(start) for i, start in group])
         return Batch(clips, torch.tensor([i for i, _ in group]), torch.from_numpy(seeds))
+
+
+def _paired(order: list[tuple[int, int]], kinds: tuple[int, ...]) -> list[tuple[int, int]]:
+    """The same clips with two of a kind beside each other; those that are left over come last."""
+    waiting: dict[int, tuple[int, int]] = {}
+    paired: list[tuple[int, int]] = []
+    for clip in order:
+        kind = kinds[clip[0]]
+        if kind in waiting:
+            paired += [waiting.pop(kind), clip]
+        else:
+            waiting[kind] = clip
+    return paired + list(waiting.values())
 
 
 def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:

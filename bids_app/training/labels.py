@@ -154,7 +154,8 @@ class Target:
     def of(self, scans: Sequence[Scan]) -> list[str | None]:
         """The label of each scan as text; None where there is none (``n/a``)."""
         if self.kind == "scan":
-            values: list[Any] = [scan.labels.get(self.column) for scan in scans]
+            own = self.column == "participant"
+            values: list[Any] = [scan.participant if own else scan.labels.get(self.column) for scan in scans]
         else:
             rows = self._session_rows(scans) if self.kind == "sessions" else self._rows()
             values = [rows.get((scan.participant, scan.session), rows.get((scan.participant, ""))) for scan in scans]

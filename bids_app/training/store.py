@@ -3,6 +3,7 @@
     STORE/store.json          format, normalisation
     STORE/<scan>/values.npy   (U, V) int8: normalised volumes at 0.8 s, voxels of the brain only
     STORE/<scan>/mask.npy     (96, 96, 96) as bits
+    STORE/<scan>/mean.npy     (V,) float16: the mean image, under the global normalisation
     STORE/<scan>/scan.json    scale, background, who and what: written last, so a folder without it is not counted
 
 A value is ``code * scale``; the code -128 stands for background. The scale is chosen by the 99.95th percentile of the
@@ -84,6 +85,18 @@ class Scan:
         bits = np.load(self.folder / "mask.npy")
         return torch.from_numpy(np.flatnonzero(np.unpackbits(bits, count=int(np.prod(MODEL_GRID_SHAPE)))))
 
+    @property
+    def places(self) -> np.ndarray:
+        """Voxels of the brain, (V,) in C order."""
+        return self._places.numpy()
+
+    def mean_image(self) -> np.ndarray:
+        """The scan's mean over time under the global normalisation, (V,) float32."""
+        path = self.folder / "mean.npy"
+        if not path.is_file():
+            raise BadDataError(f"{self.folder}: holds no mean image.", "Prepare the store again in a new folder.")
+        return np.load(path).astype(np.float32)
+
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """The whole scan as it is stored: values (U, V) float32 of the brain, and their places, (V,) in C order."""
         codes = np.load(self.folder / "values.npy")
@@ -163,11 +176,12 @@ class ClipStore:
         """
         if name in self:
             return self[name]
-        codes, scale, background = _quantise(series, self.normalisation)
+        codes, scale, background, mean = _quantise(series, self.normalisation)
         try:
             temporary = Path(tempfile.mkdtemp(dir=self.folder, prefix=f".{name}."))
             np.save(temporary / "values.npy", codes)
             np.save(temporary / "mask.npy", np.packbits(series.mask))
+            np.save(temporary / "mean.npy", mean)
             scan = Scan(temporary, participant, session, scale, background, len(codes), dict(labels or {}), source)
             about = asdict(replace(scan, start=series.start, confounds=dict(confounds or {})))
             del about["folder"]
@@ -185,8 +199,8 @@ class ClipStore:
         return self[name]
 
 
-def _quantise(series: GridSeries, normalisation: str) -> tuple[np.ndarray, float, float]:
-    """A run as codes (U, V), their scale and the background's value; two passes, a clip's volumes at a time."""
+def _quantise(series: GridSeries, normalisation: str) -> tuple[np.ndarray, float, float, np.ndarray]:
+    """A run as codes (U, V), their scale, the background's value and the mean image (V,); two passes, clip by clip."""
     reader = ClipReader(series)
     n_vols, signal = reader.time.n_out, reader.statistics.signal
     places = np.flatnonzero(series.mask)
@@ -204,7 +218,9 @@ def _quantise(series: GridSeries, normalisation: str) -> tuple[np.ndarray, float
         chunk = np.clip(np.rint(rows(start) / scale), -127, 127).astype(np.int8)
         chunk[:, ~signal] = BACKGROUND
         codes[start : start + len(chunk)] = chunk
-    return codes, scale, reader.normalisation(normalisation).background
+    whole = reader.normalisation("global")
+    mean = np.where(signal, (reader.statistics.mean - whole.shift) / whole.scale, whole.background)
+    return codes, scale, reader.normalisation(normalisation).background, mean.astype(np.float16)
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 
 from bids_app.adapters.file import STRATEGIES, AdaptedModel, load_adapter, save_adapter, to_answers
 from bids_app.errors import BadDataError, UsageError
-from bids_app.model.encoder import Encoder
+from bids_app.model.api import load_model
+from bids_app.model.checkpoint import save_encoder
+from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import MaskSettings
-from bids_app.training.adapt import AdaptSettings, Labelled, Learner, StandardisedHead, adapt, solve_head
-from bids_app.training.cli import main
+from bids_app.training.adapt import AdaptSettings, Labelled, Learner, adapt
 from bids_app.training.data import ClipBatches
+from bids_app.training.head import StandardisedHead, embeddings_of, solve_head
 from bids_app.training.loop import LoopSettings
 from bids_app.training.pretrain import PretrainSettings, pretrain
 from bids_app.training.question import Question
@@ -55,7 +58,8 @@ def test_a_linear_adapter_tells_sides_apart(make_store, tiny_model, tmp_path):
     adapter, rows = adapt(tiny_model, question, data.pick(range(4)), data.pick(range(4, 8)), settings, "global", "side")
     assert rows[0]["accuracy"] == 1.0
     assert adapter.encoder == {}
-    assert adapter.card.metrics == {"validation": {"accuracy": 1.0, "balanced_accuracy": 1.0, "scans": 4}}
+    scores = {"accuracy": 1.0, "balanced_accuracy": 1.0, "auroc": 1.0}
+    assert adapter.card.metrics == {"validation": {**scores, "scans": 4}}
     assert adapter.card.cohort == {"participants": 2, "scans": 4, "scans_of_each": {"left": 2, "right": 2}}
     model = AdaptedModel(tiny_model, load_adapter(save_adapter(tmp_path / "a.safetensors", adapter)))
     answers = to_answers(adapter.card, model(torch.stack([s.clip(0) for s in data.scans[4:]])))
@@ -140,27 +144,66 @@ def test_pretraining_lowers_the_loss_and_leaves_no_dropout_behind(make_store, ti
     assert all(block.token_dropout is None for stage in model.encoder.layers for block in stage.blocks)
 
 
-def test_commands_go_from_a_store_to_an_encoder_and_an_adapter(make_store, tmp_path, capsys, tiny_config):
-    import json
-
-    store = make_store(2)
-    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
-    encoder, adapter = tmp_path / "encoder.safetensors", tmp_path / "side.safetensors"
-    common = ["--normalisation", "global", "--batch-size", "2"]
-    pretraining = ["--config", str(tmp_path / "config.json"), "--epochs", "1", "--output", str(encoder), *common]
-    assert main(["pretrain", str(store.folder), *pretraining]) == 0
-    adapting = ["--model", str(encoder), "--target", "scan:side", "--strategy", "linear", "--output", str(adapter)]
-    assert main(["adapt", str(store.folder), *adapting, "--validation", "0.5", *common]) == 0
-    assert "balanced_accuracy" in capsys.readouterr().out
-    card = load_adapter(adapter).card
-    assert (card.target, card.labels, card.strategy) == ("side", ("left", "right"), "linear")
-    assert (tmp_path / "encoder.training" / "log.csv").is_file()
+def test_a_retrieval_adapter_learns_to_find_its_kind_again(make_store, tiny_model, tmp_path):
+    data = labelled(make_store(4))
+    question = Question.about("side", data.values, "embedding", dimensions=4)
+    adapter, rows = adapt(tiny_model, question, data, data, AdaptSettings("linear"), "global", "side")
+    assert rows[0]["rank1"] == 1.0
+    assert (adapter.card.task, adapter.card.dimensions, adapter.card.labels) == ("embedding", 4, ())
+    saved = load_adapter(save_adapter(tmp_path / "a.safetensors", adapter))
+    vectors = to_answers(saved.card, AdaptedModel(tiny_model, saved)(torch.stack([s.clip(0) for s in data.scans])))
+    assert vectors.norm(dim=1).tolist() == pytest.approx([1.0] * 8)
+    similar = vectors @ vectors.T
+    assert similar[0, 2] > similar[0, 1]  # another's left side is nearer than the own right one
 
 
-def test_commands_name_what_is_wrong(make_store, tmp_path, capsys):
-    store = str(make_store(1).folder)
-    assert main(["pretrain", store, "--mask", "atlas", "--output", str(tmp_path / "e.safetensors")]) == 64
-    assert "--atlas" in capsys.readouterr().err
-    adapting = ["--model", str(tmp_path / "none.safetensors"), "--target", "scan:side", "--output", "a.safetensors"]
-    assert main(["adapt", store, *adapting]) == 66
-    assert "none.safetensors" in capsys.readouterr().err
+@dataclass(frozen=True)
+class SmallScan:
+    """Noise of 8 x 8 x 8 voxels in four shades; read as a scan is."""
+
+    seed: int
+    shade: int
+    n_vols: int = 40
+    n_clips: int = 2
+
+    @property
+    def participant(self) -> str:
+        return str(self.seed)
+
+    def clip(self, start: int) -> torch.Tensor:
+        values = torch.randn(1, 8, 8, 8, self.n_vols, generator=torch.Generator().manual_seed(self.seed))
+        return (values + self.shade)[..., start : start + 20]
+
+
+@pytest.fixture
+def small_model(tmp_path):
+    torch.manual_seed(0)
+    config = EncoderConfig(img_size=(8, 8, 8, 20), patch_size=(2, 2, 2, 1), embed_dim=8, depths=(1,))
+    return load_model(save_encoder(tmp_path / "small.safetensors", config, Encoder(config).state_dict(), "small"))
+
+
+@pytest.mark.parametrize("strategy", ["linear", "ln"])
+@pytest.mark.parametrize("is_given", [True, False])
+def test_vectors_of_given_images_and_of_kinds_are_learned(strategy, is_given, small_model):
+    scans = tuple(SmallScan(k, k % 4) for k in range(16))
+    data = Labelled(scans, tuple("abcd") * 4)
+    images = dict(zip("abcd", 2 + np.eye(4, 5, dtype=np.float32), strict=True))
+    given = images if is_given else None
+    question = Question.about("shade", data.values, "embedding", 4, images=given)
+    settings = AdaptSettings(strategy, ridge=1e-4, loop=LoopSettings(epochs=10, learning_rate=3e-2))
+    adapter, rows = adapt(small_model, question, data, data, settings, "global", "shade", images=given)
+    assert max(row[question.score] for row in rows) > 0.9
+    assert adapter.card.dimensions == (5 if is_given else 4)
+    assert len(adapter.card.retrieval.get("mean", ())) == (5 if is_given else 0)
+
+
+def test_embeddings_are_computed_once(make_store, tiny_model):
+    scans = tuple(make_store(2, n_vols=44))
+    first, owners = embeddings_of(tiny_model, scans, 3)
+    assert owners.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+    tiny_model.encode = None  # nothing is encoded any more
+    again, _ = embeddings_of(tiny_model, scans, 3)
+    assert torch.equal(first, again)
+    part, owners = embeddings_of(tiny_model, scans[2:], 3)
+    assert torch.equal(part, first[4:])
+    assert owners.tolist() == [0, 0, 1, 1]

@@ -42,11 +42,13 @@ def test_class_weights_make_classes_count_alike():
 def test_scores_are_what_they_say():
     question = Question("state", "classification", ("a", "b"))
     answers = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
-    assert question.scores(answers, ["a", "a", "a", "b"]) == {"accuracy": 0.75, "balanced_accuracy": 0.5}
+    expected = {"accuracy": 0.75, "balanced_accuracy": 0.5, "auroc": 1.0}
+    assert question.scores(answers, ["a", "a", "a", "b"]) == expected
     numbers = Question("age", "regression")
     scores = numbers.scores(np.array([[1.0], [2.0], [4.0]]), ["2", "4", "8"])
     assert scores["r"] == pytest.approx(1.0)
     assert scores["mae"] == pytest.approx(7 / 3)
+    assert scores["mse"] == pytest.approx((1 + 4 + 16) / 3)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,118 @@
+"""The command: from folders to encoders, adapters and reports."""
+
+from __future__ import annotations
+
+import json
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_app.adapters.file import load_adapter
+from bids_app.clips import MODEL_GRID_AFFINE
+from bids_app.errors import BadDataError, NoInputError
+from bids_app.model.checkpoint import save_encoder
+from bids_app.model.encoder import Encoder
+from bids_app.training.cli import main
+from bids_app.training.examples import ask, gather, read_images
+
+
+@pytest.fixture
+def encoder(tmp_path, tiny_config):
+    """A tiny encoder's file."""
+    import torch
+
+    torch.manual_seed(0)
+    return str(save_encoder(tmp_path / "tiny.safetensors", tiny_config, Encoder(tiny_config).state_dict(), "tiny"))
+
+
+def test_commands_go_from_a_store_to_an_encoder_and_an_adapter(make_store, tmp_path, capsys, tiny_config):
+    store = make_store(2)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
+    encoder, adapter = tmp_path / "encoder.safetensors", tmp_path / "side.safetensors"
+    common = ["--normalisation", "global", "--batch-size", "2"]
+    pretraining = ["--config", str(tmp_path / "config.json"), "--epochs", "1", "--output", str(encoder), *common]
+    assert main(["pretrain", str(store.folder), *pretraining]) == 0
+    adapting = ["--model", str(encoder), "--target", "scan:side", "--strategy", "linear", "--output", str(adapter)]
+    assert main(["adapt", str(store.folder), *adapting, "--validation", "0.5", *common]) == 0
+    assert "balanced_accuracy" in capsys.readouterr().out
+    split = (tmp_path / "side.split.tsv").read_text().splitlines()
+    assert sorted(line.split("\t")[1] for line in split) == ["split", "training", "validation"]
+    card = load_adapter(adapter).card
+    assert (card.target, card.labels, card.strategy) == ("side", ("left", "right"), "linear")
+    assert (tmp_path / "encoder.training" / "log.csv").is_file()
+
+
+def test_commands_name_what_is_wrong(make_store, tmp_path, capsys):
+    store = str(make_store(1).folder)
+    assert main(["pretrain", store, "--mask", "atlas", "--output", str(tmp_path / "e.safetensors")]) == 64
+    assert "--atlas" in capsys.readouterr().err
+    adapting = ["--model", str(tmp_path / "none.safetensors"), "--target", "scan:side", "--output", "a.safetensors"]
+    assert main(["adapt", store, *adapting]) == 66
+    assert "none.safetensors" in capsys.readouterr().err
+
+
+def test_pretraining_by_regions_lists_those_that_cannot_be_resolved(make_store, tmp_path, capsys, tiny_config):
+    store = make_store(1)
+    labels = np.zeros((96, 96, 96), np.int16)
+    labels[:48], labels[48:, :48], labels[90, 90, 90] = 3, 5, 9
+    nib.save(nib.Nifti1Image(labels, MODEL_GRID_AFFINE), tmp_path / "atlas.nii.gz")
+    (tmp_path / "atlas.tsv").write_text("index\tname\n3\tfront\n5\tback\n9\tspeck\n")
+    (tmp_path / "weights.tsv").write_text("index\tweight\n3\t2.5\n")
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
+    options = ["--mask", "atlas", "--atlas", str(tmp_path / "atlas.nii.gz"), "--atlas-rule", "pure", "--epochs", "1"]
+    options += ["--region-weights", str(tmp_path / "weights.tsv"), "--config", str(tmp_path / "config.json")]
+    assert main(["pretrain", str(store.folder), *options, "--output", str(tmp_path / "e.safetensors")]) == 0
+    said = capsys.readouterr().out
+    assert "2 of 3 regions" in said
+    assert "speck" in said
+    table = (tmp_path / "e.training" / "regions.tsv").read_text().splitlines()
+    assert table[3].split("\t") == ["9", "speck", "0.0", "False"]
+
+
+def test_a_split_file_decides_who_validates(make_store, tmp_path, encoder):
+    store = make_store(3)
+    (tmp_path / "split.json").write_text('{"training": ["00", "02"], "validation": ["01"]}')
+    adapter = tmp_path / "a.safetensors"
+    options = ["--model", encoder, "--target", "scan:side", "--strategy", "linear", "--normalisation", "global"]
+    options += ["--split", str(tmp_path / "split.json"), "--output", str(adapter)]
+    assert main(["adapt", str(store.folder), *options]) == 0
+    assert load_adapter(adapter).card.cohort["participants"] == 2
+    lines = (tmp_path / "a.split.tsv").read_text().splitlines()
+    assert lines[1:] == ["sub-00\ttraining", "sub-01\tvalidation", "sub-02\ttraining"]
+
+
+def test_an_evaluation_writes_its_report(make_store, tmp_path, encoder, capsys):
+    store = make_store(4)
+    options = ["--model", encoder, "--target", "scan:side", "--strategy", "linear", "--normalisation", "global"]
+    options += ["--folds", "2", "--permutations", "4", "--draws", "20", "--output", str(tmp_path / "report")]
+    assert main(["evaluate", str(store.folder), *options]) == 0
+    report = (tmp_path / "report" / "report.md").read_text()
+    assert "functional connectivity (cubes of 24 mm)" in report
+    assert "No baseline of motion and confounds" in report
+    assert "mean image" in capsys.readouterr().out
+
+
+def test_participants_of_several_datasets_stay_apart(make_store, invented_series, tmp_path):
+    from bids_app.training.store import ClipStore
+
+    first = make_store(2)
+    second = ClipStore(tmp_path / "second", "global")
+    second.add("sub-00_task-left", invented_series(9), "00", labels={"side": "left"})
+    datasets = gather([first.folder, second.folder], tmp_path / "clips", "global")
+    examples = ask(datasets, "scan:side")
+    assert {e.participant for e in examples.data.scans} == {"00@store", "01@store", "00@second"}
+    assert set(ask(datasets[:1], "scan:participant").data.values) == {"00", "01"}
+
+
+def test_vectors_of_images_are_read_from_both_kinds_of_files(tmp_path):
+    (tmp_path / "a.tsv").write_text("stim_file\tx\ty\nimages/1.png\t1\t2\nimages/2.png\t3\t4\n")
+    expected = read_images(tmp_path / "a.tsv")
+    assert expected["images/2.png"].tolist() == [3.0, 4.0]
+    np.save(tmp_path / "a.npy", np.array([[1, 2], [3, 4]]))
+    assert read_images(tmp_path / "a.npy").keys() == expected.keys()
+    np.save(tmp_path / "a.npy", np.ones((3, 2)))
+    with pytest.raises(BadDataError, match="2 images"):
+        read_images(tmp_path / "a.npy")
+    with pytest.raises(NoInputError, match=r"b\.npy"):
+        read_images(tmp_path / "b.npy")
