@@ -1,0 +1,159 @@
+"""Which regions an answer depends on: exact on small encoders, right on simulated brains, lost at random weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from bids_app.adapters.attribution import (
+    Regions,
+    attribute,
+    held_still,
+    integrate_gradients,
+    occlude,
+    reconstruction_errors,
+    spread_out,
+)
+from bids_app.adapters.file import AdaptedModel, Adapter, AdapterCard, load_adapter
+from bids_app.catalog.models import adapter_paths, find_model, weights_path
+from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE, ClipReader, GridSeries
+from bids_app.errors import BadDataError, UsageError
+from bids_app.model.api import Model, load_model
+from bids_app.model.checkpoint import save_encoder
+from bids_app.model.encoder import Encoder, EncoderConfig
+from bids_app.model.mae import MaskedAutoencoder
+from bids_app.training.simulated import simulated_series
+
+CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
+
+
+@pytest.fixture(scope="module")
+def reader() -> ClipReader:
+    rng = np.random.default_rng(0)
+    mask = np.zeros(MODEL_GRID_SHAPE, bool)
+    mask[30:66, 30:66, 30:66] = True
+    values = 500 + 20 * rng.standard_normal((45, int(mask.sum()))).astype(np.float32)
+    return ClipReader(GridSeries(values, mask, 0.8))
+
+
+@pytest.fixture(scope="module")
+def cubes() -> Regions:
+    """Cubes of 32 mm all over the grid."""
+    number = np.arange(6)
+    labels = 1 + number[:, None, None] * 36 + number[:, None] * 6 + number
+    return Regions("cubes", np.kron(labels, np.ones((16, 16, 16), int)), {1: "first"})
+
+
+@pytest.fixture
+def small(tmp_path) -> Model:
+    torch.manual_seed(0)
+    return load_model(save_encoder(tmp_path / "small.safetensors", CONFIG, Encoder(CONFIG).state_dict(), "small"))
+
+
+def adapted(model: Model, task: str = "classification", outputs: int = 3, **card) -> AdaptedModel:
+    labels = ("a", "b", "c")[: max(outputs, 2)] if task == "classification" else ()
+    torch.manual_seed(1)
+    head = {"head.weight": torch.randn(outputs, model.config.n_features), "head.bias": torch.zeros(outputs)}
+    return AdaptedModel(
+        model, Adapter(AdapterCard("x", task, "t", model.weights_sha256, "voxel", labels, **card), head)
+    )
+
+
+def test_occlusion_is_what_holding_the_region_still_in_the_clip_does(small, reader, cubes) -> None:
+    model, clip = adapted(small), reader.clip(0, "voxel")[None]
+    found = occlude(model, lambda outputs: outputs[:, 1], clip, cubes)
+    rows = [k for k in range(216) if cubes.sums(reader.series.mask)[k]]
+    for k in (rows[0], rows[len(rows) // 2]):
+        inside = torch.from_numpy(cubes.labels == cubes.index[k])
+        occluded = torch.where(inside[None, None, ..., None], held_still(clip), clip)
+        with torch.no_grad():
+            expected = (model(clip) - model(occluded))[0, 1].item()
+        assert found[k] == pytest.approx(expected, abs=2e-5)
+    assert np.abs(found).max() > 1e-4
+    assert np.allclose(np.delete(found, rows), 0, atol=1e-6)
+
+
+def test_integrated_gradients_add_up_to_what_the_dynamics_change(small, reader) -> None:
+    model, clip = adapted(small), reader.clip(1, "voxel")[None]
+    image = integrate_gradients(lambda clips: model(clips)[:, 0], clip)
+    with torch.no_grad():
+        change = (model(clip) - model(held_still(clip)))[0, 0].item()
+    assert image.sum() == pytest.approx(change, rel=0.05)
+    assert not image[~reader.series.mask].any()
+
+
+def test_a_value_is_attributed_in_its_unit_and_two_classes_from_one_logit(small, reader, cubes) -> None:
+    age = attribute(adapted(small, "regression", 1, unit="years", value_std=3.0), reader, cubes, 0)
+    plain = attribute(adapted(small, "regression", 1), reader, cubes, 0)
+    assert (age.measure, age.answer) == ("years", "t")
+    assert np.allclose(age.clips, 3 * plain.clips, atol=1e-5)
+    first, second = (attribute(adapted(small, outputs=1), reader, cubes, k).clips for k in (0, 1))
+    assert np.allclose(first, -second, atol=1e-5)
+
+
+def test_the_table_is_sorted_and_says_how_large_regions_are(small, reader, cubes) -> None:
+    found = attribute(adapted(small), reader, cubes, 0, n_clips=9)
+    table = found.columns()
+    assert found.clip_numbers == (0, 1)
+    assert table["attribution"] == sorted(table["attribution"], reverse=True)
+    assert sum(table["voxels"]) == reader.series.mask.sum()
+    assert set(table["tokens"]) == {0, 1}  # patches of 24 voxels belong to one of the cubes that they touch
+    assert table["name"][table["index"].index(1)] == "first"
+    assert found.image.shape == MODEL_GRID_SHAPE
+
+
+def test_clips_that_stand_for_a_run_are_spread_over_it() -> None:
+    assert spread_out(10, 3) == (0, 4, 9)
+    assert spread_out(1, 3) == (0,)
+
+
+def test_reconstruction_errors_are_those_of_the_hidden_region(reader) -> None:
+    torch.manual_seed(0)
+    model = MaskedAutoencoder(CONFIG).eval()
+    labels = np.zeros(MODEL_GRID_SHAPE, int)
+    labels[48:66, 48:66, 48:66], labels[:10, :10, :10] = 3, 7
+    found = reconstruction_errors(model, reader, Regions("two", labels, {}))
+    clip = reader.clip(0, "global")[None]
+    mask = torch.zeros(1, *CONFIG.grid(0))
+    mask[0, 2, 2, 2] = 1
+    with torch.no_grad():
+        wrong = (model.reconstruct(clip, mask, "atlas") - clip)[0, 0, 48:66, 48:66, 48:66]
+    expected = wrong.square().mean() / clip[0, 0, 48:66, 48:66, 48:66].var(dim=-1, correction=0).mean()
+    assert found.clips[0, 0] == pytest.approx(expected.item(), rel=1e-4)
+    assert np.isnan(found.clips[0, 1])
+
+
+def test_what_cannot_be_attributed_is_refused(small, reader, cubes) -> None:
+    with pytest.raises(UsageError, match="tea leaves"):
+        attribute(adapted(small), reader, cubes, 0, "tea leaves")
+    with pytest.raises(BadDataError, match="no region"):
+        Regions("empty", np.zeros(MODEL_GRID_SHAPE, int), {})
+
+
+@pytest.mark.parametrize("method", ["occlusion", pytest.param("gradients", marks=pytest.mark.slow)])
+def test_a_simulated_hand_is_found_in_the_other_hemisphere_and_random_weights_find_something_else(
+    method: str, hand: ClipReader, cubes: Regions, tmp_path
+) -> None:
+    entry = find_model("demo")
+    adapter = load_adapter(adapter_paths(entry, ())[0])
+    model = load_model(weights_path(entry))
+    left = adapter.card.labels.index("lefthand")
+    found = attribute(AdaptedModel(model, adapter), hand, cubes, left, method, n_clips=1)
+    best = found.columns()["index"][:3]
+    knob = np.rint(np.linalg.inv(MODEL_GRID_AFFINE) @ [38.0, -24.0, 57.0, 1.0])[:3].astype(int)
+    assert cubes.labels[tuple(knob)] in best
+
+    torch.manual_seed(0)
+    state = Encoder(model.config).state_dict()
+    at_random = load_model(save_encoder(tmp_path / "random.safetensors", model.config, state, "random"))
+    object.__setattr__(adapter.card, "encoder_sha256", at_random.weights_sha256)
+    other = attribute(AdaptedModel(at_random, adapter), hand, cubes, left, method, n_clips=1)
+    seen = found.n_voxels > 0
+    assert abs(spearmanr(found.clips[0, seen], other.clips[0, seen]).statistic) < 0.5
+
+
+@pytest.fixture(scope="module")
+def hand() -> ClipReader:
+    return ClipReader(simulated_series("lefthand", 4711, "left"))
