@@ -6,7 +6,6 @@ Every step takes ``out_dir``, the folder that it may write into, and returns wha
 from __future__ import annotations
 
 import csv
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +136,6 @@ def encode(
     loaded = load_model(model, place)
     reader = ClipReader(GridSeries.open(grid.folder), loaded.config.img_size[3])
     adapted = [AdaptedModel(loaded, load_adapter(path)) for path in adapters]
-    started = time.monotonic()
     embeddings, predictions = encode_run(loaded, adapted, reader, tuple(NORMALISATIONS))
     facts = {
         "Model": loaded.name,
@@ -146,7 +144,6 @@ def encode(
         "Device": str(place),
         "ScanBackend": backend_in_use(place),
         "Threads": threads,
-        "EncodingSeconds": round(time.monotonic() - started, 2),
     }
     return Encoded(embeddings, tuple(predictions), facts)
 
