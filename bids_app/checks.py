@@ -53,7 +53,13 @@ def check_input(settings: Settings) -> str:
         raise NoInputError(f"{folder}: no such folder.", "Give the folder that holds dataset_description.json.")
     if not os.access(folder, os.R_OK | os.X_OK):
         raise NoInputError(f"{folder}: this user may not read it.", "Check its permissions, or how it is mounted.")
-    return f"{folder} can be read"
+    for name, path in settings.query.derivatives.items():
+        if not path.is_dir() or not os.access(path, os.R_OK | os.X_OK):
+            raise NoInputError(
+                f"{path}: no such folder, or this user may not read it.",
+                f"Correct --derivatives {name}=... (in a container: is it mounted?).",
+            )
+    return " and ".join(f"{path}" for path in (folder, *settings.query.derivatives.values())) + " can be read"
 
 
 def check_places(settings: Settings) -> str:
@@ -80,7 +86,13 @@ def check_places(settings: Settings) -> str:
         raise UsageError(
             f"{settings.work_dir}: the work folder is inside the raw dataset.", "Give --work-dir outside of it."
         )
-    return "output and scratch are apart from the raw data"
+    for name, path in settings.query.derivatives.items():
+        for folder, what in ((out, "output"), (work, "work")):
+            if folder.is_relative_to(path.resolve()):
+                raise UsageError(
+                    f"{folder}: the {what} folder is inside the derivatives '{name}'.", "Give a folder outside of them."
+                )
+    return "output and scratch are apart from the data"
 
 
 def check_output(settings: Settings) -> str:

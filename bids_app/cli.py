@@ -54,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         spelled += [n for n in ("--" + n[2:].replace("-", "_") for n in names if n.startswith("--")) if n not in names]
         group.add_argument(*spelled, **options)
 
-    parser.add_argument("bids_dir", type=Path, help="the BIDS dataset (raw)")
+    parser.add_argument("bids_dir", type=Path, help="the BIDS dataset: raw, or fMRIPrep's, XCP-D's or HCP's outputs")
     parser.add_argument("output_dir", type=Path, help="where the derivatives go; made when missing")
     parser.add_argument("analysis_level", metavar="{participant,group}", help="which level of the analysis to run")
     parser.add_argument("--version", action="version", version=f"neurostorm {__version__}")
@@ -78,7 +78,10 @@ def build_parser() -> argparse.ArgumentParser:
     add(group, "--bids-filter-file", type=Path, metavar="FILE", help="JSON with pybids filters per kind of file")
     add(group, "--bids-database-dir", type=Path, metavar="DIR", help="a pybids database to use, or to make")
     add(group, "--skip-bids-validation", action="store_true", help="accept a dataset that breaks rules we do not need")
-    add(group, "-d", "--derivatives", nargs="+", default=[], metavar="NAME=PATH", help="derivatives to take over")
+    add(
+        group, "-d", "--derivatives", nargs="+", default=[], metavar="NAME=PATH",
+        help="outputs of fMRIPrep, XCP-D or HCP to take runs over from; the others come from raw",
+    )  # fmt: skip
 
     group = parser.add_argument_group("preprocessing")
     add(group, "--dummy-scans", type=int, metavar="N", help="volumes to drop at the start (default: detected)")
@@ -282,10 +285,17 @@ def strip_resolution(space: str) -> str:
 
 def named_paths(items: Sequence[str]) -> dict[str, Path]:
     """``NAME=PATH`` items as a dictionary; a bare path is named after its folder."""
-    found = {}
+    found: dict[str, Path] = {}
     for item in items:
         name, separator, path = item.partition("=")
-        found[name if separator else Path(item).name] = Path(path if separator else item).absolute()
+        if not separator:
+            name, path = Path(item).absolute().name, item
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == "raw" or name in found:
+            raise UsageError(
+                f"--derivatives {item}: '{name}' cannot be its name.",
+                "Write NAME=PATH; names are letters, digits, - and _, differ from each other, and are not 'raw'.",
+            )
+        found[name] = Path(path).absolute()
     return found
 
 

@@ -54,14 +54,24 @@ def describe(run: BoldRun, settings: Settings) -> Iterator[str]:
         The run cannot be used.
     """
     from bids_app.clips.cut import CLIP_VOLUMES, MODEL_TR
-    from bids_app.preprocess.images import examine_header
+    from bids_app.preprocess.derivatives import check_forms, way_in_words
+    from bids_app.preprocess.images import SLICE_TIMING, examine_header
 
-    header = examine_header(run.bold, run.metadata, settings.preprocess.ignore)
+    if run.derived:
+        check_forms(run.bold)
+    header = examine_header(run.bold, run.metadata, (SLICE_TIMING,) if run.derived else settings.preprocess.ignore)
     size = " x ".join(f"{s:g}" for s in header.shape[:3])
     voxels = " x ".join(f"{s:.3g}" for s in header.voxel_sizes_mm)
     seconds = (header.n_volumes - (settings.preprocess.dummy_scans or 0)) * header.tr
     n_clips = round(seconds / MODEL_TR) // CLIP_VOLUMES
     route = f"T1w {run.t1w.name}" if run.t1w else "no T1w image: BOLD to template directly"
+    if run.derived:
+        route = f"from {run.derived.pipeline}"
     yield f"{header.n_volumes} volumes of {size} voxels ({voxels} mm), TR {header.tr:g} s; {n_clips} clips; {route}"
-    yield "slice timing: " + ("corrected" if header.slices else "as measured")
+    if run.derived:
+        yield f"taken over: {way_in_words(run.derived.space)}"
+        mask, table = run.derived.mask, run.derived.confounds
+        yield f"brain mask: {mask.name if mask else 'from the image'}; confounds: {table.name if table else 'none'}"
+    else:
+        yield "slice timing: " + ("corrected" if header.slices else "as measured")
     yield from (*run.notes, *header.warnings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,121 @@ class TinyDataset:
 
     def write_sidecar(self, content: dict[str, Any], label: str = "01") -> None:
         self.bold_path(label).with_suffix("").with_suffix(".json").write_text(json.dumps(content))
+
+
+@dataclass(frozen=True)
+class StandardBrain:
+    """A participant's brain in MNI152NLin6Asym at 4 mm, as a mean BOLD image, and its mask; axes R, A, S."""
+
+    image: np.ndarray
+    mask: np.ndarray
+    affine: np.ndarray
+
+    def series(self, n_volumes: int = 40, mean: float = 1.0, seed: int = 0) -> np.ndarray:
+        """A BOLD series (X, Y, Z, T) int16 with noise; ``mean`` 0 takes the mean image away, as denoising does."""
+        draws = np.random.default_rng(seed)
+        noise = draws.normal(0, 15, (*self.image.shape, n_volumes)) * (self.image > 0)[..., None]
+        return np.round(mean * self.image[..., None] + noise).astype(np.int16)
+
+
+@pytest.fixture(scope="session")
+def standard_brain() -> StandardBrain:
+    """The embedded template through its matrix, with folds of its own, a scalp, and its signal uneven."""
+    from scipy import ndimage
+
+    from bids_app.catalog.templates import load_template, space
+    from bids_app.preprocess.coregister import epi_like
+    from bids_app.preprocess.transforms import draw, linear
+
+    draws = np.random.default_rng(3)
+    template, model = load_template("MNI152NLin2009aSym"), space("MNI152NLin6Asym")
+    affine = np.diag([4.0, 4.0, 4.0, 1.0])
+    affine[:3, 3] = model.affine[:3, 3]
+    shape = (46, 55, 46)
+    pull = linear(model.pull_to(template.space))
+    image = draw(ndimage.gaussian_filter(epi_like(template), 0.8), template.affine, shape, affine, pull)
+    mask = draw(template.mask.astype(np.float32), template.affine, shape, affine, pull) > 0.5
+    folds = ndimage.gaussian_filter(draws.normal(size=shape), 1)
+    uneven = ndimage.gaussian_filter(draws.normal(size=shape), 8)
+    brain = image * (1 + 0.08 * folds / folds.std()) * (1 + 0.1 * uneven / uneven.std())
+    scalp = ndimage.binary_dilation(mask, iterations=4) & ~ndimage.binary_dilation(mask, iterations=2)
+    head = ndimage.binary_dilation(mask, iterations=7)
+    return StandardBrain((1000 * brain + 250 * scalp + 30 * head).astype(np.float32), mask, affine)
+
+
+class PreprocessedTree:
+    """A derivatives dataset as fMRIPrep or XCP-D leave it, with images of a few volumes.
+
+    Parameters
+    ----------
+    root : Path
+        Where it is written.
+    pipeline, version : str
+        What its description names.
+    """
+
+    def __init__(self, root: Path, pipeline: str = "fMRIPrep", version: str = "23.2.1") -> None:
+        self.root = root
+        root.mkdir(parents=True, exist_ok=True)
+        made_by = [{"Name": pipeline, "Version": version}]
+        description = {"Name": "x", "BIDSVersion": "1.9.0", "DatasetType": "derivative", "GeneratedBy": made_by}
+        (root / "dataset_description.json").write_text(json.dumps(description))
+
+    def write(self, label: str, name: str, data: np.ndarray, affine: np.ndarray, tr: float = 1.0) -> Path:
+        """Write an image ``sub-<label>/<name>`` with both affines set; ``{}`` in the name is ``sub-<label>``."""
+        return write_standard_image(self.root / f"sub-{label}" / name.format(f"sub-{label}"), data, affine, tr)
+
+    def write_run(
+        self,
+        label: str,
+        series: np.ndarray,
+        mask: np.ndarray | None,
+        affine: np.ndarray,
+        space: str = "MNI152NLin6Asym",
+        desc: str = "preproc",
+    ) -> Path:
+        """Write a resting run with its sidecar and mask."""
+        stem = "func/{}_task-rest_space-" + space
+        bold = self.write(label, f"{stem}_desc-{desc}_bold.nii.gz", series, affine)
+        sidecar = {"RepetitionTime": 1.0, "SkullStripped": False, "TaskName": "rest"}
+        bold.with_suffix("").with_suffix(".json").write_text(json.dumps(sidecar))
+        if mask is not None:
+            self.write(label, f"{stem}_desc-brain_mask.nii.gz", mask.astype(np.uint8), affine)
+        return bold
+
+    def write_confounds(self, label: str, table: dict[str, Any], name: str = "desc-confounds_timeseries") -> Path:
+        """Write a table of confounds; NaN becomes ``n/a``."""
+        columns = [["n/a" if value != value else f"{value:g}" for value in column] for column in table.values()]
+        rows = ["\t".join(table), *("\t".join(row) for row in zip(*columns, strict=True))]
+        path = self.root / f"sub-{label}" / "func" / f"sub-{label}_task-rest_{name}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(rows) + "\n")
+        return path
+
+
+def write_standard_image(path: Path, data: np.ndarray, affine: np.ndarray, tr: float = 1.0) -> Path:
+    """Write an image whose sform and qform are both that affine."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(data, affine)
+    image.set_sform(affine, 4)
+    image.set_qform(affine, 4)
+    image.header.set_xyzt_units("mm", "sec")
+    if data.ndim == 4:
+        image.header["pixdim"][4] = tr
+    image.to_filename(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def preprocessed_tree() -> type[PreprocessedTree]:
+    """The class `PreprocessedTree`."""
+    return PreprocessedTree
+
+
+@pytest.fixture(scope="session")
+def standard_image():
+    """The function `write_standard_image`."""
+    return write_standard_image
 
 
 @pytest.fixture

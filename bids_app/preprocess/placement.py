@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import permutations, product
 
 import numpy as np
 from scipy import fft, ndimage
 
-from bids_app.catalog.templates import Template, load_template, space, standing_in
+from bids_app.catalog.templates import Template, load_template, space, standing_in, templateflow_home
 from bids_app.errors import BadDataError
 from bids_app.preprocess.coregister import epi_like
 from bids_app.preprocess.registration import mutual_information
@@ -30,11 +31,12 @@ from bids_app.preprocess.transforms import draw, linear
 STEP_MM = 2.0
 SHAPE, LOW_MM = (87, 107, 91), (-86.0, -124.0, -72.0)
 """The lattice on which images are compared: the brain and a margin, and its own mirror image about x = 0."""
-TURN_STEP_MM, TURN_POINTS, TURN_CENTRE_MM = 8.0, 29, (0.0, -18.0, 8.0)
+TURN_STEP_MM, TURN_POINTS, TURN_CENTRE_MM = 9.0, 25, (0.0, -18.0, 8.0)
 """A cube of points, coarse, on which axes are exchanged."""
 FWHM_TO_SIGMA = 1 / 2.3548
 TEXTURE_MM = 16.0
 MOST_SHIFT_MM = 32.0
+MIN_POINTS = 1000
 MIN_OVERLAP = 0.4
 """Share of the brain's points that must lie in the image for a shift to be looked at."""
 
@@ -160,34 +162,59 @@ def look_at_placement(
     companions : dict, optional
         Data and affine of the participant's own images in that space, by name.
     """
-    onto = np.diag([STEP_MM] * 3 + [1.0])
-    onto[:3, 3] = LOW_MM
+    onto = lattice()
     drawn = draw(np.where(brain, image, 0), affine, SHAPE, onto)
     own = draw(brain.astype(np.float32), affine, SHAPE, onto) > 0.5
     valid = draw(seen.astype(np.float32), affine, SHAPE, onto) > 0.5
-    expected, there = expected_brain(name, onto)
-    stored, mirrored = (_alike(drawn[::side], own[::side], valid[::side], expected, there) for side in (1, -1))
-    orientation, gain = best_orientation(_shape(drawn, own), _shape(expected, there), onto)
+    expected = expected_brain(name, str(templateflow_home()))
+    texture = _texture(drawn, own)
+    stored, mirrored = (_alike(texture[::side], own[::side], valid[::side], expected) for side in (1, -1))
+    shape = _shape(drawn, own)
+    orientation, gain = best_orientation(shape, expected.shape, onto)
     found = {}
     for what, (data, its_affine) in (companions or {}).items():
         other = draw(data, its_affine, SHAPE, onto)
-        found[what] = _alike_own(drawn, own & valid, other), _alike_own(drawn[::-1], (own & valid)[::-1], other)
+        both = own & valid
+        found[what] = _alike_own(texture, both, other), _alike_own(texture[::-1], both[::-1], other)
     return Placement(
         similarity=stored,
         mirrored=mirrored,
-        shift_mm=best_shift(_shape(drawn, own), valid, _shape(expected, there), there),
+        shift_mm=best_shift(shape, valid, expected.shape, expected.brain),
         orientation=orientation,
         turn_gain=gain,
         companions=found,
     )
 
 
-def expected_brain(name: str, onto: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The template's brain in a space: brightness of a T2*-weighted image, and mask, on the lattice."""
+@dataclass(frozen=True)
+class Expected:
+    """The template's brain on the lattice, as a T2*-weighted image of it would look."""
+
+    brain: np.ndarray
+    shape: np.ndarray
+    """Brightness, with a median of 1."""
+    texture: np.ndarray
+    """Brightness relative to the neighbourhood."""
+    around: np.ndarray
+    """The brain, its mirror image, and what is near."""
+
+
+def lattice() -> np.ndarray:
+    """Affine of the lattice, (4, 4)."""
+    onto = np.diag([STEP_MM] * 3 + [1.0])
+    onto[:3, 3] = LOW_MM
+    return onto
+
+
+@cache
+def expected_brain(name: str, home: str) -> Expected:
+    """The template's brain in a space; ``home`` keeps answers for different caches of TemplateFlow apart."""
     template: Template = load_template(standing_in(name))
-    pull = linear(space(name).pull_to(template.space))
+    pull, onto = linear(space(name).pull_to(template.space)), lattice()
     bright = draw(epi_like(template), template.affine, SHAPE, onto, pull)
-    return bright, draw(template.mask.astype(np.float32), template.affine, SHAPE, onto, pull) > 0.5
+    brain = draw(template.mask.astype(np.float32), template.affine, SHAPE, onto, pull) > 0.5
+    around = ndimage.binary_dilation(brain | brain[::-1], iterations=2)
+    return Expected(brain, _shape(bright, brain), _texture(bright, brain), around)
 
 
 def _shape(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -206,20 +233,19 @@ def _texture(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.divide(image, around, out=np.zeros_like(image, dtype=np.float32), where=mask & (around > 0))
 
 
-def _alike(image: np.ndarray, own: np.ndarray, valid: np.ndarray, expected: np.ndarray, there: np.ndarray) -> float:
+def _alike(texture: np.ndarray, own: np.ndarray, valid: np.ndarray, expected: Expected) -> float:
     """Mean of two correlations with the template: of the brain's shape, and of its brightness within."""
-    both_sides = there | there[::-1]
-    around = ndimage.binary_dilation(both_sides, iterations=2) & valid
-    inside = there & there[::-1] & own & valid
-    if inside.sum() < 1000:
+    around = expected.around & valid
+    inside = expected.brain & expected.brain[::-1] & own & valid
+    if inside.sum() < MIN_POINTS:
         return 0.0
-    shape = _correlation(own[around], there[around])
-    return (shape + _correlation(_texture(image, own)[inside], _texture(expected, there)[inside])) / 2
+    shape = _correlation(own[around], expected.brain[around])
+    return (shape + _correlation(texture[inside], expected.texture[inside])) / 2
 
 
-def _alike_own(image: np.ndarray, mask: np.ndarray, other: np.ndarray) -> float:
+def _alike_own(texture: np.ndarray, mask: np.ndarray, other: np.ndarray) -> float:
     """Mutual information with another image of the participant within the brain."""
-    return mutual_information(_texture(image, mask)[mask], other[mask]) if mask.sum() >= 1000 else 0.0
+    return mutual_information(texture[mask], other[mask]) if mask.sum() >= MIN_POINTS else 0.0
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -308,7 +334,7 @@ def shift_scores(image: np.ndarray, valid: np.ndarray, expected: np.ndarray, aro
 def best_orientation(image: np.ndarray, expected: np.ndarray, onto: np.ndarray) -> tuple[str, float]:
     """The way to store the axes under which an image is most like the template, wherever it is shifted to.
 
-    A way and its left-right mirror image count as one: what tells those apart is weighed elsewhere.
+    Of a way and its left-right mirror image, which the template hardly tells apart, one is tried.
 
     Parameters
     ----------
@@ -332,11 +358,10 @@ def best_orientation(image: np.ndarray, expected: np.ndarray, onto: np.ndarray) 
     scores = {
         (order, flips): float(shift_scores(turned(coarse[0], order, flips), everywhere, coarse[1], everywhere).max())
         for order, flips in orientations()
+        if flips[0] == 1
     }
-    pairs = {key: max(scores[key], scores[_mirrored(key)]) for key in scores}
-    stored = pairs[(0, 1, 2), (1, 1, 1)]
-    best = max(pairs, key=lambda key: pairs[key])
-    gain = pairs[best] - stored
+    best = max(scores, key=lambda key: scores[key])
+    gain = scores[best] - scores[(0, 1, 2), (1, 1, 1)]
     return ("as stored" if gain <= 0 else _in_words(*best)), max(gain, 0.0)
 
 
@@ -348,11 +373,6 @@ def orientations() -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 def turned(volume: np.ndarray, order: Sequence[int], flips: Sequence[int]) -> np.ndarray:
     """A volume with its axes in another order, and some of them flipped after that."""
     return np.ascontiguousarray(volume.transpose(order)[tuple(slice(None, None, flip) for flip in flips)])
-
-
-def _mirrored(key: tuple[tuple[int, ...], tuple[int, ...]]) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    order, flips = key
-    return order, (-flips[0], *flips[1:])
 
 
 def _in_words(order: Sequence[int], flips: Sequence[int]) -> str:
