@@ -4,8 +4,9 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   ?= demo
 SETUP  := $(VENV)/.installed
+VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bids_app/__init__.py)
 
-.PHONY: setup demo test test-slow test-gpu container-test lint types lock boutiques release-check clean
+.PHONY: setup demo test test-slow test-gpu container-test lint types lock image boutiques release-check clean
 
 setup: $(SETUP)
 
@@ -43,6 +44,10 @@ lock: setup
 	{ echo "# Exact versions that the tests ran with; written by \`make lock\`. See README.md beside this file."; \
 	  $(BIN)/pip list --format=freeze | grep -viE '^(neurostorm|pip|setuptools|wheel)=' | sed 's/+cpu//'; } > requirements/constraints.new
 	mv requirements/constraints.new requirements/constraints.txt
+	$(BIN)/python scripts/lock_container.py
+
+image:
+	docker build --tag neurostorm:$(VERSION) --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) $(BUILD_ARGS) .
 
 boutiques: setup
 	$(BIN)/neurostorm --bids-exec-spec cpu > boutiques.new && mv boutiques.new boutiques.json

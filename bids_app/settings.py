@@ -14,6 +14,7 @@ SCRATCH_VARIABLE = "NEUROSTORM_SCRATCH"
 """Environment variable: the folder under which scratch goes when ``--work-dir`` is not given."""
 
 PARTICIPANT, GROUP = "participant", "group"
+ATTRIBUTIONS = ("occlusion", "gradients", "reconstruction")
 IGNORABLE = ("fieldmaps", "slicetiming")
 """What ``--ignore`` takes."""
 
@@ -70,6 +71,10 @@ class ModelSettings:
     device: str = "auto"
     embeddings_only: bool = False
     """Stop at the embeddings (``--level minimal``)."""
+    attribution: str = ""
+    """How answers are attributed to regions, an entry of `ATTRIBUTIONS`; empty: not at all."""
+    atlas: str = "aal3"
+    """Name in the catalog, or a label image in the model's space."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,11 @@ def default_memory_gb() -> float:
         if limit.isdigit():
             total = min(total, int(limit))
     return round(0.9 * total / 1e9, 2)
+
+
+def home_dir() -> Path:
+    """The user's home; for a user whom the system does not know (as in containers) a folder that does not exist."""
+    return Path(os.path.expanduser("~"))
 
 
 def default_work_dir(out_dir: Path) -> Path:

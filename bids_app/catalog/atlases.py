@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 from bids_app.catalog.models import cache_dir
 from bids_app.catalog.templates import templateflow_home
 from bids_app.errors import BadDataError, NoInputError, UsageError
+from bids_app.settings import home_dir
 
 CATALOG = Path(__file__).with_name("atlases.yml")
 IMAGE_NAME = re.compile(r".*\.nii(\.gz)?")
@@ -86,7 +87,7 @@ def find_atlas(name: str | Path) -> Atlas:
 def places() -> list[Path]:
     """Folders that atlases are looked for in."""
     nilearn = os.environ.get("NILEARN_SHARED_DATA") or os.environ.get("NILEARN_DATA")
-    return [cache_dir() / "atlases", Path(nilearn) if nilearn else Path.home() / "nilearn_data", templateflow_home()]
+    return [cache_dir() / "atlases", Path(nilearn) if nilearn else home_dir() / "nilearn_data", templateflow_home()]
 
 
 def region_names(image: Path) -> dict[int, str]:

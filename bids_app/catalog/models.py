@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.errors import NoInputError, UsageError
+from bids_app.settings import home_dir
 
 CATALOG = Path(__file__).with_name("models.yml")
 PACKAGE_DATA = Path(__file__).parents[1] / "data"
@@ -71,7 +72,7 @@ def cache_dir() -> Path:
     if given:
         return Path(given)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "neurostorm"
+    return (Path(base) if base else home_dir() / ".cache") / "neurostorm"
 
 
 @cache

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from bids_app.errors import BadDataError, NoInputError, UsageError
+from bids_app.settings import home_dir
 
 CATALOG = Path(__file__).with_name("templates.yml")
 MODEL_SPACE = "MNI152NLin6Asym"
@@ -115,7 +116,7 @@ def space(name: str) -> Space:
 def templateflow_home() -> Path:
     """TemplateFlow's cache: ``TEMPLATEFLOW_HOME``, or its usual place in the home folder."""
     given = os.environ.get("TEMPLATEFLOW_HOME")
-    return Path(given) if given else Path.home() / ".cache" / "templateflow"
+    return Path(given) if given else home_dir() / ".cache" / "templateflow"
 
 
 def available() -> tuple[str, ...]:

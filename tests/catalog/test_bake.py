@@ -1,0 +1,71 @@
+"""Files of others are put where a run looks for them, and what did not come is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import templateflow.api
+
+from bids_app.catalog import atlases, bake, templates
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch) -> Path:
+    """Caches of an image that is being built."""
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "templateflow"))
+    monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def give(name: str, **entities: object) -> None:
+    """Write the file that TemplateFlow has for these entities."""
+    parts = [f"tpl-{name}", f"res-{entities['resolution']:02d}"]
+    parts += [f"{key}-{entities[key]}" for key in ("atlas", "desc") if entities[key]]
+    folder = templates.templateflow_home() / f"tpl-{name}"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{'_'.join(parts)}_{entities['suffix']}{entities['extension']}").write_bytes(b"an image")
+
+
+def test_templates_are_found_afterwards(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(templateflow.api, "get", lambda name, raise_empty, **entities: give(name, **entities))
+    assert templates.available() == ("MNI152NLin2009aSym",)
+    assert bake.main(["templates"]) == 0
+    assert templates.available() == ("MNI152NLin6Asym", "MNI152NLin2009aSym", "MNI152NLin2009cAsym")
+    assert capsys.readouterr().out.count("bake: template") == 4
+
+
+def test_atlases_are_found_afterwards(monkeypatch) -> None:
+    monkeypatch.setattr(templateflow.api, "get", lambda name, raise_empty, **entities: give(name, **entities))
+    catalog = atlases.catalog()
+    there = '"$NILEARN_DATA"/aal_3v2/AAL3'
+    command = f"mkdir -p {there} && echo image > {there}/AAL3v1.nii.gz && echo '<a/>' > {there}/AAL3v1.xml"
+    monkeypatch.setitem(catalog, "aal3", catalog["aal3"] | {"get": command})
+    assert bake.main(["atlases"]) == 0
+    for name in catalog:
+        assert atlases.find_atlas(name).path.is_file()
+    assert atlases.find_atlas("aal3").path.with_name("AAL3v1.xml").is_file()
+    assert not (atlases.cache_dir() / "nilearn").exists()
+
+
+@pytest.mark.parametrize("answer", [lambda *_, **__: None, lambda *_, **__: 1 / 0])
+def test_a_template_that_does_not_come_is_named(answer, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(templateflow.api, "get", answer)
+    assert bake.main(["templates"]) == 75
+    assert "tpl-MNI152NLin6Asym_res-02_T1w.nii.gz" in capsys.readouterr().err
+
+
+def test_an_atlas_that_does_not_come_is_named(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(atlases, "catalog", lambda: {"aal3": {"files": ["a.nii"], "get": "exit 3"}})
+    assert bake.main(["atlases"]) == 75
+    assert "aal3 did not come (exit code 3)" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_in_the_catalog_is_refused(capsys) -> None:
+    assert bake.main(["neurostorm-6ds"]) == 64
+    assert "neurostorm-6ds" in capsys.readouterr().err
+
+
+def test_nothing_is_baked_unless_it_is_named() -> None:
+    assert bake.main([]) == 0
+    assert not templates.templateflow_home().exists()
