@@ -136,6 +136,19 @@ def check_weights(settings: Settings) -> str:
     return ", ".join(str(path) for path in (weights_path(model), *adapters))
 
 
+def check_atlas(settings: Settings) -> str:
+    """The atlas is at hand, where regions are asked for."""
+    if not settings.model.attribution or settings.reports_only:
+        return "not needed"
+    from bids_app.catalog.atlases import find_atlas
+
+    if settings.model.embeddings_only and settings.model.attribution != "reconstruction":
+        raise UsageError(
+            "--level minimal gives no answers that could be attributed.", "Leave out --level, or --attribution."
+        )
+    return str(find_atlas(settings.model.atlas).path)
+
+
 def check_template(settings: Settings) -> str:
     """The output spaces are known, and a template is at hand; how near it is to the model's space is said."""
     from bids_app.catalog import templates
@@ -153,6 +166,7 @@ CHECKS: dict[str, Callable[[Settings], str]] = {
     "scratch": check_scratch,
     "memory": check_memory,
     "weights": check_weights,
+    "atlas": check_atlas,
     "template": check_template,
 }
 

@@ -19,6 +19,7 @@ from bids_app import __version__
 from bids_app.boutiques import VARIANTS, describe
 from bids_app.errors import EXIT_CODES, EXIT_SOFTWARE, AnalysisLevelError, NeurostormError, UsageError
 from bids_app.settings import (
+    ATTRIBUTIONS,
     GROUP,
     IGNORABLE,
     PARTICIPANT,
@@ -108,6 +109,15 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         group, "--level", choices=["minimal", "full"], default="full",
         help="minimal stops at the embeddings: no predictions, no figures",
+    )  # fmt: skip
+    add(
+        group, "--attribution", default="", choices=ATTRIBUTIONS, metavar="METHOD",
+        help="also say which regions the answers depend on (occlusion, gradients), or how well each is guessed from "
+        "the rest of the brain (reconstruction)",
+    )  # fmt: skip
+    add(
+        group, "--atlas", default="aal3", metavar="ATLAS",
+        help="regions for --attribution: name in the catalog, or a label image (default: %(default)s)",
     )  # fmt: skip
 
     group = parser.add_argument_group("resources")
@@ -252,6 +262,8 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
             adapters=tuple(options.adapter),
             device=options.device,
             embeddings_only=options.level == "minimal",
+            attribution=options.attribution,
+            atlas=options.atlas,
         ),
         resources=ResourceSettings(
             n_procs=n_procs,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from bids_app.adapters.file import load_adapter
 from bids_app.bids.query import BoldRun
 from bids_app.catalog import templates
+from bids_app.catalog.atlases import find_atlas
 from bids_app.catalog.models import adapter_paths, find_model, weights_path
 from bids_app.model.checkpoint import read_checkpoint, weights_sha256
 from bids_app.preprocess.derivatives import way_in_words
@@ -52,6 +53,9 @@ def describe_method(settings: Settings, runs: Sequence[BoldRun]) -> tuple[list[S
             card = load_adapter(path).card
             cohort = str(card.cohort.get("description", "a cohort that its card does not describe"))
             steps.append(Step("adapter", {"target": card.target, "adapter": card.name, "cohort": cohort}))
+    if settings.model.attribution:
+        atlas = find_atlas(settings.model.atlas)
+        steps.append(Step(settings.model.attribution, {"atlas": atlas.title or atlas.name}))
     return steps, entry.name if checkpoint.demonstration else ""
 
 

@@ -15,12 +15,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_app import outputs, steps
+from bids_app import attributions, outputs, steps
 from bids_app.bids.derivatives import remove_leftovers
 from bids_app.bids.description import check_output_folder, describe_outputs
 from bids_app.bids.query import BoldRun, find_runs
 from bids_app.bids.takeover import input_datasets
 from bids_app.catalog import templates
+from bids_app.catalog.atlases import find_atlas
 from bids_app.catalog.models import adapter_paths, find_model, weights_path
 from bids_app.checks import preflight
 from bids_app.errors import EXIT_OK, CannotCreateError, InputOutputError, NoInputError
@@ -166,6 +167,9 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
         entities=run.entities,
         datasets=input_datasets(settings.bids_dir, settings.query.derivatives),
     )
+    attribution = None
+    if settings.model.attribution:
+        attribution = add_attribution(graph, run, grid, encoded, preprocessed, model, settings)
     figures = None
     if not settings.model.embeddings_only:
         figures = graph.step(
@@ -183,9 +187,41 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
         target=settings.out_dir,
         preprocessing=preprocessing,
         model=tables,
+        attribution=attribution,
         figures=figures,
         anatomy=anatomy.published if anatomy else None,
         always=True,
+    )
+
+
+def add_attribution(
+    graph: Graph, run: BoldRun, grid: Step, encoded: Step, preprocessed: Step, model: ChosenModel, settings: Settings
+) -> Step:
+    """Add the steps that say which regions the answers depend on; return the last."""
+    name, wanted = node_name(run.stem), settings.model
+    attributed = graph.step(
+        f"{name}_attribute",
+        attributions.attribute_run,
+        grid=grid,
+        encoded=encoded,
+        model=model.name,
+        adapters=model.adapters,
+        method=wanted.attribution,
+        atlas=wanted.atlas,
+        device=wanted.device,
+        threads=settings.resources.n_procs,
+        stamp=model.stamp + file_stamp(find_atlas(wanted.atlas).path),
+        memory_gb=3,
+        n_procs=settings.resources.n_procs,
+    )
+    return graph.step(
+        f"{name}_attribution",
+        attributions.attribution_outputs,
+        attributed=attributed,
+        encoded=encoded,
+        preprocessed=preprocessed,
+        entities=run.entities,
+        datasets=input_datasets(settings.bids_dir, settings.query.derivatives),
     )
 
 

@@ -15,7 +15,7 @@ FLOORS = [
     {"errors", "settings"},
     {"bids", "clips", "model", "catalog", "graph", "multiproc", "phantom"},
     {"preprocess", "adapters", "reports"},
-    {"participant", "group", "training", "checks", "plan", "outputs", "runlog", "steps", "methods"},
+    {"participant", "group", "training", "checks", "plan", "outputs", "runlog", "steps", "methods", "attributions"},
     {"boutiques", "selftest"},
     {"cli"},
 ]

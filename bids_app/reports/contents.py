@@ -22,7 +22,7 @@ from urllib.parse import quote
 from bids_app.bids.names import join_name, natural_key, split_name
 
 OK = "ok"
-RUN_SECTIONS = ("functional", "grid", "predictions", "embeddings")
+RUN_SECTIONS = ("functional", "grid", "predictions", "attribution", "embeddings")
 STEM = re.compile(r"sub-[A-Za-z0-9+]+(_[A-Za-z0-9]+-[A-Za-z0-9+]+)*")
 
 
@@ -64,6 +64,18 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class RegionTable:
+    """What regions contribute to an answer, the largest contribution first."""
+
+    name: str
+    """Of the adapter, or of the model for a reconstruction."""
+    url: str
+    rows: tuple[dict[str, str], ...]
+    card: dict[str, Any] = field(default_factory=dict)
+    """The sidecar."""
+
+
+@dataclass(frozen=True)
 class Measure:
     """A quality figure, ready to be shown."""
 
@@ -92,6 +104,7 @@ class Run:
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     predictions: tuple[Prediction, ...] = ()
+    regions: tuple[RegionTable, ...] = ()
     figures: dict[str, list[Figure]] = field(default_factory=dict)
     tables: tuple[tuple[str, str], ...] = ()
     """Names and URLs of its tables."""
@@ -199,6 +212,7 @@ class Reader:
             warnings=tuple(map(str, as_list(metrics.get("warnings")))),
             notes=tuple(map(str, as_list(metrics.get("notes")))),
             predictions=tuple(prediction for prediction in predictions if prediction),
+            regions=tuple(filter(None, map(self._regions, self._outputs(f"{stem}_*_attribution.tsv")))),
             figures=self._chosen(
                 stem, figures.get((stem, "bold"), {}), *(s for s in spec()["figures"] if s != "anatomy")
             ),
@@ -234,6 +248,19 @@ class Reader:
             self.unreadable.append(f"{self._url(path)}: {type(error).__name__} {error}")
             return None
 
+    def _regions(self, path: Path) -> RegionTable | None:
+        try:
+            with path.open(newline="", encoding="utf-8") as file:
+                rows = tuple(csv.DictReader(file, delimiter="\t"))
+            for row in rows:
+                float(row["attribution"]), float(row["std"]), row["name"], row["voxels"], row["tokens"]
+        except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            self.unreadable.append(f"{self._url(path)}: {type(error).__name__} {error}")
+            return None
+        return RegionTable(
+            split_name(path.name)[0].get("desc", ""), self._url(path), rows, self._json(path.with_suffix(".json"))
+        )
+
     def _figures(self) -> dict[tuple[str, str], dict[str, str]]:
         """URLs of the figures by image (name and suffix), then by their ``desc-`` label."""
         found: dict[tuple[str, str], dict[str, str]] = {}
@@ -260,7 +287,7 @@ class Reader:
                 )
                 for entry in spec()["figures"][section]
                 for desc, url in by_desc.items()
-                if desc == entry["desc"] or (section == "predictions" and desc.endswith(entry["desc"]))
+                if desc == entry["desc"] or (section in ("predictions", "attribution") and desc.endswith(entry["desc"]))
             ]
         return chosen
 

@@ -26,11 +26,16 @@ SECTIONS = (
     ("functional", "Functional"),
     ("grid", "What the encoder saw"),
     ("predictions", "Predictions"),
+    ("attribution", "Regions"),
     ("embeddings", "Embeddings"),
     ("methods", "Methods"),
     ("about", "About"),
     ("errors", "Errors"),
 )
+
+
+MOST_REGIONS = 40
+"""Rows of a table of regions on the page; the file has all."""
 
 
 def build_participant_report(out_dir: Path, participant: str) -> Path:
@@ -73,11 +78,13 @@ def render(contents: Contents) -> str:
     environment.filters["plain"] = plain
     script = _template("script.js")
     runs = contents.runs
-    has = {section: any(run.figures.get(section) for run in runs) for section in ("grid", "predictions", "embeddings")}
+    drawn = ("grid", "predictions", "attribution", "embeddings")
+    has = {section: any(run.figures.get(section) for run in runs) for section in drawn}
     functional = [run for run in runs if run.measures or run.notes or run.figures.get("functional") or run.tables]
     values: dict[str, Any] = {
         "c": contents,
         "version": __version__,
+        "most_regions": MOST_REGIONS,
         "finished": str(contents.log.get("finished", "")).replace("T", " "),
         "failed": [run for run in runs if run.failed],
         "sessions": len({part for run in runs for part in run.stem.split("_") if part.startswith("ses-")}),
@@ -99,7 +106,7 @@ def render(contents: Contents) -> str:
         "functional": values["functional"],
         "predictions": has["predictions"] or values["adapters"],
         "methods": values["methods"],
-        **{section: has[section] for section in ("grid", "embeddings")},
+        **{section: has[section] for section in ("grid", "attribution", "embeddings")},
     }
     values["sections"] = [(anchor, name) for anchor, name in SECTIONS if shown.get(anchor, True)]
     return environment.get_template("participant.html.jinja").render(values)

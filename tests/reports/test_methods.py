@@ -21,6 +21,7 @@ VALUES = {
     "template": "MNI152NLin2009aSym",
     "template_cite": "mni2009",
     "accuracy": "exact",
+    "atlas": "AAL3",
     "pipeline": "fMRIPrep 24.1",
     "cite": " [@fmriprep]",
     "way": "MNI152NLin6Asym, the model's own space",
