@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,11 +22,21 @@ TARGET_HELP = (
 )
 
 
+class ArgumentParser(argparse.ArgumentParser):
+    """Reads options from files as people write them."""
+
+    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
+        """``--ridge 0.1  # strong`` to its words."""
+        return shlex.split(arg_line, comments=True)
+
+
 def parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    p = argparse.ArgumentParser(
+    p = ArgumentParser(
         prog="neurostorm-train",
         description="Pre-train an encoder, adapt one to a question, or evaluate it, with your own scans.",
+        epilog="Options can be kept in a file and named as @FILE: one line an option with its value, # for remarks.",
+        fromfile_prefix_chars="@",
     )
     commands = p.add_subparsers(dest="command", required=True)
     _add_pretrain(

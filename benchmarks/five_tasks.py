@@ -1,0 +1,113 @@
+"""The five tasks on simulated cohorts whose effects are known, one configuration each (`tasks/*.args`).
+
+    python benchmarks/five_tasks.py                 # all, with the demonstration encoder
+    python benchmarks/five_tasks.py age identity    # some of them
+    python benchmarks/five_tasks.py --quick         # no permutation test, fewer bootstrap samples
+
+Each is `neurostorm-train evaluate` with that file; the table shows the score, what it should reach, and the baselines
+in the same folds. Most effects are in the mean image, which a linear model reads off at once: that the baseline of mean
+images does as well or better is how it should be. What is shown is that the whole road recovers what was put in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from bids_app.training.cli import main as train
+from bids_app.training.cohorts import Effects, images_cohort, states_cohort, traits_cohort
+
+TASKS = Path(__file__).with_name("tasks")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: its cohort, the score that counts, and what that should reach."""
+
+    cohort: str
+    score: str
+    goal: float
+
+
+ALL = {
+    "age": Task("traits", "r", 0.8),
+    "sex": Task("traits", "balanced_accuracy", 0.9),
+    "phenotype": Task("traits", "r", 0.8),
+    "diagnosis": Task("traits", "balanced_accuracy", 0.8),
+    "identity": Task("sessions", "rank1", 0.9),
+    "images": Task("images", "top1", 0.0),  # ten times chance, which depends on the pool
+    "states": Task("states", "balanced_accuracy", 0.9),
+}
+
+
+def make_cohort(name: str, work: Path) -> tuple[Path, Path]:
+    """A cohort's store, and the folder of its tables; what is there is not made again."""
+    folder = work / name
+    if name == "traits":
+        return traits_cohort(folder, 80), folder
+    if name == "sessions":
+        return traits_cohort(folder, 100, sessions=2, clips=2, seed=3, effects=Effects(own=0.05)), folder
+    if name == "images":
+        return images_cohort(folder, 10, 48, effects=Effects(activity=0.06)), folder
+    return states_cohort(folder, 10), folder
+
+
+def run(name: str, work: Path, quick: bool) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Evaluate a task; for each method and score its value and interval."""
+    store, tables = make_cohort(ALL[name].cohort, work)
+    report = work / f"report_{name}"
+    options = ["--raw", str(tables), f"@{TASKS / name}.args", "--model", "demo", "--output", str(report)]
+    if name == "images":
+        options += ["--images", str(tables / "images.tsv")]
+    if quick:
+        options += ["--permutations", "0", "--draws", "200"]
+    if train(["evaluate", str(store), *options]):
+        raise SystemExit(f"{name}: the evaluation failed")
+    found: dict[str, dict[str, tuple[float, float, float]]] = {}
+    with open(report / "scores.tsv", newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            numbers = (float(row["value"]), float(row["low"]), float(row["high"]))
+            found.setdefault(row["method"], {})[row["score"]] = numbers
+    return found
+
+
+def goal_of(name: str, work: Path) -> float:
+    """What the score of a task should reach."""
+    if name != "images":
+        return ALL[name].goal
+    report = (work / "report_images" / "report.md").read_text()
+    pool = int(report.split("Images of a pool | ")[1].split(" ")[0])
+    return 10 / pool
+
+
+def main() -> int:
+    """Run the tasks and print the table."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("tasks", nargs="*", metavar="TASK", help=f"some of {', '.join(ALL)} (default: all)")
+    p.add_argument("--work", type=Path, default=Path("five-tasks"), help="cohorts (some 1.5 GB) and reports")
+    p.add_argument("--quick", action="store_true", help="no permutation test, fewer bootstrap samples")
+    arguments = p.parse_args()
+    unknown = sorted(set(arguments.tasks) - set(ALL))
+    if unknown:
+        p.error(f"no task {', '.join(unknown)}")
+    lines, missed = [], []
+    for name in arguments.tasks or ALL:
+        score = ALL[name].score
+        found = run(name, arguments.work, arguments.quick)
+        goal = goal_of(name, arguments.work)
+        cells = [f"{v[score][0]:.3f} ({v[score][1]:.3f} to {v[score][2]:.3f})" for v in found.values()]
+        lines.append(f"| {name} | {score} | {goal:.2f} | {' | '.join(cells)} |")
+        if found["encoder"][score][0] < goal:
+            missed.append(name)
+    print("\n| task | score | goal | encoder | functional connectivity | mean image |\n" + "| --- " * 6 + "|")
+    print("\n".join(lines))
+    if missed:
+        print(f"Not reached: {', '.join(missed)}")
+    return bool(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
