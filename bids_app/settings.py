@@ -15,7 +15,6 @@ SCRATCH_VARIABLE = "NEUROSTORM_SCRATCH"
 
 PARTICIPANT, GROUP = "participant", "group"
 ATTRIBUTIONS = ("occlusion", "gradients", "reconstruction")
-ATTRIBUTIONS = ("occlusion", "gradients", "reconstruction")
 IGNORABLE = ("fieldmaps", "slicetiming")
 """What ``--ignore`` takes."""
 
@@ -72,10 +71,6 @@ class ModelSettings:
     device: str = "auto"
     embeddings_only: bool = False
     """Stop at the embeddings (``--level minimal``)."""
-    attribution: str = ""
-    """How answers are attributed to regions, an entry of `ATTRIBUTIONS`; empty: not at all."""
-    atlas: str = "aal3"
-    """Name in the catalog, or a label image in the model's space."""
     attribution: str = ""
     """How answers are attributed to regions, an entry of `ATTRIBUTIONS`; empty: not at all."""
     atlas: str = "aal3"
