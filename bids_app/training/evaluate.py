@@ -136,7 +136,7 @@ class Evaluation:
 def make_folds(question: Question, examples: Examples, n_folds: int, seed: int, by_image: bool = False) -> list[Fold]:
     """Training and test examples of each fold.
 
-    By participant or family, with classes (or fifths of a number's range) spread evenly; or one site out each time.
+    By participant or family, with classes (or levels of a number) spread evenly; or one site out each time.
 
     Parameters
     ----------
@@ -160,14 +160,29 @@ def make_folds(question: Question, examples: Examples, n_folds: int, seed: int, 
     if question.task == EMBEDDING:
         folds = list(GroupKFold(n_folds, shuffle=True, random_state=seed).split(indices, values, groups))
         return _by_image(folds, values, seed) if by_image else folds
-    strata = _fifths(values) if question.task == REGRESSION else values
+    if question.task == REGRESSION:
+        strata = _levels(values, max(1, min(5, len(set(groups)) // n_folds)))
+    else:
+        strata, n_folds = values, min(n_folds, _fewest_groups(values, groups))
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     return [fold for fold in splitter.split(indices, strata, groups) if len(fold[1])]
 
 
-def _fifths(values: np.ndarray) -> np.ndarray:
+def _levels(values: np.ndarray, n_levels: int) -> np.ndarray:
+    """Numbers in so many levels of the same size."""
     numbers = values.astype(float)
-    return np.searchsorted(np.quantile(numbers, [0.2, 0.4, 0.6, 0.8]), numbers)
+    return np.searchsorted(np.quantile(numbers, np.arange(1, n_levels) / n_levels), numbers)
+
+
+def _fewest_groups(values: np.ndarray, groups: np.ndarray) -> int:
+    """Participants (or families) of the class that has fewest."""
+    counts = {str(label): len(set(groups[values == label])) for label in np.unique(values)}
+    rarest = min(counts, key=counts.__getitem__)
+    if counts[rarest] < 2:
+        raise BadDataError(
+            f"Only one participant is {rarest}.", "Leave that class out of the table, or join it with another."
+        )
+    return counts[rarest]
 
 
 def _by_image(folds: list[Fold], values: np.ndarray, seed: int) -> list[Fold]:

@@ -11,9 +11,8 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -154,12 +153,14 @@ def fabric_for(device: torch.device | str = "cpu", processes: int = 1, precision
         ``32-true`` or ``bf16-mixed``.
     """
     from lightning.fabric import Fabric
+    from lightning.fabric.plugins.environments import LightningEnvironment
 
     device = torch.device(device)
     if processes > 1:
         return Fabric(accelerator=device.type, devices=processes, strategy="ddp", precision=precision)  # type: ignore[arg-type]
     devices = 1 if device.type == "cpu" else [device.index or 0]
-    return Fabric(accelerator=device.type, devices=devices, precision=precision)  # type: ignore[arg-type]
+    alone = LightningEnvironment()  # one process is one process, whatever a scheduler's variables say
+    return Fabric(accelerator=device.type, devices=devices, precision=precision, plugins=[alone])  # type: ignore[arg-type]
 
 
 def fit(
@@ -257,12 +258,14 @@ class _Run:
         with tqdm(total=self.per_epoch, initial=len(losses), desc=f"epoch {number + 1}", disable=hidden) as bar:
             while len(losses) < self.per_epoch:
                 step = number * self.per_epoch + len(losses)
-                loss = self._step(number, step, list(islice(given, self.accumulate)))
+                loss = self._step(number, step, given)
                 losses.append(loss)
                 bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
                 bar.update()
                 if len(losses) < self.per_epoch and time.monotonic() - self.kept >= self.settings.keep_every:
                     self.keep()
+        if isinstance(given, Generator):
+            given.close()  # what is left of the epoch after its last whole step is not read
         row = {
             "epoch": number + 1,
             "loss": float(np.mean(losses)),
@@ -275,14 +278,15 @@ class _Run:
     def _rate(self, step: int) -> float:
         return self.settings.rate(step, self.settings.epochs * self.per_epoch)
 
-    def _step(self, epoch: int, step: int, group: list[Any]) -> float:
+    def _step(self, epoch: int, step: int, given: Iterator[Any]) -> float:
         seeds = np.random.SeedSequence([self.settings.seed, epoch, step])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
         found = []
-        for place, batch in enumerate(group, start=1):
-            with self.fabric.no_backward_sync(self.wrapped, enabled=place < len(group)):
+        for place in range(1, self.accumulate + 1):
+            batch = next(given)  # one at a time: batches are large
+            with self.fabric.no_backward_sync(self.wrapped, enabled=place < self.accumulate):
                 loss = self.wrapped(Sealed(batch))
-                self.fabric.backward(loss / len(group))
+                self.fabric.backward(loss / self.accumulate)
             found.append(loss.detach())
         total: Any = self.fabric.all_reduce(torch.stack(found).mean(), reduce_op="mean")
         mean = float(total)

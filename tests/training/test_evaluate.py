@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ from bids_app.training.adapt import AdaptSettings, Labelled
 from bids_app.training.evaluate import ENCODER, EvaluateSettings, evaluate, make_folds
 from bids_app.training.evaluation_report import write_report
 from bids_app.training.examples import Examples
+from bids_app.training.loop import LoopSettings
 from bids_app.training.question import Question
 
 LINEAR = AdaptSettings("linear")
@@ -66,6 +68,15 @@ def test_folds_keep_families_together_and_test_everybody_once():
         of = [{families.get(people[i], people[i]) for i in part} for part in (train, test)]
         assert not of[0] & of[1]
         assert {values[i] for i in test} == {"F", "M"}
+
+
+def test_small_classes_make_fewer_folds_and_single_ones_are_refused():
+    values, people = ["a"] * 8 + ["b"] * 3, [f"{k}" for k in range(11)]
+    assert len(make_folds(Question.about("x", values), examples_of(values, people), 5, 0)) == 3
+    with pytest.raises(evaluating.BadDataError, match="one participant is b"):
+        make_folds(Question.about("x", values[:9]), examples_of(values[:9], people[:9]), 5, 0)
+    numbers = [f"{k}" for k in range(8)]
+    assert len(make_folds(Question("x", "regression"), examples_of(numbers, people[:8]), 5, 0)) == 5
 
 
 def test_one_site_is_left_out_and_its_families_elsewhere_too():
@@ -188,6 +199,42 @@ def test_the_report_says_who_wins_and_keeps_the_numbers(with_embeddings, tmp_pat
     assert rows[0] == "method\tscore\tvalue\tlow\thigh"
     assert len(rows) == 1 + 2 * 3
     assert len(paths["answers.tsv"].splitlines()) == 13
+
+
+@dataclass(frozen=True)
+class Shaded:
+    """Noise of 4 x 4 x 4 voxels, brighter for some; read as a scan is."""
+
+    participant: str
+    shade: float
+    n_vols: int = 20
+    n_clips: int = 1
+    session: str = ""
+    name: str = "x"
+
+    def clip(self, start: int) -> torch.Tensor:
+        return torch.randn(1, 4, 4, 4, 20, generator=torch.Generator().manual_seed(int(self.participant))) + self.shade
+
+
+def test_strategies_within_the_encoder_are_trained_in_each_fold(tmp_path):
+    torch.manual_seed(0)
+    config = EncoderConfig(img_size=(4, 4, 4, 20), patch_size=(2, 2, 2, 1), embed_dim=4, depths=(1,))
+    model = load_model(save_encoder(tmp_path / "m.safetensors", config, Encoder(config).state_dict(), "m"))
+    scans = tuple(Shaded(str(k), 2.0 * (k % 2)) for k in range(12))
+    values = tuple("dl"[k % 2] for k in range(12))
+    settings = AdaptSettings("ln", batch_size=4, loop=LoopSettings(epochs=6, learning_rate=3e-2))
+    said: list[str] = []
+    found = evaluate(
+        model,
+        Question.about("shade", values),
+        Examples(Labelled(scans, values), {}),
+        EvaluateSettings(settings, folds=2, baselines=(), permutations=99, draws=50),
+        "voxel",
+        say=said.append,
+    )
+    assert found.methods[ENCODER].scores["accuracy"] > 0.9
+    assert found.p_value < 0.05
+    assert "fold 2 of 2" in said
 
 
 def scan_with(tmp_path: Path, make, seed: int):

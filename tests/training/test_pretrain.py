@@ -19,13 +19,13 @@ from bids_app.training.data import ClipBatches
 from bids_app.training.loop import LoopSettings, fabric_for
 from bids_app.training.pretrain import PretrainSettings, pretrain, region_weights, regions_report
 
-SMALL = EncoderConfig(img_size=(16, 16, 16, 20), patch_size=(2, 2, 2, 1), embed_dim=8, depths=(1, 1))
+SMALL = EncoderConfig(img_size=(8, 8, 8, 20), patch_size=(2, 2, 2, 1), embed_dim=8, depths=(1, 1))
 LOOP = LoopSettings(epochs=2, learning_rate=1e-3)
 
 
 @dataclass(frozen=True)
 class SmallScan:
-    """Smooth noise of 16 x 16 x 16 voxels, read as a scan is."""
+    """Smooth noise of 8 x 8 x 8 voxels, read as a scan is."""
 
     seed: int
     n_vols: int = 44
@@ -36,7 +36,7 @@ class SmallScan:
         return self.n_vols // 20
 
     def clip(self, start: int) -> torch.Tensor:
-        values = torch.randn(16, 16, 16, self.n_vols, generator=torch.Generator().manual_seed(self.seed))
+        values = torch.randn(8, 8, 8, self.n_vols, generator=torch.Generator().manual_seed(self.seed))
         return values[None, ..., start : start + 20].cumsum(1) / 4
 
 
@@ -51,8 +51,8 @@ def curve(settings: PretrainSettings, batch_size: int = 4, **more) -> list[float
 
 
 def atlas() -> AtlasPatches:
-    labels = torch.zeros(16, 16, 16, dtype=torch.int64)
-    labels[:8], labels[8:, :8], labels[15, 15, 15] = 1, 2, 3
+    labels = torch.zeros(8, 8, 8, dtype=torch.int64)
+    labels[:4], labels[4:, :4], labels[7, 7, 7] = 1, 2, 3
     return AtlasPatches.from_volume(labels, (2, 2, 2))
 
 
@@ -90,16 +90,16 @@ def test_weights_of_regions_make_them_count():
     alike = region_weights(own)
     sums = [float((alike * own.fractions[k]).sum()) for k in range(2)]
     assert sums[0] == pytest.approx(sums[1], rel=0.05)  # one is twice as large as the other
-    assert alike[5, 6, 2] == 0
+    assert alike[2, 3, 1] == 0
     named = region_weights(own, {2: 3.0})
-    assert float(named[5, 1, 1] / named[0, 0, 0]) == pytest.approx(3.0)
+    assert float(named[3, 1, 1] / named[0, 0, 0]) == pytest.approx(3.0)
     settings = PretrainSettings(MaskSettings("random", "tube"), loop=LOOP)
     assert curve(settings, weights=named) != curve(settings)
 
 
 def test_regions_that_the_tokens_cannot_resolve_are_listed():
     rows = regions_report(atlas(), "majority", {1: "left"})
-    assert rows[0] == {"index": 1, "name": "left", "patches": 256.0, "resolved": True}
+    assert rows[0] == {"index": 1, "name": "left", "patches": 32.0, "resolved": True}
     assert [row["resolved"] for row in regions_report(atlas(), "pure", {})] == [True, True, False]
 
 
