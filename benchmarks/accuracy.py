@@ -3,6 +3,7 @@
     python benchmarks/accuracy.py                          # simulates four participants first
     python benchmarks/accuracy.py --dataset FOLDER         # one that `neurostorm-phantom` wrote
     python benchmarks/accuracy.py --routes direct
+    python benchmarks/accuracy.py --boundary               # what refining BOLD to T1w at the boundary would do
 
 Every first run of a participant goes from its raw files through all steps, with its T1w and without. Errors are mm over
 the brain (motion, BOLD to T1w) or over the template's grey matter (T1w to template, the whole chain).
@@ -14,7 +15,7 @@ import argparse
 import json
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,13 +26,15 @@ from bids_app.catalog.templates import load_template
 from bids_app.errors import NeurostormError
 from bids_app.phantom.dataset import DatasetPlan, write_dataset
 from bids_app.phantom.truth import PointField
+from bids_app.preprocess.boundary import SLOPE, Refinement, refine, white_matter_boundary
 from bids_app.preprocess.images import read_volume
 from bids_app.preprocess.preprocessed import PreprocessedRun
-from bids_app.preprocess.registration import dice
+from bids_app.preprocess.registration import Image, dice
 from bids_app.preprocess.run import preprocess_run
-from bids_app.preprocess.transforms import LPS, Chain, apply_matrix, draw, grid_points, linear
+from bids_app.preprocess.transforms import LPS, Chain, apply_matrix, draw, grid_points, linear, rigid
 
 ROUTES = ("t1w", "direct")
+BOUNDARY_COLUMNS = ("coreg", "gain %", "refined", "slope 0.5", "from beside")
 COLUMNS = ("motion mean", "motion max", "mask Dice", "EPI Dice", "T1w Dice", "coreg", "norm 50%", "norm 95%", "all 50%")
 
 
@@ -110,6 +113,41 @@ def errors_of(run: PreprocessedRun, truth: Truth) -> dict[str, float]:
     return errors
 
 
+def boundary_errors(run: PreprocessedRun, truth: Truth) -> dict[str, float]:
+    """Errors (mm) of BOLD to T1w as it was found, and after refinements at the boundary, used whatever they gain.
+
+    See `BOUNDARY_COLUMNS`; the last begins some 3 mm beside.
+    """
+    anatomy = run.anatomy
+    assert anatomy is not None
+    assert run.coreg_file is not None
+    assert run.epi_mask is not None
+    tissues, affine = nib.nifti1.load(anatomy.tissues), read_volume(anatomy.mask)[1]
+    boundary = white_matter_boundary(np.asarray(tissues.dataobj, dtype=np.float32) / 255, affine)
+    boldref = Image(*read_volume(run.epi_mask.parent / "boldref_corrected.nii.gz"))
+    to_t1w = truth.boldref_to_t1w @ truth.gauge(np.load(str(run.motion)), run.n_dummy)
+    brain = grid_points(truth.brain.shape, truth.affine, truth.brain)[::10]
+    found = read_itk_matrix(run.coreg_file)
+    beside = found @ rigid(np.radians([1.5, -1.5, 1.5]), [1.5, -1.5, 1.5], boundary.points.mean(axis=0))
+
+    def error(matrix: np.ndarray) -> float:
+        return float(np.median(distance_mm(apply_matrix(matrix, apply_matrix(to_t1w, brain)), brain)))
+
+    def refined(start: np.ndarray, slope: float = SLOPE) -> Refinement:
+        made = refine(boundary, boldref, start, min_gain=0.0, slope=slope)
+        assert made is not None
+        return made
+
+    soft = refined(found)
+    return {
+        "coreg": error(found),
+        "gain %": 100 * (1 - soft.cost / soft.cost_start),
+        "refined": error(soft.matrix),
+        "slope 0.5": error(refined(found, 0.5).matrix),
+        "from beside": error(refined(beside).matrix),
+    }
+
+
 def read_itk_matrix(path: Path) -> np.ndarray:
     """The one matrix of an ITK text file, RAS mm."""
     line = next(line for line in path.read_text().splitlines() if line.startswith("Parameters:"))
@@ -119,20 +157,25 @@ def read_itk_matrix(path: Path) -> np.ndarray:
     return LPS @ matrix @ LPS
 
 
-def show(rows: Iterable[tuple[str, dict[str, float]]]) -> None:
+def show(rows: Iterable[tuple[str, dict[str, float]]], columns: Sequence[str] = COLUMNS) -> None:
     """Print one line a run, as it comes, and the mean of each column."""
-    print(f"{'':16s}" + "".join(f"{name:>13s}" for name in COLUMNS))
+    print(f"{'':16s}" + "".join(f"{name:>13s}" for name in columns))
     kept = []
     for name, errors in rows:
         print(
-            f"{name:16s}" + "".join(f"{errors[c]:13.3f}" if c in errors else f"{'':13s}" for c in COLUMNS), flush=True
+            f"{name:16s}" + "".join(f"{errors[c]:13.3f}" if c in errors else f"{'':13s}" for c in columns), flush=True
         )
         kept.append(errors)
-    means = [np.mean([e[c] for e in kept if c in e]) if any(c in e for e in kept) else None for c in COLUMNS]
+    means = [np.mean([e[c] for e in kept if c in e]) if any(c in e for e in kept) else None for c in columns]
     print(f"{'mean':16s}" + "".join(f"{'':13s}" if m is None else f"{m:13.3f}" for m in means))
 
 
-def runs_of(dataset: Path, routes: Iterable[str], work: Path) -> Iterable[tuple[str, dict[str, float]]]:
+def runs_of(
+    dataset: Path,
+    routes: Iterable[str],
+    work: Path,
+    judge: Callable[[PreprocessedRun, Truth], dict[str, float]] = errors_of,
+) -> Iterable[tuple[str, dict[str, float]]]:
     """Preprocess the first run of each participant, and compare it with the truth."""
     for route in routes:
         for bold in sorted(dataset.glob("sub-*/func/*_bold.nii.gz")):
@@ -147,7 +190,7 @@ def runs_of(dataset: Path, routes: Iterable[str], work: Path) -> Iterable[tuple[
             except NeurostormError as error:
                 print(f"{subject} {route}: {error}")
                 continue
-            yield f"{subject} {route}", errors_of(run, Truth.of(dataset, bold))
+            yield f"{subject} {route}", judge(run, Truth.of(dataset, bold))
 
 
 def main() -> None:
@@ -157,12 +200,16 @@ def main() -> None:
     parser.add_argument("--participants", type=int, default=4, help="of the new one")
     parser.add_argument("--seed", type=int, default=1, help="of the new one")
     parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES))
+    parser.add_argument("--boundary", action="store_true", help="only BOLD to T1w, with and without refinement")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         dataset = arguments.dataset or Path(name) / "raw"
         if arguments.dataset is None:
             write_dataset(dataset, DatasetPlan(arguments.participants, arguments.seed, states=("rest",)))
-        show(runs_of(dataset, arguments.routes, Path(name) / "work"))
+        if arguments.boundary:
+            show(runs_of(dataset, ["t1w"], Path(name) / "work", boundary_errors), BOUNDARY_COLUMNS)
+        else:
+            show(runs_of(dataset, arguments.routes, Path(name) / "work"))
 
 
 if __name__ == "__main__":

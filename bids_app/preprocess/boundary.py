@@ -7,7 +7,7 @@ outwards: ``cost = mean(1 - tanh(SLOPE * 200 * (outer - inner) / (outer + inner)
 Two choices differ from the paper. Only boundary with grey matter behind it counts, so that ventricles and the base of
 the brain do not. And the slope is 0.04 for each percent instead of 0.5: with 0.5 the tangent is saturated wherever the
 boundary is roughly right, and what is left to be minimised is where the boundary itself is wrong; on simulated scans
-the best rigid map was then 0.35 to 0.7 mm off, with 0.04 it is 0.1 to 0.3 mm off.
+the best rigid map was then 0.3 to 0.8 mm off, with 0.04 it is 0.1 to 0.3 mm off (`benchmarks/accuracy.py --boundary`).
 """
 
 from __future__ import annotations
@@ -86,9 +86,12 @@ class BoundaryCost:
     boundary : Boundary
     boldref : Image
         Without its bias field.
+    slope : float
+        Of the tangent, for each percent of contrast.
     """
 
-    def __init__(self, boundary: Boundary, boldref: Image) -> None:
+    def __init__(self, boundary: Boundary, boldref: Image, slope: float = SLOPE) -> None:
+        self.slope = slope
         self.sides = [boundary.points + side * DEPTH_MM * boundary.normals for side in (-1, 1)]
         self.spline = ndimage.spline_filter(boldref.data, order=3, output=np.float32, mode="mirror")
         self.to_voxels = np.linalg.inv(boldref.affine)
@@ -107,7 +110,7 @@ class BoundaryCost:
         if usable.sum() < MIN_INSIDE * len(usable):
             return 2.0
         rise = 200 * (outer - inner)[usable] / (outer + inner)[usable]  # percent
-        return float((1 - np.tanh(SLOPE * rise)).mean())
+        return float((1 - np.tanh(self.slope * rise)).mean())
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,9 @@ class Refinement:
         }
 
 
-def refine(boundary: Boundary, boldref: Image, start: np.ndarray) -> Refinement | None:
+def refine(
+    boundary: Boundary, boldref: Image, start: np.ndarray, min_gain: float = MIN_GAIN, slope: float = SLOPE
+) -> Refinement | None:
     """Lower the boundary cost by a rigid move (Powell's method); the start stays where that gains little or leads away.
 
     Parameters
@@ -141,6 +146,10 @@ def refine(boundary: Boundary, boldref: Image, start: np.ndarray) -> Refinement 
         Without its bias field.
     start : numpy.ndarray, (4, 4)
         T1w to boldref, rigid.
+    min_gain : float
+        Share of the cost by which it must fall.
+    slope : float
+        See `BoundaryCost`.
 
     Returns
     -------
@@ -149,7 +158,7 @@ def refine(boundary: Boundary, boldref: Image, start: np.ndarray) -> Refinement 
     """
     if len(boundary.points) < MIN_POINTS:
         return None
-    cost = BoundaryCost(boundary, boldref)
+    cost = BoundaryCost(boundary, boldref, slope)
     before = cost(start)
     if before >= 2:
         return None
@@ -163,5 +172,5 @@ def refine(boundary: Boundary, boldref: Image, start: np.ndarray) -> Refinement 
     matrix, after = moved(found.x), float(found.fun)
     away = np.linalg.norm(apply_matrix(matrix, boundary.points) - apply_matrix(start, boundary.points), axis=1)
     move = float(np.median(away))
-    accepted = after < before * (1 - MIN_GAIN) and move <= MAX_MOVE_MM
+    accepted = after < before * (1 - min_gain) and move <= MAX_MOVE_MM
     return Refinement(matrix if accepted else start, before, after, move, accepted)

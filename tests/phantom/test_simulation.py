@@ -122,6 +122,39 @@ def test_fluid_is_bright_and_white_matter_dark_in_epi():
     assert steady["csf"] > steady["gm"] > steady["wm"] > steady["fat"]
 
 
+COARSE_T1W = AnatomicalProtocol((4.0,) * 3, (45, 56, 56), noise=0.02, bias=0.1)
+
+
+def test_a_stripped_t1w_shows_the_brain_alone(anatomy):
+    usual, stripped = (simulate_t1w(anatomy, COARSE_T1W, variant=variant) for variant in ("", "stripped"))
+    np.testing.assert_array_equal(stripped.image, usual.image * usual.brain_mask)
+
+
+def test_a_defaced_t1w_lacks_the_face_and_nothing_of_the_brain(anatomy):
+    usual, defaced = (simulate_t1w(anatomy, COARSE_T1W, variant=variant) for variant in ("", "defaced"))
+    gone = (defaced.image == 0) & (usual.image > 100)
+    assert gone.sum() * 0.064 > 100  # mL
+    np.testing.assert_array_equal(defaced.image[usual.brain_mask], usual.image[usual.brain_mask])
+    np.testing.assert_array_equal(defaced.image[~gone & (defaced.image > 0)], usual.image[~gone & (defaced.image > 0)])
+
+
+def test_a_t1w_with_much_neck_reaches_down_to_the_shoulders(anatomy):
+    usual, long = (simulate_t1w(anatomy, COARSE_T1W, variant=variant) for variant in ("", "neck"))
+    assert long.image.shape[2] - usual.image.shape[2] == round(110 / 4)
+    top_planes = slice(-usual.image.shape[2], None)
+    assert (
+        abs(int(long.brain_mask[..., top_planes].sum()) - int(usual.brain_mask.sum())) < 0.02 * usual.brain_mask.sum()
+    )
+    assert (long.image[..., :10] > 200).sum() > 2 * (usual.image[..., :10] > 200).sum()
+
+
+def test_a_coarse_t1w_has_voxels_of_3_mm_and_more_noise(anatomy):
+    coarse = simulate_t1w(anatomy, AnatomicalProtocol(matrix=(170, 220, 220)), variant="coarse")
+    np.testing.assert_allclose(np.linalg.norm(coarse.affine[:3, :3], axis=0), 3)
+    with pytest.raises(UsageError, match="no T1w variant"):
+        simulate_t1w(anatomy, COARSE_T1W, variant="blurred")
+
+
 def test_t1w_has_its_own_contrast_and_mask(anatomy):
     scan = simulate_t1w(anatomy, AnatomicalProtocol((3.0,) * 3, (60, 75, 75), "PIR", noise=0.01, bias=0.0))
     template = anatomy.t1w_to_template(grid_points(scan.image.shape, scan.affine).astype(float))
