@@ -134,7 +134,9 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
     name = node_name(run.stem)
     anatomy = add_anatomy(graph, run, anatomies, templates.available()[0], settings)
     preprocessed = from_derivatives(graph, run, settings) if run.derived else from_raw(graph, run, anatomy, settings)
-    grid = graph.step(f"{name}_grid", steps.put_on_grid, preprocessed=preprocessed, threads=threads)
+    grid = graph.step(
+        f"{name}_grid", steps.put_on_grid, preprocessed=preprocessed, threads=all_threads, n_procs=all_threads
+    )
     encoded = graph.step(
         f"{name}_encode",
         steps.encode,

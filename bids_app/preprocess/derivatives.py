@@ -22,7 +22,7 @@ from bids_app.catalog.templates import MODEL_SPACE, load_template, space, standi
 from bids_app.errors import BadDataError
 from bids_app.preprocess.carried import FD, complete, known_dummies, read_table, write_table
 from bids_app.preprocess.coregister import mask_boldref
-from bids_app.preprocess.epi import prepare_bold
+from bids_app.preprocess.epi import brain_mask, prepare_bold
 from bids_app.preprocess.images import SLICE_TIMING, Series, chunks, load_nifti, read_volume, save_image
 from bids_app.preprocess.placement import Placement, judge, look_at_placement, side_in_words
 from bids_app.preprocess.preprocessed import PreprocessedRun
@@ -37,7 +37,7 @@ SAME_PLACE_MM = 0.05
 FORMS_APART_MM = 2.0
 STRIPPED_SHARE = 0.1
 """Share of the grid outside the brain below which data there count as none: the image is skull-stripped."""
-MIN_MASK_DICE = 0.85
+MIN_MASK_DICE, GOOD_MASK_DICE = 0.85, 0.93
 CARPET_NAME = "carpet.npy"
 
 
@@ -120,11 +120,11 @@ def take_over(series: Series, derived: DerivedRun, out_dir: Path) -> Preprocesse
         The image does not lie where its affine says, or what stands beside it cannot be read.
     """
     name, affine = derived.bold.name, series.open_raw().affine
-    mean, spread = moments(series)
+    mean = mean_image(series)
     boldref = save_image(out_dir / "boldref.nii.gz", mean, affine, space_code=MNI_CODE)
     varies = read_volume(series.data_mask)[0] > 0.5
     brain = find_brain(derived, boldref, mean, affine, varies, out_dir)
-    placement, place_warnings = check_placement(derived, spread if derived.denoised else mean, affine, brain, varies)
+    placement, place_warnings = check_placement(derived, mean, affine, brain, varies)
     values = gather(series, brain.used, out_dir / CARPET_NAME)
     table = read_table(derived.confounds, derived.confounds_meta, series.n_volumes, name)
     table = complete(table, values, series.n_dummy, derived.denoised)
@@ -183,18 +183,14 @@ MEAN_FIGURES = ("tsnr", "snr", "efc", "fber", "gsr")
 """Figures that need a mean image."""
 
 
-def moments(series: Series) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation over the steady volumes, (X, Y, Z) float32 each."""
+def mean_image(series: Series) -> np.ndarray:
+    """Mean over the steady volumes, (X, Y, Z) float32."""
     source = series.open_raw()
     total = np.zeros(source.shape[:3])
-    squares = np.zeros(source.shape[:3])
     for _, volumes in chunks(source, series.n_dummy):
         for volume in volumes:
             total += volume
-            squares += volume * volume
-    n = series.n_volumes - series.n_dummy
-    mean = total / n
-    return mean.astype(np.float32), np.sqrt(np.maximum(squares / n - mean**2, 0)).astype(np.float32)
+    return (total / (series.n_volumes - series.n_dummy)).astype(np.float32)
 
 
 def gather(series: Series, mask: np.ndarray, path: Path) -> np.ndarray:
@@ -231,10 +227,19 @@ def find_brain(
     warnings: list[str] = []
     given = _on_grid(derived.mask, mean.shape, affine, warnings) if derived.mask else None
     outside = varies & ~given if given is not None else varies & _far_from_brain(derived.space, mean.shape, affine)
-    if derived.denoised or outside.sum() < STRIPPED_SHARE * varies.size:
+    if outside.sum() < STRIPPED_SHARE * varies.size:
         own = ndimage.binary_fill_holes(varies)
+    elif derived.denoised:
+        if given is None:
+            raise BadDataError(
+                f"{name}: without its mean image and without a brain mask beside it, the brain cannot be told.",
+                "Put its *_desc-brain_mask.nii.gz beside it, or give the series before denoising.",
+            )
+        own = given
     else:
-        own = read_volume(mask_boldref(derived.bold, boldref, out_dir).mask)[0] > 0.5
+        own = brain_mask(mean, affine)
+        if given is None or dice(given, own) < GOOD_MASK_DICE:  # perhaps the image is bright on one side only
+            own = read_volume(mask_boldref(derived.bold, boldref, out_dir).mask)[0] > 0.5
     if given is None:
         warnings.append(f"{name}: there is no brain mask beside it; one was made from the image.")
         given = own
@@ -277,6 +282,8 @@ def check_placement(
             companions[name] = data.reshape(data.shape[:3]), its_affine
     stripped = (varies & ~brain.own).sum() < STRIPPED_SHARE * varies.size
     seen = np.ones_like(varies) if stripped else varies
+    if derived.denoised:
+        image = brain.own.astype(np.float32)  # no brightness is left to compare
     found = look_at_placement(image, affine, brain.own, seen, derived.space, companions)
     return found, judge(found, derived.bold.name)
 

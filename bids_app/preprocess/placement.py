@@ -37,6 +37,8 @@ FWHM_TO_SIGMA = 1 / 2.3548
 TEXTURE_MM = 16.0
 MOST_SHIFT_MM = 32.0
 MIN_POINTS = 1000
+MIN_CONTRAST = 1e-3
+"""Of a brain's brightness; below it the image is a mask, and only its shape is compared."""
 MIN_OVERLAP = 0.4
 """Share of the brain's points that must lie in the image for a shift to be looked at."""
 
@@ -150,7 +152,7 @@ def look_at_placement(
     Parameters
     ----------
     image : numpy.ndarray, (X, Y, Z)
-        Mean of a run; or anything that is brighter in grey than in white matter.
+        Mean of a run; or a mask, of which only the shape is compared.
     affine : numpy.ndarray, (4, 4)
         Voxel indices to RAS mm of the space.
     brain : numpy.ndarray, (X, Y, Z) bool
@@ -240,6 +242,8 @@ def _alike(texture: np.ndarray, own: np.ndarray, valid: np.ndarray, expected: Ex
     if inside.sum() < MIN_POINTS:
         return 0.0
     shape = _correlation(own[around], expected.brain[around])
+    if float(np.ptp(texture[inside])) < MIN_CONTRAST:
+        return shape
     return (shape + _correlation(texture[inside], expected.texture[inside])) / 2
 
 

@@ -26,6 +26,8 @@ from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.transforms import Chain, apply_matrix, grid_points, sample
 
 SPLINE_ORDER = 3
+SPLINE_MARGIN = 12
+"""Voxels around what is wanted within which a cubic spline's coefficients still feel the values, to 1e-7."""
 POSES_CHECKED = 60
 ON_VOXEL = 1e-3
 """Voxels by which a point may be off a voxel's centre and still be on it; headers hold affines in 32 bits."""
@@ -67,8 +69,9 @@ def pull_volumes(
         if len(voxels) and np.abs(voxels - np.rint(voxels)).max() < ON_VOXEL:
             i, j, k = np.clip(np.rint(voxels).astype(int).T, 0, np.array([source.shape[:3]]).T - 1)
             yield from (volumes[:, i, j, k] for _, volumes in chunks(source, first))
-            return
-        motion = np.broadcast_to(np.eye(4), (source.shape[3], 4, 4))
+        else:
+            yield from _pull_still(source, voxels, first, threads, order)
+        return
     columns = np.ascontiguousarray(points.T)  # (3, V)
 
     def pull(volume: np.ndarray, pose: np.ndarray) -> np.ndarray:
@@ -82,6 +85,25 @@ def pull_volumes(
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for start, volumes in chunks(source, first):
             yield np.stack(list(pool.map(pull, volumes, motion[start : start + len(volumes)])))
+
+
+def _pull_still(source: VolumeSource, voxels: np.ndarray, first: int, threads: int, order: int) -> Iterator[np.ndarray]:
+    """Values at voxel positions (V, 3) that are the same in all volumes; the rest of a volume is left out."""
+    low = np.clip(np.floor(voxels.min(axis=0)).astype(int) - SPLINE_MARGIN, 0, None)
+    high = np.ceil(voxels.max(axis=0)).astype(int) + SPLINE_MARGIN + 1
+    box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+    places = np.ascontiguousarray((voxels - low).T)
+
+    def pull(volume: np.ndarray) -> np.ndarray:
+        near = volume[box]
+        if order > 1:
+            near = ndimage.spline_filter(near, order=order, output=np.float32, mode="mirror")
+        values = np.empty(places.shape[1], dtype=np.float32)
+        return ndimage.map_coordinates(near, places, output=values, order=order, mode="mirror", prefilter=False)
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for _, volumes in chunks(source, first):
+            yield np.stack(list(pool.map(pull, volumes)))
 
 
 def where_data_are(

@@ -172,3 +172,12 @@ def test_the_same_series_gives_the_same_bytes(tmp_path, moved):
     run = make_run(tmp_path, "MNI152NLin2009aSym", moved[:2])
     made = [resample_to_space(run, "MNI152NLin2009aSym", tmp_path, threads=n)[0].read_bytes() for n in (1, 2)]
     assert made[0] == made[1]
+
+
+def test_without_motion_a_part_of_each_volume_is_enough():
+    draws = np.random.default_rng(0)
+    source = ArrayVolumes(draws.normal(size=(40, 38, 36, 2)).astype(np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
+    points = draws.uniform(36, 42, (50, 3))
+    still = np.concatenate(list(pull_volumes(source, None, points)))
+    posed = np.concatenate(list(pull_volumes(source, np.tile(np.eye(4), (2, 1, 1)), points)))
+    np.testing.assert_allclose(still, posed, atol=1e-5)
