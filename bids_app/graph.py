@@ -243,7 +243,8 @@ class Graph:
             "crashdump_dir": str(crash_dir),
             "crashfile_format": "txt",
             "stop_on_first_crash": str(stop_on_first_crash).lower(),
-            "poll_sleep_duration": "0.2",
+            "poll_sleep_duration": "0.2" if self._resources.plugin is None else "2",
+            "job_finished_timeout": "120",  # s that a shared file system may take to show a cluster's result
             "remove_unnecessary_outputs": "false",
             "check_version": "false",
             "create_report": "false",
@@ -320,6 +321,7 @@ class Graph:
     def _plugin(self) -> tuple[Any, dict[str, Any]]:
         resources = self._resources
         if resources.plugin is not None:
+            os.environ.setdefault("LOGNAME", str(os.getuid()))  # nipype names jobs after it, and containers lack it
             return read_plugin_file(resources.plugin)
         if resources.n_procs == 1 or len(self._steps) == 1:
             return "Linear", {}

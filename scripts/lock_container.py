@@ -11,6 +11,7 @@ import hashlib
 import subprocess
 import sys
 import tempfile
+import tomllib
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -21,27 +22,31 @@ ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
 LOCK = ROOT / "requirements" / "container.lock"
 BUILD_TOOLS = ("setuptools",)
-OWN, APART = "neurostorm", ("torch", "triton")
+APART = ("torch", "triton")
 HEAD = """\
 # What the image installs beside torch: exact files, for CPython 3.11 on x86-64 Linux. Written by `make lock`.
 """
 
 
-def needed(name: str = OWN) -> set[str]:
-    """Names of all installed distributions that a distribution needs to run, itself left out."""
+def needed() -> set[str]:
+    """Names of all distributions that the package needs to run, as they are installed here."""
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    todo = [wanted for text in asked for wanted in names_of(Requirement(text))]
     seen: set[tuple[str, str]] = set()
-    todo = [(name, "")]
     while todo:
         current = todo.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        for text in distribution(current[0]).requires or ():
-            requirement = Requirement(text)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": current[1]}):
-                wanted = canonicalize_name(requirement.name)
-                todo += [(wanted, extra) for extra in ("", *requirement.extras)]
-    return {found for found, _ in seen} - {OWN}
+        if current not in seen:
+            seen.add(current)
+            for text in distribution(current[0]).requires or ():
+                requirement = Requirement(text)
+                if requirement.marker is None or requirement.marker.evaluate({"extra": current[1]}):
+                    todo += names_of(requirement)
+    return {name for name, _ in seen}
+
+
+def names_of(requirement: Requirement) -> list[tuple[str, str]]:
+    """A requirement's distribution, alone and with each extra that is asked for."""
+    return [(canonicalize_name(requirement.name), extra) for extra in ("", *requirement.extras)]
 
 
 def pinned() -> dict[str, str]:

@@ -1,0 +1,133 @@
+"""What the tests of images and clusters stand on: a way to build and run images here, or a reason to skip.
+
+With a Docker daemon that is Docker itself; without one, as root and with the tools beside the repository, buildah and
+podman. `NEUROSTORM_IMAGE` names an image that is there already, which is then tested instead of building one.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOOLS = ROOT.parent / "shared" / "tools"
+HARDENED = ("--network", "none", "--read-only", "--tmpfs", "/tmp:rw,exec", "--user", "1234:1234")
+BUILD_ARGUMENTS = ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "TORCH_SHA256")
+"""Taken from the environment: where pip finds PyTorch's CPU builds."""
+
+
+def sh(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run a command and keep what it says."""
+    parts = [str(part) for part in command]
+    return subprocess.run(parts, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A program that builds and runs images."""
+
+    build: tuple[str, ...]
+    run: tuple[str, ...]
+    """With everything that makes a container as unkind as clusters are: no network, read-only, an unknown user."""
+    plain: tuple[str, ...]
+    """The program itself."""
+    environment: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image to test, by its tag."""
+
+    tag: str
+    engine: Engine
+
+    def run(self, options: Sequence[object], *arguments: object) -> subprocess.CompletedProcess[str]:
+        """Run it with an engine's options and the app's arguments."""
+        return sh(*self.engine.run, *options, self.tag, *arguments, env=os.environ | self.engine.environment)
+
+    def without_home(self, options: Sequence[object], *arguments: object) -> subprocess.CompletedProcess[str]:
+        """The same with HOME unset."""
+        return self.run([*options, "--entrypoint", "env"], "-u", "HOME", "neurostorm", *arguments)
+
+    def plain(self, *arguments: object) -> str:
+        """What the engine's program says about it."""
+        done = sh(*self.engine.plain, *arguments, env=os.environ | self.engine.environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+
+def find_engine() -> Engine:
+    """Docker where its daemon runs, else the tools beside the repository."""
+    if sh("sh", "-c", "command -v docker && docker info").returncode == 0:
+        return Engine(("docker", "build", "-t"), ("docker", "run", "--rm", *HARDENED), ("docker",), {})
+    tool = TOOLS / "container-host"
+    if not tool.exists() or os.geteuid() != 0:
+        pytest.skip("needs a Docker daemon, or root and ../shared/tools/container-host")
+    ready = sh("bash", tool, "setup")
+    if ready.returncode != 0:
+        pytest.skip(f"container-host cannot be set up here: {ready.stderr[-300:]}")
+    settings = {"STORAGE_DRIVER": "overlay", "CONTAINERS_CONF": "/tmp/container-host/containers.conf"}
+    return Engine(("bash", str(tool), "build"), ("bash", str(tool), "run"), ("podman",), settings)
+
+
+@pytest.fixture(scope="session")
+def engine() -> Engine:
+    """What builds and runs images here."""
+    return find_engine()
+
+
+@pytest.fixture(scope="session")
+def image(engine: Engine) -> Image:
+    """The target `cpu`, built from the working tree."""
+    given = os.environ.get("NEUROSTORM_IMAGE")
+    if given:
+        return Image(given, engine)
+    tag = "neurostorm:container-test"
+    arguments = [f"--build-arg={name}={os.environ[name]}" for name in BUILD_ARGUMENTS if os.environ.get(name)]
+    options = [*arguments, "--target", "cpu"]
+    docker = engine.plain == ("docker",)
+    order = [tag, *options, ROOT] if docker else [ROOT, tag, "--format", "docker", *options]
+    done = sh(*engine.build, *order)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return Image(tag, engine)
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A simulated dataset of two participants, readable for everybody."""
+    from bids_app.phantom import main as phantom
+
+    folder = tmp_path_factory.mktemp("simulated") / "raw"
+    arguments = ["--participants", "2", "--size", "small", "--no-t1w", "--states", "rest"]
+    assert phantom([str(folder), *arguments]) == 0
+    readable(folder)
+    return folder
+
+
+def readable(folder: Path) -> None:
+    """Let any user read a folder of pytest's, which is private otherwise."""
+    sh("chmod", "-R", "a+rX", folder)
+    for parent in folder.parents:
+        if parent.stat().st_uid == os.getuid() and parent not in (Path("/"), Path("/tmp")):
+            parent.chmod(parent.stat().st_mode | 0o011)
+
+
+@pytest.fixture(name="sh")
+def sh_fixture():
+    """The function `sh`."""
+    return sh
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """An empty folder that any user may write."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    folder.chmod(0o777)
+    readable(tmp_path)
+    return folder

@@ -1,0 +1,115 @@
+"""The recipes of the images: what they install is locked, they agree with one another and with the package."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from bids_app import __version__
+from bids_app.boutiques import CONTAINERS
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ("Singularity.def", "Singularity.debian.def")
+SECTIONS = {"help", "labels", "environment", "runscript", "test"}
+
+
+def parse(text: str) -> tuple[dict[str, str], dict[str, str]]:
+    """Header and sections of an Apptainer definition file."""
+    head, *parts = re.split(r"^%(?=\w)", text, flags=re.MULTILINE)
+    lines = [line for line in head.splitlines() if line.strip() and not line.startswith("#")]
+    header = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
+    sections = dict(part.partition("\n")[::2] for part in parts)
+    return header, {name.strip(): body for name, body in sections.items()}
+
+
+@pytest.fixture(params=RECIPES)
+def recipe(request: pytest.FixtureRequest) -> tuple[dict[str, str], dict[str, str]]:
+    return parse((ROOT / request.param).read_text())
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_everything_that_is_installed_has_its_exact_version_and_hash() -> None:
+    text = (ROOT / "requirements" / "container.lock").read_text()
+    entries = re.findall(r"^(\S+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert len(lines) == 2 * len(entries)
+    constraints = (ROOT / "requirements" / "constraints.txt").read_text()
+    versions = {canonical(n): v for n, v in re.findall(r"^([\w.-]+)==(\S+)$", constraints, re.MULTILINE)}
+    for name, version in entries:
+        assert versions.get(name, version) == version, f"{name} is another in constraints.txt: run 'make lock'"
+    assert f"torch=={versions['torch']}" in (ROOT / "requirements" / "torch.txt").read_text()
+
+
+def test_the_lock_holds_all_that_the_package_asks_for() -> None:
+    import tomllib
+
+    text = (ROOT / "requirements" / "container.lock").read_text()
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    for requirement in asked:
+        name = canonical(re.split(r"[<>=~!\[ ]", requirement)[0])
+        assert name == "torch" or f"\n{name}==" in text, f"{name} is not in the lock: run 'make lock'"
+
+
+@pytest.mark.parametrize("name", ["Dockerfile", *RECIPES, "container/build.sh"])
+def test_no_recipe_names_a_registry_or_a_mirror(name: str) -> None:
+    assert not re.search(r"https?://|\bpypi\b|\.org/|\.io/", (ROOT / name).read_text())
+
+
+def test_recipes_and_descriptors_say_the_version_of_the_package(recipe) -> None:
+    header, sections = recipe
+    assert f"org.opencontainers.image.version {__version__}" in sections["labels"]
+    assert header["bootstrap"] in ("docker-daemon", "debootstrap")
+    if header["bootstrap"] == "docker-daemon":
+        assert header["from"] == CONTAINERS["cpu"]["image"] == f"neurostorm:{__version__}"
+    assert f"ARG VERSION={__version__}\n" in (ROOT / "Dockerfile").read_text()
+
+
+def test_recipes_have_what_apptainer_and_users_look_for(recipe) -> None:
+    _, sections = recipe
+    assert set(sections) >= SECTIONS
+    assert sections["runscript"].strip() == 'exec neurostorm "$@"'
+    assert sections["test"].strip() == "neurostorm --self-test"
+    assert "not a medical device" in sections["help"] or "research tool" in sections["help"]
+
+
+def test_all_recipes_give_the_same_environment(recipe) -> None:
+    _, sections = recipe
+    command = ["env", "-i", "/bin/sh", "-c", f"{sections['environment']}\nenv"]
+    given = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    (block,) = re.findall(r"^FROM base AS runtime$.*?^ENV (.*?[^\\])$", dockerfile, re.MULTILINE | re.DOTALL)
+    for assignment in block.replace("\\\n", " ").split():
+        assert assignment in given
+
+
+@pytest.mark.parametrize("name", ["container/build.sh", "docs/slurm/participants.sbatch", "docs/slurm/resubmit.sh"])
+def test_scripts_are_right_in_form(name: str) -> None:
+    subprocess.run(["bash", "-n", ROOT / name], check=True)
+
+
+def test_recipes_use_steps_that_exist() -> None:
+    steps = set(re.findall(r"^([\w-]+)\) #", (ROOT / "container" / "build.sh").read_text(), re.MULTILINE))
+    used = set(re.findall(r"build\.sh ([a-z-]+)", (ROOT / "Dockerfile").read_text()))
+    post = parse((ROOT / "Singularity.debian.def").read_text())[1]["post"]
+    (loop,) = re.findall(r"for step in ([a-z -]+);", post)
+    used |= set(loop.split()) | set(re.findall(r"build\.sh ([a-z-]+)", post))
+    assert used == steps
+
+
+def test_the_builder_is_given_what_the_package_is_made_of_and_nothing_else() -> None:
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    given = {line[1:] for line in lines if line.startswith("!")}
+    copied = {
+        line.split()[0]
+        for line in parse((ROOT / "Singularity.debian.def").read_text())[1]["files"].splitlines()
+        if line
+    }
+    assert "*" in lines
+    assert given == copied
+    assert all((ROOT / name).exists() for name in given)
