@@ -95,6 +95,10 @@ def build_parser() -> argparse.ArgumentParser:
         group, "--ignore", nargs="+", default=[], choices=IGNORABLE, metavar="WHAT",
         help="parts of the dataset not to use: slicetiming, fieldmaps",
     )  # fmt: skip
+    add(
+        group, "--use-syn-sdc", action="store_true",
+        help="where there is no fieldmap, correct distortion towards the T1w image (experimental)",
+    )  # fmt: skip
     add(group, "--random-seed", type=int, default=20_060_101, metavar="N", help="seed of everything that draws")
 
     group = parser.add_argument_group("model")
@@ -254,6 +258,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
             dummy_scans=options.dummy_scans,
             fd_spike_threshold=options.fd_spike_threshold,
             ignore=tuple(options.ignore),
+            use_syn_sdc=options.use_syn_sdc,
             output_spaces=tuple(strip_resolution(space) for space in options.output_spaces),
             random_seed=options.random_seed,
         ),

@@ -11,6 +11,7 @@ from bids_app.catalog.atlases import find_atlas
 from bids_app.catalog.models import adapter_paths, find_model, weights_path
 from bids_app.model.checkpoint import read_checkpoint, weights_sha256
 from bids_app.preprocess.derivatives import way_in_words
+from bids_app.preprocess.distortion import METHODS, SYN, choose_correction
 from bids_app.preprocess.images import SLICE_TIMING
 from bids_app.reports.methods import Step
 from bids_app.settings import Settings
@@ -78,9 +79,25 @@ def raw_steps(runs: Sequence[BoldRun], settings: Settings, template: dict[str, s
         steps += [Step("t1w_prepare"), Step("t1w_template", template)]
     if SLICE_TIMING not in wanted.ignore and any(run.metadata.get("SliceTiming") for run in runs):
         steps.append(Step("slice_timing"))
+    steps += describe_distortion(settings, runs)
     steps.append(Step("bold_mask"))
     if any(run.t1w for run in runs):
         steps.append(Step("bold_t1w"))
     if any(run.t1w is None for run in runs):
         steps.append(Step("bold_template", template))
     return [*steps, Step("confounds", {"fd_spike_mm": f"{wanted.fd_spike_threshold:g}"}), Step("resample")]
+
+
+def describe_distortion(settings: Settings, runs: Sequence[BoldRun]) -> list[Step]:
+    """What is done about distortion, in any of the runs."""
+    wanted = settings.preprocess
+    chosen = {
+        choose_correction(
+            run.bold.name, run.metadata, run.fieldmap, run.t1w is not None, wanted.ignore, wanted.use_syn_sdc
+        )[0]
+        for run in runs
+        if run.derived is None
+    } - {""}
+    measured = sorted(METHODS[method] for method in chosen - {SYN})
+    steps = [Step("distortion", {"methods": " or ".join(measured)})] if measured else []
+    return steps + ([Step("distortion_syn")] if SYN in chosen else [])

@@ -25,12 +25,14 @@ from bids_app.preprocess.images import load_nifti
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.resample import resample_to_space
 from bids_app.preprocess.slices import describe_slices
+from bids_app.preprocess.unwarping import describe_unwarping, write_itk_field
 from bids_app.reports.contents import quality_columns
 from bids_app.steps import Encoded, OnGrid
 
 CARPET_VOXELS = 3000
 BOLDREFS = {
     "hmc": "Median of the steadiest volumes after correction of head motion",
+    "coreg": "The same without distortion by uneven fields; what is aligned with the T1w image or template",
     "mean": "Mean of the steady volumes of the series that was taken over",
 }
 """What reference images are, by their ``desc-`` label."""
@@ -177,6 +179,7 @@ def run_outputs(
     names.sidecar(mask, {"Type": "Brain", "RawSources": list(names.sources)})
     boldref = copy_file(run.boldref, names.path("boldref", ".nii.gz", space=run.space, desc=boldref_kind(run)))
     names.sidecar(boldref, {"Description": BOLDREFS[boldref_kind(run)]})
+    write_unwarping(names, run)
 
     if run.hmc_file:
         copy_file(run.hmc_file, names.path("xfm", ".txt", from_="orig", to="boldref", mode="image", desc="hmc"))
@@ -206,7 +209,20 @@ def run_outputs(
 
 def boldref_kind(run: PreprocessedRun) -> str:
     """The ``desc-`` label of a run's reference image."""
+    if run.unwarping is not None:
+        return "coreg"
     return "hmc" if run.space is None else "mean"
+
+
+def write_unwarping(names: RunName, run: PreprocessedRun) -> None:
+    """Write the reference image as it was measured, and the displacement that undoes its distortion."""
+    if run.unwarping is None:
+        return
+    measured = copy_file(run.unwarping.distorted, names.path("boldref", ".nii.gz", desc="hmc"))
+    names.sidecar(measured, {"Description": BOLDREFS["hmc"]})
+    field = names.path("xfm", ".nii.gz", from_="distorted", to="boldref", mode="image", desc="sdc")
+    write_itk_field(run.unwarping.warp, field)
+    names.sidecar(field, {"Description": "Displacement field (ITK)", **describe_unwarping(run.unwarping)})
 
 
 def scan_figures(run: PreprocessedRun) -> dict[str, float]:
@@ -224,7 +240,7 @@ def write_in_space(names: RunName, run: PreprocessedRun, space: str, threads: in
     bold = names.path("bold", ".nii.gz", space=space, res="2", desc="preproc")
     series.rename(bold)
     seconds: dict[str, Any] = {"RepetitionTime": run.tr, "SkullStripped": False, "Resolution": "2 mm isotropic"}
-    seconds |= describe_slices(run.slices)
+    seconds |= describe_slices(run.slices) | describe_unwarping(run.unwarping)
     names.sidecar(bold, {**seconds, "TaskName": names.entities.get("task", "n/a"), "NumberOfVolumes": run.n_volumes})
     mask = names.path("mask", ".nii.gz", space=space, res="2", desc="brain")
     brain.rename(mask)
@@ -314,6 +330,15 @@ def draw_alignments(run: PreprocessedRun, names: RunName, out_dir: Path) -> None
 
     masks = {"brain mask": run.brain_mask} | ({"from the EPI alone": run.epi_mask} if run.epi_mask else {})
     plot_outlines(run.boldref, masks, names.figure("mask"), title=f"Brain mask of {names.stem}")
+    if run.unwarping is not None:
+        plot_flicker(
+            run.unwarping.distorted,
+            run.boldref,
+            names.figure("sdc"),
+            outline=run.brain_mask,
+            names=("measured", "corrected"),
+            title=f"Distortion of {names.stem}",
+        )
     if run.anatomy and run.boldref_in_t1w:
         plot_flicker(
             run.anatomy.image,

@@ -30,6 +30,7 @@ from bids_app.methods import describe_method
 from bids_app.plan import print_plan
 from bids_app.preprocess.anatomy import normalise_t1w
 from bids_app.preprocess.derivatives import take_over
+from bids_app.preprocess.distortion import SYN, choose_correction
 from bids_app.preprocess.motion import correct_motion
 from bids_app.preprocess.run import collect_run
 from bids_app.reports.methods import write_methods
@@ -244,6 +245,22 @@ def from_raw(graph: Graph, run: BoldRun, anatomy: Anatomy | None, settings: Sett
         stamp=file_stamp(run.bold) + file_stamp(run.events),
     )
     motion = graph.step(f"{name}_motion", correct_motion, series=series, threads=threads)
+    method, told = choose_correction(
+        run.bold.name, run.metadata, run.fieldmap, run.t1w is not None, wanted.ignore, wanted.use_syn_sdc
+    )
+    if method:
+        motion = graph.step(
+            f"{name}_sdc",
+            steps.unwarp,
+            series=series,
+            motion=motion,
+            metadata=run.metadata,
+            method=method,
+            fieldmap=run.fieldmap,
+            seed=seed,
+            stamp="".join(map(file_stamp, run.fieldmap.files)) if run.fieldmap else "",
+            anatomy=aligned_t1w if method == SYN else None,
+        )
     reference = graph.step(f"{name}_mask", steps.mask_run, series=series, motion=motion)
     alignment = graph.step(
         f"{name}_align",
@@ -272,6 +289,7 @@ def from_raw(graph: Graph, run: BoldRun, anatomy: Anatomy | None, settings: Sett
         alignment=alignment,
         confounds=confounds,
         seed=seed,
+        notes=(told,),
         anatomy=aligned_t1w,
     )
 

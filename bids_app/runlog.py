@@ -88,6 +88,7 @@ def options_of(settings: Settings) -> dict[str, Any]:
         "fd_spike_threshold": preprocess.fd_spike_threshold,
         "output_spaces": list(preprocess.output_spaces),
         "ignore": list(preprocess.ignore),
+        "use_syn_sdc": preprocess.use_syn_sdc or None,
         "random_seed": preprocess.random_seed,
         "model": model.model,
         "adapter": list(model.adapters),

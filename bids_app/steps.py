@@ -14,6 +14,7 @@ from typing import Any
 from bids_app.adapters.file import AdaptedModel, load_adapter
 from bids_app.adapters.predict import Embeddings, Prediction, encode_run
 from bids_app.bids.derived import DerivedRun
+from bids_app.bids.fieldmaps import Fieldmap
 from bids_app.clips import NORMALISATIONS, ClipReader, GridSeries
 from bids_app.errors import BadDataError
 from bids_app.preprocess.anatomy import Anatomy, PreparedT1w, prepare_t1w
@@ -25,6 +26,7 @@ from bids_app.preprocess.images import Series
 from bids_app.preprocess.motion import MotionEstimate
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.resample import model_grid_coverage, resample_to_model_grid
+from bids_app.preprocess.run import unwarp_run
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,21 @@ def last_onset(events: Path | None) -> float | None:
         raise BadDataError(
             f"{events.name}: not a table of events ({error}).", "It needs a column 'onset' in s."
         ) from error
+
+
+def unwarp(
+    series: Series,
+    motion: MotionEstimate,
+    metadata: dict[str, Any],
+    method: str,
+    fieldmap: Fieldmap | None,
+    seed: int,
+    stamp: str,
+    out_dir: Path,
+    anatomy: Anatomy | None = None,
+) -> MotionEstimate:
+    """Undo a run's distortion; ``stamp`` tells when a file of the fieldmap changed."""
+    return unwarp_run(series.source, metadata, motion, method, fieldmap, out_dir, seed, anatomy)
 
 
 def mask_run(series: Series, motion: MotionEstimate, out_dir: Path) -> EpiReference:

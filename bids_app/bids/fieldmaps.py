@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.bids.names import join_name, natural_key, split_name
-from bids_app.bids.sidecars import Inheritance
+from bids_app.bids.sidecars import Inheritance, missing_content
 from bids_app.errors import NeurostormError
 
 PAIR, PHASE_DIFFERENCE, TWO_PHASES, DIRECT = "pepolar", "phasediff", "phases", "fieldmap"
@@ -75,6 +75,9 @@ def choose_fieldmap(
     sidecars: dict[Path, dict[str, Any]] = {}
     for path in images:
         try:
+            error = missing_content(path)
+            if error:
+                raise error
             sidecars[path] = inheritance.metadata(path)
         except NeurostormError as error:
             notes.append(f"{path.name} was not used: {error.message}")
@@ -194,6 +197,9 @@ def _with_companions(
         if other is not None:
             files.append(other)
             try:
+                error = missing_content(other)
+                if error:
+                    raise error
                 metadata.append(inheritance.metadata(other))
             except NeurostormError as error:
                 notes.append(f"{path.name} was not used: {error.message}")

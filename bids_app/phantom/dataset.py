@@ -15,7 +15,7 @@ from bids_app.errors import CannotCreateError, UsageError
 from bids_app.phantom import truth
 from bids_app.phantom.activity import STATES, foci_of
 from bids_app.phantom.anatomy import Anatomy, placement, random_anatomy
-from bids_app.phantom.bold import SimulatedRun, random_body, simulate_run
+from bids_app.phantom.bold import SimulatedRun, random_body, shift_since_t1w, simulate_run
 from bids_app.phantom.distortion import Inhomogeneity, phase_axis, phase_direction, random_inhomogeneity
 from bids_app.phantom.fieldmaps import ECHO_TIMES, SPIN_ECHO_TE, simulate_epi_pair, simulate_phase_difference
 from bids_app.phantom.geometry import rng_for
@@ -256,9 +256,12 @@ def write_fieldmaps(out_dir: Path, visit: Visit, runs: list[str]) -> None:
     protocol, field = visit.protocol, visit.field
     assert field is not None
     folder = out_dir / visit.folder / "fmap"
+    placed = shift_since_t1w(rng_for(*visit.keys, visit.plan.states[0], 0, "coregistration"))  # as in the first run
     if visit.plan.fieldmaps == "pepolar":
         _, affine = protocol.grid()
-        for towards, series in simulate_epi_pair(visit.anatomy(), protocol, field, (*visit.keys, "fmap")).items():
+        for towards, series in simulate_epi_pair(
+            visit.anatomy(), protocol, field, (*visit.keys, "fmap"), placed
+        ).items():
             stored, slope = _as_integers(series)
             path = folder / f"{visit.stem}_dir-{towards}_epi"
             truth.save_image(path.with_suffix(".nii.gz"), stored, affine, 8.0, slope)
@@ -266,7 +269,7 @@ def write_fieldmaps(out_dir: Path, visit: Visit, runs: list[str]) -> None:
             sidecar |= readout_facts(protocol, affine, towards)
             _write_json(path.with_suffix(".json"), {**sidecar, "IntendedFor": [f"bids::{name}" for name in runs]})
         return
-    scan = simulate_phase_difference(visit.anatomy(), protocol, field, (*visit.keys, "fmap"))
+    scan = simulate_phase_difference(visit.anatomy(), protocol, field, (*visit.keys, "fmap"), placed)
     for number, magnitude in enumerate(scan.magnitudes):
         stored, slope = _as_integers(magnitude)
         path = folder / f"{visit.stem}_magnitude{number + 1}"

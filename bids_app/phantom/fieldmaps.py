@@ -17,7 +17,6 @@ from bids_app.phantom.bold import (
     distortion_of,
     lay_still,
     read_distorted,
-    shift_since_t1w,
 )
 from bids_app.phantom.distortion import Inhomogeneity
 from bids_app.phantom.geometry import apply, grid_points, rigid, rng_for, sample, smooth_noise
@@ -43,7 +42,7 @@ class PhaseDifference:
 
 
 def simulate_epi_pair(
-    anatomy: Anatomy, protocol: Protocol, field: Inhomogeneity, keys: tuple[int | str, ...]
+    anatomy: Anatomy, protocol: Protocol, field: Inhomogeneity, keys: tuple[int | str, ...], placed: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Two short spin-echo EPI series with the BOLD protocol's grid and readout, by direction (``AP``, ``PA``).
 
@@ -55,13 +54,15 @@ def simulate_epi_pair(
         Of the BOLD runs.
     keys : tuple of int or str
         Names the scan for its random numbers.
+    placed : numpy.ndarray, (4, 4)
+        Where the head lies in the run beside it, as `SimulatedRun.boldref_to_t1w`; it moves a little in between.
 
     Returns
     -------
     dict of str to (X, Y, Z, T) float32
     """
     rng = rng_for(*keys, "epi pair")
-    shift = shift_since_t1w(rng)
+    shift = near(placed, rng)
     shape, affine = protocol.grid()
     receive = np.exp(0.08 * smooth_noise(shape, np.array(protocol.voxel_mm), 120.0, rng))
     found = {}
@@ -80,6 +81,11 @@ def simulate_epi_pair(
     return found
 
 
+def near(placed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A place of the head some moments from another, (4, 4)."""
+    return placed @ rigid(rng.normal(0, 1.0, 3), rng.normal(0, 1.0, 3))
+
+
 def spin_echo() -> np.ndarray:
     """Signal of each tissue in a spin echo after full relaxation, (len(TISSUES),), relative."""
     tissues = [PHYSICS[name] for name in TISSUES]
@@ -87,14 +93,14 @@ def spin_echo() -> np.ndarray:
 
 
 def simulate_phase_difference(
-    anatomy: Anatomy, protocol: Protocol, field: Inhomogeneity, keys: tuple[int | str, ...]
+    anatomy: Anatomy, protocol: Protocol, field: Inhomogeneity, keys: tuple[int | str, ...], placed: np.ndarray
 ) -> PhaseDifference:
     """A gradient-echo scan of two echoes on the BOLD protocol's slab, voxels of 3 mm or the run's, if larger.
 
     Parameters as in `simulate_epi_pair`.
     """
     rng = rng_for(*keys, "phase difference")
-    shift = shift_since_t1w(rng)
+    shift = near(placed, rng)
     size = max(3.0, *protocol.voxel_mm)
     matrix = [round(n * v / size) for n, v in zip(protocol.matrix, protocol.voxel_mm, strict=True)]
     own = replace(protocol, voxel_mm=(size,) * 3, matrix=(matrix[0], matrix[1], matrix[2]))

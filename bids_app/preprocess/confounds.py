@@ -22,6 +22,7 @@ from bids_app.preprocess.motion import MotionEstimate, framewise_displacement
 from bids_app.preprocess.quality import measure_quality
 from bids_app.preprocess.resample import pull_volumes
 from bids_app.preprocess.transforms import grid_points, rigid_parameters
+from bids_app.preprocess.unwarping import aim
 
 MOTION_COLUMNS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 HIGH_PASS_S = 128.0
@@ -71,10 +72,11 @@ def measure_confounds(
     }
     points = grid_points(mask.shape, affine, mask)
     poses = np.load(motion.motion)
+    measured, gain = aim(motion.unwarping, points)
     carpet = out_dir / "carpet.npy"
     values = np.lib.format.open_memmap(carpet, "w+", np.float32, (series.n_volumes, len(points)))
     row = 0
-    for drawn in pull_volumes(series.open(), poses, points, threads=threads):
+    for drawn in pull_volumes(series.open(), poses, measured, threads=threads, gain=gain):
         values[row : row + len(drawn)] = drawn
         row += len(drawn)
     values.flush()

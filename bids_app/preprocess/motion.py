@@ -19,6 +19,7 @@ from scipy import ndimage
 from bids_app.preprocess.epi import head_mask
 from bids_app.preprocess.images import Series, VolumeSource, save_image, voxel_sizes
 from bids_app.preprocess.transforms import apply_matrix, write_itk_text
+from bids_app.preprocess.unwarping import Unwarping
 
 FWHM_PER_SIGMA = 2.3548
 BRAIN_RADIUS_MM = 60.0
@@ -45,12 +46,13 @@ class MotionEstimate:
     """Files of a run's motion.
 
     ``motion`` is (T, 4, 4) float64 in ``.npy``; ``boldref`` the run's reference image; ``hmc_file`` the same motion as
-    ITK text.
+    ITK text. With an ``unwarping``, the boldref is without distortion; motion begins where it is measured.
     """
 
     motion: Path
     boldref: Path
     hmc_file: Path
+    unwarping: Unwarping | None = None
 
 
 def correct_motion(series: Series, out_dir: Path, threads: int = 1, device: str = "cpu") -> MotionEstimate:
@@ -108,19 +110,19 @@ def estimate_motion(
     reference = source.read(max(n_dummy, middle - 2), middle + 3).mean(axis=0)
     firsts = range(0, n_volumes, BATCH)
     with ThreadPoolExecutor(max(1, threads), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        coarse = _Aligner(reference, source.affine, mask, PASSES[0], device)
+        coarse = Aligner(reference, source.affine, mask, PASSES[0], device)
         for first in firsts:  # one after the other: each begins where the one before ended
             last = motion[first - 1] if first else np.eye(4)
             pool.submit(_align_batch, coarse, source, motion, first, last).result()
         chosen = steady_volumes(motion, N_REFERENCE, n_dummy)
         reference = aligned_volumes(source, motion, chosen, order=1, threads=threads).mean(axis=0)
-        fine = _Aligner(reference, source.affine, mask, PASSES[1], device)
+        fine = Aligner(reference, source.affine, mask, PASSES[1], device)
         list(pool.map(lambda first: _align_batch(fine, source, motion, first), firsts))
     return motion
 
 
 def _align_batch(
-    aligner: _Aligner, source: VolumeSource, motion: np.ndarray, first: int, start: np.ndarray | None = None
+    aligner: Aligner, source: VolumeSource, motion: np.ndarray, first: int, start: np.ndarray | None = None
 ) -> None:
     """Align the volumes from ``first`` on, and put their poses into ``motion``, from which they begin by default."""
     own = slice(first, min(first + BATCH, source.shape[3]))
@@ -198,7 +200,7 @@ def make_boldref(source: VolumeSource, motion: np.ndarray, n_dummy: int = 0, thr
     return np.maximum(boldref, 0)  # cubic splines undershoot beside bright edges
 
 
-class _Aligner:
+class Aligner:
     """One reference with all that depends on it alone."""
 
     def __init__(

@@ -9,6 +9,7 @@ from typing import Any
 from bids_app.preprocess.anatomy import Anatomy
 from bids_app.preprocess.images import VolumeSource, open_series
 from bids_app.preprocess.slices import SliceTimes
+from bids_app.preprocess.unwarping import Unwarping
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ class PreprocessedRun:
     boldref_in_template: Path | None = None
     boldref_in_t1w: Path | None = None
     anatomy: Anatomy | None = None
+    unwarping: Unwarping | None = None
+    """What undoes its distortion: after ``chain``, before ``motion``; None: it stays."""
     slices: SliceTimes | None = None
     """When slices were measured; None: ``bold`` is drawn from as it is."""
     space: str | None = None

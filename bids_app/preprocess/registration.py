@@ -107,6 +107,7 @@ def register(
     start: np.ndarray | None = None,
     seed: int = 1,
     name: str = "registration",
+    restrict: Sequence[float] | None = None,
 ) -> Registration:
     """Align one image with another by ANTs.
 
@@ -125,6 +126,8 @@ def register(
         Of the points at which the images are compared.
     name : str
         Of the files.
+    restrict : sequence of float, optional
+        How far each axis of the scanner may be warped along, 0 to 1.
 
     Returns
     -------
@@ -147,6 +150,7 @@ def register(
     arguments = ["-d", "3", "--float", "1", "--random-seed", str(seed), "-r", str(first)]
     for stage in stages:
         arguments += ["-m", stage.metric.format(**files), "-t", stage.kind]
+        arguments += ["-g", _joined(restrict)] if restrict else []
         arguments += ["-c", f"[{_joined(stage.iterations)},{stage.convergence}]"]
         arguments += ["-f", _joined(stage.shrinks), "-s", f"{_joined(stage.sigmas)}vox", "-x", f"[{mask},NA]"]
     prefix = out_dir / f"{name}_"

@@ -24,6 +24,7 @@ from bids_app.errors import BadDataError
 from bids_app.preprocess.images import VolumeSource, chunks, read_volume, save_image, stamp_header
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.transforms import Chain, apply_matrix, grid_points, sample
+from bids_app.preprocess.unwarping import aim
 
 SPLINE_ORDER = 3
 SPLINE_MARGIN = 12
@@ -42,6 +43,7 @@ def pull_volumes(
     first: int = 0,
     threads: int = 1,
     order: int = SPLINE_ORDER,
+    gain: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """Values of each volume at points of the boldref, chunk by chunk.
 
@@ -52,12 +54,14 @@ def pull_volumes(
     motion : numpy.ndarray, (T, 4, 4), optional
         Boldref point to point of volume t, RAS mm; None: there is none. Points that then fall on voxels are copied.
     points : numpy.ndarray, (V, 3)
-        In the boldref's space, RAS mm.
+        In the boldref's space, RAS mm; of a distorted run, where they are measured.
     first : int
         Volume to begin with.
     threads : int
     order : int
         Of the spline.
+    gain : numpy.ndarray, (V,), optional
+        By what values are multiplied.
 
     Yields
     ------
@@ -80,7 +84,8 @@ def pull_volumes(
         if order > 1:
             volume = ndimage.spline_filter(volume, order=order, output=np.float32, mode="mirror")
         values = np.empty(len(points), dtype=np.float32)
-        return ndimage.map_coordinates(volume, voxels, output=values, order=order, mode="mirror", prefilter=False)
+        ndimage.map_coordinates(volume, voxels, output=values, order=order, mode="mirror", prefilter=False)
+        return values if gain is None else values * gain
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for start, volumes in chunks(source, first):
@@ -148,7 +153,7 @@ def resample_to_model_grid(run: PreprocessedRun, out_dir: Path, threads: int = 1
         The run has no data where the template's brain is.
     """
     mask = template_brain(run.template, space(MODEL_SPACE), MODEL_GRID_SHAPE, MODEL_GRID_AFFINE)
-    source, motion, points, seen = _aim(run, space(MODEL_SPACE), mask, MODEL_GRID_AFFINE)
+    source, motion, points, gain, seen = _aim(run, space(MODEL_SPACE), mask, MODEL_GRID_AFFINE)
     mask[mask] = seen
     if not mask.any():
         raise BadDataError(
@@ -157,7 +162,7 @@ def resample_to_model_grid(run: PreprocessedRun, out_dir: Path, threads: int = 1
         )
     n_volumes = source.shape[3] - run.n_dummy
     with GridSeriesWriter(out_dir, mask, run.tr, n_volumes, start=run.n_dummy * run.tr) as writer:
-        for values in pull_volumes(source, motion, points[seen], run.n_dummy, threads):
+        for values in pull_volumes(source, motion, points[seen], run.n_dummy, threads, gain=_of(gain, seen)):
             writer.append(values + np.float32(run.offset) if run.offset else values)
     return GridSeries.open(out_dir)
 
@@ -186,7 +191,7 @@ def resample_to_space(run: PreprocessedRun, name: str, out_dir: Path, threads: i
     """
     target = space(name)
     everywhere = np.ones(target.shape, dtype=bool)
-    source, motion, points, seen = _aim(run, target, everywhere, target.affine)
+    source, motion, points, gain, seen = _aim(run, target, everywhere, target.affine)
     brain = template_brain(run.template, target, target.shape, target.affine) & seen.reshape(target.shape)
     low, high = _value_range(source)
     slope = max((high - low) * 1.1 / 65_000, 1e-9)
@@ -202,7 +207,7 @@ def resample_to_space(run: PreprocessedRun, name: str, out_dir: Path, threads: i
         header["vox_offset"] = 352
         header["magic"] = b"n+1"
         file.write(header.binaryblock + b"\0\0\0\0")
-        for values in pull_volumes(source, motion, points[seen], 0, threads):
+        for values in pull_volumes(source, motion, points[seen], 0, threads, gain=_of(gain, seen)):
             for row in values:
                 volume = np.full(target.shape, empty, dtype=np.int16)
                 volume.ravel()[seen] = np.clip(np.round((row - middle) / slope), -32_768, 32_767)
@@ -223,15 +228,20 @@ def template_brain(template: str, onto: Space, shape: tuple[int, ...], affine: n
 
 def _aim(
     run: PreprocessedRun, target: Space, where: np.ndarray, affine: np.ndarray
-) -> tuple[VolumeSource, np.ndarray | None, np.ndarray, np.ndarray]:
-    """The raw series, its motion, the target's points in the boldref, and which of them the run has data for."""
+) -> tuple[VolumeSource, np.ndarray | None, np.ndarray, np.ndarray | None, np.ndarray]:
+    """The raw series, its motion, where the target's points are measured, their gain, and which have data."""
     source = run.open()
     motion = np.load(run.motion) if run.motion else None
     points = apply_matrix(target.pull_to(space(run.template)), grid_points(where.shape, affine, where))
     if run.chain is not None:
         points = Chain.load(run.chain)(points)
+    points, gain = aim(run.unwarping, points)
     data_mask = read_volume(run.data_mask)[0] > 0.5
-    return source, motion, points, where_data_are(source, motion, points, data_mask)
+    return source, motion, points, gain, where_data_are(source, motion, points, data_mask)
+
+
+def _of(gain: np.ndarray | None, seen: np.ndarray) -> np.ndarray | None:
+    return None if gain is None else gain[seen].astype(np.float32)
 
 
 def model_grid_coverage(run: PreprocessedRun, series: GridSeries) -> float:

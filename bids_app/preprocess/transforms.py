@@ -276,6 +276,15 @@ def write_itk_text(path: Path, matrices: np.ndarray) -> Path:
     return path
 
 
+def read_itk_text(path: Path) -> np.ndarray:
+    """The first matrix of a file that `write_itk_text` wrote, (4, 4)."""
+    line = next(line for line in path.read_text().splitlines() if line.startswith("Parameters:"))
+    values = np.array(line.split()[1:], dtype=np.float64)
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = values[:9].reshape(3, 3), values[9:]
+    return LPS @ matrix @ LPS
+
+
 def rigid(rotation: Vector, translation: Vector, centre: Vector = (0, 0, 0)) -> np.ndarray:
     """A rigid map about a centre, (4, 4).
 

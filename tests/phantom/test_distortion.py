@@ -78,16 +78,16 @@ def test_towards_the_back_has_the_name_that_the_grid_gives_it(orientation, name)
 
 
 def test_the_pair_is_moved_in_opposite_directions():
-    pair = simulate_epi_pair(ANATOMY, PROTOCOL, FIELD, (1, "sub-01"))
+    pair = simulate_epi_pair(ANATOMY, PROTOCOL, FIELD, (1, "sub-01"), IN_T1W)
     one, other = (series.mean(axis=-1) for series in pair.values())
-    plain = simulate_epi_pair(ANATOMY, PROTOCOL, replace(FIELD, peak_hz=0.0), (1, "sub-01"))
+    plain = simulate_epi_pair(ANATOMY, PROTOCOL, replace(FIELD, peak_hz=0.0), (1, "sub-01"), IN_T1W)
     alone = np.corrcoef(plain["AP"].mean(axis=-1).ravel(), plain["PA"].mean(axis=-1).ravel())[0, 1]
     assert np.corrcoef(one.ravel(), other.ravel())[0, 1] < alone
     assert np.abs(one - other).max() > 0.5 * np.percentile(one, 95)
 
 
 def test_the_phase_is_that_of_the_field_but_for_whole_turns():
-    scan = simulate_phase_difference(ANATOMY, PROTOCOL, FIELD, (1, "sub-01"))
+    scan = simulate_phase_difference(ANATOMY, PROTOCOL, FIELD, (1, "sub-01"), IN_T1W)
     bright = scan.magnitudes[0] > np.percentile(scan.magnitudes[0], 80)
     turns = scan.phase[bright] / (2 * PHASE_STEPS)
     hz = turns / (ECHO_TIMES[1] - ECHO_TIMES[0])

@@ -31,6 +31,7 @@ VALUES = {
     "model": "demo",
     "weights_sha256": "0123abcd",
     "normalisations": "both normalisations",
+    "methods": "a phase difference",
     "target": "Age",
     "adapter": "age_1",
     "cohort": "100 people & 50 %",
