@@ -13,7 +13,13 @@ from bids_app.phantom.t1w import VARIANTS, simulate_t1w
 from bids_app.preprocess import anatomy, normalisation
 from bids_app.preprocess.anatomy import bias_field, is_stripped, normalise_t1w, prepare_t1w, segment
 from bids_app.preprocess.images import read_volume, save_image
-from bids_app.preprocess.normalisation import complaints_about, first_guess, judge_normalisation, without_neck
+from bids_app.preprocess.normalisation import (
+    align_with_template,
+    complaints_about,
+    first_guess,
+    judge_normalisation,
+    without_neck,
+)
 from bids_app.preprocess.registration import Image, Registration, dice
 from bids_app.preprocess.transforms import Chain, Warp, apply_matrix, draw, grid_points, linear, rigid
 
@@ -179,12 +185,13 @@ def test_a_doubtful_alignment_is_tried_again_and_the_better_one_is_kept(prepared
     monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
     registered = FakeRegister(larger, np.eye(4))
     monkeypatch.setattr(normalisation, "register", registered)
-    found = normalise_t1w(prepared, tmp_path)
+    target, moving = load_template(), Image(*read_volume(prepared.image))
+    _, quality, warnings = align_with_template(target, moving, "sub-01_T1w.nii.gz", tmp_path, 1)
     assert len(registered.starts) == 2
-    assert found.quality["norm_correlation"] > 0.99
-    assert "second attempt" in found.warnings[0]
+    assert quality["norm_correlation"] > 0.99
+    assert "second attempt" in warnings[0]
     monkeypatch.setattr(normalisation, "register", FakeRegister(larger, larger))
-    assert normalise_t1w(prepared, tmp_path).warnings == ()  # no better: the first stays
+    assert align_with_template(target, moving, "", tmp_path, 1)[2] == ()  # no better: the first stays
 
 
 @pytest.mark.slow
