@@ -68,6 +68,8 @@ def pull_volumes(
     numpy.ndarray, (n, V) float32
     """
     to_voxels = np.linalg.inv(source.affine)
+    if motion is None and gain is not None:
+        motion = np.broadcast_to(np.eye(4), (source.shape[3], 4, 4))
     if motion is None:
         voxels = apply_matrix(to_voxels, points)
         if len(voxels) and np.abs(voxels - np.rint(voxels)).max() < ON_VOXEL:
