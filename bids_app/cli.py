@@ -36,6 +36,9 @@ from bids_app.settings import (
 LOGGER = logging.getLogger("bids_app")
 SIZE_UNITS_GB = {"MB": 1 / 1000, "MIB": 1 / 953.674, "GB": 1.0, "GIB": 1.073742, "TB": 1000.0}
 
+CACHES_OF_LIBRARIES = ("MPLCONFIGDIR", "NIPYPE_CONFIG_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
+"""Where libraries would write into HOME; a user's own setting stays."""
+
 EPILOG = f"""exit codes: {"; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())}.
 NeuroSTORM is a research tool, not a medical device."""
 
@@ -398,7 +401,8 @@ def prepare_environment(settings: Settings) -> None:
     os.environ["MPLBACKEND"] = "Agg"
     os.environ["TEMPLATEFLOW_AUTOUPDATE"] = "off"
     if not settings.check:
-        os.environ.setdefault("MPLCONFIGDIR", str(settings.work_dir / "matplotlib"))
+        for name in CACHES_OF_LIBRARIES:
+            os.environ.setdefault(name, str(settings.work_dir / "caches" / name.lower()))
 
 
 if __name__ == "__main__":

@@ -135,8 +135,8 @@ def _leave_error(out_dir: Path, error: BaseException) -> None:
         LOGGER.exception("%s: the error of this step could not be written down.", out_dir)
 
 
-def call_step(function, key, given, **upstream):  # nipype runs this function's source text on its own
-    """What each node runs."""
+def call_step(function, key, given, use_gpu=False, **upstream):  # nipype runs this function's source text on its own
+    """What each node runs; by ``use_gpu`` nipype tells which nodes count against its ``n_gpu_procs``."""
     from bids_app.graph import execute
 
     return execute(function, key, given, upstream)
@@ -186,6 +186,7 @@ class Graph:
         memory_gb: float = 1.0,
         n_procs: int | None = None,
         always: bool = False,
+        gpu: bool = False,
         **arguments: Any,
     ) -> Step:
         """Add a step.
@@ -202,6 +203,8 @@ class Graph:
             Processors that it uses; the settings' threads by default.
         always : bool
             Run it even when nothing changed (for what writes outside its folder).
+        gpu : bool
+            Whether it computes on a GPU, of which there is one for all such steps.
         **arguments
             Plain values, or steps whose results are to be handed over.
         """
@@ -211,7 +214,7 @@ class Graph:
         given = {k: v for k, v in arguments.items() if k not in upstream}
         target = f"{function.__module__}:{function.__qualname__}"
         key = hashlib.sha256(f"{source_hash()}|{target}|{sorted(given.items())!r}".encode()).hexdigest()
-        names = ["function", "key", "given", *upstream]
+        names = ["function", "key", "given", *(["use_gpu"] if gpu else []), *upstream]
         interface = Function(input_names=names, output_names=["out"], function=call_step)
         node = self._engine.Node(
             interface,
@@ -220,6 +223,8 @@ class Graph:
             n_procs=min(n_procs or self._resources.omp_threads, self._resources.n_procs),
         )
         node.inputs.function, node.inputs.key, node.inputs.given = target, key, given
+        if gpu:
+            node.inputs.use_gpu = True
         if always:
             node.overwrite = True
         self._workflow.add_nodes([node])
@@ -330,6 +335,7 @@ class Graph:
         arguments = {
             "n_procs": resources.n_procs,
             "memory_gb": resources.memory_gb,
+            "n_gpu_procs": 1,
             "mp_context": "forkserver",
             "log_level": LOGGER.getEffectiveLevel(),
         }

@@ -149,6 +149,7 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
         stamp=model.stamp,
         memory_gb=2,
         n_procs=all_threads,
+        gpu=settings.model.device != "cpu",
     )
 
     preprocessing = graph.step(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,9 @@ from bids_app.errors import UsageError
 
 SCRATCH_VARIABLE = "NEUROSTORM_SCRATCH"
 """Environment variable: the folder under which scratch goes when ``--work-dir`` is not given."""
+
+CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+"""Where Linux tells the limits of control groups, and the group of this process."""
 
 PARTICIPANT, GROUP = "participant", "group"
 ATTRIBUTIONS = ("occlusion", "gradients", "reconstruction")
@@ -119,19 +123,19 @@ class Settings:
 
 
 def default_cpus() -> int:
-    """Processors that this process may use, by its affinity and its control group."""
+    """Processors that this process may use, by its affinity and its control groups."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _first_line(Path("/sys/fs/cgroup/cpu.max")).split()
-    if len(quota) == 2 and quota[0].isdigit():
-        allowed = min(allowed, max(1, int(quota[0]) // int(quota[1])))
+    for line in _limits("cpu.max"):
+        quota = line.split()
+        if len(quota) == 2 and quota[0].isdigit():
+            allowed = min(allowed, max(1, int(quota[0]) // int(quota[1])))
     return allowed
 
 
 def default_memory_gb() -> float:
-    """Nine tenths of the memory that this process may use, GB, by the machine and its control group."""
+    """Nine tenths of the memory that this process may use, GB, by the machine and its control groups."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        limit = _first_line(Path("/sys/fs/cgroup") / name)
+    for limit in (*_limits("memory.max"), _first_line(CGROUPS / "memory" / "memory.limit_in_bytes")):
         if limit.isdigit():
             total = min(total, int(limit))
     return round(0.9 * total / 1e9, 2)
@@ -146,6 +150,15 @@ def default_work_dir(out_dir: Path) -> Path:
     """A scratch folder that the same output folder finds again."""
     base = os.environ.get(SCRATCH_VARIABLE) or Path(tempfile.gettempdir()) / f"neurostorm-{os.getuid()}"
     return Path(base) / hashlib.sha256(str(out_dir.absolute()).encode()).hexdigest()[:16]
+
+
+def _limits(name: str) -> Iterator[str]:
+    """What a control file says in this process's control group and in all above it; a job of SLURM has its own."""
+    own = _first_line(OWN_CGROUP)
+    folder = CGROUPS / own.removeprefix("0::").strip("/") if own.startswith("0::") else CGROUPS
+    while folder.is_relative_to(CGROUPS):
+        yield _first_line(folder / name)
+        folder = folder.parent
 
 
 def _first_line(path: Path) -> str:

@@ -65,8 +65,18 @@ def steps_can_be_imported(monkeypatch, tmp_path):
     """Steps are found by module and name; the workers of a test need this file on their path."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    for function in (write_number, double, store, fail, fail_unexpectedly, fail_for_the_disk, die):
+    for function in (write_number, double, store, fail, fail_unexpectedly, fail_for_the_disk, die, note_overlap):
         monkeypatch.setattr(function, "__module__", "test_graph")
+
+
+def note_overlap(out_dir: Path) -> None:
+    """Stand for a step on a GPU: leave how many of its kind run at the same time."""
+    mark = out_dir.parent / f"running-{out_dir.name}"
+    mark.touch()
+    time.sleep(0.5)
+    with (out_dir.parent / "overlap.txt").open("a") as log:
+        log.write(f"{len(list(out_dir.parent.glob('running-*')))}\n")
+    mark.unlink()
 
 
 def run_chain(tmp_path: Path, number: int, n_procs: int = 1) -> str:
@@ -83,6 +93,24 @@ def run_chain(tmp_path: Path, number: int, n_procs: int = 1) -> str:
 def test_results_travel_from_step_to_step(tmp_path: Path, n_procs: int) -> None:
     run_chain(tmp_path, 21, n_procs)
     assert (tmp_path / "out.txt").read_text() == "42"
+
+
+def test_steps_on_a_gpu_take_turns(tmp_path: Path) -> None:
+    graph = Graph("wf", tmp_path / "work", ResourceSettings(n_procs=3))
+    for name in ("one", "two", "three"):
+        graph.step(name, note_overlap, n_procs=1, gpu=True)
+    graph.run(crash_dir=tmp_path)
+    assert (tmp_path / "work" / "wf" / "overlap.txt").read_text() == "1\n" * 3
+
+
+def test_cluster_jobs_have_a_name_where_the_user_has_none(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("LOGNAME", raising=False)
+    plugin = tmp_path / "plugin.yml"
+    plugin.write_text("plugin: Linear\n")
+    graph = Graph("wf", tmp_path / "work", ResourceSettings(plugin=plugin))
+    graph.step("write", write_number, number=1)
+    graph.run(crash_dir=tmp_path)
+    assert os.environ["LOGNAME"]
 
 
 def test_a_second_run_repeats_only_what_writes_outside(tmp_path: Path) -> None:

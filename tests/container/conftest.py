@@ -117,7 +117,7 @@ def readable(folder: Path) -> None:
             parent.chmod(parent.stat().st_mode | 0o011)
 
 
-@pytest.fixture(name="sh")
+@pytest.fixture(name="sh", scope="session")
 def sh_fixture():
     """The function `sh`."""
     return sh

@@ -1,0 +1,97 @@
+"""On a real SLURM: every step a job (nipype's plugin), and every participant a task of an array."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT.parent / "shared" / "tools" / "slurm-host"
+NEUROSTORM = Path(sys.executable).with_name("neurostorm")
+LABELS = ("01", "02", "03", "04")
+pytestmark = [pytest.mark.container, pytest.mark.timeout(7200)]
+
+
+@pytest.fixture(scope="module")
+def cluster(sh) -> dict[str, str]:
+    """The environment of a cluster's user; skipped where there is none and none can be started."""
+    environment = os.environ | {"PATH": f"{NEUROSTORM.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    if shutil.which("sinfo") and sh("sinfo", "--noheader").stdout.strip():
+        return environment
+    if not TOOL.exists() or os.geteuid() != 0:
+        pytest.skip("needs SLURM, or root and ../shared/tools/slurm-host")
+    started = sh("bash", TOOL, "start")
+    if started.returncode != 0:
+        pytest.skip(f"SLURM cannot be started here: {started.stderr[-300:]}")
+    found = re.search(r"SLURM_CONF=(\S+)", started.stdout)
+    assert found
+    return environment | {"SLURM_CONF": found[1]}
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Four simulated participants."""
+    from bids_app.phantom import main as phantom
+
+    folder = tmp_path_factory.mktemp("slurm") / "raw"
+    arguments = ["--participants", "4", "--size", "small", "--no-t1w", "--states", "rest"]
+    assert phantom([str(folder), *arguments]) == 0
+    return folder
+
+
+def wait_for_queue(sh, environment: dict[str, str]) -> None:
+    while sh("squeue", "--noheader", env=environment).stdout.strip():
+        time.sleep(2)
+
+
+def test_every_step_is_a_job_of_nipype_s_plugin(sh, cluster: dict[str, str], raw: Path, tmp_path: Path) -> None:
+    plugin = tmp_path / "plugin.yml"
+    written = (ROOT / "docs" / "slurm" / "plugin.yml").read_text()
+    plugin.write_text(written.replace("--cpus-per-task=2 --mem=4G", "--cpus-per-task=1 --mem=2G"))
+    out, work = tmp_path / "out", tmp_path / "work"
+    options = ["--model", "demo", "--level", "minimal", "--work-dir", work, "--use-plugin", plugin]
+    environment = {name: value for name, value in cluster.items() if name != "LOGNAME"}  # as in a container
+    done = sh(NEUROSTORM, raw, out, "participant", *options, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for label in LABELS:
+        assert list(out.glob(f"sub-{label}/**/*_desc-demo_embeddings.tsv"))
+    assert len(list(work.glob("neurostorm/batch/slurm-*.out"))) >= 4 * 5
+
+
+def test_an_array_leaves_rows_and_only_what_failed_is_submitted_again(
+    sh, cluster: dict[str, str], raw: Path, tmp_path: Path
+) -> None:
+    out, labels = tmp_path / "out", tmp_path / "labels.txt"
+    labels.write_text("\n".join([*LABELS, "nobody"]) + "\n")
+    (tmp_path / "tmp").mkdir()
+    environment = cluster | {"TMPDIR": str(tmp_path / "tmp"), "SBATCH_OPTIONS": "--cpus-per-task=1 --mem=3500M"}
+    arguments = [labels, raw, out, "--model", "demo", "--level", "minimal"]
+    limits = environment["SBATCH_OPTIONS"].split()
+    script = ROOT / "docs" / "slurm" / "participants.sbatch"
+    done = sh("sbatch", "--array=1-5", *limits, script, *arguments, env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    wait_for_queue(sh, environment)
+    rows = {p.stem: p.read_text().split("\t") for p in (out / "logs" / "slurm").glob("*.tsv")}
+    said = "".join(p.read_text() for p in tmp_path.glob("slurm-*.out"))
+    assert {label: row[1] for label, row in rows.items()} == dict.fromkeys(LABELS, "0") | {"nobody": "18"}, said
+    for label in LABELS:
+        assert list(out.glob(f"sub-{label}/**/*_desc-demo_embeddings.tsv"))
+    assert not any((tmp_path / "tmp").iterdir()), "scratch was left behind"
+
+    (out / "logs" / "slurm" / "03.tsv").unlink()  # as if its task had been killed
+    before = (out / "logs" / "slurm" / "01.tsv").read_text()
+    again = sh("bash", ROOT / "docs" / "slurm" / "resubmit.sh", *arguments, env=environment, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert "03: exit code none" in again.stdout
+    assert "nobody: exit code 18" in again.stdout
+    assert "01:" not in again.stdout
+    wait_for_queue(sh, environment)
+    assert (out / "logs" / "slurm" / "03.tsv").read_text().split("\t")[1] == "0"
+    assert (out / "logs" / "slurm" / "01.tsv").read_text() == before
