@@ -7,6 +7,7 @@ its own, so that the culprit fails alone and the others finish.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import threading
@@ -53,6 +54,15 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
         super().__init__(plugin_args=plugin_args)
         self.pool = self._new_pool(self.processors)
         self._again: dict[int, tuple[Any, bool]] = {}
+
+    def _prerun_check(self, graph: Any) -> None:
+        super()._prerun_check(graph)
+        gc.collect()
+        gc.freeze()  # nipype collects garbage each time it polls, which walks all that was ever imported
+
+    def _postrun_check(self) -> None:
+        gc.unfreeze()
+        super()._postrun_check()
 
     def _new_pool(self, workers: int) -> ProcessPoolExecutor:
         return ProcessPoolExecutor(
