@@ -92,6 +92,8 @@ def choose_correction(
     if used is None:
         return SYN, f"Distortion is corrected by {METHODS[SYN]}, since there is no fieldmap."
     names = ", ".join(path.name for path in used.files)
+    if used.kind == PAIR and len(used.files) == 1:
+        names += " and the run's own reference image, which is less exact where the two differ in contrast"
     if used.kind != PAIR and not {"TotalReadoutTime", "EffectiveEchoSpacing"} & metadata.keys():
         return "", f"Distortion was not corrected: {name} has no TotalReadoutTime in its sidecar, which {names} needs."
     return used.kind, f"Distortion is corrected by {METHODS[used.kind]}: {names}."

@@ -5,16 +5,21 @@ import pytest
 from scipy import ndimage
 
 from bids_app.bids.fieldmaps import Fieldmap
+from bids_app.bids.query import find_runs
 from bids_app.errors import BadDataError, NoInputError
+from bids_app.phantom import main as phantom
+from bids_app.phantom.truth import PointField
 from bids_app.preprocess.distortion import choose_correction, correct_distortion, estimate_pair
-from bids_app.preprocess.images import ArrayVolumes, save_image
-from bids_app.preprocess.motion import MotionEstimate
+from bids_app.preprocess.epi import prepare_bold
+from bids_app.preprocess.images import ArrayVolumes, read_volume, save_image
+from bids_app.preprocess.motion import MotionEstimate, correct_motion
 from bids_app.preprocess.pepolar import Spline, estimate_displacement
 from bids_app.preprocess.phasemaps import measured_hz, phase_as_radians, phase_difference_hz
 from bids_app.preprocess.registration import Image
 from bids_app.preprocess.resample import pull_volumes
-from bids_app.preprocess.transforms import draw, grid_points, linear, rigid
+from bids_app.preprocess.transforms import apply_matrix, draw, grid_points, linear, rigid
 from bids_app.preprocess.unwarping import Readout, read_readout, save_unwarping, unwarp
+from bids_app.settings import QuerySettings
 
 TRT = 0.05
 READ = {"PhaseEncodingDirection": "j", "TotalReadoutTime": TRT}
@@ -185,7 +190,7 @@ def test_readouts_that_cannot_be_are_refused(content, message):
 @pytest.mark.parametrize(
     ("kind", "metadata", "options", "method", "words"),
     [
-        ("pepolar", READ, {}, "pepolar", "a.nii.gz"),
+        ("pepolar", READ, {}, "pepolar", "a.nii.gz and the run's own reference image"),
         ("pepolar", READ, {"ignore": ("fieldmaps",)}, "", "--ignore fieldmaps"),
         ("pepolar", {}, {}, "", "no PhaseEncodingDirection"),
         ("phasediff", READ, {}, "phasediff", "a phase difference"),
@@ -240,3 +245,25 @@ def test_files_of_a_fieldmap_that_cannot_be_used_are_named(tmp_path, head):
     same = Fieldmap("pepolar", gone.files, (READ, READ))
     with pytest.raises(BadDataError, match="their phase encoding is not opposite"):
         correct_distortion(tmp_path / "x_bold.nii.gz", READ, motion, same, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pepolar", "phasediff"])
+def test_most_of_a_simulated_distortion_is_removed(tmp_path, kind):
+    """From files: the fieldmap lies a little beside the run, and the truth is what was put in."""
+    raw = tmp_path / "raw"
+    arguments = ["--participants", "1", "--seed", "3", "--states", "rest", "--size", "small", "--volumes", "24"]
+    assert phantom([str(raw), *arguments, "--no-t1w", "--nprocs", "1", "--fieldmaps", kind]) == 0
+    (run,) = find_runs(raw, QuerySettings())
+    series = prepare_bold(run.bold, run.metadata, tmp_path, dummy_scans=0)
+    found = correct_distortion(run.bold, run.metadata, correct_motion(series, tmp_path), run.fieldmap, tmp_path)
+    folder = raw / "derivatives/truth/sub-01/func"
+    truth = PointField.load(folder / "sub-01_task-rest_from-boldref_to-distorted_mode-points_xfm.nii.gz")
+    brain, affine = read_volume(folder / "sub-01_task-rest_desc-brain_mask.nii.gz")
+    points = grid_points(brain.shape, affine, brain > 0.5)
+    moves = truth(points) - points
+    poses = np.load(folder / "sub-01_task-rest_desc-motion_xfm.npy")
+    here = apply_matrix(np.linalg.inv(np.load(found.motion)[0]) @ poses[0], points)  # two references of one run
+    error = np.linalg.norm(found.unwarping.aim(here)[0] - here - moves, axis=1)
+    assert np.linalg.norm(moves, axis=1).max() > 7
+    assert 1 - error.mean() / np.linalg.norm(moves, axis=1).mean() > 0.8
