@@ -53,5 +53,8 @@ boutiques: setup
 	$(BIN)/neurostorm --bids-exec-spec cpu > boutiques.new && mv boutiques.new boutiques.json
 	$(BIN)/neurostorm --bids-exec-spec cuda > boutiques.new && mv boutiques.new boutiques-cuda.json
 
+release-check: setup
+	$(BIN)/python scripts/release_check.py
+
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info
