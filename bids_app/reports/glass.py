@@ -36,7 +36,7 @@ def plot_glass_brain(image: Any, path: Path, unit: str = "") -> Path:
             threshold=1e-9,
             cmap="cold_hot",
         )
-        figure.text(0.99, 0.02, unit, color="white", fontsize=9, ha="right")
+        figure.text(0.01, 0.03, unit, color="white", fontsize=9)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120, facecolor="black", metadata={"Software": None})
     finally:
