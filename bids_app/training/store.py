@@ -18,7 +18,6 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,15 +79,11 @@ class Scan:
         """Clips that do not overlap."""
         return self.n_vols // CLIP_VOLUMES
 
-    @cached_property
-    def _places(self) -> torch.Tensor:
-        bits = np.load(self.folder / "mask.npy")
-        return torch.from_numpy(np.flatnonzero(np.unpackbits(bits, count=int(np.prod(MODEL_GRID_SHAPE)))))
-
     @property
     def places(self) -> np.ndarray:
-        """Voxels of the brain, (V,) in C order."""
-        return self._places.numpy()
+        """Voxels of the brain, (V,) in C order; read each time, because stores hold more scans than memory does."""
+        bits = np.load(self.folder / "mask.npy")
+        return np.flatnonzero(np.unpackbits(bits, count=int(np.prod(MODEL_GRID_SHAPE))))
 
     def mean_image(self) -> np.ndarray:
         """The scan's mean over time under the global normalisation, (V,) float32."""
@@ -102,7 +97,7 @@ class Scan:
         codes = np.load(self.folder / "values.npy")
         values = codes.astype(np.float32) * np.float32(self.scale)
         values[codes == BACKGROUND] = self.background
-        return values, self._places.numpy()
+        return values, self.places
 
     def clip(self, start: int, clip_volumes: int = CLIP_VOLUMES) -> torch.Tensor:
         """Volumes from ``start`` on, (1, 96, 96, 96, n) float32."""
@@ -110,7 +105,7 @@ class Scan:
             raise IndexError(f"volumes {start} to {start + clip_volumes} of {self.n_vols} in {self.name}")
         stored = np.load(self.folder / "values.npy", mmap_mode="r")
         codes = torch.full((int(np.prod(MODEL_GRID_SHAPE)), clip_volumes), BACKGROUND, dtype=torch.int8)
-        codes[self._places] = torch.from_numpy(np.ascontiguousarray(stored[start : start + clip_volumes].T))
+        codes[torch.from_numpy(self.places)] = torch.from_numpy(np.ascontiguousarray(stored[start : start + clip_volumes].T))
         grid = torch.where(codes == BACKGROUND, self.background, codes.float().mul_(self.scale))
         return grid.reshape(1, *MODEL_GRID_SHAPE, clip_volumes)
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -68,3 +70,29 @@ def tiny_model(tmp_path: Path) -> Model:
     torch.manual_seed(0)
     path = save_encoder(tmp_path / "tiny.safetensors", TINY, Encoder(TINY).state_dict(), "tiny")
     return load_model(path)
+
+
+@pytest.fixture
+def write_derivative() -> Callable[..., None]:
+    """The function `derivative`."""
+    return derivative
+
+
+def derivative(root: Path, label: str, space: str, tr: float = 0.8, n_vols: int = 25, side: int = 0) -> None:
+    """Write a series of 8 mm voxels in a space, with mask and sidecar; one half may be brighter."""
+    folder = root / f"sub-{label}" / "func"
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(len(label))
+    data = rng.normal(500, 10, (20, 24, 20, n_vols)).astype(np.float32)
+    if side:
+        data[:10] += 100.0 * side
+    affine = np.diag([8.0, 8.0, 8.0, 1.0])
+    affine[:3, 3] = (-76, -110, -68)
+    image = nib.Nifti1Image(data, affine)
+    image.header.set_zooms((8, 8, 8, 9.9))
+    stem = f"sub-{label}_task-rest_space-{space}_res-2"
+    nib.save(image, folder / f"{stem}_desc-preproc_bold.nii.gz")
+    (folder / f"{stem}_desc-preproc_bold.json").write_text(json.dumps({"RepetitionTime": tr}))
+    mask = np.zeros(data.shape[:3], np.uint8)
+    mask[4:16, 4:20, 4:16] = 1
+    nib.save(nib.Nifti1Image(mask, affine), folder / f"{stem}_desc-brain_mask.nii.gz")

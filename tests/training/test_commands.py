@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 
 import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_app.adapters.file import load_adapter
-from bids_app.clips import MODEL_GRID_AFFINE
+from bids_app.adapters.file import AdaptedModel, load_adapter
+from bids_app.adapters.predict import encode_run
+from bids_app.clips import MODEL_GRID_AFFINE, ClipReader, series_from_image
 from bids_app.errors import BadDataError, NoInputError
-from bids_app.model.checkpoint import save_encoder
+from bids_app.model.checkpoint import read_checkpoint, save_encoder
 from bids_app.model.encoder import Encoder
 from bids_app.training.cli import main
 from bids_app.training.examples import ask, gather, read_images
@@ -116,3 +120,69 @@ def test_vectors_of_images_are_read_from_both_kinds_of_files(tmp_path):
         read_images(tmp_path / "a.npy")
     with pytest.raises(NoInputError, match=r"b\.npy"):
         read_images(tmp_path / "b.npy")
+
+
+@pytest.mark.slow
+def test_one_command_goes_from_derivatives_and_a_column_to_an_adapter(
+    write_derivative, tmp_path, tiny_model, encoder, monkeypatch
+):
+    """The table lies in the raw dataset that the derivatives name; only the encoder is said beside the target."""
+    out, raw = tmp_path / "out", tmp_path / "raw"
+    for k, label in enumerate("abcd"):
+        write_derivative(out, label, "MNI152NLin6Asym", n_vols=42, side=k % 2)
+    raw.mkdir()
+    rows = "".join(f"sub-{label}\t{'FM'[k % 2]}\n" for k, label in enumerate("abcd"))
+    (raw / "participants.tsv").write_text("participant_id\tsex\n" + rows)
+    (out / "dataset_description.json").write_text(json.dumps({"DatasetLinks": {"raw": raw.as_uri()}}))
+    monkeypatch.chdir(tmp_path)
+    target = ["--target", "participants.tsv:sex", "--strategy", "prompt"]
+    quick = ["--epochs", "2", "--validation", "0", "--prompt-len", "2"]
+    assert main(["adapt", str(out), *target, "--model", encoder, *quick]) == 0
+    adapter = load_adapter(tmp_path / "sex.safetensors")
+    assert (adapter.card.target, adapter.card.labels, adapter.card.strategy) == ("sex", ("F", "M"), "prompt")
+    assert adapter.card.cohort["participants"] == 4
+    reader = ClipReader(series_from_image(nib.load(next(out.rglob("sub-a*_bold.nii.gz"))), tmp_path / "grid"))
+    _, (prediction,) = encode_run(tiny_model, [AdaptedModel(tiny_model, adapter)], reader, ["voxel"])
+    assert prediction.clips.shape == (reader.n_clips, 2)
+    assert prediction.answer.sum() == pytest.approx(1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_processes_pretrain_as_one_does_with_twice_the_batch(make_store, tmp_path, tiny_config):
+    store = make_store(2)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
+    common = ["--config", str(tmp_path / "config.json"), "--epochs", "2"]
+    for name, options in (("one", ["--batch-size", "4"]), ("two", ["--batch-size", "2", "--processes", "2"])):
+        output = ["--output", str(tmp_path / f"{name}.safetensors")]
+        command = [sys.executable, "-m", "bids_app.training.cli", "pretrain", str(store.folder), *output]
+        subprocess.run([*command, *common, *options], check=True, timeout=800)
+    curves = [np.loadtxt(tmp_path / f"{k}.training" / "steps.csv", delimiter=",", skiprows=1) for k in ("one", "two")]
+    assert curves[1] == pytest.approx(curves[0], rel=1e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_killed_command_goes_on_from_where_it_was(make_store, tmp_path, tiny_config):
+    """Killed as by ``kill -9`` after the first epoch, and started again: the same curve and the same weights."""
+    store = make_store(1)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
+    common = ["--config", str(tmp_path / "config.json"), "--epochs", "3", "--batch-size", "1", "--no-augment"]
+
+    def command(name: str) -> list[str]:
+        output = ["--output", str(tmp_path / f"{name}.safetensors")]
+        return [sys.executable, "-m", "bids_app.training.cli", "pretrain", str(store.folder), *output, *common]
+
+    subprocess.run(command("whole"), check=True, timeout=800)
+    process = subprocess.Popen(command("killed"))
+    while not (tmp_path / "killed.training" / "log.csv").is_file():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    assert process.wait() == -9
+    assert not (tmp_path / "killed.safetensors").exists()
+    subprocess.run(command("killed"), check=True, timeout=800)
+    steps = [(tmp_path / f"{name}.training" / "steps.csv").read_text() for name in ("whole", "killed")]
+    assert steps[0] == steps[1]
+    states = [read_checkpoint(tmp_path / f"{name}.safetensors").encoder for name in ("whole", "killed")]
+    assert all(np.array_equal(states[0][key], states[1][key]) for key in states[0])

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -13,24 +10,7 @@ from bids_app.training.sources import find_series, prepare, raw_dataset_of
 from bids_app.training.store import ClipStore
 
 
-def write_derivative(root, label: str, space: str, tr: float = 0.8, n_vols: int = 25) -> None:
-    folder = root / f"sub-{label}" / "func"
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(len(label))
-    data = rng.normal(500, 10, (20, 24, 20, n_vols)).astype(np.float32)
-    affine = np.diag([8.0, 8.0, 8.0, 1.0])
-    affine[:3, 3] = (-76, -110, -68)
-    image = nib.Nifti1Image(data, affine)
-    image.header.set_zooms((8, 8, 8, 9.9))
-    stem = f"sub-{label}_task-rest_space-{space}_res-2"
-    nib.save(image, folder / f"{stem}_desc-preproc_bold.nii.gz")
-    (folder / f"{stem}_desc-preproc_bold.json").write_text(json.dumps({"RepetitionTime": tr}))
-    mask = np.zeros(data.shape[:3], np.uint8)
-    mask[4:16, 4:20, 4:16] = 1
-    nib.save(nib.Nifti1Image(mask, affine), folder / f"{stem}_desc-brain_mask.nii.gz")
-
-
-def test_derivatives_become_a_store_through_their_affines(tmp_path):
+def test_derivatives_become_a_store_through_their_affines(tmp_path, write_derivative):
     write_derivative(tmp_path / "out", "a", "MNI152NLin6Asym")
     write_derivative(tmp_path / "out", "b", "MNI152NLin2009aSym")
     store = ClipStore(tmp_path / "store", "voxel")
@@ -45,7 +25,7 @@ def test_derivatives_become_a_store_through_their_affines(tmp_path):
     assert [p.name for p in (tmp_path / "store").iterdir() if p.name.startswith(".series")] == []
 
 
-def test_a_space_that_is_not_known_is_refused(tmp_path):
+def test_a_space_that_is_not_known_is_refused(tmp_path, write_derivative):
     write_derivative(tmp_path / "out", "a", "fsaverage")
     with pytest.raises(UsageError, match="fsaverage"):
         prepare(tmp_path / "out", ClipStore(tmp_path / "store", "voxel"))
@@ -56,14 +36,14 @@ def test_a_dataset_without_series_is_named(tmp_path):
         prepare(tmp_path, ClipStore(tmp_path / "store", "voxel"))
 
 
-def test_of_a_run_in_several_spaces_the_model_s_own_is_taken(tmp_path):
+def test_of_a_run_in_several_spaces_the_model_s_own_is_taken(tmp_path, write_derivative):
     for space in ("T1w", "MNI152NLin2009aSym", "MNI152NLin6Asym"):
         write_derivative(tmp_path, "a", space, n_vols=2)
     (found,) = find_series(tmp_path)
     assert (found.name, found.entities["space"]) == ("sub-a_task-rest", "MNI152NLin6Asym")
 
 
-def test_a_series_that_cannot_be_used_is_left_out_with_its_reason(tmp_path):
+def test_a_series_that_cannot_be_used_is_left_out_with_its_reason(tmp_path, write_derivative):
     write_derivative(tmp_path / "out", "a", "MNI152NLin6Asym")
     write_derivative(tmp_path / "out", "b", "MNI152NLin6Asym", n_vols=3)
     said = []
@@ -74,7 +54,7 @@ def test_a_series_that_cannot_be_used_is_left_out_with_its_reason(tmp_path):
     assert "2.4 s" in said[0]
 
 
-def test_volumes_before_the_steady_state_are_left_out_and_confounds_kept(tmp_path):
+def test_volumes_before_the_steady_state_are_left_out_and_confounds_kept(tmp_path, write_derivative):
     write_derivative(tmp_path / "out", "a", "MNI152NLin6Asym", n_vols=26)
     table = tmp_path / "out" / "sub-a" / "func" / "sub-a_task-rest_desc-confounds_timeseries.tsv"
     rows = ["n/a\t1\t0", "9.0\t0\t1", *["0.1\t0\t0", "0.3\t0\t0"] * 12]
@@ -87,7 +67,7 @@ def test_volumes_before_the_steady_state_are_left_out_and_confounds_kept(tmp_pat
 
 
 @pytest.mark.slow
-def test_processes_prepare_together(tmp_path):
+def test_processes_prepare_together(tmp_path, write_derivative):
     for label in "abcd":
         write_derivative(tmp_path / "out", label, "MNI152NLin6Asym")
     store = ClipStore(tmp_path / "store", "voxel")
@@ -96,7 +76,7 @@ def test_processes_prepare_together(tmp_path):
     assert [s.participant for s in prepare(tmp_path / "out", store, n_procs=2)] == list("abcd")
 
 
-def test_a_volume_is_smaller_than_two_megabytes(tmp_path):
+def test_a_volume_is_smaller_than_two_megabytes(tmp_path, write_derivative):
     write_derivative(tmp_path / "out", "a", "MNI152NLin6Asym")
     (scan,) = prepare(tmp_path / "out", ClipStore(tmp_path / "store", "voxel"))
     used = sum(path.stat().st_size for path in scan.folder.iterdir())
