@@ -71,7 +71,7 @@ def nipy_motion(bold: Path) -> np.ndarray:
     import nipy
     from nipy.algorithms.registration import Realign4d
 
-    realigner = Realign4d(nipy.load_image(str(bold)), tr=1.0, slice_times=None, time_interp=False)
+    realigner = Realign4d(nipy.load_image(str(bold)), tr=1.0)
     realigner.estimate(refscan=None)
     return np.stack([transform.as_affine() for transform in realigner._transforms[0]])
 

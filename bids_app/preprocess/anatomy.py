@@ -95,7 +95,7 @@ def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: in
     if stripped:
         warnings += (f"{t1w.name}: its skull was removed already; the brain that it shows was kept as it is.",)
     image = isotropic(Image(mean.image.data - min(float(mean.image.data.min()), 0.0), mean.image.affine), WORKING_MM)
-    bias = bias_field(image, image.data > 0 if stripped else head_mask(image.data, image.affine))
+    bias = bias_field(image, head_mask(image.data, image.affine))
     return PreparedT1w(
         source=t1w,
         image=save_image(out_dir / "t1w_2mm.nii.gz", image.data / bias, image.affine),
