@@ -105,7 +105,8 @@ class Scan:
             raise IndexError(f"volumes {start} to {start + clip_volumes} of {self.n_vols} in {self.name}")
         stored = np.load(self.folder / "values.npy", mmap_mode="r")
         codes = torch.full((int(np.prod(MODEL_GRID_SHAPE)), clip_volumes), BACKGROUND, dtype=torch.int8)
-        codes[torch.from_numpy(self.places)] = torch.from_numpy(np.ascontiguousarray(stored[start : start + clip_volumes].T))
+        rows = np.ascontiguousarray(stored[start : start + clip_volumes].T)  # (V, n)
+        codes[torch.from_numpy(self.places)] = torch.from_numpy(rows)
         grid = torch.where(codes == BACKGROUND, self.background, codes.float().mul_(self.scale))
         return grid.reshape(1, *MODEL_GRID_SHAPE, clip_volumes)
 

@@ -104,6 +104,9 @@ def test_a_head_that_does_not_fit_its_labels_is_refused(model: Model) -> None:
         ({"prompt_len": 1.5}, "prompt_len"),
         ({"demonstration": "yes"}, "demonstration"),
         ({"cohort": None}, "cohort"),
+        ({"dimensions": 3}, "dimensions"),
+        ({"task": "embedding", "labels": ()}, "dimensions"),
+        ({"task": "embedding", "dimensions": 3}, "labels"),
     ],
 )
 def test_an_invalid_card_names_what_is_wrong(model: Model, change: dict, words: str) -> None:

@@ -99,3 +99,13 @@ def test_a_regression_has_values_and_no_labels(model) -> None:
     assert mean["value"] == 32
     assert "label" not in mean
     assert prediction.agreement is None
+
+
+def test_a_vector_has_one_column_a_dimension_and_length_one(model, reader) -> None:
+    vector = card(model, name="who", task="embedding", labels=(), dimensions=3)
+    _, (prediction,) = encode_run(model, [AdaptedModel(model, Adapter(vector, head(3)))], reader, ())
+    assert prediction.agreement is None
+    assert np.linalg.norm(prediction.clips, axis=1) == pytest.approx([1.0, 1.0])
+    rows = list(prediction.rows())
+    assert list(rows[0]) == ["clip", "onset", "duration", "e0000", "e0001", "e0002"]
+    assert len(rows) == 3
