@@ -90,9 +90,10 @@ def test_boutiques_launches_it(image, sh, simulated: Path, tmp_path: Path, out: 
         pytest.skip("boutiques is not installed (the extra dev)")
     program = tmp_path / "bin" / "docker"
     program.parent.mkdir()
-    # without a network, as everywhere here, and without the pull that comes first
+    # as the engine, but without a network and without the pull that comes first
     engine = " ".join(image.engine.plain)
-    program.write_text(f'#!/bin/sh\n[ "$1" = run ] || exit 1\nshift\nexec {engine} run --network none "$@"\n')
+    cases = f'run) shift; exec {engine} run --network none "$@" ;; pull) exit 1 ;; *) exec {engine} "$@" ;;'
+    program.write_text(f'#!/bin/sh\ncase "$1" in {cases} esac\n')
     program.chmod(0o755)
     descriptor = describe(build_parser())
     descriptor["container-image"]["image"] = image.tag
