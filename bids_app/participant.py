@@ -110,6 +110,7 @@ class ChosenModel:
     name: str
     adapters: tuple[Path, ...]
     stamp: str
+    on_gpu: bool
 
 
 def choose_model(settings: Settings) -> ChosenModel:
@@ -118,7 +119,7 @@ def choose_model(settings: Settings) -> ChosenModel:
     entry = find_model(wanted.model)
     adapters = () if wanted.embeddings_only else adapter_paths(entry, wanted.adapters)
     stamp = ";".join(file_stamp(path) for path in (weights_path(entry), *adapters))
-    return ChosenModel(wanted.model, tuple(adapters), stamp)
+    return ChosenModel(wanted.model, tuple(adapters), stamp, steps.choose_device(wanted.device).startswith("cuda"))
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,8 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
         threads=all_threads,
         stamp=model.stamp,
         memory_gb=2,
-        n_procs=all_threads,
-        gpu=settings.model.device != "cpu",
+        n_procs=1 if model.on_gpu else all_threads,
+        gpu=model.on_gpu,
     )
 
     preprocessing = graph.step(
@@ -216,7 +217,8 @@ def add_attribution(
         threads=settings.resources.n_procs,
         stamp=model.stamp + file_stamp(find_atlas(wanted.atlas).path),
         memory_gb=3,
-        n_procs=settings.resources.n_procs,
+        n_procs=1 if model.on_gpu else settings.resources.n_procs,
+        gpu=model.on_gpu,
     )
     return graph.step(
         f"{name}_attribution",
