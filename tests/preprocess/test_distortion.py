@@ -190,7 +190,11 @@ def test_readouts_that_cannot_be_are_refused(content, message):
 @pytest.mark.parametrize(
     ("kind", "metadata", "options", "method", "words"),
     [
-        ("pepolar", READ, {}, "pepolar", "a.nii.gz and the run's own reference image"),
+        ("pepolar", READ | {"EchoTime": 0.031}, {}, "pepolar", "a.nii.gz and the run's own reference image"),
+        ("pepolar", READ | {"EchoTime": 0.05}, {}, "", "two opposite EPIs are needed"),
+        ("pepolar", READ | {"EchoTime": 0.03, "ScanningSequence": "GR"}, {}, "", "a single EPI"),
+        ("pepolar", READ, {}, "", "not known to be the run's"),
+        ("pepolar", READ, {"syn": True}, "syn", "a single EPI of another contrast"),
         ("pepolar", READ, {"ignore": ("fieldmaps",)}, "", "--ignore fieldmaps"),
         ("pepolar", {}, {}, "", "no PhaseEncodingDirection"),
         ("phasediff", READ, {}, "phasediff", "a phase difference"),
@@ -198,11 +202,12 @@ def test_readouts_that_cannot_be_are_refused(content, message):
         (None, READ, {}, "", "there is no fieldmap for it"),
         (None, READ, {"syn": True}, "syn", "the T1w image"),
         (None, READ, {"syn": True, "has_t1w": False}, "", "neither a fieldmap nor a T1w image"),
-        ("pepolar", READ, {"syn": True}, "pepolar", "PEPOLAR"),
+        ("pepolar", READ | {"EchoTime": 0.03}, {"syn": True}, "pepolar", "PEPOLAR"),
     ],
 )
 def test_what_a_run_gets_is_told(tmp_path, kind, metadata, options, method, words):
-    fieldmap = Fieldmap(kind, (tmp_path / "a.nii.gz",), ({},)) if kind else None
+    other = {"ScanningSequence": "SE"} if "ScanningSequence" in metadata else {}
+    fieldmap = Fieldmap(kind, (tmp_path / "a.nii.gz",), ({"EchoTime": 0.03, **other},)) if kind else None
     wanted = {"has_t1w": True, "ignore": (), "syn": False} | options
     found, sentence = choose_correction("sub-01_bold.nii.gz", metadata, fieldmap, **wanted)
     assert found == method
