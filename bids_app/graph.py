@@ -336,6 +336,7 @@ class Graph:
             "n_procs": resources.n_procs,
             "memory_gb": resources.memory_gb,
             "n_gpu_procs": 1,
+            "raise_insufficient": False,  # a step on a GPU may want more processors than the one GPU slot
             "mp_context": "forkserver",
             "log_level": LOGGER.getEffectiveLevel(),
         }

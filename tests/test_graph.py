@@ -96,9 +96,9 @@ def test_results_travel_from_step_to_step(tmp_path: Path, n_procs: int) -> None:
 
 
 def test_steps_on_a_gpu_take_turns(tmp_path: Path) -> None:
-    graph = Graph("wf", tmp_path / "work", ResourceSettings(n_procs=3))
+    graph = Graph("wf", tmp_path / "work", ResourceSettings(n_procs=4))
     for name in ("one", "two", "three"):
-        graph.step(name, note_overlap, n_procs=1, gpu=True)
+        graph.step(name, note_overlap, n_procs=2, gpu=True)
     graph.run(crash_dir=tmp_path)
     assert (tmp_path / "work" / "wf" / "overlap.txt").read_text() == "1\n" * 3
 
