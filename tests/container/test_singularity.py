@@ -56,7 +56,8 @@ class Sandbox:
 
 
 def made(root: Path) -> Path:
-    """Give a root folder the mount points that Apptainer would underlay."""
+    """Let anybody into a root folder, and give it the mount points that Apptainer would underlay."""
+    root.chmod(0o755)
     for name in ("data", "out", "proc", "dev", "tmp"):
         (root / name).mkdir(exist_ok=True)
     return root
