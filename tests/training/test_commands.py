@@ -35,7 +35,16 @@ def test_commands_go_from_a_store_to_an_encoder_and_an_adapter(make_store, tmp_p
     (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
     encoder, adapter = tmp_path / "encoder.safetensors", tmp_path / "side.safetensors"
     common = ["--normalisation", "global", "--batch-size", "2"]
-    pretraining = ["--config", str(tmp_path / "config.json"), "--epochs", "1", "--output", str(encoder), *common]
+    pretraining = [
+        "--config",
+        str(tmp_path / "config.json"),
+        "--epochs",
+        "1",
+        "--no-augment",
+        "--output",
+        str(encoder),
+        *common,
+    ]
     assert main(["pretrain", str(store.folder), *pretraining]) == 0
     adapting = ["--model", str(encoder), "--target", "scan:side", "--strategy", "linear", "--output", str(adapter)]
     assert main(["adapt", str(store.folder), *adapting, "--validation", "0.5", *common]) == 0
@@ -64,7 +73,17 @@ def test_pretraining_by_regions_lists_those_that_cannot_be_resolved(make_store, 
     (tmp_path / "atlas.tsv").write_text("index\tname\n3\tfront\n5\tback\n9\tspeck\n")
     (tmp_path / "weights.tsv").write_text("index\tweight\n3\t2.5\n")
     (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
-    options = ["--mask", "atlas", "--atlas", str(tmp_path / "atlas.nii.gz"), "--atlas-rule", "pure", "--epochs", "1"]
+    options = [
+        "--mask",
+        "atlas",
+        "--atlas",
+        str(tmp_path / "atlas.nii.gz"),
+        "--atlas-rule",
+        "pure",
+        "--epochs",
+        "1",
+        "--no-augment",
+    ]
     options += ["--region-weights", str(tmp_path / "weights.tsv"), "--config", str(tmp_path / "config.json")]
     assert main(["pretrain", str(store.folder), *options, "--output", str(tmp_path / "e.safetensors")]) == 0
     said = capsys.readouterr().out
