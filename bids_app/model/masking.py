@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -70,6 +71,12 @@ class AtlasPatches:
         """From a map that names one region for each patch, as published checkpoints hold; (X, Y, Z)."""
         return cls.from_volume(labels, (1, 1, 1))
 
+    @cached_property
+    def largest(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each patch, the largest fraction and the index of its region; (X, Y, Z) both."""
+        largest, owner = self.fractions.max(0)
+        return largest, owner
+
     def hidden(self, chosen: torch.Tensor, rule: str) -> torch.Tensor:
         """Patches that hide when regions do.
 
@@ -84,7 +91,7 @@ class AtlasPatches:
         torch.Tensor of float32, (X, Y, Z)
             In 0..1.
         """
-        return _entry(ATLAS_RULES, rule, "atlas rule")(self.fractions, chosen)
+        return _entry(ATLAS_RULES, rule, "atlas rule")(self, chosen)
 
     def patches_of_regions(self, rule: str) -> torch.Tensor:
         """Patches, or under ``soft`` fractions of patches, that each region hides alone; (R,)."""
@@ -96,24 +103,25 @@ class AtlasPatches:
         return self.labels[self.patches_of_regions(rule) == 0].tolist()
 
 
-def _any(fractions: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    return (fractions[chosen].sum(0) > 0).float()
+def _any(atlas: AtlasPatches, chosen: torch.Tensor) -> torch.Tensor:
+    return (atlas.fractions[chosen].sum(0) > 0).float()
 
 
-def _majority(fractions: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    largest, owner = fractions.max(0)
+def _majority(atlas: AtlasPatches, chosen: torch.Tensor) -> torch.Tensor:
+    largest, owner = atlas.largest
     return (chosen[owner] & (largest > 0)).float()
 
 
-def _pure(fractions: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    return (fractions[chosen].amax(0) > 1 - 1e-6).float() if chosen.any() else torch.zeros_like(fractions[0])
+def _pure(atlas: AtlasPatches, chosen: torch.Tensor) -> torch.Tensor:
+    largest, owner = atlas.largest
+    return (chosen[owner] & (largest > 1 - 1e-6)).float()
 
 
-def _soft(fractions: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-    return fractions[chosen].sum(0).clamp(0, 1)
+def _soft(atlas: AtlasPatches, chosen: torch.Tensor) -> torch.Tensor:
+    return atlas.fractions[chosen].sum(0).clamp(0, 1)
 
 
-ATLAS_RULES: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+ATLAS_RULES: dict[str, Callable[[AtlasPatches, torch.Tensor], torch.Tensor]] = {
     "any": _any,
     "majority": _majority,
     "pure": _pure,

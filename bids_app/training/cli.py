@@ -92,6 +92,7 @@ def _add_evaluate(p: argparse.ArgumentParser) -> None:
     _add_data(p, normalisation="voxel")
     _add_question(p)
     _add_loop(p, epochs=10, batch_size=8, learning_rate=1e-3)
+    p.set_defaults(strategy="linear")  # the others train through the encoder in every fold
     group = p.add_argument_group("evaluation")
     group.add_argument("--folds", type=int, default=5, metavar="K", help="of the cross-validation (default: 5)")
     group.add_argument("--site-column", metavar="[TABLE:]COLUMN", help="leave one site out instead")
@@ -127,7 +128,12 @@ def _add_question(p: argparse.ArgumentParser) -> None:
         "--task", choices=("classification", "regression", "embedding"), help="default: by the values"
     )  # fmt: skip
     group.add_argument("--model", default="neurostorm-5ds", help="encoder: a name of the catalog, or a file")
-    group.add_argument("--strategy", choices=STRATEGIES, default="prompt", help="what is trained beside the head")
+    group.add_argument(
+        "--strategy",
+        choices=STRATEGIES,
+        default="prompt",
+        help="what is trained beside the head (default: %(default)s)",
+    )
     group.add_argument("--prompt-len", type=int, default=50, metavar="K", help="prompts in front of each window")
     group.add_argument("--no-balance", action="store_true", help="do not make up for classes of different size")
     group.add_argument("--ridge", type=float, default=1e-2, metavar="R", help="penalty on the weights of linear heads")
