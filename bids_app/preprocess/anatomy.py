@@ -17,7 +17,7 @@ from bids_app.catalog.templates import WORKING_MM, Template, load_template
 from bids_app.preprocess.epi import head_mask, largest_part
 from bids_app.preprocess.images import read_volume, save_image
 from bids_app.preprocess.merge import merge_t1w
-from bids_app.preprocess.normalisation import align_with_template, carry_mask
+from bids_app.preprocess.normalisation import above_neck, align_with_template, carry_mask
 from bids_app.preprocess.registration import Image, ants_library, isotropic
 from bids_app.preprocess.transforms import Chain, draw, grid_points
 
@@ -95,7 +95,8 @@ def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: in
     if stripped:
         warnings += (f"{t1w.name}: its skull was removed already; the brain that it shows was kept as it is.",)
     image = isotropic(Image(mean.image.data - min(float(mean.image.data.min()), 0.0), mean.image.affine), WORKING_MM)
-    bias = bias_field(image, head_mask(image.data, image.affine))
+    head = head_mask(image.data, image.affine)
+    bias = bias_field(image, head & above_neck(image, head))  # where a coil fades out, the neck would bend the fit
     return PreparedT1w(
         source=t1w,
         image=save_image(out_dir / "t1w_2mm.nii.gz", image.data / bias, image.affine),

@@ -109,12 +109,16 @@ def top_of_head(points: np.ndarray) -> float:
     return float(np.percentile(points[:, 2], 99.9))
 
 
+def above_neck(image: Image, head: np.ndarray) -> np.ndarray:
+    """Voxels that are not farther below the top of the head (a mask) than a brain can reach, (X, Y, Z) bool."""
+    lowest = top_of_head(grid_points(image.data.shape, image.affine, head)) - HEAD_MM
+    return grid_points(image.data.shape, image.affine)[:, 2].reshape(image.data.shape) > lowest
+
+
 def without_neck(moving: Image) -> Image:
     """An image that is empty farther below the top of the head than a brain can reach."""
-    head = head_mask(moving.data, moving.affine)
-    lowest = top_of_head(grid_points(moving.data.shape, moving.affine, head)) - HEAD_MM
-    height = grid_points(moving.data.shape, moving.affine)[:, 2].reshape(moving.data.shape)
-    return replace(moving, data=np.where(height > lowest, moving.data, np.float32(0)))
+    above = above_neck(moving, head_mask(moving.data, moving.affine))
+    return replace(moving, data=np.where(above, moving.data, np.float32(0)))
 
 
 def judge_normalisation(target: Template, moving: Image, found: Registration) -> dict[str, float]:
