@@ -79,26 +79,29 @@ def main() -> int:
     options = parser.parse_args()
     print(f"{options.image}: {size_of(options.image, options.engine) / 1e9:.2f} GB")
     with tempfile.TemporaryDirectory() as folder:
-        raw, out = options.dataset, Path(folder) / "out"
+        raw, out, work = options.dataset, Path(folder) / "out", Path(folder) / "work"
         if raw is None:
             raw = Path(folder) / "raw"
             program = Path(sys.executable).with_name("neurostorm-phantom")
             subprocess.run([program, raw, "--participants", "1", "--states", "rest"], check=True)
-        out.mkdir()
-        for place in (Path(folder), out):
+        for place in (out, work):
+            place.mkdir()
+        for place in (Path(folder), out, work):
             place.chmod(0o777)
         run = shlex.split(options.run)
-        mounts = ["-v", f"{raw.absolute()}:/data:ro", "-v", f"{out}:/out"]
+        mounts = ["-v", f"{raw.absolute()}:/data:ro", "-v", f"{out}:/out", "-v", f"{work}:/work"]
         print(f"{'what':<12} {'s':>7} {'processor s':>12} {'peak GB':>8} {'exit code':>10}")
         for name, arguments in {
             "version": ["--version"],
             "self-test": ["--self-test"],
-            "participant": ["/data", "/out", "participant", "--model", "demo", "--nprocs", "2"],
+            "participant": ["/data", "/out", "participant", "--model", "demo", "--nprocs", "2", "-w", "/work"],
             "group": ["/data", "/out", "group"],
         }.items():
             seconds, cost, code = measure([*run, *mounts, options.image, *arguments], options.uid)
             cpu = sum(cost.cpu_seconds.values())
             print(f"{name:<12} {seconds:7.1f} {cpu:12.1f} {cost.peak_bytes / 1e9:8.2f} {code:10d}", flush=True)
+        for name, place in (("output", out), ("scratch", work)):
+            print(f"{name}: {sum(path.lstat().st_size for path in place.rglob('*')) / 1e9:.2f} GB")
     return 0
 
 

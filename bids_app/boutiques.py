@@ -23,7 +23,7 @@ CONTAINERS: dict[str, dict[str, Any]] = {
     "cpu": {"type": "docker", "image": f"neurostorm:{__version__}"},
     "cuda": {"type": "singularity", "image": f"docker://neurostorm:{__version__}-cuda", "container-opts": ["--nv"]},
 }
-RESOURCES: dict[str, int] = {"cpu-cores": 2, "ram": 4, "disk-space": 5, "nodes": 1, "walltime-estimate": 1800}
+RESOURCES: dict[str, int] = {"cpu-cores": 2, "ram": 4, "disk-space": 3, "nodes": 1, "walltime-estimate": 900}
 """Of one participant on two processors, rounded up from benchmarks/README.md (GB, s)."""
 
 BESIDE_THE_PARSER: dict[str, Any] = {
