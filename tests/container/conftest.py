@@ -7,6 +7,7 @@ podman. `NEUROSTORM_IMAGE` names an image that is there already, which is then t
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +62,13 @@ class Image:
         return done.stdout.strip()
 
 
+def variable_of(tool: Path, name: str) -> str:
+    """What a script sets a variable to in a line of its own."""
+    found = re.search(rf"^{name}=(\S+)", tool.read_text(), re.MULTILINE)
+    assert found, f"{tool} sets no {name}"
+    return found[1]
+
+
 def find_engine() -> Engine:
     """Docker where its daemon runs, else the tools beside the repository."""
     if sh("sh", "-c", "command -v docker && docker info").returncode == 0:
@@ -71,7 +79,7 @@ def find_engine() -> Engine:
     ready = sh("bash", tool, "setup")
     if ready.returncode != 0:
         pytest.skip(f"container-host cannot be set up here: {ready.stderr[-300:]}")
-    settings = {"STORAGE_DRIVER": "overlay", "CONTAINERS_CONF": "/tmp/container-host/containers.conf"}
+    settings = {"STORAGE_DRIVER": "overlay", "CONTAINERS_CONF": variable_of(tool, "conf")}
     return Engine(("bash", str(tool), "build"), ("bash", str(tool), "run"), ("podman",), settings)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+TOOL = ROOT.parent / "shared" / "tools" / "container-host"
 pytestmark = [pytest.mark.container, pytest.mark.timeout(7200)]
 
 
@@ -82,9 +83,9 @@ def from_docker(image, sh, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture(scope="module")
 def from_debian(image, sh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """``Singularity.debian.def``: its %files and %post in a bare Debian."""
-    base = "localhost/debian:bookworm-slim"
-    if os.geteuid() != 0 or sh("podman", "image", "exists", base).returncode != 0:
-        pytest.skip("needs root and container-host's base image")
+    if os.geteuid() != 0 or not TOOL.exists() or image.engine.plain != ("podman",):
+        pytest.skip("needs root and ../shared/tools/container-host, for its base image")
+    base = next(line.removeprefix("base=") for line in TOOL.read_text().splitlines() if line.startswith("base="))
     root = tmp_path_factory.mktemp("from_debian")
     name = image.plain("create", base, "true")
     archive = root.with_suffix(".tar")
