@@ -128,9 +128,11 @@ def smoothed(volumes: torch.Tensor, fwhm: float) -> torch.Tensor:
     places = torch.arange(-reach, reach + 1, device=volumes.device, dtype=volumes.dtype)
     kernel = torch.exp(-0.5 * (places / sigma) ** 2)
     kernel = kernel / kernel.sum()
-    out = volumes[:, None]
-    for axis in range(3):
-        shape, padding = [1, 1, 1, 1, 1], [0, 0, 0]
-        shape[2 + axis], padding[axis] = len(kernel), reach
-        out = F.conv3d(out, kernel.reshape(shape), padding=padding)
-    return out[:, 0]
+    out = volumes.contiguous()
+    for axis in range(3):  # as products with band matrices, which are many times as fast as thin convolutions
+        n = volumes.shape[1 + axis]
+        diagonals = [torch.diag(k.expand(n - abs(d)), d) for d, k in zip(range(-reach, reach + 1), kernel, strict=True)]
+        band = torch.stack(diagonals).sum(dim=0)
+        before, after = math.prod(volumes.shape[: 1 + axis]), math.prod(volumes.shape[2 + axis :])
+        out = out.reshape(-1, n) @ band if after == 1 else band @ out.reshape(before, n, after)
+    return out.reshape(volumes.shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
 from bids_app.errors import UsageError
 from bids_app.training.augment import Augmentation, moved, smoothed
@@ -45,6 +46,14 @@ def test_smoothing_widens_by_its_fwhm():
     out = smoothed(volume, 4.0)[0]
     assert out.sum() == pytest.approx(1.0, abs=1e-3)
     assert out[10, 10, 12] / out[10, 10, 10] == pytest.approx(0.5, abs=0.01)
+
+
+def test_smoothing_is_the_gaussian_filter_along_every_axis():
+    volumes = torch.randn(2, 9, 14, 11, generator=torch.Generator().manual_seed(0))
+    expected = gaussian_filter(volumes.numpy(), 2.0 / 2.3548, mode="constant", axes=(1, 2, 3), radius=3)
+    assert smoothed(volumes.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2), 2.0).numpy() == pytest.approx(
+        expected, abs=1e-6
+    )
 
 
 def test_changes_are_of_a_clip_s_own_seed_alone():
