@@ -113,3 +113,13 @@ def test_the_builder_is_given_what_the_package_is_made_of_and_nothing_else() -> 
     assert "*" in lines
     assert given == copied
     assert all((ROOT / name).exists() for name in given)
+
+
+def test_the_workflow_runs_what_has_to_pass_and_targets_that_exist() -> None:
+    import yaml
+
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
+    said = {name: [step["run"] for step in job["steps"] if "run" in step] for name, job in jobs.items()}
+    assert said == {"test": ["bash .ci/run"], "container": ["make container-test"], "wheels": ["make release-check"]}
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert {"container-test", "release-check", "image", "boutiques", "lock"} <= set(targets)
