@@ -1,0 +1,263 @@
+"""Does it matter what is hidden in pre-training? Random, window and region masks, on a cohort with a known difference.
+
+    python benchmarks/region_masking.py            # five seeds; meant to stay under 40 minutes on two cores
+    python benchmarks/region_masking.py --quick    # one seed, few participants, a step or two: only that it works
+
+The cohort is simulated: a template's brain cut into parcels, each with slow fluctuations of its own beside those it
+shares with others. In one of two groups, limbic and cerebellar parcels fluctuate in step more than in the other; mean
+images tell nothing. Small encoders are pre-trained on participants without a group, with the same budget (clips,
+epochs, batches, seeds) for each kind of mask, and are then fixed; a linear head is cross-validated on other
+participants. An encoder with random weights stands beside them: what it reaches, pre-training did not give.
+
+Last, each pre-trained autoencoder guesses every parcel of scans that nobody trained on from the rest of the brain; 1 is
+what guessing each voxel's mean would give. All of it goes through `neurostorm-train`, and goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from scipy.ndimage import gaussian_filter1d
+from scipy.spatial import cKDTree
+
+from bids_app.adapters.attribution import Regions, reconstruction_errors
+from bids_app.bids.derivatives import write_json, write_text, write_tsv
+from bids_app.catalog.templates import MODEL_SPACE, brain_on
+from bids_app.clips import CLIP_VOLUMES, MODEL_GRID_AFFINE, MODEL_GRID_SHAPE, MODEL_TR, ClipReader, GridSeries
+from bids_app.model.api import load_autoencoder
+from bids_app.model.checkpoint import save_encoder
+from bids_app.model.encoder import EncoderConfig
+from bids_app.model.mae import MaskedAutoencoder
+from bids_app.phantom.geometry import rng_for
+from bids_app.training.cli import main as train
+from bids_app.training.store import ClipStore
+
+MASKS = ("random", "window", "atlas")
+UNTRAINED = "untrained"
+CONFIG = EncoderConfig(patch_size=(8, 8, 8, 1), embed_dim=12, depths=(1, 1), first_window_size=(4, 4, 4, 4))
+AFFECTED = {
+    "limbic": ((-24, -14, -18), (24, -14, -18), (0, 32, -12), (0, 30, 24), (0, -44, 28)),
+    "cerebellum": ((-16, -56, -36), (16, -56, -36), (-38, -64, -34), (38, -64, -34)),
+}
+"""Centres of the parcels in which the groups differ, mm."""
+GROUPS = ("control", "patient")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything.
+
+    Attributes
+    ----------
+    pretraining, labelled, held_out : int
+        Participants: without a group, with one, and for the reconstruction.
+    clips : int
+        Of a scan.
+    epochs, seeds : int
+    parcels : int
+        Beside those of `AFFECTED`.
+    effect : float
+        By how much of their own size the groups' shared fluctuations differ, to either side of the mean.
+    """
+
+    pretraining: int = 48
+    labelled: int = 80
+    held_out: int = 2
+    clips: int = 2
+    epochs: int = 6
+    seeds: int = 5
+    parcels: int = 46
+    effect: float = 0.35
+
+
+QUICK = Plan(4, 12, 1, 1, 1, 1, 10)
+
+
+@lru_cache(maxsize=1)
+def brain() -> np.ndarray:
+    """The template's brain on the model grid, (96, 96, 96) bool."""
+    return brain_on(MODEL_SPACE, MODEL_GRID_SHAPE, MODEL_GRID_AFFINE)
+
+
+@lru_cache(maxsize=1)
+def parcels(others: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Parcel of each voxel of the brain, (V,) from 0 on, and the parcels' names; voxels go to the nearest centre."""
+    points = np.argwhere(brain()) @ MODEL_GRID_AFFINE[:3, :3].T + MODEL_GRID_AFFINE[:3, 3]
+    names = [f"{system}{k + 1}" for system, places in AFFECTED.items() for k in range(len(places))]
+    centres = [np.array(place, float) for places in AFFECTED.values() for place in places]
+    for number in range(others):  # each as far as can be from all before it
+        centres.append(points[np.argmax(cKDTree(np.array(centres)).query(points)[0])])
+        names.append(f"other{number + 1}")
+    return cKDTree(np.array(centres)).query(points)[1], tuple(names)
+
+
+def write_atlas(folder: Path, plan: Plan) -> Path:
+    """The parcels as a label image with its table."""
+    owners, names = parcels(plan.parcels)
+    labels = np.zeros(MODEL_GRID_SHAPE, np.int16)
+    labels[brain()] = owners + 1
+    folder.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(labels, MODEL_GRID_AFFINE), folder / "parcels.nii.gz")
+    write_tsv(folder / "parcels.tsv", {"index": list(range(1, len(names) + 1)), "name": list(names)})
+    return folder / "parcels.nii.gz"
+
+
+def simulate(label: str, group: str | None, plan: Plan) -> GridSeries:
+    """One scan: voxels' own noise, each parcel's fluctuation, and those that parcels share."""
+    rng = rng_for(label, "scan")
+    owners, names = parcels(plan.parcels)
+    n_vols = plan.clips * CLIP_VOLUMES
+    strength = 0.02 * np.exp(rng.normal(0, 0.1, len(names)))
+    affected = np.array([not name.startswith("other") for name in names])
+    if group is not None:
+        strength[affected] *= 1 + plan.effect * (1 if group == GROUPS[1] else -1)
+    loads = rng_for("networks").normal(size=(len(names), 5)) / 5**0.5
+    courses = 0.8 * _slow(rng, n_vols, len(names)) + 0.6 * _slow(rng, n_vols, 5) @ loads.T  # (U, parcels)
+    values = 0.03 * rng.standard_normal((n_vols, len(owners)), dtype=np.float32)
+    values += (courses * strength).astype(np.float32)[:, owners]
+    values += 1 + 0.1 * rng_for("anatomy").standard_normal(len(owners), dtype=np.float32)
+    return GridSeries(1000 * values, brain(), MODEL_TR)
+
+
+def _slow(rng: np.random.Generator, n_vols: int, n: int) -> np.ndarray:
+    """Slow courses (U, n) of standard deviation 1."""
+    course = gaussian_filter1d(rng.standard_normal((n_vols + 40, n)), 2.5, axis=0)
+    return (course / course.std(axis=0))[20:-20]
+
+
+def make_cohort(folder: Path, plan: Plan) -> tuple[Path, Path]:
+    """The stores of participants without and with a group; the table lies in ``folder``."""
+    people = [(f"{k:03d}", GROUPS[k % 2]) for k in range(plan.labelled)]
+    write_tsv(
+        folder / "participants.tsv",
+        {"participant_id": [f"sub-{p}" for p, _ in people], "group": [group for _, group in people]},
+    )
+    write_json(folder / "dataset_description.json", {"Name": "simulated", "BIDSVersion": "1.10.0"})
+    stores = ClipStore(folder / "unlabelled", "voxel"), ClipStore(folder / "labelled", "voxel")
+    for k in range(plan.pretraining):
+        if f"sub-p{k:03d}_task-x" not in stores[0]:  # of either group, which nobody is told
+            stores[0].add(f"sub-p{k:03d}_task-x", simulate(f"p{k:03d}", GROUPS[k % 2], plan), f"p{k:03d}")
+    for label, group in people:
+        if f"sub-{label}_task-x" not in stores[1]:
+            stores[1].add(f"sub-{label}_task-x", simulate(label, group, plan), label)
+    return stores[0].folder, stores[1].folder
+
+
+def pretrained(kind: str, seed: int, work: Path, store: Path, atlas: Path, plan: Plan) -> Path:
+    """An encoder of a kind; what is there is not trained again."""
+    path = work / f"{kind}_{seed}.safetensors"
+    if path.is_file():
+        return path
+    if kind == UNTRAINED:
+        torch.manual_seed(seed)
+        model = MaskedAutoencoder(CONFIG)
+        return save_encoder(path, CONFIG, model.encoder.state_dict(), kind, decoder=model.decoder_state(), info={})
+    config = write_text(work / "config.json", json.dumps(CONFIG.as_dict()))
+    options = ["--mask", kind, "--config", str(config), "--output", str(path), "--normalisation", "voxel"]
+    options += ["--atlas", str(atlas)] if kind == "atlas" else []
+    options += ["--epochs", str(plan.epochs), "--batch-size", "4", "--learning-rate", "1e-3", "--no-augment"]
+    if train(["pretrain", str(store), *options, "--seed", str(seed), "--name", kind]):
+        raise SystemExit(f"{path}: pre-training failed")
+    return path
+
+
+def answers(encoder: Path, store: Path, tables: Path) -> np.ndarray:
+    """Who was told right by a linear head in cross-validation, (participants,) 0 or 1."""
+    report = encoder.with_suffix(".report")
+    options = ["--raw", str(tables), "--target", "participants.tsv:group", "--model", str(encoder), "--baselines"]
+    options += ["--strategy", "linear", "--permutations", "0", "--draws", "100", "--output", str(report)]
+    if train(["evaluate", str(store), *options]):
+        raise SystemExit(f"{encoder}: the evaluation failed")
+    with open(report / "answers.tsv", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    return np.array([float(row[f"encoder_p_{row['truth']}"]) > 0.5 for row in rows], float)
+
+
+def errors(encoder: Path, regions: Regions, plan: Plan) -> np.ndarray:
+    """How badly each parcel is guessed, (parcels,); the mean over scans that nobody trained on."""
+    model = load_autoencoder(encoder)
+    found = []
+    for k in range(plan.held_out):
+        reader = ClipReader(simulate(f"held{k}", GROUPS[k % 2], plan))
+        found.append(reconstruction_errors(model, reader, regions, "voxel").clips[0])
+    return np.mean(found, axis=0)
+
+
+def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
+    """Mean of values (seeds, participants) and its 95 % interval, participants and seeds drawn with replacement."""
+    rng = np.random.default_rng(0)
+    n_seeds, n = values.shape
+    means = [
+        values[rng.integers(n_seeds, size=n_seeds)][:, rng.integers(n, size=n)].mean() for _ in range(draws)
+    ]  # fmt: skip
+    return float(values.mean()), *(float(q) for q in np.percentile(means, [2.5, 97.5]))
+
+
+def run(work: Path, plan: Plan) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Accuracies (seeds, participants) and reconstruction errors (seeds, parcels) of each kind of mask."""
+    atlas = write_atlas(work, plan)
+    unlabelled, labelled = make_cohort(work, plan)
+    owners, names = parcels(plan.parcels)
+    labels = np.zeros(MODEL_GRID_SHAPE, np.int64)
+    labels[brain()] = owners + 1
+    regions = Regions("parcels", labels, {k + 1: name for k, name in enumerate(names)})
+    right: dict[str, list[np.ndarray]] = {}
+    missed: dict[str, list[np.ndarray]] = {}
+    for seed in range(plan.seeds):
+        for kind in (UNTRAINED, *MASKS):
+            started = time.monotonic(), time.process_time()
+            encoder = pretrained(kind, seed, work, unlabelled, atlas, plan)
+            right.setdefault(kind, []).append(answers(encoder, labelled, work))
+            if kind != UNTRAINED:
+                missed.setdefault(kind, []).append(errors(encoder, regions, plan))
+            took = time.monotonic() - started[0], time.process_time() - started[1]
+            print(f"{kind}, seed {seed}: {took[0]:.0f} s, {took[1]:.0f} s of the processor", flush=True)
+    return {k: np.stack(v) for k, v in right.items()}, {k: np.stack(v) for k, v in missed.items()}
+
+
+def report(right: dict[str, np.ndarray], missed: dict[str, np.ndarray], names: tuple[str, ...]) -> None:
+    """Print accuracies, their differences from window masks, and the regions' reconstruction."""
+    print("\n| mask | accuracy | seeds, lowest to highest | ahead of window masks |\n" + "| --- " * 4 + "|")
+    for kind, values in right.items():
+        low, high = values.mean(axis=1).min(), values.mean(axis=1).max()
+        ahead = interval(values - right["window"])
+        cells = [kind, "{:.3f} ({:.3f} to {:.3f})".format(*interval(values)), f"{low:.3f} to {high:.3f}"]
+        cells.append("" if kind == "window" else "{:+.3f} ({:+.3f} to {:+.3f})".format(*ahead))
+        print("| " + " | ".join(cells) + " |")
+    systems = np.array([name.rstrip("0123456789") for name in names])
+    print("\nSquared error over variance of parcels that are hidden whole, mean over seeds (lowest to highest):\n")
+    print(f"| mask | {' | '.join((*AFFECTED, 'other'))} |\n" + "| --- " * (len(AFFECTED) + 2) + "|")
+    for kind, values in missed.items():
+        cells = []
+        for system in (*AFFECTED, "other"):
+            means = np.nanmean(values[:, systems == system], axis=1)
+            cells.append(f"{means.mean():.3f} ({means.min():.3f} to {means.max():.3f})")
+        print(f"| {kind} | {' | '.join(cells)} |")
+
+
+def main() -> None:
+    """Run all and print."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--work", type=Path, default=Path("region-masking"), help="cohort (some 1.2 GB), encoders, reports")
+    p.add_argument("--quick", action="store_true", help="only that it works")
+    p.add_argument("--threads", type=int, default=2)
+    arguments = p.parse_args()
+    torch.set_num_threads(arguments.threads)
+    plan = QUICK if arguments.quick else Plan()
+    started = time.monotonic()
+    right, missed = run(arguments.work, plan)
+    report(right, missed, parcels(plan.parcels)[1])
+    print(f"\n{plan}: {(time.monotonic() - started) / 60:.1f} minutes")
+
+
+if __name__ == "__main__":
+    main()
