@@ -69,11 +69,11 @@ class Plan:
         By how much of their own size the groups' shared fluctuations differ, to either side of the mean.
     """
 
-    pretraining: int = 48
+    pretraining: int = 40
     labelled: int = 80
     held_out: int = 2
     clips: int = 2
-    epochs: int = 6
+    epochs: int = 3
     seeds: int = 5
     parcels: int = 46
     effect: float = 0.35
@@ -164,7 +164,7 @@ def pretrained(kind: str, seed: int, work: Path, store: Path, atlas: Path, plan:
     config = write_text(work / "config.json", json.dumps(CONFIG.as_dict()))
     options = ["--mask", kind, "--config", str(config), "--output", str(path), "--normalisation", "voxel"]
     options += ["--atlas", str(atlas)] if kind == "atlas" else []
-    options += ["--epochs", str(plan.epochs), "--batch-size", "4", "--learning-rate", "1e-3", "--no-augment"]
+    options += ["--epochs", str(plan.epochs), "--batch-size", "2", "--learning-rate", "1e-3", "--no-augment"]
     if train(["pretrain", str(store), *options, "--seed", str(seed), "--name", kind]):
         raise SystemExit(f"{path}: pre-training failed")
     return path
@@ -247,7 +247,7 @@ def report(right: dict[str, np.ndarray], missed: dict[str, np.ndarray], names: t
 def main() -> None:
     """Run all and print."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--work", type=Path, default=Path("region-masking"), help="cohort (some 1.2 GB), encoders, reports")
+    p.add_argument("--work", type=Path, default=Path("region-masking"), help="cohort (some 1.3 GB), encoders, reports")
     p.add_argument("--quick", action="store_true", help="only that it works")
     p.add_argument("--threads", type=int, default=2)
     arguments = p.parse_args()
