@@ -51,7 +51,7 @@ OUTPUT_FOLDERS = [
     {
         "id": "output_dir",
         "name": "Output folder",
-        "description": "Name of the folder for the derivatives; made when missing",
+        "description": "Name of the folder for the derivatives, made when missing; for the group level, of the one there",
         "type": "String",
         "optional": True,
         "value-key": "[OUTPUT_DIR]",
@@ -59,13 +59,16 @@ OUTPUT_FOLDERS = [
     {
         "id": "participants_dir",
         "name": "Outputs of the participant level",
-        "description": "For the group level: the folder that the participant level wrote; the tables go there, too",
+        "description": "The same folder, for platforms that hand folders over; bosh 0.5.33 leaves it out of the command",
         "type": "File",
         "optional": True,
         "value-key": "[OUTPUT_DIR]",
     },
 ]
-"""`bosh validate --bids` wants the output folder as a name and as a folder that exists."""
+"""`bosh validate --bids` wants the output folder as a name and as a folder that exists, both under one key.
+
+bosh 0.5.33 clears a key at the first of its inputs that has no value, so only the first of the two is of use with it.
+"""
 
 GROUPS = [
     {
