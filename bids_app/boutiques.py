@@ -51,7 +51,7 @@ OUTPUT_FOLDERS = [
     {
         "id": "output_dir",
         "name": "Output folder",
-        "description": "Name of the folder for the derivatives, made when missing; for the group level, of the one there",
+        "description": "Name of the derivatives' folder, made when missing; for the group level, the one there",
         "type": "String",
         "optional": True,
         "value-key": "[OUTPUT_DIR]",
@@ -59,7 +59,7 @@ OUTPUT_FOLDERS = [
     {
         "id": "participants_dir",
         "name": "Outputs of the participant level",
-        "description": "The same folder, for platforms that hand folders over; bosh 0.5.33 leaves it out of the command",
+        "description": "The same folder, for platforms that hand folders over; bosh 0.5.33 leaves it out",
         "type": "File",
         "optional": True,
         "value-key": "[OUTPUT_DIR]",
