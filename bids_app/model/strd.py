@@ -22,6 +22,8 @@ from bids_app.errors import UsageError
 from bids_app.model.windows import Size4
 
 EPSILON = 1e-8
+AT_A_TIME = 8
+"""Windows whose affinities, which are many times the tokens, are held at once on a CPU: they stay in its cache."""
 
 
 @lru_cache(maxsize=64)
@@ -61,16 +63,22 @@ def drop_probability(tokens: torch.Tensor, window: Size4, l_spat: int = 5, l_tem
     with torch.no_grad():
         h = tokens.detach().float()
         spatial, temporal = (m.to(h.device) for m in neighbourhoods(window, l_spat, l_temp))
-        affinity = torch.softmax(h @ h.transpose(1, 2) / h.shape[-1] ** 0.5, dim=-1)  # (N, L, L)
-        terms = []
-        for own, other in ((spatial, temporal), (temporal, spatial)):
-            strength = (affinity * other).amax(-1)
-            # sum_j A(i, j) is 1, but the clamp acts on each W(i, j), so the sum cannot be taken first
-            terms.append(strength / ((affinity * own).sum(-1) + EPSILON) * own.any(-1))
-        weight = (0.5 * (terms[0] + terms[1])).unsqueeze(-1)
-        total = (weight * affinity).clamp_(0, 1).sum(-1)  # (N, L)
-        neighbours = spatial.sum(-1) + temporal.sum(-1)
-        return (total / neighbours.clamp(min=1)).clamp_(0, 1)
+        together = AT_A_TIME if h.device.type == "cpu" else len(h)
+        return torch.cat([_drop_probability(part, spatial, temporal) for part in h.split(max(together, 1))])
+
+
+def _drop_probability(h: torch.Tensor, spatial: torch.Tensor, temporal: torch.Tensor) -> torch.Tensor:
+    """The same of some windows (n, L, C), with both neighbourhoods (L, L); (n, L)."""
+    affinity = torch.softmax((h / h.shape[-1] ** 0.5) @ h.transpose(1, 2), dim=-1)  # (n, L, L)
+    in_space, in_time = affinity * spatial, affinity * temporal
+    terms = []
+    for own, other, mask in ((in_space, in_time, spatial), (in_time, in_space, temporal)):
+        # sum_j A(i, j) is 1, but the clamp acts on each W(i, j), so the sum cannot be taken first
+        terms.append(other.amax(-1) / (own.sum(-1) + EPSILON) * mask.any(-1))
+    weight = (0.5 * (terms[0] + terms[1])).unsqueeze(-1)
+    total = affinity.mul_(weight).clamp_(0, 1).sum(-1)  # (n, L)
+    neighbours = spatial.sum(-1) + temporal.sum(-1)
+    return (total / neighbours.clamp(min=1)).clamp_(0, 1)
 
 
 class TokenDropout(nn.Module):

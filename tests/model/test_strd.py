@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bids_app.errors import UsageError
-from bids_app.model.strd import TokenDropout, drop_probability, neighbourhoods
+from bids_app.model.strd import AT_A_TIME, TokenDropout, drop_probability, neighbourhoods
 
 WINDOW = (4, 4, 4, 4)
 
@@ -54,3 +54,10 @@ def test_gradients_reach_the_tokens_that_are_kept():
 def test_neighbourhoods_below_one_are_refused():
     with pytest.raises(UsageError):
         TokenDropout(0, 5)
+
+
+def test_a_window_s_tokens_are_judged_alone_however_many_windows_there_are():
+    tokens = torch.randn(2 * AT_A_TIME + 3, 24, 5, generator=torch.Generator().manual_seed(3))
+    together = drop_probability(tokens, (3, 2, 2, 2))
+    alone = torch.cat([drop_probability(one[None], (3, 2, 2, 2)) for one in tokens])
+    assert torch.allclose(together, alone, atol=1e-6)
