@@ -189,6 +189,7 @@ def adapt(
         retrieval={"mean": list(question.image_mean)} if question.image_mean else {},
         cohort=_cohort(training),
         metrics=_metrics(rows, question, validation),
+        demonstration=model.demonstration,
     )
     final = head.folded() if isinstance(head, StandardisedHead) else head
     return Adapter(card, _cpu(final.state_dict()), learner.learned()), rows

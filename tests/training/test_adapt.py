@@ -52,6 +52,18 @@ def test_a_strategy_trains_its_part_and_its_file_answers_alike(strategy, make_st
     assert rows[0]["loss"] == pytest.approx(torch.log(torch.tensor(2.0)).item(), rel=0.2)
 
 
+def test_an_adapter_of_a_demonstration_is_one(make_store, tmp_path, tiny_config):
+    data = labelled(make_store(2))
+    question = Question.about("side", data.values)
+    for demonstration in (True, False):
+        path = tmp_path / "tiny.safetensors"
+        save_encoder(path, tiny_config, Encoder(tiny_config).state_dict(), "tiny", demonstration=demonstration)
+        adapter, _ = adapt(
+            load_model(path), question, data, None, AdaptSettings("linear", batch_size=2), "global", "side"
+        )
+        assert load_adapter(save_adapter(tmp_path / "a.safetensors", adapter)).card.demonstration is demonstration
+
+
 def test_a_linear_adapter_tells_sides_apart(make_store, tiny_model, tmp_path):
     data = labelled(make_store(4))
     question = Question.about("side", data.values)
