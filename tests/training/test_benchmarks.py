@@ -1,0 +1,84 @@
+"""The benchmarks of pre-training: what they measure is what they say, and their cohort differs where it should."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """A function that loads a benchmark by name."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+    def load(name: str) -> ModuleType:
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+class Slow:
+    """Three batches that take 50 ms to come."""
+
+    steps = 3
+
+    def epoch(self, number: int, first: int = 0):
+        for k in range(first, self.steps):
+            time.sleep(0.05)
+            yield k
+
+
+def test_waiting_is_told_from_the_rest_of_a_step(script):
+    watched = script("pretraining").Watched(Slow())
+    given = watched.epoch(0)
+    for k in range(3):
+        assert next(given) == k
+        time.sleep(0.02)
+    given.close()  # as the loop does after its last step
+    assert [step.first for step in watched.found] == [True, False, False]
+    for step in watched.found:
+        assert step.waiting >= 0.05
+        assert step.wall - step.waiting >= 0.02
+
+
+@pytest.mark.slow
+def test_groups_of_the_masking_cohort_differ_in_limbic_and_cerebellar_parcels_alone(script):
+    module = script("region_masking")
+    plan = replace(module.QUICK, effect=0.5)
+    owners, names = module.parcels(plan.parcels)
+    assert set(owners) == set(range(len(names)))
+    spread = []
+    for group in module.GROUPS:
+        values = np.asarray(module.simulate("a", group, plan).values)
+        courses = np.stack([values[:, owners == k].mean(axis=1) for k in range(len(names))])
+        spread.append(courses.std(axis=1))
+    ratio = spread[1] / spread[0]
+    affected = np.array([not name.startswith("other") for name in names])
+    assert ratio[affected] == pytest.approx(3.0, rel=0.1)
+    assert ratio[~affected] == pytest.approx(1.0, rel=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_masks_are_compared_from_cohort_to_table(script, tmp_path, capsys):
+    module = script("region_masking")
+    right, missed = module.run(tmp_path, module.QUICK)
+    assert set(right) == {module.UNTRAINED, *module.MASKS}
+    assert set(missed) == set(module.MASKS)
+    assert all(values.shape == (1, module.QUICK.labelled) for values in right.values())
+    assert all(np.isfinite(values).all() for values in missed.values())
+    module.report(right, missed, module.parcels(module.QUICK.parcels)[1])
+    assert "| atlas |" in capsys.readouterr().out
