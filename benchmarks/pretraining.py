@@ -34,6 +34,7 @@ from bids_app.model.mamba import D_STATE
 from bids_app.model.scan import BACKENDS
 from bids_app.training.data import Batch, ClipBatches
 from bids_app.training.loop import LoopSettings
+from bids_app.training.memory import keep_freed_memory
 from bids_app.training.pretrain import PretrainSettings, pretrain
 from bids_app.training.store import ClipStore
 
@@ -152,6 +153,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a small encoder")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as the command does
     machine = platform.processor() or platform.machine()
     print(f"{machine}, {arguments.threads} threads, torch {torch.__version__}, batches of {arguments.batch_size}")
     head = [

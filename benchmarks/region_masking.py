@@ -39,6 +39,7 @@ from bids_app.model.encoder import EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.phantom.geometry import rng_for
 from bids_app.training.cli import main as train
+from bids_app.training.memory import keep_freed_memory
 from bids_app.training.store import ClipStore
 
 MASKS = ("random", "window", "atlas")
@@ -252,6 +253,7 @@ def main() -> None:
     p.add_argument("--threads", type=int, default=2)
     arguments = p.parse_args()
     torch.set_num_threads(arguments.threads)
+    keep_freed_memory()  # as the command does
     plan = QUICK if arguments.quick else Plan()
     started = time.monotonic()
     right, missed = run(arguments.work, plan)

@@ -159,7 +159,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = parser().parse_args(argv)
     from bids_app.training import commands
+    from bids_app.training.memory import keep_freed_memory
 
+    if argv is None:  # the process is this command's own
+        keep_freed_memory()
     try:
         {"pretrain": commands.pretrain, "adapt": commands.adapt, "evaluate": commands.evaluate}[arguments.command](
             arguments
