@@ -2,6 +2,7 @@
 
     python benchmarks/pretraining.py                    # batches of 8 clips, as published
     python benchmarks/pretraining.py --batch-size 1     # little memory: every step waits for a clip, if it has to
+    python benchmarks/pretraining.py --default-memory   # without what the command does about memory
     python benchmarks/pretraining.py --quick            # a small encoder, to see that the command works
 
 The published configuration and recipe (window masks, redundancy dropout, augmentation, AdamW) in the loop of
@@ -150,10 +151,12 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2, help="epochs of each backend")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--default-memory", action="store_true", help="freed memory goes back, unlike in the command")
     parser.add_argument("--quick", action="store_true", help="a small encoder")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    keep_freed_memory()  # as the command does
+    if not arguments.default_memory:
+        keep_freed_memory()  # as the command does
     machine = platform.processor() or platform.machine()
     print(f"{machine}, {arguments.threads} threads, torch {torch.__version__}, batches of {arguments.batch_size}")
     head = [
