@@ -3,6 +3,7 @@
     python benchmarks/accuracy.py                          # simulates four participants first
     python benchmarks/accuracy.py --dataset FOLDER         # one that `neurostorm-phantom` wrote
     python benchmarks/accuracy.py --routes direct
+    python benchmarks/accuracy.py --fieldmaps              # distortion of 8 mm, and what each kind of fieldmap leaves
     python benchmarks/accuracy.py --boundary               # what refining BOLD to T1w at the boundary would do
 
 Every first run of a participant goes from its raw files through all steps, with its T1w and without. Errors are mm over
@@ -15,6 +16,7 @@ import argparse
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,18 +24,25 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
+from bids_app.bids.query import find_runs
 from bids_app.catalog.templates import load_template
 from bids_app.errors import NeurostormError
-from bids_app.phantom.dataset import DatasetPlan, write_dataset
+from bids_app.phantom.dataset import FIELDMAPS, DatasetPlan, write_dataset
 from bids_app.phantom.truth import PointField
 from bids_app.preprocess.boundary import SLOPE, Refinement, refine, white_matter_boundary
+from bids_app.preprocess.distortion import correct_distortion
+from bids_app.preprocess.epi import prepare_bold
 from bids_app.preprocess.images import read_volume
+from bids_app.preprocess.motion import MotionEstimate, correct_motion
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration import Image, dice
 from bids_app.preprocess.run import preprocess_run
 from bids_app.preprocess.transforms import LPS, Chain, apply_matrix, draw, grid_points, linear, rigid
+from bids_app.settings import QuerySettings
 
 ROUTES = ("t1w", "direct")
+DISTORTION_COLUMNS = ("put in", "largest", "left", "removed %", "seconds")
+LARGEST_MM = 8.0
 BOUNDARY_COLUMNS = ("coreg", "gain %", "refined", "slope 0.5", "from beside")
 COLUMNS = ("motion mean", "motion max", "mask Dice", "EPI Dice", "T1w Dice", "coreg", "norm 50%", "norm 95%", "all 50%")
 
@@ -193,6 +202,49 @@ def runs_of(
             yield f"{subject} {route}", judge(run, Truth.of(dataset, bold))
 
 
+def distortions(work: Path, participants: int, seed: int, largest_mm: float) -> Iterable[tuple[str, dict[str, float]]]:
+    """Simulate distorted runs with each kind of fieldmap, correct them from their files, compare with the truth.
+
+    Mean lengths over the brain, mm; the seconds are processor time.
+    """
+    for kind in FIELDMAPS:
+        dataset = work / kind
+        plan = DatasetPlan(
+            participants, seed, states=("rest",), t1w=False, volumes=40, distortion=largest_mm, fieldmaps=kind
+        )
+        write_dataset(dataset, plan)
+        for run in find_runs(dataset, QuerySettings()):
+            folder = work / "steps" / kind / run.participant
+            folder.mkdir(parents=True)
+            series = prepare_bold(run.bold, run.metadata, folder, dummy_scans=0)
+            motion = correct_motion(series, folder)
+            started = time.process_time()
+            assert run.fieldmap is not None
+            found = correct_distortion(run.bold, run.metadata, motion, run.fieldmap, folder)
+            seconds = time.process_time() - started
+            yield f"sub-{run.participant} {kind}", left_over(found, dataset, run.stem) | {"seconds": seconds}
+
+
+def left_over(found: MotionEstimate, dataset: Path, stem: str) -> dict[str, float]:
+    """How long the displacement in the brain is before and after a correction."""
+    folder = dataset / "derivatives" / "truth" / stem.partition("_")[0] / "func"
+    truth = PointField.load(folder / f"{stem}_from-boldref_to-distorted_mode-points_xfm.nii.gz")
+    brain, affine = read_volume(folder / f"{stem}_desc-brain_mask.nii.gz")
+    points = grid_points(brain.shape, affine, brain > 0.5)
+    moves = truth(points) - points
+    poses = np.load(folder / f"{stem}_desc-motion_xfm.npy")
+    here = apply_matrix(np.linalg.inv(np.load(found.motion)[0]) @ poses[0], points)  # two references of one run
+    assert found.unwarping is not None
+    left = np.linalg.norm(found.unwarping.aim(here)[0] - here - moves, axis=1).mean()
+    lengths = np.linalg.norm(moves, axis=1)
+    return {
+        "put in": float(lengths.mean()),
+        "largest": float(lengths.max()),
+        "left": float(left),
+        "removed %": float(100 * (1 - left / lengths.mean())),
+    }
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -201,7 +253,12 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the new one")
     parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES))
     parser.add_argument("--boundary", action="store_true", help="only BOLD to T1w, with and without refinement")
+    parser.add_argument("--fieldmaps", action="store_true", help="only distortion, with each kind of fieldmap")
     arguments = parser.parse_args()
+    if arguments.fieldmaps:
+        with tempfile.TemporaryDirectory() as name:
+            show(distortions(Path(name), arguments.participants, arguments.seed, LARGEST_MM), DISTORTION_COLUMNS)
+        return
     with tempfile.TemporaryDirectory() as name:
         dataset = arguments.dataset or Path(name) / "raw"
         if arguments.dataset is None:
