@@ -162,7 +162,29 @@ def register(
     finally:
         shutil.rmtree(folder)
     forward, backward = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
+    for file in (forward, backward):
+        forget_times(file)
     return Registration(read_itk_composite(forward), read_itk_composite(backward), forward, backward)
+
+
+def forget_times(path: Path) -> None:
+    """Write an HDF5 file again without the times at which its parts were made: the same content gives the same bits."""
+    import h5py
+
+    fresh = path.with_name(f".{path.name}")
+    with h5py.File(path, "r") as source, h5py.File(fresh, "w") as target:
+
+        def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(item, h5py.Group):
+                target.create_group(name)
+                return
+            layout = item.id.get_create_plist()
+            layout.set_obj_track_times(False)
+            made = h5py.h5d.create(target.id, name.encode(), item.id.get_type(), item.id.get_space(), layout)
+            h5py.Dataset(made)[...] = item[...]
+
+        source.visititems(copy)
+    fresh.replace(path)
 
 
 def best_start(

@@ -1,5 +1,8 @@
 """Registration by ANTs, and the figures that tell a good alignment from a bad one."""
 
+import time
+
+import h5py
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -13,6 +16,7 @@ from bids_app.preprocess.registration import (
     centre_of_mass,
     correlation,
     dice,
+    forget_times,
     isotropic,
     mutual_information,
     register,
@@ -120,3 +124,17 @@ def test_dice_of_equal_disjoint_and_empty_masks():
     assert dice(mask, mask) == 1
     assert dice(mask, ~mask) == 0
     assert dice(mask & ~mask, mask & ~mask) == 0
+
+
+def test_a_transform_file_says_nothing_of_when_it_was_made(tmp_path):
+    for name in ("first", "second"):
+        with h5py.File(tmp_path / name, "w") as file:
+            values = file.create_dataset("G/0/Values", data=np.arange(1000.0), compression="gzip", track_times=True)
+            file.create_dataset("G/0/Kind", data=[b"Affine"], dtype=h5py.string_dtype("ascii"), track_times=True)
+            del values
+        forget_times(tmp_path / name)
+        time.sleep(1.1)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    with h5py.File(tmp_path / "first") as file:
+        assert file["G/0/Values"][-1] == 999
+        assert file["G/0/Kind"][0] == b"Affine"
