@@ -21,7 +21,7 @@ from bids_app.catalog.templates import MODEL_SPACE
 from bids_app.clips import MODEL_GRID_AFFINE, ClipReader, GridSeries, labels_to_model_grid
 from bids_app.errors import BadDataError
 from bids_app.outputs import name_run
-from bids_app.preprocess.images import load_nifti
+from bids_app.preprocess.images import load_nifti, save_image
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.steps import Encoded, OnGrid, choose_device
 
@@ -94,11 +94,8 @@ def attribution_outputs(
         table = names.path("attribution", ".tsv", seg=atlas, desc=name)
         write_tsv(table, pd.DataFrame(found.columns()))
         names.sidecar(table, described)
-        image = nib.Nifti1Image(found.image, MODEL_GRID_AFFINE)
-        image.set_sform(MODEL_GRID_AFFINE, "mni")
-        image.set_qform(MODEL_GRID_AFFINE, "mni")
         boldmap = names.path("boldmap", ".nii.gz", space=MODEL_SPACE, seg=atlas, desc=name)
-        image.to_filename(boldmap)
+        save_image(boldmap, found.image, MODEL_GRID_AFFINE, space_code=4)
         names.sidecar(boldmap, described)
         shown = nib.Nifti1Image(np.nan_to_num(found.image), MODEL_GRID_AFFINE)
         plot_glass_brain(shown, names.path("bold", ".png", "figures", desc=f"{name}attribution"), unit=found.measure)

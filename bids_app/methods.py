@@ -11,7 +11,7 @@ from bids_app.catalog.atlases import find_atlas
 from bids_app.catalog.models import adapter_paths, find_model, weights_path
 from bids_app.model.checkpoint import read_checkpoint, weights_sha256
 from bids_app.preprocess.derivatives import way_in_words
-from bids_app.preprocess.distortion import METHODS, SYN, choose_correction
+from bids_app.preprocess.distortion import METHODS, SYN, correction_of
 from bids_app.preprocess.images import SLICE_TIMING
 from bids_app.reports.methods import Step
 from bids_app.settings import Settings
@@ -90,14 +90,7 @@ def raw_steps(runs: Sequence[BoldRun], settings: Settings, template: dict[str, s
 
 def describe_distortion(settings: Settings, runs: Sequence[BoldRun]) -> list[Step]:
     """What is done about distortion, in any of the runs."""
-    wanted = settings.preprocess
-    chosen = {
-        choose_correction(
-            run.bold.name, run.metadata, run.fieldmap, run.t1w is not None, wanted.ignore, wanted.use_syn_sdc
-        )[0]
-        for run in runs
-        if run.derived is None
-    } - {""}
+    chosen = {correction_of(run, settings.preprocess)[0] for run in runs if run.derived is None} - {""}
     measured = sorted(METHODS[method] for method in chosen - {SYN})
     steps = [Step("distortion", {"methods": " or ".join(measured)})] if measured else []
     return steps + ([Step("distortion_syn")] if SYN in chosen else [])

@@ -14,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bids_app import attributions, outputs, steps
 from bids_app.bids.derivatives import remove_leftovers
@@ -30,7 +31,7 @@ from bids_app.methods import describe_method
 from bids_app.plan import print_plan
 from bids_app.preprocess.anatomy import normalise_t1w
 from bids_app.preprocess.derivatives import take_over
-from bids_app.preprocess.distortion import SYN, choose_correction
+from bids_app.preprocess.distortion import SYN, correction_of
 from bids_app.preprocess.motion import correct_motion
 from bids_app.preprocess.run import collect_run
 from bids_app.reports.methods import write_methods
@@ -92,9 +93,9 @@ def work_on(runs: Sequence[BoldRun], settings: Settings) -> int:
 def run_graph(runs: Sequence[BoldRun], settings: Settings, crash_dir: Path) -> dict[str, Outcome]:
     """Build the graph, run it, and tell how each run ended."""
     graph = Graph("neurostorm", settings.work_dir, settings.resources)
-    model = choose_model(settings)
+    shared = what_runs_share(settings)
     anatomies: dict[Path, Anatomy] = {}
-    published = {run.stem: add_run(graph, run, anatomies, model, settings) for run in runs if run.problem is None}
+    published = {run.stem: add_run(graph, run, anatomies, shared) for run in runs if run.problem is None}
     if published:
         graph.run(crash_dir=crash_dir, stop_on_first_crash=settings.stop_on_first_crash)
     outcomes = {run.stem: outcome_of(run, graph, published.get(run.stem)) for run in runs}
@@ -110,7 +111,6 @@ class ChosenModel:
     name: str
     adapters: tuple[Path, ...]
     stamp: str
-    on_gpu: bool
 
 
 def choose_model(settings: Settings) -> ChosenModel:
@@ -119,7 +119,44 @@ def choose_model(settings: Settings) -> ChosenModel:
     entry = find_model(wanted.model)
     adapters = () if wanted.embeddings_only else adapter_paths(entry, wanted.adapters)
     stamp = ";".join(file_stamp(path) for path in (weights_path(entry), *adapters))
-    return ChosenModel(wanted.model, tuple(adapters), stamp, steps.choose_device(wanted.device).startswith("cuda"))
+    return ChosenModel(wanted.model, tuple(adapters), stamp)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What is the same for all runs, and found once: files are opened and hashed for it."""
+
+    settings: Settings
+    model: ChosenModel
+    template: str
+    datasets: dict[str, Path]
+    """Those that are read, by their names in ``DatasetLinks``."""
+    atlas_stamp: str
+    on_gpu: bool
+
+    @property
+    def computing(self) -> dict[str, Any]:
+        """Where a step computes with the model, and with what."""
+        n_procs = self.settings.resources.n_procs
+        return {
+            "device": self.settings.model.device,
+            "threads": n_procs,
+            "n_procs": 1 if self.on_gpu else n_procs,
+            "gpu": self.on_gpu,
+        }
+
+
+def what_runs_share(settings: Settings) -> Shared:
+    """Find it."""
+    wanted = settings.model
+    return Shared(
+        settings=settings,
+        model=choose_model(settings),
+        template=templates.available()[0],
+        datasets=input_datasets(settings.bids_dir, settings.query.derivatives),
+        atlas_stamp=file_stamp(find_atlas(wanted.atlas).path) if wanted.attribution else "",
+        on_gpu=steps.choose_device(wanted.device).startswith("cuda"),
+    )
 
 
 @dataclass(frozen=True)
@@ -130,12 +167,13 @@ class Anatomy:
     published: Step
 
 
-def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: ChosenModel, settings: Settings) -> Step:
+def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], shared: Shared) -> Step:
     """Add the steps of one run, and those of its T1w image if they are not there yet; return the last."""
+    settings, model = shared.settings, shared.model
     wanted, threads, all_threads = settings.preprocess, settings.resources.omp_threads, settings.resources.n_procs
     name = node_name(run.stem)
-    anatomy = add_anatomy(graph, run, anatomies, templates.available()[0], settings)
-    preprocessed = from_derivatives(graph, run, settings) if run.derived else from_raw(graph, run, anatomy, settings)
+    anatomy = add_anatomy(graph, run, anatomies, shared)
+    preprocessed = from_derivatives(graph, run, settings) if run.derived else from_raw(graph, run, anatomy, shared)
     grid = graph.step(
         f"{name}_grid", steps.put_on_grid, preprocessed=preprocessed, threads=all_threads, n_procs=all_threads
     )
@@ -145,12 +183,9 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
         grid=grid,
         model=model.name,
         adapters=model.adapters,
-        device=settings.model.device,
-        threads=all_threads,
         stamp=model.stamp,
         memory_gb=2,
-        n_procs=1 if model.on_gpu else all_threads,
-        gpu=model.on_gpu,
+        **shared.computing,
     )
 
     preprocessing = graph.step(
@@ -159,7 +194,7 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
         preprocessed=preprocessed,
         grid=grid,
         entities=run.entities,
-        datasets=input_datasets(settings.bids_dir, settings.query.derivatives),
+        datasets=shared.datasets,
         notes=run.notes,
         output_spaces=wanted.output_spaces,
         threads=threads,
@@ -170,11 +205,11 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
         encoded=encoded,
         preprocessed=preprocessed,
         entities=run.entities,
-        datasets=input_datasets(settings.bids_dir, settings.query.derivatives),
+        datasets=shared.datasets,
     )
     attribution = None
     if settings.model.attribution:
-        attribution = add_attribution(graph, run, grid, encoded, preprocessed, model, settings)
+        attribution = add_attribution(graph, run, grid, encoded, preprocessed, shared)
     figures = None
     if not settings.model.embeddings_only:
         figures = graph.step(
@@ -199,11 +234,9 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], model: C
     )
 
 
-def add_attribution(
-    graph: Graph, run: BoldRun, grid: Step, encoded: Step, preprocessed: Step, model: ChosenModel, settings: Settings
-) -> Step:
+def add_attribution(graph: Graph, run: BoldRun, grid: Step, encoded: Step, preprocessed: Step, shared: Shared) -> Step:
     """Add the steps that say which regions the answers depend on; return the last."""
-    name, wanted = node_name(run.stem), settings.model
+    name, wanted, model = node_name(run.stem), shared.settings.model, shared.model
     attributed = graph.step(
         f"{name}_attribute",
         attributions.attribute_run,
@@ -213,12 +246,9 @@ def add_attribution(
         adapters=model.adapters,
         method=wanted.attribution,
         atlas=wanted.atlas,
-        device=wanted.device,
-        threads=settings.resources.n_procs,
-        stamp=model.stamp + file_stamp(find_atlas(wanted.atlas).path),
+        stamp=model.stamp + shared.atlas_stamp,
         memory_gb=3,
-        n_procs=1 if model.on_gpu else settings.resources.n_procs,
-        gpu=model.on_gpu,
+        **shared.computing,
     )
     return graph.step(
         f"{name}_attribution",
@@ -227,14 +257,14 @@ def add_attribution(
         encoded=encoded,
         preprocessed=preprocessed,
         entities=run.entities,
-        datasets=input_datasets(settings.bids_dir, settings.query.derivatives),
+        datasets=shared.datasets,
     )
 
 
-def from_raw(graph: Graph, run: BoldRun, anatomy: Anatomy | None, settings: Settings) -> Step:
+def from_raw(graph: Graph, run: BoldRun, anatomy: Anatomy | None, shared: Shared) -> Step:
     """Add the steps from a raw run to a `PreprocessedRun`; return the last."""
-    wanted, threads = settings.preprocess, settings.resources.omp_threads
-    seed, template = wanted.random_seed, templates.available()[0]
+    wanted, threads = shared.settings.preprocess, shared.settings.resources.omp_threads
+    seed = wanted.random_seed
     name = node_name(run.stem)
     aligned_t1w = anatomy.aligned if anatomy else None
     series = graph.step(
@@ -248,9 +278,7 @@ def from_raw(graph: Graph, run: BoldRun, anatomy: Anatomy | None, settings: Sett
         stamp=file_stamp(run.bold) + file_stamp(run.events),
     )
     motion = graph.step(f"{name}_motion", correct_motion, series=series, threads=threads)
-    method, told = choose_correction(
-        run.bold.name, run.metadata, run.fieldmap, run.t1w is not None, wanted.ignore, wanted.use_syn_sdc
-    )
+    method, told = correction_of(run, wanted)
     if method:
         motion = graph.step(
             f"{name}_sdc",
@@ -269,7 +297,7 @@ def from_raw(graph: Graph, run: BoldRun, anatomy: Anatomy | None, settings: Sett
         f"{name}_align",
         steps.align,
         reference=reference,
-        template=template,
+        template=shared.template,
         seed=seed,
         anatomy=aligned_t1w,
         memory_gb=2,
@@ -314,10 +342,9 @@ def from_derivatives(graph: Graph, run: BoldRun, settings: Settings) -> Step:
     return graph.step(f"{name}_takeover", take_over, series=series, derived=run.derived, memory_gb=2)
 
 
-def add_anatomy(
-    graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], template: str, settings: Settings
-) -> Anatomy | None:
+def add_anatomy(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], shared: Shared) -> Anatomy | None:
     """Add the steps of a run's T1w image, once for all runs that share it; None when there is no T1w image."""
+    seed = shared.settings.preprocess.random_seed
     if run.t1w is None:
         return None
     if run.t1w not in anatomies:
@@ -327,7 +354,7 @@ def add_anatomy(
             steps.prepare_anatomy,
             t1w=run.t1w,
             repeats=run.t1w_repeats,
-            seed=settings.preprocess.random_seed,
+            seed=seed,
             stamp="".join(map(file_stamp, (run.t1w, *run.t1w_repeats))),
             memory_gb=2,
         )
@@ -335,15 +362,15 @@ def add_anatomy(
             f"{name}_normalise",
             normalise_t1w,
             prepared=prepared,
-            template=template,
-            seed=settings.preprocess.random_seed,
+            template=shared.template,
+            seed=seed,
             memory_gb=2,
         )
         tree = graph.step(
             f"{name}_outputs",
             outputs.anatomy_outputs,
             anatomy=aligned,
-            datasets=input_datasets(settings.bids_dir, settings.query.derivatives),
+            datasets=shared.datasets,
             memory_gb=2,
         )
         anatomies[run.t1w] = Anatomy(aligned, tree)

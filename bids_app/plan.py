@@ -55,7 +55,7 @@ def describe(run: BoldRun, settings: Settings) -> Iterator[str]:
     """
     from bids_app.clips.cut import CLIP_VOLUMES, MODEL_TR
     from bids_app.preprocess.derivatives import check_forms, way_in_words
-    from bids_app.preprocess.distortion import choose_correction
+    from bids_app.preprocess.distortion import correction_of
     from bids_app.preprocess.images import SLICE_TIMING, examine_header
 
     if run.derived:
@@ -75,8 +75,5 @@ def describe(run: BoldRun, settings: Settings) -> Iterator[str]:
         yield f"brain mask: {mask.name if mask else 'from the image'}; confounds: {table.name if table else 'none'}"
     else:
         yield "slice timing: " + ("corrected" if header.slices else "as measured")
-        wanted = settings.preprocess
-        yield choose_correction(
-            run.bold.name, run.metadata, run.fieldmap, run.t1w is not None, wanted.ignore, wanted.use_syn_sdc
-        )[1]
+        yield correction_of(run, settings.preprocess)[1]
     yield from (*run.notes, *header.warnings)

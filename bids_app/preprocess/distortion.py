@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy import ndimage
@@ -35,6 +35,10 @@ from bids_app.preprocess.registration import (
 from bids_app.preprocess.transforms import apply_matrix, draw, grid_points, linear
 from bids_app.preprocess.unwarping import Readout, index_vector, read_readout, save_unwarping, unwarp
 
+if TYPE_CHECKING:
+    from bids_app.bids.query import BoldRun
+    from bids_app.settings import PreprocessSettings
+
 FIELDMAPS = "fieldmaps"
 """What ``--ignore`` calls this step."""
 SYN = "syn"
@@ -58,6 +62,12 @@ MAX_ANGLE_COS = 0.985
 """Two phase-encoding axes are one when they are within 10 degrees."""
 MEAN_OF = 20
 """Volumes of an EPI fieldmap that its mean is taken from."""
+
+
+def correction_of(run: BoldRun, wanted: PreprocessSettings) -> tuple[str, str]:
+    """`choose_correction` for a run of the dataset under an invocation's settings."""
+    has_t1w = run.t1w is not None
+    return choose_correction(run.bold.name, run.metadata, run.fieldmap, has_t1w, wanted.ignore, wanted.use_syn_sdc)
 
 
 def choose_correction(
