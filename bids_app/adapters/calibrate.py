@@ -18,10 +18,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from bids_app.errors import BadDataError, UsageError
 
@@ -92,7 +93,7 @@ class Calibration:
     def probabilities(self, raw: np.ndarray) -> np.ndarray:
         """Calibrated probabilities (N, K) from an adapter's own (N, K)."""
         if self.method == TEMPERATURE:
-            return softmax(np.log(np.maximum(raw, TINY)) / self.temperature)
+            return softmax(np.log(np.maximum(raw, TINY)) / self.temperature, axis=1)
         if self.method == ISOTONIC:
             columns = [np.interp(raw[:, k], x, y) for k, (x, y) in enumerate(self.steps)]
             stacked = np.maximum(np.stack(columns, axis=1), TINY)
@@ -147,7 +148,7 @@ def calibrate_classes(
     given = Calibration(len(index), method, source=source)
     rest = np.arange(len(index))
     if method == TEMPERATURE:
-        given = Calibration(len(index), method, fit_temperature(raw, index), source=source)
+        given = replace(given, temperature=fit_temperature(raw, index))
     elif method == ISOTONIC:
         if len(index) < SMALLEST_ISOTONIC:
             raise UsageError(
@@ -155,12 +156,10 @@ def calibrate_classes(
                 f"It needs {SMALLEST_ISOTONIC}; choose {TEMPERATURE}.",
             )
         rest = rest[1::2]
-        given = Calibration(len(index), method, steps=fit_isotonic(raw[::2], index[::2]), source=source)
+        given = replace(given, steps=fit_isotonic(raw[::2], index[::2]))
     scores = 1 - given.probabilities(raw)[np.arange(len(index)), index]
     by_class = {label: _limits(scores[rest][index[rest] == k]) for k, label in enumerate(labels)}
-    return Calibration(
-        len(index), method, given.temperature, given.steps, _limits(scores[rest]), by_class, source=source
-    )
+    return replace(given, limits=_limits(scores[rest]), class_limits=by_class)
 
 
 def calibrate_values(predicted: np.ndarray, truth: np.ndarray, source: str = "") -> Calibration:
@@ -193,7 +192,7 @@ def fit_temperature(raw: np.ndarray, index: np.ndarray) -> float:
     logits = np.log(np.maximum(raw, TINY))
 
     def loss(log_temperature: float) -> float:
-        p = softmax(logits / math.exp(log_temperature))
+        p = softmax(logits / math.exp(log_temperature), axis=1)
         return float(-np.log(np.maximum(p[np.arange(len(index)), index], TINY)).mean())
 
     return math.exp(float(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20.0)), method="bounded").x))
@@ -208,12 +207,6 @@ def fit_isotonic(raw: np.ndarray, index: np.ndarray) -> tuple[tuple[tuple[float,
         fit = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(raw[:, k], index == k)
         found.append((tuple(fit.X_thresholds_.tolist()), tuple(fit.y_thresholds_.tolist())))
     return tuple(found)
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """(N, K) to (N, K)."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 def effective_sample_size(values: np.ndarray) -> float:

@@ -74,7 +74,7 @@ class DerivedRun:
     @property
     def companions(self) -> tuple[Path, ...]:
         """Files beside the image that are read."""
-        paths = (self.mask, self.boldref, self.t1w, self.confounds, self.confounds_meta)
+        paths: list[Path | None] = [getattr(self, name) for name in COMPANIONS]
         return tuple(path for path in paths if path is not None)
 
     @property

@@ -75,10 +75,7 @@ def choose_fieldmap(
     sidecars: dict[Path, dict[str, Any]] = {}
     for path in images:
         try:
-            error = missing_content(path)
-            if error:
-                raise error
-            sidecars[path] = inheritance.metadata(path)
+            sidecars[path] = _sidecar(path, inheritance)
         except NeurostormError as error:
             notes.append(f"{path.name} was not used: {error.message}")
     named = [path for path in images if path in sidecars and _names(path, sidecars[path], bold, metadata, inheritance)]
@@ -100,6 +97,14 @@ def choose_fieldmap(
         if found:
             return found
     return None
+
+
+def _sidecar(path: Path, inheritance: Inheritance) -> dict[str, Any]:
+    """What is known of an image whose content is here; raises where it is not, or cannot be read."""
+    error = missing_content(path)
+    if error:
+        raise error
+    return inheritance.metadata(path)
 
 
 def _names(path: Path, sidecar: dict[str, Any], bold: Path, metadata: dict[str, Any], inheritance: Inheritance) -> bool:
@@ -197,10 +202,7 @@ def _with_companions(
         if other is not None:
             files.append(other)
             try:
-                error = missing_content(other)
-                if error:
-                    raise error
-                metadata.append(inheritance.metadata(other))
+                metadata.append(_sidecar(other, inheritance))
             except NeurostormError as error:
                 notes.append(f"{path.name} was not used: {error.message}")
                 return None

@@ -33,7 +33,7 @@ from bids_app.preprocess.registration import (
     stands_out,
 )
 from bids_app.preprocess.transforms import apply_matrix, draw, grid_points, linear
-from bids_app.preprocess.unwarping import Readout, index_vector, read_readout, save_unwarping, unwarp
+from bids_app.preprocess.unwarping import Readout, index_vector, read_readout, save_unwarping, size_of, unwarp
 
 if TYPE_CHECKING:
     from bids_app.bids.query import BoldRun
@@ -173,9 +173,7 @@ def correct_distortion(
         measured = _pair_field(fieldmap) if fieldmap.kind == PAIR else _phase_field(fieldmap)
         found = _bring_to_run(measured, run, readout, source.name, fieldmap.files[0].name, out_dir, seed)
     displacement, quality = found
-    head = head_mask(data, affine)
-    moves = np.abs(displacement[head])
-    quality |= {"sdc_mean_mm": float(moves.mean()), "sdc_max_mm": float(np.percentile(moves, 99.5))}
+    quality |= size_of(displacement[head_mask(data, affine)])
     facts = {
         "PhaseEncodingDirection": metadata["PhaseEncodingDirection"],
         "TotalReadoutTime": readout.seconds,
@@ -249,13 +247,19 @@ def _pair_field(fieldmap: Fieldmap) -> Field:
             f"{fieldmap.files[0].name} and {fieldmap.files[1].name}: their phase encoding is not opposite.",
             "Check PhaseEncodingDirection and the images' orientation, or use --ignore fieldmaps.",
         )
-    if one.seconds is None or other.seconds is None:
-        one, other = replace(one, seconds=None), replace(other, seconds=None)
+    one, other = alike_in_time(one, other)
     ratio = -abs(other.mm_per_hz(second.affine) / one.mm_per_hz(first.affine))
     displacement, _, quality = estimate_pair(first, second, one.axis, ratio)
     hz = displacement / one.mm_per_hz(first.affine)
     straight = Image(unwarp(first.data, first.affine, displacement, one.axis), first.affine)
     return Field(hz, straight, first, one.vector(first.affine), quality)
+
+
+def alike_in_time(one: Readout, other: Readout) -> tuple[Readout, Readout]:
+    """Two readouts with their times, or both without where one is not known: they are then taken to be equal."""
+    if one.seconds is None or other.seconds is None:
+        return replace(one, seconds=None), replace(other, seconds=None)
+    return one, other
 
 
 def estimate_pair(
@@ -432,9 +436,8 @@ def _against_the_run(
             f"{path.name}: its phase encoding is not opposite to the run's.",
             "Check PhaseEncodingDirection and the images' orientation, or use --ignore fieldmaps.",
         )
-    known = readout.seconds is not None and other.seconds is not None
-    both = (readout, other) if known else (replace(readout, seconds=None), replace(other, seconds=None))
-    ratio = -abs(both[1].mm_per_hz(epi.affine) / both[0].mm_per_hz(run.affine))
+    one, other = alike_in_time(readout, other)
+    ratio = -abs(other.mm_per_hz(epi.affine) / one.mm_per_hz(run.affine))
     pose, score = find_pose(run, epi, path.name, path.name, out_dir, seed)
     displacement, _, quality = estimate_pair(run, epi, readout.axis, ratio, pose)
     return displacement, quality | {"sdc_stands_out": score}

@@ -25,7 +25,7 @@ from scipy import fft, ndimage
 from bids_app.catalog.templates import Template, load_template, space, standing_in, templateflow_home
 from bids_app.errors import BadDataError
 from bids_app.preprocess.coregister import epi_like
-from bids_app.preprocess.registration import mutual_information
+from bids_app.preprocess.registration import correlation, mutual_information
 from bids_app.preprocess.transforms import draw, linear
 
 STEP_MM = 2.0
@@ -241,21 +241,15 @@ def _alike(texture: np.ndarray, own: np.ndarray, valid: np.ndarray, expected: Ex
     inside = expected.brain & expected.brain[::-1] & own & valid
     if inside.sum() < MIN_POINTS:
         return 0.0
-    shape = _correlation(own[around], expected.brain[around])
+    shape = correlation(own[around], expected.brain[around])
     if float(np.ptp(texture[inside])) < MIN_CONTRAST:
         return shape
-    return (shape + _correlation(texture[inside], expected.texture[inside])) / 2
+    return (shape + correlation(texture[inside], expected.texture[inside])) / 2
 
 
 def _alike_own(texture: np.ndarray, mask: np.ndarray, other: np.ndarray) -> float:
     """Mutual information with another image of the participant within the brain."""
     return mutual_information(texture[mask], other[mask]) if mask.sum() >= MIN_POINTS else 0.0
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a.astype(np.float64) - a.mean(), b.astype(np.float64) - b.mean()
-    length = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / length if length > 0 else 0.0
 
 
 def best_shift(

@@ -20,7 +20,7 @@ from bids_app.preprocess.images import load_nifti, read_volume, voxel_sizes
 from bids_app.preprocess.motion import MotionEstimate
 from bids_app.preprocess.registration import Image, Stage, correlation, register
 from bids_app.preprocess.transforms import draw, grid_points, linear, read_itk_text
-from bids_app.preprocess.unwarping import read_readout, save_unwarping, unwarp
+from bids_app.preprocess.unwarping import read_readout, save_unwarping, size_of, unwarp
 
 ALONG_AXIS = (
     Stage("SyN[0.3,3,0.5]", (60, 40, 20), (4, 2, 1), (2, 1, 0.5), "CC[{fixed},{moving},1,3]", "1e-6,8"),
@@ -76,8 +76,7 @@ def correct_by_anatomy(
     displacement = (found.chain(points) - points)[:, readout.axis].reshape(boldref.shape)
     straight = unwarp(corrected, affine, displacement, readout.axis)
     quality = {
-        "sdc_mean_mm": float(np.abs(displacement[brain]).mean()),
-        "sdc_max_mm": float(np.percentile(np.abs(displacement[brain]), 99.5)),
+        **size_of(displacement[brain]),
         "sdc_anatomy_correlation_before": correlation(like_epi[brain], corrected[brain]),
         "sdc_anatomy_correlation_after": correlation(like_epi[brain], straight[brain]),
     }

@@ -149,6 +149,12 @@ def unwarp(image: np.ndarray, affine: np.ndarray, displacement: np.ndarray, axis
     return np.maximum(drawn * (1 + gain_of(displacement, affine, axis)), 0)
 
 
+def size_of(displacement: np.ndarray) -> dict[str, float]:
+    """How long displacements (N,) are in the mean and at most (in 199 of 200 places), mm, for quality."""
+    lengths = np.abs(displacement)
+    return {"sdc_mean_mm": float(lengths.mean()), "sdc_max_mm": float(np.percentile(lengths, 99.5))}
+
+
 def save_unwarping(
     out_dir: Path, boldref: Path, displacement: np.ndarray, axis: int, method: str, **more: Any
 ) -> tuple[Path, Unwarping]:

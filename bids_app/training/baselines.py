@@ -15,6 +15,7 @@ from bids_app.clips import MODEL_GRID_SHAPE
 from bids_app.errors import BadDataError
 from bids_app.training.labels import Stretch
 from bids_app.training.question import Question
+from bids_app.training.scores import of_length_one
 from bids_app.training.store import BACKGROUND, Scan
 
 CUBE_VOXELS, BLOCK_VOXELS = 12, 6
@@ -162,7 +163,7 @@ def fit_predict(
     standard = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
     x, x_test = standard.fit_transform(features[train]), standard.transform(features[test])
     if question.task == EMBEDDING and question.images is None:
-        return _unit(x_test)
+        return of_length_one(x_test)
     components = PCA(svd_solver="full").fit(x)
     x, x_test = components.transform(x), components.transform(x_test)
     own, own_groups = [values[i] for i in train], np.array([groups[i] for i in train])
@@ -171,11 +172,7 @@ def fit_predict(
     if question.task == REGRESSION:
         return _ridge(x, np.array([float(v) for v in own])[:, None], own_groups, x_test)
     assert question.images is not None  # all other embeddings are answered above
-    return _unit(_ridge(x, question.images[question.targets(own)].numpy(), own_groups, x_test))
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return of_length_one(_ridge(x, question.images[question.targets(own)].numpy(), own_groups, x_test))
 
 
 def _ridge(x: np.ndarray, targets: np.ndarray, groups: np.ndarray, x_test: np.ndarray) -> np.ndarray:

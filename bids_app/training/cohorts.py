@@ -9,6 +9,7 @@ the phantom is for that.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -132,22 +133,28 @@ def block_design(seed: int, person: Person, blocks: int, seconds: float = 24.0) 
 
 def state_activity(events: list[tuple[float, float, str]], n_vols: int, effects: Effects) -> np.ndarray:
     """The signal of blocks, (U, V)."""
-    times = MODEL_TR * np.arange(n_vols) - LAG_S
-    activity = np.zeros((n_vols, int(ball().sum())), np.float32)
-    for onset, duration, state in events:
-        activity[(times >= onset) & (times < onset + duration)] += effects.activity * smooth_map("state", state)
-    return activity
+    return _activity(events, lambda state: smooth_map("state", state), n_vols, effects)
 
 
 def image_activity(
     events: list[tuple[float, float, str]], vectors: dict[str, np.ndarray], n_vols: int, effects: Effects
 ) -> np.ndarray:
     """The signal of images that are shown, by their vectors, (U, V)."""
+
+    def pattern(name: str) -> np.ndarray:
+        return np.sum([float(x) * smooth_map("image", k) for k, x in enumerate(vectors[name])], axis=0)
+
+    return _activity(events, pattern, n_vols, effects)
+
+
+def _activity(
+    events: list[tuple[float, float, str]], pattern: Callable[[str], np.ndarray], n_vols: int, effects: Effects
+) -> np.ndarray:
+    """The signal of events whose kinds have patterns (V,), (U, V)."""
     times = MODEL_TR * np.arange(n_vols) - LAG_S
     activity = np.zeros((n_vols, int(ball().sum())), np.float32)
-    for onset, duration, name in events:
-        pattern = sum(float(x) * smooth_map("image", k) for k, x in enumerate(vectors[name]))
-        activity[(times >= onset) & (times < onset + duration)] += effects.activity * pattern
+    for onset, duration, kind in events:
+        activity[(times >= onset) & (times < onset + duration)] += effects.activity * pattern(kind)
     return activity
 
 

@@ -47,6 +47,11 @@ def of_numbers(found: np.ndarray, truth: np.ndarray) -> Scores:
     return {"r": r, "mse": float(np.mean((truth - found) ** 2)), "mae": float(np.abs(truth - found).mean())}
 
 
+def of_length_one(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (N, O) divided by their lengths; those of length 0 stay."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
 def retrievals(vectors: np.ndarray, kinds: Sequence[str]) -> np.ndarray:
     """How well each vector finds others of its kind among all others.
 
@@ -60,7 +65,7 @@ def retrievals(vectors: np.ndarray, kinds: Sequence[str]) -> np.ndarray:
     np.ndarray, (N, 2)
         Whether the nearest by cosine is of its kind, and the average precision; NaN for one that is alone of its kind.
     """
-    unit = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    unit = of_length_one(vectors)
     similar = unit @ unit.T
     np.fill_diagonal(similar, -np.inf)
     names = np.asarray(kinds)
@@ -68,21 +73,6 @@ def retrievals(vectors: np.ndarray, kinds: Sequence[str]) -> np.ndarray:
     for i, name in enumerate(names):
         order = np.argsort(-similar[i], kind="stable")[:-1]
         hits = names[order] == name
-        if hits.any():
-            places = np.flatnonzero(hits) + 1
-            found[i] = hits[0], np.mean(np.arange(1, len(places) + 1) / places)
-    return found
-
-
-def gallery_retrievals(
-    probes: np.ndarray, probe_names: Sequence[str], gallery: np.ndarray, gallery_names: Sequence[str]
-) -> np.ndarray:
-    """How well each probe finds its name in a gallery that it is no part of; as `retrievals`, (N, 2)."""
-    unit = [v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in (probes, gallery)]
-    similar, names = unit[0] @ unit[1].T, np.asarray(gallery_names)
-    found = np.full((len(probes), 2), np.nan)
-    for i, name in enumerate(probe_names):
-        hits = names[np.argsort(-similar[i], kind="stable")] == name
         if hits.any():
             places = np.flatnonzero(hits) + 1
             found[i] = hits[0], np.mean(np.arange(1, len(places) + 1) / places)

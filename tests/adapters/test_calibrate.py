@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from bids_app.adapters.calibrate import (
     Calibration,
@@ -13,7 +14,6 @@ from bids_app.adapters.calibrate import (
     calibrate_values,
     conformal_limit,
     effective_sample_size,
-    softmax,
     standard_error,
 )
 from bids_app.errors import BadDataError, UsageError
@@ -25,9 +25,9 @@ def overconfident(n: int, seed: int, sharper: float = 3.0) -> tuple[np.ndarray, 
     """Probabilities (n, 3) of a classifier that is too sure of itself, and the truth."""
     rng = np.random.default_rng(seed)
     honest = rng.normal(0, 1.5, (n, 3))
-    p = softmax(honest)
+    p = softmax(honest, axis=1)
     truth = [LABELS[rng.choice(3, p=row)] for row in p]
-    return softmax(honest * sharper), truth
+    return softmax(honest * sharper, axis=1), truth
 
 
 def log_loss(p: np.ndarray, truth: list[str]) -> float:
