@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from bids_app.bids.index import query_images
-from bids_app.bids.names import join_name, natural_key, split_name
+from bids_app.bids.names import check_name, join_name, natural_key, split_name
 from bids_app.bids.sidecars import Inheritance, missing_content, read_json
 from bids_app.errors import NeurostormError
 from bids_app.settings import QuerySettings
@@ -188,6 +188,7 @@ def _make_derived(images: Sequence[Path], dataset: str, pipeline: str, inheritan
     metadata: dict[str, Any] = {}
     found = _companions(bold, entities, own, notes)
     try:
+        check_name(bold, inheritance.root)
         for path in (bold, *companion_files(found)):
             error = missing_content(path)
             if error:

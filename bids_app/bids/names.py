@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
+
+from bids_app.errors import InvalidBIDSError
 
 ENTITY_ORDER = (
     "sub", "ses", "sample", "task", "tracksys", "acq", "nuc", "voi", "ce", "trc", "stain", "rec", "dir", "run", "mod",
@@ -47,6 +50,28 @@ def split_name(name: str) -> tuple[dict[str, str], str, str]:
 def join_name(entities: Mapping[str, str], suffix: str, extension: str = "") -> str:
     """Put a file name together, with the entities in the order of BIDS."""
     return "_".join([*(f"{key}-{entities[key]}" for key in sorted(entities, key=_rank)), suffix]) + extension
+
+
+def check_name(path: Path, root: Path) -> None:
+    """Refuse an image whose name says another participant or session than its folder, or holds what no label may.
+
+    Names of outputs, of their folders and of steps are made from labels, so nothing else may pass here.
+
+    Raises
+    ------
+    InvalidBIDSError
+        Such a name.
+    """
+    start = "_".join(part for part in path.relative_to(root).parts[:2] if part.startswith(("sub-", "ses-"))) + "_"
+    if not path.name.startswith(start):
+        raise InvalidBIDSError(f"{path}: its name does not start with {start}", "Rename the file, or move it.")
+    pairs = split_name(path.name)[0].items()
+    wrong = [f"{key}-{label}" for key, label in pairs if not (LABEL.fullmatch(key) and LABEL.fullmatch(label))]
+    if wrong:
+        raise InvalidBIDSError(
+            f"{path}: its name holds {' and '.join(wrong)}, which BIDS does not allow.",
+            "Rename the file and its sidecars: labels are letters (a to z, A to Z) and digits.",
+        )
 
 
 def as_label(text: str) -> str:

@@ -19,7 +19,7 @@ from bids_app.bids.derivatives import RAW_DATASET
 from bids_app.bids.derived import SPACES, DerivedRun
 from bids_app.bids.fieldmaps import Fieldmap, choose_fieldmap
 from bids_app.bids.index import list_participants, query_images
-from bids_app.bids.names import join_name, natural_key, split_name
+from bids_app.bids.names import check_name, join_name, natural_key, split_name
 from bids_app.bids.sidecars import Inheritance, missing_content, read_json
 from bids_app.bids.takeover import DerivedDataset, choose_derived, main_dataset, participants_of, read_dataset
 from bids_app.errors import (
@@ -299,10 +299,10 @@ def _make_run(
     folder = bold.relative_to(inheritance.root).parts[0]
     try:
         bold = choose_echo(one_of_each_echo(files, notes), inheritance, notes)
-        _check_place(bold, inheritance.root)
         t1w = choose_t1w(bold, t1ws.get(folder, []), inheritance.root, notes)
         repeats = repeats_of_t1w(t1w, t1ws.get(folder, []), notes) if t1w else ()
         for path in filter(None, (bold, t1w)):
+            check_name(path, inheritance.root)
             error = missing_content(path)
             if error:
                 raise error
@@ -323,13 +323,6 @@ def _make_run(
         notes=tuple(notes),
         problem=problem,
     )
-
-
-def _check_place(path: Path, root: Path) -> None:
-    """Refuse a file whose name says another participant or session than its folder."""
-    start = "_".join(part for part in path.relative_to(root).parts[:2] if part.startswith(("sub-", "ses-"))) + "_"
-    if not path.name.startswith(start):
-        raise InvalidBIDSError(f"{path}: its name does not start with {start}", "Rename the file, or move it.")
 
 
 def _without(entities: dict[str, str], *keys: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import random
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,7 +16,10 @@ import pytest
 
 from bids_app.bids.names import join_name
 from bids_app.bids.query import find_runs
+from bids_app.cli import main
 from bids_app.errors import (
+    EXIT_CODES,
+    EXIT_OK,
     BadDataError,
     InvalidBIDSError,
     NeurostormError,
@@ -24,7 +28,16 @@ from bids_app.errors import (
 )
 from bids_app.settings import QuerySettings
 
-IMAGE = gzip.compress(nib.Nifti1Image(np.zeros((2, 2, 2), np.uint8), np.eye(4)).to_bytes(), mtime=0)
+
+def small_image(*shape: int) -> bytes:
+    """A NIfTI file of zeros, which `--check` does not look at."""
+    image = nib.Nifti1Image(np.zeros(shape, np.uint8), np.diag([4.0, 4.0, 4.0, 1.0]))
+    image.header.set_zooms((4.0, 4.0, 4.0, 2.0)[: len(shape)])
+    image.header.set_xyzt_units("mm", "sec")
+    return gzip.compress(image.to_bytes(), mtime=0)
+
+
+IMAGE, VOLUME = small_image(4, 4, 4, 30), small_image(4, 4, 4)
 DESCRIPTION = json.dumps({"Name": "layout", "BIDSVersion": "1.10.0"})
 LINK = "->"
 """Content that starts so is the target of a symbolic link."""
@@ -64,15 +77,23 @@ class Layout:
     problems: tuple[str, ...] = ()
 
     def write(self, root: Path) -> Path:
-        contents = {"dataset_description.json": DESCRIPTION} | dict.fromkeys(self.files, IMAGE) | self.contents
-        for name, content in contents.items():
+        images = {name: VOLUME if "/anat/" in name else IMAGE for name in self.files}
+        for name, content in ({"dataset_description.json": DESCRIPTION} | images | self.contents).items():
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(content, str) and content.startswith(LINK):
                 path.symlink_to(content.removeprefix(LINK))
             else:
-                path.write_bytes(content.encode() if isinstance(content, str) else content)
+                data = content.encode() if isinstance(content, str) else content
+                path.write_bytes(gzip.decompress(data) if name.endswith(".nii") and data else data)
         return root
+
+    def check(self, root: Path) -> int:
+        """Ask for the plan of this layout, in this process."""
+        asked = {"participants": "--participant-label", "sessions": "--session-label", "tasks": "--task-id"}
+        options = [word for key, labels in self.settings.items() for word in (asked[key], *labels)]
+        out = str(root.parent / "out")
+        return main([str(root), out, "participant", "--check", "--model", "demo", "--mem", "8GB", *options])
 
 
 def func(*names: str, sub: str = "01", ses: str = "") -> tuple[str, ...]:
@@ -183,6 +204,12 @@ WHOLE = [
     Layout("labels with a plus sign", func("task-rest_acq-a+b_bold"), (f"{STEM}_acq-a+b",)),
     Layout("a description with odd types", REST, (STEM,), contents={
         "dataset_description.json": '{"Name": 1, "BIDSVersion": [], "DatasetType": null, "DatasetLinks": 3}'}),
+    Layout("names that are not ASCII beside the data", REST, (STEM,), contents={
+        "sub-01/func/größe 表.txt": "", "Übersicht.md": "", "sub-Jürg/func/sub-Jürg_task-rest_bold.nii.gz": ""}),
+    Layout("a task that is not ASCII", func("task-größe_bold"), ("sub-01_task-größe",), problems=("sub-01_task-größe",)),
+    Layout("a task that holds markup", func("task-<b>x&y_bold"), ("sub-01_task-<b>x&y",),
+           problems=("sub-01_task-<b>x&y",)),
+    Layout("a T1w image of another participant", REST + ("sub-01/anat/sub-02_T1w.nii.gz",), (STEM,), problems=(STEM,)),
     Layout("non-ASCII values", REST, (STEM,), contents={"dataset_description.json": '{"Name": "Größe"}'}),
 ]  # fmt: skip
 
@@ -260,6 +287,35 @@ def test_a_dataset_without_usable_runs_says_why_and_what_to_do(layout, tmp_path)
         raise_first_problem(root, QuerySettings(**layout.settings))
     assert str(root) in caught.value.message
     assert len(caught.value.hint) > 15
+
+
+@pytest.mark.parametrize("layout", [*WHOLE, *REFUSED], ids=layout_id)
+def test_check_answers_with_a_plan_or_a_clear_error(layout, tmp_path, capsys):
+    root = layout.write(tmp_path / "dataset")
+    code = layout.check(root)
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    assert code in EXIT_CODES
+    failed = [line for line in out.splitlines() if line.startswith("FAIL")]
+    if layout.error:
+        assert code == layout.error.exit_code, out
+        assert str(root) in failed[0]
+    else:
+        assert (code == EXIT_OK) == (not layout.problems), out
+        plans = {stem: stem in layout.problems for stem in layout.runs}
+        for stem, is_bad in plans.items():
+            assert f"{'FAIL' if is_bad else 'ok':4}  {stem}: " in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_check_of_one_among_a_thousand_participants_takes_seconds(tmp_path, capsys):
+    files = tuple(func("task-rest_bold", sub=f"{n:04}")[0] for n in range(1000))
+    root = Layout("", files, settings={"participants": ("0500",)}).write(tmp_path / "dataset")
+    layout = Layout("", settings={"participants": ("0500",)})
+    started = time.process_time()
+    assert layout.check(root) == EXIT_OK
+    assert time.process_time() - started < 10
+    assert "1 BOLD runs of 1 participants" in capsys.readouterr().out
 
 
 def random_layout(seed: int) -> Layout:
