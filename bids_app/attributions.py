@@ -21,7 +21,8 @@ from bids_app.catalog.templates import MODEL_SPACE
 from bids_app.clips import MODEL_GRID_AFFINE, ClipReader, GridSeries, labels_to_model_grid
 from bids_app.errors import BadDataError
 from bids_app.outputs import name_run
-from bids_app.preprocess.images import load_nifti, save_image
+from bids_app.preprocess.headers import load_nifti
+from bids_app.preprocess.images import save_image
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.steps import Encoded, OnGrid, choose_device
 
@@ -62,13 +63,14 @@ def attribute_run(
         name = as_label(str(encoded.facts["Model"]))
         return Attributed(known, {name: reconstruction_errors(autoencoder, reader, regions)})
     loaded = load_model(model, place)
-    answers = {p.card.name: int(p.answer.argmax()) for p in encoded.predictions if p.card.task != EMBEDDING}
+    asked = [p for p in encoded.predictions if p.card.task != EMBEDDING]
+    answers = {p.card.name: int(p.answer.argmax()) for p in asked if not p.is_refused}
     found = {}
     for adapter in map(load_adapter, adapters):
         name = adapter.card.name
         if name in answers:
             found[name] = attribute(AdaptedModel(loaded, adapter), reader, regions, answers[name], method)
-    if not found:
+    if not asked:
         raise BadDataError(
             f"--attribution {method}: no adapter gives an answer to attribute.",
             "Give an --adapter, or ask for the attribution 'reconstruction'.",

@@ -12,7 +12,7 @@ from bids_app.catalog.models import adapter_paths, find_model, weights_path
 from bids_app.model.checkpoint import read_checkpoint, weights_sha256
 from bids_app.preprocess.derivatives import way_in_words
 from bids_app.preprocess.distortion import METHODS, SYN, correction_of
-from bids_app.preprocess.images import SLICE_TIMING
+from bids_app.preprocess.headers import SLICE_TIMING
 from bids_app.reports.methods import Step
 from bids_app.settings import Settings
 

@@ -17,11 +17,17 @@ import pandas as pd
 
 from bids_app.adapters.file import EMBEDDING
 from bids_app.adapters.predict import Prediction
+from bids_app.adapters.reliability import (
+    describe_embedding_halves,
+    describe_halves,
+    describe_uncertainty,
+    describe_views,
+)
 from bids_app.bids.derivatives import copy_file, dataset_uri, output_path, write_json, write_tsv
 from bids_app.bids.names import as_label, join_name, split_name
 from bids_app.clips import MODEL_GRID_AFFINE, ClipReader, GridSeries
 from bids_app.preprocess.anatomy import Anatomy
-from bids_app.preprocess.images import load_nifti
+from bids_app.preprocess.headers import load_nifti
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.resample import resample_to_space
 from bids_app.preprocess.slices import describe_slices
@@ -259,7 +265,11 @@ def model_outputs(
     facts, template, timing = encoded.facts, preprocessed.template, describe_slices(preprocessed.slices)
     table = names.path("embeddings", ".tsv", desc=as_label(facts["Model"]))
     write_tsv(table, pd.DataFrame(encoded.embeddings.rows()))
-    names.sidecar(table, {**facts, "Template": template, **timing, **describe_embeddings(encoded)})
+    trust = {
+        "Verdict": encoded.verdict.as_dict() if encoded.verdict else None,
+        "SplitHalf": describe_embedding_halves(encoded.embeddings),
+    }
+    names.sidecar(table, {**facts, "Template": template, **timing, **trust, **describe_embeddings(encoded)})
     for prediction in encoded.predictions:
         suffix = "vectors" if prediction.card.task == EMBEDDING else "predictions"
         table = names.path(suffix, ".tsv", desc=prediction.card.name)
@@ -300,9 +310,24 @@ def describe_prediction(prediction: Prediction) -> dict[str, Any]:
         "Metrics": card.metrics,
         "IntendedUse": card.intended_use,
         "License": card.licence,
+        "Limits": card.limits,
         "Demonstration": card.demonstration,
-        "Agreement": prediction.agreement,
+        "ResearchOnly": card.research_only,
+        **describe_trust(prediction),
         "Disclaimer": "A research result, not a medical device: not a statement about a person.",
+    }
+
+
+def describe_trust(prediction: Prediction) -> dict[str, Any]:
+    """The verdict; and, unless the answer is withheld, how sure it is and what it rests on."""
+    found: dict[str, Any] = {"Verdict": prediction.verdict.as_dict()} if prediction.verdict else {}
+    if prediction.is_refused:
+        return found
+    return found | {
+        "Agreement": prediction.agreement,
+        "Uncertainty": describe_uncertainty(prediction),
+        "Views": describe_views(prediction),
+        "SplitHalf": describe_halves(prediction),
     }
 
 
@@ -405,7 +430,7 @@ def draw_answers(encoded: Encoded, names: RunName) -> None:
 
     table = pd.DataFrame(encoded.embeddings.rows())
     plot_embeddings(table, names.figure("embeddings"), title=f"Embeddings of {names.stem}")
-    for prediction in (p for p in encoded.predictions if p.card.task != EMBEDDING):
+    for prediction in (p for p in encoded.predictions if p.card.task != EMBEDDING and not p.is_refused):
         path = names.figure(f"{prediction.card.name}predictions")
         title = f"{prediction.card.name} predicted from {names.stem}"
         plot_predictions(pd.DataFrame(prediction.rows()), path, title=title, unit=prediction.card.unit)

@@ -56,10 +56,13 @@ def describe(run: BoldRun, settings: Settings) -> Iterator[str]:
     from bids_app.clips.cut import CLIP_VOLUMES, MODEL_TR
     from bids_app.preprocess.derivatives import check_forms, way_in_words
     from bids_app.preprocess.distortion import correction_of
-    from bids_app.preprocess.images import SLICE_TIMING, examine_header
+    from bids_app.preprocess.headers import SLICE_TIMING, examine_anatomy, examine_header
 
+    odd: tuple[str, ...] = ()
     if run.derived:
         check_forms(run.bold)
+    elif run.t1w:
+        _, odd = examine_anatomy(run.t1w)
     header = examine_header(run.bold, run.metadata, (SLICE_TIMING,) if run.derived else settings.preprocess.ignore)
     size = " x ".join(f"{s:g}" for s in header.shape[:3])
     voxels = " x ".join(f"{s:.3g}" for s in header.voxel_sizes_mm)
@@ -76,4 +79,4 @@ def describe(run: BoldRun, settings: Settings) -> Iterator[str]:
     else:
         yield "slice timing: " + ("corrected" if header.slices else "as measured")
         yield correction_of(run, settings.preprocess)[1]
-    yield from (*run.notes, *header.warnings)
+    yield from (*run.notes, *odd, *header.warnings)

@@ -140,7 +140,8 @@ def _session(path: Path) -> str:
 
 
 def _as_list(value: Any) -> list[str]:
-    return [value] if isinstance(value, str) else [v for v in value if isinstance(v, str)] if value else []
+    items = value if isinstance(value, list) else [value]
+    return [item for item in items if isinstance(item, str)]
 
 
 def _pair(

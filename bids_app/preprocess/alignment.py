@@ -10,7 +10,8 @@ from scipy import ndimage
 
 from bids_app.catalog.templates import Template
 from bids_app.preprocess.epi import ball
-from bids_app.preprocess.images import read_volume, save_image, voxel_sizes
+from bids_app.preprocess.headers import voxel_sizes
+from bids_app.preprocess.images import read_volume, save_image
 from bids_app.preprocess.registration import dice
 from bids_app.preprocess.transforms import Chain, draw
 

@@ -25,7 +25,8 @@ from bids_app.preprocess.alignment import (
 from bids_app.preprocess.anatomy import Anatomy, bias_field
 from bids_app.preprocess.boundary import refine, white_matter_boundary
 from bids_app.preprocess.epi import ball, brain_mask, head_mask, largest_part
-from bids_app.preprocess.images import load_nifti, read_volume, save_image, voxel_sizes
+from bids_app.preprocess.headers import load_nifti, voxel_sizes
+from bids_app.preprocess.images import read_volume, save_image
 from bids_app.preprocess.registration import (
     Image,
     Registration,

@@ -23,7 +23,15 @@ from bids_app.errors import BadDataError
 from bids_app.preprocess.carried import FD, complete, known_dummies, read_table, write_table
 from bids_app.preprocess.coregister import mask_boldref
 from bids_app.preprocess.epi import brain_mask, prepare_bold
-from bids_app.preprocess.images import SLICE_TIMING, Series, chunks, load_nifti, read_volume, save_image
+from bids_app.preprocess.headers import (
+    FORMS_APART_MM,
+    FORMS_HINT,
+    SLICE_TIMING,
+    corner_distances,
+    forms_apart,
+    load_nifti,
+)
+from bids_app.preprocess.images import Series, chunks, read_volume, save_image
 from bids_app.preprocess.placement import Placement, judge, look_at_placement, side_in_words
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.quality import measure_quality
@@ -34,7 +42,6 @@ ROUTE = "derivatives"
 MNI_CODE = 4
 SAME_PLACE_MM = 0.05
 """Corners of two grids may differ by this much, and count as one."""
-FORMS_APART_MM = 2.0
 STRIPPED_SHARE = 0.1
 """Share of the grid outside the brain below which data there count as none: the image is skull-stripped."""
 MIN_MASK_DICE, GOOD_MASK_DICE = 0.85, 0.93
@@ -86,22 +93,11 @@ def check_forms(bold: Path) -> None:
     BadDataError
         They disagree about left and right, or by more than `FORMS_APART_MM`.
     """
-    header = load_nifti(bold).header
-    forms = [header.get_sform(coded=True), header.get_qform(coded=True)]
-    if any(code == 0 for _, code in forms):
-        return
-    (one, _), (other, _) = forms
-    hint = "Set both to the one that is true (nibabel: set_sform and set_qform)."
-    if np.sign(np.linalg.det(one[:3, :3])) != np.sign(np.linalg.det(other[:3, :3])):
-        raise BadDataError(f"{bold.name}: sform and qform of its header disagree about left and right.", hint)
-    apart = float(_corner_distances(one, other, header.get_data_shape()).max())
+    apart = forms_apart(load_nifti(bold), bold)
     if apart > FORMS_APART_MM:
-        raise BadDataError(f"{bold.name}: sform and qform of its header put voxels up to {apart:.0f} mm apart.", hint)
-
-
-def _corner_distances(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    corners = np.array([[i, j, k, 1] for i in (0, shape[0] - 1) for j in (0, shape[1] - 1) for k in (0, shape[2] - 1)])
-    return np.linalg.norm((corners @ (one - other).T)[:, :3], axis=1)
+        raise BadDataError(
+            f"{bold.name}: sform and qform of its header put voxels up to {apart:.0f} mm apart.", FORMS_HINT
+        )
 
 
 def take_over(series: Series, derived: DerivedRun, out_dir: Path) -> PreprocessedRun:
@@ -260,7 +256,7 @@ def _on_grid(path: Path, shape: Sequence[int], affine: np.ndarray, warnings: lis
     data, its_affine = read_volume(path)
     data = data.reshape(data.shape[:3])
     same = data.shape == tuple(shape)
-    if same and _corner_distances(affine, its_affine, shape).max() < SAME_PLACE_MM:
+    if same and corner_distances(affine, its_affine, shape).max() < SAME_PLACE_MM:
         return data > 0.5
     warnings.append(f"{path.name}: stands on another grid than the run; it was drawn on the run's through the affines.")
     return draw((data > 0.5).astype(np.float32), its_affine, shape, affine) > 0.5

@@ -18,7 +18,8 @@ from scipy import ndimage
 from bids_app.bids.fieldmaps import DIRECT, DIRECTIONS, PAIR, PHASE_DIFFERENCE, TWO_PHASES, Fieldmap
 from bids_app.errors import BadDataError, NoInputError, RegistrationError
 from bids_app.preprocess.epi import ball, head_mask
-from bids_app.preprocess.images import check_geometry, load_nifti, read_volume
+from bids_app.preprocess.headers import check_geometry, load_nifti
+from bids_app.preprocess.images import read_volume
 from bids_app.preprocess.motion import PASSES, Aligner, MotionEstimate
 from bids_app.preprocess.pepolar import LEVELS, estimate_displacement
 from bids_app.preprocess.phasemaps import measured_hz, phase_as_radians, phase_difference_hz

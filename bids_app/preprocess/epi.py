@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from bids_app.preprocess.images import Series, VolumeSource, examine_bold, voxel_sizes, with_dummies
+from bids_app.preprocess.headers import voxel_sizes
+from bids_app.preprocess.images import Series, VolumeSource, examine_bold, with_dummies
 
 MAX_DUMMY_SECONDS = 15.0
 OUTLIER_MADS = 4.0

@@ -1,4 +1,4 @@
-"""Reading images and refusing those that cannot be used; the one place of this package that opens input files.
+"""Reading the voxels of images, and refusing what cannot be used; `headers.py` looks at files before that.
 
 A 4D series is never read as a whole: `Volumes` hands out chunks of volumes in float32 from an uncompressed file. Every
 refusal is a `BadDataError` that names the file and says what to do.
@@ -7,28 +7,31 @@ refusal is a `BadDataError` that names the file and says what to do.
 from __future__ import annotations
 
 import gzip
-import shutil
 import zlib
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import nibabel as nib
 import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from nibabel.openers import ImageOpener
-from nibabel.spatialimages import HeaderDataError
 
-from bids_app.errors import BadDataError, InputOutputError, NoInputError
-from bids_app.preprocess.slices import SliceTimed, SliceTimes, read_slice_times
-from bids_app.preprocess.timing import repetition_time
+from bids_app.errors import BadDataError, InputOutputError
+from bids_app.preprocess.headers import (
+    MIN_SECONDS,
+    MIN_VOLUMES,
+    check_size,
+    check_values,
+    claimed_bytes,
+    examine_anatomy,
+    examine_header,
+    load_nifti,
+    unreadable,
+)
+from bids_app.preprocess.slices import SliceTimed, SliceTimes
 
-MIN_VOLUMES = 20
-MIN_SECONDS = 20.0
-VOXEL_SIZES_MM = (0.2, 12.0)
-SLICE_TIMING = "slicetiming"
-"""What ``--ignore`` calls the correction of slice timing."""
+MOST_SURPLUS = 2**20
+"""Bytes behind the last volume that a compressed file may hold."""
 CHUNK_BYTES = 64 * 2**20
 """Size of a chunk of volumes in float32."""
 
@@ -146,128 +149,6 @@ def open_series(path: Path, slices: SliceTimes | None, tr: float, n_dummy: int) 
     return source if slices is None else SliceTimed(source, slices, tr, n_dummy)
 
 
-def load_nifti(path: Path) -> Any:
-    """Open a NIfTI file without reading its data; says in plain words why it cannot be opened."""
-    if not path.exists():
-        raise NoInputError(f"{path}: no such file.", "If the dataset is kept by DataLad, get its content first.")
-    try:
-        image = nib.load(path)
-    except (ImageFileError, HeaderDataError, EOFError, zlib.error, gzip.BadGzipFile, ValueError) as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(image, nib.Nifti1Image):  # Nifti2Image derives from it
-        raise BadDataError(f"{path.name}: not a NIfTI image.", "Convert it to .nii.gz.")
-    return image
-
-
-def _unreadable(path: Path, error: BaseException) -> BadDataError:
-    return BadDataError(
-        f"{path.name}: unreadable or truncated ({error}).",
-        f"Copy or download the file again; {path.stat().st_size:,} bytes are here.",
-    )
-
-
-def check_geometry(image: Any, path: Path) -> None:
-    """Refuse headers that do not say where the voxels lie in the scanner.
-
-    Raises
-    ------
-    BadDataError
-        Both orientation codes unknown, a singular affine, or voxel sizes that no scan has.
-    """
-    with ImageOpener(str(path)) as file:
-        header = type(image.header).from_fileobj(file, check=False)  # with a check, nibabel mends what we look for
-    hint = "Convert the scan again from DICOM, or repair the header."
-    if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
-        raise BadDataError(
-            f"{path.name}: its orientation is unknown (qform_code and sform_code are both 0), so left and right "
-            "cannot be told apart.",
-            hint,
-        )
-    raw_sizes = np.asarray(header["pixdim"][1:4], dtype=np.float64)
-    if not np.all(np.isfinite(raw_sizes)) or np.any(raw_sizes == 0):
-        raise BadDataError(f"{path.name}: a voxel size of zero in its header.", hint)
-    affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        raise BadDataError(f"{path.name}: its affine is singular, so voxels have no place in space.", hint)
-    sizes = voxel_sizes(affine)
-    if sizes.min() < VOXEL_SIZES_MM[0] or sizes.max() > VOXEL_SIZES_MM[1]:
-        listed = " x ".join(f"{s:.3g}" for s in sizes)
-        raise BadDataError(f"{path.name}: voxels of {listed} mm, which no human scan has.", hint)
-
-
-def voxel_sizes(affine: np.ndarray) -> np.ndarray:
-    """Lengths of the voxel's edges in mm, (3,)."""
-    return np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-
-
-@dataclass(frozen=True)
-class BoldHeader:
-    """What a BOLD file and its sidecar say before any volume is read.
-
-    ``shape`` is (X, Y, Z, T), ``voxel_sizes_mm`` (3,), ``tr`` in s.
-    """
-
-    shape: tuple[int, int, int, int]
-    voxel_sizes_mm: tuple[float, ...]
-    tr: float
-    affine: np.ndarray
-    slices: SliceTimes | None = None
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def n_volumes(self) -> int:
-        return self.shape[3]
-
-
-def examine_header(bold: Path, metadata: dict[str, Any], ignore: Container[str] = ()) -> BoldHeader:
-    """Examine a BOLD file's header against its sidecar, without reading its volumes.
-
-    Parameters
-    ----------
-    bold : pathlib.Path
-        4D NIfTI file.
-    metadata : dict
-        Its sidecar; ``RepetitionTime`` wins over the header.
-    ignore : container of str
-        ``slicetiming``: take slices as they are.
-
-    Raises
-    ------
-    BadDataError
-        The file cannot be used.
-    """
-    image = load_nifti(bold)
-    shape = image.shape
-    while len(shape) > 4 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 4:
-        raise BadDataError(
-            f"{bold.name}: {len(shape)}D instead of 4D (shape {' x '.join(map(str, shape))}).",
-            "A BOLD run is a series of volumes; a single volume belongs to _sbref.",
-        )
-    if image.get_data_dtype().fields or image.get_data_dtype().kind == "c":
-        raise BadDataError(f"{bold.name}: colour or complex voxels.", "Give the magnitude image.")
-    if shape[3] < MIN_VOLUMES:
-        raise BadDataError(
-            f"{bold.name}: {shape[3]} volumes, too few (at least {MIN_VOLUMES}).",
-            "Leave the run out with --bids-filter-file or --task-id.",
-        )
-    if min(shape[:3]) < 4:
-        raise BadDataError(
-            f"{bold.name}: {shape[0]} x {shape[1]} x {shape[2]} voxels cannot hold a brain.", "Check the conversion."
-        )
-    check_geometry(image, bold)
-    timing = repetition_time(image.header, metadata, bold.name, shape[3])
-    if timing.tr * shape[3] < MIN_SECONDS:
-        raise BadDataError(
-            f"{bold.name}: {timing.tr * shape[3]:.1f} s of data, too few (at least {MIN_SECONDS:g} s).",
-            "Leave the run out with --bids-filter-file or --task-id.",
-        )
-    sizes = tuple(float(size) for size in voxel_sizes(image.affine))
-    slices, odd = (None, ()) if SLICE_TIMING in ignore else read_slice_times(metadata, timing.tr, shape, bold.name)
-    return BoldHeader(shape, sizes, timing.tr, image.affine, slices, (*timing.warnings, *odd))
-
-
 def examine_bold(
     bold: Path,
     metadata: dict[str, Any],
@@ -324,30 +205,39 @@ def with_dummies(series: Series, n_dummy: int) -> Series:
 
 
 def _uncompressed(bold: Path, out_dir: Path) -> Path:
-    """The file itself when it is not compressed, else an uncompressed copy in ``out_dir``."""
-    path = bold
-    if bold.suffix == ".gz":
-        path = out_dir / "bold.nii"
-        try:
-            with gzip.open(bold, "rb") as source, path.open("wb") as target:
-                shutil.copyfileobj(source, target, 2**22)
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            path.unlink(missing_ok=True)
-            raise _unreadable(bold, error) from error
-        except OSError as error:
-            path.unlink(missing_ok=True)
-            raise InputOutputError(
-                f"{bold.name}: could not be unpacked into {out_dir} ({error.strerror}).",
-                "Check the space and the permissions there.",
-            ) from error
-    image = load_nifti(path)
-    n_bytes = int(image.dataobj.offset) + int(np.prod(image.shape)) * image.get_data_dtype().itemsize
-    if path.stat().st_size < n_bytes:
+    """The file itself when it is not compressed, else an uncompressed copy in ``out_dir``, of the size it claims."""
+    if bold.suffix != ".gz":
+        return bold
+    n_bytes, path = claimed_bytes(load_nifti(bold)), out_dir / "bold.nii"
+    try:
+        with gzip.open(bold, "rb") as source, path.open("wb") as target:
+            found = _copy(source, target, n_bytes)
+            surplus = len(source.read(MOST_SURPLUS + 1))  # up to the end, where gzip compares its checksum
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        path.unlink(missing_ok=True)
+        raise unreadable(bold, error) from error
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise InputOutputError(
+            f"{bold.name}: could not be unpacked into {out_dir} ({error.strerror}).",
+            "Check the space and the permissions there.",
+        ) from error
+    if found < n_bytes or surplus > MOST_SURPLUS:
+        path.unlink()
+        what = f"{found:,} of {n_bytes:,} bytes" if found < n_bytes else f"more than the {n_bytes:,} bytes it claims"
         raise BadDataError(
-            f"{bold.name}: truncated ({path.stat().st_size:,} of {n_bytes:,} bytes).",
-            "Copy or download the file again.",
+            f"{bold.name}: truncated, or its header is damaged ({what}).", "Copy or download the file again."
         )
     return path
+
+
+def _copy(source: gzip.GzipFile, target: BinaryIO, n_bytes: int) -> int:
+    """Copy up to so many bytes; return how many there were."""
+    left = n_bytes
+    while left and (block := source.read(min(left, 2**22))):
+        target.write(block)
+        left -= len(block)
+    return n_bytes - left
 
 
 def _examine_values(source: VolumeSource, bold: Path) -> np.ndarray:
@@ -393,10 +283,12 @@ def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
         (X, Y, Z) float32, and the affine (4, 4), voxel indices to RAS mm.
     """
     image = load_nifti(path)
+    check_values(image, path)
+    check_size(image, path)
     try:
         data = np.asarray(image.dataobj, dtype=np.float32)
     except (EOFError, zlib.error, gzip.BadGzipFile, OSError, ValueError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     return data, np.asarray(image.affine, dtype=np.float64)
 
 
@@ -408,15 +300,9 @@ def read_anatomy(t1w: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     tuple
         (X, Y, Z) float32; affine (4, 4), voxel indices to RAS mm; warnings.
     """
-    image = load_nifti(t1w)
-    if len(image.shape) < 3 or min(image.shape[:3]) < 2 or any(n > 1 for n in image.shape[3:]):
-        raise BadDataError(
-            f"{t1w.name}: shape {' x '.join(map(str, image.shape))} instead of three axes.", "Give a 3D T1w image."
-        )
-    check_geometry(image, t1w)
+    _, warnings = examine_anatomy(t1w)
     data, affine = read_volume(t1w)
     data = data.reshape(data.shape[:3])
-    warnings: tuple[str, ...] = ()
     finite = np.isfinite(data)
     if not finite.all():
         n_bad = int((~finite).sum())
@@ -425,7 +311,7 @@ def read_anatomy(t1w: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
                 f"{t1w.name}: {n_bad:,} voxels are NaN or infinite.", "Convert the T1w again from DICOM."
             )
         data = np.where(finite, data, np.float32(0))
-        warnings = (f"{t1w.name}: {n_bad:,} voxels that are NaN or infinite were taken as 0.",)
+        warnings += (f"{t1w.name}: {n_bad:,} voxels that are NaN or infinite were taken as 0.",)
     if float(data.max()) == float(data.min()):
         raise BadDataError(f"{t1w.name}: empty, it holds one value throughout.", "Convert the T1w again from DICOM.")
     return data, affine, warnings

@@ -17,7 +17,8 @@ import torch
 from scipy import ndimage
 
 from bids_app.preprocess.epi import head_mask
-from bids_app.preprocess.images import Series, VolumeSource, save_image, voxel_sizes
+from bids_app.preprocess.headers import voxel_sizes
+from bids_app.preprocess.images import Series, VolumeSource, save_image
 from bids_app.preprocess.transforms import apply_matrix, write_itk_text
 from bids_app.preprocess.unwarping import Unwarping
 

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from bids_app.errors import BadDataError
 from bids_app.preprocess.epi import head_mask, largest_part
-from bids_app.preprocess.images import voxel_sizes
+from bids_app.preprocess.headers import voxel_sizes
 
 SMOOTHING_MM = 2.0
 """Standard deviation of the smoothing."""

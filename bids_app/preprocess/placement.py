@@ -50,6 +50,9 @@ SIDE_MARGIN = 0.02
 ANATOMY_MARGIN = 0.03
 """The same for the participant's own images, relative."""
 
+UNTOLD, EXCHANGED = "cannot be told from the image", "perhaps exchanged"
+"""What `side_in_words` says where left and right are not as in the template."""
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -135,8 +138,8 @@ def side_in_words(placement: Placement) -> str:
     if told:
         return f"as in the participant's own {' and '.join(told)}"
     if placement.distance_mm > SHIFT_WARNED_MM or abs(gain) <= SIDE_MARGIN:
-        return "cannot be told from the image"
-    return "as in the template" if gain > 0 else "perhaps exchanged"
+        return UNTOLD
+    return "as in the template" if gain > 0 else EXCHANGED
 
 
 def look_at_placement(

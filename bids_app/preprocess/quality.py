@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 from scipy import stats
 
-from bids_app.preprocess.images import voxel_sizes
+from bids_app.preprocess.headers import voxel_sizes
 
 FD_LIMIT_MM = 0.5
 """Framewise displacement above which `fd_num` and `fd_perc` count a volume; MRIQC's own default is 0.2 mm."""

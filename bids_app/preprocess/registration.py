@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from bids_app.errors import RegistrationError
-from bids_app.preprocess.images import save_image, voxel_sizes
+from bids_app.preprocess.headers import voxel_sizes
+from bids_app.preprocess.images import save_image
 from bids_app.preprocess.transforms import (
     Chain,
     Linear,

@@ -80,7 +80,7 @@ def read_slice_times(
         return None, ()
     try:
         times = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         times = np.array(np.nan)
     if times.ndim != 1 or not np.all(np.isfinite(times)) or times.min() < 0:
         raise BadDataError(f"{name}: SliceTiming is not a list of seconds.", HINT)

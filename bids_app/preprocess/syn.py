@@ -16,7 +16,8 @@ from scipy import ndimage
 from bids_app.preprocess.anatomy import Anatomy
 from bids_app.preprocess.coregister import EPI_CONTRAST, coregister, mask_boldref
 from bids_app.preprocess.epi import ball
-from bids_app.preprocess.images import load_nifti, read_volume, voxel_sizes
+from bids_app.preprocess.headers import load_nifti, voxel_sizes
+from bids_app.preprocess.images import read_volume
 from bids_app.preprocess.motion import MotionEstimate
 from bids_app.preprocess.registration import Image, Stage, correlation, register
 from bids_app.preprocess.transforms import draw, grid_points, linear, read_itk_text

@@ -69,19 +69,24 @@ def _from_sidecar(metadata: dict[str, Any], name: str, n_volumes: int) -> float 
         return _even_step(volume_times, name, n_volumes)
     if tr is None:
         return None
-    if isinstance(tr, bool) or not isinstance(tr, int | float) or not np.isfinite(tr) or tr <= 0:
+    if isinstance(tr, bool) or not isinstance(tr, int | float) or not tr > 0:
         raise BadDataError(f"{name}: RepetitionTime is {tr!r} in its sidecar.", "Give seconds, as a number above 0.")
     if not PLAUSIBLE_TR_S[0] <= tr <= PLAUSIBLE_TR_S[1]:
         raise BadDataError(
-            f"{name}: RepetitionTime is {tr:g} s in its sidecar, which no BOLD run has.",
+            f"{name}: RepetitionTime is {str(tr)[:12]} s in its sidecar, which no BOLD run has.",
             "BIDS wants seconds, not milliseconds.",
         )
     return float(tr)
 
 
 def _even_step(volume_times: Any, name: str, n_volumes: int) -> float:
-    times = np.asarray(volume_times, dtype=np.float64)
-    if times.ndim != 1 or len(times) != n_volumes:
+    try:
+        times = np.asarray(volume_times, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        times = np.array(np.nan)
+    if times.ndim != 1 or not np.all(np.isfinite(times)):
+        raise BadDataError(f"{name}: VolumeTiming is not a list of seconds.", "Give one time a volume.")
+    if len(times) != n_volumes:
         raise BadDataError(
             f"{name}: VolumeTiming has {times.size} entries for {n_volumes} volumes.", "Give one time a volume."
         )

@@ -13,7 +13,8 @@ import nibabel as nib
 import numpy as np
 
 from bids_app.errors import BadDataError
-from bids_app.preprocess.images import read_volume, save_image, voxel_sizes
+from bids_app.preprocess.headers import voxel_sizes
+from bids_app.preprocess.images import read_volume, save_image
 from bids_app.preprocess.transforms import Chain, Warp, grid_points, sample
 
 AXES = {"i": 0, "j": 1, "k": 2}
@@ -71,9 +72,10 @@ def read_readout(metadata: dict[str, Any], shape: tuple[int, ...], name: str) ->
         )
     axis = AXES[direction.removesuffix("-")]
     seconds = metadata.get("TotalReadoutTime")
-    spacing = metadata.get("EffectiveEchoSpacing")
-    if seconds is None and isinstance(spacing, int | float):
-        seconds = spacing * (metadata.get("ReconMatrixPE", shape[axis]) - 1)
+    spacing, lines = metadata.get("EffectiveEchoSpacing"), metadata.get("ReconMatrixPE", shape[axis])
+    if seconds is None and spacing is not None:
+        numbers = isinstance(spacing, int | float) and isinstance(lines, int | float)
+        seconds = spacing * (lines - 1) if numbers else f"{spacing!r} x ({lines!r} - 1)"
     if seconds is not None and (not isinstance(seconds, int | float) or not 1e-4 < seconds < 2):
         raise BadDataError(
             f"{name}: a total readout time of {seconds!r} s cannot be.",

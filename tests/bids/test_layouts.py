@@ -206,10 +206,11 @@ WHOLE = [
         "dataset_description.json": '{"Name": 1, "BIDSVersion": [], "DatasetType": null, "DatasetLinks": 3}'}),
     Layout("names that are not ASCII beside the data", REST, (STEM,), contents={
         "sub-01/func/größe 表.txt": "", "Übersicht.md": "", "sub-Jürg/func/sub-Jürg_task-rest_bold.nii.gz": ""}),
-    Layout("a task that is not ASCII", func("task-größe_bold"), ("sub-01_task-größe",), problems=("sub-01_task-größe",)),
+    Layout("a task that is not ASCII", func("task-größe_bold"), ("sub-01_task-größe",),
+           problems=("sub-01_task-größe",)),
     Layout("a task that holds markup", func("task-<b>x&y_bold"), ("sub-01_task-<b>x&y",),
            problems=("sub-01_task-<b>x&y",)),
-    Layout("a T1w image of another participant", REST + ("sub-01/anat/sub-02_T1w.nii.gz",), (STEM,), problems=(STEM,)),
+    Layout("a T1w image of another participant", (*REST, "sub-01/anat/sub-02_T1w.nii.gz"), (STEM,), problems=(STEM,)),
     Layout("non-ASCII values", REST, (STEM,), contents={"dataset_description.json": '{"Name": "Größe"}'}),
 ]  # fmt: skip
 

@@ -1,0 +1,59 @@
+"""What ``participants.tsv`` says of the participants, as far as answers are judged by it."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+from bids_app.bids.sidecars import read_json
+from bids_app.errors import NeurostormError
+
+YEARS = ("", "year", "years", "yr", "yrs", "y", "a")
+"""Units of ``age`` that are years; BIDS' default."""
+
+
+def read_ages(datasets: Iterable[Path]) -> dict[str, float]:
+    """Ages in years by participant (without ``sub-``), from the first dataset that tells; those not told are left out.
+
+    A table that cannot be read says nothing: no run should fail for it.
+    """
+    found: dict[str, float] = {}
+    for root in datasets:
+        for person, age in _ages_of(root).items():
+            found.setdefault(person, age)
+    return found
+
+
+def _ages_of(root: Path) -> dict[str, float]:
+    table = root / "participants.tsv"
+    try:
+        if not table.is_file() or not _in_years(root / "participants.json"):
+            return {}
+        with table.open(newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.DictReader(file, delimiter="\t"))
+    except (OSError, ValueError, csv.Error, NeurostormError):
+        return {}
+    found = {}
+    for row in rows:
+        age = as_age(row.get("age"))
+        if age is not None and row.get("participant_id"):
+            found[row["participant_id"].removeprefix("sub-")] = age
+    return found
+
+
+def as_age(text: str | None) -> float | None:
+    """An age as a table has it; ``89+``, which protects the oldest, counts as 89, and ``26-30`` as unknown."""
+    try:
+        age = float((text or "").strip().removesuffix("+"))
+    except ValueError:
+        return None
+    return age if 0 <= age < 150 else None
+
+
+def _in_years(sidecar: Path) -> bool:
+    if not sidecar.is_file():
+        return True
+    about = read_json(sidecar).get("age")
+    units = about.get("Units", "") if isinstance(about, dict) else ""
+    return str(units).strip().lower() in YEARS
