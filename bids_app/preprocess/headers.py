@@ -111,9 +111,9 @@ def check_geometry(image: Any, path: Path) -> tuple[str, ...]:
     if not np.all(np.isfinite(raw_sizes)) or np.any(raw_sizes == 0):
         raise BadDataError(f"{path.name}: a voxel size of zero, or none at all, in its header.", hint)
     affine = np.asarray(image.affine, dtype=np.float64)
-    if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3])) < 1e-6:
-        raise BadDataError(f"{path.name}: its affine is singular, so voxels have no place in space.", hint)
     sizes = voxel_sizes(affine)
+    if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3])) <= 1e-4 * sizes.prod():
+        raise BadDataError(f"{path.name}: its affine is singular, so voxels have no place in space.", hint)
     if sizes.min() < VOXEL_SIZES_MM[0] or sizes.max() > VOXEL_SIZES_MM[1]:
         listed = " x ".join(f"{s:.3g}" for s in sizes)
         raise BadDataError(f"{path.name}: voxels of {listed} mm, which no human scan has.", hint)
