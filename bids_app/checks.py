@@ -136,6 +136,24 @@ def check_weights(settings: Settings) -> str:
     return ", ".join(str(path) for path in (weights_path(model), *adapters))
 
 
+def check_adapters(settings: Settings) -> str:
+    """The adapters that would be applied are ones that the user may have answers from."""
+    wanted = settings.model
+    if settings.reports_only or settings.boilerplate_only or wanted.embeddings_only:
+        return "not needed"
+    from bids_app.adapters.file import load_adapter
+    from bids_app.catalog.models import adapter_paths, find_model
+
+    cards = [load_adapter(path).card for path in adapter_paths(find_model(wanted.model), wanted.adapters)]
+    for card in cards:
+        if card.research_only and not wanted.acknowledge_research_use:
+            raise UsageError(
+                f"The adapter {card.name} predicts a diagnosis ({card.target}), which no scan tells of a person.",
+                "For research on groups, give --acknowledge-research-use; the reports will say what these answers are.",
+            )
+    return ", ".join(card.name for card in cards) or "none"
+
+
 def check_atlas(settings: Settings) -> str:
     """The atlas is at hand, where regions are asked for."""
     if not settings.model.attribution or settings.reports_only:
@@ -166,6 +184,7 @@ CHECKS: dict[str, Callable[[Settings], str]] = {
     "scratch": check_scratch,
     "memory": check_memory,
     "weights": check_weights,
+    "adapters": check_adapters,
     "atlas": check_atlas,
     "template": check_template,
 }

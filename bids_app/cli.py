@@ -22,6 +22,7 @@ from bids_app.settings import (
     ATTRIBUTIONS,
     GROUP,
     IGNORABLE,
+    OUT_OF_DOMAIN,
     PARTICIPANT,
     ModelSettings,
     PreprocessSettings,
@@ -125,6 +126,15 @@ def build_parser() -> argparse.ArgumentParser:
     add(
         group, "--atlas", default="aal3", metavar="ATLAS",
         help="regions for --attribution: name in the catalog, or a label image (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        group, "--on-out-of-domain", choices=OUT_OF_DOMAIN, default="warn",
+        help="what becomes of an answer about a scan that is unlike those that its adapter learned from: a warning "
+        "beside it, or no answer (default: %(default)s)",
+    )  # fmt: skip
+    add(
+        group, "--acknowledge-research-use", action="store_true",
+        help="apply adapters of a diagnosis too: for research on groups, never a statement about a person",
     )  # fmt: skip
 
     group = parser.add_argument_group("resources")
@@ -272,6 +282,8 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
             embeddings_only=options.level == "minimal",
             attribution=options.attribution,
             atlas=options.atlas,
+            on_out_of_domain=options.on_out_of_domain,
+            acknowledge_research_use=options.acknowledge_research_use,
         ),
         resources=ResourceSettings(
             n_procs=n_procs,

@@ -17,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from bids_app import attributions, outputs, steps
+from bids_app.adapters.verdict import REFUSE
 from bids_app.bids.derivatives import remove_leftovers
 from bids_app.bids.description import check_output_folder, describe_outputs
+from bids_app.bids.participants import read_ages
 from bids_app.bids.query import BoldRun, find_runs
+from bids_app.bids.sidecars import read_json
 from bids_app.bids.takeover import input_datasets
 from bids_app.catalog import templates
 from bids_app.catalog.atlases import find_atlas
@@ -133,6 +136,8 @@ class Shared:
     """Those that are read, by their names in ``DatasetLinks``."""
     atlas_stamp: str
     on_gpu: bool
+    ages: dict[str, float]
+    """Of the participants that ``participants.tsv`` tells of, years."""
 
     @property
     def computing(self) -> dict[str, Any]:
@@ -149,11 +154,13 @@ class Shared:
 def what_runs_share(settings: Settings) -> Shared:
     """Find it."""
     wanted = settings.model
+    datasets = input_datasets(settings.bids_dir, settings.query.derivatives)
     return Shared(
         settings=settings,
         model=choose_model(settings),
         template=templates.available()[0],
-        datasets=input_datasets(settings.bids_dir, settings.query.derivatives),
+        datasets=datasets,
+        ages=read_ages(datasets.values()),
         atlas_stamp=file_stamp(find_atlas(wanted.atlas).path) if wanted.attribution else "",
         on_gpu=steps.choose_device(wanted.device).startswith("cuda"),
     )
@@ -187,6 +194,15 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], shared: 
         memory_gb=2,
         **shared.computing,
     )
+    judged = graph.step(
+        f"{name}_judge",
+        steps.judge,
+        encoded=encoded,
+        preprocessed=preprocessed,
+        grid=grid,
+        age=shared.ages.get(run.participant),
+        on_out_of_domain=settings.model.on_out_of_domain,
+    )
 
     preprocessing = graph.step(
         f"{name}_outputs",
@@ -202,14 +218,14 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], shared: 
     tables = graph.step(
         f"{name}_tables",
         outputs.model_outputs,
-        encoded=encoded,
+        encoded=judged,
         preprocessed=preprocessed,
         entities=run.entities,
         datasets=shared.datasets,
     )
     attribution = None
     if settings.model.attribution:
-        attribution = add_attribution(graph, run, grid, encoded, preprocessed, shared)
+        attribution = add_attribution(graph, run, grid, judged, preprocessed, shared)
     figures = None
     if not settings.model.embeddings_only:
         figures = graph.step(
@@ -217,7 +233,7 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], shared: 
             outputs.run_figures,
             preprocessed=preprocessed,
             grid=grid,
-            encoded=encoded,
+            encoded=judged,
             entities=run.entities,
             fd_spike_mm=wanted.fd_spike_threshold,
         )
@@ -397,10 +413,26 @@ def tell(outcomes: Sequence[Outcome], settings: Settings, seconds: float) -> Non
     failed = [outcome for outcome in outcomes if outcome.status != OK]
     for outcome in failed:
         print(f"neurostorm: {outcome.stem} failed: {outcome.reason}\n  {outcome.hint}", file=sys.stderr)
+    for outcome in outcomes:
+        for adapter, reason in withheld(outcome, settings.out_dir):
+            print(f"neurostorm: {outcome.stem}: the answer of {adapter} is withheld. {reason}", file=sys.stderr)
     LOGGER.info(
         "%d of %d runs done in %.0f s. Reports: %s", len(outcomes) - len(failed), len(outcomes), seconds,
         settings.out_dir / "sub-*.html",
     )  # fmt: skip
+
+
+def withheld(outcome: Outcome, out_dir: Path) -> list[tuple[str, str]]:
+    """Adapters whose answer about a run was refused, each with the first reason."""
+    found = []
+    for name in outcome.outputs:
+        if name.endswith(("_predictions.json", "_vectors.json")):
+            content = read_json(out_dir / name)
+            verdict = content.get("Verdict") or {}
+            if verdict.get("Level") == REFUSE:
+                reasons = [check["Message"] for check in verdict["Checks"] if check["Level"] == REFUSE]
+                found.append((str(content["Adapter"]), reasons[0]))
+    return found
 
 
 def remake_reports(settings: Settings) -> int:

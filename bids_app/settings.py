@@ -19,6 +19,8 @@ CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 
 PARTICIPANT, GROUP = "participant", "group"
 ATTRIBUTIONS = ("occlusion", "gradients", "reconstruction")
+OUT_OF_DOMAIN = ("warn", "refuse")
+"""What can happen to an answer about a scan that is unlike those of its adapter's cohort."""
 IGNORABLE = ("fieldmaps", "slicetiming")
 """What ``--ignore`` takes."""
 
@@ -79,6 +81,10 @@ class ModelSettings:
     """How answers are attributed to regions, an entry of `ATTRIBUTIONS`; empty: not at all."""
     atlas: str = "aal3"
     """Name in the catalog, or a label image in the model's space."""
+    on_out_of_domain: str = "warn"
+    """An entry of `OUT_OF_DOMAIN`."""
+    acknowledge_research_use: bool = False
+    """Whether adapters of a diagnosis are applied."""
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bids_app.adapters.file import AdaptedModel, load_adapter
 from bids_app.adapters.predict import Embeddings, Prediction, encode_run
+from bids_app.adapters.verdict import Facts, Verdict, judge_prediction, judge_scan
 from bids_app.bids.derived import DerivedRun
 from bids_app.bids.fieldmaps import Fieldmap
 from bids_app.clips import NORMALISATIONS, ClipReader, GridSeries
@@ -24,9 +25,13 @@ from bids_app.preprocess.derivatives import examine_derived
 from bids_app.preprocess.epi import prepare_bold
 from bids_app.preprocess.images import Series
 from bids_app.preprocess.motion import MotionEstimate
+from bids_app.preprocess.placement import EXCHANGED, UNTOLD
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.resample import model_grid_coverage, resample_to_model_grid
 from bids_app.preprocess.run import unwarp_run
+
+LEAST_TSNR = 2.0
+"""Below it the series cannot be as it was measured: its mean image was taken away."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,8 @@ class Encoded:
     predictions: tuple[Prediction, ...]
     facts: dict[str, Any]
     """Name and hash of the weights, scan backend, device, time: for sidecars."""
+    verdict: Verdict | None = None
+    """Of the scan, whatever is asked of it; that of an answer is the prediction's own. None: not judged yet."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +170,38 @@ def encode(
         "Threads": threads,
     }
     return Encoded(embeddings, tuple(predictions), facts)
+
+
+def judge(
+    encoded: Encoded,
+    preprocessed: PreprocessedRun,
+    grid: OnGrid,
+    age: float | None,
+    on_out_of_domain: str,
+    out_dir: Path,
+) -> Encoded:
+    """Judge a scan and each answer about it; ``age`` is the participant's in years, where it is known."""
+    facts = scan_facts(preprocessed, grid.coverage, age)
+    predictions = (
+        replace(p, verdict=judge_prediction(facts, p.card, p.distance, on_out_of_domain)) for p in encoded.predictions
+    )
+    return replace(encoded, predictions=tuple(predictions), verdict=judge_scan(facts))
+
+
+def scan_facts(run: PreprocessedRun, coverage: float, age: float | None = None) -> Facts:
+    """What a run's answers are judged by; see `bids_app.adapters.verdict`."""
+    left_and_right = run.parameters.get("LeftAndRight")
+    tsnr = run.quality.get("tsnr")
+    return {
+        **run.quality,
+        "tr": run.tr,
+        "seconds": (run.n_volumes - run.n_dummy) * run.tr,
+        "coverage": coverage,
+        "age": age,
+        "orientation": left_and_right or "by the affine of the raw image, which nothing here can check",
+        "exchanged": None if left_and_right in (None, UNTOLD) else left_and_right == EXCHANGED,
+        "mean_removed": run.offset > 0 or (None if tsnr is None else tsnr < LEAST_TSNR),
+    }
 
 
 def choose_device(name: str) -> str:

@@ -1,7 +1,8 @@
 """An adapter: prompts, norms and head for one encoder and one question, in one safetensors file.
 
 Its card, JSON in the file's metadata, says what the answer means, which encoder it belongs to, and whom it was trained
-on. A file whose card is incomplete, or that belongs to another encoder, is refused.
+on. A file whose card is incomplete, or that belongs to another encoder, is refused. Beside what it needs to answer, a
+file may hold a second head for clips under the other normalisation (the twin), and reference statistics of its cohort.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
+from bids_app.adapters.calibrate import Calibration
+from bids_app.adapters.domain import Domain
 from bids_app.clips import NORMALISATIONS
 from bids_app.errors import BadDataError
 from bids_app.model.api import Model
@@ -24,11 +28,25 @@ from bids_app.model.encoder import Encoder
 from bids_app.model.heads import build_head, load_strictly, n_outputs
 
 ADAPTER_FORMAT = "neurostorm-adapter"
-ADAPTER_FORMAT_VERSION = 1
+ADAPTER_FORMAT_VERSION = 2
+VERSIONS_READ = ("1", "2")
+"""The first has neither twin nor reference statistics."""
+PARTS = ("encoder", "head", "twin", "reference")
 CLASSIFICATION, REGRESSION, EMBEDDING = "classification", "regression", "embedding"
 TASKS = (CLASSIFICATION, REGRESSION, EMBEDDING)
 STRATEGIES = ("linear", "ln", "prompt", "prompt_ln", "full")
 NAME = re.compile(r"[A-Za-z0-9]+")
+DIAGNOSES = re.compile(
+    r"diagnos|(^|_)(dx|group|grp|patient|case|clinical|disease|disorder|autis|asd|adhd|schizo|scz|mdd|depress|bipolar"
+    r"|alzheimer|dementia|parkinson|ptsd|ocd)",
+    re.IGNORECASE,
+)
+"""What columns that hold a diagnosis are called."""
+
+
+def sounds_like_a_diagnosis(target: str) -> bool:
+    """Whether a column's name says that it holds a diagnosis, or who is a patient."""
+    return DIAGNOSES.search(target) is not None
 
 
 @dataclass(frozen=True)
@@ -62,8 +80,18 @@ class AdapterCard:
     retrieval : dict
         What an embedding is compared with: for given images, the ``mean`` to take from their vectors first.
     cohort, metrics : dict
-        Whom it was trained on, and how well it did on whom; JSON values.
-    intended_use, licence : str
+        Whom it was trained on (where known: ``participants``, ``scans``, ``ages``, ``sexes``, ``sites``, ``scanners``),
+        and how well it did on whom; JSON values.
+    ranges : dict
+        By check of `bids_app.adapters.verdict.COHORT_RULES`, the lowest and highest that its cohort had.
+    calibration : dict
+        `bids_app.adapters.calibrate.Calibration` as JSON; empty: it was not calibrated.
+    twin : dict
+        Of a second head: its ``normalisation`` and ``metrics``.
+    intended_use, limits, licence : str
+        What it is for, what is known against its answers, and under which licence it comes.
+    research_only : bool
+        Whether it is applied only after ``--acknowledge-research-use``: a diagnosis.
     demonstration : bool
         Whether every output must say that it comes from a demonstration.
     """
@@ -83,8 +111,13 @@ class AdapterCard:
     retrieval: dict[str, Any] = field(default_factory=dict)
     cohort: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
+    ranges: dict[str, Any] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    twin: dict[str, Any] = field(default_factory=dict)
     intended_use: str = ""
+    limits: str = ""
     licence: str = ""
+    research_only: bool = False
     demonstration: bool = False
 
     def __post_init__(self) -> None:
@@ -121,7 +154,12 @@ class AdapterCard:
             "labels": (len(self.labels) < 2 or len(set(self.labels)) != len(self.labels))
             if self.task == CLASSIFICATION
             else bool(self.labels),
+            "ranges": not all(map(_is_range, self.ranges.values())),
+            "twin": bool(self.twin)
+            and self.twin.get("normalisation") not in set(NORMALISATIONS) - {self.normalisation},
         }
+        if self.calibration:
+            Calibration.from_dict(self.calibration)
         return [f"{name} is {getattr(self, name)!r}" for name, is_wrong in wrong.items() if is_wrong]
 
     @property
@@ -130,6 +168,11 @@ class AdapterCard:
         if self.task == EMBEDDING:
             return self.dimensions
         return n_outputs(len(self.labels)) if self.task == CLASSIFICATION else 1
+
+
+def _is_range(value: Any) -> bool:
+    is_pair = isinstance(value, list | tuple) and len(value) == 2
+    return is_pair and all(isinstance(v, int | float) for v in value) and value[0] <= value[1]
 
 
 @dataclass(frozen=True)
@@ -143,6 +186,10 @@ class Adapter:
         Parameters that replace the encoder's, or come to it (prompts); may be empty.
     head : dict of str to torch.Tensor
         State dict of a head.
+    twin : dict of str to torch.Tensor
+        Of a head for the same question under the other normalisation; may be empty.
+    reference : dict of str to torch.Tensor
+        Reference statistics of the cohort, see `bids_app.adapters.domain.Domain.as_arrays`; may be empty.
     path : pathlib.Path, optional
     """
 
@@ -150,14 +197,28 @@ class Adapter:
     head: State
     encoder: State = field(default_factory=dict)
     path: Path | None = None
+    twin: State = field(default_factory=dict)
+    reference: State = field(default_factory=dict)
+
+    @property
+    def domain(self) -> Domain | None:
+        """The cohort that its scans are compared with; None: the file holds no reference statistics."""
+        if not self.reference:
+            return None
+        return Domain.from_arrays({name: value.numpy() for name, value in self.reference.items()})
+
+    def with_domain(self, domain: Domain) -> Adapter:
+        """The same adapter with these reference statistics."""
+        arrays = domain.as_arrays()
+        return replace(self, reference={name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
 
 
 def save_adapter(path: str | Path, adapter: Adapter) -> Path:
     """Write an adapter's file, whole or not at all; the same adapter gives the same bytes."""
     tensors = {
         f"{part}.{key}": value.detach().to("cpu", copy=True).contiguous()
-        for part, state in (("encoder", adapter.encoder), ("head", adapter.head))
-        for key, value in state.items()
+        for part in PARTS
+        for key, value in getattr(adapter, part).items()
     }
     metadata = {
         "format": ADAPTER_FORMAT,
@@ -177,17 +238,20 @@ def load_adapter(path: str | Path) -> Adapter:
     """
     path = Path(path)
     tensors, metadata = read_safetensors(path, ADAPTER_FORMAT)
-    if metadata.get("version") != str(ADAPTER_FORMAT_VERSION):
+    if metadata.get("version") not in VERSIONS_READ:
         raise BadDataError(
             f"{path}: version {metadata.get('version')!r} of the adapter format.", "Install a newer neurostorm."
         )
-    parts: dict[str, State] = {"encoder": {}, "head": {}}
+    parts: dict[str, State] = {part: {} for part in PARTS}
     for key, value in tensors.items():
         part, _, name = key.partition(".")
         if part not in parts:
             raise BadDataError(f"{path}: {key} has no place in an adapter.", "Get the file again.")
         parts[part][name] = value
-    return Adapter(_read_card(path, metadata.get("card", "")), parts["head"], parts["encoder"], path)
+    adapter = Adapter(_read_card(path, metadata.get("card", "")), path=path, **parts)
+    if bool(adapter.twin) != bool(adapter.card.twin):
+        raise BadDataError(f"{path}: its card and its tensors disagree about a twin.", "Get the file again.")
+    return adapter
 
 
 def _read_card(path: Path, text: str) -> AdapterCard:
@@ -231,19 +295,26 @@ class AdaptedModel(nn.Module):
         self.card = card
         self.shares_encoder = not adapter.encoder
         """Whether the plain encoder's features serve this adapter too."""
+        self.domain = adapter.domain
         self.encoder = model.encoder
         if adapter.encoder:
             self.encoder = Encoder(replace(model.config, prompt_len=card.prompt_len)).to(model.device)
             load_strictly(self.encoder, _on(model.encoder.state_dict() | adapter.encoder, model.device), str(where))
-        self.head, _ = build_head(_on(adapter.head, model.device))
-        self.head.to(model.device)
-        outputs = self.head(self._probe(model.device)).shape[1]
-        if outputs != card.n_outputs:
+        self.head = self._build_head(adapter.head, model.device, where)
+        self.twin = self._build_head(adapter.twin, model.device, where) if adapter.twin else None
+        """A head for the plain encoder's features under ``card.twin["normalisation"]``."""
+        self.requires_grad_(False).eval()
+
+    def _build_head(self, state: State, device: torch.device, where: str | Path) -> nn.Module:
+        head, _ = build_head(_on(state, device))
+        head.to(device)
+        outputs = head(self._probe(device)).shape[1]
+        if outputs != self.card.n_outputs:
             raise BadDataError(
-                f"{where}: the head has {outputs} outputs, and its card asks for {card.n_outputs}.",
+                f"{where}: the head has {outputs} outputs, and its card asks for {self.card.n_outputs}.",
                 "Get the file again.",
             )
-        self.requires_grad_(False).eval()
+        return head
 
     def _probe(self, device: torch.device) -> torch.Tensor:
         config = self.encoder.config

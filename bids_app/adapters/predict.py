@@ -9,14 +9,22 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
+from bids_app.adapters.calibrate import Calibration
+from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION, AdaptedModel, AdapterCard, to_answers
+from bids_app.adapters.verdict import REFUSE, Verdict
 from bids_app.clips import NORMALISATIONS, ClipReader
 from bids_app.model.api import Model
 from bids_app.model.heads import pool
 from bids_app.model.streaming import apply_in_batches, starting_batch
 
 MEAN = "mean"
+LEVEL = 0.9
+"""Frequency with which the intervals and sets that are told hold the truth."""
+KEEPS_THE_MEAN_IMAGE = "global"
+"""The normalisation under which a run without dynamics still shows something."""
 
 
 @dataclass(frozen=True)
@@ -72,17 +80,53 @@ class Prediction:
         Probabilities, values in the card's unit, or the vector, of each clip.
     onsets, duration
         As in `Embeddings`.
+    distance : Distance, optional
+        Of the run from the adapter's cohort; None where the adapter has no reference statistics.
+    other : numpy.ndarray, optional
+        Answer of the adapter's twin, from the run under the other normalisation; as ``answer``.
+    still : numpy.ndarray, optional
+        Answer to the run's mean image alone, as ``answer``; None where the normalisation takes that away.
+    verdict : Verdict, optional
+        Whether the answer can be trusted, once that was judged.
     """
 
     card: AdapterCard
     clips: np.ndarray
     onsets: np.ndarray
     duration: float
+    distance: Distance | None = None
+    other: np.ndarray | None = None
+    still: np.ndarray | None = None
+    verdict: Verdict | None = None
     answer: np.ndarray = field(init=False)
-    """(n_labels,), (1,) or (dimensions,): the mean over clips, which is the run's answer."""
+    """(n_labels,), (1,) or (dimensions,): the mean over clips, as the adapter gives it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "answer", self.clips.mean(axis=0))
+
+    @property
+    def calibration(self) -> Calibration | None:
+        """The adapter's; None where it was not calibrated."""
+        return Calibration.from_dict(self.card.calibration) if self.card.calibration else None
+
+    @property
+    def told(self) -> np.ndarray:
+        """The run's answer as it is told: ``answer``, calibrated where the adapter is."""
+        if self.calibration is None or self.card.task != CLASSIFICATION:
+            return self.answer
+        return self.calibration.probabilities(self.answer[None])[0]
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """Limits that hold the true value with the frequency `LEVEL`; None where that is not known."""
+        if self.calibration is None or self.card.task != REGRESSION:
+            return None
+        return self.calibration.interval(float(self.answer[0]), LEVEL)
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether the answer is withheld."""
+        return self.verdict is not None and self.verdict.level == REFUSE
 
     def label(self, values: np.ndarray) -> str:
         """The most probable label."""
@@ -96,9 +140,15 @@ class Prediction:
         return float((self.clips.argmax(axis=1) == self.answer.argmax()).mean())
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the table: the mean over clips, then each clip."""
+        """Rows of the table: the run, then each clip; without answers where they are withheld."""
         total = self.duration * len(self.clips)
-        yield {"clip": MEAN, "onset": float(self.onsets[0]), "duration": total, **self._cells(self.answer)}
+        yield {
+            "clip": MEAN,
+            "onset": float(self.onsets[0]),
+            "duration": total,
+            **self._cells(self.told),
+            **self._ends(),
+        }
         for index, values in enumerate(self.clips):
             yield {
                 "clip": index,
@@ -107,7 +157,22 @@ class Prediction:
                 **self._cells(values),
             }
 
+    def _ends(self) -> dict[str, Any]:
+        """The interval and the verdict, where there are any."""
+        found: dict[str, Any] = {}
+        if self.interval is not None:
+            found |= (
+                dict.fromkeys(("lower", "upper"))
+                if self.is_refused
+                else dict(zip(("lower", "upper"), self.interval, strict=True))
+            )
+        return found | ({"verdict": self.verdict.level} if self.verdict is not None else {})
+
     def _cells(self, values: np.ndarray) -> dict[str, Any]:
+        cells = self._answer_cells(values)
+        return dict.fromkeys(cells) if self.is_refused else cells
+
+    def _answer_cells(self, values: np.ndarray) -> dict[str, Any]:
         if self.card.task == REGRESSION:
             return {"value": float(values[0])}
         if self.card.task == EMBEDDING:
@@ -160,35 +225,77 @@ def encode_run(
     onsets = np.array([reader.onset(i) for i in range(reader.n_clips)])
     batch = starting_batch(model.config, model.device)
     embeddings: dict[str, np.ndarray] = {}
-    outputs: dict[str, np.ndarray] = {}
+    answers: dict[int, dict[str, np.ndarray]] = {index: {} for index in range(len(adapters))}
     for normalisation in NORMALISATIONS:
-        sharing = [a for a in adapters if a.card.normalisation == normalisation and a.shares_encoder]
+        sharing = {i: head for i, a in enumerate(adapters) if (head := _head_for(a, normalisation)) is not None}
         if normalisation in normalisations or sharing:
-            sizes = [model.config.n_features, *(a.card.n_outputs for a in sharing)]
-            columns = over_clips(partial(_share, model, sharing), reader, normalisation, batch)
-            parts = np.split(columns, np.cumsum(sizes)[:-1], axis=1)
-            embeddings[normalisation] = parts[0]
-            outputs |= {a.card.name: part for a, part in zip(sharing, parts[1:], strict=True)}
-    for adapter in adapters:
+            columns = over_clips(partial(_share, model, list(sharing.values())), reader, normalisation, batch)
+            embeddings[normalisation], *parts = _split(columns, model, adapters, sharing)
+            for index, part in zip(sharing, parts, strict=True):
+                answers[index][normalisation] = part
+    stills = _answers_to_the_mean_image(model, adapters, reader)
+    predictions = []
+    for index, adapter in enumerate(adapters):
+        card, own = adapter.card, adapter.card.normalisation
         if not adapter.shares_encoder:
-            apply = partial(_to_device, adapter, model.device)
-            outputs[adapter.card.name] = over_clips(apply, reader, adapter.card.normalisation, batch)
-    predictions = [
-        Prediction(
-            adapter.card,
-            to_answers(adapter.card, torch.from_numpy(outputs[adapter.card.name])).numpy(),
-            onsets,
-            reader.duration,
+            answers[index][own] = over_clips(partial(_to_device, adapter, model.device), reader, own, batch)
+        meant = {name: to_answers(card, torch.from_numpy(part)).numpy() for name, part in answers[index].items()}
+        predictions.append(
+            Prediction(
+                card,
+                meant[own],
+                onsets,
+                reader.duration,
+                distance=adapter.domain.measure(embeddings[own].mean(axis=0))
+                if adapter.domain and own in embeddings
+                else None,
+                other=next((values.mean(axis=0) for name, values in meant.items() if name != own), None),
+                still=stills.get(index),
+            )
         )
-        for adapter in adapters
-    ]
     made = {name: embeddings[name] for name in normalisations}
     return Embeddings(made, onsets, reader.duration, reader.dropped), predictions
 
 
-def _share(model: Model, adapters: Sequence[AdaptedModel], clips: torch.Tensor) -> torch.Tensor:
+def _head_for(adapter: AdaptedModel, normalisation: str) -> nn.Module | None:
+    """The adapter's head for features of the plain encoder under a normalisation, if it has one."""
+    if adapter.card.normalisation == normalisation:
+        return adapter.head if adapter.shares_encoder else None
+    return adapter.twin
+
+
+def _split(
+    columns: np.ndarray, model: Model, adapters: Sequence[AdaptedModel], sharing: Sequence[int] | dict[int, nn.Module]
+) -> list[np.ndarray]:
+    """Embeddings, and the outputs of each head, of what `_share` put side by side."""
+    sizes = [model.config.n_features, *(adapters[index].card.n_outputs for index in sharing)]
+    return np.split(columns, np.cumsum(sizes)[:-1], axis=1)
+
+
+@torch.inference_mode()
+def _answers_to_the_mean_image(
+    model: Model, adapters: Sequence[AdaptedModel], reader: ClipReader
+) -> dict[int, np.ndarray]:
+    """What adapters answer when each volume is the run's mean image, by their index; one clip through each encoder.
+
+    Only of adapters whose normalisation keeps the mean image: of a z-score of each voxel over time nothing is left.
+    """
+    keeping = {i: a for i, a in enumerate(adapters) if a.card.normalisation == KEEPS_THE_MEAN_IMAGE}
+    if not keeping:
+        return {}
+    clip = reader.still(KEEPS_THE_MEAN_IMAGE)[None].to(model.device)
+    features = model.encode(clip) if any(a.shares_encoder for a in keeping.values()) else None
+    return {
+        index: to_answers(
+            adapter.card, adapter.head(features) if adapter.shares_encoder else adapter(clip)
+        )[0].cpu().numpy()
+        for index, adapter in keeping.items()
+    }  # fmt: skip
+
+
+def _share(model: Model, heads: Sequence[nn.Module], clips: torch.Tensor) -> torch.Tensor:
     features = model.encode(clips.to(model.device))
-    return torch.cat([pool(features), *(adapter.head(features) for adapter in adapters)], dim=1)
+    return torch.cat([pool(features), *(head(features) for head in heads)], dim=1)
 
 
 def _to_device(adapter: AdaptedModel, device: torch.device, clips: torch.Tensor) -> torch.Tensor:

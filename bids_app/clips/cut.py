@@ -227,6 +227,15 @@ class ClipReader:
         grid[self._places] = torch.from_numpy(values).T
         return grid.reshape(*MODEL_GRID_SHAPE, stop - start)
 
+    def still(self, normalisation: str = "global") -> torch.Tensor:
+        """A clip without dynamics: each volume is the run's mean image, (1, 96, 96, 96, n) float32."""
+        how, statistics = self.normalisation(normalisation), self.statistics
+        values = ((statistics.mean - how.shift) / how.scale).astype(np.float32)  # (V,)
+        values[~statistics.signal] = how.background
+        grid = torch.full((self.series.mask.size,), how.background)
+        grid[self._places] = torch.from_numpy(values)
+        return grid.reshape(1, *MODEL_GRID_SHAPE, 1).repeat(1, 1, 1, 1, self.clip_volumes)
+
     def clips(self, normalisation: str = "global") -> Iterator[torch.Tensor]:
         """All clips in order, one at a time."""
         for index in range(self.n_clips):

@@ -123,7 +123,7 @@ def test_a_file_with_a_broken_card_is_named(model: Model, tmp_path: Path, text: 
 
 
 def test_a_file_of_a_later_version_asks_for_a_newer_program(model: Model, tmp_path: Path) -> None:
-    metadata = {"format": "neurostorm-adapter", "version": "2", "card": json.dumps(asdict(card(model)))}
+    metadata = {"format": "neurostorm-adapter", "version": "3", "card": json.dumps(asdict(card(model)))}
     path = write_safetensors(tmp_path / "later.safetensors", {}, metadata)
     with pytest.raises(BadDataError, match="newer neurostorm"):
         load_adapter(path)
