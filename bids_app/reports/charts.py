@@ -21,6 +21,8 @@ MAX_ROWS, MAX_COLUMNS = 500, 1200
 """Of a carpet; longer ones are averaged in pieces."""
 
 PROBABILITIES = (0.0, 1.0)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+"""Of series, beside their colours."""
 
 
 def sample_series(bold: Path, mask: Path, n_voxels: int = 4000) -> tuple[np.ndarray, np.ndarray]:
@@ -86,7 +88,7 @@ def plot_carpet(
     """
     carpet, edges = _carpet(values, groups, len(group_names))
     n_vols = len(values)
-    times = np.arange(n_vols) * tr
+    times = (np.arange(n_vols) + 0.5) * tr  # the middle of a volume's column in the carpet
     fd = _column(confounds, "framewise_displacement", n_vols)
     dvars_name = "std_dvars" if "std_dvars" in confounds else "dvars"
     dvars = _column(confounds, dvars_name, n_vols)
@@ -114,7 +116,7 @@ def plot_carpet(
         bar.set_label("z-score of each voxel")
         bar.outline.set_visible(False)  # type: ignore[operator]
         text = f"Motion (mean {_mean(fd):.2f} mm), DVARS and {values.shape[1]} voxels in {n_vols} volumes."
-        return save_figure(figure, path, title, text)
+        return save_figure(figure, path, title, text, span=bottom)
 
 
 def plot_predictions(table: pd.DataFrame, path: Path, *, title: str, unit: str = "") -> Path:
@@ -149,8 +151,8 @@ def plot_predictions(table: pd.DataFrame, path: Path, *, title: str, unit: str =
     with new_figure(11, 1.6 + max(1.4, 0.42 * len(series))) as figure:
         spread_axes, time_axes = figure.subplots(1, 2, width_ratios=[1, 1.5])
         _spread(spread_axes, {label: series[label] for label in order}, means, axis, limits)
-        for label, color in zip(order[: len(PALETTE)], PALETTE, strict=False):
-            time_axes.plot(middles, series[label], color=color, marker="o", markersize=3.5, linewidth=1.4)
+        for label, color, marker in zip(order[: len(PALETTE)], PALETTE, MARKERS, strict=False):
+            time_axes.plot(middles, series[label], color=color, marker=marker, markersize=4.5, linewidth=1.4)
             time_axes.axhline(means[label], color=color, linewidth=0.7, linestyle=(0, (4, 3)))
         time_axes.set(xlabel="time in the run (s)", ylim=limits, title="Clip by clip")
         time_axes.grid(axis="y", linewidth=0.6)
@@ -271,10 +273,12 @@ def _spread(
             band = means[name] + np.array([-1, 1]) * values.std(ddof=1)
             axes.fill_betweenx([row - 0.3, row + 0.3], *band, color=color, alpha=0.2, linewidth=0)
         offsets = row + jitter.uniform(-0.2, 0.2, len(values))
-        axes.plot(values, offsets, linestyle="", marker="o", markersize=4, color=color, alpha=0.8)
+        axes.plot(
+            values, offsets, linestyle="", marker=MARKERS[row % len(MARKERS)], markersize=5, color=color, alpha=0.8
+        )
         axes.plot([means[name]] * 2, [row - 0.36, row + 0.36], color=INK, linewidth=2)
         axes.text(1.02, row, f"{means[name]:.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=11)
-    axes.set(xlabel=label, xlim=limits, title="All clips (dots) and their mean (line)")
+    axes.set(xlabel=label, xlim=limits, title="All clips (marks) and their mean (line)")
     axes.set_yticks(range(len(series)), list(series))
     axes.set_ylim(len(series) - 0.45, -0.55)
     axes.grid(axis="x", linewidth=0.6, color=HAIRLINE)

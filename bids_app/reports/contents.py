@@ -9,7 +9,6 @@ import csv
 import json
 import math
 import re
-import statistics
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,9 +19,12 @@ from typing import Any
 from urllib.parse import quote
 
 from bids_app.bids.names import join_name, natural_key, split_name
+from bids_app.reports.answers import Prediction, Verdict, as_dict, number, read_prediction, read_verdict
+from bids_app.reports.traces import Trace, read_trace
 
 OK = "ok"
-RUN_SECTIONS = ("functional", "grid", "predictions", "attribution", "embeddings")
+OF_ADAPTERS = ("predictions", "attribution")
+"""Sections whose figures are named after an adapter: ``desc-statepredictions``."""
 STEM = re.compile(r"sub-[A-Za-z0-9+]+(_[A-Za-z0-9]+-[A-Za-z0-9+]+)*")
 
 
@@ -37,30 +39,8 @@ class Figure:
     first: str = ""
     second: str = ""
     """What the two images of a flicker figure are called; empty for other figures."""
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What one adapter answers for a run."""
-
-    adapter: str
-    url: str
-    answer: str
-    """The label, or the value with its unit."""
-    probabilities: tuple[tuple[str, float], ...] = ()
-    """Labels with their means over clips, the most probable first; empty for a regression."""
-    n_clips: int = 0
-    agreement: int | None = None
-    """Clips whose label is that of the run."""
-    spread: float | None = None
-    """Standard deviation over clips, of the probability or the value."""
-    card: dict[str, Any] = field(default_factory=dict)
-    """The sidecar."""
-
-    @property
-    def demonstration(self) -> bool:
-        """Whether the answer must not be taken for one about a person."""
-        return bool(self.card.get("Demonstration"))
+    of: str = ""
+    """The adapter whose answer it is about; empty for other figures."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +86,11 @@ class Run:
     predictions: tuple[Prediction, ...] = ()
     regions: tuple[RegionTable, ...] = ()
     figures: dict[str, list[Figure]] = field(default_factory=dict)
+    trace: Trace | None = None
+    verdict: Verdict | None = None
+    """Whether it is a scan that the model may answer for, whatever the adapter."""
+    split_half: dict[str, float] = field(default_factory=dict)
+    """Per normalisation, how alike the embeddings of odd and even clips are."""
     tables: tuple[tuple[str, str], ...] = ()
     """Names and URLs of its tables."""
 
@@ -176,7 +161,7 @@ class Reader:
         outcomes = {run["stem"]: run for run in entries if STEM.fullmatch(str(run.get("stem")))}
         newest = logs[-1] if logs else {}
         stems = set(outcomes)
-        for pattern in ("*_desc-quality_metrics.json", "*_embeddings.tsv", "*_predictions.tsv"):
+        for pattern in ("*_desc-quality_metrics.json", "*_embeddings.tsv", "*_predictions.tsv", "*_vectors.tsv"):
             stems.update(stem_of(path) for path in self._outputs(pattern))
         figures = self._figures()
         return Contents(
@@ -198,54 +183,51 @@ class Reader:
         path = next(iter(self._outputs(f"{stem}_desc-quality_metrics.json")), None)
         metrics = self._json(path) if path else {}
         quality = metrics.get("quality")
-        tables = [*self._outputs(f"{stem}_*_predictions.tsv"), *self._outputs(f"{stem}_*_embeddings.tsv")]
-        tables += self._outputs(f"{stem}_desc-confounds_timeseries.tsv")
-        predictions = (self._prediction(path) for path in tables if path.name.endswith("_predictions.tsv"))
-        embeddings = next((path for path in tables if path.name.endswith("_embeddings.tsv")), None)
+        quality = quality if isinstance(quality, dict) else {}
+        answers = [*self._own(stem, "predictions.tsv"), *self._own(stem, "vectors.tsv")]
+        embeddings = self._own(stem, "embeddings.tsv")
+        tables = [*answers, *embeddings, *self._outputs(f"{stem}_desc-confounds_timeseries.tsv")]
+        predictions = tuple(filter(None, map(self._prediction, answers)))
+        refused = {prediction.adapter for prediction in predictions if prediction.withheld}
+        drawn = self._chosen(stem, figures.get((stem, "bold"), {}), *(s for s in spec()["figures"] if s != "anatomy"))
+        regions = filter(None, map(self._regions, self._own(stem, "attribution.tsv")))
+        model = self._json(embeddings[0].with_suffix(".json")) if embeddings else {}
+        split_half = {name: number(value) for name, value in as_dict(model.get("SplitHalf")).items()}
         route, template = str(metrics.get("route", "")), str(metrics.get("template", ""))
         return Run(
             stem=stem,
             outcome=outcome,
             route=f"{spec()['routes'].get(route, route)} {template_note(template)}".strip(),
-            model=self._json(embeddings.with_suffix(".json")) if embeddings else {},
-            measures=tuple(measures(quality)) if isinstance(quality, dict) else (),
+            model=model,
+            measures=tuple(measures(quality)),
             warnings=tuple(map(str, as_list(metrics.get("warnings")))),
             notes=tuple(map(str, as_list(metrics.get("notes")))),
-            predictions=tuple(prediction for prediction in predictions if prediction),
-            regions=tuple(filter(None, map(self._regions, self._outputs(f"{stem}_*_attribution.tsv")))),
-            figures=self._chosen(
-                stem, figures.get((stem, "bold"), {}), *(s for s in spec()["figures"] if s != "anatomy")
-            ),
+            predictions=predictions,
+            regions=tuple(table for table in regions if table.name not in refused),
+            figures={section: [f for f in found if f.of not in refused] for section, found in drawn.items()},
+            trace=self._trace(stem, number(quality.get("spacing_tr"))),
+            verdict=read_verdict(model.get("Verdict")),
+            split_half={name: value for name, value in split_half.items() if value is not None},
             tables=tuple((path.name, self._url(path)) for path in tables),
         )
 
     def _prediction(self, path: Path) -> Prediction | None:
-        card = self._json(path.with_suffix(".json"))
         try:
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file, delimiter="\t"))
-            mean = next(row for row in rows if row["clip"] == "mean")
-            clips = [row for row in rows if row["clip"] != "mean"]
-            adapter = split_name(path.name)[0]["desc"]
-            if "label" not in mean:
-                value, values = float(mean["value"]), [float(row["value"]) for row in clips]
-                unit = f" {card['Unit']}" if card.get("Unit") else ""
-                answer = f"{value:.3g}{unit}"
-                return Prediction(adapter, self._url(path), answer, (), len(clips), None, deviation(values), card)
-            label = mean["label"]
-            probabilities = {key[2:]: float(mean[key]) for key in mean if key.startswith("p_")}
-            return Prediction(
-                adapter=adapter,
-                url=self._url(path),
-                answer=label,
-                probabilities=tuple(sorted(probabilities.items(), key=lambda item: -item[1])),
-                n_clips=len(clips),
-                agreement=sum(row["label"] == label for row in clips),
-                spread=deviation([float(row[f"p_{label}"]) for row in clips]),
-                card=card,
-            )
+            return read_prediction(path, self._url(path), self._json(path.with_suffix(".json")))
         except (OSError, ValueError, KeyError, TypeError, StopIteration, csv.Error) as error:
             self.unreadable.append(f"{self._url(path)}: {type(error).__name__} {error}")
+            return None
+
+    def _trace(self, stem: str, tr: float | None) -> Trace | None:
+        """What belongs to the picture of a run's motion; None without table or picture."""
+        table = next(iter(self._outputs(f"{stem}_desc-confounds_timeseries.tsv")), None)
+        picture = self.folder / "figures" / f"{stem}_desc-carpet_bold.svg"
+        if table is None or not picture.is_file():
+            return None
+        try:
+            return read_trace(table, picture, self._url(picture), tr)
+        except (OSError, ValueError, csv.Error) as error:
+            self.unreadable.append(f"{self._url(table)}: {type(error).__name__} {error}")
             return None
 
     def _regions(self, path: Path) -> RegionTable | None:
@@ -284,12 +266,17 @@ class Reader:
                     alt=entry["alt"].format(name=name),
                     first=entry.get("first", "") if url.endswith(".svg") else "",
                     second=entry.get("second", "") if url.endswith(".svg") else "",
+                    of=desc.removesuffix(entry["desc"]) if section in OF_ADAPTERS else "",
                 )
                 for entry in spec()["figures"][section]
                 for desc, url in by_desc.items()
-                if desc == entry["desc"] or (section in ("predictions", "attribution") and desc.endswith(entry["desc"]))
+                if desc == entry["desc"] or (section in OF_ADAPTERS and desc.endswith(entry["desc"]))
             ]
         return chosen
+
+    def _own(self, stem: str, ending: str) -> list[Path]:
+        """A run's tables of a kind, and not those of runs whose names begin with its own."""
+        return [path for path in self._outputs(f"{stem}_*_{ending}") if stem_of(path) == stem]
 
     def _outputs(self, pattern: str) -> list[Path]:
         """Files of the participant's func folders, of all sessions."""
@@ -390,8 +377,3 @@ def template_note(name: str) -> str:
 def as_list(value: Any) -> list[Any]:
     """A value that should be a list, or an empty one."""
     return value if isinstance(value, list) else []
-
-
-def deviation(values: list[float]) -> float | None:
-    """Standard deviation over clips; None when there are fewer than two."""
-    return statistics.stdev(values) if len(values) > 1 else None

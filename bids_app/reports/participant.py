@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from bids_app.bids.derivatives import write_text
 from bids_app.errors import NoInputError
 from bids_app.reports import markdown
 from bids_app.reports.contents import Contents, Measure, Reader, Run, spec
+from bids_app.reports.traces import Compact, compact
 
 SECTIONS = (
     ("summary", "Summary"),
@@ -28,6 +29,7 @@ SECTIONS = (
     ("predictions", "Predictions"),
     ("attribution", "Regions"),
     ("embeddings", "Embeddings"),
+    ("cards", "Model cards"),
     ("methods", "Methods"),
     ("about", "About"),
     ("errors", "Errors"),
@@ -35,7 +37,11 @@ SECTIONS = (
 
 
 MOST_REGIONS = 40
-"""Rows of a table of regions on the page; the file has all."""
+"""Rows of a table of regions on the page, when there are few tables; the file has all."""
+PAGE_LIMIT = 290_000
+"""Bytes that a page should stay below; traces of motion get what is left, and many runs have coarser ones."""
+BYTES_A_POINT = 16
+"""Of a trace: three numbers of up to four digits with sign and comma."""
 
 
 def build_participant_report(out_dir: Path, participant: str) -> Path:
@@ -69,6 +75,14 @@ def build_participant_report(out_dir: Path, participant: str) -> Path:
 
 def render(contents: Contents) -> str:
     """A participant's page as HTML."""
+    page = _page(contents, {})
+    traces = [run.trace for run in contents.runs if run.trace]
+    most = (PAGE_LIMIT - len(page.encode())) // (BYTES_A_POINT * max(1, len(traces)))
+    return _page(contents, {trace.url: compact(trace, most) for trace in traces}) if traces and most > 0 else page
+
+
+def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
+    """The page with these traces of motion, by the URL of the figure that they belong to."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -78,21 +92,25 @@ def render(contents: Contents) -> str:
     environment.filters["plain"] = plain
     script = _template("script.js")
     runs = contents.runs
-    drawn = ("grid", "predictions", "attribution", "embeddings")
-    has = {section: any(run.figures.get(section) for run in runs) for section in drawn}
+    has = {name: any(run.figures.get(name) for run in runs) for name in ("grid", "embeddings")}
+    has["attribution"] = any(run.regions for run in runs)
     functional = [run for run in runs if run.measures or run.notes or run.figures.get("functional") or run.tables]
     values: dict[str, Any] = {
         "c": contents,
         "version": __version__,
-        "most_regions": MOST_REGIONS,
+        "most_regions": max(5, min(MOST_REGIONS, 8 * MOST_REGIONS // max(1, sum(len(run.regions) for run in runs)))),
         "finished": str(contents.log.get("finished", "")).replace("T", " "),
         "failed": [run for run in runs if run.failed],
+        "answered": [run for run in runs if run.predictions and not run.failed],
         "sessions": len({part for run in runs for part in run.stem.split("_") if part.startswith("ses-")}),
         "functional": functional,
         "quality": quality_rows(functional),
+        "traces": traces,
+        "check_names": spec()["checks"],
+        "halves": list(dict.fromkeys(name for run in runs for name in run.split_half)),
         "models": {plain(facts): facts for facts in map(_model_facts, runs) if facts},
         "has": has,
-        "adapters": {prediction.adapter: prediction.card for run in runs for prediction in run.predictions},
+        "cards": {},
         "methods": Markup(markdown.to_html(_without_title(contents.methods), top_level=2)) if contents.methods else "",
         "command": _command(contents),
         "versions": contents.log.get("versions") if isinstance(contents.log.get("versions"), dict) else {},
@@ -103,10 +121,13 @@ def render(contents: Contents) -> str:
     }
     shown = {
         "anatomy": contents.anatomy,
-        "functional": values["functional"],
-        "predictions": has["predictions"] or values["adapters"],
+        "functional": functional,
+        "grid": has["grid"],
+        "predictions": values["answered"],
+        "attribution": has["attribution"],
+        "embeddings": has["embeddings"] or values["halves"],
+        "cards": values["cards"],
         "methods": values["methods"],
-        **{section: has[section] for section in ("grid", "attribution", "embeddings")},
     }
     values["sections"] = [(anchor, name) for anchor, name in SECTIONS if shown.get(anchor, True)]
     return environment.get_template("participant.html.jinja").render(values)

@@ -12,6 +12,7 @@ from xml.sax.saxutils import escape
 from bids_app.bids.derivatives import write_text
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK, MUTED, HAIRLINE = "#1c2430", "#5d6b7a", "#d5dbe2"
@@ -70,16 +71,18 @@ def new_figure(width: float, height: float) -> Iterator[Figure]:
         yield figure
 
 
-def save_figure(figure: Figure, path: Path, title: str, description: str) -> Path:
+def save_figure(figure: Figure, path: Path, title: str, description: str, span: Axes | None = None) -> Path:
     """Write a matplotlib figure as SVG, with its title and description for those who do not see it.
 
-    Colours of text and axes turn with the page's colour scheme.
+    Colours of text and axes turn with the page's colour scheme. Where ``span`` is given, the file says between which
+    shares of its width these axes lie (``data-span``), so that a page can point at a place in them.
     """
     buffer = StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
-    start = text.index(">", text.index("<svg")) + 1
-    return write_text(path, text[:start] + _head(title, description, dark_style()) + text[start:])
+    end = text.index(">", text.index("<svg"))
+    place = f' data-span="{span.get_position().x0:.5f} {span.get_position().x1:.5f}"' if span else ""
+    return write_text(path, f"{text[:end]}{place}>{_head(title, description, dark_style())}{text[end + 1 :]}")
 
 
 def save_svg(path: Path, width: float, height: float, body: str, title: str, description: str, style: str = "") -> Path:

@@ -1,6 +1,7 @@
 """A participant's derivatives, small and complete, as the app writes them."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -140,7 +141,7 @@ def write_run(out, run, anatomy):
     plot_carpet(values, 2.0, confounds_table(), figure("carpet"), title=stem)
     views = [GridView("Mean of the run", model_grid()[0])]
     plot_model_grid(views, GRID_AFFINE, figure("grid"), mask=model_grid()[1], title=stem)
-    plot_predictions(predictions_table(), figure("predictions"), title=stem)
+    plot_predictions(predictions_table(), figure("demostatepredictions"), title=stem)
     plot_embeddings(embeddings_table(), figure("embeddings"), title=stem)
 
 
@@ -194,3 +195,9 @@ def derivatives(tmp_path_factory):
         write_run(out, run, None)
     write_log(out, ["sub-01_task-rest_run-1", "sub-01_task-rest_run-2"], "sub-01_task-rest_run-3")
     return SimpleNamespace(raw=raw, out=Path(out), participant="01")
+
+
+@pytest.fixture
+def out(derivatives, tmp_path):
+    """A copy of the derivatives that a test may spoil."""
+    return Path(shutil.copytree(derivatives.out, tmp_path / "out"))

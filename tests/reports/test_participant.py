@@ -42,12 +42,6 @@ class Page(HTMLParser):
         return " ".join(self.text.split())
 
 
-@pytest.fixture
-def out(derivatives, tmp_path):
-    """A copy of the derivatives that a test may spoil."""
-    return Path(shutil.copytree(derivatives.out, tmp_path / "out"))
-
-
 def test_the_summary_tells_answer_spread_quality_and_failures(derivatives):
     page = Page(build_participant_report(derivatives.out, "01"))
     assert "3 BOLD runs, 2 done, 1 failed" in page.words

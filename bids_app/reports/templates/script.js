@@ -1,14 +1,54 @@
 // Buttons below a figure of two images choose which is shown: a fragment of the SVG file's address selects it.
-for (const image of document.querySelectorAll("img[data-flicker]")) {
-  const row = image.closest("figure").querySelector(".flicker");
-  const address = image.getAttribute("src");
-  row.hidden = false;
-  row.addEventListener("click", (event) => {
-    const button = event.target.closest("button");
-    if (!button) return;
-    image.src = address + button.dataset.show;
-    for (const other of row.children) other.setAttribute("aria-pressed", String(other === button));
-  });
+for (const image of document.querySelectorAll("img[data-second]")) {
+  const row = document.createElement("div"), address = image.getAttribute("src");
+  row.className = "flicker";
+  const choices = [[image.dataset.first, ""], [image.dataset.second, "#second"], ["in turn", "#flicker"]];
+  for (const [name, fragment] of choices) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = name;
+    button.setAttribute("aria-pressed", String(!fragment));
+    button.addEventListener("click", () => {
+      image.src = address + fragment;
+      for (const other of row.children) other.setAttribute("aria-pressed", String(other === button));
+    });
+    row.append(button);
+  }
+  image.closest("a").after(row);
+}
+// Below the picture of motion a slider goes through the volumes; the pointer on the picture moves it too.
+for (const box of document.querySelectorAll(".trace")) {
+  const facts = box.dataset, slider = box.querySelector("input"), output = box.querySelector("output");
+  const sheet = box.closest("figure").querySelector(".sheet"), cursor = document.createElement("span");
+  const [n, per, tr, left, right] = ["n", "per", "tr", "left", "right"].map((name) => Number(facts[name]));
+  const series = ["fd", "dvars", "signal"].map((name) => facts[name].split(","));
+  const shown = (text) => (text ? (Number(text) / 100).toFixed(2) : "n/a");
+  const show = () => {
+    const i = Number(slider.value), first = i * per, last = Math.min(n, first + per);
+    const volumes = per > 1 ? `Volumes ${first + 1} to ${last}` : `Volume ${last}`;
+    const seconds = tr ? `, ${(first * tr).toFixed(1)} to ${(last * tr).toFixed(1)} s` : "";
+    const [fd, dvars, signal] = series.map((values) => shown(values[i]));
+    const sign = signal > 0 ? "+" : "";
+    const text = `${volumes} of ${n}${seconds}: FD ${fd} mm, ${facts.dvarsName} ${dvars}, global signal ${sign}${signal} %`;
+    output.textContent = text;
+    slider.setAttribute("aria-valuetext", text);
+    cursor.style.left = `${100 * (left + ((right - left) * first) / n)}%`;
+    cursor.style.width = `${(100 * (right - left) * (last - first)) / n}%`;
+  };
+  box.hidden = false;
+  if (right) {
+    cursor.className = "cursor";
+    sheet.append(cursor);
+    sheet.addEventListener("pointermove", (event) => {
+      const area = sheet.getBoundingClientRect();
+      const share = ((event.clientX - area.left) / area.width - left) / (right - left);
+      if (share < 0 || share >= 1) return;
+      slider.value = Math.floor((share * n) / per);
+      show();
+    });
+  }
+  slider.addEventListener("input", show);
+  show();
 }
 // A table's headings sort it: a button in each, first by the largest, then by the smallest.
 for (const table of document.querySelectorAll("table.sortable")) {
