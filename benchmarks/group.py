@@ -1,0 +1,261 @@
+"""Times the group level on made-up derivatives, beside reading the same tables one by one with pandas.
+
+    python benchmarks/group.py [--participants 5000] [--sessions 2] [--clips 30] [--features 288] [--no-reference]
+
+The derivatives are written with the app's own writers: quality, embeddings under two normalisations, and predictions,
+with sidecars and logs; their numbers are drawn. Prints seconds, seconds of the processors, the most memory (of all
+processes together, shared pages counted once), and the sizes of what was written.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+CARD = {"Model": "made", "WeightsSHA256": "0" * 64, "Demonstration": True, "Device": "cpu", "Template": "made"}
+QUALITY = {
+    "fd_mean": (0.2, 0.06), "fd_max": (0.9, 0.3), "fd_perc": (4, 2), "dvars_std": (1.1, 0.05), "dvars_nstd": (17, 2),
+    "dvars_vstd": (1.0, 0.02), "tsnr": (60, 10), "snr": (8, 0.7), "gcor": (0.05, 0.01), "aor": (0.004, 0.001),
+    "aqi": (0.007, 0.001), "efc": (0.5, 0.02), "fber": (5000, 800), "fwhm_avg": (3.2, 0.15), "fwhm_x": (3.1, 0.15),
+    "fwhm_y": (3.1, 0.15), "fwhm_z": (3.5, 0.15), "gsr_x": (-0.007, 0.002), "gsr_y": (0.02, 0.005),
+    "coverage": (0.96, 0.008), "coreg_dice": (0.96, 0.005), "coreg_stands_out": (0.5, 0.05),
+    "norm_correlation": (0.95, 0.01), "norm_dice": (0.99, 0.002), "norm_coverage": (0.995, 0.001),
+    "brain_ml": (1350, 90), "n_motion_outliers": (6, 2), "csf_voxels": (160, 20), "white_matter_voxels": (2600, 200),
+    "coreg_similarity": (0.28, 0.02), "coreg_brain_seen": (0.97, 0.01), "epi_mask_dice": (0.96, 0.01),
+    "size_t": (600, 0), "dummy_trs": (0, 0), "spacing_tr": (0.8, 0), "size_x": (96, 0), "spacing_x": (2.2, 0),
+}  # fmt: skip
+"""Mean and deviation of each quality figure."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """Made-up participants, sites and sessions; what is drawn of a run depends on the seed and its name alone."""
+
+    participants: int = 12
+    sessions: int = 2
+    clips: int = 4
+    features: int = 16
+    sites: int = 3
+    motion_in_age: float = 0.0
+    """Years that a millimetre of motion adds to the predicted age."""
+    site_in_embedding: float = 0.3
+    noise: float = 0.6
+    """Of embeddings over sessions; between participants it is 1."""
+    swapped: tuple[tuple[int, int, int], ...] = ()
+    """Pairs of participants whose runs of a session are exchanged: (one, other, session), numbers from 1."""
+    verdicts: bool = True
+    seed: int = 0
+
+    def label(self, number: int) -> str:
+        """A participant's label."""
+        return f"{number:0{max(2, len(str(self.participants)))}d}"
+
+    def site(self, number: int) -> int:
+        """A participant's site."""
+        return number % self.sites
+
+    def person(self, number: int) -> tuple[np.random.Generator, float, np.ndarray]:
+        """What stays the same of a participant: age, and the embedding's own part."""
+        rng = np.random.default_rng([self.seed, number])
+        own = rng.normal(size=self.features)
+        shift = np.random.default_rng([self.seed, 10**6 + self.site(number)]).normal(size=self.features)
+        return rng, float(rng.uniform(20, 80)), own + self.site_in_embedding * shift
+
+    def write(self, out_dir: Path, raw_dir: Path) -> None:
+        """Write derivatives and, of the raw dataset, the table of participants and empty images."""
+        from bids_app.bids.description import describe_outputs
+
+        raw_dir.mkdir(parents=True)
+        (raw_dir / "dataset_description.json").write_text(json.dumps({"Name": "Made up", "BIDSVersion": "1.10.0"}))
+        rows = ["participant_id\tage\tsite"]
+        for number in range(1, self.participants + 1):
+            _, age, _ = self.person(number)
+            rows.append(f"sub-{self.label(number)}\t{age:.1f}\tsite{self.site(number)}")
+            self.write_participant(out_dir, raw_dir, number)
+        (raw_dir / "participants.tsv").write_text("\n".join(rows) + "\n")
+        describe_outputs(out_dir, raw_dir)
+
+    def write_participant(self, out_dir: Path, raw_dir: Path, number: int) -> None:
+        """Write one participant's runs and log."""
+        label, runs = self.label(number), []
+        for session in range(1, self.sessions + 1):
+            exchanged = {
+                a: b for one, other, when in self.swapped if when == session for a, b in [(one, other), (other, one)]
+            }
+            run = {"sub": label} | ({"ses": str(session)} if self.sessions > 1 else {}) | {"task": "rest"}
+            stem = "_".join(f"{k}-{v}" for k, v in run.items())
+            self.write_run(out_dir, run, exchanged.get(number, number), session)
+            image = (
+                raw_dir
+                / f"sub-{label}"
+                / (f"ses-{session}/func" if self.sessions > 1 else "func")
+                / f"{stem}_bold.nii.gz"
+            )
+            image.parent.mkdir(parents=True)
+            image.touch()
+            runs.append({"stem": stem, "status": "ok", "step": "", "reason": "", "hint": "", "exit_code": 0,
+                         "steps": {f"step{i}": {"seconds": 1.0, "peak_rss_mb": 900} for i in range(15)}})  # fmt: skip
+        self.write_log(out_dir, label, runs)
+
+    def write_log(self, out_dir: Path, label: str, runs: list[dict[str, Any]], when: str = "20260101-120000") -> None:
+        """Write how runs ended."""
+        log = out_dir / f"sub-{label}" / "log" / f"{when}_{self.seed}"
+        log.mkdir(parents=True)
+        (log / "summary.json").write_text(json.dumps({"participant": label, "runs": runs}, indent=2))
+
+    def write_run(self, out_dir: Path, run: Mapping[str, str], number: int, session: int) -> None:
+        """Write a run's quality, embeddings and predictions, as of a participant by number."""
+        from bids_app.bids.derivatives import output_path
+        from bids_app.reports.contents import quality_columns
+
+        rng = np.random.default_rng([self.seed, number, session])
+        _, age, own = self.person(number)
+        quality = {name: float(rng.normal(mean, sd)) for name, (mean, sd) in QUALITY.items()}
+        sources = {"Sources": [f"bids:raw:sub-{run['sub']}/func/x_bold.nii.gz"]}
+        self._json(output_path(out_dir, run, "metrics", ".json", desc="quality"),
+                   {**sources, "route": "t1w", "template": "made", "quality": quality, "warnings": [], "notes": [],
+                    **quality_columns(quality)})  # fmt: skip
+        moved = quality["fd_mean"] > 0.3
+        checks = [{"Check": name, "Level": "pass", "Value": 1.0, "Limits": "0.5 to 2", "Message": ""}
+                  for name in ("tr", "duration", "coverage", "orientation", "tsnr", "embedding")]  # fmt: skip
+        checks.append({"Check": "fd_mean", "Level": "warn" if moved else "pass", "Value": quality["fd_mean"],
+                       "Limits": "at most 0.3 mm", "Message": "It moved more." if moved else ""})  # fmt: skip
+        card = (
+            CARD
+            | sources
+            | ({"Verdict": {"Level": "warn" if moved else "pass", "Checks": checks}} if self.verdicts else {})
+        )
+        answer = age + self.motion_in_age * quality["fd_mean"] + rng.normal(0, 4)
+        table = output_path(out_dir, run, "embeddings", ".tsv", desc="made")
+        halves = {name: {"Correlation": 0.9, "SpearmanBrown": 0.95, "Clips": [2, 2]} for name in ("global", "voxel")}
+        self._json(table.with_suffix(".json"), card | {"SplitHalf": halves})
+        header = ["normalisation", "clip", "onset", "duration", *(f"e{i:04d}" for i in range(self.features))]
+        lines = []
+        for place, name in enumerate(("global", "voxel")):
+            mean = own + 3 * place + rng.normal(0, self.noise, self.features)
+            clips = mean + rng.normal(0, 0.1, (self.clips, self.features))
+            lines += self._clip_lines([name], np.float32(clips))
+        self._table(table, header, lines)
+        ages = np.float32(answer + rng.normal(0, 1, (self.clips, 1)))
+        path = output_path(out_dir, run, "predictions", ".tsv", desc="madeage")
+        self._table(path, ["clip", "onset", "duration", "value"], self._clip_lines([], ages))
+        told = {"Adapter": "madeage", "Task": "regression", "Target": "age", "Unit": "years", "Labels": []}
+        interval = [float(ages.mean() - 8), float(ages.mean() + 8)]
+        sure = {"EffectiveClips": 2.5, "StandardError": 0.5, "Level": 0.9, "Interval": interval}
+        self._json(path.with_suffix(".json"), card | told | {"Uncertainty": sure})
+
+    def _clip_lines(self, keys: list[str], clips: np.ndarray) -> list[str]:
+        """Lines of the mean and of each clip, (clips, columns), as the app writes them."""
+        clips, total = clips.astype(np.float64), 16.0 * len(clips)
+        rows = [["mean", "0.0", str(total), *map(repr, clips.mean(axis=0).tolist())]]
+        rows += [[str(i), str(16.0 * i), "16.0", *map(repr, row)] for i, row in enumerate(clips.tolist())]
+        return ["\t".join([*keys, *row]) for row in rows]
+
+    def _table(self, path: Path, header: list[str], lines: list[str]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(["\t".join(header), *lines]) + "\n")
+
+    def _json(self, path: Path, content: Mapping[str, Any]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def measure(command: list[str]) -> tuple[float, float, float]:
+    """Seconds, seconds of processors, and the most memory in GB of a command and its children."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    started = time.perf_counter()
+    process = subprocess.Popen(command)
+    done, peak = threading.Event(), 0
+
+    def watch() -> None:
+        nonlocal peak
+        parent = psutil.Process(process.pid)
+        while not done.wait(0.2):
+            total = 0
+            try:
+                members = [parent, *parent.children(recursive=True)]
+            except psutil.NoSuchProcess:
+                return
+            for member in members:
+                try:
+                    total += member.memory_full_info().pss
+                except (psutil.NoSuchProcess, psutil.AccessDenied):
+                    continue
+            peak = max(peak, total)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    code = process.wait()
+    seconds = time.perf_counter() - started
+    done.set()
+    watcher.join()
+    if code:
+        raise SystemExit(f"the command ended with {code}")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, peak / 1e9
+
+
+REFERENCE = """
+import json, sys
+from pathlib import Path
+import pandas as pd
+out = Path(sys.argv[1])
+tables = [pd.read_csv(path, sep="\\t") for path in sorted(out.glob("sub-*/**/*_embeddings.tsv"))]
+means = pd.concat([table[table["clip"] == "mean"] for table in tables])
+answers = pd.concat([pd.read_csv(path, sep="\\t").iloc[:1] for path in sorted(out.glob("sub-*/**/*_predictions.tsv"))])
+cards = [json.loads(path.read_text()) for path in sorted(out.glob("sub-*/**/*.json"))]
+means.to_csv(out / "naive.tsv", sep="\\t", index=False)
+"""
+"""Reading the same files one by one, and writing the embeddings; no statistics, figures or page."""
+
+
+def main() -> int:
+    """Make the derivatives, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--participants", type=int, default=5000)
+    parser.add_argument("--sessions", type=int, default=2)
+    parser.add_argument("--clips", type=int, default=30)
+    parser.add_argument("--features", type=int, default=288)
+    parser.add_argument("--nprocs", default="2")
+    parser.add_argument("--no-reference", action="store_true")
+    parser.add_argument("--keep", type=Path, help="make them here, or use those that are here")
+    options = parser.parse_args()
+    study = Study(options.participants, options.sessions, options.clips, options.features, sites=8)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = options.keep or Path(scratch)
+        out, raw = folder / "out", folder / "raw"
+        if not out.is_dir():
+            study.write(out, raw)
+        size = sum(path.stat().st_size for path in out.rglob("sub-*_*"))
+        print(f"{options.participants * options.sessions} runs, {size / 1e9:.2f} GB in sidecars and tables")
+        print(f"{'what':<28} {'s':>7} {'processor s':>12} {'peak GB':>8}")
+        program = Path(sys.executable).with_name("neurostorm")
+        command = [str(program), str(raw), str(out), "group", "--nprocs", options.nprocs]
+        ours = measure(command)
+        print(f"{'group':<28} {ours[0]:7.1f} {ours[1]:12.1f} {ours[2]:8.2f}", flush=True)
+        if not options.no_reference:
+            naive = measure([sys.executable, "-c", REFERENCE, str(out)])
+            print(f"{'reading one by one, pandas':<28} {naive[0]:7.1f} {naive[1]:12.1f} {naive[2]:8.2f}")
+            print(f"ratios: {naive[0] / ours[0]:.1f} by the clock, {naive[1] / ours[1]:.1f} by the processor")
+            (out / "naive.tsv").unlink()
+        print(f"group.html: {(out / 'group.html').stat().st_size / 1e3:.0f} kB")
+        for path in sorted((out / "group_figures").iterdir()):
+            print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

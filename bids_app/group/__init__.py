@@ -1,0 +1,105 @@
+"""The group level: tables and a page over all runs, read from the participants' derivatives; no encoder is loaded.
+
+Reading is in `reading` and `cohort`, tables in `tables`; `statistics` and `identity` compute on arrays; the other
+modules are sections of the page, which `bids_app.reports.group` lays out.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bids_app.bids.names import natural_key
+from bids_app.checks import check_output
+from bids_app.errors import EXIT_OK, NoInputError, NoMatchError
+from bids_app.settings import Settings
+
+if TYPE_CHECKING:
+    from bids_app.group.cohort import Cohort
+
+LOGGER = logging.getLogger(__name__)
+
+
+def run_group(settings: Settings) -> int:
+    """Gather the participants' derivatives into tables and ``group.html``.
+
+    Raises
+    ------
+    NoInputError
+        The output folder holds no participants.
+    NoMatchError
+        A participant who was asked for has no outputs.
+    """
+    from bids_app.group.cohort import read_cohort
+    from bids_app.group.tables import write_tables
+
+    out_dir = settings.out_dir
+    folders = participants_folders(settings)
+    if settings.check:
+        print(f"{out_dir}: {len(folders)} participants; nothing was written")
+        return EXIT_OK
+    check_output(settings)
+    cohort = read_cohort(folders, settings.bids_dir, settings.query, settings.resources.n_procs)
+    files = write_tables(out_dir, cohort)
+    page = write_page(out_dir, cohort, [path.relative_to(out_dir).as_posix() for path in files])
+    LOGGER.info("%d runs of %d participants: %s", len(cohort.runs), len(cohort.participants), page)
+    return EXIT_OK
+
+
+def participants_folders(settings: Settings) -> list[Path]:
+    """Folders of the participants who were asked for, in natural order."""
+    out_dir, wanted = settings.out_dir, settings.query.participants
+    found = sorted((p for p in out_dir.glob("sub-*") if p.is_dir()), key=lambda p: natural_key(p.name))
+    if not found:
+        raise NoInputError(f"{out_dir}: no participants' outputs.", "Run the participant level into this folder first.")
+    labels = [path.name.removeprefix("sub-") for path in found]
+    missing = [label for label in wanted if label not in labels]
+    if missing:
+        raise NoMatchError(
+            f"{out_dir}: has no outputs of sub-{', sub-'.join(missing)}.",
+            "Correct --participant-label, or run the participant level for them first.",
+        )
+    return [path for path, label in zip(found, labels, strict=True) if not wanted or label in wanted]
+
+
+def write_page(out_dir: Path, cohort: Cohort, files: list[str]) -> Path:
+    """Write ``group.html`` and its figures."""
+    from bids_app.group.likeness import identity_section, kinds_of, map_section
+    from bids_app.group.overview import answers_section, counts_of, lead_of, runs_section
+    from bids_app.group.quality import motion_section, quality_section
+    from bids_app.group.retest import reliability_section
+    from bids_app.group.sites import sites_section
+    from bids_app.reports.group import GroupPage, write_group_page
+
+    kinds = kinds_of(cohort)
+    sections = [
+        runs_section(cohort),
+        answers_section(cohort),
+        quality_section(cohort, out_dir),
+        motion_section(cohort, out_dir),
+        sites_section(cohort, out_dir),
+        map_section(cohort, kinds, out_dir),
+        identity_section(cohort, kinds, out_dir),
+        reliability_section(cohort, out_dir),
+    ]
+    cards = cohort.cards.values()
+    page = GroupPage(
+        name=_name_of(out_dir),
+        lead=lead_of(cohort),
+        counts=counts_of(cohort),
+        sections=sections,
+        demonstration=any(card.get("Demonstration") for card in cards),
+        research_only=tuple(name for name, card in cohort.cards.items() if card.get("ResearchOnly")),
+        notes=cohort.notes,
+        files=tuple(name for name in files if not name.endswith(".json")),
+    )
+    return write_group_page(out_dir, page)
+
+
+def _name_of(out_dir: Path) -> str:
+    try:
+        return str(json.loads((out_dir / "dataset_description.json").read_text(encoding="utf-8"))["Name"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return out_dir.name

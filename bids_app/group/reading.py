@@ -1,0 +1,329 @@
+"""Reading what the participant level left: one record a run, from sidecars and rows of means; no image is opened.
+
+Tens of thousands of small files are read, so folders are listed once and tables are looked through as bytes. What
+cannot be read is kept as a fault of its run, and the others go on.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_app.bids.names import join_name, split_name
+
+MEAN = b"mean"
+OK, FAILED, UNREADABLE, MISSING = "ok", "failed", "unreadable", "missing"
+PASS, WARN, REFUSE = "pass", "warn", "refuse"
+VERDICTS = (PASS, WARN, REFUSE)
+"""From the best to the worst."""
+
+OF_OUTPUTS = ("desc", "space", "res", "den", "label")
+"""Entities that tell outputs of one run apart."""
+
+CARD_KEYS = ("Adapter", "Task", "Target", "Unit", "Labels", "Normalisation", "Demonstration", "ResearchOnly", "Model")
+"""What is kept of a sidecar, once for all runs of an adapter or model."""
+
+FEATURE = re.compile(r"e\d+")
+FEW = 64
+"""Participants that are read without further processes."""
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A run's mean embedding under one normalisation."""
+
+    values: np.ndarray
+    """(C,) float32."""
+    duration: float
+    """Time that its clips cover, s."""
+    split_half: float | None = None
+    """Correlation of the halves of the clips, stepped up to all clips (Spearman-Brown)."""
+
+
+@dataclass
+class RunRecord:
+    """What is known of one run."""
+
+    stem: str
+    entities: dict[str, str]
+    status: str = ""
+    """One of `OK`, `FAILED`, `UNREADABLE`, `MISSING`; empty before it is known."""
+    reason: str = ""
+    hint: str = ""
+    exit_code: int | str = "n/a"
+    quality: dict[str, float] = field(default_factory=dict)
+    n_warnings: int = 0
+    verdict: str = ""
+    """The model's own, without an adapter: one of `VERDICTS`, or empty where nothing was judged."""
+    reasons: tuple[str, ...] = ()
+    """Names of the checks that did not pass."""
+    vectors: dict[tuple[str, str], Vector] = field(default_factory=dict)
+    """By model (or adapter that gives vectors) and normalisation."""
+    predictions: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Cells of each adapter's row."""
+    faults: list[str] = field(default_factory=list)
+    """Files that could not be read, and why."""
+
+    @property
+    def participant(self) -> str:
+        """``sub-01``."""
+        return f"sub-{self.entities['sub']}"
+
+    @property
+    def worst_verdict(self) -> str:
+        """The worst of the run's own verdict and its predictions'; empty where nothing was judged."""
+        found = {self.verdict, *(row.get("verdict", "") for row in self.predictions.values())}
+        return next((name for name in reversed(VERDICTS) if name in found), "")
+
+
+@dataclass
+class ParticipantRecord:
+    """What one participant's folder holds."""
+
+    participant: str
+    runs: list[RunRecord]
+    cards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By model or adapter: see `CARD_KEYS`."""
+    faults: list[str] = field(default_factory=list)
+    """Files that belong to no run in particular."""
+
+
+def read_participants(folders: Sequence[Path], n_procs: int) -> Iterator[ParticipantRecord]:
+    """Records of participants' folders, in the order given, with so many processes."""
+    if len(folders) <= FEW or n_procs < 2:
+        yield from map(read_participant, folders)
+        return
+    with ProcessPoolExecutor(min(n_procs, 16)) as pool:
+        yield from pool.map(read_participant, folders, chunksize=8)
+
+
+def read_participant(folder: Path) -> ParticipantRecord:
+    """Read one participant's derivatives."""
+    record = ParticipantRecord(folder.name, [])
+    runs: dict[str, RunRecord] = {}
+    files = sorted(_files_of_func(folder))
+    outcomes = _last_outcomes(folder, record.faults)
+    for path in files:
+        entities, suffix, _ = split_name(path.name)
+        run = _run_of(runs, folder, entities)
+        try:
+            READERS[suffix](path, entities.get("desc", ""), run, record.cards)
+        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+            what = getattr(error, "strerror", None) or f"{error}" or type(error).__name__
+            run.faults.append(f"{path.relative_to(folder.parent)}: {what}")
+    for stem in outcomes.keys() - runs.keys():
+        _run_of(runs, folder, split_name(stem + "_bold")[0])
+    for stem, run in runs.items():
+        settle(run, outcomes.get(stem, {}))
+    record.runs = list(runs.values())
+    return record
+
+
+def settle(run: RunRecord, outcome: dict[str, Any]) -> None:
+    """Say how a run ended, from its log and from what was found of it."""
+    run.status = str(outcome.get("status") or OK)
+    run.reason, run.hint = str(outcome.get("reason") or ""), str(outcome.get("hint") or "")
+    run.exit_code = outcome.get("exit_code", "n/a")
+    if run.faults:
+        run.reason = "; ".join(filter(None, [run.reason, *run.faults]))
+        if run.status == OK:
+            run.status, run.hint = UNREADABLE, "Run this participant again: what is whole is taken from the cache."
+    elif run.status == OK and not (run.quality or run.vectors):
+        run.status, run.reason = MISSING, "Its log says that it is done, but its outputs are not there."
+        run.hint = "Run this participant again."
+
+
+def _run_of(runs: dict[str, RunRecord], folder: Path, entities: dict[str, str]) -> RunRecord:
+    """The record of the run that a file belongs to; made when it is the first."""
+    own = {key: label for key, label in entities.items() if key not in OF_OUTPUTS}
+    own = {"sub": folder.name.removeprefix("sub-")} | own
+    stem = join_name(own, "").removesuffix("_")
+    return runs.setdefault(stem, RunRecord(stem, own))
+
+
+def _files_of_func(folder: Path) -> Iterator[Path]:
+    """Tables and sidecars that are read, of the participant's func folders, with and without sessions."""
+    for place in [folder, *(Path(entry.path) for entry in os.scandir(folder) if entry.name.startswith("ses-"))]:
+        func = place / "func"
+        try:
+            with os.scandir(func) as entries:
+                names = [entry.name for entry in entries]
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        yield from (func / name for name in names if name.endswith(WANTED) and not name.startswith("."))
+
+
+def _last_outcomes(folder: Path, faults: list[str]) -> dict[str, dict[str, Any]]:
+    """How each run ended when it was last worked on."""
+    last: dict[str, dict[str, Any]] = {}
+    log = folder / "log"
+    for name in sorted(os.listdir(log)) if log.is_dir() else []:  # names sort by time
+        path = log / name / "summary.json"
+        try:
+            for run in read_object(path)["runs"]:
+                last[str(run["stem"])] = run
+        except FileNotFoundError:
+            continue  # a run that is going on, or was killed
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            faults.append(f"{path.relative_to(folder.parent)}: {getattr(error, 'strerror', None) or error}")
+    return last
+
+
+def _read_quality(path: Path, desc: str, run: RunRecord, cards: dict[str, dict[str, Any]]) -> None:
+    content = read_object(path)
+    run.quality = {
+        sys.intern(key): value
+        for key, value in content["quality"].items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    run.n_warnings = len(content.get("warnings") or ())
+
+
+def _read_embeddings(path: Path, desc: str, run: RunRecord, cards: dict[str, dict[str, Any]]) -> None:
+    card = _read_card(path, desc, cards)
+    if not run.verdict:
+        run.verdict, run.reasons = verdict_of(card)
+    header, rows = mean_rows(path.read_bytes())
+    features = [i for i, name in enumerate(header) if FEATURE.fullmatch(name)]
+    first, end = features[0], features[-1] + 1
+    for row in rows:
+        if row[first] == "n/a":
+            continue  # withheld
+        values = np.array(row[first:end], np.float32)
+        if not np.isfinite(values).all():
+            raise ValueError("holds values that are not numbers")
+        cells = dict(zip(header[:first], row, strict=False))
+        name = cells.get("normalisation") or str(card.get("Normalisation", ""))
+        halves = (card.get("SplitHalf") or {}).get(name)
+        if isinstance(halves, dict):
+            halves = halves.get("SpearmanBrown")
+        run.vectors[sys.intern(desc), sys.intern(name)] = Vector(values, float(cells["duration"]), halves)
+
+
+def _read_predictions(path: Path, desc: str, run: RunRecord, cards: dict[str, dict[str, Any]]) -> None:
+    card = _read_card(path, desc, cards)
+    header, rows = mean_rows(path.read_bytes())
+    cells: dict[str, Any] = dict(zip(header, rows[0], strict=True))
+    verdict, reasons = verdict_of(card)
+    row = {sys.intern(key): value for key, value in cells.items() if key not in ("clip", "onset", "verdict")}
+    run.predictions[sys.intern(desc)] = row | {
+        key: value
+        for key, value in {
+            "verdict": cells.get("verdict") or verdict,
+            "verdict_reasons": ", ".join(reasons),
+            **_uncertainty_cells(card),
+        }.items()
+        if value not in (None, "") and key not in row
+    }
+
+
+def _uncertainty_cells(card: dict[str, Any]) -> dict[str, Any]:
+    """What the sidecar says of how sure an answer is, as cells."""
+    found = card.get("Uncertainty") or {}
+    views = card.get("Views") or {}
+    interval = found.get("Interval") or (None, None)
+    other = views.get("Other") or {}
+    return {
+        "lower": interval[0],
+        "upper": interval[1],
+        "label_set": ", ".join(found.get("LabelSet") or ()),
+        "standard_error": found.get("StandardError"),
+        "effective_clips": found.get("EffectiveClips"),
+        "agreement": card.get("Agreement"),
+        "from_mean_image": views.get("FromMeanImage"),
+        "other_normalisation": other.get("Answer"),
+    }
+
+
+def _read_card(path: Path, desc: str, cards: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A table's sidecar; what holds for all runs is noted."""
+    card = read_object(path.with_suffix(".json"))
+    cards.setdefault(desc, {key: card[key] for key in CARD_KEYS if key in card})
+    return card
+
+
+def verdict_of(card: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """Level of a sidecar's verdict, and the names of the checks that did not pass; empty where there is none."""
+    verdict = card.get("Verdict")
+    if not verdict:
+        return "", ()
+    checks = [check for check in verdict.get("Checks") or () if check.get("Level") != PASS]
+    return str(verdict["Level"]), tuple(str(check["Check"]) for check in checks)
+
+
+def mean_rows(table: bytes) -> tuple[list[str], list[list[str]]]:
+    """Header of a table of clips, and its rows that are means over clips.
+
+    Raises
+    ------
+    ValueError
+        The table is cut off: its last line has no end, a mean is missing, or clips are fewer than the mean says.
+    """
+    if not table.endswith(b"\n"):
+        raise ValueError("is cut off, or empty")
+    end = table.index(b"\n")
+    header = next(csv.reader([table[:end].decode()], delimiter="\t"))
+    clip = header.index("clip")
+    rows, expected, place = [], 1, 0
+    while (place := table.find(MEAN + b"\t", place + 1)) > 0:
+        start = table.rfind(b"\n", 0, place) + 1
+        if table[start:place].count(b"\t") != clip or table[place - 1 : place] not in (b"\t", b"\n"):
+            continue
+        end = table.index(b"\n", place)
+        row = next(csv.reader([table[start:end].decode()], delimiter="\t"))
+        if len(row) != len(header):
+            raise ValueError(f"a row has {len(row)} cells, the header {len(header)}")
+        rows.append(row)
+        expected += 1 + _n_clips(row, table[end + 1 : end + 200], header)
+        place = end
+    if not rows:
+        raise ValueError("has no mean over clips")
+    n_lines = table.count(b"\n")
+    if n_lines < expected:
+        raise ValueError(f"is cut off: {n_lines} of {expected} lines")
+    return header, rows
+
+
+def _n_clips(mean: list[str], following: bytes, header: list[str]) -> int:
+    """Clips that a mean is over, by its duration and that of the clip below it."""
+    column = header.index("duration")
+    below = following.split(b"\n")[0].split(b"\t")
+    if len(below) <= column:
+        return 1  # there is at least one clip, and it is not there
+    return round(float(mean[column]) / float(below[column]))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object that this app wrote.
+
+    Raises
+    ------
+    ValueError
+        It is not JSON, or not an object.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not readable as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    return content
+
+
+READERS = {
+    "metrics": _read_quality,
+    "embeddings": _read_embeddings,
+    "vectors": _read_embeddings,
+    "predictions": _read_predictions,
+}
+WANTED = ("_desc-quality_metrics.json", "_embeddings.tsv", "_vectors.tsv", "_predictions.tsv")

@@ -1,0 +1,203 @@
+"""The group's tables: how runs ended, their quality, what was predicted, and the embeddings as TSV and HDF5.
+
+Each file is written whole or not at all. Embeddings are written row by row, so that memory does not grow with text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bids_app.bids.derivatives import atomic_path, write_json, write_tsv
+from bids_app.bids.names import ENTITY_ORDER, join_name
+from bids_app.group.cohort import Cohort
+from bids_app.group.reading import RunRecord
+from bids_app.reports.contents import quality_columns
+
+Rows = Sequence[Mapping[str, Any]]
+
+DESCRIBED: dict[str, dict[str, Any]] = {
+    "participant_id": {"Description": "Participant"},
+    "run": {"Description": "Name of the run, without suffix"},
+    "status": {
+        "Description": "How the run ended",
+        "Levels": {
+            "ok": "Done",
+            "failed": "It ended with an error",
+            "unreadable": "It is done, and some of its outputs cannot be read",
+            "missing": "It is in the raw dataset, or in the log, and has no outputs",
+        },
+    },
+    "exit_code": {"Description": "Exit code of the run"},
+    "reason": {"Description": "Why it is not ok"},
+    "hint": {"Description": "What to do about it"},
+    "verdict": {
+        "Description": "Whether the answer may be relied on",
+        "Levels": {
+            "pass": "Every check passed",
+            "warn": "Some check did not pass",
+            "refuse": "The scan cannot be answered for; answers are withheld",
+        },
+    },
+    "verdict_reasons": {"Description": "Checks that did not pass"},
+    "n_warnings": {"Description": "Warnings of preprocessing"},
+    "duration": {"Description": "Time that the clips cover", "Units": "s"},
+    "label": {"Description": "The most probable class"},
+    "value": {"Description": "Predicted value"},
+    "lower": {"Description": "Lower end of the calibrated interval"},
+    "upper": {"Description": "Upper end of the calibrated interval"},
+    "label_set": {"Description": "Classes that the calibrated set holds"},
+    "standard_error": {"Description": "Standard error of the mean over clips"},
+    "effective_clips": {"Description": "Clips that would tell as much if they were independent"},
+    "agreement": {"Description": "Share of clips whose label is that of the run"},
+    "from_mean_image": {"Description": "Share of the answer that stays when dynamics are removed"},
+    "other_normalisation": {"Description": "Answer under the other normalisation"},
+    "model": {"Description": "Model, or adapter that gives vectors"},
+    "normalisation": {"Description": "How the run was normalised before it was cut into clips"},
+    "split_half": {"Description": "Correlation of the embeddings of odd and even clips (Spearman-Brown)"},
+    "eNNNN": {"Description": "Features, the mean over clips"},
+}
+"""What the columns are, for data dictionaries."""
+
+
+def write_tables(out_dir: Path, cohort: Cohort) -> list[Path]:
+    """Write every table that there are rows for; return the files."""
+    files = _write(out_dir / "group_runs.tsv", run_rows(cohort))
+    quality = [run for run in cohort.runs if run.quality]
+    if quality:
+        rows = [keys_of(run) | {"bids_name": join_name(run.entities, "bold")} | run.quality for run in quality]
+        columns = quality_columns(dict.fromkeys(key for run in quality for key in run.quality))
+        files += _write(out_dir / "group_bold.tsv", rows, columns)
+    files += write_embeddings(out_dir, cohort.runs)
+    for adapter in sorted({name for run in cohort.runs for name in run.predictions}):
+        files += write_predictions(out_dir, adapter, cohort)
+    return files
+
+
+def run_rows(cohort: Cohort) -> list[dict[str, Any]]:
+    """How each run ended."""
+    return [
+        {
+            "participant_id": run.participant,
+            "run": run.stem,
+            "status": run.status,
+            "exit_code": run.exit_code,
+            "reason": run.reason,
+            "hint": run.hint,
+            "verdict": run.worst_verdict or "n/a",
+            "n_warnings": run.n_warnings,
+        }
+        for run in cohort.runs
+    ]
+
+
+def write_predictions(out_dir: Path, adapter: str, cohort: Cohort) -> list[Path]:
+    """Write an adapter's predictions as a phenotype table, with its data dictionary."""
+    card = cohort.cards.get(adapter, {})
+    rows = [keys_of(run) | run.predictions[adapter] for run in cohort.runs if adapter in run.predictions]
+    described: dict[str, Any] = {
+        "MeasurementToolMetadata": {
+            "Description": f"Predictions of the NeuroSTORM adapter {adapter}: the mean over each run's clips. "
+            "A research result, not a medical device: not a statement about a person.",
+            **{key: card[key] for key in ("Task", "Target", "Demonstration", "ResearchOnly") if card.get(key)},
+        }
+    }
+    for name in as_columns(rows):
+        if name.startswith("p_"):
+            described[name] = {"Description": f"Probability of {name[2:]}"}
+        else:
+            described[name] = DESCRIBED.get(name, {"Description": name})
+    for name in ("value", "lower", "upper", "standard_error"):
+        if card.get("Unit") and name in described:
+            described[name] = described[name] | {"Units": card["Unit"]}
+    return _write(out_dir / "phenotype" / f"neurostorm_{adapter}.tsv", rows, described)
+
+
+def write_embeddings(out_dir: Path, runs: Sequence[RunRecord]) -> list[Path]:
+    """Write each run's mean embeddings: ``group_embeddings.tsv`` with its dictionary, and ``group_embeddings.h5``."""
+    encoded = [run for run in runs if run.vectors]
+    if not encoded:
+        return []
+    table, archive = out_dir / "group_embeddings.tsv", out_dir / "group_embeddings.h5"
+    _write_embeddings_table(table, encoded)
+    names = ("participant_id", "model", "normalisation", "duration", "split_half", "eNNNN")
+    write_json(table.with_suffix(".json"), {name: DESCRIBED[name] for name in names})
+    _write_embeddings_archive(archive, encoded)
+    return [table, table.with_suffix(".json"), archive]
+
+
+def _write_embeddings_table(path: Path, runs: Sequence[RunRecord]) -> None:
+    width = max(len(vector.values) for run in runs for vector in run.vectors.values())
+    entities = _entity_columns(runs)
+    halves = ["split_half"] if any(v.split_half is not None for run in runs for v in run.vectors.values()) else []
+    features = [f"e{i:04d}" for i in range(width)]
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        head = ["participant_id", *entities, "model", "normalisation", "duration", *halves, *features]
+        file.write("\t".join(head) + "\n")
+        for run in runs:
+            keys = keys_of(run)
+            own = [keys["participant_id"], *(keys.get(name, "n/a") for name in entities)]
+            for (model, normalisation), vector in run.vectors.items():
+                cells = [*own, model, normalisation or "n/a", f"{vector.duration:g}"]
+                if halves:
+                    cells.append("n/a" if vector.split_half is None else f"{vector.split_half:.4f}")
+                # nine digits give the same float32 again
+                cells.append("\t".join(["%.9g"] * len(vector.values)) % tuple(vector.values.tolist()))
+                cells += ["n/a"] * (width - len(vector.values))
+                file.write("\t".join(cells) + "\n")
+
+
+def _write_embeddings_archive(path: Path, runs: Sequence[RunRecord]) -> None:
+    """A group a model and normalisation: ``values`` (N, C) float32, and the runs' names."""
+    import h5py
+
+    kinds = list(dict.fromkeys(kind for run in runs for kind in run.vectors))
+    with atomic_path(path) as temporary, h5py.File(temporary, "w") as archive:
+        archive.attrs["Description"] = "Mean embedding of each run; a row of values belongs to the same row of run."
+        for model, normalisation in kinds:
+            for n_features, having in _by_width(runs, (model, normalisation)).items():
+                name = f"{model}/{normalisation or 'none'}"
+                name += f"_{n_features}" if name in archive else ""
+                group = archive.create_group(name)
+                values = np.stack([run.vectors[model, normalisation].values for run in having])
+                group.create_dataset("values", data=values, compression="gzip", compression_opts=1, shuffle=True)
+                text = h5py.string_dtype()
+                group.create_dataset("run", data=[run.stem for run in having], dtype=text)
+                group.create_dataset("participant_id", data=[run.participant for run in having], dtype=text)
+                group.create_dataset("session", data=[run.entities.get("ses", "") for run in having], dtype=text)
+
+
+def _by_width(runs: Iterable[RunRecord], kind: tuple[str, str]) -> dict[int, list[RunRecord]]:
+    """Runs that have a kind of vector, by its length: two models may bear one name."""
+    found: dict[int, list[RunRecord]] = {}
+    for run in runs:
+        if kind in run.vectors:
+            found.setdefault(len(run.vectors[kind].values), []).append(run)
+    return found
+
+
+def keys_of(run: RunRecord) -> dict[str, str]:
+    """The columns that say which run a row is about."""
+    return {"participant_id": run.participant} | {k: v for k, v in run.entities.items() if k != "sub"}
+
+
+def _entity_columns(runs: Iterable[RunRecord]) -> list[str]:
+    found = {key for run in runs for key in run.entities} - {"sub"}
+    return sorted(found, key=lambda key: (ENTITY_ORDER.index(key) if key in ENTITY_ORDER else len(ENTITY_ORDER), key))
+
+
+def as_columns(rows: Rows) -> dict[str, list[Any]]:
+    """Rows to columns; a cell that a row does not have, or that is empty, is ``n/a``."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    cells = {name: [row.get(name) for row in rows] for name in names}
+    return {name: ["n/a" if value in (None, "") else value for value in column] for name, column in cells.items()}
+
+
+def _write(path: Path, rows: Rows, described: Mapping[str, Any] | None = None) -> list[Path]:
+    columns = as_columns(rows)
+    if described is None:
+        described = {name: DESCRIBED[name] for name in columns if name in DESCRIBED}
+    return [write_tsv(path, columns), write_json(path.with_suffix(".json"), described)]

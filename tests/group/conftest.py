@@ -1,0 +1,67 @@
+"""Derivatives of many made-up runs, as the benchmark of the group level writes them; tiny."""
+
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from bids_app.cli import main
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def load_benchmark():
+    """The module ``benchmarks/group.py``."""
+    name = "benchmark_group"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / "group.py")
+        sys.modules[name] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[name])
+    return sys.modules[name]
+
+
+class Group(SimpleNamespace):
+    """A study that was written, and the command that gathers it."""
+
+    def run(self, *options):
+        return main(
+            [str(self.raw), str(self.out), "group", "--nprocs", "1", "-w", str(self.out.parent / "w"), *options]
+        )
+
+    def rows(self, name):
+        with (self.out / name).open(newline="") as file:
+            return list(csv.DictReader(file, delimiter="\t"))
+
+    def page(self):
+        return (self.out / "group.html").read_text()
+
+
+@pytest.fixture(scope="session")
+def study():
+    """The class that writes made-up studies."""
+    return load_benchmark().Study
+
+
+@pytest.fixture
+def make_group(tmp_path, study):
+    """A function that writes a study of given properties."""
+
+    def make(**properties):
+        group = Group(raw=tmp_path / "raw", out=tmp_path / "out", study=study(**properties))
+        group.study.write(group.out, group.raw)
+        return group
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, study):
+    """A study of 14 participants in two sessions at three sites, gathered; not to be changed."""
+    folder = tmp_path_factory.mktemp("group")
+    group = Group(raw=folder / "raw", out=folder / "out", study=study(participants=14))
+    group.study.write(group.out, group.raw)
+    assert group.run() == 0
+    return group
