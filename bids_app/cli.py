@@ -20,6 +20,7 @@ from bids_app.boutiques import VARIANTS, describe
 from bids_app.errors import EXIT_CODES, EXIT_SOFTWARE, AnalysisLevelError, NeurostormError, UsageError
 from bids_app.settings import (
     ATTRIBUTIONS,
+    CACHES,
     GROUP,
     IGNORABLE,
     OUT_OF_DOMAIN,
@@ -414,7 +415,7 @@ def prepare_environment(settings: Settings) -> None:
     os.environ["TEMPLATEFLOW_AUTOUPDATE"] = "off"
     if not settings.check:
         for name in CACHES_OF_LIBRARIES:
-            os.environ.setdefault(name, str(settings.work_dir / "caches" / name.lower()))
+            os.environ.setdefault(name, str(settings.work_dir / CACHES / name.lower()))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from typing import Any
 
 from bids_app import __version__
 from bids_app.errors import EXIT_SOFTWARE, InputOutputError, NeurostormError, TemporaryError, UsageError
-from bids_app.settings import ResourceSettings
+from bids_app.settings import CACHES, ResourceSettings
 
 LOGGER = logging.getLogger(__name__)
 ERROR_FILE = "error.json"
@@ -66,6 +66,13 @@ def source_hash() -> str:
         digest.update(str(path.relative_to(root)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def remove_caches(work_dir: Path) -> None:
+    """Delete what libraries cached in a scratch folder, and the folder itself if nothing else is in it."""
+    shutil.rmtree(work_dir / CACHES, ignore_errors=True)
+    with suppress(OSError):
+        work_dir.rmdir()
 
 
 def file_stamp(path: Path | None) -> str:

@@ -20,6 +20,7 @@ from bids_app import attributions, outputs, steps
 from bids_app.adapters.verdict import REFUSE
 from bids_app.bids.derivatives import remove_leftovers
 from bids_app.bids.description import check_output_folder, describe_outputs
+from bids_app.bids.locks import Locks, is_anybody_in, lock_files
 from bids_app.bids.participants import read_ages
 from bids_app.bids.query import BoldRun, find_runs
 from bids_app.bids.sidecars import read_json
@@ -28,8 +29,8 @@ from bids_app.catalog import templates
 from bids_app.catalog.atlases import find_atlas
 from bids_app.catalog.models import adapter_paths, find_model, weights_path
 from bids_app.checks import preflight
-from bids_app.errors import EXIT_OK, CannotCreateError, InputOutputError, NoInputError
-from bids_app.graph import Graph, Step, file_stamp
+from bids_app.errors import EXIT_OK, CannotCreateError, InputOutputError, NoInputError, TemporaryError
+from bids_app.graph import Graph, Step, file_stamp, remove_caches
 from bids_app.methods import describe_method
 from bids_app.plan import print_plan
 from bids_app.preprocess.anatomy import normalise_t1w
@@ -74,7 +75,34 @@ def run_participants(settings: Settings) -> int:
     return work_on(runs, settings)
 
 
-def work_on(runs: Sequence[BoldRun], settings: Settings) -> int:
+def work_on(wanted: Sequence[BoldRun], settings: Settings) -> int:
+    """Work on the participants that no other process works on.
+
+    Raises
+    ------
+    TemporaryError
+        All of them are held by others.
+    """
+    busy: dict[str, TemporaryError] = {}
+    with Locks() as locks:
+        for participant in dict.fromkeys(run.participant for run in wanted):
+            try:
+                locks.take(*lock_files(participant, settings.out_dir, settings.work_dir))
+            except TemporaryError as error:
+                busy[participant] = error
+        runs = [run for run in wanted if run.participant not in busy]
+        if not runs:
+            raise next(iter(busy.values()))
+        code = work_on_free(runs, settings)
+    if settings.clean_workdir and code == EXIT_OK and not is_anybody_in(settings.work_dir):
+        remove_caches(settings.work_dir)
+    for held in busy.values():
+        print(f"neurostorm: left out: {held.message}\n  {held.hint}", file=sys.stderr)
+        code = code or held.exit_code
+    return code
+
+
+def work_on_free(runs: Sequence[BoldRun], settings: Settings) -> int:
     """Run the graph, then write each participant's log and report."""
     participants = list(dict.fromkeys(run.participant for run in runs))
     LOGGER.info("%d BOLD runs of %d participants; scratch is %s", len(runs), len(participants), settings.work_dir)

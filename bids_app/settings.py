@@ -14,6 +14,9 @@ from bids_app.errors import UsageError
 SCRATCH_VARIABLE = "NEUROSTORM_SCRATCH"
 """Environment variable: the folder under which scratch goes when ``--work-dir`` is not given."""
 
+CACHES = "caches"
+"""Folder in scratch for what libraries would write into HOME."""
+
 CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 """Where Linux tells the limits of control groups, and the group of this process."""
 

@@ -9,11 +9,37 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from bids_app.bids.locks import Locks, lock_files
+from bids_app.cli import main
 from bids_app.phantom import main as phantom
 
 LABELS = ("01", "02", "03", "04")
+
+
+@pytest.mark.parametrize("held_in", ["output", "scratch"])
+def test_a_participant_whom_another_process_works_on_is_refused_and_the_others_go_on(
+    tiny_dataset, tmp_path: Path, capsys, held_in: str
+) -> None:
+    out, work = tmp_path / "out", tmp_path / "work"
+    for label in ("01", "02"):
+        tiny_dataset.write_bold(label, data=np.ones((12, 12, 8, 5), np.float32))  # what is worked on fails at once
+    command = [str(tiny_dataset.root), str(out), "participant", "-w", str(work), "--model", "demo", "--nprocs", "1"]
+    with Locks() as locks:
+        shown, hidden = lock_files("01", out, work)
+        locks.take(shown if held_in == "output" else hidden)
+        assert main([*command, "--mem", "8GB", "--participant-label", "01"]) == 75
+        assert "another run holds this participant" in capsys.readouterr().err
+        assert not list(out.glob("sub-01/log/*/summary.json"))
+        assert main([*command, "--mem", "8GB"]) == 65
+        said = capsys.readouterr().err
+        assert "sub-02_task-rest failed" in said
+        assert "left out: " in said
+    assert list(out.glob("sub-02/log/*/summary.json"))
+    assert not list(out.glob("sub-*/log/running.json"))
+    assert main([*command, "--mem", "8GB", "--participant-label", "01"]) == 65
 
 
 @pytest.mark.slow

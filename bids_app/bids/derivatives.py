@@ -117,6 +117,12 @@ def source_uris(paths: Iterable[Path], *, raw_dir: Path, out_dir: Path) -> list[
     ]
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside a file that no other process takes, and that `remove_leftovers` knows when its writer is dead."""
+    host = re.sub(r"[^\w.-]", "", socket.gethostname())
+    return path.with_name(f".neurostorm-{os.getpid()}-{host}-{uuid.uuid4().hex[:8]}-{path.name}")
+
+
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """A temporary path in the folder of ``path``, with its extension; it becomes ``path`` when all went well.
@@ -128,8 +134,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     InputOutputError
         The disk is full, or failed.
     """
-    host = re.sub(r"[^\w.-]", "", socket.gethostname())
-    temporary = path.with_name(f".neurostorm-{os.getpid()}-{host}-{uuid.uuid4().hex[:8]}-{path.name}")
+    temporary = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
