@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from bids_app.errors import CannotCreateError, NeurostormError, NoInputError, TemporaryError, UsageError
-from bids_app.settings import Settings
+from bids_app.settings import Settings, own_scratch
 
 MIN_FREE_GB = 2.0
 """Free space below which neither scratch nor output is started, GB."""
@@ -103,6 +104,7 @@ def check_output(settings: Settings) -> str:
 def check_scratch(settings: Settings) -> str:
     """The scratch folder can be written, or made, and has room."""
     text = _writable(settings.work_dir, "work", "Give --work-dir, or set NEUROSTORM_SCRATCH.")
+    check_private(settings.work_dir)
     for folder in (settings.work_dir, settings.out_dir):
         place = _existing(folder)
         free_gb = shutil.disk_usage(place).free / 1e9
@@ -112,6 +114,19 @@ def check_scratch(settings: Settings) -> str:
                 "Free some space, or give --work-dir on another disk.",
             )
     return f"{text}, {shutil.disk_usage(_existing(settings.work_dir)).free / 1e9:.0f} GB free"
+
+
+def check_private(work_dir: Path) -> None:
+    """Refuse a folder in the place for all users' temporary files that others can write: results are read from it."""
+    base = own_scratch()
+    if not work_dir.is_relative_to(base) or not os.path.lexists(base):
+        return
+    found = base.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
+        raise CannotCreateError(
+            f"{base}: is not a folder that only this user can write.",
+            "Remove it, or give --work-dir, or set NEUROSTORM_SCRATCH.",
+        )
 
 
 def check_memory(settings: Settings) -> str:

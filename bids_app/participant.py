@@ -28,7 +28,7 @@ from bids_app.bids.takeover import input_datasets
 from bids_app.catalog import templates
 from bids_app.catalog.atlases import find_atlas
 from bids_app.catalog.models import adapter_paths, find_model, weights_path
-from bids_app.checks import preflight
+from bids_app.checks import check_private, preflight
 from bids_app.errors import EXIT_OK, CannotCreateError, InputOutputError, NoInputError, TemporaryError
 from bids_app.graph import Graph, Step, file_stamp, remove_caches
 from bids_app.methods import describe_method
@@ -41,7 +41,7 @@ from bids_app.preprocess.run import collect_run
 from bids_app.reports.methods import write_methods
 from bids_app.reports.participant import build_participant_report
 from bids_app.runlog import FAILED, OK, Outcome, exit_code, new_run_id, write_log
-from bids_app.settings import Settings
+from bids_app.settings import Settings, own_scratch
 
 LOGGER = logging.getLogger(__name__)
 
@@ -480,6 +480,12 @@ def remake_reports(settings: Settings) -> int:
 
 def make_folders(settings: Settings) -> None:
     """Make the output and scratch folders."""
+    try:
+        if settings.work_dir.is_relative_to(own_scratch()):
+            own_scratch().mkdir(mode=0o700, exist_ok=True)  # among the temporary files of all users
+        check_private(settings.work_dir)  # again: somebody may have been there in between
+    except OSError as error:
+        raise CannotCreateError(f"{own_scratch()}: {error.strerror}.", "Give --work-dir.") from error
     for folder in (settings.out_dir, settings.work_dir):
         try:
             folder.mkdir(parents=True, exist_ok=True)

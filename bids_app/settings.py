@@ -155,10 +155,17 @@ def home_dir() -> Path:
     return Path(os.path.expanduser("~"))
 
 
+def own_scratch() -> Path:
+    """Scratch of this user where no place is named: under a known name among the temporary files of all users."""
+    return Path(tempfile.gettempdir()) / f"neurostorm-{os.getuid()}"
+
+
 def default_work_dir(out_dir: Path) -> Path:
     """A scratch folder that the same output folder finds again."""
-    base = os.environ.get(SCRATCH_VARIABLE) or Path(tempfile.gettempdir()) / f"neurostorm-{os.getuid()}"
-    return Path(base) / hashlib.sha256(str(out_dir.absolute()).encode()).hexdigest()[:16]
+    return (
+        Path(os.environ.get(SCRATCH_VARIABLE) or own_scratch())
+        / hashlib.sha256(str(out_dir.absolute()).encode()).hexdigest()[:16]
+    )
 
 
 def _limits(name: str) -> Iterator[str]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 from bids_app import checks
 from bids_app.errors import CannotCreateError, NoInputError, TemporaryError, UsageError
-from bids_app.settings import PARTICIPANT, ResourceSettings, Settings
+from bids_app.settings import PARTICIPANT, ResourceSettings, Settings, own_scratch
 
 
 @pytest.fixture
@@ -72,6 +73,36 @@ def test_full_disk_is_seen_beforehand(raw: Path, tmp_path: Path, monkeypatch) ->
     monkeypatch.setattr(checks, "MIN_FREE_GB", 1e9)
     with pytest.raises(CannotCreateError, match="GB free"):
         checks.check_scratch(settings(raw, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("planted", ["a link", "open to all", "of another user"])
+def test_scratch_among_everybodys_files_must_be_this_users_alone(
+    raw: Path, tmp_path: Path, monkeypatch, planted: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    base = own_scratch()
+    if planted == "a link":
+        (tmp_path / "elsewhere").mkdir()
+        base.symlink_to(tmp_path / "elsewhere")
+    elif planted == "open to all":
+        base.mkdir()
+        base.chmod(0o777)
+    else:
+        base.mkdir(mode=0o700)
+        monkeypatch.setattr(os, "getuid", lambda: 4321)
+        monkeypatch.setattr(checks, "own_scratch", lambda: base)
+    with pytest.raises(CannotCreateError, match="only this user"):
+        checks.check_scratch(settings(raw, tmp_path / "out", base / "abc"))
+
+
+def test_scratch_of_this_user_is_fine_and_so_is_any_that_is_named(raw: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own_scratch().mkdir(mode=0o700)
+    shared = tmp_path / "group"
+    shared.mkdir()
+    shared.chmod(0o777)
+    checks.check_scratch(settings(raw, tmp_path / "out", own_scratch() / "abc"))
+    checks.check_scratch(settings(raw, tmp_path / "out", shared / "abc"))
 
 
 def test_too_little_memory_is_seen_beforehand(raw: Path, tmp_path: Path) -> None:
