@@ -60,10 +60,10 @@ for (const table of document.querySelectorAll("table.sortable")) {
     head.append(button);
     button.addEventListener("click", () => {
       const falling = head.getAttribute("aria-sort") !== "descending";
-      const value = (row) => row.cells[column].textContent;
+      const value = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
       const order = (a, b) => value(a).localeCompare(value(b), "en", { numeric: true });
-      const number = (a, b) => Number(value(a)) - Number(value(b));
-      const rows = [...body.rows].sort(column ? number : order);
+      const number = (a, b) => Number(value(a)) - Number(value(b)) || order(a, b);
+      const rows = [...body.rows].sort(number);
       body.append(...(falling ? rows.reverse() : rows));
       for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", falling ? "descending" : "ascending");
