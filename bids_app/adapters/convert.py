@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bids_app.adapters.file import REGRESSION, TASKS, Adapter, AdapterCard
+from bids_app.adapters.file import REGRESSION, TASKS, Adapter, AdapterCard, sounds_like_a_diagnosis
 from bids_app.errors import BadDataError, UsageError
 from bids_app.model.checkpoint import Checkpoint, State, read_checkpoint, weights_sha256
 
@@ -35,6 +35,8 @@ class Answers:
     value_mean, value_std : float
         Of the training cohort. Files of the published code do not hold them: where they are not known either, answers
         stay in standard deviations of that cohort.
+    research_only : bool
+        Whether it is a diagnosis; what sounds like one is taken as one anyway.
     """
 
     task: str | None = None
@@ -45,6 +47,7 @@ class Answers:
     value_std: float = 1.0
     cohort: str = ""
     intended_use: str = ""
+    research_only: bool = False
 
 
 def adapter_from_checkpoint(
@@ -86,6 +89,7 @@ def adapter_from_checkpoint(
         cohort={"description": answers.cohort} if answers.cohort else {},
         intended_use=answers.intended_use,
         licence=licence,
+        research_only=answers.research_only or sounds_like_a_diagnosis(answers.target or _target(checkpoint)),
         demonstration=checkpoint.demonstration,
     )
     return Adapter(card, head, own)

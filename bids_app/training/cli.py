@@ -44,6 +44,9 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_adapt(commands.add_parser("adapt", help="train an adapter: prompts, norms, head, or everything"))
     _add_evaluate(commands.add_parser("evaluate", help="cross-validate an adapter beside simple baselines"))
+    _add_calibrate(
+        commands.add_parser("calibrate", help="learn how far an adapter's answers can be trusted, from your own scans")
+    )
     return p
 
 
@@ -77,9 +80,13 @@ def _add_pretrain(p: argparse.ArgumentParser) -> None:
 
 def _add_adapt(p: argparse.ArgumentParser) -> None:
     p.add_argument("--output", type=Path, metavar="FILE", help="safetensors file to write (default: NAME.safetensors)")
-    _add_data(p, normalisation="voxel")
+    _add_data(p, normalisation="voxel", both=True)
     _add_question(p)
     _add_loop(p, epochs=10, batch_size=8, learning_rate=1e-3)
+    p.add_argument(
+        "--diagnosis", "--research-only", dest="research_only", action="store_true",
+        help="the answer is a diagnosis: the adapter is applied only with --acknowledge-research-use",
+    )  # fmt: skip
     group = p.add_argument_group("validation")
     group.add_argument("--split", type=Path, metavar="FILE", help="TSV or JSON that says who trains and who validates")
     group.add_argument("--validation", type=float, default=0.2, metavar="SHARE", help="of the participants; 0: none")
@@ -112,13 +119,52 @@ def _add_evaluate(p: argparse.ArgumentParser) -> None:
     group.add_argument("--name", help="in the report (default: the column's)")
 
 
-def _add_data(p: argparse.ArgumentParser, normalisation: str) -> None:
+def _add_calibrate(p: argparse.ArgumentParser) -> None:
+    p.add_argument("adapter", metavar="ADAPTER", help="its file, or a name of the catalog")
+    p.add_argument("data", nargs="+", type=Path, metavar="DATA", help=DATA_HELP)
+    p.add_argument("--output", type=Path, required=True, metavar="FILE", help="adapter to write, calibrated")
+    p.add_argument("--target", required=True, metavar="TABLE:COLUMN", help=TARGET_HELP)
+    p.add_argument(
+        "--method",
+        choices=("temperature", "isotonic", "none"),
+        help="of probabilities (default: temperature); isotonic needs 100 scans",
+    )
+    p.add_argument("--model", help="encoder: a name of the catalog, or a file (default: the adapter's, if it tells)")
+    p.add_argument("--source", default="", metavar="TEXT", help="whose scans these are (default: names of the data)")
+    p.add_argument(
+        "--reference", action="store_true", help="also take these scans as those that new ones are compared with"
+    )
+    group = p.add_argument_group("who trained")
+    group.add_argument("--split", type=Path, metavar="FILE", help="(default: the .split.tsv beside the adapter)")
+    group.add_argument("--other-people", action="store_true", help="nobody here did, though labels may be alike")
+    group = p.add_argument_group("data")
+    _add_sources(group)
+    _add_event_rule(group)
+    group.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips at a time")
+    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+
+
+def _add_data(p: argparse.ArgumentParser, normalisation: str, both: bool = False) -> None:
     p.add_argument("data", nargs="+", type=Path, help=DATA_HELP)
     group = p.add_argument_group("data")
+    _add_sources(group)
+    group.add_argument(
+        "--normalisation",
+        choices=("global", "voxel", *(["both"] if both else [])),
+        default=normalisation,
+        help="of clips" + ("; both: a second head for the global one too (strategy linear)" if both else ""),
+    )
+
+
+def _add_sources(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--raw", type=Path, metavar="DIR", help="raw dataset with tables (default: as derivatives say)")
     group.add_argument("--store", type=Path, metavar="DIR", help="where prepared clips go (default: beside the output)")
-    group.add_argument("--normalisation", choices=("global", "voxel"), default=normalisation, help="of clips")
     group.add_argument("--nprocs", type=int, default=1, metavar="N", help="processes that prepare clips")
+
+
+def _add_event_rule(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--event-delay", type=float, default=4.0, metavar="S", help="of the BOLD response")
+    group.add_argument("--event-overlap", type=float, default=0.5, metavar="R", help="share of a clip that events fill")
 
 
 def _add_question(p: argparse.ArgumentParser) -> None:
@@ -139,8 +185,7 @@ def _add_question(p: argparse.ArgumentParser) -> None:
     group.add_argument("--ridge", type=float, default=1e-2, metavar="R", help="penalty on the weights of linear heads")
     group.add_argument("--dimensions", type=int, default=64, metavar="N", help="of an embedding's vector")
     group.add_argument("--images", type=Path, metavar="FILE", help=".tsv (stim_file, numbers) or .npy with .tsv beside")
-    group.add_argument("--event-delay", type=float, default=4.0, metavar="S", help="of the BOLD response")
-    group.add_argument("--event-overlap", type=float, default=0.5, metavar="R", help="share of a clip that events fill")
+    _add_event_rule(group)
     group.add_argument("--family-column", metavar="[TABLE:]COLUMN", help="families that no split may tear apart")
 
 
@@ -158,15 +203,18 @@ def _add_loop(p: argparse.ArgumentParser, epochs: int, batch_size: int, learning
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns its exit code."""
     arguments = parser().parse_args(argv)
-    from bids_app.training import commands
+    from bids_app.training import calibration, commands
     from bids_app.training.memory import keep_freed_memory
 
     if argv is None:  # the process is this command's own
         keep_freed_memory()
     try:
-        {"pretrain": commands.pretrain, "adapt": commands.adapt, "evaluate": commands.evaluate}[arguments.command](
-            arguments
-        )
+        {
+            "pretrain": commands.pretrain,
+            "adapt": commands.adapt,
+            "evaluate": commands.evaluate,
+            "calibrate": calibration.calibrate,
+        }[arguments.command](arguments)
     except NeurostormError as error:
         print(f"neurostorm-train: {error}", file=sys.stderr)
         return error.exit_code

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bids_app.adapters.file import save_adapter
+from bids_app.adapters.file import Adapter, save_adapter, sounds_like_a_diagnosis
 from bids_app.bids.derivatives import write_tsv
 from bids_app.errors import BadDataError, NoInputError, UsageError
-from bids_app.model.api import load_autoencoder, load_model
+from bids_app.model.api import Model, load_autoencoder, load_model
 from bids_app.model.checkpoint import save_encoder
 from bids_app.model.encoder import EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder
@@ -21,13 +21,15 @@ from bids_app.model.masking import AtlasPatches, MaskSettings
 from bids_app.training import adapt as adapting
 from bids_app.training import pretrain as pretraining
 from bids_app.training.data import ClipBatches
-from bids_app.training.examples import Examples, ask, gather, read_images, read_weights
+from bids_app.training.examples import Dataset, Examples, ask, gather, participants_of, read_images, read_weights
 from bids_app.training.labels import EventRule
 from bids_app.training.loop import LoopSettings, fabric_for
 from bids_app.training.question import Question
+from bids_app.training.reference import with_reference
 from bids_app.training.splits import (
     TRAINING,
     VALIDATION,
+    Split,
     apply_split,
     as_split,
     read_split,
@@ -39,6 +41,8 @@ if TYPE_CHECKING:
     from bids_app.catalog.atlases import Atlas
 
 PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
+BOTH = ("voxel", "global")
+"""Under which heads stand side by side with ``--normalisation both``; the first one's answer is the adapter's."""
 SHOWN = 40
 """Regions that are listed one by one; the rest is in the table."""
 
@@ -157,27 +161,72 @@ def _report_regions(patches: AtlasPatches, atlas: Atlas, rule: str, folder: Path
 
 def adapt(arguments: argparse.Namespace) -> None:
     """Train an adapter, and write it with the split it was trained on."""
-    if not 0 <= arguments.validation < 1:
-        raise UsageError(f"--validation is {arguments.validation}.", "Give a share from 0 to below 1.")
+    _check_adapting(arguments)
     settings = _adaptation(arguments)
     name = _name(arguments)
     output = arguments.output or Path(f"{name}.safetensors")
     model = load_model(arguments.model, arguments.device)
-    examples, images = _examples(arguments, output)
+    normalisation, *others = BOTH if arguments.normalisation == "both" else (arguments.normalisation,)
+    datasets, examples, images = _examples(arguments, output, normalisation)
     data = examples.data
     parts = _split(arguments, examples)
+    split = as_split(data.scans, parts)
     training = data.pick(parts[TRAINING])
     validation = data.pick(parts[VALIDATION]) if parts.get(VALIDATION) else None
     question = Question.about(_column(arguments), training.values, arguments.task, arguments.dimensions, images)
     folder = None if arguments.strategy == "linear" else _folder(output)
     adapter, _ = adapting.adapt(
-        model, question, training, validation, settings, arguments.normalisation, name, folder, print, images
+        model, question, training, validation, settings, normalisation, name, folder, print, images
     )
+    people = participants_of(datasets, arguments.raw)
+    adapter, told = with_reference(adapter, model, training.scans, people, arguments.batch_size)
+    adapter = replace(adapter, card=replace(adapter.card, research_only=arguments.research_only))
+    for other in others:
+        adapter = _with_twin(adapter, arguments, other, output, model, question, split, settings)
     save_adapter(output, adapter)
-    split = output.with_suffix(".split.tsv")
-    write_split(split, as_split(data.scans, parts))
+    write_split(output.with_suffix(".split.tsv"), split)
+    print(told)
     print(f"Wrote {output}: {json.dumps(adapter.card.metrics)}")
-    print(f"Who trained and who validated: {split}. Apply it: neurostorm BIDS OUT participant --adapter {output}")
+    print(
+        f"Who trained and who validated: {output.with_suffix('.split.tsv')}. Apply it: neurostorm BIDS OUT participant "
+        f"--adapter {output}"
+    )
+
+
+def _with_twin(
+    adapter: Adapter,
+    arguments: argparse.Namespace,
+    normalisation: str,
+    output: Path,
+    model: Model,
+    question: Question,
+    split: Split,
+    settings: adapting.AdaptSettings,
+) -> Adapter:
+    """The same adapter with a second head, for clips under another normalisation of the same participants' scans."""
+    _, examples, images = _examples(arguments, output, normalisation)
+    data = examples.data
+    training = data.pick(apply_split(split, data.scans, TRAINING))
+    validation = data.pick(apply_split(split, data.scans, VALIDATION)) if split.get(VALIDATION) else None
+    name = adapter.card.name
+    twin, _ = adapting.adapt(model, question, training, validation, settings, normalisation, name, images=images)
+    about = {"normalisation": normalisation, "metrics": twin.card.metrics}
+    return replace(adapter, twin=twin.head, card=replace(adapter.card, twin=about))
+
+
+def _check_adapting(arguments: argparse.Namespace) -> None:
+    if not 0 <= arguments.validation < 1:
+        raise UsageError(f"--validation is {arguments.validation}.", "Give a share from 0 to below 1.")
+    if arguments.normalisation == "both" and arguments.strategy != "linear":
+        raise UsageError(
+            f"--normalisation both with the strategy {arguments.strategy}: only heads can stand side by side.",
+            "Give --strategy linear, or train two adapters.",
+        )
+    if sounds_like_a_diagnosis(_column(arguments)) and not arguments.research_only:
+        print(
+            f"Note: '{_column(arguments)}' sounds like a diagnosis. If it is one, give --diagnosis: the adapter is "
+            "then applied only by who acknowledges that it is for research."
+        )
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
@@ -197,7 +246,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     output = arguments.output or Path(f"{_name(arguments)}_evaluation")
     atlas, labels = load_labels(arguments.atlas) if arguments.atlas else (None, None)
     model = load_model(arguments.model, arguments.device)
-    examples, images = _examples(arguments, output / "report.md")
+    _, examples, images = _examples(arguments, output / "report.md", arguments.normalisation)
     kind = Question.about(_column(arguments), examples.data.values, arguments.task, arguments.dimensions, images)
     found = evaluating.evaluate(
         model,
@@ -228,11 +277,9 @@ def _adaptation(arguments: argparse.Namespace) -> adapting.AdaptSettings:
     )
 
 
-def _examples(arguments: argparse.Namespace, output: Path) -> tuple[Examples, Any]:
-    datasets = gather(
-        arguments.data, arguments.store or output.with_suffix(".clips"), arguments.normalisation, arguments.nprocs,
-        say=print,
-    )  # fmt: skip
+def _examples(arguments: argparse.Namespace, output: Path, normalisation: str) -> tuple[list[Dataset], Examples, Any]:
+    store = arguments.store or output.with_suffix(".clips")
+    datasets = gather(arguments.data, store, normalisation, arguments.nprocs, say=print)
     rule = EventRule(arguments.event_delay, arguments.event_overlap)
     sites = getattr(arguments, "site_column", None)
     examples = ask(datasets, arguments.target, arguments.raw, rule, arguments.family_column, sites)
@@ -244,7 +291,7 @@ def _examples(arguments: argparse.Namespace, output: Path) -> tuple[Examples, An
                 f"{arguments.images}: has no vector of {len(missing)} images, {', '.join(missing[:3])} among them.",
                 "Name them as the events do.",
             )
-    return examples, images
+    return datasets, examples, images
 
 
 def _split(arguments: argparse.Namespace, examples: Examples) -> dict[str, list[int]]:

@@ -12,8 +12,8 @@ import numpy as np
 
 from bids_app.errors import BadDataError, NoInputError
 from bids_app.training.adapt import Labelled
-from bids_app.training.labels import EventRule, Stretch, Target
-from bids_app.training.sources import prepare
+from bids_app.training.labels import EventRule, Stretch, Target, read_table
+from bids_app.training.sources import prepare, raw_dataset_of
 from bids_app.training.splits import read_families
 from bids_app.training.store import ClipStore, Scan
 
@@ -125,6 +125,18 @@ def ask(
         pairs += [(_renamed(e, _person(e.participant, dataset, datasets)), value) for e, value in found]
     labelled = Labelled(tuple(e for e, _ in pairs), tuple(value for _, value in pairs))
     return Examples(labelled, families, tuple(sites))
+
+
+def participants_of(datasets: Sequence[Dataset], raw: Path | None = None) -> dict[str, dict[str, str]]:
+    """Rows of ``participants.tsv`` by participant, under the labels that `ask` gives; empty where there is none."""
+    found: dict[str, dict[str, str]] = {}
+    for dataset in datasets:
+        roots = (dataset.path, raw or raw_dataset_of(dataset.path))
+        table = next((r / "participants.tsv" for r in roots if r and (r / "participants.tsv").is_file()), None)
+        if table is not None:
+            for (label, _), row in read_table(table, "participant_id").items():
+                found[_person(label, dataset, datasets)] = row
+    return found
 
 
 def _table(text: str, dataset: Dataset, raw: Path | None) -> Target:
