@@ -31,6 +31,7 @@ from bids_app.catalog.models import adapter_paths, find_model, weights_path
 from bids_app.checks import check_private, preflight
 from bids_app.errors import EXIT_OK, CannotCreateError, InputOutputError, NoInputError, TemporaryError
 from bids_app.graph import Graph, Step, file_stamp, remove_caches
+from bids_app.memory import step_gb, with_memory_checked
 from bids_app.methods import describe_method
 from bids_app.plan import print_plan
 from bids_app.preprocess.anatomy import normalise_t1w
@@ -93,7 +94,7 @@ def work_on(wanted: Sequence[BoldRun], settings: Settings) -> int:
         runs = [run for run in wanted if run.participant not in busy]
         if not runs:
             raise next(iter(busy.values()))
-        code = work_on_free(runs, settings)
+        code = work_on_free([with_memory_checked(run, settings) for run in runs], settings)
     if settings.clean_workdir and code == EXIT_OK and not is_anybody_in(settings.work_dir):
         remove_caches(settings.work_dir)
     for held in busy.values():
@@ -210,7 +211,12 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], shared: 
     anatomy = add_anatomy(graph, run, anatomies, shared)
     preprocessed = from_derivatives(graph, run, settings) if run.derived else from_raw(graph, run, anatomy, shared)
     grid = graph.step(
-        f"{name}_grid", steps.put_on_grid, preprocessed=preprocessed, threads=all_threads, n_procs=all_threads
+        f"{name}_grid",
+        steps.put_on_grid,
+        preprocessed=preprocessed,
+        threads=all_threads,
+        n_procs=all_threads,
+        memory_gb=step_gb(run),
     )
     encoded = graph.step(
         f"{name}_encode",
@@ -321,7 +327,7 @@ def from_raw(graph: Graph, run: BoldRun, anatomy: Anatomy | None, shared: Shared
         ignore=wanted.ignore,
         stamp=file_stamp(run.bold) + file_stamp(run.events),
     )
-    motion = graph.step(f"{name}_motion", correct_motion, series=series, threads=threads)
+    motion = graph.step(f"{name}_motion", correct_motion, series=series, threads=threads, memory_gb=step_gb(run))
     method, told = correction_of(run, wanted)
     if method:
         motion = graph.step(
@@ -354,6 +360,7 @@ def from_raw(graph: Graph, run: BoldRun, anatomy: Anatomy | None, shared: Shared
         alignment=alignment,
         fd_spike_mm=wanted.fd_spike_threshold,
         threads=threads,
+        memory_gb=step_gb(run),
     )
     return graph.step(
         f"{name}_collect",

@@ -54,6 +54,7 @@ def describe(run: BoldRun, settings: Settings) -> Iterator[str]:
         The run cannot be used.
     """
     from bids_app.clips.cut import CLIP_VOLUMES, MODEL_TR
+    from bids_app.memory import check_memory_of
     from bids_app.preprocess.derivatives import check_forms, way_in_words
     from bids_app.preprocess.distortion import correction_of
     from bids_app.preprocess.headers import SLICE_TIMING, examine_anatomy, examine_header
@@ -64,6 +65,7 @@ def describe(run: BoldRun, settings: Settings) -> Iterator[str]:
     elif run.t1w:
         _, odd = examine_anatomy(run.t1w)
     header = examine_header(run.bold, run.metadata, (SLICE_TIMING,) if run.derived else settings.preprocess.ignore)
+    check_memory_of(run, settings)
     size = " x ".join(f"{s:g}" for s in header.shape[:3])
     voxels = " x ".join(f"{s:.3g}" for s in header.voxel_sizes_mm)
     seconds = (header.n_volumes - (settings.preprocess.dummy_scans or 0)) * header.tr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -142,11 +143,14 @@ def default_cpus() -> int:
 
 
 def default_memory_gb() -> float:
-    """Nine tenths of the memory that this process may use, GB, by the machine and its control groups."""
+    """Nine tenths of the memory that this process may use, GB, by the machine, its control groups and ``ulimit``."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for limit in (*_limits("memory.max"), _first_line(CGROUPS / "memory" / "memory.limit_in_bytes")):
-        if limit.isdigit():
-            total = min(total, int(limit))
+    for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
+        limit, _ = resource.getrlimit(kind)
+        total = total if limit == resource.RLIM_INFINITY else min(total, limit)
+    for text in (*_limits("memory.max"), _first_line(CGROUPS / "memory" / "memory.limit_in_bytes")):
+        if text.isdigit():
+            total = min(total, int(text))
     return round(0.9 * total / 1e9, 2)
 
 
