@@ -180,7 +180,7 @@ def intraclass(table: np.ndarray) -> Reliability:
     residual = table - rows[:, None] - columns + table.mean()
     of_rows = k * rows.var(ddof=1)
     of_columns = n * columns.var(ddof=1)
-    error = max(float((residual**2).sum()) / ((n - 1) * (k - 1)), np.finfo(float).tiny)
+    error = max(float((residual**2).sum()) / ((n - 1) * (k - 1)), 1e-12 * float(table.var()))
     alpha = 0.05
 
     consistency = (of_rows - error) / (of_rows + (k - 1) * error)
@@ -190,10 +190,8 @@ def intraclass(table: np.ndarray) -> Reliability:
     third = Estimate(consistency, (low - 1) / (low + k - 1), (high - 1) / (high + k - 1), n)
 
     agreement = (of_rows - error) / (of_rows + (k - 1) * error + k * (of_columns - error) / n)
-    a = k * agreement / (n * (1 - agreement)) if agreement < 1 else np.inf
-    b = 1 + k * agreement * (n - 1) / (n * (1 - agreement)) if agreement < 1 else np.inf
-    if not np.isfinite(a):
-        return Reliability(Estimate(agreement, agreement, agreement, n), third, k)
+    a = k * agreement / (n * (1 - agreement))
+    b = 1 + k * agreement * (n - 1) / (n * (1 - agreement))
     spread = (a * of_columns + b * error) ** 2
     v = spread / ((a * of_columns) ** 2 / (k - 1) + (b * error) ** 2 / ((n - 1) * (k - 1)))
     f_low = f_distribution.ppf(1 - alpha / 2, n - 1, v)

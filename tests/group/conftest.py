@@ -9,6 +9,10 @@ from types import SimpleNamespace
 import pytest
 
 from bids_app.cli import main
+from bids_app.group.cohort import read_cohort
+from bids_app.group.overview import answers_section, runs_section
+from bids_app.group.tables import write_tables
+from bids_app.settings import QuerySettings
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -31,12 +35,30 @@ class Group(SimpleNamespace):
             [str(self.raw), str(self.out), "group", "--nprocs", "1", "-w", str(self.out.parent / "w"), *options]
         )
 
+    def gather(self, **query):
+        """Write the tables and no page, which takes most of the time."""
+        cohort = read_cohort(sorted(self.out.glob("sub-*")), self.raw, QuerySettings(**query), 1)
+        write_tables(self.out, cohort)
+        return cohort
+
     def rows(self, name):
         with (self.out / name).open(newline="") as file:
             return list(csv.DictReader(file, delimiter="\t"))
 
     def page(self):
         return (self.out / "group.html").read_text()
+
+
+def words_of(section):
+    """All that a section says, as text."""
+    cells = [cell.text for table in section.tables for row in table.rows for cell in row]
+    return " ".join([*section.paragraphs, *(remark.text for remark in section.remarks), *cells])
+
+
+@pytest.fixture
+def told():
+    """The words of a cohort's sections on how runs ended and what was answered."""
+    return lambda cohort: words_of(runs_section(cohort)) + words_of(answers_section(cohort))
 
 
 @pytest.fixture(scope="session")

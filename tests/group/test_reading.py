@@ -53,12 +53,12 @@ def test_a_label_called_mean_is_no_mean_over_clips():
     assert [row[0] for row in rows] == ["mean"]
 
 
-def test_broken_files_are_named_and_nothing_else_is_lost(make_group):
+def test_broken_files_are_named_and_nothing_else_is_lost(make_group, told):
     group = make_group(participants=4, sessions=1)
     cut(embeddings_of(group, "01"))
     next((group.out / "sub-02").rglob("*_metrics.json")).write_text('{"quality": ')
     next((group.out / "sub-03").rglob("*_predictions.json")).unlink()
-    assert group.run() == 0
+    cohort = group.gather()
     rows = {row["participant_id"]: row for row in group.rows("group_runs.tsv")}
     assert {name: row["status"] for name, row in rows.items()} == {
         "sub-01": "unreadable", "sub-02": "unreadable", "sub-03": "unreadable", "sub-04": "ok",
@@ -70,7 +70,7 @@ def test_broken_files_are_named_and_nothing_else_is_lost(make_group):
     assert {row["participant_id"] for row in group.rows("group_embeddings.tsv")} == {"sub-02", "sub-03", "sub-04"}
     ages = group.rows("phenotype/neurostorm_madeage.tsv")
     assert [row["participant_id"] for row in ages] == ["sub-01", "sub-02", "sub-04"]
-    assert "is cut off" in group.page()
+    assert "is cut off" in told(cohort)
 
 
 def test_a_run_ends_as_its_newest_log_says(make_group):
@@ -84,43 +84,44 @@ def test_a_run_ends_as_its_newest_log_says(make_group):
     assert (run.status, run.reason, run.hint, run.exit_code) == ("failed", "No brain.", "Look.", 65)
 
 
-def test_a_log_that_cannot_be_read_is_told_and_runs_stay(make_group):
+def test_a_log_that_cannot_be_read_is_told_and_runs_stay(make_group, told):
     group = make_group(participants=2, sessions=1)
     next(group.out.glob("sub-01/log/*/summary.json")).write_text("{")
-    assert group.run() == 0
+    cohort = group.gather()
     assert len(group.rows("group_runs.tsv")) == 2
-    assert "sub-01/log/" in group.page()
+    assert "sub-01/log/" in told(cohort)
 
 
 def test_a_run_whose_outputs_were_removed_is_missing(make_group):
     group = make_group(participants=2, sessions=1)
     for path in (group.out / "sub-01" / "func").iterdir():
         path.unlink()
-    assert group.run() == 0
+    group.gather()
     (row,) = only(group.rows("group_runs.tsv"), participant_id="sub-01")
     assert row["status"] == "missing"
     assert "log says that it is done" in row["reason"]
 
 
-def test_runs_of_the_dataset_that_were_never_worked_on_are_missing(make_group):
+def test_runs_of_the_dataset_that_were_never_worked_on_are_missing(make_group, told):
     group = make_group(participants=2, sessions=1)
     func = group.raw / "sub-02" / "func"
     for name in ("task-film_echo-1", "task-film_echo-2", "task-film_part-phase"):
         (func / f"sub-02_{name}_bold.nii.gz").touch()
-    assert group.run() == 0
+    cohort = group.gather()
     (row,) = only(group.rows("group_runs.tsv"), status="missing")
     assert row["run"] == "sub-02_task-film"
-    assert "1 run is missing" in group.page()
+    assert "1 run is missing" in told(cohort)
 
 
 def test_without_the_dataset_the_rest_goes_on(make_group):
     group = make_group(participants=3, sessions=1)
     group.raw.rename(group.raw.with_name("elsewhere"))
-    assert group.run() == 0
-    assert "participants.tsv: not there" in group.page()
+    cohort = group.gather()
+    assert len(cohort.runs) == 3
+    assert "participants.tsv: not there" in " ".join(cohort.notes)
 
 
-def test_a_withheld_answer_stays_withheld(make_group):
+def test_a_withheld_answer_stays_withheld(make_group, told):
     group = make_group(participants=9, sessions=1)
     path = next((group.out / "sub-01").rglob("*_predictions.tsv"))
     header, mean, *clips = path.read_text().splitlines()
@@ -135,19 +136,19 @@ def test_a_withheld_answer_stays_withheld(make_group):
     }
     del card["Uncertainty"]
     path.with_suffix(".json").write_text(json.dumps(card))
-    assert group.run() == 0
+    cohort = group.gather()
     (row,) = only(group.rows("phenotype/neurostorm_madeage.tsv"), participant_id="sub-01")
     assert (row["value"], row["verdict"], row["verdict_reasons"]) == ("n/a", "refuse", "orientation")
     (row,) = only(group.rows("group_runs.tsv"), participant_id="sub-01")
     assert (row["status"], row["verdict"]) == ("ok", "refuse")
-    assert "Answers are withheld for 1 run, most often for orientation" in group.page()
+    assert "Answers are withheld for 1 run, most often for orientation" in told(cohort)
 
 
-def test_outputs_without_verdicts_are_read_and_it_is_said(make_group):
+def test_outputs_without_verdicts_are_read_and_it_is_said(make_group, told):
     group = make_group(participants=3, sessions=1, verdicts=False)
-    assert group.run() == 0
+    cohort = group.gather()
     assert {row["verdict"] for row in group.rows("group_runs.tsv")} == {"n/a"}
-    assert "No verdicts are in these outputs" in group.page()
+    assert "No verdicts are in these outputs" in told(cohort)
 
 
 def test_several_processes_read_the_same(make_group, monkeypatch):

@@ -1,0 +1,154 @@
+"""The group's page as it is laid out: safe, light however many rows there are, and whole without a network."""
+
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from bids_app.reports.group import (
+    BAD,
+    GOOD,
+    MOST_REMARKS,
+    MOST_ROWS,
+    WARN,
+    Cell,
+    GroupPage,
+    Picture,
+    Remark,
+    Section,
+    Table,
+    render,
+)
+from bids_app.reports.group_charts import (
+    Cloud,
+    Distribution,
+    Pairs,
+    plot_clouds,
+    plot_distributions,
+    plot_identity,
+    plot_pairs,
+    plot_similarities,
+    plot_sites,
+)
+
+EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
+
+
+class Elements(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.words = [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_data(self, data):
+        self.words += data
+
+    def of(self, tag):
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+def page_of(*sections, **properties):
+    return GroupPage(
+        name="Study", lead="2 participants.", counts=[("Runs", Cell("3"))], sections=sections, **properties
+    )
+
+
+def section(rows, **properties):
+    return Section("quality", "Quality", tables=[Table("Runs", ("Run", "Value"), rows, "group_runs.tsv")], **properties)
+
+
+def test_long_tables_are_cut_with_a_link_to_the_whole():
+    rows = [(Cell(f"sub-{i}", f"sub-{i}.html"), Cell(str(i))) for i in range(5000)]
+    text = render(page_of(section(rows)))
+    found = Elements(text)
+    assert len(found.of("tr")) == MOST_ROWS + 1
+    assert f"The first {MOST_ROWS} of 5000" in found.words
+    assert any(link.get("href") == "group_runs.tsv" for link in found.of("a"))
+    assert len(text) < 60_000
+
+
+def test_the_gravest_remarks_come_first_and_few_are_told():
+    levels = [GOOD] * 5 + [WARN] * 10 + [BAD] * 2
+    remarks = [Remark(level, f"{level} {i}.") for i, level in enumerate(levels)]
+    text = render(page_of(section([], remarks=remarks)))
+    told = re.findall(r'<li class="(\w+)">', text)
+    assert told == [BAD] * 2 + [WARN] * 10
+    assert len(told) == MOST_REMARKS
+    assert "5 more in the sections below" in text
+
+
+def test_nothing_from_files_becomes_markup():
+    cell = Cell(EVIL, level=WARN)
+    picture = Picture("a.svg", EVIL, EVIL, EVIL)
+    evil = Section("x", EVIL, [EVIL], [picture], [Table(EVIL, (EVIL,), [(cell, cell)])], [Remark(BAD, EVIL)])
+    found = Elements(render(page_of(evil, notes=(EVIL,), research_only=(EVIL,))))
+    assert len(found.of("script")) == 1
+    assert [image["src"] for image in found.of("img")] == ["a.svg"]
+    assert not any("onerror" in attributes for _, attributes in found.found)
+
+
+def test_the_page_asks_nothing_of_the_network_and_says_what_it_is_not():
+    text = render(page_of(section([]), demonstration=True))
+    found = Elements(text)
+    addresses = [a.get("href") or a.get("src") or "" for tag in ("a", "img", "link", "script") for a in found.of(tag)]
+    assert not [address for address in addresses if re.match(r"(https?:)?//", address)]
+    policy = next(meta["content"] for meta in found.of("meta") if "http-equiv" in meta)
+    assert "default-src 'none'" in policy
+    assert "not a medical device" in found.words.lower()
+    assert "Demonstration model." in found.words
+
+
+def test_every_part_can_be_reached_by_keyboard_and_read_out():
+    pictures = [Picture("a.svg", "A", "What it shows", "A chart of it")]
+    found = Elements(render(page_of(Section("x", "X", pictures=pictures, tables=[Table("T", ("H",), [(Cell("1"),)])]))))
+    assert [image["alt"] for image in found.of("img")] == ["A chart of it"]
+    (scroll,) = [attributes for attributes in found.of("div") if attributes.get("class") == "scroll"]
+    assert (scroll["tabindex"], scroll["role"], scroll["aria-label"]) == ("0", "region", "T")
+    assert {link.get("href") for link in found.of("a")} >= {"#summary", "#x", "#about"}
+
+
+@pytest.fixture(scope="module")
+def many():
+    """Numbers of 20,000 runs."""
+    return np.random.default_rng(0).normal(size=(20_000, 2))
+
+
+DRAWN = {
+    "distributions": lambda many, path: plot_distributions(
+        [Distribution(f"measure {i}", many[:, 0], many[:, 0] > 3, (2.0,)) for i in range(8)], path
+    ),
+    "pairs": lambda many, path: plot_pairs(
+        [Pairs("age", many[:, 0], many[:, 1], ("x", "y"), "r = 0", "trend") for _ in range(6)], path, title="Pairs"
+    ),
+    "clouds": lambda many, path: plot_clouds(
+        [Cloud("site", many, [f"s{i % 11}" for i in range(len(many))]), Cloud("all", many, [""] * len(many))],
+        path, title="Map", columns=3,
+    ),
+    "sites": lambda many, path: plot_sites({"tSNR": [many[i::12, 0] for i in range(12)]}, [f"s{i}" for i in range(12)], path),
+    "identity": lambda many, path: plot_identity(
+        {"global": np.corrcoef(many[:400].reshape(200, 4)), "voxel": np.corrcoef(many[:400].reshape(200, 4))},
+        list(range(200)), path, title="Identity", description="200 runs",
+    ),
+    "similarities": lambda many, path: plot_similarities(
+        {"global": (np.arange(80), np.arange(80)[::-1])}, np.linspace(-1, 1, 81), path, title="Similarities"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_figures_of_many_runs_are_light_and_tell_what_they_show(name, many, tmp_path):
+    path = DRAWN[name](many, tmp_path / f"{name}.svg")
+    text = path.read_text()
+    assert len(text) < 1_000_000
+    assert re.search(r"<title>[^<]+</title><desc>[^<]+</desc>", text)
+    assert "prefers-color-scheme: dark" in text
+
+
+def test_the_same_points_are_drawn_as_the_same_file(many, tmp_path):
+    clouds = [Cloud("site", many[:50], ["a", "b"] * 25)]
+    one, two = (plot_clouds(clouds, tmp_path / f"{i}.svg", title="Map", columns=1).read_bytes() for i in range(2))
+    assert one == two
