@@ -186,14 +186,22 @@ def _key(level: float) -> str:
 
 
 def fit_temperature(raw: np.ndarray, index: np.ndarray) -> float:
-    """The temperature of maximum likelihood for probabilities (N, K) and true classes (N,)."""
+    """The temperature of maximum likelihood for probabilities (N, K) and true classes (N,).
+
+    Of each truth, 1 / (N + 2) is given to the other classes (as Platt 1999 does), so that a few scans that are all
+    right do not make every answer certain.
+    """
     from scipy.optimize import minimize_scalar
 
     logits = np.log(np.maximum(raw, TINY))
+    n, k = raw.shape
+    doubt = 1 / (n + 2)
+    truth = np.full((n, k), doubt / (k - 1))
+    truth[np.arange(n), index] = 1 - doubt
 
     def loss(log_temperature: float) -> float:
         p = softmax(logits / math.exp(log_temperature), axis=1)
-        return float(-np.log(np.maximum(p[np.arange(len(index)), index], TINY)).mean())
+        return float(-(truth * np.log(np.maximum(p, TINY))).sum(axis=1).mean())
 
     return math.exp(float(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20.0)), method="bounded").x))
 

@@ -28,9 +28,10 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("names", nargs="+", metavar="NAME")
     verify = commands.add_parser("verify", help="check files in the cache against what they were when fetched")
     verify.add_argument("names", nargs="*", metavar="NAME", help="default: all that are here")
-    card = commands.add_parser("card", help="what a model or an adapter says of itself")
+    card = commands.add_parser("card", help="the card of a model or an adapter: use, cohort, metrics, limits, licence")
     card.add_argument("name", metavar="NAME|FILE")
-    card.add_argument("--json", action="store_true", help="as JSON")
+    card.add_argument("--json", action="store_true", help="all that its file holds, as JSON; it must be here")
+    card.add_argument("--output", type=Path, metavar="FILE", help="write it there instead")
     _add_convert(commands.add_parser("convert", help="a checkpoint of the published code to this program's formats"))
     return p
 
@@ -118,30 +119,51 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def _card(arguments: argparse.Namespace) -> None:
-    name = arguments.name
-    facts = _adapter_facts(name) or _model_facts(_entry(name))
+    from bids_app.adapters.cards import adapter_facts, model_facts
+    from bids_app.bids.derivatives import write_text
+    from bids_app.catalog.cards import card_markdown
+    from bids_app.catalog.models import weights_path
+
+    adapter = _adapter_entry(arguments.name)
+    entry = adapter or _entry(arguments.name)
+    if entry.own:
+        weights_path(entry)  # of a file that is not there nothing can be told
     if arguments.json:
-        print(json.dumps(facts, indent=1, default=str))
-        return
-    for key, value in facts.items():
-        if value not in ("", (), [], {}, None):
-            print(f"{key.replace('_', ' '):16} {json.dumps(value) if isinstance(value, (dict, list)) else value}")
+        facts = _adapter_json(adapter) if adapter else _model_json(entry)
+        text = json.dumps(facts, indent=1, default=str) + "\n"
+    else:
+        text = card_markdown(adapter_facts(adapter) if adapter else model_facts(entry))
+    if arguments.output:
+        write_text(arguments.output, text)
+        print(f"Wrote {arguments.output}")
+    else:
+        print(text, end="")
+    if not entry.path.is_file():
+        print(f"{entry.name} is not on this machine: only what the catalog knows is told.", file=sys.stderr)
 
 
-def _adapter_facts(name: str) -> dict[str, Any]:
-    """The card of an adapter, or nothing where the name or the file is not one."""
-    from bids_app.adapters.file import ADAPTER_FORMAT, load_adapter
-    from bids_app.catalog.models import find_adapter, weights_path
+def _adapter_entry(name: str) -> Entry | None:
+    """An adapter of the catalog, or a file that is one; None for anything else."""
+    from bids_app.adapters.file import ADAPTER_FORMAT
+    from bids_app.catalog.models import find_adapter
     from bids_app.model.checkpoint import file_format
 
-    known = name in catalog("adapters")
-    if not known and not (Path(name).is_file() and file_format(Path(name)) == ADAPTER_FORMAT):
-        return {}
-    path = weights_path(find_adapter(name))
+    is_file = name not in catalog("adapters") and Path(name).is_file()
+    if name in catalog("adapters") or (is_file and file_format(Path(name)) == ADAPTER_FORMAT):
+        return find_adapter(name)
+    return None
+
+
+def _adapter_json(entry: Entry) -> dict[str, Any]:
+    """All that an adapter's file holds beside its tensors."""
+    from bids_app.adapters.file import load_adapter
+    from bids_app.catalog.models import weights_path
+
+    path = weights_path(entry)
     return {"file": str(path), **asdict(load_adapter(path).card)}
 
 
-def _model_facts(entry: Entry) -> dict[str, Any]:
+def _model_json(entry: Entry) -> dict[str, Any]:
     from bids_app.catalog.models import weights_path
     from bids_app.model.api import Model
     from bids_app.model.checkpoint import read_checkpoint

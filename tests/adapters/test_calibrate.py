@@ -107,3 +107,50 @@ def test_a_calibration_survives_json_and_a_broken_one_is_refused() -> None:
             Calibration.from_dict(wrong)
     with pytest.raises(BadDataError, match="does not know d"):
         calibrate_classes(np.ones((1, 3)) / 3, ["d"], LABELS)
+
+
+def test_a_few_scans_that_are_all_right_make_nothing_certain() -> None:
+    raw = np.tile([[0.8, 0.1, 0.1]], (10, 1))
+    made = calibrate_classes(raw, ["a"] * 10, LABELS, "temperature")
+    assert made.probabilities(raw[:1])[0, 0] == pytest.approx(1 - 1 / 12, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["regression", "temperature", "isotonic"])
+def test_ninety_per_cent_cover_88_to_92_per_cent_of_500_scans(kind: str) -> None:
+    """The mean over cohorts lies within 88 to 92 %, and each cohort within what so many scans leave to chance."""
+    n_calibration, n_test, cohorts = 400, 500, 30
+    covered = []
+    for seed in range(cohorts):
+        if kind == "regression":
+            rng = np.random.default_rng(seed)
+            age = rng.uniform(20, 80, n_calibration + n_test)
+            told = 50 + 0.7 * (age - 50) + rng.standard_t(4, len(age)) * 6  # pulled to the mean, with heavy tails
+            made = calibrate_values(told[:n_calibration], age[:n_calibration])
+            ends = np.array([made.interval(value, 0.9) for value in told[n_calibration:]])
+            inside = (ends[:, 0] <= age[n_calibration:]) & (age[n_calibration:] <= ends[:, 1])
+        else:
+            raw, truth = overconfident(n_calibration + n_test, seed)
+            made = calibrate_classes(raw[:n_calibration], truth[:n_calibration], LABELS, kind)
+            p = made.probabilities(raw[n_calibration:])
+            sets = [made.label_set(row, LABELS, 0.9) or () for row in p]
+            inside = np.array([t in s for t, s in zip(truth[n_calibration:], sets, strict=True)])
+        covered.append(float(inside.mean()))
+    # the promise itself varies with the calibration scans (a Beta distribution), the count with the test scans
+    kept = n_calibration // 2 if kind == "isotonic" else n_calibration
+    chance = np.sqrt(0.9 * 0.1 * (1 / kept + 1 / n_test))
+    assert 0.88 <= np.mean(covered) <= 0.92
+    assert np.abs(np.array(covered) - 0.9).max() < 4 * chance
+    assert np.mean([0.88 <= c <= 0.92 for c in covered]) > 0.5
+
+
+def test_isotonic_sets_cover_each_class_by_itself() -> None:
+    covered: dict[str, list[float]] = {label: [] for label in LABELS}
+    for seed in range(20):
+        raw, truth = overconfident(1100, 50 + seed)
+        made = calibrate_classes(raw[:600], truth[:600], LABELS, "isotonic")
+        p = made.probabilities(raw[600:])
+        sets = [made.label_set(row, LABELS, 0.9, by_class=True) or () for row in p]
+        for label in LABELS:
+            covered[label].append(np.mean([t in s for t, s in zip(truth[600:], sets, strict=True) if t == label]))
+    for values in covered.values():
+        assert 0.88 <= np.mean(values) <= 0.92

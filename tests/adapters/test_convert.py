@@ -178,7 +178,7 @@ def test_the_list_says_what_is_here(tmp_path, monkeypatch, capsys):
 
 def test_errors_come_with_their_exit_code_and_hint(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path))
-    assert main(["card", "neurostorm-5ds"]) == 66
+    assert main(["card", "neurostorm-5ds", "--json"]) == 66
     assert "neurostorm-models fetch neurostorm-5ds" in capsys.readouterr().err
     assert main(["card", "nonsense"]) == 64
     assert main(["convert", str(tmp_path / "none.ckpt"), str(tmp_path / "x.safetensors")]) == 66

@@ -1,0 +1,76 @@
+"""Facts for the cards of encoders and adapters: from the catalog, and from their files as far as these are here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bids_app.adapters.file import AdapterCard, load_adapter
+from bids_app.catalog.cards import describe_model
+from bids_app.catalog.models import Entry
+
+
+def describe_adapter(card: AdapterCard) -> dict[str, Any]:
+    """Facts for the card of an adapter, under the names that sidecars have."""
+    return {
+        "Adapter": card.name,
+        "Task": card.task,
+        "Target": card.target,
+        "Labels": list(card.labels),
+        "Unit": card.unit,
+        "Normalisation": card.normalisation,
+        "Strategy": card.strategy,
+        "EncoderSHA256": card.encoder_sha256,
+        "TrainingCohort": card.cohort,
+        "Ranges": {check: list(ends) for check, ends in card.ranges.items()},
+        "AdapterCalibration": _describe_calibration(card),
+        "Metrics": card.metrics,
+        "IntendedUse": card.intended_use,
+        "Limits": card.limits,
+        "License": card.licence,
+        "Demonstration": card.demonstration,
+        "ResearchOnly": card.research_only,
+    }
+
+
+def model_facts(entry: Entry) -> dict[str, Any]:
+    """Facts for the card of an encoder; those of its file where that is here."""
+    if not entry.path.is_file():
+        return describe_model(entry)
+    from bids_app.catalog.fetch import file_sha256
+    from bids_app.model.api import Model
+    from bids_app.model.checkpoint import read_checkpoint
+
+    checkpoint = read_checkpoint(entry.path)
+    model = Model(checkpoint)
+    return describe_model(entry, checkpoint.info) | {
+        "Parameters": sum(p.numel() for p in model.encoder.parameters()),
+        "Demonstration": checkpoint.demonstration,
+        "EncoderSHA256": model.weights_sha256,
+        "FileSHA256": file_sha256(entry.path),
+    }
+
+
+def adapter_facts(entry: Entry) -> dict[str, Any]:
+    """Facts for the card of an adapter; those of its file where that is here."""
+    known = {"Adapter": entry.name, "Description": entry.description, "License": entry.licence}
+    if not entry.path.is_file():
+        return known
+    from bids_app.catalog.fetch import file_sha256
+
+    told = describe_adapter(load_adapter(entry.path).card)
+    return known | {key: value for key, value in told.items() if value or key not in known} | {
+        "FileSHA256": file_sha256(entry.path)
+    }  # fmt: skip
+
+
+def _describe_calibration(card: AdapterCard) -> dict[str, Any]:
+    """How and on what its answers were calibrated; empty where they were not."""
+    made = card.calibration
+    if not made:
+        return {}
+    return {
+        "Method": made.get("method", "none"),
+        "Scans": made.get("n_scans", 0),
+        "Source": made.get("source") or "not told",
+        "Levels that are promised": [f"{100 * float(level):g} %" for level in made.get("limits", {})],
+    }

@@ -1,0 +1,107 @@
+"""A scan that resembles the cohort is near it, at the rate that is stated; one that does not is far."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from bids_app.adapters.domain import SMALLEST_COHORT, Domain, shrink
+from bids_app.adapters.file import Adapter, AdapterCard, load_adapter, save_adapter
+from bids_app.errors import BadDataError
+
+C = 40
+
+
+def mixing(seed: int = 0) -> np.ndarray:
+    """Features that go together and differ in size, as those of an encoder do."""
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(C, C)) * np.geomspace(1, 1e-2, C)[:, None] * np.geomspace(1e-3, 10, C)
+
+
+def scans(n: int, seed: int, scatter: float = 1.0) -> np.ndarray:
+    return 5 + scatter * np.random.default_rng(seed).normal(size=(n, C)) @ mixing()
+
+
+def people(n: int, each: int = 1) -> list[str]:
+    return [f"{i // each}" for i in range(n)]
+
+
+@pytest.mark.parametrize("n", [20, 60, 300])
+def test_the_rate_of_false_alarms_is_the_one_that_is_stated(n: int) -> None:
+    far, stated = [], 0.0
+    for seed in range(12):  # cohorts with fewer scans than features among them
+        domain = Domain.fit(scans(n, seed), people(n))
+        stated = domain.limit[1]
+        far += [domain.measure(scan).is_far for scan in scans(150, 1000 + seed)]
+    assert stated == pytest.approx(max(0.01, 1 / (n + 1)))
+    assert np.mean(far) == pytest.approx(stated, abs=0.012)
+
+
+def test_scans_of_one_participant_do_not_vouch_for_each_other() -> None:
+    rng = np.random.default_rng(0)
+    own = np.repeat(scans(30, 0), 4, axis=0) + 1e-3 * rng.normal(size=(120, C)) @ mixing()
+    together, apart = Domain.fit(own, people(120, each=4)), Domain.fit(own, people(120))
+    assert np.median(together.distances) > 1.3 * np.median(apart.distances)
+    far = [together.measure(scan).is_far for scan in scans(300, 99)]
+    assert np.mean(far) < 2.5 * together.limit[1]
+
+
+def test_a_scan_of_another_kind_is_far() -> None:
+    domain = Domain.fit(scans(30, 0), people(30))
+    strange = 5 + np.random.default_rng(5).normal(size=C) @ mixing(seed=7)
+    found = domain.measure(strange)
+    assert found.is_far
+    assert found.share_beyond == 0.0
+    assert domain.measure(scans(30, 0).mean(axis=0)).share_beyond == 1.0
+
+
+def test_the_distance_does_not_depend_on_the_units_of_features() -> None:
+    units = np.geomspace(1e-4, 1e4, C)
+    one, other = Domain.fit(scans(30, 0), people(30)), Domain.fit(scans(30, 0) * units, people(30))
+    scan = scans(1, 9)[0]
+    assert other.measure(scan * units).value == pytest.approx(one.measure(scan).value, rel=1e-6)
+
+
+def test_a_feature_that_never_varies_is_no_obstacle() -> None:
+    values = scans(30, 0)
+    values[:, 3] = 7.0
+    assert np.isfinite(Domain.fit(values, people(30)).measure(values[0]).value)
+
+
+def test_shrinkage_is_that_of_the_formula_and_fades_with_scans() -> None:
+    draws = np.random.default_rng(0).normal(size=(2000, 10)) * np.sqrt(np.arange(1, 11))
+    few, many = np.cov(draws[:8].T, bias=True), np.cov(draws.T, bias=True)
+    truth = np.diag(np.arange(1.0, 11))
+    assert np.linalg.norm(shrink(few, 8) - truth) < np.linalg.norm(few - truth)
+    assert np.linalg.eigvalsh(shrink(few, 8)).min() > 0.05
+    np.testing.assert_allclose(shrink(many, 2000), many, atol=0.02 * np.abs(many).max())
+
+
+def test_too_small_a_cohort_says_so() -> None:
+    with pytest.raises(BadDataError, match="too few"):
+        Domain.fit(scans(40, 0), people(40, each=5))
+    assert SMALLEST_COHORT == 10
+
+
+def test_an_adapters_file_keeps_the_domain(tmp_path) -> None:
+    domain = Domain.fit(scans(60, 0), people(60, each=2))
+    card = AdapterCard("age", "regression", "age", "0" * 64, "voxel", ranges={"age": [20, 80]})
+    plain = Adapter(card, {"head.weight": torch.zeros(1, C), "head.bias": torch.zeros(1)})
+    read = load_adapter(save_adapter(tmp_path / "a.safetensors", plain.with_domain(domain)))
+    assert read.card == card
+    assert read.domain is not None
+    assert read.domain.participants == 30
+    scan = scans(1, 9)[0]
+    assert read.domain.measure(scan).value == pytest.approx(domain.measure(scan).value, rel=1e-3)
+    assert load_adapter(save_adapter(tmp_path / "b.safetensors", plain)).domain is None
+
+
+def test_statistics_that_do_not_fit_are_refused() -> None:
+    arrays = Domain.fit(scans(30, 0), people(30)).as_arrays()
+    with pytest.raises(BadDataError, match="do not fit"):
+        Domain.from_arrays(arrays | {"mean": np.zeros(3)})
+    with pytest.raises(BadDataError, match="Reference statistics of"):
+        Domain.from_arrays({"mean": np.zeros(3)})
+    with pytest.raises(BadDataError, match="against a reference"):
+        Domain.from_arrays(arrays).measure(np.zeros(3))

@@ -1,0 +1,183 @@
+"""How sure an answer is, what it rests on, and what is withheld."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from bids_app.adapters.calibrate import calibrate_classes, calibrate_values
+from bids_app.adapters.domain import Distance
+from bids_app.adapters.file import AdaptedModel, Adapter, AdapterCard
+from bids_app.adapters.predict import Embeddings, Prediction, encode_run
+from bids_app.adapters.reliability import (
+    describe_embedding_halves,
+    describe_halves,
+    describe_uncertainty,
+    describe_views,
+)
+from bids_app.adapters.verdict import judge_prediction
+from bids_app.clips import MODEL_GRID_SHAPE, ClipReader, GridSeries
+from bids_app.model.api import Model, load_model
+from bids_app.model.checkpoint import save_encoder
+from bids_app.model.encoder import Encoder, EncoderConfig
+
+CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
+ONSETS = 16.0 * np.arange(6)
+CLIPS = np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2], [0.7, 0.3], [0.9, 0.1], [0.6, 0.4]])
+
+
+def card(**changes) -> AdapterCard:
+    values = {"task": "classification", "labels": ("f", "m"), "encoder_sha256": "0" * 64, "normalisation": "global"}
+    return AdapterCard("x", target="x", **(values | changes))
+
+
+def age_card(**changes) -> AdapterCard:
+    return card(task="regression", labels=(), unit="years", value_mean=40.0, value_std=10.0, **changes)
+
+
+def classes(**changes) -> Prediction:
+    return Prediction(card(**changes), CLIPS, ONSETS, 16.0)
+
+
+def ages(values: list[float], **changes) -> Prediction:
+    return Prediction(age_card(**changes), np.array(values)[:, None], ONSETS[: len(values)], 16.0)
+
+
+def test_without_calibration_nothing_is_promised() -> None:
+    told = describe_uncertainty(classes())
+    assert (told["LabelSet"], told["LabelSetByClass"], told["Calibration"]) == (None, None, "none")
+    assert 1 <= told["EffectiveClips"] <= 6
+    assert 0 < told["StandardError"] < 0.2
+    assert describe_uncertainty(ages([30.0]))["StandardError"] is None
+    assert describe_uncertainty(ages([30.0]))["Interval"] is None
+
+
+def test_a_calibrated_answer_is_told_with_its_set() -> None:
+    rng = np.random.default_rng(0)
+    raw = rng.dirichlet([2, 2], 300)
+    truth = ["f" if rng.random() < 0.5 + 0.3 * (row[0] - 0.5) else "m" for row in raw]  # far too sure of itself
+    made = calibrate_classes(raw, truth, ("f", "m"), source="site A")
+    prediction = classes(calibration=made.as_dict())
+    mean, first, *_ = prediction.rows()
+    assert 0.5 < mean["p_f"] < CLIPS.mean(axis=0)[0]
+    assert first["p_f"] == pytest.approx(0.9)
+    told = describe_uncertainty(prediction)
+    assert set(told["LabelSet"]) == {"f", "m"}
+    assert (told["Calibration"], told["CalibrationScans"], told["CalibrationSource"]) == ("temperature", 300, "site A")
+
+
+def test_a_calibrated_value_has_an_interval_in_table_and_sidecar() -> None:
+    errors = np.arange(1.0, 100.0)
+    made = calibrate_values(np.zeros(99), errors).as_dict()
+    prediction = ages([28.0, 32.0], calibration=made)
+    mean, clip, *_ = prediction.rows()
+    assert (mean["lower"], mean["upper"]) == (30.0 - 90, 30.0 + 90)
+    assert "lower" not in clip
+    assert describe_uncertainty(prediction)["Interval"] == [-60.0, 120.0]
+
+
+def test_a_refused_answer_is_nowhere_in_the_table() -> None:
+    made = calibrate_values(np.zeros(99), np.arange(99.0)).as_dict()
+    for prediction in (classes(), ages([28.0, 32.0], calibration=made)):
+        verdict = judge_prediction({"coverage": 0.1}, prediction.card, Distance(1, 2, 0.01, 1.0), "warn")
+        refused = replace(prediction, verdict=verdict)
+        assert refused.is_refused
+        mean, *clips = refused.rows()
+        assert mean["verdict"] == "refuse"
+        kept = {"clip", "onset", "duration", "verdict"}
+        assert all(value is None for row in (mean, *clips) for key, value in row.items() if key not in kept)
+        assert set(mean) > kept
+
+
+@pytest.mark.parametrize(("still", "share"), [(40.0, 0.0), (45.0, 0.5), (50.0, 1.0), (70.0, 1.0), (30.0, 0.0)])
+def test_the_share_of_the_mean_image_is_what_stays_of_the_distance_from_the_cohorts_mean(still, share) -> None:
+    prediction = replace(ages([48.0, 52.0]), still=np.array([still]))
+    views = describe_views(prediction)
+    assert views["FromMeanImage"] == pytest.approx(share)
+    assert views["MeanImageOnly"]["Value"] == still
+
+
+def test_of_an_answer_that_says_nothing_there_is_no_share() -> None:
+    assert describe_views(replace(ages([40.1]), still=np.array([60.0])))["FromMeanImage"] is None
+
+
+def test_the_share_of_a_classification_is_of_what_is_above_chance() -> None:
+    clips = np.array([[0.9, 0.1], [0.9, 0.1]])
+    prediction = Prediction(card(), clips, ONSETS[:2], 16.0, still=np.array([0.7, 0.3]))
+    assert describe_views(prediction)["FromMeanImage"] == pytest.approx(0.5)
+
+
+def test_halves_are_the_odd_and_the_even_clips() -> None:
+    told = describe_halves(ages([20.0, 40.0, 30.0, 60.0]))
+    assert told is not None
+    assert (told["Odd"]["Value"], told["Even"]["Value"], told["Difference"]) == (25.0, 50.0, 25.0)
+    assert describe_halves(ages([20.0])) is None
+    rng = np.random.default_rng(0)
+    own = rng.normal(size=50)
+    values = {"voxel": own + 0.1 * rng.normal(size=(6, 50)), "global": rng.normal(size=(1, 50))}
+    halves = describe_embedding_halves(Embeddings(values, ONSETS, 16.0))
+    assert halves["global"] is None
+    r = halves["voxel"]["Correlation"]
+    assert 0.95 < r < 1
+    assert halves["voxel"]["SpearmanBrown"] == pytest.approx(2 * r / (1 + r))
+    assert halves["voxel"]["Clips"] == [3, 3]
+
+
+@pytest.fixture
+def model(tmp_path) -> Model:
+    torch.manual_seed(0)
+    return load_model(save_encoder(tmp_path / "e.safetensors", CONFIG, Encoder(CONFIG).state_dict(), "tiny"))
+
+
+@pytest.fixture
+def reader() -> ClipReader:
+    mask = np.zeros(MODEL_GRID_SHAPE, bool)
+    mask[30:60, 30:60, 30:60] = True
+    rng = np.random.default_rng(0)
+    values = rng.normal(100, 20, int(mask.sum())) + rng.normal(0, 10, (40, int(mask.sum())))
+    return ClipReader(GridSeries(values.astype(np.float32), mask, 0.8))
+
+
+def head(seed: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return {"head.weight": torch.randn(1, 8, generator=generator), "head.bias": torch.zeros(1)}
+
+
+def test_a_run_without_dynamics_shows_its_mean_image_in_each_volume(reader: ClipReader) -> None:
+    still = reader.still("global")
+    assert still.shape == reader.clip(0).shape
+    assert torch.equal(still[..., 0], still[..., 19])
+    both = torch.cat([reader.clip(0, "global"), reader.clip(1, "global")], dim=-1)
+    np.testing.assert_allclose(still[0, ..., 0], both[0].mean(dim=-1), atol=1e-4)
+    voxel = reader.still("voxel")
+    assert voxel[0, 30:60, 30:60, 30:60].abs().max() < 1e-5
+
+
+def test_the_mean_image_alone_is_asked_where_the_normalisation_keeps_it(model: Model, reader: ClipReader) -> None:
+    cards = {name: card(encoder_sha256=model.weights_sha256, normalisation=name) for name in ("global", "voxel")}
+    norms = {k: v for k, v in model.encoder.state_dict().items() if "norm1" in k}
+    adapters = [Adapter(c, head(1)) for c in cards.values()] + [Adapter(cards["global"], head(1), norms)]
+    _, (kept, lost, own) = encode_run(model, [AdaptedModel(model, a) for a in adapters], reader, ())
+    expected = torch.sigmoid(AdaptedModel(model, adapters[0])(reader.still("global")[None]))[0, 0]
+    assert kept.still[1] == pytest.approx(float(expected), abs=1e-6)
+    np.testing.assert_allclose(own.still, kept.still, atol=1e-6)
+    assert lost.still is None
+    assert describe_views(lost)["MeanImageOnly"] is None
+    assert "0 everywhere" in describe_views(lost)["Note"]
+
+
+def test_a_twin_answers_under_the_other_normalisation(model: Model, reader: ClipReader) -> None:
+    twin = {"normalisation": "global", "metrics": {}}
+    both = Adapter(card(encoder_sha256=model.weights_sha256, normalisation="voxel", twin=twin), head(1), twin=head(2))
+    other = Adapter(card(encoder_sha256=model.weights_sha256, normalisation="global"), head(2))
+    adapted = [AdaptedModel(model, adapter) for adapter in (both, other)]
+    _, (first, second) = encode_run(model, adapted, reader, ("voxel",))
+    np.testing.assert_allclose(first.other, second.answer, atol=1e-6)
+    views = describe_views(first)
+    assert views["Other"]["Normalisation"] == "global"
+    assert views["Other"]["Probabilities"]["f"] == pytest.approx(float(second.answer[0]), abs=1e-5)
+    assert second.other is None
+    assert describe_views(second)["Other"] is None

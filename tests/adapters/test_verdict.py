@@ -1,0 +1,128 @@
+"""Every check passes, warns or refuses by what is known of a scan; what is not known passes nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from bids_app.adapters.domain import Distance
+from bids_app.adapters.file import AdapterCard
+from bids_app.adapters.verdict import PASS, REFUSE, WARN, Verdict, judge_prediction, judge_scan
+from bids_app.errors import BadDataError
+
+GOOD = {
+    "tr": 2.0,
+    "seconds": 300.0,
+    "coreg_brain_seen": 0.98,
+    "coverage": 0.97,
+    "coreg_dice": 0.94,
+    "fd_mean": 0.15,
+    "tsnr": 60.0,
+    "orientation": "as in the template",
+    "exchanged": False,
+    "mean_removed": False,
+    "age": 30.0,
+}
+NEAR, FAR = Distance(5.0, 9.0, 0.01, 0.4), Distance(20.0, 9.0, 0.01, 0.0)
+
+
+def card(**changes) -> AdapterCard:
+    ranges = {"tr": [0.72, 2.2], "duration": [200, 900], "fd_mean": [0.05, 0.4], "tsnr": [30, 120], "age": [22, 37]}
+    values = {"normalisation": "voxel", "ranges": ranges}
+    return AdapterCard("age", "regression", "age", "0" * 64, **(values | changes))
+
+
+def level(verdict: Verdict, name: str) -> str:
+    (check,) = (check for check in verdict.checks if check.name == name)
+    assert bool(check.message) == (check.level != PASS)
+    return check.level
+
+
+def test_a_good_scan_passes_every_check() -> None:
+    verdict = judge_prediction(GOOD, card(), NEAR, "refuse")
+    assert verdict.level == PASS
+    assert not verdict.unknown
+    assert {check.name for check in verdict.checks} == {
+        "tr", "duration", "field_of_view", "coverage", "template_overlap", "orientation", "fd_mean", "tsnr",
+        "normalisation", "age", "embedding",
+    }  # fmt: skip
+    assert judge_scan(GOOD).level == PASS
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("tr", {"tr": 3.5}, WARN),
+        ("tr", {"tr": 0.3}, WARN),
+        ("duration", {"seconds": 40.0}, WARN),
+        ("duration", {"seconds": 10.0}, REFUSE),
+        ("field_of_view", {"coreg_brain_seen": 0.7}, WARN),
+        ("coverage", {"coverage": 0.8}, WARN),
+        ("coverage", {"coverage": 0.4}, REFUSE),
+        ("template_overlap", {"coreg_dice": 0.85}, WARN),
+        ("template_overlap", {"coreg_dice": 0.6}, REFUSE),
+        ("template_overlap", {"coreg_dice": None, "place_similarity": 0.1}, REFUSE),
+        ("orientation", {"exchanged": True, "orientation": "perhaps exchanged"}, REFUSE),
+        ("fd_mean", {"fd_mean": 0.9}, WARN),
+        ("tsnr", {"tsnr": 12.0}, WARN),
+        ("normalisation", {"mean_removed": True}, WARN),
+    ],
+)
+def test_the_models_own_limits(name: str, change: dict, expected: str) -> None:
+    verdict = judge_scan(GOOD | change)
+    assert level(verdict, name) == expected
+    assert verdict.level == expected
+    assert len(verdict.reasons) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("age", {"age": 70.0}), ("tr", {"tr": 2.6}), ("duration", {"seconds": 150.0}), ("fd_mean", {"fd_mean": 0.5})],
+)
+def test_what_lies_outside_of_the_cohort_is_warned_of_or_refused_as_chosen(name: str, change: dict) -> None:
+    for policy in (WARN, REFUSE):
+        verdict = judge_prediction(GOOD | change, card(), NEAR, policy)
+        assert level(verdict, name) == policy
+    assert judge_scan(GOOD | change).level == PASS
+
+
+def test_a_longer_and_quieter_scan_than_the_cohorts_is_welcome() -> None:
+    assert (
+        judge_prediction(GOOD | {"seconds": 5000.0, "fd_mean": 0.01, "tsnr": 300.0}, card(), NEAR, REFUSE).level == PASS
+    )
+
+
+def test_an_embedding_far_from_the_cohort_is_warned_of_or_refused_as_chosen() -> None:
+    assert level(judge_prediction(GOOD, card(), FAR, WARN), "embedding") == WARN
+    verdict = judge_prediction(GOOD, card(), FAR, REFUSE)
+    assert verdict.level == REFUSE
+    assert "1.0%" in verdict.reasons[0]
+
+
+def test_a_scan_that_cannot_be_used_is_refused_whatever_was_chosen() -> None:
+    for change in ({"exchanged": True}, {"coverage": 0.3}):
+        assert judge_prediction(GOOD | change, card(), NEAR, WARN).level == REFUSE
+    removed = GOOD | {"mean_removed": True}
+    assert judge_prediction(removed, card(normalisation="global"), NEAR, WARN).level == REFUSE
+    assert judge_prediction(removed, card(normalisation="voxel"), NEAR, WARN).level == PASS
+
+
+def test_what_is_not_known_is_named_and_passes_nothing() -> None:
+    old = judge_prediction(GOOD, card(ranges={}), None, REFUSE)
+    assert set(old.unknown) == {"age", "embedding"}
+    assert not {"age", "embedding"} & {check.name for check in old.checks}
+    raw = GOOD | {"exchanged": None, "orientation": "by the affine", "age": None, "tsnr": float("nan")}
+    verdict = judge_prediction(raw, card(), NEAR, REFUSE)
+    assert set(verdict.unknown) == {"orientation", "age", "tsnr"}
+    assert verdict.as_dict()["NotKnown"]["orientation"] == "Left and right: by the affine."
+
+
+def test_the_worst_check_decides_and_comes_first() -> None:
+    verdict = judge_scan(GOOD | {"tsnr": 10.0, "coverage": 0.2})
+    assert verdict.as_dict()["Level"] == REFUSE
+    assert verdict.reasons[0].startswith("The share of the model's brain")
+    assert "signal is weak" in verdict.reasons[1]
+
+
+def test_ranges_that_are_none_are_refused() -> None:
+    with pytest.raises(BadDataError, match="ranges"):
+        card(ranges={"age": [30, 20]})
