@@ -15,6 +15,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
+from bids_app.adapters.cards import describe_adapter
 from bids_app.adapters.file import EMBEDDING
 from bids_app.adapters.predict import Prediction
 from bids_app.adapters.reliability import (
@@ -269,7 +270,8 @@ def model_outputs(
         "Verdict": encoded.verdict.as_dict() if encoded.verdict else None,
         "SplitHalf": describe_embedding_halves(encoded.embeddings),
     }
-    names.sidecar(table, {**facts, "Template": template, **timing, **trust, **describe_embeddings(encoded)})
+    card = {"ModelCard": encoded.card} if encoded.card else {}
+    names.sidecar(table, {**facts, "Template": template, **timing, **trust, **describe_embeddings(encoded), **card})
     for prediction in encoded.predictions:
         suffix = "vectors" if prediction.card.task == EMBEDDING else "predictions"
         table = names.path(suffix, ".tsv", desc=prediction.card.name)
@@ -298,21 +300,8 @@ def describe_embeddings(encoded: Encoded) -> dict[str, Any]:
 
 def describe_prediction(prediction: Prediction) -> dict[str, Any]:
     """What a predictions table means, from the adapter's card."""
-    card = prediction.card
     return {
-        "Adapter": card.name,
-        "Task": card.task,
-        "Target": card.target,
-        "Labels": list(card.labels),
-        "Unit": card.unit,
-        "Normalisation": card.normalisation,
-        "TrainingCohort": card.cohort,
-        "Metrics": card.metrics,
-        "IntendedUse": card.intended_use,
-        "License": card.licence,
-        "Limits": card.limits,
-        "Demonstration": card.demonstration,
-        "ResearchOnly": card.research_only,
+        **describe_adapter(prediction.card),
         **describe_trust(prediction),
         "Disclaimer": "A research result, not a medical device: not a statement about a person.",
     }

@@ -16,6 +16,8 @@ from bids_app.adapters.predict import Embeddings, Prediction, encode_run
 from bids_app.adapters.verdict import Facts, Verdict, judge_prediction, judge_scan
 from bids_app.bids.derived import DerivedRun
 from bids_app.bids.fieldmaps import Fieldmap
+from bids_app.catalog.cards import describe_model
+from bids_app.catalog.models import find_model
 from bids_app.clips import NORMALISATIONS, ClipReader, GridSeries
 from bids_app.errors import BadDataError
 from bids_app.preprocess.anatomy import Anatomy, PreparedT1w, prepare_t1w
@@ -44,6 +46,8 @@ class Encoded:
     """Name and hash of the weights, scan backend, device, time: for sidecars."""
     verdict: Verdict | None = None
     """Of the scan, whatever is asked of it; that of an answer is the prediction's own. None: not judged yet."""
+    card: dict[str, Any] | None = None
+    """Facts for the model's card, see `bids_app.catalog.cards`."""
 
 
 @dataclass(frozen=True)
@@ -169,7 +173,9 @@ def encode(
         "ScanBackend": backend_in_use(place),
         "Threads": threads,
     }
-    return Encoded(embeddings, tuple(predictions), facts)
+    card = describe_model(find_model(model), loaded.info)
+    card |= {"Model": loaded.name, "Demonstration": loaded.demonstration}
+    return Encoded(embeddings, tuple(predictions), facts, card=card)
 
 
 def judge(

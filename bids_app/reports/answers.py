@@ -92,9 +92,11 @@ class Prediction:
     verdict: Verdict | None = None
     uncertainty: Uncertainty | None = None
     views: tuple[View, ...] = ()
-    """Under the other normalisation, and from the mean image alone, after the answer itself; may be empty."""
+    """The answer itself, then those of the other normalisation, the mean image alone, and each half; may be empty."""
     from_mean_image: float | None = None
     """Share of the answer that stays when dynamics are removed."""
+    note: str = ""
+    """Why there is no such share."""
 
     @property
     def target(self) -> str:
@@ -119,8 +121,8 @@ class Prediction:
     @property
     def views_differ(self) -> bool:
         """Whether the two normalisations give different labels."""
-        answers = {view.answer for view in self.views[:2] if self.probabilities}
-        return len(answers) > 1
+        other = as_dict(as_dict(self.card.get("Views")).get("Other")).get("Answer", self.answer)
+        return bool(self.probabilities) and other != self.answer
 
 
 def read_prediction(path: Path, url: str, card: dict[str, Any]) -> Prediction:
@@ -159,7 +161,8 @@ def read_prediction(path: Path, url: str, card: dict[str, Any]) -> Prediction:
         return Prediction(answer=f"a vector of {n_dims} numbers, to be compared with others", **common)
     unit = f" {card['Unit']}" if card.get("Unit") else ""
     common |= {"uncertainty": read_uncertainty(card.get("Uncertainty"), unit)}
-    common |= {"from_mean_image": number(as_dict(card.get("Views")).get("FromMeanImage"))}
+    told = as_dict(card.get("Views"))
+    common |= {"from_mean_image": number(told.get("FromMeanImage")), "note": str(told.get("Note") or "")}
     if "label" not in mean:
         answer, spread = f"{float(mean['value']):.3g}{unit}", deviation([float(row["value"]) for row in clips])
         return Prediction(answer=answer, spread=spread, views=read_views(card, answer, unit), **common)
@@ -213,19 +216,19 @@ def read_uncertainty(content: Any, unit: str = "") -> Uncertainty | None:
 def read_views(
     card: Mapping[str, Any], answer: str, unit: str = "", probabilities: Mapping[str, float] | None = None
 ) -> tuple[View, ...]:
-    """The answer beside what the other normalisation and the mean image alone say; empty where neither is told."""
-    content = as_dict(card.get("Views"))
-    other, mean_only = as_dict(content.get("Other")), as_dict(content.get("MeanImageOnly"))
-    if not other and not mean_only:
-        return ()
+    """The answer beside those of the other normalisation, the mean image alone, and each half; empty without them."""
+    content, halves = as_dict(card.get("Views")), as_dict(card.get("SplitHalf"))
+    other = as_dict(content.get("Other"))
+    told = {
+        f"The other normalisation ({other.get('Normalisation', '')})": other,
+        "The mean image alone, without dynamics": as_dict(content.get("MeanImageOnly")),
+        "Its odd clips alone": as_dict(halves.get("Odd")),
+        "Its even clips alone": as_dict(halves.get("Even")),
+    }
+    others = [_view(name, view, unit) for name, view in told.items() if view]
     name = str(content.get("Normalisation") or card.get("Normalisation") or "")
     detail = f"{100 * probabilities[answer]:.0f} %" if probabilities else ""
-    views = [View(f"The answer ({name} normalisation)", answer, detail)]
-    if other:
-        views.append(_view(f"The other normalisation ({other.get('Normalisation', '')})", other, unit))
-    if mean_only:
-        views.append(_view("From the mean image alone, without dynamics", mean_only, unit))
-    return tuple(views)
+    return (View(f"The answer ({name} normalisation)", answer, detail), *others) if others else ()
 
 
 def _check(content: Mapping[str, Any]) -> Check:

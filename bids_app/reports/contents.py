@@ -192,7 +192,8 @@ class Reader:
         drawn = self._chosen(stem, figures.get((stem, "bold"), {}), *(s for s in spec()["figures"] if s != "anatomy"))
         regions = filter(None, map(self._regions, self._own(stem, "attribution.tsv")))
         model = self._json(embeddings[0].with_suffix(".json")) if embeddings else {}
-        split_half = {name: number(value) for name, value in as_dict(model.get("SplitHalf")).items()}
+        halves = as_dict(model.get("SplitHalf")).items()
+        split_half = {name: number(as_dict(value).get("SpearmanBrown", value)) for name, value in halves}
         route, template = str(metrics.get("route", "")), str(metrics.get("template", ""))
         return Run(
             stem=stem,

@@ -16,8 +16,10 @@ from urllib.parse import quote
 
 from bids_app import __version__
 from bids_app.bids.derivatives import write_text
+from bids_app.catalog.cards import card_markdown, plain
 from bids_app.errors import NoInputError
 from bids_app.reports import markdown
+from bids_app.reports.answers import as_dict
 from bids_app.reports.contents import Contents, Measure, Reader, Run, spec
 from bids_app.reports.traces import Compact, compact
 
@@ -110,7 +112,7 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
         "halves": list(dict.fromkeys(name for run in runs for name in run.split_half)),
         "models": {plain(facts): facts for facts in map(_model_facts, runs) if facts},
         "has": has,
-        "cards": {},
+        "cards": [(name, Markup(markdown.to_html(text, top_level=3))) for name, text in model_cards(runs)],
         "methods": Markup(markdown.to_html(_without_title(contents.methods), top_level=2)) if contents.methods else "",
         "command": _command(contents),
         "versions": contents.log.get("versions") if isinstance(contents.log.get("versions"), dict) else {},
@@ -140,15 +142,17 @@ def quality_rows(runs: Sequence[Run]) -> list[tuple[Measure, list[Measure | None
     return [(example, [run.get(label) for run in own]) for label, example in examples.items()]
 
 
-def plain(value: Any) -> str:
-    """A value of a sidecar as a reader wants it: without the braces and quotes of a program."""
-    if isinstance(value, dict):
-        return "; ".join(f"{key}: {plain(item)}" for key, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(plain, value))
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "n/a"}[value]
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def model_cards(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Titles, and the rest as Markdown, of the different cards of the models and adapters that were used."""
+    facts = [facts for run in runs if (facts := as_dict(run.model.get("ModelCard")) | _hashes(run.model))]
+    facts += [p.card | {"Adapter": p.adapter} for run in runs for p in run.predictions]
+    cards = dict.fromkeys(card_markdown(as_told) for as_told in facts)
+    return [(card.partition("\n")[0].removeprefix("# "), _without_title(card)) for card in cards]
+
+
+def _hashes(model: Mapping[str, Any]) -> dict[str, Any]:
+    """What a sidecar of embeddings itself says for the model's card."""
+    return {key: model[key] for key in ("Model", "WeightsSHA256", "Demonstration") if key in model}
 
 
 def _model_facts(run: Run) -> dict[str, Any]:

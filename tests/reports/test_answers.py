@@ -102,6 +102,7 @@ def test_the_first_screen_tells_answer_set_verdict_and_what_the_mean_image_gives
     details = page[page.index("Predictions task-rest, run-1") :]
     assert "Its 9 clips are worth 4.2 independent ones, which leaves a standard error of 0.03." in details
     assert "The other normalisation (global) rest 61 %" in details
+    assert "The mean image alone, without dynamics rest 40 %" in details
     assert "Repetition time (s) 2 0.5 to 3 s pass" in details
     assert "Mean framewise displacement (mm) 0.71 at most 0.55 mm warn It moved a lot." in details
 
@@ -112,7 +113,7 @@ def test_an_adapter_that_was_not_calibrated_says_so(out):
 
 def test_outputs_of_an_earlier_version_say_nothing_of_verdict_and_calibration(derivatives):
     page = words(build_participant_report(derivatives.out, "01"))
-    assert "calibrated" not in page
+    assert "not calibrated" not in page
     assert "Checks of this verdict" not in page
 
 
@@ -135,12 +136,27 @@ def test_split_half_correlations_are_a_table_of_runs(out):
     assert "Run global normalisation voxel normalisation task-rest, run-1 0.98 0.60" in page
 
 
+def test_the_halves_of_a_run_stand_beside_its_answer(out):
+    told = {"Answer": "rest", "Probabilities": {"rest": 0.726}}
+    page = words(spoil(out, {"SplitHalf": {"Odd": told, "Even": told | {"Answer": "visual"}, "Difference": 0.2}}))
+    assert "Its odd clips alone rest 73 % Its even clips alone visual" in page
+
+
 def test_vectors_are_named_with_their_verdict(out):
     table = next(out.glob("sub-01/func/*run-1*_predictions.tsv"))
     path = table.with_name(table.name.replace("demostate_predictions", "who_vectors"))
     write_tsv(path, pd.DataFrame({"clip": ["mean", 0], "onset": 0, "duration": 16, "e0000": 0.6, "e0001": 0.8}))
     path.with_suffix(".json").write_text(json.dumps({"Target": "person", "Verdict": {"Level": "pass", "Checks": []}}))
     assert "person a vector of 2 numbers, to be compared with others pass" in words(build_participant_report(out, "01"))
+
+
+def test_the_card_of_each_model_and_adapter_is_in_the_page(out):
+    page = words(spoil(out, {"Limits": "Adults only.", "EncoderSHA256": "0123abcd"}))
+    cards = page[page.index("Model cards What") :]
+    assert "Model demo Not a medical device." in cards
+    assert "Adapter demostate Not a medical device." in cards
+    assert "Limits Adults only." in cards
+    assert "Encoder, SHA-256 of the weights: 0123abcd" in cards
 
 
 def test_a_head_for_a_diagnosis_is_marked(out):

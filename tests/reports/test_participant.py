@@ -13,7 +13,7 @@ import pytest
 
 from bids_app.errors import NoInputError
 from bids_app.reports.contents import judge, measures, quality_columns
-from bids_app.reports.participant import build_participant_report, plain
+from bids_app.reports.participant import build_participant_report
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
 
@@ -66,7 +66,7 @@ def test_sections_stand_in_the_order_that_readers_know(derivatives):
     page = Page(build_participant_report(derivatives.out, "01"))
     sections = [section["id"] for section in page.of("section")]
     assert sections == [
-        "summary", "anatomy", "functional", "grid", "predictions", "embeddings", "methods", "about", "errors",
+        "summary", "anatomy", "functional", "grid", "predictions", "embeddings", "cards", "methods", "about", "errors",
     ]  # fmt: skip
     links = [link["href"] for link in page.of("a") if link["href"].startswith("#")]
     assert {f"#{section}" for section in sections} <= set(links)
@@ -243,11 +243,6 @@ def test_runs_of_sessions_are_found(out):
 def test_a_participant_that_is_not_there_is_no_input(tmp_path):
     with pytest.raises(NoInputError, match="no derivatives of sub-07"):
         build_participant_report(tmp_path, "07")
-
-
-def test_cards_are_shown_without_the_marks_of_a_program():
-    card = {"n": 20, "accuracy": 0.95123, "by": ["a", "b"], "real": False, "note": None}
-    assert plain(card) == "n: 20; accuracy: 0.9512; by: a, b; real: no; note: n/a"
 
 
 def test_quality_stands_beside_its_limit_and_says_in_words_whether_it_passes(derivatives):

@@ -1,0 +1,179 @@
+"""Model cards: what a model or an adapter is for, whom it learned from, how well it does, and where it fails.
+
+A card is a text in Markdown, made from facts under the names that sidecars have. So the same card is made from a file
+(`neurostorm-models card`) and from the outputs of a run (the report). What is not told is said to be not known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bids_app.catalog.models import Entry
+
+KNOWN = Path(__file__).with_name("cards.yml")
+NOT_KNOWN = "not known"
+
+DISCLAIMER = (
+    "**Not a medical device.** Its answers are results of research, not findings about a person, and no decision about "
+    "a person may rest on them."
+)
+RESEARCH_ONLY = (
+    "**For research on groups only.** It tells a diagnosis, which cannot be defended as a claim about a person; it is "
+    "off until that is acknowledged (`--acknowledge-research-use`)."
+)
+DEMONSTRATION = "**A demonstration.** It was trained on simulated scans; its answers say nothing about a real person."
+
+SECTIONS: dict[str, dict[str, str]] = {
+    "What it is": {
+        "Description": "Description",
+        "Target": "Predicts",
+        "Task": "Kind of answer",
+        "Labels": "Labels",
+        "Unit": "Unit",
+        "Strategy": "Trained by",
+        "Parameters": "Parameters of the encoder",
+        "Source": "Source",
+    },
+    "Intended use": {"IntendedUse": ""},
+    "Training cohort": {},
+    "Inputs and ranges": {"Inputs": "Input", "Normalisation": "Normalisation"},
+    "Metrics": {"Metrics": ""},
+    "Calibration": {},
+    "Limits": {"Limits": ""},
+    "Licence": {"License": ""},
+    "Citation": {"Citation": ""},
+    "Hashes": {
+        "EncoderSHA256": "Encoder, SHA-256 of the weights",
+        "WeightsSHA256": "Encoder, SHA-256 of the weights",
+        "FileSHA256": "File, SHA-256",
+    },
+}
+"""Sections of a card, and the facts that each shows, with their names; a section without facts says so."""
+
+RANGES = {
+    "tr": ("repetition time", "s"),
+    "duration": ("length", "s"),
+    "fd_mean": ("mean framewise displacement", "mm"),
+    "tsnr": ("temporal SNR", ""),
+    "age": ("age", "years"),
+}
+"""What the ranges of a cohort are of, and their units."""
+
+COHORT = ("description", "participants", "scans", "ages", "sexes", "sites", "scanners")
+"""What is told of a cohort in any case."""
+
+
+@cache
+def known_facts() -> dict[str, dict[str, Any]]:
+    """What is known of the catalog's models beyond their files, by name."""
+    import yaml
+
+    return yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
+
+
+def describe_model(entry: Entry, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Facts for the card of an encoder.
+
+    Parameters
+    ----------
+    entry : Entry
+        Of the catalog, or a file of the user's, of which only ``info`` is known.
+    info : mapping, optional
+        What the file says about its making; it has the last word.
+    """
+    facts: dict[str, Any] = {"Model": entry.name, "Description": entry.description, "License": entry.licence}
+    if entry.repo:
+        facts["Source"] = f"{entry.repo}, revision {entry.revision}, {entry.file}"
+    names = {"target": "Target", "task": "Task", "labels": "Labels", "unit": "Unit", "research_only": "ResearchOnly"}
+    facts |= {name: entry.answers[key] for key, name in names.items() if key in entry.answers}
+    if not entry.own:
+        facts |= known_facts().get(entry.name, {})
+    info = info or {}
+    cohort = info.get("cohort")
+    told = {
+        "IntendedUse": info.get("intended_use"),
+        "License": info.get("licence"),
+        "Metrics": info.get("metrics"),
+        "TrainingCohort": {"description": cohort} if isinstance(cohort, str) else cohort,
+    }
+    return facts | {name: value for name, value in told.items() if value}
+
+
+def card_markdown(facts: Mapping[str, Any]) -> str:
+    """The card of a model or an adapter as Markdown.
+
+    Parameters
+    ----------
+    facts : mapping
+        From `describe_model`, `bids_app.adapters.cards.describe_adapter`, or a sidecar; an adapter has ``Adapter``.
+    """
+    title = f"Adapter {facts['Adapter']}" if "Adapter" in facts else f"Model {facts.get('Model', NOT_KNOWN)}"
+    blocks = [f"# {_line(title)}", DISCLAIMER]
+    blocks += [RESEARCH_ONLY] if facts.get("ResearchOnly") else []
+    blocks += [DEMONSTRATION] if facts.get("Demonstration") else []
+    for section, names in SECTIONS.items():
+        blocks.append(f"## {section}")
+        items = list(SPECIAL[section](facts) if section in SPECIAL else _items(facts, names))
+        blocks.append("\n".join(f"- {item}" for item in items) or "Not known.")
+    return "\n\n".join(blocks) + "\n"
+
+
+def plain(value: Any) -> str:
+    """A value of a sidecar as a reader wants it: without the braces and quotes of a program."""
+    if isinstance(value, dict):
+        return "; ".join(f"{key}: {plain(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(plain, value))
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "n/a"}[value]
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _items(facts: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[str]:
+    """Lines of the facts that are told; a dictionary without a name of its own has a line an entry."""
+    for key, name in names.items():
+        value = facts.get(key)
+        if value in (None, "", [], {}, ()):
+            continue
+        if isinstance(value, dict) and not name:
+            yield from (_line(f"{part}: {plain(item)}") for part, item in value.items())
+        else:
+            yield _line(f"{name}: {plain(value)}" if name else plain(value))
+
+
+def _cohort(facts: Mapping[str, Any]) -> Iterator[str]:
+    cohort = facts.get("TrainingCohort")
+    cohort = cohort if isinstance(cohort, dict) else {"description": cohort} if cohort else {}
+    known = {name: cohort.get(name) or NOT_KNOWN for name in COHORT if name != "description" or name in cohort}
+    for name, value in (known | cohort).items():
+        yield _line(f"{str(name).replace('_', ' ').capitalize()}: {plain(value)}")
+
+
+def _inputs(facts: Mapping[str, Any]) -> Iterator[str]:
+    yield from _items(facts, SECTIONS["Inputs and ranges"])
+    ranges = facts.get("Ranges")
+    for check, ends in (ranges if isinstance(ranges, dict) else {}).items():
+        name, unit = RANGES.get(check, (check, ""))
+        shown = " to ".join(map(plain, ends)) if isinstance(ends, list) else plain(ends)
+        yield _line(f"In its cohort, {name}: {shown} {unit}")
+
+
+def _calibration(facts: Mapping[str, Any]) -> Iterator[str]:
+    if "Adapter" not in facts:
+        yield "An encoder gives no answers; its adapters are calibrated."
+    elif facts.get("AdapterCalibration"):
+        yield from _items(facts, {"AdapterCalibration": ""})
+    elif "AdapterCalibration" in facts:
+        yield "Not calibrated: neither intervals nor sets are promised."
+
+
+SPECIAL = {"Training cohort": _cohort, "Inputs and ranges": _inputs, "Calibration": _calibration}
+"""Sections that are more than a list of their facts."""
+
+
+def _line(text: str) -> str:
+    """Text of any source on one line, so that it cannot begin a heading or a list of its own."""
+    return " ".join(text.split())
