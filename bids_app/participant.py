@@ -27,6 +27,7 @@ from bids_app.bids.sidecars import read_json
 from bids_app.bids.takeover import input_datasets
 from bids_app.catalog import templates
 from bids_app.catalog.atlases import find_atlas
+from bids_app.catalog.fetch import file_sha256
 from bids_app.catalog.models import adapter_paths, find_model, weights_path
 from bids_app.checks import check_private, preflight
 from bids_app.errors import EXIT_OK, CannotCreateError, InputOutputError, NoInputError, TemporaryError
@@ -41,7 +42,7 @@ from bids_app.preprocess.motion import correct_motion
 from bids_app.preprocess.run import collect_run
 from bids_app.reports.methods import write_methods
 from bids_app.reports.participant import build_participant_report
-from bids_app.runlog import FAILED, OK, Outcome, exit_code, new_run_id, write_log
+from bids_app.runlog import FAILED, OK, Outcome, exit_code, hash_inputs, new_run_id, write_log
 from bids_app.settings import Settings, own_scratch
 
 LOGGER = logging.getLogger(__name__)
@@ -107,30 +108,33 @@ def work_on_free(runs: Sequence[BoldRun], settings: Settings) -> int:
     """Run the graph, then write each participant's log and report."""
     participants = list(dict.fromkeys(run.participant for run in runs))
     LOGGER.info("%d BOLD runs of %d participants; scratch is %s", len(runs), len(participants), settings.work_dir)
-    started = time.monotonic()
+    started = time.time()
     run_id = new_run_id()
     crash_dir = settings.work_dir / f"crash-{run_id}"
     crash_dir.mkdir()
-    outcomes = run_graph(runs, settings, crash_dir)
+    shared = what_runs_share(settings)
+    outcomes = run_graph(runs, shared, crash_dir)
     for participant in participants:
         own = [outcomes[run.stem] for run in runs if run.participant == participant]
         remove_leftovers(settings.out_dir / f"sub-{participant}")
-        write_log(settings, run_id, participant, own)
+        write_log(settings, run_id, participant, own, shared.model.hashes, started)
         build_participant_report(settings.out_dir, participant)
     shutil.rmtree(crash_dir, ignore_errors=True)
-    tell(list(outcomes.values()), settings, time.monotonic() - started)
+    tell(list(outcomes.values()), settings, time.time() - started)
     return exit_code(list(outcomes.values()))
 
 
-def run_graph(runs: Sequence[BoldRun], settings: Settings, crash_dir: Path) -> dict[str, Outcome]:
+def run_graph(runs: Sequence[BoldRun], shared: Shared, crash_dir: Path) -> dict[str, Outcome]:
     """Build the graph, run it, and tell how each run ended."""
+    settings = shared.settings
     graph = Graph("neurostorm", settings.work_dir, settings.resources)
-    shared = what_runs_share(settings)
     anatomies: dict[Path, Anatomy] = {}
-    published = {run.stem: add_run(graph, run, anatomies, shared) for run in runs if run.problem is None}
+    sound = [run for run in runs if run.problem is None]
+    published = {run.stem: add_run(graph, run, anatomies, shared) for run in sound}
+    hashed = {run.stem: add_hashes(graph, run, shared) for run in sound}
     if published:
         graph.run(crash_dir=crash_dir, stop_on_first_crash=settings.stop_on_first_crash)
-    outcomes = {run.stem: outcome_of(run, graph, published.get(run.stem)) for run in runs}
+    outcomes = {run.stem: outcome_of(run, graph, published.get(run.stem), hashed.get(run.stem)) for run in runs}
     if settings.clean_workdir and exit_code(list(outcomes.values())) == EXIT_OK:
         graph.remove()
     return outcomes
@@ -143,6 +147,8 @@ class ChosenModel:
     name: str
     adapters: tuple[Path, ...]
     stamp: str
+    hashes: dict[str, str]
+    """The sha256 of each file, by its path."""
 
 
 def choose_model(settings: Settings) -> ChosenModel:
@@ -150,8 +156,9 @@ def choose_model(settings: Settings) -> ChosenModel:
     wanted = settings.model
     entry = find_model(wanted.model)
     adapters = () if wanted.embeddings_only else adapter_paths(entry, wanted.adapters)
-    stamp = ";".join(file_stamp(path) for path in (weights_path(entry), *adapters))
-    return ChosenModel(wanted.model, tuple(adapters), stamp)
+    files = (weights_path(entry), *adapters)
+    stamp = ";".join(file_stamp(path) for path in files)
+    return ChosenModel(wanted.model, tuple(adapters), stamp, {str(path): file_sha256(path) for path in files})
 
 
 @dataclass(frozen=True)
@@ -281,6 +288,22 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], shared: 
         figures=figures,
         anatomy=anatomy.published if anatomy else None,
         always=True,
+    )
+
+
+def add_hashes(graph: Graph, run: BoldRun, shared: Shared) -> Step:
+    """Add the step that hashes what a run is made from."""
+    fieldmap = run.fieldmap.files if run.fieldmap else ()
+    beside = run.derived.companions if run.derived else ()
+    files = tuple(filter(None, (run.bold, run.events, run.t1w, *run.t1w_repeats, *fieldmap, *beside)))
+    return graph.step(
+        f"{node_name(run.stem)}_hashes",
+        hash_inputs,
+        files=files,
+        datasets=shared.datasets,
+        stamp="".join(map(file_stamp, files)),
+        n_procs=1,
+        memory_gb=0.5,
     )
 
 
@@ -428,19 +451,28 @@ def add_anatomy(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], shar
     return anatomies[run.t1w]
 
 
-def outcome_of(run: BoldRun, graph: Graph, published: Step | None) -> Outcome:
+def outcome_of(run: BoldRun, graph: Graph, published: Step | None, hashed: Step | None) -> Outcome:
     """How a run ended."""
-    if published is None:
+    if published is None or hashed is None:
         problem = run.problem
         assert problem is not None
         return Outcome(run.stem, FAILED, "query", problem.message, problem.hint, problem.exit_code)
     costs = graph.costs(published)
+    inputs = {} if graph.error_of(hashed) else graph.result_of(hashed)
     error = graph.error_of(published)
     if error:
         return Outcome(
-            run.stem, FAILED, error.step, error.message, error.hint, error.exit_code, trace=error.trace, steps=costs
+            run.stem,
+            FAILED,
+            error.step,
+            error.message,
+            error.hint,
+            error.exit_code,
+            trace=error.trace,
+            steps=costs,
+            inputs=inputs,
         )
-    return Outcome(run.stem, OK, steps=costs, outputs=graph.result_of(published))
+    return Outcome(run.stem, OK, steps=costs, outputs=graph.result_of(published), inputs=inputs)
 
 
 def tell(outcomes: Sequence[Outcome], settings: Settings, seconds: float) -> None:

@@ -12,13 +12,14 @@ import platform
 import sys
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bids_app import __version__
-from bids_app.bids.derivatives import write_json, write_text
+from bids_app.bids.derivatives import dataset_uri, write_json, write_text
+from bids_app.catalog.fetch import file_sha256
 from bids_app.errors import EXIT_OK
 from bids_app.settings import Settings
 
@@ -53,6 +54,8 @@ class Outcome:
     """Seconds and peak memory (MB) of each step, as last run."""
     outputs: tuple[str, ...] = ()
     """Files of this run, relative to the output folder."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """The sha256 of each image and table that it was made from, by BIDS URI."""
 
 
 def exit_code(outcomes: Sequence[Outcome]) -> int:
@@ -63,6 +66,11 @@ def exit_code(outcomes: Sequence[Outcome]) -> int:
 def new_run_id() -> str:
     """A name for this invocation's log folders that sorts by time."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4()}"
+
+
+def iso_time(seconds: float) -> str:
+    """A time in s since 1970 as ISO 8601, in the machine's own zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
 
 
 def versions() -> dict[str, str]:
@@ -125,7 +133,19 @@ def as_toml(settings: Settings, run_id: str) -> str:
     return "\n".join(lines)
 
 
-def write_log(settings: Settings, run_id: str, participant: str, outcomes: Sequence[Outcome]) -> Path:
+def hash_inputs(files: Sequence[Path], datasets: Mapping[str, Path], stamp: str, out_dir: Path) -> dict[str, str]:
+    """The sha256 of a run's files by their BIDS URIs, as a step of its own; ``stamp`` tells when one changed."""
+    return {dataset_uri(path, datasets): file_sha256(path) for path in files}
+
+
+def write_log(
+    settings: Settings,
+    run_id: str,
+    participant: str,
+    outcomes: Sequence[Outcome],
+    weights: Mapping[str, str],
+    started: float,
+) -> Path:
     """Write one participant's log folder.
 
     Parameters
@@ -137,6 +157,10 @@ def write_log(settings: Settings, run_id: str, participant: str, outcomes: Seque
         Label without ``sub-``.
     outcomes : sequence of Outcome
         Of this participant's runs.
+    weights : mapping
+        The sha256 of the files of encoder and adapters, by their paths.
+    started : float
+        When the invocation started, s since 1970.
 
     Returns
     -------
@@ -155,11 +179,15 @@ def write_log(settings: Settings, run_id: str, participant: str, outcomes: Seque
         "participant": participant,
         "status": OK if all(outcome.status == OK for outcome in outcomes) else FAILED,
         "exit_code": exit_code(outcomes),
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": iso_time(started),
+        "finished": iso_time(time.time()),
+        "seconds": round(time.time() - started, 1),
+        "peak_memory_mb": max((cost["peak_rss_mb"] for run in outcomes for cost in run.steps.values()), default=None),
         "command": sys.argv,
         "random_seed": settings.preprocess.random_seed,
         "threads": settings.resources.omp_threads,
         "versions": versions(),
+        "weights": dict(weights),
         "runs": runs,
     }
     write_json(folder / "summary.json", content)

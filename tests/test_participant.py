@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import re
@@ -108,6 +109,23 @@ def test_the_summary_says_what_failed_and_what_to_do(finished: Finished) -> None
     assert "sub-02_task-rest_bold.nii.gz" in run["reason"]
     assert len(run["hint"]) > 10
     assert run["step"].endswith("_examine")
+
+
+def test_the_summary_says_what_went_in_and_what_it_took(finished: Finished) -> None:
+    summary = finished.summary("01")
+    (run,) = summary["runs"]
+    name = "sub-01/func/sub-01_task-rest_bold.nii.gz"
+    assert run["inputs"][f"bids:raw:{name}"] == hashlib.sha256((finished.raw / name).read_bytes()).hexdigest()
+    assert summary["weights"] == {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in (finished.model, finished.adapter)
+    }
+    assert summary["started"] <= summary["finished"]
+    assert summary["seconds"] > 0
+    assert summary["peak_memory_mb"] == max(cost["peak_rss_mb"] for cost in run["steps"].values())
+    assert {"neurostorm", "torch", "nipype"} <= summary["versions"].keys()
+    assert summary["random_seed"]
+    failed = finished.summary("02")["runs"][0]
+    assert len(failed["inputs"]) == 1  # a file that cannot be used is told apart from its mended version
 
 
 def test_the_report_of_the_failed_run_says_the_same(finished: Finished) -> None:
