@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from bids_app.adapters.file import load_adapter
+from bids_app.adapters.calibrate import ISOTONIC, TEMPERATURE, Calibration
+from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, Adapter, AdapterCard, load_adapter
+from bids_app.adapters.predict import KEEPS_THE_MEAN_IMAGE, LEVEL
 from bids_app.bids.query import BoldRun
 from bids_app.catalog import templates
 from bids_app.catalog.atlases import find_atlas
@@ -35,12 +38,13 @@ def describe_method(settings: Settings, runs: Sequence[BoldRun]) -> tuple[list[S
     name = templates.available()[0]
     template = {"template": name, "template_cite": TEMPLATE_CITATIONS[name]}
     fixed = wanted.dummy_scans is not None
-    steps = [Step("query")]
+    steps = [Step("query"), Step("seed", {"seed": wanted.random_seed})]
     rule = f"dropped (the first {wanted.dummy_scans})" if fixed else "found by their signal and dropped"
     steps += [*derived_steps(runs), Step("dummy_scans", {"rule": rule})]
     raw = [run for run in runs if run.derived is None]
     if raw:
         steps += raw_steps(raw, settings, template)
+    steps.append(Step("quality"))
     if templates.catalog()[name]["source"] == "nilearn":
         steps.append(Step("template_nilearn", {"template": name, "accuracy": templates.space(name).accuracy}))
     if wanted.output_spaces:
@@ -48,16 +52,61 @@ def describe_method(settings: Settings, runs: Sequence[BoldRun]) -> tuple[list[S
     entry = find_model(settings.model.model)
     checkpoint = read_checkpoint(weights_path(entry))
     facts = {"model": entry.name, "weights_sha256": weights_sha256(checkpoint.encoder)}
-    steps += [Step("model", facts), Step("embeddings", {"normalisations": "both normalisations"})]
+    steps += [Step("model", facts), Step("embeddings", {"normalisations": "both normalisations"}), Step("halves")]
     if not settings.model.embeddings_only:
         for path in adapter_paths(entry, settings.model.adapters):
-            card = load_adapter(path).card
-            cohort = str(card.cohort.get("description", "a cohort that its card does not describe"))
-            steps.append(Step("adapter", {"target": card.target, "adapter": card.name, "cohort": cohort}))
+            steps += describe_adapter_steps(load_adapter(path), settings.model.on_out_of_domain)
     if settings.model.attribution:
         atlas = find_atlas(settings.model.atlas)
         steps.append(Step(settings.model.attribution, {"atlas": atlas.title or atlas.name}))
     return steps, entry.name if checkpoint.demonstration else ""
+
+
+def describe_adapter_steps(adapter: Adapter, on_out_of_domain: str) -> list[Step]:
+    """What an adapter answers, and what is done to tell how far its answers can be trusted."""
+    card = adapter.card
+    facts: dict[str, Any] = {"adapter": card.name, "target": card.target, "cohort": cohort_in_words(card.cohort)}
+    steps = [Step("adapter", facts)]
+    if card.research_only:
+        steps.append(Step("research_only", facts))
+    rule = {"warn": "warned of", "refuse": "refused"}[on_out_of_domain]
+    steps += [Step("verdict", {"out_of_domain": rule}), Step("clips_uncertainty")]
+    if adapter.domain is not None:
+        _, false_alarms = adapter.domain.limit
+        steps.append(Step("domain", facts | {"share": f"{1 - false_alarms:.1%}"}))
+    steps += describe_calibration(card)
+    if card.twin:
+        steps.append(Step("twin", facts | {"other": card.twin["normalisation"]}))
+    if card.normalisation == KEEPS_THE_MEAN_IMAGE:
+        steps.append(Step("mean_image", facts))
+    return steps
+
+
+def describe_calibration(card: AdapterCard) -> list[Step]:
+    """How an adapter's probabilities were calibrated, and what its intervals or sets promise."""
+    if card.task == EMBEDDING:
+        return []
+    if not card.calibration:
+        return [Step("not_calibrated", {"adapter": card.name})]
+    made = Calibration.from_dict(card.calibration)
+    facts = {"adapter": card.name, "scans": made.n_scans, "source": f" of {made.source}" if made.source else ""}
+    steps = [Step(made.method, facts)] if made.method in (TEMPERATURE, ISOTONIC) else []
+    if made.limits:
+        is_classes = card.task == CLASSIFICATION
+        promise = {
+            "kind": "Sets of labels" if is_classes else "Intervals",
+            "level": f"{LEVEL:.0%}",
+            "by_class": ", and second ones within each class [@mondrian]" if is_classes else "",
+        }
+        steps.append(Step("intervals", facts | promise))
+    return steps
+
+
+def cohort_in_words(cohort: Mapping[str, Any]) -> str:
+    """Whom an adapter learned from, as a methods text says it."""
+    counts = [f"{cohort[name]} {name}" for name in ("participants", "scans") if name in cohort]
+    named = [str(cohort["description"])] if "description" in cohort else []
+    return ", ".join(named + counts) or "a cohort that its card does not describe"
 
 
 def derived_steps(runs: Sequence[BoldRun]) -> list[Step]:

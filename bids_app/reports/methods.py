@@ -7,6 +7,7 @@ is for the caller to say. The same text is written as Markdown, HTML, TeX and wi
 from __future__ import annotations
 
 import importlib.metadata
+import platform
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,13 @@ from bids_app.bids.derivatives import write_text
 from bids_app.reports import markdown
 
 CITATION = re.compile(r"\s?\[@(\w+)\]")
-PACKAGES = ("antspyx", "nilearn", "nipype", "pybids", "torch")
+PACKAGES = ("antspyx", "nibabel", "nilearn", "nipype", "numpy", "pandas", "pybids", "scipy", "torch")
+
+ACCENTS = {r"{\u{a}}": "ă", r"{\"u}": "ü"}
+"""Letters of names in the bibliography, as BibTeX writes them."""
+
+TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+"""Characters that a backslash before them would not save."""
 
 INTRODUCTION = (
     "This text was made by NeuroSTORM {neurostorm} from what it did. It may be copied into a manuscript unchanged, and "
@@ -104,7 +111,8 @@ def compose(steps: Sequence[Step], *, demonstration: str = "") -> list[tuple[str
         A step that ``methods.yml`` does not have, or a value that its sentences need.
     """
     content = _texts()
-    versions = {"neurostorm": __version__} | {name: _version(name) for name in PACKAGES}
+    versions = {"neurostorm": __version__, "python": platform.python_version()}
+    versions |= {name: _version(name) for name in PACKAGES}
     unknown = {step.name for step in steps} - set(content["steps"])
     if unknown:
         raise KeyError(f"methods.yml has no step {', '.join(sorted(unknown))}")
@@ -200,8 +208,11 @@ def _merge_citations(text: str) -> str:
 
 def _plain(text: str) -> str:
     """A BibTeX field without its braces and accents."""
-    return re.sub(r"[{}]", "", text.replace(r"{\u{a}}", "ă"))
+    for accent, letter in ACCENTS.items():
+        text = text.replace(accent, letter)
+    return re.sub(r"[{}]", "", text)
 
 
 def _tex(text: str) -> str:
-    return re.sub(r"([&%$#_{}])", r"\\\1", text.replace("\\", r"\textbackslash "))
+    """Text whose characters mean themselves in TeX."""
+    return re.sub(r"[&%$#_{}~^\\]", lambda match: TEX.get(match[0], "\\" + match[0]), text)

@@ -1,5 +1,7 @@
 """The methods text names what was done, and cites it, in every format."""
 
+import importlib.metadata
+import platform
 import re
 
 import pytest
@@ -35,6 +37,15 @@ VALUES = {
     "target": "Age",
     "adapter": "age_1",
     "cohort": "100 people & 50 %",
+    "seed": 20060101,
+    "out_of_domain": "warned of",
+    "share": "99.0%",
+    "scans": 120,
+    "source": " of site {A}",
+    "kind": "Sets of labels",
+    "level": "90%",
+    "by_class": ", and second ones within each class [@mondrian]",
+    "other": "global",
 }
 EVERY_STEP = [
     *(Step(name, VALUES) for name in _texts()["steps"]),
@@ -98,6 +109,44 @@ def test_all_formats_are_written(tmp_path):
     assert 'href="https://doi.org/10.1016/S1053-8119%2809%2970884-5"' in html
     bib = (tmp_path / "logs/CITATION.bib").read_text()
     assert bib.count("@") == len(bibliography())
+
+
+def test_the_versions_of_the_engines_are_named():
+    text = as_markdown(compose([Step("seed", {"seed": 7}), Step("model", VALUES)]))
+    assert f"NumPy {importlib.metadata.version('numpy')}" in text
+    assert f"Python {platform.python_version()}" in text
+    assert f"PyTorch {importlib.metadata.version('torch').partition('+')[0]}" in text
+    assert "seed 7" in text
+
+
+def test_tex_is_whole():
+    """No TeX is here to compile it: its groups are closed, its commands known, its special characters escaped."""
+    tex = as_tex(compose(EVERY_STEP, demonstration="demo"))
+    body = tex[tex.index(r"\begin{document}") :]
+    assert set(re.findall(r"\\([A-Za-z]+)", tex)) <= {
+        "documentclass", "usepackage", "begin", "end", "section", "subsection", "citep", "bibliographystyle",
+        "bibliography", "textbackslash", "textasciitilde", "textasciicircum",
+    }  # fmt: skip
+    plain = re.sub(r"\\[&%$#_{}]", "", body)
+    depth = 0
+    for mark in re.findall(r"[{}]", plain):
+        depth += {"{": 1, "}": -1}[mark]
+        assert depth in (0, 1)
+    assert depth == 0
+    assert not re.search(r"[&%$#_]", re.sub(r"\\citep\{\w+\}", "", plain))
+    assert (tex.count(r"\begin{document}"), tex.count(r"\end{document}")) == (1, 1)
+
+
+@pytest.mark.parametrize("key", sorted(bibliography()))
+def test_entries_of_the_bibliography_are_whole(key):
+    text = bibliography()[key].text
+    assert text.count("{") == text.count("}")
+    assert not re.search(r"(?<!\\)[%$#]", text)
+
+
+def test_what_tex_would_change_stays_as_it_is():
+    told = [("", "a~b ^2 \\x 100 % & #1 $ _ {c}")]
+    assert r"a\textasciitilde{}b \textasciicircum{}2 \textbackslash{}x 100 \% \& \#1 \$ \_ \{c\}" in as_tex(told)
 
 
 def test_tex_escapes_what_tex_would_read():
