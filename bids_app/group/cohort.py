@@ -141,5 +141,7 @@ def _names(folder: Path) -> list[str]:
 
 
 def _keep_cards(cards: dict[str, dict[str, Any]], record: ParticipantRecord) -> None:
+    """Keep the first card of each name; one that warns of its use warns for all."""
     for name, card in record.cards.items():
-        cards.setdefault(name, card)
+        kept = cards.setdefault(name, card)
+        kept.update({key: True for key in ("Demonstration", "ResearchOnly") if card.get(key)})

@@ -196,7 +196,7 @@ def _rank1_table(kinds: Sequence[Kind], found: Sequence[ReIdentification], what:
         rate = proportion(int(re.hits.sum()), int(re.tried.sum()))
         row = [Cell(kind.name), Cell(f"{rate.value:.3f}" if rate.n else "n/a")]
         row += [Cell(f"{rate.low:.3f} to {rate.high:.3f}" if rate.n else "n/a", value=rate.low if rate.n else None)]
-        row += [Cell(str(rate.n)), Cell(f"{re.mean_same:.3f}"), Cell(f"{re.mean_different:.3f}")]
+        row += [Cell(str(rate.n)), Cell(f"{re.mean_same:z.3f}"), Cell(f"{re.mean_different:z.3f}")]
         rows.append(row)
     headings = (
         "Embeddings", "Rank-1", "95 % interval", "Runs", "Similarity, same participant", "Similarity, different ones",
@@ -210,7 +210,7 @@ def _matrix(kinds: Sequence[Kind], out_dir: Path) -> Picture:
         shown = sample_for_matrix(kind.people, IN_MATRIX)
         matrices[kind.name] = kind.units[shown] @ kind.units[shown].T
     n_all, people = len(kinds[0].runs), kinds[min(len(kinds), 2) - 1].people[shown]
-    drawn = f"{len(shown)} runs" + (f", drawn from {n_all} by participant" if len(shown) < n_all else "")
+    drawn = f"{len(shown)} runs" + (f", drawn from {n_all:,} by participant" if len(shown) < n_all else "")
     description = f"Similarity of {drawn}; squares on the diagonal are participants."
     plot_identity(
         matrices, people.tolist(), out_dir / FIGURES / "identity.svg", title="Identity", description=description
@@ -222,7 +222,7 @@ def _histograms(kinds: Sequence[Kind], found: Sequence[ReIdentification], out_di
     counts = {kind.name: (re.same, re.different) for kind, re in zip(kinds, found, strict=True)}
     plot_similarities(counts, BINS, out_dir / FIGURES / "similarities.svg", title="Similarities over sessions")
     means = "; ".join(
-        f"{kind.name}: {re.mean_same:.2f} and {re.mean_different:.2f}" for kind, re in zip(kinds, found, strict=True)
+        f"{kind.name}: {re.mean_same:z.2f} and {re.mean_different:z.2f}" for kind, re in zip(kinds, found, strict=True)
     )
     return Picture(
         f"{FIGURES}/similarities.svg",

@@ -21,7 +21,7 @@ def lead_of(cohort: Cohort) -> str:
     """The first sentence: who and how many, and how it went."""
     ended = Counter(run.status for run in cohort.runs)
     sessions = len({run.entities["ses"] for run in cohort.runs if "ses" in run.entities})
-    told = ", ".join(f"{ended[status]} {status}" for status in (OK, *ENDED_BADLY) if ended[status] or status == OK)
+    told = ", ".join(f"{ended[status]:,} {status}" for status in (OK, *ENDED_BADLY) if ended[status] or status == OK)
     over = f" in {sessions} sessions" if sessions > 1 else ""
     return (
         f"{_count(len(cohort.participants), 'participant')} with {_count(len(cohort.runs), 'BOLD run')}{over}: {told}."
@@ -32,12 +32,12 @@ def counts_of(cohort: Cohort) -> list[tuple[str, Cell]]:
     """The numbers of the first screen."""
     ended = Counter(run.status for run in cohort.runs)
     judged = Counter(run.worst_verdict for run in cohort.runs)
-    found = [("Participants", Cell(str(len(cohort.participants)))), ("Runs", Cell(str(len(cohort.runs))))]
+    found = [("Participants", Cell(f"{len(cohort.participants):,}")), ("Runs", Cell(f"{len(cohort.runs):,}"))]
     for status in ENDED_BADLY:
-        found.append((status.capitalize(), Cell(str(ended[status]), "#runs", BAD if ended[status] else "")))
+        found.append((status.capitalize(), Cell(f"{ended[status]:,}", "#runs", BAD if ended[status] else "")))
     if any(judged[name] for name in VERDICTS):
-        found.append(("Refused", Cell(str(judged[REFUSE]), "#answers", BAD if judged[REFUSE] else "")))
-        found.append(("Warned", Cell(str(judged[WARN]), "#answers", page.WARN if judged[WARN] else "")))
+        found.append(("Refused", Cell(f"{judged[REFUSE]:,}", "#answers", BAD if judged[REFUSE] else "")))
+        found.append(("Warned", Cell(f"{judged[WARN]:,}", "#answers", page.WARN if judged[WARN] else "")))
     else:
         found.append(("Verdicts", Cell("none")))
     return found
@@ -167,7 +167,7 @@ def _sentence(status: str, runs: Sequence[RunRecord]) -> str:
     verb = "" if status in (UNREADABLE, FAILED) else "is " if len(runs) == 1 else "are "
     text = f"{_count(len(runs), 'run')} {verb}{what}"
     if len(runs) == 1:
-        return f"{text}, {runs[0].stem}: {shortened(runs[0].reason, 160)}"
+        return f"{text}, {runs[0].stem}: {shortened(runs[0].reason, 160).rstrip('.')}."
     hint, n = Counter(run.hint for run in runs).most_common(1)[0]
     return f"{text}; {'for all of them' if n == len(runs) else f'for {n} of them'}: {hint}" if hint else f"{text}."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from bids_app.bids.derivatives import write_tsv
 from bids_app.group.answers import Answer, answers_of
 from bids_app.group.cohort import Cohort
+from bids_app.group.reading import RunRecord
 from bids_app.group.statistics import Estimate, false_discovery_rate, mean_by, rank_correlation, robust_z
 from bids_app.reports.contents import judge, spec
 from bids_app.reports.group import BAD, FIGURES, GOOD, WARN, Cell, Picture, Remark, Section, Table, report_url
@@ -20,65 +22,93 @@ FEWEST = 8
 """Runs from which outliers are looked for."""
 
 
+@dataclass(frozen=True)
+class Screening:
+    """What stands out in the quality of runs.
+
+    Attributes
+    ----------
+    runs : list of RunRecord, N
+    names : list of str, K
+        Of the measures.
+    values, z, away : np.ndarray, (N, K)
+        Measures; robust z; and how far each lies to the side that is worse.
+    out, beyond : np.ndarray of bool, (N, K)
+        Whether it stands out; whether it lies beyond a limit of the participant reports.
+    """
+
+    runs: list[RunRecord]
+    names: list[str]
+    values: np.ndarray
+    z: np.ndarray
+    away: np.ndarray
+    out: np.ndarray
+    beyond: np.ndarray
+
+    @property
+    def order(self) -> list[int]:
+        """Runs that stand out: those in most measures first, then the farthest."""
+        n_out = self.out.sum(axis=1)
+        farthest = np.where(self.out, self.away, 0).max(axis=1, initial=0)
+        return [int(i) for i in np.lexsort((-farthest, -n_out)) if n_out[i]]
+
+    def told(self, run: int) -> list[str]:
+        """Measures in which a run stands out, with their values, the farthest first."""
+        order = np.argsort(-self.away[run])
+        return [_measure(self.names[j], self.values[run, j]) for j in order if self.out[run, j]]
+
+
+def screen(cohort: Cohort) -> Screening:
+    """Look for outliers, on the side that is worse, and for what lies beyond limits."""
+    worse, least = spec()["group"]["worse"], spec()["group"]["robust_z"]
+    runs = [run for run in cohort.runs if run.quality]
+    names = [name for name in worse if any(name in run.quality for run in runs)]
+    values = np.array([[run.quality.get(name, np.nan) for name in names] for run in runs], float)
+    values = values.reshape(len(runs), len(names))
+    z = np.stack([robust_z(column) for column in values.T], axis=1) if values.size else values
+    side = np.array([{"high": 1, "low": -1, "both": 0}[worse[name]] for name in names])
+    away = np.where(side == 0, np.abs(z), z * side)
+    out = (away > least) & (len(runs) >= FEWEST)
+    beyond = np.array([[judge(name, v) == "warn" for name, v in zip(names, row, strict=True)] for row in values], bool)
+    return Screening(runs, names, values, z, away, out, beyond.reshape(values.shape))
+
+
 def quality_section(cohort: Cohort, out_dir: Path) -> Section:
     """Distributions of the quality measures, and the runs that stand out."""
     section = Section("quality", "Quality")
-    runs = [run for run in cohort.runs if run.quality]
-    settings = spec()["group"]
-    names = [name for name in settings["worse"] if any(name in run.quality for run in runs)]
-    if not names:
+    found = screen(cohort)
+    if not found.names:
         section.paragraphs.append("No run has quality measures.")
         return section
-    values = np.array([[run.quality.get(name, np.nan) for name in names] for run in runs], float)
-    z = np.stack([robust_z(column) for column in values.T], axis=1)
-    side = np.array([{"high": 1, "low": -1, "both": 0}[settings["worse"][name]] for name in names])
-    away = np.where(side == 0, np.abs(z), z * side)
-    enough = len(runs) >= FEWEST
-    out = (away > settings["robust_z"]) & enough
-    beyond = np.array([[judge(name, v) == "warn" for name, v in zip(names, row, strict=True)] for row in values])
-
-    section.pictures.append(_distributions(names, values, out, out_dir))
-    rows = [(i, j) for i, j in zip(*np.nonzero(out | beyond), strict=True)]
-    columns: dict[str, list[Any]] = {
-        "participant_id": [runs[i].participant for i, _ in rows],
-        "run": [runs[i].stem for i, _ in rows],
-        "measure": [names[j] for _, j in rows],
-        "value": [values[i, j] for i, j in rows],
-        "robust_z": [round(float(z[i, j]), 2) for i, j in rows],
-        "outlier": ["yes" if out[i, j] else "no" for i, j in rows],
-        "beyond_limit": ["yes" if beyond[i, j] else "no" for i, j in rows],
-    }
-    write_tsv(out_dir / OUTLIERS, columns)
-    n_out = out.sum(axis=1)
-    order = [i for i in np.lexsort((-away.max(axis=1, initial=0, where=out), -n_out)) if n_out[i]]
+    order, n_runs, least = found.order, len(found.runs), spec()["group"]["robust_z"]
+    few = f"With fewer than {FEWEST} runs none can be said to stand out."
+    many = (
+        f"{len(order):,} of {n_runs:,} runs stand out in at least one measure: by more than {least} robust standard "
+        "deviations from the median, on the side that is worse."
+    )
+    n_beyond = int(found.beyond.any(axis=1).sum())
     section.paragraphs.append(
-        f"{len(order)} of {len(runs)} runs stand out in at least one measure: by more than {settings['robust_z']} "
-        f"robust standard deviations from the median, on the side that is worse. {int(beyond.any(axis=1).sum())} runs "
-        "lie beyond a limit of the participant reports."
-        if enough
-        else f"With fewer than {FEWEST} runs none can be said to stand out."
+        f"{many if n_runs >= FEWEST else few} {n_beyond:,} {'run lies' if n_beyond == 1 else 'runs lie'} beyond a "
+        "limit of the participant reports."
     )
-    section.tables.append(
-        Table(
-            "Runs that stand out",
-            ("Run", "Measures", "Largest robust z", "What they are"),
-            [
-                (
-                    Cell(runs[i].stem, report_url(runs[i].participant)),
-                    Cell(str(n_out[i])),
-                    Cell(f"{away[i][out[i]].max():.1f}"),
-                    Cell(", ".join(_measure(names[j], values[i, j]) for j in _worst_first(away[i], out[i]))),
-                )
-                for i in order
-            ],
-            OUTLIERS,
+    section.pictures += _distributions(found, out_dir)
+    _write_outliers(found, out_dir / OUTLIERS)
+    rows = [
+        (
+            Cell(found.runs[i].stem, report_url(found.runs[i].participant)),
+            Cell(str(found.out[i].sum())),
+            Cell(f"{found.away[i][found.out[i]].max():.1f}"),
+            Cell(", ".join(found.told(i))),
         )
-    )
-    for i in order[:3]:
-        what = ", ".join(_measure(names[j], values[i, j]) for j in _worst_first(away[i], out[i])[:3])
-        text = f"{runs[i].stem} stands out in {_count(n_out[i], 'measure')}: {what}."
-        section.remarks.append(Remark(WARN, text, report_url(runs[i].participant)))
-    if enough and not order:
+        for i in order
+    ]
+    headings = ("Run", "Measures", "Largest robust z", "What they are")
+    section.tables.append(Table("Runs that stand out", headings, rows, OUTLIERS))
+    if order:
+        worst = "; ".join(f"{found.runs[i].stem} ({', '.join(found.told(i)[:3])})" for i in order[:3])
+        text = f"{_count(len(order), 'run')} of odd quality, first of all {worst}."
+        section.remarks.append(Remark(WARN, text))
+    elif n_runs >= FEWEST:
         section.remarks.append(Remark(GOOD, "No run stands out in its quality."))
     return section
 
@@ -149,31 +179,50 @@ def title_of(measure: str) -> str:
 
 def _measure(name: str, value: float) -> str:
     entry = spec()["quality"].get(name, {})
-    shown = f"{value * entry.get('factor', 1):.3g} {entry.get('unit', '')}".strip()
+    shown = f"{value * entry.get('factor', 1):.4g} {entry.get('unit', '')}".strip()
     return f"{entry.get('label', name)} {shown}"
 
 
-def _worst_first(away: np.ndarray, out: np.ndarray) -> list[int]:
-    return [int(j) for j in np.argsort(-away) if out[j]]
-
-
 def _count(n: int, what: str) -> str:
-    return f"{n} {what}{'s' if n != 1 else ''}"
+    return f"{n:,} {what}{'s' if n != 1 else ''}"
 
 
-def _distributions(names: list[str], values: np.ndarray, out: np.ndarray, out_dir: Path) -> Picture:
-    entries = [spec()["quality"].get(name, {}) for name in names]
-    measures = [
-        Distribution(title_of(name), values[:, j], out[:, j], tuple(e[k] for k in ("least", "most") if k in e))
-        for j, (name, e) in enumerate(zip(names, entries, strict=True))
-    ]
+def _write_outliers(found: Screening, path: Path) -> None:
+    """A row a value that stands out or lies beyond a limit."""
+    places = list(zip(*np.nonzero(found.out | found.beyond), strict=True))
+    yes = {True: "yes", False: "no"}
+    columns: dict[str, list[Any]] = {
+        "participant_id": [found.runs[i].participant for i, _ in places],
+        "run": [found.runs[i].stem for i, _ in places],
+        "measure": [found.names[j] for _, j in places],
+        "value": [found.values[place] for place in places],
+        "robust_z": [round(float(found.z[place]), 2) for place in places],
+        "outlier": [yes[bool(found.out[place])] for place in places],
+        "beyond_limit": [yes[bool(found.beyond[place])] for place in places],
+    }
+    write_tsv(path, columns)
+
+
+def _distributions(found: Screening, out_dir: Path) -> list[Picture]:
+    """The picture of the measures that vary, if any does."""
+    measures = []
+    for name, values, out in zip(found.names, found.values.T, found.out.T, strict=True):
+        entry = spec()["quality"].get(name, {})
+        if np.nanmin(values) < np.nanmax(values):
+            limits = tuple(entry[key] for key in ("least", "most") if key in entry)
+            measures.append(Distribution(title_of(name), values, out, limits))
+    if not measures:
+        return []
     plot_distributions(measures, out_dir / FIGURES / "quality.svg")
-    return Picture(
-        f"{FIGURES}/quality.svg",
-        "Quality measures over runs",
-        "Dashed lines are the limits of the participant reports; marks below a histogram are runs that stand out.",
-        f"Histograms of {len(names)} quality measures of {len(values)} runs.",
-    )
+    return [
+        Picture(
+            f"{FIGURES}/quality.svg",
+            "Quality measures over runs",
+            "Dashed lines are the limits of the participant reports; marks below a histogram are runs that stand out. "
+            "Measures that are the same for all runs are left out.",
+            f"Histograms of {len(measures)} quality measures of {len(found.runs)} runs.",
+        )
+    ]
 
 
 def _motion_figure(pairs: list[tuple[Answer, np.ndarray, np.ndarray, Estimate]], out_dir: Path) -> Picture:
@@ -186,7 +235,7 @@ def _motion_figure(pairs: list[tuple[Answer, np.ndarray, np.ndarray, Estimate]],
     return Picture(
         f"{FIGURES}/motion.svg",
         "Motion and answers",
-        "A dot is a participant; the line is fitted by least squares. A sloping line says that the answer is partly "
-        "about motion.",
+        "A dot is a participant; the line joins medians, from those who moved least to those who moved most. Where it "
+        "rises or falls, the answer is partly about motion.",
         "Scatter plots of answers against mean framewise displacement: " + "; ".join(p.title for p in panels) + ".",
     )

@@ -17,7 +17,7 @@ from urllib.parse import quote
 from bids_app import __version__
 from bids_app.bids.derivatives import write_text
 
-MOST_ROWS = 40
+MOST_ROWS = 25
 """Of a table on the page."""
 MOST_REMARKS = 12
 """In the summary."""

@@ -62,7 +62,7 @@ class Pairs:
     labels: tuple[str, str]
     note: str = ""
     line: str = ""
-    """``trend`` or ``identity``; empty for none."""
+    """``trend`` (medians of parts, from left to right) or ``identity``; empty for none."""
 
 
 def plot_distributions(measures: Sequence[Distribution], path: Path) -> Path:
@@ -95,10 +95,8 @@ def plot_pairs(panels: Sequence[Pairs], path: Path, *, title: str) -> Path:
             known = np.isfinite(pairs.x) & np.isfinite(pairs.y)
             x, y = pairs.x[known], pairs.y[known]
             _points(axes, x, y, color=PALETTE[0])
-            if pairs.line == "trend" and len(x) > 2 and np.ptp(x):
-                slope, start = np.polyfit(x, y, 1)
-                ends = np.array([x.min(), x.max()])
-                axes.plot(ends, start + slope * ends, color=PALETTE[1], linewidth=2)
+            if pairs.line == "trend":
+                axes.plot(*_medians(x, y), color=PALETTE[1], linewidth=2, marker="o", markersize=4)
             if pairs.line == "identity" and len(x):
                 ends = np.array([min(x.min(), y.min()), max(x.max(), y.max())])
                 axes.plot(ends, ends, color=MUTED, linewidth=1, linestyle=(0, (4, 3)))
@@ -131,20 +129,24 @@ def plot_sites(measures: Mapping[str, Sequence[np.ndarray]], sites: Sequence[str
 
 def plot_clouds(clouds: Sequence[Cloud], path: Path, *, title: str, columns: int) -> Path:
     """Maps of runs, a panel a colouring; kinds differ in colour and shape."""
+    from matplotlib.lines import Line2D
+
     with _grid(len(clouds), 3.6, columns=columns) as (figure, panels):
         for axes, cloud in zip(panels, clouds, strict=True):
             kinds = np.array([kind or "not known" for kind in cloud.kinds])
             names, counts = np.unique(kinds, return_counts=True)
             shown = names[np.argsort(-counts, kind="stable")][: len(PALETTE)]
             rest = ~np.isin(kinds, shown)
+            area, handles = _area(len(kinds)), []
+            looks = [(name, kinds == name, *_look(name, place)) for place, name in enumerate(sorted(shown))]
             if rest.any():
-                _points(axes, *cloud.points[rest].T, color=MUTED, label=f"{len(names) - len(shown)} others")
-            for place, name in enumerate(sorted(shown)):
-                color = VERDICT_COLOURS.get(name, MUTED if name == "not known" else PALETTE[place % len(PALETTE)])
-                own = cloud.points[kinds == name]
-                _points(axes, *own.T, color=color, marker=MARKERS[place % len(MARKERS)], label=name)
+                looks.insert(0, (f"{len(names) - len(shown)} others", rest, MUTED, "o"))
+            for name, own, color, marker in looks:
+                _points(axes, *cloud.points[own].T, color=color, marker=marker, size=area)
+                handles.append(Line2D([], [], linestyle="", marker=marker, color=color, label=name, markersize=6))
             if len(names) > 1:
-                axes.legend(fontsize=8, markerscale=1.3, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=3,
+                axes.legend(
+                    handles=handles, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.16), ncols=3,
                             handletextpad=0.2, columnspacing=0.8, borderpad=0)  # fmt: skip
             axes.set_title(cloud.title, fontsize=10)
             axes.set(xticks=[], yticks=[])
@@ -157,7 +159,7 @@ def plot_clouds(clouds: Sequence[Cloud], path: Path, *, title: str, columns: int
 def plot_identity(
     matrices: Mapping[str, np.ndarray], people: Sequence[int], path: Path, *, title: str, description: str
 ) -> Path:
-    """Similarity of runs with each other, a panel a normalisation; lines stand between participants where few.
+    """Similarity of runs with each other, one or two panels; lines stand between participants where they are few.
 
     Parameters
     ----------
@@ -165,8 +167,8 @@ def plot_identity(
     people : sequence of int, (N,)
         Numbers of participants, whose runs stand together.
     """
-    with new_figure(11, 0.7 + 10.2 / max(2, len(matrices))) as figure:
-        panels = np.atleast_1d(figure.subplots(1, max(2, len(matrices))))
+    with new_figure(11, 4.9) as figure:
+        panels = figure.subplots(1, 2)
         for axes in panels[len(matrices) :]:
             axes.set_axis_off()
         picture = None
@@ -208,14 +210,28 @@ def plot_similarities(
         return save_figure(figure, path, title, text)
 
 
-def _points(
-    axes: Axes, x: np.ndarray, y: np.ndarray, *, color: str, marker: str = "o", size: float = 0, label: str = ""
-) -> None:
-    """Points, the smaller the more there are; many are drawn as pixels."""
-    area = size or float(np.clip(6000 / max(len(x), 1), 4, 26))
-    axes.scatter(
-        x, y, s=area, color=color, marker=marker, alpha=0.75, linewidths=0, rasterized=len(x) > MANY_POINTS, label=label
-    )
+def _medians(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
+    """Medians of x and y in up to eight parts of as many points, from left to right; a far point bends them little."""
+    parts = np.array_split(np.argsort(x, kind="stable"), min(8, max(1, len(x) // 5)))
+    return [float(np.median(x[part])) for part in parts], [float(np.median(y[part])) for part in parts]
+
+
+def _points(axes: Axes, x: np.ndarray, y: np.ndarray, *, color: str, marker: str = "o", size: float = 0) -> None:
+    """Points; many are drawn as pixels."""
+    pixels = len(x) > MANY_POINTS
+    area = size or _area(len(x))
+    axes.scatter(x, y, s=area, color=color, marker=marker, alpha=0.75, linewidths=0, rasterized=pixels)
+
+
+def _area(n_points: int) -> float:
+    """Size of a point, the smaller the more there are."""
+    return float(np.clip(6000 / max(n_points, 1), 4, 26))
+
+
+def _look(kind: str, place: int) -> tuple[str, str]:
+    """Colour and marker of a kind of points, by its place among the kinds."""
+    usual = MUTED if kind == "not known" else PALETTE[place % len(PALETTE)]
+    return VERDICT_COLOURS.get(kind, usual), MARKERS[place % len(MARKERS)]
 
 
 class _grid:

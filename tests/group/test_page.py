@@ -91,7 +91,7 @@ def test_a_run_that_stands_out_is_named_and_linked(make_group):
     row = table(section, "Runs that stand out").rows[0]
     assert (row[0].text, row[0].url, row[1].text) == ("sub-07_task-rest", "sub-07.html", "2")  # a high SNR is no fault
     assert "Mean framewise displacement 2.5 mm" in row[3].text
-    assert "sub-07_task-rest stands out in 2 measures" in section.remarks[0].text
+    assert "1 run of odd quality, first of all sub-07_task-rest (Mean" in section.remarks[0].text
     found = [row for row in group.rows("group_outliers.tsv") if row["run"] == "sub-07_task-rest"]
     assert {(row["measure"], row["outlier"], row["beyond_limit"]) for row in found} == {
         ("fd_mean", "yes", "yes"), ("tsnr", "yes", "yes"),

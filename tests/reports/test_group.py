@@ -52,9 +52,8 @@ class Elements(HTMLParser):
 
 
 def page_of(*sections, **properties):
-    return GroupPage(
-        name="Study", lead="2 participants.", counts=[("Runs", Cell("3"))], sections=sections, **properties
-    )
+    counts = [("Runs", Cell("3"))]
+    return GroupPage(name="Study", lead="2 participants.", counts=counts, sections=sections, **properties)
 
 
 def section(rows, **properties):
@@ -66,7 +65,7 @@ def test_long_tables_are_cut_with_a_link_to_the_whole():
     text = render(page_of(section(rows)))
     found = Elements(text)
     assert len(found.of("tr")) == MOST_ROWS + 1
-    assert f"The first {MOST_ROWS} of 5000" in found.words
+    assert f"The first {MOST_ROWS} of 5,000" in found.words
     assert any(link.get("href") == "group_runs.tsv" for link in found.of("a"))
     assert len(text) < 60_000
 
@@ -128,7 +127,9 @@ DRAWN = {
         [Cloud("site", many, [f"s{i % 11}" for i in range(len(many))]), Cloud("all", many, [""] * len(many))],
         path, title="Map", columns=3,
     ),
-    "sites": lambda many, path: plot_sites({"tSNR": [many[i::12, 0] for i in range(12)]}, [f"s{i}" for i in range(12)], path),
+    "sites": lambda many, path: plot_sites(
+        {"tSNR": [many[i::12, 0] for i in range(12)]}, [f"s{i}" for i in range(12)], path
+    ),
     "identity": lambda many, path: plot_identity(
         {"global": np.corrcoef(many[:400].reshape(200, 4)), "voxel": np.corrcoef(many[:400].reshape(200, 4))},
         list(range(200)), path, title="Identity", description="200 runs",
