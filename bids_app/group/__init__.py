@@ -14,12 +14,18 @@ from typing import TYPE_CHECKING
 from bids_app.bids.names import natural_key
 from bids_app.checks import check_output
 from bids_app.errors import EXIT_OK, NoInputError, NoMatchError
+from bids_app.reports.group import FIGURES
 from bids_app.settings import Settings
 
 if TYPE_CHECKING:
     from bids_app.group.cohort import Cohort
 
 LOGGER = logging.getLogger(__name__)
+
+NOT_ALWAYS_WRITTEN = (
+    "bold.tsv", "bold.json", "embeddings.tsv", "embeddings.json", "embeddings.h5", "outliers.tsv", "identity.tsv",
+)  # fmt: skip
+"""Tables, after ``group_``, that there is nothing for in some cohorts."""
 
 
 def run_group(settings: Settings) -> int:
@@ -43,6 +49,7 @@ def run_group(settings: Settings) -> int:
     check_output(settings)
     cohort = read_cohort(folders, settings.bids_dir, settings.query, settings.resources.n_procs)
     files = write_tables(out_dir, cohort)
+    remove_other_outputs(out_dir, files)
     page = write_page(out_dir, cohort, [path.relative_to(out_dir).as_posix() for path in files])
     LOGGER.info("%d runs of %d participants: %s", len(cohort.runs), len(cohort.participants), page)
     return EXIT_OK
@@ -62,6 +69,14 @@ def participants_folders(settings: Settings) -> list[Path]:
             "Correct --participant-label, or run the participant level for them first.",
         )
     return [path for path, label in zip(found, labels, strict=True) if not wanted or label in wanted]
+
+
+def remove_other_outputs(out_dir: Path, files: list[Path]) -> None:
+    """Remove what an earlier run of the group level left and this one did not write: it would tell of other runs."""
+    earlier = [out_dir / f"group_{name}" for name in NOT_ALWAYS_WRITTEN]
+    for path in (*earlier, *(out_dir / FIGURES).glob("*.svg")):
+        if path not in files:
+            path.unlink(missing_ok=True)
 
 
 def write_page(out_dir: Path, cohort: Cohort, files: list[str]) -> Path:

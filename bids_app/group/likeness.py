@@ -205,16 +205,15 @@ def _rank1_table(kinds: Sequence[Kind], found: Sequence[ReIdentification], what:
 
 
 def _matrix(kinds: Sequence[Kind], out_dir: Path) -> Picture:
-    matrices, shown = {}, sample_for_matrix(kinds[0].people, IN_MATRIX)
+    matrices = {}
     for kind in kinds[:2]:
         shown = sample_for_matrix(kind.people, IN_MATRIX)
-        matrices[kind.name] = kind.units[shown] @ kind.units[shown].T
-    n_all, people = len(kinds[0].runs), kinds[min(len(kinds), 2) - 1].people[shown]
-    drawn = f"{len(shown)} runs" + (f", drawn from {n_all:,} by participant" if len(shown) < n_all else "")
+        matrices[kind.name] = (kind.units[shown] @ kind.units[shown].T, kind.people[shown])
+    n_all = max(len(kind.runs) for kind in kinds[:2])
+    n_shown = max(len(people) for _, people in matrices.values())
+    drawn = f"{n_shown} runs" + (f", drawn from {n_all:,} by participant" if n_shown < n_all else "")
     description = f"Similarity of {drawn}; squares on the diagonal are participants."
-    plot_identity(
-        matrices, people.tolist(), out_dir / FIGURES / "identity.svg", title="Identity", description=description
-    )
+    plot_identity(matrices, out_dir / FIGURES / "identity.svg", title="Identity", description=description)
     return Picture(f"{FIGURES}/identity.svg", "Identity matrix", description, description)
 
 

@@ -14,7 +14,8 @@ from bids_app.reports import group as page
 from bids_app.reports.group import BAD, GOOD, Cell, Remark, Section, Table, report_url
 
 LEVELS = {"pass": GOOD, "warn": page.WARN, "refuse": BAD}
-ENDED_BADLY = (FAILED, UNREADABLE, MISSING)
+LEVELS_OF_ENDS = {FAILED: BAD, UNREADABLE: BAD, MISSING: page.WARN}
+ENDED_BADLY = tuple(LEVELS_OF_ENDS)
 
 
 def lead_of(cohort: Cohort) -> str:
@@ -34,7 +35,9 @@ def counts_of(cohort: Cohort) -> list[tuple[str, Cell]]:
     judged = Counter(run.worst_verdict for run in cohort.runs)
     found = [("Participants", Cell(f"{len(cohort.participants):,}")), ("Runs", Cell(f"{len(cohort.runs):,}"))]
     for status in ENDED_BADLY:
-        found.append((status.capitalize(), Cell(f"{ended[status]:,}", "#runs", BAD if ended[status] else "")))
+        found.append(
+            (status.capitalize(), Cell(f"{ended[status]:,}", "#runs", LEVELS_OF_ENDS[status] if ended[status] else ""))
+        )
     if any(judged[name] for name in VERDICTS):
         found.append(("Refused", Cell(f"{judged[REFUSE]:,}", "#answers", BAD if judged[REFUSE] else "")))
         found.append(("Warned", Cell(f"{judged[WARN]:,}", "#answers", page.WARN if judged[WARN] else "")))
@@ -54,12 +57,11 @@ def runs_section(cohort: Cohort) -> Section:
     for status in ENDED_BADLY:
         these = [run for run in bad if run.status == status]
         if these:
-            section.remarks.append(Remark(BAD, _sentence(status, these)))
+            section.remarks.append(Remark(LEVELS_OF_ENDS[status], _sentence(status, these)))
     if cohort.faults:
         shown = "; ".join(cohort.faults[:5]) + (f" and {len(cohort.faults) - 5} more" if len(cohort.faults) > 5 else "")
         section.paragraphs.append(f"These files of no run in particular could not be read: {shown}.")
         section.remarks.append(Remark(page.WARN, f"{_count(len(cohort.faults), 'log')} could not be read."))
-    levels = {FAILED: BAD, UNREADABLE: BAD, MISSING: page.WARN}
     section.tables.append(
         Table(
             "Runs that are not done",
@@ -67,7 +69,7 @@ def runs_section(cohort: Cohort) -> Section:
             [
                 (
                     Cell(run.stem, "" if run.status == MISSING else report_url(run.participant)),
-                    Cell(run.status, level=levels.get(run.status, BAD)),
+                    Cell(run.status, level=LEVELS_OF_ENDS.get(run.status, BAD)),
                     Cell(shortened(run.reason)),
                     Cell(shortened(run.hint)),
                 )

@@ -111,8 +111,12 @@ def read_participant(folder: Path) -> ParticipantRecord:
     """Read one participant's derivatives."""
     record = ParticipantRecord(folder.name, [])
     runs: dict[str, RunRecord] = {}
-    files = sorted(_files_of_func(folder))
-    outcomes = _last_outcomes(folder, record.faults)
+    try:
+        files = sorted(_files_of_func(folder))
+        outcomes = _last_outcomes(folder, record.faults)
+    except OSError as error:
+        record.faults.append(f"{folder.name}: {error.strerror}")
+        return record
     for path in files:
         entities, suffix, _ = split_name(path.name)
         run = _run_of(runs, folder, entities)

@@ -157,22 +157,21 @@ def plot_clouds(clouds: Sequence[Cloud], path: Path, *, title: str, columns: int
 
 
 def plot_identity(
-    matrices: Mapping[str, np.ndarray], people: Sequence[int], path: Path, *, title: str, description: str
+    matrices: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path, *, title: str, description: str
 ) -> Path:
     """Similarity of runs with each other, one or two panels; lines stand between participants where they are few.
 
     Parameters
     ----------
-    matrices : mapping of str to np.ndarray, (N, N)
-    people : sequence of int, (N,)
-        Numbers of participants, whose runs stand together.
+    matrices : mapping of str to (np.ndarray, (N, N), np.ndarray of int, (N,))
+        Similarities, and the numbers of the participants, whose runs stand together.
     """
     with new_figure(11, 4.9) as figure:
         panels = figure.subplots(1, 2)
         for axes in panels[len(matrices) :]:
             axes.set_axis_off()
         picture = None
-        for axes, (name, matrix) in zip(panels, matrices.items(), strict=False):
+        for axes, (name, (matrix, people)) in zip(panels, matrices.items(), strict=False):
             picture = axes.imshow(matrix, cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest")
             edges = np.flatnonzero(np.diff(people)) + 0.5
             if len(edges) < 40:
@@ -212,7 +211,7 @@ def plot_similarities(
 
 def _medians(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
     """Medians of x and y in up to eight parts of as many points, from left to right; a far point bends them little."""
-    parts = np.array_split(np.argsort(x, kind="stable"), min(8, max(1, len(x) // 5)))
+    parts = np.array_split(np.argsort(x, kind="stable"), min(8, max(1, len(x) // 12)))
     return [float(np.median(x[part])) for part in parts], [float(np.median(y[part])) for part in parts]
 
 

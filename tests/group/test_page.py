@@ -210,3 +210,18 @@ def test_names_from_files_do_not_become_markup(make_group):
     assert group.run() == 0
     assert evil not in group.page()
     assert "&lt;img src=x" in group.page()
+
+
+def test_what_an_earlier_run_left_is_not_taken_for_this_ones(make_group):
+    group = make_group(participants=2, sessions=1)
+    own = ["group_identity.tsv", "group_outliers.tsv", "group_embeddings.h5", "group_figures/umap1.svg"]
+    others = ["group_notes.txt", "group_analysis.tsv"]
+    (group.out / "group_figures").mkdir()
+    for name in (*own, *others):
+        (group.out / name).write_text("of yesterday")
+    for path in group.out.glob("sub-*/func/*_embeddings.*"):
+        path.unlink()
+    assert group.run() == 0
+    assert (group.out / "group_outliers.tsv").read_text() != "of yesterday"
+    assert not any((group.out / name).exists() for name in own if name != "group_outliers.tsv")
+    assert all((group.out / name).exists() for name in others)

@@ -1,6 +1,7 @@
 """What participants left is read whole, and what is broken is named while the others go on."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -161,3 +162,19 @@ def test_several_processes_read_the_same(make_group, monkeypatch):
     for one, other in zip(alone, together, strict=True):
         assert [run.quality for run in one.runs] == [run.quality for run in other.runs]
         assert [run.predictions for run in one.runs] == [run.predictions for run in other.runs]
+
+
+def test_a_folder_that_cannot_be_listed_is_told_and_the_others_go_on(make_group, monkeypatch, told):
+    group = make_group(participants=3, sessions=1)
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("sub-02"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr("bids_app.group.reading.os.scandir", refusing)
+    cohort = group.gather()
+    assert cohort.faults == ("sub-02: Permission denied",)
+    assert {run.stem: run.status for run in cohort.runs}["sub-02_task-rest"] == "missing"
+    assert "sub-02: Permission denied" in told(cohort)

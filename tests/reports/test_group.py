@@ -131,8 +131,8 @@ DRAWN = {
         {"tSNR": [many[i::12, 0] for i in range(12)]}, [f"s{i}" for i in range(12)], path
     ),
     "identity": lambda many, path: plot_identity(
-        {"global": np.corrcoef(many[:400].reshape(200, 4)), "voxel": np.corrcoef(many[:400].reshape(200, 4))},
-        list(range(200)), path, title="Identity", description="200 runs",
+        dict.fromkeys(("global", "voxel"), (np.corrcoef(many[:400].reshape(200, 4)), np.arange(200))),
+        path, title="Identity", description="200 runs",
     ),
     "similarities": lambda many, path: plot_similarities(
         {"global": (np.arange(80), np.arange(80)[::-1])}, np.linspace(-1, 1, 81), path, title="Similarities"
