@@ -114,6 +114,8 @@ def work_on_free(runs: Sequence[BoldRun], settings: Settings) -> int:
     crash_dir.mkdir()
     shared = what_runs_share(settings)
     outcomes = run_graph(runs, shared, crash_dir)
+    for folder in (settings.out_dir, settings.out_dir / "logs", settings.work_dir):
+        remove_leftovers(folder, deep=False)
     for participant in participants:
         own = [outcomes[run.stem] for run in runs if run.participant == participant]
         remove_leftovers(settings.out_dir / f"sub-{participant}")

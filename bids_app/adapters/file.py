@@ -150,6 +150,7 @@ class AdapterCard:
             "encoder_sha256": not re.fullmatch(r"[0-9a-f]{64}", self.encoder_sha256),
             "prompt_len": self.prompt_len < 0,
             "dimensions": (self.dimensions < 1) if self.task == EMBEDDING else self.dimensions != 0,
+            "value_mean": not abs(self.value_mean) < float("inf"),
             "value_std": not 0 < self.value_std < float("inf"),
             "labels": (len(self.labels) < 2 or len(set(self.labels)) != len(self.labels))
             if self.task == CLASSIFICATION
@@ -259,9 +260,12 @@ def _read_card(path: Path, text: str) -> AdapterCard:
         content = json.loads(text)
         if not isinstance(content, dict):
             raise TypeError("not an object")
-        content["labels"] = tuple(content.get("labels", ()))
+        labels = content.get("labels", [])
+        if not isinstance(labels, list):
+            raise TypeError(f"labels is {labels!r}")
+        content["labels"] = tuple(labels)
         return AdapterCard(**content)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise BadDataError(f"{path}: its card cannot be read ({error}).", "Get the file again.") from error
     except BadDataError as error:
         raise BadDataError(f"{path}: {error.message}", error.hint) from error

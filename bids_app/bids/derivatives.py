@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from bids_app.bids.names import join_name
+from bids_app.bids.names import LABEL, join_name
 from bids_app.errors import CannotCreateError, InputOutputError, NeurostormError
 
 if TYPE_CHECKING:
@@ -69,13 +69,14 @@ def output_path(
     'out/sub-01/ses-a/func/sub-01_ses-a_task-rest_desc-brain_mask.nii.gz'
     """
     added = {key.rstrip("_"): label for key, label in extra.items() if label is not None}
-    wrong = [f"{key}-{label}" for key, label in added.items() if not re.fullmatch(r"[A-Za-z0-9+]+", label)]
+    pairs = {**entities, **added}
+    wrong = [f"{key}-{label}" for key, label in pairs.items() if not (LABEL.fullmatch(key) and LABEL.fullmatch(label))]
     if wrong:
         raise ValueError(f"{', '.join(wrong)}: a BIDS label is letters and digits only.")
     folder = out_dir / f"sub-{entities['sub']}"
     if "ses" in entities and datatype != "figures":
         folder /= f"ses-{entities['ses']}"
-    return folder / datatype / join_name({**entities, **added}, suffix, extension)
+    return folder / datatype / join_name(pairs, suffix, extension)
 
 
 def bids_uri(path: Path, root: Path, dataset: str = "") -> str:
@@ -180,10 +181,10 @@ def copy_file(source: Path, path: Path) -> Path:
     return path
 
 
-def remove_leftovers(folder: Path) -> list[Path]:
-    """Remove temporary files, anywhere below a folder, whose writers are gone; return them."""
+def remove_leftovers(folder: Path, *, deep: bool = True) -> list[Path]:
+    """Remove temporary files, in a folder and anywhere below it, whose writers are gone; return them."""
     removed = []
-    for path in folder.rglob(".neurostorm-*"):
+    for path in (folder.rglob if deep else folder.glob)(".neurostorm-*"):
         match = TEMPORARY.match(path.name)
         if match and not _is_alive(int(match["pid"]), match["host"], path):
             with suppress(OSError):

@@ -61,6 +61,8 @@ def query_images(bids_dir: Path, settings: QuerySettings, participants: list[str
     InvalidBIDSError, InputOutputError
         The dataset cannot be indexed, or its database not used.
     """
+    from sqlalchemy.exc import SQLAlchemyError
+
     layout = _index(bids_dir, settings.database_dir, participants if settings.participants else None)
     folders = {f"sub-{label}" for label in participants}
     found = {}
@@ -70,9 +72,10 @@ def query_images(bids_dir: Path, settings: QuerySettings, participants: list[str
             filters.setdefault("subject", participants)
         try:
             files = layout.get(return_type="file", **{key: _as_pybids(value) for key, value in filters.items()})
-        except (ValueError, TypeError, AttributeError, re.error) as error:
+        except (ValueError, TypeError, AttributeError, re.error, SQLAlchemyError) as error:
+            reason = getattr(error, "orig", None) or error  # the database's own words, without the whole query
             raise UsageError(
-                f"The filter '{name}' of --bids-filter-file: {error}",
+                f"The filter '{name}' of --bids-filter-file: {reason}",
                 "Filters are pybids' entities (session, task, run, ...), each with a label, a list, null or '*'.",
             ) from error
         paths = [Path(file) for file in files]

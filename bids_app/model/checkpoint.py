@@ -219,7 +219,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
     try:
         config = EncoderConfig.from_dict(json.loads(metadata["config"]))
         info = json.loads(metadata.get("info", "{}"))
-    except (KeyError, TypeError, json.JSONDecodeError) as err:
+    except (KeyError, TypeError, ValueError, RecursionError) as err:
         raise BadDataError(f"{path}: its metadata cannot be understood ({err}).", "The file is damaged.") from err
     parts: dict[str, State] = {"encoder": {}, "prompts": {}, "decoder": {}, "head": {}}
     left_over = []
