@@ -20,7 +20,7 @@ INK, MUTED, HAIRLINE = "#1c2430", "#5d6b7a", "#d5dbe2"
 
 DARK = {INK: "#e8edf2", MUTED: "#a7b3c0", HAIRLINE: "#3c4854"}
 
-PALETTE = ("#0d7ab8", "#d95f02", "#1a9469", "#c2589b", "#8a6fc9", "#b58900", "#4aa3a2", "#c0504d")
+PALETTE = ("#0d7ab8", "#d95f02", "#1a9469", "#c2589b", "#8a6fc9", "#b58900", "#3b9594", "#c0504d")
 """Colours of series, told apart with any colour vision and legible on white and on black."""
 
 FONTS = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helvetica, Arial, sans-serif"

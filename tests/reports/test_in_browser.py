@@ -71,14 +71,82 @@ def test_the_buttons_choose_the_image(derivatives, tmp_path):
     assert pressed == "true"
 
 
-def test_scripts_in_names_and_values_do_not_run(derivatives, tmp_path):
-    out = Path(shutil.copytree(derivatives.out, tmp_path / "out"))
+def test_the_slider_goes_through_the_volumes_and_says_so(derivatives, tmp_path):
+    page = build_participant_report(derivatives.out, "01")
+    script = """const box = inner.querySelector(".trace"), slider = box.querySelector("input");
+        const first = box.querySelector("output").textContent, cursor = inner.querySelector(".cursor");
+        const before = parseFloat(cursor.style.left);
+        slider.value = 21;
+        slider.dispatchEvent(new Event("input"));
+        return [box.hidden, first, slider.getAttribute("aria-valuetext"), before, parseFloat(cursor.style.left)];"""
+    hidden, first, after, left, moved = in_browser(page, tmp_path, script)
+    assert not hidden
+    assert first.startswith("Volume 21 of 60, 40.0 to 42.0 s: FD 0.90 mm, std. DVARS ")  # the one that moved most
+    assert after.startswith("Volume 22 of 60, 42.0 to 44.0 s: FD ")
+    assert 0 < left < moved < 100
+
+
+def test_the_pointer_on_the_picture_moves_the_slider(derivatives, tmp_path):
+    page = build_participant_report(derivatives.out, "01")
+    script = """const box = inner.querySelector(".trace"), sheet = box.closest("figure").querySelector(".sheet");
+        const area = sheet.getBoundingClientRect(), slider = box.querySelector("input");
+        const { left, right } = box.dataset, values = [];
+        for (const share of [Number(left), (Number(left) + Number(right)) / 2, Number(right) - 0.001, 0.999]) {
+          sheet.dispatchEvent(new PointerEvent("pointermove", { clientX: area.left + share * area.width + 0.5 }));
+          values.push(Number(slider.value));
+        }
+        return values;"""
+    assert in_browser(page, tmp_path, script) == [0, 30, 59, 59]
+
+
+def test_tables_are_sorted_by_buttons_in_their_headings(out, tmp_path):
+    table = out / "sub-01/func/sub-01_task-rest_run-1_seg-AAL3_desc-demostate_attribution.tsv"
+    rows = ["name\tattribution\tstd\tvoxels\ttokens", "a\t3\t1\t5\t1", "b\t2\t1\t50\t2", "c\t1\t1\t7\t0"]
+    table.write_text("\n".join(rows) + "\n")
+    page = build_participant_report(out, "01")
+    script = """const table = inner.querySelector("table.sortable"), heads = table.tHead.rows[0].cells;
+        const names = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent).join("");
+        const sorts = () => [...heads].map((head) => head.getAttribute("aria-sort"));
+        const told = [names(), sorts()];
+        heads[3].querySelector("button").click();
+        told.push(names(), sorts());
+        heads[3].querySelector("button").click();
+        told.push(names(), sorts());
+        return told;"""
+    none = [None] * 5
+    found = in_browser(page, tmp_path, script)
+    assert found[:2] == ["abc", [None, "descending", None, None, None]]
+    assert found[2:4] == ["bca", [*none[:3], "descending", None]]
+    assert found[4:] == ["acb", [*none[:3], "ascending", None]]
+
+
+def test_all_that_acts_can_be_reached_with_the_keyboard(derivatives, tmp_path):
+    page = build_participant_report(derivatives.out, "01")
+    script = """const acting = [...inner.querySelectorAll("a[href], button, input, summary, [tabindex]")];
+        const missed = acting.filter((element) => { element.focus(); return inner.activeElement !== element; });
+        return [acting.length, missed.filter((e) => !e.closest("details:not([open])")).map((e) => e.outerHTML)];"""
+    acting, missed = in_browser(page, tmp_path, script)
+    assert acting > 30
+    assert missed == []
+
+
+def test_scripts_in_names_and_values_do_not_run(out, tmp_path):
     evil = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
     log = next(out.glob("sub-01/log/*/summary.json"))
     content = json.loads(log.read_text())
     content["runs"][2] |= {"reason": evil, "hint": evil}
     log.write_text(json.dumps(content))
     (out / "logs/CITATION.md").write_text(evil)
+    card = next(out.glob("sub-01/func/*run-1*_predictions.json"))
+    check = {"Check": evil, "Level": evil, "Value": evil, "Limits": evil, "Message": evil}
+    told = {"Answer": evil, "Probabilities": {evil: 1}}
+    spoiled = {
+        "Verdict": {"Level": "warn", "Checks": [check]},
+        "Views": {"Other": told},
+        "Limits": evil,
+        "Target": evil,
+    }
+    card.write_text(json.dumps(spoiled))
     page = build_participant_report(out, "01")
     assert in_browser(page, tmp_path, "return inner.title;") == "sub-01 | NeuroSTORM"
 

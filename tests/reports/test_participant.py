@@ -152,15 +152,27 @@ def test_whatever_comes_from_files_is_escaped(out):
         "notes": [EVIL],
     }
     next(out.glob("sub-01/func/*run-1_desc-quality_metrics.json")).write_text(json.dumps(metrics))
+    checks = [{"Check": EVIL, "Level": EVIL, "Value": EVIL, "Limits": EVIL, "Message": EVIL}]
     card = {"Target": EVIL, "Demonstration": True, EVIL: {EVIL: [EVIL]}}
+    card |= {"Verdict": {"Level": "warn", "Checks": checks, "NotKnown": {EVIL: EVIL}}}
+    card |= {"Uncertainty": {"Level": EVIL, "LabelSet": [EVIL], "LabelSetByClass": [EVIL], "Calibration": EVIL}}
+    told = {"Answer": EVIL, "Probabilities": {EVIL: 1}}
+    card |= {"Views": {"Normalisation": EVIL, "Other": told, "MeanImageOnly": told, "Note": EVIL}}
+    card |= {"TrainingCohort": {EVIL: EVIL}, "Limits": EVIL, "Ranges": {EVIL: EVIL}, "Adapter": EVIL}
     table = next(out.glob("sub-01/func/*run-1*_predictions.tsv"))
     table.with_suffix(".json").write_text(json.dumps(card))
     cell = EVIL.replace('"', "")
     table.write_text(table.read_text().replace("left hand", cell))
     (out / "logs/CITATION.md").write_text(f"# Methods\n\n{EVIL}\n\n- {EVIL}\n\n[{EVIL}](https://x.org/{EVIL})\n")
     shutil.copy(next(out.glob("sub-01/figures/*grid*")), out / "sub-01/figures/sub-01_task-a'b<i>_desc-grid_bold.svg")
+    embeddings = next(out.glob("sub-01/func/*run-1*_embeddings.json"))
+    embeddings.write_text(
+        json.dumps({"Model": EVIL, "SplitHalf": {EVIL: 0.5}, "ModelCard": {EVIL: EVIL, "Model": EVIL}})
+    )
+    confounds = next(out.glob("sub-01/func/*run-1*_timeseries.tsv"))
+    confounds.write_text(f"framewise_displacement\tstd_dvars\n{cell}\t1\n")
     page = Page(build_participant_report(out, "01"))
-    assert page.words.count("alert('x')") > 15
+    assert page.words.count("alert('x')") > 35
     assert len(page.of("script")) == 1
     assert "<script>alert" not in page.source
     assert all(not any(name.startswith("on") for name in attributes) for _, attributes in page.elements)

@@ -16,7 +16,8 @@ for (const image of document.querySelectorAll("img[data-second]")) {
   }
   image.closest("a").after(row);
 }
-// Below the picture of motion a slider goes through the volumes; the pointer on the picture moves it too.
+// Below the picture of motion a slider goes through the volumes, from the one that moved most; the pointer on the picture
+// moves it too.
 for (const box of document.querySelectorAll(".trace")) {
   const facts = box.dataset, slider = box.querySelector("input"), output = box.querySelector("output");
   const sheet = box.closest("figure").querySelector(".sheet"), cursor = document.createElement("span");
@@ -48,6 +49,7 @@ for (const box of document.querySelectorAll(".trace")) {
     });
   }
   slider.addEventListener("input", show);
+  slider.value = series[0].reduce((most, value, i, all) => (Number(value) > Number(all[most]) ? i : most), 0);
   show();
 }
 // A table's headings sort it: a button in each, first by the largest, then by the smallest.

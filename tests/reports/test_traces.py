@@ -1,0 +1,86 @@
+"""Motion volume by volume: small enough for the page, true to the table, and placed where the picture has it."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from bids_app.bids.derivatives import write_json, write_tsv
+from bids_app.reports.charts import plot_carpet
+from bids_app.reports.participant import PAGE_LIMIT, build_participant_report
+from bids_app.reports.traces import Trace, compact, read_trace
+
+STEM = "sub-01_task-rest_run-1"
+
+
+def numbers(text):
+    return [int(point) if point else None for point in text.split(",")]
+
+
+def test_a_trace_is_that_of_the_table(tmp_path):
+    table = pd.DataFrame(
+        {"framewise_displacement": [math.nan, 0.1234, 0.5], "dvars": [math.nan, 20.0, 30.0],
+         "global_signal": [99.0, 100.0, 101.0]}
+    )  # fmt: skip
+    write_tsv(tmp_path / "x.tsv", table)
+    (tmp_path / "x.svg").write_text("<svg>")
+    found = compact(read_trace(tmp_path / "x.tsv", tmp_path / "x.svg", "url", 2.0), 100)
+    assert numbers(found.fd) == [None, 12, 50]
+    assert numbers(found.dvars) == [None, 2000, 3000]
+    assert numbers(found.signal) == [-100, 0, 100]
+    assert (found.trace.dvars_name, found.trace.left, found.n_points) == ("DVARS", 0, 3)
+
+
+def test_the_picture_says_where_its_volumes_are(tmp_path):
+    table = pd.DataFrame({"framewise_displacement": [0.1] * 20, "std_dvars": [1.0] * 20})
+    write_tsv(tmp_path / "x.tsv", table)
+    values = pd.DataFrame({i: range(20) for i in range(8)}).to_numpy(float)
+    picture = plot_carpet(values, 2.0, table, tmp_path / "x.svg", title="t")
+    found = read_trace(tmp_path / "x.tsv", picture, "url", 2.0)
+    assert 0 < found.left < 0.2 < 0.7 < found.right < 1
+    assert found.signal == [None] * 20
+
+
+def test_long_traces_keep_the_largest_motion_and_the_mean_signal():
+    fd = [0.1] * 10
+    fd[7] = 0.9
+    found = compact(Trace("", 1.0, fd, [None] * 10, [0.0, 2.0] * 5), 3)
+    assert (found.per_point, found.n_points) == (4, 3)
+    assert numbers(found.fd) == [10, 90, 10]
+    assert numbers(found.dvars) == [None] * 3
+    assert numbers(found.signal) == [100, 100, 100]
+
+
+@pytest.mark.parametrize(("n_runs", "n_volumes"), [(1, 1200), (20, 1200)])
+def test_long_runs_and_many_of_them_stay_in_a_light_page(out, n_runs, n_volumes):
+    """Also with a verdict of eleven checks, a set and the views of each run."""
+    for path in [*out.glob("sub-01/func/*run-2*"), *out.glob("sub-01/figures/*run-2*")]:
+        path.unlink()
+    table = next(out.glob(f"sub-01/func/{STEM}_desc-confounds_timeseries.tsv"))
+    signal = [math.sin(i) * 100 + 800 for i in range(n_volumes)]
+    fd = [abs(math.sin(i / 3)) for i in range(n_volumes)]
+    write_tsv(table, pd.DataFrame({"framewise_displacement": fd, "std_dvars": fd, "global_signal": signal}))
+    answers = next(out.glob(f"sub-01/func/{STEM}*_predictions.json"))
+    check = {"Check": "fd_mean", "Level": "warn", "Value": 0.6123, "Limits": "at most 0.55 mm", "Message": "x" * 120}
+    told = {"Answer": "rest", "Probabilities": {"rest": 0.5}}
+    views = {"Normalisation": "voxel", "Other": told, "MeanImageOnly": told, "FromMeanImage": 0.2}
+    set_of_two = {"Level": 0.9, "LabelSet": ["left hand", "rest"], "EffectiveClips": 4.0, "StandardError": 0.01}
+    card = {"Verdict": {"Level": "warn", "Checks": [check] * 11}, "Views": views, "Uncertainty": set_of_two}
+    write_json(answers, card | {"Target": "state"})
+    for path in [*out.glob(f"sub-01/func/{STEM}_*"), *out.glob(f"sub-01/figures/{STEM}_*")]:
+        for run in range(2, n_runs + 1):
+            (path.parent / path.name.replace("run-1", f"run-{run}")).symlink_to(path)
+    source = build_participant_report(out, "01").read_text()
+    assert source.count('class="trace"') == n_runs
+    assert len(source.encode()) < 300_000
+    assert len(source.encode()) < PAGE_LIMIT + 5_000
+    if n_runs == 1:
+        assert 'data-n="1200" data-per="1"' in source
+
+
+def test_a_table_that_cannot_be_read_is_named(out):
+    table = next(out.glob(f"sub-01/func/{STEM}_desc-confounds_timeseries.tsv"))
+    table.write_text("framewise_displacement\nmuch\n")
+    source = build_participant_report(out, "01").read_text()
+    assert source.count('class="trace"') == 1
+    assert table.name in source[source.index("could not be read") :]
