@@ -100,7 +100,10 @@ def _even_step(volume_times: Any, name: str, n_volumes: int) -> float:
 
 def _from_header(header: Any) -> float | None:
     """Repetition time of the header, s; None where it is missing, has no unit, or cannot be true."""
-    unit = header.get_xyzt_units()[1]
+    try:
+        unit = header.get_xyzt_units()[1]
+    except KeyError:  # a code that does not exist
+        return None
     if unit not in SECONDS_PER_UNIT:
         return None
     tr = float(header["pixdim"][4]) * SECONDS_PER_UNIT[unit]
