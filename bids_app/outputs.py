@@ -443,6 +443,19 @@ def publish(target: Path, out_dir: Path, **trees: Path | None) -> tuple[str, ...
     return tuple(files)
 
 
+def withdraw(target: Path, stem: str, adapter: str) -> list[Path]:
+    """Remove what an earlier time left of an answer that is withheld now: its figures and attributions."""
+    participant = target / stem.partition("_")[0]
+    wanted = (
+        f"{stem}_*desc-{adapter}{rest}.*"
+        for rest in ("predictions_bold", "attribution_bold", "_attribution", "_boldmap")
+    )
+    found = [path for pattern in wanted for path in participant.rglob(pattern)]
+    for path in found:
+        path.unlink()
+    return found
+
+
 def save_int16(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
     """Save an image in 16 bits with a scale, which loses nothing that a scanner measured."""
     image = nib.Nifti1Image(data, affine)

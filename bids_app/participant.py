@@ -116,6 +116,9 @@ def work_on_free(runs: Sequence[BoldRun], settings: Settings) -> int:
     outcomes = run_graph(runs, shared, crash_dir)
     for folder in (settings.out_dir, settings.out_dir / "logs", settings.work_dir):
         remove_leftovers(folder, deep=False)
+    for outcome in outcomes.values():
+        for adapter, _ in withheld(outcome, settings.out_dir):
+            outputs.withdraw(settings.out_dir, outcome.stem, adapter)
     for participant in participants:
         own = [outcomes[run.stem] for run in runs if run.participant == participant]
         remove_leftovers(settings.out_dir / f"sub-{participant}")

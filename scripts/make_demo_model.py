@@ -10,6 +10,8 @@
 3. All of the encoder is trained with a head for the four states. Every scan is also shown mirrored, left hand and right
    hand exchanged. There is no pre-training: so small an encoder learns the states faster without it.
 4. Encoder, adapter and card are written. The same seeds give the same weights on the same kind of machine.
+5. The adapter gets reference statistics of the training scans, and a calibration by the validation scans; with
+   ``--describe-only`` an adapter that is there already gets them, for the time of one pass through the encoder.
 """
 
 from __future__ import annotations
@@ -26,15 +28,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from bids_app.adapters.file import Adapter, save_adapter
+from bids_app.adapters.calibrate import TEMPERATURE
+from bids_app.adapters.file import AdaptedModel, Adapter, load_adapter, save_adapter
 from bids_app.clips import CLIP_VOLUMES, MODEL_GRID_SHAPE
 from bids_app.model.api import Model, load_model
 from bids_app.model.checkpoint import save_encoder, weights_sha256
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.phantom.activity import STATES
 from bids_app.training.adapt import AdaptSettings, Labelled, adapt
+from bids_app.training.calibration import answers_of, calibration_of, in_words
 from bids_app.training.loop import LoopSettings
 from bids_app.training.question import Question
+from bids_app.training.reference import with_reference
 from bids_app.training.simulated import simulated_series
 from bids_app.training.store import ClipStore, Scan
 
@@ -48,6 +53,13 @@ POSITION_SCALE = 15.0
 NORMALISATION = "voxel"
 TRAINING_SEED, VALIDATION_SEED = 100, 200
 IN_THE_MIRROR = {"rest": "rest", "lefthand": "righthand", "righthand": "lefthand", "visual": "visual"}
+ENCODER_FILE, ADAPTER_FILE = "demo_encoder.safetensors", "demo_state.safetensors"
+BATCH = 4
+"""Clips at a time of the whole grid."""
+LIMITS = (
+    "Simulated scans only. Its calibration is of scans that preprocessing's mistakes were simulated for, not of scans "
+    "that went through preprocessing."
+)
 INTENDED_USE = (
     "To show that the program works. It tells the states of simulated participants (neurostorm-phantom) apart; "
     "its answers about a real person mean nothing."
@@ -161,7 +173,7 @@ def write(
     """Write the encoder, the adapter that belongs to it, and their card."""
     config, state = for_voxels(encoder)
     first = save_encoder(
-        out_dir / "demo_encoder.safetensors",
+        out_dir / ENCODER_FILE,
         config,
         state,
         "demo",
@@ -178,8 +190,22 @@ def write(
         licence="Apache-2.0",
         demonstration=True,
     )
-    second = save_adapter(out_dir / "demo_state.safetensors", Adapter(card, adapter.head))
+    second = save_adapter(out_dir / ADAPTER_FILE, Adapter(card, adapter.head))
     return first, second
+
+
+def describe(path: Path, model: Model, work: Path) -> Path:
+    """Add to an adapter's file what tells whether its answers can be trusted."""
+    training, validation = (tuple(ClipStore(work / name, NORMALISATION)) for name in ("training", "validation"))
+    adapter, told = with_reference(load_adapter(path), model, training, {}, BATCH)
+    say(told)
+    held_out = Labelled(validation, tuple(scan.labels["state"] for scan in validation))
+    answers = answers_of(model, AdaptedModel(model, adapter), validation, BATCH)
+    people = len({scan.participant for scan in validation})
+    source = f"{len(validation)} simulated scans of {people} participants, by which the training's epoch was chosen too"
+    made = calibration_of(adapter.card, answers, held_out, TEMPERATURE, source)
+    say(in_words(made, adapter.card))
+    return save_adapter(path, replace(adapter, card=replace(adapter.card, calibration=made.as_dict(), limits=LIMITS)))
 
 
 def say(line: str) -> None:
@@ -201,8 +227,12 @@ def main() -> int:
     p.add_argument("--validation", type=int, default=10, help="participants that are only tested")
     p.add_argument("--epochs", type=int, default=5)
     p.add_argument("--nprocs", type=int, default=os.cpu_count() or 1)
+    p.add_argument("--describe-only", action="store_true", help="step 5 alone, for the adapter in --out")
     arguments = p.parse_args()
     work = arguments.work
+    if arguments.describe_only:
+        describe(arguments.out / ADAPTER_FILE, load_model(arguments.out / ENCODER_FILE), work)
+        return 0
     training = cohort(work / "training", TRAINING_SEED, arguments.participants, arguments.nprocs, mirror=True)
     validation = cohort(work / "validation", VALIDATION_SEED, arguments.validation, arguments.nprocs, mirror=False)
     say(f"{len(training)} scans for training, mirrored ones included, and {len(validation)} for validation")
@@ -227,6 +257,7 @@ def main() -> int:
     }
     for path in write(adapter.encoder, adapter, facts, arguments.out):
         say(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")
+    describe(arguments.out / ADAPTER_FILE, load_model(arguments.out / ENCODER_FILE), work)
     say(f"held-out scans on the model grid: {adapter.card.metrics}")
     return 0
 

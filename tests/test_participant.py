@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 
-from bids_app.adapters.file import Adapter, AdapterCard, save_adapter
+from bids_app.adapters.file import Adapter, AdapterCard, load_adapter, save_adapter
 from bids_app.cli import main, parse_settings
 from bids_app.model.api import load_model
 from bids_app.model.checkpoint import save_encoder
@@ -135,6 +135,30 @@ def test_the_report_of_the_failed_run_says_the_same(finished: Finished) -> None:
     assert run["hint"].split(".")[0] in page
 
 
+def test_reports_made_again_from_derivatives_are_the_same_to_the_byte(finished: Finished) -> None:
+    before = {label: (finished.out / f"sub-{label}.html").read_bytes() for label in ("01", "02")}
+    for label in before:
+        (finished.out / f"sub-{label}.html").unlink()
+    assert finished.command("--reports-only") == 0
+    assert {label: (finished.out / f"sub-{label}.html").read_bytes() for label in before} == before
+
+
+def test_the_report_tells_answer_verdict_and_cards(finished: Finished) -> None:
+    page = (finished.out / "sub-01.html").read_text()
+    text = " ".join(re.sub("<[^>]*>", " ", page).split())
+    assert "not calibrated" in text
+    assert "Checks of this verdict" in text
+    assert "Model tiny Not a medical device." in text
+    assert "Adapter tinystate Not a medical device." in text
+    assert 'class="trace"' in page
+
+
+def test_no_figure_is_heavy(finished: Finished) -> None:
+    sizes = {path.name: path.stat().st_size for path in (finished.out / "sub-01" / "figures").iterdir()}
+    assert sizes
+    assert max(sizes.values()) < 1_000_000
+
+
 def test_what_failed_leaves_no_outputs(finished: Finished) -> None:
     assert not list(finished.out.glob("sub-02/func/*"))
 
@@ -249,3 +273,57 @@ def test_the_group_level_gathers_what_participants_left(finished: Finished) -> N
     assert len(rows(finished.out / "group_embeddings.tsv")) == 2
     (prediction,) = rows(finished.out / "phenotype" / "neurostorm_tinystate.tsv")
     assert prediction["label"] in ("rest", "lefthand", "righthand")
+
+
+def asking(finished: Finished, folder: Path, **card) -> Finished:
+    """The same run with another adapter, into a folder of its own; what is done already comes from the cache."""
+    plain = load_adapter(finished.adapter)
+    path = save_adapter(folder / "other.safetensors", replace(plain, card=replace(plain.card, name="other", **card)))
+    return replace(finished, adapter=path, out=folder / "out")
+
+
+def test_an_answer_about_a_scan_unlike_the_cohorts_is_warned_of_or_withheld(
+    finished: Finished, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = asking(finished, tmp_path, ranges={"age": [3, 4], "tr": [0.1, 9]})
+    for policy in ("warn", "refuse"):
+        assert asked.command("--participant-label", "01", "--on-out-of-domain", policy) == 0
+        (table,) = asked.out.glob("sub-01/func/*_desc-other_predictions.tsv")
+        mean, *clips = rows(table)
+        sidecar = json.loads(table.with_suffix(".json").read_text())
+        figures = list(asked.out.glob("sub-01/figures/*otherpredictions*"))
+        assert (mean["verdict"], sidecar["Verdict"]["Level"]) == (policy, policy)
+        (age,) = (check for check in sidecar["Verdict"]["Checks"] if check["Check"] == "age")
+        assert age["Level"] == policy
+        assert age["Value"] > 4
+        assert "embedding" in sidecar["Verdict"]["NotKnown"]
+        withheld = policy == "refuse"
+        assert ("Uncertainty" in sidecar, "Views" in sidecar) == (not withheld, not withheld)
+        assert all((row["label"] == "n/a") is withheld for row in (mean, *clips))
+        assert ("is withheld. The age" in capfd.readouterr().err) is withheld
+        assert len(figures) == (0 if withheld else 1)  # that of the first time is taken back
+
+
+def test_every_run_has_a_verdict_and_halves_without_any_adapter(finished: Finished) -> None:
+    (path,) = finished.out.glob("sub-01/func/*_desc-tiny_embeddings.json")
+    content = json.loads(path.read_text())
+    assert content["Verdict"]["Level"] in ("pass", "warn")
+    assert {check["Check"] for check in content["Verdict"]["Checks"]} >= {"tr", "duration", "coverage", "tsnr"}
+    assert content["SplitHalf"]["voxel"] is None or -1 <= content["SplitHalf"]["voxel"]["Correlation"] <= 1
+    assert "orientation" in content["Verdict"]["NotKnown"]
+
+
+def test_an_adapter_of_a_diagnosis_wants_an_acknowledgement(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = asking(finished, tmp_path, research_only=True)
+    only = ("--participant-label", "01")
+    assert asked.command(*only) == 64
+    assert "--acknowledge-research-use" in capsys.readouterr().err
+    assert not asked.out.exists()
+    assert asked.command(*only, "--acknowledge-research-use") == 0
+    (sidecar,) = asked.out.glob("sub-01/func/*_desc-other_predictions.json")
+    assert json.loads(sidecar.read_text())["ResearchOnly"] is True
+    (log,) = asked.out.glob("sub-01/log/*/neurostorm.toml")
+    settings = parse_settings(["a", "b", "participant", "--config-file", str(log)])
+    assert settings.model.acknowledge_research_use

@@ -110,6 +110,9 @@ class Calibration:
     ) -> tuple[str, ...] | None:
         """Labels among which the true one is promised to be, the most probable first; None where too few were seen.
 
+        An adapter that is right more often than was promised could keep the promise with sets that are empty at times;
+        these hold the most probable label instead.
+
         Parameters
         ----------
         probabilities : np.ndarray, (K,)
@@ -122,7 +125,8 @@ class Calibration:
         if any(limit is None for limit in limits):
             return None
         order = np.argsort(-probabilities, kind="stable")
-        return tuple(labels[k] for k in order if 1 - probabilities[k] <= (limits[k] or 0.0))
+        found = tuple(labels[k] for k in order if 1 - probabilities[k] <= (limits[k] or 0.0))
+        return found or (labels[order[0]],)
 
 
 def calibrate_classes(
