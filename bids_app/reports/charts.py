@@ -95,11 +95,18 @@ def plot_carpet(
     with new_figure(11, 6.2) as figure:
         top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=[1, 1, 3.4])
         spikes = int(np.nansum(fd > fd_threshold_mm))
-        _trace(top, times, fd, PALETTE[1], "FD (mm)", f"mean {_mean(fd):.2f} mm, {spikes} of {n_vols} above the line")
+        _trace(
+            top,
+            times,
+            fd,
+            PALETTE[1],
+            "FD (mm)",
+            _note(fd, f"mean {_mean(fd):.2f} mm, {spikes} of {n_vols} above the line"),
+        )
         top.axhline(fd_threshold_mm, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
         top.set_ylim(0, max(float(np.nanmax(fd, initial=0)) * 1.08, 1.6 * fd_threshold_mm))
         label = "std. DVARS" if dvars_name == "std_dvars" else "DVARS"
-        _trace(middle, times, dvars, PALETTE[0], label, f"mean {_mean(dvars):.3g}")
+        _trace(middle, times, dvars, PALETTE[0], label, _note(dvars, f"mean {_mean(dvars):.3g}"))
         extent = (0, n_vols * tr, len(carpet), 0)
         picture = bottom.imshow(
             carpet, aspect="auto", cmap="gray", vmin=-2, vmax=2, extent=extent, interpolation="nearest"
@@ -115,7 +122,8 @@ def plot_carpet(
         bar = figure.colorbar(picture, ax=bottom, shrink=0.7, aspect=18, pad=0.01)
         bar.set_label("z-score of each voxel")
         bar.outline.set_visible(False)  # type: ignore[operator]
-        text = f"Motion (mean {_mean(fd):.2f} mm), DVARS and {values.shape[1]} voxels in {n_vols} volumes."
+        motion = _note(fd, f"mean {_mean(fd):.2f} mm")
+        text = f"Motion ({motion}), DVARS and {values.shape[1]} voxels in {n_vols} volumes."
         return save_figure(figure, path, title, text, span=bottom)
 
 
@@ -250,6 +258,11 @@ def _column(confounds: pd.DataFrame, name: str, n_vols: int) -> np.ndarray:
 
 def _mean(values: np.ndarray) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _note(values: np.ndarray, text: str) -> str:
+    """A text about values, where there are any."""
+    return text if np.isfinite(values).any() else "not known"
 
 
 def _trace(axes: Axes, times: np.ndarray, values: np.ndarray, color: str, label: str, note: str) -> None:

@@ -79,9 +79,10 @@ def plot_outlines(background: Any, masks: Mapping[str, Any], path: Path, *, titl
     mosaic = Mosaic(Box.around(next(iter(volumes.values())), margin_mm=14), n_cuts=7)
     body = mosaic.raster(Volume.load(background)) + mosaic.heading("")
     left = 10.0
-    for color, (name, volume) in zip(PALETTE[1:], volumes.items(), strict=False):
-        body += mosaic.outlines(volume, color)
-        body += f'<text x="{left:g}" y="20" font-size="14" fill="{color}">&#9473; {escape(name)}</text>'
+    for row, (color, (name, volume)) in enumerate(zip(PALETTE[1:], volumes.items(), strict=False)):
+        line, dashes = ("&#9473;", "") if row == 0 else ("&#9477;", f"{7 - row} {2 + row}")  # not by colour alone
+        body += mosaic.outlines(volume, color, dashes)
+        body += f'<text x="{left:g}" y="20" font-size="14" fill="{color}">{line} {escape(name)}</text>'
         left += 34 + 8 * len(name)
     text = f"Outlines of {', '.join(masks)} in {mosaic.description}."
     return mosaic.save(path, body + mosaic.labels(), title, text)
@@ -145,8 +146,8 @@ class Mosaic:
         empty = canvas == 0
         return svg_image(np.where(empty, 0, 255 * grey).astype(np.uint8), 0, 0, self.width, canvas.shape[0])
 
-    def outlines(self, mask: Volume, color: str) -> str:
-        """Lines around a mask in each cut."""
+    def outlines(self, mask: Volume, color: str, dashes: str = "") -> str:
+        """Lines around a mask in each cut; ``dashes`` are lengths of strokes and gaps, empty for a whole line."""
         from skimage.measure import approximate_polygon, find_contours
 
         binary = Volume((mask.data > 0).astype(np.float32), mask.affine)
@@ -155,7 +156,9 @@ class Mosaic:
             for line in find_contours(np.pad(self.box.cut(binary, plane, position), 1), 0.5):
                 points = approximate_polygon(line, 0.4) - 1
                 lines.append("M" + "L".join(f"{left + x:.1f} {top + y:.1f}" for y, x in points))
-        return f'<path d="{"".join(lines)}" fill="none" stroke="{color}" stroke-width="1.6" stroke-linejoin="round"/>'
+        look = f'fill="none" stroke="{color}" stroke-width="1.6" stroke-linejoin="round"'
+        look += f' stroke-dasharray="{dashes}"' if dashes else ""
+        return f'<path d="{"".join(lines)}" {look}/>'
 
     def heading(self, text: str) -> str:
         """The line above the cuts, on black, so that it covers another one."""
