@@ -28,6 +28,7 @@ from typing import Any
 
 from bids_app import __version__
 from bids_app.errors import EXIT_SOFTWARE, InputOutputError, NeurostormError, TemporaryError, UsageError
+from bids_app.progress import Progress
 from bids_app.settings import CACHES, ResourceSettings
 
 LOGGER = logging.getLogger(__name__)
@@ -264,11 +265,12 @@ class Graph:
         from bids_app.multiproc import quieten_nipype  # nipype takes a second to import
 
         quieten_nipype(LOGGER.getEffectiveLevel())
-        plugin, plugin_args = self._plugin()
         self._started = time.time() - 1  # file systems keep coarser times than clocks
         cwd = os.getcwd()
         try:
-            self._workflow.run(plugin=plugin, plugin_args=plugin_args)
+            with Progress(len(self)) as progress:
+                plugin, plugin_args = self._plugin(progress)
+                self._workflow.run(plugin=plugin, plugin_args=plugin_args)
         except Exception:
             if not any(path.stat().st_mtime >= self._started for path in crash_dir.glob("crash-*")):
                 raise  # no step failed, but the engine itself
@@ -330,13 +332,13 @@ class Graph:
             return None
         return StepError(step=name, **json.loads(path.read_text()))
 
-    def _plugin(self) -> tuple[Any, dict[str, Any]]:
+    def _plugin(self, progress: Progress) -> tuple[Any, dict[str, Any]]:
         resources = self._resources
         if resources.plugin is not None:
             os.environ.setdefault("LOGNAME", str(os.getuid()))  # nipype names jobs after it, and containers lack it
             return read_plugin_file(resources.plugin)
         if resources.n_procs == 1 or len(self._steps) == 1:
-            return "Linear", {}
+            return "Linear", {"status_callback": progress}
         from bids_app.multiproc import SturdyMultiProcPlugin
 
         arguments = {
@@ -346,6 +348,7 @@ class Graph:
             "raise_insufficient": False,  # a step on a GPU may want more processors than the one GPU slot
             "mp_context": "forkserver",
             "log_level": LOGGER.getEffectiveLevel(),
+            "status_callback": progress,
         }
         return SturdyMultiProcPlugin(plugin_args=arguments), {}
 

@@ -13,7 +13,9 @@ import os
 import threading
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import get_context, parent_process
+from pathlib import Path
 from typing import Any
 
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
@@ -35,6 +37,8 @@ def quieten_nipype(level: int) -> None:
 def start_worker(cwd: str, log_level: int) -> None:
     """Set up a worker process as nipype does, but for its logs; it ends when the run that it works for is killed."""
     threading.Thread(target=end_with_the_run, daemon=True).start()
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")  # a step is killed first: who waits for it tells of it
     process_initializer(cwd)
     quieten_nipype(log_level)
 

@@ -46,6 +46,8 @@ from bids_app.runlog import FAILED, OK, Outcome, exit_code, hash_inputs, new_run
 from bids_app.settings import Settings, own_scratch
 
 LOGGER = logging.getLogger(__name__)
+MOST_SAID = 8
+"""Failures and withheld answers that are shown at the end, so that all fits on a screen."""
 
 
 def run_participants(settings: Settings) -> int:
@@ -483,11 +485,15 @@ def outcome_of(run: BoldRun, graph: Graph, published: Step | None, hashed: Step 
 def tell(outcomes: Sequence[Outcome], settings: Settings, seconds: float) -> None:
     """Say how it went: what failed and what to do, and where to look."""
     failed = [outcome for outcome in outcomes if outcome.status != OK]
-    for outcome in failed:
-        print(f"neurostorm: {outcome.stem} failed: {outcome.reason}\n  {outcome.hint}", file=sys.stderr)
+    said = [f"{outcome.stem} failed: {outcome.reason}\n  {outcome.hint}" for outcome in failed]
     for outcome in outcomes:
         for adapter, reason in withheld(outcome, settings.out_dir):
-            print(f"neurostorm: {outcome.stem}: the answer of {adapter} is withheld. {reason}", file=sys.stderr)
+            said.append(f"{outcome.stem}: the answer of {adapter} is withheld. {reason}")
+    most = len(said) if settings.verbosity else MOST_SAID
+    for text in said[:most]:
+        print(f"neurostorm: {text}", file=sys.stderr)
+    if len(said) > most:
+        print(f"neurostorm: and {len(said) - most} more (-v shows all; so do the reports).", file=sys.stderr)
     LOGGER.info(
         "%d of %d runs done in %.0f s. Reports: %s", len(outcomes) - len(failed), len(outcomes), seconds,
         settings.out_dir / "sub-*.html",

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "bids_app"
 
 FLOORS = [
     {"errors", "settings"},
-    {"bids", "clips", "model", "catalog", "graph", "multiproc", "phantom"},
+    {"bids", "clips", "model", "catalog", "graph", "multiproc", "phantom", "progress"},
     {"preprocess", "adapters", "reports"},
     {
         "participant",

@@ -230,3 +230,15 @@ def test_broken_plugin_file_is_named(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(UsageError, match=r"plugin\.yml"):
         read_plugin_file(path)
+
+
+@pytest.mark.parametrize("n_procs", [1, 2])
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_progress_is_shown_on_a_terminal_and_nowhere_else(
+    tmp_path: Path, monkeypatch, capsys, n_procs: int, is_terminal: bool
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    run_chain(tmp_path, 21, n_procs)
+    said = capsys.readouterr().err
+    assert ("3/3" in said) == is_terminal
+    assert said.strip() == "" or is_terminal
