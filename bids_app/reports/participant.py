@@ -42,8 +42,8 @@ MOST_REGIONS = 40
 """Rows of a table of regions on the page, when there are few tables; the file has all."""
 PAGE_LIMIT = 290_000
 """Bytes that a page should stay below; traces of motion get what is left, and many runs have coarser ones."""
-BYTES_A_POINT = 16
-"""Of a trace: three numbers of up to four digits with sign and comma."""
+BYTES_A_TRACE, BYTES_A_POINT = 500, 16
+"""Of its frame, and of each point: three numbers of up to four digits with sign and comma."""
 
 
 def build_participant_report(out_dir: Path, participant: str) -> Path:
@@ -79,8 +79,11 @@ def render(contents: Contents) -> str:
     """A participant's page as HTML."""
     page = _page(contents, {})
     traces = [run.trace for run in contents.runs if run.trace]
-    most = (PAGE_LIMIT - len(page.encode())) // (BYTES_A_POINT * max(1, len(traces)))
-    return _page(contents, {trace.url: compact(trace, most) for trace in traces}) if traces and most > 0 else page
+    room = PAGE_LIMIT - len(page.encode()) - BYTES_A_TRACE * len(traces)
+    if not traces or room < BYTES_A_POINT * len(traces):
+        return page
+    most = room // (BYTES_A_POINT * len(traces))
+    return _page(contents, {trace.url: compact(trace, most) for trace in traces})
 
 
 def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:

@@ -73,7 +73,7 @@ def test_long_runs_and_many_of_them_stay_in_a_light_page(out, n_runs, n_volumes)
     source = build_participant_report(out, "01").read_text()
     assert source.count('class="trace"') == n_runs
     assert len(source.encode()) < 300_000
-    assert len(source.encode()) < PAGE_LIMIT + 5_000
+    assert len(source.encode()) < PAGE_LIMIT
     if n_runs == 1:
         assert 'data-n="1200" data-per="1"' in source
 
