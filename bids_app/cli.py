@@ -360,15 +360,38 @@ def read_config_file(path: Path, parser: argparse.ArgumentParser) -> dict[str, A
             f"{path}: not a readable TOML file ({error}).", "Start from a run's neurostorm.toml."
         ) from error
     options = content.get("options", {})
-    actions = {action.dest: action for action in parser._actions}
+    if not isinstance(options, dict):
+        raise UsageError(f"{path}: its options are no table.", "Start from a run's neurostorm.toml.")
+    actions = {action.dest: action for action in parser._actions if action.option_strings}
     unknown = sorted(set(options) - set(actions))
     if unknown:
         raise UsageError(f"{path}: unknown options {', '.join(unknown)}.", "See neurostorm --help.")
     defaults: dict[str, Any] = {}
     for name, value in options.items():
-        convert = actions[name].type
-        defaults[name] = convert(value) if callable(convert) and isinstance(value, str) else value
+        try:
+            defaults[name] = _as_option(actions[name], value)
+        except (argparse.ArgumentTypeError, TypeError, ValueError, OverflowError) as error:
+            raise UsageError(f"{path}: {name} = {value!r} cannot be ({error}).", "See neurostorm --help.") from error
     return defaults
+
+
+def _as_option(action: argparse.Action, value: Any) -> Any:
+    """A value of a TOML file as the command line would give it."""
+    if action.nargs == 0:
+        if not isinstance(value, bool | int):
+            raise TypeError("true or false is wanted")
+        return value
+    if (action.nargs == "+") != isinstance(value, list):
+        raise TypeError("a list is wanted" if action.nargs == "+" else "one value is wanted")
+    number = action.type in (int, float)
+    items = value if isinstance(value, list) else [value]
+    for item in items:
+        if isinstance(item, bool) or not isinstance(item, int | float if number else str):
+            raise TypeError("a number is wanted" if number else "text is wanted")
+        if action.choices is not None and item not in action.choices:
+            raise ValueError(f"choose among {', '.join(map(str, action.choices))}")
+    found = [action.type(item) if callable(action.type) else item for item in items]
+    return found if action.nargs == "+" else found[0]
 
 
 def set_up_logging(verbosity: int) -> None:

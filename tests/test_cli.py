@@ -122,6 +122,41 @@ def test_config_file_with_unknown_option_names_it(tmp_path: Path) -> None:
         parse_settings(["a", "b", "participant", "--config-file", str(config)])
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        'mem = "8@B"',
+        "mem = 8",
+        'mem = "1.2.3GB"',
+        "model = 3",
+        'task_id = "rest"',
+        "task_id = [1]",
+        'nprocs = "two"',
+        "nprocs = true",
+        "nprocs = inf",
+        'ignore = ["motion"]',
+        'level = "some"',
+        'low_mem = "yes"',
+        "work_dir = []",
+    ],
+)
+def test_values_of_a_config_file_that_cannot_be_are_named(tmp_path: Path, line: str, capsys) -> None:
+    config = tmp_path / "neurostorm.toml"
+    config.write_text(f"[options]\n{line}\n")
+    assert main(["a", "b", "participant", "--config-file", str(config)]) == 64
+    said = capsys.readouterr().err
+    assert "neurostorm.toml" in said
+    assert line.split()[0] in said
+
+
+@pytest.mark.parametrize("text", ["options = 3", "[options]\nbids_dir = 3", "[options", "\0"])
+def test_a_config_file_that_is_none_is_named(tmp_path: Path, text: str, capsys) -> None:
+    config = tmp_path / "neurostorm.toml"
+    config.write_text(text)
+    assert main(["a", "b", "participant", "--config-file", str(config)]) == 64
+    assert "neurostorm.toml" in capsys.readouterr().err
+
+
 def test_filter_file_of_babs_is_accepted(tmp_path: Path) -> None:
     filters = {
         "fmap": {"datatype": "fmap"},
