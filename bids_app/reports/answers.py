@@ -7,6 +7,7 @@ report says nothing of them.
 from __future__ import annotations
 
 import csv
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.bids.names import split_name
+from bids_app.catalog.cards import plain
 
 PASS, WARN, REFUSE = LEVELS = ("pass", "warn", "refuse")
 NOT_KNOWN = "not known"
@@ -54,13 +56,20 @@ class Uncertainty:
     name: str = ""
     """``90 % interval`` or ``90 % set``."""
     span: str = ""
-    """``23.1 to 31.2 years`` or ``rest or visual``; empty where the adapter was not calibrated."""
+    """``23.06 to 31.2 years`` or ``rest or visual``; empty where nothing is promised."""
     by_class: str = ""
     """The set whose share of misses holds within each class."""
     effective_clips: float | None = None
     standard_error: float | None = None
     calibration: str = ""
     """How, and on what, in words; empty where it was not."""
+
+    @property
+    def lack(self) -> tuple[str, str]:
+        """Where nothing is promised, that in two words and in a sentence."""
+        if self.calibration:
+            return "no promise", "The scans that this adapter was calibrated on are too few for an interval or a set."
+        return "not calibrated", "No interval can be promised: this adapter has seen no scans to calibrate it by."
 
 
 @dataclass(frozen=True)
@@ -199,7 +208,7 @@ def read_uncertainty(content: Any, unit: str = "") -> Uncertainty | None:
     name, span = "", ""
     level = f"{100 * (number(content.get('Level')) or 0):.3g} %"
     if isinstance(interval, list) and len(interval) == 2:
-        name, span = f"{level} interval", " to ".join(map(_shown, interval)) + unit
+        name, span = f"{level} interval", " to ".join(map(plain, interval)) + unit
     elif isinstance(labels, list):
         name, span = f"{level} set", _either(labels)
     by_class = content.get("LabelSetByClass")
@@ -233,7 +242,7 @@ def read_views(
 
 def _check(content: Mapping[str, Any]) -> Check:
     name, level, limits, message = (str(content.get(key) or "") for key in ("Check", "Level", "Limits", "Message"))
-    return Check(name, level, _shown(content.get("Value")), limits, message)
+    return Check(name, level, plain(content.get("Value")), limits, message)
 
 
 def _view(name: str, content: Mapping[str, Any], unit: str) -> View:
@@ -247,25 +256,18 @@ def _view(name: str, content: Mapping[str, Any], unit: str) -> View:
 
 def _calibration(content: Mapping[str, Any]) -> str:
     """How, on how many scans, and which."""
-    method = str(content.get("Calibration") or "none")
-    if method == "none":
+    method, scans = str(content.get("Calibration") or "none"), content.get("CalibrationScans")
+    if method == "none" and not scans:
         return ""
-    scans = content.get("CalibrationScans")
+    by = "" if method == "none" else f" by {method}"
     number_of = f" on {scans} scans" if scans else ""
     source = f" ({content['CalibrationSource']})" if content.get("CalibrationSource") else ""
-    return f"calibrated by {method}{number_of}{source}"
+    return f"calibrated{by}{number_of}{source}"
 
 
 def _either(labels: Sequence[Any]) -> str:
     """Labels of a set in words; a set may be empty."""
     return " or ".join(map(str, labels)) or "none of the labels"
-
-
-def _shown(value: Any) -> str:
-    """A value of a check in words."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return MISSING if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def as_dict(value: Any) -> dict[str, Any]:
@@ -274,8 +276,9 @@ def as_dict(value: Any) -> dict[str, Any]:
 
 
 def number(value: Any) -> float | None:
-    """A value that should be a number, or None."""
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """A value that should be a finite number, or None."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) else None
 
 
 def deviation(values: list[float]) -> float | None:

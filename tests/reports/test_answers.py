@@ -47,8 +47,9 @@ def test_a_value_has_its_interval_and_unit(tmp_path):
     card = {"Unit": "years", "Uncertainty": UNCERTAINTY | {"Interval": [23.06, 31.2], "CalibrationScans": 120}}
     found = predicted(tmp_path, card, value=[27.0, 26.0, 28.0])
     assert found.answer == "27 years"
-    assert (found.uncertainty.name, found.uncertainty.span) == ("90 % interval", "23.1 to 31.2 years")
+    assert (found.uncertainty.name, found.uncertainty.span) == ("90 % interval", "23.06 to 31.2 years")
     assert found.spread == pytest.approx(2**0.5)
+    assert found.uncertainty.calibration == "calibrated on 120 scans"
 
 
 def test_a_label_has_its_set_which_may_be_empty():
@@ -59,7 +60,10 @@ def test_a_label_has_its_set_which_may_be_empty():
 
 
 def test_without_calibration_there_is_no_interval():
-    assert read_uncertainty(UNCERTAINTY | {"LabelSet": None}).span == ""
+    found = read_uncertainty(UNCERTAINTY | {"LabelSet": None})
+    assert (found.span, found.lack[0]) == ("", "not calibrated")
+    found = read_uncertainty(UNCERTAINTY | {"LabelSet": None, "Calibration": "temperature", "CalibrationScans": 5})
+    assert (found.span, found.lack[0]) == ("", "no promise")
 
 
 def test_what_is_not_there_or_of_another_shape_is_no_verdict():
@@ -67,6 +71,7 @@ def test_what_is_not_there_or_of_another_shape_is_no_verdict():
     assert read_verdict({"Level": "perhaps"}) is None
     assert read_verdict({"Level": "warn", "Checks": ["x", 1]}).checks == ()
     assert read_uncertainty([1]) is None
+    assert read_uncertainty({"StandardError": float("nan")}).standard_error is None
 
 
 def test_the_worst_reason_comes_first_and_what_is_not_known_is_named():
