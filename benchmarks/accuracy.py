@@ -5,6 +5,7 @@
     python benchmarks/accuracy.py --routes direct
     python benchmarks/accuracy.py --fieldmaps              # distortion of 8 mm, and what each kind of fieldmap leaves
     python benchmarks/accuracy.py --boundary               # what refining BOLD to T1w at the boundary would do
+    python benchmarks/accuracy.py --t1w                    # T1w to template, odd images too, beside antspyx
 
 Every first run of a participant goes from its raw files through all steps, with its T1w and without. Errors are mm over
 the brain (motion, BOLD to T1w) or over the template's grey matter (T1w to template, the whole chain).
@@ -23,16 +24,20 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import peers
 
 from bids_app.bids.query import find_runs
 from bids_app.catalog.templates import load_template
 from bids_app.errors import NeurostormError
-from bids_app.phantom.dataset import FIELDMAPS, DatasetPlan, write_dataset
+from bids_app.phantom.dataset import FIELDMAPS, DatasetPlan, Visit, write_dataset
+from bids_app.phantom.protocol import anatomical_protocol_for
+from bids_app.phantom.t1w import VARIANTS, simulate_t1w
 from bids_app.phantom.truth import PointField
+from bids_app.preprocess.anatomy import normalise_t1w, prepare_t1w
 from bids_app.preprocess.boundary import SLOPE, Refinement, refine, white_matter_boundary
 from bids_app.preprocess.distortion import correct_distortion
 from bids_app.preprocess.epi import prepare_bold
-from bids_app.preprocess.images import read_volume
+from bids_app.preprocess.images import read_volume, save_image
 from bids_app.preprocess.motion import MotionEstimate, correct_motion
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration import Image, dice
@@ -43,6 +48,7 @@ from bids_app.settings import QuerySettings
 ROUTES = ("t1w", "direct")
 DISTORTION_COLUMNS = ("put in", "largest", "left", "removed %", "seconds")
 LARGEST_MM = 8.0
+T1W_COLUMNS = ("50%", "95%", "s", "antspyx 50%", "antspyx 95%", "antspyx s")
 BOUNDARY_COLUMNS = ("coreg", "gain %", "refined", "slope 0.5", "from beside")
 COLUMNS = ("motion mean", "motion max", "mask Dice", "EPI Dice", "T1w Dice", "coreg", "norm 50%", "norm 95%", "all 50%")
 
@@ -225,6 +231,37 @@ def distortions(work: Path, participants: int, seed: int, largest_mm: float) -> 
             yield f"sub-{run.participant} {kind}", left_over(found, dataset, run.stem) | {"seconds": seconds}
 
 
+def normalisations(work: Path, participants: int, seed: int) -> Iterable[tuple[str, dict[str, float]]]:
+    """Align T1w images of every kind with the template, by our step and by antspyx's defaults.
+
+    Distances over the template's grey matter, mm; seconds of the processor. Both begin from the image at 2 mm without
+    its bias field.
+    """
+    template = load_template()
+    grey = grid_points(template.gm.shape, template.affine, template.gm > 0.5)[::3]
+    fixed = save_image(work / "template.nii.gz", template.t1w, template.affine)
+    plan = DatasetPlan(participants, seed, states=("rest",))
+    for participant in range(participants):
+        visit = Visit(plan, participant, 0)
+        true = visit.anatomy().template_to_t1w(grey)
+        for kind in ("", *VARIANTS):
+            scan = simulate_t1w(visit.anatomy(), anatomical_protocol_for(participant), visit.keys, kind)
+            folder = work / f"{participant}{kind}"
+            folder.mkdir()
+            image = save_image(folder / "sub-01_T1w.nii.gz", np.round(scan.image).astype(np.int16), scan.affine)
+            prepared = prepare_t1w(image, folder)
+            started = time.process_time()
+            ours = Chain.load(normalise_t1w(prepared, folder).chain)
+            between = time.process_time()
+            theirs = peers.antspyx_normalisation(prepared.image, fixed)
+            ended = time.process_time()
+            errors = {"s": between - started, "antspyx s": ended - between}
+            for name, chain in (("", ours), ("antspyx ", theirs)):
+                distances = distance_mm(chain(grey), true)
+                errors |= {f"{name}{q}%": float(np.percentile(distances, q)) for q in (50, 95)}
+            yield f"sub-{participant + 1:02d} {kind or 'usual'}", errors
+
+
 def left_over(found: MotionEstimate, dataset: Path, stem: str) -> dict[str, float]:
     """How long the displacement in the brain is before and after a correction."""
     folder = dataset / "derivatives" / "truth" / stem.partition("_")[0] / "func"
@@ -254,7 +291,12 @@ def main() -> None:
     parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES))
     parser.add_argument("--boundary", action="store_true", help="only BOLD to T1w, with and without refinement")
     parser.add_argument("--fieldmaps", action="store_true", help="only distortion, with each kind of fieldmap")
+    parser.add_argument("--t1w", action="store_true", help="only T1w to template, usual and odd images, and antspyx")
     arguments = parser.parse_args()
+    if arguments.t1w:
+        with tempfile.TemporaryDirectory() as name:
+            show(normalisations(Path(name), arguments.participants, arguments.seed), T1W_COLUMNS)
+        return
     if arguments.fieldmaps:
         with tempfile.TemporaryDirectory() as name:
             show(distortions(Path(name), arguments.participants, arguments.seed, LARGEST_MM), DISTORTION_COLUMNS)

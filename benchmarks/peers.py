@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -99,11 +100,22 @@ def simpleitk_bias_field(t1w: Path) -> None:
     sitk.N4BiasFieldCorrectionImageFilter().Execute(image, sitk.OtsuThreshold(image, 0, 1, 200))
 
 
-def antspyx_normalisation(t1w: Path, template: Path) -> None:
-    """`ants.registration` of kind SyN (with its affine) with its defaults, at 2 mm."""
-    import ants
+def antspyx_normalisation(t1w: Path, template: Path) -> Callable[[np.ndarray], np.ndarray]:
+    """`ants.registration` of kind SyN (with its affine) with its defaults, at 2 mm; the map from template to T1w.
 
-    ants.registration(ants.image_read(str(template)), ants.image_read(str(t1w)), "SyN")
+    Its defaults end at half the resolution.
+    """
+    import ants
+    import pandas as pd
+
+    found = ants.registration(ants.image_read(str(template)), ants.image_read(str(t1w)), "SyN")
+
+    def apply(points: np.ndarray) -> np.ndarray:
+        table = pd.DataFrame(points * (-1, -1, 1), columns=["x", "y", "z"])
+        moved = ants.apply_transforms_to_points(3, table, found["fwdtransforms"])
+        return moved[["x", "y", "z"]].to_numpy() * (-1, -1, 1)
+
+    return apply
 
 
 def simpleitk_rigid(boldref: Path, t1w: Path) -> None:

@@ -15,6 +15,7 @@ from scipy import ndimage
 
 from bids_app.catalog.templates import WORKING_MM, Template, load_template
 from bids_app.preprocess.epi import head_mask, largest_part
+from bids_app.preprocess.headers import voxel_sizes
 from bids_app.preprocess.images import read_volume, save_image
 from bids_app.preprocess.merge import merge_t1w
 from bids_app.preprocess.normalisation import above_neck, align_with_template, carry_mask
@@ -31,7 +32,7 @@ class PreparedT1w:
     """A T1w image at 2 mm without its bias field, and the field.
 
     ``source`` is the file that names it; ``merged`` the mean image at that file's resolution, where several were
-    averaged, and ``used`` these. ``stripped`` tells that it came without skull.
+    averaged, and ``used`` these. ``stripped`` tells that it came without skull, ``coarse`` that its voxels are larger.
     """
 
     source: Path
@@ -41,6 +42,7 @@ class PreparedT1w:
     merged: Path | None = None
     used: tuple[Path, ...] = ()
     stripped: bool = False
+    coarse: bool = False
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,9 @@ def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: in
     stripped = is_stripped(mean.image)
     if stripped:
         warnings += (f"{t1w.name}: its skull was removed already; the brain that it shows was kept as it is.",)
-    image = isotropic(Image(mean.image.data - min(float(mean.image.data.min()), 0.0), mean.image.affine), WORKING_MM)
+    coarse = bool(voxel_sizes(mean.image.affine).max() > WORKING_MM)
+    shifted = Image(mean.image.data - min(float(mean.image.data.min()), 0.0), mean.image.affine)
+    image = isotropic(shifted, WORKING_MM, order=3 if coarse else 1)
     head = head_mask(image.data, image.affine)
     bias = bias_field(image, head & above_neck(image, head))  # where a coil fades out, the neck would bend the fit
     return PreparedT1w(
@@ -105,6 +109,7 @@ def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: in
         merged=merged,
         used=mean.used,
         stripped=stripped,
+        coarse=coarse,
     )
 
 
@@ -163,7 +168,7 @@ def normalise_t1w(prepared: PreparedT1w, out_dir: Path, template: str | None = N
     target = load_template(template)
     moving = Image(*read_volume(prepared.image))
     found, quality, warnings = align_with_template(
-        target, moving, prepared.source.name, out_dir, seed, prepared.stripped
+        target, moving, prepared.source.name, out_dir, seed, prepared.stripped, prepared.coarse
     )
     mask = carry_mask(target, moving, found.inverse)
     if prepared.stripped:

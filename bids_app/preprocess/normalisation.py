@@ -27,7 +27,9 @@ LINEAR_STAGES = (
     Stage("Rigid[0.1]", (500, 250, 100), (4, 2, 2), (3, 2, 1)),
     Stage("Affine[0.1]", (500, 250, 50), (4, 2, 2), (3, 2, 1)),
 )
-SYN_STAGES = (Stage("SyN[0.3,3,0]", (40, 20, 10), (4, 2, 1), (2, 1, 0), "MI[{fixed},{moving},1,32]", "1e-7,8"),)
+SYN = Stage("SyN[0.3,3,0]", (100, 70, 10), (4, 2, 1), (2, 1, 0), "MI[{fixed},{moving},1,32]", "1e-7,8")
+SYN_OF_COARSE = replace(SYN, iterations=(100, 70, 30))
+"""Voxels of more than 2 mm blur what steers the last level, which then takes more steps to arrive."""
 MIN_CORRELATION = 0.55
 MIN_LINEAR_CORRELATION = 0.3
 """Below it, in the brain and 8 mm around, no warp is tried."""
@@ -45,7 +47,13 @@ SECOND_STARTS_DEG = ((0, 0, 0), (20, 0, 0), (-20, 0, 0), (40, 0, 0), (-40, 0, 0)
 
 
 def align_with_template(
-    target: Template, moving: Image, name: str, out_dir: Path, seed: int, stripped: bool = False
+    target: Template,
+    moving: Image,
+    name: str,
+    out_dir: Path,
+    seed: int,
+    stripped: bool = False,
+    coarse: bool = False,
 ) -> tuple[Registration, dict[str, float], tuple[str, ...]]:
     """Two attempts: from the centres of mass, then, without the neck, from the best of several turned starts.
 
@@ -53,6 +61,7 @@ def align_with_template(
     """
     fixed = Image(target.t1w * target.mask if stripped else target.t1w, target.affine)
     near = ndimage.binary_dilation(target.mask, ball(8.0, target.affine))
+    syn = (SYN_OF_COARSE if coarse else SYN,)
     guess = first_guess(fixed, moving)
     centre = centre_of_mass(fixed)
     turned = [guess @ rigid(np.radians(degrees), (0, 0, 0), centre) for degrees in SECOND_STARTS_DEG]
@@ -71,7 +80,7 @@ def align_with_template(
                 complaints = [f"correlation with the template {score(matrix):.2f} before warping"]
                 continue
             found = register(
-                fixed, seen, near, SYN_STAGES, out_dir, start=matrix, seed=seed, name=("t1w", "t1w_again")[attempt]
+                fixed, seen, near, syn, out_dir, start=matrix, seed=seed, name=("t1w", "t1w_again")[attempt]
             )
         except RegistrationError as error:
             complaints = [error.message]
