@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +27,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from scipy.ndimage import gaussian_filter1d
 from scipy.spatial import cKDTree
 
@@ -101,7 +103,7 @@ def parcels(others: int) -> tuple[np.ndarray, tuple[str, ...]]:
     return cKDTree(np.array(centres)).query(points)[1], tuple(names)
 
 
-def write_atlas(folder: Path, plan: Plan) -> Path:
+def write_atlas(folder: Path, plan: Plan) -> None:
     """The parcels as a label image with its table."""
     owners, names = parcels(plan.parcels)
     labels = np.zeros(MODEL_GRID_SHAPE, np.int16)
@@ -109,7 +111,6 @@ def write_atlas(folder: Path, plan: Plan) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     nib.save(nib.Nifti1Image(labels, MODEL_GRID_AFFINE), folder / "parcels.nii.gz")
     write_tsv(folder / "parcels.tsv", {"index": list(range(1, len(names) + 1)), "name": list(names)})
-    return folder / "parcels.nii.gz"
 
 
 def simulate(label: str, group: str | None, plan: Plan) -> GridSeries:
@@ -135,8 +136,8 @@ def _slow(rng: np.random.Generator, n_vols: int, n: int) -> np.ndarray:
     return (course / course.std(axis=0))[20:-20]
 
 
-def make_cohort(folder: Path, plan: Plan) -> tuple[Path, Path]:
-    """The stores of participants without and with a group; the table lies in ``folder``."""
+def make_cohort(folder: Path, plan: Plan) -> None:
+    """The stores of participants without and with a group, ``unlabelled`` and ``labelled``, and the table."""
     people = [(f"{k:03d}", GROUPS[k % 2]) for k in range(plan.labelled)]
     write_tsv(
         folder / "participants.tsv",
@@ -150,7 +151,6 @@ def make_cohort(folder: Path, plan: Plan) -> tuple[Path, Path]:
     for label, group in people:
         if f"sub-{label}_task-x" not in stores[1]:
             stores[1].add(f"sub-{label}_task-x", simulate(label, group, plan), label)
-    return stores[0].folder, stores[1].folder
 
 
 def pretrained(kind: str, seed: int, work: Path, store: Path, atlas: Path, plan: Plan) -> Path:
@@ -203,26 +203,37 @@ def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float
     return float(values.mean()), *(float(q) for q in np.percentile(means, [2.5, 97.5]))
 
 
-def run(work: Path, plan: Plan) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Accuracies (seeds, participants) and reconstruction errors (seeds, parcels) of each kind of mask."""
-    atlas = write_atlas(work, plan)
-    unlabelled, labelled = make_cohort(work, plan)
+def one_encoder(kind: str, seed: int, work: Path, plan: Plan) -> tuple[np.ndarray, np.ndarray | None]:
+    """Train an encoder with one thread, and return who was told right and, once trained, how parcels are guessed."""
+    torch.set_num_threads(1)
+    keep_freed_memory()  # as the command does
+    started = time.monotonic(), time.process_time()
+    encoder = pretrained(kind, seed, work, work / "unlabelled", work / "parcels.nii.gz", plan)
+    right = answers(encoder, work / "labelled", work)
+    missed = None if kind == UNTRAINED else errors(encoder, regions_of(plan), plan)
+    took = time.monotonic() - started[0], time.process_time() - started[1]
+    print(f"{kind}, seed {seed}: {took[0]:.0f} s, {took[1]:.0f} s of the processor", flush=True)
+    return right, missed
+
+
+def regions_of(plan: Plan) -> Regions:
+    """The parcels as what is hidden, one after the other."""
     owners, names = parcels(plan.parcels)
     labels = np.zeros(MODEL_GRID_SHAPE, np.int64)
     labels[brain()] = owners + 1
-    regions = Regions("parcels", labels, {k + 1: name for k, name in enumerate(names)})
-    right: dict[str, list[np.ndarray]] = {}
-    missed: dict[str, list[np.ndarray]] = {}
-    for seed in range(plan.seeds):
-        for kind in (UNTRAINED, *MASKS):
-            started = time.monotonic(), time.process_time()
-            encoder = pretrained(kind, seed, work, unlabelled, atlas, plan)
-            right.setdefault(kind, []).append(answers(encoder, labelled, work))
-            if kind != UNTRAINED:
-                missed.setdefault(kind, []).append(errors(encoder, regions, plan))
-            took = time.monotonic() - started[0], time.process_time() - started[1]
-            print(f"{kind}, seed {seed}: {took[0]:.0f} s, {took[1]:.0f} s of the processor", flush=True)
-    return {k: np.stack(v) for k, v in right.items()}, {k: np.stack(v) for k, v in missed.items()}
+    return Regions("parcels", labels, {k + 1: name for k, name in enumerate(names)})
+
+
+def run(work: Path, plan: Plan, processes: int = 1) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Accuracies (seeds, participants) and reconstruction errors (seeds, parcels) of each kind of mask."""
+    write_atlas(work, plan)
+    make_cohort(work, plan)
+    wanted = [(kind, seed) for seed in range(plan.seeds) for kind in (*MASKS, UNTRAINED)]
+    done = Parallel(processes, backend="multiprocessing")(delayed(one_encoder)(*job, work, plan) for job in wanted)
+    found = dict(zip(wanted, done, strict=True))
+    seeds = range(plan.seeds)
+    right = {kind: np.stack([found[kind, seed][0] for seed in seeds]) for kind in (UNTRAINED, *MASKS)}
+    return right, {kind: np.array([found[kind, seed][1] for seed in seeds]) for kind in MASKS}
 
 
 def report(right: dict[str, np.ndarray], missed: dict[str, np.ndarray], names: tuple[str, ...]) -> None:
@@ -250,13 +261,11 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--work", type=Path, default=Path("region-masking"), help="cohort (some 1.3 GB), encoders, reports")
     p.add_argument("--quick", action="store_true", help="only that it works")
-    p.add_argument("--threads", type=int, default=2)
+    p.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="encoders trained at a time")
     arguments = p.parse_args()
-    torch.set_num_threads(arguments.threads)
-    keep_freed_memory()  # as the command does
     plan = QUICK if arguments.quick else Plan()
     started = time.monotonic()
-    right, missed = run(arguments.work, plan)
+    right, missed = run(arguments.work, plan, arguments.processes)
     report(right, missed, parcels(plan.parcels)[1])
     print(f"\n{plan}: {(time.monotonic() - started) / 60:.1f} minutes")
 
