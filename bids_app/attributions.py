@@ -64,7 +64,7 @@ def attribute_run(
         return Attributed(known, {name: reconstruction_errors(autoencoder, reader, regions)})
     loaded = load_model(model, place)
     asked = [p for p in encoded.predictions if p.card.task != EMBEDDING]
-    answers = {p.card.name: int(p.answer.argmax()) for p in asked if not p.is_refused}
+    answers = {p.card.name: p.place for p in asked if not p.is_refused}
     found = {}
     for adapter in map(load_adapter, adapters):
         name = adapter.card.name

@@ -17,7 +17,7 @@ import pandas as pd
 
 from bids_app.adapters.cards import describe_adapter
 from bids_app.adapters.file import EMBEDDING
-from bids_app.adapters.predict import Prediction
+from bids_app.adapters.predict import LEVEL, Prediction
 from bids_app.adapters.reliability import (
     describe_embedding_halves,
     describe_halves,
@@ -310,6 +310,19 @@ def describe_prediction(prediction: Prediction) -> dict[str, Any]:
 def describe_trust(prediction: Prediction) -> dict[str, Any]:
     """The verdict; and, unless the answer is withheld, how sure it is and what it rests on."""
     found: dict[str, Any] = {"Verdict": prediction.verdict.as_dict()} if prediction.verdict else {}
+    if prediction.verdict:
+        found["verdict"] = {
+            "Description": "Whether the run's answer can be trusted; the checks stand under Verdict",
+            "Levels": {
+                "pass": "Nothing speaks against it",
+                "warn": "It may be worse than the adapter's card promises",
+                "refuse": "It would mean nothing, and is withheld",
+            },
+        }
+    if prediction.interval is not None:
+        about = f"end of the interval that holds the true value of {LEVEL:.0%} of scans like those of the calibration"
+        for name in ("lower", "upper"):
+            found[name] = {"Description": f"{name.capitalize()} {about}", "Units": prediction.card.unit or "n/a"}
     if prediction.is_refused:
         return found
     return found | {

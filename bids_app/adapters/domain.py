@@ -80,8 +80,17 @@ class Domain:
     def __post_init__(self) -> None:
         n = len(self.mean)
         fits = self.mean.shape == (n,) and self.covariance.shape == (n, n) and self.distances.ndim == 1
-        if not fits or not len(self.distances) or not all(np.isfinite(a).all() for a in self._arrays().values()):
+        fits = fits and len(self.distances) > 0 and self.participants > 0
+        if not fits or not all(np.isfinite(array).all() for array in self._arrays().values()):
             raise BadDataError("Reference statistics that do not fit each other.", "Get the adapter's file again.")
+        if np.diag(self.covariance).min() <= 0 or np.linalg.eigvalsh(self._correlation).min() <= 0:
+            raise BadDataError("The reference covariance is not positive definite.", "Get the adapter's file again.")
+
+    @cached_property
+    def _correlation(self) -> np.ndarray:
+        """The covariance of features in units of their own spread, (C, C); sizes of features may be far apart."""
+        scale = np.sqrt(np.diag(self.covariance))
+        return self.covariance / np.outer(scale, scale)
 
     def _arrays(self) -> dict[str, np.ndarray]:
         return {"mean": self.mean, "covariance": self.covariance, "distances": self.distances}
@@ -162,10 +171,8 @@ class Domain:
                 f"An embedding of {embedding.size} features against a reference of {self.mean.size}.",
                 "Get the adapter's file again.",
             )
-        scale = np.sqrt(np.diag(self.covariance))
-        correlation = self.covariance / np.outer(scale, scale)
-        row = (np.asarray(embedding, np.float64) - self.mean) / scale
-        (value,) = _mahalanobis(row[None], np.zeros_like(row), correlation)
+        row = (np.asarray(embedding, np.float64) - self.mean) / np.sqrt(np.diag(self.covariance))
+        (value,) = _mahalanobis(row[None], np.zeros_like(row), self._correlation)
         limit, rate = self.limit
         return Distance(float(value), limit, rate, float((self.distances >= value).mean()))
 

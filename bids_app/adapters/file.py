@@ -37,7 +37,7 @@ TASKS = (CLASSIFICATION, REGRESSION, EMBEDDING)
 STRATEGIES = ("linear", "ln", "prompt", "prompt_ln", "full")
 NAME = re.compile(r"[A-Za-z0-9]+")
 DIAGNOSES = re.compile(
-    r"diagnos|(^|_)(dx|group|grp|patient|case|clinical|disease|disorder|autis|asd|adhd|schizo|scz|mdd|depress|bipolar"
+    r"diagnos|^group$|^grp$|(^|_)(dx|patient|case|clinical|disease|disorder|autis|asd|adhd|schizo|scz|mdd|depress|bipolar"
     r"|alzheimer|dementia|parkinson|ptsd|ocd)",
     re.IGNORECASE,
 )

@@ -128,6 +128,11 @@ class Prediction:
         """Whether the answer is withheld."""
         return self.verdict is not None and self.verdict.level == REFUSE
 
+    @property
+    def place(self) -> int:
+        """Index of the run's label; of a value 0."""
+        return int(self.told.argmax())
+
     def label(self, values: np.ndarray) -> str:
         """The most probable label."""
         return self.card.labels[int(values.argmax())]
@@ -137,7 +142,7 @@ class Prediction:
         """Share of clips whose label is that of the run; None where there are no labels."""
         if self.card.task != CLASSIFICATION:
             return None
-        return float((self.clips.argmax(axis=1) == self.answer.argmax()).mean())
+        return float((self.clips.argmax(axis=1) == self.place).mean())
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows of the table: the run, then each clip; without answers where they are withheld."""

@@ -69,7 +69,7 @@ def share_of_the_mean_image(prediction: Prediction) -> float | None:
     if card.task == REGRESSION:
         whole, part = (float(values[0] - card.value_mean) / card.value_std for values in (answer, still))
     else:
-        label, chance = int(answer.argmax()), 1 / len(card.labels)
+        label, chance = prediction.place, 1 / len(card.labels)
         whole, part = float(answer[label] - chance), float(still[label] - chance)
     return None if abs(whole) < LEAST_SIGNAL else float(np.clip(part / whole, 0, 1))
 
@@ -85,8 +85,7 @@ def describe_halves(prediction: Prediction) -> dict[str, Any] | None:
     if prediction.card.task == EMBEDDING:
         difference = 1 - _cosine(odd, even)
     else:
-        place = int(prediction.answer.argmax())
-        difference = float(abs(odd[place] - even[place]))
+        difference = float(abs(odd[prediction.place] - even[prediction.place]))
     return {"Odd": _told(prediction, odd), "Even": _told(prediction, even), "Difference": difference}
 
 
@@ -116,7 +115,7 @@ def _scores(prediction: Prediction) -> np.ndarray:
     """One number a clip (n_clips,): the value, the probability of the run's label, or the cosine with the answer."""
     if prediction.card.task == EMBEDDING:
         return np.array([_cosine(clip, prediction.answer) for clip in prediction.clips])
-    return prediction.clips[:, int(prediction.answer.argmax())].astype(float)
+    return prediction.clips[:, prediction.place].astype(float)
 
 
 def _told(prediction: Prediction, values: np.ndarray) -> dict[str, Any]:

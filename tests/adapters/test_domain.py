@@ -101,6 +101,8 @@ def test_statistics_that_do_not_fit_are_refused() -> None:
     arrays = Domain.fit(scans(30, 0), people(30)).as_arrays()
     with pytest.raises(BadDataError, match="do not fit"):
         Domain.from_arrays(arrays | {"mean": np.zeros(3)})
+    with pytest.raises(BadDataError, match="positive definite"):
+        Domain.from_arrays(arrays | {"covariance": np.ones((C, C))})
     with pytest.raises(BadDataError, match="Reference statistics of"):
         Domain.from_arrays({"mean": np.zeros(3)})
     with pytest.raises(BadDataError, match="against a reference"):

@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from bids_app.adapters.file import AdaptedModel, Adapter, AdapterCard, load_adapter, save_adapter, to_answers
+from bids_app.adapters.file import (
+    AdaptedModel,
+    Adapter,
+    AdapterCard,
+    load_adapter,
+    save_adapter,
+    sounds_like_a_diagnosis,
+    to_answers,
+)
 from bids_app.errors import BadDataError
 from bids_app.model.api import Model, load_model
 from bids_app.model.checkpoint import save_encoder, write_safetensors
@@ -148,3 +156,23 @@ def test_several_classes_are_a_softmax(model: Model) -> None:
 def test_a_regression_is_scaled_back(model: Model) -> None:
     age = card(model, task="regression", labels=(), value_mean=28.7593, value_std=3.6815)
     torch.testing.assert_close(to_answers(age, torch.tensor([[1.0]])), torch.tensor([[32.4408]]))
+
+
+@pytest.mark.parametrize(
+    ("target", "expected"),
+    [
+        ("diagnosis", True), ("Group", True), ("dx_code", True), ("is_patient", True), ("ASD", True),
+        ("age", False), ("age_group", False), ("sex", False), ("state", False), ("anxiety_score", False),
+    ],
+)  # fmt: skip
+def test_columns_of_a_diagnosis_are_known_by_their_names(target: str, expected: bool) -> None:
+    assert sounds_like_a_diagnosis(target) is expected
+
+
+def test_a_card_whose_calibration_or_twin_is_none_is_refused(model: Model, tmp_path: Path) -> None:
+    for wrong in ({"calibration": {"n_scans": -1}}, {"twin": {"normalisation": "voxel"}}):
+        with pytest.raises(BadDataError, match="Not a valid"):
+            card(model, **wrong)
+    lost = adapter(model, twin={"normalisation": "global"})
+    with pytest.raises(BadDataError, match="disagree about a twin"):
+        load_adapter(save_adapter(tmp_path / "a.safetensors", lost))
