@@ -8,6 +8,7 @@ from typing import Any
 from bids_app.adapters.calibrate import ISOTONIC, TEMPERATURE, Calibration
 from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, Adapter, AdapterCard, load_adapter
 from bids_app.adapters.predict import KEEPS_THE_MEAN_IMAGE, LEVEL
+from bids_app.bids.fieldmaps import PAIR, PHASE_DIFFERENCE, TWO_PHASES
 from bids_app.bids.query import BoldRun
 from bids_app.catalog import templates
 from bids_app.catalog.atlases import find_atlas
@@ -73,7 +74,7 @@ def describe_adapter_steps(adapter: Adapter, on_out_of_domain: str) -> list[Step
     steps += [Step("verdict", {"out_of_domain": rule}), Step("clips_uncertainty")]
     if adapter.domain is not None:
         _, false_alarms = adapter.domain.limit
-        steps.append(Step("domain", facts | {"share": f"{1 - false_alarms:.1%}"}))
+        steps.append(Step("domain", facts | {"share": f"{100 * (1 - false_alarms):.1f} %"}))
     steps += describe_calibration(card)
     if card.twin:
         steps.append(Step("twin", facts | {"other": card.twin["normalisation"]}))
@@ -89,13 +90,13 @@ def describe_calibration(card: AdapterCard) -> list[Step]:
     if not card.calibration:
         return [Step("not_calibrated", {"adapter": card.name})]
     made = Calibration.from_dict(card.calibration)
-    facts = {"adapter": card.name, "scans": made.n_scans, "source": f" of {made.source}" if made.source else ""}
+    facts = {"adapter": card.name, "scans": made.n_scans, "source": f" ({made.source})" if made.source else ""}
     steps = [Step(made.method, facts)] if made.method in (TEMPERATURE, ISOTONIC) else []
     if made.limits:
         is_classes = card.task == CLASSIFICATION
         promise = {
             "kind": "Sets of labels" if is_classes else "Intervals",
-            "level": f"{LEVEL:.0%}",
+            "level": f"{100 * LEVEL:.0f} %",
             "by_class": ", and second ones within each class [@mondrian]" if is_classes else "",
         }
         steps.append(Step("intervals", facts | promise))
@@ -142,4 +143,8 @@ def describe_distortion(settings: Settings, runs: Sequence[BoldRun]) -> list[Ste
     chosen = {correction_of(run, settings.preprocess)[0] for run in runs if run.derived is None} - {""}
     measured = sorted(METHODS[method] for method in chosen - {SYN})
     steps = [Step("distortion", {"methods": " or ".join(measured)})] if measured else []
+    if PAIR in chosen:
+        steps.append(Step("distortion_pair"))
+    if {PHASE_DIFFERENCE, TWO_PHASES} & chosen:
+        steps.append(Step("distortion_phases"))
     return steps + ([Step("distortion_syn")] if SYN in chosen else [])
