@@ -15,7 +15,8 @@ import json
 import os
 import pickle
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,7 +110,7 @@ def _read_lightning(path: Path) -> Checkpoint:
             f"{path}: refused, because it holds objects that could run code when loaded, or is no checkpoint at all.",
             "Only tensors and plain values are read. Save the state dict and hyperparameters alone.",
         ) from err
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as err:
+    except Exception as err:  # damaged bytes make the unpickler raise whatever it stumbles over
         raise BadDataError(
             f"{path}: cannot be read as a checkpoint ({err}).", "Fetch it again; it may be truncated."
         ) from err
@@ -117,7 +118,13 @@ def _read_lightning(path: Path) -> Checkpoint:
         raise BadDataError(
             f"{path}: has no state_dict.", "Give a Lightning checkpoint of NeuroSTORM, or a file of ours."
         )
-    hyper = dict(content.get("hyper_parameters") or {})
+    hyper = content.get("hyper_parameters") or {}
+    if not isinstance(hyper, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content["state_dict"].items()
+    ):
+        raise BadDataError(
+            f"{path}: its state_dict or hyper_parameters are not what they are called.", "The file is damaged."
+        )
     tensors = {k: v.float() if v.is_floating_point() else v for k, v in content["state_dict"].items()}
     parts: dict[str, State] = {"encoder": {}, "prompts": {}, "decoder": {}, "head": {}}
     left_over = []
@@ -135,7 +142,8 @@ def _read_lightning(path: Path) -> Checkpoint:
         raise BadDataError(
             f"{path}: holds no encoder.", "Its keys should begin with model.; is it a file of NeuroSTORM?"
         )
-    config = _config_from_hyper_parameters(path, hyper, parts["prompts"])
+    with _naming(path, "hyper_parameters"):
+        config = _config_from_hyper_parameters(path, hyper, parts["prompts"])
     return Checkpoint(
         path=path,
         name=path.stem,
@@ -147,6 +155,17 @@ def _read_lightning(path: Path) -> Checkpoint:
         left_over=tuple(left_over),
         info=hyper,
     )
+
+
+@contextmanager
+def _naming(path: Path, what: str) -> Iterator[None]:
+    """Name the file in what goes wrong with a part of it."""
+    try:
+        yield
+    except BadDataError as err:
+        raise err if str(path) in err.message else BadDataError(f"{path}: {err.message}", err.hint) from err
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError) as err:
+        raise BadDataError(f"{path}: its {what} cannot be understood ({err}).", "The file is damaged.") from err
 
 
 def _config_from_hyper_parameters(path: Path, hyper: dict[str, Any], prompts: State) -> EncoderConfig:
@@ -216,11 +235,9 @@ def _read_safetensors(path: Path) -> Checkpoint:
         raise BadDataError(
             f"{path}: format version {metadata.get('version')!r} is not known here.", "Update the program."
         )
-    try:
+    with _naming(path, "metadata"):
         config = EncoderConfig.from_dict(json.loads(metadata["config"]))
         info = json.loads(metadata.get("info", "{}"))
-    except (KeyError, TypeError, ValueError, RecursionError) as err:
-        raise BadDataError(f"{path}: its metadata cannot be understood ({err}).", "The file is damaged.") from err
     parts: dict[str, State] = {"encoder": {}, "prompts": {}, "decoder": {}, "head": {}}
     left_over = []
     for key, value in tensors.items():

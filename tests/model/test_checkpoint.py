@@ -161,3 +161,34 @@ def test_half_precision_files_are_float32_once_read(small_encoder, tmp_path):
         tmp_path / "m.safetensors", small_encoder.config, small_encoder.state_dict(), "m", dtype=torch.float16
     )
     assert {v.dtype for v in read_checkpoint(path).encoder.values()} == {torch.float32}
+
+
+HYPER = {
+    "img_size": [96, 96, 96, 20], "patch_size": [6, 6, 6, 1], "embed_dim": 4, "depths": [1, 1], "window_size": [4] * 4,
+    "first_window_size": [2] * 4, "last_layer_full_MSA": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"state_dict": {"model.x": 3}},
+        {"state_dict": {3: torch.zeros(1)}},
+        {"state_dict": {"model.x": torch.zeros(1)}, "hyper_parameters": [1]},
+        {"state_dict": {"model.x": torch.zeros(1)}, "hyper_parameters": HYPER | {"depths": 3}},
+        {"state_dict": {"model.x": torch.zeros(1)}, "hyper_parameters": HYPER | {"embed_dim": "wide"}},
+        {"state_dict": {"model.x": torch.zeros(1)}, "hyper_parameters": HYPER | {"img_size": [1]}},
+        {"state_dict": {"model.x.prompt": torch.zeros(1), "model.x": torch.zeros(1)}, "hyper_parameters": HYPER},
+    ],
+)
+def test_a_checkpoint_whose_values_cannot_be_is_refused(tmp_path, content):
+    torch.save(content, tmp_path / "odd.ckpt")
+    with pytest.raises(BadDataError, match=r"odd\.ckpt"):
+        read_checkpoint(tmp_path / "odd.ckpt")
+
+
+@pytest.mark.parametrize("data", [b"u", b"\x80\x02u.", b"]q\x00.", b"PK\x03\x04", b""])
+def test_bytes_that_no_unpickler_understands_are_refused(tmp_path, data):
+    (tmp_path / "odd.ckpt").write_bytes(data)
+    with pytest.raises(BadDataError, match=r"odd\.ckpt"):
+        read_checkpoint(tmp_path / "odd.ckpt")
