@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bids_app.group.answers import number
+from bids_app.group.answers import Comparison, beside_traits, number
 from bids_app.group.cohort import Cohort
 from bids_app.group.reading import FAILED, MISSING, OK, REFUSE, UNREADABLE, VERDICTS, WARN, RunRecord
 from bids_app.reports import group as page
@@ -95,6 +95,9 @@ def answers_section(cohort: Cohort) -> Section:
                 [_adapter_row(cohort, name) for name in adapters],
             )
         )
+    compared = beside_traits(cohort)
+    if compared:
+        section.tables.append(_traits_table(compared))
     judged = [run for run in cohort.runs if run.worst_verdict in (WARN, REFUSE)]
     judged.sort(key=lambda run: (-VERDICTS.index(run.worst_verdict), -len(_reasons(run))))
     if judged:
@@ -134,6 +137,31 @@ def answers_section(cohort: Cohort) -> Section:
 def shortened(text: str, most: int = 240) -> str:
     """A text that fits into a cell."""
     return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+def _traits_table(compared: Sequence[Comparison]) -> Table:
+    rows = [
+        (
+            Cell(c.adapter),
+            Cell(c.column),
+            Cell(c.measure),
+            Cell(f"{c.estimate.value:.2f}"),
+            Cell(f"{c.estimate.low:.2f} to {c.estimate.high:.2f}", value=c.estimate.low),
+            Cell("" if np.isnan(c.error) else f"{c.error:.3g}"),
+            Cell(str(c.estimate.n)),
+        )
+        for c in compared
+    ]
+    headings = (
+        "Adapter",
+        "Column",
+        "Measure",
+        "Agreement",
+        "95 % interval",
+        "Mean absolute difference",
+        "Participants",
+    )
+    return Table("Answers beside participants.tsv", headings, rows)
 
 
 def _adapter_row(cohort: Cohort, adapter: str) -> list[Cell]:

@@ -8,7 +8,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from bids_app.group.answers import answers_of
+from bids_app.group.answers import answers_of, beside_traits
 from bids_app.group.likeness import identity_section, kinds_of, map_section
 from bids_app.group.quality import motion_section, quality_section
 from bids_app.group.retest import reliability_section, tables_of_sessions
@@ -225,3 +225,25 @@ def test_what_an_earlier_run_left_is_not_taken_for_this_ones(make_group):
     assert (group.out / "group_outliers.tsv").read_text() != "of yesterday"
     assert not any((group.out / name).exists() for name in own if name != "group_outliers.tsv")
     assert all((group.out / name).exists() for name in others)
+
+
+def test_answers_are_compared_with_the_participants_own_age(make_group):
+    group = make_group(participants=40)
+    (found,) = beside_traits(group.gather())
+    assert (found.adapter, found.column, found.estimate.n) == ("madeage", "age", 40)
+    assert found.estimate.low > 0.9
+    assert found.error == pytest.approx(4 * np.sqrt(2 / np.pi / 2), rel=0.3)  # of two runs, each 4 years off
+
+
+def test_answers_are_compared_with_the_participants_own_class(make_group):
+    group = make_group(participants=6, sessions=1)
+    rows = ["participant_id\tSex", *(f"sub-{i:02d}\t{'F' if i < 3 else 'm'}" for i in range(1, 7))]
+    (group.raw / "participants.tsv").write_text("\n".join(rows) + "\n")
+    for path in group.out.glob("sub-*/func/*_predictions.tsv"):
+        said = "F" if path.name < "sub-05" else "M"
+        head, clips = "clip\tonset\tduration\tlabel\tp_F\tp_M", ("mean\t0.0\t16.0", "0\t0.0\t16.0")
+        path.write_text("\n".join([head, *(f"{clip}\t{said}\t0.5\t0.5" for clip in clips)]) + "\n")
+        edit(path.with_suffix(".json"), lambda content: content.update(Target="sex", Task="classification"))
+    (found,) = beside_traits(group.gather())
+    assert found.estimate.value == pytest.approx(4 / 6)
+    assert found.measure == "share that is right"
