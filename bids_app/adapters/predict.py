@@ -164,13 +164,9 @@ class Prediction:
 
     def _ends(self) -> dict[str, Any]:
         """The interval and the verdict, where there are any."""
-        found: dict[str, Any] = {}
-        if self.interval is not None:
-            found |= (
-                dict.fromkeys(("lower", "upper"))
-                if self.is_refused
-                else dict(zip(("lower", "upper"), self.interval, strict=True))
-            )
+        found: dict[str, Any] = dict(zip(("lower", "upper"), self.interval or (), strict=False))
+        if self.is_refused:
+            found = dict.fromkeys(found)
         return found | ({"verdict": self.verdict.level} if self.verdict is not None else {})
 
     def _cells(self, values: np.ndarray) -> dict[str, Any]:
@@ -235,7 +231,8 @@ def encode_run(
         sharing = {i: head for i, a in enumerate(adapters) if (head := _head_for(a, normalisation)) is not None}
         if normalisation in normalisations or sharing:
             columns = over_clips(partial(_share, model, list(sharing.values())), reader, normalisation, batch)
-            embeddings[normalisation], *parts = _split(columns, model, adapters, sharing)
+            sizes = [model.config.n_features, *(adapters[index].card.n_outputs for index in sharing)]
+            embeddings[normalisation], *parts = np.split(columns, np.cumsum(sizes)[:-1], axis=1)
             for index, part in zip(sharing, parts, strict=True):
                 answers[index][normalisation] = part
     stills = _answers_to_the_mean_image(model, adapters, reader)
@@ -245,18 +242,12 @@ def encode_run(
         if not adapter.shares_encoder:
             answers[index][own] = over_clips(partial(_to_device, adapter, model.device), reader, own, batch)
         meant = {name: to_answers(card, torch.from_numpy(part)).numpy() for name, part in answers[index].items()}
+        distance = None
+        if adapter.domain is not None and own in embeddings:
+            distance = adapter.domain.measure(embeddings[own].mean(axis=0))
+        other = next((values.mean(axis=0) for name, values in meant.items() if name != own), None)
         predictions.append(
-            Prediction(
-                card,
-                meant[own],
-                onsets,
-                reader.duration,
-                distance=adapter.domain.measure(embeddings[own].mean(axis=0))
-                if adapter.domain and own in embeddings
-                else None,
-                other=next((values.mean(axis=0) for name, values in meant.items() if name != own), None),
-                still=stills.get(index),
-            )
+            Prediction(card, meant[own], onsets, reader.duration, distance, other, still=stills.get(index))
         )
     made = {name: embeddings[name] for name in normalisations}
     return Embeddings(made, onsets, reader.duration, reader.dropped), predictions
@@ -267,14 +258,6 @@ def _head_for(adapter: AdaptedModel, normalisation: str) -> nn.Module | None:
     if adapter.card.normalisation == normalisation:
         return adapter.head if adapter.shares_encoder else None
     return adapter.twin
-
-
-def _split(
-    columns: np.ndarray, model: Model, adapters: Sequence[AdaptedModel], sharing: Sequence[int] | dict[int, nn.Module]
-) -> list[np.ndarray]:
-    """Embeddings, and the outputs of each head, of what `_share` put side by side."""
-    sizes = [model.config.n_features, *(adapters[index].card.n_outputs for index in sharing)]
-    return np.split(columns, np.cumsum(sizes)[:-1], axis=1)
 
 
 @torch.inference_mode()
