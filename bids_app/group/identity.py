@@ -7,7 +7,7 @@ N  runs      C  features
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -79,13 +79,25 @@ class Suspicion:
     """Whether each of the two looks like the other."""
 
 
-def standardise(values: np.ndarray) -> np.ndarray:
+def standardise(values: np.ndarray, tasks: Sequence[str] | None = None) -> np.ndarray:
     """Embeddings with each feature's mean 0 and deviation 1 over runs, as vectors of length 1; (N, C) float32.
 
     What all runs share would otherwise make all of them alike.
+
+    Parameters
+    ----------
+    values : np.ndarray, (N, C)
+    tasks : sequence of str, (N,), optional
+        Means are taken over the runs of each, so that it does not matter what somebody did; a task of one run keeps
+        the mean of all.
     """
     values = values.astype(np.float32)
-    values = values - values.mean(axis=0)
+    centred = values - values.mean(axis=0)
+    for task in set(tasks or ()):
+        own = np.asarray(tasks) == task
+        if own.sum() > 1:
+            centred[own] = values[own] - values[own].mean(axis=0)
+    values = centred
     deviation = values.std(axis=0)
     values = np.divide(values, deviation, out=np.zeros_like(values), where=deviation > 1e-12)
     return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)

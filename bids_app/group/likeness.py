@@ -40,8 +40,10 @@ class Kind:
 
     name: str
     runs: list[RunRecord]
+    values: np.ndarray
+    """(N, C), as the encoder gives them."""
     units: np.ndarray
-    """(N, C), see `standardise`."""
+    """(N, C), see `standardise`; without what a task makes of everybody."""
     people: np.ndarray
     """(N,) int, in the order of the runs."""
 
@@ -54,7 +56,8 @@ def kinds_of(cohort: Cohort) -> list[Kind]:
             values = np.stack([run.vectors[model, normalisation].values for run in runs])
             numbers = {name: i for i, name in enumerate(dict.fromkeys(run.participant for run in runs))}
             people = np.array([numbers[run.participant] for run in runs])
-            kinds.append(Kind(f"{model}, {normalisation}", runs, standardise(values), people))
+            tasks = [run.entities.get("task", "") for run in runs]
+            kinds.append(Kind(f"{model}, {normalisation}", runs, values, standardise(values, tasks), people))
     return kinds
 
 
@@ -68,7 +71,8 @@ def map_section(cohort: Cohort, kinds: Sequence[Kind], out_dir: Path) -> Section
     colourings = _colourings(cohort, kinds[0].runs)
     reduce = _umap()
     for number, kind in enumerate(kinds):
-        scores, shares = principal_components(kind.units, 2)
+        units = standardise(kind.values)
+        scores, shares = principal_components(units, 2)
         scores = np.pad(scores, ((0, 0), (0, 2 - scores.shape[1])))
         axes = tuple(f"component {i + 1} ({share:.0%})" for i, share in enumerate([*shares, 0.0][:2]))
         clouds = [
@@ -78,7 +82,7 @@ def map_section(cohort: Cohort, kinds: Sequence[Kind], out_dir: Path) -> Section
         section.pictures.append(_drawn_map(clouds, f"map{number + 1}", kind.name, "principal components", out_dir))
         if reduce and len(kind.runs) > 15:
             chosen = np.linspace(0, len(kind.runs) - 1, min(len(kind.runs), IN_UMAP)).astype(int)
-            points = reduce(kind.units[chosen])
+            points = reduce(units[chosen])
             clouds = [
                 Cloud(f"{kind.name}: {name}", points, [colour(kind.runs[i]) for i in chosen])
                 for name, colour in colourings.items()
@@ -103,8 +107,8 @@ def identity_section(cohort: Cohort, kinds: Sequence[Kind], out_dir: Path) -> Se
         reidentify(kind.units, kind.people, np.array([occasions[run.stem] for run in kind.runs])) for kind in kinds
     ]
     section.paragraphs.append(
-        "Similarity is the cosine of embeddings whose features were standardised over runs: 0 is what two runs have in "
-        f"common on average. A run is found again when, of all runs of {what}, the most similar one is of its own "
+        "Similarity is the cosine of embeddings whose features were standardised over the runs of a task: 0 is what "
+        f"two runs have in common on average. A run is found again when, of all {what}, the most similar one is of its own "
         "participant (Rank-1)."
     )
     section.pictures += [_matrix(kinds, out_dir), _histograms(kinds, found, out_dir)]
@@ -186,8 +190,8 @@ def _occasions(cohort: Cohort) -> tuple[dict[str, int], str]:
     """A number for each run's session, and what the others are called; without sessions each run is its own."""
     sessions = sorted({run.entities.get("ses", "") for run in cohort.runs})
     if len(sessions) > 1:
-        return {run.stem: sessions.index(run.entities.get("ses", "")) for run in cohort.runs}, "other sessions"
-    return {run.stem: i for i, run in enumerate(cohort.runs)}, "the rest (the dataset has no sessions)"
+        return {run.stem: sessions.index(run.entities.get("ses", "")) for run in cohort.runs}, "runs of other sessions"
+    return {run.stem: i for i, run in enumerate(cohort.runs)}, "other runs"
 
 
 def _rank1_table(kinds: Sequence[Kind], found: Sequence[ReIdentification], what: str) -> Table:
@@ -201,7 +205,7 @@ def _rank1_table(kinds: Sequence[Kind], found: Sequence[ReIdentification], what:
     headings = (
         "Embeddings", "Rank-1", "95 % interval", "Runs", "Similarity, same participant", "Similarity, different ones",
     )  # fmt: skip
-    return Table(f"Re-identification among runs of {what}", headings, rows)
+    return Table(f"Re-identification among {what}", headings, rows)
 
 
 def _matrix(kinds: Sequence[Kind], out_dir: Path) -> Picture:

@@ -18,6 +18,8 @@ from bids_app.reports.group import BAD, FIGURES, GOOD, WARN, Cell, Picture, Rema
 from bids_app.reports.group_charts import Distribution, Pairs, plot_distributions, plot_pairs
 
 OUTLIERS = "group_outliers.tsv"
+FEWEST_FOR_MOTION = 20
+"""Participants from whom a correlation that matters would be seen."""
 FEWEST = 8
 """Runs from which outliers are looked for."""
 
@@ -161,7 +163,11 @@ def motion_section(cohort: Cohort, out_dir: Path) -> Section:
             text = f"{answer.title} follows head motion: r = {r.value:.2f} ({r.low:.2f} to {r.high:.2f})."
             section.remarks.append(Remark(BAD if abs(r.value) >= 0.3 else WARN, text))
     if not any(follows):
-        section.remarks.append(Remark(GOOD, "No answer is seen to follow head motion."))
+        n = max(r.n for *_, r in pairs)
+        few = "" if n >= FEWEST_FOR_MOTION else "; so few cannot show it"
+        level = GOOD if n >= FEWEST_FOR_MOTION else WARN
+        text = f"No answer is seen to follow head motion in {_count(n, 'participant')}{few}."
+        section.remarks.append(Remark(level, text))
     return section
 
 

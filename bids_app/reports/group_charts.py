@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MANY_POINTS = 500
 """More than these are drawn as pixels."""
+IN_PART = 12
+"""Points at least behind each median of a trend."""
 COLUMNS = 4
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 VERDICT_COLOURS = {"pass": PALETTE[2], "warn": PALETTE[1], "refuse": PALETTE[7], "not judged": MUTED}
@@ -95,7 +97,7 @@ def plot_pairs(panels: Sequence[Pairs], path: Path, *, title: str) -> Path:
             known = np.isfinite(pairs.x) & np.isfinite(pairs.y)
             x, y = pairs.x[known], pairs.y[known]
             _points(axes, x, y, color=PALETTE[0])
-            if pairs.line == "trend":
+            if pairs.line == "trend" and len(x) >= 2 * IN_PART:
                 axes.plot(*_medians(x, y), color=PALETTE[1], linewidth=2, marker="o", markersize=4)
             if pairs.line == "identity" and len(x):
                 ends = np.array([min(x.min(), y.min()), max(x.max(), y.max())])
@@ -178,7 +180,7 @@ def plot_identity(
                 for edge in edges:
                     axes.axhline(edge, color=MUTED, linewidth=0.5)
                     axes.axvline(edge, color=MUTED, linewidth=0.5)
-            axes.set(xlabel="run, by participant", ylabel="run, by participant", title=name)
+            axes.set(xlabel="runs, by participant", ylabel="runs, by participant", title=name, xticks=[], yticks=[])
         bar = figure.colorbar(picture, ax=list(panels), shrink=0.8, aspect=24, pad=0.01)  # type: ignore[arg-type]
         bar.set_label("similarity")
         bar.outline.set_visible(False)  # type: ignore[operator]
@@ -211,7 +213,7 @@ def plot_similarities(
 
 def _medians(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
     """Medians of x and y in up to eight parts of as many points, from left to right; a far point bends them little."""
-    parts = np.array_split(np.argsort(x, kind="stable"), min(8, max(1, len(x) // 12)))
+    parts = np.array_split(np.argsort(x, kind="stable"), min(8, len(x) // IN_PART))
     return [float(np.median(x[part])) for part in parts], [float(np.median(y[part])) for part in parts]
 
 

@@ -115,3 +115,14 @@ def test_the_matrix_shows_whole_participants_with_several_runs():
     assert not {0, 2} & set(chosen.tolist())
     assert all((chosen == p).sum() == (people == p).sum() for p in set(chosen.tolist()))
     assert sample_for_matrix(people, 11).tolist() == list(range(11))
+
+
+def test_what_people_did_does_not_hide_who_they_are():
+    values, people, _ = sessions_of(12, 2)
+    tasks = ["rest", "film"] * 12
+    values[1::2] += 30 * np.random.default_rng(1).normal(size=values.shape[1])
+    runs = np.arange(len(people))
+    assert reidentify(standardise(values), people, runs).hits.mean() < 0.1
+    assert reidentify(standardise(values, tasks), people, runs).hits.all()
+    alone = standardise(values, ["rest"] * 23 + ["film"])
+    assert np.linalg.norm(alone[23]) == pytest.approx(1)
