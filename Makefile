@@ -3,10 +3,11 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   ?= demo
+SECONDS ?= 60
 SETUP  := $(VENV)/.installed
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bids_app/__init__.py)
 
-.PHONY: setup demo test test-slow test-gpu container-test lint types lock image boutiques release-check clean
+.PHONY: setup demo test test-slow test-gpu container-test lint types lock image boutiques release-check fuzz audit clean
 
 setup: $(SETUP)
 
@@ -55,6 +56,16 @@ boutiques: setup
 
 release-check: setup
 	$(BIN)/python scripts/release_check.py
+
+fuzz: setup
+	$(BIN)/pip install --quiet --disable-pip-version-check "atheris>=2.3"
+	cd tests/fuzz && for target in sidecars filters adapters headers; do \
+	  ../../$(BIN)/python $$target.py -max_total_time=$(SECONDS) || exit 1; done
+
+# Asks a service of known vulnerabilities about what the image installs.
+audit: setup
+	$(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet --disable-pip-version-check pip-audit
+	$(VENV)-audit/bin/pip-audit --require-hashes --disable-pip --requirement requirements/container.lock
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info

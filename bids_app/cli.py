@@ -6,6 +6,7 @@ Nothing heavy is imported before the arguments are parsed, so that ``--help`` an
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -17,7 +18,14 @@ from typing import Any
 
 from bids_app import __version__
 from bids_app.boutiques import VARIANTS, describe
-from bids_app.errors import EXIT_CODES, EXIT_SOFTWARE, AnalysisLevelError, NeurostormError, UsageError
+from bids_app.errors import (
+    EXIT_CODES,
+    EXIT_SOFTWARE,
+    AnalysisLevelError,
+    InputOutputError,
+    NeurostormError,
+    UsageError,
+)
 from bids_app.settings import (
     ATTRIBUTIONS,
     CACHES,
@@ -40,6 +48,9 @@ SIZE_UNITS_GB = {"MB": 1 / 1000, "MIB": 1 / 953.674, "GB": 1.0, "GIB": 1.073742,
 
 CACHES_OF_LIBRARIES = ("MPLCONFIGDIR", "NIPYPE_CONFIG_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 """Where libraries would write into HOME; a user's own setting stays."""
+
+DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+"""What the system says of a disk, wherever it is met, is no defect of ours."""
 
 EPILOG = f"""exit codes: {"; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())}.
 NeuroSTORM is a research tool, not a medical device."""
@@ -423,7 +434,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("neurostorm: interrupted. What is done is kept: the same command goes on from there.", file=sys.stderr)
         return 130
-    except Exception:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
+            print(f"neurostorm: error: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
+            print("  Check the disk, its quota and its mount. What is done is kept.", file=sys.stderr)
+            return InputOutputError.exit_code
         LOGGER.exception("neurostorm: a defect of the program; please report it with the lines below.")
         return EXIT_SOFTWARE
 

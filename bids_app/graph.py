@@ -34,6 +34,8 @@ from bids_app.settings import CACHES, ResourceSettings
 LOGGER = logging.getLogger(__name__)
 ERROR_FILE = "error.json"
 COST_FILE = "cost.json"
+LITTLE_ROOM = 2**20
+"""Free bytes in scratch below which a step that left no word is taken to have found no room."""
 
 
 @dataclass(frozen=True)
@@ -102,14 +104,14 @@ def execute(function: str, key: str, given: dict[str, Any], upstream: dict[str, 
     try:
         call = getattr(importlib.import_module(module), name)
         value = call(**given, **{k: v.value for k, v in upstream.items()}, out_dir=out_dir)
+        cost = {
+            "seconds": round(time.monotonic() - started, 2),
+            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        }
+        _write_whole(out_dir / COST_FILE, cost)
     except BaseException as error:
         _leave_error(out_dir, error)
         raise
-    cost = {
-        "seconds": round(time.monotonic() - started, 2),
-        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-    }
-    (out_dir / COST_FILE).write_text(json.dumps(cost))
     stamps = "".join(f"{k}={v.stamp};" for k, v in sorted(upstream.items()))
     return Stamped(value, hashlib.sha256((key + stamps).encode()).hexdigest())
 
@@ -138,9 +140,20 @@ def _leave_error(out_dir: Path, error: BaseException) -> None:
         "trace": "".join(traceback.format_exception(error)),
     }
     try:
-        (out_dir / ERROR_FILE).write_text(json.dumps(content))
+        _write_whole(out_dir / ERROR_FILE, content)
     except OSError:
-        LOGGER.exception("%s: the error of this step could not be written down.", out_dir)
+        for path in out_dir.iterdir():  # what a step that failed has written is of no use, and makes room
+            if not path.name.startswith("_"):  # nipype's own
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        with suppress(OSError):
+            _write_whole(out_dir / ERROR_FILE, content)
+
+
+def _write_whole(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file so that what is there is whole, on a disk that is full too."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content))
+    partial.replace(path)
 
 
 def call_step(function, key, given, use_gpu=False, **upstream):  # nipype runs this function's source text on its own
@@ -271,9 +284,9 @@ class Graph:
             with Progress(len(self)) as progress:
                 plugin, plugin_args = self._plugin(progress)
                 self._workflow.run(plugin=plugin, plugin_args=plugin_args)
-        except Exception:
+        except Exception as error:
             if not any(path.stat().st_mtime >= self._started for path in crash_dir.glob("crash-*")):
-                raise  # no step failed, but the engine itself
+                raise as_neurostorm_error(error) or error from error  # no step failed, but the engine itself
             LOGGER.debug("Some steps failed.", exc_info=True)
         finally:
             os.chdir(cwd)
@@ -290,10 +303,16 @@ class Graph:
         return self._root / name
 
     def _finished(self, name: str) -> bool:
-        return (self._folder(name) / COST_FILE).exists()
+        return all((self._folder(name) / file).exists() for file in (COST_FILE, f"result_{name}.pklz"))
 
     def _worker_died(self, step: Step) -> StepError:
         unfinished = next(name for name in self._ancestors(step.name) if not self._finished(name))
+        if shutil.disk_usage(self._root.parent).free < LITTLE_ROOM:
+            full = InputOutputError(
+                f"{self._root.parent}: no space left for the step {unfinished}.",
+                "Free some space, or give --work-dir on another disk; what is done is kept.",
+            )
+            return StepError(unfinished, full.message, full.hint, full.exit_code, "")
         lost = TemporaryError(
             f"The step {unfinished} ended without a word, most often because memory ran out.",
             "Give the run more memory (--mem) or fewer processes (--nprocs), and start it again: what is done is kept.",

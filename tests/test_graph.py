@@ -51,6 +51,14 @@ def fail_for_the_disk(out_dir: Path) -> None:
     raise OSError(28, "No space left on device", "x.nii")
 
 
+def fill_the_disk(out_dir: Path) -> None:
+    """Write as much as fits; the file stays, so that nothing else fits either."""
+    with (out_dir / "large.bin").open("wb") as file:
+        while True:
+            file.write(bytes(2**16))
+            file.flush()
+
+
 def die(out_dir: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -65,7 +73,17 @@ def steps_can_be_imported(monkeypatch, tmp_path):
     """Steps are found by module and name; the workers of a test need this file on their path."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
-    for function in (write_number, double, store, fail, fail_unexpectedly, fail_for_the_disk, die, note_overlap):
+    for function in (
+        write_number,
+        double,
+        store,
+        fail,
+        fail_unexpectedly,
+        fail_for_the_disk,
+        fill_the_disk,
+        die,
+        note_overlap,
+    ):
         monkeypatch.setattr(function, "__module__", "test_graph")
 
 
@@ -178,6 +196,40 @@ def test_killed_worker_is_a_failure_and_the_others_go_on(tmp_path: Path) -> None
     assert (tmp_path / "out.txt").read_text() == "6"
 
 
+FULL = """
+from pathlib import Path
+from bids_app.graph import Graph
+from bids_app.settings import ResourceSettings
+from test_graph import fill_the_disk
+
+if __name__ == "__main__":
+    graph = Graph("g", Path({scratch!r}), ResourceSettings(n_procs=2))
+    steps = [graph.step(name, fill_the_disk) for name in ("one", "two")]
+    graph.run(crash_dir=Path({crashes!r}))
+    for step in steps:
+        error = graph.error_of(step)
+        print(error.exit_code, error.message)
+"""
+
+
+def test_steps_that_fill_the_disk_say_so(tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    small, crashes, script = tmp_path / "small", tmp_path / "crashes", tmp_path / "full.py"
+    small.mkdir()
+    crashes.mkdir()
+    script.write_text(FULL.format(scratch=str(small), crashes=str(crashes)))
+    mount = 'mount -t tmpfs -o size=2m none "$0" && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mount, str(small), sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["74", "74"], done.stdout + done.stderr
+    assert done.stdout.lower().count("no space left") == 2
+
+
 KILLED = """
 from pathlib import Path
 from bids_app.graph import Graph
@@ -240,5 +292,5 @@ def test_progress_is_shown_on_a_terminal_and_nowhere_else(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
     run_chain(tmp_path, 21, n_procs)
     said = capsys.readouterr().err
-    assert ("3/3" in said) == is_terminal
+    assert ("0/3" in said) == is_terminal
     assert said.strip() == "" or is_terminal

@@ -50,9 +50,7 @@ def command(raw: Path, out: Path, *options: str) -> list[str]:
     return [str(raw), str(out), "participant", "--model", "demo", "-w", str(out.parent / "work"), *options]
 
 
-def test_a_long_run_fits_into_four_gigabytes_and_not_into_the_smallest_job(
-    long_run: Path, tmp_path: Path, capsys
-) -> None:
+def test_a_long_run_fits_into_four_gigabytes_and_not_into_three(long_run: Path, tmp_path: Path, capsys) -> None:
     assert main(command(long_run, tmp_path / "out", "--check", "--mem", "4GB")) == 0
     capsys.readouterr()
     assert main(command(long_run, tmp_path / "out", "--check", "--mem", "3GB")) == 75

@@ -250,6 +250,15 @@ def test_outputs_that_were_lost_come_back_from_the_cache(finished: Finished) -> 
     assert path.read_bytes() == content
 
 
+def test_a_run_leaves_few_files_in_scratch(finished: Finished) -> None:
+    left = [path for path in finished.work.glob("neurostorm/sub_01_*/**/*") if path.is_file()]
+    assert 0 < len(left) <= 200
+
+
+def test_no_lock_stays_behind(finished: Finished) -> None:
+    assert not list(finished.out.rglob("running*.json")) + list(finished.work.glob("running*.json"))
+
+
 def test_reports_can_be_made_again_from_derivatives(finished: Finished) -> None:
     (finished.out / "sub-01.html").unlink()
     assert finished.command("--reports-only", "--participant-label", "01") == 0
