@@ -53,6 +53,7 @@ This folder is a BIDS derivatives dataset, made by NeuroSTORM as a BIDS App from
 | `sub-*/**/func/*_desc-quality_metrics.{tsv,json}` | quality under MRIQC's names, and what was chosen on the way |
 | `sub-*/**/{anat,func}/*_mask.nii.gz`, `*_boldref.nii.gz`, `*_xfm.*` | masks, reference images and transforms |
 | `sub-*/log/*/summary.json` | how each run ended, and why |
+| `group.html`, `group_*`, `phenotype/` | all runs together, where the group level was run |
 | `logs/CITATION.md` | the methods text and what to cite |
 
 NeuroSTORM is a research tool, not a medical device.

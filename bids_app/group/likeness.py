@@ -108,8 +108,8 @@ def identity_section(cohort: Cohort, kinds: Sequence[Kind], out_dir: Path) -> Se
     ]
     section.paragraphs.append(
         "Similarity is the cosine of embeddings whose features were standardised over the runs of a task: 0 is what "
-        f"two runs have in common on average. A run is found again when, of all {what}, the most similar one is of its own "
-        "participant (Rank-1)."
+        f"two runs have in common on average. A run is found again when, of all {what}, the most similar one is of its "
+        "own participant (Rank-1)."
     )
     section.pictures += [_matrix(kinds, out_dir), _histograms(kinds, found, out_dir)]
     section.tables.append(_rank1_table(kinds, found, what))
