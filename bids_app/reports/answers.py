@@ -10,7 +10,7 @@ import csv
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -236,8 +236,13 @@ def read_views(
     }
     others = [_view(name, view, unit) for name, view in told.items() if view]
     name = str(content.get("Normalisation") or card.get("Normalisation") or "")
-    detail = f"{100 * probabilities[answer]:.0f} %" if probabilities else ""
-    return (View(f"The answer ({name} normalisation)", answer, detail), *others) if others else ()
+    own = View(f"The answer ({name} normalisation)", answer)
+    if probabilities:
+        own = replace(own, detail=f"{100 * probabilities[answer]:.0f} %")
+        if as_dict(card.get("Uncertainty")).get("Calibration", "none") != "none" and content.get("Own"):
+            # the others are not calibrated either
+            own = _view(f"The answer before calibration ({name} normalisation)", as_dict(content["Own"]), unit)
+    return (own, *others) if others else ()
 
 
 def _check(content: Mapping[str, Any]) -> Check:

@@ -147,6 +147,13 @@ def test_the_halves_of_a_run_stand_beside_its_answer(out):
     assert "Its odd clips alone rest 73 % Its even clips alone visual" in page
 
 
+def test_views_stand_beside_an_answer_that_is_not_calibrated_either(out):
+    own = {"Answer": "left hand", "Probabilities": {"left hand": 0.991}}
+    card = {"Uncertainty": UNCERTAINTY | {"Calibration": "temperature"}, "Views": VIEWS | {"Own": own}}
+    page = words(spoil(out, card))
+    assert "The answer before calibration (voxel normalisation) left hand 99 %" in page
+
+
 def test_vectors_are_named_with_their_verdict(out):
     table = next(out.glob("sub-01/func/*run-1*_predictions.tsv"))
     path = table.with_name(table.name.replace("demostate_predictions", "who_vectors"))
