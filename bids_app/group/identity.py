@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bids_app.group.statistics import robust_z
+
 BLOCK = 256
 """Runs whose similarities with all others are held at once."""
 BINS = np.linspace(-1, 1, 81)
@@ -158,6 +160,9 @@ def reidentify(units: np.ndarray, people: np.ndarray, sessions: np.ndarray) -> R
 def suspected_swaps(found: ReIdentification, people: np.ndarray, least_margin: float) -> list[Suspicion]:
     """Pairs of participants, the clearest first, of whom a run looks like the other by at least so much.
 
+    A run's margin must also lie farther from the median than chance brings about in one of twenty cohorts as large:
+    where runs are found again with difficulty, some look like others without having been swapped.
+
     Parameters
     ----------
     found : ReIdentification
@@ -166,9 +171,12 @@ def suspected_swaps(found: ReIdentification, people: np.ndarray, least_margin: f
     least_margin : float
         Of `ReIdentification.margins`.
     """
+    from scipy.stats import norm
+
     margins = found.margins()
+    beyond_chance = robust_z(margins) > norm.isf(0.05 / max(1, int(found.tried.sum())))
     pairs: dict[tuple[int, int], list[int]] = {}
-    for run in np.flatnonzero(margins >= least_margin):
+    for run in np.flatnonzero((margins >= least_margin) & beyond_chance):
         one, two = sorted((int(people[run]), int(people[found.nearest[run]])))
         pairs.setdefault((one, two), []).append(int(run))
     suspicions = [

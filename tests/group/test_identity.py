@@ -126,3 +126,15 @@ def test_what_people_did_does_not_hide_who_they_are():
     assert reidentify(standardise(values, tasks), people, runs).hits.all()
     alone = standardise(values, ["rest"] * 23 + ["film"])
     assert np.linalg.norm(alone[23]) == pytest.approx(1)
+
+
+def test_runs_that_are_hard_to_tell_apart_are_not_taken_for_swapped():
+    suspected = by_margin = 0
+    for seed in range(10):
+        values, people, sessions = sessions_of(100, 2, noise=1, seed=seed)
+        found = reidentify(standardise(values), people, sessions)
+        assert 0.7 < found.hits.mean() < 0.9
+        suspected += len(suspected_swaps(found, people, 0.5))
+        by_margin += int((found.margins() >= 0.5).sum())
+    assert by_margin > 100
+    assert suspected <= 3
