@@ -65,7 +65,7 @@ fuzz: setup
 # Asks a service of known vulnerabilities about what the image installs.
 audit: setup
 	$(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet --disable-pip-version-check pip-audit
-	$(VENV)-audit/bin/pip-audit --require-hashes --disable-pip --requirement requirements/container.lock
+	$(VENV)-audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements/container.lock
 
 clean:
 	rm -rf $(VENV) $(DEMO) build dist *.egg-info

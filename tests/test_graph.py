@@ -284,8 +284,7 @@ def test_broken_plugin_file_is_named(tmp_path: Path, content: str) -> None:
         read_plugin_file(path)
 
 
-@pytest.mark.parametrize("n_procs", [1, 2])
-@pytest.mark.parametrize("is_terminal", [True, False])
+@pytest.mark.parametrize(("n_procs", "is_terminal"), [(1, True), (2, True), (1, False)])
 def test_progress_is_shown_on_a_terminal_and_nowhere_else(
     tmp_path: Path, monkeypatch, capsys, n_procs: int, is_terminal: bool
 ) -> None:

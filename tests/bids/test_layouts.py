@@ -344,7 +344,7 @@ def random_layout(seed: int) -> Layout:
     return Layout(f"seed {seed}", tuple(files), tuple(stems))
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(10))
 def test_a_random_dataset_gives_each_run_once(seed, tmp_path):
     layout = random_layout(seed)
     runs = find_runs(layout.write(tmp_path), QuerySettings())
