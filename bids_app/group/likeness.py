@@ -135,9 +135,9 @@ def _look_for_swaps(section: Section, kind: Kind, found: ReIdentification, out_d
     suspicions = suspected_swaps(found, kind.people, settings["swap_margin"])
     names = list(dict.fromkeys(run.participant for run in kind.runs))
     section.paragraphs.append(
-        f"A swap is suspected where a run looks more like another participant than like its own by a margin of "
+        "A swap is suspected where a run looks more like another participant than like its own by a margin of "
         f"{settings['swap_margin']} or more; 1 is as much as runs usually look more like their own. The margin must "
-        f"also be larger than chance gives among so many runs. Embeddings: {kind.name}, under which most are found again."
+        f"also be larger than chance gives among so many runs. Embeddings: {kind.name}, where most are found again."
     )
     section.tables.append(_swap_table(suspicions, kind, names))
     if not suspicions:
