@@ -170,12 +170,17 @@ def check_adapters(settings: Settings) -> str:
 
 
 def check_atlas(settings: Settings) -> str:
-    """The atlas is at hand, where regions are asked for."""
+    """The atlas is at hand, where regions are asked for, and so is what they are asked of."""
     if not settings.model.attribution or settings.reports_only:
         return "not needed"
     from bids_app.catalog.atlases import find_atlas
 
-    if settings.model.embeddings_only and settings.model.attribution != "reconstruction":
+    if settings.model.attribution == "reconstruction":
+        from bids_app.catalog.models import find_model, weights_path
+        from bids_app.model.checkpoint import read_checkpoint
+
+        read_checkpoint(weights_path(find_model(settings.model.model))).require_decoder()
+    elif settings.model.embeddings_only:
         raise UsageError(
             "--level minimal gives no answers that could be attributed.", "Leave out --level, or --attribution."
         )

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bids_app import checks
-from bids_app.errors import CannotCreateError, NoInputError, TemporaryError, UsageError
-from bids_app.settings import PARTICIPANT, ResourceSettings, Settings, own_scratch
+from bids_app.errors import BadDataError, CannotCreateError, NoInputError, TemporaryError, UsageError
+from bids_app.settings import PARTICIPANT, ModelSettings, ResourceSettings, Settings, own_scratch
 
 
 @pytest.fixture
@@ -114,3 +115,9 @@ def test_looking_writes_nothing(raw: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     list(checks.examine(settings(raw, tmp_path / "out")))
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_reconstruction_without_a_decoder_is_told_before_anything_is_computed(raw: Path) -> None:
+    asked = replace(settings(raw, raw.parent / "out"), model=ModelSettings("demo", attribution="reconstruction"))
+    with pytest.raises(BadDataError, match="no decoder"):
+        checks.check_atlas(asked)

@@ -70,6 +70,11 @@ class Checkpoint:
     info: dict[str, Any] = field(default_factory=dict)
     demonstration: bool = False
 
+    def require_decoder(self) -> None:
+        """Raise a `BadDataError` where there is no decoder: parts of scans cannot be guessed without one."""
+        if not any(key.startswith("decoder_pred.") for key in self.decoder):
+            raise BadDataError(f"{self.path}: holds no decoder.", "Give a file of pre-training, not of fine-tuning.")
+
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a file of either format.

@@ -156,8 +156,7 @@ def autoencoder_from(checkpoint: Checkpoint) -> MaskedAutoencoder:
 
     Files of 2025 know one mask token, for each place in a window; their other kinds of tokens start at its mean.
     """
-    if not any(k.startswith("decoder_pred.") for k in checkpoint.decoder):
-        raise BadDataError(f"{checkpoint.path}: holds no decoder.", "Give a file of pre-training, not of fine-tuning.")
+    checkpoint.require_decoder()
     model = MaskedAutoencoder(checkpoint.config)
     decoder = {k: v for k, v in checkpoint.decoder.items() if k != "atlas_map"}
     if decoder.get("mask_token", torch.zeros(1)).ndim == 2:
