@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import time
@@ -155,6 +157,16 @@ def test_a_config_file_that_is_none_is_named(tmp_path: Path, text: str, capsys) 
     config.write_text(text)
     assert main(["a", "b", "participant", "--config-file", str(config)]) == 64
     assert "neurostorm.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 74), (errno.EROFS, 74), (errno.ENOENT, 70)])
+def test_trouble_with_a_disk_is_no_defect(tmp_path: Path, monkeypatch, capsys, number: int, code: int) -> None:
+    def fail(_):
+        raise OSError(number, os.strerror(number), "x.nii")
+
+    monkeypatch.setattr("bids_app.participant.run_participants", fail)
+    assert main(["a", str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work")]) == code
+    assert ("x.nii: " in capsys.readouterr().err) == (code == 74)
 
 
 def test_filter_file_of_babs_is_accepted(tmp_path: Path) -> None:
