@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 from bids_app import steps
+from bids_app.bids.participants import read_ages
 from bids_app.cli import main
 from bids_app.errors import NeurostormError
+from bids_app.preprocess.carried import read_table
 from bids_app.preprocess.images import read_anatomy
 
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -331,3 +333,29 @@ def test_unpacking_takes_no_more_room_than_the_header_claims(tmp_path: Path, mon
         dataset.read(tmp_path / "scratch")
     assert written == [len(PLAIN)]
     assert not list((tmp_path / "scratch").iterdir())
+
+
+TABLES = {
+    "rows with too many columns": b"a\tb\n1\t2\t3\n1\t2\n",
+    "rows with too few columns": b"a\tb\n1\n1\t2\n",
+    "a head and nothing else": b"a\tb\n",
+    "nothing": b"",
+    "the same column twice": b"a\ta\n1\t2\n",
+    "commas": b"a,b\n1,2\n",
+    "bytes that are no text": b"a\tb\n\xff\xfe\t\x00\n",
+    "text where numbers belong": b"framewise_displacement\nmuch\nlittle\n",
+    "a quote that does not end": b'a\tb\n"1\t2\n',
+}
+
+
+@pytest.mark.parametrize("content", TABLES.values(), ids=TABLES)
+def test_tables_that_are_damaged_are_refused_by_name_or_left_out(tmp_path: Path, content: bytes) -> None:
+    table = tmp_path / "sub-01_desc-confounds_timeseries.tsv"
+    table.write_bytes(content)
+    (tmp_path / "participants.tsv").write_bytes(content)
+    assert read_ages([tmp_path]) == {}
+    try:
+        said = read_table(table, None, 30, "sub-01_bold.nii.gz").warnings
+    except NeurostormError as error:
+        said = (error.message,)
+    assert table.name in said[0]
