@@ -142,10 +142,10 @@ def _leave_error(out_dir: Path, error: BaseException) -> None:
     try:
         _write_whole(out_dir / ERROR_FILE, content)
     except OSError:
-        for path in out_dir.iterdir():  # what a step that failed has written is of no use, and makes room
-            if not path.name.startswith("_"):  # nipype's own
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
         with suppress(OSError):
+            for path in out_dir.iterdir():  # what a step that failed has written is of no use, and makes room
+                if not path.name.startswith("_"):  # nipype's own
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
             _write_whole(out_dir / ERROR_FILE, content)
 
 
@@ -286,7 +286,10 @@ class Graph:
                 self._workflow.run(plugin=plugin, plugin_args=plugin_args)
         except Exception as error:
             if not any(path.stat().st_mtime >= self._started for path in crash_dir.glob("crash-*")):
-                raise as_neurostorm_error(error) or error from error  # no step failed, but the engine itself
+                known = as_neurostorm_error(error)  # no step failed, but the engine itself
+                if known:
+                    raise known from error
+                raise
             LOGGER.debug("Some steps failed.", exc_info=True)
         finally:
             os.chdir(cwd)

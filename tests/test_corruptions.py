@@ -184,6 +184,7 @@ DAMAGES: dict[str, Damage] = {
     "empty volumes": bold(LATER, "5 of 30 volumes are empty", packed(SERIES * (np.arange(30) < 25).astype(np.int16))),
     "a scale that is no number": bold(FINE, "", packed(SERIES, scl_slope=np.nan, scl_inter=0)),
     "an offset that is no number": bold(HERE, "unreadable", packed(SERIES, scl_slope=1, scl_inter=np.nan)),
+    "a unit that does not exist": bold(FINE, "", packed(SERIES, xyzt_units=12)),
     "64 bits without sign": bold(FINE, "", packed(SERIES.astype(np.uint64))),
     "complex": bold(HERE, "colour or complex", packed(SERIES.astype(np.complex64))),
     "RGB": bold(HERE, "colour or complex", packed(colour(SERIES.shape, "RGB"))),
