@@ -58,9 +58,9 @@ release-check: setup
 	$(BIN)/python scripts/release_check.py
 
 fuzz: setup
-	$(BIN)/pip install --quiet --disable-pip-version-check "atheris>=2.3"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/fuzz "atheris>=2.3"
 	cd tests/fuzz && for target in sidecars filters adapters headers; do \
-	  ../../$(BIN)/python $$target.py -max_total_time=$(SECONDS) || exit 1; done
+	  PYTHONPATH=../../build/fuzz ../../$(BIN)/python $$target.py -max_total_time=$(SECONDS) || exit 1; done
 
 # Asks a service of known vulnerabilities about what the image installs.
 audit: setup
