@@ -213,8 +213,8 @@ def check_image(img: Any) -> str:
 def checked_tr(img: Any, tr: float | None) -> float:
     """The repetition time in s: the one given, or that of the header in its units."""
     if tr is None:
-        step, (_, unit) = float(img.header.get_zooms()[3]), img.header.get_xyzt_units()
-        tr = step * {"msec": 1e-3, "usec": 1e-6}.get(unit, 1.0)
+        step, unit = float(img.header.get_zooms()[3]), int(img.header["xyzt_units"]) & ~7  # by NIfTI's codes
+        tr = step * {16: 1e-3, 24: 1e-6}.get(unit, 1.0)
     if not (np.isfinite(tr) and tr > 0):
         raise BadDataError(
             f"{name_of(img, 'the image')}: its repetition time is {tr} s.", "Give it in seconds, above 0."
