@@ -189,7 +189,8 @@ def judge(
     """Judge a scan and each answer about it; ``age`` is the participant's in years, where it is known."""
     facts = scan_facts(preprocessed, grid.coverage, age)
     predictions = (
-        replace(p, verdict=judge_prediction(facts, p.card, p.distance, on_out_of_domain)) for p in encoded.predictions
+        replace(p, verdict=judge_prediction(facts, p.card, p.distance, on_out_of_domain, p.certainty))
+        for p in encoded.predictions
     )
     return replace(encoded, predictions=tuple(predictions), verdict=judge_scan(facts))
 

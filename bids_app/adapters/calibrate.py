@@ -36,6 +36,15 @@ TINY = 1e-12
 
 
 @dataclass(frozen=True)
+class Certainty:
+    """The probability of an answer, and the least that the true label had in a share ``level`` of calibration scans."""
+
+    probability: float
+    least: float
+    level: float
+
+
+@dataclass(frozen=True)
 class Calibration:
     """What was learned from a calibration cohort.
 
@@ -104,6 +113,16 @@ class Calibration:
         """Limits between which the true value is promised to lie; None where too few scans were seen."""
         limit = self.limits.get(_key(level))
         return None if limit is None else (value - limit, value + limit)
+
+    def certainty(self, probabilities: np.ndarray) -> Certainty | None:
+        """How probable the first label (of K) is, beside what calibration saw; None where it kept no limits.
+
+        Where a scan falls short of the strictest limit, its label set would be empty: no label conforms.
+        """
+        kept = [level for level in LEVELS if _key(level) in self.limits]
+        if not kept:
+            return None
+        return Certainty(float(probabilities.max()), 1 - self.limits[_key(max(kept))], max(kept))
 
     def label_set(
         self, probabilities: np.ndarray, labels: Sequence[str], level: float, by_class: bool = False

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bids_app.adapters.calibrate import Calibration
+from bids_app.adapters.calibrate import Calibration, Certainty
 from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION, AdaptedModel, AdapterCard, to_answers
 from bids_app.adapters.verdict import REFUSE, Verdict
@@ -108,6 +108,13 @@ class Prediction:
     def calibration(self) -> Calibration | None:
         """The adapter's; None where it was not calibrated."""
         return Calibration.from_dict(self.card.calibration) if self.card.calibration else None
+
+    @property
+    def certainty(self) -> Certainty | None:
+        """How probable the answer is beside what calibration saw; None where nothing was calibrated, or no labels."""
+        if self.calibration is None or self.card.task != CLASSIFICATION:
+            return None
+        return self.calibration.certainty(self.told)
 
     @property
     def told(self) -> np.ndarray:

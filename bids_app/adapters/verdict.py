@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bids_app.adapters.calibrate import Certainty
 from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import AdapterCard
 
@@ -163,7 +164,13 @@ def judge_scan(facts: Facts) -> Verdict:
     return Verdict(tuple(found.values()), unknown)
 
 
-def judge_prediction(facts: Facts, card: AdapterCard, distance: Distance | None, on_out_of_domain: str) -> Verdict:
+def judge_prediction(
+    facts: Facts,
+    card: AdapterCard,
+    distance: Distance | None,
+    on_out_of_domain: str,
+    certainty: Certainty | None = None,
+) -> Verdict:
     """Judge whether an adapter can be asked about a scan.
 
     Parameters
@@ -174,6 +181,8 @@ def judge_prediction(facts: Facts, card: AdapterCard, distance: Distance | None,
         From the adapter's cohort; None: the adapter has no reference statistics.
     on_out_of_domain : str
         ``warn`` or ``refuse``: the level of what lies outside of the adapter's cohort.
+    certainty : Certainty, optional
+        Of a calibrated classification.
     """
     found, unknown = _by_the_model(facts)
     if facts.get("mean_removed") and card.normalisation == "global":
@@ -197,6 +206,8 @@ def judge_prediction(facts: Facts, card: AdapterCard, distance: Distance | None,
         unknown["embedding"] = "The adapter has no reference statistics of its cohort."
     else:
         found["embedding"] = _by_distance(distance, on_out_of_domain)
+    if certainty is not None:
+        found["certainty"] = _by_certainty(certainty)
     return Verdict(tuple(found.values()), unknown)
 
 
@@ -264,6 +275,17 @@ def _by_distance(distance: Distance, level: str) -> Check:
         "embedding", level, distance.value, limits,
         f"The scan is unlike those that the adapter learned from: its embedding lies {distance.value:.3g} standard "
         f"deviations away, and only {distance.false_alarms:.1%} of scans like theirs lie beyond {distance.limit:.3g}.",
+    )  # fmt: skip
+
+
+def _by_certainty(found: Certainty) -> Check:
+    limits = f"at least {found.least:.0%}, as the true label had in {found.level:.0%} of the calibration scans"
+    if found.probability >= found.least:
+        return Check("certainty", PASS, found.probability, limits)
+    return Check(
+        "certainty", WARN, found.probability, limits,
+        f"No answer is probable enough: the first has {found.probability:.0%}, and the true one had at least "
+        f"{found.least:.0%} in {found.level:.0%} of the scans that calibrated the adapter.",
     )  # fmt: skip
 
 

@@ -154,3 +154,17 @@ def test_isotonic_sets_cover_each_class_by_itself() -> None:
             covered[label].append(np.mean([t in s for t, s in zip(truth[600:], sets, strict=True) if t == label]))
     for values in covered.values():
         assert 0.88 <= np.mean(values) <= 0.92
+
+
+def test_an_answer_is_unsure_as_often_as_the_strictest_promise_allows() -> None:
+    """A classifier that is nearly always right: 5 % of such scans fall short of what 95 % of the calibration had."""
+    rng = np.random.default_rng(3)
+    first = rng.beta(20, 2, 3000)
+    raw = np.stack([first, (1 - first) / 2, (1 - first) / 2], axis=1)
+    made = calibrate_classes(raw[:1000], ["a"] * 1000, LABELS, "none")
+    found = [made.certainty(row) for row in raw[1000:]]
+    assert found[0].level == 0.95
+    assert np.mean([one.probability < one.least for one in found]) == pytest.approx(0.05, abs=0.02)
+    assert made.certainty(np.full(3, 1 / 3)).probability < found[0].least
+    few = calibrate_classes(raw[:3], ["a"] * 3, LABELS, "none")
+    assert few.certainty(raw[5]) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from bids_app.adapters.calibrate import Certainty
 from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import AdapterCard
 from bids_app.adapters.verdict import PASS, REFUSE, WARN, Verdict, judge_prediction, judge_scan
@@ -126,3 +127,13 @@ def test_the_worst_check_decides_and_comes_first() -> None:
 def test_ranges_that_are_none_are_refused() -> None:
     with pytest.raises(BadDataError, match="ranges"):
         card(ranges={"age": [30, 20]})
+
+
+@pytest.mark.parametrize("policy", [WARN, REFUSE])
+def test_an_answer_less_probable_than_calibration_ever_saw_is_warned_of(policy: str) -> None:
+    """Its label set would be empty: that says nothing against the scan, but much against the answer."""
+    sure, unsure = (Certainty(p, 0.8, 0.95) for p in (0.9, 0.6))
+    assert level(judge_prediction(GOOD, card(), NEAR, policy, sure), "certainty") == PASS
+    verdict = judge_prediction(GOOD, card(), NEAR, policy, unsure)
+    assert level(verdict, "certainty") == WARN
+    assert "60%" in verdict.reasons[0] and "80%" in verdict.reasons[0]  # noqa: PT018
