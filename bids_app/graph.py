@@ -72,8 +72,9 @@ def source_hash() -> str:
 
 
 def remove_caches(work_dir: Path) -> None:
-    """Delete what libraries cached in a scratch folder, and the folder itself if nothing else is in it."""
-    shutil.rmtree(work_dir / CACHES, ignore_errors=True)
+    """Delete what libraries cached in a scratch folder and what killed runs left, and the folder if that was all."""
+    for folder in (work_dir / CACHES, *work_dir.glob("crash-*")):
+        shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         work_dir.rmdir()
 

@@ -14,7 +14,7 @@ from typing import TypeVar
 import pytest
 
 from bids_app.errors import BadDataError, UsageError
-from bids_app.graph import Graph, read_plugin_file
+from bids_app.graph import Graph, read_plugin_file, remove_caches
 from bids_app.settings import ResourceSettings
 
 T = TypeVar("T")
@@ -274,6 +274,19 @@ def test_removing_scratch_leaves_what_others_put_beside_it(tmp_path: Path) -> No
     left = [path.name for path in (tmp_path / "work").rglob("*") if path.is_file()]
     assert "of_somebody_else.txt" in left
     assert not (tmp_path / "work" / "wf" / "write").exists()
+
+
+def test_what_libraries_and_killed_runs_left_is_removed_and_the_rest_is_not(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    for name in ("caches/mplconfigdir", "crash-1"):
+        (work / name).mkdir(parents=True)
+        (work / name / "file").write_text("")
+    (work / "of_somebody_else.txt").write_text("keep me")
+    remove_caches(work)
+    assert [path.name for path in work.iterdir()] == ["of_somebody_else.txt"]
+    (work / "of_somebody_else.txt").unlink()
+    remove_caches(work)
+    assert not work.exists()
 
 
 @pytest.mark.parametrize("content", ["plugin_args: {}", "[", "plugin: SLURM\nplugin_args: 3"])
