@@ -37,8 +37,10 @@ BIDSIGNORE = (
     "*_boldmap.*",
     "*_metrics.*",
     "group_*",
+    "neurostorm_*",
 )
-"""Outputs for which BIDS has no name yet, in the terms of ``.bidsignore``."""
+"""Outputs for which BIDS has no name yet, in the terms of ``.bidsignore``; its phenotype tables, last here, may have one
+row a participant, and ours have one a run."""
 
 README = """# NeuroSTORM's outputs
 
