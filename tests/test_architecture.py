@@ -17,6 +17,7 @@ FLOORS = [
     {"preprocess", "adapters", "reports"},
     {
         "participant",
+        "pipeline",
         "group",
         "training",
         "checks",
