@@ -39,8 +39,8 @@ BIDSIGNORE = (
     "group_*",
     "neurostorm_*",
 )
-"""Outputs for which BIDS has no name yet, in the terms of ``.bidsignore``; its phenotype tables, last here, may have one
-row a participant, and ours have one a run."""
+"""Outputs for which BIDS has no name yet, in the terms of ``.bidsignore``. Of the phenotype tables, last here, it knows
+only such with one row a participant; ours have one a run."""
 
 README = """# NeuroSTORM's outputs
 
