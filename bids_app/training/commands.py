@@ -123,13 +123,12 @@ def _atlas(arguments: argparse.Namespace, patch: tuple[int, int, int, int]) -> t
 
 def load_labels(name: str) -> tuple[Atlas, Any]:
     """An atlas by name or file, and its labels on the model grid."""
-    import nibabel as nib
-
     from bids_app.catalog.atlases import find_atlas
     from bids_app.clips import labels_to_model_grid
+    from bids_app.preprocess.headers import load_nifti
 
     atlas = find_atlas(name)
-    return atlas, labels_to_model_grid(nib.load(atlas.path))
+    return atlas, labels_to_model_grid(load_nifti(atlas.path))
 
 
 def _region_weights(arguments: argparse.Namespace, patches: AtlasPatches | None) -> torch.Tensor | None:

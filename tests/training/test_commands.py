@@ -63,6 +63,11 @@ def test_commands_name_what_is_wrong(make_store, tmp_path, capsys):
     adapting = ["--model", str(tmp_path / "none.safetensors"), "--target", "scan:side", "--output", "a.safetensors"]
     assert main(["adapt", store, *adapting]) == 66
     assert "none.safetensors" in capsys.readouterr().err
+    damaged = tmp_path / "parcels.nii.gz"
+    damaged.write_bytes(b"no image")
+    by_regions = ["--mask", "atlas", "--atlas", str(damaged), "--output", str(tmp_path / "e.safetensors")]
+    assert main(["pretrain", store, *by_regions]) == 65
+    assert "parcels.nii.gz" in capsys.readouterr().err
 
 
 def test_pretraining_by_regions_lists_those_that_cannot_be_resolved(make_store, tmp_path, capsys, tiny_config):
