@@ -38,7 +38,10 @@ RUN sh /src/container/build.sh torch-cuda
 COPY . /src
 RUN sh /src/container/build.sh package
 
-FROM package-cpu AS data
+# Fetching needs no torch, so that the target cuda asks for no CPU build.
+FROM packages AS data
+COPY . /src
+RUN sh /src/container/build.sh package
 ARG BAKE=""
 ENV NEUROSTORM_CACHE=/opt/data/neurostorm TEMPLATEFLOW_HOME=/opt/data/templateflow
 RUN sh /src/container/build.sh bake ${BAKE}
