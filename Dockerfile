@@ -6,6 +6,7 @@
 #   TORCH_SHA256    if given, the hash that torch's file must have
 #   BAKE            what to put in beside the demonstration model: templates, atlases, names of models,
 #                   as in --build-arg BAKE="templates atlases neurostorm-5ds"
+#   CUDA_BUILD      for cuda: another build of torch than the registry's, such as cu126, which PIP_EXTRA_INDEX_URL has
 #   MAMBA_SSM       for cuda: "mamba-ssm==2.3.2.post1" compiles its kernels
 #   VERSION, REVISION, CREATED   for the labels
 ARG BASE_IMAGE=debian:bookworm-slim
@@ -32,6 +33,7 @@ RUN sh /src/container/build.sh package
 FROM packages AS package-cuda
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
+ARG CUDA_BUILD=""
 ARG MAMBA_SSM=""
 ARG MAX_JOBS=4
 RUN sh /src/container/build.sh torch-cuda

@@ -39,7 +39,8 @@ torch-cpu) # PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS say where CPU builds are, TOR
     exit 1
   fi ;;
 torch-cuda) # with CUDA's libraries and Triton; with MAMBA_SSM its kernels too, by an nvcc that pip brings
-  pip "torch===$(sed -n 's/^torch==//p' requirements/torch.txt)" triton # `===` lets no CPU build (2.x.y+cpu) pass for it
+  # `===` lets no CPU build (2.x.y+cpu) pass for it; CUDA_BUILD asks for another one, such as cu126
+  pip "torch===$(sed -n 's/^torch==//p' requirements/torch.txt)${CUDA_BUILD:++$CUDA_BUILD}" triton
   if ! ls $prefix/lib/python3*/site-packages/torch/lib/libtorch_cuda* > /dev/null 2>&1; then
     echo "pip found a build of torch without CUDA." >&2
     exit 1
