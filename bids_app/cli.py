@@ -234,6 +234,12 @@ class PrintDescriptor(AnswerAndExit):
         parser.exit()
 
 
+def from_anywhere(name: str) -> str:
+    """A file's path, absolute, since steps run in folders of their own; a name of the catalog as it is."""
+    path = Path(name)
+    return str(path.absolute()) if path.suffix and path.is_file() else name
+
+
 def memory_gb(text: str) -> float:
     """Gigabytes of a size such as ``8GB`` or ``8000MB``; a bare number is refused, since apps disagree on its unit."""
     match = re.fullmatch(r"\s*([\d.]+)\s*([KMGT]i?B)\s*", text, re.IGNORECASE)
@@ -288,12 +294,12 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
             random_seed=options.random_seed,
         ),
         model=ModelSettings(
-            model=options.model,
-            adapters=tuple(options.adapter),
+            model=from_anywhere(options.model),
+            adapters=tuple(map(from_anywhere, options.adapter)),
             device=options.device,
             embeddings_only=options.level == "minimal",
             attribution=options.attribution,
-            atlas=options.atlas,
+            atlas=from_anywhere(options.atlas),
             on_out_of_domain=options.on_out_of_domain,
             acknowledge_research_use=options.acknowledge_research_use,
         ),

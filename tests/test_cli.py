@@ -117,6 +117,19 @@ def test_the_log_of_an_invocation_gives_its_settings_again(tmp_path: Path) -> No
     assert parse_settings([*common, "--config-file", str(config)]) == settings
 
 
+def test_files_that_are_named_from_here_are_found_from_everywhere(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("own.safetensors", "parcels.nii.gz"):
+        (tmp_path / name).touch()
+    named = ["--model", "own.safetensors", "--adapter", "demo-state", "own.safetensors", "--atlas", "parcels.nii.gz"]
+    model = parse_settings(["a", "b", "participant", *named]).model
+    assert model.model == str(tmp_path / "own.safetensors")
+    assert model.adapters == ("demo-state", str(tmp_path / "own.safetensors"))
+    assert model.atlas == str(tmp_path / "parcels.nii.gz")
+    published = "fmrifound-ratio0.5"  # what looks like a suffix makes no file of it
+    assert parse_settings(["a", "b", "participant", "--model", published]).model.model == published
+
+
 def test_config_file_with_unknown_option_names_it(tmp_path: Path) -> None:
     config = tmp_path / "neurostorm.toml"
     config.write_text('[options]\nmodle = "demo"\n')
