@@ -9,7 +9,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bids_app import outputs
@@ -105,16 +105,17 @@ def work_on_free(runs: Sequence[BoldRun], settings: Settings) -> int:
     outcomes = run_graph(runs, shared, crash_dir)
     for folder in (settings.out_dir, settings.out_dir / "logs", settings.work_dir):
         remove_leftovers(folder, deep=False)
-    for outcome in outcomes.values():
-        for adapter, _ in withheld(outcome, settings.out_dir):
-            outputs.withdraw(settings.out_dir, outcome.stem, adapter)
+    refused = {stem: withheld(outcome, settings.out_dir) for stem, outcome in outcomes.items()}
+    for stem, answers in refused.items():
+        for adapter, _ in answers:
+            outputs.withdraw(settings.out_dir, stem, adapter)
     for participant in participants:
         own = [outcomes[run.stem] for run in runs if run.participant == participant]
         remove_leftovers(settings.out_dir / f"sub-{participant}")
         write_log(settings, run_id, participant, own, shared.model.hashes, started)
         build_participant_report(settings.out_dir, participant)
     shutil.rmtree(crash_dir, ignore_errors=True)
-    tell(list(outcomes.values()), settings, time.time() - started)
+    tell(list(outcomes.values()), refused, settings, time.time() - started)
     return exit_code(list(outcomes.values()))
 
 
@@ -158,13 +159,14 @@ def outcome_of(run: BoldRun, graph: Graph, published: Step | None, hashed: Step 
     return Outcome(run.stem, OK, steps=costs, outputs=graph.result_of(published), inputs=inputs)
 
 
-def tell(outcomes: Sequence[Outcome], settings: Settings, seconds: float) -> None:
-    """Say how it went: what failed and what to do, and where to look."""
+def tell(
+    outcomes: Sequence[Outcome], refused: Mapping[str, list[tuple[str, str]]], settings: Settings, seconds: float
+) -> None:
+    """Say how it went: what failed and what to do, which answers are withheld (by run), and where to look."""
     failed = [outcome for outcome in outcomes if outcome.status != OK]
     said = [f"{outcome.stem} failed: {outcome.reason}\n  {outcome.hint}" for outcome in failed]
-    for outcome in outcomes:
-        for adapter, reason in withheld(outcome, settings.out_dir):
-            said.append(f"{outcome.stem}: the answer of {adapter} is withheld. {reason}")
+    for stem, answers in refused.items():
+        said += [f"{stem}: the answer of {adapter} is withheld. {reason}" for adapter, reason in answers]
     most = len(said) if settings.verbosity else MOST_SAID
     for text in said[:most]:
         print(f"neurostorm: {text}", file=sys.stderr)
