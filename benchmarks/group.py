@@ -11,19 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import subprocess
 import sys
 import tempfile
-import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
+from watching import Cost, watch
 
 CARD = {"Model": "made", "WeightsSHA256": "0" * 64, "Demonstration": True, "Device": "cpu", "Template": "made"}
 QUALITY = {
@@ -173,39 +169,13 @@ class Study:
         path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def measure(command: list[str]) -> tuple[float, float, float]:
-    """Seconds, seconds of processors, and the most memory in GB of a command and its children."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started = time.perf_counter()
-    process = subprocess.Popen(command)
-    done, peak = threading.Event(), 0
-
-    def watch() -> None:
-        nonlocal peak
-        parent = psutil.Process(process.pid)
-        while not done.wait(0.2):
-            total = 0
-            try:
-                members = [parent, *parent.children(recursive=True)]
-            except psutil.NoSuchProcess:
-                return
-            for member in members:
-                try:
-                    total += member.memory_full_info().pss
-                except (psutil.NoSuchProcess, psutil.AccessDenied):
-                    continue
-            peak = max(peak, total)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    code = process.wait()
-    seconds = time.perf_counter() - started
-    done.set()
-    watcher.join()
-    if code:
-        raise SystemExit(f"the command ended with {code}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, peak / 1e9
+def measure(what: str, command: list[str]) -> Cost:
+    """What a command takes that must succeed, and a row that says so."""
+    cost = watch(command, every=0.2)
+    if cost.code:
+        raise SystemExit(f"the command ended with {cost.code}")
+    print(f"{what:<28} {cost.seconds:7.1f} {cost.cpu_seconds:12.1f} {cost.peak_gb:8.2f}", flush=True)
+    return cost
 
 
 REFERENCE = """
@@ -244,12 +214,11 @@ def main() -> int:
         print(f"{'what':<28} {'s':>7} {'processor s':>12} {'peak GB':>8}")
         program = Path(sys.executable).with_name("neurostorm")
         command = [str(program), str(raw), str(out), "group", "--nprocs", options.nprocs]
-        ours = measure(command)
-        print(f"{'group':<28} {ours[0]:7.1f} {ours[1]:12.1f} {ours[2]:8.2f}", flush=True)
+        ours = measure("group", command)
         if not options.no_reference:
-            naive = measure([sys.executable, "-c", REFERENCE, str(out)])
-            print(f"{'reading one by one, pandas':<28} {naive[0]:7.1f} {naive[1]:12.1f} {naive[2]:8.2f}")
-            print(f"ratios: {naive[0] / ours[0]:.1f} by the clock, {naive[1] / ours[1]:.1f} by the processor")
+            naive = measure("reading one by one, pandas", [sys.executable, "-c", REFERENCE, str(out)])
+            by_clock, by_processor = naive.seconds / ours.seconds, naive.cpu_seconds / ours.cpu_seconds
+            print(f"ratios: {by_clock:.1f} by the clock, {by_processor:.1f} by the processor")
             (out / "naive.tsv").unlink()
         print(f"group.html: {(out / 'group.html').stat().st_size / 1e3:.0f} kB")
         for path in sorted((out / "group_figures").iterdir()):

@@ -13,43 +13,9 @@ import json
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 
-import psutil
-
-
-def measure(command: list[str]) -> tuple[float, float, int]:
-    """Seconds, peak memory in GB (shared pages counted once), and exit code of a command."""
-    started = time.perf_counter()
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
-    peak = 0
-    done = threading.Event()
-
-    def watch() -> None:
-        nonlocal peak
-        parent = psutil.Process(process.pid)
-        while not done.wait(0.5):
-            total = 0
-            try:
-                members = [parent, *parent.children(recursive=True)]
-            except psutil.NoSuchProcess:
-                return
-            for member in members:
-                try:
-                    total += member.memory_full_info().pss
-                except (psutil.NoSuchProcess, psutil.AccessDenied):
-                    continue
-            peak = max(peak, total)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    code = process.wait()
-    seconds = time.perf_counter() - started
-    done.set()
-    watcher.join()
-    return seconds, peak / 1e9, code
+from watching import watch
 
 
 def main() -> int:
@@ -71,9 +37,9 @@ def main() -> int:
         print(f"{'run':<6} {'s':>6} {'peak GB':>8} {'exit code':>10}   ratio of times to cold")
         cold = None
         for name in ("cold", "again"):
-            seconds, peak_gb, code = measure([str(part) for part in command])
-            cold = cold or seconds
-            print(f"{name:<6} {seconds:6.1f} {peak_gb:8.2f} {code:10d}   {seconds / cold:.2f}")
+            cost = watch([str(part) for part in command], stderr=subprocess.DEVNULL)
+            cold = cold or cost.seconds
+            print(f"{name:<6} {cost.seconds:6.1f} {cost.peak_gb:8.2f} {cost.code:10d}   {cost.seconds / cold:.2f}")
             if name == "cold":
                 summaries = [json.loads(p.read_text()) for p in sorted(out.glob("sub-*/log/*/summary.json"))]
         print("\nsteps of the cold run, s")
@@ -81,7 +47,7 @@ def main() -> int:
             for run in summary["runs"]:
                 for step, cost in run["steps"].items():
                     print(f"{cost['seconds']:8.1f}  {step}")
-    return code
+    return cost.code
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ def load_benchmark():
     """The module ``benchmarks/group.py``."""
     name = "benchmark_group"
     if name not in sys.modules:
+        sys.path.append(str(BENCHMARKS))  # for what benchmarks share
         spec = importlib.util.spec_from_file_location(name, BENCHMARKS / "group.py")
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
