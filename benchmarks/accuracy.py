@@ -33,16 +33,16 @@ from bids_app.phantom.dataset import FIELDMAPS, DatasetPlan, Visit, write_datase
 from bids_app.phantom.protocol import anatomical_protocol_for
 from bids_app.phantom.t1w import VARIANTS, simulate_t1w
 from bids_app.phantom.truth import PointField
-from bids_app.preprocess.anatomy import normalise_t1w, prepare_t1w
-from bids_app.preprocess.boundary import SLOPE, Refinement, refine, white_matter_boundary
-from bids_app.preprocess.distortion import correct_distortion
-from bids_app.preprocess.epi import prepare_bold
-from bids_app.preprocess.images import read_volume, save_image
-from bids_app.preprocess.motion import MotionEstimate, correct_motion
+from bids_app.preprocess.anatomical import normalise_t1w, prepare_t1w
+from bids_app.preprocess.hmc import MotionEstimate, correct_motion
+from bids_app.preprocess.io.images import read_volume, save_image
+from bids_app.preprocess.masking import prepare_bold
 from bids_app.preprocess.preprocessed import PreprocessedRun
-from bids_app.preprocess.registration import Image, dice
+from bids_app.preprocess.registration.ants import Image, dice
+from bids_app.preprocess.registration.bbr import SLOPE, Refinement, refine, white_matter_boundary
+from bids_app.preprocess.registration.transforms import LPS, Chain, apply_matrix, draw, grid_points, linear, rigid
 from bids_app.preprocess.run import preprocess_run
-from bids_app.preprocess.transforms import LPS, Chain, apply_matrix, draw, grid_points, linear, rigid
+from bids_app.preprocess.sdc.estimate import correct_distortion
 from bids_app.settings import QuerySettings
 
 ROUTES = ("t1w", "direct")

@@ -17,8 +17,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_app.training.cli import main as train
-from bids_app.training.cohorts import Effects, images_cohort, states_cohort, traits_cohort
+from bids_app.cli.train import main as train
+from bids_app.phantom.cohorts import Effects, images_cohort, states_cohort, traits_cohort
 
 TASKS = Path(__file__).with_name("tasks")
 

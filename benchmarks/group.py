@@ -114,7 +114,7 @@ class Study:
 
     def write_run(self, out_dir: Path, run: Mapping[str, str], number: int, session: int) -> None:
         """Write a run's quality, embeddings and predictions, as of a participant by number."""
-        from bids_app.bids.derivatives import output_path
+        from bids_app.bids.writer import output_path
         from bids_app.reports.contents import quality_columns
 
         rng = np.random.default_rng([self.seed, number, session])

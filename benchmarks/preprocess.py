@@ -100,9 +100,9 @@ def simulate(folder: Path, protocol: Protocol, n_volumes: int, seed: int = 0) ->
     from scipy import ndimage
 
     from bids_app.catalog.templates import load_template
-    from bids_app.preprocess.coregister import epi_like
-    from bids_app.preprocess.images import save_image
-    from bids_app.preprocess.transforms import draw, linear, rigid
+    from bids_app.preprocess.io.images import save_image
+    from bids_app.preprocess.registration.bold_to_t1w import epi_like
+    from bids_app.preprocess.registration.transforms import draw, linear, rigid
 
     template, grid = load_template(), protocol.shape
     affine = np.diag([*protocol.voxel_mm, 1.0])
@@ -128,7 +128,7 @@ def simulate(folder: Path, protocol: Protocol, n_volumes: int, seed: int = 0) ->
 
 def motion_error_mm(found: np.ndarray, true: np.ndarray) -> tuple[float, float]:
     """Mean and largest error over a brain's volume, after removing what is common to all volumes."""
-    from bids_app.preprocess.transforms import apply_matrix
+    from bids_app.preprocess.registration.transforms import apply_matrix
 
     between = np.mean([np.linalg.inv(a) @ b for a, b in zip(true, found, strict=True)], axis=0)
     left, _, right = np.linalg.svd(between[:3, :3])
@@ -154,11 +154,11 @@ def first_volumes(bold: Path, n_volumes: int, folder: Path) -> Path:
 
 def go(run: Run, folder: Path, threads: int, with_peers: bool, anatomy: Any = None) -> Any:
     """Run all steps, each in its own process, and their peers; returns the run's anatomy."""
-    from bids_app.preprocess.anatomy import normalise_t1w, prepare_t1w
+    from bids_app.preprocess.anatomical import normalise_t1w, prepare_t1w
     from bids_app.preprocess.confounds import measure_confounds
-    from bids_app.preprocess.coregister import coregister, mask_boldref, normalise_boldref
-    from bids_app.preprocess.epi import prepare_bold
-    from bids_app.preprocess.motion import correct_motion
+    from bids_app.preprocess.hmc import correct_motion
+    from bids_app.preprocess.masking import prepare_bold
+    from bids_app.preprocess.registration.bold_to_t1w import coregister, mask_boldref, normalise_boldref
     from bids_app.preprocess.resample import grid_series
     from bids_app.preprocess.run import collect_run
 
@@ -202,7 +202,7 @@ def go(run: Run, folder: Path, threads: int, with_peers: bool, anatomy: Any = No
 
 def _template(folder: Path) -> Path:
     from bids_app.catalog.templates import load_template
-    from bids_app.preprocess.images import save_image
+    from bids_app.preprocess.io.images import save_image
 
     template = load_template()
     return save_image(folder / "template.nii.gz", template.t1w, template.affine)

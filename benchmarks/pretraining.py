@@ -33,11 +33,11 @@ from bids_app.model.encoder import EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.mamba import D_STATE
 from bids_app.model.scan import BACKENDS
-from bids_app.training.data import Batch, ClipBatches
+from bids_app.training.data.loader import Batch, ClipBatches
+from bids_app.training.data.store import ClipStore
 from bids_app.training.loop import LoopSettings
 from bids_app.training.memory import keep_freed_memory
 from bids_app.training.pretrain import PretrainSettings, pretrain
-from bids_app.training.store import ClipStore
 
 QUICK = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=8, depths=(1, 1))
 

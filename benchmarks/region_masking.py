@@ -32,17 +32,17 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.spatial import cKDTree
 
 from bids_app.adapters.attribution import Regions, reconstruction_errors
-from bids_app.bids.derivatives import write_json, write_text, write_tsv
+from bids_app.bids.writer import write_json, write_text, write_tsv
 from bids_app.catalog.templates import MODEL_SPACE, brain_on
+from bids_app.cli.train import main as train
 from bids_app.clips import CLIP_VOLUMES, MODEL_GRID_AFFINE, MODEL_GRID_SHAPE, MODEL_TR, ClipReader, GridSeries
 from bids_app.model.api import load_autoencoder
 from bids_app.model.checkpoint import save_encoder
 from bids_app.model.encoder import EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.phantom.geometry import rng_for
-from bids_app.training.cli import main as train
+from bids_app.training.data.store import ClipStore
 from bids_app.training.memory import keep_freed_memory
-from bids_app.training.store import ClipStore
 
 MASKS = ("random", "window", "atlas")
 UNTRAINED = "untrained"

@@ -3,7 +3,7 @@
     python scripts/make_demo_model.py            # some 25 minutes on two cores
 
 1. Scans of simulated participants in four states are brought onto the model grid, with the mistakes that preprocessing
-   makes (`bids_app.training.simulated`), and stored as int8 clips.
+   makes (`bids_app.phantom.grid_scans`), and stored as int8 clips.
 2. Blocks of 6 x 6 x 6 voxels are averaged. An encoder that reads averages is an encoder whose patch embedding weighs
    the voxels of a block alike; it is trained on 1 / 216 of the data, and becomes an ordinary encoder, with the same
    answers, when each of those weights is written 216 times, divided by 216.
@@ -28,20 +28,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from bids_app.adapters.calibrate import TEMPERATURE
+from bids_app.adapters.calibration import TEMPERATURE
 from bids_app.adapters.file import AdaptedModel, Adapter, load_adapter, save_adapter
 from bids_app.clips import CLIP_VOLUMES, MODEL_GRID_SHAPE
 from bids_app.model.api import Model, load_model
 from bids_app.model.checkpoint import save_encoder, weights_sha256
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.phantom.activity import STATES
+from bids_app.phantom.grid_scans import simulated_series
 from bids_app.training.adapt import AdaptSettings, Labelled, adapt
-from bids_app.training.calibration import answers_of, calibration_of, in_words
+from bids_app.training.calibrate import answers_of, calibration_of, in_words
+from bids_app.training.data.store import ClipStore, Scan
 from bids_app.training.loop import LoopSettings
-from bids_app.training.question import Question
 from bids_app.training.reference import with_reference
-from bids_app.training.simulated import simulated_series
-from bids_app.training.store import ClipStore, Scan
+from bids_app.training.tasks import Question
 
 DATA = Path(__file__).parents[1] / "bids_app" / "data"
 BLOCK, PATCH = 6, 12
@@ -68,7 +68,7 @@ INTENDED_USE = (
 
 @dataclass(frozen=True)
 class Averages:
-    """A scan as averages of patches; stands in for `bids_app.training.store.Scan` where clips are read.
+    """A scan as averages of patches; stands in for `bids_app.training.data.store.Scan` where clips are read.
 
     Attributes
     ----------

@@ -21,9 +21,9 @@ CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
 PLACES = {"/data/my_bids": "raw", "/data/out": "out"}
 """README's folders, and what stands for them."""
 PARSERS = {
-    "neurostorm": "bids_app.cli import build_parser",
-    "neurostorm-models": "bids_app.adapters.cli import parser",
-    "neurostorm-train": "bids_app.training.cli import parser",
+    "neurostorm": "bids_app.cli.neurostorm import build_parser",
+    "neurostorm-models": "bids_app.cli.models import parser",
+    "neurostorm-train": "bids_app.cli.train import parser",
 }
 """Where each command's parser is."""
 

@@ -88,8 +88,8 @@ def standard_brain() -> StandardBrain:
     from scipy import ndimage
 
     from bids_app.catalog.templates import load_template, space
-    from bids_app.preprocess.coregister import epi_like
-    from bids_app.preprocess.transforms import draw, linear
+    from bids_app.preprocess.registration.bold_to_t1w import epi_like
+    from bids_app.preprocess.registration.transforms import draw, linear
 
     draws = np.random.default_rng(3)
     template, model = load_template("MNI152NLin2009aSym"), space("MNI152NLin6Asym")

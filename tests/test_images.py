@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from bids_app import __version__
-from bids_app.boutiques import CONTAINERS
+from bids_app.cli.boutiques import CONTAINERS
 
 ROOT = Path(__file__).parents[1]
 RECIPES = ("Singularity.def", "Singularity.debian.def")

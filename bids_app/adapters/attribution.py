@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from bids_app.adapters.file import CLASSIFICATION, REGRESSION, AdaptedModel, AdapterCard
+from bids_app.catalog.atlases import Atlas
 from bids_app.clips import MODEL_GRID_SHAPE, ClipReader
 from bids_app.errors import BadDataError, UsageError
 from bids_app.model.mae import MaskedAutoencoder
@@ -316,3 +317,11 @@ def _collected(
         numbers,
         np.stack(images).mean(axis=0, dtype=np.float64).astype(np.float32),
     )
+
+
+@dataclass(frozen=True)
+class Attributed:
+    """What regions contribute to the answers about a run, by adapter (or model, for a reconstruction)."""
+
+    atlas: Atlas
+    found: dict[str, Attribution]

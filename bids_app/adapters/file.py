@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bids_app.adapters.calibrate import Calibration
+from bids_app.adapters.calibration import Calibration
 from bids_app.adapters.domain import Domain
 from bids_app.clips import NORMALISATIONS
 from bids_app.errors import BadDataError
@@ -85,7 +85,7 @@ class AdapterCard:
     ranges : dict
         By check of `bids_app.adapters.verdict.COHORT_RULES`, the lowest and highest that its cohort had.
     calibration : dict
-        `bids_app.adapters.calibrate.Calibration` as JSON; empty: it was not calibrated.
+        `bids_app.adapters.calibration.Calibration` as JSON; empty: it was not calibrated.
     twin : dict
         Of a second head: its ``normalisation`` and ``metrics``.
     intended_use, limits, licence : str

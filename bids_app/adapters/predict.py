@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bids_app.adapters.calibrate import Calibration, Certainty
+from bids_app.adapters.calibration import Calibration, Certainty
 from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION, AdaptedModel, AdapterCard, to_answers
 from bids_app.adapters.verdict import REFUSE, Verdict
@@ -215,6 +215,20 @@ def over_clips(
     """
     answers = apply_in_batches(apply, reader.clips(normalisation), batch)
     return np.concatenate([answer.float().cpu().numpy() for answer in answers])
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the model made of a run, and which model it was."""
+
+    embeddings: Embeddings
+    predictions: tuple[Prediction, ...]
+    facts: dict[str, Any]
+    """Name and hash of the weights, scan backend, device, time: for sidecars."""
+    verdict: Verdict | None = None
+    """Of the scan, whatever is asked of it; that of an answer is the prediction's own. None: not judged yet."""
+    card: dict[str, Any] | None = None
+    """Facts for the model's card, see `bids_app.catalog.cards`."""
 
 
 def encode_run(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_app.adapters.calibrate import effective_sample_size, standard_error
+from bids_app.adapters.calibration import effective_sample_size, standard_error
 from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION
 from bids_app.adapters.predict import KEEPS_THE_MEAN_IMAGE, LEVEL, Embeddings, Prediction
 
@@ -18,7 +18,7 @@ NOT_KEPT = "Under this normalisation the mean image is 0 everywhere, so the whol
 
 
 def describe_uncertainty(prediction: Prediction) -> dict[str, Any]:
-    """Spread over clips, and the promises of the adapter's calibration; see `bids_app.adapters.calibrate`."""
+    """Spread over clips, and the promises of the adapter's calibration; see `bids_app.adapters.calibration`."""
     values = _scores(prediction)
     error = standard_error(values)
     found: dict[str, Any] = {

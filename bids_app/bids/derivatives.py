@@ -1,257 +1,257 @@
-"""Writing derivatives: where an output goes by its entities, and files that are whole or not there at all.
+"""BOLD runs that somebody preprocessed, in a BIDS derivatives dataset such as fMRIPrep's or XCP-D's.
 
-Each file is written under a temporary name in its own folder, flushed to the disk and then renamed, so that neither a
-crash, nor a full disk, nor another process in the same folder leaves half a file under its final name.
+Only names, sidecars and which files stand beside each other are looked at here; HCP's own layout is read in `hcp.py`.
 """
 
 from __future__ import annotations
 
-import errno
-import json
-import math
 import os
 import re
-import shutil
-import socket
-import time
-import uuid
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from typing import Any, Literal, TypedDict
 
-from bids_app.bids.names import LABEL, join_name
-from bids_app.errors import CannotCreateError, InputOutputError, NeurostormError
+from bids_app.bids.entities import check_name, join_name, natural_key, split_name
+from bids_app.bids.layout import query_images
+from bids_app.bids.sidecars import Inheritance, missing_content, read_json
+from bids_app.errors import NeurostormError
+from bids_app.settings import QuerySettings
 
-if TYPE_CHECKING:
-    import pandas as pd
+SPACES = ("MNI152NLin6Asym", "MNI152NLin2009cAsym")
+"""Spaces whose images can be taken over, the model's own first."""
 
-RAW_DATASET = "raw"
-"""Name of the raw dataset in ``DatasetLinks`` and in BIDS URIs."""
+RESOLUTIONS = {"2": 0, "02": 0, "": 1, "1": 2, "01": 2}
+"""Labels of ``res-`` in the order in which they are wanted; others come last."""
 
-TEMPORARY = re.compile(r"\.neurostorm-(?P<pid>\d+)-(?P<host>[\w.-]*?)-[0-9a-f]{8}-")
-"""How the names of files start that are being written."""
+DESCRIPTIONS = ("preproc", "denoised", "residual")
+"""Labels of ``desc-`` that can be taken over; all but the first have lost the mean image."""
 
-LEFTOVER_AGE = 24 * 3600
-"""A temporary file of another machine is taken for a leftover after this time, s."""
+TABLES = (("confounds", "timeseries"), ("confounds", "regressors"), ("", "motion"))
+"""``desc-`` and suffix of the table beside a run: fMRIPrep's from 20.2 and before, XCP-D's."""
+
+NOT_RAW = ("space", "cohort", "res", "den", "desc", "label", "echo", "part")
+"""Entities that tell a run's images apart, not runs."""
+
+KEPT_METADATA = ("RepetitionTime", "StartTime", "SliceTimingCorrected", "SkullStripped", "TaskName")
+"""What still holds of an image that was preprocessed; slices, for instance, do not lie where they were measured."""
+
+KNOWN_FMRIPREP = ((20, 2), (25, 99))
+"""First and last version of fMRIPrep whose names are known."""
+
+COMPANIONS: tuple[Literal["mask", "boldref", "t1w", "confounds", "confounds_meta"], ...] = (
+    "mask", "boldref", "t1w", "confounds", "confounds_meta",
+)  # fmt: skip
+
+IMAGE_EXTENSIONS = (".nii.gz", ".nii")
 
 
-def output_path(
-    out_dir: Path,
-    entities: Mapping[str, str],
-    suffix: str,
-    extension: str,
-    *,
-    datatype: str = "func",
-    **extra: str | None,
-) -> Path:
-    """Where an output goes.
+@dataclass(frozen=True)
+class DerivedRun:
+    """One BOLD run in a standard space, and what stands beside it."""
+
+    bold: Path
+    entities: dict[str, str]
+    """Of the run: without space, resolution and description."""
+    space: str
+    dataset: str
+    """Name of its dataset in ``DatasetLinks``."""
+    root: Path
+    pipeline: str
+    """Name and version of what made it: ``fMRIPrep 23.2.1``."""
+    metadata: dict[str, Any] = field(default_factory=dict)
+    mask: Path | None = None
+    boldref: Path | None = None
+    t1w: Path | None = None
+    """The participant's own anatomy in the same space."""
+    confounds: Path | None = None
+    confounds_meta: Path | None = None
+    denoised: bool = False
+    """Confounds were regressed out, and the mean image with them."""
+    notes: tuple[str, ...] = ()
+    problem: NeurostormError | None = None
+
+    @property
+    def companions(self) -> tuple[Path, ...]:
+        """Files beside the image that are read."""
+        paths: list[Path | None] = [getattr(self, name) for name in COMPANIONS]
+        return tuple(path for path in paths if path is not None)
+
+    @property
+    def key(self) -> tuple[tuple[str, str], ...]:
+        """What a raw run of the same name has, too."""
+        return run_key(self.entities)
+
+
+class Companions(TypedDict):
+    """What stands beside a run, as `DerivedRun` names it."""
+
+    mask: Path | None
+    boldref: Path | None
+    t1w: Path | None
+    confounds: Path | None
+    confounds_meta: Path | None
+
+
+def companion_files(found: Companions) -> list[Path]:
+    """Those files that are there."""
+    return [path for path in (found[key] for key in COMPANIONS) if path is not None]
+
+
+def run_key(entities: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    """A run's entities as a key; ``run-01`` is ``run-1``, since pipelines write it either way."""
+    kept = {key: label for key, label in entities.items() if key not in NOT_RAW}
+    if kept.get("run", "").isdigit():
+        kept["run"] = str(int(kept["run"]))
+    return tuple(sorted(kept.items()))
+
+
+def pipeline_of(description: Mapping[str, Any]) -> str:
+    """Name and version of what made a dataset, from its ``dataset_description.json``; fMRIPrep's old form, too."""
+    entries = description.get("GeneratedBy") or description.get("PipelineDescription")
+    entry = entries[0] if isinstance(entries, list) and entries else entries
+    if not isinstance(entry, dict) or not entry.get("Name"):
+        return "a pipeline that its dataset does not name"
+    return f"{entry['Name']} {entry.get('Version') or '(version unknown)'}"
+
+
+def odd_version(pipeline: str) -> str:
+    """A note when fMRIPrep's version is not one whose names are known; empty otherwise."""
+    match = re.match(r"fmriprep (\d+)\.(\d+)", pipeline, re.IGNORECASE)
+    if not match or KNOWN_FMRIPREP[0] <= (int(match[1]), int(match[2])) <= KNOWN_FMRIPREP[1]:
+        return ""
+    return f"{pipeline} is none of the versions that this app knows (20.2 to 25): look closely at the report."
+
+
+def read_derivatives(
+    root: Path, dataset: str, participants: list[str], filters: Mapping[str, Mapping[str, object]]
+) -> tuple[list[DerivedRun], dict[tuple[tuple[str, str], ...], str]]:
+    """The runs of a BIDS derivatives dataset.
 
     Parameters
     ----------
-    out_dir : pathlib.Path
-        Root of the derivatives.
-    entities : mapping
-        Of the image it was made from; ``sub`` is needed. For ``datatype="anat"`` give those that an anatomical image
-        has.
-    suffix, extension : str
-        ``bold`` and ``.nii.gz``.
-    datatype : str
-        ``func``, ``anat``, or ``figures``, which a participant's sessions share.
-    **extra : str or None
-        More entities, such as ``space="MNI152NLin6Asym"``; None is left out. Those that Python reserves are written
-        with an underscore: ``from_="T1w"``.
-
-    Examples
-    --------
-    >>> output_path(Path("out"), {"sub": "01", "ses": "a", "task": "rest"}, "mask", ".nii.gz", desc="brain").as_posix()
-    'out/sub-01/ses-a/func/sub-01_ses-a_task-rest_desc-brain_mask.nii.gz'
-    """
-    added = {key.rstrip("_"): label for key, label in extra.items() if label is not None}
-    pairs = {**entities, **added}
-    wrong = [f"{key}-{label}" for key, label in pairs.items() if not (LABEL.fullmatch(key) and LABEL.fullmatch(label))]
-    if wrong:
-        raise ValueError(f"{', '.join(wrong)}: a BIDS label is letters and digits only.")
-    folder = out_dir / f"sub-{entities['sub']}"
-    if "ses" in entities and datatype != "figures":
-        folder /= f"ses-{entities['ses']}"
-    return folder / datatype / join_name(pairs, suffix, extension)
-
-
-def bids_uri(path: Path, root: Path, dataset: str = "") -> str:
-    """The BIDS URI of a file.
-
-    Parameters
-    ----------
-    path, root : pathlib.Path
-        The file, and the root of the dataset that it lies in.
-    dataset : str
-        The dataset's name in ``DatasetLinks``; empty for the dataset that the URI is written into.
-    """
-    return f"bids:{dataset}:{quote(path.relative_to(root).as_posix())}"
-
-
-def dataset_uri(path: Path, datasets: Mapping[str, Path]) -> str:
-    """The BIDS URI of a file of one of several datasets; of those that hold it, the innermost.
-
-    Parameters
-    ----------
-    path : pathlib.Path
+    root : pathlib.Path
         Absolute.
-    datasets : mapping
-        Roots by their names in ``DatasetLinks``.
+    dataset : str
+        Its name in ``DatasetLinks``.
+    participants : list of str
+        Whose runs are wanted; all of them have a folder.
+    filters : mapping
+        Of ``--bids-filter-file``.
+
+    Returns
+    -------
+    tuple
+        The runs in natural order; and, for those that are there in no form that can be taken over, by their keys, what
+        there is.
     """
-    holding = [name for name, root in datasets.items() if path.is_relative_to(root)]
-    if not holding:
-        raise ValueError(f"{path} lies in none of the datasets {', '.join(map(str, datasets.values()))}.")
-    name = max(holding, key=lambda name: len(datasets[name].parts))
-    return bids_uri(path, datasets[name], name)
+    wanted = QuerySettings(participants=tuple(participants), filters={k: dict(v) for k, v in filters.items()})
+    images = query_images(root, wanted, participants)["bold"] if participants else []
+    groups: dict[tuple[tuple[str, str], ...], list[Path]] = {}
+    for path in sorted(images, key=lambda path: natural_key(str(path))):
+        groups.setdefault(run_key(split_name(path.name)[0]), []).append(path)
+    description_file = root / "dataset_description.json"
+    pipeline = pipeline_of(read_json(description_file) if description_file.exists() else {})
+    inheritance = Inheritance(root)
+    runs, others = [], {}
+    for key, paths in groups.items():
+        usable = sorted((path for path in paths if _rank(path) is not None), key=lambda path: _rank(path) or ())
+        if usable:
+            runs.append(_make_derived(usable, dataset, pipeline, inheritance))
+        else:
+            others[key] = ", ".join(path.name for path in paths)
+    return runs, others
 
 
-def source_uris(paths: Iterable[Path], *, raw_dir: Path, out_dir: Path) -> list[str]:
-    """BIDS URIs of files of the raw dataset and of the derivatives, for a sidecar's ``Sources``."""
-    # derivatives may lie inside the raw dataset, so they are looked at first
-    return [
-        bids_uri(path, out_dir) if path.is_relative_to(out_dir) else bids_uri(path, raw_dir, RAW_DATASET)
-        for path in paths
-    ]
-
-
-def temporary_name(path: Path) -> Path:
-    """A name beside a file that no other process takes, and that `remove_leftovers` knows when its writer is dead."""
-    host = re.sub(r"[^\w.-]", "", socket.gethostname())
-    return path.with_name(f".neurostorm-{os.getpid()}-{host}-{uuid.uuid4().hex[:8]}-{path.name}")
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path in the folder of ``path``, with its extension; it becomes ``path`` when all went well.
-
-    Raises
-    ------
-    CannotCreateError
-        There is no permission to write, or the file system is read-only.
-    InputOutputError
-        The disk is full, or failed.
-    """
-    temporary = temporary_name(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        _flush(temporary)
-        os.replace(temporary, path)
-        _flush(path.parent)
-    except OSError as error:
-        raise _explain(error, path) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> Path:
-    """Write a UTF-8 text file; one that holds the same text already is left as it is."""
-    data = text.encode("utf-8", errors="surrogateescape")
-    with suppress(OSError):
-        if path.stat().st_size == len(data) and path.read_bytes() == data:
-            return path
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-    return path
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    """Write a JSON file; NaN and infinity become null, numpy's numbers and arrays plain ones, paths text."""
-    return write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
-def write_tsv(path: Path, table: pd.DataFrame | Mapping[str, Any]) -> Path:
-    """Write a table as BIDS wants it: tab-separated, with ``n/a`` for what is missing."""
-    import pandas as pd
-
-    frame = table if isinstance(table, pd.DataFrame) else pd.DataFrame(table)
-    return write_text(path, frame.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n"))
-
-
-def copy_file(source: Path, path: Path) -> Path:
-    """Copy a file's content; a target with the same content is left as it is."""
-    if not _same_content(source, path):
-        with atomic_path(path) as temporary:
-            shutil.copyfile(source, temporary)
-    return path
-
-
-def remove_leftovers(folder: Path, *, deep: bool = True) -> list[Path]:
-    """Remove temporary files, in a folder and anywhere below it, whose writers are gone; return them."""
-    removed = []
-    for path in (folder.rglob if deep else folder.glob)(".neurostorm-*"):
-        match = TEMPORARY.match(path.name)
-        if match and not _is_alive(int(match["pid"]), match["host"], path):
-            with suppress(OSError):
-                path.unlink()
-                removed.append(path)
-    return removed
-
-
-def _is_alive(pid: int, host: str, path: Path) -> bool:
-    if host != re.sub(r"[^\w.-]", "", socket.gethostname()):
-        with suppress(OSError):
-            return time.time() - path.stat().st_mtime < LEFTOVER_AGE
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # another user's process
-    return True
-
-
-def _flush(path: Path) -> None:
-    """Have the disk hold what was written; file systems that cannot flush a folder are left alone."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _explain(error: OSError, path: Path) -> NeurostormError:
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
-        return CannotCreateError(
-            f"{path}: cannot be written ({error.strerror}).", "Check the permissions, and that it is mounted writable."
-        )
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return InputOutputError(
-            f"{path}: no space left to write it.", "Free some space, or raise the quota; what is done is kept."
-        )
-    return InputOutputError(f"{path}: writing failed ({error.strerror or error}).", "Check the disk and its mount.")
-
-
-def _same_content(source: Path, path: Path, chunk: int = 1 << 20) -> bool:
-    try:
-        if path.stat().st_size != source.stat().st_size:
-            return False
-        with source.open("rb") as one, path.open("rb") as other:
-            while block := one.read(chunk):
-                if block != other.read(chunk):
-                    return False
-    except OSError:
-        return False
-    return True
-
-
-def _plain(value: Any) -> Any:
-    """A value as JSON can hold it."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy's arrays and numbers
-        return _plain(value.tolist())
-    if isinstance(value, float) and not math.isfinite(value):
+def _rank(path: Path) -> tuple[int, int, int] | None:
+    """How much an image is wanted, least first; None when it cannot be taken over."""
+    entities = split_name(path.name)[0]
+    desc, space = entities.get("desc"), entities.get("space")
+    if desc not in DESCRIPTIONS or space not in SPACES or "cohort" in entities:
         return None
-    return str(value) if isinstance(value, Path) else value
+    resolution = RESOLUTIONS.get(entities.get("res", ""), len(RESOLUTIONS))
+    return DESCRIPTIONS.index(desc), SPACES.index(space), resolution
+
+
+def _make_derived(images: Sequence[Path], dataset: str, pipeline: str, inheritance: Inheritance) -> DerivedRun:
+    bold = images[0]
+    notes: list[str] = []
+    entities = split_name(bold.name)[0]
+    own = {key: label for key, label in entities.items() if key not in NOT_RAW}
+    if len(images) > 1:
+        notes.append(
+            f"Of {len(images)} preprocessed images of the run, {bold.name} was taken (desc-preproc first, then "
+            f"{SPACES[0]}, then 2 mm)."
+        )
+    notes += filter(None, [odd_version(pipeline)])
+    problem: NeurostormError | None = None
+    metadata: dict[str, Any] = {}
+    found = _companions(bold, entities, own, notes)
+    try:
+        check_name(bold, inheritance.root)
+        for path in (bold, *companion_files(found)):
+            error = missing_content(path)
+            if error:
+                raise error
+        everything = inheritance.metadata(bold)
+        metadata = {key: everything[key] for key in KEPT_METADATA if key in everything}
+    except NeurostormError as error:
+        problem = error
+    return DerivedRun(
+        bold=bold,
+        entities=own,
+        space=entities["space"],
+        dataset=dataset,
+        root=inheritance.root,
+        pipeline=pipeline,
+        metadata=metadata,
+        denoised=entities["desc"] != "preproc",
+        notes=tuple(notes),
+        problem=problem,
+        **found,
+    )
+
+
+def _companions(bold: Path, entities: Mapping[str, str], own: Mapping[str, str], notes: list[str]) -> Companions:
+    """Mask, reference, anatomy and table of a run; a link whose target is missing counts as found."""
+    placed = {key: label for key, label in entities.items() if key not in ("desc", "echo", "part")}
+    coarse = {key: label for key, label in placed.items() if key != "res"}
+    same_grid = (placed, coarse) if "res" in placed else (placed,)
+
+    def beside(suffix: str, desc: str = "") -> Path | None:
+        extra = {"desc": desc} if desc else {}
+        names = (join_name({**base, **extra}, suffix, ext) for base in same_grid for ext in IMAGE_EXTENSIONS)
+        return next((bold.parent / name for name in names if os.path.lexists(bold.parent / name)), None)
+
+    tables = (
+        bold.parent / join_name({**own, **({"desc": desc} if desc else {})}, suffix, ".tsv") for desc, suffix in TABLES
+    )
+    table = next((path for path in tables if os.path.lexists(path)), None)
+    table_meta = table.with_suffix(".json") if table else None
+    mask = beside("mask", "brain")
+    if mask is None:
+        mask = _anatomical(bold, placed, "brain", "mask")
+        if mask:
+            notes.append(f"The run has no brain mask of its own; that of the T1w image, {mask.name}, was taken.")
+    return {
+        "mask": mask,
+        "boldref": beside("boldref"),
+        "t1w": _anatomical(bold, placed, "preproc", "T1w"),
+        "confounds": table,
+        "confounds_meta": table_meta if table_meta and os.path.lexists(table_meta) else None,
+    }
+
+
+def _anatomical(bold: Path, placed: Mapping[str, str], desc: str, suffix: str) -> Path | None:
+    """An anatomical image of the participant in the run's space; of its session first, at its resolution first."""
+    folders = [bold.parent.parent / "anat"]
+    if "ses" in placed:
+        folders.append(bold.parents[2] / "anat")
+    found = []
+    for rank, folder in enumerate(folders):
+        for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
+            theirs, its_suffix, extension = split_name(name)
+            fits = (theirs.get("desc"), theirs.get("space"), its_suffix) == (desc, placed["space"], suffix)
+            if fits and extension in IMAGE_EXTENSIONS and "cohort" not in theirs:
+                found.append((rank, theirs.get("res") != placed.get("res"), natural_key(name), folder / name))
+    return min(found)[-1] if found else None

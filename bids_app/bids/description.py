@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bids_app import __version__
-from bids_app.bids.derivatives import RAW_DATASET, write_json, write_text
 from bids_app.bids.sidecars import read_json
+from bids_app.bids.writer import RAW_DATASET, write_json, write_text
 from bids_app.errors import BadDataError, CannotCreateError, NeurostormError
 
 APP_NAME = "NeuroSTORM"

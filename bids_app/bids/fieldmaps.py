@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bids_app.bids.names import join_name, natural_key, split_name
+from bids_app.bids.entities import join_name, natural_key, split_name
 from bids_app.bids.sidecars import Inheritance, missing_content
 from bids_app.errors import NeurostormError
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bids_app.bids.derived import Companions, DerivedRun, companion_files
-from bids_app.bids.names import as_label, natural_key
+from bids_app.bids.derivatives import Companions, DerivedRun, companion_files
+from bids_app.bids.entities import as_label, natural_key
 from bids_app.bids.sidecars import missing_content
 from bids_app.errors import NeurostormError
 

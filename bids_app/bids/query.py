@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bids_app.bids.choices import choose_echo, choose_t1w, one_of_each_echo, repeats_of_t1w
-from bids_app.bids.derivatives import RAW_DATASET
-from bids_app.bids.derived import SPACES, DerivedRun
+from bids_app.bids.datasets import DerivedDataset, choose_derived, main_dataset, participants_of, read_dataset
+from bids_app.bids.derivatives import SPACES, DerivedRun
+from bids_app.bids.entities import check_name, join_name, natural_key, split_name
 from bids_app.bids.fieldmaps import Fieldmap, choose_fieldmap
-from bids_app.bids.index import list_participants, query_images
-from bids_app.bids.names import check_name, join_name, natural_key, split_name
+from bids_app.bids.layout import list_participants, query_images
+from bids_app.bids.selection import choose_echo, choose_t1w, one_of_each_echo, repeats_of_t1w
 from bids_app.bids.sidecars import Inheritance, missing_content, read_json
-from bids_app.bids.takeover import DerivedDataset, choose_derived, main_dataset, participants_of, read_dataset
+from bids_app.bids.writer import RAW_DATASET
 from bids_app.errors import (
     BadDataError,
     InvalidBIDSError,

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bids_app.bids.names import natural_key, split_name
+from bids_app.bids.entities import natural_key, split_name
 from bids_app.errors import BadDataError, NoInputError
 
 ANNEX_POINTER = b"/annex/objects/"

@@ -11,11 +11,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bids_app.bids.names import natural_key
-from bids_app.checks import check_output
+from bids_app.bids.entities import natural_key
 from bids_app.errors import EXIT_OK, NoInputError, NoMatchError
 from bids_app.reports.group import FIGURES
 from bids_app.settings import Settings
+from bids_app.workflow.preflight import check_output
 
 if TYPE_CHECKING:
     from bids_app.group.cohort import Cohort
@@ -81,10 +81,10 @@ def remove_other_outputs(out_dir: Path, files: list[Path]) -> None:
 
 def write_page(out_dir: Path, cohort: Cohort, files: list[str]) -> Path:
     """Write ``group.html`` and its figures."""
-    from bids_app.group.likeness import identity_section, kinds_of, map_section
     from bids_app.group.overview import answers_section, counts_of, lead_of, runs_section
     from bids_app.group.quality import motion_section, quality_section
-    from bids_app.group.retest import reliability_section
+    from bids_app.group.reliability import reliability_section
+    from bids_app.group.similarity import identity_section, kinds_of, map_section
     from bids_app.group.sites import sites_section
     from bids_app.reports.group import GroupPage, write_group_page
 

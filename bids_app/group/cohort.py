@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bids_app.bids.names import join_name, natural_key, split_name
+from bids_app.bids.entities import join_name, natural_key, split_name
 from bids_app.group.reading import MISSING, OF_OUTPUTS, ParticipantRecord, RunRecord, read_participants
 from bids_app.settings import QuerySettings
 

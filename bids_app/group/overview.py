@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bids_app.group.answers import Comparison, beside_traits, number
 from bids_app.group.cohort import Cohort
+from bids_app.group.predictions import Comparison, beside_traits, number
 from bids_app.group.reading import FAILED, MISSING, OK, REFUSE, UNREADABLE, VERDICTS, WARN, RunRecord
 from bids_app.reports import group as page
 from bids_app.reports.group import BAD, GOOD, Cell, Remark, Section, Table, report_url

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
-from bids_app.bids.derivatives import write_tsv
-from bids_app.group.answers import Answer, answers_of
+from bids_app.bids.writer import write_tsv
 from bids_app.group.cohort import Cohort
+from bids_app.group.predictions import Answer, answers_of
 from bids_app.group.reading import RunRecord
 from bids_app.group.statistics import Estimate, false_discovery_rate, mean_by, rank_correlation, robust_z
 from bids_app.reports.contents import judge, spec
+from bids_app.reports.figures.group_charts import Distribution, Pairs, plot_distributions, plot_pairs
 from bids_app.reports.group import BAD, FIGURES, GOOD, WARN, Cell, Picture, Remark, Section, Table, report_url
-from bids_app.reports.group_charts import Distribution, Pairs, plot_distributions, plot_pairs
 
 OUTLIERS = "group_outliers.tsv"
 FEWEST_FOR_MOTION = 20

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_app.bids.names import join_name, split_name
+from bids_app.bids.entities import join_name, split_name
 
 MEAN = b"mean"
 OK, FAILED, UNREADABLE, MISSING = "ok", "failed", "unreadable", "missing"

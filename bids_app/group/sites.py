@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from bids_app.bids.names import natural_key
-from bids_app.group.answers import answers_of
+from bids_app.bids.entities import natural_key
 from bids_app.group.cohort import Cohort
 from bids_app.group.identity import principal_components, standardise
+from bids_app.group.predictions import answers_of
 from bids_app.group.quality import p_text, title_of
 from bids_app.group.reading import RunRecord
 from bids_app.group.statistics import (
@@ -22,8 +22,8 @@ from bids_app.group.statistics import (
     mean_by,
 )
 from bids_app.reports.contents import spec
+from bids_app.reports.figures.group_charts import MOST_SITES, plot_sites
 from bids_app.reports.group import BAD, FIGURES, GOOD, WARN, Cell, Picture, Remark, Section, Table
-from bids_app.reports.group_charts import MOST_SITES, plot_sites
 
 FEWEST = 3
 """Participants that a site needs to be compared."""

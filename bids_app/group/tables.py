@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from bids_app.bids.derivatives import atomic_path, write_json, write_tsv
-from bids_app.bids.names import ENTITY_ORDER, join_name
+from bids_app.bids.entities import ENTITY_ORDER, join_name
+from bids_app.bids.writer import atomic_path, write_json, write_tsv
 from bids_app.group.cohort import Cohort
 from bids_app.group.reading import RunRecord
 from bids_app.reports.contents import quality_columns

@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from bids_app.preprocess.alignment import Alignment
-from bids_app.preprocess.images import Series, read_volume
-from bids_app.preprocess.motion import MotionEstimate, framewise_displacement
-from bids_app.preprocess.quality import measure_quality
+from bids_app.preprocess.hmc import MotionEstimate, framewise_displacement
+from bids_app.preprocess.io.images import Series, read_volume
+from bids_app.preprocess.iqms import measure_quality
+from bids_app.preprocess.registration.alignment import Alignment
+from bids_app.preprocess.registration.transforms import grid_points, rigid_parameters
 from bids_app.preprocess.resample import pull_volumes
-from bids_app.preprocess.transforms import grid_points, rigid_parameters
-from bids_app.preprocess.unwarping import aim
+from bids_app.preprocess.sdc.apply import aim
 
 MOTION_COLUMNS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 HIGH_PASS_S = 128.0
@@ -304,7 +304,7 @@ def rmsd_of(parameters: np.ndarray, radius_mm: float = 80.0) -> np.ndarray:
         Translations (mm) and rotations (rad) about the sphere's centre.
     radius_mm : float
     """
-    from bids_app.preprocess.transforms import rigid
+    from bids_app.preprocess.registration.transforms import rigid
 
     poses = np.stack([rigid(p[3:], p[:3]) for p in parameters])
     moved = poses[1:] @ np.linalg.inv(poses[:-1]) - np.eye(4)

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bids_app.preprocess.anatomy import Anatomy
-from bids_app.preprocess.images import VolumeSource, open_series
-from bids_app.preprocess.slices import SliceTimes
-from bids_app.preprocess.unwarping import Unwarping
+from bids_app.preprocess.anatomical import Anatomy
+from bids_app.preprocess.io.images import VolumeSource, open_series
+from bids_app.preprocess.io.slice_timing import SliceTimes
+from bids_app.preprocess.sdc.apply import Unwarping
 
 
 @dataclass(frozen=True)
@@ -73,3 +73,11 @@ class PreprocessedRun:
     def open(self) -> VolumeSource:
         """The series to draw from."""
         return open_series(self.bold, self.slices, self.tr, self.n_dummy)
+
+
+@dataclass(frozen=True)
+class OnGrid:
+    """A run on the model grid: the folder of its `GridSeries`, and how much of the template's brain it covers."""
+
+    folder: Path
+    coverage: float

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.bids.fieldmaps import Fieldmap
-from bids_app.preprocess.alignment import Alignment, EpiReference
-from bids_app.preprocess.anatomy import Anatomy, normalise_t1w, prepare_t1w
+from bids_app.preprocess.anatomical import Anatomy, normalise_t1w, prepare_t1w
 from bids_app.preprocess.confounds import Confounds, measure_confounds
-from bids_app.preprocess.coregister import coregister, mask_boldref, normalise_boldref
-from bids_app.preprocess.distortion import SYN, choose_correction, correct_distortion
-from bids_app.preprocess.epi import prepare_bold
-from bids_app.preprocess.images import Series
-from bids_app.preprocess.motion import MotionEstimate, correct_motion
+from bids_app.preprocess.hmc import MotionEstimate, correct_motion
+from bids_app.preprocess.io.images import Series
+from bids_app.preprocess.io.slice_timing import describe_slices
+from bids_app.preprocess.masking import prepare_bold
 from bids_app.preprocess.preprocessed import PreprocessedRun
-from bids_app.preprocess.slices import describe_slices
-from bids_app.preprocess.syn import correct_by_anatomy
-from bids_app.preprocess.unwarping import describe_unwarping
+from bids_app.preprocess.registration.alignment import Alignment, EpiReference
+from bids_app.preprocess.registration.bold_to_t1w import coregister, mask_boldref, normalise_boldref
+from bids_app.preprocess.sdc.apply import describe_unwarping
+from bids_app.preprocess.sdc.estimate import SYN, choose_correction, correct_distortion
+from bids_app.preprocess.sdc.syn import correct_by_anatomy
 from bids_app.settings import PreprocessSettings
 
 

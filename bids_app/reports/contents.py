@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from bids_app.bids.names import join_name, natural_key, split_name
-from bids_app.reports.answers import Prediction, Verdict, as_dict, number, read_prediction, read_verdict
+from bids_app.bids.entities import join_name, natural_key, split_name
+from bids_app.reports.predictions import Prediction, Verdict, as_dict, number, read_prediction, read_verdict
 from bids_app.reports.traces import Trace, read_trace
 
 OK = "ok"

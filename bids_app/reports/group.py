@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from bids_app import __version__
-from bids_app.bids.derivatives import write_text
+from bids_app.bids.writer import write_text
 
 MOST_ROWS = 25
 """Of a table on the page."""

@@ -15,12 +15,12 @@ from typing import Any
 from urllib.parse import quote
 
 from bids_app import __version__
-from bids_app.bids.derivatives import write_text
+from bids_app.bids.writer import write_text
 from bids_app.catalog.cards import card_markdown, plain
 from bids_app.errors import NoInputError
 from bids_app.reports import markdown
-from bids_app.reports.answers import as_dict
 from bids_app.reports.contents import Contents, Measure, Reader, Run, spec
+from bids_app.reports.predictions import as_dict
 from bids_app.reports.traces import Compact, compact
 
 SECTIONS = (

@@ -21,10 +21,10 @@ from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import Model
 from bids_app.model.encoder import Encoder
 from bids_app.model.heads import LinearHead
-from bids_app.training.data import Batch, ClipBatches, Readable
+from bids_app.training.data.loader import Batch, ClipBatches, Readable
 from bids_app.training.head import StandardisedHead, embeddings_of, solve_head
 from bids_app.training.loop import LoopSettings, fabric_for, fit
-from bids_app.training.question import Question
+from bids_app.training.tasks import Question
 
 SMALLEST_BATCH = 4
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bids_app.adapters.file import Adapter, save_adapter, sounds_like_a_diagnosis
-from bids_app.bids.derivatives import write_tsv
+from bids_app.bids.writer import write_tsv
 from bids_app.errors import BadDataError, NoInputError, UsageError
 from bids_app.model.api import Model, load_autoencoder, load_model
 from bids_app.model.checkpoint import save_encoder
@@ -20,13 +20,10 @@ from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import AtlasPatches, MaskSettings
 from bids_app.training import adapt as adapting
 from bids_app.training import pretrain as pretraining
-from bids_app.training.data import ClipBatches
-from bids_app.training.examples import Dataset, Examples, ask, gather, participants_of, read_images, read_weights
-from bids_app.training.labels import EventRule
-from bids_app.training.loop import LoopSettings, fabric_for
-from bids_app.training.question import Question
-from bids_app.training.reference import with_reference
-from bids_app.training.splits import (
+from bids_app.training.data.examples import Dataset, Examples, ask, gather, participants_of, read_images, read_weights
+from bids_app.training.data.labels import EventRule
+from bids_app.training.data.loader import ClipBatches
+from bids_app.training.data.splits import (
     TRAINING,
     VALIDATION,
     Split,
@@ -36,6 +33,9 @@ from bids_app.training.splits import (
     split_participants,
     write_split,
 )
+from bids_app.training.loop import LoopSettings, fabric_for
+from bids_app.training.reference import with_reference
+from bids_app.training.tasks import Question
 
 if TYPE_CHECKING:
     from bids_app.catalog.atlases import Atlas
@@ -125,7 +125,7 @@ def load_labels(name: str) -> tuple[Atlas, Any]:
     """An atlas by name or file, and its labels on the model grid."""
     from bids_app.catalog.atlases import find_atlas
     from bids_app.clips import labels_to_model_grid
-    from bids_app.preprocess.headers import load_nifti
+    from bids_app.preprocess.io.headers import load_nifti
 
     atlas = find_atlas(name)
     return atlas, labels_to_model_grid(load_nifti(atlas.path))
@@ -230,8 +230,8 @@ def _check_adapting(arguments: argparse.Namespace) -> None:
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Cross-validate a strategy beside baselines, and write the report."""
-    from bids_app.training import evaluate as evaluating
-    from bids_app.training.evaluation_report import write_report
+    from bids_app.training.evaluation import evaluate as evaluating
+    from bids_app.training.evaluation.report import write_report
 
     settings = evaluating.EvaluateSettings(
         adaptation=_adaptation(arguments),

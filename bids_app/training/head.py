@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 from bids_app.adapters.file import EMBEDDING
-from bids_app.bids.derivatives import atomic_path
+from bids_app.bids.writer import atomic_path
 from bids_app.model.api import Model
 from bids_app.model.heads import LinearHead, pool
-from bids_app.training.data import ClipBatches, Readable
-from bids_app.training.question import Question
+from bids_app.training.data.loader import ClipBatches, Readable
+from bids_app.training.tasks import Question
 
 COMPARED = 1024
 """Clips that are compared with each other at a time."""

@@ -82,7 +82,7 @@ class LoopSettings:
 
 
 class Batches(Protocol):
-    """What the loop needs of its data, see `bids_app.training.data.ClipBatches`."""
+    """What the loop needs of its data, see `bids_app.training.data.loader.ClipBatches`."""
 
     @property
     def steps(self) -> int: ...

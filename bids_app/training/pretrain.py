@@ -15,8 +15,8 @@ from bids_app.model.encoder import Stage
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import AtlasPatches, MaskSettings, draw_mask
 from bids_app.model.strd import TokenDropout, set_token_dropout
-from bids_app.training.augment import Augmentation
-from bids_app.training.data import Batch, ClipBatches
+from bids_app.training.data.augmentation import Augmentation
+from bids_app.training.data.loader import Batch, ClipBatches
 from bids_app.training.loop import LoopSettings, fit
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from bids_app.bids.participants import as_age
 from bids_app.clips import MODEL_TR
 from bids_app.errors import BadDataError
 from bids_app.model.api import Model
-from bids_app.training.data import Readable
+from bids_app.training.data.labels import Stretch, is_missing
+from bids_app.training.data.loader import Readable
+from bids_app.training.data.store import Scan
 from bids_app.training.head import embeddings_of
-from bids_app.training.labels import Stretch, is_missing
-from bids_app.training.store import Scan
 
 People = Mapping[str, Mapping[str, str]]
 """Rows of ``participants.tsv`` by participant."""

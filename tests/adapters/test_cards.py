@@ -1,8 +1,8 @@
 """``neurostorm-models card``: of a model or an adapter, by name or file, whether its weights are here or not."""
 
-from bids_app.adapters.cli import main
 from bids_app.catalog.fetch import file_sha256
 from bids_app.catalog.models import find_adapter, find_model
+from bids_app.cli.models import main
 
 
 def test_the_card_of_a_model_that_is_here_has_its_hashes(capsys):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bids_app.adapters.cli import main
 from bids_app.adapters.convert import Answers, adapter_from_checkpoint
 from bids_app.adapters.file import AdaptedModel, load_adapter, to_answers
 from bids_app.catalog.models import catalog
+from bids_app.cli.models import main
 from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import load_model
 from bids_app.model.encoder import Encoder, EncoderConfig

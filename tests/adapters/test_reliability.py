@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bids_app.adapters.calibrate import calibrate_classes, calibrate_values
+from bids_app.adapters.calibration import calibrate_classes, calibrate_values
 from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import AdaptedModel, Adapter, AdapterCard
 from bids_app.adapters.predict import Embeddings, Prediction, encode_run

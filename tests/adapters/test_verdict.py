@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bids_app.adapters.calibrate import Certainty
+from bids_app.adapters.calibration import Certainty
 from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import AdapterCard
 from bids_app.adapters.verdict import PASS, REFUSE, WARN, Verdict, judge_prediction, judge_scan

@@ -14,9 +14,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_app.bids.names import join_name
+from bids_app.bids.entities import join_name
 from bids_app.bids.query import find_runs
-from bids_app.cli import main
+from bids_app.cli.neurostorm import main
 from bids_app.errors import (
     EXIT_CODES,
     EXIT_OK,

@@ -33,7 +33,7 @@ def full_cache(empty_cache):
     target = space(MODEL_SPACE)
     folder = empty_cache / f"tpl-{MODEL_SPACE}"
     folder.mkdir()
-    from bids_app.preprocess.transforms import draw, linear
+    from bids_app.preprocess.registration.transforms import draw, linear
 
     pull = linear(target.pull_to(space(EMBEDDED)))
     t1w = draw(embedded.t1w, embedded.affine, target.shape, target.affine, pull)

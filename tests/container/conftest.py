@@ -108,7 +108,7 @@ def image(engine: Engine) -> Image:
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A simulated dataset of two participants, readable for everybody."""
-    from bids_app.phantom import main as phantom
+    from bids_app.cli.phantom import main as phantom
 
     folder = tmp_path_factory.mktemp("simulated") / "raw"
     arguments = ["--participants", "2", "--size", "small", "--no-t1w", "--states", "rest"]

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from bids_app import __version__
-from bids_app.boutiques import EXAMPLE, describe
-from bids_app.cli import build_parser
+from bids_app.cli.boutiques import EXAMPLE, describe
+from bids_app.cli.neurostorm import build_parser
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(7200)]
 NO_HOME = ("--env", "HOME=/nonexistent")

@@ -38,7 +38,7 @@ def cluster(sh) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Four simulated participants."""
-    from bids_app.phantom import main as phantom
+    from bids_app.cli.phantom import main as phantom
 
     folder = tmp_path_factory.mktemp("slurm") / "raw"
     arguments = ["--participants", "4", "--size", "small", "--no-t1w", "--states", "rest"]

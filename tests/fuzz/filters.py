@@ -10,11 +10,11 @@ import atheris
 with atheris.instrument_imports(include=["bids_app"]):
     from harness import fuzz
 
-    from bids_app.bids.names import check_name, join_name, natural_key, split_name
-    from bids_app.cli import build_parser, named_paths, read_config_file, read_filter_file, strip_resolution
+    from bids_app.bids.entities import check_name, join_name, natural_key, split_name
+    from bids_app.cli.neurostorm import build_parser, named_paths, read_config_file, read_filter_file, strip_resolution
     from bids_app.errors import NeurostormError
-    from bids_app.graph import read_plugin_file
-    from bids_app.pipeline import node_name
+    from bids_app.workflow.engine import read_plugin_file
+    from bids_app.workflow.method import node_name
 
 SEEDS = [
     b'{"bold": {"task": "rest", "run": [1, null], "session": "*"}, "t1w": {}}',

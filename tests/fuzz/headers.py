@@ -14,8 +14,8 @@ with atheris.instrument_imports(include=["bids_app", "nibabel"]):
     from harness import fuzz
 
     from bids_app.errors import NeurostormError
-    from bids_app.preprocess.headers import examine_anatomy, examine_header
-    from bids_app.preprocess.images import examine_bold
+    from bids_app.preprocess.io.headers import examine_anatomy, examine_header
+    from bids_app.preprocess.io.images import examine_bold
 
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL)
 BOLD = nib.Nifti1Image(np.zeros((4, 4, 4, 25), np.uint8), np.diag([4.0, 4.0, 4.0, 1.0])).to_bytes()

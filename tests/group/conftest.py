@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bids_app.cli import main
+from bids_app.cli.neurostorm import main
 from bids_app.group.cohort import read_cohort
 from bids_app.group.overview import answers_section, runs_section
 from bids_app.group.tables import write_tables

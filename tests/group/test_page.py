@@ -8,10 +8,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from bids_app.group.answers import answers_of, beside_traits
-from bids_app.group.likeness import identity_section, kinds_of, map_section
+from bids_app.group.predictions import answers_of, beside_traits
 from bids_app.group.quality import motion_section, quality_section
-from bids_app.group.retest import reliability_section, tables_of_sessions
+from bids_app.group.reliability import reliability_section, tables_of_sessions
+from bids_app.group.similarity import identity_section, kinds_of, map_section
 from bids_app.group.sites import sites_section
 
 

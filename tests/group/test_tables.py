@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 import pytest
 
-from bids_app.cli import main
+from bids_app.cli.neurostorm import main
 from bids_app.errors import CannotCreateError, InputOutputError
 
 

@@ -12,7 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_app.phantom import main
+from bids_app.cli.phantom import main
 from bids_app.phantom.geometry import apply, grid_points, sample
 from bids_app.phantom.tissues import TEMPLATE, template_tissues
 from bids_app.phantom.truth import PointField

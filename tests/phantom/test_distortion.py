@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from bids_app.phantom import main
+from bids_app.cli.phantom import main
 from bids_app.phantom.anatomy import random_anatomy
 from bids_app.phantom.bold import distortion_of, lay_still, read_distorted
 from bids_app.phantom.distortion import Distortion, phase_axis, phase_direction, random_inhomogeneity

@@ -9,8 +9,9 @@ import pytest
 from bids_app.catalog.templates import MODEL_SPACE, load_template, space
 from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE, GridSeries
 from bids_app.errors import BadDataError
-from bids_app.preprocess.images import ArrayVolumes, save_image
+from bids_app.preprocess.io.images import ArrayVolumes, save_image
 from bids_app.preprocess.preprocessed import PreprocessedRun
+from bids_app.preprocess.registration.transforms import Chain, Warp, apply_matrix, grid_points, linear, rigid
 from bids_app.preprocess.resample import (
     grid_series,
     model_grid_coverage,
@@ -19,7 +20,6 @@ from bids_app.preprocess.resample import (
     resample_to_space,
     where_data_are,
 )
-from bids_app.preprocess.transforms import Chain, Warp, apply_matrix, grid_points, linear, rigid
 
 TO_BOLDREF = rigid(np.radians((8, -4, 3)), (2, -5, 7), (0, -20, 10))
 

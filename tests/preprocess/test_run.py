@@ -14,12 +14,12 @@ import pytest
 from bids_app.catalog.templates import load_template
 from bids_app.phantom.dataset import DatasetPlan, write_dataset
 from bids_app.phantom.truth import PointField
-from bids_app.preprocess.images import read_volume
+from bids_app.preprocess.io.images import read_volume
 from bids_app.preprocess.preprocessed import PreprocessedRun
-from bids_app.preprocess.registration import dice
+from bids_app.preprocess.registration.ants import dice
+from bids_app.preprocess.registration.transforms import Chain, apply_matrix, draw, grid_points, linear
 from bids_app.preprocess.resample import model_grid_coverage, resample_to_model_grid
 from bids_app.preprocess.run import preprocess_run
-from bids_app.preprocess.transforms import Chain, apply_matrix, draw, grid_points, linear
 
 pytestmark = pytest.mark.slow
 

@@ -10,12 +10,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bids_app.bids.derivatives import atomic_path, output_path, write_json, write_text, write_tsv
 from bids_app.bids.description import describe_outputs
-from bids_app.reports.charts import plot_carpet, plot_embeddings, plot_predictions
-from bids_app.reports.figures import plot_flicker, plot_outlines
-from bids_app.reports.grid import GridView, plot_model_grid
-from bids_app.reports.methods import Step, write_methods
+from bids_app.bids.writer import atomic_path, output_path, write_json, write_text, write_tsv
+from bids_app.outputs.boilerplate import Step, write_methods
+from bids_app.reports.figures.brains import plot_flicker, plot_outlines
+from bids_app.reports.figures.charts import plot_carpet, plot_embeddings, plot_predictions
+from bids_app.reports.figures.model_grid import GridView, plot_model_grid
 
 LABELS = ("rest", "left hand", "right hand", "visual")
 GRID_AFFINE = np.array([[-2.0, 0, 0, 96], [0, 2, 0, -114], [0, 0, 2, -78], [0, 0, 0, 1]])

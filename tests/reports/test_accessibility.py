@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
+from bids_app.reports.figures.style import DARK, INK, MUTED, PALETTE
 from bids_app.reports.participant import build_participant_report
-from bids_app.reports.style import DARK, INK, MUTED, PALETTE
 
 TEXT, GRAPHICS = 4.5, 3.0
 """Least contrasts of WCAG 2.2, level AA."""

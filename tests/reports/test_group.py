@@ -6,6 +6,17 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from bids_app.reports.figures.group_charts import (
+    Cloud,
+    Distribution,
+    Pairs,
+    plot_clouds,
+    plot_distributions,
+    plot_identity,
+    plot_pairs,
+    plot_similarities,
+    plot_sites,
+)
 from bids_app.reports.group import (
     BAD,
     GOOD,
@@ -19,17 +30,6 @@ from bids_app.reports.group import (
     Section,
     Table,
     render,
-)
-from bids_app.reports.group_charts import (
-    Cloud,
-    Distribution,
-    Pairs,
-    plot_clouds,
-    plot_distributions,
-    plot_identity,
-    plot_pairs,
-    plot_similarities,
-    plot_sites,
 )
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"

@@ -5,8 +5,8 @@ import math
 import pandas as pd
 import pytest
 
-from bids_app.bids.derivatives import write_json, write_tsv
-from bids_app.reports.charts import plot_carpet
+from bids_app.bids.writer import write_json, write_tsv
+from bids_app.reports.figures.charts import plot_carpet
 from bids_app.reports.participant import PAGE_LIMIT, build_participant_report
 from bids_app.reports.traces import Trace, compact, read_trace
 

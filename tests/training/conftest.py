@@ -15,7 +15,7 @@ from bids_app.clips import MODEL_GRID_SHAPE, GridSeries
 from bids_app.model.api import Model, load_model
 from bids_app.model.checkpoint import save_encoder
 from bids_app.model.encoder import Encoder, EncoderConfig
-from bids_app.training.store import ClipStore
+from bids_app.training.data.store import ClipStore
 
 TINY = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=8, depths=(1, 1))
 

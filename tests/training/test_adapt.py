@@ -16,11 +16,11 @@ from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import MaskSettings
 from bids_app.training.adapt import AdaptSettings, Labelled, Learner, adapt
-from bids_app.training.data import ClipBatches
+from bids_app.training.data.loader import ClipBatches
 from bids_app.training.head import StandardisedHead, embeddings_of, solve_head
 from bids_app.training.loop import LoopSettings
 from bids_app.training.pretrain import PretrainSettings, pretrain
-from bids_app.training.question import Question
+from bids_app.training.tasks import Question
 
 SMALL = EncoderConfig(img_size=(8, 8, 8, 20), patch_size=(2, 2, 2, 1), embed_dim=8, depths=(1,))
 QUICK = LoopSettings(epochs=2, learning_rate=1e-3)

@@ -13,12 +13,12 @@ import pytest
 
 from bids_app.adapters.file import AdaptedModel, load_adapter
 from bids_app.adapters.predict import encode_run
+from bids_app.cli.train import main
 from bids_app.clips import MODEL_GRID_AFFINE, ClipReader, series_from_image
 from bids_app.errors import BadDataError, NoInputError
 from bids_app.model.checkpoint import read_checkpoint, save_encoder
 from bids_app.model.encoder import Encoder
-from bids_app.training.cli import main
-from bids_app.training.examples import ask, gather, read_images
+from bids_app.training.data.examples import ask, gather, read_images
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_an_evaluation_writes_its_report(make_store, tmp_path, encoder, capsys):
 
 
 def test_participants_of_several_datasets_stay_apart(make_store, invented_series, tmp_path):
-    from bids_app.training.store import ClipStore
+    from bids_app.training.data.store import ClipStore
 
     first = make_store(2)
     second = ClipStore(tmp_path / "second", "global")
@@ -179,7 +179,7 @@ def test_two_processes_pretrain_as_one_does_with_twice_the_batch(make_store, tmp
     common = ["--config", str(tmp_path / "config.json"), "--epochs", "2"]
     for name, options in (("one", ["--batch-size", "4"]), ("two", ["--batch-size", "2", "--processes", "2"])):
         output = ["--output", str(tmp_path / f"{name}.safetensors")]
-        command = [sys.executable, "-m", "bids_app.training.cli", "pretrain", str(store.folder), *output]
+        command = [sys.executable, "-m", "bids_app.cli.train", "pretrain", str(store.folder), *output]
         subprocess.run([*command, *common, *options], check=True, timeout=800)
     curves = [np.loadtxt(tmp_path / f"{k}.training" / "steps.csv", delimiter=",", skiprows=1) for k in ("one", "two")]
     assert curves[1] == pytest.approx(curves[0], rel=1e-3)
@@ -195,7 +195,7 @@ def test_a_killed_command_goes_on_from_where_it_was(make_store, tmp_path, tiny_c
 
     def command(name: str) -> list[str]:
         output = ["--output", str(tmp_path / f"{name}.safetensors")]
-        return [sys.executable, "-m", "bids_app.training.cli", "pretrain", str(store.folder), *output, *common]
+        return [sys.executable, "-m", "bids_app.cli.train", "pretrain", str(store.folder), *output, *common]
 
     subprocess.run(command("whole"), check=True, timeout=800)
     process = subprocess.Popen(command("killed"))

@@ -14,8 +14,8 @@ import torch
 from bids_app.model.encoder import EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import AtlasPatches, MaskSettings
-from bids_app.training.augment import Augmentation
-from bids_app.training.data import ClipBatches
+from bids_app.training.data.augmentation import Augmentation
+from bids_app.training.data.loader import ClipBatches
 from bids_app.training.loop import LoopSettings, fabric_for
 from bids_app.training.pretrain import PretrainSettings, pretrain, region_weights, regions_report
 
@@ -114,7 +114,7 @@ import sys
 sys.path.insert(0, {folder!r})
 from test_pretrain import LOOP, SMALL, SmallScan, atlas, fresh
 from bids_app.model.masking import MaskSettings
-from bids_app.training.data import ClipBatches
+from bids_app.training.data.loader import ClipBatches
 from bids_app.training.loop import fabric_for
 from bids_app.training.pretrain import PretrainSettings, pretrain
 from pathlib import Path

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from bids_app.adapters.file import Adapter, AdapterCard
-from bids_app.training.labels import Stretch
+from bids_app.training.data.labels import Stretch
+from bids_app.training.data.store import Scan
 from bids_app.training.reference import figures_of, whole_scans, with_ranges
-from bids_app.training.store import Scan
 
 
 @pytest.fixture

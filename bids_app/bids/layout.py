@@ -1,0 +1,131 @@
+"""pybids at work: which images of a dataset fit the filters. Only the participants asked for are indexed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from bids_app.bids.entities import LABEL, natural_key
+from bids_app.errors import InputOutputError, InvalidBIDSError, UsageError
+from bids_app.settings import QuerySettings
+
+LOGGER = logging.getLogger(__name__)
+
+QUERIES: dict[str, dict[str, Any]] = {
+    "bold": {"datatype": "func", "suffix": "bold", "extension": [".nii", ".nii.gz"], "part": ["mag", None]},
+    "t1w": {"datatype": "anat", "suffix": "T1w", "extension": [".nii", ".nii.gz"], "part": ["mag", None]},
+    "fmap": {"datatype": "fmap", "extension": [".nii", ".nii.gz"]},
+}
+"""What is looked for, in pybids' terms; ``--bids-filter-file`` adds to these, and overrides them."""
+
+WANTED_PATHS = r"/{participant}(/ses-[^/]+)?(/(func|anat|fmap)(/[^/]+\.nii(\.gz)?)?)?$"
+"""Paths from the root, folders too, that are worth indexing; loops of links end here."""
+
+
+def list_participants(bids_dir: Path) -> list[str]:
+    """Labels of a dataset's participants, in natural order, without an index.
+
+    A folder ``sub-...`` whose label BIDS does not allow is left out with a warning.
+    """
+    labels = []
+    for entry in os.scandir(bids_dir):
+        if entry.name.startswith("sub-") and entry.is_dir():
+            label = entry.name.removeprefix("sub-")
+            if LABEL.fullmatch(label):
+                labels.append(label)
+            else:
+                LOGGER.warning("%s: left out, since its label is not letters and digits.", entry.path)
+    return sorted(labels, key=natural_key)
+
+
+def query_images(bids_dir: Path, settings: QuerySettings, participants: list[str]) -> dict[str, list[Path]]:
+    """Paths of the images that pybids finds for each of `QUERIES`.
+
+    Parameters
+    ----------
+    bids_dir : pathlib.Path
+        Root of the dataset, absolute.
+    settings : QuerySettings
+        Its filters and database.
+    participants : list of str
+        Whose images are wanted.
+
+    Raises
+    ------
+    UsageError
+        A filter that pybids does not know.
+    InvalidBIDSError, InputOutputError
+        The dataset cannot be indexed, or its database not used.
+    """
+    from sqlalchemy.exc import SQLAlchemyError
+
+    layout = _index(bids_dir, settings.database_dir, participants if settings.participants else None)
+    folders = {f"sub-{label}" for label in participants}
+    found = {}
+    for name, query in QUERIES.items():
+        filters = {**query, **settings.filters.get(name, {})}
+        if settings.participants:
+            filters.setdefault("subject", participants)
+        try:
+            files = layout.get(return_type="file", **{key: _as_pybids(value) for key, value in filters.items()})
+        except (ValueError, TypeError, AttributeError, re.error, SQLAlchemyError) as error:
+            reason = getattr(error, "orig", None) or error  # the database's own words, without the whole query
+            raise UsageError(
+                f"The filter '{name}' of --bids-filter-file: {reason}",
+                "Filters are pybids' entities (session, task, run, ...), each with a label, a list, null or '*'.",
+            ) from error
+        paths = [Path(file) for file in files]
+        found[name] = [path for path in paths if path.relative_to(bids_dir).parts[0] in folders]
+    return found
+
+
+def _index(bids_dir: Path, database_dir: Path | None, participants: list[str] | None) -> Any:
+    """pybids' layout of the images of some or all participants, or the database's, which holds the whole dataset."""
+    from bids.layout import BIDSLayout, BIDSLayoutIndexer
+    from sqlalchemy.exc import SQLAlchemyError
+
+    config: dict[str, Any] | None = None
+    if database_dir is None:
+        config = _anchored_config(bids_dir)
+        labels = "|".join(map(re.escape, participants)) if participants else "[^/]+"
+        wanted = WANTED_PATHS.format(participant=f"sub-({labels})")
+        indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[re.compile(f"^(?!{wanted})")])
+    else:
+        LOGGER.info("%s: using the index of the dataset, or making it, which may take minutes.", database_dir)
+        indexer = BIDSLayoutIndexer(validate=False)
+    try:
+        return BIDSLayout(bids_dir, validate=False, config=config, database_path=database_dir, indexer=indexer)
+    except UnicodeError as error:
+        raise InvalidBIDSError(
+            f"{bids_dir}: a file name is not valid UTF-8 ({error}).", "Rename it; BIDS names are plain ASCII."
+        ) from error
+    except (SQLAlchemyError, OSError, ValueError) as error:
+        if database_dir is None:
+            raise InputOutputError(f"{bids_dir}: cannot be indexed ({error}).", "Check the files it names.") from error
+        raise InputOutputError(
+            f"{database_dir}: not usable as the dataset's index ({error}).",
+            "Remove it, or leave --bids-database-dir out; without it only the participants asked for are indexed.",
+        ) from error
+
+
+def _anchored_config(bids_dir: Path) -> dict[str, Any]:
+    """pybids' entities, looked for below the root only: a dataset may lie in a folder ``sub-01`` or ``func``."""
+    from bids.layout import models
+
+    config = json.loads((Path(models.__file__).parent / "config" / "bids.json").read_text(encoding="utf-8"))
+    for entity in config["entities"]:
+        entity["pattern"] = f"^{re.escape(str(bids_dir))}.*?{entity['pattern']}"
+    return config
+
+
+def _as_pybids(value: Any) -> Any:
+    """A filter's value as pybids takes it: ``null`` is absent, ``"*"`` is any."""
+    from bids.layout import Query
+
+    if isinstance(value, list):
+        return [_as_pybids(item) for item in value]
+    return {None: Query.NONE, "*": Query.REQUIRED}.get(value, value) if isinstance(value, str | None) else value

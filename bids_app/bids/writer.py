@@ -1,0 +1,257 @@
+"""Writing derivatives: where an output goes by its entities, and files that are whole or not there at all.
+
+Each file is written under a temporary name in its own folder, flushed to the disk and then renamed, so that neither a
+crash, nor a full disk, nor another process in the same folder leaves half a file under its final name.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import re
+import shutil
+import socket
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from bids_app.bids.entities import LABEL, join_name
+from bids_app.errors import CannotCreateError, InputOutputError, NeurostormError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+RAW_DATASET = "raw"
+"""Name of the raw dataset in ``DatasetLinks`` and in BIDS URIs."""
+
+TEMPORARY = re.compile(r"\.neurostorm-(?P<pid>\d+)-(?P<host>[\w.-]*?)-[0-9a-f]{8}-")
+"""How the names of files start that are being written."""
+
+LEFTOVER_AGE = 24 * 3600
+"""A temporary file of another machine is taken for a leftover after this time, s."""
+
+
+def output_path(
+    out_dir: Path,
+    entities: Mapping[str, str],
+    suffix: str,
+    extension: str,
+    *,
+    datatype: str = "func",
+    **extra: str | None,
+) -> Path:
+    """Where an output goes.
+
+    Parameters
+    ----------
+    out_dir : pathlib.Path
+        Root of the derivatives.
+    entities : mapping
+        Of the image it was made from; ``sub`` is needed. For ``datatype="anat"`` give those that an anatomical image
+        has.
+    suffix, extension : str
+        ``bold`` and ``.nii.gz``.
+    datatype : str
+        ``func``, ``anat``, or ``figures``, which a participant's sessions share.
+    **extra : str or None
+        More entities, such as ``space="MNI152NLin6Asym"``; None is left out. Those that Python reserves are written
+        with an underscore: ``from_="T1w"``.
+
+    Examples
+    --------
+    >>> output_path(Path("out"), {"sub": "01", "ses": "a", "task": "rest"}, "mask", ".nii.gz", desc="brain").as_posix()
+    'out/sub-01/ses-a/func/sub-01_ses-a_task-rest_desc-brain_mask.nii.gz'
+    """
+    added = {key.rstrip("_"): label for key, label in extra.items() if label is not None}
+    pairs = {**entities, **added}
+    wrong = [f"{key}-{label}" for key, label in pairs.items() if not (LABEL.fullmatch(key) and LABEL.fullmatch(label))]
+    if wrong:
+        raise ValueError(f"{', '.join(wrong)}: a BIDS label is letters and digits only.")
+    folder = out_dir / f"sub-{entities['sub']}"
+    if "ses" in entities and datatype != "figures":
+        folder /= f"ses-{entities['ses']}"
+    return folder / datatype / join_name(pairs, suffix, extension)
+
+
+def bids_uri(path: Path, root: Path, dataset: str = "") -> str:
+    """The BIDS URI of a file.
+
+    Parameters
+    ----------
+    path, root : pathlib.Path
+        The file, and the root of the dataset that it lies in.
+    dataset : str
+        The dataset's name in ``DatasetLinks``; empty for the dataset that the URI is written into.
+    """
+    return f"bids:{dataset}:{quote(path.relative_to(root).as_posix())}"
+
+
+def dataset_uri(path: Path, datasets: Mapping[str, Path]) -> str:
+    """The BIDS URI of a file of one of several datasets; of those that hold it, the innermost.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Absolute.
+    datasets : mapping
+        Roots by their names in ``DatasetLinks``.
+    """
+    holding = [name for name, root in datasets.items() if path.is_relative_to(root)]
+    if not holding:
+        raise ValueError(f"{path} lies in none of the datasets {', '.join(map(str, datasets.values()))}.")
+    name = max(holding, key=lambda name: len(datasets[name].parts))
+    return bids_uri(path, datasets[name], name)
+
+
+def source_uris(paths: Iterable[Path], *, raw_dir: Path, out_dir: Path) -> list[str]:
+    """BIDS URIs of files of the raw dataset and of the derivatives, for a sidecar's ``Sources``."""
+    # derivatives may lie inside the raw dataset, so they are looked at first
+    return [
+        bids_uri(path, out_dir) if path.is_relative_to(out_dir) else bids_uri(path, raw_dir, RAW_DATASET)
+        for path in paths
+    ]
+
+
+def temporary_name(path: Path) -> Path:
+    """A name beside a file that no other process takes, and that `remove_leftovers` knows when its writer is dead."""
+    host = re.sub(r"[^\w.-]", "", socket.gethostname())
+    return path.with_name(f".neurostorm-{os.getpid()}-{host}-{uuid.uuid4().hex[:8]}-{path.name}")
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path in the folder of ``path``, with its extension; it becomes ``path`` when all went well.
+
+    Raises
+    ------
+    CannotCreateError
+        There is no permission to write, or the file system is read-only.
+    InputOutputError
+        The disk is full, or failed.
+    """
+    temporary = temporary_name(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        _flush(temporary)
+        os.replace(temporary, path)
+        _flush(path.parent)
+    except OSError as error:
+        raise _explain(error, path) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> Path:
+    """Write a UTF-8 text file; one that holds the same text already is left as it is."""
+    data = text.encode("utf-8", errors="surrogateescape")
+    with suppress(OSError):
+        if path.stat().st_size == len(data) and path.read_bytes() == data:
+            return path
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+    return path
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write a JSON file; NaN and infinity become null, numpy's numbers and arrays plain ones, paths text."""
+    return write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_tsv(path: Path, table: pd.DataFrame | Mapping[str, Any]) -> Path:
+    """Write a table as BIDS wants it: tab-separated, with ``n/a`` for what is missing."""
+    import pandas as pd
+
+    frame = table if isinstance(table, pd.DataFrame) else pd.DataFrame(table)
+    return write_text(path, frame.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n"))
+
+
+def copy_file(source: Path, path: Path) -> Path:
+    """Copy a file's content; a target with the same content is left as it is."""
+    if not _same_content(source, path):
+        with atomic_path(path) as temporary:
+            shutil.copyfile(source, temporary)
+    return path
+
+
+def remove_leftovers(folder: Path, *, deep: bool = True) -> list[Path]:
+    """Remove temporary files, in a folder and anywhere below it, whose writers are gone; return them."""
+    removed = []
+    for path in (folder.rglob if deep else folder.glob)(".neurostorm-*"):
+        match = TEMPORARY.match(path.name)
+        if match and not _is_alive(int(match["pid"]), match["host"], path):
+            with suppress(OSError):
+                path.unlink()
+                removed.append(path)
+    return removed
+
+
+def _is_alive(pid: int, host: str, path: Path) -> bool:
+    if host != re.sub(r"[^\w.-]", "", socket.gethostname()):
+        with suppress(OSError):
+            return time.time() - path.stat().st_mtime < LEFTOVER_AGE
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True  # another user's process
+    return True
+
+
+def _flush(path: Path) -> None:
+    """Have the disk hold what was written; file systems that cannot flush a folder are left alone."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _explain(error: OSError, path: Path) -> NeurostormError:
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        return CannotCreateError(
+            f"{path}: cannot be written ({error.strerror}).", "Check the permissions, and that it is mounted writable."
+        )
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return InputOutputError(
+            f"{path}: no space left to write it.", "Free some space, or raise the quota; what is done is kept."
+        )
+    return InputOutputError(f"{path}: writing failed ({error.strerror or error}).", "Check the disk and its mount.")
+
+
+def _same_content(source: Path, path: Path, chunk: int = 1 << 20) -> bool:
+    try:
+        if path.stat().st_size != source.stat().st_size:
+            return False
+        with source.open("rb") as one, path.open("rb") as other:
+            while block := one.read(chunk):
+                if block != other.read(chunk):
+                    return False
+    except OSError:
+        return False
+    return True
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy's arrays and numbers
+        return _plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value

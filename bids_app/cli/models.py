@@ -1,0 +1,263 @@
+"""``neurostorm-models``: what encoders and adapters there are; fetching, checking, converting, describing them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bids_app.catalog.models import Entry, catalog, find_model
+from bids_app.errors import EXIT_OK, NeurostormError, NoInputError, UsageError
+
+if TYPE_CHECKING:
+    from bids_app.adapters.convert import Answers
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    p = argparse.ArgumentParser(
+        prog="neurostorm-models", description="Encoders and adapters: list, fetch, verify, convert, describe them."
+    )
+    commands = p.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="names that can be given, and which of them are on this machine")
+    fetch = commands.add_parser("fetch", help="bring published weights into the cache (NEUROSTORM_CACHE)")
+    fetch.add_argument("names", nargs="+", metavar="NAME")
+    verify = commands.add_parser("verify", help="check files in the cache against what they were when fetched")
+    verify.add_argument("names", nargs="*", metavar="NAME", help="default: all that are here")
+    card = commands.add_parser("card", help="the card of a model or an adapter: use, cohort, metrics, limits, licence")
+    card.add_argument("name", metavar="NAME|FILE")
+    card.add_argument("--json", action="store_true", help="all that its file holds, as JSON; it must be here")
+    card.add_argument("--output", type=Path, metavar="FILE", help="write it there instead")
+    _add_convert(commands.add_parser("convert", help="a checkpoint of the published code to this program's formats"))
+    return p
+
+
+def _add_convert(p: argparse.ArgumentParser) -> None:
+    p.add_argument("source", metavar="NAME|FILE", help="checkpoint to read")
+    p.add_argument("output", type=Path, metavar="OUT", help="safetensors file to write")
+    p.add_argument("--no-decoder", action="store_true", help="leave out the decoder of a pre-training file")
+    group = p.add_argument_group("to an adapter instead of a model")
+    group.add_argument("--adapter", metavar="LABEL", help="write an adapter of this name, letters and digits")
+    group.add_argument("--base", metavar="NAME|FILE", help="encoder it shall belong to (default: the source's own)")
+    group.add_argument("--task", choices=("classification", "regression"), help="default: what the source says")
+    group.add_argument("--target", help="what is predicted (default: what the source says)")
+    group.add_argument("--labels", type=lambda text: tuple(text.split(",")), help="A,B,...: classes in their order")
+    group.add_argument("--unit", help="of a regression's value")
+    group.add_argument("--value-mean", type=float, metavar="M", help="of the training cohort, in that unit")
+    group.add_argument("--value-std", type=float, metavar="S", help="likewise")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns its exit code."""
+    arguments = parser().parse_args(argv)
+    try:
+        COMMANDS[arguments.command](arguments)
+    except NeurostormError as error:
+        print(f"neurostorm-models: error: {error.message}\n  {error.hint}".rstrip(), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("neurostorm-models: interrupted; fetching goes on from here next time.", file=sys.stderr)
+        return 130
+    return EXIT_OK
+
+
+def _list(arguments: argparse.Namespace) -> None:
+    from bids_app.catalog import atlases
+
+    for kind in ("models", "adapters"):
+        print(f"{kind}:")
+        for entry in catalog(kind).values():
+            here = entry.path.is_file()
+            size = entry.path.stat().st_size if here else entry.size
+            where = "here" if here else ("to fetch" if entry.repo else "missing")
+            text = f"{size / 1e6:.1f} MB" if size else ""
+            print(f"  {entry.name:22} {where:9} {text:>9}  {entry.description}")
+    print("atlases:")
+    for name, fields_of in atlases.catalog().items():
+        try:
+            atlases.find_atlas(name)
+            where = "here"
+        except NoInputError:
+            where = "missing"
+        print(f"  {name:22} {where:9} {'':>9}  {fields_of['title']}")
+
+
+def _fetch(arguments: argparse.Namespace) -> None:
+    from bids_app.catalog.fetch import fetch
+
+    for entry in [_named(name) for name in arguments.names]:
+        path = fetch(entry, _progress(entry.name))
+        print(f"{entry.name}: {path}")
+
+
+def _progress(name: str) -> Any:
+    if not sys.stderr.isatty():
+        return None
+
+    def show(done: int, total: int) -> None:
+        share = f"{100 * done / total:5.1f} %" if total else ""
+        print(f"\r{name}: {done / 1e6:8.1f} MB {share}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+    return show
+
+
+def _verify(arguments: argparse.Namespace) -> None:
+    from bids_app.catalog.fetch import verify
+    from bids_app.model.checkpoint import read_checkpoint
+
+    everything = [*catalog("models").values(), *catalog("adapters").values()]
+    entries = [_named(name) for name in arguments.names] or [e for e in everything if e.path.is_file()]
+    for entry in entries:
+        sha256 = verify(entry)
+        if entry.name in catalog("models"):
+            read_checkpoint(entry.path)
+        print(f"{entry.name}: {entry.path} is whole, sha256 {sha256}")
+
+
+def _card(arguments: argparse.Namespace) -> None:
+    from bids_app.adapters.cards import adapter_facts, model_facts
+    from bids_app.bids.writer import write_text
+    from bids_app.catalog.cards import card_markdown
+    from bids_app.catalog.models import weights_path
+
+    adapter = _adapter_entry(arguments.name)
+    entry = adapter or _entry(arguments.name)
+    if entry.own:
+        weights_path(entry)  # of a file that is not there nothing can be told
+    if arguments.json:
+        facts = _adapter_json(adapter) if adapter else _model_json(entry)
+        text = json.dumps(facts, indent=1, default=str) + "\n"
+    else:
+        text = card_markdown(adapter_facts(adapter) if adapter else model_facts(entry))
+    if arguments.output:
+        write_text(arguments.output, text)
+        print(f"Wrote {arguments.output}")
+    else:
+        print(text, end="")
+    if not entry.path.is_file():
+        print(f"{entry.name} is not on this machine: only what the catalog knows is told.", file=sys.stderr)
+
+
+def _adapter_entry(name: str) -> Entry | None:
+    """An adapter of the catalog, or a file that is one; None for anything else."""
+    from bids_app.adapters.file import ADAPTER_FORMAT
+    from bids_app.catalog.models import find_adapter
+    from bids_app.model.checkpoint import file_format
+
+    is_file = name not in catalog("adapters") and Path(name).is_file()
+    if name in catalog("adapters") or (is_file and file_format(Path(name)) == ADAPTER_FORMAT):
+        return find_adapter(name)
+    return None
+
+
+def _adapter_json(entry: Entry) -> dict[str, Any]:
+    """All that an adapter's file holds beside its tensors."""
+    from bids_app.adapters.file import load_adapter
+    from bids_app.catalog.models import weights_path
+
+    path = weights_path(entry)
+    return {"file": str(path), **asdict(load_adapter(path).card)}
+
+
+def _model_json(entry: Entry) -> dict[str, Any]:
+    from bids_app.catalog.models import weights_path
+    from bids_app.model.api import Model
+    from bids_app.model.checkpoint import read_checkpoint
+
+    facts = {"name": entry.name, "description": entry.description, "licence": entry.licence}
+    facts |= {"source": f"{entry.repo}@{entry.revision}:{entry.file}" if entry.repo else ""}
+    path = weights_path(entry)
+    checkpoint = read_checkpoint(path)
+    model = Model(checkpoint)
+    return facts | {
+        "file": str(path),
+        "bytes": path.stat().st_size,
+        "encoder_sha256": model.weights_sha256,
+        "parameters": sum(p.numel() for p in model.encoder.parameters()),
+        "configuration": checkpoint.config.as_dict(),
+        "head": None if model.head is None else f"{model.head.version}, {model.head(_probe(model)).shape[1]} outputs",
+        "decoder": bool(checkpoint.decoder),
+        "demonstration": checkpoint.demonstration,
+        "not_used": list(model.left_over),
+        "info": checkpoint.info,
+    }
+
+
+def _probe(model: Any) -> Any:
+    import torch
+
+    return torch.zeros(1, model.config.n_features, *model.config.grid(model.config.n_stages - 1))
+
+
+def _convert(arguments: argparse.Namespace) -> None:
+    from bids_app.catalog.models import weights_path
+
+    entry = _entry(arguments.source)
+    source = weights_path(entry)
+    if arguments.output.suffix != ".safetensors":
+        raise UsageError(f"{arguments.output}: is no name for safetensors.", "Give one that ends in .safetensors.")
+    if arguments.adapter:
+        _convert_to_adapter(arguments, entry, source)
+    else:
+        _convert_to_model(arguments, entry, source)
+    print(f"Wrote {arguments.output}")
+
+
+def _convert_to_model(arguments: argparse.Namespace, entry: Entry, source: Path) -> None:
+    from bids_app.model.api import Model
+    from bids_app.model.checkpoint import read_checkpoint, save_encoder
+
+    checkpoint = read_checkpoint(source)
+    model = Model(checkpoint)  # strict: what does not fit is named now
+    info = {"source": entry.name, "licence": entry.licence, "hyper_parameters": checkpoint.info}
+    save_encoder(
+        arguments.output,
+        checkpoint.config,
+        model.encoder.state_dict(),
+        entry.name,
+        head=None if model.head is None else model.head.state_dict(),
+        decoder=None if arguments.no_decoder else checkpoint.decoder,
+        info=info,
+        demonstration=checkpoint.demonstration,
+    )
+
+
+def _convert_to_adapter(arguments: argparse.Namespace, entry: Entry, source: Path) -> None:
+    from bids_app.adapters.convert import adapter_from_checkpoint
+    from bids_app.adapters.file import save_adapter
+    from bids_app.catalog.models import weights_path
+
+    base = weights_path(_entry(arguments.base)) if arguments.base else None
+    adapter = adapter_from_checkpoint(source, arguments.adapter, _answers(arguments, entry), base, entry.licence)
+    save_adapter(arguments.output, adapter)
+
+
+def _answers(arguments: argparse.Namespace, entry: Entry) -> Answers:
+    """What the catalog knows of a file's answers, and what was given instead."""
+    from bids_app.adapters.convert import Answers
+
+    known = {**entry.answers, "labels": tuple(entry.answers.get("labels", ()))}
+    given = {f.name: getattr(arguments, f.name, None) for f in fields(Answers)}
+    return replace(Answers(**known), **{k: v for k, v in given.items() if v is not None})
+
+
+def _entry(name: str) -> Entry:
+    """A model, by name or by file, whatever the file's name ends in."""
+    if Path(name).is_file() and name not in catalog("models"):
+        return Entry(Path(name).stem, "a file of your own", str(Path(name).absolute()), own=True)
+    return find_model(name)
+
+
+def _named(name: str) -> Entry:
+    """A model or an adapter of the catalog."""
+    return catalog("adapters").get(name) or find_model(name)
+
+
+COMMANDS = {"list": _list, "fetch": _fetch, "verify": _verify, "card": _card, "convert": _convert}
+
+if __name__ == "__main__":
+    sys.exit(main())

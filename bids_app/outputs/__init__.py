@@ -1,0 +1,1 @@
+"""What is written about a run, and under which names: the schema of sidecars and tables, and their writers."""

@@ -1,0 +1,72 @@
+"""Attribution as files: a table of regions, a map in the model's space, and a figure of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+
+from bids_app.adapters.attribution import Attributed, Attribution
+from bids_app.adapters.predict import Encoded
+from bids_app.bids.entities import as_label
+from bids_app.bids.writer import write_tsv
+from bids_app.catalog.atlases import Atlas
+from bids_app.catalog.templates import MODEL_SPACE
+from bids_app.clips import MODEL_GRID_AFFINE
+from bids_app.outputs.functional import name_run
+from bids_app.preprocess.io.images import save_image
+from bids_app.preprocess.preprocessed import PreprocessedRun
+
+
+def attribution_outputs(
+    attributed: Attributed,
+    encoded: Encoded,
+    preprocessed: PreprocessedRun,
+    entities: Mapping[str, str],
+    datasets: Mapping[str, Path],
+    out_dir: Path,
+) -> Path:
+    """Lay out a table of regions, a map in the model's space, and a figure of it, for each answer."""
+    from bids_app.reports.figures.glass_brain import plot_glass_brain
+
+    names = name_run(out_dir / "tree", entities, datasets, [preprocessed.source])
+    atlas = as_label(attributed.atlas.name)
+    for name, found in attributed.found.items():
+        described = describe_attribution(found, attributed.atlas, encoded)
+        table = names.path("attribution", ".tsv", seg=atlas, desc=name)
+        write_tsv(table, pd.DataFrame(found.columns()))
+        names.sidecar(table, described)
+        boldmap = names.path("boldmap", ".nii.gz", space=MODEL_SPACE, seg=atlas, desc=name)
+        save_image(boldmap, found.image, MODEL_GRID_AFFINE, space_code=4)
+        names.sidecar(boldmap, described)
+        shown = nib.Nifti1Image(np.nan_to_num(found.image), MODEL_GRID_AFFINE)
+        plot_glass_brain(shown, names.path("bold", ".png", "figures", desc=f"{name}attribution"), unit=found.measure)
+    return names.tree
+
+
+def describe_attribution(found: Attribution, atlas: Atlas, encoded: Encoded) -> dict[str, Any]:
+    """What a table, or map, of attributions is."""
+    facts = {key: encoded.facts[key] for key in ("Model", "WeightsSHA256", "Demonstration", "Device", "Threads")}
+    return {
+        **facts,
+        "Atlas": atlas.title or atlas.name,
+        "AtlasIsKnownCopy": atlas.is_known_copy,
+        "Method": found.method,
+        "Measure": found.measure,
+        "Answer": found.answer,
+        "Clips": list(found.clip_numbers),
+        "RegionsWithoutToken": int((found.n_tokens == 0).sum()),
+        "attribution": {
+            "Description": "Fall of the answer when the region is held still (occlusion), what its voxels add to the "
+            "answer (gradients), or how badly it is guessed from the rest (reconstruction); the mean over clips",
+            "Units": found.measure,
+        },
+        "std": {"Description": "Standard deviation over clips", "Units": found.measure},
+        "voxels": {"Description": "Voxels of 2 mm with signal"},
+        "tokens": {"Description": "Tokens that belong to the region more than to another; at 0 it is not resolved"},
+        "Disclaimer": "What this model reads, not what a region does; not a finding about a person.",
+    }

@@ -1,0 +1,246 @@
+"""The T1w image: bias field, alignment with the template, brain mask and tissues. Done once for all runs that share it.
+
+Everything is computed at 2 mm. The brain mask is the template's, carried back; tissues are three Gaussians of
+brightness with the template's tissue maps as their prior.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from bids_app.catalog.templates import WORKING_MM, Template, load_template
+from bids_app.preprocess.io.headers import voxel_sizes
+from bids_app.preprocess.io.images import read_volume, save_image
+from bids_app.preprocess.masking import head_mask, largest_part
+from bids_app.preprocess.registration.ants import Image, ants_library, isotropic
+from bids_app.preprocess.registration.t1w_to_template import above_neck, align_with_template, carry_mask
+from bids_app.preprocess.registration.transforms import Chain, draw, grid_points
+from bids_app.preprocess.t1w_average import merge_t1w
+
+STRIPPED_ML = (700.0, 2300.0)
+STRIPPED_EMPTY = 0.4
+"""An image without skull holds one value in more than this share of its voxels, and `STRIPPED_ML` of others."""
+
+
+@dataclass(frozen=True)
+class PreparedT1w:
+    """A T1w image at 2 mm without its bias field, and the field.
+
+    ``source`` is the file that names it; ``merged`` the mean image at that file's resolution, where several were
+    averaged, and ``used`` these. ``stripped`` tells that it came without skull, ``coarse`` that its voxels are larger.
+    """
+
+    source: Path
+    image: Path
+    bias: Path
+    warnings: tuple[str, ...] = ()
+    merged: Path | None = None
+    used: tuple[Path, ...] = ()
+    stripped: bool = False
+    coarse: bool = False
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """A T1w image that is aligned with a template. All images but ``in_template`` are on the T1w's 2 mm grid.
+
+    ``chain`` takes template points to T1w points, ``inverse`` the other way.
+    """
+
+    source: Path
+    template: str
+    image: Path
+    bias: Path
+    mask: Path
+    tissues: Path
+    dseg: Path
+    chain: Path
+    inverse: Path
+    to_template: Path
+    from_template: Path
+    in_template: Path
+    quality: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    merged: Path | None = None
+    used: tuple[Path, ...] = ()
+    stripped: bool = False
+    """As in `PreparedT1w`."""
+
+    @property
+    def native(self) -> Path:
+        """The image at its own resolution: the mean where several were averaged."""
+        return self.merged or self.source
+
+
+def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: int = 1) -> PreparedT1w:
+    """Average a T1w image with its repeats, bring it to 2 mm, and remove its bias field.
+
+    Parameters
+    ----------
+    t1w : pathlib.Path
+    out_dir : pathlib.Path
+    repeats : sequence of pathlib.Path
+        Further T1w images of the session.
+    seed : int
+        Of their alignment.
+    """
+    mean = merge_t1w((t1w, *repeats), out_dir, seed)
+    warnings, merged = mean.warnings, None
+    if len(mean.used) > 1 or mean.used[0] != t1w:
+        merged = save_image(out_dir / "t1w_merged.nii.gz", mean.image.data, mean.image.affine)
+    stripped = is_stripped(mean.image)
+    if stripped:
+        warnings += (f"{t1w.name}: its skull was removed already; the brain that it shows was kept as it is.",)
+    coarse = bool(voxel_sizes(mean.image.affine).max() > WORKING_MM)
+    shifted = Image(mean.image.data - min(float(mean.image.data.min()), 0.0), mean.image.affine)
+    image = isotropic(shifted, WORKING_MM, order=3 if coarse else 1)
+    head = head_mask(image.data, image.affine)
+    bias = bias_field(image, head & above_neck(image, head))  # where a coil fades out, the neck would bend the fit
+    return PreparedT1w(
+        source=t1w,
+        image=save_image(out_dir / "t1w_2mm.nii.gz", image.data / bias, image.affine),
+        bias=save_image(out_dir / "bias_2mm.nii.gz", bias, image.affine),
+        warnings=warnings,
+        merged=merged,
+        used=mean.used,
+        stripped=stripped,
+        coarse=coarse,
+    )
+
+
+def is_stripped(image: Image) -> bool:
+    """Whether a T1w image shows a brain without its skull: much of it holds one value, and the rest is of its size."""
+    lowest = float(image.data.min())
+    shown = image.data > lowest
+    volume_ml = float(shown.sum()) * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1e3
+    return float(shown.mean()) < 1 - STRIPPED_EMPTY and STRIPPED_ML[0] <= volume_ml <= STRIPPED_ML[1]
+
+
+def bias_field(image: Image, where: np.ndarray, shrink: int = 3) -> np.ndarray:
+    """Bias field of an image by N4, (X, Y, Z) float32, above 0 everywhere, 1 in the middle of its range.
+
+    Parameters
+    ----------
+    image : Image
+        Isotropic, values at least 0.
+    where : numpy.ndarray, bool
+        The head.
+    shrink : int
+        Factor by which the image is made smaller for the fit.
+    """
+    ants = ants_library()
+    spacing = [float(np.linalg.norm(image.affine[:3, i])) for i in range(3)]
+    as_ants = ants.from_numpy(np.maximum(image.data, 0).astype(np.float32), spacing=spacing)
+    mask = ants.from_numpy(where.astype(np.float32), spacing=spacing)
+    found = ants.n4_bias_field_correction(
+        as_ants,
+        mask=mask,
+        shrink_factor=shrink,
+        convergence={"iters": [50, 50, 30], "tol": 1e-6},
+        return_bias_field=True,
+    ).numpy()
+    found = np.nan_to_num(found, nan=1.0, posinf=1.0, neginf=1.0)
+    middle = float(np.median(found[where])) or 1.0
+    return np.clip(found / middle, 0.1, 10.0).astype(np.float32)
+
+
+def normalise_t1w(prepared: PreparedT1w, out_dir: Path, template: str | None = None, seed: int = 1) -> Anatomy:
+    """Align a T1w image with the template: rigid, affine, SyN; then carry the brain mask back and find the tissues.
+
+    Parameters
+    ----------
+    prepared : PreparedT1w
+    out_dir : pathlib.Path
+    template : str, optional
+        By default the best that is on this machine.
+    seed : int
+
+    Raises
+    ------
+    RegistrationError
+        No alignment passed the gates, from two initialisations.
+    """
+    target = load_template(template)
+    moving = Image(*read_volume(prepared.image))
+    found, quality, warnings = align_with_template(
+        target, moving, prepared.source.name, out_dir, seed, prepared.stripped, prepared.coarse
+    )
+    mask = carry_mask(target, moving, found.inverse)
+    if prepared.stripped:
+        mask = largest_part(ndimage.binary_fill_holes(mask & (moving.data > 0)))
+    tissues = segment(moving.data, mask, _priors(target, moving, found.inverse))
+    in_template = draw(moving.data, moving.affine, target.t1w.shape, target.affine, found.chain)
+    dseg = (tissues.argmax(axis=-1) + 1).astype(np.uint8) * mask
+    quality["brain_ml"] = float(mask.sum()) * WORKING_MM**3 / 1e3
+
+    def save(name: str, data: np.ndarray, code: int = 1) -> Path:
+        return save_image(out_dir / name, data, target.affine if code == 4 else moving.affine, space_code=code)
+
+    return Anatomy(
+        source=prepared.source,
+        template=target.name,
+        image=prepared.image,
+        bias=prepared.bias,
+        mask=save("t1w_mask_2mm.nii.gz", mask.astype(np.uint8)),
+        tissues=save("t1w_tissues_2mm.nii.gz", np.round(tissues * 255).astype(np.uint8)),
+        dseg=save("t1w_dseg_2mm.nii.gz", dseg),
+        chain=found.chain.save(out_dir / "template_to_t1w.npz"),
+        inverse=found.inverse.save(out_dir / "t1w_to_template.npz"),
+        to_template=found.forward_file,
+        from_template=found.inverse_file,
+        in_template=save("t1w_in_template.nii.gz", in_template, 4),
+        quality=quality,
+        warnings=prepared.warnings + warnings,
+        merged=prepared.merged,
+        used=prepared.used,
+        stripped=prepared.stripped,
+    )
+
+
+def _priors(target: Template, moving: Image, inverse: Chain) -> np.ndarray:
+    """Prior probabilities of grey matter, white matter and CSF on the moving image's grid, (X, Y, Z, 3)."""
+    points = inverse(grid_points(moving.data.shape, moving.affine))
+    maps = [Image(m, target.affine).at(points).reshape(moving.data.shape) for m in (target.gm, target.wm, target.csf)]
+    return np.stack(maps, axis=-1)
+
+
+def segment(data: np.ndarray, mask: np.ndarray, priors: np.ndarray, n_rounds: int = 25) -> np.ndarray:
+    """Tissue probabilities: three Gaussians of brightness, weighted by prior maps, fitted by expectation maximisation.
+
+    Parameters
+    ----------
+    data : numpy.ndarray, (X, Y, Z)
+        T1w without bias field.
+    mask : numpy.ndarray, (X, Y, Z) bool
+        The brain.
+    priors : numpy.ndarray, (X, Y, Z, 3)
+        Grey matter, white matter, CSF.
+    n_rounds : int
+
+    Returns
+    -------
+    numpy.ndarray, (X, Y, Z, 3) float32
+        Grey matter, white matter, CSF; sum 1 in the mask and 0 outside.
+    """
+    values = data[mask].astype(np.float64)
+    low, high = np.percentile(values, [0.5, 99.5])
+    values = np.clip(values, low, high)
+    prior = priors[mask].astype(np.float64) + 0.02
+    prior /= prior.sum(axis=1, keepdims=True)
+    share = prior
+    floor = (0.02 * (high - low)) ** 2
+    for _ in range(n_rounds):
+        weight = share.sum(axis=0)
+        mean = values @ share / weight
+        variance = np.maximum(((values[:, None] - mean) ** 2 * share).sum(axis=0) / weight, floor)
+        likelihood = np.exp(-0.5 * (values[:, None] - mean) ** 2 / variance) / np.sqrt(variance)
+        share = prior * likelihood + 1e-12
+        share /= share.sum(axis=1, keepdims=True)
+    tissues = np.zeros((*data.shape, 3), dtype=np.float32)
+    tissues[mask] = share
+    return tissues

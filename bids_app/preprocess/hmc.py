@@ -1,0 +1,291 @@
+"""Head motion: each volume is aligned to a reference by Gauss-Newton steps in torch.
+
+The steps are inverse-compositional (Baker and Matthews, 2004): the increment is sought on the side of the reference, so
+its gradient, Jacobian and normal matrix are computed once for all volumes and steps. Six rigid parameters about the
+brain's centre, and one gain for the volume's brightness. Two passes: volumes smoothed to 8 mm FWHM against the middle
+of the run, then to 4 mm against the mean of what the first pass aligned.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from bids_app.preprocess.io.headers import voxel_sizes
+from bids_app.preprocess.io.images import Series, VolumeSource, save_image
+from bids_app.preprocess.masking import head_mask
+from bids_app.preprocess.registration.transforms import apply_matrix, write_itk_text
+from bids_app.preprocess.sdc.apply import Unwarping
+
+FWHM_PER_SIGMA = 2.3548
+BRAIN_RADIUS_MM = 60.0
+STOP_MM = 1e-3
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One pass over the run: smoothing of volumes and reference, voxels that are compared, most steps."""
+
+    fwhm_mm: float
+    n_points: int
+    max_steps: int
+
+
+PASSES = (Pass(8.0, 20_000, 40), Pass(4.0, 60_000, 20))
+N_REFERENCE = 40
+"""Volumes whose mean is the reference of the second pass, and whose median is the boldref."""
+
+
+@dataclass(frozen=True)
+class MotionEstimate:
+    """Files of a run's motion.
+
+    ``motion`` is (T, 4, 4) float64 in ``.npy``; ``boldref`` the run's reference image; ``hmc_file`` the same motion as
+    ITK text. With an ``unwarping``, the boldref is without distortion; motion begins where it is measured.
+    """
+
+    motion: Path
+    boldref: Path
+    hmc_file: Path
+    unwarping: Unwarping | None = None
+
+
+def correct_motion(series: Series, out_dir: Path, threads: int = 1, device: str = "cpu") -> MotionEstimate:
+    """Estimate a run's head motion, and make its reference image.
+
+    Parameters
+    ----------
+    series : Series
+    out_dir : pathlib.Path
+    threads : int
+        The same bits come from any number.
+    device : str
+        Where torch computes.
+    """
+    source = series.open_raw()  # slice timing would spread a sudden move over its neighbours
+    middle = series.n_dummy + (series.n_volumes - series.n_dummy) // 2
+    head = head_mask(source.read(max(series.n_dummy, middle - 2), middle + 3).mean(axis=0), source.affine)
+    motion = estimate_motion(source, head, series.n_dummy, device, threads)
+    boldref = make_boldref(source, motion, series.n_dummy, threads)
+    np.save(out_dir / "motion.npy", motion)
+    return MotionEstimate(
+        out_dir / "motion.npy",
+        save_image(out_dir / "boldref.nii.gz", boldref, source.affine),
+        write_itk_text(out_dir / "hmc.txt", motion),
+    )
+
+
+def estimate_motion(
+    source: VolumeSource, mask: np.ndarray, n_dummy: int = 0, device: str = "cpu", threads: int = 1
+) -> np.ndarray:
+    """Align every volume to a reference pose near the middle of the run.
+
+    Parameters
+    ----------
+    source : VolumeSource
+        The series, (X, Y, Z, T).
+    mask : numpy.ndarray, (X, Y, Z) bool
+        The head or brain in a middle volume.
+    n_dummy : int
+        Volumes at the start that take no part in the reference.
+    device : str
+        Where torch computes.
+    threads : int
+        Batches of volumes worked on at once. Torch itself gets one thread in each: its operations here are so short
+        that its threads would mostly wait for each other.
+
+    Returns
+    -------
+    numpy.ndarray, (T, 4, 4) float64
+        RAS mm: point of the reference to point of volume t.
+    """
+    n_volumes = source.shape[3]
+    motion = np.tile(np.eye(4), (n_volumes, 1, 1))
+    middle = n_dummy + (n_volumes - n_dummy) // 2
+    reference = source.read(max(n_dummy, middle - 2), middle + 3).mean(axis=0)
+    firsts = range(0, n_volumes, BATCH)
+    with ThreadPoolExecutor(max(1, threads), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        coarse = Aligner(reference, source.affine, mask, PASSES[0], device)
+        for first in firsts:  # one after the other: each begins where the one before ended
+            last = motion[first - 1] if first else np.eye(4)
+            pool.submit(_align_batch, coarse, source, motion, first, last).result()
+        chosen = steady_volumes(motion, N_REFERENCE, n_dummy)
+        reference = aligned_volumes(source, motion, chosen, order=1, threads=threads).mean(axis=0)
+        fine = Aligner(reference, source.affine, mask, PASSES[1], device)
+        list(pool.map(lambda first: _align_batch(fine, source, motion, first), firsts))
+    return motion
+
+
+def _align_batch(
+    aligner: Aligner, source: VolumeSource, motion: np.ndarray, first: int, start: np.ndarray | None = None
+) -> None:
+    """Align the volumes from ``first`` on, and put their poses into ``motion``, from which they begin by default."""
+    own = slice(first, min(first + BATCH, source.shape[3]))
+    begin = motion[own] if start is None else np.repeat(start[None], own.stop - first, axis=0)
+    motion[own] = aligner.align(source.read(first, own.stop), begin)
+
+
+def framewise_displacement(parameters: np.ndarray, radius_mm: float = 50.0) -> np.ndarray:
+    """Sum of the absolute changes of the six parameters, rotations as arcs on a sphere (Power et al., 2012).
+
+    Parameters
+    ----------
+    parameters : numpy.ndarray, (T, 6)
+        Translations in mm, rotations in rad.
+    radius_mm : float
+
+    Returns
+    -------
+    numpy.ndarray, (T,)
+        mm; 0 for the first volume.
+    """
+    steps = np.abs(np.diff(parameters, axis=0))
+    steps[:, 3:] *= radius_mm
+    return np.concatenate([[0.0], steps.sum(axis=1)])
+
+
+def steady_volumes(motion: np.ndarray, n_wanted: int, n_dummy: int = 0) -> np.ndarray:
+    """Indices of volumes spread over the run, between which the head moved little and which lie near its usual pose."""
+    poses = motion[n_dummy:]
+    corners = BRAIN_RADIUS_MM * np.vstack([np.eye(3), -np.eye(3)])
+    places = np.stack([apply_matrix(pose, corners) for pose in poses])
+    moved = np.linalg.norm(np.diff(places, axis=0, prepend=places[:1]), axis=2).mean(axis=1)
+    away = np.linalg.norm(places - np.median(places, axis=0), axis=2).mean(axis=1)
+    unrest = moved + away
+    blocks = np.array_split(np.arange(len(poses)), min(n_wanted, len(poses)))
+    picked = np.array([block[np.argmin(unrest[block])] for block in blocks])
+    calm = unrest[picked] <= np.median(unrest[picked]) * 3 + 0.1
+    return picked[calm] + n_dummy
+
+
+def aligned_volumes(
+    source: VolumeSource, motion: np.ndarray, chosen: np.ndarray, order: int = 3, threads: int = 1
+) -> np.ndarray:
+    """Volumes drawn on the reference's grid.
+
+    Parameters
+    ----------
+    source : VolumeSource
+    motion : numpy.ndarray, (T, 4, 4)
+    chosen : numpy.ndarray, (n,)
+        Indices of the volumes.
+    order : int
+        Of the spline.
+    threads : int
+
+    Returns
+    -------
+    numpy.ndarray, (n, X, Y, Z) float32
+    """
+    to_voxels = np.linalg.inv(source.affine)
+
+    def draw_one(t: int) -> np.ndarray:
+        pull = to_voxels @ motion[t] @ source.affine
+        volume = source.read(t, t + 1)[0]
+        return ndimage.affine_transform(volume, pull[:3, :3], pull[:3, 3], order=order, mode="nearest")
+
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        return np.stack(list(pool.map(draw_one, chosen.tolist())))
+
+
+def make_boldref(source: VolumeSource, motion: np.ndarray, n_dummy: int = 0, threads: int = 1) -> np.ndarray:
+    """The run's reference image: median of aligned volumes, (X, Y, Z) float32."""
+    chosen = steady_volumes(motion, N_REFERENCE, n_dummy)
+    boldref = np.median(aligned_volumes(source, motion, chosen, threads=threads), axis=0)
+    return np.maximum(boldref, 0)  # cubic splines undershoot beside bright edges
+
+
+class Aligner:
+    """One reference with all that depends on it alone."""
+
+    def __init__(
+        self, reference: np.ndarray, affine: np.ndarray, mask: np.ndarray, settings: Pass, device: str
+    ) -> None:
+        self.affine, self.to_voxels = affine, np.linalg.inv(affine)
+        self.max_steps = settings.max_steps
+        self.shape = reference.shape
+        self.device = torch.device(device)
+        self.smoothers = [
+            _smoothing_matrix(n, settings.fwhm_mm / FWHM_PER_SIGMA / size).to(self.device)
+            for n, size in zip(reference.shape, voxel_sizes(affine), strict=True)
+        ]
+        smooth = self._smooth(torch.from_numpy(reference)[None].to(self.device))[0].cpu().numpy().astype(np.float64)
+        voxels = np.argwhere(mask)
+        step = max(1, len(voxels) // settings.n_points)
+        voxels = np.random.default_rng(0).permutation(voxels)[: len(voxels) // step]
+        points = apply_matrix(affine, voxels)
+        self.centre = points.mean(axis=0)
+        gradient = np.stack(np.gradient(smooth), axis=-1)[tuple(voxels.T)] @ self.to_voxels[:3, :3]  # per mm
+        values = smooth[tuple(voxels.T)]
+        self.scale = float(values.mean()) or 1.0
+        jacobian = np.column_stack([np.cross(points - self.centre, gradient), gradient, values]) / self.scale
+        normal = jacobian.T @ jacobian
+        balance = np.diag(1 / np.sqrt(np.diag(normal)))
+        solver = balance @ np.linalg.pinv(balance @ normal @ balance) @ balance @ jacobian.T  # (7, P)
+        self.solver = torch.from_numpy(solver.T.astype(np.float32)).to(self.device)  # (P, 7)
+        self.values = torch.from_numpy((values / self.scale).astype(np.float32)).to(self.device)
+        homogeneous = np.column_stack([voxels, np.ones(len(voxels))]).astype(np.float32)
+        self.voxels = torch.from_numpy(homogeneous).to(self.device)  # (P, 4)
+
+    def _smooth(self, volumes: torch.Tensor) -> torch.Tensor:
+        along_x, along_y, along_z = self.smoothers
+        volumes = volumes @ along_z.T
+        volumes = torch.matmul(along_y, volumes)
+        n, x, y, z = volumes.shape
+        return torch.matmul(along_x, volumes.reshape(n, x, y * z)).reshape(n, x, y, z)
+
+    @torch.inference_mode()
+    def align(self, volumes: np.ndarray, start: np.ndarray) -> np.ndarray:
+        """Poses of volumes (n, X, Y, Z), beginning at ``start`` (n, 4, 4)."""
+        poses = start.astype(np.float64).copy()
+        smooth = self._smooth(torch.from_numpy(volumes).to(self.device)) / self.scale
+        moving = np.arange(len(poses))
+        for _ in range(self.max_steps):
+            increments = self._step(smooth[moving], poses[moving])
+            for i, increment in zip(moving, increments, strict=True):
+                poses[i] = poses[i] @ np.linalg.inv(_exponential(increment, self.centre))
+            size = np.linalg.norm(increments[:, 3:], axis=1)
+            size += BRAIN_RADIUS_MM * np.linalg.norm(increments[:, :3], axis=1)
+            moving = moving[size > STOP_MM]
+            if not len(moving):
+                break
+        return poses
+
+    def _step(self, smooth: torch.Tensor, poses: np.ndarray) -> np.ndarray:
+        """Increments (n, 6): rotation in rad, translation in mm."""
+        pulls = self.to_voxels @ poses @ self.affine
+        last = np.array(self.shape) - 1
+        to_unit = np.diag(2 / last) @ pulls[:, :3]  # grid_sample counts from -1 to 1
+        to_unit[:, :, 3] -= 1
+        to_unit = torch.from_numpy(to_unit[:, ::-1].astype(np.float32).copy()).to(self.device)  # last axis first
+        grid = self.voxels @ to_unit.transpose(1, 2)  # (n, P, 3)
+        seen = torch.nn.functional.grid_sample(
+            smooth[:, None], grid[:, :, None, None, :], mode="bilinear", padding_mode="border", align_corners=True
+        )[:, 0, :, 0, 0]
+        residual = (seen - self.values) * (grid.abs().amax(dim=2) <= 1)
+        return (residual @ self.solver)[:, :6].cpu().double().numpy()
+
+
+def _smoothing_matrix(n: int, sigma: float) -> torch.Tensor:
+    """Gaussian smoothing along an axis as a matrix (n, n) whose rows sum to 1."""
+    index = torch.arange(n, dtype=torch.float32)
+    weights = torch.exp(-0.5 * ((index[:, None] - index) / max(sigma, 1e-3)) ** 2)
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _exponential(increment: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Rigid matrix of a small rotation vector (rad) about a centre and a translation (mm)."""
+    angle = float(np.linalg.norm(increment[:3]))
+    x, y, z = increment[:3] / angle if angle > 0 else (0.0, 0.0, 0.0)
+    cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
+    turn = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    matrix = np.eye(4)
+    matrix[:3, :3] = turn
+    matrix[:3, 3] = centre + increment[3:] - turn @ centre
+    return matrix

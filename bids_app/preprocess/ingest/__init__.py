@@ -1,0 +1,1 @@
+"""Derivatives of other pipelines (fMRIPrep, XCP-D, HCP) as a `PreprocessedRun`."""

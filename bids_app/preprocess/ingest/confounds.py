@@ -1,0 +1,150 @@
+"""Tables of confounds that other pipelines wrote, read and carried on under fMRIPrep's names.
+
+Columns are kept as they are; what later steps need and the table lacks is added where it can be computed.
+
+    T  volumes of the run      V  voxels of the brain
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bids_app.errors import BadDataError
+from bids_app.preprocess.confounds import MOTION_COLUMNS, dvars_of
+from bids_app.preprocess.hmc import framewise_displacement
+
+FD = "framewise_displacement"
+DUMMY = "non_steady_state_outlier"
+HCP_COLUMNS = 12
+"""HCP's ``Movement_Regressors.txt``: translations (mm), rotations (degrees), and the derivatives of both."""
+
+
+@dataclass(frozen=True)
+class CarriedTable:
+    """A table with a row a volume, what its columns are, and what was odd."""
+
+    columns: pd.DataFrame
+    meta: dict[str, Any] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+def read_table(path: Path | None, meta: Path | None, n_volumes: int | None, source: str) -> CarriedTable:
+    """Read a run's confounds; a table that does not fit the run is left out with a warning.
+
+    Parameters
+    ----------
+    path, meta : pathlib.Path, optional
+        The table (``.tsv`` with ``n/a``, or HCP's ``.txt``), and its sidecar.
+    n_volumes : int, optional
+        Of the run; rows are not counted without it.
+    source : str
+        Name of the run's file, for messages.
+
+    Raises
+    ------
+    BadDataError
+        The table cannot be read.
+    """
+    empty = pd.DataFrame(index=range(n_volumes or 0))
+    if path is None:
+        return CarriedTable(
+            empty, {}, (f"{source}: there is no table of confounds beside it, so motion is not known.",)
+        )
+    table = _read_movement(path) if path.suffix == ".txt" else _read_tsv(path)
+    if n_volumes is not None and len(table) != n_volumes:
+        return CarriedTable(
+            empty,
+            {},
+            (f"{path.name}: has {len(table)} rows, but {source} has {n_volumes} volumes; the table was not used.",),
+        )
+    return CarriedTable(table, _read_meta(meta))
+
+
+def _read_tsv(path: Path) -> pd.DataFrame:
+    try:
+        table = pd.read_csv(path, sep="\t", na_values=["n/a"], encoding="utf-8-sig")
+        return table.astype(np.float64)
+    except (OSError, ValueError, pd.errors.ParserError) as error:
+        raise BadDataError(f"{path}: not a table of numbers ({error}).", "Write it again, or remove it.") from error
+
+
+def _read_movement(path: Path) -> pd.DataFrame:
+    try:
+        rows = np.loadtxt(path, ndmin=2)
+    except (OSError, ValueError) as error:
+        raise BadDataError(
+            f"{path}: not a table of numbers ({error}).", "Copy the file again, or remove it."
+        ) from error
+    if rows.shape[1] not in (6, HCP_COLUMNS):
+        raise BadDataError(
+            f"{path}: has {rows.shape[1]} columns where HCP writes {HCP_COLUMNS}.", "Copy the file again, or remove it."
+        )
+    parameters = np.hstack([rows[:, :3], np.radians(rows[:, 3:6])])
+    return pd.DataFrame(dict(zip(MOTION_COLUMNS, parameters.T, strict=True)))
+
+
+def _read_meta(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError) as error:
+        raise BadDataError(f"{path}: not valid JSON ({error}).", "Write it again, or remove it.") from error
+    return content if isinstance(content, dict) else {}
+
+
+def known_dummies(table: pd.DataFrame) -> int | None:
+    """Volumes at the start that the table marks as not steady; None where it has no motion either to go by.
+
+    fMRIPrep writes a column for each such volume, and none when there is none.
+    """
+    marked = [name for name in table.columns if name.startswith(DUMMY)]
+    if not marked:
+        return 0 if "global_signal" in table.columns else None
+    flagged = np.asarray((table[marked].to_numpy() > 0).any(axis=1))
+    return int(np.argmin(flagged)) if not flagged.all() else len(table)
+
+
+def complete(carried: CarriedTable, values: np.ndarray, n_dummy: int, denoised: bool) -> CarriedTable:
+    """Add what is missing: framewise displacement from the motion parameters; signal and DVARS from the series.
+
+    Parameters
+    ----------
+    carried : CarriedTable
+    values : numpy.ndarray, (T, V)
+        The series in the brain.
+    n_dummy : int
+    denoised : bool
+        The mean image is gone, so that DVARS has nothing to be scaled by.
+    """
+    table, meta, warnings = carried.columns.copy(), dict(carried.meta), list(carried.warnings)
+    if FD not in table and all(name in table for name in MOTION_COLUMNS):
+        moved = framewise_displacement(table[list(MOTION_COLUMNS)].to_numpy())
+        table[FD] = np.concatenate([[np.nan], moved[1:]])
+        meta[FD] = {"Description": "From the motion parameters; rotations on a sphere of 50 mm.", "Units": "mm"}
+    if FD not in table:
+        table[FD] = np.nan
+        meta[FD] = {"Description": "Not known: the derivatives hold no motion parameters."}
+    if not denoised and "global_signal" not in table:
+        table["global_signal"] = np.array([row.mean(dtype=np.float64) for row in values])
+        meta["global_signal"] = {"Description": "Mean signal of the brain mask"}
+    if not denoised and "std_dvars" not in table:
+        dvars = dvars_of(values, n_dummy)
+        table["std_dvars"], table["dvars"] = dvars.std, dvars.nstd
+        meta["std_dvars"] = {"Description": "DVARS over what is expected of a series with the same autocorrelation."}
+        meta["dvars"] = {"Description": "Root mean square change since the volume before, of the series taken over."}
+    return CarriedTable(table, meta, tuple(warnings))
+
+
+def write_table(carried: CarriedTable, out_dir: Path) -> tuple[Path, Path]:
+    """Write table and sidecar."""
+    table, sidecar = out_dir / "confounds.tsv", out_dir / "confounds.json"
+    carried.columns.to_csv(table, sep="\t", index=False, na_rep="n/a", float_format="%.8g")
+    sidecar.write_text(json.dumps(carried.meta, indent=2) + "\n", encoding="utf-8")
+    return table, sidecar

@@ -1,0 +1,1 @@
+"""Reading images: headers, voxels, the times of volumes and slices."""

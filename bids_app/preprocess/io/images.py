@@ -1,0 +1,348 @@
+"""Reading the voxels of images, and refusing what cannot be used; `headers.py` looks at files before that.
+
+A 4D series is never read as a whole: `Volumes` hands out chunks of volumes in float32 from an uncompressed file. Every
+refusal is a `BadDataError` that names the file and says what to do.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol
+
+import nibabel as nib
+import numpy as np
+
+from bids_app.errors import BadDataError, InputOutputError
+from bids_app.preprocess.io.headers import (
+    MIN_SECONDS,
+    MIN_VOLUMES,
+    check_size,
+    check_values,
+    claimed_bytes,
+    examine_anatomy,
+    examine_header,
+    load_nifti,
+    unreadable,
+)
+from bids_app.preprocess.io.slice_timing import SliceTimed, SliceTimes
+
+MOST_SURPLUS = 2**20
+"""Bytes behind the last volume that a compressed file may hold."""
+CHUNK_BYTES = 64 * 2**20
+"""Size of a chunk of volumes in float32."""
+
+
+class VolumeSource(Protocol):
+    """Anything that hands out volumes of a series; `Volumes` reads them from disk, `ArrayVolumes` from memory."""
+
+    @property
+    def affine(self) -> np.ndarray:
+        """Voxel indices to RAS mm, (4, 4)."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(X, Y, Z, T)."""
+        ...
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Volumes ``start`` to ``stop``, (n, X, Y, Z) float32."""
+        ...
+
+
+def chunks(source: VolumeSource, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    """Go through a series in chunks of `CHUNK_BYTES`.
+
+    Yields
+    ------
+    tuple of int and numpy.ndarray, (n, X, Y, Z)
+        Index of the chunk's first volume, and its volumes in float32.
+    """
+    *grid, n_volumes = source.shape
+    step = max(1, CHUNK_BYTES // (4 * int(np.prod(grid))))
+    for first in range(start, n_volumes, step):
+        yield first, source.read(first, min(first + step, n_volumes))
+
+
+@dataclass(frozen=True)
+class ArrayVolumes:
+    """A series in memory.
+
+    Parameters
+    ----------
+    data : numpy.ndarray, (X, Y, Z, T)
+    affine : numpy.ndarray, (4, 4)
+        Voxel indices to RAS mm.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return self.data.shape  # type: ignore[return-value]
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return np.ascontiguousarray(np.moveaxis(self.data[..., start:stop], 3, 0), dtype=np.float32)
+
+
+class Volumes:
+    """A 4D NIfTI file whose volumes are read when asked for; uncompressed files only, for random access.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        Uncompressed 4D NIfTI file; axes of length 1 after the fourth are ignored.
+    """
+
+    def __init__(self, path: Path) -> None:
+        image = load_nifti(path)
+        self.path = path
+        self.affine = np.asarray(image.affine, dtype=np.float64)
+        self.shape = image.shape[:4]
+        self._raw = image.dataobj.get_unscaled().reshape(self.shape, order="F")
+        self._slope, self._inter = float(image.dataobj.slope), float(image.dataobj.inter)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        chunk = np.moveaxis(self._raw[..., start:stop], 3, 0).astype(np.float32, order="C")
+        if self._slope != 1.0:
+            chunk *= np.float32(self._slope)
+        if self._inter != 0.0:
+            chunk += np.float32(self._inter)
+        return chunk
+
+
+@dataclass(frozen=True)
+class Series:
+    """A BOLD series that was examined and can be read.
+
+    ``path`` is uncompressed (``source`` itself, or a copy in the work folder). ``data_mask`` (3D, uint8) tells where
+    the series varies over time.
+    """
+
+    path: Path
+    source: Path
+    tr: float
+    n_volumes: int
+    n_dummy: int
+    data_mask: Path
+    warnings: tuple[str, ...] = ()
+    slices: SliceTimes | None = None
+    """When slices were measured; None: they are taken as they are."""
+
+    def open(self) -> VolumeSource:
+        """The series to draw from: with slice timing corrected, where it is known."""
+        return open_series(self.path, self.slices, self.tr, self.n_dummy)
+
+    def open_raw(self) -> Volumes:
+        """The series as it was measured."""
+        return Volumes(self.path)
+
+
+def open_series(path: Path, slices: SliceTimes | None, tr: float, n_dummy: int) -> VolumeSource:
+    """A series on disk, with slice timing corrected where slice times are given."""
+    source = Volumes(path)
+    return source if slices is None else SliceTimed(source, slices, tr, n_dummy)
+
+
+def examine_bold(
+    bold: Path,
+    metadata: dict[str, Any],
+    out_dir: Path,
+    *,
+    events_end_s: float | None = None,
+    ignore: Container[str] = (),
+) -> Series:
+    """Examine a BOLD file and make its volumes readable at random; ``n_dummy`` is still 0.
+
+    Parameters
+    ----------
+    bold : pathlib.Path
+        4D NIfTI file.
+    metadata : dict
+        Its sidecar; ``RepetitionTime`` wins over the header.
+    out_dir : pathlib.Path
+        Takes the uncompressed copy and the data mask.
+    events_end_s : float, optional
+        When the last event of the run begins, s; checked against the length of the run.
+    ignore : container of str
+        ``slicetiming``: take slices as they are.
+
+    Raises
+    ------
+    BadDataError
+        The file cannot be used.
+    """
+    header = examine_header(bold, metadata, ignore)
+    warnings = list(header.warnings)
+    seconds = header.tr * header.n_volumes
+    if events_end_s is not None and events_end_s > seconds:
+        warnings.append(
+            f"{bold.name}: events go on until {events_end_s:.1f} s, but {header.n_volumes} volumes of {header.tr:g} s "
+            f"end at {seconds:.1f} s; the repetition time may be wrong."
+        )
+    path = _uncompressed(bold, out_dir)
+    data_mask = out_dir / "data_mask.nii.gz"
+    varies = _examine_values(Volumes(path), bold)
+    save_image(data_mask, varies.astype(np.uint8), header.affine)
+    return Series(path, bold, header.tr, header.n_volumes, 0, data_mask, tuple(warnings), header.slices)
+
+
+def with_dummies(series: Series, n_dummy: int) -> Series:
+    """The series with the number of volumes to drop from its start."""
+    left = series.n_volumes - n_dummy
+    if left < MIN_VOLUMES or left * series.tr < MIN_SECONDS:
+        raise BadDataError(
+            f"{series.source.name}: only {left} volumes ({left * series.tr:.1f} s) are left without the first "
+            f"{n_dummy}.",
+            "Give fewer with --dummy-scans, or leave the run out.",
+        )
+    return replace(series, n_dummy=n_dummy)
+
+
+def _uncompressed(bold: Path, out_dir: Path) -> Path:
+    """The file itself when it is not compressed, else an uncompressed copy in ``out_dir``, of the size it claims."""
+    if bold.suffix != ".gz":
+        return bold
+    n_bytes, path = claimed_bytes(load_nifti(bold)), out_dir / "bold.nii"
+    try:
+        with gzip.open(bold, "rb") as source, path.open("wb") as target:
+            found = _copy(source, target, n_bytes)
+            surplus = len(source.read(MOST_SURPLUS + 1))  # up to the end, where gzip compares its checksum
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        path.unlink(missing_ok=True)
+        raise unreadable(bold, error) from error
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        raise InputOutputError(
+            f"{bold.name}: could not be unpacked into {out_dir} ({error.strerror}).",
+            "Check the space and the permissions there.",
+        ) from error
+    if found < n_bytes or surplus > MOST_SURPLUS:
+        path.unlink()
+        what = f"{found:,} of {n_bytes:,} bytes" if found < n_bytes else f"more than the {n_bytes:,} bytes it claims"
+        raise BadDataError(
+            f"{bold.name}: truncated, or its header is damaged ({what}).", "Copy or download the file again."
+        )
+    return path
+
+
+def _copy(source: gzip.GzipFile, target: BinaryIO, n_bytes: int) -> int:
+    """Copy up to so many bytes; return how many there were."""
+    left = n_bytes
+    while left and (block := source.read(min(left, 2**22))):
+        target.write(block)
+        left -= len(block)
+    return n_bytes - left
+
+
+def _examine_values(source: VolumeSource, bold: Path) -> np.ndarray:
+    """Where the series varies, (X, Y, Z) bool; refuses series with nothing in them."""
+    lowest = highest = None
+    empty = []
+    hint = "Leave the run out, or convert it again from DICOM."
+    for first, volumes in chunks(source):
+        flat = volumes.reshape(len(volumes), -1)
+        spread = flat.max(axis=1) - flat.min(axis=1)
+        bad = ~np.isfinite(spread)
+        if bad.any():
+            n_voxels = int((~np.isfinite(flat)).any(axis=0).sum())
+            raise BadDataError(
+                f"{bold.name}: NaN or infinite values in {n_voxels:,} voxels, first in volume "
+                f"{first + int(bad.argmax())}.",
+                "Convert the run again, or replace them (a raw image has none).",
+            )
+        empty += [first + int(i) for i in np.flatnonzero(spread == 0)]
+        low, high = flat.min(axis=0), flat.max(axis=0)
+        lowest = low if lowest is None else np.minimum(lowest, low)
+        highest = high if highest is None else np.maximum(highest, high)
+    if len(empty) == source.shape[3]:
+        raise BadDataError(f"{bold.name}: empty, each volume holds one value throughout.", hint)
+    if empty:
+        raise BadDataError(
+            f"{bold.name}: {len(empty)} of {source.shape[3]} volumes are empty, the first is {empty[0]}.", hint
+        )
+    assert lowest is not None
+    assert highest is not None
+    varies = (highest > lowest).reshape(source.shape[:3])
+    if not varies.any():
+        raise BadDataError(f"{bold.name}: constant, no voxel changes over time.", hint)
+    return varies
+
+
+def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a 3D image of ours, or of a template.
+
+    Returns
+    -------
+    tuple of numpy.ndarray
+        (X, Y, Z) float32, and the affine (4, 4), voxel indices to RAS mm.
+    """
+    image = load_nifti(path)
+    check_values(image, path)
+    check_size(image, path)
+    try:
+        data = np.asarray(image.dataobj, dtype=np.float32)
+    except (EOFError, zlib.error, gzip.BadGzipFile, OSError, ValueError) as error:
+        raise unreadable(path, error) from error
+    return data, np.asarray(image.affine, dtype=np.float64)
+
+
+def read_anatomy(t1w: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
+    """Read a T1w image and refuse those that cannot be used.
+
+    Returns
+    -------
+    tuple
+        (X, Y, Z) float32; affine (4, 4), voxel indices to RAS mm; warnings.
+    """
+    _, warnings = examine_anatomy(t1w)
+    data, affine = read_volume(t1w)
+    data = data.reshape(data.shape[:3])
+    finite = np.isfinite(data)
+    if not finite.all():
+        n_bad = int((~finite).sum())
+        if n_bad > data.size // 2:
+            raise BadDataError(
+                f"{t1w.name}: {n_bad:,} voxels are NaN or infinite.", "Convert the T1w again from DICOM."
+            )
+        data = np.where(finite, data, np.float32(0))
+        warnings += (f"{t1w.name}: {n_bad:,} voxels that are NaN or infinite were taken as 0.",)
+    if float(data.max()) == float(data.min()):
+        raise BadDataError(f"{t1w.name}: empty, it holds one value throughout.", "Convert the T1w again from DICOM.")
+    return data, affine, warnings
+
+
+def save_image(
+    path: Path, data: np.ndarray, affine: np.ndarray, *, space_code: int = 1, tr: float | None = None
+) -> Path:
+    """Write a NIfTI file with both orientation codes set.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+    data : numpy.ndarray, (X, Y, Z) or (X, Y, Z, T)
+    affine : numpy.ndarray, (4, 4)
+        Voxel indices to RAS mm.
+    space_code : int
+        NIfTI code of the space: 1 scanner, 2 aligned to another image, 4 MNI.
+    tr : float, optional
+        Repetition time of a 4D image, s.
+    """
+    image = nib.Nifti1Image(data, affine)
+    stamp_header(image.header, affine, space_code, tr)
+    nib.save(image, path)
+    return path
+
+
+def stamp_header(header: Any, affine: np.ndarray, space_code: int, tr: float | None) -> None:
+    """Set codes, units and repetition time of a NIfTI header."""
+    header.set_sform(affine, space_code)
+    header.set_qform(affine, space_code)
+    header.set_xyzt_units("mm", "sec" if tr is not None else "unknown")
+    if tr is not None:
+        header["pixdim"][4] = tr

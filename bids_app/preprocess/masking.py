@@ -1,0 +1,147 @@
+"""What can be said about a BOLD run from its own values: non-steady-state volumes, and where the brain is."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from bids_app.preprocess.io.headers import voxel_sizes
+from bids_app.preprocess.io.images import Series, VolumeSource, examine_bold, with_dummies
+
+MAX_DUMMY_SECONDS = 15.0
+OUTLIER_MADS = 4.0
+MIN_EXCESS = 0.01
+
+
+def prepare_bold(
+    bold: Path,
+    metadata: dict[str, Any],
+    out_dir: Path,
+    dummy_scans: int | None = None,
+    events_end_s: float | None = None,
+    ignore: Container[str] = (),
+) -> Series:
+    """Examine a BOLD file, and find the volumes to drop from its start.
+
+    Parameters
+    ----------
+    bold : pathlib.Path
+    metadata : dict
+        Its sidecar.
+    out_dir : pathlib.Path
+    dummy_scans : int, optional
+        Volumes to drop; counted from the signal by default.
+    events_end_s : float, optional
+        When the run's last event begins, s.
+    ignore : container of str
+        ``slicetiming``: take slices as they are.
+
+    Raises
+    ------
+    BadDataError
+        The file cannot be used.
+    """
+    series = examine_bold(bold, metadata, out_dir, events_end_s=events_end_s, ignore=ignore)
+    return with_dummies(series, count_dummies(series.open_raw(), series.tr) if dummy_scans is None else dummy_scans)
+
+
+def otsu(values: np.ndarray) -> float:
+    """Threshold that parts values into two groups of least spread (Otsu, 1979)."""
+    counts, edges = np.histogram(values, bins=256)
+    centres = (edges[1:] + edges[:-1]) / 2
+    below = np.cumsum(counts)
+    above = below[-1] - below
+    sums = np.cumsum(counts * centres)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
+    best = np.nan_to_num(between) >= np.nanmax(between) * (1 - 1e-9)  # a gap between the groups is all alike
+    return float(centres[best].mean())
+
+
+def head_mask(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """A generous mask of what gives signal, (X, Y, Z) bool.
+
+    Parameters
+    ----------
+    volume : numpy.ndarray, (X, Y, Z)
+    affine : numpy.ndarray, (4, 4)
+    """
+    smooth = ndimage.gaussian_filter(volume.astype(np.float32), 2.5 / voxel_sizes(affine))
+    top = np.percentile(smooth, 99)
+    mask = smooth > 0.6 * otsu(np.clip(smooth, None, top))
+    mask = largest_part(ndimage.binary_opening(mask))
+    return ndimage.binary_fill_holes(ndimage.binary_dilation(mask))
+
+
+def largest_part(mask: np.ndarray) -> np.ndarray:
+    """The largest connected part of a mask."""
+    labels, n_parts = ndimage.label(mask)
+    if n_parts < 2:
+        return mask
+    return labels == 1 + np.argmax(np.bincount(labels.ravel())[1:])
+
+
+def ball(radius_mm: float, affine: np.ndarray) -> np.ndarray:
+    """Structuring element of a ball on a grid, bool."""
+    sizes = voxel_sizes(affine)
+    reach = np.maximum(np.floor(radius_mm / sizes), 0).astype(int)
+    axes = [np.arange(-r, r + 1) * s for r, s in zip(reach, sizes, strict=True)]
+    x, y, z = np.meshgrid(*axes, indexing="ij")
+    return x**2 + y**2 + z**2 <= radius_mm**2 + 1e-6
+
+
+def brain_mask(boldref: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Brain mask of a bias-corrected boldref, from its own values, (X, Y, Z) bool.
+
+    A threshold, an opening that cuts the eyes and muscles off, the largest part, and the opening's loss grown back
+    within what is above the threshold.
+
+    Parameters
+    ----------
+    boldref : numpy.ndarray, (X, Y, Z)
+    affine : numpy.ndarray, (4, 4)
+    """
+    values = boldref[boldref > 0]
+    top = np.percentile(values, 98)
+    clipped = np.clip(boldref, 0, top)
+    bright = clipped > 0.75 * otsu(clipped[clipped > 0.02 * top])
+    bright = ndimage.binary_fill_holes(bright)
+    core = largest_part(ndimage.binary_opening(_padded(bright, 3), ball(6.0, affine))[3:-3, 3:-3, 3:-3])
+    grown = ndimage.binary_dilation(core, ball(4.0, affine)) & bright
+    closed = ndimage.binary_closing(_padded(grown, 4), ball(8.0, affine))[4:-4, 4:-4, 4:-4]
+    return largest_part(ndimage.binary_fill_holes(closed))
+
+
+def _padded(mask: np.ndarray, n: int) -> np.ndarray:
+    """Continue a mask beyond the field of view, where the head goes on."""
+    return np.pad(mask, n, mode="edge")
+
+
+def count_dummies(source: VolumeSource, tr: float) -> int:
+    """Number of volumes at the start that were measured before the signal became steady.
+
+    T1 relaxation makes them brighter; the mean over the head is compared with the rest of the run's start.
+
+    Parameters
+    ----------
+    source : VolumeSource
+    tr : float
+        Repetition time, s.
+    """
+    n_first = min(source.shape[3], 50)
+    n_most = min(int(np.ceil(MAX_DUMMY_SECONDS / tr)), n_first // 3)
+    volumes = source.read(0, n_first)
+    head = head_mask(volumes[n_most:].mean(axis=0), source.affine)
+    means = volumes[:, head].mean(axis=1)
+    rest = means[n_most:]
+    middle = float(np.median(rest))
+    spread = 1.4826 * float(np.median(np.abs(rest - middle)))
+    limit = max(OUTLIER_MADS * spread, MIN_EXCESS * abs(middle))
+    n_dummy = 0
+    while n_dummy < n_most and means[n_dummy] - middle > limit:
+        n_dummy += 1
+    return n_dummy

@@ -1,0 +1,178 @@
+"""Where a BOLD run lies: what both roads to the template, by way of the T1w and direct, hand on, and their gates."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from bids_app.catalog.templates import Template
+from bids_app.preprocess.io.headers import voxel_sizes
+from bids_app.preprocess.io.images import read_volume, save_image
+from bids_app.preprocess.masking import ball
+from bids_app.preprocess.registration.ants import dice
+from bids_app.preprocess.registration.transforms import Chain, draw
+
+MIN_STANDS_OUT = 0.02
+MIN_DICE = 0.80
+MIN_BRAIN_SEEN = 0.35
+BRAIN_ML = (700.0, 2300.0)
+SCALES = (0.6, 1.6)
+MIN_NOISE_VOXELS = 50
+
+
+@dataclass(frozen=True)
+class EpiReference:
+    """A boldref without its bias field, and the brain mask of its own values."""
+
+    source: Path
+    """The run's file, for messages."""
+    boldref: Path
+    corrected: Path
+    mask: Path
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Where a run lies. Masks are on the boldref's grid; ``chain`` takes template points to boldref points."""
+
+    route: str
+    """``t1w`` or ``direct``."""
+    template: str
+    chain: Path
+    brain_mask: Path
+    dseg: Path
+    """1 grey matter, 2 white matter, 3 CSF."""
+    csf_mask: Path
+    wm_mask: Path
+    boldref_in_template: Path
+    boldref_in_t1w: Path | None = None
+    """On the T1w's 2 mm grid."""
+    coreg_file: Path | None = None
+    """ITK transform that draws the boldref on the T1w (route ``t1w``)."""
+    to_template: Path | None = None
+    from_template: Path | None = None
+    """ITK transforms between boldref and template (route ``direct``)."""
+    quality: dict[str, float] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Tissues:
+    """Tissue probabilities on some grid, and the pull map from boldref points to it.
+
+    Parameters
+    ----------
+    maps : numpy.ndarray, (X, Y, Z, 3)
+        Grey matter, white matter, CSF.
+    affine : numpy.ndarray, (4, 4)
+    chain : Chain
+    """
+
+    maps: np.ndarray
+    affine: np.ndarray
+    chain: Chain
+
+
+def complaints_about(quality: dict[str, float]) -> list[str]:
+    """Which gates an alignment of a boldref does not pass, in words.
+
+    Parameters
+    ----------
+    quality : dict
+        ``coreg_stands_out``, ``coreg_dice``, ``coreg_brain_seen``; on the direct road also the scales of the affine
+        part and the volume of the brain.
+    """
+    complaints = []
+    if quality["coreg_stands_out"] < MIN_STANDS_OUT:
+        complaints.append(
+            f"it is hardly more similar than 8 mm or 8 degrees beside ({quality['coreg_stands_out']:.1%} better)"
+        )
+    if quality["coreg_dice"] < MIN_DICE:
+        complaints.append(f"brain masks overlap by {quality['coreg_dice']:.2f}, below {MIN_DICE}")
+    if quality["coreg_brain_seen"] < MIN_BRAIN_SEEN:
+        complaints.append(f"only {quality['coreg_brain_seen']:.0%} of the brain lies in the field of view")
+    if not SCALES[0] <= quality.get("norm_scale_min", 1.0) <= quality.get("norm_scale_max", 1.0) <= SCALES[1]:
+        complaints.append(f"scaled by {quality['norm_scale_min']:.2f} to {quality['norm_scale_max']:.2f}")
+    if not BRAIN_ML[0] <= quality.get("norm_brain_ml", 1500.0) <= BRAIN_ML[1]:
+        complaints.append(f"a brain of {quality['norm_brain_ml']:.0f} mL")
+    return complaints
+
+
+def finish_alignment(
+    route: str,
+    target: Template,
+    reference: EpiReference,
+    mask: np.ndarray,
+    tissues: Tissues,
+    chain: Chain,
+    quality: dict[str, float],
+    warnings: tuple[str, ...],
+    out_dir: Path,
+    **files: Path,
+) -> Alignment:
+    """Write masks on the boldref's grid, and the images that figures need.
+
+    Parameters
+    ----------
+    mask : numpy.ndarray, (X, Y, Z) bool
+        The brain on the boldref's grid.
+    chain : Chain
+        Template to boldref.
+    **files
+        Further fields of the `Alignment`.
+    """
+    boldref, affine = read_volume(reference.boldref)
+    maps = np.stack(
+        [draw(tissues.maps[..., i], tissues.affine, boldref.shape, affine, tissues.chain) for i in range(3)], axis=-1
+    )
+    dseg = ((maps.argmax(axis=-1) + 1) * (maps.sum(axis=-1) > 0.3) * mask).astype(np.uint8)
+    wm, csf = noise_masks(maps, mask, affine)
+    epi_mask = read_volume(reference.mask)[0] > 0.5
+
+    def save(name: str, data: np.ndarray) -> Path:
+        return save_image(out_dir / name, data.astype(np.uint8), affine)
+
+    drawn = draw(boldref, affine, target.t1w.shape, target.affine, chain)
+    return Alignment(
+        route=route,
+        template=target.name,
+        chain=chain.save(out_dir / "template_to_boldref.npz"),
+        brain_mask=save("brain_mask.nii.gz", mask),
+        dseg=save("dseg.nii.gz", dseg),
+        csf_mask=save("csf_mask.nii.gz", csf),
+        wm_mask=save("wm_mask.nii.gz", wm),
+        boldref_in_template=save_image(out_dir / "boldref_in_template.nii.gz", drawn, target.affine, space_code=4),
+        quality=quality | {"epi_mask_dice": dice(mask, epi_mask)},
+        warnings=warnings,
+        **files,
+    )
+
+
+def noise_masks(maps: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels that are white matter, or CSF, without grey matter beside them.
+
+    Parameters
+    ----------
+    maps : numpy.ndarray, (X, Y, Z, 3)
+        Probabilities of grey matter, white matter and CSF on the boldref's grid.
+    mask : numpy.ndarray, (X, Y, Z) bool
+        The brain.
+    affine : numpy.ndarray, (4, 4)
+
+    Returns
+    -------
+    tuple of numpy.ndarray, (X, Y, Z) bool
+        White matter, CSF. When next to nothing is left without neighbours of grey matter, the neighbours stay.
+    """
+    beside = ball(float(voxel_sizes(affine).max()) * 1.01, affine)
+    grey = ndimage.binary_dilation(maps[..., 0] > 0.5, beside)
+    inner = ndimage.binary_erosion(mask, beside)
+    found = []
+    for tissue in (1, 2):
+        pure = (maps[..., tissue] > 0.9) & inner
+        strict = pure & ~grey
+        found.append(strict if strict.sum() >= MIN_NOISE_VOXELS else pure)
+    return found[0], found[1]

@@ -1,0 +1,325 @@
+"""Alignments between images by ANTs, and the gates that each must pass. Conventions stand in `transforms.py`.
+
+ANTs is called with its own stages on files of the work folder, with a fixed seed and one thread: threads add sums up in
+the order in which they end, so more than one would not give the same bits twice.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bids_app.errors import RegistrationError
+from bids_app.preprocess.io.headers import voxel_sizes
+from bids_app.preprocess.io.images import save_image
+from bids_app.preprocess.registration.transforms import (
+    Chain,
+    Linear,
+    apply_matrix,
+    draw,
+    grid_points,
+    read_itk_composite,
+    rigid,
+    sample,
+    write_itk_text,
+)
+
+FWHM_PER_SIGMA = 2.3548
+ITK_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+
+
+@dataclass(frozen=True)
+class Image:
+    """A 3D image in memory.
+
+    Parameters
+    ----------
+    data : numpy.ndarray, (X, Y, Z)
+    affine : numpy.ndarray, (4, 4)
+        Voxel indices to RAS mm.
+    """
+
+    data: np.ndarray
+    affine: np.ndarray
+
+    def at(self, points: np.ndarray, order: int = 1) -> np.ndarray:
+        """Values at points (N, 3) mm; 0 outside."""
+        return sample(self.data, self.affine, points, order=order)
+
+    def inside(self, points: np.ndarray) -> np.ndarray:
+        """Which points (N, 3) mm lie within the field of view, (N,) bool."""
+        voxels = apply_matrix(np.linalg.inv(self.affine), points)
+        return np.all((voxels >= -0.5) & (voxels <= np.array(self.data.shape) - 0.5), axis=1)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a registration: a kind of transform, and what is done at each level of resolution."""
+
+    kind: str
+    """ANTs' name with its step: ``Rigid[0.1]``, ``Affine[0.1]``, ``SyN[0.2,3,0]``."""
+    iterations: tuple[int, ...]
+    shrinks: tuple[int, ...]
+    sigmas: tuple[float, ...]
+    metric: str = "MI[{fixed},{moving},1,32,Regular,0.25]"
+    convergence: str = "1e-6,10"
+
+
+@dataclass(frozen=True)
+class Registration:
+    """A map from the fixed image's space to the moving image's, its inverse, and both as ITK files."""
+
+    chain: Chain
+    inverse: Chain
+    forward_file: Path
+    inverse_file: Path
+
+    @property
+    def matrix(self) -> np.ndarray:
+        """The map as one matrix (4, 4), where all its stages were linear."""
+        matrix = np.eye(4)
+        for step in self.chain.steps:
+            if not isinstance(step, Linear):
+                raise TypeError("This registration is not linear.")
+            matrix = step.matrix @ matrix
+        return matrix
+
+
+def ants_library():
+    """Import ANTs with one thread and set seeds."""
+    os.environ[ITK_THREADS] = "1"  # read once, when ITK starts its first filter
+    import ants
+
+    return ants
+
+
+def register(
+    fixed: Image,
+    moving: Image,
+    fixed_mask: np.ndarray | None,
+    stages: Sequence[Stage],
+    out_dir: Path,
+    *,
+    start: np.ndarray | None = None,
+    seed: int = 1,
+    name: str = "registration",
+    restrict: Sequence[float] | None = None,
+) -> Registration:
+    """Align one image with another by ANTs.
+
+    Parameters
+    ----------
+    fixed, moving : Image
+        Affines must be orthogonal (`isotropic`).
+    fixed_mask : numpy.ndarray, bool, optional
+        Where the images are compared, on the fixed image's grid.
+    stages : sequence of Stage
+    out_dir : pathlib.Path
+        Takes the two transform files.
+    start : numpy.ndarray, (4, 4), optional
+        Where to begin: fixed to moving, RAS mm.
+    seed : int
+        Of the points at which the images are compared.
+    name : str
+        Of the files.
+    restrict : sequence of float, optional
+        How far each axis of the scanner may be warped along, 0 to 1.
+
+    Returns
+    -------
+    Registration
+
+    Raises
+    ------
+    RegistrationError
+        ANTs gave up: from this start, the images do not meet.
+    """
+    folder = out_dir / f"{name}_scratch"
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"fixed": folder / "fixed.nii", "moving": folder / "moving.nii"}
+    save_image(files["fixed"], np.asarray(fixed.data, dtype=np.float32), fixed.affine)
+    save_image(files["moving"], np.asarray(moving.data, dtype=np.float32), moving.affine)
+    mask = "NA"
+    if fixed_mask is not None:
+        mask = str(save_image(folder / "mask.nii", fixed_mask.astype(np.uint8), fixed.affine))
+    first = write_itk_text(folder / "start.txt", np.eye(4) if start is None else start)
+    arguments = ["-d", "3", "--float", "1", "--random-seed", str(seed), "-r", str(first)]
+    for stage in stages:
+        arguments += ["-m", stage.metric.format(**files), "-t", stage.kind]
+        arguments += ["-g", _joined(restrict)] if restrict else []
+        arguments += ["-c", f"[{_joined(stage.iterations)},{stage.convergence}]"]
+        arguments += ["-f", _joined(stage.shrinks), "-s", f"{_joined(stage.sigmas)}vox", "-x", f"[{mask},NA]"]
+    prefix = out_dir / f"{name}_"
+    arguments += ["-u", "0", "-z", "1", "-a", "1", "-o", str(prefix)]
+    try:
+        ants_library().registration(arguments, None)
+    except RuntimeError as error:
+        raise RegistrationError(f"{name}: ANTs gave up ({error}).") from error
+    finally:
+        shutil.rmtree(folder)
+    forward, backward = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
+    for file in (forward, backward):
+        forget_times(file)
+    return Registration(read_itk_composite(forward), read_itk_composite(backward), forward, backward)
+
+
+def forget_times(path: Path) -> None:
+    """Write an HDF5 file again without the times at which its parts were made: the same content gives the same bits."""
+    import h5py
+
+    fresh = path.with_name(f".{path.name}")
+    with h5py.File(path, "r") as source, h5py.File(fresh, "w") as target:
+
+        def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            if isinstance(item, h5py.Group):
+                target.create_group(name)
+                return
+            layout = item.id.get_create_plist()
+            layout.set_obj_track_times(False)
+            made = h5py.h5d.create(target.id, name.encode(), item.id.get_type(), item.id.get_space(), layout)
+            h5py.Dataset(made)[...] = item[...]
+
+        source.visititems(copy)
+    fresh.replace(path)
+
+
+def best_start(
+    fixed: Image,
+    moving: Image,
+    fixed_mask: np.ndarray,
+    stages: Sequence[Stage],
+    starts: Sequence[np.ndarray],
+    score: Callable[[np.ndarray], float],
+    out_dir: Path,
+    seed: int,
+) -> np.ndarray:
+    """Align from several starts, with linear stages; keep the matrix that scores best.
+
+    Raises
+    ------
+    RegistrationError
+        ANTs gave up from every start.
+    """
+    found: list[tuple[float, np.ndarray]] = []
+    for number, start in enumerate(starts):
+        try:
+            registration = register(
+                fixed, moving, fixed_mask, stages, out_dir, start=start, seed=seed + number, name="start"
+            )
+        except RegistrationError as error:
+            reason = error
+            continue
+        found.append((score(registration.matrix), registration.matrix))
+        registration.forward_file.unlink()
+        registration.inverse_file.unlink()
+    if not found:
+        raise reason
+    return max(found, key=lambda item: item[0])[1]  # the first of equals
+
+
+def _joined(values: Sequence[float]) -> str:
+    return "x".join(f"{v:g}" for v in values)
+
+
+def isotropic(image: Image, size_mm: float, order: int = 1) -> Image:
+    """An image on an isotropic grid with right angles that covers its field of view, smoothed to that resolution.
+
+    Parameters
+    ----------
+    image : Image
+    size_mm : float
+    order : int
+        Of the splines: 3 keeps more of what an image shows whose voxels are larger, at the cost of time.
+    """
+    from scipy import ndimage
+
+    sizes = voxel_sizes(image.affine)
+    left, _, right = np.linalg.svd(image.affine[:3, :3] / sizes)
+    affine = np.eye(4)
+    affine[:3, :3] = left @ right * size_mm
+    corners = grid_points((2, 2, 2), np.diag([*(np.array(image.data.shape)), 1.0])) - 0.5
+    along = apply_matrix(image.affine, corners) @ (left @ right)
+    low, extent = along.min(axis=0), np.ptp(along, axis=0)
+    shape = tuple(int(n) for n in np.maximum(np.ceil(extent / size_mm - 1e-3), 1))
+    first = low + (extent - (np.array(shape) - 1) * size_mm) / 2
+    affine[:3, 3] = left @ right @ first
+    sigma = np.sqrt(np.maximum(size_mm**2 - sizes**2, 0)) / FWHM_PER_SIGMA / sizes
+    smooth = ndimage.gaussian_filter(image.data, sigma) if sigma.any() else image.data
+    pull = np.linalg.inv(image.affine) @ affine
+    drawn = ndimage.affine_transform(smooth, pull[:3, :3], pull[:3, 3], shape, order=order)
+    return Image(np.clip(drawn, smooth.min(), smooth.max()) if order > 1 else drawn, affine)
+
+
+def centre_of_mass(image: Image, weights: np.ndarray | None = None) -> np.ndarray:
+    """Centre of brightness (or of given weights) of an image, (3,) RAS mm."""
+    from scipy import ndimage
+
+    return apply_matrix(image.affine, np.array(ndimage.center_of_mass(image.data if weights is None else weights)))
+
+
+def mutual_information(a: np.ndarray, b: np.ndarray, bins: int = 48) -> float:
+    """Normalised mutual information of two sets of values, ``2 I(a; b) / (H(a) + H(b))``, 0 to 1.
+
+    Parameters
+    ----------
+    a, b : numpy.ndarray, (N,)
+    bins : int
+        Of each axis of the joint histogram; values beyond the percentiles 0.5 and 99.5 are put into the outer bins.
+    """
+    clipped = [np.clip(v, *np.percentile(v, [0.5, 99.5])) for v in (a, b)]
+    joint = np.histogram2d(clipped[0], clipped[1], bins=bins)[0] / len(a)
+    marginals = joint.sum(axis=1), joint.sum(axis=0)
+    entropy_a, entropy_b = (float(-(p[p > 0] * np.log(p[p > 0])).sum()) for p in marginals)
+    entropy_joint = float(-(joint[joint > 0] * np.log(joint[joint > 0])).sum())
+    total = entropy_a + entropy_b
+    return 2 * (total - entropy_joint) / total if total > 0 else 0.0
+
+
+def correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Pearson's correlation; 0 where one of the two is constant."""
+    if a.std() == 0 or b.std() == 0:
+        return 0.0
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> float:
+    """Overlap of two masks: twice the intersection over the sum."""
+    total = int(a.sum()) + int(b.sum())
+    return 2 * int((a & b).sum()) / total if total else 0.0
+
+
+def similarity(fixed: Image, where: np.ndarray, moving: Image, matrix: np.ndarray) -> float:
+    """Normalised mutual information of two images within a mask of the fixed one, for a matrix fixed to moving."""
+    points = grid_points(fixed.data.shape, fixed.affine, where)
+    moved = apply_matrix(matrix, points)
+    inside = moving.inside(moved)
+    if inside.sum() < 0.2 * len(points):
+        return 0.0
+    return mutual_information(fixed.data[where][inside], moving.at(moved[inside])) * float(inside.mean())
+
+
+def stands_out(score: Callable[[np.ndarray], float], matrix: np.ndarray, centre: np.ndarray) -> float:
+    """How far an alignment is better than its neighbours 8 mm or 8 degrees away; at most 0 for one that is no optimum.
+
+    Parameters
+    ----------
+    score : callable
+        Similarity for a matrix (4, 4), fixed to moving.
+    matrix : numpy.ndarray, (4, 4)
+    centre : numpy.ndarray, (3,)
+        About which the image is turned, mm of the fixed image.
+    """
+    best = score(matrix)
+    steps = np.vstack([np.eye(6), -np.eye(6)]) * np.array([np.radians(8)] * 3 + [8.0] * 3)
+    rivals = [score(matrix @ rigid(step[:3], step[3:], centre)) for step in steps]
+    return 1 - max(rivals) / best if best > 0 else 0.0
+
+
+def draw_mask(mask: np.ndarray, affine: np.ndarray, shape: Sequence[int], onto: np.ndarray, chain: Chain) -> np.ndarray:
+    """A mask on another grid through a pull map, bool."""
+    return draw(mask.astype(np.float32), affine, shape, onto, chain) > 0.5

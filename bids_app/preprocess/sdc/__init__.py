@@ -1,0 +1,1 @@
+"""Susceptibility distortion correction: estimating the field, and applying its displacement."""

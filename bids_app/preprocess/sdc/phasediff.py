@@ -1,0 +1,117 @@
+"""From phase images to a map of how far the magnetic field is off, in Hz.
+
+The phase between two echoes is unwrapped inside the head (Herráez et al., 2002, in scikit-image), divided by the time
+between them, freed of single voxels that stand out, smoothed with more weight where there is more signal, and continued
+beyond the head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from bids_app.errors import BadDataError
+from bids_app.preprocess.io.headers import voxel_sizes
+from bids_app.preprocess.masking import head_mask, largest_part
+
+SMOOTHING_MM = 2.0
+"""Standard deviation of the smoothing."""
+GYROMAGNETIC_HZ_PER_T = 42.577478e6
+HZ_PER_UNIT = {"Hz": 1.0, "rad/s": 1 / (2 * np.pi), "T": GYROMAGNETIC_HZ_PER_T}
+OUTLIER_MADS = 6.0
+
+
+def phase_as_radians(phase: np.ndarray, units: Any, name: str) -> np.ndarray:
+    """A stored phase in radians.
+
+    Parameters
+    ----------
+    phase : numpy.ndarray, (X, Y, Z)
+    units : str or None
+        Of the sidecar; without ``rad``, a range of about a turn is taken as radians, and any other is stretched to one.
+    name : str
+        Name of the file, for messages.
+    """
+    low, high = float(phase.min()), float(phase.max())
+    if not np.isfinite([low, high]).all() or high <= low:
+        raise BadDataError(f"{name}: empty, or not finite.", "Convert it again, or use --ignore fieldmaps.")
+    if units == "rad" or (low >= -3.2 and high <= 6.4 and 5.5 < high - low < 6.4):
+        return phase
+    steps = 2 ** round(np.log2(high - low + 1))  # scanners store a turn as a power of two of steps
+    turn = steps if abs(high - low + 1 - steps) < 0.05 * steps else high - low
+    return phase * (2 * np.pi / turn)
+
+
+def phase_difference_hz(phase: np.ndarray, seconds: float, magnitude: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Field from the phase between two echoes, (X, Y, Z) float32 Hz.
+
+    Parameters
+    ----------
+    phase : numpy.ndarray, (X, Y, Z)
+        Radians; turns may be missing.
+    seconds : float
+        Between the echoes.
+    magnitude : numpy.ndarray, (X, Y, Z)
+    affine : numpy.ndarray, (4, 4)
+    """
+    from skimage.restoration import unwrap_phase
+
+    head = head_mask(magnitude, affine)
+    inner = largest_part(ndimage.binary_erosion(head) & (magnitude > 0.1 * np.percentile(magnitude[head], 90)))
+    wrapped = np.angle(np.exp(1j * phase.astype(np.float64)))
+    unwrapped = np.ma.filled(unwrap_phase(np.ma.masked_array(wrapped, ~inner), rng=0), 0.0)
+    unwrapped -= 2 * np.pi * np.round(np.median(unwrapped[inner]) / (2 * np.pi))
+    return smooth_field(unwrapped / (2 * np.pi * seconds), inner, magnitude, affine)
+
+
+def smooth_field(hz: np.ndarray, inner: np.ndarray, magnitude: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Smooth a field inside a mask and continue it beyond, (X, Y, Z) float32.
+
+    Parameters
+    ----------
+    hz, magnitude : numpy.ndarray, (X, Y, Z)
+    inner : numpy.ndarray, (X, Y, Z) bool
+        Where the field was measured.
+    affine : numpy.ndarray, (4, 4)
+    """
+    sizes = voxel_sizes(affine)
+    typical = float(np.median(magnitude[inner])) or 1.0
+    weights = np.where(inner, np.clip(magnitude / typical, 0.05, 2.0) ** 2, 0.0)
+    around = _weighted_mean(hz, weights, 2 * SMOOTHING_MM / sizes)
+    away = np.abs(hz - around)
+    spread = 1.4826 * float(np.median(away[inner]))
+    weights[away > OUTLIER_MADS * max(spread, 1e-6)] = 0
+    found = _weighted_mean(hz, weights, SMOOTHING_MM / sizes)
+    known = ndimage.gaussian_filter(weights, SMOOTHING_MM / sizes) > 0.02
+    for sigma_mm in (4.0, 8.0, 16.0, 32.0, 64.0):
+        if known.all():
+            break
+        sigma = sigma_mm / sizes
+        reach = ndimage.gaussian_filter(weights, sigma) > 1e-3
+        found = np.where(known | ~reach, found, _weighted_mean(hz, weights, sigma))
+        known |= reach
+    return np.where(known, found, np.median(hz[inner])).astype(np.float32)
+
+
+def _weighted_mean(values: np.ndarray, weights: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    total = ndimage.gaussian_filter(weights, sigma)
+    return ndimage.gaussian_filter(values * weights, sigma) / np.maximum(total, 1e-6)
+
+
+def measured_hz(field: np.ndarray, units: Any, magnitude: np.ndarray, affine: np.ndarray, name: str) -> np.ndarray:
+    """A field that the scanner worked out, (X, Y, Z) float32 Hz.
+
+    Raises
+    ------
+    BadDataError
+        Units that are not Hz, rad/s or T.
+    """
+    if units not in HZ_PER_UNIT:
+        raise BadDataError(
+            f"{name}: its Units are {units!r} in the sidecar.",
+            f"They must be {', '.join(HZ_PER_UNIT)}; or use --ignore fieldmaps.",
+        )
+    head = head_mask(magnitude, affine)
+    return smooth_field(np.nan_to_num(field) * HZ_PER_UNIT[units], head, magnitude, affine)

@@ -1,0 +1,88 @@
+"""Distortion without a fieldmap: the reference image is warped to the T1w image, along the phase-encoding axis only.
+
+The T1w image's tissues are given the brightness that they have in T2*-weighted images, so that like is compared with
+like. Where the EPI has lost its signal nothing can be seen, so this is an estimate, and less than a measured field.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from bids_app.preprocess.anatomical import Anatomy
+from bids_app.preprocess.hmc import MotionEstimate
+from bids_app.preprocess.io.headers import load_nifti, voxel_sizes
+from bids_app.preprocess.io.images import read_volume
+from bids_app.preprocess.masking import ball
+from bids_app.preprocess.registration.ants import Image, Stage, correlation, register
+from bids_app.preprocess.registration.bold_to_t1w import EPI_CONTRAST, coregister, mask_boldref
+from bids_app.preprocess.registration.transforms import draw, grid_points, linear, read_itk_text
+from bids_app.preprocess.sdc.apply import read_readout, save_unwarping, size_of, unwarp
+
+ALONG_AXIS = (
+    Stage("SyN[0.3,3,0.5]", (60, 40, 20), (4, 2, 1), (2, 1, 0.5), "CC[{fixed},{moving},1,3]", "1e-6,8"),
+)  # fmt: skip
+NEAR_MM = 6.0
+METHOD = "the T1w image, along the phase-encoding axis (SyN)"
+
+
+def correct_by_anatomy(
+    source: Path, metadata: dict[str, Any], motion: MotionEstimate, anatomy: Anatomy, out_dir: Path, seed: int = 1
+) -> MotionEstimate:
+    """Estimate a run's distortion from its T1w image, and draw its reference image back.
+
+    Parameters
+    ----------
+    source : pathlib.Path
+        The run, for messages.
+    metadata : dict
+        Its sidecar: ``PhaseEncodingDirection``.
+    motion : MotionEstimate
+    anatomy : Anatomy
+    out_dir : pathlib.Path
+    seed : int
+
+    Raises
+    ------
+    BadDataError
+        No phase-encoding direction.
+    RegistrationError
+        The run could not be aligned with the T1w image.
+    """
+    boldref, affine = read_volume(motion.boldref)
+    readout = read_readout(metadata, boldref.shape, source.name)
+    reference = mask_boldref(source, motion.boldref, out_dir)
+    alignment = coregister(reference, anatomy, out_dir, seed)
+    assert alignment.coreg_file is not None
+    to_t1w = linear(np.linalg.inv(read_itk_text(alignment.coreg_file)))
+    tissues = load_nifti(anatomy.tissues)
+    maps = np.asarray(tissues.dataobj, dtype=np.float32) / 255
+    like_epi = np.zeros(boldref.shape, np.float32)
+    for i, brightness in enumerate(EPI_CONTRAST.values()):
+        like_epi += brightness * draw(maps[..., i], tissues.affine, boldref.shape, affine, to_t1w)
+    brain = read_volume(alignment.brain_mask)[0] > 0.5
+    near = ndimage.binary_dilation(brain, ball(NEAR_MM, affine))
+    corrected = read_volume(reference.corrected)[0] * near
+    square = np.diag([*voxel_sizes(affine), 1.0])  # without angles, so that its axes are those of the grid
+    restrict = tuple(float(axis == readout.axis) for axis in range(3))
+    found = register(
+        Image(like_epi, square), Image(corrected, square), near, ALONG_AXIS, out_dir, seed=seed, name="along",
+        restrict=restrict,
+    )  # fmt: skip
+    points = grid_points(boldref.shape, square)
+    displacement = (found.chain(points) - points)[:, readout.axis].reshape(boldref.shape)
+    straight = unwarp(corrected, affine, displacement, readout.axis)
+    quality = {
+        **size_of(displacement[brain]),
+        "sdc_anatomy_correlation_before": correlation(like_epi[brain], corrected[brain]),
+        "sdc_anatomy_correlation_after": correlation(like_epi[brain], straight[brain]),
+    }
+    facts = {"PhaseEncodingDirection": metadata["PhaseEncodingDirection"]}
+    corrected_boldref, unwarping = save_unwarping(
+        out_dir, motion.boldref, displacement, readout.axis, METHOD, facts=facts, quality=quality
+    )
+    return replace(motion, boldref=corrected_boldref, unwarping=unwarping)

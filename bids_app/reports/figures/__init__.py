@@ -1,0 +1,1 @@
+"""Figures as SVG: brain slices, charts of a run, charts of a group."""

@@ -1,0 +1,184 @@
+"""Pictures of brains: cuts through images on one scale, alignments that flicker, outlines of masks.
+
+Images come as files or as nibabel images and are laid over each other by their affines, never by index. The left of
+a picture is the participant's left. Each function writes one SVG file, which needs nothing else to be shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+import numpy as np
+
+from bids_app.reports.figures.cuts import PLANES, Box, Volume, foreground, svg_image, svg_text
+from bids_app.reports.figures.style import PALETTE, save_svg
+
+FLICKER_STYLE = """
+.second{opacity:0}
+@keyframes flicker{0%,40%{opacity:0}50%,90%{opacity:1}100%{opacity:0}}
+svg:hover .second,#flicker:target .second{animation:flicker 2.4s ease-in-out infinite}
+#second:target .second{opacity:1;animation:none}
+"""
+"""Hovering makes the images take turns; so does ``file.svg#flicker``, and ``file.svg#second`` shows the second one."""
+
+
+def plot_flicker(
+    fixed: Any,
+    moving: Any,
+    path: Path,
+    *,
+    outline: Any = None,
+    names: tuple[str, str] = ("fixed", "moving"),
+    title: str,
+) -> Path:
+    """Two aligned images that take turns, for the eye to see whether the anatomy stays where it is.
+
+    Parameters
+    ----------
+    fixed, moving : path or nibabel image
+        Already in one space (RAS mm); their grids may differ.
+    path : pathlib.Path
+        The SVG file to write.
+    outline : path or nibabel image, optional
+        A mask in the same space, drawn as a line; the picture is cut to it.
+    names : tuple of str
+        What each image is called.
+    title : str
+        Of the figure, for its text alternative.
+    """
+    first, second = Volume.load(fixed), Volume.load(moving)
+    mask = foreground(first) if outline is None else Volume.load(outline)
+    mosaic = Mosaic(Box.around(mask), n_cuts=7)
+    lines = "" if outline is None else mosaic.outlines(mask, PALETTE[1])
+    body = (
+        f'{mosaic.raster(first)}{mosaic.heading(names[0])}<g class="second">{mosaic.raster(second)}'
+        f"{mosaic.heading(names[1])}</g>{lines}{mosaic.labels()}"
+    )
+    text = f"{names[0]} and {names[1]}, to be seen in turn, in {mosaic.description}."
+    return mosaic.save(path, f'<g id="flicker"><g id="second">{body}</g></g>', title, text, FLICKER_STYLE)
+
+
+def plot_outlines(background: Any, masks: Mapping[str, Any], path: Path, *, title: str) -> Path:
+    """Outlines of masks over an image.
+
+    Parameters
+    ----------
+    background : path or nibabel image
+        What is drawn below.
+    masks : mapping
+        Name to path or nibabel image, in the same space; the picture is cut to the first.
+    path : pathlib.Path
+        The SVG file to write.
+    title : str
+        Of the figure, for its text alternative.
+    """
+    volumes = {name: Volume.load(mask) for name, mask in masks.items()}
+    mosaic = Mosaic(Box.around(next(iter(volumes.values())), margin_mm=14), n_cuts=7)
+    body = mosaic.raster(Volume.load(background)) + mosaic.heading("")
+    left = 10.0
+    for row, (color, (name, volume)) in enumerate(zip(PALETTE[1:], volumes.items(), strict=False)):
+        line, dashes = ("&#9473;", "") if row == 0 else ("&#9477;", f"{7 - row} {2 + row}")  # not by colour alone
+        body += mosaic.outlines(volume, color, dashes)
+        body += f'<text x="{left:g}" y="20" font-size="14" fill="{color}">{line} {escape(name)}</text>'
+        left += 34 + 8 * len(name)
+    text = f"Outlines of {', '.join(masks)} in {mosaic.description}."
+    return mosaic.save(path, body + mosaic.labels(), title, text)
+
+
+class Mosaic:
+    """Cuts through a box, a row a plane, on one scale.
+
+    Parameters
+    ----------
+    box : Box
+        What is cut.
+    n_cuts : int
+        Cuts a plane.
+    width : int
+        Of the whole picture, pixels.
+    """
+
+    gap, header = 6, 30
+
+    def __init__(self, box: Box, n_cuts: int, width: int = 1400) -> None:
+        sizes = box.high - box.low
+        widest = max(sizes[0], sizes[1])
+        self.scale = (width / n_cuts - self.gap) / widest
+        """Pixels a millimetre."""
+        self.box = Box(box.low, box.high, 1 / self.scale)
+        self.width, self.n_cuts = width, n_cuts
+        self.cells: list[tuple[str, float, float, float]] = []
+        """Plane, position (mm), and left and top corner (pixels) of each cut."""
+        top = float(self.header)
+        for plane in reversed(PLANES):
+            wide, high = self._size(plane)
+            for i, position in enumerate(box.positions(plane, n_cuts)):
+                left = i * width / n_cuts + (width / n_cuts - wide) / 2
+                self.cells.append((plane, float(position), left, top))
+            top += high + self.gap
+        self.height = top
+
+    @property
+    def description(self) -> str:
+        """What is shown, in words."""
+        return f"{self.n_cuts} axial, {self.n_cuts} coronal and {self.n_cuts} sagittal cuts"
+
+    def _size(self, plane: str) -> tuple[float, float]:
+        sizes = (self.box.high - self.box.low) * self.scale
+        across, up = [i for i in range(3) if i != PLANES.index(plane)]
+        return float(sizes[across]), float(sizes[up])
+
+    def raster(self, volume: Volume) -> str:
+        """The cuts through a volume as one grey JPEG image in SVG; its window is set by the box's own values."""
+        canvas = np.zeros((round(self.height), self.width), np.float32)
+        cuts = [self.box.cut(volume, plane, position) for plane, position, _, _ in self.cells]
+        values = np.concatenate([cut[cut != 0] for cut in cuts])
+        low, high = np.percentile(values, [2, 99.5]) if values.size else (0.0, 1.0)
+        for cut, (_, _, left, top) in zip(cuts, self.cells, strict=True):
+            row, column = round(top), round(left)
+            cut = cut[: canvas.shape[0] - row, : canvas.shape[1] - column]
+            canvas[row : row + cut.shape[0], column : column + cut.shape[1]] = np.where(cut == 0, low, cut)
+        canvas[: self.header] = low
+        grey = np.clip((canvas - low) / max(high - low, 1e-12), 0, 1)
+        empty = canvas == 0
+        return svg_image(np.where(empty, 0, 255 * grey).astype(np.uint8), 0, 0, self.width, canvas.shape[0])
+
+    def outlines(self, mask: Volume, color: str, dashes: str = "") -> str:
+        """Lines around a mask in each cut; ``dashes`` are lengths of strokes and gaps, empty for a whole line."""
+        from skimage.measure import approximate_polygon, find_contours
+
+        binary = Volume((mask.data > 0).astype(np.float32), mask.affine)
+        lines = []
+        for plane, position, left, top in self.cells:
+            for line in find_contours(np.pad(self.box.cut(binary, plane, position), 1), 0.5):
+                points = approximate_polygon(line, 0.4) - 1
+                lines.append("M" + "L".join(f"{left + x:.1f} {top + y:.1f}" for y, x in points))
+        look = f'fill="none" stroke="{color}" stroke-width="1.6" stroke-linejoin="round"'
+        look += f' stroke-dasharray="{dashes}"' if dashes else ""
+        return f'<path d="{"".join(lines)}" {look}/>'
+
+    def heading(self, text: str) -> str:
+        """The line above the cuts, on black, so that it covers another one."""
+        return (
+            f'<rect width="{self.width}" height="{self.header - 2}" fill="#000"/>'
+            f'<text x="10" y="20" font-size="15" fill="#fff">{escape(text)}</text>'
+        )
+
+    def labels(self) -> str:
+        """Sides and positions of the cuts."""
+        found = []
+        for i, (plane, position, left, top) in enumerate(self.cells):
+            wide, high = self._size(plane)
+            found.append(svg_text(left + 4, top + high - 5, f"{plane} = {round(position):d}", size=11, color="#b8c2cc"))
+            if i % self.n_cuts == 0 and plane != "x":
+                found.append(svg_text(left + 4, top + 15, "L", size=13))
+                found.append(svg_text(left + wide - 13, top + 15, "R", size=13))
+        return "".join(found)
+
+    def save(self, path: Path, body: str, title: str, description: str, style: str = "") -> Path:
+        """Write the picture on black."""
+        background = f'<rect width="{self.width}" height="{self.height:.0f}" fill="#000"/>'
+        return save_svg(path, self.width, round(self.height), background + body, title, description, style)

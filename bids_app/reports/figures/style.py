@@ -1,0 +1,112 @@
+"""One look for all figures: colours that hold on light and dark pages, fonts, and how SVG files are written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import StringIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.sax.saxutils import escape
+
+from bids_app.bids.writer import write_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, MUTED, HAIRLINE = "#1c2430", "#5d6b7a", "#d5dbe2"
+"""Text and axes; notes; grid lines. On a dark page `DARK` takes their place."""
+
+DARK = {INK: "#e8edf2", MUTED: "#a7b3c0", HAIRLINE: "#3c4854"}
+
+PALETTE = ("#0d7ab8", "#d95f02", "#1a9469", "#c2589b", "#8a6fc9", "#b58900", "#3b9594", "#c0504d")
+"""Colours of series, told apart with any colour vision and legible on white and on black."""
+
+FONTS = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helvetica, Arial, sans-serif"
+
+RC: Any = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial"],
+    "font.size": 11,
+    "text.color": INK,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 12,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "grid.color": HAIRLINE,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "legend.frameon": False,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+    "svg.fonttype": "none",  # text stays text: small, searchable, sharp
+    "svg.hashsalt": "neurostorm",  # the same figure gives the same file
+}
+
+
+@contextmanager
+def new_figure(width: float, height: float) -> Iterator[Figure]:
+    """A matplotlib figure of the common look, without pyplot's global state or a display.
+
+    Parameters
+    ----------
+    width, height : float
+        Inches; 100 pixels of the SVG each.
+    """
+    import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    with mpl.rc_context(RC):
+        figure = Figure(figsize=(width, height), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.1))
+        FigureCanvasSVG(figure)
+        yield figure
+
+
+def save_figure(figure: Figure, path: Path, title: str, description: str, span: Axes | None = None) -> Path:
+    """Write a matplotlib figure as SVG, with its title and description for those who do not see it.
+
+    Colours of text and axes turn with the page's colour scheme. Where ``span`` is given, the file says between which
+    shares of its width these axes lie (``data-span``), so that a page can point at a place in them.
+    """
+    buffer = StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = buffer.getvalue()
+    end = text.index(">", text.index("<svg"))
+    place = f' data-span="{span.get_position().x0:.5f} {span.get_position().x1:.5f}"' if span else ""
+    return write_text(path, f"{text[:end]}{place}>{_head(title, description, dark_style())}{text[end + 1 :]}")
+
+
+def save_svg(path: Path, width: float, height: float, body: str, title: str, description: str, style: str = "") -> Path:
+    """Write an SVG file of ``width`` x ``height`` pixels from its body."""
+    head = (
+        '<?xml version="1.0" encoding="utf-8"?>\n<svg xmlns="http://www.w3.org/2000/svg" '
+        f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img" '
+        f'font-family="{FONTS}">'
+    )
+    return write_text(path, f"{head}{_head(title, description, style)}{body}</svg>\n")
+
+
+def dark_style() -> str:
+    """CSS that turns the common colours on a dark page, also where a viewer knows no CSS variables."""
+    rules = [
+        f'[style*="{what}: {light}"]{{{what}:{dark} !important}}'
+        for light, dark in DARK.items()
+        for what in ("fill", "stroke")
+    ]
+    # text that names no colour is black by default
+    rules.append(f'text:not([style*="fill"]){{fill:{DARK[INK]}}}')
+    return f"@media (prefers-color-scheme: dark){{{''.join(rules)}}}"
+
+
+def _head(title: str, description: str, style: str) -> str:
+    css = f"<style>{style}</style>" if style else ""
+    return f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{css}"

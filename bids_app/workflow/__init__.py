@@ -1,0 +1,1 @@
+"""The participant level: the method as one nipype workflow, the checks before it and the log after it."""

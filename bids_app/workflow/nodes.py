@@ -1,0 +1,251 @@
+"""The steps of the participant level that join rooms; each is a thin call of functions that know no graph.
+
+Every step takes ``out_dir``, the folder that it may write into, and returns what can be pickled.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bids_app.adapters.attribution import ANSWER_METHODS, Attributed, Regions, attribute, reconstruction_errors
+from bids_app.adapters.file import EMBEDDING, AdaptedModel, load_adapter
+from bids_app.adapters.predict import Encoded, encode_run
+from bids_app.adapters.verdict import Facts, judge_prediction, judge_scan
+from bids_app.bids.derivatives import DerivedRun
+from bids_app.bids.entities import as_label
+from bids_app.bids.fieldmaps import Fieldmap
+from bids_app.catalog.atlases import find_atlas
+from bids_app.catalog.cards import describe_model
+from bids_app.catalog.models import find_model, weights_path
+from bids_app.clips import NORMALISATIONS, ClipReader, GridSeries, labels_to_model_grid
+from bids_app.errors import BadDataError
+from bids_app.preprocess.anatomical import Anatomy, PreparedT1w, prepare_t1w
+from bids_app.preprocess.confounds import Confounds, measure_confounds
+from bids_app.preprocess.hmc import MotionEstimate
+from bids_app.preprocess.ingest.derivatives import examine_derived
+from bids_app.preprocess.ingest.orientation import EXCHANGED, UNTOLD
+from bids_app.preprocess.io.headers import load_nifti
+from bids_app.preprocess.io.images import Series
+from bids_app.preprocess.masking import prepare_bold
+from bids_app.preprocess.preprocessed import OnGrid, PreprocessedRun
+from bids_app.preprocess.registration.bold_to_t1w import (
+    Alignment,
+    EpiReference,
+    coregister,
+    mask_boldref,
+    normalise_boldref,
+)
+from bids_app.preprocess.resample import model_grid_coverage, resample_to_model_grid
+from bids_app.preprocess.run import unwarp_run
+
+LEAST_TSNR = 2.0
+"""Below it the series cannot be as it was measured: its mean image was taken away."""
+
+
+def prepare_anatomy(t1w: Path, repeats: Sequence[Path], seed: int, stamp: str, out_dir: Path) -> PreparedT1w:
+    """Average a T1w image with its repeats and remove its bias field; ``stamp`` tells when a file changed."""
+    return prepare_t1w(t1w, out_dir, repeats, seed)
+
+
+def examine(
+    bold: Path,
+    metadata: dict[str, Any],
+    events: Path | None,
+    dummy_scans: int | None,
+    ignore: Sequence[str],
+    stamp: str,
+    out_dir: Path,
+) -> Series:
+    """Examine a BOLD file against its sidecar and events; ``stamp`` tells when the file changed."""
+    return prepare_bold(bold, metadata, out_dir, dummy_scans, last_onset(events), ignore)
+
+
+def examine_taken(
+    derived: DerivedRun,
+    metadata: dict[str, Any],
+    events: Path | None,
+    dummy_scans: int | None,
+    stamp: str,
+    out_dir: Path,
+) -> Series:
+    """Examine a run that is taken over; ``stamp`` tells when a file changed."""
+    return examine_derived(derived, metadata, out_dir, dummy_scans, last_onset(events))
+
+
+def last_onset(events: Path | None) -> float | None:
+    """When the last event of a run begins, s."""
+    if events is None:
+        return None
+    try:
+        with events.open(newline="", encoding="utf-8-sig") as file:
+            onsets = [row["onset"] for row in csv.DictReader(file, delimiter="\t")]
+        return max((float(onset) for onset in onsets if onset not in ("n/a", "")), default=None)
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+        raise BadDataError(
+            f"{events.name}: not a table of events ({error}).", "It needs a column 'onset' in s."
+        ) from error
+
+
+def unwarp(
+    series: Series,
+    motion: MotionEstimate,
+    metadata: dict[str, Any],
+    method: str,
+    fieldmap: Fieldmap | None,
+    seed: int,
+    stamp: str,
+    out_dir: Path,
+    anatomy: Anatomy | None = None,
+) -> MotionEstimate:
+    """Undo a run's distortion; ``stamp`` tells when a file of the fieldmap changed."""
+    return unwarp_run(series.source, metadata, motion, method, fieldmap, out_dir, seed, anatomy)
+
+
+def mask_run(series: Series, motion: MotionEstimate, out_dir: Path) -> EpiReference:
+    """Find the brain in the run's reference image."""
+    return mask_boldref(series.source, motion.boldref, out_dir)
+
+
+def align(
+    reference: EpiReference, template: str, seed: int, out_dir: Path, anatomy: Anatomy | None = None
+) -> Alignment:
+    """Align a run with its T1w image, or with the template when there is none."""
+    if anatomy is None:
+        return normalise_boldref(reference, out_dir, template, seed)
+    return coregister(reference, anatomy, out_dir, seed)
+
+
+def confounds(
+    series: Series, motion: MotionEstimate, alignment: Alignment, fd_spike_mm: float, threads: int, out_dir: Path
+) -> Confounds:
+    """Measure what is not of the brain's doing."""
+    return measure_confounds(series, motion, alignment, out_dir, fd_spike_mm, threads)
+
+
+def put_on_grid(preprocessed: PreprocessedRun, threads: int, out_dir: Path) -> OnGrid:
+    """One interpolation from the raw volumes to the model grid."""
+    series = resample_to_model_grid(preprocessed, out_dir / "grid", threads)
+    return OnGrid(out_dir / "grid", model_grid_coverage(preprocessed, series))
+
+
+def encode(
+    grid: OnGrid,
+    model: str,
+    adapters: Sequence[Path],
+    device: str,
+    threads: int,
+    stamp: str,
+    out_dir: Path,
+) -> Encoded:
+    """Embed a run's clips under both normalisations, and apply the adapters; ``stamp`` tells when a file changed."""
+    import torch
+
+    from bids_app.model import load_model
+    from bids_app.model.scan import backend_in_use
+
+    torch.set_num_threads(threads)
+    place = choose_device(device)
+    loaded = load_model(model, place)
+    reader = ClipReader(GridSeries.open(grid.folder), loaded.config.img_size[3])
+    adapted = [AdaptedModel(loaded, load_adapter(path)) for path in adapters]
+    embeddings, predictions = encode_run(loaded, adapted, reader, tuple(NORMALISATIONS))
+    facts = {
+        "Model": loaded.name,
+        "WeightsSHA256": loaded.weights_sha256,
+        "Demonstration": loaded.demonstration or any(a.card.demonstration for a in adapted),
+        "Device": str(place),
+        "ScanBackend": backend_in_use(place),
+        "Threads": threads,
+    }
+    card = describe_model(find_model(model), loaded.info)
+    card |= {"Model": loaded.name, "Demonstration": loaded.demonstration}
+    return Encoded(embeddings, tuple(predictions), facts, card=card)
+
+
+def judge(
+    encoded: Encoded,
+    preprocessed: PreprocessedRun,
+    grid: OnGrid,
+    age: float | None,
+    on_out_of_domain: str,
+    out_dir: Path,
+) -> Encoded:
+    """Judge a scan and each answer about it; ``age`` is the participant's in years, where it is known."""
+    facts = scan_facts(preprocessed, grid.coverage, age)
+    predictions = (
+        replace(p, verdict=judge_prediction(facts, p.card, p.distance, on_out_of_domain, p.certainty))
+        for p in encoded.predictions
+    )
+    return replace(encoded, predictions=tuple(predictions), verdict=judge_scan(facts))
+
+
+def scan_facts(run: PreprocessedRun, coverage: float, age: float | None = None) -> Facts:
+    """What a run's answers are judged by; see `bids_app.adapters.verdict`."""
+    left_and_right = run.parameters.get("LeftAndRight")
+    tsnr = run.quality.get("tsnr")
+    return {
+        **run.quality,
+        "tr": run.tr,
+        "seconds": (run.n_volumes - run.n_dummy) * run.tr,
+        "coverage": coverage,
+        "age": age,
+        "orientation": left_and_right or "by the affine of the raw image, which nothing here can check",
+        "exchanged": None if left_and_right in (None, UNTOLD) else left_and_right == EXCHANGED,
+        "mean_removed": run.offset > 0 or (None if tsnr is None else tsnr < LEAST_TSNR),
+    }
+
+
+def attribute_run(
+    grid: OnGrid,
+    encoded: Encoded,
+    model: str,
+    adapters: Sequence[Path],
+    method: str,
+    atlas: str,
+    device: str,
+    threads: int,
+    stamp: str,
+    out_dir: Path,
+) -> Attributed:
+    """Attribute each adapter's answer, or the reconstruction; ``stamp`` tells when a file changed."""
+    import torch
+
+    from bids_app.model import load_model
+    from bids_app.model.checkpoint import read_checkpoint
+    from bids_app.model.mae import autoencoder_from
+
+    torch.set_num_threads(threads)
+    place, known = choose_device(device), find_atlas(atlas)
+    regions = Regions(known.name, labels_to_model_grid(load_nifti(known.path)), known.names)
+    reader = ClipReader(GridSeries.open(grid.folder))
+    if method not in ANSWER_METHODS:
+        autoencoder = autoencoder_from(read_checkpoint(weights_path(find_model(model)))).to(place).eval()
+        name = as_label(str(encoded.facts["Model"]))
+        return Attributed(known, {name: reconstruction_errors(autoencoder, reader, regions)})
+    loaded = load_model(model, place)
+    asked = [p for p in encoded.predictions if p.card.task != EMBEDDING]
+    answers = {p.card.name: p.place for p in asked if not p.is_refused}
+    found = {}
+    for adapter in map(load_adapter, adapters):
+        name = adapter.card.name
+        if name in answers:
+            found[name] = attribute(AdaptedModel(loaded, adapter), reader, regions, answers[name], method)
+    if not asked:
+        raise BadDataError(
+            f"--attribution {method}: no adapter gives an answer to attribute.",
+            "Give an --adapter, or ask for the attribution 'reconstruction'.",
+        )
+    return Attributed(known, found)
+
+
+def choose_device(name: str) -> str:
+    """``auto`` becomes a GPU where there is one."""
+    import torch
+
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,225 @@
+"""The participant level: who is worked on, how it is run, and what is told afterwards; `pipeline.py` is the method.
+
+One run that fails takes no other with it, and what is done is written at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from bids_app.adapters.verdict import REFUSE
+from bids_app.bids.datasets import input_datasets
+from bids_app.bids.description import check_output_folder, describe_outputs
+from bids_app.bids.query import BoldRun, find_runs
+from bids_app.bids.sidecars import read_json
+from bids_app.bids.writer import remove_leftovers
+from bids_app.errors import EXIT_OK, CannotCreateError, InputOutputError, NoInputError, TemporaryError
+from bids_app.outputs import functional as outputs
+from bids_app.outputs.boilerplate import write_methods
+from bids_app.reports.participant import build_participant_report
+from bids_app.settings import Settings, own_scratch
+from bids_app.workflow.engine import Graph, Step, remove_caches
+from bids_app.workflow.locks import Locks, is_anybody_in, lock_files
+from bids_app.workflow.memory import with_memory_checked
+from bids_app.workflow.method import Anatomy, Shared, add_hashes, add_run, what_runs_share
+from bids_app.workflow.methods import describe_method
+from bids_app.workflow.plan import print_plan
+from bids_app.workflow.preflight import check_private, preflight
+from bids_app.workflow.provenance import FAILED, OK, Outcome, exit_code, new_run_id, write_log
+
+LOGGER = logging.getLogger(__name__)
+MOST_SAID = 8
+"""Failures and withheld answers that are shown at the end, so that all fits on a screen."""
+
+
+def run_participants(settings: Settings) -> int:
+    """Run the participant level as asked for.
+
+    Returns
+    -------
+    int
+        0 when every run is done, else the exit code of the first that is not.
+
+    Raises
+    ------
+    NeurostormError
+        Nothing could be started.
+    """
+    if settings.check:
+        return print_plan(settings)
+    if settings.reports_only:
+        return remake_reports(settings)
+    preflight(settings)
+    check_output_folder(settings.out_dir)
+    runs = find_runs(settings.bids_dir, settings.query)
+    make_folders(settings)
+    describe_outputs(settings.out_dir, input_datasets(settings.bids_dir, settings.query.derivatives))
+    steps_done, demonstration = describe_method(settings, runs)
+    write_methods(settings.out_dir, steps_done, demonstration=demonstration)
+    if settings.boilerplate_only:
+        return EXIT_OK
+    return work_on(runs, settings)
+
+
+def work_on(wanted: Sequence[BoldRun], settings: Settings) -> int:
+    """Work on the participants that no other process works on.
+
+    Raises
+    ------
+    TemporaryError
+        All of them are held by others.
+    """
+    busy: dict[str, TemporaryError] = {}
+    with Locks() as locks:
+        for participant in dict.fromkeys(run.participant for run in wanted):
+            try:
+                locks.take(*lock_files(participant, settings.out_dir, settings.work_dir))
+            except TemporaryError as error:
+                busy[participant] = error
+        runs = [run for run in wanted if run.participant not in busy]
+        if not runs:
+            raise next(iter(busy.values()))
+        code = work_on_free([with_memory_checked(run, settings) for run in runs], settings)
+    if settings.clean_workdir and code == EXIT_OK and not is_anybody_in(settings.work_dir):
+        remove_caches(settings.work_dir)
+    for held in busy.values():
+        print(f"neurostorm: left out: {held.message}\n  {held.hint}", file=sys.stderr)
+        code = code or held.exit_code
+    return code
+
+
+def work_on_free(runs: Sequence[BoldRun], settings: Settings) -> int:
+    """Run the graph, then write each participant's log and report."""
+    participants = list(dict.fromkeys(run.participant for run in runs))
+    LOGGER.info("%d BOLD runs of %d participants; scratch is %s", len(runs), len(participants), settings.work_dir)
+    started = time.time()
+    run_id = new_run_id()
+    crash_dir = settings.work_dir / f"crash-{run_id}"
+    crash_dir.mkdir()
+    shared = what_runs_share(settings)
+    outcomes = run_graph(runs, shared, crash_dir)
+    for folder in (settings.out_dir, settings.out_dir / "logs", settings.work_dir):
+        remove_leftovers(folder, deep=False)
+    refused = {stem: withheld(outcome, settings.out_dir) for stem, outcome in outcomes.items()}
+    for stem, answers in refused.items():
+        for adapter, _ in answers:
+            outputs.withdraw(settings.out_dir, stem, adapter)
+    for participant in participants:
+        own = [outcomes[run.stem] for run in runs if run.participant == participant]
+        remove_leftovers(settings.out_dir / f"sub-{participant}")
+        write_log(settings, run_id, participant, own, shared.model.hashes, started)
+        build_participant_report(settings.out_dir, participant)
+    shutil.rmtree(crash_dir, ignore_errors=True)
+    tell(list(outcomes.values()), refused, settings, time.time() - started)
+    return exit_code(list(outcomes.values()))
+
+
+def run_graph(runs: Sequence[BoldRun], shared: Shared, crash_dir: Path) -> dict[str, Outcome]:
+    """Build the graph, run it, and tell how each run ended."""
+    settings = shared.settings
+    graph = Graph("neurostorm", settings.work_dir, settings.resources)
+    anatomies: dict[Path, Anatomy] = {}
+    sound = [run for run in runs if run.problem is None]
+    published = {run.stem: add_run(graph, run, anatomies, shared) for run in sound}
+    hashed = {run.stem: add_hashes(graph, run, shared) for run in sound}
+    if published:
+        graph.run(crash_dir=crash_dir, stop_on_first_crash=settings.stop_on_first_crash)
+    outcomes = {run.stem: outcome_of(run, graph, published.get(run.stem), hashed.get(run.stem)) for run in runs}
+    if settings.clean_workdir and exit_code(list(outcomes.values())) == EXIT_OK:
+        graph.remove()
+    return outcomes
+
+
+def outcome_of(run: BoldRun, graph: Graph, published: Step | None, hashed: Step | None) -> Outcome:
+    """How a run ended."""
+    if published is None or hashed is None:
+        problem = run.problem
+        assert problem is not None
+        return Outcome(run.stem, FAILED, "query", problem.message, problem.hint, problem.exit_code)
+    costs = graph.costs(published)
+    inputs = {} if graph.error_of(hashed) else graph.result_of(hashed)
+    error = graph.error_of(published)
+    if error:
+        return Outcome(
+            run.stem,
+            FAILED,
+            error.step,
+            error.message,
+            error.hint,
+            error.exit_code,
+            trace=error.trace,
+            steps=costs,
+            inputs=inputs,
+        )
+    return Outcome(run.stem, OK, steps=costs, outputs=graph.result_of(published), inputs=inputs)
+
+
+def tell(
+    outcomes: Sequence[Outcome], refused: Mapping[str, list[tuple[str, str]]], settings: Settings, seconds: float
+) -> None:
+    """Say how it went: what failed and what to do, which answers are withheld (by run), and where to look."""
+    failed = [outcome for outcome in outcomes if outcome.status != OK]
+    said = [f"{outcome.stem} failed: {outcome.reason}\n  {outcome.hint}" for outcome in failed]
+    for stem, answers in refused.items():
+        said += [f"{stem}: the answer of {adapter} is withheld. {reason}" for adapter, reason in answers]
+    most = len(said) if settings.verbosity else MOST_SAID
+    for text in said[:most]:
+        print(f"neurostorm: {text}", file=sys.stderr)
+    if len(said) > most:
+        print(f"neurostorm: and {len(said) - most} more (-v shows all; so do the reports).", file=sys.stderr)
+    LOGGER.info(
+        "%d of %d runs done in %.0f s. Reports: %s", len(outcomes) - len(failed), len(outcomes), seconds,
+        settings.out_dir / "sub-*.html",
+    )  # fmt: skip
+
+
+def withheld(outcome: Outcome, out_dir: Path) -> list[tuple[str, str]]:
+    """Adapters whose answer about a run was refused, each with the first reason."""
+    found = []
+    for name in outcome.outputs:
+        if name.endswith(("_predictions.json", "_vectors.json")):
+            content = read_json(out_dir / name)
+            verdict = content.get("Verdict") or {}
+            if verdict.get("Level") == REFUSE:
+                reasons = [check["Message"] for check in verdict["Checks"] if check["Level"] == REFUSE]
+                found.append((str(content["Adapter"]), reasons[0]))
+    return found
+
+
+def remake_reports(settings: Settings) -> int:
+    """Make the reports again from the derivatives (``--reports-only``)."""
+    wanted = settings.query.participants
+    found = sorted(path.name.removeprefix("sub-") for path in settings.out_dir.glob("sub-*") if path.is_dir())
+    missing = [label for label in wanted if label not in found]
+    if missing or not found:
+        raise NoInputError(
+            f"{settings.out_dir}: no outputs of {', '.join(f'sub-{label}' for label in missing) or 'any participant'}.",
+            "Run the participant level first.",
+        )
+    for label in wanted or found:
+        LOGGER.info("%s", build_participant_report(settings.out_dir, label))
+    return EXIT_OK
+
+
+def make_folders(settings: Settings) -> None:
+    """Make the output and scratch folders."""
+    try:
+        if settings.work_dir.is_relative_to(own_scratch()):
+            own_scratch().mkdir(mode=0o700, exist_ok=True)  # among the temporary files of all users
+        check_private(settings.work_dir)  # again: somebody may have been there in between
+    except OSError as error:
+        raise CannotCreateError(f"{own_scratch()}: {error.strerror}.", "Give --work-dir.") from error
+    for folder in (settings.out_dir, settings.work_dir):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except PermissionError as error:
+            raise CannotCreateError(
+                f"{folder}: {error.strerror}.", "Choose another place, or ask for access."
+            ) from error
+        except OSError as error:
+            raise InputOutputError(f"{folder}: {error.strerror}.", "Check the disk and its quota.") from error

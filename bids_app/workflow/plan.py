@@ -1,0 +1,84 @@
+"""``--check``: look at everything that a run would need, print what would be done, and write nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bids_app.bids.query import BoldRun, find_runs
+from bids_app.errors import EXIT_OK, NeurostormError
+from bids_app.settings import Settings
+from bids_app.workflow.preflight import examine
+
+
+def print_plan(settings: Settings) -> int:
+    """Print the findings, and a line a run.
+
+    Returns
+    -------
+    int
+        0 when everything can be done, else the exit code of the first error.
+    """
+    errors: list[NeurostormError] = []
+    for finding in examine(settings):
+        print(f"{'FAIL' if finding.error else 'ok':4}  {finding.name}: {finding.text}")
+        if finding.error:
+            errors.append(finding.error)
+            print(f"      {finding.error.hint}")
+    try:
+        runs = find_runs(settings.bids_dir, settings.query)
+    except NeurostormError as error:
+        print(f"FAIL  dataset: {error.message}\n      {error.hint}")
+        return (errors or [error])[0].exit_code
+    print(f"\n{len(runs)} BOLD runs of {len({run.participant for run in runs})} participants:")
+    for run in runs:
+        try:
+            if run.problem:
+                raise run.problem
+            lines = list(describe(run, settings))
+            print(f"ok    {run.stem}: {lines[0]}")
+            for line in lines[1:]:
+                print(f"      {line}")
+        except NeurostormError as error:
+            errors.append(error)
+            print(f"FAIL  {run.stem}: {error.message}\n      {error.hint}")
+    print("\nNothing was written.")
+    return errors[0].exit_code if errors else EXIT_OK
+
+
+def describe(run: BoldRun, settings: Settings) -> Iterator[str]:
+    """What would be done with a run, by its header and sidecar.
+
+    Raises
+    ------
+    BadDataError
+        The run cannot be used.
+    """
+    from bids_app.clips.cut import CLIP_VOLUMES, MODEL_TR
+    from bids_app.preprocess.ingest.derivatives import check_forms, way_in_words
+    from bids_app.preprocess.io.headers import SLICE_TIMING, examine_anatomy, examine_header
+    from bids_app.preprocess.sdc.estimate import correction_of
+    from bids_app.workflow.memory import check_memory_of
+
+    odd: tuple[str, ...] = ()
+    if run.derived:
+        check_forms(run.bold)
+    elif run.t1w:
+        _, odd = examine_anatomy(run.t1w)
+    header = examine_header(run.bold, run.metadata, (SLICE_TIMING,) if run.derived else settings.preprocess.ignore)
+    check_memory_of(run, settings)
+    size = " x ".join(f"{s:g}" for s in header.shape[:3])
+    voxels = " x ".join(f"{s:.3g}" for s in header.voxel_sizes_mm)
+    seconds = (header.n_volumes - (settings.preprocess.dummy_scans or 0)) * header.tr
+    n_clips = round(seconds / MODEL_TR) // CLIP_VOLUMES
+    route = f"T1w {run.t1w.name}" if run.t1w else "no T1w image: BOLD to template directly"
+    if run.derived:
+        route = f"from {run.derived.pipeline}"
+    yield f"{header.n_volumes} volumes of {size} voxels ({voxels} mm), TR {header.tr:g} s; {n_clips} clips; {route}"
+    if run.derived:
+        yield f"taken over: {way_in_words(run.derived.space)}"
+        mask, table = run.derived.mask, run.derived.confounds
+        yield f"brain mask: {mask.name if mask else 'from the image'}; confounds: {table.name if table else 'none'}"
+    else:
+        yield "slice timing: " + ("corrected" if header.slices else "as measured")
+        yield correction_of(run, settings.preprocess)[1]
+    yield from (*run.notes, *odd, *header.warnings)

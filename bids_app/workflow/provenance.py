@@ -1,0 +1,194 @@
+"""What is kept of an invocation: how each run ended, with which options and versions, and where it crashed.
+
+Everything goes to ``sub-X/log/<time>_<id>/`` of the output folder: ``summary.json`` for programs, ``neurostorm.toml``
+for doing it again (``--config-file``), and the traces of what failed.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+import sys
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bids_app import __version__
+from bids_app.bids.writer import dataset_uri, write_json, write_text
+from bids_app.catalog.fetch import file_sha256
+from bids_app.errors import EXIT_OK
+from bids_app.settings import Settings
+
+OK, FAILED = "ok", "failed"
+VERSIONS_OF = (
+    "torch",
+    "antspyx",
+    "nibabel",
+    "nilearn",
+    "nipype",
+    "niworkflows",
+    "nireports",
+    "pybids",
+    "numpy",
+    "scipy",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one run ended."""
+
+    stem: str
+    status: str = OK
+    step: str = ""
+    """The step that failed."""
+    reason: str = ""
+    hint: str = ""
+    exit_code: int = EXIT_OK
+    trace: str = field(default="", repr=False)
+    steps: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Seconds and peak memory (MB) of each step, as last run."""
+    outputs: tuple[str, ...] = ()
+    """Files of this run, relative to the output folder."""
+    inputs: dict[str, str] = field(default_factory=dict)
+    """The sha256 of each image and table that it was made from, by BIDS URI."""
+
+
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """0 when every run is done, else the code of the first that is not."""
+    return next((outcome.exit_code for outcome in outcomes if outcome.status != OK), EXIT_OK)
+
+
+def new_run_id() -> str:
+    """A name for this invocation's log folders that sorts by time."""
+    return f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4()}"
+
+
+def iso_time(seconds: float) -> str:
+    """A time in s since 1970 as ISO 8601, in the machine's own zone."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
+
+
+def versions() -> dict[str, str]:
+    """Versions of this program and of what it stands on."""
+    found = {"neurostorm": __version__, "python": platform.python_version()}
+    for name in VERSIONS_OF:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def options_of(settings: Settings) -> dict[str, Any]:
+    """The options that give these settings again, under the names of the command line."""
+    query, preprocess, model, resources = settings.query, settings.preprocess, settings.model, settings.resources
+    options: dict[str, Any] = {
+        "participant_label": list(query.participants),
+        "session_label": list(query.sessions),
+        "task_id": list(query.tasks),
+        "derivatives": [f"{name}={path}" for name, path in query.derivatives.items()],
+        "dummy_scans": preprocess.dummy_scans,
+        "fd_spike_threshold": preprocess.fd_spike_threshold,
+        "output_spaces": list(preprocess.output_spaces),
+        "ignore": list(preprocess.ignore),
+        "use_syn_sdc": preprocess.use_syn_sdc or None,
+        "random_seed": preprocess.random_seed,
+        "model": model.model,
+        "adapter": list(model.adapters),
+        "device": model.device,
+        "level": "minimal" if model.embeddings_only else "full",
+        "attribution": model.attribution,
+        "atlas": model.atlas,
+        "on_out_of_domain": model.on_out_of_domain,
+        "acknowledge_research_use": model.acknowledge_research_use or None,
+        "nprocs": resources.n_procs,
+        "omp_nthreads": resources.omp_threads,
+        "mem": f"{resources.memory_gb:g}GB",
+        "low_mem": resources.low_mem,
+        "work_dir": str(settings.work_dir),
+    }
+    return {name: value for name, value in options.items() if value not in (None, [], "")}
+
+
+def as_toml(settings: Settings, run_id: str) -> str:
+    """The invocation as TOML, readable by ``--config-file``."""
+    head = {
+        "run_id": run_id,
+        "command": " ".join(sys.argv),
+        "bids_dir": str(settings.bids_dir),
+        "out_dir": str(settings.out_dir),
+    }
+    tables = {"invocation": head, "options": options_of(settings), "versions": versions()}
+    lines = []
+    for table, content in tables.items():
+        lines.append(f"[{table}]")
+        # JSON's strings, numbers, booleans and lists of these are TOML's too
+        lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in content.items()]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def hash_inputs(files: Sequence[Path], datasets: Mapping[str, Path], stamp: str, out_dir: Path) -> dict[str, str]:
+    """The sha256 of a run's files by their BIDS URIs, as a step of its own; ``stamp`` tells when one changed."""
+    return {dataset_uri(path, datasets): file_sha256(path) for path in files}
+
+
+def write_log(
+    settings: Settings,
+    run_id: str,
+    participant: str,
+    outcomes: Sequence[Outcome],
+    weights: Mapping[str, str],
+    started: float,
+) -> Path:
+    """Write one participant's log folder.
+
+    Parameters
+    ----------
+    settings : Settings
+    run_id : str
+        From `new_run_id`.
+    participant : str
+        Label without ``sub-``.
+    outcomes : sequence of Outcome
+        Of this participant's runs.
+    weights : mapping
+        The sha256 of the files of encoder and adapters, by their paths.
+    started : float
+        When the invocation started, s since 1970.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+    """
+    folder = settings.out_dir / f"sub-{participant}" / "log" / run_id
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "neurostorm.toml", as_toml(settings, run_id))
+    for outcome in outcomes:
+        if outcome.trace:
+            write_text(folder / f"crash-{outcome.stem}-{outcome.step}.txt", outcome.trace)
+    runs = [{k: v for k, v in asdict(outcome).items() if k != "trace"} for outcome in outcomes]
+    content = {
+        "run_id": run_id,
+        "participant": participant,
+        "status": OK if all(outcome.status == OK for outcome in outcomes) else FAILED,
+        "exit_code": exit_code(outcomes),
+        "started": iso_time(started),
+        "finished": iso_time(time.time()),
+        "seconds": round(time.time() - started, 1),
+        "peak_memory_mb": max((cost["peak_rss_mb"] for run in outcomes for cost in run.steps.values()), default=None),
+        "command": sys.argv,
+        "random_seed": settings.preprocess.random_seed,
+        "threads": settings.resources.omp_threads,
+        "versions": versions(),
+        "weights": dict(weights),
+        "runs": runs,
+    }
+    write_json(folder / "summary.json", content)
+    return folder

@@ -1,0 +1,326 @@
+"""Runs that fMRIPrep, XCP-D and HCP's pipelines preprocessed are found, chosen and matched by their names."""
+
+import json
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_app.bids.datasets import input_datasets, main_dataset
+from bids_app.bids.derivatives import odd_version, pipeline_of, run_key
+from bids_app.bids.hcp import folder_entities, run_entities
+from bids_app.bids.query import find_runs
+from bids_app.errors import InvalidBIDSError, NoInputError, NoMatchError, UsageError
+from bids_app.settings import QuerySettings
+
+RAW = {"Name": "Study", "BIDSVersion": "1.10.0"}
+FMRIPREP = {
+    "Name": "fMRIPrep",
+    "BIDSVersion": "1.4.0",
+    "DatasetType": "derivative",
+    "GeneratedBy": [{"Name": "fMRIPrep", "Version": "23.2.1"}],
+}
+XCPD = {**FMRIPREP, "GeneratedBy": [{"Name": "xcp_d", "Version": "0.10.1"}]}
+STEM = "sub-01/func/sub-01_task-rest"
+ASYM6, ASYM2009 = "space-MNI152NLin6Asym", "space-MNI152NLin2009cAsym"
+BOLD = f"{STEM}_{ASYM6}_res-2_desc-preproc_bold.nii.gz"
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    """A function that makes a dataset: names become empty images, or the content that is given for them."""
+
+    def make(name, *images, description=FMRIPREP, contents=()):
+        root = tmp_path / name
+        files = dict.fromkeys(images, "") | dict(contents)
+        if description:
+            files["dataset_description.json"] = description
+        for path, content in files.items():
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_text(json.dumps(content) if isinstance(content, dict) else content)
+        return root
+
+    return make
+
+
+def only(root, **settings):
+    (run,) = find_runs(root, QuerySettings(**settings))
+    return run
+
+
+def test_a_run_of_fmriprep_comes_with_mask_reference_anatomy_and_confounds(dataset):
+    root = dataset(
+        "fmriprep",
+        BOLD,
+        f"{STEM}_{ASYM6}_res-2_desc-brain_mask.nii.gz",
+        f"{STEM}_{ASYM6}_res-2_boldref.nii.gz",
+        f"{STEM}_desc-confounds_timeseries.tsv",
+        f"{STEM}_desc-brain_mask.nii.gz",
+        f"sub-01/anat/sub-01_{ASYM6}_res-2_desc-preproc_T1w.nii.gz",
+        f"sub-01/anat/sub-01_{ASYM2009}_desc-preproc_T1w.nii.gz",
+        contents={
+            f"{STEM}_{ASYM6}_res-2_desc-preproc_bold.json": {
+                "RepetitionTime": 2.0, "StartTime": 1.0, "SkullStripped": False, "SliceTiming": [0, 1],
+            },
+            f"{STEM}_desc-confounds_timeseries.json": {},
+        },
+    )  # fmt: skip
+    run = only(root)
+    assert run.stem == "sub-01_task-rest"
+    assert run.bold == run.derived.bold == root / BOLD
+    assert run.metadata == {"RepetitionTime": 2.0, "StartTime": 1.0, "SkullStripped": False}
+    derived = run.derived
+    assert derived.mask.name == f"sub-01_task-rest_{ASYM6}_res-2_desc-brain_mask.nii.gz"
+    assert derived.boldref.name == f"sub-01_task-rest_{ASYM6}_res-2_boldref.nii.gz"
+    assert derived.t1w.name == f"sub-01_{ASYM6}_res-2_desc-preproc_T1w.nii.gz"
+    assert derived.confounds.name == "sub-01_task-rest_desc-confounds_timeseries.tsv"
+    assert derived.confounds_meta.name == "sub-01_task-rest_desc-confounds_timeseries.json"
+    assert (derived.space, derived.pipeline, derived.denoised) == ("MNI152NLin6Asym", "fMRIPrep 23.2.1", False)
+    assert run.t1w is None
+    assert any("fMRIPrep 23.2.1" in note for note in run.notes)
+
+
+CHOICES = [
+    ("6Asym before 2009c", [f"{ASYM2009}_res-2", f"{ASYM6}"], f"{ASYM6}"),
+    ("2 mm before native", [f"{ASYM6}", f"{ASYM6}_res-2"], f"{ASYM6}_res-2"),
+    ("zero-padded resolution", [f"{ASYM6}_res-01", f"{ASYM6}_res-02"], f"{ASYM6}_res-02"),
+    ("native before 1 mm", [f"{ASYM6}_res-1", f"{ASYM6}"], f"{ASYM6}"),
+    ("2009c alone", [f"{ASYM2009}", "space-T1w", "space-MNIPediatricAsym_cohort-2_res-2"], f"{ASYM2009}"),
+]
+
+
+@pytest.mark.parametrize(("there", "taken"), [c[1:] for c in CHOICES], ids=[c[0] for c in CHOICES])
+def test_of_several_spaces_the_models_own_is_taken_and_said(dataset, there, taken):
+    root = dataset("fmriprep", *(f"{STEM}_{space}_desc-preproc_bold.nii.gz" for space in there))
+    run = only(root)
+    assert run.bold.name == f"sub-01_task-rest_{taken}_desc-preproc_bold.nii.gz"
+    usable = [space for space in there if space.startswith((ASYM6, ASYM2009))]
+    assert any("was taken" in note for note in run.notes) == (len(usable) > 1)
+
+
+@pytest.mark.parametrize(
+    ("description", "table", "name"),
+    [
+        ({**FMRIPREP, "GeneratedBy": [{"Name": "fMRIPrep", "Version": "20.2.7"}]}, "desc-confounds_timeseries", "20.2"),
+        ({"Name": "x", "PipelineDescription": {"Name": "fMRIPrep", "Version": "20.2.0"}}, "desc-confounds_regressors",
+         "20.2"),
+        ({**FMRIPREP, "GeneratedBy": [{"Name": "fMRIPrep", "Version": "25.1.4"}]}, "desc-confounds_timeseries", "25.1"),
+    ],
+)  # fmt: skip
+def test_names_of_several_versions_of_fmriprep_are_known(dataset, description, table, name):
+    run = only(dataset("fmriprep", BOLD, f"{STEM}_{table}.tsv", description=description))
+    assert name in run.derived.pipeline
+    assert run.derived.confounds.name == f"sub-01_task-rest_{table}.tsv"
+    assert not any("none of the versions" in note for note in run.notes)
+
+
+def test_other_versions_of_fmriprep_are_pointed_out():
+    assert odd_version("fMRIPrep 1.5.8")
+    assert odd_version("fMRIPrep 26.0.0")
+    assert not odd_version("fMRIPrep 20.2.7")
+    assert not odd_version("xcp_d 0.4")
+    assert pipeline_of({}) == "a pipeline that its dataset does not name"
+
+
+def test_a_denoised_run_of_xcpd_says_so(dataset):
+    stem = f"{STEM}_{ASYM2009}_res-2"
+    run = only(dataset("xcpd", f"{stem}_desc-denoised_bold.nii.gz", f"{stem}_desc-denoisedSmoothed_bold.nii.gz",
+                       f"{STEM}_motion.tsv", description=XCPD))  # fmt: skip
+    assert run.derived.denoised
+    assert run.bold.name.endswith("_desc-denoised_bold.nii.gz")
+    assert run.derived.confounds.name == "sub-01_task-rest_motion.tsv"
+
+
+def test_without_a_mask_of_the_run_that_of_the_anatomy_is_taken(dataset):
+    anatomical = f"sub-01/anat/sub-01_{ASYM6}_res-2_desc-brain_mask.nii.gz"
+    run = only(dataset("fmriprep", BOLD, anatomical))
+    assert run.derived.mask.name == Path(anatomical).name
+    assert any("no brain mask of its own" in note for note in run.notes)
+
+
+def test_sessions_are_kept_apart_and_the_anatomy_may_stand_above_them(dataset):
+    names = [f"sub-01/ses-{s}/func/sub-01_ses-{s}_task-rest_{ASYM6}_res-2_desc-preproc_bold.nii.gz" for s in ("a", "b")]
+    root = dataset("fmriprep", *names, f"sub-01/anat/sub-01_{ASYM6}_res-2_desc-preproc_T1w.nii.gz")
+    one, two = find_runs(root, QuerySettings())
+    assert (one.stem, two.stem) == ("sub-01_ses-a_task-rest", "sub-01_ses-b_task-rest")
+    assert one.derived.t1w == two.derived.t1w == root / f"sub-01/anat/sub-01_{ASYM6}_res-2_desc-preproc_T1w.nii.gz"
+    assert only(root, sessions=("b",)).stem == two.stem
+    with pytest.raises(NoMatchError, match="ses-z"):
+        find_runs(root, QuerySettings(sessions=("z",)))
+
+
+def test_filters_and_participants_hold_for_derivatives_too(dataset):
+    names = [BOLD.replace("01", label) for label in ("01", "02")] + [BOLD.replace("rest", "nback")]
+    root = dataset("fmriprep", *names)
+    assert only(root, participants=("02",)).participant == "02"
+    assert only(root, filters={"bold": {"task": "nback"}}).stem == "sub-01_task-nback"
+    with pytest.raises(NoMatchError, match="sub-09"):
+        find_runs(root, QuerySettings(participants=("09",)))
+
+
+def test_a_file_whose_content_is_elsewhere_is_the_runs_problem(dataset):
+    root = dataset("fmriprep", BOLD)
+    (root / f"{STEM}_{ASYM6}_res-2_desc-brain_mask.nii.gz").symlink_to("nowhere")
+    run = only(root)
+    assert "desc-brain_mask" in run.problem.message
+
+
+def test_derivatives_in_other_spaces_only_are_refused_with_what_there_is(dataset):
+    with pytest.raises(InvalidBIDSError, match="space-T1w") as caught:
+        find_runs(dataset("fmriprep", f"{STEM}_space-T1w_desc-preproc_bold.nii.gz"), QuerySettings())
+    assert "MNI152NLin6Asym" in caught.value.hint
+
+
+# --- raw data with derivatives -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def raw(dataset):
+    return dataset(
+        "raw",
+        "sub-01/func/sub-01_task-rest_run-1_bold.nii.gz",
+        "sub-01/func/sub-01_task-nback_bold.nii.gz",
+        "sub-01/anat/sub-01_T1w.nii.gz",
+        description=RAW,
+        contents={
+            "task-rest_bold.json": {"RepetitionTime": 1.5, "SliceTiming": [0, 0.7]},
+            "task-nback_bold.json": {"RepetitionTime": 2.5},
+            "sub-01/func/sub-01_task-rest_run-1_events.tsv": "onset\tduration\n1\t2\n",
+        },
+    )
+
+
+def test_runs_are_matched_to_derivatives_and_the_others_come_from_raw(dataset, raw):
+    derived = dataset("fmriprep", f"{STEM}_run-01_{ASYM6}_res-2_desc-preproc_bold.nii.gz")
+    nback, rest = find_runs(raw, QuerySettings(derivatives={"fmriprep": derived}))
+    assert rest.stem == "sub-01_task-rest_run-1"
+    assert rest.bold.is_relative_to(derived)
+    assert rest.metadata == {"RepetitionTime": 1.5}
+    assert rest.events.is_relative_to(raw)
+    assert nback.bold.is_relative_to(raw)
+    assert nback.derived is None
+    assert nback.t1w is not None
+    assert any("'fmriprep' do not hold this run" in note and "raw" in note for note in nback.notes)
+
+
+def test_a_run_in_another_space_only_comes_from_raw_and_the_note_says_what_there_is(dataset, raw):
+    derived = dataset("fmriprep", f"{STEM}_run-1_space-T1w_desc-preproc_bold.nii.gz")
+    _, rest = find_runs(raw, QuerySettings(derivatives={"fmriprep": derived}))
+    assert rest.derived is None
+    assert any("space-T1w" in note for note in rest.notes)
+
+
+def test_the_first_of_several_derivatives_wins(dataset, raw):
+    name = f"{STEM}_run-1_{ASYM6}_res-2_desc-preproc_bold.nii.gz"
+    one, two = (
+        dataset("one", name),
+        dataset("two", name, f"sub-01/func/sub-01_task-nback_{ASYM6}_desc-preproc_bold.nii"),
+    )
+    nback, rest = find_runs(raw, QuerySettings(derivatives={"one": one, "two": two}))
+    assert (rest.derived.dataset, nback.derived.dataset) == ("one", "two")
+    assert not any("raw data" in note for note in nback.notes)
+
+
+def test_problems_of_the_raw_file_do_not_matter_when_it_is_not_used(dataset, raw):
+    bold = raw / "sub-01/func/sub-01_task-rest_run-1_bold.nii.gz"
+    bold.unlink()
+    bold.symlink_to("nowhere")
+    derived = dataset("fmriprep", f"{STEM}_run-1_{ASYM6}_res-2_desc-preproc_bold.nii.gz")
+    _, rest = find_runs(raw, QuerySettings(derivatives={"fmriprep": derived}))
+    assert rest.problem is None
+
+
+def test_folders_that_hold_no_derivatives_are_refused(dataset, raw, tmp_path):
+    with pytest.raises(NoInputError, match="no such folder"):
+        find_runs(raw, QuerySettings(derivatives={"x": tmp_path / "nowhere"}))
+    with pytest.raises(InvalidBIDSError, match="no derivatives"):
+        find_runs(raw, QuerySettings(derivatives={"x": tmp_path}))
+    derived = dataset("fmriprep", BOLD)
+    with pytest.raises(UsageError, match="--derivatives"):
+        find_runs(derived, QuerySettings(derivatives={"x": derived}))
+
+
+def test_datasets_are_named_as_links_want_them(dataset, raw, tmp_path):
+    derived = dataset("fmriprep", BOLD)
+    assert input_datasets(raw, {"prep": derived}) == {"raw": raw, "prep": derived}
+    assert input_datasets(derived, {}) == {"fMRIPrep": derived}
+    assert main_dataset(tmp_path / "nowhere") == "raw"
+
+
+def test_keys_of_runs_ignore_what_does_not_tell_runs_apart():
+    one = {"sub": "01", "task": "rest", "run": "01", "echo": "2", "space": "T1w"}
+    assert run_key(one) == run_key({"task": "rest", "run": "1", "sub": "01"})
+    assert run_key(one) != run_key({**one, "run": "2"})
+
+
+# --- HCP -----------------------------------------------------------------------------------------------------------
+
+
+def hcp_image(path, tr, unit):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = nib.Nifti1Image(np.zeros((2, 2, 2, 2), np.int16), np.eye(4))
+    image.header["pixdim"][4] = tr
+    image.header.set_xyzt_units("mm", unit)
+    image.to_filename(path)
+
+
+@pytest.fixture
+def hcp(tmp_path):
+    """Two participants; a resting run, a task, and what else lies beside them."""
+    root = tmp_path / "hcp"
+    for folder in ("100307", "HCA6002236_V1_MR"):
+        results = root / folder / "MNINonLinear" / "Results"
+        for name in ("rfMRI_REST1_LR", "tfMRI_MOTOR_RL"):
+            hcp_image(results / name / f"{name}.nii.gz", 0.72, "sec")
+            (results / name / f"{name}_hp2000_clean.nii.gz").touch()
+            (results / name / "brainmask_fs.2.nii.gz").touch()
+            (results / name / "Movement_Regressors.txt").touch()
+        (results / "rfMRI_REST").mkdir()
+        (root / folder / "MNINonLinear" / "T1w_restore.2.nii.gz").touch()
+    (root / "release-notes").mkdir()
+    return root
+
+
+def test_hcp_folders_are_runs_with_entities(hcp):
+    runs = find_runs(hcp, QuerySettings())
+    assert [run.stem for run in runs] == [
+        "sub-100307_task-REST_dir-LR_run-1",
+        "sub-100307_task-MOTOR_dir-RL",
+        "sub-HCA6002236_ses-V1_task-REST_dir-LR_run-1",
+        "sub-HCA6002236_ses-V1_task-MOTOR_dir-RL",
+    ]
+    derived = runs[0].derived
+    assert derived.bold.name == "rfMRI_REST1_LR.nii.gz"
+    assert derived.space == "MNI152NLin6Asym"
+    assert (derived.mask.name, derived.t1w.name) == ("brainmask_fs.2.nii.gz", "T1w_restore.2.nii.gz")
+    assert derived.confounds.name == "Movement_Regressors.txt"
+    assert runs[0].metadata == {}
+    assert only(hcp, participants=("100307",), tasks=("MOTOR",)).stem == runs[1].stem
+    assert main_dataset(hcp) == "hcp"
+
+
+def test_a_header_without_a_unit_of_time_gives_seconds_and_says_so(hcp):
+    hcp_image(hcp / "100307/MNINonLinear/Results/rfMRI_REST1_LR/rfMRI_REST1_LR.nii.gz", 0.72, "unknown")
+    run = only(hcp, participants=("100307",), tasks=("REST",))
+    assert run.metadata == {"RepetitionTime": pytest.approx(0.72)}
+    assert any("no unit" in note for note in run.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "entities"),
+    [
+        ("rfMRI_REST2_RL", {"task": "REST", "dir": "RL", "run": "2"}),
+        ("tfMRI_WM_LR", {"task": "WM", "dir": "LR"}),
+        ("rfMRI_REST1_7T_PA", {"task": "REST", "acq": "7T", "dir": "PA", "run": "1"}),
+        ("tfMRI_MOVIE3_7T_PA", {"task": "MOVIE", "acq": "7T", "dir": "PA", "run": "3"}),
+        ("rfMRI_REST", {"task": "REST"}),
+    ],
+)
+def test_names_of_hcp_runs_become_entities(name, entities):
+    assert run_entities(name) == entities
+
+
+def test_names_of_hcp_participants_become_entities():
+    assert folder_entities("100307") == {"sub": "100307"}
+    assert folder_entities("HCD0001305_V1_MR") == {"sub": "HCD0001305", "ses": "V1"}

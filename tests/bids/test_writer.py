@@ -1,0 +1,221 @@
+"""Outputs go where BIDS says, and are whole or not there."""
+
+import errno
+import json
+import math
+import multiprocessing
+import os
+import socket
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bids_app.bids import writer as derivatives
+from bids_app.bids.entities import as_label, join_name, split_name
+from bids_app.bids.writer import (
+    atomic_path,
+    bids_uri,
+    copy_file,
+    output_path,
+    remove_leftovers,
+    source_uris,
+    write_json,
+    write_text,
+    write_tsv,
+)
+from bids_app.errors import BadDataError, CannotCreateError, InputOutputError
+
+RUN = {"sub": "01", "ses": "a", "task": "rest", "run": "02"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "extra", "expected"),
+    [
+        (("mask", ".nii.gz"), {"desc": "brain"}, "ses-a/func/{stem}_desc-brain_mask.nii.gz"),
+        (
+            ("bold", ".nii.gz"),
+            {"desc": "preproc", "res": "2", "space": "MNI152NLin6Asym"},
+            "ses-a/func/{stem}_space-MNI152NLin6Asym_res-2_desc-preproc_bold.nii.gz",
+        ),
+        (
+            ("xfm", ".txt"),
+            {"from_": "orig", "to": "boldref", "mode": "image", "desc": "hmc"},
+            "ses-a/func/{stem}_from-orig_to-boldref_mode-image_desc-hmc_xfm.txt",
+        ),
+        (("bold", ".svg"), {"desc": "carpet", "datatype": "figures"}, "figures/{stem}_desc-carpet_bold.svg"),
+        (("mask", ".json"), {"desc": "brain", "space": None}, "ses-a/func/{stem}_desc-brain_mask.json"),
+    ],
+)
+def test_outputs_are_named_by_their_entities(arguments, extra, expected):
+    expected = expected.format(stem="sub-01_ses-a_task-rest_run-02")
+    assert output_path(Path("out"), RUN, *arguments, **extra) == Path("out/sub-01") / expected
+
+
+def test_a_label_that_bids_forbids_is_a_mistake_of_the_caller():
+    with pytest.raises(ValueError, match="space-MNI_2"):
+        output_path(Path("out"), RUN, "bold", ".nii.gz", space="MNI_2")
+
+
+def test_names_come_apart_and_together_again():
+    name = "sub-01_ses-a_task-rest_acq-hi_run-1_echo-2_space-T1w_res-2_desc-preproc_bold.nii.gz"
+    assert join_name(*split_name(name)) == name
+    assert split_name("sub-01_scans.tsv") == ({"sub": "01"}, "scans", ".tsv")
+    assert split_name("bold") == ({}, "bold", "")
+
+
+def test_names_of_models_become_labels():
+    assert as_label("neurostorm-5ds v1.0") == "neurostorm5dsv10"
+    with pytest.raises(ValueError, match="no letter or digit"):
+        as_label("--")
+
+
+def test_sources_are_bids_uris_even_when_outputs_lie_in_the_dataset():
+    raw, out = Path("/data"), Path("/data/derivatives/neurostorm")
+    sources = source_uris([raw / "sub-01/x y.nii.gz", out / "sub-01/z.nii.gz"], raw_dir=raw, out_dir=out)
+    assert sources == ["bids:raw:sub-01/x%20y.nii.gz", "bids::sub-01/z.nii.gz"]
+    assert bids_uri(raw / "a", raw, "raw") == "bids:raw:a"
+
+
+def test_text_is_written_whole_with_usual_permissions(tmp_path):
+    path = write_text(tmp_path / "new" / "file.txt", "größer\n")
+    assert path.read_text(encoding="utf-8") == "größer\n"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
+    umask = os.umask(0)
+    os.umask(umask)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_the_same_content_leaves_the_file_alone(tmp_path):
+    path = write_text(tmp_path / "file.txt", "same")
+    source = write_text(tmp_path / "source.txt", "same")
+    os.utime(path, ns=(1, 1))
+    write_text(path, "same")
+    copy_file(source, path)
+    assert path.stat().st_mtime_ns == 1
+    write_text(path, "else")
+    assert path.read_text() == "else"
+
+
+def test_a_failure_midway_leaves_the_old_file_and_no_other(tmp_path):
+    path = write_text(tmp_path / "file.nii.gz", "old")
+
+    def fail():
+        with atomic_path(path) as temporary:
+            assert temporary.name.endswith("file.nii.gz")
+            temporary.write_text("half")
+            raise BadDataError("in the middle")
+
+    with pytest.raises(BadDataError):
+        fail()
+    assert path.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "expected", "words"),
+    [
+        (errno.ENOSPC, InputOutputError, "no space left"),
+        (errno.EROFS, CannotCreateError, "cannot be written"),
+        (errno.EACCES, CannotCreateError, "permissions"),
+        (errno.EIO, InputOutputError, "writing failed"),
+    ],
+)
+def test_what_the_system_says_becomes_an_error_with_a_hint(tmp_path, monkeypatch, number, expected, words):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(derivatives.os, "replace", fail)
+    with pytest.raises(expected, match=words) as caught:
+        write_text(tmp_path / "file.txt", "text")
+    assert "file.txt" in caught.value.message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_a_file_cannot_be_written_into(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotCreateError, match="cannot be written"):
+        write_text(tmp_path / "file" / "inner.txt", "text")
+
+
+def test_copies_hold_the_same_bytes(tmp_path):
+    data = np.random.default_rng(0).bytes(3_000_000)
+    (tmp_path / "a").write_bytes(data)
+    copy_file(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == data
+    (tmp_path / "a").write_bytes(data[:-1] + b"x")
+    copy_file(tmp_path / "a", tmp_path / "b")
+    assert (tmp_path / "b").read_bytes()[-1:] == b"x"
+
+
+def test_json_holds_what_json_can(tmp_path):
+    content = {
+        "nan": math.nan, "list": [np.float32(0.5), math.inf], "array": np.arange(3), "n": np.int64(3),
+        "b": np.bool_(True), "path": Path("a/b"), "deep": {"x": (1, None)}, "text": "é",
+    }  # fmt: skip
+    assert json.loads(write_json(tmp_path / "x.json", content).read_text(encoding="utf-8")) == {
+        "nan": None, "list": [0.5, None], "array": [0, 1, 2], "n": 3, "b": True,
+        "path": "a/b", "deep": {"x": [1, None]}, "text": "é",
+    }  # fmt: skip
+
+
+def test_tables_mark_what_is_missing(tmp_path):
+    path = write_tsv(tmp_path / "x.tsv", {"clip": ["mean", 0], "fd": [math.nan, 0.25], "label": ["rest", None]})
+    assert path.read_text() == "clip\tfd\tlabel\nmean\tn/a\trest\n0\t0.25\tn/a\n"
+
+
+def test_tables_keep_single_precision(tmp_path):
+    values = np.random.default_rng(0).normal(size=100).astype(np.float32)
+    read = pd.read_csv(write_tsv(tmp_path / "x.tsv", pd.DataFrame({"e": values})), sep="\t")
+    np.testing.assert_array_equal(read["e"].to_numpy(np.float32), values)
+
+
+def test_leftovers_of_dead_writers_are_removed(tmp_path):
+    host = socket.gethostname()
+    dead = tmp_path / "sub-01" / f".neurostorm-999999999-{host}-0123abcd-file.txt"
+    alive = tmp_path / f".neurostorm-{os.getpid()}-{host}-0123abcd-file.txt"
+    elsewhere = tmp_path / ".neurostorm-1-other.host-0123abcd-file.txt"
+    old = tmp_path / ".neurostorm-2-other.host-0123abcd-file.txt"
+    mine = tmp_path / ".neurostorm-notes.txt"
+    for path in (dead, alive, elsewhere, old, mine):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    os.utime(old, (0, 0))
+    assert set(remove_leftovers(tmp_path)) == {dead, old}
+    assert alive.exists()
+    assert elsewhere.exists()
+    assert mine.exists()
+
+
+def _write_many(path: Path, letter: str) -> None:
+    for _ in range(50):
+        write_text(path, letter * 100_000)
+
+
+def test_readers_never_see_half_a_file(tmp_path):
+    path = write_text(tmp_path / "file.txt", "a" * 100_000)
+    context = multiprocessing.get_context("fork")
+    writers = [context.Process(target=_write_many, args=(path, letter)) for letter in "bc"]
+    for writer in writers:
+        writer.start()
+    reads = 0
+    while any(writer.is_alive() for writer in writers):
+        text = path.read_text()
+        assert len(text) == 100_000
+        assert len(set(text)) == 1
+        reads += 1
+    assert [writer.exitcode for writer in writers] == [0, 0]
+    assert reads > 0
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_device_is_said(tmp_path):
+    def fill():
+        with atomic_path(tmp_path / "file") as temporary:
+            temporary.symlink_to("/dev/full")
+            temporary.write_bytes(b"x" * 10_000_000)
+
+    with pytest.raises(InputOutputError, match="no space left"):
+        fill()

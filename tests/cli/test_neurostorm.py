@@ -1,0 +1,233 @@
+"""What the command line accepts, refuses, and answers."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bids_app import __version__
+from bids_app.cli.neurostorm import main, parse_settings
+from bids_app.errors import AnalysisLevelError, UsageError
+from bids_app.workflow.provenance import as_toml
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bids_app.cli.neurostorm", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_answer_within_half_a_second(option: str) -> None:
+    times = []
+    for _ in range(3):
+        started = time.perf_counter()
+        assert command(option).returncode == 0
+        times.append(time.perf_counter() - started)
+    assert min(times) < 0.5
+
+
+def test_version_is_that_of_the_package() -> None:
+    assert command("--version").stdout == f"neurostorm {__version__}\n"
+
+
+def test_unknown_option_keeps_argparse_exit_code() -> None:
+    assert command("a", "b", "participant", "--nonsense").returncode == 2
+
+
+def test_unknown_level_has_its_own_exit_code(capsys) -> None:
+    assert main(["a", "b", "participants"]) == 17
+    assert "'participant' and 'group'" in capsys.readouterr().err
+
+
+def test_unknown_level_is_an_error_of_its_own() -> None:
+    with pytest.raises(AnalysisLevelError):
+        parse_settings(["a", "b", "cohort"])
+
+
+def test_options_are_spelled_with_dashes_or_underscores() -> None:
+    dashes = parse_settings(["a", "b", "participant", "--participant-label", "01", "--fd-spike-threshold", "0.3"])
+    underscores = parse_settings(["a", "b", "participant", "--participant_label", "01", "--fd_spike_threshold", "0.3"])
+    assert dashes == underscores
+
+
+def test_labels_lose_their_prefix_and_repetitions() -> None:
+    settings = parse_settings(
+        ["a", "b", "participant", "--participant-label", "sub-01", "02", "01", "--session-id", "ses-a", "-t", "rest"]
+    )
+    assert settings.query.participants == ("01", "02")
+    assert settings.query.sessions == ("a",)
+    assert settings.query.tasks == ("rest",)
+
+
+@pytest.mark.parametrize(("text", "gigabytes"), [("8GB", 8.0), ("8000MB", 8.0), ("8GiB", 8.589936)])
+def test_memory_is_given_with_its_unit(text: str, gigabytes: float) -> None:
+    settings = parse_settings(["a", "b", "participant", "--mem", text])
+    assert settings.resources.memory_gb == pytest.approx(gigabytes)
+
+
+def test_memory_without_unit_is_refused() -> None:
+    result = command("a", "b", "participant", "--mem", "8")
+    assert result.returncode == 2
+    assert "write 8GB or 8000MB" in result.stderr
+
+
+def test_mem_and_mem_mb_together_are_refused() -> None:
+    with pytest.raises(UsageError, match="--mem-mb"):
+        parse_settings(["a", "b", "participant", "--mem", "8GB", "--mem-mb", "8000"])
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--nprocs", "0"], ["--dummy-scans", "-1"], ["--fd-spike-threshold", "0"], ["--mem", "0GB"]]
+)
+def test_impossible_numbers_are_usage_errors(arguments: list[str]) -> None:
+    assert main(["a", "b", "participant", *arguments]) == 64
+
+
+def test_threads_never_exceed_processors() -> None:
+    assert parse_settings(["a", "b", "participant", "--nprocs", "2", "--omp-nthreads", "8"]).resources.omp_threads == 2
+
+
+def test_config_file_gives_defaults_that_the_command_line_overrides(tmp_path: Path) -> None:
+    config = tmp_path / "neurostorm.toml"
+    config.write_text('[options]\nmodel = "demo"\nmem = "6GB"\ntask_id = ["rest"]\n')
+    settings = parse_settings(["a", "b", "participant", "--config-file", str(config), "--mem", "8GB"])
+    assert settings.model.model == "demo"
+    assert settings.query.tasks == ("rest",)
+    assert settings.resources.memory_gb == 8
+
+
+def test_the_log_of_an_invocation_gives_its_settings_again(tmp_path: Path) -> None:
+    common = ["in", "out", "participant", "-w", str(tmp_path)]
+    asked = [
+        "--model", "demo", "--adapter", "a", "b", "--device", "cpu", "--attribution", "gradients", "--atlas", "a.nii",
+        "--on-out-of-domain", "refuse", "--acknowledge-research-use", "--use-syn-sdc", "--dummy-scans", "0",
+        "--output-spaces", "MNI152NLin6Asym", "--ignore", "fieldmaps", "--nprocs", "1", "--mem", "4GB",
+    ]  # fmt: skip
+    settings = parse_settings([*common, *asked])
+    config = tmp_path / "neurostorm.toml"
+    config.write_text(as_toml(settings, "now"))
+    assert parse_settings([*common, "--config-file", str(config)]) == settings
+
+
+def test_files_that_are_named_from_here_are_found_from_everywhere(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("own.safetensors", "parcels.nii.gz"):
+        (tmp_path / name).touch()
+    named = ["--model", "own.safetensors", "--adapter", "demo-state", "own.safetensors", "--atlas", "parcels.nii.gz"]
+    model = parse_settings(["a", "b", "participant", *named]).model
+    assert model.model == str(tmp_path / "own.safetensors")
+    assert model.adapters == ("demo-state", str(tmp_path / "own.safetensors"))
+    assert model.atlas == str(tmp_path / "parcels.nii.gz")
+    published = "fmrifound-ratio0.5"  # what looks like a suffix makes no file of it
+    assert parse_settings(["a", "b", "participant", "--model", published]).model.model == published
+
+
+def test_config_file_with_unknown_option_names_it(tmp_path: Path) -> None:
+    config = tmp_path / "neurostorm.toml"
+    config.write_text('[options]\nmodle = "demo"\n')
+    with pytest.raises(UsageError, match="modle"):
+        parse_settings(["a", "b", "participant", "--config-file", str(config)])
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'mem = "8@B"',
+        "mem = 8",
+        'mem = "1.2.3GB"',
+        "model = 3",
+        'task_id = "rest"',
+        "task_id = [1]",
+        'nprocs = "two"',
+        "nprocs = true",
+        "nprocs = inf",
+        'ignore = ["motion"]',
+        'level = "some"',
+        'low_mem = "yes"',
+        "work_dir = []",
+    ],
+)
+def test_values_of_a_config_file_that_cannot_be_are_named(tmp_path: Path, line: str, capsys) -> None:
+    config = tmp_path / "neurostorm.toml"
+    config.write_text(f"[options]\n{line}\n")
+    assert main(["a", "b", "participant", "--config-file", str(config)]) == 64
+    said = capsys.readouterr().err
+    assert "neurostorm.toml" in said
+    assert line.split()[0] in said
+
+
+@pytest.mark.parametrize("text", ["options = 3", "[options]\nbids_dir = 3", "[options", "\0"])
+def test_a_config_file_that_is_none_is_named(tmp_path: Path, text: str, capsys) -> None:
+    config = tmp_path / "neurostorm.toml"
+    config.write_text(text)
+    assert main(["a", "b", "participant", "--config-file", str(config)]) == 64
+    assert "neurostorm.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 74), (errno.EROFS, 74), (errno.ENOENT, 70)])
+def test_trouble_with_a_disk_is_no_defect(tmp_path: Path, monkeypatch, capsys, number: int, code: int) -> None:
+    def fail(_):
+        raise OSError(number, os.strerror(number), "x.nii")
+
+    monkeypatch.setattr("bids_app.workflow.participant.run_participants", fail)
+    assert main(["a", str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work")]) == code
+    assert ("x.nii: " in capsys.readouterr().err) == (code == 74)
+
+
+def test_filter_file_of_babs_is_accepted(tmp_path: Path) -> None:
+    filters = {
+        "fmap": {"datatype": "fmap"},
+        "bold": {"task": "rest"},
+        "roi": {"suffix": "roi"},
+        "t1w": {"acquisition": None},
+    }
+    path = tmp_path / "filter.json"
+    path.write_text(json.dumps(filters))
+    settings = parse_settings(["a", "b", "participant", "--bids-filter-file", str(path)])
+    assert settings.query.filters == filters
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"bold": "rest"}'])
+def test_broken_filter_file_is_named(tmp_path: Path, content: str, capsys) -> None:
+    path = tmp_path / "filter.json"
+    path.write_text(content)
+    assert main(["a", "b", "participant", "--bids-filter-file", str(path)]) == 64
+    assert "filter.json" in capsys.readouterr().err
+
+
+def test_derivatives_are_named_or_take_the_name_of_their_folder(tmp_path: Path) -> None:
+    settings = parse_settings(["a", "b", "participant", "-d", f"fmriprep={tmp_path}/x", f"{tmp_path}/xcp_d"])
+    assert settings.query.derivatives == {"fmriprep": tmp_path / "x", "xcp_d": tmp_path / "xcp_d"}
+
+
+def test_work_dir_is_found_again_for_the_same_output(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("NEUROSTORM_SCRATCH", str(tmp_path))
+    first = parse_settings(["a", str(tmp_path / "out"), "participant"]).work_dir
+    assert first == parse_settings(["b", str(tmp_path / "out"), "participant"]).work_dir
+    assert first.is_relative_to(tmp_path)
+    assert first != parse_settings(["a", str(tmp_path / "other"), "participant"]).work_dir
+
+
+def test_output_spaces_may_name_the_resolution_that_is_written() -> None:
+    settings = parse_settings(["a", "b", "participant", "--output-spaces", "MNI152NLin6Asym:res-2"])
+    assert settings.preprocess.output_spaces == ("MNI152NLin6Asym",)
+
+
+def test_other_resolutions_are_refused() -> None:
+    assert main(["a", "b", "participant", "--output-spaces", "MNI152NLin6Asym:res-1"]) == 64
+
+
+def test_parts_of_a_dataset_can_be_ignored() -> None:
+    settings = parse_settings(["a", "b", "participant", "--ignore", "slicetiming", "fieldmaps"])
+    assert settings.preprocess.ignore == ("slicetiming", "fieldmaps")
+    result = command("a", "b", "participant", "--ignore", "motion")
+    assert result.returncode == 2
+    assert "slicetiming" in result.stderr

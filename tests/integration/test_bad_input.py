@@ -1,0 +1,226 @@
+"""Every kind of bad input has its own message, its own exit code, and a way out."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from bids_app.cli.neurostorm import main
+from bids_app.model.checkpoint import save_encoder
+from bids_app.model.encoder import Encoder, EncoderConfig
+from bids_app.workflow import preflight as checks
+
+CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A tiny encoder's file; no run of this module comes as far as using it."""
+    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
+    return save_encoder(path, CONFIG, Encoder(CONFIG).state_dict(), "tiny")
+
+
+@pytest.fixture
+def neurostorm(tmp_path: Path, tiny_dataset, weights: Path) -> Callable[..., int]:
+    """Run the participant level on the tiny dataset, in this process."""
+
+    def run(*options: str, out: Path | None = None, bids_dir: Path | None = None) -> int:
+        torch.manual_seed(0)
+        where = [str(bids_dir or tiny_dataset.root), str(out or tmp_path / "out"), "participant"]
+        fixed = ["--model", str(weights), "--nprocs", "1", "--mem", "8GB"]
+        scratch = [] if {"-w", "--work-dir"} & set(options) else ["-w", str(tmp_path / "work")]
+        return main([*where, *fixed, *scratch, *options])
+
+    return run
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).normal(1000, 50, shape).astype(np.float32)
+
+
+def with_nan(data: np.ndarray) -> np.ndarray:
+    data[3:9, 3:9, 2:6] = np.nan
+    return data
+
+
+DAMAGED_RUNS: dict[str, tuple[Callable[..., object], str]] = {
+    "truncated file": (lambda d: cut_off(d.bold_path()), "sub-01_task-rest_bold.nii.gz"),
+    "not a NIfTI file": (lambda d: d.bold_path().write_bytes(gzip.compress(b"hello" * 200)), "_bold.nii.gz"),
+    "empty file": (lambda d: d.bold_path().write_bytes(b""), "_bold.nii.gz"),
+    "3D image": (lambda d: d.write_bold(data=noise(12, 12, 8)), "3D instead of 4D"),
+    "too few volumes": (lambda d: d.write_bold(data=noise(12, 12, 8, 5)), "5 volumes, too few"),
+    "values that are not numbers": (lambda d: d.write_bold(data=with_nan(noise(12, 12, 8, 30))), "NaN"),
+    "constant image": (lambda d: d.write_bold(data=np.full((12, 12, 8, 30), 7.0, np.float32)), "one value throughout"),
+    "empty image": (lambda d: d.write_bold(data=np.zeros((12, 12, 8, 30), np.float32)), "one value throughout"),
+    "repetition time in ms": (lambda d: d.write_sidecar({"RepetitionTime": 2000}), "RepetitionTime"),
+    "repetition time as text": (lambda d: d.write_sidecar({"RepetitionTime": "two"}), "RepetitionTime"),
+    "sidecar that is no JSON": (
+        lambda d: d.bold_path().with_name("sub-01_task-rest_bold.json").write_text("{"),
+        ".json",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "words"), DAMAGED_RUNS.values(), ids=DAMAGED_RUNS)
+def test_a_damaged_run_is_bad_data_and_named(neurostorm, tiny_dataset, tmp_path, capsys, damage, words) -> None:
+    damage(tiny_dataset)
+    assert neurostorm() == 65
+    message = capsys.readouterr().err
+    assert "sub-01_task-rest" in message
+    assert words in message
+    (summary,) = (tmp_path / "out" / "sub-01" / "log").glob("*/summary.json")
+    (run,) = json.loads(summary.read_text())["runs"]
+    assert (run["status"], run["exit_code"]) == ("failed", 65)
+    assert run["hint"]
+    page = (tmp_path / "out" / "sub-01.html").read_text()
+    assert run["reason"].split(":")[0] in page
+
+
+def test_no_repetition_time_anywhere_asks_for_it(neurostorm, tiny_dataset, capsys) -> None:
+    image = nib.load(tiny_dataset.bold_path())
+    data = np.asarray(image.dataobj)
+    image = nib.Nifti1Image(data, image.affine)
+    image.header.set_zooms((4, 4, 4, 0))
+    image.to_filename(tiny_dataset.bold_path())
+    tiny_dataset.write_sidecar({"TaskName": "rest"})
+    assert neurostorm() == 65
+    assert "Add RepetitionTime" in capsys.readouterr().err
+
+
+def test_a_header_without_orientation_is_refused(neurostorm, tiny_dataset, capsys) -> None:
+    image = nib.load(tiny_dataset.bold_path())
+    image.header["sform_code"] = image.header["qform_code"] = 0
+    nib.Nifti1Image(np.asarray(image.dataobj), None, image.header).to_filename(tiny_dataset.bold_path())
+    assert neurostorm() == 65
+    assert "orientation" in capsys.readouterr().err
+
+
+def test_a_dataset_without_participants_is_invalid_or_matches_nothing(neurostorm, tmp_path, capsys) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "dataset_description.json").write_text('{"Name": "empty", "BIDSVersion": "1.10.0"}')
+    assert neurostorm(bids_dir=empty) in (16, 18)
+    assert "participants" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_dataset_is_invalid_bids(neurostorm, tmp_path, capsys) -> None:
+    (tmp_path / "folder" / "sub-01").mkdir(parents=True)
+    assert neurostorm(bids_dir=tmp_path / "folder") == 16
+    assert "dataset_description.json" in capsys.readouterr().err
+
+
+def test_a_missing_dataset_is_no_input(neurostorm, tmp_path, capsys) -> None:
+    assert neurostorm(bids_dir=tmp_path / "nowhere") == 66
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_missing_labels_are_named_and_nothing_is_started(neurostorm, tmp_path, capsys) -> None:
+    assert neurostorm("--participant-label", "01", "99") == 18
+    assert "99" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_task_that_no_run_has_matches_nothing(neurostorm, capsys) -> None:
+    assert neurostorm("--task-id", "nback") == 18
+    assert "nback" in capsys.readouterr().err
+
+
+def test_a_dataset_without_bold_says_so(neurostorm, tiny_dataset, capsys) -> None:
+    tiny_dataset.bold_path().unlink()
+    assert neurostorm() == 18
+    assert "BOLD" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("inside", [".", "sub-01/out"])
+def test_output_in_the_raw_data_is_refused(neurostorm, tiny_dataset, capsys, inside: str) -> None:
+    before = sorted(tiny_dataset.root.rglob("*"))
+    assert neurostorm(out=tiny_dataset.root / inside) == 64
+    assert "output folder" in capsys.readouterr().err
+    assert sorted(tiny_dataset.root.rglob("*")) == before
+
+
+def test_scratch_in_the_raw_data_is_refused(neurostorm, tiny_dataset, capsys) -> None:
+    assert neurostorm("-w", str(tiny_dataset.root / "work")) == 64
+    assert "work folder" in capsys.readouterr().err
+
+
+def test_too_little_disk_is_refused_before_anything_is_written(neurostorm, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(checks, "MIN_FREE_GB", 1e9)
+    assert neurostorm() == 73
+    assert "GB free" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_may_not_be_written_is_refused(neurostorm, tmp_path, capsys, monkeypatch) -> None:
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: allowed(path, mode) and Path(path) != tmp_path)
+    assert neurostorm() == 73
+    assert "may not write" in capsys.readouterr().err
+
+
+def test_a_bold_file_that_may_not_be_read_is_named(neurostorm, tiny_dataset, capsys, monkeypatch) -> None:
+    opened = open
+
+    def refuse(path, *args, **kwargs):
+        if str(path) == str(tiny_dataset.bold_path()):
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr("builtins.open", refuse)
+    assert neurostorm() in (65, 66, 74)
+    assert "sub-01_task-rest_bold.nii.gz" in capsys.readouterr().err
+
+
+def test_an_output_folder_of_another_pipeline_is_refused(neurostorm, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    description = {
+        "Name": "x",
+        "BIDSVersion": "1.9.0",
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "fMRIPrep"}],
+    }
+    (out / "dataset_description.json").write_text(json.dumps(description))
+    assert neurostorm(out=out) == 73
+    assert "fMRIPrep" in capsys.readouterr().err
+
+
+def test_published_weights_that_are_not_here_are_no_input(tiny_dataset, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path / "cache"))
+    assert main([str(tiny_dataset.root), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work")]) == 66
+    message = capsys.readouterr().err
+    assert "neurostorm-models fetch neurostorm-5ds" in message
+    assert "--model demo" in message
+
+
+def test_check_prints_the_plan_and_writes_nothing(neurostorm, tmp_path, capsys) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    assert neurostorm("--check") == 0
+    text = capsys.readouterr().out
+    assert "sub-01_task-rest: 30 volumes" in text
+    assert "no T1w image" in text
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_check_names_a_run_that_cannot_be_used(neurostorm, tiny_dataset, capsys) -> None:
+    tiny_dataset.write_bold(data=noise(12, 12, 8, 5))
+    assert neurostorm("--check") == 65
+    assert "5 volumes, too few" in capsys.readouterr().out
+
+
+def test_an_unknown_output_space_lists_those_that_exist(neurostorm, tmp_path, capsys) -> None:
+    assert neurostorm("--output-spaces", "Talairach") == 64
+    assert "MNI152NLin6Asym" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

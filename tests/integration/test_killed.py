@@ -1,0 +1,239 @@
+"""A run that is killed, or whose disk fills up, leaves whole files only; the same command brings the same result."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from bids_app.cli.phantom import main as phantom
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.xdist_group("killed")]
+KILLS = 30
+LATEST = 0.7
+"""When a run is killed at the latest, as a share of the time that an undisturbed one takes."""
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("killed") / "raw"
+    assert phantom([str(folder), "--participants", "1", "--seed", "5", "--size", "small", "--states", "rest"]) == 0
+    return folder
+
+
+NO_MINIMUM_SPACE = """
+import sys
+import bids_app.workflow.preflight as preflight
+from bids_app.cli.neurostorm import main
+preflight.MIN_FREE_GB = 0
+sys.exit(main())
+"""
+
+
+def command(raw: Path, folder: Path, n_procs: int = 2) -> list[str]:
+    where = [str(raw), str(folder / "out"), "participant", "-w", str(folder / "work")]
+    return [
+        sys.executable,
+        "-m",
+        "bids_app.cli.neurostorm",
+        *where,
+        "--model",
+        "demo",
+        "--nprocs",
+        str(n_procs),
+        "--mem",
+        "4GB",
+    ]
+
+
+def start(call: list[str]) -> subprocess.Popen[str]:
+    """Start a command in a session of its own, so that it can be killed with all its workers."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        call, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(call: list[str]) -> None:
+    process = start(call)
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+
+
+def contents(out: Path) -> dict[str, str]:
+    """A hash of each derivative; logs and pages say when they were made."""
+    files = (p for p in out.rglob("*") if p.is_file() and "log" not in p.relative_to(out).parts and p.suffix != ".html")
+    return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A run that nothing happened to: what it wrote, and how long it took, s."""
+
+    contents: dict[str, str]
+    seconds: float
+
+
+@pytest.fixture(scope="module")
+def undisturbed(raw: Path, tmp_path_factory) -> Undisturbed:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    started = time.monotonic()
+    finish(command(raw, folder))
+    return Undisturbed(contents(folder / "out"), time.monotonic() - started)
+
+
+def fault_of(path: Path) -> str:
+    """What is wrong with a file as it is now; empty when it is whole, or has been replaced or removed meanwhile."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return ""
+    try:
+        if path.suffix == ".json":
+            json.loads(data)
+        elif path.suffix == ".tsv":
+            rows = data.decode().split("\n")
+            assert rows[-1] == ""
+            assert len(Counter(row.count("\t") for row in rows[:-1])) == 1
+        elif path.suffix == ".gz":
+            gzip.decompress(data)
+        elif path.suffix in (".html", ".svg"):
+            assert data.rstrip().endswith((b"</html>", b"</svg>"))
+        elif path.suffix == ".h5":
+            assert data[:4] == b"\x89HDF"
+            assert int.from_bytes(data[40:48], "little") == len(data)  # where the file ends, by its superblock
+        else:
+            assert data
+    except (AssertionError, ValueError, OSError, EOFError) as error:
+        return f"{path}: {error!r}"
+    return ""
+
+
+class Reader(threading.Thread):
+    """Reads every file of an output folder, again and again, as a cluster's other jobs might."""
+
+    def __init__(self, out: Path) -> None:
+        super().__init__(daemon=True)
+        self.out, self.done = out, threading.Event()
+        self.faults: list[str] = []
+        self.seen: dict[Path, tuple[int, int]] = {}
+        self.reads = 0
+
+    def run(self) -> None:
+        while not self.done.wait(0.02):
+            self.look()
+
+    def look(self) -> None:
+        for folder, folders, names in os.walk(self.out):
+            folders.sort()
+            for name in names:
+                path = Path(folder, name)
+                if name.startswith(".neurostorm-"):
+                    continue  # being written
+                try:
+                    stat = path.stat()
+                except FileNotFoundError:
+                    continue
+                if self.seen.get(path) != (stat.st_mtime_ns, stat.st_ino):
+                    self.seen[path] = (stat.st_mtime_ns, stat.st_ino)
+                    self.reads += 1
+                    self.faults += filter(None, [fault_of(path)])
+
+
+def test_a_reader_notices_half_a_file(tmp_path: Path) -> None:
+    whole = tmp_path / "x.nii.gz"
+    whole.write_bytes(gzip.compress(bytes(1000)))
+    assert fault_of(whole) == ""
+    whole.write_bytes(gzip.compress(bytes(1000))[:-3])
+    assert fault_of(whole)
+
+
+def test_thirty_kills_change_no_bit_and_leave_no_half_file(raw: Path, undisturbed, tmp_path: Path) -> None:
+    draw = random.Random(11)
+    rounds, killed = 0, 0
+    while killed < KILLS:
+        folder = tmp_path / f"round{rounds}"
+        reader = Reader(folder / "out")
+        reader.start()
+        for _ in range(10):
+            process = start(command(raw, folder))
+            try:
+                process.wait(draw.uniform(0, LATEST) * undisturbed.seconds)
+                break  # all was done before the next kill
+            except subprocess.TimeoutExpired:
+                (os.killpg if draw.random() < 0.5 else os.kill)(process.pid, signal.SIGKILL)
+                killed += 1
+            process.communicate()
+        finish(command(raw, folder))
+        reader.done.set()
+        reader.join()
+        reader.look()
+        assert reader.faults == []
+        assert reader.reads > len(undisturbed.contents)
+        assert contents(folder / "out") == undisturbed.contents
+        assert not list((folder / "out").rglob(".neurostorm-*"))
+        rounds += 1
+    assert rounds >= 3
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """Run a command with a small file system of its own at a place; skipped where mounting is not allowed."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+
+    def run(place: Path, megabytes: int, call: list[str], after: str = "true") -> subprocess.CompletedProcess[str]:
+        place.mkdir(parents=True, exist_ok=True)
+        script = f'mount -t tmpfs -o size={megabytes}m none "$0" && "$@"; code=$?; {after}; exit $code'
+        return subprocess.run(
+            ["unshare", "-rm", "sh", "-c", script, str(place), *call], capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+def test_a_full_output_disk_is_said_and_nothing_half_is_left(
+    raw: Path, undisturbed, small_disk, tmp_path: Path
+) -> None:
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    code = NO_MINIMUM_SPACE
+    call = command(raw, tmp_path)
+    done = small_disk(out, 3, [call[0], "-c", code, *call[3:]], after=f'cp -r "$0" {kept}')
+    assert done.returncode == 74, done.stderr
+    assert "no space left" in done.stderr.lower()
+    assert "Traceback" not in done.stderr
+    files = [path for path in kept.rglob("*") if path.is_file() and not path.name.startswith(".neurostorm-")]
+    assert files
+    assert [fault for path in files if (fault := fault_of(path))] == []
+    finish(command(raw, tmp_path))
+    assert contents(out) == undisturbed.contents
+
+
+def test_a_full_scratch_disk_is_said(raw: Path, small_disk, tmp_path: Path) -> None:
+    code = NO_MINIMUM_SPACE
+    call = command(raw, tmp_path)
+    done = small_disk(tmp_path / "work", 12, [call[0], "-c", code, *call[3:]])
+    assert done.returncode == 74, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_output_folder_that_turns_read_only_is_said(raw: Path, small_disk, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    call = command(raw, tmp_path)
+    turn = f'( sleep 12; mount -o remount,ro "{out}" ) & exec "$@"'
+    done = small_disk(out, 3000, ["sh", "-c", turn, "sh", *call])
+    assert done.returncode in (73, 74), (done.returncode, done.stderr)
+    assert "Traceback" not in done.stderr
+    assert str(out) in done.stderr

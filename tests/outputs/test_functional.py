@@ -1,0 +1,88 @@
+"""What is laid out of a T1w image: its own resolution, its sources, and whether it has a skull."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_app.bids.writer import RAW_DATASET
+from bids_app.outputs.functional import anatomy_outputs
+from bids_app.preprocess.anatomical import Anatomy
+from bids_app.preprocess.io.images import save_image
+from bids_app.reports.figures import brains as figures
+
+AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Two T1w images of one session, the second brighter."""
+    folder = tmp_path / "raw" / "sub-01" / "anat"
+    folder.mkdir(parents=True)
+    for run, level in (("1", 100.0), ("2", 300.0)):
+        image = np.full((12, 14, 10), level, np.float32)
+        image[0, 0, 0] = 0
+        save_image(folder / f"sub-01_run-{run}_T1w.nii.gz", image, AFFINE)
+    return tmp_path / "raw"
+
+
+@pytest.fixture
+def anatomy(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Anatomy:
+    """A T1w image whose bias field is 2 everywhere; figures are not drawn."""
+    for name in ("plot_flicker", "plot_outlines"):
+        monkeypatch.setattr(figures, name, lambda *args, **kwargs: None)
+    first = raw / "sub-01" / "anat" / "sub-01_run-1_T1w.nii.gz"
+    image = save_image(tmp_path / "image.nii.gz", np.ones((12, 14, 10), np.float32), AFFINE)
+    bias = save_image(tmp_path / "bias.nii.gz", np.full((12, 14, 10), 2.0, np.float32), AFFINE)
+    transform = tmp_path / "transform.h5"
+    transform.write_bytes(b"h5")
+    return Anatomy(
+        source=first,
+        template="MNI152NLin2009aSym",
+        image=image,
+        bias=bias,
+        mask=image,
+        tissues=image,
+        dseg=image,
+        chain=image,
+        inverse=image,
+        to_template=transform,
+        from_template=transform,
+        in_template=image,
+        used=(first,),
+    )
+
+
+def written(anatomy: Anatomy, raw: Path, out_dir: Path) -> tuple[float, dict]:
+    out_dir.mkdir()
+    tree = anatomy_outputs(anatomy, {RAW_DATASET: raw}, out_dir)
+    (path,) = tree.glob("sub-01/anat/*desc-preproc_T1w.nii.gz")
+    sidecar = json.loads(Path(str(path).replace(".nii.gz", ".json")).read_text())
+    return float(np.median(nib.load(path).get_fdata())), sidecar
+
+
+def test_a_t1w_is_written_without_its_bias_field(anatomy, raw, tmp_path):
+    level, sidecar = written(anatomy, raw, tmp_path / "out")
+    assert level == pytest.approx(50, rel=1e-3)
+    assert sidecar["SkullStripped"] is False
+    assert sidecar["Sources"] == ["bids:raw:sub-01/anat/sub-01_run-1_T1w.nii.gz"]
+    assert "MNI152NLin2009aSym" in " ".join(p.name for p in (tmp_path / "out" / "tree").rglob("*_xfm.h5"))
+
+
+def test_the_mean_of_repeats_is_written_in_place_of_one_and_names_all(anatomy, raw, tmp_path):
+    merged = save_image(tmp_path / "merged.nii.gz", np.full((12, 14, 10), 200.0, np.float32), AFFINE)
+    used = tuple(sorted((raw / "sub-01" / "anat").iterdir()))
+    level, sidecar = written(replace(anatomy, merged=merged, used=used), raw, tmp_path / "out")
+    assert level == pytest.approx(100, rel=1e-3)
+    assert sidecar["Sources"] == [f"bids:raw:sub-01/anat/sub-01_run-{run}_T1w.nii.gz" for run in (1, 2)]
+    assert "Mean of 2 images" in sidecar["Description"]
+
+
+def test_a_t1w_without_skull_says_so(anatomy, raw, tmp_path):
+    _, sidecar = written(replace(anatomy, stripped=True), raw, tmp_path / "out")
+    assert sidecar["SkullStripped"] is True

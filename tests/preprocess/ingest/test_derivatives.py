@@ -1,0 +1,265 @@
+"""Runs of other pipelines become a `PreprocessedRun`, whatever stands beside them, and however they are stored."""
+
+from dataclasses import replace
+from itertools import permutations, product
+
+import nibabel as nib
+import numpy as np
+import pandas as pd
+import pytest
+from nibabel.orientations import apply_orientation, inv_ornt_aff
+
+from bids_app.bids.derivatives import DerivedRun
+from bids_app.catalog.templates import MODEL_SPACE, space
+from bids_app.clips import MODEL_GRID_AFFINE
+from bids_app.errors import BadDataError
+from bids_app.preprocess.ingest.confounds import CarriedTable, complete, known_dummies, read_table
+from bids_app.preprocess.ingest.derivatives import check_forms, examine_derived, take_over, way_in_words, way_to_model
+from bids_app.preprocess.io.images import save_image
+from bids_app.preprocess.preprocessed import PreprocessedRun
+from bids_app.preprocess.registration.transforms import Chain, grid_points
+from bids_app.preprocess.resample import resample_to_model_grid
+
+
+def derived(bold, **fields):
+    given = {"entities": {"sub": "01", "task": "rest"}, "space": MODEL_SPACE, "dataset": "x", "root": bold.parents[2]}
+    return DerivedRun(bold=bold, pipeline="fMRIPrep 23.2.1", **{**given, **fields})
+
+
+def go(run, out_dir, metadata=None):
+    folders = [out_dir / name for name in ("examine", "take")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    series = examine_derived(run, metadata or {"RepetitionTime": 1.0}, folders[0])
+    return take_over(series, run, folders[1])
+
+
+@pytest.fixture(scope="module")
+def tree(preprocessed_tree, standard_brain, tmp_path_factory):
+    """A dataset with a whole run, sub-01, and its parts."""
+    made = preprocessed_tree(tmp_path_factory.mktemp("derived") / "fmriprep")
+    made.write_run("01", standard_brain.series(), standard_brain.mask, standard_brain.affine)
+    rows = np.arange(40.0)
+    fd = np.concatenate([[np.nan], np.full(39, 0.1)])
+    dummies = (rows < 2).astype(float)
+    made.write_confounds("01", {"framewise_displacement": fd, "csf": rows, "non_steady_state_outlier00": dummies})
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(tree):
+    folder = tree.root / "sub-01" / "func"
+    return derived(
+        next(folder.glob("*_bold.nii.gz")),
+        mask=next(folder.glob("*_mask.nii.gz")),
+        confounds=next(folder.glob("*.tsv")),
+        metadata={"StartTime": 0.5},
+    )
+
+
+@pytest.fixture(scope="module")
+def taken(whole, tmp_path_factory):
+    return go(whole, tmp_path_factory.mktemp("taken"))
+
+
+def test_a_run_is_taken_over_with_mask_and_confounds(taken, whole, standard_brain):
+    assert (taken.route, taken.motion, taken.chain, taken.space) == ("derivatives", None, None, MODEL_SPACE)
+    assert (taken.n_volumes, taken.n_dummy, taken.tr) == (40, 2, 1.0)
+    np.testing.assert_array_equal(nib.load(taken.brain_mask).get_fdata() > 0, standard_brain.mask)
+    table = pd.read_csv(taken.confounds, sep="\t")
+    np.testing.assert_array_equal(table["csf"], np.arange(40))
+    assert {"framewise_displacement", "std_dvars", "global_signal"} <= set(table)
+    assert taken.quality["fd_mean"] == pytest.approx(0.1)
+    assert np.load(taken.carpet).shape == (40, standard_brain.mask.sum())
+    assert taken.warnings == ()
+    assert taken.beside == (whole.mask, whole.confounds)
+    assert taken.parameters["StartTime"] == 0.5
+    assert taken.parameters["LeftAndRight"] == "as in the template"
+    for path in (taken.boldref, taken.dseg, taken.boldref_in_template):
+        assert path.exists()
+
+
+def test_the_mean_leaves_the_dummy_volumes_out(taken, whole):
+    series = nib.load(whole.bold).get_fdata()
+    np.testing.assert_allclose(nib.load(taken.boldref).get_fdata(), series[..., 2:].mean(axis=3), atol=0.01)
+
+
+def test_without_mask_and_table_the_run_is_taken_over_with_warnings(whole, tmp_path, standard_brain):
+    run = go(replace(whole, mask=None, confounds=None), tmp_path)
+    assert any("no brain mask" in warning for warning in run.warnings)
+    assert any("no table of confounds" in warning for warning in run.warnings)
+    mask = nib.load(run.brain_mask).get_fdata() > 0
+    assert 2 * (mask & standard_brain.mask).sum() / (mask.sum() + standard_brain.mask.sum()) > 0.9
+    assert pd.read_csv(run.confounds, sep="\t")["framewise_displacement"].isna().all()
+    assert np.isnan(run.quality["fd_mean"])
+
+
+def test_a_denoised_run_is_lifted_above_zero_and_warned_of(tree, standard_brain, tmp_path):
+    series = standard_brain.series(mean=0.0)
+    series[~standard_brain.mask] = 0
+    bold = tree.write_run("02", series, standard_brain.mask, standard_brain.affine, desc="denoised")
+    mask = next(bold.parent.glob("*_mask.nii.gz"))
+    run = go(derived(bold, mask=mask, denoised=True), tmp_path)
+    assert any("mean image" in warning for warning in run.warnings)
+    assert run.offset == pytest.approx(-series[standard_brain.mask].min(), abs=0.01)
+    assert "tsnr" not in run.quality
+    assert run.n_dummy == 0
+    on_grid = resample_to_model_grid(run, tmp_path / "grid")
+    assert on_grid.values.min() >= 0
+    assert on_grid.values.mean() == pytest.approx(run.offset, rel=0.05)
+
+
+def test_a_mask_on_another_grid_is_drawn_through_the_affines_and_one_that_does_not_fit_is_warned_of(
+    tree, standard_brain, standard_image, tmp_path
+):
+    series = standard_brain.series() * standard_brain.mask[..., None]
+    bold = tree.write_run("03", series, None, standard_brain.affine)
+    moved = np.roll(standard_brain.mask, 5, axis=1)
+    affine = standard_brain.affine.copy()
+    affine[:3, 3] += affine[:3, :3] @ (2, 3, 0)
+    path = standard_image(tmp_path / "mask.nii.gz", moved[2:, 3:].astype(np.uint8), affine)
+    run = go(derived(bold, mask=path), tmp_path)
+    assert any("another grid" in warning for warning in run.warnings)
+    assert any("overlap by" in warning for warning in run.warnings)
+    np.testing.assert_array_equal(nib.load(run.brain_mask).get_fdata() > 0, moved & standard_brain.mask)
+
+
+# --- orientation ---------------------------------------------------------------------------------------------------
+
+
+def test_48_orientations_give_the_same_series_on_the_grid(tmp_path):
+    """A small block of voxels on the model's lattice, stored in every way."""
+    draws = np.random.default_rng(0)
+    affine = space(MODEL_SPACE).affine.copy()
+    affine[:3, 3] = (-14, -30, -10)
+    data = draws.normal(1000, 50, (14, 12, 11, 3)).astype(np.float32)
+    unused = tmp_path / "unused"
+    first = None
+    for order, flips in product(permutations(range(3)), product((1, -1), repeat=3)):
+        turn = np.array([(order.index(axis), flips[order.index(axis)]) for axis in range(3)])
+        stored, its_affine = apply_orientation(data, turn), affine @ inv_ornt_aff(turn, data.shape[:3])
+        bold = save_image(tmp_path / "bold.nii", stored, its_affine, tr=1.0)
+        seen = save_image(tmp_path / "seen.nii.gz", np.ones(stored.shape[:3], np.uint8), its_affine)
+        run = PreprocessedRun(
+            source=bold, bold=bold, tr=1.0, n_volumes=3, n_dummy=0, motion=None, chain=None, template=MODEL_SPACE,
+            data_mask=seen, boldref=unused, brain_mask=unused, dseg=None, confounds=unused, confounds_meta=unused,
+            carpet=None, route="derivatives", quality={}, warnings=(),
+        )  # fmt: skip
+        series = resample_to_model_grid(run, tmp_path / "grid")
+        values, mask = np.array(series.values), series.mask
+        if first is None:
+            first = values, mask
+            voxels = (
+                np.linalg.inv(affine)
+                @ np.c_[grid_points(mask.shape, MODEL_GRID_AFFINE, mask), np.ones(len(values.T))].T
+            )
+            i, j, k = np.rint(voxels[:3]).astype(int)
+            np.testing.assert_array_equal(values, data[i, j, k].T)  # copied, not interpolated
+        np.testing.assert_array_equal(mask, first[1])
+        np.testing.assert_array_equal(values, first[0])
+
+
+def test_a_header_whose_forms_disagree_about_sides_is_refused(standard_brain, tmp_path):
+    image = nib.Nifti1Image(standard_brain.image, standard_brain.affine)
+    mirrored = standard_brain.affine @ np.diag([-1.0, 1, 1, 1])
+    image.set_sform(standard_brain.affine, 4)
+    image.set_qform(mirrored, 4)
+    image.to_filename(tmp_path / "x.nii")
+    with pytest.raises(BadDataError, match="disagree about left and right"):
+        check_forms(tmp_path / "x.nii")
+    moved = standard_brain.affine.copy()
+    moved[1, 3] += 8
+    image.set_qform(moved, 4)
+    image.to_filename(tmp_path / "x.nii")
+    with pytest.raises(BadDataError, match="8 mm apart"):
+        check_forms(tmp_path / "x.nii")
+    image.set_qform(moved, 0)
+    image.to_filename(tmp_path / "x.nii")
+    check_forms(tmp_path / "x.nii")
+
+
+# --- spaces --------------------------------------------------------------------------------------------------------
+
+
+def test_the_way_of_another_space_is_its_matrix_or_templateflows_transform(tmp_path, monkeypatch):
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path))
+    other = "MNI152NLin2009cAsym"
+    assert way_to_model(MODEL_SPACE, tmp_path)[:2] == (MODEL_SPACE, None)
+    template, chain, words = way_to_model(other, tmp_path)
+    assert (template, chain) == (other, None)
+    assert "affine matrix only" in words
+    warp = tmp_path / f"tpl-{MODEL_SPACE}" / f"tpl-{MODEL_SPACE}_from-{other}_mode-image_xfm.h5"
+    warp.parent.mkdir()
+    write_composite(warp, shift_lps=(-1, -2, 3))
+    template, chain, words = way_to_model(other, tmp_path)
+    assert template == MODEL_SPACE
+    np.testing.assert_allclose(Chain.load(chain)(np.zeros((1, 3))), [[1, 2, 3]])
+    assert warp.name in words
+    assert warp.name in way_in_words(other)
+
+
+def write_composite(path, shift_lps):
+    """An ITK composite of one affine transform, which moves points."""
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(path, "w") as file:
+        for key, kind in (("0", b"CompositeTransform_double_3_3"), ("1", b"AffineTransform_double_3_3")):
+            group = file.create_group(f"TransformGroup/{key}")
+            group["TransformType"] = np.array([kind])
+        group["TransformFixedParameters"] = np.zeros(3)
+        group["TransformParameters"] = np.concatenate([np.eye(3).ravel(), shift_lps])
+
+
+# --- tables --------------------------------------------------------------------------------------------------------
+
+
+def test_tables_keep_na_as_missing(tmp_path):
+    (tmp_path / "a.tsv").write_text("framewise_displacement\tcsf\nn/a\t1\n0.5\t2\n")
+    table = read_table(tmp_path / "a.tsv", None, 2, "x").columns
+    assert np.isnan(table["framewise_displacement"][0])
+    assert table["csf"].tolist() == [1, 2]
+
+
+def test_a_table_of_another_length_is_left_out_and_said(tmp_path):
+    (tmp_path / "a.tsv").write_text("csf\n1\n2\n3\n")
+    carried = read_table(tmp_path / "a.tsv", None, 2, "run.nii.gz")
+    assert list(carried.columns) == []
+    assert "3 rows" in carried.warnings[0]
+    assert "run.nii.gz" in carried.warnings[0]
+
+
+@pytest.mark.parametrize("content", ["a\tb\n1\tx\n", ""])
+def test_a_table_that_cannot_be_read_is_named(tmp_path, content):
+    (tmp_path / "a.tsv").write_text(content)
+    with pytest.raises(BadDataError, match=r"a\.tsv"):
+        read_table(tmp_path / "a.tsv", None, 1, "x")
+
+
+def test_movement_of_hcp_becomes_fmripreps_columns_in_radians(tmp_path):
+    rows = np.zeros((4, 12))
+    rows[:, 0], rows[:, 3] = [0, 1, 1, 1], [0, 0, 90, 90]
+    np.savetxt(tmp_path / "Movement_Regressors.txt", rows)
+    carried = read_table(tmp_path / "Movement_Regressors.txt", None, 4, "x")
+    np.testing.assert_allclose(carried.columns["rot_x"], [0, 0, np.pi / 2, np.pi / 2])
+    whole = complete(carried, np.full((4, 5), 100.0) + np.eye(4, 5), 0, denoised=True)
+    np.testing.assert_allclose(whole.columns["framewise_displacement"], [np.nan, 1, 50 * np.pi / 2, 0])
+    np.savetxt(tmp_path / "Movement_Regressors.txt", rows[:, :5])
+    with pytest.raises(BadDataError, match="5 columns"):
+        read_table(tmp_path / "Movement_Regressors.txt", None, 4, "x")
+
+
+def test_dummy_volumes_are_those_that_the_table_marks():
+    def table(**columns):
+        return pd.DataFrame(columns)
+
+    assert known_dummies(table(csf=[1, 2, 3])) is None
+    assert known_dummies(table(global_signal=[1, 2, 3])) == 0
+    marked = {"non_steady_state_outlier00": [1, 0, 0], "non_steady_state_outlier01": [0, 1, 0]}
+    assert known_dummies(table(global_signal=[1, 2, 3], **marked)) == 2
+
+
+def test_what_a_table_lacks_is_computed_and_what_it_has_is_kept():
+    values = np.random.default_rng(0).normal(1000, 10, (30, 50))
+    found = complete(CarriedTable(pd.DataFrame({"global_signal": np.arange(30.0)})), values, 0, denoised=False)
+    assert found.columns["global_signal"].tolist() == list(range(30))
+    assert found.columns["std_dvars"][1:].mean() == pytest.approx(1, abs=0.3)
+    assert set(found.columns) == set(found.meta) | {"global_signal"}

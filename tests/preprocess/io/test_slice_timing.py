@@ -1,0 +1,115 @@
+"""Slice timing: what a sidecar says, and series as if all slices had been measured at once."""
+
+import numpy as np
+import pytest
+
+from bids_app.errors import BadDataError
+from bids_app.preprocess.io.images import ArrayVolumes
+from bids_app.preprocess.io.slice_timing import SliceTimed, SliceTimes, read_slice_times, shift_kernel
+from bids_app.preprocess.masking import prepare_bold
+
+TR = 2.0
+TIMES = (0.0, 1.0, 0.5, 1.5)
+SHAPE = (5, 6, 4, 60)
+
+
+def wave(seconds: np.ndarray) -> np.ndarray:
+    return 500 + 20 * np.sin(2 * np.pi * seconds / 16.0) + 8 * np.cos(2 * np.pi * seconds / 9.0 + 1)
+
+
+def scanned(axis: int = 2, times=TIMES) -> np.ndarray:
+    """A series whose every voxel shows the wave at the time at which its slice was measured."""
+    series = np.empty((*SHAPE[:3], 60))
+    for index, time in enumerate(times):
+        where = [slice(None)] * 3
+        where[axis] = index
+        series[tuple(where)] = wave(TR * np.arange(60) + time)
+    return series
+
+
+@pytest.mark.parametrize(("axis", "times"), [(2, TIMES), (0, (0.0, 0.4, 0.8, 1.2, 1.6))])
+def test_all_slices_show_what_happened_in_the_middle_of_the_volume(axis, times):
+    slices = SliceTimes(axis, times)
+    source = ArrayVolumes(scanned(axis, times), np.eye(4))
+    found = SliceTimed(source, slices, TR).read(0, 60)
+    truth = wave(TR * np.arange(60) + slices.reference)
+    error = np.abs(found - truth[:, None, None, None])
+    before = np.abs(source.read(0, 60) - truth[:, None, None, None])
+    assert error[4:-4].max() < 0.05 * before.max()
+    assert error.max() < 0.25 * before.max()  # at the ends, nobody knows what comes
+
+
+def test_any_part_of_a_series_is_as_in_the_whole():
+    timed = SliceTimed(ArrayVolumes(scanned(), np.eye(4)), SliceTimes(2, TIMES), TR, n_dummy=2)
+    whole = timed.read(0, 60)
+    for start, stop in ((0, 1), (0, 3), (1, 9), (20, 33), (55, 60)):
+        np.testing.assert_allclose(timed.read(start, stop), whole[start:stop], rtol=1e-6)
+
+
+def test_volumes_before_the_steady_state_stay_as_they_are_and_touch_no_other():
+    bright = scanned()
+    bright[..., :3] *= 10
+    usual = SliceTimed(ArrayVolumes(scanned(), np.eye(4)), SliceTimes(2, TIMES), TR, n_dummy=3).read(0, 60)
+    found = SliceTimed(ArrayVolumes(bright, np.eye(4)), SliceTimes(2, TIMES), TR, n_dummy=3).read(0, 60)
+    np.testing.assert_array_equal(found[:3], np.moveaxis(bright, 3, 0)[:3].astype(np.float32))
+    np.testing.assert_allclose(found[3:], usual[3:], rtol=1e-6)
+
+
+def test_kernel_is_the_cubic_spline():
+    from scipy.ndimage import map_coordinates
+
+    values = np.random.default_rng(0).normal(size=80)
+    for shift in (-0.5, -0.1, 0.0, 0.3, 0.5):
+        here = shift_kernel(shift) @ values[40 - 8 : 40 + 9]
+        assert here == pytest.approx(map_coordinates(values, [[40 + shift]], order=3, mode="mirror")[0], abs=2e-4)
+
+
+def test_a_minus_turns_the_order_of_slices():
+    content = {"SliceTiming": list(TIMES), "SliceEncodingDirection": "k-"}
+    slices, _ = read_slice_times(content, TR, SHAPE, "x")
+    assert slices == SliceTimes(2, TIMES[::-1])
+    assert slices.reference == 0.75
+    slices, _ = read_slice_times(
+        content | {"SliceEncodingDirection": "i", "SliceTiming": [0, 0.1, 0.2, 0.3, 0.4]}, TR, SHAPE, "x"
+    )
+    assert slices.axis == 0
+
+
+@pytest.mark.parametrize("content", [{}, {"SliceTiming": []}, {"SliceTiming": [0.0] * 4}])
+def test_nothing_is_done_without_times_or_where_all_are_the_same(content):
+    assert read_slice_times(content, TR, SHAPE, "x") == (None, ())
+
+
+def test_a_wrong_number_of_times_is_told_and_left_out():
+    slices, warnings = read_slice_times({"SliceTiming": [0, 1, 2]}, TR, SHAPE, "x_bold.nii.gz")
+    assert slices is None
+    assert "x_bold.nii.gz: SliceTiming has 3 times for 4 slices" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"SliceTiming": [0, 1000.0, 500.0, 1500.0]}, "contradict each other"),
+        ({"SliceTiming": [0, -1.0, 0.5, 1.5]}, "not a list of seconds"),
+        ({"SliceTiming": ["0", "a", "b", "c"]}, "not a list of seconds"),
+        ({"SliceTiming": 0.7}, "not a list of seconds"),
+        ({"SliceTiming": list(TIMES), "SliceEncodingDirection": "z"}, "SliceEncodingDirection is 'z'"),
+    ],
+)
+def test_times_that_cannot_be_are_refused_and_the_way_round_is_named(content, message):
+    with pytest.raises(BadDataError, match=message) as error:
+        read_slice_times(content, TR, SHAPE, "x_bold.nii.gz")
+    assert "--ignore slicetiming" in error.value.hint
+
+
+def test_a_run_is_corrected_unless_that_is_ignored(tmp_path, write_nifti):
+    data = scanned().astype(np.float32) + np.arange(5, dtype=np.float32)[:, None, None, None]
+    path = write_nifti(data)
+    metadata = {"RepetitionTime": TR, "SliceTiming": list(TIMES)}
+    series = prepare_bold(path, metadata, tmp_path, dummy_scans=0)
+    assert series.slices == SliceTimes(2, TIMES)
+    changed = np.abs(series.open().read(0, 60) - series.open_raw().read(0, 60)).max(axis=(0, 1, 2))
+    assert changed.min() > 1
+    ignored = prepare_bold(path, metadata | {"SliceTiming": [9.0]}, tmp_path, dummy_scans=0, ignore=("slicetiming",))
+    assert ignored.slices is None
+    np.testing.assert_array_equal(ignored.open().read(0, 60), series.open_raw().read(0, 60))

@@ -1,0 +1,156 @@
+"""Registration by ANTs, and the figures that tell a good alignment from a bad one."""
+
+import time
+
+import h5py
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bids_app.errors import RegistrationError
+from bids_app.preprocess.registration import ants as registration
+from bids_app.preprocess.registration.ants import (
+    Image,
+    Stage,
+    best_start,
+    centre_of_mass,
+    correlation,
+    dice,
+    forget_times,
+    isotropic,
+    mutual_information,
+    register,
+    similarity,
+    stands_out,
+)
+from bids_app.preprocess.registration.transforms import apply_matrix, draw, grid_points, linear, rigid
+
+RIGID = (Stage("Rigid[0.2]", (50, 30), (2, 1), (1, 0), "MI[{fixed},{moving},1,32,Regular,0.5]"),)
+POSE = rigid(np.radians((4, -6, 5)), (5, -4, 6), (0, -20, 10))
+
+
+@pytest.fixture(scope="module")
+def pair(head):
+    """The head's EPI, and its T1w in another pose: EPI to T1w is `POSE`."""
+    t1w = draw(head.t1w, head.affine, head.t1w.shape, head.affine, linear(np.linalg.inv(POSE)))
+    return Image(head.epi, head.affine), Image(t1w, head.affine)
+
+
+def error_mm(head, matrix: np.ndarray) -> float:
+    points = grid_points(head.brain.shape, head.affine, head.brain)[::9]
+    return float(np.linalg.norm(apply_matrix(matrix, points) - apply_matrix(POSE, points), axis=1).max())
+
+
+def test_two_contrasts_of_a_head_are_aligned(head, pair, tmp_path):
+    found = register(*pair, ndimage.binary_dilation(head.brain), RIGID, tmp_path)
+    assert error_mm(head, found.matrix) < 0.7
+    np.testing.assert_allclose(found.inverse(found.chain(np.eye(3) * 50)), np.eye(3) * 50, atol=1e-2)
+
+
+def test_the_same_seed_gives_the_same_bits(head, pair, tmp_path):
+    matrices = [register(*pair, head.brain, RIGID, tmp_path, seed=7).matrix for _ in range(2)]
+    np.testing.assert_array_equal(*matrices)
+
+
+def test_scratch_files_are_removed(head, pair, tmp_path):
+    register(*pair, head.brain, RIGID, tmp_path, name="x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x_Composite.h5", "x_InverseComposite.h5"]
+
+
+def test_best_start_survives_starts_that_lead_nowhere(head, pair, tmp_path):
+    far = np.eye(4)
+    far[:3, 3] = 1000
+    stages = (Stage("Rigid[0.2]", (30,), (2,), (1,), "MI[{fixed},{moving},1,32,Regular,0.5]"),)
+
+    def score(matrix):
+        return similarity(pair[0], head.brain, pair[1], matrix)
+
+    found = best_start(*pair, head.brain, stages, [far, np.eye(4)], score, tmp_path, 1)
+    assert error_mm(head, found) < 1.5
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_start_that_leads_anywhere_is_an_error(head, pair, tmp_path, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise RegistrationError("ANTs gave up.")
+
+    monkeypatch.setattr(registration, "register", refuse)
+    with pytest.raises(RegistrationError, match="gave up"):
+        best_start(*pair, head.brain, RIGID, [np.eye(4)], lambda m: 0.0, tmp_path, 1)
+
+
+def test_isotropic_keeps_places_and_right_angles():
+    affine = rigid((0.2, -0.1, 0.3), (10, -5, 7)) @ np.diag([-1.5, 1.0, 4.0, 1.0])
+    affine[0, 1] += 0.05  # a shear, as headers sometimes have
+    shape = (60, 80, 25)
+    target = apply_matrix(affine, np.array([30, 40, 12]))
+    blob = np.exp(-((grid_points(shape, affine) - target) ** 2).sum(axis=1) / 200).reshape(shape).astype(np.float32)
+    made = isotropic(Image(blob, affine), 3.0)
+    directions = made.affine[:3, :3] / 3.0
+    np.testing.assert_allclose(directions.T @ directions, np.eye(3), atol=1e-9)
+    assert np.linalg.norm(centre_of_mass(made) - target) < 0.1
+    corners = apply_matrix(affine, np.array([[0, 0, 0], [59, 79, 24], [59, 0, 24], [0, 79, 0]], dtype=float))
+    assert made.inside(corners).all()
+
+
+def test_cubic_splines_show_more_of_a_coarse_image_and_nothing_that_it_does_not_hold():
+    coarse = np.diag([3.0, 3.0, 3.0, 1.0])
+
+    def stripes(affine, shape):
+        return (1 + np.sin(grid_points(shape, affine) / 2.5)).sum(axis=1).reshape(shape)
+
+    image = Image(stripes(coarse, (20, 20, 20)), coarse)
+    errors = {}
+    for order in (1, 3):
+        made = isotropic(image, 2.0, order)
+        inner = (slice(5, -5),) * 3
+        errors[order] = np.abs(made.data - stripes(made.affine, made.data.shape))[inner].mean()
+    assert image.data.min() <= made.data.min() <= made.data.max() <= image.data.max()
+    assert errors[3] < errors[1] / 2
+
+
+def test_mutual_information_knows_what_correlation_does_not():
+    draws = np.random.default_rng(0)
+    a = draws.normal(size=5000)
+    assert mutual_information(a, a) > 0.9
+    assert mutual_information(a, a**2) > 0.3
+    assert abs(correlation(a, a**2)) < 0.1
+    assert mutual_information(a, draws.normal(size=5000)) < 0.15
+
+
+def test_the_right_alignment_stands_out_and_a_wrong_one_does_not(head, pair):
+    centre = centre_of_mass(pair[0], head.brain)
+
+    def score(matrix):
+        return similarity(pair[0], head.brain, pair[1], matrix)
+
+    assert stands_out(score, POSE, centre) > 0.1
+    assert stands_out(score, POSE @ rigid((0, 0, 0), (9, 0, 0)), centre) < 0
+
+
+def test_similarity_of_images_that_do_not_meet_is_zero(head, pair):
+    away = np.eye(4)
+    away[:3, 3] = 500
+    assert similarity(pair[0], head.brain, pair[1], away) == 0
+
+
+def test_dice_of_equal_disjoint_and_empty_masks():
+    mask = np.zeros((4, 4, 4), bool)
+    mask[:2] = True
+    assert dice(mask, mask) == 1
+    assert dice(mask, ~mask) == 0
+    assert dice(mask & ~mask, mask & ~mask) == 0
+
+
+def test_a_transform_file_says_nothing_of_when_it_was_made(tmp_path):
+    for name in ("first", "second"):
+        with h5py.File(tmp_path / name, "w") as file:
+            values = file.create_dataset("G/0/Values", data=np.arange(1000.0), compression="gzip", track_times=True)
+            file.create_dataset("G/0/Kind", data=[b"Affine"], dtype=h5py.string_dtype("ascii"), track_times=True)
+            del values
+        forget_times(tmp_path / name)
+        time.sleep(1.1)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+    with h5py.File(tmp_path / "first") as file:
+        assert file["G/0/Values"][-1] == 999
+        assert file["G/0/Kind"][0] == b"Affine"

@@ -1,0 +1,85 @@
+"""The refinement at the boundary of white matter: finds its way back, and leaves alone what it cannot better."""
+
+import numpy as np
+import pytest
+
+from bids_app.catalog.templates import load_template
+from bids_app.preprocess.registration import bbr as boundary
+from bids_app.preprocess.registration import bold_to_t1w as coregister
+from bids_app.preprocess.registration.ants import Image
+from bids_app.preprocess.registration.bbr import Boundary, BoundaryCost, refine, white_matter_boundary
+from bids_app.preprocess.registration.transforms import apply_matrix, draw, rigid
+
+OFF = rigid(np.radians((2, -1, 1)), (1.5, -1.5, 1.5), (0, -20, 10))
+
+
+@pytest.fixture(scope="module")
+def tissues():
+    template = load_template()
+    return np.stack([template.gm, template.wm, template.csf], axis=-1), template.affine
+
+
+@pytest.fixture(scope="module")
+def surface(tissues) -> Boundary:
+    return white_matter_boundary(*tissues, n_points=5000)
+
+
+@pytest.fixture(scope="module")
+def boldref() -> Image:
+    """A T2*-weighted head on voxels of 3 mm, with noise."""
+    template = load_template()
+    affine = np.diag([-3.0, 3.0, 3.0, 1.0])
+    affine[:3, 3] = (84, -120, -66)
+    data = draw(1000 * coregister.epi_like(template), template.affine, (57, 68, 54), affine)
+    noise = np.random.default_rng(0).normal(0, 20, data.shape)
+    return Image(np.abs(data + noise).astype(np.float32), affine)
+
+
+def distance_mm(matrix, surface):
+    return np.linalg.norm(apply_matrix(matrix, surface.points) - surface.points, axis=1)
+
+
+def test_the_boundary_lies_between_white_and_grey_and_faces_grey(tissues, surface):
+    maps, affine = tissues
+    grey, white = (Image(maps[..., i], affine) for i in (0, 1))
+    np.testing.assert_allclose(white.at(surface.points), 0.5, atol=0.05)
+    np.testing.assert_allclose(np.linalg.norm(surface.normals, axis=1), 1)
+    assert (grey.at(surface.points + boundary.DEPTH_MM * surface.normals) > 0.5).all()
+    assert (white.at(surface.points - surface.normals) > 0.5).mean() > 0.95
+
+
+def test_the_cost_is_lowest_where_the_images_meet(surface, boldref):
+    cost = BoundaryCost(surface, boldref)
+    assert cost(np.eye(4)) < min(cost(rigid((0, 0, 0), step)) for step in np.vstack([np.eye(3), -np.eye(3)]) * 2)
+    inverted = BoundaryCost(surface, Image(boldref.data.max() - boldref.data, boldref.affine))
+    assert inverted(np.eye(4)) > 1
+
+
+def test_a_move_is_undone(surface, boldref):
+    found = refine(surface, boldref, OFF)
+    assert found.accepted
+    assert found.cost < found.cost_start
+    assert np.median(distance_mm(OFF, surface)) > 2
+    assert np.median(distance_mm(found.matrix, surface)) < 0.4
+    assert found.quality["bbr_used"] == 1
+
+
+def test_an_alignment_that_is_right_stays_as_it_is(surface, boldref):
+    found = refine(surface, boldref, np.eye(4))
+    assert not found.accepted
+    np.testing.assert_array_equal(found.matrix, np.eye(4))
+    assert found.cost <= found.cost_start
+
+
+def test_a_long_way_is_not_gone(surface, boldref, monkeypatch):
+    monkeypatch.setattr(boundary, "MAX_MOVE_MM", 1.0)
+    found = refine(surface, boldref, OFF)
+    assert found.moved_mm > 1
+    assert not found.accepted
+    np.testing.assert_array_equal(found.matrix, OFF)
+
+
+def test_without_white_matter_or_out_of_the_image_nothing_is_refined(surface, boldref):
+    assert len(white_matter_boundary(np.zeros((5, 5, 5, 3), np.float32), np.eye(4)).points) == 0
+    assert refine(Boundary(surface.points[:10], surface.normals[:10]), boldref, np.eye(4)) is None
+    assert refine(surface, boldref, rigid((0, 0, 0), (150, 0, 0))) is None

@@ -1,0 +1,248 @@
+"""The T1w: bias field, tissues, gates, and what happens when they are not passed."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from bids_app.catalog.templates import load_template
+from bids_app.errors import RegistrationError
+from bids_app.phantom.dataset import DatasetPlan, Visit
+from bids_app.phantom.protocol import anatomical_protocol_for
+from bids_app.phantom.t1w import VARIANTS, simulate_t1w
+from bids_app.preprocess import anatomical as anatomy
+from bids_app.preprocess.anatomical import bias_field, is_stripped, normalise_t1w, prepare_t1w, segment
+from bids_app.preprocess.io.images import read_volume, save_image
+from bids_app.preprocess.registration import t1w_to_template as normalisation
+from bids_app.preprocess.registration.ants import Image, Registration, dice
+from bids_app.preprocess.registration.t1w_to_template import (
+    align_with_template,
+    complaints_about,
+    first_guess,
+    judge_normalisation,
+    without_neck,
+)
+from bids_app.preprocess.registration.transforms import Chain, Warp, apply_matrix, draw, grid_points, linear, rigid
+
+GOOD = {
+    "norm_correlation": 0.85,
+    "norm_coverage": 1.0,
+    "norm_dice": 0.99,
+    "norm_scale_min": 0.9,
+    "norm_scale_max": 1.1,
+    "norm_brain_ml": 1500.0,
+}
+
+
+def test_bias_field_makes_white_matter_even(head):
+    template = load_template()
+    places = grid_points(head.t1w.shape, head.affine)
+    bias = (1 + 0.006 * places[:, 1] + 0.003 * places[:, 2]).clip(0.3, 2).reshape(head.t1w.shape)
+    white = draw(template.wm, template.affine, head.t1w.shape, head.affine) > 0.9
+    image = Image((head.t1w * bias).astype(np.float32), head.affine)
+    found = bias_field(image, head.brain, shrink=3)
+    before, after = (v[white].std() / v[white].mean() for v in (image.data, image.data / found))
+    assert after < 0.5 * before
+    assert np.isfinite(found).all()
+    assert found.min() > 0
+
+
+def test_tissues_are_found_from_brightness_and_prior():
+    draws = np.random.default_rng(0)
+    truth = draws.integers(0, 3, (20, 20, 20))
+    data = np.choose(truth, [70.0, 110.0, 25.0]) + draws.normal(0, 6, truth.shape)
+    prior = np.full((*truth.shape, 3), 0.2)
+    np.put_along_axis(prior, ((truth + (draws.random(truth.shape) < 0.3)) % 3)[..., None], 0.6, axis=-1)
+    mask = np.ones(truth.shape, bool)
+    mask[0] = False
+    found = segment(data, mask, prior)
+    assert (found.argmax(axis=-1) == truth)[mask].mean() > 0.97
+    np.testing.assert_allclose(found[mask].sum(axis=-1), 1, atol=1e-5)
+    assert found[0].max() == 0
+
+
+def test_first_guess_does_not_fall_for_a_neck(head):
+    fixed = Image(head.t1w, head.affine)
+    affine = head.affine.copy()
+    affine[2, 3] -= 160
+    long = np.zeros((43, 52, 84), np.float32)
+    long[..., 40:] = head.t1w
+    long[12:31, 10:35, :45] = 60
+    start = first_guess(fixed, Image(long, affine))
+    assert np.abs(start[:3, 3]).max() < 25
+
+
+@pytest.mark.parametrize(
+    ("figure", "value", "words"),
+    [
+        ("norm_correlation", 0.2, "correlation with the template 0.20"),
+        ("norm_brain_ml", 2400.0, "a brain of 2400 mL"),
+        ("norm_brain_ml", 400.0, "a brain of 400 mL"),
+        ("norm_coverage", 0.5, "only 50%"),
+        ("norm_dice", 0.4, "overlap by 0.40"),
+        ("norm_scale_max", 1.9, "scaled by 0.90 to 1.90"),
+    ],
+)
+def test_each_gate_says_what_is_wrong(figure, value, words):
+    assert complaints_about(GOOD) == []
+    assert words in complaints_about({**GOOD, figure: value})[0]
+
+
+def test_a_right_alignment_passes_and_a_shifted_or_turned_one_does_not():
+    template = load_template()
+    moving = Image(template.t1w, template.affine)
+
+    def judged(matrix):
+        found = Registration(linear(matrix), linear(np.linalg.inv(matrix)), None, None)
+        return complaints_about(judge_normalisation(template, moving, found))
+
+    assert judged(np.eye(4)) == []
+    assert judged(rigid((0, 0, 0), (0, 30, 0))) != []
+    assert judged(rigid(np.radians((60, 0, 0)), (0, 0, 0), (0, -20, 10))) != []
+
+
+class FakeRegister:
+    """Stands for ANTs: hands out given maps one after the other, and keeps the stages it was asked for."""
+
+    def __init__(self, *matrices):
+        self.matrices = list(matrices)
+        self.starts = []
+
+    def __call__(self, fixed, moving, mask, stages, out_dir, *, start=None, seed=1, name=""):
+        self.starts.append(start)
+        matrix = self.matrices.pop(0)
+        return Registration(linear(matrix), linear(np.linalg.inv(matrix)), out_dir / "a.h5", out_dir / "b.h5")
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """The template itself as a participant's T1w."""
+    template = load_template()
+    path = save_image(tmp_path / "sub-01_T1w.nii.gz", template.t1w, template.affine)
+    bias = save_image(tmp_path / "bias.nii.gz", np.ones_like(template.t1w), template.affine)
+    return anatomy.PreparedT1w(path, path, bias)
+
+
+def test_a_second_attempt_is_made_and_reported(prepared, tmp_path, monkeypatch):
+    wrong = rigid((0, 0, 0), (0, 60, 0))
+    monkeypatch.setattr(normalisation, "register", FakeRegister(wrong, np.eye(4)))
+    monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
+    found = normalise_t1w(prepared, tmp_path)
+    assert "second attempt" in found.warnings[0]
+    brain = load_template().mask
+    assert dice(read_volume(found.mask)[0] > 0.5, brain) > 0.99
+    assert found.quality["norm_correlation"] > 0.99
+
+
+def test_no_warp_is_tried_from_a_hopeless_start(prepared, tmp_path, monkeypatch):
+    registered = FakeRegister()
+    monkeypatch.setattr(normalisation, "register", registered)
+    monkeypatch.setattr(normalisation, "best_start", lambda *args: rigid((0, 0, 0), (0, 90, 0)))
+    with pytest.raises(RegistrationError, match="before warping"):
+        normalise_t1w(prepared, tmp_path)
+    assert registered.starts == []
+
+
+def test_two_failed_attempts_name_the_file_and_the_gate(prepared, tmp_path, monkeypatch):
+    wrong = rigid((0, 0, 0), (0, 60, 0))
+    monkeypatch.setattr(normalisation, "register", FakeRegister(wrong, wrong))
+    monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
+    with pytest.raises(RegistrationError, match=r"sub-01_T1w.nii.gz: could not be aligned .* correlation") as error:
+        normalise_t1w(prepared, tmp_path)
+    assert error.value.exit_code == 65
+    assert error.value.hint
+
+
+def test_a_brain_without_skull_is_known_from_a_head_with_or_without_face(head):
+    bright = head.t1w / np.percentile(head.t1w, 95)
+    around = np.linalg.norm(grid_points(head.t1w.shape, head.affine) * (1.0, 0.85, 0.9) - (0, -15, 5), axis=1) < 95
+    whole = np.where(head.brain, bright, 0.3 * around.reshape(bright.shape)).astype(np.float32)
+    noisy = np.abs(whole + np.random.default_rng(0).normal(0, 0.02, whole.shape)).astype(np.float32)
+    defaced = noisy.copy()
+    defaced[:, 40:, :15] = 0
+    assert is_stripped(Image(bright * head.brain, head.affine))
+    assert is_stripped(Image(bright * head.brain - 100, head.affine))  # an empty background need not be 0
+    for image in (whole, noisy, defaced):
+        assert not is_stripped(Image(image, head.affine))
+    assert not is_stripped(Image((bright * head.brain)[:, :, :12], head.affine))  # no whole brain
+
+
+def test_the_neck_is_cut_off_and_the_brain_is_not(head):
+    affine = head.affine.copy()
+    affine[2, 3] -= 160
+    long = np.zeros((43, 52, 84), np.float32)
+    long[..., 40:] = head.t1w
+    long[12:31, 10:35, :45] = 60
+    cut = without_neck(Image(long, affine)).data
+    brain = np.zeros(long.shape, bool)
+    brain[..., 40:] = head.brain
+    np.testing.assert_array_equal(cut[brain], long[brain])
+    assert (cut[:, :, :25] == 0).all()
+
+
+def test_a_doubtful_alignment_is_tried_again_and_the_better_one_is_kept(prepared, tmp_path, monkeypatch):
+    larger = np.diag([1.04, 1.04, 1.04, 1.0])
+    monkeypatch.setattr(normalisation, "MIN_CORRELATION", 0.0)
+    monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
+    registered = FakeRegister(larger, np.eye(4))
+    monkeypatch.setattr(normalisation, "register", registered)
+    target, moving = load_template(), Image(*read_volume(prepared.image))
+    _, quality, warnings = align_with_template(target, moving, "sub-01_T1w.nii.gz", tmp_path, 1)
+    assert len(registered.starts) == 2
+    assert quality["norm_correlation"] > 0.99
+    assert "second attempt" in warnings[0]
+    monkeypatch.setattr(normalisation, "register", FakeRegister(larger, larger))
+    assert align_with_template(target, moving, "", tmp_path, 1)[2] == ()  # no better: the first stays
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("participant", [0, 1])
+@pytest.mark.parametrize("variant", ["", *VARIANTS])
+def test_heads_in_every_state_reach_the_template(participant, variant, tmp_path):
+    visit = Visit(DatasetPlan(2, seed=1, states=("rest",)), participant, 0)
+    person = visit.anatomy()
+    scan = simulate_t1w(person, anatomical_protocol_for(participant), visit.keys, variant)
+    path = save_image(tmp_path / "sub-02_T1w.nii.gz", np.round(scan.image).astype(np.int16), scan.affine)
+    found = normalise_t1w(prepare_t1w(path, tmp_path), tmp_path)
+    template = load_template()
+    cortex = grid_points(template.gm.shape, template.affine, template.gm > 0.5)[::11]
+    error = np.linalg.norm(Chain.load(found.chain)(cortex) - person.template_to_t1w(cortex), axis=1)
+    assert np.median(error) < 1.5
+    mask, affine = read_volume(found.mask)
+    true_mask = draw(scan.brain_mask.astype(np.float32), scan.affine, mask.shape, affine) > 0.5
+    assert dice(mask > 0.5, true_mask) > 0.97
+    assert found.stripped == (variant == "stripped")
+
+
+@pytest.mark.slow
+def test_noise_is_not_taken_for_a_head(tmp_path):
+    noise = np.random.default_rng(0).gamma(2, 50, (60, 60, 60)).astype(np.float32)
+    path = save_image(tmp_path / "sub-01_T1w.nii.gz", noise, np.diag([3.0, 3.0, 3.0, 1.0]))
+    with pytest.raises(RegistrationError, match=r"sub-01_T1w\.nii\.gz"):
+        normalise_t1w(prepare_t1w(path, tmp_path), tmp_path)
+
+
+@pytest.mark.slow
+def test_a_warped_head_is_brought_back(tmp_path):
+    template = load_template()
+    pose = rigid(np.radians((12, 5, -8)), (6, -20, 14), (0, -20, 10)) @ np.diag([1.08, 0.94, 1.05, 1.0])
+    places = grid_points(template.t1w.shape, template.affine)
+    waves = 3.0 * np.sin(places[:, [1, 2, 0]] / 25.0)
+    chain = Chain((Warp(waves.reshape(*template.t1w.shape, 3).astype(np.float32), template.affine),)).then(linear(pose))
+    affine = np.diag([-2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = (100, -150, -80)
+    shape = (100, 120, 110)
+    head = draw(template.t1w, template.affine, shape, affine, chain)
+    brain = draw(template.mask.astype(np.float32), template.affine, shape, affine, chain) > 0.5
+    path = save_image(tmp_path / "sub-01_T1w.nii.gz", head, affine)
+    found = normalise_t1w(prepare_t1w(path, tmp_path), tmp_path)
+    mask, mask_affine = read_volume(found.mask)
+    true_mask = draw(brain.astype(np.float32), affine, mask.shape, mask_affine) > 0.5
+    assert dice(mask > 0.5, true_mask) > 0.97
+    inner = grid_points(mask.shape, mask_affine, true_mask)[::50]
+    error = np.linalg.norm(Chain.load(found.inverse)(inner) - chain(inner), axis=1)
+    assert np.median(error) < 1.5
+    assert replace(found, quality={}).template == template.name
+    there_and_back = Chain.load(found.chain)(Chain.load(found.inverse)(inner))
+    assert np.median(np.linalg.norm(there_and_back - inner, axis=1)) < 0.5
+    assert apply_matrix(np.eye(4), inner).shape == inner.shape

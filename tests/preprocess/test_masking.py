@@ -1,0 +1,67 @@
+"""What a BOLD run tells by itself: dummy volumes, brain mask."""
+
+import numpy as np
+import pytest
+
+from bids_app.preprocess.io.images import ArrayVolumes
+from bids_app.preprocess.masking import brain_mask, count_dummies, head_mask, largest_part, otsu
+from bids_app.preprocess.registration.ants import dice
+
+
+def series(head, factors: np.ndarray) -> ArrayVolumes:
+    noise = np.random.default_rng(0).normal(0, 5, (*head.epi.shape, len(factors)))
+    return ArrayVolumes((head.epi[..., None] * factors + noise).astype(np.float32), head.affine)
+
+
+@pytest.mark.parametrize("n_dummy", [0, 1, 3])
+def test_bright_first_volumes_are_counted(head, n_dummy):
+    factors = np.ones(40) + np.random.default_rng(1).normal(0, 0.002, 40)
+    factors[:n_dummy] = 1 + 0.5 * 0.5 ** np.arange(n_dummy)
+    assert count_dummies(series(head, factors), tr=2.0) == n_dummy
+
+
+def test_drift_and_activity_are_no_dummies(head):
+    slow = 1 + 0.02 * np.sin(np.arange(60) / 10) - 0.0005 * np.arange(60)
+    assert count_dummies(series(head, slow), tr=1.0) == 0
+
+
+def test_a_bright_volume_later_on_is_no_dummy(head):
+    factors = np.ones(40)
+    factors[2] = 1.5
+    assert count_dummies(series(head, factors), tr=2.0) == 0
+
+
+def test_brain_mask_of_a_brain(head):
+    assert dice(brain_mask(head.epi, head.affine), head.brain) > 0.95
+
+
+def test_brain_mask_leaves_out_what_hangs_on_thin_bridges(head):
+    image = head.epi.copy()
+    places = np.indices(image.shape).transpose(1, 2, 3, 0)
+    for x in (14, 28):  # eyes, 12 mm in front of the brain, joined to it by a line of voxels
+        image[np.linalg.norm(places - (x, 49, 14), axis=-1) < 2.5] = 1500
+        image[x, 40:49, 14] = 1000
+    assert dice(brain_mask(image, head.affine), head.brain) > 0.94
+
+
+def test_a_cut_field_of_view_leaves_no_hole_in_the_mask(head):
+    cut = slice(12, 30)
+    mask = brain_mask(head.epi[..., cut], head.affine)
+    assert dice(mask, head.brain[..., cut]) > 0.95
+
+
+def test_head_mask_holds_the_brain(head):
+    assert (head_mask(head.epi, head.affine) & head.brain).sum() > 0.99 * head.brain.sum()
+
+
+def test_otsu_parts_two_groups():
+    draws = np.random.default_rng(0)
+    values = np.concatenate([draws.normal(10, 2, 1000), draws.normal(100, 5, 500)])
+    assert 20 < otsu(values) < 85
+
+
+def test_largest_part_of_two_and_of_none():
+    mask = np.zeros((9, 3, 3), bool)
+    mask[0], mask[4:8] = True, True
+    assert largest_part(mask).sum() == 36
+    assert not largest_part(np.zeros((3, 3, 3), bool)).any()

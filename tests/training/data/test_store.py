@@ -1,0 +1,147 @@
+"""Stores of clips: what goes in comes out, within a step of the scale."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from bids_app.clips import ClipReader, GridSeries
+from bids_app.errors import BadDataError, NoInputError, UsageError
+from bids_app.phantom.grid_scans import NONE, simulated_series
+from bids_app.training.data.augmentation import mirrored
+from bids_app.training.data.store import ClipStore
+
+
+@pytest.mark.parametrize("normalisation", ["global", "voxel"])
+def test_a_stored_clip_is_the_clip_within_half_a_step(tmp_path, normalisation, invented_series):
+    series = invented_series(n_vols=30)
+    scan = ClipStore(tmp_path, normalisation).add("a", series, "01")
+    expected = ClipReader(series).volumes(5, 25, normalisation)
+    stored = scan.clip(5)[0]
+    inside = torch.from_numpy(series.mask)
+    clipped = expected.abs() > 127 * scan.scale
+    assert (stored - expected)[inside][~clipped[inside]].abs().max() <= 0.51 * scan.scale
+    assert clipped[inside].float().mean() < 2e-3
+    assert (stored[~inside] == scan.background).all()
+    assert (expected[~inside] == scan.background).all()
+
+
+def test_voxels_without_signal_are_background(tmp_path, invented_series):
+    series = invented_series(n_vols=25)
+    values = np.array(series.values)
+    values[:, :100] = 0.0
+    scan = ClipStore(tmp_path, "voxel").add("a", dataclasses.replace(series, values=values), "01")
+    places = np.flatnonzero(series.mask)[:100]
+    assert (scan.clip(0).reshape(-1, 20)[places] == scan.background).all()
+
+
+def test_an_outlier_does_not_coarsen_the_rest(tmp_path, invented_series):
+    series = invented_series(n_vols=25)
+    plain = ClipStore(tmp_path, "global").add("plain", series, "01")
+    values = np.array(series.values)
+    values[3, 7] = 1e6
+    outlier = ClipStore(tmp_path / "b", "voxel").add("odd", dataclasses.replace(series, values=values), "01")
+    assert outlier.scale < 6 / 127
+    assert plain.scale < 6 / 127
+
+
+def test_a_store_remembers_scans_and_what_is_known_of_them(tmp_path, invented_series):
+    ClipStore(tmp_path, "voxel").add("a", invented_series(n_vols=44), "01", "pre", {"state": "rest"}, "there.nii.gz")
+    scans = list(ClipStore(tmp_path))
+    assert [s.name for s in scans] == ["a"]
+    assert (scans[0].participant, scans[0].session, scans[0].labels) == ("01", "pre", {"state": "rest"})
+    assert (scans[0].n_vols, scans[0].n_clips) == (44, 2)
+
+
+def test_a_scan_that_is_there_is_left_as_it_is(tmp_path, invented_series):
+    store = ClipStore(tmp_path, "voxel")
+    store.add("a", invented_series(seed=1), "01")
+    before = (tmp_path / "a" / "values.npy").read_bytes()
+    store.add("a", invented_series(seed=2), "02")
+    assert (tmp_path / "a" / "values.npy").read_bytes() == before
+    assert store["a"].participant == "01"
+
+
+def test_a_killed_writer_leaves_no_scan(tmp_path, monkeypatch, invented_series):
+    store = ClipStore(tmp_path, "voxel")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.add("a", invented_series(), "01")
+    monkeypatch.undo()
+    assert list(ClipStore(tmp_path)) == []
+    assert store.add("a", invented_series(), "01").name == "a"
+
+
+def test_of_two_writers_of_one_scan_one_wins(tmp_path, monkeypatch, invented_series):
+    store, other = ClipStore(tmp_path, "voxel"), ClipStore(tmp_path, "voxel")
+    rename = os.rename
+
+    def other_is_quicker(old, new):
+        monkeypatch.undo()
+        other.add("a", invented_series(seed=2), "02")
+        rename(old, new)
+
+    monkeypatch.setattr(os, "rename", other_is_quicker)
+    assert store.add("a", invented_series(seed=1), "01").participant == "02"
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".a")] == []
+
+
+def test_stores_do_not_mix_normalisations(tmp_path):
+    ClipStore(tmp_path, "voxel")
+    with pytest.raises(UsageError, match="voxel"):
+        ClipStore(tmp_path, "global")
+
+
+def test_a_folder_that_is_no_store_is_named(tmp_path):
+    with pytest.raises(NoInputError, match=str(tmp_path)):
+        ClipStore(tmp_path)
+    (tmp_path / "store.json").write_text('{"format": "other"}')
+    with pytest.raises(BadDataError, match=r"store\.json"):
+        ClipStore(tmp_path)
+
+
+def test_clips_beyond_the_scan_are_refused(tmp_path, invented_series):
+    scan = ClipStore(tmp_path, "voxel").add("a", invented_series(n_vols=30), "01")
+    with pytest.raises(IndexError, match="volumes 11 to 31 of 30"):
+        scan.clip(11)
+
+
+def test_mirroring_is_about_the_middle_of_the_brain():
+    clips = torch.zeros(1, 1, 96, 96, 96, 1)
+    clips[0, 0, 48] = 1.0  # x = 0 mm
+    clips[0, 0, 40, 10, 20] = 2.0  # x = 16 mm
+    out = mirrored(clips)
+    assert out[0, 0, 56, 10, 20] == 2.0
+    assert (out[0, 0, 48] == 1.0).all()
+    assert out.sum() == clips.sum()
+
+
+def test_simulated_scans_come_to_the_grid_where_they_should():
+    from bids_app.clips import MODEL_GRID_AFFINE
+    from bids_app.phantom.protocol import Protocol
+    from bids_app.phantom.tissues import template_tissues
+
+    protocol = Protocol(voxel_mm=(4.0, 4.0, 4.0), matrix=(50, 56, 40), n_volumes=10, motion_mm=0.2)
+    series = simulated_series("visual", 1, "a", protocol=protocol, mistakes=NONE)
+    assert isinstance(series, GridSeries)
+    assert 190_000 < series.mask.sum() < 260_000
+    mean = series.values.mean(axis=0)
+    maps = template_tissues(2)
+    from bids_app.catalog.templates import MODEL_SPACE, space
+    from bids_app.phantom.geometry import apply, sample
+    from bids_app.phantom.tissues import TEMPLATE
+
+    to_template = space(MODEL_SPACE).pull_to(space(TEMPLATE)) @ MODEL_GRID_AFFINE
+    points = apply(to_template, np.argwhere(series.mask).astype(float))
+    fluid = sample(maps.fractions["csf"], maps.affine, points)
+    white = sample(maps.fractions["wm"], maps.affine, points)
+    deep = np.linalg.norm(points - np.array([0, -18, 15]), axis=1) < 35  # ventricles and white matter
+    assert np.median(mean[deep & (fluid > 0.8)]) > 1.15 * np.median(mean[deep & (white > 0.9)])

@@ -1,0 +1,32 @@
+"""The five tasks, from cohort to report: what was put in is found."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[3] / "benchmarks" / "five_tasks.py"
+
+
+@pytest.fixture(scope="module")
+def five_tasks(tmp_path_factory):
+    """The benchmark, and a folder that its cohorts stay in."""
+    spec = importlib.util.spec_from_file_location("five_tasks", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["five_tasks"] = module
+    spec.loader.exec_module(module)
+    return module, tmp_path_factory.mktemp("five-tasks")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("name", ["age", "sex", "phenotype", "diagnosis", "identity", "images", "states"])
+def test_a_task_recovers_its_effect(name, five_tasks):
+    module, work = five_tasks
+    found = module.run(name, work, quick=True)
+    score = module.ALL[name].score
+    assert found["encoder"][score][0] >= module.goal_of(name, work)
+    assert len(found) == 3

@@ -1,0 +1,308 @@
+"""Steps as nodes: cached by content, apart in failure, and honest about why they failed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from bids_app.errors import BadDataError, UsageError
+from bids_app.settings import ResourceSettings
+from bids_app.workflow.engine import Graph, read_plugin_file, remove_caches
+
+T = TypeVar("T")
+
+
+def write_number(number: int, out_dir: Path) -> Path:
+    path = out_dir / "number.txt"
+    path.write_text(str(number))
+    with (out_dir.parent / "calls.txt").open("a") as log:
+        log.write("write ")
+    return path
+
+
+def double(source: Path, out_dir: Path) -> int:
+    with (out_dir.parent / "calls.txt").open("a") as log:
+        log.write("double ")
+    return 2 * int(source.read_text())
+
+
+def store(value: int, target: Path, out_dir: Path) -> Path:
+    target.write_text(str(value))
+    return target
+
+
+def fail(out_dir: Path) -> None:
+    raise BadDataError("scan.nii.gz: truncated.", "Copy it again.")
+
+
+def fail_unexpectedly(out_dir: Path) -> None:
+    raise ZeroDivisionError("by zero")
+
+
+def fail_for_the_disk(out_dir: Path) -> None:
+    raise OSError(28, "No space left on device", "x.nii")
+
+
+def fill_the_disk(out_dir: Path) -> None:
+    """Write as much as fits; the file stays, so that nothing else fits either."""
+    with (out_dir / "large.bin").open("wb") as file:
+        while True:
+            file.write(bytes(2**16))
+            file.flush()
+
+
+def die(out_dir: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def wait(out_dir: Path) -> None:
+    (out_dir.parent / "worker").write_text(str(os.getpid()))
+    time.sleep(120)
+
+
+@pytest.fixture(autouse=True)
+def steps_can_be_imported(monkeypatch, tmp_path):
+    """Steps are found by module and name; the workers of a test need this file on their path."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    for function in (
+        write_number,
+        double,
+        store,
+        fail,
+        fail_unexpectedly,
+        fail_for_the_disk,
+        fill_the_disk,
+        die,
+        note_overlap,
+    ):
+        monkeypatch.setattr(function, "__module__", "test_engine")
+
+
+def note_overlap(out_dir: Path) -> None:
+    """Stand for a step on a GPU: leave how many of its kind run at the same time."""
+    mark = out_dir.parent / f"running-{out_dir.name}"
+    mark.touch()
+    time.sleep(0.5)
+    with (out_dir.parent / "overlap.txt").open("a") as log:
+        log.write(f"{len(list(out_dir.parent.glob('running-*')))}\n")
+    mark.unlink()
+
+
+def run_chain(tmp_path: Path, number: int, n_procs: int = 1) -> str:
+    graph = Graph("wf", tmp_path / "work", ResourceSettings(n_procs=n_procs))
+    source = graph.step("write", write_number, number=number)
+    value = graph.step("double", double, source=source)
+    target = graph.step("store", store, value=value, target=tmp_path / "out.txt", always=True)
+    graph.run(crash_dir=tmp_path)
+    assert graph.error_of(target) is None
+    return (tmp_path / "work" / "wf" / "calls.txt").read_text()
+
+
+@pytest.mark.parametrize("n_procs", [1, 2])
+def test_results_travel_from_step_to_step(tmp_path: Path, n_procs: int) -> None:
+    run_chain(tmp_path, 21, n_procs)
+    assert (tmp_path / "out.txt").read_text() == "42"
+
+
+def test_steps_on_a_gpu_take_turns(tmp_path: Path) -> None:
+    graph = Graph("wf", tmp_path / "work", ResourceSettings(n_procs=4))
+    for name in ("one", "two", "three"):
+        graph.step(name, note_overlap, n_procs=2, gpu=True)
+    graph.run(crash_dir=tmp_path)
+    assert (tmp_path / "work" / "wf" / "overlap.txt").read_text() == "1\n" * 3
+
+
+def test_cluster_jobs_have_a_name_where_the_user_has_none(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("LOGNAME", raising=False)
+    plugin = tmp_path / "plugin.yml"
+    plugin.write_text("plugin: Linear\n")
+    graph = Graph("wf", tmp_path / "work", ResourceSettings(plugin=plugin))
+    graph.step("write", write_number, number=1)
+    graph.run(crash_dir=tmp_path)
+    assert os.environ["LOGNAME"]
+
+
+def test_a_second_run_repeats_only_what_writes_outside(tmp_path: Path) -> None:
+    assert run_chain(tmp_path, 21) == "write double "
+    (tmp_path / "out.txt").unlink()
+    assert run_chain(tmp_path, 21) == "write double "
+    assert (tmp_path / "out.txt").read_text() == "42"
+
+
+def test_changed_input_reaches_the_steps_behind_it(tmp_path: Path) -> None:
+    run_chain(tmp_path, 21)
+    assert run_chain(tmp_path, 4) == "write double write double "
+    assert (tmp_path / "out.txt").read_text() == "8"
+
+
+def test_failure_takes_only_dependent_steps_with_it(tmp_path: Path) -> None:
+    graph = Graph("wf", tmp_path / "work", ResourceSettings())
+    broken = graph.step("broken", fail)
+    behind = graph.step("behind", double, source=broken)
+    good = graph.step("good", write_number, number=1)
+    graph.run(crash_dir=tmp_path)
+    error = graph.error_of(behind)
+    assert (error.step, error.message, error.hint, error.exit_code) == (
+        "broken", "scan.nii.gz: truncated.", "Copy it again.", 65,
+    )  # fmt: skip
+    assert graph.error_of(good) is None
+
+
+def test_error_of_an_earlier_run_is_forgotten(tmp_path: Path) -> None:
+    target = tmp_path / "nowhere" / "out.txt"
+    for attempt in range(2):
+        graph = Graph("wf", tmp_path / "work", ResourceSettings())
+        step = graph.step("store", store, value=1, target=target)
+        graph.run(crash_dir=tmp_path)
+        if attempt == 0:
+            assert graph.error_of(step).exit_code == 74
+            target.parent.mkdir()
+        else:
+            assert graph.error_of(step) is None
+
+
+@pytest.mark.parametrize(
+    ("function", "code", "words"), [(fail_unexpectedly, 70, "ZeroDivisionError"), (fail_for_the_disk, 74, "x.nii")]
+)
+def test_every_failure_has_its_exit_code(tmp_path: Path, function, code: int, words: str) -> None:
+    graph = Graph("wf", tmp_path / "work", ResourceSettings())
+    step = graph.step("step", function)
+    graph.run(crash_dir=tmp_path)
+    error = graph.error_of(step)
+    assert error.exit_code == code
+    assert words in error.message
+
+
+@pytest.mark.timeout(60)
+def test_killed_worker_is_a_failure_and_the_others_go_on(tmp_path: Path) -> None:
+    graph = Graph("wf", tmp_path / "work", ResourceSettings(n_procs=2))
+    killed = graph.step("killed", die)
+    behind = graph.step("behind", double, source=killed)
+    first = graph.step("first", write_number, number=3)
+    value = graph.step("value", double, source=first)
+    stored = graph.step("stored", store, value=value, target=tmp_path / "out.txt")
+    graph.run(crash_dir=tmp_path)
+    assert graph.error_of(behind).exit_code == 75
+    assert graph.error_of(stored) is None
+    assert (tmp_path / "out.txt").read_text() == "6"
+
+
+FULL = """
+from pathlib import Path
+from bids_app.workflow.engine import Graph
+from bids_app.settings import ResourceSettings
+from test_graph import fill_the_disk
+
+if __name__ == "__main__":
+    graph = Graph("g", Path({scratch!r}), ResourceSettings(n_procs=2))
+    steps = [graph.step(name, fill_the_disk) for name in ("one", "two")]
+    graph.run(crash_dir=Path({crashes!r}))
+    for step in steps:
+        error = graph.error_of(step)
+        print(error.exit_code, error.message)
+"""
+
+
+def test_steps_that_fill_the_disk_say_so(tmp_path: Path) -> None:
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("mounting is not allowed here")
+    small, crashes, script = tmp_path / "small", tmp_path / "crashes", tmp_path / "full.py"
+    small.mkdir()
+    crashes.mkdir()
+    script.write_text(FULL.format(scratch=str(small), crashes=str(crashes)))
+    mount = 'mount -t tmpfs -o size=2m none "$0" && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", mount, str(small), sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["74", "74"], done.stdout + done.stderr
+    assert done.stdout.lower().count("no space left") == 2
+
+
+KILLED = """
+from pathlib import Path
+from bids_app.workflow.engine import Graph
+from bids_app.settings import ResourceSettings
+from test_graph import wait
+
+if __name__ == "__main__":
+    graph = Graph("g", Path({scratch!r}), ResourceSettings(n_procs=2))
+    graph.step("one", wait)
+    graph.step("two", wait)
+    graph.run(crash_dir=Path({scratch!r}))
+"""
+
+
+def test_workers_end_with_the_run_that_was_killed(tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED.format(scratch=str(tmp_path)))
+    run = subprocess.Popen([sys.executable, str(script)])
+    marker = tmp_path / "g" / "worker"
+    wait_until(marker.is_file, 60)
+    worker = int(wait_until(marker.read_text, 5))
+    run.kill()
+    run.wait()
+    wait_until(lambda: not Path(f"/proc/{worker}").exists(), 10)
+
+
+def wait_until(condition: Callable[[], T], seconds: float) -> T:
+    """What a condition gives once it is true."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return value
+
+
+def test_removing_scratch_leaves_what_others_put_beside_it(tmp_path: Path) -> None:
+    graph = Graph("wf", tmp_path / "work", ResourceSettings())
+    graph.step("write", write_number, number=1)
+    graph.run(crash_dir=tmp_path)
+    (tmp_path / "work" / "of_somebody_else.txt").write_text("keep me")
+    graph.remove()
+    left = [path.name for path in (tmp_path / "work").rglob("*") if path.is_file()]
+    assert "of_somebody_else.txt" in left
+    assert not (tmp_path / "work" / "wf" / "write").exists()
+
+
+def test_what_libraries_and_killed_runs_left_is_removed_and_the_rest_is_not(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    for name in ("caches/mplconfigdir", "crash-1"):
+        (work / name).mkdir(parents=True)
+        (work / name / "file").write_text("")
+    (work / "of_somebody_else.txt").write_text("keep me")
+    remove_caches(work)
+    assert [path.name for path in work.iterdir()] == ["of_somebody_else.txt"]
+    (work / "of_somebody_else.txt").unlink()
+    remove_caches(work)
+    assert not work.exists()
+
+
+@pytest.mark.parametrize("content", ["plugin_args: {}", "[", "plugin: SLURM\nplugin_args: 3"])
+def test_broken_plugin_file_is_named(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "plugin.yml"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r"plugin\.yml"):
+        read_plugin_file(path)
+
+
+@pytest.mark.parametrize(("n_procs", "is_terminal"), [(1, True), (2, True), (1, False)])
+def test_progress_is_shown_on_a_terminal_and_nowhere_else(
+    tmp_path: Path, monkeypatch, capsys, n_procs: int, is_terminal: bool
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
+    run_chain(tmp_path, 21, n_procs)
+    said = capsys.readouterr().err
+    assert ("0/3" in said) == is_terminal
+    assert said.strip() == "" or is_terminal

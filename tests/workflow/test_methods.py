@@ -1,0 +1,96 @@
+"""The methods text tells of each adapter what was done to say how far its answers can be trusted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from bids_app.adapters.calibration import Calibration
+from bids_app.adapters.domain import Domain
+from bids_app.adapters.file import Adapter, AdapterCard
+from bids_app.bids.fieldmaps import DIRECT, PAIR, PHASE_DIFFERENCE, TWO_PHASES
+from bids_app.outputs.boilerplate import as_markdown, compose
+from bids_app.preprocess.sdc.estimate import SYN
+from bids_app.workflow import methods
+from bids_app.workflow.methods import cohort_in_words, describe_adapter_steps
+
+CARD = AdapterCard("state", "classification", "state", 64 * "0", "voxel", ("rest", "move"))
+CALIBRATION = Calibration(120, "temperature", 1.3, limits={"0.9": 0.4}, source="site A").as_dict()
+
+
+def text_of(card: AdapterCard, on_out_of_domain: str = "warn", domain: Domain | None = None) -> str:
+    adapter = Adapter(card, {"head.weight": torch.zeros(2, 4)})
+    if domain:
+        adapter = adapter.with_domain(domain)
+    return " ".join(as_markdown(compose(describe_adapter_steps(adapter, on_out_of_domain))).split())
+
+
+def test_an_adapter_that_was_not_calibrated_promises_nothing() -> None:
+    text = text_of(CARD)
+    assert "The adapter state (trained on a cohort that its card does not describe) predicted state;" in text
+    assert "The adapter state was not calibrated" in text
+    assert "was warned of." in text
+    assert "Guo" not in text
+    assert "Mahalanobis" not in text
+
+
+def test_calibration_is_told_with_its_scans_and_cited() -> None:
+    text = text_of(replace(CARD, calibration=CALIBRATION))
+    assert "calibrated by one temperature (Guo et al., 2017) on 120 scans (site A)." in text
+    assert "Sets of labels of the adapter state hold the truth in 90 % of scans like the 120" in text
+    assert "(Lei et al., 2018), and second ones within each class (Vovk, 2012)" in text
+
+
+def test_a_regression_has_intervals() -> None:
+    made = Calibration(50, limits={"0.9": 6.1}).as_dict()
+    text = text_of(AdapterCard("age", "regression", "age", 64 * "0", "global", unit="years", calibration=made))
+    assert "Intervals of the adapter age hold the truth in 90 % of scans like the 50" in text
+    assert "mean image alone" in text
+    assert "within each class" not in text
+
+
+def test_the_distance_from_a_cohort_is_told_where_it_is_measured() -> None:
+    people = [f"{i}" for i in range(30)]
+    domain = Domain.fit(np.random.default_rng(0).normal(size=(30, 4)), people)
+    assert "Mahalanobis distance" in text_of(CARD, domain=domain)
+    assert "farther than 96.8 % of scans" in text_of(CARD, domain=domain)
+
+
+@pytest.mark.parametrize(("rule", "word"), [("warn", "warned of"), ("refuse", "refused")])
+def test_what_happens_beyond_the_cohort_is_told(rule: str, word: str) -> None:
+    assert f"cohort that an adapter learned from was {word}." in text_of(CARD, rule)
+
+
+def test_twins_and_diagnoses_are_told() -> None:
+    text = text_of(replace(CARD, twin={"normalisation": "global"}, research_only=True))
+    assert "under the other normalisation (global), by a second head of the adapter state" in text
+    assert "research use had been acknowledged" in text
+
+
+@pytest.mark.parametrize(
+    ("kinds", "steps"),
+    [
+        ([PAIR], ["distortion", "distortion_pair"]),
+        ([PHASE_DIFFERENCE, ""], ["distortion", "distortion_phases"]),
+        ([PAIR, TWO_PHASES, SYN], ["distortion", "distortion_pair", "distortion_phases", "distortion_syn"]),
+        ([DIRECT], ["distortion"]),
+        ([""], []),
+    ],
+)
+def test_only_the_correction_that_was_made_is_told(
+    monkeypatch: pytest.MonkeyPatch, kinds: list[str], steps: list[str]
+) -> None:
+    runs = [SimpleNamespace(derived=None, kind=kind) for kind in kinds]
+    monkeypatch.setattr(methods, "correction_of", lambda run, settings: (run.kind, ""))
+    told = methods.describe_distortion(SimpleNamespace(preprocess=None), runs)  # type: ignore[arg-type]
+    assert [step.name for step in told] == steps
+
+
+def test_a_cohort_is_told_by_its_description_and_size() -> None:
+    assert cohort_in_words({"description": "ABIDE", "participants": 20}) == "ABIDE, 20 participants"
+    assert cohort_in_words({"scans": 3}) == "3 scans"
+    assert cohort_in_words({}) == "a cohort that its card does not describe"

@@ -1,0 +1,123 @@
+"""Places, disk and memory are examined before anything is started, and nothing is written by looking."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from bids_app.errors import BadDataError, CannotCreateError, NoInputError, TemporaryError, UsageError
+from bids_app.settings import PARTICIPANT, ModelSettings, ResourceSettings, Settings, own_scratch
+from bids_app.workflow import preflight as checks
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    return folder
+
+
+def settings(raw: Path, out: Path, work: Path | None = None, **resources) -> Settings:
+    return Settings(raw, out, PARTICIPANT, work or raw.parent / "work", resources=ResourceSettings(**resources))
+
+
+def test_missing_dataset_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NoInputError, match="nowhere"):
+        checks.check_input(settings(tmp_path / "nowhere", tmp_path / "out"))
+
+
+@pytest.mark.parametrize("inside", [".", "out", "sub-01/out", "code/../out"])
+def test_output_equal_to_or_inside_the_raw_data_is_refused(raw: Path, inside: str) -> None:
+    with pytest.raises(UsageError, match=r"raw dataset|dataset itself"):
+        checks.check_places(settings(raw, raw / inside))
+
+
+def test_output_in_the_derivatives_folder_of_the_dataset_is_fine(raw: Path) -> None:
+    assert checks.check_places(settings(raw, raw / "derivatives" / "neurostorm"))
+
+
+def test_output_that_is_a_link_into_the_raw_data_is_refused(raw: Path, tmp_path: Path) -> None:
+    (raw / "x").mkdir()
+    (tmp_path / "link").symlink_to(raw / "x")
+    with pytest.raises(UsageError):
+        checks.check_places(settings(raw, tmp_path / "link"))
+
+
+def test_raw_data_inside_the_output_is_refused(raw: Path) -> None:
+    with pytest.raises(UsageError, match="inside the output"):
+        checks.check_places(settings(raw, raw.parent))
+
+
+def test_work_dir_inside_the_raw_data_is_refused(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="work folder"):
+        checks.check_places(settings(raw, tmp_path / "out", raw / "work"))
+
+
+def test_output_below_a_file_cannot_be_created(raw: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CannotCreateError, match="file"):
+        checks.check_output(settings(raw, tmp_path / "file" / "out"))
+
+
+def test_output_that_may_not_be_written_is_refused(raw: Path, tmp_path: Path, monkeypatch) -> None:
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: allowed(path, mode) and Path(path) != tmp_path)
+    with pytest.raises(CannotCreateError, match="may not write"):
+        checks.check_output(settings(raw, tmp_path / "out"))
+
+
+def test_full_disk_is_seen_beforehand(raw: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(checks, "MIN_FREE_GB", 1e9)
+    with pytest.raises(CannotCreateError, match="GB free"):
+        checks.check_scratch(settings(raw, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("planted", ["a link", "open to all", "of another user"])
+def test_scratch_among_everybodys_files_must_be_this_users_alone(
+    raw: Path, tmp_path: Path, monkeypatch, planted: str
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    base = own_scratch()
+    if planted == "a link":
+        (tmp_path / "elsewhere").mkdir()
+        base.symlink_to(tmp_path / "elsewhere")
+    elif planted == "open to all":
+        base.mkdir()
+        base.chmod(0o777)
+    else:
+        base.mkdir(mode=0o700)
+        monkeypatch.setattr(os, "getuid", lambda: 4321)
+        monkeypatch.setattr(checks, "own_scratch", lambda: base)
+    with pytest.raises(CannotCreateError, match="only this user"):
+        checks.check_scratch(settings(raw, tmp_path / "out", base / "abc"))
+
+
+def test_scratch_of_this_user_is_fine_and_so_is_any_that_is_named(raw: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    own_scratch().mkdir(mode=0o700)
+    shared = tmp_path / "group"
+    shared.mkdir()
+    shared.chmod(0o777)
+    checks.check_scratch(settings(raw, tmp_path / "out", own_scratch() / "abc"))
+    checks.check_scratch(settings(raw, tmp_path / "out", shared / "abc"))
+
+
+def test_too_little_memory_is_seen_beforehand(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(TemporaryError, match=r"0\.5 GB of memory"):
+        checks.check_memory(settings(raw, tmp_path / "out", memory_gb=0.5))
+
+
+def test_looking_writes_nothing(raw: Path, tmp_path: Path) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    list(checks.examine(settings(raw, tmp_path / "out")))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_reconstruction_without_a_decoder_is_told_before_anything_is_computed(raw: Path) -> None:
+    asked = replace(settings(raw, raw.parent / "out"), model=ModelSettings("demo", attribution="reconstruction"))
+    with pytest.raises(BadDataError, match="no decoder"):
+        checks.check_atlas(asked)
