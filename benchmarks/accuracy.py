@@ -7,19 +7,18 @@
     python benchmarks/accuracy.py --boundary               # what refining BOLD to T1w at the boundary would do
     python benchmarks/accuracy.py --t1w                    # T1w to template, odd images too, beside antspyx
 
-Every first run of a participant goes from its raw files through all steps, with its T1w and without. Errors are mm over
-the brain (motion, BOLD to T1w) or over the template's grey matter (T1w to template, the whole chain).
+Every first run of a participant goes from its raw files through the app's own steps, with its T1w and without. Errors
+are mm over the brain (motion, BOLD to T1w) or over the template's grey matter (T1w to template, the whole chain).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import nibabel as nib
@@ -34,16 +33,15 @@ from bids_app.phantom.protocol import anatomical_protocol_for
 from bids_app.phantom.t1w import VARIANTS, simulate_t1w
 from bids_app.phantom.truth import PointField
 from bids_app.preprocess.anatomical import normalise_t1w, prepare_t1w
-from bids_app.preprocess.hmc import MotionEstimate, correct_motion
+from bids_app.preprocess.hmc import MotionEstimate
 from bids_app.preprocess.io.images import read_volume, save_image
-from bids_app.preprocess.masking import prepare_bold
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration.ants import Image, dice
 from bids_app.preprocess.registration.bbr import SLOPE, Refinement, refine, white_matter_boundary
 from bids_app.preprocess.registration.transforms import LPS, Chain, apply_matrix, draw, grid_points, linear, rigid
-from bids_app.preprocess.run import preprocess_run
-from bids_app.preprocess.sdc.estimate import correct_distortion
-from bids_app.settings import QuerySettings
+from bids_app.settings import PreprocessSettings, QuerySettings
+from bids_app.workflow.in_process import preprocess_in_process, run_in_process, steps_of
+from bids_app.workflow.nodes import correct_distortion
 
 ROUTES = ("t1w", "direct")
 DISTORTION_COLUMNS = ("put in", "largest", "left", "removed %", "seconds")
@@ -193,19 +191,17 @@ def runs_of(
 ) -> Iterable[tuple[str, dict[str, float]]]:
     """Preprocess the first run of each participant, and compare it with the truth."""
     for route in routes:
-        for bold in sorted(dataset.glob("sub-*/func/*_bold.nii.gz")):
-            subject = bold.name.split("_")[0]
-            if bold != min(bold.parent.glob("*_bold.nii.gz")):
-                continue
-            metadata = json.loads(Path(str(bold).replace(".nii.gz", ".json")).read_text())
-            t1w = next(dataset.glob(f"{subject}/anat/*_T1w.nii.gz")) if route == "t1w" else None
+        first = {run.participant: run for run in reversed(find_runs(dataset, QuerySettings()))}
+        for participant, found in sorted(first.items()):
+            run = found if route == "t1w" else replace(found, t1w=None, t1w_repeats=())
+            name = f"sub-{participant} {route}"
             try:
                 threads = len(os.sched_getaffinity(0))
-                run = preprocess_run(bold, metadata, t1w, work / subject / route, threads=threads)
+                preprocessed = preprocess_in_process(run, work / participant / route, threads=threads)
             except NeurostormError as error:
-                print(f"{subject} {route}: {error}")
+                print(f"{name}: {error}")
                 continue
-            yield f"{subject} {route}", judge(run, Truth.of(dataset, bold))
+            yield name, judge(preprocessed, Truth.of(dataset, run.bold))
 
 
 def distortions(work: Path, participants: int, seed: int, largest_mm: float) -> Iterable[tuple[str, dict[str, float]]]:
@@ -221,12 +217,11 @@ def distortions(work: Path, participants: int, seed: int, largest_mm: float) -> 
         write_dataset(dataset, plan)
         for run in find_runs(dataset, QuerySettings()):
             folder = work / "steps" / kind / run.participant
-            folder.mkdir(parents=True)
-            series = prepare_bold(run.bold, run.metadata, folder, dummy_scans=0)
-            motion = correct_motion(series, folder)
+            graph, _ = steps_of(run, folder, PreprocessSettings(dummy_scans=0))
+            (correction,) = (step for step in graph.steps.values() if step.function is correct_distortion)
+            before = run_in_process(graph, folder, correction.upstream["motion"])
             started = time.process_time()
-            assert run.fieldmap is not None
-            found = correct_distortion(run.bold, run.metadata, motion, run.fieldmap, folder)
+            found = run_in_process(graph, folder, correction, results=before)[correction.name]
             seconds = time.process_time() - started
             yield f"sub-{run.participant} {kind}", left_over(found, dataset, run.stem) | {"seconds": seconds}
 

@@ -19,7 +19,7 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +28,13 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import peers
+
+from bids_app.bids.query import BoldRun
+from bids_app.preprocess.anatomical import normalise_t1w
+from bids_app.preprocess.hmc import MotionEstimate, correct_motion
+from bids_app.workflow import nodes
+from bids_app.workflow.graph import Step
+from bids_app.workflow.in_process import run_in_process, steps_of
 
 PEER_VOLUMES = 20
 N_POSES = 60
@@ -82,7 +89,7 @@ def _timed(function: Callable[..., Any], arguments: tuple[Any, ...], options: di
     import ants  # noqa: F401  (imports are not a step's cost)
     import torch  # noqa: F401
 
-    from bids_app.preprocess import run  # noqa: F401
+    from bids_app.workflow import method  # noqa: F401
 
     started, cpu = time.perf_counter(), time.process_time()
     value = function(*arguments, **options)
@@ -152,52 +159,63 @@ def first_volumes(bold: Path, n_volumes: int, folder: Path) -> Path:
     return path
 
 
-def go(run: Run, folder: Path, threads: int, with_peers: bool, anatomy: Any = None) -> Any:
-    """Run all steps, each in its own process, and their peers; returns the run's anatomy."""
-    from bids_app.preprocess.anatomical import normalise_t1w, prepare_t1w
-    from bids_app.preprocess.confounds import measure_confounds
-    from bids_app.preprocess.hmc import correct_motion
-    from bids_app.preprocess.masking import prepare_bold
-    from bids_app.preprocess.registration.bold_to_t1w import coregister, mask_boldref, normalise_boldref
-    from bids_app.preprocess.resample import grid_series
-    from bids_app.preprocess.run import collect_run
-
+def go(run: Run, folder: Path, threads: int, with_peers: bool, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Run the app's own steps, each in its own process, and their peers; return the results of the T1w's steps."""
     folder.mkdir(exist_ok=True)
     few = first_volumes(run.bold, min(PEER_VOLUMES, run.n_volumes), folder)
+    entities = {"sub": "01", "task": "benchmark"}
+    graph, steps = steps_of(BoldRun(run.bold, entities, {"RepetitionTime": run.tr}, run.t1w), folder, threads=threads)
 
-    def step(name: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        out_dir = folder / name.replace(" ", "_")
-        out_dir.mkdir(parents=True, exist_ok=True)
-        run.costs[name] = measure(function, *arguments, out_dir=out_dir, **options)
-        return run.costs[name].value
-
-    def peer(name: str, *others: tuple[Callable[..., Any], tuple[Any, ...]]) -> None:
-        run.peers[name] = list(measured(others)) if with_peers else []
+    def call(step: Step, arguments: Mapping[str, Any]) -> Any:
+        title = title_of(step)
+        run.costs[title] = measure(step.function, **arguments)
+        peers_of = peers_for(title, run, few, folder, arguments, run.costs[title].value) if with_peers else ()
+        run.peers[title] = list(measured(peers_of))
+        return run.costs[title].value
 
     run.costs["imports"] = measure(int)
-    series = step("examine", prepare_bold, run.bold, {"RepetitionTime": run.tr})
-    peer("examine", (peers.nibabel_load, (run.bold,)))
-    motion = step("motion", correct_motion, series, threads=threads)
-    peer("motion", (peers.simpleitk_motion, (few,)), (peers.nipy_motion, (few,)), (peers.antspyx_motion, (few,)))
-    reference = step("EPI mask", mask_boldref, run.bold, motion.boldref)
-    peer("EPI mask", (peers.antspyx_mask, (run.bold, motion.boldref)))
-    if run.t1w is not None and anatomy is None:
-        prepared = step("T1w bias field", prepare_t1w, run.t1w)
-        peer("T1w bias field", (peers.antspyx_bias_field, (run.t1w,)), (peers.simpleitk_bias_field, (run.t1w,)))
-        anatomy = step("T1w to template", normalise_t1w, prepared)
-        peer("T1w to template", (peers.antspyx_normalisation, (prepared.image, _template(folder))))
-    if anatomy is not None:
-        alignment = step("BOLD to T1w", coregister, reference, anatomy)
-        images = (reference.corrected, anatomy.image)
-        peer("BOLD to T1w", (peers.simpleitk_rigid, images), (peers.antspyx_rigid, images))
-    else:
-        alignment = step("BOLD to template", normalise_boldref, reference)
-    confounds = step("confounds", measure_confounds, series, motion, alignment, threads=threads)
-    peer("confounds", (peers.scipy_confounds, (confounds.carpet,)))
-    done = collect_run(series, motion, reference, alignment, confounds, anatomy)
-    step("model grid", grid_series, done, threads=threads)
-    peer("model grid", (peers.scipy_resampling, (few,)), (peers.antspyx_resampling, (few,)))
-    return anatomy
+    results = run_in_process(graph, folder, steps.grid, call, known)
+    return {name: value for name, value in results.items() if "_T1w_" in name}
+
+
+def title_of(step: Step) -> str:
+    """Name of a step in the table."""
+    titles = {
+        nodes.prepare_anatomy: "T1w bias field",
+        normalise_t1w: "T1w to template",
+        nodes.examine: "examine",
+        correct_motion: "motion",
+        nodes.mask_run: "EPI mask",
+        nodes.align: "BOLD to T1w" if "anatomy" in step.upstream else "BOLD to template",
+        nodes.confounds: "confounds",
+        nodes.collect: "collect",
+        nodes.resample: "model grid",
+    }
+    return titles[step.function]
+
+
+def peers_for(
+    title: str, run: Run, few: Path, folder: Path, given: Mapping[str, Any], returned: Any
+) -> Iterable[tuple[Callable[..., Any], tuple[Any, ...]]]:
+    """Other packages that do the same as a step, with their arguments, by what the step was given and returned."""
+    if title == "examine":
+        return [(peers.nibabel_load, (run.bold,))]
+    if title == "motion":
+        return [(peer, (few,)) for peer in (peers.simpleitk_motion, peers.nipy_motion, peers.antspyx_motion)]
+    if title == "EPI mask":
+        return [(peers.antspyx_mask, (run.bold, given["motion"].boldref))]
+    if title == "T1w bias field":
+        return [(peer, (run.t1w,)) for peer in (peers.antspyx_bias_field, peers.simpleitk_bias_field)]
+    if title == "T1w to template":
+        return [(peers.antspyx_normalisation, (given["prepared"].image, _template(folder)))]
+    if title == "BOLD to T1w":
+        images = (given["reference"].corrected, given["anatomy"].image)
+        return [(peer, images) for peer in (peers.simpleitk_rigid, peers.antspyx_rigid)]
+    if title == "confounds":
+        return [(peers.scipy_confounds, (returned.carpet,))]
+    if title == "model grid":
+        return [(peer, (few,)) for peer in (peers.scipy_resampling, peers.antspyx_resampling)]
+    return []
 
 
 def _template(folder: Path) -> Path:
@@ -245,7 +263,7 @@ def _size(cost: Cost) -> float:
 
 def _error(run: Run, cost: Cost) -> str:
     """Error of motion in words, where a call returned motion and the truth is known."""
-    found = np.load(cost.value.motion) if hasattr(cost.value, "hmc_file") else cost.value
+    found = np.load(cost.value.motion) if isinstance(cost.value, MotionEstimate) else cost.value
     if run.motion is None or not isinstance(found, np.ndarray):
         return ""
     return "   error {:.3f} mm, at most {:.3f}".format(*motion_error_mm(found, run.motion[: len(found)]))
@@ -265,7 +283,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        anatomy = None
+        known: dict[str, Any] = {}
         for n_volumes in [0] if arguments.bold else arguments.volumes:
             if arguments.bold:
                 sidecar = Path(str(arguments.bold).split(".nii")[0] + ".json")
@@ -274,7 +292,7 @@ def main() -> None:
             else:
                 run = simulate(folder, PROTOCOLS[arguments.protocol], n_volumes)
             with_peers = not arguments.no_peers and arguments.peers_at in (None, run.n_volumes)
-            anatomy = go(run, folder / str(run.n_volumes), arguments.threads, with_peers, anatomy)
+            known = go(run, folder / str(run.n_volumes), arguments.threads, with_peers, known)
             show(run, arguments.threads)
 
 

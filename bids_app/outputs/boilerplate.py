@@ -36,8 +36,8 @@ INTRODUCTION = (
 
 
 @dataclass(frozen=True)
-class Step:
-    """A step that was done.
+class Sentence:
+    """A sentence of the methods text, or several: what was done in a step.
 
     Parameters
     ----------
@@ -95,12 +95,12 @@ def bibliography() -> dict[str, Reference]:
     return found
 
 
-def compose(steps: Sequence[Step], *, demonstration: str = "") -> list[tuple[str, str]]:
+def compose(steps: Sequence[Sentence], *, demonstration: str = "") -> list[tuple[str, str]]:
     """The text as headings and paragraphs, with ``[@key]`` where something is cited.
 
     Parameters
     ----------
-    steps : sequence of Step
+    steps : sequence of Sentence
         What was done; a step may come several times with other values.
     demonstration : str
         Name of the demonstration model that was used, if it was one.
@@ -159,14 +159,14 @@ def as_tex(paragraphs: Sequence[tuple[str, str]]) -> str:
     return "\n".join(lines)
 
 
-def write_methods(out_dir: Path, steps: Sequence[Step], *, demonstration: str = "") -> list[Path]:
+def write_methods(out_dir: Path, steps: Sequence[Sentence], *, demonstration: str = "") -> list[Path]:
     """Write ``logs/CITATION.md``, ``.html``, ``.tex`` and ``.bib``.
 
     Parameters
     ----------
     out_dir : pathlib.Path
         Root of the derivatives.
-    steps : sequence of Step
+    steps : sequence of Sentence
         What was done.
     demonstration : str
         Name of the demonstration model that was used, if it was one.

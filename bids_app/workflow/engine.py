@@ -1,16 +1,11 @@
-"""The engine room: how a step of the method becomes a node of nipype.
+"""Nipype as the workflow engine: each step of a `Graph` becomes a node that is cached, run in parallel or on a cluster.
 
-A step is any importable function that takes plain values, or what other steps returned, and ``out_dir``, the folder
-that it may write into. `Graph.step` wraps it as a node, so that caching, resuming, parallel runs and clusters come
-from nipype.
-
-What a node hands on is stamped with a hash of everything that went into it, upstream steps and the source of this
-package included: a node runs again exactly when one of those changed. Nothing about brains may enter here.
+A node runs again exactly when its step's stamp changed. How a step ended is judged by that stamp alone, so what an
+earlier run left in the same scratch folder never passes for a result of this one. Nothing about brains may enter here.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import json
 import logging
@@ -19,28 +14,27 @@ import resource
 import shutil
 import time
 import traceback
-from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bids_app import __version__
 from bids_app.errors import EXIT_SOFTWARE, InputOutputError, NeurostormError, TemporaryError, UsageError
 from bids_app.settings import CACHES, ResourceSettings
+from bids_app.workflow.graph import Graph, Step
 from bids_app.workflow.progress import Progress
 
 LOGGER = logging.getLogger(__name__)
 ERROR_FILE = "error.json"
-COST_FILE = "cost.json"
+DONE_FILE = "done.json"
+"""Written last: the stamp of the step that was finished, and what it cost."""
 LITTLE_ROOM = 2**20
-"""Free bytes in scratch below which a step that left no word is taken to have found no room."""
+"""Free bytes in scratch below which a step that was killed is taken to have found no space."""
 
 
 @dataclass(frozen=True)
 class Stamped:
-    """What a step returned, with a hash of all that it was made from; nipype hashes its text."""
+    """A value with a hash that stands for it; nipype hashes its text."""
 
     value: Any
     stamp: str
@@ -60,17 +54,6 @@ class StepError:
     trace: str
 
 
-@cache
-def source_hash() -> str:
-    """Hash of this package's own files: a change of the code makes every step run again."""
-    digest = hashlib.sha256(__version__.encode())
-    root = Path(__file__).parents[1]
-    for path in sorted(p for p in root.rglob("*") if p.suffix in {".py", ".yml", ".c", ".cpp", ".safetensors"}):
-        digest.update(str(path.relative_to(root)).encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def remove_caches(work_dir: Path) -> None:
     """Delete what libraries cached in a scratch folder and what killed runs left, and the folder if that was all."""
     for folder in (work_dir / CACHES, *work_dir.glob("crash-*")):
@@ -79,42 +62,35 @@ def remove_caches(work_dir: Path) -> None:
         work_dir.rmdir()
 
 
-def file_stamp(path: Path | None) -> str:
-    """Size and time of a file's last change, as cheap stand-ins for its content."""
-    if path is None:
-        return "none"
-    stat = path.stat()
-    return f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
-
-
-def execute(function: str, key: str, given: dict[str, Any], upstream: dict[str, Stamped]) -> Stamped:
-    """Run one step in the node's folder; leave its error there when it fails, and its cost when it does not.
+def execute(function: str, given: Stamped, upstream: dict[str, Stamped]) -> Stamped:
+    """Run one step in the node's folder; leave its error there when it fails, and its stamp and cost when it does not.
 
     Parameters
     ----------
     function : str
         ``module:name`` of the step.
-    key : str
-        Hash of what was given, and of the package's source.
-    given, upstream : dict
-        Plain arguments, and arguments that other steps returned.
+    given : Stamped
+        Plain arguments, with the step's stamp.
+    upstream : dict
+        Arguments that other steps returned.
     """
     out_dir = Path.cwd()
     module, name = function.split(":")
     started = time.monotonic()
+    for left in (ERROR_FILE, DONE_FILE):
+        (out_dir / left).unlink(missing_ok=True)
     try:
         call = getattr(importlib.import_module(module), name)
-        value = call(**given, **{k: v.value for k, v in upstream.items()}, out_dir=out_dir)
+        value = call(**given.value, **{k: v.value for k, v in upstream.items()}, out_dir=out_dir)
         cost = {
             "seconds": round(time.monotonic() - started, 2),
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
-        _write_whole(out_dir / COST_FILE, cost)
+        _write_whole(out_dir / DONE_FILE, {"stamp": given.stamp, "cost": cost})
     except BaseException as error:
-        _leave_error(out_dir, error)
+        _leave_error(out_dir, given.stamp, error)
         raise
-    stamps = "".join(f"{k}={v.stamp};" for k, v in sorted(upstream.items()))
-    return Stamped(value, hashlib.sha256((key + stamps).encode()).hexdigest())
+    return Stamped(value, given.stamp)
 
 
 def as_neurostorm_error(error: BaseException) -> NeurostormError | None:
@@ -132,9 +108,10 @@ def as_neurostorm_error(error: BaseException) -> NeurostormError | None:
     return None
 
 
-def _leave_error(out_dir: Path, error: BaseException) -> None:
+def _leave_error(out_dir: Path, stamp: str, error: BaseException) -> None:
     known = as_neurostorm_error(error)
     content = {
+        "stamp": stamp,
         "message": known.message if known else f"{type(error).__name__}: {error}",
         "hint": known.hint if known else "This is a defect of the program: please report it with the crash file.",
         "exit_code": known.exit_code if known else EXIT_SOFTWARE,
@@ -157,104 +134,32 @@ def _write_whole(path: Path, content: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def call_step(function, key, given, use_gpu=False, **upstream):  # nipype runs this function's source text on its own
+def call_step(function, given, use_gpu=False, **upstream):  # nipype runs this function's source text on its own
     """What each node runs; by ``use_gpu`` nipype tells which nodes count against its ``n_gpu_procs``."""
     from bids_app.workflow.engine import execute
 
-    return execute(function, key, given, upstream)
+    return execute(function, given, upstream)
 
 
-@dataclass(frozen=True)
-class Step:
-    """A step that was put into a graph; hand it to later steps as an argument."""
-
-    name: str
-    node: Any
-
-
-class Graph:
-    """A nipype workflow that is built step by step.
+class Engine:
+    """Runs a graph with nipype.
 
     Parameters
     ----------
-    name : str
-        Name of the workflow, and of its folder in ``work_dir``.
+    graph : Graph
     work_dir : pathlib.Path
-        Scratch folder; nipype's cache lives here.
+        Scratch folder; the results of steps are cached here.
     resources : ResourceSettings
         Processes, threads and memory that may be used.
+    name : str
+        Name of the workflow, and of its folder in ``work_dir``.
     """
 
-    def __init__(self, name: str, work_dir: Path, resources: ResourceSettings) -> None:
-        from nipype.pipeline import engine as pe
-
-        self._engine = pe
+    def __init__(self, graph: Graph, work_dir: Path, resources: ResourceSettings, name: str = "neurostorm") -> None:
+        self._graph = graph
         self._resources = resources
+        self._name = name
         self._root = work_dir / name
-        self._workflow = pe.Workflow(name=name, base_dir=str(work_dir))
-        self._steps: dict[str, Step] = {}
-        self._parents: dict[str, list[str]] = {}
-        self._started = 0.0
-
-    def __len__(self) -> int:
-        return len(self._steps)
-
-    def step(
-        self,
-        name: str,
-        function: Callable[..., Any],
-        /,
-        *,
-        memory_gb: float = 1.0,
-        n_procs: int | None = None,
-        always: bool = False,
-        gpu: bool = False,
-        **arguments: Any,
-    ) -> Step:
-        """Add a step.
-
-        Parameters
-        ----------
-        name : str
-            Unique in the graph.
-        function : callable
-            Importable by its name; called with ``arguments`` and ``out_dir``.
-        memory_gb : float
-            What it takes at most, GB.
-        n_procs : int, optional
-            Processors that it uses; the settings' threads by default.
-        always : bool
-            Run it even when nothing changed (for what writes outside its folder).
-        gpu : bool
-            Whether it computes on a GPU, of which there is one for all such steps.
-        **arguments
-            Plain values, or steps whose results are to be handed over.
-        """
-        from nipype.interfaces.utility import Function
-
-        upstream = {k: v for k, v in arguments.items() if isinstance(v, Step)}
-        given = {k: v for k, v in arguments.items() if k not in upstream}
-        target = f"{function.__module__}:{function.__qualname__}"
-        key = hashlib.sha256(f"{source_hash()}|{target}|{sorted(given.items())!r}".encode()).hexdigest()
-        names = ["function", "key", "given", *(["use_gpu"] if gpu else []), *upstream]
-        interface = Function(input_names=names, output_names=["out"], function=call_step)
-        node = self._engine.Node(
-            interface,
-            name=name,
-            mem_gb=min(memory_gb, self._resources.memory_gb),
-            n_procs=min(n_procs or self._resources.omp_threads, self._resources.n_procs),
-        )
-        node.inputs.function, node.inputs.key, node.inputs.given = target, key, given
-        if gpu:
-            node.inputs.use_gpu = True
-        if always:
-            node.overwrite = True
-        self._workflow.add_nodes([node])
-        for argument, parent in upstream.items():
-            self._workflow.connect(parent.node, "out", node, argument)
-        self._steps[name] = Step(name, node)
-        self._parents[name] = [parent.name for parent in upstream.values()]
-        return self._steps[name]
 
     def run(self, *, crash_dir: Path, stop_on_first_crash: bool = False) -> None:
         """Run all steps; a step that fails takes only those with it that need it. Ask `error_of` afterwards.
@@ -266,7 +171,11 @@ class Graph:
         stop_on_first_crash : bool
             Start nothing more after the first failure.
         """
-        self._workflow.config["execution"] = {
+        from bids_app.workflow.pool import quieten_nipype  # nipype takes a second to import
+
+        quieten_nipype(LOGGER.getEffectiveLevel())
+        workflow = self._workflow()
+        workflow.config["execution"] = {
             "crashdump_dir": str(crash_dir),
             "crashfile_format": "txt",
             "stop_on_first_crash": str(stop_on_first_crash).lower(),
@@ -276,17 +185,13 @@ class Graph:
             "check_version": "false",
             "create_report": "false",
         }
-        from bids_app.workflow.pool import quieten_nipype  # nipype takes a second to import
-
-        quieten_nipype(LOGGER.getEffectiveLevel())
-        self._started = time.time() - 1  # file systems keep coarser times than clocks
         cwd = os.getcwd()
         try:
-            with Progress(len(self)) as progress:
+            with Progress(len(self._graph.steps)) as progress:
                 plugin, plugin_args = self._plugin(progress)
-                self._workflow.run(plugin=plugin, plugin_args=plugin_args)
+                workflow.run(plugin=plugin, plugin_args=plugin_args)
         except Exception as error:
-            if not any(path.stat().st_mtime >= self._started for path in crash_dir.glob("crash-*")):
+            if not any(crash_dir.glob("crash-*")):
                 known = as_neurostorm_error(error)  # no step failed, but the engine itself
                 if known:
                     raise known from error
@@ -297,70 +202,94 @@ class Graph:
 
     def error_of(self, step: Step) -> StepError | None:
         """The first error among a step and all that it needs, in the order of the method; None when all is well."""
-        for name in self._ancestors(step.name):
-            error = self._read_error(name)
-            if error:
-                return error
-        return None if self._finished(step.name) else self._worker_died(step)
-
-    def _folder(self, name: str) -> Path:
-        return self._root / name
-
-    def _finished(self, name: str) -> bool:
-        return all((self._folder(name) / file).exists() for file in (COST_FILE, f"result_{name}.pklz"))
-
-    def _worker_died(self, step: Step) -> StepError:
-        unfinished = next(name for name in self._ancestors(step.name) if not self._finished(name))
-        if shutil.disk_usage(self._root.parent).free < LITTLE_ROOM:
-            full = InputOutputError(
-                f"{self._root.parent}: no space left for the step {unfinished}.",
-                "Free some space, or give --work-dir on another disk; what is done is kept.",
-            )
-            return StepError(unfinished, full.message, full.hint, full.exit_code, "")
-        lost = TemporaryError(
-            f"The step {unfinished} ended without a word, most often because memory ran out.",
-            "Give the run more memory (--mem) or fewer processes (--nprocs), and start it again: what is done is kept.",
-        )
-        return StepError(unfinished, lost.message, lost.hint, lost.exit_code, "")
+        if self._is_done(step):
+            return None
+        unfinished = [needed for needed in self._graph.ancestors(step) if not self._is_done(needed)]
+        left = (self._read_error(needed) for needed in unfinished)
+        return next(filter(None, left), None) or self._was_killed(unfinished[0])
 
     def costs(self, step: Step) -> dict[str, dict[str, float]]:
         """Seconds and peak memory (MB) of a step and of all that it needs, as last run."""
-        files = {name: self._folder(name) / COST_FILE for name in self._ancestors(step.name)}
-        return {name: json.loads(path.read_text()) for name, path in files.items() if path.exists()}
+        done = {needed.name: self._read(needed, DONE_FILE) for needed in self._graph.ancestors(step)}
+        return {name: content["cost"] for name, content in done.items() if content}
 
     def result_of(self, step: Step) -> Any:
         """What a step returned, once the graph has run."""
         from nipype.utils.filemanip import loadpkl
 
-        return loadpkl(self._folder(step.name) / f"result_{step.name}.pklz").outputs.out.value
+        return loadpkl(self._result_file(step)).outputs.out.value
 
     def remove(self) -> None:
         """Delete the scratch of this graph's steps, and nothing else that may lie beside it."""
-        for name in self._steps:
-            shutil.rmtree(self._folder(name), ignore_errors=True)
+        for name in self._graph.steps:
+            shutil.rmtree(self._root / name, ignore_errors=True)
         for folder in (self._root, self._root.parent):
             with suppress(OSError):
                 folder.rmdir()  # stays when something else is in it
 
-    def _ancestors(self, name: str) -> Iterator[str]:
-        wanted = {name}
-        for step in reversed(self._steps):  # steps are added after their parents
-            if step in wanted:
-                wanted.update(self._parents[step])
-        return (step for step in self._steps if step in wanted)
+    def _workflow(self) -> Any:
+        from nipype.interfaces.utility import Function
+        from nipype.pipeline import engine as pe
 
-    def _read_error(self, name: str) -> StepError | None:
-        path = self._folder(name) / ERROR_FILE
-        if not path.exists() or path.stat().st_mtime < self._started:
+        workflow = pe.Workflow(name=self._name, base_dir=str(self._root.parent))
+        nodes: dict[str, Any] = {}
+        for step in self._graph.steps.values():
+            names = ["function", "given", *(["use_gpu"] if step.gpu else []), *step.upstream]
+            node = pe.Node(
+                Function(input_names=names, output_names=["out"], function=call_step),
+                name=step.name,
+                mem_gb=min(step.memory_gb, self._resources.memory_gb),
+                n_procs=min(step.n_procs or self._resources.omp_threads, self._resources.n_procs),
+            )
+            node.inputs.function = f"{step.function.__module__}:{step.function.__qualname__}"
+            node.inputs.given = Stamped(dict(step.given), step.stamp)
+            if step.gpu:
+                node.inputs.use_gpu = True
+            if step.always:
+                node.overwrite = True
+            workflow.add_nodes([node])
+            for argument, parent in step.upstream.items():
+                workflow.connect(nodes[parent.name], "out", node, argument)
+            nodes[step.name] = node
+        return workflow
+
+    def _result_file(self, step: Step) -> Path:
+        return self._root / step.name / f"result_{step.name}.pklz"
+
+    def _read(self, step: Step, file: str) -> dict[str, Any] | None:
+        """What this very step left in a file; None for what a step with another stamp left."""
+        try:
+            content = json.loads((self._root / step.name / file).read_text())
+        except (OSError, ValueError):
             return None
-        return StepError(step=name, **json.loads(path.read_text()))
+        return content if content.pop("stamp", None) == step.stamp else None
+
+    def _is_done(self, step: Step) -> bool:
+        return self._read(step, DONE_FILE) is not None and self._result_file(step).exists()
+
+    def _was_killed(self, step: Step) -> StepError:
+        if shutil.disk_usage(self._root.parent).free < LITTLE_ROOM:
+            full = InputOutputError(
+                f"{self._root.parent}: no space left for the step {step.name}.",
+                "Free some space, or give --work-dir on another disk; what is done is kept.",
+            )
+            return StepError(step.name, full.message, full.hint, full.exit_code, "")
+        lost = TemporaryError(
+            f"The step {step.name} was killed, probably out of memory.",
+            "Give the run more memory (--mem) or fewer processes (--nprocs), and start it again: what is done is kept.",
+        )
+        return StepError(step.name, lost.message, lost.hint, lost.exit_code, "")
+
+    def _read_error(self, step: Step) -> StepError | None:
+        content = self._read(step, ERROR_FILE)
+        return StepError(step=step.name, **content) if content else None
 
     def _plugin(self, progress: Progress) -> tuple[Any, dict[str, Any]]:
         resources = self._resources
         if resources.plugin is not None:
             os.environ.setdefault("LOGNAME", str(os.getuid()))  # nipype names jobs after it, and containers lack it
             return read_plugin_file(resources.plugin)
-        if resources.n_procs == 1 or len(self._steps) == 1:
+        if resources.n_procs == 1 or len(self._graph.steps) == 1:
             return "Linear", {"status_callback": progress}
         from bids_app.workflow.pool import SturdyMultiProcPlugin
 

@@ -1,171 +1,342 @@
-"""The method: which steps lead from a run to its outputs, and what each needs; it reads top to bottom.
+"""The method, from top to bottom: anatomy first, then a run, then what the model makes of it, then its outputs.
 
-Each step is a function of another room (`graph.py` says how it becomes a node of nipype).
+This is the only place that knows the order of steps. Each is a function that knows no graph; the line beside it is what
+``--check`` prints, and its sentences are what the methods text says. `engine.py` runs the graph with nipype;
+tests and benchmarks run it in their own process (`bids_app.workflow.graph.run_in_process`).
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from bids_app.bids.datasets import input_datasets
-from bids_app.bids.participants import read_ages
 from bids_app.bids.query import BoldRun
-from bids_app.catalog import templates
-from bids_app.catalog.atlases import find_atlas
-from bids_app.catalog.fetch import file_sha256
-from bids_app.catalog.models import adapter_paths, find_model, weights_path
-from bids_app.outputs import attribution as attributions
+from bids_app.outputs import attribution as attribution_outputs
 from bids_app.outputs import functional as outputs
+from bids_app.outputs.boilerplate import Sentence
 from bids_app.preprocess.anatomical import normalise_t1w
 from bids_app.preprocess.hmc import correct_motion
 from bids_app.preprocess.ingest.derivatives import take_over
-from bids_app.preprocess.run import collect_run
 from bids_app.preprocess.sdc.estimate import SYN, correction_of
-from bids_app.settings import Settings
-from bids_app.workflow import nodes
-from bids_app.workflow.engine import Graph, Step, file_stamp
+from bids_app.workflow import nodes, sentences
+from bids_app.workflow.context import RunContext
+from bids_app.workflow.graph import Graph, Step, file_stamp
 from bids_app.workflow.memory import step_gb
 from bids_app.workflow.provenance import hash_inputs
 
 
 @dataclass(frozen=True)
-class ChosenModel:
-    """The model and adapters to apply, found on this machine."""
+class AnatomySteps:
+    """The steps of a T1w image that others need."""
 
-    name: str
-    adapters: tuple[Path, ...]
-    stamp: str
-    hashes: dict[str, str]
-    """The sha256 of each file, by its path."""
-
-
-def choose_model(settings: Settings) -> ChosenModel:
-    """Find the weights and the adapters that were asked for."""
-    wanted = settings.model
-    entry = find_model(wanted.model)
-    adapters = () if wanted.embeddings_only else adapter_paths(entry, wanted.adapters)
-    files = (weights_path(entry), *adapters)
-    stamp = ";".join(file_stamp(path) for path in files)
-    return ChosenModel(wanted.model, tuple(adapters), stamp, {str(path): file_sha256(path) for path in files})
+    normalised: Step
+    outputs: Step
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What is the same for all runs, and found once: files are opened and hashed for it."""
+class RunSteps:
+    """The steps of a run that others ask for."""
 
-    settings: Settings
-    model: ChosenModel
-    template: str
-    datasets: dict[str, Path]
-    """Those that are read, by their names in ``DatasetLinks``."""
-    atlas_stamp: str
-    on_gpu: bool
-    ages: dict[str, float]
-    """Of the participants that ``participants.tsv`` tells of, years."""
-
-    @property
-    def computing(self) -> dict[str, Any]:
-        """Where a step computes with the model, and with what."""
-        n_procs = self.settings.resources.n_procs
-        return {
-            "device": self.settings.model.device,
-            "threads": n_procs,
-            "n_procs": 1 if self.on_gpu else n_procs,
-            "gpu": self.on_gpu,
-        }
+    preprocessed: Step
+    """Returns a `PreprocessedRun`."""
+    grid: Step
+    """Returns the run on the model grid."""
+    published: Step
+    """The last: returns the names of the files in the output folder."""
+    hashes: Step
+    """Returns the checksums of the input files."""
 
 
-def what_runs_share(settings: Settings) -> Shared:
-    """Find it."""
-    wanted = settings.model
-    datasets = input_datasets(settings.bids_dir, settings.query.derivatives)
-    return Shared(
-        settings=settings,
-        model=choose_model(settings),
-        template=templates.available()[0],
-        datasets=datasets,
-        ages=read_ages(datasets.values()),
-        atlas_stamp=file_stamp(find_atlas(wanted.atlas).path) if wanted.attribution else "",
-        on_gpu=nodes.choose_device(wanted.device).startswith("cuda"),
+def add_run(graph: Graph, run: BoldRun, context: RunContext) -> RunSteps:
+    """Add all steps of a run, and those of its T1w image if they are not there yet."""
+    anatomy = add_anatomy(graph, run, context) if run.t1w else None
+    preprocessed = add_derivatives(graph, run, context) if run.derived else add_raw(graph, run, anatomy, context)
+    grid = add_grid(graph, run, preprocessed, context)
+    predicted = add_model(graph, run, preprocessed, grid, context)
+    published = add_outputs(graph, run, anatomy, preprocessed, grid, predicted, context)
+    return RunSteps(preprocessed, grid, published, add_hashes(graph, run, context))
+
+
+def add_anatomy(graph: Graph, run: BoldRun, context: RunContext) -> AnatomySteps:
+    """Add the steps of a run's T1w image, once for all runs that share it."""
+    assert run.t1w is not None
+    name = node_name(run.t1w.name.partition(".")[0])
+    if f"{name}_outputs" in graph.steps:
+        return AnatomySteps(graph.steps[f"{name}_normalise"], graph.steps[f"{name}_outputs"])
+    seed = context.settings.preprocess.random_seed
+    prepared = graph.step(
+        f"{name}_prepare",
+        nodes.prepare_anatomy,
+        does="T1w: average repeated images, remove the bias field (N4)",
+        sentences=(Sentence("t1w_prepare"),),
+        t1w=run.t1w,
+        repeats=run.t1w_repeats,
+        seed=seed,
+        stamp="".join(map(file_stamp, (run.t1w, *run.t1w_repeats))),
+        memory_gb=2,
+    )
+    normalised = graph.step(
+        f"{name}_normalise",
+        normalise_t1w,
+        does=f"T1w: register to {context.template} (rigid, affine, SyN), mask the brain, segment tissues",
+        sentences=(Sentence("t1w_template", context.template_values), *context.template_sentences),
+        prepared=prepared,
+        template=context.template,
+        seed=seed,
+        memory_gb=2,
+    )
+    tree = graph.step(
+        f"{name}_outputs",
+        outputs.anatomy_outputs,
+        anatomy=normalised,
+        datasets=context.datasets,
+        memory_gb=2,
+    )
+    return AnatomySteps(normalised, tree)
+
+
+def add_raw(graph: Graph, run: BoldRun, anatomy: AnatomySteps | None, context: RunContext) -> Step:
+    """Add the steps from a raw run to a `PreprocessedRun`; return the last."""
+    wanted, threads = context.settings.preprocess, context.settings.resources.omp_threads
+    seed = wanted.random_seed
+    name = node_name(run.stem)
+    t1w = anatomy.normalised if anatomy else None
+    method, choice = correction_of(run, wanted)
+    series = graph.step(
+        f"{name}_examine",
+        nodes.examine,
+        does="BOLD: check header and sidecar, find non-steady-state volumes, read slice times",
+        sentences=(sentences.dummy_scans(wanted.dummy_scans), *sentences.slice_timing(run, wanted.ignore)),
+        bold=run.bold,
+        metadata=run.metadata,
+        events=run.events,
+        dummy_scans=wanted.dummy_scans,
+        ignore=wanted.ignore,
+        stamp=file_stamp(run.bold) + file_stamp(run.events),
+    )
+    motion = graph.step(
+        f"{name}_hmc",
+        correct_motion,
+        does="BOLD: estimate head motion (rigid, two passes)",
+        sentences=(Sentence("motion"),),
+        series=series,
+        threads=threads,
+        memory_gb=step_gb(run),
+    )
+    if method:
+        motion = graph.step(
+            f"{name}_sdc",
+            nodes.correct_distortion,
+            does="BOLD: correct susceptibility distortion",
+            sentences=sentences.distortion(method),
+            series=series,
+            motion=motion,
+            metadata=run.metadata,
+            method=method,
+            fieldmap=run.fieldmap,
+            seed=seed,
+            stamp="".join(map(file_stamp, run.fieldmap.files)) if run.fieldmap else "",
+            anatomy=t1w if method == SYN else None,
+        )
+    reference = graph.step(
+        f"{name}_mask",
+        nodes.mask_run,
+        does="BOLD: mask the brain in the reference image",
+        sentences=(Sentence("bold_mask"),),
+        series=series,
+        motion=motion,
+    )
+    to_template = Sentence("bold_template", context.template_values)
+    alignment = graph.step(
+        f"{name}_align",
+        nodes.align,
+        does="BOLD: register to the T1w (rigid, boundary-based)"
+        if t1w
+        else f"BOLD: register to {context.template} directly (no T1w)",
+        sentences=(Sentence("bold_t1w") if t1w else to_template, *context.template_sentences),
+        reference=reference,
+        template=context.template,
+        seed=seed,
+        anatomy=t1w,
+        memory_gb=2,
+    )
+    confounds = graph.step(
+        f"{name}_confounds",
+        nodes.confounds,
+        does="BOLD: confounds and image quality metrics",
+        sentences=(
+            Sentence("confounds", {"fd_spike_mm": f"{wanted.fd_spike_threshold:g}"}),
+            Sentence("quality"),
+        ),
+        series=series,
+        motion=motion,
+        alignment=alignment,
+        fd_spike_mm=wanted.fd_spike_threshold,
+        threads=threads,
+        memory_gb=step_gb(run),
+    )
+    return graph.step(
+        f"{name}_collect",
+        nodes.collect,
+        series=series,
+        motion=motion,
+        reference=reference,
+        alignment=alignment,
+        confounds=confounds,
+        seed=seed,
+        notes=(choice,),
+        anatomy=t1w,
     )
 
 
-@dataclass(frozen=True)
-class Anatomy:
-    """The steps of a T1w image that others need."""
+def add_derivatives(graph: Graph, run: BoldRun, context: RunContext) -> Step:
+    """Add the steps from a preprocessed run of other derivatives to a `PreprocessedRun`; return the last."""
+    assert run.derived is not None
+    name, dummy_scans = node_name(run.stem), context.settings.preprocess.dummy_scans
+    files = (run.bold, *run.derived.companions, run.events)
+    series = graph.step(
+        f"{name}_examine",
+        nodes.examine_derivative,
+        does="BOLD: check the preprocessed series, its brain mask and confounds",
+        sentences=(sentences.dummy_scans(dummy_scans),),
+        derived=run.derived,
+        metadata=run.metadata,
+        events=run.events,
+        dummy_scans=dummy_scans,
+        stamp="".join(map(file_stamp, files)),
+    )
+    return graph.step(
+        f"{name}_ingest",
+        take_over,
+        does=f"BOLD: ingest from {run.derived.pipeline}, check its orientation, image quality metrics",
+        sentences=(sentences.derivatives(run.derived), Sentence("quality"), *context.template_sentences),
+        series=series,
+        derived=run.derived,
+        memory_gb=2,
+    )
 
-    aligned: Step
-    published: Step
 
-
-def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], shared: Shared) -> Step:
-    """Add the steps of one run, and those of its T1w image if they are not there yet; return the last."""
-    settings, model = shared.settings, shared.model
-    wanted, threads, all_threads = settings.preprocess, settings.resources.omp_threads, settings.resources.n_procs
-    name = node_name(run.stem)
-    anatomy = add_anatomy(graph, run, anatomies, shared)
-    preprocessed = from_derivatives(graph, run, settings) if run.derived else from_raw(graph, run, anatomy, shared)
-    grid = graph.step(
-        f"{name}_grid",
-        nodes.put_on_grid,
+def add_grid(graph: Graph, run: BoldRun, preprocessed: Step, context: RunContext) -> Step:
+    """Add the one interpolation from the volumes as they were measured to the model grid."""
+    all_threads = context.settings.resources.n_procs
+    return graph.step(
+        f"{node_name(run.stem)}_grid",
+        nodes.resample,
+        does="BOLD: resample to the model grid (2 mm, 96 x 96 x 96) in one interpolation",
+        sentences=() if run.derived else (Sentence("resample"),),
         preprocessed=preprocessed,
         threads=all_threads,
         n_procs=all_threads,
         memory_gb=step_gb(run),
     )
+
+
+def add_model(graph: Graph, run: BoldRun, preprocessed: Step, grid: Step, context: RunContext) -> Step:
+    """Add encoder and adapters, and the verdict about scan and predictions; return the last."""
+    name, model = node_name(run.stem), context.model
     encoded = graph.step(
         f"{name}_encode",
         nodes.encode,
+        does="Model: embed clips of 20 volumes at 0.8 s, apply the adapters",
+        sentences=model.sentences,
         grid=grid,
         model=model.name,
         adapters=model.adapters,
         stamp=model.stamp,
         memory_gb=2,
-        **shared.computing,
+        **context.computing,
     )
-    judged = graph.step(
+    return graph.step(
         f"{name}_judge",
         nodes.judge,
+        does="Model: verdict on the scan and on each prediction",
         encoded=encoded,
         preprocessed=preprocessed,
         grid=grid,
-        age=shared.ages.get(run.participant),
-        on_out_of_domain=settings.model.on_out_of_domain,
+        age=context.ages.get(run.participant),
+        on_out_of_domain=context.settings.model.on_out_of_domain,
     )
 
+
+def add_attribution(
+    graph: Graph, run: BoldRun, grid: Step, predicted: Step, preprocessed: Step, context: RunContext
+) -> Step:
+    """Add the steps that attribute predictions to regions; return the last."""
+    name, wanted, model = node_name(run.stem), context.settings.model, context.model
+    attributed = graph.step(
+        f"{name}_attribute",
+        nodes.attribute_run,
+        does=f"Attribution: contribution of each region of {wanted.atlas} ({wanted.attribution})",
+        sentences=context.attribution_sentences,
+        grid=grid,
+        encoded=predicted,
+        model=model.name,
+        adapters=model.adapters,
+        method=wanted.attribution,
+        atlas=wanted.atlas,
+        stamp=model.stamp + context.atlas_stamp,
+        memory_gb=3,
+        **context.computing,
+    )
+    return graph.step(
+        f"{name}_attribution",
+        attribution_outputs.attribution_outputs,
+        attributed=attributed,
+        encoded=predicted,
+        preprocessed=preprocessed,
+        entities=run.entities,
+        datasets=context.datasets,
+    )
+
+
+def add_outputs(
+    graph: Graph,
+    run: BoldRun,
+    anatomy: AnatomySteps | None,
+    preprocessed: Step,
+    grid: Step,
+    predicted: Step,
+    context: RunContext,
+) -> Step:
+    """Add the steps that write a run's derivatives and figures, and publish them in the output folder."""
+    name, settings = node_name(run.stem), context.settings
+    wanted = settings.preprocess
     preprocessing = graph.step(
         f"{name}_outputs",
         outputs.run_outputs,
+        does="Outputs: confounds, masks, references, transforms, image quality metrics",
+        sentences=sentences.output_spaces(wanted.output_spaces),
         preprocessed=preprocessed,
         grid=grid,
         entities=run.entities,
-        datasets=shared.datasets,
+        datasets=context.datasets,
         notes=run.notes,
         output_spaces=wanted.output_spaces,
-        threads=threads,
+        threads=settings.resources.omp_threads,
     )
     tables = graph.step(
         f"{name}_tables",
         outputs.model_outputs,
-        encoded=judged,
+        does="Outputs: embeddings and predictions",
+        encoded=predicted,
         preprocessed=preprocessed,
         entities=run.entities,
-        datasets=shared.datasets,
+        datasets=context.datasets,
     )
     attribution = None
     if settings.model.attribution:
-        attribution = add_attribution(graph, run, grid, judged, preprocessed, shared)
+        attribution = add_attribution(graph, run, preprocessed, grid, predicted, context)
     figures = None
     if not settings.model.embeddings_only:
         figures = graph.step(
             f"{name}_figures",
             outputs.run_figures,
+            does="Outputs: figures of the report",
             preprocessed=preprocessed,
             grid=grid,
-            encoded=judged,
+            encoded=predicted,
             entities=run.entities,
             fd_spike_mm=wanted.fd_spike_threshold,
         )
@@ -177,169 +348,46 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], shared: 
         model=tables,
         attribution=attribution,
         figures=figures,
-        anatomy=anatomy.published if anatomy else None,
+        anatomy=anatomy.outputs if anatomy else None,
         always=True,
     )
 
 
-def add_hashes(graph: Graph, run: BoldRun, shared: Shared) -> Step:
+def add_hashes(graph: Graph, run: BoldRun, context: RunContext) -> Step:
     """Add the step that hashes what a run is made from."""
     fieldmap = run.fieldmap.files if run.fieldmap else ()
     beside = run.derived.companions if run.derived else ()
-    files = tuple(filter(None, (run.bold, run.events, run.t1w, *run.t1w_repeats, *fieldmap, *beside)))
+    files: tuple[Path, ...] = tuple(filter(None, (run.bold, run.events, run.t1w, *run.t1w_repeats, *fieldmap, *beside)))
     return graph.step(
         f"{node_name(run.stem)}_hashes",
         hash_inputs,
         files=files,
-        datasets=shared.datasets,
+        datasets=context.datasets,
         stamp="".join(map(file_stamp, files)),
         n_procs=1,
         memory_gb=0.5,
     )
 
 
-def add_attribution(graph: Graph, run: BoldRun, grid: Step, encoded: Step, preprocessed: Step, shared: Shared) -> Step:
-    """Add the steps that say which regions the answers depend on; return the last."""
-    name, wanted, model = node_name(run.stem), shared.settings.model, shared.model
-    attributed = graph.step(
-        f"{name}_attribute",
-        nodes.attribute_run,
-        grid=grid,
-        encoded=encoded,
-        model=model.name,
-        adapters=model.adapters,
-        method=wanted.attribution,
-        atlas=wanted.atlas,
-        stamp=model.stamp + shared.atlas_stamp,
-        memory_gb=3,
-        **shared.computing,
-    )
-    return graph.step(
-        f"{name}_attribution",
-        attributions.attribution_outputs,
-        attributed=attributed,
-        encoded=encoded,
-        preprocessed=preprocessed,
-        entities=run.entities,
-        datasets=shared.datasets,
-    )
+def methods_sentences(runs: Sequence[BoldRun], context: RunContext) -> list[Sentence]:
+    """What the methods text says of all runs together, in the order of the method, each sentence once."""
+    graph = Graph()
+    for run in runs:
+        if run.problem is None:
+            add_run(graph, run, context)
+    of_steps = [sentence for step in graph.steps.values() for sentence in step.sentences]
+    unique: list[Sentence] = []
+    for sentence in (*sentences.invocation(context.settings.preprocess.random_seed), *of_steps):
+        if sentence not in unique:
+            unique.append(sentence)
+    return unique
 
 
-def from_raw(graph: Graph, run: BoldRun, anatomy: Anatomy | None, shared: Shared) -> Step:
-    """Add the steps from a raw run to a `PreprocessedRun`; return the last."""
-    wanted, threads = shared.settings.preprocess, shared.settings.resources.omp_threads
-    seed = wanted.random_seed
-    name = node_name(run.stem)
-    aligned_t1w = anatomy.aligned if anatomy else None
-    series = graph.step(
-        f"{name}_examine",
-        nodes.examine,
-        bold=run.bold,
-        metadata=run.metadata,
-        events=run.events,
-        dummy_scans=wanted.dummy_scans,
-        ignore=wanted.ignore,
-        stamp=file_stamp(run.bold) + file_stamp(run.events),
-    )
-    motion = graph.step(f"{name}_motion", correct_motion, series=series, threads=threads, memory_gb=step_gb(run))
-    method, told = correction_of(run, wanted)
-    if method:
-        motion = graph.step(
-            f"{name}_sdc",
-            nodes.unwarp,
-            series=series,
-            motion=motion,
-            metadata=run.metadata,
-            method=method,
-            fieldmap=run.fieldmap,
-            seed=seed,
-            stamp="".join(map(file_stamp, run.fieldmap.files)) if run.fieldmap else "",
-            anatomy=aligned_t1w if method == SYN else None,
-        )
-    reference = graph.step(f"{name}_mask", nodes.mask_run, series=series, motion=motion)
-    alignment = graph.step(
-        f"{name}_align",
-        nodes.align,
-        reference=reference,
-        template=shared.template,
-        seed=seed,
-        anatomy=aligned_t1w,
-        memory_gb=2,
-    )
-    confounds = graph.step(
-        f"{name}_confounds",
-        nodes.confounds,
-        series=series,
-        motion=motion,
-        alignment=alignment,
-        fd_spike_mm=wanted.fd_spike_threshold,
-        threads=threads,
-        memory_gb=step_gb(run),
-    )
-    return graph.step(
-        f"{name}_collect",
-        collect_run,
-        series=series,
-        motion=motion,
-        reference=reference,
-        alignment=alignment,
-        confounds=confounds,
-        seed=seed,
-        notes=(told,),
-        anatomy=aligned_t1w,
-    )
-
-
-def from_derivatives(graph: Graph, run: BoldRun, settings: Settings) -> Step:
-    """Add the steps that take a run over from derivatives; return the last."""
-    assert run.derived is not None
-    name = node_name(run.stem)
-    files = (run.bold, *run.derived.companions)
-    series = graph.step(
-        f"{name}_examine",
-        nodes.examine_taken,
-        derived=run.derived,
-        metadata=run.metadata,
-        events=run.events,
-        dummy_scans=settings.preprocess.dummy_scans,
-        stamp="".join(map(file_stamp, (*files, run.events))),
-    )
-    return graph.step(f"{name}_takeover", take_over, series=series, derived=run.derived, memory_gb=2)
-
-
-def add_anatomy(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], shared: Shared) -> Anatomy | None:
-    """Add the steps of a run's T1w image, once for all runs that share it; None when there is no T1w image."""
-    seed = shared.settings.preprocess.random_seed
-    if run.t1w is None:
-        return None
-    if run.t1w not in anatomies:
-        name = node_name(run.t1w.name.partition(".")[0])
-        prepared = graph.step(
-            f"{name}_prepare",
-            nodes.prepare_anatomy,
-            t1w=run.t1w,
-            repeats=run.t1w_repeats,
-            seed=seed,
-            stamp="".join(map(file_stamp, (run.t1w, *run.t1w_repeats))),
-            memory_gb=2,
-        )
-        aligned = graph.step(
-            f"{name}_normalise",
-            normalise_t1w,
-            prepared=prepared,
-            template=shared.template,
-            seed=seed,
-            memory_gb=2,
-        )
-        tree = graph.step(
-            f"{name}_outputs",
-            outputs.anatomy_outputs,
-            anatomy=aligned,
-            datasets=shared.datasets,
-            memory_gb=2,
-        )
-        anatomies[run.t1w] = Anatomy(aligned, tree)
-    return anatomies[run.t1w]
+def plan_of(run: BoldRun, context: RunContext) -> list[str]:
+    """What would be done with a run, a line a step, for ``--check``."""
+    graph = Graph()
+    add_run(graph, run, context)
+    return [step.does for step in graph.steps.values() if step.does]
 
 
 def node_name(stem: str) -> str:

@@ -30,6 +30,7 @@ from bids_app.preprocess.ingest.derivatives import examine_derived
 from bids_app.preprocess.ingest.orientation import EXCHANGED, UNTOLD
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.io.images import Series
+from bids_app.preprocess.io.slice_timing import describe_slices
 from bids_app.preprocess.masking import prepare_bold
 from bids_app.preprocess.preprocessed import OnGrid, PreprocessedRun
 from bids_app.preprocess.registration.bold_to_t1w import (
@@ -40,7 +41,10 @@ from bids_app.preprocess.registration.bold_to_t1w import (
     normalise_boldref,
 )
 from bids_app.preprocess.resample import model_grid_coverage, resample_to_model_grid
-from bids_app.preprocess.run import unwarp_run
+from bids_app.preprocess.sdc.apply import describe_unwarping
+from bids_app.preprocess.sdc.estimate import SYN
+from bids_app.preprocess.sdc.estimate import correct_distortion as correct_by_fieldmap
+from bids_app.preprocess.sdc.syn import correct_by_anatomy
 
 LEAST_TSNR = 2.0
 """Below it the series cannot be as it was measured: its mean image was taken away."""
@@ -64,7 +68,7 @@ def examine(
     return prepare_bold(bold, metadata, out_dir, dummy_scans, last_onset(events), ignore)
 
 
-def examine_taken(
+def examine_derivative(
     derived: DerivedRun,
     metadata: dict[str, Any],
     events: Path | None,
@@ -90,7 +94,7 @@ def last_onset(events: Path | None) -> float | None:
         ) from error
 
 
-def unwarp(
+def correct_distortion(
     series: Series,
     motion: MotionEstimate,
     metadata: dict[str, Any],
@@ -101,8 +105,12 @@ def unwarp(
     out_dir: Path,
     anatomy: Anatomy | None = None,
 ) -> MotionEstimate:
-    """Undo a run's distortion; ``stamp`` tells when a file of the fieldmap changed."""
-    return unwarp_run(series.source, metadata, motion, method, fieldmap, out_dir, seed, anatomy)
+    """Correct susceptibility distortion by fieldmap or T1w; ``stamp`` tells when a fieldmap changed."""
+    if method == SYN:
+        assert anatomy is not None
+        return correct_by_anatomy(series.source, metadata, motion, anatomy, out_dir, seed)
+    assert fieldmap is not None
+    return correct_by_fieldmap(series.source, metadata, motion, fieldmap, out_dir, seed)
 
 
 def mask_run(series: Series, motion: MotionEstimate, out_dir: Path) -> EpiReference:
@@ -126,7 +134,82 @@ def confounds(
     return measure_confounds(series, motion, alignment, out_dir, fd_spike_mm, threads)
 
 
-def put_on_grid(preprocessed: PreprocessedRun, threads: int, out_dir: Path) -> OnGrid:
+def collect(
+    series: Series,
+    motion: MotionEstimate,
+    reference: EpiReference,
+    alignment: Alignment,
+    confounds: Confounds,
+    seed: int,
+    notes: tuple[str, ...],
+    out_dir: Path,
+    anatomy: Anatomy | None = None,
+) -> PreprocessedRun:
+    """Put what the steps found into one `PreprocessedRun`.
+
+    Parameters
+    ----------
+    series, motion, reference, alignment, confounds
+        Results of the steps.
+    seed : int
+        Of the registrations.
+    notes : tuple of str
+        Choices that were made, for the report.
+    out_dir : pathlib.Path
+        Not used.
+    anatomy : Anatomy, optional
+        On the route ``t1w``.
+    """
+    unwarping = motion.unwarping
+    anatomical = anatomy.quality if anatomy else {}
+    warnings = series.warnings + (anatomy.warnings if anatomy else ()) + alignment.warnings
+    if alignment.route == "direct":
+        warnings += (
+            f"{series.source.name}: without a T1w, it was aligned with {alignment.template} directly; expect some "
+            "millimetres of difference.",
+        )
+    return PreprocessedRun(
+        source=series.source,
+        bold=series.path,
+        tr=series.tr,
+        n_volumes=series.n_volumes,
+        n_dummy=series.n_dummy,
+        motion=motion.motion,
+        chain=alignment.chain,
+        template=alignment.template,
+        data_mask=series.data_mask,
+        boldref=motion.boldref,
+        brain_mask=alignment.brain_mask,
+        dseg=alignment.dseg,
+        confounds=confounds.table,
+        confounds_meta=confounds.sidecar,
+        carpet=confounds.carpet,
+        route=alignment.route,
+        quality={**anatomical, **alignment.quality, **confounds.quality, **(unwarping.quality if unwarping else {})},
+        warnings=warnings,
+        hmc_file=motion.hmc_file,
+        coreg_file=alignment.coreg_file,
+        to_template=alignment.to_template,
+        from_template=alignment.from_template,
+        epi_mask=reference.mask,
+        boldref_in_template=alignment.boldref_in_template,
+        boldref_in_t1w=alignment.boldref_in_t1w,
+        anatomy=anatomy,
+        unwarping=unwarping,
+        beside=unwarping.sources if unwarping else (),
+        slices=series.slices,
+        notes=notes,
+        parameters={
+            "RandomSeed": seed,
+            "Route": alignment.route,
+            "Template": alignment.template,
+            **describe_slices(series.slices),
+            **describe_unwarping(unwarping),
+        },
+    )
+
+
+def resample(preprocessed: PreprocessedRun, threads: int, out_dir: Path) -> OnGrid:
     """One interpolation from the raw volumes to the model grid."""
     series = resample_to_model_grid(preprocessed, out_dir / "grid", threads)
     return OnGrid(out_dir / "grid", model_grid_coverage(preprocessed, series))

@@ -1,4 +1,4 @@
-"""The participant level: who is worked on, how it is run, and what is told afterwards; `pipeline.py` is the method.
+"""The participant level: who is worked on, how it is run, and what is told afterwards; `method.py` is the method.
 
 One run that fails takes no other with it, and what is done is written at once.
 """
@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bids_app.adapters.verdict import REFUSE
-from bids_app.bids.datasets import input_datasets
 from bids_app.bids.description import check_output_folder, describe_outputs
 from bids_app.bids.query import BoldRun, find_runs
 from bids_app.bids.sidecars import read_json
@@ -23,11 +22,12 @@ from bids_app.outputs import functional as outputs
 from bids_app.outputs.boilerplate import write_methods
 from bids_app.reports.participant import build_participant_report
 from bids_app.settings import Settings, own_scratch
-from bids_app.workflow.engine import Graph, Step, remove_caches
+from bids_app.workflow.context import RunContext, read_context
+from bids_app.workflow.engine import Engine, remove_caches
+from bids_app.workflow.graph import Graph
 from bids_app.workflow.locks import Locks, is_anybody_in, lock_files
 from bids_app.workflow.memory import with_memory_checked
-from bids_app.workflow.method import Anatomy, Shared, add_hashes, add_run, what_runs_share
-from bids_app.workflow.methods import describe_method
+from bids_app.workflow.method import RunSteps, add_run, methods_sentences
 from bids_app.workflow.plan import print_plan
 from bids_app.workflow.preflight import check_private, preflight
 from bids_app.workflow.provenance import FAILED, OK, Outcome, exit_code, new_run_id, write_log
@@ -58,15 +58,16 @@ def run_participants(settings: Settings) -> int:
     check_output_folder(settings.out_dir)
     runs = find_runs(settings.bids_dir, settings.query)
     make_folders(settings)
-    describe_outputs(settings.out_dir, input_datasets(settings.bids_dir, settings.query.derivatives))
-    steps_done, demonstration = describe_method(settings, runs)
-    write_methods(settings.out_dir, steps_done, demonstration=demonstration)
+    context = read_context(settings)
+    describe_outputs(settings.out_dir, context.datasets)
+    demonstration = context.model.name if context.model.is_demonstration else ""
+    write_methods(settings.out_dir, methods_sentences(runs, context), demonstration=demonstration)
     if settings.boilerplate_only:
         return EXIT_OK
-    return work_on(runs, settings)
+    return work_on(runs, context)
 
 
-def work_on(wanted: Sequence[BoldRun], settings: Settings) -> int:
+def work_on(wanted: Sequence[BoldRun], context: RunContext) -> int:
     """Work on the participants that no other process works on.
 
     Raises
@@ -74,6 +75,7 @@ def work_on(wanted: Sequence[BoldRun], settings: Settings) -> int:
     TemporaryError
         All of them are held by others.
     """
+    settings = context.settings
     busy: dict[str, TemporaryError] = {}
     with Locks() as locks:
         for participant in dict.fromkeys(run.participant for run in wanted):
@@ -84,7 +86,7 @@ def work_on(wanted: Sequence[BoldRun], settings: Settings) -> int:
         runs = [run for run in wanted if run.participant not in busy]
         if not runs:
             raise next(iter(busy.values()))
-        code = work_on_free([with_memory_checked(run, settings) for run in runs], settings)
+        code = work_on_free([with_memory_checked(run, settings) for run in runs], context)
     if settings.clean_workdir and code == EXIT_OK and not is_anybody_in(settings.work_dir):
         remove_caches(settings.work_dir)
     for held in busy.values():
@@ -93,16 +95,16 @@ def work_on(wanted: Sequence[BoldRun], settings: Settings) -> int:
     return code
 
 
-def work_on_free(runs: Sequence[BoldRun], settings: Settings) -> int:
+def work_on_free(runs: Sequence[BoldRun], context: RunContext) -> int:
     """Run the graph, then write each participant's log and report."""
+    settings = context.settings
     participants = list(dict.fromkeys(run.participant for run in runs))
     LOGGER.info("%d BOLD runs of %d participants; scratch is %s", len(runs), len(participants), settings.work_dir)
     started = time.time()
     run_id = new_run_id()
     crash_dir = settings.work_dir / f"crash-{run_id}"
     crash_dir.mkdir()
-    shared = what_runs_share(settings)
-    outcomes = run_graph(runs, shared, crash_dir)
+    outcomes = run_graph(runs, context, run_id, crash_dir)
     for folder in (settings.out_dir, settings.out_dir / "logs", settings.work_dir):
         remove_leftovers(folder, deep=False)
     refused = {stem: withheld(outcome, settings.out_dir) for stem, outcome in outcomes.items()}
@@ -112,38 +114,36 @@ def work_on_free(runs: Sequence[BoldRun], settings: Settings) -> int:
     for participant in participants:
         own = [outcomes[run.stem] for run in runs if run.participant == participant]
         remove_leftovers(settings.out_dir / f"sub-{participant}")
-        write_log(settings, run_id, participant, own, shared.model.hashes, started)
+        write_log(settings, run_id, participant, own, context.model.hashes, started)
         build_participant_report(settings.out_dir, participant)
     shutil.rmtree(crash_dir, ignore_errors=True)
     tell(list(outcomes.values()), refused, settings, time.time() - started)
     return exit_code(list(outcomes.values()))
 
 
-def run_graph(runs: Sequence[BoldRun], shared: Shared, crash_dir: Path) -> dict[str, Outcome]:
-    """Build the graph, run it, and tell how each run ended."""
-    settings = shared.settings
-    graph = Graph("neurostorm", settings.work_dir, settings.resources)
-    anatomies: dict[Path, Anatomy] = {}
-    sound = [run for run in runs if run.problem is None]
-    published = {run.stem: add_run(graph, run, anatomies, shared) for run in sound}
-    hashed = {run.stem: add_hashes(graph, run, shared) for run in sound}
-    if published:
-        graph.run(crash_dir=crash_dir, stop_on_first_crash=settings.stop_on_first_crash)
-    outcomes = {run.stem: outcome_of(run, graph, published.get(run.stem), hashed.get(run.stem)) for run in runs}
+def run_graph(runs: Sequence[BoldRun], context: RunContext, run_id: str, crash_dir: Path) -> dict[str, Outcome]:
+    """Build the graph, run it, and say how each run ended."""
+    settings = context.settings
+    graph = Graph(invocation=run_id)
+    steps = {run.stem: add_run(graph, run, context) for run in runs if run.problem is None}
+    engine = Engine(graph, settings.work_dir, settings.resources)
+    if steps:
+        engine.run(crash_dir=crash_dir, stop_on_first_crash=settings.stop_on_first_crash)
+    outcomes = {run.stem: outcome_of(run, engine, steps.get(run.stem)) for run in runs}
     if settings.clean_workdir and exit_code(list(outcomes.values())) == EXIT_OK:
-        graph.remove()
+        engine.remove()
     return outcomes
 
 
-def outcome_of(run: BoldRun, graph: Graph, published: Step | None, hashed: Step | None) -> Outcome:
+def outcome_of(run: BoldRun, engine: Engine, steps: RunSteps | None) -> Outcome:
     """How a run ended."""
-    if published is None or hashed is None:
+    if steps is None:
         problem = run.problem
         assert problem is not None
         return Outcome(run.stem, FAILED, "query", problem.message, problem.hint, problem.exit_code)
-    costs = graph.costs(published)
-    inputs = {} if graph.error_of(hashed) else graph.result_of(hashed)
-    error = graph.error_of(published)
+    costs = engine.costs(steps.published)
+    inputs = {} if engine.error_of(steps.hashes) else engine.result_of(steps.hashes)
+    error = engine.error_of(steps.published)
     if error:
         return Outcome(
             run.stem,
@@ -156,7 +156,7 @@ def outcome_of(run: BoldRun, graph: Graph, published: Step | None, hashed: Step 
             steps=costs,
             inputs=inputs,
         )
-    return Outcome(run.stem, OK, steps=costs, outputs=graph.result_of(published), inputs=inputs)
+    return Outcome(run.stem, OK, steps=costs, outputs=engine.result_of(steps.published), inputs=inputs)
 
 
 def tell(

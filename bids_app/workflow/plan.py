@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from bids_app.bids.query import BoldRun, find_runs
 from bids_app.errors import EXIT_OK, NeurostormError
@@ -29,20 +29,40 @@ def print_plan(settings: Settings) -> int:
     except NeurostormError as error:
         print(f"FAIL  dataset: {error.message}\n      {error.hint}")
         return (errors or [error])[0].exit_code
+    usable: list[BoldRun] = []
     print(f"\n{len(runs)} BOLD runs of {len({run.participant for run in runs})} participants:")
     for run in runs:
         try:
             if run.problem:
                 raise run.problem
             lines = list(describe(run, settings))
+            usable.append(run)
             print(f"ok    {run.stem}: {lines[0]}")
             for line in lines[1:]:
                 print(f"      {line}")
         except NeurostormError as error:
             errors.append(error)
             print(f"FAIL  {run.stem}: {error.message}\n      {error.hint}")
+    if not errors:
+        print_steps(usable, settings)
     print("\nNothing was written.")
     return errors[0].exit_code if errors else EXIT_OK
+
+
+def print_steps(runs: Sequence[BoldRun], settings: Settings) -> None:
+    """Print the steps of the method, once for all runs that take the same."""
+    from bids_app.workflow.context import read_context
+    from bids_app.workflow.method import plan_of
+
+    context = read_context(settings)
+    plans: dict[tuple[str, ...], list[str]] = {}
+    for run in runs:
+        plans.setdefault(tuple(plan_of(run, context)), []).append(run.stem)
+    for steps, stems in plans.items():
+        others = f" and {len(stems) - 1} more" if len(stems) > 1 else ""
+        print(f"\nSteps of {stems[0]}{others}:")
+        for number, does in enumerate(steps, start=1):
+            print(f"{number:4}. {does}")
 
 
 def describe(run: BoldRun, settings: Settings) -> Iterator[str]:

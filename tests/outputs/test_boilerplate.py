@@ -9,7 +9,7 @@ import pytest
 from bids_app import __version__
 from bids_app.outputs.boilerplate import (
     CITATION,
-    Step,
+    Sentence,
     _texts,
     as_markdown,
     as_tex,
@@ -48,8 +48,8 @@ VALUES = {
     "other": "global",
 }
 EVERY_STEP = [
-    *(Step(name, VALUES) for name in _texts()["steps"]),
-    *(Step("derivatives", VALUES | {"cite": f" [@{key}]"}) for key in ("hcp", "xcpd")),
+    *(Sentence(name, VALUES) for name in _texts()["steps"]),
+    *(Sentence("derivatives", VALUES | {"cite": f" [@{key}]"}) for key in ("hcp", "xcpd")),
 ]
 
 
@@ -59,7 +59,7 @@ def test_every_step_is_in_a_section():
 
 
 def test_every_citation_has_its_reference_and_every_reference_is_cited():
-    paragraphs = compose([*EVERY_STEP, Step("t1w_template", VALUES | {"template_cite": "mni6"})])
+    paragraphs = compose([*EVERY_STEP, Sentence("t1w_template", VALUES | {"template_cite": "mni6"})])
     cited = {key for _, text in paragraphs for key in CITATION.findall(text)}
     assert cited == set(bibliography())
 
@@ -75,7 +75,7 @@ def test_references_are_complete(key):
 
 
 def test_only_what_was_done_is_told_in_the_order_of_the_method():
-    text = as_markdown(compose([Step("resample"), Step("motion")]))
+    text = as_markdown(compose([Sentence("resample"), Sentence("motion")]))
     assert "Gauss-Newton steps (Baker & Matthews, 2004)" in text
     assert text.index("Head motion") < text.index("model's grid")
     assert "T1w" not in text
@@ -85,19 +85,19 @@ def test_only_what_was_done_is_told_in_the_order_of_the_method():
 
 
 def test_the_same_step_of_several_runs_is_told_once():
-    text = as_markdown(compose([Step("motion"), Step("motion"), Step("adapter", VALUES)]))
+    text = as_markdown(compose([Sentence("motion"), Sentence("motion"), Sentence("adapter", VALUES)]))
     assert text.count("Head motion was estimated") == 1
 
 
 def test_a_demonstration_is_told():
-    assert "say nothing about a real person" in as_markdown(compose([Step("query")], demonstration="demo"))
+    assert "say nothing about a real person" in as_markdown(compose([Sentence("query")], demonstration="demo"))
 
 
 def test_unknown_steps_and_missing_values_are_mistakes():
     with pytest.raises(KeyError, match="no step dance"):
-        compose([Step("dance")])
+        compose([Sentence("dance")])
     with pytest.raises(KeyError, match="template"):
-        compose([Step("t1w_template")])
+        compose([Sentence("t1w_template")])
 
 
 def test_all_formats_are_written(tmp_path):
@@ -112,7 +112,7 @@ def test_all_formats_are_written(tmp_path):
 
 
 def test_the_versions_of_the_engines_are_named():
-    text = as_markdown(compose([Step("seed", {"seed": 7}), Step("model", VALUES)]))
+    text = as_markdown(compose([Sentence("seed", {"seed": 7}), Sentence("model", VALUES)]))
     assert f"NumPy {importlib.metadata.version('numpy')}" in text
     assert f"Python {platform.python_version()}" in text
     assert f"PyTorch {importlib.metadata.version('torch').partition('+')[0]}" in text

@@ -12,7 +12,7 @@ import pytest
 
 from bids_app.bids.description import describe_outputs
 from bids_app.bids.writer import atomic_path, output_path, write_json, write_text, write_tsv
-from bids_app.outputs.boilerplate import Step, write_methods
+from bids_app.outputs.boilerplate import Sentence, write_methods
 from bids_app.reports.figures.brains import plot_flicker, plot_outlines
 from bids_app.reports.figures.charts import plot_carpet, plot_embeddings, plot_predictions
 from bids_app.reports.figures.model_grid import GridView, plot_model_grid
@@ -187,7 +187,7 @@ def derivatives(tmp_path_factory):
     raw.mkdir()
     (raw / "dataset_description.json").write_text(json.dumps({"Name": "Study", "BIDSVersion": "1.10.0"}))
     describe_outputs(out, raw)
-    steps = [Step("query"), Step("motion"), Step("model", {"model": "demo", "weights_sha256": "0123"})]
+    steps = [Sentence("query"), Sentence("motion"), Sentence("model", {"model": "demo", "weights_sha256": "0123"})]
     write_methods(out, steps, demonstration="demo")
     runs = [{"sub": "01", "task": "rest", "run": "1"}, {"sub": "01", "task": "rest", "run": "2"}]
     write_anatomy(out)

@@ -15,7 +15,8 @@ import pytest
 
 from bids_app.errors import BadDataError, UsageError
 from bids_app.settings import ResourceSettings
-from bids_app.workflow.engine import Graph, read_plugin_file, remove_caches
+from bids_app.workflow.engine import Engine, read_plugin_file, remove_caches
+from bids_app.workflow.graph import Graph
 
 T = TypeVar("T")
 
@@ -82,6 +83,7 @@ def steps_can_be_imported(monkeypatch, tmp_path):
         fail_for_the_disk,
         fill_the_disk,
         die,
+        die_in_the_second_invocation,
         note_overlap,
     ):
         monkeypatch.setattr(function, "__module__", "test_engine")
@@ -97,13 +99,20 @@ def note_overlap(out_dir: Path) -> None:
     mark.unlink()
 
 
-def run_chain(tmp_path: Path, number: int, n_procs: int = 1) -> str:
-    graph = Graph("wf", tmp_path / "work", ResourceSettings(n_procs=n_procs))
+def run(graph: Graph, work_dir: Path, crash_dir: Path, n_procs: int = 1, **resources) -> Engine:
+    """Run a graph; the engine says how it went."""
+    engine = Engine(graph, work_dir, ResourceSettings(n_procs=n_procs, **resources), name="wf")
+    engine.run(crash_dir=crash_dir)
+    return engine
+
+
+def run_chain(tmp_path: Path, number: int, n_procs: int = 1, invocation: str = "") -> str:
+    graph = Graph(invocation)
     source = graph.step("write", write_number, number=number)
     value = graph.step("double", double, source=source)
     target = graph.step("store", store, value=value, target=tmp_path / "out.txt", always=True)
-    graph.run(crash_dir=tmp_path)
-    assert graph.error_of(target) is None
+    engine = run(graph, tmp_path / "work", tmp_path, n_procs)
+    assert engine.error_of(target) is None
     return (tmp_path / "work" / "wf" / "calls.txt").read_text()
 
 
@@ -114,10 +123,10 @@ def test_results_travel_from_step_to_step(tmp_path: Path, n_procs: int) -> None:
 
 
 def test_steps_on_a_gpu_take_turns(tmp_path: Path) -> None:
-    graph = Graph("wf", tmp_path / "work", ResourceSettings(n_procs=4))
+    graph = Graph()
     for name in ("one", "two", "three"):
         graph.step(name, note_overlap, n_procs=2, gpu=True)
-    graph.run(crash_dir=tmp_path)
+    run(graph, tmp_path / "work", tmp_path, 4)
     assert (tmp_path / "work" / "wf" / "overlap.txt").read_text() == "1\n" * 3
 
 
@@ -125,9 +134,9 @@ def test_cluster_jobs_have_a_name_where_the_user_has_none(tmp_path: Path, monkey
     monkeypatch.delenv("LOGNAME", raising=False)
     plugin = tmp_path / "plugin.yml"
     plugin.write_text("plugin: Linear\n")
-    graph = Graph("wf", tmp_path / "work", ResourceSettings(plugin=plugin))
+    graph = Graph()
     graph.step("write", write_number, number=1)
-    graph.run(crash_dir=tmp_path)
+    run(graph, tmp_path / "work", tmp_path, plugin=plugin)
     assert os.environ["LOGNAME"]
 
 
@@ -144,70 +153,107 @@ def test_changed_input_reaches_the_steps_behind_it(tmp_path: Path) -> None:
     assert (tmp_path / "out.txt").read_text() == "8"
 
 
+def die_in_the_second_invocation(value: int, number: int, out_dir: Path) -> int:
+    if number == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return value
+
+
+@pytest.mark.timeout(60)
+def test_what_an_earlier_run_left_is_no_success_of_a_killed_one(tmp_path: Path) -> None:
+    for number in (1, 2):
+        graph = Graph(invocation=f"{number}")
+        source = graph.step("write", write_number, number=number)
+        value = graph.step("double", double, source=source)
+        risky = graph.step("risky", die_in_the_second_invocation, value=value, number=number)
+        target = graph.step("store", store, value=risky, target=tmp_path / "out.txt", always=True)
+        engine = run(graph, tmp_path / "work", tmp_path, 2)
+        error = engine.error_of(target)
+        if number == 1:
+            assert error is None
+            assert engine.result_of(value) == 2
+    assert (error.step, error.exit_code) == ("risky", 75)
+    assert set(engine.costs(target)) == {"write", "double"}
+
+
+@pytest.mark.timeout(60)
+def test_a_step_that_always_runs_is_judged_by_this_invocation(tmp_path: Path) -> None:
+    run_chain(tmp_path, 3, invocation="first")
+    graph = Graph(invocation="second")
+    source = graph.step("write", write_number, number=3)
+    value = graph.step("double", double, source=source)
+    target = graph.step("store", store, value=value, target=tmp_path / "out.txt", always=True)
+    engine = Engine(graph, tmp_path / "work", ResourceSettings(), "wf")
+    assert engine.error_of(value) is None
+    assert engine.error_of(target).exit_code == 75
+
+
 def test_failure_takes_only_dependent_steps_with_it(tmp_path: Path) -> None:
-    graph = Graph("wf", tmp_path / "work", ResourceSettings())
+    graph = Graph()
     broken = graph.step("broken", fail)
     behind = graph.step("behind", double, source=broken)
     good = graph.step("good", write_number, number=1)
-    graph.run(crash_dir=tmp_path)
-    error = graph.error_of(behind)
+    engine = run(graph, tmp_path / "work", tmp_path)
+    error = engine.error_of(behind)
     assert (error.step, error.message, error.hint, error.exit_code) == (
         "broken", "scan.nii.gz: truncated.", "Copy it again.", 65,
     )  # fmt: skip
-    assert graph.error_of(good) is None
+    assert engine.error_of(good) is None
 
 
 def test_error_of_an_earlier_run_is_forgotten(tmp_path: Path) -> None:
     target = tmp_path / "nowhere" / "out.txt"
     for attempt in range(2):
-        graph = Graph("wf", tmp_path / "work", ResourceSettings())
+        graph = Graph()
         step = graph.step("store", store, value=1, target=target)
-        graph.run(crash_dir=tmp_path)
+        engine = run(graph, tmp_path / "work", tmp_path)
         if attempt == 0:
-            assert graph.error_of(step).exit_code == 74
+            assert engine.error_of(step).exit_code == 74
             target.parent.mkdir()
         else:
-            assert graph.error_of(step) is None
+            assert engine.error_of(step) is None
 
 
 @pytest.mark.parametrize(
     ("function", "code", "words"), [(fail_unexpectedly, 70, "ZeroDivisionError"), (fail_for_the_disk, 74, "x.nii")]
 )
 def test_every_failure_has_its_exit_code(tmp_path: Path, function, code: int, words: str) -> None:
-    graph = Graph("wf", tmp_path / "work", ResourceSettings())
+    graph = Graph()
     step = graph.step("step", function)
-    graph.run(crash_dir=tmp_path)
-    error = graph.error_of(step)
+    engine = run(graph, tmp_path / "work", tmp_path)
+    error = engine.error_of(step)
     assert error.exit_code == code
     assert words in error.message
 
 
 @pytest.mark.timeout(60)
 def test_killed_worker_is_a_failure_and_the_others_go_on(tmp_path: Path) -> None:
-    graph = Graph("wf", tmp_path / "work", ResourceSettings(n_procs=2))
+    graph = Graph()
     killed = graph.step("killed", die)
     behind = graph.step("behind", double, source=killed)
     first = graph.step("first", write_number, number=3)
     value = graph.step("value", double, source=first)
     stored = graph.step("stored", store, value=value, target=tmp_path / "out.txt")
-    graph.run(crash_dir=tmp_path)
-    assert graph.error_of(behind).exit_code == 75
-    assert graph.error_of(stored) is None
+    engine = run(graph, tmp_path / "work", tmp_path, 2)
+    assert engine.error_of(behind).exit_code == 75
+    assert engine.error_of(stored) is None
     assert (tmp_path / "out.txt").read_text() == "6"
 
 
 FULL = """
 from pathlib import Path
-from bids_app.workflow.engine import Graph
+from bids_app.workflow.engine import Engine
+from bids_app.workflow.graph import Graph
 from bids_app.settings import ResourceSettings
-from test_graph import fill_the_disk
+from test_engine import fill_the_disk
 
 if __name__ == "__main__":
-    graph = Graph("g", Path({scratch!r}), ResourceSettings(n_procs=2))
+    graph = Graph()
+    engine = Engine(graph, Path({scratch!r}), ResourceSettings(n_procs=2), "g")
     steps = [graph.step(name, fill_the_disk) for name in ("one", "two")]
-    graph.run(crash_dir=Path({crashes!r}))
+    engine.run(crash_dir=Path({crashes!r}))
     for step in steps:
-        error = graph.error_of(step)
+        error = engine.error_of(step)
         print(error.exit_code, error.message)
 """
 
@@ -232,15 +278,17 @@ def test_steps_that_fill_the_disk_say_so(tmp_path: Path) -> None:
 
 KILLED = """
 from pathlib import Path
-from bids_app.workflow.engine import Graph
+from bids_app.workflow.engine import Engine
+from bids_app.workflow.graph import Graph
 from bids_app.settings import ResourceSettings
-from test_graph import wait
+from test_engine import wait
 
 if __name__ == "__main__":
-    graph = Graph("g", Path({scratch!r}), ResourceSettings(n_procs=2))
+    graph = Graph()
+    engine = Engine(graph, Path({scratch!r}), ResourceSettings(n_procs=2), "g")
     graph.step("one", wait)
     graph.step("two", wait)
-    graph.run(crash_dir=Path({scratch!r}))
+    engine.run(crash_dir=Path({scratch!r}))
 """
 
 
@@ -266,11 +314,11 @@ def wait_until(condition: Callable[[], T], seconds: float) -> T:
 
 
 def test_removing_scratch_leaves_what_others_put_beside_it(tmp_path: Path) -> None:
-    graph = Graph("wf", tmp_path / "work", ResourceSettings())
+    graph = Graph()
     graph.step("write", write_number, number=1)
-    graph.run(crash_dir=tmp_path)
+    engine = run(graph, tmp_path / "work", tmp_path)
     (tmp_path / "work" / "of_somebody_else.txt").write_text("keep me")
-    graph.remove()
+    engine.remove()
     left = [path.name for path in (tmp_path / "work").rglob("*") if path.is_file()]
     assert "of_somebody_else.txt" in left
     assert not (tmp_path / "work" / "wf" / "write").exists()

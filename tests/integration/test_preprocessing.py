@@ -1,9 +1,9 @@
-"""The whole road from raw files, against the truth of a simulated dataset."""
+"""The app's own steps from raw files to a preprocessed run, against the truth of a simulated dataset."""
 
 from __future__ import annotations
 
-import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel as nib
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bids_app.bids.query import find_runs
 from bids_app.catalog.templates import load_template
 from bids_app.phantom.dataset import DatasetPlan, write_dataset
 from bids_app.phantom.truth import PointField
@@ -19,7 +20,8 @@ from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration.ants import dice
 from bids_app.preprocess.registration.transforms import Chain, apply_matrix, draw, grid_points, linear
 from bids_app.preprocess.resample import model_grid_coverage, resample_to_model_grid
-from bids_app.preprocess.run import preprocess_run
+from bids_app.settings import QuerySettings
+from bids_app.workflow.in_process import preprocess_in_process
 
 pytestmark = pytest.mark.slow
 
@@ -32,10 +34,8 @@ def dataset(tmp_path_factory) -> Path:
 
 
 def go(dataset: Path, out_dir: Path, with_t1w: bool) -> PreprocessedRun:
-    bold = next(dataset.glob("sub-*/func/*_bold.nii.gz"))
-    metadata = json.loads(bold.with_name(bold.name.replace(".nii.gz", ".json")).read_text())
-    t1w = next(dataset.glob("sub-*/anat/*_T1w.nii.gz")) if with_t1w else None
-    return preprocess_run(bold, metadata, t1w, out_dir)
+    (run,) = find_runs(dataset, QuerySettings())
+    return preprocess_in_process(run if with_t1w else replace(run, t1w=None), out_dir)
 
 
 class Truth:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,8 +14,8 @@ from bids_app.adapters.file import Adapter, AdapterCard
 from bids_app.bids.fieldmaps import DIRECT, PAIR, PHASE_DIFFERENCE, TWO_PHASES
 from bids_app.outputs.boilerplate import as_markdown, compose
 from bids_app.preprocess.sdc.estimate import SYN
-from bids_app.workflow import methods
-from bids_app.workflow.methods import cohort_in_words, describe_adapter_steps
+from bids_app.workflow import sentences
+from bids_app.workflow.sentences import cohort_in_words
 
 CARD = AdapterCard("state", "classification", "state", 64 * "0", "voxel", ("rest", "move"))
 CALIBRATION = Calibration(120, "temperature", 1.3, limits={"0.9": 0.4}, source="site A").as_dict()
@@ -26,7 +25,7 @@ def text_of(card: AdapterCard, on_out_of_domain: str = "warn", domain: Domain | 
     adapter = Adapter(card, {"head.weight": torch.zeros(2, 4)})
     if domain:
         adapter = adapter.with_domain(domain)
-    return " ".join(as_markdown(compose(describe_adapter_steps(adapter, on_out_of_domain))).split())
+    return " ".join(as_markdown(compose(sentences.adapter(adapter, on_out_of_domain))).split())
 
 
 def test_an_adapter_that_was_not_calibrated_promises_nothing() -> None:
@@ -72,22 +71,17 @@ def test_twins_and_diagnoses_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kinds", "steps"),
+    ("method", "names"),
     [
-        ([PAIR], ["distortion", "distortion_pair"]),
-        ([PHASE_DIFFERENCE, ""], ["distortion", "distortion_phases"]),
-        ([PAIR, TWO_PHASES, SYN], ["distortion", "distortion_pair", "distortion_phases", "distortion_syn"]),
-        ([DIRECT], ["distortion"]),
-        ([""], []),
+        (PAIR, ["distortion", "distortion_pair"]),
+        (PHASE_DIFFERENCE, ["distortion", "distortion_phases"]),
+        (TWO_PHASES, ["distortion", "distortion_phases"]),
+        (DIRECT, ["distortion"]),
+        (SYN, ["distortion_syn"]),
     ],
 )
-def test_only_the_correction_that_was_made_is_told(
-    monkeypatch: pytest.MonkeyPatch, kinds: list[str], steps: list[str]
-) -> None:
-    runs = [SimpleNamespace(derived=None, kind=kind) for kind in kinds]
-    monkeypatch.setattr(methods, "correction_of", lambda run, settings: (run.kind, ""))
-    told = methods.describe_distortion(SimpleNamespace(preprocess=None), runs)  # type: ignore[arg-type]
-    assert [step.name for step in told] == steps
+def test_each_distortion_correction_is_described_as_what_it_is(method: str, names: list[str]) -> None:
+    assert [sentence.name for sentence in sentences.distortion(method)] == names
 
 
 def test_a_cohort_is_told_by_its_description_and_size() -> None:

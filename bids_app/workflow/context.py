@@ -1,0 +1,132 @@
+"""Inputs that all runs share, read once in an invocation: model and adapters, template, datasets, ages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bids_app.adapters.file import Adapter, load_adapter
+from bids_app.bids.datasets import input_datasets
+from bids_app.bids.participants import read_ages
+from bids_app.catalog import templates
+from bids_app.catalog.atlases import Atlas, find_atlas
+from bids_app.catalog.fetch import file_sha256
+from bids_app.catalog.models import adapter_paths, find_model, weights_path
+from bids_app.model.checkpoint import read_checkpoint, weights_sha256
+from bids_app.outputs.boilerplate import Sentence
+from bids_app.settings import Settings
+from bids_app.workflow import nodes, sentences
+from bids_app.workflow.graph import file_stamp
+
+
+@dataclass(frozen=True)
+class ChosenModel:
+    """The model and adapters to apply, found on this machine."""
+
+    name: str
+    adapters: tuple[Path, ...]
+    stamp: str
+    hashes: dict[str, str]
+    """The sha256 of each file, by its path."""
+    sentences: tuple[Sentence, ...]
+    """What the methods text says of them."""
+    is_demonstration: bool
+
+
+def choose_model(settings: Settings) -> ChosenModel:
+    """Find the weights and the adapters that were asked for, and read them.
+
+    Raises
+    ------
+    NeurostormError
+        One of them is missing or damaged.
+    """
+    wanted = settings.model
+    entry = find_model(wanted.model)
+    paths = () if wanted.embeddings_only else tuple(adapter_paths(entry, wanted.adapters))
+    adapters: list[Adapter] = [load_adapter(path) for path in paths]
+    files = (weights_path(entry), *paths)
+    checkpoint = read_checkpoint(files[0])
+    return ChosenModel(
+        name=wanted.model,
+        adapters=paths,
+        stamp=";".join(file_stamp(path) for path in files),
+        hashes={str(path): file_sha256(path) for path in files},
+        sentences=(
+            *sentences.encoder(entry.name, weights_sha256(checkpoint.encoder)),
+            *(each for adapter in adapters for each in sentences.adapter(adapter, wanted.on_out_of_domain)),
+        ),
+        is_demonstration=checkpoint.demonstration,
+    )
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What is the same for all runs."""
+
+    settings: Settings
+    model: ChosenModel
+    template: str
+    datasets: dict[str, Path]
+    """Those that are read, by their names in ``DatasetLinks``."""
+    atlas: Atlas | None
+    """For attribution."""
+    on_gpu: bool
+    ages: dict[str, float]
+    """Of the participants that ``participants.tsv`` lists, years."""
+
+    @property
+    def atlas_stamp(self) -> str:
+        """Size and time of the atlas' last change; empty without one."""
+        return file_stamp(self.atlas.path) if self.atlas else ""
+
+    @property
+    def computing(self) -> dict[str, Any]:
+        """Where a step computes with the model, and with what."""
+        n_procs = self.settings.resources.n_procs
+        return {
+            "device": self.settings.model.device,
+            "threads": n_procs,
+            "n_procs": 1 if self.on_gpu else n_procs,
+            "gpu": self.on_gpu,
+        }
+
+    @property
+    def template_values(self) -> dict[str, str]:
+        """What sentences about the template name."""
+        return sentences.template_values(self.template)
+
+    @cached_property
+    def template_sentences(self) -> tuple[Sentence, ...]:
+        """What the methods text says of a template that only stands in for the model's own."""
+        return sentences.stand_in(self.template)
+
+    @property
+    def attribution_sentences(self) -> tuple[Sentence, ...]:
+        """What the methods text says of the attribution."""
+        if self.atlas is None:
+            return ()
+        return (Sentence(self.settings.model.attribution, {"atlas": self.atlas.title or self.atlas.name}),)
+
+
+def read_context(settings: Settings) -> RunContext:
+    """Read what all runs share.
+
+    Raises
+    ------
+    NeurostormError
+        Weights, adapters, template or atlas are missing or damaged.
+    """
+    wanted = settings.model
+    datasets = input_datasets(settings.bids_dir, settings.query.derivatives)
+    return RunContext(
+        settings=settings,
+        model=choose_model(settings),
+        template=templates.available()[0],
+        datasets=datasets,
+        ages=read_ages(datasets.values()),
+        atlas=find_atlas(wanted.atlas) if wanted.attribution else None,
+        on_gpu=nodes.choose_device(wanted.device).startswith("cuda"),
+    )

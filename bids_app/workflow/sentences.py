@@ -1,0 +1,131 @@
+"""Sentences of the methods text (`bids_app/outputs/methods.yml`), with the values that they name."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from bids_app.adapters.calibration import ISOTONIC, TEMPERATURE, Calibration
+from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, Adapter, AdapterCard
+from bids_app.adapters.predict import KEEPS_THE_MEAN_IMAGE, LEVEL
+from bids_app.bids.derivatives import DerivedRun
+from bids_app.bids.fieldmaps import PAIR, PHASE_DIFFERENCE, TWO_PHASES
+from bids_app.bids.query import BoldRun
+from bids_app.catalog import templates
+from bids_app.outputs.boilerplate import Sentence
+from bids_app.preprocess.ingest.derivatives import way_in_words
+from bids_app.preprocess.io.headers import SLICE_TIMING
+from bids_app.preprocess.sdc.estimate import METHODS, SYN
+
+TEMPLATE_CITATIONS = {"MNI152NLin6Asym": "mni6", "MNI152NLin2009aSym": "mni2009"}
+DERIVATIVE_CITATIONS = {"fmriprep": "fmriprep", "hcp": "hcp", "xcp_d": "xcpd", "xcp-d": "xcpd"}
+"""References of pipelines, by how their names begin."""
+
+
+def invocation(seed: int) -> tuple[Sentence, ...]:
+    """What is said however many runs there are."""
+    return Sentence("query"), Sentence("seed", {"seed": seed})
+
+
+def dummy_scans(n_dummy: int | None) -> Sentence:
+    """How non-steady-state volumes were found; ``n_dummy`` is their number where it was given."""
+    rule = f"dropped (the first {n_dummy})" if n_dummy is not None else "found by their signal and dropped"
+    return Sentence("dummy_scans", {"rule": rule})
+
+
+def slice_timing(run: BoldRun, ignored: Collection[str]) -> tuple[Sentence, ...]:
+    """Slice timing, where the sidecar has it and it is not ignored."""
+    applies = SLICE_TIMING not in ignored and run.metadata.get("SliceTiming")
+    return (Sentence("slice_timing"),) if applies else ()
+
+
+def distortion(method: str) -> tuple[Sentence, ...]:
+    """Susceptibility distortion correction by a method of `bids_app.preprocess.sdc`."""
+    if method == SYN:
+        return (Sentence("distortion_syn"),)
+    found = [Sentence("distortion", {"methods": METHODS[method]})]
+    if method == PAIR:
+        found.append(Sentence("distortion_pair"))
+    if method in (PHASE_DIFFERENCE, TWO_PHASES):
+        found.append(Sentence("distortion_phases"))
+    return tuple(found)
+
+
+def derivatives(run: DerivedRun) -> Sentence:
+    """What is said of a run that another pipeline preprocessed."""
+    keys = [key for start, key in DERIVATIVE_CITATIONS.items() if run.pipeline.lower().startswith(start)]
+    cite = f" [@{keys[0]}]" if keys else ""
+    return Sentence("derivatives", {"pipeline": run.pipeline, "cite": cite, "way": way_in_words(run.space)})
+
+
+def template_values(name: str) -> dict[str, str]:
+    """What sentences about a template name."""
+    return {"template": name, "template_cite": TEMPLATE_CITATIONS[name]}
+
+
+def stand_in(name: str) -> tuple[Sentence, ...]:
+    """What is said of a template that only stands in for the model's own."""
+    if templates.catalog()[name]["source"] != "nilearn":
+        return ()
+    return (Sentence("template_nilearn", {"template": name, "accuracy": templates.space(name).accuracy}),)
+
+
+def output_spaces(spaces: Sequence[str]) -> tuple[Sentence, ...]:
+    """Preprocessed series in standard spaces."""
+    return (Sentence("output_spaces", {"spaces": " and ".join(spaces)}),) if spaces else ()
+
+
+def encoder(name: str, sha256: str) -> tuple[Sentence, ...]:
+    """The encoder, by its name and the hash of its weights."""
+    return (
+        Sentence("model", {"model": name, "weights_sha256": sha256}),
+        Sentence("embeddings", {"normalisations": "both normalisations"}),
+        Sentence("halves"),
+    )
+
+
+def adapter(made: Adapter, on_out_of_domain: str) -> tuple[Sentence, ...]:
+    """What an adapter answers, and what is done to tell how far its answers can be trusted."""
+    card = made.card
+    facts: dict[str, Any] = {"adapter": card.name, "target": card.target, "cohort": cohort_in_words(card.cohort)}
+    found = [Sentence("adapter", facts)]
+    if card.research_only:
+        found.append(Sentence("research_only", facts))
+    rule = {"warn": "warned of", "refuse": "refused"}[on_out_of_domain]
+    found += [Sentence("verdict", {"out_of_domain": rule}), Sentence("clips_uncertainty")]
+    if made.domain is not None:
+        _, false_alarms = made.domain.limit
+        found.append(Sentence("domain", facts | {"share": f"{100 * (1 - false_alarms):.1f} %"}))
+    found += calibration(card)
+    if card.twin:
+        found.append(Sentence("twin", facts | {"other": card.twin["normalisation"]}))
+    if card.normalisation == KEEPS_THE_MEAN_IMAGE:
+        found.append(Sentence("mean_image", facts))
+    return tuple(found)
+
+
+def calibration(card: AdapterCard) -> list[Sentence]:
+    """How an adapter's probabilities were calibrated, and what its intervals or sets promise."""
+    if card.task == EMBEDDING:
+        return []
+    if not card.calibration:
+        return [Sentence("not_calibrated", {"adapter": card.name})]
+    made = Calibration.from_dict(card.calibration)
+    facts = {"adapter": card.name, "scans": made.n_scans, "source": f" ({made.source})" if made.source else ""}
+    found = [Sentence(made.method, facts)] if made.method in (TEMPERATURE, ISOTONIC) else []
+    if made.limits:
+        is_classes = card.task == CLASSIFICATION
+        promise = {
+            "kind": "Sets of labels" if is_classes else "Intervals",
+            "level": f"{100 * LEVEL:.0f} %",
+            "by_class": ", and second ones within each class [@mondrian]" if is_classes else "",
+        }
+        found.append(Sentence("intervals", facts | promise))
+    return found
+
+
+def cohort_in_words(cohort: Mapping[str, Any]) -> str:
+    """Whom an adapter learned from, as a methods text says it."""
+    counts = [f"{cohort[name]} {name}" for name in ("participants", "scans") if name in cohort]
+    named = [str(cohort["description"])] if "description" in cohort else []
+    return ", ".join(named + counts) or "a cohort that its card does not describe"

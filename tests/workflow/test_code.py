@@ -1,0 +1,105 @@
+"""A step runs again when the code that it uses changed, and not when other code did."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import bids_app
+from bids_app.workflow.code import code_hash
+
+STEPS = {
+    "registration of the T1w": "bids_app.preprocess.anatomical:normalise_t1w",
+    "head motion": "bids_app.preprocess.hmc:correct_motion",
+    "registration of the BOLD": "bids_app.workflow.nodes:align",
+    "confounds": "bids_app.workflow.nodes:confounds",
+    "encoder": "bids_app.workflow.nodes:encode",
+    "verdict": "bids_app.workflow.nodes:judge",
+    "figures": "bids_app.outputs.functional:run_figures",
+}
+HASHES = """
+import json, sys
+from bids_app.workflow.code import hash_of_definition
+print(json.dumps({name: hash_of_definition(*step.split(":")) for name, step in json.loads(sys.argv[1]).items()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def package(tmp_path_factory) -> Path:
+    """A copy of this package that may be changed."""
+    folder = tmp_path_factory.mktemp("copy") / "bids_app"
+    shutil.copytree(Path(bids_app.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    return folder
+
+
+def hashes_in(package: Path) -> dict[str, str]:
+    call = [sys.executable, "-c", HASHES, json.dumps(STEPS)]
+    environment = {"PYTHONPATH": str(package.parent)}
+    done = subprocess.run(call, env=environment, cwd=package.parent, capture_output=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def hashes(package: Path) -> dict[str, str]:
+    return hashes_in(package)
+
+
+@pytest.fixture
+def changed_by(package: Path, hashes: dict[str, str]) -> Callable[..., set[str]]:
+    """Which steps have another hash while a text is appended to a file, or stands there instead of another."""
+
+    def changed(file: str, text: str, instead_of: str = "") -> set[str]:
+        path = package / file
+        kept = path.read_text()
+        assert instead_of in kept
+        path.write_text(kept.replace(instead_of, text, 1) if instead_of else kept + text)
+        try:
+            after = hashes_in(package)
+        finally:
+            path.write_text(kept)
+        return {name for name in STEPS if hashes[name] != after[name]}
+
+    return changed
+
+
+def test_a_changed_report_registers_nothing_again(changed_by) -> None:
+    assert changed_by("reports/templates/participant.html.jinja", "<p>new</p>") == set()
+    assert changed_by("reports/participant.py", "\nNEW = 1\n") == set()
+    assert changed_by("reports/figures/charts.py", "MARKERS = 1 #", instead_of="MARKERS =") == {"figures"}
+
+
+def test_changed_registration_reaches_every_step_that_registers(changed_by) -> None:
+    changed = changed_by("preprocess/registration/ants.py", "ITK_THREADS = 0 #", instead_of="ITK_THREADS =")
+    assert {"registration of the T1w", "registration of the BOLD"} <= changed
+    assert not {"head motion", "encoder"} & changed
+
+
+def test_headers_of_the_kernels_count_for_the_encoder_alone(changed_by) -> None:
+    assert changed_by("model/csrc/scan.h", "// new\n") == {"encoder"}
+
+
+def test_a_catalog_counts_for_what_reads_it(changed_by) -> None:
+    changed = changed_by("catalog/templates.yml", "# new\n")
+    assert "registration of the T1w" in changed
+    assert not {"head motion", "verdict"} & changed
+
+
+def test_of_a_module_of_many_steps_only_the_step_itself_counts(changed_by) -> None:
+    docstring = '"""Align a run with its T1w image, or with the template when there is none."""'
+    assert changed_by("workflow/nodes.py", '"""Another."""', instead_of=docstring) == {"registration of the BOLD"}
+    assert changed_by("workflow/nodes.py", "LEAST_TSNR = 3.0", instead_of="LEAST_TSNR = 2.0") == {"verdict"}
+
+
+def test_of_a_module_only_what_a_step_uses_counts(changed_by) -> None:
+    assert changed_by("adapters/attribution.py", "STEPS = 9", instead_of="STEPS = 16") == set()
+
+
+def test_a_function_of_an_unknown_module_has_a_hash() -> None:
+    assert code_hash(test_a_function_of_an_unknown_module_has_a_hash)
+    assert code_hash(subprocess.run) != code_hash(subprocess.call)

@@ -1,0 +1,51 @@
+"""Steps as plain data: what a result depends on is in its stamp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bids_app.workflow.graph import Graph
+
+
+def count(number: int, out_dir: Path, threads: int = 1) -> int:
+    (out_dir / "number.txt").write_text(f"{number}")
+    return number
+
+
+def add(one: int, other: int, out_dir: Path) -> int:
+    return one + other
+
+
+def sum_of(number: int, threads: int = 1, invocation: str = "", always: bool = False) -> Graph:
+    graph = Graph(invocation)
+    one = graph.step("one", count, number=number, threads=threads, does="Count")
+    other = graph.step("other", count, number=2)
+    graph.step("sum", add, one=one, other=other, always=always)
+    graph.step("unrelated", count, number=9)
+    return graph
+
+
+def stamps(graph: Graph) -> dict[str, str]:
+    return {name: step.stamp for name, step in graph.steps.items()}
+
+
+def test_a_changed_input_changes_the_stamps_of_what_needs_it_only() -> None:
+    before, after = stamps(sum_of(1)), stamps(sum_of(5))
+    assert {name for name in before if before[name] != after[name]} == {"one", "sum"}
+
+
+def test_threads_change_no_stamp() -> None:
+    assert stamps(sum_of(1, threads=1)) == stamps(sum_of(1, threads=8))
+
+
+def test_what_always_runs_belongs_to_its_invocation() -> None:
+    before, after = (stamps(sum_of(1, invocation=name, always=True)) for name in ("first", "second"))
+    assert {name for name in before if before[name] != after[name]} == {"sum"}
+
+
+def test_two_steps_of_one_name_are_refused() -> None:
+    graph = sum_of(1)
+    with pytest.raises(ValueError, match="one"):
+        graph.step("one", count, number=3)
