@@ -242,7 +242,7 @@ class Graph:
             interface,
             name=name,
             mem_gb=min(memory_gb, self._resources.memory_gb),
-            n_procs=min(n_procs or self._resources.omp_threads, self._resources.n_procs),
+            n_procs=self._processors(n_procs),
         )
         node.inputs.function, node.inputs.key, node.inputs.given = target, key, given
         if gpu:
@@ -255,6 +255,12 @@ class Graph:
         self._steps[name] = Step(name, node)
         self._parents[name] = [parent.name for parent in upstream.values()]
         return self._steps[name]
+
+    def _processors(self, wanted: int | None) -> int:
+        """Processors that a step is counted with; with ``--low-mem`` all, so that no other step runs beside it."""
+        if self._resources.low_mem:
+            return self._resources.n_procs
+        return min(wanted or self._resources.omp_threads, self._resources.n_procs)
 
     def run(self, *, crash_dir: Path, stop_on_first_crash: bool = False) -> None:
         """Run all steps; a step that fails takes only those with it that need it. Ask `error_of` afterwards.
