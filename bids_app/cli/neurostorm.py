@@ -48,15 +48,34 @@ def build_parser() -> argparse.ArgumentParser:
     for option in options:
         if option.is_positional:
             add_option(parser, option)
-    parser.add_argument("--version", action="version", version=f"neurostorm {__version__}")
-    for names, action, choices, text in ANSWERS:
-        parser.add_argument(*spellings(names), action=action, choices=choices, help=text)
+    add_answers(parser)
     for heading in GROUPS:
         group = parser.add_argument_group(heading)
         for option in options:
             if option.group == heading:
                 add_option(group, option)
     return parser
+
+
+def add_answers(parser: argparse.ArgumentParser) -> None:
+    """Add the options that answer and exit."""
+
+    def add(name: str, action: type[argparse.Action], text: str, **options: Any) -> None:
+        parser.add_argument(*spellings([name]), action=action, help=f"{text}, and exit", **options)
+
+    parser.add_argument("--version", action="version", version=f"neurostorm {__version__}")
+    add("--list-models", ListModels, "list the models and adapters that can be named")
+    add(
+        "--self-test",
+        SelfTest,
+        "check within seconds that this installation computes what it should, on the GPU too",
+    )
+    add(
+        "--bids-exec-spec",
+        PrintDescriptor,
+        "print the Boutiques descriptor, for the CPU image or for cuda",
+        choices=VARIANTS,
+    )
 
 
 def add_option(group: Any, option: Option) -> None:
@@ -130,24 +149,6 @@ class PrintDescriptor(AnswerAndExit):
     ) -> None:
         print(json.dumps(describe(values), indent=2))
         parser.exit()
-
-
-ANSWERS: tuple[tuple[tuple[str, ...], Any, Any, str], ...] = (
-    (("--list-models",), ListModels, None, "list the models and adapters that can be named, and exit"),
-    (
-        ("--self-test",),
-        SelfTest,
-        None,
-        "check within seconds that this installation computes what it should, on the GPU too, and exit",
-    ),
-    (
-        ("--bids-exec-spec",),
-        PrintDescriptor,
-        VARIANTS,
-        "print the Boutiques descriptor, for the CPU image or for cuda, and exit",
-    ),
-)
-"""Options that answer and exit: names, action, choices, help."""
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> Settings:

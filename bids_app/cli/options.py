@@ -14,6 +14,7 @@ CONFIG_FILE = Option(
     group=ACTIONS,
     metavar="FILE",
     help="TOML with options, such as a run's neurostorm.toml; the command line wins",
+    everyday=True,
 )
 NOTRACK = Option(("--notrack",), group=ACTIONS, flag=True, help="accepted for compatibility: there is no tracking")
 

@@ -162,7 +162,7 @@ def values_from(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
         asked = [each for each in part.metadata.get(OPTIONS, ()) if each.key in given]
         if len(asked) > 1:
             names = " and ".join(each.long_name for each in asked)
-            raise UsageError(f"{names} set the same limit.", "Give one of them.")
+            raise UsageError(f"{names} exclude each other.", "Give one of them.")
         if asked:
             values[part.name] = asked[0].parse(given[asked[0].key])
     return values
