@@ -7,7 +7,7 @@ SECONDS ?= 60
 SETUP  := $(VENV)/.installed
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bids_app/__init__.py)
 
-.PHONY: setup demo test test-slow test-gpu container-test lint types lock image boutiques release-check fuzz audit clean
+.PHONY: setup demo test test-slow test-gpu container-test lint types lock image boutiques options release-check fuzz audit clean
 
 setup: $(SETUP)
 
@@ -53,6 +53,10 @@ image:
 boutiques: setup
 	$(BIN)/neurostorm --bids-exec-spec cpu > boutiques.new && mv boutiques.new boutiques.json
 	$(BIN)/neurostorm --bids-exec-spec cuda > boutiques.new && mv boutiques.new boutiques-cuda.json
+
+# The table of options in README.md
+options: setup
+	$(BIN)/python -m bids_app.cli.options_table README.md
 
 release-check: setup
 	$(BIN)/python scripts/release_check.py

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_app import settings
+from bids_app.settings import machine
 
 
 @pytest.fixture
@@ -18,33 +18,33 @@ def cgroup(tmp_path: Path, monkeypatch) -> Path:
     own = tmp_path / "cgroup" / "slurm" / "job_7"
     own.mkdir(parents=True)
     (tmp_path / "self").write_text("0::/slurm/job_7\n")
-    monkeypatch.setattr(settings, "CGROUPS", tmp_path / "cgroup")
-    monkeypatch.setattr(settings, "OWN_CGROUP", tmp_path / "self")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "self")
     return own
 
 
 def test_memory_is_that_of_the_smallest_control_group_above(cgroup: Path) -> None:
-    machine = settings.default_memory_gb()
+    whole = machine.default_memory_gb()
     (cgroup / "memory.max").write_text("max\n")
-    assert settings.default_memory_gb() == machine
+    assert machine.default_memory_gb() == whole
     (cgroup.parent / "memory.max").write_text("2000000000\n")
-    assert settings.default_memory_gb() == 1.8
+    assert machine.default_memory_gb() == 1.8
     (cgroup / "memory.max").write_text("1000000000\n")
-    assert settings.default_memory_gb() == 0.9
+    assert machine.default_memory_gb() == 0.9
 
 
 def test_processors_are_those_of_the_control_group(cgroup: Path) -> None:
     (cgroup / "cpu.max").write_text("max 100000\n")
-    assert settings.default_cpus() == len(os.sched_getaffinity(0))
+    assert machine.default_cpus() == len(os.sched_getaffinity(0))
     (cgroup.parent / "cpu.max").write_text("150000 100000\n")
-    assert settings.default_cpus() == 1
+    assert machine.default_cpus() == 1
 
 
 def test_a_machine_without_control_groups_has_its_own_limits(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(settings, "CGROUPS", tmp_path / "none")
-    monkeypatch.setattr(settings, "OWN_CGROUP", tmp_path / "none")
-    assert settings.default_cpus() == len(os.sched_getaffinity(0))
-    assert settings.default_memory_gb() > 0
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "none")
+    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "none")
+    assert machine.default_cpus() == len(os.sched_getaffinity(0))
+    assert machine.default_memory_gb() > 0
 
 
 def test_processors_follow_the_affinity() -> None:
@@ -58,4 +58,4 @@ def test_processors_follow_the_affinity() -> None:
 def test_a_user_whom_nobody_knows_has_a_home_that_is_not_there(monkeypatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda _: (_ for _ in ()).throw(KeyError()))
-    assert not settings.home_dir().exists()
+    assert not machine.home_dir().exists()

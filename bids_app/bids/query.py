@@ -81,8 +81,14 @@ class BoldRun:
         return f"sub-{self.participant}/{session}func"
 
 
-def check_dataset(bids_dir: Path) -> dict[str, Any]:
+def check_dataset(bids_dir: Path, skip_validation: bool = False) -> dict[str, Any]:
     """Read ``dataset_description.json`` of a dataset.
+
+    Parameters
+    ----------
+    bids_dir : pathlib.Path
+    skip_validation : bool
+        Only warn of what the run does not need: a description that is missing or cannot be read is then empty.
 
     Raises
     ------
@@ -94,6 +100,16 @@ def check_dataset(bids_dir: Path) -> dict[str, Any]:
     if not bids_dir.is_dir():
         what = "is a file, not a folder" if bids_dir.exists() else "no such folder"
         raise NoInputError(f"{bids_dir}: {what}.", "Give the root of a BIDS dataset (in a container: is it mounted?).")
+    try:
+        return _read_description(bids_dir)
+    except InvalidBIDSError as error:
+        if not skip_validation:
+            raise
+        LOGGER.warning("%s Going on without it, as asked for by --skip-bids-validation.", error.message)
+        return {}
+
+
+def _read_description(bids_dir: Path) -> dict[str, Any]:
     path = bids_dir / "dataset_description.json"
     if not os.path.lexists(path):
         hint = 'Give the root of the dataset, or write this file: {"Name": "...", "BIDSVersion": "1.10.0"}.'
@@ -103,10 +119,9 @@ def check_dataset(bids_dir: Path) -> dict[str, Any]:
             hint = f"There is one in {root}: is that the dataset?"
         raise InvalidBIDSError(f"{bids_dir}: not a BIDS dataset, since it has no dataset_description.json.", hint)
     try:
-        description = read_json(path)
+        return read_json(path)
     except BadDataError as error:
         raise InvalidBIDSError(error.message, error.hint) from error
-    return description
 
 
 def find_runs(bids_dir: Path, settings: QuerySettings) -> list[BoldRun]:
@@ -136,7 +151,7 @@ def find_runs(bids_dir: Path, settings: QuerySettings) -> list[BoldRun]:
     bids_dir = bids_dir.absolute()
     if main_dataset(bids_dir) != RAW_DATASET:
         return _find_derived_runs(bids_dir, settings)
-    check_dataset(bids_dir)
+    check_dataset(bids_dir, settings.skip_bids_validation)
     participants = _check_participants(bids_dir, settings.participants, list_participants(bids_dir))
     images = query_images(bids_dir, settings, participants)
     bolds = [path for path in images["bold"] if not DERIVED_ENTITIES & split_name(path.name)[0].keys()]

@@ -1,4 +1,4 @@
-"""The Boutiques descriptor, made from the argument parser, so that platforms know every option that the command has.
+"""The Boutiques descriptor, made from the options, so that platforms know every option that the command has.
 
 ``neurostorm --bids-exec-spec`` prints it; ``make boutiques`` writes ``boutiques.json`` and ``boutiques-cuda.json``. The
 form of the command line, the two inputs for the output folder and the single output are what ``bosh validate --bids``
@@ -7,14 +7,14 @@ asks for; the keys of ``custom`` are CBRAIN's.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from bids_app import __version__
+from bids_app.cli.options import DESCRIPTION, all_options
 from bids_app.errors import EXIT_CODES, EXIT_OK, NoMatchError
-from bids_app.settings import GROUP, PARTICIPANT
+from bids_app.settings import GROUP, PARTICIPANT, Option
+from bids_app.settings.option import number, whole_number
 
 VARIANTS = ("cpu", "cuda")
 LEVELS = [PARTICIPANT, GROUP]
@@ -26,7 +26,7 @@ CONTAINERS: dict[str, dict[str, Any]] = {
 RESOURCES: dict[str, int] = {"cpu-cores": 2, "ram": 4, "disk-space": 3, "nodes": 1, "walltime-estimate": 900}
 """Of one participant on two processors, rounded up from benchmarks/README.md (GB, s)."""
 
-BESIDE_THE_PARSER: dict[str, Any] = {
+BESIDE_THE_OPTIONS: dict[str, Any] = {
     "name": "neurostorm",
     "tool-version": __version__,
     "author": "The NeuroSTORM BIDS App developers",
@@ -127,13 +127,11 @@ TESTS = [
 ]
 
 
-def describe(parser: argparse.ArgumentParser, variant: str = VARIANTS[0]) -> dict[str, Any]:
-    """The descriptor of the command that a parser reads.
+def describe(variant: str = VARIANTS[0]) -> dict[str, Any]:
+    """The descriptor of the command.
 
     Parameters
     ----------
-    parser : argparse.ArgumentParser
-        With ``bids_dir``, ``output_dir`` and ``analysis_level`` as its positional arguments.
     variant : str
         ``cpu`` or ``cuda``: which image is run.
 
@@ -142,13 +140,15 @@ def describe(parser: argparse.ArgumentParser, variant: str = VARIANTS[0]) -> dic
     dict
         Of Boutiques' schema 0.5.
     """
-    options = [action for action in parser._actions if action.option_strings and not answers_and_exits(action)]
-    inputs = [*positional_inputs(parser), *(option_input(action) for action in first_labels(options))]
+    options = list(all_options())
+    positional = [entry for option in options if option.is_positional for entry in positional_inputs(option)]
+    named = (option_input(option) for option in first_labels(option for option in options if not option.is_positional))
+    inputs = [*positional, *named]
     keys = dict.fromkeys(entry["value-key"] for entry in inputs)
     return {
-        **BESIDE_THE_PARSER,
-        "description": f"{parser.description} A research tool, not a medical device.",
-        "command-line": f"mkdir -p [OUTPUT_DIR]; {parser.prog} {' '.join(keys)}",
+        **BESIDE_THE_OPTIONS,
+        "description": f"{DESCRIPTION} A research tool, not a medical device.",
+        "command-line": f"mkdir -p [OUTPUT_DIR]; neurostorm {' '.join(keys)}",
         "container-image": CONTAINERS[variant],
         "inputs": inputs,
         "groups": GROUPS,
@@ -158,86 +158,63 @@ def describe(parser: argparse.ArgumentParser, variant: str = VARIANTS[0]) -> dic
     }
 
 
-def answers_and_exits(action: argparse.Action) -> bool:
-    """Whether an option answers a question instead of running the app; no platform can offer such a one."""
-    return action.dest == argparse.SUPPRESS or action.default == argparse.SUPPRESS
-
-
-def first_labels(options: list[argparse.Action]) -> list[argparse.Action]:
-    """The options in the order of the help, the labels first, where the form of a BIDS App's command line has them."""
+def first_labels(options: Iterable[Option]) -> list[Option]:
+    """The options, the labels first, where the form of a BIDS App's command line has them."""
     labels = ("participant_label", "session_label")
-    return sorted(options, key=lambda action: labels.index(action.dest) if action.dest in labels else len(labels))
+    return sorted(options, key=lambda option: labels.index(option.key) if option.key in labels else len(labels))
 
 
-def positional_inputs(parser: argparse.ArgumentParser) -> Iterator[dict[str, Any]]:
-    """Inputs of the positional arguments."""
-    for action in parser._get_positional_actions():
-        entry = {"id": action.dest, "name": title(action.dest), "description": text_of(action)}
-        if action.dest == "output_dir":
-            yield from OUTPUT_FOLDERS
-        elif action.dest == "analysis_level":
-            yield entry | {
-                "type": "String", "optional": False, "value-key": key_of(action), "value-choices": LEVELS,
-            }  # fmt: skip
-        else:
-            yield entry | {"type": "File", "optional": False, "value-key": key_of(action)}
+def positional_inputs(option: Option) -> Iterator[dict[str, Any]]:
+    """Inputs of a positional argument."""
+    if option.key == "output_dir":
+        yield from OUTPUT_FOLDERS
+        return
+    entry = {"id": option.key, "name": title(option), "description": sentence(option), "optional": False}
+    if option.key == "analysis_level":
+        yield entry | {"type": "String", "value-key": place_of(option), "value-choices": LEVELS}
+    else:
+        yield entry | {"type": "File", "value-key": place_of(option)}
 
 
-def option_input(action: argparse.Action) -> dict[str, Any]:
-    """Input of an option; without its default, which platforms would pass on, over what a ``--config-file`` says.
-
-    Raises
-    ------
-    TypeError
-        An option of a kind that this function does not know yet.
-    """
+def option_input(option: Option) -> dict[str, Any]:
+    """Input of an option; without its default, which platforms would pass on, over what a ``--config-file`` says."""
     entry: dict[str, Any] = {
-        "id": action.dest,
-        "name": title(action.dest),
-        "description": text_of(action),
+        "id": option.key,
+        "name": title(option),
+        "description": sentence(option),
         "optional": True,
-        "value-key": key_of(action),
-        "command-line-flag": flag_of(action),
+        "value-key": place_of(option),
+        "command-line-flag": option.long_name,
     }
-    if action.nargs == 0:
+    if option.flag or option.counted:
         return entry | {"type": "Flag"}
-    if action.nargs not in (None, "+", "?"):
-        raise TypeError(f"{flag_of(action)}: nargs={action.nargs!r} has no counterpart in Boutiques here.")
-    entry |= type_of(action)
-    if action.choices is not None:
-        entry["value-choices"] = list(action.choices)
-    if action.nargs == "+":
+    entry |= type_of(option)
+    if option.choices:
+        entry["value-choices"] = list(option.choices)
+    if option.many:
         entry["list"] = True
     return entry
 
 
-def type_of(action: argparse.Action) -> dict[str, Any]:
+def type_of(option: Option) -> dict[str, Any]:
     """Boutiques' type of an option's value; a path is a File where something has to be there already."""
-    if action.type is int:
+    if option.type is whole_number:
         return {"type": "Number", "integer": True}
-    if action.type is float:
+    if option.type is number:
         return {"type": "Number"}
-    return {"type": "File" if action.type is Path and action.metavar == "FILE" else "String"}
+    return {"type": "File" if option.metavar == "FILE" else "String"}
 
 
-def text_of(action: argparse.Action) -> str:
-    """An argument's help as a sentence, with its default."""
-    text = (action.help or title(action.dest)) % {"default": action.default}
-    if "(default" not in text and action.default not in (None, [], False, 0):
-        text += f" (default: {action.default})"
-    return text[0].upper() + text[1:]
+def sentence(option: Option) -> str:
+    """An option's help with its default, as a sentence."""
+    return option.text[0].upper() + option.text[1:]
 
 
-def title(dest: str) -> str:
+def title(option: Option) -> str:
     """``participant_label`` as ``Participant label``."""
-    return dest.replace("_", " ").capitalize()
+    return option.key.replace("_", " ").capitalize()
 
 
-def key_of(action: argparse.Action) -> str:
-    """The place of an argument on the command line's template."""
-    return f"[{action.dest.upper()}]"
-
-
-def flag_of(action: argparse.Action) -> str:
-    """How an option is spelled in the descriptor: the first of its names with two dashes."""
-    return next((name for name in action.option_strings if name.startswith("--")), action.option_strings[0])
+def place_of(option: Option) -> str:
+    """The place of an option on the command line's template."""
+    return f"[{option.key.upper()}]"

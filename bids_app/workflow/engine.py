@@ -161,6 +161,12 @@ class Engine:
         self._name = name
         self._root = work_dir / name
 
+    def _processors(self, wanted: int | None) -> int:
+        """Processors that a step is counted with; with ``--low-mem`` all, so that no other step runs beside it."""
+        if self._resources.low_mem:
+            return self._resources.n_procs
+        return min(wanted or self._resources.omp_threads, self._resources.n_procs)
+
     def run(self, *, crash_dir: Path, stop_on_first_crash: bool = False) -> None:
         """Run all steps; a step that fails takes only those with it that need it. Ask `error_of` afterwards.
 
@@ -239,7 +245,7 @@ class Engine:
                 Function(input_names=names, output_names=["out"], function=call_step),
                 name=step.name,
                 mem_gb=min(step.memory_gb, self._resources.memory_gb),
-                n_procs=min(step.n_procs or self._resources.omp_threads, self._resources.n_procs),
+                n_procs=self._processors(step.n_procs),
             )
             node.inputs.function = f"{step.function.__module__}:{step.function.__qualname__}"
             node.inputs.given = Stamped(dict(step.given), step.stamp)

@@ -7,7 +7,6 @@ for doing it again (``--config-file``), and the traces of what failed.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import platform
 import sys
 import time
@@ -15,13 +14,14 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+
+import tomli_w
 
 from bids_app import __version__
 from bids_app.bids.writer import dataset_uri, write_json, write_text
 from bids_app.catalog.fetch import file_sha256
 from bids_app.errors import EXIT_OK
-from bids_app.settings import Settings
+from bids_app.settings import Settings, as_options
 
 OK, FAILED = "ok", "failed"
 VERSIONS_OF = (
@@ -84,53 +84,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def options_of(settings: Settings) -> dict[str, Any]:
-    """The options that give these settings again, under the names of the command line."""
-    query, preprocess, model, resources = settings.query, settings.preprocess, settings.model, settings.resources
-    options: dict[str, Any] = {
-        "participant_label": list(query.participants),
-        "session_label": list(query.sessions),
-        "task_id": list(query.tasks),
-        "derivatives": [f"{name}={path}" for name, path in query.derivatives.items()],
-        "dummy_scans": preprocess.dummy_scans,
-        "fd_spike_threshold": preprocess.fd_spike_threshold,
-        "output_spaces": list(preprocess.output_spaces),
-        "ignore": list(preprocess.ignore),
-        "use_syn_sdc": preprocess.use_syn_sdc or None,
-        "random_seed": preprocess.random_seed,
-        "model": model.model,
-        "adapter": list(model.adapters),
-        "device": model.device,
-        "level": "minimal" if model.embeddings_only else "full",
-        "attribution": model.attribution,
-        "atlas": model.atlas,
-        "on_out_of_domain": model.on_out_of_domain,
-        "acknowledge_research_use": model.acknowledge_research_use or None,
-        "nprocs": resources.n_procs,
-        "omp_nthreads": resources.omp_threads,
-        "mem": f"{resources.memory_gb:g}GB",
-        "low_mem": resources.low_mem,
-        "work_dir": str(settings.work_dir),
-    }
-    return {name: value for name, value in options.items() if value not in (None, [], "")}
-
-
 def as_toml(settings: Settings, run_id: str) -> str:
     """The invocation as TOML, readable by ``--config-file``."""
-    head = {
+    invocation = {
         "run_id": run_id,
         "command": " ".join(sys.argv),
         "bids_dir": str(settings.bids_dir),
         "out_dir": str(settings.out_dir),
     }
-    tables = {"invocation": head, "options": options_of(settings), "versions": versions()}
-    lines = []
-    for table, content in tables.items():
-        lines.append(f"[{table}]")
-        # JSON's strings, numbers, booleans and lists of these are TOML's too
-        lines += [f"{name} = {json.dumps(value, ensure_ascii=False)}" for name, value in content.items()]
-        lines.append("")
-    return "\n".join(lines)
+    return tomli_w.dumps({"invocation": invocation, "options": as_options(settings), "versions": versions()})
 
 
 def hash_inputs(files: Sequence[Path], datasets: Mapping[str, Path], stamp: str, out_dir: Path) -> dict[str, str]:

@@ -313,6 +313,19 @@ def test_broken_description_is_named(make_dataset, content):
         find_runs(make_dataset(REST, description=content), QuerySettings())
 
 
+@pytest.mark.parametrize("content", [None, '{"Name": ', "[]"])
+def test_skipping_validation_goes_on_without_a_description(make_dataset, content, caplog):
+    root = make_dataset(REST, description=content)
+    (run,) = find_runs(root, QuerySettings(skip_bids_validation=True))
+    assert run.stem == "sub-01_task-rest"
+    assert "--skip-bids-validation" in caplog.text
+
+
+def test_skipping_validation_does_not_make_a_dataset_of_any_folder(tmp_path):
+    with pytest.raises(InvalidBIDSError, match="no participants"):
+        find_runs(tmp_path, QuerySettings(skip_bids_validation=True))
+
+
 def test_description_with_a_byte_order_mark_is_read(make_dataset):
     root = make_dataset(REST, description=b"\xef\xbb\xbf" + json.dumps(DESCRIPTION).encode())
     assert check_dataset(root) == DESCRIPTION

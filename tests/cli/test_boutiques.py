@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import shlex
 import subprocess
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from bids_app.cli.boutiques import EXAMPLE, VARIANTS, describe, option_input
+from bids_app.cli.boutiques import EXAMPLE, VARIANTS, describe
 from bids_app.cli.neurostorm import build_parser, main, parse_settings
 
 ROOT = Path(__file__).parents[2]
@@ -35,7 +34,7 @@ def write_invocation(folder: Path, **values: Any) -> Path:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_files_in_the_repository_are_up_to_date(variant: str) -> None:
     written = json.loads(FILES[variant].read_text())
-    assert written == describe(build_parser(), variant), "an option changed: run 'make boutiques'"
+    assert written == describe(variant), "an option changed: run 'make boutiques'"
 
 
 def test_the_command_prints_the_descriptor(capsys) -> None:
@@ -47,19 +46,14 @@ def test_the_command_prints_the_descriptor(capsys) -> None:
 
 
 def test_every_option_that_runs_the_app_is_an_input_and_none_that_answers_and_exits() -> None:
-    ids = [entry["id"] for entry in describe(build_parser())["inputs"]]
+    ids = [entry["id"] for entry in describe()["inputs"]]
     assert len(ids) == len(set(ids))
     expected = {action.dest for action in build_parser()._actions} | {"participants_dir"}
     assert set(ids) == expected - {"help", "version", "list_models", "self_test", "bids_exec_spec"}
 
 
-def test_an_option_of_an_unknown_kind_is_no_silent_gap() -> None:
-    with pytest.raises(TypeError, match="--pair"):
-        option_input(argparse.ArgumentParser().add_argument("--pair", nargs=2))
-
-
 def test_cbrain_finds_the_inputs_and_outputs_that_its_modules_are_told() -> None:
-    descriptor = describe(build_parser())
+    descriptor = describe()
     inputs = {entry["id"]: entry for entry in descriptor["inputs"]}
     outputs = {entry["id"] for entry in descriptor["output-files"]}
     modules = descriptor["custom"]["cbrain:integrator_modules"]

@@ -15,7 +15,6 @@ import pytest
 from bids_app import __version__
 from bids_app.cli.neurostorm import main, parse_settings
 from bids_app.errors import AnalysisLevelError, UsageError
-from bids_app.workflow.provenance import as_toml
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -102,19 +101,6 @@ def test_config_file_gives_defaults_that_the_command_line_overrides(tmp_path: Pa
     assert settings.model.model == "demo"
     assert settings.query.tasks == ("rest",)
     assert settings.resources.memory_gb == 8
-
-
-def test_the_log_of_an_invocation_gives_its_settings_again(tmp_path: Path) -> None:
-    common = ["in", "out", "participant", "-w", str(tmp_path)]
-    asked = [
-        "--model", "demo", "--adapter", "a", "b", "--device", "cpu", "--attribution", "gradients", "--atlas", "a.nii",
-        "--on-out-of-domain", "refuse", "--acknowledge-research-use", "--use-syn-sdc", "--dummy-scans", "0",
-        "--output-spaces", "MNI152NLin6Asym", "--ignore", "fieldmaps", "--nprocs", "1", "--mem", "4GB",
-    ]  # fmt: skip
-    settings = parse_settings([*common, *asked])
-    config = tmp_path / "neurostorm.toml"
-    config.write_text(as_toml(settings, "now"))
-    assert parse_settings([*common, "--config-file", str(config)]) == settings
 
 
 def test_files_that_are_named_from_here_are_found_from_everywhere(tmp_path: Path, monkeypatch) -> None:

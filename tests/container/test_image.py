@@ -11,7 +11,6 @@ import pytest
 
 from bids_app import __version__
 from bids_app.cli.boutiques import EXAMPLE, describe
-from bids_app.cli.neurostorm import build_parser
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(7200)]
 NO_HOME = ("--env", "HOME=/nonexistent")
@@ -95,7 +94,7 @@ def test_boutiques_launches_it(image, sh, simulated: Path, tmp_path: Path, out: 
     cases = f'run) shift; exec {engine} run --network none "$@" ;; pull) exit 1 ;; *) exec {engine} "$@" ;;'
     program.write_text(f'#!/bin/sh\ncase "$1" in {cases} esac\n')
     program.chmod(0o755)
-    descriptor = describe(build_parser())
+    descriptor = describe()
     descriptor["container-image"]["image"] = image.tag
     (tmp_path / "descriptor.json").write_text(json.dumps(descriptor))
     values = EXAMPLE | {"bids_dir": "raw", "output_dir": "out", "work_dir": "/tmp/work", "level": "minimal"}

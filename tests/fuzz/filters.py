@@ -11,8 +11,9 @@ with atheris.instrument_imports(include=["bids_app"]):
     from harness import fuzz
 
     from bids_app.bids.entities import check_name, join_name, natural_key, split_name
-    from bids_app.cli.neurostorm import build_parser, named_paths, read_config_file, read_filter_file, strip_resolution
+    from bids_app.cli.config_file import read_config_file
     from bids_app.errors import NeurostormError
+    from bids_app.settings.values import named_paths, read_filters, strip_resolution
     from bids_app.workflow.engine import read_plugin_file
     from bids_app.workflow.method import node_name
 
@@ -28,7 +29,7 @@ SEEDS = [
 def read(data: bytes, folder: Path) -> None:
     path = folder / "file"
     path.write_bytes(data)
-    for call in (read_filter_file, lambda path: read_config_file(path, build_parser()), read_plugin_file):
+    for call in (lambda path: read_filters(str(path)), read_config_file, read_plugin_file):
         with suppress(NeurostormError):
             call(path)
     text = data.decode("utf-8", "replace")

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+import psutil
 import pytest
 
 from bids_app.errors import BadDataError, UsageError
@@ -85,6 +87,7 @@ def steps_can_be_imported(monkeypatch, tmp_path):
         die,
         die_in_the_second_invocation,
         note_overlap,
+        hold_memory,
     ):
         monkeypatch.setattr(function, "__module__", "test_engine")
 
@@ -104,6 +107,42 @@ def run(graph: Graph, work_dir: Path, crash_dir: Path, n_procs: int = 1, **resou
     engine = Engine(graph, work_dir, ResourceSettings(n_procs=n_procs, **resources), name="wf")
     engine.run(crash_dir=crash_dir)
     return engine
+
+
+def hold_memory(out_dir: Path) -> None:
+    """Stand for a large step: hold 300 MB while another one may start, and leave what all processes of the run hold."""
+    held = np.ones(HELD_MB * 2**20, dtype=np.uint8)
+    mark = out_dir.parent / f"holding-{out_dir.name}"
+    mark.touch()
+    end = time.monotonic() + 2
+    while len(list(out_dir.parent.glob("holding-*"))) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    run = psutil.Process(os.getppid()).children(recursive=True)
+    megabytes = sum(process.memory_full_info().uss for process in run) / 2**20
+    with (out_dir.parent / "megabytes.txt").open("a") as log:
+        log.write(f"{megabytes}\n")
+    time.sleep(0.5)  # the other one looks too
+    mark.unlink()
+    assert held[-1] == 1
+
+
+HELD_MB = 300
+
+
+def peak_mb(folder: Path, *, low_mem: bool) -> float:
+    """The most memory of two large steps on two processors, MB."""
+    graph = Graph()
+    steps = [graph.step(name, hold_memory) for name in ("one", "two")]
+    engine = run(graph, folder, folder.parent, 2, low_mem=low_mem)
+    assert all(engine.error_of(step) is None for step in steps)
+    return max(map(float, (folder / "wf" / "megabytes.txt").read_text().split()))
+
+
+def test_low_mem_takes_as_much_memory_as_the_largest_step_alone(tmp_path: Path) -> None:
+    side_by_side = peak_mb(tmp_path / "usual", low_mem=False)
+    in_turn = peak_mb(tmp_path / "low", low_mem=True)
+    assert side_by_side > 2 * HELD_MB
+    assert in_turn < side_by_side - 0.9 * HELD_MB
 
 
 def run_chain(tmp_path: Path, number: int, n_procs: int = 1, invocation: str = "") -> str:
