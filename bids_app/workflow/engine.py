@@ -28,6 +28,8 @@ LOGGER = logging.getLogger(__name__)
 ERROR_FILE = "error.json"
 DONE_FILE = "done.json"
 """Written last: the stamp of the step that was finished, and what it cost."""
+RESERVED_BYTES = 2**15
+"""What a step sets aside for its error, so that it can be written on a full disk."""
 LITTLE_ROOM = 2**20
 """Free bytes in scratch below which a step that was killed is taken to have found no space."""
 
@@ -77,9 +79,9 @@ def execute(function: str, given: Stamped, upstream: dict[str, Stamped]) -> Stam
     out_dir = Path.cwd()
     module, name = function.split(":")
     started = time.monotonic()
-    for left in (ERROR_FILE, DONE_FILE):
-        (out_dir / left).unlink(missing_ok=True)
+    (out_dir / DONE_FILE).unlink(missing_ok=True)
     try:
+        (out_dir / ERROR_FILE).write_bytes(b" " * RESERVED_BYTES)
         call = getattr(importlib.import_module(module), name)
         value = call(**given.value, **{k: v.value for k, v in upstream.items()}, out_dir=out_dir)
         cost = {
@@ -87,6 +89,7 @@ def execute(function: str, given: Stamped, upstream: dict[str, Stamped]) -> Stam
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
         _write_whole(out_dir / DONE_FILE, {"stamp": given.stamp, "cost": cost})
+        (out_dir / ERROR_FILE).unlink()
     except BaseException as error:
         _leave_error(out_dir, given.stamp, error)
         raise
@@ -115,20 +118,18 @@ def _leave_error(out_dir: Path, stamp: str, error: BaseException) -> None:
         "message": known.message if known else f"{type(error).__name__}: {error}",
         "hint": known.hint if known else "This is a defect of the program: please report it with the crash file.",
         "exit_code": known.exit_code if known else EXIT_SOFTWARE,
-        "trace": "".join(traceback.format_exception(error)),
+        "trace": "".join(traceback.format_exception(error))[-RESERVED_BYTES // 8 :],
     }
-    try:
-        _write_whole(out_dir / ERROR_FILE, content)
-    except OSError:
-        with suppress(OSError):
-            for path in out_dir.iterdir():  # what a step that failed has written is of no use, and makes room
-                if not path.name.startswith("_"):  # nipype's own
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-            _write_whole(out_dir / ERROR_FILE, content)
+    with suppress(OSError):
+        with (out_dir / ERROR_FILE).open("r+b") as file:
+            file.write(json.dumps(content).encode())
+        for path in out_dir.iterdir():  # what a step that failed has written is of no use, and takes space
+            if path.name != ERROR_FILE and not path.name.startswith("_"):  # nipype's own
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def _write_whole(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file so that what is there is whole, on a disk that is full too."""
+    """Write a JSON file so that it is whole or not there."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content))
     partial.replace(path)
