@@ -11,9 +11,9 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from bids_app.errors import BadDataError
-from bids_app.preprocess.io.headers import voxel_sizes
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.registration.transforms import Chain, Warp, grid_points, sample
 
