@@ -159,7 +159,6 @@ def go(run: Run, folder: Path, threads: int, with_peers: bool, anatomy: Any = No
     from bids_app.preprocess.hmc import correct_motion
     from bids_app.preprocess.masking import prepare_bold
     from bids_app.preprocess.registration.bold_to_t1w import coregister, mask_boldref, normalise_boldref
-    from bids_app.preprocess.resample import grid_series
     from bids_app.preprocess.run import collect_run
 
     folder.mkdir(exist_ok=True)
@@ -195,9 +194,17 @@ def go(run: Run, folder: Path, threads: int, with_peers: bool, anatomy: Any = No
     confounds = step("confounds", measure_confounds, series, motion, alignment, threads=threads)
     peer("confounds", (peers.scipy_confounds, (confounds.carpet,)))
     done = collect_run(series, motion, reference, alignment, confounds, anatomy)
-    step("model grid", grid_series, done, threads=threads)
+    step("model grid", to_model_grid, done, threads=threads)
     peer("model grid", (peers.scipy_resampling, (few,)), (peers.antspyx_resampling, (few,)))
     return anatomy
+
+
+def to_model_grid(run: Any, out_dir: Path, threads: int) -> Path:
+    """`resample_to_model_grid`, which hands on the folder instead of the series."""
+    from bids_app.preprocess.resample import resample_to_model_grid
+
+    resample_to_model_grid(run, out_dir / "grid", threads)
+    return out_dir / "grid"
 
 
 def _template(folder: Path) -> Path:
