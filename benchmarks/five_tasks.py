@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bids_app.cli.train import main as train
-from bids_app.phantom.cohorts import Effects, images_cohort, states_cohort, traits_cohort
+from bids_app.phantom.cohorts import CohortScan, Effects, images_cohort, states_cohort, traits_cohort
+from bids_app.training.data.store import ClipStore
 
 TASKS = Path(__file__).with_name("tasks")
 
@@ -47,12 +48,23 @@ def make_cohort(name: str, work: Path) -> tuple[Path, Path]:
     """A cohort's store, and the folder of its tables; what is there is not made again."""
     folder = work / name
     if name == "traits":
-        return traits_cohort(folder, 80), folder
-    if name == "sessions":
-        return traits_cohort(folder, 100, sessions=2, clips=2, seed=3, effects=Effects(own=0.05)), folder
-    if name == "images":
-        return images_cohort(folder, 10, 48, effects=Effects(activity=0.06)), folder
-    return states_cohort(folder, 10), folder
+        scans = traits_cohort(folder, 80)
+    elif name == "sessions":
+        scans = traits_cohort(folder, 100, sessions=2, clips=2, seed=3, effects=Effects(own=0.05))
+    elif name == "images":
+        scans = images_cohort(folder, 10, 48, effects=Effects(activity=0.06))
+    else:
+        scans = states_cohort(folder, 10)
+    return fill_store(folder / "clips", "voxel" if name in ("images", "states") else "global", scans), folder
+
+
+def fill_store(folder: Path, normalisation: str, scans: list[CohortScan]) -> Path:
+    """Simulate the scans that a store does not hold yet; its folder."""
+    store = ClipStore(folder, normalisation)
+    for scan in scans:
+        if scan.name not in store:
+            store.add(scan.name, scan.simulate(), scan.participant, scan.session, {"task": "x"})
+    return store.folder
 
 
 def run(name: str, work: Path, quick: bool) -> dict[str, dict[str, tuple[float, float, float]]]:

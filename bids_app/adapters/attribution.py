@@ -28,7 +28,6 @@ from bids_app.model.patches import from_patches, to_patches
 from bids_app.model.windows import Size4
 
 ANSWER_METHODS = ("occlusion", "gradients")
-METHODS = (*ANSWER_METHODS, "reconstruction")
 STEPS = 16
 """Points on the way from the still clip at which gradients are taken."""
 
@@ -83,7 +82,7 @@ class Attribution:
     Attributes
     ----------
     method : str
-        An entry of `METHODS`.
+        An entry of `ANSWER_METHODS`, or ``reconstruction``.
     measure : str
         What a value is: log-odds of ``answer``, the unit of a regression, or an error.
     answer : str

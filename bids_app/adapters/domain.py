@@ -43,14 +43,11 @@ class Distance:
         Beyond which it counts as far.
     false_alarms : float
         Share of scans like the cohort's that lie beyond ``limit``.
-    share_beyond : float
-        Share of the cohort's own scans that lie at least as far as this one.
     """
 
     value: float
     limit: float
     false_alarms: float
-    share_beyond: float
 
     @property
     def is_far(self) -> bool:
@@ -174,7 +171,7 @@ class Domain:
         row = (np.asarray(embedding, np.float64) - self.mean) / np.sqrt(np.diag(self.covariance))
         (value,) = _mahalanobis(row[None], np.zeros_like(row), self._correlation)
         limit, rate = self.limit
-        return Distance(float(value), limit, rate, float((self.distances >= value).mean()))
+        return Distance(float(value), limit, rate)
 
 
 def _spread(values: np.ndarray) -> np.ndarray:

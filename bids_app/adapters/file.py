@@ -30,6 +30,8 @@ from bids_app.model.heads import build_head, load_strictly, n_outputs
 ADAPTER_FORMAT = "neurostorm-adapter"
 ADAPTER_FORMAT_VERSION = 2
 VERSIONS_READ = ("1", "2")
+FORMER_KEYS = ("retrieval",)
+"""Of cards in files that were written before; left out when they are read."""
 """The first has neither twin nor reference statistics."""
 PARTS = ("encoder", "head", "twin", "reference")
 CLASSIFICATION, REGRESSION, EMBEDDING = "classification", "regression", "embedding"
@@ -77,8 +79,6 @@ class AdapterCard:
         Learned tokens in front of each window.
     dimensions : int
         Of an embedding's vector; 0 otherwise.
-    retrieval : dict
-        What an embedding is compared with: for given images, the ``mean`` to take from their vectors first.
     cohort, metrics : dict
         Whom it was trained on (where known: ``participants``, ``scans``, ``ages``, ``sexes``, ``sites``, ``scanners``),
         and how well it did on whom; JSON values.
@@ -108,7 +108,6 @@ class AdapterCard:
     strategy: str = "linear"
     prompt_len: int = 0
     dimensions: int = 0
-    retrieval: dict[str, Any] = field(default_factory=dict)
     cohort: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     ranges: dict[str, Any] = field(default_factory=dict)
@@ -264,7 +263,7 @@ def _read_card(path: Path, text: str) -> AdapterCard:
         if not isinstance(labels, list):
             raise TypeError(f"labels is {labels!r}")
         content["labels"] = tuple(labels)
-        return AdapterCard(**content)
+        return AdapterCard(**{key: value for key, value in content.items() if key not in FORMER_KEYS})
     except (ValueError, TypeError, RecursionError) as error:
         raise BadDataError(f"{path}: its card cannot be read ({error}).", "Get the file again.") from error
     except BadDataError as error:

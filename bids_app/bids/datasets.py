@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,6 @@ from bids_app.bids.sidecars import read_json
 from bids_app.bids.writer import RAW_DATASET
 from bids_app.errors import InvalidBIDSError, NeurostormError, NoInputError
 
-LOGGER = logging.getLogger(__name__)
 Key = tuple[tuple[str, str], ...]
 
 
@@ -25,7 +23,6 @@ class DerivedDataset:
     """A derivatives dataset: its runs, and by run what is there that cannot be taken over."""
 
     name: str
-    root: Path
     runs: tuple[DerivedRun, ...]
     others: Mapping[Key, str]
 
@@ -67,9 +64,9 @@ def read_dataset(
         )
     wanted = [label for label in there if label in participants]
     if is_hcp(root):
-        return DerivedDataset(name, root, tuple(read_hcp(root, name, wanted)), {})
-    runs, others = read_derivatives(root, name, wanted, filters or {})
-    return DerivedDataset(name, root, tuple(runs), others)
+        return DerivedDataset(name, tuple(read_hcp(root, wanted)), {})
+    runs, others = read_derivatives(root, wanted, filters or {})
+    return DerivedDataset(name, tuple(runs), others)
 
 
 def input_datasets(bids_dir: Path, derivatives: Mapping[str, Path]) -> dict[str, Path]:

@@ -54,9 +54,6 @@ class DerivedRun:
     entities: dict[str, str]
     """Of the run: without space, resolution and description."""
     space: str
-    dataset: str
-    """Name of its dataset in ``DatasetLinks``."""
-    root: Path
     pipeline: str
     """Name and version of what made it: ``fMRIPrep 23.2.1``."""
     metadata: dict[str, Any] = field(default_factory=dict)
@@ -124,7 +121,7 @@ def odd_version(pipeline: str) -> str:
 
 
 def read_derivatives(
-    root: Path, dataset: str, participants: list[str], filters: Mapping[str, Mapping[str, object]]
+    root: Path, participants: list[str], filters: Mapping[str, Mapping[str, object]]
 ) -> tuple[list[DerivedRun], dict[tuple[tuple[str, str], ...], str]]:
     """The runs of a BIDS derivatives dataset.
 
@@ -132,8 +129,6 @@ def read_derivatives(
     ----------
     root : pathlib.Path
         Absolute.
-    dataset : str
-        Its name in ``DatasetLinks``.
     participants : list of str
         Whose runs are wanted; all of them have a folder.
     filters : mapping
@@ -157,7 +152,7 @@ def read_derivatives(
     for key, paths in groups.items():
         usable = sorted((path for path in paths if _rank(path) is not None), key=lambda path: _rank(path) or ())
         if usable:
-            runs.append(_make_derived(usable, dataset, pipeline, inheritance))
+            runs.append(_make_derived(usable, pipeline, inheritance))
         else:
             others[key] = ", ".join(path.name for path in paths)
     return runs, others
@@ -173,7 +168,7 @@ def _rank(path: Path) -> tuple[int, int, int] | None:
     return DESCRIPTIONS.index(desc), SPACES.index(space), resolution
 
 
-def _make_derived(images: Sequence[Path], dataset: str, pipeline: str, inheritance: Inheritance) -> DerivedRun:
+def _make_derived(images: Sequence[Path], pipeline: str, inheritance: Inheritance) -> DerivedRun:
     bold = images[0]
     notes: list[str] = []
     entities = split_name(bold.name)[0]
@@ -201,8 +196,6 @@ def _make_derived(images: Sequence[Path], dataset: str, pipeline: str, inheritan
         bold=bold,
         entities=own,
         space=entities["space"],
-        dataset=dataset,
-        root=inheritance.root,
         pipeline=pipeline,
         metadata=metadata,
         denoised=entities["desc"] != "preproc",

@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.bids.entities import join_name, natural_key, split_name
-from bids_app.bids.sidecars import Inheritance, missing_content
+from bids_app.bids.sidecars import Inheritance, missing_content, read_direction
 from bids_app.errors import NeurostormError
 
 PAIR, PHASE_DIFFERENCE, TWO_PHASES, DIRECT = "pepolar", "phasediff", "phases", "fieldmap"
-DIRECTIONS = ("i", "i-", "j", "j-", "k", "k-")
 MAIN_FILE = {"phasediff": PHASE_DIFFERENCE, "phase1": TWO_PHASES, "fieldmap": DIRECT}
 """Suffix of the image that a kind of fieldmap is found by."""
 COMPANIONS = {
@@ -152,12 +151,12 @@ def _pair(
         return None
     by_direction: dict[str, list[Path]] = {}
     for path in epis:
-        direction = sidecars[path].get("PhaseEncodingDirection")
-        if direction in DIRECTIONS:
+        direction: Any = sidecars[path].get("PhaseEncodingDirection")
+        if read_direction(direction):
             by_direction.setdefault(direction, []).append(path)
         else:
             notes.append(f"{path.name} was not used: its sidecar has no PhaseEncodingDirection.")
-    own = metadata.get("PhaseEncodingDirection")
+    own: Any = metadata.get("PhaseEncodingDirection")
     firsts = sorted(by_direction, key=lambda direction: (direction != own, direction))
     for direction in firsts:
         for first in by_direction[direction]:
@@ -165,7 +164,7 @@ def _pair(
             if others:
                 second = min(others, key=lambda path: _unlike(path, first))
                 return Fieldmap(PAIR, (first, second), (sidecars[first], sidecars[second]))
-    against = by_direction.get(opposite(own), []) if own in DIRECTIONS else []
+    against = by_direction.get(opposite(own), []) if read_direction(own) else []
     if against:
         return Fieldmap(PAIR, (against[0],), (sidecars[against[0]],))
     if by_direction:

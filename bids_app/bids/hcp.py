@@ -76,15 +76,13 @@ def list_hcp_participants(root: Path) -> list[str]:
     return sorted({folder_entities(path.name)["sub"] for path in _participant_folders(root)}, key=natural_key)
 
 
-def read_hcp(root: Path, dataset: str, participants: list[str]) -> list[DerivedRun]:
+def read_hcp(root: Path, participants: list[str]) -> list[DerivedRun]:
     """The runs of some participants, in natural order.
 
     Parameters
     ----------
     root : pathlib.Path
         Folder of the participants' folders, absolute.
-    dataset : str
-        Its name in ``DatasetLinks``.
     participants : list of str
         Labels without ``sub-``.
     """
@@ -96,14 +94,14 @@ def read_hcp(root: Path, dataset: str, participants: list[str]) -> list[DerivedR
         for place in sorted((folder / RESULTS).iterdir(), key=lambda path: natural_key(path.name)):
             bold = place / f"{place.name}.nii.gz"
             if RUN.fullmatch(place.name) and os.path.lexists(bold):
-                run = _make_run(root, dataset, folder, bold, {**who, **run_entities(place.name)})
+                run = _make_run(folder, bold, {**who, **run_entities(place.name)})
                 if run.key in runs:  # names that BIDS' entities cannot tell apart
-                    run = _make_run(root, dataset, folder, bold, {**who, "task": as_label(place.name)})
+                    run = _make_run(folder, bold, {**who, "task": as_label(place.name)})
                 runs[run.key] = run
     return list(runs.values())
 
 
-def _make_run(root: Path, dataset: str, folder: Path, bold: Path, entities: dict[str, str]) -> DerivedRun:
+def _make_run(folder: Path, bold: Path, entities: dict[str, str]) -> DerivedRun:
     anatomy = folder / "MNINonLinear"
     movement = bold.parent / MOVEMENT
     reference = bold.with_name(bold.name.replace(".nii.gz", "_SBRef.nii.gz"))
@@ -125,8 +123,6 @@ def _make_run(root: Path, dataset: str, folder: Path, bold: Path, entities: dict
         bold=bold,
         entities=entities,
         space=SPACE,
-        dataset=dataset,
-        root=root,
         pipeline=PIPELINE,
         metadata=metadata,
         notes=tuple(notes),

@@ -52,7 +52,6 @@ class BoldRun:
     metadata: dict[str, Any] = field(default_factory=dict)
     """Its sidecars, merged by inheritance."""
     t1w: Path | None = None
-    t1w_metadata: dict[str, Any] = field(default_factory=dict)
     t1w_repeats: tuple[Path, ...] = ()
     """Further images of the T1w's session that are averaged with it."""
     events: Path | None = None
@@ -307,7 +306,6 @@ def _make_run(
     notes: list[str] = []
     problem: NeurostormError | None = None
     metadata: dict[str, Any] = {}
-    t1w_metadata: dict[str, Any] = {}
     fieldmap: Fieldmap | None = None
     bold, t1w = files[0], None
     repeats: tuple[Path, ...] = ()
@@ -322,7 +320,6 @@ def _make_run(
             if error:
                 raise error
         metadata = inheritance.metadata(bold)
-        t1w_metadata = inheritance.metadata(t1w) if t1w else {}
         fieldmap = choose_fieldmap(bold, metadata, fmaps.get(folder, []), inheritance, notes)
     except NeurostormError as error:
         problem = error
@@ -331,7 +328,6 @@ def _make_run(
         entities={"sub": folder.removeprefix("sub-"), **_without(split_name(bold.name)[0], "sub", *MERGED_ENTITIES)},
         metadata=metadata,
         t1w=t1w,
-        t1w_metadata=t1w_metadata,
         t1w_repeats=repeats,
         events=inheritance.table(bold, "events"),
         fieldmap=fieldmap,

@@ -18,6 +18,20 @@ from bids_app.errors import BadDataError, NoInputError
 ANNEX_POINTER = b"/annex/objects/"
 """How a file starts whose content git-annex (datalad) holds elsewhere, when it is not a symbolic link."""
 
+DIRECTIONS = {"i": (0, 1.0), "i-": (0, -1.0), "j": (1, 1.0), "j-": (1, -1.0), "k": (2, 1.0), "k-": (2, -1.0)}
+"""Stored axis and sign of the directions in which slices or phases are encoded."""
+
+
+def read_direction(value: Any) -> tuple[int, float] | None:
+    """Stored axis of an encoding direction, and 1 along its index or -1 against it; None for no direction.
+
+    Parameters
+    ----------
+    value : str, otherwise no direction
+        Of a sidecar: ``j-``.
+    """
+    return DIRECTIONS.get(value) if isinstance(value, str) else None
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.

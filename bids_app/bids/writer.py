@@ -15,7 +15,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -107,15 +107,6 @@ def dataset_uri(path: Path, datasets: Mapping[str, Path]) -> str:
         raise ValueError(f"{path} lies in none of the datasets {', '.join(map(str, datasets.values()))}.")
     name = max(holding, key=lambda name: len(datasets[name].parts))
     return bids_uri(path, datasets[name], name)
-
-
-def source_uris(paths: Iterable[Path], *, raw_dir: Path, out_dir: Path) -> list[str]:
-    """BIDS URIs of files of the raw dataset and of the derivatives, for a sidecar's ``Sources``."""
-    # derivatives may lie inside the raw dataset, so they are looked at first
-    return [
-        bids_uri(path, out_dir) if path.is_relative_to(out_dir) else bids_uri(path, raw_dir, RAW_DATASET)
-        for path in paths
-    ]
 
 
 def temporary_name(path: Path) -> Path:

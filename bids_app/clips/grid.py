@@ -18,7 +18,6 @@ from scipy.ndimage import affine_transform
 from bids_app.errors import BadDataError
 
 MODEL_GRID_SHAPE = (96, 96, 96)
-TEMPLATE_SHAPE = (91, 109, 91)
 MODEL_GRID_AFFINE = np.array(
     [[-2.0, 0.0, 0.0, 96.0], [0.0, 2.0, 0.0, -114.0], [0.0, 0.0, 2.0, -78.0], [0.0, 0.0, 0.0, 1.0]]
 )

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -72,12 +71,6 @@ class GridSeries:
         offset = self.values.offset + start * n_voxels * 4
         count = max(stop - start, 0) * n_voxels
         return np.fromfile(self.values.filename, np.float32, count, offset=offset).reshape(-1, n_voxels)
-
-    def chunks(self) -> Iterator[np.ndarray]:
-        """All rows in order, some tens of megabytes at a time; (n, V) each."""
-        step = max(1, CHUNK_BYTES // max(4 * self.values.shape[1], 1))
-        for start in range(0, self.n_vols, step):
-            yield self.rows(start, start + step)
 
     @classmethod
     def open(cls, folder: str | Path) -> GridSeries:

@@ -151,12 +151,12 @@ def difference_of_points(points: np.ndarray, groups: Sequence[str], n_permutatio
 
 def false_discovery_rate(p: Sequence[float]) -> np.ndarray:
     """Benjamini and Hochberg's adjusted p values; NaN stay NaN and do not count as tests."""
+    from scipy.stats import false_discovery_control
+
     values = np.asarray(p, float)
+    known = np.isfinite(values)
     adjusted = np.full(len(values), np.nan)
-    known = np.flatnonzero(np.isfinite(values))
-    order = known[np.argsort(values[known], kind="stable")]
-    ratio = values[order] * len(order) / np.arange(1, len(order) + 1)
-    adjusted[order] = np.minimum(1, np.minimum.accumulate(ratio[::-1])[::-1])
+    adjusted[known] = false_discovery_control(values[known])
     return adjusted
 
 
@@ -227,9 +227,9 @@ def mean_by(values: np.ndarray, units: Sequence[str]) -> tuple[list[str], np.nda
 
 def proportion(hits: int, n: int) -> Estimate:
     """A share with Wilson's interval."""
+    from scipy.stats import binomtest
+
     if not n:
         return Estimate(np.nan, np.nan, np.nan, 0)
-    z, share = 1.959964, hits / n
-    middle = (share + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return Estimate(share, float(max(0, middle - half)), float(min(1, middle + half)), n)
+    interval = binomtest(hits, n).proportion_ci(method="wilson")
+    return Estimate(hits / n, float(interval.low), float(interval.high), n)

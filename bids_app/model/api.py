@@ -11,7 +11,7 @@ from torch import nn
 from bids_app.errors import UsageError
 from bids_app.model.checkpoint import Checkpoint, read_checkpoint, weights_sha256
 from bids_app.model.encoder import Encoder, EncoderConfig
-from bids_app.model.heads import build_head, load_strictly, pool
+from bids_app.model.heads import build_head, load_strictly
 from bids_app.model.mae import MaskedAutoencoder, autoencoder_from
 from bids_app.model.scan import backend_in_use
 
@@ -71,14 +71,10 @@ class Model(nn.Module):
         """
         return self.encoder(clips)
 
-    def embed(self, clips: torch.Tensor) -> torch.Tensor:
-        """(B, 1, x, y, z, t) to embeddings (B, C): the mean of the features over all tokens."""
-        return pool(self.encode(clips))
-
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """(B, 1, x, y, z, t) to the head's raw outputs (B, O); one logit where there are two classes."""
         if self.head is None:
-            raise UsageError(f"The model {self.name} has no head.", "Use encode or embed, or apply an adapter.")
+            raise UsageError(f"The model {self.name} has no head.", "Use encode, or apply an adapter.")
         return self.head(self.encode(clips))
 
 

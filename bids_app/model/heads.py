@@ -40,7 +40,6 @@ class LinearHead(nn.Module):
     """One linear layer on the mean over tokens (``v1``)."""
 
     version = "v1"
-    pooled = True
 
     def __init__(self, n_features: int, outputs: int, n_tokens: int = 0) -> None:
         super().__init__()
@@ -77,7 +76,6 @@ class TokenHead(nn.Module):
     """
 
     version = "v3"
-    pooled = False
 
     def __init__(self, n_features: int, outputs: int, n_tokens: int = 160) -> None:
         super().__init__()

@@ -20,7 +20,7 @@ from bids_app.model.checkpoint import MASKING_KEYS, Checkpoint
 from bids_app.model.config import EncoderConfig
 from bids_app.model.encoder import Block, Encoder, Stage
 from bids_app.model.heads import load_strictly
-from bids_app.model.patches import from_patches, to_patches
+from bids_app.model.patches import to_patches
 
 
 class PatchExpanding(nn.Module):
@@ -134,10 +134,6 @@ class MaskedAutoencoder(nn.Module):
         error = (prediction - to_patches(clips, self.config.patch_size)).square().mean(-1)  # (B, X, Y, Z, T)
         share = mask if weights is None else mask * weights
         return (error * share).sum() / share.sum().clamp(min=1e-8)
-
-    def reconstruct(self, clips: torch.Tensor, mask: torch.Tensor, spatial: str = "window") -> torch.Tensor:
-        """Predicted clips, (B, 1, x, y, z, t), of all patches."""
-        return from_patches(self(clips, mask, spatial), self.config.patch_size, self.config.in_chans)
 
     def decoder_state(self) -> dict[str, torch.Tensor]:
         """Everything but the encoder, for `save_encoder`."""

@@ -66,11 +66,6 @@ class AtlasPatches:
             fractions[index] = blocks.mean(dim=(1, 3, 5))
         return cls(found.long(), fractions)
 
-    @classmethod
-    def from_patch_labels(cls, labels: torch.Tensor) -> AtlasPatches:
-        """From a map that names one region for each patch, as published checkpoints hold; (X, Y, Z)."""
-        return cls.from_volume(labels, (1, 1, 1))
-
     @cached_property
     def largest(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Of each patch, the largest fraction and the index of its region; (X, Y, Z) both."""
@@ -97,10 +92,6 @@ class AtlasPatches:
         """Patches, or under ``soft`` fractions of patches, that each region hides alone; (R,)."""
         alone = torch.eye(len(self.labels), dtype=torch.bool)
         return torch.stack([self.hidden(one, rule).sum() for one in alone])
-
-    def unresolved(self, rule: str) -> list[int]:
-        """Labels that the token grid cannot resolve: no patch belongs to them under the rule."""
-        return self.labels[self.patches_of_regions(rule) == 0].tolist()
 
 
 def _any(atlas: AtlasPatches, chosen: torch.Tensor) -> torch.Tensor:

@@ -26,7 +26,7 @@ NOT_COMPILED = (
 )
 INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
 """Fastest first."""
-STATES, CHUNK, MAX_TAPS = 16, 16, 16
+STATES, CHUNK = 16, 16
 """As in csrc/kernels.h."""
 Floats = POINTER(c_float)
 BLOCK_WEIGHTS = (

@@ -114,10 +114,6 @@ class SimulatedRun:
         """Points (..., 3) of the template (MNI152NLin2009aSym) to the reference volume, mm."""
         return apply(np.linalg.inv(self.boldref_to_t1w), self.anatomy.template_to_t1w(points))
 
-    def boldref_to_template(self, points: np.ndarray) -> np.ndarray:
-        """Points (..., 3) of the reference volume to the template, mm."""
-        return self.anatomy.t1w_to_template(apply(self.boldref_to_t1w, points))
-
 
 @dataclass(frozen=True)
 class Still:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from scipy.ndimage import gaussian_filter
 from bids_app.bids.writer import write_json, write_text, write_tsv
 from bids_app.clips import CLIP_VOLUMES, MODEL_GRID_SHAPE, MODEL_TR, GridSeries
 from bids_app.phantom.geometry import rng_for
-from bids_app.training.data.store import ClipStore
 
 RADIUS = 24
 """Of the ball, voxels."""
@@ -104,6 +103,26 @@ class Person:
         return effects.trait * known + effects.own * smooth_map(seed, self.label)
 
 
+@dataclass(frozen=True)
+class CohortScan:
+    """A scan of a cohort, simulated when it is asked for.
+
+    Attributes
+    ----------
+    name : str
+        Such as ``sub-001_ses-1_task-x``.
+    participant, session : str
+        Labels without prefix; the session may be empty.
+    simulate : callable
+        Gives the scan, a `GridSeries`.
+    """
+
+    name: str
+    participant: str
+    session: str
+    simulate: Callable[[], GridSeries]
+
+
 def simulate(
     person: Person, seed: int, n_vols: int, effects: Effects, session: str = "", activity: np.ndarray | None = None
 ) -> GridSeries:
@@ -174,66 +193,78 @@ def _write_events(folder: Path, person: Person, events: list[tuple[float, float,
 
 def traits_cohort(
     folder: Path, participants: int, sessions: int = 1, clips: int = 2, seed: int = 0, effects: Effects | None = None
-) -> Path:
-    """People with age, sex, score and group (and one scan a session), as a raw dataset's tables and a store.
+) -> list[CohortScan]:
+    """People with age, sex, score and group, and one scan a session.
 
-    Returns
-    -------
-    Path
-        The store; the tables lie in ``folder``.
+    Parameters
+    ----------
+    folder : Path
+        Gets the tables of a raw dataset.
+    clips : int
+        Of a scan.
     """
     effects = effects or Effects()
-    people = [Person.draw(seed, number) for number in range(participants)]
-    write_tables(folder, people)
-    store = ClipStore(folder / "clips", "global")
-    for person in people:
+    scans = []
+    for person in _people(folder, participants, seed):
         for number in range(sessions):
             session = f"{number + 1}" if sessions > 1 else ""
             name = f"sub-{person.label}" + (f"_ses-{session}" if session else "") + "_task-x"
-            if name not in store:
-                series = simulate(person, seed, clips * CLIP_VOLUMES, effects, session)
-                store.add(name, series, person.label, session, {"task": "x"})
-    return store.folder
+            scan = partial(simulate, person, seed, clips * CLIP_VOLUMES, effects, session)
+            scans.append(CohortScan(name, person.label, session, scan))
+    return scans
 
 
 def states_cohort(
     folder: Path, participants: int, blocks: int = 2, seed: int = 1, effects: Effects | None = None
-) -> Path:
-    """People in blocks of four states, with events; the store's folder."""
+) -> list[CohortScan]:
+    """People in blocks of four states; ``folder`` gets tables and events."""
     effects = effects or Effects()
-    people = [Person.draw(seed, number) for number in range(participants)]
-    write_tables(folder, people)
-    store = ClipStore(folder / "clips", "voxel")
-    for person in people:
+    scans = []
+    for person in _people(folder, participants, seed):
         events = block_design(seed, person, blocks)
         _write_events(folder, person, events, "trial_type")
         n_vols = round((events[-1][0] + events[-1][1] + LAG_S) / MODEL_TR)
-        if f"sub-{person.label}_task-x" not in store:
-            series = simulate(person, seed, n_vols, effects, activity=state_activity(events, n_vols, effects))
-            store.add(f"sub-{person.label}_task-x", series, person.label, labels={"task": "x"})
-    return store.folder
+        activity = partial(state_activity, events, n_vols, effects)
+        scans.append(_active_scan(person, seed, n_vols, effects, activity))
+    return scans
 
 
 def images_cohort(
     folder: Path, participants: int, images: int, dimensions: int = 6, seed: int = 2, effects: Effects | None = None
-) -> Path:
-    """People who are shown images for a clip's length each, with events and ``images.tsv``; the store's folder."""
+) -> list[CohortScan]:
+    """People who are shown images for a clip's length each; ``folder`` gets tables, events and ``images.tsv``."""
     effects = effects or Effects()
-    people = [Person.draw(seed, number) for number in range(participants)]
-    write_tables(folder, people)
+    people = _people(folder, participants, seed)
     rng = rng_for(seed, "images")
     drawn = rng.normal(size=(images, dimensions))
     vectors = {f"images/{k:03d}.png": row / np.linalg.norm(row) for k, row in enumerate(drawn)}
     columns = {f"x{k}": [row[k] for row in vectors.values()] for k in range(dimensions)}
     write_tsv(folder / "images.tsv", {"stim_file": list(vectors), **columns})
-    store = ClipStore(folder / "clips", "voxel")
     duration = CLIP_VOLUMES * MODEL_TR
     n_vols = images * CLIP_VOLUMES + round(LAG_S / MODEL_TR)
+    scans = []
     for person in people:
         order = rng_for(seed, person.label, "order").permutation(images)
         events = [(i * duration, duration, list(vectors)[k]) for i, k in enumerate(order)]
         _write_events(folder, person, events, "stim_file")
-        if f"sub-{person.label}_task-x" not in store:
-            series = simulate(person, seed, n_vols, effects, activity=image_activity(events, vectors, n_vols, effects))
-            store.add(f"sub-{person.label}_task-x", series, person.label, labels={"task": "x"})
-    return store.folder
+        activity = partial(image_activity, events, vectors, n_vols, effects)
+        scans.append(_active_scan(person, seed, n_vols, effects, activity))
+    return scans
+
+
+def _people(folder: Path, participants: int, seed: int) -> list[Person]:
+    """A cohort's participants, and the tables that say what is known of them."""
+    people = [Person.draw(seed, number) for number in range(participants)]
+    write_tables(folder, people)
+    return people
+
+
+def _active_scan(
+    person: Person, seed: int, n_vols: int, effects: Effects, activity: Callable[[], np.ndarray]
+) -> CohortScan:
+    """A participant's only scan, in which something goes on."""
+
+    def scan() -> GridSeries:
+        return simulate(person, seed, n_vols, effects, activity=activity())
+
+    return CohortScan(f"sub-{person.label}_task-x", person.label, "", scan)

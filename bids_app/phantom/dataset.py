@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_app import __version__
+from bids_app.bids.writer import write_json
 from bids_app.errors import CannotCreateError, UsageError
 from bids_app.phantom import truth
 from bids_app.phantom.activity import STATES, foci_of
@@ -199,7 +199,7 @@ def _write_anatomy(out_dir: Path, visit: Visit) -> None:
     stored, slope = _as_integers(scan.image)
     path = out_dir / visit.folder / "anat" / f"{visit.stem}_T1w"
     truth.save_image(path.with_suffix(".nii.gz"), stored, scan.affine, slope=slope)
-    _write_json(path.with_suffix(".json"), {**_machine(), "MRAcquisitionType": "3D", "PulseSequenceType": "MPRAGE"})
+    write_json(path.with_suffix(".json"), {**_machine(), "MRAcquisitionType": "3D", "PulseSequenceType": "MPRAGE"})
     truth.save_image(folder / f"{visit.stem}_desc-brain_mask.nii.gz", scan.brain_mask.astype(np.uint8), scan.affine)
 
 
@@ -230,7 +230,7 @@ def _write_bold(out_dir: Path, visit: Visit, state: str, run: int) -> dict[str, 
         sidecar |= readout_facts(protocol, simulated.affine, "AP")
     if plan.fieldmaps == "phasediff":
         sidecar["B0FieldSource"] = IDENTIFIER
-    _write_json(path.with_suffix(".json"), sidecar)
+    write_json(path.with_suffix(".json"), sidecar)
     if simulated.events:
         rows = [{"onset": e.onset, "duration": e.duration, "trial_type": e.trial_type} for e in simulated.events]
         _write_table(path.with_name(f"{stem}_events.tsv"), rows)
@@ -267,18 +267,18 @@ def write_fieldmaps(out_dir: Path, visit: Visit, runs: list[str]) -> None:
             truth.save_image(path.with_suffix(".nii.gz"), stored, affine, 8.0, slope)
             sidecar = {**_machine(), "RepetitionTime": 8.0, "EchoTime": SPIN_ECHO_TE}
             sidecar |= readout_facts(protocol, affine, towards)
-            _write_json(path.with_suffix(".json"), {**sidecar, "IntendedFor": [f"bids::{name}" for name in runs]})
+            write_json(path.with_suffix(".json"), {**sidecar, "IntendedFor": [f"bids::{name}" for name in runs]})
         return
     scan = simulate_phase_difference(visit.anatomy(), protocol, field, (*visit.keys, "fmap"), placed)
     for number, magnitude in enumerate(scan.magnitudes):
         stored, slope = _as_integers(magnitude)
         path = folder / f"{visit.stem}_magnitude{number + 1}"
         truth.save_image(path.with_suffix(".nii.gz"), stored, scan.affine, slope=slope)
-        _write_json(path.with_suffix(".json"), {**_machine(), "EchoTime": ECHO_TIMES[number]})
+        write_json(path.with_suffix(".json"), {**_machine(), "EchoTime": ECHO_TIMES[number]})
     path = folder / f"{visit.stem}_phasediff"
     truth.save_image(path.with_suffix(".nii.gz"), scan.phase, scan.affine)
     facts = {**_machine(), "EchoTime1": ECHO_TIMES[0], "EchoTime2": ECHO_TIMES[1], "B0FieldIdentifier": IDENTIFIER}
-    _write_json(path.with_suffix(".json"), facts)
+    write_json(path.with_suffix(".json"), facts)
 
 
 INSTRUCTIONS = {
@@ -320,7 +320,7 @@ def _write_texts(out_dir: Path, plan: DatasetPlan) -> None:
     """Everything that describes the dataset, its participants and its truth."""
     made_by = {"Name": "neurostorm-phantom", "Version": __version__}
     common = {"BIDSVersion": BIDS_VERSION, "License": "CC0", "Authors": ["NeuroSTORM developers"]}
-    _write_json(
+    write_json(
         out_dir / "dataset_description.json",
         {"Name": "Simulated heads in four states", "DatasetType": "raw", **common, "GeneratedBy": [made_by]},
     )
@@ -329,7 +329,7 @@ def _write_texts(out_dir: Path, plan: DatasetPlan) -> None:
     _write_people(out_dir, plan)
     folder = out_dir / "derivatives" / "truth"
     folder.mkdir(parents=True)
-    _write_json(
+    write_json(
         folder / "dataset_description.json",
         {"Name": "What was put into the simulation", "DatasetType": "derivative", **common, "GeneratedBy": [made_by]},
     )
@@ -360,7 +360,7 @@ def _write_people(out_dir: Path, plan: DatasetPlan) -> None:
             }
         )
     _write_table(out_dir / "participants.tsv", rows)
-    _write_json(
+    write_json(
         out_dir / "participants.json",
         {
             "age": {"Description": "Age", "Units": "year"},
@@ -368,11 +368,6 @@ def _write_people(out_dir: Path, plan: DatasetPlan) -> None:
             "handedness": {"Description": "Preferred hand", "Levels": {"L": "left", "R": "right"}},
         },
     )
-
-
-def _write_json(path: Path, content: dict[str, object]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _write_table(path: Path, rows: Iterable[dict[str, object]]) -> None:

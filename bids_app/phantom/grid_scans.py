@@ -18,10 +18,12 @@ from bids_app.phantom.bold import SimulatedRun, random_body, simulate_run
 from bids_app.phantom.geometry import apply, grid_affine, rigid, rng_for, sample, smooth_noise
 from bids_app.phantom.protocol import SCANNERS, Protocol
 from bids_app.phantom.tissues import TEMPLATE
-from bids_app.preprocess.io.images import ArrayVolumes
-from bids_app.preprocess.resample import where_data_are
 
-MARGIN_MM = 15.0
+POSES_CHECKED = 60
+SHARE_IN_VIEW = 0.9
+"""Share of the volumes in which a point must lie in the field of view."""
+ON_VOXEL = 1e-3
+"""Voxels by which a point may lie beyond the outermost voxels' centres and still be in the field of view."""
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,7 @@ def to_grid(run: SimulatedRun, mistakes: Mistakes, rng: np.random.Generator) -> 
     template = _template_points() + _warp(mistakes.warp, rng)
     boldref = run.template_to_boldref(template)
     boldref = apply(rigid(rng.normal(0, mistakes.rigid, 3), rng.normal(0, mistakes.rigid, 3)), boldref)
-    source = ArrayVolumes(run.bold, run.affine)
-    seen = where_data_are(source, run.motion, boldref, np.ones(run.bold.shape[:3], np.uint8))
+    seen = in_view(run, boldref)
     mask[mask], boldref = seen, boldref[seen]
     values = np.empty((run.bold.shape[3] - run.reference, len(boldref)), np.float32)
     for row, t in zip(values, range(run.reference, run.bold.shape[3]), strict=True):
@@ -120,6 +121,24 @@ def to_grid(run: SimulatedRun, mistakes: Mistakes, rng: np.random.Generator) -> 
         row[:] = sample(run.bold[..., t], run.affine, apply(run.motion[t] @ error, boldref))
     tr = run.protocol.tr
     return GridSeries(values, mask, tr, start=run.reference * tr)
+
+
+def in_view(run: SimulatedRun, points: np.ndarray) -> np.ndarray:
+    """Which points of the boldref lie in the field of view in nearly all volumes, (V,) bool.
+
+    Parameters
+    ----------
+    run : SimulatedRun
+    points : np.ndarray, (V, 3)
+        RAS mm.
+    """
+    field = np.pad(np.ones(run.bold.shape[:3], np.float32), 1)  # falls from 1 to 0 within a voxel of the edge
+    affine = run.affine.copy()
+    affine[:3, 3] -= affine[:3, :3].sum(axis=1)
+    points = points.astype(float)
+    poses = run.motion[np.unique(np.linspace(0, len(run.motion) - 1, POSES_CHECKED).round().astype(int))]
+    share = np.mean([sample(field, affine, apply(pose, points)) >= 1 - ON_VOXEL for pose in poses], axis=0)
+    return (share >= SHARE_IN_VIEW) & (sample(field, affine, points) > 0.5)
 
 
 @lru_cache(maxsize=1)

@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from bids_app.catalog.templates import WORKING_MM, Template, load_template
-from bids_app.preprocess.io.headers import voxel_sizes
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.masking import head_mask, largest_part
 from bids_app.preprocess.registration.ants import Image, ants_library, isotropic

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
-from bids_app.preprocess.io.headers import voxel_sizes
 from bids_app.preprocess.io.images import Series, VolumeSource, save_image
 from bids_app.preprocess.masking import head_mask
 from bids_app.preprocess.registration.transforms import apply_matrix, write_itk_text

@@ -13,9 +13,8 @@ from collections.abc import Iterator
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import stats
-
-from bids_app.preprocess.io.headers import voxel_sizes
 
 FD_LIMIT_MM = 0.5
 """Framewise displacement above which `fd_num` and `fd_perc` count a volume; MRIQC's own default is 0.2 mm."""

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
+from skimage.filters import threshold_otsu
 
-from bids_app.preprocess.io.headers import voxel_sizes
 from bids_app.preprocess.io.images import Series, VolumeSource, examine_bold, with_dummies
 
 MAX_DUMMY_SECONDS = 15.0
@@ -49,19 +50,6 @@ def prepare_bold(
     return with_dummies(series, count_dummies(series.open_raw(), series.tr) if dummy_scans is None else dummy_scans)
 
 
-def otsu(values: np.ndarray) -> float:
-    """Threshold that parts values into two groups of least spread (Otsu, 1979)."""
-    counts, edges = np.histogram(values, bins=256)
-    centres = (edges[1:] + edges[:-1]) / 2
-    below = np.cumsum(counts)
-    above = below[-1] - below
-    sums = np.cumsum(counts * centres)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        between = below * above * (sums / below - (sums[-1] - sums) / above) ** 2
-    best = np.nan_to_num(between) >= np.nanmax(between) * (1 - 1e-9)  # a gap between the groups is all alike
-    return float(centres[best].mean())
-
-
 def head_mask(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """A generous mask of what gives signal, (X, Y, Z) bool.
 
@@ -72,7 +60,7 @@ def head_mask(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """
     smooth = ndimage.gaussian_filter(volume.astype(np.float32), 2.5 / voxel_sizes(affine))
     top = np.percentile(smooth, 99)
-    mask = smooth > 0.6 * otsu(np.clip(smooth, None, top))
+    mask = smooth > 0.6 * float(threshold_otsu(np.clip(smooth, None, top).ravel()))
     mask = largest_part(ndimage.binary_opening(mask))
     return ndimage.binary_fill_holes(ndimage.binary_dilation(mask))
 
@@ -108,7 +96,7 @@ def brain_mask(boldref: np.ndarray, affine: np.ndarray) -> np.ndarray:
     values = boldref[boldref > 0]
     top = np.percentile(values, 98)
     clipped = np.clip(boldref, 0, top)
-    bright = clipped > 0.75 * otsu(clipped[clipped > 0.02 * top])
+    bright = clipped > 0.75 * float(threshold_otsu(clipped[clipped > 0.02 * top]))
     bright = ndimage.binary_fill_holes(bright)
     core = largest_part(ndimage.binary_opening(_padded(bright, 3), ball(6.0, affine))[3:-3, 3:-3, 3:-3])
     grown = ndimage.binary_dilation(core, ball(4.0, affine)) & bright

@@ -169,12 +169,6 @@ def resample_to_model_grid(run: PreprocessedRun, out_dir: Path, threads: int = 1
     return GridSeries.open(out_dir)
 
 
-def grid_series(run: PreprocessedRun, out_dir: Path, threads: int = 1) -> Path:
-    """`resample_to_model_grid` as a step: hands on the folder."""
-    resample_to_model_grid(run, out_dir / "grid", threads)
-    return out_dir / "grid"
-
-
 def resample_to_space(run: PreprocessedRun, name: str, out_dir: Path, threads: int = 1) -> tuple[Path, Path]:
     """Write a run, dummy volumes included, on the 2 mm grid of a space.
 

@@ -186,7 +186,6 @@ def adapt(
         strategy=settings.strategy,
         prompt_len=settings.prompt_len if settings.has_prompts else 0,
         dimensions=question.dimensions,
-        retrieval={"mean": list(question.image_mean)} if question.image_mean else {},
         cohort=_cohort(training),
         metrics=_metrics(rows, question, validation),
         demonstration=model.demonstration,

@@ -24,6 +24,7 @@ from bids_app.model.api import Model, load_model
 from bids_app.model.checkpoint import save_encoder
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder
+from bids_app.model.patches import from_patches
 from bids_app.phantom.grid_scans import simulated_series
 
 CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
@@ -119,7 +120,7 @@ def test_reconstruction_errors_are_those_of_the_hidden_region(reader) -> None:
     mask = torch.zeros(1, *CONFIG.grid(0))
     mask[0, 2, 2, 2] = 1
     with torch.no_grad():
-        wrong = (model.reconstruct(clip, mask, "atlas") - clip)[0, 0, 48:66, 48:66, 48:66]
+        wrong = (from_patches(model(clip, mask, "atlas"), CONFIG.patch_size) - clip)[0, 0, 48:66, 48:66, 48:66]
     expected = wrong.square().mean() / clip[0, 0, 48:66, 48:66, 48:66].var(dim=-1, correction=0).mean()
     assert found.clips[0, 0] == pytest.approx(expected.item(), rel=1e-4)
     assert np.isnan(found.clips[0, 1])

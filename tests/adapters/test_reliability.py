@@ -82,7 +82,7 @@ def test_a_calibrated_value_has_an_interval_in_table_and_sidecar() -> None:
 def test_a_refused_answer_is_nowhere_in_the_table() -> None:
     made = calibrate_values(np.zeros(99), np.arange(99.0)).as_dict()
     for prediction in (classes(), ages([28.0, 32.0], calibration=made)):
-        verdict = judge_prediction({"coverage": 0.1}, prediction.card, Distance(1, 2, 0.01, 1.0), "warn")
+        verdict = judge_prediction({"coverage": 0.1}, prediction.card, Distance(1, 2, 0.01), "warn")
         refused = replace(prediction, verdict=verdict)
         assert refused.is_refused
         mean, *clips = refused.rows()

@@ -23,7 +23,7 @@ GOOD = {
     "mean_removed": False,
     "age": 30.0,
 }
-NEAR, FAR = Distance(5.0, 9.0, 0.01, 0.4), Distance(20.0, 9.0, 0.01, 0.0)
+NEAR, FAR = Distance(5.0, 9.0, 0.01), Distance(20.0, 9.0, 0.01)
 
 
 def card(**changes) -> AdapterCard:

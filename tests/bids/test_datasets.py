@@ -218,7 +218,7 @@ def test_the_first_of_several_derivatives_wins(dataset, raw):
         dataset("two", name, f"sub-01/func/sub-01_task-nback_{ASYM6}_desc-preproc_bold.nii"),
     )
     nback, rest = find_runs(raw, QuerySettings(derivatives={"one": one, "two": two}))
-    assert (rest.derived.dataset, nback.derived.dataset) == ("one", "two")
+    assert (rest.derived.bold, nback.derived.bold.parent) == (one / name, two / "sub-01/func")
     assert not any("raw data" in note for note in nback.notes)
 
 

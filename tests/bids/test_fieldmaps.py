@@ -7,6 +7,7 @@ import pytest
 
 from bids_app.bids.fieldmaps import Fieldmap, opposite
 from bids_app.bids.query import BoldRun, find_runs
+from bids_app.bids.sidecars import read_direction
 from bids_app.settings import QuerySettings
 
 REST = "sub-01/func/sub-01_task-rest_bold"
@@ -170,3 +171,11 @@ def test_no_fieldmap_is_no_news(find):
 
 def test_opposite_directions():
     assert [opposite(d) for d in ("j", "j-", "i")] == ["j-", "j", "i-"]
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("i", (0, 1.0)), ("j-", (1, -1.0)), ("k", (2, 1.0)), ("y", None), ("j--", None), (["j"], None)],
+)
+def test_a_direction_is_an_axis_and_a_sign(value, expected):
+    assert read_direction(value) == expected

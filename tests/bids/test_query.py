@@ -60,7 +60,6 @@ def test_a_run_comes_with_its_t1w_sidecar_and_events(make_dataset):
     root = make_dataset(
         REST, T1W, **{
             "sub-01/func/sub-01_task-rest_bold.json": {"RepetitionTime": 2.0},
-            "sub-01/anat/sub-01_T1w.json": {"EchoTime": 0.003},
             "sub-01/func/sub-01_task-rest_events.tsv": "onset\tduration\n1\t2\n",
         }
     )  # fmt: skip
@@ -69,7 +68,6 @@ def test_a_run_comes_with_its_t1w_sidecar_and_events(make_dataset):
     assert run.t1w == root / T1W
     assert run.entities == {"sub": "01", "task": "rest"}
     assert run.metadata == {"RepetitionTime": 2.0}
-    assert run.t1w_metadata == {"EchoTime": 0.003}
     assert run.events == root / "sub-01/func/sub-01_task-rest_events.tsv"
     assert run.notes == ()
     assert run.problem is None

@@ -16,11 +16,10 @@ from bids_app.bids import writer as derivatives
 from bids_app.bids.entities import as_label, join_name, split_name
 from bids_app.bids.writer import (
     atomic_path,
-    bids_uri,
     copy_file,
+    dataset_uri,
     output_path,
     remove_leftovers,
-    source_uris,
     write_json,
     write_text,
     write_tsv,
@@ -73,9 +72,11 @@ def test_names_of_models_become_labels():
 
 def test_sources_are_bids_uris_even_when_outputs_lie_in_the_dataset():
     raw, out = Path("/data"), Path("/data/derivatives/neurostorm")
-    sources = source_uris([raw / "sub-01/x y.nii.gz", out / "sub-01/z.nii.gz"], raw_dir=raw, out_dir=out)
-    assert sources == ["bids:raw:sub-01/x%20y.nii.gz", "bids::sub-01/z.nii.gz"]
-    assert bids_uri(raw / "a", raw, "raw") == "bids:raw:a"
+    datasets = {"": out, "raw": raw}
+    assert dataset_uri(raw / "sub-01/x y.nii.gz", datasets) == "bids:raw:sub-01/x%20y.nii.gz"
+    assert dataset_uri(out / "sub-01/z.nii.gz", datasets) == "bids::sub-01/z.nii.gz"
+    with pytest.raises(ValueError, match="none of the datasets"):
+        dataset_uri(Path("/elsewhere/a"), datasets)
 
 
 def test_text_is_written_whole_with_usual_permissions(tmp_path):

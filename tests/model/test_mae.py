@@ -40,7 +40,7 @@ def test_the_published_autoencoder_has_the_published_number_of_parameters():
 @pytest.mark.parametrize("spatial", SPATIAL_MASKS)
 @pytest.mark.parametrize("temporal", TEMPORAL_MASKS)
 def test_every_kind_of_mask_trains(autoencoder, clips, spatial, temporal):
-    atlas = AtlasPatches.from_patch_labels(torch.arange(64).reshape(4, 4, 4) % 5)
+    atlas = AtlasPatches.from_volume(torch.arange(64).reshape(4, 4, 4) % 5, (1, 1, 1))
     mask = draw_mask(MaskSettings(spatial, temporal), 2, GRID, SMALL.first_window_size, atlas)
     optimiser = torch.optim.AdamW(autoencoder.parameters(), lr=3e-3)
     losses = []

@@ -16,7 +16,7 @@ def atlas() -> AtlasPatches:
     """Ten regions of 8x8x8 patches, two planes without any."""
     labels = torch.arange(8**3).reshape(8, 8, 8) // 48
     labels[:2] = 0
-    return AtlasPatches.from_patch_labels(labels)
+    return AtlasPatches.from_volume(labels, (1, 1, 1))
 
 
 @pytest.mark.parametrize("spatial", ["random", "window"])
@@ -91,12 +91,12 @@ def test_each_rule_says_which_patches_belong_to_a_region(split_patches, rule, ex
     torch.testing.assert_close(masks, torch.tensor(expected, dtype=torch.float32))
 
 
-def test_regions_that_the_grid_cannot_resolve_are_named(split_patches):
-    assert {rule: split_patches.unresolved(rule) for rule in ATLAS_RULES} == {
-        "any": [],
-        "majority": [2],
-        "pure": [2, 3],
-        "soft": [],
+def test_regions_that_the_grid_cannot_resolve_have_no_patches(split_patches):
+    assert {rule: split_patches.patches_of_regions(rule).tolist() for rule in ATLAS_RULES} == {
+        "any": [2, 1, 1],
+        "majority": [2, 0, 1],
+        "pure": [1, 0, 0],
+        "soft": [1.625, 0.375, 0.25],
     }
 
 

@@ -71,7 +71,7 @@ def test_the_recorded_atlas_mask_hides_whole_regions(shared_path):
     labels = load_file(shared_path("parity", "toy_patch_atlas.safetensors"))["atlas_map"]
     case = load_file(shared_path("parity", "mae_atlas_tube.safetensors"))
     mask = recorded_mask(case["mask"], "atlas")[0, ..., 0]
-    atlas = AtlasPatches.from_patch_labels(labels)
+    atlas = AtlasPatches.from_volume(labels, (1, 1, 1))
     chosen = torch.tensor([bool(mask[labels == label].all()) for label in atlas.labels])
     assert torch.equal(atlas.hidden(chosen, "majority"), mask)
 

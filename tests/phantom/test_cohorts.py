@@ -7,15 +7,19 @@ import csv
 import numpy as np
 import pytest
 
+from bids_app.clips import CLIP_VOLUMES
 from bids_app.phantom.cohorts import (
     BASELINE,
     Effects,
     Person,
     block_design,
     image_activity,
+    images_cohort,
     simulate,
     smooth_map,
     state_activity,
+    states_cohort,
+    traits_cohort,
     write_tables,
 )
 
@@ -57,3 +61,28 @@ def test_tables_name_everybody(tmp_path):
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [row["participant_id"] for row in rows] == ["sub-000", "sub-001", "sub-002"]
     assert float(rows[1]["age"]) == people[1].age
+
+
+def test_a_cohort_names_its_scans_and_simulates_them_when_asked(tmp_path):
+    scans = traits_cohort(tmp_path, 2, sessions=2, clips=1)
+    assert [scan.name for scan in scans] == [f"sub-00{p}_ses-{s}_task-x" for p in (0, 1) for s in (1, 2)]
+    assert [(scan.participant, scan.session) for scan in scans[1:3]] == [("000", "2"), ("001", "1")]
+    expected = simulate(Person.draw(0, 1), 0, CLIP_VOLUMES, Effects(), "1").values
+    assert np.array_equal(scans[2].simulate().values, expected)
+
+
+def test_a_cohort_in_blocks_shows_what_its_events_say(tmp_path):
+    (scan,) = states_cohort(tmp_path, 1, blocks=1, effects=STILL)
+    with open(tmp_path / "sub-000" / "func" / "sub-000_task-x_events.tsv", newline="") as file:
+        state = next(csv.DictReader(file, delimiter="\t"))["trial_type"]
+    volumes = scan.simulate().values / BASELINE
+    assert volumes[20] - volumes[0] == pytest.approx(STILL.activity * smooth_map("state", state), abs=1e-5)
+
+
+def test_images_of_a_cohort_have_vectors_of_length_one(tmp_path):
+    (scan,) = images_cohort(tmp_path, 1, 3)
+    with open(tmp_path / "images.tsv", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert len(rows) == 3
+    assert [sum(float(row[f"x{k}"]) ** 2 for k in range(6)) for row in rows] == pytest.approx([1, 1, 1])
+    assert scan.simulate().n_vols == 3 * CLIP_VOLUMES + 5

@@ -31,9 +31,14 @@ def lefthand(anatomy) -> SimulatedRun:
     return simulate_run(anatomy, replace(COARSE, motion_mm=0.1), "lefthand", (3, "run"), QUIET)
 
 
+def on_template(run: SimulatedRun) -> np.ndarray:
+    """Where a run's voxels lie in the template, (X, Y, Z, 3), mm."""
+    return run.anatomy.t1w_to_template(apply(run.boldref_to_t1w, grid_points(run.bold.shape[:3], run.affine)))
+
+
 def correlation_with_design(run: SimulatedRun, at_template_mm: tuple[float, float, float]) -> float:
     """Correlation of the design with the signal within 8 mm of a place of the template."""
-    positions = run.boldref_to_template(grid_points(run.bold.shape[:3], run.affine))
+    positions = on_template(run)
     near = np.linalg.norm(positions - np.array(at_template_mm), axis=-1) < 8.0
     signal = run.bold[near].mean(axis=0)
     trend = np.vander(np.linspace(-1, 1, len(signal)), 3)
@@ -63,7 +68,7 @@ def test_rest_has_no_events_and_no_activation(anatomy):
 
 def test_brain_mask_is_the_template_mask_seen_through_the_warp(lefthand):
     maps = template_tissues(2)
-    positions = lefthand.boldref_to_template(grid_points(lefthand.bold.shape[:3], lefthand.affine).astype(float))
+    positions = on_template(lefthand)
     expected = sample(maps.brain, maps.affine, positions) >= 0.5
     both = (expected & lefthand.brain_mask).sum()
     assert 2 * both / (expected.sum() + lefthand.brain_mask.sum()) > 0.97

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bids_app.preprocess.io.images import ArrayVolumes
-from bids_app.preprocess.masking import brain_mask, count_dummies, head_mask, largest_part, otsu
+from bids_app.preprocess.masking import brain_mask, count_dummies, head_mask, largest_part
 from bids_app.preprocess.registration.ants import dice
 
 
@@ -52,12 +52,6 @@ def test_a_cut_field_of_view_leaves_no_hole_in_the_mask(head):
 
 def test_head_mask_holds_the_brain(head):
     assert (head_mask(head.epi, head.affine) & head.brain).sum() > 0.99 * head.brain.sum()
-
-
-def test_otsu_parts_two_groups():
-    draws = np.random.default_rng(0)
-    values = np.concatenate([draws.normal(10, 2, 1000), draws.normal(100, 5, 500)])
-    assert 20 < otsu(values) < 85
 
 
 def test_largest_part_of_two_and_of_none():

@@ -7,13 +7,12 @@ import numpy as np
 import pytest
 
 from bids_app.catalog.templates import MODEL_SPACE, load_template, space
-from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE, GridSeries
+from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE
 from bids_app.errors import BadDataError
 from bids_app.preprocess.io.images import ArrayVolumes, save_image
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration.transforms import Chain, Warp, apply_matrix, grid_points, linear, rigid
 from bids_app.preprocess.resample import (
-    grid_series,
     model_grid_coverage,
     pull_volumes,
     resample_to_model_grid,
@@ -107,7 +106,7 @@ def _replace(run: PreprocessedRun, **fields) -> PreprocessedRun:
 
 def test_dummies_are_left_out_and_the_start_says_so(tmp_path, moved):
     run = make_run(tmp_path, "MNI152NLin2009aSym", moved, n_dummy=2)
-    series = GridSeries.open(grid_series(run, tmp_path))
+    series = resample_to_model_grid(run, tmp_path)
     assert series.values.shape[0] == 4
     assert series.start == 4.0
     assert series.tr == 2.0

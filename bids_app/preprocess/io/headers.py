@@ -13,6 +13,7 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 from nibabel.openers import ImageOpener
 
 from bids_app.errors import BadDataError, NoInputError
@@ -143,11 +144,6 @@ def corner_distances(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -
     """How far apart two affines (4, 4) put the corners of a grid, mm, (8,)."""
     corners = np.array([[i, j, k, 1] for i in (0, shape[0] - 1) for j in (0, shape[1] - 1) for k in (0, shape[2] - 1)])
     return np.linalg.norm((corners @ (one - other).T)[:, :3], axis=1)
-
-
-def voxel_sizes(affine: np.ndarray) -> np.ndarray:
-    """Lengths of the voxel's edges in mm, (3,)."""
-    return np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bids_app.bids.sidecars import read_direction
 from bids_app.errors import BadDataError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ REACH = 8
 """Volumes on either side that take part in an interpolated value; what is farther weighs less than 3e-5."""
 SAME_TIME_S = 1e-3
 POLE = np.sqrt(3.0) - 2.0
-AXES = {"i": 0, "j": 1, "k": 2}
 HINT = "Mend it, or leave slice timing out with --ignore slicetiming."
 
 
@@ -90,17 +90,18 @@ def read_slice_times(
             f"is {tr:g} s: they contradict each other.",
             f"BIDS wants seconds in both. {HINT}",
         )
-    direction = metadata.get("SliceEncodingDirection", "k")
-    if not isinstance(direction, str) or direction.removesuffix("-") not in AXES:
-        raise BadDataError(f"{name}: SliceEncodingDirection is {direction!r}, not i, j or k with or without -.", HINT)
-    axis = AXES[direction.removesuffix("-")]
+    given = metadata.get("SliceEncodingDirection", "k")
+    direction = read_direction(given)
+    if direction is None:
+        raise BadDataError(f"{name}: SliceEncodingDirection is {given!r}, not i, j or k with or without -.", HINT)
+    axis, sign = direction
     if len(times) != shape[axis]:
         return None, (
             f"{name}: SliceTiming has {len(times)} times for {shape[axis]} slices, so slice timing was not corrected.",
         )
     if np.ptp(times) < SAME_TIME_S:
         return None, ()
-    if direction.endswith("-"):
+    if sign < 0:
         times = times[::-1]
     return SliceTimes(axis, tuple(times.tolist())), ()
 

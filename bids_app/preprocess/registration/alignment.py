@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from bids_app.catalog.templates import Template
-from bids_app.preprocess.io.headers import voxel_sizes
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.masking import ball
 from bids_app.preprocess.registration.ants import dice

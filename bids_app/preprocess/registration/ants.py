@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 
 from bids_app.errors import RegistrationError
-from bids_app.preprocess.io.headers import voxel_sizes
 from bids_app.preprocess.io.images import save_image
 from bids_app.preprocess.registration.transforms import (
     Chain,

@@ -11,12 +11,13 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from bids_app.catalog.templates import Template, load_template
 from bids_app.errors import BadDataError, RegistrationError
 from bids_app.preprocess.anatomical import Anatomy, bias_field
-from bids_app.preprocess.io.headers import load_nifti, voxel_sizes
+from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.masking import ball, brain_mask, head_mask, largest_part
 from bids_app.preprocess.registration.alignment import (

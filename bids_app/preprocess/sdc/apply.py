@@ -11,13 +11,12 @@ from typing import Any
 
 import nibabel as nib
 import numpy as np
+from nibabel.affines import voxel_sizes
 
+from bids_app.bids.sidecars import read_direction
 from bids_app.errors import BadDataError
-from bids_app.preprocess.io.headers import voxel_sizes
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.registration.transforms import Chain, Warp, grid_points, sample
-
-AXES = {"i": 0, "j": 1, "k": 2}
 
 
 @dataclass(frozen=True)
@@ -64,13 +63,13 @@ def read_readout(metadata: dict[str, Any], shape: tuple[int, ...], name: str) ->
     BadDataError
         No direction, or impossible numbers.
     """
-    direction = metadata.get("PhaseEncodingDirection")
-    if not isinstance(direction, str) or direction.removesuffix("-") not in AXES:
+    direction = read_direction(metadata.get("PhaseEncodingDirection"))
+    if direction is None:
         raise BadDataError(
             f"{name}: its sidecar has no PhaseEncodingDirection (i, j or k, with or without -).",
             "Add it to the JSON file, or leave fieldmaps out with --ignore fieldmaps.",
         )
-    axis = AXES[direction.removesuffix("-")]
+    axis, sign = direction
     seconds = metadata.get("TotalReadoutTime")
     spacing, lines = metadata.get("EffectiveEchoSpacing"), metadata.get("ReconMatrixPE", shape[axis])
     if seconds is None and spacing is not None:
@@ -82,7 +81,7 @@ def read_readout(metadata: dict[str, Any], shape: tuple[int, ...], name: str) ->
             "Mend TotalReadoutTime or EffectiveEchoSpacing (s) in the JSON file, or leave fieldmaps out with "
             "--ignore fieldmaps.",
         )
-    return Readout(axis, -1.0 if direction.endswith("-") else 1.0, None if seconds is None else float(seconds))
+    return Readout(axis, sign, None if seconds is None else float(seconds))
 
 
 def index_vector(affine: np.ndarray, axis: int) -> np.ndarray:

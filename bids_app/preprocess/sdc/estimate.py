@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy import ndimage
 
-from bids_app.bids.fieldmaps import DIRECT, DIRECTIONS, PAIR, PHASE_DIFFERENCE, TWO_PHASES, Fieldmap
+from bids_app.bids.fieldmaps import DIRECT, PAIR, PHASE_DIFFERENCE, TWO_PHASES, Fieldmap
+from bids_app.bids.sidecars import read_direction
 from bids_app.errors import BadDataError, NoInputError, RegistrationError
 from bids_app.preprocess.hmc import PASSES, Aligner, MotionEstimate
 from bids_app.preprocess.io.headers import check_geometry, load_nifti
@@ -100,7 +101,7 @@ def choose_correction(
     if used is None and not (syn and has_t1w):
         why = "there is neither a fieldmap nor a T1w image" if syn else "there is no fieldmap for it"
         return "", f"Distortion was not corrected: {why}."
-    if metadata.get("PhaseEncodingDirection") not in DIRECTIONS:
+    if not read_direction(metadata.get("PhaseEncodingDirection")):
         return "", f"Distortion was not corrected: {name} has no PhaseEncodingDirection in its sidecar."
     if used is None:
         return SYN, f"Distortion is corrected by {METHODS[SYN]}, since there is no fieldmap."

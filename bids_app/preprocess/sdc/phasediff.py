@@ -10,10 +10,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from bids_app.errors import BadDataError
-from bids_app.preprocess.io.headers import voxel_sizes
 from bids_app.preprocess.masking import head_mask, largest_part
 
 SMOOTHING_MM = 2.0

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from bids_app.preprocess.anatomical import Anatomy
 from bids_app.preprocess.hmc import MotionEstimate
-from bids_app.preprocess.io.headers import load_nifti, voxel_sizes
+from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.io.images import read_volume
 from bids_app.preprocess.masking import ball
 from bids_app.preprocess.registration.ants import Image, Stage, correlation, register

@@ -25,35 +25,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 """Of series, beside their colours."""
 
 
-def sample_series(bold: Path, mask: Path, n_voxels: int = 4000) -> tuple[np.ndarray, np.ndarray]:
-    """Time series of voxels spread evenly over a mask, read volume by volume.
-
-    Parameters
-    ----------
-    bold : pathlib.Path
-        4D image.
-    mask : pathlib.Path
-        3D image on the same grid.
-    n_voxels : int
-        At most so many.
-
-    Returns
-    -------
-    tuple of np.ndarray
-        Values, (T, V) float32, and the voxels' indices, (V, 3).
-    """
-    import nibabel as nib
-
-    image: Any = nib.load(bold)
-    inside = np.argwhere(np.asarray(nib.load(mask).dataobj) > 0)  # type: ignore[attr-defined]
-    inside = inside[:: max(1, -(-len(inside) // n_voxels))]
-    i, j, k = inside.T
-    values = np.empty((image.shape[3], len(inside)), np.float32)
-    for start in range(0, image.shape[3], 20):
-        values[start : start + 20] = np.asarray(image.dataobj[..., start : start + 20])[i, j, k].T
-    return values, inside
-
-
 def plot_carpet(
     values: np.ndarray,
     tr: float,

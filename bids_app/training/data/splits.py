@@ -20,7 +20,7 @@ from bids_app.bids.writer import write_text
 from bids_app.errors import BadDataError, NoMatchError, UsageError
 from bids_app.training.data.labels import is_missing, read_table
 
-TRAINING, VALIDATION, TEST = "training", "validation", "test"
+TRAINING, VALIDATION = "training", "validation"
 Split = dict[str, tuple[str, ...]]
 """Participants, without prefix, of each part."""
 

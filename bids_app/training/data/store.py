@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from bids_app.bids.writer import atomic_path
 from bids_app.clips import CLIP_VOLUMES, MODEL_GRID_SHAPE, NORMALISATIONS, ClipReader, GridSeries
 from bids_app.errors import BadDataError, CannotCreateError, NoInputError, UsageError
 
@@ -220,9 +221,6 @@ def _quantise(series: GridSeries, normalisation: str) -> tuple[np.ndarray, float
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write under another name and rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "w") as file:
-        json.dump(content, file, indent=1)
-    os.replace(temporary, path)
+    """Write a whole file; NaN stay NaN."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1))

@@ -5,7 +5,7 @@ N  answers      K  classes      P  images of a pool
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from scipy.special import gammaln
@@ -119,24 +119,3 @@ def draws_of(groups: Sequence[str], n_draws: int, seed: int) -> list[np.ndarray]
     members = [np.flatnonzero(which == k) for k in range(len(names))]
     rng = np.random.default_rng(seed)
     return [np.concatenate([members[k] for k in rng.integers(len(names), size=len(names))]) for _ in range(n_draws)]
-
-
-def intervals(
-    score: Callable[[np.ndarray], Mapping[str, float]], draws: Sequence[np.ndarray], level: float = 0.95
-) -> dict[str, tuple[float, float]]:
-    """Percentile intervals of scores over bootstrap samples.
-
-    Parameters
-    ----------
-    score : callable
-        From indices to scores.
-    draws : sequence of np.ndarray
-        See `draws_of`.
-    """
-    rows = [score(draw) for draw in draws]
-    tails = [(1 - level) / 2, (1 + level) / 2]
-    found = {}
-    for name in rows[0]:
-        low, high = np.nanquantile([row[name] for row in rows], tails)
-        found[name] = (float(low), float(high))
-    return found

@@ -22,7 +22,7 @@ from bids_app.preprocess.resample import resample_to_model_grid
 
 
 def derived(bold, **fields):
-    given = {"entities": {"sub": "01", "task": "rest"}, "space": MODEL_SPACE, "dataset": "x", "root": bold.parents[2]}
+    given = {"entities": {"sub": "01", "task": "rest"}, "space": MODEL_SPACE}
     return DerivedRun(bold=bold, pipeline="fMRIPrep 23.2.1", **{**given, **fields})
 
 

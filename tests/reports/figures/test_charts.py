@@ -3,12 +3,11 @@
 import re
 from xml.etree import ElementTree
 
-import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
 
-from bids_app.reports.figures.charts import _carpet, plot_carpet, plot_embeddings, plot_predictions, sample_series
+from bids_app.reports.figures.charts import _carpet, plot_carpet, plot_embeddings, plot_predictions
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -21,18 +20,6 @@ def clips(n, **columns):
     onset = [0.0, *(16.0 * i for i in range(n))]
     table = {"clip": ["mean", *range(n)], "onset": onset, "duration": [16.0 * n, *[16.0] * n]}
     return pd.DataFrame(table | columns)
-
-
-def test_voxels_are_sampled_evenly_over_the_mask(tmp_path):
-    data = np.arange(5 * 5 * 4 * 30, dtype=np.float32).reshape(5, 5, 4, 30)
-    mask = np.zeros((5, 5, 4), np.uint8)
-    mask[1:4] = 1
-    nib.Nifti1Image(data, np.eye(4)).to_filename(tmp_path / "bold.nii.gz")
-    nib.Nifti1Image(mask, np.eye(4)).to_filename(tmp_path / "mask.nii.gz")
-    values, voxels = sample_series(tmp_path / "bold.nii.gz", tmp_path / "mask.nii.gz", n_voxels=20)
-    assert values.shape == (30, 20)
-    np.testing.assert_array_equal(values, data[tuple(voxels.T)].T)
-    assert set(voxels[:, 0]) == {1, 2, 3}
 
 
 def test_a_carpet_shows_motion_and_its_mean(tmp_path):

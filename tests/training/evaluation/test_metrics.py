@@ -6,7 +6,13 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import (
+    balanced_accuracy_score,
+    mean_absolute_error,
+    mean_squared_error,
+    recall_score,
+    roc_auc_score,
+)
 
 from bids_app.training.evaluation import metrics as scores
 
@@ -22,12 +28,25 @@ def test_classes_are_scored_as_scikit_learn_does():
     assert found["auroc"] == pytest.approx(roc_auc_score(right, answers, multi_class="ovr"))
 
 
-def test_numbers_are_scored_by_their_definitions():
+def test_a_class_that_is_none_of_the_labels_counts_as_missed():
+    rng = np.random.default_rng(3)
+    right = rng.integers(-1, 2, size=50)  # nobody is of class 2, as in some bootstrap samples
+    answers = rng.dirichlet(np.ones(3), 50).round(1)  # with ties
+    found = scores.of_classes(answers, right.tolist())
+    recalls = recall_score(right, answers.argmax(1), labels=[-1, 0, 1], average=None, zero_division=0)
+    assert found["balanced_accuracy"] == pytest.approx(recalls.mean())
+    assert found["auroc"] == pytest.approx(np.mean([roc_auc_score(right == k, answers[:, k]) for k in (0, 1)]))
+
+
+def test_numbers_are_scored_as_scikit_learn_does():
     rng = np.random.default_rng(1)
     truth, found = rng.normal(size=(2, 30))
-    expected = {"r": np.corrcoef(truth, found)[0, 1], "mse": ((truth - found) ** 2).mean()}
-    got = scores.of_numbers(found, truth)
-    assert {k: got[k] for k in expected} == pytest.approx(expected)
+    expected = {
+        "r": np.corrcoef(truth, found)[0, 1],
+        "mse": mean_squared_error(truth, found),
+        "mae": mean_absolute_error(truth, found),
+    }
+    assert scores.of_numbers(found, truth) == pytest.approx(expected)
     assert scores.of_numbers(np.zeros(30), truth)["r"] == 0.0
 
 
