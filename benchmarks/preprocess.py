@@ -101,7 +101,7 @@ def simulate(folder: Path, protocol: Protocol, n_volumes: int, seed: int = 0) ->
 
     from bids_app.catalog.templates import load_template
     from bids_app.preprocess.io.images import save_image
-    from bids_app.preprocess.registration.bold_to_t1w import epi_like
+    from bids_app.preprocess.registration.bold_to_template import epi_like
     from bids_app.preprocess.registration.transforms import draw, linear, rigid
 
     template, grid = load_template(), protocol.shape
@@ -158,7 +158,9 @@ def go(run: Run, folder: Path, threads: int, with_peers: bool, anatomy: Any = No
     from bids_app.preprocess.confounds import measure_confounds
     from bids_app.preprocess.hmc import correct_motion
     from bids_app.preprocess.masking import prepare_bold
-    from bids_app.preprocess.registration.bold_to_t1w import coregister, mask_boldref, normalise_boldref
+    from bids_app.preprocess.registration.bold_to_t1w import coregister
+    from bids_app.preprocess.registration.bold_to_template import normalise_boldref
+    from bids_app.preprocess.registration.boldref import mask_boldref
     from bids_app.preprocess.resample import grid_series
     from bids_app.preprocess.run import collect_run
 

@@ -18,7 +18,7 @@ from bids_app.phantom.bold import SimulatedRun, random_body, simulate_run
 from bids_app.phantom.geometry import apply, grid_affine, rigid, rng_for, sample, smooth_noise
 from bids_app.phantom.protocol import SCANNERS, Protocol
 from bids_app.phantom.tissues import TEMPLATE
-from bids_app.preprocess.io.images import ArrayVolumes
+from bids_app.preprocess.io.volumes import ArrayVolumes
 from bids_app.preprocess.resample import where_data_are
 
 MARGIN_MM = 15.0

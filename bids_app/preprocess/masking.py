@@ -10,7 +10,8 @@ import numpy as np
 from scipy import ndimage
 
 from bids_app.preprocess.io.headers import voxel_sizes
-from bids_app.preprocess.io.images import Series, VolumeSource, examine_bold, with_dummies
+from bids_app.preprocess.io.images import Series, examine_bold, with_dummies
+from bids_app.preprocess.io.volumes import VolumeSource
 
 MAX_DUMMY_SECONDS = 15.0
 OUTLIER_MADS = 4.0

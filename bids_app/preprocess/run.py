@@ -17,10 +17,13 @@ from bids_app.preprocess.io.images import Series
 from bids_app.preprocess.io.slice_timing import describe_slices
 from bids_app.preprocess.masking import prepare_bold
 from bids_app.preprocess.preprocessed import PreprocessedRun
-from bids_app.preprocess.registration.alignment import Alignment, EpiReference
-from bids_app.preprocess.registration.bold_to_t1w import coregister, mask_boldref, normalise_boldref
+from bids_app.preprocess.registration.alignment import Alignment
+from bids_app.preprocess.registration.bold_to_t1w import coregister
+from bids_app.preprocess.registration.bold_to_template import normalise_boldref
+from bids_app.preprocess.registration.boldref import EpiReference, mask_boldref
 from bids_app.preprocess.sdc.apply import describe_unwarping
-from bids_app.preprocess.sdc.estimate import SYN, choose_correction, correct_distortion
+from bids_app.preprocess.sdc.choice import SYN, choose_correction
+from bids_app.preprocess.sdc.estimate import correct_distortion
 from bids_app.preprocess.sdc.syn import correct_by_anatomy
 from bids_app.settings import PreprocessSettings
 

@@ -23,7 +23,7 @@ from bids_app.preprocess.anatomical import normalise_t1w
 from bids_app.preprocess.hmc import correct_motion
 from bids_app.preprocess.ingest.derivatives import take_over
 from bids_app.preprocess.run import collect_run
-from bids_app.preprocess.sdc.estimate import SYN, correction_of
+from bids_app.preprocess.sdc.choice import SYN, correction_of
 from bids_app.settings import Settings
 from bids_app.workflow import nodes
 from bids_app.workflow.engine import Graph, Step, file_stamp

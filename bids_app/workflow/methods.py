@@ -17,7 +17,7 @@ from bids_app.model.checkpoint import read_checkpoint, weights_sha256
 from bids_app.outputs.boilerplate import Step
 from bids_app.preprocess.ingest.derivatives import way_in_words
 from bids_app.preprocess.io.headers import SLICE_TIMING
-from bids_app.preprocess.sdc.estimate import METHODS, SYN, correction_of
+from bids_app.preprocess.sdc.choice import METHODS, SYN, correction_of
 from bids_app.settings import Settings
 
 TEMPLATE_CITATIONS = {"MNI152NLin6Asym": "mni6", "MNI152NLin2009aSym": "mni2009"}
