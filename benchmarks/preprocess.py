@@ -108,7 +108,7 @@ def simulate(folder: Path, protocol: Protocol, n_volumes: int, seed: int = 0) ->
 
     from bids_app.catalog.templates import load_template
     from bids_app.preprocess.io.images import save_image
-    from bids_app.preprocess.registration.bold_to_t1w import epi_like
+    from bids_app.preprocess.registration.bold_to_template import epi_like
     from bids_app.preprocess.registration.transforms import draw, linear, rigid
 
     template, grid = load_template(), protocol.shape

@@ -88,7 +88,7 @@ def standard_brain() -> StandardBrain:
     from scipy import ndimage
 
     from bids_app.catalog.templates import load_template, space
-    from bids_app.preprocess.registration.bold_to_t1w import epi_like
+    from bids_app.preprocess.registration.bold_to_template import epi_like
     from bids_app.preprocess.registration.transforms import draw, linear
 
     draws = np.random.default_rng(3)

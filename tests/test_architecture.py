@@ -1,73 +1,192 @@
-"""The house keeps its shape: imports point down only, and the command starts without anything heavy."""
+"""The structure of the package: imports point down and in no circle, and the command starts without anything heavy."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).parents[1] / "bids_app"
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "bids_app"
+
+AT_THE_ROOT = {"__init__", "errors", "settings", "data"}
+"""What lies at the package's root beside the packages of `FLOORS`."""
 
 FLOORS = [
     {"errors", "settings"},
     {"bids", "clips", "model", "catalog", "phantom"},
-    {"preprocess", "adapters", "reports"},
-    {"outputs"},
+    {"preprocess", "adapters", "reports", "outputs"},
     {"workflow", "group", "training"},
     {"cli"},
 ]
-"""From the ground up: a room imports from floors below its own, and from rooms of its own floor."""
+"""From the ground up: a package imports from floors below its own."""
 
-ROOMS_THAT_KNOW_NO = {
+NEIGHBOURS = {
+    ("settings", "errors"),
+    ("model", "catalog.models"),
+    ("phantom", "bids.writer"),
+    ("phantom", "catalog.templates"),
+    ("phantom", "clips"),
+    ("outputs", "adapters"),
+    ("outputs", "preprocess"),
+    ("outputs", "reports"),
+    ("group", "workflow.preflight"),
+}
+"""What a package may import from its own floor: (package, package or module)."""
+
+UNKNOWN = {
     "bids": {"torch", "ants"},
     "reports": {"torch", "bids_app.model", "bids_app.clips", "bids_app.adapters"},
     "model": {"nibabel", "bids", "bids_app.bids", "ants"},
 }
+"""What a package imports nothing of."""
 
 
-def room_of(module: str) -> str:
-    parts = module.split(".")
-    return parts[1] if len(parts) > 1 else ""
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
-def floor_of(room: str) -> int:
-    return next(i for i, floor in enumerate(FLOORS) if room in floor)
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def imports_of(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            assert node.level == 0, f"{path}: relative import"
-            found.add(node.module)
-            found.update(f"{node.module}.{alias.name}" for alias in node.names)
-    return found
+def names_in(node: ast.AST) -> Iterator[str]:
+    """Modules that an import statement names; ``from package import module`` names both."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, "a relative import"
+        assert node.module
+        yield node.module
+        yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def modules() -> list[Path]:
-    return sorted(p for p in PACKAGE.rglob("*.py") if p != PACKAGE / "__init__.py")
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text())
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda p: str(p.relative_to(PACKAGE)))
-def test_imports_point_down_only(path: Path) -> None:
-    room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    for module in imports_of(path):
-        if module.startswith("bids_app.") and room_of(module) != "__version__":
-            assert floor_of(room_of(module)) <= floor_of(room), f"{room} imports {module}, which is above it"
+@cache
+def imports_of(module: str) -> frozenset[str]:
+    """Everything that a module imports, within functions and under TYPE_CHECKING too."""
+    return frozenset(name for node in ast.walk(tree_of(module)) for name in names_in(node))
 
 
-@pytest.mark.parametrize("room", ROOMS_THAT_KNOW_NO)
-def test_rooms_know_no_more_than_they_need(room: str) -> None:
-    for path in (PACKAGE / room).rglob("*.py"):
-        for module in imports_of(path):
-            for unknown in ROOMS_THAT_KNOW_NO[room]:
-                assert module != unknown, f"{path} imports {module}"
-                assert not module.startswith(unknown + "."), f"{path} imports {module}"
+@cache
+def modules_imported_by(module: str) -> frozenset[str]:
+    """Modules of ours that are executed because of a module's imports, less the packages that it lies in itself."""
+    found = {name for name in imports_of(module) if name in MODULES}
+    for name in tuple(found):
+        parts = name.split(".")
+        packages = (".".join(parts[:n]) for n in range(2, len(parts)))
+        found.update(package for package in packages if not module.startswith(f"{package}."))
+    return frozenset(found & MODULES.keys() - {"bids_app", module})
+
+
+def package_of(module: str) -> str:
+    return module.split(".")[1]
+
+
+def floor_of(package: str) -> int:
+    return next(i for i, floor in enumerate(FLOORS) if package in floor)
+
+
+def imports_from_neighbours() -> Iterator[tuple[str, str, str]]:
+    """Imports that do not point to a floor below: (importing module, its package, imported module)."""
+    for module in MODULES:
+        if module != "bids_app" and package_of(module) != "data":
+            package = package_of(module)
+            names = imports_of(module) & MODULES.keys() - {"bids_app"}
+            innermost = {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
+            for name in sorted(innermost):
+                if package_of(name) != package and floor_of(package_of(name)) >= floor_of(package):
+                    yield module, package, name
+
+
+def names_pair(allowed: tuple[str, str], package: str, imported: str) -> bool:
+    return allowed[0] == package and f"{imported}.".startswith(f"bids_app.{allowed[1]}.")
+
+
+def find_circle(graph: dict[str, frozenset[str]]) -> list[str]:
+    """A circle in a graph, its first node again at its end; empty where there is none."""
+    finished: set[str] = set()
+    path: list[str] = []
+
+    def visit(node: str) -> list[str]:
+        if node in path:
+            return [*path[path.index(node) :], node]
+        if node in finished:
+            return []
+        path.append(node)
+        for after in sorted(graph[node]):
+            if circle := visit(after):
+                return circle
+        finished.add(path.pop())
+        return []
+
+    return next((circle for node in graph if (circle := visit(node))), [])
+
+
+def test_only_errors_settings_and_data_lie_beside_the_packages() -> None:
+    found = {path.stem for path in PACKAGE.iterdir() if path.name != "__pycache__"}
+    assert found == AT_THE_ROOT | set().union(*FLOORS)
+
+
+def test_packages_import_from_floors_below_or_from_neighbours_that_are_named() -> None:
+    others = [
+        f"{module} imports {name}"
+        for module, package, name in imports_from_neighbours()
+        if floor_of(package_of(name)) > floor_of(package)
+        or not any(names_pair(pair, package, name) for pair in NEIGHBOURS)
+    ]
+    assert not others, "\n".join(others)
+
+
+@pytest.mark.parametrize("pair", sorted(NEIGHBOURS), ids=" imports ".join)
+def test_neighbours_that_are_named_are_imported(pair: tuple[str, str]) -> None:
+    assert any(names_pair(pair, package, name) for _, package, name in imports_from_neighbours())
+
+
+def test_no_circle_of_imports() -> None:
+    circle = find_circle({module: modules_imported_by(module) for module in MODULES})
+    assert not circle, " imports ".join(circle)
+
+
+def test_a_circle_is_found_wherever_it_begins() -> None:
+    graph = {"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}
+    assert find_circle({node: frozenset(after) for node, after in graph.items()}) == ["b", "d", "b"]
+    assert find_circle({"a": frozenset("bc"), "b": frozenset("c"), "c": frozenset()}) == []
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if "TYPE_CHECKING" in MODULES[m].read_text()])
+def test_nothing_of_ours_is_imported_for_type_checking_alone(module: str) -> None:
+    """A type that is needed only there points to a circle; heavy packages of others may wait until they are used."""
+    guarded = [
+        name
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for statement in node.body
+        for name in names_in(statement)
+    ]
+    assert not [name for name in guarded if name.startswith("bids_app")]
+
+
+@pytest.mark.parametrize("package", UNKNOWN)
+def test_packages_know_no_more_than_they_need(package: str) -> None:
+    for module in MODULES:
+        if f"{module}.".startswith(f"bids_app.{package}."):
+            for name in imports_of(module):
+                unknown = [other for other in UNKNOWN[package] if f"{name}.".startswith(f"{other}.")]
+                assert not unknown, f"{module} imports {name}"
+
+
+@pytest.mark.parametrize("path", sorted({p.parent for p in PACKAGE.rglob("*.py")}), ids=name_of)
+def test_each_package_says_what_it_holds(path: Path) -> None:
+    assert ast.get_docstring(ast.parse((path / "__init__.py").read_text()))
 
 
 def test_the_command_line_imports_nothing_heavy() -> None:

@@ -1,1 +1,4 @@
-"""Adapters: what turns an encoder into an answer to a question. file.py says what one is, predict.py applies it."""
+"""Adapters, which turn an encoder into a prediction of a task: their files, predictions, calibration and attribution.
+
+Arrays and adapter files only: which runs are predicted, and where predictions are written, is decided elsewhere.
+"""

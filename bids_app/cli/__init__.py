@@ -1,1 +1,4 @@
-"""The commands: arguments in, the exit code at the end. Nothing else of the package imports from here."""
+"""The commands: arguments in, the exit code out.
+
+No computation, and nothing heavy is imported before a command needs it; no other package imports from here.
+"""

@@ -8,13 +8,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bids_app.catalog.models import Entry, catalog, find_model
 from bids_app.errors import EXIT_OK, NeurostormError, NoInputError, UsageError
-
-if TYPE_CHECKING:
-    from bids_app.adapters.convert import Answers
 
 
 def parser() -> argparse.ArgumentParser:
@@ -227,22 +224,16 @@ def _convert_to_model(arguments: argparse.Namespace, entry: Entry, source: Path)
 
 
 def _convert_to_adapter(arguments: argparse.Namespace, entry: Entry, source: Path) -> None:
-    from bids_app.adapters.convert import adapter_from_checkpoint
+    from bids_app.adapters.convert import Answers, adapter_from_checkpoint
     from bids_app.adapters.file import save_adapter
     from bids_app.catalog.models import weights_path
 
     base = weights_path(_entry(arguments.base)) if arguments.base else None
-    adapter = adapter_from_checkpoint(source, arguments.adapter, _answers(arguments, entry), base, entry.licence)
-    save_adapter(arguments.output, adapter)
-
-
-def _answers(arguments: argparse.Namespace, entry: Entry) -> Answers:
-    """What the catalog knows of a file's answers, and what was given instead."""
-    from bids_app.adapters.convert import Answers
-
     known = {**entry.answers, "labels": tuple(entry.answers.get("labels", ()))}
     given = {f.name: getattr(arguments, f.name, None) for f in fields(Answers)}
-    return replace(Answers(**known), **{k: v for k, v in given.items() if v is not None})
+    answers = replace(Answers(**known), **{k: v for k, v in given.items() if v is not None})
+    adapter = adapter_from_checkpoint(source, arguments.adapter, answers, base, entry.licence)
+    save_adapter(arguments.output, adapter)
 
 
 def _entry(name: str) -> Entry:

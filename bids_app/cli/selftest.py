@@ -13,24 +13,21 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from bids_app import __version__
 from bids_app.catalog.models import PACKAGE_DATA, adapter_paths, catalog, find_model, weights_path
+from bids_app.clips import CLIP_VOLUMES, MODEL_GRID_SHAPE, MODEL_TR, NORMALISATIONS, ClipReader, GridSeries
 from bids_app.errors import NeurostormError, SelfTestError
 from bids_app.settings import default_cpus
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from bids_app.clips import GridSeries
 
 GOLDEN = PACKAGE_DATA / "selftest.json"
 MODEL = "demo"
 TOLERANCE = 1e-4
 """Largest difference of an embedding's entry, whose size is up to 15, or of a probability."""
 
-Answers = dict[str, "np.ndarray"]
+Answers = dict[str, np.ndarray]
 """Embeddings (C,) by normalisation, and under ``prediction`` the adapter's probabilities (n_labels,)."""
 
 
@@ -95,10 +92,6 @@ def surroundings() -> Iterator[str]:
 
 def made_series() -> GridSeries:
     """One clip of an ellipsoid whose voxels oscillate, slower in front than behind; the same on every machine."""
-    import numpy as np
-
-    from bids_app.clips import CLIP_VOLUMES, MODEL_GRID_SHAPE, MODEL_TR, GridSeries
-
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, size) for size in MODEL_GRID_SHAPE), indexing="ij")
     mask = (x / 0.75) ** 2 + (y / 0.9) ** 2 + (z / 0.8) ** 2 < 1
     x, y, z = x[mask], y[mask], z[mask]
@@ -112,7 +105,6 @@ def answers_on(device: str, series: GridSeries) -> Answers:
     """What the demonstration model makes of a series of one clip, on a device."""
     from bids_app.adapters.file import AdaptedModel, load_adapter
     from bids_app.adapters.predict import encode_run
-    from bids_app.clips import NORMALISATIONS, ClipReader
     from bids_app.model.api import load_model
 
     entry = find_model(MODEL)
@@ -124,8 +116,6 @@ def answers_on(device: str, series: GridSeries) -> Answers:
 
 def largest_difference(found: Answers, expected: Answers) -> float:
     """Over all entries; NaN where one is NaN."""
-    import numpy as np
-
     return float(np.max([np.abs(found[name] - values).max() for name, values in expected.items()]))
 
 
@@ -146,8 +136,6 @@ def read_golden() -> Answers:
     SelfTestError
         They were made with another model than the one that is installed.
     """
-    import numpy as np
-
     content = json.loads(GOLDEN.read_text(encoding="utf-8"))
     if content["model_sha256"] != model_sha256():
         raise SelfTestError(

@@ -1,1 +1,1 @@
-"""Data that come with the package."""
+"""Files that are installed with the package: the demonstration model, golden values, the bibliography. No code."""

@@ -9,16 +9,13 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bids_app.bids.entities import natural_key
 from bids_app.errors import EXIT_OK, NoInputError, NoMatchError
+from bids_app.group.cohort import Cohort, read_cohort
 from bids_app.reports.group import FIGURES
 from bids_app.settings import Settings
 from bids_app.workflow.preflight import check_output
-
-if TYPE_CHECKING:
-    from bids_app.group.cohort import Cohort
 
 LOGGER = logging.getLogger(__name__)
 
@@ -38,7 +35,6 @@ def run_group(settings: Settings) -> int:
     NoMatchError
         A participant who was asked for has no outputs.
     """
-    from bids_app.group.cohort import read_cohort
     from bids_app.group.tables import write_tables
 
     out_dir = settings.out_dir

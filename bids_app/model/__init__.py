@@ -1,8 +1,4 @@
-"""The encoder, its checkpoints and its heads; `load_model` is the door."""
+"""The encoder, its checkpoints, its heads and what runs them; `bids_app.model.api.load_model` loads one.
 
-from __future__ import annotations
-
-from bids_app.model.api import Model, load_autoencoder, load_model
-from bids_app.model.encoder import Encoder, EncoderConfig
-
-__all__ = ["Encoder", "EncoderConfig", "Model", "load_autoencoder", "load_model"]
+Tensors only: nothing of BIDS, images or preprocessing, and of files only checkpoints.
+"""

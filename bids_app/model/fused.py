@@ -1,7 +1,7 @@
-"""Whole layers in one native call, where no gradient is asked for: the fast road of inference on a CPU.
+"""Whole layers in one native call, where no gradient is asked for: the fast path of inference on a CPU.
 
 A window's tokens go through norm, mixer and MLP while they are in the core's cache. It is taken when the scan backend
-is `native`; any other backend, a gradient, or another dtype takes the road of modules.
+is `native`; any other backend, a gradient, or another dtype takes the path through modules.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class TokenDropout(nn.Module):
 
 def set_token_dropout(module: nn.Module, dropout: TokenDropout | None) -> None:
     """Give every block of an encoder, or of an autoencoder, the same dropout; None takes it away."""
-    from bids_app.model.encoder import Block  # here, because encoder.py knows nothing of this room
+    from bids_app.model.encoder import Block  # here, because encoder.py knows nothing of token dropout
 
     for block in module.modules():
         if isinstance(block, Block):

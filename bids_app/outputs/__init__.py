@@ -1,1 +1,4 @@
-"""What is written about a run, and under which names: the schema of sidecars and tables, and their writers."""
+"""What is written about a run, and under which names: the schema of sidecars and tables, and their writers.
+
+Nothing is estimated here; results come in as dataclasses and leave as files.
+"""

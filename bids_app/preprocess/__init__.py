@@ -1,1 +1,5 @@
-"""From a raw run to motion, transforms, masks and confounds, and from there onto a grid; nothing here knows a model."""
+"""From a raw run, or from the derivatives of another pipeline, to head motion, transforms, masks and confounds.
+
+`io` reads images, `registration` aligns them, `sdc` corrects susceptibility distortion, `ingest` reads derivatives.
+Nothing here knows a model or the order of steps.
+"""

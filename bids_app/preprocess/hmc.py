@@ -17,7 +17,8 @@ import torch
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
-from bids_app.preprocess.io.images import Series, VolumeSource, save_image
+from bids_app.preprocess.io.images import Series, save_image
+from bids_app.preprocess.io.volumes import VolumeSource
 from bids_app.preprocess.masking import head_mask
 from bids_app.preprocess.registration.transforms import apply_matrix, write_itk_text
 from bids_app.preprocess.sdc.apply import Unwarping

@@ -11,7 +11,8 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from bids_app.preprocess.io.images import Series, VolumeSource, examine_bold, with_dummies
+from bids_app.preprocess.io.images import Series, examine_bold, with_dummies
+from bids_app.preprocess.io.volumes import VolumeSource
 
 MAX_DUMMY_SECONDS = 15.0
 OUTLIER_MADS = 4.0

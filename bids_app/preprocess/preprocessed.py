@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.preprocess.anatomical import Anatomy
-from bids_app.preprocess.io.images import VolumeSource, open_series
-from bids_app.preprocess.io.slice_timing import SliceTimes
+from bids_app.preprocess.io.images import open_series
+from bids_app.preprocess.io.timing import SliceTimes
+from bids_app.preprocess.io.volumes import VolumeSource
 from bids_app.preprocess.sdc.apply import Unwarping
 
 

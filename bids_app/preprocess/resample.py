@@ -21,7 +21,8 @@ from bids_app.catalog.templates import MODEL_SPACE, Space, brain_on, space
 from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE, GridSeries
 from bids_app.clips.series import GridSeriesWriter
 from bids_app.errors import BadDataError
-from bids_app.preprocess.io.images import VolumeSource, chunks, read_volume, save_image, stamp_header
+from bids_app.preprocess.io.images import read_volume, save_image, stamp_header
+from bids_app.preprocess.io.volumes import VolumeSource, chunks
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration.transforms import Chain, apply_matrix, grid_points, sample
 from bids_app.preprocess.sdc.apply import aim

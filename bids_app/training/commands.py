@@ -6,12 +6,13 @@ import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from bids_app.adapters.file import Adapter, save_adapter, sounds_like_a_diagnosis
 from bids_app.bids.writer import write_tsv
+from bids_app.catalog.atlases import Atlas, find_atlas
 from bids_app.errors import BadDataError, NoInputError, UsageError
 from bids_app.model.api import Model, load_autoencoder, load_model
 from bids_app.model.checkpoint import save_encoder
@@ -36,9 +37,6 @@ from bids_app.training.data.splits import (
 from bids_app.training.loop import LoopSettings, fabric_for
 from bids_app.training.reference import with_reference
 from bids_app.training.tasks import Question
-
-if TYPE_CHECKING:
-    from bids_app.catalog.atlases import Atlas
 
 PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
 BOTH = ("voxel", "global")
@@ -123,7 +121,6 @@ def _atlas(arguments: argparse.Namespace, patch: tuple[int, int, int, int]) -> t
 
 def load_labels(name: str) -> tuple[Atlas, Any]:
     """An atlas by name or file, and its labels on the model grid."""
-    from bids_app.catalog.atlases import find_atlas
     from bids_app.clips import labels_to_model_grid
     from bids_app.preprocess.io.headers import load_nifti
 

@@ -19,7 +19,7 @@ from bids_app.outputs.boilerplate import Sentence
 from bids_app.preprocess.anatomical import normalise_t1w
 from bids_app.preprocess.hmc import correct_motion
 from bids_app.preprocess.ingest.derivatives import take_over
-from bids_app.preprocess.sdc.estimate import SYN, correction_of
+from bids_app.preprocess.sdc.choice import SYN, correction_of
 from bids_app.workflow import nodes, sentences
 from bids_app.workflow.context import RunContext
 from bids_app.workflow.graph import Graph, Step, file_stamp

@@ -33,16 +33,13 @@ from bids_app.preprocess.io.images import Series
 from bids_app.preprocess.io.slice_timing import describe_slices
 from bids_app.preprocess.masking import prepare_bold
 from bids_app.preprocess.preprocessed import OnGrid, PreprocessedRun
-from bids_app.preprocess.registration.bold_to_t1w import (
-    Alignment,
-    EpiReference,
-    coregister,
-    mask_boldref,
-    normalise_boldref,
-)
+from bids_app.preprocess.registration.alignment import Alignment
+from bids_app.preprocess.registration.bold_to_t1w import coregister
+from bids_app.preprocess.registration.bold_to_template import normalise_boldref
+from bids_app.preprocess.registration.boldref import EpiReference, mask_boldref
 from bids_app.preprocess.resample import model_grid_coverage, resample_to_model_grid
 from bids_app.preprocess.sdc.apply import describe_unwarping
-from bids_app.preprocess.sdc.estimate import SYN
+from bids_app.preprocess.sdc.choice import SYN
 from bids_app.preprocess.sdc.estimate import correct_distortion as correct_by_fieldmap
 from bids_app.preprocess.sdc.syn import correct_by_anatomy
 
@@ -227,7 +224,7 @@ def encode(
     """Embed a run's clips under both normalisations, and apply the adapters; ``stamp`` tells when a file changed."""
     import torch
 
-    from bids_app.model import load_model
+    from bids_app.model.api import load_model
     from bids_app.model.scan import backend_in_use
 
     torch.set_num_threads(threads)
@@ -297,7 +294,7 @@ def attribute_run(
     """Attribute each adapter's answer, or the reconstruction; ``stamp`` tells when a file changed."""
     import torch
 
-    from bids_app.model import load_model
+    from bids_app.model.api import load_model
     from bids_app.model.checkpoint import read_checkpoint
     from bids_app.model.mae import autoencoder_from
 

@@ -76,7 +76,7 @@ def describe(run: BoldRun, settings: Settings) -> Iterator[str]:
     from bids_app.clips.cut import CLIP_VOLUMES, MODEL_TR
     from bids_app.preprocess.ingest.derivatives import check_forms, way_in_words
     from bids_app.preprocess.io.headers import SLICE_TIMING, examine_anatomy, examine_header
-    from bids_app.preprocess.sdc.estimate import correction_of
+    from bids_app.preprocess.sdc.choice import correction_of
     from bids_app.workflow.memory import check_memory_of
 
     odd: tuple[str, ...] = ()

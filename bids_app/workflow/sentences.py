@@ -15,7 +15,7 @@ from bids_app.catalog import templates
 from bids_app.outputs.boilerplate import Sentence
 from bids_app.preprocess.ingest.derivatives import way_in_words
 from bids_app.preprocess.io.headers import SLICE_TIMING
-from bids_app.preprocess.sdc.estimate import METHODS, SYN
+from bids_app.preprocess.sdc.choice import METHODS, SYN
 
 TEMPLATE_CITATIONS = {"MNI152NLin6Asym": "mni6", "MNI152NLin2009aSym": "mni2009"}
 DERIVATIVE_CITATIONS = {"fmriprep": "fmriprep", "hcp": "hcp", "xcp_d": "xcpd", "xcp-d": "xcpd"}

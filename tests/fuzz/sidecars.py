@@ -15,10 +15,9 @@ with atheris.instrument_imports(include=["bids_app"]):
     from bids_app.bids.fieldmaps import choose_fieldmap
     from bids_app.bids.sidecars import Inheritance, read_json
     from bids_app.errors import NeurostormError
-    from bids_app.preprocess.io.slice_timing import read_slice_times
-    from bids_app.preprocess.io.timing import repetition_time
+    from bids_app.preprocess.io.timing import read_slice_times, repetition_time
     from bids_app.preprocess.sdc.apply import read_readout
-    from bids_app.preprocess.sdc.estimate import choose_correction
+    from bids_app.preprocess.sdc.choice import choose_correction
     from bids_app.workflow.nodes import last_onset
 
 SHAPE = (6, 6, 6, 25)

@@ -24,11 +24,10 @@ from bids_app.clips.grid import MODEL_GRID_AFFINE, place
 from bids_app.errors import NeurostormError
 from bids_app.model.windows import cut_windows, join_windows, plan_windows
 from bids_app.preprocess.io.headers import corner_distances, examine_header
-from bids_app.preprocess.io.slice_timing import read_slice_times
-from bids_app.preprocess.io.timing import repetition_time
+from bids_app.preprocess.io.timing import read_slice_times, repetition_time
 from bids_app.preprocess.registration.transforms import apply_matrix, linear, rigid, rigid_parameters
 from bids_app.preprocess.sdc.apply import read_readout
-from bids_app.preprocess.sdc.estimate import choose_correction
+from bids_app.preprocess.sdc.choice import choose_correction
 
 QUICK = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 ANGLES = st.tuples(*[st.floats(-1.2, 1.2)] * 3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from bids_app.errors import BadDataError, NoInputError, UsageError
-from bids_app.model import load_model
+from bids_app.model.api import load_model
 from bids_app.model.checkpoint import read_checkpoint, save_encoder
 
 from .conftest import lightning_content

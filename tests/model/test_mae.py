@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bids_app.errors import BadDataError, UsageError
-from bids_app.model import load_autoencoder, load_model
+from bids_app.model.api import load_autoencoder, load_model
 from bids_app.model.checkpoint import save_encoder
 from bids_app.model.encoder import EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder

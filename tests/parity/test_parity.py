@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bids_app.model import load_autoencoder, load_model
+from bids_app.model.api import load_autoencoder, load_model
 from bids_app.model.masking import AtlasPatches
 from bids_app.model.patches import from_patches
 from bids_app.model.strd import drop_probability

@@ -13,7 +13,7 @@ import pytest
 from scipy import ndimage
 
 from bids_app.catalog.templates import load_template
-from bids_app.preprocess.registration.bold_to_t1w import epi_like
+from bids_app.preprocess.registration.bold_to_template import epi_like
 from bids_app.preprocess.registration.transforms import draw, linear, rigid
 
 

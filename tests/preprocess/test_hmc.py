@@ -10,7 +10,7 @@ from bids_app.preprocess.hmc import (
     framewise_displacement,
     steady_volumes,
 )
-from bids_app.preprocess.io.images import ArrayVolumes
+from bids_app.preprocess.io.volumes import ArrayVolumes
 from bids_app.preprocess.masking import head_mask, prepare_bold
 from bids_app.preprocess.registration.transforms import apply_matrix, grid_points, rigid
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bids_app.preprocess.io.images import ArrayVolumes
+from bids_app.preprocess.io.volumes import ArrayVolumes
 from bids_app.preprocess.masking import brain_mask, count_dummies, head_mask, largest_part
 from bids_app.preprocess.registration.ants import dice
 

@@ -9,7 +9,8 @@ import pytest
 from bids_app.catalog.templates import MODEL_SPACE, load_template, space
 from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE
 from bids_app.errors import BadDataError
-from bids_app.preprocess.io.images import ArrayVolumes, save_image
+from bids_app.preprocess.io.images import save_image
+from bids_app.preprocess.io.volumes import ArrayVolumes
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration.transforms import Chain, Warp, apply_matrix, grid_points, linear, rigid
 from bids_app.preprocess.resample import (

@@ -13,7 +13,7 @@ from bids_app.adapters.domain import Domain
 from bids_app.adapters.file import Adapter, AdapterCard
 from bids_app.bids.fieldmaps import DIRECT, PAIR, PHASE_DIFFERENCE, TWO_PHASES
 from bids_app.outputs.boilerplate import as_markdown, compose
-from bids_app.preprocess.sdc.estimate import SYN
+from bids_app.preprocess.sdc.choice import SYN
 from bids_app.workflow import sentences
 from bids_app.workflow.sentences import cohort_in_words
 

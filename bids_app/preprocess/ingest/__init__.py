@@ -1,1 +1,4 @@
-"""Derivatives of other pipelines (fMRIPrep, XCP-D, HCP) as a `PreprocessedRun`."""
+"""Derivatives of other pipelines (fMRIPrep, XCP-D, HCP) as a `PreprocessedRun`.
+
+What they hold is read and checked; nothing is estimated anew.
+"""

@@ -30,12 +30,13 @@ from bids_app.preprocess.io.headers import (
     forms_apart,
     load_nifti,
 )
-from bids_app.preprocess.io.images import Series, chunks, read_volume, save_image
+from bids_app.preprocess.io.images import Series, read_volume, save_image
+from bids_app.preprocess.io.volumes import chunks
 from bids_app.preprocess.iqms import measure_quality
 from bids_app.preprocess.masking import brain_mask, prepare_bold
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration.ants import dice
-from bids_app.preprocess.registration.bold_to_t1w import mask_boldref
+from bids_app.preprocess.registration.boldref import mask_boldref
 from bids_app.preprocess.registration.transforms import draw, linear, read_itk_composite
 
 ROUTE = "derivatives"

@@ -25,7 +25,7 @@ from scipy import fft, ndimage
 from bids_app.catalog.templates import Template, load_template, space, standing_in, templateflow_home
 from bids_app.errors import BadDataError
 from bids_app.preprocess.registration.ants import correlation, mutual_information
-from bids_app.preprocess.registration.bold_to_t1w import epi_like
+from bids_app.preprocess.registration.bold_to_template import epi_like
 from bids_app.preprocess.registration.transforms import draw, linear
 
 STEP_MM = 2.0

@@ -17,8 +17,7 @@ from nibabel.affines import voxel_sizes
 from nibabel.openers import ImageOpener
 
 from bids_app.errors import BadDataError, NoInputError
-from bids_app.preprocess.io.slice_timing import SliceTimes, read_slice_times
-from bids_app.preprocess.io.timing import repetition_time
+from bids_app.preprocess.io.timing import SliceTimes, read_slice_times, repetition_time
 
 MIN_VOLUMES = 20
 MIN_SECONDS = 20.0

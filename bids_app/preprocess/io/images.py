@@ -1,17 +1,16 @@
 """Reading the voxels of images, and refusing what cannot be used; `headers.py` looks at files before that.
 
-A 4D series is never read as a whole: `Volumes` hands out chunks of volumes in float32 from an uncompressed file. Every
-refusal is a `BadDataError` that names the file and says what to do.
+Every refusal is a `BadDataError` that names the file and says what to do.
 """
 
 from __future__ import annotations
 
 import gzip
 import zlib
-from collections.abc import Container, Iterator
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -28,92 +27,12 @@ from bids_app.preprocess.io.headers import (
     load_nifti,
     unreadable,
 )
-from bids_app.preprocess.io.slice_timing import SliceTimed, SliceTimes
+from bids_app.preprocess.io.slice_timing import SliceTimed
+from bids_app.preprocess.io.timing import SliceTimes
+from bids_app.preprocess.io.volumes import Volumes, VolumeSource, chunks
 
 MOST_SURPLUS = 2**20
 """Bytes behind the last volume that a compressed file may hold."""
-CHUNK_BYTES = 64 * 2**20
-"""Size of a chunk of volumes in float32."""
-
-
-class VolumeSource(Protocol):
-    """Anything that hands out volumes of a series; `Volumes` reads them from disk, `ArrayVolumes` from memory."""
-
-    @property
-    def affine(self) -> np.ndarray:
-        """Voxel indices to RAS mm, (4, 4)."""
-        ...
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        """(X, Y, Z, T)."""
-        ...
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        """Volumes ``start`` to ``stop``, (n, X, Y, Z) float32."""
-        ...
-
-
-def chunks(source: VolumeSource, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-    """Go through a series in chunks of `CHUNK_BYTES`.
-
-    Yields
-    ------
-    tuple of int and numpy.ndarray, (n, X, Y, Z)
-        Index of the chunk's first volume, and its volumes in float32.
-    """
-    *grid, n_volumes = source.shape
-    step = max(1, CHUNK_BYTES // (4 * int(np.prod(grid))))
-    for first in range(start, n_volumes, step):
-        yield first, source.read(first, min(first + step, n_volumes))
-
-
-@dataclass(frozen=True)
-class ArrayVolumes:
-    """A series in memory.
-
-    Parameters
-    ----------
-    data : numpy.ndarray, (X, Y, Z, T)
-    affine : numpy.ndarray, (4, 4)
-        Voxel indices to RAS mm.
-    """
-
-    data: np.ndarray
-    affine: np.ndarray
-
-    @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return self.data.shape  # type: ignore[return-value]
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        return np.ascontiguousarray(np.moveaxis(self.data[..., start:stop], 3, 0), dtype=np.float32)
-
-
-class Volumes:
-    """A 4D NIfTI file whose volumes are read when asked for; uncompressed files only, for random access.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        Uncompressed 4D NIfTI file; axes of length 1 after the fourth are ignored.
-    """
-
-    def __init__(self, path: Path) -> None:
-        image = load_nifti(path)
-        self.path = path
-        self.affine = np.asarray(image.affine, dtype=np.float64)
-        self.shape = image.shape[:4]
-        self._raw = image.dataobj.get_unscaled().reshape(self.shape, order="F")
-        self._slope, self._inter = float(image.dataobj.slope), float(image.dataobj.inter)
-
-    def read(self, start: int, stop: int) -> np.ndarray:
-        chunk = np.moveaxis(self._raw[..., start:stop], 3, 0).astype(np.float32, order="C")
-        if self._slope != 1.0:
-            chunk *= np.float32(self._slope)
-        if self._inter != 0.0:
-            chunk += np.float32(self._inter)
-        return chunk
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""When each slice of a volume was measured, and series as if all slices had been measured at once.
+"""Slice timing correction: a series as if all slices of a volume had been measured at once.
 
 The correction is part of reading: `SliceTimed` hands out volumes that were interpolated in time by a cubic spline,
 chunk by chunk, so nothing is written and the interpolation in space stays the only one. The spline's weights fall by
@@ -10,100 +10,16 @@ a factor of 3.7 a volume; those beyond `REACH` volumes are left out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from bids_app.bids.sidecars import read_direction
-from bids_app.errors import BadDataError
-
-if TYPE_CHECKING:
-    from bids_app.preprocess.io.images import VolumeSource
+from bids_app.preprocess.io.timing import SliceTimes
+from bids_app.preprocess.io.volumes import VolumeSource
 
 REACH = 8
 """Volumes on either side that take part in an interpolated value; what is farther weighs less than 3e-5."""
-SAME_TIME_S = 1e-3
 POLE = np.sqrt(3.0) - 2.0
-HINT = "Mend it, or leave slice timing out with --ignore slicetiming."
-
-
-@dataclass(frozen=True)
-class SliceTimes:
-    """When slices are measured.
-
-    Parameters
-    ----------
-    axis : int
-        Stored axis along which slices lie.
-    times : tuple of float
-        By index along that axis, s after the volume's start.
-    """
-
-    axis: int
-    times: tuple[float, ...]
-
-    @property
-    def reference(self) -> float:
-        """The middle of the time in which slices are measured, s: when a corrected volume was measured."""
-        return (min(self.times) + max(self.times)) / 2
-
-
-def read_slice_times(
-    metadata: dict[str, Any], tr: float, shape: tuple[int, ...], name: str
-) -> tuple[SliceTimes | None, tuple[str, ...]]:
-    """Slice times of a sidecar, by stored index.
-
-    Parameters
-    ----------
-    metadata : dict
-        The sidecar: ``SliceTiming`` in s, ``SliceEncodingDirection`` (``k`` by default; with a minus, the first time is
-        that of the last slice).
-    tr : float
-        s.
-    shape : tuple of int
-        (X, Y, Z, ...).
-    name : str
-        Name of the file, for messages.
-
-    Returns
-    -------
-    tuple
-        None when there are none, all slices are measured at once, or there are not as many as slices; and warnings.
-
-    Raises
-    ------
-    BadDataError
-        Times that cannot be, or lie beyond the repetition time; an unknown direction.
-    """
-    given = metadata.get("SliceTiming")
-    if not given:
-        return None, ()
-    try:
-        times = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        times = np.array(np.nan)
-    if times.ndim != 1 or not np.all(np.isfinite(times)) or times.min() < 0:
-        raise BadDataError(f"{name}: SliceTiming is not a list of seconds.", HINT)
-    if times.max() > tr * 1.001:
-        raise BadDataError(
-            f"{name}: a slice is measured {times.max():g} s after the volume's start (SliceTiming), but RepetitionTime "
-            f"is {tr:g} s: they contradict each other.",
-            f"BIDS wants seconds in both. {HINT}",
-        )
-    given = metadata.get("SliceEncodingDirection", "k")
-    direction = read_direction(given)
-    if direction is None:
-        raise BadDataError(f"{name}: SliceEncodingDirection is {given!r}, not i, j or k with or without -.", HINT)
-    axis, sign = direction
-    if len(times) != shape[axis]:
-        return None, (
-            f"{name}: SliceTiming has {len(times)} times for {shape[axis]} slices, so slice timing was not corrected.",
-        )
-    if np.ptp(times) < SAME_TIME_S:
-        return None, ()
-    if sign < 0:
-        times = times[::-1]
-    return SliceTimes(axis, tuple(times.tolist())), ()
 
 
 def describe_slices(slices: SliceTimes | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""When the volumes of a run were measured: the repetition time, from sidecar and header."""
+"""When the volumes and slices of a run were measured, by its sidecar and header."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from bids_app.bids.sidecars import read_direction
 from bids_app.errors import BadDataError
 
 PLAUSIBLE_TR_S = (0.1, 20.0)
 SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
+SAME_TIME_S = 1e-3
+HINT = "Mend it, or leave slice timing out with --ignore slicetiming."
 
 
 @dataclass(frozen=True)
@@ -108,3 +111,82 @@ def _from_header(header: Any) -> float | None:
         return None
     tr = float(header["pixdim"][4]) * SECONDS_PER_UNIT[unit]
     return round(tr, 6) if PLAUSIBLE_TR_S[0] <= tr <= PLAUSIBLE_TR_S[1] else None
+
+
+@dataclass(frozen=True)
+class SliceTimes:
+    """When slices are measured.
+
+    Parameters
+    ----------
+    axis : int
+        Stored axis along which slices lie.
+    times : tuple of float
+        By index along that axis, s after the volume's start.
+    """
+
+    axis: int
+    times: tuple[float, ...]
+
+    @property
+    def reference(self) -> float:
+        """The middle of the time in which slices are measured, s: when a corrected volume was measured."""
+        return (min(self.times) + max(self.times)) / 2
+
+
+def read_slice_times(
+    metadata: dict[str, Any], tr: float, shape: tuple[int, ...], name: str
+) -> tuple[SliceTimes | None, tuple[str, ...]]:
+    """Slice times of a sidecar, by stored index.
+
+    Parameters
+    ----------
+    metadata : dict
+        The sidecar: ``SliceTiming`` in s, ``SliceEncodingDirection`` (``k`` by default; with a minus, the first time is
+        that of the last slice).
+    tr : float
+        s.
+    shape : tuple of int
+        (X, Y, Z, ...).
+    name : str
+        Name of the file, for messages.
+
+    Returns
+    -------
+    tuple
+        None when there are none, all slices are measured at once, or there are not as many as slices; and warnings.
+
+    Raises
+    ------
+    BadDataError
+        Times that cannot be, or lie beyond the repetition time; an unknown direction.
+    """
+    given = metadata.get("SliceTiming")
+    if not given:
+        return None, ()
+    try:
+        times = np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        times = np.array(np.nan)
+    if times.ndim != 1 or not np.all(np.isfinite(times)) or times.min() < 0:
+        raise BadDataError(f"{name}: SliceTiming is not a list of seconds.", HINT)
+    if times.max() > tr * 1.001:
+        raise BadDataError(
+            f"{name}: a slice is measured {times.max():g} s after the volume's start (SliceTiming), but RepetitionTime "
+            f"is {tr:g} s: they contradict each other.",
+            f"BIDS wants seconds in both. {HINT}",
+        )
+    given = metadata.get("SliceEncodingDirection", "k")
+    direction = read_direction(given)
+    if direction is None:
+        raise BadDataError(f"{name}: SliceEncodingDirection is {given!r}, not i, j or k with or without -.", HINT)
+    axis, sign = direction
+    if len(times) != shape[axis]:
+        return None, (
+            f"{name}: SliceTiming has {len(times)} times for {shape[axis]} slices, so slice timing was not corrected.",
+        )
+    if np.ptp(times) < SAME_TIME_S:
+        return None, ()
+    if sign < 0:
+        times = times[::-1]
+    return SliceTimes(axis, tuple(times.tolist())), ()

@@ -1,4 +1,4 @@
-"""Where a BOLD run lies: what both roads to the template, by way of the T1w and direct, hand on, and their gates."""
+"""Where a BOLD run lies: what both paths to the template, by way of the T1w and direct, hand on."""
 
 from __future__ import annotations
 
@@ -13,25 +13,10 @@ from bids_app.catalog.templates import Template
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.masking import ball
 from bids_app.preprocess.registration.ants import dice
+from bids_app.preprocess.registration.boldref import EpiReference
 from bids_app.preprocess.registration.transforms import Chain, draw
 
-MIN_STANDS_OUT = 0.02
-MIN_DICE = 0.80
-MIN_BRAIN_SEEN = 0.35
-BRAIN_ML = (700.0, 2300.0)
-SCALES = (0.6, 1.6)
 MIN_NOISE_VOXELS = 50
-
-
-@dataclass(frozen=True)
-class EpiReference:
-    """A boldref without its bias field, and the brain mask of its own values."""
-
-    source: Path
-    """The run's file, for messages."""
-    boldref: Path
-    corrected: Path
-    mask: Path
 
 
 @dataclass(frozen=True)
@@ -74,31 +59,6 @@ class Tissues:
     maps: np.ndarray
     affine: np.ndarray
     chain: Chain
-
-
-def complaints_about(quality: dict[str, float]) -> list[str]:
-    """Which gates an alignment of a boldref does not pass, in words.
-
-    Parameters
-    ----------
-    quality : dict
-        ``coreg_stands_out``, ``coreg_dice``, ``coreg_brain_seen``; on the direct road also the scales of the affine
-        part and the volume of the brain.
-    """
-    complaints = []
-    if quality["coreg_stands_out"] < MIN_STANDS_OUT:
-        complaints.append(
-            f"it is hardly more similar than 8 mm or 8 degrees beside ({quality['coreg_stands_out']:.1%} better)"
-        )
-    if quality["coreg_dice"] < MIN_DICE:
-        complaints.append(f"brain masks overlap by {quality['coreg_dice']:.2f}, below {MIN_DICE}")
-    if quality["coreg_brain_seen"] < MIN_BRAIN_SEEN:
-        complaints.append(f"only {quality['coreg_brain_seen']:.0%} of the brain lies in the field of view")
-    if not SCALES[0] <= quality.get("norm_scale_min", 1.0) <= quality.get("norm_scale_max", 1.0) <= SCALES[1]:
-        complaints.append(f"scaled by {quality['norm_scale_min']:.2f} to {quality['norm_scale_max']:.2f}")
-    if not BRAIN_ML[0] <= quality.get("norm_brain_ml", 1500.0) <= BRAIN_ML[1]:
-        complaints.append(f"a brain of {quality['norm_brain_ml']:.0f} mL")
-    return complaints
 
 
 def finish_alignment(

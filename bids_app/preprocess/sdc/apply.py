@@ -1,6 +1,6 @@
 """The map that undoes a run's distortion, as later steps use it: where a place is measured, and how bright it must be.
 
-Conventions of maps stand in `transforms.py`; how the displacement is found, in `distortion.py`.
+Conventions of maps stand in `transforms.py`; how the displacement is found, in `estimate.py`.
 """
 
 from __future__ import annotations

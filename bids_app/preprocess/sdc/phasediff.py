@@ -7,14 +7,19 @@ beyond the head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
+from bids_app.bids.fieldmaps import DIRECT, TWO_PHASES, Fieldmap
 from bids_app.errors import BadDataError
 from bids_app.preprocess.masking import head_mask, largest_part
+from bids_app.preprocess.registration.ants import Image
+from bids_app.preprocess.registration.transforms import draw
+from bids_app.preprocess.sdc.field import Field, read_epi
 
 SMOOTHING_MM = 2.0
 """Standard deviation of the smoothing."""
@@ -115,3 +120,47 @@ def measured_hz(field: np.ndarray, units: Any, magnitude: np.ndarray, affine: np
         )
     head = head_mask(magnitude, affine)
     return smooth_field(np.nan_to_num(field) * HZ_PER_UNIT[units], head, magnitude, affine)
+
+
+def phase_field(fieldmap: Fieldmap) -> Field:
+    """The field of phase images, or one that was measured directly."""
+    images = [read_epi(path) for path in fieldmap.files]
+    first, name = images[0], fieldmap.files[0].name
+    magnitudes = [
+        image
+        for image, path in zip(images, fieldmap.files, strict=True)
+        if "_magnitude" in path.name
+    ]  # fmt: skip
+    on_grid = [draw(m.data, m.affine, first.data.shape, first.affine) for m in magnitudes]
+    magnitude = on_grid[0]
+    units = fieldmap.metadata[0].get("Units")
+    if fieldmap.kind == DIRECT:
+        hz = measured_hz(first.data, units, magnitude, first.affine, name)
+        return Field(hz, Image(magnitude, first.affine))
+    if fieldmap.kind == TWO_PHASES:
+        echoes = [fieldmap.metadata[i].get("EchoTime") for i in (0, 1)]
+        second = images[1]
+        if second.data.shape != first.data.shape or not np.allclose(second.affine, first.affine, atol=1e-3):
+            raise BadDataError(f"{name}: its grid is not that of the second phase image.", "Use --ignore fieldmaps.")
+        phases = [
+            phase_as_radians(image.data, fieldmap.metadata[i].get("Units"), name) for i, image in enumerate(images[:2])
+        ]
+        phase = phases[1] - phases[0]
+    else:
+        echoes = [fieldmap.metadata[0].get(key) for key in ("EchoTime1", "EchoTime2")]
+        phase = phase_as_radians(first.data, units, name)
+    seconds = _time_between(echoes, name)
+    return Field(phase_difference_hz(phase, seconds, magnitude, first.affine), Image(magnitude, first.affine))
+
+
+def _time_between(echoes: Sequence[Any], name: str) -> float:
+    """Time between two echoes, s."""
+    first, second = echoes
+    known = all(isinstance(echo, int | float) for echo in (first, second))
+    if not known or not 1e-4 < second - first < 0.1:
+        raise BadDataError(
+            f"{name}: echo times of {first!r} and {second!r} s in its sidecar.",
+            "A phase difference needs EchoTime1 and EchoTime2 in s (two phases: EchoTime of each); or use "
+            "--ignore fieldmaps.",
+        )
+    return float(second - first)

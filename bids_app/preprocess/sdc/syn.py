@@ -20,7 +20,8 @@ from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.io.images import read_volume
 from bids_app.preprocess.masking import ball
 from bids_app.preprocess.registration.ants import Image, Stage, correlation, register
-from bids_app.preprocess.registration.bold_to_t1w import EPI_CONTRAST, coregister, mask_boldref
+from bids_app.preprocess.registration.bold_to_t1w import coregister
+from bids_app.preprocess.registration.boldref import EPI_CONTRAST, mask_boldref
 from bids_app.preprocess.registration.transforms import draw, grid_points, linear, read_itk_text
 from bids_app.preprocess.sdc.apply import read_readout, save_unwarping, size_of, unwarp
 

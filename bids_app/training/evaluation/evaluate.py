@@ -1,8 +1,7 @@
 """How well an encoder answers a question about people it has not seen, beside what simple features make of it.
 
-The same folds for all: no participant, family or (where asked) site is on both sides. Answers are averaged over the
-clips of an example, and over the scans of a participant where the question is about the participant. Intervals come
-from drawing participants with replacement; differences from drawing the same participants for both.
+The same folds for all (`folds`), and the same units and draws of participants (`comparison`). Answers are averaged
+over the clips of an example, and over the scans of a participant where the question is about the participant.
 """
 
 from __future__ import annotations
@@ -15,20 +14,19 @@ from typing import Any
 import numpy as np
 import torch
 
-from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION, AdaptedModel
-from bids_app.errors import BadDataError, NoMatchError, UsageError
+from bids_app.adapters.file import CLASSIFICATION, REGRESSION, AdaptedModel
+from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import Model
 from bids_app.training.adapt import AdaptSettings, Labelled, adapt, predict
 from bids_app.training.data.examples import Examples
 from bids_app.training.data.splits import groups_of
-from bids_app.training.evaluation import metrics as scores
 from bids_app.training.evaluation.baselines import BASELINES, features_of, fit_predict
+from bids_app.training.evaluation.comparison import ENCODER, Method, Units, compare_methods
+from bids_app.training.evaluation.folds import Fold, make_folds
 from bids_app.training.head import embeddings_of, solve_head
 from bids_app.training.tasks import Question
 
-ENCODER = "encoder"
 CUBES = "cubes of 24 mm"
-Fold = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -63,26 +61,6 @@ class EvaluateSettings:
                 f"{self.folds} folds, {self.permutations} permutations, {self.draws} draws, a pool of {self.pool}.",
                 "At least 2 folds, 1 draw and a pool of 2 are needed.",
             )
-
-
-@dataclass
-class Method:
-    """One method's results.
-
-    Attributes
-    ----------
-    title : str
-    scores : dict of str to float
-    intervals : dict of str to tuple
-        95 %, over participants.
-    lead : tuple of float
-        For a baseline, how far the encoder is ahead in the main score: value and interval.
-    """
-
-    title: str
-    scores: dict[str, float]
-    intervals: dict[str, tuple[float, float]]
-    lead: tuple[float, float, float] | None = None
 
 
 @dataclass
@@ -133,67 +111,6 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def make_folds(question: Question, examples: Examples, n_folds: int, seed: int, by_image: bool = False) -> list[Fold]:
-    """Training and test examples of each fold.
-
-    By participant or family, with classes (or levels of a number) spread evenly; or one site out each time.
-
-    Parameters
-    ----------
-    by_image : bool
-        Whether images, too, are on one side only: a fold tests some participants with some images, and trains with
-        other participants and other images.
-    """
-    from sklearn.model_selection import GroupKFold, LeaveOneGroupOut, StratifiedGroupKFold
-
-    groups = np.array(groups_of(examples.data.scans, examples.families))
-    values, indices = np.array(examples.data.values), np.arange(len(groups))
-    if examples.sites:
-        sites = np.array(examples.sites)
-        if len(set(examples.sites)) < 2:
-            raise NoMatchError(f"All scans are of the site {examples.sites[0]}.", "Leave out --site-column.")
-        pairs = list(LeaveOneGroupOut().split(indices, values, sites))
-        return [(train[~np.isin(groups[train], groups[test])], test) for train, test in pairs]
-    n_folds = min(n_folds, len(set(groups)))
-    if n_folds < 2:
-        raise NoMatchError("Scans of one participant cannot be cross-validated.", "At least two are needed.")
-    if question.task == EMBEDDING:
-        folds = list(GroupKFold(n_folds, shuffle=True, random_state=seed).split(indices, values, groups))
-        return _by_image(folds, values, seed) if by_image else folds
-    if question.task == REGRESSION:
-        strata = _levels(values, max(1, min(5, len(set(groups)) // n_folds)))
-    else:
-        strata, n_folds = values, min(n_folds, _fewest_groups(values, groups))
-    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    return [fold for fold in splitter.split(indices, strata, groups) if len(fold[1])]
-
-
-def _levels(values: np.ndarray, n_levels: int) -> np.ndarray:
-    """Numbers in so many levels of the same size."""
-    numbers = values.astype(float)
-    return np.searchsorted(np.quantile(numbers, np.arange(1, n_levels) / n_levels), numbers)
-
-
-def _fewest_groups(values: np.ndarray, groups: np.ndarray) -> int:
-    """Participants (or families) of the class that has fewest."""
-    counts = {str(label): len(set(groups[values == label])) for label in np.unique(values)}
-    rarest = min(counts, key=counts.__getitem__)
-    if counts[rarest] < 2:
-        raise BadDataError(
-            f"Only one participant is {rarest}.", "Leave that class out of the table, or join it with another."
-        )
-    return counts[rarest]
-
-
-def _by_image(folds: list[Fold], values: np.ndarray, seed: int) -> list[Fold]:
-    images = np.random.default_rng(seed).permutation(np.unique(values))
-    parts = np.array_split(images, len(folds))
-    return [
-        (train[~np.isin(values[train], part)], test[np.isin(values[test], part)])
-        for (train, test), part in zip(folds, parts, strict=True)
-    ]
-
-
 def evaluate(
     model: Model,
     question: Question,
@@ -235,8 +152,10 @@ def evaluate(
         answers[name] = run.answers(partial(_baseline, features, data.values, groups))
     titles = {ENCODER: f"Encoder ({settings.adaptation.strategy})", **BASELINES}
     titles["connectivity"] += f" ({parcels})"
-    units = _Units(question, data, folds, images, settings.pool)
-    methods = _compared({name: units.of(rows) for name, rows in answers.items()}, titles, units, settings)
+    units = Units(question, data, folds, images, settings.pool)
+    methods = compare_methods(
+        {name: units.of(rows) for name, rows in answers.items()}, titles, units, settings.draws, settings.seed
+    )
     p_value = run.p_value(units, answers[ENCODER], say) if settings.permutations else None
     facts = {
         "Target": question.target,
@@ -346,7 +265,7 @@ class _Run:
         means = sums / np.maximum(np.bincount(place, minlength=len(test)), 1)[:, None]
         return means[np.searchsorted(np.sort(test), test)]
 
-    def p_value(self, units: _Units, own: np.ndarray, say: Callable[[str], None]) -> float:
+    def p_value(self, units: Units, own: np.ndarray, say: Callable[[str], None]) -> float:
         """How often permuted labels score as well; a linear head is fitted anew each time."""
         rng = np.random.default_rng(self.settings.seed + 1)
         refit = self.embeddings is not None and self.question.task in (CLASSIFICATION, REGRESSION)
@@ -362,7 +281,7 @@ class _Run:
                     continue
             else:
                 answers = own
-            shuffled = _Units(self.question, Labelled(self.data.scans, values), self.folds, self.images, units.pool)
+            shuffled = Units(self.question, Labelled(self.data.scans, values), self.folds, self.images, units.pool)
             found = shuffled.score(shuffled.of(answers), shuffled.everyone)[self.question.score]
             reached += found >= observed
         return (1 + reached) / (1 + self.settings.permutations)
@@ -372,113 +291,3 @@ class _Run:
             return self.answers(lambda q, train, test: self.solve(q, train, test, values), values)
         except BadDataError:  # the permutation left a fold a single class to learn, which scores nothing
             return None
-
-
-class _Units:
-    """What is scored: participants where the question is about them, examples otherwise, retrievals fold by fold."""
-
-    def __init__(
-        self,
-        question: Question,
-        data: Labelled,
-        folds: list[Fold],
-        images: Mapping[str, np.ndarray] | None,
-        pool: int,
-    ) -> None:
-        self.question, self.data, self.folds, self.images, self.pool = question, data, folds, images, pool
-        tested = np.unique(np.concatenate([test for _, test in folds]))
-        people = np.array([e.participant for e in data.scans])
-        values = np.array(data.values)
-        one_each = all(len(set(values[people == p])) == 1 for p in set(people[tested]))
-        by_person = question.task != EMBEDDING and one_each
-        self.members = (
-            [tested[people[tested] == p] for p in sorted(set(people[tested]))] if by_person else [[i] for i in tested]
-        )
-        self.kind = "participant" if by_person else "example"
-        self.people = [str(people[m[0]]) for m in self.members]
-        self.values = [str(values[m[0]]) for m in self.members]
-        self.everyone = np.arange(len(self.members))
-        sizes = [len(set(values[test])) for _, test in folds] if images is not None else []
-        self.pool_size = min(pool, max(sizes)) if sizes else 0
-
-    def of(self, answers: np.ndarray) -> np.ndarray:
-        """Answers (N, K) to those of units; for retrieval, how each fared."""
-        if self.question.task != EMBEDDING:
-            return np.stack([answers[m].mean(axis=0) for m in self.members])
-        found = np.full((len(self.data.scans), 2), np.nan)
-        for train, test in self.folds:
-            values = [self.data.values[i] for i in test]
-            if self.images is None:
-                found[test] = scores.retrievals(answers[test], values)
-            elif len(test):
-                own = [self.data.values[i] for i in train]
-                asked = Question.about(self.question.target, own, EMBEDDING, images=self.images)
-                similar, right = asked.image_similarity(answers[test], values, self.images)
-                found[test, 0] = scores.top1_chances(similar, right, self.pool)
-        return np.stack([found[m[0]] for m in self.members])
-
-    def score(self, units: np.ndarray, draw: np.ndarray) -> dict[str, float]:
-        """Scores of a sample of units."""
-        if self.question.task == EMBEDDING:
-            if self.images is not None:
-                return {"top1": float(np.nanmean(units[draw, 0]))}
-            return scores.of_retrieval(units[draw])
-        return self.question.scores(units[draw], [self.values[i] for i in draw])
-
-    def permuted(self, rng: np.random.Generator) -> tuple[str, ...]:
-        """Values of examples, exchanged among participants; where a participant has several, within participants."""
-        values = list(self.data.values)
-        if self.kind == "participant":
-            for members, k in zip(self.members, rng.permutation(len(self.members)), strict=True):
-                for i in members:
-                    values[i] = self.values[k]
-            return tuple(values)
-        blocks = [test for _, test in self.folds] if self.question.task == EMBEDDING else self._by_person()
-        for block in blocks:
-            own = [values[i] for i in block]
-            for i, k in zip(block, rng.permutation(len(own)), strict=True):
-                values[i] = own[k]
-        return tuple(values)
-
-    def _by_person(self) -> list[np.ndarray]:
-        people = np.array([e.participant for e in self.data.scans])
-        return [np.flatnonzero(people == p) for p in dict.fromkeys(people)]
-
-    def table(self, answers: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Each unit's truth, and what each method says of it."""
-        table: dict[str, list[Any]] = {"participant_id": [f"sub-{p}" for p in self.people]}
-        if self.kind == "example":
-            table["example"] = [self.data.scans[m[0]].name for m in self.members]  # type: ignore[attr-defined]
-        table["truth"] = list(self.values)
-        for name, rows in answers.items():
-            units = self.of(rows)
-            if self.question.task == CLASSIFICATION:
-                for k, label in enumerate(self.question.labels):
-                    table[f"{name}_p_{label}"] = np.round(units[:, k], 4).tolist()
-            elif self.question.task == REGRESSION:
-                table[name] = np.round(units[:, 0], 4).tolist()
-            else:
-                table[f"{name}_right"] = np.round(units[:, 0], 4).tolist()
-        return table
-
-
-def _compared(
-    units: Mapping[str, np.ndarray], titles: Mapping[str, str], how: _Units, settings: EvaluateSettings
-) -> dict[str, Method]:
-    """Scores and intervals of all methods, and the encoder's lead, over the same draws of participants."""
-    draws = scores.draws_of(how.people, settings.draws, settings.seed)
-    sign = -1 if how.question.score in scores.LESS_IS_BETTER else 1
-    main = how.question.score
-    methods = {}
-    sampled = {}
-    for name, rows in units.items():
-        found = [how.score(rows, draw) for draw in draws]
-        sampled[name] = np.array([row[main] for row in found])
-        bounds = {key: tuple(np.nanquantile([row[key] for row in found], [0.025, 0.975]).tolist()) for key in found[0]}
-        methods[name] = Method(titles[name], how.score(rows, how.everyone), bounds)  # type: ignore[arg-type]
-    for name, method in methods.items():
-        if name != ENCODER:
-            low, high = np.nanquantile(sign * (sampled[ENCODER] - sampled[name]), [0.025, 0.975])
-            lead = sign * (methods[ENCODER].scores[main] - method.scores[main])
-            method.lead = (float(lead), float(low), float(high))
-    return methods

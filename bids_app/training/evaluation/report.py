@@ -6,7 +6,8 @@ from html import escape
 from pathlib import Path
 
 from bids_app.bids.writer import write_text, write_tsv
-from bids_app.training.evaluation.evaluate import ENCODER, Evaluation
+from bids_app.training.evaluation.comparison import ENCODER
+from bids_app.training.evaluation.evaluate import Evaluation
 
 NAMES = {
     "accuracy": "accuracy",

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from bids_app.errors import BadDataError, NoInputError
-from bids_app.preprocess.io import images
-from bids_app.preprocess.io.images import ArrayVolumes, Volumes, chunks, examine_bold, read_anatomy
+from bids_app.preprocess.io import volumes as on_disk
+from bids_app.preprocess.io.images import examine_bold, read_anatomy
+from bids_app.preprocess.io.volumes import ArrayVolumes, Volumes, chunks
 from bids_app.preprocess.masking import prepare_bold
 
 META = {"RepetitionTime": 2.0}
@@ -33,7 +34,7 @@ def test_scaled_integers_come_back_in_chunks_of_volumes(tmp_path, write_nifti, m
     series = examine_bold(path, META, tmp_path)
     volumes = series.open()
     expected = nib.load(path).get_fdata(dtype=np.float32)
-    monkeypatch.setattr(images, "CHUNK_BYTES", 4 * 5 * 6 * 7 * 10)
+    monkeypatch.setattr(on_disk, "CHUNK_BYTES", 4 * 5 * 6 * 7 * 10)
     parts = list(chunks(volumes))
     assert [start for start, _ in parts] == [0, 10, 20]
     read = np.concatenate([part for _, part in parts])

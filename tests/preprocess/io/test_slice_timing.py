@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from bids_app.errors import BadDataError
-from bids_app.preprocess.io.images import ArrayVolumes
-from bids_app.preprocess.io.slice_timing import SliceTimed, SliceTimes, read_slice_times, shift_kernel
+from bids_app.preprocess.io.slice_timing import SliceTimed, shift_kernel
+from bids_app.preprocess.io.timing import SliceTimes, read_slice_times
+from bids_app.preprocess.io.volumes import ArrayVolumes
 from bids_app.preprocess.masking import prepare_bold
 
 TR = 2.0

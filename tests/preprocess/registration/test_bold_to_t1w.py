@@ -8,10 +8,13 @@ from bids_app.errors import BadDataError, RegistrationError
 from bids_app.preprocess.anatomical import Anatomy
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.registration import bold_to_t1w as module
-from bids_app.preprocess.registration.alignment import complaints_about, noise_masks
+from bids_app.preprocess.registration.alignment import noise_masks
 from bids_app.preprocess.registration.ants import dice
 from bids_app.preprocess.registration.bbr import Refinement
-from bids_app.preprocess.registration.bold_to_t1w import coregister, mask_boldref
+from bids_app.preprocess.registration.bold_to_t1w import coregister
+from bids_app.preprocess.registration.bold_to_template import epi_like, normalise_boldref
+from bids_app.preprocess.registration.boldref import mask_boldref
+from bids_app.preprocess.registration.gates import complaints_about
 from bids_app.preprocess.registration.transforms import Chain, apply_matrix, draw, grid_points, linear, rigid
 
 BOLDREF_TO_T1W = rigid(np.radians((6, -3, 4)), (6, -8, 10), (0, -20, 10))
@@ -140,7 +143,7 @@ def test_noise_masks_keep_away_from_grey_matter(head):
 
 def test_the_template_can_look_like_epi():
     template = load_template()
-    image = module.epi_like(template)
+    image = epi_like(template)
     ventricle = tuple(np.round(apply_matrix(np.linalg.inv(template.affine), np.array([4, 8, 14]))).astype(int))
     deep_white = tuple(np.round(apply_matrix(np.linalg.inv(template.affine), np.array([26, -20, 30]))).astype(int))
     assert image[ventricle] > image[deep_white]
@@ -150,7 +153,7 @@ def test_the_template_can_look_like_epi():
 @pytest.mark.slow
 def test_without_a_t1w_the_boldref_finds_the_template(head, boldref, tmp_path):
     reference = mask_boldref(tmp_path / "sub-01_bold.nii.gz", boldref, tmp_path)
-    found = module.normalise_boldref(reference, tmp_path)
+    found = normalise_boldref(reference, tmp_path)
     points = grid_points(head.brain.shape, head.affine, head.brain)[::9]
     in_boldref = Chain.load(found.chain)(points)
     error = np.linalg.norm(apply_matrix(BOLDREF_TO_T1W, in_boldref) - points, axis=1)

@@ -10,13 +10,16 @@ from bids_app.cli.phantom import main as phantom
 from bids_app.errors import BadDataError, NoInputError
 from bids_app.phantom.truth import PointField
 from bids_app.preprocess.hmc import MotionEstimate, correct_motion
-from bids_app.preprocess.io.images import ArrayVolumes, read_volume, save_image
+from bids_app.preprocess.io.images import read_volume, save_image
+from bids_app.preprocess.io.volumes import ArrayVolumes
 from bids_app.preprocess.masking import prepare_bold
 from bids_app.preprocess.registration.ants import Image
 from bids_app.preprocess.registration.transforms import apply_matrix, draw, grid_points, linear, rigid
 from bids_app.preprocess.resample import pull_volumes
 from bids_app.preprocess.sdc.apply import Readout, read_readout, save_unwarping, unwarp
-from bids_app.preprocess.sdc.estimate import choose_correction, correct_distortion, estimate_pair
+from bids_app.preprocess.sdc.choice import choose_correction
+from bids_app.preprocess.sdc.epi_pair import estimate_pair
+from bids_app.preprocess.sdc.estimate import correct_distortion
 from bids_app.preprocess.sdc.pepolar import Spline, estimate_displacement
 from bids_app.preprocess.sdc.phasediff import measured_hz, phase_as_radians, phase_difference_hz
 from bids_app.settings import QuerySettings

@@ -18,7 +18,9 @@ from bids_app.training.adapt import AdaptSettings, Labelled
 from bids_app.training.data.examples import Examples
 from bids_app.training.evaluation import baselines
 from bids_app.training.evaluation import evaluate as evaluating
-from bids_app.training.evaluation.evaluate import ENCODER, EvaluateSettings, evaluate, make_folds
+from bids_app.training.evaluation.comparison import ENCODER
+from bids_app.training.evaluation.evaluate import EvaluateSettings, evaluate
+from bids_app.training.evaluation.folds import make_folds
 from bids_app.training.evaluation.report import write_report
 from bids_app.training.loop import LoopSettings
 from bids_app.training.tasks import Question

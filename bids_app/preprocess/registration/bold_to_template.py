@@ -1,0 +1,128 @@
+"""From a boldref to the template without a T1w: rigid, affine and SyN."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from scipy import ndimage
+
+from bids_app.catalog.templates import Template, load_template
+from bids_app.errors import RegistrationError
+from bids_app.preprocess.io.images import read_volume
+from bids_app.preprocess.masking import ball, largest_part
+from bids_app.preprocess.registration.alignment import Alignment, Tissues, finish_alignment
+from bids_app.preprocess.registration.ants import (
+    Image,
+    Registration,
+    Stage,
+    best_start,
+    centre_of_mass,
+    dice,
+    draw_mask,
+    register,
+    similarity,
+    stands_out,
+)
+from bids_app.preprocess.registration.boldref import EPI_CONTRAST, EpiReference, EpiView
+from bids_app.preprocess.registration.gates import complaints_about
+from bids_app.preprocess.registration.transforms import grid_points, rigid
+
+DIRECT_LINEAR = (
+    Stage("Rigid[0.1]", (300, 200, 50), (4, 2, 2), (3, 2, 1)),
+    Stage("Affine[0.1]", (300, 200, 50), (4, 2, 2), (3, 2, 1)),
+)
+DIRECT_SYN = (Stage("SyN[0.2,3,0.5]", (30, 15), (4, 2), (2, 1), "MI[{fixed},{moving},1,32]", "1e-6,8"),)
+TURNS_DEG = ((0, 0, 0), (20, 0, 0), (-20, 0, 0), (0, 0, 20), (0, 0, -20))
+
+
+def normalise_boldref(reference: EpiReference, out_dir: Path, template: str | None = None, seed: int = 1) -> Alignment:
+    """Without a T1w: align a boldref with the template directly (rigid, affine, SyN).
+
+    The template's tissues are given the brightness that they have in T2*-weighted images first, so that like is
+    compared with like.
+
+    Parameters
+    ----------
+    reference : EpiReference
+    out_dir : pathlib.Path
+    template : str, optional
+        By default the best that is on this machine.
+    seed : int
+
+    Raises
+    ------
+    RegistrationError
+        No alignment passed the gates, from two initialisations.
+    """
+    target = load_template(template)
+    found, quality, warnings = _find_direct(reference, target, out_dir, seed)
+    boldref, affine = read_volume(reference.boldref)
+    return finish_alignment(
+        "direct",
+        target,
+        reference,
+        largest_part(draw_mask(target.mask, target.affine, boldref.shape, affine, found.inverse)),
+        Tissues(np.stack([target.gm, target.wm, target.csf], axis=-1), target.affine, found.inverse),
+        found.chain,
+        quality,
+        warnings,
+        out_dir,
+        to_template=found.forward_file,
+        from_template=found.inverse_file,
+    )
+
+
+def _find_direct(
+    reference: EpiReference, target: Template, out_dir: Path, seed: int
+) -> tuple[Registration, dict[str, float], tuple[str, ...]]:
+    """Template to boldref, from two sets of starts; with figures of quality, and warnings."""
+    epi = EpiView.of(reference)
+    fixed, moving = Image(epi_like(target), target.affine), epi.brain()
+    near = ndimage.binary_dilation(target.mask, ball(6.0, target.affine))
+    centre = centre_of_mass(fixed, target.mask)
+    shift = np.eye(4)
+    shift[:3, 3] = epi.centre - centre
+    turned = [shift @ rigid(np.radians(turn), (0, 0, 0), centre) for turn in TURNS_DEG]
+
+    def score(matrix: np.ndarray) -> float:
+        return similarity(fixed, near, moving, matrix)
+
+    complaints: list[str] = []
+    for attempt, starts in enumerate(([shift], turned)):
+        try:
+            best = best_start(fixed, moving, near, DIRECT_LINEAR, starts, score, out_dir, seed)
+            found = register(fixed, moving, near, DIRECT_SYN, out_dir, start=best, seed=seed, name="boldref")
+        except RegistrationError as error:
+            complaints = [error.message]
+            continue
+        quality = {"coreg_similarity": score(best), "coreg_stands_out": stands_out(score, best, centre)}
+        quality |= _judge_direct(epi, target, found, best)
+        complaints = complaints_about(quality)
+        if not complaints:
+            warning = f"{reference.source.name}: aligned with the template at the second attempt."
+            return found, quality, (warning,) if attempt else ()
+    raise RegistrationError(
+        f"{reference.source.name}: could not be aligned with {target.name}: {'; '.join(complaints)}.",
+        "Check the run's orientation and field of view; a T1w of the same person makes this far easier.",
+    )
+
+
+def epi_like(target: Template) -> np.ndarray:
+    """The template's brain with the brightness of a T2*-weighted image, (X, Y, Z) float32."""
+    bright = [EPI_CONTRAST[name] * getattr(target, name) for name in EPI_CONTRAST]
+    return np.asarray(np.sum(bright, axis=0), dtype=np.float32)
+
+
+def _judge_direct(epi: EpiView, target: Template, found: Registration, affine_part: np.ndarray) -> dict[str, float]:
+    carried = draw_mask(target.mask, target.affine, epi.mask.shape, epi.image.affine, found.inverse)
+    seen = epi.image.inside(found.chain(grid_points(target.mask.shape, target.affine, target.mask)))
+    scales = np.linalg.svd(affine_part[:3, :3], compute_uv=False)
+    volume = float(carried.sum()) * abs(float(np.linalg.det(epi.image.affine[:3, :3]))) / 1e3
+    return {
+        "coreg_dice": dice(carried, epi.mask),
+        "coreg_brain_seen": float(seen.mean()),
+        "norm_scale_min": float(scales.min()),
+        "norm_scale_max": float(scales.max()),
+        "norm_brain_ml": volume / max(float(seen.mean()), 0.1),
+    }
