@@ -21,6 +21,9 @@ FLOORS = [
 ]
 """From the ground up: a room imports from floors below its own, and from rooms of its own floor."""
 
+NAMED = {"reports": {"bids_app.outputs.schema"}}
+"""Modules of rooms above that a room may import, since they are declarations and import nothing heavy."""
+
 ROOMS_THAT_KNOW_NO = {
     "bids": {"torch", "ants"},
     "reports": {"torch", "bids_app.model", "bids_app.clips", "bids_app.adapters"},
@@ -58,6 +61,8 @@ def test_imports_point_down_only(path: Path) -> None:
     room = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
     for module in imports_of(path):
         if module.startswith("bids_app.") and room_of(module) != "__version__":
+            if any(module == way or module.startswith(f"{way}.") for way in NAMED.get(room, ())):
+                continue
             assert floor_of(room_of(module)) <= floor_of(room), f"{room} imports {module}, which is above it"
 
 

@@ -14,12 +14,10 @@ from bids_app.preprocess.anatomical import Anatomy, normalise_t1w, prepare_t1w
 from bids_app.preprocess.confounds import Confounds, measure_confounds
 from bids_app.preprocess.hmc import MotionEstimate, correct_motion
 from bids_app.preprocess.io.images import Series
-from bids_app.preprocess.io.slice_timing import describe_slices
 from bids_app.preprocess.masking import prepare_bold
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration.alignment import Alignment, EpiReference
 from bids_app.preprocess.registration.bold_to_t1w import coregister, mask_boldref, normalise_boldref
-from bids_app.preprocess.sdc.apply import describe_unwarping
 from bids_app.preprocess.sdc.estimate import SYN, choose_correction, correct_distortion
 from bids_app.preprocess.sdc.syn import correct_by_anatomy
 from bids_app.settings import PreprocessSettings
@@ -124,13 +122,7 @@ def collect_run(
         beside=unwarping.sources if unwarping else (),
         slices=series.slices,
         notes=notes,
-        parameters={
-            "RandomSeed": seed,
-            "Route": alignment.route,
-            "Template": alignment.template,
-            **describe_slices(series.slices),
-            **describe_unwarping(unwarping),
-        },
+        seed=seed,
     )
 
 

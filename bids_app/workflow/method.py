@@ -17,8 +17,9 @@ from bids_app.catalog import templates
 from bids_app.catalog.atlases import find_atlas
 from bids_app.catalog.fetch import file_sha256
 from bids_app.catalog.models import adapter_paths, find_model, weights_path
+from bids_app.outputs import anatomical, functional, predictions
 from bids_app.outputs import attribution as attributions
-from bids_app.outputs import functional as outputs
+from bids_app.outputs.publish import publish
 from bids_app.preprocess.anatomical import normalise_t1w
 from bids_app.preprocess.hmc import correct_motion
 from bids_app.preprocess.ingest.derivatives import take_over
@@ -138,7 +139,7 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], shared: 
 
     preprocessing = graph.step(
         f"{name}_outputs",
-        outputs.run_outputs,
+        functional.run_outputs,
         preprocessed=preprocessed,
         grid=grid,
         entities=run.entities,
@@ -149,7 +150,7 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], shared: 
     )
     tables = graph.step(
         f"{name}_tables",
-        outputs.model_outputs,
+        predictions.model_outputs,
         encoded=judged,
         preprocessed=preprocessed,
         entities=run.entities,
@@ -162,7 +163,7 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], shared: 
     if not settings.model.embeddings_only:
         figures = graph.step(
             f"{name}_figures",
-            outputs.run_figures,
+            functional.run_figures,
             preprocessed=preprocessed,
             grid=grid,
             encoded=judged,
@@ -171,7 +172,7 @@ def add_run(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], shared: 
         )
     return graph.step(
         f"{name}_publish",
-        outputs.publish,
+        publish,
         target=settings.out_dir,
         preprocessing=preprocessing,
         model=tables,
@@ -333,7 +334,7 @@ def add_anatomy(graph: Graph, run: BoldRun, anatomies: dict[Path, Anatomy], shar
         )
         tree = graph.step(
             f"{name}_outputs",
-            outputs.anatomy_outputs,
+            anatomical.anatomy_outputs,
             anatomy=aligned,
             datasets=shared.datasets,
             memory_gb=2,

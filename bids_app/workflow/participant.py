@@ -10,17 +10,17 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from bids_app.adapters.verdict import REFUSE
 from bids_app.bids.datasets import input_datasets
 from bids_app.bids.description import check_output_folder, describe_outputs
 from bids_app.bids.query import BoldRun, find_runs
-from bids_app.bids.sidecars import read_json
 from bids_app.bids.writer import remove_leftovers
 from bids_app.errors import EXIT_OK, CannotCreateError, InputOutputError, NoInputError, TemporaryError
-from bids_app.outputs import functional as outputs
 from bids_app.outputs.boilerplate import write_methods
+from bids_app.outputs.publish import withdraw
+from bids_app.outputs.schema import FAILED, OK, PredictionSidecar, RunOutcome
 from bids_app.reports.participant import build_participant_report
 from bids_app.settings import Settings, own_scratch
 from bids_app.workflow.engine import Graph, Step, remove_caches
@@ -30,7 +30,7 @@ from bids_app.workflow.method import Anatomy, Shared, add_hashes, add_run, what_
 from bids_app.workflow.methods import describe_method
 from bids_app.workflow.plan import print_plan
 from bids_app.workflow.preflight import check_private, preflight
-from bids_app.workflow.provenance import FAILED, OK, Outcome, exit_code, new_run_id, write_log
+from bids_app.workflow.provenance import exit_code, new_run_id, write_log
 
 LOGGER = logging.getLogger(__name__)
 MOST_SAID = 8
@@ -108,7 +108,7 @@ def work_on_free(runs: Sequence[BoldRun], settings: Settings) -> int:
     refused = {stem: withheld(outcome, settings.out_dir) for stem, outcome in outcomes.items()}
     for stem, answers in refused.items():
         for adapter, _ in answers:
-            outputs.withdraw(settings.out_dir, stem, adapter)
+            withdraw(settings.out_dir, stem, adapter)
     for participant in participants:
         own = [outcomes[run.stem] for run in runs if run.participant == participant]
         remove_leftovers(settings.out_dir / f"sub-{participant}")
@@ -119,7 +119,7 @@ def work_on_free(runs: Sequence[BoldRun], settings: Settings) -> int:
     return exit_code(list(outcomes.values()))
 
 
-def run_graph(runs: Sequence[BoldRun], shared: Shared, crash_dir: Path) -> dict[str, Outcome]:
+def run_graph(runs: Sequence[BoldRun], shared: Shared, crash_dir: Path) -> dict[str, RunOutcome]:
     """Build the graph, run it, and tell how each run ended."""
     settings = shared.settings
     graph = Graph("neurostorm", settings.work_dir, settings.resources)
@@ -135,36 +135,32 @@ def run_graph(runs: Sequence[BoldRun], shared: Shared, crash_dir: Path) -> dict[
     return outcomes
 
 
-def outcome_of(run: BoldRun, graph: Graph, published: Step | None, hashed: Step | None) -> Outcome:
+def outcome_of(run: BoldRun, graph: Graph, published: Step | None, hashed: Step | None) -> RunOutcome:
     """How a run ended."""
     if published is None or hashed is None:
         problem = run.problem
         assert problem is not None
-        return Outcome(run.stem, FAILED, "query", problem.message, problem.hint, problem.exit_code)
+        return failed(run.stem, "query", problem.message, problem.hint, problem.exit_code)
     costs = graph.costs(published)
     inputs = {} if graph.error_of(hashed) else graph.result_of(hashed)
     error = graph.error_of(published)
     if error:
-        return Outcome(
-            run.stem,
-            FAILED,
-            error.step,
-            error.message,
-            error.hint,
-            error.exit_code,
-            trace=error.trace,
-            steps=costs,
-            inputs=inputs,
-        )
-    return Outcome(run.stem, OK, steps=costs, outputs=graph.result_of(published), inputs=inputs)
+        outcome = failed(run.stem, error.step, error.message, error.hint, error.exit_code)
+        return replace(outcome, trace=error.trace, steps=costs, inputs=inputs)
+    return RunOutcome(stem=run.stem, exit_code=EXIT_OK, steps=costs, outputs=graph.result_of(published), inputs=inputs)
+
+
+def failed(stem: str, step: str, reason: str, hint: str, code: int) -> RunOutcome:
+    """The outcome of a run that ended with an error."""
+    return RunOutcome(stem=stem, status=FAILED, step=step, reason=reason, hint=hint, exit_code=code)
 
 
 def tell(
-    outcomes: Sequence[Outcome], refused: Mapping[str, list[tuple[str, str]]], settings: Settings, seconds: float
+    outcomes: Sequence[RunOutcome], refused: Mapping[str, list[tuple[str, str]]], settings: Settings, seconds: float
 ) -> None:
     """Say how it went: what failed and what to do, which answers are withheld (by run), and where to look."""
-    failed = [outcome for outcome in outcomes if outcome.status != OK]
-    said = [f"{outcome.stem} failed: {outcome.reason}\n  {outcome.hint}" for outcome in failed]
+    not_done = [outcome for outcome in outcomes if outcome.status != OK]
+    said = [f"{outcome.stem} failed: {outcome.reason}\n  {outcome.hint}" for outcome in not_done]
     for stem, answers in refused.items():
         said += [f"{stem}: the answer of {adapter} is withheld. {reason}" for adapter, reason in answers]
     most = len(said) if settings.verbosity else MOST_SAID
@@ -173,21 +169,19 @@ def tell(
     if len(said) > most:
         print(f"neurostorm: and {len(said) - most} more (-v shows all; so do the reports).", file=sys.stderr)
     LOGGER.info(
-        "%d of %d runs done in %.0f s. Reports: %s", len(outcomes) - len(failed), len(outcomes), seconds,
+        "%d of %d runs done in %.0f s. Reports: %s", len(outcomes) - len(not_done), len(outcomes), seconds,
         settings.out_dir / "sub-*.html",
     )  # fmt: skip
 
 
-def withheld(outcome: Outcome, out_dir: Path) -> list[tuple[str, str]]:
+def withheld(outcome: RunOutcome, out_dir: Path) -> list[tuple[str, str]]:
     """Adapters whose answer about a run was refused, each with the first reason."""
     found = []
     for name in outcome.outputs:
         if name.endswith(("_predictions.json", "_vectors.json")):
-            content = read_json(out_dir / name)
-            verdict = content.get("Verdict") or {}
-            if verdict.get("Level") == REFUSE:
-                reasons = [check["Message"] for check in verdict["Checks"] if check["Level"] == REFUSE]
-                found.append((str(content["Adapter"]), reasons[0]))
+            sidecar = PredictionSidecar.read(out_dir / name)
+            if sidecar.verdict is not None and sidecar.withheld:
+                found.append((sidecar.adapter.name or "", next(iter(sidecar.verdict.reasons), "")))
     return found
 
 

@@ -1,0 +1,318 @@
+"""Frozen dataclasses that become JSON objects and come back: each field names its key, and how its value is read.
+
+A field that is None has no key in the file, unless it is declared with ``null=True``: then the file says ``null``. So
+files of earlier versions, which lack keys, are read as well; a value of the wrong type is an error that names its key.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+from bids_app.errors import BadDataError
+
+Read = Callable[[Any], Any]
+"""From a JSON value to a field's value."""
+R = TypeVar("R", bound="Record")
+HINT = "Run this participant again: what is whole is taken from the cache."
+
+
+class WrongValueError(Exception):
+    """A value that is not what its key holds; ``keys`` lead to it."""
+
+    def __init__(self, problem: str, *keys: str) -> None:
+        super().__init__(problem, *keys)
+        self.problem, self.keys = problem, keys
+
+    def under(self, key: str) -> WrongValueError:
+        """The same error, seen from the object that holds ``key``."""
+        return WrongValueError(self.problem, key, *self.keys)
+
+
+def key(
+    name: str,
+    read: Read,
+    *,
+    null: bool = False,
+    required: bool = False,
+    default: Any = None,
+    factory: Callable[[], Any] | None = None,
+) -> Any:
+    """Declare a field with a key of its own.
+
+    Parameters
+    ----------
+    name : str
+        The key.
+    read : callable
+        One of the readers below, or one that they make.
+    null : bool
+        Whether None is written, as ``null``.
+    required : bool
+        Whether a file without it is malformed.
+    default : Any
+        The field's value where a file lacks the key.
+    factory : callable, optional
+        Makes that value, in place of ``default``.
+    """
+    metadata = {"key": name, "read": read, "null": null, "required": required}
+    if required:
+        return field(metadata=metadata)
+    if factory is not None:
+        return field(default_factory=factory, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def inline(*kinds: type[Record], always: bool = False) -> Any:
+    """Declare a field whose record has its keys in the same object; of several kinds, the first that has a key there.
+
+    Where no key is there, the field is None, or with ``always`` an empty record.
+    """
+    metadata = {"inline": kinds, "always": always}
+    return field(default_factory=kinds[0], metadata=metadata) if always else field(default=None, metadata=metadata)
+
+
+def columns() -> Any:
+    """Declare a field for the data dictionary: the objects under keys that no other field has, by column."""
+    return field(default_factory=dict, metadata={"columns": True})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """A JSON object; see `key`, `inline` and `columns` for its fields."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The object, with its keys in the order of the fields."""
+        found: dict[str, Any] = {}
+        for declared in fields(self):
+            value, metadata = getattr(self, declared.name), declared.metadata
+            if "key" in metadata:
+                if value is not None or metadata["null"]:
+                    found[metadata["key"]] = as_json(value)
+            elif "inline" in metadata:
+                found.update({} if value is None else value.to_json())
+            elif "columns" in metadata:
+                found.update(value)
+        return found
+
+    @classmethod
+    def from_json(cls, content: Any) -> Self:
+        """Read an object.
+
+        Raises
+        ------
+        BadDataError
+            It is not an object, lacks a key that it must have, or has a value of the wrong type.
+        """
+        try:
+            return _read(cls, content)
+        except WrongValueError as error:
+            where = ".".join(error.keys)
+            raise BadDataError(f"{where} {error.problem}." if where else f"It {error.problem}.", HINT) from error
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a file.
+
+        Raises
+        ------
+        OSError
+            It is not there, or cannot be opened.
+        BadDataError
+            It is not JSON, or not such a record.
+        """
+        try:
+            return cls.from_json(json.loads(path.read_bytes()))
+        except (ValueError, RecursionError) as error:
+            raise BadDataError(f"{path.name} is not readable as JSON ({error}).", HINT) from error
+        except BadDataError as error:
+            raise BadDataError(f"{path.name}: {error.message}", error.hint) from error
+
+
+def as_json(value: Any) -> Any:
+    """A field's value as JSON has it."""
+    if isinstance(value, Record):
+        return value.to_json()
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {name: as_json(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(item) for item in value]
+    return value
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a class is read, found once."""
+
+    keyed: tuple[tuple[str, str, Read, bool], ...]
+    """Name of the field, key, reader, and whether it is required."""
+    inlined: tuple[tuple[str, tuple[type[Record], ...], bool], ...]
+    columns: str
+    """Name of the field for all other keys; empty where there is none."""
+    known: frozenset[str]
+    """All keys of the object, apart from columns."""
+
+
+_PLANS: dict[type, _Plan] = {}
+
+
+def _plan(cls: type[Record]) -> _Plan:
+    if cls not in _PLANS:
+        _PLANS[cls] = _make_plan(cls)
+    return _PLANS[cls]
+
+
+def _make_plan(cls: type[Record]) -> _Plan:
+    keyed, inlined, rest, known = [], [], "", set()
+    for declared in fields(cls):
+        metadata = declared.metadata
+        if "key" in metadata:
+            keyed.append((declared.name, metadata["key"], metadata["read"], metadata["required"]))
+            known.add(metadata["key"])
+        elif "inline" in metadata:
+            inlined.append((declared.name, metadata["inline"], metadata["always"]))
+            known.update(*(_plan(kind).known for kind in metadata["inline"]))
+        elif "columns" in metadata:
+            rest = declared.name
+        elif declared.default is MISSING and declared.default_factory is MISSING:
+            raise TypeError(f"{cls.__name__}.{declared.name} is in no file, and has no default.")
+    return _Plan(tuple(keyed), tuple(inlined), rest, frozenset(known))
+
+
+def _read(cls: type[R], content: Any) -> R:
+    if not isinstance(content, dict):
+        raise WrongValueError("is not an object")
+    plan = _plan(cls)
+    values: dict[str, Any] = {}
+    for name, where, read, required in plan.keyed:
+        value = content.get(where)
+        if value is not None:
+            try:
+                values[name] = read(value)
+            except WrongValueError as error:
+                raise error.under(where) from error
+        elif required:
+            raise WrongValueError("is missing", where)
+    for name, kinds, always in plan.inlined:
+        chosen = next((kind for kind in kinds if not _plan(kind).known.isdisjoint(content)), None)
+        if chosen is not None or always:
+            values[name] = _read(chosen or kinds[0], content)
+    if plan.columns:
+        values[plan.columns] = {
+            name: value for name, value in content.items() if name not in plan.known and isinstance(value, dict)
+        }
+    return cls(**values)
+
+
+def text(value: Any) -> str:
+    """Read text."""
+    if isinstance(value, str):
+        return value
+    raise WrongValueError("is not text")
+
+
+def flag(value: Any) -> bool:
+    """Read true or false."""
+    if isinstance(value, bool):
+        return value
+    raise WrongValueError("is neither true nor false")
+
+
+def whole(value: Any) -> int:
+    """Read a whole number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise WrongValueError("is not a whole number")
+
+
+def number(value: Any) -> float | None:
+    """Read a number; one that is not finite counts as none."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value if math.isfinite(value) else None
+    raise WrongValueError("is not a number")
+
+
+def mapping(value: Any) -> dict[str, Any]:
+    """Read an object whose content is not ours to check."""
+    if isinstance(value, dict):
+        return value
+    raise WrongValueError("is not an object")
+
+
+def value_or_text(value: Any) -> float | str | None:
+    """Read a number, or text."""
+    return value if isinstance(value, str) else number(value)
+
+
+def one_of(*choices: str) -> Read:
+    """Make a reader of one of a few words."""
+
+    def read(value: Any) -> str:
+        if value in choices and isinstance(value, str):
+            return value
+        raise WrongValueError(f"is none of {', '.join(choices)}")
+
+    return read
+
+
+def member(kind: type[Enum]) -> Read:
+    """Make a reader of an enumeration's value."""
+
+    def read(value: Any) -> Enum:
+        try:
+            return kind(value)
+        except ValueError as error:
+            raise WrongValueError(f"is none of {', '.join(str(item.value) for item in kind)}") from error
+
+    return read
+
+
+def several(read: Read) -> Read:
+    """Make a reader of a list, as a tuple."""
+
+    def read_all(value: Any) -> tuple[Any, ...]:
+        if not isinstance(value, list):
+            raise WrongValueError("is not a list")
+        try:
+            return tuple([read(item) for item in value])
+        except WrongValueError as error:
+            raise _numbered(value, read) from error
+
+    return read_all
+
+
+def by_name(read: Read) -> Read:
+    """Make a reader of an object whose values are alike, by their keys; those may be null."""
+
+    def read_all(value: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, item in mapping(value).items():
+            try:
+                found[name] = None if item is None else read(item)
+            except WrongValueError as error:
+                raise error.under(name) from error
+        return found
+
+    return read_all
+
+
+def record(kind: type[Record]) -> Read:
+    """Make a reader of a record of its own."""
+    return lambda value: _read(kind, value)
+
+
+def _numbered(values: list[Any], read: Read) -> WrongValueError:
+    """The error of the first item of a list that cannot be read, with its number."""
+    for index, item in enumerate(values):
+        try:
+            read(item)
+        except WrongValueError as error:
+            return error.under(str(index))
+    raise AssertionError
