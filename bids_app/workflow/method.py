@@ -16,7 +16,7 @@ from bids_app.bids.query import BoldRun
 from bids_app.catalog import templates
 from bids_app.catalog.atlases import find_atlas
 from bids_app.catalog.fetch import file_sha256
-from bids_app.catalog.models import adapter_paths, find_model, weights_path
+from bids_app.catalog.models import find_model, weights_path
 from bids_app.outputs import anatomical, functional, predictions
 from bids_app.outputs import attribution as attributions
 from bids_app.outputs.publish import publish
@@ -27,6 +27,7 @@ from bids_app.preprocess.run import collect_run
 from bids_app.preprocess.sdc.estimate import SYN, correction_of
 from bids_app.settings import Settings
 from bids_app.workflow import nodes
+from bids_app.workflow.adapters import chosen_adapters
 from bids_app.workflow.engine import Graph, Step, file_stamp
 from bids_app.workflow.memory import step_gb
 from bids_app.workflow.provenance import hash_inputs
@@ -47,10 +48,10 @@ def choose_model(settings: Settings) -> ChosenModel:
     """Find the weights and the adapters that were asked for."""
     wanted = settings.model
     entry = find_model(wanted.model)
-    adapters = () if wanted.embeddings_only else adapter_paths(entry, wanted.adapters)
-    files = (weights_path(entry), *adapters)
-    stamp = ";".join(file_stamp(path) for path in files)
-    return ChosenModel(wanted.model, tuple(adapters), stamp, {str(path): file_sha256(path) for path in files})
+    weights, adapters = weights_path(entry), chosen_adapters(settings)
+    stamp = ";".join((file_stamp(weights), *(adapter.stamp for adapter in adapters)))
+    hashes = {str(weights): file_sha256(weights)} | {str(adapter.path): adapter.sha256 for adapter in adapters}
+    return ChosenModel(wanted.model, tuple(adapter.path for adapter in adapters), stamp, hashes)
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,20 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bids_app.adapters.calibration import ISOTONIC, TEMPERATURE, Calibration
-from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, Adapter, AdapterCard, load_adapter
+from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, AdapterCard
 from bids_app.adapters.predict import KEEPS_THE_MEAN_IMAGE, LEVEL
 from bids_app.bids.fieldmaps import PAIR, PHASE_DIFFERENCE, TWO_PHASES
 from bids_app.bids.query import BoldRun
 from bids_app.catalog import templates
 from bids_app.catalog.atlases import find_atlas
-from bids_app.catalog.models import adapter_paths, find_model, weights_path
+from bids_app.catalog.models import find_model, weights_path
 from bids_app.model.checkpoint import read_checkpoint, weights_sha256
 from bids_app.outputs.boilerplate import Step
 from bids_app.preprocess.ingest.derivatives import way_in_words
 from bids_app.preprocess.io.headers import SLICE_TIMING
 from bids_app.preprocess.sdc.estimate import METHODS, SYN, correction_of
 from bids_app.settings import Settings
+from bids_app.workflow.adapters import chosen_adapters
 
 TEMPLATE_CITATIONS = {"MNI152NLin6Asym": "mni6", "MNI152NLin2009aSym": "mni2009"}
 
@@ -54,26 +55,32 @@ def describe_method(settings: Settings, runs: Sequence[BoldRun]) -> tuple[list[S
     checkpoint = read_checkpoint(weights_path(entry))
     facts = {"model": entry.name, "weights_sha256": weights_sha256(checkpoint.encoder)}
     steps += [Step("model", facts), Step("embeddings", {"normalisations": "both normalisations"}), Step("halves")]
-    if not settings.model.embeddings_only:
-        for path in adapter_paths(entry, settings.model.adapters):
-            steps += describe_adapter_steps(load_adapter(path), settings.model.on_out_of_domain)
+    for adapter in chosen_adapters(settings):
+        steps += describe_adapter_steps(adapter.card, adapter.false_alarms, settings.model.on_out_of_domain)
     if settings.model.attribution:
         atlas = find_atlas(settings.model.atlas)
         steps.append(Step(settings.model.attribution, {"atlas": atlas.title or atlas.name}))
     return steps, entry.name if checkpoint.demonstration else ""
 
 
-def describe_adapter_steps(adapter: Adapter, on_out_of_domain: str) -> list[Step]:
-    """What an adapter answers, and what is done to tell how far its answers can be trusted."""
-    card = adapter.card
+def describe_adapter_steps(card: AdapterCard, false_alarms: float | None, on_out_of_domain: str) -> list[Step]:
+    """What an adapter answers, and what is done to tell how far its answers can be trusted.
+
+    Parameters
+    ----------
+    card : AdapterCard
+    false_alarms : float, optional
+        Share of scans like its cohort's that count as far from it; None: that is not measured.
+    on_out_of_domain : str
+        ``warn`` or ``refuse``.
+    """
     facts: dict[str, Any] = {"adapter": card.name, "target": card.target, "cohort": cohort_in_words(card.cohort)}
     steps = [Step("adapter", facts)]
     if card.research_only:
         steps.append(Step("research_only", facts))
     rule = {"warn": "warned of", "refuse": "refused"}[on_out_of_domain]
     steps += [Step("verdict", {"out_of_domain": rule}), Step("clips_uncertainty")]
-    if adapter.domain is not None:
-        _, false_alarms = adapter.domain.limit
+    if false_alarms is not None:
         steps.append(Step("domain", facts | {"share": f"{100 * (1 - false_alarms):.1f} %"}))
     steps += describe_calibration(card)
     if card.twin:
