@@ -21,7 +21,7 @@ def without_figures(request, monkeypatch):
     for module, names in {
         "similarity": ("plot_clouds", "plot_identity", "plot_similarities"),
         "quality": ("plot_distributions", "plot_pairs"),
-        "retest": ("plot_pairs",),
+        "reliability": ("plot_pairs",),
         "sites": ("plot_sites",),
     }.items():
         for name in names:

@@ -111,7 +111,9 @@ EXAMPLES: list[schema.Record] = [
         **MODEL, atlas="AAL3", atlas_is_known_copy=True, method="occlusion", measure="log-odds", answer="rest",
         clips=(0, 5), regions_without_token=3, columns=COLUMNS, disclaimer="Research.",
     ),
-    schema.Summary(run_id="x", status="failed", seconds=1.5, command=("neurostorm",), versions={"a": "1"}, runs=(OUTCOME,)),
+    schema.Summary(
+        run_id="x", status="failed", seconds=1.5, command=("neurostorm",), versions={"a": "1"}, runs=(OUTCOME,)
+    ),
 ]  # fmt: skip
 
 
