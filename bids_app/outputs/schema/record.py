@@ -158,6 +158,8 @@ class _Plan:
     """Name of the field for all other keys; empty where there is none."""
     known: frozenset[str]
     """All keys of the object, apart from columns."""
+    defaults: dict[str, Any]
+    factories: tuple[tuple[str, Callable[[], Any]], ...]
 
 
 _PLANS: dict[type, _Plan] = {}
@@ -183,7 +185,9 @@ def _make_plan(cls: type[Record]) -> _Plan:
             rest = declared.name
         elif declared.default is MISSING and declared.default_factory is MISSING:
             raise TypeError(f"{cls.__name__}.{declared.name} is in no file, and has no default.")
-    return _Plan(tuple(keyed), tuple(inlined), rest, frozenset(known))
+    defaults = {declared.name: declared.default for declared in fields(cls) if declared.default is not MISSING}
+    factories = [(f.name, f.default_factory) for f in fields(cls) if f.default_factory is not MISSING]
+    return _Plan(tuple(keyed), tuple(inlined), rest, frozenset(known), defaults, tuple(factories))
 
 
 def _read(cls: type[R], content: Any) -> R:
@@ -208,7 +212,13 @@ def _read(cls: type[R], content: Any) -> R:
         values[plan.columns] = {
             name: value for name, value in content.items() if name not in plan.known and isinstance(value, dict)
         }
-    return cls(**values)
+    found = object.__new__(cls)  # as its own constructor would, which takes twice as long for a frozen class
+    found.__dict__.update(plan.defaults)
+    for name, factory in plan.factories:
+        if name not in values:
+            values[name] = factory()
+    found.__dict__.update(values)
+    return found
 
 
 def text(value: Any) -> str:
