@@ -244,8 +244,10 @@ def _keep_verdict(run: RunRecord, verdict: Verdict | None) -> None:
 def _mean_vectors(path: Path) -> Iterator[tuple[str, np.ndarray, float]]:
     """Normalisation (empty where the table has none), vector (C,) float32 and duration of each mean in a table."""
     header, rows = mean_rows(path.read_bytes())
-    features = [i for i, name in enumerate(header) if FEATURE.fullmatch(name)]
-    first, end = features[0], features[-1] + 1
+    first = next((i for i, name in enumerate(header) if FEATURE.fullmatch(name)), len(header))
+    end = next((i for i in range(len(header), first, -1) if FEATURE.fullmatch(header[i - 1])), first)
+    if first == end:
+        raise ValueError("has no features")
     for row in rows:
         if row[first] == "n/a":
             continue  # withheld
