@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bids_app.outputs.schema.record import Record, by_name, key, mapping, number, record, several, text, whole
+from bids_app.outputs.schema.readers import by_name, mapping, number, several, text, whole
+from bids_app.outputs.schema.record import Record, key, record
 
 OK, FAILED = "ok", "failed"
 

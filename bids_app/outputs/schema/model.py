@@ -5,21 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bids_app.outputs.schema.record import (
-    Record,
-    WrongValueError,
-    by_name,
-    columns,
-    flag,
-    inline,
-    key,
-    mapping,
-    number,
-    record,
-    several,
-    text,
-    whole,
-)
+from bids_app.outputs.schema.readers import WrongValueError, by_name, flag, mapping, number, several, text, whole
+from bids_app.outputs.schema.record import Record, columns, inline, key, record
 from bids_app.outputs.schema.run import Sidecar
 from bids_app.outputs.schema.verdict import REFUSE, Verdict
 

@@ -6,20 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bids_app.bids.orientation import LeftRight
-from bids_app.outputs.schema.record import (
-    Record,
-    columns,
-    flag,
-    inline,
-    key,
-    mapping,
-    member,
-    number,
-    record,
-    several,
-    text,
-    whole,
-)
+from bids_app.outputs.schema.readers import flag, mapping, member, number, several, text, whole
+from bids_app.outputs.schema.record import Record, columns, inline, key, record
 
 
 @dataclass(frozen=True, kw_only=True)

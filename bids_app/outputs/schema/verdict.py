@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bids_app.outputs.schema.record import Record, by_name, key, one_of, record, several, text, value_or_text
+from bids_app.outputs.schema.readers import by_name, one_of, several, text, value_or_text
+from bids_app.outputs.schema.record import Record, key, record
 
 LEVELS = PASS, WARN, REFUSE = ("pass", "warn", "refuse")
 """From the best to the worst."""
