@@ -35,6 +35,7 @@ NEIGHBOURS = {
     ("outputs", "adapters"),
     ("outputs", "preprocess"),
     ("outputs", "reports"),
+    ("reports", "outputs.schema"),
     ("group", "workflow.preflight"),
 }
 """What a package may import from its own floor: (package, package or module)."""

@@ -23,7 +23,7 @@ from bids_app.adapters.domain import Domain
 from bids_app.clips import NORMALISATIONS
 from bids_app.errors import BadDataError
 from bids_app.model.api import Model
-from bids_app.model.checkpoint import State, read_safetensors, write_safetensors
+from bids_app.model.checkpoint import State, parse_safetensors, read_safetensors, write_safetensors
 from bids_app.model.encoder import Encoder
 from bids_app.model.heads import build_head, load_strictly, n_outputs
 
@@ -237,7 +237,15 @@ def load_adapter(path: str | Path) -> Adapter:
         It is not an adapter, of a later version, or its card is not valid.
     """
     path = Path(path)
-    tensors, metadata = read_safetensors(path, ADAPTER_FORMAT)
+    return _assemble(path, *read_safetensors(path, ADAPTER_FORMAT))
+
+
+def parse_adapter(content: bytes, path: Path) -> Adapter:
+    """Read an adapter from its file's bytes, as `load_adapter`; ``path`` is where they came from."""
+    return _assemble(path, *parse_safetensors(content, path, ADAPTER_FORMAT))
+
+
+def _assemble(path: Path, tensors: State, metadata: Mapping[str, str]) -> Adapter:
     if metadata.get("version") not in VERSIONS_READ:
         raise BadDataError(
             f"{path}: version {metadata.get('version')!r} of the adapter format.", "Install a newer neurostorm."

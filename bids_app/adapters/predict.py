@@ -218,13 +218,25 @@ def over_clips(
 
 
 @dataclass(frozen=True)
+class ModelFacts:
+    """Which model a run was encoded with, and where."""
+
+    model: str
+    weights_sha256: str
+    demonstration: bool
+    """Whether the encoder, or any adapter, is a demonstration's."""
+    device: str
+    scan_backend: str
+    threads: int
+
+
+@dataclass(frozen=True)
 class Encoded:
     """What the model made of a run, and which model it was."""
 
     embeddings: Embeddings
     predictions: tuple[Prediction, ...]
-    facts: dict[str, Any]
-    """Name and hash of the weights, scan backend, device, time: for sidecars."""
+    facts: ModelFacts
     verdict: Verdict | None = None
     """Of the scan, whatever is asked of it; that of an answer is the prediction's own. None: not judged yet."""
     card: dict[str, Any] | None = None

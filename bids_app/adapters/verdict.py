@@ -14,11 +14,12 @@ from typing import Any
 from bids_app.adapters.calibration import Certainty
 from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import AdapterCard
+from bids_app.bids.orientation import LeftRight, Orientation
 
 PASS, WARN, REFUSE = "pass", "warn", "refuse"
 LEVELS = (PASS, WARN, REFUSE)
-Facts = Mapping[str, float | str | bool | None]
-"""What is known of a scan, by the names of figures in `RULES` and `COHORT_RULES`; also ``exchanged``, ``orientation``,
+Facts = Mapping[str, float | bool | Orientation | None]
+"""What is known of a scan, by the names of figures in `RULES` and `COHORT_RULES`; also ``orientation``,
 ``mean_removed`` and ``age``."""
 
 
@@ -89,6 +90,16 @@ RULES = (
 """Of the model, whatever the adapter."""
 
 
+JUDGED_SIDES = {
+    LeftRight.AS_STORED: (PASS, ""),
+    LeftRight.FLIPPED: (
+        REFUSE,
+        "The brain is more like the mirror image of the template: left and right may be exchanged.",
+    ),
+}
+"""Level and message by what was found of left and right; anything else is not known."""
+
+
 @dataclass(frozen=True)
 class CohortRule:
     """Which end of a cohort's range counts, and how far beyond it a scan may lie, as a share of that end."""
@@ -121,13 +132,6 @@ class Check:
     limits: str
     message: str = ""
 
-    def as_dict(self) -> dict[str, Any]:
-        """As sidecars hold it."""
-        value = round(self.value, 4) if isinstance(self.value, float) else self.value
-        return {
-            "Check": self.name, "Level": self.level, "Value": value, "Limits": self.limits, "Message": self.message,
-        }  # fmt: skip
-
 
 @dataclass(frozen=True)
 class Verdict:
@@ -146,11 +150,6 @@ class Verdict:
         """What was found wrong, the worst first, as sentences."""
         found = sorted(self.checks, key=lambda check: -LEVELS.index(check.level))
         return tuple(check.message for check in found if check.message)
-
-    def as_dict(self) -> dict[str, Any]:
-        """As sidecars hold it."""
-        checks = [check.as_dict() for check in self.checks]
-        return {"Level": self.level, "Checks": checks, "NotKnown": dict(self.unknown)}
 
 
 def judge_scan(facts: Facts) -> Verdict:
@@ -222,21 +221,19 @@ def _by_the_model(facts: Facts) -> tuple[dict[str, Check], dict[str, str]]:
             unknown.pop(rule.check, None)
         elif rule.check not in found:
             unknown[rule.check] = f"The {rule.what} was not measured."
-    orientation = str(facts.get("orientation") or "")
-    if facts.get("exchanged"):
-        found["orientation"] = Check(
-            "orientation", REFUSE, orientation, "as in the template",
-            "The brain is more like the mirror image of the template: left and right may be exchanged.",
-        )  # fmt: skip
-    elif facts.get("exchanged") is None:
-        unknown["orientation"] = f"Left and right: {orientation or 'not examined'}."
+    orientation = facts.get("orientation")
+    if not isinstance(orientation, Orientation):
+        unknown["orientation"] = "Left and right: not examined."
+    elif orientation.left_right in JUDGED_SIDES:
+        level, message = JUDGED_SIDES[orientation.left_right]
+        found["orientation"] = Check("orientation", level, orientation.in_words, "as in the template", message)
     else:
-        found["orientation"] = Check("orientation", PASS, orientation, "as in the template")
+        unknown["orientation"] = f"Left and right: {orientation.in_words}."
     if facts.get("mean_removed") is None:
         unknown["normalisation"] = "Whether the series was normalised before is not known."
     else:
-        value = "mean image removed" if facts["mean_removed"] else "as measured"
-        found["normalisation"] = Check("normalisation", PASS, value, "mean image there, or not read")
+        words = "mean image removed" if facts["mean_removed"] else "as measured"
+        found["normalisation"] = Check("normalisation", PASS, words, "mean image there, or not read")
     return found, unknown
 
 

@@ -108,7 +108,7 @@ def card_markdown(facts: Mapping[str, Any]) -> str:
     Parameters
     ----------
     facts : mapping
-        From `describe_model`, `bids_app.adapters.cards.describe_adapter`, or a sidecar; an adapter has ``Adapter``.
+        From `describe_model`, `bids_app.outputs.cards.describe_adapter`, or a sidecar; an adapter has ``Adapter``.
     """
     title = f"Adapter {facts['Adapter']}" if "Adapter" in facts else f"Model {facts.get('Model', NOT_KNOWN)}"
     blocks = [f"# {_line(title)}", DISCLAIMER]

@@ -116,10 +116,10 @@ def _verify(arguments: argparse.Namespace) -> None:
 
 
 def _card(arguments: argparse.Namespace) -> None:
-    from bids_app.adapters.cards import adapter_facts, model_facts
     from bids_app.bids.writer import write_text
     from bids_app.catalog.cards import card_markdown
     from bids_app.catalog.models import weights_path
+    from bids_app.outputs.cards import adapter_facts, model_facts
 
     adapter = _adapter_entry(arguments.name)
     entry = adapter or _entry(arguments.name)

@@ -101,8 +101,8 @@ def write_page(out_dir: Path, cohort: Cohort, files: list[str]) -> Path:
         lead=lead_of(cohort),
         counts=counts_of(cohort),
         sections=sections,
-        demonstration=any(card.get("Demonstration") for card in cards),
-        research_only=tuple(name for name, card in cohort.cards.items() if card.get("ResearchOnly")),
+        demonstration=any(card.demonstration for card in cards),
+        research_only=tuple(name for name, card in cohort.cards.items() if card.research_only),
         notes=cohort.notes,
         files=tuple(name for name in files if not name.endswith(".json")),
     )

@@ -8,12 +8,11 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from bids_app.bids.entities import join_name, natural_key, split_name
-from bids_app.group.reading import MISSING, OF_OUTPUTS, ParticipantRecord, RunRecord, read_participants
+from bids_app.group.reading import MISSING, OF_OUTPUTS, Card, ParticipantRecord, RunRecord, read_participants
 from bids_app.settings import QuerySettings
 
 SITE_COLUMNS = (
@@ -30,7 +29,7 @@ class Cohort:
 
     runs: list[RunRecord]
     """In the natural order of their names."""
-    cards: dict[str, dict[str, Any]] = field(default_factory=dict)
+    cards: dict[str, Card] = field(default_factory=dict)
     """What sidecars say of each model and adapter."""
     traits: dict[str, dict[str, str]] = field(default_factory=dict)
     """Rows of ``participants.tsv`` by ``sub-<label>``."""
@@ -74,7 +73,7 @@ def read_cohort(folders: Sequence[Path], bids_dir: Path, query: QuerySettings, n
         Processes to read with.
     """
     runs: list[RunRecord] = []
-    cards: dict[str, dict[str, Any]] = {}
+    cards: dict[str, Card] = {}
     faults: list[str] = []
     for record in read_participants(folders, n_procs):
         runs += (run for run in record.runs if is_wanted(run.entities, query))
@@ -140,8 +139,12 @@ def _names(folder: Path) -> list[str]:
         return []
 
 
-def _keep_cards(cards: dict[str, dict[str, Any]], record: ParticipantRecord) -> None:
+def _keep_cards(cards: dict[str, Card], record: ParticipantRecord) -> None:
     """Keep the first card of each name; one that warns of its use warns for all."""
     for name, card in record.cards.items():
-        kept = cards.setdefault(name, card)
-        kept.update({key: True for key in ("Demonstration", "ResearchOnly") if card.get(key)})
+        kept = cards.get(name, card)
+        cards[name] = replace(
+            kept,
+            demonstration=kept.demonstration or card.demonstration,
+            research_only=kept.research_only or card.research_only,
+        )

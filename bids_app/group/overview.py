@@ -9,11 +9,12 @@ import numpy as np
 
 from bids_app.group.cohort import Cohort
 from bids_app.group.predictions import Comparison, beside_traits, number
-from bids_app.group.reading import FAILED, MISSING, OK, REFUSE, UNREADABLE, VERDICTS, WARN, RunRecord
+from bids_app.group.reading import MISSING, UNREADABLE, Card, RunRecord
+from bids_app.outputs.schema import FAILED, LEVELS, OK, REFUSE, WARN
 from bids_app.reports import group as page
 from bids_app.reports.group import BAD, GOOD, Cell, Remark, Section, Table, report_url
 
-LEVELS = {"pass": GOOD, "warn": page.WARN, "refuse": BAD}
+COLOURS = {"pass": GOOD, "warn": page.WARN, "refuse": BAD}
 LEVELS_OF_ENDS = {FAILED: BAD, UNREADABLE: BAD, MISSING: page.WARN}
 ENDED_BADLY = tuple(LEVELS_OF_ENDS)
 
@@ -38,7 +39,7 @@ def counts_of(cohort: Cohort) -> list[tuple[str, Cell]]:
         found.append(
             (status.capitalize(), Cell(f"{ended[status]:,}", "#runs", LEVELS_OF_ENDS[status] if ended[status] else ""))
         )
-    if any(judged[name] for name in VERDICTS):
+    if any(judged[name] for name in LEVELS):
         found.append(("Refused", Cell(f"{judged[REFUSE]:,}", "#answers", BAD if judged[REFUSE] else "")))
         found.append(("Warned", Cell(f"{judged[WARN]:,}", "#answers", page.WARN if judged[WARN] else "")))
     else:
@@ -99,7 +100,7 @@ def answers_section(cohort: Cohort) -> Section:
     if compared:
         section.tables.append(_traits_table(compared))
     judged = [run for run in cohort.runs if run.worst_verdict in (WARN, REFUSE)]
-    judged.sort(key=lambda run: (-VERDICTS.index(run.worst_verdict), -len(_reasons(run))))
+    judged.sort(key=lambda run: (-LEVELS.index(run.worst_verdict), -len(_reasons(run))))
     if judged:
         reasons = Counter(name for run in judged for name in _reasons(run))
         told = ", ".join(f"{name} ({n})" for name, n in reasons.most_common(5))
@@ -112,7 +113,7 @@ def answers_section(cohort: Cohort) -> Section:
                 [
                     (
                         Cell(run.stem, report_url(run.participant)),
-                        Cell(run.worst_verdict, level=LEVELS[run.worst_verdict]),
+                        Cell(run.worst_verdict, level=COLOURS[run.worst_verdict]),
                         Cell(", ".join(_reasons(run))),
                     )
                     for run in judged
@@ -166,23 +167,23 @@ def _traits_table(compared: Sequence[Comparison]) -> Table:
 
 def _adapter_row(cohort: Cohort, adapter: str) -> list[Cell]:
     rows = [run.predictions[adapter] for run in cohort.runs if adapter in run.predictions]
-    card = cohort.cards.get(adapter, {})
+    card = cohort.cards.get(adapter, Card())
     verdicts = Counter(row.get("verdict", "") for row in rows)
     labels = Counter(row["label"] for row in rows if row.get("label", "n/a") != "n/a")
     values = np.array([number(row.get("value")) for row in rows])
     values = values[np.isfinite(values)]
     answers = ", ".join(f"{name} {n}" for name, n in labels.most_common(6))
     if len(values):
-        unit = f" {card['Unit']}" if card.get("Unit") else ""
+        unit = f" {card.unit}" if card.unit else ""
         low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
         answers = f"median {middle:.3g}, 5 to 95 % {low:.3g} to {high:.3g}{unit}"
     return [
         Cell(adapter, f"phenotype/neurostorm_{adapter}.tsv"),
-        Cell(str(card.get("Target", ""))),
+        Cell(card.target),
         Cell(str(len(rows))),
         Cell(answers or "none"),
-        *(Cell(str(verdicts[name])) for name in VERDICTS),
-        Cell(str(len(rows) - sum(verdicts[name] for name in VERDICTS))),
+        *(Cell(str(verdicts[name])) for name in LEVELS),
+        Cell(str(len(rows) - sum(verdicts[name] for name in LEVELS))),
     ]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bids_app.group.cohort import Cohort
-from bids_app.group.reading import RunRecord
+from bids_app.group.reading import Card, RunRecord
 from bids_app.group.statistics import Estimate, mean_by, proportion, rank_correlation
 
 FEWEST = 5
@@ -36,9 +36,9 @@ def answers_of(cohort: Cohort) -> list[Answer]:
         chosen = [name for name in columns if name == "value" or name.startswith("p_")]
         if len(chosen) == 2 and "value" not in chosen:
             chosen = chosen[1:]
-        card = cohort.cards.get(adapter, {})
-        target = str(card.get("Target") or adapter)
-        unit = f" ({card['Unit']})" if card.get("Unit") else ""
+        card = cohort.cards.get(adapter, Card())
+        target = card.target or adapter
+        unit = f" ({card.unit})" if card.unit else ""
         for name in chosen:
             values = np.array([number(run.predictions.get(adapter, {}).get(name)) for run in cohort.runs])
             title = f"{adapter}: {target}{unit}" if name == "value" else f"{adapter}: {target} {name[2:]}"
@@ -73,7 +73,7 @@ def beside_traits(cohort: Cohort) -> list[Comparison]:
     columns = {name.lower(): name for row in cohort.traits.values() for name in row}
     found = []
     for adapter in sorted({name for run in cohort.runs for name in run.predictions}):
-        target = str(cohort.cards.get(adapter, {}).get("Target", "")).lower()
+        target = cohort.cards.get(adapter, Card()).target.lower()
         if target in columns:
             runs = [run for run in cohort.runs if adapter in run.predictions and cohort.trait(run, columns[target])]
             compare = _compare_numbers if any("value" in run.predictions[adapter] for run in runs) else _compare_classes

@@ -7,7 +7,6 @@ cannot be read is kept as a fault of its run, and the others go on.
 from __future__ import annotations
 
 import csv
-import json
 import os
 import re
 import sys
@@ -20,18 +19,26 @@ from typing import Any
 import numpy as np
 
 from bids_app.bids.entities import join_name, split_name
+from bids_app.errors import BadDataError
+from bids_app.outputs.schema import (
+    LEVELS,
+    OK,
+    EmbeddingsSidecar,
+    PredictionSidecar,
+    QualitySidecar,
+    Reliability,
+    RunOutcome,
+    Summary,
+    Uncertainty,
+    Verdict,
+    Views,
+)
 
 MEAN = b"mean"
-OK, FAILED, UNREADABLE, MISSING = "ok", "failed", "unreadable", "missing"
-PASS, WARN, REFUSE = "pass", "warn", "refuse"
-VERDICTS = (PASS, WARN, REFUSE)
-"""From the best to the worst."""
+UNREADABLE, MISSING = "unreadable", "missing"
 
 OF_OUTPUTS = ("desc", "space", "res", "den", "label")
 """Entities that tell outputs of one run apart."""
-
-CARD_KEYS = ("Adapter", "Task", "Target", "Unit", "Labels", "Normalisation", "Demonstration", "ResearchOnly", "Model")
-"""What is kept of a sidecar, once for all runs of an adapter or model."""
 
 FEATURE = re.compile(r"e\d+")
 FEW = 64
@@ -50,6 +57,17 @@ class Vector:
     """Correlation of the halves of the clips, stepped up to all clips (Spearman-Brown)."""
 
 
+@dataclass(frozen=True)
+class Card:
+    """What is kept of sidecars, once for all runs of an adapter or model."""
+
+    task: str = ""
+    target: str = ""
+    unit: str = ""
+    demonstration: bool = False
+    research_only: bool = False
+
+
 @dataclass
 class RunRecord:
     """What is known of one run."""
@@ -57,14 +75,14 @@ class RunRecord:
     stem: str
     entities: dict[str, str]
     status: str = ""
-    """One of `OK`, `FAILED`, `UNREADABLE`, `MISSING`; empty before it is known."""
+    """`OK`, `FAILED` (of the log), `UNREADABLE`, `MISSING`; empty before it is known."""
     reason: str = ""
     hint: str = ""
     exit_code: int | str = "n/a"
     quality: dict[str, float] = field(default_factory=dict)
     n_warnings: int = 0
     verdict: str = ""
-    """The model's own, without an adapter: one of `VERDICTS`, or empty where nothing was judged."""
+    """The model's own, without an adapter: one of `LEVELS`, or empty where nothing was judged."""
     reasons: tuple[str, ...] = ()
     """Names of the checks that did not pass."""
     vectors: dict[tuple[str, str], Vector] = field(default_factory=dict)
@@ -83,7 +101,7 @@ class RunRecord:
     def worst_verdict(self) -> str:
         """The worst of the run's own verdict and its predictions'; empty where nothing was judged."""
         found = {self.verdict, *(row.get("verdict", "") for row in self.predictions.values())}
-        return next((name for name in reversed(VERDICTS) if name in found), "")
+        return next((name for name in reversed(LEVELS) if name in found), "")
 
 
 @dataclass
@@ -92,8 +110,8 @@ class ParticipantRecord:
 
     participant: str
     runs: list[RunRecord]
-    cards: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By model or adapter: see `CARD_KEYS`."""
+    cards: dict[str, Card] = field(default_factory=dict)
+    """By model or adapter."""
     faults: list[str] = field(default_factory=list)
     """Files that belong to no run in particular."""
 
@@ -122,22 +140,22 @@ def read_participant(folder: Path) -> ParticipantRecord:
         run = _run_of(runs, folder, entities)
         try:
             READERS[suffix](path, entities.get("desc", ""), run, record.cards)
-        except (OSError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            what = getattr(error, "strerror", None) or f"{error}" or type(error).__name__
-            run.faults.append(f"{path.relative_to(folder.parent)}: {what}")
+        except (OSError, BadDataError, ValueError, KeyError, IndexError) as error:
+            run.faults.append(f"{path.relative_to(folder.parent)}: {_reason(error)}")
     for stem in outcomes.keys() - runs.keys():
         _run_of(runs, folder, split_name(stem + "_bold")[0])
     for stem, run in runs.items():
-        settle(run, outcomes.get(stem, {}))
+        settle(run, outcomes.get(stem))
     record.runs = list(runs.values())
     return record
 
 
-def settle(run: RunRecord, outcome: dict[str, Any]) -> None:
+def settle(run: RunRecord, outcome: RunOutcome | None) -> None:
     """Say how a run ended, from its log and from what was found of it."""
-    run.status = str(outcome.get("status") or OK)
-    run.reason, run.hint = str(outcome.get("reason") or ""), str(outcome.get("hint") or "")
-    run.exit_code = outcome.get("exit_code", "n/a")
+    run.status = OK
+    if outcome is not None:
+        run.status, run.reason, run.hint = outcome.status, outcome.reason, outcome.hint
+        run.exit_code = "n/a" if outcome.exit_code is None else outcome.exit_code
     if run.faults:
         run.reason = "; ".join(filter(None, [run.reason, *run.faults]))
         if run.status == OK:
@@ -167,39 +185,69 @@ def _files_of_func(folder: Path) -> Iterator[Path]:
         yield from (func / name for name in names if name.endswith(WANTED) and not name.startswith("."))
 
 
-def _last_outcomes(folder: Path, faults: list[str]) -> dict[str, dict[str, Any]]:
+def _last_outcomes(folder: Path, faults: list[str]) -> dict[str, RunOutcome]:
     """How each run ended when it was last worked on."""
-    last: dict[str, dict[str, Any]] = {}
+    last: dict[str, RunOutcome] = {}
     log = folder / "log"
     for name in sorted(os.listdir(log)) if log.is_dir() else []:  # names sort by time
         path = log / name / "summary.json"
         try:
-            for run in read_object(path)["runs"]:
-                last[str(run["stem"])] = run
+            last |= {run.stem: run for run in Summary.read(path).runs or ()}
         except FileNotFoundError:
             continue  # a run that is going on, or was killed
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            faults.append(f"{path.relative_to(folder.parent)}: {getattr(error, 'strerror', None) or error}")
+        except (OSError, BadDataError) as error:
+            faults.append(f"{path.relative_to(folder.parent)}: {_reason(error)}")
     return last
 
 
-def _read_quality(path: Path, desc: str, run: RunRecord, cards: dict[str, dict[str, Any]]) -> None:
-    content = read_object(path)
+def _reason(error: Exception) -> str:
+    """Why a file cannot be read, without what to do."""
+    return getattr(error, "message", None) or getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _read_quality(path: Path, desc: str, run: RunRecord, cards: dict[str, Card]) -> None:
+    sidecar = QualitySidecar.read(path)
+    if sidecar.quality is None:
+        raise ValueError("has no quality")
     run.quality = {
         sys.intern(key): value
-        for key, value in content["quality"].items()
+        for key, value in sidecar.quality.items()
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
-    run.n_warnings = len(content.get("warnings") or ())
+    run.n_warnings = len(sidecar.warnings or ())
 
 
-def _read_embeddings(path: Path, desc: str, run: RunRecord, cards: dict[str, dict[str, Any]]) -> None:
-    card = _read_card(path, desc, cards)
-    if not run.verdict:
-        run.verdict, run.reasons = verdict_of(card)
+def _read_embeddings(path: Path, desc: str, run: RunRecord, cards: dict[str, Card]) -> None:
+    sidecar = EmbeddingsSidecar.read(path.with_suffix(".json"))
+    cards.setdefault(desc, Card(demonstration=bool(sidecar.demonstration)))
+    _keep_verdict(run, sidecar.verdict)
+    halves = {name: half.spearman_brown for name, half in (sidecar.split_half or {}).items() if half}
+    for normalisation, values, duration in _mean_vectors(path):
+        run.vectors[sys.intern(desc), normalisation] = Vector(values, duration, halves.get(normalisation))
+
+
+def _read_vectors(path: Path, desc: str, run: RunRecord, cards: dict[str, Card]) -> None:
+    sidecar = PredictionSidecar.read(path.with_suffix(".json"))
+    cards.setdefault(desc, card_of(sidecar))
+    _keep_verdict(run, sidecar.verdict)
+    for normalisation, values, duration in _mean_vectors(path):
+        name = normalisation or sys.intern(sidecar.adapter.normalisation or "")
+        run.vectors[sys.intern(desc), name] = Vector(values, duration)
+
+
+def _keep_verdict(run: RunRecord, verdict: Verdict | None) -> None:
+    """Keep the first verdict that is read."""
+    if not run.verdict and verdict is not None:
+        run.verdict, run.reasons = verdict.level, tuple(check.name for check in verdict.failed)
+
+
+def _mean_vectors(path: Path) -> Iterator[tuple[str, np.ndarray, float]]:
+    """Normalisation (empty where the table has none), vector (C,) float32 and duration of each mean in a table."""
     header, rows = mean_rows(path.read_bytes())
-    features = [i for i, name in enumerate(header) if FEATURE.fullmatch(name)]
-    first, end = features[0], features[-1] + 1
+    first = next((i for i, name in enumerate(header) if FEATURE.fullmatch(name)), len(header))
+    end = next((i for i in range(len(header), first, -1) if FEATURE.fullmatch(header[i - 1])), first)
+    if first == end:
+        raise ValueError("has no features")
     for row in rows:
         if row[first] == "n/a":
             continue  # withheld
@@ -207,62 +255,51 @@ def _read_embeddings(path: Path, desc: str, run: RunRecord, cards: dict[str, dic
         if not np.isfinite(values).all():
             raise ValueError("holds values that are not numbers")
         cells = dict(zip(header[:first], row, strict=False))
-        name = cells.get("normalisation") or str(card.get("Normalisation", ""))
-        halves = (card.get("SplitHalf") or {}).get(name)
-        if isinstance(halves, dict):
-            halves = halves.get("SpearmanBrown")
-        run.vectors[sys.intern(desc), sys.intern(name)] = Vector(values, float(cells["duration"]), halves)
+        yield sys.intern(cells.get("normalisation", "")), values, float(cells["duration"])
 
 
-def _read_predictions(path: Path, desc: str, run: RunRecord, cards: dict[str, dict[str, Any]]) -> None:
-    card = _read_card(path, desc, cards)
+def _read_predictions(path: Path, desc: str, run: RunRecord, cards: dict[str, Card]) -> None:
+    sidecar = PredictionSidecar.read(path.with_suffix(".json"))
+    cards.setdefault(desc, card_of(sidecar))
     header, rows = mean_rows(path.read_bytes())
     cells: dict[str, Any] = dict(zip(header, rows[0], strict=True))
-    verdict, reasons = verdict_of(card)
+    verdict = sidecar.verdict
     row = {sys.intern(key): value for key, value in cells.items() if key not in ("clip", "onset", "verdict")}
-    run.predictions[sys.intern(desc)] = row | {
-        key: value
-        for key, value in {
-            "verdict": cells.get("verdict") or verdict,
-            "verdict_reasons": ", ".join(reasons),
-            **_uncertainty_cells(card),
-        }.items()
-        if value not in (None, "") and key not in row
+    told = {
+        "verdict": cells.get("verdict") or (verdict.level if verdict else ""),
+        "verdict_reasons": ", ".join(check.name for check in verdict.failed) if verdict else "",
+        **_reliability_cells(sidecar.reliability or Reliability()),
     }
+    new = {key: value for key, value in told.items() if value not in (None, "") and key not in row}
+    run.predictions[sys.intern(desc)] = row | new
 
 
-def _uncertainty_cells(card: dict[str, Any]) -> dict[str, Any]:
+def _reliability_cells(found: Reliability) -> dict[str, Any]:
     """What the sidecar says of how sure an answer is, as cells."""
-    found = card.get("Uncertainty") or {}
-    views = card.get("Views") or {}
-    interval = found.get("Interval") or (None, None)
-    other = views.get("Other") or {}
+    sure, views = found.uncertainty or Uncertainty(), found.views or Views()
+    lower, upper = sure.interval or (None, None)
     return {
-        "lower": interval[0],
-        "upper": interval[1],
-        "label_set": ", ".join(found.get("LabelSet") or ()),
-        "standard_error": found.get("StandardError"),
-        "effective_clips": found.get("EffectiveClips"),
-        "agreement": card.get("Agreement"),
-        "from_mean_image": views.get("FromMeanImage"),
-        "other_normalisation": other.get("Answer"),
+        "lower": lower,
+        "upper": upper,
+        "label_set": ", ".join(sure.labels.label_set or ()),
+        "standard_error": sure.standard_error,
+        "effective_clips": sure.effective_clips,
+        "agreement": found.agreement,
+        "from_mean_image": views.from_mean_image,
+        "other_normalisation": views.other.answer if views.other else None,
     }
 
 
-def _read_card(path: Path, desc: str, cards: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A table's sidecar; what holds for all runs is noted."""
-    card = read_object(path.with_suffix(".json"))
-    cards.setdefault(desc, {key: card[key] for key in CARD_KEYS if key in card})
-    return card
-
-
-def verdict_of(card: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """Level of a sidecar's verdict, and the names of the checks that did not pass; empty where there is none."""
-    verdict = card.get("Verdict")
-    if not verdict:
-        return "", ()
-    checks = [check for check in verdict.get("Checks") or () if check.get("Level") != PASS]
-    return str(verdict["Level"]), tuple(str(check["Check"]) for check in checks)
+def card_of(sidecar: PredictionSidecar) -> Card:
+    """What holds for all runs of an adapter."""
+    adapter = sidecar.adapter
+    return Card(
+        task=adapter.task or "",
+        target=adapter.target or "",
+        unit=adapter.unit or "",
+        demonstration=bool(adapter.demonstration),
+        research_only=bool(adapter.research_only),
+    )
 
 
 def mean_rows(table: bytes) -> tuple[list[str], list[list[str]]]:
@@ -307,27 +344,10 @@ def _n_clips(mean: list[str], following: bytes, header: list[str]) -> int:
     return round(float(mean[column]) / float(below[column]))
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object that this app wrote.
-
-    Raises
-    ------
-    ValueError
-        It is not JSON, or not an object.
-    """
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path.name} is not readable as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} holds no JSON object")
-    return content
-
-
 READERS = {
     "metrics": _read_quality,
     "embeddings": _read_embeddings,
-    "vectors": _read_embeddings,
+    "vectors": _read_vectors,
     "predictions": _read_predictions,
 }
 WANTED = ("_desc-quality_metrics.json", "_embeddings.tsv", "_vectors.tsv", "_predictions.tsv")

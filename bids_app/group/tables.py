@@ -14,7 +14,8 @@ import numpy as np
 from bids_app.bids.entities import ENTITY_ORDER, join_name
 from bids_app.bids.writer import atomic_path, write_json, write_tsv
 from bids_app.group.cohort import Cohort
-from bids_app.group.reading import RunRecord
+from bids_app.group.reading import Card, RunRecord
+from bids_app.outputs.schema import AdapterFacts
 from bids_app.reports.contents import quality_columns
 
 Rows = Sequence[Mapping[str, Any]]
@@ -96,13 +97,13 @@ def run_rows(cohort: Cohort) -> list[dict[str, Any]]:
 
 def write_predictions(out_dir: Path, adapter: str, cohort: Cohort) -> list[Path]:
     """Write an adapter's predictions as a phenotype table, with its data dictionary."""
-    card = cohort.cards.get(adapter, {})
+    card = cohort.cards.get(adapter, Card())
     rows = [keys_of(run) | run.predictions[adapter] for run in cohort.runs if adapter in run.predictions]
     described: dict[str, Any] = {
         "MeasurementToolMetadata": {
             "Description": f"Predictions of the NeuroSTORM adapter {adapter}: the mean over each run's clips. "
             "A research result, not a medical device: not a statement about a person.",
-            **{key: card[key] for key in ("Task", "Target", "Demonstration", "ResearchOnly") if card.get(key)},
+            **_told_of(card),
         }
     }
     for name in as_columns(rows):
@@ -111,9 +112,20 @@ def write_predictions(out_dir: Path, adapter: str, cohort: Cohort) -> list[Path]
         else:
             described[name] = DESCRIBED.get(name, {"Description": name})
     for name in ("value", "lower", "upper", "standard_error"):
-        if card.get("Unit") and name in described:
-            described[name] = described[name] | {"Units": card["Unit"]}
+        if card.unit and name in described:
+            described[name] = described[name] | {"Units": card.unit}
     return _write(out_dir / "phenotype" / f"neurostorm_{adapter}.tsv", rows, described)
+
+
+def _told_of(card: Card) -> dict[str, Any]:
+    """What the data dictionary says of an adapter, under the names that sidecars have."""
+    told = AdapterFacts(
+        task=card.task or None,
+        target=card.target or None,
+        demonstration=card.demonstration or None,
+        research_only=card.research_only or None,
+    )
+    return told.to_json()
 
 
 def write_embeddings(out_dir: Path, runs: Sequence[RunRecord]) -> list[Path]:

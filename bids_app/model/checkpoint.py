@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load, save
 
 from bids_app.errors import BadDataError, NoInputError
 from bids_app.model.config import EncoderConfig
@@ -215,14 +215,32 @@ def read_safetensors(path: Path, expected_format: str) -> tuple[State, dict[str,
             metadata = dict(file.metadata() or {})
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as err:
-        raise BadDataError(
-            f"{path}: cannot be read as safetensors ({err}).", "It may be truncated; get it again."
-        ) from err
-    if metadata.get("format") != expected_format:
-        raise BadDataError(
-            f"{path}: its format is {metadata.get('format')!r}, not {expected_format!r}.", "Give a file of that kind."
-        )
+        raise _unreadable(path, err) from err
+    _check_format(path, metadata, expected_format)
     return tensors, metadata
+
+
+def parse_safetensors(content: bytes, path: Path, expected_format: str) -> tuple[State, dict[str, str]]:
+    """The same of a file's bytes; ``path`` is for messages."""
+    try:
+        tensors = load(content)
+    except SafetensorError as err:
+        raise _unreadable(path, err) from err
+    size = int.from_bytes(content[:8], "little")  # of the header, which the line above found valid
+    metadata = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
+    _check_format(path, metadata, expected_format)
+    return tensors, metadata
+
+
+def _unreadable(path: Path, error: Exception) -> BadDataError:
+    return BadDataError(f"{path}: cannot be read as safetensors ({error}).", "It may be truncated; get it again.")
+
+
+def _check_format(path: Path, metadata: dict[str, str], expected: str) -> None:
+    if metadata.get("format") != expected:
+        raise BadDataError(
+            f"{path}: its format is {metadata.get('format')!r}, not {expected!r}.", "Give a file of that kind."
+        )
 
 
 def file_format(path: Path) -> str:

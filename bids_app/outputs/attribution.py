@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pandas as pd
 
 from bids_app.adapters.attribution import Attributed, Attribution
-from bids_app.adapters.predict import Encoded
+from bids_app.adapters.predict import Encoded, ModelFacts
 from bids_app.bids.entities import as_label
 from bids_app.bids.writer import write_tsv
 from bids_app.catalog.atlases import Atlas
 from bids_app.catalog.templates import MODEL_SPACE
 from bids_app.clips import MODEL_GRID_AFFINE
-from bids_app.outputs.functional import name_run
+from bids_app.outputs.names import name_run
+from bids_app.outputs.schema import AttributionSidecar
 from bids_app.preprocess.io.images import save_image
 from bids_app.preprocess.preprocessed import PreprocessedRun
 
@@ -36,7 +36,7 @@ def attribution_outputs(
     names = name_run(out_dir / "tree", entities, datasets, [preprocessed.source])
     atlas = as_label(attributed.atlas.name)
     for name, found in attributed.found.items():
-        described = describe_attribution(found, attributed.atlas, encoded)
+        described = describe_attribution(found, attributed.atlas, encoded.facts)
         table = names.path("attribution", ".tsv", seg=atlas, desc=name)
         write_tsv(table, pd.DataFrame(found.columns()))
         names.sidecar(table, described)
@@ -48,25 +48,31 @@ def attribution_outputs(
     return names.tree
 
 
-def describe_attribution(found: Attribution, atlas: Atlas, encoded: Encoded) -> dict[str, Any]:
+def describe_attribution(found: Attribution, atlas: Atlas, facts: ModelFacts) -> AttributionSidecar:
     """What a table, or map, of attributions is."""
-    facts = {key: encoded.facts[key] for key in ("Model", "WeightsSHA256", "Demonstration", "Device", "Threads")}
-    return {
-        **facts,
-        "Atlas": atlas.title or atlas.name,
-        "AtlasIsKnownCopy": atlas.is_known_copy,
-        "Method": found.method,
-        "Measure": found.measure,
-        "Answer": found.answer,
-        "Clips": list(found.clip_numbers),
-        "RegionsWithoutToken": int((found.n_tokens == 0).sum()),
-        "attribution": {
-            "Description": "Fall of the answer when the region is held still (occlusion), what its voxels add to the "
-            "answer (gradients), or how badly it is guessed from the rest (reconstruction); the mean over clips",
-            "Units": found.measure,
+    return AttributionSidecar(
+        model=facts.model,
+        weights_sha256=facts.weights_sha256,
+        demonstration=facts.demonstration,
+        device=facts.device,
+        threads=facts.threads,
+        atlas=atlas.title or atlas.name,
+        atlas_is_known_copy=atlas.is_known_copy,
+        method=found.method,
+        measure=found.measure,
+        answer=found.answer,
+        clips=found.clip_numbers,
+        regions_without_token=int((found.n_tokens == 0).sum()),
+        columns={
+            "attribution": {
+                "Description": "Fall of the answer when the region is held still (occlusion), what its voxels add to "
+                "the answer (gradients), or how badly it is guessed from the rest (reconstruction); the mean over "
+                "clips",
+                "Units": found.measure,
+            },
+            "std": {"Description": "Standard deviation over clips", "Units": found.measure},
+            "voxels": {"Description": "Voxels of 2 mm with signal"},
+            "tokens": {"Description": "Tokens that belong to the region more than to another; at 0 it is not resolved"},
         },
-        "std": {"Description": "Standard deviation over clips", "Units": found.measure},
-        "voxels": {"Description": "Voxels of 2 mm with signal"},
-        "tokens": {"Description": "Tokens that belong to the region more than to another; at 0 it is not resolved"},
-        "Disclaimer": "What this model reads, not what a region does; not a finding about a person.",
-    }
+        disclaimer="What this model reads, not what a region does; not a finding about a person.",
+    )

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from bids_app.bids.orientation import Orientation
 from bids_app.preprocess.anatomical import Anatomy
 from bids_app.preprocess.io.images import open_series
 from bids_app.preprocess.io.timing import SliceTimes
 from bids_app.preprocess.io.volumes import VolumeSource
 from bids_app.preprocess.sdc.apply import Unwarping
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the derivatives of a run come from, and what they say of themselves."""
+
+    pipeline: str
+    way_to_model: str
+    """How their space is brought to the model's, in words."""
+    slice_timing_corrected: bool | None = None
+    start_time: float | None = None
+    """When in the repetition time a volume counts, s."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +80,17 @@ class PreprocessedRun:
     """Choices that were made on the way, as sentences for the report."""
     offset: float = 0.0
     """Added to the series for the model, which reads nothing below 0; for a series whose mean was taken away."""
-    parameters: dict[str, Any] = field(default_factory=dict)
-    """What was done with which settings, for sidecars."""
+    seed: int | None = None
+    """That the alignments ran with."""
+    orientation: Orientation = field(default_factory=Orientation)
+    """What was found of its left and right."""
+    origin: Origin | None = None
+    """Of a run that was preprocessed elsewhere (route ``derivatives``)."""
+
+    @property
+    def start_time(self) -> float | None:
+        """When in the repetition time a volume counts once slice timing is corrected, s; None where it is not."""
+        return None if self.slices is None else round(self.slices.reference, 6)
 
     def open(self) -> VolumeSource:
         """The series to draw from."""

@@ -15,17 +15,30 @@ from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from bids_app.bids.entities import join_name, natural_key, split_name
-from bids_app.reports.predictions import Prediction, Verdict, as_dict, number, read_prediction, read_verdict
+from bids_app.errors import BadDataError
+from bids_app.outputs.schema import (
+    OK,
+    AttributionSidecar,
+    EmbeddingsSidecar,
+    PredictionSidecar,
+    QualitySidecar,
+    Record,
+    RunOutcome,
+    Summary,
+)
+from bids_app.reports.predictions import Prediction, Verdict, read_prediction, show_verdict
 from bids_app.reports.traces import Trace, read_trace
 
-OK = "ok"
 OF_ADAPTERS = ("predictions", "attribution")
 """Sections whose figures are named after an adapter: ``desc-statepredictions``."""
 STEM = re.compile(r"sub-[A-Za-z0-9+]+(_[A-Za-z0-9]+-[A-Za-z0-9+]+)*")
+
+
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -51,8 +64,7 @@ class RegionTable:
     """Of the adapter, or of the model for a reconstruction."""
     url: str
     rows: tuple[dict[str, str], ...]
-    card: dict[str, Any] = field(default_factory=dict)
-    """The sidecar."""
+    sidecar: AttributionSidecar = field(default_factory=AttributionSidecar)
 
 
 @dataclass(frozen=True)
@@ -74,11 +86,11 @@ class Run:
     """A BOLD run in the report."""
 
     stem: str
-    outcome: dict[str, Any] = field(default_factory=dict)
-    """Its last entry in a ``summary.json``."""
+    outcome: RunOutcome | None = None
+    """As the newest log that names it has it; None: no log does."""
     route: str = ""
     """How it was aligned, in words."""
-    model: dict[str, Any] = field(default_factory=dict)
+    model: EmbeddingsSidecar = field(default_factory=EmbeddingsSidecar)
     """The sidecar of its embeddings."""
     measures: tuple[Measure, ...] = ()
     warnings: tuple[str, ...] = ()
@@ -97,7 +109,7 @@ class Run:
     @property
     def failed(self) -> bool:
         """Whether it ended with an error."""
-        return bool(self.outcome) and self.outcome.get("status") != OK
+        return self.outcome is not None and self.outcome.status != OK
 
     @property
     def title(self) -> str:
@@ -114,8 +126,10 @@ class Contents:
     runs: list[Run]
     anatomy: dict[str, list[Figure]]
     """Figures of each T1w image, by its name."""
-    log: dict[str, Any]
-    """The newest ``summary.json``."""
+    log: Summary
+    """The newest one; empty where there is none."""
+    log_dir: Path | None
+    """Its folder."""
     invocation: dict[str, Any]
     """The newest ``neurostorm.toml``."""
     methods: str
@@ -127,7 +141,7 @@ class Contents:
     def demonstration(self) -> bool:
         """Whether any answer, or the encoder, is a demonstration's."""
         answers = (prediction.demonstration for run in self.runs for prediction in run.predictions)
-        return any(answers) or any(run.model.get("Demonstration") for run in self.runs)
+        return any(answers) or any(run.model.demonstration for run in self.runs)
 
 
 @cache
@@ -156,10 +170,10 @@ class Reader:
 
     def read(self) -> Contents:
         """Read everything."""
-        logs = [self._json(path) | {"folder": path.parent} for path in sorted(self.folder.glob("log/*/summary.json"))]
-        entries = [run for log in logs for run in as_list(log.get("runs")) if isinstance(run, dict)]
-        outcomes = {run["stem"]: run for run in entries if STEM.fullmatch(str(run.get("stem")))}
-        newest = logs[-1] if logs else {}
+        logs = {path.parent: self._record(path, Summary) for path in sorted(self.folder.glob("log/*/summary.json"))}
+        entries = [run for log in logs.values() for run in log.runs or ()]
+        outcomes = {run.stem: run for run in entries if STEM.fullmatch(run.stem)}
+        log_dir = next(reversed(logs), None)
         stems = set(outcomes)
         for pattern in ("*_desc-quality_metrics.json", "*_embeddings.tsv", "*_predictions.tsv", "*_vectors.tsv"):
             stems.update(stem_of(path) for path in self._outputs(pattern))
@@ -167,54 +181,61 @@ class Reader:
         return Contents(
             participant=self.participant,
             dataset=self._json(self.out_dir / "dataset_description.json"),
-            runs=[self._run(stem, outcomes.get(stem, {}), figures) for stem in sorted(stems, key=natural_key)],
+            runs=[self._run(stem, outcomes.get(stem), figures) for stem in sorted(stems, key=natural_key)],
             anatomy={
                 stem: self._chosen(stem, by_desc, "anatomy")["anatomy"]
                 for (stem, suffix), by_desc in sorted(figures.items())
                 if suffix == "T1w"
             },
-            log=newest,
-            invocation=self._toml(newest["folder"] / "neurostorm.toml") if newest else {},
+            log=logs[log_dir] if log_dir else Summary(),
+            log_dir=log_dir,
+            invocation=self._toml(log_dir / "neurostorm.toml") if log_dir else {},
             methods=self._text(self.out_dir / "logs" / "CITATION.md"),
             unreadable=self.unreadable,
         )
 
-    def _run(self, stem: str, outcome: dict[str, Any], figures: Mapping[Any, dict[str, str]]) -> Run:
+    def _run(self, stem: str, outcome: RunOutcome | None, figures: Mapping[Any, dict[str, str]]) -> Run:
         path = next(iter(self._outputs(f"{stem}_desc-quality_metrics.json")), None)
-        metrics = self._json(path) if path else {}
-        quality = metrics.get("quality")
-        quality = quality if isinstance(quality, dict) else {}
+        metrics = self._record(path, QualitySidecar) if path else QualitySidecar()
+        quality = metrics.quality or {}
         answers = [*self._own(stem, "predictions.tsv"), *self._own(stem, "vectors.tsv")]
         embeddings = self._own(stem, "embeddings.tsv")
         tables = [*answers, *embeddings, *self._outputs(f"{stem}_desc-confounds_timeseries.tsv")]
-        predictions = tuple(filter(None, map(self._prediction, answers)))
-        refused = {prediction.adapter for prediction in predictions if prediction.withheld}
+        predictions = {split_name(path.name)[0].get("desc", ""): self._prediction(path) for path in answers}
+        hidden = {adapter for adapter, found in predictions.items() if found is None or found.withheld}
         drawn = self._chosen(stem, figures.get((stem, "bold"), {}), *(s for s in spec()["figures"] if s != "anatomy"))
         regions = filter(None, map(self._regions, self._own(stem, "attribution.tsv")))
-        model = self._json(embeddings[0].with_suffix(".json")) if embeddings else {}
-        halves = as_dict(model.get("SplitHalf")).items()
-        split_half = {name: number(as_dict(value).get("SpearmanBrown", value)) for name, value in halves}
-        route, template = str(metrics.get("route", "")), str(metrics.get("template", ""))
+        model = EmbeddingsSidecar()
+        if embeddings:
+            model = self._record(embeddings[0].with_suffix(".json"), EmbeddingsSidecar)
+        split_half = {name: half.spearman_brown for name, half in (model.split_half or {}).items() if half}
+        route, template = metrics.route or "", metrics.template or ""
         return Run(
             stem=stem,
             outcome=outcome,
             route=f"{spec()['routes'].get(route, route)} {template_note(template)}".strip(),
             model=model,
             measures=tuple(measures(quality)),
-            warnings=tuple(map(str, as_list(metrics.get("warnings")))),
-            notes=tuple(map(str, as_list(metrics.get("notes")))),
-            predictions=predictions,
-            regions=tuple(table for table in regions if table.name not in refused),
-            figures={section: [f for f in found if f.of not in refused] for section, found in drawn.items()},
-            trace=self._trace(stem, number(quality.get("spacing_tr"))),
-            verdict=read_verdict(model.get("Verdict")),
+            warnings=metrics.warnings or (),
+            notes=metrics.notes or (),
+            predictions=tuple(filter(None, predictions.values())),
+            regions=tuple(table for table in regions if table.name not in hidden),
+            figures={section: [f for f in found if f.of not in hidden] for section, found in drawn.items()},
+            trace=self._trace(stem, _seconds(quality.get("spacing_tr"))),
+            verdict=show_verdict(model.verdict),
             split_half={name: value for name, value in split_half.items() if value is not None},
             tables=tuple((path.name, self._url(path)) for path in tables),
         )
 
     def _prediction(self, path: Path) -> Prediction | None:
+        """An adapter's answer; None where it cannot be read, or not be known whether it is withheld."""
         try:
-            return read_prediction(path, self._url(path), self._json(path.with_suffix(".json")))
+            sidecar = PredictionSidecar.read(path.with_suffix(".json"))
+        except (OSError, BadDataError) as error:
+            self._cannot_read(path.with_suffix(".json"), error)
+            return None
+        try:
+            return read_prediction(path, self._url(path), sidecar)
         except (OSError, ValueError, KeyError, TypeError, StopIteration, csv.Error) as error:
             self.unreadable.append(f"{self._url(path)}: {type(error).__name__} {error}")
             return None
@@ -241,7 +262,10 @@ class Reader:
             self.unreadable.append(f"{self._url(path)}: {type(error).__name__} {error}")
             return None
         return RegionTable(
-            split_name(path.name)[0].get("desc", ""), self._url(path), rows, self._json(path.with_suffix(".json"))
+            split_name(path.name)[0].get("desc", ""),
+            self._url(path),
+            rows,
+            self._record(path.with_suffix(".json"), AttributionSidecar),
         )
 
     def _figures(self) -> dict[tuple[str, str], dict[str, str]]:
@@ -285,6 +309,18 @@ class Reader:
 
     def _url(self, path: Path) -> str:
         return quote(path.relative_to(self.out_dir).as_posix())
+
+    def _record(self, path: Path, kind: type[R]) -> R:
+        """A sidecar or log; empty where it cannot be read, which is noted."""
+        try:
+            return kind.read(path)
+        except (OSError, BadDataError) as error:
+            self._cannot_read(path, error)
+            return kind()
+
+    def _cannot_read(self, path: Path, error: Exception) -> None:
+        reason = getattr(error, "message", "") or getattr(error, "strerror", "") or str(error)
+        self.unreadable.append(f"{path.relative_to(self.out_dir)}: {reason}")
 
     def _json(self, path: Path) -> dict[str, Any]:
         try:
@@ -375,6 +411,6 @@ def template_note(name: str) -> str:
     return "" if accuracy == "exact" else spec()["template"].format(name=name, accuracy=accuracy)
 
 
-def as_list(value: Any) -> list[Any]:
-    """A value that should be a list, or an empty one."""
-    return value if isinstance(value, list) else []
+def _seconds(value: Any) -> float | None:
+    """A repetition time among the figures of quality; None where it is no number."""
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

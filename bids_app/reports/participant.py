@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from bids_app import __version__
 from bids_app.bids.writer import write_text
 from bids_app.catalog.cards import card_markdown, plain
 from bids_app.errors import NoInputError
+from bids_app.outputs.schema import EmbeddingsSidecar, ModelSidecar, PredictionSidecar
 from bids_app.reports import markdown
 from bids_app.reports.contents import Contents, Measure, Reader, Run, spec
-from bids_app.reports.predictions import as_dict
 from bids_app.reports.traces import Compact, compact
 
 SECTIONS = (
@@ -104,7 +105,7 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
         "c": contents,
         "version": __version__,
         "most_regions": max(5, min(MOST_REGIONS, 8 * MOST_REGIONS // max(1, sum(len(run.regions) for run in runs)))),
-        "finished": str(contents.log.get("finished", "")).replace("T", " "),
+        "finished": (contents.log.finished or "").replace("T", " "),
         "failed": [run for run in runs if run.failed],
         "answered": [run for run in runs if run.predictions and not run.failed],
         "sessions": len({part for run in runs for part in run.stem.split("_") if part.startswith("ses-")}),
@@ -118,7 +119,7 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
         "cards": [(name, Markup(markdown.to_html(text, top_level=3))) for name, text in model_cards(runs)],
         "methods": Markup(markdown.to_html(_without_title(contents.methods), top_level=2)) if contents.methods else "",
         "command": _command(contents),
-        "versions": contents.log.get("versions") if isinstance(contents.log.get("versions"), dict) else {},
+        "versions": contents.log.versions or {},
         "crashes": _crash_files(contents),
         "style": Markup(_template("style.css")),
         "script": Markup(script),
@@ -147,20 +148,27 @@ def quality_rows(runs: Sequence[Run]) -> list[tuple[Measure, list[Measure | None
 
 def model_cards(runs: Sequence[Run]) -> list[tuple[str, str]]:
     """Titles, and the rest as Markdown, of the different cards of the models and adapters that were used."""
-    facts = [facts for run in runs if (facts := as_dict(run.model.get("ModelCard")) | _hashes(run.model))]
-    facts += [p.card | {"Adapter": p.adapter} for run in runs for p in run.predictions]
+    facts = [facts for run in runs if (facts := (run.model.model_card or {}) | _hashes(run.model))]
+    facts += [_named(p.sidecar, p.adapter).to_json() for run in runs for p in run.predictions]
     cards = dict.fromkeys(card_markdown(as_told) for as_told in facts)
     return [(card.partition("\n")[0].removeprefix("# "), _without_title(card)) for card in cards]
 
 
-def _hashes(model: Mapping[str, Any]) -> dict[str, Any]:
+def _hashes(found: EmbeddingsSidecar) -> dict[str, Any]:
     """What a sidecar of embeddings itself says for the model's card."""
-    return {key: model[key] for key in ("Model", "WeightsSHA256", "Demonstration") if key in model}
+    own = ModelSidecar(model=found.model, weights_sha256=found.weights_sha256, demonstration=found.demonstration)
+    return own.to_json()
+
+
+def _named(found: PredictionSidecar, adapter: str) -> PredictionSidecar:
+    """A sidecar with the adapter's name, which early versions did not write."""
+    return replace(found, adapter=replace(found.adapter, name=adapter))
 
 
 def _model_facts(run: Run) -> dict[str, Any]:
-    """What the page tells of the model that encoded a run."""
-    return {name: run.model[key] for key, name in spec()["model"].items() if key in run.model}
+    """What the page tells of the model that encoded a run, by the names of the report's specification."""
+    told = {name: getattr(run.model, field) for field, name in spec()["model"].items()}
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _template(name: str) -> str:
@@ -174,17 +182,16 @@ def _without_title(text: str) -> str:
 
 
 def _command(contents: Contents) -> str:
-    command = contents.log.get("command")
-    if isinstance(command, list):
-        return " ".join(map(str, command))
+    if contents.log.command is not None:
+        return " ".join(contents.log.command)
     invocation = contents.invocation.get("invocation")
     return str(invocation.get("command", "")) if isinstance(invocation, dict) else ""
 
 
 def _crash_files(contents: Contents) -> dict[str, list[tuple[str, str]]]:
     """Names and URLs of the newest log's crash files, by run."""
-    folder = contents.log.get("folder")
-    if not isinstance(folder, Path):
+    folder = contents.log_dir
+    if folder is None:
         return {}
     found: dict[str, list[tuple[str, str]]] = {}
     for path in sorted(folder.glob("crash-*.txt")):

@@ -7,17 +7,17 @@ report says nothing of them.
 from __future__ import annotations
 
 import csv
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import bids_app.outputs.schema as schema
 from bids_app.bids.entities import split_name
 from bids_app.catalog.cards import plain
+from bids_app.outputs.schema import REFUSE, WARN, PredictionSidecar, Reliability, Views
 
-PASS, WARN, REFUSE = LEVELS = ("pass", "warn", "refuse")
 NOT_KNOWN = "not known"
 """Level of a check that could not be made."""
 WITHHELD = "withheld"
@@ -96,8 +96,7 @@ class Prediction:
     """Clips whose label is that of the run."""
     spread: float | None = None
     """Standard deviation over clips, of the probability or the value."""
-    card: dict[str, Any] = field(default_factory=dict)
-    """The sidecar."""
+    sidecar: PredictionSidecar = field(default_factory=PredictionSidecar)
     verdict: Verdict | None = None
     uncertainty: Uncertainty | None = None
     views: tuple[View, ...] = ()
@@ -110,17 +109,17 @@ class Prediction:
     @property
     def target(self) -> str:
         """What is predicted."""
-        return str(self.card.get("Target") or self.adapter)
+        return self.sidecar.adapter.target or self.adapter
 
     @property
     def demonstration(self) -> bool:
         """Whether the answer must not be taken for one about a person."""
-        return bool(self.card.get("Demonstration"))
+        return bool(self.sidecar.demonstration)
 
     @property
     def research_only(self) -> bool:
         """Whether it is of a kind that is off until research use is acknowledged."""
-        return bool(self.card.get("ResearchOnly"))
+        return bool(self.sidecar.adapter.research_only)
 
     @property
     def withheld(self) -> bool:
@@ -130,11 +129,16 @@ class Prediction:
     @property
     def views_differ(self) -> bool:
         """Whether the two normalisations give different labels."""
-        other = as_dict(as_dict(self.card.get("Views")).get("Other")).get("Answer", self.answer)
-        return bool(self.probabilities) and other != self.answer
+        return bool(self.probabilities) and self.other_answer not in (None, self.answer)
+
+    @property
+    def other_answer(self) -> str | None:
+        """What the other normalisation says; None where it was not asked."""
+        views = self.sidecar.reliability.views if self.sidecar.reliability else None
+        return views.other.answer if views and views.other else None
 
 
-def read_prediction(path: Path, url: str, card: dict[str, Any]) -> Prediction:
+def read_prediction(path: Path, url: str, sidecar: PredictionSidecar) -> Prediction:
     """Read a table of predictions, or of vectors.
 
     Parameters
@@ -143,8 +147,7 @@ def read_prediction(path: Path, url: str, card: dict[str, Any]) -> Prediction:
         The table.
     url : str
         Where the page finds it.
-    card : dict
-        Its sidecar.
+    sidecar : PredictionSidecar
 
     Raises
     ------
@@ -155,26 +158,27 @@ def read_prediction(path: Path, url: str, card: dict[str, Any]) -> Prediction:
         rows = list(csv.DictReader(file, delimiter="\t"))
     mean = next(row for row in rows if row["clip"] == "mean")
     clips = [row for row in rows if row["clip"] != "mean"]
-    verdict = read_verdict(card.get("Verdict"))
+    verdict = show_verdict(sidecar.verdict)
     common: dict[str, Any] = {
         "adapter": split_name(path.name)[0]["desc"],
         "url": url,
         "n_clips": len(clips),
-        "card": card,
+        "sidecar": sidecar,
         "verdict": verdict,
     }
-    if verdict and verdict.level == REFUSE:
+    if sidecar.withheld:
         return Prediction(answer=WITHHELD, **common)
     if path.name.endswith("_vectors.tsv"):
         n_dims = sum(key.startswith("e") and key[1:].isdigit() for key in mean)
         return Prediction(answer=f"a vector of {n_dims} numbers, to be compared with others", **common)
-    unit = f" {card['Unit']}" if card.get("Unit") else ""
-    common |= {"uncertainty": read_uncertainty(card.get("Uncertainty"), unit)}
-    told = as_dict(card.get("Views"))
-    common |= {"from_mean_image": number(told.get("FromMeanImage")), "note": str(told.get("Note") or "")}
+    unit = f" {sidecar.adapter.unit}" if sidecar.adapter.unit else ""
+    reliability = sidecar.reliability or Reliability()
+    told = reliability.views or Views()
+    common |= {"uncertainty": show_uncertainty(reliability.uncertainty, unit)}
+    common |= {"from_mean_image": told.from_mean_image, "note": told.note or ""}
     if "label" not in mean:
         answer, spread = f"{float(mean['value']):.3g}{unit}", deviation([float(row["value"]) for row in clips])
-        return Prediction(answer=answer, spread=spread, views=read_views(card, answer, unit), **common)
+        return Prediction(answer=answer, spread=spread, views=show_views(sidecar, answer, unit), **common)
     label = mean["label"]
     probabilities = {key[2:]: float(mean[key]) for key in mean if key.startswith("p_")}
     return Prediction(
@@ -182,108 +186,91 @@ def read_prediction(path: Path, url: str, card: dict[str, Any]) -> Prediction:
         probabilities=tuple(sorted(probabilities.items(), key=lambda item: -item[1])),
         agreement=sum(row["label"] == label for row in clips),
         spread=deviation([float(row[f"p_{label}"]) for row in clips]),
-        views=read_views(card, label, unit, probabilities),
+        views=show_views(sidecar, label, unit, probabilities),
         **common,
     )
 
 
-def read_verdict(content: Any) -> Verdict | None:
-    """A sidecar's ``Verdict``; None where there is none that can be read."""
-    content = as_dict(content)
-    if content.get("Level") not in LEVELS:
+def show_verdict(found: schema.Verdict | None) -> Verdict | None:
+    """A sidecar's verdict, with what is not known among its checks; None where there is none."""
+    if found is None:
         return None
-    made = content.get("Checks")
-    checks = [_check(check) for check in (made if isinstance(made, list) else []) if isinstance(check, dict)]
-    unknown = as_dict(content.get("NotKnown")).items()
-    checks += [Check(name, NOT_KNOWN, MISSING, "", str(reason)) for name, reason in unknown]
-    return Verdict(content["Level"], tuple(checks))
+    checks = [
+        Check(check.name, check.level, plain(check.value), check.limits or "", check.message or "")
+        for check in found.checks or ()
+    ]
+    checks += [Check(name, NOT_KNOWN, MISSING, "", reason) for name, reason in (found.not_known or {}).items()]
+    return Verdict(found.level, tuple(checks))
 
 
-def read_uncertainty(content: Any, unit: str = "") -> Uncertainty | None:
-    """A sidecar's ``Uncertainty``; None where there is none."""
-    content = as_dict(content)
-    if not content:
+def show_uncertainty(found: schema.Uncertainty | None, unit: str = "") -> Uncertainty | None:
+    """A sidecar's uncertainty; None where there is none."""
+    if found is None:
         return None
-    interval, labels = content.get("Interval"), content.get("LabelSet")
     name, span = "", ""
-    level = f"{100 * (number(content.get('Level')) or 0):.3g} %"
-    if isinstance(interval, list) and len(interval) == 2:
-        name, span = f"{level} interval", " to ".join(map(plain, interval)) + unit
-    elif isinstance(labels, list):
-        name, span = f"{level} set", _either(labels)
-    by_class = content.get("LabelSetByClass")
+    level = f"{100 * (found.level or 0):.3g} %"
+    if found.interval is not None:
+        name, span = f"{level} interval", " to ".join(map(plain, found.interval)) + unit
+    elif found.labels.label_set is not None:
+        name, span = f"{level} set", _either(found.labels.label_set)
+    by_class = found.labels.by_class
     return Uncertainty(
         name,
         span,
-        _either(by_class) if isinstance(by_class, list) else "",
-        number(content.get("EffectiveClips")),
-        number(content.get("StandardError")),
-        _calibration(content),
+        "" if by_class is None else _either(by_class),
+        found.effective_clips,
+        found.standard_error,
+        _calibration(found),
     )
 
 
-def read_views(
-    card: Mapping[str, Any], answer: str, unit: str = "", probabilities: Mapping[str, float] | None = None
+def show_views(
+    sidecar: PredictionSidecar, answer: str, unit: str = "", probabilities: Mapping[str, float] | None = None
 ) -> tuple[View, ...]:
     """The answer beside those of the other normalisation, the mean image alone, and each half; empty without them."""
-    content, halves = as_dict(card.get("Views")), as_dict(card.get("SplitHalf"))
-    other = as_dict(content.get("Other"))
+    reliability = sidecar.reliability or Reliability()
+    views, halves = reliability.views or Views(), reliability.split_half or schema.Halves()
+    other = views.other.normalisation if views.other else None
     told = {
-        f"The other normalisation ({other.get('Normalisation', '')})": other,
-        "The mean image alone, without dynamics": as_dict(content.get("MeanImageOnly")),
-        "Its odd clips alone": as_dict(halves.get("Odd")),
-        "Its even clips alone": as_dict(halves.get("Even")),
+        f"The other normalisation ({other or ''})": views.other,
+        "The mean image alone, without dynamics": views.mean_image_only,
+        "Its odd clips alone": halves.odd,
+        "Its even clips alone": halves.even,
     }
     others = [_view(name, view, unit) for name, view in told.items() if view]
-    name = str(content.get("Normalisation") or card.get("Normalisation") or "")
+    name = views.normalisation or sidecar.adapter.normalisation or ""
     own = View(f"The answer ({name} normalisation)", answer)
     if probabilities:
         own = replace(own, detail=f"{100 * probabilities[answer]:.0f} %")
-        if as_dict(card.get("Uncertainty")).get("Calibration", "none") != "none" and content.get("Own"):
+        made = reliability.uncertainty
+        if made and made.method not in (None, "none") and views.own:
             # the others are not calibrated either
-            own = _view(f"The answer before calibration ({name} normalisation)", as_dict(content["Own"]), unit)
+            own = _view(f"The answer before calibration ({name} normalisation)", views.own, unit)
     return (own, *others) if others else ()
 
 
-def _check(content: Mapping[str, Any]) -> Check:
-    name, level, limits, message = (str(content.get(key) or "") for key in ("Check", "Level", "Limits", "Message"))
-    return Check(name, level, plain(content.get("Value")), limits, message)
-
-
-def _view(name: str, content: Mapping[str, Any], unit: str) -> View:
-    value = number(content.get("Value"))
-    if value is not None:
-        return View(name, f"{value:.3g}{unit}")
-    label = str(content.get("Answer", MISSING))
-    probability = number(as_dict(content.get("Probabilities")).get(label))
+def _view(name: str, found: schema.View, unit: str) -> View:
+    if found.value is not None:
+        return View(name, f"{found.value:.3g}{unit}")
+    label = found.answer or MISSING
+    probability = (found.probabilities or {}).get(label)
     return View(name, label, "" if probability is None else f"{100 * probability:.0f} %")
 
 
-def _calibration(content: Mapping[str, Any]) -> str:
+def _calibration(found: schema.Uncertainty) -> str:
     """How, on how many scans, and which."""
-    method, scans = str(content.get("Calibration") or "none"), content.get("CalibrationScans")
-    if method == "none" and not scans:
+    method = found.method or "none"
+    if method == "none" and not found.scans:
         return ""
     by = "" if method == "none" else f" by {method}"
-    number_of = f" on {scans} scans" if scans else ""
-    source = f" ({content['CalibrationSource']})" if content.get("CalibrationSource") else ""
+    number_of = f" on {found.scans} scans" if found.scans else ""
+    source = f" ({found.source})" if found.source else ""
     return f"calibrated{by}{number_of}{source}"
 
 
 def _either(labels: Sequence[Any]) -> str:
     """Labels of a set in words; a set may be empty."""
     return " or ".join(map(str, labels)) or "none of the labels"
-
-
-def as_dict(value: Any) -> dict[str, Any]:
-    """A value that should be a dictionary, or an empty one."""
-    return value if isinstance(value, dict) else {}
-
-
-def number(value: Any) -> float | None:
-    """A value that should be a finite number, or None."""
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and math.isfinite(value) else None
 
 
 def deviation(values: list[float]) -> float | None:

@@ -7,17 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from bids_app.adapters.file import Adapter, load_adapter
 from bids_app.bids.datasets import input_datasets
 from bids_app.bids.participants import read_ages
 from bids_app.catalog import templates
 from bids_app.catalog.atlases import Atlas, find_atlas
 from bids_app.catalog.fetch import file_sha256
-from bids_app.catalog.models import adapter_paths, find_model, weights_path
+from bids_app.catalog.models import find_model, weights_path
 from bids_app.model.checkpoint import read_checkpoint, weights_sha256
 from bids_app.outputs.boilerplate import Sentence
 from bids_app.settings import Settings
 from bids_app.workflow import nodes, sentences
+from bids_app.workflow.adapters import chosen_adapters
 from bids_app.workflow.graph import file_stamp
 
 
@@ -45,18 +45,20 @@ def choose_model(settings: Settings) -> ChosenModel:
     """
     wanted = settings.model
     entry = find_model(wanted.model)
-    paths = () if wanted.embeddings_only else tuple(adapter_paths(entry, wanted.adapters))
-    adapters: list[Adapter] = [load_adapter(path) for path in paths]
-    files = (weights_path(entry), *paths)
-    checkpoint = read_checkpoint(files[0])
+    weights, adapters = weights_path(entry), chosen_adapters(settings)
+    checkpoint = read_checkpoint(weights)
     return ChosenModel(
         name=wanted.model,
-        adapters=paths,
-        stamp=";".join(file_stamp(path) for path in files),
-        hashes={str(path): file_sha256(path) for path in files},
+        adapters=tuple(adapter.path for adapter in adapters),
+        stamp=";".join((file_stamp(weights), *(adapter.stamp for adapter in adapters))),
+        hashes={str(weights): file_sha256(weights)} | {str(adapter.path): adapter.sha256 for adapter in adapters},
         sentences=(
             *sentences.encoder(entry.name, weights_sha256(checkpoint.encoder)),
-            *(each for adapter in adapters for each in sentences.adapter(adapter, wanted.on_out_of_domain)),
+            *(
+                sentence
+                for adapter in adapters
+                for sentence in sentences.adapter(adapter.card, adapter.false_alarms, wanted.on_out_of_domain)
+            ),
         ),
         is_demonstration=checkpoint.demonstration,
     )

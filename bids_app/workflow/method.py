@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bids_app.bids.query import BoldRun
+from bids_app.outputs import anatomical, functional, predictions
 from bids_app.outputs import attribution as attribution_outputs
-from bids_app.outputs import functional as outputs
 from bids_app.outputs.boilerplate import Sentence
+from bids_app.outputs.publish import publish
 from bids_app.preprocess.anatomical import normalise_t1w
 from bids_app.preprocess.hmc import correct_motion
 from bids_app.preprocess.ingest.derivatives import take_over
@@ -89,7 +90,7 @@ def add_anatomy(graph: Graph, run: BoldRun, context: RunContext) -> AnatomySteps
     )
     tree = graph.step(
         f"{name}_outputs",
-        outputs.anatomy_outputs,
+        anatomical.anatomy_outputs,
         anatomy=normalised,
         datasets=context.datasets,
         memory_gb=2,
@@ -305,7 +306,7 @@ def add_outputs(
     wanted = settings.preprocess
     preprocessing = graph.step(
         f"{name}_outputs",
-        outputs.run_outputs,
+        functional.run_outputs,
         does="Outputs: confounds, masks, references, transforms, image quality metrics",
         sentences=sentences.output_spaces(wanted.output_spaces),
         preprocessed=preprocessed,
@@ -318,7 +319,7 @@ def add_outputs(
     )
     tables = graph.step(
         f"{name}_tables",
-        outputs.model_outputs,
+        predictions.model_outputs,
         does="Outputs: embeddings and predictions",
         encoded=predicted,
         preprocessed=preprocessed,
@@ -332,7 +333,7 @@ def add_outputs(
     if not settings.model.embeddings_only:
         figures = graph.step(
             f"{name}_figures",
-            outputs.run_figures,
+            functional.run_figures,
             does="Outputs: figures of the report",
             preprocessed=preprocessed,
             grid=grid,
@@ -342,7 +343,7 @@ def add_outputs(
         )
     return graph.step(
         f"{name}_publish",
-        outputs.publish,
+        publish,
         target=settings.out_dir,
         preprocessing=preprocessing,
         model=tables,

@@ -13,7 +13,7 @@ from typing import Any
 
 from bids_app.adapters.attribution import ANSWER_METHODS, Attributed, Regions, attribute, reconstruction_errors
 from bids_app.adapters.file import EMBEDDING, AdaptedModel, load_adapter
-from bids_app.adapters.predict import Encoded, encode_run
+from bids_app.adapters.predict import Encoded, ModelFacts, encode_run
 from bids_app.adapters.verdict import Facts, judge_prediction, judge_scan
 from bids_app.bids.derivatives import DerivedRun
 from bids_app.bids.entities import as_label
@@ -27,10 +27,8 @@ from bids_app.preprocess.anatomical import Anatomy, PreparedT1w, prepare_t1w
 from bids_app.preprocess.confounds import Confounds, measure_confounds
 from bids_app.preprocess.hmc import MotionEstimate
 from bids_app.preprocess.ingest.derivatives import examine_derived
-from bids_app.preprocess.ingest.orientation import EXCHANGED, UNTOLD
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.io.images import Series
-from bids_app.preprocess.io.slice_timing import describe_slices
 from bids_app.preprocess.masking import prepare_bold
 from bids_app.preprocess.preprocessed import OnGrid, PreprocessedRun
 from bids_app.preprocess.registration.alignment import Alignment
@@ -38,7 +36,6 @@ from bids_app.preprocess.registration.bold_to_t1w import coregister
 from bids_app.preprocess.registration.bold_to_template import normalise_boldref
 from bids_app.preprocess.registration.boldref import EpiReference, mask_boldref
 from bids_app.preprocess.resample import model_grid_coverage, resample_to_model_grid
-from bids_app.preprocess.sdc.apply import describe_unwarping
 from bids_app.preprocess.sdc.choice import SYN
 from bids_app.preprocess.sdc.estimate import correct_distortion as correct_by_fieldmap
 from bids_app.preprocess.sdc.syn import correct_by_anatomy
@@ -196,13 +193,7 @@ def collect(
         beside=unwarping.sources if unwarping else (),
         slices=series.slices,
         notes=notes,
-        parameters={
-            "RandomSeed": seed,
-            "Route": alignment.route,
-            "Template": alignment.template,
-            **describe_slices(series.slices),
-            **describe_unwarping(unwarping),
-        },
+        seed=seed,
     )
 
 
@@ -233,14 +224,14 @@ def encode(
     reader = ClipReader(GridSeries.open(grid.folder), loaded.config.img_size[3])
     adapted = [AdaptedModel(loaded, load_adapter(path)) for path in adapters]
     embeddings, predictions = encode_run(loaded, adapted, reader, tuple(NORMALISATIONS))
-    facts = {
-        "Model": loaded.name,
-        "WeightsSHA256": loaded.weights_sha256,
-        "Demonstration": loaded.demonstration or any(a.card.demonstration for a in adapted),
-        "Device": str(place),
-        "ScanBackend": backend_in_use(place),
-        "Threads": threads,
-    }
+    facts = ModelFacts(
+        model=loaded.name,
+        weights_sha256=loaded.weights_sha256,
+        demonstration=loaded.demonstration or any(a.card.demonstration for a in adapted),
+        device=str(place),
+        scan_backend=backend_in_use(place),
+        threads=threads,
+    )
     card = describe_model(find_model(model), loaded.info)
     card |= {"Model": loaded.name, "Demonstration": loaded.demonstration}
     return Encoded(embeddings, tuple(predictions), facts, card=card)
@@ -265,7 +256,6 @@ def judge(
 
 def scan_facts(run: PreprocessedRun, coverage: float, age: float | None = None) -> Facts:
     """What a run's answers are judged by; see `bids_app.adapters.verdict`."""
-    left_and_right = run.parameters.get("LeftAndRight")
     tsnr = run.quality.get("tsnr")
     return {
         **run.quality,
@@ -273,8 +263,7 @@ def scan_facts(run: PreprocessedRun, coverage: float, age: float | None = None) 
         "seconds": (run.n_volumes - run.n_dummy) * run.tr,
         "coverage": coverage,
         "age": age,
-        "orientation": left_and_right or "by the affine of the raw image, which nothing here can check",
-        "exchanged": None if left_and_right in (None, UNTOLD) else left_and_right == EXCHANGED,
+        "orientation": run.orientation,
         "mean_removed": run.offset > 0 or (None if tsnr is None else tsnr < LEAST_TSNR),
     }
 
@@ -304,7 +293,7 @@ def attribute_run(
     reader = ClipReader(GridSeries.open(grid.folder))
     if method not in ANSWER_METHODS:
         autoencoder = autoencoder_from(read_checkpoint(weights_path(find_model(model)))).to(place).eval()
-        name = as_label(str(encoded.facts["Model"]))
+        name = as_label(encoded.facts.model)
         return Attributed(known, {name: reconstruction_errors(autoencoder, reader, regions)})
     loaded = load_model(model, place)
     asked = [p for p in encoded.predictions if p.card.task != EMBEDDING]

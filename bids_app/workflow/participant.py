@@ -10,16 +10,16 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from bids_app.adapters.verdict import REFUSE
 from bids_app.bids.description import check_output_folder, describe_outputs
 from bids_app.bids.query import BoldRun, find_runs
-from bids_app.bids.sidecars import read_json
 from bids_app.bids.writer import remove_leftovers
 from bids_app.errors import EXIT_OK, CannotCreateError, InputOutputError, NoInputError, TemporaryError
-from bids_app.outputs import functional as outputs
 from bids_app.outputs.boilerplate import write_methods
+from bids_app.outputs.publish import withdraw
+from bids_app.outputs.schema import FAILED, OK, PredictionSidecar, RunOutcome
 from bids_app.reports.participant import build_participant_report
 from bids_app.settings import Settings, own_scratch
 from bids_app.workflow.context import RunContext, read_context
@@ -30,7 +30,7 @@ from bids_app.workflow.memory import with_memory_checked
 from bids_app.workflow.method import RunSteps, add_run, methods_sentences
 from bids_app.workflow.plan import print_plan
 from bids_app.workflow.preflight import check_private, preflight
-from bids_app.workflow.provenance import FAILED, OK, Outcome, exit_code, new_run_id, write_log
+from bids_app.workflow.provenance import exit_code, new_run_id, write_log
 
 LOGGER = logging.getLogger(__name__)
 MOST_SAID = 8
@@ -110,7 +110,7 @@ def work_on_free(runs: Sequence[BoldRun], context: RunContext) -> int:
     refused = {stem: withheld(outcome, settings.out_dir) for stem, outcome in outcomes.items()}
     for stem, answers in refused.items():
         for adapter, _ in answers:
-            outputs.withdraw(settings.out_dir, stem, adapter)
+            withdraw(settings.out_dir, stem, adapter)
     for participant in participants:
         own = [outcomes[run.stem] for run in runs if run.participant == participant]
         remove_leftovers(settings.out_dir / f"sub-{participant}")
@@ -121,7 +121,7 @@ def work_on_free(runs: Sequence[BoldRun], context: RunContext) -> int:
     return exit_code(list(outcomes.values()))
 
 
-def run_graph(runs: Sequence[BoldRun], context: RunContext, run_id: str, crash_dir: Path) -> dict[str, Outcome]:
+def run_graph(runs: Sequence[BoldRun], context: RunContext, run_id: str, crash_dir: Path) -> dict[str, RunOutcome]:
     """Build the graph, run it, and say how each run ended."""
     settings = context.settings
     graph = Graph(invocation=run_id)
@@ -135,36 +135,33 @@ def run_graph(runs: Sequence[BoldRun], context: RunContext, run_id: str, crash_d
     return outcomes
 
 
-def outcome_of(run: BoldRun, engine: Engine, steps: RunSteps | None) -> Outcome:
+def outcome_of(run: BoldRun, engine: Engine, steps: RunSteps | None) -> RunOutcome:
     """How a run ended."""
     if steps is None:
         problem = run.problem
         assert problem is not None
-        return Outcome(run.stem, FAILED, "query", problem.message, problem.hint, problem.exit_code)
+        return failed(run.stem, "query", problem.message, problem.hint, problem.exit_code)
     costs = engine.costs(steps.published)
     inputs = {} if engine.error_of(steps.hashes) else engine.result_of(steps.hashes)
     error = engine.error_of(steps.published)
     if error:
-        return Outcome(
-            run.stem,
-            FAILED,
-            error.step,
-            error.message,
-            error.hint,
-            error.exit_code,
-            trace=error.trace,
-            steps=costs,
-            inputs=inputs,
-        )
-    return Outcome(run.stem, OK, steps=costs, outputs=engine.result_of(steps.published), inputs=inputs)
+        outcome = failed(run.stem, error.step, error.message, error.hint, error.exit_code)
+        return replace(outcome, trace=error.trace, steps=costs, inputs=inputs)
+    outputs = engine.result_of(steps.published)
+    return RunOutcome(stem=run.stem, exit_code=EXIT_OK, steps=costs, outputs=outputs, inputs=inputs)
+
+
+def failed(stem: str, step: str, reason: str, hint: str, code: int) -> RunOutcome:
+    """The outcome of a run that ended with an error."""
+    return RunOutcome(stem=stem, status=FAILED, step=step, reason=reason, hint=hint, exit_code=code)
 
 
 def tell(
-    outcomes: Sequence[Outcome], refused: Mapping[str, list[tuple[str, str]]], settings: Settings, seconds: float
+    outcomes: Sequence[RunOutcome], refused: Mapping[str, list[tuple[str, str]]], settings: Settings, seconds: float
 ) -> None:
     """Say how it went: what failed and what to do, which answers are withheld (by run), and where to look."""
-    failed = [outcome for outcome in outcomes if outcome.status != OK]
-    said = [f"{outcome.stem} failed: {outcome.reason}\n  {outcome.hint}" for outcome in failed]
+    not_done = [outcome for outcome in outcomes if outcome.status != OK]
+    said = [f"{outcome.stem} failed: {outcome.reason}\n  {outcome.hint}" for outcome in not_done]
     for stem, answers in refused.items():
         said += [f"{stem}: the answer of {adapter} is withheld. {reason}" for adapter, reason in answers]
     most = len(said) if settings.verbosity else MOST_SAID
@@ -173,21 +170,19 @@ def tell(
     if len(said) > most:
         print(f"neurostorm: and {len(said) - most} more (-v shows all; so do the reports).", file=sys.stderr)
     LOGGER.info(
-        "%d of %d runs done in %.0f s. Reports: %s", len(outcomes) - len(failed), len(outcomes), seconds,
+        "%d of %d runs done in %.0f s. Reports: %s", len(outcomes) - len(not_done), len(outcomes), seconds,
         settings.out_dir / "sub-*.html",
     )  # fmt: skip
 
 
-def withheld(outcome: Outcome, out_dir: Path) -> list[tuple[str, str]]:
+def withheld(outcome: RunOutcome, out_dir: Path) -> list[tuple[str, str]]:
     """Adapters whose answer about a run was refused, each with the first reason."""
     found = []
     for name in outcome.outputs:
         if name.endswith(("_predictions.json", "_vectors.json")):
-            content = read_json(out_dir / name)
-            verdict = content.get("Verdict") or {}
-            if verdict.get("Level") == REFUSE:
-                reasons = [check["Message"] for check in verdict["Checks"] if check["Level"] == REFUSE]
-                found.append((str(content["Adapter"]), reasons[0]))
+            sidecar = PredictionSidecar.read(out_dir / name)
+            if sidecar.verdict is not None and sidecar.withheld:
+                found.append((sidecar.adapter.name or "", next(iter(sidecar.verdict.reasons), "")))
     return found
 
 

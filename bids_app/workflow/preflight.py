@@ -156,10 +156,9 @@ def check_adapters(settings: Settings) -> str:
     wanted = settings.model
     if settings.reports_only or settings.boilerplate_only or wanted.embeddings_only:
         return "not needed"
-    from bids_app.adapters.file import load_adapter
-    from bids_app.catalog.models import adapter_paths, find_model
+    from bids_app.workflow.adapters import chosen_adapters
 
-    cards = [load_adapter(path).card for path in adapter_paths(find_model(wanted.model), wanted.adapters)]
+    cards = [adapter.card for adapter in chosen_adapters(settings)]
     for card in cards:
         if card.research_only and not wanted.acknowledge_research_use:
             raise UsageError(

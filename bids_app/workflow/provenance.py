@@ -12,7 +12,6 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import tomli_w
@@ -21,9 +20,9 @@ from bids_app import __version__
 from bids_app.bids.writer import dataset_uri, write_json, write_text
 from bids_app.catalog.fetch import file_sha256
 from bids_app.errors import EXIT_OK
+from bids_app.outputs.schema import FAILED, OK, RunOutcome, Summary
 from bids_app.settings import Settings, as_options
 
-OK, FAILED = "ok", "failed"
 VERSIONS_OF = (
     "torch",
     "antspyx",
@@ -38,29 +37,10 @@ VERSIONS_OF = (
 )
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How one run ended."""
-
-    stem: str
-    status: str = OK
-    step: str = ""
-    """The step that failed."""
-    reason: str = ""
-    hint: str = ""
-    exit_code: int = EXIT_OK
-    trace: str = field(default="", repr=False)
-    steps: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Seconds and peak memory (MB) of each step, as last run."""
-    outputs: tuple[str, ...] = ()
-    """Files of this run, relative to the output folder."""
-    inputs: dict[str, str] = field(default_factory=dict)
-    """The sha256 of each image and table that it was made from, by BIDS URI."""
-
-
-def exit_code(outcomes: Sequence[Outcome]) -> int:
+def exit_code(outcomes: Sequence[RunOutcome]) -> int:
     """0 when every run is done, else the code of the first that is not."""
-    return next((outcome.exit_code for outcome in outcomes if outcome.status != OK), EXIT_OK)
+    codes = (outcome.exit_code for outcome in outcomes if outcome.status != OK)
+    return next((code for code in codes if code is not None), EXIT_OK)
 
 
 def new_run_id() -> str:
@@ -104,7 +84,7 @@ def write_log(
     settings: Settings,
     run_id: str,
     participant: str,
-    outcomes: Sequence[Outcome],
+    outcomes: Sequence[RunOutcome],
     weights: Mapping[str, str],
     started: float,
 ) -> Path:
@@ -117,7 +97,7 @@ def write_log(
         From `new_run_id`.
     participant : str
         Label without ``sub-``.
-    outcomes : sequence of Outcome
+    outcomes : sequence of RunOutcome
         Of this participant's runs.
     weights : mapping
         The sha256 of the files of encoder and adapters, by their paths.
@@ -135,22 +115,21 @@ def write_log(
     for outcome in outcomes:
         if outcome.trace:
             write_text(folder / f"crash-{outcome.stem}-{outcome.step}.txt", outcome.trace)
-    runs = [{k: v for k, v in asdict(outcome).items() if k != "trace"} for outcome in outcomes]
-    content = {
-        "run_id": run_id,
-        "participant": participant,
-        "status": OK if all(outcome.status == OK for outcome in outcomes) else FAILED,
-        "exit_code": exit_code(outcomes),
-        "started": iso_time(started),
-        "finished": iso_time(time.time()),
-        "seconds": round(time.time() - started, 1),
-        "peak_memory_mb": max((cost["peak_rss_mb"] for run in outcomes for cost in run.steps.values()), default=None),
-        "command": sys.argv,
-        "random_seed": settings.preprocess.random_seed,
-        "threads": settings.resources.omp_threads,
-        "versions": versions(),
-        "weights": dict(weights),
-        "runs": runs,
-    }
-    write_json(folder / "summary.json", content)
+    summary = Summary(
+        run_id=run_id,
+        participant=participant,
+        status=OK if all(outcome.status == OK for outcome in outcomes) else FAILED,
+        exit_code=exit_code(outcomes),
+        started=iso_time(started),
+        finished=iso_time(time.time()),
+        seconds=round(time.time() - started, 1),
+        peak_memory_mb=max((cost["peak_rss_mb"] for run in outcomes for cost in run.steps.values()), default=None),
+        command=tuple(sys.argv),
+        random_seed=settings.preprocess.random_seed,
+        threads=settings.resources.omp_threads,
+        versions=versions(),
+        weights=dict(weights),
+        runs=tuple(outcomes),
+    )
+    write_json(folder / "summary.json", summary.to_json())
     return folder

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from bids_app.adapters.calibration import ISOTONIC, TEMPERATURE, Calibration
-from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, Adapter, AdapterCard
+from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, AdapterCard
 from bids_app.adapters.predict import KEEPS_THE_MEAN_IMAGE, LEVEL
 from bids_app.bids.derivatives import DerivedRun
 from bids_app.bids.fieldmaps import PAIR, PHASE_DIFFERENCE, TWO_PHASES
@@ -84,17 +84,24 @@ def encoder(name: str, sha256: str) -> tuple[Sentence, ...]:
     )
 
 
-def adapter(made: Adapter, on_out_of_domain: str) -> tuple[Sentence, ...]:
-    """What an adapter answers, and what is done to tell how far its answers can be trusted."""
-    card = made.card
+def adapter(card: AdapterCard, false_alarms: float | None, on_out_of_domain: str) -> tuple[Sentence, ...]:
+    """What an adapter predicts, and how far its predictions can be trusted.
+
+    Parameters
+    ----------
+    card : AdapterCard
+    false_alarms : float, optional
+        Share of scans like its cohort's that count as far from it; None: that is not measured.
+    on_out_of_domain : str
+        ``warn`` or ``refuse``.
+    """
     facts: dict[str, Any] = {"adapter": card.name, "target": card.target, "cohort": cohort_in_words(card.cohort)}
     found = [Sentence("adapter", facts)]
     if card.research_only:
         found.append(Sentence("research_only", facts))
     rule = {"warn": "warned of", "refuse": "refused"}[on_out_of_domain]
     found += [Sentence("verdict", {"out_of_domain": rule}), Sentence("clips_uncertainty")]
-    if made.domain is not None:
-        _, false_alarms = made.domain.limit
+    if false_alarms is not None:
         found.append(Sentence("domain", facts | {"share": f"{100 * (1 - false_alarms):.1f} %"}))
     found += calibration(card)
     if card.twin:

@@ -8,6 +8,7 @@ from bids_app.adapters.calibration import Certainty
 from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import AdapterCard
 from bids_app.adapters.verdict import PASS, REFUSE, WARN, Verdict, judge_prediction, judge_scan
+from bids_app.bids.orientation import LeftRight, Orientation
 from bids_app.errors import BadDataError
 
 GOOD = {
@@ -18,8 +19,7 @@ GOOD = {
     "coreg_dice": 0.94,
     "fd_mean": 0.15,
     "tsnr": 60.0,
-    "orientation": "as in the template",
-    "exchanged": False,
+    "orientation": Orientation(LeftRight.AS_STORED),
     "mean_removed": False,
     "age": 30.0,
 }
@@ -62,7 +62,7 @@ def test_a_good_scan_passes_every_check() -> None:
         ("template_overlap", {"coreg_dice": 0.85}, WARN),
         ("template_overlap", {"coreg_dice": 0.6}, REFUSE),
         ("template_overlap", {"coreg_dice": None, "place_similarity": 0.1}, REFUSE),
-        ("orientation", {"exchanged": True, "orientation": "perhaps exchanged"}, REFUSE),
+        ("orientation", {"orientation": Orientation(LeftRight.FLIPPED)}, REFUSE),
         ("fd_mean", {"fd_mean": 0.9}, WARN),
         ("tsnr", {"tsnr": 12.0}, WARN),
         ("normalisation", {"mean_removed": True}, WARN),
@@ -100,7 +100,7 @@ def test_an_embedding_far_from_the_cohort_is_warned_of_or_refused_as_chosen() ->
 
 
 def test_a_scan_that_cannot_be_used_is_refused_whatever_was_chosen() -> None:
-    for change in ({"exchanged": True}, {"coverage": 0.3}):
+    for change in ({"orientation": Orientation(LeftRight.FLIPPED)}, {"coverage": 0.3}):
         assert judge_prediction(GOOD | change, card(), NEAR, WARN).level == REFUSE
     removed = GOOD | {"mean_removed": True}
     assert judge_prediction(removed, card(normalisation="global"), NEAR, WARN).level == REFUSE
@@ -111,15 +111,15 @@ def test_what_is_not_known_is_named_and_passes_nothing() -> None:
     old = judge_prediction(GOOD, card(ranges={}), None, REFUSE)
     assert set(old.unknown) == {"age", "embedding"}
     assert not {"age", "embedding"} & {check.name for check in old.checks}
-    raw = GOOD | {"exchanged": None, "orientation": "by the affine", "age": None, "tsnr": float("nan")}
+    raw = GOOD | {"orientation": Orientation(), "age": None, "tsnr": float("nan")}
     verdict = judge_prediction(raw, card(), NEAR, REFUSE)
     assert set(verdict.unknown) == {"orientation", "age", "tsnr"}
-    assert verdict.as_dict()["NotKnown"]["orientation"] == "Left and right: by the affine."
+    assert verdict.unknown["orientation"].startswith("Left and right: by the affine of the raw image")
 
 
 def test_the_worst_check_decides_and_comes_first() -> None:
     verdict = judge_scan(GOOD | {"tsnr": 10.0, "coverage": 0.2})
-    assert verdict.as_dict()["Level"] == REFUSE
+    assert verdict.level == REFUSE
     assert verdict.reasons[0].startswith("The share of the model's brain")
     assert "signal is weak" in verdict.reasons[1]
 

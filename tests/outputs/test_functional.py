@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bids_app.bids.writer import RAW_DATASET
-from bids_app.outputs.functional import anatomy_outputs
+from bids_app.outputs.anatomical import anatomy_outputs
 from bids_app.preprocess.anatomical import Anatomy
 from bids_app.preprocess.io.images import save_image
 from bids_app.reports.figures import brains as figures

@@ -139,7 +139,7 @@ def test_the_page_can_be_made_again_and_moved(derivatives, out, tmp_path):
 def test_whatever_comes_from_files_is_escaped(out):
     log = next(out.glob("sub-01/log/*/summary.json"))
     content = json.loads(log.read_text())
-    content["runs"][2] |= {"reason": EVIL, "hint": EVIL, "step": EVIL, "exit_code": EVIL}
+    content["runs"][2] |= {"reason": EVIL, "hint": EVIL, "step": EVIL, "exit_code": 65}
     content |= {"finished": EVIL, "command": [EVIL], "versions": {EVIL: EVIL}}
     log.write_text(json.dumps(content))
     description = out / "dataset_description.json"
@@ -152,10 +152,10 @@ def test_whatever_comes_from_files_is_escaped(out):
         "notes": [EVIL],
     }
     next(out.glob("sub-01/func/*run-1_desc-quality_metrics.json")).write_text(json.dumps(metrics))
-    checks = [{"Check": EVIL, "Level": EVIL, "Value": EVIL, "Limits": EVIL, "Message": EVIL}]
+    checks = [{"Check": EVIL, "Level": "warn", "Value": EVIL, "Limits": EVIL, "Message": EVIL}]
     card = {"Target": EVIL, "Demonstration": True, EVIL: {EVIL: [EVIL]}}
     card |= {"Verdict": {"Level": "warn", "Checks": checks, "NotKnown": {EVIL: EVIL}}}
-    card |= {"Uncertainty": {"Level": EVIL, "LabelSet": [EVIL], "LabelSetByClass": [EVIL], "Calibration": EVIL}}
+    card |= {"Uncertainty": {"Level": 0.9, "LabelSet": [EVIL], "LabelSetByClass": [EVIL], "Calibration": EVIL}}
     told = {"Answer": EVIL, "Probabilities": {EVIL: 1}}
     card |= {"Views": {"Normalisation": EVIL, "Other": told, "MeanImageOnly": told, "Note": EVIL}}
     card |= {"TrainingCohort": {EVIL: EVIL}, "Limits": EVIL, "Ranges": {EVIL: EVIL}, "Adapter": EVIL}

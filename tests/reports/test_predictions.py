@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 
 from bids_app.bids.writer import write_tsv
+from bids_app.outputs.schema import PredictionSidecar, Uncertainty, Verdict
 from bids_app.reports.participant import build_participant_report
-from bids_app.reports.predictions import WITHHELD, read_prediction, read_uncertainty, read_verdict
+from bids_app.reports.predictions import WITHHELD, read_prediction, show_uncertainty, show_verdict
 
 CHECKS = [
     {"Check": "tr", "Level": "pass", "Value": 2.0, "Limits": "0.5 to 3 s", "Message": ""},
@@ -28,7 +29,7 @@ VIEWS = {
 def predicted(tmp_path, card, **columns):
     path = tmp_path / "sub-01_task-rest_desc-age_predictions.tsv"
     write_tsv(path, pd.DataFrame({"clip": ["mean", 0, 1], "onset": [0, 0, 16], "duration": [32, 16, 16]} | columns))
-    return read_prediction(path, "url", card)
+    return read_prediction(path, "url", PredictionSidecar.from_json(card))
 
 
 def spoil(out, card, run=1, ending="predictions"):
@@ -54,28 +55,39 @@ def test_a_value_has_its_interval_and_unit(tmp_path):
 
 def test_a_label_has_its_set_which_may_be_empty():
     card = UNCERTAINTY | {"LabelSet": ["a", "b"], "LabelSetByClass": [], "Calibration": "temperature"}
-    found = read_uncertainty(card | {"CalibrationScans": 120, "CalibrationSource": "site A"})
+    found = uncertainty(card | {"CalibrationScans": 120, "CalibrationSource": "site A"})
     assert (found.name, found.span, found.by_class) == ("90 % set", "a or b", "none of the labels")
     assert found.calibration == "calibrated by temperature on 120 scans (site A)"
 
 
 def test_without_calibration_there_is_no_interval():
-    found = read_uncertainty(UNCERTAINTY | {"LabelSet": None})
+    found = uncertainty(UNCERTAINTY | {"LabelSet": None})
     assert (found.span, found.lack[0]) == ("", "not calibrated")
-    found = read_uncertainty(UNCERTAINTY | {"LabelSet": None, "Calibration": "temperature", "CalibrationScans": 5})
+    found = uncertainty(UNCERTAINTY | {"LabelSet": None, "Calibration": "temperature", "CalibrationScans": 5})
     assert (found.span, found.lack[0]) == ("", "no promise")
 
 
-def test_what_is_not_there_or_of_another_shape_is_no_verdict():
-    assert read_verdict(None) is None
-    assert read_verdict({"Level": "perhaps"}) is None
-    assert read_verdict({"Level": "warn", "Checks": ["x", 1]}).checks == ()
-    assert read_uncertainty([1]) is None
-    assert read_uncertainty({"StandardError": float("nan")}).standard_error is None
+def test_what_is_not_there_is_not_shown():
+    assert show_verdict(None) is None
+    assert show_uncertainty(None) is None
+    assert uncertainty({"StandardError": float("nan")}).standard_error is None
+
+
+@pytest.mark.parametrize("verdict", [{"Level": "perhaps"}, {"Level": "refuse", "Checks": ["x", 1]}, {}, "refuse"])
+def test_an_answer_whose_verdict_cannot_be_read_is_not_shown(out, verdict):
+    page = words(spoil(out, {"Verdict": verdict}))
+    assert page.count("clips say left hand") == 1  # of the other run
+    assert "demostate_predictions.json: Verdict" in page
+    assert "run-1_desc-demostatepredictions" not in page
+
+
+def uncertainty(content):
+    return show_uncertainty(Uncertainty.from_json(content))
 
 
 def test_the_worst_reason_comes_first_and_what_is_not_known_is_named():
-    found = read_verdict({"Level": "refuse", "Checks": CHECKS, "NotKnown": {"age": "No age is known."}})
+    content = {"Level": "refuse", "Checks": CHECKS, "NotKnown": {"age": "No age is known."}}
+    found = show_verdict(Verdict.from_json(content))
     assert found.reasons == ("Sides are exchanged.", "It moved a lot.")
     assert [check.value for check in found.checks] == ["2", "0.71", "mirrored", "n/a"]
     assert (found.checks[-1].level, found.checks[-1].message) == ("not known", "No age is known.")
@@ -93,7 +105,7 @@ def test_a_table_without_a_verdict_must_hold_its_numbers(tmp_path):
         predicted(tmp_path, {}, value=["n/a"] * 3)
     (tmp_path / "sub-01_desc-x_predictions.tsv").write_text("clip\n")
     with pytest.raises((StopIteration, csv.Error)):
-        read_prediction(tmp_path / "sub-01_desc-x_predictions.tsv", "", {})
+        read_prediction(tmp_path / "sub-01_desc-x_predictions.tsv", "", PredictionSidecar())
 
 
 def test_the_first_screen_tells_answer_set_verdict_and_what_the_mean_image_gives(out):

@@ -12,12 +12,12 @@ import torch
 
 from bids_app.adapters.file import AdaptedModel, load_adapter
 from bids_app.adapters.predict import Prediction, encode_run
-from bids_app.adapters.reliability import describe_uncertainty
 from bids_app.cli.train import main
 from bids_app.clips import MODEL_GRID_SHAPE, ClipReader, GridSeries
 from bids_app.model.api import load_model
 from bids_app.model.checkpoint import save_encoder
 from bids_app.model.encoder import Encoder
+from bids_app.outputs.reliability import describe_uncertainty
 from bids_app.training.calibrate import answers_of
 from bids_app.training.data.store import ClipStore
 from bids_app.training.head import embeddings_of
@@ -88,7 +88,7 @@ def test_a_calibrated_adapter_promises_what_it_keeps(site, encoder, tmp_path, ca
     answers = answers_of(model, adapted, scans, 4)
     truth = dict(line.split("\t")[:2] for line in (fresh / "participants.tsv").read_text().splitlines()[1:])
     predictions = [Prediction(made.card, answer[None], np.zeros(1), 16.0) for answer in answers]
-    ends = [describe_uncertainty(prediction)["Interval"] for prediction in predictions]
+    ends = [describe_uncertainty(prediction).interval for prediction in predictions]
     ages = [float(truth[f"sub-{scan.participant}"]) for scan in scans]
     inside = [low <= age <= high for (low, high), age in zip(ends, ages, strict=True)]
     assert np.mean(inside) >= 0.75  # of 24 scans by 40: 98 % of such draws are above
@@ -103,7 +103,7 @@ def test_a_calibrated_adapter_promises_what_it_keeps(site, encoder, tmp_path, ca
     distances = [plain.domain.measure(row) for row in embeddings.numpy()]
     assert prediction.distance.value == pytest.approx(distances[0].value, rel=0.1)
     assert np.mean([distance.is_far for distance in distances]) < 0.21  # 1 in 21 is stated; below in 99.5 % of draws
-    assert describe_uncertainty(prediction)["CalibrationSource"] == "site H"
+    assert describe_uncertainty(prediction).source == "site H"
 
 
 def test_who_trained_is_left_out_and_nobody_left_is_an_error(site, encoder, tmp_path, capsys) -> None:

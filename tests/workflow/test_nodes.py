@@ -7,12 +7,13 @@ from types import SimpleNamespace
 import pytest
 
 from bids_app.adapters.verdict import judge_scan
-from bids_app.preprocess.ingest.orientation import EXCHANGED, UNTOLD
+from bids_app.bids.orientation import LeftRight, Orientation
 from bids_app.workflow.nodes import scan_facts
 
 
 def run(**changes) -> SimpleNamespace:
-    values = {"tr": 2.0, "n_volumes": 100, "n_dummy": 4, "offset": 0.0, "quality": {"tsnr": 50.0}, "parameters": {}}
+    values = {"tr": 2.0, "n_volumes": 100, "n_dummy": 4, "offset": 0.0, "quality": {"tsnr": 50.0}}
+    values["orientation"] = Orientation()
     return SimpleNamespace(**(values | changes))
 
 
@@ -21,15 +22,18 @@ def test_a_runs_length_is_that_of_its_steady_volumes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "exchanged", "level"),
-    [("as in the template", False, "pass"), (EXCHANGED, True, "refuse"), (UNTOLD, None, "pass"), (None, None, "pass")],
+    ("left_right", "level", "is_known"),
+    [
+        (LeftRight.AS_STORED, "pass", True),
+        (LeftRight.FLIPPED, "refuse", True),
+        (LeftRight.UNKNOWN, "pass", False),
+        (LeftRight.NOT_CHECKED, "pass", False),
+    ],
 )
-def test_left_and_right_are_known_only_where_they_were_told(words, exchanged, level) -> None:
-    facts = scan_facts(run(parameters={"LeftAndRight": words} if words else {}), 0.95)
-    assert facts["exchanged"] is exchanged
-    verdict = judge_scan(facts)
+def test_left_and_right_are_judged_only_where_the_image_shows_them(left_right, level, is_known) -> None:
+    verdict = judge_scan(scan_facts(run(orientation=Orientation(left_right)), 0.95))
     assert verdict.level == level
-    assert ("orientation" in verdict.unknown) is (exchanged is None)
+    assert ("orientation" not in verdict.unknown) is is_known
 
 
 def test_a_series_without_its_mean_image_is_told() -> None:

@@ -21,7 +21,7 @@ from bids_app.catalog import templates
 from bids_app.catalog.templates import MODEL_SPACE, load_template, space, standing_in, warp_between
 from bids_app.errors import BadDataError
 from bids_app.preprocess.ingest.confounds import FD, complete, known_dummies, read_table, write_table
-from bids_app.preprocess.ingest.orientation import Placement, judge, look_at_placement, side_in_words
+from bids_app.preprocess.ingest.orientation import Placement, find_left_right, judge, look_at_placement
 from bids_app.preprocess.io.headers import (
     FORMS_APART_MM,
     FORMS_HINT,
@@ -34,7 +34,7 @@ from bids_app.preprocess.io.images import Series, read_volume, save_image
 from bids_app.preprocess.io.volumes import chunks
 from bids_app.preprocess.iqms import measure_quality
 from bids_app.preprocess.masking import brain_mask, prepare_bold
-from bids_app.preprocess.preprocessed import PreprocessedRun
+from bids_app.preprocess.preprocessed import Origin, PreprocessedRun
 from bids_app.preprocess.registration.ants import dice
 from bids_app.preprocess.registration.boldref import mask_boldref
 from bids_app.preprocess.registration.transforms import draw, linear, read_itk_composite
@@ -138,7 +138,7 @@ def take_over(series: Series, derived: DerivedRun, out_dir: Path) -> Preprocesse
     template, chain, transform = way_to_model(derived.space, out_dir)
     if derived.space != MODEL_SPACE and chain is None:
         warnings.append(f"{name}: is in {transform}.")
-    side = side_in_words(placement)
+    orientation = find_left_right(placement)
     return PreprocessedRun(
         source=derived.bold,
         bold=series.path,
@@ -162,18 +162,22 @@ def take_over(series: Series, derived: DerivedRun, out_dir: Path) -> Preprocesse
         boldref_in_template=on_template(mean, affine, derived.space, out_dir / "boldref_in_template.nii.gz"),
         space=derived.space,
         beside=tuple(path for path in (derived.mask, derived.confounds) if path is not None),
-        notes=(f"Space: {transform}.", f"Left and right: {side}."),
+        notes=(f"Space: {transform}.", f"Left and right: {orientation.in_words}."),
         offset=lift(values) if derived.denoised else 0.0,
-        parameters={
-            "Route": ROUTE,
-            "Template": template,
-            "Pipeline": derived.pipeline,
-            "Space": derived.space,
-            "WayToModelSpace": transform,
-            "LeftAndRight": side,
-            **{key: derived.metadata[key] for key in ("StartTime", "SliceTimingCorrected") if key in derived.metadata},
-        },
+        orientation=orientation,
+        origin=Origin(
+            derived.pipeline,
+            transform,
+            slice_timing_corrected=_known(derived.metadata, "SliceTimingCorrected", bool),
+            start_time=_known(derived.metadata, "StartTime", int, float),
+        ),
     )
+
+
+def _known(metadata: dict[str, Any], key: str, *kinds: type) -> Any:
+    """What derivatives say of themselves, where it is of the right type; None otherwise."""
+    value = metadata.get(key)
+    return value if type(value) in kinds else None
 
 
 MEAN_FIGURES = ("tsnr", "snr", "efc", "fber", "gsr")

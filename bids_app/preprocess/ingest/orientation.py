@@ -22,6 +22,7 @@ from itertools import permutations, product
 import numpy as np
 from scipy import fft, ndimage
 
+from bids_app.bids.orientation import LeftRight, Orientation
 from bids_app.catalog.templates import Template, load_template, space, standing_in, templateflow_home
 from bids_app.errors import BadDataError
 from bids_app.preprocess.registration.ants import correlation, mutual_information
@@ -49,9 +50,6 @@ SIDE_MARGIN = 0.02
 """Difference of similarity between image and mirror image from which left and right count as told."""
 ANATOMY_MARGIN = 0.03
 """The same for the participant's own images, relative."""
-
-UNTOLD, EXCHANGED = "cannot be told from the image", "perhaps exchanged"
-"""What `side_in_words` says where left and right are not as in the template."""
 
 
 @dataclass(frozen=True)
@@ -129,17 +127,17 @@ def judge(placement: Placement, source: str) -> tuple[str, ...]:
     return ()
 
 
-def side_in_words(placement: Placement) -> str:
-    """What is known of left and right, for sidecars."""
+def find_left_right(placement: Placement) -> Orientation:
+    """What the image shows of its left and right."""
     gain = placement.similarity - placement.mirrored
-    told = [
+    same = tuple(
         name for name, (stored, mirrored) in placement.companions.items() if stored > mirrored * (1 + ANATOMY_MARGIN)
-    ]
-    if told:
-        return f"as in the participant's own {' and '.join(told)}"
+    )
+    if same:
+        return Orientation(LeftRight.AS_STORED, same)
     if placement.distance_mm > SHIFT_WARNED_MM or abs(gain) <= SIDE_MARGIN:
-        return UNTOLD
-    return "as in the template" if gain > 0 else EXCHANGED
+        return Orientation(LeftRight.UNKNOWN)
+    return Orientation(LeftRight.AS_STORED if gain > 0 else LeftRight.FLIPPED)
 
 
 def look_at_placement(

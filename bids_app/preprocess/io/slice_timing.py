@@ -22,11 +22,6 @@ REACH = 8
 POLE = np.sqrt(3.0) - 2.0
 
 
-def describe_slices(slices: SliceTimes | None) -> dict[str, Any]:
-    """What sidecars say: whether slice timing was corrected, and when in the repetition time a volume then counts."""
-    return {"SliceTimingCorrected": slices is not None} | ({"StartTime": round(slices.reference, 6)} if slices else {})
-
-
 @dataclass(frozen=True)
 class SliceTimed:
     """A series in which all slices of a volume are as if measured at `SliceTimes.reference`.

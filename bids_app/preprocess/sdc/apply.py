@@ -102,10 +102,13 @@ class Unwarping:
     """On the boldref's grid: by how much signal was thinned out there, less 1."""
     distorted: Path
     """The boldref as it was measured."""
-    facts: dict[str, Any] = field(default_factory=dict)
+    phase_encoding: str
+    """As the run's sidecar gives it: ``j-``."""
+    readout_s: float | None = None
+    """Total readout time, where it is known and was used."""
     quality: dict[str, float] = field(default_factory=dict)
     sources: tuple[Path, ...] = ()
-    """Input files that it was found from."""
+    """Files of the fieldmap that it was found from; empty where there was none."""
 
     def aim(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Where points (V, 3) of the boldref are measured, mm; and by what their signal is to be multiplied, (V,)."""
@@ -116,13 +119,6 @@ class Unwarping:
 def aim(unwarping: Unwarping | None, points: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
     """`Unwarping.aim`, or the points as they are."""
     return (points, None) if unwarping is None else unwarping.aim(points)
-
-
-def describe_unwarping(unwarping: Unwarping | None) -> dict[str, Any]:
-    """What sidecars say of distortion."""
-    if unwarping is None:
-        return {"DistortionCorrected": False}
-    return {"DistortionCorrected": True, "DistortionCorrection": {"Method": unwarping.method, **unwarping.facts}}
 
 
 def gain_of(displacement: np.ndarray, affine: np.ndarray, axis: int) -> np.ndarray:

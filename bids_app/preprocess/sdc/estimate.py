@@ -85,18 +85,14 @@ def correct_distortion(
         found = _bring_to_run(measured, run, readout, source.name, fieldmap.files[0].name, out_dir, seed)
     displacement, quality = found
     quality |= size_of(displacement[head_mask(data, affine)])
-    facts = {
-        "PhaseEncodingDirection": metadata["PhaseEncodingDirection"],
-        "TotalReadoutTime": readout.seconds,
-        "Files": [path.name for path in fieldmap.files],
-    }
     boldref, unwarping = save_unwarping(
         out_dir,
         motion.boldref,
         displacement,
         readout.axis,
         METHODS[fieldmap.kind],
-        facts=facts,
+        phase_encoding=metadata["PhaseEncodingDirection"],
+        readout_s=readout.seconds,
         quality=quality,
         sources=fieldmap.files,
     )

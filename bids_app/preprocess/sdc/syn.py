@@ -83,8 +83,13 @@ def correct_by_anatomy(
         "sdc_anatomy_correlation_before": correlation(like_epi[brain], corrected[brain]),
         "sdc_anatomy_correlation_after": correlation(like_epi[brain], straight[brain]),
     }
-    facts = {"PhaseEncodingDirection": metadata["PhaseEncodingDirection"]}
     corrected_boldref, unwarping = save_unwarping(
-        out_dir, motion.boldref, displacement, readout.axis, METHOD, facts=facts, quality=quality
+        out_dir,
+        motion.boldref,
+        displacement,
+        readout.axis,
+        METHOD,
+        phase_encoding=metadata["PhaseEncodingDirection"],
+        quality=quality,
     )
     return replace(motion, boldref=corrected_boldref, unwarping=unwarping)

@@ -10,6 +10,7 @@ import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from bids_app.bids.derivatives import DerivedRun
+from bids_app.bids.orientation import LeftRight, Orientation
 from bids_app.catalog.templates import MODEL_SPACE, space
 from bids_app.clips import MODEL_GRID_AFFINE
 from bids_app.errors import BadDataError
@@ -73,8 +74,8 @@ def test_a_run_is_taken_over_with_mask_and_confounds(taken, whole, standard_brai
     assert np.load(taken.carpet).shape == (40, standard_brain.mask.sum())
     assert taken.warnings == ()
     assert taken.beside == (whole.mask, whole.confounds)
-    assert taken.parameters["StartTime"] == 0.5
-    assert taken.parameters["LeftAndRight"] == "as in the template"
+    assert taken.origin.start_time == 0.5
+    assert taken.orientation == Orientation(LeftRight.AS_STORED)
     for path in (taken.boldref, taken.dseg, taken.boldref_in_template):
         assert path.exists()
 

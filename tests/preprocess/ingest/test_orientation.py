@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 from nibabel.orientations import apply_orientation, inv_ornt_aff
 
+from bids_app.bids.orientation import LeftRight, Orientation
 from bids_app.errors import BadDataError
 from bids_app.preprocess.ingest.orientation import (
     SHIFT_WARNED_MM,
+    find_left_right,
     judge,
     look_at_placement,
     orientations,
     shift_scores,
-    side_in_words,
     turned,
 )
 
@@ -37,14 +38,14 @@ def test_an_image_in_its_place_passes(right):
     assert right.orientation == "as stored"
     assert right.distance_mm < 1.5
     assert right.similarity > right.mirrored + 0.02
-    assert side_in_words(right) == "as in the participant's own T1w"
+    assert find_left_right(right).in_words == "as in the participant's own T1w"
 
 
 def test_a_mirrored_image_is_warned_of_by_the_template_alone(standard_brain):
     found = look(standard_brain, standard_brain.image[::-1], standard_brain.mask[::-1])
     (warning,) = judge(found, "x.nii.gz")
     assert "mirror image" in warning
-    assert side_in_words(found) == "perhaps exchanged"
+    assert find_left_right(found) == Orientation(LeftRight.FLIPPED)
 
 
 def test_an_image_mirrored_against_the_participants_anatomy_is_refused(standard_brain):
@@ -57,7 +58,7 @@ def test_an_image_mirrored_against_the_participants_anatomy_is_refused(standard_
 def test_an_image_that_is_its_own_mirror_image_tells_no_sides(standard_brain):
     image = (standard_brain.image + standard_brain.image[::-1]) / 2
     found = look(standard_brain, image, standard_brain.mask & standard_brain.mask[::-1])
-    assert side_in_words(found) in ("cannot be told from the image", "perhaps exchanged")
+    assert find_left_right(found).left_right in (LeftRight.UNKNOWN, LeftRight.FLIPPED)
     assert abs(found.similarity - found.mirrored) < 0.02
 
 
@@ -88,7 +89,7 @@ def test_voxels_cropped_by_index_are_warned_of(standard_brain, axis):
     assert found.shift_mm[axis] == pytest.approx(-4, abs=1)
     assert found.distance_mm > SHIFT_WARNED_MM
     assert "cropped" in judge(found, "x")[0]
-    assert side_in_words(found) == "cannot be told from the image"
+    assert find_left_right(found) == Orientation(LeftRight.UNKNOWN)
 
 
 def test_many_voxels_cropped_by_index_are_refused(standard_brain):

@@ -155,7 +155,7 @@ def test_unwarping_restores_places_and_brightness(tmp_path, head, field_hz):
     wrong = np.abs(seen - head.epi)[head.brain].mean()
     assert np.abs(unwarp(seen, head.affine, moves, 1) - head.epi)[head.brain].mean() < 0.3 * wrong
     path = save_image(tmp_path / "seen.nii.gz", seen, head.affine)
-    _, unwarping = save_unwarping(tmp_path, path, moves.astype(np.float32), 1, "a test")
+    _, unwarping = save_unwarping(tmp_path, path, moves.astype(np.float32), 1, "a test", phase_encoding="j")
     points = grid_points(seen.shape, head.affine, head.brain)
     measured, gain = unwarping.aim(points)
     source = ArrayVolumes(np.repeat(seen[..., None], 3, axis=3), head.affine)

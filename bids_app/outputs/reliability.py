@@ -4,54 +4,69 @@ other view, the mean image alone, and the two halves of a run."""
 from __future__ import annotations
 
 import math
-from typing import Any
+from dataclasses import replace
 
 import numpy as np
 
 from bids_app.adapters.calibration import effective_sample_size, standard_error
-from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION
+from bids_app.adapters.file import EMBEDDING, REGRESSION
 from bids_app.adapters.predict import KEEPS_THE_MEAN_IMAGE, LEVEL, Embeddings, Prediction
+from bids_app.outputs.schema import (
+    HalfCorrelation,
+    Halves,
+    PromisedInterval,
+    PromisedLabels,
+    Reliability,
+    Uncertainty,
+    View,
+    Views,
+)
 
 LEAST_SIGNAL = 0.05
 """Below which an answer says too little for a share of it: of a probability beyond chance, or standard deviations."""
 NOT_KEPT = "Under this normalisation the mean image is 0 everywhere, so the whole answer comes from the dynamics."
 
 
-def describe_uncertainty(prediction: Prediction) -> dict[str, Any]:
+def describe_reliability(prediction: Prediction) -> Reliability:
+    """All that is said of how far an answer, which is not withheld, can be relied on."""
+    return Reliability(
+        agreement=prediction.agreement,
+        uncertainty=describe_uncertainty(prediction),
+        views=describe_views(prediction),
+        split_half=describe_halves(prediction),
+    )
+
+
+def describe_uncertainty(prediction: Prediction) -> Uncertainty:
     """Spread over clips, and the promises of the adapter's calibration; see `bids_app.adapters.calibration`."""
     values = _scores(prediction)
     error = standard_error(values)
-    found: dict[str, Any] = {
-        "EffectiveClips": round(effective_sample_size(values), 2),
-        "StandardError": None if math.isnan(error) else error,
-        "Level": LEVEL,
-    }
-    made, labels = prediction.calibration, prediction.card.labels
-    if prediction.card.task == REGRESSION:
-        found["Interval"] = None if prediction.interval is None else list(prediction.interval)
-    elif prediction.card.task == CLASSIFICATION:
-        for key, by_class in (("LabelSet", False), ("LabelSetByClass", True)):
-            promised = made.label_set(prediction.told, labels, LEVEL, by_class) if made else None
-            found[key] = None if promised is None else list(promised)
-    return found | {
-        "Calibration": made.method if made else "none",
-        "CalibrationScans": made.n_scans if made else 0,
-        "CalibrationSource": made.source if made else "",
-    }
+    made = prediction.calibration
+    return Uncertainty(
+        effective_clips=round(effective_sample_size(values), 2),
+        standard_error=None if math.isnan(error) else error,
+        level=LEVEL,
+        promise=_promise(prediction),
+        method=made.method if made else "none",
+        scans=made.n_scans if made else 0,
+        source=made.source if made else "",
+    )
 
 
-def describe_views(prediction: Prediction) -> dict[str, Any]:
+def describe_views(prediction: Prediction) -> Views:
     """The answer from the other normalisation, and from the mean image alone; none of them is calibrated."""
     card = prediction.card
-    found: dict[str, Any] = {"Normalisation": card.normalisation, "Own": _told(prediction, prediction.answer)}
-    found["Other"] = None
+    other = None
     if prediction.other is not None:
-        found["Other"] = {"Normalisation": card.twin["normalisation"], **_told(prediction, prediction.other)}
-    found["MeanImageOnly"] = None if prediction.still is None else _told(prediction, prediction.still)
-    found["FromMeanImage"] = share_of_the_mean_image(prediction)
-    if card.normalisation != KEEPS_THE_MEAN_IMAGE:
-        found["Note"] = NOT_KEPT
-    return found
+        other = replace(_view(prediction, prediction.other), normalisation=card.twin["normalisation"])
+    return Views(
+        normalisation=card.normalisation,
+        own=_view(prediction, prediction.answer),
+        other=other,
+        mean_image_only=None if prediction.still is None else _view(prediction, prediction.still),
+        from_mean_image=share_of_the_mean_image(prediction),
+        note=None if card.normalisation == KEEPS_THE_MEAN_IMAGE else NOT_KEPT,
+    )
 
 
 def share_of_the_mean_image(prediction: Prediction) -> float | None:
@@ -74,10 +89,10 @@ def share_of_the_mean_image(prediction: Prediction) -> float | None:
     return None if abs(whole) < LEAST_SIGNAL else float(np.clip(part / whole, 0, 1))
 
 
-def describe_halves(prediction: Prediction) -> dict[str, Any] | None:
+def describe_halves(prediction: Prediction) -> Halves | None:
     """The answers from the odd and from the even clips, uncalibrated, and by how much they differ; None for one clip.
 
-    ``Difference`` is of the values, or of the probabilities of the run's label; of vectors it is 1 less their cosine.
+    The difference is of the values, or of the probabilities of the run's label; of vectors it is 1 less their cosine.
     """
     if len(prediction.clips) < 2:
         return None
@@ -86,23 +101,24 @@ def describe_halves(prediction: Prediction) -> dict[str, Any] | None:
         difference = 1 - _cosine(odd, even)
     else:
         difference = float(abs(odd[prediction.place] - even[prediction.place]))
-    return {"Odd": _told(prediction, odd), "Even": _told(prediction, even), "Difference": difference}
+    return Halves(odd=_view(prediction, odd), even=_view(prediction, even), difference=difference)
 
 
-def describe_embedding_halves(embeddings: Embeddings) -> dict[str, Any]:
+def describe_embedding_halves(embeddings: Embeddings) -> dict[str, HalfCorrelation | None]:
     """By normalisation: correlation of the mean embeddings of odd and even clips, and what it says of the whole run.
 
-    ``SpearmanBrown`` is 2 r / (1 + r). Embeddings of any two scans resemble each other, so values near 1 are common:
-    the group level, which knows other scans, tells more.
+    The latter (Spearman-Brown) is 2 r / (1 + r). Embeddings of any two scans resemble each other, so values near 1 are
+    common: the group level, which knows other scans, tells more.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, HalfCorrelation | None] = {}
     for name, values in embeddings.values.items():
         if len(values) < 2:
             found[name] = None
             continue
         r = float(np.corrcoef(*halves(values))[0, 1])
         whole = 2 * r / (1 + r) if r > -1 else math.nan
-        found[name] = {"Correlation": r, "SpearmanBrown": whole, "Clips": [(len(values) + 1) // 2, len(values) // 2]}
+        n_clips = ((len(values) + 1) // 2, len(values) // 2)
+        found[name] = HalfCorrelation(correlation=r, spearman_brown=whole, clips=n_clips)
     return found
 
 
@@ -118,15 +134,29 @@ def _scores(prediction: Prediction) -> np.ndarray:
     return prediction.clips[:, prediction.place].astype(float)
 
 
-def _told(prediction: Prediction, values: np.ndarray) -> dict[str, Any]:
-    """An answer (K,) as sidecars tell it; of vectors nothing, since they stand in the table."""
+def _promise(prediction: Prediction) -> PromisedInterval | PromisedLabels | None:
+    """What the adapter's calibration promises of an answer; of vectors nothing."""
+    task, made = prediction.card.task, prediction.calibration
+    if task == REGRESSION:
+        return PromisedInterval(interval=prediction.interval)
+    if task == EMBEDDING:
+        return None
+    if made is None:
+        return PromisedLabels()
+    sets = (made.label_set(prediction.told, prediction.card.labels, LEVEL, by_class) for by_class in (False, True))
+    over_all, by_class = (None if labels is None else tuple(labels) for labels in sets)
+    return PromisedLabels(label_set=over_all, by_class=by_class)
+
+
+def _view(prediction: Prediction, values: np.ndarray) -> View:
+    """An answer (K,) as sidecars hold it; of vectors only the cosine, since they stand in the table."""
     card = prediction.card
     if card.task == REGRESSION:
-        return {"Answer": f"{float(values[0]):.4g} {card.unit}".strip(), "Value": float(values[0])}
+        return View(answer=f"{float(values[0]):.4g} {card.unit}".strip(), value=float(values[0]))
     if card.task == EMBEDDING:
-        return {"Cosine": _cosine(values, prediction.answer)}
+        return View(cosine=_cosine(values, prediction.answer))
     probabilities = {label: round(float(p), 6) for label, p in zip(card.labels, values, strict=True)}
-    return {"Answer": prediction.label(values), "Probabilities": probabilities}
+    return View(answer=prediction.label(values), probabilities=probabilities)
 
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> float:

@@ -12,17 +12,17 @@ from bids_app.adapters.calibration import calibrate_classes, calibrate_values
 from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import AdaptedModel, Adapter, AdapterCard
 from bids_app.adapters.predict import Embeddings, Prediction, encode_run
-from bids_app.adapters.reliability import (
-    describe_embedding_halves,
-    describe_halves,
-    describe_uncertainty,
-    describe_views,
-)
 from bids_app.adapters.verdict import judge_prediction
 from bids_app.clips import MODEL_GRID_SHAPE, ClipReader, GridSeries
 from bids_app.model.api import Model, load_model
 from bids_app.model.checkpoint import save_encoder
 from bids_app.model.encoder import Encoder, EncoderConfig
+from bids_app.outputs.reliability import (
+    describe_embedding_halves,
+    describe_halves,
+    describe_uncertainty,
+    describe_views,
+)
 
 CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
 ONSETS = 16.0 * np.arange(6)
@@ -48,11 +48,11 @@ def ages(values: list[float], **changes) -> Prediction:
 
 def test_without_calibration_nothing_is_promised() -> None:
     told = describe_uncertainty(classes())
-    assert (told["LabelSet"], told["LabelSetByClass"], told["Calibration"]) == (None, None, "none")
-    assert 1 <= told["EffectiveClips"] <= 6
-    assert 0 < told["StandardError"] < 0.2
-    assert describe_uncertainty(ages([30.0]))["StandardError"] is None
-    assert describe_uncertainty(ages([30.0]))["Interval"] is None
+    assert (told.labels.label_set, told.labels.by_class, told.method) == (None, None, "none")
+    assert 1 <= told.effective_clips <= 6
+    assert 0 < told.standard_error < 0.2
+    assert describe_uncertainty(ages([30.0])).standard_error is None
+    assert describe_uncertainty(ages([30.0])).interval is None
 
 
 def test_a_calibrated_answer_is_told_with_its_set() -> None:
@@ -65,8 +65,8 @@ def test_a_calibrated_answer_is_told_with_its_set() -> None:
     assert 0.5 < mean["p_f"] < CLIPS.mean(axis=0)[0]
     assert first["p_f"] == pytest.approx(0.9)
     told = describe_uncertainty(prediction)
-    assert set(told["LabelSet"]) == {"f", "m"}
-    assert (told["Calibration"], told["CalibrationScans"], told["CalibrationSource"]) == ("temperature", 300, "site A")
+    assert set(told.labels.label_set) == {"f", "m"}
+    assert (told.method, told.scans, told.source) == ("temperature", 300, "site A")
 
 
 def test_a_calibrated_value_has_an_interval_in_table_and_sidecar() -> None:
@@ -76,7 +76,7 @@ def test_a_calibrated_value_has_an_interval_in_table_and_sidecar() -> None:
     mean, clip, *_ = prediction.rows()
     assert (mean["lower"], mean["upper"]) == (30.0 - 90, 30.0 + 90)
     assert "lower" not in clip
-    assert describe_uncertainty(prediction)["Interval"] == [-60.0, 120.0]
+    assert describe_uncertainty(prediction).interval == (-60.0, 120.0)
 
 
 def test_a_refused_answer_is_nowhere_in_the_table() -> None:
@@ -96,34 +96,34 @@ def test_a_refused_answer_is_nowhere_in_the_table() -> None:
 def test_the_share_of_the_mean_image_is_what_stays_of_the_distance_from_the_cohorts_mean(still, share) -> None:
     prediction = replace(ages([48.0, 52.0]), still=np.array([still]))
     views = describe_views(prediction)
-    assert views["FromMeanImage"] == pytest.approx(share)
-    assert views["MeanImageOnly"]["Value"] == still
+    assert views.from_mean_image == pytest.approx(share)
+    assert views.mean_image_only.value == still
 
 
 def test_of_an_answer_that_says_nothing_there_is_no_share() -> None:
-    assert describe_views(replace(ages([40.1]), still=np.array([60.0])))["FromMeanImage"] is None
+    assert describe_views(replace(ages([40.1]), still=np.array([60.0]))).from_mean_image is None
 
 
 def test_the_share_of_a_classification_is_of_what_is_above_chance() -> None:
     clips = np.array([[0.9, 0.1], [0.9, 0.1]])
     prediction = Prediction(card(), clips, ONSETS[:2], 16.0, still=np.array([0.7, 0.3]))
-    assert describe_views(prediction)["FromMeanImage"] == pytest.approx(0.5)
+    assert describe_views(prediction).from_mean_image == pytest.approx(0.5)
 
 
 def test_halves_are_the_odd_and_the_even_clips() -> None:
     told = describe_halves(ages([20.0, 40.0, 30.0, 60.0]))
     assert told is not None
-    assert (told["Odd"]["Value"], told["Even"]["Value"], told["Difference"]) == (25.0, 50.0, 25.0)
+    assert (told.odd.value, told.even.value, told.difference) == (25.0, 50.0, 25.0)
     assert describe_halves(ages([20.0])) is None
     rng = np.random.default_rng(0)
     own = rng.normal(size=50)
     values = {"voxel": own + 0.1 * rng.normal(size=(6, 50)), "global": rng.normal(size=(1, 50))}
     halves = describe_embedding_halves(Embeddings(values, ONSETS, 16.0))
     assert halves["global"] is None
-    r = halves["voxel"]["Correlation"]
+    r = halves["voxel"].correlation
     assert 0.95 < r < 1
-    assert halves["voxel"]["SpearmanBrown"] == pytest.approx(2 * r / (1 + r))
-    assert halves["voxel"]["Clips"] == [3, 3]
+    assert halves["voxel"].spearman_brown == pytest.approx(2 * r / (1 + r))
+    assert halves["voxel"].clips == (3, 3)
 
 
 @pytest.fixture
@@ -165,8 +165,8 @@ def test_the_mean_image_alone_is_asked_where_the_normalisation_keeps_it(model: M
     assert kept.still[1] == pytest.approx(float(expected), abs=1e-6)
     np.testing.assert_allclose(own.still, kept.still, atol=1e-6)
     assert lost.still is None
-    assert describe_views(lost)["MeanImageOnly"] is None
-    assert "0 everywhere" in describe_views(lost)["Note"]
+    assert describe_views(lost).mean_image_only is None
+    assert "0 everywhere" in describe_views(lost).note
 
 
 def test_a_twin_answers_under_the_other_normalisation(model: Model, reader: ClipReader) -> None:
@@ -177,7 +177,7 @@ def test_a_twin_answers_under_the_other_normalisation(model: Model, reader: Clip
     _, (first, second) = encode_run(model, adapted, reader, ("voxel",))
     np.testing.assert_allclose(first.other, second.answer, atol=1e-6)
     views = describe_views(first)
-    assert views["Other"]["Normalisation"] == "global"
-    assert views["Other"]["Probabilities"]["f"] == pytest.approx(float(second.answer[0]), abs=1e-5)
+    assert views.other.normalisation == "global"
+    assert views.other.probabilities["f"] == pytest.approx(float(second.answer[0]), abs=1e-5)
     assert second.other is None
-    assert describe_views(second)["Other"] is None
+    assert describe_views(second).other is None

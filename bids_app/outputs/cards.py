@@ -7,29 +7,30 @@ from typing import Any
 from bids_app.adapters.file import AdapterCard, load_adapter
 from bids_app.catalog.cards import describe_model
 from bids_app.catalog.models import Entry
+from bids_app.outputs.schema import AdapterFacts
 
 
-def describe_adapter(card: AdapterCard) -> dict[str, Any]:
-    """Facts for the card of an adapter, under the names that sidecars have."""
-    return {
-        "Adapter": card.name,
-        "Task": card.task,
-        "Target": card.target,
-        "Labels": list(card.labels),
-        "Unit": card.unit,
-        "Normalisation": card.normalisation,
-        "Strategy": card.strategy,
-        "EncoderSHA256": card.encoder_sha256,
-        "TrainingCohort": card.cohort,
-        "Ranges": {check: list(ends) for check, ends in card.ranges.items()},
-        "AdapterCalibration": _describe_calibration(card),
-        "Metrics": card.metrics,
-        "IntendedUse": card.intended_use,
-        "Limits": card.limits,
-        "License": card.licence,
-        "Demonstration": card.demonstration,
-        "ResearchOnly": card.research_only,
-    }
+def describe_adapter(card: AdapterCard) -> AdapterFacts:
+    """What sidecars and cards say of an adapter."""
+    return AdapterFacts(
+        name=card.name,
+        task=card.task,
+        target=card.target,
+        labels=card.labels,
+        unit=card.unit,
+        normalisation=card.normalisation,
+        strategy=card.strategy,
+        encoder_sha256=card.encoder_sha256,
+        cohort=card.cohort,
+        ranges={check: list(ends) for check, ends in card.ranges.items()},
+        calibration=_describe_calibration(card),
+        metrics=card.metrics,
+        intended_use=card.intended_use,
+        limits=card.limits,
+        licence=card.licence,
+        demonstration=card.demonstration,
+        research_only=card.research_only,
+    )
 
 
 def model_facts(entry: Entry) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def adapter_facts(entry: Entry) -> dict[str, Any]:
         return known
     from bids_app.catalog.fetch import file_sha256
 
-    told = describe_adapter(load_adapter(entry.path).card)
+    told = describe_adapter(load_adapter(entry.path).card).to_json()
     return known | {key: value for key, value in told.items() if value or key not in known} | {
         "FileSHA256": file_sha256(entry.path)
     }  # fmt: skip

@@ -1,0 +1,137 @@
+"""What the model made of a run, as files: tables of embeddings, predictions and vectors, and figures of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from bids_app.adapters import verdict as verdicts
+from bids_app.adapters.file import EMBEDDING
+from bids_app.adapters.predict import LEVEL, Encoded, Prediction
+from bids_app.bids.entities import as_label
+from bids_app.bids.writer import write_tsv
+from bids_app.outputs.cards import describe_adapter
+from bids_app.outputs.names import RunName, name_run
+from bids_app.outputs.reliability import describe_embedding_halves, describe_reliability
+from bids_app.outputs.schema import Check, EmbeddingsSidecar, PredictionSidecar, Verdict
+from bids_app.preprocess.preprocessed import PreprocessedRun
+
+EMBEDDINGS_COLUMNS: dict[str, Any] = {
+    "normalisation": {
+        "Description": "How the run was normalised before it was cut into clips",
+        "Levels": {
+            "global": "One z-score over all voxels of the brain and all volumes",
+            "voxel": "A z-score of each voxel over time",
+        },
+    },
+    "clip": {"Description": "Number of the clip, or the mean over clips"},
+    "onset": {"Description": "Start of the clip in the run as it was scanned", "Units": "s"},
+    "duration": {"Description": "Length of the clip, or of all clips", "Units": "s"},
+    "eNNNN": {"Description": "Features of the encoder, averaged over all tokens of a clip"},
+}
+"""What the columns of an embeddings table are."""
+
+VERDICT_COLUMN = {
+    "Description": "Whether the run's answer can be trusted; the checks stand under Verdict",
+    "Levels": {
+        "pass": "Nothing speaks against it",
+        "warn": "It may be worse than the adapter's card promises",
+        "refuse": "It would mean nothing, and is withheld",
+    },
+}
+
+
+def model_outputs(
+    encoded: Encoded,
+    preprocessed: PreprocessedRun,
+    entities: Mapping[str, str],
+    datasets: Mapping[str, Path],
+    out_dir: Path,
+) -> Path:
+    """Lay out embeddings and predictions with their sidecars."""
+    names = name_run(out_dir / "tree", entities, datasets, [preprocessed.source])
+    facts: dict[str, Any] = {
+        **asdict(encoded.facts),
+        "template": preprocessed.template,
+        "slice_timing_corrected": preprocessed.slices is not None,
+        "start_time": preprocessed.start_time,
+    }
+    table = names.path("embeddings", ".tsv", desc=as_label(encoded.facts.model))
+    write_tsv(table, pd.DataFrame(encoded.embeddings.rows()))
+    sidecar = EmbeddingsSidecar(
+        **facts,
+        verdict=describe_verdict(encoded.verdict),
+        split_half=describe_embedding_halves(encoded.embeddings),
+        columns=EMBEDDINGS_COLUMNS,
+        seconds_dropped=encoded.embeddings.dropped,
+        model_card=encoded.card or None,
+    )
+    names.sidecar(table, sidecar)
+    for prediction in encoded.predictions:
+        suffix = "vectors" if prediction.card.task == EMBEDDING else "predictions"
+        table = names.path(suffix, ".tsv", desc=prediction.card.name)
+        write_tsv(table, pd.DataFrame(prediction.rows()))
+        names.sidecar(table, describe_prediction(prediction, facts))
+    return names.tree
+
+
+def describe_prediction(prediction: Prediction, facts: Mapping[str, Any]) -> PredictionSidecar:
+    """What a predictions table means, and how far it can be trusted.
+
+    Parameters
+    ----------
+    prediction : Prediction
+    facts : mapping
+        Fields of the sidecar that all of a run's sidecars share.
+    """
+    return PredictionSidecar(
+        **{**facts, "demonstration": prediction.card.demonstration},
+        adapter=describe_adapter(prediction.card),
+        verdict=describe_verdict(prediction.verdict),
+        columns=prediction_columns(prediction),
+        reliability=None if prediction.is_refused else describe_reliability(prediction),
+        disclaimer="A research result, not a medical device: not a statement about a person.",
+    )
+
+
+def prediction_columns(prediction: Prediction) -> dict[str, Any]:
+    """What the columns of a predictions table are, as far as their names do not say it."""
+    found: dict[str, Any] = {"verdict": VERDICT_COLUMN} if prediction.verdict else {}
+    if prediction.interval is not None:
+        about = f"end of the interval that holds the true value of {LEVEL:.0%} of scans like those of the calibration"
+        for name in ("lower", "upper"):
+            found[name] = {"Description": f"{name.capitalize()} {about}", "Units": prediction.card.unit or "n/a"}
+    return found
+
+
+def describe_verdict(found: verdicts.Verdict | None) -> Verdict | None:
+    """A verdict as sidecars hold it; values of checks have four decimals."""
+    if found is None:
+        return None
+    checks = (
+        Check(
+            name=check.name,
+            level=check.level,
+            value=round(check.value, 4) if isinstance(check.value, float) else check.value,
+            limits=check.limits,
+            message=check.message,
+        )
+        for check in found.checks
+    )
+    return Verdict(level=found.level, checks=tuple(checks), not_known=dict(found.unknown))
+
+
+def draw_answers(encoded: Encoded, names: RunName) -> None:
+    """Draw embeddings, and each adapter's predictions."""
+    from bids_app.reports.figures.charts import plot_embeddings, plot_predictions
+
+    table = pd.DataFrame(encoded.embeddings.rows())
+    plot_embeddings(table, names.figure("embeddings"), title=f"Embeddings of {names.stem}")
+    for prediction in (p for p in encoded.predictions if p.card.task != EMBEDDING and not p.is_refused):
+        path = names.figure(f"{prediction.card.name}predictions")
+        title = f"{prediction.card.name} predicted from {names.stem}"
+        plot_predictions(pd.DataFrame(prediction.rows()), path, title=title, unit=prediction.card.unit)

@@ -1,0 +1,75 @@
+"""What each sidecar holds, as frozen dataclasses: the writers fill them, report and group level read them.
+
+Nobody else knows a key. What may enter: declarations of files, and nothing that needs more than Python itself, so that
+the report and the group level load no model.
+"""
+
+from bids_app.outputs.schema.log import FAILED, OK, RunOutcome, Summary
+from bids_app.outputs.schema.model import (
+    AdapterFacts,
+    AttributionSidecar,
+    EmbeddingsSidecar,
+    HalfCorrelation,
+    Halves,
+    ModelSidecar,
+    PredictionSidecar,
+    PromisedInterval,
+    PromisedLabels,
+    Reliability,
+    Uncertainty,
+    View,
+    Views,
+)
+from bids_app.outputs.schema.record import Record
+from bids_app.outputs.schema.run import (
+    BoldrefSidecar,
+    BoldSidecar,
+    DataDictionary,
+    DistortionCorrection,
+    MaskSidecar,
+    MeasuredField,
+    Parameters,
+    QualitySidecar,
+    Sidecar,
+    T1wSidecar,
+    TransformSidecar,
+)
+from bids_app.outputs.schema.verdict import LEVELS, PASS, REFUSE, WARN, Check, Verdict
+
+__all__ = [
+    "FAILED",
+    "LEVELS",
+    "OK",
+    "PASS",
+    "REFUSE",
+    "WARN",
+    "AdapterFacts",
+    "AttributionSidecar",
+    "BoldSidecar",
+    "BoldrefSidecar",
+    "Check",
+    "DataDictionary",
+    "DistortionCorrection",
+    "EmbeddingsSidecar",
+    "HalfCorrelation",
+    "Halves",
+    "MaskSidecar",
+    "MeasuredField",
+    "ModelSidecar",
+    "Parameters",
+    "PredictionSidecar",
+    "PromisedInterval",
+    "PromisedLabels",
+    "QualitySidecar",
+    "Record",
+    "Reliability",
+    "RunOutcome",
+    "Sidecar",
+    "Summary",
+    "T1wSidecar",
+    "TransformSidecar",
+    "Uncertainty",
+    "Verdict",
+    "View",
+    "Views",
+]

@@ -1,0 +1,41 @@
+"""A verdict as sidecars hold it: whether a scan, or an answer about it, can be relied on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bids_app.outputs.schema.readers import by_name, one_of, several, text, value_or_text
+from bids_app.outputs.schema.record import Record, key, record
+
+LEVELS = PASS, WARN, REFUSE = ("pass", "warn", "refuse")
+"""From the best to the worst."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check(Record):
+    """What one check found; ``value`` is a number or words."""
+
+    name: str = key("Check", text, required=True)
+    level: str = key("Level", one_of(*LEVELS), required=True)
+    value: float | str | None = key("Value", value_or_text, null=True)
+    limits: str | None = key("Limits", text)
+    message: str | None = key("Message", text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict(Record):
+    """The worst level of all checks, the checks, and those that could not be made with the reason."""
+
+    level: str = key("Level", one_of(*LEVELS), required=True)
+    checks: tuple[Check, ...] | None = key("Checks", several(record(Check)))
+    not_known: dict[str, str] | None = key("NotKnown", by_name(text))
+
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """Checks that did not pass."""
+        return tuple(check for check in self.checks or () if check.level != PASS)
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Why it did not pass, the worst first."""
+        return tuple(c.message for level in (REFUSE, WARN) for c in self.failed if c.level == level and c.message)

@@ -1,0 +1,84 @@
+"""An adapter's file is opened once an invocation, whatever needs to know of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from bids_app.adapters.file import Adapter, AdapterCard, save_adapter
+from bids_app.catalog.fetch import file_sha256
+from bids_app.errors import BadDataError
+from bids_app.model.api import load_model
+from bids_app.settings import PARTICIPANT, ModelSettings, Settings
+from bids_app.workflow import adapters
+from bids_app.workflow.adapters import chosen_adapters, know_adapter
+from bids_app.workflow.context import choose_model
+from bids_app.workflow.preflight import CHECKS
+
+OPENED: list[str] = []
+"""Files that Python opened since `opened` began to listen."""
+
+
+def _listen(event: str, arguments: tuple) -> None:
+    if event == "open":
+        OPENED.append(str(arguments[0]))
+
+
+@pytest.fixture(scope="module")
+def listening() -> None:
+    sys.addaudithook(_listen)  # stays until the process ends
+
+
+@pytest.fixture
+def opened(listening, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Files that are opened, by Python or by safetensors, which Python is not told of."""
+    from bids_app.model import checkpoint
+
+    original = checkpoint.safe_open
+    monkeypatch.setattr(checkpoint, "safe_open", lambda path, **kw: OPENED.append(str(path)) or original(path, **kw))
+    adapters._read.cache_clear()
+    OPENED.clear()
+    yield OPENED
+    adapters._read.cache_clear()
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    card = AdapterCard("mood", "classification", "mood", load_model("demo").weights_sha256, "voxel", ("low", "high"))
+    return save_adapter(tmp_path / "mood.safetensors", Adapter(card, {"head.weight": torch.zeros(1, 8)}))
+
+
+def settings(tmp_path: Path, file: Path) -> Settings:
+    model = ModelSettings(model="demo", adapters=(str(file),))
+    return Settings(tmp_path, tmp_path / "out", PARTICIPANT, tmp_path / "work", model=model)
+
+
+def test_checks_methods_text_and_steps_open_an_adapter_once(tmp_path: Path, file: Path, opened: list[str]) -> None:
+    wanted = settings(tmp_path, file)
+    CHECKS["weights"](wanted)
+    assert CHECKS["adapters"](wanted) == "mood"
+    chosen = choose_model(wanted)
+    assert "mood" in [sentence.values.get("adapter") for sentence in chosen.sentences]
+    assert opened.count(str(file)) == 1
+    assert chosen.adapters == (file,)
+    assert chosen.hashes[str(file)] == file_sha256(file)
+
+
+def test_a_file_that_changed_is_read_again(tmp_path: Path, file: Path, opened: list[str]) -> None:
+    (before,) = chosen_adapters(settings(tmp_path, file))
+    file.write_bytes(file.read_bytes() + b"\0")
+    opened.clear()
+    with pytest.raises(BadDataError, match=r"mood\.safetensors: cannot be read as safetensors"):
+        know_adapter(file)
+    assert before.card.name == "mood"
+
+
+def test_no_adapter_is_read_for_embeddings_alone(tmp_path: Path, file: Path, opened: list[str]) -> None:
+    model = ModelSettings(model="demo", adapters=(str(file),), embeddings_only=True)
+    wanted = Settings(tmp_path, tmp_path / "out", PARTICIPANT, tmp_path / "work", model=model)
+    assert chosen_adapters(wanted) == ()
+    assert str(file) not in opened
