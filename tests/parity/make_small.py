@@ -35,6 +35,7 @@ SEEDS = {
 }
 """Of each checkpoint: seed of the initial values, seed of the noise, kind of noise."""
 
+
 def split_checkpoint(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
     """How to make a checkpoint again, and the weights that no seed gives."""
     content = torch.load(path, weights_only=True)
