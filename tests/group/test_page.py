@@ -19,9 +19,9 @@ from bids_app.group.sites import sites_section
 def without_figures(request, monkeypatch):
     """Figures take most of the time, and have tests of their own; the finished page has them."""
     for module, names in {
-        "likeness": ("plot_clouds", "plot_identity", "plot_similarities"),
+        "similarity": ("plot_clouds", "plot_identity", "plot_similarities"),
         "quality": ("plot_distributions", "plot_pairs"),
-        "retest": ("plot_pairs",),
+        "reliability": ("plot_pairs",),
         "sites": ("plot_sites",),
     }.items():
         for name in names:

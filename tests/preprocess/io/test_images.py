@@ -10,12 +10,9 @@ from bids_app.errors import BadDataError, NoInputError
 from bids_app.preprocess.io import images
 from bids_app.preprocess.io.images import ArrayVolumes, Volumes, chunks, examine_bold, read_anatomy
 from bids_app.preprocess.masking import prepare_bold
+from tests.helpers.images import noise
 
 META = {"RepetitionTime": 2.0}
-
-
-def noise(*shape: int, dtype=np.float32) -> np.ndarray:
-    return np.random.default_rng(0).normal(1000, 50, shape).astype(dtype)
 
 
 def refused(path, out_dir, metadata=META) -> BadDataError:
