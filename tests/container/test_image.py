@@ -12,6 +12,7 @@ import pytest
 from bids_app import __version__
 from bids_app.cli.boutiques import EXAMPLE, describe
 from bids_app.cli.neurostorm import build_parser
+from tests.helpers.containers import sh
 from tests.helpers.paths import shared_path
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(7200)]
@@ -85,7 +86,7 @@ def test_a_real_participant_runs_without_any_home(image, out: Path) -> None:
     assert list(out.glob("sub-01/anat/*_mode-image_xfm.h5"))
 
 
-def test_boutiques_launches_it(image, sh, simulated: Path, tmp_path: Path, out: Path) -> None:
+def test_boutiques_launches_it(image, simulated: Path, tmp_path: Path, out: Path) -> None:
     bosh = Path(sys.executable).with_name("bosh")
     if not bosh.exists():
         pytest.skip("boutiques is not installed (the extra dev)")

@@ -13,23 +13,15 @@ import yaml
 
 from bids_app import __version__
 from bids_app.cli.boutiques import CONTAINERS
+from tests.helpers.containers import read_recipe
 from tests.helpers.paths import ROOT
 
 RECIPES = ("Singularity.def", "Singularity.debian.def")
 
 
-def parse(text: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Header and sections of an Apptainer definition file."""
-    head, *parts = re.split(r"^%(?=\w)", text, flags=re.MULTILINE)
-    lines = [line for line in head.splitlines() if line.strip() and not line.startswith("#")]
-    header = {key.strip().lower(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    sections = dict(part.partition("\n")[::2] for part in parts)
-    return header, {name.strip(): body for name, body in sections.items()}
-
-
 @pytest.fixture(params=RECIPES)
 def recipe(request: pytest.FixtureRequest) -> tuple[dict[str, str], dict[str, str]]:
-    return parse((ROOT / request.param).read_text())
+    return read_recipe(request.param)
 
 
 def canonical(name: str) -> str:
@@ -108,7 +100,7 @@ def test_scripts_are_right_in_form(name: str) -> None:
 def test_recipes_use_steps_that_exist() -> None:
     steps = set(re.findall(r"^([\w-]+)\) #", (ROOT / "container" / "build.sh").read_text(), re.MULTILINE))
     used = set(re.findall(r"build\.sh ([a-z-]+)", (ROOT / "Dockerfile").read_text()))
-    post = parse((ROOT / "Singularity.debian.def").read_text())[1]["post"]
+    post = read_recipe("Singularity.debian.def")[1]["post"]
     (loop,) = re.findall(r"for step in ([a-z -]+);", post)
     used |= set(loop.split()) | set(re.findall(r"build\.sh ([a-z-]+)", post))
     assert used == steps
@@ -117,11 +109,7 @@ def test_recipes_use_steps_that_exist() -> None:
 def test_the_builder_is_given_what_the_package_is_made_of_and_nothing_else() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     given = {line[1:] for line in lines if line.startswith("!")}
-    copied = {
-        line.split()[0]
-        for line in parse((ROOT / "Singularity.debian.def").read_text())[1]["files"].splitlines()
-        if line
-    }
+    copied = {line.split()[0] for line in read_recipe("Singularity.debian.def")[1]["files"].splitlines() if line}
     assert "*" in lines
     assert given == copied
     assert all((ROOT / name).exists() for name in given)
