@@ -2,84 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import nibabel as nib
 import numpy as np
 import pytest
 
-SHARED = Path(__file__).parents[2] / "shared"
-
-
-def shared_path(*parts: str) -> Path:
-    """A file or folder of the material beside the repository; the test is skipped where it is missing."""
-    path = SHARED.joinpath(*parts)
-    if not path.exists():
-        pytest.skip(f"needs ../shared/{'/'.join(parts)}, which is not here")
-    return path
-
-
-@pytest.fixture(name="shared_path")
-def shared_path_fixture():
-    """The function `shared_path`, for tests that ask for it as a fixture."""
-    return shared_path
-
-
-class TinyDataset:
-    """A raw BIDS dataset of a few kilobytes: right in form, with no brain in it.
-
-    Parameters
-    ----------
-    root : pathlib.Path
-        Where it is written.
-    participants : tuple of str
-        Labels.
-    """
-
-    def __init__(self, root: Path, participants: tuple[str, ...] = ("01",)) -> None:
-        self.root = root
-        root.mkdir(parents=True, exist_ok=True)
-        (root / "dataset_description.json").write_text(json.dumps({"Name": "tiny", "BIDSVersion": "1.10.0"}))
-        (root / "README").write_text("A dataset made by a test.\n")
-        for label in participants:
-            self.write_bold(label)
-
-    def bold_path(self, label: str = "01") -> Path:
-        return self.root / f"sub-{label}" / "func" / f"sub-{label}_task-rest_bold.nii.gz"
-
-    def write_bold(self, label: str = "01", data: np.ndarray | None = None, affine: np.ndarray | None = None) -> Path:
-        """Write a BOLD run, noise of 12 x 12 x 8 voxels and 30 volumes by default, with its sidecar."""
-        path = self.bold_path(label)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if data is None:
-            data = np.random.default_rng(0).normal(1000, 50, (12, 12, 8, 30)).astype(np.float32)
-        image = nib.Nifti1Image(data, np.diag([4.0, 4.0, 4.0, 1.0]) if affine is None else affine)
-        image.header.set_zooms((*image.header.get_zooms()[:3], 2.0)[: data.ndim])
-        image.header.set_xyzt_units("mm", "sec")
-        image.to_filename(path)
-        self.write_sidecar({"RepetitionTime": 2.0, "TaskName": "rest"}, label)
-        return path
-
-    def write_sidecar(self, content: dict[str, Any], label: str = "01") -> None:
-        self.bold_path(label).with_suffix("").with_suffix(".json").write_text(json.dumps(content))
-
-
-@dataclass(frozen=True)
-class StandardBrain:
-    """A participant's brain in MNI152NLin6Asym at 4 mm, as a mean BOLD image, and its mask; axes R, A, S."""
-
-    image: np.ndarray
-    mask: np.ndarray
-    affine: np.ndarray
-
-    def series(self, n_volumes: int = 40, mean: float = 1.0, seed: int = 0) -> np.ndarray:
-        """A BOLD series (X, Y, Z, T) int16 with noise; ``mean`` 0 takes the mean image away, as denoising does."""
-        draws = np.random.default_rng(seed)
-        noise = draws.normal(0, 15, (*self.image.shape, n_volumes)) * (self.image > 0)[..., None]
-        return np.round(mean * self.image[..., None] + noise).astype(np.int16)
+from tests.helpers.datasets import TinyDataset
+from tests.helpers.images import StandardBrain
 
 
 @pytest.fixture(scope="session")
@@ -105,81 +34,6 @@ def standard_brain() -> StandardBrain:
     scalp = ndimage.binary_dilation(mask, iterations=4) & ~ndimage.binary_dilation(mask, iterations=2)
     head = ndimage.binary_dilation(mask, iterations=7)
     return StandardBrain((1000 * brain + 250 * scalp + 30 * head).astype(np.float32), mask, affine)
-
-
-class PreprocessedTree:
-    """A derivatives dataset as fMRIPrep or XCP-D leave it, with images of a few volumes.
-
-    Parameters
-    ----------
-    root : Path
-        Where it is written.
-    pipeline, version : str
-        What its description names.
-    """
-
-    def __init__(self, root: Path, pipeline: str = "fMRIPrep", version: str = "23.2.1") -> None:
-        self.root = root
-        root.mkdir(parents=True, exist_ok=True)
-        made_by = [{"Name": pipeline, "Version": version}]
-        description = {"Name": "x", "BIDSVersion": "1.9.0", "DatasetType": "derivative", "GeneratedBy": made_by}
-        (root / "dataset_description.json").write_text(json.dumps(description))
-
-    def write(self, label: str, name: str, data: np.ndarray, affine: np.ndarray, tr: float = 1.0) -> Path:
-        """Write an image ``sub-<label>/<name>`` with both affines set; ``{}`` in the name is ``sub-<label>``."""
-        return write_standard_image(self.root / f"sub-{label}" / name.format(f"sub-{label}"), data, affine, tr)
-
-    def write_run(
-        self,
-        label: str,
-        series: np.ndarray,
-        mask: np.ndarray | None,
-        affine: np.ndarray,
-        space: str = "MNI152NLin6Asym",
-        desc: str = "preproc",
-    ) -> Path:
-        """Write a resting run with its sidecar and mask."""
-        stem = "func/{}_task-rest_space-" + space
-        bold = self.write(label, f"{stem}_desc-{desc}_bold.nii.gz", series, affine)
-        sidecar = {"RepetitionTime": 1.0, "SkullStripped": False, "TaskName": "rest"}
-        bold.with_suffix("").with_suffix(".json").write_text(json.dumps(sidecar))
-        if mask is not None:
-            self.write(label, f"{stem}_desc-brain_mask.nii.gz", mask.astype(np.uint8), affine)
-        return bold
-
-    def write_confounds(self, label: str, table: dict[str, Any], name: str = "desc-confounds_timeseries") -> Path:
-        """Write a table of confounds; NaN becomes ``n/a``."""
-        columns = [["n/a" if value != value else f"{value:g}" for value in column] for column in table.values()]
-        rows = ["\t".join(table), *("\t".join(row) for row in zip(*columns, strict=True))]
-        path = self.root / f"sub-{label}" / "func" / f"sub-{label}_task-rest_{name}.tsv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(rows) + "\n")
-        return path
-
-
-def write_standard_image(path: Path, data: np.ndarray, affine: np.ndarray, tr: float = 1.0) -> Path:
-    """Write an image whose sform and qform are both that affine."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = nib.Nifti1Image(data, affine)
-    image.set_sform(affine, 4)
-    image.set_qform(affine, 4)
-    image.header.set_xyzt_units("mm", "sec")
-    if data.ndim == 4:
-        image.header["pixdim"][4] = tr
-    image.to_filename(path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def preprocessed_tree() -> type[PreprocessedTree]:
-    """The class `PreprocessedTree`."""
-    return PreprocessedTree
-
-
-@pytest.fixture(scope="session")
-def standard_image():
-    """The function `write_standard_image`."""
-    return write_standard_image
 
 
 @pytest.fixture

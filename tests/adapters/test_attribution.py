@@ -26,6 +26,7 @@ from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.patches import from_patches
 from bids_app.phantom.grid_scans import simulated_series
+from tests.helpers.models import random_model
 
 CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
 
@@ -49,8 +50,7 @@ def cubes() -> Regions:
 
 @pytest.fixture
 def small(tmp_path) -> Model:
-    torch.manual_seed(0)
-    return load_model(save_encoder(tmp_path / "small.safetensors", CONFIG, Encoder(CONFIG).state_dict(), "small"))
+    return random_model(tmp_path, CONFIG)
 
 
 def adapted(model: Model, task: str = "classification", outputs: int = 3, **card) -> AdaptedModel:

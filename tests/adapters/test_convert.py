@@ -15,6 +15,7 @@ from bids_app.cli.models import main
 from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import load_model
 from bids_app.model.encoder import Encoder, EncoderConfig
+from tests.helpers.models import lightning_content
 
 CONFIG = EncoderConfig(img_size=(24, 24, 24, 4), embed_dim=8, depths=(1, 1))
 THREE = Answers(labels=("a", "b", "c"))
@@ -22,24 +23,13 @@ THREE = Answers(labels=("a", "b", "c"))
 
 def write_checkpoint(path: Path, encoder: Encoder, outputs: int | None = None, **hyper: object) -> Path:
     """A Lightning file such as the published code writes, with a head where outputs are asked for."""
-    config = encoder.config
-    state = {f"model.{k}": v.clone() for k, v in encoder.state_dict().items()}
+    generator = torch.Generator().manual_seed(1)
+    head = None
     if outputs:
-        generator = torch.Generator().manual_seed(1)
-        state["output_head.head.head.weight"] = torch.randn(outputs, config.n_features, generator=generator)
-        state["output_head.head.head.bias"] = torch.randn(outputs, generator=generator)
-    parameters = {
-        "img_size": list(config.img_size),
-        "patch_size": list(config.patch_size),
-        "embed_dim": config.embed_dim,
-        "depths": list(config.depths),
-        "window_size": list(config.window_size),
-        "first_window_size": list(config.first_window_size),
-        "last_layer_full_MSA": config.whole_last_stage,
-        "downstream_task_type": "classification",
-        "task_name": "diagnosis",
-    }
-    torch.save({"state_dict": state, "hyper_parameters": parameters | hyper}, path)
+        weight = torch.randn(outputs, encoder.config.n_features, generator=generator)
+        head = {"head.weight": weight, "head.bias": torch.randn(outputs, generator=generator)}
+    task = {"downstream_task_type": "classification", "task_name": "diagnosis"}
+    torch.save(lightning_content(encoder, head, **(task | hyper)), path)
     return path
 
 

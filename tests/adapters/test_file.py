@@ -19,19 +19,18 @@ from bids_app.adapters.file import (
     to_answers,
 )
 from bids_app.errors import BadDataError
-from bids_app.model.api import Model, load_model
-from bids_app.model.checkpoint import save_encoder, write_safetensors
+from bids_app.model.api import Model
+from bids_app.model.checkpoint import write_safetensors
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.model.heads import pool
+from tests.helpers.models import random_model
 
 CONFIG = EncoderConfig(img_size=(24, 24, 24, 4), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 2))
 
 
 @pytest.fixture
 def model(tmp_path: Path) -> Model:
-    torch.manual_seed(0)
-    path = save_encoder(tmp_path / "encoder.safetensors", CONFIG, Encoder(CONFIG).state_dict(), "tiny")
-    return load_model(path)
+    return random_model(tmp_path, CONFIG)
 
 
 def card(model: Model, **changes) -> AdapterCard:
@@ -140,7 +139,7 @@ def test_a_file_of_a_later_version_asks_for_a_newer_program(model: Model, tmp_pa
 
 def test_an_encoder_is_not_taken_for_an_adapter(model: Model, tmp_path: Path) -> None:
     with pytest.raises(BadDataError, match="format"):
-        load_adapter(tmp_path / "encoder.safetensors")
+        load_adapter(tmp_path / "tiny.safetensors")
 
 
 def test_two_classes_are_one_logit_of_the_second_label(model: Model) -> None:

@@ -11,18 +11,17 @@ import torch
 from bids_app.adapters.file import AdaptedModel, Adapter, AdapterCard
 from bids_app.adapters.predict import Prediction, encode_run
 from bids_app.clips import MODEL_GRID_SHAPE, ClipReader, GridSeries
-from bids_app.model.api import Model, load_model
-from bids_app.model.checkpoint import save_encoder
-from bids_app.model.encoder import Encoder, EncoderConfig
+from bids_app.model.api import Model
+from bids_app.model.encoder import EncoderConfig
 from bids_app.model.heads import pool
+from tests.helpers.models import linear_head, random_model
 
 CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
 
 
 @pytest.fixture
 def model(tmp_path) -> Model:
-    torch.manual_seed(0)
-    return load_model(save_encoder(tmp_path / "e.safetensors", CONFIG, Encoder(CONFIG).state_dict(), "tiny"))
+    return random_model(tmp_path, CONFIG)
 
 
 @pytest.fixture
@@ -37,11 +36,6 @@ def reader() -> ClipReader:
 def card(model: Model, **changes) -> AdapterCard:
     values = {"name": "sex", "task": "classification", "target": "sex", "labels": ("f", "m"), "normalisation": "voxel"}
     return AdapterCard(encoder_sha256=model.weights_sha256, **(values | changes))
-
-
-def head(n_outputs: int = 1) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return {"head.weight": torch.randn(n_outputs, 8, generator=generator), "head.bias": torch.zeros(n_outputs)}
 
 
 def test_embeddings_are_those_of_each_clip_under_each_normalisation(model, reader) -> None:
@@ -64,9 +58,9 @@ def test_the_embeddings_table_has_the_mean_and_a_row_a_clip(model, reader) -> No
 
 
 def test_a_shared_encoder_and_a_copy_of_it_give_the_same_answer(model, reader) -> None:
-    shared = AdaptedModel(model, Adapter(card(model), head()))
+    shared = AdaptedModel(model, Adapter(card(model), linear_head(8)))
     norms = {k: v for k, v in model.encoder.state_dict().items() if "norm1" in k}
-    copied = AdaptedModel(model, Adapter(card(model, name="copy", strategy="ln"), head(), norms))
+    copied = AdaptedModel(model, Adapter(card(model, name="copy", strategy="ln"), linear_head(8), norms))
     assert shared.shares_encoder
     assert not copied.shares_encoder
     _, (first, second) = encode_run(model, [shared, copied], reader, ())
@@ -74,7 +68,7 @@ def test_a_shared_encoder_and_a_copy_of_it_give_the_same_answer(model, reader) -
 
 
 def test_an_adapter_reads_clips_under_its_own_normalisation(model, reader) -> None:
-    adapter = Adapter(card(model), head())
+    adapter = Adapter(card(model), linear_head(8))
     other = replace(adapter, card=card(model, name="other", normalisation="global"))
     _, (first, second) = encode_run(model, [AdaptedModel(model, a) for a in (adapter, other)], reader, ())
     assert not np.allclose(first.clips, second.clips)
@@ -104,7 +98,7 @@ def test_a_regression_has_values_and_no_labels(model) -> None:
 
 def test_a_vector_has_one_column_a_dimension_and_length_one(model, reader) -> None:
     vector = card(model, name="who", task="embedding", labels=(), dimensions=3)
-    _, (prediction,) = encode_run(model, [AdaptedModel(model, Adapter(vector, head(3)))], reader, ())
+    _, (prediction,) = encode_run(model, [AdaptedModel(model, Adapter(vector, linear_head(8, 3)))], reader, ())
     assert prediction.agreement is None
     assert np.linalg.norm(prediction.clips, axis=1) == pytest.approx([1.0, 1.0])
     rows = list(prediction.rows())

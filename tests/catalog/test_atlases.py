@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 
 from bids_app.catalog.atlases import catalog, find_atlas
@@ -30,9 +32,13 @@ def test_an_atlas_is_found_where_others_put_it(empty_places, place):
     assert (atlas.path, atlas.licence, atlas.is_known_copy) == (path, "GPL", False)
 
 
-def test_the_copy_that_the_catalog_knows_is_recognised(empty_places, shared_path):
-    put(empty_places / "cache/atlases/AAL3v1.nii.gz", shared_path("data", "aal3", "AAL3v1.nii.gz").read_bytes())
+def test_the_copy_that_the_catalog_knows_is_recognised(empty_places, monkeypatch):
+    path = put(empty_places / "cache/atlases/AAL3v1.nii.gz", b"the copy that is known")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setitem(catalog(), "aal3", catalog()["aal3"] | {"sha256": digest})
     assert find_atlas("aal3").is_known_copy
+    put(path, b"another")
+    assert not find_atlas("aal3").is_known_copy
 
 
 @pytest.mark.parametrize("name", sorted(catalog()))

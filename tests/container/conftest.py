@@ -15,17 +15,13 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-TOOLS = ROOT.parent / "shared" / "tools"
+from tests.helpers.containers import sh
+from tests.helpers.paths import ROOT, SHARED
+
+TOOLS = SHARED / "tools"
 HARDENED = ("--network", "none", "--read-only", "--tmpfs", "/tmp:rw,exec", "--user", "1234:1234")
 BUILD_ARGUMENTS = ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "TORCH_SHA256")
 """Taken from the environment: where pip finds PyTorch's CPU builds."""
-
-
-def sh(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run a command and keep what it says."""
-    parts = [str(part) for part in command]
-    return subprocess.run(parts, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
 
 
 @dataclass(frozen=True)
@@ -123,12 +119,6 @@ def readable(folder: Path) -> None:
     for parent in folder.parents:
         if parent.stat().st_uid == os.getuid() and parent not in (Path("/"), Path("/tmp")):
             parent.chmod(parent.stat().st_mode | 0o011)
-
-
-@pytest.fixture(name="sh", scope="session")
-def sh_fixture():
-    """The function `sh`."""
-    return sh
 
 
 @pytest.fixture

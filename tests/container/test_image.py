@@ -11,6 +11,8 @@ import pytest
 
 from bids_app import __version__
 from bids_app.cli.boutiques import EXAMPLE, describe
+from tests.helpers.containers import sh
+from tests.helpers.paths import shared_path
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(7200)]
 NO_HOME = ("--env", "HOME=/nonexistent")
@@ -75,7 +77,7 @@ def test_simulated_participants_and_the_group_run_with_nothing_but_tmp(image, si
     assert len((out / "group_embeddings.tsv").read_text().splitlines()) == 1 + 2 * 2  # two normalisations each
 
 
-def test_a_real_participant_runs_without_any_home(image, shared_path, out: Path) -> None:
+def test_a_real_participant_runs_without_any_home(image, out: Path) -> None:
     raw = shared_path("data", "ds-oneback")
     done = image.without_home(mounted(raw, out), "/data", "/out", "participant", "--model", "demo", "--nprocs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -83,7 +85,7 @@ def test_a_real_participant_runs_without_any_home(image, shared_path, out: Path)
     assert list(out.glob("sub-01/anat/*_mode-image_xfm.h5"))
 
 
-def test_boutiques_launches_it(image, sh, simulated: Path, tmp_path: Path, out: Path) -> None:
+def test_boutiques_launches_it(image, simulated: Path, tmp_path: Path, out: Path) -> None:
     bosh = Path(sys.executable).with_name("bosh")
     if not bosh.exists():
         pytest.skip("boutiques is not installed (the extra dev)")

@@ -7,7 +7,6 @@ read-only image, bind mounts of which the dataset's is read-only, no network, an
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import shutil
 from collections.abc import Iterator
@@ -16,14 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.containers import read_recipe, sh
+
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT.parent / "shared" / "tools" / "container-host"
 pytestmark = [pytest.mark.container, pytest.mark.timeout(7200)]
-
-
-def sections(name: str) -> dict[str, str]:
-    parts = re.split(r"^%(?=\w)", (ROOT / name).read_text(), flags=re.MULTILINE)[1:]
-    return {head.strip(): body for head, _, body in (part.partition("\n") for part in parts)}
 
 
 @dataclass(frozen=True)
@@ -65,7 +61,7 @@ def made(root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def from_docker(image, sh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+def from_docker(image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """``Singularity.def``: the image's files."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to change the root folder")
@@ -76,12 +72,12 @@ def from_docker(image, sh, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     image.plain("rm", name)
     assert sh("tar", "-xf", archive, "-C", root).returncode == 0
     archive.unlink()
-    yield Sandbox(made(root), sections("Singularity.def"))
+    yield Sandbox(made(root), read_recipe("Singularity.def")[1])
     shutil.rmtree(root)
 
 
 @pytest.fixture(scope="module")
-def from_debian(image, sh, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+def from_debian(image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
     """``Singularity.debian.def``: its %files and %post in a bare Debian."""
     if os.geteuid() != 0 or not TOOL.exists() or image.engine.plain != ("podman",):
         pytest.skip("needs root and ../shared/tools/container-host, for its base image")
@@ -93,7 +89,7 @@ def from_debian(image, sh, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     image.plain("rm", name)
     assert sh("tar", "-xf", archive, "-C", root).returncode == 0
     archive.unlink()
-    parts = sections("Singularity.debian.def")
+    parts = read_recipe("Singularity.debian.def")[1]
     for line in filter(None, map(str.split, parts["files"].splitlines())):
         target = root / line[1].lstrip("/")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -124,7 +120,7 @@ def from_debian(image, sh, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.mark.parametrize("kind", ["from_docker", "from_debian"])
-def test_it_tests_itself_and_runs_a_participant_closed_up(kind: str, request, sh, simulated: Path, out: Path) -> None:
+def test_it_tests_itself_and_runs_a_participant_closed_up(kind: str, request, simulated: Path, out: Path) -> None:
     sandbox = request.getfixturevalue(kind)
     done = sh(*sandbox.command("test"), env={"PATH": os.environ["PATH"], "SECRET": "of the host"})
     assert done.returncode == 0, done.stdout + done.stderr
@@ -137,7 +133,7 @@ def test_it_tests_itself_and_runs_a_participant_closed_up(kind: str, request, sh
     assert (out / "dataset_description.json").stat().st_uid == 1234
 
 
-def test_the_image_stays_as_it_is(from_docker: Sandbox, sh, out: Path) -> None:
+def test_the_image_stays_as_it_is(from_docker: Sandbox, out: Path) -> None:
     marks = from_docker.sections | {"runscript": "touch /opt/data/mark || touch /usr/local/mark || echo refused"}
     done = sh(*Sandbox(from_docker.root, marks).command("runscript"))
     assert done.stdout.strip() == "refused"

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers.containers import sh
+
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT.parent / "shared" / "tools" / "slurm-host"
 NEUROSTORM = Path(sys.executable).with_name("neurostorm")
@@ -20,7 +22,7 @@ pytestmark = [pytest.mark.container, pytest.mark.timeout(7200)]
 
 
 @pytest.fixture(scope="module")
-def cluster(sh) -> dict[str, str]:
+def cluster() -> dict[str, str]:
     """The environment of a cluster's user; skipped where there is none and none can be started."""
     environment = os.environ | {"PATH": f"{NEUROSTORM.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     if shutil.which("sinfo") and sh("sinfo", "--noheader").stdout.strip():
@@ -46,12 +48,12 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     return folder
 
 
-def wait_for_queue(sh, environment: dict[str, str]) -> None:
+def wait_for_queue(environment: dict[str, str]) -> None:
     while sh("squeue", "--noheader", env=environment).stdout.strip():
         time.sleep(2)
 
 
-def test_every_step_is_a_job_of_nipype_s_plugin(sh, cluster: dict[str, str], raw: Path, tmp_path: Path) -> None:
+def test_every_step_is_a_job_of_nipype_s_plugin(cluster: dict[str, str], raw: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "plugin.yml"
     written = (ROOT / "docs" / "slurm" / "plugin.yml").read_text()
     plugin.write_text(written.replace("--cpus-per-task=2 --mem=4G", "--cpus-per-task=1 --mem=2G"))
@@ -66,7 +68,7 @@ def test_every_step_is_a_job_of_nipype_s_plugin(sh, cluster: dict[str, str], raw
 
 
 def test_an_array_leaves_rows_and_only_what_failed_is_submitted_again(
-    sh, cluster: dict[str, str], raw: Path, tmp_path: Path
+    cluster: dict[str, str], raw: Path, tmp_path: Path
 ) -> None:
     out, labels = tmp_path / "out", tmp_path / "labels.txt"
     labels.write_text("\n".join([*LABELS, "nobody"]) + "\n")
@@ -77,7 +79,7 @@ def test_an_array_leaves_rows_and_only_what_failed_is_submitted_again(
     script = ROOT / "docs" / "slurm" / "participants.sbatch"
     done = sh("sbatch", "--array=1-5", *limits, script, *arguments, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    wait_for_queue(sh, environment)
+    wait_for_queue(environment)
     rows = {p.stem: p.read_text().split("\t") for p in (out / "logs" / "slurm").glob("*.tsv")}
     said = "".join(p.read_text() for p in tmp_path.glob("slurm-*.out"))
     assert {label: row[1] for label, row in rows.items()} == dict.fromkeys(LABELS, "0") | {"nobody": "18"}, said
@@ -92,6 +94,6 @@ def test_an_array_leaves_rows_and_only_what_failed_is_submitted_again(
     assert "03: exit code none" in again.stdout
     assert "nobody: exit code 18" in again.stdout
     assert "01:" not in again.stdout
-    wait_for_queue(sh, environment)
+    wait_for_queue(environment)
     assert (out / "logs" / "slurm" / "03.tsv").read_text().split("\t")[1] == "0"
     assert (out / "logs" / "slurm" / "01.tsv").read_text() == before

@@ -1,9 +1,6 @@
 """Derivatives of many made-up runs, as the benchmark of the group level writes them; tiny."""
 
 import csv
-import importlib.util
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,19 +10,7 @@ from bids_app.group.cohort import read_cohort
 from bids_app.group.overview import answers_section, runs_section
 from bids_app.group.tables import write_tables
 from bids_app.settings import QuerySettings
-
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-def load_benchmark():
-    """The module ``benchmarks/group.py``."""
-    name = "benchmark_group"
-    if name not in sys.modules:
-        sys.path.append(str(BENCHMARKS))  # for what benchmarks share
-        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / "group.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
+from tests.helpers.scripts import load_benchmark
 
 
 class Group(SimpleNamespace):
@@ -65,7 +50,7 @@ def told():
 @pytest.fixture(scope="session")
 def study():
     """The class that writes made-up studies."""
-    return load_benchmark().Study
+    return load_benchmark("group").Study
 
 
 @pytest.fixture

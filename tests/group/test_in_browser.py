@@ -1,41 +1,18 @@
 """The group's page in a real browser: it fits narrow screens, its figures load, and its tables sort."""
 
-import html
-import json
-import re
-import shutil
-import subprocess
+from functools import partial
 
 import pytest
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--allow-file-access-from-files", "--virtual-time-budget=8000",
-)  # fmt: skip
+from tests.helpers.browser import look, needs_browser
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(BROWSER is None, reason="needs chromium")]
-
-FRAME = """<body><iframe id="f" width="%d" height="900" src="%s"></iframe><pre id="out"></pre><script>
-document.getElementById("f").onload = async (event) => {
-  const inner = event.target.contentDocument, look = async () => { %s };
-  document.getElementById("out").textContent = JSON.stringify({ found: await look() });
-};
-</script></body>"""
+pytestmark = [pytest.mark.slow, needs_browser]
 
 
 @pytest.fixture
 def in_browser(finished, tmp_path):
     """A function that returns what a script says of the page (``inner``), shown in a frame of so many pixels."""
-
-    def look(script, width=1400):
-        frame = tmp_path / "frame.html"
-        frame.write_text(FRAME % (width, (finished.out / "group.html").as_uri(), script))
-        command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", frame.as_uri()]
-        output = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-        return json.loads(html.unescape(re.search(r'<pre id="out">(.*?)</pre>', output, re.DOTALL)[1]))["found"]
-
-    return look
+    return partial(look, finished.out / "group.html", tmp_path)
 
 
 @pytest.mark.parametrize("width", [320, 400, 768, 1400])

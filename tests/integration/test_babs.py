@@ -49,6 +49,7 @@ def babs(monkeypatch) -> Any:
     return importlib.import_module("babs.container")
 
 
+@pytest.mark.slow
 def test_babs_itself_writes_a_script_that_runs_the_app(babs, tmp_path: Path) -> None:
     container = babs.Container(str(tmp_path), "neurostorm-0-1-0", str(CONFIG))
     folders, out_dir = babs.app_output_settings_from_config(container.config)

@@ -14,9 +14,10 @@ import pytest
 import torch
 
 from bids_app.cli.neurostorm import main
-from bids_app.model.checkpoint import save_encoder
-from bids_app.model.encoder import Encoder, EncoderConfig
+from bids_app.model.encoder import EncoderConfig
 from bids_app.workflow import preflight as checks
+from tests.helpers.images import noise
+from tests.helpers.models import save_random_encoder
 
 CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
 
@@ -24,8 +25,7 @@ CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), f
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     """A tiny encoder's file; no run of this module comes as far as using it."""
-    path = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    return save_encoder(path, CONFIG, Encoder(CONFIG).state_dict(), "tiny")
+    return save_random_encoder(tmp_path_factory.mktemp("model") / "tiny.safetensors", CONFIG)
 
 
 @pytest.fixture
@@ -44,10 +44,6 @@ def neurostorm(tmp_path: Path, tiny_dataset, weights: Path) -> Callable[..., int
 
 def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:2000])
-
-
-def noise(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).normal(1000, 50, shape).astype(np.float32)
 
 
 def with_nan(data: np.ndarray) -> np.ndarray:

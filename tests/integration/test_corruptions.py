@@ -21,6 +21,7 @@ from bids_app.errors import NeurostormError
 from bids_app.preprocess.ingest.confounds import read_table
 from bids_app.preprocess.io.images import read_anatomy
 from bids_app.workflow import nodes as steps
+from tests.helpers.images import noise
 
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
 SIDECAR = {"RepetitionTime": 2.0, "TaskName": "rest"}
@@ -44,11 +45,7 @@ def make_image(data: np.ndarray, affine: np.ndarray = AFFINE, kind: type = nib.N
     return bytes(content)
 
 
-def noise(*shape: int, dtype: Any = np.int16) -> np.ndarray:
-    return np.random.default_rng(0).normal(1000, 50, shape).astype(dtype)
-
-
-SERIES, VOLUME = noise(8, 8, 6, 30), noise(8, 8, 6)
+SERIES, VOLUME = noise(8, 8, 6, 30, dtype=np.int16), noise(8, 8, 6, dtype=np.int16)
 PLAIN = make_image(SERIES)
 PACKED, PACKED_T1W = gzip.compress(PLAIN, 1, mtime=0), gzip.compress(make_image(VOLUME), 1, mtime=0)
 
@@ -151,11 +148,11 @@ DAMAGES: dict[str, Damage] = {
     # shapes
     "three axes": bold(HERE, "3D instead of 4D", packed(VOLUME)),
     "two axes": bold(HERE, "2D instead of 4D", packed(VOLUME[..., 0])),
-    "five axes": bold(HERE, "5D instead of 4D", packed(noise(8, 8, 6, 30, 2))),
-    "a fifth axis of one": bold(FINE, "", packed(noise(8, 8, 6, 30, 1))),
+    "five axes": bold(HERE, "5D instead of 4D", packed(noise(8, 8, 6, 30, 2, dtype=np.int16))),
+    "a fifth axis of one": bold(FINE, "", packed(noise(8, 8, 6, 30, 1, dtype=np.int16))),
     **{f"{n} volumes": bold(HERE, f"{n} volumes, too few", packed(SERIES[..., :n])) for n in (2, 10, 19)},
     "one volume in four axes": bold(HERE, "too few|3D", packed(SERIES[..., :1])),
-    "flat": bold(HERE, "cannot hold a brain", packed(noise(8, 8, 2, 30))),
+    "flat": bold(HERE, "cannot hold a brain", packed(noise(8, 8, 2, 30, dtype=np.int16))),
     "huge claims in a small file": bold(HERE, "truncated", packed(SERIES, dim=[4, 32767, 32767, 32767, 300, 1, 1, 1])),
     "claims beyond any integer": bold(HERE, "truncated", huge_nifti2()),
     "a negative axis": bold(HERE, "cannot hold", packed(SERIES, dim=[4, -8, 8, 6, 30, 1, 1, 1])),

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from bids_app.cli.neurostorm import main
-from bids_app.model.checkpoint import save_encoder
-from bids_app.model.encoder import Encoder, EncoderConfig
+from bids_app.model.encoder import EncoderConfig
+from tests.helpers.datasets import PreprocessedTree, write_standard_image
+from tests.helpers.models import save_random_encoder
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("takeover")]
 CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
@@ -21,9 +21,7 @@ CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), f
 @pytest.fixture(scope="module")
 def neurostorm(tmp_path_factory) -> Callable[..., int]:
     """Run the participant level in this process with a tiny encoder, as far as the embeddings."""
-    torch.manual_seed(0)
-    weights = tmp_path_factory.mktemp("model") / "tiny.safetensors"
-    save_encoder(weights, CONFIG, Encoder(CONFIG).state_dict(), "tiny")
+    weights = save_random_encoder(tmp_path_factory.mktemp("model") / "tiny.safetensors", CONFIG)
 
     def run(bids_dir: Path, out: Path, *options: str) -> int:
         fixed = ["--model", str(weights), "--nprocs", "1", "--mem", "8GB", "--level", "minimal"]
@@ -33,9 +31,9 @@ def neurostorm(tmp_path_factory) -> Callable[..., int]:
 
 
 @pytest.fixture(scope="module")
-def fmriprep(preprocessed_tree, standard_brain, tmp_path_factory):
+def fmriprep(standard_brain, tmp_path_factory):
     """sub-01 is right; sub-02 is mirrored against its own T1w image; sub-03 was cropped by index. Both are stripped."""
-    made = preprocessed_tree(tmp_path_factory.mktemp("study") / "fmriprep")
+    made = PreprocessedTree(tmp_path_factory.mktemp("study") / "fmriprep")
     image, mask, affine = standard_brain.image, standard_brain.mask, standard_brain.affine
     series = standard_brain.series()
     motion = {"framewise_displacement": np.concatenate([[np.nan], np.full(39, 0.2)]), "global_signal": np.ones(40)}
@@ -139,10 +137,8 @@ def test_a_name_that_links_cannot_have_is_refused(name, neurostorm, tiny_dataset
 
 
 @pytest.mark.slow
-def test_a_run_of_raw_data_is_taken_over_under_its_own_name(
-    preprocessed_tree, standard_brain, neurostorm, tiny_dataset, tmp_path
-) -> None:
-    made = preprocessed_tree(tmp_path / "fmriprep", version="20.2.7")
+def test_a_run_of_raw_data_is_taken_over_under_its_own_name(standard_brain, neurostorm, tiny_dataset, tmp_path) -> None:
+    made = PreprocessedTree(tmp_path / "fmriprep", version="20.2.7")
     made.write_run("01", standard_brain.series(), None, standard_brain.affine, space="MNI152NLin2009cAsym")
     out = tmp_path / "out"
     assert neurostorm(tiny_dataset.root, out, "-d", f"prep={made.root}") == 0
@@ -156,15 +152,15 @@ def test_a_run_of_raw_data_is_taken_over_under_its_own_name(
 
 
 @pytest.mark.slow
-def test_hcps_folders_are_taken_over(standard_brain, standard_image, neurostorm, tmp_path) -> None:
+def test_hcps_folders_are_taken_over(standard_brain, neurostorm, tmp_path) -> None:
     """Stored left to right, skull-stripped, without sidecars."""
     flip = np.diag([-1.0, 1, 1, 1])
     flip[0, 3] = standard_brain.image.shape[0] - 1
     affine = standard_brain.affine @ flip
     series = (standard_brain.series() * standard_brain.mask[..., None])[::-1]
     place = tmp_path / "hcp" / "100307" / "MNINonLinear" / "Results" / "rfMRI_REST1_LR"
-    standard_image(place / "rfMRI_REST1_LR.nii.gz", series, affine, tr=0.72)
-    standard_image(place / "brainmask_fs.2.nii.gz", standard_brain.mask[::-1].astype(np.uint8), affine)
+    write_standard_image(place / "rfMRI_REST1_LR.nii.gz", series, affine, tr=0.72)
+    write_standard_image(place / "brainmask_fs.2.nii.gz", standard_brain.mask[::-1].astype(np.uint8), affine)
     np.savetxt(place / "Movement_Regressors.txt", np.random.default_rng(0).normal(0, 0.01, (40, 12)))
     out = tmp_path / "out"
     assert neurostorm(tmp_path / "hcp", out) == 0

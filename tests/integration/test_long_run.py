@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-import torch
 
-from bids_app.model.checkpoint import save_encoder
-from bids_app.model.encoder import Encoder, EncoderConfig
+from bids_app.model.encoder import EncoderConfig
+from tests.helpers.datasets import PreprocessedTree
+from tests.helpers.models import save_random_encoder
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
 CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
@@ -27,10 +27,10 @@ MOST_FILES = 200
 
 
 @pytest.fixture(scope="module")
-def command(preprocessed_tree, standard_brain, tmp_path_factory) -> list[str]:
+def command(standard_brain, tmp_path_factory) -> list[str]:
     """The command over runs that are taken over, all of them the same images under names of their own."""
     folder = tmp_path_factory.mktemp("long")
-    made = preprocessed_tree(folder / "fmriprep")
+    made = PreprocessedTree(folder / "fmriprep")
     made.write_run("001", standard_brain.series(), standard_brain.mask, standard_brain.affine)
     made.write_confounds("001", {"framewise_displacement": np.full(40, 0.2), "global_signal": np.ones(40)})
     for number in range(2, N_PARTICIPANTS + 1):
@@ -38,8 +38,7 @@ def command(preprocessed_tree, standard_brain, tmp_path_factory) -> list[str]:
             other = Path(str(path).replace("sub-001", f"sub-{number:03}"))
             other.parent.mkdir(parents=True, exist_ok=True)
             other.hardlink_to(path)
-    torch.manual_seed(0)
-    weights = save_encoder(folder / "tiny.safetensors", CONFIG, Encoder(CONFIG).state_dict(), "tiny")
+    weights = save_random_encoder(folder / "tiny.safetensors", CONFIG)
     where = [str(made.root), str(folder / "out"), "participant", "-w", str(folder / "work")]
     return [
         sys.executable,

@@ -22,8 +22,8 @@ from bids_app.adapters.file import Adapter, AdapterCard, load_adapter, save_adap
 from bids_app.cli.neurostorm import main, parse_settings
 from bids_app.cli.phantom import main as phantom
 from bids_app.model.api import load_model
-from bids_app.model.checkpoint import save_encoder
-from bids_app.model.encoder import Encoder, EncoderConfig
+from bids_app.model.encoder import EncoderConfig
+from tests.helpers.models import save_random_encoder
 
 pytestmark = [pytest.mark.xdist_group("participant"), pytest.mark.timeout(600)]
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -66,10 +66,7 @@ def finished(tmp_path_factory) -> Finished:
 
 def tiny_model(folder: Path) -> tuple[Path, Path]:
     """Files of an encoder that was never trained, and of an adapter for it; both call themselves a demonstration."""
-    torch.manual_seed(0)
-    encoder = save_encoder(
-        folder / "tiny.safetensors", CONFIG, Encoder(CONFIG).state_dict(), "tiny", demonstration=True
-    )
+    encoder = save_random_encoder(folder / "tiny.safetensors", CONFIG, demonstration=True)
     card = AdapterCard(
         "tinystate",
         "classification",

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bids_app.model.encoder import Encoder, EncoderConfig
-
-SMALL = EncoderConfig(img_size=(24, 24, 24, 6), embed_dim=8, depths=(2, 2))
+from bids_app.model.encoder import Encoder
+from tests.helpers.models import SMALL, lightning_content
 
 
 @pytest.fixture
@@ -17,28 +16,6 @@ def small_encoder() -> Encoder:
     """Two stages of two blocks on clips of 24x24x24x6."""
     torch.manual_seed(0)
     return Encoder(SMALL).eval()
-
-
-def lightning_content(
-    encoder: Encoder, head: dict[str, torch.Tensor] | None = None, **hyper: object
-) -> dict[str, object]:
-    """What the published training code would save of an encoder and a head."""
-    config = encoder.config
-    state = {f"model.{k}": v.clone() for k, v in encoder.state_dict().items()}
-    state |= {f"output_head.head.{k}": v.clone() for k, v in (head or {}).items()}
-    parameters: dict[str, object] = {
-        "model": "neurostorm",
-        "img_size": list(config.img_size),
-        "patch_size": list(config.patch_size),
-        "embed_dim": config.embed_dim,
-        "depths": list(config.depths),
-        "window_size": list(config.window_size),
-        "first_window_size": list(config.first_window_size),
-        "last_layer_full_MSA": config.whole_last_stage,
-        "c_multiplier": 2,
-        "clf_head_version": "v1",
-    }
-    return {"epoch": 1, "global_step": 2, "state_dict": state, "hyper_parameters": parameters | hyper, "callbacks": {}}
 
 
 @pytest.fixture

@@ -10,8 +10,7 @@ import torch
 from bids_app.errors import BadDataError, NoInputError, UsageError
 from bids_app.model.api import load_model
 from bids_app.model.checkpoint import read_checkpoint, save_encoder
-
-from .conftest import lightning_content
+from tests.helpers.models import lightning_content
 
 
 def rewrite(path, change) -> None:

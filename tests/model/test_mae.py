@@ -13,8 +13,7 @@ from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import SPATIAL_MASKS, TEMPORAL_MASKS, AtlasPatches, MaskSettings, draw_mask
 from bids_app.model.patches import to_patches
 from bids_app.model.strd import TokenDropout, set_token_dropout
-
-from .conftest import SMALL, lightning_content
+from tests.helpers.models import SMALL, lightning_content
 
 GRID = SMALL.grid(0)
 

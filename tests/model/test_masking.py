@@ -7,6 +7,7 @@ import torch
 
 from bids_app.errors import BadDataError, UsageError
 from bids_app.model.masking import ATLAS_RULES, AtlasPatches, MaskSettings, draw_mask
+from tests.helpers.paths import shared_path
 
 GRID, WINDOW = (8, 8, 8, 12), (4, 4, 4, 4)
 
@@ -100,7 +101,8 @@ def test_regions_that_the_grid_cannot_resolve_have_no_patches(split_patches):
     }
 
 
-def test_aal3_has_24_regions_of_one_patch_and_28_of_none(shared_path):
+@pytest.mark.slow
+def test_aal3_has_24_regions_of_one_patch_and_28_of_none():
     import nibabel
     import numpy as np
 

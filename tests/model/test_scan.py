@@ -15,6 +15,7 @@ from bids_app.errors import UsageError
 from bids_app.model import native, scan
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.model.scan import BACKENDS, backend_in_use, causal_conv_silu, choose_backend, selective_scan
+from tests.helpers.scripts import ENVIRONMENT
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
 CPU = torch.device("cpu")
@@ -308,14 +309,13 @@ def test_the_library_is_built_the_same_twice_and_without_a_compiler_not_at_all(t
     assert "failed" in result.stdout + result.stderr
 
 
+@pytest.mark.gpu  # needs none, but Triton, which comes with PyTorch for GPUs
 def test_triton_output_and_gradients_agree_with_float64_in_its_interpreter():
     """In a process of its own, because the interpreter is chosen when Triton is imported."""
     pytest.importorskip("triton", reason="triton is not installed")
-    code = f"""
-import importlib.util, torch
-spec = importlib.util.spec_from_file_location("cases", {str(Path(__file__))!r})
-cases = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(cases)
+    code = """
+import torch
+from tests.model import test_scan as cases
 for shape in ((2, 19, 40), (1, 3, 5)):
     inputs = cases.make_inputs(*shape)
     found, expected = cases.run(inputs, "triton", torch.float32), cases.run(inputs, "reference", torch.float64)
@@ -326,7 +326,7 @@ half = [t.bfloat16() if t.ndim == 3 else t for t in inputs]
 assert cases.selective_scan(*half, backend="triton").dtype == torch.bfloat16
 print("agree")
 """
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment = {**ENVIRONMENT, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=ROOT, capture_output=True, text=True, check=False
     )

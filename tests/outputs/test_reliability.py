@@ -14,15 +14,15 @@ from bids_app.adapters.file import AdaptedModel, Adapter, AdapterCard
 from bids_app.adapters.predict import Embeddings, Prediction, encode_run
 from bids_app.adapters.verdict import judge_prediction
 from bids_app.clips import MODEL_GRID_SHAPE, ClipReader, GridSeries
-from bids_app.model.api import Model, load_model
-from bids_app.model.checkpoint import save_encoder
-from bids_app.model.encoder import Encoder, EncoderConfig
+from bids_app.model.api import Model
+from bids_app.model.encoder import EncoderConfig
 from bids_app.outputs.reliability import (
     describe_embedding_halves,
     describe_halves,
     describe_uncertainty,
     describe_views,
 )
+from tests.helpers.models import linear_head, random_model
 
 CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
 ONSETS = 16.0 * np.arange(6)
@@ -128,8 +128,7 @@ def test_halves_are_the_odd_and_the_even_clips() -> None:
 
 @pytest.fixture
 def model(tmp_path) -> Model:
-    torch.manual_seed(0)
-    return load_model(save_encoder(tmp_path / "e.safetensors", CONFIG, Encoder(CONFIG).state_dict(), "tiny"))
+    return random_model(tmp_path, CONFIG)
 
 
 @pytest.fixture
@@ -139,11 +138,6 @@ def reader() -> ClipReader:
     rng = np.random.default_rng(0)
     values = rng.normal(100, 20, int(mask.sum())) + rng.normal(0, 10, (40, int(mask.sum())))
     return ClipReader(GridSeries(values.astype(np.float32), mask, 0.8))
-
-
-def head(seed: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return {"head.weight": torch.randn(1, 8, generator=generator), "head.bias": torch.zeros(1)}
 
 
 def test_a_run_without_dynamics_shows_its_mean_image_in_each_volume(reader: ClipReader) -> None:
@@ -159,7 +153,7 @@ def test_a_run_without_dynamics_shows_its_mean_image_in_each_volume(reader: Clip
 def test_the_mean_image_alone_is_asked_where_the_normalisation_keeps_it(model: Model, reader: ClipReader) -> None:
     cards = {name: card(encoder_sha256=model.weights_sha256, normalisation=name) for name in ("global", "voxel")}
     norms = {k: v for k, v in model.encoder.state_dict().items() if "norm1" in k}
-    adapters = [Adapter(c, head(1)) for c in cards.values()] + [Adapter(cards["global"], head(1), norms)]
+    adapters = [Adapter(c, linear_head(8)) for c in cards.values()] + [Adapter(cards["global"], linear_head(8), norms)]
     _, (kept, lost, own) = encode_run(model, [AdaptedModel(model, a) for a in adapters], reader, ())
     expected = torch.sigmoid(AdaptedModel(model, adapters[0])(reader.still("global")[None]))[0, 0]
     assert kept.still[1] == pytest.approx(float(expected), abs=1e-6)
@@ -171,8 +165,10 @@ def test_the_mean_image_alone_is_asked_where_the_normalisation_keeps_it(model: M
 
 def test_a_twin_answers_under_the_other_normalisation(model: Model, reader: ClipReader) -> None:
     twin = {"normalisation": "global", "metrics": {}}
-    both = Adapter(card(encoder_sha256=model.weights_sha256, normalisation="voxel", twin=twin), head(1), twin=head(2))
-    other = Adapter(card(encoder_sha256=model.weights_sha256, normalisation="global"), head(2))
+    head, other_head = linear_head(8), linear_head(8, seed=2)
+    own_card = card(encoder_sha256=model.weights_sha256, normalisation="voxel", twin=twin)
+    both = Adapter(own_card, head, twin=other_head)
+    other = Adapter(card(encoder_sha256=model.weights_sha256, normalisation="global"), other_head)
     adapted = [AdaptedModel(model, adapter) for adapter in (both, other)]
     _, (first, second) = encode_run(model, adapted, reader, ("voxel",))
     np.testing.assert_allclose(first.other, second.answer, atol=1e-6)

@@ -1,51 +1,21 @@
 """The page in a real browser: it fits narrow screens, runs no foreign script, and its buttons work."""
 
-import html
 import json
 import re
-import shutil
-import subprocess
-from pathlib import Path
 
 import pytest
 
 from bids_app.reports.participant import build_participant_report
+from tests.helpers.browser import look, needs_browser
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--allow-file-access-from-files", "--virtual-time-budget=8000",
-)  # fmt: skip
-
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="needs chromium"),
-]
-
-FRAME = """<body><iframe id="f" width="%d" height="900" src="%s"></iframe><pre id="out"></pre><script>
-document.getElementById("f").onload = (event) => {
-  const inner = event.target.contentDocument, result = {};
-  const look = (action) => { %s };
-  result.found = look();
-  document.getElementById("out").textContent = JSON.stringify(result);
-};
-</script></body>"""
-
-
-def in_browser(page: Path, tmp_path: Path, script: str, width: int = 1400):
-    """What a script says of a page (``inner``) shown in a frame of so many pixels."""
-    frame = tmp_path / "frame.html"
-    frame.write_text(FRAME % (width, page.as_uri(), script))
-    command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", frame.as_uri()]
-    output = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    return json.loads(html.unescape(re.search(r'<pre id="out">(.*?)</pre>', output, re.DOTALL)[1]))["found"]
+pytestmark = [pytest.mark.slow, needs_browser]
 
 
 @pytest.mark.parametrize("width", [320, 400, 768, 1400])
 def test_nothing_sticks_out_of_the_page(derivatives, tmp_path, width):
     page = build_participant_report(derivatives.out, "01")
     script = "const e = inner.documentElement; return [e.clientWidth, e.scrollWidth];"
-    client, scroll = in_browser(page, tmp_path, script, width)
+    client, scroll = look(page, tmp_path, script, width)
     assert client > 0.9 * width
     assert scroll <= client
 
@@ -54,7 +24,7 @@ def test_every_figure_is_loaded_under_the_pages_own_policy(derivatives, tmp_path
     page = build_participant_report(derivatives.out, "01")
     script = """for (const i of inner.images) i.loading = "eager";
         return [...inner.images].map((i) => [i.getAttribute("src"), i.getAttribute("alt")]);"""
-    found = in_browser(page, tmp_path, script)
+    found = look(page, tmp_path, script)
     assert len(found) > 10
     assert all(alt for _, alt in found)
 
@@ -65,7 +35,7 @@ def test_the_buttons_choose_the_image(derivatives, tmp_path):
         const before = [row.hidden, image.getAttribute("src")];
         row.children[1].click();
         return [...before, image.getAttribute("src"), row.children[1].getAttribute("aria-pressed")];"""
-    hidden, before, after, pressed = in_browser(page, tmp_path, script)
+    hidden, before, after, pressed = look(page, tmp_path, script)
     assert not hidden
     assert after == f"{before}#second"
     assert pressed == "true"
@@ -79,7 +49,7 @@ def test_the_slider_goes_through_the_volumes_and_says_so(derivatives, tmp_path):
         slider.value = 21;
         slider.dispatchEvent(new Event("input"));
         return [box.hidden, first, slider.getAttribute("aria-valuetext"), before, parseFloat(cursor.style.left)];"""
-    hidden, first, after, left, moved = in_browser(page, tmp_path, script)
+    hidden, first, after, left, moved = look(page, tmp_path, script)
     assert not hidden
     assert first.startswith("Volume 21 of 60, 40.0 to 42.0 s: FD 0.90 mm, std. DVARS ")  # the one that moved most
     assert after.startswith("Volume 22 of 60, 42.0 to 44.0 s: FD ")
@@ -96,7 +66,7 @@ def test_the_pointer_on_the_picture_moves_the_slider(derivatives, tmp_path):
           values.push(Number(slider.value));
         }
         return values;"""
-    assert in_browser(page, tmp_path, script) == [0, 30, 59, 59]
+    assert look(page, tmp_path, script) == [0, 30, 59, 59]
 
 
 def test_tables_are_sorted_by_buttons_in_their_headings(out, tmp_path):
@@ -114,7 +84,7 @@ def test_tables_are_sorted_by_buttons_in_their_headings(out, tmp_path):
         told.push(names(), sorts());
         return told;"""
     none = [None] * 5
-    found = in_browser(page, tmp_path, script)
+    found = look(page, tmp_path, script)
     assert found[:2] == ["abc", [None, "descending", None, None, None]]
     assert found[2:4] == ["bca", [*none[:3], "descending", None]]
     assert found[4:] == ["acb", [*none[:3], "ascending", None]]
@@ -125,7 +95,7 @@ def test_all_that_acts_can_be_reached_with_the_keyboard(derivatives, tmp_path):
     script = """const acting = [...inner.querySelectorAll("a[href], button, input, summary, [tabindex]")];
         const missed = acting.filter((element) => { element.focus(); return inner.activeElement !== element; });
         return [acting.length, missed.filter((e) => !e.closest("details:not([open])")).map((e) => e.outerHTML)];"""
-    acting, missed = in_browser(page, tmp_path, script)
+    acting, missed = look(page, tmp_path, script)
     assert acting > 30
     assert missed == []
 
@@ -148,7 +118,7 @@ def test_scripts_in_names_and_values_do_not_run(out, tmp_path):
     }
     card.write_text(json.dumps(spoiled))
     page = build_participant_report(out, "01")
-    assert in_browser(page, tmp_path, "return inner.title;") == "sub-01 | NeuroSTORM"
+    assert look(page, tmp_path, "return inner.title;") == "sub-01 | NeuroSTORM"
 
 
 def test_a_script_that_got_into_the_page_is_stopped_by_its_policy(derivatives, tmp_path):
@@ -156,6 +126,6 @@ def test_a_script_that_got_into_the_page_is_stopped_by_its_policy(derivatives, t
     spoiled = tmp_path / "spoiled.html"
     text = page.read_text().replace("<main>", "<main><script>document.title='owned'</script>")
     spoiled.write_text(text)
-    assert in_browser(spoiled, tmp_path, "return inner.title;") == "sub-01 | NeuroSTORM"
+    assert look(spoiled, tmp_path, "return inner.title;") == "sub-01 | NeuroSTORM"
     spoiled.write_text(re.sub('<meta http-equiv="Content-Security-Policy".*?>', "", text, flags=re.DOTALL))
-    assert in_browser(spoiled, tmp_path, "return inner.title;") == "owned"  # so that the test can fail
+    assert look(spoiled, tmp_path, "return inner.title;") == "owned"  # so that the test can fail

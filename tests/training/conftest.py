@@ -9,13 +9,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
 from bids_app.clips import MODEL_GRID_SHAPE, GridSeries
-from bids_app.model.api import Model, load_model
-from bids_app.model.checkpoint import save_encoder
-from bids_app.model.encoder import Encoder, EncoderConfig
+from bids_app.model.api import Model
+from bids_app.model.encoder import EncoderConfig
 from bids_app.training.data.store import ClipStore
+from tests.helpers.models import random_model
 
 TINY = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=8, depths=(1, 1))
 
@@ -67,9 +66,7 @@ def make_store(tmp_path: Path) -> Callable[..., ClipStore]:
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> Model:
     """An encoder of two stages with random weights."""
-    torch.manual_seed(0)
-    path = save_encoder(tmp_path / "tiny.safetensors", TINY, Encoder(TINY).state_dict(), "tiny")
-    return load_model(path)
+    return random_model(tmp_path, TINY)
 
 
 @pytest.fixture

@@ -15,12 +15,11 @@ from bids_app.adapters.predict import Prediction, encode_run
 from bids_app.cli.train import main
 from bids_app.clips import MODEL_GRID_SHAPE, ClipReader, GridSeries
 from bids_app.model.api import load_model
-from bids_app.model.checkpoint import save_encoder
-from bids_app.model.encoder import Encoder
 from bids_app.outputs.reliability import describe_uncertainty
 from bids_app.training.calibrate import answers_of
 from bids_app.training.data.store import ClipStore
 from bids_app.training.head import embeddings_of
+from tests.helpers.models import save_random_encoder
 
 SIZE = 6
 """Edge of the cube that stands for the brain, voxels."""
@@ -38,8 +37,7 @@ def invented(amplitude: float, seed: int) -> GridSeries:
 
 @pytest.fixture
 def encoder(tmp_path, tiny_config) -> Path:
-    torch.manual_seed(0)
-    return save_encoder(tmp_path / "tiny.safetensors", tiny_config, Encoder(tiny_config).state_dict(), "tiny")
+    return save_random_encoder(tmp_path / "tiny.safetensors", tiny_config)
 
 
 @pytest.fixture

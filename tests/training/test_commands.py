@@ -16,18 +16,15 @@ from bids_app.adapters.predict import encode_run
 from bids_app.cli.train import main
 from bids_app.clips import MODEL_GRID_AFFINE, ClipReader, series_from_image
 from bids_app.errors import BadDataError, NoInputError
-from bids_app.model.checkpoint import read_checkpoint, save_encoder
-from bids_app.model.encoder import Encoder
+from bids_app.model.checkpoint import read_checkpoint
 from bids_app.training.data.examples import ask, gather, read_images
+from tests.helpers.models import save_random_encoder
 
 
 @pytest.fixture
 def encoder(tmp_path, tiny_config):
     """A tiny encoder's file."""
-    import torch
-
-    torch.manual_seed(0)
-    return str(save_encoder(tmp_path / "tiny.safetensors", tiny_config, Encoder(tiny_config).state_dict(), "tiny"))
+    return str(save_random_encoder(tmp_path / "tiny.safetensors", tiny_config))
 
 
 def test_commands_go_from_a_store_to_an_encoder_and_an_adapter(make_store, tmp_path, capsys, tiny_config):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from bids_app.training.data.augmentation import Augmentation
 from bids_app.training.data.loader import ClipBatches
 from bids_app.training.loop import LoopSettings, fabric_for
 from bids_app.training.pretrain import PretrainSettings, pretrain, region_weights, regions_report
+from tests.helpers.scripts import ENVIRONMENT
 
 SMALL = EncoderConfig(img_size=(8, 8, 8, 20), patch_size=(2, 2, 2, 1), embed_dim=8, depths=(1, 1))
 LOOP = LoopSettings(epochs=2, learning_rate=1e-3)
@@ -110,9 +110,7 @@ def test_augmented_training_is_reproducible():
 
 
 TWO_PROCESSES = """
-import sys
-sys.path.insert(0, {folder!r})
-from test_pretrain import LOOP, SMALL, SmallScan, atlas, fresh
+from tests.training.test_pretrain import LOOP, SMALL, SmallScan, atlas, fresh
 from bids_app.model.masking import MaskSettings
 from bids_app.training.data.loader import ClipBatches
 from bids_app.training.loop import fabric_for
@@ -130,8 +128,8 @@ pretrain(fresh(), batches, settings, Path({out!r}), atlas(), fabric=fabric)
 @pytest.mark.slow
 def test_two_processes_follow_the_curve_of_one_with_twice_the_batch(tmp_path):
     script = tmp_path / "two.py"
-    script.write_text(TWO_PROCESSES.format(folder=str(Path(__file__).parent), out=str(tmp_path / "two")))
-    subprocess.run([sys.executable, str(script)], check=True, timeout=280)
+    script.write_text(TWO_PROCESSES.format(out=str(tmp_path / "two")))
+    subprocess.run([sys.executable, str(script)], check=True, timeout=280, env=ENVIRONMENT)
     settings = PretrainSettings(MaskSettings("atlas", "random", 0.5), loop=LOOP)
     curve(settings, 4, folder=tmp_path / "one", atlas=atlas())
     one, two = (np.loadtxt(tmp_path / name / "steps.csv", delimiter=",", skiprows=1) for name in ("one", "two"))

@@ -19,6 +19,7 @@ from bids_app.errors import BadDataError, UsageError
 from bids_app.settings import ResourceSettings
 from bids_app.workflow.engine import Engine, read_plugin_file, remove_caches
 from bids_app.workflow.graph import Graph
+from tests.helpers.scripts import ENVIRONMENT
 
 T = TypeVar("T")
 
@@ -284,7 +285,7 @@ from pathlib import Path
 from bids_app.workflow.engine import Engine
 from bids_app.workflow.graph import Graph
 from bids_app.settings import ResourceSettings
-from test_engine import fill_the_disk
+from tests.workflow.test_engine import fill_the_disk
 
 if __name__ == "__main__":
     graph = Graph()
@@ -310,6 +311,7 @@ def test_steps_that_fill_the_disk_say_so(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
+        env=ENVIRONMENT,
     )
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["74", "74"], done.stdout + done.stderr
     assert done.stdout.lower().count("no space left") == 2
@@ -320,7 +322,7 @@ from pathlib import Path
 from bids_app.workflow.engine import Engine
 from bids_app.workflow.graph import Graph
 from bids_app.settings import ResourceSettings
-from test_engine import wait
+from tests.workflow.test_engine import wait
 
 if __name__ == "__main__":
     graph = Graph()
@@ -334,7 +336,7 @@ if __name__ == "__main__":
 def test_workers_end_with_the_run_that_was_killed(tmp_path: Path) -> None:
     script = tmp_path / "killed.py"
     script.write_text(KILLED.format(scratch=str(tmp_path)))
-    run = subprocess.Popen([sys.executable, str(script)])
+    run = subprocess.Popen([sys.executable, str(script)], env=ENVIRONMENT)
     marker = tmp_path / "g" / "worker"
     wait_until(marker.is_file, 60)
     worker = int(wait_until(marker.read_text, 5))

@@ -20,6 +20,7 @@ from bids_app.preprocess.io.images import save_image
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration.transforms import Chain, grid_points
 from bids_app.preprocess.resample import resample_to_model_grid
+from tests.helpers.datasets import PreprocessedTree, write_standard_image
 
 
 def derived(bold, **fields):
@@ -36,9 +37,9 @@ def go(run, out_dir, metadata=None):
 
 
 @pytest.fixture(scope="module")
-def tree(preprocessed_tree, standard_brain, tmp_path_factory):
+def tree(standard_brain, tmp_path_factory):
     """A dataset with a whole run, sub-01, and its parts."""
-    made = preprocessed_tree(tmp_path_factory.mktemp("derived") / "fmriprep")
+    made = PreprocessedTree(tmp_path_factory.mktemp("derived") / "fmriprep")
     made.write_run("01", standard_brain.series(), standard_brain.mask, standard_brain.affine)
     rows = np.arange(40.0)
     fd = np.concatenate([[np.nan], np.full(39, 0.1)])
@@ -111,14 +112,14 @@ def test_a_denoised_run_is_lifted_above_zero_and_warned_of(tree, standard_brain,
 
 
 def test_a_mask_on_another_grid_is_drawn_through_the_affines_and_one_that_does_not_fit_is_warned_of(
-    tree, standard_brain, standard_image, tmp_path
+    tree, standard_brain, tmp_path
 ):
     series = standard_brain.series() * standard_brain.mask[..., None]
     bold = tree.write_run("03", series, None, standard_brain.affine)
     moved = np.roll(standard_brain.mask, 5, axis=1)
     affine = standard_brain.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ (2, 3, 0)
-    path = standard_image(tmp_path / "mask.nii.gz", moved[2:, 3:].astype(np.uint8), affine)
+    path = write_standard_image(tmp_path / "mask.nii.gz", moved[2:, 3:].astype(np.uint8), affine)
     run = go(derived(bold, mask=path), tmp_path)
     assert any("another grid" in warning for warning in run.warnings)
     assert any("overlap by" in warning for warning in run.warnings)

@@ -11,12 +11,9 @@ from bids_app.preprocess.io import volumes as on_disk
 from bids_app.preprocess.io.images import examine_bold, read_anatomy
 from bids_app.preprocess.io.volumes import ArrayVolumes, Volumes, chunks
 from bids_app.preprocess.masking import prepare_bold
+from tests.helpers.images import noise
 
 META = {"RepetitionTime": 2.0}
-
-
-def noise(*shape: int, dtype=np.float32) -> np.ndarray:
-    return np.random.default_rng(0).normal(1000, 50, shape).astype(dtype)
 
 
 def refused(path, out_dir, metadata=META) -> BadDataError:

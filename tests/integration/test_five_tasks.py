@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-
 import pytest
 
-SCRIPT = Path(__file__).parents[3] / "benchmarks" / "five_tasks.py"
+from tests.helpers.scripts import load_benchmark
 
 
 @pytest.fixture(scope="module")
 def five_tasks(tmp_path_factory):
     """The benchmark, and a folder that its cohorts stay in."""
-    spec = importlib.util.spec_from_file_location("five_tasks", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["five_tasks"] = module
-    spec.loader.exec_module(module)
-    return module, tmp_path_factory.mktemp("five-tasks")
+    return load_benchmark("five_tasks"), tmp_path_factory.mktemp("five-tasks")
 
 
 @pytest.mark.slow

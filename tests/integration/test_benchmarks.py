@@ -2,32 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 import time
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """A function that loads a benchmark by name."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-    def load(name: str) -> ModuleType:
-        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-        module = importlib.util.module_from_spec(spec)
-        monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module
-
-    return load
+from tests.helpers.scripts import load_benchmark
 
 
 class Slow:
@@ -41,8 +22,8 @@ class Slow:
             yield k
 
 
-def test_waiting_is_told_from_the_rest_of_a_step(script):
-    watched = script("pretraining").Watched(Slow())
+def test_waiting_is_told_from_the_rest_of_a_step():
+    watched = load_benchmark("pretraining").Watched(Slow())
     given = watched.epoch(0)
     for k in range(3):
         assert next(given) == k
@@ -55,8 +36,8 @@ def test_waiting_is_told_from_the_rest_of_a_step(script):
 
 
 @pytest.mark.slow
-def test_groups_of_the_masking_cohort_differ_in_limbic_and_cerebellar_parcels_alone(script):
-    module = script("region_masking")
+def test_groups_of_the_masking_cohort_differ_in_limbic_and_cerebellar_parcels_alone():
+    module = load_benchmark("region_masking")
     plan = replace(module.QUICK, effect=0.5)
     owners, names = module.parcels(plan.parcels)
     assert set(owners) == set(range(len(names)))
@@ -73,8 +54,8 @@ def test_groups_of_the_masking_cohort_differ_in_limbic_and_cerebellar_parcels_al
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_masks_are_compared_from_cohort_to_table(script, tmp_path, capsys):
-    module = script("region_masking")
+def test_masks_are_compared_from_cohort_to_table(tmp_path, capsys):
+    module = load_benchmark("region_masking")
     right, missed = module.run(tmp_path, module.QUICK)
     assert set(right) == {module.UNTRAINED, *module.MASKS}
     assert set(missed) == set(module.MASKS)

@@ -1,0 +1,26 @@
+"""Python files that are not of the package: benchmarks, and scripts that a test writes."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from types import ModuleType
+
+from tests.helpers.paths import ROOT
+
+BENCHMARKS = ROOT / "benchmarks"
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+"""For a process that imports the package and `tests`."""
+
+
+def load_benchmark(name: str) -> ModuleType:
+    """The module ``benchmarks/NAME.py``, loaded once; it may import its neighbours."""
+    if name not in sys.modules:
+        if str(BENCHMARKS) not in sys.path:
+            sys.path.append(str(BENCHMARKS))
+        spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
+    return sys.modules[name]
