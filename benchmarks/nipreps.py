@@ -77,7 +77,7 @@ def compare_carpets(folder: Path) -> None:
 
 
 def compare_pages() -> None:
-    """Print how many files of other hosts each report's template asks for, and what escapes names in it."""
+    """Print how many files of other hosts each report's template asks for."""
     import nireports.assembler.data as theirs
 
     from bids_app import reports
