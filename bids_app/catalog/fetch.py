@@ -1,24 +1,19 @@
 """Fetching weights from the hub, on request only: resumed where it broke off, checked, and renamed last.
 
-Proxies come from the usual environment variables (``https_proxy``, ``no_proxy``), a mirror from ``HF_ENDPOINT``, and a
-token for it from ``HF_TOKEN``.
+The transfer is `huggingface_hub`'s: proxies come from the usual environment variables (``https_proxy``, ``no_proxy``),
+a mirror from ``HF_ENDPOINT``, and ``HF_HUB_OFFLINE`` forbids it. A token is sent where ``HF_TOKEN`` holds one. Files
+come by plain HTTP into the cache's own folder: `hf_hub_download` would throw away what came before a failure.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
-import http.client
 import json
 import os
 import re
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +21,10 @@ from typing import Any
 
 from bids_app import __version__
 from bids_app.catalog.models import Entry
-from bids_app.errors import BadDataError, InputOutputError, NoInputError, TemporaryError, UsageError
+from bids_app.errors import BadDataError, InputOutputError, NeurostormError, NoInputError, TemporaryError, UsageError
 
-DEFAULT_ENDPOINT = "https://huggingface.co"
-BLOCK = 1 << 20
-TIMEOUT = 30.0
-ATTEMPTS = 6
-"""Connections that may break off, without a byte between, before giving up."""
+TIMEOUT_S = 30.0
 SHA256 = re.compile(r"[0-9a-f]{64}")
-
-Progress = Callable[[int, int], None]
-"""Called with the bytes that are there and the bytes in all."""
 
 
 @dataclass(frozen=True)
@@ -48,27 +36,15 @@ class HubFile:
     sha256: str | None
 
 
-class _KeepRedirects(urllib.request.HTTPRedirectHandler):
-    """Leaves a redirect as the answer: the hub's own headers are on it, not on the storage behind it."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-def file_url(entry: Entry) -> str:
-    """Where an entry's file is on the hub, or on the mirror that ``HF_ENDPOINT`` names."""
-    endpoint = (os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT).rstrip("/")
-    return f"{endpoint}/{entry.repo}/resolve/{entry.revision}/{urllib.parse.quote(entry.file)}"
-
-
-def fetch(entry: Entry, progress: Progress | None = None) -> Path:
+def fetch(entry: Entry) -> Path:
     """Bring an entry's file into the cache; one that is there already, and checked, is left alone.
+
+    A terminal is shown how far it is.
 
     Parameters
     ----------
     entry : Entry
         Of the catalog, with a repository.
-    progress : callable, optional
 
     Raises
     ------
@@ -78,6 +54,8 @@ def fetch(entry: Entry, progress: Progress | None = None) -> Path:
         The hub has no such file.
     TemporaryError
         The hub cannot be reached, or breaks off again and again; what has come stays, and is gone on from next time.
+    InputOutputError
+        The cache cannot be written.
     BadDataError
         What came is not what the hub, or the catalog, says it should be.
     """
@@ -88,14 +66,16 @@ def fetch(entry: Entry, progress: Progress | None = None) -> Path:
     with _locked(target):
         if target.is_file() and read_record(target) is not None:
             return target
-        hub = _ask(entry)
-        if entry.size is not None and hub.size not in (None, entry.size):
-            raise BadDataError(
-                f"The hub's {entry.file} has {hub.size} bytes, and the catalog knows {entry.size}.",
-                "It is not the file that was published; check HF_ENDPOINT.",
-            )
-        size, part = hub.size or entry.size, target.with_name(f"{target.name}.part")
-        _download(hub, size, part, progress)
+        part = target.with_name(f"{target.name}.part")
+        with _session(entry) as (url, headers):
+            hub = _ask(url, headers)
+            if entry.size is not None and hub.size not in (None, entry.size):
+                raise BadDataError(
+                    f"The hub's {entry.file} has {hub.size} bytes, and the catalog knows {entry.size}.",
+                    "It is not the file that was published; check HF_ENDPOINT.",
+                )
+            size = hub.size or entry.size
+            _download(url, headers, size, part, entry.name)
         sha256 = file_sha256(part)
         _check(hub, size, part, sha256)
         record = {
@@ -154,96 +134,63 @@ def read_record(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def _request(url: str, start: int = 0, method: str = "GET") -> urllib.request.Request:
-    headers = {"User-Agent": f"neurostorm/{__version__}"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
-    request = urllib.request.Request(url, headers=headers, method=method)
-    token = os.environ.get("HF_TOKEN")
-    if token:
-        request.add_unredirected_header("Authorization", f"Bearer {token}")  # never to the storage behind the hub
-    return request
+@contextmanager
+def _session(entry: Entry) -> Iterator[tuple[str, dict[str, str]]]:
+    """Where an entry's file is on the hub and what to send along; what goes wrong is said in our own errors."""
+    from huggingface_hub import close_session, constants, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
-
-def _ask(entry: Entry) -> HubFile:
-    """Size and sha256 of the file. Large files are kept in storage of their own, whose redirect carries both."""
-    url = file_url(entry)
-    for attempt in range(ATTEMPTS):
-        try:
-            headers = _head(url)
-            break
-        except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, urllib.error.HTTPError) and error.code < 500:
-                raise _refused(url, error) from error
-            if attempt == ATTEMPTS - 1:
-                raise _unreachable(url, error) from error
-            time.sleep(_pause(attempt))
-    etag = (headers.get("X-Linked-ETag") or headers.get("ETag") or "").removeprefix("W/").strip('"').lower()
-    size = headers.get("X-Linked-Size") or (None if headers.get("Location") else headers.get("Content-Length"))
-    return HubFile(url, int(size) if size and size.isdigit() else None, etag if SHA256.fullmatch(etag) else None)
-
-
-def _head(url: str, hops: int = 5) -> Any:
-    opener = urllib.request.build_opener(_KeepRedirects)
+    constants.HF_HUB_DISABLE_TELEMETRY = True  # or else it asks a list of agents from the hub, and keeps it in HF_HOME
+    url = hf_hub_url(entry.repo, entry.file, revision=entry.revision, endpoint=os.environ.get("HF_ENDPOINT") or None)
+    headers = {"user-agent": f"neurostorm/{__version__}"}
+    if token := os.environ.get("HF_TOKEN"):
+        headers["authorization"] = f"Bearer {token}"
     try:
-        with opener.open(_request(url, method="HEAD"), timeout=TIMEOUT) as answer:
-            return answer.headers
-    except urllib.error.HTTPError as error:
-        if error.code not in (301, 302, 303, 307, 308):
-            raise
-        location = error.headers.get("Location")
-        if location and not error.headers.get("X-Linked-ETag"):
-            # a repository that moved: the file's own headers are further on, at the same host
-            onward = urllib.parse.urljoin(url, location)
-            if hops and urllib.parse.urlsplit(onward).netloc == urllib.parse.urlsplit(url).netloc:
-                with contextlib.suppress(urllib.error.HTTPError):
-                    return _head(onward, hops - 1)
-        return error.headers
+        yield url, headers
+    except OfflineModeIsEnabled as error:
+        raise TemporaryError(f"{url}: not fetched, since HF_HUB_OFFLINE is set.", "Unset it to fetch.") from error
+    except HfHubHTTPError as error:
+        raise _refused(url, error.response.status_code) from error
+    except (HTTPError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            hint = "Free some space, or set NEUROSTORM_CACHE."
+            raise InputOutputError(f"{entry.path}: {error.strerror}.", hint) from error
+        raise TemporaryError(
+            f"{url}: cannot be fetched ({error}).",
+            "Check the network, https_proxy and HF_ENDPOINT, then fetch again: it goes on from where it was.",
+        ) from error
+    finally:
+        close_session()  # it remembers the proxies of its first use
 
 
-def _download(hub: HubFile, size: int | None, part: Path, progress: Progress | None) -> None:
+def _ask(url: str, headers: dict[str, str]) -> HubFile:
+    """Size and sha256 of the file. Large files are kept in storage of their own, whose redirect carries both."""
+    from huggingface_hub import get_hf_file_metadata
+
+    told = get_hf_file_metadata(url, token=False, headers=headers, timeout=TIMEOUT_S, retry_on_errors=True)
+    etag = (told.etag or "").lower()
+    return HubFile(url, told.size, etag if SHA256.fullmatch(etag) else None)
+
+
+def _download(url: str, headers: dict[str, str], size: int | None, part: Path, name: str) -> None:
     """Fill ``part`` up to ``size``, going on from what it holds."""
-    idle = 0
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+    from huggingface_hub.file_download import http_get
+
     while True:
         held = part.stat().st_size if part.exists() else 0
-        if size is not None and held >= size:
+        if size is not None and held == size:
             return
+        resumed = held if size is not None and held < size else 0
         try:
-            _receive(hub.url, part, held, size, progress)
-            if size is None:
-                return
-        except urllib.error.HTTPError as error:
-            if error.code == 416:  # it has no more than what is held
-                part.unlink()
-            elif error.code < 500:
-                raise _refused(hub.url, error) from error
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-                raise InputOutputError(
-                    f"{part}: {error.strerror}.", "Free some space, or set NEUROSTORM_CACHE."
-                ) from error
-        except http.client.HTTPException:
-            pass
-        idle = 0 if part.exists() and part.stat().st_size > held else idle + 1
-        if idle == ATTEMPTS:
-            raise _unreachable(hub.url, None)
-        time.sleep(_pause(idle))
-
-
-def _receive(url: str, part: Path, held: int, size: int | None, progress: Progress | None) -> None:
-    """Append what one connection gives."""
-    # an opener of its own, because the shared one remembers the proxies of its first use
-    with urllib.request.build_opener().open(_request(url, held), timeout=TIMEOUT) as answer:
-        whole = held and answer.status != 206  # a server that does not know of ranges begins again
-        with part.open("wb" if whole else "ab") as file:
-            held = 0 if whole else held
-            while block := answer.read(BLOCK):
-                file.write(block)
-                held += len(block)
-                if progress is not None:
-                    progress(held, size or 0)
-                if size is not None and held > size:
-                    break
+            with part.open("ab" if resumed else "wb") as file:
+                http_get(url, file, resume_size=resumed, headers=headers, displayed_filename=name)
+            return
+        except HfHubHTTPError:
+            raise
+        except HTTPError:  # a reset connection, which `http_get` does not try again
+            if part.stat().st_size <= resumed:
+                raise
 
 
 def _check(hub: HubFile, size: int | None, part: Path, sha256: str) -> None:
@@ -257,25 +204,12 @@ def _check(hub: HubFile, size: int | None, part: Path, sha256: str) -> None:
         raise BadDataError(f"What came from {hub.url} is not the file: {wrong}.", "Try again; check proxy and mirror.")
 
 
-def _refused(url: str, error: urllib.error.HTTPError) -> Exception:
-    if error.code in (404, 410):
-        return NoInputError(f"{url}: the hub has no such file ({error.code}).", "Check HF_ENDPOINT; it may be moved.")
-    if error.code in (401, 403):
-        return NoInputError(f"{url}: the hub refuses it ({error.code}).", "Set HF_TOKEN, if the mirror asks for one.")
-    return TemporaryError(f"{url}: the hub answers {error.code}.", "Try again later.")
-
-
-def _unreachable(url: str, error: BaseException | None) -> TemporaryError:
-    reason = getattr(error, "reason", None) or error or "it breaks off again and again"
-    return TemporaryError(
-        f"{url}: cannot be fetched ({reason}).",
-        "Check the network, https_proxy and HF_ENDPOINT, then fetch again: it goes on from where it was.",
-    )
-
-
-def _pause(attempt: int) -> float:
-    """Seconds to wait before another attempt."""
-    return min(0.2 * 2**attempt, 10.0) if attempt else 0.0
+def _refused(url: str, code: int) -> NeurostormError:
+    if code in (404, 410):
+        return NoInputError(f"{url}: the hub has no such file ({code}).", "Check HF_ENDPOINT; it may be moved.")
+    if code in (401, 403):
+        return NoInputError(f"{url}: the hub refuses it ({code}).", "Set HF_TOKEN, if the mirror asks for one.")
+    return TemporaryError(f"{url}: the hub answers {code}.", "Try again later.")
 
 
 @contextmanager

@@ -87,19 +87,8 @@ def _fetch(arguments: argparse.Namespace) -> None:
     from bids_app.catalog.fetch import fetch
 
     for entry in [_named(name) for name in arguments.names]:
-        path = fetch(entry, _progress(entry.name))
+        path = fetch(entry)
         print(f"{entry.name}: {path}")
-
-
-def _progress(name: str) -> Any:
-    if not sys.stderr.isatty():
-        return None
-
-    def show(done: int, total: int) -> None:
-        share = f"{100 * done / total:5.1f} %" if total else ""
-        print(f"\r{name}: {done / 1e6:8.1f} MB {share}", end="\n" if done == total else "", file=sys.stderr, flush=True)
-
-    return show
 
 
 def _verify(arguments: argparse.Namespace) -> None:

@@ -156,15 +156,29 @@ def confounds_table(
     for k in range(n_dummy):
         columns[f"non_steady_state_outlier{k:02d}"] = _spike(n_volumes, k)
         meta[f"non_steady_state_outlier{k:02d}"] = {"Description": "A volume before the signal was steady."}
-    with np.errstate(invalid="ignore"):
-        spikes = np.flatnonzero((fd > fd_threshold) | (dvars.std > DVARS_SPIKE))
-    for k, volume in enumerate(spikes[spikes >= n_dummy]):
-        columns[f"motion_outlier{k:02d}"] = _spike(n_volumes, int(volume))
-        meta[f"motion_outlier{k:02d}"] = {
-            "Description": "A volume with much motion.",
-            "Threshold": f"framewise_displacement > {fd_threshold:g} mm or std_dvars > {DVARS_SPIKE:g}",
-        }
-    return pd.DataFrame(columns), meta
+    outliers = motion_outliers(fd, dvars.std, n_dummy, fd_threshold)
+    threshold = f"framewise_displacement > {fd_threshold:g} mm or std_dvars > {DVARS_SPIKE:g}"
+    meta |= {str(name): {"Description": "A volume with much motion.", "Threshold": threshold} for name in outliers}
+    return pd.concat([pd.DataFrame(columns), outliers], axis=1), meta
+
+
+def motion_outliers(fd_mm: np.ndarray, std_dvars: np.ndarray, n_dummy: int, fd_threshold_mm: float) -> pd.DataFrame:
+    """A column ``motion_outlierXX`` for each steady volume with much motion, 1 there and 0 elsewhere.
+
+    Parameters
+    ----------
+    fd_mm, std_dvars : numpy.ndarray, (T,)
+        Framewise displacement and standardised DVARS; NaN counts as no motion.
+    n_dummy : int
+        Volumes at the start before the signal is steady, which are no outliers.
+    fd_threshold_mm : float
+    """
+    from niworkflows.interfaces.confounds import spike_regressors
+
+    steady = pd.DataFrame({"framewise_displacement": fd_mm, "std_dvars": std_dvars})
+    steady.iloc[:n_dummy] = np.nan
+    limits = {"framewise_displacement": (">", fd_threshold_mm), "std_dvars": (">", DVARS_SPIKE)}
+    return spike_regressors(steady, limits, concatenate=False).astype(int)
 
 
 _SIGNALS = {

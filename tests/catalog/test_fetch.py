@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import os
+import socket
+import struct
+import subprocess
+import sys
 import threading
+import time
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import constants
 
-from bids_app.catalog import fetch as fetching
 from bids_app.catalog.fetch import fetch, read_record, verify
 from bids_app.catalog.models import Entry, weights_path
 from bids_app.errors import BadDataError, NoInputError, TemporaryError, UsageError
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 REVISION = "0123456789abcdef0123456789abcdef01234567"
+ATTEMPTS = 6
+"""Connections without a byte between before huggingface_hub gives up."""
 PLACE = f"/lab/model/resolve/{REVISION}/deep/weights.ckpt"
 
 
@@ -30,9 +39,14 @@ class Hub:
     """Bytes after which the next connections break off."""
     knows_ranges: bool = True
     status: int = 200
+    reset_after: int | None = None
+    """Bytes after which the next connection is reset."""
+    tokens: list[tuple[str, str | None]] = field(default_factory=list)
+    """Host that was asked, and the token that it was given."""
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     url: str = ""
-    location: str = "/storage/blob"
+    location: str = ""
+    """Where the file's bytes are: on another host, as those of the hub's large files."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -41,12 +55,17 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
+    def _note(self, method, wanted):
+        self.hub.requests.append((method, self.path, wanted))
+        self.hub.tokens.append((self.headers["Host"].partition(":")[0], self.headers.get("Authorization")))
+
     def do_HEAD(self):
-        self.hub.requests.append(("HEAD", self.path, None))
+        self._note("HEAD", None)
         if self.hub.status != 200 or not self.path.endswith(PLACE):
             return self.send_error(404 if self.hub.status == 200 else self.hub.status)
         self.send_response(302)  # as the hub does for large files
         self.send_header("Location", self.hub.location)
+        self.send_header("X-Repo-Commit", REVISION)
         self.send_header("X-Linked-Size", str(len(self.hub.content)))
         if self.hub.sha256:
             self.send_header("X-Linked-ETag", f'"{self.hub.sha256}"')
@@ -54,7 +73,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return self.end_headers()
 
     def do_GET(self):
-        self.hub.requests.append(("GET", self.path, self.headers.get("Range")))
+        self._note("GET", self.headers.get("Range"))
         if self.path.endswith(PLACE):
             self.send_response(302)
             self.send_header("Location", self.hub.location)
@@ -65,13 +84,29 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.hub.knows_ranges and self.headers.get("Range"):
             start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
         self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.send_header("Content-Length", str(len(content) - start))
         self.end_headers()
+        if self.hub.reset_after is not None:
+            self.wfile.write(content[start : start + self.hub.reset_after])
+            self.hub.reset_after = None
+            time.sleep(0.2)  # what was sent has arrived
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            return None
         end = start + self.hub.break_after.pop(0) if self.hub.break_after else len(content)
         self.wfile.write(content[start:end])
         if end < len(content):
             self.close_connection = True
         return None
+
+
+def hurry(monkeypatch):
+    """Wait for nothing between attempts."""
+    clock = SimpleNamespace(sleep=lambda seconds: None)
+    for module in ("file_download", "utils._http"):
+        monkeypatch.setattr(f"huggingface_hub.{module}.time", clock)
 
 
 @pytest.fixture
@@ -81,11 +116,13 @@ def hub(tmp_path, monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    hub.location = f"http://localhost:{server.server_address[1]}/storage/blob"
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path / "cache"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(fetching, "_pause", lambda attempt: 0.0)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)  # what is written at a time
+    hurry(monkeypatch)
     yield hub
     server.shutdown()
     server.server_close()
@@ -97,11 +134,9 @@ def entry() -> Entry:
 
 
 def test_a_file_is_fetched_checked_and_found(hub, entry):
-    seen = []
-    path = fetch(entry, lambda done, total: seen.append((done, total)))
+    path = fetch(entry)
     assert path.read_bytes() == CONTENT
     assert weights_path(entry) == path
-    assert seen[-1] == (len(CONTENT), len(CONTENT))
     assert read_record(path)["checked_against_hub"] is True
     assert verify(entry) == hub.sha256
     assert not list(path.parent.glob("*.part"))
@@ -122,8 +157,8 @@ def test_a_connection_that_breaks_off_is_gone_on_from(hub, entry):
 
 
 def test_a_later_run_goes_on_from_an_earlier_one(hub, entry):
-    hub.break_after = [100_000] + [0] * fetching.ATTEMPTS
-    with pytest.raises(TemporaryError, match="breaks off"):
+    hub.break_after = [100_000] + [0] * 2 * ATTEMPTS
+    with pytest.raises(TemporaryError, match="cannot be fetched"):
         fetch(entry)
     hub.break_after = []
     hub.requests.clear()
@@ -163,13 +198,13 @@ def test_a_hub_in_trouble_is_tried_again_and_then_named(hub, entry):
     hub.status = 503
     with pytest.raises(TemporaryError, match=r"503|Service"):
         fetch(entry)
-    assert len(hub.requests) == fetching.ATTEMPTS
+    assert len(hub.requests) == ATTEMPTS
 
 
 def test_no_network_says_what_to_check(entry, tmp_path, monkeypatch):
     monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    monkeypatch.setattr(fetching, "_pause", lambda attempt: 0.0)
+    hurry(monkeypatch)
     with pytest.raises(TemporaryError) as caught:
         fetch(entry)
     assert "HF_ENDPOINT" in caught.value.hint
@@ -180,9 +215,9 @@ def test_the_proxy_of_the_environment_is_used(hub, entry, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
     monkeypatch.setenv("http_proxy", hub.url)
     monkeypatch.setenv("no_proxy", "")
-    hub.location = "http://hub.invalid/storage/blob"
+    hub.location = "http://storage.invalid/storage/blob"
     assert fetch(entry).read_bytes() == CONTENT
-    assert {path for _, path, _ in hub.requests} == {f"http://hub.invalid{PLACE}", "http://hub.invalid/storage/blob"}
+    assert {path for _, path, _ in hub.requests} == {f"http://hub.invalid{PLACE}", hub.location}
 
 
 def test_a_file_without_a_hash_on_the_hub_is_noted_as_unchecked(hub, entry):
@@ -206,3 +241,34 @@ def test_verifying_what_is_not_here_says_how_to_get_it(entry, tmp_path, monkeypa
 def test_what_ships_with_the_package_is_not_fetched():
     with pytest.raises(UsageError, match="demo"):
         fetch(Entry("demo", "", "demo.safetensors"))
+
+
+def test_a_connection_that_is_reset_is_gone_on_from(hub, entry):
+    hub.reset_after = 100_000
+    assert fetch(entry).read_bytes() == CONTENT
+    assert hub.requests[-1][2] == "bytes=100000-"
+
+
+def test_a_token_goes_to_the_hub_and_never_to_its_storage(hub, entry, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "secret")
+    fetch(entry)
+    assert set(hub.tokens) == {("127.0.0.1", "Bearer secret"), ("localhost", None)}
+
+
+def test_offline_nothing_is_asked(hub, entry, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(TemporaryError, match="HF_HUB_OFFLINE"):
+        fetch(entry)
+    assert hub.requests == []
+
+
+def test_nothing_is_asked_or_written_beside_the_file(hub, entry, tmp_path):
+    home = tmp_path / "home"
+    code = f"from bids_app.catalog.models import Entry; from bids_app.catalog.fetch import fetch; fetch({entry!r})"
+    environment = os.environ | {"HOME": str(home), "HF_HOME": str(home / "hf"), "AI_AGENT": "someone"}
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
+    assert not home.exists()
+    assert {path for _, path, _ in hub.requests} == {PLACE, "/storage/blob"}
+    assert {path.name for path in entry.path.parent.iterdir()} == {
+        "weights.ckpt", "weights.ckpt.json", ".weights.ckpt.lock",
+    }  # fmt: skip

@@ -12,6 +12,7 @@ from bids_app.preprocess.confounds import (
     cosine_basis,
     dvars_of,
     expand,
+    motion_outliers,
     principal_components,
     rmsd_of,
 )
@@ -176,3 +177,14 @@ def test_table_is_written_with_na(tmp_path, values, parameters):
     table.to_csv(tmp_path / "c.tsv", sep="\t", index=False, na_rep="n/a")
     assert (tmp_path / "c.tsv").read_text().splitlines()[1].count("n/a") == int(table.iloc[0].isna().sum())
     assert pd.read_csv(tmp_path / "c.tsv", sep="\t").shape == table.shape
+
+
+def test_volumes_with_much_motion_have_a_column_each_but_dummies_have_none():
+    fd = np.array([np.nan, 0.9, 0.1, 0.6, 0.1])
+    std_dvars = np.array([np.nan, 1.0, 1.0, 2.0, 1.6])
+    spikes = motion_outliers(fd, std_dvars, n_dummy=2, fd_threshold_mm=0.5)
+    assert spikes.to_dict("list") == {"motion_outlier00": [0, 0, 0, 1, 0], "motion_outlier01": [0, 0, 0, 0, 1]}
+
+
+def test_a_run_without_motion_has_no_outliers():
+    assert motion_outliers(np.zeros(4), np.ones(4), n_dummy=0, fd_threshold_mm=0.5).shape == (4, 0)

@@ -6,14 +6,14 @@ a picture is the participant's left. Each function writes one SVG file, which ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
 
-from bids_app.reports.figures.cuts import PLANES, Box, Volume, foreground, svg_image, svg_text
+from bids_app.reports.figures.cuts import PLANES, Box, Volume, cut_positions, foreground, svg_image, svg_text
 from bids_app.reports.figures.style import PALETTE, save_svg
 
 FLICKER_STYLE = """
@@ -51,7 +51,7 @@ def plot_flicker(
     """
     first, second = Volume.load(fixed), Volume.load(moving)
     mask = foreground(first) if outline is None else Volume.load(outline)
-    mosaic = Mosaic(Box.around(mask), n_cuts=7)
+    mosaic = Mosaic(Box.around(mask), cut_positions(mask, 7))
     lines = "" if outline is None else mosaic.outlines(mask, PALETTE[1])
     body = (
         f'{mosaic.raster(first)}{mosaic.heading(names[0])}<g class="second">{mosaic.raster(second)}'
@@ -76,7 +76,8 @@ def plot_outlines(background: Any, masks: Mapping[str, Any], path: Path, *, titl
         Of the figure, for its text alternative.
     """
     volumes = {name: Volume.load(mask) for name, mask in masks.items()}
-    mosaic = Mosaic(Box.around(next(iter(volumes.values())), margin_mm=14), n_cuts=7)
+    first = next(iter(volumes.values()))
+    mosaic = Mosaic(Box.around(first, margin_mm=14), cut_positions(first, 7))
     body = mosaic.raster(Volume.load(background)) + mosaic.heading("")
     left = 10.0
     for row, (color, (name, volume)) in enumerate(zip(PALETTE[1:], volumes.items(), strict=False)):
@@ -95,15 +96,16 @@ class Mosaic:
     ----------
     box : Box
         What is cut.
-    n_cuts : int
-        Cuts a plane.
+    positions : mapping
+        Where to cut, by plane, mm; as many in each.
     width : int
         Of the whole picture, pixels.
     """
 
     gap, header = 6, 30
 
-    def __init__(self, box: Box, n_cuts: int, width: int = 1400) -> None:
+    def __init__(self, box: Box, positions: Mapping[str, Sequence[float]], width: int = 1400) -> None:
+        n_cuts = len(positions["x"])
         sizes = box.high - box.low
         widest = max(sizes[0], sizes[1])
         self.scale = (width / n_cuts - self.gap) / widest
@@ -115,7 +117,7 @@ class Mosaic:
         top = float(self.header)
         for plane in reversed(PLANES):
             wide, high = self._size(plane)
-            for i, position in enumerate(box.positions(plane, n_cuts)):
+            for i, position in enumerate(positions[plane]):
                 left = i * width / n_cuts + (width / n_cuts - wide) / 2
                 self.cells.append((plane, float(position), left, top))
             top += high + self.gap

@@ -78,11 +78,6 @@ class Box:
         points = corners @ mask.affine[:3, :3].T + mask.affine[:3, 3]
         return cls(points.min(axis=0) - margin_mm, points.max(axis=0) + margin_mm, step_mm)
 
-    def positions(self, plane: str, n_cuts: int) -> np.ndarray:
-        """Where to cut: evenly, without the outermost parts, mm."""
-        axis = PLANES.index(plane)
-        return np.linspace(self.low[axis], self.high[axis], n_cuts + 4)[2:-2]
-
     def cut(self, volume: Volume, plane: str, position_mm: float, order: int = 1) -> np.ndarray:
         """A cut through a volume, (rows, columns): up is superior or anterior, right is right or anterior."""
         from scipy.ndimage import map_coordinates
@@ -96,6 +91,14 @@ class Box:
         inverse = np.linalg.inv(volume.affine)
         voxels = np.tensordot(inverse[:3, :3], points, axes=1) + inverse[:3, 3, None, None]
         return map_coordinates(volume.data, voxels, order=order, mode="constant", cval=0.0)
+
+
+def cut_positions(mask: Volume, n_cuts: int) -> dict[str, list[float]]:
+    """Where to cut, by plane: evenly through the slices that the mask fills well, mm."""
+    import nibabel as nib
+    from nireports.reportlets.utils import cuts_from_bbox
+
+    return cuts_from_bbox(nib.as_closest_canonical(nib.Nifti1Image(mask.data, mask.affine)), n_cuts)
 
 
 def foreground(volume: Volume) -> Volume:

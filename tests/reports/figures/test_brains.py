@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from bids_app.reports.figures.brains import plot_flicker, plot_outlines
-from bids_app.reports.figures.cuts import Box, Volume
+from bids_app.reports.figures.cuts import Box, Volume, cut_positions
 from bids_app.reports.figures.model_grid import GridView, plot_model_grid
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -134,3 +134,12 @@ def test_the_same_picture_gives_the_same_file(tmp_path):
     image, mask = lopsided_head()
     first = plot_outlines(image, {"brain": mask}, tmp_path / "a.svg", title="t").read_bytes()
     assert plot_outlines(image, {"brain": mask}, tmp_path / "b.svg", title="t").read_bytes() == first
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_brains_are_cut_in_the_same_places_however_they_are_stored(orientation):
+    _, mask = lopsided_head()
+    found = cut_positions(Volume.load(stored_as(mask, orientation)), 3)
+    for plane in "xyz":
+        assert sorted(found[plane]) == found[plane]
+        assert max(map(abs, found[plane])) < 30, "outside of what the ball of 36 mm fills well"

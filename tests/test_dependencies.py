@@ -1,0 +1,85 @@
+"""What pyproject.toml asks for is what the package imports."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOT_INSTALLED = {"mamba_ssm": "mamba-ssm", "triton": "triton", "umap": "umap-learn"}
+"""Distributions of modules that need not be here for the tests."""
+
+INSTALLED = packages_distributions()
+LOADED_LATE = {"scan_triton_kernels"}
+"""Modules that cannot be imported without an extra."""
+
+
+def distributions_of(requirements: list[str]) -> set[str]:
+    return {canonicalize_name(Requirement(text).name) for text in requirements}
+
+
+NEEDED = distributions_of(PROJECT["dependencies"])
+OPTIONAL = {
+    name: distributions_of(wanted) for name, wanted in PROJECT["optional-dependencies"].items() if name != "dev"
+}
+
+
+def imports_of(path: Path, *, at_import_time: bool = False) -> set[str]:
+    """Outermost names of the modules that a file imports; on request only of those outside of its functions."""
+    found: set[str] = set()
+    todo: list[ast.AST] = [ast.parse(path.read_text())]
+    while todo:
+        node = todo.pop()
+        if isinstance(node, ast.Import):
+            found.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.partition(".")[0])
+        if not (at_import_time and isinstance(node, ast.FunctionDef)):
+            todo.extend(ast.iter_child_nodes(node))
+    return {name for name in found if name not in sys.stdlib_module_names and name != "bids_app"}
+
+
+def candidates(module: str) -> set[str]:
+    """Distributions that bring a module."""
+    installed = INSTALLED.get(module, [])
+    return {canonicalize_name(name) for name in [*installed, NOT_INSTALLED.get(module, module)]}
+
+
+FILES = sorted((ROOT / "bids_app").rglob("*.py"))
+IMPORTED: dict[str, set[Path]] = {}
+for file in FILES:
+    for name in imports_of(file):
+        IMPORTED.setdefault(name, set()).add(file)
+
+
+@pytest.mark.parametrize("distribution", sorted(NEEDED))
+def test_what_is_asked_for_is_imported(distribution: str) -> None:
+    assert any(distribution in candidates(module) for module in IMPORTED), f"nothing imports {distribution}"
+
+
+@pytest.mark.parametrize("module", sorted(IMPORTED))
+def test_what_is_imported_is_asked_for(module: str) -> None:
+    optional = set().union(*OPTIONAL.values())
+    assert candidates(module) & (NEEDED | optional), f"{module} is not in pyproject.toml"
+
+
+def test_what_an_extra_brings_is_imported_when_it_is_used() -> None:
+    for module, paths in IMPORTED.items():
+        if not candidates(module) & NEEDED:
+            eager = {path.stem for path in paths if module in imports_of(path, at_import_time=True)}
+            assert eager <= LOADED_LATE, f"{module} is an extra, and {eager} need it to be imported"
+
+
+def test_what_may_need_an_extra_is_itself_imported_when_it_is_used() -> None:
+    for path in FILES:
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ImportFrom):
+                assert not LOADED_LATE & set(str(node.module).split(".")), f"{path} imports {node.module}"
