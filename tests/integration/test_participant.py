@@ -232,7 +232,7 @@ def test_a_second_run_comes_from_the_cache_and_changes_nothing(finished: Finishe
         return {p.name: (p.stat().st_mtime_ns, p.stat().st_size) for p in paths}
 
     before = state()
-    costs = {p: p.stat().st_mtime_ns for p in finished.work.glob("neurostorm/sub_01_*/cost.json")}
+    costs = {p: p.stat().st_mtime_ns for p in finished.work.glob("neurostorm/sub_01_*/done.json")}
     assert finished.command("--output-spaces", "MNI152NLin6Asym", "--participant-label", "01") == 0
     assert state() == before
     again = [p.parent.name for p, then in costs.items() if p.stat().st_mtime_ns != then]
