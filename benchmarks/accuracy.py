@@ -38,7 +38,15 @@ from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration.ants import Image, dice
 from bids_app.preprocess.registration.bbr import SLOPE, Refinement, refine, white_matter_boundary
-from bids_app.preprocess.registration.transforms import LPS, Chain, apply_matrix, draw, grid_points, linear, rigid
+from bids_app.preprocess.registration.transforms import (
+    LPS,
+    Chain,
+    apply_matrix,
+    grid_points,
+    linear,
+    resample_to,
+    rigid,
+)
 from bids_app.settings import PreprocessSettings, QuerySettings
 from bids_app.workflow.in_process import preprocess_in_process, run_in_process, steps_of
 from bids_app.workflow.nodes import correct_distortion
@@ -98,7 +106,9 @@ def errors_of(run: PreprocessedRun, truth: Truth) -> dict[str, float]:
     brain = grid_points(truth.brain.shape, truth.affine, truth.brain)[::10]
     poses = list(zip(truth.motion, found, strict=True))[run.n_dummy :]
     motion = [distance_mm(apply_matrix(a @ gauge, brain), apply_matrix(b, brain)).mean() for a, b in poses]
-    seen = draw(truth.brain.astype(np.float32), truth.affine, truth.brain.shape, truth.affine, linear(gauge)) > 0.5
+    seen = (
+        resample_to(truth.brain.astype(np.float32), truth.affine, truth.brain.shape, truth.affine, linear(gauge)) > 0.5
+    )
     template = load_template(run.template)
     grey = grid_points(template.gm.shape, template.affine, template.gm > 0.5)[::3]
     in_t1w = truth.template_to_t1w(grey)
@@ -114,7 +124,7 @@ def errors_of(run: PreprocessedRun, truth: Truth) -> dict[str, float]:
         errors["EPI Dice"] = dice(read_volume(run.epi_mask)[0] > 0.5, seen)
     if run.anatomy and run.coreg_file:
         mask, affine = read_volume(run.anatomy.mask)
-        true_mask = draw(*read_volume(truth.t1w_brain), mask.shape, affine) > 0.5
+        true_mask = resample_to(*read_volume(truth.t1w_brain), mask.shape, affine) > 0.5
         normalised = distance_mm(Chain.load(run.anatomy.chain)(grey), in_t1w)
         back = apply_matrix(read_itk_matrix(run.coreg_file), apply_matrix(to_t1w, brain))
         errors |= {
@@ -266,8 +276,8 @@ def left_over(found: MotionEstimate, dataset: Path, stem: str) -> dict[str, floa
     moves = truth(points) - points
     poses = np.load(folder / f"{stem}_desc-motion_xfm.npy")
     here = apply_matrix(np.linalg.inv(np.load(found.motion)[0]) @ poses[0], points)  # two references of one run
-    assert found.unwarping is not None
-    left = np.linalg.norm(found.unwarping.aim(here)[0] - here - moves, axis=1).mean()
+    assert found.sdc is not None
+    left = np.linalg.norm(found.sdc.aim(here)[0] - here - moves, axis=1).mean()
     lengths = np.linalg.norm(moves, axis=1)
     return {
         "put in": float(lengths.mean()),

@@ -109,17 +109,19 @@ def simulate(folder: Path, protocol: Protocol, n_volumes: int, seed: int = 0) ->
     from bids_app.catalog.templates import load_template
     from bids_app.preprocess.io.images import save_image
     from bids_app.preprocess.registration.bold_to_template import epi_like
-    from bids_app.preprocess.registration.transforms import draw, linear, rigid
+    from bids_app.preprocess.registration.transforms import linear, resample_to, rigid
 
     template, grid = load_template(), protocol.shape
     affine = np.diag([*protocol.voxel_mm, 1.0])
     affine[:3, 3] = np.array([0, -18, 8]) - (np.array(grid) - 1) / 2 * protocol.voxel_mm
-    still = draw(ndimage.gaussian_filter(epi_like(template) * 1000, 0.6), template.affine, grid, affine)
+    still = resample_to(ndimage.gaussian_filter(epi_like(template) * 1000, 0.6), template.affine, grid, affine)
     draws = np.random.default_rng(seed)
     walk = draws.normal(size=(N_POSES, 6)).cumsum(axis=0)
     walk = (walk - walk[N_POSES // 2]) / np.abs(walk).max(axis=0) * ([np.radians(2.0)] * 3 + [2.5] * 3)
     poses = np.stack([rigid(w[:3], w[3:], (0, -20, 10)) for w in walk])
-    moved = [draw(still, affine, grid, affine, linear(np.linalg.inv(pose)), order=3) for pose in poses[:n_volumes]]
+    moved = [
+        resample_to(still, affine, grid, affine, linear(np.linalg.inv(pose)), order=3) for pose in poses[:n_volumes]
+    ]
     mapped = np.lib.format.open_memmap(folder / "series.npy", "w+", np.int16, (*grid, n_volumes), fortran_order=True)
     for t in range(n_volumes):
         noise = draws.standard_normal(grid, dtype=np.float32) * 10
@@ -129,7 +131,9 @@ def simulate(folder: Path, protocol: Protocol, n_volumes: int, seed: int = 0) ->
     (folder / "series.npy").unlink()
     fine = np.diag([1.0, 1.0, 1.0, 1.0])
     fine[:3, 3] = (-90, -126, -72)
-    t1w = save_image(folder / "sub-01_T1w.nii.gz", draw(template.t1w, template.affine, (181, 217, 181), fine), fine)
+    t1w = save_image(
+        folder / "sub-01_T1w.nii.gz", resample_to(template.t1w, template.affine, (181, 217, 181), fine), fine
+    )
     return Run(path, protocol.tr, t1w, poses[np.arange(n_volumes) % N_POSES], n_volumes)
 
 

@@ -18,7 +18,7 @@ def standard_brain() -> StandardBrain:
 
     from bids_app.catalog.templates import load_template, space
     from bids_app.preprocess.registration.bold_to_template import epi_like
-    from bids_app.preprocess.registration.transforms import draw, linear
+    from bids_app.preprocess.registration.transforms import linear, resample_to
 
     draws = np.random.default_rng(3)
     template, model = load_template("MNI152NLin2009aSym"), space("MNI152NLin6Asym")
@@ -26,8 +26,8 @@ def standard_brain() -> StandardBrain:
     affine[:3, 3] = model.affine[:3, 3]
     shape = (46, 55, 46)
     pull = linear(model.pull_to(template.space))
-    image = draw(ndimage.gaussian_filter(epi_like(template), 0.8), template.affine, shape, affine, pull)
-    mask = draw(template.mask.astype(np.float32), template.affine, shape, affine, pull) > 0.5
+    image = resample_to(ndimage.gaussian_filter(epi_like(template), 0.8), template.affine, shape, affine, pull)
+    mask = resample_to(template.mask.astype(np.float32), template.affine, shape, affine, pull) > 0.5
     folds = ndimage.gaussian_filter(draws.normal(size=shape), 1)
     uneven = ndimage.gaussian_filter(draws.normal(size=shape), 8)
     brain = image * (1 + 0.08 * folds / folds.std()) * (1 + 0.1 * uneven / uneven.std())

@@ -12,6 +12,7 @@ TESTS = ROOT / "tests"
 WITHOUT_COUNTERPART = {"integration", "parity", "container", "fuzz", "golden"}
 """What runs whole, and what is no code of the package."""
 OF_SEVERAL_MODULES = {
+    "bids/test_nipreps_names.py": "names of outputs beside the specification of niworkflows",
     "group/test_page.py": "the sections of one page",
     "group/test_in_browser.py": "that page, shown",
     "reports/test_in_browser.py": "a participant's page, shown",

@@ -25,7 +25,7 @@ FALSE_ALARMS = 0.01
 """Share of scans like the cohort's that count as far; with fewer than 99 participants, 1 / (participants + 1)."""
 KEPT_DISTANCES = 1000
 """Of a larger cohort as many of its own distances are kept, evenly by rank."""
-LEAST_SHRINKAGE = 1e-3
+MIN_SHRINKAGE = 1e-3
 """Directions in which the cohort hardly varies say more of a device's arithmetic than of scans."""
 CONSTANT = 1e-8
 """A feature that varies by less than this share of its size does not vary."""
@@ -193,7 +193,7 @@ def shrink(covariance: np.ndarray, n: int) -> np.ndarray:
     trace, squares = float(np.trace(covariance)), float((covariance**2).sum())
     above = (1 - 2 / c) * squares + trace**2
     below = (n + 1 - 2 / c) * (squares - trace**2 / c)
-    share = 1.0 if below <= 0 else min(1.0, max(LEAST_SHRINKAGE, above / below))
+    share = 1.0 if below <= 0 else min(1.0, max(MIN_SHRINKAGE, above / below))
     return (1 - share) * covariance + share * max(trace / c, 1e-12) * np.eye(c)
 
 

@@ -341,7 +341,7 @@ def _on(state: Mapping[str, torch.Tensor], device: torch.device) -> State:
     return {key: value.to(device) for key, value in state.items()}
 
 
-def to_answers(card: AdapterCard, outputs: torch.Tensor) -> torch.Tensor:
+def to_predictions(card: AdapterCard, outputs: torch.Tensor) -> torch.Tensor:
     """Raw outputs to what they mean.
 
     Parameters

@@ -13,7 +13,7 @@ from torch import nn
 
 from bids_app.adapters.calibration import Calibration, Certainty
 from bids_app.adapters.domain import Distance
-from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION, AdaptedModel, AdapterCard, to_answers
+from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION, AdaptedModel, AdapterCard, to_predictions
 from bids_app.adapters.verdict import REFUSE, Verdict
 from bids_app.clips import NORMALISATIONS, ClipReader
 from bids_app.model.api import Model
@@ -274,7 +274,7 @@ def encode_run(
         card, own = adapter.card, adapter.card.normalisation
         if not adapter.shares_encoder:
             answers[index][own] = over_clips(partial(_to_device, adapter, model.device), reader, own, batch)
-        meant = {name: to_answers(card, torch.from_numpy(part)).numpy() for name, part in answers[index].items()}
+        meant = {name: to_predictions(card, torch.from_numpy(part)).numpy() for name, part in answers[index].items()}
         distance = None
         if adapter.domain is not None and own in embeddings:
             distance = adapter.domain.measure(embeddings[own].mean(axis=0))
@@ -307,7 +307,7 @@ def _answers_to_the_mean_image(
     clip = reader.still(KEEPS_THE_MEAN_IMAGE)[None].to(model.device)
     features = model.encode(clip) if any(a.shares_encoder for a in keeping.values()) else None
     return {
-        index: to_answers(
+        index: to_predictions(
             adapter.card, adapter.head(features) if adapter.shares_encoder else adapter(clip)
         )[0].cpu().numpy()
         for index, adapter in keeping.items()

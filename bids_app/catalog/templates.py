@@ -124,7 +124,7 @@ def available() -> tuple[str, ...]:
     return tuple(name for name in catalog() if _find(name) is not None)
 
 
-def standing_in(name: str) -> str:
+def stand_in_for(name: str) -> str:
     """The template itself where it is on this machine, else the best that is."""
     here = available()
     return name if name in here or not here else here[0]
@@ -193,7 +193,7 @@ def brain_on(name: str, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarra
     shape, affine : tuple of int, numpy.ndarray (4, 4)
         The grid; points in the template's RAS mm.
     """
-    template = load_template(standing_in(name))
+    template = load_template(stand_in_for(name))
     grid = space(name).pull_to(template.space) @ affine
     return _at(template.mask.astype(np.float32), template.affine, shape, grid, smooth=False) > 0.5
 

@@ -22,7 +22,7 @@ from bids_app.group.statistics import (
     mean_by,
 )
 from bids_app.reports.contents import spec
-from bids_app.reports.figures.group_charts import MOST_SITES, plot_sites
+from bids_app.reports.figures.group_charts import MAX_SITES, plot_sites
 from bids_app.reports.group import BAD, FIGURES, GOOD, WARN, Cell, Picture, Remark, Section, Table
 
 FEWEST = 3
@@ -66,7 +66,7 @@ def sites_section(cohort: Cohort, out_dir: Path) -> Section:
     )
     drawn = [name for name in order if name in averaged][:6]
     if drawn:
-        section.pictures.append(_figure(drawn, averaged, sorted(sites[:MOST_SITES], key=natural_key), out_dir))
+        section.pictures.append(_figure(drawn, averaged, sorted(sites[:MAX_SITES], key=natural_key), out_dir))
     section.tables.append(_table(order, tested, adjusted, differ))
     if differ:
         worst = ", ".join(f"{name} ({tested[name].effect:.0%})" for name in differ[:3])
@@ -117,7 +117,7 @@ def _figure(
     return Picture(
         f"{FIGURES}/sites.svg",
         "Measures by site",
-        f"The {len(names)} measures that differ most{', at the largest sites' if len(sites) == MOST_SITES else ''}. "
+        f"The {len(names)} measures that differ most{', at the largest sites' if len(sites) == MAX_SITES else ''}. "
         "Boxes are quartiles over participants, the line in them the median.",
         f"Box plots by site of {', '.join(names)}.",
     )

@@ -147,7 +147,7 @@ class MaskSettings:
             raise UsageError(f"A mask ratio of {self.ratio} was asked for.", "Give a share between 0 and 1.")
 
 
-def draw_mask(
+def sample_mask(
     settings: MaskSettings,
     batch: int,
     grid: Size4,
@@ -185,7 +185,7 @@ def draw_mask(
     return mask.repeat_interleave(repeats, dim=-1)[..., : grid[3]].contiguous()
 
 
-def _draw_random(
+def _sample_random(
     settings: MaskSettings,
     n_slots: int,
     grid: Size4,
@@ -196,7 +196,7 @@ def _draw_random(
     return _choose((n_slots, *grid[:3]), settings.ratio, generator)
 
 
-def _draw_windows(
+def _sample_windows(
     settings: MaskSettings,
     n_slots: int,
     grid: Size4,
@@ -211,7 +211,7 @@ def _draw_windows(
     return mask
 
 
-def _draw_regions(
+def _sample_regions(
     settings: MaskSettings,
     n_slots: int,
     grid: Size4,
@@ -220,7 +220,7 @@ def _draw_regions(
     generator: torch.Generator | None,
 ) -> torch.Tensor:
     """Regions in random order, as many as come nearest to the share of the covered patches that is asked for."""
-    assert atlas is not None  # draw_mask has seen to it
+    assert atlas is not None  # sample_mask has seen to it
     everything = torch.ones(len(atlas.labels), dtype=torch.bool)
     target = settings.ratio * atlas.hidden(everything, settings.rule).sum()
     slots = []
@@ -250,9 +250,9 @@ def _choose(shape: tuple[int, ...], ratio: float, generator: torch.Generator | N
 
 
 SPATIAL_MASKS: dict[str, Callable[..., torch.Tensor]] = {
-    "random": _draw_random,
-    "window": _draw_windows,
-    "atlas": _draw_regions,
+    "random": _sample_random,
+    "window": _sample_windows,
+    "atlas": _sample_regions,
 }
 """Kinds of places: single tokens, whole windows, whole regions."""
 

@@ -28,7 +28,7 @@ from bids_app.outputs.schema import (
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.preprocessed import OnGrid, PreprocessedRun
 from bids_app.preprocess.resample import resample_to_space
-from bids_app.preprocess.sdc.apply import Unwarping, write_itk_field
+from bids_app.preprocess.sdc.apply import SdcField, write_itk_field
 from bids_app.reports.contents import quality_columns
 
 CARPET_VOXELS = 3000
@@ -64,7 +64,7 @@ def run_outputs(
     names.sidecar(mask, MaskSidecar(kind=BRAIN, raw_sources=names.sources))
     boldref = copy_file(run.boldref, names.path("boldref", ".nii.gz", space=run.space, desc=boldref_kind(run)))
     names.sidecar(boldref, BoldrefSidecar(description=BOLDREFS[boldref_kind(run)]))
-    write_unwarping(names, run)
+    write_correction(names, run)
 
     if run.hmc_file:
         copy_file(run.hmc_file, names.path("xfm", ".txt", from_="orig", to="boldref", mode="image", desc="hmc"))
@@ -95,23 +95,23 @@ def run_outputs(
 
 def boldref_kind(run: PreprocessedRun) -> str:
     """The ``desc-`` label of a run's reference image."""
-    if run.unwarping is not None:
+    if run.sdc is not None:
         return "coreg"
     return "hmc" if run.space is None else "mean"
 
 
-def write_unwarping(names: RunName, run: PreprocessedRun) -> None:
+def write_correction(names: RunName, run: PreprocessedRun) -> None:
     """Write the reference image as it was measured, and the displacement that undoes its distortion."""
-    if run.unwarping is None:
+    if run.sdc is None:
         return
-    measured = copy_file(run.unwarping.distorted, names.path("boldref", ".nii.gz", desc="hmc"))
+    measured = copy_file(run.sdc.distorted, names.path("boldref", ".nii.gz", desc="hmc"))
     names.sidecar(measured, BoldrefSidecar(description=BOLDREFS["hmc"]))
     field = names.path("xfm", ".nii.gz", from_="distorted", to="boldref", mode="image", desc="sdc")
-    write_itk_field(run.unwarping.warp, field)
+    write_itk_field(run.sdc.warp, field)
     sidecar = TransformSidecar(
         description="Displacement field (ITK)",
         distortion_corrected=True,
-        distortion_correction=describe_correction(run.unwarping),
+        distortion_correction=describe_correction(run.sdc),
     )
     names.sidecar(field, sidecar)
 
@@ -136,8 +136,8 @@ def write_in_space(names: RunName, run: PreprocessedRun, space: str, threads: in
         resolution=RESOLUTION,
         slice_timing_corrected=run.slices is not None,
         start_time=run.start_time,
-        distortion_corrected=run.unwarping is not None,
-        distortion_correction=describe_correction(run.unwarping),
+        distortion_corrected=run.sdc is not None,
+        distortion_correction=describe_correction(run.sdc),
         task=names.entities.get("task", "n/a"),
         n_volumes=run.n_volumes,
     )
@@ -165,18 +165,18 @@ def describe_parameters(run: PreprocessedRun, threads: int) -> Parameters:
         found,
         slice_timing_corrected=run.slices is not None,
         start_time=run.start_time,
-        distortion_corrected=run.unwarping is not None,
-        distortion_correction=describe_correction(run.unwarping),
+        distortion_corrected=run.sdc is not None,
+        distortion_correction=describe_correction(run.sdc),
     )
 
 
-def describe_correction(unwarping: Unwarping | None) -> DistortionCorrection | None:
+def describe_correction(sdc: SdcField | None) -> DistortionCorrection | None:
     """How distortion was undone; None where it stays."""
-    if unwarping is None:
+    if sdc is None:
         return None
-    files = tuple(path.name for path in unwarping.sources)
-    fieldmap = MeasuredField(readout_s=unwarping.readout_s, files=files) if files else None
-    return DistortionCorrection(method=unwarping.method, phase_encoding=unwarping.phase_encoding, fieldmap=fieldmap)
+    files = tuple(path.name for path in sdc.sources)
+    fieldmap = MeasuredField(readout_s=sdc.readout_s, files=files) if files else None
+    return DistortionCorrection(method=sdc.method, phase_encoding=sdc.phase_encoding, fieldmap=fieldmap)
 
 
 def run_figures(
@@ -198,14 +198,14 @@ def run_figures(
 
 def draw_alignments(run: PreprocessedRun, names: RunName, out_dir: Path) -> None:
     """Draw the brain mask on the reference image, and the reference on T1w image and template."""
-    from bids_app.catalog.templates import standing_in
+    from bids_app.catalog.templates import stand_in_for
     from bids_app.reports.figures.brains import plot_flicker, plot_outlines
 
     masks = {"brain mask": run.brain_mask} | ({"from the EPI alone": run.epi_mask} if run.epi_mask else {})
     plot_outlines(run.boldref, masks, names.figure("mask"), title=f"Brain mask of {names.stem}")
-    if run.unwarping is not None:
+    if run.sdc is not None:
         plot_flicker(
-            run.unwarping.distorted,
+            run.sdc.distorted,
             run.boldref,
             names.figure("sdc"),
             outline=run.brain_mask,
@@ -222,7 +222,7 @@ def draw_alignments(run: PreprocessedRun, names: RunName, out_dir: Path) -> None
             title=f"{names.stem} on the T1w image",
         )
     if run.boldref_in_template:
-        shown = standing_in(run.space or run.template)
+        shown = stand_in_for(run.space or run.template)
         template, brain = template_images(shown, out_dir)
         plot_flicker(
             template,

@@ -22,7 +22,7 @@ from bids_app.outputs.schema import (
     Views,
 )
 
-LEAST_SIGNAL = 0.05
+MIN_SIGNAL = 0.05
 """Below which an answer says too little for a share of it: of a probability beyond chance, or standard deviations."""
 NOT_KEPT = "Under this normalisation the mean image is 0 everywhere, so the whole answer comes from the dynamics."
 
@@ -86,7 +86,7 @@ def share_of_the_mean_image(prediction: Prediction) -> float | None:
     else:
         label, chance = prediction.place, 1 / len(card.labels)
         whole, part = float(answer[label] - chance), float(still[label] - chance)
-    return None if abs(whole) < LEAST_SIGNAL else float(np.clip(part / whole, 0, 1))
+    return None if abs(whole) < MIN_SIGNAL else float(np.clip(part / whole, 0, 1))
 
 
 def describe_halves(prediction: Prediction) -> Halves | None:

@@ -18,8 +18,8 @@ from bids_app.catalog.templates import WORKING_MM, Template, load_template
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.masking import head_mask, largest_part
 from bids_app.preprocess.registration.ants import Image, ants_library, isotropic
-from bids_app.preprocess.registration.t1w_to_template import above_neck, align_with_template, carry_mask
-from bids_app.preprocess.registration.transforms import Chain, draw, grid_points
+from bids_app.preprocess.registration.t1w_to_template import above_neck, align_with_template, warp_mask
+from bids_app.preprocess.registration.transforms import Chain, grid_points, resample_to
 from bids_app.preprocess.t1w_average import merge_t1w
 
 STRIPPED_ML = (700.0, 2300.0)
@@ -170,11 +170,11 @@ def normalise_t1w(prepared: PreparedT1w, out_dir: Path, template: str | None = N
     found, quality, warnings = align_with_template(
         target, moving, prepared.source.name, out_dir, seed, prepared.stripped, prepared.coarse
     )
-    mask = carry_mask(target, moving, found.inverse)
+    mask = warp_mask(target, moving, found.inverse)
     if prepared.stripped:
         mask = largest_part(ndimage.binary_fill_holes(mask & (moving.data > 0)))
     tissues = segment(moving.data, mask, _priors(target, moving, found.inverse))
-    in_template = draw(moving.data, moving.affine, target.t1w.shape, target.affine, found.chain)
+    in_template = resample_to(moving.data, moving.affine, target.t1w.shape, target.affine, found.chain)
     dseg = (tissues.argmax(axis=-1) + 1).astype(np.uint8) * mask
     quality["brain_ml"] = float(mask.sum()) * WORKING_MM**3 / 1e3
 

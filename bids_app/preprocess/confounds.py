@@ -72,7 +72,7 @@ def measure_confounds(
     }
     points = grid_points(mask.shape, affine, mask)
     poses = np.load(motion.motion)
-    measured, gain = aim(motion.unwarping, points)
+    measured, gain = aim(motion.sdc, points)
     carpet = out_dir / "carpet.npy"
     values = np.lib.format.open_memmap(carpet, "w+", np.float32, (series.n_volumes, len(points)))
     row = 0

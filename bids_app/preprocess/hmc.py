@@ -21,7 +21,7 @@ from bids_app.preprocess.io.images import Series, save_image
 from bids_app.preprocess.io.volumes import VolumeSource
 from bids_app.preprocess.masking import head_mask
 from bids_app.preprocess.registration.transforms import apply_matrix, write_itk_text
-from bids_app.preprocess.sdc.apply import Unwarping
+from bids_app.preprocess.sdc.apply import SdcField
 
 FWHM_PER_SIGMA = 2.3548
 BRAIN_RADIUS_MM = 60.0
@@ -48,13 +48,13 @@ class MotionEstimate:
     """Files of a run's motion.
 
     ``motion`` is (T, 4, 4) float64 in ``.npy``; ``boldref`` the run's reference image; ``hmc_file`` the same motion as
-    ITK text. With an ``unwarping``, the boldref is without distortion; motion begins where it is measured.
+    ITK text. With an ``sdc``, the boldref is without distortion; motion begins where it is measured.
     """
 
     motion: Path
     boldref: Path
     hmc_file: Path
-    unwarping: Unwarping | None = None
+    sdc: SdcField | None = None
 
 
 def correct_motion(series: Series, out_dir: Path, threads: int = 1, device: str = "cpu") -> MotionEstimate:

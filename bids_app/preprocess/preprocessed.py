@@ -10,7 +10,7 @@ from bids_app.preprocess.anatomical import Anatomy
 from bids_app.preprocess.io.images import open_series
 from bids_app.preprocess.io.timing import SliceTimes
 from bids_app.preprocess.io.volumes import VolumeSource
-from bids_app.preprocess.sdc.apply import Unwarping
+from bids_app.preprocess.sdc.apply import SdcField
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class PreprocessedRun:
     boldref_in_template: Path | None = None
     boldref_in_t1w: Path | None = None
     anatomy: Anatomy | None = None
-    unwarping: Unwarping | None = None
+    sdc: SdcField | None = None
     """What undoes its distortion: after ``chain``, before ``motion``; None: it stays."""
     slices: SliceTimes | None = None
     """When slices were measured; None: ``bold`` is drawn from as it is."""

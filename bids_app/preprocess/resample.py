@@ -232,7 +232,7 @@ def _aim(
     points = apply_matrix(target.pull_to(space(run.template)), grid_points(where.shape, affine, where))
     if run.chain is not None:
         points = Chain.load(run.chain)(points)
-    points, gain = aim(run.unwarping, points)
+    points, gain = aim(run.sdc, points)
     data_mask = read_volume(run.data_mask)[0] > 0.5
     return source, motion, points, gain, where_data_are(source, motion, points, data_mask)
 

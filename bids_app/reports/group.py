@@ -17,9 +17,9 @@ from urllib.parse import quote
 from bids_app import __version__
 from bids_app.bids.writer import write_text
 
-MOST_ROWS = 25
+MAX_ROWS = 25
 """Of a table on the page."""
-MOST_REMARKS = 12
+MAX_REMARKS = 12
 """In the summary."""
 FIGURES = "group_figures"
 """Folder of the figures, beside the page."""
@@ -42,7 +42,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page, cut to `MOST_ROWS`."""
+    """A table of the page, cut to `MAX_ROWS`."""
 
     title: str
     headings: tuple[str, ...]
@@ -129,9 +129,9 @@ def render(page: GroupPage) -> str:
     remarks.sort(key=lambda item: SEVERITIES.index(item[1].level))
     return environment.get_template("group.html.jinja").render(
         page=page,
-        remarks=remarks[:MOST_REMARKS],
+        remarks=remarks[:MAX_REMARKS],
         n_remarks=len(remarks),
-        most_rows=MOST_ROWS,
+        most_rows=MAX_ROWS,
         version=__version__,
         style=Markup(_template("style.css") + _template("group.css")),
         script=Markup(script),

@@ -39,7 +39,7 @@ SECTIONS = (
 )
 
 
-MOST_REGIONS = 40
+MAX_REGIONS = 40
 """Rows of a table of regions on the page, when there are few tables; the file has all."""
 PAGE_LIMIT = 290_000
 """Bytes that a page should stay below; traces of motion get what is left, and many runs have coarser ones."""
@@ -104,7 +104,7 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
     values: dict[str, Any] = {
         "c": contents,
         "version": __version__,
-        "most_regions": max(5, min(MOST_REGIONS, 8 * MOST_REGIONS // max(1, sum(len(run.regions) for run in runs)))),
+        "most_regions": max(5, min(MAX_REGIONS, 8 * MAX_REGIONS // max(1, sum(len(run.regions) for run in runs)))),
         "finished": (contents.log.finished or "").replace("T", " "),
         "failed": [run for run in runs if run.failed],
         "answered": [run for run in runs if run.predictions and not run.failed],

@@ -19,7 +19,7 @@ from bids_app.adapters.file import (
     AdapterCard,
     load_adapter,
     save_adapter,
-    to_answers,
+    to_predictions,
 )
 from bids_app.catalog.models import find_adapter, weights_path
 from bids_app.errors import BadDataError, NoMatchError, UsageError
@@ -115,11 +115,11 @@ def without_those_who_trained(examples: Labelled, adapter: Adapter, split: Path 
 
 @torch.no_grad()
 def answers_of(model: Model, adapted: AdaptedModel, scans: Sequence[Readable], batch_size: int) -> np.ndarray:
-    """The answer about each scan, the mean over its clips, (N, K); see `to_answers`."""
+    """The answer about each scan, the mean over its clips, (N, K); see `to_predictions`."""
     card, scans = adapted.card, tuple(scans)
     if adapted.shares_encoder and isinstance(adapted.head, LinearHead):
         embeddings, owners = embeddings_of(model, scans, batch_size)  # kept beside the scans
-        answers = to_answers(card, adapted.head.from_embedding(embeddings)).cpu()
+        answers = to_predictions(card, adapted.head.from_embedding(embeddings)).cpu()
         owners = owners.cpu()
     else:
         batches = list(_answer_batches(adapted, model, scans, batch_size))
@@ -136,7 +136,7 @@ def _answer_batches(
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Answers about a batch's clips, and the index of the scan that each is of."""
     for batch in ClipBatches(scans, batch_size, moving=False).epoch(0):
-        yield to_answers(adapted.card, adapted(batch.clips.to(model.device))).cpu(), batch.scans
+        yield to_predictions(adapted.card, adapted(batch.clips.to(model.device))).cpu(), batch.scans
 
 
 def calibration_of(card: AdapterCard, answers: np.ndarray, examples: Labelled, method: str, source: str) -> Calibration:

@@ -13,7 +13,7 @@ from torch import nn
 
 from bids_app.model.encoder import Stage
 from bids_app.model.mae import MaskedAutoencoder
-from bids_app.model.masking import AtlasPatches, MaskSettings, draw_mask
+from bids_app.model.masking import AtlasPatches, MaskSettings, sample_mask
 from bids_app.model.strd import TokenDropout, set_token_dropout
 from bids_app.training.data.augmentation import Augmentation
 from bids_app.training.data.loader import Batch, ClipBatches
@@ -82,7 +82,7 @@ def pretrain(
             clips = settings.augment(clips, batch.seeds)
         grid = (*config.grid(0)[:3], clips.shape[-1])
         drawn = [torch.Generator().manual_seed(int(seed)) for seed in batch.seeds]
-        mask = torch.cat([draw_mask(settings.mask, 1, grid, window, atlas, own) for own in drawn]).to(device)
+        mask = torch.cat([sample_mask(settings.mask, 1, grid, window, atlas, own) for own in drawn]).to(device)
         share = None if weights is None else weights.to(device)[None, ..., None]
         prediction = model(clips, mask, settings.mask.spatial).float()
         # clip by clip, so that each counts alike however clips are dealt to batches and processes

@@ -25,11 +25,11 @@ from bids_app.training.head import embeddings_of
 
 People = Mapping[str, Mapping[str, str]]
 """Rows of ``participants.tsv`` by participant."""
-LEAST_KNOWN = 0.5
+MIN_KNOWN = 0.5
 """Share of the scans, or participants, that a figure must be known of for its range to be kept."""
 FACTS = {"sexes": ("sex", "gender"), "sites": ("site", "site_id", "site_name"), "scanners": ("scanner",)}
 """By the card's name, the columns that may hold it."""
-MOST_KINDS = 50
+MAX_KINDS = 50
 """Of sites or scanners; more are only counted."""
 
 
@@ -97,7 +97,7 @@ def with_ranges(adapter: Adapter, examples: Sequence[Readable], people: People) 
     ranges = {
         name: [round(min(values), 4), round(max(values), 4)]
         for name, values, of in [*((n, v, len(scans)) for n, v in found.items()), ("age", ages, n_participants)]
-        if values and len(values) >= LEAST_KNOWN * of
+        if values and len(values) >= MIN_KNOWN * of
     }
     card = adapter.card
     cohort = card.cohort | _facts(own, scans)
@@ -131,7 +131,7 @@ def _facts(people: People, scans: Sequence[Scan]) -> dict[str, Any]:
         by_person = {scan.participant: _scanner(scan) for scan in scans}
         told["scanners"] = [scanner for scanner in by_person.values() if scanner]
     counts = {name: dict(sorted(Counter(cells).items())) for name, cells in told.items() if cells}
-    return {name: kinds if len(kinds) <= MOST_KINDS else len(kinds) for name, kinds in counts.items()}
+    return {name: kinds if len(kinds) <= MAX_KINDS else len(kinds) for name, kinds in counts.items()}
 
 
 def _scanner(scan: Scan) -> str:

@@ -19,7 +19,7 @@ from bids_app.outputs.boilerplate import Sentence
 from bids_app.outputs.publish import publish
 from bids_app.preprocess.anatomical import normalise_t1w
 from bids_app.preprocess.hmc import correct_motion
-from bids_app.preprocess.ingest.derivatives import take_over
+from bids_app.preprocess.ingest.derivatives import ingest_run
 from bids_app.preprocess.sdc.choice import SYN, correction_of
 from bids_app.workflow import nodes, sentences
 from bids_app.workflow.context import RunContext
@@ -210,7 +210,7 @@ def add_derivatives(graph: Graph, run: BoldRun, context: RunContext) -> Step:
     )
     return graph.step(
         f"{name}_ingest",
-        take_over,
+        ingest_run,
         does=f"BOLD: ingest from {run.derived.pipeline}, check its orientation, image quality metrics",
         sentences=(sentences.derivatives(run.derived), Sentence("quality"), *context.template_sentences),
         series=series,

@@ -40,7 +40,7 @@ from bids_app.preprocess.sdc.choice import SYN
 from bids_app.preprocess.sdc.estimate import correct_distortion as correct_by_fieldmap
 from bids_app.preprocess.sdc.syn import correct_by_anatomy
 
-LEAST_TSNR = 2.0
+MIN_TSNR = 2.0
 """Below it the series cannot be as it was measured: its mean image was taken away."""
 
 
@@ -154,7 +154,7 @@ def collect(
     anatomy : Anatomy, optional
         On the route ``t1w``.
     """
-    unwarping = motion.unwarping
+    sdc = motion.sdc
     anatomical = anatomy.quality if anatomy else {}
     warnings = series.warnings + (anatomy.warnings if anatomy else ()) + alignment.warnings
     if alignment.route == "direct":
@@ -179,7 +179,7 @@ def collect(
         confounds_meta=confounds.sidecar,
         carpet=confounds.carpet,
         route=alignment.route,
-        quality={**anatomical, **alignment.quality, **confounds.quality, **(unwarping.quality if unwarping else {})},
+        quality={**anatomical, **alignment.quality, **confounds.quality, **(sdc.quality if sdc else {})},
         warnings=warnings,
         hmc_file=motion.hmc_file,
         coreg_file=alignment.coreg_file,
@@ -189,8 +189,8 @@ def collect(
         boldref_in_template=alignment.boldref_in_template,
         boldref_in_t1w=alignment.boldref_in_t1w,
         anatomy=anatomy,
-        unwarping=unwarping,
-        beside=unwarping.sources if unwarping else (),
+        sdc=sdc,
+        beside=sdc.sources if sdc else (),
         slices=series.slices,
         notes=notes,
         seed=seed,
@@ -264,7 +264,7 @@ def scan_facts(run: PreprocessedRun, coverage: float, age: float | None = None) 
         "coverage": coverage,
         "age": age,
         "orientation": run.orientation,
-        "mean_removed": run.offset > 0 or (None if tsnr is None else tsnr < LEAST_TSNR),
+        "mean_removed": run.offset > 0 or (None if tsnr is None else tsnr < MIN_TSNR),
     }
 
 

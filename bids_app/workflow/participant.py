@@ -33,7 +33,7 @@ from bids_app.workflow.preflight import check_private, preflight
 from bids_app.workflow.provenance import exit_code, new_run_id, write_log
 
 LOGGER = logging.getLogger(__name__)
-MOST_SAID = 8
+MAX_MESSAGES = 8
 """Failures and withheld answers that are shown at the end, so that all fits on a screen."""
 
 
@@ -164,7 +164,7 @@ def tell(
     said = [f"{outcome.stem} failed: {outcome.reason}\n  {outcome.hint}" for outcome in not_done]
     for stem, answers in refused.items():
         said += [f"{stem}: the answer of {adapter} is withheld. {reason}" for adapter, reason in answers]
-    most = len(said) if settings.verbosity else MOST_SAID
+    most = len(said) if settings.verbosity else MAX_MESSAGES
     for text in said[:most]:
         print(f"neurostorm: {text}", file=sys.stderr)
     if len(said) > most:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bids_app.adapters.convert import Answers, adapter_from_checkpoint
-from bids_app.adapters.file import AdaptedModel, load_adapter, to_answers
+from bids_app.adapters.file import AdaptedModel, load_adapter, to_predictions
 from bids_app.catalog.models import catalog
 from bids_app.cli.models import main
 from bids_app.errors import BadDataError, UsageError
@@ -94,7 +94,7 @@ def test_a_known_scaling_gives_answers_in_their_unit(base, encoder, clips, tmp_p
     answers = Answers(unit="years", value_mean=28.7593, value_std=3.6815)
     adapter = adapter_from_checkpoint(tuned, "age", answers, base)
     raw = load_model(tuned)(clips)
-    torch.testing.assert_close(to_answers(adapter.card, raw), raw * 3.6815 + 28.7593)
+    torch.testing.assert_close(to_predictions(adapter.card, raw), raw * 3.6815 + 28.7593)
 
 
 def test_labels_that_are_not_known_are_asked_for(encoder, tmp_path):

@@ -16,7 +16,7 @@ from bids_app.adapters.file import (
     load_adapter,
     save_adapter,
     sounds_like_a_diagnosis,
-    to_answers,
+    to_predictions,
 )
 from bids_app.errors import BadDataError
 from bids_app.model.api import Model
@@ -144,18 +144,18 @@ def test_an_encoder_is_not_taken_for_an_adapter(model: Model, tmp_path: Path) ->
 
 def test_two_classes_are_one_logit_of_the_second_label(model: Model) -> None:
     two = card(model, labels=("f", "m"))
-    probabilities = to_answers(two, torch.tensor([[0.0], [2.0]]))
+    probabilities = to_predictions(two, torch.tensor([[0.0], [2.0]]))
     torch.testing.assert_close(probabilities, torch.tensor([[0.5, 0.5], [0.1192029, 0.8807971]]))
 
 
 def test_several_classes_are_a_softmax(model: Model) -> None:
-    probabilities = to_answers(card(model), torch.tensor([[0.0, 0.0, 0.0]]))
+    probabilities = to_predictions(card(model), torch.tensor([[0.0, 0.0, 0.0]]))
     torch.testing.assert_close(probabilities, torch.full((1, 3), 1 / 3))
 
 
 def test_a_regression_is_scaled_back(model: Model) -> None:
     age = card(model, task="regression", labels=(), value_mean=28.7593, value_std=3.6815)
-    torch.testing.assert_close(to_answers(age, torch.tensor([[1.0]])), torch.tensor([[32.4408]]))
+    torch.testing.assert_close(to_predictions(age, torch.tensor([[1.0]])), torch.tensor([[32.4408]]))
 
 
 @pytest.mark.parametrize(

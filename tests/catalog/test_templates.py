@@ -33,11 +33,11 @@ def full_cache(empty_cache):
     target = space(MODEL_SPACE)
     folder = empty_cache / f"tpl-{MODEL_SPACE}"
     folder.mkdir()
-    from bids_app.preprocess.registration.transforms import draw, linear
+    from bids_app.preprocess.registration.transforms import linear, resample_to
 
     pull = linear(target.pull_to(space(EMBEDDED)))
-    t1w = draw(embedded.t1w, embedded.affine, target.shape, target.affine, pull)
-    mask = draw(embedded.mask.astype(np.float32), embedded.affine, target.shape, target.affine, pull) > 0.5
+    t1w = resample_to(embedded.t1w, embedded.affine, target.shape, target.affine, pull)
+    mask = resample_to(embedded.mask.astype(np.float32), embedded.affine, target.shape, target.affine, pull) > 0.5
     for name, data in (("T1w", t1w), ("desc-brain_mask", mask.astype(np.uint8))):
         nib.Nifti1Image(data, target.affine).to_filename(folder / f"tpl-{MODEL_SPACE}_res-02_{name}.nii.gz")
     return empty_cache
@@ -114,8 +114,8 @@ def test_brain_on_another_grid_has_the_same_volume():
 
 
 def test_a_template_that_is_missing_has_one_that_stands_in_for_it(empty_cache):
-    assert templates.standing_in(MODEL_SPACE) == EMBEDDED
-    assert templates.standing_in(EMBEDDED) == EMBEDDED
+    assert templates.stand_in_for(MODEL_SPACE) == EMBEDDED
+    assert templates.stand_in_for(EMBEDDED) == EMBEDDED
     grid = space(MODEL_SPACE)
     own = brain_on(MODEL_SPACE, grid.shape, grid.affine)
     through = brain_on(EMBEDDED, grid.shape, grid.pull_to(space(EMBEDDED)) @ grid.affine)

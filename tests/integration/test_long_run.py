@@ -22,7 +22,7 @@ from tests.helpers.models import save_random_encoder
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
 CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
 N_PARTICIPANTS = int(os.environ.get("NEUROSTORM_LONG_RUN", "200"))
-MOST_FILES = 200
+MAX_FILES = 200
 """Files that a run may leave in scratch."""
 
 
@@ -80,7 +80,7 @@ def test_memory_and_open_files_stay_flat_and_scratch_is_small(command) -> None:
     assert memory < memory_then + 50
     assert files < files_then + 5
     scratch = [path for path in work.rglob("*") if path.is_file()]
-    assert len(scratch) < MOST_FILES * N_PARTICIPANTS
+    assert len(scratch) < MAX_FILES * N_PARTICIPANTS
     print(f"{len(scratch) / N_PARTICIPANTS:.0f} files of a run in scratch")
 
 

@@ -18,7 +18,7 @@ from bids_app.phantom.truth import PointField
 from bids_app.preprocess.io.images import read_volume
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration.ants import dice
-from bids_app.preprocess.registration.transforms import Chain, apply_matrix, draw, grid_points, linear
+from bids_app.preprocess.registration.transforms import Chain, apply_matrix, grid_points, linear, resample_to
 from bids_app.preprocess.resample import model_grid_coverage, resample_to_model_grid
 from bids_app.settings import QuerySettings
 from bids_app.workflow.in_process import preprocess_in_process
@@ -57,7 +57,7 @@ class Truth:
                 for a, b in zip(motion, found, strict=True)
             ]
         )
-        self.brain = draw(brain.astype(np.float32), mask.affine, brain.shape, mask.affine, linear(between)) > 0.5
+        self.brain = resample_to(brain.astype(np.float32), mask.affine, brain.shape, mask.affine, linear(between)) > 0.5
         template = load_template()
         self.cortex = grid_points(template.gm.shape, template.affine, template.gm > 0.5)[::5]
         to_t1w = PointField.load(next(folder.glob("anat/*_from-MNI*_to-T1w_*xfm.nii.gz")))

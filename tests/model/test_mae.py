@@ -10,7 +10,7 @@ from bids_app.model.api import load_autoencoder, load_model
 from bids_app.model.checkpoint import save_encoder
 from bids_app.model.encoder import EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder
-from bids_app.model.masking import SPATIAL_MASKS, TEMPORAL_MASKS, AtlasPatches, MaskSettings, draw_mask
+from bids_app.model.masking import SPATIAL_MASKS, TEMPORAL_MASKS, AtlasPatches, MaskSettings, sample_mask
 from bids_app.model.patches import to_patches
 from bids_app.model.strd import TokenDropout, set_token_dropout
 from tests.helpers.models import SMALL, lightning_content
@@ -40,7 +40,7 @@ def test_the_published_autoencoder_has_the_published_number_of_parameters():
 @pytest.mark.parametrize("temporal", TEMPORAL_MASKS)
 def test_every_kind_of_mask_trains(autoencoder, clips, spatial, temporal):
     atlas = AtlasPatches.from_volume(torch.arange(64).reshape(4, 4, 4) % 5, (1, 1, 1))
-    mask = draw_mask(MaskSettings(spatial, temporal), 2, GRID, SMALL.first_window_size, atlas)
+    mask = sample_mask(MaskSettings(spatial, temporal), 2, GRID, SMALL.first_window_size, atlas)
     optimiser = torch.optim.AdamW(autoencoder.parameters(), lr=3e-3)
     losses = []
     for _ in range(3):
@@ -53,7 +53,7 @@ def test_every_kind_of_mask_trains(autoencoder, clips, spatial, temporal):
 
 
 def test_hidden_voxels_do_not_reach_the_prediction(autoencoder, clips):
-    mask = draw_mask(MaskSettings("random", "random"), 2, GRID, SMALL.first_window_size)
+    mask = sample_mask(MaskSettings("random", "random"), 2, GRID, SMALL.first_window_size)
     hidden = mask.repeat_interleave(6, 1).repeat_interleave(6, 2).repeat_interleave(6, 3).unsqueeze(1)
     with torch.no_grad():
         prediction = autoencoder(clips, mask, "random")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bids_app.errors import BadDataError, UsageError
-from bids_app.model.masking import ATLAS_RULES, AtlasPatches, MaskSettings, draw_mask
+from bids_app.model.masking import ATLAS_RULES, AtlasPatches, MaskSettings, sample_mask
 from tests.helpers.paths import shared_path
 
 GRID, WINDOW = (8, 8, 8, 12), (4, 4, 4, 4)
@@ -24,36 +24,36 @@ def atlas() -> AtlasPatches:
 @pytest.mark.parametrize("temporal", ["random", "tube"])
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
 def test_the_share_hidden_is_the_ratio(spatial, temporal, ratio):
-    mask = draw_mask(MaskSettings(spatial, temporal, ratio), 3, GRID, WINDOW)
+    mask = sample_mask(MaskSettings(spatial, temporal, ratio), 3, GRID, WINDOW)
     assert mask.shape == (3, *GRID)
     torch.testing.assert_close(mask.mean(dim=(1, 2, 3, 4)), torch.full((3,), ratio), atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("spatial", ["random", "window", "atlas"])
 def test_a_tube_hides_the_same_places_in_all_volumes(spatial, atlas):
-    mask = draw_mask(MaskSettings(spatial, "tube"), 1, GRID, WINDOW, atlas)
+    mask = sample_mask(MaskSettings(spatial, "tube"), 1, GRID, WINDOW, atlas)
     assert torch.equal(mask, mask[..., :1].expand_as(mask))
 
 
 @pytest.mark.parametrize("spatial", ["random", "window", "atlas"])
 def test_a_random_mask_changes_over_time(spatial, atlas):
     torch.manual_seed(0)
-    mask = draw_mask(MaskSettings(spatial, "random"), 1, GRID, WINDOW, atlas)
+    mask = sample_mask(MaskSettings(spatial, "random"), 1, GRID, WINDOW, atlas)
     assert not torch.equal(mask[..., 0], mask[..., 4])
 
 
 def test_window_masks_hide_whole_windows():
-    mask = draw_mask(MaskSettings("window", "random"), 2, GRID, WINDOW)
+    mask = sample_mask(MaskSettings("window", "random"), 2, GRID, WINDOW)
     windows = mask.reshape(2, 2, 4, 2, 4, 2, 4, 3, 4).mean(dim=(2, 4, 6, 8))
     assert set(windows.unique().tolist()) == {0.0, 1.0}
 
 
 def test_window_masks_fit_grids_that_windows_do_not_divide():
-    assert draw_mask(MaskSettings("window", "random"), 1, (6, 2, 8, 10), WINDOW).shape == (1, 6, 2, 8, 10)
+    assert sample_mask(MaskSettings("window", "random"), 1, (6, 2, 8, 10), WINDOW).shape == (1, 6, 2, 8, 10)
 
 
 def test_atlas_masks_hide_whole_regions_and_nothing_else(atlas):
-    mask = draw_mask(MaskSettings("atlas", "tube"), 1, GRID, WINDOW, atlas)[0, ..., 0]
+    mask = sample_mask(MaskSettings("atlas", "tube"), 1, GRID, WINDOW, atlas)[0, ..., 0]
     assert mask[:2].sum() == 0
     shares = [(mask * region).sum() / region.sum() for region in atlas.fractions]
     assert set(torch.stack(shares).tolist()) == {0.0, 1.0}
@@ -62,7 +62,7 @@ def test_atlas_masks_hide_whole_regions_and_nothing_else(atlas):
 
 def test_the_same_seed_gives_the_same_mask():
     one, two = (
-        draw_mask(MaskSettings(), 2, GRID, WINDOW, generator=torch.Generator().manual_seed(seed)) for seed in (4, 4)
+        sample_mask(MaskSettings(), 2, GRID, WINDOW, generator=torch.Generator().manual_seed(seed)) for seed in (4, 4)
     )
     assert torch.equal(one, two)
 
@@ -121,9 +121,9 @@ def test_settings_that_cannot_be_are_refused(change):
 
 def test_an_atlas_mask_without_a_fitting_atlas_is_refused(atlas):
     with pytest.raises(UsageError, match="none"):
-        draw_mask(MaskSettings("atlas"), 1, GRID, WINDOW)
+        sample_mask(MaskSettings("atlas"), 1, GRID, WINDOW)
     with pytest.raises(UsageError, match="8, 8, 8"):
-        draw_mask(MaskSettings("atlas"), 1, (4, 4, 4, 8), WINDOW, atlas)
+        sample_mask(MaskSettings("atlas"), 1, (4, 4, 4, 8), WINDOW, atlas)
 
 
 def test_a_label_image_must_hold_labels():

@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from bids_app.catalog.templates import load_template
 from bids_app.preprocess.registration.bold_to_template import epi_like
-from bids_app.preprocess.registration.transforms import draw, linear, rigid
+from bids_app.preprocess.registration.transforms import linear, resample_to, rigid
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Head:
         """A series (X, Y, Z, T) of the head in given poses (T, 4, 4): reference point to point of volume t."""
         draws = np.random.default_rng(seed)
         volumes = [
-            draw(self.epi, self.affine, self.epi.shape, self.affine, linear(np.linalg.inv(pose)), order=3)
+            resample_to(self.epi, self.affine, self.epi.shape, self.affine, linear(np.linalg.inv(pose)), order=3)
             for pose in poses
         ]
         series = np.stack(volumes, axis=-1)
@@ -58,8 +58,8 @@ def head() -> Head:
     affine[:3, 3] = (-84, -122, -70)
     shape = (43, 52, 44)
     soft = [ndimage.gaussian_filter(image, 0.8) for image in (epi_like(template) * 1000, template.t1w)]
-    epi, t1w = (draw(image, template.affine, shape, affine) for image in soft)
-    brain = draw(template.mask.astype(np.float32), template.affine, shape, affine) > 0.5
+    epi, t1w = (resample_to(image, template.affine, shape, affine) for image in soft)
+    brain = resample_to(template.mask.astype(np.float32), template.affine, shape, affine) > 0.5
     return Head(epi, t1w, brain, affine)
 
 

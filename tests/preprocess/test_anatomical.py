@@ -17,12 +17,20 @@ from bids_app.preprocess.registration import t1w_to_template as normalisation
 from bids_app.preprocess.registration.ants import Image, Registration, dice
 from bids_app.preprocess.registration.t1w_to_template import (
     align_with_template,
+    check_normalisation,
     complaints_about,
     first_guess,
-    judge_normalisation,
     without_neck,
 )
-from bids_app.preprocess.registration.transforms import Chain, Warp, apply_matrix, draw, grid_points, linear, rigid
+from bids_app.preprocess.registration.transforms import (
+    Chain,
+    Warp,
+    apply_matrix,
+    grid_points,
+    linear,
+    resample_to,
+    rigid,
+)
 
 GOOD = {
     "norm_correlation": 0.85,
@@ -38,7 +46,7 @@ def test_bias_field_makes_white_matter_even(head):
     template = load_template()
     places = grid_points(head.t1w.shape, head.affine)
     bias = (1 + 0.006 * places[:, 1] + 0.003 * places[:, 2]).clip(0.3, 2).reshape(head.t1w.shape)
-    white = draw(template.wm, template.affine, head.t1w.shape, head.affine) > 0.9
+    white = resample_to(template.wm, template.affine, head.t1w.shape, head.affine) > 0.9
     image = Image((head.t1w * bias).astype(np.float32), head.affine)
     found = bias_field(image, head.brain, shrink=3)
     before, after = (v[white].std() / v[white].mean() for v in (image.data, image.data / found))
@@ -94,7 +102,7 @@ def test_a_right_alignment_passes_and_a_shifted_or_turned_one_does_not():
 
     def judged(matrix):
         found = Registration(linear(matrix), linear(np.linalg.inv(matrix)), None, None)
-        return complaints_about(judge_normalisation(template, moving, found))
+        return complaints_about(check_normalisation(template, moving, found))
 
     assert judged(np.eye(4)) == []
     assert judged(rigid((0, 0, 0), (0, 30, 0))) != []
@@ -209,7 +217,7 @@ def test_heads_in_every_state_reach_the_template(participant, variant, tmp_path)
     error = np.linalg.norm(Chain.load(found.chain)(cortex) - person.template_to_t1w(cortex), axis=1)
     assert np.median(error) < 1.5
     mask, affine = read_volume(found.mask)
-    true_mask = draw(scan.brain_mask.astype(np.float32), scan.affine, mask.shape, affine) > 0.5
+    true_mask = resample_to(scan.brain_mask.astype(np.float32), scan.affine, mask.shape, affine) > 0.5
     assert dice(mask > 0.5, true_mask) > 0.97
     assert found.stripped == (variant == "stripped")
 
@@ -232,12 +240,12 @@ def test_a_warped_head_is_brought_back(tmp_path):
     affine = np.diag([-2.0, 2.0, 2.0, 1.0])
     affine[:3, 3] = (100, -150, -80)
     shape = (100, 120, 110)
-    head = draw(template.t1w, template.affine, shape, affine, chain)
-    brain = draw(template.mask.astype(np.float32), template.affine, shape, affine, chain) > 0.5
+    head = resample_to(template.t1w, template.affine, shape, affine, chain)
+    brain = resample_to(template.mask.astype(np.float32), template.affine, shape, affine, chain) > 0.5
     path = save_image(tmp_path / "sub-01_T1w.nii.gz", head, affine)
     found = normalise_t1w(prepare_t1w(path, tmp_path), tmp_path)
     mask, mask_affine = read_volume(found.mask)
-    true_mask = draw(brain.astype(np.float32), affine, mask.shape, mask_affine) > 0.5
+    true_mask = resample_to(brain.astype(np.float32), affine, mask.shape, mask_affine) > 0.5
     assert dice(mask > 0.5, true_mask) > 0.97
     inner = grid_points(mask.shape, mask_affine, true_mask)[::50]
     error = np.linalg.norm(Chain.load(found.inverse)(inner) - chain(inner), axis=1)

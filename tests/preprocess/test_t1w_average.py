@@ -9,7 +9,7 @@ from bids_app.preprocess import t1w_average as merge
 from bids_app.preprocess.anatomical import prepare_t1w
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.registration.ants import Image, correlation
-from bids_app.preprocess.registration.transforms import apply_matrix, draw, grid_points, linear, rigid
+from bids_app.preprocess.registration.transforms import apply_matrix, grid_points, linear, resample_to, rigid
 from bids_app.preprocess.t1w_average import average, merge_t1w, which_agree
 
 POSE = rigid(np.radians((4, -3, 5)), (5, -4, 6), (0, -20, 10))
@@ -34,7 +34,7 @@ def scans(head, tmp_path):
 
     affine = np.diag([-4.0, 4.0, 4.0, 1.0])
     affine[:3, 3] = (92, -130, -80)
-    moved = draw(head.t1w, head.affine, (46, 56, 50), affine, linear(np.linalg.inv(POSE)))
+    moved = resample_to(head.t1w, head.affine, (46, 56, 50), affine, linear(np.linalg.inv(POSE)))
     return (
         save_image(tmp_path / "sub-01_run-1_T1w.nii.gz", noisy(head.t1w), head.affine),
         save_image(tmp_path / "sub-01_run-2_T1w.nii.gz", 3 * noisy(moved), affine),

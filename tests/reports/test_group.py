@@ -20,8 +20,8 @@ from bids_app.reports.figures.group_charts import (
 from bids_app.reports.group import (
     BAD,
     GOOD,
-    MOST_REMARKS,
-    MOST_ROWS,
+    MAX_REMARKS,
+    MAX_ROWS,
     WARN,
     Cell,
     GroupPage,
@@ -64,8 +64,8 @@ def test_long_tables_are_cut_with_a_link_to_the_whole():
     rows = [(Cell(f"sub-{i}", f"sub-{i}.html"), Cell(str(i))) for i in range(5000)]
     text = render(page_of(section(rows)))
     found = Elements(text)
-    assert len(found.of("tr")) == MOST_ROWS + 1
-    assert f"The first {MOST_ROWS} of 5,000" in found.words
+    assert len(found.of("tr")) == MAX_ROWS + 1
+    assert f"The first {MAX_ROWS} of 5,000" in found.words
     assert any(link.get("href") == "group_runs.tsv" for link in found.of("a"))
     assert len(text) < 60_000
 
@@ -76,7 +76,7 @@ def test_the_gravest_remarks_come_first_and_few_are_told():
     text = render(page_of(section([], remarks=remarks)))
     told = re.findall(r'<li class="(\w+)">', text)
     assert told == [BAD] * 2 + [WARN] * 10
-    assert len(told) == MOST_REMARKS
+    assert len(told) == MAX_REMARKS
     assert "5 more in the sections below" in text
 
 

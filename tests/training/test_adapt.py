@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from bids_app.adapters.file import STRATEGIES, AdaptedModel, load_adapter, save_adapter, to_answers
+from bids_app.adapters.file import STRATEGIES, AdaptedModel, load_adapter, save_adapter, to_predictions
 from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import load_model
 from bids_app.model.checkpoint import save_encoder
@@ -47,7 +47,7 @@ def test_a_strategy_trains_its_part_and_its_file_answers_alike(strategy, make_st
     assert any(not torch.equal(adapter.encoder[n], before[n]) for n in names if n in before) or strategy == "prompt"
     assert adapter.head["head.weight"].abs().max() > 0
     saved = load_adapter(save_adapter(tmp_path / "a.safetensors", adapter))
-    answers = to_answers(saved.card, AdaptedModel(tiny_model, saved)(data.scans[0].clip(0)[None]))
+    answers = to_predictions(saved.card, AdaptedModel(tiny_model, saved)(data.scans[0].clip(0)[None]))
     assert answers.sum().item() == pytest.approx(1.0)
     assert rows[0]["loss"] == pytest.approx(torch.log(torch.tensor(2.0)).item(), rel=0.2)
 
@@ -75,7 +75,7 @@ def test_a_linear_adapter_tells_sides_apart(make_store, tiny_model, tmp_path):
     assert adapter.card.metrics == {"validation": {**scores, "scans": 4}}
     assert adapter.card.cohort == {"participants": 2, "scans": 4, "scans_of_each": {"left": 2, "right": 2}}
     model = AdaptedModel(tiny_model, load_adapter(save_adapter(tmp_path / "a.safetensors", adapter)))
-    answers = to_answers(adapter.card, model(torch.stack([s.clip(0) for s in data.scans[4:]])))
+    answers = to_predictions(adapter.card, model(torch.stack([s.clip(0) for s in data.scans[4:]])))
     assert [adapter.card.labels[k] for k in answers.argmax(1)] == list(data.values[4:])
 
 
@@ -202,7 +202,7 @@ def test_a_retrieval_adapter_s_file_answers_with_vectors_of_length_one(small_mod
     adapter, _ = adapt(small_model, question, data, None, AdaptSettings("linear", ridge=1e-4), "global", "shade")
     assert (adapter.card.task, adapter.card.dimensions, adapter.card.labels) == ("embedding", 4, ())
     saved = load_adapter(save_adapter(tmp_path / "a.safetensors", adapter))
-    vectors = to_answers(saved.card, AdaptedModel(small_model, saved)(torch.stack([s.clip(0) for s in scans])))
+    vectors = to_predictions(saved.card, AdaptedModel(small_model, saved)(torch.stack([s.clip(0) for s in scans])))
     assert vectors.norm(dim=1).tolist() == pytest.approx([1.0] * 8)
     similar = vectors @ vectors.T
     assert all(similar[k, k + 4] > similar[k, (k + 1) % 4] for k in range(4))

@@ -26,7 +26,7 @@ HCP_COLUMNS = 12
 
 
 @dataclass(frozen=True)
-class CarriedTable:
+class ConfoundsTable:
     """A table with a row a volume, what its columns are, and what was odd."""
 
     columns: pd.DataFrame
@@ -34,7 +34,7 @@ class CarriedTable:
     warnings: tuple[str, ...] = ()
 
 
-def read_table(path: Path | None, meta: Path | None, n_volumes: int | None, source: str) -> CarriedTable:
+def read_table(path: Path | None, meta: Path | None, n_volumes: int | None, source: str) -> ConfoundsTable:
     """Read a run's confounds; a table that does not fit the run is left out with a warning.
 
     Parameters
@@ -53,17 +53,17 @@ def read_table(path: Path | None, meta: Path | None, n_volumes: int | None, sour
     """
     empty = pd.DataFrame(index=range(n_volumes or 0))
     if path is None:
-        return CarriedTable(
+        return ConfoundsTable(
             empty, {}, (f"{source}: there is no table of confounds beside it, so motion is not known.",)
         )
     table = _read_movement(path) if path.suffix == ".txt" else _read_tsv(path)
     if n_volumes is not None and len(table) != n_volumes:
-        return CarriedTable(
+        return ConfoundsTable(
             empty,
             {},
             (f"{path.name}: has {len(table)} rows, but {source} has {n_volumes} volumes; the table was not used.",),
         )
-    return CarriedTable(table, _read_meta(meta))
+    return ConfoundsTable(table, _read_meta(meta))
 
 
 def _read_tsv(path: Path) -> pd.DataFrame:
@@ -111,12 +111,12 @@ def known_dummies(table: pd.DataFrame) -> int | None:
     return int(np.argmin(flagged)) if not flagged.all() else len(table)
 
 
-def complete(carried: CarriedTable, values: np.ndarray, n_dummy: int, denoised: bool) -> CarriedTable:
+def complete(carried: ConfoundsTable, values: np.ndarray, n_dummy: int, denoised: bool) -> ConfoundsTable:
     """Add what is missing: framewise displacement from the motion parameters; signal and DVARS from the series.
 
     Parameters
     ----------
-    carried : CarriedTable
+    carried : ConfoundsTable
     values : numpy.ndarray, (T, V)
         The series in the brain.
     n_dummy : int
@@ -139,10 +139,10 @@ def complete(carried: CarriedTable, values: np.ndarray, n_dummy: int, denoised: 
         table["std_dvars"], table["dvars"] = dvars.std, dvars.nstd
         meta["std_dvars"] = {"Description": "DVARS over what is expected of a series with the same autocorrelation."}
         meta["dvars"] = {"Description": "Root mean square change since the volume before, of the series taken over."}
-    return CarriedTable(table, meta, tuple(warnings))
+    return ConfoundsTable(table, meta, tuple(warnings))
 
 
-def write_table(carried: CarriedTable, out_dir: Path) -> tuple[Path, Path]:
+def write_table(carried: ConfoundsTable, out_dir: Path) -> tuple[Path, Path]:
     """Write table and sidecar."""
     table, sidecar = out_dir / "confounds.tsv", out_dir / "confounds.json"
     carried.columns.to_csv(table, sep="\t", index=False, na_rep="n/a", float_format="%.8g")

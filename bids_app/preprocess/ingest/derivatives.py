@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from bids_app.bids.derivatives import DerivedRun
 from bids_app.catalog import templates
-from bids_app.catalog.templates import MODEL_SPACE, load_template, space, standing_in, warp_between
+from bids_app.catalog.templates import MODEL_SPACE, load_template, space, stand_in_for, warp_between
 from bids_app.errors import BadDataError
 from bids_app.preprocess.ingest.confounds import FD, complete, known_dummies, read_table, write_table
 from bids_app.preprocess.ingest.orientation import Placement, find_left_right, judge, look_at_placement
@@ -37,7 +37,7 @@ from bids_app.preprocess.masking import brain_mask, prepare_bold
 from bids_app.preprocess.preprocessed import Origin, PreprocessedRun
 from bids_app.preprocess.registration.ants import dice
 from bids_app.preprocess.registration.boldref import mask_boldref
-from bids_app.preprocess.registration.transforms import draw, linear, read_itk_composite
+from bids_app.preprocess.registration.transforms import linear, read_itk_composite, resample_to
 
 ROUTE = "derivatives"
 MNI_CODE = 4
@@ -101,7 +101,7 @@ def check_forms(bold: Path) -> None:
         )
 
 
-def take_over(series: Series, derived: DerivedRun, out_dir: Path) -> PreprocessedRun:
+def ingest_run(series: Series, derived: DerivedRun, out_dir: Path) -> PreprocessedRun:
     """Make a `PreprocessedRun` of a preprocessed series and what stands beside it.
 
     Parameters
@@ -264,7 +264,7 @@ def _on_grid(path: Path, shape: Sequence[int], affine: np.ndarray, warnings: lis
     if same and corner_distances(affine, its_affine, shape).max() < SAME_PLACE_MM:
         return data > 0.5
     warnings.append(f"{path.name}: stands on another grid than the run; it was drawn on the run's through the affines.")
-    return draw((data > 0.5).astype(np.float32), its_affine, shape, affine) > 0.5
+    return resample_to((data > 0.5).astype(np.float32), its_affine, shape, affine) > 0.5
 
 
 def _far_from_brain(name: str, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
@@ -316,17 +316,20 @@ def way_in_words(name: str) -> str:
 
 def tissues_on(name: str, brain: np.ndarray, affine: np.ndarray, path: Path) -> Path:
     """The template's tissues on a run's grid within its brain: 1 grey matter, 2 white matter, 3 CSF."""
-    template = load_template(standing_in(name))
+    template = load_template(stand_in_for(name))
     pull = linear(space(name).pull_to(template.space))
-    maps = [draw(data, template.affine, brain.shape, affine, pull) for data in (template.gm, template.wm, template.csf)]
+    maps = [
+        resample_to(data, template.affine, brain.shape, affine, pull)
+        for data in (template.gm, template.wm, template.csf)
+    ]
     dseg = (np.argmax(maps, axis=0) + 1) * (np.sum(maps, axis=0) > 0.3) * brain
     return save_image(path, dseg.astype(np.uint8), affine, space_code=MNI_CODE)
 
 
 def on_template(image: np.ndarray, affine: np.ndarray, name: str, path: Path) -> Path:
     """An image of a run's space on the grid of the template that figures show."""
-    template = load_template(standing_in(name))
-    drawn = draw(image, affine, template.t1w.shape, template.affine, linear(template.space.pull_to(space(name))))
+    template = load_template(stand_in_for(name))
+    drawn = resample_to(image, affine, template.t1w.shape, template.affine, linear(template.space.pull_to(space(name))))
     return save_image(path, drawn, template.affine, space_code=MNI_CODE)
 
 

@@ -23,11 +23,11 @@ import numpy as np
 from scipy import fft, ndimage
 
 from bids_app.bids.orientation import LeftRight, Orientation
-from bids_app.catalog.templates import Template, load_template, space, standing_in, templateflow_home
+from bids_app.catalog.templates import Template, load_template, space, stand_in_for, templateflow_home
 from bids_app.errors import BadDataError
 from bids_app.preprocess.registration.ants import correlation, mutual_information
 from bids_app.preprocess.registration.bold_to_template import epi_like
-from bids_app.preprocess.registration.transforms import draw, linear
+from bids_app.preprocess.registration.transforms import linear, resample_to
 
 STEP_MM = 2.0
 SHAPE, LOW_MM = (87, 107, 91), (-86.0, -124.0, -72.0)
@@ -36,7 +36,7 @@ TURN_STEP_MM, TURN_POINTS, TURN_CENTRE_MM = 9.0, 25, (0.0, -18.0, 8.0)
 """A cube of points, coarse, on which axes are exchanged."""
 FWHM_TO_SIGMA = 1 / 2.3548
 TEXTURE_MM = 16.0
-MOST_SHIFT_MM = 32.0
+MAX_SHIFT_MM = 32.0
 MIN_POINTS = 1000
 MIN_CONTRAST = 1e-3
 """Of a brain's brightness; below it the image is a mask, and only its shape is compared."""
@@ -166,9 +166,9 @@ def look_at_placement(
         Data and affine of the participant's own images in that space, by name.
     """
     onto = lattice()
-    drawn = draw(np.where(brain, image, 0), affine, SHAPE, onto)
-    own = draw(brain.astype(np.float32), affine, SHAPE, onto) > 0.5
-    valid = draw(seen.astype(np.float32), affine, SHAPE, onto) > 0.5
+    drawn = resample_to(np.where(brain, image, 0), affine, SHAPE, onto)
+    own = resample_to(brain.astype(np.float32), affine, SHAPE, onto) > 0.5
+    valid = resample_to(seen.astype(np.float32), affine, SHAPE, onto) > 0.5
     expected = expected_brain(name, str(templateflow_home()))
     texture = _texture(drawn, own)
     stored, mirrored = (_alike(texture[::side], own[::side], valid[::side], expected) for side in (1, -1))
@@ -176,7 +176,7 @@ def look_at_placement(
     orientation, gain = best_orientation(shape, expected.shape, onto)
     found = {}
     for what, (data, its_affine) in (companions or {}).items():
-        other = draw(data, its_affine, SHAPE, onto)
+        other = resample_to(data, its_affine, SHAPE, onto)
         both = own & valid
         found[what] = _alike_own(texture, both, other), _alike_own(texture[::-1], both[::-1], other)
     return Placement(
@@ -212,10 +212,10 @@ def lattice() -> np.ndarray:
 @cache
 def expected_brain(name: str, home: str) -> Expected:
     """The template's brain in a space; ``home`` keeps answers for different caches of TemplateFlow apart."""
-    template: Template = load_template(standing_in(name))
+    template: Template = load_template(stand_in_for(name))
     pull, onto = linear(space(name).pull_to(template.space)), lattice()
-    bright = draw(epi_like(template), template.affine, SHAPE, onto, pull)
-    brain = draw(template.mask.astype(np.float32), template.affine, SHAPE, onto, pull) > 0.5
+    bright = resample_to(epi_like(template), template.affine, SHAPE, onto, pull)
+    brain = resample_to(template.mask.astype(np.float32), template.affine, SHAPE, onto, pull) > 0.5
     around = ndimage.binary_dilation(brain | brain[::-1], iterations=2)
     return Expected(brain, _shape(bright, brain), _texture(bright, brain), around)
 
@@ -258,7 +258,7 @@ def best_shift(
     valid: np.ndarray,
     expected: np.ndarray,
     there: np.ndarray,
-    most_mm: float = MOST_SHIFT_MM,
+    most_mm: float = MAX_SHIFT_MM,
     step: int = 2,
 ) -> tuple[float, float, float]:
     """By how much an image must be looked at elsewhere to be most similar to the template.
@@ -351,7 +351,8 @@ def best_orientation(image: np.ndarray, expected: np.ndarray, onto: np.ndarray) 
     cube[:3, 3] = np.array(TURN_CENTRE_MM) - TURN_STEP_MM * (TURN_POINTS // 2)
     sigma = TURN_STEP_MM / STEP_MM * FWHM_TO_SIGMA
     coarse = [
-        draw(ndimage.gaussian_filter(volume, sigma), onto, (TURN_POINTS,) * 3, cube) for volume in (image, expected)
+        resample_to(ndimage.gaussian_filter(volume, sigma), onto, (TURN_POINTS,) * 3, cube)
+        for volume in (image, expected)
     ]
     everywhere = np.ones((TURN_POINTS,) * 3, dtype=bool)
     scores = {

@@ -24,7 +24,7 @@ MIN_SECONDS = 20.0
 VOXEL_SIZES_MM = (0.2, 12.0)
 FORMS_APART_MM = 2.0
 """By how much sform and qform may put a voxel apart, mm."""
-MOST_COMPRESSED = 1032
+MAX_COMPRESSION = 1032
 """Bytes that a byte of gzip can become at most (the format's own limit)."""
 FORMS_HINT = "Set both to the one that is true (nibabel: set_sform and set_qform)."
 SLICE_TIMING = "slicetiming"
@@ -68,7 +68,7 @@ def check_size(image: Any, path: Path) -> None:
         The file is cut off, or its header is damaged.
     """
     claimed, here = claimed_bytes(image), path.stat().st_size
-    most = here * MOST_COMPRESSED if path.suffix == ".gz" else here
+    most = here * MAX_COMPRESSION if path.suffix == ".gz" else here
     if min(image.shape, default=0) < 1 or claimed > most:
         raise BadDataError(
             f"{path.name}: truncated, or its header is damaged: {' x '.join(map(str, image.shape))} voxels are "

@@ -31,7 +31,7 @@ from bids_app.preprocess.io.slice_timing import SliceTimed
 from bids_app.preprocess.io.timing import SliceTimes
 from bids_app.preprocess.io.volumes import Volumes, VolumeSource, chunks
 
-MOST_SURPLUS = 2**20
+MAX_SURPLUS = 2**20
 """Bytes behind the last volume that a compressed file may hold."""
 
 
@@ -131,7 +131,7 @@ def _uncompressed(bold: Path, out_dir: Path) -> Path:
     try:
         with gzip.open(bold, "rb") as source, path.open("wb") as target:
             found = _copy(source, target, n_bytes)
-            surplus = len(source.read(MOST_SURPLUS + 1))  # up to the end, where gzip compares its checksum
+            surplus = len(source.read(MAX_SURPLUS + 1))  # up to the end, where gzip compares its checksum
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         path.unlink(missing_ok=True)
         raise unreadable(bold, error) from error
@@ -141,7 +141,7 @@ def _uncompressed(bold: Path, out_dir: Path) -> Path:
             f"{bold.name}: could not be unpacked into {out_dir} ({error.strerror}).",
             "Check the space and the permissions there.",
         ) from error
-    if found < n_bytes or surplus > MOST_SURPLUS:
+    if found < n_bytes or surplus > MAX_SURPLUS:
         path.unlink()
         what = f"{found:,} of {n_bytes:,} bytes" if found < n_bytes else f"more than the {n_bytes:,} bytes it claims"
         raise BadDataError(

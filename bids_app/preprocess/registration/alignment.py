@@ -14,7 +14,7 @@ from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.masking import ball
 from bids_app.preprocess.registration.ants import dice
 from bids_app.preprocess.registration.boldref import EpiReference
-from bids_app.preprocess.registration.transforms import Chain, draw
+from bids_app.preprocess.registration.transforms import Chain, resample_to
 
 MIN_NOISE_VOXELS = 50
 
@@ -86,7 +86,8 @@ def finish_alignment(
     """
     boldref, affine = read_volume(reference.boldref)
     maps = np.stack(
-        [draw(tissues.maps[..., i], tissues.affine, boldref.shape, affine, tissues.chain) for i in range(3)], axis=-1
+        [resample_to(tissues.maps[..., i], tissues.affine, boldref.shape, affine, tissues.chain) for i in range(3)],
+        axis=-1,
     )
     dseg = ((maps.argmax(axis=-1) + 1) * (maps.sum(axis=-1) > 0.3) * mask).astype(np.uint8)
     wm, csf = noise_masks(maps, mask, affine)
@@ -95,7 +96,7 @@ def finish_alignment(
     def save(name: str, data: np.ndarray) -> Path:
         return save_image(out_dir / name, data.astype(np.uint8), affine)
 
-    drawn = draw(boldref, affine, target.t1w.shape, target.affine, chain)
+    drawn = resample_to(boldref, affine, target.t1w.shape, target.affine, chain)
     return Alignment(
         route=route,
         template=target.name,

@@ -21,9 +21,9 @@ from bids_app.preprocess.registration.transforms import (
     Chain,
     Linear,
     apply_matrix,
-    draw,
     grid_points,
     read_itk_composite,
+    resample_to,
     rigid,
     sample,
     write_itk_text,
@@ -320,6 +320,8 @@ def stands_out(score: Callable[[np.ndarray], float], matrix: np.ndarray, centre:
     return 1 - max(rivals) / best if best > 0 else 0.0
 
 
-def draw_mask(mask: np.ndarray, affine: np.ndarray, shape: Sequence[int], onto: np.ndarray, chain: Chain) -> np.ndarray:
+def resample_mask(
+    mask: np.ndarray, affine: np.ndarray, shape: Sequence[int], onto: np.ndarray, chain: Chain
+) -> np.ndarray:
     """A mask on another grid through a pull map, bool."""
-    return draw(mask.astype(np.float32), affine, shape, onto, chain) > 0.5
+    return resample_to(mask.astype(np.float32), affine, shape, onto, chain) > 0.5

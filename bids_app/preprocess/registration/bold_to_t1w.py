@@ -21,7 +21,7 @@ from bids_app.preprocess.registration.ants import (
     best_start,
     centre_of_mass,
     dice,
-    draw_mask,
+    resample_mask,
     similarity,
     stands_out,
 )
@@ -31,9 +31,9 @@ from bids_app.preprocess.registration.gates import complaints_about
 from bids_app.preprocess.registration.transforms import (
     Chain,
     apply_matrix,
-    draw,
     grid_points,
     linear,
+    resample_to,
     rigid,
     write_itk_text,
 )
@@ -64,12 +64,12 @@ def coregister(reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: i
     matrix, quality, warnings = _find_rigid(reference, head, t1w_mask, tissues, anatomy.source.name, out_dir, seed)
     to_epi, onto_epi = linear(np.linalg.inv(matrix)), linear(matrix)
     boldref, epi_affine = read_volume(reference.boldref)
-    drawn = draw(boldref, epi_affine, t1w.shape, affine, to_epi)
+    drawn = resample_to(boldref, epi_affine, t1w.shape, affine, to_epi)
     return finish_alignment(
         "t1w",
         load_template(anatomy.template),
         reference,
-        draw_mask(t1w_mask, affine, boldref.shape, epi_affine, onto_epi),
+        resample_mask(t1w_mask, affine, boldref.shape, epi_affine, onto_epi),
         Tissues(tissues, affine, onto_epi),
         Chain.load(anatomy.chain).then(to_epi),
         quality,
@@ -100,7 +100,7 @@ def _find_rigid(
         except RegistrationError as error:
             complaints = [error.message]
             continue
-        quality = judge_coregistration(epi, brain, t1w_mask, matrix)
+        quality = check_coregistration(epi, brain, t1w_mask, matrix)
         complaints = complaints_about(quality)
         if not complaints:
             matrix, quality = _refined(reference, epi, brain, t1w_mask, tissues, matrix, quality)
@@ -128,7 +128,7 @@ def _refined(
         return matrix, quality
     if refined.accepted:
         better = np.linalg.inv(refined.matrix)
-        judged = judge_coregistration(epi, brain, t1w_mask, better)
+        judged = check_coregistration(epi, brain, t1w_mask, better)
         if not complaints_about(judged):
             return better, judged | refined.quality
     return matrix, quality | refined.quality | {"bbr_used": 0.0}
@@ -165,7 +165,7 @@ def _best_rigid(epi: EpiView, brain: Image, starts: Sequence[np.ndarray], out_di
     return max((fit(FINE_STAGE, [coarse]), coarse), key=score)
 
 
-def judge_coregistration(epi: EpiView, brain: Image, t1w_mask: np.ndarray, matrix: np.ndarray) -> dict[str, float]:
+def check_coregistration(epi: EpiView, brain: Image, t1w_mask: np.ndarray, matrix: np.ndarray) -> dict[str, float]:
     """Numbers by which a rigid alignment is judged.
 
     Parameters
@@ -178,7 +178,7 @@ def judge_coregistration(epi: EpiView, brain: Image, t1w_mask: np.ndarray, matri
     matrix : numpy.ndarray, (4, 4)
         Boldref to T1w.
     """
-    carried = draw_mask(t1w_mask, brain.affine, epi.image.data.shape, epi.image.affine, linear(matrix))
+    carried = resample_mask(t1w_mask, brain.affine, epi.image.data.shape, epi.image.affine, linear(matrix))
     points = grid_points(t1w_mask.shape, brain.affine, t1w_mask)
 
     def score(m: np.ndarray) -> float:

@@ -19,8 +19,8 @@ from bids_app.preprocess.registration.ants import (
     best_start,
     centre_of_mass,
     dice,
-    draw_mask,
     register,
+    resample_mask,
     similarity,
     stands_out,
 )
@@ -62,7 +62,7 @@ def normalise_boldref(reference: EpiReference, out_dir: Path, template: str | No
         "direct",
         target,
         reference,
-        largest_part(draw_mask(target.mask, target.affine, boldref.shape, affine, found.inverse)),
+        largest_part(resample_mask(target.mask, target.affine, boldref.shape, affine, found.inverse)),
         Tissues(np.stack([target.gm, target.wm, target.csf], axis=-1), target.affine, found.inverse),
         found.chain,
         quality,
@@ -97,7 +97,7 @@ def _find_direct(
             complaints = [error.message]
             continue
         quality = {"coreg_similarity": score(best), "coreg_stands_out": stands_out(score, best, centre)}
-        quality |= _judge_direct(epi, target, found, best)
+        quality |= _check_direct(epi, target, found, best)
         complaints = complaints_about(quality)
         if not complaints:
             warning = f"{reference.source.name}: aligned with the template at the second attempt."
@@ -114,8 +114,8 @@ def epi_like(target: Template) -> np.ndarray:
     return np.asarray(np.sum(bright, axis=0), dtype=np.float32)
 
 
-def _judge_direct(epi: EpiView, target: Template, found: Registration, affine_part: np.ndarray) -> dict[str, float]:
-    carried = draw_mask(target.mask, target.affine, epi.mask.shape, epi.image.affine, found.inverse)
+def _check_direct(epi: EpiView, target: Template, found: Registration, affine_part: np.ndarray) -> dict[str, float]:
+    carried = resample_mask(target.mask, target.affine, epi.mask.shape, epi.image.affine, found.inverse)
     seen = epi.image.inside(found.chain(grid_points(target.mask.shape, target.affine, target.mask)))
     scales = np.linalg.svd(affine_part[:3, :3], compute_uv=False)
     volume = float(carried.sum()) * abs(float(np.linalg.det(epi.image.affine[:3, :3]))) / 1e3

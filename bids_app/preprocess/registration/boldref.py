@@ -17,10 +17,10 @@ from bids_app.preprocess.masking import ball, brain_mask, head_mask
 from bids_app.preprocess.registration.ants import (
     Image,
     centre_of_mass,
-    draw_mask,
     isotropic,
+    resample_mask,
 )
-from bids_app.preprocess.registration.transforms import Chain, draw
+from bids_app.preprocess.registration.transforms import Chain, resample_to
 
 EPI_CONTRAST = {"gm": 1.0, "wm": 0.80, "csf": 1.25}
 """Brightness of tissues in a T2*-weighted image, relative to grey matter."""
@@ -51,7 +51,7 @@ class EpiView:
         data, affine = read_volume(reference.corrected)
         mask, _ = read_volume(reference.mask)
         image = isotropic(Image(data, affine), float(np.clip(voxel_sizes(affine).min(), 2.0, 3.0)))
-        return cls(image, draw_mask(mask > 0.5, affine, image.data.shape, image.affine, Chain()))
+        return cls(image, resample_mask(mask > 0.5, affine, image.data.shape, image.affine, Chain()))
 
     @cached_property
     def near(self) -> np.ndarray:
@@ -85,7 +85,7 @@ def mask_boldref(source: Path, boldref: Path, out_dir: Path) -> EpiReference:
     data, affine = read_volume(boldref)
     iso = isotropic(Image(data, affine), max(3.0, float(voxel_sizes(affine).min())))
     bias = bias_field(iso, head_mask(iso.data, iso.affine), shrink=2)
-    corrected = (data / (draw(bias - 1, iso.affine, data.shape, affine) + 1)).astype(np.float32)
+    corrected = (data / (resample_to(bias - 1, iso.affine, data.shape, affine) + 1)).astype(np.float32)
     mask = brain_mask(corrected, affine)
     volume = float(mask.sum()) * abs(float(np.linalg.det(affine[:3, :3]))) / 1e3
     if volume < MIN_EPI_BRAIN_ML:

@@ -21,7 +21,7 @@ from bids_app.preprocess.registration.ants import (
     dice,
     register,
 )
-from bids_app.preprocess.registration.transforms import Chain, Linear, apply_matrix, draw, grid_points, rigid
+from bids_app.preprocess.registration.transforms import Chain, Linear, apply_matrix, grid_points, resample_to, rigid
 
 LINEAR_STAGES = (
     Stage("Rigid[0.1]", (500, 250, 100), (4, 2, 2), (3, 2, 1)),
@@ -85,7 +85,7 @@ def align_with_template(
         except RegistrationError as error:
             complaints = [error.message]
             continue
-        quality = judge_normalisation(target, moving, found)
+        quality = check_normalisation(target, moving, found)
         complaints = complaints_about(quality)
         if not complaints:
             passed.append((found, quality, (warning,) if attempt else ()))
@@ -130,15 +130,15 @@ def without_neck(moving: Image) -> Image:
     return replace(moving, data=np.where(above, moving.data, np.float32(0)))
 
 
-def judge_normalisation(target: Template, moving: Image, found: Registration) -> dict[str, float]:
+def check_normalisation(target: Template, moving: Image, found: Registration) -> dict[str, float]:
     """Numbers by which an alignment with the template is judged."""
     points = grid_points(target.t1w.shape, target.affine, target.mask)
     pulled = found.chain(points)
     covered = moving.inside(pulled)
     matrix = next(step.matrix for step in found.chain.steps if isinstance(step, Linear))
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
-    mask = carry_mask(target, moving, found.inverse)
-    back = draw(mask.astype(np.float32), moving.affine, target.t1w.shape, target.affine, found.chain) > 0.5
+    mask = warp_mask(target, moving, found.inverse)
+    back = resample_to(mask.astype(np.float32), moving.affine, target.t1w.shape, target.affine, found.chain) > 0.5
     return {
         "norm_correlation": correlation(target.t1w[target.mask][covered], moving.at(pulled[covered])),
         "norm_coverage": float(covered.mean()),
@@ -170,7 +170,7 @@ def is_doubtful(quality: dict[str, float]) -> bool:
     return quality["norm_brain_ml"] > DOUBTFUL_ML or quality["norm_correlation"] < DOUBTFUL_CORRELATION
 
 
-def carry_mask(target: Template, moving: Image, inverse: Chain) -> np.ndarray:
+def warp_mask(target: Template, moving: Image, inverse: Chain) -> np.ndarray:
     """The template's brain mask on the moving image's grid, bool."""
-    drawn = draw(target.mask.astype(np.float32), target.affine, moving.data.shape, moving.affine, inverse)
+    drawn = resample_to(target.mask.astype(np.float32), target.affine, moving.data.shape, moving.affine, inverse)
     return largest_part(drawn > 0.5)

@@ -167,7 +167,7 @@ def sample(
     return ndimage.map_coordinates(np.asarray(data, dtype=np.float32), voxels, order=order, mode=EDGE, cval=cval)
 
 
-def draw(
+def resample_to(
     data: np.ndarray,
     affine: np.ndarray,
     shape: Sequence[int],

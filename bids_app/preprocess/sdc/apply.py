@@ -91,7 +91,7 @@ def index_vector(affine: np.ndarray, axis: int) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Unwarping:
+class SdcField:
     """What undoes the distortion of a run."""
 
     method: str
@@ -116,9 +116,9 @@ class Unwarping:
         return Chain.load(self.warp)(points), np.float32(1) + sample(gain, affine, points)
 
 
-def aim(unwarping: Unwarping | None, points: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """`Unwarping.aim`, or the points as they are."""
-    return (points, None) if unwarping is None else unwarping.aim(points)
+def aim(sdc: SdcField | None, points: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """`SdcField.aim`, or the points as they are."""
+    return (points, None) if sdc is None else sdc.aim(points)
 
 
 def gain_of(displacement: np.ndarray, affine: np.ndarray, axis: int) -> np.ndarray:
@@ -131,7 +131,7 @@ def warp_of(displacement: np.ndarray, affine: np.ndarray, axis: int) -> Warp:
     return Warp((displacement[..., None] * index_vector(affine, axis)).astype(np.float32), affine)
 
 
-def unwarp(image: np.ndarray, affine: np.ndarray, displacement: np.ndarray, axis: int) -> np.ndarray:
+def apply_correction(image: np.ndarray, affine: np.ndarray, displacement: np.ndarray, axis: int) -> np.ndarray:
     """Draw an image back, with its brightness restored, (X, Y, Z) float32.
 
     Parameters
@@ -152,10 +152,10 @@ def size_of(displacement: np.ndarray) -> dict[str, float]:
     return {"sdc_mean_mm": float(lengths.mean()), "sdc_max_mm": float(np.percentile(lengths, 99.5))}
 
 
-def save_unwarping(
+def save_correction(
     out_dir: Path, boldref: Path, displacement: np.ndarray, axis: int, method: str, **more: Any
-) -> tuple[Path, Unwarping]:
-    """Write an `Unwarping` and the boldref without its distortion.
+) -> tuple[Path, SdcField]:
+    """Write an `SdcField` and the boldref without its distortion.
 
     Parameters
     ----------
@@ -170,13 +170,13 @@ def save_unwarping(
     Returns
     -------
     tuple
-        The boldref, and the `Unwarping`.
+        The boldref, and the `SdcField`.
     """
     data, affine = read_volume(boldref)
-    corrected = save_image(out_dir / "boldref.nii.gz", unwarp(data, affine, displacement, axis), affine)
+    corrected = save_image(out_dir / "boldref.nii.gz", apply_correction(data, affine, displacement, axis), affine)
     chain = Chain((warp_of(displacement, affine, axis),)).save(out_dir / "warp.npz")
     gain = save_image(out_dir / "gain.nii.gz", gain_of(displacement, affine, axis), affine)
-    return corrected, Unwarping(method, chain, gain, boldref, **more)
+    return corrected, SdcField(method, chain, gain, boldref, **more)
 
 
 def write_itk_field(chain: Path, path: Path) -> Path:

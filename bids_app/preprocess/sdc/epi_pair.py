@@ -11,8 +11,8 @@ from bids_app.errors import BadDataError
 from bids_app.preprocess.hmc import PASSES, Aligner
 from bids_app.preprocess.masking import head_mask
 from bids_app.preprocess.registration.ants import Image, correlation
-from bids_app.preprocess.registration.transforms import draw, linear
-from bids_app.preprocess.sdc.apply import Readout, index_vector, read_readout, unwarp
+from bids_app.preprocess.registration.transforms import linear, resample_to
+from bids_app.preprocess.sdc.apply import Readout, apply_correction, index_vector, read_readout
 from bids_app.preprocess.sdc.field import Field, read_epi
 from bids_app.preprocess.sdc.pepolar import LEVELS, estimate_displacement
 
@@ -38,7 +38,7 @@ def pair_field(fieldmap: Fieldmap) -> Field:
     ratio = -abs(other.mm_per_hz(second.affine) / one.mm_per_hz(first.affine))
     displacement, _, quality = estimate_pair(first, second, one.axis, ratio)
     hz = displacement / one.mm_per_hz(first.affine)
-    straight = Image(unwarp(first.data, first.affine, displacement, one.axis), first.affine)
+    straight = Image(apply_correction(first.data, first.affine, displacement, one.axis), first.affine)
     return Field(hz, straight, first, one.vector(first.affine), quality)
 
 
@@ -78,21 +78,21 @@ def estimate_pair(
     where = np.eye(4) if pose is None else pose
 
     def drawn() -> np.ndarray:
-        return np.maximum(draw(second.data, second.affine, shape, affine, linear(where), order=3), 0)
+        return np.maximum(resample_to(second.data, second.affine, shape, affine, linear(where), order=3), 0)
 
     moved = drawn()
     head = head_mask(first.data + moved, affine)
     before = correlation(first.data[head], moved[head])
     displacement = estimate_displacement(first.data, moved, sizes, axis, ratio)
     for _ in range(PAIR_ROUNDS):
-        true = unwarp(first.data, affine, displacement, axis)
+        true = apply_correction(first.data, affine, displacement, axis)
         aligner = Aligner(true, affine, head, PASSES[1], "cpu")
-        step = aligner.align(unwarp(moved, affine, ratio * displacement, axis)[None], np.eye(4)[None])[0]
+        step = aligner.align(apply_correction(moved, affine, ratio * displacement, axis)[None], np.eye(4)[None])[0]
         shift = step[:3, :3] @ aligner.centre + step[:3, 3] - aligner.centre
         step[:3, 3] -= (shift @ along) * along
         where = where @ step
         moved = drawn()
         displacement = estimate_displacement(first.data, moved, sizes, axis, ratio, displacement, LEVELS[2:])
-    both = (unwarp(i, affine, r * displacement, axis)[head] for i, r in ((first.data, 1.0), (moved, ratio)))
+    both = (apply_correction(i, affine, r * displacement, axis)[head] for i, r in ((first.data, 1.0), (moved, ratio)))
     quality = {"sdc_pair_correlation_before": before, "sdc_pair_correlation_after": correlation(*both)}
     return displacement, where, quality

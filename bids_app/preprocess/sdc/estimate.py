@@ -30,7 +30,7 @@ from bids_app.preprocess.registration.ants import (
 )
 from bids_app.preprocess.registration.gates import MIN_STANDS_OUT
 from bids_app.preprocess.registration.transforms import apply_matrix, grid_points
-from bids_app.preprocess.sdc.apply import Readout, read_readout, save_unwarping, size_of, unwarp
+from bids_app.preprocess.sdc.apply import Readout, apply_correction, read_readout, save_correction, size_of
 from bids_app.preprocess.sdc.choice import METHODS
 from bids_app.preprocess.sdc.epi_pair import MAX_ANGLE_COS, alike_in_time, estimate_pair, pair_field
 from bids_app.preprocess.sdc.field import Field, read_epi
@@ -66,7 +66,7 @@ def correct_distortion(
     Returns
     -------
     MotionEstimate
-        With a boldref that is not distorted, and an `Unwarping`.
+        With a boldref that is not distorted, and an `SdcField`.
 
     Raises
     ------
@@ -85,7 +85,7 @@ def correct_distortion(
         found = _bring_to_run(measured, run, readout, source.name, fieldmap.files[0].name, out_dir, seed)
     displacement, quality = found
     quality |= size_of(displacement[head_mask(data, affine)])
-    boldref, unwarping = save_unwarping(
+    boldref, sdc = save_correction(
         out_dir,
         motion.boldref,
         displacement,
@@ -96,7 +96,7 @@ def correct_distortion(
         quality=quality,
         sources=fieldmap.files,
     )
-    return replace(motion, boldref=boldref, unwarping=unwarping)
+    return replace(motion, boldref=boldref, sdc=sdc)
 
 
 def _bring_to_run(
@@ -116,7 +116,7 @@ def _bring_to_run(
         pose, score = find_pose(run, found.measured, run_name, name, out_dir, seed)
         return displacement(pose), found.quality | {"sdc_stands_out": score}
     pose, _ = find_pose(run, found.image, run_name, name, out_dir, seed)
-    straight = Image(unwarp(run.data, run.affine, displacement(pose), readout.axis), run.affine)
+    straight = Image(apply_correction(run.data, run.affine, displacement(pose), readout.axis), run.affine)
     pose, score = find_pose(straight, found.image, run_name, name, out_dir, seed, pose)
     return displacement(pose), found.quality | {"sdc_stands_out": score}
 

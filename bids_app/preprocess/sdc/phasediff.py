@@ -18,7 +18,7 @@ from bids_app.bids.fieldmaps import DIRECT, TWO_PHASES, Fieldmap
 from bids_app.errors import BadDataError
 from bids_app.preprocess.masking import head_mask, largest_part
 from bids_app.preprocess.registration.ants import Image
-from bids_app.preprocess.registration.transforms import draw
+from bids_app.preprocess.registration.transforms import resample_to
 from bids_app.preprocess.sdc.field import Field, read_epi
 
 SMOOTHING_MM = 2.0
@@ -131,7 +131,7 @@ def phase_field(fieldmap: Fieldmap) -> Field:
         for image, path in zip(images, fieldmap.files, strict=True)
         if "_magnitude" in path.name
     ]  # fmt: skip
-    on_grid = [draw(m.data, m.affine, first.data.shape, first.affine) for m in magnitudes]
+    on_grid = [resample_to(m.data, m.affine, first.data.shape, first.affine) for m in magnitudes]
     magnitude = on_grid[0]
     units = fieldmap.metadata[0].get("Units")
     if fieldmap.kind == DIRECT:

@@ -22,8 +22,8 @@ from bids_app.preprocess.masking import ball
 from bids_app.preprocess.registration.ants import Image, Stage, correlation, register
 from bids_app.preprocess.registration.bold_to_t1w import coregister
 from bids_app.preprocess.registration.boldref import EPI_CONTRAST, mask_boldref
-from bids_app.preprocess.registration.transforms import draw, grid_points, linear, read_itk_text
-from bids_app.preprocess.sdc.apply import read_readout, save_unwarping, size_of, unwarp
+from bids_app.preprocess.registration.transforms import grid_points, linear, read_itk_text, resample_to
+from bids_app.preprocess.sdc.apply import apply_correction, read_readout, save_correction, size_of
 
 ALONG_AXIS = (
     Stage("SyN[0.3,3,0.5]", (60, 40, 20), (4, 2, 1), (2, 1, 0.5), "CC[{fixed},{moving},1,3]", "1e-6,8"),
@@ -65,7 +65,7 @@ def correct_by_anatomy(
     maps = np.asarray(tissues.dataobj, dtype=np.float32) / 255
     like_epi = np.zeros(boldref.shape, np.float32)
     for i, brightness in enumerate(EPI_CONTRAST.values()):
-        like_epi += brightness * draw(maps[..., i], tissues.affine, boldref.shape, affine, to_t1w)
+        like_epi += brightness * resample_to(maps[..., i], tissues.affine, boldref.shape, affine, to_t1w)
     brain = read_volume(alignment.brain_mask)[0] > 0.5
     near = ndimage.binary_dilation(brain, ball(NEAR_MM, affine))
     corrected = read_volume(reference.corrected)[0] * near
@@ -77,13 +77,13 @@ def correct_by_anatomy(
     )  # fmt: skip
     points = grid_points(boldref.shape, square)
     displacement = (found.chain(points) - points)[:, readout.axis].reshape(boldref.shape)
-    straight = unwarp(corrected, affine, displacement, readout.axis)
+    straight = apply_correction(corrected, affine, displacement, readout.axis)
     quality = {
         **size_of(displacement[brain]),
         "sdc_anatomy_correlation_before": correlation(like_epi[brain], corrected[brain]),
         "sdc_anatomy_correlation_after": correlation(like_epi[brain], straight[brain]),
     }
-    corrected_boldref, unwarping = save_unwarping(
+    corrected_boldref, sdc = save_correction(
         out_dir,
         motion.boldref,
         displacement,
@@ -92,4 +92,4 @@ def correct_by_anatomy(
         phase_encoding=metadata["PhaseEncodingDirection"],
         quality=quality,
     )
-    return replace(motion, boldref=corrected_boldref, unwarping=unwarping)
+    return replace(motion, boldref=corrected_boldref, sdc=sdc)

@@ -26,7 +26,7 @@ IN_PART = 12
 COLUMNS = 4
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 VERDICT_COLOURS = {"pass": PALETTE[2], "warn": PALETTE[1], "refuse": PALETTE[7], "not judged": MUTED}
-MOST_SITES = 12
+MAX_SITES = 12
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from bids_app.bids.orientation import LeftRight, Orientation
 from bids_app.catalog.templates import MODEL_SPACE, space
 from bids_app.clips import MODEL_GRID_AFFINE
 from bids_app.errors import BadDataError
-from bids_app.preprocess.ingest.confounds import CarriedTable, complete, known_dummies, read_table
-from bids_app.preprocess.ingest.derivatives import check_forms, examine_derived, take_over, way_in_words, way_to_model
+from bids_app.preprocess.ingest.confounds import ConfoundsTable, complete, known_dummies, read_table
+from bids_app.preprocess.ingest.derivatives import check_forms, examine_derived, ingest_run, way_in_words, way_to_model
 from bids_app.preprocess.io.images import save_image
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration.transforms import Chain, grid_points
@@ -33,7 +33,7 @@ def go(run, out_dir, metadata=None):
     for folder in folders:
         folder.mkdir(parents=True)
     series = examine_derived(run, metadata or {"RepetitionTime": 1.0}, folders[0])
-    return take_over(series, run, folders[1])
+    return ingest_run(series, run, folders[1])
 
 
 @pytest.fixture(scope="module")
@@ -261,7 +261,7 @@ def test_dummy_volumes_are_those_that_the_table_marks():
 
 def test_what_a_table_lacks_is_computed_and_what_it_has_is_kept():
     values = np.random.default_rng(0).normal(1000, 10, (30, 50))
-    found = complete(CarriedTable(pd.DataFrame({"global_signal": np.arange(30.0)})), values, 0, denoised=False)
+    found = complete(ConfoundsTable(pd.DataFrame({"global_signal": np.arange(30.0)})), values, 0, denoised=False)
     assert found.columns["global_signal"].tolist() == list(range(30))
     assert found.columns["std_dvars"][1:].mean() == pytest.approx(1, abs=0.3)
     assert set(found.columns) == set(found.meta) | {"global_signal"}

@@ -23,7 +23,7 @@ from bids_app.preprocess.registration.ants import (
     similarity,
     stands_out,
 )
-from bids_app.preprocess.registration.transforms import apply_matrix, draw, grid_points, linear, rigid
+from bids_app.preprocess.registration.transforms import apply_matrix, grid_points, linear, resample_to, rigid
 
 RIGID = (Stage("Rigid[0.2]", (50, 30), (2, 1), (1, 0), "MI[{fixed},{moving},1,32,Regular,0.5]"),)
 POSE = rigid(np.radians((4, -6, 5)), (5, -4, 6), (0, -20, 10))
@@ -32,7 +32,7 @@ POSE = rigid(np.radians((4, -6, 5)), (5, -4, 6), (0, -20, 10))
 @pytest.fixture(scope="module")
 def pair(head):
     """The head's EPI, and its T1w in another pose: EPI to T1w is `POSE`."""
-    t1w = draw(head.t1w, head.affine, head.t1w.shape, head.affine, linear(np.linalg.inv(POSE)))
+    t1w = resample_to(head.t1w, head.affine, head.t1w.shape, head.affine, linear(np.linalg.inv(POSE)))
     return Image(head.epi, head.affine), Image(t1w, head.affine)
 
 

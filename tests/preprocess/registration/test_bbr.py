@@ -8,7 +8,7 @@ from bids_app.preprocess.registration import bbr as boundary
 from bids_app.preprocess.registration.ants import Image
 from bids_app.preprocess.registration.bbr import Boundary, BoundaryCost, refine, white_matter_boundary
 from bids_app.preprocess.registration.bold_to_template import epi_like
-from bids_app.preprocess.registration.transforms import apply_matrix, draw, rigid
+from bids_app.preprocess.registration.transforms import apply_matrix, resample_to, rigid
 
 OFF = rigid(np.radians((2, -1, 1)), (1.5, -1.5, 1.5), (0, -20, 10))
 
@@ -30,7 +30,7 @@ def boldref() -> Image:
     template = load_template()
     affine = np.diag([-3.0, 3.0, 3.0, 1.0])
     affine[:3, 3] = (84, -120, -66)
-    data = draw(1000 * epi_like(template), template.affine, (57, 68, 54), affine)
+    data = resample_to(1000 * epi_like(template), template.affine, (57, 68, 54), affine)
     noise = np.random.default_rng(0).normal(0, 20, data.shape)
     return Image(np.abs(data + noise).astype(np.float32), affine)
 

@@ -15,7 +15,7 @@ from bids_app.preprocess.registration.bold_to_t1w import coregister
 from bids_app.preprocess.registration.bold_to_template import epi_like, normalise_boldref
 from bids_app.preprocess.registration.boldref import mask_boldref
 from bids_app.preprocess.registration.gates import complaints_about
-from bids_app.preprocess.registration.transforms import Chain, apply_matrix, draw, grid_points, linear, rigid
+from bids_app.preprocess.registration.transforms import Chain, apply_matrix, grid_points, linear, resample_to, rigid
 
 BOLDREF_TO_T1W = rigid(np.radians((6, -3, 4)), (6, -8, 10), (0, -20, 10))
 GOOD = {"coreg_stands_out": 0.3, "coreg_dice": 0.95, "coreg_brain_seen": 0.9}
@@ -55,7 +55,7 @@ def boldref(head, tmp_path):
     affine = rigid((0.2, 0, 0.05), (0, 0, 0)) @ np.diag([-4.0, 4.0, 4.0, 1.0])
     affine[:3, 3] = (90, -108, -56)
     shape = (44, 52, 28)
-    image = draw(head.epi, head.affine, shape, affine, linear(BOLDREF_TO_T1W))
+    image = resample_to(head.epi, head.affine, shape, affine, linear(BOLDREF_TO_T1W))
     noise = np.random.default_rng(0).normal(0, 15, shape)
     return save_image(tmp_path / "boldref.nii.gz", np.abs(image + noise).astype(np.float32), affine)
 
@@ -64,7 +64,7 @@ def test_a_slab_is_put_where_it_belongs(head, anatomy, boldref, tmp_path):
     reference = mask_boldref(tmp_path / "sub-01_bold.nii.gz", boldref, tmp_path)
     found = coregister(reference, anatomy, tmp_path)
     mask, affine = read_volume(found.brain_mask)
-    truth = draw(head.brain.astype(np.float32), head.affine, mask.shape, affine, linear(BOLDREF_TO_T1W)) > 0.5
+    truth = resample_to(head.brain.astype(np.float32), head.affine, mask.shape, affine, linear(BOLDREF_TO_T1W)) > 0.5
     assert dice(mask > 0.5, truth) > 0.95
     points = grid_points(head.brain.shape, head.affine, head.brain)[::9]
     in_boldref = Chain.load(found.chain)(points)
@@ -130,7 +130,11 @@ def test_each_gate_says_what_is_wrong(figure, value, words):
 def test_noise_masks_keep_away_from_grey_matter(head):
     template = load_template()
     maps = np.stack(
-        [draw(m, template.affine, head.brain.shape, head.affine) for m in (template.gm, template.wm, template.csf)], -1
+        [
+            resample_to(m, template.affine, head.brain.shape, head.affine)
+            for m in (template.gm, template.wm, template.csf)
+        ],
+        -1,
     )
     wm, csf = noise_masks(maps, head.brain, head.affine)
     grey = maps[..., 0] > 0.5

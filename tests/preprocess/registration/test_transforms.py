@@ -10,10 +10,10 @@ from bids_app.preprocess.registration.transforms import (
     Linear,
     Warp,
     apply_matrix,
-    draw,
     grid_points,
     linear,
     read_itk_composite,
+    resample_to,
     rigid,
     rigid_parameters,
     sample,
@@ -74,7 +74,7 @@ def test_drawing_through_a_shift_moves_the_image_the_other_way():
     data[5, 3, 3] = 1
     pull = np.eye(4)
     pull[0, 3] = 2.0  # the reference's point x is drawn from x + 2
-    assert draw(data, np.eye(4), data.shape, np.eye(4), linear(pull))[3, 3, 3] == 1
+    assert resample_to(data, np.eye(4), data.shape, np.eye(4), linear(pull))[3, 3, 3] == 1
 
 
 def test_itk_text_is_read_by_ants_as_the_same_map(tmp_path):

@@ -14,9 +14,9 @@ from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.io.volumes import ArrayVolumes
 from bids_app.preprocess.masking import prepare_bold
 from bids_app.preprocess.registration.ants import Image
-from bids_app.preprocess.registration.transforms import apply_matrix, draw, grid_points, linear, rigid
+from bids_app.preprocess.registration.transforms import apply_matrix, grid_points, linear, resample_to, rigid
 from bids_app.preprocess.resample import pull_volumes
-from bids_app.preprocess.sdc.apply import Readout, read_readout, save_unwarping, unwarp
+from bids_app.preprocess.sdc.apply import Readout, apply_correction, read_readout, save_correction
 from bids_app.preprocess.sdc.choice import choose_correction
 from bids_app.preprocess.sdc.epi_pair import estimate_pair
 from bids_app.preprocess.sdc.estimate import correct_distortion
@@ -84,8 +84,8 @@ def test_images_without_distortion_give_none(head):
 def test_a_head_that_moved_between_the_two_is_followed(head, field_hz):
     moves = field_hz * TRT * 4.0
     pose = rigid(np.radians((1.5, -1.0, 1.0)), (0.8, 0.0, -0.6), (0, -18, 8))
-    moved = draw(head.epi, head.affine, head.epi.shape, head.affine, linear(np.linalg.inv(pose)), order=3)
-    moved_by = draw(moves, head.affine, head.epi.shape, head.affine, linear(np.linalg.inv(pose)))
+    moved = resample_to(head.epi, head.affine, head.epi.shape, head.affine, linear(np.linalg.inv(pose)), order=3)
+    moved_by = resample_to(moves, head.affine, head.epi.shape, head.affine, linear(np.linalg.inv(pose)))
     first = Image(measure(head.epi, head.affine, moves), head.affine)
     second = Image(measure(moved, head.affine, -moved_by), head.affine)
     found, seen, quality = estimate_pair(first, second, axis=1)
@@ -153,11 +153,11 @@ def test_unwarping_restores_places_and_brightness(tmp_path, head, field_hz):
     moves = field_hz * TRT * 4.0
     seen = measure(head.epi, head.affine, moves)
     wrong = np.abs(seen - head.epi)[head.brain].mean()
-    assert np.abs(unwarp(seen, head.affine, moves, 1) - head.epi)[head.brain].mean() < 0.3 * wrong
+    assert np.abs(apply_correction(seen, head.affine, moves, 1) - head.epi)[head.brain].mean() < 0.3 * wrong
     path = save_image(tmp_path / "seen.nii.gz", seen, head.affine)
-    _, unwarping = save_unwarping(tmp_path, path, moves.astype(np.float32), 1, "a test", phase_encoding="j")
+    _, sdc = save_correction(tmp_path, path, moves.astype(np.float32), 1, "a test", phase_encoding="j")
     points = grid_points(seen.shape, head.affine, head.brain)
-    measured, gain = unwarping.aim(points)
+    measured, gain = sdc.aim(points)
     source = ArrayVolumes(np.repeat(seen[..., None], 3, axis=3), head.affine)
     drawn = np.concatenate(list(pull_volumes(source, None, measured, gain=gain)))
     assert np.abs(drawn - head.epi[head.brain]).mean() < 0.3 * wrong
@@ -228,14 +228,14 @@ def test_a_phase_difference_corrects_a_run_that_lies_elsewhere(tmp_path, head, f
     motion = boldref_of(tmp_path, head, measure(head.epi, head.affine, moves))
     pose = rigid(np.radians((2, -1, 1)), (2.0, -1.0, 1.5), (0, -18, 8))
     back = linear(np.linalg.inv(pose))
-    there = [draw(i, head.affine, head.epi.shape, head.affine, back) for i in (head.epi, field_hz)]
+    there = [resample_to(i, head.affine, head.epi.shape, head.affine, back) for i in (head.epi, field_hz)]
     files = (tmp_path / "sub-01_phasediff.nii.gz", tmp_path / "sub-01_magnitude1.nii.gz")
     save_image(files[0], np.angle(np.exp(2j * np.pi * there[1] * 0.005)).astype(np.float32), head.affine)
     save_image(files[1], there[0], head.affine)
     fieldmap = Fieldmap("phasediff", files, ({"EchoTime1": 0.005, "EchoTime2": 0.01, "Units": "rad"}, {}))
     found = correct_distortion(tmp_path / "sub-01_bold.nii.gz", READ, motion, fieldmap, tmp_path)
     points = grid_points(head.epi.shape, head.affine)
-    moved = (found.unwarping.aim(points)[0] - points)[:, 1].reshape(head.epi.shape)
+    moved = (found.sdc.aim(points)[0] - points)[:, 1].reshape(head.epi.shape)
     assert removed(moved, moves, head.brain) > 0.8
     assert found.boldref != motion.boldref
     broken = Fieldmap("phasediff", files, ({"EchoTime2": 0.01}, {}))
@@ -272,6 +272,6 @@ def test_most_of_a_simulated_distortion_is_removed(tmp_path, kind):
     moves = truth(points) - points
     poses = np.load(folder / "sub-01_task-rest_desc-motion_xfm.npy")
     here = apply_matrix(np.linalg.inv(np.load(found.motion)[0]) @ poses[0], points)  # two references of one run
-    error = np.linalg.norm(found.unwarping.aim(here)[0] - here - moves, axis=1)
+    error = np.linalg.norm(found.sdc.aim(here)[0] - here - moves, axis=1)
     assert np.linalg.norm(moves, axis=1).max() > 7
     assert 1 - error.mean() / np.linalg.norm(moves, axis=1).mean() > 0.8
