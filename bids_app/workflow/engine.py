@@ -296,18 +296,21 @@ class Engine:
         if resources.plugin is not None:
             os.environ.setdefault("LOGNAME", str(os.getuid()))  # nipype names jobs after it, and containers lack it
             return read_plugin_file(resources.plugin)
-        if resources.n_procs == 1 or len(self._graph.steps) == 1:
-            return "Linear", {"status_callback": progress}
-        from bids_app.workflow.pool import SturdyMultiProcPlugin
+        from bids_app.workflow.pool import InOrderPlugin, SturdyMultiProcPlugin
 
-        arguments = {
+        arguments: dict[str, Any] = {
+            "order": {name: place for place, name in enumerate(self._graph.steps)},
+            "status_callback": progress,
+        }
+        if resources.n_procs == 1 or len(self._graph.steps) == 1:
+            return InOrderPlugin(plugin_args=arguments), {}
+        arguments |= {
             "n_procs": resources.n_procs,
             "memory_gb": resources.memory_gb,
             "n_gpu_procs": 1,
             "raise_insufficient": False,  # a step on a GPU may want more processors than the one GPU slot
             "mp_context": "forkserver",
             "log_level": LOGGER.getEffectiveLevel(),
-            "status_callback": progress,
         }
         return SturdyMultiProcPlugin(plugin_args=arguments), {}
 

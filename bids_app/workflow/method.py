@@ -262,7 +262,7 @@ def add_model(graph: Graph, run: BoldRun, preprocessed: Step, grid: Step, contex
 
 
 def add_attribution(
-    graph: Graph, run: BoldRun, grid: Step, predicted: Step, preprocessed: Step, context: RunContext
+    graph: Graph, run: BoldRun, preprocessed: Step, grid: Step, predicted: Step, context: RunContext
 ) -> Step:
     """Add the steps that attribute predictions to regions; return the last."""
     name, wanted, model = node_name(run.stem), context.settings.model, context.model
