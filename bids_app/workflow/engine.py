@@ -14,6 +14,7 @@ import resource
 import shutil
 import time
 import traceback
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from typing import Any
 from bids_app.errors import EXIT_SOFTWARE, InputOutputError, NeurostormError, TemporaryError, UsageError
 from bids_app.settings import CACHES, ResourceSettings
 from bids_app.workflow.graph import Graph, Step
-from bids_app.workflow.progress import Progress
+from bids_app.workflow.progress import Groups, Progress
 
 LOGGER = logging.getLogger(__name__)
 ERROR_FILE = "error.json"
@@ -168,7 +169,7 @@ class Engine:
             return self._resources.n_procs
         return min(wanted or self._resources.omp_threads, self._resources.n_procs)
 
-    def run(self, *, crash_dir: Path, stop_on_first_crash: bool = False) -> None:
+    def run(self, *, crash_dir: Path, stop_on_first_crash: bool = False, groups: Groups | None = None) -> None:
         """Run all steps; a step that fails takes only those with it that need it. Ask `error_of` afterwards.
 
         Parameters
@@ -177,6 +178,8 @@ class Engine:
             Where nipype leaves its crash files.
         stop_on_first_crash : bool
             Start nothing more after the first failure.
+        groups : Groups, optional
+            Told of each step that ends; not with ``--use-plugin``.
         """
         from bids_app.workflow.pool import quieten_nipype  # nipype takes a second to import
 
@@ -194,7 +197,7 @@ class Engine:
         }
         cwd = os.getcwd()
         try:
-            with Progress(len(self._graph.steps)) as progress:
+            with Progress(len(self._graph.steps), groups) as progress:
                 plugin, plugin_args = self._plugin(progress)
                 workflow.run(plugin=plugin, plugin_args=plugin_args)
         except Exception as error:
@@ -215,9 +218,10 @@ class Engine:
         left = (self._read_error(needed) for needed in unfinished)
         return next(filter(None, left), None) or self._was_killed(unfinished[0])
 
-    def costs(self, step: Step) -> dict[str, dict[str, float]]:
-        """Seconds and peak memory (MB) of a step and of all that it needs, as last run."""
-        done = {needed.name: self._read(needed, DONE_FILE) for needed in self._graph.ancestors(step)}
+    def costs(self, *steps: Step) -> dict[str, dict[str, float]]:
+        """Seconds and peak memory (MB) of steps and of all that they need, as last run."""
+        needed = {parent.name: parent for step in steps for parent in self._graph.ancestors(step)}
+        done = {name: self._read(step, DONE_FILE) for name, step in needed.items()}
         return {name: content["cost"] for name, content in done.items() if content}
 
     def result_of(self, step: Step) -> Any:
@@ -226,9 +230,9 @@ class Engine:
 
         return loadpkl(self._result_file(step)).outputs.out.value
 
-    def remove(self) -> None:
-        """Delete the scratch of this graph's steps, and nothing else that may lie beside it."""
-        for name in self._graph.steps:
+    def remove(self, last: Iterable[Step]) -> None:
+        """Delete the scratch of steps and of all that they need, and nothing else that may lie beside it."""
+        for name in {needed.name for step in last for needed in self._graph.ancestors(step)}:
             shutil.rmtree(self._root / name, ignore_errors=True)
         for folder in (self._root, self._root.parent):
             with suppress(OSError):

@@ -389,7 +389,7 @@ def test_removing_scratch_leaves_what_others_put_beside_it(tmp_path: Path) -> No
     graph.step("write", write_number, number=1)
     engine = run(graph, tmp_path / "work", tmp_path)
     (tmp_path / "work" / "of_somebody_else.txt").write_text("keep me")
-    engine.remove()
+    engine.remove(graph.steps.values())
     left = [path.name for path in (tmp_path / "work").rglob("*") if path.is_file()]
     assert "of_somebody_else.txt" in left
     assert not (tmp_path / "work" / "wf" / "write").exists()
