@@ -6,6 +6,7 @@ Nothing heavy is imported before the arguments are parsed, so that ``--help`` an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import json
 import logging
@@ -186,7 +187,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from bids_app.group import run_group as run
         else:
             from bids_app.workflow.participant import run_participants as run
-        return run(settings)
+        with contextlib.chdir("/"):  # libraries read code and settings from the working folder, which may be a dataset
+            return run(settings)
     except NeurostormError as error:
         print(f"neurostorm: error: {error.message}", file=sys.stderr)
         if error.hint:
@@ -211,6 +213,7 @@ def prepare_environment(settings: Settings) -> None:
         os.environ[name] = threads
     os.environ["NIPYPE_NO_ET"] = os.environ["NO_ET"] = "1"
     os.environ["MPLBACKEND"] = "Agg"
+    os.environ["PYTHONSAFEPATH"] = "1"
     os.environ["TEMPLATEFLOW_AUTOUPDATE"] = "off"
     if not settings.check:
         for name in CACHES_OF_LIBRARIES:
