@@ -12,7 +12,9 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,7 +23,14 @@ from bids_app import __version__
 from bids_app.cli.boutiques import VARIANTS, describe
 from bids_app.cli.config_file import read_config_file
 from bids_app.cli.options import CONFIG_FILE, DESCRIPTION, all_options
-from bids_app.errors import EXIT_CODES, EXIT_SOFTWARE, InputOutputError, NeurostormError
+from bids_app.errors import (
+    EXIT_CODES,
+    EXIT_INTERRUPTED,
+    EXIT_SOFTWARE,
+    EXIT_TERMINATED,
+    InputOutputError,
+    NeurostormError,
+)
 from bids_app.settings import CACHES, GROUP, GROUPS, Option, Settings, settings_from
 
 LOGGER = logging.getLogger("bids_app")
@@ -181,6 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the app; the returned number is the exit code."""
     try:
         settings = parse_settings(arguments)
+        raise_when_terminated()
         set_up_logging(settings.verbosity)
         prepare_environment(settings)
         if settings.level == GROUP:
@@ -196,7 +206,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("neurostorm: interrupted. What is done is kept: the same command goes on from there.", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
+    except Terminated:
+        print("neurostorm: terminated. What is done is kept: the same command goes on from there.", file=sys.stderr)
+        return EXIT_TERMINATED
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
             print(f"neurostorm: error: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
@@ -204,6 +217,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return InputOutputError.exit_code
         LOGGER.exception("neurostorm: a defect of the program; please report it with the lines below.")
         return EXIT_SOFTWARE
+
+
+class Terminated(BaseException):
+    """A job scheduler, or ``docker stop``, ends this process."""
+
+
+def raise_when_terminated() -> None:
+    """Have SIGTERM raise `Terminated`, so that locks are released and workers end."""
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what follows must not be cut short
+        raise Terminated
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def prepare_environment(settings: Settings) -> None:

@@ -14,8 +14,8 @@ import resource
 import shutil
 import time
 import traceback
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -199,7 +199,8 @@ class Engine:
         try:
             with Progress(len(self._graph.steps), groups) as progress:
                 plugin, plugin_args = self._plugin(progress)
-                workflow.run(plugin=plugin, plugin_args=plugin_args)
+                with stopped_when_interrupted(plugin):
+                    workflow.run(plugin=plugin, plugin_args=plugin_args)
         except Exception as error:
             if not any(crash_dir.glob("crash-*")):
                 known = as_neurostorm_error(error)  # no step failed, but the engine itself
@@ -317,6 +318,19 @@ class Engine:
             "log_level": LOGGER.getEffectiveLevel(),
         }
         return SturdyMultiProcPlugin(plugin_args=arguments), {}
+
+
+@contextmanager
+def stopped_when_interrupted(plugin: Any) -> Iterator[None]:
+    """Have a plugin of ours stop its workers when the run is interrupted or terminated."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        if not isinstance(plugin, str):
+            plugin.stop()
+        raise
 
 
 def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:

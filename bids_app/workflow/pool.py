@@ -63,6 +63,7 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
         super().__init__(plugin_args=plugin_args)
         self.pool = self._new_pool(self.processors)
         self._again: dict[int, tuple[Any, bool]] = {}
+        self._alone: list[ProcessPoolExecutor] = []
 
     def _generate_dependency_list(self, graph: Any) -> None:
         """Put nodes in the order of the method: those of the first run go first, so that runs end one by one."""
@@ -89,6 +90,14 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
             mp_context=get_context(self.plugin_args.get("mp_context")),
         )
 
+    def stop(self) -> None:
+        """Kill all workers, since the run ends before its steps do."""
+        self._again.clear()  # none is tried once more
+        for pool in (self.pool, *self._alone):
+            for process in tuple((pool._processes or {}).values()):
+                process.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
+
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
         self._taskid += 1
         taskid = self._taskid
@@ -107,6 +116,7 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
             self._taskresult[taskid] = done.result()
         elif taskid in self._again:
             alone = self._new_pool(1)
+            self._alone.append(alone)
             node, updatehash = self._again.pop(taskid)
             again = alone.submit(run_node, node, updatehash, taskid)
             again.add_done_callback(lambda second: self._collect(taskid, second))
@@ -117,6 +127,9 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
 
 class InOrderPlugin(PluginBase):
     """Runs nodes one after the other in this process, in the order of the method; a failure skips what needs it."""
+
+    def stop(self) -> None:
+        """Nothing is left to be stopped."""
 
     def run(self, graph: Any, config: dict[str, Any], updatehash: bool = False) -> None:
         """Run a nipype graph.
