@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bids_app.bids.datasets import input_datasets, main_dataset
-from bids_app.bids.derivatives import odd_version, pipeline_of, run_key
+from bids_app.bids.derivatives import check_pipeline_version, pipeline_of, run_key
 from bids_app.bids.hcp import folder_entities, run_entities
 from bids_app.bids.query import find_runs
 from bids_app.errors import InvalidBIDSError, NoInputError, NoMatchError, UsageError
@@ -96,7 +96,7 @@ def test_of_several_spaces_the_models_own_is_taken_and_said(dataset, there, take
     run = only(root)
     assert run.bold.name == f"sub-01_task-rest_{taken}_desc-preproc_bold.nii.gz"
     usable = [space for space in there if space.startswith((ASYM6, ASYM2009))]
-    assert any("was taken" in note for note in run.notes) == (len(usable) > 1)
+    assert any("was used" in note for note in run.notes) == (len(usable) > 1)
 
 
 @pytest.mark.parametrize(
@@ -112,15 +112,15 @@ def test_names_of_several_versions_of_fmriprep_are_known(dataset, description, t
     run = only(dataset("fmriprep", BOLD, f"{STEM}_{table}.tsv", description=description))
     assert name in run.derived.pipeline
     assert run.derived.confounds.name == f"sub-01_task-rest_{table}.tsv"
-    assert not any("none of the versions" in note for note in run.notes)
+    assert not any("not a tested version" in note for note in run.notes)
 
 
 def test_other_versions_of_fmriprep_are_pointed_out():
-    assert odd_version("fMRIPrep 1.5.8")
-    assert odd_version("fMRIPrep 26.0.0")
-    assert not odd_version("fMRIPrep 20.2.7")
-    assert not odd_version("xcp_d 0.4")
-    assert pipeline_of({}) == "a pipeline that its dataset does not name"
+    assert check_pipeline_version("fMRIPrep 1.5.8")
+    assert check_pipeline_version("fMRIPrep 26.0.0")
+    assert not check_pipeline_version("fMRIPrep 20.2.7")
+    assert not check_pipeline_version("xcp_d 0.4")
+    assert pipeline_of({}) == "an unnamed pipeline"
 
 
 def test_a_denoised_run_of_xcpd_says_so(dataset):
@@ -136,7 +136,7 @@ def test_without_a_mask_of_the_run_that_of_the_anatomy_is_taken(dataset):
     anatomical = f"sub-01/anat/sub-01_{ASYM6}_res-2_desc-brain_mask.nii.gz"
     run = only(dataset("fmriprep", BOLD, anatomical))
     assert run.derived.mask.name == Path(anatomical).name
-    assert any("no brain mask of its own" in note for note in run.notes)
+    assert any("has no brain mask" in note for note in run.notes)
 
 
 def test_sessions_are_kept_apart_and_the_anatomy_may_stand_above_them(dataset):
@@ -201,7 +201,7 @@ def test_runs_are_matched_to_derivatives_and_the_others_come_from_raw(dataset, r
     assert nback.bold.is_relative_to(raw)
     assert nback.derived is None
     assert nback.t1w is not None
-    assert any("'fmriprep' do not hold this run" in note and "raw" in note for note in nback.notes)
+    assert any("'fmriprep' do not contain this run" in note and "raw" in note for note in nback.notes)
 
 
 def test_a_run_in_another_space_only_comes_from_raw_and_the_note_says_what_there_is(dataset, raw):
@@ -234,7 +234,7 @@ def test_problems_of_the_raw_file_do_not_matter_when_it_is_not_used(dataset, raw
 def test_folders_that_hold_no_derivatives_are_refused(dataset, raw, tmp_path):
     with pytest.raises(NoInputError, match="no such folder"):
         find_runs(raw, QuerySettings(derivatives={"x": tmp_path / "nowhere"}))
-    with pytest.raises(InvalidBIDSError, match="no derivatives"):
+    with pytest.raises(InvalidBIDSError, match="no usable derivatives"):
         find_runs(raw, QuerySettings(derivatives={"x": tmp_path}))
     derived = dataset("fmriprep", BOLD)
     with pytest.raises(UsageError, match="--derivatives"):

@@ -57,7 +57,7 @@ def test_a_pair_is_found_by_what_it_is_intended_for(find, intended):
     assert run.fieldmap.kind == "pepolar"
     assert names(run.fieldmap) == ["sub-01_dir-PA_epi", "sub-01_dir-AP_epi"]  # first the one encoded as the run
     assert run.fieldmap.metadata[0]["PhaseEncodingDirection"] == "j-"
-    assert run.notes == ("There is no T1w image: the BOLD run is aligned with the template directly.",)
+    assert run.notes == ("No T1w image was found: the BOLD run is aligned with the template directly.",)
 
 
 def test_identifiers_win_over_intended_for(find):
@@ -101,7 +101,7 @@ def test_one_epi_against_the_run_is_a_pair_with_the_run_itself(find):
 def test_an_epi_encoded_as_the_run_alone_tells_nothing(find):
     (run,) = find({REST: {"PhaseEncodingDirection": "j"}, AP: epi("j")})
     assert run.fieldmap is None
-    assert "no EPI of the opposite direction (found: j; the run's: j)" in " ".join(run.notes)
+    assert "no EPI has the opposite direction (available: j; the run: j)" in " ".join(run.notes)
 
 
 def test_all_echoes_of_a_run_share_what_one_of_them_is_named_by(find):
@@ -132,13 +132,13 @@ def test_measured_fields_come_with_what_they_need(find, main, beside, kind):
 def test_a_phase_without_magnitude_is_left_out_and_told(find):
     (run,) = find({REST: {}, "sub-01/fmap/sub-01_phasediff": {"IntendedFor": "func/sub-01_task-rest_bold.nii.gz"}})
     assert run.fieldmap is None
-    assert "sub-01_phasediff.nii.gz was not used: there is no magnitude1 image beside it." in run.notes
+    assert "sub-01_phasediff.nii.gz was not used: its magnitude1 image is missing." in run.notes
 
 
 def test_fieldmaps_that_name_no_run_are_told(find):
     (run,) = find({REST: {}, AP: {"PhaseEncodingDirection": "j"}, PA: {"PhaseEncodingDirection": "j-"}})
     assert run.fieldmap is None
-    assert "none of them names sub-01_task-rest_bold.nii.gz" in " ".join(run.notes)
+    assert "No fieldmap refers to sub-01_task-rest_bold.nii.gz" in " ".join(run.notes)
 
 
 def test_a_missing_direction_is_told(find):

@@ -126,14 +126,14 @@ def test_the_echo_nearest_30_ms_is_taken_and_said(make_dataset, times, chosen):
     run = only_run(make_dataset(**files))
     assert f"_echo-{chosen}_" in run.bold.name
     assert run.stem == "sub-01_task-rest"
-    assert f"echo {chosen} was taken" in run.notes[0]
+    assert f"Echo {chosen} of " in run.notes[0]
     assert run.metadata["EchoTime"] == times[int(chosen) - 1]
 
 
 def test_without_echo_times_the_second_echo_is_taken(make_dataset):
     run = only_run(make_dataset(*(f"sub-01/func/sub-01_task-rest_echo-{n}_bold.nii.gz" for n in (1, 2, 3))))
     assert "_echo-2_" in run.bold.name
-    assert "not known" in run.notes[0]
+    assert "unknown" in run.notes[0]
 
 
 def test_phase_images_and_reference_images_are_no_runs(make_dataset):
@@ -147,7 +147,7 @@ def test_phase_images_and_reference_images_are_no_runs(make_dataset):
 def test_the_same_image_twice_is_one_run_and_said(make_dataset):
     run = only_run(make_dataset(REST, REST.removesuffix(".gz")))
     assert run.bold.name.endswith(".nii.gz")
-    assert "rather than" in run.notes[0]
+    assert "instead of" in run.notes[0]
 
 
 def test_images_with_derived_entities_are_no_raw_runs(make_dataset):
@@ -177,14 +177,14 @@ def test_t1w_of_another_session_is_taken_and_said(make_dataset):
     )
     run = only_run(root, sessions=("11",))
     assert run.t1w.name == "sub-01_ses-2_T1w.nii.gz"
-    assert "ses-11 has no T1w image of its own" in run.notes[0]
+    assert "ses-11 has no T1w image" in run.notes[0]
 
 
 def test_a_participant_does_not_get_anothers_t1w(make_dataset):
     root = make_dataset(REST, "sub-02/anat/sub-02_T1w.nii.gz", "sub-010/anat/sub-010_T1w.nii.gz")
     run = only_run(root)
     assert run.t1w is None
-    assert "no T1w image" in run.notes[0]
+    assert "No T1w image" in run.notes[0]
 
 
 def test_of_several_t1w_the_finest_without_contrast_agent_is_taken(make_dataset):
@@ -200,7 +200,7 @@ def test_of_several_t1w_the_finest_without_contrast_agent_is_taken(make_dataset)
     )  # fmt: skip
     run = only_run(root)
     assert run.t1w.name == "sub-01_run-1_T1w.nii.gz"
-    assert "Of 5 T1w images" in run.notes[0]
+    assert "out of 5 T1w images" in run.notes[0]
     assert [path.name for path in run.t1w_repeats] == ["sub-01_run-2_T1w.nii.gz"]
     assert "was averaged with sub-01_run-2_T1w.nii.gz" in run.notes[1]
 
@@ -275,7 +275,7 @@ def test_a_filter_with_an_unknown_entity_is_a_usage_error(make_dataset):
 
 
 def test_filters_that_match_nothing_say_so(make_dataset):
-    with pytest.raises(NoMatchError, match="fits the filters") as caught:
+    with pytest.raises(NoMatchError, match="matches the filters") as caught:
         find_runs(make_dataset(REST), QuerySettings(filters={"bold": {"acquisition": "x"}}))
     assert caught.value.exit_code == 18
 
@@ -346,7 +346,7 @@ def test_no_participants_is_said(make_dataset):
 
 
 def test_missing_participants_are_named_and_not_dropped(make_dataset):
-    with pytest.raises(NoMatchError, match="has no sub-07, sub-08") as caught:
+    with pytest.raises(NoMatchError, match="no folder for sub-07, sub-08") as caught:
         find_runs(make_dataset(REST), QuerySettings(participants=("01", "07", "08")))
     assert "sub-01" in caught.value.hint
 
@@ -411,7 +411,7 @@ def test_one_run_that_is_missing_leaves_the_other_whole(make_dataset):
     [
         (b'{"TaskName": "caf\xe9"}', r"not UTF-8 \(byte 17 is 0xe9\)"),
         ('{"TaskName": "rest",}', "not valid JSON"),
-        ("[1, 2]", "a JSON list where an object belongs"),
+        ("[1, 2]", "a JSON list instead of an object"),
         ("[" * 100_000, "nested too deeply"),
     ],
 )
@@ -496,7 +496,7 @@ def test_a_database_serves_every_participant(make_dataset, tmp_path):
 
 def test_a_broken_database_is_named(make_dataset, tmp_path):
     (tmp_path / "layout_index.sqlite").write_bytes(b"not a database" * 100)
-    with pytest.raises(InputOutputError, match="not usable as the dataset's index"):
+    with pytest.raises(InputOutputError, match="cannot be used as the dataset's index"):
         find_runs(make_dataset(REST), QuerySettings(database_dir=tmp_path))
 
 
