@@ -58,7 +58,7 @@ def test_a_template_that_does_not_come_is_named(answer, monkeypatch, capsys) -> 
 def test_an_atlas_that_does_not_come_is_named(monkeypatch, capsys) -> None:
     monkeypatch.setattr(atlases, "catalog", lambda: {"aal3": {"files": ["a.nii"], "get": "exit 3"}})
     assert bake.main(["atlases"]) == 75
-    assert "aal3 did not come (exit code 3)" in capsys.readouterr().err
+    assert "aal3 was not downloaded (exit code 3)" in capsys.readouterr().err
 
 
 def test_a_model_that_is_not_in_the_catalog_is_refused(capsys) -> None:

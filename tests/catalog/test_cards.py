@@ -54,14 +54,16 @@ def test_an_adapter_tells_cohort_ranges_and_calibration():
     card = card_markdown(ADAPTER)
     assert "- Ages: mean: 30.1; range: 18, 65" in section(card, "Training cohort")
     assert "- Scanners: not known" in section(card, "Training cohort")
-    assert "- In its cohort, repetition time: 0.72 to 2 s" in section(card, "Inputs and ranges")
+    assert "- Training range of repetition time: 0.72 to 2 s" in section(card, "Inputs and ranges")
     assert section(card, "Calibration") == "- Method: none\n- Scans: 120\n- Source: site A"
     assert section(card, "Limits") == "Not known."
     assert section(card, "Metrics") == "- validation: mae: 4.2"
 
 
 def test_without_calibration_nothing_is_promised():
-    assert "neither intervals nor sets" in section(card_markdown(ADAPTER | {"AdapterCalibration": {}}), "Calibration")
+    assert "no prediction intervals or sets" in section(
+        card_markdown(ADAPTER | {"AdapterCalibration": {}}), "Calibration"
+    )
     older = {key: value for key, value in ADAPTER.items() if key != "AdapterCalibration"}
     assert section(card_markdown(older), "Calibration") == "Not known."
 

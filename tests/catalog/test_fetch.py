@@ -174,7 +174,7 @@ def test_a_server_that_does_not_know_ranges_begins_again(hub, entry):
 @pytest.mark.parametrize("sent", [b"x" * len(CONTENT), CONTENT + b"more"])
 def test_wrong_bytes_are_thrown_away_and_never_used(hub, entry, sent):
     hub.sent = sent
-    with pytest.raises(BadDataError, match="is not the file"):
+    with pytest.raises(BadDataError, match="wrong content"):
         fetch(entry)
     assert not entry.path.exists()
     assert not list(entry.path.parent.glob("*.part"))
@@ -228,13 +228,13 @@ def test_a_file_without_a_hash_on_the_hub_is_noted_as_unchecked(hub, entry):
 def test_a_file_changed_since_is_found_out(hub, entry):
     path = fetch(entry)
     path.write_bytes(b"y" * len(CONTENT))
-    with pytest.raises(BadDataError, match="not the file"):
+    with pytest.raises(BadDataError, match="differs from the published file"):
         verify(entry)
 
 
 def test_verifying_what_is_not_here_says_how_to_get_it(entry, tmp_path, monkeypatch):
     monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path))
-    with pytest.raises(NoInputError, match="not here"):
+    with pytest.raises(NoInputError, match="does not exist"):
         verify(entry)
 
 
