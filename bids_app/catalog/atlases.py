@@ -91,7 +91,7 @@ def atlas_folders() -> list[Path]:
 
 
 def region_names(image: Path) -> dict[int, str]:
-    """Read region names from the table next to an image: ``.tsv`` or ``.csv`` with index and name, or AAL's ``.xml``."""
+    """Read region names from the table next to an image: ``.tsv`` or ``.csv`` (index, name), or AAL's ``.xml``."""
     tables = {suffix: image.with_name(_stem(image) + suffix) for suffix in (".tsv", ".csv", ".xml")}
     try:
         if tables[".xml"].is_file():

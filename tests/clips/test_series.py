@@ -39,12 +39,12 @@ def test_milliseconds_in_the_header_are_understood():
     ("change", "named"),
     [
         (lambda img: img.slicer[..., 0], "shape"),
-        (lambda img: nib.Nifti1Image(np.zeros(img.shape, np.float32), img.affine), "0 all over"),
+        (lambda img: nib.Nifti1Image(np.zeros(img.shape, np.float32), img.affine), "on the model grid are 0"),
         (
             lambda img: nib.Nifti1Image(img.dataobj, np.diag([2.0, 2, 2, 1]) + np.c_[np.zeros((4, 3)), [900, 0, 0, 0]]),
-            "outside",
+            "does not overlap",
         ),
-        (lambda img: nib.Nifti1Image(np.asarray(img.dataobj) * np.array([1, np.nan]), img.affine), "no numbers"),
+        (lambda img: nib.Nifti1Image(np.asarray(img.dataobj) * np.array([1, np.nan]), img.affine), "NaN or infinite"),
         (lambda img: nib.Nifti1Image((np.asarray(img.dataobj) > 0).astype(np.float32), img.affine), "same value"),
     ],
 )
@@ -76,7 +76,7 @@ def test_a_series_that_was_not_finished_is_not_opened(tmp_path, series):
 
 def test_a_series_of_another_length_than_announced_is_refused(tmp_path, series):
     with (
-        pytest.raises(BadDataError, match="3 volumes came instead of 10"),
+        pytest.raises(BadDataError, match="3 volumes were written instead of 10"),
         GridSeriesWriter(tmp_path / "s", series.mask, 2.0, 10) as w,
     ):
         w.append(np.zeros((3, 1000)))
