@@ -1,4 +1,4 @@
-"""The output folder says what it is, whoever writes it and how many at once."""
+"""Description of the output folder, with several writers."""
 
 import json
 import multiprocessing
@@ -24,7 +24,7 @@ def read(out):
     return json.loads((out / "dataset_description.json").read_text())
 
 
-def test_the_description_names_source_version_and_links(raw, tmp_path):
+def test_description_has_source_version_and_links(raw, tmp_path):
     describe_outputs(tmp_path / "out", raw)
     content = read(tmp_path / "out")
     assert content["DatasetType"] == "derivative"
@@ -37,7 +37,7 @@ def test_the_description_names_source_version_and_links(raw, tmp_path):
     assert (tmp_path / "out" / "README.md").exists()
 
 
-def test_a_container_is_named(raw, tmp_path, monkeypatch):
+def test_description_has_the_container(raw, tmp_path, monkeypatch):
     monkeypatch.setenv("NEUROSTORM_IMAGE", "neurostorm:0.1")
     describe_outputs(tmp_path / "docker", raw)
     assert read(tmp_path / "docker")["GeneratedBy"][0]["Container"] == {"Type": "docker", "Tag": "neurostorm:0.1"}
@@ -48,7 +48,7 @@ def test_a_container_is_named(raw, tmp_path, monkeypatch):
     assert container == {"Type": "singularity", "Tag": "neurostorm.sif"}
 
 
-def test_writing_again_changes_nothing(raw, tmp_path):
+def test_second_write_changes_no_file(raw, tmp_path):
     out = tmp_path / "out"
     describe_outputs(out, raw)
     before = {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()}
@@ -56,7 +56,7 @@ def test_writing_again_changes_nothing(raw, tmp_path):
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()} == before
 
 
-def test_an_earlier_version_stays_listed(raw, tmp_path, monkeypatch):
+def test_earlier_version_stays_in_generated_by(raw, tmp_path, monkeypatch):
     monkeypatch.setattr(description, "__version__", "0.0.9")
     describe_outputs(tmp_path / "out", raw)
     monkeypatch.undo()
@@ -64,7 +64,7 @@ def test_an_earlier_version_stays_listed(raw, tmp_path, monkeypatch):
     assert [entry["Version"] for entry in read(tmp_path / "out")["GeneratedBy"]] == [__version__, "0.0.9"]
 
 
-def test_lines_of_others_in_bidsignore_and_their_readme_stay(raw, tmp_path):
+def test_existing_bidsignore_lines_and_readme_are_kept(raw, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
     (out / ".bidsignore").write_text("mine/\n*.html\n")
@@ -86,7 +86,7 @@ def test_lines_of_others_in_bidsignore_and_their_readme_stay(raw, tmp_path):
         ("{", "not valid JSON"),
     ],
 )
-def test_a_folder_of_somebody_else_is_refused(raw, tmp_path, content, words):
+def test_folder_of_another_dataset_raises(raw, tmp_path, content, words):
     (tmp_path / "dataset_description.json").write_text(content)
     with pytest.raises(CannotCreateError, match=words) as caught:
         check_output_folder(tmp_path)
@@ -95,7 +95,7 @@ def test_a_folder_of_somebody_else_is_refused(raw, tmp_path, content, words):
         describe_outputs(tmp_path, raw)
 
 
-def test_four_processes_may_describe_one_folder(raw, tmp_path):
+def test_four_processes_write_one_folder(raw, tmp_path):
     out = tmp_path / "out"
     context = multiprocessing.get_context("fork")
     writers = [context.Process(target=_describe_often, args=(out, raw)) for _ in range(4)]
