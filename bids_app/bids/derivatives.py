@@ -205,7 +205,7 @@ def _make_derived(images: Sequence[Path], pipeline: str, inheritance: Inheritanc
 
 
 def _companions(bold: Path, entities: Mapping[str, str], own: Mapping[str, str], notes: list[str]) -> Companions:
-    """Find mask, boldref, T1w and confounds of a run; a broken link counts as found."""
+    """Find brain mask, boldref, T1w and confounds of a run; a broken link counts as found."""
     in_space = {key: label for key, label in entities.items() if key not in ("desc", "echo", "part")}
     any_resolution = {key: label for key, label in in_space.items() if key != "res"}
     same_grid = (in_space, any_resolution) if "res" in in_space else (in_space,)

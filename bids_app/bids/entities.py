@@ -16,7 +16,7 @@ ENTITY_ORDER = (
 """Order of entities in a file name; unlisted entities are placed before ``desc``."""
 
 LABEL = re.compile(r"[A-Za-z0-9+]+")
-"""Characters that BIDS allows in a label (and ``+``)."""
+"""Pattern of a BIDS label."""
 
 EXTENSIONS = (".nii.gz", ".tsv.gz")
 

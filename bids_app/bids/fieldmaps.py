@@ -85,7 +85,7 @@ def choose_fieldmap(
     if not named:
         if fmaps:
             notes.append(
-                f"No fieldmap refers to {bold.name}; a fieldmap needs IntendedFor, or B0FieldIdentifier and the run "
+                f"No fieldmap refers to {bold.name}: set IntendedFor, or B0FieldIdentifier together with the run's "
                 "B0FieldSource."
             )
         return None

@@ -10,7 +10,7 @@ from bids_app.bids.sidecars import read_json
 from bids_app.errors import NeurostormError
 
 YEARS = ("", "year", "years", "yr", "yrs", "y", "a")
-"""Units of ``age`` that mean years; the BIDS default is none."""
+"""Units of ``age`` that mean years, which is also the BIDS default."""
 
 
 def read_ages(datasets: Iterable[Path]) -> dict[str, float]:

@@ -75,7 +75,7 @@ def fetch_from_templateflow(name: str, folder: Path) -> Path:
         from templateflow.api import get
 
         get(found["tpl"], suffix=suffix, extension=".nii.gz", raise_empty=True, **wanted)
-    except Exception as error:  # whatever its HTTP library raises
+    except Exception as error:  # any error of its HTTP library
         raise TemporaryError(f"{name}: not fetched by TemplateFlow ({error}).", "Check the network.") from error
     return require_file(folder / name)
 
