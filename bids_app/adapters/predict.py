@@ -304,7 +304,7 @@ def _answers_to_the_mean_image(
     keeping = {i: a for i, a in enumerate(adapters) if a.card.normalisation == KEEPS_THE_MEAN_IMAGE}
     if not keeping:
         return {}
-    clip = reader.still(KEEPS_THE_MEAN_IMAGE)[None].to(model.device)
+    clip = reader.mean_image_clip(KEEPS_THE_MEAN_IMAGE)[None].to(model.device)
     features = model.encode(clip) if any(a.shares_encoder for a in keeping.values()) else None
     return {
         index: to_predictions(

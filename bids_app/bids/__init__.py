@@ -1,4 +1,4 @@
-"""BIDS datasets and derivatives: layout, queries, sidecars, names, and the writing of whole files.
+"""BIDS datasets and derivatives: layout, queries, sidecars, file names and writing of outputs.
 
 Files and metadata only: no tensors, no image processing, no models.
 """

@@ -1,4 +1,4 @@
-"""Which runs are taken over from derivatives, and which datasets an invocation reads, under the names of its links."""
+"""Input datasets: raw BIDS datasets and derivatives, matched run by run and named as in ``DatasetLinks``."""
 
 from __future__ import annotations
 
@@ -20,20 +20,30 @@ Key = tuple[tuple[str, str], ...]
 
 @dataclass(frozen=True)
 class DerivedDataset:
-    """A derivatives dataset: its runs, and by run what is there that cannot be taken over."""
+    """A derivatives dataset.
+
+    Attributes
+    ----------
+    name : str
+        Its name in ``DatasetLinks``.
+    runs : tuple of DerivedRun
+        Runs that can be used.
+    unusable : mapping
+        Run key to the file names of runs without a usable image.
+    """
 
     name: str
     runs: tuple[DerivedRun, ...]
-    others: Mapping[Key, str]
+    unusable: Mapping[Key, str]
 
 
 def is_derivative(description: Mapping[str, Any]) -> bool:
-    """Whether a ``dataset_description.json`` is that of derivatives, in its present form or fMRIPrep's old one."""
+    """Return True if a ``dataset_description.json`` describes derivatives, in the current or fMRIPrep's old form."""
     return description.get("DatasetType") == "derivative" or "PipelineDescription" in description
 
 
 def participants_of(root: Path) -> list[str]:
-    """Labels of the participants of a derivatives dataset, in BIDS' layout or HCP's."""
+    """List the participant labels of a derivatives dataset in BIDS or HCP layout."""
     return list_hcp_participants(root) if is_hcp(root) else list_participants(root)
 
 
@@ -43,62 +53,63 @@ def read_dataset(
     participants: Sequence[str],
     filters: Mapping[str, Mapping[str, object]] | None = None,
 ) -> DerivedDataset:
-    """Read what a derivatives dataset holds of some participants; those that it does not have are left out.
+    """Read the runs of some participants from a derivatives dataset; participants that it lacks are skipped.
 
     Raises
     ------
     NoInputError, InvalidBIDSError
-        The folder is missing, or holds no participants in a layout that is known.
+        The folder does not exist, or has no participants in a supported layout.
     """
     root = root.absolute()
     if not root.is_dir():
         raise NoInputError(
-            f"{root}: no such folder.", f"Correct --derivatives {name}=...; in a container: is it there?"
+            f"{root}: no such folder.",
+            f"Correct --derivatives {name}=...; in a container, check that the folder is mounted.",
         )
-    there = participants_of(root)
-    if not there:
+    available = participants_of(root)
+    if not available:
         raise InvalidBIDSError(
-            f"{root}: no derivatives that can be taken over: neither folders sub-... nor HCP's "
-            "<participant>/MNINonLinear/Results are in it.",
-            f"Give the folder that holds the participants' folders as --derivatives {name}=...",
+            f"{root}: no usable derivatives: neither sub-* folders nor HCP's "
+            "<participant>/MNINonLinear/Results were found.",
+            f"Give the folder that contains the participants' folders as --derivatives {name}=...",
         )
-    wanted = [label for label in there if label in participants]
+    wanted = [label for label in available if label in participants]
     if is_hcp(root):
         return DerivedDataset(name, tuple(read_hcp(root, wanted)), {})
-    runs, others = read_derivatives(root, wanted, filters or {})
-    return DerivedDataset(name, tuple(runs), others)
+    runs, unusable = read_derivatives(root, wanted, filters or {})
+    return DerivedDataset(name, tuple(runs), unusable)
 
 
 def input_datasets(bids_dir: Path, derivatives: Mapping[str, Path]) -> dict[str, Path]:
-    """The datasets that are read, by the names that BIDS URIs call them; ``bids_dir`` comes first."""
+    """Return the input datasets by their names in BIDS URIs; ``bids_dir`` comes first."""
     return {main_dataset(bids_dir): bids_dir.absolute()} | {name: path.absolute() for name, path in derivatives.items()}
 
 
 def main_dataset(bids_dir: Path) -> str:
-    """What ``bids_dir`` is called: ``raw``, or the pipeline that made it."""
+    """Return the name of ``bids_dir`` in BIDS URIs: ``raw``, or the pipeline that generated it."""
     path = bids_dir / "dataset_description.json"
     try:
         description = read_json(path) if path.exists() else {}
     except NeurostormError:
-        return RAW_DATASET  # the query tells the user
+        return RAW_DATASET  # the query reports the error
     if is_derivative(description):
         return as_label(pipeline_of(description).split()[0])
     return "hcp" if not description and bids_dir.is_dir() and is_hcp(bids_dir) else RAW_DATASET
 
 
-def choose_derived(
+def find_derived_run(
     entities: Mapping[str, str], datasets: Sequence[DerivedDataset], notes: list[str]
 ) -> DerivedRun | None:
-    """What is taken over for a raw run: from the first dataset that has it; None when it is to be preprocessed.
+    """Find the derivatives of a raw run in the first dataset that has them; None if the run must be preprocessed.
 
     Parameters
     ----------
     entities : mapping
-        Of the raw run.
+        Entities of the raw run.
     datasets : sequence of DerivedDataset
-        In the order in which they were given.
+        Derivatives in the order given.
     notes : list of str
-        Receives why nothing is taken over from a dataset.
+        Receives the reason for each dataset that is not used.
     """
     key = run_key(entities)
     for dataset in datasets:
@@ -106,7 +117,7 @@ def choose_derived(
             if run.key == key:
                 return run
     for dataset in datasets:
-        there = dataset.others.get(key)
-        reason = f"hold this run only as {there}" if there else "do not hold this run"
-        notes.append(f"The derivatives '{dataset.name}' {reason}: it was preprocessed from the raw data.")
+        files = dataset.unusable.get(key)
+        reason = f"contain this run only as {files}" if files else "do not contain this run"
+        notes.append(f"The derivatives '{dataset.name}' {reason}; it was preprocessed from the raw data.")
     return None

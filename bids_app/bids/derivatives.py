@@ -1,6 +1,6 @@
-"""BOLD runs that somebody preprocessed, in a BIDS derivatives dataset such as fMRIPrep's or XCP-D's.
+"""Preprocessed BOLD runs in a BIDS derivatives dataset such as fMRIPrep's or XCP-D's.
 
-Only names, sidecars and which files stand beside each other are looked at here; HCP's own layout is read in `hcp.py`.
+Only file names and sidecars are read here; HCP's own layout is read in `hcp.py`.
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ from bids_app.errors import NeurostormError
 from bids_app.settings import QuerySettings
 
 SPACES = ("MNI152NLin6Asym", "MNI152NLin2009cAsym")
-"""Spaces whose images can be taken over, the model's own first."""
+"""Supported template spaces, the model's own first."""
 
 RESOLUTIONS = {"2": 0, "02": 0, "": 1, "1": 2, "01": 2}
-"""Labels of ``res-`` in the order in which they are wanted; others come last."""
+"""Rank of each ``res-`` label; other labels rank last."""
 
 DESCRIPTIONS = ("preproc", "denoised", "residual")
-"""Labels of ``desc-`` that can be taken over; all but the first have lost the mean image."""
+"""Supported ``desc-`` labels; all but the first lack the mean image."""
 
 TABLES = (("confounds", "timeseries"), ("confounds", "regressors"), ("", "motion"))
-"""``desc-`` and suffix of the table beside a run: fMRIPrep's from 20.2 and before, XCP-D's."""
+"""``desc-`` and suffix of the confounds table: fMRIPrep from 20.2, fMRIPrep before 20.2, XCP-D."""
 
-NOT_RAW = ("space", "cohort", "res", "den", "desc", "label", "echo", "part")
-"""Entities that tell a run's images apart, not runs."""
+VARIANT_ENTITIES = ("space", "cohort", "res", "den", "desc", "label", "echo", "part")
+"""Entities that distinguish the images of one run, not runs."""
 
-KEPT_METADATA = ("RepetitionTime", "StartTime", "SliceTimingCorrected", "SkullStripped", "TaskName")
-"""What still holds of an image that was preprocessed; slices, for instance, do not lie where they were measured."""
+VALID_METADATA = ("RepetitionTime", "StartTime", "SliceTimingCorrected", "SkullStripped", "TaskName")
+"""Sidecar keys that stay valid after preprocessing; ``SliceTiming``, for instance, does not."""
 
-KNOWN_FMRIPREP = ((20, 2), (25, 99))
-"""First and last version of fMRIPrep whose names are known."""
+SUPPORTED_FMRIPREP = ((20, 2), (25, 99))
+"""First and last fMRIPrep version with supported file names."""
 
 COMPANIONS: tuple[Literal["mask", "boldref", "t1w", "confounds", "confounds_meta"], ...] = (
     "mask", "boldref", "t1w", "confounds", "confounds_meta",
@@ -48,40 +48,40 @@ IMAGE_EXTENSIONS = (".nii.gz", ".nii")
 
 @dataclass(frozen=True)
 class DerivedRun:
-    """One BOLD run in a standard space, and what stands beside it."""
+    """A preprocessed BOLD run in template space, with its companion files."""
 
     bold: Path
     entities: dict[str, str]
-    """Of the run: without space, resolution and description."""
+    """Entities of the run, without space, resolution and description."""
     space: str
     pipeline: str
-    """Name and version of what made it: ``fMRIPrep 23.2.1``."""
+    """Name and version of the pipeline: ``fMRIPrep 23.2.1``."""
     metadata: dict[str, Any] = field(default_factory=dict)
     mask: Path | None = None
     boldref: Path | None = None
     t1w: Path | None = None
-    """The participant's own anatomy in the same space."""
+    """The participant's T1w image in the same space."""
     confounds: Path | None = None
     confounds_meta: Path | None = None
     denoised: bool = False
-    """Confounds were regressed out, and the mean image with them."""
+    """Confounds were regressed out, and the mean image was removed with them."""
     notes: tuple[str, ...] = ()
     problem: NeurostormError | None = None
 
     @property
     def companions(self) -> tuple[Path, ...]:
-        """Files beside the image that are read."""
+        """Companion files that exist."""
         paths: list[Path | None] = [getattr(self, name) for name in COMPANIONS]
         return tuple(path for path in paths if path is not None)
 
     @property
     def key(self) -> tuple[tuple[str, str], ...]:
-        """What a raw run of the same name has, too."""
+        """Key that matches the raw run of the same name."""
         return run_key(self.entities)
 
 
 class Companions(TypedDict):
-    """What stands beside a run, as `DerivedRun` names it."""
+    """Companion files of a run, under their names in `DerivedRun`."""
 
     mask: Path | None
     boldref: Path | None
@@ -91,54 +91,53 @@ class Companions(TypedDict):
 
 
 def companion_files(found: Companions) -> list[Path]:
-    """Those files that are there."""
+    """List the companion files that exist."""
     return [path for path in (found[key] for key in COMPANIONS) if path is not None]
 
 
 def run_key(entities: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    """A run's entities as a key; ``run-01`` is ``run-1``, since pipelines write it either way."""
-    kept = {key: label for key, label in entities.items() if key not in NOT_RAW}
+    """Return a run's entities as a key; ``run-01`` equals ``run-1``, since pipelines write either."""
+    kept = {key: label for key, label in entities.items() if key not in VARIANT_ENTITIES}
     if kept.get("run", "").isdigit():
         kept["run"] = str(int(kept["run"]))
     return tuple(sorted(kept.items()))
 
 
 def pipeline_of(description: Mapping[str, Any]) -> str:
-    """Name and version of what made a dataset, from its ``dataset_description.json``; fMRIPrep's old form, too."""
+    """Return name and version of the pipeline from a ``dataset_description.json``, in the current or old form."""
     entries = description.get("GeneratedBy") or description.get("PipelineDescription")
     entry = entries[0] if isinstance(entries, list) and entries else entries
     if not isinstance(entry, dict) or not entry.get("Name"):
-        return "a pipeline that its dataset does not name"
+        return "an unnamed pipeline"
     return f"{entry['Name']} {entry.get('Version') or '(version unknown)'}"
 
 
-def odd_version(pipeline: str) -> str:
-    """A note when fMRIPrep's version is not one whose names are known; empty otherwise."""
+def check_pipeline_version(pipeline: str) -> str:
+    """Return a note if the fMRIPrep version is not supported; empty otherwise."""
     match = re.match(r"fmriprep (\d+)\.(\d+)", pipeline, re.IGNORECASE)
-    if not match or KNOWN_FMRIPREP[0] <= (int(match[1]), int(match[2])) <= KNOWN_FMRIPREP[1]:
+    if not match or SUPPORTED_FMRIPREP[0] <= (int(match[1]), int(match[2])) <= SUPPORTED_FMRIPREP[1]:
         return ""
-    return f"{pipeline} is none of the versions that this app knows (20.2 to 25): look closely at the report."
+    return f"{pipeline} is not a tested version (20.2 to 25); check the report carefully."
 
 
 def read_derivatives(
     root: Path, participants: list[str], filters: Mapping[str, Mapping[str, object]]
 ) -> tuple[list[DerivedRun], dict[tuple[tuple[str, str], ...], str]]:
-    """The runs of a BIDS derivatives dataset.
+    """Read the runs of a BIDS derivatives dataset.
 
     Parameters
     ----------
     root : pathlib.Path
-        Absolute.
+        Root of the dataset, absolute.
     participants : list of str
-        Whose runs are wanted; all of them have a folder.
+        Labels of the participants; each has a folder.
     filters : mapping
-        Of ``--bids-filter-file``.
+        Content of ``--bids-filter-file``.
 
     Returns
     -------
     tuple
-        The runs in natural order; and, for those that are there in no form that can be taken over, by their keys, what
-        there is.
+        Usable runs in natural order; and, by run key, the file names of runs without a usable image.
     """
     wanted = QuerySettings(participants=tuple(participants), filters={k: dict(v) for k, v in filters.items()})
     images = query_images(root, wanted, participants)["bold"] if participants else []
@@ -148,18 +147,18 @@ def read_derivatives(
     description_file = root / "dataset_description.json"
     pipeline = pipeline_of(read_json(description_file) if description_file.exists() else {})
     inheritance = Inheritance(root)
-    runs, others = [], {}
+    runs, unusable = [], {}
     for key, paths in groups.items():
         usable = sorted((path for path in paths if _rank(path) is not None), key=lambda path: _rank(path) or ())
         if usable:
             runs.append(_make_derived(usable, pipeline, inheritance))
         else:
-            others[key] = ", ".join(path.name for path in paths)
-    return runs, others
+            unusable[key] = ", ".join(path.name for path in paths)
+    return runs, unusable
 
 
 def _rank(path: Path) -> tuple[int, int, int] | None:
-    """How much an image is wanted, least first; None when it cannot be taken over."""
+    """Return the sorting key of an image, best first; None if the image is not supported."""
     entities = split_name(path.name)[0]
     desc, space = entities.get("desc"), entities.get("space")
     if desc not in DESCRIPTIONS or space not in SPACES or "cohort" in entities:
@@ -172,13 +171,13 @@ def _make_derived(images: Sequence[Path], pipeline: str, inheritance: Inheritanc
     bold = images[0]
     notes: list[str] = []
     entities = split_name(bold.name)[0]
-    own = {key: label for key, label in entities.items() if key not in NOT_RAW}
+    own = {key: label for key, label in entities.items() if key not in VARIANT_ENTITIES}
     if len(images) > 1:
         notes.append(
-            f"Of {len(images)} preprocessed images of the run, {bold.name} was taken (desc-preproc first, then "
+            f"{len(images)} preprocessed images of the run exist; {bold.name} was used (desc-preproc first, then "
             f"{SPACES[0]}, then 2 mm)."
         )
-    notes += filter(None, [odd_version(pipeline)])
+    notes += filter(None, [check_pipeline_version(pipeline)])
     problem: NeurostormError | None = None
     metadata: dict[str, Any] = {}
     found = _companions(bold, entities, own, notes)
@@ -189,7 +188,7 @@ def _make_derived(images: Sequence[Path], pipeline: str, inheritance: Inheritanc
             if error:
                 raise error
         everything = inheritance.metadata(bold)
-        metadata = {key: everything[key] for key in KEPT_METADATA if key in everything}
+        metadata = {key: everything[key] for key in VALID_METADATA if key in everything}
     except NeurostormError as error:
         problem = error
     return DerivedRun(
@@ -206,12 +205,12 @@ def _make_derived(images: Sequence[Path], pipeline: str, inheritance: Inheritanc
 
 
 def _companions(bold: Path, entities: Mapping[str, str], own: Mapping[str, str], notes: list[str]) -> Companions:
-    """Mask, reference, anatomy and table of a run; a link whose target is missing counts as found."""
-    placed = {key: label for key, label in entities.items() if key not in ("desc", "echo", "part")}
-    coarse = {key: label for key, label in placed.items() if key != "res"}
-    same_grid = (placed, coarse) if "res" in placed else (placed,)
+    """Find brain mask, boldref, T1w and confounds of a run; a broken link counts as found."""
+    in_space = {key: label for key, label in entities.items() if key not in ("desc", "echo", "part")}
+    any_resolution = {key: label for key, label in in_space.items() if key != "res"}
+    same_grid = (in_space, any_resolution) if "res" in in_space else (in_space,)
 
-    def beside(suffix: str, desc: str = "") -> Path | None:
+    def find_image(suffix: str, desc: str = "") -> Path | None:
         extra = {"desc": desc} if desc else {}
         names = (join_name({**base, **extra}, suffix, ext) for base in same_grid for ext in IMAGE_EXTENSIONS)
         return next((bold.parent / name for name in names if os.path.lexists(bold.parent / name)), None)
@@ -220,31 +219,31 @@ def _companions(bold: Path, entities: Mapping[str, str], own: Mapping[str, str],
         bold.parent / join_name({**own, **({"desc": desc} if desc else {})}, suffix, ".tsv") for desc, suffix in TABLES
     )
     table = next((path for path in tables if os.path.lexists(path)), None)
-    table_meta = table.with_suffix(".json") if table else None
-    mask = beside("mask", "brain")
+    table_sidecar = table.with_suffix(".json") if table else None
+    mask = find_image("mask", "brain")
     if mask is None:
-        mask = _anatomical(bold, placed, "brain", "mask")
+        mask = _anatomical(bold, in_space, "brain", "mask")
         if mask:
-            notes.append(f"The run has no brain mask of its own; that of the T1w image, {mask.name}, was taken.")
+            notes.append(f"The run has no brain mask; the mask of the T1w image, {mask.name}, was used.")
     return {
         "mask": mask,
-        "boldref": beside("boldref"),
-        "t1w": _anatomical(bold, placed, "preproc", "T1w"),
+        "boldref": find_image("boldref"),
+        "t1w": _anatomical(bold, in_space, "preproc", "T1w"),
         "confounds": table,
-        "confounds_meta": table_meta if table_meta and os.path.lexists(table_meta) else None,
+        "confounds_meta": table_sidecar if table_sidecar and os.path.lexists(table_sidecar) else None,
     }
 
 
-def _anatomical(bold: Path, placed: Mapping[str, str], desc: str, suffix: str) -> Path | None:
-    """An anatomical image of the participant in the run's space; of its session first, at its resolution first."""
+def _anatomical(bold: Path, in_space: Mapping[str, str], desc: str, suffix: str) -> Path | None:
+    """Find an anatomical image in the run's space; same session first, then same resolution."""
     folders = [bold.parent.parent / "anat"]
-    if "ses" in placed:
+    if "ses" in in_space:
         folders.append(bold.parents[2] / "anat")
     found = []
     for rank, folder in enumerate(folders):
         for name in sorted(os.listdir(folder)) if folder.is_dir() else []:
             theirs, its_suffix, extension = split_name(name)
-            fits = (theirs.get("desc"), theirs.get("space"), its_suffix) == (desc, placed["space"], suffix)
+            fits = (theirs.get("desc"), theirs.get("space"), its_suffix) == (desc, in_space["space"], suffix)
             if fits and extension in IMAGE_EXTENSIONS and "cohort" not in theirs:
-                found.append((rank, theirs.get("res") != placed.get("res"), natural_key(name), folder / name))
+                found.append((rank, theirs.get("res") != in_space.get("res"), natural_key(name), folder / name))
     return min(found)[-1] if found else None

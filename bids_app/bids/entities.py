@@ -1,4 +1,4 @@
-"""File names of BIDS: reading entities from them, and putting them in order. No file is opened here."""
+"""BIDS file names: parsing and building of entities. No file is opened here."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ ENTITY_ORDER = (
     "echo", "flip", "inv", "mt", "part", "proc", "hemi", "space", "split", "recording", "chunk", "seg", "from", "to",
     "mode", "scale", "res", "den", "label", "desc",
 )  # fmt: skip
-"""The order of entities in a name; one that is not listed comes after those that are, before ``desc``."""
+"""Order of entities in a file name; unlisted entities are placed before ``desc``."""
 
 LABEL = re.compile(r"[A-Za-z0-9+]+")
-"""What BIDS allows as a label."""
+"""Pattern of a BIDS label."""
 
 EXTENSIONS = (".nii.gz", ".tsv.gz")
 
 
 def split_name(name: str) -> tuple[dict[str, str], str, str]:
-    """Take a file name apart.
+    """Split a file name into entities, suffix and extension.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def split_name(name: str) -> tuple[dict[str, str], str, str]:
     -------
     tuple
         Entities in the order they have in the name (``{"sub": "01", "task": "rest"}``), suffix (``bold``) and
-        extension (``.nii.gz``). What is not ``key-label`` is left out of the entities.
+        extension (``.nii.gz``). Parts that are not ``key-label`` are skipped.
     """
     extension = next((e for e in EXTENSIONS if name.endswith(e)), None)
     if extension is None:
@@ -48,42 +48,42 @@ def split_name(name: str) -> tuple[dict[str, str], str, str]:
 
 
 def join_name(entities: Mapping[str, str], suffix: str, extension: str = "") -> str:
-    """Put a file name together, with the entities in the order of BIDS."""
+    """Build a file name, with the entities in BIDS order."""
     return "_".join([*(f"{key}-{entities[key]}" for key in sorted(entities, key=_rank)), suffix]) + extension
 
 
 def check_name(path: Path, root: Path) -> None:
-    """Refuse an image whose name says another participant or session than its folder, or holds what no label may.
+    """Raise if the name of an image does not match its folder, or contains an invalid label.
 
-    Names of outputs, of their folders and of steps are made from labels, so nothing else may pass here.
+    Names of outputs, folders and workflow nodes are built from labels, so all invalid labels must be rejected here.
 
     Raises
     ------
     InvalidBIDSError
-        Such a name.
+        The name does not match the folder, or a label is invalid.
     """
     start = "_".join(part for part in path.relative_to(root).parts[:2] if part.startswith(("sub-", "ses-"))) + "_"
     if not path.name.startswith(start):
-        raise InvalidBIDSError(f"{path}: its name does not start with {start}", "Rename the file, or move it.")
+        raise InvalidBIDSError(f"{path}: file name does not start with {start}", "Rename or move the file.")
     pairs = split_name(path.name)[0].items()
     wrong = [f"{key}-{label}" for key, label in pairs if not (LABEL.fullmatch(key) and LABEL.fullmatch(label))]
     if wrong:
         raise InvalidBIDSError(
-            f"{path}: its name holds {' and '.join(wrong)}, which BIDS does not allow.",
-            "Rename the file and its sidecars: labels are letters (a to z, A to Z) and digits.",
+            f"{path}: invalid BIDS labels in the file name: {', '.join(wrong)}.",
+            "Rename the file and its sidecars: labels consist of letters (a to z, A to Z) and digits.",
         )
 
 
 def as_label(text: str) -> str:
-    """The letters and digits of a text, as a BIDS label: ``neurostorm-5ds`` gives ``neurostorm5ds``."""
+    """Reduce a text to a BIDS label of letters and digits: ``neurostorm-5ds`` becomes ``neurostorm5ds``."""
     label = re.sub(r"[^A-Za-z0-9]", "", text)
     if not label:
-        raise ValueError(f"'{text}' holds no letter or digit to make a BIDS label from.")
+        raise ValueError(f"'{text}' contains no letter or digit for a BIDS label.")
     return label
 
 
 def natural_key(text: str) -> list[tuple[int, int | str]]:
-    """Sorting key in which ``sub-2`` comes before ``sub-10``."""
+    """Return a sorting key that places ``sub-2`` before ``sub-10``."""
     return [(0, int(part)) if part.isascii() and part.isdigit() else (1, part) for part in re.split(r"(\d+)", text)]
 
 

@@ -1,6 +1,6 @@
-"""Which fieldmap belongs to a run, by its sidecars: `B0FieldSource` and `B0FieldIdentifier`, or `IntendedFor`.
+"""Fieldmaps: selection for a run by `B0FieldSource` and `B0FieldIdentifier`, or by `IntendedFor`.
 
-A fieldmap that cannot be used is left out with a note, so that the run goes on; nothing is opened here but sidecars.
+Unusable fieldmaps are skipped with a note, so that the run continues. Only sidecars are opened here.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from bids_app.errors import NeurostormError
 
 PAIR, PHASE_DIFFERENCE, TWO_PHASES, DIRECT = "pepolar", "phasediff", "phases", "fieldmap"
 MAIN_FILE = {"phasediff": PHASE_DIFFERENCE, "phase1": TWO_PHASES, "fieldmap": DIRECT}
-"""Suffix of the image that a kind of fieldmap is found by."""
+"""Suffix of the main image of each kind of fieldmap."""
 COMPANIONS = {
     PHASE_DIFFERENCE: (("magnitude1", "magnitude"), ("magnitude2",)),
     TWO_PHASES: (("phase2",), ("magnitude1", "magnitude"), ("magnitude2",)),
     DIRECT: (("magnitude", "magnitude1"),),
 }
-"""Suffixes of the images beside it, in the order of `Fieldmap.files`; of several names, the first that is there."""
+"""Suffixes of the companion images, in the order of `Fieldmap.files`; the first existing alternative is used."""
 OPTIONAL = "magnitude2"
 
 
 @dataclass(frozen=True)
 class Fieldmap:
-    """A fieldmap of a run.
+    """A fieldmap and its sidecars.
 
     Attributes
     ----------
     kind : str
-        ``pepolar`` (one EPI or two of opposite phase encoding), ``phasediff``, ``phases``, ``fieldmap``.
+        ``pepolar`` (one EPI, or two with opposite phase encoding), ``phasediff``, ``phases``, ``fieldmap``.
     files : tuple of pathlib.Path
-        ``pepolar``: the EPIs, first the one encoded as the run is; else the main image, then its `COMPANIONS`.
+        ``pepolar``: the EPIs, first the one with the run's phase encoding; otherwise the main image and `COMPANIONS`.
     metadata : tuple of dict
-        Their sidecars.
+        Sidecars of the files.
     """
 
     kind: str
@@ -46,29 +46,29 @@ class Fieldmap:
 
 
 def opposite(direction: str) -> str:
-    """The phase-encoding direction against another: ``j`` and ``j-``."""
+    """Return the opposite phase-encoding direction: ``j-`` for ``j``."""
     return direction[:-1] if direction.endswith("-") else direction + "-"
 
 
 def choose_fieldmap(
     bold: Path, metadata: dict[str, Any], fmaps: Sequence[Path], inheritance: Inheritance, notes: list[str]
 ) -> Fieldmap | None:
-    """The fieldmap of a run, or None.
+    """Choose the fieldmap of a run; None if there is none.
 
-    A pair of EPIs is taken before a field that was measured directly, that before a phase difference.
+    A pair of EPIs is preferred over a measured field, and a measured field over a phase difference.
 
     Parameters
     ----------
     bold : pathlib.Path
         The run.
     metadata : dict
-        Its sidecar.
+        Sidecar of the run.
     fmaps : sequence of pathlib.Path
         Images in the participant's ``fmap`` folders.
     inheritance : Inheritance
-        Of the dataset.
+        Sidecars of the dataset.
     notes : list of str
-        Receives why a fieldmap that is there is not used.
+        Receives the reason for each fieldmap that is not used.
     """
     images = [path for path in fmaps if split_name(path.name)[1] in ("epi", *MAIN_FILE)]
     sidecars: dict[Path, dict[str, Any]] = {}
@@ -77,37 +77,43 @@ def choose_fieldmap(
             sidecars[path] = _sidecar(path, inheritance)
         except NeurostormError as error:
             notes.append(f"{path.name} was not used: {error.message}")
-    named = [path for path in images if path in sidecars and _names(path, sidecars[path], bold, metadata, inheritance)]
+    named = [
+        path
+        for path in images
+        if path in sidecars and _is_intended_for(path, sidecars[path], bold, metadata, inheritance)
+    ]
     if not named:
         if fmaps:
             notes.append(
-                f"There are fieldmaps, but none of them names {bold.name} (IntendedFor, or B0FieldIdentifier and "
-                "B0FieldSource)."
+                f"No fieldmap refers to {bold.name}: set IntendedFor, or B0FieldIdentifier together with the run's "
+                "B0FieldSource."
             )
         return None
     named.sort(key=lambda path: natural_key(path.name))
-    pair = _pair(bold, metadata, [p for p in named if split_name(p.name)[1] == "epi"], sidecars, notes)
+    pair = _choose_epis(bold, metadata, [p for p in named if split_name(p.name)[1] == "epi"], sidecars, notes)
     if pair:
         return pair
     order = (DIRECT, PHASE_DIFFERENCE, TWO_PHASES)
     rest = [path for path in named if split_name(path.name)[1] in MAIN_FILE]
     for path in sorted(rest, key=lambda path: order.index(MAIN_FILE[split_name(path.name)[1]])):
-        found = _with_companions(path, sidecars[path], fmaps, inheritance, notes)
+        found = _add_companions(path, sidecars[path], fmaps, inheritance, notes)
         if found:
             return found
     return None
 
 
 def _sidecar(path: Path, inheritance: Inheritance) -> dict[str, Any]:
-    """What is known of an image whose content is here; raises where it is not, or cannot be read."""
+    """Read the sidecar of an image; raise if the content of the image is missing or cannot be read."""
     error = missing_content(path)
     if error:
         raise error
     return inheritance.metadata(path)
 
 
-def _names(path: Path, sidecar: dict[str, Any], bold: Path, metadata: dict[str, Any], inheritance: Inheritance) -> bool:
-    """Whether a fieldmap's image is for a run."""
+def _is_intended_for(
+    path: Path, sidecar: dict[str, Any], bold: Path, metadata: dict[str, Any], inheritance: Inheritance
+) -> bool:
+    """Return True if a fieldmap image is intended for a run."""
     sources = _as_list(metadata.get("B0FieldSource"))
     if sources:
         same_session = _session(path) in (_session(bold), "")
@@ -121,15 +127,15 @@ def _names(path: Path, sidecar: dict[str, Any], bold: Path, metadata: dict[str, 
 
 
 def _targets(intended: str, root: Path, fieldmap: Path) -> list[Path]:
-    """What an entry of IntendedFor may mean: a BIDS URI, or a path from the participant's folder."""
+    """Return the paths that an entry of IntendedFor may mean: a BIDS URI, or a path from the participant's folder."""
     if intended.startswith("bids:"):
         return [root / intended.split(":", 2)[-1]]
     participant = root / fieldmap.relative_to(root).parts[0]
-    return [participant / intended, root / intended]  # the second breaks the rule, and is common
+    return [participant / intended, root / intended]  # the second is invalid, but common
 
 
 def _run_of(path: Path) -> Path:
-    """A run's path without what its echoes and parts differ by, and without extension."""
+    """Return a run's path without echo, part and extension."""
     entities, suffix, _ = split_name(path.name)
     return path.parent / join_name({k: v for k, v in entities.items() if k not in ("echo", "part")}, suffix)
 
@@ -143,10 +149,10 @@ def _as_list(value: Any) -> list[str]:
     return [item for item in items if isinstance(item, str)]
 
 
-def _pair(
+def _choose_epis(
     bold: Path, metadata: dict[str, Any], epis: list[Path], sidecars: dict[Path, dict[str, Any]], notes: list[str]
 ) -> Fieldmap | None:
-    """Two EPIs of opposite directions; or one, against the run's."""
+    """Choose two EPIs with opposite phase encoding; or one EPI with phase encoding opposite to the run's."""
     if not epis:
         return None
     by_direction: dict[str, list[Path]] = {}
@@ -162,7 +168,7 @@ def _pair(
         for first in by_direction[direction]:
             others = by_direction.get(opposite(direction), [])
             if others:
-                second = min(others, key=lambda path: _unlike(path, first))
+                second = min(others, key=lambda path: _count_differences(path, first))
                 return Fieldmap(PAIR, (first, second), (sidecars[first], sidecars[second]))
     against = by_direction.get(opposite(own), []) if read_direction(own) else []
     if against:
@@ -170,34 +176,34 @@ def _pair(
     if by_direction:
         found = ", ".join(sorted(by_direction))
         notes.append(
-            f"{epis[0].name} was not used: there is no EPI of the opposite direction (found: {found}; the run's: "
+            f"{epis[0].name} was not used: no EPI has the opposite direction (available: {found}; the run: "
             f"{own or 'not in its sidecar'})."
         )
     return None
 
 
-def _unlike(path: Path, other: Path) -> int:
-    """In how many entities, the direction aside, two names differ."""
+def _count_differences(path: Path, other: Path) -> int:
+    """Count the entities, apart from ``dir``, in which two names differ."""
     a, b = split_name(path.name)[0], split_name(other.name)[0]
     return sum(a.get(key) != b.get(key) for key in (a.keys() | b.keys()) - {"dir"})
 
 
-def _with_companions(
+def _add_companions(
     path: Path, sidecar: dict[str, Any], fmaps: Sequence[Path], inheritance: Inheritance, notes: list[str]
 ) -> Fieldmap | None:
-    """A measured field or phase, with the images that it needs."""
+    """Build the fieldmap of a measured field or phase image with its companion images; None if one is missing."""
     entities, suffix, _ = split_name(path.name)
     kind = MAIN_FILE[suffix]
-    beside = {
+    by_suffix = {
         split_name(other.name)[1]: other
         for other in fmaps
         if other.parent == path.parent and split_name(other.name)[0] == entities
     }
     files, metadata = [path], [sidecar]
     for names in COMPANIONS[kind]:
-        other = next((beside[name] for name in names if name in beside), None)
+        other = next((by_suffix[name] for name in names if name in by_suffix), None)
         if other is None and OPTIONAL not in names:
-            notes.append(f"{path.name} was not used: there is no {names[0]} image beside it.")
+            notes.append(f"{path.name} was not used: its {names[0]} image is missing.")
             return None
         if other is not None:
             files.append(other)

@@ -1,8 +1,9 @@
-"""Runs of the Human Connectome Project's minimal preprocessing, in its own layout of folders.
+"""Runs of the Human Connectome Project's minimal preprocessing pipelines, in HCP's folder layout.
 
     <participant>/MNINonLinear/Results/<run>/<run>.nii.gz
 
-A run is called ``rfMRI_REST1_LR`` or ``tfMRI_MOTOR_RL``. There are no sidecars: the repetition time is the header's.
+Runs have names such as ``rfMRI_REST1_LR`` or ``tfMRI_MOTOR_RL``. There are no sidecars; the repetition time is in the
+header.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ DIRECTIONS = {"LR", "RL", "AP", "PA"}
 MASKS = ("brainmask_fs*.nii.gz", "*_finalmask.nii.gz")
 ANATOMIES = ("T1w_restore.2.nii.gz", "T1w_restore.nii.gz", "T1w_restore_brain.nii.gz")
 MOVEMENT = "Movement_Regressors.txt"
-LAST_VISIT = re.compile(r"(.+)_(V\d+)_MR")
-"""Folders of HCP's lifespan studies name the visit: ``HCA6002236_V1_MR``."""
+VISIT_FOLDER = re.compile(r"(.+)_(V\d+)_MR")
+"""Folder name with a visit, as in HCP's lifespan studies: ``HCA6002236_V1_MR``."""
 
 
 def is_hcp(root: Path) -> bool:
-    """Whether a folder holds participants in HCP's layout."""
+    """Return True if a folder contains participants in HCP's layout."""
     return next(_participant_folders(root), None) is not None
 
 
@@ -43,13 +44,13 @@ def _participant_folders(root: Path) -> Iterator[Path]:
 
 
 def folder_entities(name: str) -> dict[str, str]:
-    """BIDS entities of a participant's folder: ``100307`` is a participant, ``HCA6002236_V1_MR`` has a session."""
-    visit = LAST_VISIT.fullmatch(name)
+    """Return the BIDS entities of a participant's folder: ``100307`` or, with a session, ``HCA6002236_V1_MR``."""
+    visit = VISIT_FOLDER.fullmatch(name)
     return {"sub": as_label(visit[1]), "ses": visit[2]} if visit else {"sub": as_label(name)}
 
 
 def run_entities(name: str) -> dict[str, str]:
-    """BIDS entities of a run's name, without the participant.
+    """Return the BIDS entities of a run's name, without the participant.
 
     Examples
     --------
@@ -72,31 +73,31 @@ def run_entities(name: str) -> dict[str, str]:
 
 
 def list_hcp_participants(root: Path) -> list[str]:
-    """Labels of the participants, in natural order."""
+    """List the participant labels in natural order."""
     return sorted({folder_entities(path.name)["sub"] for path in _participant_folders(root)}, key=natural_key)
 
 
 def read_hcp(root: Path, participants: list[str]) -> list[DerivedRun]:
-    """The runs of some participants, in natural order.
+    """Read the runs of some participants in natural order.
 
     Parameters
     ----------
     root : pathlib.Path
-        Folder of the participants' folders, absolute.
+        Folder that contains the participants' folders, absolute.
     participants : list of str
         Labels without ``sub-``.
     """
     runs: dict[tuple[tuple[str, str], ...], DerivedRun] = {}
     for folder in sorted(_participant_folders(root), key=lambda path: natural_key(path.name)):
-        who = folder_entities(folder.name)
-        if who["sub"] not in participants:
+        participant = folder_entities(folder.name)
+        if participant["sub"] not in participants:
             continue
-        for place in sorted((folder / RESULTS).iterdir(), key=lambda path: natural_key(path.name)):
-            bold = place / f"{place.name}.nii.gz"
-            if RUN.fullmatch(place.name) and os.path.lexists(bold):
-                run = _make_run(folder, bold, {**who, **run_entities(place.name)})
-                if run.key in runs:  # names that BIDS' entities cannot tell apart
-                    run = _make_run(folder, bold, {**who, "task": as_label(place.name)})
+        for run_folder in sorted((folder / RESULTS).iterdir(), key=lambda path: natural_key(path.name)):
+            bold = run_folder / f"{run_folder.name}.nii.gz"
+            if RUN.fullmatch(run_folder.name) and os.path.lexists(bold):
+                run = _make_run(folder, bold, {**participant, **run_entities(run_folder.name)})
+                if run.key in runs:  # names with the same BIDS entities
+                    run = _make_run(folder, bold, {**participant, "task": as_label(run_folder.name)})
                 runs[run.key] = run
     return list(runs.values())
 
@@ -132,7 +133,7 @@ def _make_run(folder: Path, bold: Path, entities: dict[str, str]) -> DerivedRun:
 
 
 def _repetition_time(bold: Path, notes: list[str]) -> dict[str, float]:
-    """The header's repetition time, s, where its unit is missing; where it is there, whoever needs it will find it."""
+    """Return the header's repetition time, s, if its unit is missing; empty if the header can be used as it is."""
     import nibabel as nib
 
     try:
@@ -140,9 +141,9 @@ def _repetition_time(bold: Path, notes: list[str]) -> dict[str, float]:
         if header.get_xyzt_units()[1] != "unknown":
             return {}
         tr = float(header.get_zooms()[3])
-    except Exception:  # whatever nibabel raises on broken files; the step that reads the volumes says so
+    except Exception:  # nibabel raises various errors for broken files; the step that reads the volumes reports them
         return {}
     if not 0.1 <= tr <= 20:
         return {}
-    notes.append(f"The header's repetition time has no unit; {tr:g} was taken as seconds.")
+    notes.append(f"The repetition time in the header has no unit; {tr:g} was interpreted as seconds.")
     return {"RepetitionTime": round(tr, 6)}

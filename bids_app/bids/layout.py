@@ -1,4 +1,4 @@
-"""pybids at work: which images of a dataset fit the filters. Only the participants asked for are indexed."""
+"""pybids queries: images of a dataset that match the filters. Only the requested participants are indexed."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ QUERIES: dict[str, dict[str, Any]] = {
     "t1w": {"datatype": "anat", "suffix": "T1w", "extension": [".nii", ".nii.gz"], "part": ["mag", None]},
     "fmap": {"datatype": "fmap", "extension": [".nii", ".nii.gz"]},
 }
-"""What is looked for, in pybids' terms; ``--bids-filter-file`` adds to these, and overrides them."""
+"""Default pybids filters; ``--bids-filter-file`` adds to these and overrides them."""
 
 WANTED_PATHS = r"/{participant}(/ses-[^/]+)?(/(func|anat|fmap)(/[^/]+\.nii(\.gz)?)?)?$"
-"""Paths from the root, folders too, that are worth indexing; loops of links end here."""
+"""Paths below the root, including folders, that are indexed; loops of links end here."""
 
 
 def list_participants(bids_dir: Path) -> list[str]:
-    """Labels of a dataset's participants, in natural order, without an index.
+    """List a dataset's participant labels in natural order, without an index.
 
-    A folder ``sub-...`` whose label BIDS does not allow is left out with a warning.
+    A folder ``sub-...`` with an invalid label is skipped with a warning.
     """
     labels = []
     for entry in os.scandir(bids_dir):
@@ -38,28 +38,28 @@ def list_participants(bids_dir: Path) -> list[str]:
             if LABEL.fullmatch(label):
                 labels.append(label)
             else:
-                LOGGER.warning("%s: left out, since its label is not letters and digits.", entry.path)
+                LOGGER.warning("%s: skipped, because its label contains more than letters and digits.", entry.path)
     return sorted(labels, key=natural_key)
 
 
 def query_images(bids_dir: Path, settings: QuerySettings, participants: list[str]) -> dict[str, list[Path]]:
-    """Paths of the images that pybids finds for each of `QUERIES`.
+    """Return the paths of the images that pybids finds for each of `QUERIES`.
 
     Parameters
     ----------
     bids_dir : pathlib.Path
         Root of the dataset, absolute.
     settings : QuerySettings
-        Its filters and database.
+        Filters and database.
     participants : list of str
-        Whose images are wanted.
+        Labels of the requested participants.
 
     Raises
     ------
     UsageError
-        A filter that pybids does not know.
+        A filter is not valid in pybids.
     InvalidBIDSError, InputOutputError
-        The dataset cannot be indexed, or its database not used.
+        The dataset cannot be indexed, or its database cannot be used.
     """
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -73,10 +73,10 @@ def query_images(bids_dir: Path, settings: QuerySettings, participants: list[str
         try:
             files = layout.get(return_type="file", **{key: _as_pybids(value) for key, value in filters.items()})
         except (ValueError, TypeError, AttributeError, re.error, SQLAlchemyError) as error:
-            reason = getattr(error, "orig", None) or error  # the database's own words, without the whole query
+            reason = getattr(error, "orig", None) or error  # the database's message, without the whole query
             raise UsageError(
-                f"The filter '{name}' of --bids-filter-file: {reason}",
-                "Filters are pybids' entities (session, task, run, ...), each with a label, a list, null or '*'.",
+                f"Invalid filter '{name}' in --bids-filter-file: {reason}",
+                "Use pybids entities (session, task, run, ...), each with a label, a list, null or '*'.",
             ) from error
         paths = [Path(file) for file in files]
         found[name] = [path for path in paths if path.relative_to(bids_dir).parts[0] in folders]
@@ -84,7 +84,7 @@ def query_images(bids_dir: Path, settings: QuerySettings, participants: list[str
 
 
 def _index(bids_dir: Path, database_dir: Path | None, participants: list[str] | None) -> Any:
-    """pybids' layout of the images of some or all participants, or the database's, which holds the whole dataset."""
+    """Return the pybids layout of some or all participants, or that of the database, which covers the whole dataset."""
     from bids.layout import BIDSLayout, BIDSLayoutIndexer
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -95,25 +95,25 @@ def _index(bids_dir: Path, database_dir: Path | None, participants: list[str] | 
         wanted = WANTED_PATHS.format(participant=f"sub-({labels})")
         indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[re.compile(f"^(?!{wanted})")])
     else:
-        LOGGER.info("%s: using the index of the dataset, or making it, which may take minutes.", database_dir)
+        LOGGER.info("%s: reading the dataset's index, or creating it, which may take minutes.", database_dir)
         indexer = BIDSLayoutIndexer(validate=False)
     try:
         return BIDSLayout(bids_dir, validate=False, config=config, database_path=database_dir, indexer=indexer)
     except UnicodeError as error:
         raise InvalidBIDSError(
-            f"{bids_dir}: a file name is not valid UTF-8 ({error}).", "Rename it; BIDS names are plain ASCII."
+            f"{bids_dir}: a file name is not valid UTF-8 ({error}).", "Rename the file; BIDS names are plain ASCII."
         ) from error
     except (SQLAlchemyError, OSError, ValueError) as error:
         if database_dir is None:
-            raise InputOutputError(f"{bids_dir}: cannot be indexed ({error}).", "Check the files it names.") from error
+            raise InputOutputError(f"{bids_dir}: cannot be indexed ({error}).", "Check the files.") from error
         raise InputOutputError(
-            f"{database_dir}: not usable as the dataset's index ({error}).",
-            "Remove it, or leave --bids-database-dir out; without it only the participants asked for are indexed.",
+            f"{database_dir}: cannot be used as the dataset's index ({error}).",
+            "Remove it, or omit --bids-database-dir; then only the requested participants are indexed.",
         ) from error
 
 
 def _anchored_config(bids_dir: Path) -> dict[str, Any]:
-    """pybids' entities, looked for below the root only: a dataset may lie in a folder ``sub-01`` or ``func``."""
+    """Return pybids' configuration with entities matched below the root only; the root may be in a folder ``func``."""
     from bids.layout import models
 
     config = json.loads((Path(models.__file__).parent / "config" / "bids.json").read_text(encoding="utf-8"))
@@ -123,7 +123,7 @@ def _anchored_config(bids_dir: Path) -> dict[str, Any]:
 
 
 def _as_pybids(value: Any) -> Any:
-    """A filter's value as pybids takes it: ``null`` is absent, ``"*"`` is any."""
+    """Convert a filter's value for pybids: ``null`` means absent, ``"*"`` means any."""
     from bids.layout import Query
 
     if isinstance(value, list):

@@ -1,6 +1,6 @@
-"""Which way round an image is stored: what was found of its left and right, as a value that decisions can rest on.
+"""Left-right orientation of an image.
 
-Preprocessing finds it, the verdict judges by it, and sidecars hold it. The sentence for people is made here alone.
+Preprocessing determines it, the verdict depends on it, and sidecars store it. Its wording is defined here only.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from enum import Enum
 
 
 class LeftRight(Enum):
-    """What was found of an image's left and right; the values are those of sidecars."""
+    """Result of the left-right check; the values are those of sidecars."""
 
     AS_STORED = "as stored"
-    """They are where the affine says."""
+    """Left and right agree with the affine."""
     FLIPPED = "flipped"
-    """The brain is more like the mirror image of the template."""
+    """The brain is more similar to the mirror image of the template."""
     UNKNOWN = "unknown"
-    """The image does not show it."""
+    """The image does not show left and right."""
     NOT_CHECKED = "not checked"
-    """A raw image, which was not compared with anything."""
+    """A raw image, which has no reference for the check."""
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """Left and right of an image, and what it was compared with.
+    """Left-right orientation of an image, and its reference.
 
     Attributes
     ----------
     left_right : LeftRight
     same_as : tuple of str
-        The participant's own images that show the same side (``T1w``); empty where only the template was looked at.
+        The participant's own images with the same orientation (``T1w``); empty if only the template was compared.
     """
 
     left_right: LeftRight = LeftRight.NOT_CHECKED
@@ -38,7 +38,7 @@ class Orientation:
 
     @property
     def in_words(self) -> str:
-        """What is known of left and right, for people."""
+        """Describe the orientation in words."""
         if self.same_as:
             return f"as in the participant's own {' and '.join(self.same_as)}"
         return WORDS[self.left_right]
@@ -46,7 +46,7 @@ class Orientation:
 
 WORDS = {
     LeftRight.AS_STORED: "as in the template",
-    LeftRight.FLIPPED: "perhaps exchanged",
-    LeftRight.UNKNOWN: "cannot be told from the image",
-    LeftRight.NOT_CHECKED: "by the affine of the raw image, which nothing here can check",
+    LeftRight.FLIPPED: "possibly left-right flipped",
+    LeftRight.UNKNOWN: "not visible in the image",
+    LeftRight.NOT_CHECKED: "by the affine of the raw image (not checked)",
 }

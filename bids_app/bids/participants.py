@@ -1,4 +1,4 @@
-"""What ``participants.tsv`` says of the participants, as far as answers are judged by it."""
+"""Ages of the participants from ``participants.tsv``, as needed for the verdict."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from bids_app.bids.sidecars import read_json
 from bids_app.errors import NeurostormError
 
 YEARS = ("", "year", "years", "yr", "yrs", "y", "a")
-"""Units of ``age`` that are years; BIDS' default."""
+"""Units of ``age`` that mean years, which is also the BIDS default."""
 
 
 def read_ages(datasets: Iterable[Path]) -> dict[str, float]:
-    """Ages in years by participant (without ``sub-``), from the first dataset that tells; those not told are left out.
+    """Read ages in years by participant (without ``sub-``), from the first dataset that has them.
 
-    A table that cannot be read says nothing: no run should fail for it.
+    A table that cannot be read is ignored: no run should fail because of it.
     """
     found: dict[str, float] = {}
     for root in datasets:
-        for person, age in _ages_of(root).items():
-            found.setdefault(person, age)
+        for participant, age in _ages_of(root).items():
+            found.setdefault(participant, age)
     return found
 
 
@@ -43,7 +43,7 @@ def _ages_of(root: Path) -> dict[str, float]:
 
 
 def as_age(text: str | None) -> float | None:
-    """An age as a table has it; ``89+``, which protects the oldest, counts as 89, and ``26-30`` as unknown."""
+    """Parse an age; ``89+``, the BIDS form for the oldest participants, is 89, a range such as ``26-30`` is None."""
     try:
         age = float((text or "").strip().removesuffix("+"))
     except ValueError:

@@ -1,8 +1,8 @@
-"""From a BIDS dataset, raw or preprocessed, to the list of runs to work on.
+"""Query of a BIDS dataset, raw or preprocessed, for the runs to process.
 
-pybids indexes the files, and only those of the participants asked for; sidecars are merged here, so that an error can
-name the file it comes from. What concerns the request as a whole is raised; what concerns one run only is kept as its
-`BoldRun.problem`, so that the other runs go on.
+pybids indexes the files of the requested participants only. Sidecars are merged here, so that an error can name the
+file at fault. Errors of the request as a whole are raised; errors of a single run are stored as its
+`BoldRun.problem`, so that the other runs continue.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bids_app.bids.datasets import DerivedDataset, choose_derived, main_dataset, participants_of, read_dataset
+from bids_app.bids.datasets import DerivedDataset, find_derived_run, main_dataset, participants_of, read_dataset
 from bids_app.bids.derivatives import SPACES, DerivedRun
 from bids_app.bids.entities import check_name, join_name, natural_key, split_name
 from bids_app.bids.fieldmaps import Fieldmap, choose_fieldmap
@@ -38,85 +38,88 @@ DERIVED_ENTITIES = {"space", "desc", "res", "den", "label"}
 """Entities that raw images do not have."""
 
 MERGED_ENTITIES = ("echo", "part")
-"""Entities that distinguish files of one run; the run's own name does not have them."""
+"""Entities that distinguish the files of one run; the name of the run omits them."""
 
 
 @dataclass(frozen=True)
 class BoldRun:
-    """One BOLD run, and what belongs to it."""
+    """A BOLD run and its associated files."""
 
     bold: Path
-    """The 4D image; of several echoes, the one that was chosen."""
+    """The 4D image; for multi-echo runs, the selected echo."""
     entities: dict[str, str]
-    """BIDS keys and labels in the order of the standard, without echo and part: ``{"sub": "01", "task": "rest"}``."""
+    """BIDS entities in standard order, without echo and part: ``{"sub": "01", "task": "rest"}``."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Its sidecars, merged by inheritance."""
     t1w: Path | None = None
     t1w_repeats: tuple[Path, ...] = ()
-    """Further images of the T1w's session that are averaged with it."""
+    """Repeats of the T1w in its session, to be averaged with it."""
     events: Path | None = None
     fieldmap: Fieldmap | None = None
     notes: tuple[str, ...] = ()
-    """Choices that were made, as sentences for the report."""
+    """Selections, as sentences for the report."""
     problem: NeurostormError | None = None
-    """Why this run cannot be worked on (content not fetched, broken sidecar); the other runs can."""
+    """Reason why this run cannot be processed (content not fetched, broken sidecar)."""
     derived: DerivedRun | None = None
-    """What is taken over from derivatives; ``bold`` and ``metadata`` are then its own. None: ``bold`` is raw."""
+    """Derivatives of the run, which ``bold`` and ``metadata`` then belong to. None: ``bold`` is raw."""
 
     @property
     def stem(self) -> str:
-        """Its name without suffix: ``sub-01_ses-a_task-rest_run-1``."""
+        """Name without suffix: ``sub-01_ses-a_task-rest_run-1``."""
         return join_name(self.entities, "").removesuffix("_")
 
     @property
     def participant(self) -> str:
-        """Its participant's label, without ``sub-``."""
+        """Participant label, without ``sub-``."""
         return self.entities["sub"]
 
     @property
     def folder(self) -> str:
-        """Where its outputs go, from the output folder: ``sub-01/ses-a/func``."""
+        """Folder of its outputs, relative to the output folder: ``sub-01/ses-a/func``."""
         session = f"ses-{self.entities['ses']}/" if "ses" in self.entities else ""
         return f"sub-{self.participant}/{session}func"
 
 
 def check_dataset(bids_dir: Path, skip_validation: bool = False) -> dict[str, Any]:
-    """Read ``dataset_description.json`` of a dataset.
+    """Read the ``dataset_description.json`` of a dataset.
 
     Parameters
     ----------
     bids_dir : pathlib.Path
     skip_validation : bool
-        Only warn of what the run does not need: a description that is missing or cannot be read is then empty.
+        Only warn if the description is missing or cannot be read, and return an empty one.
 
     Raises
     ------
     NoInputError
-        The folder does not exist.
+        The folder does not exist, or is a file.
     InvalidBIDSError
         It is not a BIDS dataset.
     """
     if not bids_dir.is_dir():
         what = "is a file, not a folder" if bids_dir.exists() else "no such folder"
-        raise NoInputError(f"{bids_dir}: {what}.", "Give the root of a BIDS dataset (in a container: is it mounted?).")
+        raise NoInputError(
+            f"{bids_dir}: {what}.",
+            "Give the root of a BIDS dataset; in a container, check that the folder is mounted.",
+        )
     try:
         return _read_description(bids_dir)
     except InvalidBIDSError as error:
         if not skip_validation:
             raise
-        LOGGER.warning("%s Going on without it, as asked for by --skip-bids-validation.", error.message)
+        LOGGER.warning("%s Continuing because of --skip-bids-validation.", error.message)
         return {}
 
 
 def _read_description(bids_dir: Path) -> dict[str, Any]:
     path = bids_dir / "dataset_description.json"
     if not os.path.lexists(path):
-        hint = 'Give the root of the dataset, or write this file: {"Name": "...", "BIDSVersion": "1.10.0"}.'
+        hint = 'Give the root of the dataset, or create this file: {"Name": "...", "BIDSVersion": "1.10.0"}.'
         nearby = [bids_dir.parent, *(child for child in sorted(bids_dir.iterdir()) if child.is_dir())]
-        root = next((place for place in nearby if (place / path.name).exists()), None)
+        root = next((folder for folder in nearby if (folder / path.name).exists()), None)
         if root:
-            hint = f"There is one in {root}: is that the dataset?"
-        raise InvalidBIDSError(f"{bids_dir}: not a BIDS dataset, since it has no dataset_description.json.", hint)
+            hint = f"There is one in {root}; check whether that is the dataset."
+        raise InvalidBIDSError(f"{bids_dir}: not a BIDS dataset (no dataset_description.json).", hint)
     try:
         return read_json(path)
     except BadDataError as error:
@@ -124,28 +127,28 @@ def _read_description(bids_dir: Path) -> dict[str, Any]:
 
 
 def find_runs(bids_dir: Path, settings: QuerySettings) -> list[BoldRun]:
-    """The runs that were asked for, in natural order.
+    """Find the requested runs in natural order.
 
     Parameters
     ----------
     bids_dir : pathlib.Path
-        Root of a raw BIDS dataset, or of a derivatives dataset that is taken over.
+        Root of a raw BIDS dataset, or of a derivatives dataset to ingest.
     settings : QuerySettings
-        Participants, sessions, tasks and filters; derivatives to take runs over from.
+        Participants, sessions, tasks and filters; derivatives to ingest runs from.
 
     Returns
     -------
     list of BoldRun
-        In the order of their names; those that cannot be used say so in `BoldRun.problem`.
+        In natural order; unusable runs have a `BoldRun.problem`.
 
     Raises
     ------
     InvalidBIDSError
-        It is not a BIDS dataset, or has no participants.
+        The folder is not a BIDS dataset, or has no participants.
     NoMatchError
-        Labels or filters that match nothing; every participant, session and task asked for must match.
+        A label or filter matches nothing; every requested participant, session and task must match.
     UsageError
-        A filter that pybids does not know.
+        A filter is not valid in pybids.
     """
     bids_dir = bids_dir.absolute()
     if main_dataset(bids_dir) != RAW_DATASET:
@@ -157,17 +160,17 @@ def find_runs(bids_dir: Path, settings: QuerySettings) -> list[BoldRun]:
     groups = _group_runs(bolds)
     entities = {run: _entities_of(run, bids_dir) for run in groups}
     if not entities:
-        _refuse_no_bold(settings, participants, bids_dir)
+        _raise_no_bold(settings, participants, bids_dir)
     chosen = _select(entities, settings, participants, bids_dir)
     inheritance = Inheritance(bids_dir)
     t1ws, fmaps = (_by_participant(images[name], bids_dir) for name in ("t1w", "fmap"))
     datasets = [read_dataset(root, name, participants) for name, root in settings.derivatives.items()]
     runs = [_make_run(groups[run], t1ws, fmaps, inheritance) for run in chosen]
-    return [_take_over(run, datasets) for run in runs] if datasets else runs
+    return [_use_derivatives(run, datasets) for run in runs] if datasets else runs
 
 
 def _by_participant(paths: Iterable[Path], bids_dir: Path) -> dict[str, list[Path]]:
-    """Paths by their first folder, ``sub-01``."""
+    """Group paths by their first folder, ``sub-01``."""
     found: dict[str, list[Path]] = {}
     for path in paths:
         found.setdefault(path.relative_to(bids_dir).parts[0], []).append(path)
@@ -175,20 +178,19 @@ def _by_participant(paths: Iterable[Path], bids_dir: Path) -> dict[str, list[Pat
 
 
 def _find_derived_runs(root: Path, settings: QuerySettings) -> list[BoldRun]:
-    """The runs of a derivatives dataset that was given in place of a raw one."""
+    """Find the runs of a derivatives dataset given as ``bids_dir``."""
     if settings.derivatives:
         raise UsageError(
-            f"{root}: holds derivatives itself, so --derivatives has no raw runs to belong to.",
-            "Give the raw dataset as bids_dir, or leave --derivatives out.",
+            f"{root}: is a derivatives dataset, so --derivatives cannot be used with it.",
+            "Give the raw dataset as bids_dir, or omit --derivatives.",
         )
     participants = _check_participants(root, settings.participants, participants_of(root))
     dataset = read_dataset(root, main_dataset(root), participants, settings.filters)
     if not dataset.runs:
-        there = next(iter(dataset.others.values()), "")
+        unusable = next(iter(dataset.unusable.values()), "")
         raise InvalidBIDSError(
-            f"{root}: a derivative dataset without a BOLD image that can be taken over"
-            + (f"; it has {there}." if there else "."),
-            f"Needed is *_space-{SPACES[0]}[_res-2]_desc-preproc_bold.nii.gz, or {SPACES[1]}; otherwise give the raw "
+            f"{root}: derivatives dataset without a usable BOLD image" + (f"; found {unusable}." if unusable else "."),
+            f"Required: *_space-{SPACES[0]}[_res-2]_desc-preproc_bold.nii.gz, or {SPACES[1]}. Otherwise give the raw "
             "dataset as bids_dir, and this one with --derivatives NAME=PATH.",
         )
     runs = {run.bold: run for run in dataset.runs}
@@ -197,48 +199,48 @@ def _find_derived_runs(root: Path, settings: QuerySettings) -> list[BoldRun]:
 
 
 def _derived_run(derived: DerivedRun, raw: BoldRun | None = None) -> BoldRun:
-    """A run that is taken over; of the raw one, if there is one, name and events are kept."""
+    """Build a run from derivatives; name and events come from the raw run, if there is one."""
     tr = raw.metadata.get("RepetitionTime") if raw else None
     return BoldRun(
         bold=derived.bold,
         entities=raw.entities if raw else derived.entities,
         metadata=({} if tr is None else {"RepetitionTime": tr}) | derived.metadata,
         events=raw.events if raw else None,
-        notes=(f"Taken over from {derived.pipeline}: {derived.bold.name}.", *derived.notes),
+        notes=(f"Imported from {derived.pipeline}: {derived.bold.name}.", *derived.notes),
         problem=derived.problem,
         derived=derived,
     )
 
 
-def _take_over(raw: BoldRun, datasets: Sequence[DerivedDataset]) -> BoldRun:
-    """The run as derivatives have it, or the raw one with a note."""
+def _use_derivatives(raw: BoldRun, datasets: Sequence[DerivedDataset]) -> BoldRun:
+    """Replace a raw run by its derivatives; without derivatives, add a note to the raw run."""
     reasons: list[str] = []
-    derived = choose_derived(raw.entities, datasets, reasons)
+    derived = find_derived_run(raw.entities, datasets, reasons)
     return _derived_run(derived, raw) if derived else replace(raw, notes=(*raw.notes, *reasons))
 
 
 def _check_participants(bids_dir: Path, wanted: Sequence[str], known: Sequence[str]) -> list[str]:
     if not known:
         raise InvalidBIDSError(
-            f"{bids_dir}: has no participants (no folder whose name is sub- with letters and digits).",
-            "Check the path, and that the dataset's folders are there.",
+            f"{bids_dir}: no participants found (no folder sub-<label> with a label of letters and digits).",
+            "Check the path and the participants' folders.",
         )
     missing = [label for label in wanted if label not in known]
     if missing:
         raise NoMatchError(
-            f"{bids_dir}: has no {_labels('sub', missing)}.",
-            f"It has {_labels('sub', known)}. Correct --participant-label, or leave it out for all.",
+            f"{bids_dir}: no folder for {_labels('sub', missing)}.",
+            f"Available: {_labels('sub', known)}. Correct --participant-label, or omit it for all participants.",
         )
     chosen = [label for label in known if not wanted or label in wanted]
     for label in chosen:
         folder = bids_dir / f"sub-{label}"
-        if os.path.lexists(folder):  # HCP's folders are called otherwise
+        if os.path.lexists(folder):  # HCP's folders have other names
             _check_listable(folder)
     return chosen
 
 
 def _check_listable(folder: Path) -> None:
-    """Refuse folders that cannot be listed, from a participant's down; an index would leave them out silently."""
+    """Raise if a participant's folder or a subfolder cannot be listed; an index would skip it silently."""
     try:
         with os.scandir(folder) as entries:
             inner = [e.path for e in entries if e.name.startswith("ses-") or e.name in ("func", "anat", "fmap")]
@@ -252,7 +254,7 @@ def _check_listable(folder: Path) -> None:
 
 
 def _group_runs(bolds: Iterable[Path]) -> dict[Path, list[Path]]:
-    """Files of each run (its echoes, or twice the same as ``.nii`` and ``.nii.gz``) by the run's folder and name."""
+    """Group files (echoes, or duplicates as ``.nii`` and ``.nii.gz``) by the folder and name of their run."""
     groups: dict[Path, list[Path]] = {}
     for path in sorted(bolds, key=lambda path: natural_key(str(path))):
         entities, suffix, _ = split_name(path.name)
@@ -262,47 +264,47 @@ def _group_runs(bolds: Iterable[Path]) -> dict[Path, list[Path]]:
 
 
 def _entities_of(run: Path, bids_dir: Path) -> dict[str, str]:
-    """Entities of a raw run; the participant is that of its folder."""
+    """Return the entities of a raw run; the participant is that of its folder."""
     return {**split_name(run.name)[0], "sub": run.relative_to(bids_dir).parts[0].removeprefix("sub-")}
 
 
-def _refuse_no_bold(settings: QuerySettings, participants: list[str], bids_dir: Path) -> NoReturn:
+def _raise_no_bold(settings: QuerySettings, participants: list[str], bids_dir: Path) -> NoReturn:
     filtered = "bold" in settings.filters
     raise NoMatchError(
         f"{bids_dir}: no BOLD image of {_labels('sub', participants)}"
-        + (" fits the filters." if filtered else " (sub-*[/ses-*]/func/*_bold.nii.gz)."),
-        "Correct --bids-filter-file." if filtered else "This app works on functional MRI (BOLD) only.",
+        + (" matches the filters." if filtered else " (sub-*[/ses-*]/func/*_bold.nii.gz)."),
+        "Correct --bids-filter-file." if filtered else "This app processes functional MRI (BOLD) only.",
     )
 
 
 def _select(
     entities: dict[Path, dict[str, str]], settings: QuerySettings, participants: list[str], bids_dir: Path
 ) -> list[Path]:
-    """Runs of the sessions and tasks asked for, after a check that everything asked for is there."""
+    """Select the runs of the requested sessions and tasks; raise if a request has no match."""
     for key, wanted, option in (("ses", settings.sessions, "--session-label"), ("task", settings.tasks, "--task-id")):
-        there = sorted({labels[key] for labels in entities.values() if key in labels}, key=natural_key)
-        missing = [label for label in wanted if label not in there]
+        available = sorted({labels[key] for labels in entities.values() if key in labels}, key=natural_key)
+        missing = [label for label in wanted if label not in available]
         if missing:
-            hint = f"There is {_labels(key, there)}." if there else f"No BOLD run has {key}- in its name."
-            raise NoMatchError(f"{bids_dir}: no BOLD run has {_labels(key, missing)}.", f"{hint} Correct {option}.")
+            hint = f"Available: {_labels(key, available)}." if available else f"No BOLD run has the entity {key}."
+            raise NoMatchError(f"{bids_dir}: no BOLD run with {_labels(key, missing)}.", f"{hint} Correct {option}.")
         if wanted:
             entities = {run: labels for run, labels in entities.items() if labels.get(key) in wanted}
     matched = {labels["sub"] for labels in entities.values()}
     without = [label for label in participants if label not in matched]
     if without and (settings.participants or len(without) == len(participants)):
         raise NoMatchError(
-            f"{bids_dir}: no BOLD run of {_labels('sub', without)} is among what was asked for.",
-            "Leave these participants out, or widen sessions, tasks and filters.",
+            f"{bids_dir}: no BOLD run of {_labels('sub', without)} matches the request.",
+            "Omit these participants, or widen sessions, tasks and filters.",
         )
     if without:
-        LOGGER.warning("%s: no BOLD run to work on; left out.", _labels("sub", without))
+        LOGGER.warning("%s: skipped, no BOLD run found.", _labels("sub", without))
     return list(entities)
 
 
 def _make_run(
     files: list[Path], t1ws: dict[str, list[Path]], fmaps: dict[str, list[Path]], inheritance: Inheritance
 ) -> BoldRun:
-    """A run from its files, with all that belongs to it; what goes wrong becomes its problem."""
+    """Build a run from its files; an error becomes the problem of the run."""
     notes: list[str] = []
     problem: NeurostormError | None = None
     metadata: dict[str, Any] = {}
@@ -340,7 +342,7 @@ def _without(entities: dict[str, str], *keys: str) -> dict[str, str]:
     return {key: label for key, label in entities.items() if key not in keys}
 
 
-def _labels(key: str, labels: Sequence[str], most: int = 12) -> str:
-    """``sub-01, sub-02 and 40 more``."""
-    shown = ", ".join(f"{key}-{label}" for label in labels[:most])
-    return shown + (f" and {len(labels) - most} more" if len(labels) > most else "")
+def _labels(key: str, labels: Sequence[str], max_shown: int = 12) -> str:
+    """Join labels to a text: ``sub-01, sub-02 and 40 more``."""
+    shown = ", ".join(f"{key}-{label}" for label in labels[:max_shown])
+    return shown + (f" and {len(labels) - max_shown} more" if len(labels) > max_shown else "")

@@ -1,7 +1,7 @@
-"""Sidecars and tables that belong to a file by BIDS' inheritance principle, and JSON files read with clear errors.
+"""Sidecars and tables of an image by the BIDS inheritance principle, and JSON reading with clear errors.
 
-A file at any level from the dataset's root down to the image's own folder applies to the image when its suffix fits
-and the image has all the entities in its name.
+A file at any level from the dataset's root to the image's folder applies to the image if its suffix matches and the
+image has all entities of its name.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from bids_app.bids.entities import natural_key, split_name
 from bids_app.errors import BadDataError, NoInputError
 
 ANNEX_POINTER = b"/annex/objects/"
-"""How a file starts whose content git-annex (datalad) holds elsewhere, when it is not a symbolic link."""
+"""First bytes of a git-annex (DataLad) pointer file, if it is not a symbolic link."""
 
 DIRECTIONS = {"i": (0, 1.0), "i-": (0, -1.0), "j": (1, 1.0), "j-": (1, -1.0), "k": (2, 1.0), "k-": (2, -1.0)}
-"""Stored axis and sign of the directions in which slices or phases are encoded."""
+"""Voxel axis and sign of slice- and phase-encoding directions."""
 
 
 def read_direction(value: Any) -> tuple[int, float] | None:
-    """Stored axis of an encoding direction, and 1 along its index or -1 against it; None for no direction.
+    """Return voxel axis and sign (1 or -1) of an encoding direction; None if the value is not a direction.
 
     Parameters
     ----------
-    value : str, otherwise no direction
-        Of a sidecar: ``j-``.
+    value : object
+        Value of a sidecar: ``j-``.
     """
     return DIRECTIONS.get(value) if isinstance(value, str) else None
 
@@ -41,13 +41,13 @@ def read_json(path: Path) -> dict[str, Any]:
     NoInputError
         The file is a broken link, or cannot be opened.
     BadDataError
-        It is not UTF-8, not JSON, or not an object.
+        The content is not UTF-8, not JSON, or not an object.
     """
     try:
         content = json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise missing_content(path) or NoInputError(
-            f"{path}: {error.strerror}.", "Check that it can be read."
+            f"{path}: {error.strerror}.", "Check the permissions of the file."
         ) from None
     except UnicodeDecodeError as error:
         raise BadDataError(
@@ -55,34 +55,36 @@ def read_json(path: Path) -> dict[str, Any]:
             "Save the file as UTF-8; text from older Windows programs is often Latin-1.",
         ) from None
     except RecursionError:
-        raise BadDataError(f"{path}: nested too deeply.", "Correct the file.") from None
+        raise BadDataError(f"{path}: JSON is nested too deeply.", "Correct the file.") from None
     except ValueError as error:
-        raise BadDataError(f"{path}: not valid JSON ({error}).", "Correct the file; a JSON validator helps.") from None
+        raise BadDataError(
+            f"{path}: not valid JSON ({error}).", "Correct the file, e.g. with a JSON validator."
+        ) from None
     if not isinstance(content, dict):
         raise BadDataError(
-            f"{path}: holds a JSON {type(content).__name__} where an object belongs.", 'Write {"Name": value, ...}.'
+            f"{path}: contains a JSON {type(content).__name__} instead of an object.", 'Write {"Name": value, ...}.'
         )
     return content
 
 
 def missing_content(path: Path) -> NoInputError | None:
-    """The error to show when a file's content is not here (a broken link, a git-annex pointer); None when it is."""
-    hint = f"If it is a DataLad dataset: datalad get '{path}'. Otherwise restore the file."
+    """Return an error if a file's content is missing (broken link, git-annex pointer); None otherwise."""
+    hint = f"For a DataLad dataset: datalad get '{path}'. Otherwise restore the file."
     if not path.exists():
-        what = f"the link's target {os.readlink(path)} does not exist" if path.is_symlink() else "no such file"
+        what = f"the link target {os.readlink(path)} does not exist" if path.is_symlink() else "no such file"
         return NoInputError(f"{path}: {what}.", hint)
     if path.stat().st_size < 32_768:  # a pointer is one short line
         try:
             with path.open("rb") as file:
                 if file.read(len(ANNEX_POINTER)) == ANNEX_POINTER:
-                    return NoInputError(f"{path}: its content has not been fetched (git-annex pointer).", hint)
+                    return NoInputError(f"{path}: content has not been fetched (git-annex pointer).", hint)
         except OSError as error:
             return NoInputError(f"{path}: {error.strerror}.", "Check the permissions of the file.")
     return None
 
 
 class Inheritance:
-    """Which files of a dataset apply to an image; what folders hold is read once.
+    """Sidecars and tables of a dataset by inheritance; each folder is listed once.
 
     Parameters
     ----------
@@ -95,14 +97,14 @@ class Inheritance:
         self._names: dict[Path, list[str]] = {}
 
     def files(self, image: Path, suffix: str, extension: str) -> list[Path]:
-        """Files that apply to an image, from the most general to the most specific.
+        """List the files that apply to an image, from the most general to the most specific.
 
         Parameters
         ----------
         image : pathlib.Path
             The image, somewhere below the root.
         suffix, extension : str
-            Of the files looked for: ``bold``, ``.json``.
+            Suffix and extension of the files: ``bold``, ``.json``.
         """
         entities = split_name(image.name)[0].items()
         found = []
@@ -117,12 +119,12 @@ class Inheritance:
         return found
 
     def metadata(self, image: Path) -> dict[str, Any]:
-        """Merge the sidecars of an image; the more specific file wins, key by key.
+        """Merge the sidecars of an image; the most specific file wins for each key.
 
         Raises
         ------
         NoInputError, BadDataError
-            As `read_json` does, naming the sidecar.
+            See `read_json`; the message names the sidecar.
         """
         metadata: dict[str, Any] = {}
         for path in self.files(image, split_name(image.name)[1], ".json"):
@@ -130,7 +132,7 @@ class Inheritance:
         return metadata
 
     def table(self, image: Path, suffix: str) -> Path | None:
-        """The most specific table (``_events.tsv``) that applies to an image; tables are not merged."""
+        """Return the most specific table (``_events.tsv``) of an image; tables are not merged."""
         return next(reversed(self.files(image, suffix, ".tsv")), None)
 
     def _folders_down_to(self, folder: Path) -> Iterator[Path]:

@@ -1,7 +1,7 @@
-"""Writing derivatives: where an output goes by its entities, and files that are whole or not there at all.
+"""Output paths and atomic writing of derivatives.
 
-Each file is written under a temporary name in its own folder, flushed to the disk and then renamed, so that neither a
-crash, nor a full disk, nor another process in the same folder leaves half a file under its final name.
+Each file is written under a temporary name in its folder, flushed to disk and renamed, so that a crash, a full disk or
+another process never leaves a partial file under the final name.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ RAW_DATASET = "raw"
 """Name of the raw dataset in ``DatasetLinks`` and in BIDS URIs."""
 
 TEMPORARY = re.compile(r"\.neurostorm-(?P<pid>\d+)-(?P<host>[\w.-]*?)-[0-9a-f]{8}-")
-"""How the names of files start that are being written."""
+"""Names of temporary files."""
 
 LEFTOVER_AGE = 24 * 3600
-"""A temporary file of another machine is taken for a leftover after this time, s."""
+"""Age after which a temporary file of another machine is a leftover, s."""
 
 
 def output_path(
@@ -46,22 +46,22 @@ def output_path(
     datatype: str = "func",
     **extra: str | None,
 ) -> Path:
-    """Where an output goes.
+    """Return the path of an output.
 
     Parameters
     ----------
     out_dir : pathlib.Path
         Root of the derivatives.
     entities : mapping
-        Of the image it was made from; ``sub`` is needed. For ``datatype="anat"`` give those that an anatomical image
-        has.
+        Entities of the source image; ``sub`` is required. For ``datatype="anat"``, give the entities of an anatomical
+        image.
     suffix, extension : str
         ``bold`` and ``.nii.gz``.
     datatype : str
-        ``func``, ``anat``, or ``figures``, which a participant's sessions share.
+        ``func``, ``anat``, or ``figures``, which has no session folder.
     **extra : str or None
-        More entities, such as ``space="MNI152NLin6Asym"``; None is left out. Those that Python reserves are written
-        with an underscore: ``from_="T1w"``.
+        Further entities, such as ``space="MNI152NLin6Asym"``; None is skipped. Add an underscore to Python keywords:
+        ``from_="T1w"``.
 
     Examples
     --------
@@ -72,7 +72,7 @@ def output_path(
     pairs = {**entities, **added}
     wrong = [f"{key}-{label}" for key, label in pairs.items() if not (LABEL.fullmatch(key) and LABEL.fullmatch(label))]
     if wrong:
-        raise ValueError(f"{', '.join(wrong)}: a BIDS label is letters and digits only.")
+        raise ValueError(f"{', '.join(wrong)}: a BIDS label consists of letters and digits only.")
     folder = out_dir / f"sub-{entities['sub']}"
     if "ses" in entities and datatype != "figures":
         folder /= f"ses-{entities['ses']}"
@@ -80,51 +80,51 @@ def output_path(
 
 
 def bids_uri(path: Path, root: Path, dataset: str = "") -> str:
-    """The BIDS URI of a file.
+    """Return the BIDS URI of a file.
 
     Parameters
     ----------
     path, root : pathlib.Path
-        The file, and the root of the dataset that it lies in.
+        The file, and the root of its dataset.
     dataset : str
-        The dataset's name in ``DatasetLinks``; empty for the dataset that the URI is written into.
+        Name in ``DatasetLinks``; empty for the dataset that contains the URI.
     """
     return f"bids:{dataset}:{quote(path.relative_to(root).as_posix())}"
 
 
 def dataset_uri(path: Path, datasets: Mapping[str, Path]) -> str:
-    """The BIDS URI of a file of one of several datasets; of those that hold it, the innermost.
+    """Return the BIDS URI of a file in one of several datasets; nested datasets: in the innermost.
 
     Parameters
     ----------
     path : pathlib.Path
-        Absolute.
+        The file, absolute.
     datasets : mapping
         Roots by their names in ``DatasetLinks``.
     """
     holding = [name for name, root in datasets.items() if path.is_relative_to(root)]
     if not holding:
-        raise ValueError(f"{path} lies in none of the datasets {', '.join(map(str, datasets.values()))}.")
+        raise ValueError(f"{path} is in none of the datasets {', '.join(map(str, datasets.values()))}.")
     name = max(holding, key=lambda name: len(datasets[name].parts))
     return bids_uri(path, datasets[name], name)
 
 
 def temporary_name(path: Path) -> Path:
-    """A name beside a file that no other process takes, and that `remove_leftovers` knows when its writer is dead."""
+    """Return a unique temporary name in the folder of a file, which `remove_leftovers` recognises."""
     host = re.sub(r"[^\w.-]", "", socket.gethostname())
     return path.with_name(f".neurostorm-{os.getpid()}-{host}-{uuid.uuid4().hex[:8]}-{path.name}")
 
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """A temporary path in the folder of ``path``, with its extension; it becomes ``path`` when all went well.
+    """Yield a temporary path in the folder of ``path``, with its extension; rename it to ``path`` on success.
 
     Raises
     ------
     CannotCreateError
-        There is no permission to write, or the file system is read-only.
+        The file may not be written, or the file system is read-only.
     InputOutputError
-        The disk is full, or failed.
+        The disk is full or has failed.
     """
     temporary = temporary_name(path)
     try:
@@ -141,7 +141,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> Path:
-    """Write a UTF-8 text file; one that holds the same text already is left as it is."""
+    """Write a UTF-8 text file; a file with the same text is not touched."""
     data = text.encode("utf-8", errors="surrogateescape")
     with suppress(OSError):
         if path.stat().st_size == len(data) and path.read_bytes() == data:
@@ -152,12 +152,12 @@ def write_text(path: Path, text: str) -> Path:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
-    """Write a JSON file; NaN and infinity become null, numpy's numbers and arrays plain ones, paths text."""
+    """Write a JSON file; NaN and infinity become null, NumPy values become plain ones, and paths become text."""
     return write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_tsv(path: Path, table: pd.DataFrame | Mapping[str, Any]) -> Path:
-    """Write a table as BIDS wants it: tab-separated, with ``n/a`` for what is missing."""
+    """Write a BIDS table: tab-separated, with ``n/a`` for missing values."""
     import pandas as pd
 
     frame = table if isinstance(table, pd.DataFrame) else pd.DataFrame(table)
@@ -165,7 +165,7 @@ def write_tsv(path: Path, table: pd.DataFrame | Mapping[str, Any]) -> Path:
 
 
 def copy_file(source: Path, path: Path) -> Path:
-    """Copy a file's content; a target with the same content is left as it is."""
+    """Copy a file's content; a target with the same content is not touched."""
     if not _same_content(source, path):
         with atomic_path(path) as temporary:
             shutil.copyfile(source, temporary)
@@ -173,7 +173,7 @@ def copy_file(source: Path, path: Path) -> Path:
 
 
 def remove_leftovers(folder: Path, *, deep: bool = True) -> list[Path]:
-    """Remove temporary files, in a folder and anywhere below it, whose writers are gone; return them."""
+    """Remove temporary files of dead processes in a folder (``deep``: and below it); return them."""
     removed = []
     for path in (folder.rglob if deep else folder.glob)(".neurostorm-*"):
         match = TEMPORARY.match(path.name)
@@ -199,7 +199,7 @@ def _is_alive(pid: int, host: str, path: Path) -> bool:
 
 
 def _flush(path: Path) -> None:
-    """Have the disk hold what was written; file systems that cannot flush a folder are left alone."""
+    """Flush a file or folder to disk; ignore file systems that cannot flush a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -213,11 +213,12 @@ def _flush(path: Path) -> None:
 def _explain(error: OSError, path: Path) -> NeurostormError:
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return CannotCreateError(
-            f"{path}: cannot be written ({error.strerror}).", "Check the permissions, and that it is mounted writable."
+            f"{path}: cannot be written ({error.strerror}).",
+            "Check the permissions, and that the file system is mounted writable.",
         )
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return InputOutputError(
-            f"{path}: no space left to write it.", "Free some space, or raise the quota; what is done is kept."
+            f"{path}: no space left on the device.", "Free some space, or raise the quota; finished results are kept."
         )
     return InputOutputError(f"{path}: writing failed ({error.strerror or error}).", "Check the disk and its mount.")
 
@@ -236,12 +237,12 @@ def _same_content(source: Path, path: Path, chunk: int = 1 << 20) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A value as JSON can hold it."""
+    """Convert a value to plain JSON types."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(item) for item in value]
-    if hasattr(value, "tolist"):  # numpy's arrays and numbers
+    if hasattr(value, "tolist"):  # NumPy arrays and numbers
         return _plain(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None

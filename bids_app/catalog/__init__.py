@@ -1,4 +1,4 @@
-"""Models, adapters, atlases and templates that can be named: where they come from, and where they lie on this machine.
+"""Catalog of models, adapters, atlases and templates: sources and local paths.
 
 Names, checksums and files only: nothing here runs a model or processes an image.
 """

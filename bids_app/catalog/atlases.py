@@ -1,6 +1,6 @@
-"""Atlases by name, found on this machine, with the names of their regions; nothing is fetched from here.
+"""Atlases: lookup by name or path on this machine, and names of their regions. Nothing is downloaded here.
 
-Label images are in the model's space (MNI152NLin6Asym); `bids_app.clips.labels_to_model_grid` puts them on the grid.
+Label images are in the model's space (MNI152NLin6Asym); `bids_app.clips.labels_to_model_grid` resamples them.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ IMAGE_NAME = re.compile(r".*\.nii(\.gz)?")
 
 @dataclass(frozen=True)
 class Atlas:
-    """A label image and what is known of it.
+    """An atlas: a label image and its metadata.
 
     Attributes
     ----------
     name, title, licence : str
     path : Path
     names : dict of int to str
-        Of regions, by label; empty where no table lies beside the image.
+        Region names by label; empty without a table next to the image.
     is_known_copy : bool
-        Whether the file is, byte by byte, the one that the catalog was written from.
+        True if the file is identical to the one in the catalog.
     """
 
     name: str
@@ -48,58 +48,58 @@ class Atlas:
 
 @cache
 def catalog() -> dict[str, dict[str, Any]]:
-    """The catalog, by name."""
+    """Read ``atlases.yml``."""
     import yaml
 
     return yaml.safe_load(CATALOG.read_text(encoding="utf-8"))
 
 
 def find_atlas(name: str | Path) -> Atlas:
-    """An atlas by its name in the catalog, or by the path of its label image.
+    """Find an atlas by its name in the catalog, or by the path of its label image.
 
     Raises
     ------
     UsageError
-        There is no atlas of that name, and it is no image.
+        The name is not in the catalog, and is not the path of an image.
     NoInputError
-        It is not on this machine; the hint says how to get it.
+        The atlas is not on this machine; the hint says how to get it.
     """
     entry = catalog().get(str(name))
     if entry is None:
         path = Path(name)
         if not IMAGE_NAME.fullmatch(path.name):
-            raise UsageError(f"There is no atlas '{name}'.", f"Give a label image, or one of: {', '.join(catalog())}.")
+            raise UsageError(f"Unknown atlas '{name}'.", f"Give a label image, or one of: {', '.join(catalog())}.")
         if not path.is_file():
             raise NoInputError(f"{path}: no such file.", "Check the path of the atlas.")
         return Atlas(_stem(path), path, region_names(path))
-    for folder in places():
+    for folder in atlas_folders():
         for file in entry["files"]:
             path = folder / file
             if path.is_file():
                 known = hashlib.sha256(path.read_bytes()).hexdigest() == entry.get("sha256")
                 return Atlas(str(name), path, region_names(path), entry["title"], entry["licence"], known)
     raise NoInputError(
-        f"The atlas {name} is not on this machine; it was looked for in {', '.join(map(str, places()))}.",
-        f"Where there is a network: {entry['get']}",
+        f"The atlas {name} is not on this machine (searched: {', '.join(map(str, atlas_folders()))}).",
+        f"On a machine with internet access, run: {entry['get']}",
     )
 
 
-def places() -> list[Path]:
-    """Folders that atlases are looked for in."""
+def atlas_folders() -> list[Path]:
+    """List the folders in which atlases are searched."""
     nilearn = os.environ.get("NILEARN_SHARED_DATA") or os.environ.get("NILEARN_DATA")
     return [cache_dir() / "atlases", Path(nilearn) if nilearn else home_dir() / "nilearn_data", templateflow_home()]
 
 
 def region_names(image: Path) -> dict[int, str]:
-    """Names from the table beside a label image: ``.tsv`` or ``.csv`` with index and name, or AAL's ``.xml``."""
-    beside = {suffix: image.with_name(_stem(image) + suffix) for suffix in (".tsv", ".csv", ".xml")}
+    """Read region names from the table next to an image: ``.tsv`` or ``.csv`` (index, name), or AAL's ``.xml``."""
+    tables = {suffix: image.with_name(_stem(image) + suffix) for suffix in (".tsv", ".csv", ".xml")}
     try:
-        if beside[".xml"].is_file():
-            labels = ElementTree.parse(beside[".xml"]).getroot().iter("label")
+        if tables[".xml"].is_file():
+            labels = ElementTree.parse(tables[".xml"]).getroot().iter("label")
             return {int(label.findtext("index", "")): label.findtext("name", "") for label in labels}
         for suffix, delimiter in ((".tsv", "\t"), (".csv", ",")):
-            if beside[suffix].is_file():
-                with beside[suffix].open(newline="", encoding="utf-8") as file:
+            if tables[suffix].is_file():
+                with tables[suffix].open(newline="", encoding="utf-8") as file:
                     return {int(row["index"]): row["name"] for row in csv.DictReader(file, delimiter=delimiter)}
     except (ValueError, KeyError, ElementTree.ParseError) as error:
         raise BadDataError(

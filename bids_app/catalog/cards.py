@@ -1,7 +1,7 @@
-"""Model cards: what a model or an adapter is for, whom it learned from, how well it does, and where it fails.
+"""Model cards: intended use, training cohort, performance and limits of a model or an adapter.
 
-A card is a text in Markdown, made from facts under the names that sidecars have. So the same card is made from a file
-(`neurostorm-models card`) and from the outputs of a run (the report). What is not told is said to be not known.
+A card is Markdown text, made from facts under the names of sidecar keys. So a file (`neurostorm-models card`) and the
+outputs of a run (the report) give the same card. Missing facts are shown as not known.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ KNOWN = Path(__file__).with_name("cards.yml")
 NOT_KNOWN = "not known"
 
 DISCLAIMER = (
-    "**Not a medical device.** Its answers are results of research, not findings about a person, and no decision about "
-    "a person may rest on them."
+    "**Not a medical device.** Predictions are research results, not findings about a person. Do not base decisions "
+    "about a person on them."
 )
 RESEARCH_ONLY = (
-    "**For research on groups only.** It tells a diagnosis, which cannot be defended as a claim about a person; it is "
-    "off until that is acknowledged (`--acknowledge-research-use`)."
+    "**For research on groups only.** It predicts a diagnosis, which is not valid as a claim about a person. It is off "
+    "until this is acknowledged (`--acknowledge-research-use`)."
 )
-DEMONSTRATION = "**A demonstration.** It was trained on simulated scans; its answers say nothing about a real person."
+DEMONSTRATION = (
+    "**Demonstration model.** It was trained on simulated scans; its predictions say nothing about a real person."
+)
 
 SECTIONS: dict[str, dict[str, str]] = {
-    "What it is": {
+    "Overview": {
         "Description": "Description",
-        "Target": "Predicts",
-        "Task": "Kind of answer",
+        "Target": "Target",
+        "Task": "Task",
         "Labels": "Labels",
         "Unit": "Unit",
-        "Strategy": "Trained by",
-        "Parameters": "Parameters of the encoder",
+        "Strategy": "Training strategy",
+        "Parameters": "Encoder parameters",
         "Source": "Source",
     },
     "Intended use": {"IntendedUse": ""},
@@ -51,59 +53,59 @@ SECTIONS: dict[str, dict[str, str]] = {
         "FileSHA256": "File, SHA-256",
     },
 }
-"""Sections of a card, and the facts that each shows, with their names; a section without facts says so."""
+"""Sections of a card, with the facts of each and their labels; a section without facts says so."""
 
 RANGES = {
     "tr": ("repetition time", "s"),
-    "duration": ("length", "s"),
+    "duration": ("duration", "s"),
     "fd_mean": ("mean framewise displacement", "mm"),
     "tsnr": ("temporal SNR", ""),
     "age": ("age", "years"),
 }
-"""What the ranges of a cohort are of, and their units."""
+"""Names and units of the ranges of a training cohort."""
 
 COHORT = ("description", "participants", "scans", "ages", "sexes", "sites", "scanners")
-"""What is told of a cohort in any case."""
+"""Facts that are always shown for a training cohort."""
 
 
 @cache
 def known_facts() -> dict[str, dict[str, Any]]:
-    """What is known of the catalog's models beyond their files, by name."""
+    """Read the facts about the catalog's models beyond their files, by name."""
     import yaml
 
     return yaml.safe_load(KNOWN.read_text(encoding="utf-8"))
 
 
 def describe_model(entry: Entry, info: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Facts for the card of an encoder.
+    """Collect the facts for the card of an encoder.
 
     Parameters
     ----------
     entry : Entry
-        Of the catalog, or a file of the user's, of which only ``info`` is known.
+        Entry of the catalog; of a user-supplied file, only ``info`` is known.
     info : mapping, optional
-        What the file says about its making; it has the last word.
+        Metadata of the file; overrides the catalog.
     """
     facts: dict[str, Any] = {"Model": entry.name, "Description": entry.description, "License": entry.licence}
     if entry.repo:
         facts["Source"] = f"{entry.repo}, revision {entry.revision}, {entry.file}"
     names = {"target": "Target", "task": "Task", "labels": "Labels", "unit": "Unit", "research_only": "ResearchOnly"}
-    facts |= {name: entry.answers[key] for key, name in names.items() if key in entry.answers}
+    facts |= {name: entry.head[key] for key, name in names.items() if key in entry.head}
     if not entry.own:
         facts |= known_facts().get(entry.name, {})
     info = info or {}
     cohort = info.get("cohort")
-    told = {
+    from_file = {
         "IntendedUse": info.get("intended_use"),
         "License": info.get("licence"),
         "Metrics": info.get("metrics"),
         "TrainingCohort": {"description": cohort} if isinstance(cohort, str) else cohort,
     }
-    return facts | {name: value for name, value in told.items() if value}
+    return facts | {name: value for name, value in from_file.items() if value}
 
 
 def card_markdown(facts: Mapping[str, Any]) -> str:
-    """The card of a model or an adapter as Markdown.
+    """Write the card of a model or an adapter as Markdown.
 
     Parameters
     ----------
@@ -122,7 +124,7 @@ def card_markdown(facts: Mapping[str, Any]) -> str:
 
 
 def plain(value: Any) -> str:
-    """A value of a sidecar as a reader wants it: without the braces and quotes of a program."""
+    """Format a sidecar value for readers, without braces and quotes."""
     if isinstance(value, dict):
         return "; ".join(f"{key}: {plain(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
@@ -133,7 +135,7 @@ def plain(value: Any) -> str:
 
 
 def _items(facts: Mapping[str, Any], names: Mapping[str, str]) -> Iterator[str]:
-    """Lines of the facts that are told; a dictionary without a name of its own has a line an entry."""
+    """Yield lines for the known facts; an unlabelled dictionary gives one line per entry."""
     for key, name in names.items():
         value = facts.get(key)
         if value in (None, "", [], {}, ()):
@@ -158,22 +160,22 @@ def _inputs(facts: Mapping[str, Any]) -> Iterator[str]:
     for check, ends in (ranges if isinstance(ranges, dict) else {}).items():
         name, unit = RANGES.get(check, (check, ""))
         shown = " to ".join(map(plain, ends)) if isinstance(ends, list) else plain(ends)
-        yield _line(f"In its cohort, {name}: {shown} {unit}")
+        yield _line(f"Training range of {name}: {shown} {unit}")
 
 
 def _calibration(facts: Mapping[str, Any]) -> Iterator[str]:
     if "Adapter" not in facts:
-        yield "An encoder gives no answers; its adapters are calibrated."
+        yield "An encoder makes no predictions; its adapters are calibrated."
     elif facts.get("AdapterCalibration"):
         yield from _items(facts, {"AdapterCalibration": ""})
     elif "AdapterCalibration" in facts:
-        yield "Not calibrated: neither intervals nor sets are promised."
+        yield "Not calibrated: no prediction intervals or sets are available."
 
 
 SPECIAL = {"Training cohort": _cohort, "Inputs and ranges": _inputs, "Calibration": _calibration}
-"""Sections that are more than a list of their facts."""
+"""Sections with a layout of their own."""
 
 
 def _line(text: str) -> str:
-    """Text of any source on one line, so that it cannot begin a heading or a list of its own."""
+    """Put text on one line, so that it cannot start a heading or list."""
     return " ".join(text.split())

@@ -1,6 +1,6 @@
-"""The encoders and adapters that can be named, and where they are on this machine; nothing is fetched from here.
+"""Encoders and adapters by name, and their files on this machine. Nothing is downloaded here.
 
-An entry without a ``repo`` ships with the package, in ``bids_app/data``.
+An entry without a ``repo`` is part of the package, in ``bids_app/data``.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ from bids_app.settings import home_dir
 CATALOG = Path(__file__).with_name("models.yml")
 PACKAGE_DATA = Path(__file__).parents[1] / "data"
 CACHE_VARIABLE = "NEUROSTORM_CACHE"
-"""Environment variable: the folder that weights are kept in."""
+"""Environment variable with the folder of downloaded weights."""
 FILE_SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A model or an adapter of the catalog, or a file of the user's.
+    """A model or an adapter: an entry of the catalog, or a user-supplied file.
 
     Attributes
     ----------
     name, description, licence : str
     file : str
-        Path in the hub's repository or in the package's data; for a file of the user's its own path.
+        Path in the hub's repository or in the package data; the path itself of a user-supplied file.
     repo, revision : str
-        Of the hub; empty for what ships with the package.
+        Repository and revision on the hub; empty for files of the package.
     size : int or None
-        Bytes, where known.
+        Bytes, if known.
     adapters : tuple of str
-        Adapters that are applied when none are named.
+        Adapters that are applied by default.
     model : str
-        Of an adapter: the model that it belongs to.
-    answers : dict
-        Of a fine-tuned model: what is known of its head's outputs beyond its file, see `bids_app.adapters.convert`.
+        For an adapter, its model.
+    head : dict
+        For a fine-tuned model, facts about its head beyond the file, see `bids_app.adapters.convert`.
     """
 
     name: str
@@ -52,13 +52,13 @@ class Entry:
     size: int | None = None
     adapters: tuple[str, ...] = ()
     model: str = ""
-    answers: dict[str, Any] = field(default_factory=dict, hash=False)
+    head: dict[str, Any] = field(default_factory=dict, hash=False)
     own: bool = False
-    """Whether it is a file of the user's."""
+    """True for a user-supplied file."""
 
     @property
     def path(self) -> Path:
-        """Where its file is, or would be."""
+        """Path of its file, which may not exist."""
         if self.own:
             return Path(self.file)
         if not self.repo:
@@ -67,7 +67,7 @@ class Entry:
 
 
 def cache_dir() -> Path:
-    """Where weights are kept: ``NEUROSTORM_CACHE``, else ``neurostorm`` in the user's cache folder."""
+    """Return the folder of downloaded weights: ``NEUROSTORM_CACHE``, or ``neurostorm`` in the user's cache folder."""
     given = os.environ.get(CACHE_VARIABLE)
     if given:
         return Path(given)
@@ -77,7 +77,7 @@ def cache_dir() -> Path:
 
 @cache
 def catalog(kind: str = "models") -> dict[str, Entry]:
-    """The entries of ``models`` or ``adapters``, by name."""
+    """Read the entries of ``models`` or ``adapters`` from ``models.yml``, by name."""
     import yaml
 
     content: dict[str, dict[str, Any]] = yaml.safe_load(CATALOG.read_text(encoding="utf-8"))[kind]
@@ -88,12 +88,12 @@ def catalog(kind: str = "models") -> dict[str, Entry]:
 
 
 def find_model(name: str) -> Entry:
-    """A model by its name in the catalog, or by the path of its file."""
+    """Find a model by its name in the catalog, or by the path of its file."""
     return _find(name, "models")
 
 
 def find_adapter(name: str) -> Entry:
-    """An adapter by its name in the catalog, or by the path of its file."""
+    """Find an adapter by its name in the catalog, or by the path of its file."""
     return _find(name, "adapters")
 
 
@@ -104,16 +104,16 @@ def _find(name: str, kind: str) -> Entry:
     path = Path(name)
     if path.suffix in FILE_SUFFIXES:
         return Entry(path.stem, "a file of your own", str(path.absolute()), own=True)
-    raise UsageError(f"There is no {kind.removesuffix('s')} '{name}'.", f"Give a file, or one of: {', '.join(known)}.")
+    raise UsageError(f"Unknown {kind.removesuffix('s')} '{name}'.", f"Give a file, or one of: {', '.join(known)}.")
 
 
 def weights_path(entry: Entry) -> Path:
-    """The file of an entry.
+    """Return the file of an entry.
 
     Raises
     ------
     NoInputError
-        It is not here. It is never fetched behind a user's back.
+        The file does not exist. Files are never downloaded without a request.
     """
     path = entry.path
     if path.is_file():
@@ -122,15 +122,15 @@ def weights_path(entry: Entry) -> Path:
         raise NoInputError(f"{path}: no such file.", "Check the path.")
     if not entry.repo:
         raise NoInputError(
-            f"{path}: {entry.name} is not in this installation.",
+            f"{path}: the weights of {entry.name} are missing from this installation.",
             "Fetch the published weights with 'neurostorm-models fetch neurostorm-5ds', or give a file of your own.",
         )
     raise NoInputError(
         f"The weights of {entry.name} are not in the cache ({path}).",
-        f"Fetch them with 'neurostorm-models fetch {entry.name}' where there is a network, or try '--model demo'.",
+        f"With internet access, run 'neurostorm-models fetch {entry.name}', or try '--model demo'.",
     )
 
 
 def adapter_paths(model: Entry, wanted: Sequence[str]) -> list[Path]:
-    """Files of the adapters that were named, or of those that belong to the model when none were."""
+    """Return the files of the requested adapters, or of the model's default adapters."""
     return [weights_path(find_adapter(name)) for name in wanted or model.adapters]

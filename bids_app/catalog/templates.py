@@ -1,7 +1,7 @@
-"""Templates that a run can be aligned to, found on this machine; nothing is ever downloaded.
+"""Templates for spatial normalisation, found on this machine. Nothing is downloaded.
 
-`MNI152NLin6Asym` (the model's space) is used where TemplateFlow's cache holds it. Otherwise the template embedded in
-nilearn stands in for it, under its own name, with a matrix to the model's space. Tissue maps are nilearn's either way.
+`MNI152NLin6Asym` (the model's space) is used if TemplateFlow's cache contains it. Otherwise the template embedded in
+nilearn is used under its own name, with a matrix to the model's space. Tissue maps are always nilearn's.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ MARGIN_MM = 10.0
 
 @dataclass(frozen=True)
 class Space:
-    """A template's space: its place relative to the model's, and the 2 mm grid for series.
+    """A template space: its matrix to the model's space, and its 2 mm grid.
 
     Parameters
     ----------
     name : str
-        As in BIDS file names.
+        Label in BIDS file names.
     to_model : numpy.ndarray, (4, 4)
-        Point of this space to point of the model's space, RAS mm.
+        Affine from points of this space to points of the model's space, RAS mm.
     shape, affine : tuple of int, numpy.ndarray (4, 4)
-        The grid of series in this space.
+        Grid of BOLD series in this space.
     accuracy : str
-        How well ``to_model`` holds.
+        Accuracy of ``to_model`` in words.
     """
 
     name: str
@@ -47,26 +47,26 @@ class Space:
     accuracy: str
 
     def pull_to(self, other: Space) -> np.ndarray:
-        """Matrix from points of this space to points of another, (4, 4)."""
+        """Return the matrix from points of this space to points of another, (4, 4)."""
         return np.linalg.inv(other.to_model) @ self.to_model
 
 
 @dataclass(frozen=True)
 class Template:
-    """A template at 2 mm, cropped to the brain and a margin.
+    """A template at 2 mm, cropped to the brain with a margin.
 
     Parameters
     ----------
     space : Space
     t1w : numpy.ndarray, (X, Y, Z) float32
     mask : numpy.ndarray, (X, Y, Z) bool
-        The brain, ventricles included.
+        Brain mask, with ventricles.
     gm, wm : numpy.ndarray, (X, Y, Z) float32
-        Probabilities of grey and white matter.
+        Probability maps of grey and white matter.
     affine : numpy.ndarray, (4, 4)
         Voxel indices to RAS mm.
     version : str
-        File that it came from and the start of its sha256.
+        Source file and the start of its SHA-256 checksum.
     """
 
     space: Space
@@ -83,13 +83,13 @@ class Template:
 
     @property
     def csf(self) -> np.ndarray:
-        """Probability of cerebrospinal fluid: what the brain mask holds beside grey and white matter."""
+        """Probability map of cerebrospinal fluid: the brain without grey and white matter."""
         return np.clip(1 - self.gm - self.wm, 0, 1) * self.mask
 
 
 @cache
 def catalog() -> dict[str, dict[str, Any]]:
-    """Content of ``templates.yml``."""
+    """Read ``templates.yml``."""
     import yaml
 
     return yaml.safe_load(CATALOG.read_text())
@@ -97,15 +97,15 @@ def catalog() -> dict[str, dict[str, Any]]:
 
 @cache
 def space(name: str) -> Space:
-    """A space of the catalog by its name.
+    """Return a space of the catalog by its name.
 
     Raises
     ------
     UsageError
-        The catalog has no such space.
+        The space is not in the catalog.
     """
     if name not in catalog():
-        raise UsageError(f"{name}: not a space of this app.", f"Choose from {', '.join(catalog())}.")
+        raise UsageError(f"Unknown space {name}.", f"Choose from {', '.join(catalog())}.")
     entry = catalog()[name]
     affine = np.diag([WORKING_MM, WORKING_MM, WORKING_MM, 1.0])
     affine[:3, 3] = entry["grid"]["origin"]
@@ -114,24 +114,24 @@ def space(name: str) -> Space:
 
 
 def templateflow_home() -> Path:
-    """TemplateFlow's cache: ``TEMPLATEFLOW_HOME``, or its usual place in the home folder."""
+    """Return TemplateFlow's cache: ``TEMPLATEFLOW_HOME``, or the default in the home folder."""
     given = os.environ.get("TEMPLATEFLOW_HOME")
     return Path(given) if given else home_dir() / ".cache" / "templateflow"
 
 
 def available() -> tuple[str, ...]:
-    """Names of the templates that are on this machine, best first."""
+    """List the templates that are on this machine, best first."""
     return tuple(name for name in catalog() if _find(name) is not None)
 
 
 def stand_in_for(name: str) -> str:
-    """The template itself where it is on this machine, else the best that is."""
-    here = available()
-    return name if name in here or not here else here[0]
+    """Return the template itself if it is on this machine, otherwise the best available one."""
+    names = available()
+    return name if name in names or not names else names[0]
 
 
 def warp_between(source: str, target: str) -> Path | None:
-    """TemplateFlow's transform that draws images of one template's space in another's; None when it is not here."""
+    """Return TemplateFlow's transform that resamples images of one template space in another; None if it is missing."""
     path = templateflow_home() / f"tpl-{target}" / f"tpl-{target}_from-{source}_mode-image_xfm.h5"
     return path if _has_content(path) else None
 
@@ -142,12 +142,12 @@ def load_template(name: str | None = None) -> Template:
     Parameters
     ----------
     name : str, optional
-        By default the best that is here.
+        Default: the best available one.
 
     Raises
     ------
     NoInputError
-        It is not on this machine.
+        The template is not on this machine.
     """
     name = name or next(iter(available()), "")
     return _load(name, str(templateflow_home()))
@@ -155,27 +155,27 @@ def load_template(name: str | None = None) -> Template:
 
 @cache
 def _load(name: str, home: str) -> Template:
-    """Load a template; ``home`` keeps answers for different caches of TemplateFlow apart."""
-    where = space(name)
+    """Load a template; ``home`` separates cached results for different TemplateFlow folders."""
+    template_space = space(name)
     files = _find(name)
     if files is None:
         raise NoInputError(
             f"{name}: not in TemplateFlow's cache ({home}).",
-            f"Set TEMPLATEFLOW_HOME to a folder that holds it; here are: {', '.join(available())}.",
+            f"Set TEMPLATEFLOW_HOME to a folder that contains it; available: {', '.join(available())}.",
         )
     tissues = space(catalog()[name].get("tissues_from", name))
     tissue_files = _find(tissues.name)
     if tissue_files is None:
-        raise NoInputError("nilearn's embedded template is missing.", "Install nilearn again.")
+        raise NoInputError("The template embedded in nilearn is missing.", "Install nilearn again.")
     t1w, affine = _read(files["t1w"])
     fine_mask = _brain(files, t1w)
     shape, grid = _cropped_grid(fine_mask, affine)
-    to_tissues = where.pull_to(tissues)
-    gm, wm = (_at(*_scaled(tissue_files[k]), shape, to_tissues @ grid) for k in ("gm", "wm"))
+    to_tissues = template_space.pull_to(tissues)
+    gm, wm = (_resample(*_scaled(tissue_files[k]), shape, to_tissues @ grid) for k in ("gm", "wm"))
     return Template(
-        space=where,
-        t1w=_at(t1w, affine, shape, grid),
-        mask=_at(fine_mask.astype(np.float32), affine, shape, grid) > 0.5,
+        space=template_space,
+        t1w=_resample(t1w, affine, shape, grid),
+        mask=_resample(fine_mask.astype(np.float32), affine, shape, grid) > 0.5,
         gm=gm,
         wm=wm,
         affine=grid,
@@ -184,22 +184,22 @@ def _load(name: str, home: str) -> Template:
 
 
 def brain_on(name: str, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
-    """The brain mask of a template on any grid of its space, (X, Y, Z) bool.
+    """Resample the brain mask of a template to any grid of its space, (X, Y, Z) bool.
 
     Parameters
     ----------
     name : str
-        Where it is not on this machine, the best that is stands in for it, by their matrices.
+        Template; if it is not on this machine, the best available one is used with its matrix.
     shape, affine : tuple of int, numpy.ndarray (4, 4)
-        The grid; points in the template's RAS mm.
+        Target grid, in the template's RAS mm.
     """
     template = load_template(stand_in_for(name))
     grid = space(name).pull_to(template.space) @ affine
-    return _at(template.mask.astype(np.float32), template.affine, shape, grid, smooth=False) > 0.5
+    return _resample(template.mask.astype(np.float32), template.affine, shape, grid, smooth=False) > 0.5
 
 
 def _find(name: str) -> dict[str, Path] | None:
-    """Files of a template; None when one is missing or is TemplateFlow's empty placeholder."""
+    """Return the files of a template; None if one is missing or is an empty placeholder of TemplateFlow."""
     entry = catalog()[name]
     if entry["source"] == "nilearn":
         from importlib.util import find_spec
@@ -228,7 +228,7 @@ def _read(path: Path) -> tuple[np.ndarray, np.ndarray]:
         image: Any = nib.load(path)
         return np.asarray(image.dataobj, dtype=np.float32), np.asarray(image.affine)
     except Exception as error:
-        raise BadDataError(f"{path}: this template cannot be read ({error}).", "Fetch or install it again.") from error
+        raise BadDataError(f"{path}: template cannot be read ({error}).", "Fetch or install it again.") from error
 
 
 def _scaled(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -245,7 +245,7 @@ def _brain(files: dict[str, Path], t1w: np.ndarray) -> np.ndarray:
 
 
 def _cropped_grid(mask: np.ndarray, affine: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
-    """A 2 mm RAS grid on even millimetres around the brain."""
+    """Return shape and affine of a 2 mm RAS grid on even millimetres around the brain."""
     voxels = np.argwhere(mask)
     ends = np.array([voxels.min(axis=0), voxels.max(axis=0)]) @ affine[:3, :3].T + affine[:3, 3]
     low = np.floor((ends.min(axis=0) - MARGIN_MM) / WORKING_MM) * WORKING_MM
@@ -256,10 +256,10 @@ def _cropped_grid(mask: np.ndarray, affine: np.ndarray) -> tuple[tuple[int, int,
     return (x, y, z), grid
 
 
-def _at(
+def _resample(
     data: np.ndarray, affine: np.ndarray, shape: tuple[int, ...], grid: np.ndarray, smooth: bool = True
 ) -> np.ndarray:
-    """Draw an image on a grid, smoothed to the coarser resolution first."""
+    """Resample an image to a grid, after smoothing it to the coarser resolution."""
     from scipy import ndimage
 
     fine, coarse = (np.sqrt((a[:3, :3] ** 2).sum(axis=0)) for a in (affine, grid))

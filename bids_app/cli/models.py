@@ -218,7 +218,7 @@ def _convert_to_adapter(arguments: argparse.Namespace, entry: Entry, source: Pat
     from bids_app.catalog.models import weights_path
 
     base = weights_path(_entry(arguments.base)) if arguments.base else None
-    known = {**entry.answers, "labels": tuple(entry.answers.get("labels", ()))}
+    known = {**entry.head, "labels": tuple(entry.head.get("labels", ()))}
     given = {f.name: getattr(arguments, f.name, None) for f in fields(Answers)}
     answers = replace(Answers(**known), **{k: v for k, v in given.items() if v is not None})
     adapter = adapter_from_checkpoint(source, arguments.adapter, answers, base, entry.licence)

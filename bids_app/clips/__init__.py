@@ -1,11 +1,11 @@
-"""From images in template space to the clips that an encoder reads.
+"""Clips: images in template space, resampled and normalised for the encoder.
 
-    grid.py    the model grid, and how an image comes onto it: through affines, never by index
-    series.py  a run on that grid: in-brain voxels only, in a file, written and read chunk by chunk
-    cut.py     time in steps of 0.8 s, two normalisations, clips of 20 volumes that do not overlap
+    grid.py    the model grid, and mapping of images to it by their affines
+    series.py  a run on that grid: brain voxels only, in a file, written and read in chunks
+    cut.py     resampling to 0.8 s, two normalisations, non-overlapping clips of 20 volumes
 
-Who has volumes already resampled (preprocess/resample.py) writes them with `GridSeriesWriter`, and cuts the result with
-`ClipReader`. Who has an image in template space calls `series_from_image`, or `to_model_grid` for a short one.
+Volumes that are resampled already (preprocess/resample.py) are written with `GridSeriesWriter` and read with
+`ClipReader`. For an image in template space, use `series_from_image`, or `to_model_grid` if it is short.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A run on the model grid, as a folder: voxels of the brain only, one row a volume, at the run's own TR.
+"""Series: a run on the model grid, stored in a folder with the brain voxels of each volume at the run's own TR.
 
     values.npy   (T, V) float32      mask.npy   (96, 96, 96) bool, V = mask.sum()      meta.json   tr, start
 
-Rows are written and read a few at a time, so that nobody holds a run; a folder without meta.json was not finished.
+Rows are written and read in chunks, to limit memory. A folder without meta.json is incomplete.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_app.clips.grid import MODEL_GRID_SHAPE, name_of, place, read_volumes
+from bids_app.clips.grid import MODEL_GRID_SHAPE, image_name, map_to_grid, read_volumes
 from bids_app.errors import BadDataError, NoInputError
 
 CHUNK_BYTES = 64 * 2**20
@@ -29,13 +29,13 @@ class GridSeries:
     Attributes
     ----------
     values : np.ndarray of float32, (T, V)
-        Memory-mapped where it was opened from a folder; in scanner units, without dummy volumes.
+        Memory-mapped if opened from a folder; in scanner units, without dummy volumes.
     mask : np.ndarray of bool, (96, 96, 96)
-        The brain; V voxels, in C order.
+        Brain mask; V voxels, in C order.
     tr : float
-        Time between volumes, s.
+        Repetition time, s.
     start : float
-        Time of the first volume in the run as it was scanned, s: the dummy volumes that were dropped.
+        Time of the first volume in the run as scanned, s, i.e. the duration of the dropped dummy volumes.
     """
 
     values: np.ndarray
@@ -45,24 +45,26 @@ class GridSeries:
 
     def __post_init__(self) -> None:
         if self.mask.shape != MODEL_GRID_SHAPE or self.mask.dtype != bool:
-            raise BadDataError(f"A mask of shape {self.mask.shape} is not on the model grid.", "It must be 96x96x96.")
+            raise BadDataError(
+                f"A mask of shape {self.mask.shape} is not on the model grid.", "The shape must be 96x96x96."
+            )
         if self.values.ndim != 2 or self.values.shape[1] != int(self.mask.sum()):
             raise BadDataError(
-                f"A series of shape {self.values.shape} does not fit a mask of {int(self.mask.sum())} voxels.",
-                "Rows are volumes, columns the mask's voxels.",
+                f"A series of shape {self.values.shape} does not match a mask of {int(self.mask.sum())} voxels.",
+                "Rows must be volumes, and columns the voxels of the mask.",
             )
         if not self.tr > 0:
-            raise BadDataError(f"A repetition time of {self.tr} s cannot be.", "Give it in seconds, above 0.")
+            raise BadDataError(f"Invalid repetition time: {self.tr} s.", "Give it in seconds, above 0.")
 
     @property
     def n_vols(self) -> int:
-        """T, the number of volumes."""
+        """Number of volumes, T."""
         return self.values.shape[0]
 
     def rows(self, start: int, stop: int) -> np.ndarray:
-        """Volumes from ``start`` up to ``stop`` as an array of their own, (n, V) float32.
+        """Read volumes ``start`` to ``stop`` into a new array, (n, V) float32.
 
-        Read past the memory map, whose pages would otherwise stay resident for as long as the series is open.
+        The memory map is bypassed, because its pages would stay resident as long as the series is open.
         """
         if not isinstance(self.values, np.memmap) or self.values.filename is None:
             return np.array(self.values[start:stop], dtype=np.float32)
@@ -74,31 +76,31 @@ class GridSeries:
 
     @classmethod
     def open(cls, folder: str | Path) -> GridSeries:
-        """Open the folder that a `GridSeriesWriter` wrote."""
+        """Open a folder written by `GridSeriesWriter`."""
         folder = Path(folder)
         if not (folder / "meta.json").is_file():
-            raise NoInputError(f"{folder}: holds no finished series on the model grid.", "Run the preprocessing again.")
+            raise NoInputError(f"{folder}: no complete series on the model grid.", "Run the preprocessing again.")
         try:
             meta = json.loads((folder / "meta.json").read_text())
             values = np.load(folder / "values.npy", mmap_mode="r")
             return cls(values, np.load(folder / "mask.npy"), float(meta["tr"]), float(meta["start"]))
         except (ValueError, KeyError, OSError) as err:
-            raise BadDataError(f"{folder}: cannot be read ({err}).", "Remove it, and run again.") from err
+            raise BadDataError(f"{folder}: cannot be read ({err}).", "Remove the folder, and run again.") from err
 
 
 class GridSeriesWriter:
-    """Writes a `GridSeries` volume by volume; use as a context manager.
+    """Writer of a `GridSeries`, volume by volume; a context manager.
 
     Parameters
     ----------
     folder : str or Path
-        Made where it is missing; what it held of another series is replaced.
+        Created if missing; an existing series is replaced.
     mask : np.ndarray of bool, (96, 96, 96)
-        The brain on the model grid.
+        Brain mask on the model grid.
     tr : float
-        s.
+        Repetition time, s.
     n_vols : int
-        Volumes that will be appended; another number on closing is an error.
+        Number of volumes to append; a different number raises an error on closing.
     start : float
         Time of the first volume in the run as scanned, s.
 
@@ -116,10 +118,11 @@ class GridSeriesWriter:
         self.written = 0
         if self.mask.shape != MODEL_GRID_SHAPE or not self.mask.any():
             raise BadDataError(
-                f"A mask of {int(self.mask.sum())} voxels on {self.mask.shape} was given.", "It must be 96x96x96."
+                f"Invalid mask of shape {self.mask.shape} with {int(self.mask.sum())} voxels.",
+                "The shape must be 96x96x96, with at least one voxel.",
             )
         if n_vols < 1 or not self.tr > 0:
-            raise BadDataError(f"A series of {n_vols} volumes at {tr} s cannot be.", "Both must be above 0.")
+            raise BadDataError(f"Invalid series of {n_vols} volumes at {tr} s.", "Both must be above 0.")
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / "meta.json").unlink(missing_ok=True)
         np.save(self.folder / "mask.npy", self.mask)
@@ -138,8 +141,8 @@ class GridSeriesWriter:
             volumes = volumes[self.mask].T
         if volumes.ndim != 2 or volumes.shape[1] != self.mask.sum():
             raise BadDataError(
-                f"Volumes of shape {volumes.shape} do not fit a mask of {int(self.mask.sum())} voxels.",
-                "Rows are volumes, columns the mask's voxels.",
+                f"Volumes of shape {volumes.shape} do not match a mask of {int(self.mask.sum())} voxels.",
+                "Rows must be volumes, and columns the voxels of the mask.",
             )
         self._file.write(np.ascontiguousarray(volumes, dtype="<f4").data)
         self.written += len(volumes)
@@ -154,7 +157,9 @@ class GridSeriesWriter:
         if kind is not None:
             return
         if self.written != self.n_vols:
-            raise BadDataError(f"{self.folder}: {self.written} volumes came instead of {self.n_vols}.", "Run it again.")
+            raise BadDataError(
+                f"{self.folder}: {self.written} volumes were written instead of {self.n_vols}.", "Run again."
+            )
         temporary = self.folder / ".meta.json"
         temporary.write_text(json.dumps({"tr": self.tr, "start": self.start}))
         os.replace(temporary, self.folder / "meta.json")
@@ -163,74 +168,74 @@ class GridSeriesWriter:
 def series_from_image(
     img: Any, folder: str | Path, tr: float | None = None, mask: Any = None, start: float = 0.0, skip: int = 0
 ) -> GridSeries:
-    """Bring a 4D image in MNI152NLin6Asym space onto the model grid, chunk by chunk.
+    """Resample a 4D image in MNI152NLin6Asym space to the model grid, in chunks.
 
     Parameters
     ----------
     img : nibabel image, 4D
-        In any orientation and resolution.
+        Stored in any orientation and resolution.
     folder : str or Path
-        Where the series is written.
+        Folder of the series.
     tr : float, optional
-        s; None takes the header's.
+        Repetition time, s; None uses the header's.
     mask : nibabel image, 3D, optional
-        The brain, in the same space. Without one, a voxel that is 0 in all volumes is background.
+        Brain mask in the same space. Without one, voxels that are 0 in all volumes are background.
     start, skip : float, int
-        See `GridSeries.start`; volumes to leave out at the beginning.
+        See `GridSeries.start`; number of volumes to drop at the beginning.
     """
     what = check_image(img)
-    tr = checked_tr(img, tr)
-    placement = place(img, what)
+    tr = read_tr(img, tr)
+    mapping = map_to_grid(img, what)
     n_vols = img.shape[3]
     if not 0 <= skip < n_vols:
-        raise BadDataError(f"{what}: {skip} of {n_vols} volumes are to be left out.", "Leave at least one.")
+        raise BadDataError(f"{what}: {skip} of {n_vols} volumes would be dropped.", "Keep at least one volume.")
     step = max(1, CHUNK_BYTES // (4 * int(np.prod(MODEL_GRID_SHAPE))))
     spans = [(a, min(a + step, n_vols)) for a in range(skip, n_vols, step)]
-    brain = brain_on_grid(mask) if mask is not None else _voxels_with_signal(img, placement, spans)
+    brain = mask_on_grid(mask) if mask is not None else _voxels_with_signal(img, mapping, spans)
     with GridSeriesWriter(folder, brain, tr, n_vols - skip, start) as writer:
         for a, b in spans:
-            rows = placement.apply(zero_outside(read_volumes(img, a, b)), order=1)[brain].T
+            rows = mapping.apply(zero_outside(read_volumes(img, a, b)), order=1)[brain].T
             check_finite(rows, what)
             writer.append(rows)
     return GridSeries.open(folder)
 
 
 def check_image(img: Any) -> str:
-    """The image's name for errors; refuses what is no 4D image."""
-    what = name_of(img, "the image")
+    """Return the image's name for errors; raise if it is not a 4D image."""
+    what = image_name(img, "the image")
     if len(img.shape) != 4 or min(img.shape) < 1:
-        raise BadDataError(f"{what}: has shape {tuple(img.shape)}.", "A BOLD series with four axes is needed.")
+        raise BadDataError(f"{what}: invalid shape {tuple(img.shape)}.", "Give a 4D BOLD image.")
     return what
 
 
-def checked_tr(img: Any, tr: float | None) -> float:
-    """The repetition time in s: the one given, or that of the header in its units."""
+def read_tr(img: Any, tr: float | None) -> float:
+    """Return the repetition time, s: the given one, or that of the header in its units."""
     if tr is None:
         step, unit = float(img.header.get_zooms()[3]), int(img.header["xyzt_units"]) & ~7  # by NIfTI's codes
         tr = step * {16: 1e-3, 24: 1e-6}.get(unit, 1.0)
     if not (np.isfinite(tr) and tr > 0):
         raise BadDataError(
-            f"{name_of(img, 'the image')}: its repetition time is {tr} s.", "Give it in seconds, above 0."
+            f"{image_name(img, 'the image')}: invalid repetition time: {tr} s.", "Give it in seconds, above 0."
         )
     return float(tr)
 
 
-def brain_on_grid(mask: Any) -> np.ndarray:
-    """A 3D mask image on the model grid, (96, 96, 96) bool, by nearest neighbour."""
-    what = name_of(mask, "the mask")
+def mask_on_grid(mask: Any) -> np.ndarray:
+    """Resample a 3D mask image to the model grid, (96, 96, 96) bool, by nearest neighbour."""
+    what = image_name(mask, "the mask")
     values = np.asarray(mask.dataobj)
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]
     if values.ndim != 3:
-        raise BadDataError(f"{what}: has shape {values.shape}.", "A mask has three axes.")
-    brain = place(mask, what).apply((values > 0.5).astype(np.uint8), order=0) > 0
+        raise BadDataError(f"{what}: invalid shape {values.shape}.", "Give a 3D mask.")
+    brain = map_to_grid(mask, what).apply((values > 0.5).astype(np.uint8), order=0) > 0
     if not brain.any():
-        raise BadDataError(f"{what}: has no voxel on the model grid.", "Check the mask and its space.")
+        raise BadDataError(f"{what}: no voxel on the model grid.", "Check the mask and its space.")
     return brain
 
 
 def zero_outside(volumes: np.ndarray) -> np.ndarray:
-    """Set voxels that are NaN in all of these volumes to 0: that is how some programs write what they did not see."""
+    """Set voxels that are NaN in all of these volumes to 0; some programs mark voxels without data by NaN."""
     blank = np.isnan(volumes).all(axis=3)
     if blank.any():
         volumes[blank] = 0
@@ -238,18 +243,18 @@ def zero_outside(volumes: np.ndarray) -> np.ndarray:
 
 
 def check_finite(rows: np.ndarray, what: str) -> None:
-    """Refuse signals of the brain, (n, V), that are not numbers."""
+    """Raise if brain signals, (n, V), contain NaN or infinite values."""
     if not np.isfinite(rows).all():
         bad = int((~np.isfinite(rows)).any(axis=0).sum())
-        raise BadDataError(f"{what}: {bad} voxels of the brain hold values that are no numbers.", "Look at the image.")
+        raise BadDataError(f"{what}: {bad} brain voxels contain NaN or infinite values.", "Check the image.")
 
 
-def _voxels_with_signal(img: Any, placement: Any, spans: list[tuple[int, int]]) -> np.ndarray:
+def _voxels_with_signal(img: Any, mapping: Any, spans: list[tuple[int, int]]) -> np.ndarray:
     seen = np.zeros(MODEL_GRID_SHAPE, dtype=bool)
     for a, b in spans:
-        seen |= (placement.apply(zero_outside(read_volumes(img, a, b)), order=1) != 0).any(axis=3)
+        seen |= (mapping.apply(zero_outside(read_volumes(img, a, b)), order=1) != 0).any(axis=3)
     if not seen.any():
         raise BadDataError(
-            f"{name_of(img, 'the image')}: is 0 all over the model grid.", "Check the image and its space."
+            f"{image_name(img, 'the image')}: all voxels on the model grid are 0.", "Check the image and its space."
         )
     return seen

@@ -120,9 +120,9 @@ def test_a_base_of_another_shape_is_refused(encoder, tmp_path):
 
 def test_what_the_catalog_knows_of_answers_is_valid():
     for entry in catalog().values():
-        if entry.answers:
-            Answers(**entry.answers)
-            assert entry.answers["task"] in ("classification", "regression")
+        if entry.head:
+            Answers(**entry.head)
+            assert entry.head["task"] in ("classification", "regression")
 
 
 def test_converting_to_a_model_keeps_its_outputs(encoder, clips, tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Runs that fMRIPrep, XCP-D and HCP's pipelines preprocessed are found, chosen and matched by their names."""
+"""Query of derivatives by fMRIPrep, XCP-D and HCP's pipelines: selection and matching to raw runs."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bids_app.bids.datasets import input_datasets, main_dataset
-from bids_app.bids.derivatives import odd_version, pipeline_of, run_key
+from bids_app.bids.derivatives import check_pipeline_version, pipeline_of, run_key
 from bids_app.bids.hcp import folder_entities, run_entities
 from bids_app.bids.query import find_runs
 from bids_app.errors import InvalidBIDSError, NoInputError, NoMatchError, UsageError
@@ -29,7 +29,7 @@ BOLD = f"{STEM}_{ASYM6}_res-2_desc-preproc_bold.nii.gz"
 
 @pytest.fixture
 def dataset(tmp_path):
-    """A function that makes a dataset: names become empty images, or the content that is given for them."""
+    """Return a function that creates a dataset of empty images, or of files with the given content."""
 
     def make(name, *images, description=FMRIPREP, contents=()):
         root = tmp_path / name
@@ -49,7 +49,7 @@ def only(root, **settings):
     return run
 
 
-def test_a_run_of_fmriprep_comes_with_mask_reference_anatomy_and_confounds(dataset):
+def test_fmriprep_run_has_mask_boldref_t1w_and_confounds(dataset):
     root = dataset(
         "fmriprep",
         BOLD,
@@ -90,13 +90,13 @@ CHOICES = [
 ]
 
 
-@pytest.mark.parametrize(("there", "taken"), [c[1:] for c in CHOICES], ids=[c[0] for c in CHOICES])
-def test_of_several_spaces_the_models_own_is_taken_and_said(dataset, there, taken):
-    root = dataset("fmriprep", *(f"{STEM}_{space}_desc-preproc_bold.nii.gz" for space in there))
+@pytest.mark.parametrize(("available", "expected"), [c[1:] for c in CHOICES], ids=[c[0] for c in CHOICES])
+def test_model_space_is_preferred_with_a_note(dataset, available, expected):
+    root = dataset("fmriprep", *(f"{STEM}_{space}_desc-preproc_bold.nii.gz" for space in available))
     run = only(root)
-    assert run.bold.name == f"sub-01_task-rest_{taken}_desc-preproc_bold.nii.gz"
-    usable = [space for space in there if space.startswith((ASYM6, ASYM2009))]
-    assert any("was taken" in note for note in run.notes) == (len(usable) > 1)
+    assert run.bold.name == f"sub-01_task-rest_{expected}_desc-preproc_bold.nii.gz"
+    usable = [space for space in available if space.startswith((ASYM6, ASYM2009))]
+    assert any("was used" in note for note in run.notes) == (len(usable) > 1)
 
 
 @pytest.mark.parametrize(
@@ -108,22 +108,22 @@ def test_of_several_spaces_the_models_own_is_taken_and_said(dataset, there, take
         ({**FMRIPREP, "GeneratedBy": [{"Name": "fMRIPrep", "Version": "25.1.4"}]}, "desc-confounds_timeseries", "25.1"),
     ],
 )  # fmt: skip
-def test_names_of_several_versions_of_fmriprep_are_known(dataset, description, table, name):
+def test_file_names_of_supported_fmriprep_versions_are_found(dataset, description, table, name):
     run = only(dataset("fmriprep", BOLD, f"{STEM}_{table}.tsv", description=description))
     assert name in run.derived.pipeline
     assert run.derived.confounds.name == f"sub-01_task-rest_{table}.tsv"
-    assert not any("none of the versions" in note for note in run.notes)
+    assert not any("not a tested version" in note for note in run.notes)
 
 
-def test_other_versions_of_fmriprep_are_pointed_out():
-    assert odd_version("fMRIPrep 1.5.8")
-    assert odd_version("fMRIPrep 26.0.0")
-    assert not odd_version("fMRIPrep 20.2.7")
-    assert not odd_version("xcp_d 0.4")
-    assert pipeline_of({}) == "a pipeline that its dataset does not name"
+def test_other_fmriprep_versions_give_a_note():
+    assert check_pipeline_version("fMRIPrep 1.5.8")
+    assert check_pipeline_version("fMRIPrep 26.0.0")
+    assert not check_pipeline_version("fMRIPrep 20.2.7")
+    assert not check_pipeline_version("xcp_d 0.4")
+    assert pipeline_of({}) == "an unnamed pipeline"
 
 
-def test_a_denoised_run_of_xcpd_says_so(dataset):
+def test_xcpd_run_is_marked_as_denoised(dataset):
     stem = f"{STEM}_{ASYM2009}_res-2"
     run = only(dataset("xcpd", f"{stem}_desc-denoised_bold.nii.gz", f"{stem}_desc-denoisedSmoothed_bold.nii.gz",
                        f"{STEM}_motion.tsv", description=XCPD))  # fmt: skip
@@ -132,14 +132,14 @@ def test_a_denoised_run_of_xcpd_says_so(dataset):
     assert run.derived.confounds.name == "sub-01_task-rest_motion.tsv"
 
 
-def test_without_a_mask_of_the_run_that_of_the_anatomy_is_taken(dataset):
+def test_t1w_mask_is_used_if_the_run_has_none(dataset):
     anatomical = f"sub-01/anat/sub-01_{ASYM6}_res-2_desc-brain_mask.nii.gz"
     run = only(dataset("fmriprep", BOLD, anatomical))
     assert run.derived.mask.name == Path(anatomical).name
-    assert any("no brain mask of its own" in note for note in run.notes)
+    assert any("has no brain mask" in note for note in run.notes)
 
 
-def test_sessions_are_kept_apart_and_the_anatomy_may_stand_above_them(dataset):
+def test_sessions_share_a_t1w_without_session(dataset):
     names = [f"sub-01/ses-{s}/func/sub-01_ses-{s}_task-rest_{ASYM6}_res-2_desc-preproc_bold.nii.gz" for s in ("a", "b")]
     root = dataset("fmriprep", *names, f"sub-01/anat/sub-01_{ASYM6}_res-2_desc-preproc_T1w.nii.gz")
     one, two = find_runs(root, QuerySettings())
@@ -150,7 +150,7 @@ def test_sessions_are_kept_apart_and_the_anatomy_may_stand_above_them(dataset):
         find_runs(root, QuerySettings(sessions=("z",)))
 
 
-def test_filters_and_participants_hold_for_derivatives_too(dataset):
+def test_filters_and_participants_apply_to_derivatives(dataset):
     names = [BOLD.replace("01", label) for label in ("01", "02")] + [BOLD.replace("rest", "nback")]
     root = dataset("fmriprep", *names)
     assert only(root, participants=("02",)).participant == "02"
@@ -159,14 +159,14 @@ def test_filters_and_participants_hold_for_derivatives_too(dataset):
         find_runs(root, QuerySettings(participants=("09",)))
 
 
-def test_a_file_whose_content_is_elsewhere_is_the_runs_problem(dataset):
+def test_missing_content_of_a_mask_is_a_problem_of_the_run(dataset):
     root = dataset("fmriprep", BOLD)
     (root / f"{STEM}_{ASYM6}_res-2_desc-brain_mask.nii.gz").symlink_to("nowhere")
     run = only(root)
     assert "desc-brain_mask" in run.problem.message
 
 
-def test_derivatives_in_other_spaces_only_are_refused_with_what_there_is(dataset):
+def test_derivatives_without_a_supported_space_raise_with_the_file_found(dataset):
     with pytest.raises(InvalidBIDSError, match="space-T1w") as caught:
         find_runs(dataset("fmriprep", f"{STEM}_space-T1w_desc-preproc_bold.nii.gz"), QuerySettings())
     assert "MNI152NLin6Asym" in caught.value.hint
@@ -191,7 +191,7 @@ def raw(dataset):
     )
 
 
-def test_runs_are_matched_to_derivatives_and_the_others_come_from_raw(dataset, raw):
+def test_runs_without_derivatives_use_raw_data(dataset, raw):
     derived = dataset("fmriprep", f"{STEM}_run-01_{ASYM6}_res-2_desc-preproc_bold.nii.gz")
     nback, rest = find_runs(raw, QuerySettings(derivatives={"fmriprep": derived}))
     assert rest.stem == "sub-01_task-rest_run-1"
@@ -201,17 +201,17 @@ def test_runs_are_matched_to_derivatives_and_the_others_come_from_raw(dataset, r
     assert nback.bold.is_relative_to(raw)
     assert nback.derived is None
     assert nback.t1w is not None
-    assert any("'fmriprep' do not hold this run" in note and "raw" in note for note in nback.notes)
+    assert any("'fmriprep' do not contain this run" in note and "raw" in note for note in nback.notes)
 
 
-def test_a_run_in_another_space_only_comes_from_raw_and_the_note_says_what_there_is(dataset, raw):
+def test_run_in_another_space_uses_raw_data_with_a_note(dataset, raw):
     derived = dataset("fmriprep", f"{STEM}_run-1_space-T1w_desc-preproc_bold.nii.gz")
     _, rest = find_runs(raw, QuerySettings(derivatives={"fmriprep": derived}))
     assert rest.derived is None
     assert any("space-T1w" in note for note in rest.notes)
 
 
-def test_the_first_of_several_derivatives_wins(dataset, raw):
+def test_first_derivatives_dataset_has_precedence(dataset, raw):
     name = f"{STEM}_run-1_{ASYM6}_res-2_desc-preproc_bold.nii.gz"
     one, two = (
         dataset("one", name),
@@ -222,7 +222,7 @@ def test_the_first_of_several_derivatives_wins(dataset, raw):
     assert not any("raw data" in note for note in nback.notes)
 
 
-def test_problems_of_the_raw_file_do_not_matter_when_it_is_not_used(dataset, raw):
+def test_missing_raw_content_is_ignored_if_derivatives_are_used(dataset, raw):
     bold = raw / "sub-01/func/sub-01_task-rest_run-1_bold.nii.gz"
     bold.unlink()
     bold.symlink_to("nowhere")
@@ -231,24 +231,24 @@ def test_problems_of_the_raw_file_do_not_matter_when_it_is_not_used(dataset, raw
     assert rest.problem is None
 
 
-def test_folders_that_hold_no_derivatives_are_refused(dataset, raw, tmp_path):
+def test_folders_without_derivatives_raise(dataset, raw, tmp_path):
     with pytest.raises(NoInputError, match="no such folder"):
         find_runs(raw, QuerySettings(derivatives={"x": tmp_path / "nowhere"}))
-    with pytest.raises(InvalidBIDSError, match="no derivatives"):
+    with pytest.raises(InvalidBIDSError, match="no usable derivatives"):
         find_runs(raw, QuerySettings(derivatives={"x": tmp_path}))
     derived = dataset("fmriprep", BOLD)
     with pytest.raises(UsageError, match="--derivatives"):
         find_runs(derived, QuerySettings(derivatives={"x": derived}))
 
 
-def test_datasets_are_named_as_links_want_them(dataset, raw, tmp_path):
+def test_input_datasets_have_names_for_dataset_links(dataset, raw, tmp_path):
     derived = dataset("fmriprep", BOLD)
     assert input_datasets(raw, {"prep": derived}) == {"raw": raw, "prep": derived}
     assert input_datasets(derived, {}) == {"fMRIPrep": derived}
     assert main_dataset(tmp_path / "nowhere") == "raw"
 
 
-def test_keys_of_runs_ignore_what_does_not_tell_runs_apart():
+def test_run_key_ignores_variants_of_one_run():
     one = {"sub": "01", "task": "rest", "run": "01", "echo": "2", "space": "T1w"}
     assert run_key(one) == run_key({"task": "rest", "run": "1", "sub": "01"})
     assert run_key(one) != run_key({**one, "run": "2"})
@@ -267,7 +267,7 @@ def hcp_image(path, tr, unit):
 
 @pytest.fixture
 def hcp(tmp_path):
-    """Two participants; a resting run, a task, and what else lies beside them."""
+    """Two participants with a resting-state run, a task run and unrelated files."""
     root = tmp_path / "hcp"
     for folder in ("100307", "HCA6002236_V1_MR"):
         results = root / folder / "MNINonLinear" / "Results"
@@ -300,7 +300,7 @@ def test_hcp_folders_are_runs_with_entities(hcp):
     assert main_dataset(hcp) == "hcp"
 
 
-def test_a_header_without_a_unit_of_time_gives_seconds_and_says_so(hcp):
+def test_header_without_time_unit_is_read_in_seconds_with_a_note(hcp):
     hcp_image(hcp / "100307/MNINonLinear/Results/rfMRI_REST1_LR/rfMRI_REST1_LR.nii.gz", 0.72, "unknown")
     run = only(hcp, participants=("100307",), tasks=("REST",))
     assert run.metadata == {"RepetitionTime": pytest.approx(0.72)}
@@ -317,10 +317,10 @@ def test_a_header_without_a_unit_of_time_gives_seconds_and_says_so(hcp):
         ("rfMRI_REST", {"task": "REST"}),
     ],
 )
-def test_names_of_hcp_runs_become_entities(name, entities):
+def test_hcp_run_names_become_entities(name, entities):
     assert run_entities(name) == entities
 
 
-def test_names_of_hcp_participants_become_entities():
+def test_hcp_folder_names_become_entities():
     assert folder_entities("100307") == {"sub": "100307"}
     assert folder_entities("HCD0001305_V1_MR") == {"sub": "HCD0001305", "ses": "V1"}

@@ -1,4 +1,4 @@
-"""Which fieldmap a run gets, and what is said when one that is there is not used."""
+"""Selection of fieldmaps, and notes about unused ones."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ AP, PA = "sub-01/fmap/sub-01_dir-AP_epi", "sub-01/fmap/sub-01_dir-PA_epi"
 
 @pytest.fixture
 def find(tmp_path: Path):
-    """A function that writes images with sidecars (None: no JSON) and gives the runs."""
+    """Return a function that writes images with sidecars (None: no JSON) and finds the runs."""
 
     def make(images: dict[str, dict | str | None], **settings) -> list[BoldRun]:
         (tmp_path / "dataset_description.json").write_text(json.dumps({"Name": "x", "BIDSVersion": "1.10.0"}))
@@ -52,15 +52,18 @@ def names(fieldmap: Fieldmap | None) -> list[str]:
         "func/sub-01_task-rest_bold.nii",
     ],
 )
-def test_a_pair_is_found_by_what_it_is_intended_for(find, intended):
+def test_epi_pair_is_found_by_intended_for(find, intended):
     (run,) = find({REST: {"PhaseEncodingDirection": "j-"}, AP: epi("j", intended), PA: epi("j-", intended)})
     assert run.fieldmap.kind == "pepolar"
-    assert names(run.fieldmap) == ["sub-01_dir-PA_epi", "sub-01_dir-AP_epi"]  # first the one encoded as the run
+    assert names(run.fieldmap) == [
+        "sub-01_dir-PA_epi",
+        "sub-01_dir-AP_epi",
+    ]  # first the EPI with the run's phase encoding
     assert run.fieldmap.metadata[0]["PhaseEncodingDirection"] == "j-"
-    assert run.notes == ("There is no T1w image: the BOLD run is aligned with the template directly.",)
+    assert run.notes == ("No T1w image was found: the BOLD run is aligned with the template directly.",)
 
 
-def test_identifiers_win_over_intended_for(find):
+def test_b0_identifiers_have_precedence_over_intended_for(find):
     bold = {"PhaseEncodingDirection": "j", "B0FieldSource": ["two", "three"]}
     images = {
         "sub-01/fmap/sub-01_acq-a_dir-AP_epi": epi("j", B0FieldIdentifier="one"),
@@ -72,7 +75,7 @@ def test_identifiers_win_over_intended_for(find):
     assert names(run.fieldmap) == ["sub-01_acq-b_dir-AP_epi", "sub-01_acq-b_dir-PA_epi"]
 
 
-def test_an_identifier_that_sessions_share_stays_within_the_session(find):
+def test_shared_identifier_applies_within_a_session(find):
     images = {}
     for session in ("a", "b"):
         start = f"sub-01/ses-{session}/{{}}/sub-01_ses-{session}_"
@@ -83,7 +86,7 @@ def test_an_identifier_that_sessions_share_stays_within_the_session(find):
         assert all(f"_ses-{run.entities['ses']}_" in name for name in names(run.fieldmap))
 
 
-def test_of_several_pairs_those_that_belong_together_are_taken(find):
+def test_epis_of_one_pair_have_the_same_run_label(find):
     images = {
         f"sub-01/fmap/sub-01_dir-{label}_run-{run}_epi": epi(direction)
         for run in (1, 2)
@@ -93,18 +96,18 @@ def test_of_several_pairs_those_that_belong_together_are_taken(find):
     assert names(run.fieldmap) == ["sub-01_dir-PA_run-1_epi", "sub-01_dir-AP_run-1_epi"]
 
 
-def test_one_epi_against_the_run_is_a_pair_with_the_run_itself(find):
+def test_single_epi_with_opposite_direction_is_used(find):
     (run,) = find({REST: {"PhaseEncodingDirection": "j-"}, AP: epi("j")})
     assert names(run.fieldmap) == ["sub-01_dir-AP_epi"]
 
 
-def test_an_epi_encoded_as_the_run_alone_tells_nothing(find):
+def test_single_epi_with_the_same_direction_is_not_used(find):
     (run,) = find({REST: {"PhaseEncodingDirection": "j"}, AP: epi("j")})
     assert run.fieldmap is None
-    assert "no EPI of the opposite direction (found: j; the run's: j)" in " ".join(run.notes)
+    assert "no EPI has the opposite direction (available: j; the run: j)" in " ".join(run.notes)
 
 
-def test_all_echoes_of_a_run_share_what_one_of_them_is_named_by(find):
+def test_intended_for_one_echo_applies_to_all_echoes(find):
     echoes = {f"sub-01/func/sub-01_task-rest_echo-{n}_bold": {"EchoTime": 0.01 * n} for n in (1, 2, 3)}
     intended = "func/sub-01_task-rest_echo-1_bold.nii.gz"
     (run,) = find({**echoes, AP: epi("j", intended), PA: epi("j-", intended)})
@@ -113,7 +116,7 @@ def test_all_echoes_of_a_run_share_what_one_of_them_is_named_by(find):
 
 
 @pytest.mark.parametrize(
-    ("main", "beside", "kind"),
+    ("main", "companions", "kind"),
     [
         ("phasediff", ("magnitude1", "magnitude2"), "phasediff"),
         ("phasediff", ("magnitude1",), "phasediff"),
@@ -121,39 +124,39 @@ def test_all_echoes_of_a_run_share_what_one_of_them_is_named_by(find):
         ("fieldmap", ("magnitude",), "fieldmap"),
     ],
 )
-def test_measured_fields_come_with_what_they_need(find, main, beside, kind):
-    images = {f"sub-01/fmap/sub-01_{suffix}": None for suffix in beside}
+def test_measured_fields_have_their_companion_images(find, main, companions, kind):
+    images = {f"sub-01/fmap/sub-01_{suffix}": None for suffix in companions}
     images[f"sub-01/fmap/sub-01_{main}"] = {"IntendedFor": "func/sub-01_task-rest_bold.nii.gz"}
     (run,) = find({REST: {}, **images})
     assert run.fieldmap.kind == kind
-    assert names(run.fieldmap) == [f"sub-01_{suffix}" for suffix in (main, *beside)]
+    assert names(run.fieldmap) == [f"sub-01_{suffix}" for suffix in (main, *companions)]
 
 
-def test_a_phase_without_magnitude_is_left_out_and_told(find):
+def test_phase_without_magnitude_is_not_used_with_a_note(find):
     (run,) = find({REST: {}, "sub-01/fmap/sub-01_phasediff": {"IntendedFor": "func/sub-01_task-rest_bold.nii.gz"}})
     assert run.fieldmap is None
-    assert "sub-01_phasediff.nii.gz was not used: there is no magnitude1 image beside it." in run.notes
+    assert "sub-01_phasediff.nii.gz was not used: its magnitude1 image is missing." in run.notes
 
 
-def test_fieldmaps_that_name_no_run_are_told(find):
+def test_fieldmaps_without_reference_to_the_run_give_a_note(find):
     (run,) = find({REST: {}, AP: {"PhaseEncodingDirection": "j"}, PA: {"PhaseEncodingDirection": "j-"}})
     assert run.fieldmap is None
-    assert "none of them names sub-01_task-rest_bold.nii.gz" in " ".join(run.notes)
+    assert "No fieldmap refers to sub-01_task-rest_bold.nii.gz" in " ".join(run.notes)
 
 
-def test_a_missing_direction_is_told(find):
+def test_missing_phase_encoding_direction_gives_a_note(find):
     intended = "func/sub-01_task-rest_bold.nii.gz"
     (run,) = find({REST: {}, AP: {"IntendedFor": intended}, PA: epi("j")})
     assert "sub-01_dir-AP_epi.nii.gz was not used: its sidecar has no PhaseEncodingDirection." in run.notes
 
 
-def test_a_broken_sidecar_of_a_fieldmap_costs_the_run_nothing_else(find):
+def test_broken_fieldmap_sidecar_is_no_problem_of_the_run(find):
     (run,) = find({REST: {}, AP: "{", PA: epi("j")})
     assert run.problem is None
     assert any("sub-01_dir-AP_epi" in note for note in run.notes)
 
 
-def test_filters_choose_among_fieldmaps(find):
+def test_filters_apply_to_fieldmaps(find):
     images = {
         f"sub-01/fmap/sub-01_acq-{acq}_dir-{label}_epi": epi(direction)
         for acq in ("a", "b")
@@ -163,7 +166,7 @@ def test_filters_choose_among_fieldmaps(find):
     assert all("acq-b" in name for name in names(run.fieldmap))
 
 
-def test_no_fieldmap_is_no_news(find):
+def test_run_without_fieldmap_gives_no_note(find):
     (run,) = find({REST: {}})
     assert run.fieldmap is None
     assert len(run.notes) == 1
@@ -177,5 +180,5 @@ def test_opposite_directions():
     ("value", "expected"),
     [("i", (0, 1.0)), ("j-", (1, -1.0)), ("k", (2, 1.0)), ("y", None), ("j--", None), (["j"], None)],
 )
-def test_a_direction_is_an_axis_and_a_sign(value, expected):
+def test_direction_is_an_axis_and_a_sign(value, expected):
     assert read_direction(value) == expected

@@ -1,4 +1,4 @@
-"""Names of outputs are those that niworkflows' DerivativesDataSink would give."""
+"""Output names equal those of niworkflows' DerivativesDataSink."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,7 @@ OUTPUTS = [
 
 
 @pytest.mark.parametrize(("datatype", "source", "suffix", "extension", "extra"), OUTPUTS)
-def test_an_output_is_named_as_nipreps_name_it(datatype, source, suffix, extension, extra):
+def test_output_name_equals_nipreps(datatype, source, suffix, extension, extra):
     entities = {LONG.get(key, key): label for key, label in {**source, **extra}.items()}
     entities |= {"datatype": datatype, "suffix": suffix, "extension": extension}
     ours = output_path(Path(), source, suffix, extension, datatype=datatype, **extra)

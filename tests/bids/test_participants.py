@@ -1,4 +1,4 @@
-"""Ages come from participants.tsv, in years, where they are told."""
+"""Ages in years from participants.tsv."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def write(root: Path, text: str) -> Path:
     return root
 
 
-def test_ages_are_read_from_the_first_dataset_that_tells(tmp_path: Path) -> None:
+def test_ages_are_read_from_the_first_dataset_with_ages(tmp_path: Path) -> None:
     raw = write(tmp_path / "raw", "participant_id\tage\nsub-01\t34\nsub-02\tn/a\n")
     other = write(tmp_path / "other", "participant_id\tsex\tage\nsub-01\tF\t99\nsub-02\tM\t28.5\n")
     assert read_ages([tmp_path / "none", raw, other]) == {"01": 34.0, "02": 28.5}
@@ -26,18 +26,18 @@ def test_ages_are_read_from_the_first_dataset_that_tells(tmp_path: Path) -> None
     ("text", "age"),
     [("34", 34.0), ("89+", 89.0), ("26-30", None), ("n/a", None), ("", None), (None, None), ("-3", None)],
 )
-def test_what_is_no_age_is_unknown(text: str | None, age: float | None) -> None:
+def test_invalid_age_is_none(text: str | None, age: float | None) -> None:
     assert as_age(text) == age
 
 
-def test_ages_in_other_units_are_not_taken_for_years(tmp_path: Path) -> None:
+def test_ages_in_other_units_are_ignored(tmp_path: Path) -> None:
     raw = write(tmp_path / "raw", "participant_id\tage\nsub-01\t34\n")
     for units, found in (("weeks", {}), ("years", {"01": 34.0})):
         (raw / "participants.json").write_text(json.dumps({"age": {"Units": units}}))
         assert read_ages([raw]) == found
 
 
-def test_a_table_that_cannot_be_read_says_nothing(tmp_path: Path) -> None:
+def test_unreadable_table_is_ignored(tmp_path: Path) -> None:
     raw = write(tmp_path / "raw", "participant_id\tage\nsub-01\t34\n")
     (raw / "participants.tsv").write_bytes(b"participant_id\tage\nsub-\xe9\t34\n")
     assert read_ages([raw]) == {}

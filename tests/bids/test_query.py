@@ -1,4 +1,4 @@
-"""Which runs a dataset gives, what is chosen for each, and what is said when nothing fits."""
+"""Query of raw BIDS datasets: runs, their files, and errors without a match."""
 
 import gzip
 import json
@@ -29,7 +29,7 @@ IMAGE = image_bytes()
 
 @pytest.fixture
 def make_dataset(tmp_path):
-    """A function that makes a dataset of files; a dict becomes JSON, None an image, bytes and text themselves."""
+    """Return a function that creates a dataset; a dict becomes JSON, None an image, bytes and text stay as they are."""
 
     def make(*images, description=DESCRIPTION, **files):
         root = tmp_path / "dataset"
@@ -56,7 +56,7 @@ def only_run(root, **settings):
     return run
 
 
-def test_a_run_comes_with_its_t1w_sidecar_and_events(make_dataset):
+def test_run_has_t1w_sidecar_and_events(make_dataset):
     root = make_dataset(
         REST, T1W, **{
             "sub-01/func/sub-01_task-rest_bold.json": {"RepetitionTime": 2.0},
@@ -74,25 +74,25 @@ def test_a_run_comes_with_its_t1w_sidecar_and_events(make_dataset):
     assert (run.stem, run.folder, run.participant) == ("sub-01_task-rest", "sub-01/func", "01")
 
 
-def test_stem_and_folder_carry_session_and_run(make_dataset):
+def test_stem_and_folder_include_session_and_run(make_dataset):
     root = make_dataset("sub-01/ses-a/func/sub-01_ses-a_task-rest_dir-AP_run-02_bold.nii")
     run = only_run(root)
     assert run.stem == "sub-01_ses-a_task-rest_dir-AP_run-02"
     assert run.folder == "sub-01/ses-a/func"
 
 
-def test_runs_come_in_natural_order(make_dataset):
+def test_runs_are_in_natural_order(make_dataset):
     root = make_dataset(*(f"sub-{n}/func/sub-{n}_task-rest_bold.nii.gz" for n in (10, 2, 1)))
     assert [run.participant for run in find_runs(root, QuerySettings())] == ["1", "2", "10"]
     assert list_participants(root) == ["1", "2", "10"]
 
 
-def test_runs_survive_pickling(make_dataset):
+def test_runs_can_be_pickled(make_dataset):
     run = only_run(make_dataset(REST))
     assert pickle.loads(pickle.dumps(run)) == run
 
 
-def test_sidecars_of_four_levels_merge_and_the_nearest_wins(make_dataset):
+def test_sidecars_of_four_levels_are_merged_and_the_most_specific_wins(make_dataset):
     folder = "sub-01/ses-a/func/"
     root = make_dataset(
         folder + "sub-01_ses-a_task-rest_run-1_bold.nii.gz",
@@ -118,7 +118,7 @@ def test_events_are_inherited_from_the_root(make_dataset):
     ("times", "chosen"),
     [((0.012, 0.028, 0.044), "2"), ((0.014, 0.0331, 0.05), "2"), ((0.03, 0.05), "1"), ((12, 29, 46), "2")],
 )
-def test_the_echo_nearest_30_ms_is_taken_and_said(make_dataset, times, chosen):
+def test_echo_nearest_30_ms_is_used_with_a_note(make_dataset, times, chosen):
     files = {}
     for echo, echo_time in enumerate(times, start=1):
         files[f"sub-01/func/sub-01_task-rest_echo-{echo}_bold.nii.gz"] = None
@@ -126,17 +126,17 @@ def test_the_echo_nearest_30_ms_is_taken_and_said(make_dataset, times, chosen):
     run = only_run(make_dataset(**files))
     assert f"_echo-{chosen}_" in run.bold.name
     assert run.stem == "sub-01_task-rest"
-    assert f"echo {chosen} was taken" in run.notes[0]
+    assert f"Echo {chosen} of " in run.notes[0]
     assert run.metadata["EchoTime"] == times[int(chosen) - 1]
 
 
-def test_without_echo_times_the_second_echo_is_taken(make_dataset):
+def test_second_echo_is_used_without_echo_times(make_dataset):
     run = only_run(make_dataset(*(f"sub-01/func/sub-01_task-rest_echo-{n}_bold.nii.gz" for n in (1, 2, 3))))
     assert "_echo-2_" in run.bold.name
-    assert "not known" in run.notes[0]
+    assert "unknown" in run.notes[0]
 
 
-def test_phase_images_and_reference_images_are_no_runs(make_dataset):
+def test_phase_images_and_sbrefs_are_not_runs(make_dataset):
     start = "sub-01/func/sub-01_task-rest"
     names = ("part-mag_bold", "part-phase_bold", "sbref", "cbv")
     run = only_run(make_dataset(*(f"{start}_{name}.nii.gz" for name in names), "sub-01/fmap/sub-01_dir-AP_epi.nii.gz"))
@@ -144,23 +144,23 @@ def test_phase_images_and_reference_images_are_no_runs(make_dataset):
     assert run.stem == "sub-01_task-rest"
 
 
-def test_the_same_image_twice_is_one_run_and_said(make_dataset):
+def test_duplicate_image_is_one_run_with_a_note(make_dataset):
     run = only_run(make_dataset(REST, REST.removesuffix(".gz")))
     assert run.bold.name.endswith(".nii.gz")
-    assert "rather than" in run.notes[0]
+    assert "instead of" in run.notes[0]
 
 
-def test_images_with_derived_entities_are_no_raw_runs(make_dataset):
+def test_images_with_derived_entities_are_not_raw_runs(make_dataset):
     root = make_dataset(REST, "sub-01/func/sub-01_task-rest_space-MNI_desc-preproc_bold.nii.gz")
     assert only_run(root).bold == root / REST
 
 
-def test_derivatives_and_sourcedata_inside_are_left_alone(make_dataset):
+def test_nested_derivatives_and_sourcedata_are_ignored(make_dataset):
     root = make_dataset(REST, f"derivatives/fmriprep/{REST}", f"sourcedata/{REST}", f"code/{REST}", f".hidden/{REST}")
     assert only_run(root).bold == root / REST
 
 
-def test_t1w_of_the_same_session_comes_first(make_dataset):
+def test_t1w_of_the_same_session_is_preferred(make_dataset):
     root = make_dataset(
         *(f"sub-01/ses-{s}/anat/sub-01_ses-{s}_T1w.nii.gz" for s in "ab"),
         "sub-01/ses-b/func/sub-01_ses-b_task-rest_bold.nii.gz",
@@ -170,24 +170,24 @@ def test_t1w_of_the_same_session_comes_first(make_dataset):
     assert run.notes == ()
 
 
-def test_t1w_of_another_session_is_taken_and_said(make_dataset):
+def test_t1w_of_another_session_is_used_with_a_note(make_dataset):
     root = make_dataset(
         *(f"sub-01/ses-{s}/anat/sub-01_ses-{s}_T1w.nii.gz" for s in ("2", "10")),
         "sub-01/ses-11/func/sub-01_ses-11_task-rest_bold.nii.gz",
     )
     run = only_run(root, sessions=("11",))
     assert run.t1w.name == "sub-01_ses-2_T1w.nii.gz"
-    assert "ses-11 has no T1w image of its own" in run.notes[0]
+    assert "ses-11 has no T1w image" in run.notes[0]
 
 
-def test_a_participant_does_not_get_anothers_t1w(make_dataset):
+def test_t1w_of_another_participant_is_not_used(make_dataset):
     root = make_dataset(REST, "sub-02/anat/sub-02_T1w.nii.gz", "sub-010/anat/sub-010_T1w.nii.gz")
     run = only_run(root)
     assert run.t1w is None
-    assert "no T1w image" in run.notes[0]
+    assert "No T1w image" in run.notes[0]
 
 
-def test_of_several_t1w_the_finest_without_contrast_agent_is_taken(make_dataset):
+def test_t1w_with_smallest_voxels_and_no_contrast_agent_is_used(make_dataset):
     folder = "sub-01/anat/sub-01_"
     root = make_dataset(
         REST, **{
@@ -200,12 +200,12 @@ def test_of_several_t1w_the_finest_without_contrast_agent_is_taken(make_dataset)
     )  # fmt: skip
     run = only_run(root)
     assert run.t1w.name == "sub-01_run-1_T1w.nii.gz"
-    assert "Of 5 T1w images" in run.notes[0]
+    assert "out of 5 T1w images" in run.notes[0]
     assert [path.name for path in run.t1w_repeats] == ["sub-01_run-2_T1w.nii.gz"]
     assert "was averaged with sub-01_run-2_T1w.nii.gz" in run.notes[1]
 
 
-def test_t1w_images_of_other_kinds_sessions_or_without_content_are_not_averaged(make_dataset):
+def test_only_repeats_with_content_are_averaged(make_dataset):
     root = make_dataset(
         "sub-01/ses-a/func/sub-01_ses-a_task-rest_bold.nii.gz", **{
             f"sub-01/ses-{name}_T1w.nii.gz": content
@@ -259,7 +259,7 @@ def test_filter_files_select_as_pybids_does(make_dataset, filters, stems):
     assert {run.stem for run in runs} == {"sub-01_task-rest" + stem for stem in stems}
 
 
-def test_filters_of_other_apps_are_tolerated(make_dataset):
+def test_filters_for_other_apps_are_ignored(make_dataset):
     filters = {name: {"session": "x"} for name in ("fmap", "sbref", "flair", "t2w", "roi")}
     assert only_run(make_dataset(REST, T1W), filters=filters).t1w.name == "sub-01_T1w.nii.gz"
 
@@ -274,24 +274,24 @@ def test_a_filter_with_an_unknown_entity_is_a_usage_error(make_dataset):
         find_runs(make_dataset(REST), QuerySettings(filters={"bold": {"sesion": "a"}}))
 
 
-def test_filters_that_match_nothing_say_so(make_dataset):
-    with pytest.raises(NoMatchError, match="fits the filters") as caught:
+def test_filters_without_a_match_raise(make_dataset):
+    with pytest.raises(NoMatchError, match="matches the filters") as caught:
         find_runs(make_dataset(REST), QuerySettings(filters={"bold": {"acquisition": "x"}}))
     assert caught.value.exit_code == 18
 
 
-def test_missing_dataset_is_no_input(tmp_path):
+def test_missing_dataset_raises(tmp_path):
     with pytest.raises(NoInputError, match="no such folder"):
         find_runs(tmp_path / "nowhere", QuerySettings())
 
 
-def test_a_file_as_dataset_is_no_input(tmp_path):
+def test_file_as_dataset_raises(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(NoInputError, match="is a file"):
         find_runs(tmp_path / "file", QuerySettings())
 
 
-def test_missing_description_points_to_the_root_nearby(make_dataset):
+def test_missing_description_hints_at_a_nearby_root(make_dataset):
     root = make_dataset(REST)
     with pytest.raises(InvalidBIDSError, match=r"no dataset_description\.json") as caught:
         find_runs(root / "sub-01", QuerySettings())
@@ -299,27 +299,27 @@ def test_missing_description_points_to_the_root_nearby(make_dataset):
     assert caught.value.exit_code == 16
 
 
-def test_missing_description_says_what_to_write(make_dataset):
+def test_missing_description_hints_at_its_content(make_dataset):
     with pytest.raises(InvalidBIDSError) as caught:
         find_runs(make_dataset(REST, description=None), QuerySettings())
     assert "BIDSVersion" in caught.value.hint
 
 
 @pytest.mark.parametrize("content", ['{"Name": ', b'{"Name": "\xe9"}', "[]", ""])
-def test_broken_description_is_named(make_dataset, content):
+def test_broken_description_raises(make_dataset, content):
     with pytest.raises(InvalidBIDSError, match=r"dataset_description\.json"):
         find_runs(make_dataset(REST, description=content), QuerySettings())
 
 
 @pytest.mark.parametrize("content", [None, '{"Name": ', "[]"])
-def test_skipping_validation_goes_on_without_a_description(make_dataset, content, caplog):
+def test_skipped_validation_accepts_a_missing_description(make_dataset, content, caplog):
     root = make_dataset(REST, description=content)
     (run,) = find_runs(root, QuerySettings(skip_bids_validation=True))
     assert run.stem == "sub-01_task-rest"
     assert "--skip-bids-validation" in caplog.text
 
 
-def test_skipping_validation_does_not_make_a_dataset_of_any_folder(tmp_path):
+def test_skipped_validation_still_requires_participants(tmp_path):
     with pytest.raises(InvalidBIDSError, match="no participants"):
         find_runs(tmp_path, QuerySettings(skip_bids_validation=True))
 
@@ -334,55 +334,55 @@ def test_description_without_name_and_version_is_enough(make_dataset):
     assert only_run(make_dataset(REST, description={"Authors": []})).stem == "sub-01_task-rest"
 
 
-def test_derivatives_are_not_taken_for_a_raw_dataset(make_dataset):
+def test_unusable_derivatives_raise(make_dataset):
     with pytest.raises(InvalidBIDSError, match="derivative") as caught:
         find_runs(make_dataset(REST, description={**DESCRIPTION, "DatasetType": "derivative"}), QuerySettings())
     assert "--derivatives" in caught.value.hint
 
 
-def test_no_participants_is_said(make_dataset):
+def test_dataset_without_participants_raises(make_dataset):
     with pytest.raises(InvalidBIDSError, match="no participants"):
         find_runs(make_dataset("participants.tsv"), QuerySettings())
 
 
-def test_missing_participants_are_named_and_not_dropped(make_dataset):
-    with pytest.raises(NoMatchError, match="has no sub-07, sub-08") as caught:
+def test_missing_participants_raise(make_dataset):
+    with pytest.raises(NoMatchError, match="no folder for sub-07, sub-08") as caught:
         find_runs(make_dataset(REST), QuerySettings(participants=("01", "07", "08")))
     assert "sub-01" in caught.value.hint
 
 
 @pytest.mark.parametrize("path", ["sub-01/pet/sub-01_pet.nii.gz", "sub-01/eeg/sub-01_task-rest_eeg.edf", T1W])
-def test_a_dataset_without_bold_is_told_so(make_dataset, path):
+def test_dataset_without_bold_raises(make_dataset, path):
     with pytest.raises(NoMatchError, match="no BOLD image of sub-01"):
         find_runs(make_dataset(path), QuerySettings())
 
 
 @pytest.mark.parametrize(("settings", "name"), [({"sessions": ("z",)}, "ses-z"), ({"tasks": ("z",)}, "task-z")])
-def test_sessions_and_tasks_that_match_nothing_are_named(make_dataset, settings, name):
+def test_missing_sessions_and_tasks_raise(make_dataset, settings, name):
     with pytest.raises(NoMatchError, match=name):
         find_runs(make_dataset(REST), QuerySettings(**settings))
 
 
-def test_one_of_two_tasks_that_is_missing_is_named(make_dataset):
+def test_one_missing_task_of_two_raises(make_dataset):
     with pytest.raises(NoMatchError, match="task-nback") as caught:
         find_runs(make_dataset(REST), QuerySettings(tasks=("rest", "nback")))
     assert "task-rest" in caught.value.hint
 
 
-def test_a_participant_without_bold_that_was_asked_for_is_an_error(make_dataset):
+def test_requested_participant_without_bold_raises(make_dataset):
     root = make_dataset(REST, "sub-02/anat/sub-02_T1w.nii.gz")
     with pytest.raises(NoMatchError, match="sub-02"):
         find_runs(root, QuerySettings(participants=("01", "02")))
 
 
-def test_a_participant_without_bold_is_left_out_with_a_warning(make_dataset, caplog):
+def test_participant_without_bold_is_skipped_with_a_warning(make_dataset, caplog):
     with caplog.at_level(logging.WARNING):
         run = only_run(make_dataset(REST, "sub-02/anat/sub-02_T1w.nii.gz"))
     assert run.participant == "01"
     assert "sub-02" in caplog.text
 
 
-def test_content_that_datalad_has_not_fetched_is_a_missing_input(make_dataset):
+def test_content_not_fetched_by_datalad_is_a_problem(make_dataset):
     root = make_dataset(T1W)
     (root / "sub-01/func").mkdir()
     (root / REST).symlink_to("../../.git/annex/objects/xx/SHA256E-s1.nii.gz")
@@ -392,13 +392,13 @@ def test_content_that_datalad_has_not_fetched_is_a_missing_input(make_dataset):
     assert caught.value.exit_code == 66
 
 
-def test_an_annex_pointer_is_a_missing_input(make_dataset):
+def test_annex_pointer_is_a_problem(make_dataset):
     root = make_dataset(**{REST: b"/annex/objects/SHA256E-s9--0123.nii.gz\n"})
     with pytest.raises(NoInputError, match="has not been fetched"):
         raise only_run(root).problem
 
 
-def test_one_run_that_is_missing_leaves_the_other_whole(make_dataset):
+def test_missing_run_does_not_affect_other_runs(make_dataset):
     root = make_dataset(REST)
     (root / "sub-01/func/sub-01_task-nback_bold.nii.gz").symlink_to("nowhere")
     lost, kept = find_runs(root, QuerySettings())
@@ -411,11 +411,11 @@ def test_one_run_that_is_missing_leaves_the_other_whole(make_dataset):
     [
         (b'{"TaskName": "caf\xe9"}', r"not UTF-8 \(byte 17 is 0xe9\)"),
         ('{"TaskName": "rest",}', "not valid JSON"),
-        ("[1, 2]", "a JSON list where an object belongs"),
+        ("[1, 2]", "a JSON list instead of an object"),
         ("[" * 100_000, "nested too deeply"),
     ],
 )
-def test_a_broken_sidecar_is_named_and_stops_its_run_only(make_dataset, content, message):
+def test_broken_sidecar_is_a_problem_of_its_run_only(make_dataset, content, message):
     sidecar = "sub-01/func/sub-01_task-rest_bold.json"
     root = make_dataset(REST, "sub-02/func/sub-02_task-rest_bold.nii.gz", **{sidecar: content})
     broken, whole = find_runs(root, QuerySettings())
@@ -426,13 +426,13 @@ def test_a_broken_sidecar_is_named_and_stops_its_run_only(make_dataset, content,
     assert whole.problem is None
 
 
-def test_a_file_in_the_wrong_folder_is_a_problem(make_dataset):
+def test_file_in_the_wrong_folder_is_a_problem(make_dataset):
     wrong = "sub-01/func/sub-02_task-rest_bold.nii.gz"
     with pytest.raises(InvalidBIDSError, match="does not start with sub-01_"):
         raise only_run(make_dataset(wrong)).problem
 
 
-def test_folders_with_labels_that_bids_forbids_are_left_out_with_a_warning(make_dataset, caplog):
+def test_folders_with_invalid_labels_are_skipped_with_a_warning(make_dataset, caplog):
     root = make_dataset(REST, "sub-01_old/func/sub-01_old_task-rest_bold.nii.gz", "sub-Jürg/func/x_bold.nii.gz")
     with caplog.at_level(logging.WARNING):
         assert only_run(root).bold == root / REST
@@ -452,7 +452,7 @@ def test_a_dataset_in_a_folder_with_any_name_is_read(make_dataset, tmp_path, pla
     assert run.t1w is not None
 
 
-def test_names_that_are_not_utf8_give_an_error_that_shows_them(make_dataset):
+def test_file_name_that_is_not_utf8_raises(make_dataset):
     root = make_dataset(REST)
     with open(os.fsencode(root / "sub-01/func") + b"/sub-01_task-\xff_bold.nii.gz", "wb") as file:
         file.write(IMAGE)
@@ -460,13 +460,13 @@ def test_names_that_are_not_utf8_give_an_error_that_shows_them(make_dataset):
         find_runs(root, QuerySettings())
 
 
-def test_loops_of_links_end(make_dataset):
+def test_loops_of_links_are_ignored(make_dataset):
     root = make_dataset(REST)
     (root / "sub-01/func/loop").symlink_to("..")
     assert only_run(root).bold == root / REST
 
 
-def test_a_session_that_is_a_link_to_its_participant_is_a_problem_of_its_own(make_dataset):
+def test_session_linked_to_its_participant_is_a_problem(make_dataset):
     root = make_dataset(REST)
     (root / "sub-01/ses-loop").symlink_to(".")
     whole, looped = find_runs(root, QuerySettings())
@@ -488,19 +488,19 @@ def test_relative_paths_become_absolute(make_dataset, monkeypatch):
     assert only_run(Path("dataset")).bold == root / REST
 
 
-def test_a_database_serves_every_participant(make_dataset, tmp_path):
+def test_database_covers_every_participant(make_dataset, tmp_path):
     root = make_dataset(REST, "sub-02/func/sub-02_task-rest_bold.nii.gz", "sub-03/anat/sub-03_T1w.nii.gz")
     for label in ("01", "02"):
         assert only_run(root, participants=(label,), database_dir=tmp_path / "database").participant == label
 
 
-def test_a_broken_database_is_named(make_dataset, tmp_path):
+def test_broken_database_raises(make_dataset, tmp_path):
     (tmp_path / "layout_index.sqlite").write_bytes(b"not a database" * 100)
-    with pytest.raises(InputOutputError, match="not usable as the dataset's index"):
+    with pytest.raises(InputOutputError, match="cannot be used as the dataset's index"):
         find_runs(make_dataset(REST), QuerySettings(database_dir=tmp_path))
 
 
-def test_one_of_a_thousand_participants_is_found_fast(make_dataset):
+def test_one_of_a_thousand_participants_is_found_quickly(make_dataset):
     root = make_dataset(*(f"sub-{n:04}/func/sub-{n:04}_task-rest_bold.nii.gz" for n in range(1000)))
     find_runs(root, QuerySettings(participants=("0001",)))  # imports pybids
     start = time.perf_counter()

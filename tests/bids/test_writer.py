@@ -1,4 +1,4 @@
-"""Outputs go where BIDS says, and are whole or not there."""
+"""Output paths and atomic writing."""
 
 import errno
 import json
@@ -52,25 +52,25 @@ def test_outputs_are_named_by_their_entities(arguments, extra, expected):
     assert output_path(Path("out"), RUN, *arguments, **extra) == Path("out/sub-01") / expected
 
 
-def test_a_label_that_bids_forbids_is_a_mistake_of_the_caller():
+def test_invalid_label_raises_value_error():
     with pytest.raises(ValueError, match="space-MNI_2"):
         output_path(Path("out"), RUN, "bold", ".nii.gz", space="MNI_2")
 
 
-def test_names_come_apart_and_together_again():
+def test_split_name_and_join_name_are_inverse():
     name = "sub-01_ses-a_task-rest_acq-hi_run-1_echo-2_space-T1w_res-2_desc-preproc_bold.nii.gz"
     assert join_name(*split_name(name)) == name
     assert split_name("sub-01_scans.tsv") == ({"sub": "01"}, "scans", ".tsv")
     assert split_name("bold") == ({}, "bold", "")
 
 
-def test_names_of_models_become_labels():
+def test_model_names_become_labels():
     assert as_label("neurostorm-5ds v1.0") == "neurostorm5dsv10"
     with pytest.raises(ValueError, match="no letter or digit"):
         as_label("--")
 
 
-def test_sources_are_bids_uris_even_when_outputs_lie_in_the_dataset():
+def test_sources_are_bids_uris_for_nested_datasets():
     raw, out = Path("/data"), Path("/data/derivatives/neurostorm")
     datasets = {"": out, "raw": raw}
     assert dataset_uri(raw / "sub-01/x y.nii.gz", datasets) == "bids:raw:sub-01/x%20y.nii.gz"
@@ -79,7 +79,7 @@ def test_sources_are_bids_uris_even_when_outputs_lie_in_the_dataset():
         dataset_uri(Path("/elsewhere/a"), datasets)
 
 
-def test_text_is_written_whole_with_usual_permissions(tmp_path):
+def test_text_is_written_with_default_permissions(tmp_path):
     path = write_text(tmp_path / "new" / "file.txt", "größer\n")
     assert path.read_text(encoding="utf-8") == "größer\n"
     assert [entry.name for entry in path.parent.iterdir()] == ["file.txt"]
@@ -88,7 +88,7 @@ def test_text_is_written_whole_with_usual_permissions(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
-def test_the_same_content_leaves_the_file_alone(tmp_path):
+def test_file_with_the_same_content_is_not_touched(tmp_path):
     path = write_text(tmp_path / "file.txt", "same")
     source = write_text(tmp_path / "source.txt", "same")
     os.utime(path, ns=(1, 1))
@@ -99,7 +99,7 @@ def test_the_same_content_leaves_the_file_alone(tmp_path):
     assert path.read_text() == "else"
 
 
-def test_a_failure_midway_leaves_the_old_file_and_no_other(tmp_path):
+def test_failed_write_keeps_the_old_file_only(tmp_path):
     path = write_text(tmp_path / "file.nii.gz", "old")
 
     def fail():
@@ -123,7 +123,7 @@ def test_a_failure_midway_leaves_the_old_file_and_no_other(tmp_path):
         (errno.EIO, InputOutputError, "writing failed"),
     ],
 )
-def test_what_the_system_says_becomes_an_error_with_a_hint(tmp_path, monkeypatch, number, expected, words):
+def test_system_error_becomes_an_error_with_a_hint(tmp_path, monkeypatch, number, expected, words):
     def fail(*_):
         raise OSError(number, os.strerror(number))
 
@@ -134,13 +134,13 @@ def test_what_the_system_says_becomes_an_error_with_a_hint(tmp_path, monkeypatch
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_is_a_file_cannot_be_written_into(tmp_path):
+def test_writing_below_a_file_raises(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotCreateError, match="cannot be written"):
         write_text(tmp_path / "file" / "inner.txt", "text")
 
 
-def test_copies_hold_the_same_bytes(tmp_path):
+def test_copy_has_the_same_content(tmp_path):
     data = np.random.default_rng(0).bytes(3_000_000)
     (tmp_path / "a").write_bytes(data)
     copy_file(tmp_path / "a", tmp_path / "b")
@@ -150,7 +150,7 @@ def test_copies_hold_the_same_bytes(tmp_path):
     assert (tmp_path / "b").read_bytes()[-1:] == b"x"
 
 
-def test_json_holds_what_json_can(tmp_path):
+def test_values_are_converted_to_plain_json(tmp_path):
     content = {
         "nan": math.nan, "list": [np.float32(0.5), math.inf], "array": np.arange(3), "n": np.int64(3),
         "b": np.bool_(True), "path": Path("a/b"), "deep": {"x": (1, None)}, "text": "é",
@@ -161,7 +161,7 @@ def test_json_holds_what_json_can(tmp_path):
     }  # fmt: skip
 
 
-def test_tables_mark_what_is_missing(tmp_path):
+def test_missing_values_are_written_as_n_a(tmp_path):
     path = write_tsv(tmp_path / "x.tsv", {"clip": ["mean", 0], "fd": [math.nan, 0.25], "label": ["rest", None]})
     assert path.read_text() == "clip\tfd\tlabel\nmean\tn/a\trest\n0\t0.25\tn/a\n"
 
@@ -172,7 +172,7 @@ def test_tables_keep_single_precision(tmp_path):
     np.testing.assert_array_equal(read["e"].to_numpy(np.float32), values)
 
 
-def test_leftovers_of_dead_writers_are_removed(tmp_path):
+def test_temporary_files_of_dead_processes_are_removed(tmp_path):
     host = socket.gethostname()
     dead = tmp_path / "sub-01" / f".neurostorm-999999999-{host}-0123abcd-file.txt"
     alive = tmp_path / f".neurostorm-{os.getpid()}-{host}-0123abcd-file.txt"
@@ -212,7 +212,7 @@ def test_readers_never_see_half_a_file(tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_a_full_device_is_said(tmp_path):
+def test_full_device_raises(tmp_path):
     def fill():
         with atomic_path(tmp_path / "file") as temporary:
             temporary.symlink_to("/dev/full")

@@ -1,4 +1,4 @@
-"""Atlases are found by name or path, with the names of their regions, or say how to get them."""
+"""Atlases by name or path, their region names, and hints for missing ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bids_app.errors import BadDataError, NoInputError, UsageError
 
 
 @pytest.fixture(autouse=True)
-def empty_places(tmp_path, monkeypatch):
+def empty_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("NILEARN_DATA", str(tmp_path / "nilearn"))
     monkeypatch.delenv("NILEARN_SHARED_DATA", raising=False)
@@ -25,15 +25,15 @@ def put(path, content: bytes = b"image"):
     return path
 
 
-@pytest.mark.parametrize("place", ["cache/atlases/AAL3v1.nii.gz", "nilearn/aal_3v2/AAL3/AAL3v1.nii.gz"])
-def test_an_atlas_is_found_where_others_put_it(empty_places, place):
-    path = put(empty_places / place)
+@pytest.mark.parametrize("file", ["cache/atlases/AAL3v1.nii.gz", "nilearn/aal_3v2/AAL3/AAL3v1.nii.gz"])
+def test_atlas_is_found_in_cache_and_nilearn_data(empty_folders, file):
+    path = put(empty_folders / file)
     atlas = find_atlas("aal3")
     assert (atlas.path, atlas.licence, atlas.is_known_copy) == (path, "GPL", False)
 
 
-def test_the_copy_that_the_catalog_knows_is_recognised(empty_places, monkeypatch):
-    path = put(empty_places / "cache/atlases/AAL3v1.nii.gz", b"the copy that is known")
+def test_copy_in_the_catalog_is_recognised(empty_folders, monkeypatch):
+    path = put(empty_folders / "cache/atlases/AAL3v1.nii.gz", b"known copy")
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     monkeypatch.setitem(catalog(), "aal3", catalog()["aal3"] | {"sha256": digest})
     assert find_atlas("aal3").is_known_copy
@@ -42,19 +42,19 @@ def test_the_copy_that_the_catalog_knows_is_recognised(empty_places, monkeypatch
 
 
 @pytest.mark.parametrize("name", sorted(catalog()))
-def test_an_atlas_that_is_not_here_says_how_to_get_it(name):
+def test_missing_atlas_hints_at_its_download(name):
     with pytest.raises(NoInputError, match=name) as caught:
         find_atlas(name)
     assert "python -c" in caught.value.hint
 
 
-def test_an_unknown_name_lists_those_that_exist():
+def test_unknown_name_lists_the_catalog():
     with pytest.raises(UsageError, match="nonsense") as caught:
         find_atlas("nonsense")
     assert "aal3" in caught.value.hint
 
 
-def test_any_label_image_is_taken_by_its_path(tmp_path):
+def test_label_image_is_found_by_its_path(tmp_path):
     path = put(tmp_path / "mine.nii.gz")
     assert (find_atlas(path).name, find_atlas(str(path)).names) == ("mine", {})
     with pytest.raises(NoInputError, match="none"):
@@ -70,13 +70,13 @@ def test_any_label_image_is_taken_by_its_path(tmp_path):
                  "<label><index>7</index><name>Right</name></label></data></atlas>"),
     ],
 )  # fmt: skip
-def test_names_of_regions_come_from_the_table_beside(tmp_path, suffix, text):
+def test_region_names_are_read_from_the_table(tmp_path, suffix, text):
     path = put(tmp_path / "mine.nii.gz")
     (tmp_path / f"mine{suffix}").write_text(text)
     assert find_atlas(path).names == {1: "Left", 7: "Right"}
 
 
-def test_a_table_that_cannot_be_read_is_named(tmp_path):
+def test_invalid_table_raises(tmp_path):
     path = put(tmp_path / "mine.nii.gz")
     (tmp_path / "mine.tsv").write_text("number\tname\n1\tLeft\n")
     with pytest.raises(BadDataError, match=r"mine\.nii"):

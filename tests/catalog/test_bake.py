@@ -1,4 +1,4 @@
-"""Files of others are put where a run looks for them, and what did not come is named."""
+"""Third-party files for a container image, and errors for failed downloads."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from bids_app.catalog import atlases, bake, templates
 
 
 @pytest.fixture(autouse=True)
-def places(tmp_path: Path, monkeypatch) -> Path:
-    """Caches of an image that is being built."""
+def caches(tmp_path: Path, monkeypatch) -> Path:
+    """Caches of a container image."""
     monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "templateflow"))
     monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path / "cache"))
     return tmp_path
 
 
-def give(name: str, **entities: object) -> None:
-    """Write the file that TemplateFlow has for these entities."""
+def write_file(name: str, **entities: object) -> None:
+    """Write the TemplateFlow file with these entities."""
     parts = [f"tpl-{name}", f"res-{entities['resolution']:02d}"]
     parts += [f"{key}-{entities[key]}" for key in ("atlas", "desc") if entities[key]]
     folder = templates.templateflow_home() / f"tpl-{name}"
@@ -27,19 +27,19 @@ def give(name: str, **entities: object) -> None:
     (folder / f"{'_'.join(parts)}_{entities['suffix']}{entities['extension']}").write_bytes(b"an image")
 
 
-def test_templates_are_found_afterwards(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(templateflow.api, "get", lambda name, raise_empty, **entities: give(name, **entities))
+def test_fetched_templates_are_available(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(templateflow.api, "get", lambda name, raise_empty, **entities: write_file(name, **entities))
     assert templates.available() == ("MNI152NLin2009aSym",)
     assert bake.main(["templates"]) == 0
     assert templates.available() == ("MNI152NLin6Asym", "MNI152NLin2009aSym", "MNI152NLin2009cAsym")
     assert capsys.readouterr().out.count("bake: template") == 4
 
 
-def test_atlases_are_found_afterwards(monkeypatch) -> None:
-    monkeypatch.setattr(templateflow.api, "get", lambda name, raise_empty, **entities: give(name, **entities))
+def test_fetched_atlases_are_available(monkeypatch) -> None:
+    monkeypatch.setattr(templateflow.api, "get", lambda name, raise_empty, **entities: write_file(name, **entities))
     catalog = atlases.catalog()
-    there = '"$NILEARN_DATA"/aal_3v2/AAL3'
-    command = f"mkdir -p {there} && echo image > {there}/AAL3v1.nii.gz && echo '<a/>' > {there}/AAL3v1.xml"
+    folder = '"$NILEARN_DATA"/aal_3v2/AAL3'
+    command = f"mkdir -p {folder} && echo image > {folder}/AAL3v1.nii.gz && echo '<a/>' > {folder}/AAL3v1.xml"
     monkeypatch.setitem(catalog, "aal3", catalog["aal3"] | {"get": command})
     assert bake.main(["atlases"]) == 0
     for name in catalog:
@@ -48,24 +48,24 @@ def test_atlases_are_found_afterwards(monkeypatch) -> None:
     assert not (atlases.cache_dir() / "nilearn").exists()
 
 
-@pytest.mark.parametrize("answer", [lambda *_, **__: None, lambda *_, **__: 1 / 0])
-def test_a_template_that_does_not_come_is_named(answer, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(templateflow.api, "get", answer)
+@pytest.mark.parametrize("get", [lambda *_, **__: None, lambda *_, **__: 1 / 0])
+def test_failed_template_download_raises(get, monkeypatch, capsys) -> None:
+    monkeypatch.setattr(templateflow.api, "get", get)
     assert bake.main(["templates"]) == 75
     assert "tpl-MNI152NLin6Asym_res-02_T1w.nii.gz" in capsys.readouterr().err
 
 
-def test_an_atlas_that_does_not_come_is_named(monkeypatch, capsys) -> None:
+def test_failed_atlas_download_raises(monkeypatch, capsys) -> None:
     monkeypatch.setattr(atlases, "catalog", lambda: {"aal3": {"files": ["a.nii"], "get": "exit 3"}})
     assert bake.main(["atlases"]) == 75
-    assert "aal3 did not come (exit code 3)" in capsys.readouterr().err
+    assert "aal3 was not downloaded (exit code 3)" in capsys.readouterr().err
 
 
-def test_a_model_that_is_not_in_the_catalog_is_refused(capsys) -> None:
+def test_unknown_model_raises(capsys) -> None:
     assert bake.main(["neurostorm-6ds"]) == 64
     assert "neurostorm-6ds" in capsys.readouterr().err
 
 
-def test_nothing_is_baked_unless_it_is_named() -> None:
+def test_nothing_is_fetched_without_a_name() -> None:
     assert bake.main([]) == 0
     assert not templates.templateflow_home().exists()

@@ -1,4 +1,4 @@
-"""A card tells use, cohort, figures, limits and licence, and says what is not known."""
+"""Model cards: intended use, cohort, metrics, limits and licence, and missing facts."""
 
 import re
 
@@ -32,7 +32,7 @@ def section(card, name):
 
 
 @pytest.mark.parametrize("name", catalog("models"))
-def test_every_model_has_a_whole_card_without_its_file(name):
+def test_every_model_has_a_complete_card_without_its_file(name):
     card = card_markdown(describe_model(catalog("models")[name]))
     assert card.startswith(f"# Model {name}\n\n**Not a medical device.**")
     assert re.findall("^## (.*)$", card, re.MULTILINE) == list(SECTIONS)
@@ -40,33 +40,35 @@ def test_every_model_has_a_whole_card_without_its_file(name):
         assert name == "demo" or section(card, part) != "Not known."
 
 
-def test_facts_are_kept_for_models_of_the_catalog_only():
+def test_facts_belong_to_models_of_the_catalog():
     assert set(known_facts()) <= set(catalog("models"))
 
 
-def test_a_diagnosis_is_for_research_on_groups_only():
+def test_diagnosis_is_for_research_on_groups_only():
     card = card_markdown(describe_model(catalog("models")["abide-diagnosis"]) | {"ResearchOnly": True})
     assert "For research on groups only" in card
     assert "never a diagnosis of a person" in section(card, "Intended use")
 
 
-def test_an_adapter_tells_cohort_ranges_and_calibration():
+def test_adapter_card_has_cohort_ranges_and_calibration():
     card = card_markdown(ADAPTER)
     assert "- Ages: mean: 30.1; range: 18, 65" in section(card, "Training cohort")
     assert "- Scanners: not known" in section(card, "Training cohort")
-    assert "- In its cohort, repetition time: 0.72 to 2 s" in section(card, "Inputs and ranges")
+    assert "- Training range of repetition time: 0.72 to 2 s" in section(card, "Inputs and ranges")
     assert section(card, "Calibration") == "- Method: none\n- Scans: 120\n- Source: site A"
     assert section(card, "Limits") == "Not known."
     assert section(card, "Metrics") == "- validation: mae: 4.2"
 
 
-def test_without_calibration_nothing_is_promised():
-    assert "neither intervals nor sets" in section(card_markdown(ADAPTER | {"AdapterCalibration": {}}), "Calibration")
+def test_adapter_without_calibration_has_no_intervals():
+    assert "no prediction intervals or sets" in section(
+        card_markdown(ADAPTER | {"AdapterCalibration": {}}), "Calibration"
+    )
     older = {key: value for key, value in ADAPTER.items() if key != "AdapterCalibration"}
     assert section(card_markdown(older), "Calibration") == "Not known."
 
 
-def test_the_file_has_the_last_word_on_what_it_says():
+def test_metadata_of_the_file_overrides_the_catalog():
     own = Entry("mine", "a file of your own", "/x/mine.safetensors", own=True)
     facts = describe_model(own, {"cohort": "12 people", "licence": "CC0", "intended_use": "tests"})
     assert (facts["TrainingCohort"], facts["License"]) == ({"description": "12 people"}, "CC0")
@@ -75,12 +77,12 @@ def test_the_file_has_the_last_word_on_what_it_says():
     assert "TrainingCohort" not in describe_model(named_alike)
 
 
-def test_a_value_cannot_begin_a_heading_or_leave_its_line():
+def test_value_cannot_start_a_heading_or_a_new_line():
     card = card_markdown(ADAPTER | {"Limits": "one\n\n# Safe\n\n<b>two</b>", "Adapter": "x\n# y"})
     assert len(re.findall("^#", card, re.MULTILINE)) == 1 + len(SECTIONS)
     assert "<li>one # Safe &lt;b&gt;two&lt;/b&gt;</li>" in markdown.to_html(card)
 
 
-def test_cards_are_shown_without_the_marks_of_a_program():
+def test_values_are_formatted_without_braces_and_quotes():
     card = {"n": 20, "accuracy": 0.95123, "by": ["a", "b"], "real": False, "note": None}
     assert plain(card) == "n: 20; accuracy: 0.9512; by: a, b; real: no; note: n/a"

@@ -1,4 +1,4 @@
-"""Weights come from the hub whole, checked, and gone on from where the connection broke."""
+"""Download of weights from the hub: complete, checked, and resumed after a lost connection."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ PLACE = f"/lab/model/resolve/{REVISION}/deep/weights.ckpt"
 
 @dataclass
 class Hub:
-    """A stand-in for the hub, and how it misbehaves."""
+    """A mock hub with configurable failures."""
 
     content: bytes = CONTENT
     sha256: str | None = hashlib.sha256(CONTENT).hexdigest()
     sent: bytes | None = None
     break_after: list[int] = field(default_factory=list)
-    """Bytes after which the next connections break off."""
+    """Bytes after which the next connections are closed."""
     knows_ranges: bool = True
     status: int = 200
     reset_after: int | None = None
     """Bytes after which the next connection is reset."""
     tokens: list[tuple[str, str | None]] = field(default_factory=list)
-    """Host that was asked, and the token that it was given."""
+    """Host of each request, and the token sent to it."""
     requests: list[tuple[str, str, str | None]] = field(default_factory=list)
     url: str = ""
     location: str = ""
-    """Where the file's bytes are: on another host, as those of the hub's large files."""
+    """URL of the content: on another host, as for the hub's large files."""
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -91,7 +91,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.hub.reset_after is not None:
             self.wfile.write(content[start : start + self.hub.reset_after])
             self.hub.reset_after = None
-            time.sleep(0.2)  # what was sent has arrived
+            time.sleep(0.2)  # wait for delivery
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
             return None
@@ -102,8 +102,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         return None
 
 
-def hurry(monkeypatch):
-    """Wait for nothing between attempts."""
+def skip_waiting(monkeypatch):
+    """Skip the waiting time between attempts."""
     clock = SimpleNamespace(sleep=lambda seconds: None)
     for module in ("file_download", "utils._http"):
         monkeypatch.setattr(f"huggingface_hub.{module}.time", clock)
@@ -121,8 +121,8 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path / "cache"))
     for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)  # what is written at a time
-    hurry(monkeypatch)
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 50_000)  # bytes per write
+    skip_waiting(monkeypatch)
     yield hub
     server.shutdown()
     server.server_close()
@@ -133,7 +133,7 @@ def entry() -> Entry:
     return Entry("weights", "", "deep/weights.ckpt", repo="lab/model", revision=REVISION, size=len(CONTENT))
 
 
-def test_a_file_is_fetched_checked_and_found(hub, entry):
+def test_file_is_fetched_checked_and_found(hub, entry):
     path = fetch(entry)
     assert path.read_bytes() == CONTENT
     assert weights_path(entry) == path
@@ -142,21 +142,21 @@ def test_a_file_is_fetched_checked_and_found(hub, entry):
     assert not list(path.parent.glob("*.part"))
 
 
-def test_a_file_that_is_there_is_not_fetched_again(hub, entry):
+def test_existing_file_is_not_fetched_again(hub, entry):
     fetch(entry)
     hub.requests.clear()
     fetch(entry)
     assert hub.requests == []
 
 
-def test_a_connection_that_breaks_off_is_gone_on_from(hub, entry):
+def test_download_is_resumed_after_a_closed_connection(hub, entry):
     hub.break_after = [100_000, 0, 300_000]
     assert fetch(entry).read_bytes() == CONTENT
     ranges = [r for method, path, r in hub.requests if method == "GET" and path == "/storage/blob"]
     assert ranges == [None, "bytes=100000-", "bytes=100000-", "bytes=400000-"]
 
 
-def test_a_later_run_goes_on_from_an_earlier_one(hub, entry):
+def test_download_is_resumed_by_a_later_call(hub, entry):
     hub.break_after = [100_000] + [0] * 2 * ATTEMPTS
     with pytest.raises(TemporaryError, match="cannot be fetched"):
         fetch(entry)
@@ -166,15 +166,15 @@ def test_a_later_run_goes_on_from_an_earlier_one(hub, entry):
     assert hub.requests[-1][2] == "bytes=100000-"
 
 
-def test_a_server_that_does_not_know_ranges_begins_again(hub, entry):
+def test_download_restarts_without_range_support(hub, entry):
     hub.break_after, hub.knows_ranges = [100_000], False
     assert fetch(entry).read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize("sent", [b"x" * len(CONTENT), CONTENT + b"more"])
-def test_wrong_bytes_are_thrown_away_and_never_used(hub, entry, sent):
+def test_wrong_content_is_deleted(hub, entry, sent):
     hub.sent = sent
-    with pytest.raises(BadDataError, match="is not the file"):
+    with pytest.raises(BadDataError, match="wrong content"):
         fetch(entry)
     assert not entry.path.exists()
     assert not list(entry.path.parent.glob("*.part"))
@@ -182,36 +182,36 @@ def test_wrong_bytes_are_thrown_away_and_never_used(hub, entry, sent):
     assert fetch(entry).read_bytes() == CONTENT
 
 
-def test_a_file_of_another_size_than_the_catalog_knows_is_refused(hub, entry):
+def test_size_different_from_the_catalog_raises(hub, entry):
     hub.content = CONTENT + b"more"
     with pytest.raises(BadDataError, match="catalog"):
         fetch(entry)
 
 
-def test_a_file_that_the_hub_does_not_have_is_named(hub, entry):
+def test_file_missing_on_the_hub_raises(hub, entry):
     hub.status = 404
     with pytest.raises(NoInputError, match=r"deep/weights\.ckpt"):
         fetch(entry)
 
 
-def test_a_hub_in_trouble_is_tried_again_and_then_named(hub, entry):
+def test_server_error_is_retried_and_then_raises(hub, entry):
     hub.status = 503
     with pytest.raises(TemporaryError, match=r"503|Service"):
         fetch(entry)
     assert len(hub.requests) == ATTEMPTS
 
 
-def test_no_network_says_what_to_check(entry, tmp_path, monkeypatch):
+def test_missing_network_gives_a_hint(entry, tmp_path, monkeypatch):
     monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path))
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    hurry(monkeypatch)
+    skip_waiting(monkeypatch)
     with pytest.raises(TemporaryError) as caught:
         fetch(entry)
     assert "HF_ENDPOINT" in caught.value.hint
     assert "proxy" in caught.value.hint
 
 
-def test_the_proxy_of_the_environment_is_used(hub, entry, monkeypatch):
+def test_proxy_of_the_environment_is_used(hub, entry, monkeypatch):
     monkeypatch.setenv("HF_ENDPOINT", "http://hub.invalid")
     monkeypatch.setenv("http_proxy", hub.url)
     monkeypatch.setenv("no_proxy", "")
@@ -220,49 +220,49 @@ def test_the_proxy_of_the_environment_is_used(hub, entry, monkeypatch):
     assert {path for _, path, _ in hub.requests} == {f"http://hub.invalid{PLACE}", hub.location}
 
 
-def test_a_file_without_a_hash_on_the_hub_is_noted_as_unchecked(hub, entry):
+def test_file_without_hub_checksum_is_recorded_as_unchecked(hub, entry):
     hub.sha256 = None
     assert read_record(fetch(entry))["checked_against_hub"] is False
 
 
-def test_a_file_changed_since_is_found_out(hub, entry):
+def test_changed_file_raises(hub, entry):
     path = fetch(entry)
     path.write_bytes(b"y" * len(CONTENT))
-    with pytest.raises(BadDataError, match="not the file"):
+    with pytest.raises(BadDataError, match="differs from the published file"):
         verify(entry)
 
 
-def test_verifying_what_is_not_here_says_how_to_get_it(entry, tmp_path, monkeypatch):
+def test_verifying_a_missing_file_raises(entry, tmp_path, monkeypatch):
     monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path))
-    with pytest.raises(NoInputError, match="not here"):
+    with pytest.raises(NoInputError, match="does not exist"):
         verify(entry)
 
 
-def test_what_ships_with_the_package_is_not_fetched():
+def test_file_of_the_package_is_not_fetched():
     with pytest.raises(UsageError, match="demo"):
         fetch(Entry("demo", "", "demo.safetensors"))
 
 
-def test_a_connection_that_is_reset_is_gone_on_from(hub, entry):
+def test_download_is_resumed_after_a_reset_connection(hub, entry):
     hub.reset_after = 100_000
     assert fetch(entry).read_bytes() == CONTENT
     assert hub.requests[-1][2] == "bytes=100000-"
 
 
-def test_a_token_goes_to_the_hub_and_never_to_its_storage(hub, entry, monkeypatch):
+def test_token_is_sent_to_the_hub_but_not_to_its_storage(hub, entry, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "secret")
     fetch(entry)
     assert set(hub.tokens) == {("127.0.0.1", "Bearer secret"), ("localhost", None)}
 
 
-def test_offline_nothing_is_asked(hub, entry, monkeypatch):
+def test_offline_mode_sends_no_request(hub, entry, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(TemporaryError, match="HF_HUB_OFFLINE"):
         fetch(entry)
     assert hub.requests == []
 
 
-def test_nothing_is_asked_or_written_beside_the_file(hub, entry, tmp_path):
+def test_no_other_file_is_requested_or_written(hub, entry, tmp_path):
     home = tmp_path / "home"
     code = f"from bids_app.catalog.models import Entry; from bids_app.catalog.fetch import fetch; fetch({entry!r})"
     environment = os.environ | {"HOME": str(home), "HF_HOME": str(home / "hf"), "AI_AGENT": "someone"}

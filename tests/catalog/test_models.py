@@ -1,4 +1,4 @@
-"""Names lead to files, and what is not here says how to get it."""
+"""Models and adapters by name, and hints for missing files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def empty_cache(tmp_path: Path, monkeypatch) -> Path:
     return tmp_path / "cache"
 
 
-def test_published_weights_that_are_not_here_say_how_to_get_them(empty_cache: Path) -> None:
+def test_missing_weights_hint_at_the_fetch_command(empty_cache: Path) -> None:
     with pytest.raises(NoInputError) as caught:
         weights_path(find_model("neurostorm-5ds"))
     assert "neurostorm-models fetch neurostorm-5ds" in caught.value.hint
@@ -37,25 +37,25 @@ def test_every_model_of_the_hub_has_a_full_revision() -> None:
         assert len(entry.revision) == (40 if entry.repo else 0), entry.name
 
 
-def test_a_file_is_taken_as_a_model(tmp_path: Path) -> None:
+def test_model_is_found_by_its_path(tmp_path: Path) -> None:
     path = tmp_path / "mine.ckpt"
     path.write_bytes(b"")
     assert weights_path(find_model(str(path))) == path
 
 
-def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
+def test_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(NoInputError, match=r"mine\.ckpt"):
         weights_path(find_model(str(tmp_path / "mine.ckpt")))
 
 
 @pytest.mark.parametrize("find", [find_model, find_adapter])
-def test_an_unknown_name_lists_those_that_exist(find) -> None:
+def test_unknown_name_lists_the_catalog(find) -> None:
     with pytest.raises(UsageError, match="nonsense") as caught:
         find("nonsense")
     assert "demo" in caught.value.hint
 
 
-def test_a_models_own_adapters_are_taken_when_none_are_named(tmp_path: Path) -> None:
+def test_default_adapters_are_used_without_a_request(tmp_path: Path) -> None:
     mine = tmp_path / "mine.safetensors"
     mine.write_bytes(b"")
     assert adapter_paths(find_model("demo"), [str(mine)]) == [mine]

@@ -1,4 +1,4 @@
-"""Templates that are on this machine, and how their spaces relate."""
+"""Templates on this machine, and matrices between their spaces."""
 
 import hashlib
 
@@ -28,7 +28,7 @@ def empty_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def full_cache(empty_cache):
-    """A cache of TemplateFlow that holds a stand-in for the model's template: the embedded one, through the matrix."""
+    """TemplateFlow cache with a substitute for the model's template: the embedded one, resampled by its matrix."""
     embedded = load_template(EMBEDDED)
     target = space(MODEL_SPACE)
     folder = empty_cache / f"tpl-{MODEL_SPACE}"
@@ -43,12 +43,12 @@ def full_cache(empty_cache):
     return empty_cache
 
 
-def test_the_embedded_template_stands_in_for_a_missing_cache(empty_cache):
+def test_embedded_template_is_used_without_a_cache(empty_cache):
     assert available() == (EMBEDDED,)
     assert load_template().name == EMBEDDED
 
 
-def test_empty_placeholders_of_templateflow_do_not_count(empty_cache):
+def test_empty_placeholders_of_templateflow_are_ignored(empty_cache):
     folder = empty_cache / f"tpl-{MODEL_SPACE}"
     folder.mkdir()
     for name in catalog()[MODEL_SPACE]["t1w"] + catalog()[MODEL_SPACE]["mask"]:
@@ -56,7 +56,7 @@ def test_empty_placeholders_of_templateflow_do_not_count(empty_cache):
     assert available() == (EMBEDDED,)
 
 
-def test_the_models_template_is_taken_from_the_cache(full_cache):
+def test_template_of_the_model_is_read_from_the_cache(full_cache):
     assert available() == (MODEL_SPACE, EMBEDDED)
     template = load_template()
     assert template.name == MODEL_SPACE
@@ -65,19 +65,19 @@ def test_the_models_template_is_taken_from_the_cache(full_cache):
     assert (template.mask & inside).sum() > 0.99 * inside.sum()
 
 
-def test_a_template_that_is_not_here_says_where_it_was_looked_for(empty_cache):
+def test_missing_template_raises_with_the_cache(empty_cache):
     with pytest.raises(NoInputError, match=str(empty_cache)) as error:
         load_template(MODEL_SPACE)
     assert "TEMPLATEFLOW_HOME" in error.value.hint
 
 
-def test_an_unknown_space_lists_what_exists():
+def test_unknown_space_lists_the_catalog():
     with pytest.raises(UsageError) as error:
         space("MNI305")
     assert MODEL_SPACE in error.value.hint
 
 
-def test_the_embedded_files_are_those_of_the_catalog():
+def test_embedded_files_match_the_catalog():
     files = templates._find(EMBEDDED)
     found = {kind: hashlib.sha256(path.read_bytes()).hexdigest() for kind, path in files.items()}
     assert found == catalog()[EMBEDDED]["sha256"]
@@ -92,20 +92,20 @@ def test_template_is_cropped_to_the_brain_with_a_margin():
     assert nib.aff2axcodes(template.affine) == ("R", "A", "S")
 
 
-def test_tissues_fill_the_brain():
+def test_tissue_probabilities_sum_to_one_in_the_brain():
     template = load_template(EMBEDDED)
     total = template.gm + template.wm + template.csf
     np.testing.assert_allclose(total[template.mask], 1, atol=0.1)
     assert template.csf[~template.mask].max() == 0
 
 
-def test_spaces_lead_there_and_back():
-    there, back = space(EMBEDDED).pull_to(space(MODEL_SPACE)), space(MODEL_SPACE).pull_to(space(EMBEDDED))
-    np.testing.assert_allclose(there @ back, np.eye(4), atol=1e-12)
-    np.testing.assert_allclose(there, space(EMBEDDED).to_model)
+def test_matrices_between_spaces_are_inverse():
+    forward, backward = space(EMBEDDED).pull_to(space(MODEL_SPACE)), space(MODEL_SPACE).pull_to(space(EMBEDDED))
+    np.testing.assert_allclose(forward @ backward, np.eye(4), atol=1e-12)
+    np.testing.assert_allclose(forward, space(EMBEDDED).to_model)
 
 
-def test_brain_on_another_grid_has_the_same_volume():
+def test_brain_mask_on_another_grid_has_the_same_volume():
     template = load_template(EMBEDDED)
     affine = np.diag([-3.0, 3.0, 3.0, 1.0])
     affine[:3, 3] = (90, -130, -80)
@@ -113,7 +113,7 @@ def test_brain_on_another_grid_has_the_same_volume():
     assert brain.sum() * 27 == pytest.approx(template.mask.sum() * 8, rel=0.03)
 
 
-def test_a_template_that_is_missing_has_one_that_stands_in_for_it(empty_cache):
+def test_missing_template_is_replaced_by_the_best_available_one(empty_cache):
     assert templates.stand_in_for(MODEL_SPACE) == EMBEDDED
     assert templates.stand_in_for(EMBEDDED) == EMBEDDED
     grid = space(MODEL_SPACE)
@@ -123,7 +123,7 @@ def test_a_template_that_is_missing_has_one_that_stands_in_for_it(empty_cache):
     np.testing.assert_array_equal(own, through)
 
 
-def test_a_transform_between_spaces_is_taken_only_when_it_has_content(empty_cache):
+def test_empty_transform_between_spaces_is_ignored(empty_cache):
     source = "MNI152NLin2009cAsym"
     path = empty_cache / f"tpl-{MODEL_SPACE}" / f"tpl-{MODEL_SPACE}_from-{source}_mode-image_xfm.h5"
     path.parent.mkdir()
@@ -134,7 +134,7 @@ def test_a_transform_between_spaces_is_taken_only_when_it_has_content(empty_cach
     assert templates.warp_between(MODEL_SPACE, source) is None
 
 
-def test_the_matrix_of_2009c_is_that_of_its_family_without_the_asymmetry():
+def test_matrix_of_2009c_equals_2009a_without_asymmetric_terms():
     mirror = np.diag([-1.0, 1, 1, 1])
     family = space(EMBEDDED).to_model
     np.testing.assert_allclose(space("MNI152NLin2009cAsym").to_model, (family + mirror @ family @ mirror) / 2)

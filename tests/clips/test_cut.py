@@ -1,4 +1,4 @@
-"""Runs are cut into clips as published, piece by piece."""
+"""Clips as in the published code, read in chunks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bids_app.errors import BadDataError, UsageError
 
 
 @pytest.mark.parametrize(("n_vols", "tr"), [(4, 2.0), (33, 0.72), (7, 3.1), (20, 0.8), (300, 1.35), (5, 0.3)])
-def test_time_is_interpolated_as_torch_does(n_vols, tr):
+def test_time_interpolation_equals_torch(n_vols, tr):
     rows = np.random.default_rng(0).normal(size=(n_vols, 5)).astype(np.float32)
     time = TimeGrid.of(n_vols, tr)
     assert time.n_out == round(n_vols * tr / 0.8)
@@ -33,7 +33,7 @@ def test_time_is_interpolated_as_torch_does(n_vols, tr):
 
 
 @pytest.mark.parametrize("normalisation", NORMALISATIONS)
-def test_clips_cut_piece_by_piece_equal_the_run_cut_as_a_whole(series, normalisation):
+def test_clips_read_in_chunks_equal_clips_of_the_whole_run(series, normalisation):
     clips = list(iter_clips(series, normalisation))
     assert [c.shape for c in clips] == [(1, 96, 96, 96, 20)] * 7
     whole = F.interpolate(torch.from_numpy(np.array(series.values).T)[None], size=150, mode="linear")[0].T.clamp(min=0)
@@ -50,18 +50,18 @@ def test_clips_cut_piece_by_piece_equal_the_run_cut_as_a_whole(series, normalisa
         assert low == high == pytest.approx(z.min().item(), rel=1e-4, abs=1e-4)
 
 
-def test_the_rest_of_a_run_is_dropped_and_reported(series):
+def test_incomplete_last_clip_is_dropped_and_reported(series):
     reader = ClipReader(series)
     assert (len(reader), reader.dropped, reader.duration) == (7, pytest.approx(8.0), pytest.approx(16.0))
     assert [reader.onset(i) for i in range(2)] == [4.0, 20.0]
 
 
-def test_a_run_shorter_than_a_clip_is_refused_with_its_length(series):
+def test_run_shorter_than_a_clip_raises(series):
     with pytest.raises(BadDataError, match=r"14\.0 s.*16\.0 s"):
         ClipReader(GridSeries(series.values[:7], series.mask, 2.0))
 
 
-def test_voxels_without_signal_are_background_and_do_not_count(series):
+def test_voxels_without_signal_are_background(series):
     values = np.array(series.values)
     values[:, :300] = 0  # outside of the field of view
     values[:, 300:310] = -5
@@ -74,20 +74,20 @@ def test_voxels_without_signal_are_background_and_do_not_count(series):
     assert inside[:310].unique().numel() == 1
 
 
-def test_constant_voxels_are_zero_under_the_voxel_normalisation(series):
+def test_voxel_normalisation_sets_constant_voxels_to_zero(series):
     values = np.array(series.values)
     values[:, 0] = 700
     clip = ClipReader(GridSeries(values, series.mask, 2.0)).clip(0, "voxel")
     assert clip[0][torch.from_numpy(series.mask)][0].abs().max() == 0
 
 
-def test_an_unknown_normalisation_lists_those_there_are(series):
+def test_unknown_normalisation_lists_the_options(series):
     with pytest.raises(UsageError, match="global, voxel"):
         ClipReader(series).clip(0, "run")
 
 
-def test_memory_does_not_grow_with_the_length_of_a_run(tmp_path):
-    """Reading ten clips of a run of 300 MB needs far less than the run."""
+def test_memory_is_independent_of_the_length_of_a_run(tmp_path):
+    """Reading clips of a 300 MB run needs far less memory than the run."""
     mask = np.zeros(MODEL_GRID_SHAPE, dtype=bool)
     mask[20:76, 20:76, 20:76] = True
     n_voxels, n_vols = int(mask.sum()), 430

@@ -1,4 +1,4 @@
-"""Images come onto the model grid by their affine, however they are stored."""
+"""Mapping of images to the model grid by their affine, in any stored orientation."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from tests.helpers.images import TEMPLATE_AFFINE, ball_of_noise, stored_as
 ORIENTATIONS = [codes for axes in itertools.permutations(("RL", "AP", "SI")) for codes in itertools.product(*axes)]
 
 
-def test_the_grid_is_the_template_padded_and_cropped():
+def test_model_grid_is_the_padded_and_cropped_template_grid():
     first = np.linalg.inv(TEMPLATE_AFFINE) @ MODEL_GRID_AFFINE @ [0, 0, 0, 1]
     assert first.tolist() == [-3, 6, -3, 1]
     assert nib.aff2axcodes(MODEL_GRID_AFFINE) == ("L", "A", "S")
 
 
-def test_all_48_ways_to_store_an_image_give_the_same_clip():
+def test_all_48_orientations_give_the_same_clip():
     img = ball_of_noise(n_vols=1)
     brain = nib.Nifti1Image((np.asarray(img.dataobj)[..., 0] > 900).astype(np.uint8), img.affine)
     expected = to_model_grid(img, mask=brain)
@@ -36,7 +36,7 @@ def test_all_48_ways_to_store_an_image_give_the_same_clip():
         assert torch.equal(to_model_grid(stored_as(img, codes), mask=stored_as(brain, codes)), expected), codes
 
 
-def test_all_48_ways_give_the_same_clip_off_the_lattice_too():
+def test_orientations_give_the_same_clip_off_the_lattice():
     img = ball_of_noise(
         n_vols=1, shape=(46, 55, 46), affine=np.diag([-4.0, 4, 4, 1]) + np.c_[np.zeros((4, 3)), [91.3, -127, -71, 0]]
     )
@@ -45,7 +45,7 @@ def test_all_48_ways_give_the_same_clip_off_the_lattice_too():
         assert torch.equal(to_model_grid(stored_as(img, codes)), expected), codes
 
 
-def test_left_stays_left():
+def test_left_hemisphere_stays_left():
     data = np.zeros((91, 109, 91, 1), dtype=np.float32)
     data[20:70, 30:80, 20:70] = 100
     world = np.array([-30, 0, 20, 1])  # in the left hemisphere
@@ -57,8 +57,8 @@ def test_left_stays_left():
         assert np.unravel_index(clip.argmax(), clip.shape)[:3] == (i, j, k)
 
 
-def test_a_coarser_image_lands_where_it_was():
-    """A smooth image sampled at 3 mm comes back close to the same image sampled at 2 mm."""
+def test_coarser_image_keeps_its_position():
+    """A smooth image sampled at 3 mm is close to the same image sampled at 2 mm."""
 
     def smooth(affine, shape):
         x, y, z, _ = affine @ np.vstack([np.indices(shape).reshape(3, -1), np.ones(np.prod(shape))])
@@ -74,7 +74,7 @@ def test_a_coarser_image_lands_where_it_was():
     assert (fine - coarse).abs().max() < 0.06
 
 
-def test_labels_stay_whole_numbers_on_the_grid():
+def test_labels_are_whole_numbers_on_the_grid():
     data = np.zeros((91, 109, 91), dtype=np.int16)
     data[45, 60, 40] = 7
     labels = labels_to_model_grid(stored_as(nib.Nifti1Image(data, TEMPLATE_AFFINE), "RAS"))

@@ -1,4 +1,4 @@
-"""Runs are written as series of brain voxels, and images that are no run say why."""
+"""Series of brain voxels, and errors for invalid images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.helpers.images import ball_of_noise
 
 
 @pytest.mark.parametrize("mask", [False, True])
-def test_an_image_written_as_a_series_gives_the_same_clips(tmp_path, mask):
+def test_series_of_an_image_gives_the_same_clips(tmp_path, mask):
     img = ball_of_noise(n_vols=25)
     brain = nib.Nifti1Image((np.asarray(img.dataobj)[..., 0] > 0).astype(np.uint8), img.affine) if mask else None
     series = series_from_image(img, tmp_path / "s", mask=brain, skip=5, start=4.0)
@@ -29,7 +29,7 @@ def test_an_image_written_as_a_series_gives_the_same_clips(tmp_path, mask):
     torch.testing.assert_close(ClipReader(series).clip(0)[0], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_milliseconds_in_the_header_are_understood():
+def test_milliseconds_in_the_header_are_converted():
     img = ball_of_noise(n_vols=2, tr=2000)
     img.header.set_xyzt_units("mm", "msec")
     assert to_model_grid(img).shape[-1] == 5
@@ -39,22 +39,22 @@ def test_milliseconds_in_the_header_are_understood():
     ("change", "named"),
     [
         (lambda img: img.slicer[..., 0], "shape"),
-        (lambda img: nib.Nifti1Image(np.zeros(img.shape, np.float32), img.affine), "0 all over"),
+        (lambda img: nib.Nifti1Image(np.zeros(img.shape, np.float32), img.affine), "on the model grid are 0"),
         (
             lambda img: nib.Nifti1Image(img.dataobj, np.diag([2.0, 2, 2, 1]) + np.c_[np.zeros((4, 3)), [900, 0, 0, 0]]),
-            "outside",
+            "does not overlap",
         ),
-        (lambda img: nib.Nifti1Image(np.asarray(img.dataobj) * np.array([1, np.nan]), img.affine), "no numbers"),
+        (lambda img: nib.Nifti1Image(np.asarray(img.dataobj) * np.array([1, np.nan]), img.affine), "NaN or infinite"),
         (lambda img: nib.Nifti1Image((np.asarray(img.dataobj) > 0).astype(np.float32), img.affine), "same value"),
     ],
 )
-def test_images_that_cannot_be_used_say_why(change, named):
+def test_invalid_images_raise(change, named):
     with pytest.raises(BadDataError, match=named):
         to_model_grid(change(ball_of_noise(n_vols=2)), tr=0.8)
 
 
 @pytest.mark.parametrize("tr", [0.0, -1.0, float("nan")])
-def test_a_repetition_time_that_cannot_be_is_refused(tr):
+def test_invalid_repetition_time_raises(tr):
     with pytest.raises(BadDataError, match="repetition time"):
         to_model_grid(ball_of_noise(n_vols=1), tr=tr)
 
@@ -66,7 +66,7 @@ def test_nan_outside_of_the_brain_is_background():
     assert torch.equal(to_model_grid(nib.Nifti1Image(data, img.affine), tr=0.8), to_model_grid(img, tr=0.8))
 
 
-def test_a_series_that_was_not_finished_is_not_opened(tmp_path, series):
+def test_incomplete_series_raises(tmp_path, series):
     writer = GridSeriesWriter(tmp_path / "half", series.mask, 2.0, 10)
     writer.append(np.zeros((3, 1000)))
     writer.__exit__(KeyboardInterrupt, None, None)
@@ -74,15 +74,15 @@ def test_a_series_that_was_not_finished_is_not_opened(tmp_path, series):
         GridSeries.open(tmp_path / "half")
 
 
-def test_a_series_of_another_length_than_announced_is_refused(tmp_path, series):
+def test_wrong_number_of_volumes_raises(tmp_path, series):
     with (
-        pytest.raises(BadDataError, match="3 volumes came instead of 10"),
+        pytest.raises(BadDataError, match="3 volumes were written instead of 10"),
         GridSeriesWriter(tmp_path / "s", series.mask, 2.0, 10) as w,
     ):
         w.append(np.zeros((3, 1000)))
 
 
-def test_volumes_of_the_whole_grid_are_masked_by_the_writer(tmp_path, series):
+def test_writer_masks_volumes_of_the_whole_grid(tmp_path, series):
     grid = np.random.default_rng(0).random((*MODEL_GRID_SHAPE, 2), dtype=np.float32)
     with GridSeriesWriter(tmp_path / "s", series.mask, 2.0, 2) as writer:
         writer.append(grid)

@@ -1,4 +1,4 @@
-"""Files of weights: whatever they hold, they are read or refused, and nothing in them is run."""
+"""Fuzz target: weight files are read or rejected, and code in them is never executed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filter files, option files, plugin files and names: whatever they hold, they are read or refused."""
+"""Fuzz target: filter files, option files, plugin files and file names are read or rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the targets share: bytes in; nothing but errors for users may come out."""
+"""Harness of the fuzz targets: bytes in; only errors for users may be raised."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ FOUND = Path(__file__).parent / "found"
 
 
 def fuzz(target: Callable[[bytes, Path], None], seeds: list[bytes]) -> None:
-    """Call a target with bytes that are changed again and again, until it raises or the time is over.
+    """Call a target with mutated bytes until it raises or the time is up.
 
     Parameters
     ----------
     target : callable
-        Takes the bytes, and a folder that it may write into.
+        Function of the bytes and a folder for its files.
     seeds : list of bytes
-        Sound examples to begin with.
+        Valid inputs to start from.
     """
     FOUND.mkdir(exist_ok=True)
     base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

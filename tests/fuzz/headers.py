@@ -1,4 +1,4 @@
-"""NIfTI files: whatever their headers say, they are read or refused."""
+"""Fuzz target: NIfTI files are read or rejected."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sidecars and events: whatever they hold, they are read or refused."""
+"""Fuzz target: sidecars and events are read or rejected."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ with atheris.instrument_imports(include=["bids_app"]):
     from bids_app.workflow.nodes import last_onset
 
 SHAPE = (6, 6, 6, 25)
-SOUND = {
+VALID = {
     "RepetitionTime": 2.0, "VolumeTiming": [0, 2, 4], "SliceTiming": [0, 1, 0, 1, 0, 1], "EchoTime": 0.03,
     "SliceEncodingDirection": "k-", "PhaseEncodingDirection": "j", "TotalReadoutTime": 0.03, "B0FieldSource": "a",
     "EffectiveEchoSpacing": 0.0005, "ReconMatrixPE": 64, "IntendedFor": ["bids::x"], "B0FieldIdentifier": ["a"],
@@ -35,9 +35,9 @@ def read(data: bytes, folder: Path) -> None:
     with suppress(NeurostormError):
         last_onset(events)
     raw = folder / "raw"
-    place = raw / "sub-01" / "fmap"
-    place.mkdir(parents=True, exist_ok=True)
-    sidecar, image = place / "sub-01_epi.json", place / "sub-01_epi.nii.gz"
+    folder_of_image = raw / "sub-01" / "fmap"
+    folder_of_image.mkdir(parents=True, exist_ok=True)
+    sidecar, image = folder_of_image / "sub-01_epi.json", folder_of_image / "sub-01_epi.nii.gz"
     sidecar.write_bytes(data)
     image.write_bytes(b"x")
     try:
@@ -57,4 +57,4 @@ def read(data: bytes, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    fuzz(read, [json.dumps(SOUND).encode(), b"onset\tduration\n1\t2\nn/a\t3\n", b"{}"])
+    fuzz(read, [json.dumps(VALID).encode(), b"onset\tduration\n1\t2\nn/a\t3\n", b"{}"])

@@ -20,7 +20,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from bids_app.bids.fieldmaps import _as_list
 from bids_app.clips.cut import MODEL_TR, TimeGrid
-from bids_app.clips.grid import MODEL_GRID_AFFINE, place
+from bids_app.clips.grid import MODEL_GRID_AFFINE, map_to_grid
 from bids_app.errors import NeurostormError
 from bids_app.model.windows import cut_windows, join_windows, plan_windows
 from bids_app.preprocess.io.headers import corner_distances, examine_header
@@ -79,7 +79,9 @@ def test_how_an_image_is_stored_does_not_change_where_it_lies_on_the_grid(axes, 
     affine[:3, 3] = (MODEL_GRID_AFFINE @ [*start, 1])[:3]
     turn = np.array(list(zip(axes, flips, strict=True)), dtype=float)
     turned = nib.Nifti1Image(apply_orientation(data, turn), affine @ inv_ornt_aff(turn, data.shape))
-    grids = [place(image, "x").apply(np.asarray(image.dataobj), 1) for image in (nib.Nifti1Image(data, affine), turned)]
+    grids = [
+        map_to_grid(image, "x").apply(np.asarray(image.dataobj), 1) for image in (nib.Nifti1Image(data, affine), turned)
+    ]
     np.testing.assert_array_equal(*grids)
     x, y, z = start
     np.testing.assert_array_equal(grids[0][x : x + 5, y : y + 6, z : z + 7], data)

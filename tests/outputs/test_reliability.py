@@ -141,12 +141,12 @@ def reader() -> ClipReader:
 
 
 def test_a_run_without_dynamics_shows_its_mean_image_in_each_volume(reader: ClipReader) -> None:
-    still = reader.still("global")
+    still = reader.mean_image_clip("global")
     assert still.shape == reader.clip(0).shape
     assert torch.equal(still[..., 0], still[..., 19])
     both = torch.cat([reader.clip(0, "global"), reader.clip(1, "global")], dim=-1)
     np.testing.assert_allclose(still[0, ..., 0], both[0].mean(dim=-1), atol=1e-4)
-    voxel = reader.still("voxel")
+    voxel = reader.mean_image_clip("voxel")
     assert voxel[0, 30:60, 30:60, 30:60].abs().max() < 1e-5
 
 
@@ -155,7 +155,7 @@ def test_the_mean_image_alone_is_asked_where_the_normalisation_keeps_it(model: M
     norms = {k: v for k, v in model.encoder.state_dict().items() if "norm1" in k}
     adapters = [Adapter(c, linear_head(8)) for c in cards.values()] + [Adapter(cards["global"], linear_head(8), norms)]
     _, (kept, lost, own) = encode_run(model, [AdaptedModel(model, a) for a in adapters], reader, ())
-    expected = torch.sigmoid(AdaptedModel(model, adapters[0])(reader.still("global")[None]))[0, 0]
+    expected = torch.sigmoid(AdaptedModel(model, adapters[0])(reader.mean_image_clip("global")[None]))[0, 0]
     assert kept.still[1] == pytest.approx(float(expected), abs=1e-6)
     np.testing.assert_allclose(own.still, kept.still, atol=1e-6)
     assert lost.still is None
