@@ -1,8 +1,8 @@
 """Write requirements/container.lock: the packages of the image, each file with its hash (``make lock``).
 
 The lock contains the packages that are needed at run time, without extras, in the versions of constraints.txt. pip
-downloads the wheels for this interpreter and machine, which must match the image: CPython 3.11 on x86-64 Linux. torch is
-not included, because its build depends on the image (requirements/README.md).
+downloads the wheels for this interpreter and machine, which must match the image: CPython 3.11 on x86-64 Linux. torch
+is not included, because its build depends on the image (requirements/README.md).
 """
 
 from __future__ import annotations

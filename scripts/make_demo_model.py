@@ -4,9 +4,9 @@
 
 1. Simulate participants in four states on the model grid, with typical preprocessing errors
    (`bids_app.phantom.grid_scans`), and store the scans as int8 clips.
-2. Average blocks of 6 x 6 x 6 voxels. An encoder of block averages equals an encoder of voxels whose patch embedding has
-   the same weight for all voxels of a block. Training therefore needs 1 / 216 of the data; afterwards each weight is
-   repeated 216 times and divided by 216, which gives an ordinary encoder with the same output.
+2. Average blocks of 6 x 6 x 6 voxels. An encoder of block averages equals an encoder of voxels whose patch embedding
+   has the same weight for all voxels of a block. Training therefore needs 1 / 216 of the data; afterwards each weight
+   is repeated 216 times and divided by 216, which gives an ordinary encoder with the same output.
 3. Train the whole encoder with a head for the four states. Each scan is also used left-right flipped, with the labels
    lefthand and righthand swapped. There is no pre-training: so small an encoder learns the states faster without it.
 4. Write the encoder, the adapter and the card. The same seeds give the same weights on the same kind of machine.
@@ -47,8 +47,8 @@ DATA = Path(__file__).parents[1] / "bids_app" / "data"
 BLOCK, PATCH = 6, 12
 COARSE = (MODEL_GRID_SHAPE[0] // BLOCK, MODEL_GRID_SHAPE[1] // BLOCK, MODEL_GRID_SHAPE[2] // BLOCK)
 CONFIG = EncoderConfig(img_size=(*COARSE, CLIP_VOLUMES), patch_size=(2, 2, 2, 1), embed_dim=16, depths=(1, 2, 1))
-"""Encoder of block averages. Patches of 24 mm take an eighth of the time of 12 mm; a logistic regression on the standard
-deviation of each patch over a clip classifies 98 % of the runs correctly from eight patches with either size."""
+"""Encoder of block averages. Patches of 24 mm take an eighth of the time of 12 mm. With either size, a logistic
+regression on the standard deviation of eight patches over a clip classifies 98 % of the runs correctly."""
 POSITION_SCALE = 15.0
 NORMALISATION = "voxel"
 TRAINING_SEED, VALIDATION_SEED = 100, 200
@@ -143,9 +143,9 @@ def labelled(scans: list[Averages]) -> Labelled:
 def initial_model(work: Path) -> Model:
     """Return the encoder of block averages before training.
 
-    A state is defined by the strength of the fluctuations at certain positions, so position and fluctuation must interact
-    in one nonlinearity. With position embeddings initialised as small as usual, predictions stayed at chance for eight
-    epochs; larger initial values avoid this.
+    A state is defined by the strength of the fluctuations at certain positions, so position and fluctuation must
+    interact in one nonlinearity. With position embeddings initialised as small as usual, predictions stayed at chance
+    for eight epochs; larger initial values avoid this.
     """
     torch.manual_seed(0)
     encoder = Encoder(CONFIG)

@@ -1,8 +1,8 @@
 """Check that the working tree can be released (``make release-check``).
 
 Build sdist and wheel into dist/, install the wheel into a new environment with the exact versions of
-requirements/constraints.txt, run the self-test, compare the Boutiques descriptors, and run the commands of the README on
-two simulated participants. Commands that need other data or a download are only parsed; make commands are dry runs.
+requirements/constraints.txt, run the self-test, compare the Boutiques descriptors, and run the commands of the README
+on two simulated participants. Commands that need other data or a download are only parsed; make commands are dry runs.
 """
 
 from __future__ import annotations
