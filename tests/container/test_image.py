@@ -1,4 +1,4 @@
-"""The container image under the restrictions of clusters: any user, no network, no home, only /tmp and output writable."""
+"""The container image under restrictions of clusters: any user, no network, no home, only /tmp and output writable."""
 
 from __future__ import annotations
 
