@@ -1,4 +1,4 @@
-"""Weight files with arbitrary content are read or refused, and no code in them is run."""
+"""Files of weights: whatever they hold, they are read or refused, and nothing in them is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Filter files, option files, plugin files and names with arbitrary content are read or refused."""
+"""Filter files, option files, plugin files and names: whatever they hold, they are read or refused."""
 
 from __future__ import annotations
 

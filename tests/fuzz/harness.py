@@ -1,4 +1,4 @@
-"""Runner of the fuzz targets: any input may only raise errors for users."""
+"""What the targets share: bytes in; nothing but errors for users may come out."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ FOUND = Path(__file__).parent / "found"
 
 
 def fuzz(target: Callable[[bytes, Path], None], seeds: list[bytes]) -> None:
-    """Call a target with mutated bytes until it raises or the time is over.
+    """Call a target with bytes that are changed again and again, until it raises or the time is over.
 
     Parameters
     ----------
     target : callable
-        Takes the bytes and a writable folder.
+        Takes the bytes, and a folder that it may write into.
     seeds : list of bytes
-        Valid examples to start from.
+        Sound examples to begin with.
     """
     FOUND.mkdir(exist_ok=True)
     base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None

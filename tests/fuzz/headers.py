@@ -1,4 +1,4 @@
-"""NIfTI files with arbitrary headers are read or refused."""
+"""NIfTI files: whatever their headers say, they are read or refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sidecars and events with arbitrary content are read or refused."""
+"""Sidecars and events: whatever they hold, they are read or refused."""
 
 from __future__ import annotations
 
