@@ -8,6 +8,8 @@ from __future__ import annotations
 
 EXIT_OK = 0
 EXIT_SOFTWARE = 70
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 EXIT_CODES = {
     EXIT_OK: "done",
@@ -22,7 +24,8 @@ EXIT_CODES = {
     73: "cannot create output",
     74: "input/output error",
     75: "temporary failure, try again",
-    130: "interrupted",
+    EXIT_INTERRUPTED: "interrupted",
+    EXIT_TERMINATED: "terminated",
 }
 """What the command's exit codes mean; of several failures the first gives the code."""
 

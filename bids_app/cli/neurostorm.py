@@ -6,12 +6,15 @@ Nothing heavy is imported before the arguments are parsed, so that ``--help`` an
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import json
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,7 +23,14 @@ from bids_app import __version__
 from bids_app.cli.boutiques import VARIANTS, describe
 from bids_app.cli.config_file import read_config_file
 from bids_app.cli.options import CONFIG_FILE, DESCRIPTION, all_options
-from bids_app.errors import EXIT_CODES, EXIT_SOFTWARE, InputOutputError, NeurostormError
+from bids_app.errors import (
+    EXIT_CODES,
+    EXIT_INTERRUPTED,
+    EXIT_SOFTWARE,
+    EXIT_TERMINATED,
+    InputOutputError,
+    NeurostormError,
+)
 from bids_app.settings import CACHES, GROUP, GROUPS, Option, Settings, settings_from
 
 LOGGER = logging.getLogger("bids_app")
@@ -180,13 +190,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the app; the returned number is the exit code."""
     try:
         settings = parse_settings(arguments)
+        raise_when_terminated()
         set_up_logging(settings.verbosity)
         prepare_environment(settings)
         if settings.level == GROUP:
             from bids_app.group import run_group as run
         else:
             from bids_app.workflow.participant import run_participants as run
-        return run(settings)
+        with contextlib.chdir("/"):  # libraries read code and settings from the working folder, which may be a dataset
+            return run(settings)
     except NeurostormError as error:
         print(f"neurostorm: error: {error.message}", file=sys.stderr)
         if error.hint:
@@ -194,7 +206,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("neurostorm: interrupted. What is done is kept: the same command goes on from there.", file=sys.stderr)
-        return 130
+        return EXIT_INTERRUPTED
+    except Terminated:
+        print("neurostorm: terminated. What is done is kept: the same command goes on from there.", file=sys.stderr)
+        return EXIT_TERMINATED
     except Exception as error:
         if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
             print(f"neurostorm: error: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
@@ -204,6 +219,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_SOFTWARE
 
 
+class Terminated(BaseException):
+    """A job scheduler, or ``docker stop``, ends this process."""
+
+
+def raise_when_terminated() -> None:
+    """Have SIGTERM raise `Terminated`, so that locks are released and workers end."""
+
+    def terminate(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what follows must not be cut short
+        raise Terminated
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, terminate)
+
+
 def prepare_environment(settings: Settings) -> None:
     """Set what libraries read when they are imported: threads, no telemetry, no writing to HOME."""
     threads = str(settings.resources.omp_threads)
@@ -211,6 +241,7 @@ def prepare_environment(settings: Settings) -> None:
         os.environ[name] = threads
     os.environ["NIPYPE_NO_ET"] = os.environ["NO_ET"] = "1"
     os.environ["MPLBACKEND"] = "Agg"
+    os.environ["PYTHONSAFEPATH"] = "1"
     os.environ["TEMPLATEFLOW_AUTOUPDATE"] = "off"
     if not settings.check:
         for name in CACHES_OF_LIBRARIES:

@@ -14,7 +14,8 @@ import resource
 import shutil
 import time
 import traceback
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 from bids_app.errors import EXIT_SOFTWARE, InputOutputError, NeurostormError, TemporaryError, UsageError
 from bids_app.settings import CACHES, ResourceSettings
 from bids_app.workflow.graph import Graph, Step
-from bids_app.workflow.progress import Progress
+from bids_app.workflow.progress import Groups, Progress
 
 LOGGER = logging.getLogger(__name__)
 ERROR_FILE = "error.json"
@@ -168,7 +169,7 @@ class Engine:
             return self._resources.n_procs
         return min(wanted or self._resources.omp_threads, self._resources.n_procs)
 
-    def run(self, *, crash_dir: Path, stop_on_first_crash: bool = False) -> None:
+    def run(self, *, crash_dir: Path, stop_on_first_crash: bool = False, groups: Groups | None = None) -> None:
         """Run all steps; a step that fails takes only those with it that need it. Ask `error_of` afterwards.
 
         Parameters
@@ -177,6 +178,8 @@ class Engine:
             Where nipype leaves its crash files.
         stop_on_first_crash : bool
             Start nothing more after the first failure.
+        groups : Groups, optional
+            Told of each step that ends; not with ``--use-plugin``.
         """
         from bids_app.workflow.pool import quieten_nipype  # nipype takes a second to import
 
@@ -194,9 +197,10 @@ class Engine:
         }
         cwd = os.getcwd()
         try:
-            with Progress(len(self._graph.steps)) as progress:
+            with Progress(len(self._graph.steps), groups) as progress:
                 plugin, plugin_args = self._plugin(progress)
-                workflow.run(plugin=plugin, plugin_args=plugin_args)
+                with stopped_when_interrupted(plugin):
+                    workflow.run(plugin=plugin, plugin_args=plugin_args)
         except Exception as error:
             if not any(crash_dir.glob("crash-*")):
                 known = as_neurostorm_error(error)  # no step failed, but the engine itself
@@ -215,9 +219,10 @@ class Engine:
         left = (self._read_error(needed) for needed in unfinished)
         return next(filter(None, left), None) or self._was_killed(unfinished[0])
 
-    def costs(self, step: Step) -> dict[str, dict[str, float]]:
-        """Seconds and peak memory (MB) of a step and of all that it needs, as last run."""
-        done = {needed.name: self._read(needed, DONE_FILE) for needed in self._graph.ancestors(step)}
+    def costs(self, *steps: Step) -> dict[str, dict[str, float]]:
+        """Seconds and peak memory (MB) of steps and of all that they need, as last run."""
+        needed = {parent.name: parent for step in steps for parent in self._graph.ancestors(step)}
+        done = {name: self._read(step, DONE_FILE) for name, step in needed.items()}
         return {name: content["cost"] for name, content in done.items() if content}
 
     def result_of(self, step: Step) -> Any:
@@ -226,9 +231,9 @@ class Engine:
 
         return loadpkl(self._result_file(step)).outputs.out.value
 
-    def remove(self) -> None:
-        """Delete the scratch of this graph's steps, and nothing else that may lie beside it."""
-        for name in self._graph.steps:
+    def remove(self, last: Iterable[Step]) -> None:
+        """Delete the scratch of steps and of all that they need, and nothing else that may lie beside it."""
+        for name in {needed.name for step in last for needed in self._graph.ancestors(step)}:
             shutil.rmtree(self._root / name, ignore_errors=True)
         for folder in (self._root, self._root.parent):
             with suppress(OSError):
@@ -296,20 +301,36 @@ class Engine:
         if resources.plugin is not None:
             os.environ.setdefault("LOGNAME", str(os.getuid()))  # nipype names jobs after it, and containers lack it
             return read_plugin_file(resources.plugin)
-        if resources.n_procs == 1 or len(self._graph.steps) == 1:
-            return "Linear", {"status_callback": progress}
-        from bids_app.workflow.pool import SturdyMultiProcPlugin
+        from bids_app.workflow.pool import InOrderPlugin, SturdyMultiProcPlugin
 
-        arguments = {
+        arguments: dict[str, Any] = {
+            "order": {name: place for place, name in enumerate(self._graph.steps)},
+            "status_callback": progress,
+        }
+        if resources.n_procs == 1 or len(self._graph.steps) == 1:
+            return InOrderPlugin(plugin_args=arguments), {}
+        arguments |= {
             "n_procs": resources.n_procs,
             "memory_gb": resources.memory_gb,
             "n_gpu_procs": 1,
             "raise_insufficient": False,  # a step on a GPU may want more processors than the one GPU slot
             "mp_context": "forkserver",
             "log_level": LOGGER.getEffectiveLevel(),
-            "status_callback": progress,
         }
         return SturdyMultiProcPlugin(plugin_args=arguments), {}
+
+
+@contextmanager
+def stopped_when_interrupted(plugin: Any) -> Iterator[None]:
+    """Have a plugin of ours stop its workers when the run is interrupted or terminated."""
+    try:
+        yield
+    except Exception:
+        raise
+    except BaseException:
+        if not isinstance(plugin, str):
+            plugin.stop()
+        raise
 
 
 def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:

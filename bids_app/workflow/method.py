@@ -44,10 +44,15 @@ class RunSteps:
     """Returns a `PreprocessedRun`."""
     grid: Step
     """Returns the run on the model grid."""
-    published: Step
-    """The last: returns the names of the files in the output folder."""
+    published: tuple[Step, Step]
+    """The last: return the names of the files in the output folder, of preprocessing and of the model."""
     hashes: Step
     """Returns the checksums of the input files."""
+
+    @property
+    def last(self) -> tuple[Step, ...]:
+        """Steps that no other step needs."""
+        return (*self.published, self.hashes)
 
 
 def add_run(graph: Graph, run: BoldRun, context: RunContext) -> RunSteps:
@@ -262,7 +267,7 @@ def add_model(graph: Graph, run: BoldRun, preprocessed: Step, grid: Step, contex
 
 
 def add_attribution(
-    graph: Graph, run: BoldRun, grid: Step, predicted: Step, preprocessed: Step, context: RunContext
+    graph: Graph, run: BoldRun, preprocessed: Step, grid: Step, predicted: Step, context: RunContext
 ) -> Step:
     """Add the steps that attribute predictions to regions; return the last."""
     name, wanted, model = node_name(run.stem), context.settings.model, context.model
@@ -300,8 +305,11 @@ def add_outputs(
     grid: Step,
     predicted: Step,
     context: RunContext,
-) -> Step:
-    """Add the steps that write a run's derivatives and figures, and publish them in the output folder."""
+) -> tuple[Step, Step]:
+    """Add the steps that write a run's derivatives and figures, and publish them in the output folder.
+
+    What preprocessing made is published by a step of its own: it does not wait for the model, nor fail with it.
+    """
     name, settings = node_name(run.stem), context.settings
     wanted = settings.preprocess
     preprocessing = graph.step(
@@ -341,16 +349,24 @@ def add_outputs(
             entities=run.entities,
             fd_spike_mm=wanted.fd_spike_threshold,
         )
-    return graph.step(
-        f"{name}_publish",
-        publish,
-        target=settings.out_dir,
-        preprocessing=preprocessing,
-        model=tables,
-        attribution=attribution,
-        figures=figures,
-        anatomy=anatomy.outputs if anatomy else None,
-        always=True,
+    return (
+        graph.step(
+            f"{name}_publish",
+            publish,
+            target=settings.out_dir,
+            preprocessing=preprocessing,
+            anatomy=anatomy.outputs if anatomy else None,
+            always=True,
+        ),
+        graph.step(
+            f"{name}_publish_model",
+            publish,
+            target=settings.out_dir,
+            model=tables,
+            attribution=attribution,
+            figures=figures,
+            always=True,
+        ),
     )
 
 

@@ -9,7 +9,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,12 +24,13 @@ from bids_app.reports.participant import build_participant_report
 from bids_app.settings import Settings, own_scratch
 from bids_app.workflow.context import RunContext, read_context
 from bids_app.workflow.engine import Engine, remove_caches
-from bids_app.workflow.graph import Graph
+from bids_app.workflow.graph import Graph, Step
 from bids_app.workflow.locks import Locks, is_anybody_in, lock_files
 from bids_app.workflow.memory import with_memory_checked
 from bids_app.workflow.method import RunSteps, add_run, methods_sentences
 from bids_app.workflow.plan import print_plan
 from bids_app.workflow.preflight import check_private, preflight
+from bids_app.workflow.progress import Groups
 from bids_app.workflow.provenance import exit_code, new_run_id, write_log
 
 LOGGER = logging.getLogger(__name__)
@@ -96,43 +97,54 @@ def work_on(wanted: Sequence[BoldRun], context: RunContext) -> int:
 
 
 def work_on_free(runs: Sequence[BoldRun], context: RunContext) -> int:
-    """Run the graph, then write each participant's log and report."""
+    """Run the graph; each participant's log and report are written as soon as its runs have ended."""
     settings = context.settings
-    participants = list(dict.fromkeys(run.participant for run in runs))
-    LOGGER.info("%d BOLD runs of %d participants; scratch is %s", len(runs), len(participants), settings.work_dir)
-    started = time.time()
-    run_id = new_run_id()
+    of_participant: dict[str, list[BoldRun]] = {}
+    for run in runs:
+        of_participant.setdefault(run.participant, []).append(run)
+    LOGGER.info("%d BOLD runs of %d participants; scratch is %s", len(runs), len(of_participant), settings.work_dir)
+    started, run_id = time.time(), new_run_id()
     crash_dir = settings.work_dir / f"crash-{run_id}"
     crash_dir.mkdir()
-    outcomes = run_graph(runs, context, run_id, crash_dir)
-    for folder in (settings.out_dir, settings.out_dir / "logs", settings.work_dir):
-        remove_leftovers(folder, deep=False)
-    refused = {stem: withheld(outcome, settings.out_dir) for stem, outcome in outcomes.items()}
-    for stem, answers in refused.items():
-        for adapter, _ in answers:
-            withdraw(settings.out_dir, stem, adapter)
-    for participant in participants:
-        own = [outcomes[run.stem] for run in runs if run.participant == participant]
-        remove_leftovers(settings.out_dir / f"sub-{participant}")
-        write_log(settings, run_id, participant, own, context.model.hashes, started)
-        build_participant_report(settings.out_dir, participant)
-    shutil.rmtree(crash_dir, ignore_errors=True)
-    tell(list(outcomes.values()), refused, settings, time.time() - started)
-    return exit_code(list(outcomes.values()))
-
-
-def run_graph(runs: Sequence[BoldRun], context: RunContext, run_id: str, crash_dir: Path) -> dict[str, RunOutcome]:
-    """Build the graph, run it, and say how each run ended."""
-    settings = context.settings
     graph = Graph(invocation=run_id)
     steps = {run.stem: add_run(graph, run, context) for run in runs if run.problem is None}
     engine = Engine(graph, settings.work_dir, settings.resources)
+    finished: dict[str, list[RunOutcome]] = {}
+
+    def last_steps(participant: str) -> tuple[Step, ...]:
+        return tuple(step for run in of_participant[participant] if run.stem in steps for step in steps[run.stem].last)
+
+    def finish(participant: str) -> None:
+        outcomes = [outcome_of(run, engine, steps.get(run.stem)) for run in of_participant[participant]]
+        finish_participant(participant, outcomes, context, run_id, started)
+        if settings.clean_workdir and exit_code(outcomes) == EXIT_OK:
+            engine.remove(last_steps(participant))
+        finished[participant] = outcomes
+
     if steps:
-        engine.run(crash_dir=crash_dir, stop_on_first_crash=settings.stop_on_first_crash)
-    outcomes = {run.stem: outcome_of(run, engine, steps.get(run.stem)) for run in runs}
-    if settings.clean_workdir and exit_code(list(outcomes.values())) == EXIT_OK:
-        engine.remove()
-    return outcomes
+        groups = Groups(graph, {participant: last_steps(participant) for participant in of_participant}, finish)
+        engine.run(crash_dir=crash_dir, stop_on_first_crash=settings.stop_on_first_crash, groups=groups)
+    for participant in of_participant.keys() - finished.keys():
+        finish(participant)
+    for folder in (settings.out_dir, settings.out_dir / "logs", settings.work_dir):
+        remove_leftovers(folder, deep=False)
+    shutil.rmtree(crash_dir, ignore_errors=True)
+    outcomes = [outcome for participant in of_participant for outcome in finished[participant]]
+    tell(outcomes, settings, time.time() - started)
+    return exit_code(outcomes)
+
+
+def finish_participant(
+    participant: str, outcomes: Sequence[RunOutcome], context: RunContext, run_id: str, started: float
+) -> None:
+    """Write a participant's log and report, and remove what earlier invocations left of withheld predictions."""
+    out_dir = context.settings.out_dir
+    for outcome in outcomes:
+        for adapter, _ in withheld(outcome, out_dir):
+            withdraw(out_dir, outcome.stem, adapter)
+    remove_leftovers(out_dir / f"sub-{participant}")
+    write_log(context.settings, run_id, participant, outcomes, context.model.hashes, started)
+    build_participant_report(out_dir, participant)
 
 
 def outcome_of(run: BoldRun, engine: Engine, steps: RunSteps | None) -> RunOutcome:
@@ -141,14 +153,20 @@ def outcome_of(run: BoldRun, engine: Engine, steps: RunSteps | None) -> RunOutco
         problem = run.problem
         assert problem is not None
         return failed(run.stem, "query", problem.message, problem.hint, problem.exit_code)
-    costs = engine.costs(steps.published)
-    inputs = {} if engine.error_of(steps.hashes) else engine.result_of(steps.hashes)
-    error = engine.error_of(steps.published)
-    if error:
-        outcome = failed(run.stem, error.step, error.message, error.hint, error.exit_code)
-        return replace(outcome, trace=error.trace, steps=costs, inputs=inputs)
-    outputs = engine.result_of(steps.published)
-    return RunOutcome(stem=run.stem, exit_code=EXIT_OK, steps=costs, outputs=outputs, inputs=inputs)
+    errors = [engine.error_of(step) for step in steps.published]
+    published = (step for step, error in zip(steps.published, errors, strict=True) if error is None)
+    found = RunOutcome(
+        stem=run.stem,
+        exit_code=EXIT_OK,
+        steps=engine.costs(*steps.published),
+        outputs=tuple(name for step in published for name in engine.result_of(step)),
+        inputs={} if engine.error_of(steps.hashes) else engine.result_of(steps.hashes),
+    )
+    error = next(filter(None, errors), None)
+    if error is None:
+        return found
+    ended = failed(run.stem, error.step, error.message, error.hint, error.exit_code)
+    return replace(ended, trace=error.trace, steps=found.steps, outputs=found.outputs, inputs=found.inputs)
 
 
 def failed(stem: str, step: str, reason: str, hint: str, code: int) -> RunOutcome:
@@ -156,14 +174,13 @@ def failed(stem: str, step: str, reason: str, hint: str, code: int) -> RunOutcom
     return RunOutcome(stem=stem, status=FAILED, step=step, reason=reason, hint=hint, exit_code=code)
 
 
-def tell(
-    outcomes: Sequence[RunOutcome], refused: Mapping[str, list[tuple[str, str]]], settings: Settings, seconds: float
-) -> None:
+def tell(outcomes: Sequence[RunOutcome], settings: Settings, seconds: float) -> None:
     """Say how it went: what failed and what to do, which answers are withheld (by run), and where to look."""
     not_done = [outcome for outcome in outcomes if outcome.status != OK]
     said = [f"{outcome.stem} failed: {outcome.reason}\n  {outcome.hint}" for outcome in not_done]
-    for stem, answers in refused.items():
-        said += [f"{stem}: the answer of {adapter} is withheld. {reason}" for adapter, reason in answers]
+    for outcome in outcomes:
+        answers = withheld(outcome, settings.out_dir)
+        said += [f"{outcome.stem}: the answer of {adapter} is withheld. {reason}" for adapter, reason in answers]
     most = len(said) if settings.verbosity else MAX_MESSAGES
     for text in said[:most]:
         print(f"neurostorm: {text}", file=sys.stderr)

@@ -18,7 +18,9 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
+from nipype.pipeline.plugins.base import PluginBase
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
+from nipype.pipeline.plugins.tools import report_crash
 
 WORKER_DIED = (
     "MemoryError: a worker process was killed, most often because memory ran out. "
@@ -54,10 +56,22 @@ def end_with_the_run() -> None:
 class SturdyMultiProcPlugin(MultiProcPlugin):
     """`MultiProcPlugin` whose nodes fail, instead of hanging, when their worker dies."""
 
+    procs: list[Any]
+    depidx: Any
+
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
         super().__init__(plugin_args=plugin_args)
         self.pool = self._new_pool(self.processors)
         self._again: dict[int, tuple[Any, bool]] = {}
+        self._alone: list[ProcessPoolExecutor] = []
+
+    def _generate_dependency_list(self, graph: Any) -> None:
+        """Put nodes in the order of the method: those of the first run go first, so that runs end one by one."""
+        super()._generate_dependency_list(graph)
+        order = sorted(range(len(self.procs)), key=lambda i: self.plugin_args["order"][self.procs[i].name])
+        self.procs = [self.procs[i] for i in order]
+        self.depidx = self.depidx.tocsr()[order][:, order].tolil()
+        self.refidx = self.depidx.astype(int)
 
     def _prerun_check(self, graph: Any) -> None:
         super()._prerun_check(graph)
@@ -75,6 +89,14 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
             initargs=(self._cwd, self.plugin_args.get("log_level", logging.INFO)),
             mp_context=get_context(self.plugin_args.get("mp_context")),
         )
+
+    def stop(self) -> None:
+        """Kill all workers, since the run ends before its steps do."""
+        self._again.clear()  # none is tried once more
+        for pool in (self.pool, *self._alone):
+            for process in tuple((pool._processes or {}).values()):
+                process.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
 
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
         self._taskid += 1
@@ -94,9 +116,43 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
             self._taskresult[taskid] = done.result()
         elif taskid in self._again:
             alone = self._new_pool(1)
+            self._alone.append(alone)
             node, updatehash = self._again.pop(taskid)
             again = alone.submit(run_node, node, updatehash, taskid)
             again.add_done_callback(lambda second: self._collect(taskid, second))
             alone.shutdown(wait=False)
         else:
             self._taskresult[taskid] = {"result": None, "traceback": [WORKER_DIED], "taskid": taskid}
+
+
+class InOrderPlugin(PluginBase):
+    """Runs nodes one after the other in this process, in the order of the method; a failure skips what needs it."""
+
+    def stop(self) -> None:
+        """Nothing is left to be stopped."""
+
+    def run(self, graph: Any, config: dict[str, Any], updatehash: bool = False) -> None:
+        """Run a nipype graph.
+
+        Raises
+        ------
+        RuntimeError
+            Some nodes failed; their crash files say why.
+        """
+        stop = config["execution"]["stop_on_first_crash"] == "true"
+        failed: set[Any] = set()
+        for node in sorted(graph.nodes(), key=lambda node: self.plugin_args["order"][node.name]):
+            if failed.intersection(graph.predecessors(node)) or (stop and failed):
+                failed.add(node)
+                continue
+            self._status_callback(node, "start")
+            try:
+                node.run(updatehash=updatehash)
+            except Exception:
+                report_crash(node)
+                failed.add(node)
+                self._status_callback(node, "exception")
+            else:
+                self._status_callback(node, "end")
+        if failed:
+            raise RuntimeError(f"{len(failed)} steps failed or were not run.")

@@ -3,7 +3,54 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Mapping
 from typing import Any
+
+from bids_app.workflow.graph import Graph, Step
+
+
+class Groups:
+    """Notices when nothing more will happen in a group of steps: each has ended, or needs one that failed.
+
+    Parameters
+    ----------
+    graph : Graph
+    groups : mapping
+        Names of groups to the last steps of each.
+    on_end : callable
+        Called with the name of a group, once.
+    """
+
+    def __init__(self, graph: Graph, groups: Mapping[str, tuple[Step, ...]], on_end: Callable[[str], None]) -> None:
+        self._open = {
+            name: {step.name: step for last in steps for step in graph.ancestors(last)}
+            for name, steps in groups.items()
+        }
+        self._groups_of: dict[str, list[str]] = {}
+        for group, members in self._open.items():
+            for name in members:
+                self._groups_of.setdefault(name, []).append(group)
+        self._ended: dict[str, bool] = {}
+        self._on_end = on_end
+
+    def __call__(self, step: str, ended_well: bool) -> None:
+        """Take note of a step that ended."""
+        self._ended[step] = ended_well
+        for group in self._groups_of.get(step, ()):
+            members = self._open.get(group)
+            if members is not None and self._is_settled(members):
+                del self._open[group]
+                self._on_end(group)
+
+    def _is_settled(self, members: Mapping[str, Step]) -> bool:
+        failed: set[str] = set()
+        for name, step in members.items():  # each comes after those that it needs
+            needs_failed = any(parent.name in failed for parent in step.upstream.values())
+            if needs_failed or self._ended.get(name) is False:
+                failed.add(name)
+            elif name not in self._ended:
+                return False
+        return True
 
 
 class Progress:
@@ -13,10 +60,13 @@ class Progress:
     ----------
     n_steps : int
         Steps in all.
+    groups : Groups, optional
+        Told of each step that ends.
     """
 
-    def __init__(self, n_steps: int) -> None:
+    def __init__(self, n_steps: int, groups: Groups | None = None) -> None:
         self._n_steps = n_steps
+        self._groups = groups
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
@@ -32,9 +82,9 @@ class Progress:
 
     def __call__(self, node: Any, status: str) -> None:
         """Take note of a step that has started, or ended one way or the other."""
-        if self._bar is None:
-            return
-        if status == "start":
+        if self._bar is not None and status == "start":
             self._bar.set_postfix_str(node.name)
-        else:
+        elif self._bar is not None:
             self._bar.update()
+        if self._groups is not None and status != "start":
+            self._groups(node.name, status == "end")

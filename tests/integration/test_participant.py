@@ -21,8 +21,10 @@ import torch
 from bids_app.adapters.file import Adapter, AdapterCard, load_adapter, save_adapter
 from bids_app.cli.neurostorm import main, parse_settings
 from bids_app.cli.phantom import main as phantom
+from bids_app.errors import BadDataError
 from bids_app.model.api import load_model
 from bids_app.model.encoder import EncoderConfig
+from bids_app.workflow import nodes
 from tests.helpers.models import save_random_encoder
 
 pytestmark = [pytest.mark.xdist_group("participant"), pytest.mark.timeout(600)]
@@ -236,7 +238,7 @@ def test_a_second_run_comes_from_the_cache_and_changes_nothing(finished: Finishe
     assert finished.command("--output-spaces", "MNI152NLin6Asym", "--participant-label", "01") == 0
     assert state() == before
     again = [p.parent.name for p, then in costs.items() if p.stat().st_mtime_ns != then]
-    assert again == ["sub_01_task_rest_publish"]
+    assert sorted(again) == ["sub_01_task_rest_publish", "sub_01_task_rest_publish_model"]
 
 
 def test_outputs_that_were_lost_come_back_from_the_cache(finished: Finished) -> None:
@@ -245,6 +247,32 @@ def test_outputs_that_were_lost_come_back_from_the_cache(finished: Finished) -> 
     path.unlink()
     assert finished.command("--output-spaces", "MNI152NLin6Asym", "--participant-label", "01") == 0
     assert path.read_bytes() == content
+
+
+def test_preprocessing_is_published_where_encoding_fails(finished: Finished, tmp_path: Path, monkeypatch) -> None:
+    def fail(*_: object) -> None:
+        raise BadDataError("tiny.safetensors: not finite.", "Fetch it again.")
+
+    monkeypatch.setattr(nodes, "encode_run", fail)
+    shutil.copytree(finished.work, tmp_path / "work")
+    shutil.rmtree(tmp_path / "work" / "neurostorm" / "sub_01_task_rest_encode")
+    run = replace(finished, out=tmp_path / "out", work=tmp_path / "work")
+    options = ["--output-spaces", "MNI152NLin6Asym", "--participant-label", "01", "--nprocs", "1"]
+    assert run.command(*options) == 65
+    (outcome,) = run.summary("01")["runs"]
+    assert outcome["step"] == "sub_01_task_rest_encode"
+    made = {path.name for path in (run.out / "sub-01" / "func").iterdir()}
+    assert "sub-01_task-rest_desc-confounds_timeseries.tsv" in made
+    assert not [name for name in made if "embeddings" in name]
+    assert sorted(name for name in made) == sorted(Path(name).name for name in outcome["outputs"] if "/func/" in name)
+
+
+def test_a_participants_log_and_report_do_not_wait_for_the_others(finished: Finished) -> None:
+    """The second participant fails at its first step, while the first is still worked on."""
+    logs = [min((finished.out / f"sub-{label}" / "log").iterdir()) for label in ("01", "02")]
+    assert logs[0].name == logs[1].name
+    first, second = ((log / "summary.json").stat().st_mtime for log in logs)
+    assert second < first
 
 
 def test_a_run_leaves_few_files_in_scratch(finished: Finished) -> None:

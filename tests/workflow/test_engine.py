@@ -87,6 +87,7 @@ def steps_can_be_imported(monkeypatch, tmp_path):
         fill_the_disk,
         die,
         die_in_the_second_invocation,
+        note,
         note_overlap,
         hold_memory,
     ):
@@ -154,6 +155,35 @@ def run_chain(tmp_path: Path, number: int, n_procs: int = 1, invocation: str = "
     engine = run(graph, tmp_path / "work", tmp_path, n_procs)
     assert engine.error_of(target) is None
     return (tmp_path / "work" / "wf" / "calls.txt").read_text()
+
+
+def note(number: int, out_dir: Path, after: int = 0) -> int:
+    with (out_dir.parent / "order.txt").open("a") as log:
+        log.write(f"{number} ")
+    time.sleep(0.2)
+    return number
+
+
+@pytest.mark.parametrize("n_procs", [1, 2])
+def test_the_first_run_is_finished_before_the_last_is_begun(tmp_path: Path, n_procs: int) -> None:
+    graph = Graph()
+    for number in range(5):
+        first = graph.step(f"run{number}_first", note, number=number)
+        graph.step(f"run{number}_second", note, number=number, after=first)
+    run(graph, tmp_path / "work", tmp_path, n_procs)
+    order = (tmp_path / "work" / "wf" / "order.txt").read_text().split()
+    last_of_the_first = len(order) - order[::-1].index("0")
+    assert last_of_the_first <= (2 if n_procs == 1 else 5)
+    assert sorted(order) == [str(number) for number in range(5) for _ in range(2)]
+
+
+def test_one_process_stops_after_the_first_failure_when_asked_to(tmp_path: Path) -> None:
+    graph = Graph()
+    graph.step("broken", fail)
+    later = graph.step("later", write_number, number=1)
+    engine = Engine(graph, tmp_path / "work", ResourceSettings(), "wf")
+    engine.run(crash_dir=tmp_path, stop_on_first_crash=True)
+    assert engine.error_of(later) is not None
 
 
 @pytest.mark.parametrize("n_procs", [1, 2])
@@ -359,7 +389,7 @@ def test_removing_scratch_leaves_what_others_put_beside_it(tmp_path: Path) -> No
     graph.step("write", write_number, number=1)
     engine = run(graph, tmp_path / "work", tmp_path)
     (tmp_path / "work" / "of_somebody_else.txt").write_text("keep me")
-    engine.remove()
+    engine.remove(graph.steps.values())
     left = [path.name for path in (tmp_path / "work").rglob("*") if path.is_file()]
     assert "of_somebody_else.txt" in left
     assert not (tmp_path / "work" / "wf" / "write").exists()

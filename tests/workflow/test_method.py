@@ -44,8 +44,37 @@ def test_anatomy_comes_first_then_the_run_then_the_model_then_outputs(run: BoldR
         *("prepare", "normalise", "outputs"),
         *("examine", "hmc", "mask", "align", "confounds", "collect", "grid"),
         *("encode", "judge"),
-        *("outputs", "tables", "figures", "publish", "hashes"),
+        *("outputs", "tables", "figures", "publish", "model", "hashes"),
     ]
+
+
+RESULT_OF = {
+    "anatomy": ("normalise", "outputs"),
+    "prepared": ("prepare",),
+    "series": ("examine",),
+    "motion": ("hmc", "sdc"),
+    "reference": ("mask",),
+    "alignment": ("align",),
+    "confounds": ("confounds",),
+    "preprocessed": ("collect", "ingest"),
+    "grid": ("grid",),
+    "encoded": ("encode", "judge"),
+    "attributed": ("attribute",),
+    "preprocessing": ("outputs",),
+    "model": ("tables",),
+    "attribution": ("attribution",),
+    "figures": ("figures",),
+}
+"""Which steps may give an argument of a later step."""
+
+
+def test_each_step_gets_the_result_that_its_argument_is_named_after(run: BoldRun, context: RunContext) -> None:
+    attributing = replace(context.settings, model=ModelSettings("demo", attribution="occlusion"))
+    graph = Graph()
+    add_run(graph, run, replace(context, settings=attributing))
+    edges = [(key, parent.name) for step in graph.steps.values() for key, parent in step.upstream.items()]
+    assert {key for key, _ in edges} == RESULT_OF.keys()
+    assert [edge for edge in edges if edge[1].rpartition("_")[2] not in RESULT_OF[edge[0]]] == []
 
 
 def test_runs_of_one_t1w_share_its_steps(run: BoldRun, context: RunContext) -> None:
@@ -53,7 +82,7 @@ def test_runs_of_one_t1w_share_its_steps(run: BoldRun, context: RunContext) -> N
     add_run(graph, run, context)
     n_first = len(graph.steps)
     other = replace(run, entities={"sub": "01", "task": "motor"})
-    assert "publish" in add_run(graph, other, context).published.name
+    assert "publish" in add_run(graph, other, context).published[0].name
     assert len(graph.steps) == 2 * n_first - 3
 
 

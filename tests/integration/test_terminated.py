@@ -1,0 +1,53 @@
+"""SIGTERM, as SLURM and ``docker stop`` send it: the run ends at once, cleanly, and says how to go on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bids_app.cli.phantom import main as phantom
+
+PATIENCE_S = 30
+"""Between SIGTERM and SIGKILL, by SLURM's default."""
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("terminated") / "raw"
+    arguments = ["--participants", "1", "--size", "small", "--no-t1w", "--states", "rest", "lefthand"]
+    assert phantom([str(folder), *arguments]) == 0
+    return folder
+
+
+@pytest.mark.parametrize("n_procs", ["1", "2"])
+def test_a_terminated_run_releases_its_locks_and_ends_its_workers(raw: Path, tmp_path: Path, n_procs: str) -> None:
+    out, work = tmp_path / "out", tmp_path / "work"
+    call = [sys.executable, "-m", "bids_app.cli.neurostorm", str(raw), str(out), "participant", "--model", "demo"]
+    run = subprocess.Popen(
+        [*call, "-w", str(work), "--nprocs", n_procs],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 120
+    while not list(work.glob("neurostorm/*_examine/done.json")):
+        assert run.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    workers = psutil.Process(run.pid).children(recursive=True)
+    run.send_signal(signal.SIGTERM)
+    _, said = run.communicate(timeout=PATIENCE_S)
+    assert run.returncode == 143
+    assert "the same command goes on" in said
+    assert "Traceback" not in said
+    _, alive = psutil.wait_procs(workers, timeout=5)
+    assert alive == []
+    assert [path for folder in (out, work) for path in folder.rglob("running*.json")] == []
