@@ -1,14 +1,14 @@
-# NeuroSTORM as a BIDS App. Targets: cpu (the default) and cuda. docs/hpc.md says how to build and run them.
+# NeuroSTORM as a BIDS App. Targets: cpu (the default) and cuda. docs/hpc.md describes how to build and run them.
 #
-#   BASE_IMAGE      Debian 12; its Python 3.11 is what requirements/container.lock is for
+#   BASE_IMAGE      Debian 12; requirements/container.lock is for its Python 3.11
 #   PIP_EXTRA_INDEX_URL, PIP_FIND_LINKS
-#                   where pip finds a CPU build of torch: the default registry has CUDA builds only
-#   TORCH_SHA256    if given, the hash that torch's file must have
-#   BAKE            what to put in beside the demonstration model: templates, atlases, names of models,
-#                   as in --build-arg BAKE="templates atlases neurostorm-5ds"
-#   CUDA_BUILD      for cuda: another build of torch than the registry's, such as cu126, which PIP_EXTRA_INDEX_URL has
-#   MAMBA_SSM       for cuda: "mamba-ssm==2.3.2.post1" compiles its kernels
-#   VERSION, REVISION, CREATED   for the labels
+#                   index or folder with a CPU build of torch; the default registry has CUDA builds only
+#   TORCH_SHA256    expected hash of torch's file (optional)
+#   BAKE            what to include besides the demonstration model: templates, atlases, names of models,
+#                   for example --build-arg BAKE="templates atlases neurostorm-5ds"
+#   CUDA_BUILD      for cuda: a build of torch other than the registry's, such as cu126, from PIP_EXTRA_INDEX_URL
+#   MAMBA_SSM       for cuda: "mamba-ssm==2.3.2.post1" also compiles its kernels
+#   VERSION, REVISION, CREATED   values of the labels
 ARG BASE_IMAGE=debian:bookworm-slim
 
 FROM ${BASE_IMAGE} AS base
@@ -28,8 +28,8 @@ RUN sh /src/container/build.sh torch-cpu
 COPY . /src
 RUN sh /src/container/build.sh package
 
-# Triton's kernels compute the scan on GPUs from sm_75 to sm_120 (sm_70 too with a CUDA 12 build of torch); mamba-ssm's are
-# compiled for the architectures that its own build names.
+# Triton's kernels support GPUs from sm_75 to sm_120 (sm_70 with a CUDA 12 build of torch); mamba-ssm's kernels are compiled for
+# the architectures listed in its own build.
 FROM packages AS package-cuda
 ARG PIP_EXTRA_INDEX_URL
 ARG PIP_FIND_LINKS
@@ -40,7 +40,7 @@ RUN sh /src/container/build.sh torch-cuda
 COPY . /src
 RUN sh /src/container/build.sh package
 
-# Fetching needs no torch, so that the target cuda asks for no CPU build.
+# Downloading needs no torch, so the target cuda does not need a CPU build.
 FROM packages AS data
 COPY . /src
 RUN sh /src/container/build.sh package
@@ -80,5 +80,5 @@ COPY --from=package-cuda /opt/neurostorm /opt/neurostorm
 COPY --from=data /opt/data /opt/data
 RUN neurostorm --self-test
 
-# What is built when no target is named.
+# The default target.
 FROM cpu

@@ -1,4 +1,4 @@
-# make demo | make test: the two commands of a fresh clone. Each sets up .venv first, once.
+# Start with `make demo` or `make test`; both create .venv first if needed.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -20,7 +20,7 @@ $(SETUP): pyproject.toml setup.py requirements/constraints.txt $(wildcard bids_a
 demo: setup
 	$(BIN)/neurostorm-phantom $(DEMO)/dataset --participants 2 --seed 1
 	$(BIN)/neurostorm $(DEMO)/dataset $(DEMO)/out participant --model demo --work-dir $(DEMO)/work
-	@echo "The reports: $(abspath $(DEMO))/out/sub-01.html and $(abspath $(DEMO))/out/sub-02.html"
+	@echo "Reports: $(abspath $(DEMO))/out/sub-01.html and $(abspath $(DEMO))/out/sub-02.html"
 
 test: setup lint types
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadgroup
@@ -42,7 +42,7 @@ types: setup
 	$(BIN)/mypy
 
 lock: setup
-	{ echo "# Exact versions that the tests ran with; written by \`make lock\`. See README.md beside this file."; \
+	{ echo "# Exact versions used in the tests; written by \`make lock\`. See requirements/README.md."; \
 	  $(BIN)/pip list --format=freeze | grep -viE '^(neurostorm|pip|setuptools|wheel)=' | sed 's/+cpu//'; } > requirements/constraints.new
 	mv requirements/constraints.new requirements/constraints.txt
 	$(BIN)/python scripts/lock_container.py
@@ -54,7 +54,7 @@ boutiques: setup
 	$(BIN)/neurostorm --bids-exec-spec cpu > boutiques.new && mv boutiques.new boutiques.json
 	$(BIN)/neurostorm --bids-exec-spec cuda > boutiques.new && mv boutiques.new boutiques-cuda.json
 
-# The table of options in README.md
+# Updates the table of options in README.md.
 options: setup
 	$(BIN)/python -m bids_app.cli.options_table README.md
 
@@ -66,7 +66,7 @@ fuzz: setup
 	cd tests/fuzz && for target in sidecars filters adapters headers; do \
 	  PYTHONPATH=../../build/fuzz ../../$(BIN)/python $$target.py -max_total_time=$(SECONDS) || exit 1; done
 
-# Asks a service of known vulnerabilities about what the image installs.
+# Checks the packages of the image against a database of known vulnerabilities.
 audit: setup
 	$(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet --disable-pip-version-check pip-audit
 	$(VENV)-audit/bin/pip-audit --strict --require-hashes --disable-pip --requirement requirements/container.lock

@@ -1,6 +1,6 @@
-"""Builds the native scan, a shared library that knows neither Python nor torch; everything else is in pyproject.toml.
+"""Build the native scan, a shared library independent of Python and torch; everything else is in pyproject.toml.
 
-It is optional: without a C++ compiler the package installs all the same, and says which backend it uses.
+The library is optional: without a C++ compiler the package still installs, and logs which backend it uses.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from setuptools.command.build_ext import build_ext
 
 SOURCES = "bids_app/model/csrc"
 FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast", "-fvisibility=hidden"]
-FLAGS += ["-g0", f"-ffile-prefix-map={os.path.abspath('.')}=."]  # no paths of the machine it was built on
+FLAGS += ["-g0", f"-ffile-prefix-map={os.path.abspath('.')}=."]  # no paths of the build machine
 VARIANTS = {"baseline": []}
 if platform.machine().lower() in ("x86_64", "amd64"):
     VARIANTS["avx2"] = ["-mavx2", "-mfma"]
@@ -22,7 +22,7 @@ if platform.machine().lower() in ("x86_64", "amd64"):
 
 
 class BuildKernels(build_ext):
-    """Compiles the kernels once for each instruction set, and links them with the dispatcher."""
+    """Compile the kernels for each instruction set and link them with the dispatcher."""
 
     def build_extension(self, ext: Extension) -> None:
         macros = [("NS_X86", "1")] if "avx2" in VARIANTS else []

@@ -1,14 +1,15 @@
-"""How far preprocessing is from the truth of a simulated dataset: motion, masks, alignment with T1w and template.
+"""Accuracy of preprocessing on a simulated dataset: head motion, masks, registration to T1w and template.
 
     python benchmarks/accuracy.py                          # simulates four participants first
-    python benchmarks/accuracy.py --dataset FOLDER         # one that `neurostorm-phantom` wrote
+    python benchmarks/accuracy.py --dataset FOLDER         # a dataset of `neurostorm-phantom`
     python benchmarks/accuracy.py --routes direct
-    python benchmarks/accuracy.py --fieldmaps              # distortion of 8 mm, and what each kind of fieldmap leaves
-    python benchmarks/accuracy.py --boundary               # what refining BOLD to T1w at the boundary would do
-    python benchmarks/accuracy.py --t1w                    # T1w to template, odd images too, beside antspyx
+    python benchmarks/accuracy.py --fieldmaps              # distortion correction with each kind of fieldmap
+    python benchmarks/accuracy.py --boundary               # BOLD to T1w with and without refinement
+    python benchmarks/accuracy.py --t1w                    # T1w to template, compared with antspyx
 
-Every first run of a participant goes from its raw files through the app's own steps, with its T1w and without. Errors
-are mm over the brain (motion, BOLD to T1w) or over the template's grey matter (T1w to template, the whole chain).
+The first run of each participant is preprocessed from its raw files by the app's own steps, with and without its T1w
+image. Errors are in mm over the brain (head motion, BOLD to T1w) or over the template's grey matter (T1w to template,
+whole chain).
 """
 
 from __future__ import annotations
@@ -52,16 +53,16 @@ from bids_app.workflow.in_process import preprocess_in_process, run_in_process, 
 from bids_app.workflow.nodes import correct_distortion
 
 ROUTES = ("t1w", "direct")
-DISTORTION_COLUMNS = ("put in", "largest", "left", "removed %", "seconds")
-LARGEST_MM = 8.0
-T1W_COLUMNS = ("50%", "95%", "s", "antspyx 50%", "antspyx 95%", "antspyx s")
-BOUNDARY_COLUMNS = ("coreg", "gain %", "refined", "slope 0.5", "from beside")
+DISTORTION_COLUMNS = ("before", "maximum", "after", "removed %", "CPU s")
+MAX_DISTORTION_MM = 8.0
+T1W_COLUMNS = ("50%", "95%", "CPU s", "antspyx 50%", "antspyx 95%", "antspyx CPU")
+BOUNDARY_COLUMNS = ("coreg", "gain %", "refined", "slope 0.5", "from 3mm off")
 COLUMNS = ("motion mean", "motion max", "mask Dice", "EPI Dice", "T1w Dice", "coreg", "norm 50%", "norm 95%", "all 50%")
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What was put into a run. Its boldref is the simulation's; `gauge` leads to it from the boldref that was found."""
+    """True motion, mask and transforms of a simulated run, relative to the simulated boldref."""
 
     motion: np.ndarray
     brain: np.ndarray
@@ -72,7 +73,7 @@ class Truth:
 
     @classmethod
     def of(cls, dataset: Path, bold: Path) -> Truth:
-        """Read it from the dataset's ``derivatives/truth``."""
+        """Read the truth of a run from the dataset's ``derivatives/truth``."""
         subject, stem = bold.name.split("_")[0], bold.name.removesuffix("_bold.nii.gz")
         func, anat = (dataset / "derivatives" / "truth" / subject / kind for kind in ("func", "anat"))
         mask = nib.nifti1.load(func / f"{stem}_desc-brain_mask.nii.gz")
@@ -85,9 +86,9 @@ class Truth:
             t1w_brain=next(anat.glob("*_desc-brain_mask.nii.gz")),
         )
 
-    def gauge(self, found: np.ndarray, n_dummy: int) -> np.ndarray:
-        """Found boldref to true boldref: what motion (T, 4, 4) has in common against the truth."""
-        pairs = zip(self.motion[n_dummy:], found[n_dummy:], strict=True)
+    def boldref_offset(self, estimated: np.ndarray, n_dummy: int) -> np.ndarray:
+        """Return the rigid transform from estimated to true boldref: the mean difference of motion (T, 4, 4)."""
+        pairs = zip(self.motion[n_dummy:], estimated[n_dummy:], strict=True)
         matrix = np.mean([np.linalg.inv(true) @ ours for true, ours in pairs], axis=0)
         left, _, right = np.linalg.svd(matrix[:3, :3])
         matrix[:3, :3] = left @ right
@@ -95,33 +96,32 @@ class Truth:
 
 
 def distance_mm(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Distances between points (N, 3)."""
+    """Return the distances between points (N, 3)."""
     return np.linalg.norm(a - b, axis=1)
 
 
 def errors_of(run: PreprocessedRun, truth: Truth) -> dict[str, float]:
-    """Errors of a run, mm and Dice; see `COLUMNS`."""
-    found = np.load(run.motion) if run.motion else truth.motion
-    gauge = truth.gauge(found, run.n_dummy)
+    """Return the errors of a run in mm, and Dice coefficients; see `COLUMNS`."""
+    estimated = np.load(run.motion) if run.motion else truth.motion
+    offset = truth.boldref_offset(estimated, run.n_dummy)
     brain = grid_points(truth.brain.shape, truth.affine, truth.brain)[::10]
-    poses = list(zip(truth.motion, found, strict=True))[run.n_dummy :]
-    motion = [distance_mm(apply_matrix(a @ gauge, brain), apply_matrix(b, brain)).mean() for a, b in poses]
-    seen = (
-        resample_to(truth.brain.astype(np.float32), truth.affine, truth.brain.shape, truth.affine, linear(gauge)) > 0.5
-    )
+    poses = list(zip(truth.motion, estimated, strict=True))[run.n_dummy :]
+    motion = [distance_mm(apply_matrix(a @ offset, brain), apply_matrix(b, brain)).mean() for a, b in poses]
+    true_brain = truth.brain.astype(np.float32)
+    expected = resample_to(true_brain, truth.affine, truth.brain.shape, truth.affine, linear(offset)) > 0.5
     template = load_template(run.template)
     grey = grid_points(template.gm.shape, template.affine, template.gm > 0.5)[::3]
     in_t1w = truth.template_to_t1w(grey)
-    to_t1w = truth.boldref_to_t1w @ gauge
+    to_t1w = truth.boldref_to_t1w @ offset
     chain = Chain.load(run.chain) if run.chain else Chain()
     errors = {
         "motion mean": float(np.mean(motion)),
         "motion max": float(np.max(motion)),
-        "mask Dice": dice(read_volume(run.brain_mask)[0] > 0.5, seen),
+        "mask Dice": dice(read_volume(run.brain_mask)[0] > 0.5, expected),
         "all 50%": float(np.median(distance_mm(chain(grey), apply_matrix(np.linalg.inv(to_t1w), in_t1w)))),
     }
     if run.epi_mask:
-        errors["EPI Dice"] = dice(read_volume(run.epi_mask)[0] > 0.5, seen)
+        errors["EPI Dice"] = dice(read_volume(run.epi_mask)[0] > 0.5, expected)
     if run.anatomy and run.coreg_file:
         mask, affine = read_volume(run.anatomy.mask)
         true_mask = resample_to(*read_volume(truth.t1w_brain), mask.shape, affine) > 0.5
@@ -137,9 +137,9 @@ def errors_of(run: PreprocessedRun, truth: Truth) -> dict[str, float]:
 
 
 def boundary_errors(run: PreprocessedRun, truth: Truth) -> dict[str, float]:
-    """Errors (mm) of BOLD to T1w as it was found, and after refinements at the boundary, used whatever they gain.
+    """Return the errors (mm) of BOLD to T1w before and after boundary-based refinement, which is always applied.
 
-    See `BOUNDARY_COLUMNS`; the last begins some 3 mm beside.
+    See `BOUNDARY_COLUMNS`; the last refinement starts about 3 mm off.
     """
     anatomy = run.anatomy
     assert anatomy is not None
@@ -148,31 +148,31 @@ def boundary_errors(run: PreprocessedRun, truth: Truth) -> dict[str, float]:
     tissues, affine = nib.nifti1.load(anatomy.tissues), read_volume(anatomy.mask)[1]
     boundary = white_matter_boundary(np.asarray(tissues.dataobj, dtype=np.float32) / 255, affine)
     boldref = Image(*read_volume(run.epi_mask.parent / "boldref_corrected.nii.gz"))
-    to_t1w = truth.boldref_to_t1w @ truth.gauge(np.load(str(run.motion)), run.n_dummy)
+    to_t1w = truth.boldref_to_t1w @ truth.boldref_offset(np.load(str(run.motion)), run.n_dummy)
     brain = grid_points(truth.brain.shape, truth.affine, truth.brain)[::10]
-    found = read_itk_matrix(run.coreg_file)
-    beside = found @ rigid(np.radians([1.5, -1.5, 1.5]), [1.5, -1.5, 1.5], boundary.points.mean(axis=0))
+    estimated = read_itk_matrix(run.coreg_file)
+    displaced = estimated @ rigid(np.radians([1.5, -1.5, 1.5]), [1.5, -1.5, 1.5], boundary.points.mean(axis=0))
 
     def error(matrix: np.ndarray) -> float:
         return float(np.median(distance_mm(apply_matrix(matrix, apply_matrix(to_t1w, brain)), brain)))
 
     def refined(start: np.ndarray, slope: float = SLOPE) -> Refinement:
-        made = refine(boundary, boldref, start, min_gain=0.0, slope=slope)
-        assert made is not None
-        return made
+        result = refine(boundary, boldref, start, min_gain=0.0, slope=slope)
+        assert result is not None
+        return result
 
-    soft = refined(found)
+    default = refined(estimated)
     return {
-        "coreg": error(found),
-        "gain %": 100 * (1 - soft.cost / soft.cost_start),
-        "refined": error(soft.matrix),
-        "slope 0.5": error(refined(found, 0.5).matrix),
-        "from beside": error(refined(beside).matrix),
+        "coreg": error(estimated),
+        "gain %": 100 * (1 - default.cost / default.cost_start),
+        "refined": error(default.matrix),
+        "slope 0.5": error(refined(estimated, 0.5).matrix),
+        "from 3mm off": error(refined(displaced).matrix),
     }
 
 
 def read_itk_matrix(path: Path) -> np.ndarray:
-    """The one matrix of an ITK text file, RAS mm."""
+    """Return the matrix of an ITK text file, RAS mm."""
     line = next(line for line in path.read_text().splitlines() if line.startswith("Parameters:"))
     values = np.array(line.split()[1:], dtype=float)
     matrix = np.eye(4)
@@ -181,15 +181,15 @@ def read_itk_matrix(path: Path) -> np.ndarray:
 
 
 def show(rows: Iterable[tuple[str, dict[str, float]]], columns: Sequence[str] = COLUMNS) -> None:
-    """Print one line a run, as it comes, and the mean of each column."""
+    """Print one line per run as soon as it is available, then the mean of each column."""
     print(f"{'':16s}" + "".join(f"{name:>13s}" for name in columns))
-    kept = []
+    table = []
     for name, errors in rows:
         print(
             f"{name:16s}" + "".join(f"{errors[c]:13.3f}" if c in errors else f"{'':13s}" for c in columns), flush=True
         )
-        kept.append(errors)
-    means = [np.mean([e[c] for e in kept if c in e]) if any(c in e for e in kept) else None for c in columns]
+        table.append(errors)
+    means = [np.mean([e[c] for e in table if c in e]) if any(c in e for e in table) else None for c in columns]
     print(f"{'mean':16s}" + "".join(f"{'':13s}" if m is None else f"{m:13.3f}" for m in means))
 
 
@@ -197,9 +197,9 @@ def runs_of(
     dataset: Path,
     routes: Iterable[str],
     work: Path,
-    judge: Callable[[PreprocessedRun, Truth], dict[str, float]] = errors_of,
+    measure: Callable[[PreprocessedRun, Truth], dict[str, float]] = errors_of,
 ) -> Iterable[tuple[str, dict[str, float]]]:
-    """Preprocess the first run of each participant, and compare it with the truth."""
+    """Preprocess the first run of each participant, and yield its name and errors."""
     for route in routes:
         first = {run.participant: run for run in reversed(find_runs(dataset, QuerySettings()))}
         for participant, found in sorted(first.items()):
@@ -211,18 +211,18 @@ def runs_of(
             except NeurostormError as error:
                 print(f"{name}: {error}")
                 continue
-            yield name, judge(preprocessed, Truth.of(dataset, run.bold))
+            yield name, measure(preprocessed, Truth.of(dataset, run.bold))
 
 
-def distortions(work: Path, participants: int, seed: int, largest_mm: float) -> Iterable[tuple[str, dict[str, float]]]:
-    """Simulate distorted runs with each kind of fieldmap, correct them from their files, compare with the truth.
+def distortions(work: Path, participants: int, seed: int, max_mm: float) -> Iterable[tuple[str, dict[str, float]]]:
+    """Simulate distorted runs with each kind of fieldmap, correct them from their files, and yield the displacements.
 
-    Mean lengths over the brain, mm; the seconds are processor time.
+    Displacements are means over the brain in mm.
     """
     for kind in FIELDMAPS:
         dataset = work / kind
         plan = DatasetPlan(
-            participants, seed, states=("rest",), t1w=False, volumes=40, distortion=largest_mm, fieldmaps=kind
+            participants, seed, states=("rest",), t1w=False, volumes=40, distortion=max_mm, fieldmaps=kind
         )
         write_dataset(dataset, plan)
         for run in find_runs(dataset, QuerySettings()):
@@ -231,16 +231,15 @@ def distortions(work: Path, participants: int, seed: int, largest_mm: float) -> 
             (correction,) = (step for step in graph.steps.values() if step.function is correct_distortion)
             before = run_in_process(graph, folder, correction.upstream["motion"])
             started = time.process_time()
-            found = run_in_process(graph, folder, correction, results=before)[correction.name]
+            estimate = run_in_process(graph, folder, correction, results=before)[correction.name]
             seconds = time.process_time() - started
-            yield f"sub-{run.participant} {kind}", left_over(found, dataset, run.stem) | {"seconds": seconds}
+            yield f"sub-{run.participant} {kind}", displacements(estimate, dataset, run.stem) | {"CPU s": seconds}
 
 
 def normalisations(work: Path, participants: int, seed: int) -> Iterable[tuple[str, dict[str, float]]]:
-    """Align T1w images of every kind with the template, by our step and by antspyx's defaults.
+    """Register T1w images of every kind to the template, with our step and with antspyx's defaults.
 
-    Distances over the template's grey matter, mm; seconds of the processor. Both begin from the image at 2 mm without
-    its bias field.
+    Errors are in mm over the template's grey matter. Both start from the bias-corrected image at 2 mm.
     """
     template = load_template()
     grey = grid_points(template.gm.shape, template.affine, template.gm > 0.5)[::3]
@@ -260,43 +259,43 @@ def normalisations(work: Path, participants: int, seed: int) -> Iterable[tuple[s
             between = time.process_time()
             theirs = peers.antspyx_normalisation(prepared.image, fixed)
             ended = time.process_time()
-            errors = {"s": between - started, "antspyx s": ended - between}
+            errors = {"CPU s": between - started, "antspyx CPU": ended - between}
             for name, chain in (("", ours), ("antspyx ", theirs)):
                 distances = distance_mm(chain(grey), true)
                 errors |= {f"{name}{q}%": float(np.percentile(distances, q)) for q in (50, 95)}
             yield f"sub-{participant + 1:02d} {kind or 'usual'}", errors
 
 
-def left_over(found: MotionEstimate, dataset: Path, stem: str) -> dict[str, float]:
-    """How long the displacement in the brain is before and after a correction."""
+def displacements(estimate: MotionEstimate, dataset: Path, stem: str) -> dict[str, float]:
+    """Return the displacements (mm) in the brain before and after distortion correction; see `DISTORTION_COLUMNS`."""
     folder = dataset / "derivatives" / "truth" / stem.partition("_")[0] / "func"
     truth = PointField.load(folder / f"{stem}_from-boldref_to-distorted_mode-points_xfm.nii.gz")
     brain, affine = read_volume(folder / f"{stem}_desc-brain_mask.nii.gz")
     points = grid_points(brain.shape, affine, brain > 0.5)
-    moves = truth(points) - points
+    shifts = truth(points) - points
     poses = np.load(folder / f"{stem}_desc-motion_xfm.npy")
-    here = apply_matrix(np.linalg.inv(np.load(found.motion)[0]) @ poses[0], points)  # two references of one run
-    assert found.sdc is not None
-    left = np.linalg.norm(found.sdc.aim(here)[0] - here - moves, axis=1).mean()
-    lengths = np.linalg.norm(moves, axis=1)
+    here = apply_matrix(np.linalg.inv(np.load(estimate.motion)[0]) @ poses[0], points)  # true to estimated boldref
+    assert estimate.sdc is not None
+    left = np.linalg.norm(estimate.sdc.aim(here)[0] - here - shifts, axis=1).mean()
+    lengths = np.linalg.norm(shifts, axis=1)
     return {
-        "put in": float(lengths.mean()),
-        "largest": float(lengths.max()),
-        "left": float(left),
+        "before": float(lengths.mean()),
+        "maximum": float(lengths.max()),
+        "after": float(left),
         "removed %": float(100 * (1 - left / lengths.mean())),
     }
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--dataset", type=Path, help="a simulated dataset; default: a new one")
-    parser.add_argument("--participants", type=int, default=4, help="of the new one")
-    parser.add_argument("--seed", type=int, default=1, help="of the new one")
+    parser.add_argument("--dataset", type=Path, help="a simulated dataset (default: simulate one)")
+    parser.add_argument("--participants", type=int, default=4, help="participants to simulate")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the simulation")
     parser.add_argument("--routes", nargs="+", choices=ROUTES, default=list(ROUTES))
     parser.add_argument("--boundary", action="store_true", help="only BOLD to T1w, with and without refinement")
-    parser.add_argument("--fieldmaps", action="store_true", help="only distortion, with each kind of fieldmap")
-    parser.add_argument("--t1w", action="store_true", help="only T1w to template, usual and odd images, and antspyx")
+    parser.add_argument("--fieldmaps", action="store_true", help="only distortion correction, by kind of fieldmap")
+    parser.add_argument("--t1w", action="store_true", help="only T1w to template, compared with antspyx")
     arguments = parser.parse_args()
     if arguments.t1w:
         with tempfile.TemporaryDirectory() as name:
@@ -304,7 +303,7 @@ def main() -> None:
         return
     if arguments.fieldmaps:
         with tempfile.TemporaryDirectory() as name:
-            show(distortions(Path(name), arguments.participants, arguments.seed, LARGEST_MM), DISTORTION_COLUMNS)
+            show(distortions(Path(name), arguments.participants, arguments.seed, MAX_DISTORTION_MM), DISTORTION_COLUMNS)
         return
     with tempfile.TemporaryDirectory() as name:
         dataset = arguments.dataset or Path(name) / "raw"

@@ -1,9 +1,9 @@
-"""Measures the image: its size, how long it takes to start and to check itself, and what a participant costs in it.
+"""Measure the container image: its size, and the time and memory of start, self-test, participant and group level.
 
     python benchmarks/container.py IMAGE [--run "docker run --rm --user 1234:1234"] [--dataset DIR]
 
-Processes are found by their user, so that user must have no others; seconds of processors and memory (shared pages
-counted once) are summed over all of them. Without a dataset, one participant with a T1w image is simulated.
+Processes are found by their user, who must have no others. CPU time and memory (shared pages counted once) are summed
+over all of them. Without a dataset, one participant with a T1w image is simulated.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import psutil
 
 @dataclass
 class Cost:
-    """What a user's processes take, as last sampled."""
+    """CPU time and peak memory of a user's processes."""
 
     uid: int
     peak_bytes: int = 0
     cpu_seconds: dict[int, float] = field(default_factory=dict)
 
     def sample(self) -> None:
-        """Look at all processes of the user once."""
+        """Sample all processes of the user once."""
         total = 0
         for process in psutil.process_iter(["pid", "uids"]):
             try:
@@ -45,7 +45,7 @@ class Cost:
 
 
 def measure(command: list[str], uid: int) -> tuple[float, Cost, int]:
-    """Run a command; its seconds, what the user's processes took, and its exit code."""
+    """Run a command, and return its seconds, the cost of the user's processes, and its exit code."""
     cost, done = Cost(uid), threading.Event()
 
     def watch() -> None:
@@ -63,18 +63,18 @@ def measure(command: list[str], uid: int) -> tuple[float, Cost, int]:
 
 
 def size_of(image: str, engine: str) -> float:
-    """Bytes of an image's layers, by the engine that has it."""
+    """Return the size of an image in bytes, as given by the container engine."""
     out = subprocess.run([engine, "image", "inspect", image], capture_output=True, text=True, check=True).stdout
     return json.loads(out)[0]["Size"]
 
 
 def main() -> int:
-    """Measure and print."""
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("image")
-    parser.add_argument("--run", default="docker run --rm --user 1234:1234", help="what runs an image")
-    parser.add_argument("--engine", default="docker", help="docker or podman, for the size")
-    parser.add_argument("--uid", type=int, default=1234, help="the user that --run names")
+    parser.add_argument("--run", default="docker run --rm --user 1234:1234", help="command that runs an image")
+    parser.add_argument("--engine", default="docker", help="docker or podman, to read the size")
+    parser.add_argument("--uid", type=int, default=1234, help="the user in --run")
     parser.add_argument("--dataset", type=Path)
     options = parser.parse_args()
     print(f"{options.image}: {size_of(options.image, options.engine) / 1e9:.2f} GB")
@@ -84,13 +84,13 @@ def main() -> int:
             raw = Path(folder) / "raw"
             program = Path(sys.executable).with_name("neurostorm-phantom")
             subprocess.run([program, raw, "--participants", "1", "--states", "rest"], check=True)
-        for place in (out, work):
-            place.mkdir()
-        for place in (Path(folder), out, work):
-            place.chmod(0o777)
+        for path in (out, work):
+            path.mkdir()
+        for path in (Path(folder), out, work):
+            path.chmod(0o777)
         run = shlex.split(options.run)
         mounts = ["-v", f"{raw.absolute()}:/data:ro", "-v", f"{out}:/out", "-v", f"{work}:/work"]
-        print(f"{'what':<12} {'s':>7} {'processor s':>12} {'peak GB':>8} {'exit code':>10}")
+        print(f"{'command':<12} {'s':>7} {'CPU s':>12} {'peak GB':>8} {'exit code':>10}")
         for name, arguments in {
             "version": ["--version"],
             "self-test": ["--self-test"],
@@ -100,8 +100,8 @@ def main() -> int:
             seconds, cost, code = measure([*run, *mounts, options.image, *arguments], options.uid)
             cpu = sum(cost.cpu_seconds.values())
             print(f"{name:<12} {seconds:7.1f} {cpu:12.1f} {cost.peak_bytes / 1e9:8.2f} {code:10d}", flush=True)
-        for name, place in (("output", out), ("scratch", work)):
-            print(f"{name}: {sum(path.lstat().st_size for path in place.rglob('*')) / 1e9:.2f} GB")
+        for name, tree in (("output", out), ("scratch", work)):
+            print(f"{name}: {sum(path.lstat().st_size for path in tree.rglob('*')) / 1e9:.2f} GB")
     return 0
 
 

@@ -1,13 +1,13 @@
-"""How fast the encoder is: its backends side by side, in one process, on one full clip of the published configuration.
+"""Speed of the encoder's backends on one full clip of the published configuration, in one process.
 
-    python benchmarks/encoder.py forward     # inference: time, ratio, GFLOP/s, difference, memory
-    python benchmarks/encoder.py training    # forward and backward, through prompts and through everything
-    python benchmarks/encoder.py stream      # a run of 1,200 volumes: memory while it is encoded
-    python benchmarks/encoder.py gpu         # clips per second by backend, dtype and batch, where there is a GPU
+    python benchmarks/encoder.py forward     # inference: time, speed-up, GFLOP/s, difference, memory
+    python benchmarks/encoder.py training    # forward and backward: prompts only, and all weights
+    python benchmarks/encoder.py stream      # a run of 1,200 volumes: memory during encoding
+    python benchmarks/encoder.py gpu         # clips per second by backend, dtype and batch size, on a GPU
 
-Weights are random and seeded, which is enough for timing. Backends take turns, and the best of the repeats counts,
-because a shared machine only ever makes things slower. Where others keep it busy all the time, `--clock cpu` counts the
-seconds that one thread computes instead of those that pass.
+Weights are random with a fixed seed, which is sufficient for timing. Backends alternate, and the minimum over the
+repeats is reported, because other work on the machine can only make a run slower. On a machine that is always busy, use
+`--clock cpu` to measure the CPU time of one thread instead of wall time.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ CPU = torch.device("cpu")
 
 
 def published_encoder(config: EncoderConfig = CONFIG) -> Encoder:
-    """The published configuration with seeded random weights."""
+    """Return an encoder of the published configuration with seeded random weights."""
     torch.manual_seed(0)
     return Encoder(config).eval()
 
 
 def clips(batch: int = 1) -> torch.Tensor:
-    """Full clips of noise, (B, 1, 96, 96, 96, 20)."""
+    """Return full clips of noise, (B, 1, 96, 96, 96, 20)."""
     return torch.randn(batch, 1, *CONFIG.img_size, generator=torch.Generator().manual_seed(1))
 
 
 def matrix_flop(config: EncoderConfig = CONFIG) -> float:
-    """Multiplications and additions of one clip's matrix products."""
+    """Return the number of floating-point operations in the matrix products of one clip."""
     x, y, z, t = config.grid(0)
     voxels = config.patch_size[0] * config.patch_size[1] * config.patch_size[2]
     total = 2.0 * x * y * z * t * voxels * config.embed_dim
@@ -65,7 +65,7 @@ def matrix_flop(config: EncoderConfig = CONFIG) -> float:
 
 
 def matrix_rate() -> float:
-    """What torch's own matrix product reaches here, FLOP/s."""
+    """Return the speed of torch's own matrix product on this machine, FLOP/s."""
     a, b = torch.randn(2048, 2048), torch.randn(2048, 2048)
     best = min(seconds(lambda: a @ b) for _ in range(8))
     return 2 * 2048**3 / best
@@ -73,11 +73,11 @@ def matrix_rate() -> float:
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 clock: Callable[[], float] = time.perf_counter
-"""Set by `main`."""
+"""The clock in use; set by `main`."""
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Time of one call."""
+    """Return the time of one call, s."""
     start = clock()
     work()
     return clock() - start
@@ -85,7 +85,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Scan with this backend."""
+    """Use this backend for the scan within the context."""
     before = os.environ.get(ENVIRONMENT_VARIABLE)
     os.environ[ENVIRONMENT_VARIABLE] = name
     try:
@@ -98,7 +98,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def usable(device: torch.device) -> list[str]:
-    """Backends that run on a device, the reference last."""
+    """Return the backends that run on a device, the reference last."""
     return [name for name, b in BACKENDS.items() if not b.obstacle(device, torch.float32, D_STATE)]
 
 
@@ -110,7 +110,7 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> None:
 
 
 def peak_memory(name: str) -> float:
-    """Peak resident memory in GB of a process that encodes one clip with one backend and does nothing else."""
+    """Return the peak resident memory, GB, of a process that only encodes one clip with a backend."""
     result = subprocess.run([sys.executable, __file__, "once", name], capture_output=True, text=True, check=True)
     return float(result.stdout.split()[-1])
 
@@ -125,12 +125,12 @@ def once(name: str) -> None:
 
 
 def forward(repeats: int) -> None:
-    """Inference on one clip."""
+    """Measure inference on one clip."""
     encoder, clip, flop = published_encoder(), clips(), matrix_flop()
     names = usable(CPU)
     cases = [(name, torch.float32) for name in names] + [("native", torch.bfloat16)] * ("native" in names)
     best: dict[tuple[str, torch.dtype], float] = {}
-    answers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+    outputs: dict[tuple[str, torch.dtype], torch.Tensor] = {}
     rate = 0.0
     with torch.inference_mode():
         for _ in range(repeats):
@@ -140,13 +140,13 @@ def forward(repeats: int) -> None:
                 half = torch.autocast("cpu", dtype) if dtype == torch.bfloat16 else nullcontext()
                 with backend(name), half:
                     start = clock()
-                    answers[case] = encoder(clip).float()
+                    outputs[case] = encoder(clip).float()
                     best[case] = min(best.get(case, float("inf")), clock() - start)
     reference = ("reference", torch.float32)
     rows = []
     for case in cases:
         name, dtype = case
-        difference = (answers[case] - answers[reference]).abs().max().item()
+        difference = (outputs[case] - outputs[reference]).abs().max().item()
         memory = f"{peak_memory(name):.2f}" if dtype == torch.float32 else ""
         with backend(name):
             label = backend_in_use()
@@ -162,12 +162,12 @@ def forward(repeats: int) -> None:
                 memory,
             ]
         )
-    head = ["backend", "dtype", "s a clip", "times reference", "GFLOP/s", "of matmul", "difference", "peak GB"]
+    head = ["backend", "dtype", "s per clip", "speed-up", "GFLOP/s", "of matmul", "difference", "peak GB"]
     table(f"One clip of 96x96x96x20 ({flop / 1e9:.1f} GFLOP; matmul {rate / 1e9:.0f} GFLOP/s)", head, rows)
 
 
 def training(repeats: int) -> None:
-    """Forward and backward on one clip, once through prompts with the rest frozen, once through everything."""
+    """Measure forward and backward passes on one clip, for prompts with a frozen backbone and for all weights."""
     clip, rows = clips(), []
     for what, prompt_len in (("prompts, backbone frozen", 50), ("everything", 0)):
         encoder = published_encoder(EncoderConfig(prompt_len=prompt_len))
@@ -187,12 +187,12 @@ def training(repeats: int) -> None:
             exact = gradients["reference"]
             error = (gradients[name] - exact).norm() / exact.norm()
             rows.append([what, name, f"{value:.2f}", f"{best['reference'] / value:.1f}", f"{error:.1e}"])
-    head = ["gradients of", "backend", "s a clip", "times reference", "relative difference of gradients"]
+    head = ["gradients of", "backend", "s per clip", "speed-up", "relative difference of gradients"]
     table("Forward and backward on one clip, float32", head, rows)
 
 
 def stream(n_vols: int) -> None:
-    """Encode a long run and watch the process's memory."""
+    """Encode a long run and record the memory of the process."""
     import psutil
 
     process, grown = psutil.Process(), []
@@ -207,12 +207,12 @@ def stream(n_vols: int) -> None:
     rows = [
         [str(len(grown)), f"{total:.1f}", *(f"{grown[i]:.2f}" for i in (0, len(grown) // 2, -1)), f"{max(grown):.2f}"]
     ]
-    head = ["clips", "s in all", "GB after the first", "GB after half", "GB after the last", "most GB after a clip"]
+    head = ["clips", "total s", "GB after the first", "GB halfway", "GB after the last", "maximum GB after a clip"]
     table(f"A run of {n_vols} volumes at 0.8 s, {backend_in_use()}", head, rows)
 
 
 def noise_run(folder: Path, n_vols: int) -> GridSeries:
-    """A run of noise in a brain of 230,000 voxels."""
+    """Write a run of noise in a brain of 230,000 voxels."""
     centre = np.indices(MODEL_GRID_SHAPE).reshape(3, -1) - 47.5
     mask = ((centre / np.array([[36.0], [43.0], [36.0]])) ** 2).sum(0).reshape(MODEL_GRID_SHAPE) < 1
     random = np.random.default_rng(0)
@@ -223,9 +223,9 @@ def noise_run(folder: Path, n_vols: int) -> GridSeries:
 
 
 def gpu(repeats: int) -> None:
-    """Clips per second by backend, dtype and batch."""
+    """Measure clips per second by backend, dtype and batch size."""
     if not torch.cuda.is_available():
-        print("\nNo GPU is at hand: nothing was measured.")
+        print("\nNo GPU is available; nothing was measured.")
         return
     device, rows = torch.device("cuda"), []
     encoder = published_encoder().to(device)
@@ -244,12 +244,12 @@ def gpu(repeats: int) -> None:
                 rows.append(
                     [name, str(dtype), str(size), f"{size / took:.1f}", f"{took / size:.4f}", f"{took / copy:.0f}"]
                 )
-    head = ["backend", "dtype", "batch", "clips a second", "s a clip", "times a copy of the clips"]
+    head = ["backend", "dtype", "batch", "clips/s", "s per clip", "time relative to copying the clips"]
     table(f"GPU: {torch.cuda.get_device_name()}", head, rows)
 
 
 def gpu_seconds(work: Callable[[], object], repeats: int) -> float:
-    """Best time of some calls, by the device's clock, after one that warms up."""
+    """Return the minimum time of several calls on the device, s, after a warm-up call."""
     work()
     best = float("inf")
     for _ in range(repeats):
@@ -263,14 +263,14 @@ def gpu_seconds(work: Callable[[], object], repeats: int) -> float:
 
 
 def main() -> None:
-    """Run one of the benchmarks."""
+    """Run one of the benchmarks and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("forward", "training", "stream", "gpu", "once"))
-    parser.add_argument("backend", nargs="?", default="native", help="for once")
+    parser.add_argument("backend", nargs="?", default="native", help="backend of `once`")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: of one thread")
-    parser.add_argument("--volumes", type=int, default=1200, help="for stream")
+    parser.add_argument("--clock", choices=tuple(CLOCKS), default="wall", help="cpu: CPU time of one thread")
+    parser.add_argument("--volumes", type=int, default=1200, help="length of the run of `stream`")
     arguments = parser.parse_args()
     global clock
     clock = CLOCKS[arguments.clock]

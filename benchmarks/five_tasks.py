@@ -1,12 +1,13 @@
-"""The five tasks on simulated cohorts whose effects are known, one configuration each (`tasks/*.args`).
+"""Evaluation of the five tasks on simulated cohorts with known effects; one configuration per task (`tasks/*.args`).
 
     python benchmarks/five_tasks.py                 # all, with the demonstration encoder
     python benchmarks/five_tasks.py age identity    # some of them
     python benchmarks/five_tasks.py --quick         # no permutation test, fewer bootstrap samples
 
-Each is `neurostorm-train evaluate` with that file; the table shows the score, what it should reach, and the baselines
-in the same folds. Most effects are in the mean image, which a linear model reads off at once: that the baseline of mean
-images does as well or better is how it should be. What is shown is that the whole road recovers what was put in.
+Each task runs `neurostorm-train evaluate` with its file. The table shows the metric, the minimum it should reach, and
+the baselines in the same folds. Most effects are in the mean image, which a linear model captures directly, so the
+mean-image baseline is expected to be as good or better. The benchmark shows that the whole pipeline recovers the
+simulated effects.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ TASKS = Path(__file__).with_name("tasks")
 
 @dataclass(frozen=True)
 class Task:
-    """A task: its cohort, the score that counts, and what that should reach."""
+    """A task: its cohort, its main metric, and the minimum that the metric should reach."""
 
     cohort: str
-    score: str
-    goal: float
+    metric: str
+    minimum: float
 
 
 ALL = {
@@ -45,7 +46,7 @@ ALL = {
 
 
 def make_cohort(name: str, work: Path) -> tuple[Path, Path]:
-    """A cohort's store, and the folder of its tables; what is there is not made again."""
+    """Simulate a cohort, and return its store and the folder of its tables; existing scans are kept."""
     folder = work / name
     if name == "traits":
         scans = traits_cohort(folder, 80)
@@ -59,7 +60,7 @@ def make_cohort(name: str, work: Path) -> tuple[Path, Path]:
 
 
 def fill_store(folder: Path, normalisation: str, scans: list[CohortScan]) -> Path:
-    """Simulate the scans that a store does not hold yet; its folder."""
+    """Simulate the scans that are missing from a store, and return its folder."""
     store = ClipStore(folder, normalisation)
     for scan in scans:
         if scan.name not in store:
@@ -68,7 +69,7 @@ def fill_store(folder: Path, normalisation: str, scans: list[CohortScan]) -> Pat
 
 
 def run(name: str, work: Path, quick: bool) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Evaluate a task; for each method and score its value and interval."""
+    """Evaluate a task, and return value and interval by method and metric."""
     store, tables = make_cohort(ALL[name].cohort, work)
     report = work / f"report_{name}"
     options = ["--raw", str(tables), f"@{TASKS / name}.args", "--model", "demo", "--output", str(report)]
@@ -86,10 +87,10 @@ def run(name: str, work: Path, quick: bool) -> dict[str, dict[str, tuple[float, 
     return found
 
 
-def goal_of(name: str, work: Path) -> float:
-    """What the score of a task should reach."""
+def minimum_of(name: str, work: Path) -> float:
+    """Return the minimum that the metric of a task should reach."""
     if name != "images":
-        return ALL[name].goal
+        return ALL[name].minimum
     report = (work / "report_images" / "report.md").read_text()
     pool = int(report.split("Images of a pool | ")[1].split(" ")[0])
     return 10 / pool
@@ -99,25 +100,25 @@ def main() -> int:
     """Run the tasks and print the table."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("tasks", nargs="*", metavar="TASK", help=f"some of {', '.join(ALL)} (default: all)")
-    p.add_argument("--work", type=Path, default=Path("five-tasks"), help="cohorts (some 1.5 GB) and reports")
+    p.add_argument("--work", type=Path, default=Path("five-tasks"), help="cohorts (about 1.5 GB) and reports")
     p.add_argument("--quick", action="store_true", help="no permutation test, fewer bootstrap samples")
     arguments = p.parse_args()
     unknown = sorted(set(arguments.tasks) - set(ALL))
     if unknown:
-        p.error(f"no task {', '.join(unknown)}")
+        p.error(f"unknown task: {', '.join(unknown)}")
     lines, missed = [], []
     for name in arguments.tasks or ALL:
-        score = ALL[name].score
+        metric = ALL[name].metric
         found = run(name, arguments.work, arguments.quick)
-        goal = goal_of(name, arguments.work)
-        cells = [f"{v[score][0]:.3f} ({v[score][1]:.3f} to {v[score][2]:.3f})" for v in found.values()]
-        lines.append(f"| {name} | {score} | {goal:.2f} | {' | '.join(cells)} |")
-        if found["encoder"][score][0] < goal:
+        minimum = minimum_of(name, arguments.work)
+        cells = [f"{v[metric][0]:.3f} ({v[metric][1]:.3f} to {v[metric][2]:.3f})" for v in found.values()]
+        lines.append(f"| {name} | {metric} | {minimum:.2f} | {' | '.join(cells)} |")
+        if found["encoder"][metric][0] < minimum:
             missed.append(name)
-    print("\n| task | score | goal | encoder | functional connectivity | mean image |\n" + "| --- " * 6 + "|")
+    print("\n| task | metric | minimum | encoder | functional connectivity | mean image |\n" + "| --- " * 6 + "|")
     print("\n".join(lines))
     if missed:
-        print(f"Not reached: {', '.join(missed)}")
+        print(f"Below the minimum: {', '.join(missed)}")
     return bool(missed)
 
 

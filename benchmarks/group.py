@@ -1,10 +1,10 @@
-"""Times the group level on made-up derivatives, beside reading the same tables one by one with pandas.
+"""Time and memory of the group level on simulated derivatives, compared with reading the tables one by one with pandas.
 
     python benchmarks/group.py [--participants 5000] [--sessions 2] [--clips 30] [--features 288] [--no-reference]
 
-The derivatives are written with the app's own writers: quality, embeddings under two normalisations, and predictions,
-with sidecars and logs; their numbers are drawn. Prints seconds, seconds of the processors, the most memory (of all
-processes together, shared pages counted once), and the sizes of what was written.
+The derivatives have the app's own format: image quality metrics, embeddings under two normalisations, and predictions,
+with sidecars and logs; their values are random. Prints wall time, CPU time, peak memory (of all processes together,
+shared pages counted once), and the sizes of the output files.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ QUALITY = {
     "coreg_similarity": (0.28, 0.02), "coreg_brain_seen": (0.97, 0.01), "epi_mask_dice": (0.96, 0.01),
     "size_t": (600, 0), "dummy_trs": (0, 0), "spacing_tr": (0.8, 0), "size_x": (96, 0), "spacing_x": (2.2, 0),
 }  # fmt: skip
-"""Mean and deviation of each quality figure."""
+"""Mean and standard deviation of each image quality metric."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """Made-up participants, sites and sessions; what is drawn of a run depends on the seed and its name alone."""
+    """Simulated participants, sites and sessions; the values of a run depend only on the seed and its name."""
 
     participants: int = 12
     sessions: int = 2
@@ -46,36 +46,36 @@ class Study:
     features: int = 16
     sites: int = 3
     motion_in_age: float = 0.0
-    """Years that a millimetre of motion adds to the predicted age."""
+    """Increase of the predicted age per millimetre of motion, years."""
     site_in_embedding: float = 0.3
     noise: float = 0.6
-    """Of embeddings over sessions; between participants it is 1."""
+    """Standard deviation of embeddings over sessions; it is 1 between participants."""
     swapped: tuple[tuple[int, int, int], ...] = ()
-    """Pairs of participants whose runs of a session are exchanged: (one, other, session), numbers from 1."""
+    """Pairs of participants whose runs of a session are swapped: (one, other, session), numbered from 1."""
     verdicts: bool = True
     seed: int = 0
 
     def label(self, number: int) -> str:
-        """A participant's label."""
+        """Return the label of a participant."""
         return f"{number:0{max(2, len(str(self.participants)))}d}"
 
     def site(self, number: int) -> int:
-        """A participant's site."""
+        """Return the site of a participant."""
         return number % self.sites
 
     def person(self, number: int) -> tuple[np.random.Generator, float, np.ndarray]:
-        """What stays the same of a participant: age, and the embedding's own part."""
+        """Return a generator, the age and the embedding of a participant, which are the same in all sessions."""
         rng = np.random.default_rng([self.seed, number])
         own = rng.normal(size=self.features)
         shift = np.random.default_rng([self.seed, 10**6 + self.site(number)]).normal(size=self.features)
         return rng, float(rng.uniform(20, 80)), own + self.site_in_embedding * shift
 
     def write(self, out_dir: Path, raw_dir: Path) -> None:
-        """Write derivatives and, of the raw dataset, the table of participants and empty images."""
+        """Write derivatives, and a raw dataset with participants.tsv and empty images."""
         from bids_app.bids.description import describe_outputs
 
         raw_dir.mkdir(parents=True)
-        (raw_dir / "dataset_description.json").write_text(json.dumps({"Name": "Made up", "BIDSVersion": "1.10.0"}))
+        (raw_dir / "dataset_description.json").write_text(json.dumps({"Name": "Simulated", "BIDSVersion": "1.10.0"}))
         rows = ["participant_id\tage\tsite"]
         for number in range(1, self.participants + 1):
             _, age, _ = self.person(number)
@@ -88,12 +88,12 @@ class Study:
         """Write one participant's runs and log."""
         label, runs = self.label(number), []
         for session in range(1, self.sessions + 1):
-            exchanged = {
+            swapped = {
                 a: b for one, other, when in self.swapped if when == session for a, b in [(one, other), (other, one)]
             }
             run = {"sub": label} | ({"ses": str(session)} if self.sessions > 1 else {}) | {"task": "rest"}
             stem = "_".join(f"{k}-{v}" for k, v in run.items())
-            self.write_run(out_dir, run, exchanged.get(number, number), session)
+            self.write_run(out_dir, run, swapped.get(number, number), session)
             image = (
                 raw_dir
                 / f"sub-{label}"
@@ -107,13 +107,13 @@ class Study:
         self.write_log(out_dir, label, runs)
 
     def write_log(self, out_dir: Path, label: str, runs: list[dict[str, Any]], when: str = "20260101-120000") -> None:
-        """Write how runs ended."""
+        """Write the log of a participant's runs."""
         log = out_dir / f"sub-{label}" / "log" / f"{when}_{self.seed}"
         log.mkdir(parents=True)
         (log / "summary.json").write_text(json.dumps({"participant": label, "runs": runs}, indent=2))
 
     def write_run(self, out_dir: Path, run: Mapping[str, str], number: int, session: int) -> None:
-        """Write a run's quality, embeddings and predictions, as of a participant by number."""
+        """Write image quality metrics, embeddings and predictions of a run, with the values of participant `number`."""
         from bids_app.bids.writer import output_path
         from bids_app.reports.contents import quality_columns
 
@@ -124,37 +124,37 @@ class Study:
         self._json(output_path(out_dir, run, "metrics", ".json", desc="quality"),
                    {**sources, "route": "t1w", "template": "made", "quality": quality, "warnings": [], "notes": [],
                     **quality_columns(quality)})  # fmt: skip
-        moved = quality["fd_mean"] > 0.3
+        has_motion = quality["fd_mean"] > 0.3
         checks = [{"Check": name, "Level": "pass", "Value": 1.0, "Limits": "0.5 to 2", "Message": ""}
                   for name in ("tr", "duration", "coverage", "orientation", "tsnr", "embedding")]  # fmt: skip
-        checks.append({"Check": "fd_mean", "Level": "warn" if moved else "pass", "Value": quality["fd_mean"],
-                       "Limits": "at most 0.3 mm", "Message": "It moved more." if moved else ""})  # fmt: skip
+        checks.append({"Check": "fd_mean", "Level": "warn" if has_motion else "pass", "Value": quality["fd_mean"],
+                       "Limits": "at most 0.3 mm", "Message": "It moved more." if has_motion else ""})  # fmt: skip
         card = (
             CARD
             | sources
-            | ({"Verdict": {"Level": "warn" if moved else "pass", "Checks": checks}} if self.verdicts else {})
+            | ({"Verdict": {"Level": "warn" if has_motion else "pass", "Checks": checks}} if self.verdicts else {})
         )
-        answer = age + self.motion_in_age * quality["fd_mean"] + rng.normal(0, 4)
+        predicted = age + self.motion_in_age * quality["fd_mean"] + rng.normal(0, 4)
         table = output_path(out_dir, run, "embeddings", ".tsv", desc="made")
         halves = {name: {"Correlation": 0.9, "SpearmanBrown": 0.95, "Clips": [2, 2]} for name in ("global", "voxel")}
         self._json(table.with_suffix(".json"), card | {"SplitHalf": halves})
         header = ["normalisation", "clip", "onset", "duration", *(f"e{i:04d}" for i in range(self.features))]
         lines = []
-        for place, name in enumerate(("global", "voxel")):
-            mean = own + 3 * place + rng.normal(0, self.noise, self.features)
+        for index, name in enumerate(("global", "voxel")):
+            mean = own + 3 * index + rng.normal(0, self.noise, self.features)
             clips = mean + rng.normal(0, 0.1, (self.clips, self.features))
             lines += self._clip_lines([name], np.float32(clips))
         self._table(table, header, lines)
-        ages = np.float32(answer + rng.normal(0, 1, (self.clips, 1)))
+        ages = np.float32(predicted + rng.normal(0, 1, (self.clips, 1)))
         path = output_path(out_dir, run, "predictions", ".tsv", desc="madeage")
         self._table(path, ["clip", "onset", "duration", "value"], self._clip_lines([], ages))
-        told = {"Adapter": "madeage", "Task": "regression", "Target": "age", "Unit": "years", "Labels": []}
+        task = {"Adapter": "madeage", "Task": "regression", "Target": "age", "Unit": "years", "Labels": []}
         interval = [float(ages.mean() - 8), float(ages.mean() + 8)]
-        sure = {"EffectiveClips": 2.5, "StandardError": 0.5, "Level": 0.9, "Interval": interval}
-        self._json(path.with_suffix(".json"), card | told | {"Uncertainty": sure})
+        uncertainty = {"EffectiveClips": 2.5, "StandardError": 0.5, "Level": 0.9, "Interval": interval}
+        self._json(path.with_suffix(".json"), card | task | {"Uncertainty": uncertainty})
 
     def _clip_lines(self, keys: list[str], clips: np.ndarray) -> list[str]:
-        """Lines of the mean and of each clip, (clips, columns), as the app writes them."""
+        """Return the lines of the mean and of each clip, (clips, columns), in the app's format."""
         clips, total = clips.astype(np.float64), 16.0 * len(clips)
         rows = [["mean", "0.0", str(total), *map(repr, clips.mean(axis=0).tolist())]]
         rows += [[str(i), str(16.0 * i), "16.0", *map(repr, row)] for i, row in enumerate(clips.tolist())]
@@ -170,7 +170,7 @@ class Study:
 
 
 def measure(what: str, command: list[str]) -> Cost:
-    """What a command takes that must succeed, and a row that says so."""
+    """Run a command that must succeed, print its row of the table, and return its cost."""
     cost = watch(command, every=0.2)
     if cost.code:
         raise SystemExit(f"the command ended with {cost.code}")
@@ -185,15 +185,16 @@ import pandas as pd
 out = Path(sys.argv[1])
 tables = [pd.read_csv(path, sep="\\t") for path in sorted(out.glob("sub-*/**/*_embeddings.tsv"))]
 means = pd.concat([table[table["clip"] == "mean"] for table in tables])
-answers = pd.concat([pd.read_csv(path, sep="\\t").iloc[:1] for path in sorted(out.glob("sub-*/**/*_predictions.tsv"))])
+paths = sorted(out.glob("sub-*/**/*_predictions.tsv"))
+predictions = pd.concat([pd.read_csv(path, sep="\\t").iloc[:1] for path in paths])
 cards = [json.loads(path.read_text()) for path in sorted(out.glob("sub-*/**/*.json"))]
 means.to_csv(out / "naive.tsv", sep="\\t", index=False)
 """
-"""Reading the same files one by one, and writing the embeddings; no statistics, figures or page."""
+"""Reference: read the same files one by one and write the embeddings, without statistics, figures or page."""
 
 
 def main() -> int:
-    """Make the derivatives, measure and print."""
+    """Simulate the derivatives, measure the group level and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--participants", type=int, default=5000)
     parser.add_argument("--sessions", type=int, default=2)
@@ -201,7 +202,7 @@ def main() -> int:
     parser.add_argument("--features", type=int, default=288)
     parser.add_argument("--nprocs", default="2")
     parser.add_argument("--no-reference", action="store_true")
-    parser.add_argument("--keep", type=Path, help="make them here, or use those that are here")
+    parser.add_argument("--keep", type=Path, help="write the derivatives here, or use existing ones")
     options = parser.parse_args()
     study = Study(options.participants, options.sessions, options.clips, options.features, sites=8)
     with tempfile.TemporaryDirectory() as scratch:
@@ -211,14 +212,14 @@ def main() -> int:
             study.write(out, raw)
         size = sum(path.stat().st_size for path in out.rglob("sub-*_*"))
         print(f"{options.participants * options.sessions} runs, {size / 1e9:.2f} GB in sidecars and tables")
-        print(f"{'what':<28} {'s':>7} {'processor s':>12} {'peak GB':>8}")
+        print(f"{'command':<28} {'s':>7} {'CPU s':>12} {'peak GB':>8}")
         program = Path(sys.executable).with_name("neurostorm")
         command = [str(program), str(raw), str(out), "group", "--nprocs", options.nprocs]
         ours = measure("group", command)
         if not options.no_reference:
             naive = measure("reading one by one, pandas", [sys.executable, "-c", REFERENCE, str(out)])
-            by_clock, by_processor = naive.seconds / ours.seconds, naive.cpu_seconds / ours.cpu_seconds
-            print(f"ratios: {by_clock:.1f} by the clock, {by_processor:.1f} by the processor")
+            wall, cpu = naive.seconds / ours.seconds, naive.cpu_seconds / ours.cpu_seconds
+            print(f"ratios: {wall:.1f} in wall time, {cpu:.1f} in CPU time")
             (out / "naive.tsv").unlink()
         print(f"group.html: {(out / 'group.html').stat().st_size / 1e3:.0f} kB")
         for path in sorted((out / "group_figures").iterdir()):

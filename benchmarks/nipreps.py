@@ -1,8 +1,8 @@
-"""Prints our parts beside those of niworkflows and nireports that do the same, from one run.
+"""Comparison of our functions with their counterparts in niworkflows and nireports.
 
     python benchmarks/nipreps.py
 
-Imports are timed in fresh processes that hold what a worker of the app holds already.
+Imports are timed in new processes that have already imported the packages of a worker of the app.
 """
 
 from __future__ import annotations
@@ -33,64 +33,64 @@ VOLUMES, VOXELS, TR = 300, 4000, 2.0
 
 
 def import_seconds(module: str) -> float:
-    """What importing a module adds to a worker's start, s."""
+    """Return the time that importing a module adds to the start of a worker, s."""
     code = f"{WORKER}; import time; start = time.perf_counter(); import {module}; print(time.perf_counter() - start)"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    return float(told.split()[-1])
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    return float(output.split()[-1])
 
 
 def seconds(function: Callable[[], object]) -> float:
-    """The shortest of three calls, s."""
-    taken = []
+    """Return the minimum time of three calls, s."""
+    times = []
     for _ in range(3):
         start = time.perf_counter()
         function()
-        taken.append(time.perf_counter() - start)
-    return min(taken)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def compare_carpets(folder: Path) -> None:
-    """Draw the same run with both, and print seconds and kB of each figure."""
+    """Plot the same run with both, and print seconds and kB of each figure."""
     from matplotlib import pyplot as plt
     from nireports.reportlets.modality.func import fMRIPlot
 
     from bids_app.reports.figures.charts import plot_carpet
 
-    draws = np.random.default_rng(0)
-    values = draws.normal(1000, 10, (VOLUMES, VOXELS)).astype(np.float32)
-    confounds = pd.DataFrame({"framewise_displacement": draws.gamma(2, 0.05, VOLUMES)})
-    confounds["std_dvars"] = draws.normal(1, 0.05, VOLUMES)
+    rng = np.random.default_rng(0)
+    values = rng.normal(1000, 10, (VOLUMES, VOXELS)).astype(np.float32)
+    confounds = pd.DataFrame({"framewise_displacement": rng.gamma(2, 0.05, VOLUMES)})
+    confounds["std_dvars"] = rng.normal(1, 0.05, VOLUMES)
     ours, theirs = folder / "ours.svg", folder / "theirs.svg"
     plt.switch_backend("Agg")
 
-    def draw_theirs() -> None:
+    def plot_theirs() -> None:
         fMRIPlot(values.T.copy(), {"brain": list(range(VOXELS))}, confounds=confounds, tr=TR).plot(out_file=theirs)
 
     rows = (
         ("ours: plot_carpet", lambda: plot_carpet(values, TR, confounds, ours, title="run"), ours),
-        ("nireports: fMRIPlot", draw_theirs, theirs),
+        ("nireports: fMRIPlot", plot_theirs, theirs),
     )
-    print(f"\n{'carpet of 300 volumes':<40} {'s':>7} {'kB':>7}")
-    for name, draw, path in rows:
-        taken = seconds(draw)
-        print(f"{name:<40} {taken:7.2f} {path.stat().st_size / 1e3:7.0f}")
+    print(f"\n{'carpet plot of 300 volumes':<40} {'s':>7} {'kB':>7}")
+    for name, plot, path in rows:
+        time_s = seconds(plot)
+        print(f"{name:<40} {time_s:7.2f} {path.stat().st_size / 1e3:7.0f}")
 
 
 def compare_pages() -> None:
-    """Print how many files of other hosts each report's template asks for."""
+    """Print how many files each report's template loads from other hosts."""
     import nireports.assembler.data as theirs
 
     from bids_app import reports
 
     ours = Path(str(reports.__file__)).parent / "templates" / "participant.html.jinja"
-    print(f"\n{'page':<40} {'other hosts':>12}")
+    print(f"\n{'report':<40} {'external files':>14}")
     for name, path in (("ours", ours), ("nireports.assembler", Path(str(theirs.__file__)).with_name("report.tpl"))):
-        asked = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"https?://", path.read_text())
-        print(f"{name:<40} {len(asked):12d}")
+        external = re.findall(r"<(?:script|link|img)[^>]*(?:src|href)=\"https?://", path.read_text())
+        print(f"{name:<40} {len(external):14d}")
 
 
 def compare_names() -> None:
-    """Print how long both take to name an output."""
+    """Print the time that both need to build an output name."""
     import json
 
     from bids.layout.writing import build_path
@@ -104,7 +104,7 @@ def compare_names() -> None:
     full["datatype"] = "func"
     ours = seconds(lambda: [output_path(Path(), own, "mask", ".nii.gz", desc="brain") for _ in range(100)])
     theirs = seconds(lambda: [build_path(full, patterns) for _ in range(100)])
-    print(f"\n{'name of an output':<40} {'ms':>7}\n{'ours: output_path':<40} {10 * ours:7.3f}")
+    print(f"\n{'output name':<40} {'ms':>7}\n{'ours: output_path':<40} {10 * ours:7.3f}")
     print(f"{'nipreps.json with build_path':<40} {10 * theirs:7.3f}")
 
 

@@ -1,9 +1,9 @@
-"""Times the whole participant level on a dataset: cold, and again when nothing changed.
+"""Time and memory of the participant level on a dataset: first run (cold), and second run without changes.
 
     python benchmarks/participant.py DATASET [--model demo]
 
-Prints seconds, the peak of the resident memory of all its processes together, and what each step took. Without DATASET,
-two participants are simulated.
+Prints seconds, the peak memory of all processes together, and the seconds of each step. Without DATASET, two
+participants are simulated.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from watching import watch
 
 
 def main() -> int:
-    """Run the app twice and print what it took."""
+    """Run the app twice and print time and memory."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path, nargs="?")
     parser.add_argument("--model", default="demo")
@@ -34,7 +34,7 @@ def main() -> int:
             )
         out, work = Path(folder) / "out", Path(folder) / "work"
         command = [programs / "neurostorm", dataset, out, "participant", "--model", options.model, "-w", work]
-        print(f"{'run':<6} {'s':>6} {'peak GB':>8} {'exit code':>10}   ratio of times to cold")
+        print(f"{'run':<6} {'s':>6} {'peak GB':>8} {'exit code':>10}   time relative to cold")
         cold = None
         for name in ("cold", "again"):
             cost = watch([str(part) for part in command], stderr=subprocess.DEVNULL)

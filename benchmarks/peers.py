@@ -1,4 +1,4 @@
-"""What other packages do in place of a step of preprocessing; each takes files, as the step of `preprocess.py` does."""
+"""Functions of other packages that correspond to a step of `preprocess.py`; each reads its input from files."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
 def nibabel_load(bold: Path) -> None:
-    """The whole series in float32."""
+    """Load the whole series in float32."""
     import nibabel as nib
 
     nib.nifti1.load(bold).get_fdata(dtype=np.float32)
 
 
 def simpleitk_motion(bold: Path) -> np.ndarray:
-    """Rigid, squared differences, two levels, each volume to the middle one."""
+    """Register each volume to the middle one: rigid, squared differences, two levels."""
     import SimpleITK as sitk
 
     series = sitk.ReadImage(str(bold), sitk.sitkFloat32)
@@ -49,7 +49,7 @@ def simpleitk_motion(bold: Path) -> np.ndarray:
 
 
 def antspyx_motion(bold: Path) -> np.ndarray:
-    """`ants.motion_correction` with its defaults for BOLD."""
+    """Run `ants.motion_correction` with its defaults for BOLD."""
     import ants
     from scipy.io import loadmat
 
@@ -68,7 +68,7 @@ def antspyx_motion(bold: Path) -> np.ndarray:
 
 
 def nipy_motion(bold: Path) -> np.ndarray:
-    """`Realign4d` without slice timing, within one run."""
+    """Run `Realign4d` without slice timing, within one run."""
     import nipy
     from nipy.algorithms.registration import Realign4d
 
@@ -78,7 +78,7 @@ def nipy_motion(bold: Path) -> np.ndarray:
 
 
 def antspyx_mask(bold: Path, boldref: Path) -> None:
-    """N4 and `ants.get_mask`."""
+    """Run N4 and `ants.get_mask`."""
     import ants
 
     image = ants.n4_bias_field_correction(ants.image_read(str(boldref)))
@@ -86,14 +86,14 @@ def antspyx_mask(bold: Path, boldref: Path) -> None:
 
 
 def antspyx_bias_field(t1w: Path) -> None:
-    """N4 with its defaults at the image's own resolution."""
+    """Run N4 with its defaults at the resolution of the image."""
     import ants
 
     ants.n4_bias_field_correction(ants.image_read(str(t1w)))
 
 
 def simpleitk_bias_field(t1w: Path) -> None:
-    """N4 on the image shrunk by 3, mask by Otsu's threshold."""
+    """Run N4 on the image shrunk by a factor of 3, within a mask by Otsu's threshold."""
     import SimpleITK as sitk
 
     image = sitk.Shrink(sitk.ReadImage(str(t1w), sitk.sitkFloat32), [3, 3, 3])
@@ -101,9 +101,9 @@ def simpleitk_bias_field(t1w: Path) -> None:
 
 
 def antspyx_normalisation(t1w: Path, template: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """`ants.registration` of kind SyN (with its affine) with its defaults, at 2 mm; the map from template to T1w.
+    """Run `ants.registration` of type SyN (with affine) with its defaults, and return the map from template to T1w.
 
-    Its defaults end at half the resolution.
+    The defaults stop at half the resolution of the 2 mm image.
     """
     import ants
     import pandas as pd
@@ -119,7 +119,7 @@ def antspyx_normalisation(t1w: Path, template: Path) -> Callable[[np.ndarray], n
 
 
 def simpleitk_rigid(boldref: Path, t1w: Path) -> None:
-    """Rigid, mutual information, three levels, one start."""
+    """Register rigidly with mutual information: three levels, one start."""
     import SimpleITK as sitk
 
     fixed, moving = (sitk.ReadImage(str(path), sitk.sitkFloat32) for path in (boldref, t1w))
@@ -138,14 +138,14 @@ def simpleitk_rigid(boldref: Path, t1w: Path) -> None:
 
 
 def antspyx_rigid(boldref: Path, t1w: Path) -> None:
-    """`ants.registration` of kind Rigid with its defaults."""
+    """Run `ants.registration` of type Rigid with its defaults."""
     import ants
 
     ants.registration(ants.image_read(str(boldref)), ants.image_read(str(t1w)), "Rigid")
 
 
 def scipy_confounds(carpet: Path) -> None:
-    """The series in memory in float64: its spread, DVARS, and a decomposition of every tenth voxel."""
+    """Compute standard deviation, DVARS and an SVD of every tenth voxel, in memory in float64."""
     from scipy import linalg
 
     values = np.load(carpet).astype(np.float64)
@@ -156,7 +156,7 @@ def scipy_confounds(carpet: Path) -> None:
 
 
 def antspyx_resampling(bold: Path) -> None:
-    """Linear resampling onto the 2 mm grid, by an affine only."""
+    """Resample linearly to the 2 mm grid with an affine only."""
     import ants
 
     series = ants.image_read(str(bold))
@@ -166,7 +166,7 @@ def antspyx_resampling(bold: Path) -> None:
 
 
 def scipy_resampling(bold: Path) -> None:
-    """Cubic resampling onto the 2 mm grid, by an affine only, one thread."""
+    """Resample cubically to the 2 mm grid with an affine only, in one thread."""
     import nibabel as nib
     from scipy import ndimage
 

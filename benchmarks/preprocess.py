@@ -1,14 +1,14 @@
-"""What preprocessing costs: seconds and peak memory of each step, and beside a step the packages that do the same.
+"""Time and peak memory of each preprocessing step, compared with other packages that do the same.
 
     python benchmarks/preprocess.py                                   # 60 and 200 volumes of 64x64x36
     python benchmarks/preprocess.py --protocol multiband --volumes 100 300 1200     # 2 mm, 104x104x72
     python benchmarks/preprocess.py --no-peers
-    python benchmarks/preprocess.py --bold sub-01_task-x_bold.nii.gz --t1w sub-01_T1w.nii.gz   # a scan of yours
+    python benchmarks/preprocess.py --bold sub-01_task-x_bold.nii.gz --t1w sub-01_T1w.nii.gz   # your own scan
 
-Each step, and each peer, runs in a process of its own, whose peak memory is shown (the highest resident set; pages of
-mapped files count); the row "imports" is a process that does nothing else. Peers get the same input in the same run. A
-peer marked "of 20" was timed on as many volumes, and its time is scaled to the run's length. Simulated runs repeat 60
-poses of a head with new noise in each volume; motion is compared with them.
+Each step and each peer runs in its own process, whose peak memory is shown (maximum resident set size, including pages
+of mapped files); the row "imports" is a process that only imports packages. Peers get the same input in the same run. A
+peer marked "of 20" was timed on 20 volumes, and its time is scaled to the length of the run. Simulated runs repeat 60
+positions of a head with new noise in each volume; estimated motion is compared with them.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ N_POSES = 60
 
 @dataclass(frozen=True)
 class Protocol:
-    """A simulated scan: voxels along right, anterior, superior; their edges in mm; repetition time in s."""
+    """A simulated scan: number of voxels along right, anterior, superior; voxel size in mm; repetition time in s."""
 
     shape: tuple[int, int, int]
     voxel_mm: tuple[float, float, float]
@@ -57,7 +57,7 @@ PROTOCOLS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """What a call took (wall and CPU seconds, peak MB), and what it returned."""
+    """Wall and CPU time (s) and peak memory (MB) of a call, and its return value."""
 
     seconds: float
     cpu_seconds: float
@@ -67,7 +67,7 @@ class Cost:
 
 @dataclass
 class Run:
-    """A run to be measured, and what was found."""
+    """A run to measure, with the costs of its steps and peers."""
 
     bold: Path
     tr: float
@@ -79,14 +79,14 @@ class Run:
 
 
 def measure(function: Callable[..., Any], *arguments: Any, **options: Any) -> Cost:
-    """Run a function in a fresh process."""
+    """Run a function in a new process, and return its cost."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context) as pool:
         return pool.submit(_timed, function, arguments, options).result()
 
 
 def _timed(function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Cost:
-    import ants  # noqa: F401  (imports are not a step's cost)
+    import ants  # noqa: F401  (imports do not count as the cost of a step)
     import torch  # noqa: F401
 
     from bids_app.workflow import method  # noqa: F401
@@ -97,13 +97,13 @@ def _timed(function: Callable[..., Any], arguments: tuple[Any, ...], options: di
 
 
 def _peak_mb() -> float:
-    """Most memory that this process was resident in, MB; `getrusage` would count its parent's as well."""
+    """Return the peak resident memory of this process, MB; `getrusage` would include its parent's."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
 def simulate(folder: Path, protocol: Protocol, n_volumes: int, seed: int = 0) -> Run:
-    """A head in motion as BOLD, and its T1w."""
+    """Simulate a BOLD run of a moving head, and a T1w image."""
     from scipy import ndimage
 
     from bids_app.catalog.templates import load_template
@@ -114,17 +114,17 @@ def simulate(folder: Path, protocol: Protocol, n_volumes: int, seed: int = 0) ->
     template, grid = load_template(), protocol.shape
     affine = np.diag([*protocol.voxel_mm, 1.0])
     affine[:3, 3] = np.array([0, -18, 8]) - (np.array(grid) - 1) / 2 * protocol.voxel_mm
-    still = resample_to(ndimage.gaussian_filter(epi_like(template) * 1000, 0.6), template.affine, grid, affine)
-    draws = np.random.default_rng(seed)
-    walk = draws.normal(size=(N_POSES, 6)).cumsum(axis=0)
+    head = resample_to(ndimage.gaussian_filter(epi_like(template) * 1000, 0.6), template.affine, grid, affine)
+    rng = np.random.default_rng(seed)
+    walk = rng.normal(size=(N_POSES, 6)).cumsum(axis=0)
     walk = (walk - walk[N_POSES // 2]) / np.abs(walk).max(axis=0) * ([np.radians(2.0)] * 3 + [2.5] * 3)
     poses = np.stack([rigid(w[:3], w[3:], (0, -20, 10)) for w in walk])
     moved = [
-        resample_to(still, affine, grid, affine, linear(np.linalg.inv(pose)), order=3) for pose in poses[:n_volumes]
+        resample_to(head, affine, grid, affine, linear(np.linalg.inv(pose)), order=3) for pose in poses[:n_volumes]
     ]
     mapped = np.lib.format.open_memmap(folder / "series.npy", "w+", np.int16, (*grid, n_volumes), fortran_order=True)
     for t in range(n_volumes):
-        noise = draws.standard_normal(grid, dtype=np.float32) * 10
+        noise = rng.standard_normal(grid, dtype=np.float32) * 10
         mapped[..., t] = np.round(moved[t % N_POSES] + noise)
     path = save_image(folder / f"sub-01_run-{n_volumes}_bold.nii.gz", mapped, affine, tr=protocol.tr)
     del mapped
@@ -138,7 +138,7 @@ def simulate(folder: Path, protocol: Protocol, n_volumes: int, seed: int = 0) ->
 
 
 def motion_error_mm(found: np.ndarray, true: np.ndarray) -> tuple[float, float]:
-    """Mean and largest error over a brain's volume, after removing what is common to all volumes."""
+    """Return mean and maximum error (mm) over a brain, after removing the offset common to all volumes."""
     from bids_app.preprocess.registration.transforms import apply_matrix
 
     between = np.mean([np.linalg.inv(a) @ b for a, b in zip(true, found, strict=True)], axis=0)
@@ -155,7 +155,7 @@ def motion_error_mm(found: np.ndarray, true: np.ndarray) -> tuple[float, float]:
 
 
 def first_volumes(bold: Path, n_volumes: int, folder: Path) -> Path:
-    """A file with a run's first volumes."""
+    """Write the first volumes of a run to a file, and return its path."""
     image = nib.nifti1.load(bold)
     path = folder / f"first{n_volumes}_{bold.name}"
     if not path.exists():
@@ -163,8 +163,8 @@ def first_volumes(bold: Path, n_volumes: int, folder: Path) -> Path:
     return path
 
 
-def go(run: Run, folder: Path, threads: int, with_peers: bool, known: Mapping[str, Any]) -> dict[str, Any]:
-    """Run the app's own steps, each in its own process, and their peers; return the results of the T1w's steps."""
+def measure_run(run: Run, folder: Path, threads: int, with_peers: bool, known: Mapping[str, Any]) -> dict[str, Any]:
+    """Measure the app's steps, each in its own process, and their peers; return the results of the T1w steps."""
     folder.mkdir(exist_ok=True)
     few = first_volumes(run.bold, min(PEER_VOLUMES, run.n_volumes), folder)
     entities = {"sub": "01", "task": "benchmark"}
@@ -183,12 +183,12 @@ def go(run: Run, folder: Path, threads: int, with_peers: bool, known: Mapping[st
 
 
 def title_of(step: Step) -> str:
-    """Name of a step in the table."""
+    """Return the name of a step in the table."""
     titles = {
         nodes.prepare_anatomy: "T1w bias field",
         normalise_t1w: "T1w to template",
-        nodes.examine: "examine",
-        correct_motion: "motion",
+        nodes.examine: "header check",
+        correct_motion: "head motion",
         nodes.mask_run: "EPI mask",
         nodes.align: "BOLD to T1w" if "anatomy" in step.upstream else "BOLD to template",
         nodes.confounds: "confounds",
@@ -201,10 +201,10 @@ def title_of(step: Step) -> str:
 def peers_for(
     title: str, run: Run, few: Path, folder: Path, given: Mapping[str, Any], returned: Any
 ) -> Iterable[tuple[Callable[..., Any], tuple[Any, ...]]]:
-    """Other packages that do the same as a step, with their arguments, by what the step was given and returned."""
-    if title == "examine":
+    """Return the peers of a step with their arguments, from the arguments and the result of the step."""
+    if title == "header check":
         return [(peers.nibabel_load, (run.bold,))]
-    if title == "motion":
+    if title == "head motion":
         return [(peer, (few,)) for peer in (peers.simpleitk_motion, peers.nipy_motion, peers.antspyx_motion)]
     if title == "EPI mask":
         return [(peers.antspyx_mask, (run.bold, given["motion"].boldref))]
@@ -231,24 +231,24 @@ def _template(folder: Path) -> Path:
 
 
 def measured(others: Iterable[tuple[Callable[..., Any], tuple[Any, ...]]]) -> Iterator[tuple[str, Cost]]:
-    """Name and cost of each peer that is installed."""
+    """Yield name and cost of each peer that is installed."""
     for function, arguments in others:
         name = function.__name__.split("_")[0]
         try:
             yield name, measure(function, *arguments)
         except ImportError as missing:
-            print(f"{name}: not here ({missing})")
+            print(f"{name}: not installed ({missing})")
 
 
 def show(run: Run, threads: int) -> None:
-    """Print one table: a line a step, and under it its peers."""
+    """Print a table with one line per step, each followed by its peers."""
     shape = " x ".join(map(str, nib.nifti1.load(run.bold).shape))
     print(f"\n{run.bold.name}: {shape}, {threads} threads")
-    print(f"{'step':34s} {'s':>8s} {'CPU s':>8s} {'MB':>7s} {'times ours':>11s}")
+    print(f"{'step':34s} {'s':>8s} {'CPU s':>8s} {'MB':>7s} {'ratio':>11s}")
     for name, cost in run.costs.items():
         print(f"{name:34s} {cost.seconds:8.1f} {cost.cpu_seconds:8.1f} {cost.megabytes:7.0f}{_error(run, cost)}")
         for other, theirs in run.peers.get(name, []):
-            n_done = min(PEER_VOLUMES, run.n_volumes) if name in ("motion", "model grid") else run.n_volumes
+            n_done = min(PEER_VOLUMES, run.n_volumes) if name in ("head motion", "model grid") else run.n_volumes
             scale = run.n_volumes / n_done
             title = f"    {other}" + (f" (of {n_done})" if scale > 1 else "")
             ratio = theirs.seconds * scale / cost.seconds
@@ -258,7 +258,7 @@ def show(run: Run, threads: int) -> None:
             )
     costs = run.costs.values()
     total, cpu, largest = sum(c.seconds for c in costs), sum(c.cpu_seconds for c in costs), max(costs, key=_size)
-    print(f"{'sum; most memory':34s} {total:8.1f} {cpu:8.1f} {largest.megabytes:7.0f}", flush=True)
+    print(f"{'total; maximum memory':34s} {total:8.1f} {cpu:8.1f} {largest.megabytes:7.0f}", flush=True)
 
 
 def _size(cost: Cost) -> float:
@@ -266,24 +266,24 @@ def _size(cost: Cost) -> float:
 
 
 def _error(run: Run, cost: Cost) -> str:
-    """Error of motion in words, where a call returned motion and the truth is known."""
+    """Return the motion error as text, or nothing if the call returned no motion or the truth is unknown."""
     found = np.load(cost.value.motion) if isinstance(cost.value, MotionEstimate) else cost.value
     if run.motion is None or not isinstance(found, np.ndarray):
         return ""
-    return "   error {:.3f} mm, at most {:.3f}".format(*motion_error_mm(found, run.motion[: len(found)]))
+    return "   error {:.3f} mm, maximum {:.3f}".format(*motion_error_mm(found, run.motion[: len(found)]))
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="standard", help="of simulated runs")
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="standard", help="protocol of simulated runs")
     parser.add_argument("--volumes", type=int, nargs="+", default=[60, 200], help="lengths of simulated runs")
     parser.add_argument("--bold", type=Path, help="a BOLD file instead of simulated ones")
-    parser.add_argument("--t1w", type=Path, help="its T1w")
-    parser.add_argument("--tr", type=float, help="its repetition time, s; default: its sidecar's")
+    parser.add_argument("--t1w", type=Path, help="the T1w image of --bold")
+    parser.add_argument("--tr", type=float, help="repetition time of --bold, s (default: from its sidecar)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--no-peers", action="store_true", help="leave other packages out")
-    parser.add_argument("--peers-at", type=int, help="compare with peers only at this many volumes")
+    parser.add_argument("--no-peers", action="store_true", help="do not run other packages")
+    parser.add_argument("--peers-at", type=int, help="run peers only at this number of volumes")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -296,7 +296,7 @@ def main() -> None:
             else:
                 run = simulate(folder, PROTOCOLS[arguments.protocol], n_volumes)
             with_peers = not arguments.no_peers and arguments.peers_at in (None, run.n_volumes)
-            known = go(run, folder / str(run.n_volumes), arguments.threads, with_peers, known)
+            known = measure_run(run, folder / str(run.n_volumes), arguments.threads, with_peers, known)
             show(run, arguments.threads)
 
 

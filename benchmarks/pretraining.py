@@ -1,17 +1,16 @@
-"""Pre-training as it is run: clips per second by backend, and what of a step is spent waiting for data.
+"""Speed of pre-training: clips per second by backend, and the share of each step spent waiting for data.
 
     python benchmarks/pretraining.py                    # batches of 8 clips, as published
-    python benchmarks/pretraining.py --batch-size 1     # little memory: every step waits for a clip, if it has to
-    python benchmarks/pretraining.py --default-memory   # without what the command does about memory
-    python benchmarks/pretraining.py --quick            # a small encoder, to see that the command works
+    python benchmarks/pretraining.py --batch-size 1     # little memory; any delay in reading shows in each step
+    python benchmarks/pretraining.py --default-memory   # without the command's own memory handling
+    python benchmarks/pretraining.py --quick            # a small encoder, to check that the benchmark runs
 
 The published configuration and recipe (window masks, redundancy dropout, augmentation, AdamW) in the loop of
-`neurostorm-train pretrain`, over a store of noise in a brain of 230,000 voxels. Backends take turns, an epoch each.
+`neurostorm-train pretrain`, on a store of noise in a brain of 230,000 voxels. Backends alternate, one epoch each.
 
-A step lasts from asking for a batch to asking for the next one. `waiting` is what of it passes before the batch is
-there: the reader has to be slower than the training for that to grow. The first step of an epoch, before which nothing
-could be read ahead, is given apart. Ratios are those of processor time as well, because a shared machine stretches the
-seconds of the clock unevenly.
+A step lasts from the request of a batch to the request of the next. `waiting` is the time until the batch is available;
+it is long only if reading is slower than training. The first step of an epoch is reported separately, because no batch
+can be read ahead of it. Speed-ups are also given in CPU time, because wall time varies on a shared machine.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ QUICK = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=8, depths=(1, 1))
 
 @dataclass
 class Step:
-    """A step's times, s: by the clock, of the processor, and what passed before its batch was there."""
+    """Wall time, CPU time and waiting time of a step, s."""
 
     first: bool
     wall: float
@@ -53,33 +52,33 @@ class Step:
 
 
 @dataclass
-class Watched:
-    """Batches that note when they are asked for and when they are there."""
+class TimedBatches:
+    """Batches that record when they are requested and when they are available."""
 
     batches: ClipBatches
-    found: list[Step] = field(default_factory=list)
+    measured: list[Step] = field(default_factory=list)
 
     @property
     def steps(self) -> int:
-        """Batches of an epoch."""
+        """Number of batches per epoch."""
         return self.batches.steps
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
-        """The same batches; a step ends where the next is asked for."""
-        given = self.batches.epoch(number, first)
-        asked = (time.perf_counter(), time.process_time())
-        for place, batch in enumerate(given):
-            waiting = time.perf_counter() - asked[0]
+        """Yield the batches; a step ends when the next batch is requested."""
+        batches = self.batches.epoch(number, first)
+        requested = (time.perf_counter(), time.process_time())
+        for index, batch in enumerate(batches):
+            waiting = time.perf_counter() - requested[0]
             try:
                 yield batch
-            finally:  # the last one is not followed by a question
+            finally:  # no request follows the last batch
                 now = (time.perf_counter(), time.process_time())
-                self.found.append(Step(place == 0, now[0] - asked[0], now[1] - asked[1], waiting))
-            asked = (time.perf_counter(), time.process_time())
+                self.measured.append(Step(index == 0, now[0] - requested[0], now[1] - requested[1], waiting))
+            requested = (time.perf_counter(), time.process_time())
 
 
 def make_store(folder: Path, n_scans: int, clips: int) -> ClipStore:
-    """A store of noise."""
+    """Write a store of noise."""
     store = ClipStore(folder / "clips", "global")
     for number in range(n_scans):
         store.add(f"sub-{number:02d}_task-x", noise_run(folder / f"run{number}", 20 * clips), f"{number:02d}")
@@ -87,7 +86,7 @@ def make_store(folder: Path, n_scans: int, clips: int) -> ClipStore:
 
 
 def reading(batches: ClipBatches) -> float:
-    """Seconds to read a clip with nothing else to do."""
+    """Return the time to read a clip without other work, s."""
     scans, start = batches.scans, time.perf_counter()
     for scan in scans:
         scan.clip(0)
@@ -95,7 +94,7 @@ def reading(batches: ClipBatches) -> float:
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, list[Step]]:
-    """Train with each backend in turn, an epoch at a time; the steps of each."""
+    """Train with each backend in turn, one epoch at a time, and return the steps of each."""
     config = QUICK if arguments.quick else EncoderConfig()
     device = torch.device(arguments.device)
     names = [name for name, b in BACKENDS.items() if not b.obstacle(device, torch.float32, D_STATE)]
@@ -109,17 +108,17 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[Step]]:
         for turn in range(arguments.repeats):
             for name in names:
                 torch.manual_seed(turn)
-                watched = Watched(batches)
+                watched = TimedBatches(batches)
                 with backend(name):
                     pretrain(MaskedAutoencoder(config).to(device), watched, settings, say=lambda _: None)  # type: ignore[arg-type]
-                found[name] += watched.found
+                found[name] += watched.measured
     return found
 
 
 def rows(found: dict[str, list[Step]], batch_size: int) -> list[list[str]]:
-    """A row a backend: throughput by clock and processor, ratios, and waiting."""
+    """Return one row per backend: throughput in wall and CPU time, speed-ups, and waiting."""
 
-    def middle(name: str, what: str) -> float:
+    def median(name: str, what: str) -> float:
         return float(np.median([getattr(step, what) for step in found[name]]))
 
     lines = []
@@ -130,11 +129,11 @@ def rows(found: dict[str, list[Step]], batch_size: int) -> list[list[str]]:
             [
                 name,
                 str(len(steps)),
-                f"{middle(name, 'wall'):.2f}",
-                f"{batch_size / middle(name, 'wall'):.3f}",
-                f"{middle('reference', 'wall') / middle(name, 'wall'):.1f}",
-                f"{middle(name, 'cpu'):.2f}",
-                f"{middle('reference', 'cpu') / middle(name, 'cpu'):.1f}",
+                f"{median(name, 'wall'):.2f}",
+                f"{batch_size / median(name, 'wall'):.3f}",
+                f"{median('reference', 'wall') / median(name, 'wall'):.1f}",
+                f"{median(name, 'cpu'):.2f}",
+                f"{median('reference', 'cpu') / median(name, 'cpu'):.1f}",
                 f"{np.mean([s.waiting for s in steps if s.first]):.3f}",
                 f"{np.mean([s.waiting for s in later]):.4f}" if later else "",
                 f"{100 * share:.2f} %" if later else "",
@@ -144,15 +143,15 @@ def rows(found: dict[str, list[Step]], batch_size: int) -> list[list[str]]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmark and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--steps", type=int, default=3, help="of an epoch")
-    parser.add_argument("--repeats", type=int, default=2, help="epochs of each backend")
+    parser.add_argument("--steps", type=int, default=3, help="steps per epoch")
+    parser.add_argument("--repeats", type=int, default=2, help="epochs per backend")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--default-memory", action="store_true", help="freed memory goes back, unlike in the command")
-    parser.add_argument("--quick", action="store_true", help="a small encoder")
+    parser.add_argument("--default-memory", action="store_true", help="return freed memory to the system")
+    parser.add_argument("--quick", action="store_true", help="use a small encoder")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if not arguments.default_memory:
@@ -162,13 +161,13 @@ def main() -> None:
     head = [
         "backend",
         "steps",
-        "s a step",
-        "clips a second",
-        "times reference",
-        "CPU s a step",
-        "times reference (CPU)",
+        "s per step",
+        "clips/s",
+        "speed-up",
+        "CPU s per step",
+        "speed-up (CPU)",
     ]
-    head += ["waiting, first step, s", "waiting, later steps, s", "share of their time"]
+    head += ["wait, first step, s", "wait, later steps, s", "share of later steps"]
     name = "a small encoder" if arguments.quick else "the published configuration"
     table(f"Pre-training {name}, float32", head, rows(measure(arguments), arguments.batch_size))
 

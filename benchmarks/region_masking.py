@@ -1,16 +1,16 @@
-"""Does it matter what is hidden in pre-training? Random, window and region masks, on a cohort with a known difference.
+"""Comparison of random, window and region masks in pre-training, on a simulated cohort with a known group difference.
 
-    python benchmarks/region_masking.py            # five seeds; meant to stay under 40 minutes on two cores
-    python benchmarks/region_masking.py --quick    # one seed, few participants, a step or two: only that it works
+    python benchmarks/region_masking.py            # five seeds; about 25 minutes of CPU time on each of two cores
+    python benchmarks/region_masking.py --quick    # one seed, few participants, one or two steps: a functional test
 
-The cohort is simulated: a template's brain cut into parcels, each with slow fluctuations of its own beside those it
-shares with others. In one of two groups, limbic and cerebellar parcels fluctuate in step more than in the other; mean
-images tell nothing. Small encoders are pre-trained on participants without a group, with the same budget (clips,
-epochs, batches, seeds) for each kind of mask, and are then fixed; a linear head is cross-validated on other
-participants. An encoder with random weights stands beside them: what it reaches, pre-training did not give.
+The template's brain is divided into parcels with slow fluctuations, partly their own and partly shared with other
+parcels. Limbic and cerebellar parcels fluctuate more strongly in one of two groups than in the other; mean images do
+not differ. Small encoders are pre-trained on participants without group labels, with the same budget (clips, epochs,
+batches, seeds) for each kind of mask, and are then frozen. A linear head is cross-validated on other participants. An
+encoder with random weights is the baseline: pre-training contributes only what exceeds its accuracy.
 
-Last, each pre-trained autoencoder guesses every parcel of scans that nobody trained on from the rest of the brain; 1 is
-what guessing each voxel's mean would give. All of it goes through `neurostorm-train`, and goes on where it was stopped.
+Finally, each pre-trained autoencoder reconstructs every parcel of new scans from the rest of the brain; an error of 1
+corresponds to predicting the mean of each voxel. All training uses `neurostorm-train`; an interrupted run resumes.
 """
 
 from __future__ import annotations
@@ -51,25 +51,25 @@ AFFECTED = {
     "limbic": ((-24, -14, -18), (24, -14, -18), (0, 32, -12), (0, 30, 24), (0, -44, 28)),
     "cerebellum": ((-16, -56, -36), (16, -56, -36), (-38, -64, -34), (38, -64, -34)),
 }
-"""Centres of the parcels in which the groups differ, mm."""
+"""Centres of the parcels that differ between the groups, mm."""
 GROUPS = ("control", "patient")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How much of everything.
+    """Sizes of the cohort and of the training.
 
     Attributes
     ----------
     pretraining, labelled, held_out : int
-        Participants: without a group, with one, and for the reconstruction.
+        Number of participants: for pre-training, with a group label, and for the reconstruction.
     clips : int
-        Of a scan.
+        Clips per scan.
     epochs, seeds : int
     parcels : int
-        Beside those of `AFFECTED`.
+        Number of parcels besides those of `AFFECTED`.
     effect : float
-        By how much of their own size the groups' shared fluctuations differ, to either side of the mean.
+        Relative difference of the fluctuations of each group from the mean of both.
     """
 
     pretraining: int = 40
@@ -87,24 +87,24 @@ QUICK = Plan(4, 12, 1, 1, 1, 1, 10)
 
 @lru_cache(maxsize=1)
 def brain() -> np.ndarray:
-    """The template's brain on the model grid, (96, 96, 96) bool."""
+    """Return the template's brain on the model grid, (96, 96, 96) bool."""
     return brain_on(MODEL_SPACE, MODEL_GRID_SHAPE, MODEL_GRID_AFFINE)
 
 
 @lru_cache(maxsize=1)
 def parcels(others: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Parcel of each voxel of the brain, (V,) from 0 on, and the parcels' names; voxels go to the nearest centre."""
+    """Return the parcel of each brain voxel, (V,) from 0, by the nearest centre, and the names of the parcels."""
     points = np.argwhere(brain()) @ MODEL_GRID_AFFINE[:3, :3].T + MODEL_GRID_AFFINE[:3, 3]
-    names = [f"{system}{k + 1}" for system, places in AFFECTED.items() for k in range(len(places))]
-    centres = [np.array(place, float) for places in AFFECTED.values() for place in places]
-    for number in range(others):  # each as far as can be from all before it
+    names = [f"{system}{k + 1}" for system, centres in AFFECTED.items() for k in range(len(centres))]
+    centres = [np.array(centre, float) for group in AFFECTED.values() for centre in group]
+    for number in range(others):  # the voxel farthest from all centres before it
         centres.append(points[np.argmax(cKDTree(np.array(centres)).query(points)[0])])
         names.append(f"other{number + 1}")
     return cKDTree(np.array(centres)).query(points)[1], tuple(names)
 
 
 def write_atlas(folder: Path, plan: Plan) -> None:
-    """The parcels as a label image with its table."""
+    """Write the parcels as a label image with its table."""
     owners, names = parcels(plan.parcels)
     labels = np.zeros(MODEL_GRID_SHAPE, np.int16)
     labels[brain()] = owners + 1
@@ -114,7 +114,7 @@ def write_atlas(folder: Path, plan: Plan) -> None:
 
 
 def simulate(label: str, group: str | None, plan: Plan) -> GridSeries:
-    """One scan: voxels' own noise, each parcel's fluctuation, and those that parcels share."""
+    """Simulate one scan: noise per voxel, fluctuations per parcel, and fluctuations shared by parcels."""
     rng = rng_for(label, "scan")
     owners, names = parcels(plan.parcels)
     n_vols = plan.clips * CLIP_VOLUMES
@@ -131,13 +131,13 @@ def simulate(label: str, group: str | None, plan: Plan) -> GridSeries:
 
 
 def _slow(rng: np.random.Generator, n_vols: int, n: int) -> np.ndarray:
-    """Slow courses (U, n) of standard deviation 1."""
+    """Return slow time courses (U, n) with a standard deviation of 1."""
     course = gaussian_filter1d(rng.standard_normal((n_vols + 40, n)), 2.5, axis=0)
     return (course / course.std(axis=0))[20:-20]
 
 
 def make_cohort(folder: Path, plan: Plan) -> None:
-    """The stores of participants without and with a group, ``unlabelled`` and ``labelled``, and the table."""
+    """Write the stores of participants without and with a group label, and participants.tsv."""
     people = [(f"{k:03d}", GROUPS[k % 2]) for k in range(plan.labelled)]
     write_tsv(
         folder / "participants.tsv",
@@ -146,7 +146,7 @@ def make_cohort(folder: Path, plan: Plan) -> None:
     write_json(folder / "dataset_description.json", {"Name": "simulated", "BIDSVersion": "1.10.0"})
     stores = ClipStore(folder / "unlabelled", "voxel"), ClipStore(folder / "labelled", "voxel")
     for k in range(plan.pretraining):
-        if f"sub-p{k:03d}_task-x" not in stores[0]:  # of either group, which nobody is told
+        if f"sub-p{k:03d}_task-x" not in stores[0]:  # from both groups, without the label
             stores[0].add(f"sub-p{k:03d}_task-x", simulate(f"p{k:03d}", GROUPS[k % 2], plan), f"p{k:03d}")
     for label, group in people:
         if f"sub-{label}_task-x" not in stores[1]:
@@ -154,7 +154,7 @@ def make_cohort(folder: Path, plan: Plan) -> None:
 
 
 def pretrained(kind: str, seed: int, work: Path, store: Path, atlas: Path, plan: Plan) -> Path:
-    """An encoder of a kind; what is there is not trained again."""
+    """Return an encoder trained with a kind of mask; an existing one is not trained again."""
     path = work / f"{kind}_{seed}.safetensors"
     if path.is_file():
         return path
@@ -171,8 +171,8 @@ def pretrained(kind: str, seed: int, work: Path, store: Path, atlas: Path, plan:
     return path
 
 
-def answers(encoder: Path, store: Path, tables: Path) -> np.ndarray:
-    """Who was told right by a linear head in cross-validation, (participants,) 0 or 1."""
+def correct_predictions(encoder: Path, store: Path, tables: Path) -> np.ndarray:
+    """Cross-validate a linear head; return whether each participant is classified correctly, (participants,) 0 or 1."""
     report = encoder.with_suffix(".report")
     options = ["--raw", str(tables), "--target", "participants.tsv:group", "--model", str(encoder), "--baselines"]
     options += ["--strategy", "linear", "--permutations", "0", "--draws", "100", "--output", str(report)]
@@ -183,8 +183,8 @@ def answers(encoder: Path, store: Path, tables: Path) -> np.ndarray:
     return np.array([float(row[f"encoder_p_{row['truth']}"]) > 0.5 for row in rows], float)
 
 
-def errors(encoder: Path, regions: Regions, plan: Plan) -> np.ndarray:
-    """How badly each parcel is guessed, (parcels,); the mean over scans that nobody trained on."""
+def parcel_errors(encoder: Path, regions: Regions, plan: Plan) -> np.ndarray:
+    """Return the reconstruction error of each parcel, (parcels,), as the mean over held-out scans."""
     model = load_autoencoder(encoder)
     found = []
     for k in range(plan.held_out):
@@ -194,7 +194,7 @@ def errors(encoder: Path, regions: Regions, plan: Plan) -> np.ndarray:
 
 
 def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float]:
-    """Mean of values (seeds, participants) and its 95 % interval, participants and seeds drawn with replacement."""
+    """Return mean and 95 % bootstrap interval of values (seeds, participants), over participants and seeds."""
     rng = np.random.default_rng(0)
     n_seeds, n = values.shape
     means = [
@@ -204,20 +204,20 @@ def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float
 
 
 def one_encoder(kind: str, seed: int, work: Path, plan: Plan) -> tuple[np.ndarray, np.ndarray | None]:
-    """Train an encoder with one thread, and return who was told right and, once trained, how parcels are guessed."""
+    """Train an encoder in one thread; return correct predictions and, unless untrained, parcel errors."""
     torch.set_num_threads(1)
     keep_freed_memory()  # as the command does
     started = time.monotonic(), time.process_time()
     encoder = pretrained(kind, seed, work, work / "unlabelled", work / "parcels.nii.gz", plan)
-    right = answers(encoder, work / "labelled", work)
-    missed = None if kind == UNTRAINED else errors(encoder, regions_of(plan), plan)
+    correct = correct_predictions(encoder, work / "labelled", work)
+    errors = None if kind == UNTRAINED else parcel_errors(encoder, regions_of(plan), plan)
     took = time.monotonic() - started[0], time.process_time() - started[1]
-    print(f"{kind}, seed {seed}: {took[0]:.0f} s, {took[1]:.0f} s of the processor", flush=True)
-    return right, missed
+    print(f"{kind}, seed {seed}: {took[0]:.0f} s, {took[1]:.0f} s of CPU time", flush=True)
+    return correct, errors
 
 
 def regions_of(plan: Plan) -> Regions:
-    """The parcels as what is hidden, one after the other."""
+    """Return the parcels as regions for the reconstruction."""
     owners, names = parcels(plan.parcels)
     labels = np.zeros(MODEL_GRID_SHAPE, np.int64)
     labels[brain()] = owners + 1
@@ -225,30 +225,30 @@ def regions_of(plan: Plan) -> Regions:
 
 
 def run(work: Path, plan: Plan, processes: int = 1) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Accuracies (seeds, participants) and reconstruction errors (seeds, parcels) of each kind of mask."""
+    """Return correct predictions (seeds, participants) and parcel errors (seeds, parcels) of each kind of mask."""
     write_atlas(work, plan)
     make_cohort(work, plan)
-    wanted = [(kind, seed) for seed in range(plan.seeds) for kind in (*MASKS, UNTRAINED)]
-    done = Parallel(processes, backend="multiprocessing")(delayed(one_encoder)(*job, work, plan) for job in wanted)
-    found = dict(zip(wanted, done, strict=True))
+    jobs = [(kind, seed) for seed in range(plan.seeds) for kind in (*MASKS, UNTRAINED)]
+    done = Parallel(processes, backend="multiprocessing")(delayed(one_encoder)(*job, work, plan) for job in jobs)
+    found = dict(zip(jobs, done, strict=True))
     seeds = range(plan.seeds)
-    right = {kind: np.stack([found[kind, seed][0] for seed in seeds]) for kind in (UNTRAINED, *MASKS)}
-    return right, {kind: np.array([found[kind, seed][1] for seed in seeds]) for kind in MASKS}
+    correct = {kind: np.stack([found[kind, seed][0] for seed in seeds]) for kind in (UNTRAINED, *MASKS)}
+    return correct, {kind: np.array([found[kind, seed][1] for seed in seeds]) for kind in MASKS}
 
 
-def report(right: dict[str, np.ndarray], missed: dict[str, np.ndarray], names: tuple[str, ...]) -> None:
-    """Print accuracies, their differences from window masks, and the regions' reconstruction."""
-    print("\n| mask | accuracy | seeds, lowest to highest | ahead of window masks |\n" + "| --- " * 4 + "|")
-    for kind, values in right.items():
+def report(correct: dict[str, np.ndarray], errors: dict[str, np.ndarray], names: tuple[str, ...]) -> None:
+    """Print accuracies, their differences from window masks, and reconstruction errors by region."""
+    print("\n| mask | accuracy | range over seeds | difference from window masks |\n" + "| --- " * 4 + "|")
+    for kind, values in correct.items():
         low, high = values.mean(axis=1).min(), values.mean(axis=1).max()
-        ahead = interval(values - right["window"])
+        difference = interval(values - correct["window"])
         cells = [kind, "{:.3f} ({:.3f} to {:.3f})".format(*interval(values)), f"{low:.3f} to {high:.3f}"]
-        cells.append("" if kind == "window" else "{:+.3f} ({:+.3f} to {:+.3f})".format(*ahead))
+        cells.append("" if kind == "window" else "{:+.3f} ({:+.3f} to {:+.3f})".format(*difference))
         print("| " + " | ".join(cells) + " |")
     systems = np.array([name.rstrip("0123456789") for name in names])
-    print("\nSquared error over variance of parcels that are hidden whole, mean over seeds (lowest to highest):\n")
+    print("\nSquared error divided by variance for parcels that are masked entirely, mean (range) over seeds:\n")
     print(f"| mask | {' | '.join((*AFFECTED, 'other'))} |\n" + "| --- " * (len(AFFECTED) + 2) + "|")
-    for kind, values in missed.items():
+    for kind, values in errors.items():
         cells = []
         for system in (*AFFECTED, "other"):
             means = np.nanmean(values[:, systems == system], axis=1)
@@ -257,16 +257,16 @@ def report(right: dict[str, np.ndarray], missed: dict[str, np.ndarray], names: t
 
 
 def main() -> None:
-    """Run all and print."""
+    """Run the benchmark and print its tables."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--work", type=Path, default=Path("region-masking"), help="cohort (some 1.3 GB), encoders, reports")
-    p.add_argument("--quick", action="store_true", help="only that it works")
-    p.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="encoders trained at a time")
+    p.add_argument("--work", type=Path, default=Path("region-masking"), help="cohort (about 1.3 GB), encoders, reports")
+    p.add_argument("--quick", action="store_true", help="only check that the benchmark runs")
+    p.add_argument("--processes", type=int, default=len(os.sched_getaffinity(0)), help="encoders trained in parallel")
     arguments = p.parse_args()
     plan = QUICK if arguments.quick else Plan()
     started = time.monotonic()
-    right, missed = run(arguments.work, plan, arguments.processes)
-    report(right, missed, parcels(plan.parcels)[1])
+    correct, errors = run(arguments.work, plan, arguments.processes)
+    report(correct, errors, parcels(plan.parcels)[1])
     print(f"\n{plan}: {(time.monotonic() - started) / 60:.1f} minutes")
 
 

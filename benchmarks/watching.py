@@ -1,4 +1,4 @@
-"""What a command takes, itself and all that it starts."""
+"""Time and memory of a command and its child processes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import psutil
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds, seconds of processors, the most memory in GB (shared pages counted once), and the exit code."""
+    """Wall and CPU time (s), peak memory (GB, shared pages counted once), and exit code of a command."""
 
     seconds: float
     cpu_seconds: float
@@ -23,14 +23,14 @@ class Cost:
 
 
 def watch(command: list[str], every: float = 0.5, **options: Any) -> Cost:
-    """Run a command, with `subprocess.Popen`'s options, and look at its memory every so many seconds."""
+    """Run a command with options of `subprocess.Popen`, sample its memory every few seconds, and return its cost."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     process = subprocess.Popen(command, **options)
     peak = 0
     done = threading.Event()
 
-    def look() -> None:
+    def sample() -> None:
         nonlocal peak
         parent = psutil.Process(process.pid)
         while not done.wait(every):
@@ -46,7 +46,7 @@ def watch(command: list[str], every: float = 0.5, **options: Any) -> Cost:
                     continue
             peak = max(peak, total)
 
-    watcher = threading.Thread(target=look)
+    watcher = threading.Thread(target=sample)
     watcher.start()
     code = process.wait()
     seconds = time.perf_counter() - started

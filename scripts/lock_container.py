@@ -1,8 +1,8 @@
-"""Writes requirements/container.lock: what the image installs, each file by its hash (``make lock``).
+"""Write requirements/container.lock: the packages of the image, each file with its hash (``make lock``).
 
-The versions are those of constraints.txt; of them only what the package needs to run, without its extras. pip downloads
-each wheel for this interpreter and machine, which have to be the image's: CPython 3.11 on x86-64 Linux. torch is left
-out, since which build is wanted depends on the image (requirements/README.md).
+The lock contains the packages that are needed at run time, without extras, in the versions of constraints.txt. pip
+downloads the wheels for this interpreter and machine, which must match the image: CPython 3.11 on x86-64 Linux. torch
+is not included, because its build depends on the image (requirements/README.md).
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
 LOCK = ROOT / "requirements" / "container.lock"
 BUILD_TOOLS = ("setuptools",)
-APART = ("torch", "triton")
+EXCLUDED = ("torch", "triton")
 HEAD = """\
-# What the image installs beside torch: exact files, for CPython 3.11 on x86-64 Linux. Written by `make lock`.
+# Packages of the image except torch, with hashes, for CPython 3.11 on x86-64 Linux. Written by `make lock`.
 """
 
 
 def needed() -> set[str]:
-    """Names of all distributions that the package needs to run, as they are installed here."""
-    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    todo = [wanted for text in asked for wanted in names_of(Requirement(text))]
+    """Return the names of all installed distributions that the package needs at run time."""
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    todo = [wanted for text in declared for wanted in names_of(Requirement(text))]
     seen: set[tuple[str, str]] = set()
     while todo:
         current = todo.pop()
@@ -45,29 +45,29 @@ def needed() -> set[str]:
 
 
 def names_of(requirement: Requirement) -> list[tuple[str, str]]:
-    """A requirement's distribution, alone and with each extra that is asked for."""
+    """Return the distribution of a requirement, without an extra and with each requested extra."""
     return [(canonicalize_name(requirement.name), extra) for extra in ("", *requirement.extras)]
 
 
 def pinned() -> dict[str, str]:
-    """Versions of constraints.txt by canonical name."""
+    """Return the versions in constraints.txt by canonical name."""
     lines = [line.split("==") for line in CONSTRAINTS.read_text().splitlines() if "==" in line]
     return {canonicalize_name(name): version for name, version in lines}
 
 
 def download(requirements: list[str], folder: Path) -> None:
-    """Have pip bring exactly these, as wheels where there are any."""
+    """Download exactly these distributions with pip, as wheels if available."""
     pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--prefer-binary"]
     subprocess.run([*pip, "-d", str(folder), *requirements], check=True)
 
 
 def main() -> int:
-    """Write the lock."""
+    """Write the lock file."""
     versions = pinned()
-    names = sorted(needed() - set(APART))
+    names = sorted(needed() - set(EXCLUDED))
     missing = [name for name in names if name not in versions and name not in BUILD_TOOLS]
     if missing:
-        print(f"{CONSTRAINTS} does not name {', '.join(missing)}: run 'make lock' in a whole environment.")
+        print(f"{CONSTRAINTS} lacks {', '.join(missing)}: run 'make lock' in a complete environment.")
         return 1
     wanted = [f"{name}=={versions[name]}" for name in names if name in versions]
     wanted += [f"{name}=={distribution(name).version}" for name in BUILD_TOOLS if name not in versions]

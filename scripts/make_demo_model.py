@@ -1,17 +1,17 @@
 """Train the demonstration model: ``demo_encoder.safetensors`` and ``demo_state.safetensors`` in `bids_app/data`.
 
-    python scripts/make_demo_model.py            # some 25 minutes on two cores
+    python scripts/make_demo_model.py            # about 25 minutes on two cores
 
-1. Scans of simulated participants in four states are brought onto the model grid, with the mistakes that preprocessing
-   makes (`bids_app.phantom.grid_scans`), and stored as int8 clips.
-2. Blocks of 6 x 6 x 6 voxels are averaged. An encoder that reads averages is an encoder whose patch embedding weighs
-   the voxels of a block alike; it is trained on 1 / 216 of the data, and becomes an ordinary encoder, with the same
-   answers, when each of those weights is written 216 times, divided by 216.
-3. All of the encoder is trained with a head for the four states. Every scan is also shown mirrored, left hand and right
-   hand exchanged. There is no pre-training: so small an encoder learns the states faster without it.
-4. Encoder, adapter and card are written. The same seeds give the same weights on the same kind of machine.
-5. The adapter gets reference statistics of the training scans, and a calibration by the validation scans; with
-   ``--describe-only`` an adapter that is there already gets them, for the time of one pass through the encoder.
+1. Simulate participants in four states on the model grid, with typical preprocessing errors
+   (`bids_app.phantom.grid_scans`), and store the scans as int8 clips.
+2. Average blocks of 6 x 6 x 6 voxels. An encoder of block averages equals an encoder of voxels whose patch embedding
+   has the same weight for all voxels of a block. Training therefore needs 1 / 216 of the data; afterwards each weight
+   is repeated 216 times and divided by 216, which gives an ordinary encoder with the same output.
+3. Train the whole encoder with a head for the four states. Each scan is also used left-right flipped, with the labels
+   lefthand and righthand swapped. There is no pre-training: so small an encoder learns the states faster without it.
+4. Write the encoder, the adapter and the card. The same seeds give the same weights on the same kind of machine.
+5. Add reference statistics of the training scans and a calibration from the validation scans to the adapter. With
+   ``--describe-only``, add them to an existing adapter; this takes one pass through the encoder.
 """
 
 from __future__ import annotations
@@ -47,15 +47,15 @@ DATA = Path(__file__).parents[1] / "bids_app" / "data"
 BLOCK, PATCH = 6, 12
 COARSE = (MODEL_GRID_SHAPE[0] // BLOCK, MODEL_GRID_SHAPE[1] // BLOCK, MODEL_GRID_SHAPE[2] // BLOCK)
 CONFIG = EncoderConfig(img_size=(*COARSE, CLIP_VOLUMES), patch_size=(2, 2, 2, 1), embed_dim=16, depths=(1, 2, 1))
-"""On averages. Patches of 24 mm, for an eighth of the time that 12 mm take; with a logistic regression on the spread of
-each patch over a clip, both tell 98 % of the runs from eight places."""
+"""Encoder of block averages. Patches of 24 mm take an eighth of the time of 12 mm. With either size, a logistic
+regression on the standard deviation of eight patches over a clip classifies 98 % of the runs correctly."""
 POSITION_SCALE = 15.0
 NORMALISATION = "voxel"
 TRAINING_SEED, VALIDATION_SEED = 100, 200
-IN_THE_MIRROR = {"rest": "rest", "lefthand": "righthand", "righthand": "lefthand", "visual": "visual"}
+FLIPPED_STATE = {"rest": "rest", "lefthand": "righthand", "righthand": "lefthand", "visual": "visual"}
 ENCODER_FILE, ADAPTER_FILE = "demo_encoder.safetensors", "demo_state.safetensors"
 BATCH = 4
-"""Clips at a time of the whole grid."""
+"""Clips per batch on the full grid."""
 LIMITS = (
     "Simulated scans only. Its calibration is of scans that preprocessing's mistakes were simulated for, not of scans "
     "that went through preprocessing."
@@ -68,7 +68,7 @@ INTENDED_USE = (
 
 @dataclass(frozen=True)
 class Averages:
-    """A scan as averages of patches; stands in for `bids_app.training.data.store.Scan` where clips are read.
+    """A scan as block averages, with the interface of `bids_app.training.data.store.Scan` for reading clips.
 
     Attributes
     ----------
@@ -81,22 +81,22 @@ class Averages:
 
     @property
     def n_vols(self) -> int:
-        """Volumes at 0.8 s."""
+        """Number of volumes at 0.8 s."""
         return len(self.values)
 
     @property
     def n_clips(self) -> int:
-        """Clips that do not overlap."""
+        """Number of clips without overlap."""
         return self.n_vols // CLIP_VOLUMES
 
     def clip(self, start: int) -> torch.Tensor:
-        """Volumes from ``start`` on, (1, 16, 16, 16, 20)."""
+        """Return the clip that starts at volume ``start``, (1, 16, 16, 16, 20)."""
         rows = self.values[start : start + CLIP_VOLUMES].astype(np.float32)
         return torch.from_numpy(np.moveaxis(rows, 0, -1)[None].copy())
 
 
 def simulate(job: tuple[Path, int, int, str]) -> str:
-    """Add one simulated scan to a store."""
+    """Simulate one scan, add it to a store, and return its name."""
     folder, seed, person, state = job
     name = f"sub-{person:03d}_task-{state}"
     store = ClipStore(folder, NORMALISATION)
@@ -107,12 +107,12 @@ def simulate(job: tuple[Path, int, int, str]) -> str:
 
 
 def averages(scan: Scan) -> tuple[Averages, Averages]:
-    """Average a scan's blocks, as it is and mirrored."""
+    """Return the block averages of a scan, as it is and left-right flipped."""
     values, places = scan.rows()
     x, y, z = np.unravel_index(places, MODEL_GRID_SHAPE)
     state = scan.labels["state"]
     found = []
-    for across, shown in ((x, state), ((MODEL_GRID_SHAPE[0] - x) % MODEL_GRID_SHAPE[0], IN_THE_MIRROR[state])):
+    for across, shown in ((x, state), ((MODEL_GRID_SHAPE[0] - x) % MODEL_GRID_SHAPE[0], FLIPPED_STATE[state])):
         block = np.ravel_multi_index((across // BLOCK, y // BLOCK, z // BLOCK), COARSE)
         order = np.argsort(block, kind="stable")
         starts = np.flatnonzero(np.diff(block[order], prepend=-1))
@@ -125,7 +125,7 @@ def averages(scan: Scan) -> tuple[Averages, Averages]:
 
 
 def cohort(folder: Path, seed: int, participants: int, n_procs: int, mirror: bool) -> list[Averages]:
-    """Simulated participants in all states, as averages; the second half of the list is mirrored."""
+    """Simulate participants in all states and return the block averages; with `mirror`, the flipped scans follow."""
     ClipStore(folder, NORMALISATION)
     jobs = [(folder, seed, person, state) for person in range(participants) for state in STATES]
     with ProcessPoolExecutor(n_procs) as pool:
@@ -136,16 +136,16 @@ def cohort(folder: Path, seed: int, participants: int, n_procs: int, mirror: boo
 
 
 def labelled(scans: list[Averages]) -> Labelled:
-    """Scans with their states."""
+    """Return scans with their states as labels."""
     return Labelled(tuple(scans), tuple(scan.state for scan in scans))  # type: ignore[arg-type]
 
 
-def beginning(work: Path) -> Model:
-    """An encoder of averages before training.
+def initial_model(work: Path) -> Model:
+    """Return the encoder of block averages before training.
 
-    A state is told by how much a place fluctuates, so place and fluctuation must meet in one nonlinearity. Positions
-    that begin as small as is usual left the answers at chance for eight epochs; begun larger, they meet from the first
-    step.
+    A state is defined by the strength of the fluctuations at certain positions, so position and fluctuation must
+    interact in one nonlinearity. With position embeddings initialised as small as usual, predictions stayed at chance
+    for eight epochs; larger initial values avoid this.
     """
     torch.manual_seed(0)
     encoder = Encoder(CONFIG)
@@ -153,11 +153,11 @@ def beginning(work: Path) -> Model:
         for name, parameter in encoder.named_parameters():
             if name.endswith("pos_embed"):
                 parameter.mul_(POSITION_SCALE)
-    return load_model(save_encoder(work / "beginning.safetensors", CONFIG, encoder.state_dict(), "beginning"))
+    return load_model(save_encoder(work / "initial.safetensors", CONFIG, encoder.state_dict(), "initial"))
 
 
 def for_voxels(state: dict[str, torch.Tensor]) -> tuple[EncoderConfig, dict[str, torch.Tensor]]:
-    """The encoder of voxels that answers as an encoder of averages does; rounded to float16, as it is stored."""
+    """Return the encoder of voxels equivalent to an encoder of block averages, rounded to float16 as in the file."""
     weight = state["patch_embed.fc.weight"]  # (C, 8), the 2 x 2 x 2 blocks of a patch
     blocks = weight.reshape(-1, *CONFIG.patch_size[:3])
     for axis in (1, 2, 3):
@@ -170,7 +170,7 @@ def for_voxels(state: dict[str, torch.Tensor]) -> tuple[EncoderConfig, dict[str,
 def write(
     encoder: dict[str, torch.Tensor], adapter: Adapter, facts: dict[str, Any], out_dir: Path
 ) -> tuple[Path, Path]:
-    """Write the encoder, the adapter that belongs to it, and their card."""
+    """Write the encoder and its adapter, with their cards."""
     config, state = for_voxels(encoder)
     first = save_encoder(
         out_dir / ENCODER_FILE,
@@ -195,7 +195,7 @@ def write(
 
 
 def describe(path: Path, model: Model, work: Path) -> Path:
-    """Add to an adapter's file what tells whether its answers can be trusted."""
+    """Add reference statistics and a calibration to an adapter's file."""
     training, validation = (tuple(ClipStore(work / name, NORMALISATION)) for name in ("training", "validation"))
     adapter, told = with_reference(load_adapter(path), model, training, {}, BATCH)
     say(told)
@@ -209,7 +209,7 @@ def describe(path: Path, model: Model, work: Path) -> Path:
 
 
 def say(line: str) -> None:
-    """Print with the time since the start."""
+    """Print a line with the time since the start."""
     print(f"{time.monotonic() - STARTED:7.0f} s  {line}", flush=True)
 
 
@@ -217,17 +217,17 @@ STARTED = time.monotonic()
 
 
 def main() -> int:
-    """Run all steps."""
+    """Train, write and describe the demonstration model."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument(
-        "--work", type=Path, default=Path("demo-model"), help="stores, logs and states; can be taken up again"
+        "--work", type=Path, default=Path("demo-model"), help="stores, logs and states; a second run resumes from it"
     )
     p.add_argument("--out", type=Path, default=DATA)
     p.add_argument("--participants", type=int, default=70)
-    p.add_argument("--validation", type=int, default=10, help="participants that are only tested")
+    p.add_argument("--validation", type=int, default=10, help="participants for validation only")
     p.add_argument("--epochs", type=int, default=5)
     p.add_argument("--nprocs", type=int, default=os.cpu_count() or 1)
-    p.add_argument("--describe-only", action="store_true", help="step 5 alone, for the adapter in --out")
+    p.add_argument("--describe-only", action="store_true", help="only step 5, for the adapter in --out")
     arguments = p.parse_args()
     work = arguments.work
     if arguments.describe_only:
@@ -235,12 +235,12 @@ def main() -> int:
         return 0
     training = cohort(work / "training", TRAINING_SEED, arguments.participants, arguments.nprocs, mirror=True)
     validation = cohort(work / "validation", VALIDATION_SEED, arguments.validation, arguments.nprocs, mirror=False)
-    say(f"{len(training)} scans for training, mirrored ones included, and {len(validation)} for validation")
+    say(f"{len(training)} scans for training, including flipped ones, and {len(validation)} for validation")
     settings = AdaptSettings(
         "full", batch_size=16, loop=LoopSettings(arguments.epochs, 3e-3, weight_decay=0.05, warmup=0.1)
     )
     adapter, _ = adapt(
-        beginning(work),
+        initial_model(work),
         Question.about("state", list(STATES)),
         labelled(training),
         labelled(validation),
@@ -258,7 +258,7 @@ def main() -> int:
     for path in write(adapter.encoder, adapter, facts, arguments.out):
         say(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")
     describe(arguments.out / ADAPTER_FILE, load_model(arguments.out / ENCODER_FILE), work)
-    say(f"held-out scans on the model grid: {adapter.card.metrics}")
+    say(f"validation scans on the model grid: {adapter.card.metrics}")
     return 0
 
 

@@ -1,8 +1,8 @@
-"""Whether this tree can be released (``make release-check``): built, installed where nothing else is, and tried.
+"""Check that the working tree can be released (``make release-check``).
 
-Builds sdist and wheel into dist/, installs the wheel into a fresh environment with the exact versions of
-requirements/constraints.txt, runs the self-test and compares the descriptor there, and runs the commands of README on
-two simulated participants. Those that need other data or the hub are read by their parsers, those of make looked up.
+Build sdist and wheel into dist/, install the wheel into a new environment with the exact versions of
+requirements/constraints.txt, run the self-test, compare the Boutiques descriptors, and run the commands of the README
+on two simulated participants. Commands that need other data or a download are only parsed; make commands are dry runs.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
-PLACES = {"/data/my_bids": "raw", "/data/out": "out"}
-"""README's folders, and what stands for them."""
+FOLDERS = {"/data/my_bids": "raw", "/data/out": "out"}
+"""Folders in the README, and the folders used here in their place."""
 PARSERS = {
     "neurostorm": "bids_app.cli.neurostorm import build_parser",
     "neurostorm-models": "bids_app.cli.models import parser",
     "neurostorm-train": "bids_app.cli.train import parser",
 }
-"""Where each command's parser is."""
+"""Import statement of each command's parser."""
 
 
 def run(*command: object, cwd: Path = ROOT) -> str:
-    """Run a command outside of the tree's own environment; stop when it fails."""
+    """Run a command outside the tree's own environment, return its output, and exit if it fails."""
     parts = [str(part) for part in command]
     print("$", shlex.join(parts), flush=True)
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     done = subprocess.run(parts, cwd=cwd, env=environment, text=True, stdout=subprocess.PIPE, check=False)
     if done.returncode != 0:
         print(done.stdout)
-        sys.exit(f"release-check: exit code {done.returncode}")
+        sys.exit(f"release-check: the command failed with exit code {done.returncode}")
     return done.stdout
 
 
 def build() -> Path:
-    """Build sdist and wheel; returns the wheel, with the native kernels in it."""
+    """Build sdist and wheel, check that the wheel contains data files and native kernels, and return it."""
     dist = ROOT / "dist"
     for path in dist.glob("neurostorm-*"):
         path.unlink()
@@ -51,35 +51,35 @@ def build() -> Path:
     listed = run(sys.executable, "-m", "zipfile", "-l", wheel)
     for needed in ("bids_app/data/demo_encoder.safetensors", "bids_app/data/selftest.json", "bids_app/model/_scan"):
         if needed not in listed:
-            sys.exit(f"release-check: {wheel.name} has no {needed}")
+            sys.exit(f"release-check: {wheel.name} does not contain {needed}")
     print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB; {sdist.name}: {sdist.stat().st_size / 1e6:.1f} MB")
     return wheel
 
 
-def install(wheel: Path, place: Path) -> Path:
-    """Install a wheel into a fresh environment; returns the folder of its commands."""
-    venv.create(place, with_pip=True)
-    pip = [place / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", "-c", CONSTRAINTS]
+def install(wheel: Path, environment: Path) -> Path:
+    """Install a wheel into a new environment, and return the folder of its commands."""
+    venv.create(environment, with_pip=True)
+    pip = [environment / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", "-c", CONSTRAINTS]
     run(*pip, "torch")
     run(*pip, wheel)
-    return place / "bin"
+    return environment / "bin"
 
 
 def readme_commands(text: str) -> list[str]:
-    """The commands in README's blocks of code, without their comments."""
+    """Return the commands in the README's code blocks, without their comments."""
     blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if re.match(r"(make|neurostorm[a-z-]*) ", line)]
 
 
 def can_run(program: str, arguments: list[str]) -> bool:
-    """Whether a command is the app's, on folders that are simulated here, with nothing that was trained before."""
-    other = [word for word in arguments if word not in PLACES and re.search(r"^/|=/|\.safetensors$", word)]
+    """Return whether a command of the app needs only the simulated folders, and no trained adapter or other data."""
+    other = [word for word in arguments if word not in FOLDERS and re.search(r"^/|=/|\.safetensors$", word)]
     return program == "neurostorm" and not other
 
 
 def try_readme(programs: Path, folder: Path) -> None:
-    """Run README's commands with the demonstration model on simulated participants."""
+    """Run the README's commands with the demonstration model on simulated participants."""
     options = ["--participants", "2", "--size", "small", "--no-t1w", "--states", "rest"]
     run(programs / "neurostorm-phantom", folder / "raw", *options, cwd=folder)
     for command in readme_commands((ROOT / "README.md").read_text()):
@@ -87,16 +87,16 @@ def try_readme(programs: Path, folder: Path) -> None:
         if program == "make":
             run("make", "-n", *arguments)
         elif can_run(program, arguments):
-            given = [PLACES.get(argument, argument) for argument in arguments]
+            given = [FOLDERS.get(argument, argument) for argument in arguments]
             run(programs / program, *given, "--model", "demo", "--work-dir", "work", cwd=folder)
         else:
             code = f"from {PARSERS[program]} as parser; parser().parse_args({arguments!r})"
             run(programs / "python", "-c", code, cwd=folder)
-            print(f"read, not run, for it needs the hub or data that are not simulated here: {command}")
+            print(f"Parsed, not run, because it needs a download or data that are not simulated here: {command}")
 
 
 def main() -> int:
-    """Check everything."""
+    """Run all checks."""
     wheel = build()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -104,7 +104,7 @@ def main() -> int:
         print(run(programs / "neurostorm", "--self-test", cwd=folder), end="")
         for variant, file in (("cpu", "boutiques.json"), ("cuda", "boutiques-cuda.json")):
             if run(programs / "neurostorm", "--bids-exec-spec", variant, cwd=folder) != (ROOT / file).read_text():
-                sys.exit(f"release-check: {file} is stale: run 'make boutiques'")
+                sys.exit(f"release-check: {file} is out of date: run 'make boutiques'")
         try_readme(programs, folder)
     print("release-check passed")
     return 0

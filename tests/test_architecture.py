@@ -1,4 +1,4 @@
-"""The structure of the package: imports point down and in no circle, and the command starts without anything heavy."""
+"""Structure of the package: layers, no circular imports, and a command line without heavy imports."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bids_app"
 
 AT_THE_ROOT = {"__init__", "errors", "settings", "data"}
-"""What lies at the package's root beside the packages of `FLOORS`."""
+"""Entries at the root of the package besides the packages of `LAYERS`."""
 
-FLOORS = [
+LAYERS = [
     {"errors", "settings"},
     {"bids", "clips", "model", "catalog", "phantom"},
     {"preprocess", "adapters", "reports", "outputs"},
     {"workflow", "group", "training"},
     {"cli"},
 ]
-"""From the ground up: a package imports from floors below its own."""
+"""From bottom to top: a package imports from the layers below its own."""
 
-NEIGHBOURS = {
+ALLOWED_WITHIN_LAYER = {
     ("settings", "errors"),
     ("model", "catalog.models"),
     ("phantom", "bids.writer"),
@@ -38,14 +38,14 @@ NEIGHBOURS = {
     ("reports", "outputs.schema"),
     ("group", "workflow.preflight"),
 }
-"""What a package may import from its own floor: (package, package or module)."""
+"""Imports allowed within a layer: (package, imported package or module)."""
 
-UNKNOWN = {
+FORBIDDEN = {
     "bids": {"torch", "ants"},
     "reports": {"torch", "bids_app.model", "bids_app.clips", "bids_app.adapters"},
     "model": {"nibabel", "bids", "bids_app.bids", "ants"},
 }
-"""What a package imports nothing of."""
+"""Modules that a package must not import."""
 
 
 def name_of(path: Path) -> str:
@@ -56,7 +56,7 @@ MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def names_in(node: ast.AST) -> Iterator[str]:
-    """Modules that an import statement names; ``from package import module`` names both."""
+    """Yield the modules in an import statement; ``from package import module`` gives both."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
@@ -73,13 +73,13 @@ def tree_of(module: str) -> ast.Module:
 
 @cache
 def imports_of(module: str) -> frozenset[str]:
-    """Everything that a module imports, within functions and under TYPE_CHECKING too."""
+    """Return everything that a module imports, including imports in functions and under TYPE_CHECKING."""
     return frozenset(name for node in ast.walk(tree_of(module)) for name in names_in(node))
 
 
 @cache
 def modules_imported_by(module: str) -> frozenset[str]:
-    """Modules of ours that are executed because of a module's imports, less the packages that it lies in itself."""
+    """Return the modules of the package that a module's imports execute, except the packages that contain it."""
     found = {name for name in imports_of(module) if name in MODULES}
     for name in tuple(found):
         parts = name.split(".")
@@ -92,28 +92,28 @@ def package_of(module: str) -> str:
     return module.split(".")[1]
 
 
-def floor_of(package: str) -> int:
-    return next(i for i, floor in enumerate(FLOORS) if package in floor)
+def layer_of(package: str) -> int:
+    return next(i for i, layer in enumerate(LAYERS) if package in layer)
 
 
-def imports_from_neighbours() -> Iterator[tuple[str, str, str]]:
-    """Imports that do not point to a floor below: (importing module, its package, imported module)."""
+def imports_not_from_below() -> Iterator[tuple[str, str, str]]:
+    """Yield imports that are not from a layer below: (importing module, its package, imported module)."""
     for module in MODULES:
         if module != "bids_app" and package_of(module) != "data":
             package = package_of(module)
             names = imports_of(module) & MODULES.keys() - {"bids_app"}
             innermost = {name for name in names if not any(other.startswith(f"{name}.") for other in names)}
             for name in sorted(innermost):
-                if package_of(name) != package and floor_of(package_of(name)) >= floor_of(package):
+                if package_of(name) != package and layer_of(package_of(name)) >= layer_of(package):
                     yield module, package, name
 
 
-def names_pair(allowed: tuple[str, str], package: str, imported: str) -> bool:
+def matches_pair(allowed: tuple[str, str], package: str, imported: str) -> bool:
     return allowed[0] == package and f"{imported}.".startswith(f"bids_app.{allowed[1]}.")
 
 
-def find_circle(graph: dict[str, frozenset[str]]) -> list[str]:
-    """A circle in a graph, its first node again at its end; empty where there is none."""
+def find_cycle(graph: dict[str, frozenset[str]]) -> list[str]:
+    """Return a cycle in a graph, with its first node repeated at the end, or an empty list."""
     finished: set[str] = set()
     path: list[str] = []
 
@@ -124,48 +124,48 @@ def find_circle(graph: dict[str, frozenset[str]]) -> list[str]:
             return []
         path.append(node)
         for after in sorted(graph[node]):
-            if circle := visit(after):
-                return circle
+            if cycle := visit(after):
+                return cycle
         finished.add(path.pop())
         return []
 
-    return next((circle for node in graph if (circle := visit(node))), [])
+    return next((cycle for node in graph if (cycle := visit(node))), [])
 
 
-def test_only_errors_settings_and_data_lie_beside_the_packages() -> None:
+def test_root_of_the_package_contains_only_packages_errors_settings_and_data() -> None:
     found = {path.stem for path in PACKAGE.iterdir() if path.name != "__pycache__"}
-    assert found == AT_THE_ROOT | set().union(*FLOORS)
+    assert found == AT_THE_ROOT | set().union(*LAYERS)
 
 
-def test_packages_import_from_floors_below_or_from_neighbours_that_are_named() -> None:
+def test_packages_import_only_from_layers_below_or_allowed_pairs() -> None:
     others = [
         f"{module} imports {name}"
-        for module, package, name in imports_from_neighbours()
-        if floor_of(package_of(name)) > floor_of(package)
-        or not any(names_pair(pair, package, name) for pair in NEIGHBOURS)
+        for module, package, name in imports_not_from_below()
+        if layer_of(package_of(name)) > layer_of(package)
+        or not any(matches_pair(pair, package, name) for pair in ALLOWED_WITHIN_LAYER)
     ]
     assert not others, "\n".join(others)
 
 
-@pytest.mark.parametrize("pair", sorted(NEIGHBOURS), ids=" imports ".join)
-def test_neighbours_that_are_named_are_imported(pair: tuple[str, str]) -> None:
-    assert any(names_pair(pair, package, name) for _, package, name in imports_from_neighbours())
+@pytest.mark.parametrize("pair", sorted(ALLOWED_WITHIN_LAYER), ids=" imports ".join)
+def test_allowed_pairs_are_used(pair: tuple[str, str]) -> None:
+    assert any(matches_pair(pair, package, name) for _, package, name in imports_not_from_below())
 
 
-def test_no_circle_of_imports() -> None:
-    circle = find_circle({module: modules_imported_by(module) for module in MODULES})
-    assert not circle, " imports ".join(circle)
+def test_no_circular_imports() -> None:
+    cycle = find_cycle({module: modules_imported_by(module) for module in MODULES})
+    assert not cycle, " imports ".join(cycle)
 
 
-def test_a_circle_is_found_wherever_it_begins() -> None:
+def test_cycle_is_found_wherever_it_starts() -> None:
     graph = {"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}
-    assert find_circle({node: frozenset(after) for node, after in graph.items()}) == ["b", "d", "b"]
-    assert find_circle({"a": frozenset("bc"), "b": frozenset("c"), "c": frozenset()}) == []
+    assert find_cycle({node: frozenset(after) for node, after in graph.items()}) == ["b", "d", "b"]
+    assert find_cycle({"a": frozenset("bc"), "b": frozenset("c"), "c": frozenset()}) == []
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if "TYPE_CHECKING" in MODULES[m].read_text()])
-def test_nothing_of_ours_is_imported_for_type_checking_alone(module: str) -> None:
-    """A type that is needed only there points to a circle; heavy packages of others may wait until they are used."""
+def test_no_module_of_the_package_is_imported_only_for_type_checking(module: str) -> None:
+    """Such an import would hide a circular import; heavy third-party packages may be imported this way."""
     guarded = [
         name
         for node in ast.walk(tree_of(module))
@@ -176,21 +176,21 @@ def test_nothing_of_ours_is_imported_for_type_checking_alone(module: str) -> Non
     assert not [name for name in guarded if name.startswith("bids_app")]
 
 
-@pytest.mark.parametrize("package", UNKNOWN)
-def test_packages_know_no_more_than_they_need(package: str) -> None:
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_packages_do_not_import_forbidden_modules(package: str) -> None:
     for module in MODULES:
         if f"{module}.".startswith(f"bids_app.{package}."):
             for name in imports_of(module):
-                unknown = [other for other in UNKNOWN[package] if f"{name}.".startswith(f"{other}.")]
-                assert not unknown, f"{module} imports {name}"
+                forbidden = [other for other in FORBIDDEN[package] if f"{name}.".startswith(f"{other}.")]
+                assert not forbidden, f"{module} imports {name}"
 
 
 @pytest.mark.parametrize("path", sorted({p.parent for p in PACKAGE.rglob("*.py")}), ids=name_of)
-def test_each_package_says_what_it_holds(path: Path) -> None:
+def test_each_package_has_a_docstring(path: Path) -> None:
     assert ast.get_docstring(ast.parse((path / "__init__.py").read_text()))
 
 
-def test_the_command_line_imports_nothing_heavy() -> None:
+def test_command_line_has_no_heavy_imports() -> None:
     code = (
         "import sys, bids_app.cli.neurostorm as cli; cli.build_parser();"
         "heavy = {'torch', 'numpy', 'nibabel', 'nipype', 'bids', 'pandas', 'ants', 'yaml'} & set(sys.modules);"

@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md describes the package as it is: the paths that it names exist, and no package is left out."""
+"""CONTRIBUTING.md matches the package: all paths in it exist, and no package is missing."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ TOP = "bids_app/"
 
 
 def paths_in(text: str) -> set[str]:
-    """Paths of the repository between backticks; what follows a space, as in a command, is not read."""
+    """Return the paths of the repository between backticks; commands with arguments are skipped."""
     return set(re.findall(r"`((?:bids_app|tests|benchmarks|docs|scripts)/[^`\s]*)`", text))
 
 
 def tree_in(text: str) -> set[str]:
-    """Paths of the drawn tree: one entry a line, two spaces of indentation a level, its description after two more."""
+    """Return the paths of the tree: one entry per line, indented by two spaces per level, followed by a description."""
     block = re.search(rf"^```\n{TOP}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert block is not None, "no tree"
     found, parents = set(), [TOP]
@@ -31,21 +31,21 @@ def tree_in(text: str) -> set[str]:
 
 
 def packages() -> set[str]:
-    """Folders of the package that hold modules, at any depth, as paths that end in a slash."""
+    """Return all folders of the package that contain modules, as paths that end in a slash."""
     return {f"{path.parent.relative_to(ROOT).as_posix()}/" for path in (ROOT / TOP).rglob("*.py")} - {TOP}
 
 
 @pytest.mark.parametrize("path", sorted(paths_in(TEXT) | tree_in(TEXT)))
-def test_a_path_that_is_named_exists(path: str) -> None:
-    assert any(ROOT.glob(path)), f"CONTRIBUTING.md names {path}, which does not exist"
+def test_paths_in_the_text_exist(path: str) -> None:
+    assert any(ROOT.glob(path)), f"{path} in CONTRIBUTING.md does not exist"
     assert (ROOT / path).is_dir() == path.endswith("/")
 
 
-def test_the_tree_shows_every_package() -> None:
+def test_tree_contains_every_package() -> None:
     assert packages() <= tree_in(TEXT)
 
 
-def test_the_table_of_changes_names_paths() -> None:
+def test_every_row_of_the_table_of_changes_has_a_path() -> None:
     table = TEXT.partition("| to change | go to |")[2].partition("\n\n")[0]
     rows = re.findall(r"^\| (?!---)(.+?) \| (.+?) \|$", table, re.MULTILINE)
     assert rows

@@ -1,4 +1,4 @@
-"""Every promise of docs/reliability.md names tests, and they exist, marked as the page says."""
+"""Every guarantee in docs/reliability.md names tests that exist and have the marks given on the page."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 PAGE = (TESTS.parent / "docs" / "reliability.md").read_text(encoding="utf-8")
 NAMED = re.compile(r"`([\w/]+\.py)::(\w+)`( [*†])?")
-PROMISES = [line for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith(("| promise", "| ---"))]
+ROWS = [line for line in PAGE.splitlines() if line.startswith("| ") and not line.startswith(("| guarantee", "| ---"))]
 
 
 @cache
 def marks_of(path: Path) -> dict[str, str]:
-    """What stands before each test of a file, and before all of them."""
+    """Return the decorators of each test in a file, including the marks of the whole file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
     everywhere = "".join(ast.unparse(node) for node in assigned if ast.unparse(node.targets[0]) == "pytestmark")
@@ -23,12 +23,12 @@ def marks_of(path: Path) -> dict[str, str]:
     return {node.name: everywhere + "".join(map(ast.unparse, node.decorator_list)) for node in tests}
 
 
-def test_every_promise_names_a_test() -> None:
-    assert len(PROMISES) > 30
-    assert [line for line in PROMISES if not NAMED.search(line)] == []
+def test_every_guarantee_names_a_test() -> None:
+    assert len(ROWS) > 30
+    assert [line for line in ROWS if not NAMED.search(line)] == []
 
 
-def test_every_named_test_exists_and_is_marked_as_the_page_says() -> None:
+def test_every_named_test_exists_and_has_the_marks_given_on_the_page() -> None:
     named = NAMED.findall(PAGE)
     assert len(named) > 40
     for file, test, mark in named:

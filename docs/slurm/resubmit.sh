@@ -1,6 +1,6 @@
 #!/bin/bash
-# Submits again whom participants.sbatch did not finish: those with an exit code other than 0, and those without a row,
-# whose task was killed. Takes the same arguments, and options for sbatch in SBATCH_OPTIONS.
+# Resubmits the participants that participants.sbatch did not finish: those with an exit code other than 0, and those without
+# a row (the task was killed). Takes the same arguments; SBATCH_OPTIONS holds options for sbatch.
 #
 #   docs/slurm/resubmit.sh labels.txt /data/bids /data/out --model demo
 set -eu

@@ -1,7 +1,7 @@
-"""What the tests of images and clusters stand on: a way to build and run images here, or a reason to skip.
+"""Fixtures for tests of images and clusters: a container engine and the image, or the reason to skip.
 
-With a Docker daemon that is Docker itself; without one, as root and with the tools beside the repository, buildah and
-podman. `NEUROSTORM_IMAGE` names an image that is there already, which is then tested instead of building one.
+The engine is Docker if its daemon runs; otherwise, as root and with the shared tools, buildah and podman. To test an
+existing image instead of building one, set `NEUROSTORM_IMAGE`.
 """
 
 from __future__ import annotations
@@ -21,52 +21,52 @@ from tests.helpers.paths import ROOT, SHARED
 TOOLS = SHARED / "tools"
 HARDENED = ("--network", "none", "--read-only", "--tmpfs", "/tmp:rw,exec", "--user", "1234:1234")
 BUILD_ARGUMENTS = ("PIP_EXTRA_INDEX_URL", "PIP_FIND_LINKS", "TORCH_SHA256")
-"""Taken from the environment: where pip finds PyTorch's CPU builds."""
+"""Build arguments read from the environment: where pip finds PyTorch's CPU builds."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A program that builds and runs images."""
+    """A container engine, as commands."""
 
     build: tuple[str, ...]
     run: tuple[str, ...]
-    """With everything that makes a container as unkind as clusters are: no network, read-only, an unknown user."""
+    """Runs an image as restricted as on clusters: no network, read-only, unknown user."""
     plain: tuple[str, ...]
-    """The program itself."""
+    """The engine's own program."""
     environment: dict[str, str]
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image to test, by its tag."""
+    """An image under test, by its tag."""
 
     tag: str
     engine: Engine
 
     def run(self, options: Sequence[object], *arguments: object) -> subprocess.CompletedProcess[str]:
-        """Run it with an engine's options and the app's arguments."""
+        """Run the image with options of the engine and arguments of the app."""
         return sh(*self.engine.run, *options, self.tag, *arguments, env=os.environ | self.engine.environment)
 
     def without_home(self, options: Sequence[object], *arguments: object) -> subprocess.CompletedProcess[str]:
-        """The same with HOME unset."""
+        """Run the image with HOME unset."""
         return self.run([*options, "--entrypoint", "env"], "-u", "HOME", "neurostorm", *arguments)
 
     def plain(self, *arguments: object) -> str:
-        """What the engine's program says about it."""
+        """Return the output of an engine command."""
         done = sh(*self.engine.plain, *arguments, env=os.environ | self.engine.environment)
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
 
 def variable_of(tool: Path, name: str) -> str:
-    """What a script sets a variable to in a line of its own."""
+    """Return the value that a script assigns to a variable."""
     found = re.search(rf"^{name}=(\S+)", tool.read_text(), re.MULTILINE)
-    assert found, f"{tool} sets no {name}"
+    assert found, f"{tool} does not set {name}"
     return found[1]
 
 
 def find_engine() -> Engine:
-    """Docker where its daemon runs, else the tools beside the repository."""
+    """Return Docker if its daemon runs, otherwise the shared tools; skip without either."""
     if sh("sh", "-c", "command -v docker && docker info").returncode == 0:
         return Engine(("docker", "build", "-t"), ("docker", "run", "--rm", *HARDENED), ("docker",), {})
     tool = TOOLS / "container-host"
@@ -74,23 +74,23 @@ def find_engine() -> Engine:
         pytest.skip("needs a Docker daemon, or root and ../shared/tools/container-host")
     ready = sh("bash", tool, "setup")
     if ready.returncode != 0:
-        pytest.skip(f"container-host cannot be set up here: {ready.stderr[-300:]}")
+        pytest.skip(f"container-host cannot be set up: {ready.stderr[-300:]}")
     settings = {"STORAGE_DRIVER": "overlay", "CONTAINERS_CONF": variable_of(tool, "conf")}
     return Engine(("bash", str(tool), "build"), ("bash", str(tool), "run"), ("podman",), settings)
 
 
 @pytest.fixture(scope="session")
 def engine() -> Engine:
-    """What builds and runs images here."""
+    """The container engine of this machine."""
     return find_engine()
 
 
 @pytest.fixture(scope="session")
 def image(engine: Engine) -> Image:
-    """The target `cpu`, built from the working tree."""
-    given = os.environ.get("NEUROSTORM_IMAGE")
-    if given:
-        return Image(given, engine)
+    """The image of target `cpu`, built from the working tree."""
+    existing = os.environ.get("NEUROSTORM_IMAGE")
+    if existing:
+        return Image(existing, engine)
     tag = "neurostorm:container-test"
     arguments = [f"--build-arg={name}={os.environ[name]}" for name in BUILD_ARGUMENTS if os.environ.get(name)]
     options = [*arguments, "--target", "cpu"]
@@ -103,7 +103,7 @@ def image(engine: Engine) -> Image:
 
 @pytest.fixture(scope="session")
 def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A simulated dataset of two participants, readable for everybody."""
+    """A simulated dataset of two participants, readable by all users."""
     from bids_app.cli.phantom import main as phantom
 
     folder = tmp_path_factory.mktemp("simulated") / "raw"
@@ -114,7 +114,7 @@ def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def readable(folder: Path) -> None:
-    """Let any user read a folder of pytest's, which is private otherwise."""
+    """Make a temporary folder of pytest readable by all users."""
     sh("chmod", "-R", "a+rX", folder)
     for parent in folder.parents:
         if parent.stat().st_uid == os.getuid() and parent not in (Path("/"), Path("/tmp")):
@@ -123,7 +123,7 @@ def readable(folder: Path) -> None:
 
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
-    """An empty folder that any user may write."""
+    """An empty folder writable by all users."""
     folder = tmp_path / "out"
     folder.mkdir()
     folder.chmod(0o777)

@@ -1,4 +1,4 @@
-"""The image runs as clusters run it: any user, nothing writable but /tmp and the output, no network, no home."""
+"""The container image under restrictions of clusters: any user, no network, no home, only /tmp and output writable."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def mounted(raw: Path, out: Path) -> list[str]:
     return ["-v", f"{raw}:/data:ro", "-v", f"{out}:/out"]
 
 
-def test_it_is_below_two_and_a_half_gigabytes(image) -> None:
+def test_image_is_smaller_than_2_5_gb(image) -> None:
     assert int(image.plain("image", "inspect", "--format", "{{.Size}}", image.tag)) < 2.5e9
 
 
-def test_it_says_what_it_is_and_checks_its_health(image) -> None:
+def test_image_has_labels_and_a_health_check(image) -> None:
     (content,) = json.loads(image.plain("image", "inspect", image.tag))
     labels = content["Config"]["Labels"]
     assert labels["org.opencontainers.image.version"] == __version__
@@ -35,14 +35,14 @@ def test_it_says_what_it_is_and_checks_its_health(image) -> None:
     assert health["Test"] == ["CMD", "neurostorm", "--self-test"]
 
 
-@pytest.mark.parametrize("options", [(), NO_HOME], ids=["home of the engine", "home that is not there"])
-def test_it_checks_itself(image, options: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("options", [(), NO_HOME], ids=["home of the engine", "missing home"])
+def test_self_test_passes(image, options: tuple[str, ...]) -> None:
     done = image.run(options, "--self-test")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "self-test passed" in done.stdout
 
 
-def test_it_checks_itself_without_any_home(image) -> None:
+def test_self_test_passes_with_home_unset(image) -> None:
     done = image.without_home([], "--self-test")
     assert done.returncode == 0, done.stdout + done.stderr
     assert image.without_home([], "--list-models").returncode == 0
@@ -54,7 +54,7 @@ def test_login_shells_find_the_commands(image) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_mistakes_keep_their_exit_codes(image, simulated: Path, out: Path) -> None:
+def test_errors_keep_their_exit_codes(image, simulated: Path, out: Path) -> None:
     assert image.run(mounted(simulated, out), "/data", "/out", "cohort").returncode == 17
     label = ("--participant-label", "nobody", "--model", "demo")
     assert image.run(mounted(simulated, out), "/data", "/out", "participant", *label).returncode == 18
@@ -63,7 +63,7 @@ def test_mistakes_keep_their_exit_codes(image, simulated: Path, out: Path) -> No
     assert "may not write the output folder" in done.stderr
 
 
-def test_simulated_participants_and_the_group_run_with_nothing_but_tmp(image, simulated: Path, out: Path) -> None:
+def test_participant_and_group_level_run_with_only_tmp_and_output_writable(image, simulated: Path, out: Path) -> None:
     options = [*mounted(simulated, out), *NO_HOME]
     done = image.run(options, "/data", "/out", "participant", "--model", "demo")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -77,7 +77,7 @@ def test_simulated_participants_and_the_group_run_with_nothing_but_tmp(image, si
     assert len((out / "group_embeddings.tsv").read_text().splitlines()) == 1 + 2 * 2  # two normalisations each
 
 
-def test_a_real_participant_runs_without_any_home(image, out: Path) -> None:
+def test_a_real_participant_runs_with_home_unset(image, out: Path) -> None:
     raw = shared_path("data", "ds-oneback")
     done = image.without_home(mounted(raw, out), "/data", "/out", "participant", "--model", "demo", "--nprocs", "2")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -85,13 +85,13 @@ def test_a_real_participant_runs_without_any_home(image, out: Path) -> None:
     assert list(out.glob("sub-01/anat/*_mode-image_xfm.h5"))
 
 
-def test_boutiques_launches_it(image, simulated: Path, tmp_path: Path, out: Path) -> None:
+def test_boutiques_launches_the_image(image, simulated: Path, tmp_path: Path, out: Path) -> None:
     bosh = Path(sys.executable).with_name("bosh")
     if not bosh.exists():
         pytest.skip("boutiques is not installed (the extra dev)")
     program = tmp_path / "bin" / "docker"
     program.parent.mkdir()
-    # as the engine, but without a network and without the pull that comes first
+    # like the engine, but without a network and without pulling the image first
     engine = " ".join(image.engine.plain)
     cases = f'run) shift; exec {engine} run --network none "$@" ;; pull) exit 1 ;; *) exec {engine} "$@" ;;'
     program.write_text(f'#!/bin/sh\ncase "$1" in {cases} esac\n')

@@ -1,4 +1,4 @@
-"""The recipes of the images: what they install is locked, they agree with one another and with the package."""
+"""Recipes of the images: installed packages are locked, and the recipes agree with each other and with the package."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_everything_that_is_installed_has_its_exact_version_and_hash() -> None:
+def test_lock_file_pins_version_and_hash_of_every_package() -> None:
     text = (ROOT / "requirements" / "container.lock").read_text()
     entries = re.findall(r"^(\S+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
     lines = [line for line in text.splitlines() if not line.startswith("#")]
@@ -36,24 +36,26 @@ def test_everything_that_is_installed_has_its_exact_version_and_hash() -> None:
     constraints = (ROOT / "requirements" / "constraints.txt").read_text()
     versions = {canonical(n): v for n, v in re.findall(r"^([\w.-]+)==(\S+)$", constraints, re.MULTILINE)}
     for name, version in entries:
-        assert versions.get(name, version) == version, f"{name} is another in constraints.txt: run 'make lock'"
+        assert versions.get(name, version) == version, (
+            f"{name} has a different version in constraints.txt: run 'make lock'"
+        )
     assert f"torch=={versions['torch']}" in (ROOT / "requirements" / "torch.txt").read_text()
 
 
-def test_the_lock_holds_all_that_the_package_asks_for() -> None:
+def test_lock_file_contains_all_dependencies() -> None:
     text = (ROOT / "requirements" / "container.lock").read_text()
-    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    for requirement in asked:
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    for requirement in declared:
         name = canonical(re.split(r"[<>=~!\[ ]", requirement)[0])
-        assert name == "torch" or f"\n{name}==" in text, f"{name} is not in the lock: run 'make lock'"
+        assert name == "torch" or f"\n{name}==" in text, f"{name} is missing from container.lock: run 'make lock'"
 
 
 @pytest.mark.parametrize("name", ["Dockerfile", *RECIPES, "container/build.sh"])
-def test_no_recipe_names_a_registry_or_a_mirror(name: str) -> None:
+def test_recipes_contain_no_registry_or_mirror(name: str) -> None:
     assert not re.search(r"https?://|\bpypi\b|\.org/|\.io/", (ROOT / name).read_text())
 
 
-def test_recipes_and_descriptors_say_the_version_of_the_package(recipe) -> None:
+def test_recipes_and_descriptors_have_the_version_of_the_package(recipe) -> None:
     header, sections = recipe
     assert f"org.opencontainers.image.version {__version__}" in sections["labels"]
     assert header["bootstrap"] in ("docker-daemon", "debootstrap")
@@ -63,7 +65,7 @@ def test_recipes_and_descriptors_say_the_version_of_the_package(recipe) -> None:
 
 
 def run_section(script: str, folder: Path, *arguments: str) -> list[str]:
-    """The words of the ``neurostorm`` command that a section of a recipe runs, with another one in its place."""
+    """Run a section of a recipe with a fake ``neurostorm``, and return the arguments of that command."""
     fake = folder / "neurostorm"
     fake.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     fake.chmod(0o755)
@@ -71,18 +73,18 @@ def run_section(script: str, folder: Path, *arguments: str) -> list[str]:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
-def test_a_container_hands_its_arguments_to_the_command_as_they_are(recipe, tmp_path: Path) -> None:
+def test_containers_pass_their_arguments_unchanged(recipe, tmp_path: Path) -> None:
     _, sections = recipe
     words = ["/data/my study", "/out", "participant", "--participant-label", "01", "", "$HOME"]
     assert run_section(sections["runscript"], tmp_path, *words) == words
 
 
-def test_the_test_of_a_container_is_the_self_test(recipe, tmp_path: Path) -> None:
+def test_container_test_is_the_self_test(recipe, tmp_path: Path) -> None:
     _, sections = recipe
     assert run_section(sections["test"], tmp_path) == ["--self-test"]
 
 
-def test_all_recipes_give_the_same_environment(recipe) -> None:
+def test_all_recipes_set_the_same_environment(recipe) -> None:
     _, sections = recipe
     command = ["env", "-i", "/bin/sh", "-c", f"{sections['environment']}\nenv"]
     given = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -93,11 +95,11 @@ def test_all_recipes_give_the_same_environment(recipe) -> None:
 
 
 @pytest.mark.parametrize("name", ["container/build.sh", "docs/slurm/participants.sbatch", "docs/slurm/resubmit.sh"])
-def test_scripts_are_right_in_form(name: str) -> None:
+def test_shell_scripts_have_valid_syntax(name: str) -> None:
     subprocess.run(["bash", "-n", ROOT / name], check=True)
 
 
-def test_recipes_use_steps_that_exist() -> None:
+def test_recipes_use_all_build_steps_and_no_others() -> None:
     steps = set(re.findall(r"^([\w-]+)\) #", (ROOT / "container" / "build.sh").read_text(), re.MULTILINE))
     used = set(re.findall(r"build\.sh ([a-z-]+)", (ROOT / "Dockerfile").read_text()))
     post = read_recipe("Singularity.debian.def")[1]["post"]
@@ -106,16 +108,16 @@ def test_recipes_use_steps_that_exist() -> None:
     assert used == steps
 
 
-def test_the_builder_is_given_what_the_package_is_made_of_and_nothing_else() -> None:
+def test_build_context_contains_only_the_files_of_the_package() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
-    given = {line[1:] for line in lines if line.startswith("!")}
+    context = {line[1:] for line in lines if line.startswith("!")}
     copied = {line.split()[0] for line in read_recipe("Singularity.debian.def")[1]["files"].splitlines() if line}
     assert "*" in lines
-    assert given == copied
-    assert all((ROOT / name).exists() for name in given)
+    assert context == copied
+    assert all((ROOT / name).exists() for name in context)
 
 
-def test_every_command_of_the_workflow_can_be_run() -> None:
+def test_commands_of_the_github_workflow_exist() -> None:
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
     commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
     assert len(commands) >= 3

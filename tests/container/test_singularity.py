@@ -1,7 +1,7 @@
-"""The Singularity recipes, without Apptainer: a root folder made as they say, and entered as Apptainer would.
+"""Singularity recipes, tested without Apptainer in a sandbox folder that emulates a SIF file.
 
-What is emulated: ``--cleanenv`` (no variable of the host), ``--containall`` (own processes, own /tmp, no home), a
-read-only image, bind mounts of which the dataset's is read-only, no network, and the user of the host.
+Emulated are ``--cleanenv`` (no variables of the host), ``--containall`` (own processes, own /tmp, no home), a read-only
+image, bind mounts (read-only for the dataset), no network, and the user of the host.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ pytestmark = [pytest.mark.container, pytest.mark.timeout(7200)]
 
 @dataclass(frozen=True)
 class Sandbox:
-    """A root folder that stands for a SIF file, and the sections that are run in it."""
+    """A root folder that emulates a SIF file, and the sections of its recipe."""
 
     root: Path
     sections: dict[str, str]
 
     def command(self, section: str, *arguments: str, binds: dict[str, Path] | None = None) -> list[str]:
-        """What runs a section in the closed sandbox; a bind is read-only, but /out."""
+        """Return the command that runs a section in the sandbox; all binds except /out are read-only."""
         inside = f"{self.sections['environment']}\n{self.sections[section]}"
         enter = [
             "chroot",
@@ -52,8 +52,8 @@ class Sandbox:
         return ["unshare", "--mount", "--net", "--pid", "--fork", "/bin/sh", "-e", "-c", "\n".join(steps)]
 
 
-def made(root: Path) -> Path:
-    """Let anybody into a root folder, and give it the mount points that Apptainer would underlay."""
+def add_mount_points(root: Path) -> Path:
+    """Make a root folder accessible, and add the mount points that Apptainer would create."""
     root.chmod(0o755)
     for name in ("data", "out", "proc", "dev", "tmp"):
         (root / name).mkdir(exist_ok=True)
@@ -62,9 +62,9 @@ def made(root: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def from_docker(image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    """``Singularity.def``: the image's files."""
+    """Sandbox of ``Singularity.def``: the files of the Docker image."""
     if os.geteuid() != 0:
-        pytest.skip("needs root, to change the root folder")
+        pytest.skip("needs root to run chroot")
     root = tmp_path_factory.mktemp("from_docker")
     name = image.plain("create", image.tag)
     archive = root.with_suffix(".tar")
@@ -72,13 +72,13 @@ def from_docker(image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[San
     image.plain("rm", name)
     assert sh("tar", "-xf", archive, "-C", root).returncode == 0
     archive.unlink()
-    yield Sandbox(made(root), read_recipe("Singularity.def")[1])
+    yield Sandbox(add_mount_points(root), read_recipe("Singularity.def")[1])
     shutil.rmtree(root)
 
 
 @pytest.fixture(scope="module")
 def from_debian(image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
-    """``Singularity.debian.def``: its %files and %post in a bare Debian."""
+    """Sandbox of ``Singularity.debian.def``: its %files and %post in a plain Debian."""
     if os.geteuid() != 0 or not TOOL.exists() or image.engine.plain != ("podman",):
         pytest.skip("needs root and ../shared/tools/container-host, for its base image")
     base = next(line.removeprefix("base=") for line in TOOL.read_text().splitlines() if line.startswith("base="))
@@ -99,8 +99,8 @@ def from_debian(image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[San
         )
     extra = os.environ.get("PIP_EXTRA_INDEX_URL", "")
     post = parts["post"].replace("{{ PIP_EXTRA_INDEX_URL }}", extra).replace("{{ BAKE }}", "")
-    made(root)
-    # a machine's own way to its packages: resolver, certificates, pip's settings and wheels on disk
+    add_mount_points(root)
+    # package access of the host: resolver, certificates, pip's configuration and local wheels
     steps = [f"mount -t proc proc {root}/proc", f"mount --rbind /dev {root}/dev", f"mount -t tmpfs tmpfs {root}/tmp"]
     shared = ["/etc/resolv.conf", "/etc/hosts", "/etc/pip.conf", "/etc/ssl/certs/ca-certificates.crt"]
     shared += [os.environ["PIP_FIND_LINKS"]] if os.environ.get("PIP_FIND_LINKS") else []
@@ -120,7 +120,7 @@ def from_debian(image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[San
 
 
 @pytest.mark.parametrize("kind", ["from_docker", "from_debian"])
-def test_it_tests_itself_and_runs_a_participant_closed_up(kind: str, request, simulated: Path, out: Path) -> None:
+def test_self_test_and_participant_run_in_the_sandbox(kind: str, request, simulated: Path, out: Path) -> None:
     sandbox = request.getfixturevalue(kind)
     done = sh(*sandbox.command("test"), env={"PATH": os.environ["PATH"], "SECRET": "of the host"})
     assert done.returncode == 0, done.stdout + done.stderr
@@ -133,7 +133,7 @@ def test_it_tests_itself_and_runs_a_participant_closed_up(kind: str, request, si
     assert (out / "dataset_description.json").stat().st_uid == 1234
 
 
-def test_the_image_stays_as_it_is(from_docker: Sandbox, out: Path) -> None:
+def test_the_image_is_read_only(from_docker: Sandbox, out: Path) -> None:
     marks = from_docker.sections | {"runscript": "touch /opt/data/mark || touch /usr/local/mark || echo refused"}
     done = sh(*Sandbox(from_docker.root, marks).command("runscript"))
     assert done.stdout.strip() == "refused"

@@ -1,4 +1,4 @@
-"""On a real SLURM: every step a job (nipype's plugin), and every participant a task of an array."""
+"""Runs on a SLURM cluster: one job per step (nipype's plugin), and one array task per participant."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.container, pytest.mark.timeout(7200)]
 
 @pytest.fixture(scope="module")
 def cluster() -> dict[str, str]:
-    """The environment of a cluster's user; skipped where there is none and none can be started."""
+    """The environment of a user of the cluster; skip if no cluster is available."""
     environment = os.environ | {"PATH": f"{NEUROSTORM.parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     if shutil.which("sinfo") and sh("sinfo", "--noheader").stdout.strip():
         return environment
@@ -31,7 +31,7 @@ def cluster() -> dict[str, str]:
         pytest.skip("needs SLURM, or root and ../shared/tools/slurm-host")
     started = sh("bash", TOOL, "start")
     if started.returncode != 0:
-        pytest.skip(f"SLURM cannot be started here: {started.stderr[-300:]}")
+        pytest.skip(f"SLURM cannot be started: {started.stderr[-300:]}")
     found = re.search(r"SLURM_CONF=(\S+)", started.stdout)
     assert found
     return environment | {"SLURM_CONF": found[1]}
@@ -53,7 +53,7 @@ def wait_for_queue(environment: dict[str, str]) -> None:
         time.sleep(2)
 
 
-def test_every_step_is_a_job_of_nipype_s_plugin(cluster: dict[str, str], raw: Path, tmp_path: Path) -> None:
+def test_nipype_plugin_submits_one_job_per_step(cluster: dict[str, str], raw: Path, tmp_path: Path) -> None:
     plugin = tmp_path / "plugin.yml"
     written = (ROOT / "docs" / "slurm" / "plugin.yml").read_text()
     plugin.write_text(written.replace("--cpus-per-task=2 --mem=4G", "--cpus-per-task=1 --mem=2G"))
@@ -67,7 +67,7 @@ def test_every_step_is_a_job_of_nipype_s_plugin(cluster: dict[str, str], raw: Pa
     assert len(list(work.glob("neurostorm/batch/slurm-*.out"))) >= 4 * 5
 
 
-def test_an_array_leaves_rows_and_only_what_failed_is_submitted_again(
+def test_array_writes_rows_and_only_failed_participants_are_resubmitted(
     cluster: dict[str, str], raw: Path, tmp_path: Path
 ) -> None:
     out, labels = tmp_path / "out", tmp_path / "labels.txt"
@@ -81,13 +81,13 @@ def test_an_array_leaves_rows_and_only_what_failed_is_submitted_again(
     assert done.returncode == 0, done.stderr
     wait_for_queue(environment)
     rows = {p.stem: p.read_text().split("\t") for p in (out / "logs" / "slurm").glob("*.tsv")}
-    said = "".join(p.read_text() for p in tmp_path.glob("slurm-*.out"))
-    assert {label: row[1] for label, row in rows.items()} == dict.fromkeys(LABELS, "0") | {"nobody": "18"}, said
+    output = "".join(p.read_text() for p in tmp_path.glob("slurm-*.out"))
+    assert {label: row[1] for label, row in rows.items()} == dict.fromkeys(LABELS, "0") | {"nobody": "18"}, output
     for label in LABELS:
         assert list(out.glob(f"sub-{label}/**/*_desc-demo_embeddings.tsv"))
-    assert not any((tmp_path / "tmp").iterdir()), "scratch was left behind"
+    assert not any((tmp_path / "tmp").iterdir()), "scratch files were left behind"
 
-    (out / "logs" / "slurm" / "03.tsv").unlink()  # as if its task had been killed
+    (out / "logs" / "slurm" / "03.tsv").unlink()  # as if its task was killed
     before = (out / "logs" / "slurm" / "01.tsv").read_text()
     again = sh("bash", ROOT / "docs" / "slurm" / "resubmit.sh", *arguments, env=environment, cwd=tmp_path)
     assert again.returncode == 0, again.stderr

@@ -1,4 +1,4 @@
-"""The benchmarks of pre-training: what they measure is what they say, and their cohort differs where it should."""
+"""Benchmarks of pre-training: waiting times, simulated group differences, and the comparison of masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers.scripts import load_benchmark
 
 
 class Slow:
-    """Three batches that take 50 ms to come."""
+    """Three batches that take 50 ms each."""
 
     steps = 3
 
@@ -22,21 +22,21 @@ class Slow:
             yield k
 
 
-def test_waiting_is_told_from_the_rest_of_a_step():
-    watched = load_benchmark("pretraining").Watched(Slow())
-    given = watched.epoch(0)
+def test_waiting_time_is_separated_from_the_rest_of_a_step():
+    watched = load_benchmark("pretraining").TimedBatches(Slow())
+    batches = watched.epoch(0)
     for k in range(3):
-        assert next(given) == k
+        assert next(batches) == k
         time.sleep(0.02)
-    given.close()  # as the loop does after its last step
-    assert [step.first for step in watched.found] == [True, False, False]
-    for step in watched.found:
+    batches.close()  # as the loop does after its last step
+    assert [step.first for step in watched.measured] == [True, False, False]
+    for step in watched.measured:
         assert step.waiting >= 0.05
         assert step.wall - step.waiting >= 0.02
 
 
 @pytest.mark.slow
-def test_groups_of_the_masking_cohort_differ_in_limbic_and_cerebellar_parcels_alone():
+def test_groups_of_the_masking_cohort_differ_only_in_limbic_and_cerebellar_parcels():
     module = load_benchmark("region_masking")
     plan = replace(module.QUICK, effect=0.5)
     owners, names = module.parcels(plan.parcels)

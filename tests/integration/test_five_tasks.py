@@ -1,4 +1,4 @@
-"""The five tasks, from cohort to report: what was put in is found."""
+"""The five tasks, from cohort to report: simulated effects are recovered."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.helpers.scripts import load_benchmark
 
 @pytest.fixture(scope="module")
 def five_tasks(tmp_path_factory):
-    """The benchmark, and a folder that its cohorts stay in."""
+    """The benchmark, and a folder for its cohorts."""
     return load_benchmark("five_tasks"), tmp_path_factory.mktemp("five-tasks")
 
 
@@ -19,6 +19,6 @@ def five_tasks(tmp_path_factory):
 def test_a_task_recovers_its_effect(name, five_tasks):
     module, work = five_tasks
     found = module.run(name, work, quick=True)
-    score = module.ALL[name].score
-    assert found["encoder"][score][0] >= module.goal_of(name, work)
+    metric = module.ALL[name].metric
+    assert found["encoder"][metric][0] >= module.minimum_of(name, work)
     assert len(found) == 3
