@@ -18,7 +18,7 @@ import pandas as pd
 
 from bids_app.preprocess.hmc import MotionEstimate, framewise_displacement
 from bids_app.preprocess.io.images import Series, read_volume
-from bids_app.preprocess.iqms import measure_quality
+from bids_app.preprocess.iqms import compute_iqms
 from bids_app.preprocess.registration.alignment import Alignment
 from bids_app.preprocess.registration.transforms import grid_points, rigid_parameters
 from bids_app.preprocess.resample import pull_volumes
@@ -81,11 +81,11 @@ def measure_confounds(
         row += len(drawn)
     values.flush()
     parameters = rigid_parameters(poses, points.mean(axis=0))
-    dvars = dvars_of(values, series.n_dummy)
+    dvars = compute_dvars(values, series.n_dummy)
     table, meta = confounds_table(values, parameters, tissues, series.tr, series.n_dummy, fd_threshold, dvars)
     boldref, _ = read_volume(motion.boldref)
     fd = table["framewise_displacement"].to_numpy()
-    quality = measure_quality(values, mask, boldref, affine, fd, series.n_dummy) | dvars.means(series.n_dummy)
+    quality = compute_iqms(values, mask, boldref, affine, fd, series.n_dummy) | dvars.means(series.n_dummy)
     quality["n_motion_outliers"] = float(sum(name.startswith("motion_outlier") for name in table.columns))
     quality |= {f"{name}_voxels": float(where.sum()) for name, where in tissues.items()}
     table_file, sidecar = out_dir / "confounds.tsv", out_dir / "confounds.json"
@@ -137,10 +137,10 @@ def confounds_table(
         expanded = {name: signal} if name == "csf_wm" else expand(name, signal)
         columns |= expanded
         meta |= {key: {"Description": _SIGNALS[name] + _expansion(key)} for key in expanded}
-    dvars = dvars or dvars_of(values, n_dummy)
+    dvars = dvars or compute_dvars(values, n_dummy)
     fd = np.concatenate([[np.nan], framewise_displacement(parameters)[1:]])
     columns |= {"std_dvars": dvars.std, "dvars": dvars.nstd}
-    columns |= {"framewise_displacement": fd, "rmsd": rmsd_of(parameters)}
+    columns |= {"framewise_displacement": fd, "rmsd": compute_rmsd(parameters)}
     meta |= _MEASURES
     for name, parameter in zip(MOTION_COLUMNS, parameters.T, strict=True):
         expanded = expand(name, parameter)
@@ -273,7 +273,7 @@ class Dvars(NamedTuple):
         return {f"dvars_{name}": float(np.nanmean(values[n_dummy + 1 :])) for name, values in self._asdict().items()}
 
 
-def dvars_of(values: np.ndarray, n_dummy: int = 0) -> Dvars:
+def compute_dvars(values: np.ndarray, n_dummy: int = 0) -> Dvars:
     """DVARS and its standardised forms (Power et al., 2012; Nichols, 2013).
 
     Parameters
@@ -309,7 +309,7 @@ def dvars_of(values: np.ndarray, n_dummy: int = 0) -> Dvars:
     return Dvars(*(np.concatenate([[np.nan], values]) for values in (dvars * scale, std, vstd)))
 
 
-def rmsd_of(parameters: np.ndarray, radius_mm: float = 80.0) -> np.ndarray:
+def compute_rmsd(parameters: np.ndarray, radius_mm: float = 80.0) -> np.ndarray:
     """Root mean square displacement between volumes over a sphere (Jenkinson, 1999), (T,) mm; NaN for the first.
 
     Parameters

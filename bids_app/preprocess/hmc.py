@@ -186,13 +186,13 @@ def aligned_volumes(
     """
     to_voxels = np.linalg.inv(source.affine)
 
-    def draw_one(t: int) -> np.ndarray:
+    def resample_one(t: int) -> np.ndarray:
         pull = to_voxels @ motion[t] @ source.affine
         volume = source.read(t, t + 1)[0]
         return ndimage.affine_transform(volume, pull[:3, :3], pull[:3, 3], order=order, mode="nearest")
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        return np.stack(list(pool.map(draw_one, chosen.tolist())))
+        return np.stack(list(pool.map(resample_one, chosen.tolist())))
 
 
 def make_boldref(source: VolumeSource, motion: np.ndarray, n_dummy: int = 0, threads: int = 1) -> np.ndarray:

@@ -29,7 +29,7 @@ EMPTY = 1e-6
 """A background with less than this share of the brain's energy was set to 0 by the scanner."""
 
 
-def measure_quality(
+def compute_iqms(
     values: np.ndarray, mask: np.ndarray, boldref: np.ndarray, affine: np.ndarray, fd_mm: np.ndarray, n_dummy: int = 0
 ) -> dict[str, float]:
     """All figures that come from a run's own signal.
@@ -51,17 +51,17 @@ def measure_quality(
     Returns
     -------
     dict of str to float
-        See `motion_figures`, `series_figures`, `outlier_figures` and `image_figures`.
+        See `motion_iqms`, `series_iqms`, `outlier_iqms` and `image_iqms`.
     """
     return {
-        **motion_figures(fd_mm[n_dummy + 1 :]),
-        **series_figures(values, mask, affine, n_dummy),
-        **outlier_figures(values, n_dummy),
-        **image_figures(boldref, mask, affine),
+        **motion_iqms(fd_mm[n_dummy + 1 :]),
+        **series_iqms(values, mask, affine, n_dummy),
+        **outlier_iqms(values, n_dummy),
+        **image_iqms(boldref, mask, affine),
     }
 
 
-def motion_figures(fd_mm: np.ndarray, limit_mm: float = FD_LIMIT_MM) -> dict[str, float]:
+def motion_iqms(fd_mm: np.ndarray, limit_mm: float = FD_LIMIT_MM) -> dict[str, float]:
     """Mean and largest framewise displacement (mm), and how many volumes are above a limit (number, percent).
 
     Parameters
@@ -80,7 +80,7 @@ def motion_figures(fd_mm: np.ndarray, limit_mm: float = FD_LIMIT_MM) -> dict[str
     }
 
 
-def series_figures(values: np.ndarray, mask: np.ndarray, affine: np.ndarray, n_dummy: int = 0) -> dict[str, float]:
+def series_iqms(values: np.ndarray, mask: np.ndarray, affine: np.ndarray, n_dummy: int = 0) -> dict[str, float]:
     """Temporal SNR, global correlation and smoothness, from one pass over the series.
 
     - ``tsnr``: median over the brain of mean over standard deviation in time (Krueger and Glover, 2001).
@@ -152,7 +152,7 @@ def smoothness(residuals: Iterator[np.ndarray], mask: np.ndarray, affine: np.nda
     return {name: fwhm[name] for name in ("fwhm_avg", "fwhm_x", "fwhm_y", "fwhm_z")}
 
 
-def outlier_figures(values: np.ndarray, n_dummy: int = 0) -> dict[str, float]:
+def outlier_iqms(values: np.ndarray, n_dummy: int = 0) -> dict[str, float]:
     """Outlier ratio and quality index of AFNI, on voxels spread over the brain.
 
     - ``aor``: share of values farther from their voxel's median than ``a * sqrt(pi / 2) * MAD``, where a normal value
@@ -183,7 +183,7 @@ def outlier_figures(values: np.ndarray, n_dummy: int = 0) -> dict[str, float]:
     return {"aor": outliers / (n_volumes * n_voxels), "aqi": float(np.mean(unlike))}
 
 
-def image_figures(boldref: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> dict[str, float]:
+def image_iqms(boldref: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> dict[str, float]:
     """Figures of the reference image; NaN where it has no background to compare with.
 
     - ``snr``: median over the brain divided by the standard deviation there (with ``n - 1``); this counts the brain's

@@ -11,7 +11,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from bids_app.preprocess.io.images import Series, examine_bold, with_dummies
+from bids_app.preprocess.io.images import Series, examine_bold, set_dummies
 from bids_app.preprocess.io.volumes import VolumeSource
 
 MAX_DUMMY_SECONDS = 15.0
@@ -48,7 +48,7 @@ def prepare_bold(
         The file cannot be used.
     """
     series = examine_bold(bold, metadata, out_dir, events_end_s=events_end_s, ignore=ignore)
-    return with_dummies(series, count_dummies(series.open_raw(), series.tr) if dummy_scans is None else dummy_scans)
+    return set_dummies(series, count_dummies(series.open_raw(), series.tr) if dummy_scans is None else dummy_scans)
 
 
 def head_mask(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:

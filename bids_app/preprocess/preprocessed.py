@@ -18,7 +18,7 @@ class Origin:
     """Where the derivatives of a run come from, and what they say of themselves."""
 
     pipeline: str
-    way_to_model: str
+    transform_to_model: str
     """How their space is brought to the model's, in words."""
     slice_timing_corrected: bool | None = None
     start_time: float | None = None
@@ -74,7 +74,7 @@ class PreprocessedRun:
     """When slices were measured; None: ``bold`` is drawn from as it is."""
     space: str | None = None
     """The standard space that ``boldref`` and masks are in (route ``derivatives``); None: the run's own."""
-    beside: tuple[Path, ...] = ()
+    other_sources: tuple[Path, ...] = ()
     """Other input files that it was made from."""
     notes: tuple[str, ...] = ()
     """Choices that were made on the way, as sentences for the report."""

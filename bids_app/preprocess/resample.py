@@ -77,7 +77,7 @@ def pull_volumes(
             i, j, k = np.clip(np.rint(voxels).astype(int).T, 0, np.array([source.shape[:3]]).T - 1)
             yield from (volumes[:, i, j, k] for _, volumes in chunks(source, first))
         else:
-            yield from _pull_still(source, voxels, first, threads, order)
+            yield from _pull_without_motion(source, voxels, first, threads, order)
         return
     columns = np.ascontiguousarray(points.T)  # (3, V)
 
@@ -95,7 +95,9 @@ def pull_volumes(
             yield np.stack(list(pool.map(pull, volumes, motion[start : start + len(volumes)])))
 
 
-def _pull_still(source: VolumeSource, voxels: np.ndarray, first: int, threads: int, order: int) -> Iterator[np.ndarray]:
+def _pull_without_motion(
+    source: VolumeSource, voxels: np.ndarray, first: int, threads: int, order: int
+) -> Iterator[np.ndarray]:
     """Values at voxel positions (V, 3) that are the same in all volumes; the rest of a volume is left out."""
     low = np.clip(np.floor(voxels.min(axis=0)).astype(int) - SPLINE_MARGIN, 0, None)
     high = np.ceil(voxels.max(axis=0)).astype(int) + SPLINE_MARGIN + 1
@@ -114,7 +116,7 @@ def _pull_still(source: VolumeSource, voxels: np.ndarray, first: int, threads: i
             yield np.stack(list(pool.map(pull, volumes)))
 
 
-def where_data_are(
+def find_covered_points(
     source: VolumeSource, motion: np.ndarray | None, points: np.ndarray, data_mask: np.ndarray
 ) -> np.ndarray:
     """Which points of the boldref the run has data for, (V,) bool.
@@ -234,7 +236,7 @@ def _aim(
         points = Chain.load(run.chain)(points)
     points, gain = aim(run.sdc, points)
     data_mask = read_volume(run.data_mask)[0] > 0.5
-    return source, motion, points, gain, where_data_are(source, motion, points, data_mask)
+    return source, motion, points, gain, find_covered_points(source, motion, points, data_mask)
 
 
 def _of(gain: np.ndarray | None, seen: np.ndarray) -> np.ndarray | None:

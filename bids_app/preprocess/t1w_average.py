@@ -75,7 +75,7 @@ def merge_t1w(paths: Sequence[Path], out_dir: Path, seed: int = 1) -> Merged:
     coarse = [isotropic(image, WORKING_MM) for image in images]
     head = head_mask(coarse[0].data, coarse[0].affine)
     matrices = [np.eye(4), *(_to_first(coarse[0], other, head, out_dir, seed) for other in coarse[1:])]
-    agreed = which_agree(drawn_in(coarse, matrices, head))
+    agreed = find_consistent(sample_images(coarse, matrices, head))
     for path, fine in zip(used, agreed, strict=True):
         if not fine:
             warnings += (f"{path.name}: does not agree with {used[0].name} and was left out of the mean T1w image.",)
@@ -96,13 +96,13 @@ def _to_first(first: Image, other: Image, head: np.ndarray, out_dir: Path, seed:
         return np.eye(4)  # it will not agree with the others, and says so
 
 
-def drawn_in(images: Sequence[Image], matrices: Sequence[np.ndarray], where: np.ndarray) -> np.ndarray:
+def sample_images(images: Sequence[Image], matrices: Sequence[np.ndarray], where: np.ndarray) -> np.ndarray:
     """Values of images at the points of a mask of the first, (n_images, N)."""
     points = grid_points(images[0].data.shape, images[0].affine, where)
     return np.stack([image.at(apply_matrix(m, points)) for image, m in zip(images, matrices, strict=True)])
 
 
-def which_agree(values: np.ndarray) -> list[bool]:
+def find_consistent(values: np.ndarray) -> list[bool]:
     """Which images show what the others show; of two that differ, the first.
 
     Parameters

@@ -18,7 +18,7 @@ from bids_app.preprocess.registration.ants import Image, Registration, dice
 from bids_app.preprocess.registration.t1w_to_template import (
     align_with_template,
     check_normalisation,
-    complaints_about,
+    failed_checks,
     first_guess,
     without_neck,
 )
@@ -92,8 +92,8 @@ def test_first_guess_does_not_fall_for_a_neck(head):
     ],
 )
 def test_each_gate_says_what_is_wrong(figure, value, words):
-    assert complaints_about(GOOD) == []
-    assert words in complaints_about({**GOOD, figure: value})[0]
+    assert failed_checks(GOOD) == []
+    assert words in failed_checks({**GOOD, figure: value})[0]
 
 
 def test_a_right_alignment_passes_and_a_shifted_or_turned_one_does_not():
@@ -102,7 +102,7 @@ def test_a_right_alignment_passes_and_a_shifted_or_turned_one_does_not():
 
     def judged(matrix):
         found = Registration(linear(matrix), linear(np.linalg.inv(matrix)), None, None)
-        return complaints_about(check_normalisation(template, moving, found))
+        return failed_checks(check_normalisation(template, moving, found))
 
     assert judged(np.eye(4)) == []
     assert judged(rigid((0, 0, 0), (0, 30, 0))) != []

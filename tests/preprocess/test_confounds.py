@@ -8,13 +8,13 @@ import pytest
 
 from bids_app.preprocess.confounds import (
     compcor_columns,
+    compute_dvars,
+    compute_rmsd,
     confounds_table,
     cosine_basis,
-    dvars_of,
     expand,
     motion_outliers,
     principal_components,
-    rmsd_of,
 )
 
 N_VOLUMES, N_VOXELS, TR = 80, 600, 2.0
@@ -93,11 +93,11 @@ def test_displacement_and_outliers_of_a_jump(values, parameters):
 def test_rmsd_of_a_shift_is_the_shift():
     parameters = np.zeros((3, 6))
     parameters[1:, 1] = 2.0
-    np.testing.assert_allclose(rmsd_of(parameters)[1:], [2.0, 0.0], atol=1e-12)
+    np.testing.assert_allclose(compute_rmsd(parameters)[1:], [2.0, 0.0], atol=1e-12)
 
 
 def test_dvars_by_its_definition(values):
-    dvars, std_dvars, voxelwise = dvars_of(values)
+    dvars, std_dvars, voxelwise = compute_dvars(values)
     scaled = values.astype(np.float64) * 1000 / np.median(values[:: N_VOLUMES // 20])
     expected = np.sqrt((np.diff(scaled, axis=0) ** 2).mean(axis=1))
     np.testing.assert_allclose(dvars[1:], expected, rtol=1e-9)
@@ -116,7 +116,7 @@ def test_dvars_by_its_definition(values):
 
 def test_standardised_dvars_of_white_noise_is_one():
     noise = np.random.default_rng(0).normal(1000, 10, (300, 500)).astype(np.float32)
-    found = dvars_of(noise)
+    found = compute_dvars(noise)
     assert np.nanmean(found.std) == pytest.approx(1.0, abs=0.03)
     assert found.means()["dvars_vstd"] == pytest.approx(1.0, abs=0.03)
 

@@ -14,11 +14,11 @@ from bids_app.preprocess.io.volumes import ArrayVolumes
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration.transforms import Chain, Warp, apply_matrix, grid_points, linear, rigid
 from bids_app.preprocess.resample import (
+    find_covered_points,
     model_grid_coverage,
     pull_volumes,
     resample_to_model_grid,
     resample_to_space,
-    where_data_are,
 )
 
 TO_BOLDREF = rigid(np.radians((8, -4, 3)), (2, -5, 7), (0, -20, 10))
@@ -138,7 +138,7 @@ def test_where_data_are_heeds_field_of_view_motion_and_constant_voxels():
     data_mask = np.ones((10, 10, 10), np.float32)
     data_mask[:, 5:] = 0
     points = np.array([[2.0, 2, 2], [8, 2, 2], [2, 8, 2], [2, 2, 12]])
-    assert where_data_are(source, motion, points, data_mask).tolist() == [True, False, False, False]
+    assert find_covered_points(source, motion, points, data_mask).tolist() == [True, False, False, False]
 
 
 def test_threads_do_not_change_a_bit(moved):

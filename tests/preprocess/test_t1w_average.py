@@ -10,7 +10,7 @@ from bids_app.preprocess.anatomical import prepare_t1w
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.registration.ants import Image, correlation
 from bids_app.preprocess.registration.transforms import apply_matrix, grid_points, linear, resample_to, rigid
-from bids_app.preprocess.t1w_average import average, merge_t1w, which_agree
+from bids_app.preprocess.t1w_average import average, find_consistent, merge_t1w
 
 POSE = rigid(np.radians((4, -3, 5)), (5, -4, 6), (0, -20, 10))
 """First image's points to the second's."""
@@ -87,10 +87,10 @@ def test_the_odd_one_of_three_is_found_even_when_it_is_the_first():
     draws = np.random.default_rng(0)
     head = draws.normal(size=5000)
     alike = [head + 0.2 * draws.normal(size=5000) for _ in range(2)]
-    assert which_agree(np.stack([draws.normal(size=5000), *alike])) == [False, True, True]
-    assert which_agree(np.stack([*alike, head + 0.9 * draws.normal(size=5000)])) == [True, True, False]
-    assert which_agree(draws.normal(size=(3, 5000))) == [True, False, False]
-    assert which_agree(np.stack([head, -head])) == [True, False]
+    assert find_consistent(np.stack([draws.normal(size=5000), *alike])) == [False, True, True]
+    assert find_consistent(np.stack([*alike, head + 0.9 * draws.normal(size=5000)])) == [True, True, False]
+    assert find_consistent(draws.normal(size=(3, 5000))) == [True, False, False]
+    assert find_consistent(np.stack([head, -head])) == [True, False]
 
 
 def test_what_one_image_does_not_show_comes_from_the_other():

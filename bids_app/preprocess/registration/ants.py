@@ -164,11 +164,11 @@ def register(
         shutil.rmtree(folder)
     forward, backward = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
     for file in (forward, backward):
-        forget_times(file)
+        strip_timestamps(file)
     return Registration(read_itk_composite(forward), read_itk_composite(backward), forward, backward)
 
 
-def forget_times(path: Path) -> None:
+def strip_timestamps(path: Path) -> None:
     """Write an HDF5 file again without the times at which its parts were made: the same content gives the same bits."""
     import h5py
 
@@ -303,7 +303,7 @@ def similarity(fixed: Image, where: np.ndarray, moving: Image, matrix: np.ndarra
     return mutual_information(fixed.data[where][inside], moving.at(moved[inside])) * float(inside.mean())
 
 
-def stands_out(score: Callable[[np.ndarray], float], matrix: np.ndarray, centre: np.ndarray) -> float:
+def optimum_margin(score: Callable[[np.ndarray], float], matrix: np.ndarray, centre: np.ndarray) -> float:
     """How far an alignment is better than its neighbours 8 mm or 8 degrees away; at most 0 for one that is no optimum.
 
     Parameters

@@ -21,13 +21,13 @@ from bids_app.preprocess.registration.ants import (
     best_start,
     centre_of_mass,
     dice,
+    optimum_margin,
     resample_mask,
     similarity,
-    stands_out,
 )
 from bids_app.preprocess.registration.bbr import refine, white_matter_boundary
 from bids_app.preprocess.registration.boldref import EpiReference, EpiView
-from bids_app.preprocess.registration.gates import complaints_about
+from bids_app.preprocess.registration.checks import failed_checks
 from bids_app.preprocess.registration.transforms import (
     Chain,
     apply_matrix,
@@ -93,20 +93,20 @@ def _find_rigid(
     epi = EpiView.of(reference)
     brain = Image(t1w.data * ndimage.binary_dilation(t1w_mask, ball(8.0, t1w.affine)), t1w.affine)
     name = reference.source.name
-    complaints: list[str] = []
+    failures: list[str] = []
     for attempt, starts in enumerate(_starts(epi, t1w, t1w_mask, seed)):
         try:
             matrix = _best_rigid(epi, brain, starts, out_dir, seed)
         except RegistrationError as error:
-            complaints = [error.message]
+            failures = [error.message]
             continue
         quality = check_coregistration(epi, brain, t1w_mask, matrix)
-        complaints = complaints_about(quality)
-        if not complaints:
+        failures = failed_checks(quality)
+        if not failures:
             matrix, quality = _refined(reference, epi, brain, t1w_mask, tissues, matrix, quality)
             return matrix, quality, (f"{name}: aligned with the T1w at the second attempt.",) if attempt else ()
     raise RegistrationError(
-        f"{name}: could not be aligned with {t1w_name}: {'; '.join(complaints)}.",
+        f"{name}: could not be aligned with {t1w_name}: {'; '.join(failures)}.",
         "Check that both are of the same person, and the orientation of both; without the T1w (--bids-filter-file) the "
         "run is aligned with the template directly.",
     )
@@ -129,7 +129,7 @@ def _refined(
     if refined.accepted:
         better = np.linalg.inv(refined.matrix)
         judged = check_coregistration(epi, brain, t1w_mask, better)
-        if not complaints_about(judged):
+        if not failed_checks(judged):
             return better, judged | refined.quality
     return matrix, quality | refined.quality | {"bbr_used": 0.0}
 
@@ -186,7 +186,7 @@ def check_coregistration(epi: EpiView, brain: Image, t1w_mask: np.ndarray, matri
 
     return {
         "coreg_similarity": score(matrix),
-        "coreg_stands_out": stands_out(score, matrix, epi.centre),
+        "coreg_stands_out": optimum_margin(score, matrix, epi.centre),
         "coreg_dice": dice(carried, epi.mask),
         "coreg_brain_seen": float(epi.image.inside(apply_matrix(np.linalg.inv(matrix), points)).mean()),
     }

@@ -19,13 +19,13 @@ from bids_app.preprocess.registration.ants import (
     best_start,
     centre_of_mass,
     dice,
+    optimum_margin,
     register,
     resample_mask,
     similarity,
-    stands_out,
 )
 from bids_app.preprocess.registration.boldref import EPI_CONTRAST, EpiReference, EpiView
-from bids_app.preprocess.registration.gates import complaints_about
+from bids_app.preprocess.registration.checks import failed_checks
 from bids_app.preprocess.registration.transforms import grid_points, rigid
 
 DIRECT_LINEAR = (
@@ -88,22 +88,22 @@ def _find_direct(
     def score(matrix: np.ndarray) -> float:
         return similarity(fixed, near, moving, matrix)
 
-    complaints: list[str] = []
+    failures: list[str] = []
     for attempt, starts in enumerate(([shift], turned)):
         try:
             best = best_start(fixed, moving, near, DIRECT_LINEAR, starts, score, out_dir, seed)
             found = register(fixed, moving, near, DIRECT_SYN, out_dir, start=best, seed=seed, name="boldref")
         except RegistrationError as error:
-            complaints = [error.message]
+            failures = [error.message]
             continue
-        quality = {"coreg_similarity": score(best), "coreg_stands_out": stands_out(score, best, centre)}
+        quality = {"coreg_similarity": score(best), "coreg_stands_out": optimum_margin(score, best, centre)}
         quality |= _check_direct(epi, target, found, best)
-        complaints = complaints_about(quality)
-        if not complaints:
+        failures = failed_checks(quality)
+        if not failures:
             warning = f"{reference.source.name}: aligned with the template at the second attempt."
             return found, quality, (warning,) if attempt else ()
     raise RegistrationError(
-        f"{reference.source.name}: could not be aligned with {target.name}: {'; '.join(complaints)}.",
+        f"{reference.source.name}: could not be aligned with {target.name}: {'; '.join(failures)}.",
         "Check the run's orientation and field of view; a T1w of the same person makes this far easier.",
     )
 

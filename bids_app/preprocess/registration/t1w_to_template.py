@@ -70,31 +70,31 @@ def align_with_template(
         points = grid_points(fixed.data.shape, fixed.affine, near)
         return correlation(moving.at(apply_matrix(matrix, points)), fixed.data[near])
 
-    complaints: list[str] = []
+    failures: list[str] = []
     passed: list[tuple[Registration, dict[str, float], tuple[str, ...]]] = []
     warning = f"{name}: aligned with the template at the second attempt."
     for attempt, (seen, starts) in enumerate(((moving, [guess]), (without_neck(moving), turned))):
         try:
             matrix = best_start(fixed, seen, near, LINEAR_STAGES, starts, score, out_dir, seed)
             if score(matrix) < MIN_LINEAR_CORRELATION:
-                complaints = [f"correlation with the template {score(matrix):.2f} before warping"]
+                failures = [f"correlation with the template {score(matrix):.2f} before warping"]
                 continue
             found = register(
                 fixed, seen, near, syn, out_dir, start=matrix, seed=seed, name=("t1w", "t1w_again")[attempt]
             )
         except RegistrationError as error:
-            complaints = [error.message]
+            failures = [error.message]
             continue
         quality = check_normalisation(target, moving, found)
-        complaints = complaints_about(quality)
-        if not complaints:
+        failures = failed_checks(quality)
+        if not failures:
             passed.append((found, quality, (warning,) if attempt else ()))
             if not is_doubtful(quality):
                 break
     if passed:
         return max(passed, key=lambda entry: entry[1]["norm_correlation"])
     raise RegistrationError(
-        f"{name}: could not be aligned with {target.name}: {'; '.join(complaints)}.",
+        f"{name}: could not be aligned with {target.name}: {'; '.join(failures)}.",
         "Look at the image: it should be a T1w of a whole human head. Leave it out with --bids-filter-file to go on "
         "without a T1w.",
     )
@@ -149,20 +149,20 @@ def check_normalisation(target: Template, moving: Image, found: Registration) ->
     }
 
 
-def complaints_about(quality: dict[str, float]) -> list[str]:
+def failed_checks(quality: dict[str, float]) -> list[str]:
     """Which gates an alignment with the template does not pass, in words."""
-    complaints = []
+    failures = []
     if quality["norm_correlation"] < MIN_CORRELATION:
-        complaints.append(f"correlation with the template {quality['norm_correlation']:.2f}, below {MIN_CORRELATION}")
+        failures.append(f"correlation with the template {quality['norm_correlation']:.2f}, below {MIN_CORRELATION}")
     if not BRAIN_ML[0] <= quality["norm_brain_ml"] <= BRAIN_ML[1]:
-        complaints.append(f"a brain of {quality['norm_brain_ml']:.0f} mL")
+        failures.append(f"a brain of {quality['norm_brain_ml']:.0f} mL")
     if quality["norm_coverage"] < MIN_COVERAGE:
-        complaints.append(f"only {quality['norm_coverage']:.0%} of the template's brain lies in the image")
+        failures.append(f"only {quality['norm_coverage']:.0%} of the template's brain lies in the image")
     if quality["norm_coverage"] > 0.98 and quality["norm_dice"] < MIN_DICE:
-        complaints.append(f"brain masks there and back overlap by {quality['norm_dice']:.2f}, below {MIN_DICE}")
+        failures.append(f"brain masks there and back overlap by {quality['norm_dice']:.2f}, below {MIN_DICE}")
     if quality["norm_scale_min"] < SCALES[0] or quality["norm_scale_max"] > SCALES[1]:
-        complaints.append(f"scaled by {quality['norm_scale_min']:.2f} to {quality['norm_scale_max']:.2f}")
-    return complaints
+        failures.append(f"scaled by {quality['norm_scale_min']:.2f} to {quality['norm_scale_max']:.2f}")
+    return failures
 
 
 def is_doubtful(quality: dict[str, float]) -> bool:

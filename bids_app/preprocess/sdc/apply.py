@@ -121,12 +121,12 @@ def aim(sdc: SdcField | None, points: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return (points, None) if sdc is None else sdc.aim(points)
 
 
-def gain_of(displacement: np.ndarray, affine: np.ndarray, axis: int) -> np.ndarray:
+def jacobian_gain(displacement: np.ndarray, affine: np.ndarray, axis: int) -> np.ndarray:
     """How much signal is thinned out, less 1: the slope of the displacement (X, Y, Z) mm along its axis."""
     return np.gradient(displacement, float(voxel_sizes(affine)[axis]), axis=axis).astype(np.float32)
 
 
-def warp_of(displacement: np.ndarray, affine: np.ndarray, axis: int) -> Warp:
+def displacement_warp(displacement: np.ndarray, affine: np.ndarray, axis: int) -> Warp:
     """A displacement (X, Y, Z) in mm along a stored axis as a `Warp`."""
     return Warp((displacement[..., None] * index_vector(affine, axis)).astype(np.float32), affine)
 
@@ -141,12 +141,12 @@ def apply_correction(image: np.ndarray, affine: np.ndarray, displacement: np.nda
     affine : numpy.ndarray, (4, 4)
     axis : int
     """
-    points = warp_of(displacement, affine, axis)(grid_points(image.shape, affine))
+    points = displacement_warp(displacement, affine, axis)(grid_points(image.shape, affine))
     drawn = sample(image, affine, points, order=3).reshape(image.shape)
-    return np.maximum(drawn * (1 + gain_of(displacement, affine, axis)), 0)
+    return np.maximum(drawn * (1 + jacobian_gain(displacement, affine, axis)), 0)
 
 
-def size_of(displacement: np.ndarray) -> dict[str, float]:
+def displacement_statistics(displacement: np.ndarray) -> dict[str, float]:
     """How long displacements (N,) are in the mean and at most (in 199 of 200 places), mm, for quality."""
     lengths = np.abs(displacement)
     return {"sdc_mean_mm": float(lengths.mean()), "sdc_max_mm": float(np.percentile(lengths, 99.5))}
@@ -174,8 +174,8 @@ def save_correction(
     """
     data, affine = read_volume(boldref)
     corrected = save_image(out_dir / "boldref.nii.gz", apply_correction(data, affine, displacement, axis), affine)
-    chain = Chain((warp_of(displacement, affine, axis),)).save(out_dir / "warp.npz")
-    gain = save_image(out_dir / "gain.nii.gz", gain_of(displacement, affine, axis), affine)
+    chain = Chain((displacement_warp(displacement, affine, axis),)).save(out_dir / "warp.npz")
+    gain = save_image(out_dir / "gain.nii.gz", jacobian_gain(displacement, affine, axis), affine)
     return corrected, SdcField(method, chain, gain, boldref, **more)
 
 

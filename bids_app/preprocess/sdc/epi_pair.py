@@ -34,7 +34,7 @@ def pair_field(fieldmap: Fieldmap) -> Field:
             f"{fieldmap.files[0].name} and {fieldmap.files[1].name}: their phase encoding is not opposite.",
             "Check PhaseEncodingDirection and the images' orientation, or use --ignore fieldmaps.",
         )
-    one, other = alike_in_time(one, other)
+    one, other = match_readout_times(one, other)
     ratio = -abs(other.mm_per_hz(second.affine) / one.mm_per_hz(first.affine))
     displacement, _, quality = estimate_pair(first, second, one.axis, ratio)
     hz = displacement / one.mm_per_hz(first.affine)
@@ -42,7 +42,7 @@ def pair_field(fieldmap: Fieldmap) -> Field:
     return Field(hz, straight, first, one.vector(first.affine), quality)
 
 
-def alike_in_time(one: Readout, other: Readout) -> tuple[Readout, Readout]:
+def match_readout_times(one: Readout, other: Readout) -> tuple[Readout, Readout]:
     """Two readouts with their times, or both without where one is not known: they are then taken to be equal."""
     if one.seconds is None or other.seconds is None:
         return replace(one, seconds=None), replace(other, seconds=None)

@@ -25,14 +25,20 @@ from bids_app.preprocess.registration.ants import (
     best_start,
     centre_of_mass,
     isotropic,
+    optimum_margin,
     similarity,
-    stands_out,
 )
-from bids_app.preprocess.registration.gates import MIN_STANDS_OUT
+from bids_app.preprocess.registration.checks import MIN_STANDS_OUT
 from bids_app.preprocess.registration.transforms import apply_matrix, grid_points
-from bids_app.preprocess.sdc.apply import Readout, apply_correction, read_readout, save_correction, size_of
+from bids_app.preprocess.sdc.apply import (
+    Readout,
+    apply_correction,
+    displacement_statistics,
+    read_readout,
+    save_correction,
+)
 from bids_app.preprocess.sdc.choice import METHODS
-from bids_app.preprocess.sdc.epi_pair import MAX_ANGLE_COS, alike_in_time, estimate_pair, pair_field
+from bids_app.preprocess.sdc.epi_pair import MAX_ANGLE_COS, estimate_pair, match_readout_times, pair_field
 from bids_app.preprocess.sdc.field import Field, read_epi
 from bids_app.preprocess.sdc.phasediff import phase_field
 
@@ -79,12 +85,12 @@ def correct_distortion(
     run = Image(data, affine)
     readout = read_readout(metadata, data.shape, source.name)
     if fieldmap.kind == PAIR and len(fieldmap.files) == 1:
-        found = _against_the_run(run, readout, fieldmap, out_dir, seed)
+        found = _estimate_from_single_epi(run, readout, fieldmap, out_dir, seed)
     else:
         measured = pair_field(fieldmap) if fieldmap.kind == PAIR else phase_field(fieldmap)
-        found = _bring_to_run(measured, run, readout, source.name, fieldmap.files[0].name, out_dir, seed)
+        found = _resample_to_run(measured, run, readout, source.name, fieldmap.files[0].name, out_dir, seed)
     displacement, quality = found
-    quality |= size_of(displacement[head_mask(data, affine)])
+    quality |= displacement_statistics(displacement[head_mask(data, affine)])
     boldref, sdc = save_correction(
         out_dir,
         motion.boldref,
@@ -99,7 +105,7 @@ def correct_distortion(
     return replace(motion, boldref=boldref, sdc=sdc)
 
 
-def _bring_to_run(
+def _resample_to_run(
     found: Field, run: Image, readout: Readout, run_name: str, name: str, out_dir: Path, seed: int
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Displacement on the boldref's grid, mm along its axis; and figures of quality."""
@@ -152,23 +158,25 @@ def find_pose(
     try:
         pose = best_start(fixed, moving, near, RIGID, starts, score, out_dir, seed)
     except RegistrationError as error:
-        raise _unaligned(run_name, name, error.message) from error
+        raise _alignment_error(run_name, name, error.message) from error
     left, _, right = np.linalg.svd(pose[:3, :3])
     pose[:3, :3] = left @ right
-    away = stands_out(score, pose, centre)
+    away = optimum_margin(score, pose, centre)
     if away < MIN_STANDS_OUT:
-        raise _unaligned(run_name, name, f"it is hardly more similar than 8 mm or 8 degrees beside ({away:.1%} better)")
+        raise _alignment_error(
+            run_name, name, f"it is hardly more similar than 8 mm or 8 degrees beside ({away:.1%} better)"
+        )
     return pose, away
 
 
-def _unaligned(run_name: str, name: str, why: str) -> RegistrationError:
+def _alignment_error(run_name: str, name: str, why: str) -> RegistrationError:
     return RegistrationError(
         f"{run_name}: the fieldmap {name} could not be aligned with it: {why}.",
         "Check that both are of the same session; --ignore fieldmaps goes on without.",
     )
 
 
-def _against_the_run(
+def _estimate_from_single_epi(
     run: Image, readout: Readout, fieldmap: Fieldmap, out_dir: Path, seed: int
 ) -> tuple[np.ndarray, dict[str, float]]:
     """Displacement from the run's own reference image and one EPI of opposite phase encoding."""
@@ -180,7 +188,7 @@ def _against_the_run(
             f"{path.name}: its phase encoding is not opposite to the run's.",
             "Check PhaseEncodingDirection and the images' orientation, or use --ignore fieldmaps.",
         )
-    one, other = alike_in_time(readout, other)
+    one, other = match_readout_times(readout, other)
     ratio = -abs(other.mm_per_hz(epi.affine) / one.mm_per_hz(run.affine))
     pose, score = find_pose(run, epi, path.name, path.name, out_dir, seed)
     displacement, _, quality = estimate_pair(run, epi, readout.axis, ratio, pose)

@@ -23,7 +23,7 @@ from bids_app.preprocess.registration.ants import Image, Stage, correlation, reg
 from bids_app.preprocess.registration.bold_to_t1w import coregister
 from bids_app.preprocess.registration.boldref import EPI_CONTRAST, mask_boldref
 from bids_app.preprocess.registration.transforms import grid_points, linear, read_itk_text, resample_to
-from bids_app.preprocess.sdc.apply import apply_correction, read_readout, save_correction, size_of
+from bids_app.preprocess.sdc.apply import apply_correction, displacement_statistics, read_readout, save_correction
 
 ALONG_AXIS = (
     Stage("SyN[0.3,3,0.5]", (60, 40, 20), (4, 2, 1), (2, 1, 0.5), "CC[{fixed},{moving},1,3]", "1e-6,8"),
@@ -79,7 +79,7 @@ def correct_by_anatomy(
     displacement = (found.chain(points) - points)[:, readout.axis].reshape(boldref.shape)
     straight = apply_correction(corrected, affine, displacement, readout.axis)
     quality = {
-        **size_of(displacement[brain]),
+        **displacement_statistics(displacement[brain]),
         "sdc_anatomy_correlation_before": correlation(like_epi[brain], corrected[brain]),
         "sdc_anatomy_correlation_after": correlation(like_epi[brain], straight[brain]),
     }

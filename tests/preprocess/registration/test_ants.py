@@ -16,12 +16,12 @@ from bids_app.preprocess.registration.ants import (
     centre_of_mass,
     correlation,
     dice,
-    forget_times,
     isotropic,
     mutual_information,
+    optimum_margin,
     register,
     similarity,
-    stands_out,
+    strip_timestamps,
 )
 from bids_app.preprocess.registration.transforms import apply_matrix, grid_points, linear, resample_to, rigid
 
@@ -124,8 +124,8 @@ def test_the_right_alignment_stands_out_and_a_wrong_one_does_not(head, pair):
     def score(matrix):
         return similarity(pair[0], head.brain, pair[1], matrix)
 
-    assert stands_out(score, POSE, centre) > 0.1
-    assert stands_out(score, POSE @ rigid((0, 0, 0), (9, 0, 0)), centre) < 0
+    assert optimum_margin(score, POSE, centre) > 0.1
+    assert optimum_margin(score, POSE @ rigid((0, 0, 0), (9, 0, 0)), centre) < 0
 
 
 def test_similarity_of_images_that_do_not_meet_is_zero(head, pair):
@@ -148,7 +148,7 @@ def test_a_transform_file_says_nothing_of_when_it_was_made(tmp_path):
             values = file.create_dataset("G/0/Values", data=np.arange(1000.0), compression="gzip", track_times=True)
             file.create_dataset("G/0/Kind", data=[b"Affine"], dtype=h5py.string_dtype("ascii"), track_times=True)
             del values
-        forget_times(tmp_path / name)
+        strip_timestamps(tmp_path / name)
         time.sleep(1.1)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
     with h5py.File(tmp_path / "first") as file:

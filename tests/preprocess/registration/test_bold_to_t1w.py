@@ -14,7 +14,7 @@ from bids_app.preprocess.registration.bbr import Refinement
 from bids_app.preprocess.registration.bold_to_t1w import coregister
 from bids_app.preprocess.registration.bold_to_template import epi_like, normalise_boldref
 from bids_app.preprocess.registration.boldref import mask_boldref
-from bids_app.preprocess.registration.gates import complaints_about
+from bids_app.preprocess.registration.checks import failed_checks
 from bids_app.preprocess.registration.transforms import Chain, apply_matrix, grid_points, linear, resample_to, rigid
 
 BOLDREF_TO_T1W = rigid(np.radians((6, -3, 4)), (6, -8, 10), (0, -20, 10))
@@ -122,9 +122,9 @@ def test_a_boldref_without_a_brain_is_refused_by_name(tmp_path):
     ],
 )
 def test_each_gate_says_what_is_wrong(figure, value, words):
-    assert complaints_about(GOOD) == []
+    assert failed_checks(GOOD) == []
     given = {**GOOD, "norm_scale_min": 0.9, "norm_scale_max": 1.1, figure: value}
-    assert words in complaints_about(given)[0]
+    assert words in failed_checks(given)[0]
 
 
 def test_noise_masks_keep_away_from_grey_matter(head):
