@@ -277,7 +277,7 @@ def left_over(found: MotionEstimate, dataset: Path, stem: str) -> dict[str, floa
     poses = np.load(folder / f"{stem}_desc-motion_xfm.npy")
     here = apply_matrix(np.linalg.inv(np.load(found.motion)[0]) @ poses[0], points)  # two references of one run
     assert found.sdc is not None
-    left = np.linalg.norm(found.sdc.aim(here)[0] - here - moves, axis=1).mean()
+    left = np.linalg.norm(found.sdc.distort_points(here)[0] - here - moves, axis=1).mean()
     lengths = np.linalg.norm(moves, axis=1)
     return {
         "put in": float(lengths.mean()),

@@ -1,4 +1,4 @@
-"""Confounds against planted signals and their definitions."""
+"""Confounds against simulated signals and their definitions."""
 
 import json
 
@@ -30,11 +30,11 @@ def breathing() -> np.ndarray:
 @pytest.fixture
 def values(breathing) -> np.ndarray:
     """Noise about 1000, with breathing in CSF and white matter, and a jump in volume 50."""
-    draws = np.random.default_rng(0)
-    made = 1000 + draws.normal(0, 8, (N_VOLUMES, N_VOXELS))
+    rng = np.random.default_rng(0)
+    made = 1000 + rng.normal(0, 8, (N_VOLUMES, N_VOXELS))
     made[:, CSF] += 20 * breathing[:, None]
     made[:, WM] -= 10 * breathing[:, None]
-    made[50] += draws.normal(0, 60, N_VOXELS)
+    made[50] += rng.normal(0, 60, N_VOXELS)
     return made.astype(np.float32)
 
 
@@ -157,7 +157,7 @@ def test_dummies_are_zero_in_components_and_cosines(values, parameters):
         assert (table[name][3:] != 0).any()
 
 
-def test_cosines_are_orthonormal_and_slow():
+def test_cosines_are_orthonormal_with_long_periods():
     basis = cosine_basis(200, 2.0)
     assert basis.shape == (200, 5)
     np.testing.assert_allclose(basis.T @ basis, np.eye(5), atol=1e-9)

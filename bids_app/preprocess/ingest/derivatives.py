@@ -135,7 +135,7 @@ def ingest_run(series: Series, derived: DerivedRun, out_dir: Path) -> Preprocess
     warnings = [*series.warnings, *brain.warnings, *orientation_warnings, *table.warnings]
     if derived.denoised:
         warnings.append(
-            f"{name}: denoising removed the mean image, which the global normalisation requires. Use a model with "
+            f"{name}: denoising removed the mean image, which the global normalisation requires. Use an adapter with "
             "voxel-wise normalisation, or the series before denoising."
         )
     template, chain, transform = transform_to_model(derived.space, out_dir)

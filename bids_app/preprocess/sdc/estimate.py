@@ -1,8 +1,8 @@
-"""Susceptibility distortion: the field of a fieldmap, brought to a run's reference image, and the displacement there.
+"""Susceptibility distortion correction by a fieldmap: alignment with the run, and displacement.
 
-A place p is measured at p + d(p) along the phase-encoding axis, d = field in Hz x total readout time x voxel. From a
-pair of opposite EPIs, d is found directly (`epi_pair`); phase images give the field (`phasediff`). The displacement
-becomes part of the one interpolation; brightness is restored by its slope (Jacobian).
+A point p appears at p + d(p) along the phase-encoding axis, d = field in Hz x total readout time x voxel size. Pairs of
+opposite EPIs give d directly (`epi_pair`); phase images give the field (`phasediff`). The displacement is part of the
+single interpolation; intensity is multiplied by the Jacobian.
 """
 
 from __future__ import annotations
@@ -56,12 +56,12 @@ def correct_distortion(
     out_dir: Path,
     seed: int = 1,
 ) -> MotionEstimate:
-    """Find the distortion of a run by its fieldmap, and draw its reference image back.
+    """Estimate the distortion of a run from its fieldmap, and correct its boldref.
 
     Parameters
     ----------
     source : pathlib.Path
-        The run, for messages.
+        The run's file, for messages.
     metadata : dict
         Its sidecar.
     motion : MotionEstimate
@@ -72,12 +72,12 @@ def correct_distortion(
     Returns
     -------
     MotionEstimate
-        With a boldref that is not distorted, and an `SdcField`.
+        With the corrected boldref and an `SdcField`.
 
     Raises
     ------
     BadDataError
-        A file or sidecar that cannot be used.
+        A file or sidecar is invalid.
     RegistrationError
         The fieldmap could not be aligned with the run.
     """
@@ -108,17 +108,20 @@ def correct_distortion(
 def _resample_to_run(
     found: Field, run: Image, readout: Readout, run_name: str, name: str, out_dir: Path, seed: int
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Displacement on the boldref's grid, mm along its axis; and figures of quality."""
+    """Compute the displacement on the boldref's grid, mm along its axis, and quality metrics."""
     if readout.seconds is None and found.direction is None:
-        raise BadDataError(f"{run_name}: no TotalReadoutTime in its sidecar.", "Add it (s), or use --ignore fieldmaps.")
+        raise BadDataError(
+            f"{run_name}: TotalReadoutTime is missing from the sidecar.",
+            "Add it (s) to the JSON file, or skip fieldmaps with --ignore fieldmaps.",
+        )
     points = grid_points(run.data.shape, run.affine)
     rate = readout.mm_per_hz(run.affine)
 
     def displacement(pose: np.ndarray) -> np.ndarray:
         return (rate * found.at(apply_matrix(pose, points))).reshape(run.data.shape)
 
-    alike = found.direction is not None and readout.vector(run.affine) @ found.direction > MAX_ANGLE_COS
-    if alike and found.measured is not None:
+    same_direction = found.direction is not None and readout.vector(run.affine) @ found.direction > MAX_ANGLE_COS
+    if same_direction and found.measured is not None:
         pose, score = find_pose(run, found.measured, run_name, name, out_dir, seed)
         return displacement(pose), found.quality | {"sdc_stands_out": score}
     pose, _ = find_pose(run, found.image, run_name, name, out_dir, seed)
@@ -136,12 +139,12 @@ def find_pose(
     seed: int,
     start: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float]:
-    """Boldref to a fieldmap's image, rigid (4, 4); and how far that stands out from its neighbours.
+    """Estimate the rigid transform from boldref to a fieldmap's image, (4, 4), and its optimum margin.
 
     Raises
     ------
     RegistrationError
-        No alignment stands out.
+        The optimum margin is too small, or ANTs failed.
     """
     size = float(np.clip(np.linalg.norm(run.affine[:3, :3], axis=0).min(), 2.0, 3.0))
     fixed, moving = isotropic(run, size), isotropic(image, size)
@@ -161,32 +164,36 @@ def find_pose(
         raise _alignment_error(run_name, name, error.message) from error
     left, _, right = np.linalg.svd(pose[:3, :3])
     pose[:3, :3] = left @ right
-    away = optimum_margin(score, pose, centre)
-    if away < MIN_STANDS_OUT:
+    margin = optimum_margin(score, pose, centre)
+    if margin < MIN_STANDS_OUT:
         raise _alignment_error(
-            run_name, name, f"it is hardly more similar than 8 mm or 8 degrees beside ({away:.1%} better)"
+            run_name,
+            name,
+            f"similarity is only {margin:.1%} higher than at 8 mm or 8 degrees away (at least {MIN_STANDS_OUT:.0%} are "
+            "required)",
         )
-    return pose, away
+    return pose, margin
 
 
 def _alignment_error(run_name: str, name: str, why: str) -> RegistrationError:
     return RegistrationError(
         f"{run_name}: the fieldmap {name} could not be aligned with it: {why}.",
-        "Check that both are of the same session; --ignore fieldmaps goes on without.",
+        "Check that both are of the same session, or skip fieldmaps with --ignore fieldmaps.",
     )
 
 
 def _estimate_from_single_epi(
     run: Image, readout: Readout, fieldmap: Fieldmap, out_dir: Path, seed: int
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Displacement from the run's own reference image and one EPI of opposite phase encoding."""
+    """Estimate the displacement from the boldref and a single EPI of opposite phase encoding."""
     path = fieldmap.files[0]
     epi = read_epi(path)
     other = read_readout(fieldmap.metadata[0], epi.data.shape, path.name)
     if readout.vector(run.affine) @ other.vector(epi.affine) > -MAX_ANGLE_COS:
         raise BadDataError(
-            f"{path.name}: its phase encoding is not opposite to the run's.",
-            "Check PhaseEncodingDirection and the images' orientation, or use --ignore fieldmaps.",
+            f"{path.name}: its phase encoding ({fieldmap.metadata[0]['PhaseEncodingDirection']}) is not opposite to "
+            "the run's.",
+            "Check PhaseEncodingDirection and the images' orientation, or skip fieldmaps with --ignore fieldmaps.",
         )
     one, other = match_readout_times(readout, other)
     ratio = -abs(other.mm_per_hz(epi.affine) / one.mm_per_hz(run.affine))

@@ -135,10 +135,10 @@ def test_a_mask_on_another_grid_is_resampled_and_a_poor_overlap_gives_a_warning(
 
 def test_48_orientations_give_the_same_series_on_the_grid(tmp_path):
     """A small block of voxels on the model's lattice, stored in every way."""
-    draws = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     affine = space(MODEL_SPACE).affine.copy()
     affine[:3, 3] = (-14, -30, -10)
-    data = draws.normal(1000, 50, (14, 12, 11, 3)).astype(np.float32)
+    data = rng.normal(1000, 50, (14, 12, 11, 3)).astype(np.float32)
     unused = tmp_path / "unused"
     first = None
     for order, flips in product(permutations(range(3)), product((1, -1), repeat=3)):

@@ -132,9 +132,9 @@ def test_there_are_48_orientations():
 
 
 def test_shift_scores_are_correlations_over_the_overlap():
-    draws = np.random.default_rng(0)
-    image, expected = draws.normal(size=(9, 8, 7)), draws.normal(size=(9, 8, 7))
-    valid, around = draws.random((9, 8, 7)) > 0.2, draws.random((9, 8, 7)) > 0.2
+    rng = np.random.default_rng(0)
+    image, expected = rng.normal(size=(9, 8, 7)), rng.normal(size=(9, 8, 7))
+    valid, around = rng.random((9, 8, 7)) > 0.2, rng.random((9, 8, 7)) > 0.2
     scores = shift_scores(image, valid, expected, around)
     centre = np.array(scores.shape) // 2
     for shift in ((0, 0, 0), (1, -2, 1), (-2, 0, 3)):

@@ -37,7 +37,7 @@ def test_slices_are_shifted_to_the_middle_of_the_volume(axis, times):
     error = np.abs(found - truth[:, None, None, None])
     before = np.abs(source.read(0, 60) - truth[:, None, None, None])
     assert error[4:-4].max() < 0.05 * before.max()
-    assert error.max() < 0.25 * before.max()  # at the ends, nobody knows what comes
+    assert error.max() < 0.25 * before.max()  # extrapolated at the ends
 
 
 def test_chunks_equal_the_whole_series():
