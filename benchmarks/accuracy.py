@@ -276,7 +276,7 @@ def displacements(estimate: MotionEstimate, dataset: Path, stem: str) -> dict[st
     poses = np.load(folder / f"{stem}_desc-motion_xfm.npy")
     here = apply_matrix(np.linalg.inv(np.load(estimate.motion)[0]) @ poses[0], points)  # true to estimated boldref
     assert estimate.sdc is not None
-    left = np.linalg.norm(estimate.sdc.aim(here)[0] - here - shifts, axis=1).mean()
+    left = np.linalg.norm(estimate.sdc.distort_points(here)[0] - here - shifts, axis=1).mean()
     lengths = np.linalg.norm(shifts, axis=1)
     return {
         "before": float(lengths.mean()),

@@ -55,7 +55,7 @@ def run_outputs(
     """Lay out what preprocessing made of a run: confounds, masks, references, transforms, quality."""
     run = preprocessed
     t1w = run.anatomy.source if run.anatomy else None
-    names = name_run(out_dir / "tree", entities, datasets, [run.source, t1w, *run.beside])
+    names = name_run(out_dir / "tree", entities, datasets, [run.source, t1w, *run.other_sources])
 
     copy_file(run.confounds, names.path("timeseries", ".tsv", desc="confounds"))
     copy_file(run.confounds_meta, names.path("timeseries", ".json", desc="confounds"))
@@ -155,7 +155,7 @@ def describe_parameters(run: PreprocessedRun, threads: int) -> Parameters:
             found,
             pipeline=run.origin.pipeline,
             space=run.space,
-            way_to_model_space=run.origin.way_to_model,
+            way_to_model_space=run.origin.transform_to_model,
             left_right_in_words=run.orientation.in_words,
             left_right=run.orientation.left_right,
             slice_timing_corrected=run.origin.slice_timing_corrected,

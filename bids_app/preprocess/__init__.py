@@ -1,5 +1,5 @@
-"""From a raw run, or from the derivatives of another pipeline, to head motion, transforms, masks and confounds.
+"""Preprocessing of raw runs, and ingestion of derivatives of other pipelines.
 
 `io` reads images, `registration` aligns them, `sdc` corrects susceptibility distortion, `ingest` reads derivatives.
-Nothing here knows a model or the order of steps.
+The package is independent of models and of the workflow.
 """

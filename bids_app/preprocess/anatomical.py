@@ -1,7 +1,7 @@
-"""The T1w image: bias field, alignment with the template, brain mask and tissues. Done once for all runs that share it.
+"""Anatomical preprocessing: bias field, normalisation, brain mask and tissues of the T1w image, at 2 mm.
 
-Everything is computed at 2 mm. The brain mask is the template's, carried back; tissues are three Gaussians of
-brightness with the template's tissue maps as their prior.
+The brain mask is the template's, warped to the T1w. Tissues are segmented by a Gaussian mixture with the template's
+tissue maps as prior.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from bids_app.preprocess.t1w_average import merge_t1w
 
 STRIPPED_ML = (700.0, 2300.0)
 STRIPPED_EMPTY = 0.4
-"""An image without skull holds one value in more than this share of its voxels, and `STRIPPED_ML` of others."""
+"""A skull-stripped image is constant in more than this share of its voxels; the rest has a volume of `STRIPPED_ML`."""
 
 
 @dataclass(frozen=True)
 class PreparedT1w:
-    """A T1w image at 2 mm without its bias field, and the field.
+    """A bias-corrected T1w image at 2 mm, and its bias field.
 
-    ``source`` is the file that names it; ``merged`` the mean image at that file's resolution, where several were
-    averaged, and ``used`` these. ``stripped`` tells that it came without skull, ``coarse`` that its voxels are larger.
+    ``source`` is the first file; ``merged`` is the mean image at its resolution if several were averaged, and ``used``
+    lists these. ``stripped``: the input was skull-stripped. ``coarse``: its voxels are larger than 2 mm.
     """
 
     source: Path
@@ -47,9 +47,9 @@ class PreparedT1w:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """A T1w image that is aligned with a template. All images but ``in_template`` are on the T1w's 2 mm grid.
+    """A normalised T1w image. All images except ``in_template`` are on the T1w's 2 mm grid.
 
-    ``chain`` takes template points to T1w points, ``inverse`` the other way.
+    ``chain`` maps template points to T1w points, ``inverse`` the reverse.
     """
 
     source: Path
@@ -73,12 +73,12 @@ class Anatomy:
 
     @property
     def native(self) -> Path:
-        """The image at its own resolution: the mean where several were averaged."""
+        """The image at its native resolution; the mean if several were averaged."""
         return self.merged or self.source
 
 
 def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: int = 1) -> PreparedT1w:
-    """Average a T1w image with its repeats, bring it to 2 mm, and remove its bias field.
+    """Average a T1w image with its repeats, resample it to 2 mm, and remove its bias field.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: in
     repeats : sequence of pathlib.Path
         Further T1w images of the session.
     seed : int
-        Of their alignment.
+        Seed of their registration.
     """
     mean = merge_t1w((t1w, *repeats), out_dir, seed)
     warnings, merged = mean.warnings, None
@@ -95,12 +95,12 @@ def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: in
         merged = save_image(out_dir / "t1w_merged.nii.gz", mean.image.data, mean.image.affine)
     stripped = is_stripped(mean.image)
     if stripped:
-        warnings += (f"{t1w.name}: its skull was removed already; the brain that it shows was kept as it is.",)
+        warnings += (f"{t1w.name}: the image is skull-stripped; its brain mask is limited to non-zero voxels.",)
     coarse = bool(voxel_sizes(mean.image.affine).max() > WORKING_MM)
     shifted = Image(mean.image.data - min(float(mean.image.data.min()), 0.0), mean.image.affine)
     image = isotropic(shifted, WORKING_MM, order=3 if coarse else 1)
     head = head_mask(image.data, image.affine)
-    bias = bias_field(image, head & above_neck(image, head))  # where a coil fades out, the neck would bend the fit
+    bias = bias_field(image, head & above_neck(image, head))  # low signal in the neck would distort the fit
     return PreparedT1w(
         source=t1w,
         image=save_image(out_dir / "t1w_2mm.nii.gz", image.data / bias, image.affine),
@@ -114,7 +114,7 @@ def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: in
 
 
 def is_stripped(image: Image) -> bool:
-    """Whether a T1w image shows a brain without its skull: much of it holds one value, and the rest is of its size."""
+    """Return True if a T1w image is skull-stripped: largely constant, and the rest has the volume of a brain."""
     lowest = float(image.data.min())
     shown = image.data > lowest
     volume_ml = float(shown.sum()) * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1e3
@@ -122,16 +122,16 @@ def is_stripped(image: Image) -> bool:
 
 
 def bias_field(image: Image, where: np.ndarray, shrink: int = 3) -> np.ndarray:
-    """Bias field of an image by N4, (X, Y, Z) float32, above 0 everywhere, 1 in the middle of its range.
+    """Estimate the bias field of an image by N4, (X, Y, Z) float32, positive, with a median of 1 in the head.
 
     Parameters
     ----------
     image : Image
-        Isotropic, values at least 0.
+        Isotropic and non-negative.
     where : numpy.ndarray, bool
-        The head.
+        Head mask.
     shrink : int
-        Factor by which the image is made smaller for the fit.
+        Shrink factor for the fit.
     """
     ants = ants_library()
     spacing = [float(np.linalg.norm(image.affine[:3, i])) for i in range(3)]
@@ -150,20 +150,20 @@ def bias_field(image: Image, where: np.ndarray, shrink: int = 3) -> np.ndarray:
 
 
 def normalise_t1w(prepared: PreparedT1w, out_dir: Path, template: str | None = None, seed: int = 1) -> Anatomy:
-    """Align a T1w image with the template: rigid, affine, SyN; then carry the brain mask back and find the tissues.
+    """Align a T1w image with the template (rigid, affine, SyN), warp the brain mask to it and segment tissues.
 
     Parameters
     ----------
     prepared : PreparedT1w
     out_dir : pathlib.Path
     template : str, optional
-        By default the best that is on this machine.
+        Name of the template; the best available one by default.
     seed : int
 
     Raises
     ------
     RegistrationError
-        No alignment passed the gates, from two initialisations.
+        No alignment passed the quality checks, from two initialisations.
     """
     target = load_template(template)
     moving = Image(*read_volume(prepared.image))
@@ -203,21 +203,21 @@ def normalise_t1w(prepared: PreparedT1w, out_dir: Path, template: str | None = N
 
 
 def _priors(target: Template, moving: Image, inverse: Chain) -> np.ndarray:
-    """Prior probabilities of grey matter, white matter and CSF on the moving image's grid, (X, Y, Z, 3)."""
+    """Resample the template's tissue probabilities (GM, WM, CSF) to the moving image's grid, (X, Y, Z, 3)."""
     points = inverse(grid_points(moving.data.shape, moving.affine))
     maps = [Image(m, target.affine).at(points).reshape(moving.data.shape) for m in (target.gm, target.wm, target.csf)]
     return np.stack(maps, axis=-1)
 
 
 def segment(data: np.ndarray, mask: np.ndarray, priors: np.ndarray, n_rounds: int = 25) -> np.ndarray:
-    """Tissue probabilities: three Gaussians of brightness, weighted by prior maps, fitted by expectation maximisation.
+    """Estimate tissue probabilities by a mixture of three Gaussians with prior maps (expectation maximisation).
 
     Parameters
     ----------
     data : numpy.ndarray, (X, Y, Z)
-        T1w without bias field.
+        Bias-corrected T1w.
     mask : numpy.ndarray, (X, Y, Z) bool
-        The brain.
+        Brain mask.
     priors : numpy.ndarray, (X, Y, Z, 3)
         Grey matter, white matter, CSF.
     n_rounds : int

@@ -1,7 +1,7 @@
-"""Confounds of a run, under fMRIPrep's column names, and the figures of quality that come with them.
+"""Confounds of a run under fMRIPrep's column names, and image quality metrics.
 
-The series is drawn on the boldref's grid once, brain voxels only, into a file of the work folder; everything here reads
-that file in blocks of voxels or volumes.
+The brain voxels of the series are resampled to the boldref's grid once, into a file of the work folder, which is read
+in blocks of voxels or volumes.
 
     T  volumes of the run, dummies included      V  voxels of the brain mask
 """
@@ -18,11 +18,11 @@ import pandas as pd
 
 from bids_app.preprocess.hmc import MotionEstimate, framewise_displacement
 from bids_app.preprocess.io.images import Series, read_volume
-from bids_app.preprocess.iqms import measure_quality
+from bids_app.preprocess.iqms import compute_iqms
 from bids_app.preprocess.registration.alignment import Alignment
 from bids_app.preprocess.registration.transforms import grid_points, rigid_parameters
 from bids_app.preprocess.resample import pull_volumes
-from bids_app.preprocess.sdc.apply import aim
+from bids_app.preprocess.sdc.apply import distort_points
 
 MOTION_COLUMNS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 HIGH_PASS_S = 128.0
@@ -30,13 +30,13 @@ COMPCOR_VARIANCE = 0.5
 DVARS_SPIKE = 1.5
 """Standardised DVARS above which a volume counts as a motion outlier, as in fMRIPrep."""
 DVARS_MEDIAN = 1000.0
-"""Median brightness that series are scaled to before DVARS."""
+"""Median intensity to which series are scaled before DVARS."""
 BLOCK = 8192
 
 
 @dataclass(frozen=True)
 class Confounds:
-    """Table and sidecar of a run's confounds; ``carpet`` is (T, V) float32, in-mask voxels on the boldref's grid."""
+    """Confounds table and sidecar of a run; ``carpet`` is (T, V) float32, in-mask voxels on the boldref's grid."""
 
     table: Path
     sidecar: Path
@@ -52,7 +52,7 @@ def measure_confounds(
     fd_threshold: float = 0.5,
     threads: int = 1,
 ) -> Confounds:
-    """Draw the run on the boldref's grid, and compute its confounds.
+    """Resample the run to the boldref's grid, and compute confounds and image quality metrics.
 
     Parameters
     ----------
@@ -72,20 +72,20 @@ def measure_confounds(
     }
     points = grid_points(mask.shape, affine, mask)
     poses = np.load(motion.motion)
-    measured, gain = aim(motion.sdc, points)
+    measured, gain = distort_points(motion.sdc, points)
     carpet = out_dir / "carpet.npy"
     values = np.lib.format.open_memmap(carpet, "w+", np.float32, (series.n_volumes, len(points)))
     row = 0
-    for drawn in pull_volumes(series.open(), poses, measured, threads=threads, gain=gain):
-        values[row : row + len(drawn)] = drawn
-        row += len(drawn)
+    for chunk in pull_volumes(series.open(), poses, measured, threads=threads, gain=gain):
+        values[row : row + len(chunk)] = chunk
+        row += len(chunk)
     values.flush()
     parameters = rigid_parameters(poses, points.mean(axis=0))
-    dvars = dvars_of(values, series.n_dummy)
+    dvars = compute_dvars(values, series.n_dummy)
     table, meta = confounds_table(values, parameters, tissues, series.tr, series.n_dummy, fd_threshold, dvars)
     boldref, _ = read_volume(motion.boldref)
     fd = table["framewise_displacement"].to_numpy()
-    quality = measure_quality(values, mask, boldref, affine, fd, series.n_dummy) | dvars.means(series.n_dummy)
+    quality = compute_iqms(values, mask, boldref, affine, fd, series.n_dummy) | dvars.means(series.n_dummy)
     quality["n_motion_outliers"] = float(sum(name.startswith("motion_outlier") for name in table.columns))
     quality |= {f"{name}_voxels": float(where.sum()) for name, where in tissues.items()}
     table_file, sidecar = out_dir / "confounds.tsv", out_dir / "confounds.json"
@@ -103,29 +103,29 @@ def confounds_table(
     fd_threshold: float = 0.5,
     dvars: Dvars | None = None,
 ) -> tuple[pd.DataFrame, dict[str, dict[str, Any]]]:
-    """Confounds of a run.
+    """Compute the confounds of a run.
 
     Parameters
     ----------
     values : numpy.ndarray, (T, V)
-        Motion-corrected series in the brain.
+        Motion-corrected series in the brain mask.
     parameters : numpy.ndarray, (T, 6)
         Translations (mm) and rotations (rad) of the head.
     tissues : dict
-        ``csf`` and ``white_matter``: which of the voxels are of the tissue, (V,) bool.
+        Masks ``csf`` and ``white_matter`` over the voxels, (V,) bool.
     tr : float
         s.
     n_dummy : int
-        Volumes at the start before the signal is steady.
+        Number of non-steady-state volumes at the start.
     fd_threshold : float
         mm.
     dvars : Dvars, optional
-        Of the series, when it is known already.
+        Computed from the series by default.
 
     Returns
     -------
     tuple
-        The table, a row a volume, and its sidecar, an entry a column.
+        The table, one row per volume; and its sidecar, one entry per column.
     """
     n_volumes = len(values)
     columns: dict[str, np.ndarray] = {}
@@ -137,10 +137,10 @@ def confounds_table(
         expanded = {name: signal} if name == "csf_wm" else expand(name, signal)
         columns |= expanded
         meta |= {key: {"Description": _SIGNALS[name] + _expansion(key)} for key in expanded}
-    dvars = dvars or dvars_of(values, n_dummy)
+    dvars = dvars or compute_dvars(values, n_dummy)
     fd = np.concatenate([[np.nan], framewise_displacement(parameters)[1:]])
     columns |= {"std_dvars": dvars.std, "dvars": dvars.nstd}
-    columns |= {"framewise_displacement": fd, "rmsd": rmsd_of(parameters)}
+    columns |= {"framewise_displacement": fd, "rmsd": compute_rmsd(parameters)}
     meta |= _MEASURES
     for name, parameter in zip(MOTION_COLUMNS, parameters.T, strict=True):
         expanded = expand(name, parameter)
@@ -163,14 +163,14 @@ def confounds_table(
 
 
 def motion_outliers(fd_mm: np.ndarray, std_dvars: np.ndarray, n_dummy: int, fd_threshold_mm: float) -> pd.DataFrame:
-    """A column ``motion_outlierXX`` for each steady volume with much motion, 1 there and 0 elsewhere.
+    """Compute one column ``motion_outlierXX`` per volume above a threshold, 1 at that volume and 0 elsewhere.
 
     Parameters
     ----------
     fd_mm, std_dvars : numpy.ndarray, (T,)
-        Framewise displacement and standardised DVARS; NaN counts as no motion.
+        Framewise displacement and standardised DVARS; NaN is no outlier.
     n_dummy : int
-        Volumes at the start before the signal is steady, which are no outliers.
+        Non-steady-state volumes at the start, which are excluded.
     fd_threshold_mm : float
     """
     from niworkflows.interfaces.confounds import spike_regressors
@@ -205,7 +205,7 @@ _MEASURES: dict[str, dict[str, Any]] = {
 
 
 def expand(name: str, values: np.ndarray) -> dict[str, np.ndarray]:
-    """A column, its temporal derivative, and the squares of both, as fMRIPrep names them."""
+    """Return a column, its temporal derivative, and the squares of both, under fMRIPrep's names."""
     derivative = np.concatenate([[np.nan], np.diff(values)])
     return {
         name: values,
@@ -233,7 +233,7 @@ def _motion_entry(name: str, key: str, unit: str) -> dict[str, str]:
 
 
 def _mean_over(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Mean of each volume over some voxels, (T,) float64; NaN where there are none."""
+    """Compute the mean of each volume over a mask, (T,) float64; NaN if the mask is empty."""
     if not where.any():
         return np.full(len(values), np.nan)
     return np.array([np.mean(row[where], dtype=np.float64) for row in values])
@@ -246,7 +246,7 @@ def _spike(n_volumes: int, volume: int) -> np.ndarray:
 
 
 def blocks(values: np.ndarray, where: np.ndarray | None = None, start: int = 0):
-    """Go through a series by blocks of voxels, (T - start, n) float64 each."""
+    """Iterate over a series in blocks of voxels, (T - start, n) float64 each."""
     chosen = np.arange(values.shape[1]) if where is None else np.flatnonzero(where)
     for first in range(0, len(chosen), BLOCK):
         columns = chosen[first : first + BLOCK]
@@ -257,11 +257,11 @@ def blocks(values: np.ndarray, where: np.ndarray | None = None, start: int = 0):
 
 
 class Dvars(NamedTuple):
-    """Change of the brain from volume to volume in three scales, (T,) each; NaN for the first volume.
+    """DVARS and its standardised forms, (T,) each; NaN for the first volume.
 
-    Names as in MRIQC: ``nstd`` is root mean square change of the series scaled to a median of 1000; ``std`` is divided
-    by the mean over voxels of what a first-order autoregressive series with the voxel's robust spread would show;
-    ``vstd`` is divided by that in each voxel, before the mean over voxels.
+    Names as in MRIQC: ``nstd`` is the root mean square change of the series scaled to a median of 1000; ``std`` is
+    divided by the mean over voxels of the change expected of a first-order autoregressive series with the voxel's
+    robust standard deviation; ``vstd`` is divided by it in each voxel, before the mean over voxels.
     """
 
     nstd: np.ndarray
@@ -269,18 +269,18 @@ class Dvars(NamedTuple):
     vstd: np.ndarray
 
     def means(self, n_dummy: int = 0) -> dict[str, float]:
-        """Means over the steady volumes: ``dvars_nstd``, ``dvars_std``, ``dvars_vstd``."""
+        """Compute means over the steady-state volumes: ``dvars_nstd``, ``dvars_std``, ``dvars_vstd``."""
         return {f"dvars_{name}": float(np.nanmean(values[n_dummy + 1 :])) for name, values in self._asdict().items()}
 
 
-def dvars_of(values: np.ndarray, n_dummy: int = 0) -> Dvars:
-    """DVARS and its standardised forms (Power et al., 2012; Nichols, 2013).
+def compute_dvars(values: np.ndarray, n_dummy: int = 0) -> Dvars:
+    """Compute DVARS and its standardised forms (Power et al., 2012; Nichols, 2013).
 
     Parameters
     ----------
     values : numpy.ndarray, (T, V)
     n_dummy : int
-        Volumes at the start that take no part in the standardisation.
+        Dummy volumes at the start, which are excluded from the standardisation.
     """
     n_volumes, n_voxels = values.shape
     squares = np.zeros(n_volumes - 1)
@@ -297,20 +297,20 @@ def dvars_of(values: np.ndarray, n_dummy: int = 0) -> Dvars:
         spread = (high - low) / 1.349
         alive = spread > 0
         centred = steady[:, alive] - steady[:, alive].mean(axis=0)
-        carry = (centred[1:] * centred[:-1]).sum(axis=0) / (centred**2).sum(axis=0)
-        usual_square = 2 * (1 - carry) * spread[alive] ** 2
-        expected += float(np.sqrt(usual_square).sum())
-        voxelwise += (change[:, alive] / usual_square).sum(axis=1)
+        autocorrelation = (centred[1:] * centred[:-1]).sum(axis=0) / (centred**2).sum(axis=0)
+        expected_square = 2 * (1 - autocorrelation) * spread[alive] ** 2
+        expected += float(np.sqrt(expected_square).sum())
+        voxelwise += (change[:, alive] / expected_square).sum(axis=1)
         n_alive += int(alive.sum())
     dvars = np.sqrt(squares / n_voxels)
-    usual = expected / max(n_alive, 1)
-    std = dvars / usual if usual else np.full_like(dvars, np.nan)
+    mean_expected = expected / max(n_alive, 1)
+    std = dvars / mean_expected if mean_expected else np.full_like(dvars, np.nan)
     vstd = np.sqrt(voxelwise / n_alive) if n_alive else np.full_like(dvars, np.nan)
     return Dvars(*(np.concatenate([[np.nan], values]) for values in (dvars * scale, std, vstd)))
 
 
-def rmsd_of(parameters: np.ndarray, radius_mm: float = 80.0) -> np.ndarray:
-    """Root mean square displacement between volumes over a sphere (Jenkinson, 1999), (T,) mm; NaN for the first.
+def compute_rmsd(parameters: np.ndarray, radius_mm: float = 80.0) -> np.ndarray:
+    """Compute the root mean square displacement between volumes (Jenkinson, 1999), (T,) mm; NaN for the first.
 
     Parameters
     ----------
@@ -328,7 +328,7 @@ def rmsd_of(parameters: np.ndarray, radius_mm: float = 80.0) -> np.ndarray:
 
 
 def cosine_basis(n_volumes: int, tr: float, period_s: float = HIGH_PASS_S) -> np.ndarray:
-    """Discrete cosines of periods above ``period_s``, without the constant, (T, K)."""
+    """Compute discrete cosines with periods above ``period_s``, without the constant, (T, K)."""
     order = int(np.floor(2 * n_volumes * tr / period_s))
     at = np.arange(n_volumes) + 0.5
     return np.sqrt(2 / n_volumes) * np.cos(np.pi / n_volumes * np.outer(at, np.arange(1, order)))
@@ -337,9 +337,9 @@ def cosine_basis(n_volumes: int, tr: float, period_s: float = HIGH_PASS_S) -> np
 def compcor_columns(
     values: np.ndarray, tissues: dict[str, np.ndarray], tr: float, n_dummy: int = 0
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
-    """Anatomical CompCor: components of CSF (``c_``), of white matter (``w_``), and of both together (``a_comp_cor``).
+    """Compute aCompCor components of CSF (``c_``), white matter (``w_``) and both combined (``a_comp_cor``).
 
-    As many components are kept as explain half of the variance (Behzadi et al., 2007).
+    The components that explain half of the variance are kept (Behzadi et al., 2007).
     """
     masks = {
         "c": ("CSF", tissues["csf"]),
@@ -371,7 +371,7 @@ def compcor_columns(
 def principal_components(
     values: np.ndarray, where: np.ndarray, tr: float, n_dummy: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Principal components in time of some voxels, each high-pass filtered and of variance 1.
+    """Compute temporal principal components of voxels in a mask, high-pass filtered and scaled to variance 1.
 
     Returns
     -------

@@ -1,9 +1,9 @@
-"""Head motion: each volume is aligned to a reference by Gauss-Newton steps in torch.
+"""Head-motion correction: rigid registration of each volume with a reference by Gauss-Newton steps in torch.
 
-The steps are inverse-compositional (Baker and Matthews, 2004): the increment is sought on the side of the reference, so
-its gradient, Jacobian and normal matrix are computed once for all volumes and steps. Six rigid parameters about the
-brain's centre, and one gain for the volume's brightness. Two passes: volumes smoothed to 8 mm FWHM against the middle
-of the run, then to 4 mm against the mean of what the first pass aligned.
+The steps are inverse-compositional (Baker and Matthews, 2004): gradient, Jacobian and normal matrix depend on the
+reference only and are computed once. There are six rigid parameters about the brain's centre, and one gain for the
+volume's intensity. The first pass aligns volumes smoothed to 8 mm FWHM with the middle of the run, the second aligns
+volumes smoothed to 4 mm with the mean of volumes aligned by the first.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Pass:
-    """One pass over the run: smoothing of volumes and reference, voxels that are compared, most steps."""
+    """One pass over the run: smoothing, number of voxels in the metric, maximum number of steps."""
 
     fwhm_mm: float
     n_points: int
@@ -40,15 +40,15 @@ class Pass:
 
 PASSES = (Pass(8.0, 20_000, 40), Pass(4.0, 60_000, 20))
 N_REFERENCE = 40
-"""Volumes whose mean is the reference of the second pass, and whose median is the boldref."""
+"""Number of volumes for the reference of the second pass (mean) and for the boldref (median)."""
 
 
 @dataclass(frozen=True)
 class MotionEstimate:
-    """Files of a run's motion.
+    """Files of a run's head motion.
 
     ``motion`` is (T, 4, 4) float64 in ``.npy``; ``boldref`` the run's reference image; ``hmc_file`` the same motion as
-    ITK text. With an ``sdc``, the boldref is without distortion; motion begins where it is measured.
+    ITK text. With an ``sdc``, the boldref is corrected for distortion, and motion applies to distorted positions.
     """
 
     motion: Path
@@ -58,18 +58,18 @@ class MotionEstimate:
 
 
 def correct_motion(series: Series, out_dir: Path, threads: int = 1, device: str = "cpu") -> MotionEstimate:
-    """Estimate a run's head motion, and make its reference image.
+    """Estimate a run's head motion, and compute its boldref.
 
     Parameters
     ----------
     series : Series
     out_dir : pathlib.Path
     threads : int
-        The same bits come from any number.
+        The result does not depend on it.
     device : str
-        Where torch computes.
+        Torch device.
     """
-    source = series.open_raw()  # slice timing would spread a sudden move over its neighbours
+    source = series.open_raw()  # slice timing correction would spread sudden motion over neighbouring volumes
     middle = series.n_dummy + (series.n_volumes - series.n_dummy) // 2
     head = head_mask(source.read(max(series.n_dummy, middle - 2), middle + 3).mean(axis=0), source.affine)
     motion = estimate_motion(source, head, series.n_dummy, device, threads)
@@ -85,21 +85,20 @@ def correct_motion(series: Series, out_dir: Path, threads: int = 1, device: str 
 def estimate_motion(
     source: VolumeSource, mask: np.ndarray, n_dummy: int = 0, device: str = "cpu", threads: int = 1
 ) -> np.ndarray:
-    """Align every volume to a reference pose near the middle of the run.
+    """Align all volumes with a reference from the middle of the run.
 
     Parameters
     ----------
     source : VolumeSource
         The series, (X, Y, Z, T).
     mask : numpy.ndarray, (X, Y, Z) bool
-        The head or brain in a middle volume.
+        Mask of the head or brain in a middle volume.
     n_dummy : int
-        Volumes at the start that take no part in the reference.
+        Dummy volumes at the start, which are excluded from the reference.
     device : str
-        Where torch computes.
+        Torch device.
     threads : int
-        Batches of volumes worked on at once. Torch itself gets one thread in each: its operations here are so short
-        that its threads would mostly wait for each other.
+        Number of concurrent batches, with one torch thread each, because the operations are short.
 
     Returns
     -------
@@ -113,7 +112,7 @@ def estimate_motion(
     firsts = range(0, n_volumes, BATCH)
     with ThreadPoolExecutor(max(1, threads), initializer=torch.set_num_threads, initargs=(1,)) as pool:
         coarse = Aligner(reference, source.affine, mask, PASSES[0], device)
-        for first in firsts:  # one after the other: each begins where the one before ended
+        for first in firsts:  # sequentially: each batch starts from the last pose of the one before
             last = motion[first - 1] if first else np.eye(4)
             pool.submit(_align_batch, coarse, source, motion, first, last).result()
         chosen = steady_volumes(motion, N_REFERENCE, n_dummy)
@@ -126,14 +125,14 @@ def estimate_motion(
 def _align_batch(
     aligner: Aligner, source: VolumeSource, motion: np.ndarray, first: int, start: np.ndarray | None = None
 ) -> None:
-    """Align the volumes from ``first`` on, and put their poses into ``motion``, from which they begin by default."""
+    """Align a batch of volumes, and write their poses to ``motion``, which also initialises them by default."""
     own = slice(first, min(first + BATCH, source.shape[3]))
     begin = motion[own] if start is None else np.repeat(start[None], own.stop - first, axis=0)
     motion[own] = aligner.align(source.read(first, own.stop), begin)
 
 
 def framewise_displacement(parameters: np.ndarray, radius_mm: float = 50.0) -> np.ndarray:
-    """Sum of the absolute changes of the six parameters, rotations as arcs on a sphere (Power et al., 2012).
+    """Compute framewise displacement, with rotations as arcs on a sphere (Power et al., 2012).
 
     Parameters
     ----------
@@ -152,23 +151,23 @@ def framewise_displacement(parameters: np.ndarray, radius_mm: float = 50.0) -> n
 
 
 def steady_volumes(motion: np.ndarray, n_wanted: int, n_dummy: int = 0) -> np.ndarray:
-    """Indices of volumes spread over the run, between which the head moved little and which lie near its usual pose."""
+    """Select volumes spread over the run with little motion and close to the median pose; return their indices."""
     poses = motion[n_dummy:]
     corners = BRAIN_RADIUS_MM * np.vstack([np.eye(3), -np.eye(3)])
-    places = np.stack([apply_matrix(pose, corners) for pose in poses])
-    moved = np.linalg.norm(np.diff(places, axis=0, prepend=places[:1]), axis=2).mean(axis=1)
-    away = np.linalg.norm(places - np.median(places, axis=0), axis=2).mean(axis=1)
-    unrest = moved + away
+    positions = np.stack([apply_matrix(pose, corners) for pose in poses])
+    steps = np.linalg.norm(np.diff(positions, axis=0, prepend=positions[:1]), axis=2).mean(axis=1)
+    distances = np.linalg.norm(positions - np.median(positions, axis=0), axis=2).mean(axis=1)
+    displacement = steps + distances
     blocks = np.array_split(np.arange(len(poses)), min(n_wanted, len(poses)))
-    picked = np.array([block[np.argmin(unrest[block])] for block in blocks])
-    calm = unrest[picked] <= np.median(unrest[picked]) * 3 + 0.1
-    return picked[calm] + n_dummy
+    picked = np.array([block[np.argmin(displacement[block])] for block in blocks])
+    steady = displacement[picked] <= np.median(displacement[picked]) * 3 + 0.1
+    return picked[steady] + n_dummy
 
 
 def aligned_volumes(
     source: VolumeSource, motion: np.ndarray, chosen: np.ndarray, order: int = 3, threads: int = 1
 ) -> np.ndarray:
-    """Volumes drawn on the reference's grid.
+    """Resample volumes to the reference's grid.
 
     Parameters
     ----------
@@ -177,7 +176,7 @@ def aligned_volumes(
     chosen : numpy.ndarray, (n,)
         Indices of the volumes.
     order : int
-        Of the spline.
+        Spline order.
     threads : int
 
     Returns
@@ -186,24 +185,24 @@ def aligned_volumes(
     """
     to_voxels = np.linalg.inv(source.affine)
 
-    def draw_one(t: int) -> np.ndarray:
+    def resample_one(t: int) -> np.ndarray:
         pull = to_voxels @ motion[t] @ source.affine
         volume = source.read(t, t + 1)[0]
         return ndimage.affine_transform(volume, pull[:3, :3], pull[:3, 3], order=order, mode="nearest")
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        return np.stack(list(pool.map(draw_one, chosen.tolist())))
+        return np.stack(list(pool.map(resample_one, chosen.tolist())))
 
 
 def make_boldref(source: VolumeSource, motion: np.ndarray, n_dummy: int = 0, threads: int = 1) -> np.ndarray:
-    """The run's reference image: median of aligned volumes, (X, Y, Z) float32."""
+    """Compute the boldref, the median of aligned volumes, (X, Y, Z) float32."""
     chosen = steady_volumes(motion, N_REFERENCE, n_dummy)
     boldref = np.median(aligned_volumes(source, motion, chosen, threads=threads), axis=0)
-    return np.maximum(boldref, 0)  # cubic splines undershoot beside bright edges
+    return np.maximum(boldref, 0)  # cubic splines undershoot at bright edges
 
 
 class Aligner:
-    """One reference with all that depends on it alone."""
+    """Rigid registration of volumes with one reference; precomputes all terms that depend on the reference alone."""
 
     def __init__(
         self, reference: np.ndarray, affine: np.ndarray, mask: np.ndarray, settings: Pass, device: str
@@ -243,7 +242,7 @@ class Aligner:
 
     @torch.inference_mode()
     def align(self, volumes: np.ndarray, start: np.ndarray) -> np.ndarray:
-        """Poses of volumes (n, X, Y, Z), beginning at ``start`` (n, 4, 4)."""
+        """Estimate the poses of volumes (n, X, Y, Z), initialised by ``start`` (n, 4, 4)."""
         poses = start.astype(np.float64).copy()
         smooth = self._smooth(torch.from_numpy(volumes).to(self.device)) / self.scale
         moving = np.arange(len(poses))
@@ -259,10 +258,10 @@ class Aligner:
         return poses
 
     def _step(self, smooth: torch.Tensor, poses: np.ndarray) -> np.ndarray:
-        """Increments (n, 6): rotation in rad, translation in mm."""
+        """Compute the increments (n, 6): rotation in rad, translation in mm."""
         pulls = self.to_voxels @ poses @ self.affine
         last = np.array(self.shape) - 1
-        to_unit = np.diag(2 / last) @ pulls[:, :3]  # grid_sample counts from -1 to 1
+        to_unit = np.diag(2 / last) @ pulls[:, :3]  # grid_sample's coordinates are -1 to 1
         to_unit[:, :, 3] -= 1
         to_unit = torch.from_numpy(to_unit[:, ::-1].astype(np.float32).copy()).to(self.device)  # last axis first
         grid = self.voxels @ to_unit.transpose(1, 2)  # (n, P, 3)
@@ -274,19 +273,19 @@ class Aligner:
 
 
 def _smoothing_matrix(n: int, sigma: float) -> torch.Tensor:
-    """Gaussian smoothing along an axis as a matrix (n, n) whose rows sum to 1."""
+    """Return the matrix (n, n) of Gaussian smoothing along an axis; rows sum to 1."""
     index = torch.arange(n, dtype=torch.float32)
     weights = torch.exp(-0.5 * ((index[:, None] - index) / max(sigma, 1e-3)) ** 2)
     return weights / weights.sum(dim=1, keepdim=True)
 
 
 def _exponential(increment: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Rigid matrix of a small rotation vector (rad) about a centre and a translation (mm)."""
+    """Return the rigid matrix of a rotation vector (rad) about a centre and a translation (mm)."""
     angle = float(np.linalg.norm(increment[:3]))
     x, y, z = increment[:3] / angle if angle > 0 else (0.0, 0.0, 0.0)
     cross = np.array([[0, -z, y], [z, 0, -x], [-y, x, 0]])
-    turn = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
+    rotation = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
     matrix = np.eye(4)
-    matrix[:3, :3] = turn
-    matrix[:3, 3] = centre + increment[3:] - turn @ centre
+    matrix[:3, :3] = rotation
+    matrix[:3, 3] = centre + increment[3:] - rotation @ centre
     return matrix

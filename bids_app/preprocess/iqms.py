@@ -1,7 +1,7 @@
-"""Figures of a run's quality, under MRIQC's names where MRIQC has the same figure (Esteban et al., 2017).
+"""Image quality metrics (IQMs) of a run, under MRIQC's names where MRIQC has the metric (Esteban et al., 2017).
 
-All are of the motion-corrected series in the brain mask, without the non-steady-state volumes, and of the boldref. The
-series is read in blocks of voxels, or volume by volume, and never as a whole in float.
+They are computed from the motion-corrected series in the brain mask, without non-steady-state volumes, and from the
+boldref. The series is read in blocks of voxels or volume by volume.
 
     T  volumes of the run, dummies included      V  voxels of the brain mask
 """
@@ -17,57 +17,57 @@ from nibabel.affines import voxel_sizes
 from scipy import stats
 
 FD_LIMIT_MM = 0.5
-"""Framewise displacement above which `fd_num` and `fd_perc` count a volume; MRIQC's own default is 0.2 mm."""
+"""Threshold of framewise displacement for `fd_num` and `fd_perc`; MRIQC's default is 0.2 mm."""
 BLOCK_BYTES = 32 * 2**20
 N_SMOOTHNESS = 32
-"""Volumes whose smoothness is measured."""
+"""Number of volumes for smoothness."""
 N_OUTLIER_VOXELS = 20_000
-"""Voxels, spread over the brain, that `aor` and `aqi` look at."""
+"""Number of voxels, spread over the brain, for `aor` and `aqi`."""
 AXES = ("x", "y", "z")
 GHOST_AXES = ("x", "y")
 EMPTY = 1e-6
-"""A background with less than this share of the brain's energy was set to 0 by the scanner."""
+"""A background with less than this share of the brain's energy counts as set to 0 by the scanner."""
 
 
-def measure_quality(
+def compute_iqms(
     values: np.ndarray, mask: np.ndarray, boldref: np.ndarray, affine: np.ndarray, fd_mm: np.ndarray, n_dummy: int = 0
 ) -> dict[str, float]:
-    """All figures that come from a run's own signal.
+    """Compute all image quality metrics of a run.
 
     Parameters
     ----------
     values : numpy.ndarray, (T, V)
-        Motion-corrected series, voxels in the order of ``mask``; may be mapped from a file.
+        Motion-corrected series, voxels in the order of ``mask``; may be memory-mapped.
     mask : numpy.ndarray, (X, Y, Z) bool
-        The brain on the boldref's grid, V voxels.
+        Brain mask on the boldref's grid, V voxels.
     boldref : numpy.ndarray, (X, Y, Z)
     affine : numpy.ndarray, (4, 4)
         Voxel indices to RAS mm.
     fd_mm : numpy.ndarray, (T,)
         Framewise displacement; NaN for the first volume.
     n_dummy : int
-        Volumes at the start that are left out.
+        Dummy volumes at the start, which are excluded.
 
     Returns
     -------
     dict of str to float
-        See `motion_figures`, `series_figures`, `outlier_figures` and `image_figures`.
+        See `motion_iqms`, `series_iqms`, `outlier_iqms` and `image_iqms`.
     """
     return {
-        **motion_figures(fd_mm[n_dummy + 1 :]),
-        **series_figures(values, mask, affine, n_dummy),
-        **outlier_figures(values, n_dummy),
-        **image_figures(boldref, mask, affine),
+        **motion_iqms(fd_mm[n_dummy + 1 :]),
+        **series_iqms(values, mask, affine, n_dummy),
+        **outlier_iqms(values, n_dummy),
+        **image_iqms(boldref, mask, affine),
     }
 
 
-def motion_figures(fd_mm: np.ndarray, limit_mm: float = FD_LIMIT_MM) -> dict[str, float]:
-    """Mean and largest framewise displacement (mm), and how many volumes are above a limit (number, percent).
+def motion_iqms(fd_mm: np.ndarray, limit_mm: float = FD_LIMIT_MM) -> dict[str, float]:
+    """Compute mean and maximum framewise displacement (mm), and the volumes above a limit (number, percent).
 
     Parameters
     ----------
     fd_mm : numpy.ndarray, (T,)
-        As by Power et al. (2012), rotations on a sphere of 50 mm; NaN where there is no volume before.
+        By Power et al. (2012), rotations on a sphere of 50 mm; NaN for the first volume.
     limit_mm : float
     """
     known = fd_mm[np.isfinite(fd_mm)]
@@ -80,12 +80,12 @@ def motion_figures(fd_mm: np.ndarray, limit_mm: float = FD_LIMIT_MM) -> dict[str
     }
 
 
-def series_figures(values: np.ndarray, mask: np.ndarray, affine: np.ndarray, n_dummy: int = 0) -> dict[str, float]:
-    """Temporal SNR, global correlation and smoothness, from one pass over the series.
+def series_iqms(values: np.ndarray, mask: np.ndarray, affine: np.ndarray, n_dummy: int = 0) -> dict[str, float]:
+    """Compute temporal SNR, global correlation and smoothness in one pass over the series.
 
-    - ``tsnr``: median over the brain of mean over standard deviation in time (Krueger and Glover, 2001).
-    - ``gcor``: mean of the correlations of all pairs of voxels, which is the squared length of the mean of all unit
-      series (Saad et al., 2013).
+    - ``tsnr``: median over the brain of temporal mean over temporal standard deviation (Krueger and Glover, 2001).
+    - ``gcor``: mean correlation of all pairs of voxels, equal to the squared norm of the mean of all unit series
+      (Saad et al., 2013).
     - ``fwhm_x``, ``_y``, ``_z``, ``_avg``: see `smoothness`.
 
     Parameters
@@ -120,16 +120,16 @@ def series_figures(values: np.ndarray, mask: np.ndarray, affine: np.ndarray, n_d
 
 
 def smoothness(residuals: Iterator[np.ndarray], mask: np.ndarray, affine: np.ndarray) -> dict[str, float]:
-    """Smoothness of noise as the FWHM of a Gaussian, mm along right, anterior and superior, and their geometric mean.
+    """Estimate the smoothness of noise as FWHM, mm along x, y and z (RAS), and their geometric mean.
 
     From the variance of the differences of neighbours (Forman et al., 1995): with ``r = 1 - var(difference) / (2 var)``
-    the FWHM is ``voxel size * sqrt(-2 ln 2 / ln r)``; the geometric mean over volumes. Volumes whose neighbours are not
-    alike (``r`` at most 0) count as not smooth along that axis and are left out.
+    the FWHM is ``voxel size * sqrt(-2 ln 2 / ln r)``; the geometric mean over volumes. Volumes with uncorrelated
+    neighbours (``r <= 0``) are excluded for that axis.
 
     Parameters
     ----------
     residuals : iterator of numpy.ndarray, (V,)
-        Volumes without their slow trends, voxels in the order of ``mask``.
+        Detrended volumes, voxels in the order of ``mask``.
     mask : numpy.ndarray, (X, Y, Z) bool
     affine : numpy.ndarray, (4, 4)
     """
@@ -139,9 +139,9 @@ def smoothness(residuals: Iterator[np.ndarray], mask: np.ndarray, affine: np.nda
         variance = float(noise.var(dtype=np.float64))
         for axis, (one, other) in enumerate(pairs):
             if variance > 0 and len(one):
-                alike = 1 - float((noise[one] - noise[other]).var(dtype=np.float64)) / (2 * variance)
-                if 0 < alike < 1:
-                    found[axis].append(math.log(alike))
+                r = 1 - float((noise[one] - noise[other]).var(dtype=np.float64)) / (2 * variance)
+                if 0 < r < 1:
+                    found[axis].append(math.log(r))
     sizes = voxel_sizes(affine)
     fwhm = {}
     for axis, logs in enumerate(found):
@@ -152,14 +152,14 @@ def smoothness(residuals: Iterator[np.ndarray], mask: np.ndarray, affine: np.nda
     return {name: fwhm[name] for name in ("fwhm_avg", "fwhm_x", "fwhm_y", "fwhm_z")}
 
 
-def outlier_figures(values: np.ndarray, n_dummy: int = 0) -> dict[str, float]:
-    """Outlier ratio and quality index of AFNI, on voxels spread over the brain.
+def outlier_iqms(values: np.ndarray, n_dummy: int = 0) -> dict[str, float]:
+    """Compute AFNI's outlier ratio and quality index on voxels spread over the brain.
 
     - ``aor``: share of values farther from their voxel's median than ``a * sqrt(pi / 2) * MAD``, where a normal value
-      lies beyond ``a`` with probability ``0.001 / T`` (AFNI's ``3dToutcount``); the mean over volumes.
-    - ``aqi``: mean over volumes of 1 less Spearman's correlation of the volume with the median volume (``3dTqual``).
+      exceeds ``a`` with probability ``0.001 / T`` (AFNI's ``3dToutcount``); the mean over volumes.
+    - ``aqi``: mean over volumes of 1 minus Spearman's correlation of the volume with the median volume (``3dTqual``).
 
-    Both are of the series after motion correction; MRIQC's are of the raw one.
+    Both are computed after head-motion correction; MRIQC computes them from the raw series.
 
     Parameters
     ----------
@@ -179,19 +179,19 @@ def outlier_figures(values: np.ndarray, n_dummy: int = 0) -> dict[str, float]:
         limit = far * np.median(away, axis=0)
         outliers += int((away > limit)[:, limit > 0].sum())
     ranks = _ranks(middle)
-    unlike = [1 - float(ranks @ _ranks(row)) for row in few]
-    return {"aor": outliers / (n_volumes * n_voxels), "aqi": float(np.mean(unlike))}
+    distances = [1 - float(ranks @ _ranks(row)) for row in few]
+    return {"aor": outliers / (n_volumes * n_voxels), "aqi": float(np.mean(distances))}
 
 
-def image_figures(boldref: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> dict[str, float]:
-    """Figures of the reference image; NaN where it has no background to compare with.
+def image_iqms(boldref: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> dict[str, float]:
+    """Compute image quality metrics of the boldref; NaN where they require a background and there is none.
 
-    - ``snr``: median over the brain divided by the standard deviation there (with ``n - 1``); this counts the brain's
-      own contrast as noise, as MRIQC's does (Dietrich et al., 2007).
-    - ``efc``: entropy of the image's brightness over that of an image of one brightness (Atkinson et al., 1997); ghosts
-      and blur raise it.
+    - ``snr``: median over the brain divided by the standard deviation there (with ``n - 1``); as in MRIQC, the brain's
+      own contrast counts as noise (Dietrich et al., 2007).
+    - ``efc``: entropy focus criterion, the image's entropy over that of a uniform image (Atkinson et al., 1997);
+      ghosting and blurring increase it.
     - ``fber``: median energy in the brain over that of the background (Shehzad et al., 2015).
-    - ``gsr_x``, ``gsr_y``: mean of the background where a ghost of half the field of view falls, less that of the rest
+    - ``gsr_x``, ``gsr_y``: ghost-to-signal ratio, the mean of the background at the N/2 ghost minus that of the rest
       of the background, over the median of the brain (Giannelli et al., 2010).
 
     Parameters
@@ -221,7 +221,7 @@ def image_figures(boldref: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> 
 
 
 def trend_basis(n_volumes: int) -> np.ndarray:
-    """Polynomials in time up to one order for each 30 volumes, orthonormal, (T, K); AFNI's rule for slow trends."""
+    """Return orthonormal polynomials in time with order 1 + T / 30, (T, K), by AFNI's rule for detrending."""
     order = 1 + n_volumes // 30
     return np.linalg.qr(np.polynomial.legendre.legvander(np.linspace(-1, 1, n_volumes), order))[0]
 
@@ -233,7 +233,7 @@ def _blocks(n_voxels: int, n_volumes: int) -> Iterator[slice]:
 
 
 def _neighbours(mask: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers, within the mask, of voxels and of their neighbours along an axis."""
+    """Return in-mask indices of voxels and of their neighbours along an axis."""
     number = np.full(mask.shape, -1, dtype=np.int64)
     number[mask] = np.arange(int(mask.sum()))
     one = np.take(number, range(mask.shape[axis] - 1), axis).ravel()
@@ -243,7 +243,7 @@ def _neighbours(mask: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks of values, centred and of length 1; 0 where all are alike."""
+    """Rank values, centre the ranks and scale them to norm 1; 0 if all values are equal."""
     ranks = stats.rankdata(values)
     ranks -= ranks.mean()
     length = float(np.linalg.norm(ranks))

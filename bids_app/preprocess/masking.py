@@ -1,4 +1,4 @@
-"""What can be said about a BOLD run from its own values: non-steady-state volumes, and where the brain is."""
+"""Non-steady-state volumes, head masks and brain masks from image intensities."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 from skimage.filters import threshold_otsu
 
-from bids_app.preprocess.io.images import Series, examine_bold, with_dummies
+from bids_app.preprocess.io.images import Series, examine_bold, set_dummies
 from bids_app.preprocess.io.volumes import VolumeSource
 
 MAX_DUMMY_SECONDS = 15.0
@@ -27,7 +27,7 @@ def prepare_bold(
     events_end_s: float | None = None,
     ignore: Container[str] = (),
 ) -> Series:
-    """Examine a BOLD file, and find the volumes to drop from its start.
+    """Check a BOLD file, and count its non-steady-state volumes.
 
     Parameters
     ----------
@@ -36,23 +36,23 @@ def prepare_bold(
         Its sidecar.
     out_dir : pathlib.Path
     dummy_scans : int, optional
-        Volumes to drop; counted from the signal by default.
+        Number of dummy volumes; estimated from the signal by default.
     events_end_s : float, optional
-        When the run's last event begins, s.
+        Onset of the last event, s.
     ignore : container of str
-        ``slicetiming``: take slices as they are.
+        ``slicetiming``: skip slice timing correction.
 
     Raises
     ------
     BadDataError
-        The file cannot be used.
+        The file or its sidecar is invalid.
     """
     series = examine_bold(bold, metadata, out_dir, events_end_s=events_end_s, ignore=ignore)
-    return with_dummies(series, count_dummies(series.open_raw(), series.tr) if dummy_scans is None else dummy_scans)
+    return set_dummies(series, count_dummies(series.open_raw(), series.tr) if dummy_scans is None else dummy_scans)
 
 
 def head_mask(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """A generous mask of what gives signal, (X, Y, Z) bool.
+    """Compute a liberal mask of the head, (X, Y, Z) bool.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ def head_mask(volume: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def largest_part(mask: np.ndarray) -> np.ndarray:
-    """The largest connected part of a mask."""
+    """Return the largest connected component of a mask."""
     labels, n_parts = ndimage.label(mask)
     if n_parts < 2:
         return mask
@@ -75,7 +75,7 @@ def largest_part(mask: np.ndarray) -> np.ndarray:
 
 
 def ball(radius_mm: float, affine: np.ndarray) -> np.ndarray:
-    """Structuring element of a ball on a grid, bool."""
+    """Return the structuring element of a ball on a grid, bool."""
     sizes = voxel_sizes(affine)
     reach = np.maximum(np.floor(radius_mm / sizes), 0).astype(int)
     axes = [np.arange(-r, r + 1) * s for r, s in zip(reach, sizes, strict=True)]
@@ -84,10 +84,9 @@ def ball(radius_mm: float, affine: np.ndarray) -> np.ndarray:
 
 
 def brain_mask(boldref: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Brain mask of a bias-corrected boldref, from its own values, (X, Y, Z) bool.
+    """Estimate the brain mask of a bias-corrected boldref from its intensities, (X, Y, Z) bool.
 
-    A threshold, an opening that cuts the eyes and muscles off, the largest part, and the opening's loss grown back
-    within what is above the threshold.
+    Threshold, opening (which removes eyes and muscles), largest component, dilation within the threshold, closing.
 
     Parameters
     ----------
@@ -106,14 +105,14 @@ def brain_mask(boldref: np.ndarray, affine: np.ndarray) -> np.ndarray:
 
 
 def _padded(mask: np.ndarray, n: int) -> np.ndarray:
-    """Continue a mask beyond the field of view, where the head goes on."""
+    """Extrapolate a mask beyond the field of view."""
     return np.pad(mask, n, mode="edge")
 
 
 def count_dummies(source: VolumeSource, tr: float) -> int:
-    """Number of volumes at the start that were measured before the signal became steady.
+    """Count the non-steady-state volumes at the start of a run.
 
-    T1 relaxation makes them brighter; the mean over the head is compared with the rest of the run's start.
+    Before T1 saturation volumes are brighter; the mean over the head is compared with the following volumes.
 
     Parameters
     ----------
@@ -122,15 +121,15 @@ def count_dummies(source: VolumeSource, tr: float) -> int:
         Repetition time, s.
     """
     n_first = min(source.shape[3], 50)
-    n_most = min(int(np.ceil(MAX_DUMMY_SECONDS / tr)), n_first // 3)
+    n_max = min(int(np.ceil(MAX_DUMMY_SECONDS / tr)), n_first // 3)
     volumes = source.read(0, n_first)
-    head = head_mask(volumes[n_most:].mean(axis=0), source.affine)
+    head = head_mask(volumes[n_max:].mean(axis=0), source.affine)
     means = volumes[:, head].mean(axis=1)
-    rest = means[n_most:]
+    rest = means[n_max:]
     middle = float(np.median(rest))
     spread = 1.4826 * float(np.median(np.abs(rest - middle)))
     limit = max(OUTLIER_MADS * spread, MIN_EXCESS * abs(middle))
     n_dummy = 0
-    while n_dummy < n_most and means[n_dummy] - middle > limit:
+    while n_dummy < n_max and means[n_dummy] - middle > limit:
         n_dummy += 1
     return n_dummy

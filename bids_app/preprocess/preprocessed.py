@@ -1,4 +1,4 @@
-"""A run that is ready for a grid, whichever way it was made; what clips, derivatives and report are made from."""
+"""Preprocessed runs: the common result of preprocessing and ingestion, and the input of clips and derivatives."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from bids_app.preprocess.sdc.apply import SdcField
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the derivatives of a run come from, and what they say of themselves."""
+    """Provenance of ingested derivatives."""
 
     pipeline: str
-    way_to_model: str
-    """How their space is brought to the model's, in words."""
+    transform_to_model: str
+    """Description of the transform from their space to the model's."""
     slice_timing_corrected: bool | None = None
     start_time: float | None = None
-    """When in the repetition time a volume counts, s."""
+    """Reference time of volumes within the repetition time, s."""
 
 
 @dataclass(frozen=True)
 class PreprocessedRun:
-    """One run as the clips, the derivatives and the report need it. Conventions of maps stand in `transforms.py`."""
+    """One preprocessed run. See `transforms.py` for the conventions of transforms."""
 
     source: Path
     """The input file, for messages and sidecars."""
@@ -39,13 +39,13 @@ class PreprocessedRun:
     n_dummy: int
     """Non-steady-state volumes at the start."""
     motion: Path | None
-    """(T, 4, 4) float64 ``.npy``: boldref point to point of volume t; None: no motion to undo."""
+    """(T, 4, 4) float64 ``.npy``: boldref point to point of volume t; None: already motion-corrected."""
     chain: Path | None
     """`Chain` from template to boldref; None: the series is in template space."""
     template: str
-    """Where ``chain`` starts."""
+    """Space where ``chain`` starts."""
     data_mask: Path
-    """Where the series varies over time, on its own grid."""
+    """Voxels that vary over time, on the grid of the series."""
     boldref: Path
     brain_mask: Path
     dseg: Path | None
@@ -64,42 +64,42 @@ class PreprocessedRun:
     from_template: Path | None = None
     """ITK transforms; the last two on the route ``direct``."""
     epi_mask: Path | None = None
-    """Brain mask from the boldref's own values."""
+    """Brain mask from the boldref's own intensities."""
     boldref_in_template: Path | None = None
     boldref_in_t1w: Path | None = None
     anatomy: Anatomy | None = None
     sdc: SdcField | None = None
-    """What undoes its distortion: after ``chain``, before ``motion``; None: it stays."""
+    """Susceptibility distortion correction, applied after ``chain`` and before ``motion``; None: no correction."""
     slices: SliceTimes | None = None
-    """When slices were measured; None: ``bold`` is drawn from as it is."""
+    """Slice times; None: no slice timing correction."""
     space: str | None = None
-    """The standard space that ``boldref`` and masks are in (route ``derivatives``); None: the run's own."""
-    beside: tuple[Path, ...] = ()
-    """Other input files that it was made from."""
+    """Standard space of ``boldref`` and masks (route ``derivatives``); None: the run's own space."""
+    other_sources: tuple[Path, ...] = ()
+    """Other input files of the run."""
     notes: tuple[str, ...] = ()
-    """Choices that were made on the way, as sentences for the report."""
+    """Processing choices, as sentences for the report."""
     offset: float = 0.0
-    """Added to the series for the model, which reads nothing below 0; for a series whose mean was taken away."""
+    """Added to a series without its mean image, because the model requires values of at least 0."""
     seed: int | None = None
-    """That the alignments ran with."""
+    """Seed of the registrations."""
     orientation: Orientation = field(default_factory=Orientation)
-    """What was found of its left and right."""
+    """Result of the left-right check."""
     origin: Origin | None = None
-    """Of a run that was preprocessed elsewhere (route ``derivatives``)."""
+    """Provenance of ingested derivatives (route ``derivatives``)."""
 
     @property
     def start_time(self) -> float | None:
-        """When in the repetition time a volume counts once slice timing is corrected, s; None where it is not."""
+        """Reference time of volumes after slice timing correction, s; None without the correction."""
         return None if self.slices is None else round(self.slices.reference, 6)
 
     def open(self) -> VolumeSource:
-        """The series to draw from."""
+        """Open the series, with slice timing correction if slice times are known."""
         return open_series(self.bold, self.slices, self.tr, self.n_dummy)
 
 
 @dataclass(frozen=True)
 class OnGrid:
-    """A run on the model grid: the folder of its `GridSeries`, and how much of the template's brain it covers."""
+    """A run on the model grid: the folder of its `GridSeries`, and the covered share of the template's brain."""
 
     folder: Path
     coverage: float

@@ -1,9 +1,9 @@
-"""From the raw volumes onto a grid, in one interpolation: motion, alignment and warps are joined before it.
+"""Resampling of raw volumes in a single interpolation: motion, alignment and warps are combined before it.
 
-    V  points of the target grid that are wanted      T  volumes of the run
+    V  points of the target grid      T  volumes of the run
 
-The chain takes the V points to the boldref once; each volume's motion then takes them on to where its tissue is, and
-a cubic spline of the raw volume is evaluated there. Nothing larger than a chunk of volumes is held.
+The chain maps the V points to the boldref once; each volume's motion maps them on to the volume, where a cubic spline
+is evaluated. The series is processed in chunks of volumes.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from bids_app.preprocess.io.images import read_volume, save_image, stamp_header
 from bids_app.preprocess.io.volumes import VolumeSource, chunks
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration.transforms import Chain, apply_matrix, grid_points, sample
-from bids_app.preprocess.sdc.apply import aim
+from bids_app.preprocess.sdc.apply import distort_points
 
 SPLINE_ORDER = 3
 SPLINE_MARGIN = 12
-"""Voxels around what is wanted within which a cubic spline's coefficients still feel the values, to 1e-7."""
+"""Margin (voxels) around a subvolume; cubic spline coefficients depend on voxels beyond it by less than 1e-7."""
 POSES_CHECKED = 60
 ON_VOXEL = 1e-3
-"""Voxels by which a point may be off a voxel's centre and still be on it; headers hold affines in 32 bits."""
+"""Largest distance (voxels) at which a point coincides with a voxel; headers store affines in 32 bits."""
 SHARE_INSIDE = 0.9
-"""Share of the volumes in which a point must lie in the field of view."""
+"""Minimum share of volumes in which a point is in the field of view."""
 
 
 def pull_volumes(
@@ -46,23 +46,23 @@ def pull_volumes(
     order: int = SPLINE_ORDER,
     gain: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
-    """Values of each volume at points of the boldref, chunk by chunk.
+    """Interpolate each volume at points of the boldref, chunk by chunk.
 
     Parameters
     ----------
     source : VolumeSource
         The raw series.
     motion : numpy.ndarray, (T, 4, 4), optional
-        Boldref point to point of volume t, RAS mm; None: there is none. Points that then fall on voxels are copied.
+        Boldref point to point of volume t, RAS mm; None: no motion, and points on voxels are copied.
     points : numpy.ndarray, (V, 3)
-        In the boldref's space, RAS mm; of a distorted run, where they are measured.
+        In the boldref's space, RAS mm; distorted positions if the run has a distortion correction.
     first : int
-        Volume to begin with.
+        Index of the first volume.
     threads : int
     order : int
-        Of the spline.
+        Spline order.
     gain : numpy.ndarray, (V,), optional
-        By what values are multiplied.
+        Factors of the values.
 
     Yields
     ------
@@ -77,7 +77,7 @@ def pull_volumes(
             i, j, k = np.clip(np.rint(voxels).astype(int).T, 0, np.array([source.shape[:3]]).T - 1)
             yield from (volumes[:, i, j, k] for _, volumes in chunks(source, first))
         else:
-            yield from _pull_still(source, voxels, first, threads, order)
+            yield from _pull_without_motion(source, voxels, first, threads, order)
         return
     columns = np.ascontiguousarray(points.T)  # (3, V)
 
@@ -95,29 +95,31 @@ def pull_volumes(
             yield np.stack(list(pool.map(pull, volumes, motion[start : start + len(volumes)])))
 
 
-def _pull_still(source: VolumeSource, voxels: np.ndarray, first: int, threads: int, order: int) -> Iterator[np.ndarray]:
-    """Values at voxel positions (V, 3) that are the same in all volumes; the rest of a volume is left out."""
+def _pull_without_motion(
+    source: VolumeSource, voxels: np.ndarray, first: int, threads: int, order: int
+) -> Iterator[np.ndarray]:
+    """Interpolate all volumes at the same voxel positions (V, 3), within their bounding box."""
     low = np.clip(np.floor(voxels.min(axis=0)).astype(int) - SPLINE_MARGIN, 0, None)
     high = np.ceil(voxels.max(axis=0)).astype(int) + SPLINE_MARGIN + 1
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    places = np.ascontiguousarray((voxels - low).T)
+    positions = np.ascontiguousarray((voxels - low).T)
 
     def pull(volume: np.ndarray) -> np.ndarray:
         near = volume[box]
         if order > 1:
             near = ndimage.spline_filter(near, order=order, output=np.float32, mode="mirror")
-        values = np.empty(places.shape[1], dtype=np.float32)
-        return ndimage.map_coordinates(near, places, output=values, order=order, mode="mirror", prefilter=False)
+        values = np.empty(positions.shape[1], dtype=np.float32)
+        return ndimage.map_coordinates(near, positions, output=values, order=order, mode="mirror", prefilter=False)
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for _, volumes in chunks(source, first):
             yield np.stack(list(pool.map(pull, volumes)))
 
 
-def where_data_are(
+def find_covered_points(
     source: VolumeSource, motion: np.ndarray | None, points: np.ndarray, data_mask: np.ndarray
 ) -> np.ndarray:
-    """Which points of the boldref the run has data for, (V,) bool.
+    """Return the points of the boldref at which the run has data, (V,) bool.
 
     Parameters
     ----------
@@ -126,7 +128,7 @@ def where_data_are(
     points : numpy.ndarray, (V, 3)
         RAS mm.
     data_mask : numpy.ndarray, (X, Y, Z) bool
-        Where the raw series varies over time.
+        Voxels of the raw series that vary over time.
     """
     to_voxels = np.linalg.inv(source.affine)
     last = np.array(source.shape[:3]) - 1
@@ -141,27 +143,27 @@ def where_data_are(
 
 
 def resample_to_model_grid(run: PreprocessedRun, out_dir: Path, threads: int = 1) -> GridSeries:
-    """Draw a run on the model grid: the template's brain where the run has data, without the dummy volumes.
+    """Resample a run to the model grid: the template's brain where the run has data, without dummy volumes.
 
     Parameters
     ----------
     run : PreprocessedRun
     out_dir : pathlib.Path
-        Becomes the folder of the `GridSeries`.
+        Folder of the `GridSeries`.
     threads : int
 
     Raises
     ------
     BadDataError
-        The run has no data where the template's brain is.
+        The run has no data in the template's brain.
     """
     mask = template_brain(run.template, space(MODEL_SPACE), MODEL_GRID_SHAPE, MODEL_GRID_AFFINE)
-    source, motion, points, gain, seen = _aim(run, space(MODEL_SPACE), mask, MODEL_GRID_AFFINE)
+    source, motion, points, gain, seen = _locate_points(run, space(MODEL_SPACE), mask, MODEL_GRID_AFFINE)
     mask[mask] = seen
     if not mask.any():
         raise BadDataError(
-            f"{run.source.name}: no part of the brain is left on the model grid.",
-            "Look at the alignment in the report.",
+            f"{run.source.name}: no data in the brain on the model grid.",
+            "Check the alignment with the template in the report, and the image's orientation.",
         )
     n_volumes = source.shape[3] - run.n_dummy
     with GridSeriesWriter(out_dir, mask, run.tr, n_volumes, start=run.n_dummy * run.tr) as writer:
@@ -177,18 +179,18 @@ def resample_to_space(run: PreprocessedRun, name: str, out_dir: Path, threads: i
     ----------
     run : PreprocessedRun
     name : str
-        Of the catalog's spaces; points of it reach the template by the catalog's matrix.
+        Name of a space in the catalog; the catalog's matrix maps it to the template.
     out_dir : pathlib.Path
     threads : int
 
     Returns
     -------
     tuple of pathlib.Path
-        The 4D series (int16 with a scale, gzip) and the brain mask, 0 where the run has no data.
+        The 4D series (scaled int16, gzip), and the brain mask, 0 where the run has no data.
     """
     target = space(name)
     everywhere = np.ones(target.shape, dtype=bool)
-    source, motion, points, gain, seen = _aim(run, target, everywhere, target.affine)
+    source, motion, points, gain, seen = _locate_points(run, target, everywhere, target.affine)
     brain = template_brain(run.template, target, target.shape, target.affine) & seen.reshape(target.shape)
     low, high = _value_range(source)
     slope = max((high - low) * 1.1 / 65_000, 1e-9)
@@ -199,7 +201,7 @@ def resample_to_space(run: PreprocessedRun, name: str, out_dir: Path, threads: i
     header.set_slope_inter(slope, middle)
     stamp_header(header, target.affine, 4, run.tr)
     series = out_dir / f"space-{name}_bold.nii.gz"
-    empty = np.int16(np.clip(round(-middle / slope), -32_768, 32_767))  # what stands for 0
+    empty = np.int16(np.clip(round(-middle / slope), -32_768, 32_767))  # stored value of 0
     with series.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
         header["vox_offset"] = 352
         header["magic"] = b"n+1"
@@ -219,22 +221,22 @@ def _value_range(source: VolumeSource) -> tuple[float, float]:
 
 
 def template_brain(template: str, onto: Space, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
-    """A template's brain mask on a grid of some space, (X, Y, Z) bool."""
+    """Resample a template's brain mask to a grid of a space, (X, Y, Z) bool."""
     return brain_on(template, shape, onto.pull_to(space(template)) @ affine)
 
 
-def _aim(
+def _locate_points(
     run: PreprocessedRun, target: Space, where: np.ndarray, affine: np.ndarray
 ) -> tuple[VolumeSource, np.ndarray | None, np.ndarray, np.ndarray | None, np.ndarray]:
-    """The raw series, its motion, where the target's points are measured, their gain, and which have data."""
+    """Return series, motion, positions of the target's points in the boldref, their gain, and which have data."""
     source = run.open()
     motion = np.load(run.motion) if run.motion else None
     points = apply_matrix(target.pull_to(space(run.template)), grid_points(where.shape, affine, where))
     if run.chain is not None:
         points = Chain.load(run.chain)(points)
-    points, gain = aim(run.sdc, points)
+    points, gain = distort_points(run.sdc, points)
     data_mask = read_volume(run.data_mask)[0] > 0.5
-    return source, motion, points, gain, where_data_are(source, motion, points, data_mask)
+    return source, motion, points, gain, find_covered_points(source, motion, points, data_mask)
 
 
 def _of(gain: np.ndarray | None, seen: np.ndarray) -> np.ndarray | None:
@@ -242,6 +244,6 @@ def _of(gain: np.ndarray | None, seen: np.ndarray) -> np.ndarray | None:
 
 
 def model_grid_coverage(run: PreprocessedRun, series: GridSeries) -> float:
-    """Share of the template's brain that a run covers on the model grid."""
+    """Compute the share of the template's brain that a run covers on the model grid."""
     brain = template_brain(run.template, space(MODEL_SPACE), MODEL_GRID_SHAPE, MODEL_GRID_AFFINE)
     return float(series.mask.sum() / brain.sum())

@@ -190,7 +190,7 @@ def collect(
         boldref_in_t1w=alignment.boldref_in_t1w,
         anatomy=anatomy,
         sdc=sdc,
-        beside=sdc.sources if sdc else (),
+        other_sources=sdc.sources if sdc else (),
         slices=series.slices,
         notes=notes,
         seed=seed,

@@ -74,7 +74,7 @@ def describe(run: BoldRun, settings: Settings) -> Iterator[str]:
         The run cannot be used.
     """
     from bids_app.clips.cut import CLIP_VOLUMES, MODEL_TR
-    from bids_app.preprocess.ingest.derivatives import check_forms, way_in_words
+    from bids_app.preprocess.ingest.derivatives import check_forms, describe_transform
     from bids_app.preprocess.io.headers import SLICE_TIMING, examine_anatomy, examine_header
     from bids_app.preprocess.sdc.choice import correction_of
     from bids_app.workflow.memory import check_memory_of
@@ -95,7 +95,7 @@ def describe(run: BoldRun, settings: Settings) -> Iterator[str]:
         route = f"from {run.derived.pipeline}"
     yield f"{header.n_volumes} volumes of {size} voxels ({voxels} mm), TR {header.tr:g} s; {n_clips} clips; {route}"
     if run.derived:
-        yield f"taken over: {way_in_words(run.derived.space)}"
+        yield f"taken over: {describe_transform(run.derived.space)}"
         mask, table = run.derived.mask, run.derived.confounds
         yield f"brain mask: {mask.name if mask else 'from the image'}; confounds: {table.name if table else 'none'}"
     else:

@@ -13,7 +13,7 @@ from bids_app.bids.fieldmaps import PAIR, PHASE_DIFFERENCE, TWO_PHASES
 from bids_app.bids.query import BoldRun
 from bids_app.catalog import templates
 from bids_app.outputs.boilerplate import Sentence
-from bids_app.preprocess.ingest.derivatives import way_in_words
+from bids_app.preprocess.ingest.derivatives import describe_transform
 from bids_app.preprocess.io.headers import SLICE_TIMING
 from bids_app.preprocess.sdc.choice import METHODS, SYN
 
@@ -55,7 +55,7 @@ def derivatives(run: DerivedRun) -> Sentence:
     """What is said of a run that another pipeline preprocessed."""
     keys = [key for start, key in DERIVATIVE_CITATIONS.items() if run.pipeline.lower().startswith(start)]
     cite = f" [@{keys[0]}]" if keys else ""
-    return Sentence("derivatives", {"pipeline": run.pipeline, "cite": cite, "way": way_in_words(run.space)})
+    return Sentence("derivatives", {"pipeline": run.pipeline, "cite": cite, "way": describe_transform(run.space)})
 
 
 def template_values(name: str) -> dict[str, str]:

@@ -58,8 +58,11 @@ DAMAGED_RUNS: dict[str, tuple[Callable[..., object], str]] = {
     "3D image": (lambda d: d.write_bold(data=noise(12, 12, 8)), "3D instead of 4D"),
     "too few volumes": (lambda d: d.write_bold(data=noise(12, 12, 8, 5)), "5 volumes, too few"),
     "values that are not numbers": (lambda d: d.write_bold(data=with_nan(noise(12, 12, 8, 30))), "NaN"),
-    "constant image": (lambda d: d.write_bold(data=np.full((12, 12, 8, 30), 7.0, np.float32)), "one value throughout"),
-    "empty image": (lambda d: d.write_bold(data=np.zeros((12, 12, 8, 30), np.float32)), "one value throughout"),
+    "constant image": (
+        lambda d: d.write_bold(data=np.full((12, 12, 8, 30), 7.0, np.float32)),
+        "each volume is constant",
+    ),
+    "empty image": (lambda d: d.write_bold(data=np.zeros((12, 12, 8, 30), np.float32)), "each volume is constant"),
     "repetition time in ms": (lambda d: d.write_sidecar({"RepetitionTime": 2000}), "RepetitionTime"),
     "repetition time as text": (lambda d: d.write_sidecar({"RepetitionTime": "two"}), "RepetitionTime"),
     "sidecar that is no JSON": (

@@ -67,10 +67,10 @@ def test_what_does_not_lie_as_it_says_fails_and_the_rest_is_done(finished) -> No
     out, code = finished
     assert code == 65
     assert summary(out, "01")["status"] == "ok"
-    assert "left and right are exchanged" in summary(out, "02")["runs"][0]["reason"]
+    assert "left-right flipped" in summary(out, "02")["runs"][0]["reason"]
     assert "12 mm posterior" in summary(out, "03")["runs"][0]["reason"]
     assert not list(out.glob("sub-0[23]/func/*"))
-    assert "left and right are exchanged" in (out / "sub-02.html").read_text()
+    assert "left-right flipped" in (out / "sub-02.html").read_text()
 
 
 def test_outputs_of_a_run_taken_over_are_whole(finished) -> None:

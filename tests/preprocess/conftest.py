@@ -28,13 +28,13 @@ class Head:
 
     def moved(self, poses: np.ndarray, noise: float = 5.0, seed: int = 0) -> np.ndarray:
         """A series (X, Y, Z, T) of the head in given poses (T, 4, 4): reference point to point of volume t."""
-        draws = np.random.default_rng(seed)
+        rng = np.random.default_rng(seed)
         volumes = [
             resample_to(self.epi, self.affine, self.epi.shape, self.affine, linear(np.linalg.inv(pose)), order=3)
             for pose in poses
         ]
         series = np.stack(volumes, axis=-1)
-        return (series + noise * draws.normal(size=series.shape)).astype(np.float32)
+        return (series + noise * rng.normal(size=series.shape)).astype(np.float32)
 
 
 def random_poses(n_volumes: int, mm: float = 2.0, degrees: float = 2.0, seed: int = 0) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The T1w: bias field, tissues, gates, and what happens when they are not passed."""
+"""T1w: bias field, tissues, normalisation, and its quality checks."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from bids_app.preprocess.registration.ants import Image, Registration, dice
 from bids_app.preprocess.registration.t1w_to_template import (
     align_with_template,
     check_normalisation,
-    complaints_about,
+    failed_checks,
     first_guess,
     without_neck,
 )
@@ -42,7 +42,7 @@ GOOD = {
 }
 
 
-def test_bias_field_makes_white_matter_even(head):
+def test_bias_correction_makes_white_matter_uniform(head):
     template = load_template()
     places = grid_points(head.t1w.shape, head.affine)
     bias = (1 + 0.006 * places[:, 1] + 0.003 * places[:, 2]).clip(0.3, 2).reshape(head.t1w.shape)
@@ -56,11 +56,11 @@ def test_bias_field_makes_white_matter_even(head):
 
 
 def test_tissues_are_found_from_brightness_and_prior():
-    draws = np.random.default_rng(0)
-    truth = draws.integers(0, 3, (20, 20, 20))
-    data = np.choose(truth, [70.0, 110.0, 25.0]) + draws.normal(0, 6, truth.shape)
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 3, (20, 20, 20))
+    data = np.choose(truth, [70.0, 110.0, 25.0]) + rng.normal(0, 6, truth.shape)
     prior = np.full((*truth.shape, 3), 0.2)
-    np.put_along_axis(prior, ((truth + (draws.random(truth.shape) < 0.3)) % 3)[..., None], 0.6, axis=-1)
+    np.put_along_axis(prior, ((truth + (rng.random(truth.shape) < 0.3)) % 3)[..., None], 0.6, axis=-1)
     mask = np.ones(truth.shape, bool)
     mask[0] = False
     found = segment(data, mask, prior)
@@ -69,7 +69,7 @@ def test_tissues_are_found_from_brightness_and_prior():
     assert found[0].max() == 0
 
 
-def test_first_guess_does_not_fall_for_a_neck(head):
+def test_first_guess_ignores_the_neck(head):
     fixed = Image(head.t1w, head.affine)
     affine = head.affine.copy()
     affine[2, 3] -= 160
@@ -83,34 +83,34 @@ def test_first_guess_does_not_fall_for_a_neck(head):
 @pytest.mark.parametrize(
     ("figure", "value", "words"),
     [
-        ("norm_correlation", 0.2, "correlation with the template 0.20"),
-        ("norm_brain_ml", 2400.0, "a brain of 2400 mL"),
-        ("norm_brain_ml", 400.0, "a brain of 400 mL"),
+        ("norm_correlation", 0.2, "correlation with the template is 0.20"),
+        ("norm_brain_ml", 2400.0, "brain volume is 2400 mL"),
+        ("norm_brain_ml", 400.0, "brain volume is 400 mL"),
         ("norm_coverage", 0.5, "only 50%"),
-        ("norm_dice", 0.4, "overlap by 0.40"),
+        ("norm_dice", 0.4, "forward and inverse warp is 0.40"),
         ("norm_scale_max", 1.9, "scaled by 0.90 to 1.90"),
     ],
 )
-def test_each_gate_says_what_is_wrong(figure, value, words):
-    assert complaints_about(GOOD) == []
-    assert words in complaints_about({**GOOD, figure: value})[0]
+def test_failed_checks_name_measure_and_value(figure, value, words):
+    assert failed_checks(GOOD) == []
+    assert words in failed_checks({**GOOD, figure: value})[0]
 
 
-def test_a_right_alignment_passes_and_a_shifted_or_turned_one_does_not():
+def test_a_correct_alignment_passes_and_a_shifted_or_rotated_one_fails():
     template = load_template()
     moving = Image(template.t1w, template.affine)
 
-    def judged(matrix):
+    def checked(matrix):
         found = Registration(linear(matrix), linear(np.linalg.inv(matrix)), None, None)
-        return complaints_about(check_normalisation(template, moving, found))
+        return failed_checks(check_normalisation(template, moving, found))
 
-    assert judged(np.eye(4)) == []
-    assert judged(rigid((0, 0, 0), (0, 30, 0))) != []
-    assert judged(rigid(np.radians((60, 0, 0)), (0, 0, 0), (0, -20, 10))) != []
+    assert checked(np.eye(4)) == []
+    assert checked(rigid((0, 0, 0), (0, 30, 0))) != []
+    assert checked(rigid(np.radians((60, 0, 0)), (0, 0, 0), (0, -20, 10))) != []
 
 
 class FakeRegister:
-    """Stands for ANTs: hands out given maps one after the other, and keeps the stages it was asked for."""
+    """A fake of ANTs: returns given matrices one after the other, and records its stages."""
 
     def __init__(self, *matrices):
         self.matrices = list(matrices)
@@ -142,7 +142,7 @@ def test_a_second_attempt_is_made_and_reported(prepared, tmp_path, monkeypatch):
     assert found.quality["norm_correlation"] > 0.99
 
 
-def test_no_warp_is_tried_from_a_hopeless_start(prepared, tmp_path, monkeypatch):
+def test_no_warp_is_tried_after_a_poor_linear_alignment(prepared, tmp_path, monkeypatch):
     registered = FakeRegister()
     monkeypatch.setattr(normalisation, "register", registered)
     monkeypatch.setattr(normalisation, "best_start", lambda *args: rigid((0, 0, 0), (0, 90, 0)))
@@ -151,7 +151,7 @@ def test_no_warp_is_tried_from_a_hopeless_start(prepared, tmp_path, monkeypatch)
     assert registered.starts == []
 
 
-def test_two_failed_attempts_name_the_file_and_the_gate(prepared, tmp_path, monkeypatch):
+def test_two_failed_attempts_name_the_file_and_the_check(prepared, tmp_path, monkeypatch):
     wrong = rigid((0, 0, 0), (0, 60, 0))
     monkeypatch.setattr(normalisation, "register", FakeRegister(wrong, wrong))
     monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
@@ -161,7 +161,7 @@ def test_two_failed_attempts_name_the_file_and_the_gate(prepared, tmp_path, monk
     assert error.value.hint
 
 
-def test_a_brain_without_skull_is_known_from_a_head_with_or_without_face(head):
+def test_skull_stripped_images_are_detected(head):
     bright = head.t1w / np.percentile(head.t1w, 95)
     around = np.linalg.norm(grid_points(head.t1w.shape, head.affine) * (1.0, 0.85, 0.9) - (0, -15, 5), axis=1) < 95
     whole = np.where(head.brain, bright, 0.3 * around.reshape(bright.shape)).astype(np.float32)
@@ -175,7 +175,7 @@ def test_a_brain_without_skull_is_known_from_a_head_with_or_without_face(head):
     assert not is_stripped(Image((bright * head.brain)[:, :, :12], head.affine))  # no whole brain
 
 
-def test_the_neck_is_cut_off_and_the_brain_is_not(head):
+def test_the_neck_is_removed_and_the_brain_is_kept(head):
     affine = head.affine.copy()
     affine[2, 3] -= 160
     long = np.zeros((43, 52, 84), np.float32)
@@ -188,7 +188,7 @@ def test_the_neck_is_cut_off_and_the_brain_is_not(head):
     assert (cut[:, :, :25] == 0).all()
 
 
-def test_a_doubtful_alignment_is_tried_again_and_the_better_one_is_kept(prepared, tmp_path, monkeypatch):
+def test_after_a_doubtful_alignment_the_better_of_two_is_kept(prepared, tmp_path, monkeypatch):
     larger = np.diag([1.04, 1.04, 1.04, 1.0])
     monkeypatch.setattr(normalisation, "MIN_CORRELATION", 0.0)
     monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
@@ -223,7 +223,7 @@ def test_heads_in_every_state_reach_the_template(participant, variant, tmp_path)
 
 
 @pytest.mark.slow
-def test_noise_is_not_taken_for_a_head(tmp_path):
+def test_noise_is_refused(tmp_path):
     noise = np.random.default_rng(0).gamma(2, 50, (60, 60, 60)).astype(np.float32)
     path = save_image(tmp_path / "sub-01_T1w.nii.gz", noise, np.diag([3.0, 3.0, 3.0, 1.0]))
     with pytest.raises(RegistrationError, match=r"sub-01_T1w\.nii\.gz"):
@@ -231,7 +231,7 @@ def test_noise_is_not_taken_for_a_head(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_warped_head_is_brought_back(tmp_path):
+def test_a_warped_head_is_normalised(tmp_path):
     template = load_template()
     pose = rigid(np.radians((12, 5, -8)), (6, -20, 14), (0, -20, 10)) @ np.diag([1.08, 0.94, 1.05, 1.0])
     places = grid_points(template.t1w.shape, template.affine)

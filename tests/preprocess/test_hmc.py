@@ -1,4 +1,4 @@
-"""Head motion against what was put in."""
+"""Head-motion correction of simulated motion."""
 
 import numpy as np
 import pytest
@@ -41,26 +41,26 @@ def test_motion_is_found_within_a_tenth_of_a_millimetre(head, poses):
     assert errors.max() < 0.2
 
 
-def test_a_sudden_jump_is_followed(head, poses):
+def test_sudden_motion_is_estimated(head, poses):
     true = poses(24, mm=0.5, degrees=0.5)
     true[15:] = true[15:] @ rigid(np.radians((6, 0, 4)), (3, -8, 5), (0, -20, 10))
     assert errors_mm(estimate(head, head.moved(true)), true, head).max() < 0.25
 
 
-def test_brightness_of_volumes_does_not_look_like_motion(head, poses):
+def test_intensity_changes_are_not_estimated_as_motion(head, poses):
     true = poses(16, mm=0.3, degrees=0.3)
     bright = np.linspace(1.3, 0.9, 16).astype(np.float32)
     assert errors_mm(estimate(head, head.moved(true) * bright), true, head).mean() < 0.1
 
 
-def test_a_head_that_lies_still_is_left_alone(head):
+def test_no_motion_is_estimated_for_a_still_head(head):
     still = np.tile(np.eye(4), (16, 1, 1))
     found = estimate(head, head.moved(still, noise=10.0))
     points = grid_points(head.brain.shape, head.affine, head.brain)[::7]
     assert max(np.abs(apply_matrix(pose, points) - points).max() for pose in found) < 0.1
 
 
-def test_the_same_run_gives_the_same_bits_with_any_number_of_threads(head, poses):
+def test_the_result_does_not_depend_on_threads(head, poses):
     series = head.moved(poses(10))
     source = ArrayVolumes(series, head.affine)
     made = [estimate_motion(source, head_mask(series.mean(axis=3), head.affine), threads=n) for n in (1, 1, 2)]
@@ -68,7 +68,7 @@ def test_the_same_run_gives_the_same_bits_with_any_number_of_threads(head, poses
 
 
 @pytest.mark.parametrize("flip", [(1, 1, 1), (-1, 1, 1), (-1, -1, 1)])
-def test_stored_orientation_does_not_matter(head, flip, poses):
+def test_the_result_does_not_depend_on_stored_orientation(head, flip, poses):
     true = poses(12)
     series = head.moved(true)[:: flip[0], :: flip[1], :: flip[2]]
     affine = head.affine @ np.diag([*flip, 1.0])
@@ -78,7 +78,7 @@ def test_stored_orientation_does_not_matter(head, flip, poses):
     assert errors_mm(found, true, head).mean() < 0.1
 
 
-def test_aligned_volumes_are_alike(head, poses):
+def test_aligned_volumes_are_similar(head, poses):
     true = poses(12)
     series = head.moved(true, noise=0.0)
     source = ArrayVolumes(series, head.affine)
@@ -88,7 +88,7 @@ def test_aligned_volumes_are_alike(head, poses):
     assert after < 0.35 * before
 
 
-def test_steady_volumes_avoid_dummies_and_unrest():
+def test_steady_volumes_exclude_dummies_and_motion():
     motion = np.tile(np.eye(4), (100, 1, 1))
     motion[40:45, 0, 3] = 8.0
     chosen = steady_volumes(motion, 20, n_dummy=3)

@@ -1,4 +1,4 @@
-"""What a BOLD run tells by itself: dummy volumes, brain mask."""
+"""Non-steady-state volumes, head masks and brain masks."""
 
 import numpy as np
 import pytest
@@ -20,12 +20,12 @@ def test_bright_first_volumes_are_counted(head, n_dummy):
     assert count_dummies(series(head, factors), tr=2.0) == n_dummy
 
 
-def test_drift_and_activity_are_no_dummies(head):
+def test_drift_and_activity_are_not_counted(head):
     slow = 1 + 0.02 * np.sin(np.arange(60) / 10) - 0.0005 * np.arange(60)
     assert count_dummies(series(head, slow), tr=1.0) == 0
 
 
-def test_a_bright_volume_later_on_is_no_dummy(head):
+def test_a_later_bright_volume_is_not_counted(head):
     factors = np.ones(40)
     factors[2] = 1.5
     assert count_dummies(series(head, factors), tr=2.0) == 0
@@ -35,7 +35,7 @@ def test_brain_mask_of_a_brain(head):
     assert dice(brain_mask(head.epi, head.affine), head.brain) > 0.95
 
 
-def test_brain_mask_leaves_out_what_hangs_on_thin_bridges(head):
+def test_brain_mask_excludes_thinly_connected_tissue(head):
     image = head.epi.copy()
     places = np.indices(image.shape).transpose(1, 2, 3, 0)
     for x in (14, 28):  # eyes, 12 mm in front of the brain, joined to it by a line of voxels
@@ -44,13 +44,13 @@ def test_brain_mask_leaves_out_what_hangs_on_thin_bridges(head):
     assert dice(brain_mask(image, head.affine), head.brain) > 0.94
 
 
-def test_a_cut_field_of_view_leaves_no_hole_in_the_mask(head):
+def test_a_cropped_field_of_view_leaves_no_hole_in_the_mask(head):
     cut = slice(12, 30)
     mask = brain_mask(head.epi[..., cut], head.affine)
     assert dice(mask, head.brain[..., cut]) > 0.95
 
 
-def test_head_mask_holds_the_brain(head):
+def test_head_mask_contains_the_brain(head):
     assert (head_mask(head.epi, head.affine) & head.brain).sum() > 0.99 * head.brain.sum()
 
 

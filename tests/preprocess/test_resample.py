@@ -1,4 +1,4 @@
-"""One interpolation from raw volumes to a grid."""
+"""Resampling of raw volumes in a single interpolation."""
 
 from pathlib import Path
 
@@ -14,18 +14,18 @@ from bids_app.preprocess.io.volumes import ArrayVolumes
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration.transforms import Chain, Warp, apply_matrix, grid_points, linear, rigid
 from bids_app.preprocess.resample import (
+    find_covered_points,
     model_grid_coverage,
     pull_volumes,
     resample_to_model_grid,
     resample_to_space,
-    where_data_are,
 )
 
 TO_BOLDREF = rigid(np.radians((8, -4, 3)), (2, -5, 7), (0, -20, 10))
 
 
 def landscape(points: np.ndarray, t: int = 0) -> np.ndarray:
-    """A smooth function of place and time that a cubic spline on 4 mm voxels follows closely."""
+    """A smooth function of position and time that a cubic spline on 4 mm voxels approximates well."""
     return 1000 + 3 * t + 200 * np.sin(points[:, 0] / 18) + 150 * np.cos(points[:, 1] / 22 + points[:, 2] / 30)
 
 
@@ -76,7 +76,7 @@ def warp() -> Warp:
     return Warp(waves.reshape(51, 59, 50, 3).astype(np.float32), affine)
 
 
-def test_motion_and_warps_are_undone_in_one_interpolation(tmp_path, moved, warp):
+def test_motion_and_warps_are_corrected_in_one_interpolation(tmp_path, moved, warp):
     run = make_run(tmp_path, "MNI152NLin2009aSym", moved, warp)
     series = resample_to_model_grid(run, tmp_path / "grid")
     to_template = space(MODEL_SPACE).pull_to(space("MNI152NLin2009aSym"))
@@ -105,7 +105,7 @@ def _replace(run: PreprocessedRun, **fields) -> PreprocessedRun:
     return replace(run, **fields)
 
 
-def test_dummies_are_left_out_and_the_start_says_so(tmp_path, moved):
+def test_dummies_are_dropped_and_the_start_time_is_set(tmp_path, moved):
     run = make_run(tmp_path, "MNI152NLin2009aSym", moved, n_dummy=2)
     series = resample_to_model_grid(run, tmp_path)
     assert series.values.shape[0] == 4
@@ -124,24 +124,24 @@ def test_mask_is_the_brain_where_the_run_has_data(tmp_path):
     assert 0.4 < model_grid_coverage(run, series) < 0.9
 
 
-def test_a_run_beside_the_brain_is_refused_by_name(tmp_path):
+def test_a_run_outside_the_brain_is_refused_by_name(tmp_path):
     still = np.tile(np.eye(4), (3, 1, 1))
     run = make_run(tmp_path, "MNI152NLin2009aSym", still, origin=(98, -130, 300), shape=(50, 56, 20))
-    with pytest.raises(BadDataError, match=r"bold.nii: no part of the brain"):
+    with pytest.raises(BadDataError, match=r"bold.nii: no data in the brain"):
         resample_to_model_grid(run, tmp_path / "grid")
 
 
-def test_where_data_are_heeds_field_of_view_motion_and_constant_voxels():
+def test_covered_points_consider_field_of_view_motion_and_constant_voxels():
     source = ArrayVolumes(np.zeros((10, 10, 10, 20), np.float32), np.eye(4))
     motion = np.tile(np.eye(4), (20, 1, 1))
     motion[10:, 0, 3] = 3.0
     data_mask = np.ones((10, 10, 10), np.float32)
     data_mask[:, 5:] = 0
     points = np.array([[2.0, 2, 2], [8, 2, 2], [2, 8, 2], [2, 2, 12]])
-    assert where_data_are(source, motion, points, data_mask).tolist() == [True, False, False, False]
+    assert find_covered_points(source, motion, points, data_mask).tolist() == [True, False, False, False]
 
 
-def test_threads_do_not_change_a_bit(moved):
+def test_the_result_does_not_depend_on_threads(moved):
     data = np.random.default_rng(0).normal(size=(12, 12, 12, 6)).astype(np.float32)
     points = np.random.default_rng(1).uniform(2, 9, (500, 3))
     one, two = (
@@ -174,10 +174,10 @@ def test_the_same_series_gives_the_same_bytes(tmp_path, moved):
     assert made[0] == made[1]
 
 
-def test_without_motion_a_part_of_each_volume_is_enough():
-    draws = np.random.default_rng(0)
-    source = ArrayVolumes(draws.normal(size=(40, 38, 36, 2)).astype(np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
-    points = draws.uniform(36, 42, (50, 3))
+def test_without_motion_only_a_subvolume_is_interpolated():
+    rng = np.random.default_rng(0)
+    source = ArrayVolumes(rng.normal(size=(40, 38, 36, 2)).astype(np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))
+    points = rng.uniform(36, 42, (50, 3))
     still = np.concatenate(list(pull_volumes(source, None, points)))
     posed = np.concatenate(list(pull_volumes(source, np.tile(np.eye(4), (2, 1, 1)), points)))
     np.testing.assert_allclose(still, posed, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Several T1w images become one; those that show something else do not."""
+"""Average of several T1w images, without outliers."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from bids_app.preprocess.anatomical import prepare_t1w
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.registration.ants import Image, correlation
 from bids_app.preprocess.registration.transforms import apply_matrix, grid_points, linear, resample_to, rigid
-from bids_app.preprocess.t1w_average import average, merge_t1w, which_agree
+from bids_app.preprocess.t1w_average import average, find_consistent, merge_t1w
 
 POSE = rigid(np.radians((4, -3, 5)), (5, -4, 6), (0, -20, 10))
 """First image's points to the second's."""
@@ -26,11 +26,11 @@ def coarse_steps(monkeypatch):
 @pytest.fixture
 def scans(head, tmp_path):
     """Two noisy scans of one head; the second in another pose, brighter, on another grid."""
-    draws = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     level = np.percentile(head.t1w, 95)
 
     def noisy(image):
-        return np.abs(image + draws.normal(0, 0.1 * level, image.shape)).astype(np.float32)
+        return np.abs(image + rng.normal(0, 0.1 * level, image.shape)).astype(np.float32)
 
     affine = np.diag([-4.0, 4.0, 4.0, 1.0])
     affine[:3, 3] = (92, -130, -80)
@@ -41,7 +41,7 @@ def scans(head, tmp_path):
     )
 
 
-def test_the_mean_is_nearer_to_the_head_than_one_scan(head, scans, tmp_path):
+def test_the_mean_has_less_noise_than_one_scan(head, scans, tmp_path):
     merged = merge_t1w(scans, tmp_path)
     assert merged.used == scans
     assert merged.warnings == ()
@@ -53,7 +53,7 @@ def test_the_mean_is_nearer_to_the_head_than_one_scan(head, scans, tmp_path):
     assert residual[0] < 0.85 * residual[1]
 
 
-def test_the_merged_image_goes_on_and_names_its_files(scans, tmp_path):
+def test_the_average_is_preprocessed_and_lists_its_files(scans, tmp_path):
     prepared = prepare_t1w(scans[0], tmp_path, scans[1:])
     assert prepared.used == scans
     assert prepared.merged is not None
@@ -63,17 +63,17 @@ def test_the_merged_image_goes_on_and_names_its_files(scans, tmp_path):
     assert single.used == scans[:1]
 
 
-def test_an_image_of_something_else_is_left_out_by_name(scans, tmp_path, monkeypatch):
+def test_an_inconsistent_image_is_excluded_with_a_warning(scans, tmp_path, monkeypatch):
     monkeypatch.setattr(merge, "_to_first", lambda *args: np.eye(4))
     noise = np.random.default_rng(1).gamma(2, 100, (46, 56, 50)).astype(np.float32)
     other = save_image(tmp_path / "sub-01_run-3_T1w.nii.gz", noise, np.diag([4.0, 4.0, 4.0, 1.0]))
     merged = merge_t1w((scans[0], other), tmp_path)
     assert merged.used == scans[:1]
-    assert "sub-01_run-3_T1w.nii.gz: does not agree" in merged.warnings[0]
+    assert "sub-01_run-3_T1w.nii.gz: differs from" in merged.warnings[0]
     np.testing.assert_array_equal(merged.image.data, read_volume(scans[0])[0])
 
 
-def test_an_unreadable_repeat_is_left_out_and_an_unreadable_first_is_refused(scans, tmp_path):
+def test_an_unreadable_repeat_is_excluded_and_an_unreadable_first_is_refused(scans, tmp_path):
     broken = tmp_path / "sub-01_run-2_T1w.nii.gz"
     broken.write_bytes(broken.read_bytes()[:2000])
     merged = merge_t1w(scans, tmp_path)
@@ -83,24 +83,24 @@ def test_an_unreadable_repeat_is_left_out_and_an_unreadable_first_is_refused(sca
         merge_t1w(scans[::-1], tmp_path)
 
 
-def test_the_odd_one_of_three_is_found_even_when_it_is_the_first():
-    draws = np.random.default_rng(0)
-    head = draws.normal(size=5000)
-    alike = [head + 0.2 * draws.normal(size=5000) for _ in range(2)]
-    assert which_agree(np.stack([draws.normal(size=5000), *alike])) == [False, True, True]
-    assert which_agree(np.stack([*alike, head + 0.9 * draws.normal(size=5000)])) == [True, True, False]
-    assert which_agree(draws.normal(size=(3, 5000))) == [True, False, False]
-    assert which_agree(np.stack([head, -head])) == [True, False]
+def test_the_inconsistent_one_of_three_is_found_even_if_it_is_the_first():
+    rng = np.random.default_rng(0)
+    head = rng.normal(size=5000)
+    similar = [head + 0.2 * rng.normal(size=5000) for _ in range(2)]
+    assert find_consistent(np.stack([rng.normal(size=5000), *similar])) == [False, True, True]
+    assert find_consistent(np.stack([*similar, head + 0.9 * rng.normal(size=5000)])) == [True, True, False]
+    assert find_consistent(rng.normal(size=(3, 5000))) == [True, False, False]
+    assert find_consistent(np.stack([head, -head])) == [True, False]
 
 
-def test_what_one_image_does_not_show_comes_from_the_other():
+def test_points_outside_one_image_come_from_the_other():
     first = Image(np.full((6, 6, 6), 10.0, np.float32), np.eye(4))
     half = Image(np.full((6, 6, 3), 30.0, np.float32), np.eye(4))
     mean = average(first, [first, half], [np.eye(4), np.eye(4)])
     np.testing.assert_allclose(mean.data, 10.0)
 
 
-def test_points_of_the_mean_are_those_of_the_first(scans, tmp_path, head):
+def test_the_mean_has_the_grid_of_the_first(scans, tmp_path, head):
     first, second = (Image(*read_volume(path)) for path in scans)
     points = grid_points(head.brain.shape, head.affine, head.brain)
     found = merge._to_first(first, second, head.brain, tmp_path, 1)

@@ -1,4 +1,1 @@
-"""Derivatives of other pipelines (fMRIPrep, XCP-D, HCP) as a `PreprocessedRun`.
-
-What they hold is read and checked; nothing is estimated anew.
-"""
+"""Ingestion of derivatives of other pipelines (fMRIPrep, XCP-D, HCP) as a `PreprocessedRun`."""

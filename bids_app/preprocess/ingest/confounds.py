@@ -1,6 +1,6 @@
-"""Tables of confounds that other pipelines wrote, read and carried on under fMRIPrep's names.
+"""Confounds tables of other pipelines, under fMRIPrep's column names.
 
-Columns are kept as they are; what later steps need and the table lacks is added where it can be computed.
+Existing columns are kept; missing columns that later steps need are computed where possible.
 
     T  volumes of the run      V  voxels of the brain
 """
@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from bids_app.errors import BadDataError
-from bids_app.preprocess.confounds import MOTION_COLUMNS, dvars_of
+from bids_app.preprocess.confounds import MOTION_COLUMNS, compute_dvars
 from bids_app.preprocess.hmc import framewise_displacement
 
 FD = "framewise_displacement"
@@ -27,7 +27,7 @@ HCP_COLUMNS = 12
 
 @dataclass(frozen=True)
 class ConfoundsTable:
-    """A table with a row a volume, what its columns are, and what was odd."""
+    """Confounds with one row per volume, the sidecar, and warnings."""
 
     columns: pd.DataFrame
     meta: dict[str, Any] = field(default_factory=dict)
@@ -35,33 +35,33 @@ class ConfoundsTable:
 
 
 def read_table(path: Path | None, meta: Path | None, n_volumes: int | None, source: str) -> ConfoundsTable:
-    """Read a run's confounds; a table that does not fit the run is left out with a warning.
+    """Read a run's confounds; a table of the wrong length is ignored with a warning.
 
     Parameters
     ----------
     path, meta : pathlib.Path, optional
         The table (``.tsv`` with ``n/a``, or HCP's ``.txt``), and its sidecar.
     n_volumes : int, optional
-        Of the run; rows are not counted without it.
+        Number of volumes of the run; None: the number of rows is not checked.
     source : str
         Name of the run's file, for messages.
 
     Raises
     ------
     BadDataError
-        The table cannot be read.
+        The table or its sidecar is invalid.
     """
     empty = pd.DataFrame(index=range(n_volumes or 0))
     if path is None:
         return ConfoundsTable(
-            empty, {}, (f"{source}: there is no table of confounds beside it, so motion is not known.",)
+            empty, {}, (f"{source}: no confounds table was found in its folder; head motion is unknown.",)
         )
     table = _read_movement(path) if path.suffix == ".txt" else _read_tsv(path)
     if n_volumes is not None and len(table) != n_volumes:
         return ConfoundsTable(
             empty,
             {},
-            (f"{path.name}: has {len(table)} rows, but {source} has {n_volumes} volumes; the table was not used.",),
+            (f"{path.name}: the table has {len(table)} rows, but {source} has {n_volumes} volumes; it is ignored.",),
         )
     return ConfoundsTable(table, _read_meta(meta))
 
@@ -71,7 +71,9 @@ def _read_tsv(path: Path) -> pd.DataFrame:
         table = pd.read_csv(path, sep="\t", na_values=["n/a"], encoding="utf-8-sig")
         return table.astype(np.float64)
     except (OSError, ValueError, pd.errors.ParserError) as error:
-        raise BadDataError(f"{path}: not a table of numbers ({error}).", "Write it again, or remove it.") from error
+        raise BadDataError(
+            f"{path}: not a table of numbers ({error}).", "Copy the file again from the derivatives, or remove it."
+        ) from error
 
 
 def _read_movement(path: Path) -> pd.DataFrame:
@@ -83,7 +85,8 @@ def _read_movement(path: Path) -> pd.DataFrame:
         ) from error
     if rows.shape[1] not in (6, HCP_COLUMNS):
         raise BadDataError(
-            f"{path}: has {rows.shape[1]} columns where HCP writes {HCP_COLUMNS}.", "Copy the file again, or remove it."
+            f"{path}: the table has {rows.shape[1]} columns; HCP's tables have 6 or {HCP_COLUMNS}.",
+            "Copy the file again, or remove it.",
         )
     parameters = np.hstack([rows[:, :3], np.radians(rows[:, 3:6])])
     return pd.DataFrame(dict(zip(MOTION_COLUMNS, parameters.T, strict=True)))
@@ -95,14 +98,14 @@ def _read_meta(path: Path | None) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
-        raise BadDataError(f"{path}: not valid JSON ({error}).", "Write it again, or remove it.") from error
+        raise BadDataError(f"{path}: not valid JSON ({error}).", "Copy the file again, or remove it.") from error
     return content if isinstance(content, dict) else {}
 
 
-def known_dummies(table: pd.DataFrame) -> int | None:
-    """Volumes at the start that the table marks as not steady; None where it has no motion either to go by.
+def count_marked_dummies(table: pd.DataFrame) -> int | None:
+    """Count the dummy volumes that the table marks; None if the table does not come from fMRIPrep.
 
-    fMRIPrep writes a column for each such volume, and none when there is none.
+    fMRIPrep writes one column per non-steady-state volume, and no column if there are none.
     """
     marked = [name for name in table.columns if name.startswith(DUMMY)]
     if not marked:
@@ -111,40 +114,40 @@ def known_dummies(table: pd.DataFrame) -> int | None:
     return int(np.argmin(flagged)) if not flagged.all() else len(table)
 
 
-def complete(carried: ConfoundsTable, values: np.ndarray, n_dummy: int, denoised: bool) -> ConfoundsTable:
-    """Add what is missing: framewise displacement from the motion parameters; signal and DVARS from the series.
+def add_missing_columns(confounds: ConfoundsTable, values: np.ndarray, n_dummy: int, denoised: bool) -> ConfoundsTable:
+    """Add framewise displacement (from motion parameters), global signal and DVARS (from the series) if missing.
 
     Parameters
     ----------
-    carried : ConfoundsTable
+    confounds : ConfoundsTable
     values : numpy.ndarray, (T, V)
-        The series in the brain.
+        The series in the brain mask.
     n_dummy : int
     denoised : bool
-        The mean image is gone, so that DVARS has nothing to be scaled by.
+        The mean image was removed, so global signal and DVARS are undefined.
     """
-    table, meta, warnings = carried.columns.copy(), dict(carried.meta), list(carried.warnings)
+    table, meta, warnings = confounds.columns.copy(), dict(confounds.meta), list(confounds.warnings)
     if FD not in table and all(name in table for name in MOTION_COLUMNS):
-        moved = framewise_displacement(table[list(MOTION_COLUMNS)].to_numpy())
-        table[FD] = np.concatenate([[np.nan], moved[1:]])
+        fd = framewise_displacement(table[list(MOTION_COLUMNS)].to_numpy())
+        table[FD] = np.concatenate([[np.nan], fd[1:]])
         meta[FD] = {"Description": "From the motion parameters; rotations on a sphere of 50 mm.", "Units": "mm"}
     if FD not in table:
         table[FD] = np.nan
-        meta[FD] = {"Description": "Not known: the derivatives hold no motion parameters."}
+        meta[FD] = {"Description": "Unknown: the derivatives have no motion parameters."}
     if not denoised and "global_signal" not in table:
         table["global_signal"] = np.array([row.mean(dtype=np.float64) for row in values])
         meta["global_signal"] = {"Description": "Mean signal of the brain mask"}
     if not denoised and "std_dvars" not in table:
-        dvars = dvars_of(values, n_dummy)
+        dvars = compute_dvars(values, n_dummy)
         table["std_dvars"], table["dvars"] = dvars.std, dvars.nstd
-        meta["std_dvars"] = {"Description": "DVARS over what is expected of a series with the same autocorrelation."}
-        meta["dvars"] = {"Description": "Root mean square change since the volume before, of the series taken over."}
+        meta["std_dvars"] = {"Description": "DVARS divided by its expected value for the series' autocorrelation."}
+        meta["dvars"] = {"Description": "Root mean square change from the previous volume, of the ingested series."}
     return ConfoundsTable(table, meta, tuple(warnings))
 
 
-def write_table(carried: ConfoundsTable, out_dir: Path) -> tuple[Path, Path]:
+def write_table(confounds: ConfoundsTable, out_dir: Path) -> tuple[Path, Path]:
     """Write table and sidecar."""
     table, sidecar = out_dir / "confounds.tsv", out_dir / "confounds.json"
-    carried.columns.to_csv(table, sep="\t", index=False, na_rep="n/a", float_format="%.8g")
-    sidecar.write_text(json.dumps(carried.meta, indent=2) + "\n", encoding="utf-8")
+    confounds.columns.to_csv(table, sep="\t", index=False, na_rep="n/a", float_format="%.8g")
+    sidecar.write_text(json.dumps(confounds.meta, indent=2) + "\n", encoding="utf-8")
     return table, sidecar

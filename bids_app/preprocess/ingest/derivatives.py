@@ -1,7 +1,7 @@
-"""Taking over a run that another pipeline brought into a standard space: the same `PreprocessedRun`, without the road.
+"""Ingestion of runs that another pipeline resampled to a standard space, as a `PreprocessedRun`.
 
-Nothing is estimated that the derivatives tell: their mask and confounds are used where they are there and fit. What is
-checked is that the image lies where its affine says, since a mistake there would show in no figure of quality.
+The mask and confounds of the derivatives are used if they exist and match the run. The image's orientation is checked
+against the template, because no image quality metric would show an error there.
 
     T  volumes of the run      V  voxels of the brain mask
 """
@@ -20,19 +20,24 @@ from bids_app.bids.derivatives import DerivedRun
 from bids_app.catalog import templates
 from bids_app.catalog.templates import MODEL_SPACE, load_template, space, stand_in_for, warp_between
 from bids_app.errors import BadDataError
-from bids_app.preprocess.ingest.confounds import FD, complete, known_dummies, read_table, write_table
-from bids_app.preprocess.ingest.orientation import Placement, find_left_right, judge, look_at_placement
+from bids_app.preprocess.ingest.confounds import FD, add_missing_columns, count_marked_dummies, read_table, write_table
+from bids_app.preprocess.ingest.orientation import (
+    OrientationCheck,
+    check_orientation,
+    estimate_orientation,
+    find_left_right,
+)
 from bids_app.preprocess.io.headers import (
-    FORMS_APART_MM,
-    FORMS_HINT,
+    FORM_HINT,
+    MAX_FORM_DISTANCE_MM,
     SLICE_TIMING,
     corner_distances,
-    forms_apart,
+    form_distance_mm,
     load_nifti,
 )
 from bids_app.preprocess.io.images import Series, read_volume, save_image
 from bids_app.preprocess.io.volumes import chunks
-from bids_app.preprocess.iqms import measure_quality
+from bids_app.preprocess.iqms import compute_iqms
 from bids_app.preprocess.masking import brain_mask, prepare_bold
 from bids_app.preprocess.preprocessed import Origin, PreprocessedRun
 from bids_app.preprocess.registration.ants import dice
@@ -42,16 +47,16 @@ from bids_app.preprocess.registration.transforms import linear, read_itk_composi
 ROUTE = "derivatives"
 MNI_CODE = 4
 SAME_PLACE_MM = 0.05
-"""Corners of two grids may differ by this much, and count as one."""
+"""Two grids are equal if their corners differ by less than this."""
 STRIPPED_SHARE = 0.1
-"""Share of the grid outside the brain below which data there count as none: the image is skull-stripped."""
+"""An image with less than this share of its grid outside the brain filled counts as skull-stripped."""
 MIN_MASK_DICE, GOOD_MASK_DICE = 0.85, 0.93
 CARPET_NAME = "carpet.npy"
 
 
 @dataclass(frozen=True)
 class Brain:
-    """Brain masks of a run on its own grid, (X, Y, Z) bool: the one that is used, and that of the image itself."""
+    """Brain masks of a run on its own grid, (X, Y, Z) bool: the one used, and the one found in the image itself."""
 
     used: np.ndarray
     own: np.ndarray
@@ -65,80 +70,78 @@ def examine_derived(
     dummy_scans: int | None = None,
     events_end_s: float | None = None,
 ) -> Series:
-    """Examine a preprocessed series; volumes to drop come from its table, else from its signal.
+    """Check a preprocessed series, and count its dummy volumes in the confounds table or in the signal.
 
     Parameters
     ----------
     derived : DerivedRun
     metadata : dict
-        Of the run.
+        Sidecar of the run.
     out_dir : pathlib.Path
     dummy_scans : int, optional
-        Volumes to drop.
+        Number of dummy volumes; estimated by default.
     events_end_s : float, optional
-        When the run's last event begins, s.
+        Onset of the last event, s.
     """
     check_forms(derived.bold)
     if dummy_scans is None:
-        dummy_scans = known_dummies(read_table(derived.confounds, None, None, derived.bold.name).columns)
+        dummy_scans = count_marked_dummies(read_table(derived.confounds, None, None, derived.bold.name).columns)
     if dummy_scans is None and derived.denoised:
-        dummy_scans = 0  # no brightness is left to tell them by
+        dummy_scans = 0  # not detectable without the mean signal
     return prepare_bold(derived.bold, metadata, out_dir, dummy_scans, events_end_s, (SLICE_TIMING,))
 
 
 def check_forms(bold: Path) -> None:
-    """Refuse a header whose two affines contradict each other.
+    """Check that sform and qform of a header agree.
 
     Raises
     ------
     BadDataError
-        They disagree about left and right, or by more than `FORMS_APART_MM`.
+        They disagree about left and right, or by more than `MAX_FORM_DISTANCE_MM`.
     """
-    apart = forms_apart(load_nifti(bold), bold)
-    if apart > FORMS_APART_MM:
-        raise BadDataError(
-            f"{bold.name}: sform and qform of its header put voxels up to {apart:.0f} mm apart.", FORMS_HINT
-        )
+    distance = form_distance_mm(load_nifti(bold), bold)
+    if distance > MAX_FORM_DISTANCE_MM:
+        raise BadDataError(f"{bold.name}: sform and qform differ by up to {distance:.0f} mm.", FORM_HINT)
 
 
 def ingest_run(series: Series, derived: DerivedRun, out_dir: Path) -> PreprocessedRun:
-    """Make a `PreprocessedRun` of a preprocessed series and what stands beside it.
+    """Make a `PreprocessedRun` of a preprocessed series, its mask and its confounds.
 
     Parameters
     ----------
     series : Series
-        As `examine_derived` returned it.
+        Result of `examine_derived`.
     derived : DerivedRun
     out_dir : pathlib.Path
 
     Raises
     ------
     BadDataError
-        The image does not lie where its affine says, or what stands beside it cannot be read.
+        The image does not match its affine, or the mask or confounds are invalid.
     """
     name, affine = derived.bold.name, series.open_raw().affine
     mean = mean_image(series)
     boldref = save_image(out_dir / "boldref.nii.gz", mean, affine, space_code=MNI_CODE)
     varies = read_volume(series.data_mask)[0] > 0.5
     brain = find_brain(derived, boldref, mean, affine, varies, out_dir)
-    placement, place_warnings = check_placement(derived, mean, affine, brain, varies)
-    values = gather(series, brain.used, out_dir / CARPET_NAME)
+    check, orientation_warnings = assess_orientation(derived, mean, affine, brain, varies)
+    values = write_carpet(series, brain.used, out_dir / CARPET_NAME)
     table = read_table(derived.confounds, derived.confounds_meta, series.n_volumes, name)
-    table = complete(table, values, series.n_dummy, derived.denoised)
+    table = add_missing_columns(table, values, series.n_dummy, derived.denoised)
     table_file, sidecar = write_table(table, out_dir)
-    quality = measure_quality(values, brain.used, mean, affine, table.columns[FD].to_numpy(), series.n_dummy)
+    quality = compute_iqms(values, brain.used, mean, affine, table.columns[FD].to_numpy(), series.n_dummy)
     if derived.denoised:
-        quality = {key: value for key, value in quality.items() if not key.startswith(MEAN_FIGURES)}
-    warnings = [*series.warnings, *brain.warnings, *place_warnings, *table.warnings]
+        quality = {key: value for key, value in quality.items() if not key.startswith(MEAN_IMAGE_IQMS)}
+    warnings = [*series.warnings, *brain.warnings, *orientation_warnings, *table.warnings]
     if derived.denoised:
         warnings.append(
-            f"{name}: confounds were regressed out and the mean image with them; the global normalisation, which keeps "
-            "the anatomy, has none to keep. Prefer the voxel-wise one, or the series before denoising."
+            f"{name}: denoising removed the mean image, which the global normalisation requires. Use an adapter with "
+            "voxel-wise normalisation, or the series before denoising."
         )
-    template, chain, transform = way_to_model(derived.space, out_dir)
+    template, chain, transform = transform_to_model(derived.space, out_dir)
     if derived.space != MODEL_SPACE and chain is None:
-        warnings.append(f"{name}: is in {transform}.")
-    orientation = find_left_right(placement)
+        warnings.append(f"{name}: space {transform}.")
+    orientation = find_left_right(check)
     return PreprocessedRun(
         source=derived.bold,
         bold=series.path,
@@ -151,41 +154,41 @@ def ingest_run(series: Series, derived: DerivedRun, out_dir: Path) -> Preprocess
         data_mask=series.data_mask,
         boldref=boldref,
         brain_mask=save_mask(out_dir / "brain_mask.nii.gz", brain.used, affine),
-        dseg=tissues_on(derived.space, brain.used, affine, out_dir / "dseg.nii.gz"),
+        dseg=resample_tissues(derived.space, brain.used, affine, out_dir / "dseg.nii.gz"),
         confounds=table_file,
         confounds_meta=sidecar,
         carpet=out_dir / CARPET_NAME,
         route=ROUTE,
-        quality={**placement.quality, "epi_mask_dice": dice(brain.used, brain.own), **quality},
+        quality={**check.quality, "epi_mask_dice": dice(brain.used, brain.own), **quality},
         warnings=tuple(warnings),
         epi_mask=save_mask(out_dir / "own_mask.nii.gz", brain.own, affine),
-        boldref_in_template=on_template(mean, affine, derived.space, out_dir / "boldref_in_template.nii.gz"),
+        boldref_in_template=resample_to_template(mean, affine, derived.space, out_dir / "boldref_in_template.nii.gz"),
         space=derived.space,
-        beside=tuple(path for path in (derived.mask, derived.confounds) if path is not None),
+        other_sources=tuple(path for path in (derived.mask, derived.confounds) if path is not None),
         notes=(f"Space: {transform}.", f"Left and right: {orientation.in_words}."),
-        offset=lift(values) if derived.denoised else 0.0,
+        offset=nonnegative_offset(values) if derived.denoised else 0.0,
         orientation=orientation,
         origin=Origin(
             derived.pipeline,
             transform,
-            slice_timing_corrected=_known(derived.metadata, "SliceTimingCorrected", bool),
-            start_time=_known(derived.metadata, "StartTime", int, float),
+            slice_timing_corrected=_read_typed(derived.metadata, "SliceTimingCorrected", bool),
+            start_time=_read_typed(derived.metadata, "StartTime", int, float),
         ),
     )
 
 
-def _known(metadata: dict[str, Any], key: str, *kinds: type) -> Any:
-    """What derivatives say of themselves, where it is of the right type; None otherwise."""
+def _read_typed(metadata: dict[str, Any], key: str, *kinds: type) -> Any:
+    """Return a value of the derivatives' metadata if it has one of the types, else None."""
     value = metadata.get(key)
     return value if type(value) in kinds else None
 
 
-MEAN_FIGURES = ("tsnr", "snr", "efc", "fber", "gsr")
-"""Figures that need a mean image."""
+MEAN_IMAGE_IQMS = ("tsnr", "snr", "efc", "fber", "gsr")
+"""Prefixes of the image quality metrics that require a mean image."""
 
 
 def mean_image(series: Series) -> np.ndarray:
-    """Mean over the steady volumes, (X, Y, Z) float32."""
+    """Compute the mean of the steady-state volumes, (X, Y, Z) float32."""
     source = series.open_raw()
     total = np.zeros(source.shape[:3])
     for _, volumes in chunks(source, series.n_dummy):
@@ -194,8 +197,8 @@ def mean_image(series: Series) -> np.ndarray:
     return (total / (series.n_volumes - series.n_dummy)).astype(np.float32)
 
 
-def gather(series: Series, mask: np.ndarray, path: Path) -> np.ndarray:
-    """Write the series in a mask to a file, and open that, (T, V) float32."""
+def write_carpet(series: Series, mask: np.ndarray, path: Path) -> np.ndarray:
+    """Write the series in a mask to a file, and return it memory-mapped, (T, V) float32."""
     values = np.lib.format.open_memmap(path, "w+", np.float32, (series.n_volumes, int(mask.sum())))
     for first, volumes in chunks(series.open_raw()):
         values[first : first + len(volumes)] = volumes[:, mask]
@@ -203,15 +206,15 @@ def gather(series: Series, mask: np.ndarray, path: Path) -> np.ndarray:
     return values
 
 
-def lift(values: np.ndarray) -> float:
-    """What to add to a series without a mean, so that nothing is below 0."""
+def nonnegative_offset(values: np.ndarray) -> float:
+    """Return the offset that makes all values of a series at least 0."""
     return float(max(0.0, -min(float(row.min()) for row in values)))
 
 
 def find_brain(
     derived: DerivedRun, boldref: Path, mean: np.ndarray, affine: np.ndarray, varies: np.ndarray, out_dir: Path
 ) -> Brain:
-    """The derivatives' brain mask on the run's grid, or one from the data; and the image's own for comparison.
+    """Return the derivatives' brain mask on the run's grid (or one from the image), and the image's own mask.
 
     Parameters
     ----------
@@ -221,8 +224,13 @@ def find_brain(
     mean : numpy.ndarray, (X, Y, Z)
     affine : numpy.ndarray, (4, 4)
     varies : numpy.ndarray, (X, Y, Z) bool
-        Where the series varies over time.
+        Voxels that vary over time.
     out_dir : pathlib.Path
+
+    Raises
+    ------
+    BadDataError
+        A denoised run has no brain mask, or no voxel of the mask varies over time.
     """
     name = derived.bold.name
     warnings: list[str] = []
@@ -233,37 +241,39 @@ def find_brain(
     elif derived.denoised:
         if given is None:
             raise BadDataError(
-                f"{name}: without its mean image and without a brain mask beside it, the brain cannot be told.",
-                "Put its *_desc-brain_mask.nii.gz beside it, or give the series before denoising.",
+                f"{name}: no brain mask was found in its folder, and none can be estimated without the mean image.",
+                "Copy its *_desc-brain_mask.nii.gz into the same folder, or use the series before denoising.",
             )
         own = given
     else:
         own = brain_mask(mean, affine)
-        if given is None or dice(given, own) < GOOD_MASK_DICE:  # perhaps the image is bright on one side only
+        if given is None or dice(given, own) < GOOD_MASK_DICE:  # possibly because of a bias field
             own = read_volume(mask_boldref(derived.bold, boldref, out_dir).mask)[0] > 0.5
     if given is None:
-        warnings.append(f"{name}: there is no brain mask beside it; one was made from the image.")
+        warnings.append(f"{name}: no brain mask was found in its folder; one was estimated from the image.")
         given = own
     elif dice(given, own) < MIN_MASK_DICE:
         warnings.append(
-            f"{name}: the brain in it and its mask {derived.mask.name if derived.mask else ''} overlap by "
-            f"{dice(given, own):.2f} only (Dice)."
+            f"{name}: low overlap of the brain in the image with {derived.mask.name if derived.mask else 'the mask'} "
+            f"(Dice {dice(given, own):.2f}, expected at least {MIN_MASK_DICE:.2f})."
         )
     used = given & varies
     if not used.any():
-        raise BadDataError(f"{name}: nothing varies over time inside its brain mask.", "Check image and mask.")
+        raise BadDataError(
+            f"{name}: no voxel of the brain mask varies over time.", "Check that image and mask belong together."
+        )
     return Brain(used, own, tuple(warnings))
 
 
 def _on_grid(path: Path, shape: Sequence[int], affine: np.ndarray, warnings: list[str]) -> np.ndarray:
-    """A mask on the run's grid, through the affines."""
+    """Read a mask, resampled to the run's grid if the grids differ."""
     check_forms(path)
     data, its_affine = read_volume(path)
     data = data.reshape(data.shape[:3])
     same = data.shape == tuple(shape)
     if same and corner_distances(affine, its_affine, shape).max() < SAME_PLACE_MM:
         return data > 0.5
-    warnings.append(f"{path.name}: stands on another grid than the run; it was drawn on the run's through the affines.")
+    warnings.append(f"{path.name}: the mask has a different grid than the run; it was resampled to the run's grid.")
     return resample_to((data > 0.5).astype(np.float32), its_affine, shape, affine) > 0.5
 
 
@@ -272,10 +282,10 @@ def _far_from_brain(name: str, shape: tuple[int, ...], affine: np.ndarray) -> np
     return ~ndimage.binary_dilation(brain, iterations=3)
 
 
-def check_placement(
+def assess_orientation(
     derived: DerivedRun, image: np.ndarray, affine: np.ndarray, brain: Brain, varies: np.ndarray
-) -> tuple[Placement, tuple[str, ...]]:
-    """Compare a run with the template and with the participant's own images in the space; see `placement.py`."""
+) -> tuple[OrientationCheck, tuple[str, ...]]:
+    """Compare a run with the template and with the participant's own images in the space; see `orientation.py`."""
     companions = {}
     for name, path in (("T1w", derived.t1w), ("boldref", derived.boldref)):
         if path is not None and not derived.denoised:
@@ -284,38 +294,38 @@ def check_placement(
     stripped = (varies & ~brain.own).sum() < STRIPPED_SHARE * varies.size
     seen = np.ones_like(varies) if stripped else varies
     if derived.denoised:
-        image = brain.own.astype(np.float32)  # no brightness is left to compare
-    found = look_at_placement(image, affine, brain.own, seen, derived.space, companions)
-    return found, judge(found, derived.bold.name)
+        image = brain.own.astype(np.float32)  # without a mean image, only the shape can be compared
+    found = estimate_orientation(image, affine, brain.own, seen, derived.space, companions)
+    return found, check_orientation(found, derived.bold.name)
 
 
-def way_to_model(name: str, out_dir: Path) -> tuple[str, Path | None, str]:
-    """How points of the model's space are found in a run's space.
+def transform_to_model(name: str, out_dir: Path) -> tuple[str, Path | None, str]:
+    """Find the transform from the model's space to a run's space.
 
     Returns
     -------
     tuple
-        The space in which points are to be given; the chain from there to the run's, if there is one; and what it is,
-        in words.
+        The space where the transform starts; its chain to the run's space, None if they are the same; and a
+        description.
     """
     warp = warp_between(name, MODEL_SPACE)
     if name != MODEL_SPACE and warp is not None:
-        return MODEL_SPACE, read_itk_composite(warp).save(out_dir / "to_model.npz"), way_in_words(name)
-    return name, None, way_in_words(name)
+        return MODEL_SPACE, read_itk_composite(warp).save(out_dir / "to_model.npz"), describe_transform(name)
+    return name, None, describe_transform(name)
 
 
-def way_in_words(name: str) -> str:
-    """How a space is brought to the model's: ``MNI152NLin6Asym, the model's own space``."""
+def describe_transform(name: str) -> str:
+    """Describe how a space is transformed to the model's: ``MNI152NLin6Asym, the model's own space``."""
     if name == MODEL_SPACE:
         return f"{name}, the model's own space"
     warp = warp_between(name, MODEL_SPACE)
     if warp is not None:
-        return f"{name}, taken to {MODEL_SPACE} by TemplateFlow's transform {warp.name}"
-    return f"{name}, taken to {MODEL_SPACE} by a fixed affine matrix only: {space(name).accuracy}"
+        return f"{name}, transformed to {MODEL_SPACE} by TemplateFlow's {warp.name}"
+    return f"{name}, transformed to {MODEL_SPACE} by a fixed affine matrix only: {space(name).accuracy}"
 
 
-def tissues_on(name: str, brain: np.ndarray, affine: np.ndarray, path: Path) -> Path:
-    """The template's tissues on a run's grid within its brain: 1 grey matter, 2 white matter, 3 CSF."""
+def resample_tissues(name: str, brain: np.ndarray, affine: np.ndarray, path: Path) -> Path:
+    """Resample the template's tissues to a run's grid, within its brain: 1 grey matter, 2 white matter, 3 CSF."""
     template = load_template(stand_in_for(name))
     pull = linear(space(name).pull_to(template.space))
     maps = [
@@ -326,11 +336,12 @@ def tissues_on(name: str, brain: np.ndarray, affine: np.ndarray, path: Path) -> 
     return save_image(path, dseg.astype(np.uint8), affine, space_code=MNI_CODE)
 
 
-def on_template(image: np.ndarray, affine: np.ndarray, name: str, path: Path) -> Path:
-    """An image of a run's space on the grid of the template that figures show."""
+def resample_to_template(image: np.ndarray, affine: np.ndarray, name: str, path: Path) -> Path:
+    """Resample an image to the template that figures show."""
     template = load_template(stand_in_for(name))
-    drawn = resample_to(image, affine, template.t1w.shape, template.affine, linear(template.space.pull_to(space(name))))
-    return save_image(path, drawn, template.affine, space_code=MNI_CODE)
+    pull = linear(template.space.pull_to(space(name)))
+    resampled = resample_to(image, affine, template.t1w.shape, template.affine, pull)
+    return save_image(path, resampled, template.affine, space_code=MNI_CODE)
 
 
 def save_mask(path: Path, mask: np.ndarray, affine: np.ndarray) -> Path:

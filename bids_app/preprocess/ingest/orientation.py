@@ -1,15 +1,13 @@
-"""Whether an image lies where its affine says: against the template's brain, its left-right mirror image, and shifts.
+"""Orientation check of normalised images against the template: axes, shifts, and left and right.
 
-What can be told, and what cannot:
-
-- An image that is turned, or mirrored front to back or top to bottom, is unlike the template: of all 48 ways to store
-  three axes, its own must be the best.
-- An image whose voxels were cropped by index, with an affine that was not told, lies beside the template.
-- Left and right are told apart by what is not alike in the two halves of the mean brain: in MNI152 the right half
-  reaches farther forward, and the left one farther back. The embedded template is its own mirror image, but the matrix
-  to the model's space, which was measured, carries that asymmetry; TemplateFlow's template shows it itself. It is a
-  small thing, so it warns and never refuses. The participant's own anatomy, where it stands beside the run in the same
-  space, tells more; but where everything was mirrored before it was normalised, nothing here can see it.
+- Axes that were permuted or flipped without updating the affine: of all 48 ways to store three axes, the image's own
+  must be the most similar to the template.
+- Voxels that were cropped without updating the affine: the brain is shifted relative to the template.
+- Left-right flips: the template's asymmetry (in MNI152 the right hemisphere extends farther anterior, the left farther
+  posterior) is compared with that of the image. The embedded template is symmetric, but the measured matrix to the
+  model's space holds the asymmetry; TemplateFlow's template is asymmetric itself. The effect is small, so it gives a
+  warning and no error. The participant's own anatomy in the same space is stronger evidence. A flip before
+  normalisation cannot be detected.
 """
 
 from __future__ import annotations
@@ -31,42 +29,42 @@ from bids_app.preprocess.registration.transforms import linear, resample_to
 
 STEP_MM = 2.0
 SHAPE, LOW_MM = (87, 107, 91), (-86.0, -124.0, -72.0)
-"""The lattice on which images are compared: the brain and a margin, and its own mirror image about x = 0."""
+"""The lattice for comparisons: the brain and a margin, symmetric about x = 0."""
 TURN_STEP_MM, TURN_POINTS, TURN_CENTRE_MM = 9.0, 25, (0.0, -18.0, 8.0)
-"""A cube of points, coarse, on which axes are exchanged."""
+"""The coarse cubic lattice for comparisons of the 48 orientations."""
 FWHM_TO_SIGMA = 1 / 2.3548
 TEXTURE_MM = 16.0
 MAX_SHIFT_MM = 32.0
 MIN_POINTS = 1000
 MIN_CONTRAST = 1e-3
-"""Of a brain's brightness; below it the image is a mask, and only its shape is compared."""
+"""Range of the brain's intensity; below it the image is a mask, and only its shape is compared."""
 MIN_OVERLAP = 0.4
-"""Share of the brain's points that must lie in the image for a shift to be looked at."""
+"""Share of the brain that must overlap with the image for a shift to be considered."""
 
 SHIFT_WARNED_MM, SHIFT_REFUSED_MM = 3.0, 10.0
 TURN_MARGIN = 0.05
-"""By how much another orientation must be more similar for the image to be refused."""
+"""Similarity gain of another orientation above which the image is refused."""
 SIDE_MARGIN = 0.02
-"""Difference of similarity between image and mirror image from which left and right count as told."""
+"""Similarity difference between image and mirror image above which left and right are decided."""
 ANATOMY_MARGIN = 0.03
-"""The same for the participant's own images, relative."""
+"""Relative similarity difference for the participant's own images."""
 
 
 @dataclass(frozen=True)
-class Placement:
-    """How an image lies on the template; correlations are of the brain's shape and of its brightness, averaged."""
+class OrientationCheck:
+    """Similarity of an image to the template; the mean of two correlations, of brain shape and of brain intensity."""
 
     similarity: float
     mirrored: float
-    """The same of the left-right mirror image."""
+    """Similarity of the left-right mirror image."""
     shift_mm: tuple[float, float, float]
-    """Where the template's brain is found in the image, away from where it should be; RAS mm."""
+    """Position of the brain relative to the template, RAS mm."""
     orientation: str
-    """Which of the 48 ways to store the axes fits best: ``as stored``, or what was exchanged and mirrored."""
-    turn_gain: float
-    """By how much that one is more similar than the image as it is stored."""
+    """The best of the 48 orientations: ``as stored``, or the order and signs of the axes (``x, -y, z``)."""
+    reorientation_gain: float
+    """Similarity gain of the best orientation over the stored one."""
     companions: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Similarity with the participant's own images in the space, as stored and mirrored."""
+    """Similarity to the participant's own images in the space, as stored and mirrored."""
 
     @property
     def distance_mm(self) -> float:
@@ -75,7 +73,7 @@ class Placement:
 
     @property
     def quality(self) -> dict[str, float]:
-        """Figures for the report."""
+        """Image quality metrics for the report."""
         found = {
             "place_similarity": self.similarity,
             "place_mirrored": self.mirrored,
@@ -86,142 +84,147 @@ class Placement:
         return found
 
 
-def judge(placement: Placement, source: str) -> tuple[str, ...]:
-    """What is to be said of an image's place, as sentences for the report.
+def check_orientation(check: OrientationCheck, source: str) -> tuple[str, ...]:
+    """Return warnings about an image's orientation.
 
     Parameters
     ----------
-    placement : Placement
+    check : OrientationCheck
     source : str
         Name of the file.
 
     Raises
     ------
     BadDataError
-        The image cannot lie where its affine says.
+        The image does not match its affine.
     """
-    hint = "Its voxels were turned, mirrored or cropped without telling the affine; write the file again with both."
-    if placement.turn_gain > TURN_MARGIN:
+    hint = "Voxels were reoriented, flipped or cropped without updating the affine; write the file again with both."
+    if check.reorientation_gain > TURN_MARGIN:
         raise BadDataError(
-            f"{source}: does not lie as its affine says; it is most like the template's brain with its axes taken as "
-            f"({placement.orientation}).",
+            f"{source}: the orientation does not match the affine; the image is most similar to the template with its "
+            f"axes reordered as ({check.orientation}).",
             hint,
         )
-    x, y, z = placement.shift_mm
+    x, y, z = check.shift_mm
     where = f"{abs(x):.0f} mm {'right' if x > 0 else 'left'}, {abs(y):.0f} mm {'anterior' if y > 0 else 'posterior'} "
-    where += f"and {abs(z):.0f} mm {'superior' if z > 0 else 'inferior'} of where the template has it"
-    if placement.distance_mm > SHIFT_REFUSED_MM:
-        raise BadDataError(f"{source}: the brain lies {where}, which no normalised image does.", hint)
-    for name, (stored, mirrored) in placement.companions.items():
+    where += f"and {abs(z):.0f} mm {'superior' if z > 0 else 'inferior'} of its position in the template"
+    if check.distance_mm > SHIFT_REFUSED_MM:
+        raise BadDataError(f"{source}: the brain is {where} (at most {SHIFT_REFUSED_MM:g} mm are accepted).", hint)
+    for name, (stored, mirrored) in check.companions.items():
         if mirrored > stored * (1 + ANATOMY_MARGIN):
             raise BadDataError(
-                f"{source}: left and right are exchanged against the participant's own {name} in the same space.", hint
+                f"{source}: left-right flipped relative to the participant's own {name} in the same space.", hint
             )
-    if placement.distance_mm > SHIFT_WARNED_MM:
-        return (f"{source}: the brain lies {where}; were voxels cropped without telling the affine?",)
-    if placement.mirrored > placement.similarity + SIDE_MARGIN:
+    if check.distance_mm > SHIFT_WARNED_MM:
+        return (f"{source}: the brain is {where}; check whether voxels were cropped without updating the affine.",)
+    if check.mirrored > check.similarity + SIDE_MARGIN:
         return (
-            f"{source}: is more like the left-right mirror image of the template than like the template "
-            f"({placement.mirrored:.2f} against {placement.similarity:.2f}): left and right may be exchanged.",
+            f"{source}: more similar to the left-right mirror image of the template ({check.mirrored:.2f}) than to the "
+            f"template ({check.similarity:.2f}); the image may be left-right flipped.",
         )
     return ()
 
 
-def find_left_right(placement: Placement) -> Orientation:
-    """What the image shows of its left and right."""
-    gain = placement.similarity - placement.mirrored
+def find_left_right(check: OrientationCheck) -> Orientation:
+    """Determine whether the image is stored with left and right as in its affine."""
+    gain = check.similarity - check.mirrored
     same = tuple(
-        name for name, (stored, mirrored) in placement.companions.items() if stored > mirrored * (1 + ANATOMY_MARGIN)
+        name for name, (stored, mirrored) in check.companions.items() if stored > mirrored * (1 + ANATOMY_MARGIN)
     )
     if same:
         return Orientation(LeftRight.AS_STORED, same)
-    if placement.distance_mm > SHIFT_WARNED_MM or abs(gain) <= SIDE_MARGIN:
+    if check.distance_mm > SHIFT_WARNED_MM or abs(gain) <= SIDE_MARGIN:
         return Orientation(LeftRight.UNKNOWN)
     return Orientation(LeftRight.AS_STORED if gain > 0 else LeftRight.FLIPPED)
 
 
-def look_at_placement(
+def estimate_orientation(
     image: np.ndarray,
     affine: np.ndarray,
     brain: np.ndarray,
     seen: np.ndarray,
     name: str,
     companions: dict[str, tuple[np.ndarray, np.ndarray]] | None = None,
-) -> Placement:
+) -> OrientationCheck:
     """Compare an image with the template's brain.
 
     Parameters
     ----------
     image : numpy.ndarray, (X, Y, Z)
-        Mean of a run; or a mask, of which only the shape is compared.
+        Mean of a run, or a mask.
     affine : numpy.ndarray, (4, 4)
         Voxel indices to RAS mm of the space.
     brain : numpy.ndarray, (X, Y, Z) bool
-        The brain, as the image's own values show it.
+        Brain mask from the image's own values.
     seen : numpy.ndarray, (X, Y, Z) bool
-        Where the image has data.
+        Voxels with data.
     name : str
-        The space that the image is said to be in.
+        Name of the image's space.
     companions : dict, optional
         Data and affine of the participant's own images in that space, by name.
     """
     onto = lattice()
-    drawn = resample_to(np.where(brain, image, 0), affine, SHAPE, onto)
-    own = resample_to(brain.astype(np.float32), affine, SHAPE, onto) > 0.5
+    resampled = resample_to(np.where(brain, image, 0), affine, SHAPE, onto)
+    mask = resample_to(brain.astype(np.float32), affine, SHAPE, onto) > 0.5
     valid = resample_to(seen.astype(np.float32), affine, SHAPE, onto) > 0.5
     expected = expected_brain(name, str(templateflow_home()))
-    texture = _texture(drawn, own)
-    stored, mirrored = (_alike(texture[::side], own[::side], valid[::side], expected) for side in (1, -1))
-    shape = _shape(drawn, own)
+    texture = _texture(resampled, mask)
+    stored, mirrored = (
+        _template_similarity(texture[::side], mask[::side], valid[::side], expected) for side in (1, -1)
+    )
+    shape = _shape(resampled, mask)
     orientation, gain = best_orientation(shape, expected.shape, onto)
     found = {}
-    for what, (data, its_affine) in (companions or {}).items():
+    for companion, (data, its_affine) in (companions or {}).items():
         other = resample_to(data, its_affine, SHAPE, onto)
-        both = own & valid
-        found[what] = _alike_own(texture, both, other), _alike_own(texture[::-1], both[::-1], other)
-    return Placement(
+        both = mask & valid
+        found[companion] = (
+            _anatomy_similarity(texture, both, other),
+            _anatomy_similarity(texture[::-1], both[::-1], other),
+        )
+    return OrientationCheck(
         similarity=stored,
         mirrored=mirrored,
         shift_mm=best_shift(shape, valid, expected.shape, expected.brain),
         orientation=orientation,
-        turn_gain=gain,
+        reorientation_gain=gain,
         companions=found,
     )
 
 
 @dataclass(frozen=True)
-class Expected:
-    """The template's brain on the lattice, as a T2*-weighted image of it would look."""
+class ExpectedBrain:
+    """The template's brain on the lattice, with T2*-weighted contrast."""
 
     brain: np.ndarray
     shape: np.ndarray
-    """Brightness, with a median of 1."""
+    """Intensity, with a median of 1."""
     texture: np.ndarray
-    """Brightness relative to the neighbourhood."""
+    """Intensity relative to the neighbourhood."""
     around: np.ndarray
-    """The brain, its mirror image, and what is near."""
+    """The brain, its mirror image, and a margin."""
 
 
 def lattice() -> np.ndarray:
-    """Affine of the lattice, (4, 4)."""
+    """Return the affine of the lattice, (4, 4)."""
     onto = np.diag([STEP_MM] * 3 + [1.0])
     onto[:3, 3] = LOW_MM
     return onto
 
 
 @cache
-def expected_brain(name: str, home: str) -> Expected:
-    """The template's brain in a space; ``home`` keeps answers for different caches of TemplateFlow apart."""
+def expected_brain(name: str, home: str) -> ExpectedBrain:
+    """Resample the template's brain to the lattice; ``home`` is TemplateFlow's folder, a key of the cache."""
     template: Template = load_template(stand_in_for(name))
     pull, onto = linear(space(name).pull_to(template.space)), lattice()
     bright = resample_to(epi_like(template), template.affine, SHAPE, onto, pull)
     brain = resample_to(template.mask.astype(np.float32), template.affine, SHAPE, onto, pull) > 0.5
     around = ndimage.binary_dilation(brain | brain[::-1], iterations=2)
-    return Expected(brain, _shape(bright, brain), _texture(bright, brain), around)
+    return ExpectedBrain(brain, _shape(bright, brain), _texture(bright, brain), around)
 
 
 def _shape(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """An image whose brain has a median of 1, and nothing outside; without its bright spots."""
+    """Scale an image to a median of 1 in the mask, limited to 0 to 2 and 0 outside."""
     middle = float(np.median(image[mask])) if mask.any() else 0.0
     return (
         np.where(mask, np.clip(image / middle, 0, 2), 0).astype(np.float32) if middle > 0 else mask.astype(np.float32)
@@ -229,27 +232,27 @@ def _shape(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def _texture(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Brightness relative to the neighbourhood within a mask, so that coils and dropouts count little."""
+    """Divide intensity by its local mean within a mask, which reduces bias fields and dropout."""
     sigma = TEXTURE_MM * FWHM_TO_SIGMA / STEP_MM
     weight = mask.astype(np.float32)
     around = ndimage.gaussian_filter(image * weight, sigma) / np.maximum(ndimage.gaussian_filter(weight, sigma), 1e-6)
     return np.divide(image, around, out=np.zeros_like(image, dtype=np.float32), where=mask & (around > 0))
 
 
-def _alike(texture: np.ndarray, own: np.ndarray, valid: np.ndarray, expected: Expected) -> float:
-    """Mean of two correlations with the template: of the brain's shape, and of its brightness within."""
+def _template_similarity(texture: np.ndarray, mask: np.ndarray, valid: np.ndarray, expected: ExpectedBrain) -> float:
+    """Return the mean of two correlations with the template: of brain shape, and of intensity in the brain."""
     around = expected.around & valid
-    inside = expected.brain & expected.brain[::-1] & own & valid
+    inside = expected.brain & expected.brain[::-1] & mask & valid
     if inside.sum() < MIN_POINTS:
         return 0.0
-    shape = correlation(own[around], expected.brain[around])
+    shape = correlation(mask[around], expected.brain[around])
     if float(np.ptp(texture[inside])) < MIN_CONTRAST:
         return shape
     return (shape + correlation(texture[inside], expected.texture[inside])) / 2
 
 
-def _alike_own(texture: np.ndarray, mask: np.ndarray, other: np.ndarray) -> float:
-    """Mutual information with another image of the participant within the brain."""
+def _anatomy_similarity(texture: np.ndarray, mask: np.ndarray, other: np.ndarray) -> float:
+    """Return the mutual information with another image of the participant within the brain."""
     return mutual_information(texture[mask], other[mask]) if mask.sum() >= MIN_POINTS else 0.0
 
 
@@ -258,30 +261,30 @@ def best_shift(
     valid: np.ndarray,
     expected: np.ndarray,
     there: np.ndarray,
-    most_mm: float = MAX_SHIFT_MM,
+    max_mm: float = MAX_SHIFT_MM,
     step: int = 2,
 ) -> tuple[float, float, float]:
-    """By how much an image must be looked at elsewhere to be most similar to the template.
+    """Find the shift of an image relative to the template by correlation.
 
     Parameters
     ----------
     image, valid, expected, there : numpy.ndarray, `SHAPE`
-        Image, where it has data, template, and its brain.
-    most_mm : float
+        Image, its mask of valid data, template, and its brain.
+    max_mm : float
         Largest shift along an axis.
     step : int
-        Every how many points of the lattice are used; what lies between is found by a parabola.
+        Subsampling of the lattice; positions between points are interpolated by a parabola.
 
     Returns
     -------
     tuple of float
-        RAS mm: a point of the template is found there plus this in the image.
+        RAS mm: a point p of the template is at p plus this shift in the image.
     """
     sparse = (slice(None, None, step),) * 3
     smooth = [ndimage.gaussian_filter(volume, 0.8 * step / 2) for volume in (image, expected)]
     around = ndimage.binary_dilation(there, iterations=4)
     scores = shift_scores(smooth[0][sparse], valid[sparse], smooth[1][sparse], around[sparse])
-    reach = int(most_mm / (STEP_MM * step))
+    reach = int(max_mm / (STEP_MM * step))
     centre = np.array(scores.shape) // 2
     window = scores[tuple(slice(c - reach, c + reach + 1) for c in centre)]
     peak = np.array(np.unravel_index(np.argmax(window), window.shape))
@@ -290,7 +293,7 @@ def best_shift(
 
 
 def _vertex(window: np.ndarray, peak: np.ndarray, axis: int) -> float:
-    """Where between points the top of a parabola through a peak and its neighbours lies, -0.5 to 0.5."""
+    """Return the offset of the vertex of a parabola through a peak and its neighbours, -0.5 to 0.5."""
     if not 0 < peak[axis] < window.shape[axis] - 1:
         return 0.0
     low, top, high = (float(window[tuple(peak + np.eye(3, dtype=int)[axis] * k)]) for k in (-1, 0, 1))
@@ -299,17 +302,17 @@ def _vertex(window: np.ndarray, peak: np.ndarray, axis: int) -> float:
 
 
 def shift_scores(image: np.ndarray, valid: np.ndarray, expected: np.ndarray, around: np.ndarray) -> np.ndarray:
-    """Correlation of image and template for every shift by whole points, over what both have (Padfield, 2012).
+    """Compute the masked correlation of image and template for all whole-voxel shifts (Padfield, 2012).
 
     Parameters
     ----------
     image, valid, expected, around : numpy.ndarray, (X, Y, Z)
-        Image, where it has data; template, and which of its points are compared.
+        Image and its mask; template and its mask.
 
     Returns
     -------
     numpy.ndarray, (X', Y', Z')
-        The middle (``shape // 2``) is no shift; -1 where too little overlaps.
+        Zero shift is in the middle (``shape // 2``); -1 where the overlap is too small.
     """
     size = [fft.next_fast_len(2 * n, real=True) for n in image.shape]
     weights, fixed = around.astype(np.float64), expected * around
@@ -331,9 +334,9 @@ def shift_scores(image: np.ndarray, valid: np.ndarray, expected: np.ndarray, aro
 
 
 def best_orientation(image: np.ndarray, expected: np.ndarray, onto: np.ndarray) -> tuple[str, float]:
-    """The way to store the axes under which an image is most like the template, wherever it is shifted to.
+    """Find the orientation of the axes in which an image is most similar to the template, at any shift.
 
-    Of a way and its left-right mirror image, which the template hardly tells apart, one is tried.
+    Of each orientation and its left-right mirror image, which are almost equally similar, one is tried.
 
     Parameters
     ----------
@@ -344,8 +347,8 @@ def best_orientation(image: np.ndarray, expected: np.ndarray, onto: np.ndarray) 
     Returns
     -------
     tuple of str and float
-        ``as stored``, or the axes of the image that lie along right, anterior and superior; and by how much that is
-        more similar than the image as stored.
+        ``as stored``, or the axes of the image along right, anterior and superior; and the similarity gain over the
+        stored orientation.
     """
     cube = np.diag([TURN_STEP_MM] * 3 + [1.0])
     cube[:3, 3] = np.array(TURN_CENTRE_MM) - TURN_STEP_MM * (TURN_POINTS // 2)
@@ -356,25 +359,25 @@ def best_orientation(image: np.ndarray, expected: np.ndarray, onto: np.ndarray) 
     ]
     everywhere = np.ones((TURN_POINTS,) * 3, dtype=bool)
     scores = {
-        (order, flips): float(shift_scores(turned(coarse[0], order, flips), everywhere, coarse[1], everywhere).max())
+        (order, flips): float(shift_scores(reorient(coarse[0], order, flips), everywhere, coarse[1], everywhere).max())
         for order, flips in orientations()
         if flips[0] == 1
     }
     best = max(scores, key=lambda key: scores[key])
     gain = scores[best] - scores[(0, 1, 2), (1, 1, 1)]
-    return ("as stored" if gain <= 0 else _in_words(*best)), max(gain, 0.0)
+    return ("as stored" if gain <= 0 else _describe_axes(*best)), max(gain, 0.0)
 
 
 def orientations() -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The 48 ways to store three axes: their order, and which are flipped (-1)."""
+    """Return the 48 orientations of three axes: their order, and their signs (-1: flipped)."""
     return list(product(permutations(range(3)), product((1, -1), repeat=3)))
 
 
-def turned(volume: np.ndarray, order: Sequence[int], flips: Sequence[int]) -> np.ndarray:
-    """A volume with its axes in another order, and some of them flipped after that."""
+def reorient(volume: np.ndarray, order: Sequence[int], flips: Sequence[int]) -> np.ndarray:
+    """Permute the axes of a volume, then flip those with a sign of -1."""
     return np.ascontiguousarray(volume.transpose(order)[tuple(slice(None, None, flip) for flip in flips)])
 
 
-def _in_words(order: Sequence[int], flips: Sequence[int]) -> str:
+def _describe_axes(order: Sequence[int], flips: Sequence[int]) -> str:
     axes = "xyz"
     return ", ".join(f"{'-' if flip < 0 else ''}{axes[axis]}" for axis, flip in zip(order, flips, strict=True))

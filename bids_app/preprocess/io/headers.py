@@ -1,6 +1,6 @@
-"""Opening image files, and judging by their headers and sidecars whether they can be used; no voxel is read here.
+"""Checks of image headers and sidecars; no voxel is read.
 
-Every refusal is a `BadDataError` that names the file and says what to do.
+All failed checks raise `BadDataError` with the file's name and the remedy.
 """
 
 from __future__ import annotations
@@ -22,24 +22,32 @@ from bids_app.preprocess.io.timing import SliceTimes, read_slice_times, repetiti
 MIN_VOLUMES = 20
 MIN_SECONDS = 20.0
 VOXEL_SIZES_MM = (0.2, 12.0)
-FORMS_APART_MM = 2.0
-"""By how much sform and qform may put a voxel apart, mm."""
+MAX_FORM_DISTANCE_MM = 2.0
+"""Largest accepted distance between the positions of a voxel by sform and by qform, mm."""
 MAX_COMPRESSION = 1032
-"""Bytes that a byte of gzip can become at most (the format's own limit)."""
-FORMS_HINT = "Set both to the one that is true (nibabel: set_sform and set_qform)."
+"""Largest compression ratio of gzip (a limit of the format)."""
+FORM_HINT = "Set both to the correct affine (nibabel: set_sform and set_qform)."
 SLICE_TIMING = "slicetiming"
-"""What ``--ignore`` calls the correction of slice timing."""
+"""Value of ``--ignore`` that skips slice timing correction."""
 
 
 def load_nifti(path: Path) -> Any:
-    """Open a NIfTI file without reading its data; says in plain words why it cannot be opened."""
+    """Open a NIfTI file without reading its data.
+
+    Raises
+    ------
+    NoInputError
+        The file does not exist or may not be read.
+    BadDataError
+        The file is not a valid NIfTI image.
+    """
     if not path.exists():
-        raise NoInputError(f"{path}: no such file.", "If the dataset is kept by DataLad, get its content first.")
+        raise NoInputError(f"{path}: no such file.", "In a DataLad dataset, run 'datalad get' on the file first.")
     try:
         image = nib.load(path)
     except (PermissionError, IsADirectoryError) as error:
-        raise NoInputError(f"{path}: {error.strerror}.", "Check that it is a file that this user may read.") from error
-    except Exception as error:  # a damaged header makes nibabel raise whatever its readers stumble over
+        raise NoInputError(f"{path}: {error.strerror}.", "Check the path and its read permissions.") from error
+    except Exception as error:  # nibabel raises many kinds of errors on damaged headers
         raise unreadable(path, error) from error
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image derives from it
         raise BadDataError(f"{path.name}: not a NIfTI image.", "Convert it to .nii.gz.")
@@ -47,84 +55,95 @@ def load_nifti(path: Path) -> Any:
 
 
 def unreadable(path: Path, error: BaseException) -> BadDataError:
-    """The error for a file whose bytes make no image."""
+    """Return the error for a file that cannot be decoded as an image."""
     return BadDataError(
         f"{path.name}: unreadable or truncated ({error}).",
-        f"Copy or download the file again; {path.stat().st_size:,} bytes are here.",
+        f"Copy or download the file again; its current size is {path.stat().st_size:,} bytes.",
     )
 
 
 def claimed_bytes(image: Any) -> int:
-    """Bytes that an image's file has, uncompressed, by its header."""
+    """Return the uncompressed file size that an image's header implies, bytes."""
     return int(image.dataobj.offset) + math.prod(map(int, image.shape)) * int(image.get_data_dtype().itemsize)
 
 
 def check_size(image: Any, path: Path) -> None:
-    """Refuse a header that claims more than its file can hold, before room is made for it.
+    """Check that a file is large enough for its header, before memory is allocated.
 
     Raises
     ------
     BadDataError
-        The file is cut off, or its header is damaged.
+        The file is truncated, or its header is damaged.
     """
-    claimed, here = claimed_bytes(image), path.stat().st_size
-    most = here * MAX_COMPRESSION if path.suffix == ".gz" else here
-    if min(image.shape, default=0) < 1 or claimed > most:
+    claimed, file_bytes = claimed_bytes(image), path.stat().st_size
+    max_bytes = file_bytes * MAX_COMPRESSION if path.suffix == ".gz" else file_bytes
+    if min(image.shape, default=0) < 1 or claimed > max_bytes:
         raise BadDataError(
-            f"{path.name}: truncated, or its header is damaged: {' x '.join(map(str, image.shape))} voxels are "
-            f"{claimed:,} bytes, and {here:,} are here.",
+            f"{path.name}: truncated, or its header is damaged: {' x '.join(map(str, image.shape))} voxels require "
+            f"{claimed:,} bytes, but the file has {file_bytes:,}.",
             "Copy or download the file again.",
         )
 
 
 def check_values(image: Any, path: Path) -> None:
-    """Refuse voxels that are not numbers on one scale."""
-    dtype = image.get_data_dtype()
-    if dtype.fields or dtype.kind not in "iuf":
-        raise BadDataError(f"{path.name}: colour or complex voxels.", "Give the magnitude image.")
-
-
-def check_geometry(image: Any, path: Path) -> tuple[str, ...]:
-    """Refuse headers that do not say where the voxels lie in the scanner.
-
-    Returns
-    -------
-    tuple of str
-        What is odd, but can be worked with.
+    """Check that voxels are real numbers.
 
     Raises
     ------
     BadDataError
-        Both orientation codes unknown, a singular affine, voxel sizes that no scan has, or two affines that disagree
+        Voxels are complex or in colour.
+    """
+    dtype = image.get_data_dtype()
+    if dtype.fields or dtype.kind not in "iuf":
+        raise BadDataError(f"{path.name}: colour or complex voxels ({dtype}).", "Use the magnitude image.")
+
+
+def check_geometry(image: Any, path: Path) -> tuple[str, ...]:
+    """Check orientation codes, affines and voxel sizes of a header.
+
+    Returns
+    -------
+    tuple of str
+        Warnings.
+
+    Raises
+    ------
+    BadDataError
+        Both orientation codes are 0, the affine is singular, voxel sizes are implausible, or sform and qform disagree
         about left and right.
     """
     with ImageOpener(str(path)) as file:
-        header = type(image.header).from_fileobj(file, check=False)  # with a check, nibabel mends what we look for
-    hint = "Convert the scan again from DICOM, or repair the header."
+        header = type(image.header).from_fileobj(file, check=False)  # nibabel's check would correct these errors
+    hint = "Convert the scan again from DICOM, or correct the header."
     if int(header["qform_code"]) == 0 and int(header["sform_code"]) == 0:
         raise BadDataError(
-            f"{path.name}: its orientation is unknown (qform_code and sform_code are both 0), so left and right "
-            "cannot be told apart.",
+            f"{path.name}: orientation is unknown (qform_code and sform_code are both 0), so left and right cannot be "
+            "distinguished.",
             hint,
         )
     raw_sizes = np.asarray(header["pixdim"][1:4], dtype=np.float64)
     if not np.all(np.isfinite(raw_sizes)) or np.any(raw_sizes == 0):
-        raise BadDataError(f"{path.name}: a voxel size of zero, or none at all, in its header.", hint)
+        listed = " x ".join(f"{size:g}" for size in raw_sizes)
+        raise BadDataError(f"{path.name}: voxel size of zero or NaN in the header ({listed}).", hint)
     affine = np.asarray(image.affine, dtype=np.float64)
     sizes = voxel_sizes(affine)
     if not np.all(np.isfinite(affine)) or abs(np.linalg.det(affine[:3, :3])) <= 1e-4 * sizes.prod():
-        raise BadDataError(f"{path.name}: its affine is singular, so voxels have no place in space.", hint)
+        raise BadDataError(f"{path.name}: the affine is singular or not finite.", hint)
     if sizes.min() < VOXEL_SIZES_MM[0] or sizes.max() > VOXEL_SIZES_MM[1]:
         listed = " x ".join(f"{s:.3g}" for s in sizes)
-        raise BadDataError(f"{path.name}: voxels of {listed} mm, which no human scan has.", hint)
-    apart = forms_apart(image, path)
-    if apart <= FORMS_APART_MM:
+        raise BadDataError(
+            f"{path.name}: voxel size {listed} mm is outside the range of human scans "
+            f"({VOXEL_SIZES_MM[0]:g} to {VOXEL_SIZES_MM[1]:g} mm).",
+            hint,
+        )
+    distance = form_distance_mm(image, path)
+    if distance <= MAX_FORM_DISTANCE_MM:
         return ()
-    return (f"{path.name}: sform and qform put voxels up to {apart:.0f} mm apart; the sform was taken.",)
+    return (f"{path.name}: sform and qform differ by up to {distance:.0f} mm; the sform is used.",)
 
 
-def forms_apart(image: Any, path: Path) -> float:
-    """By how much an image's sform and qform put a voxel apart, mm; 0 where only one is set.
+def form_distance_mm(image: Any, path: Path) -> float:
+    """Return the largest distance between voxel positions by sform and by qform, mm; 0 if only one is set.
 
     Raises
     ------
@@ -135,19 +154,19 @@ def forms_apart(image: Any, path: Path) -> float:
     if not has_sform or not has_qform:
         return 0.0
     if np.sign(np.linalg.det(sform[:3, :3])) != np.sign(np.linalg.det(qform[:3, :3])):
-        raise BadDataError(f"{path.name}: sform and qform of its header disagree about left and right.", FORMS_HINT)
+        raise BadDataError(f"{path.name}: sform and qform disagree about left and right.", FORM_HINT)
     return float(corner_distances(sform, qform, image.shape).max())
 
 
 def corner_distances(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """How far apart two affines (4, 4) put the corners of a grid, mm, (8,)."""
+    """Return the distances between the corners of a grid under two affines (4, 4), mm, (8,)."""
     corners = np.array([[i, j, k, 1] for i in (0, shape[0] - 1) for j in (0, shape[1] - 1) for k in (0, shape[2] - 1)])
     return np.linalg.norm((corners @ (one - other).T)[:, :3], axis=1)
 
 
 @dataclass(frozen=True)
 class BoldHeader:
-    """What a BOLD file and its sidecar say before any volume is read.
+    """Header and timing of a BOLD run.
 
     ``shape`` is (X, Y, Z, T), ``voxel_sizes_mm`` (3,), ``tr`` in s.
     """
@@ -165,21 +184,21 @@ class BoldHeader:
 
 
 def examine_header(bold: Path, metadata: dict[str, Any], ignore: Container[str] = ()) -> BoldHeader:
-    """Examine a BOLD file's header against its sidecar, without reading its volumes.
+    """Check a BOLD file's header and sidecar, without reading its volumes.
 
     Parameters
     ----------
     bold : pathlib.Path
         4D NIfTI file.
     metadata : dict
-        Its sidecar; ``RepetitionTime`` wins over the header.
+        Its sidecar; ``RepetitionTime`` takes precedence over the header.
     ignore : container of str
-        ``slicetiming``: take slices as they are.
+        ``slicetiming``: skip slice timing correction.
 
     Raises
     ------
     BadDataError
-        The file cannot be used.
+        The header or sidecar is invalid, or the run is too short.
     """
     image = load_nifti(bold)
     shape = image.shape
@@ -187,49 +206,53 @@ def examine_header(bold: Path, metadata: dict[str, Any], ignore: Container[str] 
         shape = shape[:-1]
     if len(shape) != 4:
         raise BadDataError(
-            f"{bold.name}: {len(shape)}D instead of 4D (shape {' x '.join(map(str, shape))}).",
-            "A BOLD run is a series of volumes; a single volume belongs to _sbref.",
+            f"{bold.name}: image is {len(shape)}D instead of 4D (shape {' x '.join(map(str, shape))}).",
+            "Use a 4D BOLD series; rename a single-band reference to *_sbref.",
         )
     check_values(image, bold)
     if shape[3] < MIN_VOLUMES:
         raise BadDataError(
-            f"{bold.name}: {shape[3]} volumes, too few (at least {MIN_VOLUMES}).",
-            "Leave the run out with --bids-filter-file or --task-id.",
+            f"{bold.name}: {shape[3]} volumes, too few (at least {MIN_VOLUMES} are required).",
+            "Exclude the run with --bids-filter-file or --task-id.",
         )
     if min(shape[:3]) < 4:
         raise BadDataError(
-            f"{bold.name}: {shape[0]} x {shape[1]} x {shape[2]} voxels cannot hold a brain.", "Check the conversion."
+            f"{bold.name}: {shape[0]} x {shape[1]} x {shape[2]} voxels are too few for a brain.",
+            "Check the conversion from DICOM.",
         )
     check_size(image, bold)
-    odd = check_geometry(image, bold)
+    geometry_warnings = check_geometry(image, bold)
     timing = repetition_time(image.header, metadata, bold.name, shape[3])
     if timing.tr * shape[3] < MIN_SECONDS:
         raise BadDataError(
-            f"{bold.name}: {timing.tr * shape[3]:.1f} s of data, too few (at least {MIN_SECONDS:g} s).",
-            "Leave the run out with --bids-filter-file or --task-id.",
+            f"{bold.name}: {timing.tr * shape[3]:.1f} s of data, too short (at least {MIN_SECONDS:g} s are required).",
+            "Check RepetitionTime, or exclude the run with --bids-filter-file or --task-id.",
         )
     sizes = tuple(float(size) for size in voxel_sizes(image.affine))
-    slices, more = (None, ()) if SLICE_TIMING in ignore else read_slice_times(metadata, timing.tr, shape, bold.name)
-    return BoldHeader(shape, sizes, timing.tr, image.affine, slices, (*odd, *timing.warnings, *more))
+    slices, slice_warnings = (
+        (None, ()) if SLICE_TIMING in ignore else read_slice_times(metadata, timing.tr, shape, bold.name)
+    )
+    warnings = (*geometry_warnings, *timing.warnings, *slice_warnings)
+    return BoldHeader(shape, sizes, timing.tr, image.affine, slices, warnings)
 
 
 def examine_anatomy(t1w: Path) -> tuple[Any, tuple[str, ...]]:
-    """Open a T1w image and refuse those that cannot be used, without reading its voxels.
+    """Check a T1w image's header, without reading its voxels.
 
     Returns
     -------
     tuple
-        nibabel's image, and warnings.
+        The nibabel image, and warnings.
 
     Raises
     ------
     BadDataError
-        The file cannot be used.
+        The file is not a valid 3D image.
     """
     image = load_nifti(t1w)
     if len(image.shape) < 3 or min(image.shape[:3]) < 2 or any(n > 1 for n in image.shape[3:]):
         raise BadDataError(
-            f"{t1w.name}: shape {' x '.join(map(str, image.shape))} instead of three axes.", "Give a 3D T1w image."
+            f"{t1w.name}: shape {' x '.join(map(str, image.shape))} instead of three axes.", "Use a 3D T1w image."
         )
     check_values(image, t1w)
     check_size(image, t1w)

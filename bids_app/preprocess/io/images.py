@@ -1,6 +1,6 @@
-"""Reading the voxels of images, and refusing what cannot be used; `headers.py` looks at files before that.
+"""Image input and output: voxels of BOLD series and T1w images, with checks of their values.
 
-Every refusal is a `BadDataError` that names the file and says what to do.
+All failed checks raise `BadDataError` with the file's name and the remedy; `headers.py` checks headers.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from bids_app.preprocess.io.timing import SliceTimes
 from bids_app.preprocess.io.volumes import Volumes, VolumeSource, chunks
 
 MAX_SURPLUS = 2**20
-"""Bytes behind the last volume that a compressed file may hold."""
+"""Bytes accepted after the last volume of a compressed file."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A BOLD series that was examined and can be read.
+    """A checked BOLD series.
 
-    ``path`` is uncompressed (``source`` itself, or a copy in the work folder). ``data_mask`` (3D, uint8) tells where
-    the series varies over time.
+    ``path`` is uncompressed (``source`` itself, or a copy in the work folder). ``data_mask`` (3D, uint8) marks voxels
+    that vary over time.
     """
 
     path: Path
@@ -51,19 +51,19 @@ class Series:
     data_mask: Path
     warnings: tuple[str, ...] = ()
     slices: SliceTimes | None = None
-    """When slices were measured; None: they are taken as they are."""
+    """Slice times; None: no slice timing correction."""
 
     def open(self) -> VolumeSource:
-        """The series to draw from: with slice timing corrected, where it is known."""
+        """Open the series, with slice timing correction if slice times are known."""
         return open_series(self.path, self.slices, self.tr, self.n_dummy)
 
     def open_raw(self) -> Volumes:
-        """The series as it was measured."""
+        """Open the series without slice timing correction."""
         return Volumes(self.path)
 
 
 def open_series(path: Path, slices: SliceTimes | None, tr: float, n_dummy: int) -> VolumeSource:
-    """A series on disk, with slice timing corrected where slice times are given."""
+    """Open a series on disk, with slice timing correction if slice times are given."""
     source = Volumes(path)
     return source if slices is None else SliceTimed(source, slices, tr, n_dummy)
 
@@ -76,33 +76,33 @@ def examine_bold(
     events_end_s: float | None = None,
     ignore: Container[str] = (),
 ) -> Series:
-    """Examine a BOLD file and make its volumes readable at random; ``n_dummy`` is still 0.
+    """Check a BOLD file and make its volumes randomly accessible; ``n_dummy`` is still 0.
 
     Parameters
     ----------
     bold : pathlib.Path
         4D NIfTI file.
     metadata : dict
-        Its sidecar; ``RepetitionTime`` wins over the header.
+        Its sidecar; ``RepetitionTime`` takes precedence over the header.
     out_dir : pathlib.Path
-        Takes the uncompressed copy and the data mask.
+        Folder for the uncompressed copy and the data mask.
     events_end_s : float, optional
-        When the last event of the run begins, s; checked against the length of the run.
+        Onset of the last event, s; compared with the duration of the run.
     ignore : container of str
-        ``slicetiming``: take slices as they are.
+        ``slicetiming``: skip slice timing correction.
 
     Raises
     ------
     BadDataError
-        The file cannot be used.
+        The file or its sidecar is invalid.
     """
     header = examine_header(bold, metadata, ignore)
     warnings = list(header.warnings)
     seconds = header.tr * header.n_volumes
     if events_end_s is not None and events_end_s > seconds:
         warnings.append(
-            f"{bold.name}: events go on until {events_end_s:.1f} s, but {header.n_volumes} volumes of {header.tr:g} s "
-            f"end at {seconds:.1f} s; the repetition time may be wrong."
+            f"{bold.name}: the last event starts at {events_end_s:.1f} s, but the run ends at {seconds:.1f} s "
+            f"({header.n_volumes} volumes of {header.tr:g} s); the repetition time may be wrong."
         )
     path = _uncompressed(bold, out_dir)
     data_mask = out_dir / "data_mask.nii.gz"
@@ -111,59 +111,66 @@ def examine_bold(
     return Series(path, bold, header.tr, header.n_volumes, 0, data_mask, tuple(warnings), header.slices)
 
 
-def with_dummies(series: Series, n_dummy: int) -> Series:
-    """The series with the number of volumes to drop from its start."""
-    left = series.n_volumes - n_dummy
-    if left < MIN_VOLUMES or left * series.tr < MIN_SECONDS:
+def set_dummies(series: Series, n_dummy: int) -> Series:
+    """Return the series with the number of dummy volumes set.
+
+    Raises
+    ------
+    BadDataError
+        The run is too short without them.
+    """
+    n_steady = series.n_volumes - n_dummy
+    if n_steady < MIN_VOLUMES or n_steady * series.tr < MIN_SECONDS:
         raise BadDataError(
-            f"{series.source.name}: only {left} volumes ({left * series.tr:.1f} s) are left without the first "
-            f"{n_dummy}.",
-            "Give fewer with --dummy-scans, or leave the run out.",
+            f"{series.source.name}: only {n_steady} volumes ({n_steady * series.tr:.1f} s) remain after dropping "
+            f"{n_dummy} dummy volumes; at least {MIN_VOLUMES} volumes and {MIN_SECONDS:g} s are required.",
+            "Drop fewer volumes with --dummy-scans, or exclude the run.",
         )
     return replace(series, n_dummy=n_dummy)
 
 
 def _uncompressed(bold: Path, out_dir: Path) -> Path:
-    """The file itself when it is not compressed, else an uncompressed copy in ``out_dir``, of the size it claims."""
+    """Return the file itself if it is not compressed, else an uncompressed copy in ``out_dir``."""
     if bold.suffix != ".gz":
         return bold
     n_bytes, path = claimed_bytes(load_nifti(bold)), out_dir / "bold.nii"
     try:
         with gzip.open(bold, "rb") as source, path.open("wb") as target:
             found = _copy(source, target, n_bytes)
-            surplus = len(source.read(MAX_SURPLUS + 1))  # up to the end, where gzip compares its checksum
+            surplus = len(source.read(MAX_SURPLUS + 1))  # reads to the end, where gzip verifies its checksum
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         path.unlink(missing_ok=True)
         raise unreadable(bold, error) from error
     except OSError as error:
         path.unlink(missing_ok=True)
         raise InputOutputError(
-            f"{bold.name}: could not be unpacked into {out_dir} ({error.strerror}).",
-            "Check the space and the permissions there.",
+            f"{bold.name}: decompression into {out_dir} failed ({error.strerror}).",
+            "Check free disk space and write permissions of that folder.",
         ) from error
     if found < n_bytes or surplus > MAX_SURPLUS:
         path.unlink()
-        what = f"{found:,} of {n_bytes:,} bytes" if found < n_bytes else f"more than the {n_bytes:,} bytes it claims"
+        size = f"{found:,} of" if found < n_bytes else "more than"
         raise BadDataError(
-            f"{bold.name}: truncated, or its header is damaged ({what}).", "Copy or download the file again."
+            f"{bold.name}: truncated, or its header is damaged ({size} {n_bytes:,} bytes).",
+            "Copy or download the file again.",
         )
     return path
 
 
 def _copy(source: gzip.GzipFile, target: BinaryIO, n_bytes: int) -> int:
-    """Copy up to so many bytes; return how many there were."""
-    left = n_bytes
-    while left and (block := source.read(min(left, 2**22))):
+    """Copy up to ``n_bytes`` bytes and return the number of bytes copied."""
+    remaining = n_bytes
+    while remaining and (block := source.read(min(remaining, 2**22))):
         target.write(block)
-        left -= len(block)
-    return n_bytes - left
+        remaining -= len(block)
+    return n_bytes - remaining
 
 
 def _examine_values(source: VolumeSource, bold: Path) -> np.ndarray:
-    """Where the series varies, (X, Y, Z) bool; refuses series with nothing in them."""
+    """Check all values and return the mask of voxels that vary over time, (X, Y, Z) bool."""
     lowest = highest = None
     empty = []
-    hint = "Leave the run out, or convert it again from DICOM."
+    hint = "Exclude the run, or convert it again from DICOM."
     for first, volumes in chunks(source):
         flat = volumes.reshape(len(volumes), -1)
         spread = flat.max(axis=1) - flat.min(axis=1)
@@ -173,17 +180,17 @@ def _examine_values(source: VolumeSource, bold: Path) -> np.ndarray:
             raise BadDataError(
                 f"{bold.name}: NaN or infinite values in {n_voxels:,} voxels, first in volume "
                 f"{first + int(bad.argmax())}.",
-                "Convert the run again, or replace them (a raw image has none).",
+                "Convert the run again from DICOM, or replace these values.",
             )
         empty += [first + int(i) for i in np.flatnonzero(spread == 0)]
         low, high = flat.min(axis=0), flat.max(axis=0)
         lowest = low if lowest is None else np.minimum(lowest, low)
         highest = high if highest is None else np.maximum(highest, high)
     if len(empty) == source.shape[3]:
-        raise BadDataError(f"{bold.name}: empty, each volume holds one value throughout.", hint)
+        raise BadDataError(f"{bold.name}: empty, each volume is constant.", hint)
     if empty:
         raise BadDataError(
-            f"{bold.name}: {len(empty)} of {source.shape[3]} volumes are empty, the first is {empty[0]}.", hint
+            f"{bold.name}: {len(empty)} of {source.shape[3]} volumes are empty, the first is volume {empty[0]}.", hint
         )
     assert lowest is not None
     assert highest is not None
@@ -194,7 +201,7 @@ def _examine_values(source: VolumeSource, bold: Path) -> np.ndarray:
 
 
 def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Read a 3D image of ours, or of a template.
+    """Read a 3D image of the work folder or of a template.
 
     Returns
     -------
@@ -212,12 +219,17 @@ def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_anatomy(t1w: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
-    """Read a T1w image and refuse those that cannot be used.
+    """Read and check a T1w image.
 
     Returns
     -------
     tuple
         (X, Y, Z) float32; affine (4, 4), voxel indices to RAS mm; warnings.
+
+    Raises
+    ------
+    BadDataError
+        The image is empty, or most of its voxels are NaN or infinite.
     """
     _, warnings = examine_anatomy(t1w)
     data, affine = read_volume(t1w)
@@ -230,9 +242,11 @@ def read_anatomy(t1w: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
                 f"{t1w.name}: {n_bad:,} voxels are NaN or infinite.", "Convert the T1w again from DICOM."
             )
         data = np.where(finite, data, np.float32(0))
-        warnings += (f"{t1w.name}: {n_bad:,} voxels that are NaN or infinite were taken as 0.",)
+        warnings += (f"{t1w.name}: {n_bad:,} voxels are NaN or infinite and were set to 0.",)
     if float(data.max()) == float(data.min()):
-        raise BadDataError(f"{t1w.name}: empty, it holds one value throughout.", "Convert the T1w again from DICOM.")
+        raise BadDataError(
+            f"{t1w.name}: empty, all voxels are {float(data.min()):g}.", "Convert the T1w again from DICOM."
+        )
     return data, affine, warnings
 
 
@@ -259,7 +273,7 @@ def save_image(
 
 
 def stamp_header(header: Any, affine: np.ndarray, space_code: int, tr: float | None) -> None:
-    """Set codes, units and repetition time of a NIfTI header."""
+    """Set orientation codes, units and repetition time of a NIfTI header."""
     header.set_sform(affine, space_code)
     header.set_qform(affine, space_code)
     header.set_xyzt_units("mm", "sec" if tr is not None else "unknown")

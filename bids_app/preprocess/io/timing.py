@@ -1,4 +1,4 @@
-"""When the volumes and slices of a run were measured, by its sidecar and header."""
+"""Repetition time and slice times of a run, from its sidecar and header."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from bids_app.errors import BadDataError
 PLAUSIBLE_TR_S = (0.1, 20.0)
 SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 SAME_TIME_S = 1e-3
-HINT = "Mend it, or leave slice timing out with --ignore slicetiming."
+HINT = "Correct the JSON file, or skip slice timing correction with --ignore slicetiming."
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Repetition time in s, and what was odd."""
+    """Repetition time in s, and warnings."""
 
     tr: float
     warnings: tuple[str, ...] = ()
 
 
 def repetition_time(header: Any, metadata: dict[str, Any], name: str, n_volumes: int) -> Timing:
-    """Find the repetition time; the sidecar wins over the header.
+    """Return the repetition time; the sidecar takes precedence over the header.
 
     Parameters
     ----------
     header : nibabel.Nifti1Header
     metadata : dict
-        The sidecar: ``RepetitionTime``, or ``VolumeTiming`` with even steps.
+        The sidecar: ``RepetitionTime``, or evenly spaced ``VolumeTiming``.
     name : str
         Name of the file, for messages.
     n_volumes : int
@@ -39,22 +39,22 @@ def repetition_time(header: Any, metadata: dict[str, Any], name: str, n_volumes:
     Raises
     ------
     BadDataError
-        No repetition time, or several that contradict each other.
+        The repetition time is missing, implausible or contradictory.
     """
     from_sidecar = _from_sidecar(metadata, name, n_volumes)
     from_header = _from_header(header)
     warnings = []
     if from_sidecar is None and from_header is None:
         raise BadDataError(
-            f"{name}: no RepetitionTime in its sidecar, and none in its header.",
+            f"{name}: RepetitionTime is missing from the sidecar and from the header.",
             "Add RepetitionTime (seconds) to the JSON file.",
         )
     if from_sidecar is None:
-        warnings.append(f"{name}: no RepetitionTime in its sidecar; {from_header:g} s was taken from the header.")
+        warnings.append(f"{name}: RepetitionTime is missing from the sidecar; the header's {from_header:g} s is used.")
     elif from_header is not None and abs(from_sidecar - from_header) > 0.01 * from_sidecar:
         warnings.append(
-            f"{name}: RepetitionTime is {from_sidecar:g} s in its sidecar and {from_header:g} s in its header; "
-            "the sidecar's was taken."
+            f"{name}: RepetitionTime is {from_sidecar:g} s in the sidecar, but {from_header:g} s in the header; "
+            "the sidecar's value is used."
         )
     tr = from_sidecar if from_sidecar is not None else from_header
     assert tr is not None
@@ -65,19 +65,22 @@ def _from_sidecar(metadata: dict[str, Any], name: str, n_volumes: int) -> float 
     tr, volume_times = metadata.get("RepetitionTime"), metadata.get("VolumeTiming")
     if tr is not None and volume_times is not None:
         raise BadDataError(
-            f"{name}: both RepetitionTime and VolumeTiming in its sidecar, which exclude each other.",
-            "Keep the one that is true.",
+            f"{name}: the sidecar has both RepetitionTime and VolumeTiming, which are mutually exclusive.",
+            "Remove the incorrect one from the JSON file.",
         )
     if volume_times is not None:
         return _even_step(volume_times, name, n_volumes)
     if tr is None:
         return None
     if isinstance(tr, bool) or not isinstance(tr, int | float) or not tr > 0:
-        raise BadDataError(f"{name}: RepetitionTime is {tr!r} in its sidecar.", "Give seconds, as a number above 0.")
+        raise BadDataError(
+            f"{name}: RepetitionTime is {tr!r} in the sidecar.", "Set it to a number of seconds above 0."
+        )
     if not PLAUSIBLE_TR_S[0] <= tr <= PLAUSIBLE_TR_S[1]:
         raise BadDataError(
-            f"{name}: RepetitionTime is {str(tr)[:12]} s in its sidecar, which no BOLD run has.",
-            "BIDS wants seconds, not milliseconds.",
+            f"{name}: RepetitionTime is {str(tr)[:12]} s in the sidecar, outside the plausible range "
+            f"({PLAUSIBLE_TR_S[0]:g} to {PLAUSIBLE_TR_S[1]:g} s).",
+            "Correct the JSON file; BIDS requires seconds, not milliseconds.",
         )
     return float(tr)
 
@@ -88,24 +91,25 @@ def _even_step(volume_times: Any, name: str, n_volumes: int) -> float:
     except (TypeError, ValueError, OverflowError):
         times = np.array(np.nan)
     if times.ndim != 1 or not np.all(np.isfinite(times)):
-        raise BadDataError(f"{name}: VolumeTiming is not a list of seconds.", "Give one time a volume.")
+        raise BadDataError(f"{name}: VolumeTiming is not a list of seconds.", "List one onset per volume.")
     if len(times) != n_volumes:
         raise BadDataError(
-            f"{name}: VolumeTiming has {times.size} entries for {n_volumes} volumes.", "Give one time a volume."
+            f"{name}: VolumeTiming has {times.size} entries for {n_volumes} volumes.", "List one onset per volume."
         )
     steps = np.diff(times)
     if steps.min() <= 0 or np.ptp(steps) > 0.01 * steps.mean():
         raise BadDataError(
-            f"{name}: its volumes are not evenly spaced in time (VolumeTiming).", "Runs like this are not supported."
+            f"{name}: volumes are not evenly spaced in time (VolumeTiming).",
+            "Sparse and irregular acquisitions are not supported; exclude the run.",
         )
     return float(steps.mean())
 
 
 def _from_header(header: Any) -> float | None:
-    """Repetition time of the header, s; None where it is missing, has no unit, or cannot be true."""
+    """Return the header's repetition time, s; None if it is missing, implausible or without a unit."""
     try:
         unit = header.get_xyzt_units()[1]
-    except KeyError:  # a code that does not exist
+    except KeyError:  # invalid unit code
         return None
     if unit not in SECONDS_PER_UNIT:
         return None
@@ -115,14 +119,14 @@ def _from_header(header: Any) -> float | None:
 
 @dataclass(frozen=True)
 class SliceTimes:
-    """When slices are measured.
+    """Acquisition times of slices.
 
     Parameters
     ----------
     axis : int
-        Stored axis along which slices lie.
+        Stored axis of slices.
     times : tuple of float
-        By index along that axis, s after the volume's start.
+        Time of each slice along that axis, s after the start of the volume.
     """
 
     axis: int
@@ -130,20 +134,20 @@ class SliceTimes:
 
     @property
     def reference(self) -> float:
-        """The middle of the time in which slices are measured, s: when a corrected volume was measured."""
+        """Reference time of corrected volumes, the middle between first and last slice time, s."""
         return (min(self.times) + max(self.times)) / 2
 
 
 def read_slice_times(
     metadata: dict[str, Any], tr: float, shape: tuple[int, ...], name: str
 ) -> tuple[SliceTimes | None, tuple[str, ...]]:
-    """Slice times of a sidecar, by stored index.
+    """Read the slice times of a sidecar.
 
     Parameters
     ----------
     metadata : dict
-        The sidecar: ``SliceTiming`` in s, ``SliceEncodingDirection`` (``k`` by default; with a minus, the first time is
-        that of the last slice).
+        The sidecar: ``SliceTiming`` in s, ``SliceEncodingDirection`` (``k`` by default; with a minus, the order of
+        slices is reversed).
     tr : float
         s.
     shape : tuple of int
@@ -154,12 +158,12 @@ def read_slice_times(
     Returns
     -------
     tuple
-        None when there are none, all slices are measured at once, or there are not as many as slices; and warnings.
+        Slice times, and warnings. None if the sidecar has none, all are equal, or their number does not match.
 
     Raises
     ------
     BadDataError
-        Times that cannot be, or lie beyond the repetition time; an unknown direction.
+        Times are invalid or exceed the repetition time, or the direction is unknown.
     """
     given = metadata.get("SliceTiming")
     if not given:
@@ -172,18 +176,18 @@ def read_slice_times(
         raise BadDataError(f"{name}: SliceTiming is not a list of seconds.", HINT)
     if times.max() > tr * 1.001:
         raise BadDataError(
-            f"{name}: a slice is measured {times.max():g} s after the volume's start (SliceTiming), but RepetitionTime "
-            f"is {tr:g} s: they contradict each other.",
-            f"BIDS wants seconds in both. {HINT}",
+            f"{name}: the latest slice time (SliceTiming) is {times.max():g} s, but RepetitionTime is {tr:g} s: they "
+            "contradict each other.",
+            f"BIDS requires seconds in both. {HINT}",
         )
     given = metadata.get("SliceEncodingDirection", "k")
     direction = read_direction(given)
     if direction is None:
-        raise BadDataError(f"{name}: SliceEncodingDirection is {given!r}, not i, j or k with or without -.", HINT)
+        raise BadDataError(f"{name}: SliceEncodingDirection is {given!r}; it must be i, j, k, i-, j- or k-.", HINT)
     axis, sign = direction
     if len(times) != shape[axis]:
         return None, (
-            f"{name}: SliceTiming has {len(times)} times for {shape[axis]} slices, so slice timing was not corrected.",
+            f"{name}: SliceTiming has {len(times)} times for {shape[axis]} slices; slice timing was not corrected.",
         )
     if np.ptp(times) < SAME_TIME_S:
         return None, ()

@@ -1,7 +1,4 @@
-"""Series of volumes that are read in chunks: from an uncompressed file, or from memory.
-
-A 4D series is never read as a whole; chunks are float32, volumes first.
-"""
+"""Series of volumes, read in chunks from an uncompressed file or from memory; chunks are float32, volumes first."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ CHUNK_BYTES = 64 * 2**20
 
 
 class VolumeSource(Protocol):
-    """Anything that hands out volumes of a series; `Volumes` reads them from disk, `ArrayVolumes` from memory."""
+    """Interface of series that can be read in chunks: `Volumes` (disk), `ArrayVolumes` (memory)."""
 
     @property
     def affine(self) -> np.ndarray:
@@ -32,12 +29,12 @@ class VolumeSource(Protocol):
         ...
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        """Volumes ``start`` to ``stop``, (n, X, Y, Z) float32."""
+        """Read volumes ``start`` to ``stop``, (n, X, Y, Z) float32."""
         ...
 
 
 def chunks(source: VolumeSource, start: int = 0) -> Iterator[tuple[int, np.ndarray]]:
-    """Go through a series in chunks of `CHUNK_BYTES`.
+    """Iterate over a series in chunks of `CHUNK_BYTES`.
 
     Yields
     ------
@@ -73,7 +70,7 @@ class ArrayVolumes:
 
 
 class Volumes:
-    """A 4D NIfTI file whose volumes are read when asked for; uncompressed files only, for random access.
+    """A 4D NIfTI file with random access to volumes; uncompressed files only.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Where a BOLD run lies: what both paths to the template, by way of the T1w and direct, hand on."""
+"""Alignment of a BOLD run with the template: the common result of registration with and without a T1w."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MIN_NOISE_VOXELS = 50
 
 @dataclass(frozen=True)
 class Alignment:
-    """Where a run lies. Masks are on the boldref's grid; ``chain`` takes template points to boldref points."""
+    """Alignment of a run. Masks are on the boldref's grid; ``chain`` maps template points to boldref points."""
 
     route: str
     """``t1w`` or ``direct``."""
@@ -36,7 +36,7 @@ class Alignment:
     boldref_in_t1w: Path | None = None
     """On the T1w's 2 mm grid."""
     coreg_file: Path | None = None
-    """ITK transform that draws the boldref on the T1w (route ``t1w``)."""
+    """ITK transform that resamples the boldref to the T1w (route ``t1w``)."""
     to_template: Path | None = None
     from_template: Path | None = None
     """ITK transforms between boldref and template (route ``direct``)."""
@@ -46,7 +46,7 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Tissues:
-    """Tissue probabilities on some grid, and the pull map from boldref points to it.
+    """Tissue probability maps, and the pull transform from boldref points to their space.
 
     Parameters
     ----------
@@ -73,16 +73,16 @@ def finish_alignment(
     out_dir: Path,
     **files: Path,
 ) -> Alignment:
-    """Write masks on the boldref's grid, and the images that figures need.
+    """Write masks on the boldref's grid, and the images for figures.
 
     Parameters
     ----------
     mask : numpy.ndarray, (X, Y, Z) bool
-        The brain on the boldref's grid.
+        Brain mask on the boldref's grid.
     chain : Chain
         Template to boldref.
     **files
-        Further fields of the `Alignment`.
+        Other fields of `Alignment`.
     """
     boldref, affine = read_volume(reference.boldref)
     maps = np.stack(
@@ -96,7 +96,7 @@ def finish_alignment(
     def save(name: str, data: np.ndarray) -> Path:
         return save_image(out_dir / name, data.astype(np.uint8), affine)
 
-    drawn = resample_to(boldref, affine, target.t1w.shape, target.affine, chain)
+    normalised = resample_to(boldref, affine, target.t1w.shape, target.affine, chain)
     return Alignment(
         route=route,
         template=target.name,
@@ -105,7 +105,7 @@ def finish_alignment(
         dseg=save("dseg.nii.gz", dseg),
         csf_mask=save("csf_mask.nii.gz", csf),
         wm_mask=save("wm_mask.nii.gz", wm),
-        boldref_in_template=save_image(out_dir / "boldref_in_template.nii.gz", drawn, target.affine, space_code=4),
+        boldref_in_template=save_image(out_dir / "boldref_in_template.nii.gz", normalised, target.affine, space_code=4),
         quality=quality | {"epi_mask_dice": dice(mask, epi_mask)},
         warnings=warnings,
         **files,
@@ -113,24 +113,24 @@ def finish_alignment(
 
 
 def noise_masks(maps: np.ndarray, mask: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Voxels that are white matter, or CSF, without grey matter beside them.
+    """Compute masks of white matter and of CSF without voxels adjacent to grey matter.
 
     Parameters
     ----------
     maps : numpy.ndarray, (X, Y, Z, 3)
         Probabilities of grey matter, white matter and CSF on the boldref's grid.
     mask : numpy.ndarray, (X, Y, Z) bool
-        The brain.
+        Brain mask.
     affine : numpy.ndarray, (4, 4)
 
     Returns
     -------
     tuple of numpy.ndarray, (X, Y, Z) bool
-        White matter, CSF. When next to nothing is left without neighbours of grey matter, the neighbours stay.
+        White matter, CSF. Voxels adjacent to grey matter are kept if fewer than `MIN_NOISE_VOXELS` would remain.
     """
-    beside = ball(float(voxel_sizes(affine).max()) * 1.01, affine)
-    grey = ndimage.binary_dilation(maps[..., 0] > 0.5, beside)
-    inner = ndimage.binary_erosion(mask, beside)
+    neighbourhood = ball(float(voxel_sizes(affine).max()) * 1.01, affine)
+    grey = ndimage.binary_dilation(maps[..., 0] > 0.5, neighbourhood)
+    inner = ndimage.binary_erosion(mask, neighbourhood)
     found = []
     for tissue in (1, 2):
         pure = (maps[..., tissue] > 0.9) & inner

@@ -1,7 +1,7 @@
-"""Alignments between images by ANTs, and the gates that each must pass. Conventions stand in `transforms.py`.
+"""Image registration by ANTs, and similarity measures. See `transforms.py` for conventions.
 
-ANTs is called with its own stages on files of the work folder, with a fixed seed and one thread: threads add sums up in
-the order in which they end, so more than one would not give the same bits twice.
+ANTs runs on files of the work folder with a fixed seed and one thread, because results with several threads are not
+reproducible to the bit.
 """
 
 from __future__ import annotations
@@ -48,21 +48,21 @@ class Image:
     affine: np.ndarray
 
     def at(self, points: np.ndarray, order: int = 1) -> np.ndarray:
-        """Values at points (N, 3) mm; 0 outside."""
+        """Interpolate at points (N, 3) mm; 0 outside."""
         return sample(self.data, self.affine, points, order=order)
 
     def inside(self, points: np.ndarray) -> np.ndarray:
-        """Which points (N, 3) mm lie within the field of view, (N,) bool."""
+        """Return which points (N, 3) mm are in the field of view, (N,) bool."""
         voxels = apply_matrix(np.linalg.inv(self.affine), points)
         return np.all((voxels >= -0.5) & (voxels <= np.array(self.data.shape) - 0.5), axis=1)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a registration: a kind of transform, and what is done at each level of resolution."""
+    """One stage of a registration: the kind of transform, and the settings of each resolution level."""
 
     kind: str
-    """ANTs' name with its step: ``Rigid[0.1]``, ``Affine[0.1]``, ``SyN[0.2,3,0]``."""
+    """Transform and step size in ANTs' notation: ``Rigid[0.1]``, ``Affine[0.1]``, ``SyN[0.2,3,0]``."""
     iterations: tuple[int, ...]
     shrinks: tuple[int, ...]
     sigmas: tuple[float, ...]
@@ -72,7 +72,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Registration:
-    """A map from the fixed image's space to the moving image's, its inverse, and both as ITK files."""
+    """A transform from the fixed to the moving image's space, its inverse, and their ITK files."""
 
     chain: Chain
     inverse: Chain
@@ -81,18 +81,18 @@ class Registration:
 
     @property
     def matrix(self) -> np.ndarray:
-        """The map as one matrix (4, 4), where all its stages were linear."""
+        """The transform as one matrix (4, 4), if all its stages are linear."""
         matrix = np.eye(4)
         for step in self.chain.steps:
             if not isinstance(step, Linear):
-                raise TypeError("This registration is not linear.")
+                raise TypeError("The registration is not linear.")
             matrix = step.matrix @ matrix
         return matrix
 
 
 def ants_library():
-    """Import ANTs with one thread and set seeds."""
-    os.environ[ITK_THREADS] = "1"  # read once, when ITK starts its first filter
+    """Import ANTs, limited to one thread."""
+    os.environ[ITK_THREADS] = "1"  # ITK reads it once, with its first filter
     import ants
 
     return ants
@@ -110,25 +110,25 @@ def register(
     name: str = "registration",
     restrict: Sequence[float] | None = None,
 ) -> Registration:
-    """Align one image with another by ANTs.
+    """Register two images with ANTs.
 
     Parameters
     ----------
     fixed, moving : Image
         Affines must be orthogonal (`isotropic`).
     fixed_mask : numpy.ndarray, bool, optional
-        Where the images are compared, on the fixed image's grid.
+        Mask of the metric, on the fixed image's grid.
     stages : sequence of Stage
     out_dir : pathlib.Path
-        Takes the two transform files.
+        Folder for the two transform files.
     start : numpy.ndarray, (4, 4), optional
-        Where to begin: fixed to moving, RAS mm.
+        Initial transform, fixed to moving, RAS mm.
     seed : int
-        Of the points at which the images are compared.
+        Seed of the metric's sampling.
     name : str
-        Of the files.
+        Prefix of the files.
     restrict : sequence of float, optional
-        How far each axis of the scanner may be warped along, 0 to 1.
+        Weights of the deformation along each axis, 0 to 1.
 
     Returns
     -------
@@ -137,7 +137,7 @@ def register(
     Raises
     ------
     RegistrationError
-        ANTs gave up: from this start, the images do not meet.
+        ANTs failed, mostly because the images do not overlap.
     """
     folder = out_dir / f"{name}_scratch"
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,17 +159,17 @@ def register(
     try:
         ants_library().registration(arguments, None)
     except RuntimeError as error:
-        raise RegistrationError(f"{name}: ANTs gave up ({error}).") from error
+        raise RegistrationError(f"{name}: ANTs failed ({error}).") from error
     finally:
         shutil.rmtree(folder)
     forward, backward = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
     for file in (forward, backward):
-        forget_times(file)
+        strip_timestamps(file)
     return Registration(read_itk_composite(forward), read_itk_composite(backward), forward, backward)
 
 
-def forget_times(path: Path) -> None:
-    """Write an HDF5 file again without the times at which its parts were made: the same content gives the same bits."""
+def strip_timestamps(path: Path) -> None:
+    """Rewrite an HDF5 file without creation times, so that equal content gives equal bytes."""
     import h5py
 
     fresh = path.with_name(f".{path.name}")
@@ -181,8 +181,8 @@ def forget_times(path: Path) -> None:
                 return
             layout = item.id.get_create_plist()
             layout.set_obj_track_times(False)
-            made = h5py.h5d.create(target.id, name.encode(), item.id.get_type(), item.id.get_space(), layout)
-            h5py.Dataset(made)[...] = item[...]
+            dataset = h5py.h5d.create(target.id, name.encode(), item.id.get_type(), item.id.get_space(), layout)
+            h5py.Dataset(dataset)[...] = item[...]
 
         source.visititems(copy)
     fresh.replace(path)
@@ -198,12 +198,12 @@ def best_start(
     out_dir: Path,
     seed: int,
 ) -> np.ndarray:
-    """Align from several starts, with linear stages; keep the matrix that scores best.
+    """Register from several starts with linear stages, and return the matrix with the highest score.
 
     Raises
     ------
     RegistrationError
-        ANTs gave up from every start.
+        ANTs failed from every start.
     """
     found: list[tuple[float, np.ndarray]] = []
     for number, start in enumerate(starts):
@@ -227,14 +227,14 @@ def _joined(values: Sequence[float]) -> str:
 
 
 def isotropic(image: Image, size_mm: float, order: int = 1) -> Image:
-    """An image on an isotropic grid with right angles that covers its field of view, smoothed to that resolution.
+    """Resample an image to an isotropic, orthogonal grid of its field of view, smoothed to that resolution.
 
     Parameters
     ----------
     image : Image
     size_mm : float
     order : int
-        Of the splines: 3 keeps more of what an image shows whose voxels are larger, at the cost of time.
+        Spline order; 3 preserves more detail of images with larger voxels, but takes longer.
     """
     from scipy import ndimage
 
@@ -251,25 +251,25 @@ def isotropic(image: Image, size_mm: float, order: int = 1) -> Image:
     sigma = np.sqrt(np.maximum(size_mm**2 - sizes**2, 0)) / FWHM_PER_SIGMA / sizes
     smooth = ndimage.gaussian_filter(image.data, sigma) if sigma.any() else image.data
     pull = np.linalg.inv(image.affine) @ affine
-    drawn = ndimage.affine_transform(smooth, pull[:3, :3], pull[:3, 3], shape, order=order)
-    return Image(np.clip(drawn, smooth.min(), smooth.max()) if order > 1 else drawn, affine)
+    resampled = ndimage.affine_transform(smooth, pull[:3, :3], pull[:3, 3], shape, order=order)
+    return Image(np.clip(resampled, smooth.min(), smooth.max()) if order > 1 else resampled, affine)
 
 
 def centre_of_mass(image: Image, weights: np.ndarray | None = None) -> np.ndarray:
-    """Centre of brightness (or of given weights) of an image, (3,) RAS mm."""
+    """Compute the centre of an image's intensity (or of given weights), (3,) RAS mm."""
     from scipy import ndimage
 
     return apply_matrix(image.affine, np.array(ndimage.center_of_mass(image.data if weights is None else weights)))
 
 
 def mutual_information(a: np.ndarray, b: np.ndarray, bins: int = 48) -> float:
-    """Normalised mutual information of two sets of values, ``2 I(a; b) / (H(a) + H(b))``, 0 to 1.
+    """Compute normalised mutual information, ``2 I(a; b) / (H(a) + H(b))``, 0 to 1.
 
     Parameters
     ----------
     a, b : numpy.ndarray, (N,)
     bins : int
-        Of each axis of the joint histogram; values beyond the percentiles 0.5 and 99.5 are put into the outer bins.
+        Bins per axis of the joint histogram; values beyond the percentiles 0.5 and 99.5 fall into the outer bins.
     """
     clipped = [np.clip(v, *np.percentile(v, [0.5, 99.5])) for v in (a, b)]
     joint = np.histogram2d(clipped[0], clipped[1], bins=bins)[0] / len(a)
@@ -281,20 +281,20 @@ def mutual_information(a: np.ndarray, b: np.ndarray, bins: int = 48) -> float:
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Pearson's correlation; 0 where one of the two is constant."""
+    """Compute Pearson's correlation; 0 if one of the two is constant."""
     if a.std() == 0 or b.std() == 0:
         return 0.0
     return float(np.corrcoef(a, b)[0, 1])
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> float:
-    """Overlap of two masks: twice the intersection over the sum."""
+    """Compute the Dice overlap of two masks."""
     total = int(a.sum()) + int(b.sum())
     return 2 * int((a & b).sum()) / total if total else 0.0
 
 
 def similarity(fixed: Image, where: np.ndarray, moving: Image, matrix: np.ndarray) -> float:
-    """Normalised mutual information of two images within a mask of the fixed one, for a matrix fixed to moving."""
+    """Compute the normalised mutual information of two images in a mask, for a matrix fixed to moving."""
     points = grid_points(fixed.data.shape, fixed.affine, where)
     moved = apply_matrix(matrix, points)
     inside = moving.inside(moved)
@@ -303,8 +303,8 @@ def similarity(fixed: Image, where: np.ndarray, moving: Image, matrix: np.ndarra
     return mutual_information(fixed.data[where][inside], moving.at(moved[inside])) * float(inside.mean())
 
 
-def stands_out(score: Callable[[np.ndarray], float], matrix: np.ndarray, centre: np.ndarray) -> float:
-    """How far an alignment is better than its neighbours 8 mm or 8 degrees away; at most 0 for one that is no optimum.
+def optimum_margin(score: Callable[[np.ndarray], float], matrix: np.ndarray, centre: np.ndarray) -> float:
+    """Compute the relative gain in similarity over alignments 8 mm or 8 degrees away; at most 0 if not an optimum.
 
     Parameters
     ----------
@@ -312,16 +312,16 @@ def stands_out(score: Callable[[np.ndarray], float], matrix: np.ndarray, centre:
         Similarity for a matrix (4, 4), fixed to moving.
     matrix : numpy.ndarray, (4, 4)
     centre : numpy.ndarray, (3,)
-        About which the image is turned, mm of the fixed image.
+        Centre of rotation, mm of the fixed image.
     """
     best = score(matrix)
     steps = np.vstack([np.eye(6), -np.eye(6)]) * np.array([np.radians(8)] * 3 + [8.0] * 3)
-    rivals = [score(matrix @ rigid(step[:3], step[3:], centre)) for step in steps]
-    return 1 - max(rivals) / best if best > 0 else 0.0
+    neighbours = [score(matrix @ rigid(step[:3], step[3:], centre)) for step in steps]
+    return 1 - max(neighbours) / best if best > 0 else 0.0
 
 
 def resample_mask(
     mask: np.ndarray, affine: np.ndarray, shape: Sequence[int], onto: np.ndarray, chain: Chain
 ) -> np.ndarray:
-    """A mask on another grid through a pull map, bool."""
+    """Resample a mask to another grid, bool."""
     return resample_to(mask.astype(np.float32), affine, shape, onto, chain) > 0.5

@@ -1,13 +1,13 @@
-"""BOLD to T1w, refined where grey matter meets white matter (boundary-based registration: Greve and Fischl, 2009).
+"""Boundary-based registration of BOLD to T1w (Greve and Fischl, 2009).
 
-The boundary is a surface at half a probability of white matter, from the tissues of the T1w at 2 mm. In a T2*-weighted
-image grey matter is brighter than white, so a rigid map is better the more the image rises across the boundary,
-outwards: ``cost = mean(1 - tanh(SLOPE * 200 * (outer - inner) / (outer + inner)))``.
+The boundary is the surface at a white-matter probability of 0.5, from the tissues of the T1w at 2 mm. In a
+T2*-weighted image grey matter is brighter than white matter, so intensity increases outwards across the boundary:
+``cost = mean(1 - tanh(SLOPE * 200 * (outer - inner) / (outer + inner)))``.
 
-Two choices differ from the paper. Only boundary with grey matter behind it counts, so that ventricles and the base of
-the brain do not. And the slope is 0.04 for each percent instead of 0.5: with 0.5 the tangent is saturated wherever the
-boundary is roughly right, and what is left to be minimised is where the boundary itself is wrong; on simulated scans
-the best rigid map was then 0.3 to 0.8 mm off, with 0.04 it is 0.1 to 0.3 mm off (`benchmarks/accuracy.py --boundary`).
+There are two differences from the paper. First, only boundary next to grey matter is used, which excludes ventricles
+and the base of the brain. Second, the slope is 0.04 per percent instead of 0.5. With 0.5 the tanh is saturated where
+the boundary is roughly aligned, and errors of the boundary dominate the cost: on simulated scans the best rigid
+transform was 0.3 to 0.8 mm off, with 0.04 it is 0.1 to 0.3 mm off (`benchmarks/accuracy.py --boundary`).
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from bids_app.preprocess.registration.transforms import apply_matrix, rigid
 
 SLOPE = 0.04
 DEPTH_MM = 2.0
-"""How far from the boundary, on both sides, the image is sampled."""
+"""Distance from the boundary, on both sides, at which the image is sampled."""
 N_POINTS = 20_000
 MIN_POINTS = 1_000
 MIN_INSIDE = 0.3
-"""Share of the boundary that must lie in the field of view."""
+"""Minimum share of the boundary in the field of view."""
 MIN_GAIN = 0.005
-"""Share of the cost by which a refinement must lower it. Simulated scans, whose start is within 0.25 mm of the truth,
-gain 0.0003 to 0.003."""
+"""Minimum relative decrease of the cost. Simulated scans that start within 0.25 mm of the truth gain 0.0003 to
+0.003."""
 MAX_MOVE_MM = 4.0
 
 
@@ -42,7 +42,7 @@ class Boundary:
     points : numpy.ndarray, (N, 3)
         RAS mm of the T1w.
     normals : numpy.ndarray, (N, 3)
-        Unit vectors out of white matter.
+        Unit vectors pointing out of white matter.
     """
 
     points: np.ndarray
@@ -50,7 +50,7 @@ class Boundary:
 
 
 def white_matter_boundary(tissues: np.ndarray, affine: np.ndarray, n_points: int = N_POINTS) -> Boundary:
-    """The boundary of white matter that has grey matter behind it.
+    """Extract the boundary between white and grey matter.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def white_matter_boundary(tissues: np.ndarray, affine: np.ndarray, n_points: int
         Probabilities of grey matter, white matter and CSF.
     affine : numpy.ndarray, (4, 4)
     n_points : int
-        Most points, spread evenly at random.
+        Maximum number of points, sampled at random.
     """
     from skimage.measure import marching_cubes
 
@@ -79,15 +79,15 @@ def white_matter_boundary(tissues: np.ndarray, affine: np.ndarray, n_points: int
 
 
 class BoundaryCost:
-    """Cost of a map from T1w points to boldref points, 0 to 2; 2 where too little of the boundary is in the image.
+    """Cost of a matrix from T1w to boldref, 0 to 2; 2 if too little of the boundary is in the image.
 
     Parameters
     ----------
     boundary : Boundary
     boldref : Image
-        Without its bias field.
+        Bias-corrected.
     slope : float
-        Of the tangent, for each percent of contrast.
+        Slope of the tanh per percent of contrast.
     """
 
     def __init__(self, boundary: Boundary, boldref: Image, slope: float = SLOPE) -> None:
@@ -98,7 +98,7 @@ class BoundaryCost:
         self.last = np.array(boldref.data.shape) - 1
 
     def __call__(self, matrix: np.ndarray) -> float:
-        """Cost of ``matrix`` (4, 4), T1w to boldref."""
+        """Compute the cost of ``matrix`` (4, 4), T1w to boldref."""
         usable = np.ones(len(self.sides[0]), dtype=bool)
         seen = []
         for points in self.sides:
@@ -115,7 +115,7 @@ class BoundaryCost:
 
 @dataclass(frozen=True)
 class Refinement:
-    """What came of a refinement: the map to use, cost before and after, and how far points of the boundary moved."""
+    """Result of a refinement: the matrix to use, cost before and after, and the median movement of the boundary."""
 
     matrix: np.ndarray
     cost_start: float
@@ -125,7 +125,7 @@ class Refinement:
 
     @property
     def quality(self) -> dict[str, float]:
-        """Figures for the report."""
+        """Quality metrics for the report."""
         return {
             "bbr_cost_start": self.cost_start,
             "bbr_cost": self.cost,
@@ -137,24 +137,26 @@ class Refinement:
 def refine(
     boundary: Boundary, boldref: Image, start: np.ndarray, min_gain: float = MIN_GAIN, slope: float = SLOPE
 ) -> Refinement | None:
-    """Lower the boundary cost by a rigid move (Powell's method); the start stays where that gains little or leads away.
+    """Minimise the boundary cost over rigid transforms (Powell's method).
+
+    The start is kept if the cost decreases too little or the boundary moves too far.
 
     Parameters
     ----------
     boundary : Boundary
     boldref : Image
-        Without its bias field.
+        Bias-corrected.
     start : numpy.ndarray, (4, 4)
         T1w to boldref, rigid.
     min_gain : float
-        Share of the cost by which it must fall.
+        Minimum relative decrease of the cost.
     slope : float
         See `BoundaryCost`.
 
     Returns
     -------
     Refinement or None
-        None when there is too little boundary, or too little of it in the image.
+        None if there is too little boundary, or too little of it in the image.
     """
     if len(boundary.points) < MIN_POINTS:
         return None

@@ -1,4 +1,4 @@
-"""From a boldref to the T1w of the same person: rigid, from several starts, refined at the white-matter boundary."""
+"""Coregistration of a boldref with the participant's T1w: rigid, with boundary-based refinement."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from bids_app.preprocess.registration.ants import (
     best_start,
     centre_of_mass,
     dice,
+    optimum_margin,
     resample_mask,
     similarity,
-    stands_out,
 )
 from bids_app.preprocess.registration.bbr import refine, white_matter_boundary
 from bids_app.preprocess.registration.boldref import EpiReference, EpiView
-from bids_app.preprocess.registration.gates import complaints_about
+from bids_app.preprocess.registration.checks import failed_checks
 from bids_app.preprocess.registration.transforms import (
     Chain,
     apply_matrix,
@@ -43,7 +43,7 @@ FINE_STAGE = Stage("Rigid[0.05]", (100, 50), (2, 1), (0.5, 0), "MI[{fixed},{movi
 
 
 def coregister(reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: int = 1) -> Alignment:
-    """Align a boldref with the T1w, and so with the template: rigid, from several starts, refined at the boundary.
+    """Align a boldref with the T1w (rigid, several initialisations, boundary-based refinement).
 
     Parameters
     ----------
@@ -55,7 +55,7 @@ def coregister(reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: i
     Raises
     ------
     RegistrationError
-        No alignment passed the gates, from two sets of starts.
+        No alignment passed the quality checks, from two sets of initialisations.
     """
     t1w, affine = read_volume(anatomy.image)
     t1w_mask = read_volume(anatomy.mask)[0] > 0.5
@@ -64,7 +64,7 @@ def coregister(reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: i
     matrix, quality, warnings = _find_rigid(reference, head, t1w_mask, tissues, anatomy.source.name, out_dir, seed)
     to_epi, onto_epi = linear(np.linalg.inv(matrix)), linear(matrix)
     boldref, epi_affine = read_volume(reference.boldref)
-    drawn = resample_to(boldref, epi_affine, t1w.shape, affine, to_epi)
+    resampled = resample_to(boldref, epi_affine, t1w.shape, affine, to_epi)
     return finish_alignment(
         "t1w",
         load_template(anatomy.template),
@@ -75,7 +75,7 @@ def coregister(reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: i
         quality,
         warnings,
         out_dir,
-        boldref_in_t1w=save_image(out_dir / "boldref_in_t1w.nii.gz", drawn, affine),
+        boldref_in_t1w=save_image(out_dir / "boldref_in_t1w.nii.gz", resampled, affine),
         coreg_file=write_itk_text(out_dir / "t1w_to_boldref.txt", np.linalg.inv(matrix)),
     )
 
@@ -89,26 +89,26 @@ def _find_rigid(
     out_dir: Path,
     seed: int,
 ) -> tuple[np.ndarray, dict[str, float], tuple[str, ...]]:
-    """Boldref to T1w as a matrix, from two sets of starts; with figures of quality, and warnings."""
+    """Estimate the matrix from boldref to T1w, with its quality metrics and warnings."""
     epi = EpiView.of(reference)
     brain = Image(t1w.data * ndimage.binary_dilation(t1w_mask, ball(8.0, t1w.affine)), t1w.affine)
     name = reference.source.name
-    complaints: list[str] = []
+    failures: list[str] = []
     for attempt, starts in enumerate(_starts(epi, t1w, t1w_mask, seed)):
         try:
             matrix = _best_rigid(epi, brain, starts, out_dir, seed)
         except RegistrationError as error:
-            complaints = [error.message]
+            failures = [error.message]
             continue
         quality = check_coregistration(epi, brain, t1w_mask, matrix)
-        complaints = complaints_about(quality)
-        if not complaints:
+        failures = failed_checks(quality)
+        if not failures:
             matrix, quality = _refined(reference, epi, brain, t1w_mask, tissues, matrix, quality)
             return matrix, quality, (f"{name}: aligned with the T1w at the second attempt.",) if attempt else ()
     raise RegistrationError(
-        f"{name}: could not be aligned with {t1w_name}: {'; '.join(complaints)}.",
-        "Check that both are of the same person, and the orientation of both; without the T1w (--bids-filter-file) the "
-        "run is aligned with the template directly.",
+        f"{name}: could not be aligned with {t1w_name}: {'; '.join(failures)}.",
+        "Check that both images are of the same person and correctly oriented, or exclude the T1w with "
+        "--bids-filter-file to align the run directly with the template.",
     )
 
 
@@ -121,36 +121,36 @@ def _refined(
     matrix: np.ndarray,
     quality: dict[str, float],
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """An alignment after its refinement at the boundary, where that gains enough and passes the gates."""
+    """Refine an alignment at the white-matter boundary; keep the start if the refinement fails its checks."""
     boldref = Image(*read_volume(reference.corrected))
     refined = refine(white_matter_boundary(tissues, brain.affine), boldref, np.linalg.inv(matrix))
     if refined is None:
         return matrix, quality
     if refined.accepted:
         better = np.linalg.inv(refined.matrix)
-        judged = check_coregistration(epi, brain, t1w_mask, better)
-        if not complaints_about(judged):
-            return better, judged | refined.quality
+        better_quality = check_coregistration(epi, brain, t1w_mask, better)
+        if not failed_checks(better_quality):
+            return better, better_quality | refined.quality
     return matrix, quality | refined.quality | {"bbr_used": 0.0}
 
 
 def _starts(epi: EpiView, t1w: Image, t1w_mask: np.ndarray, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Two sets of starts, boldref to T1w: near what the headers say, and then from the centres of the brains."""
-    draws = np.random.default_rng(seed)
+    """Return two sets of initial matrices, boldref to T1w: near the headers, and from the centres of the brains."""
+    rng = np.random.default_rng(seed)
     centred = np.eye(4)
     centred[:3, 3] = centre_of_mass(t1w, t1w_mask) - epi.centre
 
-    def shaken(around: np.ndarray, degrees: float, mm: float) -> np.ndarray:
-        turn, shift = draws.uniform(-1, 1, (2, 3))
-        return around @ rigid(np.radians(degrees) * turn, mm * shift, epi.centre)
+    def perturbed(around: np.ndarray, degrees: float, mm: float) -> np.ndarray:
+        rotation, shift = rng.uniform(-1, 1, (2, 3))
+        return around @ rigid(np.radians(degrees) * rotation, mm * shift, epi.centre)
 
-    first = [np.eye(4), centred, shaken(np.eye(4), 5, 5), shaken(np.eye(4), 5, 5)]
-    second = [centred, *(shaken(centred, 25, 20) for _ in range(7))]
+    first = [np.eye(4), centred, perturbed(np.eye(4), 5, 5), perturbed(np.eye(4), 5, 5)]
+    second = [centred, *(perturbed(centred, 25, 20) for _ in range(7))]
     return first, second
 
 
 def _best_rigid(epi: EpiView, brain: Image, starts: Sequence[np.ndarray], out_dir: Path, seed: int) -> np.ndarray:
-    """The most similar alignment that the starts led to, made finer; boldref to T1w."""
+    """Estimate the best rigid alignment from several starts, coarse to fine; boldref to T1w."""
 
     def score(matrix: np.ndarray) -> float:
         return similarity(epi.image, epi.near, brain, matrix)
@@ -158,7 +158,7 @@ def _best_rigid(epi: EpiView, brain: Image, starts: Sequence[np.ndarray], out_di
     def fit(stage: Stage, starts: Sequence[np.ndarray]) -> np.ndarray:
         found = best_start(epi.image, brain, epi.near, (stage,), starts, score, out_dir, seed)
         left, _, right = np.linalg.svd(found[:3, :3])
-        found[:3, :3] = left @ right  # single precision leaves it a little off a rotation
+        found[:3, :3] = left @ right  # nearest rotation, against rounding in single precision
         return found
 
     coarse = fit(COARSE_STAGE, starts)
@@ -166,7 +166,7 @@ def _best_rigid(epi: EpiView, brain: Image, starts: Sequence[np.ndarray], out_di
 
 
 def check_coregistration(epi: EpiView, brain: Image, t1w_mask: np.ndarray, matrix: np.ndarray) -> dict[str, float]:
-    """Numbers by which a rigid alignment is judged.
+    """Compute quality metrics of a rigid alignment.
 
     Parameters
     ----------
@@ -174,11 +174,11 @@ def check_coregistration(epi: EpiView, brain: Image, t1w_mask: np.ndarray, matri
     brain : Image
         T1w.
     t1w_mask : numpy.ndarray, bool
-        On its grid.
+        Brain mask on the T1w's grid.
     matrix : numpy.ndarray, (4, 4)
         Boldref to T1w.
     """
-    carried = resample_mask(t1w_mask, brain.affine, epi.image.data.shape, epi.image.affine, linear(matrix))
+    resampled_mask = resample_mask(t1w_mask, brain.affine, epi.image.data.shape, epi.image.affine, linear(matrix))
     points = grid_points(t1w_mask.shape, brain.affine, t1w_mask)
 
     def score(m: np.ndarray) -> float:
@@ -186,7 +186,7 @@ def check_coregistration(epi: EpiView, brain: Image, t1w_mask: np.ndarray, matri
 
     return {
         "coreg_similarity": score(matrix),
-        "coreg_stands_out": stands_out(score, matrix, epi.centre),
-        "coreg_dice": dice(carried, epi.mask),
+        "coreg_stands_out": optimum_margin(score, matrix, epi.centre),
+        "coreg_dice": dice(resampled_mask, epi.mask),
         "coreg_brain_seen": float(epi.image.inside(apply_matrix(np.linalg.inv(matrix), points)).mean()),
     }

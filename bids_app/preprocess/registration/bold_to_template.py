@@ -1,4 +1,4 @@
-"""From a boldref to the template without a T1w: rigid, affine and SyN."""
+"""Normalisation of a boldref without a T1w: rigid, affine and SyN registration with the template."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from bids_app.preprocess.registration.ants import (
     best_start,
     centre_of_mass,
     dice,
+    optimum_margin,
     register,
     resample_mask,
     similarity,
-    stands_out,
 )
 from bids_app.preprocess.registration.boldref import EPI_CONTRAST, EpiReference, EpiView
-from bids_app.preprocess.registration.gates import complaints_about
+from bids_app.preprocess.registration.checks import failed_checks
 from bids_app.preprocess.registration.transforms import grid_points, rigid
 
 DIRECT_LINEAR = (
@@ -37,23 +37,22 @@ TURNS_DEG = ((0, 0, 0), (20, 0, 0), (-20, 0, 0), (0, 0, 20), (0, 0, -20))
 
 
 def normalise_boldref(reference: EpiReference, out_dir: Path, template: str | None = None, seed: int = 1) -> Alignment:
-    """Without a T1w: align a boldref with the template directly (rigid, affine, SyN).
+    """Align a boldref directly with the template (rigid, affine, SyN).
 
-    The template's tissues are given the brightness that they have in T2*-weighted images first, so that like is
-    compared with like.
+    The template's tissues are assigned their T2*-weighted intensities before registration.
 
     Parameters
     ----------
     reference : EpiReference
     out_dir : pathlib.Path
     template : str, optional
-        By default the best that is on this machine.
+        Name of the template; the best available one by default.
     seed : int
 
     Raises
     ------
     RegistrationError
-        No alignment passed the gates, from two initialisations.
+        No alignment passed the quality checks, from two initialisations.
     """
     target = load_template(template)
     found, quality, warnings = _find_direct(reference, target, out_dir, seed)
@@ -76,51 +75,51 @@ def normalise_boldref(reference: EpiReference, out_dir: Path, template: str | No
 def _find_direct(
     reference: EpiReference, target: Template, out_dir: Path, seed: int
 ) -> tuple[Registration, dict[str, float], tuple[str, ...]]:
-    """Template to boldref, from two sets of starts; with figures of quality, and warnings."""
+    """Register template and boldref from two sets of starts; return quality metrics and warnings, too."""
     epi = EpiView.of(reference)
     fixed, moving = Image(epi_like(target), target.affine), epi.brain()
     near = ndimage.binary_dilation(target.mask, ball(6.0, target.affine))
     centre = centre_of_mass(fixed, target.mask)
     shift = np.eye(4)
     shift[:3, 3] = epi.centre - centre
-    turned = [shift @ rigid(np.radians(turn), (0, 0, 0), centre) for turn in TURNS_DEG]
+    rotated = [shift @ rigid(np.radians(turn), (0, 0, 0), centre) for turn in TURNS_DEG]
 
     def score(matrix: np.ndarray) -> float:
         return similarity(fixed, near, moving, matrix)
 
-    complaints: list[str] = []
-    for attempt, starts in enumerate(([shift], turned)):
+    failures: list[str] = []
+    for attempt, starts in enumerate(([shift], rotated)):
         try:
             best = best_start(fixed, moving, near, DIRECT_LINEAR, starts, score, out_dir, seed)
             found = register(fixed, moving, near, DIRECT_SYN, out_dir, start=best, seed=seed, name="boldref")
         except RegistrationError as error:
-            complaints = [error.message]
+            failures = [error.message]
             continue
-        quality = {"coreg_similarity": score(best), "coreg_stands_out": stands_out(score, best, centre)}
+        quality = {"coreg_similarity": score(best), "coreg_stands_out": optimum_margin(score, best, centre)}
         quality |= _check_direct(epi, target, found, best)
-        complaints = complaints_about(quality)
-        if not complaints:
+        failures = failed_checks(quality)
+        if not failures:
             warning = f"{reference.source.name}: aligned with the template at the second attempt."
             return found, quality, (warning,) if attempt else ()
     raise RegistrationError(
-        f"{reference.source.name}: could not be aligned with {target.name}: {'; '.join(complaints)}.",
-        "Check the run's orientation and field of view; a T1w of the same person makes this far easier.",
+        f"{reference.source.name}: could not be aligned with {target.name}: {'; '.join(failures)}.",
+        "Check the run's orientation and field of view; add a T1w of the same person if available.",
     )
 
 
 def epi_like(target: Template) -> np.ndarray:
-    """The template's brain with the brightness of a T2*-weighted image, (X, Y, Z) float32."""
-    bright = [EPI_CONTRAST[name] * getattr(target, name) for name in EPI_CONTRAST]
-    return np.asarray(np.sum(bright, axis=0), dtype=np.float32)
+    """Return the template's brain with T2*-weighted contrast, (X, Y, Z) float32."""
+    weighted = [EPI_CONTRAST[name] * getattr(target, name) for name in EPI_CONTRAST]
+    return np.asarray(np.sum(weighted, axis=0), dtype=np.float32)
 
 
 def _check_direct(epi: EpiView, target: Template, found: Registration, affine_part: np.ndarray) -> dict[str, float]:
-    carried = resample_mask(target.mask, target.affine, epi.mask.shape, epi.image.affine, found.inverse)
+    warped_mask = resample_mask(target.mask, target.affine, epi.mask.shape, epi.image.affine, found.inverse)
     seen = epi.image.inside(found.chain(grid_points(target.mask.shape, target.affine, target.mask)))
     scales = np.linalg.svd(affine_part[:3, :3], compute_uv=False)
-    volume = float(carried.sum()) * abs(float(np.linalg.det(epi.image.affine[:3, :3]))) / 1e3
+    volume = float(warped_mask.sum()) * abs(float(np.linalg.det(epi.image.affine[:3, :3]))) / 1e3
     return {
-        "coreg_dice": dice(carried, epi.mask),
+        "coreg_dice": dice(warped_mask, epi.mask),
         "coreg_brain_seen": float(seen.mean()),
         "norm_scale_min": float(scales.min()),
         "norm_scale_max": float(scales.max()),

@@ -1,4 +1,4 @@
-"""The reference image of a run before it is aligned: bias field removed, brain masked by its own values."""
+"""Bias correction and brain mask of a boldref, before registration."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from bids_app.preprocess.registration.ants import (
 from bids_app.preprocess.registration.transforms import Chain, resample_to
 
 EPI_CONTRAST = {"gm": 1.0, "wm": 0.80, "csf": 1.25}
-"""Brightness of tissues in a T2*-weighted image, relative to grey matter."""
+"""Intensity of tissues in a T2*-weighted image, relative to grey matter."""
 MIN_EPI_BRAIN_ML = 150.0
 
 
 @dataclass(frozen=True)
 class EpiReference:
-    """A boldref without its bias field, and the brain mask of its own values."""
+    """A boldref, its bias-corrected copy, and a brain mask from its own intensities."""
 
     source: Path
     """The run's file, for messages."""
@@ -40,14 +40,14 @@ class EpiReference:
 
 @dataclass(frozen=True)
 class EpiView:
-    """A bias-corrected boldref on an isotropic grid with right angles, and its own brain mask there."""
+    """A bias-corrected boldref and its brain mask on an isotropic, orthogonal grid."""
 
     image: Image
     mask: np.ndarray
 
     @classmethod
     def of(cls, reference: EpiReference) -> EpiView:
-        """Read it."""
+        """Read a boldref and resample it to an isotropic grid."""
         data, affine = read_volume(reference.corrected)
         mask, _ = read_volume(reference.mask)
         image = isotropic(Image(data, affine), float(np.clip(voxel_sizes(affine).min(), 2.0, 3.0)))
@@ -55,21 +55,21 @@ class EpiView:
 
     @cached_property
     def near(self) -> np.ndarray:
-        """The brain and 5 mm around it, bool."""
+        """Brain mask dilated by 5 mm, bool."""
         return ndimage.binary_dilation(self.mask, ball(5.0, self.image.affine))
 
     @cached_property
     def centre(self) -> np.ndarray:
-        """The brain's centre, (3,) mm."""
+        """Centre of the brain, (3,) mm."""
         return centre_of_mass(self.image, self.mask)
 
     def brain(self) -> Image:
-        """The image without what lies farther than 5 mm from the brain."""
+        """Return the image, set to 0 farther than 5 mm from the brain."""
         return Image(self.image.data * self.near, self.image.affine)
 
 
 def mask_boldref(source: Path, boldref: Path, out_dir: Path) -> EpiReference:
-    """Remove the bias field of a boldref, and find the brain in it.
+    """Remove the bias field of a boldref and estimate its brain mask.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def mask_boldref(source: Path, boldref: Path, out_dir: Path) -> EpiReference:
     Raises
     ------
     BadDataError
-        There is no brain in it.
+        No brain was found.
     """
     data, affine = read_volume(boldref)
     iso = isotropic(Image(data, affine), max(3.0, float(voxel_sizes(affine).min())))
@@ -90,8 +90,9 @@ def mask_boldref(source: Path, boldref: Path, out_dir: Path) -> EpiReference:
     volume = float(mask.sum()) * abs(float(np.linalg.det(affine[:3, :3]))) / 1e3
     if volume < MIN_EPI_BRAIN_ML:
         raise BadDataError(
-            f"{source.name}: no brain was found in it (the brightest connected part has {volume:.0f} mL).",
-            "Look at the image; leave the run out if it is not a BOLD scan of a head.",
+            f"{source.name}: no brain was found; the largest bright component has {volume:.0f} mL (at least "
+            f"{MIN_EPI_BRAIN_ML:.0f} mL are required).",
+            "Inspect the image; exclude the run if it does not show a head.",
         )
     return EpiReference(
         source,

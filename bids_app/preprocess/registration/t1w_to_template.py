@@ -1,4 +1,4 @@
-"""A T1w image's way to the template: rigid, affine, SyN; two attempts, and the gates that each must pass."""
+"""Normalisation of a T1w image: rigid, affine and SyN registration with the template, with quality checks."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ LINEAR_STAGES = (
 )
 SYN = Stage("SyN[0.3,3,0]", (100, 70, 10), (4, 2, 1), (2, 1, 0), "MI[{fixed},{moving},1,32]", "1e-7,8")
 SYN_OF_COARSE = replace(SYN, iterations=(100, 70, 30))
-"""Voxels of more than 2 mm blur what steers the last level, which then takes more steps to arrive."""
+"""Images with voxels above 2 mm need more iterations at the last level."""
 MIN_CORRELATION = 0.55
 MIN_LINEAR_CORRELATION = 0.3
-"""Below it, in the brain and 8 mm around, no warp is tried."""
+"""Minimum correlation before SyN, in the brain and 8 mm around it."""
 BRAIN_ML = (700.0, 2300.0)
 MIN_COVERAGE = 0.80
 MIN_DICE = 0.80
 SCALES = (0.6, 1.5)
 DOUBTFUL_ML = 2000.0
 DOUBTFUL_CORRELATION = 0.7
-"""A larger brain, or less correlation, is possible, but mostly the neck or another wrong start: it is tried again."""
+"""A larger brain or a lower correlation is possible, but mostly due to a poor initialisation: it is tried again."""
 HEAD_MM = 180.0
-"""A brain ends less far below the top of the head."""
+"""Maximum extent of a brain below the top of the head."""
 SECOND_STARTS_DEG = ((0, 0, 0), (20, 0, 0), (-20, 0, 0), (40, 0, 0), (-40, 0, 0), (0, 20, 0), (0, -20, 0))
-"""Turns about x, y and z that a second attempt begins from."""
+"""Rotations about x, y and z that initialise the second attempt."""
 
 
 def align_with_template(
@@ -55,55 +55,69 @@ def align_with_template(
     stripped: bool = False,
     coarse: bool = False,
 ) -> tuple[Registration, dict[str, float], tuple[str, ...]]:
-    """Two attempts: from the centres of mass, then, without the neck, from the best of several turned starts.
+    """Align a T1w image with the template, in up to two attempts.
 
-    The second is made, too, where the first passed its gates but is doubtful; the one that correlates more is kept.
+    The first is initialised by centres of mass. If it fails its quality checks or is doubtful, the second removes the
+    neck and starts from several rotations; the result with the higher correlation is kept.
+
+    Returns
+    -------
+    tuple
+        Registration, quality metrics and warnings.
+
+    Raises
+    ------
+    RegistrationError
+        No attempt passed the quality checks.
     """
     fixed = Image(target.t1w * target.mask if stripped else target.t1w, target.affine)
     near = ndimage.binary_dilation(target.mask, ball(8.0, target.affine))
     syn = (SYN_OF_COARSE if coarse else SYN,)
     guess = first_guess(fixed, moving)
     centre = centre_of_mass(fixed)
-    turned = [guess @ rigid(np.radians(degrees), (0, 0, 0), centre) for degrees in SECOND_STARTS_DEG]
+    rotated = [guess @ rigid(np.radians(degrees), (0, 0, 0), centre) for degrees in SECOND_STARTS_DEG]
 
     def score(matrix: np.ndarray) -> float:
         points = grid_points(fixed.data.shape, fixed.affine, near)
         return correlation(moving.at(apply_matrix(matrix, points)), fixed.data[near])
 
-    complaints: list[str] = []
+    failures: list[str] = []
     passed: list[tuple[Registration, dict[str, float], tuple[str, ...]]] = []
     warning = f"{name}: aligned with the template at the second attempt."
-    for attempt, (seen, starts) in enumerate(((moving, [guess]), (without_neck(moving), turned))):
+    for attempt, (seen, starts) in enumerate(((moving, [guess]), (without_neck(moving), rotated))):
         try:
             matrix = best_start(fixed, seen, near, LINEAR_STAGES, starts, score, out_dir, seed)
             if score(matrix) < MIN_LINEAR_CORRELATION:
-                complaints = [f"correlation with the template {score(matrix):.2f} before warping"]
+                failures = [
+                    f"correlation with the template is {score(matrix):.2f} before warping, below "
+                    f"{MIN_LINEAR_CORRELATION}"
+                ]
                 continue
             found = register(
                 fixed, seen, near, syn, out_dir, start=matrix, seed=seed, name=("t1w", "t1w_again")[attempt]
             )
         except RegistrationError as error:
-            complaints = [error.message]
+            failures = [error.message]
             continue
         quality = check_normalisation(target, moving, found)
-        complaints = complaints_about(quality)
-        if not complaints:
+        failures = failed_checks(quality)
+        if not failures:
             passed.append((found, quality, (warning,) if attempt else ()))
             if not is_doubtful(quality):
                 break
     if passed:
         return max(passed, key=lambda entry: entry[1]["norm_correlation"])
     raise RegistrationError(
-        f"{name}: could not be aligned with {target.name}: {'; '.join(complaints)}.",
-        "Look at the image: it should be a T1w of a whole human head. Leave it out with --bids-filter-file to go on "
-        "without a T1w.",
+        f"{name}: could not be aligned with {target.name}: {'; '.join(failures)}.",
+        "Inspect the image: it should be a T1w of a whole human head. Exclude it with --bids-filter-file to process "
+        "the runs without a T1w.",
     )
 
 
 def first_guess(fixed: Image, moving: Image) -> np.ndarray:
-    """A shift that brings the head's upper part onto the template's brain, (4, 4).
+    """Compute the translation between the centres of the head and of the template's brain, (4, 4).
 
-    The centre of mass of a whole head lies lower the more neck there is, so that only the upper 180 mm count.
+    Only the upper 180 mm of the head are used, because the neck lowers the centre of mass.
     """
     head = head_mask(moving.data, moving.affine)
     points = grid_points(moving.data.shape, moving.affine, head)
@@ -114,24 +128,24 @@ def first_guess(fixed: Image, moving: Image) -> np.ndarray:
 
 
 def top_of_head(points: np.ndarray) -> float:
-    """Height of a head's top, mm: one point in a thousand (N, 3) may lie above it, as noise or a coil's marker does."""
+    """Return the height of the top of a head (N, 3), mm: the 99.9th percentile, robust to noise and markers."""
     return float(np.percentile(points[:, 2], 99.9))
 
 
 def above_neck(image: Image, head: np.ndarray) -> np.ndarray:
-    """Voxels that are not farther below the top of the head (a mask) than a brain can reach, (X, Y, Z) bool."""
+    """Return the voxels at most `HEAD_MM` below the top of the head (a mask), (X, Y, Z) bool."""
     lowest = top_of_head(grid_points(image.data.shape, image.affine, head)) - HEAD_MM
     return grid_points(image.data.shape, image.affine)[:, 2].reshape(image.data.shape) > lowest
 
 
 def without_neck(moving: Image) -> Image:
-    """An image that is empty farther below the top of the head than a brain can reach."""
+    """Set an image to 0 farther than `HEAD_MM` below the top of the head."""
     above = above_neck(moving, head_mask(moving.data, moving.affine))
     return replace(moving, data=np.where(above, moving.data, np.float32(0)))
 
 
 def check_normalisation(target: Template, moving: Image, found: Registration) -> dict[str, float]:
-    """Numbers by which an alignment with the template is judged."""
+    """Compute quality metrics of an alignment with the template."""
     points = grid_points(target.t1w.shape, target.affine, target.mask)
     pulled = found.chain(points)
     covered = moving.inside(pulled)
@@ -149,28 +163,38 @@ def check_normalisation(target: Template, moving: Image, found: Registration) ->
     }
 
 
-def complaints_about(quality: dict[str, float]) -> list[str]:
-    """Which gates an alignment with the template does not pass, in words."""
-    complaints = []
+def failed_checks(quality: dict[str, float]) -> list[str]:
+    """Return the quality checks that a normalisation fails, as phrases for an error message."""
+    failures = []
     if quality["norm_correlation"] < MIN_CORRELATION:
-        complaints.append(f"correlation with the template {quality['norm_correlation']:.2f}, below {MIN_CORRELATION}")
+        failures.append(f"correlation with the template is {quality['norm_correlation']:.2f}, below {MIN_CORRELATION}")
     if not BRAIN_ML[0] <= quality["norm_brain_ml"] <= BRAIN_ML[1]:
-        complaints.append(f"a brain of {quality['norm_brain_ml']:.0f} mL")
+        failures.append(
+            f"brain volume is {quality['norm_brain_ml']:.0f} mL, outside {BRAIN_ML[0]:.0f} to {BRAIN_ML[1]:.0f} mL"
+        )
     if quality["norm_coverage"] < MIN_COVERAGE:
-        complaints.append(f"only {quality['norm_coverage']:.0%} of the template's brain lies in the image")
+        failures.append(
+            f"only {quality['norm_coverage']:.0%} of the template's brain is in the image, below {MIN_COVERAGE:.0%}"
+        )
     if quality["norm_coverage"] > 0.98 and quality["norm_dice"] < MIN_DICE:
-        complaints.append(f"brain masks there and back overlap by {quality['norm_dice']:.2f}, below {MIN_DICE}")
+        failures.append(
+            f"Dice overlap of the brain mask after forward and inverse warp is {quality['norm_dice']:.2f}, below "
+            f"{MIN_DICE}"
+        )
     if quality["norm_scale_min"] < SCALES[0] or quality["norm_scale_max"] > SCALES[1]:
-        complaints.append(f"scaled by {quality['norm_scale_min']:.2f} to {quality['norm_scale_max']:.2f}")
-    return complaints
+        failures.append(
+            f"scaled by {quality['norm_scale_min']:.2f} to {quality['norm_scale_max']:.2f}, outside {SCALES[0]} to "
+            f"{SCALES[1]}"
+        )
+    return failures
 
 
 def is_doubtful(quality: dict[str, float]) -> bool:
-    """Whether an alignment that passes the gates is odd enough to look for a better one."""
+    """Return True if an alignment passes the quality checks but needs a second attempt."""
     return quality["norm_brain_ml"] > DOUBTFUL_ML or quality["norm_correlation"] < DOUBTFUL_CORRELATION
 
 
 def warp_mask(target: Template, moving: Image, inverse: Chain) -> np.ndarray:
-    """The template's brain mask on the moving image's grid, bool."""
-    drawn = resample_to(target.mask.astype(np.float32), target.affine, moving.data.shape, moving.affine, inverse)
-    return largest_part(drawn > 0.5)
+    """Warp the template's brain mask to the moving image's grid, bool."""
+    warped = resample_to(target.mask.astype(np.float32), target.affine, moving.data.shape, moving.affine, inverse)
+    return largest_part(warped > 0.5)

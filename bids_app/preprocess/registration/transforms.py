@@ -1,14 +1,14 @@
-"""Maps between spaces, and their files. The conventions of all of preprocessing are written down here, once.
+"""Transforms between spaces and their files, with the conventions of the whole package `preprocess`.
 
-- Points are in RAS millimetres; images carry an affine from voxel indices to RAS mm.
-- Every map is a *pull map*: it takes a point of the space that is drawn onto (the reference) to the point of the image
-  that is drawn from (the source). To draw the T1w on the template one needs the map template -> T1w; BIDS and ITK call
-  the same file ``from-T1w_to-template``, because the image goes that way.
+- Points are in RAS millimetres; images have an affine from voxel indices to RAS mm.
+- All transforms are *pull transforms*: they map a point of the target grid (the reference) to the point of the image
+  that is resampled (the source). Resampling the T1w to the template requires template -> T1w; BIDS and ITK name that
+  file ``from-T1w_to-template``, by the direction of the image.
 - Matrices are 4x4 float64 and act on column vectors: ``q = M @ (x, y, z, 1)``.
-- A `Warp` moves a point by a displacement that is sampled on a grid of the reference space: ``q = p + d(p)``, 0 off it.
-- A `Chain` is applied from its first element to its last. Distortion correction will be one more `Warp` at its end.
-- Motion is (T, 4, 4): a point of the boldref to the point of volume t where the same tissue is.
-- ITK files hold the same pull maps in LPS: ``L = F M F`` with ``F = diag(-1, -1, 1, 1)``.
+- A `Warp` adds a displacement sampled on a grid of the reference space: ``q = p + d(p)``, with d = 0 outside the grid.
+- A `Chain` is applied from its first element to its last.
+- Motion is (T, 4, 4): a point of the boldref to the point of the same tissue in volume t.
+- ITK files hold the same pull transforms in LPS: ``L = F M F`` with ``F = diag(-1, -1, 1, 1)``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bids_app.errors import BadDataError
 Vector = Sequence[float] | np.ndarray
 """Three numbers."""
 EDGE = "grid-constant"
-"""Images fade to 0 within one voxel of their edge; plain ``constant`` cuts, so that rounding loses the last voxels."""
+"""Boundary mode: images decay to 0 within one voxel of the edge; ``constant`` may lose edge voxels by rounding."""
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -72,7 +72,7 @@ class Warp:
 
 @dataclass(frozen=True)
 class Chain:
-    """Maps applied one after the other, from the reference to the source."""
+    """Transforms applied one after the other, from the reference to the source."""
 
     steps: tuple[Linear | Warp, ...] = ()
 
@@ -83,7 +83,7 @@ class Chain:
         return np.asarray(points, dtype=np.float64)
 
     def then(self, other: Chain) -> Chain:
-        """This chain, and after it the other; neighbouring matrices are multiplied."""
+        """Return this chain followed by the other; adjacent matrices are multiplied."""
         steps: list[Linear | Warp] = list(self.steps)
         for step in other.steps:
             last = steps[-1] if steps else None
@@ -106,7 +106,7 @@ class Chain:
 
     @classmethod
     def load(cls, path: Path) -> Chain:
-        """Read a chain that `save` wrote."""
+        """Read a chain written by `save`."""
         with np.load(path) as file:
             steps: list[Linear | Warp] = []
             for i in range(int(file["n_steps"])):
@@ -118,20 +118,17 @@ class Chain:
 
 
 def linear(matrix: np.ndarray) -> Chain:
-    """A chain of one matrix."""
+    """Return a chain of one matrix."""
     return Chain((Linear(np.asarray(matrix, dtype=np.float64)),))
 
 
 def apply_matrix(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Map points (..., 3) by a matrix (4, 4).
-
-    Without BLAS, whose threads cost far more than such narrow products on a machine that is busy.
-    """
+    """Map points (..., 3) by a matrix (4, 4), without the overhead of BLAS threads."""
     return np.einsum("...j,ij->...i", points, matrix[:3, :3]) + matrix[:3, 3]
 
 
 def grid_points(shape: Sequence[int], affine: np.ndarray, where: np.ndarray | None = None) -> np.ndarray:
-    """Points of a grid in RAS mm, (N, 3) float64: all voxels in C order, or those of a mask.
+    """Return the points of a grid in RAS mm, (N, 3) float64: all voxels in C order, or those of a mask.
 
     Parameters
     ----------
@@ -146,7 +143,7 @@ def grid_points(shape: Sequence[int], affine: np.ndarray, where: np.ndarray | No
 def sample(
     data: np.ndarray, affine: np.ndarray, points: np.ndarray, *, order: int = 1, cval: float = 0.0
 ) -> np.ndarray:
-    """Values of an image at points.
+    """Interpolate an image at points.
 
     Parameters
     ----------
@@ -155,7 +152,7 @@ def sample(
     points : numpy.ndarray, (N, 3)
         RAS mm.
     order : int
-        Of the spline: 0 nearest, 1 linear, 3 cubic.
+        Spline order: 0 nearest, 1 linear, 3 cubic.
     cval : float
         Value outside the image.
 
@@ -176,18 +173,18 @@ def resample_to(
     *,
     order: int = 1,
 ) -> np.ndarray:
-    """Draw an image on another grid through a pull map.
+    """Resample an image to another grid.
 
     Parameters
     ----------
     data, affine : numpy.ndarray, (X, Y, Z) and (4, 4)
         Source image.
     shape, onto : sequence of int, numpy.ndarray (4, 4)
-        The grid to draw on.
+        Target grid.
     chain : Chain, optional
-        From the grid's space to the source's; by default they are the same.
+        Pull transform from the target's space to the source's; identity by default.
     order : int
-        Of the spline.
+        Spline order.
 
     Returns
     -------
@@ -205,7 +202,7 @@ def read_itk_composite(path: Path) -> Chain:
     Parameters
     ----------
     path : pathlib.Path
-        As ANTs writes it; the transform that was added last is applied first.
+        Written by ANTs; the transform that was added last is applied first.
     """
     import h5py
 
@@ -227,7 +224,7 @@ def read_itk_composite(path: Path) -> Chain:
 
 
 def _parameter_names(group: Iterable[str]) -> tuple[str, str]:
-    # ITK has spelt the second word both ways
+    # old versions of ITK misspell the name
     fixed = next(name for name in group if name in ("TransformFixedParameters", "TranformFixedParameters"))
     return fixed, fixed.replace("Fixed", "")
 
@@ -244,7 +241,10 @@ def _itk_displacement(fixed: np.ndarray, values: np.ndarray) -> Warp:
 
 def _itk_matrix(kind: str, fixed: np.ndarray, values: np.ndarray) -> np.ndarray:
     if len(values) != 12:
-        raise BadDataError(f"A transform of type {kind} is not one that this app reads.", "")
+        raise BadDataError(
+            f"Unsupported ITK transform {kind} with {len(values)} parameters.",
+            "Use a composite of matrices (12 parameters) and displacement fields.",
+        )
     matrix = np.eye(4)
     matrix[:3, :3] = values[:9].reshape(3, 3)
     centre = fixed[:3]
@@ -253,13 +253,13 @@ def _itk_matrix(kind: str, fixed: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def write_itk_text(path: Path, matrices: np.ndarray) -> Path:
-    """Write matrices as ITK's text format, one transform each.
+    """Write matrices in ITK's text format, one transform each.
 
     Parameters
     ----------
     path : pathlib.Path
     matrices : numpy.ndarray, (N, 4, 4)
-        Pull maps, RAS mm.
+        Pull transforms, RAS mm.
     """
     lines = ["#Insight Transform File V1.0"]
     for i, matrix in enumerate(np.asarray(matrices, dtype=np.float64).reshape(-1, 4, 4)):
@@ -277,7 +277,7 @@ def write_itk_text(path: Path, matrices: np.ndarray) -> Path:
 
 
 def read_itk_text(path: Path) -> np.ndarray:
-    """The first matrix of a file that `write_itk_text` wrote, (4, 4)."""
+    """Read the first matrix of a file written by `write_itk_text`, (4, 4)."""
     line = next(line for line in path.read_text().splitlines() if line.startswith("Parameters:"))
     values = np.array(line.split()[1:], dtype=np.float64)
     matrix = np.eye(4)
@@ -286,7 +286,7 @@ def read_itk_text(path: Path) -> np.ndarray:
 
 
 def rigid(rotation: Vector, translation: Vector, centre: Vector = (0, 0, 0)) -> np.ndarray:
-    """A rigid map about a centre, (4, 4).
+    """Return the matrix of a rigid transform about a centre, (4, 4).
 
     Parameters
     ----------
@@ -306,7 +306,7 @@ def rigid(rotation: Vector, translation: Vector, centre: Vector = (0, 0, 0)) -> 
 
 
 def rigid_parameters(matrices: np.ndarray, centre: Vector) -> np.ndarray:
-    """Translations (mm) and rotations (rad) of rigid maps about a centre; the inverse of `rigid`.
+    """Return translations (mm) and rotations (rad) of rigid matrices about a centre; the inverse of `rigid`.
 
     Parameters
     ----------
@@ -320,10 +320,10 @@ def rigid_parameters(matrices: np.ndarray, centre: Vector) -> np.ndarray:
         ``trans_x, trans_y, trans_z, rot_x, rot_y, rot_z``.
     """
     matrices = np.asarray(matrices, dtype=np.float64)
-    turn = matrices[:, :3, :3]
+    rotation = matrices[:, :3, :3]
     centre = np.asarray(centre, dtype=np.float64)
-    shift = matrices[:, :3, 3] + turn @ centre - centre
-    about_x = np.arctan2(turn[:, 2, 1], turn[:, 2, 2])
-    about_y = np.arcsin(np.clip(-turn[:, 2, 0], -1, 1))
-    about_z = np.arctan2(turn[:, 1, 0], turn[:, 0, 0])
+    shift = matrices[:, :3, 3] + rotation @ centre - centre
+    about_x = np.arctan2(rotation[:, 2, 1], rotation[:, 2, 2])
+    about_y = np.arcsin(np.clip(-rotation[:, 2, 0], -1, 1))
+    about_z = np.arctan2(rotation[:, 1, 0], rotation[:, 0, 0])
     return np.column_stack([shift, about_x, about_y, about_z])

@@ -1,4 +1,1 @@
-"""Susceptibility distortion correction: choosing a method, estimating the field, applying its displacement.
-
-Only distortion along the phase-encoding axis; head motion and alignment come from the other modules of `preprocess`.
-"""
+"""Susceptibility distortion correction along the phase-encoding axis: choice of method, field, displacement."""

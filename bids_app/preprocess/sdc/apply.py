@@ -1,6 +1,6 @@
-"""The map that undoes a run's distortion, as later steps use it: where a place is measured, and how bright it must be.
+"""Application of susceptibility distortion correction: displacement field and Jacobian intensity modulation.
 
-Conventions of maps stand in `transforms.py`; how the displacement is found, in `estimate.py`.
+See `transforms.py` for conventions, and `estimate.py` for the estimation of the displacement.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from bids_app.preprocess.registration.transforms import Chain, Warp, grid_points
 
 @dataclass(frozen=True)
 class Readout:
-    """How an EPI was read out.
+    """Phase-encoding direction and readout time of an EPI.
 
     Parameters
     ----------
     axis : int
         Stored axis of phase encoding.
     sign : float
-        1 along the index, -1 against it.
+        1 for increasing indices, -1 for decreasing.
     seconds : float, optional
-        Total readout time, s; None: not known.
+        Total readout time, s; None: unknown.
     """
 
     axis: int
@@ -38,16 +38,16 @@ class Readout:
     seconds: float | None
 
     def vector(self, affine: np.ndarray) -> np.ndarray:
-        """Unit vector (3,) of the direction, RAS."""
+        """Return the unit vector (3,) of the direction, RAS."""
         return self.sign * index_vector(affine, self.axis)
 
     def mm_per_hz(self, affine: np.ndarray) -> float:
-        """Displacement along the stored axis for a field of 1 Hz, mm."""
+        """Return the displacement along the stored axis for a field of 1 Hz, mm."""
         return self.sign * (self.seconds or 1.0) * float(voxel_sizes(affine)[self.axis])
 
 
 def read_readout(metadata: dict[str, Any], shape: tuple[int, ...], name: str) -> Readout:
-    """Phase encoding of a sidecar.
+    """Read phase-encoding direction and readout time of a sidecar.
 
     Parameters
     ----------
@@ -61,13 +61,14 @@ def read_readout(metadata: dict[str, Any], shape: tuple[int, ...], name: str) ->
     Raises
     ------
     BadDataError
-        No direction, or impossible numbers.
+        The direction is missing, or the readout time is implausible.
     """
     direction = read_direction(metadata.get("PhaseEncodingDirection"))
     if direction is None:
         raise BadDataError(
-            f"{name}: its sidecar has no PhaseEncodingDirection (i, j or k, with or without -).",
-            "Add it to the JSON file, or leave fieldmaps out with --ignore fieldmaps.",
+            f"{name}: the sidecar has no PhaseEncodingDirection or an invalid one "
+            f"({metadata.get('PhaseEncodingDirection')!r}).",
+            "Set it to i, j, k, i-, j- or k- in the JSON file, or skip fieldmaps with --ignore fieldmaps.",
         )
     axis, sign = direction
     seconds = metadata.get("TotalReadoutTime")
@@ -77,77 +78,77 @@ def read_readout(metadata: dict[str, Any], shape: tuple[int, ...], name: str) ->
         seconds = spacing * (lines - 1) if numbers else f"{spacing!r} x ({lines!r} - 1)"
     if seconds is not None and (not isinstance(seconds, int | float) or not 1e-4 < seconds < 2):
         raise BadDataError(
-            f"{name}: a total readout time of {seconds!r} s cannot be.",
-            "Mend TotalReadoutTime or EffectiveEchoSpacing (s) in the JSON file, or leave fieldmaps out with "
+            f"{name}: invalid total readout time of {seconds!r} s (expected 0.0001 to 2 s).",
+            "Correct TotalReadoutTime or EffectiveEchoSpacing (s) in the JSON file, or skip fieldmaps with "
             "--ignore fieldmaps.",
         )
     return Readout(axis, sign, None if seconds is None else float(seconds))
 
 
 def index_vector(affine: np.ndarray, axis: int) -> np.ndarray:
-    """Unit vector (3,) along a stored axis, RAS."""
+    """Return the unit vector (3,) along a stored axis, RAS."""
     column = np.asarray(affine)[:3, axis]
     return column / np.linalg.norm(column)
 
 
 @dataclass(frozen=True)
 class SdcField:
-    """What undoes the distortion of a run."""
+    """Susceptibility distortion correction of a run."""
 
     method: str
-    """In words, for report and sidecars."""
+    """Description for report and sidecars."""
     warp: Path
-    """`Chain` of one `Warp`: a boldref point to where the run measures it (before motion)."""
+    """`Chain` of one `Warp`: boldref point to its distorted position (before motion)."""
     gain: Path
-    """On the boldref's grid: by how much signal was thinned out there, less 1."""
+    """Intensity modulation minus 1, on the boldref's grid."""
     distorted: Path
-    """The boldref as it was measured."""
+    """The uncorrected boldref."""
     phase_encoding: str
-    """As the run's sidecar gives it: ``j-``."""
+    """As in the run's sidecar: ``j-``."""
     readout_s: float | None = None
-    """Total readout time, where it is known and was used."""
+    """Total readout time, if it is known and was used."""
     quality: dict[str, float] = field(default_factory=dict)
     sources: tuple[Path, ...] = ()
-    """Files of the fieldmap that it was found from; empty where there was none."""
+    """Files of the fieldmap; empty without a fieldmap."""
 
-    def aim(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where points (V, 3) of the boldref are measured, mm; and by what their signal is to be multiplied, (V,)."""
+    def distort_points(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return distorted positions (mm) of boldref points (V, 3), and the gain of their signal, (V,)."""
         gain, affine = read_volume(self.gain)
         return Chain.load(self.warp)(points), np.float32(1) + sample(gain, affine, points)
 
 
-def aim(sdc: SdcField | None, points: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-    """`SdcField.aim`, or the points as they are."""
-    return (points, None) if sdc is None else sdc.aim(points)
+def distort_points(sdc: SdcField | None, points: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+    """Apply `SdcField.distort_points`; without a correction, return the points unchanged."""
+    return (points, None) if sdc is None else sdc.distort_points(points)
 
 
-def gain_of(displacement: np.ndarray, affine: np.ndarray, axis: int) -> np.ndarray:
-    """How much signal is thinned out, less 1: the slope of the displacement (X, Y, Z) mm along its axis."""
+def jacobian_gain(displacement: np.ndarray, affine: np.ndarray, axis: int) -> np.ndarray:
+    """Compute the intensity modulation minus 1: the gradient of the displacement (X, Y, Z) mm along its axis."""
     return np.gradient(displacement, float(voxel_sizes(affine)[axis]), axis=axis).astype(np.float32)
 
 
-def warp_of(displacement: np.ndarray, affine: np.ndarray, axis: int) -> Warp:
-    """A displacement (X, Y, Z) in mm along a stored axis as a `Warp`."""
+def displacement_warp(displacement: np.ndarray, affine: np.ndarray, axis: int) -> Warp:
+    """Convert a displacement (X, Y, Z) in mm along a stored axis to a `Warp`."""
     return Warp((displacement[..., None] * index_vector(affine, axis)).astype(np.float32), affine)
 
 
 def apply_correction(image: np.ndarray, affine: np.ndarray, displacement: np.ndarray, axis: int) -> np.ndarray:
-    """Draw an image back, with its brightness restored, (X, Y, Z) float32.
+    """Correct the distortion of an image, with intensity modulation, (X, Y, Z) float32.
 
     Parameters
     ----------
     image, displacement : numpy.ndarray, (X, Y, Z)
-        What is at p is seen at p + d(p) along ``axis``, mm.
+        A point p appears at p + d(p) along ``axis``, mm.
     affine : numpy.ndarray, (4, 4)
     axis : int
     """
-    points = warp_of(displacement, affine, axis)(grid_points(image.shape, affine))
-    drawn = sample(image, affine, points, order=3).reshape(image.shape)
-    return np.maximum(drawn * (1 + gain_of(displacement, affine, axis)), 0)
+    points = displacement_warp(displacement, affine, axis)(grid_points(image.shape, affine))
+    resampled = sample(image, affine, points, order=3).reshape(image.shape)
+    return np.maximum(resampled * (1 + jacobian_gain(displacement, affine, axis)), 0)
 
 
-def size_of(displacement: np.ndarray) -> dict[str, float]:
-    """How long displacements (N,) are in the mean and at most (in 199 of 200 places), mm, for quality."""
+def displacement_statistics(displacement: np.ndarray) -> dict[str, float]:
+    """Compute mean and 99.5th percentile of absolute displacements (N,), mm."""
     lengths = np.abs(displacement)
     return {"sdc_mean_mm": float(lengths.mean()), "sdc_max_mm": float(np.percentile(lengths, 99.5))}
 
@@ -155,7 +156,7 @@ def size_of(displacement: np.ndarray) -> dict[str, float]:
 def save_correction(
     out_dir: Path, boldref: Path, displacement: np.ndarray, axis: int, method: str, **more: Any
 ) -> tuple[Path, SdcField]:
-    """Write an `SdcField` and the boldref without its distortion.
+    """Write an `SdcField` and the corrected boldref.
 
     Parameters
     ----------
@@ -165,17 +166,17 @@ def save_correction(
     axis : int
     method : str
     **more
-        Further fields.
+        Other fields of `SdcField`.
 
     Returns
     -------
     tuple
-        The boldref, and the `SdcField`.
+        The corrected boldref, and the `SdcField`.
     """
     data, affine = read_volume(boldref)
     corrected = save_image(out_dir / "boldref.nii.gz", apply_correction(data, affine, displacement, axis), affine)
-    chain = Chain((warp_of(displacement, affine, axis),)).save(out_dir / "warp.npz")
-    gain = save_image(out_dir / "gain.nii.gz", gain_of(displacement, affine, axis), affine)
+    chain = Chain((displacement_warp(displacement, affine, axis),)).save(out_dir / "warp.npz")
+    gain = save_image(out_dir / "gain.nii.gz", jacobian_gain(displacement, affine, axis), affine)
     return corrected, SdcField(method, chain, gain, boldref, **more)
 
 

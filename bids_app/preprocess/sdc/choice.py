@@ -1,4 +1,4 @@
-"""Which method corrects the susceptibility distortion of a run, decided from sidecars and options alone."""
+"""Choice of the susceptibility distortion correction of a run, from sidecars and options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bids_app.bids.sidecars import read_direction
 from bids_app.settings import PreprocessSettings
 
 FIELDMAPS = "fieldmaps"
-"""What ``--ignore`` calls this step."""
+"""Value of ``--ignore`` that skips fieldmaps."""
 SYN = "syn"
 METHODS = {
     PAIR: "a pair of EPIs of opposite phase encoding (PEPOLAR)",
@@ -21,11 +21,11 @@ METHODS = {
     SYN: "the T1w image, along the phase-encoding axis",
 }
 SAME_ECHO = 0.1
-"""Echo times within this share of each other count as the same."""
+"""Relative difference up to which echo times count as equal."""
 
 
 def correction_of(run: BoldRun, wanted: PreprocessSettings) -> tuple[str, str]:
-    """`choose_correction` for a run of the dataset under an invocation's settings."""
+    """Choose the correction of a run of the dataset under the settings of an invocation."""
     has_t1w = run.t1w is not None
     return choose_correction(run.bold.name, run.metadata, run.fieldmap, has_t1w, wanted.ignore, wanted.use_syn_sdc)
 
@@ -33,12 +33,12 @@ def correction_of(run: BoldRun, wanted: PreprocessSettings) -> tuple[str, str]:
 def choose_correction(
     name: str, metadata: dict[str, Any], fieldmap: Fieldmap | None, has_t1w: bool, ignore: Container[str], syn: bool
 ) -> tuple[str, str]:
-    """How the distortion of a run is to be corrected, and that in words.
+    """Choose the distortion correction of a run.
 
     Parameters
     ----------
     name : str
-        Of the run's file.
+        Name of the run's file.
     metadata : dict
         Its sidecar.
     fieldmap : Fieldmap, optional
@@ -46,12 +46,12 @@ def choose_correction(
     ignore : container of str
         ``fieldmaps``: use none.
     syn : bool
-        Whether the T1w image may stand in for a fieldmap.
+        Use the T1w image if there is no fieldmap.
 
     Returns
     -------
     tuple of str
-        Key of `METHODS`, empty for no correction; and a sentence.
+        Key of `METHODS`, empty for no correction; and a sentence that explains the choice.
     """
     if FIELDMAPS in ignore and not syn:
         return "", "Distortion was not corrected (--ignore fieldmaps)."
@@ -60,7 +60,7 @@ def choose_correction(
         why = "there is neither a fieldmap nor a T1w image" if syn else "there is no fieldmap for it"
         return "", f"Distortion was not corrected: {why}."
     if not read_direction(metadata.get("PhaseEncodingDirection")):
-        return "", f"Distortion was not corrected: {name} has no PhaseEncodingDirection in its sidecar."
+        return "", f"Distortion was not corrected: the sidecar of {name} has no PhaseEncodingDirection."
     if used is None:
         return SYN, f"Distortion is corrected by {METHODS[SYN]}, since there is no fieldmap."
     names = ", ".join(path.name for path in used.files)
@@ -69,19 +69,21 @@ def choose_correction(
             if syn and has_t1w:
                 return SYN, f"Distortion is corrected by {METHODS[SYN]}: {names} is a single EPI of another contrast."
             return "", (
-                f"Distortion was not corrected: {names} is a single EPI, whose echo time is not known to be the run's. "
-                "Images of different contrast cannot be matched well enough; two opposite EPIs are needed."
+                f"Distortion was not corrected: {names} is a single EPI without the run's echo time and sequence in "
+                "its sidecar. EPIs of different contrast cannot be matched reliably; two opposite EPIs are needed."
             )
         names += " and the run's own reference image"
     if used.kind != PAIR and not {"TotalReadoutTime", "EffectiveEchoSpacing"} & metadata.keys():
-        return "", f"Distortion was not corrected: {name} has no TotalReadoutTime in its sidecar, which {names} needs."
+        return "", (
+            f"Distortion was not corrected: the sidecar of {name} has no TotalReadoutTime, which {names} requires."
+        )
     return used.kind, f"Distortion is corrected by {METHODS[used.kind]}: {names}."
 
 
 def same_contrast(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    """Whether the sidecars of two EPIs tell that they were measured alike: echo time within a tenth, no other sequence.
+    """Return True if the sidecars of two EPIs have equal echo times (within 10 %) and no different sequences.
 
-    Matching a spin echo with a gradient echo removed 32 % of a simulated displacement in one head, and made it worse in
+    Matching a spin echo with a gradient echo removed 32 % of a simulated displacement in one head, and increased it in
     another.
     """
     echo, other_echo = one.get("EchoTime"), other.get("EchoTime")

@@ -1,8 +1,8 @@
-"""Susceptibility distortion: the field of a fieldmap, brought to a run's reference image, and the displacement there.
+"""Susceptibility distortion correction by a fieldmap: alignment with the run, and displacement.
 
-A place p is measured at p + d(p) along the phase-encoding axis, d = field in Hz x total readout time x voxel. From a
-pair of opposite EPIs, d is found directly (`epi_pair`); phase images give the field (`phasediff`). The displacement
-becomes part of the one interpolation; brightness is restored by its slope (Jacobian).
+A point p appears at p + d(p) along the phase-encoding axis, d = field in Hz x total readout time x voxel size. Pairs of
+opposite EPIs give d directly (`epi_pair`); phase images give the field (`phasediff`). The displacement is part of the
+single interpolation; intensity is multiplied by the Jacobian.
 """
 
 from __future__ import annotations
@@ -25,14 +25,20 @@ from bids_app.preprocess.registration.ants import (
     best_start,
     centre_of_mass,
     isotropic,
+    optimum_margin,
     similarity,
-    stands_out,
 )
-from bids_app.preprocess.registration.gates import MIN_STANDS_OUT
+from bids_app.preprocess.registration.checks import MIN_STANDS_OUT
 from bids_app.preprocess.registration.transforms import apply_matrix, grid_points
-from bids_app.preprocess.sdc.apply import Readout, apply_correction, read_readout, save_correction, size_of
+from bids_app.preprocess.sdc.apply import (
+    Readout,
+    apply_correction,
+    displacement_statistics,
+    read_readout,
+    save_correction,
+)
 from bids_app.preprocess.sdc.choice import METHODS
-from bids_app.preprocess.sdc.epi_pair import MAX_ANGLE_COS, alike_in_time, estimate_pair, pair_field
+from bids_app.preprocess.sdc.epi_pair import MAX_ANGLE_COS, estimate_pair, match_readout_times, pair_field
 from bids_app.preprocess.sdc.field import Field, read_epi
 from bids_app.preprocess.sdc.phasediff import phase_field
 
@@ -50,12 +56,12 @@ def correct_distortion(
     out_dir: Path,
     seed: int = 1,
 ) -> MotionEstimate:
-    """Find the distortion of a run by its fieldmap, and draw its reference image back.
+    """Estimate the distortion of a run from its fieldmap, and correct its boldref.
 
     Parameters
     ----------
     source : pathlib.Path
-        The run, for messages.
+        The run's file, for messages.
     metadata : dict
         Its sidecar.
     motion : MotionEstimate
@@ -66,12 +72,12 @@ def correct_distortion(
     Returns
     -------
     MotionEstimate
-        With a boldref that is not distorted, and an `SdcField`.
+        With the corrected boldref and an `SdcField`.
 
     Raises
     ------
     BadDataError
-        A file or sidecar that cannot be used.
+        A file or sidecar is invalid.
     RegistrationError
         The fieldmap could not be aligned with the run.
     """
@@ -79,12 +85,12 @@ def correct_distortion(
     run = Image(data, affine)
     readout = read_readout(metadata, data.shape, source.name)
     if fieldmap.kind == PAIR and len(fieldmap.files) == 1:
-        found = _against_the_run(run, readout, fieldmap, out_dir, seed)
+        found = _estimate_from_single_epi(run, readout, fieldmap, out_dir, seed)
     else:
         measured = pair_field(fieldmap) if fieldmap.kind == PAIR else phase_field(fieldmap)
-        found = _bring_to_run(measured, run, readout, source.name, fieldmap.files[0].name, out_dir, seed)
+        found = _resample_to_run(measured, run, readout, source.name, fieldmap.files[0].name, out_dir, seed)
     displacement, quality = found
-    quality |= size_of(displacement[head_mask(data, affine)])
+    quality |= displacement_statistics(displacement[head_mask(data, affine)])
     boldref, sdc = save_correction(
         out_dir,
         motion.boldref,
@@ -99,20 +105,23 @@ def correct_distortion(
     return replace(motion, boldref=boldref, sdc=sdc)
 
 
-def _bring_to_run(
+def _resample_to_run(
     found: Field, run: Image, readout: Readout, run_name: str, name: str, out_dir: Path, seed: int
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Displacement on the boldref's grid, mm along its axis; and figures of quality."""
+    """Compute the displacement on the boldref's grid, mm along its axis, and quality metrics."""
     if readout.seconds is None and found.direction is None:
-        raise BadDataError(f"{run_name}: no TotalReadoutTime in its sidecar.", "Add it (s), or use --ignore fieldmaps.")
+        raise BadDataError(
+            f"{run_name}: TotalReadoutTime is missing from the sidecar.",
+            "Add it (s) to the JSON file, or skip fieldmaps with --ignore fieldmaps.",
+        )
     points = grid_points(run.data.shape, run.affine)
     rate = readout.mm_per_hz(run.affine)
 
     def displacement(pose: np.ndarray) -> np.ndarray:
         return (rate * found.at(apply_matrix(pose, points))).reshape(run.data.shape)
 
-    alike = found.direction is not None and readout.vector(run.affine) @ found.direction > MAX_ANGLE_COS
-    if alike and found.measured is not None:
+    same_direction = found.direction is not None and readout.vector(run.affine) @ found.direction > MAX_ANGLE_COS
+    if same_direction and found.measured is not None:
         pose, score = find_pose(run, found.measured, run_name, name, out_dir, seed)
         return displacement(pose), found.quality | {"sdc_stands_out": score}
     pose, _ = find_pose(run, found.image, run_name, name, out_dir, seed)
@@ -130,12 +139,12 @@ def find_pose(
     seed: int,
     start: np.ndarray | None = None,
 ) -> tuple[np.ndarray, float]:
-    """Boldref to a fieldmap's image, rigid (4, 4); and how far that stands out from its neighbours.
+    """Estimate the rigid transform from boldref to a fieldmap's image, (4, 4), and its optimum margin.
 
     Raises
     ------
     RegistrationError
-        No alignment stands out.
+        The optimum margin is too small, or ANTs failed.
     """
     size = float(np.clip(np.linalg.norm(run.affine[:3, :3], axis=0).min(), 2.0, 3.0))
     fixed, moving = isotropic(run, size), isotropic(image, size)
@@ -152,35 +161,41 @@ def find_pose(
     try:
         pose = best_start(fixed, moving, near, RIGID, starts, score, out_dir, seed)
     except RegistrationError as error:
-        raise _unaligned(run_name, name, error.message) from error
+        raise _alignment_error(run_name, name, error.message) from error
     left, _, right = np.linalg.svd(pose[:3, :3])
     pose[:3, :3] = left @ right
-    away = stands_out(score, pose, centre)
-    if away < MIN_STANDS_OUT:
-        raise _unaligned(run_name, name, f"it is hardly more similar than 8 mm or 8 degrees beside ({away:.1%} better)")
-    return pose, away
+    margin = optimum_margin(score, pose, centre)
+    if margin < MIN_STANDS_OUT:
+        raise _alignment_error(
+            run_name,
+            name,
+            f"similarity is only {margin:.1%} higher than at 8 mm or 8 degrees away (at least {MIN_STANDS_OUT:.0%} are "
+            "required)",
+        )
+    return pose, margin
 
 
-def _unaligned(run_name: str, name: str, why: str) -> RegistrationError:
+def _alignment_error(run_name: str, name: str, why: str) -> RegistrationError:
     return RegistrationError(
         f"{run_name}: the fieldmap {name} could not be aligned with it: {why}.",
-        "Check that both are of the same session; --ignore fieldmaps goes on without.",
+        "Check that both are of the same session, or skip fieldmaps with --ignore fieldmaps.",
     )
 
 
-def _against_the_run(
+def _estimate_from_single_epi(
     run: Image, readout: Readout, fieldmap: Fieldmap, out_dir: Path, seed: int
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Displacement from the run's own reference image and one EPI of opposite phase encoding."""
+    """Estimate the displacement from the boldref and a single EPI of opposite phase encoding."""
     path = fieldmap.files[0]
     epi = read_epi(path)
     other = read_readout(fieldmap.metadata[0], epi.data.shape, path.name)
     if readout.vector(run.affine) @ other.vector(epi.affine) > -MAX_ANGLE_COS:
         raise BadDataError(
-            f"{path.name}: its phase encoding is not opposite to the run's.",
-            "Check PhaseEncodingDirection and the images' orientation, or use --ignore fieldmaps.",
+            f"{path.name}: its phase encoding ({fieldmap.metadata[0]['PhaseEncodingDirection']}) is not opposite to "
+            "the run's.",
+            "Check PhaseEncodingDirection and the images' orientation, or skip fieldmaps with --ignore fieldmaps.",
         )
-    one, other = alike_in_time(readout, other)
+    one, other = match_readout_times(readout, other)
     ratio = -abs(other.mm_per_hz(epi.affine) / one.mm_per_hz(run.affine))
     pose, score = find_pose(run, epi, path.name, path.name, out_dir, seed)
     displacement, _, quality = estimate_pair(run, epi, readout.axis, ratio, pose)

@@ -1,4 +1,4 @@
-"""A map of the magnetic field with the image that shows where it lies, and the reading of fieldmap images."""
+"""Field maps in Hz, and reading of fieldmap images."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from bids_app.preprocess.registration.ants import Image
 from bids_app.preprocess.registration.transforms import apply_matrix
 
 MEAN_OF = 20
-"""Volumes of an EPI fieldmap that its mean is taken from."""
+"""Maximum number of volumes in the mean of an EPI fieldmap."""
 
 
 @dataclass(frozen=True)
 class Field:
-    """A map of how far the magnetic field is off, and an image that shows where it lies.
+    """A field map, and the image that registers it with a run.
 
     Parameters
     ----------
     hz : numpy.ndarray, (X, Y, Z)
+        Field inhomogeneity.
     image : Image
-        On the same grid, not distorted.
+        Undistorted image on the same grid.
     measured : Image, optional
-        An EPI on the same grid, distorted by the field.
+        Distorted EPI on the same grid.
     direction : numpy.ndarray, (3,), optional
-        Its phase-encoding direction.
+        Phase-encoding direction of ``measured``, RAS.
     quality : dict
     """
 
@@ -40,21 +41,38 @@ class Field:
     quality: dict[str, float] = field(default_factory=dict)
 
     def at(self, points: np.ndarray) -> np.ndarray:
-        """Field at points (N, 3) mm, Hz; beyond the map its edge holds."""
+        """Interpolate the field at points (N, 3) mm, Hz; outside the map, values of its edge are used."""
         voxels = apply_matrix(np.linalg.inv(self.image.affine), points)
         return ndimage.map_coordinates(self.hz, voxels.T, order=1, mode="nearest")
 
 
 def read_epi(path: Path) -> Image:
-    """The mean of an EPI fieldmap's volumes."""
+    """Read the mean volume of a fieldmap image.
+
+    Raises
+    ------
+    NoInputError
+        The file does not exist.
+    BadDataError
+        The image is not 3D or 4D, empty or not finite.
+    """
     if not path.exists():
-        raise NoInputError(f"{path}: no such file.", "Get its content (datalad get), or use --ignore fieldmaps.")
+        raise NoInputError(
+            f"{path}: no such file.",
+            "In a DataLad dataset, run 'datalad get' on the file first, or skip fieldmaps with --ignore fieldmaps.",
+        )
     image = load_nifti(path)
     check_geometry(image, path)
     if len(image.shape) not in (3, 4) or min(image.shape[:3]) < 4:
-        raise BadDataError(f"{path.name}: shape {image.shape}.", "Give a 3D or 4D image, or use --ignore fieldmaps.")
+        raise BadDataError(
+            f"{path.name}: shape {' x '.join(map(str, image.shape))} is not that of a 3D or 4D fieldmap.",
+            "Check the conversion from DICOM, or skip fieldmaps with --ignore fieldmaps.",
+        )
     data = np.asarray(image.dataobj[..., :MEAN_OF] if len(image.shape) == 4 else image.dataobj, dtype=np.float32)
     data = data.mean(axis=3) if data.ndim == 4 else data
     if not np.isfinite(data).all() or data.max() <= data.min():
-        raise BadDataError(f"{path.name}: empty, or not finite.", "Convert it again, or use --ignore fieldmaps.")
+        raise BadDataError(
+            f"{path.name}: constant, or with NaN or infinite values.",
+            "Convert it again from DICOM, or skip fieldmaps with --ignore fieldmaps.",
+        )
     return Image(data, np.asarray(image.affine, dtype=np.float64))

@@ -1,8 +1,8 @@
-"""The displacement along the phase-encoding axis, from two images that it moves in opposite directions.
+"""Displacement along the phase-encoding axis from two images with opposite distortion (PEPOLAR).
 
-Where the displacement is right, both images, drawn back and with their brightness restored, are the same. It is sought
-as a cubic B-spline by Gauss-Newton steps in torch, from coarse to fine: least squares on the difference of the two
-images, with the bending energy of the displacement as the price of being rough (the model of Andersson et al., 2003).
+With the correct displacement, both corrected images are equal. The displacement is a cubic B-spline, estimated by
+Gauss-Newton steps in torch from coarse to fine: least squares on the difference of the corrected images, regularised
+by the bending energy of the displacement (the model of Andersson et al., 2003).
 
     A, B  voxels along the other two axes      N  voxels along the phase-encoding axis, which comes last
     K     nodes of the spline
@@ -18,19 +18,19 @@ from scipy import ndimage
 
 FWHM_PER_SIGMA = 2.3548
 MIN_GAIN = 1e-3
-"""Relative gain of a step below which a level ends."""
+"""Relative decrease of the cost below which a level ends."""
 
 
 @dataclass(frozen=True)
 class Level:
-    """How images are smoothed, how fine the spline is, what bending costs, and how often steps are taken."""
+    """Resolution level: smoothing, knot spacing, weight of the bending energy, and maximum number of steps."""
 
     fwhm_mm: float
     knot_mm: float
     bending: float
     max_steps: int
     max_voxel_mm: float = 0.0
-    """Voxels are thinned out as long as they stay below this size."""
+    """Images are subsampled to voxels below this size."""
 
 
 LEVELS = (
@@ -56,48 +56,48 @@ class Spline:
 
     @classmethod
     def on(cls, shape: tuple[int, ...], sizes_mm: np.ndarray, knot_mm: float, thin: np.ndarray) -> Spline:
-        """The spline whose nodes are some mm apart over a grid, on every ``thin``-th of its voxels."""
+        """Build the spline with a knot spacing over a grid, evaluated at every ``thin``-th voxel."""
         found = [_basis(n, size, knot_mm, int(t)) for n, size, t in zip(shape, sizes_mm, thin, strict=True)]
         tensors = [[torch.from_numpy(m.astype(np.float32)) for m in matrices] for matrices in found]
         grams = tuple(tuple(m.T @ m for m in matrices) for matrices in tensors)
         return cls(tuple(t[0] for t in tensors), tensors[2][1], grams)
 
     def values(self, nodes: torch.Tensor) -> torch.Tensor:
-        """(Ka, Kb, Kn) to (A, B, N)."""
+        """Evaluate the spline: (Ka, Kb, Kn) to (A, B, N)."""
         return _outer(nodes, *self.axes)
 
     def slopes(self, nodes: torch.Tensor) -> torch.Tensor:
-        """(Ka, Kb, Kn) to the slopes along the last axis (A, B, N), per mm."""
+        """Evaluate slopes along the last axis per mm: (Ka, Kb, Kn) to (A, B, N)."""
         return _outer(nodes, self.axes[0], self.axes[1], self.slope)
 
     def gather(self, values: torch.Tensor, slopes: torch.Tensor) -> torch.Tensor:
-        """The transposed of `values` and `slopes`, summed: (A, B, N) to (Ka, Kb, Kn)."""
+        """Apply the transposed operators of `values` and `slopes`, summed: (A, B, N) to (Ka, Kb, Kn)."""
         a, b, n = (m.T for m in self.axes)
         return _outer(values, a, b, n) + _outer(slopes, a, b, self.slope.T)
 
     def bend(self, nodes: torch.Tensor) -> torch.Tensor:
-        """Gradient of half the bending energy, (Ka, Kb, Kn)."""
+        """Compute the gradient of half the bending energy, (Ka, Kb, Kn)."""
         total = torch.zeros_like(nodes)
         for orders, times in _PRICES:
             total += times * _outer(nodes, *(self.bending[axis][order] for axis, order in enumerate(orders)))
         return total
 
     def fit(self, values: torch.Tensor) -> torch.Tensor:
-        """Nodes (Ka, Kb, Kn) whose spline is nearest to values (A, B, N)."""
+        """Fit nodes (Ka, Kb, Kn) to values (A, B, N) by least squares."""
         return _outer(values, *(torch.linalg.pinv(m) for m in self.axes))
 
 
 SLOPE_PRICE = 2e-3
-"""What slopes cost relative to bending, per mm²: next to nothing, but where there is no head a plane is not free."""
+"""Weight of slopes relative to bending, per mm²; it determines the displacement outside the head."""
 FLAT_PRICE = 1e-7
-"""The same for the displacement itself, per mm⁴."""
+"""Weight of the displacement itself, per mm⁴."""
 _PRICES = (
     ((2, 0, 0), 1.0), ((0, 2, 0), 1.0), ((0, 0, 2), 1.0), ((1, 1, 0), 2.0), ((1, 0, 1), 2.0), ((0, 1, 1), 2.0),
     ((1, 0, 0), SLOPE_PRICE), ((0, 1, 0), SLOPE_PRICE), ((0, 0, 1), SLOPE_PRICE), ((0, 0, 0), FLAT_PRICE),
 )  # fmt: skip
-"""Orders of the derivatives whose squares are summed, and their weights."""
+"""Orders of the derivatives in the regularisation, and their weights."""
 MIN_SPREAD = 0.1
-"""Places may be drawn together to a tenth, not folded over."""
+"""Minimum Jacobian (1 + slope); prevents folding."""
 
 
 def _outer(values: torch.Tensor, a: torch.Tensor, b: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
@@ -107,7 +107,7 @@ def _outer(values: torch.Tensor, a: torch.Tensor, b: torch.Tensor, n: torch.Tens
 
 
 def _basis(n: int, size_mm: float, knot_mm: float, thin: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Values, slopes (per mm) and curvatures (per mm²) of the nodes' bumps at every ``thin``-th of n voxels."""
+    """Compute values, slopes (per mm) and curvatures (per mm²) of the basis at every ``thin``-th of n voxels."""
     places = np.arange(n) * size_mm / knot_mm
     nodes = np.arange(-1, int(np.ceil(places[-1])) + 2)
     t = places[::thin, None] - nodes
@@ -127,26 +127,26 @@ def estimate_displacement(
     start: np.ndarray | None = None,
     levels: tuple[Level, ...] = LEVELS,
 ) -> np.ndarray:
-    """Displacement along an axis that makes two images one.
+    """Estimate the displacement along an axis between two images with opposite distortion.
 
     Parameters
     ----------
     first, second : numpy.ndarray, (X, Y, Z)
-        On one grid. A place p is seen at p + d(p) in the first, at p + ratio d(p) in the second.
+        On one grid. A point p appears at p + d(p) in the first, and at p + ratio d(p) in the second.
     sizes_mm : numpy.ndarray, (3,)
-        Voxels.
+        Voxel sizes.
     axis : int
-        Along which places move.
+        Axis of the displacement.
     ratio : float
-        Below 0: readout of the second over that of the first.
+        Negative ratio of the readout times, second to first.
     start : numpy.ndarray, (X, Y, Z), optional
-        Where to begin, mm; levels are then best the finer ones.
+        Initial displacement, mm; use it with the finer levels.
     levels : tuple of Level
 
     Returns
     -------
     numpy.ndarray, (X, Y, Z) float32
-        d in mm along the axis' index.
+        d in mm, positive along increasing indices.
     """
     images = [np.moveaxis(np.asarray(image, np.float32), axis, 2) for image in (first, second)]
     images = [image / (_typical(image) or 1.0) for image in images]
@@ -160,7 +160,7 @@ def estimate_displacement(
 
 
 def _axis_last(values: np.ndarray, axis: int) -> np.ndarray:
-    """Three numbers in the order that `numpy.moveaxis` of ``axis`` to the end gives axes."""
+    """Move one of three numbers to the end, as `numpy.moveaxis` does with axes."""
     return np.array([*np.delete(values, axis), values[axis]], dtype=float)
 
 
@@ -201,7 +201,7 @@ def _solve(
 
 @dataclass(frozen=True)
 class _Problem:
-    """Two images (A, B, N), and the cost of a displacement between them."""
+    """Least-squares problem of two images (A, B, N)."""
 
     first: torch.Tensor
     second: torch.Tensor
@@ -211,7 +211,7 @@ class _Problem:
     bending: float
 
     def linearise(self, nodes: torch.Tensor) -> tuple[float, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Cost; the difference of the images drawn back; its derivatives by displacement and by slope, (A, B, N)."""
+        """Compute cost, residual of the corrected images, and its derivatives by displacement and slope, (A, B, N)."""
         moved, slopes = self.spline.values(nodes), self.spline.slopes(nodes)
         value1, slope1, inside1 = read_along(self.first, moved / self.size_mm)
         value2, slope2, inside2 = read_along(self.second, self.ratio * moved / self.size_mm)
@@ -229,7 +229,7 @@ class _Problem:
     def step(
         self, nodes: torch.Tensor, residual: torch.Tensor, by_value: torch.Tensor, by_slope: torch.Tensor
     ) -> torch.Tensor:
-        """The Gauss-Newton step, by conjugate gradients."""
+        """Compute the Gauss-Newton step by conjugate gradients."""
 
         def normal(x: torch.Tensor) -> torch.Tensor:
             change = by_value * self.spline.values(x) + by_slope * self.spline.slopes(x)
@@ -252,7 +252,7 @@ class _Problem:
 
 
 def read_along(image: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Values and slopes of an image at places shifted along its last axis.
+    """Interpolate values and slopes of an image at positions shifted along its last axis.
 
     Parameters
     ----------
@@ -263,7 +263,7 @@ def read_along(image: torch.Tensor, shift: torch.Tensor) -> tuple[torch.Tensor, 
     Returns
     -------
     tuple of torch.Tensor, (A, B, N)
-        Values (by a cubic through four neighbours), slopes per voxel, and which places lie inside the image.
+        Values (cubic, from four neighbours), slopes per voxel, and the mask of positions inside the image.
     """
     n = image.shape[2]
     place = torch.arange(n, dtype=torch.float32) + shift

@@ -1,8 +1,7 @@
-"""From phase images to a map of how far the magnetic field is off, in Hz.
+"""Field maps in Hz from phase images.
 
-The phase between two echoes is unwrapped inside the head (Herráez et al., 2002, in scikit-image), divided by the time
-between them, freed of single voxels that stand out, smoothed with more weight where there is more signal, and continued
-beyond the head.
+The phase difference of two echoes is unwrapped in the head (Herráez et al., 2002, in scikit-image), divided by the
+echo time difference, cleaned of outlier voxels, smoothed with weights from the magnitude, and extrapolated.
 """
 
 from __future__ import annotations
@@ -22,42 +21,46 @@ from bids_app.preprocess.registration.transforms import resample_to
 from bids_app.preprocess.sdc.field import Field, read_epi
 
 SMOOTHING_MM = 2.0
-"""Standard deviation of the smoothing."""
+"""Standard deviation of the smoothing kernel."""
 GYROMAGNETIC_HZ_PER_T = 42.577478e6
 HZ_PER_UNIT = {"Hz": 1.0, "rad/s": 1 / (2 * np.pi), "T": GYROMAGNETIC_HZ_PER_T}
 OUTLIER_MADS = 6.0
 
 
 def phase_as_radians(phase: np.ndarray, units: Any, name: str) -> np.ndarray:
-    """A stored phase in radians.
+    """Convert a stored phase to radians.
 
     Parameters
     ----------
     phase : numpy.ndarray, (X, Y, Z)
     units : str or None
-        Of the sidecar; without ``rad``, a range of about a turn is taken as radians, and any other is stretched to one.
+        Units of the sidecar. Without ``rad``, a range of about 2 pi is assumed to be radians, and any other range is
+        scaled to 2 pi.
     name : str
         Name of the file, for messages.
     """
     low, high = float(phase.min()), float(phase.max())
     if not np.isfinite([low, high]).all() or high <= low:
-        raise BadDataError(f"{name}: empty, or not finite.", "Convert it again, or use --ignore fieldmaps.")
+        raise BadDataError(
+            f"{name}: constant, or with NaN or infinite values.",
+            "Convert it again from DICOM, or skip fieldmaps with --ignore fieldmaps.",
+        )
     if units == "rad" or (low >= -3.2 and high <= 6.4 and 5.5 < high - low < 6.4):
         return phase
-    steps = 2 ** round(np.log2(high - low + 1))  # scanners store a turn as a power of two of steps
+    steps = 2 ** round(np.log2(high - low + 1))  # scanners store 2 pi as a power of two
     turn = steps if abs(high - low + 1 - steps) < 0.05 * steps else high - low
     return phase * (2 * np.pi / turn)
 
 
 def phase_difference_hz(phase: np.ndarray, seconds: float, magnitude: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Field from the phase between two echoes, (X, Y, Z) float32 Hz.
+    """Compute the field from the phase difference of two echoes, (X, Y, Z) float32 Hz.
 
     Parameters
     ----------
     phase : numpy.ndarray, (X, Y, Z)
-        Radians; turns may be missing.
+        Radians, wrapped or unwrapped.
     seconds : float
-        Between the echoes.
+        Echo time difference.
     magnitude : numpy.ndarray, (X, Y, Z)
     affine : numpy.ndarray, (4, 4)
     """
@@ -72,13 +75,13 @@ def phase_difference_hz(phase: np.ndarray, seconds: float, magnitude: np.ndarray
 
 
 def smooth_field(hz: np.ndarray, inner: np.ndarray, magnitude: np.ndarray, affine: np.ndarray) -> np.ndarray:
-    """Smooth a field inside a mask and continue it beyond, (X, Y, Z) float32.
+    """Smooth a field inside a mask and extrapolate it, (X, Y, Z) float32.
 
     Parameters
     ----------
     hz, magnitude : numpy.ndarray, (X, Y, Z)
     inner : numpy.ndarray, (X, Y, Z) bool
-        Where the field was measured.
+        Voxels with a valid field.
     affine : numpy.ndarray, (4, 4)
     """
     sizes = voxel_sizes(affine)
@@ -106,24 +109,24 @@ def _weighted_mean(values: np.ndarray, weights: np.ndarray, sigma: np.ndarray) -
 
 
 def measured_hz(field: np.ndarray, units: Any, magnitude: np.ndarray, affine: np.ndarray, name: str) -> np.ndarray:
-    """A field that the scanner worked out, (X, Y, Z) float32 Hz.
+    """Convert a field computed by the scanner to Hz and smooth it, (X, Y, Z) float32.
 
     Raises
     ------
     BadDataError
-        Units that are not Hz, rad/s or T.
+        Units are not Hz, rad/s or T.
     """
     if units not in HZ_PER_UNIT:
         raise BadDataError(
-            f"{name}: its Units are {units!r} in the sidecar.",
-            f"They must be {', '.join(HZ_PER_UNIT)}; or use --ignore fieldmaps.",
+            f"{name}: unsupported Units {units!r} in the sidecar.",
+            f"Set Units to {', '.join(HZ_PER_UNIT)} in the JSON file, or skip fieldmaps with --ignore fieldmaps.",
         )
     head = head_mask(magnitude, affine)
     return smooth_field(np.nan_to_num(field) * HZ_PER_UNIT[units], head, magnitude, affine)
 
 
 def phase_field(fieldmap: Fieldmap) -> Field:
-    """The field of phase images, or one that was measured directly."""
+    """Compute the field from phase images or from a direct field map."""
     images = [read_epi(path) for path in fieldmap.files]
     first, name = images[0], fieldmap.files[0].name
     magnitudes = [
@@ -141,7 +144,10 @@ def phase_field(fieldmap: Fieldmap) -> Field:
         echoes = [fieldmap.metadata[i].get("EchoTime") for i in (0, 1)]
         second = images[1]
         if second.data.shape != first.data.shape or not np.allclose(second.affine, first.affine, atol=1e-3):
-            raise BadDataError(f"{name}: its grid is not that of the second phase image.", "Use --ignore fieldmaps.")
+            raise BadDataError(
+                f"{name}: grid differs from that of {fieldmap.files[1].name}.",
+                "Convert both images again from DICOM, or skip fieldmaps with --ignore fieldmaps.",
+            )
         phases = [
             phase_as_radians(image.data, fieldmap.metadata[i].get("Units"), name) for i, image in enumerate(images[:2])
         ]
@@ -154,13 +160,13 @@ def phase_field(fieldmap: Fieldmap) -> Field:
 
 
 def _time_between(echoes: Sequence[Any], name: str) -> float:
-    """Time between two echoes, s."""
+    """Compute the time between two echoes, s."""
     first, second = echoes
     known = all(isinstance(echo, int | float) for echo in (first, second))
     if not known or not 1e-4 < second - first < 0.1:
         raise BadDataError(
-            f"{name}: echo times of {first!r} and {second!r} s in its sidecar.",
-            "A phase difference needs EchoTime1 and EchoTime2 in s (two phases: EchoTime of each); or use "
-            "--ignore fieldmaps.",
+            f"{name}: invalid echo times of {first!r} and {second!r} s in the sidecar.",
+            "Set EchoTime1 and EchoTime2 (phasediff) or the EchoTime of both images (phase1, phase2) in s, or skip "
+            "fieldmaps with --ignore fieldmaps.",
         )
     return float(second - first)

@@ -1,7 +1,7 @@
-"""Distortion without a fieldmap: the reference image is warped to the T1w image, along the phase-encoding axis only.
+"""Fieldmap-less distortion correction: SyN registration of boldref and T1w along the phase-encoding axis.
 
-The T1w image's tissues are given the brightness that they have in T2*-weighted images, so that like is compared with
-like. Where the EPI has lost its signal nothing can be seen, so this is an estimate, and less than a measured field.
+The T1w image's tissues are assigned their T2*-weighted intensities before registration. The method is less accurate
+than a measured field, especially in regions of signal dropout.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bids_app.preprocess.registration.ants import Image, Stage, correlation, reg
 from bids_app.preprocess.registration.bold_to_t1w import coregister
 from bids_app.preprocess.registration.boldref import EPI_CONTRAST, mask_boldref
 from bids_app.preprocess.registration.transforms import grid_points, linear, read_itk_text, resample_to
-from bids_app.preprocess.sdc.apply import apply_correction, read_readout, save_correction, size_of
+from bids_app.preprocess.sdc.apply import apply_correction, displacement_statistics, read_readout, save_correction
 
 ALONG_AXIS = (
     Stage("SyN[0.3,3,0.5]", (60, 40, 20), (4, 2, 1), (2, 1, 0.5), "CC[{fixed},{moving},1,3]", "1e-6,8"),
@@ -35,12 +35,12 @@ METHOD = "the T1w image, along the phase-encoding axis (SyN)"
 def correct_by_anatomy(
     source: Path, metadata: dict[str, Any], motion: MotionEstimate, anatomy: Anatomy, out_dir: Path, seed: int = 1
 ) -> MotionEstimate:
-    """Estimate a run's distortion from its T1w image, and draw its reference image back.
+    """Estimate a run's distortion from its T1w image, and correct its boldref.
 
     Parameters
     ----------
     source : pathlib.Path
-        The run, for messages.
+        The run's file, for messages.
     metadata : dict
         Its sidecar: ``PhaseEncodingDirection``.
     motion : MotionEstimate
@@ -51,7 +51,7 @@ def correct_by_anatomy(
     Raises
     ------
     BadDataError
-        No phase-encoding direction.
+        The phase-encoding direction is missing.
     RegistrationError
         The run could not be aligned with the T1w image.
     """
@@ -64,12 +64,12 @@ def correct_by_anatomy(
     tissues = load_nifti(anatomy.tissues)
     maps = np.asarray(tissues.dataobj, dtype=np.float32) / 255
     like_epi = np.zeros(boldref.shape, np.float32)
-    for i, brightness in enumerate(EPI_CONTRAST.values()):
-        like_epi += brightness * resample_to(maps[..., i], tissues.affine, boldref.shape, affine, to_t1w)
+    for i, intensity in enumerate(EPI_CONTRAST.values()):
+        like_epi += intensity * resample_to(maps[..., i], tissues.affine, boldref.shape, affine, to_t1w)
     brain = read_volume(alignment.brain_mask)[0] > 0.5
     near = ndimage.binary_dilation(brain, ball(NEAR_MM, affine))
     corrected = read_volume(reference.corrected)[0] * near
-    square = np.diag([*voxel_sizes(affine), 1.0])  # without angles, so that its axes are those of the grid
+    square = np.diag([*voxel_sizes(affine), 1.0])  # unrotated, so that its axes are those of the grid
     restrict = tuple(float(axis == readout.axis) for axis in range(3))
     found = register(
         Image(like_epi, square), Image(corrected, square), near, ALONG_AXIS, out_dir, seed=seed, name="along",
@@ -79,7 +79,7 @@ def correct_by_anatomy(
     displacement = (found.chain(points) - points)[:, readout.axis].reshape(boldref.shape)
     straight = apply_correction(corrected, affine, displacement, readout.axis)
     quality = {
-        **size_of(displacement[brain]),
+        **displacement_statistics(displacement[brain]),
         "sdc_anatomy_correlation_before": correlation(like_epi[brain], corrected[brain]),
         "sdc_anatomy_correlation_after": correlation(like_epi[brain], straight[brain]),
     }

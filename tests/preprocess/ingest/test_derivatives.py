@@ -1,4 +1,4 @@
-"""Runs of other pipelines become a `PreprocessedRun`, whatever stands beside them, and however they are stored."""
+"""Ingestion of derivatives, complete or in parts, in any stored orientation."""
 
 from dataclasses import replace
 from itertools import permutations, product
@@ -14,8 +14,14 @@ from bids_app.bids.orientation import LeftRight, Orientation
 from bids_app.catalog.templates import MODEL_SPACE, space
 from bids_app.clips import MODEL_GRID_AFFINE
 from bids_app.errors import BadDataError
-from bids_app.preprocess.ingest.confounds import ConfoundsTable, complete, known_dummies, read_table
-from bids_app.preprocess.ingest.derivatives import check_forms, examine_derived, ingest_run, way_in_words, way_to_model
+from bids_app.preprocess.ingest.confounds import ConfoundsTable, add_missing_columns, count_marked_dummies, read_table
+from bids_app.preprocess.ingest.derivatives import (
+    check_forms,
+    describe_transform,
+    examine_derived,
+    ingest_run,
+    transform_to_model,
+)
 from bids_app.preprocess.io.images import save_image
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration.transforms import Chain, grid_points
@@ -60,43 +66,43 @@ def whole(tree):
 
 
 @pytest.fixture(scope="module")
-def taken(whole, tmp_path_factory):
-    return go(whole, tmp_path_factory.mktemp("taken"))
+def ingested(whole, tmp_path_factory):
+    return go(whole, tmp_path_factory.mktemp("ingested"))
 
 
-def test_a_run_is_taken_over_with_mask_and_confounds(taken, whole, standard_brain):
-    assert (taken.route, taken.motion, taken.chain, taken.space) == ("derivatives", None, None, MODEL_SPACE)
-    assert (taken.n_volumes, taken.n_dummy, taken.tr) == (40, 2, 1.0)
-    np.testing.assert_array_equal(nib.load(taken.brain_mask).get_fdata() > 0, standard_brain.mask)
-    table = pd.read_csv(taken.confounds, sep="\t")
+def test_a_run_is_ingested_with_mask_and_confounds(ingested, whole, standard_brain):
+    assert (ingested.route, ingested.motion, ingested.chain, ingested.space) == ("derivatives", None, None, MODEL_SPACE)
+    assert (ingested.n_volumes, ingested.n_dummy, ingested.tr) == (40, 2, 1.0)
+    np.testing.assert_array_equal(nib.load(ingested.brain_mask).get_fdata() > 0, standard_brain.mask)
+    table = pd.read_csv(ingested.confounds, sep="\t")
     np.testing.assert_array_equal(table["csf"], np.arange(40))
     assert {"framewise_displacement", "std_dvars", "global_signal"} <= set(table)
-    assert taken.quality["fd_mean"] == pytest.approx(0.1)
-    assert np.load(taken.carpet).shape == (40, standard_brain.mask.sum())
-    assert taken.warnings == ()
-    assert taken.beside == (whole.mask, whole.confounds)
-    assert taken.origin.start_time == 0.5
-    assert taken.orientation == Orientation(LeftRight.AS_STORED)
-    for path in (taken.boldref, taken.dseg, taken.boldref_in_template):
+    assert ingested.quality["fd_mean"] == pytest.approx(0.1)
+    assert np.load(ingested.carpet).shape == (40, standard_brain.mask.sum())
+    assert ingested.warnings == ()
+    assert ingested.other_sources == (whole.mask, whole.confounds)
+    assert ingested.origin.start_time == 0.5
+    assert ingested.orientation == Orientation(LeftRight.AS_STORED)
+    for path in (ingested.boldref, ingested.dseg, ingested.boldref_in_template):
         assert path.exists()
 
 
-def test_the_mean_leaves_the_dummy_volumes_out(taken, whole):
+def test_the_mean_excludes_dummy_volumes(ingested, whole):
     series = nib.load(whole.bold).get_fdata()
-    np.testing.assert_allclose(nib.load(taken.boldref).get_fdata(), series[..., 2:].mean(axis=3), atol=0.01)
+    np.testing.assert_allclose(nib.load(ingested.boldref).get_fdata(), series[..., 2:].mean(axis=3), atol=0.01)
 
 
-def test_without_mask_and_table_the_run_is_taken_over_with_warnings(whole, tmp_path, standard_brain):
+def test_a_run_without_mask_and_confounds_is_ingested_with_warnings(whole, tmp_path, standard_brain):
     run = go(replace(whole, mask=None, confounds=None), tmp_path)
     assert any("no brain mask" in warning for warning in run.warnings)
-    assert any("no table of confounds" in warning for warning in run.warnings)
+    assert any("no confounds table" in warning for warning in run.warnings)
     mask = nib.load(run.brain_mask).get_fdata() > 0
     assert 2 * (mask & standard_brain.mask).sum() / (mask.sum() + standard_brain.mask.sum()) > 0.9
     assert pd.read_csv(run.confounds, sep="\t")["framewise_displacement"].isna().all()
     assert np.isnan(run.quality["fd_mean"])
 
 
-def test_a_denoised_run_is_lifted_above_zero_and_warned_of(tree, standard_brain, tmp_path):
+def test_a_denoised_run_gets_an_offset_and_a_warning(tree, standard_brain, tmp_path):
     series = standard_brain.series(mean=0.0)
     series[~standard_brain.mask] = 0
     bold = tree.write_run("02", series, standard_brain.mask, standard_brain.affine, desc="denoised")
@@ -111,9 +117,7 @@ def test_a_denoised_run_is_lifted_above_zero_and_warned_of(tree, standard_brain,
     assert on_grid.values.mean() == pytest.approx(run.offset, rel=0.05)
 
 
-def test_a_mask_on_another_grid_is_drawn_through_the_affines_and_one_that_does_not_fit_is_warned_of(
-    tree, standard_brain, tmp_path
-):
+def test_a_mask_on_another_grid_is_resampled_and_a_poor_overlap_gives_a_warning(tree, standard_brain, tmp_path):
     series = standard_brain.series() * standard_brain.mask[..., None]
     bold = tree.write_run("03", series, None, standard_brain.affine)
     moved = np.roll(standard_brain.mask, 5, axis=1)
@@ -121,8 +125,8 @@ def test_a_mask_on_another_grid_is_drawn_through_the_affines_and_one_that_does_n
     affine[:3, 3] += affine[:3, :3] @ (2, 3, 0)
     path = write_standard_image(tmp_path / "mask.nii.gz", moved[2:, 3:].astype(np.uint8), affine)
     run = go(derived(bold, mask=path), tmp_path)
-    assert any("another grid" in warning for warning in run.warnings)
-    assert any("overlap by" in warning for warning in run.warnings)
+    assert any("different grid" in warning for warning in run.warnings)
+    assert any("low overlap" in warning for warning in run.warnings)
     np.testing.assert_array_equal(nib.load(run.brain_mask).get_fdata() > 0, moved & standard_brain.mask)
 
 
@@ -131,10 +135,10 @@ def test_a_mask_on_another_grid_is_drawn_through_the_affines_and_one_that_does_n
 
 def test_48_orientations_give_the_same_series_on_the_grid(tmp_path):
     """A small block of voxels on the model's lattice, stored in every way."""
-    draws = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     affine = space(MODEL_SPACE).affine.copy()
     affine[:3, 3] = (-14, -30, -10)
-    data = draws.normal(1000, 50, (14, 12, 11, 3)).astype(np.float32)
+    data = rng.normal(1000, 50, (14, 12, 11, 3)).astype(np.float32)
     unused = tmp_path / "unused"
     first = None
     for order, flips in product(permutations(range(3)), product((1, -1), repeat=3)):
@@ -161,7 +165,7 @@ def test_48_orientations_give_the_same_series_on_the_grid(tmp_path):
         np.testing.assert_array_equal(values, first[0])
 
 
-def test_a_header_whose_forms_disagree_about_sides_is_refused(standard_brain, tmp_path):
+def test_contradictory_sform_and_qform_are_refused(standard_brain, tmp_path):
     image = nib.Nifti1Image(standard_brain.image, standard_brain.affine)
     mirrored = standard_brain.affine @ np.diag([-1.0, 1, 1, 1])
     image.set_sform(standard_brain.affine, 4)
@@ -173,7 +177,7 @@ def test_a_header_whose_forms_disagree_about_sides_is_refused(standard_brain, tm
     moved[1, 3] += 8
     image.set_qform(moved, 4)
     image.to_filename(tmp_path / "x.nii")
-    with pytest.raises(BadDataError, match="8 mm apart"):
+    with pytest.raises(BadDataError, match="differ by up to 8 mm"):
         check_forms(tmp_path / "x.nii")
     image.set_qform(moved, 0)
     image.to_filename(tmp_path / "x.nii")
@@ -183,21 +187,21 @@ def test_a_header_whose_forms_disagree_about_sides_is_refused(standard_brain, tm
 # --- spaces --------------------------------------------------------------------------------------------------------
 
 
-def test_the_way_of_another_space_is_its_matrix_or_templateflows_transform(tmp_path, monkeypatch):
+def test_spaces_are_transformed_by_a_matrix_or_templateflows_warp(tmp_path, monkeypatch):
     monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path))
     other = "MNI152NLin2009cAsym"
-    assert way_to_model(MODEL_SPACE, tmp_path)[:2] == (MODEL_SPACE, None)
-    template, chain, words = way_to_model(other, tmp_path)
+    assert transform_to_model(MODEL_SPACE, tmp_path)[:2] == (MODEL_SPACE, None)
+    template, chain, words = transform_to_model(other, tmp_path)
     assert (template, chain) == (other, None)
     assert "affine matrix only" in words
     warp = tmp_path / f"tpl-{MODEL_SPACE}" / f"tpl-{MODEL_SPACE}_from-{other}_mode-image_xfm.h5"
     warp.parent.mkdir()
     write_composite(warp, shift_lps=(-1, -2, 3))
-    template, chain, words = way_to_model(other, tmp_path)
+    template, chain, words = transform_to_model(other, tmp_path)
     assert template == MODEL_SPACE
     np.testing.assert_allclose(Chain.load(chain)(np.zeros((1, 3))), [[1, 2, 3]])
     assert warp.name in words
-    assert warp.name in way_in_words(other)
+    assert warp.name in describe_transform(other)
 
 
 def write_composite(path, shift_lps):
@@ -214,54 +218,56 @@ def write_composite(path, shift_lps):
 # --- tables --------------------------------------------------------------------------------------------------------
 
 
-def test_tables_keep_na_as_missing(tmp_path):
+def test_na_is_read_as_missing(tmp_path):
     (tmp_path / "a.tsv").write_text("framewise_displacement\tcsf\nn/a\t1\n0.5\t2\n")
     table = read_table(tmp_path / "a.tsv", None, 2, "x").columns
     assert np.isnan(table["framewise_displacement"][0])
     assert table["csf"].tolist() == [1, 2]
 
 
-def test_a_table_of_another_length_is_left_out_and_said(tmp_path):
+def test_a_table_of_the_wrong_length_is_ignored_with_a_warning(tmp_path):
     (tmp_path / "a.tsv").write_text("csf\n1\n2\n3\n")
-    carried = read_table(tmp_path / "a.tsv", None, 2, "run.nii.gz")
-    assert list(carried.columns) == []
-    assert "3 rows" in carried.warnings[0]
-    assert "run.nii.gz" in carried.warnings[0]
+    table = read_table(tmp_path / "a.tsv", None, 2, "run.nii.gz")
+    assert list(table.columns) == []
+    assert "3 rows" in table.warnings[0]
+    assert "run.nii.gz" in table.warnings[0]
 
 
 @pytest.mark.parametrize("content", ["a\tb\n1\tx\n", ""])
-def test_a_table_that_cannot_be_read_is_named(tmp_path, content):
+def test_an_invalid_table_is_named(tmp_path, content):
     (tmp_path / "a.tsv").write_text(content)
     with pytest.raises(BadDataError, match=r"a\.tsv"):
         read_table(tmp_path / "a.tsv", None, 1, "x")
 
 
-def test_movement_of_hcp_becomes_fmripreps_columns_in_radians(tmp_path):
+def test_hcp_movement_regressors_become_fmriprep_columns(tmp_path):
     rows = np.zeros((4, 12))
     rows[:, 0], rows[:, 3] = [0, 1, 1, 1], [0, 0, 90, 90]
     np.savetxt(tmp_path / "Movement_Regressors.txt", rows)
-    carried = read_table(tmp_path / "Movement_Regressors.txt", None, 4, "x")
-    np.testing.assert_allclose(carried.columns["rot_x"], [0, 0, np.pi / 2, np.pi / 2])
-    whole = complete(carried, np.full((4, 5), 100.0) + np.eye(4, 5), 0, denoised=True)
+    table = read_table(tmp_path / "Movement_Regressors.txt", None, 4, "x")
+    np.testing.assert_allclose(table.columns["rot_x"], [0, 0, np.pi / 2, np.pi / 2])
+    whole = add_missing_columns(table, np.full((4, 5), 100.0) + np.eye(4, 5), 0, denoised=True)
     np.testing.assert_allclose(whole.columns["framewise_displacement"], [np.nan, 1, 50 * np.pi / 2, 0])
     np.savetxt(tmp_path / "Movement_Regressors.txt", rows[:, :5])
     with pytest.raises(BadDataError, match="5 columns"):
         read_table(tmp_path / "Movement_Regressors.txt", None, 4, "x")
 
 
-def test_dummy_volumes_are_those_that_the_table_marks():
+def test_dummy_volumes_are_counted_from_the_table():
     def table(**columns):
         return pd.DataFrame(columns)
 
-    assert known_dummies(table(csf=[1, 2, 3])) is None
-    assert known_dummies(table(global_signal=[1, 2, 3])) == 0
+    assert count_marked_dummies(table(csf=[1, 2, 3])) is None
+    assert count_marked_dummies(table(global_signal=[1, 2, 3])) == 0
     marked = {"non_steady_state_outlier00": [1, 0, 0], "non_steady_state_outlier01": [0, 1, 0]}
-    assert known_dummies(table(global_signal=[1, 2, 3], **marked)) == 2
+    assert count_marked_dummies(table(global_signal=[1, 2, 3], **marked)) == 2
 
 
-def test_what_a_table_lacks_is_computed_and_what_it_has_is_kept():
+def test_missing_columns_are_computed_and_existing_ones_kept():
     values = np.random.default_rng(0).normal(1000, 10, (30, 50))
-    found = complete(ConfoundsTable(pd.DataFrame({"global_signal": np.arange(30.0)})), values, 0, denoised=False)
+    found = add_missing_columns(
+        ConfoundsTable(pd.DataFrame({"global_signal": np.arange(30.0)})), values, 0, denoised=False
+    )
     assert found.columns["global_signal"].tolist() == list(range(30))
     assert found.columns["std_dvars"][1:].mean() == pytest.approx(1, abs=0.3)
     assert set(found.columns) == set(found.meta) | {"global_signal"}

@@ -1,4 +1,4 @@
-"""What is read from images, and which images are refused with which words."""
+"""Reading and checking of BOLD and T1w images."""
 
 import gzip
 
@@ -51,13 +51,13 @@ def test_trailing_axes_of_length_one_are_ignored(tmp_path, write_nifti):
     assert examine_bold(path, META, tmp_path).open().shape == (6, 6, 6, 25)
 
 
-def test_array_and_file_hand_out_the_same_volumes(tmp_path, write_nifti):
+def test_array_and_file_give_the_same_volumes(tmp_path, write_nifti):
     data = noise(5, 6, 7, 20)
     path = write_nifti(data, "x.nii")
     np.testing.assert_array_equal(Volumes(path).read(3, 8), ArrayVolumes(data, np.eye(4)).read(3, 8))
 
 
-def test_data_mask_tells_where_the_series_varies(tmp_path, write_nifti):
+def test_data_mask_marks_voxels_that_vary(tmp_path, write_nifti):
     data = noise(6, 6, 6, 25)
     data[0] = 7
     series = examine_bold(write_nifti(data), META, tmp_path)
@@ -86,20 +86,20 @@ def test_too_few_seconds(tmp_path, write_nifti):
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_values_that_are_no_numbers(tmp_path, write_nifti, bad):
+def test_nan_and_infinite_values_are_refused(tmp_path, write_nifti, bad):
     data = noise(6, 6, 6, 25)
     data[2, 3, 4, 11] = bad
     assert "1 voxels, first in volume 11" in refused(write_nifti(data), tmp_path).message
 
 
 def test_empty_series(tmp_path, write_nifti):
-    assert "empty, each volume" in refused(write_nifti(np.zeros((6, 6, 6, 25), np.float32)), tmp_path).message
+    assert "each volume is constant" in refused(write_nifti(np.zeros((6, 6, 6, 25), np.float32)), tmp_path).message
 
 
 def test_empty_volumes(tmp_path, write_nifti):
     data = noise(6, 6, 6, 25)
     data[..., 20:] = 0
-    assert "5 of 25 volumes are empty, the first is 20" in refused(write_nifti(data), tmp_path).message
+    assert "5 of 25 volumes are empty, the first is volume 20" in refused(write_nifti(data), tmp_path).message
 
 
 def test_constant_series(tmp_path, write_nifti):
@@ -116,7 +116,7 @@ def test_truncated_gzip(tmp_path, write_nifti, keep):
     assert not (tmp_path / "bold.nii").exists()
 
 
-def test_truncated_file_inside_a_sound_gzip(tmp_path, write_nifti):
+def test_truncated_image_in_a_valid_gzip_file(tmp_path, write_nifti):
     path = write_nifti(noise(6, 6, 6, 25))
     content = gzip.decompress(path.read_bytes())
     path.write_bytes(gzip.compress(content[: len(content) // 2]))
@@ -129,7 +129,7 @@ def test_truncated_without_gzip(tmp_path, write_nifti):
     assert "truncated" in refused(path, tmp_path).message
 
 
-def test_text_is_no_image(tmp_path):
+def test_a_text_file_is_refused(tmp_path):
     path = tmp_path / "sub-01_task-rest_bold.nii.gz"
     path.write_text("/annex/objects/MD5E-s123")
     assert "unreadable" in refused(path, tmp_path).message
@@ -150,9 +150,9 @@ def test_voxel_size_of_zero(tmp_path, write_nifti):
     assert "voxel size of zero" in refused(path, tmp_path).message
 
 
-def test_voxels_that_no_human_scan_has(tmp_path, write_nifti):
+def test_implausible_voxel_sizes_are_refused(tmp_path, write_nifti):
     path = write_nifti(noise(6, 6, 6, 25), affine=np.diag([0.1, 0.1, 0.1, 1]))
-    assert "no human scan" in refused(path, tmp_path).message
+    assert "outside the range of human scans" in refused(path, tmp_path).message
 
 
 def test_complex_voxels(tmp_path, write_nifti):
@@ -167,7 +167,7 @@ def test_events_after_the_end_are_reported(tmp_path, write_nifti):
     assert examine_bold(path, META, tmp_path, events_end_s=49.0).warnings == ()
 
 
-def test_dummy_scans_must_leave_enough(tmp_path, write_nifti):
+def test_too_many_dummy_scans_are_refused(tmp_path, write_nifti):
     path = write_nifti(noise(6, 6, 6, 25))
     assert prepare_bold(path, META, tmp_path, dummy_scans=4).n_dummy == 4
     with pytest.raises(BadDataError, match="only 15 volumes"):
@@ -179,7 +179,7 @@ def test_anatomy_must_be_3d(write_nifti):
         read_anatomy(write_nifti(noise(6, 6, 6, 3), "sub-01_T1w.nii.gz"))
 
 
-def test_anatomy_with_some_values_that_are_no_numbers_is_mended_and_reported(write_nifti):
+def test_nan_in_a_t1w_is_set_to_zero_with_a_warning(write_nifti):
     data = noise(6, 6, 6)
     data[0] = np.nan
     read, _, warnings = read_anatomy(write_nifti(data, "sub-01_T1w.nii.gz"))
@@ -187,7 +187,7 @@ def test_anatomy_with_some_values_that_are_no_numbers_is_mended_and_reported(wri
     assert "36 voxels" in warnings[0]
 
 
-def test_anatomy_that_holds_nothing(write_nifti):
+def test_empty_t1w_is_refused(write_nifti):
     with pytest.raises(BadDataError, match="empty"):
         read_anatomy(write_nifti(np.zeros((6, 6, 6), np.float32), "sub-01_T1w.nii.gz"))
 

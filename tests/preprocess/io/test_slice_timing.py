@@ -1,4 +1,4 @@
-"""Slice timing: what a sidecar says, and series as if all slices had been measured at once."""
+"""Slice times of sidecars, and slice timing correction."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def scanned(axis: int = 2, times=TIMES) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("axis", "times"), [(2, TIMES), (0, (0.0, 0.4, 0.8, 1.2, 1.6))])
-def test_all_slices_show_what_happened_in_the_middle_of_the_volume(axis, times):
+def test_slices_are_shifted_to_the_middle_of_the_volume(axis, times):
     slices = SliceTimes(axis, times)
     source = ArrayVolumes(scanned(axis, times), np.eye(4))
     found = SliceTimed(source, slices, TR).read(0, 60)
@@ -37,17 +37,17 @@ def test_all_slices_show_what_happened_in_the_middle_of_the_volume(axis, times):
     error = np.abs(found - truth[:, None, None, None])
     before = np.abs(source.read(0, 60) - truth[:, None, None, None])
     assert error[4:-4].max() < 0.05 * before.max()
-    assert error.max() < 0.25 * before.max()  # at the ends, nobody knows what comes
+    assert error.max() < 0.25 * before.max()  # extrapolated at the ends
 
 
-def test_any_part_of_a_series_is_as_in_the_whole():
+def test_chunks_equal_the_whole_series():
     timed = SliceTimed(ArrayVolumes(scanned(), np.eye(4)), SliceTimes(2, TIMES), TR, n_dummy=2)
     whole = timed.read(0, 60)
     for start, stop in ((0, 1), (0, 3), (1, 9), (20, 33), (55, 60)):
         np.testing.assert_allclose(timed.read(start, stop), whole[start:stop], rtol=1e-6)
 
 
-def test_volumes_before_the_steady_state_stay_as_they_are_and_touch_no_other():
+def test_dummy_volumes_are_not_corrected_and_do_not_affect_others():
     bright = scanned()
     bright[..., :3] *= 10
     usual = SliceTimed(ArrayVolumes(scanned(), np.eye(4)), SliceTimes(2, TIMES), TR, n_dummy=3).read(0, 60)
@@ -65,7 +65,7 @@ def test_kernel_is_the_cubic_spline():
         assert here == pytest.approx(map_coordinates(values, [[40 + shift]], order=3, mode="mirror")[0], abs=2e-4)
 
 
-def test_a_minus_turns_the_order_of_slices():
+def test_a_negative_direction_reverses_the_slices():
     content = {"SliceTiming": list(TIMES), "SliceEncodingDirection": "k-"}
     slices, _ = read_slice_times(content, TR, SHAPE, "x")
     assert slices == SliceTimes(2, TIMES[::-1])
@@ -77,11 +77,11 @@ def test_a_minus_turns_the_order_of_slices():
 
 
 @pytest.mark.parametrize("content", [{}, {"SliceTiming": []}, {"SliceTiming": [0.0] * 4}])
-def test_nothing_is_done_without_times_or_where_all_are_the_same(content):
+def test_no_correction_without_slice_times_or_with_equal_times(content):
     assert read_slice_times(content, TR, SHAPE, "x") == (None, ())
 
 
-def test_a_wrong_number_of_times_is_told_and_left_out():
+def test_a_wrong_number_of_slice_times_gives_a_warning():
     slices, warnings = read_slice_times({"SliceTiming": [0, 1, 2]}, TR, SHAPE, "x_bold.nii.gz")
     assert slices is None
     assert "x_bold.nii.gz: SliceTiming has 3 times for 4 slices" in warnings[0]
@@ -97,13 +97,13 @@ def test_a_wrong_number_of_times_is_told_and_left_out():
         ({"SliceTiming": list(TIMES), "SliceEncodingDirection": "z"}, "SliceEncodingDirection is 'z'"),
     ],
 )
-def test_times_that_cannot_be_are_refused_and_the_way_round_is_named(content, message):
+def test_invalid_slice_times_are_refused_with_a_hint(content, message):
     with pytest.raises(BadDataError, match=message) as error:
         read_slice_times(content, TR, SHAPE, "x_bold.nii.gz")
     assert "--ignore slicetiming" in error.value.hint
 
 
-def test_a_run_is_corrected_unless_that_is_ignored(tmp_path, write_nifti):
+def test_ignore_slicetiming_skips_the_correction(tmp_path, write_nifti):
     data = scanned().astype(np.float32) + np.arange(5, dtype=np.float32)[:, None, None, None]
     path = write_nifti(data)
     metadata = {"RepetitionTime": TR, "SliceTiming": list(TIMES)}

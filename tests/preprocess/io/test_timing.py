@@ -1,4 +1,4 @@
-"""The repetition time: where it comes from, and what is refused."""
+"""Repetition time from sidecar and header."""
 
 import nibabel as nib
 import pytest
@@ -29,15 +29,15 @@ def test_sidecar_wins_over_header_with_a_warning():
 
 
 @pytest.mark.parametrize(("value", "unit"), [(0.72, "sec"), (720.0, "msec"), (720_000.0, "usec")])
-def test_header_is_read_in_its_units_when_the_sidecar_is_silent(value, unit):
+def test_header_is_read_in_its_units_when_the_sidecar_has_none(value, unit):
     timing = repetition_time(header(value, unit), {}, "x_bold.nii.gz", 30)
     assert timing.tr == pytest.approx(0.72)
-    assert "was taken from the header" in timing.warnings[0]
+    assert "the header's" in timing.warnings[0]
 
 
 @pytest.mark.parametrize("made", [header(0.0), header(1.0, "unknown"), header(2000.0)])
 def test_missing_tr_names_the_sidecar(made):
-    with pytest.raises(BadDataError, match=r"x_bold.nii.gz: no RepetitionTime in its sidecar") as error:
+    with pytest.raises(BadDataError, match=r"x_bold.nii.gz: RepetitionTime is missing from the sidecar") as error:
         repetition_time(made, {}, "x_bold.nii.gz", 30)
     assert "JSON" in error.value.hint
     assert error.value.exit_code == 65
@@ -49,7 +49,7 @@ def test_impossible_tr_of_the_sidecar_is_refused(tr):
         repetition_time(header(), {"RepetitionTime": tr}, "x_bold.nii.gz", 30)
 
 
-def test_tr_and_volume_timing_contradict_each_other():
+def test_tr_together_with_volume_timing_is_refused():
     with pytest.raises(BadDataError, match="both RepetitionTime and VolumeTiming"):
         repetition_time(header(), {"RepetitionTime": 2.0, "VolumeTiming": [0, 2]}, "x_bold.nii.gz", 2)
 

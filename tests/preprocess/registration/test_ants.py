@@ -1,4 +1,4 @@
-"""Registration by ANTs, and the figures that tell a good alignment from a bad one."""
+"""Registration by ANTs, and similarity measures."""
 
 import time
 
@@ -16,12 +16,12 @@ from bids_app.preprocess.registration.ants import (
     centre_of_mass,
     correlation,
     dice,
-    forget_times,
     isotropic,
     mutual_information,
+    optimum_margin,
     register,
     similarity,
-    stands_out,
+    strip_timestamps,
 )
 from bids_app.preprocess.registration.transforms import apply_matrix, grid_points, linear, resample_to, rigid
 
@@ -57,7 +57,7 @@ def test_scratch_files_are_removed(head, pair, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x_Composite.h5", "x_InverseComposite.h5"]
 
 
-def test_best_start_survives_starts_that_lead_nowhere(head, pair, tmp_path):
+def test_best_start_ignores_failed_starts(head, pair, tmp_path):
     far = np.eye(4)
     far[:3, 3] = 1000
     stages = (Stage("Rigid[0.2]", (30,), (2,), (1,), "MI[{fixed},{moving},1,32,Regular,0.5]"),)
@@ -70,16 +70,16 @@ def test_best_start_survives_starts_that_lead_nowhere(head, pair, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_no_start_that_leads_anywhere_is_an_error(head, pair, tmp_path, monkeypatch):
+def test_best_start_fails_if_all_starts_fail(head, pair, tmp_path, monkeypatch):
     def refuse(*args, **kwargs):
-        raise RegistrationError("ANTs gave up.")
+        raise RegistrationError("ANTs failed.")
 
     monkeypatch.setattr(registration, "register", refuse)
-    with pytest.raises(RegistrationError, match="gave up"):
+    with pytest.raises(RegistrationError, match="ANTs failed"):
         best_start(*pair, head.brain, RIGID, [np.eye(4)], lambda m: 0.0, tmp_path, 1)
 
 
-def test_isotropic_keeps_places_and_right_angles():
+def test_isotropic_keeps_positions_and_is_orthogonal():
     affine = rigid((0.2, -0.1, 0.3), (10, -5, 7)) @ np.diag([-1.5, 1.0, 4.0, 1.0])
     affine[0, 1] += 0.05  # a shear, as headers sometimes have
     shape = (60, 80, 25)
@@ -93,7 +93,7 @@ def test_isotropic_keeps_places_and_right_angles():
     assert made.inside(corners).all()
 
 
-def test_cubic_splines_show_more_of_a_coarse_image_and_nothing_that_it_does_not_hold():
+def test_cubic_splines_preserve_detail_without_overshoot():
     coarse = np.diag([3.0, 3.0, 3.0, 1.0])
 
     def stripes(affine, shape):
@@ -109,26 +109,26 @@ def test_cubic_splines_show_more_of_a_coarse_image_and_nothing_that_it_does_not_
     assert errors[3] < errors[1] / 2
 
 
-def test_mutual_information_knows_what_correlation_does_not():
-    draws = np.random.default_rng(0)
-    a = draws.normal(size=5000)
+def test_mutual_information_detects_nonlinear_dependence():
+    rng = np.random.default_rng(0)
+    a = rng.normal(size=5000)
     assert mutual_information(a, a) > 0.9
     assert mutual_information(a, a**2) > 0.3
     assert abs(correlation(a, a**2)) < 0.1
-    assert mutual_information(a, draws.normal(size=5000)) < 0.15
+    assert mutual_information(a, rng.normal(size=5000)) < 0.15
 
 
-def test_the_right_alignment_stands_out_and_a_wrong_one_does_not(head, pair):
+def test_only_the_correct_alignment_has_a_positive_optimum_margin(head, pair):
     centre = centre_of_mass(pair[0], head.brain)
 
     def score(matrix):
         return similarity(pair[0], head.brain, pair[1], matrix)
 
-    assert stands_out(score, POSE, centre) > 0.1
-    assert stands_out(score, POSE @ rigid((0, 0, 0), (9, 0, 0)), centre) < 0
+    assert optimum_margin(score, POSE, centre) > 0.1
+    assert optimum_margin(score, POSE @ rigid((0, 0, 0), (9, 0, 0)), centre) < 0
 
 
-def test_similarity_of_images_that_do_not_meet_is_zero(head, pair):
+def test_similarity_without_overlap_is_zero(head, pair):
     away = np.eye(4)
     away[:3, 3] = 500
     assert similarity(pair[0], head.brain, pair[1], away) == 0
@@ -142,13 +142,13 @@ def test_dice_of_equal_disjoint_and_empty_masks():
     assert dice(mask & ~mask, mask & ~mask) == 0
 
 
-def test_a_transform_file_says_nothing_of_when_it_was_made(tmp_path):
+def test_transform_files_have_no_timestamps(tmp_path):
     for name in ("first", "second"):
         with h5py.File(tmp_path / name, "w") as file:
             values = file.create_dataset("G/0/Values", data=np.arange(1000.0), compression="gzip", track_times=True)
             file.create_dataset("G/0/Kind", data=[b"Affine"], dtype=h5py.string_dtype("ascii"), track_times=True)
             del values
-        forget_times(tmp_path / name)
+        strip_timestamps(tmp_path / name)
         time.sleep(1.1)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
     with h5py.File(tmp_path / "first") as file:

@@ -1,4 +1,4 @@
-"""The refinement at the boundary of white matter: finds its way back, and leaves alone what it cannot better."""
+"""Boundary-based refinement of coregistration."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def distance_mm(matrix, surface):
     return np.linalg.norm(apply_matrix(matrix, surface.points) - surface.points, axis=1)
 
 
-def test_the_boundary_lies_between_white_and_grey_and_faces_grey(tissues, surface):
+def test_the_boundary_separates_white_and_grey_matter_and_points_outwards(tissues, surface):
     maps, affine = tissues
     grey, white = (Image(maps[..., i], affine) for i in (0, 1))
     np.testing.assert_allclose(white.at(surface.points), 0.5, atol=0.05)
@@ -48,14 +48,14 @@ def test_the_boundary_lies_between_white_and_grey_and_faces_grey(tissues, surfac
     assert (white.at(surface.points - surface.normals) > 0.5).mean() > 0.95
 
 
-def test_the_cost_is_lowest_where_the_images_meet(surface, boldref):
+def test_the_cost_is_lowest_at_the_true_alignment(surface, boldref):
     cost = BoundaryCost(surface, boldref)
     assert cost(np.eye(4)) < min(cost(rigid((0, 0, 0), step)) for step in np.vstack([np.eye(3), -np.eye(3)]) * 2)
     inverted = BoundaryCost(surface, Image(boldref.data.max() - boldref.data, boldref.affine))
     assert inverted(np.eye(4)) > 1
 
 
-def test_a_move_is_undone(surface, boldref):
+def test_a_small_misalignment_is_corrected(surface, boldref):
     found = refine(surface, boldref, OFF)
     assert found.accepted
     assert found.cost < found.cost_start
@@ -64,14 +64,14 @@ def test_a_move_is_undone(surface, boldref):
     assert found.quality["bbr_used"] == 1
 
 
-def test_an_alignment_that_is_right_stays_as_it_is(surface, boldref):
+def test_a_correct_alignment_is_kept(surface, boldref):
     found = refine(surface, boldref, np.eye(4))
     assert not found.accepted
     np.testing.assert_array_equal(found.matrix, np.eye(4))
     assert found.cost <= found.cost_start
 
 
-def test_a_long_way_is_not_gone(surface, boldref, monkeypatch):
+def test_a_large_movement_is_rejected(surface, boldref, monkeypatch):
     monkeypatch.setattr(boundary, "MAX_MOVE_MM", 1.0)
     found = refine(surface, boldref, OFF)
     assert found.moved_mm > 1
@@ -79,7 +79,7 @@ def test_a_long_way_is_not_gone(surface, boldref, monkeypatch):
     np.testing.assert_array_equal(found.matrix, OFF)
 
 
-def test_without_white_matter_or_out_of_the_image_nothing_is_refined(surface, boldref):
+def test_no_refinement_without_white_matter_or_outside_the_image(surface, boldref):
     assert len(white_matter_boundary(np.zeros((5, 5, 5, 3), np.float32), np.eye(4)).points) == 0
     assert refine(Boundary(surface.points[:10], surface.normals[:10]), boldref, np.eye(4)) is None
     assert refine(surface, boldref, rigid((0, 0, 0), (150, 0, 0))) is None

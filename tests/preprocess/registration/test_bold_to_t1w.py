@@ -1,4 +1,4 @@
-"""Where a BOLD run lies: found where it was put, refused where it cannot be."""
+"""Coregistration of a boldref with the T1w, and its quality checks."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from bids_app.preprocess.registration.bbr import Refinement
 from bids_app.preprocess.registration.bold_to_t1w import coregister
 from bids_app.preprocess.registration.bold_to_template import epi_like, normalise_boldref
 from bids_app.preprocess.registration.boldref import mask_boldref
-from bids_app.preprocess.registration.gates import complaints_about
+from bids_app.preprocess.registration.checks import failed_checks
 from bids_app.preprocess.registration.transforms import Chain, apply_matrix, grid_points, linear, resample_to, rigid
 
 BOLDREF_TO_T1W = rigid(np.radians((6, -3, 4)), (6, -8, 10), (0, -20, 10))
@@ -51,7 +51,7 @@ def anatomy(tmp_path_factory) -> Anatomy:
 
 @pytest.fixture
 def boldref(head, tmp_path):
-    """A boldref in another pose than the T1w, on oblique 4 mm voxels of a slab that cuts the top and bottom off."""
+    """A boldref in another pose than the T1w, on oblique 4 mm voxels of a slab without the top and bottom."""
     affine = rigid((0.2, 0, 0.05), (0, 0, 0)) @ np.diag([-4.0, 4.0, 4.0, 1.0])
     affine[:3, 3] = (90, -108, -56)
     shape = (44, 52, 28)
@@ -60,7 +60,7 @@ def boldref(head, tmp_path):
     return save_image(tmp_path / "boldref.nii.gz", np.abs(image + noise).astype(np.float32), affine)
 
 
-def test_a_slab_is_put_where_it_belongs(head, anatomy, boldref, tmp_path):
+def test_a_slab_is_aligned_with_the_t1w(head, anatomy, boldref, tmp_path):
     reference = mask_boldref(tmp_path / "sub-01_bold.nii.gz", boldref, tmp_path)
     found = coregister(reference, anatomy, tmp_path)
     mask, affine = read_volume(found.brain_mask)
@@ -79,7 +79,7 @@ def test_a_slab_is_put_where_it_belongs(head, anatomy, boldref, tmp_path):
     assert sorted(p.name for p in tmp_path.glob("*.h5")) == []
 
 
-def test_a_refinement_that_fails_the_gates_is_not_used(anatomy, boldref, tmp_path, monkeypatch):
+def test_a_refinement_that_fails_the_checks_is_not_used(anatomy, boldref, tmp_path, monkeypatch):
     def refine(boundary, image, start):
         return Refinement(start @ rigid((0, 0, 0), (0, 30, 0)), 1.0, 0.5, 30.0, True)
 
@@ -91,7 +91,7 @@ def test_a_refinement_that_fails_the_gates_is_not_used(anatomy, boldref, tmp_pat
     np.testing.assert_allclose(Chain.load(found.chain).steps[0].matrix, np.linalg.inv(BOLDREF_TO_T1W))
 
 
-def test_another_image_than_a_head_is_refused_by_name(anatomy, boldref, tmp_path):
+def test_an_image_of_something_else_is_refused_by_name(anatomy, boldref, tmp_path):
     image, affine = read_volume(boldref)
     bottle = np.random.default_rng(0).normal(0, 10, image.shape).astype(np.float32) + 20
     bottle[16:28, 4:48, 8:20] += 1000
@@ -114,20 +114,20 @@ def test_a_boldref_without_a_brain_is_refused_by_name(tmp_path):
 @pytest.mark.parametrize(
     ("figure", "value", "words"),
     [
-        ("coreg_stands_out", -0.1, "hardly more similar"),
-        ("coreg_dice", 0.5, "overlap by 0.50"),
+        ("coreg_stands_out", -0.1, "8 mm or 8 degrees away"),
+        ("coreg_dice", 0.5, "brain masks is 0.50"),
         ("coreg_brain_seen", 0.2, "only 20%"),
         ("norm_scale_max", 2.0, "scaled by"),
         ("norm_brain_ml", 3000.0, "3000 mL"),
     ],
 )
-def test_each_gate_says_what_is_wrong(figure, value, words):
-    assert complaints_about(GOOD) == []
+def test_failed_checks_name_measure_and_value(figure, value, words):
+    assert failed_checks(GOOD) == []
     given = {**GOOD, "norm_scale_min": 0.9, "norm_scale_max": 1.1, figure: value}
-    assert words in complaints_about(given)[0]
+    assert words in failed_checks(given)[0]
 
 
-def test_noise_masks_keep_away_from_grey_matter(head):
+def test_noise_masks_exclude_neighbours_of_grey_matter(head):
     template = load_template()
     maps = np.stack(
         [
@@ -145,7 +145,7 @@ def test_noise_masks_keep_away_from_grey_matter(head):
     assert not (wm & csf).any()
 
 
-def test_the_template_can_look_like_epi():
+def test_the_template_in_epi_contrast():
     template = load_template()
     image = epi_like(template)
     ventricle = tuple(np.round(apply_matrix(np.linalg.inv(template.affine), np.array([4, 8, 14]))).astype(int))
@@ -155,7 +155,7 @@ def test_the_template_can_look_like_epi():
 
 
 @pytest.mark.slow
-def test_without_a_t1w_the_boldref_finds_the_template(head, boldref, tmp_path):
+def test_a_boldref_is_aligned_with_the_template_without_a_t1w(head, boldref, tmp_path):
     reference = mask_boldref(tmp_path / "sub-01_bold.nii.gz", boldref, tmp_path)
     found = normalise_boldref(reference, tmp_path)
     points = grid_points(head.brain.shape, head.affine, head.brain)[::9]

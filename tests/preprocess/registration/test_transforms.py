@@ -1,4 +1,4 @@
-"""Maps between spaces agree with themselves, with their files, and with ANTs."""
+"""Transforms, their files, and agreement with ANTs."""
 
 import numpy as np
 import pytest
@@ -38,20 +38,20 @@ def test_chains_are_applied_from_first_to_last():
     np.testing.assert_allclose(chain(POINTS), bump()(apply_matrix(MATRIX, POINTS)))
 
 
-def test_neighbouring_matrices_become_one():
+def test_adjacent_matrices_are_multiplied():
     chain = Chain((bump(),)).then(linear(MATRIX)).then(linear(MATRIX))
     assert len(chain.steps) == 2
     assert isinstance(chain.steps[1], Linear)
     np.testing.assert_allclose(chain.steps[1].matrix, MATRIX @ MATRIX)
 
 
-def test_a_chain_survives_its_file(tmp_path):
+def test_a_chain_is_saved_and_loaded(tmp_path):
     chain = linear(MATRIX).then(Chain((bump(),))).then(linear(np.diag([1.1, 0.9, 1.0, 1.0])))
     read = Chain.load(chain.save(tmp_path / "chain.npz"))
     np.testing.assert_array_equal(read(POINTS), chain(POINTS))
 
 
-def test_a_warp_ends_with_its_grid():
+def test_a_warp_is_zero_outside_its_grid():
     far = np.array([[500.0, 0, 0]])
     np.testing.assert_array_equal(bump()(far), far)
 
@@ -69,15 +69,15 @@ def test_sampling_on_the_grid_gives_the_voxels():
     np.testing.assert_allclose(sample(data, affine, grid_points(data.shape, affine)), data.ravel(), atol=1e-4)
 
 
-def test_drawing_through_a_shift_moves_the_image_the_other_way():
+def test_resampling_through_a_shift_moves_the_image_the_other_way():
     data = np.zeros((8, 8, 8), np.float32)
     data[5, 3, 3] = 1
     pull = np.eye(4)
-    pull[0, 3] = 2.0  # the reference's point x is drawn from x + 2
+    pull[0, 3] = 2.0  # the reference's point x is sampled at x + 2
     assert resample_to(data, np.eye(4), data.shape, np.eye(4), linear(pull))[3, 3, 3] == 1
 
 
-def test_itk_text_is_read_by_ants_as_the_same_map(tmp_path):
+def test_ants_reads_the_same_transform_from_itk_text(tmp_path):
     path = write_itk_text(tmp_path / "xfm.txt", MATRIX)
     transform = ants_library().read_transform(str(path))
     flip = np.array([-1, -1, 1])
