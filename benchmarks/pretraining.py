@@ -35,7 +35,7 @@ from bids_app.model.scan import BACKENDS
 from bids_app.training.data.loader import Batch, ClipBatches
 from bids_app.training.data.store import ClipStore
 from bids_app.training.loop import LoopSettings
-from bids_app.training.memory import keep_freed_memory
+from bids_app.training.memory import reuse_freed_memory
 from bids_app.training.pretrain import PretrainSettings, pretrain
 
 QUICK = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=8, depths=(1, 1))
@@ -110,7 +110,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[Step]]:
                 torch.manual_seed(turn)
                 watched = TimedBatches(batches)
                 with backend(name):
-                    pretrain(MaskedAutoencoder(config).to(device), watched, settings, say=lambda _: None)  # type: ignore[arg-type]
+                    pretrain(MaskedAutoencoder(config).to(device), watched, settings, report=lambda _: None)  # type: ignore[arg-type]
                 found[name] += watched.measured
     return found
 
@@ -155,7 +155,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if not arguments.default_memory:
-        keep_freed_memory()  # as the command does
+        reuse_freed_memory()  # as the command does
     machine = platform.processor() or platform.machine()
     print(f"{machine}, {arguments.threads} threads, torch {torch.__version__}, batches of {arguments.batch_size}")
     head = [

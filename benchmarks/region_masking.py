@@ -42,7 +42,7 @@ from bids_app.model.encoder import EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.phantom.geometry import rng_for
 from bids_app.training.data.store import ClipStore
-from bids_app.training.memory import keep_freed_memory
+from bids_app.training.memory import reuse_freed_memory
 
 MASKS = ("random", "window", "atlas")
 UNTRAINED = "untrained"
@@ -206,7 +206,7 @@ def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float
 def one_encoder(kind: str, seed: int, work: Path, plan: Plan) -> tuple[np.ndarray, np.ndarray | None]:
     """Train an encoder in one thread; return correct predictions and, unless untrained, parcel errors."""
     torch.set_num_threads(1)
-    keep_freed_memory()  # as the command does
+    reuse_freed_memory()  # as the command does
     started = time.monotonic(), time.process_time()
     encoder = pretrained(kind, seed, work, work / "unlabelled", work / "parcels.nii.gz", plan)
     correct = correct_predictions(encoder, work / "labelled", work)

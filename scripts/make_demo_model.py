@@ -36,12 +36,12 @@ from bids_app.model.checkpoint import save_encoder, weights_sha256
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.phantom.activity import STATES
 from bids_app.phantom.grid_scans import simulated_series
-from bids_app.training.adapt import AdaptSettings, Labelled, adapt
-from bids_app.training.calibrate import answers_of, calibration_of, in_words
+from bids_app.training.adapt import AdaptSettings, LabelledScans, adapt
+from bids_app.training.calibrate import fit_calibration, predict_scans, summarise
 from bids_app.training.data.store import ClipStore, Scan
 from bids_app.training.loop import LoopSettings
-from bids_app.training.reference import with_reference
-from bids_app.training.tasks import Question
+from bids_app.training.reference import add_reference
+from bids_app.training.tasks import Task
 
 DATA = Path(__file__).parents[1] / "bids_app" / "data"
 BLOCK, PATCH = 6, 12
@@ -135,9 +135,9 @@ def cohort(folder: Path, seed: int, participants: int, n_procs: int, mirror: boo
     return [scan for scan, _ in pairs] + ([scan for _, scan in pairs] if mirror else [])
 
 
-def labelled(scans: list[Averages]) -> Labelled:
+def labelled(scans: list[Averages]) -> LabelledScans:
     """Return scans with their states as labels."""
-    return Labelled(tuple(scans), tuple(scan.state for scan in scans))  # type: ignore[arg-type]
+    return LabelledScans(tuple(scans), tuple(scan.state for scan in scans))  # type: ignore[arg-type]
 
 
 def initial_model(work: Path) -> Model:
@@ -197,14 +197,14 @@ def write(
 def describe(path: Path, model: Model, work: Path) -> Path:
     """Add reference statistics and a calibration to an adapter's file."""
     training, validation = (tuple(ClipStore(work / name, NORMALISATION)) for name in ("training", "validation"))
-    adapter, told = with_reference(load_adapter(path), model, training, {}, BATCH)
+    adapter, told = add_reference(load_adapter(path), model, training, {}, BATCH)
     say(told)
-    held_out = Labelled(validation, tuple(scan.labels["state"] for scan in validation))
-    answers = answers_of(model, AdaptedModel(model, adapter), validation, BATCH)
+    held_out = LabelledScans(validation, tuple(scan.labels["state"] for scan in validation))
+    answers = predict_scans(model, AdaptedModel(model, adapter), validation, BATCH)
     people = len({scan.participant for scan in validation})
     source = f"{len(validation)} simulated scans of {people} participants, by which the training's epoch was chosen too"
-    made = calibration_of(adapter.card, answers, held_out, TEMPERATURE, source)
-    say(in_words(made, adapter.card))
+    made = fit_calibration(adapter.card, answers, held_out, TEMPERATURE, source)
+    say(summarise(made, adapter.card))
     return save_adapter(path, replace(adapter, card=replace(adapter.card, calibration=made.as_dict(), limits=LIMITS)))
 
 
@@ -241,7 +241,7 @@ def main() -> int:
     )
     adapter, _ = adapt(
         initial_model(work),
-        Question.about("state", list(STATES)),
+        Task.from_values("state", list(STATES)),
         labelled(training),
         labelled(validation),
         settings,

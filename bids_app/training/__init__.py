@@ -1,5 +1,5 @@
 """Pre-training, adaptation, evaluation and calibration of encoders and adapters: ``neurostorm-train``.
 
-`data` turns datasets into batches of clips, `evaluation` measures predictions; nothing here is used by the participant
-or the group level.
+`data` prepares batches of clips, `evaluation` cross-validates predictions. The participant and group levels do not use
+this package.
 """

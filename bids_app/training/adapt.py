@@ -1,8 +1,8 @@
-"""Adapting an encoder to a question: prompts, norms, head, or everything; the result is an adapter.
+"""Adaptation of an encoder to a task: trains prompts, norms, a head or all weights and returns an adapter.
 
-A head alone is solved on embeddings that are computed once. Whatever lies inside the encoder is trained through it,
-together with a head on standardised embeddings: their differences are small beside their mean, and without being
-standardised they teach the encoder nothing. The standardisation is folded into the head's weights in the end.
+A linear head is solved on embeddings that are computed once. Prompts, norms and encoder weights are trained by gradient
+descent together with a head on standardised embeddings: embeddings differ little relative to their mean, so the encoder
+does not learn without standardisation. After training, the standardisation is folded into the weights of the head.
 """
 
 from __future__ import annotations
@@ -21,33 +21,34 @@ from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import Model
 from bids_app.model.encoder import Encoder
 from bids_app.model.heads import LinearHead
-from bids_app.training.data.loader import Batch, ClipBatches, Readable
-from bids_app.training.head import StandardisedHead, embeddings_of, solve_head
+from bids_app.training.data.loader import Batch, ClipBatches, ClipSource
+from bids_app.training.head import StandardisedHead, compute_embeddings, solve_head
 from bids_app.training.loop import LoopSettings, fabric_for, fit
-from bids_app.training.tasks import Question
+from bids_app.training.tasks import Task
 
-SMALLEST_BATCH = 4
+MIN_BATCH_SIZE = 4
 
 
 @dataclass(frozen=True)
 class AdaptSettings:
-    """How to adapt.
+    """Adaptation settings.
 
     Attributes
     ----------
     strategy : str
-        ``linear``: the head; ``ln``: and norms; ``prompt``: and prompts; ``prompt_ln``: both; ``full``: everything.
+        Parameters to train with the head: ``linear``: none; ``ln``: norms; ``prompt``: prompts; ``prompt_ln``: both;
+        ``full``: all weights.
     prompt_len : int
-        Learned tokens in front of each window, where the strategy has prompts.
+        Number of prompts (learned tokens) per window, for strategies with prompts.
     batch_size : int
     loop : LoopSettings
-        Of the part that goes through the encoder.
+        Settings of the training loop; not used by ``linear``.
     patience : int, optional
-        Epochs without a better validation score after which training stops.
+        Stop after this number of epochs without a better validation metric.
     ridge : float
-        Penalty on the head's standardised weights.
+        L2 penalty on the weights of a linear head for standardised embeddings.
     balance : bool
-        Whether classes count alike, however many scans each has.
+        Weight classes inversely to their size.
     precision : str
         See `bids_app.training.loop.fabric_for`.
     """
@@ -63,59 +64,59 @@ class AdaptSettings:
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
-            raise UsageError(f"There is no strategy {self.strategy!r}.", f"Choose one of {', '.join(STRATEGIES)}.")
-        if self.strategy != "linear" and self.batch_size < SMALLEST_BATCH:
+            raise UsageError(f"Unknown strategy: {self.strategy!r}.", f"Choose one of {', '.join(STRATEGIES)}.")
+        if self.strategy != "linear" and self.batch_size < MIN_BATCH_SIZE:
             raise UsageError(
-                f"A batch of {self.batch_size} is too small to standardise embeddings.",
-                f"Give {SMALLEST_BATCH} or more for the strategy {self.strategy}.",
+                f"--batch-size {self.batch_size} is too small for the strategy {self.strategy}.",
+                f"Use at least {MIN_BATCH_SIZE}.",
             )
         if self.has_prompts and self.prompt_len < 1:
-            raise UsageError(f"--prompt-len is {self.prompt_len}.", "At least one prompt is needed.")
+            raise UsageError(f"Invalid value for --prompt-len: {self.prompt_len}.", "Use at least 1.")
 
     @property
     def has_prompts(self) -> bool:
-        """Whether prompts are learned."""
+        """True if the strategy trains prompts."""
         return self.strategy in ("prompt", "prompt_ln")
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """Scans, or stretches of them, and the answer for each as text."""
+class LabelledScans:
+    """Scans or segments, with the value of the target for each as text."""
 
-    scans: tuple[Readable, ...]
+    scans: tuple[ClipSource, ...]
     values: tuple[str, ...]
 
-    def pick(self, indices: Sequence[int]) -> Labelled:
-        """Some of them."""
-        return Labelled(tuple(self.scans[i] for i in indices), tuple(self.values[i] for i in indices))
+    def pick(self, indices: Sequence[int]) -> LabelledScans:
+        """Select scans by index."""
+        return LabelledScans(tuple(self.scans[i] for i in indices), tuple(self.values[i] for i in indices))
 
 
 class Learner(nn.Module):
-    """An encoder, of which a strategy's part can be trained, with a head."""
+    """Encoder and head, with gradients only for the parameters of a strategy."""
 
     def __init__(self, model: Model, head: LinearHead | StandardisedHead, settings: AdaptSettings) -> None:
         super().__init__()
         prompt_len = settings.prompt_len if settings.has_prompts else 0
-        torch.manual_seed(settings.loop.seed)  # prompts begin at random
+        torch.manual_seed(settings.loop.seed)  # prompts are initialised at random
         self.encoder = Encoder(replace(model.config, prompt_len=prompt_len)).to(model.device)
         self.encoder.load_state_dict(model.encoder.state_dict(), strict=False)
         self.head = head
         self.requires_grad_(False)
         self.head.requires_grad_(True)
         for name, parameter in self.encoder.named_parameters():
-            parameter.requires_grad_(_belongs(settings.strategy, name, self.encoder))
+            parameter.requires_grad_(_is_trained(settings.strategy, name, self.encoder))
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        """(B, 1, x, y, z, t) to (B, O)."""
+        """Map clips (B, 1, x, y, z, t) to outputs (B, O)."""
         return self.head(self.encoder(clips))
 
-    def learned(self) -> dict[str, torch.Tensor]:
-        """The encoder's parameters that were trained."""
+    def trained_parameters(self) -> dict[str, torch.Tensor]:
+        """Return the trained parameters of the encoder."""
         return {n: p.detach().cpu().clone() for n, p in self.encoder.named_parameters() if p.requires_grad}
 
 
-def _belongs(strategy: str, name: str, encoder: Encoder) -> bool:
-    """Whether a parameter of the encoder is trained under a strategy."""
+def _is_trained(strategy: str, name: str, encoder: Encoder) -> bool:
+    """Return True if a strategy trains this parameter of the encoder."""
     if strategy == "full":
         return True
     owner = encoder.get_submodule(name.rpartition(".")[0])
@@ -125,14 +126,14 @@ def _belongs(strategy: str, name: str, encoder: Encoder) -> bool:
 
 def adapt(
     model: Model,
-    question: Question,
-    training: Labelled,
-    validation: Labelled | None,
+    task: Task,
+    training: LabelledScans,
+    validation: LabelledScans | None,
     settings: AdaptSettings,
     normalisation: str,
     name: str,
     folder: Path | None = None,
-    say: Callable[[str], None] | None = None,
+    report: Callable[[str], None] | None = None,
     images: Mapping[str, np.ndarray] | None = None,
 ) -> tuple[Adapter, list[dict[str, float]]]:
     """Train an adapter.
@@ -140,116 +141,121 @@ def adapt(
     Parameters
     ----------
     model : Model
-        Stays as it is.
-    validation : Labelled, optional
-        Scans of other participants; the epoch that does best on them is kept.
+        Not modified.
+    task : Task
+    training : LabelledScans
+    validation : LabelledScans, optional
+        Scans of other participants; the epoch with the best validation metric is kept.
+    settings : AdaptSettings
     normalisation : str
-        Of the clips that the scans hold.
+        Normalisation of the clips.
     name : str
-        The adapter's.
+        Name of the adapter.
     folder : Path, optional
-        For the log and the state, see `bids_app.training.loop.fit`.
+        Folder of the log and the state, see `bids_app.training.loop.fit`.
+    report : callable, optional
+        Receives one line per epoch.
     images : mapping of str to numpy.ndarray, optional
-        Given vectors of all images shown, for a question about images.
+        Vectors of all images, for tasks about images.
 
     Returns
     -------
     adapter : Adapter
     rows : list of dict
-        The log; one row for ``linear``.
+        Training log, one row per epoch; a single row for ``linear``.
     """
-    targets = question.targets(training.values).to(model.device)
-    weights = question.class_weights(targets) if settings.balance else None
+    targets = task.targets(training.values).to(model.device)
+    weights = task.class_weights(targets) if settings.balance else None
     head: LinearHead | StandardisedHead
     if settings.strategy == "linear":
-        embeddings, scans = embeddings_of(model, training.scans, settings.batch_size)
-        head = solve_head(question, embeddings, targets[scans], settings.ridge, weights, settings.loop.seed)
+        embeddings, scans = compute_embeddings(model, training.scans, settings.batch_size)
+        head = solve_head(task, embeddings, targets[scans], settings.ridge, weights, settings.loop.seed)
     else:
         torch.manual_seed(settings.loop.seed)
-        head = StandardisedHead(model.config.n_features, question.n_outputs, from_zero=question.task != EMBEDDING)
+        head = StandardisedHead(model.config.n_features, task.n_outputs, zero_init=task.kind != EMBEDDING)
         head.to(model.device)
     learner = Learner(model, head, settings)
-    validate = _validator(learner, question, validation, settings, images) if validation else None
+    validate = _validation(learner, task, validation, settings, images) if validation else None
     if settings.strategy == "linear":
         rows = [{"epoch": 0.0, **(validate() if validate else {})}]
     else:
-        rows = _through_the_encoder(learner, question, training, targets, weights, settings, validate, folder, say)
+        rows = _train_through_encoder(learner, task, training, targets, weights, settings, validate, folder, report)
     card = AdapterCard(
         name=name,
-        task=question.task,
-        target=question.target,
+        task=task.kind,
+        target=task.target,
         encoder_sha256=model.weights_sha256,
         normalisation=normalisation,
-        labels=question.labels,
-        value_mean=question.mean,
-        value_std=question.std,
+        labels=task.labels,
+        value_mean=task.mean,
+        value_std=task.std,
         strategy=settings.strategy,
         prompt_len=settings.prompt_len if settings.has_prompts else 0,
-        dimensions=question.dimensions,
-        cohort=_cohort(training),
-        metrics=_metrics(rows, question, validation),
+        dimensions=task.dimensions,
+        cohort=_describe_cohort(training),
+        metrics=_best_metrics(rows, task, validation),
         demonstration=model.demonstration,
     )
-    final = head.folded() if isinstance(head, StandardisedHead) else head
-    return Adapter(card, _cpu(final.state_dict()), learner.learned()), rows
+    final = head.to_linear_head() if isinstance(head, StandardisedHead) else head
+    return Adapter(card, _to_cpu(final.state_dict()), learner.trained_parameters()), rows
 
 
-def _through_the_encoder(
+def _train_through_encoder(
     learner: Learner,
-    question: Question,
-    training: Labelled,
+    task: Task,
+    training: LabelledScans,
     targets: torch.Tensor,
     weights: torch.Tensor | None,
     settings: AdaptSettings,
     validate: Callable[[], dict[str, float]] | None,
     folder: Path | None,
-    say: Callable[[str], None] | None,
+    report: Callable[[str], None] | None,
 ) -> list[dict[str, float]]:
     def loss_of(batch: Batch) -> torch.Tensor:
         batch = batch.to(targets.device)
-        return question.loss(learner(batch.clips), targets[batch.scans], weights)
+        return task.loss(learner(batch.clips), targets[batch.scans], weights)
 
-    in_pairs = question.task == EMBEDDING and question.images is None
-    kinds = tuple(targets.tolist()) if in_pairs else None
-    batches = ClipBatches(training.scans, settings.batch_size, settings.loop.seed, kinds=kinds)
+    needs_pairs = task.kind == EMBEDDING and task.images is None
+    identities = tuple(targets.tolist()) if needs_pairs else None
+    batches = ClipBatches(training.scans, settings.batch_size, settings.loop.seed, identities=identities)
     n_clips = batches.n_clips
-    if n_clips < SMALLEST_BATCH:
+    if n_clips < MIN_BATCH_SIZE:
         raise BadDataError(
-            f"The training scans have {n_clips} clips, too few to standardise embeddings.",
-            f"{SMALLEST_BATCH} are the least; use the strategy linear, or more scans.",
+            f"The training scans have only {n_clips} clips.",
+            f"At least {MIN_BATCH_SIZE} are required; add scans or use --strategy linear.",
         )
-    best_by = question.score if validate else None
+    monitor = task.main_metric if validate else None
     fabric = fabric_for(targets.device, 1, settings.precision)
-    return fit(learner, batches, loss_of, settings.loop, folder, validate, best_by, settings.patience, say, fabric)
+    return fit(learner, batches, loss_of, settings.loop, folder, validate, monitor, settings.patience, report, fabric)
 
 
 @torch.no_grad()
-def predict(learner: nn.Module, question: Question, scans: tuple[Readable, ...], batch_size: int) -> np.ndarray:
-    """The answer for each scan: the mean over its clips; (N, n_labels), (N, 1) or (N, dimensions)."""
-    batches = ClipBatches(scans, batch_size, moving=False)
+def predict(learner: nn.Module, task: Task, scans: tuple[ClipSource, ...], batch_size: int) -> np.ndarray:
+    """Predict each scan as the mean over its clips; (N, n_labels), (N, 1) or (N, dimensions)."""
+    batches = ClipBatches(scans, batch_size, random_starts=False)
     device = next(learner.parameters()).device
-    sums = torch.zeros(len(scans), max(1, len(question.labels), question.dimensions))
+    sums = torch.zeros(len(scans), max(1, len(task.labels), task.dimensions))
     for batch in batches.epoch(0):
-        sums.index_add_(0, batch.scans, question.answers(learner(batch.to(device).clips)).float().cpu())
+        sums.index_add_(0, batch.scans, task.to_predictions(learner(batch.to(device).clips)).float().cpu())
     return (sums / torch.tensor([max(1, scan.n_clips) for scan in scans])[:, None]).numpy()
 
 
-def _validator(
+def _validation(
     learner: Learner,
-    question: Question,
-    validation: Labelled,
+    task: Task,
+    validation: LabelledScans,
     settings: AdaptSettings,
     images: Mapping[str, np.ndarray] | None,
 ) -> Callable[[], dict[str, float]]:
     def validate() -> dict[str, float]:
         learner.eval()
-        answers = predict(learner, question, validation.scans, settings.batch_size)
-        return question.scores(answers, validation.values, images)
+        predictions = predict(learner, task, validation.scans, settings.batch_size)
+        return task.compute_metrics(predictions, validation.values, images)
 
     return validate
 
 
-def _cohort(training: Labelled) -> dict[str, Any]:
+def _describe_cohort(training: LabelledScans) -> dict[str, Any]:
     counts = {value: training.values.count(value) for value in sorted(set(training.values))}
     return {
         "participants": len({scan.participant for scan in training.scans}),
@@ -258,13 +264,13 @@ def _cohort(training: Labelled) -> dict[str, Any]:
     }
 
 
-def _metrics(rows: list[dict[str, float]], question: Question, validation: Labelled | None) -> dict[str, Any]:
+def _best_metrics(rows: list[dict[str, float]], task: Task, validation: LabelledScans | None) -> dict[str, Any]:
     if validation is None:
         return {}
-    best = max(rows, key=lambda row: row[question.score])
-    scores = {k: round(v, 4) for k, v in best.items() if k not in ("epoch", "loss", "rate", "seconds")}
-    return {"validation": {**scores, "scans": len(validation.scans)}}
+    best = max(rows, key=lambda row: row[task.main_metric])
+    metrics = {k: round(v, 4) for k, v in best.items() if k not in ("epoch", "loss", "rate", "seconds")}
+    return {"validation": {**metrics, "scans": len(validation.scans)}}
 
 
-def _cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _to_cpu(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {key: value.detach().cpu().clone() for key, value in state.items()}

@@ -1,4 +1,4 @@
-"""``neurostorm-train calibrate``: how far an adapter's answers can be trusted at a site, learned from its own scans."""
+"""``neurostorm-train calibrate``: calibration of an adapter with the scans of a site."""
 
 from __future__ import annotations
 
@@ -25,139 +25,146 @@ from bids_app.catalog.models import find_adapter, weights_path
 from bids_app.errors import BadDataError, NoMatchError, UsageError
 from bids_app.model.api import Model, load_model
 from bids_app.model.heads import LinearHead
-from bids_app.training.adapt import Labelled
-from bids_app.training.data.examples import ask, gather, participants_of
+from bids_app.training.adapt import LabelledScans
+from bids_app.training.data.examples import label_scans, load_datasets, read_participants
 from bids_app.training.data.labels import EventRule
-from bids_app.training.data.loader import ClipBatches, Readable
+from bids_app.training.data.loader import ClipBatches, ClipSource
 from bids_app.training.data.splits import TRAINING, read_split
-from bids_app.training.head import embeddings_of
-from bids_app.training.reference import with_reference
+from bids_app.training.head import compute_embeddings
+from bids_app.training.reference import add_reference
 
 LEVEL = 0.9
-"""Whose limit is printed."""
+"""Coverage of the printed interval or label set."""
 
 
 def calibrate(arguments: argparse.Namespace) -> None:
-    """Calibrate an adapter on a site's scans, and write it anew."""
+    """Calibrate an adapter with the scans of a site, and write the calibrated adapter."""
     entry = find_adapter(arguments.adapter)
     adapter = load_adapter(weights_path(entry))
     card, method = adapter.card, _method(adapter.card, arguments.method)
     model = load_model(arguments.model or entry.model or "neurostorm-5ds", arguments.device)
     adapted = AdaptedModel(model, adapter)
     store = arguments.store or arguments.output.with_suffix(".clips")
-    datasets = gather(arguments.data, store, card.normalisation, arguments.nprocs, say=print)
+    datasets = load_datasets(arguments.data, store, card.normalisation, arguments.nprocs, report=print)
     rule = EventRule(arguments.event_delay, arguments.event_overlap)
-    examples = ask(datasets, arguments.target, arguments.raw, rule).data
+    examples = label_scans(datasets, arguments.target, arguments.raw, rule).data
     if arguments.other_people:
-        print("Taken as given: none of these people trained the adapter.")
+        print("Assuming that no participant belongs to the training set of the adapter (--other-people).")
     else:
-        examples = without_those_who_trained(examples, adapter, arguments.split)
-    answers = answers_of(model, adapted, examples.scans, arguments.batch_size)
+        examples = exclude_training_participants(examples, adapter, arguments.split)
+    predictions = predict_scans(model, adapted, examples.scans, arguments.batch_size)
     source = arguments.source or ", ".join(dataset.name for dataset in datasets)
-    made = calibration_of(card, answers, examples, method, source)
-    adapter = replace(adapter, card=replace(card, calibration=made.as_dict()))
+    calibration = fit_calibration(card, predictions, examples, method, source)
+    adapter = replace(adapter, card=replace(card, calibration=calibration.as_dict()))
     if arguments.reference:
-        fresh = replace(adapter, card=replace(adapter.card, ranges={}), reference={})
-        people = participants_of(datasets, arguments.raw)
-        referred, told = with_reference(fresh, model, examples.scans, people, arguments.batch_size)
-        adapter = replace(referred, card=replace(referred.card, cohort=card.cohort))  # it was trained on the others
-        print(told)
+        without_reference = replace(adapter, card=replace(adapter.card, ranges={}), reference={})
+        participants = read_participants(datasets, arguments.raw)
+        updated, message = add_reference(without_reference, model, examples.scans, participants, arguments.batch_size)
+        adapter = replace(updated, card=replace(updated.card, cohort=card.cohort))  # the cohort is the training set
+        print(message)
     save_adapter(arguments.output, adapter)
-    print(in_words(made, card))
+    print(summarise(calibration, card))
     print(f"Wrote {arguments.output}")
 
 
-def _method(card: AdapterCard, wanted: str | None) -> str:
+def _method(card: AdapterCard, requested: str | None) -> str:
     if card.task == EMBEDDING:
         raise UsageError(
-            f"{card.name} gives vectors, which have no probability or error to calibrate.",
-            "Calibrate a classification or a regression.",
+            f"Adapter {card.name} predicts embeddings, which cannot be calibrated.",
+            "Use an adapter for classification or regression.",
         )
     if card.task == CLASSIFICATION:
-        return wanted or TEMPERATURE
-    if wanted not in (None, NONE):
-        raise UsageError(f"--method {wanted} is for probabilities.", f"{card.name} is a regression: leave it out.")
+        return requested or TEMPERATURE
+    if requested not in (None, NONE):
+        raise UsageError(f"--method {requested} requires a classification; {card.name} is a regression.", "Omit it.")
     return NONE
 
 
-def without_those_who_trained(examples: Labelled, adapter: Adapter, split: Path | None) -> Labelled:
-    """Examples of people who did not train the adapter, as its split file says; it is told when there is none.
+def exclude_training_participants(examples: LabelledScans, adapter: Adapter, split: Path | None) -> LabelledScans:
+    """Exclude the training participants of an adapter according to its split file; warn if there is no split file.
 
     Raises
     ------
     NoMatchError
-        Nobody is left.
+        All participants belong to the training set.
     """
-    beside = adapter.path.with_suffix(".split.tsv") if adapter.path else None
-    path = split or (beside if beside is not None and beside.is_file() else None)
+    default_split = adapter.path.with_suffix(".split.tsv") if adapter.path else None
+    path = split or (default_split if default_split is not None and default_split.is_file() else None)
     if path is None:
         print(
-            f"It is not known who trained {adapter.card.name}: intervals and sets keep their promise only if nobody "
-            "here did. Name its split file with --split, if there is one."
+            f"The training set of {adapter.card.name} is unknown. Intervals and label sets are valid only if no "
+            "participant belongs to it. Give its split file with --split, if available."
         )
         return examples
-    trained = set(read_split(path).get(TRAINING, ()))
-    trained |= {label.partition("@")[0] for label in trained}  # of several datasets with the dataset's name
-    kept = [i for i, scan in enumerate(examples.scans) if scan.participant.partition("@")[0] not in trained]
-    left_out = len({s.participant for s in examples.scans}) - len({examples.scans[i].participant for i in kept})
-    if left_out:
+    training = set(read_split(path).get(TRAINING, ()))
+    training |= {label.partition("@")[0] for label in training}  # labels may end in @DATASET
+    kept = [i for i, scan in enumerate(examples.scans) if scan.participant.partition("@")[0] not in training]
+    n_excluded = len({s.participant for s in examples.scans}) - len({examples.scans[i].participant for i in kept})
+    if n_excluded:
         print(
-            f"{left_out} participants trained the adapter by {path.name} and were left out. Where labels are alike by "
-            "chance and the people are others, give --other-people."
+            f"Excluded {n_excluded} participants of the training set ({path.name}). If they are other people with "
+            "the same labels, use --other-people."
         )
     if not kept:
         raise NoMatchError(
-            f"All participants trained the adapter, by {path}.",
-            "Calibrate on others; if labels are alike by chance, give --other-people.",
+            f"{path}: all participants belong to the training set of the adapter.",
+            "Use scans of other participants; if only the labels are equal, use --other-people.",
         )
     return examples.pick(kept)
 
 
 @torch.no_grad()
-def answers_of(model: Model, adapted: AdaptedModel, scans: Sequence[Readable], batch_size: int) -> np.ndarray:
-    """The answer about each scan, the mean over its clips, (N, K); see `to_predictions`."""
+def predict_scans(model: Model, adapted: AdaptedModel, scans: Sequence[ClipSource], batch_size: int) -> np.ndarray:
+    """Predict each scan as the mean over its clips, (N, K); see `to_predictions`."""
     card, scans = adapted.card, tuple(scans)
     if adapted.shares_encoder and isinstance(adapted.head, LinearHead):
-        embeddings, owners = embeddings_of(model, scans, batch_size)  # kept beside the scans
-        answers = to_predictions(card, adapted.head.from_embedding(embeddings)).cpu()
+        embeddings, owners = compute_embeddings(model, scans, batch_size)  # cached in the store
+        predictions = to_predictions(card, adapted.head.from_embedding(embeddings)).cpu()
         owners = owners.cpu()
     else:
-        batches = list(_answer_batches(adapted, model, scans, batch_size))
-        answers, owners = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    sums = torch.zeros(len(scans), answers.shape[1]).index_add_(0, owners, answers.float())
+        batches = list(_predict_batches(adapted, model, scans, batch_size))
+        predictions, owners = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    sums = torch.zeros(len(scans), predictions.shape[1]).index_add_(0, owners, predictions.float())
     counts = torch.bincount(owners, minlength=len(scans))
     if not counts.all():
-        raise BadDataError("A scan is shorter than a clip.", "Leave it out.")
+        raise BadDataError(f"{(counts == 0).sum()} scans are shorter than a clip.", "Exclude them.")
     return (sums / counts[:, None]).numpy()
 
 
-def _answer_batches(
-    adapted: AdaptedModel, model: Model, scans: tuple[Readable, ...], batch_size: int
+def _predict_batches(
+    adapted: AdaptedModel, model: Model, scans: tuple[ClipSource, ...], batch_size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Answers about a batch's clips, and the index of the scan that each is of."""
-    for batch in ClipBatches(scans, batch_size, moving=False).epoch(0):
+    """Yield the predictions of each batch of clips, and the index of the scan of each clip."""
+    for batch in ClipBatches(scans, batch_size, random_starts=False).epoch(0):
         yield to_predictions(adapted.card, adapted(batch.clips.to(model.device))).cpu(), batch.scans
 
 
-def calibration_of(card: AdapterCard, answers: np.ndarray, examples: Labelled, method: str, source: str) -> Calibration:
-    """Learn a calibration from answers (N, K) and what is true."""
+def fit_calibration(
+    card: AdapterCard, predictions: np.ndarray, examples: LabelledScans, method: str, source: str
+) -> Calibration:
+    """Fit a calibration to predictions (N, K) and true values."""
     if card.task == CLASSIFICATION:
-        return calibrate_classes(answers, examples.values, card.labels, method, source)
+        return calibrate_classes(predictions, examples.values, card.labels, method, source)
     try:
         truth = np.array([float(value) for value in examples.values])
     except ValueError as error:
-        raise BadDataError(f"{card.target} has values that are no numbers ({error}).", "Mend the table.") from error
-    return calibrate_values(answers[:, 0], truth, source)
+        raise BadDataError(f'Column "{card.target}" has non-numeric values ({error}).', "Correct the table.") from error
+    return calibrate_values(predictions[:, 0], truth, source)
 
 
-def in_words(made: Calibration, card: AdapterCard) -> str:
-    """What a calibration found, for the console."""
-    key, scans = f"{LEVEL:g}", f"Calibrated on {made.n_scans} scans"
-    if key not in made.limits:
-        return f"{scans}: too few for intervals or sets that hold the truth in {LEVEL:.0%} of scans."
+def summarise(calibration: Calibration, card: AdapterCard) -> str:
+    """Describe a calibration in one sentence for the console."""
+    key, scans = f"{LEVEL:g}", f"Calibrated on {calibration.n_scans} scans"
+    if key not in calibration.limits:
+        return f"{scans}: too few for intervals or label sets with {LEVEL:.0%} coverage."
     if card.task == CLASSIFICATION:
-        poor = [label for label in card.labels if key not in made.class_limits.get(label, {})]
-        text = f"{scans} ({made.method}" + (f" {made.temperature:.3g})" if made.method == TEMPERATURE else ")")
-        text += f": a set holds each label of a probability of at least {1 - made.limits[key]:.3g}"
-        return text + (f"; too few scans of {', '.join(poor)} for a promise by class." if poor else ".")
-    return f"{scans}: the truth lies within {made.limits[key]:.4g} {card.unit}".rstrip() + f" in {LEVEL:.0%} of scans."
+        threshold = 1 - calibration.limits[key]
+        rare = [label for label in card.labels if key not in calibration.class_limits.get(label, {})]
+        temperature = f" {calibration.temperature:.3g}" if calibration.method == TEMPERATURE else ""
+        text = (
+            f"{scans} ({calibration.method}{temperature}): label sets with {LEVEL:.0%} coverage include each label "
+            f"with a probability of at least {threshold:.3g}"
+        )
+        return text + (f"; too few scans of {', '.join(rare)} for class-conditional coverage." if rare else ".")
+    limit = f"{calibration.limits[key]:.4g} {card.unit}".rstrip()
+    return f"{scans}: the error is below {limit} in {LEVEL:.0%} of scans."

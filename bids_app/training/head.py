@@ -1,4 +1,4 @@
-"""Heads on embeddings: solved at once where the encoder stays as it is, standardised where it is trained with them.
+"""Linear heads on embeddings: solved directly for a frozen encoder, or trained with it on standardised embeddings.
 
 N  clips      C  width of the embedding      O  outputs
 """
@@ -17,109 +17,110 @@ from bids_app.adapters.file import EMBEDDING
 from bids_app.bids.writer import atomic_path
 from bids_app.model.api import Model
 from bids_app.model.heads import LinearHead, pool
-from bids_app.training.data.loader import ClipBatches, Readable
-from bids_app.training.tasks import Question
+from bids_app.training.data.loader import ClipBatches, ClipSource
+from bids_app.training.tasks import Task
 
-COMPARED = 1024
-"""Clips that are compared with each other at a time."""
+MAX_CONTRASTED_CLIPS = 1024
+"""Maximum number of clips in one contrastive loss."""
 
 
 class StandardisedHead(nn.Module):
-    """A linear head on embeddings, standardised over each batch while training and by their running moments after it.
+    """Linear head on embeddings that are standardised by batch statistics in training and running statistics after it.
 
     Parameters
     ----------
     n_features, outputs : int
-    memory : float
-        Share of each batch in the running moments, once enough batches have been seen.
-    from_zero : bool
-        Whether the head begins by answering nothing; vectors that are compared need some length, and begin at random.
+    momentum : float
+        Weight of each batch in the running statistics, after the first 1 / momentum batches.
+    zero_init : bool
+        Initialise the weights with zeros; embeddings need a random (orthogonal) initialisation.
     """
 
     mean: torch.Tensor
     variance: torch.Tensor
     batches: torch.Tensor
 
-    def __init__(self, n_features: int, outputs: int, memory: float = 0.02, from_zero: bool = True) -> None:
+    def __init__(self, n_features: int, outputs: int, momentum: float = 0.02, zero_init: bool = True) -> None:
         super().__init__()
-        self.memory = memory
+        self.momentum = momentum
         self.head = nn.Linear(n_features, outputs)
-        (nn.init.zeros_ if from_zero else nn.init.orthogonal_)(self.head.weight)
+        (nn.init.zeros_ if zero_init else nn.init.orthogonal_)(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.register_buffer("mean", torch.zeros(n_features))
         self.register_buffer("variance", torch.ones(n_features))
         self.register_buffer("batches", torch.zeros((), dtype=torch.long))
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, C, X, Y, Z, T) to (B, O)."""
+        """Map features (B, C, X, Y, Z, T) to outputs (B, O)."""
         embedding = pool(features)
         if not self.training:
-            return self.head((embedding - self.mean) / self._spread(self.variance))
+            return self.head((embedding - self.mean) / self._std(self.variance))
         mean, variance = embedding.mean(dim=0), embedding.var(dim=0, correction=0)
         with torch.no_grad():
             self.batches += 1
-            share = max(self.memory, 1 / self.batches.item())
-            self.mean.lerp_(mean, share)
-            self.variance.lerp_(variance * len(embedding) / (len(embedding) - 1), share)
-        return self.head((embedding - mean) / self._spread(variance))
+            momentum = max(self.momentum, 1 / self.batches.item())
+            self.mean.lerp_(mean, momentum)
+            self.variance.lerp_(variance * len(embedding) / (len(embedding) - 1), momentum)
+        return self.head((embedding - mean) / self._std(variance))
 
-    def folded(self) -> LinearHead:
-        """The same answers from embeddings as they are."""
-        return fold(self.head.weight, self.head.bias, self.mean, self._spread(self.variance))
+    def to_linear_head(self) -> LinearHead:
+        """Return the equivalent linear head for raw embeddings."""
+        return fold_standardisation(self.head.weight, self.head.bias, self.mean, self._std(self.variance))
 
     @staticmethod
-    def _spread(variance: torch.Tensor) -> torch.Tensor:
+    def _std(variance: torch.Tensor) -> torch.Tensor:
         return (variance + 1e-8).sqrt()
 
 
 @torch.no_grad()
-def fold(weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, spread: torch.Tensor) -> LinearHead:
-    """A head (O, C) for embeddings that were standardised by mean and spread (C,) as one for embeddings as they are."""
+def fold_standardisation(weight: torch.Tensor, bias: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> LinearHead:
+    """Fold the mean and standard deviation (C,) into a head (O, C), so that it applies to raw embeddings."""
     head = LinearHead(weight.shape[1], weight.shape[0]).to(weight.device)
-    head.head.weight.copy_(weight / spread)
-    head.head.bias.copy_(bias - (weight / spread) @ mean)
+    head.head.weight.copy_(weight / std)
+    head.head.bias.copy_(bias - (weight / std) @ mean)
     return head
 
 
 @torch.no_grad()
-def embeddings_of(
-    model: Model, scans: Sequence[Readable], batch_size: int, keep: bool = True
+def compute_embeddings(
+    model: Model, scans: Sequence[ClipSource], batch_size: int, cache: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Embeddings of all clips that do not overlap; kept beside the scans, and read from there the next time.
+    """Compute the embeddings of all non-overlapping clips; embeddings are cached in the folders of the scans.
 
     Parameters
     ----------
     model : Model
-    scans : sequence of Readable
-        Those of a store, and stretches of them, can keep what was computed.
-    keep : bool
+    scans : sequence of ClipSource
+        Only scans of a store and their segments are cached.
+    batch_size : int
+    cache : bool
 
     Returns
     -------
     embeddings : torch.Tensor, (N, C)
     scans : torch.Tensor of int64, (N,)
-        Index of the scan that each is of.
+        Index of the scan of each embedding.
     """
-    paths = [_kept(scan, model.weights_sha256) if keep else None for scan in scans]
+    paths = [_cache_path(scan, model.weights_sha256) if cache else None for scan in scans]
     known = {i: np.load(path) for i, path in enumerate(paths) if path is not None and path.is_file()}
     missing = [i for i, scan in enumerate(scans) if i not in known and scan.n_clips]
     if missing:
-        batches = ClipBatches(tuple(scans[i] for i in missing), batch_size, moving=False)
+        batches = ClipBatches(tuple(scans[i] for i in missing), batch_size, random_starts=False)
         found: dict[int, list[np.ndarray]] = {}
         for batch in batches.epoch(0):
             rows = pool(model.encode(batch.clips.to(model.device))).float().cpu().numpy()
             for k, row in zip(batch.scans.tolist(), rows, strict=True):
                 found.setdefault(missing[k], []).append(row)
                 if len(found[missing[k]]) == scans[missing[k]].n_clips:
-                    known[missing[k]] = _keep(np.stack(found.pop(missing[k])), paths[missing[k]])
+                    known[missing[k]] = _save_cache(np.stack(found.pop(missing[k])), paths[missing[k]])
     order = sorted(known)
     values = np.concatenate([known[i] for i in order])
     owners = np.repeat(order, [len(known[i]) for i in order])
     return torch.from_numpy(values).to(model.device), torch.from_numpy(owners).to(model.device)
 
 
-def _kept(scan: Readable, sha256: str) -> Path | None:
-    """Where the embeddings of a scan, or of a stretch of one, are kept; None where it is of no store."""
+def _cache_path(scan: ClipSource, sha256: str) -> Path | None:
+    """Return the cache file of a scan or segment; None outside a store."""
     folder = getattr(scan, "folder", None)
     if folder is not None:
         return Path(folder) / f"embeddings_{sha256[:16]}.npy"
@@ -129,7 +130,7 @@ def _kept(scan: Readable, sha256: str) -> Path | None:
     return Path(whole.folder) / f"embeddings_{sha256[:16]}_{first}_{scan.n_vols}.npy"
 
 
-def _keep(values: np.ndarray, path: Path | None) -> np.ndarray:
+def _save_cache(values: np.ndarray, path: Path | None) -> np.ndarray:
     if path is not None and os.access(path.parent, os.W_OK):
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.save(file, values)
@@ -137,69 +138,69 @@ def _keep(values: np.ndarray, path: Path | None) -> np.ndarray:
 
 
 def solve_head(
-    question: Question,
+    task: Task,
     embeddings: torch.Tensor,
     targets: torch.Tensor,
     ridge: float,
     weights: torch.Tensor | None = None,
     seed: int = 0,
 ) -> LinearHead:
-    """The penalised best linear head on embeddings; standardisation is folded into its weights.
+    """Fit a linear head with an L2 penalty to embeddings; the standardisation is folded into its weights.
 
     Parameters
     ----------
-    question : Question
+    task : Task
     embeddings : torch.Tensor, (N, C)
     targets : torch.Tensor, (N,)
     ridge : float
-        Penalty on the squares of the standardised weights.
+        L2 penalty on the weights for standardised embeddings.
     weights : torch.Tensor, optional
-        Of the classes.
+        Class weights.
     seed : int
-        Of the vectors' first directions, and of the groups in which they are compared where they are many.
+        Seed of the initial weights of an embedding, and of the groups of its contrastive loss.
     """
     mean, std = embeddings.mean(dim=0), embeddings.std(dim=0, correction=0).clamp(min=1e-6)
-    standard = (embeddings - mean) / std
-    weight = _first_weights(question, standard, targets, ridge, seed).requires_grad_(True)
-    parts = _parts(question, targets, seed)
-    bias = torch.zeros(question.n_outputs, device=embeddings.device, requires_grad=True)
+    standardised = (embeddings - mean) / std
+    weight = _initial_weights(task, standardised, targets, ridge, seed).requires_grad_(True)
+    groups = _loss_groups(task, targets, seed)
+    bias = torch.zeros(task.n_outputs, device=embeddings.device, requires_grad=True)
     solver = torch.optim.LBFGS([weight, bias], max_iter=300, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
 
     def closure() -> torch.Tensor:
         solver.zero_grad()
         loss = ridge * weight.square().sum()
-        for part in parts:
-            loss = loss + question.loss(standard[part] @ weight.T + bias, targets[part], weights) / len(parts)
+        for group in groups:
+            loss = loss + task.loss(standardised[group] @ weight.T + bias, targets[group], weights) / len(groups)
         loss.backward()
         return loss
 
     with torch.enable_grad():
         solver.step(closure)
-    return fold(weight, bias, mean, std)
+    return fold_standardisation(weight, bias, mean, std)
 
 
-def _first_weights(
-    question: Question, standard: torch.Tensor, targets: torch.Tensor, ridge: float, seed: int
+def _initial_weights(
+    task: Task, standardised: torch.Tensor, targets: torch.Tensor, ridge: float, seed: int
 ) -> torch.Tensor:
-    """Where the solver begins, (O, C): at zero; at the ridge solution towards given images; or in random directions."""
-    outputs, features = question.n_outputs, standard.shape[1]
-    if question.task != EMBEDDING:
-        return torch.zeros(outputs, features, device=standard.device)
-    if question.images is not None:
-        given = question.images.to(standard)[targets]
-        penalty = max(ridge, 1e-2) * len(standard) * torch.eye(features, device=standard.device)
+    """Return initial weights (O, C): zeros, the ridge solution for image vectors, or random directions."""
+    outputs, features = task.n_outputs, standardised.shape[1]
+    if task.kind != EMBEDDING:
+        return torch.zeros(outputs, features, device=standardised.device)
+    if task.images is not None:
+        given = task.images.to(standardised)[targets]
+        penalty = max(ridge, 1e-2) * len(standardised) * torch.eye(features, device=standardised.device)
         return torch.linalg.solve(
-            standard.T @ standard + penalty, standard.T @ (given - given.mean(dim=0))
+            standardised.T @ standardised + penalty, standardised.T @ (given - given.mean(dim=0))
         ).T.contiguous()
     directions = torch.randn(outputs, features, generator=torch.Generator().manual_seed(seed))
-    return (directions / features**0.5).to(standard.device)
+    return (directions / features**0.5).to(standardised.device)
 
 
-def _parts(question: Question, targets: torch.Tensor, seed: int) -> list[torch.Tensor]:
-    """Groups of clips whose losses are added: all of them, or some hundred kinds at a time where they are compared."""
-    if question.task != EMBEDDING or len(targets) <= COMPARED:
+def _loss_groups(task: Task, targets: torch.Tensor, seed: int) -> list[torch.Tensor]:
+    """Split clips into groups whose losses are averaged: one, or several for the contrastive loss of many clips."""
+    if task.kind != EMBEDDING or len(targets) <= MAX_CONTRASTED_CLIPS:
         return [torch.arange(len(targets), device=targets.device)]
-    kinds = targets.unique().cpu()
-    kinds = kinds[torch.randperm(len(kinds), generator=torch.Generator().manual_seed(seed))]
-    n_parts = min(-(-len(targets) // COMPARED), max(len(kinds) // 2, 1))
-    return [torch.isin(targets, part.to(targets.device)).nonzero()[:, 0] for part in kinds.chunk(n_parts)]
+    identities = targets.unique().cpu()
+    identities = identities[torch.randperm(len(identities), generator=torch.Generator().manual_seed(seed))]
+    n_groups = min(-(-len(targets) // MAX_CONTRASTED_CLIPS), max(len(identities) // 2, 1))
+    return [torch.isin(targets, group.to(targets.device)).nonzero()[:, 0] for group in identities.chunk(n_groups)]

@@ -1,7 +1,7 @@
-"""The training loop, the only one: AdamW, warm-up and cosine, a log, and a state from which a killed run goes on.
+"""Training loop: AdamW, warm-up and cosine schedule, logs, and a state from which an interrupted run resumes.
 
-Everything random is drawn anew for each step from the seed, the epoch and the step, so that a run that was taken up
-again, even in the middle of an epoch, follows the same curve. Lightning Fabric sees to devices, processes, precision.
+Random numbers of each step depend only on seed, epoch and step, so that a resumed run gives the same results, even from
+the middle of an epoch. Lightning Fabric handles devices, processes and precision.
 """
 
 from __future__ import annotations
@@ -33,27 +33,26 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class LoopSettings:
-    """How long and how fast.
+    """Settings of the training loop.
 
     Attributes
     ----------
     epochs : int
     learning_rate : float
-        The peak, after the warm-up.
+        Maximum learning rate, after the warm-up.
     weight_decay : float
-        Of matrices; biases, norms and other vectors have none.
+        Weight decay of matrices; biases, norms and other vectors have none.
     warmup : float
-        Share of the steps in which the rate rises from 0.
+        Fraction of the steps in which the learning rate rises from 0.
     final : float
-        What the cosine falls to, as a share of the peak.
+        Final learning rate as a fraction of the maximum.
     clip_norm : float
-        Gradients are scaled down to this norm.
+        Maximum norm of the gradients.
     accumulate : int
-        Batches whose gradients make one step.
-        What is left of an epoch after the last whole step is not used.
+        Batches per optimiser step; remaining batches of an epoch are not used.
     seed : int
-    keep_every : float
-        Time between states that are kept within an epoch, s; one is kept after each epoch anyway.
+    checkpoint_interval : float
+        Time between saved states within an epoch, s; the state is also saved after each epoch.
     """
 
     epochs: int = 30
@@ -64,25 +63,30 @@ class LoopSettings:
     clip_norm: float = 1.0
     accumulate: int = 1
     seed: int = 0
-    keep_every: float = 600.0
+    checkpoint_interval: float = 600.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.accumulate < 1:
-            raise UsageError(f"{self.epochs} epochs and {self.accumulate} batches a step were asked for.", "1 or more.")
+            raise UsageError(
+                f"Invalid values: --epochs {self.epochs}, --accumulate {self.accumulate}.", "Use at least 1."
+            )
         if not self.learning_rate > 0 or not 0 <= self.warmup < 1:
-            raise UsageError(f"A learning rate of {self.learning_rate} with warm-up {self.warmup} cannot be.")
+            raise UsageError(
+                f"Invalid values: learning rate {self.learning_rate}, warm-up {self.warmup}.",
+                "Use a positive learning rate and a warm-up from 0 to below 1.",
+            )
 
-    def rate(self, step: int, n_steps: int) -> float:
-        """Learning rate of a step, counted from 0."""
-        rising = max(1, round(self.warmup * n_steps))
-        if step < rising:
-            return self.learning_rate * (step + 1) / rising
-        along = (step - rising) / max(1, n_steps - rising)
-        return self.learning_rate * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * along)))
+    def learning_rate_at(self, step: int, n_steps: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        n_warmup = max(1, round(self.warmup * n_steps))
+        if step < n_warmup:
+            return self.learning_rate * (step + 1) / n_warmup
+        progress = (step - n_warmup) / max(1, n_steps - n_warmup)
+        return self.learning_rate * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 class Batches(Protocol):
-    """What the loop needs of its data, see `bids_app.training.data.loader.ClipBatches`."""
+    """Batches for the training loop, such as `bids_app.training.data.loader.ClipBatches`."""
 
     @property
     def steps(self) -> int: ...
@@ -90,32 +94,32 @@ class Batches(Protocol):
     def epoch(self, number: int, first: int = 0) -> Iterator[Any]: ...
 
 
-def optimiser_for(model: nn.Module, settings: LoopSettings) -> torch.optim.AdamW:
-    """AdamW over the parameters that ask for a gradient."""
-    wanted = [p for p in model.parameters() if p.requires_grad]
-    if not wanted:
-        raise UsageError("Nothing in the model is to be trained.", "Choose another strategy.")
+def make_optimiser(model: nn.Module, settings: LoopSettings) -> torch.optim.AdamW:
+    """Create AdamW for the parameters that require a gradient."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise UsageError("The model has no trainable parameters.", "Choose another strategy.")
     groups = [
-        {"params": [p for p in wanted if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in wanted if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=(0.9, 0.98))
 
 
 class Objective(nn.Module):
-    """A model with its loss as one module, so that what wraps modules (processes, precision) wraps all of it."""
+    """Model and loss as one module, so that Fabric wraps both (processes, precision)."""
 
     def __init__(self, model: nn.Module, loss_of: Callable[[Any], torch.Tensor]) -> None:
         super().__init__()
         self.model, self.loss_of = model, loss_of
 
-    def forward(self, sealed: Sealed) -> torch.Tensor:
-        """A batch to its loss."""
-        return self.loss_of(sealed.batch)
+    def forward(self, holder: BatchHolder) -> torch.Tensor:
+        """Compute the loss of a batch."""
+        return self.loss_of(holder.batch)
 
 
-class Sealed:
-    """A batch on its way through what wraps modules, which would take it apart and convert its pieces."""
+class BatchHolder:
+    """Opaque container of a batch, so that Fabric does not convert or move its tensors."""
 
     def __init__(self, batch: Any) -> None:
         self.batch = batch
@@ -123,14 +127,14 @@ class Sealed:
 
 @dataclass
 class Progress:
-    """How far a training has come; kept beside the weights.
+    """Progress of a training run; saved with the weights.
 
     Attributes
     ----------
     rows : list of dict
-        Of the epochs behind it.
+        Log of the completed epochs.
     losses : list of float
-        Of the steps of the epoch in hand.
+        Losses of the completed steps of the current epoch.
     best : dict, optional
         Weights after the best epoch.
     """
@@ -141,14 +145,14 @@ class Progress:
 
 
 def fabric_for(device: torch.device | str = "cpu", processes: int = 1, precision: str = "32-true") -> Fabric:
-    """Lightning Fabric for a kind of device.
+    """Create Lightning Fabric for a device.
 
     Parameters
     ----------
     device : torch.device or str
         ``cpu``, ``cuda``, ``cuda:1``.
     processes : int
-        One a device; more than one share the batches (DistributedDataParallel), on CPUs through gloo.
+        Number of processes, one per device (DistributedDataParallel; gloo on CPUs).
     precision : str
         ``32-true`` or ``bf16-mixed``.
     """
@@ -159,8 +163,8 @@ def fabric_for(device: torch.device | str = "cpu", processes: int = 1, precision
     if processes > 1:
         return Fabric(accelerator=device.type, devices=processes, strategy="ddp", precision=precision)  # type: ignore[arg-type]
     devices = 1 if device.type == "cpu" else [device.index or 0]
-    alone = LightningEnvironment()  # one process is one process, whatever a scheduler's variables say
-    return Fabric(accelerator=device.type, devices=devices, precision=precision, plugins=[alone])  # type: ignore[arg-type]
+    environment = LightningEnvironment()  # ignores the variables of a scheduler
+    return Fabric(accelerator=device.type, devices=devices, precision=precision, plugins=[environment])  # type: ignore[arg-type]
 
 
 def fit(
@@ -170,9 +174,9 @@ def fit(
     settings: LoopSettings,
     folder: Path | None = None,
     validate: Callable[[], Mapping[str, float]] | None = None,
-    best_by: str | None = None,
+    monitor: str | None = None,
     patience: int | None = None,
-    say: Callable[[str], None] | None = None,
+    report: Callable[[str], None] | None = None,
     fabric: Fabric | None = None,
 ) -> Rows:
     """Train a model.
@@ -180,35 +184,41 @@ def fit(
     Parameters
     ----------
     model : nn.Module
-        Its parameters that ask for a gradient are trained.
+        Parameters that require a gradient are trained.
     batches : Batches
-        Of this process.
+        Batches of this process.
     loss_of : callable
-        From a batch to the mean loss of its clips; draws what is random from torch's generator.
+        Computes the mean loss of the clips of a batch; uses the global random generator of torch.
+    settings : LoopSettings
     folder : Path, optional
-        Where ``log.csv`` (a row an epoch), ``steps.csv`` (a row a step) and ``state.pt`` are kept; if it holds a state,
-        training goes on from there.
+        Folder for ``log.csv`` (one row per epoch), ``steps.csv`` (one row per step) and ``state.pt``; training resumes
+        from an existing state.
     validate : callable, optional
-        Called after each epoch, in evaluation mode; its numbers go into the log.
-    best_by : str, optional
-        Which of these numbers is best when largest; the model ends as it was after the best epoch.
+        Called after each epoch in evaluation mode; the metrics it returns are logged.
+    monitor : str, optional
+        Metric to maximise; the weights of the best epoch are restored at the end.
     patience : int, optional
-        Epochs without a better one after which training stops.
-    say : callable, optional
-        Told a line an epoch.
+        Stop after this number of epochs without improvement.
+    report : callable, optional
+        Receives one line per epoch.
     fabric : Fabric, optional
-        See `fabric_for`; None: one process, on the model's device, in float32.
+        See `fabric_for`; None: one process on the device of the model, float32.
 
     Returns
     -------
     list of dict
-        A row an epoch: ``epoch``, ``loss``, ``rate``, ``seconds``, and what ``validate`` gave.
+        One row per epoch: ``epoch``, ``loss``, ``rate``, ``seconds`` and the metrics of ``validate``.
+
+    Raises
+    ------
+    BadDataError
+        The loss is not finite, or the state belongs to another run.
     """
     fabric = fabric or fabric_for(next(model.parameters()).device)
     run = _Run(model, batches, loss_of, settings, folder, fabric)
     rows = run.progress.rows
     for epoch in range(len(rows), settings.epochs):
-        if patience is not None and best_by and _epochs_since_best(rows, best_by) >= patience:
+        if patience is not None and monitor and _epochs_since_best(rows, monitor) >= patience:
             break
         row = run.epoch(epoch)
         if validate is not None:
@@ -216,11 +226,11 @@ def fit(
             with torch.no_grad():
                 row |= validate()
         rows.append(row)
-        if best_by and _epochs_since_best(rows, best_by) == 0:
+        if monitor and _epochs_since_best(rows, monitor) == 0:
             run.progress.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        run.keep()
+        run.save_state()
         if fabric.is_global_zero:
-            (say or log.info)(", ".join(f"{k} {v:.4g}" for k, v in row.items()))
+            (report or log.info)(", ".join(f"{k} {v:.4g}" for k, v in row.items()))
     if run.progress.best is not None:
         model.load_state_dict(run.progress.best)
     model.eval()
@@ -228,7 +238,7 @@ def fit(
 
 
 class _Run:
-    """One training: the model in its wrapping, the optimiser, and how far it has come."""
+    """One training run: wrapped model, optimiser and progress."""
 
     def __init__(
         self,
@@ -242,67 +252,72 @@ class _Run:
         self.model, self.batches, self.settings, self.folder, self.fabric = model, batches, settings, folder, fabric
         self.accumulate = min(settings.accumulate, batches.steps)
         self.per_epoch = batches.steps // self.accumulate
-        self.optimiser = optimiser_for(model, settings)
+        self.optimiser = make_optimiser(model, settings)
         self.progress = Progress()
         if folder is not None and (folder / "state.pt").is_file():
-            self.progress = self._resumed(folder)
+            self.progress = self._resume(folder)
         self.wrapped, self.stepper = fabric.setup(Objective(model, loss_of), self.optimiser)
-        self.kept = time.monotonic()
+        self.saved_at = time.monotonic()
 
     def epoch(self, number: int) -> dict[str, float]:
-        """Train for an epoch, or for what is left of it."""
+        """Train for one epoch, or for the rest of a resumed epoch."""
         started, losses = time.monotonic(), self.progress.losses
         self.model.train()
-        given = self.batches.epoch(number, len(losses) * self.accumulate)
-        hidden = None if self.fabric.is_global_zero else True  # None: shown on a terminal only
+        epoch_batches = self.batches.epoch(number, len(losses) * self.accumulate)
+        hidden = None if self.fabric.is_global_zero else True  # None: only on a terminal
         with tqdm(total=self.per_epoch, initial=len(losses), desc=f"epoch {number + 1}", disable=hidden) as bar:
             while len(losses) < self.per_epoch:
                 step = number * self.per_epoch + len(losses)
-                loss = self._step(number, step, given)
+                loss = self._step(number, step, epoch_batches)
                 losses.append(loss)
                 bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
                 bar.update()
-                if len(losses) < self.per_epoch and time.monotonic() - self.kept >= self.settings.keep_every:
-                    self.keep()
-        if isinstance(given, Generator):
-            given.close()  # what is left of the epoch after its last whole step is not read
+                if (
+                    len(losses) < self.per_epoch
+                    and time.monotonic() - self.saved_at >= self.settings.checkpoint_interval
+                ):
+                    self.save_state()
+        if isinstance(epoch_batches, Generator):
+            epoch_batches.close()  # stops reading ahead
         row = {
             "epoch": number + 1,
             "loss": float(np.mean(losses)),
-            "rate": self._rate(number * self.per_epoch + self.per_epoch - 1),
+            "rate": self._learning_rate(number * self.per_epoch + self.per_epoch - 1),
             "seconds": time.monotonic() - started,
         }
         self.progress.losses = []
         return row
 
-    def _rate(self, step: int) -> float:
-        return self.settings.rate(step, self.settings.epochs * self.per_epoch)
+    def _learning_rate(self, step: int) -> float:
+        return self.settings.learning_rate_at(step, self.settings.epochs * self.per_epoch)
 
-    def _step(self, epoch: int, step: int, given: Iterator[Any]) -> float:
+    def _step(self, epoch: int, step: int, batches: Iterator[Any]) -> float:
         seeds = np.random.SeedSequence([self.settings.seed, epoch, step])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
-        found = []
-        for place in range(1, self.accumulate + 1):
-            batch = next(given)  # one at a time: batches are large
-            with self.fabric.no_backward_sync(self.wrapped, enabled=place < self.accumulate):
-                loss = self.wrapped(Sealed(batch))
+        losses = []
+        for index in range(1, self.accumulate + 1):
+            batch = next(batches)  # one at a time to save memory
+            with self.fabric.no_backward_sync(self.wrapped, enabled=index < self.accumulate):
+                loss = self.wrapped(BatchHolder(batch))
                 self.fabric.backward(loss / self.accumulate)
-            found.append(loss.detach())
-        total: Any = self.fabric.all_reduce(torch.stack(found).mean(), reduce_op="mean")
+            losses.append(loss.detach())
+        total: Any = self.fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean")
         mean = float(total)
         if not math.isfinite(mean):
-            raise BadDataError(f"The loss is {mean} in epoch {epoch + 1}.", "Lower the learning rate.")
+            raise BadDataError(f"The loss is {mean} in epoch {epoch + 1}.", "Lower --learning-rate.")
         for parameters in self.optimiser.param_groups:
-            parameters["lr"] = self._rate(step)
-        wanted = [p for p in self.model.parameters() if p.requires_grad]
-        norm = nn.utils.clip_grad_norm_(wanted, self.settings.clip_norm)
+            parameters["lr"] = self._learning_rate(step)
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        norm = nn.utils.clip_grad_norm_(trained, self.settings.clip_norm)
         self.stepper.step()
         self.stepper.zero_grad(set_to_none=True)
-        self._note({"epoch": epoch + 1, "step": step + 1, "loss": mean, "rate": self._rate(step), "norm": norm})
+        self._log_step(
+            {"epoch": epoch + 1, "step": step + 1, "loss": mean, "rate": self._learning_rate(step), "norm": norm}
+        )
         return mean
 
-    def _note(self, row: dict[str, Any]) -> None:
-        """A row more in ``steps.csv``."""
+    def _log_step(self, row: dict[str, Any]) -> None:
+        """Append a row to ``steps.csv``."""
         if self.folder is None or not self.fabric.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -313,9 +328,9 @@ class _Run:
                 file.write(",".join(row) + "\n")
             file.write(",".join(f"{float(v):.9g}" for v in row.values()) + "\n")
 
-    def keep(self) -> None:
-        """Write the state, then the log; the state is renamed into place, so that it is whole at any time."""
-        self.kept = time.monotonic()
+    def save_state(self) -> None:
+        """Write the state atomically, then the log."""
+        self.saved_at = time.monotonic()
         if self.folder is None or not self.fabric.is_global_zero:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -340,39 +355,40 @@ class _Run:
                 writer.writeheader()
                 writer.writerows(progress.rows)
 
-    def _resumed(self, folder: Path) -> Progress:
+    def _resume(self, folder: Path) -> Progress:
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
-        other = BadDataError(
-            f"{folder / 'state.pt'}: belongs to another training.", "Name another folder, or remove this one."
+        mismatch = BadDataError(
+            f"{folder / 'state.pt'}: the state belongs to another training run.",
+            "Remove the folder, or change --output.",
         )
         if (state.get("steps", self.per_epoch), state.get("seed", self.settings.seed)) != (
             self.per_epoch,
             self.settings.seed,
         ):
-            raise other
+            raise mismatch
         try:
             self.model.load_state_dict(state["model"])
             self.optimiser.load_state_dict(state["optimiser"])
         except (RuntimeError, ValueError, KeyError) as error:
-            raise other from error
+            raise mismatch from error
         if len(state["rows"]) > self.settings.epochs:
             raise UsageError(
-                f"{folder}: has {len(state['rows'])} epochs behind it, more than the {self.settings.epochs} asked for.",
-                "Name another folder.",
+                f"{folder}: {len(state['rows'])} epochs are completed, more than --epochs {self.settings.epochs}.",
+                "Raise --epochs, or change --output.",
             )
         losses = list(state.get("losses", []))
-        self._cut_steps(folder / "steps.csv", len(state["rows"]) * self.per_epoch + len(losses))
+        self._truncate_step_log(folder / "steps.csv", len(state["rows"]) * self.per_epoch + len(losses))
         return Progress(list(state["rows"]), losses, state["best"])
 
-    def _cut_steps(self, path: Path, n_steps: int) -> None:
-        """Take away the steps that were made after the state was kept, and will be made again."""
+    def _truncate_step_log(self, path: Path, n_steps: int) -> None:
+        """Remove the steps after the saved state, which will be repeated."""
         if path.is_file() and self.fabric.is_global_zero:
             lines = path.read_text().splitlines(keepends=True)
             path.write_text("".join(lines[: n_steps + 1]))
 
 
 def _epochs_since_best(rows: Rows, column: str) -> int:
-    """0 if the last epoch is better than all before it; of equals the later counts as better."""
+    """Count the epochs since the best one; of equal epochs, the last is the best."""
     if not rows:
         return 0
     values = [row[column] for row in rows]

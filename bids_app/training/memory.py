@@ -1,4 +1,4 @@
-"""Memory that training frees is kept by the process for the next step, instead of being asked for again each time."""
+"""Reuse of freed memory between training steps on CPUs."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import ctypes
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Names of glibc's mallopt."""
+"""Parameters of glibc's mallopt."""
 
 
-def keep_freed_memory() -> bool:
-    """Have this process keep what it frees, however large; for commands that do nothing but train.
+def reuse_freed_memory() -> bool:
+    """Keep freed memory in this process for reuse; for commands that only train.
 
-    A step on CPUs makes and frees gigabytes of large tensors. By default each is mapped anew and cleared page by page
-    by the system, which takes a fifth of the step.
+    A training step on CPUs allocates and frees gigabytes of tensors. By default, the system maps and clears them again
+    each time, which takes a fifth of the step.
 
     Returns
     -------
     bool
-        Whether it could be had: with glibc only.
+        True if the setting was applied (glibc only).
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,4 +1,4 @@
-"""Pre-training: hide parts of clips and have the masked autoencoder fill them in."""
+"""Pre-training of a masked autoencoder on clips."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 TOKENS = {"random": "mask_token", "window": "window_mask_token", "atlas": "atlas_mask_token"}
-"""The learned token that stands for what each kind of mask hides."""
+"""Mask token of each spatial mask."""
 
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """The published recipe by default.
+    """Pre-training settings; the defaults are the published ones.
 
     Attributes
     ----------
     mask : MaskSettings
     strd : tuple of int, optional
-        Neighbourhoods (spatial, temporal) of redundancy dropout in the encoder; None: without.
+        Neighbourhoods (spatial, temporal) of spatio-temporal redundancy dropout; None: no dropout.
     loop : LoopSettings
     augment : Augmentation, optional
-        None: clips as they are.
+        None: no augmentation.
     checkpointing : bool
-        Compute activations again in the backward pass: less memory, more time, the same numbers.
+        Recompute activations in the backward pass: less memory, more time, same results.
     """
 
     mask: MaskSettings = field(default_factory=MaskSettings)
@@ -55,7 +55,7 @@ def pretrain(
     settings: PretrainSettings,
     folder: Path | None = None,
     atlas: AtlasPatches | None = None,
-    say: Callable[[str], None] | None = None,
+    report: Callable[[str], None] | None = None,
     fabric: Fabric | None = None,
     weights: torch.Tensor | None = None,
 ) -> list[dict[str, float]]:
@@ -63,14 +63,21 @@ def pretrain(
 
     Parameters
     ----------
+    model : MaskedAutoencoder
     batches : ClipBatches
-        Of this process.
+        Batches of this process.
+    settings : PretrainSettings
     atlas : AtlasPatches, optional
-        For the mask ``atlas``.
+        Required by the mask ``atlas``.
     weights : torch.Tensor, optional, (X, Y, Z)
-        How much the reconstruction of each patch counts, see `region_weights`.
-    folder, say, fabric
-        As for `bids_app.training.loop.fit`, whose answer this is.
+        Weight of each patch in the reconstruction loss, see `region_weights`.
+    folder, report, fabric
+        See `bids_app.training.loop.fit`.
+
+    Returns
+    -------
+    list of dict
+        Training log of `bids_app.training.loop.fit`.
     """
     config = model.config
     window = config.first_window_size
@@ -81,24 +88,24 @@ def pretrain(
         if settings.augment is not None:
             clips = settings.augment(clips, batch.seeds)
         grid = (*config.grid(0)[:3], clips.shape[-1])
-        drawn = [torch.Generator().manual_seed(int(seed)) for seed in batch.seeds]
-        mask = torch.cat([sample_mask(settings.mask, 1, grid, window, atlas, own) for own in drawn]).to(device)
-        share = None if weights is None else weights.to(device)[None, ..., None]
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in batch.seeds]
+        masks = [sample_mask(settings.mask, 1, grid, window, atlas, generator) for generator in generators]
+        mask = torch.cat(masks).to(device)
+        patch_weights = None if weights is None else weights.to(device)[None, ..., None]
         prediction = model(clips, mask, settings.mask.spatial).float()
-        # clip by clip, so that each counts alike however clips are dealt to batches and processes
-        losses = [
-            model.loss(prediction[i : i + 1], clips[i : i + 1], mask[i : i + 1], share) for i in range(len(clips))
-        ]
+        # per clip, so that the loss does not depend on the batch size and number of processes
+        rows = [slice(i, i + 1) for i in range(len(clips))]
+        losses = [model.loss(prediction[row], clips[row], mask[row], patch_weights) for row in rows]
         return torch.stack(losses).mean()
 
     rank = (fabric.global_rank, fabric.world_size) if fabric is not None else (0, 1)
-    with _as_for(model, settings, rank):
-        return fit(model, batches, loss_of, settings.loop, folder, say=say, fabric=fabric)
+    with _configured(model, settings, rank):
+        return fit(model, batches, loss_of, settings.loop, folder, report=report, fabric=fabric)
 
 
 @contextmanager
-def _as_for(model: MaskedAutoencoder, settings: PretrainSettings, rank: tuple[int, int]) -> Iterator[None]:
-    """Set a model up for its pre-training, and leave it as it was."""
+def _configured(model: MaskedAutoencoder, settings: PretrainSettings, rank: tuple[int, int]) -> Iterator[None]:
+    """Configure dropout, checkpointing and mask tokens for pre-training, and restore them afterwards."""
     dropout = TokenDropout(*settings.strd) if settings.strd else None
     if dropout is not None:
         dropout.share = rank
@@ -117,39 +124,39 @@ def _as_for(model: MaskedAutoencoder, settings: PretrainSettings, rank: tuple[in
 
 
 def set_checkpointing(module: nn.Module, on: bool) -> None:
-    """Have every stage compute its activations again in the backward pass, or keep them."""
+    """Switch activation checkpointing of all stages on or off."""
     for stage in module.modules():
         if isinstance(stage, Stage):
             stage.checkpointing = on
 
 
-def region_weights(atlas: AtlasPatches, of_labels: dict[int, float] | None = None) -> torch.Tensor:
-    """How much each patch's reconstruction counts by its regions.
+def region_weights(atlas: AtlasPatches, label_weights: dict[int, float] | None = None) -> torch.Tensor:
+    """Compute the weight of each patch in the reconstruction loss from its regions.
 
     Parameters
     ----------
     atlas : AtlasPatches
-    of_labels : dict of int to float, optional
-        Weights of regions, of which those that are not named, and what belongs to none, count 1. None: all regions
-        count alike, however large they are, and what belongs to none does not count.
+    label_weights : dict of int to float, optional
+        Weights by region label; other regions and voxels outside all regions have weight 1. None: all regions have the
+        same total weight, and voxels outside all regions have weight 0.
 
     Returns
     -------
     torch.Tensor, (X, Y, Z)
-        Their mean over the patches with any region is 1.
+        Mean 1 over the patches that overlap a region.
     """
     covered = atlas.fractions.sum(0)
-    if of_labels is None:
+    if label_weights is None:
         size = atlas.fractions.sum(dim=(1, 2, 3)).clamp(min=1e-6)
         weights = (atlas.fractions / size[:, None, None, None]).sum(0)
     else:
-        more = torch.tensor([of_labels.get(int(label), 1.0) - 1 for label in atlas.labels])
+        more = torch.tensor([label_weights.get(int(label), 1.0) - 1 for label in atlas.labels])
         weights = 1 + (atlas.fractions * more[:, None, None, None]).sum(0)
     return weights / weights[covered > 0].mean()
 
 
-def regions_report(atlas: AtlasPatches, rule: str, names: dict[int, str]) -> list[dict[str, object]]:
-    """For each region, how many patches belong to it under a rule: ``index``, ``name``, ``patches``, ``resolved``."""
+def count_region_patches(atlas: AtlasPatches, rule: str, names: dict[int, str]) -> list[dict[str, object]]:
+    """Count the patches of each region under a rule: ``index``, ``name``, ``patches``, ``resolved``."""
     patches = atlas.patches_of_regions(rule).tolist()
     return [
         {"index": int(label), "name": names.get(int(label), ""), "patches": round(n, 2), "resolved": n > 0}

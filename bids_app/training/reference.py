@@ -1,4 +1,4 @@
-"""What a cohort was like, for the adapter that learned from it: reference statistics, ranges, facts for its card."""
+"""Description of a training cohort in an adapter: reference statistics, ranges and demographics."""
 
 from __future__ import annotations
 
@@ -18,81 +18,80 @@ from bids_app.bids.participants import as_age
 from bids_app.clips import MODEL_TR
 from bids_app.errors import BadDataError
 from bids_app.model.api import Model
-from bids_app.training.data.labels import Stretch, is_missing
-from bids_app.training.data.loader import Readable
+from bids_app.training.data.labels import Segment, is_missing
+from bids_app.training.data.loader import ClipSource
 from bids_app.training.data.store import Scan
-from bids_app.training.head import embeddings_of
+from bids_app.training.head import compute_embeddings
 
-People = Mapping[str, Mapping[str, str]]
+ParticipantTable = Mapping[str, Mapping[str, str]]
 """Rows of ``participants.tsv`` by participant."""
 MIN_KNOWN = 0.5
-"""Share of the scans, or participants, that a figure must be known of for its range to be kept."""
-FACTS = {"sexes": ("sex", "gender"), "sites": ("site", "site_id", "site_name"), "scanners": ("scanner",)}
-"""By the card's name, the columns that may hold it."""
-MAX_KINDS = 50
-"""Of sites or scanners; more are only counted."""
+"""Minimum fraction of scans or participants with a known value for a range."""
+DEMOGRAPHICS = {"sexes": ("sex", "gender"), "sites": ("site", "site_id", "site_name"), "scanners": ("scanner",)}
+"""Candidate columns of each entry of the card."""
+MAX_LISTED = 50
+"""Maximum number of sites or scanners to list; more are only counted."""
 
 
-def whole_scans(examples: Sequence[Readable]) -> tuple[Scan, ...]:
-    """The scans that examples are, or are stretches of; each once."""
-    scans = [example.scan if isinstance(example, Stretch) else example for example in examples]
+def unique_scans(examples: Sequence[ClipSource]) -> tuple[Scan, ...]:
+    """Return the scans of examples or segments, each once."""
+    scans = [example.scan if isinstance(example, Segment) else example for example in examples]
     return tuple({scan.folder: scan for scan in scans if isinstance(scan, Scan)}.values())
 
 
-def with_reference(
-    adapter: Adapter, model: Model, examples: Sequence[Readable], people: People, batch: int
+def add_reference(
+    adapter: Adapter, model: Model, examples: Sequence[ClipSource], participants: ParticipantTable, batch_size: int
 ) -> tuple[Adapter, str]:
-    """The same adapter with what is known of a cohort: reference statistics of its embeddings, ranges, facts.
+    """Add reference statistics of embeddings, ranges and demographics of a cohort to an adapter.
 
     Parameters
     ----------
     adapter : Adapter
     model : Model
-        Its plain encoder makes the embeddings, whatever the adapter changes in it: those are what a new scan has too.
-    examples : sequence of Readable
-        Clips under the adapter's normalisation.
-    people : mapping
+        Its encoder, without the changes of the adapter, computes the embeddings, as for new scans.
+    examples : sequence of ClipSource
+        Clips with the normalisation of the adapter.
+    participants : mapping
         Rows of ``participants.tsv`` by participant.
-    batch : int
-        Clips at a time.
+    batch_size : int
 
     Returns
     -------
     adapter : Adapter
-        Without statistics where the cohort is too small for them.
-    told : str
-        What was kept, or why not.
+        Without reference statistics if the cohort is too small.
+    message : str
+        Summary, or the reason for missing reference statistics.
     """
-    described = with_ranges(adapter, examples, people)
+    described = add_ranges(adapter, examples, participants)
     try:
-        made = with_domain(described, model, examples, batch)
+        updated = add_domain(described, model, examples, batch_size)
     except BadDataError as error:
-        return described, f"{error.message} {error.hint} Whether a scan resembles the cohort will not be known."
-    domain = made.domain
+        return described, f"{error.message} {error.hint} Without them, out-of-distribution scans are not detected."
+    domain = updated.domain
     assert domain is not None
     limit, rate = domain.limit
-    return made, (
-        f"Reference statistics of {domain.participants} participants: {rate:.1%} of scans like theirs lie farther than "
-        f"{limit:.3g} from their mean. Ranges: {json.dumps(made.card.ranges)}"
+    return updated, (
+        f"Reference statistics of {domain.participants} participants: scans with a distance above {limit:.3g} are "
+        f"out-of-distribution (expected for {rate:.1%} of such scans). Ranges: {json.dumps(updated.card.ranges)}"
     )
 
 
-def with_domain(adapter: Adapter, model: Model, examples: Sequence[Readable], batch: int) -> Adapter:
-    """The same adapter with reference statistics of a cohort's embeddings."""
-    scans = whole_scans(examples)
-    embeddings, owners = (array.cpu().numpy() for array in embeddings_of(model, scans, batch))
-    known = np.unique(owners)  # scans shorter than a clip have none
+def add_domain(adapter: Adapter, model: Model, examples: Sequence[ClipSource], batch_size: int) -> Adapter:
+    """Add reference statistics of the embeddings of a cohort to an adapter."""
+    scans = unique_scans(examples)
+    embeddings, owners = (array.cpu().numpy() for array in compute_embeddings(model, scans, batch_size))
+    known = np.unique(owners)  # scans shorter than a clip have no embedding
     means = np.stack([embeddings[owners == index].mean(axis=0) for index in known])
     return adapter.with_domain(Domain.fit(means, [scans[index].participant for index in known]))
 
 
-def with_ranges(adapter: Adapter, examples: Sequence[Readable], people: People) -> Adapter:
-    """The same adapter whose card tells what its cohort was like, as far as tables and sidecars say."""
-    scans = whole_scans(examples)
-    own = {scan.participant: people[scan.participant] for scan in scans if scan.participant in people}
-    figures = [figures_of(scan) for scan in scans]
-    found = {name: [row[name] for row in figures if name in row] for name in ("tr", "duration", "fd_mean", "tsnr")}
-    ages = [age for row in own.values() if (age := as_age(row.get("age"))) is not None]
+def add_ranges(adapter: Adapter, examples: Sequence[ClipSource], participants: ParticipantTable) -> Adapter:
+    """Add ranges and demographics of a cohort, as far as known from tables and sidecars, to the card of an adapter."""
+    scans = unique_scans(examples)
+    rows = {scan.participant: participants[scan.participant] for scan in scans if scan.participant in participants}
+    properties = [scan_properties(scan) for scan in scans]
+    found = {name: [row[name] for row in properties if name in row] for name in ("tr", "duration", "fd_mean", "tsnr")}
+    ages = [age for row in rows.values() if (age := as_age(row.get("age"))) is not None]
     n_participants = len({scan.participant for scan in scans})
     ranges = {
         name: [round(min(values), 4), round(max(values), 4)]
@@ -100,14 +99,14 @@ def with_ranges(adapter: Adapter, examples: Sequence[Readable], people: People) 
         if values and len(values) >= MIN_KNOWN * of
     }
     card = adapter.card
-    cohort = card.cohort | _facts(own, scans)
+    cohort = card.cohort | _demographics(rows, scans)
     if ages:
         cohort["ages"] = {"mean": round(float(np.mean(ages)), 2), "range": [min(ages), max(ages)], "known": len(ages)}
     return replace(adapter, card=replace(card, ranges=card.ranges | ranges, cohort=cohort))
 
 
-def figures_of(scan: Scan) -> dict[str, float]:
-    """What is known of a scan under the names of ranges: its length, and what stands beside the file it came from."""
+def scan_properties(scan: Scan) -> dict[str, float]:
+    """Return the known properties of a scan: duration, and TR, mean FD and tSNR from its derivatives."""
     found: dict[str, Any] = {"duration": scan.n_vols * MODEL_TR}
     found["fd_mean"] = scan.confounds.get("framewise_displacement_mean")
     if scan.source:
@@ -121,17 +120,17 @@ def figures_of(scan: Scan) -> dict[str, float]:
     return {name: float(value) for name, value in found.items() if value is not None}
 
 
-def _facts(people: People, scans: Sequence[Scan]) -> dict[str, Any]:
-    """Sexes, sites and scanners, as far as they are told, with how many participants each has."""
-    told: dict[str, list[str]] = {}
-    for name, columns in FACTS.items():
-        cells = ((row.get(column) for column in columns) for row in people.values())
-        told[name] = [cell for row in cells if (cell := next((c for c in row if not is_missing(c)), None))]
-    if not told["scanners"]:
-        by_person = {scan.participant: _scanner(scan) for scan in scans}
-        told["scanners"] = [scanner for scanner in by_person.values() if scanner]
-    counts = {name: dict(sorted(Counter(cells).items())) for name, cells in told.items() if cells}
-    return {name: kinds if len(kinds) <= MAX_KINDS else len(kinds) for name, kinds in counts.items()}
+def _demographics(participants: ParticipantTable, scans: Sequence[Scan]) -> dict[str, Any]:
+    """Count participants by sex, site and scanner, as far as known."""
+    entries: dict[str, list[str]] = {}
+    for name, columns in DEMOGRAPHICS.items():
+        cells = ((row.get(column) for column in columns) for row in participants.values())
+        entries[name] = [cell for row in cells if (cell := next((c for c in row if not is_missing(c)), None))]
+    if not entries["scanners"]:
+        scanners = {scan.participant: _scanner(scan) for scan in scans}
+        entries["scanners"] = [scanner for scanner in scanners.values() if scanner]
+    counts = {name: dict(sorted(Counter(cells).items())) for name, cells in entries.items() if cells}
+    return {name: groups if len(groups) <= MAX_LISTED else len(groups) for name, groups in counts.items()}
 
 
 def _scanner(scan: Scan) -> str:

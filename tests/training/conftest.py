@@ -1,4 +1,4 @@
-"""Small stores of invented scans, and an encoder that fits in a test."""
+"""Small clip stores of simulated noise, and a tiny encoder."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ TINY = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=8, depths=(1, 1))
 
 
 def _ball(radius: float = 12.0) -> np.ndarray:
-    """A ball in the middle of the model grid, (96, 96, 96) bool."""
+    """Return a ball at the centre of the model grid, (96, 96, 96) bool."""
     axes = np.meshgrid(*(np.arange(n) - 47.5 for n in MODEL_GRID_SHAPE), indexing="ij")
     return np.sqrt(sum(a**2 for a in axes)) < radius
 
 
 @pytest.fixture
 def invented_series() -> Callable[..., GridSeries]:
-    """The function `invent`."""
-    return invent
+    """Return the function `simulate_series`."""
+    return simulate_series
 
 
 @pytest.fixture
 def tiny_config() -> EncoderConfig:
-    """Of `tiny_model`."""
+    """Return the configuration of `tiny_model`."""
     return TINY
 
 
-def invent(seed: int = 0, n_vols: int = 22, amplitude: float = 0.0, side: int = 0) -> GridSeries:
-    """Noise in a ball, of which one half (``side`` -1 or 1 along the first axis) may be brighter."""
+def simulate_series(seed: int = 0, n_vols: int = 22, amplitude: float = 0.0, side: int = 0) -> GridSeries:
+    """Simulate noise in a ball; one half (``side`` -1 or 1 along the first axis) may be brighter."""
     rng = np.random.default_rng(seed)
     mask = _ball()
     values = rng.normal(1000, 20, (n_vols, mask.sum())).astype(np.float32)
@@ -50,14 +50,14 @@ def invent(seed: int = 0, n_vols: int = 22, amplitude: float = 0.0, side: int = 
 
 @pytest.fixture
 def make_store(tmp_path: Path) -> Callable[..., ClipStore]:
-    """A function that fills a store: participants with one scan of each side."""
+    """Return a function that fills a store with one scan per participant and side."""
 
     def make(participants: int = 3, n_vols: int = 22) -> ClipStore:
         store = ClipStore(tmp_path / "store", "global")
-        for person in range(participants):
+        for participant in range(participants):
             for side, label in ((-1, "left"), (1, "right")):
-                series = invent(2 * person + (side > 0), n_vols, 60.0, side)
-                store.add(f"sub-{person:02d}_task-{label}", series, f"{person:02d}", labels={"side": label})
+                series = simulate_series(2 * participant + (side > 0), n_vols, 60.0, side)
+                store.add(f"sub-{participant:02d}_task-{label}", series, f"{participant:02d}", labels={"side": label})
         return store
 
     return make
@@ -65,18 +65,18 @@ def make_store(tmp_path: Path) -> Callable[..., ClipStore]:
 
 @pytest.fixture
 def tiny_model(tmp_path: Path) -> Model:
-    """An encoder of two stages with random weights."""
+    """Return an encoder of two stages with random weights."""
     return random_model(tmp_path, TINY)
 
 
 @pytest.fixture
 def write_derivative() -> Callable[..., None]:
-    """The function `derivative`."""
-    return derivative
+    """Return the function `write_series`."""
+    return write_series
 
 
-def derivative(root: Path, label: str, space: str, tr: float = 0.8, n_vols: int = 25, side: int = 0) -> None:
-    """Write a series of 8 mm voxels in a space, with mask and sidecar; one half may be brighter."""
+def write_series(root: Path, label: str, space: str, tr: float = 0.8, n_vols: int = 25, side: int = 0) -> None:
+    """Write a preprocessed series of 8 mm voxels in a space, with mask and sidecar; one half may be brighter."""
     folder = root / f"sub-{label}" / "func"
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(len(label))

@@ -1,4 +1,4 @@
-"""Adapters: each strategy trains its own part, and the file answers as the learner did."""
+"""Adaptation: trained parameters of each strategy, heads, and saved adapters."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from bids_app.model.checkpoint import save_encoder
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import MaskSettings
-from bids_app.training.adapt import AdaptSettings, Labelled, Learner, adapt
+from bids_app.training.adapt import AdaptSettings, LabelledScans, Learner, adapt
 from bids_app.training.data.loader import ClipBatches
-from bids_app.training.head import StandardisedHead, embeddings_of, solve_head
+from bids_app.training.head import StandardisedHead, compute_embeddings, solve_head
 from bids_app.training.loop import LoopSettings
 from bids_app.training.pretrain import PretrainSettings, pretrain
-from bids_app.training.tasks import Question
+from bids_app.training.tasks import Task
 
 SMALL = EncoderConfig(img_size=(8, 8, 8, 20), patch_size=(2, 2, 2, 1), embed_dim=8, depths=(1,))
 QUICK = LoopSettings(epochs=2, learning_rate=1e-3)
 
 
-def labelled(store) -> Labelled:
+def labelled(store) -> LabelledScans:
     scans = tuple(store)
-    return Labelled(scans, tuple(scan.labels["side"] for scan in scans))
+    return LabelledScans(scans, tuple(scan.labels["side"] for scan in scans))
 
 
 @pytest.mark.parametrize("strategy", [s for s in STRATEGIES if s != "linear"])
-def test_a_strategy_trains_its_part_and_its_file_answers_alike(strategy, make_store, tiny_model, tmp_path, tiny_config):
+def test_a_strategy_trains_its_parameters_and_the_saved_adapter_predicts(
+    strategy, make_store, tiny_model, tmp_path, tiny_config
+):
     data = labelled(make_store(2))
-    question = Question.about("side", data.values)
+    task = Task.from_values("side", data.values)
     settings = AdaptSettings(strategy, prompt_len=3, batch_size=4, loop=QUICK)
-    adapter, rows = adapt(tiny_model, question, data, None, settings, "global", "side")
+    adapter, rows = adapt(tiny_model, task, data, None, settings, "global", "side")
     names = set(adapter.encoder)
     own = {n for n, _ in Encoder(replace(tiny_config, prompt_len=3)).named_parameters()}
     parts = {"prompt": {n for n in own if n.endswith(".prompt")}, "ln": {n for n in own if "norm" in n}}
@@ -47,44 +49,42 @@ def test_a_strategy_trains_its_part_and_its_file_answers_alike(strategy, make_st
     assert any(not torch.equal(adapter.encoder[n], before[n]) for n in names if n in before) or strategy == "prompt"
     assert adapter.head["head.weight"].abs().max() > 0
     saved = load_adapter(save_adapter(tmp_path / "a.safetensors", adapter))
-    answers = to_predictions(saved.card, AdaptedModel(tiny_model, saved)(data.scans[0].clip(0)[None]))
-    assert answers.sum().item() == pytest.approx(1.0)
+    predictions = to_predictions(saved.card, AdaptedModel(tiny_model, saved)(data.scans[0].clip(0)[None]))
+    assert predictions.sum().item() == pytest.approx(1.0)
     assert rows[0]["loss"] == pytest.approx(torch.log(torch.tensor(2.0)).item(), rel=0.2)
 
 
-def test_an_adapter_of_a_demonstration_is_one(make_store, tmp_path, tiny_config):
+def test_adapters_of_demonstration_encoders_are_marked(make_store, tmp_path, tiny_config):
     data = labelled(make_store(2))
-    question = Question.about("side", data.values)
+    task = Task.from_values("side", data.values)
     for demonstration in (True, False):
         path = tmp_path / "tiny.safetensors"
         save_encoder(path, tiny_config, Encoder(tiny_config).state_dict(), "tiny", demonstration=demonstration)
-        adapter, _ = adapt(
-            load_model(path), question, data, None, AdaptSettings("linear", batch_size=2), "global", "side"
-        )
+        adapter, _ = adapt(load_model(path), task, data, None, AdaptSettings("linear", batch_size=2), "global", "side")
         assert load_adapter(save_adapter(tmp_path / "a.safetensors", adapter)).card.demonstration is demonstration
 
 
-def test_a_linear_adapter_tells_sides_apart(make_store, tiny_model, tmp_path):
+def test_a_linear_adapter_classifies_sides(make_store, tiny_model, tmp_path):
     data = labelled(make_store(4))
-    question = Question.about("side", data.values)
+    task = Task.from_values("side", data.values)
     settings = AdaptSettings("linear", batch_size=2)
-    adapter, rows = adapt(tiny_model, question, data.pick(range(4)), data.pick(range(4, 8)), settings, "global", "side")
+    adapter, rows = adapt(tiny_model, task, data.pick(range(4)), data.pick(range(4, 8)), settings, "global", "side")
     assert rows[0]["accuracy"] == 1.0
     assert adapter.encoder == {}
-    scores = {"accuracy": 1.0, "balanced_accuracy": 1.0, "auroc": 1.0}
-    assert adapter.card.metrics == {"validation": {**scores, "scans": 4}}
+    metrics = {"accuracy": 1.0, "balanced_accuracy": 1.0, "auroc": 1.0}
+    assert adapter.card.metrics == {"validation": {**metrics, "scans": 4}}
     assert adapter.card.cohort == {"participants": 2, "scans": 4, "scans_of_each": {"left": 2, "right": 2}}
     model = AdaptedModel(tiny_model, load_adapter(save_adapter(tmp_path / "a.safetensors", adapter)))
-    answers = to_predictions(adapter.card, model(torch.stack([s.clip(0) for s in data.scans[4:]])))
-    assert [adapter.card.labels[k] for k in answers.argmax(1)] == list(data.values[4:])
+    predictions = to_predictions(adapter.card, model(torch.stack([s.clip(0) for s in data.scans[4:]])))
+    assert [adapter.card.labels[k] for k in predictions.argmax(1)] == list(data.values[4:])
 
 
-def test_the_solved_head_is_the_ridge_solution():
+def test_the_head_of_a_regression_is_the_ridge_solution():
     torch.manual_seed(0)
-    question = Question("value", "regression", (), 0.0, 1.0)
+    task = Task("value", "regression", (), 0.0, 1.0)
     embeddings = torch.randn(50, 4) * torch.tensor([1.0, 10.0, 0.1, 5.0]) + 3
     targets = embeddings @ torch.tensor([1.0, 0.1, -2.0, 0.0]) + 0.3 * torch.randn(50)
-    head = solve_head(question, embeddings, targets, ridge=0.05)
+    head = solve_head(task, embeddings, targets, ridge=0.05)
     mean, std = embeddings.mean(0), embeddings.std(0, correction=0)
     x = (embeddings - mean) / std
     weight = torch.linalg.solve(x.T @ x / 50 + 0.05 * torch.eye(4), x.T @ (targets - targets.mean()) / 50)
@@ -92,32 +92,34 @@ def test_the_solved_head_is_the_ridge_solution():
     assert torch.allclose(head.from_embedding(embeddings).mean(), targets.mean(), atol=1e-3)
 
 
-def test_prompts_begin_at_random_but_alike(tiny_model, tiny_config):
+def test_prompts_are_initialised_reproducibly(tiny_model, tiny_config):
     from bids_app.model.heads import LinearHead
 
     settings = AdaptSettings("prompt", prompt_len=4)
-    first, second = (Learner(tiny_model, LinearHead(tiny_config.n_features, 1), settings).learned() for _ in range(2))
+    first, second = (
+        Learner(tiny_model, LinearHead(tiny_config.n_features, 1), settings).trained_parameters() for _ in range(2)
+    )
     assert first.keys() == second.keys()
     assert all(torch.equal(first[n], second[n]) for n in first)
 
 
-def test_a_standardised_head_folds_into_a_plain_one_with_the_same_answers():
+def test_a_standardised_head_equals_its_linear_head():
     torch.manual_seed(0)
-    head = StandardisedHead(6, 2, memory=0.1)
+    head = StandardisedHead(6, 2, momentum=0.1)
     torch.nn.init.normal_(head.head.weight)
     torch.nn.init.normal_(head.head.bias)
     batches = 5 + torch.randn(40, 8, 6, 1, 1, 1, 2) * torch.arange(1, 7).reshape(6, 1, 1, 1, 1)
     for batch in batches:
         head.train()(batch)
     features = batches[0]
-    assert torch.allclose(head.folded()(features), head.eval()(features), atol=1e-5)
+    assert torch.allclose(head.to_linear_head()(features), head.eval()(features), atol=1e-5)
     pooled = batches.mean(dim=(3, 4, 5, 6)).reshape(-1, 6)
     assert torch.allclose(head.mean, pooled.mean(0), rtol=0.2)
     assert torch.allclose(head.variance, pooled.var(0), rtol=0.4)
 
 
-def test_a_standardised_head_teaches_what_lies_below_it_from_its_first_step():
-    """Embeddings that differ by a thousandth of their mean are told apart within a few steps."""
+def test_a_standardised_head_trains_the_layers_below_it():
+    """Embeddings that differ by a thousandth of their mean are classified after a few steps."""
     torch.manual_seed(0)
     below = torch.nn.Linear(4, 4)
     head = StandardisedHead(4, 1)
@@ -134,20 +136,20 @@ def test_a_standardised_head_teaches_what_lies_below_it_from_its_first_step():
     assert loss < 0.3
 
 
-def test_fewer_clips_than_can_be_standardised_are_refused(make_store, tiny_model):
+def test_too_few_clips_for_standardisation_raise(make_store, tiny_model):
     data = labelled(make_store(1))
     with pytest.raises(BadDataError, match="2 clips"):
-        adapt(tiny_model, Question.about("side", data.values), data, None, AdaptSettings("ln"), "global", "side")
-    with pytest.raises(UsageError, match="batch of 2"):
+        adapt(tiny_model, Task.from_values("side", data.values), data, None, AdaptSettings("ln"), "global", "side")
+    with pytest.raises(UsageError, match="--batch-size 2"):
         AdaptSettings("ln", batch_size=2)
 
 
-def test_unknown_strategies_list_the_known():
+def test_an_unknown_strategy_lists_the_known_ones():
     with pytest.raises(UsageError, match="prompt_ln"):
         AdaptSettings("magic")
 
 
-def test_pretraining_lowers_the_loss_and_leaves_no_dropout_behind():
+def test_pretraining_reduces_the_loss_and_removes_its_dropout():
     torch.manual_seed(0)
     model = MaskedAutoencoder(SMALL)
     batches = ClipBatches((SmallScan(0, 1), SmallScan(1, 1)), 2)
@@ -159,7 +161,7 @@ def test_pretraining_lowers_the_loss_and_leaves_no_dropout_behind():
 
 @dataclass(frozen=True)
 class SmallScan:
-    """Noise of 8 x 8 x 8 voxels in four shades; read as a scan is."""
+    """A clip source of noise with 8 x 8 x 8 voxels and an offset."""
 
     seed: int
     shade: int
@@ -183,38 +185,38 @@ def small_model(tmp_path):
 
 @pytest.mark.parametrize("strategy", ["linear", "ln"])
 @pytest.mark.parametrize("is_given", [True, False])
-def test_vectors_of_given_images_and_of_kinds_are_learned(strategy, is_given, small_model):
+def test_embeddings_are_learned_with_and_without_image_vectors(strategy, is_given, small_model):
     scans = tuple(SmallScan(k, k % 4) for k in range(16))
-    data = Labelled(scans, tuple("abcd") * 4)
+    data = LabelledScans(scans, tuple("abcd") * 4)
     images = dict(zip("abcd", 2 + np.eye(4, 5, dtype=np.float32), strict=True))
     given = images if is_given else None
-    question = Question.about("shade", data.values, "embedding", 4, images=given)
+    task = Task.from_values("shade", data.values, "embedding", 4, images=given)
     settings = AdaptSettings(strategy, ridge=1e-4, loop=LoopSettings(epochs=10, learning_rate=3e-2))
-    adapter, rows = adapt(small_model, question, data, data, settings, "global", "shade", images=given)
-    assert max(row[question.score] for row in rows) > 0.9
+    adapter, rows = adapt(small_model, task, data, data, settings, "global", "shade", images=given)
+    assert max(row[task.main_metric] for row in rows) > 0.9
     assert adapter.card.dimensions == (5 if is_given else 4)
 
 
-def test_a_retrieval_adapter_s_file_answers_with_vectors_of_length_one(small_model, tmp_path):
+def test_a_saved_embedding_adapter_predicts_unit_vectors(small_model, tmp_path):
     scans = tuple(SmallScan(k, k % 4) for k in range(8))
-    data = Labelled(scans, tuple("abcd") * 2)
-    question = Question.about("shade", data.values, "embedding", dimensions=4)
-    adapter, _ = adapt(small_model, question, data, None, AdaptSettings("linear", ridge=1e-4), "global", "shade")
+    data = LabelledScans(scans, tuple("abcd") * 2)
+    task = Task.from_values("shade", data.values, "embedding", dimensions=4)
+    adapter, _ = adapt(small_model, task, data, None, AdaptSettings("linear", ridge=1e-4), "global", "shade")
     assert (adapter.card.task, adapter.card.dimensions, adapter.card.labels) == ("embedding", 4, ())
     saved = load_adapter(save_adapter(tmp_path / "a.safetensors", adapter))
     vectors = to_predictions(saved.card, AdaptedModel(small_model, saved)(torch.stack([s.clip(0) for s in scans])))
     assert vectors.norm(dim=1).tolist() == pytest.approx([1.0] * 8)
-    similar = vectors @ vectors.T
-    assert all(similar[k, k + 4] > similar[k, (k + 1) % 4] for k in range(4))
+    similarity = vectors @ vectors.T
+    assert all(similarity[k, k + 4] > similarity[k, (k + 1) % 4] for k in range(4))
 
 
 def test_embeddings_are_computed_once(make_store, tiny_model):
     scans = tuple(make_store(2, n_vols=44))
-    first, owners = embeddings_of(tiny_model, scans, 3)
+    first, owners = compute_embeddings(tiny_model, scans, 3)
     assert owners.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    tiny_model.encode = None  # nothing is encoded any more
-    again, _ = embeddings_of(tiny_model, scans, 3)
+    tiny_model.encode = None  # further calls must use the cache
+    again, _ = compute_embeddings(tiny_model, scans, 3)
     assert torch.equal(first, again)
-    part, owners = embeddings_of(tiny_model, scans[2:], 3)
+    part, owners = compute_embeddings(tiny_model, scans[2:], 3)
     assert torch.equal(part, first[4:])
     assert owners.tolist() == [0, 0, 1, 1]

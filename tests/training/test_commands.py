@@ -1,4 +1,4 @@
-"""The command: from folders to encoders, adapters and reports."""
+"""``neurostorm-train``: from datasets to encoders, adapters and reports."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from bids_app.cli.train import main
 from bids_app.clips import MODEL_GRID_AFFINE, ClipReader, series_from_image
 from bids_app.errors import BadDataError, NoInputError
 from bids_app.model.checkpoint import read_checkpoint
-from bids_app.training.data.examples import ask, gather, read_images
+from bids_app.training.data.examples import label_scans, load_datasets, read_images
 from tests.helpers.models import save_random_encoder
 
 
 @pytest.fixture
 def encoder(tmp_path, tiny_config):
-    """A tiny encoder's file."""
+    """Write a tiny encoder and return its path."""
     return str(save_random_encoder(tmp_path / "tiny.safetensors", tiny_config))
 
 
-def test_commands_go_from_a_store_to_an_encoder_and_an_adapter(make_store, tmp_path, capsys, tiny_config):
+def test_pretrain_and_adapt_write_an_encoder_and_an_adapter(make_store, tmp_path, capsys, tiny_config):
     store = make_store(2)
     (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
     encoder, adapter = tmp_path / "encoder.safetensors", tmp_path / "side.safetensors"
@@ -53,7 +53,7 @@ def test_commands_go_from_a_store_to_an_encoder_and_an_adapter(make_store, tmp_p
     assert (tmp_path / "encoder.training" / "log.csv").is_file()
 
 
-def test_commands_name_what_is_wrong(make_store, tmp_path, capsys):
+def test_error_messages_name_the_option_or_file(make_store, tmp_path, capsys):
     store = str(make_store(1).folder)
     assert main(["pretrain", store, "--mask", "atlas", "--output", str(tmp_path / "e.safetensors")]) == 64
     assert "--atlas" in capsys.readouterr().err
@@ -67,7 +67,7 @@ def test_commands_name_what_is_wrong(make_store, tmp_path, capsys):
     assert "parcels.nii.gz" in capsys.readouterr().err
 
 
-def test_pretraining_by_regions_lists_those_that_cannot_be_resolved(make_store, tmp_path, capsys, tiny_config):
+def test_region_masking_lists_unresolved_regions(make_store, tmp_path, capsys, tiny_config):
     store = make_store(1)
     labels = np.zeros((96, 96, 96), np.int16)
     labels[:48], labels[48:, :48], labels[90, 90, 90] = 3, 5, 9
@@ -88,14 +88,14 @@ def test_pretraining_by_regions_lists_those_that_cannot_be_resolved(make_store, 
     ]
     options += ["--region-weights", str(tmp_path / "weights.tsv"), "--config", str(tmp_path / "config.json")]
     assert main(["pretrain", str(store.folder), *options, "--output", str(tmp_path / "e.safetensors")]) == 0
-    said = capsys.readouterr().out
-    assert "2 of 3 regions" in said
-    assert "speck" in said
+    output = capsys.readouterr().out
+    assert "2 of 3 regions" in output
+    assert "speck" in output
     table = (tmp_path / "e.training" / "regions.tsv").read_text().splitlines()
     assert table[3].split("\t") == ["9", "speck", "0.0", "False"]
 
 
-def test_a_split_file_decides_who_validates(make_store, tmp_path, encoder):
+def test_a_split_file_defines_the_validation_set(make_store, tmp_path, encoder):
     store = make_store(3)
     (tmp_path / "split.json").write_text('{"training": ["00", "02"], "validation": ["01"]}')
     adapter = tmp_path / "a.safetensors"
@@ -107,30 +107,30 @@ def test_a_split_file_decides_who_validates(make_store, tmp_path, encoder):
     assert lines[1:] == ["sub-00\ttraining", "sub-01\tvalidation", "sub-02\ttraining"]
 
 
-def test_an_evaluation_writes_its_report(make_store, tmp_path, encoder, capsys):
+def test_evaluate_writes_a_report(make_store, tmp_path, encoder, capsys):
     store = make_store(4)
     options = ["--model", encoder, "--target", "scan:side", "--strategy", "linear", "--normalisation", "global"]
     options += ["--folds", "2", "--permutations", "4", "--draws", "20", "--output", str(tmp_path / "report")]
     assert main(["evaluate", str(store.folder), *options]) == 0
     report = (tmp_path / "report" / "report.md").read_text()
     assert "functional connectivity (cubes of 24 mm)" in report
-    assert "No baseline of motion and confounds" in report
+    assert "Baseline omitted: motion and confounds" in report
     assert "mean image" in capsys.readouterr().out
 
 
-def test_participants_of_several_datasets_stay_apart(make_store, invented_series, tmp_path):
+def test_equal_labels_in_several_datasets_are_distinguished(make_store, invented_series, tmp_path):
     from bids_app.training.data.store import ClipStore
 
     first = make_store(2)
     second = ClipStore(tmp_path / "second", "global")
     second.add("sub-00_task-left", invented_series(9), "00", labels={"side": "left"})
-    datasets = gather([first.folder, second.folder], tmp_path / "clips", "global")
-    examples = ask(datasets, "scan:side")
+    datasets = load_datasets([first.folder, second.folder], tmp_path / "clips", "global")
+    examples = label_scans(datasets, "scan:side")
     assert {e.participant for e in examples.data.scans} == {"00@store", "01@store", "00@second"}
-    assert set(ask(datasets[:1], "scan:participant").data.values) == {"00", "01"}
+    assert set(label_scans(datasets[:1], "scan:participant").data.values) == {"00", "01"}
 
 
-def test_vectors_of_images_are_read_from_both_kinds_of_files(tmp_path):
+def test_image_vectors_are_read_from_tsv_and_npy(tmp_path):
     (tmp_path / "a.tsv").write_text("stim_file\tx\ty\nimages/1.png\t1\t2\nimages/2.png\t3\t4\n")
     expected = read_images(tmp_path / "a.tsv")
     assert expected["images/2.png"].tolist() == [3.0, 4.0]
@@ -144,10 +144,10 @@ def test_vectors_of_images_are_read_from_both_kinds_of_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_one_command_goes_from_derivatives_and_a_column_to_an_adapter(
+def test_adapt_trains_an_adapter_from_derivatives_and_a_column(
     write_derivative, tmp_path, tiny_model, encoder, monkeypatch
 ):
-    """The table lies in the raw dataset that the derivatives name; only the encoder is said beside the target."""
+    """The table is in the raw dataset that the derivatives link to."""
     out, raw = tmp_path / "out", tmp_path / "raw"
     for k, label in enumerate("abcd"):
         write_derivative(out, label, "MNI152NLin6Asym", n_vols=42, side=k % 2)
@@ -170,7 +170,7 @@ def test_one_command_goes_from_derivatives_and_a_column_to_an_adapter(
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_two_processes_pretrain_as_one_does_with_twice_the_batch(make_store, tmp_path, tiny_config):
+def test_two_processes_equal_one_with_twice_the_batch_size(make_store, tmp_path, tiny_config):
     store = make_store(2)
     (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
     common = ["--config", str(tmp_path / "config.json"), "--epochs", "2"]
@@ -184,8 +184,8 @@ def test_two_processes_pretrain_as_one_does_with_twice_the_batch(make_store, tmp
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_killed_command_goes_on_from_where_it_was(make_store, tmp_path, tiny_config):
-    """Killed as by ``kill -9`` after the first epoch, and started again: the same curve and the same weights."""
+def test_a_killed_command_resumes(make_store, tmp_path, tiny_config):
+    """Killed with SIGKILL after the first epoch and started again: same losses and weights."""
     store = make_store(1)
     (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
     common = ["--config", str(tmp_path / "config.json"), "--epochs", "3", "--batch-size", "1", "--no-augment"]

@@ -1,4 +1,4 @@
-"""The training loop: its rate, its memory, and what it keeps."""
+"""Training loop: learning rate, resuming, and the best epoch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bids_app.training.loop import LoopSettings, fit
 
 
 class Numbers:
-    """Batches (x, y) of a line with noise, drawn from the epoch's number."""
+    """Batches (x, y) of a linear function, seeded by the epoch."""
 
     steps = 5
 
@@ -40,39 +40,39 @@ def loss_with_dropout(model):
     return loss_of
 
 
-def test_rate_rises_then_follows_a_cosine_down():
+def test_learning_rate_warms_up_and_follows_a_cosine():
     settings = LoopSettings(epochs=1, learning_rate=1.0, warmup=0.1, final=0.1)
-    rates = [settings.rate(step, 100) for step in range(100)]
+    rates = [settings.learning_rate_at(step, 100) for step in range(100)]
     assert rates[:10] == pytest.approx([(k + 1) / 10 for k in range(10)])
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[55] == pytest.approx(0.1 + 0.9 / 2, abs=1e-6)
-    assert settings.rate(99, 100) == pytest.approx(0.1, abs=0.001)
+    assert settings.learning_rate_at(99, 100) == pytest.approx(0.1, abs=0.001)
 
 
-def test_training_lowers_the_loss():
+def test_training_reduces_the_loss():
     model = line()
     rows = fit(model, Numbers(), loss_with_dropout(model), LoopSettings(epochs=30, learning_rate=0.1))
     assert rows[-1]["loss"] < 0.3 * rows[0]["loss"]
     assert not model.training
 
 
-def test_a_run_taken_up_again_follows_the_same_curve(tmp_path):
+def test_a_resumed_run_gives_the_same_losses(tmp_path):
     settings = LoopSettings(epochs=6, learning_rate=0.05)
     whole = line()
     expected = fit(whole, Numbers(), loss_with_dropout(whole), settings)
 
-    broken = line()
+    interrupted = line()
     calls = 0
 
-    def dies_in_the_fourth_epoch(batch):
+    def interrupted_in_epoch_4(batch):
         nonlocal calls
         calls += 1
         if calls == 17:
             raise KeyboardInterrupt
-        return loss_with_dropout(broken)(batch)
+        return loss_with_dropout(interrupted)(batch)
 
     with pytest.raises(KeyboardInterrupt):
-        fit(broken, Numbers(), dies_in_the_fourth_epoch, settings, tmp_path)
+        fit(interrupted, Numbers(), interrupted_in_epoch_4, settings, tmp_path)
     resumed = line()
     rows = fit(resumed, Numbers(), loss_with_dropout(resumed), settings, tmp_path)
     assert [r["loss"] for r in rows] == [r["loss"] for r in expected]
@@ -80,24 +80,24 @@ def test_a_run_taken_up_again_follows_the_same_curve(tmp_path):
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 7
 
 
-def test_a_run_killed_in_the_middle_of_an_epoch_follows_the_same_curve(tmp_path):
-    """The process is killed as by ``kill -9`` in the third step of the third epoch, twice, and goes on each time."""
-    settings = LoopSettings(epochs=4, learning_rate=0.05, keep_every=0.0)
+def test_a_run_killed_within_an_epoch_gives_the_same_losses(tmp_path):
+    """The process is killed twice with SIGKILL and resumed each time."""
+    settings = LoopSettings(epochs=4, learning_rate=0.05, checkpoint_interval=0.0)
     whole = line()
     expected = fit(whole, Numbers(), loss_with_dropout(whole), settings, tmp_path / "whole")
-    for deadly_step in (13, 17):
+    for kill_step in (13, 17):
         child = os.fork()
         if child == 0:
             model, count = line(), [0]
-            done = len((tmp_path / "killed" / "steps.csv").read_text().splitlines()) - 1 if deadly_step > 13 else 0
+            done = len((tmp_path / "killed" / "steps.csv").read_text().splitlines()) - 1 if kill_step > 13 else 0
 
-            def deadly(batch, model=model, count=count, done=done):
+            def loss_or_kill(batch, model=model, count=count, done=done):
                 count[0] += 1
-                if done + count[0] == deadly_step:  # noqa: B023
+                if done + count[0] == kill_step:  # noqa: B023
                     os.kill(os.getpid(), signal.SIGKILL)
                 return loss_with_dropout(model)(batch)
 
-            fit(model, Numbers(), deadly, settings, tmp_path / "killed")
+            fit(model, Numbers(), loss_or_kill, settings, tmp_path / "killed")
             os._exit(1)  # it was not killed
         assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
     lines = (tmp_path / "killed" / "steps.csv").read_text().splitlines()
@@ -109,7 +109,7 @@ def test_a_run_killed_in_the_middle_of_an_epoch_follows_the_same_curve(tmp_path)
     assert (tmp_path / "killed" / "steps.csv").read_text() == (tmp_path / "whole" / "steps.csv").read_text()
 
 
-def test_a_state_of_other_data_is_refused(tmp_path):
+def test_a_state_of_other_data_raises(tmp_path):
     model = line()
     fit(model, Numbers(), loss_with_dropout(model), LoopSettings(epochs=1), tmp_path)
 
@@ -120,7 +120,7 @@ def test_a_state_of_other_data_is_refused(tmp_path):
         fit(model, More(), loss_with_dropout(model), LoopSettings(epochs=2), tmp_path)
 
 
-def test_the_best_epoch_is_kept_and_patience_ends_the_run():
+def test_the_best_epoch_is_restored_and_patience_stops_the_run():
     model = line()
     scores = iter([0.1, 0.9, 0.5, 0.4, 0.8, 1.0])
     seen = []
@@ -135,7 +135,7 @@ def test_the_best_epoch_is_kept_and_patience_ends_the_run():
     assert torch.equal(model.weight, seen[1])
 
 
-def test_frozen_parameters_stay(tmp_path):
+def test_frozen_parameters_do_not_change(tmp_path):
     model = line()
     model.bias.requires_grad_(False)
     before = model.bias.clone()
@@ -143,34 +143,34 @@ def test_frozen_parameters_stay(tmp_path):
     assert torch.equal(model.bias, before)
 
 
-def test_accumulated_batches_make_one_step_of_their_mean():
+def test_accumulated_batches_equal_one_larger_batch():
     def loss(model):
         return lambda batch: (model(batch[0]) - batch[1]).square().mean()
 
-    class Apart(Numbers):
+    class Separate(Numbers):
         steps = 2
 
     class Joined(Numbers):
         steps = 1
 
         def epoch(self, number, first=0):
-            (x1, y1), (x2, y2) = Apart().epoch(number)
+            (x1, y1), (x2, y2) = Separate().epoch(number)
             yield torch.cat([x1, x2]), torch.cat([y1, y2])
 
     settings = LoopSettings(epochs=3, learning_rate=0.05, warmup=0.0)
-    apart, joined = line(), line()
-    fit(apart, Apart(), loss(apart), LoopSettings(epochs=3, learning_rate=0.05, warmup=0.0, accumulate=2))
+    separate, joined = line(), line()
+    fit(separate, Separate(), loss(separate), LoopSettings(epochs=3, learning_rate=0.05, warmup=0.0, accumulate=2))
     fit(joined, Joined(), loss(joined), settings)
-    assert torch.allclose(apart.weight, joined.weight, atol=1e-6)
+    assert torch.allclose(separate.weight, joined.weight, atol=1e-6)
 
 
-def test_a_loss_that_is_no_number_stops_the_run():
+def test_a_loss_of_nan_raises():
     model = line()
     with pytest.raises(BadDataError, match="epoch 1"):
         fit(model, Numbers(), lambda batch: model(batch[0]).mean() * torch.nan, LoopSettings(epochs=2))
 
 
-def test_a_state_of_another_model_is_refused(tmp_path):
+def test_a_state_of_another_model_raises(tmp_path):
     model = line()
     fit(model, Numbers(), loss_with_dropout(model), LoopSettings(epochs=1), tmp_path)
     other = nn.Linear(2, 3)
@@ -178,7 +178,7 @@ def test_a_state_of_another_model_is_refused(tmp_path):
         fit(other, Numbers(), loss_with_dropout(other), LoopSettings(epochs=2), tmp_path)
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"accumulate": 0}])
-def test_settings_that_cannot_be_are_refused(wrong):
+@pytest.mark.parametrize("invalid", [{"epochs": 0}, {"learning_rate": 0.0}, {"warmup": 1.0}, {"accumulate": 0}])
+def test_invalid_settings_raise(invalid):
     with pytest.raises(UsageError):
-        LoopSettings(**wrong)
+        LoopSettings(**invalid)

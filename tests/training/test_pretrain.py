@@ -1,4 +1,4 @@
-"""Masked pre-training: the same curve however it is computed, and losses that count what they should."""
+"""Masked pre-training: equal losses for equivalent settings, and region weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bids_app.model.masking import AtlasPatches, MaskSettings
 from bids_app.training.data.augmentation import Augmentation
 from bids_app.training.data.loader import ClipBatches
 from bids_app.training.loop import LoopSettings, fabric_for
-from bids_app.training.pretrain import PretrainSettings, pretrain, region_weights, regions_report
+from bids_app.training.pretrain import PretrainSettings, count_region_patches, pretrain, region_weights
 from tests.helpers.scripts import ENVIRONMENT
 
 SMALL = EncoderConfig(img_size=(8, 8, 8, 20), patch_size=(2, 2, 2, 1), embed_dim=8, depths=(1, 1))
@@ -25,7 +25,7 @@ LOOP = LoopSettings(epochs=2, learning_rate=1e-3)
 
 @dataclass(frozen=True)
 class SmallScan:
-    """Smooth noise of 8 x 8 x 8 voxels, read as a scan is."""
+    """A clip source of smooth noise with 8 x 8 x 8 voxels."""
 
     seed: int
     n_vols: int = 44
@@ -40,14 +40,14 @@ class SmallScan:
         return values[None, ..., start : start + 20].cumsum(1) / 4
 
 
-def fresh() -> MaskedAutoencoder:
+def make_autoencoder() -> MaskedAutoencoder:
     torch.manual_seed(7)
     return MaskedAutoencoder(SMALL)
 
 
 def curve(settings: PretrainSettings, batch_size: int = 4, **more) -> list[float]:
     batches = ClipBatches(tuple(SmallScan(k) for k in range(4)), batch_size)
-    return [row["loss"] for row in pretrain(fresh(), batches, settings, **more)]
+    return [row["loss"] for row in pretrain(make_autoencoder(), batches, settings, **more)]
 
 
 def atlas() -> AtlasPatches:
@@ -56,26 +56,26 @@ def atlas() -> AtlasPatches:
     return AtlasPatches.from_volume(labels, (2, 2, 2))
 
 
-def test_checkpointing_changes_no_number():
+def test_checkpointing_does_not_change_the_losses():
     settings = PretrainSettings(loop=LOOP)
     assert curve(replace(settings, checkpointing=True)) == pytest.approx(curve(settings), rel=1e-5)
 
 
-def test_accumulated_batches_give_the_curve_of_the_larger_batch():
+def test_accumulated_batches_equal_a_larger_batch():
     settings = PretrainSettings(MaskSettings("atlas", "tube", 0.5, "soft"), None, LOOP)
     accumulated = replace(settings, loop=replace(LOOP, accumulate=2))
     assert curve(accumulated, 2, atlas=atlas()) == pytest.approx(curve(settings, 4, atlas=atlas()), rel=1e-4)
 
 
-def test_half_precision_follows_the_same_curve_roughly():
+def test_half_precision_gives_similar_losses():
     settings = PretrainSettings(strd=None, loop=LOOP)
     half = curve(settings, fabric=fabric_for("cpu", 1, "bf16-mixed"))
     assert half != curve(settings)
     assert half == pytest.approx(curve(settings), rel=0.02)
 
 
-def test_tokens_of_other_masks_stay_as_they_are():
-    model = fresh()
+def test_tokens_of_other_masks_are_not_trained():
+    model = make_autoencoder()
     before = {name: value.clone() for name, value in model.named_parameters()}
     batches = ClipBatches((SmallScan(1),), 2)
     pretrain(model, batches, PretrainSettings(MaskSettings("random", "tube"), loop=LOOP))
@@ -85,32 +85,32 @@ def test_tokens_of_other_masks_stay_as_they_are():
     assert all(p.requires_grad for p in model.parameters())
 
 
-def test_weights_of_regions_make_them_count():
+def test_region_weights_balance_or_weight_regions():
     own = atlas()
-    alike = region_weights(own)
-    sums = [float((alike * own.fractions[k]).sum()) for k in range(2)]
-    assert sums[0] == pytest.approx(sums[1], rel=0.05)  # one is twice as large as the other
-    assert alike[2, 3, 1] == 0
+    equal = region_weights(own)
+    sums = [float((equal * own.fractions[k]).sum()) for k in range(2)]
+    assert sums[0] == pytest.approx(sums[1], rel=0.05)  # one region is twice as large
+    assert equal[2, 3, 1] == 0
     named = region_weights(own, {2: 3.0})
     assert float(named[3, 1, 1] / named[0, 0, 0]) == pytest.approx(3.0)
     settings = PretrainSettings(MaskSettings("random", "tube"), loop=LOOP)
     assert curve(settings, weights=named) != curve(settings)
 
 
-def test_regions_that_the_tokens_cannot_resolve_are_listed():
-    rows = regions_report(atlas(), "majority", {1: "left"})
+def test_unresolved_regions_are_reported():
+    rows = count_region_patches(atlas(), "majority", {1: "left"})
     assert rows[0] == {"index": 1, "name": "left", "patches": 32.0, "resolved": True}
-    assert [row["resolved"] for row in regions_report(atlas(), "pure", {})] == [True, True, False]
+    assert [row["resolved"] for row in count_region_patches(atlas(), "pure", {})] == [True, True, False]
 
 
 def test_augmented_training_is_reproducible():
-    settings = PretrainSettings(loop=LOOP, augment=Augmentation(chance=1.0))
+    settings = PretrainSettings(loop=LOOP, augment=Augmentation(probability=1.0))
     assert curve(settings) == curve(settings)
     assert curve(settings) != curve(replace(settings, augment=None))
 
 
 TWO_PROCESSES = """
-from tests.training.test_pretrain import LOOP, SMALL, SmallScan, atlas, fresh
+from tests.training.test_pretrain import LOOP, SMALL, SmallScan, atlas, make_autoencoder
 from bids_app.model.masking import MaskSettings
 from bids_app.training.data.loader import ClipBatches
 from bids_app.training.loop import fabric_for
@@ -119,14 +119,14 @@ from pathlib import Path
 
 fabric = fabric_for("cpu", 2)
 fabric.launch()
-batches = ClipBatches(tuple(SmallScan(k) for k in range(4)), 2, share=(fabric.global_rank, fabric.world_size))
+batches = ClipBatches(tuple(SmallScan(k) for k in range(4)), 2, shard=(fabric.global_rank, fabric.world_size))
 settings = PretrainSettings(MaskSettings("atlas", "random", 0.5), loop=LOOP)
-pretrain(fresh(), batches, settings, Path({out!r}), atlas(), fabric=fabric)
+pretrain(make_autoencoder(), batches, settings, Path({out!r}), atlas(), fabric=fabric)
 """
 
 
 @pytest.mark.slow
-def test_two_processes_follow_the_curve_of_one_with_twice_the_batch(tmp_path):
+def test_two_processes_equal_one_with_twice_the_batch_size(tmp_path):
     script = tmp_path / "two.py"
     script.write_text(TWO_PROCESSES.format(out=str(tmp_path / "two")))
     subprocess.run([sys.executable, str(script)], check=True, timeout=280, env=ENVIRONMENT)

@@ -1,4 +1,4 @@
-"""What a cohort was like is read from tables, sidecars and figures of quality, as far as they tell."""
+"""Description of a cohort from tables, sidecars and image quality metrics."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from bids_app.adapters.file import Adapter, AdapterCard
-from bids_app.training.data.labels import Stretch
+from bids_app.training.data.labels import Segment
 from bids_app.training.data.store import Scan
-from bids_app.training.reference import figures_of, whole_scans, with_ranges
+from bids_app.training.reference import add_ranges, scan_properties, unique_scans
 
 
 @pytest.fixture
 def scans(tmp_path: Path) -> list[Scan]:
-    """Four scans of four participants; of the last one nothing is known but its length."""
+    """Return four scans of four participants; the last one has no sidecar and no image quality metrics."""
     found = []
     for person in range(4):
         name = f"sub-{person}_task-rest"
@@ -25,38 +25,38 @@ def scans(tmp_path: Path) -> list[Scan]:
         if person < 3:
             sidecar = {"RepetitionTime": 2.0 + person, "Manufacturer": "Acme", "MagneticFieldStrength": 3}
             bold.with_suffix("").with_suffix(".json").write_text(json.dumps(sidecar))
-            figures = f"bids_name\tfd_mean\ttsnr\n{name}_bold\t0.{person + 1}\t{'n/a' if person else 40}\n"
-            (bold.parent / f"{name}_desc-quality_metrics.tsv").write_text(figures)
+            metrics = f"bids_name\tfd_mean\ttsnr\n{name}_bold\t0.{person + 1}\t{'n/a' if person else 40}\n"
+            (bold.parent / f"{name}_desc-quality_metrics.tsv").write_text(metrics)
         scan = Scan(tmp_path / name, f"{person}", "", 1.0, 0.0, 100 * (person + 1), source=str(bold))
         found.append(scan)
     return found
 
 
-def card_of(scans: list[Scan], people: dict[str, dict[str, str]]) -> AdapterCard:
+def card_of(scans: list[Scan], participants: dict[str, dict[str, str]]) -> AdapterCard:
     card = AdapterCard("age", "regression", "age", "0" * 64, "voxel", cohort={"scans": 4})
-    return with_ranges(Adapter(card, {"head.weight": torch.zeros(1, 2)}), scans, people).card
+    return add_ranges(Adapter(card, {"head.weight": torch.zeros(1, 2)}), scans, participants).card
 
 
-def test_ranges_are_those_of_the_scans_as_far_as_most_of_them_tell(scans: list[Scan]) -> None:
-    people = {"0": {"age": "20"}, "1": {"age": "31.5"}, "2": {"age": "n/a"}, "9": {"age": "99"}}
-    card = card_of(scans, people)
+def test_ranges_require_values_for_at_least_half_of_the_scans(scans: list[Scan]) -> None:
+    participants = {"0": {"age": "20"}, "1": {"age": "31.5"}, "2": {"age": "n/a"}, "9": {"age": "99"}}
+    card = card_of(scans, participants)
     assert card.ranges == {"tr": [2, 4], "duration": [80, 320], "fd_mean": [0.1, 0.3], "age": [20, 31.5]}
     assert card.cohort["ages"] == {"mean": 25.75, "range": [20, 31.5], "known": 2}
 
 
 def test_sexes_sites_and_scanners_are_counted(scans: list[Scan]) -> None:
-    people = {f"{k}": {"sex": "F" if k else "M", "site": "n/a" if k == 3 else "here"} for k in range(4)}
-    cohort = card_of(scans, people).cohort
+    participants = {f"{k}": {"sex": "F" if k else "M", "site": "n/a" if k == 3 else "here"} for k in range(4)}
+    cohort = card_of(scans, participants).cohort
     assert cohort["scans"] == 4
     assert (cohort["sexes"], cohort["sites"]) == ({"F": 3, "M": 1}, {"here": 3})
     assert cohort["scanners"] == {"Acme 3 T": 3}
     assert "ages" not in cohort
 
 
-def test_motion_comes_from_confounds_where_no_quality_is_told(scans: list[Scan]) -> None:
+def test_motion_is_taken_from_confounds_without_quality_metrics(scans: list[Scan]) -> None:
     plain = Scan(scans[3].folder, "3", "", 1.0, 0.0, 100, confounds={"framewise_displacement_mean": 0.25})
-    assert figures_of(plain) == {"duration": 80, "fd_mean": 0.25}
+    assert scan_properties(plain) == {"duration": 80, "fd_mean": 0.25}
 
 
-def test_stretches_stand_for_their_scans(scans: list[Scan]) -> None:
-    assert whole_scans([Stretch(scans[0], 0, 20), Stretch(scans[0], 20, 40), scans[1]]) == (scans[0], scans[1])
+def test_segments_are_replaced_by_their_scans(scans: list[Scan]) -> None:
+    assert unique_scans([Segment(scans[0], 0, 20), Segment(scans[0], 20, 40), scans[1]]) == (scans[0], scans[1])

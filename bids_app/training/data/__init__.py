@@ -1,4 +1,4 @@
-"""From datasets to batches of clips: sources, the clip store, labels, examples, splits, augmentation, the loader.
+"""Training data: sources, the clip store, labels, examples, splits, augmentation and the batch loader.
 
 No encoder and no optimiser.
 """

@@ -1,4 +1,4 @@
-"""Changes to clips on the model grid that leave their meaning as it is; made on the device that the clips are on.
+"""Data augmentation of clips on the model grid, computed on the device of the clips.
 
 B  clips      x y z t  voxels and volumes
 """
@@ -13,33 +13,33 @@ from torch.nn import functional as F
 
 from bids_app.errors import UsageError
 
-OUTSIDE = 1e-3
-"""How little above the background a voxel may be and still be background, which interpolation may have touched."""
+BACKGROUND_TOLERANCE = 1e-3
+"""Voxels less than this above the background count as background after interpolation."""
 
 
-def mirrored(clips: torch.Tensor) -> torch.Tensor:
-    """Mirror clips (..., 96, 96, 96, t) left to right about the plane x = 0 mm, where voxel 48 lies."""
+def mirror(clips: torch.Tensor) -> torch.Tensor:
+    """Flip clips (..., 96, 96, 96, t) left to right about the plane x = 0 mm (voxel 48)."""
     return clips.flip(-4).roll(1, -4)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How far clips may be changed; every change is the same for all volumes of a clip, but for the noise.
+    """Random augmentation; all volumes of a clip get the same change, except for the noise.
 
     Attributes
     ----------
     degrees : float
-        Largest rotation about each axis.
+        Maximum rotation about each axis.
     scale : float
-        Largest change of size along each axis, as a share.
+        Maximum relative change of size along each axis.
     shift : float
-        Largest shift along each axis, voxels.
+        Maximum shift along each axis, voxels.
     noise : float
-        Largest standard deviation of noise, in units of the normalised signal; background stays as it is.
+        Maximum standard deviation of noise, in units of the normalised signal; the background is unchanged.
     fwhm : float
-        Widest smoothing, voxels.
-    chance : float
-        Of each kind of change, for each clip.
+        Maximum smoothing kernel, voxels.
+    probability : float
+        Probability of each type of change, per clip.
     """
 
     degrees: float = 10.0
@@ -47,52 +47,52 @@ class Augmentation:
     shift: float = 2.0
     noise: float = 0.1
     fwhm: float = 2.0
-    chance: float = 0.5
+    probability: float = 0.5
 
     def __post_init__(self) -> None:
-        wrong = [n for n in ("degrees", "scale", "shift", "noise", "fwhm", "chance") if getattr(self, n) < 0]
-        if wrong or self.scale >= 1 or self.chance > 1:
+        wrong = [n for n in ("degrees", "scale", "shift", "noise", "fwhm", "probability") if getattr(self, n) < 0]
+        if wrong or self.scale >= 1 or self.probability > 1:
             raise UsageError(
-                f"An augmentation cannot be {self}.", "Give numbers of 0 or more; scale and chance up to 1."
+                f"Invalid augmentation: {self}.", "Use numbers of at least 0, scale below 1 and probability up to 1."
             )
 
     def __call__(self, clips: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
-        """Change clips.
+        """Augment clips.
 
         Parameters
         ----------
         clips : torch.Tensor, (B, 1, x, y, z, t)
         seeds : torch.Tensor of int64, (B,)
-            What each clip's changes are drawn from, so that they do not depend on the others.
+            Random seed of each clip, so that its changes do not depend on the batch.
 
         Returns
         -------
         torch.Tensor, (B, 1, x, y, z, t)
         """
-        return torch.stack([self._one(clip, int(seed)) for clip, seed in zip(clips, seeds, strict=True)])
+        return torch.stack([self._augment(clip, int(seed)) for clip, seed in zip(clips, seeds, strict=True)])
 
-    def _one(self, clip: torch.Tensor, seed: int) -> torch.Tensor:
-        drawn = torch.Generator().manual_seed(seed)
-        wanted = torch.rand(3, generator=drawn) < self.chance
-        angles, scales, shifts = (2 * torch.rand(3, 3, generator=drawn) - 1).unbind()
-        fwhm, noise = (torch.rand(2, generator=drawn) * torch.tensor([self.fwhm, self.noise])).tolist()
+    def _augment(self, clip: torch.Tensor, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        applied = torch.rand(3, generator=generator) < self.probability
+        angles, scales, shifts = (2 * torch.rand(3, 3, generator=generator) - 1).unbind()
+        fwhm, noise = (torch.rand(2, generator=generator) * torch.tensor([self.fwhm, self.noise])).tolist()
         background = clip.amin()
         volumes = (clip[0] - background).permute(3, 0, 1, 2)  # (t, x, y, z), 0 outside
-        if wanted[0] and (self.degrees or self.scale or self.shift):
+        if applied[0] and (self.degrees or self.scale or self.shift):
             matrix = _rotation(torch.deg2rad(self.degrees * angles)) @ torch.diag(1 + self.scale * scales)
-            volumes = moved(volumes, matrix, self.shift * shifts)
-        if wanted[1] and fwhm > 0.1:
-            volumes = smoothed(volumes, fwhm)
-        if wanted[2] and noise > 0:
-            own = torch.Generator(clip.device).manual_seed(seed)
-            volumes = volumes + noise * torch.randn(volumes.shape, generator=own, device=clip.device) * (
-                volumes > OUTSIDE
+            volumes = apply_affine(volumes, matrix, self.shift * shifts)
+        if applied[1] and fwhm > 0.1:
+            volumes = smooth(volumes, fwhm)
+        if applied[2] and noise > 0:
+            device_generator = torch.Generator(clip.device).manual_seed(seed)
+            volumes = volumes + noise * torch.randn(volumes.shape, generator=device_generator, device=clip.device) * (
+                volumes > BACKGROUND_TOLERANCE
             )
         return (volumes.permute(1, 2, 3, 0) + background)[None]
 
 
 def _rotation(angles: torch.Tensor) -> torch.Tensor:
-    """Rotation about x, then y, then z by angles (3,) in radians; (3, 3)."""
+    """Return the matrix (3, 3) of a rotation about x, then y, then z by angles (3,) in radians."""
     total = torch.eye(3)
     for axis, angle in enumerate(angles.tolist()):
         i, j = [a for a in range(3) if a != axis]
@@ -103,36 +103,36 @@ def _rotation(angles: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def moved(volumes: torch.Tensor, matrix: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """Draw volumes under an affine about their middle, linearly; 0 comes in from outside.
+def apply_affine(volumes: torch.Tensor, matrix: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Resample volumes linearly under an affine transform about their centre; outside is 0.
 
     Parameters
     ----------
     volumes : torch.Tensor, (t, x, y, z)
     matrix : torch.Tensor, (3, 3)
-        From offsets in the answer to offsets in ``volumes``, voxels.
+        Maps offsets from the centre of the output to offsets in ``volumes``, voxels.
     shift : torch.Tensor, (3,)
-        Added to the latter, voxels.
+        Added to the offsets in ``volumes``, voxels.
     """
     half = torch.tensor(volumes.shape[1:]) / 2
     theta = torch.cat([matrix * half[None, :] / half[:, None], (shift / half)[:, None]], dim=1)  # x, y, z
-    theta = torch.cat([theta[:, :3].flip(0, 1), theta[:, 3:].flip(0)], dim=1)  # grid_sample counts z, y, x
+    theta = torch.cat([theta[:, :3].flip(0, 1), theta[:, 3:].flip(0)], dim=1)  # grid_sample expects z, y, x
     grid = F.affine_grid(theta[None].to(volumes), [1, 1, *volumes.shape[1:]], align_corners=False)
     return F.grid_sample(volumes[None], grid, align_corners=False)[0]
 
 
-def smoothed(volumes: torch.Tensor, fwhm: float) -> torch.Tensor:
-    """Smooth volumes (t, x, y, z) with a Gaussian of a full width at half maximum in voxels."""
+def smooth(volumes: torch.Tensor, fwhm: float) -> torch.Tensor:
+    """Smooth volumes (t, x, y, z) with a Gaussian kernel; FWHM in voxels."""
     sigma = fwhm / 2.3548
-    reach = max(1, math.ceil(3 * sigma))
-    places = torch.arange(-reach, reach + 1, device=volumes.device, dtype=volumes.dtype)
-    kernel = torch.exp(-0.5 * (places / sigma) ** 2)
+    radius = max(1, math.ceil(3 * sigma))
+    offsets = torch.arange(-radius, radius + 1, device=volumes.device, dtype=volumes.dtype)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
     kernel = kernel / kernel.sum()
     out = volumes.contiguous()
-    for axis in range(3):  # as products with band matrices, which are many times as fast as thin convolutions
+    for axis in range(3):  # products with band matrices are much faster than 1D convolutions
         n = volumes.shape[1 + axis]
-        diagonals = [torch.diag(k.expand(n - abs(d)), d) for d, k in zip(range(-reach, reach + 1), kernel, strict=True)]
-        band = torch.stack(diagonals).sum(dim=0)
+        lags = range(-radius, radius + 1)
+        band = torch.stack([torch.diag(k.expand(n - abs(d)), d) for d, k in zip(lags, kernel, strict=True)]).sum(dim=0)
         before, after = math.prod(volumes.shape[: 1 + axis]), math.prod(volumes.shape[2 + axis :])
         out = out.reshape(-1, n) @ band if after == 1 else band @ out.reshape(before, n, after)
     return out.reshape(volumes.shape)

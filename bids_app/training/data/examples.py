@@ -1,4 +1,4 @@
-"""What a command's arguments name: scans of datasets, prepared where they are not yet, and what is asked of them."""
+"""Examples of a command: scans of its datasets with their labels."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from bids_app.errors import BadDataError, NoInputError
-from bids_app.training.adapt import Labelled
-from bids_app.training.data.labels import EventRule, Stretch, Target, read_table
-from bids_app.training.data.sources import prepare, raw_dataset_of
+from bids_app.training.adapt import LabelledScans
+from bids_app.training.data.labels import EventRule, Segment, Target, read_table
+from bids_app.training.data.sources import find_raw_dataset, prepare
 from bids_app.training.data.splits import read_families
 from bids_app.training.data.store import ClipStore, Scan
 
@@ -39,56 +39,62 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Examples:
-    """What can be learned from.
+    """Labelled scans with the families and sites of their participants.
 
     Attributes
     ----------
-    data : Labelled
+    data : LabelledScans
     families : dict of str to str
-        Of participants that have one.
+        Family of each participant who has one.
     sites : tuple of str
-        Of each example; empty where no column was named.
+        Site of each example; empty without a site column.
     """
 
-    data: Labelled
+    data: LabelledScans
     families: dict[str, str]
     sites: tuple[str, ...] = ()
 
 
-def gather(
+def load_datasets(
     paths: Sequence[Path],
     base: Path,
     normalisation: str,
     n_procs: int = 1,
-    share: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = (0, 1),
     wait: Callable[[], None] = lambda: None,
-    say: Callable[[str], None] | None = None,
+    report: Callable[[str], None] | None = None,
 ) -> list[Dataset]:
-    """Each dataset (or store) with its scans, prepared where they are not yet.
+    """Load the scans of datasets or clip stores, and prepare missing clips.
 
     Parameters
     ----------
+    paths : sequence of Path
+        Derivatives or clip stores.
     base : Path
-        Where stores of clips go.
-    share, wait
-        Which of how many processes this is, and what waits for the others, where several prepare.
+        Folder for new clip stores.
+    shard : tuple of int
+        Rank of this process and number of processes that prepare clips.
+    wait : callable
+        Waits for the other processes.
+    report : callable, optional
+        Receives messages about omitted series.
     """
     stores = []
     for index, path in enumerate(paths):
         if not path.is_dir():
-            raise NoInputError(f"{path}: no such folder.", "Name derivatives, or a store of clips.")
-        is_known = [p.resolve().name for p in paths].count(path.resolve().name) == 1
-        name = path.resolve().name if is_known else f"{path.resolve().name}{index + 1}"
+            raise NoInputError(f"{path}: no such folder.", "Give a derivatives dataset or a clip store.")
+        is_unique = [p.resolve().name for p in paths].count(path.resolve().name) == 1
+        name = path.resolve().name if is_unique else f"{path.resolve().name}{index + 1}"
         is_store = (path / "store.json").is_file()
         store = ClipStore(path if is_store else base / f"{name}_{normalisation}", normalisation)
         if not is_store:
-            prepare(path, store, n_procs, share, say)
+            prepare(path, store, n_procs, shard, report)
         stores.append((name, path, store))
     wait()
     return [Dataset(name, path, list(store)) for name, path, store in stores]
 
 
-def ask(
+def label_scans(
     datasets: Sequence[Dataset],
     target: str,
     raw: Path | None = None,
@@ -96,14 +102,19 @@ def ask(
     family_column: str | None = None,
     site_column: str | None = None,
 ) -> Examples:
-    """Labels for the scans of datasets.
+    """Read the labels of the scans of datasets.
 
     Parameters
     ----------
+    datasets : sequence of Dataset
     target : str
-        See `Target.parse`; columns of families and sites may leave out ``participants.tsv:``.
+        See `Target.parse`.
+    raw : Path, optional
+        Raw dataset with tables.
     rule : EventRule, optional
-        For events; one about images begins at their onsets.
+        For events; clips of images start at their onsets.
+    family_column, site_column : str, optional
+        Columns of participants.tsv, or ``TABLE.tsv:COLUMN``.
     """
     rule = rule or EventRule()
     if target.endswith(f":{STIMULUS}"):
@@ -112,60 +123,62 @@ def ask(
     families: dict[str, str] = {}
     sites: list[str] = []
     for dataset in datasets:
-        found = Target.parse(target, dataset.path, raw, rule).examples(dataset.scans)
+        labelled = Target.parse(target, dataset.path, raw, rule).read_examples(dataset.scans)
         if site_column:
-            of_sites = _table(site_column, dataset, raw).of([_scan(e) for e, _ in found])
-            found = [pair for pair, site in zip(found, of_sites, strict=True) if site is not None]
-            sites += [site for site in of_sites if site is not None]
+            found_sites = _participants_target(site_column, dataset, raw).read_values([_scan(e) for e, _ in labelled])
+            labelled = [pair for pair, site in zip(labelled, found_sites, strict=True) if site is not None]
+            sites += [site for site in found_sites if site is not None]
         if family_column:
-            table = _table(family_column, dataset, raw)
+            table = _participants_target(family_column, dataset, raw)
             assert table.table is not None
-            of_people = read_families(table.table, table.column)
-            families |= {_person(p, dataset, datasets): f for p, f in of_people.items()}
-        pairs += [(_renamed(e, _person(e.participant, dataset, datasets)), value) for e, value in found]
-    labelled = Labelled(tuple(e for e, _ in pairs), tuple(value for _, value in pairs))
-    return Examples(labelled, families, tuple(sites))
+            found_families = read_families(table.table, table.column)
+            families |= {_unique_label(p, dataset, datasets): f for p, f in found_families.items()}
+        pairs += [
+            (_with_participant(e, _unique_label(e.participant, dataset, datasets)), value) for e, value in labelled
+        ]
+    data = LabelledScans(tuple(e for e, _ in pairs), tuple(value for _, value in pairs))
+    return Examples(data, families, tuple(sites))
 
 
-def participants_of(datasets: Sequence[Dataset], raw: Path | None = None) -> dict[str, dict[str, str]]:
-    """Rows of ``participants.tsv`` by participant, under the labels that `ask` gives; empty where there is none."""
+def read_participants(datasets: Sequence[Dataset], raw: Path | None = None) -> dict[str, dict[str, str]]:
+    """Read the rows of ``participants.tsv`` by the participant labels of `label_scans`; empty without a table."""
     found: dict[str, dict[str, str]] = {}
     for dataset in datasets:
-        roots = (dataset.path, raw or raw_dataset_of(dataset.path))
+        roots = (dataset.path, raw or find_raw_dataset(dataset.path))
         table = next((r / "participants.tsv" for r in roots if r and (r / "participants.tsv").is_file()), None)
         if table is not None:
             for (label, _), row in read_table(table, "participant_id").items():
-                found[_person(label, dataset, datasets)] = row
+                found[_unique_label(label, dataset, datasets)] = row
     return found
 
 
-def _table(text: str, dataset: Dataset, raw: Path | None) -> Target:
+def _participants_target(text: str, dataset: Dataset, raw: Path | None) -> Target:
     return Target.parse(text if ":" in text else f"participants.tsv:{text}", dataset.path, raw)
 
 
-def _scan(example: Scan | Stretch) -> Scan:
-    return example.scan if isinstance(example, Stretch) else example
+def _scan(example: Scan | Segment) -> Scan:
+    return example.scan if isinstance(example, Segment) else example
 
 
-def _person(label: str, dataset: Dataset, datasets: Sequence[Dataset]) -> str:
-    """A participant's label; of several datasets with the dataset's name, because labels are no one's own."""
+def _unique_label(label: str, dataset: Dataset, datasets: Sequence[Dataset]) -> str:
+    """Return the participant label; with several datasets, add the dataset name because labels may repeat."""
     return label if len(datasets) == 1 else f"{label}@{dataset.name}"
 
 
-def _renamed(example: Scan | Stretch, person: str) -> Scan | Stretch:
-    if isinstance(example, Stretch):
-        return replace(example, scan=replace(example.scan, participant=person))
-    return replace(example, participant=person)
+def _with_participant(example: Scan | Segment, participant: str) -> Scan | Segment:
+    if isinstance(example, Segment):
+        return replace(example, scan=replace(example.scan, participant=participant))
+    return replace(example, participant=participant)
 
 
 def read_images(path: Path) -> dict[str, np.ndarray]:
-    """Given vectors of images.
+    """Read image vectors.
 
     Parameters
     ----------
     path : Path
-        ``.tsv`` with the column ``stim_file`` and one column a number; or ``.npy``, (K, O), with a ``.tsv`` of the same
-        name beside it whose column ``stim_file`` names its rows.
+        ``.tsv`` with a column ``stim_file`` and one column per dimension; or ``.npy``, (K, O), with a ``.tsv`` of the
+        same name whose column ``stim_file`` names its rows.
 
     Returns
     -------
@@ -174,11 +187,11 @@ def read_images(path: Path) -> dict[str, np.ndarray]:
     table = path.with_suffix(".tsv")
     for needed in (path, table):
         if not needed.is_file():
-            raise NoInputError(f"{needed}: no such file.", "It has to name the images in a column stim_file.")
+            raise NoInputError(f"{needed}: no such file.", f"Name the images in the column {STIMULUS} of a TSV file.")
     with open(table, newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     if not rows or STIMULUS not in rows[0]:
-        raise BadDataError(f"{table}: has no column {STIMULUS}, or no row.", "It has to name the images.")
+        raise BadDataError(f"{table}: column {STIMULUS} is missing or empty.", "Name one image per row.")
     names = [row[STIMULUS] for row in rows]
     try:
         if path.suffix == ".npy":
@@ -186,19 +199,19 @@ def read_images(path: Path) -> dict[str, np.ndarray]:
         else:
             values = np.array([[float(v) for k, v in row.items() if k != STIMULUS] for row in rows], np.float32)
     except (ValueError, TypeError) as error:
-        raise BadDataError(f"{path}: holds no vectors ({error}).", "One row an image, one column a number.") from error
+        raise BadDataError(f"{path}: invalid vectors ({error}).", "Use one row of numbers per image.") from error
     if values.ndim != 2 or len(values) != len(names) or len(set(names)) != len(names) or not np.isfinite(values).all():
         raise BadDataError(
-            f"{path}: {values.shape} numbers for {len(names)} images, {len(set(names))} of them different.",
-            "One row an image, all finite.",
+            f"{path}: array of shape {values.shape} for {len(names)} images ({len(set(names))} unique).",
+            "Use one row of finite numbers per image.",
         )
     return dict(zip(names, values, strict=True))
 
 
 def read_weights(path: Path) -> dict[int, float]:
-    """Weights of regions by label: a TSV with the columns ``index`` and ``weight``."""
+    """Read region weights by label from a TSV file with the columns ``index`` and ``weight``."""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             return {int(row["index"]): float(row["weight"]) for row in csv.DictReader(file, delimiter="\t")}
     except (OSError, KeyError, ValueError) as error:
-        raise BadDataError(f"{path}: holds no weights ({error!r}).", "Columns index and weight are needed.") from error
+        raise BadDataError(f"{path}: invalid region weights ({error!r}).", "Use columns index and weight.") from error

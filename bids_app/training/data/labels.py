@@ -1,4 +1,4 @@
-"""What is asked of each scan, or of stretches of it: columns of tables, the scans' own labels, or events."""
+"""Labels of scans and segments, from tables, scan entities or events."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ import torch
 
 from bids_app.clips import CLIP_VOLUMES, MODEL_TR
 from bids_app.errors import BadDataError, NoMatchError, UsageError
-from bids_app.training.data.sources import events_of, raw_dataset_of
+from bids_app.training.data.sources import find_events, find_raw_dataset
 from bids_app.training.data.store import Scan
 
 EVENTS = "events.tsv"
 
 
 @dataclass(frozen=True)
-class Stretch:
-    """Some consecutive volumes of a scan; stands in for it where clips are read.
+class Segment:
+    """Consecutive volumes of a scan; clips are read from it as from a scan.
 
     Attributes
     ----------
     scan : Scan
     first, n_vols : int
-        Volumes at 0.8 s.
+        First volume and number of volumes at 0.8 s.
     """
 
     scan: Scan
@@ -37,36 +37,36 @@ class Stretch:
 
     @property
     def participant(self) -> str:
-        """As the scan's."""
+        """Participant of the scan."""
         return self.scan.participant
 
     @property
     def session(self) -> str:
-        """As the scan's."""
+        """Session of the scan."""
         return self.scan.session
 
     @property
     def name(self) -> str:
-        """The scan's, and where the stretch begins."""
+        """Name of the scan and first volume."""
         return f"{self.scan.name}@{self.first}"
 
     @property
     def labels(self) -> Mapping[str, Any]:
-        """As the scan's."""
+        """Labels of the scan."""
         return self.scan.labels
 
     @property
     def confounds(self) -> Mapping[str, float]:
-        """As the scan's."""
+        """Confound summaries of the scan."""
         return self.scan.confounds
 
     @property
     def n_clips(self) -> int:
-        """Clips that do not overlap."""
+        """Number of non-overlapping clips."""
         return self.n_vols // CLIP_VOLUMES
 
     def clip(self, start: int) -> torch.Tensor:
-        """Volumes from ``start`` of the stretch on, (1, 96, 96, 96, 20) float32."""
+        """Read the clip that starts at volume ``start`` of the segment, (1, 96, 96, 96, 20) float32."""
         if not 0 <= start <= self.n_vols - CLIP_VOLUMES:
             raise IndexError(f"volumes {start} to {start + CLIP_VOLUMES} of {self.n_vols} in {self.name}")
         return self.scan.clip(self.first + start)
@@ -74,16 +74,16 @@ class Stretch:
 
 @dataclass(frozen=True)
 class EventRule:
-    """How events name clips.
+    """Rule that assigns events to clips.
 
     Attributes
     ----------
     delay : float
-        Time by which the BOLD response lags behind an event, s.
+        Delay of the BOLD response after an event, s.
     overlap : float
-        Share of a clip that events of one kind must fill to name it.
+        Minimum fraction of a clip that events of one label must cover.
     at_onset : bool
-        One clip from the onset of each event instead, for events that are shorter than clips: images shown.
+        Use one clip from the onset of each event instead; for events shorter than clips, such as images.
     """
 
     delay: float = 4.0
@@ -92,22 +92,22 @@ class EventRule:
 
     def __post_init__(self) -> None:
         if not 0 < self.overlap <= 1:
-            raise UsageError(f"An overlap of {self.overlap} was asked for.", "Give a share above 0, up to 1.")
+            raise UsageError(f"Invalid value for --event-overlap: {self.overlap}.", "Use a value above 0, up to 1.")
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where labels come from.
+    """Source of labels.
 
     Attributes
     ----------
     table : Path or None
-        A TSV with a ``participant_id`` column (and ``session_id``, where sessions differ); None: see ``kind``.
+        TSV with the column ``participant_id`` (and ``session_id`` if values differ by session); None: see ``kind``.
     column : str
     kind : str
-        ``table``, ``scan`` (what the store says), ``sessions`` (each participant's ``*_sessions.tsv``), or ``events``.
+        ``table``, ``scan`` (labels in the store), ``sessions`` (each participant's ``*_sessions.tsv``) or ``events``.
     roots : tuple of Path
-        Datasets that sessions and events are looked for in.
+        Datasets to search for sessions and events.
     rule : EventRule
     """
 
@@ -119,25 +119,31 @@ class Target:
 
     @classmethod
     def parse(cls, text: str, dataset: Path, raw: Path | None = None, rule: EventRule | None = None) -> Target:
-        """Find what a target names.
+        """Parse a target and find its table.
 
         Parameters
         ----------
         text : str
             ``participants.tsv:sex``, ``sessions.tsv:mood``, ``phenotype/anxiety.tsv:score`` (paths, or names in the
-            derivatives or the raw dataset), ``events.tsv:trial_type``, or ``scan:task`` for what the store says.
+            derivatives or the raw dataset), ``events.tsv:trial_type``, or ``scan:task`` for labels in the store.
         dataset : Path
+            Derivatives.
         raw : Path, optional
-            The raw dataset; None looks where the derivatives say that it is.
+            Raw dataset; None uses the link in the derivatives.
         rule : EventRule, optional
+
+        Raises
+        ------
+        UsageError
+            The target is malformed, or its table does not exist.
         """
         table, separator, column = text.rpartition(":")
         if not separator or not column or not table:
-            raise UsageError(f"--target is {text!r}.", "Write TABLE.tsv:COLUMN, or scan:LABEL.")
+            raise UsageError(f"Invalid value for --target: {text!r}.", "Use TABLE.tsv:COLUMN or scan:LABEL.")
         rule = rule or EventRule()
         if table == "scan":
             return cls(None, column, "scan")
-        raw = raw or raw_dataset_of(dataset)
+        raw = raw or find_raw_dataset(dataset)
         roots = tuple(root for root in (dataset, raw) if root is not None)
         if table == EVENTS:
             return cls(None, column, "events", roots, rule)
@@ -147,44 +153,42 @@ class Target:
         if table == "sessions.tsv" and any(next(root.glob("sub-*/*_sessions.tsv"), None) for root in roots):
             return cls(None, column, "sessions", roots)
         raise UsageError(
-            f"--target names {table}, which is not here.",
-            f"Looked in {', '.join(map(str, (Path.cwd(), *roots)))}; name the raw dataset with --raw.",
+            f"--target: {table} was not found in {', '.join(map(str, (Path.cwd(), *roots)))}.",
+            "Give the raw dataset with --raw.",
         )
 
-    def of(self, scans: Sequence[Scan]) -> list[str | None]:
-        """The label of each scan as text; None where there is none (``n/a``)."""
+    def read_values(self, scans: Sequence[Scan]) -> list[str | None]:
+        """Read the label of each scan as text; None for missing values (``n/a``)."""
         if self.kind == "scan":
-            own = self.column == "participant"
-            values: list[Any] = [scan.participant if own else scan.labels.get(self.column) for scan in scans]
+            is_participant = self.column == "participant"
+            values: list[Any] = [scan.participant if is_participant else scan.labels.get(self.column) for scan in scans]
         else:
             rows = self._session_rows(scans) if self.kind == "sessions" else self._rows()
             values = [rows.get((scan.participant, scan.session), rows.get((scan.participant, ""))) for scan in scans]
-        return self._checked(values)
+        return self._to_text(values)
 
-    def examples(self, scans: Sequence[Scan]) -> list[tuple[Scan | Stretch, str]]:
-        """Scans, or stretches of them, that have a label, with it."""
+    def read_examples(self, scans: Sequence[Scan]) -> list[tuple[Scan | Segment, str]]:
+        """Return the scans or segments that have a label, with the label."""
         if self.kind != "events":
-            return [(s, v) for s, v in zip(scans, self.of(scans), strict=True) if v is not None]
-        found: list[tuple[Scan | Stretch, str]] = []
+            return [(s, v) for s, v in zip(scans, self.read_values(scans), strict=True) if v is not None]
+        found: list[tuple[Scan | Segment, str]] = []
         for scan in scans:
-            path = events_of(scan, self.roots)
+            path = find_events(scan, self.roots)
             if path is not None:
                 events = read_events(path, self.column)
-                named = clips_at_onsets if self.rule.at_onset else stretches
-                found += [(Stretch(scan, a, n), label) for a, n, label in named(events, scan, self.rule)]
+                assign = clips_at_onsets if self.rule.at_onset else find_segments
+                found += [(Segment(scan, a, n), label) for a, n, label in assign(events, scan, self.rule)]
         if not found:
             raise NoMatchError(
-                f"No clip has a {self.column} by events.tsv.",
-                f"Looked in {', '.join(map(str, self.roots))} for the events of {len(scans)} scans; name the raw "
-                "dataset with --raw, or ask for less overlap.",
+                f"events.tsv: no clip of {len(scans)} scans has a value of {self.column}; searched "
+                f"{', '.join(map(str, self.roots))}.",
+                "Give the raw dataset with --raw, or lower --event-overlap.",
             )
         return found
 
-    def _checked(self, values: Sequence[Any]) -> list[str | None]:
+    def _to_text(self, values: Sequence[Any]) -> list[str | None]:
         if all(is_missing(v) for v in values):
-            raise NoMatchError(
-                f"No scan has a value of {self.column}.", "Check the participants' labels and the column."
-            )
+            raise NoMatchError(f"No scan has a value of {self.column}.", "Check the participant labels and the column.")
         return [None if is_missing(v) else str(v) for v in values]
 
     def _rows(self) -> dict[tuple[str, str], str]:
@@ -193,55 +197,63 @@ class Target:
 
     def _session_rows(self, scans: Sequence[Scan]) -> dict[tuple[str, str], str]:
         found = {}
-        for person in {scan.participant for scan in scans}:
-            paths = [root / f"sub-{person}" / f"sub-{person}_sessions.tsv" for root in self.roots]
+        for participant in {scan.participant for scan in scans}:
+            paths = [root / f"sub-{participant}" / f"sub-{participant}_sessions.tsv" for root in self.roots]
             path = next((p for p in paths if p.is_file()), None)
-            for (_, session), row in (read_table(path, self.column, person) if path else {}).items():
-                found[person, session] = row[self.column]
+            for (_, session), row in (read_table(path, self.column, participant) if path else {}).items():
+                found[participant, session] = row[self.column]
         return found
 
 
 def read_table(path: Path, column: str, participant: str | None = None) -> dict[tuple[str, str], dict[str, str]]:
-    """Rows of a table by participant and session (empty where the table has none), both without prefix.
+    """Read the rows of a table by participant and session label (empty without sessions), both without prefix.
 
     Parameters
     ----------
+    path : Path
     column : str
-        That must be there.
+        Required column.
     participant : str, optional
-        Whose table it is, where it does not say so.
+        Participant of a table without the column ``participant_id``.
+
+    Raises
+    ------
+    BadDataError
+        A column is missing, or rows contradict each other.
     """
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     columns = list(rows[0]) if rows else []
     if column not in columns or (participant is None and "participant_id" not in columns):
-        raise BadDataError(f"{path}: has no column {column!r} beside participant_id.", f"It has {', '.join(columns)}.")
+        raise BadDataError(
+            f"{path}: column participant_id or {column!r} is missing.", f"Its columns are {', '.join(columns)}."
+        )
     found: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        person = participant or row["participant_id"].removeprefix("sub-")
+        label = participant or row["participant_id"].removeprefix("sub-")
         session = (row.get("session_id") or "").removeprefix("ses-")
-        key = (person, "" if is_missing(session) else session)
+        key = (label, "" if is_missing(session) else session)
         if key in found and found[key][column] != row[column]:
             raise BadDataError(
-                f"{path}: says of sub-{person} both {found[key][column]} and {row[column]}.",
-                "Keep one row a participant, or tell sessions apart by a session_id column.",
+                f"{path}: sub-{label} has two values of {column}: {found[key][column]} and {row[column]}.",
+                "Keep one row per participant, or add a session_id column.",
             )
         found[key] = row
     return found
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a table's cell says nothing."""
+    """Return True for an empty cell, ``n/a`` or NaN."""
     return value is None or str(value).strip().lower() in ("", "n/a", "nan")
 
 
 def read_events(path: Path, column: str) -> list[tuple[float, float, str]]:
-    """Onset and duration, s, and label of each event that has one."""
+    """Read onset and duration, s, and label of each labelled event."""
     with open(path, newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     missing = [name for name in ("onset", "duration", column) if rows and name not in rows[0]]
     if missing:
-        raise BadDataError(f"{path}: has no column {', '.join(missing)}.", f"It has {', '.join(rows[0])}.")
+        raise BadDataError(f"{path}: column {', '.join(missing)} is missing.", f"Its columns are {', '.join(rows[0])}.")
     try:
         return [
             (float(row["onset"]), 0.0 if is_missing(row["duration"]) else float(row["duration"]), row[column])
@@ -249,34 +261,36 @@ def read_events(path: Path, column: str) -> list[tuple[float, float, str]]:
             if not is_missing(row[column]) and not is_missing(row["onset"])
         ]
     except ValueError as error:
-        raise BadDataError(f"{path}: an onset or duration is no number ({error}).", "Mend the table.") from error
+        raise BadDataError(f"{path}: non-numeric onset or duration ({error}).", "Correct the table.") from error
 
 
-def stretches(events: Sequence[tuple[float, float, str]], scan: Scan, rule: EventRule) -> list[tuple[int, int, str]]:
-    """Stretches whose every clip is filled by events of one kind more than by others, and as far as the rule asks.
+def find_segments(
+    events: Sequence[tuple[float, float, str]], scan: Scan, rule: EventRule
+) -> list[tuple[int, int, str]]:
+    """Find segments in which one event label covers most of every clip, and at least ``rule.overlap`` of it.
 
     Returns
     -------
-    list of (first volume, volumes, label)
+    list of (first volume, number of volumes, label)
     """
-    kinds = sorted({label for _, _, label in events})
-    if not kinds or scan.n_vols < CLIP_VOLUMES:
+    labels = sorted({label for _, _, label in events})
+    if not labels or scan.n_vols < CLIP_VOLUMES:
         return []
-    begins = scan.start - rule.delay + MODEL_TR * np.arange(scan.n_vols)
-    filled = np.zeros((len(kinds), scan.n_vols))
+    onsets = scan.start - rule.delay + MODEL_TR * np.arange(scan.n_vols)
+    coverage = np.zeros((len(labels), scan.n_vols))
     for onset, duration, label in events:
-        shared = np.minimum(begins + MODEL_TR, onset + duration) - np.maximum(begins, onset)
-        filled[kinds.index(label)] += np.clip(shared, 0, None) / MODEL_TR
-    total = np.cumsum(np.pad(np.minimum(filled, 1), ((0, 0), (1, 0))), axis=1)
-    share = (total[:, CLIP_VOLUMES:] - total[:, :-CLIP_VOLUMES]) / CLIP_VOLUMES  # (kinds, possible starts)
-    owner = np.where(share.max(axis=0) >= rule.overlap - 1e-9, share.argmax(axis=0), -1)
+        covered = np.minimum(onsets + MODEL_TR, onset + duration) - np.maximum(onsets, onset)
+        coverage[labels.index(label)] += np.clip(covered, 0, None) / MODEL_TR
+    total = np.cumsum(np.pad(np.minimum(coverage, 1), ((0, 0), (1, 0))), axis=1)
+    fractions = (total[:, CLIP_VOLUMES:] - total[:, :-CLIP_VOLUMES]) / CLIP_VOLUMES  # (labels, possible starts)
+    owner = np.where(fractions.max(axis=0) >= rule.overlap - 1e-9, fractions.argmax(axis=0), -1)
     edges = np.flatnonzero(np.diff(owner, prepend=-2, append=-2))
-    return [(int(a), int(b - a - 1 + CLIP_VOLUMES), kinds[owner[a]]) for a, b in pairwise(edges) if owner[a] >= 0]
+    return [(int(a), int(b - a - 1 + CLIP_VOLUMES), labels[owner[a]]) for a, b in pairwise(edges) if owner[a] >= 0]
 
 
 def clips_at_onsets(
     events: Sequence[tuple[float, float, str]], scan: Scan, rule: EventRule
 ) -> list[tuple[int, int, str]]:
-    """One clip from the onset of each event on, later by the rule's delay, where the scan is long enough."""
+    """Return one clip per event, from its onset plus the delay, if the scan is long enough."""
     first = [(round((onset + rule.delay - scan.start) / MODEL_TR), label) for onset, _, label in events]
     return [(k, CLIP_VOLUMES, label) for k, label in first if 0 <= k <= scan.n_vols - CLIP_VOLUMES]

@@ -1,4 +1,4 @@
-"""Batches of clips, in an order and at times that only the seed and the epoch decide, whatever the number of processes.
+"""Batches of clips; seed and epoch alone determine their order, for any number of processes.
 
 B  clips of a batch      T  volumes of a clip
 """
@@ -18,8 +18,8 @@ from bids_app.clips import CLIP_VOLUMES
 from bids_app.errors import NoMatchError, UsageError
 
 
-class Readable(Protocol):
-    """What clips are read from: a scan of a store, or a stretch of one."""
+class ClipSource(Protocol):
+    """Source of clips: a scan of a store or a segment of one."""
 
     @property
     def participant(self) -> str: ...
@@ -35,15 +35,15 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class Batch:
-    """Clips of an epoch.
+    """Batch of clips.
 
     Attributes
     ----------
     clips : torch.Tensor, (B, 1, 96, 96, 96, 20)
     scans : torch.Tensor of int64, (B,)
-        Index of the scan that each is of.
+        Index of the scan of each clip.
     seeds : torch.Tensor of int64, (B,)
-        A number of each clip's own, for what is random about it; the same however clips are dealt to processes.
+        Random seed of each clip; independent of the number of processes.
     """
 
     clips: torch.Tensor
@@ -54,7 +54,7 @@ class Batch:
         return len(self.clips)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on another device; the seeds stay where they are."""
+        """Copy clips and scan indices to a device; the seeds stay on the CPU."""
         clips, scans = (x.to(device, non_blocking=True) for x in (self.clips, self.scans))
         return Batch(clips, scans, self.seeds)
 
@@ -65,83 +65,85 @@ class ClipBatches:
 
     Attributes
     ----------
-    scans : tuple of Readable
+    scans : tuple of ClipSource
     batch_size : int
-        Clips that a process is given at a time.
+        Clips per batch and process.
     seed : int
-    moving : bool
-        Clips begin anywhere (training), or where they do without overlap (evaluation).
-    share : tuple of int
-        Which of how many processes this is; together they are given what one with the larger batch would be.
-    kinds : tuple of int, optional
-        Of each scan. Clips of moving batches then come in pairs of one kind, as far as there are two.
+    random_starts : bool
+        Start clips at random volumes (training) instead of reading consecutive clips (evaluation).
+    shard : tuple of int
+        Rank of this process and number of processes; together they read the batches of one process with a larger batch.
+    identities : tuple of int, optional
+        Identity of each scan; with random starts, clips of one identity are then read in pairs where possible.
     """
 
-    scans: tuple[Readable, ...]
+    scans: tuple[ClipSource, ...]
     batch_size: int
     seed: int = 0
-    moving: bool = True
-    share: tuple[int, int] = (0, 1)
-    kinds: tuple[int, ...] | None = None
+    random_starts: bool = True
+    shard: tuple[int, int] = (0, 1)
+    identities: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not any(scan.n_clips for scan in self.scans):
-            raise NoMatchError("No scan is as long as a clip.", f"A clip needs {CLIP_VOLUMES} volumes at 0.8 s.")
+            raise NoMatchError("All scans are shorter than a clip.", f"A clip has {CLIP_VOLUMES} volumes at 0.8 s.")
         if self.batch_size < 1:
-            raise UsageError(f"A batch of {self.batch_size} was asked for.", "1 or more.")
-        if self.share[1] > 1 and self.n_clips < self._together:
+            raise UsageError(f"Invalid value for --batch-size: {self.batch_size}.", "Use at least 1.")
+        if self.shard[1] > 1 and self.n_clips < self._global_batch_size:
             raise UsageError(
-                f"{self.n_clips} clips do not fill a batch of {self.batch_size} in each of {self.share[1]} processes.",
-                "Take smaller batches, or fewer processes.",
+                f"{self.n_clips} clips do not fill a batch of {self.batch_size} in each of {self.shard[1]} processes.",
+                "Lower --batch-size or --processes.",
             )
 
     @property
     def n_clips(self) -> int:
-        """Clips of an epoch."""
+        """Number of clips per epoch."""
         return sum(scan.n_clips for scan in self.scans)
 
     @property
-    def _together(self) -> int:
-        return self.batch_size * self.share[1]
+    def _global_batch_size(self) -> int:
+        return self.batch_size * self.shard[1]
 
     @property
     def steps(self) -> int:
-        """Batches of an epoch."""
-        return self.n_clips // self._together or 1 if self.moving else -(-self.n_clips // self._together)
+        """Number of batches per epoch."""
+        if self.random_starts:
+            return self.n_clips // self._global_batch_size or 1
+        return -(-self.n_clips // self._global_batch_size)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
-        """The batches of one epoch from the ``first`` on, the next one read while the last is used."""
+        """Iterate over the batches of an epoch from batch ``first`` on; the next batch is read in the background."""
         order = [(i, k * CLIP_VOLUMES) for i, scan in enumerate(self.scans) for k in range(scan.n_clips)]
-        if self.moving:
+        if self.random_starts:
             rng = np.random.default_rng([self.seed, number])
             order = [(i, int(rng.integers(self.scans[i].n_vols - CLIP_VOLUMES + 1))) for i, _ in order]
             order = [order[k] for k in rng.permutation(len(order))]
-            if self.kinds is not None:
-                order = _paired(order, self.kinds)
+            if self.identities is not None:
+                order = _pair(order, self.identities)
         seeds = np.random.default_rng([self.seed, number, 1]).integers(2**62, size=len(order))
-        begins = [k * self._together + self.share[0] * self.batch_size for k in range(first, self.steps)]
-        spans = [slice(a, a + self.batch_size) for a in begins]
-        return _ahead(self._read(order[span], seeds[span]) for span in spans)
+        starts = [k * self._global_batch_size + self.shard[0] * self.batch_size for k in range(first, self.steps)]
+        spans = [slice(a, a + self.batch_size) for a in starts]
+        return _read_ahead(self._read(order[span], seeds[span]) for span in spans)
 
     def _read(self, group: list[tuple[int, int]], seeds: np.ndarray) -> Batch:
         clips = torch.stack([self.scans[i].clip(start) for i, start in group])
         return Batch(clips, torch.tensor([i for i, _ in group]), torch.from_numpy(seeds))
 
 
-def _paired(order: list[tuple[int, int]], kinds: tuple[int, ...]) -> list[tuple[int, int]]:
-    """The same clips with two of a kind beside each other; those that are left over come last."""
+def _pair(order: list[tuple[int, int]], identities: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Reorder clips so that two of one identity are adjacent; unpaired clips come last."""
     waiting: dict[int, tuple[int, int]] = {}
     paired: list[tuple[int, int]] = []
     for clip in order:
-        kind = kinds[clip[0]]
-        if kind in waiting:
-            paired += [waiting.pop(kind), clip]
+        identity = identities[clip[0]]
+        if identity in waiting:
+            paired += [waiting.pop(identity), clip]
         else:
-            waiting[kind] = clip
+            waiting[identity] = clip
     return paired + list(waiting.values())
 
 
-def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
     """Read one batch ahead in a thread."""
     waiting: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=1)
     stop = threading.Event()
@@ -161,7 +163,7 @@ def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
                 if not put(batch):
                     return
             put(None)
-        except BaseException as error:  # handed to the reader, who raises it
+        except BaseException as error:  # raised again by the consumer
             put(error)
 
     thread = threading.Thread(target=work, daemon=True)

@@ -1,6 +1,6 @@
-"""From datasets of preprocessed series to a store of clips, once: found by name, brought onto the model grid, kept.
+"""Preparation of a clip store from preprocessed BOLD series, resampled to the model grid.
 
-A series is ``*_space-<template>_desc-preproc_bold.nii.gz``, as fMRIPrep writes, and the app with ``--output-spaces``.
+A series is ``*_space-<template>_desc-preproc_bold.nii.gz``, from fMRIPrep or from neurostorm with ``--output-spaces``.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from bids_app.training.data.store import ClipStore, Scan
 
 log = logging.getLogger(__name__)
 BOLD_PATTERN = "**/*_space-*_desc-preproc_bold.nii.gz"
-NOT_OF_THE_RUN = ("space", "res", "desc")
-HOW_TO_GET = "Run neurostorm with --output-spaces MNI152NLin6Asym, or name a derivatives dataset of fMRIPrep."
+DERIVATIVE_ENTITIES = ("space", "res", "desc")
+SERIES_HINT = "Run neurostorm with --output-spaces MNI152NLin6Asym, or give a derivatives dataset of fMRIPrep."
 CONFOUNDS = (
     "framewise_displacement",
     "std_dvars",
@@ -46,17 +46,17 @@ CONFOUNDS = (
     "white_matter",
     "global_signal",
 )
-"""Columns whose mean and spread over a run are kept with it, for the baseline of motion and confounds."""
+"""Confounds whose mean and standard deviation are stored for the baseline of motion and confounds."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """One series of a dataset.
+class Series:
+    """Preprocessed BOLD series of a run.
 
     Attributes
     ----------
     name : str
-        Of the run: its entities but those of the preprocessing.
+        Name of the run, without the entities of preprocessing.
     bold : Path
     entities : dict of str to str
     """
@@ -66,28 +66,30 @@ class Found:
     entities: dict[str, str]
 
 
-def find_series(dataset: Path) -> list[Found]:
-    """Series in spaces that this app knows; of a run in several, the space listed first in the catalog, and of several
-    resolutions the one nearest the model's 2 mm."""
+def find_series(dataset: Path) -> list[Series]:
+    """Find one preprocessed series per run in a supported space.
+
+    Runs in several spaces: the first space in the catalog is used; several resolutions: 2 mm, as the model grid.
+    """
     known = list(templates.catalog())
-    best: dict[str, tuple[tuple[int, bool, str], Found]] = {}
+    best: dict[str, tuple[tuple[int, bool, str], Series]] = {}
     seen = set()
     for bold in dataset.glob(BOLD_PATTERN):
         entities = split_name(bold.name)[0]
         seen.add(entities["space"])
         if entities["space"] in known and "sub" in entities:
-            own = {k: v for k, v in entities.items() if k not in NOT_OF_THE_RUN}
-            found = Found(join_name(own, "").removesuffix("_"), bold, entities)
+            own = {k: v for k, v in entities.items() if k not in DERIVATIVE_ENTITIES}
+            found = Series(join_name(own, "").removesuffix("_"), bold, entities)
             rank = (known.index(entities["space"]), entities.get("res") not in ("2", "02"), bold.name)
             if found.name not in best or rank < best[found.name][0]:
                 best[found.name] = (rank, found)
     if seen and not best:
         raise UsageError(
-            f"{dataset}: its series are in {', '.join(sorted(seen))}, which are no spaces of this app.",
-            f"One of {', '.join(known)} is needed.",
+            f"{dataset}: unsupported space: {', '.join(sorted(seen))}.",
+            f"Use one of {', '.join(known)}.",
         )
     if not best:
-        raise NoMatchError(f"{dataset}: holds no *_desc-preproc_bold.nii.gz in a template's space.", HOW_TO_GET)
+        raise NoMatchError(f"{dataset}: no *_desc-preproc_bold.nii.gz in a template space.", SERIES_HINT)
     return [best[name][1] for name in sorted(best, key=natural_key)]
 
 
@@ -95,78 +97,84 @@ def prepare(
     dataset: Path,
     store: ClipStore,
     n_procs: int = 1,
-    share: tuple[int, int] = (0, 1),
-    say: Callable[[str], None] | None = None,
+    shard: tuple[int, int] = (0, 1),
+    report: Callable[[str], None] | None = None,
 ) -> list[Scan]:
-    """Bring the series of a dataset into a store.
+    """Add the preprocessed series of a dataset to a clip store.
 
     Parameters
     ----------
     dataset : Path
-        Brain masks and confounds beside the series are used.
+        Derivatives; brain masks and confounds are read from the folders of the series.
     store : ClipStore
-        Scans that it has are left as they are, so that an interrupted preparation is taken up again.
+        Existing scans are kept, so an interrupted preparation can be resumed.
     n_procs : int
-        Processes that prepare.
-    share : tuple of int
-        Which of how many parts of the dataset this process sees to, where several work at one store.
-    say : callable, optional
-        Told which series cannot be used, and why; they are left out.
+        Parallel processes.
+    shard : tuple of int
+        Part of the dataset to prepare and number of parts, if several processes fill one store.
+    report : callable, optional
+        Receives a message for each omitted series, with the reason.
 
     Returns
     -------
     list of Scan
-        Those of this process' share.
+        Scans of this part.
+
+    Raises
+    ------
+    NoMatchError
+        The dataset has no series, or all series are unusable.
+    UsageError
+        All series are in unsupported spaces.
     """
-    wanted = find_series(dataset)[share[0] :: share[1]]
+    wanted = find_series(dataset)[shard[0] :: shard[1]]
     missing = [found for found in wanted if found.name not in store]
-    faults: list[str] = []
     if n_procs > 1 and len(missing) > 1:
         with ProcessPoolExecutor(min(n_procs, len(missing)), mp_context=get_context("spawn")) as pool:
-            answers = list(pool.map(_try_one, missing, [store] * len(missing)))
+            reasons = list(pool.map(_prepare_or_reason, missing, [store] * len(missing)))
     else:
-        answers = [_try_one(found, store) for found in missing]
-    faults = [answer for answer in answers if answer]
-    for fault in faults:
-        (say or log.warning)(f"left out: {fault}")
+        reasons = [_prepare_or_reason(found, store) for found in missing]
+    reasons = [reason for reason in reasons if reason]
+    for reason in reasons:
+        (report or log.warning)(f"omitted: {reason}")
     scans = [store[found.name] for found in wanted if found.name in store]
     if wanted and not scans:
-        raise NoMatchError(f"{dataset}: none of its {len(wanted)} series can be used.", f"The first: {faults[0]}")
+        raise NoMatchError(f"{dataset}: all {len(wanted)} series are unusable.", f"First error: {reasons[0]}")
     return scans
 
 
-def _try_one(found: Found, store: ClipStore) -> str:
-    """Prepare a series; the reason where it cannot be used."""
+def _prepare_or_reason(series: Series, store: ClipStore) -> str:
+    """Prepare a series; return the reason if it is unusable, else an empty string."""
     try:
-        _prepare_one(found, store)
+        _prepare_series(series, store)
     except BadDataError as error:
-        return f"{found.bold.name}: {error}"
+        return f"{series.bold.name}: {error}"
     return ""
 
 
-def _prepare_one(found: Found, store: ClipStore) -> Scan:
-    bold, entities = found.bold, found.entities
+def _prepare_series(series: Series, store: ClipStore) -> Scan:
+    bold, entities = series.bold, series.entities
     to_model = templates.space(entities["space"]).to_model
     mask_path = bold.with_name(bold.name.replace("_desc-preproc_bold", "_desc-brain_mask"))
     image = _in_model_space(bold, to_model)
     mask = _in_model_space(mask_path, to_model) if mask_path.is_file() else None
     sidecar = _sidecar(bold)
     tr = sidecar.get("RepetitionTime")
-    confounds, n_dummy = _read_confounds(bold.parent / f"{found.name}_desc-confounds_timeseries.tsv")
+    confounds, n_dummy = _read_confounds(bold.parent / f"{series.name}_desc-confounds_timeseries.tsv")
     step = float(tr if tr is not None else image.header.get_zooms()[3])
     start = n_dummy * step + float(sidecar.get("StartTime") or 0.0)
     with tempfile.TemporaryDirectory(dir=store.folder, prefix=".series.") as scratch:
-        series = series_from_image(image, scratch, tr=tr, mask=mask, start=start, skip=n_dummy)
+        grid_series = series_from_image(image, scratch, tr=tr, mask=mask, start=start, skip=n_dummy)
         labels: dict[str, Any] = {key: entities[key] for key in ("task", "run") if key in entities}
         session = entities.get("ses", "")
-        return store.add(found.name, series, entities["sub"], session, labels, str(bold), confounds)
+        return store.add(series.name, grid_series, entities["sub"], session, labels, str(bold), confounds)
 
 
 def _in_model_space(path: Path, to_model: np.ndarray) -> nib.Nifti1Image:
     try:
         image = nib.Nifti1Image.from_filename(path)
     except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
-        raise BadDataError(f"{path.name}: cannot be read ({error}).", "Copy the file again.") from error
+        raise BadDataError(f"{path.name}: unreadable image ({error}).", "Check or copy the file again.") from error
     return nib.Nifti1Image(image.dataobj, to_model @ image.affine, image.header)
 
 
@@ -176,7 +184,7 @@ def _sidecar(bold: Path) -> dict[str, Any]:
 
 
 def _read_confounds(path: Path) -> tuple[dict[str, float], int]:
-    """Means and spreads of a run's confounds, and its volumes before the signal was steady."""
+    """Read means and standard deviations of confounds, and the number of non-steady-state volumes."""
     if not path.is_file():
         return {}, 0
     with open(path, newline="") as file:
@@ -194,10 +202,10 @@ def _read_confounds(path: Path) -> tuple[dict[str, float], int]:
     return found, n_dummy
 
 
-def raw_dataset_of(dataset: Path) -> Path | None:
-    """The raw dataset that derivatives were made from, where it is on this machine.
+def find_raw_dataset(dataset: Path) -> Path | None:
+    """Find the raw dataset of derivatives on this machine; None if there is none.
 
-    Looked for in ``DatasetLinks`` and ``SourceDatasets`` of the description, then among the folders above.
+    Search ``DatasetLinks`` and ``SourceDatasets`` in dataset_description.json, then the parent folders.
     """
     try:
         description = json.loads((dataset / "dataset_description.json").read_text())
@@ -218,8 +226,8 @@ def raw_dataset_of(dataset: Path) -> Path | None:
     return None
 
 
-def events_of(scan: Scan, roots: Sequence[Path]) -> Path | None:
-    """The events table of a scan by the inheritance principle, from the first of these datasets that has one."""
+def find_events(scan: Scan, roots: Sequence[Path]) -> Path | None:
+    """Find the events table of a scan by the inheritance principle, in the first dataset that has one."""
     parts = [f"sub-{scan.participant}", *([f"ses-{scan.session}"] if scan.session else []), "func"]
     for root in roots:
         folder = root.joinpath(*parts)

@@ -1,13 +1,13 @@
-"""Scans on the model grid, ready to be cut into clips: small, quick to read, safe to fill from several processes.
+"""Clip store: compressed scans on the model grid from which clips are read; safe for parallel writers.
 
     STORE/store.json          format, normalisation
-    STORE/<scan>/values.npy   (U, V) int8: normalised volumes at 0.8 s, voxels of the brain only
-    STORE/<scan>/mask.npy     (96, 96, 96) as bits
-    STORE/<scan>/mean.npy     (V,) float16: the mean image, under the global normalisation
-    STORE/<scan>/scan.json    scale, background, who and what: written last, so a folder without it is not counted
+    STORE/<scan>/values.npy   (U, V) int8: normalised volumes at 0.8 s, brain voxels only
+    STORE/<scan>/mask.npy     (96, 96, 96) packed bits: brain mask
+    STORE/<scan>/mean.npy     (V,) float16: mean image under the global normalisation
+    STORE/<scan>/scan.json    scale, background, participant, labels; written last: folders without it are ignored
 
-A value is ``code * scale``; the code -128 stands for background. The scale is chosen by the 99.95th percentile of the
-scan, so that a few outliers (which are cut off) do not coarsen the rest.
+A value is ``code * scale``; code -128 is background. The scale is set by the 99.95th percentile of the absolute values,
+so that a few outliers (which are clipped) do not reduce the precision.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from bids_app.errors import BadDataError, CannotCreateError, NoInputError, Usage
 
 STORE_FORMAT, STORE_VERSION = "neurostorm-clips", 1
 BACKGROUND = -128
-KEPT = 99.95
-"""Percentile of the absolute values that is still represented."""
+SCALE_PERCENTILE = 99.95
+"""Percentile of the absolute values that defines the scale."""
 CHUNKS_FOR_SCALE = 6
-"""Stretches of a scan that its scale is taken from."""
+"""Number of chunks of a scan from which its scale is estimated."""
 
 
 @dataclass(frozen=True)
@@ -46,17 +46,17 @@ class Scan:
     participant, session : str
         Labels without prefix; the session may be empty.
     scale, background : float
-        See the module's first paragraph.
+        Value per code step, and value of the background.
     n_vols : int
         Volumes at 0.8 s.
     labels : dict
-        What is known of the scan itself (a state, a task); those of the participant come from tables.
+        Labels of the scan (task, run); labels of the participant come from tables.
     source : str
-        The file it was made from.
+        Path of the preprocessed BOLD file.
     start : float
-        Time of the first volume in the run as it was scanned, s.
+        Time of the first volume relative to the start of the acquisition, s.
     confounds : dict of str to float
-        What is known of its motion and signals: means and spreads over the run.
+        Summaries of motion and confounds: means and standard deviations over the run.
     """
 
     folder: Path
@@ -72,42 +72,42 @@ class Scan:
 
     @property
     def name(self) -> str:
-        """The scan's name in its store."""
+        """Name of the scan in its store."""
         return self.folder.name
 
     @property
     def n_clips(self) -> int:
-        """Clips that do not overlap."""
+        """Number of non-overlapping clips."""
         return self.n_vols // CLIP_VOLUMES
 
     @property
-    def places(self) -> np.ndarray:
-        """Voxels of the brain, (V,) in C order; read each time, because stores hold more scans than memory does."""
+    def voxel_indices(self) -> np.ndarray:
+        """Flat indices of the brain voxels, (V,) in C order; read from disk each time to save memory."""
         bits = np.load(self.folder / "mask.npy")
         return np.flatnonzero(np.unpackbits(bits, count=int(np.prod(MODEL_GRID_SHAPE))))
 
     def mean_image(self) -> np.ndarray:
-        """The scan's mean over time under the global normalisation, (V,) float32."""
+        """Read the temporal mean under the global normalisation, (V,) float32."""
         path = self.folder / "mean.npy"
         if not path.is_file():
-            raise BadDataError(f"{self.folder}: holds no mean image.", "Prepare the store again in a new folder.")
+            raise BadDataError(f"{self.folder}: mean.npy is missing.", "Prepare the store again in a new folder.")
         return np.load(path).astype(np.float32)
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """The whole scan as it is stored: values (U, V) float32 of the brain, and their places, (V,) in C order."""
+        """Read all values of the brain voxels, (U, V) float32, and their flat indices, (V,) in C order."""
         codes = np.load(self.folder / "values.npy")
         values = codes.astype(np.float32) * np.float32(self.scale)
         values[codes == BACKGROUND] = self.background
-        return values, self.places
+        return values, self.voxel_indices
 
     def clip(self, start: int, clip_volumes: int = CLIP_VOLUMES) -> torch.Tensor:
-        """Volumes from ``start`` on, (1, 96, 96, 96, n) float32."""
+        """Read the clip that starts at volume ``start``, (1, 96, 96, 96, n) float32."""
         if not 0 <= start <= self.n_vols - clip_volumes:
             raise IndexError(f"volumes {start} to {start + clip_volumes} of {self.n_vols} in {self.name}")
         stored = np.load(self.folder / "values.npy", mmap_mode="r")
         codes = torch.full((int(np.prod(MODEL_GRID_SHAPE)), clip_volumes), BACKGROUND, dtype=torch.int8)
         rows = np.ascontiguousarray(stored[start : start + clip_volumes].T)  # (V, n)
-        codes[torch.from_numpy(self.places)] = torch.from_numpy(rows)
+        codes[torch.from_numpy(self.voxel_indices)] = torch.from_numpy(rows)
         grid = torch.where(codes == BACKGROUND, self.background, codes.float().mul_(self.scale))
         return grid.reshape(1, *MODEL_GRID_SHAPE, clip_volumes)
 
@@ -118,9 +118,9 @@ class ClipStore:
     Parameters
     ----------
     folder : str or Path
-        Made where it is missing.
+        Created if missing.
     normalisation : str, optional
-        Under which scans are stored; None takes the one that the store has.
+        Normalisation of the scans; None uses that of the existing store.
     """
 
     def __init__(self, folder: str | Path, normalisation: str | None = None) -> None:
@@ -128,27 +128,25 @@ class ClipStore:
         about = self.folder / "store.json"
         if not about.is_file():
             if normalisation is None:
-                raise NoInputError(f"{self.folder}: is no store of clips.", "Prepare one with `neurostorm-train`.")
+                raise NoInputError(f"{self.folder}: not a clip store.", "Prepare one with neurostorm-train.")
             if normalisation not in NORMALISATIONS:
-                raise UsageError(
-                    f"There is no normalisation {normalisation!r}.", f"Choose {' or '.join(NORMALISATIONS)}."
-                )
+                raise UsageError(f"Unknown normalisation: {normalisation!r}.", f"Choose {' or '.join(NORMALISATIONS)}.")
             _write_json(about, {"format": STORE_FORMAT, "version": STORE_VERSION, "normalisation": normalisation})
         content = json.loads(about.read_text())
         if content.get("format") != STORE_FORMAT or content.get("version") != STORE_VERSION:
-            raise BadDataError(f"{about}: not a store that this version reads.", "Prepare it again in a new folder.")
+            raise BadDataError(f"{about}: unsupported store format.", "Prepare the store again in a new folder.")
         self.normalisation = str(content["normalisation"])
         if normalisation not in (None, self.normalisation):
             raise UsageError(
-                f"{self.folder}: holds clips under the {self.normalisation} normalisation, not {normalisation}.",
-                "Use another folder for the other.",
+                f"{self.folder}: the store has {self.normalisation} normalisation, not {normalisation}.",
+                "Use another folder for each normalisation.",
             )
 
     def __contains__(self, name: str) -> bool:
         return (self.folder / name / "scan.json").is_file()
 
     def __iter__(self) -> Iterator[Scan]:
-        for path in sorted(self.folder.glob("[!.]*/scan.json")):  # names with a dot are still being written
+        for path in sorted(self.folder.glob("[!.]*/scan.json")):  # folders with a leading dot are being written
             yield self[path.parent.name]
 
     def __getitem__(self, name: str) -> Scan:
@@ -166,10 +164,10 @@ class ClipStore:
         source: str = "",
         confounds: Mapping[str, float] | None = None,
     ) -> Scan:
-        """Normalise a run and store it; a scan that is there already is left as it is.
+        """Normalise a run and add it to the store; an existing scan is kept.
 
-        Written under another name and renamed, so that a killed process leaves no half scan, and of two processes that
-        add the same scan one wins.
+        The folder is written under a temporary name and renamed, so that a killed process leaves no partial scan and
+        two processes can add the same scan.
         """
         if name in self:
             return self[name]
@@ -191,26 +189,26 @@ class ClipStore:
                     raise
         except OSError as error:
             raise CannotCreateError(
-                f"{self.folder / name}: cannot be written ({error}).", "Check disk and rights."
+                f"{self.folder / name}: writing failed ({error}).", "Check disk space and permissions."
             ) from error
         return self[name]
 
 
 def _quantise(series: GridSeries, normalisation: str) -> tuple[np.ndarray, float, float, np.ndarray]:
-    """A run as codes (U, V), their scale, the background's value and the mean image (V,); two passes, clip by clip."""
+    """Quantise a run clip by clip; return codes (U, V), scale, background value and mean image (V,)."""
     reader = ClipReader(series)
     n_vols, signal = reader.time.n_out, reader.statistics.signal
-    places = np.flatnonzero(series.mask)
+    indices = np.flatnonzero(series.mask)
 
     def rows(start: int) -> np.ndarray:
         volumes = reader.volumes(start, min(start + CLIP_VOLUMES, n_vols), normalisation)
-        return volumes.reshape(-1, volumes.shape[-1]).numpy()[places].T  # (n, V)
+        return volumes.reshape(-1, volumes.shape[-1]).numpy()[indices].T  # (n, V)
 
     starts = range(0, n_vols, CLIP_VOLUMES)
-    looked_at = starts[:: max(1, len(starts) // CHUNKS_FOR_SCALE)]
-    largest = max(float(np.percentile(np.abs(rows(start)[:, signal]), KEPT)) for start in looked_at)
-    scale = max(largest, 1e-6) / 127
-    codes = np.empty((n_vols, len(places)), np.int8)
+    sampled_starts = starts[:: max(1, len(starts) // CHUNKS_FOR_SCALE)]
+    maximum = max(float(np.percentile(np.abs(rows(start)[:, signal]), SCALE_PERCENTILE)) for start in sampled_starts)
+    scale = max(maximum, 1e-6) / 127
+    codes = np.empty((n_vols, len(indices)), np.int8)
     for start in starts:
         chunk = np.clip(np.rint(rows(start) / scale), -127, 127).astype(np.int8)
         chunk[:, ~signal] = BACKGROUND
@@ -221,6 +219,6 @@ def _quantise(series: GridSeries, normalisation: str) -> tuple[np.ndarray, float
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a whole file; NaN stay NaN."""
+    """Write a JSON file atomically; NaN is kept."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=1))

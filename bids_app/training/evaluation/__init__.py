@@ -1,4 +1,4 @@
-"""How well an encoder predicts a task in participants that it has not seen: folds, baselines, metrics, the report.
+"""Cross-validation of an encoder: folds, baselines, metrics and the report.
 
-What is fitted here is thrown away; adapters that are kept come from `bids_app.training.adapt`.
+Models fitted here are discarded; `bids_app.training.adapt` trains the adapters that are saved.
 """

@@ -1,4 +1,4 @@
-"""What is scored, and how methods compare: metrics and 95 % intervals over the same draws of participants."""
+"""Comparison of methods: units of analysis, metrics and 95 % bootstrap intervals over participants."""
 
 from __future__ import annotations
 
@@ -9,117 +9,130 @@ from typing import Any
 import numpy as np
 
 from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION
-from bids_app.training.adapt import Labelled
-from bids_app.training.evaluation import metrics as scores
+from bids_app.training.adapt import LabelledScans
+from bids_app.training.evaluation import metrics
 from bids_app.training.evaluation.folds import Fold
-from bids_app.training.tasks import Question
+from bids_app.training.tasks import Task
 
 ENCODER = "encoder"
-"""Key of the method that the others are compared with."""
+"""Key of the encoder, with which the baselines are compared."""
 
 
 @dataclass
 class Method:
-    """One method's results.
+    """Results of one method.
 
     Attributes
     ----------
     title : str
-    scores : dict of str to float
+    metrics : dict of str to float
     intervals : dict of str to tuple
-        95 %, over participants.
-    lead : tuple of float
-        For a baseline, how far the encoder is ahead in the main score: value and interval.
+        95 % bootstrap intervals over participants.
+    difference : tuple of float, optional
+        For a baseline: encoder minus baseline in the main metric, with its interval; positive: the encoder is better.
     """
 
     title: str
-    scores: dict[str, float]
+    metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
-    lead: tuple[float, float, float] | None = None
+    difference: tuple[float, float, float] | None = None
 
 
 class Units:
-    """What is scored: participants where the question is about them, examples otherwise, retrievals fold by fold."""
+    """Units of analysis: participants if each has one value of the target, examples otherwise.
+
+    Parameters
+    ----------
+    task : Task
+    data : LabelledScans
+    folds : list of Fold
+    images : mapping, optional
+        Image vectors, for tasks about images.
+    pool : int
+        Number of images to choose from.
+    """
 
     def __init__(
         self,
-        question: Question,
-        data: Labelled,
+        task: Task,
+        data: LabelledScans,
         folds: list[Fold],
         images: Mapping[str, np.ndarray] | None,
         pool: int,
     ) -> None:
-        self.question, self.data, self.folds, self.images, self.pool = question, data, folds, images, pool
+        self.task, self.data, self.folds, self.images, self.pool = task, data, folds, images, pool
         tested = np.unique(np.concatenate([test for _, test in folds]))
-        people = np.array([e.participant for e in data.scans])
+        owners = np.array([e.participant for e in data.scans])
         values = np.array(data.values)
-        one_each = all(len(set(values[people == p])) == 1 for p in set(people[tested]))
-        by_person = question.task != EMBEDDING and one_each
+        has_one_value = all(len(set(values[owners == p])) == 1 for p in set(owners[tested]))
+        per_participant = task.kind != EMBEDDING and has_one_value
         self.members = (
-            [tested[people[tested] == p] for p in sorted(set(people[tested]))] if by_person else [[i] for i in tested]
+            [tested[owners[tested] == p] for p in sorted(set(owners[tested]))]
+            if per_participant
+            else [[i] for i in tested]
         )
-        self.kind = "participant" if by_person else "example"
-        self.people = [str(people[m[0]]) for m in self.members]
+        self.kind = "participant" if per_participant else "example"
+        self.participants = [str(owners[m[0]]) for m in self.members]
         self.values = [str(values[m[0]]) for m in self.members]
-        self.everyone = np.arange(len(self.members))
+        self.indices = np.arange(len(self.members))
         sizes = [len(set(values[test])) for _, test in folds] if images is not None else []
         self.pool_size = min(pool, max(sizes)) if sizes else 0
 
-    def of(self, answers: np.ndarray) -> np.ndarray:
-        """Answers (N, K) to those of units; for retrieval, how each fared."""
-        if self.question.task != EMBEDDING:
-            return np.stack([answers[m].mean(axis=0) for m in self.members])
-        found = np.full((len(self.data.scans), 2), np.nan)
+    def aggregate(self, predictions: np.ndarray) -> np.ndarray:
+        """Average predictions (N, K) within units; for embeddings, return the retrieval result of each unit."""
+        if self.task.kind != EMBEDDING:
+            return np.stack([predictions[m].mean(axis=0) for m in self.members])
+        results = np.full((len(self.data.scans), 2), np.nan)
         for train, test in self.folds:
             values = [self.data.values[i] for i in test]
             if self.images is None:
-                found[test] = scores.retrievals(answers[test], values)
+                results[test] = metrics.retrieval_results(predictions[test], values)
             elif len(test):
-                own = [self.data.values[i] for i in train]
-                asked = Question.about(self.question.target, own, EMBEDDING, images=self.images)
-                similar, right = asked.image_similarity(answers[test], values, self.images)
-                found[test, 0] = scores.top1_chances(similar, right, self.pool)
-        return np.stack([found[m[0]] for m in self.members])
+                training_values = [self.data.values[i] for i in train]
+                fold_task = Task.from_values(self.task.target, training_values, EMBEDDING, images=self.images)
+                similarity, truth = fold_task.image_similarity(predictions[test], values, self.images)
+                results[test, 0] = metrics.top1_probabilities(similarity, truth, self.pool)
+        return np.stack([results[m[0]] for m in self.members])
 
-    def score(self, units: np.ndarray, draw: np.ndarray) -> dict[str, float]:
-        """Scores of a sample of units."""
-        if self.question.task == EMBEDDING:
+    def compute_metrics(self, units: np.ndarray, sample: np.ndarray) -> dict[str, float]:
+        """Compute the metrics of a sample (indices) of aggregated units."""
+        if self.task.kind == EMBEDDING:
             if self.images is not None:
-                return {"top1": float(np.nanmean(units[draw, 0]))}
-            return scores.of_retrieval(units[draw])
-        return self.question.scores(units[draw], [self.values[i] for i in draw])
+                return {"top1": float(np.nanmean(units[sample, 0]))}
+            return metrics.retrieval_metrics(units[sample])
+        return self.task.compute_metrics(units[sample], [self.values[i] for i in sample])
 
-    def permuted(self, rng: np.random.Generator) -> tuple[str, ...]:
-        """Values of examples, exchanged among participants; where a participant has several, within participants."""
+    def permute_values(self, rng: np.random.Generator) -> tuple[str, ...]:
+        """Permute values among participants, or within participants if units are examples."""
         values = list(self.data.values)
         if self.kind == "participant":
             for members, k in zip(self.members, rng.permutation(len(self.members)), strict=True):
                 for i in members:
                     values[i] = self.values[k]
             return tuple(values)
-        blocks = [test for _, test in self.folds] if self.question.task == EMBEDDING else self._by_person()
+        blocks = [test for _, test in self.folds] if self.task.kind == EMBEDDING else self._indices_by_participant()
         for block in blocks:
             own = [values[i] for i in block]
             for i, k in zip(block, rng.permutation(len(own)), strict=True):
                 values[i] = own[k]
         return tuple(values)
 
-    def _by_person(self) -> list[np.ndarray]:
-        people = np.array([e.participant for e in self.data.scans])
-        return [np.flatnonzero(people == p) for p in dict.fromkeys(people)]
+    def _indices_by_participant(self) -> list[np.ndarray]:
+        owners = np.array([e.participant for e in self.data.scans])
+        return [np.flatnonzero(owners == p) for p in dict.fromkeys(owners)]
 
-    def table(self, answers: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
-        """Each unit's truth, and what each method says of it."""
-        table: dict[str, list[Any]] = {"participant_id": [f"sub-{p}" for p in self.people]}
+    def to_table(self, predictions: Mapping[str, np.ndarray]) -> dict[str, list[Any]]:
+        """Return the columns of a table of true values and each method's predictions, one row per unit."""
+        table: dict[str, list[Any]] = {"participant_id": [f"sub-{p}" for p in self.participants]}
         if self.kind == "example":
             table["example"] = [self.data.scans[m[0]].name for m in self.members]  # type: ignore[attr-defined]
         table["truth"] = list(self.values)
-        for name, rows in answers.items():
-            units = self.of(rows)
-            if self.question.task == CLASSIFICATION:
-                for k, label in enumerate(self.question.labels):
+        for name, rows in predictions.items():
+            units = self.aggregate(rows)
+            if self.task.kind == CLASSIFICATION:
+                for k, label in enumerate(self.task.labels):
                     table[f"{name}_p_{label}"] = np.round(units[:, k], 4).tolist()
-            elif self.question.task == REGRESSION:
+            elif self.task.kind == REGRESSION:
                 table[name] = np.round(units[:, 0], 4).tolist()
             else:
                 table[f"{name}_right"] = np.round(units[:, 0], 4).tolist()
@@ -127,34 +140,36 @@ class Units:
 
 
 def compare_methods(
-    units: Mapping[str, np.ndarray], titles: Mapping[str, str], how: Units, n_draws: int, seed: int
+    aggregated: Mapping[str, np.ndarray], titles: Mapping[str, str], units: Units, n_samples: int, seed: int
 ) -> dict[str, Method]:
-    """Scores and intervals of all methods, and the encoder's lead, over the same draws of participants.
+    """Compute metrics, intervals and differences from the encoder, with the same bootstrap samples for all methods.
 
     Parameters
     ----------
-    units : mapping of str to numpy.ndarray
-        Each method's answers to the units, of `Units.of`; the encoder's under `ENCODER`.
+    aggregated : mapping of str to numpy.ndarray
+        Predictions of each method after `Units.aggregate`; the encoder has the key `ENCODER`.
     titles : mapping of str to str
-        Of the methods.
-    how : Units
-    n_draws : int
-        Samples of participants, with replacement.
+        Title of each method.
+    units : Units
+    n_samples : int
+        Bootstrap samples of participants.
     seed : int
     """
-    draws = scores.draws_of(how.people, n_draws, seed)
-    sign = -1 if how.question.score in scores.LESS_IS_BETTER else 1
-    main = how.question.score
+    samples = metrics.bootstrap_samples(units.participants, n_samples, seed)
+    main = units.task.main_metric
+    sign = -1 if main in metrics.LOWER_IS_BETTER else 1
     methods = {}
-    sampled = {}
-    for name, rows in units.items():
-        found = [how.score(rows, draw) for draw in draws]
-        sampled[name] = np.array([row[main] for row in found])
-        bounds = {key: tuple(np.nanquantile([row[key] for row in found], [0.025, 0.975]).tolist()) for key in found[0]}
-        methods[name] = Method(titles[name], how.score(rows, how.everyone), bounds)  # type: ignore[arg-type]
+    distributions = {}
+    for name, rows in aggregated.items():
+        sampled = [units.compute_metrics(rows, sample) for sample in samples]
+        distributions[name] = np.array([each[main] for each in sampled])
+        bounds = {
+            key: tuple(np.nanquantile([each[key] for each in sampled], [0.025, 0.975]).tolist()) for key in sampled[0]
+        }
+        methods[name] = Method(titles[name], units.compute_metrics(rows, units.indices), bounds)  # type: ignore[arg-type]
     for name, method in methods.items():
         if name != ENCODER:
-            low, high = np.nanquantile(sign * (sampled[ENCODER] - sampled[name]), [0.025, 0.975])
-            lead = sign * (methods[ENCODER].scores[main] - method.scores[main])
-            method.lead = (float(lead), float(low), float(high))
+            low, high = np.nanquantile(sign * (distributions[ENCODER] - distributions[name]), [0.025, 0.975])
+            difference = sign * (methods[ENCODER].metrics[main] - method.metrics[main])
+            method.difference = (float(difference), float(low), float(high))
     return methods

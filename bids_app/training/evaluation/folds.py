@@ -1,4 +1,4 @@
-"""Folds of cross-validation: no participant, family or (where asked) site is on both sides."""
+"""Cross-validation folds that never split a participant, a family or (on request) a site."""
 
 from __future__ import annotations
 
@@ -7,61 +7,70 @@ import numpy as np
 from bids_app.adapters.file import EMBEDDING, REGRESSION
 from bids_app.errors import BadDataError, NoMatchError
 from bids_app.training.data.examples import Examples
-from bids_app.training.data.splits import groups_of
-from bids_app.training.tasks import Question
+from bids_app.training.data.splits import participant_groups
+from bids_app.training.tasks import Task
 
 Fold = tuple[np.ndarray, np.ndarray]
-"""Indices of training and of test examples."""
+"""Indices of training and test examples."""
 
 
-def make_folds(question: Question, examples: Examples, n_folds: int, seed: int, by_image: bool = False) -> list[Fold]:
-    """Training and test examples of each fold.
+def make_folds(task: Task, examples: Examples, n_folds: int, seed: int, by_image: bool = False) -> list[Fold]:
+    """Split examples into training and test sets.
 
-    By participant or family, with classes (or levels of a number) spread evenly; or one site out each time.
+    Folds are grouped by participant or family and stratified by class (or quantiles of a number); with sites, each fold
+    leaves one site out.
 
     Parameters
     ----------
     by_image : bool
-        Whether images, too, are on one side only: a fold tests some participants with some images, and trains with
-        other participants and other images.
+        Split images as well: the training set of a fold shares neither participants nor images with its test set.
+
+    Raises
+    ------
+    NoMatchError
+        There is only one participant or one site.
+    BadDataError
+        A class has only one participant.
     """
     from sklearn.model_selection import GroupKFold, LeaveOneGroupOut, StratifiedGroupKFold
 
-    groups = np.array(groups_of(examples.data.scans, examples.families))
+    groups = np.array(participant_groups(examples.data.scans, examples.families))
     values, indices = np.array(examples.data.values), np.arange(len(groups))
     if examples.sites:
         sites = np.array(examples.sites)
         if len(set(examples.sites)) < 2:
-            raise NoMatchError(f"All scans are of the site {examples.sites[0]}.", "Leave out --site-column.")
+            raise NoMatchError(f"All scans come from one site: {examples.sites[0]}.", "Omit --site-column.")
         pairs = list(LeaveOneGroupOut().split(indices, values, sites))
         return [(train[~np.isin(groups[train], groups[test])], test) for train, test in pairs]
     n_folds = min(n_folds, len(set(groups)))
     if n_folds < 2:
-        raise NoMatchError("Scans of one participant cannot be cross-validated.", "At least two are needed.")
-    if question.task == EMBEDDING:
+        raise NoMatchError(
+            "Cannot cross-validate the scans of one participant (or family).", "At least two are required."
+        )
+    if task.kind == EMBEDDING:
         folds = list(GroupKFold(n_folds, shuffle=True, random_state=seed).split(indices, values, groups))
         return _by_image(folds, values, seed) if by_image else folds
-    if question.task == REGRESSION:
-        strata = _levels(values, max(1, min(5, len(set(groups)) // n_folds)))
+    if task.kind == REGRESSION:
+        strata = _quantile_bins(values, max(1, min(5, len(set(groups)) // n_folds)))
     else:
-        strata, n_folds = values, min(n_folds, _fewest_groups(values, groups))
+        strata, n_folds = values, min(n_folds, _smallest_class_size(values, groups))
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
     return [fold for fold in splitter.split(indices, strata, groups) if len(fold[1])]
 
 
-def _levels(values: np.ndarray, n_levels: int) -> np.ndarray:
-    """Numbers in so many levels of the same size."""
+def _quantile_bins(values: np.ndarray, n_bins: int) -> np.ndarray:
+    """Bin numbers by quantiles into ``n_bins`` bins."""
     numbers = values.astype(float)
-    return np.searchsorted(np.quantile(numbers, np.arange(1, n_levels) / n_levels), numbers)
+    return np.searchsorted(np.quantile(numbers, np.arange(1, n_bins) / n_bins), numbers)
 
 
-def _fewest_groups(values: np.ndarray, groups: np.ndarray) -> int:
-    """Participants (or families) of the class that has fewest."""
+def _smallest_class_size(values: np.ndarray, groups: np.ndarray) -> int:
+    """Return the number of participants (or families) in the smallest class."""
     counts = {str(label): len(set(groups[values == label])) for label in np.unique(values)}
     rarest = min(counts, key=counts.__getitem__)
     if counts[rarest] < 2:
         raise BadDataError(
-            f"Only one participant is {rarest}.", "Leave that class out of the table, or join it with another."
+            f'Class "{rarest}" has only one participant.', "Remove the class from the table or merge it with another."
         )
     return counts[rarest]
 

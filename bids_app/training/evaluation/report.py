@@ -1,4 +1,4 @@
-"""The report of an evaluation: Markdown, HTML and tables, made from its numbers alone."""
+"""Evaluation report as Markdown, HTML and TSV tables."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ NAMES = {
     "top1": "top-1",
 }
 HOW_TO_READ = (
-    "Intervals are of 95 %, from drawing participants with replacement; differences are between the encoder and a "
-    "baseline for the same participants. Baselines are fitted in the same folds, their penalties chosen within the "
-    "training part. A result about a group, not a statement about a person."
+    "Intervals are 95 % bootstrap intervals over participants; differences compare the encoder with a baseline in the "
+    "same bootstrap samples. Baselines are fitted in the same folds, with penalties selected within the training set. "
+    "These are results about a group; they say nothing about an individual."
 )
 STYLE = (
     ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;"
@@ -32,20 +32,20 @@ STYLE = (
 )
 
 
-def write_report(found: Evaluation, folder: Path) -> list[Path]:
+def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
     """Write ``report.md``, ``report.html``, ``scores.tsv`` and ``answers.tsv`` into a folder."""
-    title = f"How well {found.question.target} is told"
-    header, rows = _score_rows(found)
-    facts = [(name, str(value)) for name, value in found.facts.items() if value not in (0, "")]
-    verdict = found.verdict().splitlines()
-    markdown = [f"# {title}", "", *(f"- {line}" for line in verdict), "", *_markdown_table(header, rows), ""]
-    markdown += [HOW_TO_READ, "", "## What was evaluated", "", *_markdown_table(["", ""], facts)]
-    html = [f"<h1>{escape(title)}</h1>", "<ul>", *(f"<li>{escape(line)}</li>" for line in verdict), "</ul>"]
-    html += [_html_table(header, rows), f"<p>{escape(HOW_TO_READ)}</p>", "<h2>What was evaluated</h2>"]
+    title = f"Prediction of {evaluation.task.target}"
+    header, rows = _metric_rows(evaluation)
+    facts = [(name, str(value)) for name, value in evaluation.facts.items() if value not in (0, "")]
+    summary = evaluation.summary().splitlines()
+    markdown = [f"# {title}", "", *(f"- {line}" for line in summary), "", *_markdown_table(header, rows), ""]
+    markdown += [HOW_TO_READ, "", "## Evaluation setup", "", *_markdown_table(["", ""], facts)]
+    html = [f"<h1>{escape(title)}</h1>", "<ul>", *(f"<li>{escape(line)}</li>" for line in summary), "</ul>"]
+    html += [_html_table(header, rows), f"<p>{escape(HOW_TO_READ)}</p>", "<h2>Evaluation setup</h2>"]
     html += [_html_table(["", ""], facts)]
-    if found.notes:
-        markdown += ["", *(f"- {note}" for note in found.notes)]
-        html += ["<ul>", *(f"<li>{escape(note)}</li>" for note in found.notes), "</ul>"]
+    if evaluation.notes:
+        markdown += ["", *(f"- {note}" for note in evaluation.notes)]
+        html += ["<ul>", *(f"<li>{escape(note)}</li>" for note in evaluation.notes), "</ul>"]
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
     page = (
         f'<!doctype html><html lang="en"><head>{head}<style>{STYLE}</style></head><body>{"".join(html)}</body></html>'
@@ -53,25 +53,25 @@ def write_report(found: Evaluation, folder: Path) -> list[Path]:
     return [
         write_text(folder / "report.md", "\n".join(markdown) + "\n"),
         write_text(folder / "report.html", page),
-        write_tsv(folder / "scores.tsv", _score_table(found)),
-        write_tsv(folder / "answers.tsv", found.table),
+        write_tsv(folder / "scores.tsv", _metric_table(evaluation)),
+        write_tsv(folder / "answers.tsv", evaluation.table),
     ]
 
 
-def _score_rows(found: Evaluation) -> tuple[list[str], list[list[str]]]:
-    keys = list(found.methods[ENCODER].scores)
+def _metric_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
+    keys = list(evaluation.methods[ENCODER].metrics)
     rows = []
-    for name, method in found.methods.items():
-        cells = [f"{method.scores[k]:.3f} ({method.intervals[k][0]:.3f} to {method.intervals[k][1]:.3f})" for k in keys]
-        lead = "" if method.lead is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(*method.lead)
-        rows.append([method.title, *cells, lead if name != ENCODER else ""])
-    return ["method", *(NAMES[k] for k in keys), f"encoder ahead in {NAMES[found.main]}"], rows
+    for name, method in evaluation.methods.items():
+        cells = ["{:.3f} ({:.3f} to {:.3f})".format(method.metrics[k], *method.intervals[k]) for k in keys]
+        difference = "" if method.difference is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(*method.difference)
+        rows.append([method.title, *cells, difference if name != ENCODER else ""])
+    return ["method", *(NAMES[k] for k in keys), f"encoder minus baseline ({NAMES[evaluation.main_metric]})"], rows
 
 
-def _score_table(found: Evaluation) -> dict[str, list[object]]:
+def _metric_table(evaluation: Evaluation) -> dict[str, list[object]]:
     table: dict[str, list[object]] = {key: [] for key in ("method", "score", "value", "low", "high")}
-    for name, method in found.methods.items():
-        for key, value in method.scores.items():
+    for name, method in evaluation.methods.items():
+        for key, value in method.metrics.items():
             for column, cell in zip(table, (name, key, value, *method.intervals[key]), strict=True):
                 table[column].append(cell)
     return table

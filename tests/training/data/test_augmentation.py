@@ -1,4 +1,4 @@
-"""Changes to clips: what they do to known shapes, and that only a clip's own seed decides them."""
+"""Augmentation: its effect on known shapes, and its dependence on the seed of each clip alone."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from bids_app.errors import UsageError
-from bids_app.training.data.augmentation import Augmentation, moved, smoothed
+from bids_app.training.data.augmentation import Augmentation, apply_affine, smooth
 
-NOTHING = {"degrees": 0.0, "scale": 0.0, "shift": 0.0, "noise": 0.0, "fwhm": 0.0, "chance": 1.0}
+NO_CHANGE = {"degrees": 0.0, "scale": 0.0, "shift": 0.0, "noise": 0.0, "fwhm": 0.0, "probability": 1.0}
 
 
 def blob(at=(8, 8, 8), size: int = 16) -> torch.Tensor:
-    """A Gaussian in two volumes, (2, size, size, size)."""
+    """Rerotation a Gaussian in two volumes, (2, size, size, size)."""
     axes = torch.meshgrid(*(torch.arange(size, dtype=torch.float32) for _ in range(3)), indexing="ij")
     squares = sum((a - c) ** 2 for a, c in zip(axes, at, strict=True))
     return torch.exp(-squares / 4).repeat(2, 1, 1, 1)
@@ -24,67 +24,69 @@ def centre(volume: torch.Tensor) -> list[float]:
     return [float((a * volume).sum() / volume.sum()) for a in axes]
 
 
-def test_a_shift_moves_along_its_own_axis():
+def test_a_shift_moves_along_one_axis():
     for axis in range(3):
         shift = torch.zeros(3)
         shift[axis] = 2.0
         expected = [8.0, 8.0, 8.0]
-        expected[axis] -= 2.0  # what lay two voxels on is drawn here
-        assert centre(moved(blob(), torch.eye(3), shift)[1]) == pytest.approx(expected, abs=0.05)
+        expected[axis] -= 2.0  # the output at x shows the input at x + 2
+        assert centre(apply_affine(blob(), torch.eye(3), shift)[1]) == pytest.approx(expected, abs=0.05)
 
 
-def test_a_matrix_turns_and_stretches_about_the_middle():
-    turn = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # offset (a, b, c) shows (-b, a, c)
-    assert centre(moved(blob((11, 7.5, 7.5)), turn, torch.zeros(3))[0]) == pytest.approx([7.5, 4.0, 7.5], abs=0.05)
-    halved = moved(blob((10.5, 7.5, 7.5)), torch.diag(torch.tensor([2.0, 1.0, 1.0])), torch.zeros(3))
-    assert centre(halved[0]) == pytest.approx([9.0, 7.5, 7.5], abs=0.05)
+def test_an_affine_rotates_and_scales_about_the_centre():
+    rotation = torch.tensor([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # offset (a, b, c) shows (-b, a, c)
+    assert centre(apply_affine(blob((11, 7.5, 7.5)), rotation, torch.zeros(3))[0]) == pytest.approx(
+        [7.5, 4.0, 7.5], abs=0.05
+    )
+    shrunk = apply_affine(blob((10.5, 7.5, 7.5)), torch.diag(torch.tensor([2.0, 1.0, 1.0])), torch.zeros(3))
+    assert centre(shrunk[0]) == pytest.approx([9.0, 7.5, 7.5], abs=0.05)
 
 
-def test_smoothing_widens_by_its_fwhm():
+def test_smoothing_has_the_given_fwhm():
     volume = torch.zeros(1, 21, 21, 21)
     volume[0, 10, 10, 10] = 1.0
-    out = smoothed(volume, 4.0)[0]
+    out = smooth(volume, 4.0)[0]
     assert out.sum() == pytest.approx(1.0, abs=1e-3)
     assert out[10, 10, 12] / out[10, 10, 10] == pytest.approx(0.5, abs=0.01)
 
 
-def test_smoothing_is_the_gaussian_filter_along_every_axis():
+def test_smoothing_equals_the_gaussian_filter_of_scipy():
     volumes = torch.randn(2, 9, 14, 11, generator=torch.Generator().manual_seed(0))
     expected = gaussian_filter(volumes.numpy(), 2.0 / 2.3548, mode="constant", axes=(1, 2, 3), radius=3)
-    assert smoothed(volumes.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2), 2.0).numpy() == pytest.approx(
+    assert smooth(volumes.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2), 2.0).numpy() == pytest.approx(
         expected, abs=1e-6
     )
 
 
-def test_changes_are_of_a_clip_s_own_seed_alone():
+def test_augmentation_depends_on_the_seed_of_the_clip_alone():
     clips = torch.stack([blob().permute(1, 2, 3, 0)[None] - 3.0 for _ in range(3)])
     seeds = torch.tensor([5, 6, 5])
-    out = Augmentation(chance=1.0)(clips, seeds)
+    out = Augmentation(probability=1.0)(clips, seeds)
     assert torch.equal(out[0], out[2])
     assert not torch.equal(out[0], out[1])
-    assert torch.equal(out[1:2], Augmentation(chance=1.0)(clips[1:2], seeds[1:2]))
+    assert torch.equal(out[1:2], Augmentation(probability=1.0)(clips[1:2], seeds[1:2]))
 
 
-def test_background_stays_and_all_volumes_move_alike():
+def test_the_background_is_kept_and_all_volumes_move_together():
     clip = torch.zeros(1, 1, 16, 16, 16, 2)
     clip[0, 0, 4:12, 4:12, 4:12] = 2.0
     clip -= 1.5
-    out = Augmentation(**{**NOTHING, "noise": 0.5})(clip, torch.tensor([1]))
+    out = Augmentation(**{**NO_CHANGE, "noise": 0.5})(clip, torch.tensor([1]))
     assert (out[clip == -1.5] == -1.5).all()
     assert not torch.equal(out[..., 0], out[..., 1])
-    moved_clip = Augmentation(**{**NOTHING, "degrees": 10.0, "shift": 2.0})(clip, torch.tensor([1]))
-    assert not torch.equal(moved_clip, clip)
-    assert torch.equal(moved_clip[..., 0], moved_clip[..., 1])
-    assert moved_clip.min() == -1.5
+    moved = Augmentation(**{**NO_CHANGE, "degrees": 10.0, "shift": 2.0})(clip, torch.tensor([1]))
+    assert not torch.equal(moved, clip)
+    assert torch.equal(moved[..., 0], moved[..., 1])
+    assert moved.min() == -1.5
 
 
-def test_nothing_asked_for_changes_nothing():
+def test_zero_settings_change_nothing():
     clip = blob().permute(1, 2, 3, 0)[None, None] - 1
-    assert torch.allclose(Augmentation(**NOTHING)(clip, torch.tensor([1])), clip, atol=1e-5)
-    assert torch.equal(Augmentation(chance=0.0)(clip, torch.tensor([1])), (clip + 1) - 1)
+    assert torch.allclose(Augmentation(**NO_CHANGE)(clip, torch.tensor([1])), clip, atol=1e-5)
+    assert torch.equal(Augmentation(probability=0.0)(clip, torch.tensor([1])), (clip + 1) - 1)
 
 
-@pytest.mark.parametrize("wrong", [{"degrees": -1.0}, {"scale": 1.0}, {"chance": 1.1}])
-def test_changes_that_cannot_be_are_refused(wrong):
+@pytest.mark.parametrize("invalid", [{"degrees": -1.0}, {"scale": 1.0}, {"probability": 1.1}])
+def test_invalid_settings_raise(invalid):
     with pytest.raises(UsageError):
-        Augmentation(**wrong)
+        Augmentation(**invalid)

@@ -1,4 +1,4 @@
-"""Stores made from derivatives."""
+"""Preparation of clip stores from derivatives."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from bids_app.errors import NoMatchError, UsageError
-from bids_app.training.data.sources import find_series, prepare, raw_dataset_of
+from bids_app.training.data.sources import find_raw_dataset, find_series, prepare
 from bids_app.training.data.store import ClipStore
 
 
-def test_derivatives_become_a_store_through_their_affines(tmp_path, write_derivative):
+def test_derivatives_are_resampled_by_their_affines(tmp_path, write_derivative):
     write_derivative(tmp_path / "out", "a", "MNI152NLin6Asym")
     write_derivative(tmp_path / "out", "b", "MNI152NLin2009aSym")
     store = ClipStore(tmp_path / "store", "voxel")
@@ -20,41 +20,41 @@ def test_derivatives_become_a_store_through_their_affines(tmp_path, write_deriva
     inside = [(s.clip(0)[0, ..., 0] != s.background) for s in scans]
     assert 0.9 < inside[0].sum() * 8 / (12 * 16 * 12 * 512) < 1.1
     moved = (inside[0] != inside[1]).sum() / inside[0].sum()
-    assert 0.01 < moved < 0.3  # the other template lies a little elsewhere
+    assert 0.01 < moved < 0.3  # the templates differ slightly
     assert prepare(tmp_path / "out", store)[0].folder == scans[0].folder
     assert [p.name for p in (tmp_path / "store").iterdir() if p.name.startswith(".series")] == []
 
 
-def test_a_space_that_is_not_known_is_refused(tmp_path, write_derivative):
+def test_an_unsupported_space_raises(tmp_path, write_derivative):
     write_derivative(tmp_path / "out", "a", "fsaverage")
     with pytest.raises(UsageError, match="fsaverage"):
         prepare(tmp_path / "out", ClipStore(tmp_path / "store", "voxel"))
 
 
-def test_a_dataset_without_series_is_named(tmp_path):
+def test_a_dataset_without_series_raises(tmp_path):
     with pytest.raises(NoMatchError, match="--output-spaces"):
         prepare(tmp_path, ClipStore(tmp_path / "store", "voxel"))
 
 
-def test_of_a_run_in_several_spaces_the_model_s_own_is_taken(tmp_path, write_derivative):
+def test_the_model_space_is_preferred(tmp_path, write_derivative):
     for space in ("T1w", "MNI152NLin2009aSym", "MNI152NLin6Asym"):
         write_derivative(tmp_path, "a", space, n_vols=2)
     (found,) = find_series(tmp_path)
     assert (found.name, found.entities["space"]) == ("sub-a_task-rest", "MNI152NLin6Asym")
 
 
-def test_a_series_that_cannot_be_used_is_left_out_with_its_reason(tmp_path, write_derivative):
+def test_unusable_series_are_omitted_with_the_reason(tmp_path, write_derivative):
     write_derivative(tmp_path / "out", "a", "MNI152NLin6Asym")
     write_derivative(tmp_path / "out", "b", "MNI152NLin6Asym", n_vols=3)
-    said = []
-    scans = prepare(tmp_path / "out", ClipStore(tmp_path / "store", "voxel"), say=said.append)
+    messages = []
+    scans = prepare(tmp_path / "out", ClipStore(tmp_path / "store", "voxel"), report=messages.append)
     assert [s.participant for s in scans] == ["a"]
-    assert len(said) == 1
-    assert "sub-b_task-rest" in said[0]
-    assert "2.4 s" in said[0]
+    assert len(messages) == 1
+    assert "sub-b_task-rest" in messages[0]
+    assert "2.4 s" in messages[0]
 
 
-def test_volumes_before_the_steady_state_are_left_out_and_confounds_kept(tmp_path, write_derivative):
+def test_non_steady_state_volumes_are_removed_and_confounds_summarised(tmp_path, write_derivative):
     write_derivative(tmp_path / "out", "a", "MNI152NLin6Asym", n_vols=26)
     table = tmp_path / "out" / "sub-a" / "func" / "sub-a_task-rest_desc-confounds_timeseries.tsv"
     rows = ["n/a\t1\t0", "9.0\t0\t1", *["0.1\t0\t0", "0.3\t0\t0"] * 12]
@@ -67,11 +67,11 @@ def test_volumes_before_the_steady_state_are_left_out_and_confounds_kept(tmp_pat
 
 
 @pytest.mark.slow
-def test_processes_prepare_together(tmp_path, write_derivative):
+def test_several_processes_prepare_one_store(tmp_path, write_derivative):
     for label in "abcd":
         write_derivative(tmp_path / "out", label, "MNI152NLin6Asym")
     store = ClipStore(tmp_path / "store", "voxel")
-    first = prepare(tmp_path / "out", store, share=(1, 2))
+    first = prepare(tmp_path / "out", store, shard=(1, 2))
     assert [s.participant for s in first] == ["b", "d"]
     assert [s.participant for s in prepare(tmp_path / "out", store, n_procs=2)] == list("abcd")
 
@@ -86,9 +86,9 @@ def test_a_volume_is_smaller_than_two_megabytes(tmp_path, write_derivative):
     assert stored.dtype == np.int8
 
 
-def test_the_raw_dataset_is_found_above_its_derivatives(tmp_path):
+def test_the_raw_dataset_is_found_in_a_parent_folder(tmp_path):
     out = tmp_path / "raw" / "derivatives" / "out"
     out.mkdir(parents=True)
-    assert raw_dataset_of(out) is None
+    assert find_raw_dataset(out) is None
     (tmp_path / "raw" / "dataset_description.json").write_text("{}")
-    assert raw_dataset_of(out) == tmp_path / "raw"
+    assert find_raw_dataset(out) == tmp_path / "raw"

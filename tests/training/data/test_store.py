@@ -1,4 +1,4 @@
-"""Stores of clips: what goes in comes out, within a step of the scale."""
+"""Clip stores: clips are restored within half a quantisation step."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import torch
 from bids_app.clips import ClipReader, GridSeries
 from bids_app.errors import BadDataError, NoInputError, UsageError
 from bids_app.phantom.grid_scans import NONE, simulated_series
-from bids_app.training.data.augmentation import mirrored
+from bids_app.training.data.augmentation import mirror
 from bids_app.training.data.store import ClipStore
 
 
 @pytest.mark.parametrize("normalisation", ["global", "voxel"])
-def test_a_stored_clip_is_the_clip_within_half_a_step(tmp_path, normalisation, invented_series):
+def test_a_stored_clip_equals_the_clip_within_half_a_step(tmp_path, normalisation, invented_series):
     series = invented_series(n_vols=30)
     scan = ClipStore(tmp_path, normalisation).add("a", series, "01")
     expected = ClipReader(series).volumes(5, 25, normalisation)
@@ -35,11 +35,11 @@ def test_voxels_without_signal_are_background(tmp_path, invented_series):
     values = np.array(series.values)
     values[:, :100] = 0.0
     scan = ClipStore(tmp_path, "voxel").add("a", dataclasses.replace(series, values=values), "01")
-    places = np.flatnonzero(series.mask)[:100]
-    assert (scan.clip(0).reshape(-1, 20)[places] == scan.background).all()
+    indices = np.flatnonzero(series.mask)[:100]
+    assert (scan.clip(0).reshape(-1, 20)[indices] == scan.background).all()
 
 
-def test_an_outlier_does_not_coarsen_the_rest(tmp_path, invented_series):
+def test_an_outlier_does_not_reduce_the_precision(tmp_path, invented_series):
     series = invented_series(n_vols=25)
     plain = ClipStore(tmp_path, "global").add("plain", series, "01")
     values = np.array(series.values)
@@ -49,7 +49,7 @@ def test_an_outlier_does_not_coarsen_the_rest(tmp_path, invented_series):
     assert plain.scale < 6 / 127
 
 
-def test_a_store_remembers_scans_and_what_is_known_of_them(tmp_path, invented_series):
+def test_a_store_keeps_scans_and_their_labels(tmp_path, invented_series):
     ClipStore(tmp_path, "voxel").add("a", invented_series(n_vols=44), "01", "pre", {"state": "rest"}, "there.nii.gz")
     scans = list(ClipStore(tmp_path))
     assert [s.name for s in scans] == ["a"]
@@ -57,7 +57,7 @@ def test_a_store_remembers_scans_and_what_is_known_of_them(tmp_path, invented_se
     assert (scans[0].n_vols, scans[0].n_clips) == (44, 2)
 
 
-def test_a_scan_that_is_there_is_left_as_it_is(tmp_path, invented_series):
+def test_an_existing_scan_is_kept(tmp_path, invented_series):
     store = ClipStore(tmp_path, "voxel")
     store.add("a", invented_series(seed=1), "01")
     before = (tmp_path / "a" / "values.npy").read_bytes()
@@ -66,7 +66,7 @@ def test_a_scan_that_is_there_is_left_as_it_is(tmp_path, invented_series):
     assert store["a"].participant == "01"
 
 
-def test_a_killed_writer_leaves_no_scan(tmp_path, monkeypatch, invented_series):
+def test_a_killed_writer_leaves_no_partial_scan(tmp_path, monkeypatch, invented_series):
     store = ClipStore(tmp_path, "voxel")
 
     def killed(*_):
@@ -80,27 +80,27 @@ def test_a_killed_writer_leaves_no_scan(tmp_path, monkeypatch, invented_series):
     assert store.add("a", invented_series(), "01").name == "a"
 
 
-def test_of_two_writers_of_one_scan_one_wins(tmp_path, monkeypatch, invented_series):
+def test_two_writers_can_add_the_same_scan(tmp_path, monkeypatch, invented_series):
     store, other = ClipStore(tmp_path, "voxel"), ClipStore(tmp_path, "voxel")
     rename = os.rename
 
-    def other_is_quicker(old, new):
+    def other_writes_first(old, new):
         monkeypatch.undo()
         other.add("a", invented_series(seed=2), "02")
         rename(old, new)
 
-    monkeypatch.setattr(os, "rename", other_is_quicker)
+    monkeypatch.setattr(os, "rename", other_writes_first)
     assert store.add("a", invented_series(seed=1), "01").participant == "02"
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".a")] == []
 
 
-def test_stores_do_not_mix_normalisations(tmp_path):
+def test_another_normalisation_raises(tmp_path):
     ClipStore(tmp_path, "voxel")
     with pytest.raises(UsageError, match="voxel"):
         ClipStore(tmp_path, "global")
 
 
-def test_a_folder_that_is_no_store_is_named(tmp_path):
+def test_a_folder_that_is_not_a_store_raises(tmp_path):
     with pytest.raises(NoInputError, match=str(tmp_path)):
         ClipStore(tmp_path)
     (tmp_path / "store.json").write_text('{"format": "other"}')
@@ -108,23 +108,23 @@ def test_a_folder_that_is_no_store_is_named(tmp_path):
         ClipStore(tmp_path)
 
 
-def test_clips_beyond_the_scan_are_refused(tmp_path, invented_series):
+def test_clips_beyond_the_end_of_the_scan_raise(tmp_path, invented_series):
     scan = ClipStore(tmp_path, "voxel").add("a", invented_series(n_vols=30), "01")
     with pytest.raises(IndexError, match="volumes 11 to 31 of 30"):
         scan.clip(11)
 
 
-def test_mirroring_is_about_the_middle_of_the_brain():
+def test_mirroring_is_about_x_0_mm():
     clips = torch.zeros(1, 1, 96, 96, 96, 1)
     clips[0, 0, 48] = 1.0  # x = 0 mm
     clips[0, 0, 40, 10, 20] = 2.0  # x = 16 mm
-    out = mirrored(clips)
+    out = mirror(clips)
     assert out[0, 0, 56, 10, 20] == 2.0
     assert (out[0, 0, 48] == 1.0).all()
     assert out.sum() == clips.sum()
 
 
-def test_simulated_scans_come_to_the_grid_where_they_should():
+def test_simulated_scans_are_aligned_with_the_model_grid():
     from bids_app.clips import MODEL_GRID_AFFINE
     from bids_app.phantom.protocol import Protocol
     from bids_app.phantom.tissues import template_tissues

@@ -1,4 +1,4 @@
-"""Evaluation: folds that leak nothing, scores that find what is there and nothing else, baselines in the same folds."""
+"""Evaluation: folds without leakage, detection of true effects only, and baselines in the same folds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bids_app.clips import MODEL_GRID_SHAPE
 from bids_app.model.api import Model, load_model
 from bids_app.model.checkpoint import save_encoder
 from bids_app.model.encoder import Encoder, EncoderConfig
-from bids_app.training.adapt import AdaptSettings, Labelled
+from bids_app.training.adapt import AdaptSettings, LabelledScans
 from bids_app.training.data.examples import Examples
 from bids_app.training.evaluation import baselines
 from bids_app.training.evaluation import evaluate as evaluating
@@ -23,177 +23,190 @@ from bids_app.training.evaluation.evaluate import EvaluateSettings, evaluate
 from bids_app.training.evaluation.folds import make_folds
 from bids_app.training.evaluation.report import write_report
 from bids_app.training.loop import LoopSettings
-from bids_app.training.tasks import Question
+from bids_app.training.tasks import Task
 
 LINEAR = AdaptSettings("linear")
 
 
-def examples_of(values: list[str], people: list[str], families=None, sites=()) -> Examples:
+def make_examples(values: list[str], participants: list[str], families=None, sites=()) -> Examples:
     scans = tuple(
         SimpleNamespace(participant=p, session="", n_clips=1, n_vols=20, name=f"{p}{i}", confounds={})
-        for i, p in enumerate(people)
+        for i, p in enumerate(participants)
     )
-    return Examples(Labelled(scans, tuple(values)), families or {}, tuple(sites))
+    return Examples(LabelledScans(scans, tuple(values)), families or {}, tuple(sites))
 
 
 @pytest.fixture
 def with_embeddings(monkeypatch, tmp_path):
-    """Evaluate given embeddings and features, (N, C), one clip an example."""
+    """Return a function that evaluates given embeddings and features (N, C), one clip per example."""
     torch.manual_seed(0)
     config = EncoderConfig(img_size=(4, 4, 4, 20), patch_size=(2, 2, 2, 1), embed_dim=4, depths=(1,))
     path = save_encoder(tmp_path / "m.safetensors", config, Encoder(config).state_dict(), "m")
     model: Model = load_model(path)
 
-    def run(question, examples, embeddings, features=None, images=None, **more):
+    def run(task, examples, embeddings, features=None, images=None, **more):
         monkeypatch.setattr(
-            evaluating, "embeddings_of", lambda *_: (torch.tensor(embeddings).float(), torch.arange(len(embeddings)))
+            evaluating,
+            "compute_embeddings",
+            lambda *_: (torch.tensor(embeddings).float(), torch.arange(len(embeddings))),
         )
-        monkeypatch.setattr(evaluating, "features_of", lambda *_: features)
+        monkeypatch.setattr(evaluating, "compute_features", lambda *_: features)
         names = () if features is None else ("mean",)
-        settings = EvaluateSettings(LINEAR, baselines=names, **{"permutations": 0, "draws": 200, **more})
-        return evaluate(model, question, examples, settings, "voxel", images=images)
+        settings = EvaluateSettings(LINEAR, baselines=names, **{"permutations": 0, "bootstrap_samples": 200, **more})
+        return evaluate(model, task, examples, settings, "voxel", images=images)
 
     return run
 
 
 def cohort(n: int, scans: int = 2) -> tuple[list[str], list[str]]:
-    people = [f"{k:02d}" for k in range(n) for _ in range(scans)]
-    return [("F", "M")[int(p) % 2] for p in people], people
+    participants = [f"{k:02d}" for k in range(n) for _ in range(scans)]
+    return [("F", "M")[int(p) % 2] for p in participants], participants
 
 
-def test_folds_keep_families_together_and_test_everybody_once():
-    values, people = cohort(30)
+def test_folds_keep_families_together_and_test_each_example_once():
+    values, participants = cohort(30)
     families = {f"{k:02d}": f"f{k // 3}" for k in range(21)}
-    folds = make_folds(Question.about("sex", values), examples_of(values, people, families), 5, seed=1)
+    folds = make_folds(Task.from_values("sex", values), make_examples(values, participants, families), 5, seed=1)
     assert sorted(np.concatenate([test for _, test in folds]).tolist()) == list(range(60))
     for train, test in folds:
-        of = [{families.get(people[i], people[i]) for i in part} for part in (train, test)]
+        of = [{families.get(participants[i], participants[i]) for i in part} for part in (train, test)]
         assert not of[0] & of[1]
         assert {values[i] for i in test} == {"F", "M"}
 
 
-def test_small_classes_make_fewer_folds_and_single_ones_are_refused():
-    values, people = ["a"] * 8 + ["b"] * 3, [f"{k}" for k in range(11)]
-    assert len(make_folds(Question.about("x", values), examples_of(values, people), 5, 0)) == 3
-    with pytest.raises(evaluating.BadDataError, match="one participant is b"):
-        make_folds(Question.about("x", values[:9]), examples_of(values[:9], people[:9]), 5, 0)
+def test_small_classes_reduce_the_folds_and_single_participants_raise():
+    values, participants = ["a"] * 8 + ["b"] * 3, [f"{k}" for k in range(11)]
+    assert len(make_folds(Task.from_values("x", values), make_examples(values, participants), 5, 0)) == 3
+    with pytest.raises(evaluating.BadDataError, match='"b" has only one participant'):
+        make_folds(Task.from_values("x", values[:9]), make_examples(values[:9], participants[:9]), 5, 0)
     numbers = [f"{k}" for k in range(8)]
-    assert len(make_folds(Question("x", "regression"), examples_of(numbers, people[:8]), 5, 0)) == 5
+    assert len(make_folds(Task("x", "regression"), make_examples(numbers, participants[:8]), 5, 0)) == 5
 
 
-def test_one_site_is_left_out_and_its_families_elsewhere_too():
-    values, people = cohort(12, 1)
+def test_leave_one_site_out_also_excludes_family_members_at_other_sites():
+    values, participants = cohort(12, 1)
     families = {"00": "x", "11": "x"}
-    examples = examples_of(values, people, families, ["a"] * 6 + ["b"] * 6)
-    folds = make_folds(Question.about("sex", values), examples, 5, seed=1)
+    examples = make_examples(values, participants, families, ["a"] * 6 + ["b"] * 6)
+    folds = make_folds(Task.from_values("sex", values), examples, 5, seed=1)
     assert [test.tolist() for _, test in folds] == [list(range(6)), list(range(6, 12))]
     assert [train.tolist() for train, _ in folds] == [list(range(6, 11)), list(range(1, 6))]
 
 
-def test_an_image_that_is_tested_was_not_trained_on():
-    values, people = [f"im{k}" for _ in range(6) for k in range(12)], [f"p{k}" for k in range(6) for _ in range(12)]
-    folds = make_folds(Question("im", "embedding", kinds=("a", "b")), examples_of(values, people), 3, 0, by_image=True)
+def test_training_and_test_sets_share_no_images():
+    values, participants = (
+        [f"im{k}" for _ in range(6) for k in range(12)],
+        [f"p{k}" for k in range(6) for _ in range(12)],
+    )
+    folds = make_folds(
+        Task("im", "embedding", identities=("a", "b")), make_examples(values, participants), 3, 0, by_image=True
+    )
     for train, test in folds:
         assert not {values[i] for i in train} & {values[i] for i in test}
-        assert not {people[i] for i in train} & {people[i] for i in test}
+        assert not {participants[i] for i in train} & {participants[i] for i in test}
         assert len(test)
 
 
-def test_an_effect_is_found_and_scored_by_participant(with_embeddings):
-    values, people = cohort(24)
+def test_a_true_effect_is_detected_per_participant(with_embeddings):
+    values, participants = cohort(24)
     rng = np.random.default_rng(0)
     effect = 2.0 * np.array([v == "M" for v in values])[:, None]
     found = with_embeddings(
-        Question.about("sex", values),
-        examples_of(values, people),
+        Task.from_values("sex", values),
+        make_examples(values, participants),
         np.hstack([rng.normal(size=(48, 1)) + 3 * effect, rng.normal(size=(48, 5))]),
         rng.normal(size=(48, 6)),
         permutations=19,
     )
     own = found.methods[ENCODER]
-    assert own.scores["balanced_accuracy"] > 0.9
+    assert own.metrics["balanced_accuracy"] > 0.9
     assert own.intervals["balanced_accuracy"][0] > 0.75
     assert found.p_value == 0.05
-    assert found.facts["Scored by"] == "participant"
+    assert found.facts["Unit of analysis"] == "participant"
     assert len(found.table["truth"]) == 24
-    assert found.methods["mean"].lead[1] > 0
-    assert "The encoder beats mean image" in found.verdict()
+    assert found.methods["mean"].difference[1] > 0
+    assert "The encoder is better than mean image" in found.summary()
 
 
-def test_no_effect_is_not_found(with_embeddings):
-    values, people = cohort(24)
+def test_noise_gives_chance_performance(with_embeddings):
+    values, participants = cohort(24)
     rng = np.random.default_rng(3)
     noise, strong = rng.normal(size=(48, 6)), rng.normal(size=(48, 6))
     strong[:, 0] += 5 * np.array([v == "M" for v in values])
-    found = with_embeddings(Question.about("sex", values), examples_of(values, people), noise, strong, permutations=19)
+    found = with_embeddings(
+        Task.from_values("sex", values), make_examples(values, participants), noise, strong, permutations=19
+    )
     low, high = found.methods[ENCODER].intervals["auroc"]
     assert low < 0.5 < high
     assert found.p_value > 0.05
-    assert "does worse than mean image" in found.verdict()
+    assert "is worse than mean image" in found.summary()
 
 
-def test_a_number_and_its_errors_come_back_in_their_unit(with_embeddings):
+def test_regression_errors_are_in_units_of_the_target(with_embeddings):
     rng = np.random.default_rng(1)
     ages = rng.uniform(20, 80, 40)
-    people = [f"{k}" for k in range(40)]
+    participants = [f"{k}" for k in range(40)]
     values = [f"{a:.2f}" for a in ages]
     embeddings = np.stack([ages + rng.normal(size=40), rng.normal(size=40)], axis=1)
-    question = Question.about("age", values)
-    found = with_embeddings(question, examples_of(values, people), embeddings, rng.normal(size=(40, 3)))
-    assert found.methods[ENCODER].scores["r"] > 0.98
-    assert found.methods[ENCODER].scores["mae"] < 2
-    assert found.methods["mean"].scores["r"] < 0.5
+    task = Task.from_values("age", values)
+    found = with_embeddings(task, make_examples(values, participants), embeddings, rng.normal(size=(40, 3)))
+    assert found.methods[ENCODER].metrics["r"] > 0.98
+    assert found.methods[ENCODER].metrics["mae"] < 2
+    assert found.methods["mean"].metrics["r"] < 0.5
 
 
-def test_states_of_one_participant_are_scored_one_by_one(with_embeddings):
-    people = [f"{k}" for k in range(10) for _ in range(4)]
+def test_targets_that_vary_within_participants_are_evaluated_per_example(with_embeddings):
+    participants = [f"{k}" for k in range(10) for _ in range(4)]
     values = ["rest", "task"] * 20
     embeddings = np.random.default_rng(0).normal(size=(40, 3)) + 4 * np.array([v == "task" for v in values])[:, None]
-    found = with_embeddings(Question.about("state", values), examples_of(values, people), embeddings, permutations=9)
-    assert found.facts["Scored by"] == "example"
+    found = with_embeddings(
+        Task.from_values("state", values), make_examples(values, participants), embeddings, permutations=9
+    )
+    assert found.facts["Unit of analysis"] == "example"
     assert len(found.table["truth"]) == 40
-    assert found.methods[ENCODER].scores["accuracy"] == 1.0
+    assert found.methods[ENCODER].metrics["accuracy"] == 1.0
     assert found.p_value == 0.1
 
 
-def test_people_are_found_again_among_others(with_embeddings):
+def test_participants_are_reidentified(with_embeddings):
     rng = np.random.default_rng(0)
-    people = [f"{k:02d}" for k in range(20) for _ in range(2)]
+    participants = [f"{k:02d}" for k in range(20) for _ in range(2)]
     identity = np.repeat(rng.normal(size=(20, 6)), 2, axis=0)
-    session = np.tile(10 * rng.normal(size=(2, 1)) * np.ones((1, 6)), (20, 1))  # what a head has to learn to ignore
+    session = np.tile(
+        10 * rng.normal(size=(2, 1)) * np.ones((1, 6)), (20, 1)
+    )  # a session effect that the head must ignore
     embeddings = np.hstack([identity + 0.1 * rng.normal(size=(40, 6)), session])
-    question = Question.about("participant", people, "embedding", dimensions=5)
+    task = Task.from_values("participant", participants, "embedding", dimensions=5)
     found = with_embeddings(
-        question, examples_of(people, people), embeddings, rng.normal(size=(40, 8)), permutations=19
+        task, make_examples(participants, participants), embeddings, rng.normal(size=(40, 8)), permutations=19
     )
-    assert found.methods[ENCODER].scores["rank1"] > 0.9
-    assert found.methods["mean"].scores["rank1"] < 0.5
+    assert found.methods[ENCODER].metrics["rank1"] > 0.9
+    assert found.methods["mean"].metrics["rank1"] < 0.5
     assert found.p_value == 0.05
 
 
-def test_images_are_found_that_were_never_trained_on(with_embeddings):
+def test_unseen_images_are_retrieved(with_embeddings):
     rng = np.random.default_rng(0)
     images = {f"im{k}": rng.normal(size=4).astype(np.float32) + 3 for k in range(60)}
-    people = [f"p{k}" for k in range(6) for _ in range(60)]
+    participants = [f"p{k}" for k in range(6) for _ in range(60)]
     values = [f"im{k}" for _ in range(6) for k in range(60)]
     seen = np.stack([images[v] for v in values])
     embeddings = seen @ rng.normal(size=(4, 10)) + 0.1 * rng.normal(size=(360, 10))
-    question = Question.about("stim_file", values, images=images)
+    task = Task.from_values("stim_file", values, images=images)
     found = with_embeddings(
-        question, examples_of(values, people), embeddings, rng.normal(size=(360, 3)), images=images, folds=3
+        task, make_examples(values, participants), embeddings, rng.normal(size=(360, 3)), images=images, folds=3
     )
-    assert found.facts["Images of a pool"] == 20
-    assert found.methods[ENCODER].scores["top1"] > 0.5
-    assert found.methods["mean"].scores["top1"] < 0.25
+    assert found.facts["Images per pool"] == 20
+    assert found.methods[ENCODER].metrics["top1"] > 0.5
+    assert found.methods["mean"].metrics["top1"] < 0.25
 
 
-def test_the_report_says_who_wins_and_keeps_the_numbers(with_embeddings, tmp_path: Path):
-    values, people = cohort(12)
+def test_the_report_names_the_better_method_and_its_tables_are_complete(with_embeddings, tmp_path: Path):
+    values, participants = cohort(12)
     embeddings = np.random.default_rng(0).normal(size=(24, 3)) + 6 * np.array([v == "M" for v in values])[:, None]
     noise = np.random.default_rng(1).normal(size=(24, 3))
-    found = with_embeddings(Question.about("sex<", values), examples_of(values, people), embeddings, noise)
+    found = with_embeddings(Task.from_values("sex<", values), make_examples(values, participants), embeddings, noise)
     paths = {path.name: path.read_text() for path in write_report(found, tmp_path / "r")}
-    assert "The encoder beats mean image" in paths["report.md"]
+    assert "The encoder is better than mean image" in paths["report.md"]
     assert "| balanced accuracy |" in paths["report.md"]
     assert "sex&lt;" in paths["report.html"]
     assert "sex<" not in paths["report.html"]
@@ -205,7 +218,7 @@ def test_the_report_says_who_wins_and_keeps_the_numbers(with_embeddings, tmp_pat
 
 @dataclass(frozen=True)
 class Shaded:
-    """Noise of 4 x 4 x 4 voxels, brighter for some; read as a scan is."""
+    """A clip source of noise with 4 x 4 x 4 voxels and an offset."""
 
     participant: str
     shade: float
@@ -218,25 +231,25 @@ class Shaded:
         return torch.randn(1, 4, 4, 4, 20, generator=torch.Generator().manual_seed(int(self.participant))) + self.shade
 
 
-def test_strategies_within_the_encoder_are_trained_in_each_fold(tmp_path):
+def test_encoder_strategies_are_trained_in_each_fold(tmp_path):
     torch.manual_seed(0)
     config = EncoderConfig(img_size=(4, 4, 4, 20), patch_size=(2, 2, 2, 1), embed_dim=4, depths=(1,))
     model = load_model(save_encoder(tmp_path / "m.safetensors", config, Encoder(config).state_dict(), "m"))
     scans = tuple(Shaded(str(k), 2.0 * (k % 2)) for k in range(12))
     values = tuple("dl"[k % 2] for k in range(12))
     settings = AdaptSettings("ln", batch_size=4, loop=LoopSettings(epochs=6, learning_rate=3e-2))
-    said: list[str] = []
+    messages: list[str] = []
     found = evaluate(
         model,
-        Question.about("shade", values),
-        Examples(Labelled(scans, values), {}),
-        EvaluateSettings(settings, folds=2, baselines=(), permutations=99, draws=50),
+        Task.from_values("shade", values),
+        Examples(LabelledScans(scans, values), {}),
+        EvaluateSettings(settings, folds=2, baselines=(), permutations=99, bootstrap_samples=50),
         "voxel",
-        say=said.append,
+        report=messages.append,
     )
-    assert found.methods[ENCODER].scores["accuracy"] > 0.9
+    assert found.methods[ENCODER].metrics["accuracy"] > 0.9
     assert found.p_value < 0.05
-    assert "fold 2 of 2" in said
+    assert "fold 2 of 2" in messages
 
 
 def scan_with(tmp_path: Path, make, seed: int):
@@ -245,7 +258,7 @@ def scan_with(tmp_path: Path, make, seed: int):
     return ClipStore(tmp_path / "s", "voxel").add(f"sub-{seed}", make(seed=seed), str(seed))
 
 
-def test_parcels_are_means_of_their_voxels(tmp_path, invented_series):
+def test_parcel_series_are_means_over_voxels(tmp_path, invented_series):
     scan = scan_with(tmp_path, invented_series, 1)
     labels = np.zeros(MODEL_GRID_SHAPE, np.int32)
     labels[:48], labels[48:, :48] = 1, 2
@@ -259,13 +272,13 @@ def test_parcels_are_means_of_their_voxels(tmp_path, invented_series):
     assert (series[:, 2] == 0).all()
 
 
-def test_features_of_scans_have_one_row_each(tmp_path, invented_series):
+def test_baseline_features_have_one_row_per_scan(tmp_path, invented_series):
     scans = [scan_with(tmp_path, invented_series, k) for k in range(2)]
-    pairs = baselines.connectivity(scans)
+    pairs = baselines.connectivity_features(scans)
     assert pairs.shape[0] == 2
     assert np.abs(pairs).max() <= 1
-    means = baselines.mean_images(scans)
+    means = baselines.mean_image_features(scans)
     assert means.shape[0] == 2
     assert np.isfinite(means).all()
     with pytest.raises(evaluating.BadDataError, match="confounds"):
-        baselines.confounds(scans)
+        baselines.confound_features(scans)

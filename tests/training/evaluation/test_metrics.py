@@ -1,4 +1,4 @@
-"""Scores against their definitions."""
+"""Metrics: agreement with scikit-learn and with their definitions."""
 
 from __future__ import annotations
 
@@ -14,67 +14,70 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from bids_app.training.evaluation import metrics as scores
+from bids_app.training.evaluation import metrics
 
 
-def test_classes_are_scored_as_scikit_learn_does():
+def test_classification_metrics_equal_scikit_learn():
     rng = np.random.default_rng(0)
-    right = rng.integers(3, size=60)
-    answers = rng.dirichlet(np.ones(3), 60) + 0.3 * np.eye(3)[right]
-    answers /= answers.sum(1, keepdims=True)
-    found = scores.of_classes(answers, right.tolist())
-    assert found["accuracy"] == pytest.approx((answers.argmax(1) == right).mean())
-    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(right, answers.argmax(1)))
-    assert found["auroc"] == pytest.approx(roc_auc_score(right, answers, multi_class="ovr"))
+    truth = rng.integers(3, size=60)
+    probabilities = rng.dirichlet(np.ones(3), 60) + 0.3 * np.eye(3)[truth]
+    probabilities /= probabilities.sum(1, keepdims=True)
+    found = metrics.classification_metrics(probabilities, truth.tolist())
+    assert found["accuracy"] == pytest.approx((probabilities.argmax(1) == truth).mean())
+    assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, probabilities.argmax(1)))
+    assert found["auroc"] == pytest.approx(roc_auc_score(truth, probabilities, multi_class="ovr"))
 
 
-def test_a_class_that_is_none_of_the_labels_counts_as_missed():
+def test_unknown_classes_count_as_errors():
     rng = np.random.default_rng(3)
-    right = rng.integers(-1, 2, size=50)  # nobody is of class 2, as in some bootstrap samples
-    answers = rng.dirichlet(np.ones(3), 50).round(1)  # with ties
-    found = scores.of_classes(answers, right.tolist())
-    recalls = recall_score(right, answers.argmax(1), labels=[-1, 0, 1], average=None, zero_division=0)
+    truth = rng.integers(-1, 2, size=50)  # class 2 is absent, as in some bootstrap samples
+    probabilities = rng.dirichlet(np.ones(3), 50).round(1)  # with ties
+    found = metrics.classification_metrics(probabilities, truth.tolist())
+    recalls = recall_score(truth, probabilities.argmax(1), labels=[-1, 0, 1], average=None, zero_division=0)
     assert found["balanced_accuracy"] == pytest.approx(recalls.mean())
-    assert found["auroc"] == pytest.approx(np.mean([roc_auc_score(right == k, answers[:, k]) for k in (0, 1)]))
+    assert found["auroc"] == pytest.approx(np.mean([roc_auc_score(truth == k, probabilities[:, k]) for k in (0, 1)]))
 
 
-def test_numbers_are_scored_as_scikit_learn_does():
+def test_regression_metrics_equal_scikit_learn():
     rng = np.random.default_rng(1)
-    truth, found = rng.normal(size=(2, 30))
+    truth, predicted = rng.normal(size=(2, 30))
     expected = {
-        "r": np.corrcoef(truth, found)[0, 1],
-        "mse": mean_squared_error(truth, found),
-        "mae": mean_absolute_error(truth, found),
+        "r": np.corrcoef(truth, predicted)[0, 1],
+        "mse": mean_squared_error(truth, predicted),
+        "mae": mean_absolute_error(truth, predicted),
     }
-    assert scores.of_numbers(found, truth) == pytest.approx(expected)
-    assert scores.of_numbers(np.zeros(30), truth)["r"] == 0.0
+    assert metrics.regression_metrics(predicted, truth) == pytest.approx(expected)
+    assert metrics.regression_metrics(np.zeros(30), truth)["r"] == 0.0
 
 
-def test_retrieval_finds_the_nearest_and_averages_precision():
+def test_retrieval_gives_rank1_and_average_precision():
     vectors = np.array([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0], [0.6, 0.5], [-1.0, 0.0]])
-    found = scores.retrievals(vectors, ["a", "a", "b", "b", "c"])
+    found = metrics.retrieval_results(vectors, ["a", "a", "b", "b", "c"])
     assert found[0].tolist() == [1.0, 1.0]
     assert found[2].tolist() == [1.0, 1.0]
-    assert found[3].tolist() == [0.0, pytest.approx(1 / 3)]  # both of a are nearer
+    assert found[3].tolist() == [0.0, pytest.approx(1 / 3)]  # both vectors of a are nearer
     assert np.isnan(found[4]).all()
-    assert scores.of_retrieval(found)["rank1"] == 0.75
+    assert metrics.retrieval_metrics(found)["rank1"] == 0.75
 
 
-def test_chances_in_a_pool_are_those_of_all_pools():
+def test_top1_probability_is_the_mean_over_all_pools():
     rng = np.random.default_rng(2)
-    similar, right = rng.normal(size=(8, 7)), rng.integers(7, size=8)
-    found = scores.top1_chances(similar, right, pool=4)
-    for row, k, chance in zip(similar, right, found, strict=True):
+    similarity, truth = rng.normal(size=(8, 7)), rng.integers(7, size=8)
+    found = metrics.top1_probabilities(similarity, truth, pool=4)
+    for row, k, probability in zip(similarity, truth, found, strict=True):
         others = [i for i in range(7) if i != k]
-        wins = [all(row[i] < row[k] for i in drawn) for drawn in combinations(others, 3)]
-        assert chance == pytest.approx(np.mean(wins))
-    assert scores.top1_chances(similar, right, pool=300).tolist() == (similar.argmax(1) == right).astype(float).tolist()
+        wins = [all(row[i] < row[k] for i in pool) for pool in combinations(others, 3)]
+        assert probability == pytest.approx(np.mean(wins))
+    assert (
+        metrics.top1_probabilities(similarity, truth, pool=300).tolist()
+        == (similarity.argmax(1) == truth).astype(float).tolist()
+    )
 
 
-def test_draws_keep_participants_whole():
-    people = ["a", "a", "b", "c", "c", "c"]
-    for draw in scores.draws_of(people, 20, seed=0):
-        counts = np.bincount(draw, minlength=6)
+def test_bootstrap_samples_keep_participants_whole():
+    participants = ["a", "a", "b", "c", "c", "c"]
+    for sample in metrics.bootstrap_samples(participants, 20, seed=0):
+        counts = np.bincount(sample, minlength=6)
         assert counts[0] == counts[1]
         assert counts[3] == counts[4] == counts[5]
         assert counts[0] + counts[2] + counts[3] == 3
