@@ -12,6 +12,7 @@ from bids_app.group.predictions import Comparison, compare_with_phenotypes, numb
 from bids_app.group.reading import MISSING, UNREADABLE, Card, RunRecord
 from bids_app.outputs.schema import FAILED, LEVELS, OK, REFUSE, WARN
 from bids_app.reports import group as page
+from bids_app.reports.contents import spec
 from bids_app.reports.group import BAD, GOOD, Cell, Remark, Section, Table, report_url
 
 COLOURS = {"pass": GOOD, "warn": page.WARN, "refuse": BAD}
@@ -82,7 +83,7 @@ def runs_section(cohort: Cohort) -> Section:
 
 def predictions_section(cohort: Cohort) -> Section:
     """Build the section on the predictions of each adapter, and runs with the verdict refuse or warn."""
-    section = Section("predictions", "Predictions and verdicts")
+    section = Section("predictions", "Predictions")
     adapters = sorted({name for run in cohort.runs for name in run.predictions})
     if not adapters:
         section.paragraphs.append("The outputs contain embeddings but no predictions.")
@@ -184,9 +185,10 @@ def _adapter_row(cohort: Cohort, adapter: str) -> list[Cell]:
 
 
 def _reasons(run: RunRecord) -> list[str]:
-    """Return the failed checks of a run and of its predictions."""
+    """Return the labels of the failed checks of a run and of its predictions."""
     names = [*run.reasons, *(run.predictions[a].get("verdict_reasons", "") for a in run.predictions)]
-    return list(dict.fromkeys(part for name in names for part in name.split(", ") if part))
+    checks = dict.fromkeys(part for name in names for part in name.split(", ") if part)
+    return [spec()["checks"].get(name, name) for name in checks]
 
 
 def _sentence(status: str, runs: Sequence[RunRecord]) -> str:

@@ -90,10 +90,8 @@ def quality_section(cohort: Cohort, out_dir: Path) -> Section:
         "deviations from the median, in the direction of worse quality."
     )
     n_beyond = int(found.beyond.any(axis=1).sum())
-    section.paragraphs.append(
-        f"{many if n_runs >= MIN_RUNS else few} {_count(n_beyond, 'run')} {'is' if n_beyond == 1 else 'are'} outside "
-        "the limits of the participant reports in at least one metric."
-    )
+    exceed = f"{_count(n_beyond, 'run')} exceed{'s' if n_beyond == 1 else ''} a limit of the participant reports."
+    section.paragraphs.append(f"{many if n_runs >= MIN_RUNS else few} {exceed}")
     section.figures += _distributions(found, out_dir)
     _write_outliers(found, out_dir / OUTLIERS)
     rows = [
@@ -118,7 +116,7 @@ def quality_section(cohort: Cohort, out_dir: Path) -> Section:
 
 def motion_section(cohort: Cohort, out_dir: Path) -> Section:
     """Build the section on correlations of predictions with head motion, over participants."""
-    section = Section("motion", "Head motion and predictions")
+    section = Section("motion", "Head motion")
     settings = spec()["group"]
     motion = np.array([run.quality.get("fd_mean", np.nan) for run in cohort.runs])
     people = [run.participant for run in cohort.runs]

@@ -22,6 +22,8 @@ NOT_KNOWN = "unknown"
 WITHHELD = "withheld"
 """Text shown instead of a refused prediction."""
 MISSING = "n/a"
+CALIBRATION_METHODS = {"temperature": "temperature scaling", "isotonic": "isotonic regression"}
+"""Names of the calibration methods in the sidecars."""
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,7 @@ def _calibration(found: schema.Uncertainty) -> str:
     method = found.method or "none"
     if method == "none" and not found.scans:
         return ""
-    by = "" if method == "none" else f" by {method}"
+    by = "" if method == "none" else f" by {CALIBRATION_METHODS.get(method, method)}"
     number_of = f" on {found.scans} scans" if found.scans else ""
     source = f" ({found.source})" if found.source else ""
     return f"calibrated{by}{number_of}{source}"

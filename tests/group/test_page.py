@@ -133,9 +133,7 @@ def test_swapped_participants_are_listed_with_their_runs(make_group):
     group = make_group(participants=16, sessions=3, swapped=((4, 11, 2),))
     cohort = group.write_tables()
     section = identity_section(cohort, collect_embeddings(cohort), group.out)
-    assert (
-        remarks(section)["bad"] == "Runs of sub-04 and sub-11 may have been swapped (2 runs)."
-    )
+    assert remarks(section)["bad"] == "Runs of sub-04 and sub-11 may have been swapped (2 runs)."
     (row,) = table(section, "Suspected swaps").rows
     assert [cell.text for cell in row[:3]] == ["sub-04", "sub-11", "yes"]
     assert row[4].text == "sub-04_ses-2_task-rest, sub-11_ses-2_task-rest"

@@ -142,7 +142,7 @@ def test_a_withheld_prediction_stays_withheld(make_group, section_text):
     assert (row["value"], row["verdict"], row["verdict_reasons"]) == ("n/a", "refuse", "orientation")
     (row,) = only(group.rows("group_runs.tsv"), participant_id="sub-01")
     assert (row["status"], row["verdict"]) == ("ok", "refuse")
-    assert "Predictions withheld for 1 run; most frequent failed check: orientation" in section_text(cohort)
+    assert "Predictions withheld for 1 run; most frequent failed check: Left-right orientation" in section_text(cohort)
 
 
 def test_outputs_without_verdicts_are_read_and_reported(make_group, section_text):

@@ -148,7 +148,7 @@ def test_a_run_of_raw_data_is_taken_over_under_its_own_name(standard_brain, neur
     assert found["Sources"][0].startswith("bids:prep:")
     assert any("affine matrix only" in warning for warning in found["warnings"])
     assert any("no brain mask" in warning for warning in found["warnings"])
-    assert "MNI152NLin2009cAsym, is taken to the model" in (out / "sub-01.html").read_text()
+    assert "MNI152NLin2009cAsym is mapped to the model" in (out / "sub-01.html").read_text()
 
 
 @pytest.mark.slow

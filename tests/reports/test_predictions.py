@@ -63,7 +63,7 @@ def test_a_label_has_a_prediction_set_that_may_be_empty():
     card = UNCERTAINTY | {"LabelSet": ["a", "b"], "LabelSetByClass": [], "Calibration": "temperature"}
     found = uncertainty(card | {"CalibrationScans": 120, "CalibrationSource": "site A"})
     assert (found.name, found.span, found.by_class) == ("90 % prediction set", "a or b", "empty")
-    assert found.calibration == "calibrated by temperature on 120 scans (site A)"
+    assert found.calibration == "calibrated by temperature scaling on 120 scans (site A)"
 
 
 def test_no_interval_without_calibration():
@@ -137,7 +137,7 @@ def test_an_uncalibrated_adapter_is_reported(out):
 def test_outputs_of_earlier_versions_have_no_verdict_and_calibration(derivatives):
     page = words(build_participant_report(derivatives.out, "01"))
     assert "not calibrated" not in page
-    assert "Checks" not in page
+    assert "Verdict checks" not in page
 
 
 def test_a_refused_prediction_is_not_shown(out):
