@@ -77,7 +77,7 @@ def remove_other_outputs(out_dir: Path, files: list[Path]) -> None:
 
 def write_page(out_dir: Path, cohort: Cohort, files: list[str]) -> Path:
     """Write ``group.html`` and its figures."""
-    from bids_app.group.overview import counts_of, lead_of, predictions_section, runs_section
+    from bids_app.group.overview import collect_counts, format_lead, predictions_section, runs_section
     from bids_app.group.quality import motion_section, quality_section
     from bids_app.group.reliability import reliability_section
     from bids_app.group.similarity import collect_embeddings, identity_section, map_section
@@ -97,9 +97,9 @@ def write_page(out_dir: Path, cohort: Cohort, files: list[str]) -> Path:
     ]
     cards = cohort.cards.values()
     page = GroupPage(
-        name=_name_of(out_dir),
-        lead=lead_of(cohort),
-        counts=counts_of(cohort),
+        name=_dataset_name(out_dir),
+        lead=format_lead(cohort),
+        counts=collect_counts(cohort),
         sections=sections,
         demonstration=any(card.demonstration for card in cards),
         research_only=tuple(name for name, card in cohort.cards.items() if card.research_only),
@@ -109,7 +109,7 @@ def write_page(out_dir: Path, cohort: Cohort, files: list[str]) -> Path:
     return write_group_page(out_dir, page)
 
 
-def _name_of(out_dir: Path) -> str:
+def _dataset_name(out_dir: Path) -> str:
     try:
         return str(json.loads((out_dir / "dataset_description.json").read_text(encoding="utf-8"))["Name"])
     except (OSError, ValueError, KeyError, TypeError):

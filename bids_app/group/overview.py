@@ -20,7 +20,7 @@ STATUS_LEVELS = {FAILED: BAD, UNREADABLE: BAD, MISSING: page.WARN}
 FAILURES = tuple(STATUS_LEVELS)
 
 
-def lead_of(cohort: Cohort) -> str:
+def format_lead(cohort: Cohort) -> str:
     """Return the first sentence: number of participants, runs and sessions, and status counts."""
     counts = Counter(run.status for run in cohort.runs)
     sessions = len({run.entities["ses"] for run in cohort.runs if "ses" in run.entities})
@@ -30,7 +30,7 @@ def lead_of(cohort: Cohort) -> str:
     return f"{participants} with {runs}{over}: {', '.join(statuses)}."
 
 
-def counts_of(cohort: Cohort) -> list[tuple[str, Cell]]:
+def collect_counts(cohort: Cohort) -> list[tuple[str, Cell]]:
     """Return the counts at the top of the page."""
     statuses = Counter(run.status for run in cohort.runs)
     verdicts = Counter(run.worst_verdict for run in cohort.runs)

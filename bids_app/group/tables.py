@@ -69,7 +69,7 @@ def write_tables(out_dir: Path, cohort: Cohort) -> list[Path]:
     files = _write(out_dir / "group_runs.tsv", run_rows(cohort))
     quality = [run for run in cohort.runs if run.quality]
     if quality:
-        rows = [keys_of(run) | {"bids_name": join_name(run.entities, "bold")} | run.quality for run in quality]
+        rows = [run_keys(run) | {"bids_name": join_name(run.entities, "bold")} | run.quality for run in quality]
         columns = quality_columns(dict.fromkeys(key for run in quality for key in run.quality))
         files += _write(out_dir / "group_bold.tsv", rows, columns)
     files += write_embeddings(out_dir, cohort.runs)
@@ -98,7 +98,7 @@ def run_rows(cohort: Cohort) -> list[dict[str, Any]]:
 def write_predictions(out_dir: Path, adapter: str, cohort: Cohort) -> list[Path]:
     """Write an adapter's predictions as a phenotype table, with its data dictionary."""
     card = cohort.cards.get(adapter, Card())
-    rows = [keys_of(run) | run.predictions[adapter] for run in cohort.runs if adapter in run.predictions]
+    rows = [run_keys(run) | run.predictions[adapter] for run in cohort.runs if adapter in run.predictions]
     described: dict[str, Any] = {
         "MeasurementToolMetadata": {
             "Description": f"Predictions of the NeuroSTORM adapter {adapter}, mean over the clips of each run. "
@@ -150,7 +150,7 @@ def _write_embeddings_table(path: Path, runs: Sequence[RunRecord]) -> None:
         head = ["participant_id", *entities, "model", "normalisation", "duration", *halves, *features]
         file.write("\t".join(head) + "\n")
         for run in runs:
-            keys = keys_of(run)
+            keys = run_keys(run)
             own = [keys["participant_id"], *(keys.get(name, "n/a") for name in entities)]
             for (model, normalisation), vector in run.vectors.items():
                 cells = [*own, model, normalisation or "n/a", f"{vector.duration:g}"]
@@ -191,7 +191,7 @@ def _by_width(runs: Iterable[RunRecord], kind: tuple[str, str]) -> dict[int, lis
     return found
 
 
-def keys_of(run: RunRecord) -> dict[str, str]:
+def run_keys(run: RunRecord) -> dict[str, str]:
     """Return the columns that identify a run."""
     return {"participant_id": run.participant} | {k: v for k, v in run.entities.items() if k != "sub"}
 
