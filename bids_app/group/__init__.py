@@ -1,7 +1,7 @@
-"""The group level: tables and a page over all runs, read from the participants' derivatives; no encoder is loaded.
+"""Group level: tables and an HTML report over all runs, from the participants' derivatives. No model is loaded.
 
-Reading is in `reading` and `cohort`, tables in `tables`; `statistics` and `identity` compute on arrays; the other
-modules are sections of the page, which `bids_app.reports.group` lays out.
+`reading` and `cohort` read the derivatives, `tables` writes the tables, `statistics` and `identity` compute on arrays.
+The other modules are sections of the report, which `bids_app.reports.group` renders.
 """
 
 from __future__ import annotations
@@ -19,57 +19,57 @@ from bids_app.workflow.preflight import check_output
 
 LOGGER = logging.getLogger(__name__)
 
-NOT_ALWAYS_WRITTEN = (
+OPTIONAL_FILES = (
     "bold.tsv", "bold.json", "embeddings.tsv", "embeddings.json", "embeddings.h5", "outliers.tsv", "identity.tsv",
 )  # fmt: skip
-"""Tables, after ``group_``, that there is nothing for in some cohorts."""
+"""Files, without the prefix ``group_``, that are not written for every cohort."""
 
 
 def run_group(settings: Settings) -> int:
-    """Gather the participants' derivatives into tables and ``group.html``.
+    """Summarise the participants' derivatives in tables and ``group.html``.
 
     Raises
     ------
     NoInputError
-        The output folder holds no participants.
+        The output folder has no participants.
     NoMatchError
-        A participant who was asked for has no outputs.
+        A selected participant has no outputs.
     """
     from bids_app.group.tables import write_tables
 
     out_dir = settings.out_dir
-    folders = participants_folders(settings)
+    folders = find_participant_folders(settings)
     if settings.check:
-        print(f"{out_dir}: {len(folders)} participants; nothing was written")
+        print(f"{out_dir}: {len(folders)} participants; no files were written")
         return EXIT_OK
     check_output(settings)
     cohort = read_cohort(folders, settings.bids_dir, settings.query, settings.resources.n_procs)
     files = write_tables(out_dir, cohort)
     remove_other_outputs(out_dir, files)
     page = write_page(out_dir, cohort, [path.relative_to(out_dir).as_posix() for path in files])
-    LOGGER.info("%d runs of %d participants: %s", len(cohort.runs), len(cohort.participants), page)
+    LOGGER.info("Group report of %d runs of %d participants: %s", len(cohort.runs), len(cohort.participants), page)
     return EXIT_OK
 
 
-def participants_folders(settings: Settings) -> list[Path]:
-    """Folders of the participants who were asked for, in natural order."""
+def find_participant_folders(settings: Settings) -> list[Path]:
+    """Return the folders of the selected participants, in natural order."""
     out_dir, wanted = settings.out_dir, settings.query.participants
     found = sorted((p for p in out_dir.glob("sub-*") if p.is_dir()), key=lambda p: natural_key(p.name))
     if not found:
-        raise NoInputError(f"{out_dir}: no participants' outputs.", "Run the participant level into this folder first.")
+        raise NoInputError(f"{out_dir}: no participant outputs.", "Run the participant level first.")
     labels = [path.name.removeprefix("sub-") for path in found]
     missing = [label for label in wanted if label not in labels]
     if missing:
         raise NoMatchError(
-            f"{out_dir}: has no outputs of sub-{', sub-'.join(missing)}.",
-            "Correct --participant-label, or run the participant level for them first.",
+            f"{out_dir}: no outputs of sub-{', sub-'.join(missing)}.",
+            "Correct --participant-label or run the participant level for these participants first.",
         )
     return [path for path, label in zip(found, labels, strict=True) if not wanted or label in wanted]
 
 
 def remove_other_outputs(out_dir: Path, files: list[Path]) -> None:
-    """Remove what an earlier run of the group level left and this one did not write: it would tell of other runs."""
-    earlier = [out_dir / f"group_{name}" for name in NOT_ALWAYS_WRITTEN]
+    """Remove outdated files of a previous group-level run."""
+    earlier = [out_dir / f"group_{name}" for name in OPTIONAL_FILES]
     for path in (*earlier, *(out_dir / FIGURES).glob("*.svg")):
         if path not in files:
             path.unlink(missing_ok=True)
@@ -77,29 +77,29 @@ def remove_other_outputs(out_dir: Path, files: list[Path]) -> None:
 
 def write_page(out_dir: Path, cohort: Cohort, files: list[str]) -> Path:
     """Write ``group.html`` and its figures."""
-    from bids_app.group.overview import answers_section, counts_of, lead_of, runs_section
+    from bids_app.group.overview import collect_counts, format_lead, predictions_section, runs_section
     from bids_app.group.quality import motion_section, quality_section
     from bids_app.group.reliability import reliability_section
-    from bids_app.group.similarity import identity_section, kinds_of, map_section
+    from bids_app.group.similarity import collect_embeddings, identity_section, map_section
     from bids_app.group.sites import sites_section
     from bids_app.reports.group import GroupPage, write_group_page
 
-    kinds = kinds_of(cohort)
+    embeddings = collect_embeddings(cohort)
     sections = [
         runs_section(cohort),
-        answers_section(cohort),
+        predictions_section(cohort),
         quality_section(cohort, out_dir),
         motion_section(cohort, out_dir),
         sites_section(cohort, out_dir),
-        map_section(cohort, kinds, out_dir),
-        identity_section(cohort, kinds, out_dir),
+        map_section(cohort, embeddings, out_dir),
+        identity_section(cohort, embeddings, out_dir),
         reliability_section(cohort, out_dir),
     ]
     cards = cohort.cards.values()
     page = GroupPage(
-        name=_name_of(out_dir),
-        lead=lead_of(cohort),
-        counts=counts_of(cohort),
+        name=_dataset_name(out_dir),
+        lead=format_lead(cohort),
+        counts=collect_counts(cohort),
         sections=sections,
         demonstration=any(card.demonstration for card in cards),
         research_only=tuple(name for name, card in cohort.cards.items() if card.research_only),
@@ -109,7 +109,7 @@ def write_page(out_dir: Path, cohort: Cohort, files: list[str]) -> Path:
     return write_group_page(out_dir, page)
 
 
-def _name_of(out_dir: Path) -> str:
+def _dataset_name(out_dir: Path) -> str:
     try:
         return str(json.loads((out_dir / "dataset_description.json").read_text(encoding="utf-8"))["Name"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,6 +1,6 @@
-"""Who a run looks like: similarity of embeddings over sessions, re-identification, and runs that may have been swapped.
+"""Re-identification of participants from embeddings across sessions, and detection of swapped runs. Arrays only.
 
-Nothing here holds all pairs at once: similarities are made a block of runs at a time. Arrays only.
+Similarities are computed in blocks of runs; the full matrix is never held in memory.
 
 N  runs      C  features
 """
@@ -15,25 +15,25 @@ import numpy as np
 from bids_app.group.statistics import robust_z
 
 BLOCK = 256
-"""Runs whose similarities with all others are held at once."""
+"""Runs per block of the similarity matrix."""
 BINS = np.linspace(-1, 1, 81)
-"""Edges of the histograms of similarities."""
+"""Bin edges of the similarity histograms."""
 
 
 @dataclass(frozen=True)
 class ReIdentification:
-    """How well runs find their own participant in other sessions.
+    """Re-identification of participants across sessions.
 
     Attributes
     ----------
     own, other : np.ndarray, (N,)
-        Largest similarity with a run of another session, of the same participant and of others; NaN where none is.
+        Maximum similarity with a run of another session, same and other participants; NaN if there is none.
     nearest : np.ndarray of int, (N,)
-        That other participant's run; -1 where there is none.
+        Most similar run of another participant; -1 if there is none.
     same, different : np.ndarray, (80,)
-        Pairs of runs of different sessions, of one participant and of two, by their similarity; see `BINS`.
+        Histograms (`BINS`) of the similarity across sessions, within and between participants.
     mean_same, mean_different : float
-        Means of those similarities.
+        Mean similarities within and between participants.
     """
 
     own: np.ndarray
@@ -46,22 +46,22 @@ class ReIdentification:
 
     @property
     def tried(self) -> np.ndarray:
-        """(N,) bool: runs that have both their own participant and another to be found in other sessions."""
+        """(N,) bool: runs with other sessions of the same and of another participant."""
         return np.isfinite(self.own) & np.isfinite(self.other)
 
     @property
     def hits(self) -> np.ndarray:
-        """(N,) bool: runs whose nearest run of another session is their own participant's."""
+        """(N,) bool: runs whose most similar run of another session is from the same participant."""
         return self.tried & (self.own > self.other)
 
     def margins(self) -> np.ndarray:
-        """How much more each run looks like another participant than like its own.
+        """Compute how much more similar each run is to another participant than to its own.
 
         Returns
         -------
         np.ndarray, (N,)
-            In units of what a run that is found usually looks more like its own participant: -1 is usual, 0 undecided,
-            1 as clearly somebody else as others are themselves. NaN where it cannot be told.
+            Similarity with the other minus own participant, in units of the median difference of re-identified runs:
+            -1 is usual, 0 undecided, 1 clearly another participant. NaN if undefined.
         """
         gap = self.own - self.other
         usual = np.median(gap[self.hits]) if self.hits.any() else np.nan
@@ -70,28 +70,27 @@ class ReIdentification:
 
 @dataclass(frozen=True)
 class Suspicion:
-    """Two participants whose runs may have been exchanged."""
+    """Pair of participants whose runs may have been swapped."""
 
     participants: tuple[int, int]
     runs: tuple[int, ...]
-    """Those that look like the other of the two."""
+    """Runs that are more similar to the other participant."""
     margin: float
-    """The largest of `ReIdentification.margins`."""
+    """Maximum of `ReIdentification.margins`."""
     mutual: bool
-    """Whether each of the two looks like the other."""
+    """True if runs of both participants are more similar to the other one."""
 
 
 def standardise(values: np.ndarray, tasks: Sequence[str] | None = None) -> np.ndarray:
-    """Embeddings with each feature's mean 0 and deviation 1 over runs, as vectors of length 1; (N, C) float32.
+    """Standardise features over runs (mean 0, SD 1) and scale each run to unit length; (N, C) float32.
 
-    What all runs share would otherwise make all of them alike.
+    This removes the component that is common to all runs.
 
     Parameters
     ----------
     values : np.ndarray, (N, C)
     tasks : sequence of str, (N,), optional
-        Means are taken over the runs of each, so that it does not matter what somebody did; a task of one run keeps
-        the mean of all.
+        Features are centred within each task, to remove task effects; a task with one run uses the overall mean.
     """
     values = values.astype(np.float32)
     centred = values - values.mean(axis=0)
@@ -106,9 +105,9 @@ def standardise(values: np.ndarray, tasks: Sequence[str] | None = None) -> np.nd
 
 
 def principal_components(values: np.ndarray, n_components: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores of the first components, (N, K), and the share of the variance of each, (K,).
+    """Return the scores of the first components, (N, K), and their fractions of variance, (K,).
 
-    A component's sign is that which makes its largest weight positive.
+    The sign of a component makes its largest weight positive.
     """
     centred = values.astype(np.float64) - values.mean(axis=0)
     if len(values) > values.shape[1]:
@@ -124,14 +123,14 @@ def principal_components(values: np.ndarray, n_components: int) -> tuple[np.ndar
 
 
 def reidentify(units: np.ndarray, people: np.ndarray, sessions: np.ndarray) -> ReIdentification:
-    """Look for each run's participant among the runs of other sessions.
+    """Re-identify the participant of each run among the runs of other sessions.
 
     Parameters
     ----------
     units : np.ndarray, (N, C)
-        From `standardise`.
+        Output of `standardise`.
     people, sessions : np.ndarray of int, (N,)
-        Numbers of participants and of sessions. Where a dataset has no sessions, each run is one of its own.
+        Indices of participants and sessions. Without sessions in the dataset, each run is its own session.
     """
     own, other = np.full((2, len(units)), np.nan, np.float32)
     nearest = np.full(len(units), -1)
@@ -157,26 +156,26 @@ def reidentify(units: np.ndarray, people: np.ndarray, sessions: np.ndarray) -> R
     return ReIdentification(own, other, nearest, counts[0], counts[1], float(means[0]), float(means[1]))
 
 
-def suspected_swaps(found: ReIdentification, people: np.ndarray, least_margin: float) -> list[Suspicion]:
-    """Pairs of participants, the clearest first, of whom a run looks like the other by at least so much.
+def suspected_swaps(found: ReIdentification, people: np.ndarray, min_margin: float) -> list[Suspicion]:
+    """Find pairs of participants whose runs may have been swapped, clearest first.
 
-    A run's margin must also lie farther from the median than chance brings about in one of twenty cohorts as large:
-    where runs are found again with difficulty, some look like others without having been swapped.
+    A margin must also be an outlier (Bonferroni-corrected at 0.05 over runs): with poor re-identification, some runs
+    resemble other participants by chance.
 
     Parameters
     ----------
     found : ReIdentification
     people : np.ndarray of int, (N,)
-        As they were given to `reidentify`.
-    least_margin : float
-        Of `ReIdentification.margins`.
+        Indices of participants, as for `reidentify`.
+    min_margin : float
+        Minimum of `ReIdentification.margins`.
     """
     from scipy.stats import norm
 
     margins = found.margins()
     beyond_chance = robust_z(margins) > norm.isf(0.05 / max(1, int(found.tried.sum())))
     pairs: dict[tuple[int, int], list[int]] = {}
-    for run in np.flatnonzero((margins >= least_margin) & beyond_chance):
+    for run in np.flatnonzero((margins >= min_margin) & beyond_chance):
         one, two = sorted((int(people[run]), int(people[found.nearest[run]])))
         pairs.setdefault((one, two), []).append(int(run))
     suspicions = [
@@ -187,37 +186,37 @@ def suspected_swaps(found: ReIdentification, people: np.ndarray, least_margin: f
 
 
 def _bin_of(similar: np.ndarray) -> np.ndarray:
-    """Number of the bin of `BINS` that each similarity falls into."""
+    """Return the index of the histogram bin (`BINS`) of each similarity."""
     return np.clip(((similar + 1) * ((len(BINS) - 1) / 2)).astype(np.int64), 0, len(BINS) - 2)
 
 
 def _blocks(units: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Similarities of some runs with all, (B, N), for all runs in turn."""
+    """Yield the similarities of a block of runs with all runs, (B, N)."""
     for start in range(0, len(units), BLOCK):
         rows = slice(start, min(start + BLOCK, len(units)))
         yield rows, units[rows] @ units.T
 
 
-def sample_for_matrix(people: np.ndarray, most: int) -> np.ndarray:
-    """Runs to show in a matrix, whole participants drawn with a fixed seed, of those with several runs if any.
+def sample_for_matrix(people: np.ndarray, max_runs: int) -> np.ndarray:
+    """Select runs for the similarity matrix: random participants (fixed seed), preferably with several runs.
 
     Parameters
     ----------
     people : np.ndarray of int, (N,)
-        Runs of a participant stand together.
-    most : int
-        Runs at most.
+        Indices of participants; runs sorted by participant.
+    max_runs : int
+        Maximum number of runs.
 
     Returns
     -------
     np.ndarray of int
-        In the order of the runs.
+        Indices of the selected runs, ascending.
     """
-    if len(people) <= most:
+    if len(people) <= max_runs:
         return np.arange(len(people))
     names, sizes = np.unique(people, return_counts=True)
     if (sizes > 1).sum() > 1:
         names, sizes = names[sizes > 1], sizes[sizes > 1]
     order = np.random.default_rng(0).permutation(len(names))
-    n_fitting = int((np.cumsum(sizes[order]) <= most).sum())
+    n_fitting = int((np.cumsum(sizes[order]) <= max_runs).sum())
     return np.flatnonzero(np.isin(people, names[order[:n_fitting]]))

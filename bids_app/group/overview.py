@@ -1,4 +1,4 @@
-"""What the group's page says first, how runs ended, and what was answered with which verdict."""
+"""Sections of the group report: summary, status of runs, predictions and verdicts."""
 
 from __future__ import annotations
 
@@ -8,69 +8,68 @@ from collections.abc import Sequence
 import numpy as np
 
 from bids_app.group.cohort import Cohort
-from bids_app.group.predictions import Comparison, beside_traits, number
+from bids_app.group.predictions import Comparison, compare_with_phenotypes, number
 from bids_app.group.reading import MISSING, UNREADABLE, Card, RunRecord
 from bids_app.outputs.schema import FAILED, LEVELS, OK, REFUSE, WARN
 from bids_app.reports import group as page
+from bids_app.reports.contents import spec
 from bids_app.reports.group import BAD, GOOD, Cell, Remark, Section, Table, report_url
 
 COLOURS = {"pass": GOOD, "warn": page.WARN, "refuse": BAD}
-LEVELS_OF_ENDS = {FAILED: BAD, UNREADABLE: BAD, MISSING: page.WARN}
-ENDED_BADLY = tuple(LEVELS_OF_ENDS)
+STATUS_LEVELS = {FAILED: BAD, UNREADABLE: BAD, MISSING: page.WARN}
+FAILURES = tuple(STATUS_LEVELS)
 
 
-def lead_of(cohort: Cohort) -> str:
-    """The first sentence: who and how many, and how it went."""
-    ended = Counter(run.status for run in cohort.runs)
+def format_lead(cohort: Cohort) -> str:
+    """Return the first sentence: number of participants, runs and sessions, and status counts."""
+    counts = Counter(run.status for run in cohort.runs)
     sessions = len({run.entities["ses"] for run in cohort.runs if "ses" in run.entities})
-    told = ", ".join(f"{ended[status]:,} {status}" for status in (OK, *ENDED_BADLY) if ended[status] or status == OK)
+    statuses = (f"{counts[name]:,} {name}" for name in (OK, *FAILURES) if counts[name] or name == OK)
     over = f" in {sessions} sessions" if sessions > 1 else ""
-    return (
-        f"{_count(len(cohort.participants), 'participant')} with {_count(len(cohort.runs), 'BOLD run')}{over}: {told}."
-    )
+    participants, runs = _count(len(cohort.participants), "participant"), _count(len(cohort.runs), "BOLD run")
+    return f"{participants} with {runs}{over}: {', '.join(statuses)}."
 
 
-def counts_of(cohort: Cohort) -> list[tuple[str, Cell]]:
-    """The numbers of the first screen."""
-    ended = Counter(run.status for run in cohort.runs)
-    judged = Counter(run.worst_verdict for run in cohort.runs)
+def collect_counts(cohort: Cohort) -> list[tuple[str, Cell]]:
+    """Return the counts at the top of the page."""
+    statuses = Counter(run.status for run in cohort.runs)
+    verdicts = Counter(run.worst_verdict for run in cohort.runs)
     found = [("Participants", Cell(f"{len(cohort.participants):,}")), ("Runs", Cell(f"{len(cohort.runs):,}"))]
-    for status in ENDED_BADLY:
-        found.append(
-            (status.capitalize(), Cell(f"{ended[status]:,}", "#runs", LEVELS_OF_ENDS[status] if ended[status] else ""))
-        )
-    if any(judged[name] for name in LEVELS):
-        found.append(("Refused", Cell(f"{judged[REFUSE]:,}", "#answers", BAD if judged[REFUSE] else "")))
-        found.append(("Warned", Cell(f"{judged[WARN]:,}", "#answers", page.WARN if judged[WARN] else "")))
+    for status in FAILURES:
+        level = STATUS_LEVELS[status] if statuses[status] else ""
+        found.append((status.capitalize(), Cell(f"{statuses[status]:,}", "#runs", level)))
+    if any(verdicts[name] for name in LEVELS):
+        found.append(("Refused", Cell(f"{verdicts[REFUSE]:,}", "#predictions", BAD if verdicts[REFUSE] else "")))
+        found.append(("Warnings", Cell(f"{verdicts[WARN]:,}", "#predictions", page.WARN if verdicts[WARN] else "")))
     else:
         found.append(("Verdicts", Cell("none")))
     return found
 
 
 def runs_section(cohort: Cohort) -> Section:
-    """Runs that failed, cannot be read, or are missing, with the reason and what to do."""
+    """Build the section on failed, unreadable and missing runs, with reason and hint."""
     section = Section("runs", "Runs")
     bad = sorted((run for run in cohort.runs if run.status != OK), key=lambda run: _rank(run.status))
     if not bad and not cohort.faults:
-        section.paragraphs.append("Every run is done, and all of its outputs can be read.")
-        section.remarks.append(Remark(GOOD, "Every run is done."))
+        section.paragraphs.append("All runs were processed, and all outputs are readable.")
+        section.remarks.append(Remark(GOOD, "All runs were processed."))
         return section
-    for status in ENDED_BADLY:
+    for status in FAILURES:
         these = [run for run in bad if run.status == status]
         if these:
-            section.remarks.append(Remark(LEVELS_OF_ENDS[status], _sentence(status, these)))
+            section.remarks.append(Remark(STATUS_LEVELS[status], _sentence(status, these)))
     if cohort.faults:
         shown = "; ".join(cohort.faults[:5]) + (f" and {len(cohort.faults) - 5} more" if len(cohort.faults) > 5 else "")
-        section.paragraphs.append(f"These files of no run in particular could not be read: {shown}.")
+        section.paragraphs.append(f"The following logs and folders could not be read: {shown}.")
         section.remarks.append(Remark(page.WARN, f"{_count(len(cohort.faults), 'log')} could not be read."))
     section.tables.append(
         Table(
-            "Runs that are not done",
-            ("Run", "How it ended", "Reason", "What to do"),
+            "Failed and missing runs",
+            ("Run", "Status", "Reason", "What to do"),
             [
                 (
                     Cell(run.stem, "" if run.status == MISSING else report_url(run.participant)),
-                    Cell(run.status, level=LEVELS_OF_ENDS.get(run.status, BAD)),
+                    Cell(run.status, level=STATUS_LEVELS.get(run.status, BAD)),
                     Cell(shortened(run.reason)),
                     Cell(shortened(run.hint)),
                 )
@@ -82,65 +81,63 @@ def runs_section(cohort: Cohort) -> Section:
     return section
 
 
-def answers_section(cohort: Cohort) -> Section:
-    """Answers and verdicts of each adapter, and the runs that were refused or warned of."""
-    section = Section("answers", "Answers and verdicts")
+def predictions_section(cohort: Cohort) -> Section:
+    """Build the section on the predictions of each adapter, and runs with the verdict refuse or warn."""
+    section = Section("predictions", "Predictions")
     adapters = sorted({name for run in cohort.runs for name in run.predictions})
     if not adapters:
-        section.paragraphs.append("These outputs hold embeddings and no predictions.")
+        section.paragraphs.append("The outputs contain embeddings but no predictions.")
     else:
         section.tables.append(
             Table(
                 "Adapters",
-                ("Adapter", "Target", "Runs", "Answers", "Pass", "Warn", "Refuse", "Not judged"),
+                ("Adapter", "Target", "Runs", "Predictions", "Pass", "Warn", "Refuse", "No verdict"),
                 [_adapter_row(cohort, name) for name in adapters],
             )
         )
-    compared = beside_traits(cohort)
-    if compared:
-        section.tables.append(_traits_table(compared))
-    judged = [run for run in cohort.runs if run.worst_verdict in (WARN, REFUSE)]
-    judged.sort(key=lambda run: (-LEVELS.index(run.worst_verdict), -len(_reasons(run))))
-    if judged:
-        reasons = Counter(name for run in judged for name in _reasons(run))
-        told = ", ".join(f"{name} ({n})" for name, n in reasons.most_common(5))
-        text = f"Checks that most often did not pass, with the number of runs: {told}."
-        section.paragraphs.append(text)
+    comparisons = compare_with_phenotypes(cohort)
+    if comparisons:
+        section.tables.append(_phenotypes_table(comparisons))
+    flagged = [run for run in cohort.runs if run.worst_verdict in (WARN, REFUSE)]
+    flagged.sort(key=lambda run: (-LEVELS.index(run.worst_verdict), -len(_reasons(run))))
+    if flagged:
+        reasons = Counter(name for run in flagged for name in _reasons(run))
+        most_common = ", ".join(f"{name} ({n})" for name, n in reasons.most_common(5))
+        section.paragraphs.append(f"Most frequently failed checks (number of runs): {most_common}.")
         section.tables.append(
             Table(
-                "Runs refused or warned of",
-                ("Run", "Verdict", "Checks that did not pass"),
+                "Runs with verdict refuse or warn",
+                ("Run", "Verdict", "Failed checks"),
                 [
                     (
                         Cell(run.stem, report_url(run.participant)),
                         Cell(run.worst_verdict, level=COLOURS[run.worst_verdict]),
                         Cell(", ".join(_reasons(run))),
                     )
-                    for run in judged
+                    for run in flagged
                 ],
                 "group_runs.tsv",
             )
         )
-        n_refused = sum(run.worst_verdict == REFUSE for run in judged)
+        n_refused = sum(run.worst_verdict == REFUSE for run in flagged)
         if n_refused:
-            refused = Counter(name for run in judged if run.worst_verdict == REFUSE for name in _reasons(run))
-            most = f", most often for {refused.most_common(1)[0][0]}" if refused else ""
-            section.remarks.append(Remark(BAD, f"Answers are withheld for {_count(n_refused, 'run')}{most}."))
-        if len(judged) > n_refused:
-            section.remarks.append(
-                Remark(page.WARN, f"{_count(len(judged) - n_refused, 'run')} with a warning; mostly {told}.")
-            )
+            refused = Counter(name for run in flagged if run.worst_verdict == REFUSE for name in _reasons(run))
+            reason = f"; most frequent failed check: {refused.most_common(1)[0][0]}" if refused else ""
+            section.remarks.append(Remark(BAD, f"Predictions withheld for {_count(n_refused, 'run')}{reason}."))
+        if len(flagged) > n_refused:
+            n_warned = _count(len(flagged) - n_refused, "run")
+            section.remarks.append(Remark(page.WARN, f"{n_warned} with warnings; most frequent: {most_common}."))
     elif not any(run.worst_verdict for run in cohort.runs):
-        section.paragraphs.append("No verdicts are in these outputs; runs of this version and later have them.")
+        section.paragraphs.append("The outputs contain no verdicts (created by an earlier version).")
     return section
 
 
-def shortened(text: str, most: int = 240) -> str:
-    """A text that fits into a cell."""
-    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+def shortened(text: str, max_length: int = 240) -> str:
+    """Truncate a text for a table cell."""
+    return text if len(text) <= max_length else text[: max_length - 1].rstrip() + "…"
 
 
-def _traits_table(compared: Sequence[Comparison]) -> Table:
+def _phenotypes_table(compared: Sequence[Comparison]) -> Table:
     rows = [
         (
             Cell(c.adapter),
@@ -159,10 +156,10 @@ def _traits_table(compared: Sequence[Comparison]) -> Table:
         "Measure",
         "Agreement",
         "95 % interval",
-        "Mean absolute difference",
+        "Mean absolute error",
         "Participants",
     )
-    return Table("Answers beside participants.tsv", headings, rows)
+    return Table("Agreement of predictions with participants.tsv", headings, rows)
 
 
 def _adapter_row(cohort: Cohort, adapter: str) -> list[Cell]:
@@ -172,39 +169,41 @@ def _adapter_row(cohort: Cohort, adapter: str) -> list[Cell]:
     labels = Counter(row["label"] for row in rows if row.get("label", "n/a") != "n/a")
     values = np.array([number(row.get("value")) for row in rows])
     values = values[np.isfinite(values)]
-    answers = ", ".join(f"{name} {n}" for name, n in labels.most_common(6))
+    summary = ", ".join(f"{name}: {n}" for name, n in labels.most_common(6))
     if len(values):
         unit = f" {card.unit}" if card.unit else ""
         low, middle, high = np.quantile(values, [0.05, 0.5, 0.95])
-        answers = f"median {middle:.3g}, 5 to 95 % {low:.3g} to {high:.3g}{unit}"
+        summary = f"median {middle:.3g}, 5th to 95th percentile {low:.3g} to {high:.3g}{unit}"
     return [
         Cell(adapter, f"phenotype/neurostorm_{adapter}.tsv"),
         Cell(card.target),
         Cell(str(len(rows))),
-        Cell(answers or "none"),
+        Cell(summary or "none"),
         *(Cell(str(verdicts[name])) for name in LEVELS),
         Cell(str(len(rows) - sum(verdicts[name] for name in LEVELS))),
     ]
 
 
 def _reasons(run: RunRecord) -> list[str]:
-    """Checks that did not pass, of the run and of its answers."""
+    """Return the labels of the failed checks of a run and of its predictions."""
     names = [*run.reasons, *(run.predictions[a].get("verdict_reasons", "") for a in run.predictions)]
-    return list(dict.fromkeys(part for name in names for part in name.split(", ") if part))
+    checks = dict.fromkeys(part for name in names for part in name.split(", ") if part)
+    return [spec()["checks"].get(name, name) for name in checks]
 
 
 def _sentence(status: str, runs: Sequence[RunRecord]) -> str:
-    what = {FAILED: "failed", UNREADABLE: "cannot be read as a whole", MISSING: "missing"}[status]
-    verb = "" if status in (UNREADABLE, FAILED) else "is " if len(runs) == 1 else "are "
+    what = {FAILED: "failed", UNREADABLE: "partly unreadable", MISSING: "missing"}[status]
+    verb = "" if status == FAILED else "is " if len(runs) == 1 else "are "
     text = f"{_count(len(runs), 'run')} {verb}{what}"
     if len(runs) == 1:
         return f"{text}, {runs[0].stem}: {shortened(runs[0].reason, 160).rstrip('.')}."
     hint, n = Counter(run.hint for run in runs).most_common(1)[0]
-    return f"{text}; {'for all of them' if n == len(runs) else f'for {n} of them'}: {hint}" if hint else f"{text}."
+    scope = "" if n == len(runs) else f" ({n} of them)"
+    return f"{text}. What to do{scope}: {hint}" if hint else f"{text}."
 
 
 def _rank(status: str) -> int:
-    return ENDED_BADLY.index(status) if status in ENDED_BADLY else 0
+    return FAILURES.index(status) if status in FAILURES else 0
 
 
 def _count(n: int, what: str) -> str:

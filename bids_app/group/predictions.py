@@ -1,4 +1,4 @@
-"""Answers as numbers, over all runs, and beside what ``participants.tsv`` says of the same."""
+"""Predictions of all runs as numbers, and their agreement with ``participants.tsv``."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from bids_app.group.cohort import Cohort
 from bids_app.group.reading import Card, RunRecord
 from bids_app.group.statistics import Estimate, mean_by, proportion, rank_correlation
 
-FEWEST = 5
-"""Participants from whom agreement with ``participants.tsv`` is told."""
+MIN_PARTICIPANTS = 5
+"""Minimum participants for the agreement with ``participants.tsv``."""
 
 
 @dataclass(frozen=True)
-class Answer:
-    """One number that an adapter gives for each run."""
+class PredictedVariable:
+    """Numeric prediction of an adapter for all runs: a value, or the probability of a class."""
 
     adapter: str
     title: str
     """``age (years)``, or ``sex: F`` for the probability of a class."""
     axis: str
     values: np.ndarray
-    """(N,), of the cohort's runs; NaN where there is no answer, or it is withheld."""
+    """(N,) one value per run of the cohort; NaN if missing or withheld."""
 
 
-def answers_of(cohort: Cohort) -> list[Answer]:
-    """Every adapter's numbers; of two classes only the second's probability, which says both."""
+def collect_predictions(cohort: Cohort) -> list[PredictedVariable]:
+    """Collect the numeric predictions of all adapters; for two classes only the second probability."""
     found = []
     for adapter in sorted({name for run in cohort.runs for name in run.predictions}):
         columns = dict.fromkeys(name for run in cohort.runs for name in run.predictions.get(adapter, {}))
@@ -43,12 +43,12 @@ def answers_of(cohort: Cohort) -> list[Answer]:
             values = np.array([number(run.predictions.get(adapter, {}).get(name)) for run in cohort.runs])
             title = f"{adapter}: {target}{unit}" if name == "value" else f"{adapter}: {target} {name[2:]}"
             axis = f"{target}{unit}" if name == "value" else f"probability of {name[2:]}"
-            found.append(Answer(adapter, title, axis, values))
+            found.append(PredictedVariable(adapter, title, axis, values))
     return found
 
 
 def number(value: object) -> float:
-    """A cell as a number; NaN for ``n/a`` and for what is none."""
+    """Convert a cell to a float; NaN for ``n/a`` and non-numeric text."""
     try:
         return float(str(value))
     except ValueError:
@@ -57,50 +57,50 @@ def number(value: object) -> float:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How answers agree with a column of ``participants.tsv``, participants counted once."""
+    """Agreement of predictions with a column of ``participants.tsv``, over participants."""
 
     adapter: str
     column: str
     measure: str
-    """What ``estimate`` is: a share of right classes, or a rank correlation."""
+    """Type of ``estimate``: accuracy or rank correlation."""
     estimate: Estimate
     error: float = float("nan")
-    """Mean absolute difference, of numbers."""
+    """Mean absolute error, for numeric predictions."""
 
 
-def beside_traits(cohort: Cohort) -> list[Comparison]:
-    """Answers beside the column that has the name of an adapter's target, where there is one."""
-    columns = {name.lower(): name for row in cohort.traits.values() for name in row}
+def compare_with_phenotypes(cohort: Cohort) -> list[Comparison]:
+    """Compare predictions with the column of ``participants.tsv`` that is named like the adapter's target."""
+    columns = {name.lower(): name for row in cohort.phenotypes.values() for name in row}
     found = []
     for adapter in sorted({name for run in cohort.runs for name in run.predictions}):
         target = cohort.cards.get(adapter, Card()).target.lower()
         if target in columns:
-            runs = [run for run in cohort.runs if adapter in run.predictions and cohort.trait(run, columns[target])]
+            runs = [run for run in cohort.runs if adapter in run.predictions and cohort.phenotype(run, columns[target])]
             compare = _compare_numbers if any("value" in run.predictions[adapter] for run in runs) else _compare_classes
             found.append(compare(cohort, adapter, columns[target], runs))
-    return [comparison for comparison in found if comparison.estimate.n >= FEWEST]
+    return [comparison for comparison in found if comparison.estimate.n >= MIN_PARTICIPANTS]
 
 
 def _compare_numbers(cohort: Cohort, adapter: str, column: str, runs: Sequence[RunRecord]) -> Comparison:
     people = [run.participant for run in runs]
-    answers = np.array([number(run.predictions[adapter].get("value")) for run in runs])
-    truth = np.array([number(cohort.trait(run, column)) for run in runs])
-    known = np.isfinite(answers) & np.isfinite(truth)
-    _, answer = mean_by(np.where(known, answers, np.nan), people)
-    _, true = mean_by(np.where(known, truth, np.nan), people)
-    r = rank_correlation(answer, true)
-    error = float(np.nanmean(np.abs(answer - true))) if known.any() else float("nan")
+    predicted = np.array([number(run.predictions[adapter].get("value")) for run in runs])
+    truth = np.array([number(cohort.phenotype(run, column)) for run in runs])
+    known = np.isfinite(predicted) & np.isfinite(truth)
+    _, mean_predicted = mean_by(np.where(known, predicted, np.nan), people)
+    _, mean_true = mean_by(np.where(known, truth, np.nan), people)
+    r = rank_correlation(mean_predicted, mean_true)
+    error = float(np.nanmean(np.abs(mean_predicted - mean_true))) if known.any() else float("nan")
     return Comparison(adapter, column, "rank correlation", r, error)
 
 
 def _compare_classes(cohort: Cohort, adapter: str, column: str, runs: Sequence[RunRecord]) -> Comparison:
-    """A participant's answer is that of most runs."""
-    said: dict[str, list[str]] = {}
+    """Compare classes; a participant's prediction is the most frequent class over runs."""
+    predicted: dict[str, list[str]] = {}
     truth: dict[str, str] = {}
     for run in runs:
         label = str(run.predictions[adapter].get("label", "n/a"))
         if label != "n/a":
-            said.setdefault(run.participant, []).append(label.casefold())
-            truth[run.participant] = cohort.trait(run, column).casefold()
-    hits = sum(Counter(labels).most_common(1)[0][0] == truth[person] for person, labels in said.items())
-    return Comparison(adapter, column, "share that is right", proportion(hits, len(said)))
+            predicted.setdefault(run.participant, []).append(label.casefold())
+            truth[run.participant] = cohort.phenotype(run, column).casefold()
+    hits = sum(Counter(labels).most_common(1)[0][0] == truth[person] for person, labels in predicted.items())
+    return Comparison(adapter, column, "accuracy", proportion(hits, len(predicted)))

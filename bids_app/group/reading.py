@@ -1,7 +1,7 @@
-"""Reading what the participant level left: one record a run, from sidecars and rows of means; no image is opened.
+"""Reader of the participants' derivatives: one record per run, from sidecars and mean rows. No image is opened.
 
-Tens of thousands of small files are read, so folders are listed once and tables are looked through as bytes. What
-cannot be read is kept as a fault of its run, and the others go on.
+To read tens of thousands of small files quickly, folders are listed once and tables are searched as bytes. Unreadable
+files are recorded as faults of their run and do not stop the others.
 """
 
 from __future__ import annotations
@@ -37,29 +37,29 @@ from bids_app.outputs.schema import (
 MEAN = b"mean"
 UNREADABLE, MISSING = "unreadable", "missing"
 
-OF_OUTPUTS = ("desc", "space", "res", "den", "label")
-"""Entities that tell outputs of one run apart."""
+OUTPUT_ENTITIES = ("desc", "space", "res", "den", "label")
+"""Entities that distinguish the outputs of one run."""
 
 FEATURE = re.compile(r"e\d+")
-FEW = 64
-"""Participants that are read without further processes."""
+MAX_SERIAL = 64
+"""Maximum participants that are read in a single process."""
 
 
 @dataclass(frozen=True)
 class Vector:
-    """A run's mean embedding under one normalisation."""
+    """Mean embedding of a run under one normalisation."""
 
     values: np.ndarray
     """(C,) float32."""
     duration: float
-    """Time that its clips cover, s."""
+    """Total duration of the clips, s."""
     split_half: float | None = None
-    """Correlation of the halves of the clips, stepped up to all clips (Spearman-Brown)."""
+    """Split-half correlation over clips, with Spearman-Brown correction."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What is kept of sidecars, once for all runs of an adapter or model."""
+    """Facts from the sidecars that apply to all runs of an adapter or model."""
 
     task: str = ""
     target: str = ""
@@ -70,55 +70,55 @@ class Card:
 
 @dataclass
 class RunRecord:
-    """What is known of one run."""
+    """Record of one run."""
 
     stem: str
     entities: dict[str, str]
     status: str = ""
-    """`OK`, `FAILED` (of the log), `UNREADABLE`, `MISSING`; empty before it is known."""
+    """`OK`, `FAILED` (from the log), `UNREADABLE` or `MISSING`; empty until set."""
     reason: str = ""
     hint: str = ""
     exit_code: int | str = "n/a"
     quality: dict[str, float] = field(default_factory=dict)
     n_warnings: int = 0
     verdict: str = ""
-    """The model's own, without an adapter: one of `LEVELS`, or empty where nothing was judged."""
+    """Verdict on the scan, independent of adapters: one of `LEVELS`, or empty."""
     reasons: tuple[str, ...] = ()
-    """Names of the checks that did not pass."""
+    """Names of the failed checks."""
     vectors: dict[tuple[str, str], Vector] = field(default_factory=dict)
-    """By model (or adapter that gives vectors) and normalisation."""
+    """Mean embeddings, by model (or vector adapter) and normalisation."""
     predictions: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Cells of each adapter's row."""
+    """Table cells, by adapter."""
     faults: list[str] = field(default_factory=list)
-    """Files that could not be read, and why."""
+    """Files that could not be read, with the reason."""
 
     @property
     def participant(self) -> str:
-        """``sub-01``."""
+        """Participant, such as ``sub-01``."""
         return f"sub-{self.entities['sub']}"
 
     @property
     def worst_verdict(self) -> str:
-        """The worst of the run's own verdict and its predictions'; empty where nothing was judged."""
+        """Worst verdict of the scan and its predictions; empty without verdicts."""
         found = {self.verdict, *(row.get("verdict", "") for row in self.predictions.values())}
         return next((name for name in reversed(LEVELS) if name in found), "")
 
 
 @dataclass
 class ParticipantRecord:
-    """What one participant's folder holds."""
+    """Records of one participant."""
 
     participant: str
     runs: list[RunRecord]
     cards: dict[str, Card] = field(default_factory=dict)
-    """By model or adapter."""
+    """Facts by model or adapter."""
     faults: list[str] = field(default_factory=list)
-    """Files that belong to no run in particular."""
+    """Unreadable files that belong to no single run."""
 
 
 def read_participants(folders: Sequence[Path], n_procs: int) -> Iterator[ParticipantRecord]:
-    """Records of participants' folders, in the order given, with so many processes."""
-    if len(folders) <= FEW or n_procs < 2:
+    """Yield the records of participants' folders in the given order, read with ``n_procs`` processes."""
+    if len(folders) <= MAX_SERIAL or n_procs < 2:
         yield from map(read_participant, folders)
         return
     with ProcessPoolExecutor(min(n_procs, 16)) as pool:
@@ -145,13 +145,13 @@ def read_participant(folder: Path) -> ParticipantRecord:
     for stem in outcomes.keys() - runs.keys():
         _run_of(runs, folder, split_name(stem + "_bold")[0])
     for stem, run in runs.items():
-        settle(run, outcomes.get(stem))
+        set_status(run, outcomes.get(stem))
     record.runs = list(runs.values())
     return record
 
 
-def settle(run: RunRecord, outcome: RunOutcome | None) -> None:
-    """Say how a run ended, from its log and from what was found of it."""
+def set_status(run: RunRecord, outcome: RunOutcome | None) -> None:
+    """Set the status of a run from its log and its outputs."""
     run.status = OK
     if outcome is not None:
         run.status, run.reason, run.hint = outcome.status, outcome.reason, outcome.hint
@@ -159,24 +159,24 @@ def settle(run: RunRecord, outcome: RunOutcome | None) -> None:
     if run.faults:
         run.reason = "; ".join(filter(None, [run.reason, *run.faults]))
         if run.status == OK:
-            run.status, run.hint = UNREADABLE, "Run this participant again: what is whole is taken from the cache."
+            run.status, run.hint = UNREADABLE, "Run this participant again; complete results are taken from the cache."
     elif run.status == OK and not (run.quality or run.vectors):
-        run.status, run.reason = MISSING, "Its log says that it is done, but its outputs are not there."
+        run.status, run.reason = MISSING, "The log reports success, but the outputs are missing."
         run.hint = "Run this participant again."
 
 
 def _run_of(runs: dict[str, RunRecord], folder: Path, entities: dict[str, str]) -> RunRecord:
-    """The record of the run that a file belongs to; made when it is the first."""
-    own = {key: label for key, label in entities.items() if key not in OF_OUTPUTS}
+    """Return the record of the run that a file belongs to; create it if needed."""
+    own = {key: label for key, label in entities.items() if key not in OUTPUT_ENTITIES}
     own = {"sub": folder.name.removeprefix("sub-")} | own
     stem = join_name(own, "").removesuffix("_")
     return runs.setdefault(stem, RunRecord(stem, own))
 
 
 def _files_of_func(folder: Path) -> Iterator[Path]:
-    """Tables and sidecars that are read, of the participant's func folders, with and without sessions."""
-    for place in [folder, *(Path(entry.path) for entry in os.scandir(folder) if entry.name.startswith("ses-"))]:
-        func = place / "func"
+    """Yield the tables and sidecars in the func folders of a participant, with and without sessions."""
+    for parent in [folder, *(Path(entry.path) for entry in os.scandir(folder) if entry.name.startswith("ses-"))]:
+        func = parent / "func"
         try:
             with os.scandir(func) as entries:
                 names = [entry.name for entry in entries]
@@ -186,7 +186,7 @@ def _files_of_func(folder: Path) -> Iterator[Path]:
 
 
 def _last_outcomes(folder: Path, faults: list[str]) -> dict[str, RunOutcome]:
-    """How each run ended when it was last worked on."""
+    """Return the most recent outcome of each run, from the logs."""
     last: dict[str, RunOutcome] = {}
     log = folder / "log"
     for name in sorted(os.listdir(log)) if log.is_dir() else []:  # names sort by time
@@ -194,21 +194,21 @@ def _last_outcomes(folder: Path, faults: list[str]) -> dict[str, RunOutcome]:
         try:
             last |= {run.stem: run for run in Summary.read(path).runs or ()}
         except FileNotFoundError:
-            continue  # a run that is going on, or was killed
+            continue  # still running, or killed
         except (OSError, BadDataError) as error:
             faults.append(f"{path.relative_to(folder.parent)}: {_reason(error)}")
     return last
 
 
 def _reason(error: Exception) -> str:
-    """Why a file cannot be read, without what to do."""
+    """Return the message of an error without its hint."""
     return getattr(error, "message", None) or getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 def _read_quality(path: Path, desc: str, run: RunRecord, cards: dict[str, Card]) -> None:
     sidecar = QualitySidecar.read(path)
     if sidecar.quality is None:
-        raise ValueError("has no quality")
+        raise ValueError("image quality metrics are missing")
     run.quality = {
         sys.intern(key): value
         for key, value in sidecar.quality.items()
@@ -236,24 +236,24 @@ def _read_vectors(path: Path, desc: str, run: RunRecord, cards: dict[str, Card])
 
 
 def _keep_verdict(run: RunRecord, verdict: Verdict | None) -> None:
-    """Keep the first verdict that is read."""
+    """Keep the first verdict of a run."""
     if not run.verdict and verdict is not None:
         run.verdict, run.reasons = verdict.level, tuple(check.name for check in verdict.failed)
 
 
 def _mean_vectors(path: Path) -> Iterator[tuple[str, np.ndarray, float]]:
-    """Normalisation (empty where the table has none), vector (C,) float32 and duration of each mean in a table."""
+    """Yield normalisation (or empty), mean vector (C,) float32 and duration (s) for each mean row of a table."""
     header, rows = mean_rows(path.read_bytes())
     first = next((i for i, name in enumerate(header) if FEATURE.fullmatch(name)), len(header))
     end = next((i for i in range(len(header), first, -1) if FEATURE.fullmatch(header[i - 1])), first)
     if first == end:
-        raise ValueError("has no features")
+        raise ValueError("feature columns (e0000, …) are missing")
     for row in rows:
         if row[first] == "n/a":
             continue  # withheld
         values = np.array(row[first:end], np.float32)
         if not np.isfinite(values).all():
-            raise ValueError("holds values that are not numbers")
+            raise ValueError("non-finite feature values")
         cells = dict(zip(header[:first], row, strict=False))
         yield sys.intern(cells.get("normalisation", "")), values, float(cells["duration"])
 
@@ -265,17 +265,17 @@ def _read_predictions(path: Path, desc: str, run: RunRecord, cards: dict[str, Ca
     cells: dict[str, Any] = dict(zip(header, rows[0], strict=True))
     verdict = sidecar.verdict
     row = {sys.intern(key): value for key, value in cells.items() if key not in ("clip", "onset", "verdict")}
-    told = {
+    extra = {
         "verdict": cells.get("verdict") or (verdict.level if verdict else ""),
         "verdict_reasons": ", ".join(check.name for check in verdict.failed) if verdict else "",
         **_reliability_cells(sidecar.reliability or Reliability()),
     }
-    new = {key: value for key, value in told.items() if value not in (None, "") and key not in row}
+    new = {key: value for key, value in extra.items() if value not in (None, "") and key not in row}
     run.predictions[sys.intern(desc)] = row | new
 
 
 def _reliability_cells(found: Reliability) -> dict[str, Any]:
-    """What the sidecar says of how sure an answer is, as cells."""
+    """Return the uncertainty of a prediction as table cells."""
     sure, views = found.uncertainty or Uncertainty(), found.views or Views()
     lower, upper = sure.interval or (None, None)
     return {
@@ -291,7 +291,7 @@ def _reliability_cells(found: Reliability) -> dict[str, Any]:
 
 
 def card_of(sidecar: PredictionSidecar) -> Card:
-    """What holds for all runs of an adapter."""
+    """Return the facts of a sidecar that apply to all runs of an adapter."""
     adapter = sidecar.adapter
     return Card(
         task=adapter.task or "",
@@ -303,44 +303,44 @@ def card_of(sidecar: PredictionSidecar) -> Card:
 
 
 def mean_rows(table: bytes) -> tuple[list[str], list[list[str]]]:
-    """Header of a table of clips, and its rows that are means over clips.
+    """Return the header and the mean rows of a table of clips.
 
     Raises
     ------
     ValueError
-        The table is cut off: its last line has no end, a mean is missing, or clips are fewer than the mean says.
+        The table is truncated: no final newline, no mean row, or fewer clips than the mean row covers.
     """
     if not table.endswith(b"\n"):
-        raise ValueError("is cut off, or empty")
+        raise ValueError("file is truncated or empty")
     end = table.index(b"\n")
     header = next(csv.reader([table[:end].decode()], delimiter="\t"))
     clip = header.index("clip")
-    rows, expected, place = [], 1, 0
-    while (place := table.find(MEAN + b"\t", place + 1)) > 0:
-        start = table.rfind(b"\n", 0, place) + 1
-        if table[start:place].count(b"\t") != clip or table[place - 1 : place] not in (b"\t", b"\n"):
+    rows, expected, position = [], 1, 0
+    while (position := table.find(MEAN + b"\t", position + 1)) > 0:
+        start = table.rfind(b"\n", 0, position) + 1
+        if table[start:position].count(b"\t") != clip or table[position - 1 : position] not in (b"\t", b"\n"):
             continue
-        end = table.index(b"\n", place)
+        end = table.index(b"\n", position)
         row = next(csv.reader([table[start:end].decode()], delimiter="\t"))
         if len(row) != len(header):
-            raise ValueError(f"a row has {len(row)} cells, the header {len(header)}")
+            raise ValueError(f"row has {len(row)} cells, header has {len(header)}")
         rows.append(row)
         expected += 1 + _n_clips(row, table[end + 1 : end + 200], header)
-        place = end
+        position = end
     if not rows:
-        raise ValueError("has no mean over clips")
+        raise ValueError("mean row is missing")
     n_lines = table.count(b"\n")
     if n_lines < expected:
-        raise ValueError(f"is cut off: {n_lines} of {expected} lines")
+        raise ValueError(f"file is truncated: {n_lines} of {expected} lines")
     return header, rows
 
 
 def _n_clips(mean: list[str], following: bytes, header: list[str]) -> int:
-    """Clips that a mean is over, by its duration and that of the clip below it."""
+    """Compute the number of clips of a mean row from its duration and that of the following clip."""
     column = header.index("duration")
     below = following.split(b"\n")[0].split(b"\t")
     if len(below) <= column:
-        return 1  # there is at least one clip, and it is not there
+        return 1  # the next row is missing, but there is at least one clip
     return round(float(mean[column]) / float(below[column]))
 
 

@@ -1,4 +1,4 @@
-"""The section of the group's page about reliability: answers over sessions, and embeddings over the halves of a run."""
+"""Section of the group report on test-retest reliability of predictions and split-half reliability of embeddings."""
 
 from __future__ import annotations
 
@@ -9,59 +9,59 @@ import numpy as np
 
 from bids_app.bids.entities import natural_key
 from bids_app.group.cohort import Cohort
-from bids_app.group.predictions import Answer, answers_of
+from bids_app.group.predictions import PredictedVariable, collect_predictions
 from bids_app.group.statistics import Estimate, Reliability, intraclass
 from bids_app.reports.figures.group_charts import Pairs, plot_pairs
-from bids_app.reports.group import FIGURES, WARN, Cell, Picture, Remark, Section, Table
+from bids_app.reports.group import FIGURES, WARN, Cell, Figure, Remark, Section, Table
 
-FEWEST = 5
-"""Participants with two sessions, from which reliability is told."""
+MIN_PARTICIPANTS = 5
+"""Minimum participants with two sessions for test-retest reliability."""
 
 
 def reliability_section(cohort: Cohort, out_dir: Path) -> Section:
-    """Test-retest reliability of the answers, and split-half reliability of the embeddings."""
+    """Build the section on test-retest reliability of predictions and split-half reliability of embeddings."""
     section = Section("reliability", "Reliability")
     _split_halves(section, cohort)
     found = [
-        (f"{answer.title}{f', {task}' if task else ''}", answer, table, intraclass(table))
-        for answer in answers_of(cohort)
-        for task, table in tables_of_sessions(cohort, answer).items()
+        (f"{variable.title}{f', {task}' if task else ''}", table, intraclass(table))
+        for variable in collect_predictions(cohort)
+        for task, table in session_tables(cohort, variable).items()
     ]
-    found = [entry for entry in found if len(entry[2]) >= FEWEST and np.isfinite(entry[3].agreement.value)]
+    found = [entry for entry in found if len(entry[1]) >= MIN_PARTICIPANTS and np.isfinite(entry[2].agreement.value)]
     if not found:
         section.paragraphs.append(
-            f"Test-retest reliability needs answers of two sessions of {FEWEST} participants; there are fewer."
+            f"Test-retest reliability requires predictions from two sessions of {MIN_PARTICIPANTS} participants."
         )
         return section
     section.paragraphs.append(
-        "ICC(2,1) is the share of the variance that lies between participants, where differences between sessions "
-        "count as error; in ICC(3,1) what a session adds for everybody does not count. Each participant's first "
-        "sessions were taken, a task at a time, runs of a session averaged."
+        "Intraclass correlations of predictions across sessions: ICC(2,1) for absolute agreement, where mean "
+        "differences between sessions count as error, and ICC(3,1) for consistency, where they do not. Computed by "
+        "task from the first sessions of each participant; runs of a session are averaged."
     )
-    section.pictures.append(_figure(found, out_dir))
+    section.figures.append(_figure(found, out_dir))
     section.tables.append(
         Table(
-            "Answers over sessions",
-            ("Answer", "ICC(2,1)", "95 % interval", "ICC(3,1)", "95 % interval", "Participants", "Sessions"),
-            [(Cell(title), *_icc_cells(icc)) for title, _, _, icc in found],
+            "Test-retest reliability of predictions",
+            ("Prediction", "ICC(2,1)", "95 % CI", "ICC(3,1)", "95 % CI", "Participants", "Sessions"),
+            [(Cell(title), *_icc_cells(icc)) for title, _, icc in found],
         )
     )
-    for title, _, _, icc in found:
+    for title, _, icc in found:
         if icc.agreement.value < 0.5:
             section.remarks.append(
-                Remark(WARN, f"{title}: poorly reliable over sessions, ICC(2,1) = {_interval(icc.agreement)}.")
+                Remark(WARN, f"{title}: poor test-retest reliability, ICC(2,1) = {_interval(icc.agreement)}.")
             )
     return section
 
 
-def tables_of_sessions(cohort: Cohort, answer: Answer) -> dict[str, np.ndarray]:
-    """An answer by participant and session, (N, K), of each task.
+def session_tables(cohort: Cohort, variable: PredictedVariable) -> dict[str, np.ndarray]:
+    """Arrange a prediction by participant and session, (N, K), for each task.
 
-    K is the largest number of sessions that at least half of the participants with two sessions have; each gives the
-    first K, in natural order.
+    K is the largest number of sessions that at least half of the participants with two or more sessions have; the
+    first K sessions are used, in natural order.
     """
     cells: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for run, value in zip(cohort.runs, answer.values, strict=True):
+    for run, value in zip(cohort.runs, variable.values, strict=True):
         if np.isfinite(value):
             of_task = cells.setdefault(run.entities.get("task", ""), {}).setdefault(run.participant, {})
             of_task.setdefault(run.entities.get("ses", ""), []).append(float(value))
@@ -81,7 +81,7 @@ def tables_of_sessions(cohort: Cohort, answer: Answer) -> dict[str, np.ndarray]:
 
 
 def _split_halves(section: Section, cohort: Cohort) -> None:
-    """A table of the halves' correlations, where sidecars tell them."""
+    """Add a table of split-half correlations, if the sidecars have them."""
     rows = []
     for kind in dict.fromkeys(kind for run in cohort.runs for kind in run.vectors):
         values = [run.vectors[kind].split_half for run in cohort.runs if kind in run.vectors]
@@ -92,12 +92,12 @@ def _split_halves(section: Section, cohort: Cohort) -> None:
             rows.append([Cell(", ".join(kind)), *map(Cell, cells)])
     if rows:
         section.paragraphs.append(
-            "Split-half: the correlation of a run's embeddings from odd and from even clips, stepped up to the whole "
-            "run (Spearman-Brown). All brains have much in common, so values near 1 are usual; the section on identity "
-            "tells more."
+            "Split-half reliability: correlation between the embeddings of odd and even clips of a run, with "
+            "Spearman-Brown correction. Embeddings share a large common component, so values near 1 are usual; see "
+            "Re-identification for a more specific measure."
         )
-        headings = ("Embeddings", "Median over runs", "5 to 95 %", "Runs")
-        section.tables.append(Table("Embeddings over the halves of a run", headings, rows))
+        headings = ("Embeddings", "Median", "5th to 95th percentile", "Runs")
+        section.tables.append(Table("Split-half reliability of embeddings", headings, rows))
 
 
 def _icc_cells(icc: Reliability) -> list[Cell]:
@@ -112,18 +112,18 @@ def _interval(estimate: Estimate) -> str:
     return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
 
 
-def _figure(found: Sequence[tuple[str, Answer, np.ndarray, Reliability]], out_dir: Path) -> Picture:
+def _figure(found: Sequence[tuple[str, np.ndarray, Reliability]], out_dir: Path) -> Figure:
     panels = [
         Pairs(
             title, table[:, 0], table[:, 1], ("first session", "second session"),
             f"ICC(2,1) = {icc.agreement.value:.2f}, n = {len(table)}", "identity",
         )
-        for title, _, table, icc in found[:6]
+        for title, table, icc in found[:6]
     ]  # fmt: skip
-    plot_pairs(panels, out_dir / FIGURES / "retest.svg", title="Answers of two sessions")
-    return Picture(
+    plot_pairs(panels, out_dir / FIGURES / "retest.svg", title="Test-retest reliability of predictions")
+    return Figure(
         f"{FIGURES}/retest.svg",
-        "Answers of two sessions",
-        "A dot is a participant; on the dashed line both sessions give the same answer.",
-        "Scatter plots of answers of the first and the second session: " + "; ".join(p.title for p in panels) + ".",
+        "Test-retest reliability of predictions",
+        "Each point is a participant; the dashed line is identity.",
+        "Scatter plots of predictions in the first and second session: " + "; ".join(p.title for p in panels) + ".",
     )

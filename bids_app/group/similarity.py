@@ -1,4 +1,4 @@
-"""Sections of the group's page about embeddings: their map, who resembles whom, and runs that may have been swapped."""
+"""Sections of the group report on embeddings: maps, re-identification, and suspected swaps."""
 
 from __future__ import annotations
 
@@ -21,143 +21,139 @@ from bids_app.group.identity import (
     suspected_swaps,
 )
 from bids_app.group.reading import RunRecord
-from bids_app.group.sites import encoded_runs
+from bids_app.group.sites import runs_by_embedding
 from bids_app.group.statistics import proportion
 from bids_app.reports.contents import spec
 from bids_app.reports.figures.group_charts import Cloud, plot_clouds, plot_identity, plot_similarities
-from bids_app.reports.group import BAD, FIGURES, GOOD, WARN, Cell, Picture, Remark, Section, Table, report_url
+from bids_app.reports.group import BAD, FIGURES, GOOD, WARN, Cell, Figure, Remark, Section, Table, report_url
 
 IDENTITY = "group_identity.tsv"
-IN_MATRIX = 240
-"""Runs that the identity matrix shows at most."""
-IN_UMAP = 5000
-"""Runs that UMAP is given at most."""
+MAX_MATRIX_RUNS = 240
+"""Maximum runs in the similarity matrix."""
+MAX_UMAP_RUNS = 5000
+"""Maximum runs for UMAP."""
 
 
 @dataclass(frozen=True)
-class Kind:
+class EmbeddingSet:
     """Embeddings of one model under one normalisation."""
 
     name: str
     runs: list[RunRecord]
     values: np.ndarray
-    """(N, C), as the encoder gives them."""
+    """(N, C) embeddings."""
     units: np.ndarray
-    """(N, C), see `standardise`; without what a task makes of everybody."""
+    """(N, C) embeddings standardised within tasks, see `standardise`."""
     people: np.ndarray
-    """(N,) int, in the order of the runs."""
+    """(N,) int: index of the participant of each run."""
 
 
-def kinds_of(cohort: Cohort) -> list[Kind]:
-    """Every kind of embedding that two runs have."""
-    kinds = []
-    for (model, normalisation), runs in encoded_runs(cohort.runs).items():
+def collect_embeddings(cohort: Cohort) -> list[EmbeddingSet]:
+    """Collect the embeddings by model and normalisation, if there are at least two runs."""
+    sets = []
+    for (model, normalisation), runs in runs_by_embedding(cohort.runs).items():
         if len(runs) > 1:
             values = np.stack([run.vectors[model, normalisation].values for run in runs])
             numbers = {name: i for i, name in enumerate(dict.fromkeys(run.participant for run in runs))}
             people = np.array([numbers[run.participant] for run in runs])
             tasks = [run.entities.get("task", "") for run in runs]
-            kinds.append(Kind(f"{model}, {normalisation}", runs, values, standardise(values, tasks), people))
-    return kinds
+            sets.append(EmbeddingSet(f"{model}, {normalisation}", runs, values, standardise(values, tasks), people))
+    return sets
 
 
-def map_section(cohort: Cohort, kinds: Sequence[Kind], out_dir: Path) -> Section:
-    """The map of the embeddings, coloured by what may lie behind their differences."""
-    section = Section("map", "Map of embeddings")
-    kinds = [kind for kind in kinds if len(kind.runs) > 2]
-    if not kinds:
+def map_section(cohort: Cohort, sets: Sequence[EmbeddingSet], out_dir: Path) -> Section:
+    """Build the section with maps of the embeddings, coloured by possible sources of variation."""
+    section = Section("map", "Embedding maps")
+    sets = [found for found in sets if len(found.runs) > 2]
+    if not sets:
         section.paragraphs.append("Fewer than three runs have embeddings.")
         return section
-    colourings = _colourings(cohort, kinds[0].runs)
+    colourings = _colourings(cohort, sets[0].runs)
     reduce = _umap()
-    for number, kind in enumerate(kinds):
-        units = standardise(kind.values)
+    for number, embeddings in enumerate(sets):
+        units = standardise(embeddings.values)
         scores, shares = principal_components(units, 2)
         scores = np.pad(scores, ((0, 0), (0, 2 - scores.shape[1])))
-        axes = tuple(f"component {i + 1} ({share:.0%})" for i, share in enumerate([*shares, 0.0][:2]))
+        axes = tuple(f"PC {i + 1} ({share:.0%})" for i, share in enumerate([*shares, 0.0][:2]))
         clouds = [
-            Cloud(f"{kind.name}: {name}", scores, [colour(run) for run in kind.runs], (axes[0], axes[1]))
+            Cloud(f"{embeddings.name}: {name}", scores, [colour(run) for run in embeddings.runs], (axes[0], axes[1]))
             for name, colour in colourings.items()
         ]
-        section.pictures.append(_drawn_map(clouds, f"map{number + 1}", kind.name, "principal components", out_dir))
-        if reduce and len(kind.runs) > 15:
-            chosen = np.linspace(0, len(kind.runs) - 1, min(len(kind.runs), IN_UMAP)).astype(int)
+        section.figures.append(_plot_map(clouds, f"map{number + 1}", embeddings.name, "PCA", out_dir))
+        if reduce and len(embeddings.runs) > 15:
+            n_runs = len(embeddings.runs)
+            chosen = np.linspace(0, n_runs - 1, min(n_runs, MAX_UMAP_RUNS)).astype(int)
             points = reduce(units[chosen])
             clouds = [
-                Cloud(f"{kind.name}: {name}", points, [colour(kind.runs[i]) for i in chosen])
+                Cloud(f"{embeddings.name}: {name}", points, [colour(embeddings.runs[i]) for i in chosen])
                 for name, colour in colourings.items()
             ]
-            section.pictures.append(_drawn_map(clouds, f"umap{number + 1}", kind.name, "UMAP", out_dir))
+            section.figures.append(_plot_map(clouds, f"umap{number + 1}", embeddings.name, "UMAP", out_dir))
     section.paragraphs.append(
-        "Each dot is a run. Features are standardised over runs first."
-        + ("" if reduce else " UMAP is drawn too where the package umap-learn is installed; here it is not.")
+        "Each point is a run. Features are standardised over runs."
+        + ("" if reduce else " Install the package umap-learn to add UMAP maps.")
     )
     return section
 
 
-def identity_section(cohort: Cohort, kinds: Sequence[Kind], out_dir: Path) -> Section:
-    """How alike runs are, how well participants are found again, and whose runs may have been swapped."""
-    section = Section("identity", "Identity")
-    kinds = [kind for kind in kinds if 1 < len(set(kind.people)) < len(kind.people)]
-    if not kinds:
-        section.paragraphs.append("No two participants have embeddings, or none has two runs that could be compared.")
+def identity_section(cohort: Cohort, sets: Sequence[EmbeddingSet], out_dir: Path) -> Section:
+    """Build the section on similarity of runs, re-identification of participants, and suspected swaps."""
+    section = Section("identity", "Re-identification")
+    sets = [found for found in sets if 1 < len(set(found.people)) < len(found.people)]
+    if not sets:
+        section.paragraphs.append("Re-identification requires embeddings of two participants, one with two runs.")
         return section
-    occasions, what = _occasions(cohort)
-    found = [
-        reidentify(kind.units, kind.people, np.array([occasions[run.stem] for run in kind.runs])) for kind in kinds
-    ]
+    sessions, candidates = _session_indices(cohort)
+    found = [reidentify(s.units, s.people, np.array([sessions[run.stem] for run in s.runs])) for s in sets]
     section.paragraphs.append(
-        "Similarity is the cosine of embeddings whose features were standardised over the runs of a task: 0 is what "
-        f"two runs have in common on average. A run is found again when, of all {what}, the most similar one is of its "
-        "own participant (Rank-1)."
+        "Similarity is the cosine similarity of embeddings after standardising features over the runs of each task; 0 "
+        f"is the average. A run is re-identified (Rank-1) if the most similar of all {candidates} is from the same "
+        "participant."
     )
-    section.pictures += [_matrix(kinds, out_dir), _histograms(kinds, found, out_dir)]
-    section.tables.append(_rank1_table(kinds, found, what))
+    section.figures += [_matrix(sets, out_dir), _histograms(sets, found, out_dir)]
+    section.tables.append(_rank1_table(sets, found, candidates))
     best = int(np.argmax([re.hits.sum() / max(1, re.tried.sum()) for re in found]))
-    _look_for_swaps(section, kinds[best], found[best], out_dir)
+    _detect_swaps(section, sets[best], found[best], out_dir)
     return section
 
 
-def _look_for_swaps(section: Section, kind: Kind, found: ReIdentification, out_dir: Path) -> None:
+def _detect_swaps(section: Section, embeddings: EmbeddingSet, found: ReIdentification, out_dir: Path) -> None:
     settings = spec()["group"]
     rate = proportion(int(found.hits.sum()), int(found.tried.sum()))
-    _write_identity(kind, found, out_dir)
+    _write_identity(embeddings, found, out_dir)
     if not rate.n or rate.value < settings["rank1"]:
         text = (
-            "Swapped participants were not looked for: runs are found again too rarely to tell "
-            f"(Rank-1 {rate.value:.0%})."
+            f"Swap detection was skipped: re-identification is too inaccurate (Rank-1 {rate.value:.0%})."
             if rate.n
-            else "Swapped participants could not be looked for: no participant has runs of two sessions."
+            else "Swap detection was skipped: no participant has runs from two sessions."
         )
         section.paragraphs.append(text)
         section.remarks.append(Remark(WARN, text))
         return
-    suspicions = suspected_swaps(found, kind.people, settings["swap_margin"])
-    names = list(dict.fromkeys(run.participant for run in kind.runs))
+    suspicions = suspected_swaps(found, embeddings.people, settings["swap_margin"])
+    names = list(dict.fromkeys(run.participant for run in embeddings.runs))
     section.paragraphs.append(
-        "A swap is suspected where a run looks more like another participant than like its own by a margin of "
-        f"{settings['swap_margin']} or more; 1 is as much as runs usually look more like their own. The margin must "
-        f"also be larger than chance gives among so many runs. Embeddings: {kind.name}, where most are found again."
+        "A swap is suspected if a run is more similar to another participant than to its own by a margin of at least "
+        f"{settings['swap_margin']}; 1 is the usual margin in favour of the own participant. The margin must also be "
+        f"an outlier (Bonferroni-corrected). Embeddings used: {embeddings.name} (highest Rank-1 accuracy)."
     )
-    section.tables.append(_swap_table(suspicions, kind, names))
+    section.tables.append(_swap_table(suspicions, embeddings, names))
     if not suspicions:
-        section.remarks.append(
-            Remark(GOOD, f"No run is suspected of belonging to somebody else (Rank-1 {rate.value:.0%}).")
-        )
+        section.remarks.append(Remark(GOOD, f"No swapped runs suspected (Rank-1 {rate.value:.0%})."))
     for suspicion in suspicions[:3]:
         one, two = (names[i] for i in suspicion.participants)
-        text = f"Runs of {one} and {two} may have been swapped: {len(suspicion.runs)} look like the other's."
+        text = f"Runs of {one} and {two} may have been swapped ({len(suspicion.runs)} runs)."
         if not suspicion.mutual:
-            owner = kind.runs[suspicion.runs[0]].participant
-            text = f"A run of {owner} looks like {two if owner == one else one}'s."
+            owner = embeddings.runs[suspicion.runs[0]].participant
+            text = f"A run of {owner} resembles {two if owner == one else one}."
         section.remarks.append(Remark(BAD, text))
 
 
-def _swap_table(suspicions: Sequence[Suspicion], kind: Kind, names: Sequence[str]) -> Table:
+def _swap_table(suspicions: Sequence[Suspicion], embeddings: EmbeddingSet, names: Sequence[str]) -> Table:
     rows = []
     for suspicion in suspicions:
         one, two = (names[i] for i in suspicion.participants)
-        runs = [kind.runs[i].stem for i in suspicion.runs]
+        runs = [embeddings.runs[i].stem for i in suspicion.runs]
         shown = ", ".join(runs[:6]) + (f" and {len(runs) - 6} more" if len(runs) > 6 else "")
         rows.append(
             (
@@ -168,94 +164,95 @@ def _swap_table(suspicions: Sequence[Suspicion], kind: Kind, names: Sequence[str
                 Cell(shown),
             )
         )
-    headings = ("Participant", "looks like", "each like the other", "Largest margin", "Runs")
+    headings = ("Participant", "Resembles", "Mutual", "Largest margin", "Runs")
     return Table("Suspected swaps" if rows else "Suspected swaps: none", headings, rows, IDENTITY)
 
 
-def _write_identity(kind: Kind, found: ReIdentification, out_dir: Path) -> None:
-    """Each run's nearest relatives, as a table."""
+def _write_identity(embeddings: EmbeddingSet, found: ReIdentification, out_dir: Path) -> None:
+    """Write the similarities of each run with its own and other participants."""
     margins = found.margins()
     columns = {
-        "participant_id": [run.participant for run in kind.runs],
-        "run": [run.stem for run in kind.runs],
+        "participant_id": [run.participant for run in embeddings.runs],
+        "run": [run.stem for run in embeddings.runs],
         "similarity_own": np.round(found.own.astype(float), 4),
         "similarity_other": np.round(found.other.astype(float), 4),
-        "nearest_other": [kind.runs[i].stem if i >= 0 else "n/a" for i in found.nearest],
+        "nearest_other": [embeddings.runs[i].stem if i >= 0 else "n/a" for i in found.nearest],
         "margin": np.round(margins, 3),
     }
     write_tsv(out_dir / IDENTITY, columns)
 
 
-def _occasions(cohort: Cohort) -> tuple[dict[str, int], str]:
-    """A number for each run's session, and what the others are called; without sessions each run is its own."""
+def _session_indices(cohort: Cohort) -> tuple[dict[str, int], str]:
+    """Return the session index of each run and a label; without sessions, each run is its own session."""
     sessions = sorted({run.entities.get("ses", "") for run in cohort.runs})
     if len(sessions) > 1:
         return {run.stem: sessions.index(run.entities.get("ses", "")) for run in cohort.runs}, "runs of other sessions"
     return {run.stem: i for i, run in enumerate(cohort.runs)}, "other runs"
 
 
-def _rank1_table(kinds: Sequence[Kind], found: Sequence[ReIdentification], what: str) -> Table:
+def _rank1_table(sets: Sequence[EmbeddingSet], found: Sequence[ReIdentification], candidates: str) -> Table:
     rows = []
-    for kind, re in zip(kinds, found, strict=True):
+    for embeddings, re in zip(sets, found, strict=True):
         rate = proportion(int(re.hits.sum()), int(re.tried.sum()))
-        row = [Cell(kind.name), Cell(f"{rate.value:.3f}" if rate.n else "n/a")]
+        row = [Cell(embeddings.name), Cell(f"{rate.value:.3f}" if rate.n else "n/a")]
         row += [Cell(f"{rate.low:.3f} to {rate.high:.3f}" if rate.n else "n/a", value=rate.low if rate.n else None)]
         row += [Cell(str(rate.n)), Cell(f"{re.mean_same:z.3f}"), Cell(f"{re.mean_different:z.3f}")]
         rows.append(row)
     headings = (
-        "Embeddings", "Rank-1", "95 % interval", "Runs", "Similarity, same participant", "Similarity, different ones",
+        "Embeddings", "Rank-1", "95 % CI", "Runs", "Similarity within participants", "Similarity between participants",
     )  # fmt: skip
-    return Table(f"Re-identification among {what}", headings, rows)
+    return Table(f"Re-identification among {candidates}", headings, rows)
 
 
-def _matrix(kinds: Sequence[Kind], out_dir: Path) -> Picture:
+def _matrix(sets: Sequence[EmbeddingSet], out_dir: Path) -> Figure:
     matrices = {}
-    for kind in kinds[:2]:
-        shown = sample_for_matrix(kind.people, IN_MATRIX)
-        matrices[kind.name] = (kind.units[shown] @ kind.units[shown].T, kind.people[shown])
-    n_all = max(len(kind.runs) for kind in kinds[:2])
+    for embeddings in sets[:2]:
+        shown = sample_for_matrix(embeddings.people, MAX_MATRIX_RUNS)
+        units = embeddings.units[shown]
+        matrices[embeddings.name] = (units @ units.T, embeddings.people[shown])
+    n_all = max(len(embeddings.runs) for embeddings in sets[:2])
     n_shown = max(len(people) for _, people in matrices.values())
-    drawn = f"{n_shown} runs" + (f", drawn from {n_all:,} by participant" if n_shown < n_all else "")
-    description = f"Similarity of {drawn}; squares on the diagonal are participants."
-    plot_identity(matrices, out_dir / FIGURES / "identity.svg", title="Identity", description=description)
-    return Picture(f"{FIGURES}/identity.svg", "Identity matrix", description, description)
+    selection = f" (random participants of {n_all:,} runs)" if n_shown < n_all else ""
+    description = f"Similarity of {n_shown} runs{selection}; squares on the diagonal are participants."
+    plot_identity(matrices, out_dir / FIGURES / "identity.svg", title="Similarity matrix", description=description)
+    return Figure(f"{FIGURES}/identity.svg", "Similarity matrix", description, description)
 
 
-def _histograms(kinds: Sequence[Kind], found: Sequence[ReIdentification], out_dir: Path) -> Picture:
-    counts = {kind.name: (re.same, re.different) for kind, re in zip(kinds, found, strict=True)}
-    plot_similarities(counts, BINS, out_dir / FIGURES / "similarities.svg", title="Similarities over sessions")
+def _histograms(sets: Sequence[EmbeddingSet], found: Sequence[ReIdentification], out_dir: Path) -> Figure:
+    counts = {s.name: (re.same, re.different) for s, re in zip(sets, found, strict=True)}
+    plot_similarities(counts, BINS, out_dir / FIGURES / "similarities.svg", title="Similarity across sessions")
     means = "; ".join(
-        f"{kind.name}: {re.mean_same:z.2f} and {re.mean_different:z.2f}" for kind, re in zip(kinds, found, strict=True)
+        f"{s.name}: {re.mean_same:z.2f} and {re.mean_different:z.2f}" for s, re in zip(sets, found, strict=True)
     )
-    return Picture(
+    return Figure(
         f"{FIGURES}/similarities.svg",
-        "Similarity of the same and of different participants",
-        "The further the two lie apart, the better embeddings tell participants apart and stay the same over sessions.",
-        f"Histograms of similarities; means of the same and of different participants are {means}.",
+        "Similarity within and between participants",
+        "Well-separated distributions indicate embeddings that identify participants and are stable across sessions.",
+        f"Histograms of similarity; means within and between participants are {means}.",
     )
 
 
-def _drawn_map(clouds: Sequence[Cloud], name: str, kind: str, how: str, out_dir: Path) -> Picture:
-    title = f"Runs by their embeddings ({kind}), {how}"
-    plot_clouds(clouds, out_dir / FIGURES / f"{name}.svg", title=title, columns=3)
+def _plot_map(clouds: Sequence[Cloud], file: str, embeddings: str, method: str, out_dir: Path) -> Figure:
+    title = f"Embeddings ({embeddings}), {method}"
+    plot_clouds(clouds, out_dir / FIGURES / f"{file}.svg", title=title, columns=3)
     shown = ", ".join(cloud.title.rpartition(": ")[2] for cloud in clouds)
-    return Picture(f"{FIGURES}/{name}.svg", title, f"Coloured by {shown}.", f"{title}; coloured by {shown}.")
+    return Figure(f"{FIGURES}/{file}.svg", title, f"Coloured by {shown}.", f"{title}; coloured by {shown}.")
 
 
 def _colourings(cohort: Cohort, runs: Sequence[RunRecord]):
-    """What runs may be coloured by, where it differs between them; at least the verdict."""
+    """Return up to three colourings that vary over runs; by default the verdict."""
     choices = {
         "site": cohort.site,
         "session": lambda run: run.entities.get("ses", ""),
         "task": lambda run: run.entities.get("task", ""),
-        "verdict": lambda run: run.worst_verdict or "not judged",
+        "verdict": lambda run: run.worst_verdict or "no verdict",
     }
-    telling = {name: colour for name, colour in choices.items() if len({colour(run) for run in runs}) > 1}
-    return dict(list((telling or {"verdict": choices["verdict"]}).items())[:3])
+    varying = {name: colour for name, colour in choices.items() if len({colour(run) for run in runs}) > 1}
+    return dict(list((varying or {"verdict": choices["verdict"]}).items())[:3])
 
 
 def _umap():
-    """The function that lays out points (N, 2), where umap-learn is installed; None where it is not."""
+    """Return a UMAP projection to (N, 2); None if umap-learn is not installed."""
     try:
         from umap import UMAP
     except ImportError:

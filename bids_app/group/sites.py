@@ -1,4 +1,4 @@
-"""The section of the group's page about sites: how much of quality, answers and embeddings goes with them."""
+"""Section of the group report on site effects in image quality, predictions and embeddings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from bids_app.bids.entities import natural_key
 from bids_app.group.cohort import Cohort
 from bids_app.group.identity import principal_components, standardise
-from bids_app.group.predictions import answers_of
-from bids_app.group.quality import p_text, title_of
+from bids_app.group.predictions import collect_predictions
+from bids_app.group.quality import metric_title, p_text
 from bids_app.group.reading import RunRecord
 from bids_app.group.statistics import (
     Difference,
@@ -23,76 +23,78 @@ from bids_app.group.statistics import (
 )
 from bids_app.reports.contents import spec
 from bids_app.reports.figures.group_charts import MAX_SITES, plot_sites
-from bids_app.reports.group import BAD, FIGURES, GOOD, WARN, Cell, Picture, Remark, Section, Table
+from bids_app.reports.group import BAD, FIGURES, GOOD, WARN, Cell, Figure, Remark, Section, Table
 
-FEWEST = 3
-"""Participants that a site needs to be compared."""
-COMPONENTS = 10
-"""Of the embeddings, in which sites are compared."""
+MIN_PARTICIPANTS = 3
+"""Minimum participants per site."""
+N_COMPONENTS = 10
+"""Principal components of the embeddings for the comparison of sites."""
 
 
 def sites_section(cohort: Cohort, out_dir: Path) -> Section:
-    """Differences between sites, of participants at a site, each counted once; p corrected over all tests."""
-    section = Section("sites", "Sites")
+    """Build the section on differences between sites, over participants, corrected for multiple tests."""
+    section = Section("sites", "Site effects")
     if not cohort.site_column:
-        section.paragraphs.append("participants.tsv has no column that tells sites or scanners apart.")
+        section.paragraphs.append("participants.tsv has no column with sites or scanners.")
         return section
     members = Counter(site for site, _ in {(cohort.site(run), run.participant) for run in cohort.runs} if site)
-    sites = [site for site, n in members.most_common() if n >= FEWEST]
+    sites = [site for site, n in members.most_common() if n >= MIN_PARTICIPANTS]
     if len(sites) < 2:
-        section.paragraphs.append(f"Fewer than two sites ({cohort.site_column}) have {FEWEST} participants.")
+        section.paragraphs.append(
+            f"Fewer than two sites (column {cohort.site_column}) have at least {MIN_PARTICIPANTS} participants."
+        )
         return section
     runs = [run for run in cohort.runs if cohort.site(run) in sites]
     units = [f"{cohort.site(run)}\t{run.participant}" for run in runs]
     measures = _measures(cohort, runs)
     averaged = {name: mean_by(values, units) for name, values in measures.items()}
     tested = {name: difference_of_groups(values, _sites_of(keys)) for name, (keys, values) in averaged.items()}
-    for (model, normalisation), having in encoded_runs(runs).items():
+    for (model, normalisation), having in runs_by_embedding(runs).items():
         points = np.stack([run.vectors[model, normalisation].values for run in having])
-        scores, _ = principal_components(standardise(points), COMPONENTS)
+        scores, _ = principal_components(standardise(points), N_COMPONENTS)
         keys, means = mean_by(scores, [f"{cohort.site(run)}\t{run.participant}" for run in having])
         tested[f"Embedding of {model}, {normalisation}"] = difference_of_points(means, _sites_of(keys))
     tested = {name: found for name, found in tested.items() if np.isfinite(found.effect)}
     adjusted = dict(zip(tested, false_discovery_rate([found.p for found in tested.values()]), strict=True))
     order = sorted(tested, key=lambda name: -tested[name].effect)
-    least, alpha = spec()["group"]["site_effect"], spec()["group"]["alpha"]
-    differ = [name for name in order if adjusted[name] < alpha and tested[name].effect >= least]
+    min_effect, alpha = spec()["group"]["site_effect"], spec()["group"]["alpha"]
+    differ = [name for name in order if adjusted[name] < alpha and tested[name].effect >= min_effect]
 
     section.paragraphs.append(
-        f"{len(sites)} sites, by the column {cohort.site_column} of participants.tsv; participants are counted once at "
-        "each. The effect is the share of the variance that goes with the site (eta squared of Kruskal and Wallis' "
-        f"test; of embeddings the adjusted share of the squared distances in {COMPONENTS} components, tested by "
-        f"permutation). p is corrected for {len(tested)} tests (Benjamini and Hochberg)."
+        f"{len(sites)} sites (column {cohort.site_column} of participants.tsv), compared over participants (runs "
+        "averaged). The effect size is the fraction of variance explained by site: eta squared of the Kruskal-Wallis "
+        f"test; for embeddings, adjusted R squared of a PERMANOVA on {N_COMPONENTS} principal components. p values are "
+        f"FDR-corrected for {len(tested)} tests (Benjamini-Hochberg)."
     )
-    drawn = [name for name in order if name in averaged][:6]
-    if drawn:
-        section.pictures.append(_figure(drawn, averaged, sorted(sites[:MAX_SITES], key=natural_key), out_dir))
+    plotted = [name for name in order if name in averaged][:6]
+    if plotted:
+        section.figures.append(_figure(plotted, averaged, sorted(sites[:MAX_SITES], key=natural_key), out_dir))
     section.tables.append(_table(order, tested, adjusted, differ))
     if differ:
         worst = ", ".join(f"{name} ({tested[name].effect:.0%})" for name in differ[:3])
         level = BAD if tested[differ[0]].effect >= 0.14 else WARN
         section.remarks.append(
-            Remark(level, f"Sites differ in {len(differ)} of {len(tested)} measures, most in {worst}.")
+            Remark(level, f"Sites differ in {len(differ)} of {len(tested)} measures; largest effects: {worst}.")
         )
     else:
-        section.remarks.append(Remark(GOOD, f"The {len(sites)} sites are not seen to differ."))
+        section.remarks.append(Remark(GOOD, f"No differences found between the {len(sites)} sites."))
     return section
 
 
 def _measures(cohort: Cohort, runs: Sequence[RunRecord]) -> dict[str, np.ndarray]:
-    """Quality measures and answers of runs, by the names they have on the page."""
+    """Return image quality metrics and predictions of runs, by label."""
     found = {}
     for name in spec()["group"]["worse"]:
         values = np.array([run.quality.get(name, np.nan) for run in runs], float)
         if np.isfinite(values).any():
-            found[title_of(name)] = values
+            found[metric_title(name)] = values
     chosen = {id(run) for run in runs}
     mask = np.array([id(run) in chosen for run in cohort.runs])
-    return found | {answer.title: answer.values[mask] for answer in answers_of(cohort)}
+    return found | {variable.title: variable.values[mask] for variable in collect_predictions(cohort)}
 
 
-def encoded_runs(runs: Sequence[RunRecord]) -> dict[tuple[str, str], list[RunRecord]]:
-    """Runs that have each kind of vector, of the length that most have."""
+def runs_by_embedding(runs: Sequence[RunRecord]) -> dict[tuple[str, str], list[RunRecord]]:
+    """Group runs by model and normalisation; only runs with the most frequent vector length."""
     found: dict[tuple[str, str], list[RunRecord]] = {}
     for kind in dict.fromkeys(kind for run in runs for kind in run.vectors):
         having = [run for run in runs if kind in run.vectors]
@@ -107,18 +109,18 @@ def _sites_of(keys: Sequence[str]) -> list[str]:
 
 def _figure(
     names: Sequence[str], averaged: dict[str, tuple[list[str], np.ndarray]], sites: Sequence[str], out_dir: Path
-) -> Picture:
+) -> Figure:
     groups = {}
     for name in names:
         keys, values = averaged[name]
         where = np.array(_sites_of(keys))
         groups[name] = [values[where == site] for site in sites]
     plot_sites(groups, sites, out_dir / FIGURES / "sites.svg")
-    return Picture(
+    return Figure(
         f"{FIGURES}/sites.svg",
-        "Measures by site",
-        f"The {len(names)} measures that differ most{', at the largest sites' if len(sites) == MAX_SITES else ''}. "
-        "Boxes are quartiles over participants, the line in them the median.",
+        "Differences between sites",
+        f"The {len(names)} measures with the largest effects{' (largest sites)' if len(sites) == MAX_SITES else ''}. "
+        "Boxes show median and quartiles over participants.",
         f"Box plots by site of {', '.join(names)}.",
     )
 
@@ -128,7 +130,7 @@ def _table(
 ) -> Table:
     return Table(
         "Differences between sites",
-        ("Measure", "Effect", "Participants", "Sites", "Corrected p", "Verdict"),
+        ("Measure", "Effect size", "Participants", "Sites", "p (FDR)", "Result"),
         [
             (
                 Cell(name),
@@ -136,7 +138,7 @@ def _table(
                 Cell(str(tested[name].n)),
                 Cell(str(tested[name].n_groups)),
                 Cell(p_text(adjusted[name]), value=float(adjusted[name])),
-                Cell("sites differ", level=WARN) if name in differ else Cell("no sign of it", level=GOOD),
+                Cell("sites differ", level=WARN) if name in differ else Cell("no evidence", level=GOOD),
             )
             for name in order
         ],

@@ -1,4 +1,4 @@
-"""Outliers, associations, differences and reliability: what is computed of a group's numbers. Arrays only.
+"""Group statistics: outliers, correlations, group differences and reliability. Arrays only.
 
 N  runs or participants      S  sites      K  sessions      C  features
 """
@@ -11,50 +11,49 @@ from dataclasses import dataclass
 import numpy as np
 
 MAD_TO_SD = 1.4826
-"""Standard deviation of a normal distribution over its median absolute deviation."""
+"""Ratio of SD to median absolute deviation for a normal distribution."""
 MEAN_DEVIATION_TO_SD = 1.2533
-"""The same over its mean absolute deviation."""
+"""Ratio of SD to mean absolute deviation for a normal distribution."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A coefficient with its 95 % interval."""
+    """Estimate with its 95 % confidence interval."""
 
     value: float
     low: float
     high: float
     n: int
-    """Units that it was computed from."""
+    """Sample size."""
     p: float = float("nan")
 
 
 @dataclass(frozen=True)
 class Reliability:
-    """Intraclass correlations of one measurement (Shrout and Fleiss, 1979), with their 95 % intervals."""
+    """Single-measurement intraclass correlations (Shrout and Fleiss, 1979), with 95 % confidence intervals."""
 
     agreement: Estimate
-    """ICC(2,1): sessions are drawn from many, and their differences count as error."""
+    """ICC(2,1), absolute agreement: random sessions, differences between sessions count as error."""
     consistency: Estimate
-    """ICC(3,1): the same sessions for all; what they add to everybody does not count."""
+    """ICC(3,1), consistency: fixed sessions, mean differences between sessions are ignored."""
     n_sessions: int
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much of a measure goes with groups, and the test of it."""
+    """Difference between groups: effect size and test."""
 
     effect: float
-    """Share of the variance: about 0 by chance, whatever the number of groups; 1 all."""
+    """Fraction of variance explained by group, bias-adjusted: 0 expected by chance, maximum 1."""
     p: float
     n: int
     n_groups: int
 
 
 def robust_z(values: np.ndarray) -> np.ndarray:
-    """Distance of each value from the median, in robust standard deviations.
+    """Compute robust z-scores from median and median absolute deviation.
 
-    Where more than half of the values are the same, the mean absolute deviation takes the place of the median one
-    (Iglewicz and Hoaglin, 1993).
+    If more than half of the values are equal, the mean absolute deviation is used instead (Iglewicz and Hoaglin, 1993).
 
     Parameters
     ----------
@@ -64,7 +63,7 @@ def robust_z(values: np.ndarray) -> np.ndarray:
     Returns
     -------
     np.ndarray, (N,)
-        All 0 where the values do not differ.
+        All 0 if the values are constant.
     """
     away = values - np.nanmedian(values)
     scale = MAD_TO_SD * np.nanmedian(np.abs(away)) or MEAN_DEVIATION_TO_SD * np.nanmean(np.abs(away))
@@ -72,12 +71,17 @@ def robust_z(values: np.ndarray) -> np.ndarray:
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> Estimate:
-    """Spearman's correlation with its interval (Bonett and Wright, 2000); NaN for fewer than 5 pairs or none that vary.
+    """Compute Spearman's correlation with its confidence interval (Bonett and Wright, 2000).
 
     Parameters
     ----------
     x, y : np.ndarray, (N,)
-        Pairs with a NaN are left out.
+        Pairs with a NaN are ignored.
+
+    Returns
+    -------
+    Estimate
+        NaN for fewer than 5 pairs or constant values.
     """
     from scipy.stats import spearmanr
 
@@ -93,12 +97,12 @@ def rank_correlation(x: np.ndarray, y: np.ndarray) -> Estimate:
 
 
 def difference_of_groups(values: np.ndarray, groups: Sequence[str]) -> Difference:
-    """Kruskal and Wallis' test, with eta squared of the ranks as its effect; NaN where nothing can be told.
+    """Run a Kruskal-Wallis test with eta squared as effect size; NaN if undefined.
 
     Parameters
     ----------
     values : np.ndarray, (N,)
-        NaN are left out.
+        NaN are ignored.
     groups : sequence of str, (N,)
     """
     from scipy.stats import kruskal
@@ -114,20 +118,20 @@ def difference_of_groups(values: np.ndarray, groups: Sequence[str]) -> Differenc
 
 
 def difference_of_points(points: np.ndarray, groups: Sequence[str], n_permutations: int = 999) -> Difference:
-    """Whether groups differ in many features at once (Anderson's permutational analysis of variance, 2001).
+    """Run a permutational multivariate analysis of variance (PERMANOVA; Anderson, 2001).
 
     Parameters
     ----------
     points : np.ndarray, (N, C)
     groups : sequence of str, (N,)
     n_permutations : int
-        Of the groups' names; drawn with a fixed seed.
+        Number of permutations of the group labels; fixed seed.
 
     Returns
     -------
     Difference
-        Its effect is the share of the squared distances from the mean that lies between groups, adjusted for their
-        number.
+        The effect size is the adjusted R squared: the between-group fraction of the total sum of squares, adjusted for
+        the number of groups.
     """
     names, which = np.unique(np.asarray(groups), return_inverse=True)
     centred = points - points.mean(axis=0)
@@ -143,14 +147,14 @@ def difference_of_points(points: np.ndarray, groups: Sequence[str], n_permutatio
 
     rng = np.random.default_rng(0)
     own = between(np.arange(len(points)))
-    # a hair of tolerance: orders that leave the groups as they are give the same sum, but for rounding
+    # tolerance for rounding: permutations that keep the groups give the same sum of squares
     as_large = sum(between(rng.permutation(len(points))) >= own * (1 - 1e-9) for _ in range(n_permutations))
     effect = 1 - (1 - own / total) * (len(points) - 1) / (len(points) - len(names))
     return Difference(effect, (1 + as_large) / (1 + n_permutations), len(points), len(names))
 
 
 def false_discovery_rate(p: Sequence[float]) -> np.ndarray:
-    """Benjamini and Hochberg's adjusted p values; NaN stay NaN and do not count as tests."""
+    """Adjust p values by the Benjamini-Hochberg procedure; NaN stay NaN and do not count as tests."""
     from scipy.stats import false_discovery_control
 
     values = np.asarray(p, float)
@@ -161,14 +165,14 @@ def false_discovery_rate(p: Sequence[float]) -> np.ndarray:
 
 
 def intraclass(table: np.ndarray) -> Reliability:
-    """Reliability of one measurement, from a full table.
+    """Compute intraclass correlations from a complete table.
 
-    Intervals are McGraw and Wong's (1996).
+    Confidence intervals follow McGraw and Wong (1996).
 
     Parameters
     ----------
     table : np.ndarray, (N, K)
-        A row a participant, a column a session; no NaN.
+        One row per participant and one column per session; no NaN.
     """
     from scipy.stats import f as f_distribution
 
@@ -203,18 +207,18 @@ def intraclass(table: np.ndarray) -> Reliability:
 
 
 def mean_by(values: np.ndarray, units: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Mean of the values of each unit, so that nobody counts twice.
+    """Average values by unit, such as the runs of a participant.
 
     Parameters
     ----------
     values : np.ndarray, (N,) or (N, C)
-        NaN are left out; a unit of nothing else is NaN.
+        NaN are ignored; a unit with only NaN is NaN.
     units : sequence of str, (N,)
 
     Returns
     -------
     tuple
-        The units' names, and their means, (M,) or (M, C).
+        Names of the units and their means, (M,) or (M, C).
     """
     names, which = np.unique(np.asarray(units), return_inverse=True)
     known = np.isfinite(values)
@@ -226,7 +230,7 @@ def mean_by(values: np.ndarray, units: Sequence[str]) -> tuple[list[str], np.nda
 
 
 def proportion(hits: int, n: int) -> Estimate:
-    """A share with Wilson's interval."""
+    """Compute a proportion with its Wilson confidence interval."""
     from scipy.stats import binomtest
 
     if not n:

@@ -1,6 +1,6 @@
-"""The group's tables: how runs ended, their quality, what was predicted, and the embeddings as TSV and HDF5.
+"""Tables of the group level: status of runs, image quality metrics, predictions, and embeddings as TSV and HDF5.
 
-Each file is written whole or not at all. Embeddings are written row by row, so that memory does not grow with text.
+Files are written atomically. Embeddings are written row by row to limit memory use.
 """
 
 from __future__ import annotations
@@ -24,52 +24,52 @@ DESCRIBED: dict[str, dict[str, Any]] = {
     "participant_id": {"Description": "Participant"},
     "run": {"Description": "Name of the run, without suffix"},
     "status": {
-        "Description": "How the run ended",
+        "Description": "Status of the run",
         "Levels": {
-            "ok": "Done",
-            "failed": "It ended with an error",
-            "unreadable": "It is done, and some of its outputs cannot be read",
-            "missing": "It is in the raw dataset, or in the log, and has no outputs",
+            "ok": "Completed",
+            "failed": "Ended with an error",
+            "unreadable": "Completed, but some outputs cannot be read",
+            "missing": "Listed in the raw dataset or the log, but without outputs",
         },
     },
     "exit_code": {"Description": "Exit code of the run"},
-    "reason": {"Description": "Why it is not ok"},
-    "hint": {"Description": "What to do about it"},
+    "reason": {"Description": "Reason for a status other than ok"},
+    "hint": {"Description": "How to fix the problem"},
     "verdict": {
-        "Description": "Whether the answer may be relied on",
+        "Description": "Verdict on the scan and its predictions",
         "Levels": {
-            "pass": "Every check passed",
-            "warn": "Some check did not pass",
-            "refuse": "The scan cannot be answered for; answers are withheld",
+            "pass": "All checks passed",
+            "warn": "At least one check failed",
+            "refuse": "The scan is not suitable for the adapter; predictions are withheld",
         },
     },
-    "verdict_reasons": {"Description": "Checks that did not pass"},
-    "n_warnings": {"Description": "Warnings of preprocessing"},
-    "duration": {"Description": "Time that the clips cover", "Units": "s"},
-    "label": {"Description": "The most probable class"},
+    "verdict_reasons": {"Description": "Failed checks"},
+    "n_warnings": {"Description": "Number of preprocessing warnings"},
+    "duration": {"Description": "Total duration of the clips", "Units": "s"},
+    "label": {"Description": "Most probable class"},
     "value": {"Description": "Predicted value"},
-    "lower": {"Description": "Lower end of the calibrated interval"},
-    "upper": {"Description": "Upper end of the calibrated interval"},
-    "label_set": {"Description": "Classes that the calibrated set holds"},
+    "lower": {"Description": "Lower limit of the prediction interval"},
+    "upper": {"Description": "Upper limit of the prediction interval"},
+    "label_set": {"Description": "Classes in the prediction set"},
     "standard_error": {"Description": "Standard error of the mean over clips"},
-    "effective_clips": {"Description": "Clips that would tell as much if they were independent"},
-    "agreement": {"Description": "Share of clips whose label is that of the run"},
-    "from_mean_image": {"Description": "Share of the answer that stays when dynamics are removed"},
-    "other_normalisation": {"Description": "Answer under the other normalisation"},
-    "model": {"Description": "Model, or adapter that gives vectors"},
-    "normalisation": {"Description": "How the run was normalised before it was cut into clips"},
-    "split_half": {"Description": "Correlation of the embeddings of odd and even clips (Spearman-Brown)"},
-    "eNNNN": {"Description": "Features, the mean over clips"},
+    "effective_clips": {"Description": "Effective number of independent clips"},
+    "agreement": {"Description": "Fraction of clips with the same label as the run"},
+    "from_mean_image": {"Description": "Fraction of the prediction that remains without dynamics (mean image)"},
+    "other_normalisation": {"Description": "Prediction under the other normalisation"},
+    "model": {"Description": "Model, or adapter with vector outputs"},
+    "normalisation": {"Description": "Intensity normalisation of the clips"},
+    "split_half": {"Description": "Split-half correlation of the embeddings of odd and even clips (Spearman-Brown)"},
+    "eNNNN": {"Description": "Feature of the embedding, mean over clips"},
 }
-"""What the columns are, for data dictionaries."""
+"""Column descriptions for the data dictionaries."""
 
 
 def write_tables(out_dir: Path, cohort: Cohort) -> list[Path]:
-    """Write every table that there are rows for; return the files."""
+    """Write all tables that have rows; return the files."""
     files = _write(out_dir / "group_runs.tsv", run_rows(cohort))
     quality = [run for run in cohort.runs if run.quality]
     if quality:
-        rows = [keys_of(run) | {"bids_name": join_name(run.entities, "bold")} | run.quality for run in quality]
+        rows = [run_keys(run) | {"bids_name": join_name(run.entities, "bold")} | run.quality for run in quality]
         columns = quality_columns(dict.fromkeys(key for run in quality for key in run.quality))
         files += _write(out_dir / "group_bold.tsv", rows, columns)
     files += write_embeddings(out_dir, cohort.runs)
@@ -79,7 +79,7 @@ def write_tables(out_dir: Path, cohort: Cohort) -> list[Path]:
 
 
 def run_rows(cohort: Cohort) -> list[dict[str, Any]]:
-    """How each run ended."""
+    """Return the rows of ``group_runs.tsv``: status of each run."""
     return [
         {
             "participant_id": run.participant,
@@ -98,12 +98,12 @@ def run_rows(cohort: Cohort) -> list[dict[str, Any]]:
 def write_predictions(out_dir: Path, adapter: str, cohort: Cohort) -> list[Path]:
     """Write an adapter's predictions as a phenotype table, with its data dictionary."""
     card = cohort.cards.get(adapter, Card())
-    rows = [keys_of(run) | run.predictions[adapter] for run in cohort.runs if adapter in run.predictions]
+    rows = [run_keys(run) | run.predictions[adapter] for run in cohort.runs if adapter in run.predictions]
     described: dict[str, Any] = {
         "MeasurementToolMetadata": {
-            "Description": f"Predictions of the NeuroSTORM adapter {adapter}: the mean over each run's clips. "
-            "A research result, not a medical device: not a statement about a person.",
-            **_told_of(card),
+            "Description": f"Predictions of the NeuroSTORM adapter {adapter}, mean over the clips of each run. "
+            "For research use only; not a medical device.",
+            **_adapter_facts(card),
         }
     }
     for name in as_columns(rows):
@@ -117,19 +117,19 @@ def write_predictions(out_dir: Path, adapter: str, cohort: Cohort) -> list[Path]
     return _write(out_dir / "phenotype" / f"neurostorm_{adapter}.tsv", rows, described)
 
 
-def _told_of(card: Card) -> dict[str, Any]:
-    """What the data dictionary says of an adapter, under the names that sidecars have."""
-    told = AdapterFacts(
+def _adapter_facts(card: Card) -> dict[str, Any]:
+    """Return the facts about an adapter for the data dictionary, under the keys of the sidecars."""
+    facts = AdapterFacts(
         task=card.task or None,
         target=card.target or None,
         demonstration=card.demonstration or None,
         research_only=card.research_only or None,
     )
-    return told.to_json()
+    return facts.to_json()
 
 
 def write_embeddings(out_dir: Path, runs: Sequence[RunRecord]) -> list[Path]:
-    """Write each run's mean embeddings: ``group_embeddings.tsv`` with its dictionary, and ``group_embeddings.h5``."""
+    """Write the mean embeddings of all runs: ``group_embeddings.tsv`` with dictionary, and ``group_embeddings.h5``."""
     encoded = [run for run in runs if run.vectors]
     if not encoded:
         return []
@@ -150,25 +150,25 @@ def _write_embeddings_table(path: Path, runs: Sequence[RunRecord]) -> None:
         head = ["participant_id", *entities, "model", "normalisation", "duration", *halves, *features]
         file.write("\t".join(head) + "\n")
         for run in runs:
-            keys = keys_of(run)
+            keys = run_keys(run)
             own = [keys["participant_id"], *(keys.get(name, "n/a") for name in entities)]
             for (model, normalisation), vector in run.vectors.items():
                 cells = [*own, model, normalisation or "n/a", f"{vector.duration:g}"]
                 if halves:
                     cells.append("n/a" if vector.split_half is None else f"{vector.split_half:.4f}")
-                # nine digits give the same float32 again
+                # nine significant digits preserve a float32
                 cells.append("\t".join(["%.9g"] * len(vector.values)) % tuple(vector.values.tolist()))
                 cells += ["n/a"] * (width - len(vector.values))
                 file.write("\t".join(cells) + "\n")
 
 
 def _write_embeddings_archive(path: Path, runs: Sequence[RunRecord]) -> None:
-    """A group a model and normalisation: ``values`` (N, C) float32, and the runs' names."""
+    """Write one HDF5 group per model and normalisation: ``values`` (N, C) float32, and the names of the runs."""
     import h5py
 
     kinds = list(dict.fromkeys(kind for run in runs for kind in run.vectors))
     with atomic_path(path) as temporary, h5py.File(temporary, "w") as archive:
-        archive.attrs["Description"] = "Mean embedding of each run; a row of values belongs to the same row of run."
+        archive.attrs["Description"] = "Mean embedding of each run; rows of values correspond to rows of run."
         for model, normalisation in kinds:
             for n_features, having in _by_width(runs, (model, normalisation)).items():
                 name = f"{model}/{normalisation or 'none'}"
@@ -183,7 +183,7 @@ def _write_embeddings_archive(path: Path, runs: Sequence[RunRecord]) -> None:
 
 
 def _by_width(runs: Iterable[RunRecord], kind: tuple[str, str]) -> dict[int, list[RunRecord]]:
-    """Runs that have a kind of vector, by its length: two models may bear one name."""
+    """Group runs by vector length, in case two models have the same name."""
     found: dict[int, list[RunRecord]] = {}
     for run in runs:
         if kind in run.vectors:
@@ -191,8 +191,8 @@ def _by_width(runs: Iterable[RunRecord], kind: tuple[str, str]) -> dict[int, lis
     return found
 
 
-def keys_of(run: RunRecord) -> dict[str, str]:
-    """The columns that say which run a row is about."""
+def run_keys(run: RunRecord) -> dict[str, str]:
+    """Return the columns that identify a run."""
     return {"participant_id": run.participant} | {k: v for k, v in run.entities.items() if k != "sub"}
 
 
@@ -202,7 +202,7 @@ def _entity_columns(runs: Iterable[RunRecord]) -> list[str]:
 
 
 def as_columns(rows: Rows) -> dict[str, list[Any]]:
-    """Rows to columns; a cell that a row does not have, or that is empty, is ``n/a``."""
+    """Convert rows to columns; missing and empty cells become ``n/a``."""
     names = dict.fromkeys(name for row in rows for name in row)
     cells = {name: [row.get(name) for row in rows] for name in names}
     return {name: ["n/a" if value in (None, "") else value for value in column] for name, column in cells.items()}

@@ -1,4 +1,4 @@
-"""Figures and pages, made from derivatives and arrays.
+"""Visual reports: HTML pages and SVG figures.
 
-No model is loaded, and no result is computed that the derivatives do not hold.
+Reports are built from the derivatives only. No model is loaded and no result is computed.
 """

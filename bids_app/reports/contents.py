@@ -1,6 +1,6 @@
-"""What a participant's derivatives hold, read for the report; nothing else is looked at.
+"""Contents of a participant's report, read from the derivatives.
 
-A file that cannot be read is named in the report, rather than ending it.
+Files that cannot be read are listed in the report and do not stop it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from bids_app.outputs.schema import (
     RunOutcome,
     Summary,
 )
-from bids_app.reports.predictions import Prediction, Verdict, read_prediction, show_verdict
+from bids_app.reports.predictions import Prediction, Verdict, format_verdict, read_prediction
 from bids_app.reports.traces import Trace, read_trace
 
-OF_ADAPTERS = ("predictions", "attribution")
-"""Sections whose figures are named after an adapter: ``desc-statepredictions``."""
+ADAPTER_SECTIONS = ("predictions", "attribution")
+"""Sections with one figure per adapter, such as ``desc-statepredictions``."""
 STEM = re.compile(r"sub-[A-Za-z0-9+]+(_[A-Za-z0-9]+-[A-Za-z0-9+]+)*")
 
 
@@ -43,7 +43,7 @@ R = TypeVar("R", bound=Record)
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the report; ``url`` is relative to the page."""
+    """Figure of the report; ``url`` is relative to the page."""
 
     url: str
     title: str
@@ -51,17 +51,17 @@ class Figure:
     alt: str
     first: str = ""
     second: str = ""
-    """What the two images of a flicker figure are called; empty for other figures."""
-    of: str = ""
-    """The adapter whose answer it is about; empty for other figures."""
+    """Labels of the two images of a flicker figure; empty for other figures."""
+    adapter: str = ""
+    """Adapter whose prediction is shown; empty for other figures."""
 
 
 @dataclass(frozen=True)
 class RegionTable:
-    """What regions contribute to an answer, the largest contribution first."""
+    """Contributions of regions to a prediction, largest first."""
 
     name: str
-    """Of the adapter, or of the model for a reconstruction."""
+    """Name of the adapter, or of the model for a reconstruction."""
     url: str
     rows: tuple[dict[str, str], ...]
     sidecar: AttributionSidecar = field(default_factory=AttributionSidecar)
@@ -69,29 +69,29 @@ class RegionTable:
 
 @dataclass(frozen=True)
 class Measure:
-    """A quality figure, ready to be shown."""
+    """Image quality metric (IQM), formatted for the report."""
 
     label: str
     value: str
     help: str = ""
     first: bool = False
     limit: str = ""
-    """``at least 0.9``; empty where there is none."""
+    """``≥ 0.9``; empty without a limit."""
     verdict: str = ""
-    """``pass`` or ``warn``; empty where there is no limit, or no value."""
+    """``pass`` or ``warn``; empty without a limit or a value."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A BOLD run in the report."""
+    """BOLD run in the report."""
 
     stem: str
     outcome: RunOutcome | None = None
-    """As the newest log that names it has it; None: no log does."""
+    """From the most recent log that lists the run; None if there is none."""
     route: str = ""
-    """How it was aligned, in words."""
+    """Sentence on the registration of the run."""
     model: EmbeddingsSidecar = field(default_factory=EmbeddingsSidecar)
-    """The sidecar of its embeddings."""
+    """Sidecar of its embeddings."""
     measures: tuple[Measure, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -100,67 +100,67 @@ class Run:
     figures: dict[str, list[Figure]] = field(default_factory=dict)
     trace: Trace | None = None
     verdict: Verdict | None = None
-    """Whether it is a scan that the model may answer for, whatever the adapter."""
+    """Verdict on the scan itself, independent of any adapter."""
     split_half: dict[str, float] = field(default_factory=dict)
-    """Per normalisation, how alike the embeddings of odd and even clips are."""
+    """Split-half reliability of the embeddings (odd and even clips), by normalisation."""
     tables: tuple[tuple[str, str], ...] = ()
     """Names and URLs of its tables."""
 
     @property
     def failed(self) -> bool:
-        """Whether it ended with an error."""
+        """True if the run ended with an error."""
         return self.outcome is not None and self.outcome.status != OK
 
     @property
     def title(self) -> str:
-        """``ses-a, task-rest, run-1``."""
+        """Entities of the run, such as ``ses-a, task-rest, run-1``."""
         return self.stem.partition("_")[2].replace("_", ", ") or self.stem
 
 
 @dataclass(frozen=True)
 class Contents:
-    """All that a report shows."""
+    """Contents of a participant's report."""
 
     participant: str
     dataset: dict[str, Any]
     runs: list[Run]
     anatomy: dict[str, list[Figure]]
-    """Figures of each T1w image, by its name."""
+    """Figures of each T1w image, by image name."""
     log: Summary
-    """The newest one; empty where there is none."""
+    """Most recent log; empty if there is none."""
     log_dir: Path | None
-    """Its folder."""
+    """Folder of the log."""
     invocation: dict[str, Any]
-    """The newest ``neurostorm.toml``."""
+    """Most recent ``neurostorm.toml``."""
     methods: str
     """Markdown."""
     unreadable: list[str]
-    """What could not be read, and why."""
+    """Files that could not be read, with the reason."""
 
     @property
     def demonstration(self) -> bool:
-        """Whether any answer, or the encoder, is a demonstration's."""
-        answers = (prediction.demonstration for run in self.runs for prediction in run.predictions)
-        return any(answers) or any(run.model.demonstration for run in self.runs)
+        """True if the encoder or any prediction comes from a demonstration model."""
+        flags = (prediction.demonstration for run in self.runs for prediction in run.predictions)
+        return any(flags) or any(run.model.demonstration for run in self.runs)
 
 
 @cache
 def spec() -> dict[str, Any]:
-    """The report's specification, ``spec.yml``."""
+    """Return the specification of the reports, ``spec.yml``."""
     import yaml
 
     return yaml.safe_load(files("bids_app.reports").joinpath("spec.yml").read_text(encoding="utf-8"))
 
 
 class Reader:
-    """Reads one participant's derivatives.
+    """Reader of the derivatives of one participant.
 
     Parameters
     ----------
     out_dir : pathlib.Path
         Root of the derivatives.
     participant : str
-        Label without ``sub-``.
+        Label, without ``sub-``.
     """
 
     def __init__(self, out_dir: Path, participant: str) -> None:
@@ -169,7 +169,7 @@ class Reader:
         self.unreadable: list[str] = []
 
     def read(self) -> Contents:
-        """Read everything."""
+        """Read the contents of the report."""
         logs = {path.parent: self._record(path, Summary) for path in sorted(self.folder.glob("log/*/summary.json"))}
         entries = [run for log in logs.values() for run in log.runs or ()]
         outcomes = {run.stem: run for run in entries if STEM.fullmatch(run.stem)}
@@ -183,7 +183,7 @@ class Reader:
             dataset=self._json(self.out_dir / "dataset_description.json"),
             runs=[self._run(stem, outcomes.get(stem), figures) for stem in sorted(stems, key=natural_key)],
             anatomy={
-                stem: self._chosen(stem, by_desc, "anatomy")["anatomy"]
+                stem: self._select_figures(stem, by_desc, "anatomy")["anatomy"]
                 for (stem, suffix), by_desc in sorted(figures.items())
                 if suffix == "T1w"
             },
@@ -198,12 +198,13 @@ class Reader:
         path = next(iter(self._outputs(f"{stem}_desc-quality_metrics.json")), None)
         metrics = self._record(path, QualitySidecar) if path else QualitySidecar()
         quality = metrics.quality or {}
-        answers = [*self._own(stem, "predictions.tsv"), *self._own(stem, "vectors.tsv")]
+        prediction_tables = [*self._own(stem, "predictions.tsv"), *self._own(stem, "vectors.tsv")]
         embeddings = self._own(stem, "embeddings.tsv")
-        tables = [*answers, *embeddings, *self._outputs(f"{stem}_desc-confounds_timeseries.tsv")]
-        predictions = {split_name(path.name)[0].get("desc", ""): self._prediction(path) for path in answers}
+        tables = [*prediction_tables, *embeddings, *self._outputs(f"{stem}_desc-confounds_timeseries.tsv")]
+        predictions = {split_name(path.name)[0].get("desc", ""): self._prediction(path) for path in prediction_tables}
         hidden = {adapter for adapter, found in predictions.items() if found is None or found.withheld}
-        drawn = self._chosen(stem, figures.get((stem, "bold"), {}), *(s for s in spec()["figures"] if s != "anatomy"))
+        sections = [section for section in spec()["figures"] if section != "anatomy"]
+        selected = self._select_figures(stem, figures.get((stem, "bold"), {}), *sections)
         regions = filter(None, map(self._regions, self._own(stem, "attribution.tsv")))
         model = EmbeddingsSidecar()
         if embeddings:
@@ -215,20 +216,20 @@ class Reader:
             outcome=outcome,
             route=f"{spec()['routes'].get(route, route)} {template_note(template)}".strip(),
             model=model,
-            measures=tuple(measures(quality)),
+            measures=tuple(format_metrics(quality)),
             warnings=metrics.warnings or (),
             notes=metrics.notes or (),
             predictions=tuple(filter(None, predictions.values())),
             regions=tuple(table for table in regions if table.name not in hidden),
-            figures={section: [f for f in found if f.of not in hidden] for section, found in drawn.items()},
+            figures={section: [f for f in found if f.adapter not in hidden] for section, found in selected.items()},
             trace=self._trace(stem, _seconds(quality.get("spacing_tr"))),
-            verdict=show_verdict(model.verdict),
+            verdict=format_verdict(model.verdict),
             split_half={name: value for name, value in split_half.items() if value is not None},
             tables=tuple((path.name, self._url(path)) for path in tables),
         )
 
     def _prediction(self, path: Path) -> Prediction | None:
-        """An adapter's answer; None where it cannot be read, or not be known whether it is withheld."""
+        """Read an adapter's prediction; None if the table or the verdict cannot be read."""
         try:
             sidecar = PredictionSidecar.read(path.with_suffix(".json"))
         except (OSError, BadDataError) as error:
@@ -241,13 +242,13 @@ class Reader:
             return None
 
     def _trace(self, stem: str, tr: float | None) -> Trace | None:
-        """What belongs to the picture of a run's motion; None without table or picture."""
+        """Read the volume-wise series of the carpet plot; None without the confounds or the figure."""
         table = next(iter(self._outputs(f"{stem}_desc-confounds_timeseries.tsv")), None)
-        picture = self.folder / "figures" / f"{stem}_desc-carpet_bold.svg"
-        if table is None or not picture.is_file():
+        figure = self.folder / "figures" / f"{stem}_desc-carpet_bold.svg"
+        if table is None or not figure.is_file():
             return None
         try:
-            return read_trace(table, picture, self._url(picture), tr)
+            return read_trace(table, figure, self._url(figure), tr)
         except (OSError, ValueError, csv.Error) as error:
             self.unreadable.append(f"{self._url(table)}: {type(error).__name__} {error}")
             return None
@@ -269,7 +270,7 @@ class Reader:
         )
 
     def _figures(self) -> dict[tuple[str, str], dict[str, str]]:
-        """URLs of the figures by image (name and suffix), then by their ``desc-`` label."""
+        """Return the URLs of the figures, by image (name and suffix) and ``desc-`` label."""
         found: dict[tuple[str, str], dict[str, str]] = {}
         folder = self.folder / "figures"
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
@@ -279,11 +280,11 @@ class Reader:
                 found.setdefault((stem_of(path), suffix), {})[desc] = self._url(path)
         return found
 
-    def _chosen(self, name: str, by_desc: Mapping[str, str], *sections: str) -> dict[str, list[Figure]]:
-        """Figures of an image for sections of the report; ``desc-statepredictions`` counts as ``predictions``."""
-        chosen: dict[str, list[Figure]] = {}
+    def _select_figures(self, name: str, by_desc: Mapping[str, str], *sections: str) -> dict[str, list[Figure]]:
+        """Select an image's figures for each section; ``desc-statepredictions`` belongs to ``predictions``."""
+        selected: dict[str, list[Figure]] = {}
         for section in sections:
-            chosen[section] = [
+            selected[section] = [
                 Figure(
                     url=url,
                     title=entry["title"],
@@ -291,27 +292,27 @@ class Reader:
                     alt=entry["alt"].format(name=name),
                     first=entry.get("first", "") if url.endswith(".svg") else "",
                     second=entry.get("second", "") if url.endswith(".svg") else "",
-                    of=desc.removesuffix(entry["desc"]) if section in OF_ADAPTERS else "",
+                    adapter=desc.removesuffix(entry["desc"]) if section in ADAPTER_SECTIONS else "",
                 )
                 for entry in spec()["figures"][section]
                 for desc, url in by_desc.items()
-                if desc == entry["desc"] or (section in OF_ADAPTERS and desc.endswith(entry["desc"]))
+                if desc == entry["desc"] or (section in ADAPTER_SECTIONS and desc.endswith(entry["desc"]))
             ]
-        return chosen
+        return selected
 
     def _own(self, stem: str, ending: str) -> list[Path]:
-        """A run's tables of a kind, and not those of runs whose names begin with its own."""
+        """Return the tables of one run, without those of runs whose name has the same prefix."""
         return [path for path in self._outputs(f"{stem}_*_{ending}") if stem_of(path) == stem]
 
     def _outputs(self, pattern: str) -> list[Path]:
-        """Files of the participant's func folders, of all sessions."""
+        """Return matching files in the func folders of all sessions."""
         return sorted([*self.folder.glob(f"func/{pattern}"), *self.folder.glob(f"ses-*/func/{pattern}")])
 
     def _url(self, path: Path) -> str:
         return quote(path.relative_to(self.out_dir).as_posix())
 
     def _record(self, path: Path, kind: type[R]) -> R:
-        """A sidecar or log; empty where it cannot be read, which is noted."""
+        """Read a sidecar or log; if it cannot be read, note that and return an empty record."""
         try:
             return kind.read(path)
         except (OSError, BadDataError) as error:
@@ -327,16 +328,16 @@ class Reader:
             content = json.loads(self._text(path) or "{}")
             if isinstance(content, dict):
                 return content
-            raise ValueError("not an object")
+            raise ValueError("not a JSON object")
         except ValueError as error:
-            self.unreadable.append(f"{path.relative_to(self.out_dir)}: not readable as JSON ({error})")
+            self.unreadable.append(f"{path.relative_to(self.out_dir)}: invalid JSON ({error})")
             return {}
 
     def _toml(self, path: Path) -> dict[str, Any]:
         try:
             return tomllib.loads(self._text(path))
         except ValueError as error:
-            self.unreadable.append(f"{path.relative_to(self.out_dir)}: not readable as TOML ({error})")
+            self.unreadable.append(f"{path.relative_to(self.out_dir)}: invalid TOML ({error})")
             return {}
 
     def _text(self, path: Path) -> str:
@@ -348,14 +349,14 @@ class Reader:
 
 
 def stem_of(path: Path) -> str:
-    """Name of the raw image that an output was made from, without suffix."""
+    """Return the name of an output's raw image, without the suffix."""
     entities = split_name(path.name)[0]
     raw = {k: v for k, v in entities.items() if k not in ("desc", "space", "res", "from", "to", "mode", "label", "seg")}
     return join_name(raw, "").removesuffix("_")
 
 
-def measures(quality: Mapping[str, Any]) -> list[Measure]:
-    """Quality figures as they are shown: those of the specification first, in its order."""
+def format_metrics(quality: Mapping[str, Any]) -> list[Measure]:
+    """Format image quality metrics for the report, those in the specification first."""
     known = spec()["quality"]
     order = [*(key for key in known if key in quality), *(key for key in quality if key not in known)]
     found = []
@@ -363,26 +364,27 @@ def measures(quality: Mapping[str, Any]) -> list[Measure]:
         entry, value = known.get(key, {}), quality[key]
         text, verdict = "n/a", ""
         if isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value):
-            text, verdict = _in_units(value, entry, entry.get("digits")), judge(key, value)
+            text, verdict = _in_units(value, entry, entry.get("digits")), rate_metric(key, value)
         elif value is not None and not isinstance(value, float):
             text = str(value)
         label = entry.get("label", key.replace("_", " "))
-        found.append(Measure(label, text, entry.get("help", ""), entry.get("first", False), limit_of(key), verdict))
+        found.append(Measure(label, text, entry.get("help", ""), entry.get("first", False), format_limit(key), verdict))
     return found
 
 
-def judge(key: str, value: float) -> str:
-    """``pass`` or ``warn`` for a quality figure by the limits of the specification; empty where it has none."""
+def rate_metric(key: str, value: float) -> str:
+    """Compare an image quality metric with its limits: ``pass``, ``warn``, or empty without limits."""
     entry = spec()["quality"].get(key, {})
-    if not {"least", "most"} & entry.keys():
+    if not {"minimum", "maximum"} & entry.keys():
         return ""
-    return "pass" if entry.get("least", -math.inf) <= value <= entry.get("most", math.inf) else "warn"
+    return "pass" if entry.get("minimum", -math.inf) <= value <= entry.get("maximum", math.inf) else "warn"
 
 
-def limit_of(key: str) -> str:
-    """The limits of a quality figure in words; empty where it has none."""
+def format_limit(key: str) -> str:
+    """Format the limits of an image quality metric; empty if it has none."""
     entry = spec()["quality"].get(key, {})
-    return " and ".join(f"at {word} {_in_units(entry[word], entry)}" for word in ("least", "most") if word in entry)
+    signs = {"minimum": "≥", "maximum": "≤"}
+    return " and ".join(f"{sign} {_in_units(entry[name], entry)}" for name, sign in signs.items() if name in entry)
 
 
 def _in_units(value: float, entry: Mapping[str, Any], digits: int | None = None) -> str:
@@ -391,20 +393,20 @@ def _in_units(value: float, entry: Mapping[str, Any], digits: int | None = None)
 
 
 def quality_columns(quality: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What the columns of a table of quality figures are, for its sidecar."""
+    """Describe the columns of a table of image quality metrics, for its sidecar."""
     found = {}
     for key in quality:
         entry = spec()["quality"].get(key, {})
         described = {"LongName": entry.get("label"), "Description": entry.get("help"), "Units": entry.get("unit")}
         if entry.get("unit") == "%" and entry.get("factor") == 100:
-            described["Units"] = "1"  # a share in the table, shown in percent
-        limits = {"Minimum": entry.get("least"), "Maximum": entry.get("most")}
+            described["Units"] = "1"  # a fraction in the table, a percentage in the report
+        limits = {"Minimum": entry.get("minimum"), "Maximum": entry.get("maximum")}
         found[key] = {name: text for name, text in (described | limits).items() if text is not None}
     return found
 
 
 def template_note(name: str) -> str:
-    """What is to be said of a template that is not the model's own; empty when there is nothing."""
+    """Return a sentence on an inexact mapping from the template to the model's space, or an empty string."""
     from bids_app.catalog.templates import catalog
 
     accuracy = catalog().get(name, {}).get("accuracy", "exact")
@@ -412,5 +414,5 @@ def template_note(name: str) -> str:
 
 
 def _seconds(value: Any) -> float | None:
-    """A repetition time among the figures of quality; None where it is no number."""
+    """Return the repetition time as a float; None if it is not a number."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

@@ -1,7 +1,7 @@
-"""The group's page: a summary in words, then sections of static figures and sortable tables.
+"""Group report: a summary, then sections with static figures and sortable tables.
 
-What a section says is found by the group level; here it is laid out. Long lists are cut on the page, with a link to the
-table that has all, so that the page stays small however many runs there are. Everything from files is escaped.
+The group level computes the contents; this module renders them. Long tables are truncated on the page and link to the
+complete file, so that the page stays small for large cohorts. All text from files is escaped.
 """
 
 from __future__ import annotations
@@ -18,49 +18,49 @@ from bids_app import __version__
 from bids_app.bids.writer import write_text
 
 MAX_ROWS = 25
-"""Of a table on the page."""
+"""Maximum rows of a table on the page."""
 MAX_REMARKS = 12
-"""In the summary."""
+"""Maximum remarks in the summary."""
 FIGURES = "group_figures"
-"""Folder of the figures, beside the page."""
+"""Folder of the figures, next to the page."""
 GOOD, WARN, BAD = "good", "warn", "bad"
 SEVERITIES = (BAD, WARN, GOOD)
-"""From what should be looked at first."""
+"""Most severe first."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table."""
+    """Table cell."""
 
     text: str
     url: str = ""
     level: str = ""
     """`GOOD`, `WARN` or `BAD` for a badge; empty for plain text."""
     value: float | None = None
-    """What it is sorted by, where that is not its text."""
+    """Sort key, if it differs from the text."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page, cut to `MAX_ROWS`."""
+    """Table of the page, truncated to `MAX_ROWS`."""
 
     title: str
     headings: tuple[str, ...]
     rows: Sequence[Sequence[Cell]]
     url: str = ""
-    """The file that has all rows."""
+    """File with all rows."""
     total: int = 0
-    """Rows in all, where ``rows`` was cut already."""
+    """Total number of rows, if ``rows`` is already truncated."""
 
     @property
     def n_rows(self) -> int:
-        """Rows in all."""
+        """Total number of rows."""
         return max(self.total, len(self.rows))
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A figure of the page; ``url`` is relative to it."""
+class Figure:
+    """Figure of the page; ``url`` is relative to the page."""
 
     url: str
     title: str
@@ -70,45 +70,45 @@ class Picture:
 
 @dataclass(frozen=True)
 class Remark:
-    """A sentence for the summary, and how grave it is."""
+    """Sentence for the summary, with its severity."""
 
     level: str
     text: str
     url: str = ""
-    """Where to look; the section that it comes from where it is empty."""
+    """Link target; the section of the remark if empty."""
 
 
 @dataclass
 class Section:
-    """A section of the page."""
+    """Section of the page."""
 
     anchor: str
     title: str
     paragraphs: list[str] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
+    figures: list[Figure] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
-    """What the summary says of it."""
+    """Sentences for the summary."""
 
 
 @dataclass(frozen=True)
 class GroupPage:
-    """All that the page shows."""
+    """Contents of the group report."""
 
     name: str
-    """Of the dataset."""
+    """Name of the dataset."""
     lead: str
-    """The first sentence."""
+    """First sentence."""
     counts: Sequence[tuple[str, Cell]]
-    """Numbers of the first screen, with their names."""
+    """Counts at the top of the page, with their labels."""
     sections: Sequence[Section]
     demonstration: bool = False
     research_only: tuple[str, ...] = ()
-    """Adapters of a diagnosis."""
+    """Adapters for research use only."""
     notes: tuple[str, ...] = ()
-    """What was not to be had."""
+    """Notes on missing inputs."""
     files: tuple[str, ...] = ()
-    """Tables, relative to the page."""
+    """URLs of the tables, relative to the page."""
 
 
 def write_group_page(out_dir: Path, page: GroupPage) -> Path:
@@ -117,7 +117,7 @@ def write_group_page(out_dir: Path, page: GroupPage) -> Path:
 
 
 def render(page: GroupPage) -> str:
-    """The page as HTML."""
+    """Render the group report as HTML."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -131,7 +131,7 @@ def render(page: GroupPage) -> str:
         page=page,
         remarks=remarks[:MAX_REMARKS],
         n_remarks=len(remarks),
-        most_rows=MAX_ROWS,
+        max_rows=MAX_ROWS,
         version=__version__,
         style=Markup(_template("style.css") + _template("group.css")),
         script=Markup(script),
@@ -140,7 +140,7 @@ def render(page: GroupPage) -> str:
 
 
 def report_url(participant: str) -> str:
-    """The page of a participant, ``sub-<label>``, from the group's."""
+    """Return the URL of the report of a participant (``sub-<label>``), relative to the group report."""
     return quote(f"{participant}.html")
 
 

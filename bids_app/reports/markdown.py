@@ -1,4 +1,4 @@
-"""The small part of Markdown that our own texts use, as HTML; everything that is not markup is escaped."""
+"""Markdown to HTML for the subset of Markdown in our own texts; all other text is escaped."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ CODE = re.compile(r"`([^`]+)`")
 
 
 def to_html(text: str, top_level: int = 1) -> str:
-    """Headings, paragraphs, lists, links, emphasis and code as HTML.
+    """Convert headings, paragraphs, lists, links, emphasis and code to HTML.
 
     Parameters
     ----------
     text : str
         Markdown.
     top_level : int
-        Level of the heading that ``#`` becomes.
+        HTML heading level of ``#``.
     """
     return "\n".join(_blocks(text, top_level))
 
 
 def page(text: str, title: str) -> str:
-    """A whole HTML page without anything from outside."""
+    """Render a self-contained HTML page."""
     style = (
         ":root{color-scheme:light dark}body{font:16px/1.6 system-ui,sans-serif;max-width:46rem;margin:2rem auto;"
         "padding:0 1rem}"
@@ -57,7 +57,7 @@ def _blocks(text: str, top_level: int) -> Iterator[str]:
 
 
 def _inline(text: str) -> str:
-    """Markup inside a line; code and links are set aside, so that nothing in them counts as markup."""
+    """Convert inline markup; code and links are replaced by placeholders so that their content is not converted."""
     kept: list[str] = []
 
     def keep(html: str) -> str:

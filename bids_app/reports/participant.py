@@ -1,7 +1,7 @@
-"""One participant's report: a page made from the derivatives alone, so that it can be made again at any time.
+"""Participant report: an HTML page built from the derivatives only, so it can be rebuilt at any time.
 
-Figures are linked, not embedded; everything else is in the page, which asks nothing of the network. Whatever comes from
-a file (labels, names, messages, cards) is escaped.
+Figures are linked, not embedded; everything else is part of the page, which works offline. All text from files
+(labels, names, messages, cards) is escaped.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ SECTIONS = (
     ("summary", "Summary"),
     ("anatomy", "Anatomy"),
     ("functional", "Functional"),
-    ("grid", "What the encoder saw"),
+    ("grid", "Model input"),
     ("predictions", "Predictions"),
-    ("attribution", "Regions"),
+    ("attribution", "Regional contributions"),
     ("embeddings", "Embeddings"),
     ("cards", "Model cards"),
     ("methods", "Methods"),
@@ -40,15 +40,15 @@ SECTIONS = (
 
 
 MAX_REGIONS = 40
-"""Rows of a table of regions on the page, when there are few tables; the file has all."""
+"""Maximum rows of a table of regions on the page; the file has all rows."""
 PAGE_LIMIT = 290_000
-"""Bytes that a page should stay below; traces of motion get what is left, and many runs have coarser ones."""
-BYTES_A_TRACE, BYTES_A_POINT = 500, 16
-"""Of its frame, and of each point: three numbers of up to four digits with sign and comma."""
+"""Maximum size of a page, bytes; the volume-wise series use what is left, at a lower resolution for many runs."""
+BYTES_PER_TRACE, BYTES_PER_POINT = 500, 16
+"""Size of its HTML element, and of each point: three numbers of up to four digits with sign and comma."""
 
 
 def build_participant_report(out_dir: Path, participant: str) -> Path:
-    """Make ``sub-<label>.html`` from the participant's derivatives.
+    """Write ``sub-<label>.html`` from the participant's derivatives.
 
     Parameters
     ----------
@@ -65,30 +65,30 @@ def build_participant_report(out_dir: Path, participant: str) -> Path:
     Raises
     ------
     NoInputError
-        There are no derivatives of this participant.
+        The participant has no derivatives.
     """
     participant = participant.removeprefix("sub-")
     if not (out_dir / f"sub-{participant}").is_dir():
         raise NoInputError(
-            f"{out_dir}: holds no derivatives of sub-{participant}.", "Run the participant level for it first."
+            f"{out_dir}: no derivatives of sub-{participant}.", "Run the participant level for this participant first."
         )
     contents = Reader(out_dir, participant).read()
     return write_text(out_dir / f"sub-{participant}.html", render(contents))
 
 
 def render(contents: Contents) -> str:
-    """A participant's page as HTML."""
+    """Render a participant's page as HTML."""
     page = _page(contents, {})
     traces = [run.trace for run in contents.runs if run.trace]
-    room = PAGE_LIMIT - len(page.encode()) - BYTES_A_TRACE * len(traces)
-    if not traces or room < BYTES_A_POINT * len(traces):
+    available = PAGE_LIMIT - len(page.encode()) - BYTES_PER_TRACE * len(traces)
+    if not traces or available < BYTES_PER_POINT * len(traces):
         return page
-    most = room // (BYTES_A_POINT * len(traces))
-    return _page(contents, {trace.url: compact(trace, most) for trace in traces})
+    max_points = available // (BYTES_PER_POINT * len(traces))
+    return _page(contents, {trace.url: compact(trace, max_points) for trace in traces})
 
 
 def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
-    """The page with these traces of motion, by the URL of the figure that they belong to."""
+    """Render the page with the volume-wise series, by the URL of their figure."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -104,10 +104,10 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
     values: dict[str, Any] = {
         "c": contents,
         "version": __version__,
-        "most_regions": max(5, min(MAX_REGIONS, 8 * MAX_REGIONS // max(1, sum(len(run.regions) for run in runs)))),
+        "max_regions": max(5, min(MAX_REGIONS, 8 * MAX_REGIONS // max(1, sum(len(run.regions) for run in runs)))),
         "finished": (contents.log.finished or "").replace("T", " "),
         "failed": [run for run in runs if run.failed],
-        "answered": [run for run in runs if run.predictions and not run.failed],
+        "predicted": [run for run in runs if run.predictions and not run.failed],
         "sessions": len({part for run in runs for part in run.stem.split("_") if part.startswith("ses-")}),
         "functional": functional,
         "quality": quality_rows(functional),
@@ -129,7 +129,7 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
         "anatomy": contents.anatomy,
         "functional": functional,
         "grid": has["grid"],
-        "predictions": values["answered"],
+        "predictions": values["predicted"],
         "attribution": has["attribution"],
         "embeddings": has["embeddings"] or values["halves"],
         "cards": values["cards"],
@@ -140,35 +140,35 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
 
 
 def quality_rows(runs: Sequence[Run]) -> list[tuple[Measure, list[Measure | None]]]:
-    """Each quality figure, as an example for its label, help and limit, and each run's own; None where it has none."""
+    """Arrange the image quality metrics as rows: label, help and limit, then the value of each run or None."""
     examples = {measure.label: measure for run in runs for measure in run.measures}
     own = [{measure.label: measure for measure in run.measures} for run in runs]
     return [(example, [run.get(label) for run in own]) for label, example in examples.items()]
 
 
 def model_cards(runs: Sequence[Run]) -> list[tuple[str, str]]:
-    """Titles, and the rest as Markdown, of the different cards of the models and adapters that were used."""
+    """Return title and Markdown body of each model and adapter card, without duplicates."""
     facts = [facts for run in runs if (facts := (run.model.model_card or {}) | _hashes(run.model))]
     facts += [_named(p.sidecar, p.adapter).to_json() for run in runs for p in run.predictions]
-    cards = dict.fromkeys(card_markdown(as_told) for as_told in facts)
+    cards = dict.fromkeys(card_markdown(sidecar) for sidecar in facts)
     return [(card.partition("\n")[0].removeprefix("# "), _without_title(card)) for card in cards]
 
 
 def _hashes(found: EmbeddingsSidecar) -> dict[str, Any]:
-    """What a sidecar of embeddings itself says for the model's card."""
+    """Return the model facts that the sidecar of the embeddings holds outside the model card."""
     own = ModelSidecar(model=found.model, weights_sha256=found.weights_sha256, demonstration=found.demonstration)
     return own.to_json()
 
 
 def _named(found: PredictionSidecar, adapter: str) -> PredictionSidecar:
-    """A sidecar with the adapter's name, which early versions did not write."""
+    """Add the adapter's name to a sidecar; early versions did not write it."""
     return replace(found, adapter=replace(found.adapter, name=adapter))
 
 
 def _model_facts(run: Run) -> dict[str, Any]:
-    """What the page tells of the model that encoded a run, by the names of the report's specification."""
-    told = {name: getattr(run.model, field) for field, name in spec()["model"].items()}
-    return {name: value for name, value in told.items() if value is not None}
+    """Return the facts about a run's model for the About section, by label."""
+    facts = {name: getattr(run.model, field) for field, name in spec()["model"].items()}
+    return {name: value for name, value in facts.items() if value is not None}
 
 
 def _template(name: str) -> str:
@@ -176,7 +176,7 @@ def _template(name: str) -> str:
 
 
 def _without_title(text: str) -> str:
-    """Markdown without its first heading, which the section has already."""
+    """Remove the first heading, which repeats the section title."""
     first, _, rest = text.partition("\n")
     return rest if first.startswith("# ") else text
 
@@ -189,7 +189,7 @@ def _command(contents: Contents) -> str:
 
 
 def _crash_files(contents: Contents) -> dict[str, list[tuple[str, str]]]:
-    """Names and URLs of the newest log's crash files, by run."""
+    """Return names and URLs of the crash files in the most recent log, by run."""
     folder = contents.log_dir
     if folder is None:
         return {}

@@ -1,7 +1,6 @@
-"""What an adapter answers for a run: the answer, how sure it is, and whether it can be trusted.
+"""Predictions of adapters with their uncertainty and verdict, read from table and sidecar.
 
-Read from the adapter's table and its sidecar. Outputs of earlier versions lack verdict, uncertainty and views; then the
-report says nothing of them.
+Outputs of earlier versions have no verdict, uncertainty or views; the report then omits them.
 """
 
 from __future__ import annotations
@@ -18,16 +17,18 @@ from bids_app.bids.entities import split_name
 from bids_app.catalog.cards import plain
 from bids_app.outputs.schema import REFUSE, WARN, PredictionSidecar, Reliability, Views
 
-NOT_KNOWN = "not known"
-"""Level of a check that could not be made."""
+NOT_KNOWN = "unknown"
+"""Level of a check that could not be evaluated."""
 WITHHELD = "withheld"
-"""Stands where an answer would, when it was refused."""
+"""Text shown instead of a refused prediction."""
 MISSING = "n/a"
+CALIBRATION_METHODS = {"temperature": "temperature scaling", "isotonic": "isotonic regression"}
+"""Names of the calibration methods in the sidecars."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at before an answer was given; all texts."""
+    """Check of a verdict, formatted as text."""
 
     name: str
     level: str
@@ -38,127 +39,127 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Whether a scan is one that the model, or an adapter, may answer for."""
+    """Verdict on a scan or a prediction, with its checks."""
 
     level: str
     checks: tuple[Check, ...] = ()
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it did not pass, the worst first."""
+        """Messages of the failed checks, most severe first."""
         return tuple(c.message for level in (REFUSE, WARN) for c in self.checks if c.level == level and c.message)
 
 
 @dataclass(frozen=True)
 class Uncertainty:
-    """How sure an answer is."""
+    """Uncertainty of a prediction, formatted as text."""
 
     name: str = ""
-    """``90 % interval`` or ``90 % set``."""
+    """``90 % prediction interval`` or ``90 % prediction set``."""
     span: str = ""
-    """``23.06 to 31.2 years`` or ``rest or visual``; empty where nothing is promised."""
+    """``23.06 to 31.2 years`` or ``rest or visual``; empty if not available."""
     by_class: str = ""
-    """The set whose share of misses holds within each class."""
+    """Prediction set with class-conditional coverage."""
     effective_clips: float | None = None
     standard_error: float | None = None
     calibration: str = ""
-    """How, and on what, in words; empty where it was not."""
+    """Method and data of the calibration; empty if there was none."""
 
     @property
-    def lack(self) -> tuple[str, str]:
-        """Where nothing is promised, that in two words and in a sentence."""
+    def missing_reason(self) -> tuple[str, str]:
+        """Label and sentence on a missing interval or set."""
         if self.calibration:
-            return "no promise", "The scans that this adapter was calibrated on are too few for an interval or a set."
-        return "not calibrated", "No interval can be promised: this adapter has seen no scans to calibrate it by."
+            return "not available", "The calibration set of this adapter is too small for a prediction interval or set."
+        return "not calibrated", "This adapter was not calibrated, so it gives no prediction interval or set."
 
 
 @dataclass(frozen=True)
 class View:
-    """The same question, asked of the run in another way."""
+    """Prediction from another view of the run, such as the other normalisation or half of the clips."""
 
     name: str
-    answer: str
+    prediction: str
     detail: str = ""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What one adapter answers for a run."""
+    """Prediction of one adapter for one run."""
 
     adapter: str
     url: str
-    answer: str
-    """The label, or the value with its unit; `WITHHELD` where it was refused."""
+    text: str
+    """Label, or value with unit; `WITHHELD` if refused."""
     probabilities: tuple[tuple[str, float], ...] = ()
-    """Labels with their means over clips, the most probable first; empty for a regression."""
+    """Labels with their mean probability over clips, most probable first; empty for a regression."""
     n_clips: int = 0
     agreement: int | None = None
-    """Clips whose label is that of the run."""
+    """Number of clips with the same label as the run."""
     spread: float | None = None
-    """Standard deviation over clips, of the probability or the value."""
+    """Standard deviation of the probability or value over clips."""
     sidecar: PredictionSidecar = field(default_factory=PredictionSidecar)
     verdict: Verdict | None = None
     uncertainty: Uncertainty | None = None
     views: tuple[View, ...] = ()
-    """The answer itself, then those of the other normalisation, the mean image alone, and each half; may be empty."""
+    """The prediction itself, then other normalisation, mean image only, and split halves; may be empty."""
     from_mean_image: float | None = None
-    """Share of the answer that stays when dynamics are removed."""
+    """Fraction of the prediction that remains without the dynamics (mean-image baseline)."""
     note: str = ""
-    """Why there is no such share."""
+    """Reason why the fraction is missing."""
 
     @property
     def target(self) -> str:
-        """What is predicted."""
+        """Target of the prediction."""
         return self.sidecar.adapter.target or self.adapter
 
     @property
     def demonstration(self) -> bool:
-        """Whether the answer must not be taken for one about a person."""
+        """True for a prediction of a demonstration model."""
         return bool(self.sidecar.demonstration)
 
     @property
     def research_only(self) -> bool:
-        """Whether it is of a kind that is off until research use is acknowledged."""
+        """True if the adapter is for research use only."""
         return bool(self.sidecar.adapter.research_only)
 
     @property
     def withheld(self) -> bool:
-        """Whether it was refused."""
-        return self.answer == WITHHELD
+        """True if the prediction was refused."""
+        return self.text == WITHHELD
 
     @property
     def views_differ(self) -> bool:
-        """Whether the two normalisations give different labels."""
-        return bool(self.probabilities) and self.other_answer not in (None, self.answer)
+        """True if the two normalisations give different labels."""
+        return bool(self.probabilities) and self.other_prediction not in (None, self.text)
 
     @property
-    def other_answer(self) -> str | None:
-        """What the other normalisation says; None where it was not asked."""
+    def other_prediction(self) -> str | None:
+        """Prediction under the other normalisation; None if not available."""
         views = self.sidecar.reliability.views if self.sidecar.reliability else None
         return views.other.answer if views and views.other else None
 
 
 def read_prediction(path: Path, url: str, sidecar: PredictionSidecar) -> Prediction:
-    """Read a table of predictions, or of vectors.
+    """Read a table of predictions or of vectors.
 
     Parameters
     ----------
     path : pathlib.Path
         The table.
     url : str
-        Where the page finds it.
+        URL of the table, relative to the page.
     sidecar : PredictionSidecar
 
     Raises
     ------
     OSError, ValueError, KeyError, TypeError, StopIteration, csv.Error
-        It is not such a table.
+        The table is invalid.
     """
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     mean = next(row for row in rows if row["clip"] == "mean")
     clips = [row for row in rows if row["clip"] != "mean"]
-    verdict = show_verdict(sidecar.verdict)
+    verdict = format_verdict(sidecar.verdict)
     common: dict[str, Any] = {
         "adapter": split_name(path.name)[0]["desc"],
         "url": url,
@@ -167,32 +168,32 @@ def read_prediction(path: Path, url: str, sidecar: PredictionSidecar) -> Predict
         "verdict": verdict,
     }
     if sidecar.withheld:
-        return Prediction(answer=WITHHELD, **common)
+        return Prediction(text=WITHHELD, **common)
     if path.name.endswith("_vectors.tsv"):
         n_dims = sum(key.startswith("e") and key[1:].isdigit() for key in mean)
-        return Prediction(answer=f"a vector of {n_dims} numbers, to be compared with others", **common)
+        return Prediction(text=f"vector of {n_dims} features", **common)
     unit = f" {sidecar.adapter.unit}" if sidecar.adapter.unit else ""
     reliability = sidecar.reliability or Reliability()
-    told = reliability.views or Views()
-    common |= {"uncertainty": show_uncertainty(reliability.uncertainty, unit)}
-    common |= {"from_mean_image": told.from_mean_image, "note": told.note or ""}
+    views = reliability.views or Views()
+    common |= {"uncertainty": format_uncertainty(reliability.uncertainty, unit)}
+    common |= {"from_mean_image": views.from_mean_image, "note": views.note or ""}
     if "label" not in mean:
-        answer, spread = f"{float(mean['value']):.3g}{unit}", deviation([float(row["value"]) for row in clips])
-        return Prediction(answer=answer, spread=spread, views=show_views(sidecar, answer, unit), **common)
+        text, spread = f"{float(mean['value']):.3g}{unit}", deviation([float(row["value"]) for row in clips])
+        return Prediction(text=text, spread=spread, views=format_views(sidecar, text, unit), **common)
     label = mean["label"]
     probabilities = {key[2:]: float(mean[key]) for key in mean if key.startswith("p_")}
     return Prediction(
-        answer=label,
+        text=label,
         probabilities=tuple(sorted(probabilities.items(), key=lambda item: -item[1])),
         agreement=sum(row["label"] == label for row in clips),
         spread=deviation([float(row[f"p_{label}"]) for row in clips]),
-        views=show_views(sidecar, label, unit, probabilities),
+        views=format_views(sidecar, label, unit, probabilities),
         **common,
     )
 
 
-def show_verdict(found: schema.Verdict | None) -> Verdict | None:
-    """A sidecar's verdict, with what is not known among its checks; None where there is none."""
+def format_verdict(found: schema.Verdict | None) -> Verdict | None:
+    """Format the verdict of a sidecar, including checks that could not be evaluated; None if there is none."""
     if found is None:
         return None
     checks = [
@@ -203,49 +204,49 @@ def show_verdict(found: schema.Verdict | None) -> Verdict | None:
     return Verdict(found.level, tuple(checks))
 
 
-def show_uncertainty(found: schema.Uncertainty | None, unit: str = "") -> Uncertainty | None:
-    """A sidecar's uncertainty; None where there is none."""
+def format_uncertainty(found: schema.Uncertainty | None, unit: str = "") -> Uncertainty | None:
+    """Format the uncertainty of a sidecar; None if there is none."""
     if found is None:
         return None
     name, span = "", ""
     level = f"{100 * (found.level or 0):.3g} %"
     if found.interval is not None:
-        name, span = f"{level} interval", " to ".join(map(plain, found.interval)) + unit
+        name, span = f"{level} prediction interval", " to ".join(map(plain, found.interval)) + unit
     elif found.labels.label_set is not None:
-        name, span = f"{level} set", _either(found.labels.label_set)
+        name, span = f"{level} prediction set", _join_labels(found.labels.label_set)
     by_class = found.labels.by_class
     return Uncertainty(
         name,
         span,
-        "" if by_class is None else _either(by_class),
+        "" if by_class is None else _join_labels(by_class),
         found.effective_clips,
         found.standard_error,
         _calibration(found),
     )
 
 
-def show_views(
-    sidecar: PredictionSidecar, answer: str, unit: str = "", probabilities: Mapping[str, float] | None = None
+def format_views(
+    sidecar: PredictionSidecar, prediction: str, unit: str = "", probabilities: Mapping[str, float] | None = None
 ) -> tuple[View, ...]:
-    """The answer beside those of the other normalisation, the mean image alone, and each half; empty without them."""
+    """List the prediction and those from other views of the run; empty if there are no other views."""
     reliability = sidecar.reliability or Reliability()
     views, halves = reliability.views or Views(), reliability.split_half or schema.Halves()
     other = views.other.normalisation if views.other else None
-    told = {
-        f"The other normalisation ({other or ''})": views.other,
-        "The mean image alone, without dynamics": views.mean_image_only,
-        "Its odd clips alone": halves.odd,
-        "Its even clips alone": halves.even,
+    available = {
+        f"Whole run, {other or 'other'} normalisation": views.other,
+        "Mean image only (no dynamics)": views.mean_image_only,
+        "Odd clips only": halves.odd,
+        "Even clips only": halves.even,
     }
-    others = [_view(name, view, unit) for name, view in told.items() if view]
+    others = [_view(name, view, unit) for name, view in available.items() if view]
     name = views.normalisation or sidecar.adapter.normalisation or ""
-    own = View(f"The answer ({name} normalisation)", answer)
+    own = View(f"Whole run, {name} normalisation", prediction)
     if probabilities:
-        own = replace(own, detail=f"{100 * probabilities[answer]:.0f} %")
+        own = replace(own, detail=f"{100 * probabilities[prediction]:.0f} %")
         made = reliability.uncertainty
         if made and made.method not in (None, "none") and views.own:
-            # the others are not calibrated either
-            own = _view(f"The answer before calibration ({name} normalisation)", views.own, unit)
+            # the other views are not calibrated either
+            own = _view(f"Whole run, {name} normalisation, before calibration", views.own, unit)
     return (own, *others) if others else ()
 
 
@@ -258,21 +259,21 @@ def _view(name: str, found: schema.View, unit: str) -> View:
 
 
 def _calibration(found: schema.Uncertainty) -> str:
-    """How, on how many scans, and which."""
+    """Describe the calibration: method, number of scans, data set."""
     method = found.method or "none"
     if method == "none" and not found.scans:
         return ""
-    by = "" if method == "none" else f" by {method}"
+    by = "" if method == "none" else f" by {CALIBRATION_METHODS.get(method, method)}"
     number_of = f" on {found.scans} scans" if found.scans else ""
     source = f" ({found.source})" if found.source else ""
     return f"calibrated{by}{number_of}{source}"
 
 
-def _either(labels: Sequence[Any]) -> str:
-    """Labels of a set in words; a set may be empty."""
-    return " or ".join(map(str, labels)) or "none of the labels"
+def _join_labels(labels: Sequence[Any]) -> str:
+    """Join the labels of a prediction set, which may be empty."""
+    return " or ".join(map(str, labels)) or "empty"
 
 
 def deviation(values: list[float]) -> float | None:
-    """Standard deviation over clips; None when there are fewer than two."""
+    """Standard deviation over clips; None for fewer than two clips."""
     return statistics.stdev(values) if len(values) > 1 else None

@@ -1,6 +1,6 @@
-"""Motion and signal of a run, volume by volume, small enough to stand in the page itself.
+"""Volume-wise head motion and signal of a run, compact enough to be embedded in the page.
 
-The picture of them is a file beside the page; these numbers let a reader go through it volume by volume.
+The carpet plot is a separate file; with these series the reader can step through it volume by volume.
 """
 
 from __future__ import annotations
@@ -14,28 +14,27 @@ from pathlib import Path
 
 SPAN = re.compile(r'<svg\b[^>]*\bdata-span="([\d.]+) ([\d.]+)"')
 HEAD = 2000
-"""Characters of a picture in which its `SPAN` is looked for."""
+"""Characters of an SVG file that are searched for `SPAN`."""
 
 Series = list[float | None]
 
 
 @dataclass(frozen=True)
 class Trace:
-    """What a volume's reader is told; lists have an entry a volume, None where nothing is known.
+    """Volume-wise series of a run; one entry per volume, None for missing values.
 
     Attributes
     ----------
     url : str
-        Of the picture that they belong to.
+        URL of the figure they belong to.
     tr : float
-        s; 0 where it is not known.
+        Repetition time, s; 0 if unknown.
     fd, dvars, signal : list of float or None
-        Framewise displacement (mm), DVARS, and the brain's mean signal (percent above its mean over the run).
+        Framewise displacement (mm), DVARS, and global signal (percent change from its mean over the run).
     dvars_name : str
         ``std. DVARS`` or ``DVARS``.
     left, right : float
-        Where the first volume begins and the last one ends in the picture, as shares of its width; 0 where it does not
-        say.
+        Start of the first and end of the last volume in the figure, as fractions of its width; 0 if unknown.
     """
 
     url: str
@@ -49,45 +48,45 @@ class Trace:
 
     @property
     def n_volumes(self) -> int:
-        """Of the run."""
+        """Number of volumes."""
         return len(self.fd)
 
 
 @dataclass(frozen=True)
 class Compact:
-    """A trace as attributes of the page: hundredths, separated by commas; nothing where nothing is known."""
+    """Trace as HTML attributes: comma-separated hundredths, empty for missing values."""
 
     trace: Trace
     per_point: int
-    """Volumes that a point stands for."""
+    """Volumes per point."""
     fd: str
     dvars: str
     signal: str
 
     @property
     def n_points(self) -> int:
-        """Points of each series."""
+        """Number of points of each series."""
         return -(-self.trace.n_volumes // self.per_point)
 
 
-def read_trace(confounds: Path, picture: Path, url: str, tr: float | None) -> Trace:
-    """Read what belongs to the picture of a run's motion.
+def read_trace(confounds: Path, figure: Path, url: str, tr: float | None) -> Trace:
+    """Read the volume-wise series of a run.
 
     Parameters
     ----------
     confounds : pathlib.Path
-        The run's table of confounds.
-    picture : pathlib.Path
-        The SVG file, which says where in it the volumes are.
+        Confounds table of the run.
+    figure : pathlib.Path
+        SVG file of the carpet plot, with the position of its time axis.
     url : str
-        Where the page finds it.
+        URL of the figure, relative to the page.
     tr : float or None
-        s.
+        Repetition time, s.
 
     Raises
     ------
     OSError, ValueError, csv.Error
-        The table cannot be read.
+        The confounds table cannot be read.
     """
     with confounds.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
@@ -95,7 +94,7 @@ def read_trace(confounds: Path, picture: Path, url: str, tr: float | None) -> Tr
     signal = _column(rows, "global_signal")
     known = [value for value in signal if value is not None]
     mean = sum(known) / len(known) if known else 0.0
-    with picture.open(encoding="utf-8", errors="replace") as file:
+    with figure.open(encoding="utf-8", errors="replace") as file:
         found = SPAN.search(file.read(HEAD))
     return Trace(
         url,
@@ -108,13 +107,12 @@ def read_trace(confounds: Path, picture: Path, url: str, tr: float | None) -> Tr
     )
 
 
-def compact(trace: Trace, most: int) -> Compact:
-    """A trace in at most so many points.
+def compact(trace: Trace, max_points: int) -> Compact:
+    """Reduce a trace to a maximum number of points.
 
-    Of the volumes that a point stands for, the largest displacement and change are kept, for they are what is looked
-    for, and the mean of the signal.
+    Each point keeps the maximum of FD and DVARS and the mean of the global signal over its volumes.
     """
-    per_point = max(1, -(-trace.n_volumes // max(1, most)))
+    per_point = max(1, -(-trace.n_volumes // max(1, max_points)))
 
     def mean(values: Sequence[float]) -> float:
         return sum(values) / len(values)
@@ -128,16 +126,16 @@ def compact(trace: Trace, most: int) -> Compact:
     )
 
 
-def _hundredths(series: Series, per_point: int, join: Callable[[Sequence[float]], float]) -> str:
+def _hundredths(series: Series, per_point: int, reduce: Callable[[Sequence[float]], float]) -> str:
     points = []
     for start in range(0, len(series), per_point):
         known = [value for value in series[start : start + per_point] if value is not None]
-        points.append(str(round(100 * join(known))) if known else "")
+        points.append(str(round(100 * reduce(known))) if known else "")
     return ",".join(points)
 
 
 def _column(rows: Sequence[dict[str, str]], name: str) -> Series:
-    """A column of numbers; ``n/a`` and whatever is not finite become None."""
+    """Read a numeric column; ``n/a`` and non-finite values become None."""
     values = [row.get(name) or "n/a" for row in rows]
     numbers = [None if value == "n/a" else float(value) for value in values]
     return [value if value is not None and math.isfinite(value) else None for value in numbers]

@@ -1,4 +1,4 @@
-"""The group's page in a real browser: it fits narrow screens, its figures load, and its tables sort."""
+"""Group report in a browser: layout on narrow screens, figures, and sortable tables."""
 
 from functools import partial
 
@@ -11,18 +11,18 @@ pytestmark = [pytest.mark.slow, needs_browser]
 
 @pytest.fixture
 def in_browser(finished, tmp_path):
-    """A function that returns what a script says of the page (``inner``), shown in a frame of so many pixels."""
+    """Return a function that runs a script in the page (``inner``) at a given width in pixels."""
     return partial(look, finished.out / "group.html", tmp_path)
 
 
 @pytest.mark.parametrize("width", [320, 400, 768, 1400])
-def test_nothing_sticks_out_of_the_page(in_browser, width):
+def test_the_page_does_not_scroll_horizontally(in_browser, width):
     client, scroll = in_browser("const e = inner.documentElement; return [e.clientWidth, e.scrollWidth];", width)
     assert client > 0.9 * width
     assert scroll <= client
 
 
-def test_every_figure_is_loaded_and_described(in_browser):
+def test_figures_load_and_have_alt_text(in_browser):
     script = """const images = [...inner.images];
         for (const image of images) image.loading = "eager";
         await Promise.all(images.map((image) => image.decode().catch(() => null)));
@@ -32,7 +32,7 @@ def test_every_figure_is_loaded_and_described(in_browser):
     assert all(width > 100 and alt for width, alt in found)
 
 
-def test_tables_sort_by_numbers_and_by_words(in_browser):
+def test_tables_sort_by_number_and_by_text(in_browser):
     script = """const table = [...inner.querySelectorAll("#sites table")][0], column = (i) =>
             [...table.tBodies[0].rows].map((row) => row.cells[i].textContent);
         const heads = table.tHead.rows[0].cells, found = [];

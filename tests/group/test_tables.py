@@ -1,4 +1,4 @@
-"""The group's tables: complete, described, the same in both forms, and whole or not there."""
+"""Tables of the group level: complete, described, identical in TSV and HDF5, and atomic."""
 
 import csv
 import json
@@ -11,7 +11,7 @@ from bids_app.cli.neurostorm import main
 from bids_app.errors import CannotCreateError, InputOutputError
 
 
-def test_both_forms_hold_the_same_embeddings(finished):
+def test_tsv_and_hdf5_have_the_same_embeddings(finished):
     rows = finished.rows("group_embeddings.tsv")
     features = [name for name in rows[0] if name.startswith("e0")]
     with h5py.File(finished.out / "group_embeddings.h5") as archive:
@@ -26,7 +26,7 @@ def test_both_forms_hold_the_same_embeddings(finished):
             assert [text.decode() for text in part["run"]] == stems
 
 
-def test_embeddings_are_the_participants_own(finished):
+def test_embeddings_equal_the_participant_tables(finished):
     path = next(finished.out.glob("sub-03/ses-2/func/*_embeddings.tsv"))
     with path.open(newline="") as file:
         means = {row["normalisation"]: row for row in csv.DictReader(file, delimiter="\t") if row["clip"] == "mean"}
@@ -58,7 +58,7 @@ def test_predictions_have_verdict_and_interval(finished):
         assert row["effective_clips"] == "2.5"
 
 
-def test_rows_stand_in_natural_order(make_group):
+def test_rows_are_in_natural_order(make_group):
     group = make_group(participants=3, sessions=1)
     (group.out / "sub-01").rename(group.out / "sub-10")
     (group.out / "sub-02").rename(group.out / "sub-9")
@@ -66,12 +66,12 @@ def test_rows_stand_in_natural_order(make_group):
         for file in (path / "func").iterdir():
             file.rename(file.with_name(file.name.replace("sub-01", "sub-10").replace("sub-02", "sub-9")))
     group.raw.rename(group.raw.with_name("away"))
-    group.gather()
+    group.write_tables()
     rows = group.rows("group_bold.tsv")
     assert [row["participant_id"] for row in rows] == ["sub-03", "sub-9", "sub-10"]
 
 
-def test_two_models_of_different_width_stand_in_one_table(make_group):
+def test_two_models_with_different_numbers_of_features(make_group):
     group = make_group(participants=2, sessions=1, features=6)
     path = next(group.out.glob("sub-01/func/*_embeddings.tsv"))
     for extension in (".tsv", ".json"):
@@ -80,7 +80,7 @@ def test_two_models_of_different_width_stand_in_one_table(make_group):
         lines = [line.split("\t") for line in source.read_text().splitlines()]
         text = "\n".join("\t".join(line[:-2]) for line in lines) + "\n" if extension == ".tsv" else source.read_text()
         target.write_text(text)
-    group.gather()
+    group.write_tables()
     rows = group.rows("group_embeddings.tsv")
     assert [row["e0005"] == "n/a" for row in rows] == [row["model"] == "small" for row in rows]
     with h5py.File(group.out / "group_embeddings.h5") as archive:
@@ -88,7 +88,7 @@ def test_two_models_of_different_width_stand_in_one_table(make_group):
         assert archive["made/voxel/values"].shape == (2, 6)
 
 
-def test_tables_are_whole_or_not_there(make_group, monkeypatch):
+def test_tables_are_written_atomically(make_group, monkeypatch):
     group = make_group(participants=2, sessions=1)
 
     def full(*_, **__):
@@ -96,29 +96,29 @@ def test_tables_are_whole_or_not_there(make_group, monkeypatch):
 
     monkeypatch.setattr(h5py.Group, "create_dataset", full)
     with pytest.raises((InputOutputError, CannotCreateError)):
-        group.gather()
+        group.write_tables()
     assert (group.out / "group_embeddings.tsv").is_file()
     assert not (group.out / "group_embeddings.h5").exists()
     assert not list(group.out.glob(".neurostorm-*"))
 
 
-def test_participants_sessions_and_tasks_can_be_chosen(make_group):
+def test_participants_sessions_and_tasks_can_be_selected(make_group):
     group = make_group(participants=3)
-    cohort = group.gather(participants=("01", "03"), sessions=("2",))
+    cohort = group.write_tables(participants=("01", "03"), sessions=("2",))
     assert [run.stem for run in cohort.runs] == ["sub-01_ses-2_task-rest", "sub-03_ses-2_task-rest"]
-    assert group.gather(tasks=("film",)).runs == []
+    assert group.write_tables(tasks=("film",)).runs == []
 
 
-def test_a_participant_without_outputs_is_named(make_group, capsys):
+def test_a_participant_without_outputs_is_reported(make_group, capsys):
     group = make_group(participants=2, sessions=1)
     assert group.run("--participant-label", "01", "77") == 18
-    assert "has no outputs of sub-77" in capsys.readouterr().err
+    assert "no outputs of sub-77" in capsys.readouterr().err
 
 
-def test_an_empty_folder_is_told_from_one_with_outputs(tmp_path, capsys):
+def test_an_output_folder_without_participants_is_an_error(tmp_path, capsys):
     (tmp_path / "out").mkdir()
     assert main([str(tmp_path), str(tmp_path / "out"), "group"]) == 66
-    assert "no participants' outputs" in capsys.readouterr().err
+    assert "no participant outputs" in capsys.readouterr().err
 
 
 def test_a_check_writes_nothing(make_group, capsys):

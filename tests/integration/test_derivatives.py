@@ -108,10 +108,10 @@ def test_links_and_methods_name_the_derivatives(finished, fmriprep) -> None:
 
 def test_the_report_says_where_the_run_came_from_and_how_it_lies(finished) -> None:
     page = (finished[0] / "sub-01.html").read_text()
-    assert "Taken over from derivatives" in page
+    assert "Preprocessed derivatives were ingested." in page
     assert "fMRIPrep 23.2.1" in page
     assert "Left and right: as in the template." in page
-    assert "Similarity of its left-right mirror image" in page
+    assert "Similarity of the left-right flipped image with the template" in page
 
 
 def test_the_plan_shows_runs_taken_over_and_those_from_raw(fmriprep, neurostorm, tiny_dataset, capsys) -> None:
@@ -148,7 +148,7 @@ def test_a_run_of_raw_data_is_taken_over_under_its_own_name(standard_brain, neur
     assert found["Sources"][0].startswith("bids:prep:")
     assert any("affine matrix only" in warning for warning in found["warnings"])
     assert any("no brain mask" in warning for warning in found["warnings"])
-    assert "MNI152NLin2009cAsym, is taken to the model" in (out / "sub-01.html").read_text()
+    assert "MNI152NLin2009cAsym is mapped to the model" in (out / "sub-01.html").read_text()
 
 
 @pytest.mark.slow

@@ -146,7 +146,7 @@ def test_the_report_tells_answer_verdict_and_cards(finished: Finished) -> None:
     page = (finished.out / "sub-01.html").read_text()
     text = " ".join(re.sub("<[^>]*>", " ", page).split())
     assert "not calibrated" in text
-    assert "Checks of this verdict" in text
+    assert "Verdict checks" in text
     assert "Model tiny Not a medical device." in text
     assert "Adapter tinystate Not a medical device." in text
     assert 'class="trace"' in page

@@ -1,4 +1,4 @@
-"""A participant's derivatives, small and complete, as the app writes them."""
+"""Small, complete derivatives of a participant, as written by the app."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ GRID_AFFINE = np.array([[-2.0, 0, 0, 96], [0, 2, 0, -114], [0, 0, 2, -78], [0, 0
 
 
 def head(shape=(40, 48, 36), voxel_mm=4.0):
-    """A head of two shells, brighter on its left, and the mask of its brain."""
+    """Simulate a two-shell head, brighter on the left, and its brain mask."""
     affine = np.diag([voxel_mm, voxel_mm, voxel_mm, 1.0])
     affine[:3, 3] = -voxel_mm * (np.array(shape) - 1) / 2
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape), indexing="ij")
@@ -181,7 +181,7 @@ def write_log(out, stems, failed):
 
 @pytest.fixture(scope="session")
 def derivatives(tmp_path_factory):
-    """An output folder with one participant: two runs that went well in two sessions, and one that failed."""
+    """Output folder with one participant: two completed runs and one failed run."""
     root = tmp_path_factory.mktemp("derivatives")
     raw, out = root / "raw", root / "out"
     raw.mkdir()
@@ -199,5 +199,5 @@ def derivatives(tmp_path_factory):
 
 @pytest.fixture
 def out(derivatives, tmp_path):
-    """A copy of the derivatives that a test may spoil."""
+    """Copy of the derivatives that a test may change."""
     return Path(shutil.copytree(derivatives.out, tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""The page for those who read it with a keyboard, a screen reader, another eye for colour, or on paper."""
+"""Accessibility of the participant report: keyboard, screen reader, colour contrast, print."""
 
 import re
 from html.parser import HTMLParser
@@ -11,17 +11,17 @@ from bids_app.reports.figures.style import DARK, INK, MUTED, PALETTE
 from bids_app.reports.participant import build_participant_report
 
 TEXT, GRAPHICS = 4.5, 3.0
-"""Least contrasts of WCAG 2.2, level AA."""
+"""Minimum contrast of WCAG 2.2, level AA."""
 PAIRS = [
     *[(ink, paper) for ink in ("ink", "quiet", "accent", "warn", "bad") for paper in ("paper", "card")],
     *[(level, f"{level}-paper") for level in ("good", "warn", "bad")],
     ("paper", "accent"),
 ]
-"""Colours of text and of what lies behind it, as style.css uses them."""
+"""Text and background colours used together in style.css."""
 
 
 def colours(scheme):
-    """The palette of style.css: on screens that are light or dark, or on paper."""
+    """Return the palette of style.css for a light or dark screen or for print."""
     style = files("bids_app.reports").joinpath("templates/style.css").read_text()
     light, dark, printed = re.findall(r":root\{([^}]*)\}", style)
     found = {}
@@ -44,7 +44,7 @@ def contrast(one, other):
 
 
 class Outline(HTMLParser):
-    """Elements with their attributes, and which of them lie in which."""
+    """Elements with their attributes and ancestors."""
 
     VOID = {"meta", "img", "input", "br", "link"}
 
@@ -59,7 +59,7 @@ class Outline(HTMLParser):
             self.open.append(tag)
 
     def handle_endtag(self, tag):
-        assert self.open.pop() == tag, f"</{tag}> closes another element"
+        assert self.open.pop() == tag, f"</{tag}> closes a different element"
 
     def of(self, *tags):
         return [(tag, attributes, inside) for tag, attributes, inside in self.elements if tag in tags]
@@ -70,38 +70,38 @@ def page(derivatives):
     return Outline(build_participant_report(derivatives.out, "01").read_text())
 
 
-def test_contrast_is_computed_as_it_is_defined():
+def test_contrast_follows_the_wcag_definition():
     assert contrast("#000", "#ffffff") == pytest.approx(21)
     assert contrast("#777777", "#fff") == pytest.approx(4.48, abs=0.005)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark", "print"])
 @pytest.mark.parametrize(("text", "behind"), PAIRS)
-def test_text_stands_out(scheme, text, behind):
+def test_text_has_sufficient_contrast(scheme, text, behind):
     palette = colours(scheme)
     assert contrast(palette[text], palette[behind]) >= TEXT
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_figures_stand_out_on_the_page(scheme):
+def test_figures_have_sufficient_contrast(scheme):
     paper = colours(scheme)["paper"]
     assert all(contrast(colour, paper) >= GRAPHICS for colour in PALETTE)
     for ink in (INK, MUTED):
         assert contrast(DARK[ink] if scheme == "dark" else ink, paper) >= TEXT
 
 
-def test_elements_close_in_their_order(page):
+def test_elements_are_properly_nested(page):
     assert page.open == []
 
 
-def test_headings_go_down_one_step_at_a_time(page):
+def test_heading_levels_are_not_skipped(page):
     levels = [int(tag[1]) for tag, _, _ in page.of("h1", "h2", "h3", "h4", "h5", "h6")]
     assert levels[0] == 1
     assert levels.count(1) == 1
     assert all(after <= before + 1 for before, after in pairwise(levels))
 
 
-def test_landmarks_are_there_once_and_sections_are_named(page):
+def test_landmarks_are_unique_and_sections_are_labelled(page):
     for tag in ("header", "nav", "main", "footer"):
         assert len(page.of(tag)) == 1
     names = {attributes.get("id") for _, attributes, _ in page.elements}
@@ -122,7 +122,7 @@ def test_ids_are_unique(page):
     assert len(ids) == len(set(ids))
 
 
-def test_images_have_texts_and_meters_names(page):
+def test_images_meters_and_inputs_have_labels(page):
     for _, attributes, _ in page.of("img"):
         assert len(attributes["alt"]) > 20
     for _, attributes, _ in page.of("meter"):
@@ -131,7 +131,7 @@ def test_images_have_texts_and_meters_names(page):
         assert "label" in inside
 
 
-def test_tables_have_heads_and_what_scrolls_can_be_reached(page):
+def test_tables_have_headers_and_scroll_regions_are_focusable(page):
     for _, attributes, inside in page.of("th"):
         assert attributes["scope"] in ("row", "col")
         assert "table" in inside
@@ -140,12 +140,12 @@ def test_tables_have_heads_and_what_scrolls_can_be_reached(page):
     assert all(attributes["role"] == "region" and attributes["aria-label"] for attributes in wide)
 
 
-def test_a_badge_says_in_words_what_its_colour_says(derivatives):
+def test_badges_have_text(derivatives):
     source = build_participant_report(derivatives.out, "01").read_text()
     assert all(text.strip() for text in re.findall(r'<span class="badge [^"]*">([^<]*)</span>', source))
 
 
-def test_focus_is_seen_and_motion_is_only_shown_on_demand():
+def test_focus_is_visible_and_the_page_has_no_animations():
     style = files("bids_app.reports").joinpath("templates/style.css").read_text()
     assert re.search(r":focus-visible\{outline:3px solid var\(--accent\)", style)
     assert "outline:none" not in style

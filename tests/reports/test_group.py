@@ -1,4 +1,4 @@
-"""The group's page as it is laid out: safe, light however many rows there are, and whole without a network."""
+"""Group report: escaped, small for large cohorts, and self-contained."""
 
 import re
 from html.parser import HTMLParser
@@ -24,8 +24,8 @@ from bids_app.reports.group import (
     MAX_ROWS,
     WARN,
     Cell,
+    Figure,
     GroupPage,
-    Picture,
     Remark,
     Section,
     Table,
@@ -60,37 +60,37 @@ def section(rows, **properties):
     return Section("quality", "Quality", tables=[Table("Runs", ("Run", "Value"), rows, "group_runs.tsv")], **properties)
 
 
-def test_long_tables_are_cut_with_a_link_to_the_whole():
+def test_long_tables_are_truncated_with_a_link_to_the_file():
     rows = [(Cell(f"sub-{i}", f"sub-{i}.html"), Cell(str(i))) for i in range(5000)]
     text = render(page_of(section(rows)))
     found = Elements(text)
     assert len(found.of("tr")) == MAX_ROWS + 1
-    assert f"The first {MAX_ROWS} of 5,000" in found.words
+    assert f"First {MAX_ROWS} of 5,000 rows" in found.words
     assert any(link.get("href") == "group_runs.tsv" for link in found.of("a"))
     assert len(text) < 60_000
 
 
-def test_the_gravest_remarks_come_first_and_few_are_told():
+def test_remarks_are_limited_and_sorted_by_severity():
     levels = [GOOD] * 5 + [WARN] * 10 + [BAD] * 2
     remarks = [Remark(level, f"{level} {i}.") for i, level in enumerate(levels)]
     text = render(page_of(section([], remarks=remarks)))
-    told = re.findall(r'<li class="(\w+)">', text)
-    assert told == [BAD] * 2 + [WARN] * 10
-    assert len(told) == MAX_REMARKS
+    shown = re.findall(r'<li class="(\w+)">', text)
+    assert shown == [BAD] * 2 + [WARN] * 10
+    assert len(shown) == MAX_REMARKS
     assert "5 more in the sections below" in text
 
 
-def test_nothing_from_files_becomes_markup():
+def test_text_from_files_is_escaped():
     cell = Cell(EVIL, level=WARN)
-    picture = Picture("a.svg", EVIL, EVIL, EVIL)
-    evil = Section("x", EVIL, [EVIL], [picture], [Table(EVIL, (EVIL,), [(cell, cell)])], [Remark(BAD, EVIL)])
+    figure = Figure("a.svg", EVIL, EVIL, EVIL)
+    evil = Section("x", EVIL, [EVIL], [figure], [Table(EVIL, (EVIL,), [(cell, cell)])], [Remark(BAD, EVIL)])
     found = Elements(render(page_of(evil, notes=(EVIL,), research_only=(EVIL,))))
     assert len(found.of("script")) == 1
     assert [image["src"] for image in found.of("img")] == ["a.svg"]
     assert not any("onerror" in attributes for _, attributes in found.found)
 
 
-def test_the_page_asks_nothing_of_the_network_and_says_what_it_is_not():
+def test_the_page_works_offline_and_has_the_disclaimers():
     text = render(page_of(section([]), demonstration=True))
     found = Elements(text)
     addresses = [a.get("href") or a.get("src") or "" for tag in ("a", "img", "link", "script") for a in found.of(tag)]
@@ -101,9 +101,9 @@ def test_the_page_asks_nothing_of_the_network_and_says_what_it_is_not():
     assert "Demonstration model." in found.words
 
 
-def test_every_part_can_be_reached_by_keyboard_and_read_out():
-    pictures = [Picture("a.svg", "A", "What it shows", "A chart of it")]
-    found = Elements(render(page_of(Section("x", "X", pictures=pictures, tables=[Table("T", ("H",), [(Cell("1"),)])]))))
+def test_sections_tables_and_figures_are_accessible():
+    figures = [Figure("a.svg", "A", "What it shows", "A chart of it")]
+    found = Elements(render(page_of(Section("x", "X", figures=figures, tables=[Table("T", ("H",), [(Cell("1"),)])]))))
     assert [image["alt"] for image in found.of("img")] == ["A chart of it"]
     (scroll,) = [attributes for attributes in found.of("div") if attributes.get("class") == "scroll"]
     assert (scroll["tabindex"], scroll["role"], scroll["aria-label"]) == ("0", "region", "T")
@@ -112,11 +112,11 @@ def test_every_part_can_be_reached_by_keyboard_and_read_out():
 
 @pytest.fixture(scope="module")
 def many():
-    """Numbers of 20,000 runs."""
+    """Values of 20,000 runs."""
     return np.random.default_rng(0).normal(size=(20_000, 2))
 
 
-DRAWN = {
+PLOTS = {
     "distributions": lambda many, path: plot_distributions(
         [Distribution(f"measure {i}", many[:, 0], many[:, 0] > 3, (2.0,)) for i in range(8)], path
     ),
@@ -140,16 +140,16 @@ DRAWN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", DRAWN)
-def test_figures_of_many_runs_are_light_and_tell_what_they_show(name, many, tmp_path):
-    path = DRAWN[name](many, tmp_path / f"{name}.svg")
+@pytest.mark.parametrize("name", PLOTS)
+def test_figures_of_many_runs_are_small_and_described(name, many, tmp_path):
+    path = PLOTS[name](many, tmp_path / f"{name}.svg")
     text = path.read_text()
     assert len(text) < 1_000_000
     assert re.search(r"<title>[^<]+</title><desc>[^<]+</desc>", text)
     assert "prefers-color-scheme: dark" in text
 
 
-def test_the_same_points_are_drawn_as_the_same_file(many, tmp_path):
+def test_figures_are_reproducible(many, tmp_path):
     clouds = [Cloud("site", many[:50], ["a", "b"] * 25)]
     one, two = (plot_clouds(clouds, tmp_path / f"{i}.svg", title="Map", columns=1).read_bytes() for i in range(2))
     assert one == two

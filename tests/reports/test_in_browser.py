@@ -1,4 +1,4 @@
-"""The page in a real browser: it fits narrow screens, runs no foreign script, and its buttons work."""
+"""Participant report in a browser: layout on narrow screens, scripts, and buttons."""
 
 import json
 import re
@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, needs_browser]
 
 
 @pytest.mark.parametrize("width", [320, 400, 768, 1400])
-def test_nothing_sticks_out_of_the_page(derivatives, tmp_path, width):
+def test_the_page_does_not_scroll_horizontally(derivatives, tmp_path, width):
     page = build_participant_report(derivatives.out, "01")
     script = "const e = inner.documentElement; return [e.clientWidth, e.scrollWidth];"
     client, scroll = look(page, tmp_path, script, width)
@@ -20,7 +20,7 @@ def test_nothing_sticks_out_of_the_page(derivatives, tmp_path, width):
     assert scroll <= client
 
 
-def test_every_figure_is_loaded_under_the_pages_own_policy(derivatives, tmp_path):
+def test_figures_load_under_the_content_security_policy(derivatives, tmp_path):
     page = build_participant_report(derivatives.out, "01")
     script = """for (const i of inner.images) i.loading = "eager";
         return [...inner.images].map((i) => [i.getAttribute("src"), i.getAttribute("alt")]);"""
@@ -29,7 +29,7 @@ def test_every_figure_is_loaded_under_the_pages_own_policy(derivatives, tmp_path
     assert all(alt for _, alt in found)
 
 
-def test_the_buttons_choose_the_image(derivatives, tmp_path):
+def test_flicker_buttons_switch_the_image(derivatives, tmp_path):
     page = build_participant_report(derivatives.out, "01")
     script = """const row = inner.querySelector(".flicker"), image = row.closest("figure").querySelector("img");
         const before = [row.hidden, image.getAttribute("src")];
@@ -41,7 +41,7 @@ def test_the_buttons_choose_the_image(derivatives, tmp_path):
     assert pressed == "true"
 
 
-def test_the_slider_goes_through_the_volumes_and_says_so(derivatives, tmp_path):
+def test_the_slider_steps_through_the_volumes(derivatives, tmp_path):
     page = build_participant_report(derivatives.out, "01")
     script = """const box = inner.querySelector(".trace"), slider = box.querySelector("input");
         const first = box.querySelector("output").textContent, cursor = inner.querySelector(".cursor");
@@ -51,12 +51,12 @@ def test_the_slider_goes_through_the_volumes_and_says_so(derivatives, tmp_path):
         return [box.hidden, first, slider.getAttribute("aria-valuetext"), before, parseFloat(cursor.style.left)];"""
     hidden, first, after, left, moved = look(page, tmp_path, script)
     assert not hidden
-    assert first.startswith("Volume 21 of 60, 40.0 to 42.0 s: FD 0.90 mm, std. DVARS ")  # the one that moved most
+    assert first.startswith("Volume 21 of 60, 40.0 to 42.0 s: FD 0.90 mm, std. DVARS ")  # the maximum FD
     assert after.startswith("Volume 22 of 60, 42.0 to 44.0 s: FD ")
     assert 0 < left < moved < 100
 
 
-def test_the_pointer_on_the_picture_moves_the_slider(derivatives, tmp_path):
+def test_the_pointer_on_the_figure_moves_the_slider(derivatives, tmp_path):
     page = build_participant_report(derivatives.out, "01")
     script = """const box = inner.querySelector(".trace"), sheet = box.closest("figure").querySelector(".sheet");
         const area = sheet.getBoundingClientRect(), slider = box.querySelector("input");
@@ -69,7 +69,7 @@ def test_the_pointer_on_the_picture_moves_the_slider(derivatives, tmp_path):
     assert look(page, tmp_path, script) == [0, 30, 59, 59]
 
 
-def test_tables_are_sorted_by_buttons_in_their_headings(out, tmp_path):
+def test_column_headings_sort_the_table(out, tmp_path):
     table = out / "sub-01/func/sub-01_task-rest_run-1_seg-AAL3_desc-demostate_attribution.tsv"
     rows = ["name\tattribution\tstd\tvoxels\ttokens", "a\t3\t1\t5\t1", "b\t2\t1\t50\t2", "c\t1\t1\t7\t0"]
     table.write_text("\n".join(rows) + "\n")
@@ -77,12 +77,12 @@ def test_tables_are_sorted_by_buttons_in_their_headings(out, tmp_path):
     script = """const table = inner.querySelector("table.sortable"), heads = table.tHead.rows[0].cells;
         const names = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent).join("");
         const sorts = () => [...heads].map((head) => head.getAttribute("aria-sort"));
-        const told = [names(), sorts()];
+        const found = [names(), sorts()];
         heads[3].querySelector("button").click();
-        told.push(names(), sorts());
+        found.push(names(), sorts());
         heads[3].querySelector("button").click();
-        told.push(names(), sorts());
-        return told;"""
+        found.push(names(), sorts());
+        return found;"""
     none = [None] * 5
     found = look(page, tmp_path, script)
     assert found[:2] == ["abc", [None, "descending", None, None, None]]
@@ -90,7 +90,7 @@ def test_tables_are_sorted_by_buttons_in_their_headings(out, tmp_path):
     assert found[4:] == ["acb", [*none[:3], "ascending", None]]
 
 
-def test_all_that_acts_can_be_reached_with_the_keyboard(derivatives, tmp_path):
+def test_interactive_elements_are_focusable(derivatives, tmp_path):
     page = build_participant_report(derivatives.out, "01")
     script = """const acting = [...inner.querySelectorAll("a[href], button, input, summary, [tabindex]")];
         const missed = acting.filter((element) => { element.focus(); return inner.activeElement !== element; });
@@ -100,7 +100,7 @@ def test_all_that_acts_can_be_reached_with_the_keyboard(derivatives, tmp_path):
     assert missed == []
 
 
-def test_scripts_in_names_and_values_do_not_run(out, tmp_path):
+def test_scripts_in_names_and_values_are_not_executed(out, tmp_path):
     evil = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
     log = next(out.glob("sub-01/log/*/summary.json"))
     content = json.loads(log.read_text())
@@ -109,10 +109,10 @@ def test_scripts_in_names_and_values_do_not_run(out, tmp_path):
     (out / "logs/CITATION.md").write_text(evil)
     card = next(out.glob("sub-01/func/*run-1*_predictions.json"))
     check = {"Check": evil, "Level": evil, "Value": evil, "Limits": evil, "Message": evil}
-    told = {"Answer": evil, "Probabilities": {evil: 1}}
+    view = {"Answer": evil, "Probabilities": {evil: 1}}
     spoiled = {
         "Verdict": {"Level": "warn", "Checks": [check]},
-        "Views": {"Other": told},
+        "Views": {"Other": view},
         "Limits": evil,
         "Target": evil,
     }
@@ -121,7 +121,7 @@ def test_scripts_in_names_and_values_do_not_run(out, tmp_path):
     assert look(page, tmp_path, "return inner.title;") == "sub-01 | NeuroSTORM"
 
 
-def test_a_script_that_got_into_the_page_is_stopped_by_its_policy(derivatives, tmp_path):
+def test_the_content_security_policy_blocks_injected_scripts(derivatives, tmp_path):
     page = build_participant_report(derivatives.out, "01")
     spoiled = tmp_path / "spoiled.html"
     text = page.read_text().replace("<main>", "<main><script>document.title='owned'</script>")

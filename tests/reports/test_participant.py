@@ -1,4 +1,4 @@
-"""A participant's page: complete, made from derivatives alone, safe, light, and whole without a network."""
+"""Participant report: complete, built from derivatives only, escaped, small, and self-contained."""
 
 import json
 import re
@@ -12,14 +12,14 @@ from urllib.parse import unquote
 import pytest
 
 from bids_app.errors import NoInputError
-from bids_app.reports.contents import judge, measures, quality_columns
+from bids_app.reports.contents import format_metrics, quality_columns, rate_metric
 from bids_app.reports.participant import build_participant_report
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
 
 
 class Page(HTMLParser):
-    """The elements of a page, and its text."""
+    """Elements and text of a page."""
 
     def __init__(self, path):
         super().__init__()
@@ -42,19 +42,19 @@ class Page(HTMLParser):
         return " ".join(self.text.split())
 
 
-def test_the_summary_tells_answer_spread_quality_and_failures(derivatives):
+def test_the_summary_shows_predictions_spread_quality_and_failures(derivatives):
     page = Page(build_participant_report(derivatives.out, "01"))
-    assert "3 BOLD runs, 2 done, 1 failed" in page.words
+    assert "3 BOLD runs, 2 completed, 1 failed" in page.words
     assert re.search(r"state demonstration left hand left hand \d\d % ", page.words)
-    assert "of 9 clips say left hand" in page.words
+    assert "of 9 clips predict left hand" in page.words
     assert "Mean framewise displacement 0.12 mm" in page.words
-    assert "Brain covered 93 %" in page.words
+    assert "Brain coverage 93 %" in page.words
     assert "The field of view cuts the cerebellum." in page.words
     assert "Not a medical device" in page.text
     assert "Demonstration model." in page.text
 
 
-def test_what_failed_is_told_with_what_to_do(derivatives):
+def test_errors_are_shown_with_hints(derivatives):
     page = Page(build_participant_report(derivatives.out, "sub-01"))
     assert "sub-01_task-rest_run-3_bold.nii.gz: ends after 12 of 60 volumes." in page.words
     assert "What to do: Copy the file again." in page.words
@@ -62,7 +62,7 @@ def test_what_failed_is_told_with_what_to_do(derivatives):
     assert any("crash-sub-01_task-rest_run-3-examine.txt" in link.get("href", "") for link in page.of("a"))
 
 
-def test_sections_stand_in_the_order_that_readers_know(derivatives):
+def test_sections_are_in_the_standard_order(derivatives):
     page = Page(build_participant_report(derivatives.out, "01"))
     sections = [section["id"] for section in page.of("section")]
     assert sections == [
@@ -72,7 +72,7 @@ def test_sections_stand_in_the_order_that_readers_know(derivatives):
     assert {f"#{section}" for section in sections} <= set(links)
 
 
-def test_methods_versions_command_and_notes_are_there(derivatives):
+def test_methods_versions_command_and_notes_are_shown(derivatives):
     page = Page(build_participant_report(derivatives.out, "01"))
     assert "Gauss-Newton steps (Baker & Matthews, 2004)" in page.words
     assert "python 3.11.7" in page.words
@@ -80,10 +80,10 @@ def test_methods_versions_command_and_notes_are_there(derivatives):
     assert "Of 3 echoes, echo 2 was taken" in page.words
     assert "odd one n/a" in page.words
     assert "Name demo SHA-256 of the weights 0123abcd Demonstration yes Device cpu" in page.words
-    assert "Its template, MNI152NLin2009aSym, is taken to the model's space by a fixed matrix: " in page.words
+    assert "The template MNI152NLin2009aSym is mapped to the model's space by a fixed affine: " in page.words
 
 
-def test_every_figure_is_linked_exists_and_has_a_text_alternative(derivatives):
+def test_figures_exist_and_have_a_text_alternative(derivatives):
     page = Page(build_participant_report(derivatives.out, "01"))
     images = page.of("img")
     assert len({image["src"] for image in images}) == len(list((derivatives.out / "sub-01/figures").iterdir()))
@@ -94,7 +94,7 @@ def test_every_figure_is_linked_exists_and_has_a_text_alternative(derivatives):
         assert len(image["alt"]) > 20
 
 
-def test_all_links_lead_somewhere(derivatives):
+def test_all_links_are_valid(derivatives):
     page = Page(build_participant_report(derivatives.out, "01"))
     anchors = {attributes["id"] for _, attributes in page.elements if "id" in attributes}
     for link in page.of("a"):
@@ -107,7 +107,7 @@ def test_all_links_lead_somewhere(derivatives):
             assert fragment in anchors
 
 
-def test_the_page_is_light_and_asks_nothing_of_the_network(derivatives):
+def test_the_page_is_small_and_works_offline(derivatives):
     page = Page(build_participant_report(derivatives.out, "01"))
     assert len(page.source) < 300_000
     assert not page.of("link")
@@ -119,7 +119,7 @@ def test_the_page_is_light_and_asks_nothing_of_the_network(derivatives):
     assert "default-src 'none'" in policy
 
 
-def test_forty_runs_still_make_a_light_page(out):
+def test_a_page_with_forty_runs_is_small(out):
     for path in [*out.glob("sub-01/func/*run-1_*"), *out.glob("sub-01/figures/*run-1_*")]:
         for run in range(4, 42):
             (path.parent / path.name.replace("run-1", f"run-{run}")).symlink_to(path)
@@ -128,7 +128,7 @@ def test_forty_runs_still_make_a_light_page(out):
     assert len(page.source) < 300_000
 
 
-def test_the_page_can_be_made_again_and_moved(derivatives, out, tmp_path):
+def test_the_page_can_be_rebuilt_and_moved(derivatives, out, tmp_path):
     first = build_participant_report(out, "01").read_bytes()
     shutil.rmtree(derivatives.raw, ignore_errors=True)
     moved = shutil.move(out, tmp_path / "elsewhere")
@@ -136,7 +136,7 @@ def test_the_page_can_be_made_again_and_moved(derivatives, out, tmp_path):
     assert str(tmp_path).encode() not in first
 
 
-def test_whatever_comes_from_files_is_escaped(out):
+def test_text_from_files_is_escaped(out):
     log = next(out.glob("sub-01/log/*/summary.json"))
     content = json.loads(log.read_text())
     content["runs"][2] |= {"reason": EVIL, "hint": EVIL, "step": EVIL, "exit_code": 65}
@@ -156,8 +156,8 @@ def test_whatever_comes_from_files_is_escaped(out):
     card = {"Target": EVIL, "Demonstration": True, EVIL: {EVIL: [EVIL]}}
     card |= {"Verdict": {"Level": "warn", "Checks": checks, "NotKnown": {EVIL: EVIL}}}
     card |= {"Uncertainty": {"Level": 0.9, "LabelSet": [EVIL], "LabelSetByClass": [EVIL], "Calibration": EVIL}}
-    told = {"Answer": EVIL, "Probabilities": {EVIL: 1}}
-    card |= {"Views": {"Normalisation": EVIL, "Other": told, "MeanImageOnly": told, "Note": EVIL}}
+    view = {"Answer": EVIL, "Probabilities": {EVIL: 1}}
+    card |= {"Views": {"Normalisation": EVIL, "Other": view, "MeanImageOnly": view, "Note": EVIL}}
     card |= {"TrainingCohort": {EVIL: EVIL}, "Limits": EVIL, "Ranges": {EVIL: EVIL}, "Adapter": EVIL}
     table = next(out.glob("sub-01/func/*run-1*_predictions.tsv"))
     table.with_suffix(".json").write_text(json.dumps(card))
@@ -190,7 +190,7 @@ def test_whatever_comes_from_files_is_escaped(out):
         ("log/20260101-120000_0d5e/neurostorm.toml", "= 1"),
     ],
 )
-def test_an_unreadable_output_is_named_and_the_page_is_made(out, name, content):
+def test_unreadable_outputs_are_listed(out, name, content):
     path = out / "sub-01" / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     page = Page(build_participant_report(out, "01"))
@@ -200,43 +200,43 @@ def test_an_unreadable_output_is_named_and_the_page_is_made(out, name, content):
 
 
 @pytest.mark.parametrize("spoil", [{"runs": "x"}, {"runs": [1, {"stem": "../../etc"}]}, {"versions": 1, "command": 2}])
-def test_logs_of_another_shape_do_no_harm(out, spoil):
+def test_malformed_logs_are_tolerated(out, spoil):
     log = next(out.glob("sub-01/log/*/summary.json"))
     log.write_text(json.dumps(json.loads(log.read_text()) | spoil))
     assert "etc" not in Page(build_participant_report(out, "01")).text
 
 
-def test_the_newest_log_tells_how_a_run_ended(out):
+def test_the_most_recent_log_gives_the_status_of_a_run(out):
     old = next(out.glob("sub-01/log/*"))
     new = shutil.copytree(old, old.with_name("20260102-080000_1a"))
     content = json.loads((new / "summary.json").read_text())
     content["runs"] = [content["runs"][2] | {"status": "ok", "reason": "", "hint": ""}]
     (new / "summary.json").write_text(json.dumps(content))
     page = Page(build_participant_report(out, "01"))
-    assert "3 BOLD runs, 3 done" in page.words
+    assert "3 BOLD runs, 3 completed" in page.words
     assert "No errors to report" in page.words
 
 
-def test_answers_of_an_earlier_attempt_are_not_shown_for_a_run_that_failed(out):
+def test_earlier_predictions_of_a_failed_run_are_not_shown(out):
     log = next(out.glob("sub-01/log/*/summary.json"))
     content = json.loads(log.read_text())
     content["runs"][0] |= {"status": "failed", "reason": "no space", "hint": "free some", "exit_code": 74}
     log.write_text(json.dumps(content))
     page = Page(build_participant_report(out, "01"))
-    assert page.words.count("clips say left hand") == 1
+    assert page.words.count("clips predict left hand") == 1
 
 
-def test_a_demonstration_without_predictions_is_told_too(out):
+def test_a_demonstration_encoder_is_marked_without_predictions(out):
     for path in out.glob("sub-01/func/*_predictions.*"):
         path.unlink()
     assert "Demonstration model." in Page(build_participant_report(out, "01")).text
 
 
-def test_a_participant_without_logs_and_figures_still_has_a_page(out):
+def test_a_report_without_logs_and_figures(out):
     shutil.rmtree(out / "sub-01/log")
     shutil.rmtree(out / "sub-01/figures")
     page = Page(build_participant_report(out, "01"))
-    assert "2 BOLD runs, 2 done" in page.words
+    assert "2 BOLD runs, 2 completed" in page.words
     assert not page.of("img")
 
 
@@ -247,21 +247,21 @@ def test_runs_of_sessions_are_found(out):
         path.rename(path.with_name(path.name.replace("sub-01_", "sub-01_ses-b_")))
     shutil.rmtree(out / "sub-01/log")
     page = Page(build_participant_report(out, "01"))
-    assert "2 BOLD runs in 1 session, 2 done" in page.words
+    assert "2 BOLD runs in 1 session, 2 completed" in page.words
     assert "ses-b, task-rest, run-1" in page.words
     assert len(page.of("img")) > 10
 
 
-def test_a_participant_that_is_not_there_is_no_input(tmp_path):
+def test_a_missing_participant_is_reported(tmp_path):
     with pytest.raises(NoInputError, match="no derivatives of sub-07"):
         build_participant_report(tmp_path, "07")
 
 
-def test_quality_stands_beside_its_limit_and_says_in_words_whether_it_passes(derivatives):
+def test_metrics_are_shown_with_limit_and_rating(derivatives):
     page = Page(build_participant_report(derivatives.out, "01"))
-    assert "Mean framewise displacement 0.12 mm pass 0.12 mm pass at most 0.55 mm" in page.words
-    assert "Standardised DVARS 1.70 warn 1.70 warn at most 1.5" in page.words
-    assert "Brain covered 93 % pass 93 % pass at least 90 %" in page.words
+    assert "Mean framewise displacement 0.12 mm pass 0.12 mm pass ≤ 0.55 mm" in page.words
+    assert "Standardised DVARS 1.70 warn 1.70 warn ≤ 1.5" in page.words
+    assert "Brain coverage 93 % pass 93 % pass ≥ 90 %" in page.words
 
 
 @pytest.mark.parametrize(
@@ -277,12 +277,12 @@ def test_quality_stands_beside_its_limit_and_says_in_words_whether_it_passes(der
         ("unheard_of", 1.0, ""),
     ],
 )
-def test_limits_hold_on_both_sides(key, value, verdict):
-    assert judge(key, value) == verdict
-    assert measures({key: value})[0].verdict == verdict
+def test_metrics_are_rated_by_minimum_and_maximum(key, value, verdict):
+    assert rate_metric(key, value) == verdict
+    assert format_metrics({key: value})[0].verdict == verdict
 
 
-def test_columns_are_described_with_unit_and_limits():
+def test_columns_are_described_with_units_and_limits():
     columns = quality_columns({"fd_mean": 0.1, "coverage": 0.9, "odd": 1})
     assert columns["fd_mean"]["Units"] == "mm"
     assert columns["fd_mean"]["Maximum"] == 0.55
@@ -290,17 +290,17 @@ def test_columns_are_described_with_unit_and_limits():
     assert columns["odd"] == {}
 
 
-def test_measures_are_shown_as_readers_know_them():
+def test_metrics_are_formatted_with_label_and_unit():
     shown = {
         m.label: m.value
-        for m in measures({"coverage": 0.934, "size_t": 156, "x_y": 1.23456, "coreg_dice": float("nan")})
+        for m in format_metrics({"coverage": 0.934, "size_t": 156, "x_y": 1.23456, "coreg_dice": float("nan")})
     }
     assert shown == {
-        "Brain covered": "93 %", "Brain overlap (Dice)": "n/a", "Volumes": "156", "x y": "1.235",
+        "Brain coverage": "93 %", "Brain overlap (Dice)": "n/a", "Volumes": "156", "x y": "1.235",
     }  # fmt: skip
 
 
-def test_the_output_tree_has_no_error_under_the_bids_validator(derivatives):
+def test_the_outputs_pass_the_bids_validator(derivatives):
     build_participant_report(derivatives.out, "01")
     (derivatives.out / "sub-01/func/.neurostorm-12-host-0123abcd-sub-01_task-rest_bold.nii.gz").write_bytes(b"half")
     validator = Path(sys.executable).with_name("bids-validator-deno")

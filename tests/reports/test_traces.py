@@ -1,4 +1,4 @@
-"""Motion volume by volume: small enough for the page, true to the table, and placed where the picture has it."""
+"""Volume-wise series in the page: equal to the confounds, compact, and aligned with the figure."""
 
 import math
 
@@ -17,7 +17,7 @@ def numbers(text):
     return [int(point) if point else None for point in text.split(",")]
 
 
-def test_a_trace_is_that_of_the_table(tmp_path):
+def test_a_trace_equals_the_confounds_table(tmp_path):
     table = pd.DataFrame(
         {"framewise_displacement": [math.nan, 0.1234, 0.5], "dvars": [math.nan, 20.0, 30.0],
          "global_signal": [99.0, 100.0, 101.0]}
@@ -31,17 +31,17 @@ def test_a_trace_is_that_of_the_table(tmp_path):
     assert (found.trace.dvars_name, found.trace.left, found.n_points) == ("DVARS", 0, 3)
 
 
-def test_the_picture_says_where_its_volumes_are(tmp_path):
+def test_the_figure_stores_the_position_of_its_volumes(tmp_path):
     table = pd.DataFrame({"framewise_displacement": [0.1] * 20, "std_dvars": [1.0] * 20})
     write_tsv(tmp_path / "x.tsv", table)
     values = pd.DataFrame({i: range(20) for i in range(8)}).to_numpy(float)
-    picture = plot_carpet(values, 2.0, table, tmp_path / "x.svg", title="t")
-    found = read_trace(tmp_path / "x.tsv", picture, "url", 2.0)
+    figure = plot_carpet(values, 2.0, table, tmp_path / "x.svg", title="t")
+    found = read_trace(tmp_path / "x.tsv", figure, "url", 2.0)
     assert 0 < found.left < 0.2 < 0.7 < found.right < 1
     assert found.signal == [None] * 20
 
 
-def test_long_traces_keep_the_largest_motion_and_the_mean_signal():
+def test_compact_traces_keep_maximum_motion_and_mean_signal():
     fd = [0.1] * 10
     fd[7] = 0.9
     found = compact(Trace("", 1.0, fd, [None] * 10, [0.0, 2.0] * 5), 3)
@@ -52,21 +52,21 @@ def test_long_traces_keep_the_largest_motion_and_the_mean_signal():
 
 
 @pytest.mark.parametrize(("n_runs", "n_volumes"), [(1, 1200), (20, 1200)])
-def test_long_runs_and_many_of_them_stay_in_a_light_page(out, n_runs, n_volumes):
-    """Also with a verdict of eleven checks, a set and the views of each run."""
+def test_pages_with_long_or_many_runs_are_small(out, n_runs, n_volumes):
+    """Each run has a verdict with eleven checks, a prediction set and views."""
     for path in [*out.glob("sub-01/func/*run-2*"), *out.glob("sub-01/figures/*run-2*")]:
         path.unlink()
     table = next(out.glob(f"sub-01/func/{STEM}_desc-confounds_timeseries.tsv"))
     signal = [math.sin(i) * 100 + 800 for i in range(n_volumes)]
     fd = [abs(math.sin(i / 3)) for i in range(n_volumes)]
     write_tsv(table, pd.DataFrame({"framewise_displacement": fd, "std_dvars": fd, "global_signal": signal}))
-    answers = next(out.glob(f"sub-01/func/{STEM}*_predictions.json"))
+    sidecar = next(out.glob(f"sub-01/func/{STEM}*_predictions.json"))
     check = {"Check": "fd_mean", "Level": "warn", "Value": 0.6123, "Limits": "at most 0.55 mm", "Message": "x" * 120}
-    told = {"Answer": "rest", "Probabilities": {"rest": 0.5}}
-    views = {"Normalisation": "voxel", "Other": told, "MeanImageOnly": told, "FromMeanImage": 0.2}
+    view = {"Answer": "rest", "Probabilities": {"rest": 0.5}}
+    views = {"Normalisation": "voxel", "Other": view, "MeanImageOnly": view, "FromMeanImage": 0.2}
     set_of_two = {"Level": 0.9, "LabelSet": ["left hand", "rest"], "EffectiveClips": 4.0, "StandardError": 0.01}
     card = {"Verdict": {"Level": "warn", "Checks": [check] * 11}, "Views": views, "Uncertainty": set_of_two}
-    write_json(answers, card | {"Target": "state"})
+    write_json(sidecar, card | {"Target": "state"})
     for path in [*out.glob(f"sub-01/func/{STEM}_*"), *out.glob(f"sub-01/figures/{STEM}_*")]:
         for run in range(2, n_runs + 1):
             (path.parent / path.name.replace("run-1", f"run-{run}")).symlink_to(path)
@@ -78,7 +78,7 @@ def test_long_runs_and_many_of_them_stay_in_a_light_page(out, n_runs, n_volumes)
         assert 'data-n="1200" data-per="1"' in source
 
 
-def test_a_table_that_cannot_be_read_is_named(out):
+def test_an_unreadable_confounds_table_is_listed(out):
     table = next(out.glob(f"sub-01/func/{STEM}_desc-confounds_timeseries.tsv"))
     table.write_text("framewise_displacement\nmuch\n")
     source = build_participant_report(out, "01").read_text()

@@ -1,1 +1,1 @@
-"""Figures as SVG: brain slices, charts of a run, charts of a group. Arrays in, files out."""
+"""SVG figures: brain mosaics, charts of a run, and charts of a group, from arrays and images."""

@@ -1,7 +1,7 @@
-"""Pictures of brains: cuts through images on one scale, alignments that flicker, outlines of masks.
+"""Mosaics of brain slices: flicker figures of aligned images, and outlines of masks.
 
-Images come as files or as nibabel images and are laid over each other by their affines, never by index. The left of
-a picture is the participant's left. Each function writes one SVG file, which needs nothing else to be shown.
+Images are files or nibabel images, overlaid by their affines. Neurological convention: left is left. Each function
+writes one self-contained SVG file.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ FLICKER_STYLE = """
 svg:hover .second,#flicker:target .second{animation:flicker 2.4s ease-in-out infinite}
 #second:target .second{opacity:1;animation:none}
 """
-"""Hovering makes the images take turns; so does ``file.svg#flicker``, and ``file.svg#second`` shows the second one."""
+"""The images alternate on hover and for ``file.svg#flicker``; ``file.svg#second`` shows the second image."""
 
 
 def plot_flicker(
@@ -34,20 +34,20 @@ def plot_flicker(
     names: tuple[str, str] = ("fixed", "moving"),
     title: str,
 ) -> Path:
-    """Two aligned images that take turns, for the eye to see whether the anatomy stays where it is.
+    """Plot two aligned images that alternate, for visual inspection of the alignment.
 
     Parameters
     ----------
     fixed, moving : path or nibabel image
-        Already in one space (RAS mm); their grids may differ.
+        Images in the same space (RAS mm); grids may differ.
     path : pathlib.Path
         The SVG file to write.
     outline : path or nibabel image, optional
-        A mask in the same space, drawn as a line; the picture is cut to it.
+        Mask in the same space, plotted as an outline; the field of view is cropped to it.
     names : tuple of str
-        What each image is called.
+        Labels of the images.
     title : str
-        Of the figure, for its text alternative.
+        Title of the figure, for its text alternative.
     """
     first, second = Volume.load(fixed), Volume.load(moving)
     mask = foreground(first) if outline is None else Volume.load(outline)
@@ -57,23 +57,23 @@ def plot_flicker(
         f'{mosaic.raster(first)}{mosaic.heading(names[0])}<g class="second">{mosaic.raster(second)}'
         f"{mosaic.heading(names[1])}</g>{lines}{mosaic.labels()}"
     )
-    text = f"{names[0]} and {names[1]}, to be seen in turn, in {mosaic.description}."
+    text = f"{names[0]} and {names[1]}, alternating, in {mosaic.description}."
     return mosaic.save(path, f'<g id="flicker"><g id="second">{body}</g></g>', title, text, FLICKER_STYLE)
 
 
 def plot_outlines(background: Any, masks: Mapping[str, Any], path: Path, *, title: str) -> Path:
-    """Outlines of masks over an image.
+    """Plot the outlines of masks on an image.
 
     Parameters
     ----------
     background : path or nibabel image
-        What is drawn below.
+        Background image.
     masks : mapping
-        Name to path or nibabel image, in the same space; the picture is cut to the first.
+        Name to path or nibabel image, in the same space; the field of view is cropped to the first.
     path : pathlib.Path
         The SVG file to write.
     title : str
-        Of the figure, for its text alternative.
+        Title of the figure, for its text alternative.
     """
     volumes = {name: Volume.load(mask) for name, mask in masks.items()}
     first = next(iter(volumes.values()))
@@ -90,16 +90,16 @@ def plot_outlines(background: Any, masks: Mapping[str, Any], path: Path, *, titl
 
 
 class Mosaic:
-    """Cuts through a box, a row a plane, on one scale.
+    """Slices through a box, one row per plane, at one scale.
 
     Parameters
     ----------
     box : Box
-        What is cut.
+        Field of view.
     positions : mapping
-        Where to cut, by plane, mm; as many in each.
+        Slice positions by plane, mm; the same number for each plane.
     width : int
-        Of the whole picture, pixels.
+        Width of the figure, pixels.
     """
 
     gap, header = 6, 30
@@ -109,11 +109,11 @@ class Mosaic:
         sizes = box.high - box.low
         widest = max(sizes[0], sizes[1])
         self.scale = (width / n_cuts - self.gap) / widest
-        """Pixels a millimetre."""
+        """Pixels per millimetre."""
         self.box = Box(box.low, box.high, 1 / self.scale)
         self.width, self.n_cuts = width, n_cuts
         self.cells: list[tuple[str, float, float, float]] = []
-        """Plane, position (mm), and left and top corner (pixels) of each cut."""
+        """Plane, position (mm), and left and top edge (pixels) of each slice."""
         top = float(self.header)
         for plane in reversed(PLANES):
             wide, high = self._size(plane)
@@ -125,8 +125,8 @@ class Mosaic:
 
     @property
     def description(self) -> str:
-        """What is shown, in words."""
-        return f"{self.n_cuts} axial, {self.n_cuts} coronal and {self.n_cuts} sagittal cuts"
+        """Text description of the slices."""
+        return f"{self.n_cuts} axial, {self.n_cuts} coronal and {self.n_cuts} sagittal slices"
 
     def _size(self, plane: str) -> tuple[float, float]:
         sizes = (self.box.high - self.box.low) * self.scale
@@ -134,7 +134,7 @@ class Mosaic:
         return float(sizes[across]), float(sizes[up])
 
     def raster(self, volume: Volume) -> str:
-        """The cuts through a volume as one grey JPEG image in SVG; its window is set by the box's own values."""
+        """Render the slices of a volume as one grey-scale JPEG image in SVG, windowed by the values in the box."""
         canvas = np.zeros((round(self.height), self.width), np.float32)
         cuts = [self.box.cut(volume, plane, position) for plane, position, _, _ in self.cells]
         values = np.concatenate([cut[cut != 0] for cut in cuts])
@@ -149,7 +149,7 @@ class Mosaic:
         return svg_image(np.where(empty, 0, 255 * grey).astype(np.uint8), 0, 0, self.width, canvas.shape[0])
 
     def outlines(self, mask: Volume, color: str, dashes: str = "") -> str:
-        """Lines around a mask in each cut; ``dashes`` are lengths of strokes and gaps, empty for a whole line."""
+        """Render the outlines of a mask; ``dashes`` is an SVG dash array, empty for solid lines."""
         from skimage.measure import approximate_polygon, find_contours
 
         binary = Volume((mask.data > 0).astype(np.float32), mask.affine)
@@ -163,14 +163,14 @@ class Mosaic:
         return f'<path d="{"".join(lines)}" {look}/>'
 
     def heading(self, text: str) -> str:
-        """The line above the cuts, on black, so that it covers another one."""
+        """Render the heading on an opaque background, so that it covers the heading below."""
         return (
             f'<rect width="{self.width}" height="{self.header - 2}" fill="#000"/>'
             f'<text x="10" y="20" font-size="15" fill="#fff">{escape(text)}</text>'
         )
 
     def labels(self) -> str:
-        """Sides and positions of the cuts."""
+        """Render the positions of the slices and the labels L and R."""
         found = []
         for i, (plane, position, left, top) in enumerate(self.cells):
             wide, high = self._size(plane)
@@ -181,6 +181,6 @@ class Mosaic:
         return "".join(found)
 
     def save(self, path: Path, body: str, title: str, description: str, style: str = "") -> Path:
-        """Write the picture on black."""
+        """Write the figure on a black background."""
         background = f'<rect width="{self.width}" height="{self.height:.0f}" fill="#000"/>'
         return save_svg(path, self.width, round(self.height), background + body, title, description, style)

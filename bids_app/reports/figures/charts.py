@@ -1,6 +1,6 @@
-"""Charts of a run: its carpet with motion above, what was predicted from each clip, and the embeddings.
+"""Charts of a run: carpet plot with head motion, predictions per clip, and embeddings.
 
-Everything comes in as arrays or tables; each function writes one SVG file that turns with the page's colour scheme.
+Inputs are arrays or tables; each function writes one SVG file that follows the colour scheme of the page.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MAX_ROWS, MAX_COLUMNS = 500, 1200
-"""Of a carpet; longer ones are averaged in pieces."""
+"""Maximum size of a carpet plot; larger ones are averaged in blocks."""
 
 PROBABILITIES = (0.0, 1.0)
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""Of series, beside their colours."""
+"""Markers of series, in addition to their colours."""
 
 
 def plot_carpet(
@@ -36,12 +36,12 @@ def plot_carpet(
     fd_threshold_mm: float = 0.5,
     title: str,
 ) -> Path:
-    """A run at a glance: framewise displacement, DVARS, and the signal of many voxels over time.
+    """Plot framewise displacement, DVARS and a carpet of voxel time series.
 
     Parameters
     ----------
     values : np.ndarray, (T, V)
-        Signal of voxels, in any unit; may be memory-mapped.
+        Voxel time series, in any unit; may be memory-mapped.
     tr : float
         Repetition time, s.
     confounds : pandas.DataFrame
@@ -49,13 +49,13 @@ def plot_carpet(
     path : pathlib.Path
         The SVG file to write.
     groups : np.ndarray, (V,), optional
-        Index into ``group_names`` of each voxel; rows are sorted by it.
+        Index into ``group_names`` for each voxel; rows are sorted by it.
     group_names : sequence of str
         Names of the groups.
     fd_threshold_mm : float
-        Drawn as a line, mm.
+        FD threshold, plotted as a line, mm.
     title : str
-        Of the figure, for its text alternative.
+        Title of the figure, for its text alternative.
     """
     carpet, edges = _carpet(values, groups, len(group_names))
     n_vols = len(values)
@@ -72,14 +72,14 @@ def plot_carpet(
             fd,
             PALETTE[1],
             "FD (mm)",
-            _note(fd, f"mean {_mean(fd):.2f} mm, {spikes} of {n_vols} above the line"),
+            _note(fd, f"mean {_mean(fd):.2f} mm, {spikes} of {n_vols} volumes above the threshold"),
         )
         top.axhline(fd_threshold_mm, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
         top.set_ylim(0, max(float(np.nanmax(fd, initial=0)) * 1.08, 1.6 * fd_threshold_mm))
         label = "std. DVARS" if dvars_name == "std_dvars" else "DVARS"
         _trace(middle, times, dvars, PALETTE[0], label, _note(dvars, f"mean {_mean(dvars):.3g}"))
         extent = (0, n_vols * tr, len(carpet), 0)
-        picture = bottom.imshow(
+        image = bottom.imshow(
             carpet, aspect="auto", cmap="gray", vmin=-2, vmax=2, extent=extent, interpolation="nearest"
         )
         bottom.set(xlabel="time (s)", yticks=[], xlim=(0, n_vols * tr))
@@ -90,28 +90,28 @@ def plot_carpet(
                 bottom.text(-0.016, (low + high) / 2, name, ha="right", va="center", fontsize=9,
                             transform=bottom.get_yaxis_transform())  # fmt: skip
                 bottom.set_ylabel("")
-        bar = figure.colorbar(picture, ax=bottom, shrink=0.7, aspect=18, pad=0.01)
-        bar.set_label("z-score of each voxel")
+        bar = figure.colorbar(image, ax=bottom, shrink=0.7, aspect=18, pad=0.01)
+        bar.set_label("voxel-wise z-score")
         bar.outline.set_visible(False)  # type: ignore[operator]
         motion = _note(fd, f"mean {_mean(fd):.2f} mm")
-        text = f"Motion ({motion}), DVARS and {values.shape[1]} voxels in {n_vols} volumes."
+        text = f"Framewise displacement ({motion}), DVARS and {values.shape[1]} voxels in {n_vols} volumes."
         return save_figure(figure, path, title, text, span=bottom)
 
 
 def plot_predictions(table: pd.DataFrame, path: Path, *, title: str, unit: str = "") -> Path:
-    """What was predicted from each clip, and the spread over clips.
+    """Plot the prediction of each clip and the spread over clips.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        A predictions table: rows ``mean`` and clips; ``onset`` and ``duration`` (s); ``p_<label>`` columns, or
+        Predictions table: rows ``mean`` and clips; ``onset`` and ``duration`` (s); ``p_<label>`` columns, or
         ``value``.
     path : pathlib.Path
         The SVG file to write.
     title : str
-        Of the figure, for its text alternative.
+        Title of the figure, for its text alternative.
     unit : str
-        Of ``value``.
+        Unit of ``value``.
     """
     clips, mean = split_clips(table)
     labels = [column.removeprefix("p_") for column in table.columns if column.startswith("p_")]
@@ -133,54 +133,54 @@ def plot_predictions(table: pd.DataFrame, path: Path, *, title: str, unit: str =
         for label, color, marker in zip(order[: len(PALETTE)], PALETTE, MARKERS, strict=False):
             time_axes.plot(middles, series[label], color=color, marker=marker, markersize=4.5, linewidth=1.4)
             time_axes.axhline(means[label], color=color, linewidth=0.7, linestyle=(0, (4, 3)))
-        time_axes.set(xlabel="time in the run (s)", ylim=limits, title="Clip by clip")
+        time_axes.set(xlabel="time (s)", ylim=limits, title="Predictions over time")
         time_axes.grid(axis="y", linewidth=0.6)
         best = order[0]
         text = (
-            f"{best} {means[best]:.2f} on average over {len(clips)} clips, from {series[best].min():.2f} "
-            f"to {series[best].max():.2f}." if len(clips) else f"{best} {means[best]:.2f}."
+            f"{best}: mean {means[best]:.2f} over {len(clips)} clips, range {series[best].min():.2f} "
+            f"to {series[best].max():.2f}." if len(clips) else f"{best}: {means[best]:.2f}."
         )  # fmt: skip
         return save_figure(figure, path, title, text)
 
 
 def plot_embeddings(table: pd.DataFrame, path: Path, *, title: str) -> Path:
-    """The embedding of each clip, for each normalisation, and how alike the clips are.
+    """Plot the embeddings of the clips, by normalisation, and the similarity between clips.
 
     Parameters
     ----------
     table : pandas.DataFrame
-        An embeddings table: ``normalisation``, ``clip`` (``mean`` or a number), ``onset``, ``e0000`` and on.
+        Embeddings table: ``normalisation``, ``clip`` (``mean`` or a number), ``onset``, and features ``e0000``, ….
     path : pathlib.Path
         The SVG file to write.
     title : str
-        Of the figure, for its text alternative.
+        Title of the figure, for its text alternative.
     """
     columns = [column for column in table.columns if column.startswith("e") and column[1:].isdigit()]
     names = list(dict.fromkeys(table["normalisation"]))
     parts = {name: split_clips(table[table["normalisation"] == name])[0] for name in names}
     with new_figure(11, 0.6 + 2.5 * len(names)) as figure:
         axes = np.atleast_2d(figure.subplots(len(names), 2, width_ratios=[3.2, 1]))
-        for (heat, alike), name in zip(axes, names, strict=True):
+        for (heat, similarity), name in zip(axes, names, strict=True):
             values = parts[name][columns].to_numpy(float)
             centred = values - values.mean(axis=0)
             deviation = values.std(axis=0)
             scaled = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 1e-12)
             shown = _shrink(scaled, MAX_ROWS, MAX_COLUMNS)
             extent = (0, len(columns), len(values), 0)
-            picture = heat.imshow(
+            image = heat.imshow(
                 shown, aspect="auto", cmap="PuOr_r", vmin=-2.5, vmax=2.5, extent=extent, interpolation="nearest"
             )
-            heat.set(title=f"{name} normalisation", ylabel="clip", xlabel="dimension")
-            bar = figure.colorbar(picture, ax=heat, aspect=12, pad=0.01)
-            bar.set_label("z over clips")
+            heat.set(title=f"{name} normalisation", ylabel="clip", xlabel="feature")
+            bar = figure.colorbar(image, ax=heat, aspect=12, pad=0.01)
+            bar.set_label("z-score over clips")
             bar.outline.set_visible(False)  # type: ignore[operator]
-            _likeness(figure, alike, values)
-        text = f"{len(columns)} dimensions of {len(parts[names[0]])} clips, with normalisations {' and '.join(names)}."
+            _plot_similarity(figure, similarity, values)
+        text = f"{len(columns)} features of {len(parts[names[0]])} clips; normalisations: {' and '.join(names)}."
         return save_figure(figure, path, title, text)
 
 
 def split_clips(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
-    """Rows of the clips, and the row of their mean."""
+    """Split a table into the rows of the clips and the row of their mean."""
     is_mean = table["clip"].astype(str) == "mean"
     return table[~is_mean], table[is_mean].iloc[0]
 
@@ -188,7 +188,7 @@ def split_clips(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.Series]:
 def _carpet(
     values: np.ndarray, groups: np.ndarray | None, n_groups: int
 ) -> tuple[np.ndarray, list[tuple[float, float]]]:
-    """z-scored series, (rows, columns), sorted by group, and the rows each group takes."""
+    """Return detrended z-scores, (rows, columns), sorted by group, and the row range of each group."""
     if groups is None:
         groups, n_groups = np.zeros(values.shape[1], int), 1
     chosen = np.arange(values.shape[1])[:: max(1, -(-values.shape[1] // 20_000))]
@@ -211,16 +211,16 @@ def _carpet(
 
 
 def _shrink(values: np.ndarray, n_rows: int, n_columns: int) -> np.ndarray:
-    """Average neighbours until at most so many rows and columns are left."""
-    for axis, most in enumerate((n_rows, n_columns)):
-        if values.shape[axis] > most:
-            pieces = np.array_split(values, most, axis=axis)
+    """Average neighbours down to a maximum number of rows and columns."""
+    for axis, maximum in enumerate((n_rows, n_columns)):
+        if values.shape[axis] > maximum:
+            pieces = np.array_split(values, maximum, axis=axis)
             values = np.stack([piece.mean(axis=axis) for piece in pieces], axis=axis)
     return values
 
 
 def _column(confounds: pd.DataFrame, name: str, n_vols: int) -> np.ndarray:
-    """A column of the confounds, at the end of the run when dummy volumes at its start were dropped; NaN if missing."""
+    """Return a confound for the last volumes of the run (dummy volumes excluded); NaN if missing."""
     if name not in confounds:
         return np.full(n_vols, np.nan)
     values = confounds[name].to_numpy(float)[-n_vols:]
@@ -232,8 +232,8 @@ def _mean(values: np.ndarray) -> float:
 
 
 def _note(values: np.ndarray, text: str) -> str:
-    """A text about values, where there are any."""
-    return text if np.isfinite(values).any() else "not known"
+    """Return the text, or ``not available`` without finite values."""
+    return text if np.isfinite(values).any() else "not available"
 
 
 def _trace(axes: Axes, times: np.ndarray, values: np.ndarray, color: str, label: str, note: str) -> None:
@@ -247,7 +247,7 @@ def _trace(axes: Axes, times: np.ndarray, values: np.ndarray, color: str, label:
 def _spread(
     axes: Axes, series: Mapping[str, np.ndarray], means: Mapping[str, float], label: str, limits: tuple[float, float]
 ) -> None:
-    """A row a label: each clip a dot, the mean a line; probabilities have bars, a value the clips' deviation."""
+    """Plot one row per label: clips as markers, mean as a line; bars for probabilities, a band of ±1 SD for a value."""
     jitter = np.random.default_rng(0)
     for row, (name, values) in enumerate(series.items()):
         color = PALETTE[row % len(PALETTE)]
@@ -262,21 +262,21 @@ def _spread(
         )
         axes.plot([means[name]] * 2, [row - 0.36, row + 0.36], color=INK, linewidth=2)
         axes.text(1.02, row, f"{means[name]:.2f}", transform=axes.get_yaxis_transform(), va="center", fontsize=11)
-    axes.set(xlabel=label, xlim=limits, title="All clips (marks) and their mean (line)")
+    axes.set(xlabel=label, xlim=limits, title="Clips (markers) and mean (line)")
     axes.set_yticks(range(len(series)), list(series))
     axes.set_ylim(len(series) - 0.45, -0.55)
     axes.grid(axis="x", linewidth=0.6, color=HAIRLINE)
     axes.set_axisbelow(True)
 
 
-def _likeness(figure: Any, axes: Axes, values: np.ndarray) -> None:
-    """Cosine similarity of each pair of clips."""
+def _plot_similarity(figure: Any, axes: Axes, values: np.ndarray) -> None:
+    """Plot the cosine similarity of each pair of clips."""
     values = _shrink(values, 200, values.shape[1])
     unit = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
-    likeness = unit @ unit.T
-    picture = axes.imshow(
-        likeness, cmap="viridis", vmin=min(0.0, float(likeness.min())), vmax=1, interpolation="nearest"
+    similarity = unit @ unit.T
+    image = axes.imshow(
+        similarity, cmap="viridis", vmin=min(0.0, float(similarity.min())), vmax=1, interpolation="nearest"
     )
     axes.set(title="Cosine similarity", xlabel="clip", ylabel="clip")
-    bar = figure.colorbar(picture, ax=axes, aspect=12, pad=0.02)
+    bar = figure.colorbar(image, ax=axes, aspect=12, pad=0.02)
     bar.outline.set_visible(False)

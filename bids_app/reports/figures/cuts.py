@@ -1,4 +1,4 @@
-"""Cuts through images in RAS mm, and the pieces of SVG that pictures of them are made of."""
+"""Slices of images in RAS mm, and SVG elements for mosaics."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ PLANE_NAMES = {"x": "sagittal", "y": "coronal", "z": "axial"}
 
 @dataclass(frozen=True)
 class Volume:
-    """A 3D image in memory.
+    """3D image in memory.
 
     Parameters
     ----------
     data : np.ndarray, (X, Y, Z)
         Float32 values.
     affine : np.ndarray, (4, 4)
-        From voxel indices to RAS mm.
+        Voxel indices to RAS mm.
     """
 
     data: np.ndarray
@@ -32,7 +32,7 @@ class Volume:
 
     @classmethod
     def load(cls, image: Any) -> Volume:
-        """Read a file or a nibabel image; of four dimensions the mean over the last is taken, piece by piece."""
+        """Read a file or a nibabel image; a 4D image is averaged over time, in chunks."""
         import nibabel as nib
 
         if isinstance(image, Volume):
@@ -51,14 +51,14 @@ class Volume:
 
 @dataclass(frozen=True)
 class Box:
-    """A box in RAS mm, and how finely it is cut.
+    """Box in RAS mm with the pixel size of its slices.
 
     Parameters
     ----------
     low, high : np.ndarray, (3,)
         Corners, mm.
     step_mm : float
-        Size of a pixel of the cuts, mm.
+        Pixel size of the slices, mm.
     """
 
     low: np.ndarray
@@ -67,7 +67,7 @@ class Box:
 
     @classmethod
     def around(cls, mask: Volume, margin_mm: float = 8.0, step_mm: float = 1.0) -> Box:
-        """The box around all voxels of a mask that are not 0."""
+        """Return the bounding box of a mask with a margin."""
         voxels = np.argwhere(mask.data > 0)
         if len(voxels) == 0:
             voxels = np.array([[0, 0, 0], np.array(mask.data.shape) - 1])
@@ -79,7 +79,7 @@ class Box:
         return cls(points.min(axis=0) - margin_mm, points.max(axis=0) + margin_mm, step_mm)
 
     def cut(self, volume: Volume, plane: str, position_mm: float, order: int = 1) -> np.ndarray:
-        """A cut through a volume, (rows, columns): up is superior or anterior, right is right or anterior."""
+        """Resample a slice of a volume, (rows, columns): up is superior or anterior, right is right or anterior."""
         from scipy.ndimage import map_coordinates
 
         axis = PLANES.index(plane)
@@ -94,7 +94,7 @@ class Box:
 
 
 def cut_positions(mask: Volume, n_cuts: int) -> dict[str, list[float]]:
-    """Where to cut, by plane: evenly through the slices that the mask fills well, mm."""
+    """Choose evenly spaced slice positions within the mask, by plane, mm."""
     import nibabel as nib
     from nireports.reportlets.utils import cuts_from_bbox
 
@@ -102,19 +102,19 @@ def cut_positions(mask: Volume, n_cuts: int) -> dict[str, list[float]]:
 
 
 def foreground(volume: Volume) -> Volume:
-    """Where an image is brighter than its background."""
+    """Return a foreground mask by an intensity threshold."""
     threshold = 0.1 * float(np.percentile(volume.data, 99))
     return Volume((volume.data > threshold).astype(np.float32), volume.affine)
 
 
 def svg_text(x: float, y: float, text: str, *, size: int, color: str = "#fff") -> str:
-    """A line of text, with a dark rim that keeps it legible on bright images."""
+    """Render text with a dark outline, legible on bright images."""
     rim = 'stroke="#000" stroke-width="3" paint-order="stroke"'
     return f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" fill="{color}" {rim}>{escape(text)}</text>'
 
 
 def svg_image(pixels: np.ndarray, left: float, top: float, width: float, height: float, *, exact: bool = False) -> str:
-    """Pixels, (rows, columns[, RGB]) of uint8, as an image in SVG: JPEG, or PNG when each pixel is to be seen."""
+    """Embed uint8 pixels (rows, columns[, RGB]) as an SVG image: JPEG, or lossless PNG with ``exact``."""
     from PIL import Image
 
     buffer = BytesIO()

@@ -1,4 +1,4 @@
-"""Maps seen through a glass brain, with nilearn."""
+"""Glass brain figures with nilearn."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def plot_glass_brain(image: Any, path: Path, unit: str = "") -> Path:
-    """A map in MNI space, projected along each axis: the largest value, with its sign, along each line of sight.
+    """Plot the maximum-intensity projections of a map in MNI space, with sign.
 
     Parameters
     ----------
@@ -15,7 +15,7 @@ def plot_glass_brain(image: Any, path: Path, unit: str = "") -> Path:
     path : pathlib.Path
         The PNG file to write.
     unit : str
-        Of the values, beside the colour bar.
+        Unit of the values, shown next to the colour bar.
     """
     import matplotlib
 

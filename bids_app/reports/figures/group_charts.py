@@ -1,7 +1,7 @@
-"""Charts of a group: distributions, motion against answers, sites, the map of embeddings, identity, test and retest.
+"""Charts of a group: distributions, scatter plots, sites, embedding maps, similarity and test-retest.
 
-Everything comes in as arrays; each function writes one SVG file. Clouds of many points are drawn as pixels, so that a
-file stays small however many runs there are.
+Inputs are arrays; each function writes one SVG file. Scatter plots with many points are rasterised, so that files stay
+small for large cohorts.
 """
 
 from __future__ import annotations
@@ -20,43 +20,43 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MANY_POINTS = 500
-"""More than these are drawn as pixels."""
-IN_PART = 12
-"""Points at least behind each median of a trend."""
+"""Scatter plots with more points are rasterised."""
+MIN_PER_BIN = 12
+"""Minimum points per bin of a median trend."""
 COLUMNS = 4
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-VERDICT_COLOURS = {"pass": PALETTE[2], "warn": PALETTE[1], "refuse": PALETTE[7], "not judged": MUTED}
+VERDICT_COLOURS = {"pass": PALETTE[2], "warn": PALETTE[1], "refuse": PALETTE[7], "no verdict": MUTED}
 MAX_SITES = 12
 
 
 @dataclass(frozen=True)
 class Distribution:
-    """A measure over runs."""
+    """Distribution of a metric over runs."""
 
     name: str
-    """With its unit."""
+    """Label with unit."""
     values: np.ndarray
-    """(N,); NaN are left out."""
+    """(N,); NaN are ignored."""
     outlying: np.ndarray
-    """(N,) bool."""
+    """(N,) bool: outliers."""
     limits: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
 class Cloud:
-    """Points of one panel, with what colours them."""
+    """Points of one panel, with their colour groups."""
 
     title: str
     points: np.ndarray
     """(N, 2)."""
     kinds: Sequence[str]
-    """(N,); empty where it is not known."""
+    """(N,) colour group of each point; empty if unknown."""
     axes: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
 class Pairs:
-    """Two numbers of each unit, for a panel with points."""
+    """Pairs of values for one scatter plot."""
 
     title: str
     x: np.ndarray
@@ -64,11 +64,11 @@ class Pairs:
     labels: tuple[str, str]
     note: str = ""
     line: str = ""
-    """``trend`` (medians of parts, from left to right) or ``identity``; empty for none."""
+    """``trend`` (binned medians), ``identity``, or empty for no line."""
 
 
 def plot_distributions(measures: Sequence[Distribution], path: Path) -> Path:
-    """Histograms, a panel a measure; what stands out is marked below, limits are dashed."""
+    """Plot histograms, one panel per metric; outliers are marked below, limits are dashed."""
     with _grid(len(measures), 1.85) as (figure, panels):
         for axes, measure in zip(panels, measures, strict=True):
             values = measure.values[np.isfinite(measure.values)]
@@ -86,18 +86,18 @@ def plot_distributions(measures: Sequence[Distribution], path: Path) -> Path:
             axes.yaxis.set_major_locator(_few_ticks(integer=True))
         panels[0].set_ylabel("runs", fontsize=9)
         n_out = sum(int(measure.outlying.sum()) for measure in measures)
-        text = f"Histograms of {len(measures)} quality measures; {n_out} values stand out."
-        return save_figure(figure, path, "Distributions of quality measures", text)
+        text = f"Histograms of {len(measures)} image quality metrics; {n_out} outliers."
+        return save_figure(figure, path, "Distributions of image quality metrics", text)
 
 
 def plot_pairs(panels: Sequence[Pairs], path: Path, *, title: str) -> Path:
-    """Scatter plots, a panel a pair of measures."""
+    """Plot scatter plots, one panel per pair of variables."""
     with _grid(len(panels), 2.5, columns=3) as (figure, found):
         for axes, pairs in zip(found, panels, strict=True):
             known = np.isfinite(pairs.x) & np.isfinite(pairs.y)
             x, y = pairs.x[known], pairs.y[known]
             _points(axes, x, y, color=PALETTE[0])
-            if pairs.line == "trend" and len(x) >= 2 * IN_PART:
+            if pairs.line == "trend" and len(x) >= 2 * MIN_PER_BIN:
                 axes.plot(*_medians(x, y), color=PALETTE[1], linewidth=2, marker="o", markersize=4)
             if pairs.line == "identity" and len(x):
                 ends = np.array([min(x.min(), y.min()), max(x.max(), y.max())])
@@ -109,9 +109,9 @@ def plot_pairs(panels: Sequence[Pairs], path: Path, *, title: str) -> Path:
 
 
 def plot_sites(measures: Mapping[str, Sequence[np.ndarray]], sites: Sequence[str], path: Path) -> Path:
-    """Box plots, a panel a measure, a box a site; of many sites the largest."""
+    """Plot box plots, one panel per measure and one box per site."""
     with _grid(len(measures), 0.9 + 0.24 * len(sites), columns=3) as (figure, panels):
-        for place, (axes, (name, groups)) in enumerate(zip(panels, measures.items(), strict=True)):
+        for index, (axes, (name, groups)) in enumerate(zip(panels, measures.items(), strict=True)):
             known = [values[np.isfinite(values)] for values in groups]
             parts: Any = axes.boxplot(known, orientation="horizontal", widths=0.6, patch_artist=True, showfliers=False)
             for box in parts["boxes"]:
@@ -120,27 +120,27 @@ def plot_sites(measures: Mapping[str, Sequence[np.ndarray]], sites: Sequence[str
                 line.set_color(MUTED)
             for line in parts["medians"]:
                 line.set(color=INK, linewidth=2)
-            axes.set_yticks(range(1, len(sites) + 1), list(sites) if place % 3 == 0 else [""] * len(sites))
+            axes.set_yticks(range(1, len(sites) + 1), list(sites) if index % 3 == 0 else [""] * len(sites))
             axes.invert_yaxis()
             axes.set_title(_wrapped(name, 40), fontsize=10)
             axes.xaxis.set_major_locator(_few_ticks())
             axes.grid(axis="x", linewidth=0.6, color=HAIRLINE)
-        text = f"{', '.join(measures)} at {len(sites)} sites; boxes are quartiles, whiskers reach 1.5 times as far."
+        text = f"{', '.join(measures)} at {len(sites)} sites; boxes: quartiles, whiskers: 1.5 times the IQR."
         return save_figure(figure, path, "Measures by site", text)
 
 
 def plot_clouds(clouds: Sequence[Cloud], path: Path, *, title: str, columns: int) -> Path:
-    """Maps of runs, a panel a colouring; kinds differ in colour and shape."""
+    """Plot maps of runs, one panel per colouring; groups differ in colour and marker."""
     from matplotlib.lines import Line2D
 
     with _grid(len(clouds), 3.6, columns=columns) as (figure, panels):
         for axes, cloud in zip(panels, clouds, strict=True):
-            kinds = np.array([kind or "not known" for kind in cloud.kinds])
+            kinds = np.array([kind or "unknown" for kind in cloud.kinds])
             names, counts = np.unique(kinds, return_counts=True)
             shown = names[np.argsort(-counts, kind="stable")][: len(PALETTE)]
             rest = ~np.isin(kinds, shown)
             area, handles = _area(len(kinds)), []
-            looks = [(name, kinds == name, *_look(name, place)) for place, name in enumerate(sorted(shown))]
+            looks = [(name, kinds == name, *_look(name, index)) for index, name in enumerate(sorted(shown))]
             if rest.any():
                 looks.insert(0, (f"{len(names) - len(shown)} others", rest, MUTED, "o"))
             for name, own, color, marker in looks:
@@ -154,34 +154,34 @@ def plot_clouds(clouds: Sequence[Cloud], path: Path, *, title: str, columns: int
             axes.set(xticks=[], yticks=[])
             axes.set_xlabel(cloud.axes[0], fontsize=9)
             axes.set_ylabel(cloud.axes[1], fontsize=9)
-        text = f"{len(clouds[0].points)} runs by their embeddings: {'; '.join(cloud.title for cloud in clouds)}."
+        text = f"Embeddings of {len(clouds[0].points)} runs: {'; '.join(cloud.title for cloud in clouds)}."
         return save_figure(figure, path, title, text)
 
 
 def plot_identity(
     matrices: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path, *, title: str, description: str
 ) -> Path:
-    """Similarity of runs with each other, one or two panels; lines stand between participants where they are few.
+    """Plot similarity matrices of runs, one or two panels; lines separate participants if there are few.
 
     Parameters
     ----------
     matrices : mapping of str to (np.ndarray, (N, N), np.ndarray of int, (N,))
-        Similarities, and the numbers of the participants, whose runs stand together.
+        Similarities, and the participant index of each run; runs sorted by participant.
     """
     with new_figure(11, 4.9) as figure:
         panels = figure.subplots(1, 2)
         for axes in panels[len(matrices) :]:
             axes.set_axis_off()
-        picture = None
+        image = None
         for axes, (name, (matrix, people)) in zip(panels, matrices.items(), strict=False):
-            picture = axes.imshow(matrix, cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest")
+            image = axes.imshow(matrix, cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest")
             edges = np.flatnonzero(np.diff(people)) + 0.5
             if len(edges) < 40:
                 for edge in edges:
                     axes.axhline(edge, color=MUTED, linewidth=0.5)
                     axes.axvline(edge, color=MUTED, linewidth=0.5)
             axes.set(xlabel="runs, by participant", ylabel="runs, by participant", title=name, xticks=[], yticks=[])
-        bar = figure.colorbar(picture, ax=list(panels), shrink=0.8, aspect=24, pad=0.01)  # type: ignore[arg-type]
+        bar = figure.colorbar(image, ax=list(panels), shrink=0.8, aspect=24, pad=0.01)  # type: ignore[arg-type]
         bar.set_label("similarity")
         bar.outline.set_visible(False)  # type: ignore[operator]
         return save_figure(figure, path, title, description)
@@ -190,53 +190,54 @@ def plot_identity(
 def plot_similarities(
     counts: Mapping[str, tuple[np.ndarray, np.ndarray]], edges: np.ndarray, path: Path, *, title: str
 ) -> Path:
-    """Histograms of similarities: of runs of the same participant, and of different ones.
+    """Plot histograms of the similarity within and between participants.
 
     Parameters
     ----------
     counts : mapping of str to two np.ndarray, (B,)
-        Pairs of the same and of different participants, by normalisation.
+        Pair counts within and between participants, by normalisation.
     edges : np.ndarray, (B + 1,)
+        Bin edges.
     """
     with _grid(len(counts), 2.2, columns=2) as (figure, panels):
         for axes, (name, kinds) in zip(panels, counts.items(), strict=True):
-            labels = ("same participant", "different participants")
+            labels = ("within participant", "between participants")
             for values, color, label in zip(kinds, PALETTE, labels, strict=False):
                 share = values / max(1, values.sum())
                 axes.stairs(share, edges, fill=True, color=color, alpha=0.35)
                 axes.stairs(share, edges, color=color, linewidth=1.6, label=label)
-            axes.set(xlabel="similarity of two runs", ylabel="share of pairs", title=name, ylim=(0, None))
+            axes.set(xlabel="similarity", ylabel="fraction of pairs", title=name, ylim=(0, None))
             axes.legend(fontsize=9, loc="upper left")
-        text = "Similarity of runs of other sessions, of the same and of different participants."
+        text = "Similarity of runs of different sessions, within and between participants."
         return save_figure(figure, path, title, text)
 
 
 def _medians(x: np.ndarray, y: np.ndarray) -> tuple[list[float], list[float]]:
-    """Medians of x and y in up to eight parts of as many points, from left to right; a far point bends them little."""
-    parts = np.array_split(np.argsort(x, kind="stable"), min(8, len(x) // IN_PART))
+    """Return the medians of x and y in up to eight equally populated bins along x."""
+    parts = np.array_split(np.argsort(x, kind="stable"), min(8, len(x) // MIN_PER_BIN))
     return [float(np.median(x[part])) for part in parts], [float(np.median(y[part])) for part in parts]
 
 
 def _points(axes: Axes, x: np.ndarray, y: np.ndarray, *, color: str, marker: str = "o", size: float = 0) -> None:
-    """Points; many are drawn as pixels."""
-    pixels = len(x) > MANY_POINTS
+    """Plot points; many points are rasterised."""
+    rasterized = len(x) > MANY_POINTS
     area = size or _area(len(x))
-    axes.scatter(x, y, s=area, color=color, marker=marker, alpha=0.75, linewidths=0, rasterized=pixels)
+    axes.scatter(x, y, s=area, color=color, marker=marker, alpha=0.75, linewidths=0, rasterized=rasterized)
 
 
 def _area(n_points: int) -> float:
-    """Size of a point, the smaller the more there are."""
+    """Return the marker area, smaller for more points."""
     return float(np.clip(6000 / max(n_points, 1), 4, 26))
 
 
-def _look(kind: str, place: int) -> tuple[str, str]:
-    """Colour and marker of a kind of points, by its place among the kinds."""
-    usual = MUTED if kind == "not known" else PALETTE[place % len(PALETTE)]
-    return VERDICT_COLOURS.get(kind, usual), MARKERS[place % len(MARKERS)]
+def _look(kind: str, index: int) -> tuple[str, str]:
+    """Return colour and marker of a group of points, by its index."""
+    usual = MUTED if kind == "unknown" else PALETTE[index % len(PALETTE)]
+    return VERDICT_COLOURS.get(kind, usual), MARKERS[index % len(MARKERS)]
 
 
 class _grid:
-    """A figure with so many panels in rows of ``columns``; those that are left over stay empty."""
+    """Figure with a grid of panels; unused panels are hidden."""
 
     def __init__(self, n_panels: int, height: float, columns: int = COLUMNS) -> None:
         self.n_panels, self.columns = n_panels, columns
@@ -261,5 +262,5 @@ def _few_ticks(integer: bool = False) -> Any:
 
 
 def _wrapped(text: str, width: int = 32) -> str:
-    """A panel's title in as many lines as it needs."""
+    """Wrap the title of a panel."""
     return "\n".join(textwrap.wrap(text, width))

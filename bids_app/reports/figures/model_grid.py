@@ -1,4 +1,4 @@
-"""What the encoder saw: the model's grid, voxel by voxel."""
+"""Figure of the model input: volumes on the model's grid."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from bids_app.reports.figures.style import PALETTE, save_svg
 
 @dataclass(frozen=True)
 class GridView:
-    """One volume on the model's grid, as a row of `plot_model_grid`.
+    """Volume on the model's grid, one row of `plot_model_grid`.
 
     Parameters
     ----------
     name : str
-        What it is: "mean of the run".
+        Label, such as "Mean of the run".
     values : np.ndarray, (96, 96, 96)
-        In any unit.
+        Values in any unit.
     signed : bool
-        Whether 0 is in the middle, as for a voxel's z-scores; shown in two colours, and black outside the brain.
+        Use a diverging colour map centred at 0, masked to the brain, as for z-scores.
     unit : str
-        Of the colour scale.
+        Unit of the colour bar.
     """
 
     name: str
@@ -37,22 +37,22 @@ class GridView:
 def plot_model_grid(
     views: Sequence[GridView], affine: np.ndarray, path: Path, *, mask: np.ndarray, patch: int = 6, title: str
 ) -> Path:
-    """What the encoder saw: three planes of the model's grid, voxel by voxel, with the edges of its patches.
+    """Plot three orthogonal slices of the model input, with the patches of the encoder.
 
     Parameters
     ----------
     views : sequence of GridView
-        A row each.
+        One row per view.
     affine : np.ndarray, (4, 4)
-        Of the grid, from voxel indices to RAS mm.
+        Voxel indices of the grid to RAS mm.
     path : pathlib.Path
         The SVG file to write.
     mask : np.ndarray, (96, 96, 96)
-        The voxels that count as brain; outlined.
+        Brain mask, plotted as an outline.
     patch : int
-        Edge of a patch, voxels.
+        Edge length of a patch, voxels.
     title : str
-        Of the figure, for its text alternative.
+        Title of the figure, for its text alternative.
     """
     import nibabel as nib
     from skimage.measure import find_contours
@@ -89,22 +89,22 @@ def plot_model_grid(
     width = left_margin + 3 * (size + gap) + 96
     height = len(views) * (size + header + gap)
     background = f'<rect width="{width}" height="{height}" fill="#000"/>'
-    text = f"Axial, coronal and sagittal cut of: {'; '.join(view.name for view in views)}. The brain mask is outlined."
+    text = f"Axial, coronal and sagittal slices of: {'; '.join(view.name for view in views)}. Brain mask outlined."
     return save_svg(path, width, height, background + "".join(body), title, text)
 
 
 def _window(volume: np.ndarray, brain: np.ndarray, signed: bool) -> tuple[float, float]:
-    """Values of the ends of the colour scale, from the brain's own."""
+    """Return the limits of the colour scale, from values in the brain."""
     values = volume[brain > 0] if (brain > 0).any() else volume
     if signed:
-        most = float(np.percentile(np.abs(values), 99)) or 1.0
-        return -most, most
+        limit = float(np.percentile(np.abs(values), 99)) or 1.0
+        return -limit, limit
     low, high = map(float, np.percentile(values, [1, 99.5]))
     return low, high if high > low else low + 1.0
 
 
 def _colour(cut: np.ndarray, low: float, high: float, signed: bool) -> np.ndarray:
-    """Pixels of a cut: grey, or blue over black to orange when signed; (rows, columns, 3) uint8."""
+    """Map a slice to RGB, (rows, columns, 3) uint8: grey, or blue-black-orange if signed."""
     share = np.clip((cut - low) / (high - low), 0, 1)
     if not signed:
         return np.repeat((255 * share).astype(np.uint8)[..., None], 3, axis=2)
@@ -113,7 +113,7 @@ def _colour(cut: np.ndarray, low: float, high: float, signed: bool) -> np.ndarra
 
 
 def _lattice(left: float, top: float, size: float, step: float) -> str:
-    """Edges of the patches, faint."""
+    """Render the boundaries of the patches."""
     at = np.arange(step, size - 0.5, step)
     lines = [f"M{left + x:.1f} {top}v{size}M{left} {top + x:.1f}h{size}" for x in at]
     return f'<path d="{"".join(lines)}" stroke="#fff" stroke-opacity=".13" stroke-width="1"/>'
@@ -131,5 +131,5 @@ def _scale_bar(left: float, top: float, height: float, low: float, high: float, 
 
 
 def _number(value: float) -> str:
-    """Three digits, or all before the point when there are more."""
+    """Format with three significant digits, without decimals from 100 on."""
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"

@@ -1,4 +1,4 @@
-"""One look for all figures: colours that hold on light and dark pages, fonts, and how SVG files are written."""
+"""Common style of all figures: colours for light and dark pages, fonts, and SVG output."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, MUTED, HAIRLINE = "#1c2430", "#5d6b7a", "#d5dbe2"
-"""Text and axes; notes; grid lines. On a dark page `DARK` takes their place."""
+"""Colours of text and axes, notes, and grid lines; replaced by `DARK` on dark pages."""
 
 DARK = {INK: "#e8edf2", MUTED: "#a7b3c0", HAIRLINE: "#3c4854"}
 
 PALETTE = ("#0d7ab8", "#d95f02", "#1a9469", "#c2589b", "#8a6fc9", "#b58900", "#3b9594", "#c0504d")
-"""Colours of series, told apart with any colour vision and legible on white and on black."""
+"""Colour-blind safe colours of series, legible on white and on black."""
 
 FONTS = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helvetica, Arial, sans-serif"
 
@@ -46,19 +46,19 @@ RC: Any = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
-    "svg.fonttype": "none",  # text stays text: small, searchable, sharp
-    "svg.hashsalt": "neurostorm",  # the same figure gives the same file
+    "svg.fonttype": "none",  # keep text as text: small and searchable
+    "svg.hashsalt": "neurostorm",  # reproducible files
 }
 
 
 @contextmanager
 def new_figure(width: float, height: float) -> Iterator[Figure]:
-    """A matplotlib figure of the common look, without pyplot's global state or a display.
+    """Create a matplotlib figure in the common style, without pyplot or a display.
 
     Parameters
     ----------
     width, height : float
-        Inches; 100 pixels of the SVG each.
+        Size, inches; 100 SVG pixels per inch.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -72,21 +72,21 @@ def new_figure(width: float, height: float) -> Iterator[Figure]:
 
 
 def save_figure(figure: Figure, path: Path, title: str, description: str, span: Axes | None = None) -> Path:
-    """Write a matplotlib figure as SVG, with its title and description for those who do not see it.
+    """Write a matplotlib figure as SVG, with title and description for screen readers.
 
-    Colours of text and axes turn with the page's colour scheme. Where ``span`` is given, the file says between which
-    shares of its width these axes lie (``data-span``), so that a page can point at a place in them.
+    Colours of text and axes follow the colour scheme of the page. With ``span``, the horizontal extent of these axes is
+    written as fractions of the width (``data-span``), so that a page can mark a position in them.
     """
     buffer = StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     end = text.index(">", text.index("<svg"))
-    place = f' data-span="{span.get_position().x0:.5f} {span.get_position().x1:.5f}"' if span else ""
-    return write_text(path, f"{text[:end]}{place}>{_head(title, description, dark_style())}{text[end + 1 :]}")
+    extent = f' data-span="{span.get_position().x0:.5f} {span.get_position().x1:.5f}"' if span else ""
+    return write_text(path, f"{text[:end]}{extent}>{_head(title, description, dark_style())}{text[end + 1 :]}")
 
 
 def save_svg(path: Path, width: float, height: float, body: str, title: str, description: str, style: str = "") -> Path:
-    """Write an SVG file of ``width`` x ``height`` pixels from its body."""
+    """Write an SVG file of ``width`` x ``height`` pixels."""
     head = (
         '<?xml version="1.0" encoding="utf-8"?>\n<svg xmlns="http://www.w3.org/2000/svg" '
         f'viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" role="img" '
@@ -96,13 +96,13 @@ def save_svg(path: Path, width: float, height: float, body: str, title: str, des
 
 
 def dark_style() -> str:
-    """CSS that turns the common colours on a dark page, also where a viewer knows no CSS variables."""
+    """Return CSS that replaces the common colours on dark pages, for viewers without CSS variables too."""
     rules = [
         f'[style*="{what}: {light}"]{{{what}:{dark} !important}}'
         for light, dark in DARK.items()
         for what in ("fill", "stroke")
     ]
-    # text that names no colour is black by default
+    # text without a colour is black by default
     rules.append(f'text:not([style*="fill"]){{fill:{DARK[INK]}}}')
     return f"@media (prefers-color-scheme: dark){{{''.join(rules)}}}"
 

@@ -1,8 +1,8 @@
-// Buttons below a figure of two images choose which is shown: a fragment of the SVG file's address selects it.
+// Buttons of a flicker figure: the fragment of the SVG address selects the image.
 for (const image of document.querySelectorAll("img[data-second]")) {
   const row = document.createElement("div"), address = image.getAttribute("src");
   row.className = "flicker";
-  const choices = [[image.dataset.first, ""], [image.dataset.second, "#second"], ["in turn", "#flicker"]];
+  const choices = [[image.dataset.first, ""], [image.dataset.second, "#second"], ["alternate", "#flicker"]];
   for (const [name, fragment] of choices) {
     const button = document.createElement("button");
     button.type = "button";
@@ -16,8 +16,7 @@ for (const image of document.querySelectorAll("img[data-second]")) {
   }
   image.closest("a").after(row);
 }
-// Below the picture of motion a slider goes through the volumes, from the one that moved most; the pointer on the picture
-// moves it too.
+// Slider of a carpet plot: steps through the volumes, starting at the maximum FD; follows the pointer on the figure.
 for (const box of document.querySelectorAll(".trace")) {
   const facts = box.dataset, slider = box.querySelector("input"), output = box.querySelector("output");
   const sheet = box.closest("figure").querySelector(".sheet"), cursor = document.createElement("span");
@@ -49,10 +48,10 @@ for (const box of document.querySelectorAll(".trace")) {
     });
   }
   slider.addEventListener("input", show);
-  slider.value = series[0].reduce((most, value, i, all) => (Number(value) > Number(all[most]) ? i : most), 0);
+  slider.value = series[0].reduce((best, value, i, all) => (Number(value) > Number(all[best]) ? i : best), 0);
   show();
 }
-// A table's headings sort it: a button in each, first by the largest, then by the smallest.
+// Sortable tables: a button in each heading, descending first.
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
   [...table.tHead.rows[0].cells].forEach((head, column) => {
@@ -72,5 +71,5 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
-// What is folded is wanted on paper.
+// Open all details for printing.
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => (part.open = true)));

@@ -1,4 +1,4 @@
-"""Charts hold for short and long runs, for missing values, and for both kinds of answers."""
+"""Charts of short and long runs, with missing values, for classes and values."""
 
 import re
 from xml.etree import ElementTree
@@ -22,15 +22,15 @@ def clips(n, **columns):
     return pd.DataFrame(table | columns)
 
 
-def test_a_carpet_shows_motion_and_its_mean(tmp_path):
+def test_a_carpet_plot_shows_mean_motion(tmp_path):
     rng = np.random.default_rng(0)
     confounds = pd.DataFrame({"framewise_displacement": [np.nan, *[0.1] * 38, 0.9], "std_dvars": np.ones(40)})
     path = plot_carpet(rng.normal(size=(40, 200)), 2.0, confounds, tmp_path / "x.svg", title="run")
-    assert "mean 0.12 mm, 1 of 40 above the line" in texts(path)
+    assert "mean 0.12 mm, 1 of 40 volumes above the threshold" in texts(path)
     assert ElementTree.parse(path).getroot().find(f"{SVG}title").text == "run"
 
 
-def test_a_carpet_is_sorted_by_group():
+def test_carpet_rows_are_sorted_by_group():
     values = np.zeros((20, 6))
     values[:, [0, 2, 4]] = np.sin(np.arange(20))[:, None]
     values[:, [1, 3, 5]] = np.cos(np.arange(20))[:, None]
@@ -42,7 +42,7 @@ def test_a_carpet_is_sorted_by_group():
     assert np.corrcoef(rows[int(c) : int(d)].mean(axis=0), np.cos(np.arange(20)))[0, 1] > 0.95
 
 
-def test_long_runs_are_averaged_into_a_small_file(tmp_path):
+def test_carpet_plots_of_long_runs_are_small(tmp_path):
     values = np.random.default_rng(0).normal(size=(1500, 3000)).astype(np.float32)
     path = plot_carpet(values, 0.8, pd.DataFrame({"dvars": np.ones(1500)}), tmp_path / "x.svg", title="t")
     assert path.stat().st_size < 1_000_000
@@ -55,20 +55,20 @@ def test_long_runs_are_averaged_into_a_small_file(tmp_path):
         pd.DataFrame({"framewise_displacement": [np.nan] * 12, "std_dvars": [np.nan] * 12}),
     ],
 )
-def test_a_carpet_without_motion_is_still_drawn(tmp_path, confounds):
+def test_a_carpet_plot_without_motion(tmp_path, confounds):
     values = np.ones((12, 30))
     shown = texts(plot_carpet(values, 2.0, pd.DataFrame(confounds), tmp_path / "x.svg", title="t"))
-    assert "not known" in shown
+    assert "not available" in shown
     assert "nan" not in shown
 
 
-def test_confounds_of_dropped_volumes_are_left_out(tmp_path):
+def test_confounds_of_removed_volumes_are_ignored(tmp_path):
     confounds = pd.DataFrame({"framewise_displacement": [5.0, 5.0, *[0.1] * 20], "std_dvars": np.ones(22)})
     path = plot_carpet(np.random.default_rng(0).normal(size=(20, 9)), 2.0, confounds, tmp_path / "x.svg", title="t")
     assert "mean 0.10 mm, 0 of 20" in texts(path)
 
 
-def test_predicted_labels_come_with_the_most_probable_first(tmp_path):
+def test_predicted_labels_are_sorted_by_probability(tmp_path):
     table = clips(3, label=["b"] * 4, p_a=[0.2, 0.1, 0.2, 0.3], **{"p_b & c": [0.8, 0.9, 0.8, 0.7]})
     shown = texts(plot_predictions(table, tmp_path / "x.svg", title="t"))
     assert shown.index("b & c") < shown.rindex(" a ")
@@ -76,30 +76,30 @@ def test_predicted_labels_come_with_the_most_probable_first(tmp_path):
     assert "probability" in shown
 
 
-def test_a_predicted_value_comes_with_its_unit(tmp_path):
+def test_a_predicted_value_has_a_unit(tmp_path):
     path = plot_predictions(clips(3, value=[30.0, 29, 30, 31]), tmp_path / "x.svg", title="t", unit="years")
     assert "value (years)" in texts(path)
     assert "30.00" in texts(path)
-    assert "from 29.00 to 31.00" in ElementTree.parse(path).getroot().find(f"{SVG}desc").text
+    assert "range 29.00 to 31.00" in ElementTree.parse(path).getroot().find(f"{SVG}desc").text
 
 
 @pytest.mark.parametrize("columns", [{"value": [3.0, 3.0]}, {"label": ["a", "a"], "p_a": [1.0, 1.0]}])
-def test_one_clip_is_enough_for_predictions(tmp_path, columns):
+def test_predictions_of_one_clip(tmp_path, columns):
     assert plot_predictions(clips(1, **columns), tmp_path / "x.svg", title="t").exists()
 
 
 @pytest.mark.parametrize(("n_clips", "n_dims", "names"), [(1, 4, ["global"]), (12, 288, ["global", "voxel"])])
-def test_embeddings_show_each_normalisation(tmp_path, n_clips, n_dims, names):
+def test_embeddings_are_plotted_by_normalisation(tmp_path, n_clips, n_dims, names):
     rng = np.random.default_rng(0)
     columns = {f"e{i:04d}": rng.normal(size=n_clips + 1) for i in range(n_dims)}
     table = pd.concat([clips(n_clips, **columns).assign(normalisation=name) for name in names])
     path = plot_embeddings(table, tmp_path / "x.svg", title="t")
     for name in names:
         assert f"{name} normalisation" in texts(path)
-    assert f"{n_dims} dimensions of {n_clips} clips" in ElementTree.parse(path).getroot().find(f"{SVG}desc").text
+    assert f"{n_dims} features of {n_clips} clips" in ElementTree.parse(path).getroot().find(f"{SVG}desc").text
 
 
-def test_charts_turn_with_the_colour_scheme_and_ask_nothing_of_the_network(tmp_path):
+def test_charts_follow_the_colour_scheme_and_work_offline(tmp_path):
     text = plot_predictions(clips(2, value=[1.0, 1, 2]), tmp_path / "x.svg", title="a < b").read_text()
     assert "prefers-color-scheme: dark" in text
     assert "<title>a &lt; b</title>" in text

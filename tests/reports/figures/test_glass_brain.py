@@ -1,4 +1,4 @@
-"""A map through a glass brain."""
+"""Glass brain figures."""
 
 import nibabel as nib
 import numpy as np
@@ -7,7 +7,7 @@ from PIL import Image
 from bids_app.reports.figures.glass_brain import plot_glass_brain
 
 
-def test_the_right_hemisphere_is_drawn_on_the_right_and_twice_alike(tmp_path):
+def test_the_right_hemisphere_is_on_the_right_and_the_file_is_reproducible(tmp_path):
     values = np.zeros((20, 24, 20), np.float32)
     affine = np.diag([8.0, 8.0, 8.0, 1.0])
     affine[:3, 3] = -76, -108, -72
