@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bids_app.adapters.file import Adapter, save_adapter, sounds_like_a_diagnosis
+from bids_app.adapters.file import Adapter, is_diagnosis, save_adapter
 from bids_app.bids.writer import write_tsv
 from bids_app.catalog.atlases import Atlas, find_atlas
 from bids_app.errors import BadDataError, NoInputError, UsageError
@@ -218,7 +218,7 @@ def _check_adapting(arguments: argparse.Namespace) -> None:
             f"--normalisation both with the strategy {arguments.strategy}: only heads can stand side by side.",
             "Give --strategy linear, or train two adapters.",
         )
-    if sounds_like_a_diagnosis(_column(arguments)) and not arguments.research_only:
+    if is_diagnosis(_column(arguments)) and not arguments.research_only:
         print(
             f"Note: '{_column(arguments)}' sounds like a diagnosis. If it is one, give --diagnosis: the adapter is "
             "then applied only by who acknowledges that it is for research."

@@ -96,7 +96,7 @@ def test_a_calibrated_adapter_promises_what_it_keeps(site, encoder, tmp_path, ca
     mask[places] = True
     series = GridSeries(1000 + 50 * values, mask.reshape(MODEL_GRID_SHAPE), 0.8)  # a change of unit changes nothing
     _, (prediction,) = encode_run(model, [adapted], ClipReader(series), ())
-    assert prediction.answer[0] == pytest.approx(answers[0, 0], rel=0.02)
+    assert prediction.values[0] == pytest.approx(answers[0, 0], rel=0.02)
     embeddings, _ = embeddings_of(model, scans, 4)
     distances = [plain.domain.measure(row) for row in embeddings.numpy()]
     assert prediction.distance.value == pytest.approx(distances[0].value, rel=0.1)
