@@ -168,7 +168,7 @@ def _model_json(entry: Entry) -> dict[str, Any]:
         "head": None if model.head is None else f"{model.head.version}, {model.head(_probe(model)).shape[1]} outputs",
         "decoder": bool(checkpoint.decoder),
         "demonstration": checkpoint.demonstration,
-        "not_used": list(model.left_over),
+        "not_used": list(model.unused_keys),
         "info": checkpoint.info,
     }
 
