@@ -137,9 +137,9 @@ def distort(
     affine = np.diag([LATTICE_MM] * 3 + [1.0])
     affine[:3, 3] = low
     counts = np.ceil((high - low) / LATTICE_MM).astype(int) + 1
-    places = grid_points((counts[0], counts[1], counts[2]), affine)
+    positions = grid_points((counts[0], counts[1], counts[2]), affine)
     direction = phase_direction(protocol, towards)
-    forward = field.hz(to_template(places)) * np.float32(protocol.readout * protocol.voxel_mm[1])
+    forward = field.hz(to_template(positions)) * np.float32(protocol.readout * protocol.voxel_mm[1])
     edge = apply(affine, counts - 1.0) - 1e-3
 
     def at(volume: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -147,7 +147,7 @@ def distort(
 
     backward = -forward
     for _ in range(25):
-        backward = -at(forward, places + backward[..., None] * direction)
+        backward = -at(forward, positions + backward[..., None] * direction)
     step = LATTICE_MM / 2 * direction
-    brightness = 1 + (at(backward, places + step) - at(backward, places - step)) / LATTICE_MM
+    brightness = 1 + (at(backward, positions + step) - at(backward, positions - step)) / LATTICE_MM
     return Distortion(direction, forward, backward, brightness.astype(np.float32), affine)

@@ -113,13 +113,13 @@ def simulate_phase_difference(
     matrix = [round(n * v / size) for n, v in zip(protocol.matrix, protocol.voxel_mm, strict=True)]
     own = replace(protocol, voxel_mm=(size,) * 3, matrix=(matrix[0], matrix[1], matrix[2]))
     shape, affine = own.grid()
-    places = grid_points(shape, affine)
+    positions = grid_points(shape, affine)
     head = build_static_head(head_shape, shift, own)
-    hz = field.hz(head_shape.t1w_to_template(apply(shift, places)))
+    hz = field.hz(head_shape.t1w_to_template(apply(shift, positions)))
     signals, brightness = [], 0.0
     for echo in ECHO_TIMES:
         contrast = np.array([PHYSICS[n].density * np.exp(-echo / PHYSICS[n].t2star) for n in TISSUES])
-        clean = BRIGHTNESS * sample(_head_signal(head, own, contrast), head.affine, places)
+        clean = BRIGHTNESS * sample(_head_signal(head, own, contrast), head.affine, positions)
         brightness = brightness or float(np.percentile(clean, 95))
         noise = rng.standard_normal((2, *shape)) * brightness / 50.0
         signals.append(clean * np.exp(2j * np.pi * hz * echo) + noise[0] + 1j * noise[1])
