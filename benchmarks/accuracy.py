@@ -247,9 +247,9 @@ def normalisations(work: Path, participants: int, seed: int) -> Iterable[tuple[s
     plan = DatasetPlan(participants, seed, states=("rest",))
     for participant in range(participants):
         visit = Visit(plan, participant, 0)
-        true = visit.anatomy().template_to_t1w(grey)
+        true = visit.head_shape().template_to_t1w(grey)
         for kind in ("", *VARIANTS):
-            scan = simulate_t1w(visit.anatomy(), anatomical_protocol_for(participant), visit.keys, kind)
+            scan = simulate_t1w(visit.head_shape(), anatomical_protocol_for(participant), visit.keys, kind)
             folder = work / f"{participant}{kind}"
             folder.mkdir()
             image = save_image(folder / "sub-01_T1w.nii.gz", np.round(scan.image).astype(np.int16), scan.affine)

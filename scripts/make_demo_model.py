@@ -101,7 +101,7 @@ def simulate(job: tuple[Path, int, int, str]) -> str:
     name = f"sub-{person:03d}_task-{state}"
     store = ClipStore(folder, NORMALISATION)
     if name not in store:
-        series = simulated_series(state, seed, name, person=(seed, person))
+        series = simulated_series(state, seed, name, participant=(seed, person))
         store.add(name, series, f"{person:03d}", labels={"state": state})
     return name
 

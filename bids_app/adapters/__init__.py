@@ -1,4 +1,4 @@
-"""Adapters, which turn an encoder into a prediction of a task: their files, predictions, calibration and attribution.
+"""Adapters, which predict a task from an encoder's features: files, predictions, calibration and attribution.
 
-Arrays and adapter files only: which runs are predicted, and where predictions are written, is decided elsewhere.
+This package handles arrays and adapter files only; it knows neither BIDS datasets nor output files.
 """

@@ -1,9 +1,9 @@
-"""How much an answer, or a reconstruction, depends on each region of an atlas.
+"""Attribution of a prediction, or of a reconstruction, to the regions of an atlas.
 
-Three methods. `occlude` holds a region still (each voxel at its mean over the clip) and looks how far the answer moves;
-`integrate_gradients` follows the answer from the still clip to the clip as it is (Sundararajan et al. 2017, with
-captum); `reconstruction_errors` hides a region from the masked autoencoder and measures how badly it is guessed. None
-of them says what a region does: they say what this model reads.
+Three methods: `occlude` replaces a region's voxels by their mean over the clip and measures the change of the
+prediction; `integrate_gradients` integrates the gradient from the mean image to the clip (Sundararajan et al. 2017,
+with captum); `reconstruction_errors` hides a region from the masked autoencoder and measures the reconstruction error.
+All describe what this model uses, not the function of a region.
 
     B  batch      V  voxels of a clip, 96 x 96 x 96      R  regions
 """
@@ -27,9 +27,9 @@ from bids_app.model.masking import AtlasPatches
 from bids_app.model.patches import from_patches, to_patches
 from bids_app.model.windows import Size4
 
-ANSWER_METHODS = ("occlusion", "gradients")
+PREDICTION_METHODS = ("occlusion", "gradients")
 STEPS = 16
-"""Points on the way from the still clip at which gradients are taken."""
+"""Integration points between the mean image and the clip."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,9 @@ class Regions:
     ----------
     name : str
     labels : np.ndarray of int, (96, 96, 96)
-        0 where there is no region.
+        0 outside all regions.
     names : dict of int to str
-        Of regions, by label.
+        Region names, by label.
     """
 
     name: str
@@ -51,57 +51,59 @@ class Regions:
 
     def __post_init__(self) -> None:
         if self.labels.shape != MODEL_GRID_SHAPE or not self.labels.any():
-            raise BadDataError(f"The atlas {self.name} has no region on the model grid.", "Check its space.")
+            raise BadDataError(
+                f"The atlas {self.name} has no region on the model grid.", "Check its affine and its space."
+            )
 
     @cached_property
     def index(self) -> np.ndarray:
-        """Labels that occur, in order, (R,)."""
+        """Labels on the model grid, in ascending order, (R,)."""
         found = np.unique(self.labels)
         return found[found != 0]
 
     @cached_property
     def of_voxel(self) -> np.ndarray:
-        """The row of each voxel's region, (V,); R where there is none."""
+        """Index of each voxel's region, (V,); R outside all regions."""
         rows = np.searchsorted(self.index, self.labels.reshape(-1))
         return np.where(self.labels.reshape(-1) != 0, rows, len(self.index))
 
     def patches(self, patch: Size4) -> AtlasPatches:
-        """How much of each token's patch each region fills."""
+        """Return the fraction of each token's patch in each region."""
         return AtlasPatches.from_volume(torch.from_numpy(self.labels).long(), patch[:3])
 
     def sums(self, values: np.ndarray) -> np.ndarray:
-        """Sum of a value of each voxel, (96, 96, 96), over each region, (R,)."""
+        """Sum voxel values (96, 96, 96) over each region, (R,)."""
         totals = np.bincount(self.of_voxel, values.reshape(-1).astype(np.float64), len(self.index) + 1)
         return totals[: len(self.index)]
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """What each region contributes.
+    """Contribution of each region.
 
     Attributes
     ----------
     method : str
-        An entry of `ANSWER_METHODS`, or ``reconstruction``.
+        An entry of `PREDICTION_METHODS`, or ``reconstruction``.
     measure : str
-        What a value is: log-odds of ``answer``, the unit of a regression, or an error.
-    answer : str
-        The label whose log-odds were followed, or the target; empty for a reconstruction.
+        Quantity of the values: log-odds of ``target``, the unit of a regression, or an error.
+    target : str
+        The label whose log-odds are attributed, or the regression target; empty for a reconstruction.
     index : np.ndarray of int, (R,)
     names : tuple of str
     n_voxels, n_tokens : np.ndarray of int, (R,)
-        Size: voxels on the model grid with signal, and tokens of which the region fills most. Where there are none, the
-        encoder cannot tell the region from its neighbours.
+        Voxels with signal on the model grid, and tokens with a majority in the region. Without tokens, the encoder
+        cannot separate the region from its neighbours.
     clips : np.ndarray, (n_clips, R)
-        Of each clip that was looked at.
+        Contributions in each analysed clip.
     clip_numbers : tuple of int
     image : np.ndarray of float32, (96, 96, 96)
-        The mean over clips of each voxel (gradients), or of its region.
+        Mean over clips of each voxel's value (gradients), or of its region's.
     """
 
     method: str
     measure: str
-    answer: str
+    target: str
     index: np.ndarray
     names: tuple[str, ...]
     n_voxels: np.ndarray
@@ -111,7 +113,7 @@ class Attribution:
     image: np.ndarray
 
     def columns(self) -> dict[str, list[Any]]:
-        """The table: a row a region, the largest contribution first."""
+        """Return the table: one row per region, largest contribution first."""
         mean, spread = self.clips.mean(axis=0), self.clips.std(axis=0)
         order = np.argsort(-mean, kind="stable")
         return {
@@ -124,74 +126,72 @@ class Attribution:
         }
 
 
-def spread_out(n_clips: int, wanted: int) -> tuple[int, ...]:
-    """Clips that stand for a run: evenly spaced, at most ``wanted``."""
+def select_clips(n_clips: int, wanted: int) -> tuple[int, ...]:
+    """Select at most ``wanted`` evenly spaced clips of a run."""
     return tuple(sorted({round(k) for k in np.linspace(0, n_clips - 1, min(wanted, n_clips))}))
 
 
-def held_still(clips: torch.Tensor) -> torch.Tensor:
-    """The same clips with each voxel at its mean over time: the anatomy without the dynamics."""
+def mean_over_time(clips: torch.Tensor) -> torch.Tensor:
+    """Replace each voxel by its mean over time: the anatomy without the dynamics."""
     return clips.mean(dim=-1, keepdim=True).expand_as(clips)
 
 
 def attribute(
-    model: AdaptedModel, reader: ClipReader, regions: Regions, answer: int, method: str = "occlusion", n_clips: int = 2
+    model: AdaptedModel, reader: ClipReader, regions: Regions, output: int, method: str = "occlusion", n_clips: int = 2
 ) -> Attribution:
-    """Attribute an adapter's answer to regions.
+    """Attribute an adapter's prediction to regions.
 
     Parameters
     ----------
     model : AdaptedModel
     reader : ClipReader
     regions : Regions
-    answer : int
-        The label whose log-odds are followed; 0 for a regression.
+    output : int
+        Index of the label whose log-odds are attributed; 0 for a regression.
     method : str
-        An entry of `ANSWER_METHODS`.
+        An entry of `PREDICTION_METHODS`.
     n_clips : int
-        Clips that are looked at, evenly spaced.
+        Number of analysed clips, evenly spaced.
 
     Raises
     ------
     UsageError
-        There is no such method, or the adapter gives no single number to follow.
+        Unknown method, or the adapter has no scalar output.
     """
-    if method not in ANSWER_METHODS:
-        raise UsageError(f"There is no attribution {method!r} of an answer.", f"Choose {' or '.join(ANSWER_METHODS)}.")
+    if method not in PREDICTION_METHODS:
+        raise UsageError(f"Unknown attribution method {method!r}.", f"Choose {' or '.join(PREDICTION_METHODS)}.")
     card = model.card
-    follow = _followed(card, answer)
+    scalar = _scalar_output(card, output)
     device = next(model.parameters()).device
-    numbers = spread_out(reader.n_clips, n_clips)
+    numbers = select_clips(reader.n_clips, n_clips)
     rows, images = [], []
     for number in numbers:
         clip = reader.clip(number, card.normalisation).unsqueeze(0).to(device)
         if method == "gradients":
-            image = integrate_gradients(lambda clips: follow(model(clips)), clip)
+            image = integrate_gradients(lambda clips: scalar(model(clips)), clip)
             row = regions.sums(image)
         else:
-            row = occlude(model, follow, clip, regions)
+            row = occlude(model, scalar, clip, regions)
             image = np.append(row, 0.0)[regions.of_voxel].reshape(MODEL_GRID_SHAPE)
         rows.append(row)
         images.append(image)
     measure = "log-odds" if card.task == CLASSIFICATION else card.unit or card.target
-    followed = card.labels[answer] if card.task == CLASSIFICATION else card.target
-    return _collected(
-        regions, reader, model.encoder.config.patch_size, method, measure, followed, numbers, rows, images
-    )
+    target = card.labels[output] if card.task == CLASSIFICATION else card.target
+    return _collect(regions, reader, model.encoder.config.patch_size, method, measure, target, numbers, rows, images)
 
 
 def occlude(
-    model: AdaptedModel, follow: Callable[[torch.Tensor], torch.Tensor], clip: torch.Tensor, regions: Regions
+    model: AdaptedModel, scalar: Callable[[torch.Tensor], torch.Tensor], clip: torch.Tensor, regions: Regions
 ) -> np.ndarray:
-    """How far the answer falls when each region is held still.
+    """Measure the decrease of the prediction when each region is replaced by its mean over time.
 
-    The patch embedding is linear, so of an occluded clip only the tokens that the region touches are made anew.
+    The patch embedding is linear, so only the tokens that overlap the region are recomputed.
 
     Parameters
     ----------
     model : AdaptedModel
-    follow : callable
-        From raw outputs (B, O) to the number that is followed, (B,).
+    scalar : callable
+        Maps raw outputs (B, O) to the attributed quantity (B,).
     clip : torch.Tensor, (1, 1, 96, 96, 96, 20)
     regions : Regions
 
@@ -204,13 +204,13 @@ def occlude(
     owners = to_patches(grid, (*patch[:3], 1))[0, :, :, :, 0]  # (X, Y, Z, voxels of a patch)
     found = []
     with torch.inference_mode():
-        dynamics = to_patches(clip - held_still(clip), patch)[0]  # (X, Y, Z, T, P)
+        dynamics = to_patches(clip - mean_over_time(clip), patch)[0]  # (X, Y, Z, T, P)
         tokens = embed(clip)
 
-        def answer(of: torch.Tensor) -> torch.Tensor:
-            return follow(model.head(model.encoder.encode_tokens(of).permute(0, 5, 1, 2, 3, 4)))
+        def predict(tokens: torch.Tensor) -> torch.Tensor:
+            return scalar(model.head(model.encoder.encode_tokens(tokens).permute(0, 5, 1, 2, 3, 4)))
 
-        whole = answer(tokens)
+        whole = predict(tokens)
         for row in range(len(regions.index)):
             inside = owners == row
             touched = inside.any(dim=-1)
@@ -220,12 +220,12 @@ def occlude(
             lost = dynamics[touched] * inside[touched][:, None]  # (patches, T, P)
             occluded = tokens.clone()
             occluded[0, touched] -= torch.nn.functional.linear(lost, embed.fc.weight)
-            found.append(whole - answer(occluded))
+            found.append(whole - predict(occluded))
     return torch.cat(found).double().cpu().numpy()
 
 
-def integrate_gradients(follow: Callable[[torch.Tensor], torch.Tensor], clip: torch.Tensor) -> np.ndarray:
-    """Integrated gradients from the still clip, summed over time; they add up to the change of the answer.
+def integrate_gradients(scalar: Callable[[torch.Tensor], torch.Tensor], clip: torch.Tensor) -> np.ndarray:
+    """Compute integrated gradients from the mean image, summed over time; their sum is the change of the prediction.
 
     Returns
     -------
@@ -233,84 +233,86 @@ def integrate_gradients(follow: Callable[[torch.Tensor], torch.Tensor], clip: to
     """
     from captum.attr import IntegratedGradients
 
-    method = IntegratedGradients(follow)
-    found = method.attribute(clip, held_still(clip), n_steps=STEPS, method="gausslegendre", internal_batch_size=1)
+    method = IntegratedGradients(scalar)
+    found = method.attribute(clip, mean_over_time(clip), n_steps=STEPS, method="gausslegendre", internal_batch_size=1)
     return found.sum(dim=-1)[0, 0].float().cpu().numpy()
 
 
 def reconstruction_errors(
     model: MaskedAutoencoder, reader: ClipReader, regions: Regions, normalisation: str = "global", n_clips: int = 1
 ) -> Attribution:
-    """How badly each region is guessed from the rest of the brain.
+    """Compute the error of reconstructing each region from the rest of the brain.
 
-    All tokens that touch the region are hidden in all volumes. The error is that of the region's own voxels over the
-    variance of their values in time, so that 1 is what guessing each voxel's mean would give; `nan` for a region
-    without signal.
+    All tokens that overlap the region are hidden in all volumes. The squared error of the region's voxels is divided
+    by their temporal variance, so that 1 equals predicting each voxel's mean; `nan` for a region without signal.
 
     Parameters
     ----------
     model : MaskedAutoencoder
     normalisation : str
-        That the model was pre-trained with.
+        Normalisation of the model's pre-training.
     """
     patch = model.config.patch_size
     tokens = regions.patches(patch)
     alone = torch.eye(len(regions.index), dtype=torch.bool)
     device = next(model.parameters()).device
-    numbers = spread_out(reader.n_clips, n_clips)
-    places = torch.from_numpy(regions.of_voxel).to(device)
+    numbers = select_clips(reader.n_clips, n_clips)
+    region_of_voxel = torch.from_numpy(regions.of_voxel).to(device)
     rows = []
     for number in numbers:
         clip = reader.clip(number, normalisation).unsqueeze(0).to(device)
         flat = clip.view(-1, clip.shape[-1])
-        own_variance = flat.var(dim=-1, correction=0)
+        variance = flat.var(dim=-1, correction=0)
         row = []
         with torch.inference_mode():
             for k, one in enumerate(alone):
                 hidden = tokens.hidden(one, "any").to(device)
                 mask = hidden[None, ..., None].expand(1, *hidden.shape, clip.shape[-1])
-                guess = from_patches(model(clip, mask, "atlas"), patch, model.config.in_chans).reshape(flat.shape)
-                chosen = (places == k) & (own_variance > 0)
-                error = (guess[chosen] - flat[chosen]).square().mean(dim=-1)
-                row.append(float(error.mean() / own_variance[chosen].mean()) if bool(chosen.any()) else float("nan"))
+                predicted = from_patches(model(clip, mask, "atlas"), patch, model.config.in_chans).reshape(flat.shape)
+                chosen = (region_of_voxel == k) & (variance > 0)
+                error = (predicted[chosen] - flat[chosen]).square().mean(dim=-1)
+                row.append(float(error.mean() / variance[chosen].mean()) if bool(chosen.any()) else float("nan"))
         rows.append(np.array(row))
     images = [np.append(row, 0.0)[regions.of_voxel].reshape(MODEL_GRID_SHAPE) for row in rows]
     measure = "squared error over variance"
-    return _collected(regions, reader, patch, "reconstruction", measure, "", numbers, rows, images)
+    return _collect(regions, reader, patch, "reconstruction", measure, "", numbers, rows, images)
 
 
-def _followed(card: AdapterCard, answer: int) -> Callable[[torch.Tensor], torch.Tensor]:
-    """From raw outputs (B, O) to the number that is followed, (B,)."""
+def _scalar_output(card: AdapterCard, output: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Return the function from raw outputs (B, O) to the attributed quantity (B,)."""
     if card.task == REGRESSION:
         return lambda outputs: outputs[:, 0] * card.value_std
     if card.task != CLASSIFICATION:
-        raise UsageError(f"The adapter {card.name} gives no single answer.", "Attribute a class or a value.")
+        raise UsageError(
+            f"The adapter {card.name} has no scalar output to attribute.",
+            "Use an adapter for classification or regression.",
+        )
     if card.n_outputs == 1:
-        return lambda outputs: outputs[:, 0] if answer == 1 else -outputs[:, 0]
-    others = [k for k in range(card.n_outputs) if k != answer]
-    return lambda outputs: outputs[:, answer] - outputs[:, others].logsumexp(dim=1)
+        return lambda outputs: outputs[:, 0] if output == 1 else -outputs[:, 0]
+    others = [k for k in range(card.n_outputs) if k != output]
+    return lambda outputs: outputs[:, output] - outputs[:, others].logsumexp(dim=1)
 
 
-def _collected(
+def _collect(
     regions: Regions,
     reader: ClipReader,
     patch: Size4,
     method: str,
     measure: str,
-    answer: str,
+    target: str,
     numbers: tuple[int, ...],
     rows: Sequence[np.ndarray],
     images: Sequence[np.ndarray],
 ) -> Attribution:
-    seen = np.zeros(int(np.prod(MODEL_GRID_SHAPE)), bool)
-    seen[np.flatnonzero(reader.series.mask)[reader.statistics.signal]] = True
+    has_signal = np.zeros(int(np.prod(MODEL_GRID_SHAPE)), bool)
+    has_signal[np.flatnonzero(reader.series.mask)[reader.statistics.signal]] = True
     return Attribution(
         method,
         measure,
-        answer,
+        target,
         regions.index,
         tuple(regions.names.get(label, str(label)) for label in regions.index.tolist()),
-        regions.sums(seen).astype(int),
+        regions.sums(has_signal).astype(int),
         regions.patches(patch).patches_of_regions("majority").int().numpy(),
         np.stack(rows),
         numbers,
@@ -319,8 +321,8 @@ def _collected(
 
 
 @dataclass(frozen=True)
-class Attributed:
-    """What regions contribute to the answers about a run, by adapter (or model, for a reconstruction)."""
+class RunAttribution:
+    """Attributions of a run's predictions, by adapter (or by model, for a reconstruction)."""
 
     atlas: Atlas
     found: dict[str, Attribution]

@@ -1,15 +1,14 @@
-"""How far an answer can be trusted: calibrated probabilities, and intervals and sets that hold what they promise.
+"""Calibration of predictions: calibrated probabilities, and conformal prediction intervals and label sets.
 
-Everything here is learned from scans that were not trained on, one row a participant's scan, and travels in the
-adapter's card as JSON.
+A calibration is fitted to scans that were not used for training, one row per scan, and stored in the adapter's card as
+JSON.
 
-- Temperature scaling (Guo et al. 2017): one number that divides all logits, by maximum likelihood.
-- Isotonic regression (Zadrozny and Elkan 2002): a rising step function of each class's probability, made to sum to 1.
-- Split conformal prediction (Vovk et al. 2005; Lei et al. 2018; Sadinle et al. 2019): the interval, or the set of
-  labels, that holds the true answer with at least the promised frequency for scans like those of the calibration; for
-  each class by itself too (Mondrian).
-- Effective sample size of the clips (Geyer 1992): neighbouring clips resemble each other, so twenty clips are less
-  than twenty measurements.
+- Temperature scaling (Guo et al. 2017): one maximum-likelihood divisor of all logits.
+- Isotonic regression (Zadrozny and Elkan 2002): a monotonic function of each class's probability, renormalised.
+- Split conformal prediction (Vovk et al. 2005; Lei et al. 2018; Sadinle et al. 2019): an interval or label set with at
+  least the nominal coverage for scans exchangeable with the calibration scans; also within each class (Mondrian).
+- Effective sample size of the clips (Geyer 1992): neighbouring clips are correlated, so twenty clips carry less
+  information than twenty independent measurements.
 
     N  scans      K  labels      n  clips
 """
@@ -27,42 +26,42 @@ from scipy.special import softmax
 from bids_app.errors import BadDataError, UsageError
 
 LEVELS = (0.8, 0.9, 0.95)
-"""Promised frequencies for which limits are kept."""
+"""Nominal coverages for which limits are stored."""
 NONE, TEMPERATURE, ISOTONIC = "none", "temperature", "isotonic"
 METHODS = (NONE, TEMPERATURE, ISOTONIC)
-SMALLEST_ISOTONIC = 100
-"""Scans below which isotonic regression fits noise."""
+MIN_ISOTONIC_SCANS = 100
+"""Minimum number of scans; with fewer, isotonic regression fits noise."""
 TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class Certainty:
-    """The probability of an answer, and the least that the true label had in a share ``level`` of calibration scans."""
+    """The top class's probability, and the minimum of the true class in a share ``level`` of calibration scans."""
 
     probability: float
-    least: float
+    minimum: float
     level: float
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was learned from a calibration cohort.
+    """A calibration, fitted to a calibration cohort.
 
     Attributes
     ----------
     n_scans : int
     method : str
-        Of the probabilities; an entry of `METHODS`.
+        Calibration of probabilities; an entry of `METHODS`.
     temperature : float
     steps : tuple
-        For each label the places and heights of its isotonic function.
+        For each label, x and y of the thresholds of its isotonic function.
     limits : dict of str to float
-        By level: of 1 - p of the true label, or of the absolute error in the adapter's unit; levels that so few scans
-        cannot promise are left out.
+        By level: limit of 1 - p of the true label, or of the absolute error in the adapter's unit. Levels that need
+        more scans are omitted.
     class_limits : dict of str to dict
-        The same of each label by itself.
+        The same within each label.
     source : str
-        Whose scans they were.
+        Description of the calibration scans.
     """
 
     n_scans: int
@@ -74,17 +73,17 @@ class Calibration:
     source: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Fields as JSON holds them."""
+        """Return the fields as JSON values."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Calibration:
-        """The calibration that `as_dict` wrote.
+        """Build a calibration from the output of `as_dict`.
 
         Raises
         ------
         BadDataError
-            It is none.
+            The values are not a valid calibration.
         """
         unknown = set(values) - {f.name for f in fields(cls)}
         try:
@@ -100,7 +99,7 @@ class Calibration:
         return made
 
     def probabilities(self, raw: np.ndarray) -> np.ndarray:
-        """Calibrated probabilities (N, K) from an adapter's own (N, K)."""
+        """Calibrate an adapter's raw probabilities (N, K)."""
         if self.method == TEMPERATURE:
             return softmax(np.log(np.maximum(raw, TINY)) / self.temperature, axis=1)
         if self.method == ISOTONIC:
@@ -110,14 +109,14 @@ class Calibration:
         return raw
 
     def interval(self, value: float, level: float) -> tuple[float, float] | None:
-        """Limits between which the true value is promised to lie; None where too few scans were seen."""
+        """Return the prediction interval of a value; None if the calibration had too few scans."""
         limit = self.limits.get(_key(level))
         return None if limit is None else (value - limit, value + limit)
 
     def certainty(self, probabilities: np.ndarray) -> Certainty | None:
-        """How probable the first label (of K) is, beside what calibration saw; None where it kept no limits.
+        """Compare the top class's probability (of K) with the calibration scans; None without stored limits.
 
-        Where a scan falls short of the strictest limit, its label set would be empty: no label conforms.
+        Below the strictest limit, the conformal label set would be empty.
         """
         kept = [level for level in LEVELS if _key(level) in self.limits]
         if not kept:
@@ -127,17 +126,16 @@ class Calibration:
     def label_set(
         self, probabilities: np.ndarray, labels: Sequence[str], level: float, by_class: bool = False
     ) -> tuple[str, ...] | None:
-        """Labels among which the true one is promised to be, the most probable first; None where too few were seen.
+        """Return the conformal label set, most probable label first; None if the calibration had too few scans.
 
-        An adapter that is right more often than was promised could keep the promise with sets that are empty at times;
-        these hold the most probable label instead.
+        An empty set is replaced by the most probable label, which only increases the coverage.
 
         Parameters
         ----------
         probabilities : np.ndarray, (K,)
-            Calibrated.
+            Calibrated probabilities.
         by_class : bool
-            Keep the promise for each true label by itself, rather than over all scans.
+            Guarantee the coverage within each true class, instead of over all scans.
         """
         key = _key(level)
         limits = [(self.class_limits.get(label, {}) if by_class else self.limits).get(key) for label in labels]
@@ -151,32 +149,34 @@ class Calibration:
 def calibrate_classes(
     raw: np.ndarray, truth: Sequence[str], labels: Sequence[str], method: str = TEMPERATURE, source: str = ""
 ) -> Calibration:
-    """Calibrate probabilities, and keep the limits of conformal sets.
+    """Calibrate probabilities, and compute the limits of conformal label sets.
 
-    Probabilities and limits are learned from the same scans only where that costs the promise nothing: a temperature
-    is one number. With isotonic regression, every second scan gives the function and the others the limits.
+    A temperature is one parameter, so it is fitted to the same scans as the limits. With isotonic regression, every
+    second scan is used for the function and the others for the limits.
 
     Parameters
     ----------
     raw : np.ndarray, (N, K)
-        Probabilities of each scan, the mean over its clips.
+        Mean probabilities over each scan's clips.
     truth : sequence of str, (N,)
     labels : sequence of str, (K,)
     """
     if method not in METHODS:
-        raise UsageError(f"There is no calibration {method!r}.", f"Choose one of {', '.join(METHODS)}.")
+        raise UsageError(f"Unknown calibration method {method!r}.", f"Choose one of {', '.join(METHODS)}.")
     if unknown := sorted(set(truth) - set(labels)):
-        raise BadDataError(f"The adapter does not know {', '.join(unknown)}.", f"Its labels are {', '.join(labels)}.")
+        raise BadDataError(
+            f"Labels unknown to the adapter: {', '.join(unknown)}.", f"Its labels are {', '.join(labels)}."
+        )
     index = np.array([list(labels).index(label) for label in truth])
     given = Calibration(len(index), method, source=source)
     rest = np.arange(len(index))
     if method == TEMPERATURE:
         given = replace(given, temperature=fit_temperature(raw, index))
     elif method == ISOTONIC:
-        if len(index) < SMALLEST_ISOTONIC:
+        if len(index) < MIN_ISOTONIC_SCANS:
             raise UsageError(
-                f"{len(index)} scans are too few for isotonic regression.",
-                f"It needs {SMALLEST_ISOTONIC}; choose {TEMPERATURE}.",
+                f"Isotonic regression has too few scans ({len(index)}).",
+                f"At least {MIN_ISOTONIC_SCANS} are required; use {TEMPERATURE}.",
             )
         rest = rest[1::2]
         given = replace(given, steps=fit_isotonic(raw[::2], index[::2]))
@@ -186,14 +186,14 @@ def calibrate_classes(
 
 
 def calibrate_values(predicted: np.ndarray, truth: np.ndarray, source: str = "") -> Calibration:
-    """Keep the limits of conformal intervals of a regression; (N,) both, in the adapter's unit."""
+    """Compute the limits of conformal intervals of a regression; both inputs (N,), in the adapter's unit."""
     return Calibration(len(truth), limits=_limits(np.abs(np.asarray(predicted) - np.asarray(truth))), source=source)
 
 
 def conformal_limit(scores: np.ndarray, level: float) -> float | None:
-    """The score (N,) below which the next scan lies with a frequency of at least ``level``; None where N is too small.
+    """Return the conformal quantile of nonconformity scores (N,) at ``level``; None if N is too small.
 
-    The ceil((N + 1) level)-th smallest, which holds at any N and for any distribution of exchangeable scores.
+    This is the ceil((N + 1) level)-th smallest score; it is valid for any N and any exchangeable scores.
     """
     rank = math.ceil((len(scores) + 1) * level - 1e-9)
     return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else None
@@ -209,18 +209,18 @@ def _key(level: float) -> str:
 
 
 def fit_temperature(raw: np.ndarray, index: np.ndarray) -> float:
-    """The temperature of maximum likelihood for probabilities (N, K) and true classes (N,).
+    """Fit a temperature by maximum likelihood to probabilities (N, K) and true classes (N,).
 
-    Of each truth, 1 / (N + 2) is given to the other classes (as Platt 1999 does), so that a few scans that are all
-    right do not make every answer certain.
+    The true classes are smoothed by 1 / (N + 2) (Platt 1999), so that a few correctly classified scans do not lead to
+    probabilities of 1.
     """
     from scipy.optimize import minimize_scalar
 
     logits = np.log(np.maximum(raw, TINY))
     n, k = raw.shape
-    doubt = 1 / (n + 2)
-    truth = np.full((n, k), doubt / (k - 1))
-    truth[np.arange(n), index] = 1 - doubt
+    smoothing = 1 / (n + 2)
+    truth = np.full((n, k), smoothing / (k - 1))
+    truth[np.arange(n), index] = 1 - smoothing
 
     def loss(log_temperature: float) -> float:
         p = softmax(logits / math.exp(log_temperature), axis=1)
@@ -230,7 +230,7 @@ def fit_temperature(raw: np.ndarray, index: np.ndarray) -> float:
 
 
 def fit_isotonic(raw: np.ndarray, index: np.ndarray) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]:
-    """For each class, places and heights of the rising function from its probability to its frequency."""
+    """Fit each class's isotonic function from probability to frequency; return x and y of its thresholds."""
     from sklearn.isotonic import IsotonicRegression
 
     found = []
@@ -241,9 +241,9 @@ def fit_isotonic(raw: np.ndarray, index: np.ndarray) -> tuple[tuple[tuple[float,
 
 
 def effective_sample_size(values: np.ndarray) -> float:
-    """How many independent measurements the clips (n,) of a run are worth, from 1 to n.
+    """Estimate the effective sample size of the clips (n,) of a run, from 1 to n.
 
-    Autocorrelations are summed in pairs for as long as the sum of a pair is above 0 (Geyer's initial positive
+    Autocorrelations are summed in pairs while the sum of a pair is positive (Geyer's initial positive
     sequence).
     """
     n = len(values)
@@ -262,6 +262,6 @@ def effective_sample_size(values: np.ndarray) -> float:
 
 
 def standard_error(values: np.ndarray) -> float:
-    """Of the mean over clips (n,), by their effective sample size; nan for a single clip."""
+    """Estimate the standard error of the mean over clips (n,) by their effective sample size; nan for one clip."""
     n = len(values)
     return float("nan") if n < 2 else float(values.std(ddof=1) / math.sqrt(effective_sample_size(values)))

@@ -1,9 +1,9 @@
-"""Whether a scan resembles those that an adapter was trained on: how far its embedding lies from theirs.
+"""Out-of-distribution detection: the distance of a scan's embedding from an adapter's training cohort.
 
-The distance is Mahalanobis' (1936), with the covariance of the cohort's correlations shrunk towards none (Chen et al.
-2010, "oracle approximating"), so that a cohort may have fewer scans than the embedding has features. What distance is
-far is not taken from a distribution but from the cohort: each participant's scans are measured against all the others,
-and a new scan is far when it lies farther than all but a stated share of these.
+The Mahalanobis distance (1936) uses a correlation matrix shrunk towards the identity (Chen et al. 2010, oracle
+approximating shrinkage), so that a cohort may have fewer scans than the embedding has features. The limit is empirical:
+each participant's scans are compared with all other participants, and a new scan is out of distribution if its distance
+exceeds all but a given share of these distances.
 
     N  scans of the cohort      C  features
 """
@@ -19,30 +19,30 @@ import numpy as np
 
 from bids_app.errors import BadDataError
 
-SMALLEST_COHORT = 10
-"""Participants below which nothing is said: one in eleven scans of their own kind would count as far."""
+MIN_COHORT = 10
+"""Minimum number of participants; with fewer, more than one in eleven similar scans would be out of distribution."""
 FALSE_ALARMS = 0.01
-"""Share of scans like the cohort's that count as far; with fewer than 99 participants, 1 / (participants + 1)."""
+"""False-alarm rate in scans of the cohort's kind; with fewer than 99 participants, 1 / (participants + 1)."""
 KEPT_DISTANCES = 1000
-"""Of a larger cohort as many of its own distances are kept, evenly by rank."""
+"""Maximum number of the cohort's own distances in a file; of larger cohorts, evenly by rank."""
 MIN_SHRINKAGE = 1e-3
-"""Directions in which the cohort hardly varies say more of a device's arithmetic than of scans."""
+"""Minimum shrinkage; it damps directions whose variance is numerical noise."""
 CONSTANT = 1e-8
-"""A feature that varies by less than this share of its size does not vary."""
+"""Features with a smaller relative spread count as constant."""
 
 
 @dataclass(frozen=True)
 class Distance:
-    """How far a scan lies from a cohort.
+    """Distance of a scan from a cohort.
 
     Attributes
     ----------
     value : float
         Mahalanobis distance, in standard deviations of the cohort.
     limit : float
-        Beyond which it counts as far.
+        Larger distances are out of distribution.
     false_alarms : float
-        Share of scans like the cohort's that lie beyond ``limit``.
+        Share of scans of the cohort's kind that exceed ``limit``.
     """
 
     value: float
@@ -51,7 +51,7 @@ class Distance:
 
     @property
     def is_far(self) -> bool:
-        """Whether the scan lies beyond the limit."""
+        """True if the distance exceeds the limit."""
         return self.value > self.limit
 
 
@@ -65,7 +65,7 @@ class Domain:
     covariance : np.ndarray, (C, C)
         Shrunk; positive definite.
     distances : np.ndarray, (n,)
-        Of the cohort's own scans from all other participants', rising.
+        Distances of the cohort's own scans from all other participants, ascending.
     participants : int
     """
 
@@ -79,13 +79,17 @@ class Domain:
         fits = self.mean.shape == (n,) and self.covariance.shape == (n, n) and self.distances.ndim == 1
         fits = fits and len(self.distances) > 0 and self.participants > 0
         if not fits or not all(np.isfinite(array).all() for array in self._arrays().values()):
-            raise BadDataError("Reference statistics that do not fit each other.", "Get the adapter's file again.")
+            raise BadDataError(
+                "The shapes or values of the reference statistics are invalid.", "Download the adapter's file again."
+            )
         if np.diag(self.covariance).min() <= 0 or np.linalg.eigvalsh(self._correlation).min() <= 0:
-            raise BadDataError("The reference covariance is not positive definite.", "Get the adapter's file again.")
+            raise BadDataError(
+                "The reference covariance is not positive definite.", "Download the adapter's file again."
+            )
 
     @cached_property
     def _correlation(self) -> np.ndarray:
-        """The covariance of features in units of their own spread, (C, C); sizes of features may be far apart."""
+        """Correlation matrix of the features, (C, C)."""
         scale = np.sqrt(np.diag(self.covariance))
         return self.covariance / np.outer(scale, scale)
 
@@ -93,47 +97,50 @@ class Domain:
         return {"mean": self.mean, "covariance": self.covariance, "distances": self.distances}
 
     def as_arrays(self) -> dict[str, np.ndarray]:
-        """What a file keeps of it, in float32."""
+        """Return the arrays that a file stores, in float32."""
         count = np.array(self.participants, np.int64)
         return {name: array.astype(np.float32) for name, array in self._arrays().items()} | {"participants": count}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Domain:
-        """The domain that `as_arrays` gave.
+        """Build a domain from the output of `as_arrays`.
 
         Raises
         ------
         BadDataError
-            It is none.
+            The arrays are not valid reference statistics.
         """
         if set(arrays) != {"mean", "covariance", "distances", "participants"}:
-            raise BadDataError(f"Reference statistics of {', '.join(sorted(arrays))}.", "Get the adapter's file again.")
+            raise BadDataError(
+                f"Unexpected arrays in the reference statistics: {', '.join(sorted(arrays))}.",
+                "Download the adapter's file again.",
+            )
         mean, covariance, distances = (
             np.asarray(arrays[name], np.float64) for name in ("mean", "covariance", "distances")
         )
         return cls(mean, covariance, np.sort(distances), int(arrays["participants"]))
 
     @classmethod
-    def fit(cls, embeddings: np.ndarray, people: Sequence[str]) -> Domain:
-        """Learn a cohort.
+    def fit(cls, embeddings: np.ndarray, participants: Sequence[str]) -> Domain:
+        """Compute the reference statistics of a cohort.
 
         Parameters
         ----------
         embeddings : np.ndarray, (N, C)
-            Of each scan, the mean over its clips.
-        people : sequence of str, (N,)
-            Whose scans they are.
+            Mean embedding over each scan's clips.
+        participants : sequence of str, (N,)
+            Participant of each scan.
 
         Raises
         ------
         BadDataError
-            Of fewer than `SMALLEST_COHORT` participants.
+            Fewer than `MIN_COHORT` participants.
         """
-        groups = [np.flatnonzero(np.array(people) == person) for person in dict.fromkeys(people)]
-        if len(groups) < SMALLEST_COHORT:
+        groups = [np.flatnonzero(np.array(participants) == label) for label in dict.fromkeys(participants)]
+        if len(groups) < MIN_COHORT:
             raise BadDataError(
-                f"Scans of {len(groups)} participants are too few for reference statistics.",
-                f"{SMALLEST_COHORT} are the least.",
+                f"{len(groups)} participants are too few for reference statistics.",
+                f"At least {MIN_COHORT} participants are required.",
             )
         values = np.asarray(embeddings, np.float64)
         centre, scale = values.mean(axis=0), _spread(values)
@@ -141,7 +148,7 @@ class Domain:
         sums, products = standard.sum(axis=0), standard.T @ standard
         mean, covariance = _moments(sums, products, len(values))
         distances = np.empty(len(values))
-        for own in groups:  # as if this participant had not been in the cohort
+        for own in groups:  # leave this participant out
             rows = standard[own]
             others = _moments(sums - rows.sum(axis=0), products - rows.T @ rows, len(values) - len(own))
             distances[own] = _mahalanobis(rows, *others)
@@ -150,23 +157,23 @@ class Domain:
 
     @cached_property
     def limit(self) -> tuple[float, float]:
-        """The distance beyond which a scan counts as far, and the share of scans like the cohort's that do."""
+        """Limit of the distance, and the share of scans of the cohort's kind that exceed it."""
         rate = max(FALSE_ALARMS, 1 / (self.participants + 1))
         rank = math.ceil((len(self.distances) + 1) * (1 - rate) - 1e-9)
         return float(self.distances[min(rank, len(self.distances)) - 1]), rate
 
     def measure(self, embedding: np.ndarray) -> Distance:
-        """How far a scan's mean embedding (C,) lies.
+        """Measure the distance of a scan's mean embedding (C,).
 
         Raises
         ------
         BadDataError
-            It has another number of features.
+            The number of features differs.
         """
         if embedding.shape != self.mean.shape:
             raise BadDataError(
-                f"An embedding of {embedding.size} features against a reference of {self.mean.size}.",
-                "Get the adapter's file again.",
+                f"The embedding has {embedding.size} features, the reference statistics have {self.mean.size}.",
+                "Download the adapter's file again.",
             )
         row = (np.asarray(embedding, np.float64) - self.mean) / np.sqrt(np.diag(self.covariance))
         (value,) = _mahalanobis(row[None], np.zeros_like(row), self._correlation)
@@ -175,20 +182,20 @@ class Domain:
 
 
 def _spread(values: np.ndarray) -> np.ndarray:
-    """Standard deviation of each feature; 1 where it does not vary."""
+    """Return each feature's standard deviation; its size, or at least 1, if it is constant."""
     spread = values.std(axis=0)
     constant = spread <= CONSTANT * np.maximum(np.abs(values).max(axis=0), 1e-30)
     return np.where(constant, np.maximum(np.abs(values).max(axis=0), 1.0), spread)
 
 
 def _moments(sums: np.ndarray, products: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (C,) and shrunk covariance (C, C) of n standardised scans, from their sums and products."""
+    """Compute mean (C,) and shrunk covariance (C, C) of n standardised scans from their sums and products."""
     mean = sums / n
     return mean, shrink(products / n - np.outer(mean, mean), n)
 
 
 def shrink(covariance: np.ndarray, n: int) -> np.ndarray:
-    """Shrink a sample covariance (C, C) of n scans towards a ball of the same size (Chen et al. 2010)."""
+    """Shrink a sample covariance (C, C) of n scans towards a scaled identity (Chen et al. 2010)."""
     c = len(covariance)
     trace, squares = float(np.trace(covariance)), float((covariance**2).sum())
     above = (1 - 2 / c) * squares + trace**2
@@ -198,7 +205,7 @@ def shrink(covariance: np.ndarray, n: int) -> np.ndarray:
 
 
 def _mahalanobis(rows: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Of rows (n, C) from a mean; (n,)."""
+    """Compute the Mahalanobis distances (n,) of rows (n, C) from a mean."""
     from scipy.linalg import cho_factor, cho_solve
 
     away = rows - mean

@@ -1,8 +1,8 @@
-"""An adapter: prompts, norms and head for one encoder and one question, in one safetensors file.
+"""Adapter files: prompts, norms and head for one encoder and one task, in one safetensors file.
 
-Its card, JSON in the file's metadata, says what the answer means, which encoder it belongs to, and whom it was trained
-on. A file whose card is incomplete, or that belongs to another encoder, is refused. Beside what it needs to answer, a
-file may hold a second head for clips under the other normalisation (the twin), and reference statistics of its cohort.
+The adapter's card (JSON in the file's metadata) describes the prediction, its encoder and its training cohort. Files
+with an incomplete card or for another encoder are refused. A file may also hold a second head for clips under the other
+normalisation (the twin), and reference statistics of the training cohort.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from bids_app.model.heads import build_head, load_strictly, n_outputs
 ADAPTER_FORMAT = "neurostorm-adapter"
 ADAPTER_FORMAT_VERSION = 2
 VERSIONS_READ = ("1", "2")
+"""Version 1 has neither twin nor reference statistics."""
 FORMER_KEYS = ("retrieval",)
-"""Of cards in files that were written before; left out when they are read."""
-"""The first has neither twin nor reference statistics."""
+"""Card keys of earlier versions, ignored on reading."""
 PARTS = ("encoder", "head", "twin", "reference")
 CLASSIFICATION, REGRESSION, EMBEDDING = "classification", "regression", "embedding"
 TASKS = (CLASSIFICATION, REGRESSION, EMBEDDING)
@@ -43,57 +43,57 @@ DIAGNOSES = re.compile(
     r"|alzheimer|dementia|parkinson|ptsd|ocd)",
     re.IGNORECASE,
 )
-"""What columns that hold a diagnosis are called."""
+"""Names of columns that hold a diagnosis or patient status."""
 
 
-def sounds_like_a_diagnosis(target: str) -> bool:
-    """Whether a column's name says that it holds a diagnosis, or who is a patient."""
+def is_diagnosis(target: str) -> bool:
+    """Tell whether a column name indicates a diagnosis or patient status."""
     return DIAGNOSES.search(target) is not None
 
 
 @dataclass(frozen=True)
 class AdapterCard:
-    """What an adapter says of itself.
+    """Description of an adapter.
 
     Attributes
     ----------
     name : str
-        Letters and digits: it becomes a ``desc-`` label.
+        Letters and digits; used as a ``desc-`` label.
     task : str
-        ``classification``, ``regression`` or ``embedding``: a vector of length 1, to be compared with others.
+        ``classification``, ``regression`` or ``embedding`` (a unit vector for comparison with others).
     target : str
-        What is predicted: ``state``, ``sex``, ``age``; or what vectors that are near each other share.
+        Predicted variable: ``state``, ``sex``, ``age``; for an embedding, what similar vectors have in common.
     encoder_sha256 : str
-        `Model.weights_sha256` of the encoder that it was trained on.
+        `Model.weights_sha256` of its encoder.
     normalisation : str
-        Under which clips are cut for it; an entry of `bids_app.clips.NORMALISATIONS`.
+        Normalisation of its clips; an entry of `bids_app.clips.NORMALISATIONS`.
     labels : tuple of str
-        Of the classes, in the order of the outputs; two classes are one logit, of the second.
+        Class labels, in the order of the outputs; two classes have one logit, of the second.
     unit : str
-        Of a regression's value.
+        Unit of a regression.
     value_mean, value_std : float
-        Of the training cohort; a regression's output times ``value_std`` plus ``value_mean`` is the value.
+        Mean and standard deviation in the training cohort; a regression is output * ``value_std`` + ``value_mean``.
     strategy : str
-        How it was trained; an entry of `STRATEGIES`.
+        Training strategy; an entry of `STRATEGIES`.
     prompt_len : int
-        Learned tokens in front of each window.
+        Number of prompt tokens in front of each window.
     dimensions : int
-        Of an embedding's vector; 0 otherwise.
+        Length of an embedding vector; 0 otherwise.
     cohort, metrics : dict
-        Whom it was trained on (where known: ``participants``, ``scans``, ``ages``, ``sexes``, ``sites``, ``scanners``),
-        and how well it did on whom; JSON values.
+        Training cohort (where known: ``participants``, ``scans``, ``ages``, ``sexes``, ``sites``, ``scanners``), and
+        performance with its test set; JSON values.
     ranges : dict
-        By check of `bids_app.adapters.verdict.COHORT_RULES`, the lowest and highest that its cohort had.
+        Lowest and highest value in the training cohort, by check of `bids_app.adapters.verdict.COHORT_RULES`.
     calibration : dict
-        `bids_app.adapters.calibration.Calibration` as JSON; empty: it was not calibrated.
+        `bids_app.adapters.calibration.Calibration` as JSON; empty if not calibrated.
     twin : dict
-        Of a second head: its ``normalisation`` and ``metrics``.
+        ``normalisation`` and ``metrics`` of a second head.
     intended_use, limits, licence : str
-        What it is for, what is known against its answers, and under which licence it comes.
+        Intended use, known limitations, and licence.
     research_only : bool
-        Whether it is applied only after ``--acknowledge-research-use``: a diagnosis.
+        It predicts a diagnosis, and requires ``--acknowledge-research-use``.
     demonstration : bool
-        Whether every output must say that it comes from a demonstration.
+        It is for demonstration only; every output states this.
     """
 
     name: str
@@ -126,7 +126,7 @@ class AdapterCard:
         if not faults:
             faults = self._wrong_values()
         if faults:
-            raise BadDataError(f"Not a valid adapter: {'; '.join(faults)}.", "See AdapterCard for what each must be.")
+            raise BadDataError(f"Not a valid adapter: {'; '.join(faults)}.", "See AdapterCard for the valid values.")
 
     def _right_type(self, name: str, declared: Any) -> bool:
         value = getattr(self, name)
@@ -164,7 +164,7 @@ class AdapterCard:
 
     @property
     def n_outputs(self) -> int:
-        """Outputs of the head."""
+        """Number of outputs of the head."""
         if self.task == EMBEDDING:
             return self.dimensions
         return n_outputs(len(self.labels)) if self.task == CLASSIFICATION else 1
@@ -177,17 +177,17 @@ def _is_range(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Adapter:
-    """A card, and the tensors that go with it.
+    """An adapter: its card and tensors.
 
     Attributes
     ----------
     card : AdapterCard
     encoder : dict of str to torch.Tensor
-        Parameters that replace the encoder's, or come to it (prompts); may be empty.
+        Parameters that replace the encoder's or are added to it (prompts); may be empty.
     head : dict of str to torch.Tensor
         State dict of a head.
     twin : dict of str to torch.Tensor
-        Of a head for the same question under the other normalisation; may be empty.
+        State dict of a second head for the same task under the other normalisation; may be empty.
     reference : dict of str to torch.Tensor
         Reference statistics of the cohort, see `bids_app.adapters.domain.Domain.as_arrays`; may be empty.
     path : pathlib.Path, optional
@@ -202,19 +202,19 @@ class Adapter:
 
     @property
     def domain(self) -> Domain | None:
-        """The cohort that its scans are compared with; None: the file holds no reference statistics."""
+        """Reference statistics of the training cohort; None if the file holds none."""
         if not self.reference:
             return None
         return Domain.from_arrays({name: value.numpy() for name, value in self.reference.items()})
 
     def with_domain(self, domain: Domain) -> Adapter:
-        """The same adapter with these reference statistics."""
+        """Return the adapter with these reference statistics."""
         arrays = domain.as_arrays()
         return replace(self, reference={name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
 
 
 def save_adapter(path: str | Path, adapter: Adapter) -> Path:
-    """Write an adapter's file, whole or not at all; the same adapter gives the same bytes."""
+    """Write an adapter's file atomically; the same adapter gives the same bytes."""
     tensors = {
         f"{part}.{key}": value.detach().to("cpu", copy=True).contiguous()
         for part in PARTS
@@ -234,31 +234,32 @@ def load_adapter(path: str | Path) -> Adapter:
     Raises
     ------
     BadDataError
-        It is not an adapter, of a later version, or its card is not valid.
+        The file is not an adapter, has a later version, or its card is invalid.
     """
     path = Path(path)
     return _assemble(path, *read_safetensors(path, ADAPTER_FORMAT))
 
 
 def parse_adapter(content: bytes, path: Path) -> Adapter:
-    """Read an adapter from its file's bytes, as `load_adapter`; ``path`` is where they came from."""
+    """Read an adapter from a file's content, as `load_adapter`; ``path`` is for error messages."""
     return _assemble(path, *parse_safetensors(content, path, ADAPTER_FORMAT))
 
 
 def _assemble(path: Path, tensors: State, metadata: Mapping[str, str]) -> Adapter:
     if metadata.get("version") not in VERSIONS_READ:
         raise BadDataError(
-            f"{path}: version {metadata.get('version')!r} of the adapter format.", "Install a newer neurostorm."
+            f"{path}: version {metadata.get('version')!r} of the adapter format is not supported.",
+            "Install a newer neurostorm.",
         )
     parts: dict[str, State] = {part: {} for part in PARTS}
     for key, value in tensors.items():
         part, _, name = key.partition(".")
         if part not in parts:
-            raise BadDataError(f"{path}: {key} has no place in an adapter.", "Get the file again.")
+            raise BadDataError(f"{path}: unexpected tensor {key} in an adapter.", "Download the file again.")
         parts[part][name] = value
     adapter = Adapter(_read_card(path, metadata.get("card", "")), path=path, **parts)
     if bool(adapter.twin) != bool(adapter.card.twin):
-        raise BadDataError(f"{path}: its card and its tensors disagree about a twin.", "Get the file again.")
+        raise BadDataError(f"{path}: the card and the tensors disagree about a twin.", "Download the file again.")
     return adapter
 
 
@@ -273,18 +274,18 @@ def _read_card(path: Path, text: str) -> AdapterCard:
         content["labels"] = tuple(labels)
         return AdapterCard(**{key: value for key, value in content.items() if key not in FORMER_KEYS})
     except (ValueError, TypeError, RecursionError) as error:
-        raise BadDataError(f"{path}: its card cannot be read ({error}).", "Get the file again.") from error
+        raise BadDataError(f"{path}: the adapter's card is invalid ({error}).", "Download the file again.") from error
     except BadDataError as error:
         raise BadDataError(f"{path}: {error.message}", error.hint) from error
 
 
 class AdaptedModel(nn.Module):
-    """An encoder with an adapter in place.
+    """An encoder with an adapter.
 
     Parameters
     ----------
     model : Model
-        Stays as it is: its tensors are shared where the adapter has none of its own.
+        Not changed; its tensors are shared unless the adapter has its own.
     adapter : Adapter
 
     Raises
@@ -299,13 +300,13 @@ class AdaptedModel(nn.Module):
         where = adapter.path or card.name
         if card.encoder_sha256 != model.weights_sha256:
             raise BadDataError(
-                f"{where}: the adapter belongs to an encoder with sha256 {card.encoder_sha256[:12]}…, and {model.name} "
-                f"has {model.weights_sha256[:12]}….",
-                "Give the --model that it was trained on, or an adapter of this model.",
+                f"{where}: the adapter belongs to an encoder with sha256 {card.encoder_sha256[:12]}…, but "
+                f"{model.name} has {model.weights_sha256[:12]}….",
+                "Give the --model of this adapter, or an adapter of this model.",
             )
         self.card = card
         self.shares_encoder = not adapter.encoder
-        """Whether the plain encoder's features serve this adapter too."""
+        """The adapter uses the features of the unadapted encoder."""
         self.domain = adapter.domain
         self.encoder = model.encoder
         if adapter.encoder:
@@ -313,7 +314,7 @@ class AdaptedModel(nn.Module):
             load_strictly(self.encoder, _on(model.encoder.state_dict() | adapter.encoder, model.device), str(where))
         self.head = self._build_head(adapter.head, model.device, where)
         self.twin = self._build_head(adapter.twin, model.device, where) if adapter.twin else None
-        """A head for the plain encoder's features under ``card.twin["normalisation"]``."""
+        """A head for the unadapted encoder's features under ``card.twin["normalisation"]``."""
         self.requires_grad_(False).eval()
 
     def _build_head(self, state: State, device: torch.device, where: str | Path) -> nn.Module:
@@ -322,8 +323,8 @@ class AdaptedModel(nn.Module):
         outputs = head(self._probe(device)).shape[1]
         if outputs != self.card.n_outputs:
             raise BadDataError(
-                f"{where}: the head has {outputs} outputs, and its card asks for {self.card.n_outputs}.",
-                "Get the file again.",
+                f"{where}: the head has {outputs} outputs, but the card requires {self.card.n_outputs}.",
+                "Download the file again.",
             )
         return head
 
@@ -333,7 +334,7 @@ class AdaptedModel(nn.Module):
         return torch.zeros(1, config.n_features, *config.grid(last), device=device)
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        """(B, 1, x, y, z, t) to the head's raw outputs (B, O)."""
+        """Map (B, 1, x, y, z, t) to the head's raw outputs (B, O)."""
         return self.head(self.encoder(clips))
 
 
@@ -342,7 +343,7 @@ def _on(state: Mapping[str, torch.Tensor], device: torch.device) -> State:
 
 
 def to_predictions(card: AdapterCard, outputs: torch.Tensor) -> torch.Tensor:
-    """Raw outputs to what they mean.
+    """Convert raw outputs to predictions.
 
     Parameters
     ----------
@@ -352,7 +353,7 @@ def to_predictions(card: AdapterCard, outputs: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     torch.Tensor
-        Probabilities of the labels (B, n_labels), values in the card's unit (B, 1), or vectors of length 1 (B, O).
+        Class probabilities (B, n_labels), values in the card's unit (B, 1), or unit vectors (B, O).
     """
     outputs = outputs.float()
     if card.task == EMBEDDING:

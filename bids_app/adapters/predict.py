@@ -1,4 +1,4 @@
-"""From a run on the model grid to embeddings and predictions, a batch of clips at a time."""
+"""Embeddings and predictions of a run on the model grid, computed in batches of clips."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from bids_app.model.streaming import apply_in_batches, starting_batch
 
 MEAN = "mean"
 LEVEL = 0.9
-"""Frequency with which the intervals and sets that are told hold the truth."""
+"""Coverage of the reported prediction intervals and label sets."""
 KEEPS_THE_MEAN_IMAGE = "global"
-"""The normalisation under which a run without dynamics still shows something."""
+"""The normalisation that preserves the mean image."""
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """What the encoder made of a run.
+    """Embeddings of a run.
 
     Attributes
     ----------
     values : dict of str to numpy.ndarray, (n_clips, C)
-        Per normalisation.
+        Embeddings of all clips, by normalisation.
     onsets : numpy.ndarray, (n_clips,)
-        Start of each clip in the run as scanned, s.
+        Onset of each clip in the original run, s.
     duration : float
-        Of a clip, s.
+        Duration of a clip, s.
     dropped : float
-        Seconds at the end of the run that fill no clip.
+        Remainder at the end of the run that is shorter than a clip, s.
     """
 
     values: dict[str, np.ndarray]
@@ -49,7 +49,7 @@ class Embeddings:
     dropped: float = 0.0
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the table: per normalisation the mean over clips, then each clip."""
+        """Yield the rows of the table: for each normalisation the mean over clips, then each clip."""
         for name, values in self.values.items():
             total = self.duration * len(values)
             yield {
@@ -71,23 +71,24 @@ class Embeddings:
 
 @dataclass(frozen=True)
 class Prediction:
-    """An adapter's answer for a run.
+    """An adapter's prediction for a run.
 
     Attributes
     ----------
     card : AdapterCard
     clips : numpy.ndarray, (n_clips, n_labels), (n_clips, 1) or (n_clips, dimensions)
-        Probabilities, values in the card's unit, or the vector, of each clip.
+        Probabilities, value in the card's unit, or embedding vector, of each clip.
     onsets, duration
         As in `Embeddings`.
     distance : Distance, optional
-        Of the run from the adapter's cohort; None where the adapter has no reference statistics.
+        Distance of the run from the adapter's cohort; None if the adapter has no reference statistics.
     other : numpy.ndarray, optional
-        Answer of the adapter's twin, from the run under the other normalisation; as ``answer``.
-    still : numpy.ndarray, optional
-        Answer to the run's mean image alone, as ``answer``; None where the normalisation takes that away.
+        Prediction of the adapter's second head from the run under the other normalisation; as ``values``.
+    mean_image_only : numpy.ndarray, optional
+        Mean-image baseline: prediction from the run's mean image alone, as ``values``; None if the normalisation
+        removes the mean image.
     verdict : Verdict, optional
-        Whether the answer can be trusted, once that was judged.
+        Verdict on the prediction; None before it was judged.
     """
 
     card: AdapterCard
@@ -96,70 +97,70 @@ class Prediction:
     duration: float
     distance: Distance | None = None
     other: np.ndarray | None = None
-    still: np.ndarray | None = None
+    mean_image_only: np.ndarray | None = None
     verdict: Verdict | None = None
-    answer: np.ndarray = field(init=False)
-    """(n_labels,), (1,) or (dimensions,): the mean over clips, as the adapter gives it."""
+    values: np.ndarray = field(init=False)
+    """Mean over clips before calibration, (n_labels,), (1,) or (dimensions,)."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "answer", self.clips.mean(axis=0))
+        object.__setattr__(self, "values", self.clips.mean(axis=0))
 
     @property
     def calibration(self) -> Calibration | None:
-        """The adapter's; None where it was not calibrated."""
+        """Calibration of the adapter; None if it was not calibrated."""
         return Calibration.from_dict(self.card.calibration) if self.card.calibration else None
 
     @property
     def certainty(self) -> Certainty | None:
-        """How probable the answer is beside what calibration saw; None where nothing was calibrated, or no labels."""
+        """Certainty of the top class; None without calibration or for other tasks."""
         if self.calibration is None or self.card.task != CLASSIFICATION:
             return None
-        return self.calibration.certainty(self.told)
+        return self.calibration.certainty(self.reported)
 
     @property
-    def told(self) -> np.ndarray:
-        """The run's answer as it is told: ``answer``, calibrated where the adapter is."""
+    def reported(self) -> np.ndarray:
+        """The reported prediction: ``values``, with calibrated probabilities if the adapter is calibrated."""
         if self.calibration is None or self.card.task != CLASSIFICATION:
-            return self.answer
-        return self.calibration.probabilities(self.answer[None])[0]
+            return self.values
+        return self.calibration.probabilities(self.values[None])[0]
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Limits that hold the true value with the frequency `LEVEL`; None where that is not known."""
+        """Prediction interval with coverage `LEVEL`; None without calibration or for other tasks."""
         if self.calibration is None or self.card.task != REGRESSION:
             return None
-        return self.calibration.interval(float(self.answer[0]), LEVEL)
+        return self.calibration.interval(float(self.values[0]), LEVEL)
 
     @property
     def is_refused(self) -> bool:
-        """Whether the answer is withheld."""
+        """True if the verdict is ``refuse``, so that the prediction is withheld."""
         return self.verdict is not None and self.verdict.level == REFUSE
 
     @property
-    def place(self) -> int:
-        """Index of the run's label; of a value 0."""
-        return int(self.told.argmax())
+    def label_index(self) -> int:
+        """Index of the run's label; 0 for a regression."""
+        return int(self.reported.argmax())
 
     def label(self, values: np.ndarray) -> str:
-        """The most probable label."""
+        """Return the most probable label."""
         return self.card.labels[int(values.argmax())]
 
     @property
     def agreement(self) -> float | None:
-        """Share of clips whose label is that of the run; None where there are no labels."""
+        """Share of clips with the label of the run; None without labels."""
         if self.card.task != CLASSIFICATION:
             return None
-        return float((self.clips.argmax(axis=1) == self.place).mean())
+        return float((self.clips.argmax(axis=1) == self.label_index).mean())
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the table: the run, then each clip; without answers where they are withheld."""
+        """Yield the rows of the table: the run, then each clip; withheld predictions are empty."""
         total = self.duration * len(self.clips)
         yield {
             "clip": MEAN,
             "onset": float(self.onsets[0]),
             "duration": total,
-            **self._cells(self.told),
-            **self._ends(),
+            **self._cells(self.reported),
+            **self._run_cells(),
         }
         for index, values in enumerate(self.clips):
             yield {
@@ -169,18 +170,18 @@ class Prediction:
                 **self._cells(values),
             }
 
-    def _ends(self) -> dict[str, Any]:
-        """The interval and the verdict, where there are any."""
+    def _run_cells(self) -> dict[str, Any]:
+        """Return the cells of the interval and the verdict, if any."""
         found: dict[str, Any] = dict(zip(("lower", "upper"), self.interval or (), strict=False))
         if self.is_refused:
             found = dict.fromkeys(found)
         return found | ({"verdict": self.verdict.level} if self.verdict is not None else {})
 
     def _cells(self, values: np.ndarray) -> dict[str, Any]:
-        cells = self._answer_cells(values)
+        cells = self._prediction_cells(values)
         return dict.fromkeys(cells) if self.is_refused else cells
 
-    def _answer_cells(self, values: np.ndarray) -> dict[str, Any]:
+    def _prediction_cells(self, values: np.ndarray) -> dict[str, Any]:
         if self.card.task == REGRESSION:
             return {"value": float(values[0])}
         if self.card.task == EMBEDDING:
@@ -194,7 +195,7 @@ def _columns(values: np.ndarray) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def over_clips(
+def apply_to_clips(
     apply: Callable[[torch.Tensor], torch.Tensor], reader: ClipReader, normalisation: str, batch: int = 1
 ) -> np.ndarray:
     """Apply a function to every clip of a run, a batch at a time.
@@ -207,24 +208,24 @@ def over_clips(
     normalisation : str
         An entry of `bids_app.clips.NORMALISATIONS`.
     batch : int
-        Clips at a time to begin with; halved where the device's memory does not suffice.
+        Initial batch size; halved if the device runs out of memory.
 
     Returns
     -------
     numpy.ndarray of float32, (n_clips, K)
     """
-    answers = apply_in_batches(apply, reader.clips(normalisation), batch)
-    return np.concatenate([answer.float().cpu().numpy() for answer in answers])
+    outputs = apply_in_batches(apply, reader.clips(normalisation), batch)
+    return np.concatenate([part.float().cpu().numpy() for part in outputs])
 
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Which model a run was encoded with, and where."""
+    """The model and device that encoded a run."""
 
     model: str
     weights_sha256: str
     demonstration: bool
-    """Whether the encoder, or any adapter, is a demonstration's."""
+    """True if the encoder or any adapter is for demonstration only."""
     device: str
     scan_backend: str
     threads: int
@@ -232,21 +233,21 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the model made of a run, and which model it was."""
+    """Embeddings and predictions of a run, with the model that made them."""
 
     embeddings: Embeddings
     predictions: tuple[Prediction, ...]
     facts: ModelFacts
     verdict: Verdict | None = None
-    """Of the scan, whatever is asked of it; that of an answer is the prediction's own. None: not judged yet."""
+    """Verdict on the scan, independent of adapters; each prediction has its own. None before it was judged."""
     card: dict[str, Any] | None = None
-    """Facts for the model's card, see `bids_app.catalog.cards`."""
+    """Contents of the model card, see `bids_app.catalog.cards`."""
 
 
 def encode_run(
     model: Model, adapters: Sequence[AdaptedModel], reader: ClipReader, normalisations: Sequence[str]
 ) -> tuple[Embeddings, list[Prediction]]:
-    """Embeddings of a run, and what adapters predict from it; the encoder reads each clip no more often than it must.
+    """Encode a run and predict with all adapters; adapters without own encoder weights share the features.
 
     Parameters
     ----------
@@ -254,52 +255,54 @@ def encode_run(
     adapters : sequence of AdaptedModel
     reader : ClipReader
     normalisations : sequence of str
-        Under which embeddings are made.
+        Normalisations of the embeddings.
     """
     onsets = np.array([reader.onset(i) for i in range(reader.n_clips)])
     batch = starting_batch(model.config, model.device)
     embeddings: dict[str, np.ndarray] = {}
-    answers: dict[int, dict[str, np.ndarray]] = {index: {} for index in range(len(adapters))}
+    outputs: dict[int, dict[str, np.ndarray]] = {index: {} for index in range(len(adapters))}
     for normalisation in NORMALISATIONS:
         sharing = {i: head for i, a in enumerate(adapters) if (head := _head_for(a, normalisation)) is not None}
         if normalisation in normalisations or sharing:
-            columns = over_clips(partial(_share, model, list(sharing.values())), reader, normalisation, batch)
+            columns = apply_to_clips(
+                partial(_encode_and_apply_heads, model, list(sharing.values())), reader, normalisation, batch
+            )
             sizes = [model.config.n_features, *(adapters[index].card.n_outputs for index in sharing)]
             embeddings[normalisation], *parts = np.split(columns, np.cumsum(sizes)[:-1], axis=1)
             for index, part in zip(sharing, parts, strict=True):
-                answers[index][normalisation] = part
-    stills = _answers_to_the_mean_image(model, adapters, reader)
+                outputs[index][normalisation] = part
+    baselines = _predict_from_mean_image(model, adapters, reader)
     predictions = []
     for index, adapter in enumerate(adapters):
         card, own = adapter.card, adapter.card.normalisation
         if not adapter.shares_encoder:
-            answers[index][own] = over_clips(partial(_to_device, adapter, model.device), reader, own, batch)
-        meant = {name: to_predictions(card, torch.from_numpy(part)).numpy() for name, part in answers[index].items()}
+            outputs[index][own] = apply_to_clips(partial(_to_device, adapter, model.device), reader, own, batch)
+        clips = {name: to_predictions(card, torch.from_numpy(part)).numpy() for name, part in outputs[index].items()}
         distance = None
         if adapter.domain is not None and own in embeddings:
             distance = adapter.domain.measure(embeddings[own].mean(axis=0))
-        other = next((values.mean(axis=0) for name, values in meant.items() if name != own), None)
+        other = next((values.mean(axis=0) for name, values in clips.items() if name != own), None)
         predictions.append(
-            Prediction(card, meant[own], onsets, reader.duration, distance, other, still=stills.get(index))
+            Prediction(card, clips[own], onsets, reader.duration, distance, other, mean_image_only=baselines.get(index))
         )
-    made = {name: embeddings[name] for name in normalisations}
-    return Embeddings(made, onsets, reader.duration, reader.dropped), predictions
+    requested = {name: embeddings[name] for name in normalisations}
+    return Embeddings(requested, onsets, reader.duration, reader.dropped), predictions
 
 
 def _head_for(adapter: AdaptedModel, normalisation: str) -> nn.Module | None:
-    """The adapter's head for features of the plain encoder under a normalisation, if it has one."""
+    """Return the adapter's head for features of the unadapted encoder under a normalisation, if any."""
     if adapter.card.normalisation == normalisation:
         return adapter.head if adapter.shares_encoder else None
     return adapter.twin
 
 
 @torch.inference_mode()
-def _answers_to_the_mean_image(
+def _predict_from_mean_image(
     model: Model, adapters: Sequence[AdaptedModel], reader: ClipReader
 ) -> dict[int, np.ndarray]:
-    """What adapters answer when each volume is the run's mean image, by their index; one clip through each encoder.
+    """Compute the mean-image baselines by adapter index: predictions from a clip of constant mean volumes.
 
-    Only of adapters whose normalisation keeps the mean image: of a z-score of each voxel over time nothing is left.
+    Adapters whose normalisation removes the mean image (z-scores over time) are omitted.
     """
     keeping = {i: a for i, a in enumerate(adapters) if a.card.normalisation == KEEPS_THE_MEAN_IMAGE}
     if not keeping:
@@ -314,7 +317,7 @@ def _answers_to_the_mean_image(
     }  # fmt: skip
 
 
-def _share(model: Model, heads: Sequence[nn.Module], clips: torch.Tensor) -> torch.Tensor:
+def _encode_and_apply_heads(model: Model, heads: Sequence[nn.Module], clips: torch.Tensor) -> torch.Tensor:
     features = model.encode(clips.to(model.device))
     return torch.cat([pool(features), *(head(features) for head in heads)], dim=1)
 

@@ -1,8 +1,8 @@
-"""A verdict beside each answer: whether the scan is one that the model, and the adapter, can be asked about.
+"""The verdict on a scan and on each prediction: whether the model and the adapter are valid for the scan.
 
-Every check has a level. ``warn`` says that an answer may be worse than its adapter's card promises; ``refuse``, that it
-would mean nothing. What lies outside of the adapter's cohort is warned of or refused, as the user chose. What is not
-known is neither passed nor refused: it is named, with the reason.
+Each check has a level: ``pass``; ``warn``, where a prediction may be less accurate than its adapter's card states; or
+``refuse``, where it would be meaningless. Out-of-distribution scans are warned of or refused, as the user chose. A
+check without data has no level; it is reported as unknown, with the reason.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from bids_app.bids.orientation import LeftRight, Orientation
 PASS, WARN, REFUSE = "pass", "warn", "refuse"
 LEVELS = (PASS, WARN, REFUSE)
 Facts = Mapping[str, float | bool | Orientation | None]
-"""What is known of a scan, by the names of figures in `RULES` and `COHORT_RULES`; also ``orientation``,
-``mean_removed`` and ``age``."""
+"""Measures of a scan, under the names in `RULES` and `COHORT_RULES`; also ``orientation``, ``mean_removed``
+and ``age``."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Limits of one figure of a scan.
+    """Limits of one measure of a scan.
 
     Attributes
     ----------
     check, figure : str
-        Name of the check, and of the figure that it looks at.
+        Name of the check, and of the measure that it uses.
     what, unit : str
-        The figure in words, and its unit.
+        Description of the measure, and its unit.
     low, high : float, optional
-        Beyond which the level is ``warn``.
-    least : float, optional
-        Below which it is ``refuse``.
+        The level is ``warn`` outside this range.
+    refuse_below : float, optional
+        The level is ``refuse`` below this value.
     why : str
-        What it means to be beyond them.
+        Consequence of a value outside the range.
     """
 
     check: str
@@ -48,61 +48,60 @@ class Rule:
     why: str
     low: float | None = None
     high: float | None = None
-    least: float | None = None
+    refuse_below: float | None = None
 
     @property
     def limits(self) -> str:
-        """The limits of ``pass`` in words."""
+        """Range of ``pass`` as text."""
         return range_in_words(self.low, self.high, self.unit)
 
 
 RULES = (
-    # The model reads volumes at 0.8 s: above 3 s at least three of four are interpolated. The model's own cohorts were
+    # The model reads volumes at 0.8 s: above 3 s at least three of four are interpolated. The pre-training cohorts were
     # scanned at about 0.7 to 3 s.
     Rule(
-        "tr", "tr", "repetition time", "s", "the model reads volumes at 0.8 s and was trained on few such scans", 0.5, 3
+        "tr", "tr", "repetition time", "s", "the model resamples to 0.8 s and was trained on few such scans", 0.5, 3
     ),
-    # One clip is 20 volumes at 0.8 s; with fewer than four, neither their spread nor two halves say much.
-    Rule("duration", "seconds", "length", "s", "the answer rests on fewer than four clips of 16 s", 64, least=16),
-    # From here on the limits are those that the report judges figures by (reports/spec.yml); the least are our choice:
-    # half of the brain not seen; an overlap that no alignment which passed its gates has.
+    # One clip is 20 volumes at 0.8 s; with fewer than four clips, their spread and their halves are unreliable.
+    Rule("duration", "seconds", "duration", "s", "the run has fewer than four clips of 16 s", 64, refuse_below=16),
+    # The limits below are those of the report (reports/spec.yml). The limits of refusal are our choice: half of the
+    # brain outside the field of view, and an overlap below that of any alignment that passes its checks.
     Rule(
-        "field_of_view", "coreg_brain_seen", "share of the brain in the field of view", "", "part of the brain is cut",
-        0.8, least=0.5,
-    ),
-    Rule(
-        "coverage", "coverage", "share of the model's brain that has data", "",
-        "the model reads background where it expects brain", 0.9, least=0.5,
+        "field_of_view", "coreg_brain_seen", "share of the brain in the field of view", "",
+        "part of the brain is cut off", 0.8, refuse_below=0.5,
     ),
     Rule(
-        "template_overlap", "coreg_dice", "overlap with the brain it was aligned to (Dice)", "",
-        "the alignment may be wrong", 0.9, least=0.8,
+        "coverage", "coverage", "share of the model's brain mask with data", "",
+        "the model reads background instead of brain", 0.9, refuse_below=0.5,
+    ),
+    Rule(
+        "template_overlap", "coreg_dice", "overlap of the aligned brain masks (Dice)", "",
+        "the alignment may be wrong", 0.9, refuse_below=0.8,
     ),
     Rule(
         "template_overlap", "place_similarity", "similarity with the template", "",
-        "the image may not lie where it says", 0.35, least=0.2,
+        "the affine may be wrong", 0.35, refuse_below=0.2,
     ),
     # Parkes et al. 2018, the lenient criterion.
-    Rule("fd_mean", "fd_mean", "mean framewise displacement", "mm", "studies leave out scans with so much motion",
+    Rule("fd_mean", "fd_mean", "mean framewise displacement", "mm", "studies exclude scans with this much motion",
          high=0.55),
     Rule("tsnr", "tsnr", "temporal signal-to-noise ratio", "", "the signal is weak", 25),
 )  # fmt: skip
-"""Of the model, whatever the adapter."""
+"""Checks of every scan, with any adapter."""
 
-
-JUDGED_SIDES = {
+LEFT_RIGHT_LEVELS = {
     LeftRight.AS_STORED: (PASS, ""),
     LeftRight.FLIPPED: (
         REFUSE,
-        "The brain is more like the mirror image of the template: left and right may be exchanged.",
+        "The brain is more similar to the mirrored template: the image may be left-right flipped.",
     ),
 }
-"""Level and message by what was found of left and right; anything else is not known."""
+"""Level and message by left-right orientation; any other orientation is unknown."""
 
 
 @dataclass(frozen=True)
 class CohortRule:
-    """Which end of a cohort's range counts, and how far beyond it a scan may lie, as a share of that end."""
+    """Which ends of a cohort's range are checked, and the relative margin beyond them."""
 
     figure: str
     what: str
@@ -114,17 +113,17 @@ class CohortRule:
 
 COHORT_RULES = {
     "tr": CohortRule("tr", "repetition time", "s", margin=0.1),
-    "duration": CohortRule("seconds", "length", "s", high=False, margin=0.1),  # longer is only better
+    "duration": CohortRule("seconds", "duration", "s", high=False, margin=0.1),  # longer is better
     "fd_mean": CohortRule("fd_mean", "mean framewise displacement", "mm", low=False),
     "tsnr": CohortRule("tsnr", "temporal signal-to-noise ratio", "", high=False),
     "age": CohortRule("age", "age of the participant", "years"),
 }
-"""By check: what is compared with the range that the adapter's cohort had (`AdapterCard.ranges`)."""
+"""Measures compared with the range of the adapter's cohort (`AdapterCard.ranges`), by check."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What one check found."""
+    """Result of one check."""
 
     name: str
     level: str
@@ -135,30 +134,30 @@ class Check:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All checks of a scan; ``unknown`` names those that could not be made, and why."""
+    """All checks of a scan; ``unknown`` gives the reason for each check without data."""
 
     checks: tuple[Check, ...]
     unknown: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def level(self) -> str:
-        """The worst of all checks."""
+        """Worst level of all checks."""
         return max((check.level for check in self.checks), key=LEVELS.index, default=PASS)
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """What was found wrong, the worst first, as sentences."""
+        """Messages of all checks that did not pass, worst first."""
         found = sorted(self.checks, key=lambda check: -LEVELS.index(check.level))
         return tuple(check.message for check in found if check.message)
 
 
 def judge_scan(facts: Facts) -> Verdict:
-    """Judge a scan by what the model can read, whatever is asked of it."""
-    found, unknown = _by_the_model(facts)
+    """Judge a scan by the checks that hold for every adapter."""
+    found, unknown = _check_scan(facts)
     if facts.get("mean_removed"):
         found["normalisation"] = Check(
-            "normalisation", WARN, "mean image removed", "mean image there",
-            "The series came without its mean image: under the global normalisation there is no anatomy left to read.",
+            "normalisation", WARN, "mean image removed", "mean image present",
+            "The series has no mean image: under the global normalisation, the model has no anatomical information.",
         )  # fmt: skip
     return Verdict(tuple(found.values()), unknown)
 
@@ -170,89 +169,89 @@ def judge_prediction(
     on_out_of_domain: str,
     certainty: Certainty | None = None,
 ) -> Verdict:
-    """Judge whether an adapter can be asked about a scan.
+    """Judge whether an adapter is valid for a scan.
 
     Parameters
     ----------
     facts : mapping
     card : AdapterCard
     distance : Distance, optional
-        From the adapter's cohort; None: the adapter has no reference statistics.
+        Distance from the adapter's cohort; None: the adapter has no reference statistics.
     on_out_of_domain : str
-        ``warn`` or ``refuse``: the level of what lies outside of the adapter's cohort.
+        ``warn`` or ``refuse``: level of out-of-distribution scans.
     certainty : Certainty, optional
-        Of a calibrated classification.
+        Certainty of a calibrated classification.
     """
-    found, unknown = _by_the_model(facts)
+    found, unknown = _check_scan(facts)
     if facts.get("mean_removed") and card.normalisation == "global":
         found["normalisation"] = Check(
-            "normalisation", REFUSE, "mean image removed", "mean image there",
-            "The series came without its mean image, which the global normalisation of this adapter keeps and reads.",
+            "normalisation", REFUSE, "mean image removed", "mean image present",
+            "The series has no mean image, which this adapter requires (global normalisation).",
         )  # fmt: skip
     for name, rule in COHORT_RULES.items():
         value = facts.get(rule.figure)
         if name not in card.ranges:
             if name == "age":
-                unknown[name] = "The adapter does not say which ages its cohort had."
+                unknown[name] = "The adapter's card has no age range of its cohort."
         elif not _is_number(value):
-            unknown[name] = f"The {rule.what} is not known."
+            unknown[name] = f"The {rule.what} is unknown."
         else:
-            beside = _beside_the_cohort(name, rule, float(value), card.ranges[name], on_out_of_domain)  # type: ignore[arg-type]
-            if name not in found or LEVELS.index(beside.level) > LEVELS.index(found[name].level):
-                found[name] = beside
+            check = _check_against_cohort(name, rule, float(value), card.ranges[name], on_out_of_domain)  # type: ignore[arg-type]
+            if name not in found or LEVELS.index(check.level) > LEVELS.index(found[name].level):
+                found[name] = check
             unknown.pop(name, None)
     if distance is None:
         unknown["embedding"] = "The adapter has no reference statistics of its cohort."
     else:
-        found["embedding"] = _by_distance(distance, on_out_of_domain)
+        found["embedding"] = _check_distance(distance, on_out_of_domain)
     if certainty is not None:
-        found["certainty"] = _by_certainty(certainty)
+        found["certainty"] = _check_certainty(certainty)
     return Verdict(tuple(found.values()), unknown)
 
 
-def _by_the_model(facts: Facts) -> tuple[dict[str, Check], dict[str, str]]:
-    """Checks that do not depend on the adapter, by name; and those that cannot be made."""
+def _check_scan(facts: Facts) -> tuple[dict[str, Check], dict[str, str]]:
+    """Run the checks that do not depend on the adapter; return them by name, and the reasons of unknown ones."""
     found: dict[str, Check] = {}
     unknown: dict[str, str] = {}
     for rule in RULES:
         value = facts.get(rule.figure)
         if _is_number(value):
-            found[rule.check] = _by_rule(rule, float(value))  # type: ignore[arg-type]
+            found[rule.check] = _check_rule(rule, float(value))  # type: ignore[arg-type]
             unknown.pop(rule.check, None)
         elif rule.check not in found:
             unknown[rule.check] = f"The {rule.what} was not measured."
     orientation = facts.get("orientation")
     if not isinstance(orientation, Orientation):
-        unknown["orientation"] = "Left and right: not examined."
-    elif orientation.left_right in JUDGED_SIDES:
-        level, message = JUDGED_SIDES[orientation.left_right]
+        unknown["orientation"] = "Left and right: not checked."
+    elif orientation.left_right in LEFT_RIGHT_LEVELS:
+        level, message = LEFT_RIGHT_LEVELS[orientation.left_right]
         found["orientation"] = Check("orientation", level, orientation.in_words, "as in the template", message)
     else:
         unknown["orientation"] = f"Left and right: {orientation.in_words}."
     if facts.get("mean_removed") is None:
-        unknown["normalisation"] = "Whether the series was normalised before is not known."
+        unknown["normalisation"] = "It is unknown whether the series was normalised before."
     else:
         words = "mean image removed" if facts["mean_removed"] else "as measured"
-        found["normalisation"] = Check("normalisation", PASS, words, "mean image there, or not read")
+        found["normalisation"] = Check("normalisation", PASS, words, "mean image present, or not used")
     return found, unknown
 
 
-def _by_rule(rule: Rule, value: float) -> Check:
+def _check_rule(rule: Rule, value: float) -> Check:
     below, above = _is_below(value, rule.low), _is_above(value, rule.high)
     if not (below or above):
         return Check(rule.check, PASS, value, rule.limits)
-    level = REFUSE if _is_below(value, rule.least) else WARN
+    level = REFUSE if _is_below(value, rule.refuse_below) else WARN
     limits = rule.limits
-    if rule.least is not None:
-        limits += f"; refused below {_number(rule.least, rule.unit)}"
+    if rule.refuse_below is not None:
+        limits += f"; refused below {_number(rule.refuse_below, rule.unit)}"
     end = f"below {_number(rule.low, rule.unit)}" if below else f"above {_number(rule.high, rule.unit)}"
     return Check(
         rule.check, level, value, limits, f"The {rule.what} is {_number(value, rule.unit)}, {end}: {rule.why}."
     )
 
 
-def _beside_the_cohort(name: str, rule: CohortRule, value: float, seen: Any, level: str) -> Check:
-    low, high = float(seen[0]), float(seen[1])
+def _check_against_cohort(name: str, rule: CohortRule, value: float, cohort_range: Any, level: str) -> Check:
+    low, high = float(cohort_range[0]), float(cohort_range[1])
     limits = range_in_words(low if rule.low else None, high if rule.high else None, rule.unit)
     below = rule.low and value < low * (1 - rule.margin)
     above = rule.high and value > high * (1 + rule.margin)
@@ -260,34 +259,34 @@ def _beside_the_cohort(name: str, rule: CohortRule, value: float, seen: Any, lev
         return Check(name, PASS, value, f"{limits} in the adapter's cohort")
     return Check(
         name, level, value, f"{limits} in the adapter's cohort",
-        f"The {rule.what} is {_number(value, rule.unit)}; in the cohort that the adapter learned from it was {limits}.",
+        f"The {rule.what} is {_number(value, rule.unit)}; in the adapter's training cohort it was {limits}.",
     )  # fmt: skip
 
 
-def _by_distance(distance: Distance, level: str) -> Check:
-    limits = f"at most {distance.limit:.3g}, which {distance.false_alarms:.1%} of scans like the cohort's exceed"
+def _check_distance(distance: Distance, level: str) -> Check:
+    limits = f"at most {distance.limit:.3g}, exceeded by {distance.false_alarms:.1%} of scans of the cohort's kind"
     if not distance.is_far:
         return Check("embedding", PASS, distance.value, limits)
     return Check(
         "embedding", level, distance.value, limits,
-        f"The scan is unlike those that the adapter learned from: its embedding lies {distance.value:.3g} standard "
-        f"deviations away, and only {distance.false_alarms:.1%} of scans like theirs lie beyond {distance.limit:.3g}.",
+        f"The scan is out of distribution for this adapter: its embedding is {distance.value:.3g} standard deviations "
+        f"from the training cohort, and only {distance.false_alarms:.1%} of similar scans exceed {distance.limit:.3g}.",
     )  # fmt: skip
 
 
-def _by_certainty(found: Certainty) -> Check:
-    limits = f"at least {found.least:.0%}, as the true label had in {found.level:.0%} of the calibration scans"
-    if found.probability >= found.least:
+def _check_certainty(found: Certainty) -> Check:
+    limits = f"at least {found.minimum:.0%}, as for the true label in {found.level:.0%} of the calibration scans"
+    if found.probability >= found.minimum:
         return Check("certainty", PASS, found.probability, limits)
     return Check(
         "certainty", WARN, found.probability, limits,
-        f"No answer is probable enough: the first has {found.probability:.0%}, and the true one had at least "
-        f"{found.least:.0%} in {found.level:.0%} of the scans that calibrated the adapter.",
+        f"Low confidence: the top class has {found.probability:.0%} probability; the true class had at least "
+        f"{found.minimum:.0%} in {found.level:.0%} of the calibration scans.",
     )  # fmt: skip
 
 
 def range_in_words(low: float | None, high: float | None, unit: str) -> str:
-    """``0.5 to 3 s``, ``at least 25``, ``at most 0.55 mm``."""
+    """Format a range: ``0.5 to 3 s``, ``at least 25``, ``at most 0.55 mm``."""
     if low is not None and high is not None:
         return f"{low:.3g} to {_number(high, unit)}"
     return f"at most {_number(high, unit)}" if low is None else f"at least {_number(low, unit)}"

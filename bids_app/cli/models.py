@@ -168,7 +168,7 @@ def _model_json(entry: Entry) -> dict[str, Any]:
         "head": None if model.head is None else f"{model.head.version}, {model.head(_probe(model)).shape[1]} outputs",
         "decoder": bool(checkpoint.decoder),
         "demonstration": checkpoint.demonstration,
-        "not_used": list(model.left_over),
+        "not_used": list(model.unused_keys),
         "info": checkpoint.info,
     }
 
@@ -213,15 +213,15 @@ def _convert_to_model(arguments: argparse.Namespace, entry: Entry, source: Path)
 
 
 def _convert_to_adapter(arguments: argparse.Namespace, entry: Entry, source: Path) -> None:
-    from bids_app.adapters.convert import Answers, adapter_from_checkpoint
+    from bids_app.adapters.convert import OutputMeaning, adapter_from_checkpoint
     from bids_app.adapters.file import save_adapter
     from bids_app.catalog.models import weights_path
 
     base = weights_path(_entry(arguments.base)) if arguments.base else None
     known = {**entry.head, "labels": tuple(entry.head.get("labels", ()))}
-    given = {f.name: getattr(arguments, f.name, None) for f in fields(Answers)}
-    answers = replace(Answers(**known), **{k: v for k, v in given.items() if v is not None})
-    adapter = adapter_from_checkpoint(source, arguments.adapter, answers, base, entry.licence)
+    given = {f.name: getattr(arguments, f.name, None) for f in fields(OutputMeaning)}
+    meaning = replace(OutputMeaning(**known), **{k: v for k, v in given.items() if v is not None})
+    adapter = adapter_from_checkpoint(source, arguments.adapter, meaning, base, entry.licence)
     save_adapter(arguments.output, adapter)
 
 

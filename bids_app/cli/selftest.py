@@ -111,7 +111,7 @@ def answers_on(device: str, series: GridSeries) -> Answers:
     model = load_model(weights_path(entry), device)
     adapters = [AdaptedModel(model, load_adapter(path)) for path in adapter_paths(entry, ())]
     embeddings, (prediction,) = encode_run(model, adapters, ClipReader(series), tuple(NORMALISATIONS))
-    return {name: values[0] for name, values in embeddings.values.items()} | {"prediction": prediction.answer}
+    return {name: values[0] for name, values in embeddings.values.items()} | {"prediction": prediction.values}
 
 
 def largest_difference(found: Answers, expected: Answers) -> float:

@@ -1,4 +1,4 @@
-"""The encoder, its checkpoints, its heads and what runs them; `bids_app.model.api.load_model` loads one.
+"""The encoder, its checkpoints, heads and kernels; `bids_app.model.api.load_model` loads a model.
 
-Tensors only: nothing of BIDS, images or preprocessing, and of files only checkpoints.
+This package handles tensors and checkpoint files only; it knows neither BIDS nor images nor preprocessing.
 """

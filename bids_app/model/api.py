@@ -1,4 +1,4 @@
-"""`load_model`: from a name or a path to an encoder that is ready to run, with its head where the file has one."""
+"""Loading of models: `load_model` returns an encoder, and its head if the file has one."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ log = logging.getLogger(__name__)
 
 
 class Model(nn.Module):
-    """An encoder with its weights, and the head that came with them.
+    """An encoder with its weights and its head.
 
     Attributes
     ----------
     name : str
     weights_sha256 : str
-        Hash of the encoder's tensors, the same in every file format; adapters are bound to it.
+        Hash of the encoder's tensors, identical in every file format; adapters refer to it.
     config : EncoderConfig
     encoder : Encoder
     head : nn.Module or None
-    left_over : tuple of str
-        Keys of the file that are not used to encode.
+    unused_keys : tuple of str
+        Keys of the file that the model does not use.
     info : dict
-        What the file says about its making: hyperparameters, or task, labels and licence.
+        Metadata of the file: hyperparameters, or task, labels and licence.
     demonstration : bool
-        Whether every output must say that it comes from a demonstration.
+        The model is for demonstration only; every output states this.
     """
 
     def __init__(self, checkpoint: Checkpoint, name: str | None = None) -> None:
@@ -50,16 +50,16 @@ class Model(nn.Module):
         unused: tuple[str, ...] = ()
         if checkpoint.head:
             self.head, unused = build_head(checkpoint.head)
-        self.left_over = (*checkpoint.left_over, *checkpoint.decoder, *(f"head.{k}" for k in unused))
+        self.unused_keys = (*checkpoint.unused_keys, *checkpoint.decoder, *(f"head.{k}" for k in unused))
         self.requires_grad_(False).eval()
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.encoder.parameters()).device
 
     def encode(self, clips: torch.Tensor) -> torch.Tensor:
-        """Features of clips.
+        """Encode clips.
 
         Parameters
         ----------
@@ -72,7 +72,7 @@ class Model(nn.Module):
         return self.encoder(clips)
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        """(B, 1, x, y, z, t) to the head's raw outputs (B, O); one logit where there are two classes."""
+        """Map (B, 1, x, y, z, t) to the head's raw outputs (B, O); two classes have one logit."""
         if self.head is None:
             raise UsageError(f"The model {self.name} has no head.", "Use encode, or apply an adapter.")
         return self.head(self.encode(clips))
@@ -84,38 +84,38 @@ def load_model(path_or_name: str | Path, device: str | torch.device = "cpu") -> 
     Parameters
     ----------
     path_or_name : str or Path
-        A checkpoint (``.ckpt`` of the published code, ``.safetensors`` of ours), or a name of the catalog. Nothing is
-        ever downloaded from here: what is not in the cache is an error that says how to fetch it.
+        A checkpoint (``.ckpt`` of the published code, or our ``.safetensors``), or a name in the catalog. Nothing is
+        downloaded; if the model is not in the cache, the error's hint is the command to fetch it.
     device : str or torch.device
 
     Returns
     -------
     Model
-        In evaluation mode, with no parameter that asks for a gradient.
+        In evaluation mode; its parameters do not require gradients.
     """
     path, name = _resolve(path_or_name)
     checkpoint = read_checkpoint(path)
     model = Model(checkpoint, name)
-    if model.left_over:
-        log.info("%s: %d keys are not needed to encode: %s", path, len(model.left_over), ", ".join(model.left_over))
-    log.info("%s, encoder %s…, scanned by %s", model.name, model.weights_sha256[:12], backend_in_use(device))
+    if model.unused_keys:
+        log.info("%s: %d keys of the file are not used: %s", path, len(model.unused_keys), ", ".join(model.unused_keys))
+    log.info("%s, encoder %s…, scan backend %s", model.name, model.weights_sha256[:12], backend_in_use(device))
     return model.to(device)
 
 
 def load_autoencoder(path_or_name: str | Path, device: str | torch.device = "cpu") -> MaskedAutoencoder:
-    """Load encoder and decoder of a file of pre-training; the same rules as for `load_model`.
+    """Load encoder and decoder of a pre-training file; parameters as in `load_model`.
 
     Returns
     -------
     MaskedAutoencoder
-        In evaluation mode; its parameters ask for gradients.
+        In evaluation mode; its parameters require gradients.
     """
     path, _ = _resolve(path_or_name)
     return autoencoder_from(read_checkpoint(path)).eval().to(device)
 
 
 def _resolve(path_or_name: str | Path) -> tuple[Path, str | None]:
-    """A file that exists is taken as one; anything else is looked up in the catalog."""
+    """Return path and name of a model: an existing file, or else an entry of the catalog."""
     path = Path(path_or_name)
     if path.is_file() or isinstance(path_or_name, Path) or path.suffix in (".ckpt", ".safetensors", ".pt", ".pth"):
         return path, None

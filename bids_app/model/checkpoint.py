@@ -1,11 +1,11 @@
-"""Weights on disk: the published Lightning checkpoints of 2025 and 2026, and the safetensors files written here.
+"""Checkpoint files: the published Lightning checkpoints of 2025 and 2026, and our safetensors format.
 
-Nothing in a file is executed, and nothing is left random: a file either fits in every key or is refused, naming
-the keys. What belongs to the file but not to the encoder (decoder, mask tokens, unused norms) is named too.
+No code in a file is executed, and no parameter stays uninitialised: files with missing or unexpected keys are refused,
+and the error names the keys. Keys that the encoder does not use (decoder, mask tokens, unused norms) are listed.
 
 Our format, `neurostorm-encoder`: tensors ``encoder.*``, and optionally ``head.*`` and ``decoder.*``; metadata
 ``format``, ``version``, ``name``, ``config`` (JSON of `EncoderConfig`), ``demonstration`` (``true`` or ``false``)
-and ``info`` (JSON: whatever is known of task, labels, source and licence).
+and ``info`` (JSON: task, labels, source and licence, where known).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bids_app.model.config import EncoderConfig
 
 ENCODER_FORMAT, ENCODER_FORMAT_VERSION = "neurostorm-encoder", "1"
 MODEL_NAMES = ("neurostorm", "swin4d_mae", "swin4d_ver7", "fmrifound")
-"""What published files call the architecture."""
+"""Names of the architecture in published files."""
 DECODER_PREFIXES = ("first_patch_expanding.", "layers_up.", "norm_up.", "decoder_pred.")
 MASKING_KEYS = ("mask_token", "window_mask_token", "atlas_mask_token", "atlas_map")
 HYPER_PARAMETERS = (
@@ -47,14 +47,14 @@ State = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a file, sorted; tensors are float32 on the CPU.
+    """The contents of a checkpoint, by part; tensors are float32 on the CPU.
 
     Attributes
     ----------
     encoder, prompts, decoder, head : dict of str to torch.Tensor
         Without prefixes; ``decoder`` holds mask tokens as well. ``head`` and ``decoder`` may be empty.
-    left_over : tuple of str
-        Full names of keys of the file that nothing here uses.
+    unused_keys : tuple of str
+        Full names of keys that are not used.
     info : dict
         Hyperparameters of a Lightning file, or the ``info`` of ours.
     """
@@ -66,14 +66,16 @@ class Checkpoint:
     prompts: State = field(default_factory=dict)
     decoder: State = field(default_factory=dict)
     head: State = field(default_factory=dict)
-    left_over: tuple[str, ...] = ()
+    unused_keys: tuple[str, ...] = ()
     info: dict[str, Any] = field(default_factory=dict)
     demonstration: bool = False
 
     def require_decoder(self) -> None:
-        """Raise a `BadDataError` where there is no decoder: parts of scans cannot be guessed without one."""
+        """Raise a `BadDataError` if there is no decoder, which reconstruction requires."""
         if not any(key.startswith("decoder_pred.") for key in self.decoder):
-            raise BadDataError(f"{self.path}: holds no decoder.", "Give a file of pre-training, not of fine-tuning.")
+            raise BadDataError(
+                f"{self.path}: the file has no decoder.", "Give a pre-training file, not a fine-tuned one."
+            )
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -82,22 +84,22 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises
     ------
     NoInputError
-        There is no such file.
+        The file does not exist.
     BadDataError
-        The file carries code, is truncated, is of no known format, or does not say what it is.
+        The file contains code, is truncated, or has an unknown or incomplete format.
     """
     path = Path(path)
     if not path.is_file():
-        raise NoInputError(f"{path}: there are no weights here.", "Check the path, or see `neurostorm-models list`.")
+        raise NoInputError(f"{path}: no such checkpoint.", "Check the path, or see `neurostorm-models list`.")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
     return _read_lightning(path)
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
-    """Hash names, shapes and values of tensors, so that the same weights hash alike in every file format.
+    """Hash names, shapes and values of tensors; the same weights have the same hash in every file format.
 
-    Prompts are not counted: they belong to an adapter, not to the encoder that it was made for.
+    Prompts are excluded: they belong to an adapter, not to the encoder.
     """
     digest = hashlib.sha256()
     for key in sorted(k for k in state if not k.endswith(".prompt")):
@@ -112,40 +114,41 @@ def _read_lightning(path: Path) -> Checkpoint:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as err:
         raise BadDataError(
-            f"{path}: refused, because it holds objects that could run code when loaded, or is no checkpoint at all.",
-            "Only tensors and plain values are read. Save the state dict and hyperparameters alone.",
+            f"{path}: the file is not a checkpoint, or contains objects that could run code when loaded.",
+            "Save only the state dict and hyperparameters, as tensors and plain values.",
         ) from err
-    except Exception as err:  # damaged bytes make the unpickler raise whatever it stumbles over
+    except Exception as err:  # damaged files make the unpickler raise any exception
         raise BadDataError(
-            f"{path}: cannot be read as a checkpoint ({err}).", "Fetch it again; it may be truncated."
+            f"{path}: the checkpoint is not readable ({err}).", "Download it again; it may be truncated."
         ) from err
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise BadDataError(
-            f"{path}: has no state_dict.", "Give a Lightning checkpoint of NeuroSTORM, or a file of ours."
+            f"{path}: the file has no state_dict.",
+            "Give a Lightning checkpoint or a safetensors file of NeuroSTORM.",
         )
     hyper = content.get("hyper_parameters") or {}
     if not isinstance(hyper, dict) or not all(
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in content["state_dict"].items()
     ):
         raise BadDataError(
-            f"{path}: its state_dict or hyper_parameters are not what they are called.", "The file is damaged."
+            f"{path}: state_dict or hyper_parameters have an invalid type.", "Download the file again; it is damaged."
         )
     tensors = {k: v.float() if v.is_floating_point() else v for k, v in content["state_dict"].items()}
     parts: dict[str, State] = {"encoder": {}, "prompts": {}, "decoder": {}, "head": {}}
-    left_over = []
+    unused_keys = []
     for key, value in tensors.items():
         bare = key.removeprefix("model.")
         if key.startswith("output_head.head."):
             parts["head"][key.removeprefix("output_head.head.")] = value
         elif not key.startswith("model."):
-            left_over.append(key)
+            unused_keys.append(key)
         elif bare in MASKING_KEYS or bare.startswith(DECODER_PREFIXES):
             parts["decoder"][bare] = value
         else:
             parts["prompts" if bare.endswith(".prompt") else "encoder"][bare] = value
     if not parts["encoder"]:
         raise BadDataError(
-            f"{path}: holds no encoder.", "Its keys should begin with model.; is it a file of NeuroSTORM?"
+            f"{path}: the file has no encoder (no keys that begin with model.).", "Give a checkpoint of NeuroSTORM."
         )
     with _naming(path, "hyper_parameters"):
         config = _config_from_hyper_parameters(path, hyper, parts["prompts"])
@@ -157,43 +160,41 @@ def _read_lightning(path: Path) -> Checkpoint:
         prompts=parts["prompts"],
         decoder=parts["decoder"],
         head=parts["head"],
-        left_over=tuple(left_over),
+        unused_keys=tuple(unused_keys),
         info=hyper,
     )
 
 
 @contextmanager
 def _naming(path: Path, what: str) -> Iterator[None]:
-    """Name the file in what goes wrong with a part of it."""
+    """Add the file's name to errors in a part of it."""
     try:
         yield
     except BadDataError as err:
         raise err if str(path) in err.message else BadDataError(f"{path}: {err.message}", err.hint) from err
     except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError) as err:
-        raise BadDataError(f"{path}: its {what} cannot be understood ({err}).", "The file is damaged.") from err
+        raise BadDataError(f"{path}: {what} are invalid ({err}).", "Download the file again; it is damaged.") from err
 
 
 def _config_from_hyper_parameters(path: Path, hyper: dict[str, Any], prompts: State) -> EncoderConfig:
     missing = [name for name in HYPER_PARAMETERS if name not in hyper]
     if missing:
-        raise BadDataError(
-            f"{path}: its hyper_parameters lack {', '.join(missing)}.", "Without them the encoder cannot be built."
-        )
+        raise BadDataError(f"{path}: hyper_parameters lack {', '.join(missing)}.", "Give a checkpoint that holds them.")
     if hyper.get("model", MODEL_NAMES[0]) not in MODEL_NAMES:
-        raise BadDataError(f"{path}: is a {hyper['model']!r} model.", f"Readable are {', '.join(MODEL_NAMES)}.")
+        raise BadDataError(f"{path}: unsupported model {hyper['model']!r}.", f"Supported are {', '.join(MODEL_NAMES)}.")
     if hyper.get("use_mamba", True) is False:
         raise BadDataError(
-            f"{path}: its windows are mixed by attention.", "Only encoders with Mamba blocks are supported."
+            f"{path}: the encoder uses window attention.", "Only encoders with Mamba blocks are supported."
         )
     if hyper.get("c_multiplier", 2) != 2:
         raise BadDataError(
-            f"{path}: c_multiplier is {hyper['c_multiplier']}.", "Only stages that double the width are supported."
+            f"{path}: c_multiplier is {hyper['c_multiplier']}.", "Only a c_multiplier of 2 is supported."
         )
     lengths = {v.shape[1] for v in prompts.values()}
     if len(lengths) > 1 or (lengths and hyper.get("prompt_len", min(lengths)) not in lengths):
         raise BadDataError(
-            f"{path}: prompts of {sorted(lengths)} tokens, but prompt_len is {hyper.get('prompt_len')}.",
-            "The file contradicts itself.",
+            f"{path}: the prompts have {sorted(lengths)} tokens, but prompt_len is {hyper.get('prompt_len')}.",
+            "Correct prompt_len in hyper_parameters.",
         )
     return EncoderConfig(
         img_size=tuple(hyper["img_size"]),
@@ -209,7 +210,7 @@ def _config_from_hyper_parameters(path: Path, hyper: dict[str, Any], prompts: St
 
 
 def read_safetensors(path: Path, expected_format: str) -> tuple[State, dict[str, str]]:
-    """Tensors and metadata of a safetensors file that must be of the named format."""
+    """Read tensors and metadata of a safetensors file and check its format."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
@@ -221,30 +222,32 @@ def read_safetensors(path: Path, expected_format: str) -> tuple[State, dict[str,
 
 
 def parse_safetensors(content: bytes, path: Path, expected_format: str) -> tuple[State, dict[str, str]]:
-    """The same of a file's bytes; ``path`` is for messages."""
+    """Read as `read_safetensors` from a file's content; ``path`` is for error messages."""
     try:
         tensors = load(content)
     except SafetensorError as err:
         raise _unreadable(path, err) from err
-    size = int.from_bytes(content[:8], "little")  # of the header, which the line above found valid
+    size = int.from_bytes(content[:8], "little")  # of the header, which `load` has validated
     metadata = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
     _check_format(path, metadata, expected_format)
     return tensors, metadata
 
 
 def _unreadable(path: Path, error: Exception) -> BadDataError:
-    return BadDataError(f"{path}: cannot be read as safetensors ({error}).", "It may be truncated; get it again.")
+    return BadDataError(
+        f"{path}: not a readable safetensors file ({error}).", "Download it again; it may be truncated."
+    )
 
 
 def _check_format(path: Path, metadata: dict[str, str], expected: str) -> None:
     if metadata.get("format") != expected:
         raise BadDataError(
-            f"{path}: its format is {metadata.get('format')!r}, not {expected!r}.", "Give a file of that kind."
+            f"{path}: the format is {metadata.get('format')!r}, not {expected!r}.", f"Give a file of format {expected}."
         )
 
 
 def file_format(path: Path) -> str:
-    """The ``format`` in a safetensors file's metadata; empty for any other file."""
+    """Return the ``format`` in a safetensors file's metadata; empty for any other file."""
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("format", "")
@@ -256,17 +259,17 @@ def _read_safetensors(path: Path) -> Checkpoint:
     tensors, metadata = read_safetensors(path, ENCODER_FORMAT)
     if metadata.get("version") != ENCODER_FORMAT_VERSION:
         raise BadDataError(
-            f"{path}: format version {metadata.get('version')!r} is not known here.", "Update the program."
+            f"{path}: format version {metadata.get('version')!r} is not supported.", "Install a newer neurostorm."
         )
     with _naming(path, "metadata"):
         config = EncoderConfig.from_dict(json.loads(metadata["config"]))
         info = json.loads(metadata.get("info", "{}"))
     parts: dict[str, State] = {"encoder": {}, "prompts": {}, "decoder": {}, "head": {}}
-    left_over = []
+    unused_keys = []
     for key, value in tensors.items():
         prefix, _, bare = key.partition(".")
         if prefix not in ("encoder", "decoder", "head"):
-            left_over.append(key)
+            unused_keys.append(key)
             continue
         value = value.float() if value.is_floating_point() else value
         parts["prompts" if bare.endswith(".prompt") else prefix][bare] = value
@@ -278,7 +281,7 @@ def _read_safetensors(path: Path) -> Checkpoint:
         prompts=parts["prompts"],
         decoder=parts["decoder"],
         head=parts["head"],
-        left_over=tuple(left_over),
+        unused_keys=tuple(unused_keys),
         info=info,
         demonstration=metadata.get("demonstration") == "true",
     )
@@ -295,22 +298,22 @@ def save_encoder(
     demonstration: bool = False,
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write our safetensors format, atomically; the same input gives the same bytes.
+    """Write a file of our safetensors format atomically; the same input gives the same bytes.
 
     Parameters
     ----------
     config : EncoderConfig
-        With the prompt length that ``encoder`` holds.
+        Its prompt length must be that of ``encoder``.
     encoder, head, decoder : mapping of str to torch.Tensor
         State dicts without prefixes (``Encoder(...).state_dict()``).
     name : str
-        What the model is called in outputs.
+        Name of the model in outputs.
     info : mapping, optional
         JSON values: task, labels, source, licence, training, ...
     demonstration : bool
-        Whether every output must say that it comes from a demonstration.
+        The model is for demonstration only; every output states this.
     dtype : torch.dtype
-        Of the stored floats; float16 halves a small model's file, and is float32 again once read.
+        Type of the stored floats; float16 halves the file and is converted to float32 on reading.
     """
     tensors: State = {}
     for prefix, state in (("encoder", encoder), ("head", head or {}), ("decoder", decoder or {})):
@@ -329,7 +332,7 @@ def save_encoder(
 
 
 def _serialise(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
-    """The bytes of a safetensors file with its header in a fixed order; the library's own order changes by the run."""
+    """Return the content of a safetensors file with a sorted header; the library's order varies between runs."""
     content = save(dict(tensors), metadata)
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -340,7 +343,7 @@ def _serialise(tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) ->
 
 
 def write_safetensors(path: str | Path, tensors: Mapping[str, torch.Tensor], metadata: dict[str, str]) -> Path:
-    """Write tensors to a temporary name beside ``path`` and rename, so that no half file is ever found."""
+    """Write tensors atomically: to a temporary file in the same folder, which is then renamed."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")

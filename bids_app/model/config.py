@@ -1,4 +1,4 @@
-"""The shape of an encoder, as data that checks itself."""
+"""Configuration of an encoder, with validation."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from bids_app.model.windows import Size4
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The shape of an encoder; enough to build it again, and to check that weights fit it.
+    """Configuration of an encoder: sufficient to build it and to check that weights fit.
 
     Attributes
     ----------
     img_size : (x, y, z, t)
-        Voxels and volumes of the largest clip.
+        Size of the largest clip, in voxels and volumes.
     patch_size : (x, y, z, t)
-        Voxels and volumes of one token.
+        Size of one token, in voxels and volumes.
     embed_dim : int
         Width of the first stage; each later stage is twice as wide.
     depths : tuple of int
-        Blocks of each stage.
+        Number of blocks in each stage.
     first_window_size, window_size : (X, Y, Z, T)
-        Tokens of a window in the first stage and in the others.
+        Window size, in tokens, of the first stage and of the others.
     whole_last_stage : bool
-        Whether the last stage's windows cover all of space and never shift (``last_layer_full_MSA``).
+        The last stage's windows cover the whole space without shifts (``last_layer_full_MSA``).
     prompt_len : int
-        Learned tokens in front of each window, in every block; 0 for none.
+        Number of prompt tokens in front of each window, in every block.
     """
 
     img_size: Size4 = (96, 96, 96, 20)
@@ -48,7 +48,9 @@ class EncoderConfig:
             value = tuple(int(v) for v in getattr(self, name))
             object.__setattr__(self, name, value)
             if not value or min(value) < 1 or (name != "depths" and len(value) != 4):
-                raise BadDataError(f"Encoder configuration: {name} is {value}.", "Four sizes of 1 or more are needed.")
+                raise BadDataError(
+                    f"Encoder configuration: {name} is {value}.", "Give sizes of 1 or more, one per axis."
+                )
         for name in ("in_chans", "embed_dim", "mlp_ratio"):
             if getattr(self, name) < 1:
                 raise BadDataError(f"Encoder configuration: {name} is {getattr(self, name)}.", "It must be 1 or more.")
@@ -56,15 +58,15 @@ class EncoderConfig:
             raise BadDataError(f"Encoder configuration: prompt_len is {self.prompt_len}.", "It must be 0 or more.")
         if self.patch_size[3] != 1:
             raise BadDataError(
-                f"Encoder configuration: patch_size is {self.patch_size}.", "Time is never merged: its patch is 1."
+                f"Encoder configuration: patch_size is {self.patch_size}.", "The temporal patch size must be 1."
             )
         for axis, (size, patch) in enumerate(zip(self.img_size[:3], self.patch_size[:3], strict=True)):
             step = patch * 2 ** (len(self.depths) - 1)
             if size % step:
                 raise BadDataError(
-                    f"Encoder configuration: axis {axis} of img_size {self.img_size} does not divide into "
-                    f"{len(self.depths)} stages of patches of {patch}.",
-                    f"Its length must be a multiple of {step}.",
+                    f"Encoder configuration: axis {axis} of img_size {self.img_size} is not divisible by "
+                    f"patches of {patch} over {len(self.depths)} stages.",
+                    f"Give a multiple of {step}.",
                 )
 
     @property
@@ -73,16 +75,16 @@ class EncoderConfig:
         return len(self.depths)
 
     def width(self, stage: int) -> int:
-        """Channels of a stage."""
+        """Return the number of channels of a stage."""
         return self.embed_dim * 2**stage
 
     def grid(self, stage: int) -> Size4:
-        """Token grid of a stage for a clip of full size."""
+        """Return the token grid of a stage for a clip of full size."""
         x, y, z = (s // p // 2**stage for s, p in zip(self.img_size[:3], self.patch_size[:3], strict=True))
         return x, y, z, self.img_size[3]
 
     def window(self, stage: int) -> Size4:
-        """The window asked for in a stage."""
+        """Return the configured window size of a stage."""
         if self.whole_last_stage and stage == self.n_stages - 1:
             x, y, z, _ = self.grid(stage)
             return x, y, z, self.window_size[3]
@@ -90,21 +92,21 @@ class EncoderConfig:
 
     @property
     def n_features(self) -> int:
-        """Channels of the output."""
+        """Number of output channels."""
         return self.width(self.n_stages - 1)
 
     def as_dict(self) -> dict[str, Any]:
-        """Fields as JSON holds them."""
+        """Return the fields as JSON values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EncoderConfig:
-        """The configuration that `as_dict` wrote; unknown fields are refused."""
+        """Build a configuration from the output of `as_dict`; unknown fields are an error."""
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
             raise BadDataError(
                 f"Encoder configuration: unknown fields {', '.join(unknown)}.",
-                "The file was written by another version, or is no encoder.",
+                "The file is not an encoder, or was written by another version of neurostorm.",
             )
         return cls(**values)

@@ -1,13 +1,12 @@
-"""The NeuroSTORM encoder: patches of a BOLD clip to tokens, four stages of windowed Mamba blocks.
+"""The NeuroSTORM encoder: patch embedding of a BOLD clip, then four stages of windowed Mamba blocks.
 
-Modules carry the parameter names of the published files, so that a state dict needs no translation. Nothing here
-reads a file.
+Parameters have the names of the published files, so that a state dict can be loaded directly.
 
     B  batch      x y z t  voxels and volumes of a clip      X Y Z T  token grid of a stage      C  width of a stage
     N  windows    L  tokens of a window (see windows.py)
 
-Clips come channel-first (B, 1, x, y, z, t), features go out channel-first (B, C, X, Y, Z, T), and everything between
-is channels-last (B, X, Y, Z, T, C).
+Clips (B, 1, x, y, z, t) and output features (B, C, X, Y, Z, T) are channels-first; internal tensors are channels-last
+(B, X, Y, Z, T, C).
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ __all__ = ["Block", "Encoder", "EncoderConfig", "Stage"]
 
 
 class Mlp(nn.Module):
-    """Two layers with a GELU between them."""
+    """Two linear layers with a GELU in between."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -36,19 +35,19 @@ class Mlp(nn.Module):
         self.linear2 = nn.Linear(hidden, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., C) to (..., C)."""
+        """Map (..., C) to (..., C)."""
         return self.linear2(F.gelu(self.linear1(x)))
 
 
 class DropPath(nn.Module):
-    """Drops a block's contribution for whole clips while training, and scales the rest up."""
+    """Stochastic depth: drops a block's contribution for whole clips during training, and rescales the others."""
 
     def __init__(self, rate: float = 0.0) -> None:
         super().__init__()
         self.rate = rate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, ...) to the same."""
+        """Map (B, ...) to the same shape."""
         if not self.training or self.rate == 0.0:
             return x
         keep = torch.rand(x.shape[0], *[1] * (x.ndim - 1), device=x.device) >= self.rate
@@ -56,7 +55,7 @@ class DropPath(nn.Module):
 
 
 class Block(nn.Module):
-    """x + Mamba(LayerNorm(x)) in windows, then x + MLP(LayerNorm(x))."""
+    """A block: x + Mamba(LayerNorm(x)) in windows, then x + MLP(LayerNorm(x))."""
 
     def __init__(
         self, width: int, window: Size4, shifted: bool, mlp_ratio: int, prompt_len: int = 0, drop_path: float = 0.0
@@ -69,17 +68,17 @@ class Block(nn.Module):
         self.mlp = Mlp(width, mlp_ratio * width)
         self.drop_path = DropPath(drop_path)
         self.token_dropout: nn.Module | None = None
-        """Applied to the mixer's output tokens while training, see strd.py: called with (N, L, C) and the plan."""
+        """Applied to the mixer's output tokens (N, L, C) during training, see strd.py."""
         self.prompt: nn.Parameter | None = None
         if prompt_len:
             self.set_prompt(torch.empty(1, prompt_len, width).uniform_(-1, 1) * (6 / (prompt_len + width)) ** 0.5)
 
     def set_prompt(self, tokens: torch.Tensor | None) -> None:
-        """Put prompts (1, K, C) in front of every window, or take them away."""
+        """Set the prompts (1, K, C) in front of every window, or remove them."""
         self.prompt = None if tokens is None else nn.Parameter(tokens)
 
     def forward(self, x: torch.Tensor, overwrite: bool = False) -> torch.Tensor:
-        """(B, X, Y, Z, T, C) to the same. With ``overwrite``, ``x`` is nobody else's and may be lost."""
+        """Map (B, X, Y, Z, T, C) to the same shape; with ``overwrite``, ``x`` may be modified in place."""
         _, gx, gy, gz, gt, _ = x.shape
         plan = plan_windows((gx, gy, gz, gt), self.window, self.shifted)
         if fused.applies(self, x) and not (self.training and (self.token_dropout is not None or self.drop_path.rate)):
@@ -88,7 +87,7 @@ class Block(nn.Module):
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        """The parameters by the names that the fused block knows them by."""
+        """Return the parameters under the names of the fused block."""
         m = self.mamba
         return {
             "norm1_weight": self.norm1.weight,
@@ -123,7 +122,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks on one grid; every second one shifts its windows; merging or expansion at the end."""
+    """Blocks on one token grid, every second with shifted windows, followed by patch merging or expansion."""
 
     def __init__(
         self, blocks: list[Block], downsample: nn.Module | None = None, upsample: nn.Module | None = None
@@ -131,14 +130,14 @@ class Stage(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
         self.checkpointing = False
-        """Whether activations within blocks are computed again in the backward pass, instead of being kept."""
+        """Recompute the activations of blocks in the backward pass, to save memory."""
         if downsample is not None:
             self.downsample = downsample
         if upsample is not None:
             self.upsample = upsample
 
     def forward(self, x: torch.Tensor, overwrite: bool = False) -> torch.Tensor:
-        """(B, X, Y, Z, T, C) to the next stage's grid and width; ``overwrite`` as in `Block`."""
+        """Map (B, X, Y, Z, T, C) to the next stage's grid and width; ``overwrite`` as in `Block`."""
         for index, block in enumerate(self.blocks):
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
@@ -151,13 +150,13 @@ class Stage(nn.Module):
 
 
 class Encoder(nn.Module):
-    """A clip to features; the published configuration has 5,173,020 parameters.
+    """The encoder, from clips to features; the published configuration has 5,173,020 parameters.
 
     Parameters
     ----------
     config : EncoderConfig
     drop_path : float
-        Rate of the last block while training; it grows linearly from 0 at the first.
+        Stochastic-depth rate of the last block; it increases linearly from 0 in the first.
     """
 
     def __init__(self, config: EncoderConfig, drop_path: float = 0.0) -> None:
@@ -169,12 +168,12 @@ class Encoder(nn.Module):
         self.pos_embeds = nn.ModuleList(PositionEmbedding(config.width(i), config.grid(i)) for i in range(last + 1))
         layers = []
         for i, depth in enumerate(config.depths):
-            never = config.whole_last_stage and i == last
+            is_whole = config.whole_last_stage and i == last
             blocks = [
                 Block(
                     config.width(i),
                     config.window(i),
-                    j % 2 == 1 and not never,
+                    j % 2 == 1 and not is_whole,
                     config.mlp_ratio,
                     config.prompt_len,
                     rates.pop(0),
@@ -185,13 +184,13 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(layers)
 
     def check_clips(self, clips: torch.Tensor) -> None:
-        """Refuse clips that do not fit the configuration."""
+        """Raise a `BadDataError` if clips do not fit the configuration."""
         x, y, z, t = self.config.img_size
         expected = (self.config.in_chans, x, y, z)
         if clips.ndim != 6 or tuple(clips.shape[1:5]) != expected or not 1 <= clips.shape[5] <= t:
             raise BadDataError(
-                f"The encoder was given clips of shape {tuple(clips.shape)}.",
-                f"It takes (batch, {', '.join(map(str, expected))}, 1 to {t} volumes).",
+                f"The encoder received clips of shape {tuple(clips.shape)}.",
+                f"Give clips of shape (batch, {', '.join(map(str, expected))}, 1 to {t} volumes).",
             )
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
@@ -211,11 +210,11 @@ class Encoder(nn.Module):
         return self.encode_tokens(self.patch_embed(clips), overwrite=True).permute(0, 5, 1, 2, 3, 4)
 
     def encode_tokens(self, tokens: torch.Tensor, overwrite: bool = False) -> torch.Tensor:
-        """(B, X, Y, Z, T, C) of patch tokens to the last stage's (B, X', Y', Z', T, C').
+        """Encode patch tokens (B, X, Y, Z, T, C) to features of the last stage (B, X', Y', Z', T, C').
 
-        With ``overwrite``, ``tokens`` are nobody else's and may be lost.
+        With ``overwrite``, ``tokens`` may be modified in place.
         """
         for position, stage in zip(self.pos_embeds, self.layers, strict=True):
             tokens = stage(position(tokens, overwrite), overwrite=True)
-            overwrite = True  # what a stage returns is nobody else's
+            overwrite = True  # a stage's output has no other user
         return tokens

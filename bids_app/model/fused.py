@@ -1,7 +1,7 @@
-"""Whole layers in one native call, where no gradient is asked for: the fast path of inference on a CPU.
+"""Fused layers for inference on a CPU: each layer is one native call.
 
-A window's tokens go through norm, mixer and MLP while they are in the core's cache. It is taken when the scan backend
-is `native`; any other backend, a gradient, or another dtype takes the path through modules.
+A window's tokens pass norm, mixer and MLP while they are in the core's cache. The fused layers are used with the scan
+backend `native`; gradients, other dtypes and other backends use the PyTorch modules.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bids_app.model.windows import WindowPlan
 
 
 def applies(module: nn.Module, x: torch.Tensor) -> bool:
-    """Whether a module's work on ``x`` can be done in one native call."""
+    """Tell whether a fused layer can replace a module for the input ``x``."""
     if x.dtype != torch.float32 or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
         return False
     parameters = list(module.parameters())
@@ -34,18 +34,18 @@ def block(
     prompts: torch.Tensor | None,
     overwrite: bool = False,
 ) -> torch.Tensor:
-    """A block of the encoder in one go, without gradients.
+    """Run a block of the encoder in one call, without gradients.
 
     Parameters
     ----------
     x : torch.Tensor of float32, (B, X, Y, Z, T, C)
     plan : WindowPlan
     weights : mapping of str to torch.Tensor
-        Under the names of `native.BLOCK_WEIGHTS`.
+        Weights under the names in `native.BLOCK_WEIGHTS`.
     prompts : torch.Tensor, optional
         (1, K, C).
     overwrite : bool
-        Put the answer where ``x`` is. Windows share no token, so that none is read once it is written.
+        Write the output into ``x``; this is safe because windows share no tokens.
 
     Returns
     -------
@@ -53,7 +53,9 @@ def block(
     """
     x = x.detach().contiguous()
     y = x if overwrite else torch.empty_like(x)
-    kept = [native.flat(weights[name]) for name in native.BLOCK_WEIGHTS]  # alive until the call returns
+    kept = [
+        native.flat(weights[name]) for name in native.BLOCK_WEIGHTS
+    ]  # references keep the memory alive until the call returns
     front = None if prompts is None else native.flat(prompts)
     inner, taps = weights["conv_weight"].shape[0], weights["conv_weight"].shape[-1]
     struct = native.Block(
@@ -67,7 +69,7 @@ def block(
 
 
 def patch_embed(clips: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, patch: tuple[int, ...]) -> torch.Tensor:
-    """The patch embedding straight from the clips, without gradients.
+    """Compute the patch embedding directly from the clips, without gradients.
 
     Parameters
     ----------
@@ -91,12 +93,12 @@ def patch_embed(clips: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, p
 
 
 def merge(x: torch.Tensor, norm_weight: torch.Tensor, norm_bias: torch.Tensor, reduction: torch.Tensor) -> torch.Tensor:
-    """Merging of spatial neighbours, their norm and their reduction, without gradients.
+    """Merge spatial neighbours, normalise and reduce them, without gradients.
 
     Parameters
     ----------
     x : torch.Tensor of float32, (B, X, Y, Z, T, C)
-        With X, Y and Z even.
+        X, Y and Z must be even.
     norm_weight, norm_bias : torch.Tensor, (8 C,)
     reduction : torch.Tensor, (2 C, 8 C)
 
@@ -113,7 +115,7 @@ def merge(x: torch.Tensor, norm_weight: torch.Tensor, norm_bias: torch.Tensor, r
 
 
 def add_position(x: torch.Tensor, space: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-    """Add positions in place, without gradients.
+    """Add position embeddings in place, without gradients.
 
     Parameters
     ----------
@@ -134,7 +136,7 @@ def add_position(x: torch.Tensor, space: torch.Tensor, time: torch.Tensor) -> to
 
 
 def _run(kind: str, struct: Structure) -> None:
-    """Call ``ns_<kind>_forward`` with a workspace of the size that it asks for: packed weights and scratch."""
+    """Call ``ns_<kind>_forward`` with a workspace of the required size for packed weights and scratch arrays."""
     isa, threads = native.instruction_set(), torch.get_num_threads()
     floats = getattr(native.require(), f"ns_{kind}_workspace_floats")(isa.encode(), byref(struct), threads)
     workspace = torch.empty(floats)

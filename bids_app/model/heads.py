@@ -1,4 +1,4 @@
-"""Heads: from an encoder's features to the answer of a task. Parameter names are those of the published files.
+"""Heads, which predict a task from the encoder's features. Parameters have the names of the published files.
 
 B  batch      C  features      X Y Z T  token grid of the encoder's last stage      O  outputs
 """
@@ -17,12 +17,12 @@ V3_LAYERS, V3_ATTENTION_HEADS, V3_EXPANSION = 6, 8, 4
 
 
 def n_outputs(n_classes: int) -> int:
-    """Outputs of a classification head: two classes are one logit with a sigmoid."""
+    """Return the number of outputs of a classification head; two classes have one logit with a sigmoid."""
     return 1 if n_classes == 2 else n_classes
 
 
 def pool(features: torch.Tensor) -> torch.Tensor:
-    """Mean over all tokens.
+    """Average features over all tokens.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ def pool(features: torch.Tensor) -> torch.Tensor:
 
 
 class LinearHead(nn.Module):
-    """One linear layer on the mean over tokens (``v1``)."""
+    """A linear layer on the mean over tokens (``v1``)."""
 
     version = "v1"
 
@@ -71,8 +71,8 @@ class TwoLayerHead(LinearHead):
 class TokenHead(nn.Module):
     """Transformer layers over a class token and the clip's tokens (``v3``).
 
-    The published code runs its layers without ``batch_first``, so that tokens attend to the same token of the other
-    clips in the batch and the class token sees none of its own clip. Here attention runs over the tokens of each clip.
+    The published code runs these layers without ``batch_first``, so that tokens attend to the same token of the other
+    clips in the batch instead of to their own clip. Here, attention is over the tokens of each clip.
     """
 
     version = "v3"
@@ -93,8 +93,8 @@ class TokenHead(nn.Module):
         tokens = features.flatten(2).transpose(1, 2)  # (B, X*Y*Z*T, C)
         if tokens.shape[1] != self.pos_embed.shape[1] - 1:
             raise BadDataError(
-                f"A v3 head for {self.pos_embed.shape[1] - 1} tokens was given {tokens.shape[1]}.",
-                "Use clips of the length that the head was trained with.",
+                f"The v3 head requires {self.pos_embed.shape[1] - 1} tokens but received {tokens.shape[1]}.",
+                "Use clips of the length that the head was trained on.",
             )
         x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1) + self.pos_embed
         for layer in cast(nn.ModuleList, self.transformer_encoder["layers"]):
@@ -104,11 +104,11 @@ class TokenHead(nn.Module):
 
 HEADS: dict[str, type[LinearHead | TokenHead]] = {h.version: h for h in (LinearHead, TwoLayerHead, TokenHead)}
 UNUSED_KEYS = ("norm.weight", "norm.bias")
-"""In older ``v1`` heads; never applied."""
+"""Keys of older ``v1`` heads, never applied."""
 
 
 def head_version(state: Mapping[str, torch.Tensor]) -> str:
-    """Tell the version of a head from its keys; ``clf_head_version`` in published files does not always say it."""
+    """Infer the version of a head from its keys; ``clf_head_version`` is not in all published files."""
     if "cls_token" in state:
         return "v3"
     return "v2" if "hidden.weight" in state else "v1"
@@ -120,41 +120,44 @@ def build_head(state: Mapping[str, torch.Tensor]) -> tuple[LinearHead | TokenHea
     Parameters
     ----------
     state : mapping of str to torch.Tensor
-        Names without any prefix (``head.weight``, ...).
+        Keys without prefix (``head.weight``, ...).
 
     Returns
     -------
     head : nn.Module
         In evaluation mode.
-    left_over : tuple of str
-        Keys that belong to no version of the head and are known to be unused.
+    unused_keys : tuple of str
+        Known keys that are never applied.
     """
     version = head_version(state)
     last = "mlp_head.1.weight" if version == "v3" else "head.weight"
     first = {"v1": "head.weight", "v2": "hidden.weight", "v3": "cls_token"}[version]
     if last not in state or first not in state:
-        raise BadDataError(f"The head has no {last if last not in state else first}.", "The checkpoint is incomplete.")
+        raise BadDataError(
+            f"The head has no {last if last not in state else first}.",
+            "Download the checkpoint again; it is incomplete.",
+        )
     tokens = state["pos_embed"].shape[1] - 1 if "pos_embed" in state else 0
     head = HEADS[version](state[first].shape[-1], state[last].shape[0], tokens)
-    left_over = tuple(k for k in UNUSED_KEYS if k in state) if version == "v1" else ()
-    load_strictly(head, {k: v for k, v in state.items() if k not in left_over}, "head")
-    return head.eval(), left_over
+    unused_keys = tuple(k for k in UNUSED_KEYS if k in state) if version == "v1" else ()
+    load_strictly(head, {k: v for k, v in state.items() if k not in unused_keys}, "head")
+    return head.eval(), unused_keys
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
-    """Load a state dict, or name every key that is missing, left over, misshapen or not finite.
+    """Load a state dict; raise an error that lists missing, unused, misshapen and non-finite keys.
 
     Parameters
     ----------
     module : nn.Module
     state : mapping of str to torch.Tensor
     what : str
-        What the module is, for the message.
+        Name of the module in the error message.
     """
     own = module.state_dict()
     faults = {
         "missing": sorted(set(own) - set(state)),
-        "left over": sorted(set(state) - set(own)),
+        "unused keys": sorted(set(state) - set(own)),
         "misshapen": [
             f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
             for k in own
@@ -165,6 +168,7 @@ def load_strictly(module: nn.Module, state: Mapping[str, torch.Tensor], what: st
     found = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys)
     if found:
         raise BadDataError(
-            f"The weights do not fit the {what} ({found}).", "Check that the file is whole and of this model."
+            f"The weights do not fit the {what} ({found}).",
+            "Check that the file is complete and belongs to this model.",
         )
     module.load_state_dict({k: state[k].to(v.dtype) for k, v in own.items()}, strict=True)

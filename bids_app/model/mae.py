@@ -1,11 +1,11 @@
-"""The masked autoencoder that the encoder is pre-trained with: hidden tokens in, voxels out.
+"""The masked autoencoder for pre-training: it reconstructs the voxels of masked tokens.
 
-A decoder without skips mirrors the encoder: the last stage's tokens are expanded in space step by step, with windowed
-Mamba blocks on each grid, and mapped to the voxels of each patch. Parameter names are those of the published files.
+The decoder mirrors the encoder without skip connections: it expands the last stage's tokens in space stage by stage,
+with windowed Mamba blocks on each grid, and maps them to voxels. Parameters have the names of the published files.
 
     B  batch      X Y Z T  token grid of the first stage      C  its width      P  voxels of a patch
 
-A mask is (B, X, Y, Z, T), 1 where a token is hidden, between 0 and 1 where it is partly hidden; masking.py draws them.
+A mask is (B, X, Y, Z, T): 1 for hidden tokens, between 0 and 1 for partly hidden ones; see masking.py.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bids_app.model.patches import to_patches
 
 
 class PatchExpanding(nn.Module):
-    """Doubles the spatial grid and halves the width; the counterpart of merging."""
+    """Patch expansion: doubles the spatial grid and halves the width."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -32,26 +32,26 @@ class PatchExpanding(nn.Module):
         self.norm = nn.LayerNorm(width // 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, X, Y, Z, T, C) to (B, 2 X, 2 Y, 2 Z, T, C / 2)."""
+        """Map (B, X, Y, Z, T, C) to (B, 2 X, 2 Y, 2 Z, T, C / 2)."""
         b, gx, gy, gz, gt, c = x.shape
         x = self.expand(x).reshape(b, gx, gy, gz, gt, 2, 2, 2, c // 2).permute(0, 1, 5, 2, 6, 3, 7, 4, 8)
         return self.norm(x.reshape(b, 2 * gx, 2 * gy, 2 * gz, gt, c // 2))
 
 
 class MaskedAutoencoder(nn.Module):
-    """Encoder, decoder, and the learned tokens that stand for what is hidden.
+    """Encoder, decoder, and learned mask tokens.
 
     Parameters
     ----------
     config : EncoderConfig
     drop_path : float
-        Of the encoder while training.
+        Stochastic-depth rate of the encoder during training.
 
     Attributes
     ----------
     mask_token, atlas_mask_token : nn.Parameter, (C,)
     window_mask_token : nn.Parameter, (tokens of a window, C)
-        One for each place in a window of the first stage.
+        One for each position in a window of the first stage.
     """
 
     def __init__(self, config: EncoderConfig, drop_path: float = 0.0) -> None:
@@ -69,44 +69,44 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_pred = nn.Linear(config.embed_dim, self.encoder.patch_embed.fc.in_features)
 
     def forward(self, clips: torch.Tensor, mask: torch.Tensor, spatial: str = "window") -> torch.Tensor:
-        """Predict the voxels of all patches from those that are not hidden.
+        """Predict the voxels of all patches from the visible ones.
 
         Parameters
         ----------
         clips : torch.Tensor, (B, 1, x, y, z, t)
         mask : torch.Tensor, (B, X, Y, Z, T)
         spatial : str
-            Which learned token stands for hidden ones; an entry of `SPATIAL_MASKS`.
+            Type of mask token; an entry of `SPATIAL_MASKS`.
 
         Returns
         -------
         torch.Tensor, (B, X, Y, Z, T, P)
-            Patches in the order of `to_patches`; `from_patches` makes clips of them.
+            Patches in the order of `to_patches`; `from_patches` converts them to clips.
         """
         self.encoder.check_clips(clips)
         tokens = self.encoder.patch_embed(clips)
         if mask.shape != tokens.shape[:-1]:
             raise BadDataError(
-                f"The mask is {tuple(mask.shape)}, and the tokens are {tuple(tokens.shape[:-1])}.",
-                "Draw the mask for the clips' token grid.",
+                f"The mask has shape {tuple(mask.shape)}, but the tokens have {tuple(tokens.shape[:-1])}.",
+                "Sample the mask on the clips' token grid.",
             )
         hidden = mask.unsqueeze(-1).to(tokens.dtype)
-        tokens = tokens * (1 - hidden) + self._stand_in(spatial, tuple(tokens.shape[1:5])) * hidden
+        tokens = tokens * (1 - hidden) + self._mask_tokens(spatial, tuple(tokens.shape[1:5])) * hidden
         return self.decode(self.encoder.encode_tokens(tokens))
 
     def decode(self, features: torch.Tensor) -> torch.Tensor:
-        """(B, X', Y', Z', T, C') of the last stage to predicted patches (B, X, Y, Z, T, P)."""
+        """Decode features of the last stage (B, X', Y', Z', T, C') to patches (B, X, Y, Z, T, P)."""
         x = self.first_patch_expanding(features)
         for stage in self.layers_up:
             x = stage(x)
         return self.decoder_pred(self.norm_up(x))
 
-    def _stand_in(self, spatial: str, grid: tuple[int, ...]) -> torch.Tensor:
-        """The tokens in place of hidden ones, broadcastable to (B, X, Y, Z, T, C)."""
+    def _mask_tokens(self, spatial: str, grid: tuple[int, ...]) -> torch.Tensor:
+        """Return the mask tokens, broadcastable to (B, X, Y, Z, T, C)."""
         if spatial in ("random", "atlas"):
             return self.mask_token if spatial == "random" else self.atlas_mask_token
         if spatial != "window":
-            raise UsageError(f"There is no mask token for {spatial!r}.", "Choose random, window or atlas.")
+            raise UsageError(f"Unknown spatial mask {spatial!r}.", "Choose random, window or atlas.")
         window = self.config.first_window_size
         tiles = self.window_mask_token.reshape(1, *window, -1)
         tiles = tiles.repeat(1, *(-(-size // step) for size, step in zip(grid, window, strict=True)), 1)
@@ -116,16 +116,16 @@ class MaskedAutoencoder(nn.Module):
     def loss(
         self, prediction: torch.Tensor, clips: torch.Tensor, mask: torch.Tensor, weights: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Mean squared error over what is hidden.
+        """Compute the mean squared error over hidden patches.
 
         Parameters
         ----------
         prediction : torch.Tensor, (B, X, Y, Z, T, P)
         clips : torch.Tensor, (B, 1, x, y, z, t)
         mask : torch.Tensor, (B, X, Y, Z, T)
-            Partly hidden patches count by their hidden part.
+            Partly hidden patches are weighted by their hidden fraction.
         weights : torch.Tensor, optional
-            Broadcastable to the mask: what else a patch counts by, of its region for one.
+            Additional weights of patches, broadcastable to the mask.
 
         Returns
         -------
@@ -136,7 +136,7 @@ class MaskedAutoencoder(nn.Module):
         return (error * share).sum() / share.sum().clamp(min=1e-8)
 
     def decoder_state(self) -> dict[str, torch.Tensor]:
-        """Everything but the encoder, for `save_encoder`."""
+        """Return all parameters except the encoder's, for `save_encoder`."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith("encoder.")}
 
 
@@ -148,9 +148,9 @@ def _decoder_stage(config: EncoderConfig, stage: int) -> Stage:
 
 
 def autoencoder_from(checkpoint: Checkpoint) -> MaskedAutoencoder:
-    """Build the autoencoder of a pre-training file, strictly.
+    """Build the autoencoder of a pre-training file; all keys must match.
 
-    Files of 2025 know one mask token, for each place in a window; their other kinds of tokens start at its mean.
+    Files of 2025 have only window mask tokens; the other mask tokens are initialised with their mean.
     """
     checkpoint.require_decoder()
     model = MaskedAutoencoder(checkpoint.config)
@@ -163,5 +163,5 @@ def autoencoder_from(checkpoint: Checkpoint) -> MaskedAutoencoder:
 
 
 def _tokens_of_2025(decoder: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    places = decoder["mask_token"]  # (tokens of a window, C)
-    return {name: places if name == "window_mask_token" else places.mean(0) for name in MASKING_KEYS[:3]}
+    tokens = decoder["mask_token"]  # (tokens of a window, C)
+    return {name: tokens if name == "window_mask_token" else tokens.mean(0) for name in MASKING_KEYS[:3]}

@@ -1,6 +1,6 @@
-"""The Mamba-1 mixer over the tokens of a window, channels-last throughout.
+"""The Mamba-1 mixer of the tokens of a window, channels-last.
 
-N  windows    L  tokens of a window    C  width    D  inner width (expand * C)    S  states    R  rank of the step
+N  windows    L  tokens of a window    C  width    D  inner width (expand * C)    S  states    R  rank of the time step
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ D_STATE, D_CONV, EXPAND = 16, 4, 2
 
 
 class DepthwiseConv(nn.Module):
-    """Parameters of the causal convolution along a window's tokens, one filter a channel."""
+    """Parameters of the causal convolution along a window's tokens, with one filter per channel."""
 
     def __init__(self, channels: int, width: int) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class DepthwiseConv(nn.Module):
 
 
 class Mamba(nn.Module):
-    """Mixes the tokens of each window in one direction; names of parameters are those of the published files."""
+    """Mixes the tokens of each window in one direction; parameters have the names of the published files."""
 
     def __init__(self, width: int, d_state: int = D_STATE, d_conv: int = D_CONV, expand: int = EXPAND) -> None:
         super().__init__()
@@ -45,11 +45,11 @@ class Mamba(nn.Module):
         self._init_step()
 
     def _init_step(self, low: float = 1e-3, high: float = 1e-1) -> None:
-        """Start with steps spread log-uniformly between ``low`` and ``high``, as Mamba does."""
+        """Initialise time steps log-uniformly between ``low`` and ``high``, as Mamba does."""
         nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
         step = torch.exp(torch.rand(self.D.shape[0]) * math.log(high / low) + math.log(low))
         with torch.no_grad():
-            self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+            self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse softplus
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Mix tokens.

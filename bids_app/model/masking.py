@@ -1,7 +1,7 @@
-"""What is hidden from the masked autoencoder: spatial kinds times temporal kinds, and regions of an atlas as patches.
+"""Masks of the masked autoencoder: spatial and temporal mask types, and atlas regions as patches.
 
-A spatial kind draws which places are hidden in a number of time slots; a temporal kind says how many slots there are
-and how long each lasts. Every combination is therefore one entry of each table, and no code of its own.
+A spatial mask samples the hidden positions in each time slot; a temporal mask sets the number and length of the time
+slots. Each spatial mask can be combined with each temporal mask.
 
     B  clips      X Y Z T  token grid      R  regions of an atlas      K  time slots of a mask
 """
@@ -25,13 +25,13 @@ _Entry = TypeVar("_Entry")
 
 @dataclass(frozen=True)
 class AtlasPatches:
-    """How much of each token's patch each region of an atlas fills.
+    """Fraction of each token's patch in each region of an atlas.
 
     Attributes
     ----------
     labels : torch.Tensor of int64, (R,)
     fractions : torch.Tensor of float32, (R, X, Y, Z)
-        Share of the patch's voxels that carry the label.
+        Fraction of the patch's voxels with the label.
     """
 
     labels: torch.Tensor
@@ -44,16 +44,16 @@ class AtlasPatches:
         Parameters
         ----------
         labels : torch.Tensor of int, (x, y, z)
-            A label image on the model grid; 0 is no region.
+            A label image on the model grid; 0 is background.
         patch : (x, y, z)
-            Voxels of a patch.
+            Size of a patch, voxels.
         """
         if labels.is_floating_point() or labels.ndim != 3:
-            raise BadDataError("An atlas must be a 3D image of whole numbers.", "Resample it with nearest neighbours.")
+            raise BadDataError("The atlas is not a 3D image of integer labels.", "Resample it with nearest neighbours.")
         if any(size % step for size, step in zip(labels.shape, patch, strict=True)):
             raise BadDataError(
-                f"An atlas of {tuple(labels.shape)} voxels does not divide into patches of {patch}.",
-                "Resample it onto the model grid first.",
+                f"The atlas has {tuple(labels.shape)} voxels, which is not divisible into patches of {patch}.",
+                "Resample it to the model grid.",
             )
         found = labels.unique()
         found = found[found != 0]
@@ -68,12 +68,12 @@ class AtlasPatches:
 
     @cached_property
     def largest(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of each patch, the largest fraction and the index of its region; (X, Y, Z) both."""
+        """Largest fraction in each patch and the index of its region, both (X, Y, Z)."""
         largest, owner = self.fractions.max(0)
         return largest, owner
 
     def hidden(self, chosen: torch.Tensor, rule: str) -> torch.Tensor:
-        """Patches that hide when regions do.
+        """Return the patches that are hidden with the chosen regions.
 
         Parameters
         ----------
@@ -86,10 +86,10 @@ class AtlasPatches:
         torch.Tensor of float32, (X, Y, Z)
             In 0..1.
         """
-        return _entry(ATLAS_RULES, rule, "atlas rule")(self, chosen)
+        return _look_up(ATLAS_RULES, rule, "atlas rule")(self, chosen)
 
     def patches_of_regions(self, rule: str) -> torch.Tensor:
-        """Patches, or under ``soft`` fractions of patches, that each region hides alone; (R,)."""
+        """Count the patches (rule ``soft``: sum their fractions) that each region hides alone, (R,)."""
         alone = torch.eye(len(self.labels), dtype=torch.bool)
         return torch.stack([self.hidden(one, rule).sum() for one in alone])
 
@@ -118,20 +118,20 @@ ATLAS_RULES: dict[str, Callable[[AtlasPatches, torch.Tensor], torch.Tensor]] = {
     "pure": _pure,
     "soft": _soft,
 }
-"""Which patches belong to a region: those with a voxel of it; those of whose labelled voxels it has the most; those it
-fills; or each to the degree that it fills it."""
+"""Rules to assign patches to regions. ``any``: patches with any voxel of the region; ``majority``: patches in which it
+is the largest region; ``pure``: patches completely inside it; ``soft``: weighted by the region's fraction."""
 
 
 @dataclass(frozen=True)
 class MaskSettings:
-    """What to hide.
+    """Settings of a mask.
 
     Attributes
     ----------
     spatial, temporal, rule : str
         Entries of `SPATIAL_MASKS`, `TEMPORAL_MASKS` and `ATLAS_RULES`.
     ratio : float
-        Share hidden, above 0 and below 1: of tokens, of windows, or of the patches that the atlas covers.
+        Hidden fraction, between 0 and 1, of tokens, of windows, or of the patches that the atlas covers.
     """
 
     spatial: str = "window"
@@ -140,11 +140,11 @@ class MaskSettings:
     rule: str = "majority"
 
     def __post_init__(self) -> None:
-        _entry(SPATIAL_MASKS, self.spatial, "spatial mask")
-        _entry(TEMPORAL_MASKS, self.temporal, "temporal mask")
-        _entry(ATLAS_RULES, self.rule, "atlas rule")
+        _look_up(SPATIAL_MASKS, self.spatial, "spatial mask")
+        _look_up(TEMPORAL_MASKS, self.temporal, "temporal mask")
+        _look_up(ATLAS_RULES, self.rule, "atlas rule")
         if not 0 < self.ratio < 1:
-            raise UsageError(f"A mask ratio of {self.ratio} was asked for.", "Give a share between 0 and 1.")
+            raise UsageError(f"Invalid mask ratio: {self.ratio}.", "Give a number between 0 and 1.")
 
 
 def sample_mask(
@@ -155,19 +155,19 @@ def sample_mask(
     atlas: AtlasPatches | None = None,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Draw what is hidden, for each clip of a batch anew.
+    """Sample an independent mask for each clip of a batch.
 
     Parameters
     ----------
     settings : MaskSettings
     grid : (X, Y, Z, T)
-        Tokens of the first stage.
+        Token grid of the first stage.
     window : (X, Y, Z, T)
-        Tokens of a window of the first stage.
+        Window size of the first stage, tokens.
     atlas : AtlasPatches, optional
-        Needed for the spatial kind ``atlas``; its grid is (X, Y, Z).
+        Required for the spatial mask ``atlas``; its grid is (X, Y, Z).
     generator : torch.Generator, optional
-        On the CPU, where the draw is made.
+        Generator on the CPU.
 
     Returns
     -------
@@ -176,11 +176,13 @@ def sample_mask(
     """
     if settings.spatial == "atlas" and (atlas is None or atlas.fractions.shape[1:] != grid[:3]):
         have = "none" if atlas is None else f"one on {tuple(atlas.fractions.shape[1:])} patches"
-        raise UsageError(f"The atlas mask needs an atlas on {grid[:3]} patches, and has {have}.", "Give a label image.")
+        raise UsageError(
+            f"The atlas mask requires an atlas on {grid[:3]} patches, but has {have}.", "Give a label image."
+        )
     length = window[3] if settings.spatial == "window" else 1
     n_slots, repeats = TEMPORAL_MASKS[settings.temporal](grid[3], length)
-    draw = SPATIAL_MASKS[settings.spatial]
-    masks = [draw(settings, n_slots, grid, window, atlas, generator) for _ in range(batch)]  # (K, X, Y, Z) each
+    sample = SPATIAL_MASKS[settings.spatial]
+    masks = [sample(settings, n_slots, grid, window, atlas, generator) for _ in range(batch)]  # (K, X, Y, Z) each
     mask = torch.stack(masks).permute(0, 2, 3, 4, 1)  # (B, X, Y, Z, K)
     return mask.repeat_interleave(repeats, dim=-1)[..., : grid[3]].contiguous()
 
@@ -219,8 +221,8 @@ def _sample_regions(
     atlas: AtlasPatches | None,
     generator: torch.Generator | None,
 ) -> torch.Tensor:
-    """Regions in random order, as many as come nearest to the share of the covered patches that is asked for."""
-    assert atlas is not None  # sample_mask has seen to it
+    """Hide regions in random order, in the number that best matches the ratio of the covered patches."""
+    assert atlas is not None  # checked by sample_mask
     everything = torch.ones(len(atlas.labels), dtype=torch.bool)
     target = settings.ratio * atlas.hidden(everything, settings.rule).sum()
     slots = []
@@ -232,7 +234,7 @@ def _sample_regions(
             chosen[order[:count]] = True
             return atlas.hidden(chosen, settings.rule)
 
-        # what is hidden grows with the number of regions, so where it reaches the target can be bisected
+        # the hidden fraction increases with the number of regions, so the target can be found by bisection
         enough = bisect_left(range(1, len(order) + 1), target, key=lambda count: hidden(count).sum()) + 1
         enough = min(enough, len(order))
         mask, fewer = hidden(enough), hidden(max(enough - 1, 1))
@@ -241,7 +243,7 @@ def _sample_regions(
 
 
 def _choose(shape: tuple[int, ...], ratio: float, generator: torch.Generator | None) -> torch.Tensor:
-    """Ones at a share ``ratio`` of the places, drawn without replacement, zeros elsewhere; at least one of each."""
+    """Sample a binary mask with a fraction ``ratio`` of ones; at least one element is hidden and one visible."""
     total = int(torch.tensor(shape).prod())
     count = min(max(round(ratio * total), 1), max(total - 1, 1))
     mask = torch.zeros(total)
@@ -254,17 +256,17 @@ SPATIAL_MASKS: dict[str, Callable[..., torch.Tensor]] = {
     "window": _sample_windows,
     "atlas": _sample_regions,
 }
-"""Kinds of places: single tokens, whole windows, whole regions."""
+"""Spatial masks: single tokens, whole windows, whole regions."""
 
 TEMPORAL_MASKS: dict[str, Callable[[int, int], tuple[int, int]]] = {
     "random": lambda n_vols, length: (-(-n_vols // min(length, n_vols)), min(length, n_vols)),
     "tube": lambda n_vols, length: (1, n_vols),
 }
-"""From the clip's volumes and the length of a unit to (time slots, volumes of a slot): drawn anew for each unit of
-time, or once for all of the clip."""
+"""Temporal masks: functions from the clip's volumes and the length of a unit to (time slots, volumes per slot).
+``random`` samples each unit of time, ``tube`` samples once per clip."""
 
 
-def _entry(table: dict[str, _Entry], name: str, what: str) -> _Entry:
+def _look_up(table: dict[str, _Entry], name: str, what: str) -> _Entry:
     if name not in table:
-        raise UsageError(f"There is no {what} {name!r}.", f"Choose one of {', '.join(table)}.")
+        raise UsageError(f"Unknown {what} {name!r}.", f"Choose one of {', '.join(table)}.")
     return table[name]

@@ -1,8 +1,8 @@
-"""The native library: fused kernels for CPUs, a shared library of C functions called through ctypes.
+"""The native library: fused kernels for CPUs, in a shared library of C functions called through ctypes.
 
-It is compiled from csrc/ when the package is installed, where there is a compiler, and knows neither Python nor torch:
-what goes in are pointers to float32. Each instruction set has kernels of its own, chosen by the processor;
-`NEUROSTORM_SCAN_ISA` (``baseline``, ``avx2``, ``avx512``) forces a lesser one. The structures are those of
+It is compiled from csrc/ during installation if there is a compiler. It depends on neither Python nor torch; arguments
+are pointers to float32. The kernels are compiled for several instruction sets, and the fastest that the processor
+supports is used; `NEUROSTORM_SCAN_ISA` (``baseline``, ``avx2``, ``avx512``) selects another. The structures mirror
 csrc/kernels.h.
 """
 
@@ -22,7 +22,7 @@ from bids_app.errors import UsageError
 ABI_VERSION = 5
 NOT_COMPILED = (
     "The native scan was not compiled when this package was installed.",
-    "Install a C++ compiler and the package again, or set NEUROSTORM_SCAN=reference.",
+    "Install a C++ compiler and reinstall the package, or set NEUROSTORM_SCAN=reference.",
 )
 INSTRUCTION_SETS = ("avx512", "avx2", "baseline")
 """Fastest first."""
@@ -96,7 +96,7 @@ class Merge(Structure):
 
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
-    """The compiled library, or None where there is none that fits."""
+    """Load the compiled library; None if there is none of this version."""
     for path in sorted(Path(__file__).parent.glob("_scan.*")):
         if path.suffix not in (".so", ".pyd", ".dylib"):
             continue
@@ -129,7 +129,7 @@ def library() -> ctypes.CDLL | None:
 
 
 def _gomp_parallel() -> int | None:
-    """Address of ``GOMP_parallel`` in the OpenMP runtime that torch has loaded, or None where it has another kind."""
+    """Return the address of ``GOMP_parallel`` in the OpenMP runtime loaded by torch; None with another runtime."""
     try:
         loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libgomp" in line}
         for path in sorted(loaded):
@@ -141,17 +141,19 @@ def _gomp_parallel() -> int | None:
 
 
 def instruction_set() -> str:
-    """The kernels in use: those that `NEUROSTORM_SCAN_ISA` names, or the fastest that the processor has."""
+    """Return the instruction set in use: that of `NEUROSTORM_SCAN_ISA`, or the fastest of the processor."""
     lib = require()
-    asked = os.environ.get("NEUROSTORM_SCAN_ISA")
+    requested = os.environ.get("NEUROSTORM_SCAN_ISA")
     usable = [name for name in INSTRUCTION_SETS if lib.ns_has(name.encode())]
-    if asked and asked not in usable:
-        raise UsageError(f"NEUROSTORM_SCAN_ISA is {asked!r}.", f"This processor has {', '.join(usable)}.")
-    return asked or usable[0]
+    if requested and requested not in usable:
+        raise UsageError(
+            f"Invalid NEUROSTORM_SCAN_ISA: {requested!r}.", f"This processor supports {', '.join(usable)}."
+        )
+    return requested or usable[0]
 
 
 def require() -> ctypes.CDLL:
-    """The library, by who has seen to it that there is one."""
+    """Return the library, or raise a `UsageError` if it was not compiled."""
     lib = library()
     if lib is None:
         raise UsageError(*NOT_COMPILED)
@@ -159,28 +161,28 @@ def require() -> ctypes.CDLL:
 
 
 def call(name: str, *arguments: Any, isa: str | None = None) -> None:
-    """Call one of the library's functions, with the kernels of an instruction set (None: those in use)."""
+    """Call a function of the library with the kernels of an instruction set (None: the one in use)."""
     status = getattr(require(), name)((isa or instruction_set()).encode(), *arguments)
     if status:
-        raise RuntimeError(f"{name} refused its arguments ({status})")
+        raise RuntimeError(f"{name}: invalid arguments (status {status})")
 
 
 def rows(x: torch.Tensor) -> torch.Tensor:
-    """Float32 with a contiguous last axis; a view where it is so already."""
+    """Convert to float32 with a contiguous last axis; a view if possible."""
     x = x.detach().float()
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def flat(x: torch.Tensor) -> torch.Tensor:
-    """Float32, contiguous."""
+    """Convert to contiguous float32."""
     return x.detach().float().contiguous()
 
 
 def data_of(x: torch.Tensor | None) -> Any:
-    """Pointer to a tensor's numbers; the tensor must be kept as long as it is used."""
+    """Return a pointer to a tensor's data; the caller must keep the tensor alive."""
     return None if x is None else ctypes.cast(x.data_ptr(), Floats)
 
 
 def view_of(x: torch.Tensor | None) -> View:
-    """A tensor (windows, tokens, channels) as the library sees it."""
+    """Return the library's view of a tensor (windows, tokens, channels)."""
     return View() if x is None else View(data_of(x), x.stride(0), x.stride(1))

@@ -1,4 +1,4 @@
-"""Tokens and their grid: patches to tokens and back, positions, merging of neighbours between stages.
+"""Patch embedding, position embeddings and patch merging.
 
 B batch; x y z t voxels and volumes of a clip; X Y Z T token grid; C width; P voxels of a patch.
 """
@@ -16,7 +16,7 @@ from bids_app.model.windows import Size4
 
 
 class PatchEmbed(nn.Module):
-    """Flattens patches and maps each to a token."""
+    """Patch embedding: flattens each patch and maps it to a token."""
 
     def __init__(self, config: EncoderConfig) -> None:
         super().__init__()
@@ -25,14 +25,14 @@ class PatchEmbed(nn.Module):
         self.fc = nn.Linear(px * py * pz * pt * config.in_chans, config.embed_dim)
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
-        """(B, 1, x, y, z, t) to (B, X, Y, Z, T, C)."""
+        """Map (B, 1, x, y, z, t) to (B, X, Y, Z, T, C)."""
         if clips.shape[1] == 1 and self.patch_size[3] == 1 and fused.applies(self, clips):
             return fused.patch_embed(clips, self.fc.weight, self.fc.bias, self.patch_size[:3])
         return self.fc(to_patches(clips, self.patch_size))
 
 
 def to_patches(clips: torch.Tensor, patch_size: Size4) -> torch.Tensor:
-    """Cut clips into patches that do not overlap.
+    """Split clips into non-overlapping patches.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def to_patches(clips: torch.Tensor, patch_size: Size4) -> torch.Tensor:
 
 
 def from_patches(patches: torch.Tensor, patch_size: Size4, channels: int = 1) -> torch.Tensor:
-    """Put patches back into clips: the inverse of `to_patches`."""
+    """Join patches to clips: the inverse of `to_patches`."""
     b, x, y, z, t, _ = patches.shape
     px, py, pz, pt = patch_size
     v = patches.reshape(b, x, y, z, t, px, py, pz, pt, channels).permute(0, 9, 1, 5, 2, 6, 3, 7, 4, 8)
@@ -59,7 +59,7 @@ def from_patches(patches: torch.Tensor, patch_size: Size4, channels: int = 1) ->
 
 
 class PositionEmbedding(nn.Module):
-    """A learned spatial and a learned temporal part, added to the tokens in front of a stage."""
+    """Learned spatial and temporal position embeddings, added to the tokens before a stage."""
 
     def __init__(self, width: int, grid: Size4) -> None:
         super().__init__()
@@ -70,9 +70,9 @@ class PositionEmbedding(nn.Module):
         nn.init.trunc_normal_(self.time_embed, std=0.02)
 
     def forward(self, x: torch.Tensor, overwrite: bool = False) -> torch.Tensor:
-        """(B, X, Y, Z, T, C) to the same; the temporal part is cut to the clip's length.
+        """Map (B, X, Y, Z, T, C) to the same shape; the temporal part is cropped to the clip's length.
 
-        With ``overwrite``, ``x`` is nobody else's and may be taken for the answer.
+        With ``overwrite``, ``x`` may be modified in place.
         """
         space = self.pos_embed.permute(0, 2, 3, 4, 5, 1)
         time = self.time_embed.permute(0, 2, 3, 4, 5, 1)[:, :, :, :, : x.shape[4]]
@@ -82,7 +82,7 @@ class PositionEmbedding(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Halves the spatial grid and doubles the width; time is left alone."""
+    """Patch merging: halves the spatial grid and doubles the width; time is unchanged."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(8 * width, 2 * width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(B, X, Y, Z, T, C) to (B, X / 2, Y / 2, Z / 2, T, 2 C)."""
+        """Map (B, X, Y, Z, T, C) to (B, X / 2, Y / 2, Z / 2, T, 2 C)."""
         if fused.applies(self, x):
             return fused.merge(x, self.norm.weight, self.norm.bias, self.reduction.weight)
         neighbours = [x[:, i::2, j::2, k::2] for i, j, k in product((0, 1), repeat=3)]

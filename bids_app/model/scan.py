@@ -1,4 +1,4 @@
-"""The selective scan: one contract, several backends.
+"""The selective scan: one interface, several backends.
 
 The recurrence of Mamba-1, for each window n, channel d and state s, over the tokens l = 0, 1, ... of the window:
 
@@ -6,8 +6,8 @@ The recurrence of Mamba-1, for each window n, channel d and state s, over the to
     h[l, s]    = exp(step[l] * A[d, s]) * h[l - 1, s] + step[l] * B[n, l, s] * u[n, l, d]        h[-1] = 0
     y[n, l, d] = (sum_s C[n, l, s] * h[l, s] + D[d] * u[n, l, d]) * silu(z[n, l, d])
 
-Every backend takes and returns the same things; see `selective_scan`. The fastest that is installed and that knows the
-device, the dtype and the number of states is taken; the environment variable `NEUROSTORM_SCAN` names another.
+All backends have the interface of `selective_scan`. The fastest installed one that supports the device, dtype and
+number of states is used, unless the environment variable `NEUROSTORM_SCAN` names another.
 
 Glossary: N windows, L tokens of a window, D channels (inner width), S states.
 """
@@ -29,16 +29,16 @@ ENVIRONMENT_VARIABLE = "NEUROSTORM_SCAN"
 
 @dataclass(frozen=True)
 class Backend:
-    """One way to scan.
+    """An implementation of the scan.
 
     Attributes
     ----------
     scan, conv_silu : callable
-        With the contracts of `selective_scan` and `causal_conv_silu`.
+        With the interfaces of `selective_scan` and `causal_conv_silu`.
     obstacle : callable
-        From device, dtype and number of states to why it cannot be used here, or an empty text.
+        Maps device, dtype and number of states to the reason why the backend is unavailable, or an empty string.
     detail : callable
-        What to add to the name in logs.
+        Detail added to the name in logs.
     """
 
     name: str
@@ -63,34 +63,32 @@ BACKENDS: dict[str, Backend] = {
         Backend("reference", reference_scan, reference_conv_silu, lambda device, dtype, states: ""),
     )
 }
-"""In the order in which they are tried."""
+"""In order of preference."""
 
 
 def choose_backend(
     device: torch.device, dtype: torch.dtype = torch.float32, n_states: int = 16, name: str | None = None
 ) -> Backend:
-    """The backend that is asked for by name or by the environment variable, or else the first that can be used.
+    """Return the backend requested by name or by the environment variable, or else the first available one.
 
     Raises
     ------
     UsageError
-        The one asked for is unknown, or cannot be used here: another is never taken in its place.
+        The requested backend is unknown or unavailable; it is never replaced by another.
     """
     name = name or os.environ.get(ENVIRONMENT_VARIABLE) or None
     if name is None:
         return next(b for b in BACKENDS.values() if not b.obstacle(device, dtype, n_states))
     if name not in BACKENDS:
-        raise UsageError(f"There is no scan backend {name!r}.", f"Choose one of {', '.join(BACKENDS)}.")
+        raise UsageError(f"Unknown scan backend {name!r}.", f"Choose one of {', '.join(BACKENDS)}.")
     obstacle = BACKENDS[name].obstacle(device, dtype, n_states)
     if obstacle:
-        raise UsageError(
-            f"The scan backend {name} cannot be used here: {obstacle}.", "Leave the choice to the program."
-        )
+        raise UsageError(f"The scan backend {name} is unavailable: {obstacle}.", f"Unset {ENVIRONMENT_VARIABLE}.")
     return BACKENDS[name]
 
 
 def backend_in_use(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str:
-    """The backend that scans on a device, for logs and sidecars; ``native (avx512)`` for one."""
+    """Return the backend of a device for logs and sidecars, for example ``native (avx512)``."""
     backend = choose_backend(torch.device(device), dtype)
     detail = backend.detail()
     return f"{backend.name} ({detail})" if detail else backend.name
@@ -107,7 +105,7 @@ def selective_scan(
     delta_bias: torch.Tensor,
     backend: str | None = None,
 ) -> torch.Tensor:
-    """Scan each window, with step activation, skip and gate in one go.
+    """Scan each window, with step activation, skip and gate.
 
     Parameters
     ----------
@@ -118,20 +116,20 @@ def selective_scan(
     A : torch.Tensor, (D, S)
         Decay rates, negative.
     B, C : torch.Tensor, (N, L, S)
-        What each token writes into and reads from the states.
+        Input and output projections of the states.
     D : torch.Tensor, (D,)
-        Skip.
+        Skip connection.
     z : torch.Tensor, (N, L, D)
         Gate, before SiLU.
     delta_bias : torch.Tensor, (D,)
     backend : str, optional
-        One of `BACKENDS`; None takes what `NEUROSTORM_SCAN` names, or the fastest that the device and dtype allow.
+        One of `BACKENDS`; default: that of `NEUROSTORM_SCAN`, or the fastest for the device and dtype.
 
     Returns
     -------
     torch.Tensor, (N, L, D)
-        In ``u``'s dtype. The states are float32 (float64 for float64 input). Gradients reach all eight inputs.
-        Any strides are accepted; the last axis contiguous is fastest.
+        In ``u``'s dtype. The states are float32 (float64 for float64 input). All eight inputs receive gradients.
+        Any strides are accepted; a contiguous last axis is fastest.
     """
     chosen = choose_backend(u.device, u.dtype, A.shape[1], backend)
     return chosen.scan(u, delta, A, B, C, D, z, delta_bias)
@@ -140,13 +138,13 @@ def selective_scan(
 def causal_conv_silu(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, backend: str | None = None
 ) -> torch.Tensor:
-    """SiLU of a causal depthwise convolution along a window's tokens.
+    """Apply a causal depthwise convolution along a window's tokens, then SiLU.
 
     Parameters
     ----------
     x : torch.Tensor, (N, L, D)
     weight : torch.Tensor, (D, 1, K)
-        Tap K - 1 meets the token itself, tap 0 the one K - 1 before it.
+        Tap K - 1 is applied to the token itself, tap 0 to the token K - 1 before it.
     bias : torch.Tensor, (D,)
     backend : str, optional
         As in `selective_scan`.
@@ -154,6 +152,6 @@ def causal_conv_silu(
     Returns
     -------
     torch.Tensor, (N, L, D)
-        In ``x``'s dtype; gradients reach all three inputs.
+        In ``x``'s dtype; all three inputs receive gradients.
     """
     return choose_backend(x.device, x.dtype, name=backend).conv_silu(x, weight, bias)

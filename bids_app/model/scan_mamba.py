@@ -1,4 +1,4 @@
-"""The `mamba_ssm` backend: the CUDA kernels of the mamba-ssm package, where it is installed (extra ``cuda``)."""
+"""The `mamba_ssm` backend: the CUDA kernels of the mamba-ssm package (extra ``cuda``)."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import torch
 
 
 def obstacle(device: torch.device, dtype: torch.dtype, n_states: int) -> str:
-    """Why the kernels cannot be used, or an empty text."""
+    """Return the reason why the kernels are unavailable, or an empty string."""
     if device.type != "cuda":
-        return f"it does not know {device.type}"
+        return f"it does not support {device.type}"
     if find_spec("mamba_ssm") is None:
         return "mamba-ssm is not installed"
-    return "" if dtype in (torch.float32, torch.bfloat16, torch.float16) else f"it does not know {dtype}"
+    return "" if dtype in (torch.float32, torch.bfloat16, torch.float16) else f"it does not support {dtype}"
 
 
 def mamba_scan(
@@ -26,7 +26,7 @@ def mamba_scan(
     z: torch.Tensor,
     delta_bias: torch.Tensor,
 ) -> torch.Tensor:
-    """The scan by mamba-ssm; see `selective_scan`. Its layout is (N, D, L), so that arrays are copied both ways."""
+    """Scan with mamba-ssm; see `selective_scan`. Its layout is (N, D, L), so inputs are copied."""
     from mamba_ssm.ops.selective_scan_interface import selective_scan_fn  # an extra of the package
 
     u, delta, B, C, z = (t.transpose(1, 2).contiguous() for t in (u, delta, B, C, z))

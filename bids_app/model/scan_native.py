@@ -1,6 +1,6 @@
-"""The `native` backend of the scan and of the convolution before it: fused kernels for CPUs, with their gradients.
+"""The `native` backend of the scan and of the preceding convolution: fused CPU kernels with gradients.
 
-Inputs in half precision are converted on the way in and out; states are float32.
+Half-precision inputs are converted to float32 and back; states are float32.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ STATES, CHUNK = native.STATES, native.CHUNK
 
 
 def obstacle(device: torch.device, dtype: torch.dtype, n_states: int) -> str:
-    """Why the kernels cannot be used, or an empty text."""
+    """Return the reason why the kernels are unavailable, or an empty string."""
     if native.library() is None:
         return "it was not compiled when this package was installed"
     if device.type != "cpu" or dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"it does not know {dtype} on {device.type}"
-    return "" if n_states == STATES else f"it knows {STATES} states, not {n_states}"
+        return f"it does not support {dtype} on {device.type}"
+    return "" if n_states == STATES else f"it supports {STATES} states, not {n_states}"
 
 
 def native_scan(
@@ -34,12 +34,12 @@ def native_scan(
     z: torch.Tensor,
     delta_bias: torch.Tensor,
 ) -> torch.Tensor:
-    """The scan by the native kernels; see `selective_scan` for arguments and result."""
+    """Scan with the native kernels; see `selective_scan`."""
     return _NativeScan.apply(u, delta, A, B, C, D, z, delta_bias).to(u.dtype)
 
 
 def native_conv_silu(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """SiLU of the causal convolution by the native kernels; see `causal_conv_silu`."""
+    """Apply the causal convolution and SiLU with the native kernels; see `causal_conv_silu`."""
     return _NativeConv.apply(x, weight, bias).to(x.dtype)
 
 

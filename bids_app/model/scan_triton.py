@@ -1,7 +1,6 @@
 """The `triton` backend: fused scan for GPUs, forward and backward.
 
-In Triton's interpreter (``TRITON_INTERPRET=1``) it runs on a CPU as well, slowly; that is how it is checked where there
-is no GPU.
+For tests without a GPU, Triton's interpreter (``TRITON_INTERPRET=1``) runs it on a CPU, slowly.
 """
 
 from __future__ import annotations
@@ -14,24 +13,24 @@ from typing import Any
 import torch
 
 BLOCK, CHUNK = 32, 16
-"""Channels of a program, and tokens between two saved states."""
+"""Channels per program, and tokens between two saved states."""
 
 
 @cache
 def installed() -> bool:
-    """Whether Triton can be imported."""
+    """Tell whether Triton is installed."""
     return find_spec("triton") is not None
 
 
 def obstacle(device: torch.device, dtype: torch.dtype, n_states: int) -> str:
-    """Why the kernels cannot be used, or an empty text."""
+    """Return the reason why the kernels are unavailable, or an empty string."""
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        return f"it does not know {device.type}"
+        return f"it does not support {device.type}"
     if not installed():
         return "triton is not installed"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"it does not know {dtype}"
-    return "" if n_states & (n_states - 1) == 0 else f"it takes a power of two of states, not {n_states}"
+        return f"it does not support {dtype}"
+    return "" if n_states & (n_states - 1) == 0 else f"the number of states must be a power of two, not {n_states}"
 
 
 def triton_scan(
@@ -44,7 +43,7 @@ def triton_scan(
     z: torch.Tensor,
     delta_bias: torch.Tensor,
 ) -> torch.Tensor:
-    """The scan by the Triton kernels; see `selective_scan` for arguments and result."""
+    """Scan with the Triton kernels; see `selective_scan`."""
     return _TritonScan.apply(u, delta, A, B, C, D, z, delta_bias)
 
 

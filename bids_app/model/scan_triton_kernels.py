@@ -1,9 +1,8 @@
-"""The scan as Triton kernels. Imported only where Triton is installed; see scan_triton.py for the calls.
+"""Triton kernels of the scan. Imported only if Triton is installed; scan_triton.py calls them.
 
-One program carries a block of channels of one window through its tokens, with the states in registers. Backward, it
-goes through the tokens a chunk at a time from the end, makes the chunk's states again from the one saved at its start,
-and keeps them in a scratch of its own. Sums over channels and over windows are written in parts and added up by the
-caller, so that the same input gives the same gradients.
+One program scans a block of channels over the tokens of one window, with the states in registers. The backward pass
+processes the tokens in chunks from the end; it recomputes each chunk's states from the one saved at its start, in its
+own scratch array. Partial sums over channels and windows are added by the caller, so that gradients are reproducible.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import triton.language as tl
 def softplus(x):
     e = tl.exp(-tl.abs(x))
     w = 1.0 + e
-    # log(1 + e) without losing the small e: what rounding did to w is put right by the quotient
+    # log(1 + e), accurate for small e: the quotient corrects the rounding error of w
     tail = tl.where(w == 1.0, e, tl.log(w) * (e / (w - 1.0)))
     return tl.maximum(x, 0.0) + tail
 
@@ -61,7 +60,7 @@ def scan_forward(
     bias = tl.load(bias_ptr + channel, mask=inside, other=0.0)
     h = tl.zeros([BLOCK, STATES], dtype=tl.float32)
     for token in range(n_tokens):
-        if SAVE:  # noqa: SIM102 - a condition of compilation around one of the run
+        if SAVE:  # noqa: SIM102 - a compile-time condition around a run-time one
             if token % CHUNK == 0:
                 to = saved_ptr + (window * n_chunks + token // CHUNK) * n_channels * STATES
                 tl.store(to + cells, h, mask=inside[:, None])

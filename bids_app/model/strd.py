@@ -1,9 +1,9 @@
-"""Spatio-temporal redundancy dropout (STRD): while training, tokens that their neighbours repeat are dropped.
+"""Spatio-temporal redundancy dropout (STRD): drops tokens that are redundant with their neighbours, during training.
 
 For the tokens h_i of a window, with A = softmax(h h^T / sqrt(C)) over the window:
 
     S(i)     tokens at the same time within Chebyshev distance floor(l_spat / 2), without i
-    T(i)     tokens at the same place within floor(l_temp / 2) volumes, without i
+    T(i)     tokens at the same position within floor(l_temp / 2) volumes, without i
     f_s(i)   max of A(i, j) over j in S(i);   f_t(i)  the same over T(i);   0 where the neighbourhood is empty
     W(i, j)  clamp(0.5 (f_t(i) A(i, j) / sum A(i, S(i)) + f_s(i) A(i, j) / sum A(i, T(i))), 0, 1), over all j
     p(i)     clamp(sum_j W(i, j) / max(|S(i)| + |T(i)|, 1), 0, 1), the probability that token i is set to 0
@@ -22,21 +22,21 @@ from bids_app.errors import UsageError
 from bids_app.model.windows import Size4
 
 EPSILON = 1e-8
-AT_A_TIME = 8
-"""Windows whose affinities, which are many times the tokens, are held at once on a CPU: they stay in its cache."""
+WINDOWS_PER_CHUNK = 8
+"""Windows processed at a time on a CPU, so that their affinity matrices fit into its cache."""
 
 
 @lru_cache(maxsize=64)
 def neighbourhoods(window: Size4, l_spat: int, l_temp: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which tokens are spatial and which temporal neighbours of which.
+    """Return the spatial and temporal neighbours of each token.
 
     Returns
     -------
     spatial, temporal : torch.Tensor of bool, (L, L)
     """
     axes = torch.meshgrid(*(torch.arange(size) for size in window), indexing="ij")
-    place = torch.stack(axes, dim=-1).reshape(-1, 4)
-    distance = (place[:, None] - place[None]).abs()
+    position = torch.stack(axes, dim=-1).reshape(-1, 4)
+    distance = (position[:, None] - position[None]).abs()
     in_space, in_time = distance[..., :3].amax(-1), distance[..., 3]
     spatial = (in_time == 0) & (in_space > 0) & (in_space <= l_spat // 2)
     temporal = (in_space == 0) & (in_time > 0) & (in_time <= l_temp // 2)
@@ -44,36 +44,36 @@ def neighbourhoods(window: Size4, l_spat: int, l_temp: int) -> tuple[torch.Tenso
 
 
 def drop_probability(tokens: torch.Tensor, window: Size4, l_spat: int = 5, l_temp: int = 5) -> torch.Tensor:
-    """How redundant each token is.
+    """Compute the drop probability of each token from its redundancy.
 
     Parameters
     ----------
     tokens : torch.Tensor, (N, L, C)
         Output tokens of the mixer, without prompts.
     window : tuple of int
-        Tokens along (x, y, z, t); their product is L.
+        Window size along (x, y, z, t), tokens; the product is L.
     l_spat, l_temp : int
         Extent of the neighbourhoods, in tokens and volumes.
 
     Returns
     -------
     torch.Tensor, (N, L)
-        In 0..1; no gradient flows through it.
+        In 0..1, without gradients.
     """
     with torch.no_grad():
         h = tokens.detach().float()
         spatial, temporal = (m.to(h.device) for m in neighbourhoods(window, l_spat, l_temp))
-        together = AT_A_TIME if h.device.type == "cpu" else len(h)
-        return torch.cat([_drop_probability(part, spatial, temporal) for part in h.split(max(together, 1))])
+        chunk = WINDOWS_PER_CHUNK if h.device.type == "cpu" else len(h)
+        return torch.cat([_drop_probability(part, spatial, temporal) for part in h.split(max(chunk, 1))])
 
 
 def _drop_probability(h: torch.Tensor, spatial: torch.Tensor, temporal: torch.Tensor) -> torch.Tensor:
-    """The same of some windows (n, L, C), with both neighbourhoods (L, L); (n, L)."""
+    """Compute the drop probability (n, L) of windows (n, L, C) with neighbourhoods (L, L)."""
     affinity = torch.softmax((h / h.shape[-1] ** 0.5) @ h.transpose(1, 2), dim=-1)  # (n, L, L)
     in_space, in_time = affinity * spatial, affinity * temporal
     terms = []
     for own, other, mask in ((in_space, in_time, spatial), (in_time, in_space, temporal)):
-        # sum_j A(i, j) is 1, but the clamp acts on each W(i, j), so the sum cannot be taken first
+        # sum_j A(i, j) is 1, but W(i, j) must be clamped before the sum
         terms.append(other.amax(-1) / (own.sum(-1) + EPSILON) * mask.any(-1))
     weight = (0.5 * (terms[0] + terms[1])).unsqueeze(-1)
     total = affinity.mul_(weight).clamp_(0, 1).sum(-1)  # (n, L)
@@ -82,7 +82,7 @@ def _drop_probability(h: torch.Tensor, spatial: torch.Tensor, temporal: torch.Te
 
 
 class TokenDropout(nn.Module):
-    """Drops redundant tokens while training; does nothing otherwise.
+    """Drops redundant tokens during training; the identity otherwise.
 
     Parameters
     ----------
@@ -93,26 +93,25 @@ class TokenDropout(nn.Module):
     def __init__(self, l_spat: int = 5, l_temp: int = 5) -> None:
         super().__init__()
         if l_spat < 1 or l_temp < 1:
-            raise UsageError(f"STRD's neighbourhoods are {l_spat} and {l_temp}.", "Give sizes of 1 or more.")
+            raise UsageError(f"Invalid STRD neighbourhoods: {l_spat} and {l_temp}.", "Give sizes of 1 or more.")
         self.l_spat, self.l_temp = l_spat, l_temp
         self.share = (0, 1)
-        """Which of how many processes this is: each draws for all clips, and takes what is drawn for its own, so that
-        tokens are dropped as they would be in one process."""
+        """Rank and number of processes. Each process samples for all clips, so that the result equals that of one."""
 
     def forward(self, tokens: torch.Tensor, window: Size4) -> torch.Tensor:
-        """(N, L, C) to the same."""
+        """Map (N, L, C) to the same shape."""
         if not self.training:
             return tokens
         probability = drop_probability(tokens, window, self.l_spat, self.l_temp)
         rank, processes = self.share
-        drawn = torch.rand(processes, *probability.shape, device=probability.device)[rank]
-        keep = drawn >= probability
+        threshold = torch.rand(processes, *probability.shape, device=probability.device)[rank]
+        keep = threshold >= probability
         return tokens * keep.unsqueeze(-1).to(tokens.dtype)
 
 
 def set_token_dropout(module: nn.Module, dropout: TokenDropout | None) -> None:
-    """Give every block of an encoder, or of an autoencoder, the same dropout; None takes it away."""
-    from bids_app.model.encoder import Block  # here, because encoder.py knows nothing of token dropout
+    """Set the dropout of all blocks of an encoder or autoencoder; None removes it."""
+    from bids_app.model.encoder import Block  # imported late: the other functions do not need the encoder
 
     for block in module.modules():
         if isinstance(block, Block):

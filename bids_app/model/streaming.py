@@ -1,7 +1,6 @@
-"""Many clips through a model, a batch at a time: as large as memory allows, halved where it was not enough.
+"""Batched inference over many clips; the batch size is halved when the device runs out of memory.
 
-Clips come one by one from an iterator and are let go once their answer is there, so that memory does not grow with the
-length of a run.
+Clips are read one by one from an iterator and released after use, so that memory is independent of the run's length.
 """
 
 from __future__ import annotations
@@ -20,22 +19,22 @@ LOGGER = logging.getLogger(__name__)
 MAX_BATCH = 32
 MAX_CPU_BATCH = 4
 FREE_SHARE = 0.7
-"""Of a GPU's free memory that a batch may be expected to take."""
+"""Maximum share of a GPU's free memory for a batch."""
 FLOATS_PER_TOKEN = 20
-"""Numbers that are alive at a time in the first stage, per token and channel, by the widths of its arrays."""
+"""Estimated floats in memory per token and channel in the first stage."""
 
 
 def clip_bytes(config: EncoderConfig) -> int:
-    """What one more clip in a batch takes while it is encoded, at the first stage, the largest."""
+    """Estimate the memory per clip in a batch, bytes; the first stage is the largest."""
     x, y, z, t = config.img_size
     gx, gy, gz, gt = config.grid(0)
     return 4 * (2 * x * y * z * t + FLOATS_PER_TOKEN * gx * gy * gz * gt * config.embed_dim)
 
 
 def starting_batch(config: EncoderConfig, device: torch.device) -> int:
-    """Clips of a first batch: by the free memory of a GPU; on a CPU enough to keep every core busy.
+    """Return the initial batch size: by the free memory of a GPU; on a CPU enough clips for all cores.
 
-    The last stages have few windows a clip (five in the published configuration), and a core works on a window.
+    The last stages have few windows per clip (five in the published configuration), and each window runs on one core.
     """
     if device.type != "cuda":
         windows = plan_windows(config.grid(config.n_stages - 1), config.window(config.n_stages - 1), False).counts
@@ -47,7 +46,7 @@ def starting_batch(config: EncoderConfig, device: torch.device) -> int:
 def apply_in_batches(
     apply: Callable[[torch.Tensor], torch.Tensor], clips: Iterable[torch.Tensor], batch: int
 ) -> Iterator[torch.Tensor]:
-    """Apply a function to clips; where the device's memory does not suffice, halve the batch and go on.
+    """Apply a function to clips in batches; halve the batch size when the device runs out of memory.
 
     Parameters
     ----------
@@ -55,45 +54,45 @@ def apply_in_batches(
         (B, 1, x, y, z, t) to (B, K).
     clips : iterable of torch.Tensor, (1, x, y, z, t)
     batch : int
-        Clips of a batch to begin with.
+        Initial batch size.
 
     Yields
     ------
     torch.Tensor, (b, K)
-        The answers, in the clips' order.
+        The outputs, in the clips' order.
 
     Raises
     ------
     TemporaryError
-        Not even one clip fits.
+        The memory is too small for one clip.
     """
     waiting: list[torch.Tensor] = []
     size = batch
     for clip in clips:
         waiting.append(clip)
         while len(waiting) >= size:
-            answer = _try(apply, waiting[:size])
-            if answer is None:
+            output = _try(apply, waiting[:size])
+            if output is None:
                 size = _halved(size)
             else:
                 del waiting[:size]
-                yield answer
+                yield output
     while waiting:
-        answer = _try(apply, waiting[:size])
-        if answer is None:
+        output = _try(apply, waiting[:size])
+        if output is None:
             size = _halved(min(size, len(waiting)))
         else:
             del waiting[:size]
-            yield answer
+            yield output
 
 
 def _try(apply: Callable[[torch.Tensor], torch.Tensor], clips: list[torch.Tensor]) -> torch.Tensor | None:
-    """The answer, or None where memory did not suffice."""
+    """Return the output, or None if the device ran out of memory."""
     try:
         return apply(torch.stack(clips))
     except torch.OutOfMemoryError:
         pass
-    if torch.cuda.is_available():  # behind the handler, whose traceback holds on to the arrays
+    if torch.cuda.is_available():  # outside the handler, whose traceback keeps the arrays alive
         torch.cuda.empty_cache()
     return None
 
@@ -101,8 +100,8 @@ def _try(apply: Callable[[torch.Tensor], torch.Tensor], clips: list[torch.Tensor
 def _halved(size: int) -> int:
     if size == 1:
         raise TemporaryError(
-            "The device has not memory enough for one clip.",
-            "Wait until others have freed some, or use --device cpu.",
+            "The device has too little free memory for one clip.",
+            "Wait until other processes free memory, or use --device cpu.",
         )
-    LOGGER.warning("The device has not memory enough for %d clips at a time; going on with %d.", size, size // 2)
+    LOGGER.warning("The device has too little memory for batches of %d clips; continuing with %d.", size, size // 2)
     return size // 2

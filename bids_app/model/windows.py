@@ -1,4 +1,4 @@
-"""Windows over a 4D grid of tokens: sizes, shifts, padding, cutting and putting back.
+"""Windows over a 4D grid of tokens: size, shift, padding, partition and its inverse.
 
 Pure functions of shapes and tensors. Token grids are channels-last here and in the encoder:
 
@@ -19,7 +19,7 @@ Size4 = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """How one grid is cut: fixed by the grid, the window asked for and whether the block shifts."""
+    """Partition of a token grid into windows, with shift and padding."""
 
     grid: Size4
     window: Size4
@@ -33,26 +33,26 @@ class WindowPlan:
 
     @property
     def counts(self) -> Size4:
-        """Windows along each axis."""
+        """Number of windows along each axis."""
         px, py, pz, pt = self.padded
         wx, wy, wz, wt = self.window
         return px // wx, py // wy, pz // wz, pt // wt
 
 
 def plan_windows(grid: Size4, window: Size4, shifted: bool) -> WindowPlan:
-    """Decide window, shift and padding of each axis.
+    """Compute window size, shift and padding of each axis.
 
-    An axis that is no longer than the window takes a window of its own length and is never shifted; the
-    others are padded up to a multiple of the window and shifted by half of it where asked.
+    An axis that is not longer than the window has one window of its own length without shift; other axes are padded to
+    a multiple of the window, and shifted by half of it if ``shifted``.
 
     Parameters
     ----------
     grid : tuple of int, (X, Y, Z, T)
-        Tokens along each axis.
+        Token grid.
     window : tuple of int
-        The window asked for.
+        Configured window size.
     shifted : bool
-        Whether the block is one of those that shift.
+        Shift the windows.
     """
     sizes, shifts, padded = [], [], []
     for length, size in zip(grid, window, strict=True):
@@ -70,7 +70,7 @@ def _size4(values: list[int]) -> Size4:
 
 
 def cut_windows(x: torch.Tensor, plan: WindowPlan) -> torch.Tensor:
-    """Pad, shift and cut a token grid into windows.
+    """Pad and shift a token grid, and partition it into windows.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ def cut_windows(x: torch.Tensor, plan: WindowPlan) -> torch.Tensor:
     Returns
     -------
     torch.Tensor, (N, L, C)
-        Tokens of each window; a view of ``x`` where one window covers the grid.
+        Tokens of each window; a view of ``x`` if one window covers the grid.
     """
     if plan.padded != plan.grid:
         pads: list[int] = [0, 0]
@@ -96,7 +96,7 @@ def cut_windows(x: torch.Tensor, plan: WindowPlan) -> torch.Tensor:
 
 
 def join_windows(windows: torch.Tensor, plan: WindowPlan, batch: int) -> torch.Tensor:
-    """Put windows back into their grid: the inverse of `cut_windows`.
+    """Join windows to a token grid: the inverse of `cut_windows`.
 
     Parameters
     ----------

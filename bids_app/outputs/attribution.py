@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pandas as pd
 
-from bids_app.adapters.attribution import Attributed, Attribution
+from bids_app.adapters.attribution import Attribution, RunAttribution
 from bids_app.adapters.predict import Encoded, ModelFacts
 from bids_app.bids.entities import as_label
 from bids_app.bids.writer import write_tsv
@@ -23,7 +23,7 @@ from bids_app.preprocess.preprocessed import PreprocessedRun
 
 
 def attribution_outputs(
-    attributed: Attributed,
+    attributed: RunAttribution,
     encoded: Encoded,
     preprocessed: PreprocessedRun,
     entities: Mapping[str, str],
@@ -60,7 +60,7 @@ def describe_attribution(found: Attribution, atlas: Atlas, facts: ModelFacts) ->
         atlas_is_known_copy=atlas.is_known_copy,
         method=found.method,
         measure=found.measure,
-        answer=found.answer,
+        answer=found.target,
         clips=found.clip_numbers,
         regions_without_token=int((found.n_tokens == 0).sum()),
         columns={

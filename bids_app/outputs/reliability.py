@@ -61,9 +61,9 @@ def describe_views(prediction: Prediction) -> Views:
         other = replace(_view(prediction, prediction.other), normalisation=card.twin["normalisation"])
     return Views(
         normalisation=card.normalisation,
-        own=_view(prediction, prediction.answer),
+        own=_view(prediction, prediction.values),
         other=other,
-        mean_image_only=None if prediction.still is None else _view(prediction, prediction.still),
+        mean_image_only=None if prediction.mean_image_only is None else _view(prediction, prediction.mean_image_only),
         from_mean_image=share_of_the_mean_image(prediction),
         note=None if card.normalisation == KEEPS_THE_MEAN_IMAGE else NOT_KEPT,
     )
@@ -76,15 +76,15 @@ def share_of_the_mean_image(prediction: Prediction) -> float | None:
     alone, as a share of the same with the dynamics. Of a regression: the distance from the mean of the training cohort,
     likewise. Of vectors: their cosine. None where there is nothing to share out.
     """
-    if prediction.still is None:
+    if prediction.mean_image_only is None:
         return None
-    card, answer, still = prediction.card, prediction.answer, prediction.still
+    card, answer, still = prediction.card, prediction.values, prediction.mean_image_only
     if card.task == EMBEDDING:
         return float(np.clip(_cosine(answer, still), 0, 1))
     if card.task == REGRESSION:
         whole, part = (float(values[0] - card.value_mean) / card.value_std for values in (answer, still))
     else:
-        label, chance = prediction.place, 1 / len(card.labels)
+        label, chance = prediction.label_index, 1 / len(card.labels)
         whole, part = float(answer[label] - chance), float(still[label] - chance)
     return None if abs(whole) < MIN_SIGNAL else float(np.clip(part / whole, 0, 1))
 
@@ -100,7 +100,7 @@ def describe_halves(prediction: Prediction) -> Halves | None:
     if prediction.card.task == EMBEDDING:
         difference = 1 - _cosine(odd, even)
     else:
-        difference = float(abs(odd[prediction.place] - even[prediction.place]))
+        difference = float(abs(odd[prediction.label_index] - even[prediction.label_index]))
     return Halves(odd=_view(prediction, odd), even=_view(prediction, even), difference=difference)
 
 
@@ -130,8 +130,8 @@ def halves(clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _scores(prediction: Prediction) -> np.ndarray:
     """One number a clip (n_clips,): the value, the probability of the run's label, or the cosine with the answer."""
     if prediction.card.task == EMBEDDING:
-        return np.array([_cosine(clip, prediction.answer) for clip in prediction.clips])
-    return prediction.clips[:, prediction.place].astype(float)
+        return np.array([_cosine(clip, prediction.values) for clip in prediction.clips])
+    return prediction.clips[:, prediction.label_index].astype(float)
 
 
 def _promise(prediction: Prediction) -> PromisedInterval | PromisedLabels | None:
@@ -143,7 +143,7 @@ def _promise(prediction: Prediction) -> PromisedInterval | PromisedLabels | None
         return None
     if made is None:
         return PromisedLabels()
-    sets = (made.label_set(prediction.told, prediction.card.labels, LEVEL, by_class) for by_class in (False, True))
+    sets = (made.label_set(prediction.reported, prediction.card.labels, LEVEL, by_class) for by_class in (False, True))
     over_all, by_class = (None if labels is None else tuple(labels) for labels in sets)
     return PromisedLabels(label_set=over_all, by_class=by_class)
 
@@ -154,7 +154,7 @@ def _view(prediction: Prediction, values: np.ndarray) -> View:
     if card.task == REGRESSION:
         return View(answer=f"{float(values[0]):.4g} {card.unit}".strip(), value=float(values[0]))
     if card.task == EMBEDDING:
-        return View(cosine=_cosine(values, prediction.answer))
+        return View(cosine=_cosine(values, prediction.values))
     probabilities = {label: round(float(p), 6) for label, p in zip(card.labels, values, strict=True)}
     return View(answer=prediction.label(values), probabilities=probabilities)
 

@@ -1,6 +1,6 @@
-"""A simulated BIDS dataset with known truth: ``neurostorm-phantom``, and its parts for training and tests.
+"""Simulated BIDS datasets with known ground truth: ``neurostorm-phantom``, and its parts for training and tests.
 
-From template to files, the modules are `tissues` (what a head is made of), `anatomy` (one person's shape), `protocol`
-(scanner settings), `motion`, `distortion`, `activity` (states, networks, physiology), `bold`, `t1w` and `fieldmaps`
-(scans in memory), `dataset` and `truth` (files); `grid_scans` and `cohorts` simulate directly on the model grid.
+The modules, from the template to files: `tissues` (tissue maps and contrast), `head_shape` (a participant's warp and
+affine), `protocol` (scanner settings), `motion`, `distortion`, `activity` (states, networks, physiology), `bold`, `t1w`
+and `fieldmaps` (scans in memory), `dataset` and `truth` (files). `grid_scans` and `cohorts` simulate on the model grid.
 """

@@ -1,6 +1,6 @@
-"""What brains do in these scans: four states, networks that fluctuate by themselves, and the body's rhythms.
+"""Simulated brain activity: four task states, spontaneous network fluctuations, and physiological noise.
 
-Places are millimetres of the template; time courses have one value a volume.
+Coordinates are template mm; time courses have one value per volume.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from bids_app.errors import UsageError
 
 @dataclass(frozen=True)
 class Focus:
-    """A place that responds: centre (template mm), standard deviation (mm) and gain relative to the state's."""
+    """An activation focus: centre (template mm), standard deviation (mm), gain relative to the state's amplitude."""
 
     centre: tuple[float, float, float]
     sigma_mm: float = 9.0
@@ -23,14 +23,14 @@ class Focus:
 
 
 def _hand(side: int) -> tuple[Focus, ...]:
-    """What moving one hand drives; ``side`` is -1 for the left hand, +1 for the right, as x is."""
+    """Return the foci of one hand's movement; ``side`` is -1 for the left hand and +1 for the right (the sign of x)."""
     return (
-        Focus((-side * 38.0, -24.0, 57.0), 10.0),  # the other hemisphere's hand knob
+        Focus((-side * 38.0, -24.0, 57.0), 10.0),  # contralateral hand knob
         Focus((-side * 44.0, -28.0, 46.0), 8.0, 0.6),
         Focus((-side * 5.0, -8.0, 56.0), 7.0, 0.5),  # supplementary motor area
-        Focus((side * 20.0, -52.0, -22.0), 8.0, 0.6),  # cerebellum, same side
+        Focus((side * 20.0, -52.0, -22.0), 8.0, 0.6),  # ipsilateral cerebellum
         Focus((-side * 26.0, -6.0, 4.0), 6.0, 0.3),  # putamen
-        Focus((side * 38.0, -24.0, 57.0), 9.0, -0.2),  # the same side is held back
+        Focus((side * 38.0, -24.0, 57.0), 9.0, -0.2),  # ipsilateral deactivation
     )
 
 
@@ -45,7 +45,7 @@ STATES: dict[str, tuple[Focus, ...]] = {
         Focus((30.0, -82.0, 2.0), 9.0, 0.6),
     ),
 }
-"""The states a simulated run can be in, and where each shows; also the labels of BIDS tasks."""
+"""Task states of simulated runs and their activation foci; the names are also the BIDS task labels."""
 
 NETWORKS: dict[str, tuple[Focus, ...]] = {
     "sensorimotor": (
@@ -73,12 +73,12 @@ NETWORKS: dict[str, tuple[Focus, ...]] = {
     "limbic": (Focus((-24.0, -10.0, -18.0), 8.0), Focus((24.0, -10.0, -18.0), 8.0), Focus((0.0, 34.0, -14.0), 9.0)),
     "cerebellum": (Focus((-28.0, -64.0, -34.0), 12.0), Focus((28.0, -64.0, -34.0), 12.0)),
 }
-"""Networks that fluctuate in every state."""
+"""Resting-state networks and their foci; they fluctuate in every state."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """One block of a task: onset and duration (s from the first volume), and what was done."""
+    """One task block: onset and duration (s from the first volume), and trial type."""
 
     onset: float
     duration: float
@@ -86,14 +86,14 @@ class Event:
 
 
 def foci_of(state: str) -> tuple[Focus, ...]:
-    """Where a state shows."""
+    """Return the activation foci of a state."""
     if state not in STATES:
-        raise UsageError(f"There is no state {state!r}.", f"Choose from {', '.join(STATES)}.")
+        raise UsageError(f"Unknown state {state!r}.", f"Choose from {', '.join(STATES)}.")
     return STATES[state]
 
 
 def spread(foci: tuple[Focus, ...], points: np.ndarray) -> np.ndarray:
-    """Response of each place to a drive of 1.
+    """Return the response of each point to a unit stimulus.
 
     Parameters
     ----------
@@ -112,7 +112,7 @@ def spread(foci: tuple[Focus, ...], points: np.ndarray) -> np.ndarray:
 
 
 def random_events(state: str, seconds: float, rng: np.random.Generator) -> tuple[Event, ...]:
-    """Blocks of 10 to 15 s with pauses of the same length; none at rest."""
+    """Simulate task blocks of 10 to 15 s with pauses of the same length; none at rest."""
     if state == "rest":
         return ()
     events = []
@@ -125,12 +125,12 @@ def random_events(state: str, seconds: float, rng: np.random.Generator) -> tuple
 
 
 def response(events: tuple[Event, ...], tr: float, n_volumes: int, step_s: float = 0.1) -> np.ndarray:
-    """Events convolved with a haemodynamic response, at the middle of each volume.
+    """Convolve events with the haemodynamic response function, sampled at the middle of each volume.
 
     Returns
     -------
     (n_volumes,)
-        1 is the plateau of a very long block.
+        1 is the plateau of a long block.
     """
     times = np.arange(0.0, n_volumes * tr + step_s, step_s)
     drive = np.zeros_like(times)
@@ -143,7 +143,7 @@ def response(events: tuple[Event, ...], tr: float, n_volumes: int, step_s: float
 
 
 def slow_fluctuation(n_volumes: int, tr: float, rng: np.random.Generator, step_s: float = 0.5) -> np.ndarray:
-    """Spontaneous activity (n_volumes,): noise between about 0.01 and 0.1 Hz, unit standard deviation."""
+    """Simulate spontaneous activity (n_volumes,): noise of about 0.01 to 0.1 Hz with unit standard deviation."""
     n = int(np.ceil((n_volumes * tr + 200.0) / step_s))
     noise = rng.standard_normal(n)
     band = ndimage.gaussian_filter1d(noise, 2.0 / step_s) - ndimage.gaussian_filter1d(noise, 16.0 / step_s)
@@ -151,7 +151,7 @@ def slow_fluctuation(n_volumes: int, tr: float, rng: np.random.Generator, step_s
 
 
 def rhythm(n_volumes: int, tr: float, hertz: float, wobble: float, rng: np.random.Generator) -> np.ndarray:
-    """Breathing or heartbeat as the volumes sample it, (n_volumes, 2): sine and cosine of a drifting phase."""
+    """Simulate respiration or heartbeat at each volume, (n_volumes, 2): sine and cosine of a drifting phase."""
     steps = rng.normal(0, wobble, n_volumes) * np.sqrt(tr)
     phase = 2 * np.pi * hertz * np.arange(n_volumes) * tr + np.cumsum(steps) + rng.uniform(0, 2 * np.pi)
     return np.stack([np.sin(phase), np.cos(phase)], axis=1)

@@ -1,8 +1,8 @@
-"""A BOLD run in memory: tissues and their contrast, what the brain and the body do, movement, noise.
+"""Simulated BOLD runs in memory: tissue contrast, brain activity, physiological noise, head motion, thermal noise.
 
-Everything that varies in time is a sum of fixed images with time courses, laid out once where the head lies at the
-reference volume; so each volume is one weighted sum and one interpolation at the moved voxels. Spaces as in
-`anatomy`, and *boldref*: the scanner's millimetres at the reference volume.
+The signal is a sum of fixed images times time courses, computed once at the head's position in the reference volume.
+Each volume is therefore one weighted sum and one interpolation at the moved voxels. Spaces are those of `head_shape`,
+and *boldref*: scanner mm at the reference volume.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ import numpy as np
 from scipy import ndimage
 
 from bids_app.phantom import activity
-from bids_app.phantom.anatomy import Anatomy
 from bids_app.phantom.distortion import Distortion, Inhomogeneity, distort, random_inhomogeneity
 from bids_app.phantom.geometry import apply, grid_points, rigid, rng_for, sample, smooth_noise
+from bids_app.phantom.head_shape import HeadShape
 from bids_app.phantom.motion import random_motion
 from bids_app.phantom.protocol import Protocol
 from bids_app.phantom.tissues import TISSUES, epi_signal, template_tissues
 
 BRIGHTNESS = 2400.0
-"""Image units of a relative signal of 1; grey matter comes to about 900."""
-VOLUMES_AT_ONCE = 16
+"""Image units of a relative signal of 1; grey matter is at about 900."""
+VOLUMES_PER_CHUNK = 16
 BRAIN_SHARES = (0.5, 0.38, 0.12)
-"""Grey matter, white matter and fluid in a brain."""
+"""Fractions of grey matter, white matter and CSF in the brain."""
 
 
 @dataclass(frozen=True)
 class Body:
-    """One participant's signal: sizes relative to the mean signal of pure tissue, rates in Hz.
+    """A participant's signal amplitudes, relative to the mean signal of pure tissue, and rates in Hz.
 
-    In a voxel, which is never pure, and in blocks of some 12 s, about a third of the activation remains.
+    Partial volume and blocks of about 12 s reduce the activation to about a third.
 
     Attributes
     ----------
@@ -50,12 +50,12 @@ class Body:
     drift: float = 0.0035
 
     def network(self, name: str) -> float:
-        """Standard deviation of a network's fluctuation."""
+        """Return the standard deviation of a network's fluctuation."""
         return 0.005 if self.networks is None else self.networks[name]
 
 
 def random_body(*keys: int | str) -> Body:
-    """A participant's signal; the same keys give the same participant."""
+    """Simulate a participant's signal amplitudes; the same keys give the same participant."""
     rng = rng_for(*keys, "body")
     return Body(
         activation=float(rng.uniform(0.07, 0.1)),
@@ -70,20 +70,20 @@ def random_body(*keys: int | str) -> Body:
 
 @dataclass(frozen=True)
 class SimulatedRun:
-    """A run and the truth about it.
+    """A simulated run and its ground truth.
 
     Attributes
     ----------
     bold : (X, Y, Z, T) float32
-        What the scanner wrote.
+        The acquired image.
     affine : (4, 4)
         Of the volumes, RAS mm.
     events : tuple of Event
-        Blocks of the task.
+        Task blocks.
     design : (T,)
-        The state's time course: events through the haemodynamic response.
+        The state's time course: events convolved with the haemodynamic response.
     motion : (T, 4, 4)
-        A boldref point to where it is in volume t, mm; the identity at ``reference``.
+        From a boldref point to its position in volume t, mm; identity at ``reference``.
     reference : int
         The first steady-state volume.
     boldref_to_t1w : (4, 4)
@@ -93,7 +93,7 @@ class SimulatedRun:
     activation : (X, Y, Z) float32
         Response to a long block over the mean signal, at the reference volume.
     distortion : Distortion, optional
-        Where the boldref's points are measured; ``brain_mask``, ``activation`` and ``motion`` are of true places.
+        From true to distorted boldref positions; ``brain_mask``, ``activation`` and ``motion`` refer to true ones.
     """
 
     bold: np.ndarray
@@ -105,28 +105,28 @@ class SimulatedRun:
     motion: np.ndarray
     reference: int
     boldref_to_t1w: np.ndarray
-    anatomy: Anatomy
+    head_shape: HeadShape
     brain_mask: np.ndarray
     activation: np.ndarray
     distortion: Distortion | None = None
 
     def template_to_boldref(self, points: np.ndarray) -> np.ndarray:
-        """Points (..., 3) of the template (MNI152NLin2009aSym) to the reference volume, mm."""
-        return apply(np.linalg.inv(self.boldref_to_t1w), self.anatomy.template_to_t1w(points))
+        """Transform points (..., 3) from the template (MNI152NLin2009aSym) to the reference volume, mm."""
+        return apply(np.linalg.inv(self.boldref_to_t1w), self.head_shape.template_to_t1w(points))
 
 
 @dataclass(frozen=True)
-class Still:
-    """Fixed images of the head at the reference volume, in the voxels where there is a head.
+class StaticHead:
+    """Images of the motionless head at the reference volume, in voxels inside the head.
 
     Attributes
     ----------
     tissues : (len(TISSUES), V) float32
         Fractions.
     template : (V, 3) float32
-        Where each voxel is in the template, mm.
+        Template position of each voxel, mm.
     inside : (X, Y, Z) bool
-        Which voxels V are.
+        The V voxels inside the head.
     brain : (X, Y, Z) float32
         Fraction of brain.
     affine : (4, 4)
@@ -140,7 +140,7 @@ class Still:
     affine: np.ndarray
 
     def smooth(self, values: np.ndarray, sigma_mm: np.ndarray) -> np.ndarray:
-        """Blur images (K, V) in their grid, in place."""
+        """Smooth images (K, V) on their grid, in place."""
         spacing = np.linalg.norm(self.affine[:3, :3], axis=0)
         volume = np.zeros(self.inside.shape, np.float32)
         for row in values:
@@ -151,7 +151,7 @@ class Still:
 
 
 def simulate_run(
-    anatomy: Anatomy,
+    head_shape: HeadShape,
     protocol: Protocol,
     state: str = "rest",
     keys: tuple[int | str, ...] = (0,),
@@ -163,40 +163,40 @@ def simulate_run(
 
     Parameters
     ----------
-    anatomy, body
-        Who is scanned.
+    head_shape : HeadShape
     protocol : Protocol
-        How.
     state : str
         One of `activity.STATES`.
     keys : tuple of int or str
-        Names the run for its random numbers, see `geometry.rng_for`.
+        Seed the run's random numbers, see `geometry.rng_for`.
+    body : Body, optional
+        Default: random amplitudes.
     boldref_to_t1w : (4, 4), optional
-        Where the head lay during this run, rigid; default: a few mm and degrees from the T1w scan.
+        Position of the head during this run, rigid; default: a few mm and degrees from the T1w scan.
     field : Inhomogeneity, optional
-        The head's; default: a random one that distorts as much as the protocol says.
+        Field of this head; default: a random one with the protocol's largest displacement.
     """
     body = body or random_body(*keys)
     if boldref_to_t1w is None:
-        boldref_to_t1w = shift_since_t1w(rng_for(*keys, "coregistration"))
+        boldref_to_t1w = random_boldref_to_t1w(rng_for(*keys, "coregistration"))
     rng = rng_for(*keys, "run")
     events = activity.random_events(state, protocol.seconds, rng)
     design = activity.response(events, protocol.tr, protocol.n_volumes)
     contrast, reference = _contrast(protocol)
     motion = random_motion(protocol.n_volumes, protocol.tr, protocol.motion_mm, rng, reference)
-    still = lay_still(anatomy, boldref_to_t1w, protocol)
-    images, courses = _parts(still, protocol, body, state, design, contrast, rng)
+    head = build_static_head(head_shape, boldref_to_t1w, protocol)
+    images, courses = _parts(head, protocol, body, state, design, contrast, rng)
     shape, affine = protocol.grid()
     if protocol.distortion and field is None:
         field = random_inhomogeneity(protocol.peak_hz, *keys)
-    distortion = distortion_of(anatomy, boldref_to_t1w, protocol, field)
-    bold = _acquire(still, images, courses, motion, shape, affine, distortion)
+    distortion = distortion_of(head_shape, boldref_to_t1w, protocol, field)
+    bold = _acquire(head, images, courses, motion, shape, affine, distortion)
     receive = np.exp(0.08 * smooth_noise(shape, np.array(protocol.voxel_mm), 120.0, rng))
     bold *= (BRIGHTNESS * receive)[..., None]
     add_noise(bold, BRIGHTNESS * float(contrast[-1, 0]) / protocol.snr, rng)
     positions = grid_points(shape, affine)
-    inside = sample(still.brain, still.affine, positions) >= 0.5
-    template = anatomy.t1w_to_template(apply(boldref_to_t1w, positions[inside]))
+    inside = sample(head.brain, head.affine, positions) >= 0.5
+    template = head_shape.t1w_to_template(apply(boldref_to_t1w, positions[inside]))
     activation = np.zeros(shape, np.float32)
     activation[inside] = body.activation * activity.spread(activity.foci_of(state), template)
     return SimulatedRun(
@@ -209,7 +209,7 @@ def simulate_run(
         motion=motion,
         reference=reference,
         boldref_to_t1w=boldref_to_t1w,
-        anatomy=anatomy,
+        head_shape=head_shape,
         brain_mask=inside,
         activation=activation,
         distortion=distortion,
@@ -217,35 +217,36 @@ def simulate_run(
 
 
 def distortion_of(
-    anatomy: Anatomy,
+    head_shape: HeadShape,
     boldref_to_t1w: np.ndarray,
     protocol: Protocol,
     field: Inhomogeneity | None,
     towards: str = "AP",
 ) -> Distortion | None:
-    """How a scan of a head that lies somewhere is distorted; None without distortion."""
+    """Compute the distortion of a scan for the head's position in it; None without distortion."""
     if protocol.distortion == 0 or field is None:
         return None
 
     def to_template(points: np.ndarray) -> np.ndarray:
-        return anatomy.t1w_to_template(apply(boldref_to_t1w, points))
+        return head_shape.t1w_to_template(apply(boldref_to_t1w, points))
 
     return distort(field, to_template, protocol, scanned_box(protocol, 15.0), towards)
 
 
 def scanned_box(protocol: Protocol, margin_mm: float) -> tuple[np.ndarray, np.ndarray]:
-    """Lowest and highest corner (3,) of a protocol's field of view and a margin, mm."""
+    """Return the lowest and highest corner (3,) of a protocol's field of view plus a margin, mm."""
     shape, affine = protocol.grid()
     corners = apply(affine, np.array([[i, j, k] for i in (0, shape[0]) for j in (0, shape[1]) for k in (0, shape[2])]))
     return corners.min(axis=0) - margin_mm, corners.max(axis=0) + margin_mm
 
 
-def shift_since_t1w(rng: np.random.Generator) -> np.ndarray:
+def random_boldref_to_t1w(rng: np.random.Generator) -> np.ndarray:
+    """Simulate the head's movement between the BOLD run and the T1w scan, rigid (4, 4)."""
     return rigid(rng.normal(0, 3.0, 3), rng.normal(0, 2.0, 3))
 
 
 def _contrast(protocol: Protocol) -> tuple[np.ndarray, int]:
-    """Signal of each tissue in each volume, (T + 1, tissues), the last row steady; and the first steady volume."""
+    """Compute each tissue's signal per volume, (T + 1, tissues), last row steady state; and the first steady volume."""
     contrast = epi_signal(protocol.tr, protocol.te, protocol.flip_deg, protocol.n_volumes)
     if not protocol.dummies_kept:
         contrast[:-1] = contrast[-1]
@@ -255,8 +256,10 @@ def _contrast(protocol: Protocol) -> tuple[np.ndarray, int]:
     return contrast, int(np.flatnonzero(unsteady).max(initial=-1)) + 1
 
 
-def lay_still(anatomy: Anatomy, boldref_to_t1w: np.ndarray, protocol: Protocol, margin_mm: float = 9.0) -> Still:
-    """Bring the template's tissues to where the head lies, on a grid finer than the scan's that covers its box."""
+def build_static_head(
+    head_shape: HeadShape, boldref_to_t1w: np.ndarray, protocol: Protocol, margin_mm: float = 9.0
+) -> StaticHead:
+    """Resample the template's tissues at the head's position, on a grid finer than the scan's that covers its box."""
     step = min(protocol.voxel_mm) / 1.5
     low, high = scanned_box(protocol, margin_mm + protocol.distortion)
     affine = np.diag([step, step, step, 1.0])
@@ -264,15 +267,15 @@ def lay_still(anatomy: Anatomy, boldref_to_t1w: np.ndarray, protocol: Protocol, 
     counts = np.ceil((high - low) / step).astype(int)
     points = grid_points((counts[0], counts[1], counts[2]), affine)
     maps = template_tissues(2)
-    template = anatomy.t1w_to_template(apply(boldref_to_t1w, points))
+    template = head_shape.t1w_to_template(apply(boldref_to_t1w, points))
     tissues = [sample(maps.fractions[name], maps.affine, template) for name in TISSUES]
     inside = np.sum(tissues, axis=0) > 0.02
     brain = sample(maps.brain, maps.affine, template)
-    return Still(np.stack([t[inside] for t in tissues]), template[inside], inside, brain, affine)
+    return StaticHead(np.stack([t[inside] for t in tissues]), template[inside], inside, brain, affine)
 
 
 def _parts(
-    still: Still,
+    head: StaticHead,
     protocol: Protocol,
     body: Body,
     state: str,
@@ -280,25 +283,25 @@ def _parts(
     contrast: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The run as fixed images (K, V) and their time courses (T, K): the first image is the steady signal."""
+    """Return the run as fixed images (K, V) and time courses (T, K); the first image is the steady-state signal."""
     n, tr = protocol.n_volumes, protocol.tr
-    steady = contrast[-1].astype(np.float32) @ still.tissues
-    steady *= _dropout(still.template)
-    grey, fluid = still.tissues[0] * steady, still.tissues[2] * steady
+    steady = contrast[-1].astype(np.float32) @ head.tissues
+    steady *= _dropout(head.template)
+    grey, fluid = head.tissues[0] * steady, head.tissues[2] * steady
     images, courses = [steady], [np.ones(n)]
     for tissue in np.flatnonzero(np.abs(contrast[:-1] - contrast[-1]).max(axis=0) > 0):
-        images.append(still.tissues[tissue] * _dropout(still.template))
+        images.append(head.tissues[tissue] * _dropout(head.template))
         courses.append(contrast[:-1, tissue] - contrast[-1, tissue])
     if state != "rest":
-        images.append(grey * activity.spread(activity.foci_of(state), still.template))
+        images.append(grey * activity.spread(activity.foci_of(state), head.template))
         courses.append(body.activation * design)
     for name, foci in activity.NETWORKS.items():
-        images.append(grey * activity.spread(foci, still.template))
+        images.append(grey * activity.spread(foci, head.template))
         courses.append(body.network(name) * activity.slow_fluctuation(n, tr, rng))
-    spacing = np.linalg.norm(still.affine[:3, :3], axis=0)
+    spacing = np.linalg.norm(head.affine[:3, :3], axis=0)
 
     def field(fwhm_mm: float) -> np.ndarray:
-        return smooth_noise(still.inside.shape, spacing, fwhm_mm, rng)[still.inside]
+        return smooth_noise(head.inside.shape, spacing, fwhm_mm, rng)[head.inside]
 
     trend = np.linspace(-1, 1, n)
     for course in (
@@ -315,18 +318,18 @@ def _parts(
         images.append(fluid * (0.7 + field(50.0)))
         courses.append(body.heart * course)
     stack = np.stack(images).astype(np.float32)
-    return still.smooth(stack, 0.35 * np.array(protocol.voxel_mm)), np.stack(courses, axis=1).astype(np.float32)
+    return head.smooth(stack, 0.35 * np.array(protocol.voxel_mm)), np.stack(courses, axis=1).astype(np.float32)
 
 
 def _dropout(template: np.ndarray) -> np.ndarray:
-    """Signal left (V,) over the sinuses and the ear canals, where the field is uneven."""
+    """Return the fraction of signal (V,) that susceptibility dropout leaves near the sinuses and ear canals."""
     lost = 0.55 * activity.spread((activity.Focus((0.0, 38.0, -22.0), 9.0),), template)
     ears = tuple(activity.Focus((side * 48.0, -22.0, -30.0), 8.0) for side in (-1, 1))
     return (1.0 - lost - 0.35 * activity.spread(ears, template)).astype(np.float32)
 
 
 def _acquire(
-    still: Still,
+    head: StaticHead,
     images: np.ndarray,
     courses: np.ndarray,
     motion: np.ndarray,
@@ -334,16 +337,16 @@ def _acquire(
     affine: np.ndarray,
     distortion: Distortion | None = None,
 ) -> np.ndarray:
-    """Sum the parts for each volume and read them at the voxels, moved back to where the head was; (X, Y, Z, T)."""
-    to_index = np.linalg.inv(still.affine)
+    """Sum the images of each volume and resample them at the scan's voxels, with head motion; (X, Y, Z, T)."""
+    to_index = np.linalg.inv(head.affine)
     bold = np.empty((*shape, len(motion)), np.float32, order="F")
-    volume = np.zeros(still.inside.shape, np.float32)
-    for start in range(0, len(motion), VOLUMES_AT_ONCE):
-        sums = courses[start : start + VOLUMES_AT_ONCE] @ images
+    volume = np.zeros(head.inside.shape, np.float32)
+    for start in range(0, len(motion), VOLUMES_PER_CHUNK):
+        sums = courses[start : start + VOLUMES_PER_CHUNK] @ images
         for t, values in enumerate(sums, start):
-            volume[still.inside] = values
+            volume[head.inside] = values
             if distortion is not None:
-                bold[..., t] = read_distorted(volume, still.affine, distortion, motion[t], shape, affine)
+                bold[..., t] = read_distorted(volume, head.affine, distortion, motion[t], shape, affine)
                 continue
             pull = to_index @ np.linalg.inv(motion[t]) @ affine
             ndimage.affine_transform(
@@ -360,7 +363,7 @@ def read_distorted(
     shape: tuple[int, int, int],
     affine: np.ndarray,
 ) -> np.ndarray:
-    """Read a head at a scan's voxels, each where what it measures lies; (X, Y, Z) float32.
+    """Resample a head at the voxels of a distorted scan; (X, Y, Z) float32.
 
     The field moves with the head (``pose``), the phase-encoding direction stays with the scanner.
     """
@@ -373,7 +376,7 @@ def read_distorted(
 
 
 def add_noise(bold: np.ndarray, sigma: float, rng: np.random.Generator) -> None:
-    """Thermal noise of a magnitude image (Rician), in place."""
+    """Add thermal noise of a magnitude image (Rician), in place."""
     for t in range(bold.shape[-1]):
         real, imaginary = rng.standard_normal((2, *bold.shape[:3]), dtype=np.float32) * np.float32(sigma)
         bold[..., t] = np.hypot(bold[..., t] + real, imaginary)

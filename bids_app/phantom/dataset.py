@@ -1,4 +1,4 @@
-"""A simulated dataset as files: raw BIDS, with the truth beside it in ``derivatives/truth``."""
+"""Simulated datasets on disk: raw BIDS, with the ground truth in ``derivatives/truth``."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from bids_app.bids.writer import write_json
 from bids_app.errors import CannotCreateError, UsageError
 from bids_app.phantom import truth
 from bids_app.phantom.activity import STATES, foci_of
-from bids_app.phantom.anatomy import Anatomy, placement, random_anatomy
-from bids_app.phantom.bold import SimulatedRun, random_body, shift_since_t1w, simulate_run
+from bids_app.phantom.bold import SimulatedRun, random_body, random_boldref_to_t1w, simulate_run
 from bids_app.phantom.distortion import Inhomogeneity, phase_axis, phase_direction, random_inhomogeneity
 from bids_app.phantom.fieldmaps import ECHO_TIMES, SPIN_ECHO_TE, simulate_epi_pair, simulate_phase_difference
 from bids_app.phantom.geometry import rng_for
+from bids_app.phantom.head_shape import HeadShape, random_head_shape, random_pose
 from bids_app.phantom.protocol import SIZES, Protocol, anatomical_protocol_for, protocol_for
 from bids_app.phantom.t1w import simulate_t1w
 from bids_app.phantom.tissues import TEMPLATE
@@ -26,29 +26,29 @@ from bids_app.phantom.tissues import TEMPLATE
 BIDS_VERSION = "1.10.0"
 FIELDMAPS = ("pepolar", "phasediff")
 MAX_DISTORTION_MM = 12.0
-"""Beyond it, places that lie apart would be measured at one."""
+"""Larger displacements would fold the image: distant points would be measured at the same position."""
 
 
 @dataclass(frozen=True)
 class DatasetPlan:
-    """What to simulate.
+    """Settings of a simulated dataset.
 
     Attributes
     ----------
     participants, sessions, runs : int
-        Sessions of 1 are not named in files, nor runs of 1 (runs of each state).
+        Runs are per state. With one session or one run, the file names have no ``ses-`` or ``run-`` entity.
     states : tuple of str
         See `bids_app.phantom.activity.STATES`.
     volumes : int, optional
-        Volumes a run; default: about 100 s.
+        Volumes per run; default: about 100 s.
     t1w : bool
-        Whether T1w images are written.
+        Write T1w images.
     size : str
         ``"full"`` or ``"small"``.
     distortion : float
-        Largest displacement of the runs by uneven fields, mm.
+        Largest displacement of the BOLD runs by susceptibility distortion, mm.
     fieldmaps : str, optional
-        One of `FIELDMAPS`, written for each session.
+        Type of fieldmap, one of `FIELDMAPS`, written for each session.
     """
 
     participants: int = 2
@@ -65,32 +65,34 @@ class DatasetPlan:
     def __post_init__(self) -> None:
         for name in ("participants", "sessions", "runs"):
             if getattr(self, name) < 1:
-                raise UsageError(f"--{name} is {getattr(self, name)}.", "At least one is needed.")
+                raise UsageError(f"--{name} is {getattr(self, name)}.", "Give 1 or more.")
         if self.seed < 0:
-            raise UsageError(f"--seed is {self.seed}.", "Give a number of 0 or more.")
+            raise UsageError(f"--seed is {self.seed}.", "Give 0 or a positive integer.")
         if self.volumes is not None and self.volumes < 5:
-            raise UsageError(f"--volumes is {self.volumes}.", "Fewer than 5 volumes are no series.")
+            raise UsageError(f"--volumes is {self.volumes}.", "Give 5 or more.")
         if self.size not in SIZES:
-            raise UsageError(f"There is no size {self.size!r}.", f"Choose one of {', '.join(SIZES)}.")
+            raise UsageError(f"Invalid value for --size: {self.size!r}.", f"Choose one of {', '.join(SIZES)}.")
         if self.fieldmaps is not None and self.fieldmaps not in FIELDMAPS:
-            raise UsageError(f"There are no fieldmaps {self.fieldmaps!r}.", f"Choose one of {', '.join(FIELDMAPS)}.")
+            raise UsageError(
+                f"Invalid value for --fieldmaps: {self.fieldmaps!r}.", f"Choose one of {', '.join(FIELDMAPS)}."
+            )
         if self.distortion < 0 or self.distortion > MAX_DISTORTION_MM:
             raise UsageError(f"--distortion is {self.distortion}.", f"Give 0 to {MAX_DISTORTION_MM:g} mm.")
         if self.fieldmaps is not None and self.distortion == 0:
-            raise UsageError("Fieldmaps without a distortion.", "Give --distortion, in mm.")
+            raise UsageError("--fieldmaps requires a distortion.", "Give --distortion, in mm.")
         if not self.states or len(set(self.states)) != len(self.states):
-            raise UsageError(f"--states is {' '.join(self.states)!r}.", "Name each state once.")
+            raise UsageError(f"--states is {' '.join(self.states)!r}.", "Give each state once.")
         for state in self.states:
             foci_of(state)
 
     def label(self, participant: int) -> str:
-        """``sub-01`` for participant 0, wide enough for all of them."""
+        """Return ``sub-01`` for participant 0, zero-padded to the number of participants."""
         return f"sub-{participant + 1:0{max(2, len(str(self.participants)))}d}"
 
 
 @dataclass(frozen=True)
 class Visit:
-    """One session of one participant: who, how, and where its files go."""
+    """One session of one participant: labels, protocol and file locations."""
 
     plan: DatasetPlan
     participant: int
@@ -103,7 +105,7 @@ class Visit:
 
     @property
     def stem(self) -> str:
-        """``sub-01`` or ``sub-01_ses-01``, as file names begin."""
+        """Prefix of file names: ``sub-01`` or ``sub-01_ses-01``."""
         return self.label if self.plan.sessions == 1 else f"{self.label}_ses-{self.session + 1:02d}"
 
     @property
@@ -113,41 +115,40 @@ class Visit:
 
     @property
     def keys(self) -> tuple[int | str, ...]:
-        """Names of its random numbers."""
+        """Seeds of the session's random numbers."""
         return self.plan.seed, self.label, f"ses-{self.session + 1}"
 
     @property
     def protocol(self) -> Protocol:
-        """How its runs are scanned."""
+        """Protocol of the session's BOLD runs."""
         protocol = protocol_for(self.participant, self.keys, self.plan.size, self.plan.volumes)
         return replace(protocol, distortion=self.plan.distortion)
 
     @property
     def field(self) -> Inhomogeneity | None:
-        """The uneven field of the participant's head in this session's scanner."""
+        """Field inhomogeneity of the participant's head in this session's scanner."""
         protocol = self.protocol
         return random_inhomogeneity(protocol.peak_hz, self.plan.seed, self.label) if protocol.distortion else None
 
     def owns(self, filename: str) -> bool:
-        """Whether a file of the dataset is of this session."""
+        """Tell whether a file of the dataset belongs to this session."""
         return Path(filename).is_relative_to(self.folder)
 
-    def anatomy(self) -> Anatomy:
-        """The participant's anatomy, as it lies in this session's T1w scan."""
-        person = random_anatomy(self.plan.seed, self.label)
-        there = placement(rng_for(*self.keys, "placement"))
-        return Anatomy(person.affine, person.field, person.field_affine, there)
+    def head_shape(self) -> HeadShape:
+        """Return the participant's head shape at its position in this session's T1w scan."""
+        own = random_head_shape(self.plan.seed, self.label)
+        return replace(own, t1w_to_head=random_pose(rng_for(*self.keys, "placement")))
 
 
 def write_dataset(out_dir: Path, plan: DatasetPlan, n_procs: int = 1) -> list[Path]:
-    """Write a dataset; the same plan gives the same bytes, however many processes write it.
+    """Write a dataset; the same plan gives the same bytes with any number of processes.
 
     Parameters
     ----------
     out_dir : Path
         Must be empty or absent.
     n_procs : int
-        Scans simulated at once.
+        Scans simulated in parallel.
 
     Returns
     -------
@@ -156,11 +157,11 @@ def write_dataset(out_dir: Path, plan: DatasetPlan, n_procs: int = 1) -> list[Pa
     """
     try:
         if out_dir.exists() and any(out_dir.iterdir()):
-            raise CannotCreateError(f"{out_dir} is not empty.", "Name a new folder for the simulated dataset.")
+            raise CannotCreateError(f"{out_dir} is not empty.", "Give a new folder for the simulated dataset.")
         out_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CannotCreateError(
-            f"{out_dir} cannot be made: {error.strerror}.", "Check the path and its rights."
+            f"{out_dir}: the folder could not be created ({error.strerror}).", "Check the path and its permissions."
         ) from error
     visits = [Visit(plan, p, s) for p in range(plan.participants) for s in range(plan.sessions)]
     _write_texts(out_dir, plan)
@@ -179,23 +180,23 @@ def write_dataset(out_dir: Path, plan: DatasetPlan, n_procs: int = 1) -> list[Pa
 
 
 def _write_scan(job: tuple[Path, Visit, str | None, int]) -> dict[str, object] | None:
-    """One T1w (no state) or one BOLD run, with its truth; a run's row of ``states.tsv``."""
+    """Write one T1w image (no state) or one BOLD run with its truth; return the run's row of ``states.tsv``."""
     out_dir, visit, state, run = job
     if state is None:
-        _write_anatomy(out_dir, visit)
+        _write_anatomical(out_dir, visit)
         return None
     return _write_bold(out_dir, visit, state, run)
 
 
-def _write_anatomy(out_dir: Path, visit: Visit) -> None:
-    anatomy = visit.anatomy()
+def _write_anatomical(out_dir: Path, visit: Visit) -> None:
+    head_shape = visit.head_shape()
     folder = out_dir / "derivatives" / "truth" / visit.folder / "anat"
-    to_template, to_t1w = truth.fields_of(anatomy)
+    to_template, to_t1w = truth.fields_of(head_shape)
     to_template.save(folder / f"{visit.stem}_from-T1w_to-{TEMPLATE}_mode-points_xfm.nii.gz")
     to_t1w.save(folder / f"{visit.stem}_from-{TEMPLATE}_to-T1w_mode-points_xfm.nii.gz")
     if not visit.plan.t1w:
         return
-    scan = simulate_t1w(anatomy, anatomical_protocol_for(visit.participant, visit.plan.size), visit.keys)
+    scan = simulate_t1w(head_shape, anatomical_protocol_for(visit.participant, visit.plan.size), visit.keys)
     stored, slope = _as_integers(scan.image)
     path = out_dir / visit.folder / "anat" / f"{visit.stem}_T1w"
     truth.save_image(path.with_suffix(".nii.gz"), stored, scan.affine, slope=slope)
@@ -206,7 +207,7 @@ def _write_anatomy(out_dir: Path, visit: Visit) -> None:
 def _write_bold(out_dir: Path, visit: Visit, state: str, run: int) -> dict[str, object]:
     plan, protocol = visit.plan, visit.protocol
     simulated = simulate_run(
-        visit.anatomy(),
+        visit.head_shape(),
         protocol,
         state,
         (*visit.keys, state, run),
@@ -242,7 +243,7 @@ IDENTIFIER = "phasediff0"
 
 
 def readout_facts(protocol: Protocol, affine: np.ndarray, towards: str) -> dict[str, object]:
-    """What a sidecar says about phase encoding."""
+    """Return the sidecar fields of phase encoding."""
     direction = phase_axis(affine, phase_direction(protocol, towards))
     return {
         "PhaseEncodingDirection": direction,
@@ -252,15 +253,16 @@ def readout_facts(protocol: Protocol, affine: np.ndarray, towards: str) -> dict[
 
 
 def write_fieldmaps(out_dir: Path, visit: Visit, runs: list[str]) -> None:
-    """Write a session's fieldmaps: ``pepolar`` names its runs by ``IntendedFor``, ``phasediff`` is named by them."""
+    """Write a session's fieldmaps; ``pepolar`` uses ``IntendedFor``, ``phasediff`` uses ``B0FieldIdentifier``."""
     protocol, field = visit.protocol, visit.field
     assert field is not None
     folder = out_dir / visit.folder / "fmap"
-    placed = shift_since_t1w(rng_for(*visit.keys, visit.plan.states[0], 0, "coregistration"))  # as in the first run
+    # position of the head in the first run
+    boldref_to_t1w = random_boldref_to_t1w(rng_for(*visit.keys, visit.plan.states[0], 0, "coregistration"))
     if visit.plan.fieldmaps == "pepolar":
         _, affine = protocol.grid()
         for towards, series in simulate_epi_pair(
-            visit.anatomy(), protocol, field, (*visit.keys, "fmap"), placed
+            visit.head_shape(), protocol, field, (*visit.keys, "fmap"), boldref_to_t1w
         ).items():
             stored, slope = _as_integers(series)
             path = folder / f"{visit.stem}_dir-{towards}_epi"
@@ -269,7 +271,7 @@ def write_fieldmaps(out_dir: Path, visit: Visit, runs: list[str]) -> None:
             sidecar |= readout_facts(protocol, affine, towards)
             write_json(path.with_suffix(".json"), {**sidecar, "IntendedFor": [f"bids::{name}" for name in runs]})
         return
-    scan = simulate_phase_difference(visit.anatomy(), protocol, field, (*visit.keys, "fmap"), placed)
+    scan = simulate_phase_difference(visit.head_shape(), protocol, field, (*visit.keys, "fmap"), boldref_to_t1w)
     for number, magnitude in enumerate(scan.magnitudes):
         stored, slope = _as_integers(magnitude)
         path = folder / f"{visit.stem}_magnitude{number + 1}"
@@ -307,7 +309,7 @@ def _row(visit: Visit, stem: str, run: SimulatedRun) -> dict[str, object]:
 
 
 def _as_integers(image: np.ndarray) -> tuple[np.ndarray, float]:
-    """An image as int16 with the slope that scales it back, the range used to a half."""
+    """Convert an image to int16, using half of the range; return it with its scaling slope."""
     slope = float(np.float32(image.max() / 16_000))
     return np.round(image / np.float32(slope)).astype(np.int16), slope
 
@@ -317,7 +319,7 @@ def _machine() -> dict[str, object]:
 
 
 def _write_texts(out_dir: Path, plan: DatasetPlan) -> None:
-    """Everything that describes the dataset, its participants and its truth."""
+    """Write the descriptions of the dataset, of its participants and of its truth."""
     made_by = {"Name": "neurostorm-phantom", "Version": __version__}
     common = {"BIDSVersion": BIDS_VERSION, "License": "CC0", "Authors": ["NeuroSTORM developers"]}
     write_json(
@@ -331,7 +333,12 @@ def _write_texts(out_dir: Path, plan: DatasetPlan) -> None:
     folder.mkdir(parents=True)
     write_json(
         folder / "dataset_description.json",
-        {"Name": "What was put into the simulation", "DatasetType": "derivative", **common, "GeneratedBy": [made_by]},
+        {
+            "Name": "Ground truth of the simulated scans",
+            "DatasetType": "derivative",
+            **common,
+            "GeneratedBy": [made_by],
+        },
     )
     (folder / "README.md").write_text(truth.README)
     (folder / ".bidsignore").write_text("states.tsv\n*_xfm.*\n*_boldmap.*\n*_timeseries.*\n*_desc-truth.json\n")
@@ -340,10 +347,10 @@ def _write_texts(out_dir: Path, plan: DatasetPlan) -> None:
 def _readme(plan: DatasetPlan) -> str:
     return f"""# Simulated heads in four states
 
-No person was scanned. Heads were made by `neurostorm-phantom` {__version__} from nilearn's embedded template with
-random smooth warps, and scanned with simulated movement, physiology and noise; seed {plan.seed}.
-During a run the participant rests, taps the fingers of the left or of the right hand in blocks, or looks at a
-checkerboard in blocks. What was put in is in `derivatives/truth`.
+These scans are simulated; no person was scanned. `neurostorm-phantom` {__version__} simulated them from nilearn's
+embedded template with random smooth warps, head motion, physiological noise and thermal noise (seed {plan.seed}).
+During a run the participant rests, taps the fingers of the left or right hand in blocks, or views a checkerboard in
+blocks. The ground truth is in `derivatives/truth`.
 """
 
 

@@ -1,7 +1,7 @@
-"""What uneven magnetic fields do to an EPI scan: places move along the phase-encoding axis, brightness goes with them.
+"""Susceptibility distortion of EPI scans: displacement along the phase-encoding axis, with intensity modulation.
 
-The field (`Inhomogeneity`) belongs to the head: over the sinuses it is high, over the ear canals low, and it varies
-gently elsewhere. A point p is measured at p + d(p) e, with e the phase-encoding direction.
+The field (`Inhomogeneity`) moves with the head: it is high near the sinuses, low near the ear canals, and smooth
+elsewhere. A point p is measured at p + d(p) e, with e the phase-encoding direction.
 """
 
 from __future__ import annotations
@@ -22,32 +22,32 @@ SOURCES = (
     Focus((-50.0, -22.0, -30.0), 13.0, -0.55),
     Focus((50.0, -22.0, -30.0), 13.0, -0.55),
 )
-"""Where air lies near the brain, template mm."""
+"""Air cavities near the brain, template mm."""
 N_WAVES = 5
 
 
 @dataclass(frozen=True)
 class Inhomogeneity:
-    """How far the magnetic field of a head is off, in Hz.
+    """Magnetic field inhomogeneity of a head, in Hz.
 
     Attributes
     ----------
     peak_hz : float
         Largest value in the brain.
     waves : (N, 5)
-        Gentle variation: a wave vector (rad/mm), a phase and a size relative to `SOURCES`.
+        Smooth variation: wave vector (rad/mm), phase, and amplitude relative to `SOURCES`.
     """
 
     peak_hz: float
     waves: np.ndarray
 
     def hz(self, template: np.ndarray) -> np.ndarray:
-        """Field at points (..., 3) of the template, Hz."""
+        """Return the field at template points (..., 3), Hz."""
         return (self.peak_hz * _shape(template, self.waves)).astype(np.float32)
 
 
 def random_inhomogeneity(peak_hz: float, *keys: int | str) -> Inhomogeneity:
-    """A head's field; the same keys give the same field."""
+    """Simulate a head's field; the same keys give the same field."""
     rng = rng_for(*keys, "field")
     waves = np.column_stack(
         [
@@ -73,18 +73,18 @@ def _shape(template: np.ndarray, waves: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Distortion:
-    """Where a scan measures what, on a lattice over the boldref's space.
+    """Displacement and intensity modulation of a scan, on a lattice in boldref space.
 
     Attributes
     ----------
     direction : (3,)
-        Along which places move: the phase-encoding direction, a unit vector.
+        Phase-encoding direction, a unit vector.
     forward : (X, Y, Z) float32
-        d at true places: p is measured at p + d(p) direction, mm.
+        d at true positions: p is measured at p + d(p) direction, mm.
     backward : (X, Y, Z) float32
-        b at measured places: what is measured at q lies at q + b(q) direction, mm.
+        b at measured positions: q shows the point q + b(q) direction, mm.
     brightness : (X, Y, Z) float32
-        At measured places: how much signal is drawn together there.
+        Intensity modulation (Jacobian determinant) at measured positions.
     affine : (4, 4)
         Of the lattice.
     """
@@ -96,18 +96,18 @@ class Distortion:
     affine: np.ndarray
 
     def measured(self, points: np.ndarray) -> np.ndarray:
-        """True places (..., 3) to where they are measured, mm."""
+        """Transform true positions (..., 3) to measured positions, mm."""
         return points + sample(self.forward, self.affine, points)[..., None] * self.direction
 
 
 def phase_direction(protocol: Protocol, towards: str = "AP") -> np.ndarray:
-    """Unit vector (3,) of phase encoding: ``AP`` is towards the back of the head, along the slab's own axis."""
+    """Return the unit vector (3,) of phase encoding; ``AP`` is anterior to posterior along the slab's axis."""
     anterior = rotation(np.array(protocol.oblique_deg)) @ np.array([0.0, 1.0, 0.0])
     return -anterior if towards == "AP" else anterior
 
 
 def phase_axis(affine: np.ndarray, direction: np.ndarray) -> str:
-    """BIDS' name of a direction on a grid: ``i``, ``j`` or ``k``, with a minus against the index."""
+    """Return the BIDS code of a direction on a grid: ``i``, ``j`` or ``k``, with ``-`` against the index."""
     along = (affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)).T @ direction
     axis = int(np.abs(along).argmax())
     return "ijk"[axis] + ("-" if along[axis] < 0 else "")
@@ -120,16 +120,16 @@ def distort(
     box_mm: tuple[np.ndarray, np.ndarray],
     towards: str = "AP",
 ) -> Distortion:
-    """How a protocol distorts a head.
+    """Compute the distortion of a head under a protocol.
 
     Parameters
     ----------
     field : Inhomogeneity
     to_template : callable
-        Points (..., 3) of the scan's space to the template.
+        Transforms points (..., 3) from scan space to the template.
     protocol : Protocol
     box_mm : tuple of (3,)
-        Lowest and highest corner of what is scanned.
+        Lowest and highest corner of the scanned volume.
     towards : str
         ``AP`` or ``PA``.
     """
@@ -137,9 +137,9 @@ def distort(
     affine = np.diag([LATTICE_MM] * 3 + [1.0])
     affine[:3, 3] = low
     counts = np.ceil((high - low) / LATTICE_MM).astype(int) + 1
-    places = grid_points((counts[0], counts[1], counts[2]), affine)
+    positions = grid_points((counts[0], counts[1], counts[2]), affine)
     direction = phase_direction(protocol, towards)
-    forward = field.hz(to_template(places)) * np.float32(protocol.readout * protocol.voxel_mm[1])
+    forward = field.hz(to_template(positions)) * np.float32(protocol.readout * protocol.voxel_mm[1])
     edge = apply(affine, counts - 1.0) - 1e-3
 
     def at(volume: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -147,7 +147,7 @@ def distort(
 
     backward = -forward
     for _ in range(25):
-        backward = -at(forward, places + backward[..., None] * direction)
+        backward = -at(forward, positions + backward[..., None] * direction)
     step = LATTICE_MM / 2 * direction
-    brightness = 1 + (at(backward, places + step) - at(backward, places - step)) / LATTICE_MM
+    brightness = 1 + (at(backward, positions + step) - at(backward, positions - step)) / LATTICE_MM
     return Distortion(direction, forward, backward, brightness.astype(np.float32), affine)

@@ -1,6 +1,6 @@
-"""Scans that tell how a BOLD run is distorted: two spin-echo EPIs of opposite phase encoding, or a phase difference.
+"""Simulated fieldmaps: two spin-echo EPI series of opposite phase encoding, or a phase difference.
 
-The head lies a little otherwise in each than in the runs; the field is the head's own, as in `distortion`.
+The head moves slightly between each fieldmap and the BOLD runs; the field is that of `distortion`.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from bids_app.phantom.anatomy import Anatomy
 from bids_app.phantom.bold import (
     BRIGHTNESS,
-    Still,
+    StaticHead,
     add_noise,
+    build_static_head,
     distortion_of,
-    lay_still,
     read_distorted,
 )
 from bids_app.phantom.distortion import Inhomogeneity
 from bids_app.phantom.geometry import apply, grid_points, rigid, rng_for, sample, smooth_noise
+from bids_app.phantom.head_shape import HeadShape
 from bids_app.phantom.protocol import Protocol
 from bids_app.phantom.tissues import PHYSICS, TISSUES
 
@@ -27,9 +27,9 @@ SPIN_ECHO_TE = 0.05
 T2_OVER_T2STAR = 1.6
 PAIR_VOLUMES = 3
 ECHO_TIMES = (0.00492, 0.0123)
-"""Of a phase-difference scan, s; a turn is 135 Hz, less than strong fields span."""
+"""Echo times of a phase-difference scan, s; the phase wraps every 135 Hz, so strong fields need unwrapping."""
 PHASE_STEPS = 4096
-"""A phase of -pi to pi as it is stored: -4096 to 4096."""
+"""Phases of -pi to pi are stored as -4096 to 4096."""
 
 
 @dataclass(frozen=True)
@@ -42,38 +42,42 @@ class PhaseDifference:
 
 
 def simulate_epi_pair(
-    anatomy: Anatomy, protocol: Protocol, field: Inhomogeneity, keys: tuple[int | str, ...], placed: np.ndarray
+    head_shape: HeadShape,
+    protocol: Protocol,
+    field: Inhomogeneity,
+    keys: tuple[int | str, ...],
+    boldref_to_t1w: np.ndarray,
 ) -> dict[str, np.ndarray]:
-    """Two short spin-echo EPI series with the BOLD protocol's grid and readout, by direction (``AP``, ``PA``).
+    """Simulate two short spin-echo EPI series on the BOLD protocol's grid, by direction (``AP``, ``PA``).
 
     Parameters
     ----------
-    anatomy, field
-        Who is scanned.
+    head_shape : HeadShape
     protocol : Protocol
-        Of the BOLD runs.
+        Protocol of the BOLD runs.
+    field : Inhomogeneity
     keys : tuple of int or str
-        Names the scan for its random numbers.
-    placed : numpy.ndarray, (4, 4)
-        Where the head lies in the run beside it, as `SimulatedRun.boldref_to_t1w`; it moves a little in between.
+        Seed the scan's random numbers.
+    boldref_to_t1w : numpy.ndarray, (4, 4)
+        Position of the head in the BOLD run, as in `SimulatedRun`; the head moves slightly in between.
 
     Returns
     -------
     dict of str to (X, Y, Z, T) float32
     """
     rng = rng_for(*keys, "epi pair")
-    shift = near(placed, rng)
+    shift = move_slightly(boldref_to_t1w, rng)
     shape, affine = protocol.grid()
     receive = np.exp(0.08 * smooth_noise(shape, np.array(protocol.voxel_mm), 120.0, rng))
     found = {}
     for towards in ("AP", "PA"):
-        still = lay_still(anatomy, shift, protocol)
-        volume = _head(still, protocol, spin_echo())
-        distortion = distortion_of(anatomy, shift, protocol, field, towards)
+        head = build_static_head(head_shape, shift, protocol)
+        volume = _head_signal(head, protocol, spin_echo())
+        distortion = distortion_of(head_shape, shift, protocol, field, towards)
         assert distortion is not None
         series = np.empty((*shape, PAIR_VOLUMES), np.float32)
         for t in range(PAIR_VOLUMES):
-            series[..., t] = read_distorted(volume, still.affine, distortion, np.eye(4), shape, affine)
+            series[..., t] = read_distorted(volume, head.affine, distortion, np.eye(4), shape, affine)
         series *= (BRIGHTNESS * receive)[..., None]
         add_noise(series, float(np.percentile(series, 95)) / protocol.snr, rng)
         found[towards] = series
@@ -81,37 +85,41 @@ def simulate_epi_pair(
     return found
 
 
-def near(placed: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A place of the head some moments from another, (4, 4)."""
-    return placed @ rigid(rng.normal(0, 1.0, 3), rng.normal(0, 1.0, 3))
+def move_slightly(pose: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return a head position close to another, (4, 4)."""
+    return pose @ rigid(rng.normal(0, 1.0, 3), rng.normal(0, 1.0, 3))
 
 
 def spin_echo() -> np.ndarray:
-    """Signal of each tissue in a spin echo after full relaxation, (len(TISSUES),), relative."""
+    """Return the relative signal of each tissue in a spin echo after full relaxation, (len(TISSUES),)."""
     tissues = [PHYSICS[name] for name in TISSUES]
     return np.array([t.density * np.exp(-SPIN_ECHO_TE / (T2_OVER_T2STAR * t.t2star)) for t in tissues])
 
 
 def simulate_phase_difference(
-    anatomy: Anatomy, protocol: Protocol, field: Inhomogeneity, keys: tuple[int | str, ...], placed: np.ndarray
+    head_shape: HeadShape,
+    protocol: Protocol,
+    field: Inhomogeneity,
+    keys: tuple[int | str, ...],
+    boldref_to_t1w: np.ndarray,
 ) -> PhaseDifference:
-    """A gradient-echo scan of two echoes on the BOLD protocol's slab, voxels of 3 mm or the run's, if larger.
+    """Simulate a dual-echo gradient-echo scan of the BOLD protocol's slab, with voxels of at least 3 mm.
 
     Parameters as in `simulate_epi_pair`.
     """
     rng = rng_for(*keys, "phase difference")
-    shift = near(placed, rng)
+    shift = move_slightly(boldref_to_t1w, rng)
     size = max(3.0, *protocol.voxel_mm)
     matrix = [round(n * v / size) for n, v in zip(protocol.matrix, protocol.voxel_mm, strict=True)]
     own = replace(protocol, voxel_mm=(size,) * 3, matrix=(matrix[0], matrix[1], matrix[2]))
     shape, affine = own.grid()
-    places = grid_points(shape, affine)
-    still = lay_still(anatomy, shift, own)
-    hz = field.hz(anatomy.t1w_to_template(apply(shift, places)))
+    positions = grid_points(shape, affine)
+    head = build_static_head(head_shape, shift, own)
+    hz = field.hz(head_shape.t1w_to_template(apply(shift, positions)))
     signals, brightness = [], 0.0
     for echo in ECHO_TIMES:
         contrast = np.array([PHYSICS[n].density * np.exp(-echo / PHYSICS[n].t2star) for n in TISSUES])
-        clean = BRIGHTNESS * sample(_head(still, own, contrast), still.affine, places)
+        clean = BRIGHTNESS * sample(_head_signal(head, own, contrast), head.affine, positions)
         brightness = brightness or float(np.percentile(clean, 95))
         noise = rng.standard_normal((2, *shape)) * brightness / 50.0
         signals.append(clean * np.exp(2j * np.pi * hz * echo) + noise[0] + 1j * noise[1])
@@ -121,9 +129,9 @@ def simulate_phase_difference(
     return PhaseDifference((magnitudes[0], magnitudes[1]), phase.astype(np.int16), affine)
 
 
-def _head(still: Still, protocol: Protocol, contrast: np.ndarray) -> np.ndarray:
-    """A head's signal on the fine grid, blurred as the scan's voxels blur it, (X, Y, Z) float32."""
-    values = (contrast.astype(np.float32) @ still.tissues)[None]
-    volume = np.zeros(still.inside.shape, np.float32)
-    volume[still.inside] = still.smooth(values, 0.35 * np.array(protocol.voxel_mm))[0]
+def _head_signal(head: StaticHead, protocol: Protocol, contrast: np.ndarray) -> np.ndarray:
+    """Compute a head's signal on the fine grid, smoothed to the scan's voxel size, (X, Y, Z) float32."""
+    values = (contrast.astype(np.float32) @ head.tissues)[None]
+    volume = np.zeros(head.inside.shape, np.float32)
+    volume[head.inside] = head.smooth(values, 0.35 * np.array(protocol.voxel_mm))[0]
     return volume

@@ -1,6 +1,6 @@
-"""Points, rigid placements, image grids and sampling, in RAS millimetres; arrays in, arrays out.
+"""Points, rigid transforms, image grids and interpolation, in RAS mm; pure functions of arrays.
 
-A transform "from A to B" takes points of A to points of B: ``b = apply(a_to_b, a)``.
+A transform "from A to B" maps points of A to points of B: ``b = apply(a_to_b, a)``.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from scipy import ndimage
 
 
 def rng_for(*keys: int | str) -> np.random.Generator:
-    """A random generator for a named thing, independent of how many other things are drawn.
+    """Return a random generator for a named item, independent of all other generators.
 
     Parameters
     ----------
     keys : int or str
-        The seed first, then what is drawn: ``rng_for(seed, "sub-01", "motion", 3)``.
+        The seed first, then the names of the item: ``rng_for(seed, "sub-01", "motion", 3)``.
     """
     return np.random.default_rng([zlib.crc32(k.encode()) if isinstance(k, str) else int(k) for k in keys])
 
 
 def rotation(degrees: np.ndarray) -> np.ndarray:
-    """Rotation matrix (3, 3) of turns about x, then y, then z, in degrees."""
+    """Return the matrix (3, 3) of rotations about x, then y, then z, in degrees."""
     (cx, cy, cz), (sx, sy, sz) = np.cos(np.deg2rad(degrees)), np.sin(np.deg2rad(degrees))
     about_x = np.array([[1, 0, 0], [0, cx, -sx], [0, sx, cx]])
     about_y = np.array([[cy, 0, sy], [0, 1, 0], [-sy, 0, cy]])
@@ -33,7 +33,7 @@ def rotation(degrees: np.ndarray) -> np.ndarray:
 
 
 def rigid(translation_mm: np.ndarray, degrees: np.ndarray, centre_mm: np.ndarray | None = None) -> np.ndarray:
-    """Rigid transform (4, 4): turn about a centre, then move."""
+    """Return a rigid transform (4, 4): rotate about a centre, then translate."""
     centre = np.zeros(3) if centre_mm is None else np.asarray(centre_mm, float)
     matrix = np.eye(4)
     matrix[:3, :3] = rotation(np.asarray(degrees, float))
@@ -42,13 +42,13 @@ def rigid(translation_mm: np.ndarray, degrees: np.ndarray, centre_mm: np.ndarray
 
 
 def apply(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Points (..., 3) through an affine (4, 4), in the points' precision."""
+    """Apply an affine (4, 4) to points (..., 3), in the points' precision."""
     kind = points.dtype if np.issubdtype(points.dtype, np.floating) else np.dtype(float)
     return points @ affine[:3, :3].T.astype(kind) + affine[:3, 3].astype(kind)
 
 
 def grid_points(shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
-    """Positions of all voxels of a grid, (X, Y, Z, 3) float32, mm."""
+    """Return the positions of all voxels of a grid, (X, Y, Z, 3) float32, mm."""
     axes = np.meshgrid(*(np.arange(n, dtype=np.float32) for n in shape), indexing="ij")
     return apply(affine, np.stack(axes, axis=-1))
 
@@ -60,18 +60,18 @@ def grid_affine(
     orientation: str = "RAS",
     oblique_deg: np.ndarray | None = None,
 ) -> tuple[tuple[int, int, int], np.ndarray]:
-    """Shape and affine of an image that covers a box and is stored in the given orientation.
+    """Return shape and affine of an image that covers a box, stored in the given orientation.
 
     Parameters
     ----------
     shape_ras, voxel_mm : tuple
         Voxels and their size along right, anterior and superior.
     centre_mm : (3,)
-        Middle of the box, mm.
+        Centre of the box, mm.
     orientation : str
-        Axis codes in which the array is stored, such as ``"LAS"`` or ``"PIR"``.
+        Axis codes of the stored array, for example ``"LAS"`` or ``"PIR"``.
     oblique_deg : (3,), optional
-        Turn of the box about its middle, degrees.
+        Rotation of the box about its centre, degrees.
 
     Returns
     -------
@@ -92,15 +92,15 @@ def grid_affine(
 
 
 def sample(volume: np.ndarray, affine: np.ndarray, points: np.ndarray, order: int = 1) -> np.ndarray:
-    """Values of a volume at points; 0 outside.
+    """Interpolate a volume at points; 0 outside.
 
     Parameters
     ----------
     volume : (X, Y, Z)
     affine : (4, 4)
-        Of the volume.
+        Voxel to mm.
     points : (..., 3)
-        mm.
+        Positions, mm.
 
     Returns
     -------
@@ -114,16 +114,16 @@ def sample(volume: np.ndarray, affine: np.ndarray, points: np.ndarray, order: in
 def smooth_noise(
     shape: tuple[int, int, int], spacing_mm: float | np.ndarray, fwhm_mm: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """A smooth random field of zero mean and unit standard deviation.
+    """Simulate a smooth random field of zero mean and unit standard deviation.
 
     Parameters
     ----------
     shape : tuple of int
-        Of the grid.
+        Shape of the grid.
     spacing_mm : float or (3,)
-        Distance of its nodes.
+        Distance between grid points.
     fwhm_mm : float
-        Width of the field's details.
+        Smoothness of the field.
 
     Returns
     -------
@@ -139,7 +139,7 @@ def smooth_noise(
 
 
 def _interpolate_axis(values: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:
-    """Linear interpolation of one axis at positions counted in its nodes."""
+    """Interpolate linearly along one axis, at positions in units of its samples."""
     nodes = np.arange(values.shape[axis])
     weights = np.clip(1 - np.abs(positions[:, None] - nodes), 0, None)
     return np.moveaxis(np.tensordot(weights, np.moveaxis(values, axis, 0), axes=1), 0, axis)

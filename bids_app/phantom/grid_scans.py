@@ -1,7 +1,7 @@
-"""Scans of the phantom straight on the model grid, as preprocessing would bring them there, errors included.
+"""Simulated scans on the model grid, as preprocessing would resample them, with registration errors.
 
-The true transforms are followed, with a mistake on top of the size that registrations make; so a scan costs a second
-instead of minutes. What a model learns here is tested on scans that went through the whole pipeline.
+The true transforms are applied with random errors of realistic size, so that a scan takes a second instead of minutes.
+Models trained on these scans are tested on scans that went through the whole pipeline.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 
 from bids_app.catalog.templates import MODEL_SPACE, brain_on, space
 from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE, GridSeries
-from bids_app.phantom.anatomy import Anatomy, random_anatomy
 from bids_app.phantom.bold import SimulatedRun, random_body, simulate_run
 from bids_app.phantom.geometry import apply, grid_affine, rigid, rng_for, sample, smooth_noise
+from bids_app.phantom.head_shape import HeadShape, random_head_shape
 from bids_app.phantom.protocol import SCANNERS, Protocol
 from bids_app.phantom.tissues import TEMPLATE
 
@@ -27,17 +27,17 @@ ON_VOXEL = 1e-3
 
 
 @dataclass(frozen=True)
-class Mistakes:
-    """How far preprocessing errs; standard deviations in mm (and degrees).
+class RegistrationErrors:
+    """Simulated errors of preprocessing; standard deviations in mm (and degrees).
 
     Attributes
     ----------
     rigid : float
-        Of the coregistration.
+        Error of the coregistration.
     warp : float
-        Of the normalisation, smooth.
+        Error of the spatial normalisation, smooth.
     motion : float
-        Of each volume's alignment.
+        Error of each volume's head-motion correction.
     """
 
     rigid: float = 0.7
@@ -45,12 +45,12 @@ class Mistakes:
     motion: float = 0.1
 
 
-WITH_T1W, WITHOUT_T1W = Mistakes(), Mistakes(rigid=1.0, warp=2.5)
-NONE = Mistakes(0.0, 0.0, 0.0)
+WITH_T1W, WITHOUT_T1W = RegistrationErrors(), RegistrationErrors(rigid=1.0, warp=2.5)
+NO_ERRORS = RegistrationErrors(0.0, 0.0, 0.0)
 
 
 def random_protocol(*keys: int | str, seconds: float = 72.0) -> Protocol:
-    """A BOLD protocol of any of the phantom's scanners, its numbers moved within what people use."""
+    """Simulate a BOLD protocol: one of `SCANNERS` with its parameters varied within common ranges."""
     rng = rng_for(*keys, "protocol")
     base = SCANNERS[int(rng.integers(len(SCANNERS)))]
     tr = float(np.round(rng.uniform(0.8, 2.5), 2))
@@ -66,9 +66,7 @@ def random_protocol(*keys: int | str, seconds: float = 72.0) -> Protocol:
         n_volumes=int(np.ceil(seconds / tr)),
         oblique_deg=(x, y, z),
         slab_offset_mm=base.slab_offset_mm + float(np.round(rng.normal(0, 2.0), 2)),
-        snr=float(
-            np.round(rng.uniform(45, 95), 1)
-        ),  # low, because `to_grid` interpolates linearly, which smooths noise
+        snr=float(np.round(rng.uniform(45, 95), 1)),  # low, because the linear interpolation of `to_grid` smooths noise
         motion_mm=float(np.round(np.exp(rng.normal(np.log(0.4), 0.6)), 3)),
     )
 
@@ -76,55 +74,55 @@ def random_protocol(*keys: int | str, seconds: float = 72.0) -> Protocol:
 def simulated_series(
     state: str,
     *keys: int | str,
-    person: tuple[int | str, ...] | None = None,
+    participant: tuple[int | str, ...] | None = None,
     protocol: Protocol | None = None,
-    mistakes: Mistakes | None = None,
+    errors: RegistrationErrors | None = None,
 ) -> GridSeries:
-    """One scan on the model grid.
+    """Simulate one scan on the model grid.
 
     Parameters
     ----------
     state : str
         See `bids_app.phantom.activity.STATES`.
     keys : int or str
-        Name the scan; the same keys give the same scan.
-    person : tuple, optional
-        Names the participant, if several scans are of one; default: the scan's own.
+        Seed the scan; the same keys give the same scan.
+    participant : tuple, optional
+        Keys of the participant, for several scans of one participant; default: ``keys``.
     protocol : Protocol, optional
-        Default: a random one.
-    mistakes : Mistakes, optional
-        Default: those with a T1w image twice as often as those without.
+        Default: a random protocol.
+    errors : RegistrationErrors, optional
+        Default: `WITH_T1W` in two of three scans, otherwise `WITHOUT_T1W`.
     """
     rng = rng_for(*keys, "mistakes")
-    if mistakes is None:
-        mistakes = WITHOUT_T1W if rng.random() < 1 / 3 else WITH_T1W
-    person = person or keys
-    anatomy: Anatomy = random_anatomy(*person)
-    run = simulate_run(anatomy, protocol or random_protocol(*keys), state, keys, random_body(*person))
-    return to_grid(run, mistakes, rng)
+    if errors is None:
+        errors = WITHOUT_T1W if rng.random() < 1 / 3 else WITH_T1W
+    participant = participant or keys
+    head_shape: HeadShape = random_head_shape(*participant)
+    run = simulate_run(head_shape, protocol or random_protocol(*keys), state, keys, random_body(*participant))
+    return to_grid(run, errors, rng)
 
 
-def to_grid(run: SimulatedRun, mistakes: Mistakes, rng: np.random.Generator) -> GridSeries:
-    """Bring a simulated run onto the model grid in one interpolation a volume, as `resample_to_model_grid` does.
+def to_grid(run: SimulatedRun, errors: RegistrationErrors, rng: np.random.Generator) -> GridSeries:
+    """Resample a simulated run onto the model grid in one interpolation per volume, as `resample_to_model_grid` does.
 
-    Interpolated linearly, which takes a fifth of a spline's time.
+    Uses linear interpolation, which takes a fifth of the time of a spline.
     """
     mask = _brain().copy()
-    template = _template_points() + _warp(mistakes.warp, rng)
+    template = _template_points() + _warp(errors.warp, rng)
     boldref = run.template_to_boldref(template)
-    boldref = apply(rigid(rng.normal(0, mistakes.rigid, 3), rng.normal(0, mistakes.rigid, 3)), boldref)
-    seen = in_view(run, boldref)
-    mask[mask], boldref = seen, boldref[seen]
+    boldref = apply(rigid(rng.normal(0, errors.rigid, 3), rng.normal(0, errors.rigid, 3)), boldref)
+    visible = in_view(run, boldref)
+    mask[mask], boldref = visible, boldref[visible]
     values = np.empty((run.bold.shape[3] - run.reference, len(boldref)), np.float32)
     for row, t in zip(values, range(run.reference, run.bold.shape[3]), strict=True):
-        error = rigid(rng.normal(0, mistakes.motion, 3), rng.normal(0, mistakes.motion, 3))
+        error = rigid(rng.normal(0, errors.motion, 3), rng.normal(0, errors.motion, 3))
         row[:] = sample(run.bold[..., t], run.affine, apply(run.motion[t] @ error, boldref))
     tr = run.protocol.tr
     return GridSeries(values, mask, tr, start=run.reference * tr)
 
 
 def in_view(run: SimulatedRun, points: np.ndarray) -> np.ndarray:
-    """Which points of the boldref lie in the field of view in nearly all volumes, (V,) bool.
+    """Return which points of the boldref are in the field of view in nearly all volumes, (V,) bool.
 
     Parameters
     ----------
@@ -143,20 +141,20 @@ def in_view(run: SimulatedRun, points: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _brain() -> np.ndarray:
-    """The template's brain on the model grid."""
+    """Return the template's brain mask on the model grid."""
     to_template = space(MODEL_SPACE).pull_to(space(TEMPLATE))
     return brain_on(TEMPLATE, MODEL_GRID_SHAPE, to_template @ MODEL_GRID_AFFINE)
 
 
 @lru_cache(maxsize=1)
 def _template_points() -> np.ndarray:
-    """Voxels of the brain on the model grid as points of the phantom's template, (V, 3) mm."""
+    """Return the brain voxels of the model grid as points of the phantom's template, (V, 3) mm."""
     to_template = space(MODEL_SPACE).pull_to(space(TEMPLATE))
     return apply(to_template @ MODEL_GRID_AFFINE, np.argwhere(_brain()).astype(np.float32))
 
 
 def _warp(size_mm: float, rng: np.random.Generator) -> np.ndarray | float:
-    """A smooth mistake (V, 3), mm."""
+    """Simulate a smooth normalisation error (V, 3), mm."""
     if size_mm == 0:
         return 0.0
     shape, affine = grid_affine((48, 56, 46), (4.0, 4.0, 4.0), np.array([0.0, -18.0, 4.0]))

@@ -1,4 +1,4 @@
-"""What the scanner was told: voxels, timing, orientation and field of view, for BOLD and for T1w."""
+"""Scanner protocols: voxel size, timing, orientation and field of view, for BOLD and T1w scans."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ Size3 = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Protocol:
-    """One BOLD protocol.
+    """A BOLD protocol.
 
     Attributes
     ----------
     tr, te : float
-        s.
+        Repetition time and echo time, s.
     voxel_mm : (3,)
-        Voxel along right, anterior, superior.
+        Voxel size along right, anterior, superior.
     matrix : (3,)
-        Voxels along right, anterior, superior.
+        Number of voxels along right, anterior, superior.
     n_volumes : int
     orientation : str
-        Axis codes in which the array is stored.
+        Axis codes of the stored array.
     oblique_deg : (3,)
-        Turn of the slab, degrees.
+        Rotation of the slab, degrees.
     slab_offset_mm : float
-        How far the slab's middle lies above (below: negative) the brain's.
+        Offset of the slab's centre above (negative: below) the brain's centre.
     dummies_kept : bool
-        Whether the series starts from rest, with non-steady-state volumes.
+        The series starts with non-steady-state volumes.
     snr : float
-        Grey matter over thermal noise.
+        Signal of grey matter over thermal noise.
     motion_mm : float
-        Typical extent of the head's movement, mm and degrees.
+        Typical extent of head motion, mm and degrees.
     distortion : float
-        Largest displacement in the brain by the uneven magnetic field, mm; 0: none.
+        Largest displacement in the brain by susceptibility distortion, mm; 0: none.
     readout : float
         Total readout time, s.
     """
@@ -59,29 +59,33 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if self.tr <= 0 or self.te <= 0 or min(self.voxel_mm) <= 0:
-            raise UsageError(f"Simulated scan: TR {self.tr}, TE {self.te} and voxels {self.voxel_mm} must be above 0.")
+            raise UsageError(
+                f"Simulated scan: TR {self.tr}, TE {self.te} and voxel size {self.voxel_mm} must be positive."
+            )
         if self.distortion < 0 or self.readout <= 0:
-            raise UsageError(f"Simulated scan: a distortion of {self.distortion} mm in {self.readout} s cannot be.")
+            raise UsageError(
+                f"Simulated scan: invalid distortion of {self.distortion} mm or readout time of {self.readout} s."
+            )
         if min(self.matrix) < 4 or self.n_volumes < 1:
             raise UsageError(f"Simulated scan: {self.matrix} voxels and {self.n_volumes} volumes are too few.")
 
     @property
     def flip_deg(self) -> float:
-        """Flip angle with most signal from grey matter (the Ernst angle), degrees."""
+        """Ernst angle of grey matter, degrees."""
         return float(np.round(np.rad2deg(np.arccos(np.exp(-self.tr / 1.33)))))
 
     @property
     def peak_hz(self) -> float:
-        """How far off the field is where the distortion is largest, Hz."""
+        """Field offset at the largest distortion, Hz."""
         return self.distortion / (self.readout * self.voxel_mm[1])
 
     @property
     def seconds(self) -> float:
-        """Length of the run, s."""
+        """Duration of the run, s."""
         return self.tr * self.n_volumes
 
     def grid(self) -> tuple[Size3, np.ndarray]:
-        """Stored shape and affine of a volume."""
+        """Return the stored shape and affine of a volume."""
         centre = np.array([0.0, 0.0, self.slab_offset_mm])
         return grid_affine(self.matrix, self.voxel_mm, centre, self.orientation, np.array(self.oblique_deg))
 
@@ -94,7 +98,7 @@ SCANNERS = (
     Protocol(tr=1.0, voxel_mm=(4.0, 4.0, 4.0), matrix=(52, 56, 38), orientation="RPI", dummies_kept=True),
     Protocol(tr=1.8, voxel_mm=(3.2, 3.2, 3.6), matrix=(64, 68, 32), orientation="PSR", slab_offset_mm=9.0),
 )
-"""The protocols that simulated participants are scanned with, in turn; the fourth and the last cut the cerebellum."""
+"""Protocols of the simulated participants, in turn; the fourth and the sixth cut off part of the cerebellum."""
 
 RUN_SECONDS = 100.0
 SIZES = ("full", "small")
@@ -103,21 +107,21 @@ SIZES = ("full", "small")
 def protocol_for(
     participant: int, keys: tuple[int | str, ...], size: str = "full", volumes: int | None = None
 ) -> Protocol:
-    """The protocol of one session: a scanner by the participant's number, with its own angle and position.
+    """Return the protocol of one session: the participant's scanner with a random slab angle and position.
 
     Parameters
     ----------
     participant : int
-        Counted from 0.
+        Index of the participant, from 0.
     keys : tuple
         Seed and names, see `bids_app.phantom.geometry.rng_for`.
     size : str
-        ``"small"`` coarsens the voxels and shortens the run, for quick tests.
+        ``"small"`` has larger voxels and shorter runs, for quick tests.
     volumes : int, optional
-        Volumes a run; default: what fits `RUN_SECONDS`, within 60 to 120.
+        Volumes per run; default: `RUN_SECONDS`, limited to 60 to 120 volumes.
     """
     if size not in SIZES:
-        raise UsageError(f"There is no size {size!r}.", f"Choose one of {', '.join(SIZES)}.")
+        raise UsageError(f"Invalid value for --size: {size!r}.", f"Choose one of {', '.join(SIZES)}.")
     protocol = SCANNERS[participant % len(SCANNERS)]
     rng = rng_for(*keys, "protocol")
     x, y, z = np.round(rng.normal(0, 1, 3) * [9.0, 2.0, 2.0], 2).tolist() if participant % 2 else (0.0, 0.0, 0.0)
@@ -140,20 +144,20 @@ def _coarsened(protocol: Protocol, voxel_mm: float) -> Protocol:
 
 @dataclass(frozen=True)
 class AnatomicalProtocol:
-    """One T1w protocol; fields as in `Protocol`."""
+    """A T1w protocol; fields as in `Protocol`."""
 
     voxel_mm: tuple[float, float, float] = (1.0, 1.0, 1.0)
     matrix: Size3 = (176, 224, 224)
     orientation: str = "RAS"
     noise: float = 0.02
-    """Standard deviation of the noise over white matter's brightness."""
+    """Standard deviation of the noise, relative to white matter."""
     bias: float = 0.2
     """Standard deviation of the receive field's logarithm."""
     centre_mm: tuple[float, float, float] = (0.0, 0.0, -12.0)
-    """Middle of the field of view, scanner mm."""
+    """Centre of the field of view, scanner mm."""
 
     def grid(self) -> tuple[Size3, np.ndarray]:
-        """Stored shape and affine."""
+        """Return the stored shape and affine."""
         return grid_affine(self.matrix, self.voxel_mm, np.array(self.centre_mm), self.orientation)
 
 
@@ -166,6 +170,6 @@ ANATOMICAL_SCANNERS = (
 
 
 def anatomical_protocol_for(participant: int, size: str = "full") -> AnatomicalProtocol:
-    """The T1w protocol of a participant, counted from 0."""
+    """Return the T1w protocol of a participant (index from 0)."""
     protocol = ANATOMICAL_SCANNERS[participant % len(ANATOMICAL_SCANNERS)]
     return replace(protocol, voxel_mm=(2.0, 2.0, 2.0), matrix=(88, 112, 112)) if size == "small" else protocol

@@ -1,6 +1,6 @@
-"""A T1w image in memory: the template's head in one person's shape, seen through a receive field, with noise.
+"""Simulated T1w images in memory: the template's head in a participant's shape, with bias field and noise.
 
-On request in one of the states that T1w images come in: without skull, without face, coarse, with much neck.
+Variants imitate common T1w images: skull-stripped, defaced, low-resolution, or with a large field of view.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bids_app.errors import UsageError
-from bids_app.phantom.anatomy import Anatomy
 from bids_app.phantom.geometry import apply, grid_points, rng_for, sample, smooth_noise
+from bids_app.phantom.head_shape import HeadShape
 from bids_app.phantom.protocol import AnatomicalProtocol
 from bids_app.phantom.tissues import PHYSICS, TissueMaps, t1w_brightness, template_tissues
 
 BRIGHTNESS = 1000.0
 """Image units of white matter."""
 SLAB = 24
-"""Sagittal planes worked on at once, which bounds memory."""
+"""Sagittal planes computed at a time, to limit memory."""
 VARIANTS = ("stripped", "defaced", "coarse", "neck")
-"""Without skull; without face; of 3 mm voxels and much noise; with a field of view down to the shoulders."""
+"""Skull-stripped; defaced; 3 mm voxels and strong noise; a field of view down to the shoulders."""
 COARSE_MM, COARSE_NOISE = 3.0, 0.06
 NECK_MM = 110.0
-"""How much farther down the field of view reaches."""
+"""Additional inferior extent of the field of view."""
 FACE_MM = (25.0, -45.0)
-"""In front of and below these template coordinates (y, z), a defaced image is empty outside the brain."""
+"""Defacing removes voxels outside the brain that are anterior and inferior to these template coordinates (y, z)."""
 
 
 @dataclass(frozen=True)
 class SimulatedT1w:
-    """A T1w image and its brain mask.
+    """A simulated T1w image and its brain mask.
 
     Attributes
     ----------
@@ -46,28 +46,28 @@ class SimulatedT1w:
 
 
 def simulate_t1w(
-    anatomy: Anatomy, protocol: AnatomicalProtocol, keys: tuple[int | str, ...] = (0,), variant: str = ""
+    head_shape: HeadShape, protocol: AnatomicalProtocol, keys: tuple[int | str, ...] = (0,), variant: str = ""
 ) -> SimulatedT1w:
-    """Simulate a T1w scan of a person.
+    """Simulate a T1w scan.
 
     Parameters
     ----------
-    anatomy : Anatomy
+    head_shape : HeadShape
     protocol : AnatomicalProtocol
     keys : tuple
-        Name it for its random numbers.
+        Seed the scan's random numbers.
     variant : str
-        One of `VARIANTS`; empty for a usual image.
+        One of `VARIANTS`; empty for a standard image.
 
     Raises
     ------
     UsageError
-        There is no such variant.
+        Unknown variant.
     """
     if variant and variant not in VARIANTS:
-        raise UsageError(f"There is no T1w variant {variant!r}.", f"Choose one of {', '.join(VARIANTS)}.")
+        raise UsageError(f"Unknown T1w variant {variant!r}.", f"Choose one of {', '.join(VARIANTS)}.")
     rng = rng_for(*keys, "t1w")
-    protocol = scanned_as(variant, protocol)
+    protocol = protocol_of_variant(variant, protocol)
     shape, affine = protocol.grid()
     maps = template_tissues(1)
     brightness = t1w_brightness(maps)
@@ -78,7 +78,7 @@ def simulate_t1w(
         own = slice(start, min(start + SLAB, shape[0]))
         first = affine.copy()
         first[:3, 3] = apply(affine, np.array([start, 0.0, 0.0]))
-        template = anatomy.t1w_to_template(grid_points((own.stop - start, *shape[1:]), first))
+        template = head_shape.t1w_to_template(grid_points((own.stop - start, *shape[1:]), first))
         image[own] = sample(brightness, maps.affine, template)
         brain[own] = sample(maps.brain, maps.affine, template) >= 0.5
         if variant == "neck":
@@ -87,7 +87,7 @@ def simulate_t1w(
             face[own] = (template[..., 1] > FACE_MM[0]) & (template[..., 2] < FACE_MM[1])
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     image *= np.exp(protocol.bias * smooth_noise(shape, spacing, 150.0, rng))
-    for plane in image:  # noise of a magnitude image, plane by plane to save memory
+    for plane in image:  # Rician noise, plane by plane to save memory
         real, imaginary = rng.standard_normal((2, *plane.shape), dtype=np.float32) * np.float32(protocol.noise)
         plane[...] = np.hypot(plane + real, imaginary)
     if variant == "stripped":
@@ -96,8 +96,8 @@ def simulate_t1w(
     return SimulatedT1w(image * np.float32(BRIGHTNESS), affine, brain)
 
 
-def scanned_as(variant: str, protocol: AnatomicalProtocol) -> AnatomicalProtocol:
-    """The protocol of a variant; that of the others is as given."""
+def protocol_of_variant(variant: str, protocol: AnatomicalProtocol) -> AnatomicalProtocol:
+    """Return the protocol of a variant; unchanged for variants without their own."""
     x, y, z = protocol.matrix
     sizes = protocol.voxel_mm
     if variant == "coarse":
@@ -112,7 +112,7 @@ def scanned_as(variant: str, protocol: AnatomicalProtocol) -> AnatomicalProtocol
 
 
 def _neck_and_shoulders(template: np.ndarray, brightness: np.ndarray, maps: TissueMaps) -> np.ndarray:
-    """Brightness below the template's box: its lowest plane goes on, and shoulders are put beside it."""
+    """Return intensities below the template's box: its lowest plane continued, plus shoulders."""
     below = template.copy()
     lowest = float(maps.affine[2, 3]) + 1.0
     below[..., 2] = np.maximum(below[..., 2], lowest)

@@ -1,7 +1,7 @@
-"""What a head is made of: fractions of tissue in the space of nilearn's embedded template.
+"""Tissue maps of a head in the space of nilearn's embedded template, and their T1w and T2* contrast.
 
 The template (ICBM 2009a symmetric, here MNI152NLin2009aSym) is skull-stripped, so bone, scalp, neck, face and eyes
-are put around it as simple solids. Contrasts of T1w and T2* images follow from the fractions.
+are added as simple solids.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from bids_app.phantom.geometry import grid_points
 TEMPLATE = "MNI152NLin2009aSym"
 TISSUES = ("gm", "wm", "csf", "bone", "fat", "muscle", "fluid")
 PADDING = ((0, 0), (0, 20), (60, 0))
-"""Millimetres that the template's box grows along x, y, z, so that a face and a neck have room."""
+"""Padding of the template's box along x, y, z for face and neck, mm."""
 
 
 @dataclass(frozen=True)
 class TissueMaps:
-    """Fractions of tissue in template space.
+    """Tissue fractions in template space.
 
     Attributes
     ----------
     fractions : dict of str to (X, Y, Z) float32
-        One map for each of `TISSUES`; their sum is at most 1, the rest is air.
+        One map per tissue of `TISSUES`; the maps sum to 1 or less, the remainder is air.
     brain : (X, Y, Z) float32
         The template's brain mask (fractions at 2 mm and above).
     affine : (4, 4)
@@ -42,7 +42,7 @@ class TissueMaps:
 
 @dataclass(frozen=True)
 class TissuePhysics:
-    """Proton density (relative), T1 (s) and T2* (s) at 3 T, and brightness in a T1w image (relative)."""
+    """Relative proton density, T1 (s) and T2* (s) at 3 T, and relative intensity in a T1w image."""
 
     density: float
     t1: float
@@ -53,9 +53,9 @@ class TissuePhysics:
 PHYSICS = {
     "gm": TissuePhysics(0.82, 1.33, 0.050, 0.62),
     "wm": TissuePhysics(0.60, 0.83, 0.044, 0.95),
-    "csf": TissuePhysics(1.00, 2.50, 0.250, 0.22),  # T1 shortened, for fresh fluid flows in
+    "csf": TissuePhysics(1.00, 2.50, 0.250, 0.22),  # shortened T1, for inflow
     "bone": TissuePhysics(0.08, 1.00, 0.010, 0.08),
-    "fat": TissuePhysics(0.12, 0.37, 0.040, 0.90),  # density as after fat suppression
+    "fat": TissuePhysics(0.12, 0.37, 0.040, 0.90),  # density after fat suppression
     "muscle": TissuePhysics(0.60, 1.40, 0.020, 0.42),
     "fluid": TissuePhysics(0.90, 3.00, 0.120, 0.20),
 }
@@ -63,7 +63,7 @@ PHYSICS = {
 
 @lru_cache(maxsize=2)
 def template_tissues(resolution_mm: int = 1) -> TissueMaps:
-    """Tissue maps of the template at 1 or 2 mm; made once a process."""
+    """Return the tissue maps of the template at 1 or 2 mm; cached per process."""
     if resolution_mm == 1:
         return _at_1mm()
     fine = _at_1mm()
@@ -96,7 +96,7 @@ def _at_1mm() -> TissueMaps:
 
 
 def _around_the_brain(brain: np.ndarray, affine: np.ndarray) -> dict[str, np.ndarray]:
-    """Bone, fat, muscle and fluid as solids around the brain, worked out at 2 mm and brought to 1 mm."""
+    """Build bone, fat, muscle and fluid as solids around the brain, computed at 2 mm and resampled to 1 mm."""
     coarse_affine = affine @ np.diag([2.0, 2.0, 2.0, 1.0])
     coarse = brain[::2, ::2, ::2]
     points = grid_points(coarse.shape, coarse_affine)
@@ -145,7 +145,7 @@ def _eyes(points: np.ndarray) -> np.ndarray:
 
 
 def _to_fine(coarse: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A map at 2 mm to 1 mm, linearly; the voxel centres of the coarse grid are every second of the fine."""
+    """Interpolate a map from 2 mm to 1 mm; every second fine voxel centre is a coarse one."""
     fine = coarse.astype(np.float32)
     for axis, length in enumerate(shape):
         values = np.moveaxis(fine, axis, 0)
@@ -156,7 +156,7 @@ def _to_fine(coarse: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def t1w_brightness(maps: TissueMaps) -> np.ndarray:
-    """Brightness (X, Y, Z) of a T1w image of the template's head, white matter near 1."""
+    """Return the T1w intensity (X, Y, Z) of the template's head, with white matter near 1."""
     total = np.zeros_like(maps.brain)
     for name, values in maps.fractions.items():
         total += PHYSICS[name].t1w * values
@@ -164,20 +164,20 @@ def t1w_brightness(maps: TissueMaps) -> np.ndarray:
 
 
 def epi_signal(tr: float, te: float, flip_deg: float, n_volumes: int) -> np.ndarray:
-    """Signal of each tissue in a gradient-echo series that starts from rest.
+    """Compute the signal of each tissue in a gradient-echo series that starts from equilibrium magnetisation.
 
     Parameters
     ----------
     tr, te : float
-        s.
+        Repetition time and echo time, s.
     flip_deg : float
-        Degrees.
+        Flip angle, degrees.
     n_volumes : int
 
     Returns
     -------
     (n_volumes + 1, len(TISSUES))
-        Relative; the last row is the steady state.
+        Relative signal; the last row is the steady state.
     """
     sine, cosine = np.sin(np.deg2rad(flip_deg)), np.cos(np.deg2rad(flip_deg))
     table = np.empty((n_volumes + 1, len(TISSUES)))

@@ -1,6 +1,6 @@
-"""The truth about a simulated dataset as files: how it is written, and how it is read again.
+"""Ground truth of a simulated dataset on disk: writing and reading.
 
-Everything lies in ``derivatives/truth``, a BIDS derivatives dataset; `README` there says what each file holds.
+The files are in ``derivatives/truth``, a BIDS derivatives dataset; its README describes each file.
 """
 
 from __future__ import annotations
@@ -12,53 +12,53 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from bids_app.phantom.anatomy import BRAIN_CENTRE_MM, Anatomy
 from bids_app.phantom.bold import SimulatedRun
 from bids_app.phantom.geometry import apply, grid_points, sample
+from bids_app.phantom.head_shape import BRAIN_CENTRE_MM, HeadShape
 from bids_app.phantom.tissues import TEMPLATE
 
 FIELD_SPACING_MM = 3.0
 README = f"""\
-# What was put into the simulated scans
+# Ground truth of the simulated scans
 
-All positions are RAS millimetres. A transform *from A to B* takes a point of A to the same place in B.
-*T1w* is the T1w image's own space (with `--no-t1w`, the space it would have had), *boldref* the space of the BOLD
-image at the reference volume (`ReferenceVolume`, the first in steady state), and {TEMPLATE} that of nilearn's
-embedded template. Sessions have their own T1w space.
+All positions are RAS mm. A transform *from A to B* maps a point of A to the corresponding point of B.
+*T1w* is the native space of the T1w image (also with `--no-t1w`), *boldref* the space of the BOLD image at the
+reference volume (`ReferenceVolume`, the first in steady state), and {TEMPLATE} that of nilearn's embedded template.
+Each session has its own T1w space.
 
 | file | content |
 | --- | --- |
-| `states.tsv` | a row a run: state, protocol, non-steady-state volumes at the start |
-| `anat/*_from-T1w_to-{TEMPLATE}_mode-points_xfm.nii.gz` | displacements d, mm: p of T1w is p + d(p) there |
-| `anat/*_from-{TEMPLATE}_to-T1w_mode-points_xfm.nii.gz` | the inverse, in the same form |
-| `anat/*_desc-brain_mask.nii.gz` | brain on the T1w image's grid |
+| `states.tsv` | one row per run: state, protocol, number of non-steady-state volumes |
+| `anat/*_from-T1w_to-{TEMPLATE}_mode-points_xfm.nii.gz` | displacements d, mm: T1w point p maps to p + d(p) |
+| `anat/*_from-{TEMPLATE}_to-T1w_mode-points_xfm.nii.gz` | the inverse, in the same format |
+| `anat/*_desc-brain_mask.nii.gz` | brain mask on the T1w image's grid |
 | `func/*_from-boldref_to-T1w_mode-points_xfm.txt` | rigid, 4 x 4 |
-| `func/*_desc-motion_xfm.npy` | (T, 4, 4): a boldref point to where it is in volume t; identity at the reference |
-| `func/*_from-boldref_to-distorted_mode-points_xfm.nii.gz` | where the boldref's points are measured (`--distortion`) |
-| `func/*_desc-brain_mask.nii.gz` | brain on the BOLD image's grid, at the reference volume |
+| `func/*_desc-motion_xfm.npy` | (T, 4, 4): boldref point to its position in volume t; identity at the reference |
+| `func/*_from-boldref_to-distorted_mode-points_xfm.nii.gz` | true to measured (distorted) positions (`--distortion`) |
+| `func/*_desc-brain_mask.nii.gz` | brain mask on the BOLD image's grid, at the reference volume |
 | `func/*_desc-activation_boldmap.nii.gz` | response to a long block over the mean signal, on the BOLD image's grid |
-| `func/*_desc-design_timeseries.tsv` | the state's time course, a value a volume |
+| `func/*_desc-design_timeseries.tsv` | the state's time course, one value per volume |
 | `func/*_desc-truth.json` | state, events, protocol, reference volume |
 """
 
 
 @dataclass(frozen=True)
 class PointField:
-    """A transform of points kept as a displacement field.
+    """A transform of points, stored as a displacement field.
 
     Attributes
     ----------
     displacement : (X, Y, Z, 3) float32
         mm.
     affine : (4, 4)
-        Voxel to mm of the space that points come from.
+        Voxel to mm of the source space.
     """
 
     displacement: np.ndarray
     affine: np.ndarray
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
-        """Points (..., 3), mm, to the other space; beyond the field its edge holds."""
+        """Transform points (..., 3), mm, to the target space; outside the field its edge values apply."""
         edge = apply(self.affine, np.array([[0.0] * 3, np.array(self.displacement.shape[:3]) - 1.0]))
         inside = np.clip(points, edge[0] + 1e-3, edge[1] - 1e-3)
         moves = [sample(self.displacement[..., axis], self.affine, inside) for axis in range(3)]
@@ -66,12 +66,12 @@ class PointField:
 
     @classmethod
     def load(cls, path: Path) -> PointField:
-        """Read a ``mode-points_xfm.nii.gz`` of the truth."""
+        """Read a ``mode-points_xfm.nii.gz``."""
         image = nib.Nifti1Image.from_filename(path)
         return cls(np.asarray(image.dataobj, dtype=np.float32)[:, :, :, 0], image.affine)
 
     def save(self, path: Path) -> None:
-        """Write it as NIfTI, vectors in the fifth dimension."""
+        """Write the field as NIfTI, with vectors in the fifth dimension."""
         image = nib.Nifti1Image(self.displacement[:, :, :, None].astype(np.float32), self.affine)
         image.header.set_intent("vector")
         image.header.set_xyzt_units("mm")
@@ -79,16 +79,16 @@ class PointField:
         nib.save(image, path)
 
 
-def fields_of(anatomy: Anatomy) -> tuple[PointField, PointField]:
-    """T1w to template, and template to T1w, as fields that cover the head."""
-    head_middle = apply(np.linalg.inv(anatomy.t1w_to_head), BRAIN_CENTRE_MM[None])[0]
+def fields_of(head_shape: HeadShape) -> tuple[PointField, PointField]:
+    """Return T1w to template, and template to T1w, as fields that cover the head."""
+    head_middle = apply(np.linalg.inv(head_shape.t1w_to_head), BRAIN_CENTRE_MM[None])[0]
     there, back = _grid(head_middle), _grid(BRAIN_CENTRE_MM)
-    to_template = PointField((anatomy.t1w_to_template(there[0]) - there[0]).astype(np.float32), there[1])
-    return to_template, PointField((anatomy.template_to_t1w(back[0]) - back[0]).astype(np.float32), back[1])
+    to_template = PointField((head_shape.t1w_to_template(there[0]) - there[0]).astype(np.float32), there[1])
+    return to_template, PointField((head_shape.template_to_t1w(back[0]) - back[0]).astype(np.float32), back[1])
 
 
 def _grid(middle_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Nodes (66, 78, 68, 3) and affine of a box of 195 x 231 x 201 mm."""
+    """Return the grid points (66, 78, 68, 3) and affine of a box of 195 x 231 x 201 mm."""
     shape = (66, 78, 68)
     affine = np.diag([FIELD_SPACING_MM] * 3 + [1.0])
     affine[:3, 3] = middle_mm - FIELD_SPACING_MM * (np.array(shape) - 1) / 2
@@ -96,7 +96,7 @@ def _grid(middle_mm: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_run_truth(folder: Path, stem: str, run: SimulatedRun) -> None:
-    """Write what is true of one run into its ``func`` folder."""
+    """Write the ground truth of one run into its ``func`` folder."""
     folder.mkdir(parents=True, exist_ok=True)
     np.savetxt(folder / f"{stem}_from-boldref_to-T1w_mode-points_xfm.txt", run.boldref_to_t1w, fmt="%.9f")
     np.save(folder / f"{stem}_desc-motion_xfm.npy", run.motion)
@@ -121,7 +121,7 @@ def write_run_truth(folder: Path, stem: str, run: SimulatedRun) -> None:
 def save_image(
     path: Path, data: np.ndarray, affine: np.ndarray, tr: float | None = None, slope: float | None = None
 ) -> None:
-    """Write a NIfTI image with both forms of its affine, mm and s; ``slope`` is what stored integers are scaled by."""
+    """Write a NIfTI image with sform and qform, in mm and s; ``slope`` scales stored integers."""
     image = nib.Nifti1Image(data, affine)
     image.set_sform(affine, code=1)
     image.set_qform(affine, code=1)

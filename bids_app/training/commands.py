@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bids_app.adapters.file import Adapter, save_adapter, sounds_like_a_diagnosis
+from bids_app.adapters.file import Adapter, is_diagnosis, save_adapter
 from bids_app.bids.writer import write_tsv
 from bids_app.catalog.atlases import Atlas, find_atlas
 from bids_app.errors import BadDataError, NoInputError, UsageError
@@ -224,7 +224,7 @@ def _check_adapt_arguments(arguments: argparse.Namespace) -> None:
             f"--normalisation both requires --strategy linear, not {arguments.strategy}.",
             "Use --strategy linear, or train two adapters.",
         )
-    if sounds_like_a_diagnosis(_column(arguments)) and not arguments.research_only:
+    if is_diagnosis(_column(arguments)) and not arguments.research_only:
         print(
             f"Note: '{_column(arguments)}' may be a diagnosis. If so, use --diagnosis: users of the adapter must then "
             "acknowledge that it is for research only."

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from bids_app.adapters.attribution import ANSWER_METHODS, Attributed, Regions, attribute, reconstruction_errors
+from bids_app.adapters.attribution import PREDICTION_METHODS, Regions, RunAttribution, attribute, reconstruction_errors
 from bids_app.adapters.file import EMBEDDING, AdaptedModel, load_adapter
 from bids_app.adapters.predict import Encoded, ModelFacts, encode_run
 from bids_app.adapters.verdict import Facts, judge_prediction, judge_scan
@@ -279,7 +279,7 @@ def attribute_run(
     threads: int,
     stamp: str,
     out_dir: Path,
-) -> Attributed:
+) -> RunAttribution:
     """Attribute each adapter's answer, or the reconstruction; ``stamp`` tells when a file changed."""
     import torch
 
@@ -291,13 +291,13 @@ def attribute_run(
     place, known = choose_device(device), find_atlas(atlas)
     regions = Regions(known.name, labels_to_model_grid(load_nifti(known.path)), known.names)
     reader = ClipReader(GridSeries.open(grid.folder))
-    if method not in ANSWER_METHODS:
+    if method not in PREDICTION_METHODS:
         autoencoder = autoencoder_from(read_checkpoint(weights_path(find_model(model)))).to(place).eval()
         name = as_label(encoded.facts.model)
-        return Attributed(known, {name: reconstruction_errors(autoencoder, reader, regions)})
+        return RunAttribution(known, {name: reconstruction_errors(autoencoder, reader, regions)})
     loaded = load_model(model, place)
     asked = [p for p in encoded.predictions if p.card.task != EMBEDDING]
-    answers = {p.card.name: p.place for p in asked if not p.is_refused}
+    answers = {p.card.name: p.label_index for p in asked if not p.is_refused}
     found = {}
     for adapter in map(load_adapter, adapters):
         name = adapter.card.name
@@ -308,7 +308,7 @@ def attribute_run(
             f"--attribution {method}: no adapter gives an answer to attribute.",
             "Give an --adapter, or ask for the attribution 'reconstruction'.",
         )
-    return Attributed(known, found)
+    return RunAttribution(known, found)
 
 
 def choose_device(name: str) -> str:

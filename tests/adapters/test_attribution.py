@@ -1,4 +1,4 @@
-"""Which regions an answer depends on: exact on small encoders, right on simulated brains, lost at random weights."""
+"""Attribution is exact on small encoders, correct on simulated brains, and changes with random weights."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from scipy.stats import spearmanr
 from bids_app.adapters.attribution import (
     Regions,
     attribute,
-    held_still,
     integrate_gradients,
+    mean_over_time,
     occlude,
     reconstruction_errors,
-    spread_out,
+    select_clips,
 )
 from bids_app.adapters.file import AdaptedModel, Adapter, AdapterCard, load_adapter
 from bids_app.catalog.models import adapter_paths, find_model, weights_path
@@ -42,7 +42,7 @@ def reader() -> ClipReader:
 
 @pytest.fixture(scope="module")
 def cubes() -> Regions:
-    """Cubes of 32 mm all over the grid."""
+    """Cubes of 32 mm that cover the grid."""
     number = np.arange(6)
     labels = 1 + number[:, None, None] * 36 + number[:, None] * 6 + number
     return Regions("cubes", np.kron(labels, np.ones((16, 16, 16), int)), {1: "first"})
@@ -62,13 +62,13 @@ def adapted(model: Model, task: str = "classification", outputs: int = 3, **card
     )
 
 
-def test_occlusion_is_what_holding_the_region_still_in_the_clip_does(small, reader, cubes) -> None:
+def test_occlusion_equals_replacing_the_region_by_its_mean_over_time(small, reader, cubes) -> None:
     model, clip = adapted(small), reader.clip(0, "voxel")[None]
     found = occlude(model, lambda outputs: outputs[:, 1], clip, cubes)
     rows = [k for k in range(216) if cubes.sums(reader.series.mask)[k]]
     for k in (rows[0], rows[len(rows) // 2]):
         inside = torch.from_numpy(cubes.labels == cubes.index[k])
-        occluded = torch.where(inside[None, None, ..., None], held_still(clip), clip)
+        occluded = torch.where(inside[None, None, ..., None], mean_over_time(clip), clip)
         with torch.no_grad():
             expected = (model(clip) - model(occluded))[0, 1].item()
         assert found[k] == pytest.approx(expected, abs=2e-5)
@@ -76,25 +76,25 @@ def test_occlusion_is_what_holding_the_region_still_in_the_clip_does(small, read
     assert np.allclose(np.delete(found, rows), 0, atol=1e-6)
 
 
-def test_integrated_gradients_add_up_to_what_the_dynamics_change(small, reader) -> None:
+def test_integrated_gradients_sum_to_the_effect_of_the_dynamics(small, reader) -> None:
     model, clip = adapted(small), reader.clip(1, "voxel")[None]
     image = integrate_gradients(lambda clips: model(clips)[:, 0], clip)
     with torch.no_grad():
-        change = (model(clip) - model(held_still(clip)))[0, 0].item()
+        change = (model(clip) - model(mean_over_time(clip)))[0, 0].item()
     assert image.sum() == pytest.approx(change, rel=0.05)
     assert not image[~reader.series.mask].any()
 
 
-def test_a_value_is_attributed_in_its_unit_and_two_classes_from_one_logit(small, reader, cubes) -> None:
+def test_attributions_are_in_the_unit_of_a_regression_and_antisymmetric_for_two_classes(small, reader, cubes) -> None:
     age = attribute(adapted(small, "regression", 1, unit="years", value_std=3.0), reader, cubes, 0)
     plain = attribute(adapted(small, "regression", 1), reader, cubes, 0)
-    assert (age.measure, age.answer) == ("years", "t")
+    assert (age.measure, age.target) == ("years", "t")
     assert np.allclose(age.clips, 3 * plain.clips, atol=1e-5)
     first, second = (attribute(adapted(small, outputs=1), reader, cubes, k).clips for k in (0, 1))
     assert np.allclose(first, -second, atol=1e-5)
 
 
-def test_the_table_is_sorted_and_says_how_large_regions_are(small, reader, cubes) -> None:
+def test_the_table_is_sorted_and_has_the_size_of_regions(small, reader, cubes) -> None:
     found = attribute(adapted(small), reader, cubes, 0, n_clips=9)
     table = found.columns()
     assert found.clip_numbers == (0, 1)
@@ -105,12 +105,12 @@ def test_the_table_is_sorted_and_says_how_large_regions_are(small, reader, cubes
     assert found.image.shape == MODEL_GRID_SHAPE
 
 
-def test_clips_that_stand_for_a_run_are_spread_over_it() -> None:
-    assert spread_out(10, 3) == (0, 4, 9)
-    assert spread_out(1, 3) == (0,)
+def test_selected_clips_are_evenly_spaced() -> None:
+    assert select_clips(10, 3) == (0, 4, 9)
+    assert select_clips(1, 3) == (0,)
 
 
-def test_reconstruction_errors_are_those_of_the_hidden_region(reader) -> None:
+def test_reconstruction_errors_cover_the_hidden_region_only(reader) -> None:
     torch.manual_seed(0)
     model = MaskedAutoencoder(CONFIG).eval()
     labels = np.zeros(MODEL_GRID_SHAPE, int)
@@ -126,7 +126,7 @@ def test_reconstruction_errors_are_those_of_the_hidden_region(reader) -> None:
     assert np.isnan(found.clips[0, 1])
 
 
-def test_what_cannot_be_attributed_is_refused(small, reader, cubes) -> None:
+def test_unknown_methods_and_empty_atlases_are_rejected(small, reader, cubes) -> None:
     with pytest.raises(UsageError, match="tea leaves"):
         attribute(adapted(small), reader, cubes, 0, "tea leaves")
     with pytest.raises(BadDataError, match="no region"):
@@ -134,7 +134,7 @@ def test_what_cannot_be_attributed_is_refused(small, reader, cubes) -> None:
 
 
 @pytest.mark.parametrize("method", ["occlusion", pytest.param("gradients", marks=pytest.mark.slow)])
-def test_a_simulated_hand_is_found_in_the_other_hemisphere_and_random_weights_find_something_else(
+def test_hand_movement_is_attributed_to_the_contralateral_hemisphere_but_not_with_random_weights(
     method: str, hand: ClipReader, cubes: Regions, tmp_path
 ) -> None:
     entry = find_model("demo")

@@ -1,4 +1,4 @@
-"""Fine-tuned files of the published code become adapters with the same answers."""
+"""Fine-tuned checkpoints of the published code are converted to adapters with the same predictions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bids_app.adapters.convert import Answers, adapter_from_checkpoint
+from bids_app.adapters.convert import OutputMeaning, adapter_from_checkpoint
 from bids_app.adapters.file import AdaptedModel, load_adapter, to_predictions
 from bids_app.catalog.models import catalog
 from bids_app.cli.models import main
@@ -18,11 +18,11 @@ from bids_app.model.encoder import Encoder, EncoderConfig
 from tests.helpers.models import lightning_content
 
 CONFIG = EncoderConfig(img_size=(24, 24, 24, 4), embed_dim=8, depths=(1, 1))
-THREE = Answers(labels=("a", "b", "c"))
+THREE = OutputMeaning(labels=("a", "b", "c"))
 
 
 def write_checkpoint(path: Path, encoder: Encoder, outputs: int | None = None, **hyper: object) -> Path:
-    """A Lightning file such as the published code writes, with a head where outputs are asked for."""
+    """Write a Lightning file as the published code does, with a head if ``outputs`` is given."""
     generator = torch.Generator().manual_seed(1)
     head = None
     if outputs:
@@ -49,7 +49,7 @@ def clips() -> torch.Tensor:
     return torch.randn(2, 1, 24, 24, 24, 4, generator=torch.Generator().manual_seed(2))
 
 
-def test_a_frozen_encoder_with_a_head_is_a_linear_adapter(base, encoder, clips, tmp_path):
+def test_a_frozen_encoder_with_a_head_gives_a_linear_adapter(base, encoder, clips, tmp_path):
     tuned = write_checkpoint(tmp_path / "tuned.ckpt", encoder, outputs=3)
     adapter = adapter_from_checkpoint(tuned, "dx", THREE, base)
     assert (adapter.card.strategy, adapter.encoder, adapter.card.target) == ("linear", {}, "diagnosis")
@@ -80,7 +80,7 @@ def change_all(encoder: Encoder) -> None:
         ((change_all,), "full"),
     ],
 )
-def test_what_differs_from_the_base_comes_along(base, encoder, clips, tmp_path, changes, strategy):
+def test_the_adapter_holds_the_differences_from_the_base(base, encoder, clips, tmp_path, changes, strategy):
     for change in changes:
         change(encoder)
     tuned = write_checkpoint(tmp_path / "tuned.ckpt", encoder, outputs=3)
@@ -89,27 +89,27 @@ def test_what_differs_from_the_base_comes_along(base, encoder, clips, tmp_path, 
     torch.testing.assert_close(AdaptedModel(load_model(base), adapter)(clips), load_model(tuned)(clips))
 
 
-def test_a_known_scaling_gives_answers_in_their_unit(base, encoder, clips, tmp_path):
+def test_a_known_scaling_gives_predictions_in_their_unit(base, encoder, clips, tmp_path):
     tuned = write_checkpoint(tmp_path / "age.ckpt", encoder, 1, downstream_task_type="regression", task_name="age")
-    answers = Answers(unit="years", value_mean=28.7593, value_std=3.6815)
-    adapter = adapter_from_checkpoint(tuned, "age", answers, base)
+    meaning = OutputMeaning(unit="years", value_mean=28.7593, value_std=3.6815)
+    adapter = adapter_from_checkpoint(tuned, "age", meaning, base)
     raw = load_model(tuned)(clips)
     torch.testing.assert_close(to_predictions(adapter.card, raw), raw * 3.6815 + 28.7593)
 
 
-def test_labels_that_are_not_known_are_asked_for(encoder, tmp_path):
+def test_missing_labels_are_an_error_with_a_hint(encoder, tmp_path):
     tuned = write_checkpoint(tmp_path / "tuned.ckpt", encoder, outputs=1)
     with pytest.raises(UsageError, match="2 classes") as caught:
-        adapter_from_checkpoint(tuned, "dx", Answers())
+        adapter_from_checkpoint(tuned, "dx", OutputMeaning())
     assert "--labels" in caught.value.hint
 
 
-def test_a_file_without_a_head_is_refused(base):
+def test_a_file_without_a_head_is_rejected(base):
     with pytest.raises(BadDataError, match="no head"):
-        adapter_from_checkpoint(base, "dx", Answers())
+        adapter_from_checkpoint(base, "dx", OutputMeaning())
 
 
-def test_a_base_of_another_shape_is_refused(encoder, tmp_path):
+def test_a_base_with_a_different_shape_is_rejected(encoder, tmp_path):
     other = write_checkpoint(
         tmp_path / "other.ckpt", Encoder(EncoderConfig(img_size=(24, 24, 24, 4), embed_dim=8, depths=(1, 2)))
     )
@@ -118,10 +118,10 @@ def test_a_base_of_another_shape_is_refused(encoder, tmp_path):
         adapter_from_checkpoint(tuned, "dx", THREE, other)
 
 
-def test_what_the_catalog_knows_of_answers_is_valid():
+def test_output_meanings_in_the_catalog_are_valid():
     for entry in catalog().values():
         if entry.head:
-            Answers(**entry.head)
+            OutputMeaning(**entry.head)
             assert entry.head["task"] in ("classification", "regression")
 
 
@@ -134,7 +134,7 @@ def test_converting_to_a_model_keeps_its_outputs(encoder, clips, tmp_path, capsy
     assert "ours.safetensors" in capsys.readouterr().out
 
 
-def test_the_command_writes_an_adapter_that_fits_the_converted_model(encoder, clips, tmp_path, capsys):
+def test_a_converted_adapter_fits_the_converted_model(encoder, clips, tmp_path, capsys):
     add_prompts(encoder)
     tuned = write_checkpoint(tmp_path / "tuned.ckpt", encoder, outputs=1)
     model, adapter = tmp_path / "model.safetensors", tmp_path / "adapter.safetensors"
@@ -150,7 +150,7 @@ def test_the_command_writes_an_adapter_that_fits_the_converted_model(encoder, cl
     assert json.loads(capsys.readouterr().out)["labels"] == ["no", "yes"]
 
 
-def test_a_model_s_card_says_what_it_holds(encoder, tmp_path, capsys):
+def test_a_model_card_lists_the_contents(encoder, tmp_path, capsys):
     tuned = write_checkpoint(tmp_path / "tuned.ckpt", encoder, outputs=1)
     assert main(["card", str(tuned), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -159,14 +159,14 @@ def test_a_model_s_card_says_what_it_holds(encoder, tmp_path, capsys):
     assert facts["head"] == "v1, 1 outputs"
 
 
-def test_the_list_says_what_is_here(tmp_path, monkeypatch, capsys):
+def test_the_list_shows_which_models_are_cached(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path))
     assert main(["list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert any("neurostorm-5ds" in line and "to fetch" in line and "93.1 MB" in line for line in lines)
 
 
-def test_errors_come_with_their_exit_code_and_hint(tmp_path, monkeypatch, capsys):
+def test_errors_have_an_exit_code_and_a_hint(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path))
     assert main(["card", "neurostorm-5ds", "--json"]) == 66
     assert "neurostorm-models fetch neurostorm-5ds" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""A scan that resembles the cohort is near it, at the rate that is stated; one that does not is far."""
+"""Out-of-distribution scans are detected, with the stated false-alarm rate."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from bids_app.adapters.domain import SMALLEST_COHORT, Domain, shrink
+from bids_app.adapters.domain import MIN_COHORT, Domain, shrink
 from bids_app.adapters.file import Adapter, AdapterCard, load_adapter, save_adapter
 from bids_app.errors import BadDataError
 
@@ -14,7 +14,7 @@ C = 40
 
 
 def mixing(seed: int = 0) -> np.ndarray:
-    """Features that go together and differ in size, as those of an encoder do."""
+    """Return a mixing matrix that makes features correlated and different in size, like those of an encoder."""
     rng = np.random.default_rng(seed)
     return rng.normal(size=(C, C)) * np.geomspace(1, 1e-2, C)[:, None] * np.geomspace(1e-3, 10, C)
 
@@ -28,7 +28,7 @@ def people(n: int, each: int = 1) -> list[str]:
 
 
 @pytest.mark.parametrize("n", [20, 60, 300])
-def test_the_rate_of_false_alarms_is_the_one_that_is_stated(n: int) -> None:
+def test_the_false_alarm_rate_is_the_stated_one(n: int) -> None:
     far, stated = [], 0.0
     for seed in range(12):  # cohorts with fewer scans than features among them
         domain = Domain.fit(scans(n, seed), people(n))
@@ -38,7 +38,7 @@ def test_the_rate_of_false_alarms_is_the_one_that_is_stated(n: int) -> None:
     assert np.mean(far) == pytest.approx(stated, abs=0.012)
 
 
-def test_scans_of_one_participant_do_not_vouch_for_each_other() -> None:
+def test_distances_leave_out_all_scans_of_the_same_participant() -> None:
     rng = np.random.default_rng(0)
     own = np.repeat(scans(30, 0), 4, axis=0) + 1e-3 * rng.normal(size=(120, C)) @ mixing()
     together, apart = Domain.fit(own, people(120, each=4)), Domain.fit(own, people(120))
@@ -47,7 +47,7 @@ def test_scans_of_one_participant_do_not_vouch_for_each_other() -> None:
     assert np.mean(far) < 2.5 * together.limit[1]
 
 
-def test_a_scan_of_another_kind_is_far() -> None:
+def test_a_different_kind_of_scan_is_out_of_distribution() -> None:
     domain = Domain.fit(scans(30, 0), people(30))
     strange = 5 + np.random.default_rng(5).normal(size=C) @ mixing(seed=7)
     assert domain.measure(strange).is_far
@@ -61,13 +61,13 @@ def test_the_distance_does_not_depend_on_the_units_of_features() -> None:
     assert other.measure(scan * units).value == pytest.approx(one.measure(scan).value, rel=1e-6)
 
 
-def test_a_feature_that_never_varies_is_no_obstacle() -> None:
+def test_constant_features_are_accepted() -> None:
     values = scans(30, 0)
     values[:, 3] = 7.0
     assert np.isfinite(Domain.fit(values, people(30)).measure(values[0]).value)
 
 
-def test_shrinkage_is_that_of_the_formula_and_fades_with_scans() -> None:
+def test_shrinkage_decreases_with_the_number_of_scans() -> None:
     draws = np.random.default_rng(0).normal(size=(2000, 10)) * np.sqrt(np.arange(1, 11))
     few, many = np.cov(draws[:8].T, bias=True), np.cov(draws.T, bias=True)
     truth = np.diag(np.arange(1.0, 11))
@@ -76,13 +76,13 @@ def test_shrinkage_is_that_of_the_formula_and_fades_with_scans() -> None:
     np.testing.assert_allclose(shrink(many, 2000), many, atol=0.02 * np.abs(many).max())
 
 
-def test_too_small_a_cohort_says_so() -> None:
+def test_too_small_a_cohort_is_rejected() -> None:
     with pytest.raises(BadDataError, match="too few"):
         Domain.fit(scans(40, 0), people(40, each=5))
-    assert SMALLEST_COHORT == 10
+    assert MIN_COHORT == 10
 
 
-def test_an_adapters_file_keeps_the_domain(tmp_path) -> None:
+def test_an_adapter_file_stores_the_domain(tmp_path) -> None:
     domain = Domain.fit(scans(60, 0), people(60, each=2))
     card = AdapterCard("age", "regression", "age", "0" * 64, "voxel", ranges={"age": [20, 80]})
     plain = Adapter(card, {"head.weight": torch.zeros(1, C), "head.bias": torch.zeros(1)})
@@ -95,13 +95,13 @@ def test_an_adapters_file_keeps_the_domain(tmp_path) -> None:
     assert load_adapter(save_adapter(tmp_path / "b.safetensors", plain)).domain is None
 
 
-def test_statistics_that_do_not_fit_are_refused() -> None:
+def test_invalid_reference_statistics_are_rejected() -> None:
     arrays = Domain.fit(scans(30, 0), people(30)).as_arrays()
-    with pytest.raises(BadDataError, match="do not fit"):
+    with pytest.raises(BadDataError, match="shapes or values"):
         Domain.from_arrays(arrays | {"mean": np.zeros(3)})
     with pytest.raises(BadDataError, match="positive definite"):
         Domain.from_arrays(arrays | {"covariance": np.ones((C, C))})
-    with pytest.raises(BadDataError, match="Reference statistics of"):
+    with pytest.raises(BadDataError, match="Unexpected arrays"):
         Domain.from_arrays({"mean": np.zeros(3)})
-    with pytest.raises(BadDataError, match="against a reference"):
+    with pytest.raises(BadDataError, match="3 features"):
         Domain.from_arrays(arrays).measure(np.zeros(3))

@@ -1,4 +1,4 @@
-"""An adapter says what it is, belongs to one encoder, and is refused when it does not fit."""
+"""Adapter files: cards, their validation, and the encoder that they belong to."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from bids_app.adapters.file import (
     AdaptedModel,
     Adapter,
     AdapterCard,
+    is_diagnosis,
     load_adapter,
     save_adapter,
-    sounds_like_a_diagnosis,
     to_predictions,
 )
 from bids_app.errors import BadDataError
@@ -55,7 +55,7 @@ def clips(n: int = 2) -> torch.Tensor:
     return torch.randn(n, 1, 24, 24, 24, 4, generator=torch.Generator().manual_seed(2))
 
 
-def test_an_adapter_is_read_as_it_was_written(model: Model, tmp_path: Path) -> None:
+def test_an_adapter_survives_writing_and_reading(model: Model, tmp_path: Path) -> None:
     written = adapter(model, cohort={"n": 40}, demonstration=True)
     read = load_adapter(save_adapter(tmp_path / "a.safetensors", written))
     assert read.card == written.card
@@ -67,14 +67,14 @@ def test_the_same_adapter_gives_the_same_bytes(model: Model, tmp_path: Path) -> 
     assert first == second
 
 
-def test_a_head_alone_shares_the_encoder(model: Model) -> None:
+def test_an_adapter_with_a_head_only_shares_the_encoder(model: Model) -> None:
     adapted = AdaptedModel(model, adapter(model))
     assert adapted.shares_encoder
     expected = pool(model.encode(clips())) @ adapter(model).head["head.weight"].T + adapter(model).head["head.bias"]
     torch.testing.assert_close(adapted(clips()), expected)
 
 
-def test_prompts_change_the_answer_and_leave_the_model_alone(model: Model) -> None:
+def test_prompts_change_the_prediction_but_not_the_model(model: Model) -> None:
     before = model.encode(clips())
     prompted = Encoder(replace(CONFIG, prompt_len=3))
     prompts = {key: value for key, value in prompted.state_dict().items() if key.endswith(".prompt")}
@@ -86,12 +86,12 @@ def test_prompts_change_the_answer_and_leave_the_model_alone(model: Model) -> No
     assert torch.equal(model.encode(clips()), before)
 
 
-def test_an_adapter_of_another_encoder_is_refused(model: Model) -> None:
+def test_an_adapter_of_another_encoder_is_rejected(model: Model) -> None:
     with pytest.raises(BadDataError, match="belongs to an encoder"):
         AdaptedModel(model, adapter(model, encoder_sha256="0" * 64))
 
 
-def test_a_head_that_does_not_fit_its_labels_is_refused(model: Model) -> None:
+def test_a_head_that_does_not_fit_its_labels_is_rejected(model: Model) -> None:
     with pytest.raises(BadDataError, match="2 outputs"):
         AdaptedModel(model, adapter(model, n_outputs=2))
 
@@ -117,27 +117,27 @@ def test_a_head_that_does_not_fit_its_labels_is_refused(model: Model) -> None:
         ({"task": "embedding", "dimensions": 3}, "labels"),
     ],
 )
-def test_an_invalid_card_names_what_is_wrong(model: Model, change: dict, words: str) -> None:
+def test_an_invalid_card_names_the_wrong_field(model: Model, change: dict, words: str) -> None:
     with pytest.raises(BadDataError, match=words):
         card(model, **change)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"name": "x"}', '{"unknown": 1}'])
-def test_a_file_with_a_broken_card_is_named(model: Model, tmp_path: Path, text: str) -> None:
+def test_the_error_for_an_invalid_card_names_the_file(model: Model, tmp_path: Path, text: str) -> None:
     path = tmp_path / "broken.safetensors"
     write_safetensors(path, adapter(model).head, {"format": "neurostorm-adapter", "version": "1", "card": text})
     with pytest.raises(BadDataError, match=r"broken\.safetensors"):
         load_adapter(path)
 
 
-def test_a_file_of_a_later_version_asks_for_a_newer_program(model: Model, tmp_path: Path) -> None:
+def test_a_later_format_version_requires_a_newer_program(model: Model, tmp_path: Path) -> None:
     metadata = {"format": "neurostorm-adapter", "version": "3", "card": json.dumps(asdict(card(model)))}
     path = write_safetensors(tmp_path / "later.safetensors", {}, metadata)
     with pytest.raises(BadDataError, match="newer neurostorm"):
         load_adapter(path)
 
 
-def test_an_encoder_is_not_taken_for_an_adapter(model: Model, tmp_path: Path) -> None:
+def test_an_encoder_file_is_rejected_as_an_adapter(model: Model, tmp_path: Path) -> None:
     with pytest.raises(BadDataError, match="format"):
         load_adapter(tmp_path / "tiny.safetensors")
 
@@ -148,7 +148,7 @@ def test_two_classes_are_one_logit_of_the_second_label(model: Model) -> None:
     torch.testing.assert_close(probabilities, torch.tensor([[0.5, 0.5], [0.1192029, 0.8807971]]))
 
 
-def test_several_classes_are_a_softmax(model: Model) -> None:
+def test_several_classes_use_a_softmax(model: Model) -> None:
     probabilities = to_predictions(card(model), torch.tensor([[0.0, 0.0, 0.0]]))
     torch.testing.assert_close(probabilities, torch.full((1, 3), 1 / 3))
 
@@ -165,11 +165,11 @@ def test_a_regression_is_scaled_back(model: Model) -> None:
         ("age", False), ("age_group", False), ("sex", False), ("state", False), ("anxiety_score", False),
     ],
 )  # fmt: skip
-def test_columns_of_a_diagnosis_are_known_by_their_names(target: str, expected: bool) -> None:
-    assert sounds_like_a_diagnosis(target) is expected
+def test_diagnosis_columns_are_recognised_by_name(target: str, expected: bool) -> None:
+    assert is_diagnosis(target) is expected
 
 
-def test_a_card_whose_calibration_or_twin_is_none_is_refused(model: Model, tmp_path: Path) -> None:
+def test_a_card_with_an_invalid_calibration_or_twin_is_rejected(model: Model, tmp_path: Path) -> None:
     for wrong in ({"calibration": {"n_scans": -1}}, {"twin": {"normalisation": "voxel"}}):
         with pytest.raises(BadDataError, match="Not a valid"):
             card(model, **wrong)

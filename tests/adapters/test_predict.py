@@ -1,4 +1,4 @@
-"""A run's answer is the mean over its clips, whichever way the encoder was asked."""
+"""Embeddings and predictions of a run, from its clips."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def model(tmp_path) -> Model:
 
 @pytest.fixture
 def reader() -> ClipReader:
-    """50 volumes at 0.8 s: two clips and 8 s that fill none."""
+    """50 volumes at 0.8 s: two clips and a remainder of 8 s."""
     mask = np.zeros(MODEL_GRID_SHAPE, bool)
     mask[30:60, 30:60, 30:60] = True
     values = np.random.default_rng(0).normal(100, 10, (50, int(mask.sum()))).astype(np.float32)
@@ -38,7 +38,7 @@ def card(model: Model, **changes) -> AdapterCard:
     return AdapterCard(encoder_sha256=model.weights_sha256, **(values | changes))
 
 
-def test_embeddings_are_those_of_each_clip_under_each_normalisation(model, reader) -> None:
+def test_each_clip_is_embedded_under_each_normalisation(model, reader) -> None:
     embeddings, _ = encode_run(model, [], reader, ("global", "voxel"))
     for name, values in embeddings.values.items():
         for index in range(2):
@@ -47,7 +47,7 @@ def test_embeddings_are_those_of_each_clip_under_each_normalisation(model, reade
     assert embeddings.dropped == pytest.approx(8.0)
 
 
-def test_the_embeddings_table_has_the_mean_and_a_row_a_clip(model, reader) -> None:
+def test_the_embeddings_table_has_the_mean_and_one_row_per_clip(model, reader) -> None:
     embeddings, _ = encode_run(model, [], reader, ("global", "voxel"))
     rows = list(embeddings.rows())
     assert [(row["normalisation"], row["clip"]) for row in rows] == [
@@ -57,7 +57,7 @@ def test_the_embeddings_table_has_the_mean_and_a_row_a_clip(model, reader) -> No
     assert rows[0]["e0003"] == pytest.approx((rows[1]["e0003"] + rows[2]["e0003"]) / 2)
 
 
-def test_a_shared_encoder_and_a_copy_of_it_give_the_same_answer(model, reader) -> None:
+def test_a_shared_encoder_and_a_copy_of_it_give_the_same_prediction(model, reader) -> None:
     shared = AdaptedModel(model, Adapter(card(model), linear_head(8)))
     norms = {k: v for k, v in model.encoder.state_dict().items() if "norm1" in k}
     copied = AdaptedModel(model, Adapter(card(model, name="copy", strategy="ln"), linear_head(8), norms))
@@ -67,7 +67,7 @@ def test_a_shared_encoder_and_a_copy_of_it_give_the_same_answer(model, reader) -
     np.testing.assert_allclose(first.clips, second.clips, atol=1e-6)
 
 
-def test_an_adapter_reads_clips_under_its_own_normalisation(model, reader) -> None:
+def test_an_adapter_uses_its_own_normalisation(model, reader) -> None:
     adapter = Adapter(card(model), linear_head(8))
     other = replace(adapter, card=card(model, name="other", normalisation="global"))
     _, (first, second) = encode_run(model, [AdaptedModel(model, a) for a in (adapter, other)], reader, ())
@@ -76,7 +76,7 @@ def test_an_adapter_reads_clips_under_its_own_normalisation(model, reader) -> No
     assert second.clips[0, 1] == pytest.approx(float(expected), abs=1e-6)
 
 
-def test_the_answer_of_a_run_is_the_mean_over_its_clips(model) -> None:
+def test_the_prediction_of_a_run_is_the_mean_over_its_clips(model) -> None:
     clips = np.array([[0.9, 0.1], [0.4, 0.6], [0.8, 0.2]])
     prediction = Prediction(card(model), clips, np.array([0.0, 16.0, 32.0]), 16.0)
     mean, first, second, _ = prediction.rows()
@@ -96,7 +96,7 @@ def test_a_regression_has_values_and_no_labels(model) -> None:
     assert prediction.agreement is None
 
 
-def test_a_vector_has_one_column_a_dimension_and_length_one(model, reader) -> None:
+def test_an_embedding_has_one_column_per_dimension_and_unit_length(model, reader) -> None:
     vector = card(model, name="who", task="embedding", labels=(), dimensions=3)
     _, (prediction,) = encode_run(model, [AdaptedModel(model, Adapter(vector, linear_head(8, 3)))], reader, ())
     assert prediction.agreement is None

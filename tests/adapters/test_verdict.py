@@ -1,4 +1,4 @@
-"""Every check passes, warns or refuses by what is known of a scan; what is not known passes nothing."""
+"""Verdicts: checks pass, warn or refuse; checks without data are unknown."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_a_good_scan_passes_every_check() -> None:
         ("normalisation", {"mean_removed": True}, WARN),
     ],
 )
-def test_the_models_own_limits(name: str, change: dict, expected: str) -> None:
+def test_the_limits_of_the_model(name: str, change: dict, expected: str) -> None:
     verdict = judge_scan(GOOD | change)
     assert level(verdict, name) == expected
     assert verdict.level == expected
@@ -79,27 +79,27 @@ def test_the_models_own_limits(name: str, change: dict, expected: str) -> None:
     ("name", "change"),
     [("age", {"age": 70.0}), ("tr", {"tr": 2.6}), ("duration", {"seconds": 150.0}), ("fd_mean", {"fd_mean": 0.5})],
 )
-def test_what_lies_outside_of_the_cohort_is_warned_of_or_refused_as_chosen(name: str, change: dict) -> None:
+def test_values_outside_the_cohorts_range_get_the_chosen_level(name: str, change: dict) -> None:
     for policy in (WARN, REFUSE):
         verdict = judge_prediction(GOOD | change, card(), NEAR, policy)
         assert level(verdict, name) == policy
     assert judge_scan(GOOD | change).level == PASS
 
 
-def test_a_longer_and_quieter_scan_than_the_cohorts_is_welcome() -> None:
+def test_a_scan_better_than_the_cohorts_passes() -> None:
     assert (
         judge_prediction(GOOD | {"seconds": 5000.0, "fd_mean": 0.01, "tsnr": 300.0}, card(), NEAR, REFUSE).level == PASS
     )
 
 
-def test_an_embedding_far_from_the_cohort_is_warned_of_or_refused_as_chosen() -> None:
+def test_an_out_of_distribution_embedding_gets_the_chosen_level() -> None:
     assert level(judge_prediction(GOOD, card(), FAR, WARN), "embedding") == WARN
     verdict = judge_prediction(GOOD, card(), FAR, REFUSE)
     assert verdict.level == REFUSE
     assert "1.0%" in verdict.reasons[0]
 
 
-def test_a_scan_that_cannot_be_used_is_refused_whatever_was_chosen() -> None:
+def test_an_unusable_scan_is_refused_with_either_choice() -> None:
     for change in ({"orientation": Orientation(LeftRight.FLIPPED)}, {"coverage": 0.3}):
         assert judge_prediction(GOOD | change, card(), NEAR, WARN).level == REFUSE
     removed = GOOD | {"mean_removed": True}
@@ -107,7 +107,7 @@ def test_a_scan_that_cannot_be_used_is_refused_whatever_was_chosen() -> None:
     assert judge_prediction(removed, card(normalisation="voxel"), NEAR, WARN).level == PASS
 
 
-def test_what_is_not_known_is_named_and_passes_nothing() -> None:
+def test_checks_without_data_are_unknown() -> None:
     old = judge_prediction(GOOD, card(ranges={}), None, REFUSE)
     assert set(old.unknown) == {"age", "embedding"}
     assert not {"age", "embedding"} & {check.name for check in old.checks}
@@ -124,14 +124,14 @@ def test_the_worst_check_decides_and_comes_first() -> None:
     assert "signal is weak" in verdict.reasons[1]
 
 
-def test_ranges_that_are_none_are_refused() -> None:
+def test_invalid_ranges_are_rejected() -> None:
     with pytest.raises(BadDataError, match="ranges"):
         card(ranges={"age": [30, 20]})
 
 
 @pytest.mark.parametrize("policy", [WARN, REFUSE])
-def test_an_answer_less_probable_than_calibration_ever_saw_is_warned_of(policy: str) -> None:
-    """Its label set would be empty: that says nothing against the scan, but much against the answer."""
+def test_a_prediction_of_low_confidence_gets_a_warning(policy: str) -> None:
+    """Its conformal label set would be empty; this concerns the prediction, not the scan."""
     sure, unsure = (Certainty(p, 0.8, 0.95) for p in (0.9, 0.6))
     assert level(judge_prediction(GOOD, card(), NEAR, policy, sure), "certainty") == PASS
     verdict = judge_prediction(GOOD, card(), NEAR, policy, unsure)

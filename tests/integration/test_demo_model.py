@@ -64,8 +64,8 @@ def test_a_simulated_left_hand_is_seen_and_in_the_mirror_a_right_hand(
     files: tuple[Path, Path], left_hand: GridSeries
 ) -> None:
     straight, reflected = answer(files, left_hand), answer(files, mirrored(left_hand))
-    assert straight.label(straight.answer) == "lefthand"
-    assert reflected.label(reflected.answer) == "righthand"
+    assert straight.label(straight.values) == "lefthand"
+    assert reflected.label(reflected.values) == "righthand"
 
 
 @pytest.mark.slow

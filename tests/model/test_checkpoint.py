@@ -1,4 +1,4 @@
-"""Files load whole or not at all, and say what they hold."""
+"""Checkpoint files: loading, validation and writing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_lightning_file_gives_the_encoder_that_was_saved(small_checkpoint, sma
     assert not any(p.requires_grad for p in model.parameters())
 
 
-def test_the_same_weights_hash_alike_in_every_format(small_checkpoint, small_encoder, tmp_path, clips):
+def test_the_same_weights_have_the_same_hash_in_every_format(small_checkpoint, small_encoder, tmp_path, clips):
     model = load_model(small_checkpoint)
     path = save_encoder(
         tmp_path / "ours.safetensors", model.config, small_encoder.state_dict(), "small", model.head.state_dict()
@@ -68,7 +68,7 @@ def test_prompts_do_not_change_the_hash_of_the_encoder(small_checkpoint, tmp_pat
     ("change", "named"),
     [
         (lambda s: s.pop("model.patch_embed.fc.bias"), "missing: patch_embed.fc.bias"),
-        (lambda s: s.update({"model.surprise": torch.zeros(1)}), "left over: surprise"),
+        (lambda s: s.update({"model.surprise": torch.zeros(1)}), "unused keys: surprise"),
         (
             lambda s: s.update({"model.patch_embed.fc.bias": torch.zeros(3)}),
             r"patch_embed.fc.bias \(3,\) instead of \(8,\)",
@@ -77,23 +77,23 @@ def test_prompts_do_not_change_the_hash_of_the_encoder(small_checkpoint, tmp_pat
         (lambda s: s.pop("output_head.head.head.bias"), "missing: head.bias"),
     ],
 )
-def test_keys_that_do_not_fit_are_named_and_fatal(small_checkpoint, change, named):
+def test_invalid_keys_are_an_error_that_names_them(small_checkpoint, change, named):
     rewrite(small_checkpoint, lambda content: change(content["state_dict"]))
     with pytest.raises(BadDataError, match=named):
         load_model(small_checkpoint)
 
 
-def test_what_is_not_needed_to_encode_is_named(small_checkpoint):
+def test_unused_keys_are_listed(small_checkpoint):
     extra = {
         "model.mask_token": torch.zeros(256, 8),
         "output_head.head.norm.weight": torch.ones(16),
         "scaler": torch.ones(1),
     }
     rewrite(small_checkpoint, lambda content: content["state_dict"].update(extra))
-    assert load_model(small_checkpoint).left_over == ("scaler", "mask_token", "head.norm.weight")
+    assert load_model(small_checkpoint).unused_keys == ("scaler", "mask_token", "head.norm.weight")
 
 
-def test_a_file_of_2025_names_its_model_otherwise(small_checkpoint, clips):
+def test_files_of_2025_have_another_model_name(small_checkpoint, clips):
     expected = load_model(small_checkpoint)(clips)
     rewrite(small_checkpoint, lambda content: content["hyper_parameters"].update(model="swin4d_mae"))
     torch.testing.assert_close(load_model(small_checkpoint)(clips), expected)
@@ -109,7 +109,7 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_file_with_code_in_it_is_refused_and_the_code_not_run(tmp_path):
+def test_a_file_with_code_is_rejected_without_running_it(tmp_path):
     torch.save({"state_dict": {"model.x": torch.zeros(1)}, "callbacks": Bomb(tmp_path / "ran")}, tmp_path / "bomb.ckpt")
     with pytest.raises(BadDataError, match="code"):
         load_model(tmp_path / "bomb.ckpt")
@@ -117,7 +117,7 @@ def test_a_file_with_code_in_it_is_refused_and_the_code_not_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["cut.ckpt", "cut.safetensors"])
-def test_a_truncated_file_is_named(small_encoder, tmp_path, name):
+def test_the_error_for_a_truncated_file_names_it(small_encoder, tmp_path, name):
     path = tmp_path / name
     if path.suffix == ".ckpt":
         torch.save(lightning_content(small_encoder), path)
@@ -128,7 +128,7 @@ def test_a_truncated_file_is_named(small_encoder, tmp_path, name):
         load_model(path)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_the_error_for_a_missing_file_names_it(tmp_path):
     with pytest.raises(NoInputError, match=r"none\.ckpt"):
         load_model(tmp_path / "none.ckpt")
 
@@ -140,22 +140,22 @@ def test_a_missing_file_is_named(tmp_path):
         (lambda h: h.update(model="swift"), "'swift'"),
         (lambda h: h.update(c_multiplier=3), "c_multiplier"),
         (lambda h: h.update(use_mamba=False), "attention"),
-        (lambda h: h.update(img_size=[24, 25, 24, 6]), "does not divide"),
+        (lambda h: h.update(img_size=[24, 25, 24, 6]), "is not divisible"),
     ],
 )
-def test_hyperparameters_that_cannot_be_are_named(small_checkpoint, change, named):
+def test_invalid_hyperparameters_are_an_error_that_names_them(small_checkpoint, change, named):
     rewrite(small_checkpoint, lambda content: change(content["hyper_parameters"]))
     with pytest.raises(BadDataError, match=named):
         load_model(small_checkpoint)
 
 
-def test_a_model_without_a_head_says_so(small_encoder, tmp_path, clips):
+def test_a_model_without_a_head_cannot_predict(small_encoder, tmp_path, clips):
     model = load_model(save_encoder(tmp_path / "m.safetensors", small_encoder.config, small_encoder.state_dict(), "m"))
     with pytest.raises(UsageError, match="no head"):
         model(clips)
 
 
-def test_half_precision_files_are_float32_once_read(small_encoder, tmp_path):
+def test_half_precision_files_are_read_as_float32(small_encoder, tmp_path):
     path = save_encoder(
         tmp_path / "m.safetensors", small_encoder.config, small_encoder.state_dict(), "m", dtype=torch.float16
     )
@@ -180,14 +180,14 @@ HYPER = {
         {"state_dict": {"model.x.prompt": torch.zeros(1), "model.x": torch.zeros(1)}, "hyper_parameters": HYPER},
     ],
 )
-def test_a_checkpoint_whose_values_cannot_be_is_refused(tmp_path, content):
+def test_a_checkpoint_with_invalid_values_is_rejected(tmp_path, content):
     torch.save(content, tmp_path / "odd.ckpt")
     with pytest.raises(BadDataError, match=r"odd\.ckpt"):
         read_checkpoint(tmp_path / "odd.ckpt")
 
 
 @pytest.mark.parametrize("data", [b"u", b"\x80\x02u.", b"]q\x00.", b"PK\x03\x04", b""])
-def test_bytes_that_no_unpickler_understands_are_refused(tmp_path, data):
+def test_bytes_that_are_not_a_pickle_are_rejected(tmp_path, data):
     (tmp_path / "odd.ckpt").write_bytes(data)
     with pytest.raises(BadDataError, match=r"odd\.ckpt"):
         read_checkpoint(tmp_path / "odd.ckpt")

@@ -19,23 +19,23 @@ def test_prompts_of_50_tokens_have_the_published_number_of_parameters():
     assert sum(p.numel() for n, p in encoder.named_parameters() if n.endswith(".prompt")) == 82_800
 
 
-def test_features_come_channel_first(small_encoder):
+def test_features_are_channels_first(small_encoder):
     assert small_encoder(torch.randn(2, 1, 24, 24, 24, 6)).shape == (2, 16, 2, 2, 2, 6)
 
 
-def test_clips_of_a_batch_do_not_see_each_other(small_encoder):
+def test_clips_of_a_batch_are_independent(small_encoder):
     a, b = torch.randn(2, 1, 24, 24, 24, 6)
     torch.testing.assert_close(small_encoder(torch.stack([a, b]))[:1], small_encoder(a[None]), rtol=1e-5, atol=1e-5)
 
 
-def test_a_shorter_clip_is_taken(small_encoder):
+def test_shorter_clips_are_accepted(small_encoder):
     assert small_encoder(torch.randn(1, 1, 24, 24, 24, 5)).shape[-1] == 5
 
 
 @pytest.mark.parametrize(
     "shape", [(1, 24, 24, 24, 6), (1, 1, 24, 24, 18, 6), (1, 2, 24, 24, 24, 6), (1, 1, 24, 24, 24, 7)]
 )
-def test_clips_of_another_shape_are_refused(small_encoder, shape):
+def test_clips_of_another_shape_are_rejected(small_encoder, shape):
     with pytest.raises(BadDataError, match="shape"):
         small_encoder(torch.zeros(shape))
 
@@ -47,7 +47,7 @@ def test_patches_are_flattened_with_the_last_axis_fastest():
     assert torch.equal(from_patches(patches, (2, 2, 2, 1), 2), clips)
 
 
-def test_merging_takes_neighbours_in_the_order_of_their_offsets():
+def test_merging_concatenates_neighbours_in_the_order_of_their_offsets():
     x = torch.arange(8.0).reshape(1, 2, 2, 2, 1, 1).requires_grad_()
     merging = PatchMerging(1)
     merging.norm = torch.nn.Identity()
@@ -64,7 +64,7 @@ def test_every_parameter_gets_a_gradient():
 @pytest.mark.parametrize(
     "change", [{"img_size": (96, 96, 90, 20)}, {"depths": ()}, {"embed_dim": 0}, {"window_size": (4, 4, 4)}]
 )
-def test_a_configuration_that_cannot_be_is_refused(change):
+def test_an_invalid_configuration_is_rejected(change):
     with pytest.raises(BadDataError, match=next(iter(change))):
         EncoderConfig(**change)
 

@@ -1,4 +1,4 @@
-"""The autoencoder learns from what is hidden, and only from that."""
+"""The masked autoencoder: masking, loss and files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def clips() -> torch.Tensor:
 
 def test_the_published_autoencoder_has_the_published_number_of_parameters():
     names = dict(MaskedAutoencoder(EncoderConfig()).named_parameters())
-    single = {"mask_token", "atlas_mask_token"}  # the published count is of 2025, with one token for each place
+    single = {"mask_token", "atlas_mask_token"}  # the published count is of 2025, with window mask tokens only
     assert sum(p.numel() for n, p in names.items() if n not in single) == 7_712_892
 
 
@@ -61,7 +61,7 @@ def test_hidden_voxels_do_not_reach_the_prediction(autoencoder, clips):
     torch.testing.assert_close(prediction, other)
 
 
-def test_only_hidden_patches_are_counted(autoencoder, clips):
+def test_the_loss_is_over_hidden_patches_only(autoencoder, clips):
     mask = torch.zeros(2, *GRID)
     mask[0, 1, 2, 3, 4] = 1
     prediction = torch.zeros(2, *GRID, 216)
@@ -69,7 +69,7 @@ def test_only_hidden_patches_are_counted(autoencoder, clips):
     torch.testing.assert_close(autoencoder.loss(prediction, clips, mask), expected)
 
 
-def test_weights_scale_what_a_patch_counts(autoencoder, clips):
+def test_weights_scale_the_loss_of_a_patch(autoencoder, clips):
     mask, weights = torch.ones(2, *GRID), torch.zeros(2, *GRID)
     weights[1] = 3.0
     expected = clips[1].square().mean()
@@ -85,14 +85,14 @@ def test_a_partly_hidden_patch_is_a_blend(autoencoder, clips):
     torch.testing.assert_close(seen[0], expected)
 
 
-def test_a_mask_of_another_grid_is_refused(autoencoder, clips):
+def test_a_mask_with_a_different_grid_is_rejected(autoencoder, clips):
     with pytest.raises(BadDataError, match="mask"):
         autoencoder(clips, torch.zeros(2, 4, 4, 4, 5))
     with pytest.raises(UsageError, match="tube"):
         autoencoder(clips, torch.zeros(2, *GRID), "tube")
 
 
-def test_a_pretraining_file_gives_back_decoder_and_encoder(autoencoder, clips, tmp_path):
+def test_a_pretraining_file_restores_decoder_and_encoder(autoencoder, clips, tmp_path):
     path = save_encoder(
         tmp_path / "m.safetensors", SMALL, autoencoder.encoder.state_dict(), "m", decoder=autoencoder.decoder_state()
     )
@@ -102,7 +102,7 @@ def test_a_pretraining_file_gives_back_decoder_and_encoder(autoencoder, clips, t
         torch.testing.assert_close(load_model(path).encode(clips), autoencoder.encoder(clips))
 
 
-def test_the_one_mask_token_of_2025_is_that_of_windows(autoencoder, tmp_path):
+def test_the_mask_token_of_2025_is_the_window_mask_token(autoencoder, tmp_path):
     decoder = autoencoder.decoder_state()
     decoder["mask_token"] = decoder.pop("window_mask_token")
     del decoder["atlas_mask_token"]
@@ -114,12 +114,12 @@ def test_the_one_mask_token_of_2025_is_that_of_windows(autoencoder, tmp_path):
     torch.testing.assert_close(old.mask_token, autoencoder.window_mask_token.mean(0))
 
 
-def test_a_file_without_decoder_is_refused(small_checkpoint):
+def test_a_file_without_decoder_is_rejected(small_checkpoint):
     with pytest.raises(BadDataError, match="no decoder"):
         load_autoencoder(small_checkpoint)
 
 
-def test_redundancy_dropout_acts_while_training_only(autoencoder, clips):
+def test_redundancy_dropout_is_active_during_training_only(autoencoder, clips):
     set_token_dropout(autoencoder, TokenDropout())
     encoder = autoencoder.encoder.eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Masks hide the share asked for, in the shape asked for."""
+"""Masks hide the requested fraction, in the requested pattern."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GRID, WINDOW = (8, 8, 8, 12), (4, 4, 4, 4)
 
 @pytest.fixture
 def atlas() -> AtlasPatches:
-    """Ten regions of 8x8x8 patches, two planes without any."""
+    """Ten regions on 8x8x8 patches; two planes are background."""
     labels = torch.arange(8**3).reshape(8, 8, 8) // 48
     labels[:2] = 0
     return AtlasPatches.from_volume(labels, (1, 1, 1))
@@ -23,14 +23,14 @@ def atlas() -> AtlasPatches:
 @pytest.mark.parametrize("spatial", ["random", "window"])
 @pytest.mark.parametrize("temporal", ["random", "tube"])
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
-def test_the_share_hidden_is_the_ratio(spatial, temporal, ratio):
+def test_the_hidden_fraction_is_the_ratio(spatial, temporal, ratio):
     mask = sample_mask(MaskSettings(spatial, temporal, ratio), 3, GRID, WINDOW)
     assert mask.shape == (3, *GRID)
     torch.testing.assert_close(mask.mean(dim=(1, 2, 3, 4)), torch.full((3,), ratio), atol=0.03, rtol=0)
 
 
 @pytest.mark.parametrize("spatial", ["random", "window", "atlas"])
-def test_a_tube_hides_the_same_places_in_all_volumes(spatial, atlas):
+def test_a_tube_hides_the_same_positions_in_all_volumes(spatial, atlas):
     mask = sample_mask(MaskSettings(spatial, "tube"), 1, GRID, WINDOW, atlas)
     assert torch.equal(mask, mask[..., :1].expand_as(mask))
 
@@ -48,7 +48,7 @@ def test_window_masks_hide_whole_windows():
     assert set(windows.unique().tolist()) == {0.0, 1.0}
 
 
-def test_window_masks_fit_grids_that_windows_do_not_divide():
+def test_window_masks_fit_grids_that_are_not_divisible_by_the_window():
     assert sample_mask(MaskSettings("window", "random"), 1, (6, 2, 8, 10), WINDOW).shape == (1, 6, 2, 8, 10)
 
 
@@ -86,7 +86,7 @@ def split_patches() -> AtlasPatches:
         ("soft", [[1, 0.625, 0], [0, 0.375, 0], [0, 0, 0.25]]),
     ],
 )
-def test_each_rule_says_which_patches_belong_to_a_region(split_patches, rule, expected):
+def test_each_rule_assigns_patches_to_regions(split_patches, rule, expected):
     alone = torch.eye(3, dtype=torch.bool)
     masks = torch.stack([split_patches.hidden(one, rule).flatten() for one in alone])
     torch.testing.assert_close(masks, torch.tensor(expected, dtype=torch.float32))
@@ -114,12 +114,12 @@ def test_aal3_has_24_regions_of_one_patch_and_28_of_none():
 
 
 @pytest.mark.parametrize("change", [{"spatial": "tube"}, {"temporal": "window"}, {"rule": "most"}, {"ratio": 1.0}])
-def test_settings_that_cannot_be_are_refused(change):
+def test_invalid_settings_are_rejected(change):
     with pytest.raises(UsageError):
         MaskSettings(**change)
 
 
-def test_an_atlas_mask_without_a_fitting_atlas_is_refused(atlas):
+def test_an_atlas_mask_without_a_matching_atlas_is_rejected(atlas):
     with pytest.raises(UsageError, match="none"):
         sample_mask(MaskSettings("atlas"), 1, GRID, WINDOW)
     with pytest.raises(UsageError, match="8, 8, 8"):
@@ -127,7 +127,7 @@ def test_an_atlas_mask_without_a_fitting_atlas_is_refused(atlas):
 
 
 def test_a_label_image_must_hold_labels():
-    with pytest.raises(BadDataError, match="whole numbers"):
+    with pytest.raises(BadDataError, match="integer labels"):
         AtlasPatches.from_volume(torch.zeros(6, 6, 6), (6, 6, 6))
     with pytest.raises(BadDataError, match="no label"):
         AtlasPatches.from_volume(torch.zeros(6, 6, 6, dtype=torch.int32), (6, 6, 6))

@@ -1,4 +1,4 @@
-"""Every backend of the selective scan keeps the one contract, gradients included."""
+"""All backends of the selective scan agree, including gradients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ needs_native = pytest.mark.skipif(native.library() is None, reason="the native s
 
 
 def make_inputs(n: int, length: int, channels: int, dtype=torch.float32, seed: int = 0) -> list[torch.Tensor]:
-    """Arguments of a scan in the layouts that the mixer gives them: pieces of larger arrays."""
+    """Simulate arguments of a scan with the mixer's memory layout: views of larger arrays."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape):
@@ -38,7 +38,7 @@ def make_inputs(n: int, length: int, channels: int, dtype=torch.float32, seed: i
 
 
 def run(inputs, backend, dtype) -> list[torch.Tensor]:
-    """Output and the eight gradients."""
+    """Return the output and the eight gradients."""
     leaves = [t.to(dtype).detach().requires_grad_() for t in inputs]
     y = selective_scan(*leaves, backend=backend)
     weight = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(9)).to(dtype)
@@ -46,7 +46,7 @@ def run(inputs, backend, dtype) -> list[torch.Tensor]:
 
 
 def by_hand(u, delta, A, B, C, D, z, bias) -> torch.Tensor:
-    """The recurrence, one number at a time."""
+    """Compute the recurrence element by element."""
     n_windows, length, channels = u.shape
     y = torch.zeros_like(u)
     for n in range(n_windows):
@@ -61,7 +61,7 @@ def by_hand(u, delta, A, B, C, D, z, bias) -> torch.Tensor:
     return y
 
 
-def test_the_reference_is_the_recurrence():
+def test_the_reference_equals_the_recurrence():
     inputs = make_inputs(2, 9, 3, torch.float64)
     torch.testing.assert_close(selective_scan(*inputs, backend="reference"), by_hand(*inputs))
 
@@ -87,7 +87,7 @@ def test_native_output_and_gradients_agree_with_float64(isa, shape, monkeypatch)
 
 @needs_native
 def test_native_gradients_agree_with_finite_differences_in_float64():
-    """Differences of the float64 reference along random directions against the native gradient."""
+    """Compare the native gradient with float64 differences of the reference along random directions."""
     inputs = make_inputs(2, 20, 6)
     gradients = run(inputs, "native", torch.float32)[1:]
     weight = torch.randn(2, 20, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(9))
@@ -120,7 +120,7 @@ def test_native_convolution_agrees_with_torch(isa, monkeypatch):
 
 
 @needs_native
-def test_threads_do_not_change_the_answer():
+def test_threads_do_not_change_the_output():
     inputs = make_inputs(7, 40, 24)
     before = torch.get_num_threads()
     outcomes = []
@@ -134,8 +134,8 @@ def test_threads_do_not_change_the_answer():
 
 
 @needs_native
-def test_a_forked_process_scans_too():
-    """The threads of the parent's OpenMP runtime are gone in a child; waiting for them would never end."""
+def test_a_forked_process_can_scan():
+    """The parent's OpenMP threads do not exist in the child; waiting for them would block forever."""
     code = """
 import os, signal, torch
 from bids_app.model.encoder import Encoder, EncoderConfig
@@ -156,7 +156,7 @@ print(os.waitpid(child, 0)[1])
 
 
 @needs_native
-def test_what_is_no_number_stays_none():
+def test_nan_inputs_give_nan_outputs():
     inputs = make_inputs(1, 20, 16)
     for index in (0, 1, 6):
         broken = [t.clone() for t in inputs]
@@ -199,7 +199,7 @@ def test_extreme_gates_and_inputs_stay_finite(value):
     ],
 )
 @pytest.mark.parametrize("isa", native.INSTRUCTION_SETS)
-def test_blocks_in_one_call_equal_the_road_of_modules(config, isa, monkeypatch):
+def test_fused_blocks_equal_the_modules(config, isa, monkeypatch):
     if not native.library().ns_has(isa.encode()):
         pytest.skip(f"this processor or build has no {isa}")
     monkeypatch.setenv("NEUROSTORM_SCAN_ISA", isa)
@@ -215,7 +215,7 @@ def test_blocks_in_one_call_equal_the_road_of_modules(config, isa, monkeypatch):
     torch.testing.assert_close(fused, reference, rtol=1e-4, atol=1e-5)
 
 
-def test_lower_precision_is_taken_and_given_back():
+def test_lower_precision_is_accepted_and_returned():
     inputs = make_inputs(2, 20, 16)
     expected = selective_scan(*inputs, backend="reference")
     for name in ("reference", "native"):
@@ -227,7 +227,7 @@ def test_lower_precision_is_taken_and_given_back():
         torch.testing.assert_close(y.float(), expected, rtol=0.1, atol=0.1)
 
 
-def test_the_environment_names_the_backend(monkeypatch):
+def test_the_environment_variable_selects_the_backend(monkeypatch):
     monkeypatch.setenv("NEUROSTORM_SCAN", "reference")
     assert backend_in_use() == "reference"
     monkeypatch.setenv("NEUROSTORM_SCAN", "fastest")
@@ -235,7 +235,7 @@ def test_the_environment_names_the_backend(monkeypatch):
         choose_backend(CPU)
 
 
-def test_a_backend_that_cannot_be_used_is_refused_when_asked_for(monkeypatch):
+def test_requesting_an_unavailable_backend_is_an_error(monkeypatch):
     monkeypatch.setenv("NEUROSTORM_SCAN", "mamba_ssm")
     with pytest.raises(UsageError, match="mamba_ssm"):
         choose_backend(CPU)
@@ -243,12 +243,12 @@ def test_a_backend_that_cannot_be_used_is_refused_when_asked_for(monkeypatch):
         choose_backend(CPU, torch.float64, name="native")
 
 
-def test_what_native_does_not_know_goes_to_the_reference():
+def test_inputs_that_native_does_not_support_use_the_reference():
     assert choose_backend(CPU, torch.float64).name == "reference"
     assert choose_backend(CPU, torch.float32, n_states=8).name == "reference"
 
 
-def test_without_the_library_the_reference_is_used_and_named(monkeypatch):
+def test_without_the_library_the_reference_is_used_and_reported(monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.delenv("NEUROSTORM_SCAN", raising=False)
     assert backend_in_use() == "reference"
@@ -256,7 +256,7 @@ def test_without_the_library_the_reference_is_used_and_named(monkeypatch):
 
 
 @needs_native
-def test_an_instruction_set_that_is_not_there_is_refused(monkeypatch):
+def test_an_unavailable_instruction_set_is_rejected(monkeypatch):
     assert "native" in backend_in_use()
     monkeypatch.setenv("NEUROSTORM_SCAN_ISA", "avx1024")
     with pytest.raises(UsageError, match="baseline"):
@@ -267,8 +267,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_the_library_is_built_the_same_twice_and_without_a_compiler_not_at_all(tmp_path):
-    """The build of setup.py: reproducible, and optional."""
+def test_the_build_is_reproducible_and_optional(tmp_path):
+    """The build of setup.py is reproducible and optional."""
     built = []
     for name in ("one", "two"):
         subprocess.run(
@@ -309,9 +309,9 @@ def test_the_library_is_built_the_same_twice_and_without_a_compiler_not_at_all(t
     assert "failed" in result.stdout + result.stderr
 
 
-@pytest.mark.gpu  # needs none, but Triton, which comes with PyTorch for GPUs
+@pytest.mark.gpu  # requires no GPU, but Triton, which is part of PyTorch for GPUs
 def test_triton_output_and_gradients_agree_with_float64_in_its_interpreter():
-    """In a process of its own, because the interpreter is chosen when Triton is imported."""
+    """In a separate process, because the interpreter is selected when Triton is imported."""
     pytest.importorskip("triton", reason="triton is not installed")
     code = """
 import torch
@@ -334,8 +334,8 @@ print("agree")
 
 
 @pytest.mark.slow
-def test_triton_kernels_compile_for_gpus_that_are_not_here():
-    """To machine code of three generations; a process of its own, without the interpreter."""
+def test_triton_kernels_compile_for_absent_gpus():
+    """For three GPU generations, in a separate process without the interpreter."""
     pytest.importorskip("triton", reason="triton is not installed")
     code = """
 import triton
@@ -384,7 +384,7 @@ def test_gpu_output_and_gradients_agree_with_float64(name, shape):
 
 @pytest.mark.slow
 def test_the_kernels_run_on_arm64(tmp_path):
-    """Compiled for another processor and run in an emulator, where both are installed."""
+    """Compile for arm64 and run in an emulator, if both are installed."""
     compiler, emulator = shutil.which("aarch64-linux-gnu-g++"), shutil.which("qemu-aarch64")
     if not compiler or not emulator:
         pytest.skip("needs aarch64-linux-gnu-g++ and qemu-aarch64")

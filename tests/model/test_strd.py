@@ -1,4 +1,4 @@
-"""Redundancy dropout: neighbours in space and time, and what becomes of tokens."""
+"""Redundancy dropout: spatial and temporal neighbours, and dropped tokens."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import pytest
 import torch
 
 from bids_app.errors import UsageError
-from bids_app.model.strd import AT_A_TIME, TokenDropout, drop_probability, neighbourhoods
+from bids_app.model.strd import WINDOWS_PER_CHUNK, TokenDropout, drop_probability, neighbourhoods
 
 WINDOW = (4, 4, 4, 4)
 
 
-def test_neighbours_are_at_the_same_time_or_at_the_same_place():
+def test_neighbours_share_the_time_or_the_position():
     spatial, temporal = neighbourhoods(WINDOW, 3, 5)
-    token = ((1 * 4 + 1) * 4 + 1) * 4 + 0  # place (1, 1, 1), first volume
+    token = ((1 * 4 + 1) * 4 + 1) * 4 + 0  # position (1, 1, 1), first volume
     assert spatial[token].sum() == 26
     assert temporal[token].nonzero().flatten().tolist() == [token + 1, token + 2]
 
 
-def test_the_formula_written_out_token_by_token():
+def test_the_probability_equals_the_formula_for_each_token():
     torch.manual_seed(0)
     window, h = (2, 2, 1, 3), torch.randn(1, 12, 6)
     spatial, temporal = neighbourhoods(window, 3, 3)
@@ -34,7 +34,7 @@ def test_tokens_without_neighbours_are_kept():
     assert drop_probability(torch.randn(2, 4, 8), (2, 2, 1, 1), 1, 1).abs().max() == 0
 
 
-def test_tokens_are_dropped_at_their_probability():
+def test_tokens_are_dropped_with_their_probability():
     torch.manual_seed(0)
     tokens = torch.randn(1, 256, 12)
     probability = drop_probability(tokens, WINDOW)
@@ -43,7 +43,7 @@ def test_tokens_are_dropped_at_their_probability():
     torch.testing.assert_close(dropped, probability, atol=0.12, rtol=0)
 
 
-def test_gradients_reach_the_tokens_that_are_kept():
+def test_kept_tokens_receive_gradients():
     torch.manual_seed(0)
     tokens = torch.randn(1, 256, 12, requires_grad=True)
     kept = TokenDropout().train()(tokens, WINDOW)
@@ -51,13 +51,13 @@ def test_gradients_reach_the_tokens_that_are_kept():
     assert torch.equal(tokens.grad != 0, (kept != 0).all(-1, keepdim=True).expand_as(kept))
 
 
-def test_neighbourhoods_below_one_are_refused():
+def test_neighbourhoods_below_one_are_rejected():
     with pytest.raises(UsageError):
         TokenDropout(0, 5)
 
 
-def test_a_window_s_tokens_are_judged_alone_however_many_windows_there_are():
-    tokens = torch.randn(2 * AT_A_TIME + 3, 24, 5, generator=torch.Generator().manual_seed(3))
+def test_windows_are_independent_of_each_other():
+    tokens = torch.randn(2 * WINDOWS_PER_CHUNK + 3, 24, 5, generator=torch.Generator().manual_seed(3))
     together = drop_probability(tokens, (3, 2, 2, 2))
     alone = torch.cat([drop_probability(one[None], (3, 2, 2, 2)) for one in tokens])
     assert torch.allclose(together, alone, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Clips stream through a model in order, whatever memory allows at a time."""
+"""Clips are processed in order, in batches that fit the memory."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from bids_app.model.streaming import apply_in_batches, clip_bytes, starting_batc
 
 
 class Device:
-    """Has memory for some clips at a time; remembers the batches that were tried."""
+    """A device with memory for ``capacity`` clips that records the tried batches."""
 
-    def __init__(self, room: int) -> None:
-        self.room, self.tried = room, []
+    def __init__(self, capacity: int) -> None:
+        self.capacity, self.tried = capacity, []
 
     def __call__(self, clips: torch.Tensor) -> torch.Tensor:
         self.tried.append(len(clips))
-        if len(clips) > self.room:
+        if len(clips) > self.capacity:
             raise torch.OutOfMemoryError
         return clips.flatten(1)[:, :1]
 
@@ -27,21 +27,23 @@ def numbered(n: int):
     return (torch.full((1, 2, 2, 2, 2), float(i)) for i in range(n))
 
 
-@pytest.mark.parametrize(("n", "batch", "room"), [(10, 4, 99), (10, 8, 3), (5, 8, 1), (7, 1, 1), (0, 4, 4), (3, 32, 2)])
-def test_answers_come_in_order_whatever_the_room(n, batch, room):
-    answers = list(apply_in_batches(Device(room), numbered(n), batch))
+@pytest.mark.parametrize(
+    ("n", "batch", "capacity"), [(10, 4, 99), (10, 8, 3), (5, 8, 1), (7, 1, 1), (0, 4, 4), (3, 32, 2)]
+)
+def test_outputs_are_in_order_with_any_memory(n, batch, capacity):
+    answers = list(apply_in_batches(Device(capacity), numbered(n), batch))
     assert torch.cat([torch.zeros(0, 1), *answers]).flatten().tolist() == list(range(n))
 
 
-def test_a_batch_that_was_too_large_is_halved_once_and_for_all():
-    device = Device(room=2)
+def test_a_batch_size_that_was_halved_stays_halved():
+    device = Device(capacity=2)
     list(apply_in_batches(device, numbered(12), 8))
     assert device.tried == [8, 4, 2, 2, 2, 2, 2, 2]
 
 
-def test_no_room_for_one_clip_is_an_error_that_may_pass():
+def test_too_little_memory_for_one_clip_is_a_temporary_error():
     with pytest.raises(TemporaryError, match="one clip"):
-        list(apply_in_batches(Device(room=0), numbered(3), 4))
+        list(apply_in_batches(Device(capacity=0), numbered(3), 4))
 
 
 def test_no_more_clips_wait_than_a_batch_holds():

@@ -30,7 +30,7 @@ def answers(refused: bool) -> list[Prediction]:
     who = AdapterCard("who", "embedding", "person", "0" * 64, "voxel", dimensions=3)
     verdict = judge_scan(GOOD | {"coverage": 0.1 if refused else 0.97})
     return [
-        Prediction(CARD, rng.dirichlet([2, 1], 4), ONSETS, 16.0, still=np.array([0.6, 0.4]), verdict=verdict),
+        Prediction(CARD, rng.dirichlet([2, 1], 4), ONSETS, 16.0, mean_image_only=np.array([0.6, 0.4]), verdict=verdict),
         Prediction(age, rng.normal(30, 2, (4, 1)), ONSETS, 16.0, verdict=verdict),
         Prediction(who, rng.normal(size=(4, 3)), ONSETS, 16.0, verdict=verdict),
     ]

@@ -94,19 +94,19 @@ def test_a_refused_answer_is_nowhere_in_the_table() -> None:
 
 @pytest.mark.parametrize(("still", "share"), [(40.0, 0.0), (45.0, 0.5), (50.0, 1.0), (70.0, 1.0), (30.0, 0.0)])
 def test_the_share_of_the_mean_image_is_what_stays_of_the_distance_from_the_cohorts_mean(still, share) -> None:
-    prediction = replace(ages([48.0, 52.0]), still=np.array([still]))
+    prediction = replace(ages([48.0, 52.0]), mean_image_only=np.array([still]))
     views = describe_views(prediction)
     assert views.from_mean_image == pytest.approx(share)
     assert views.mean_image_only.value == still
 
 
 def test_of_an_answer_that_says_nothing_there_is_no_share() -> None:
-    assert describe_views(replace(ages([40.1]), still=np.array([60.0]))).from_mean_image is None
+    assert describe_views(replace(ages([40.1]), mean_image_only=np.array([60.0]))).from_mean_image is None
 
 
 def test_the_share_of_a_classification_is_of_what_is_above_chance() -> None:
     clips = np.array([[0.9, 0.1], [0.9, 0.1]])
-    prediction = Prediction(card(), clips, ONSETS[:2], 16.0, still=np.array([0.7, 0.3]))
+    prediction = Prediction(card(), clips, ONSETS[:2], 16.0, mean_image_only=np.array([0.7, 0.3]))
     assert describe_views(prediction).from_mean_image == pytest.approx(0.5)
 
 
@@ -156,9 +156,9 @@ def test_the_mean_image_alone_is_asked_where_the_normalisation_keeps_it(model: M
     adapters = [Adapter(c, linear_head(8)) for c in cards.values()] + [Adapter(cards["global"], linear_head(8), norms)]
     _, (kept, lost, own) = encode_run(model, [AdaptedModel(model, a) for a in adapters], reader, ())
     expected = torch.sigmoid(AdaptedModel(model, adapters[0])(reader.mean_image_clip("global")[None]))[0, 0]
-    assert kept.still[1] == pytest.approx(float(expected), abs=1e-6)
-    np.testing.assert_allclose(own.still, kept.still, atol=1e-6)
-    assert lost.still is None
+    assert kept.mean_image_only[1] == pytest.approx(float(expected), abs=1e-6)
+    np.testing.assert_allclose(own.mean_image_only, kept.mean_image_only, atol=1e-6)
+    assert lost.mean_image_only is None
     assert describe_views(lost).mean_image_only is None
     assert "0 everywhere" in describe_views(lost).note
 
@@ -171,9 +171,9 @@ def test_a_twin_answers_under_the_other_normalisation(model: Model, reader: Clip
     other = Adapter(card(encoder_sha256=model.weights_sha256, normalisation="global"), other_head)
     adapted = [AdaptedModel(model, adapter) for adapter in (both, other)]
     _, (first, second) = encode_run(model, adapted, reader, ("voxel",))
-    np.testing.assert_allclose(first.other, second.answer, atol=1e-6)
+    np.testing.assert_allclose(first.other, second.values, atol=1e-6)
     views = describe_views(first)
     assert views.other.normalisation == "global"
-    assert views.other.probabilities["f"] == pytest.approx(float(second.answer[0]), abs=1e-5)
+    assert views.other.probabilities["f"] == pytest.approx(float(second.values[0]), abs=1e-5)
     assert second.other is None
     assert describe_views(second).other is None

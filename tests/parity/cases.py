@@ -1,4 +1,4 @@
-"""The recorded cases: what the published code was given and what it returned. See README.md beside this file."""
+"""The recorded cases: inputs and outputs of the published code. See README.md in this folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.parity.weights import Recipe
 
 FOLDER = Path(__file__).parent / "cases"
 STORED = "weight:"
-"""Before the names of the weights that are stored as they are."""
+"""Prefix of the names of stored weights."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +27,13 @@ class Case:
 
     @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """What was recorded."""
+        """Recorded tensors."""
         with np.load(FOLDER / f"{self.name}.npz") as file:
             return {key: torch.from_numpy(np.atleast_1d(file[key])) for key in file.files}
 
     @cached_property
     def facts(self) -> dict[str, Any]:
-        """How the checkpoint is made: its entries, the shapes of its weights and their seeds."""
+        """Recipe of the checkpoint: its entries, the shapes of its weights and their seeds."""
         return json.loads((FOLDER / f"{self.name}.json").read_text())
 
     def __getitem__(self, key: str) -> torch.Tensor:
@@ -44,26 +44,26 @@ class Case:
 
     @property
     def input(self) -> torch.Tensor:
-        """The clips that the model was given, float32, (B, 1, x, y, z, t)."""
+        """Input clips of the model, float32, (B, 1, x, y, z, t)."""
         random = np.random.RandomState(int(self["input_seed"]))
         return torch.from_numpy(random.standard_normal(self["input_shape"].tolist()).astype("float32"))
 
     @property
     def state_dict(self) -> dict[str, torch.Tensor]:
-        """All weights under the names and in the order of the published checkpoint."""
+        """All weights, with the names and in the order of the published checkpoint."""
         stored = {key.removeprefix(STORED): value for key, value in self.tensors.items() if key.startswith(STORED)}
         shapes = {key: tuple(map(int, shape.split("x"))) for key, shape in self.facts["shapes"].items()}
-        drawn = Recipe(**self.facts["seeds"], shapes={k: v for k, v in shapes.items() if k not in stored}).weights()
-        both = stored | drawn
+        seeded = Recipe(**self.facts["seeds"], shapes={k: v for k, v in shapes.items() if k not in stored}).weights()
+        both = stored | seeded
         return {key: both[key].reshape(shape) for key, shape in shapes.items()}
 
     @property
     def image(self) -> nib.Nifti1Image:
-        """The image that a case of the preparation starts from."""
+        """Input image of a case of volume preparation."""
         return nib.load(FOLDER / f"{self.name}.nii.bz2")
 
     def write_checkpoint(self, folder: Path) -> Path:
-        """Write the file that the published training code wrote, ``NAME.ckpt``."""
+        """Write ``NAME.ckpt`` in the format of the published training code."""
         path = folder / f"{self.name}.ckpt"
         torch.save(self.facts["checkpoint"] | {"state_dict": self.state_dict}, path)
         return path

@@ -1,7 +1,7 @@
 """Make the files of ``cases/`` from the recordings: ``python -m tests.parity.make_small FOLDER``, in the repository.
 
-Nothing is computed anew: weights that their seeds give, to the rounding of float32 at least, are left out, images are
-packed, and of reconstructions, of which every second voxel was recorded, every fourth is kept.
+Nothing is recomputed: weights that can be restored from their seeds (to float32 rounding) are omitted, images are
+compressed, and reconstructions, recorded at every second voxel, are kept at every fourth.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ SEEDS = {
     "mae_two_windows_other_volume": (12, 513, "even"),
     "mae_two_windows_same_volume": (25, 526, "even"),
 }
-"""Of each checkpoint: seed of the initial values, seed of the noise, kind of noise."""
+"""For each checkpoint: seed of the initial values, seed of the noise, type of noise."""
 
 
 def split_checkpoint(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
-    """How to make a checkpoint again, and the weights that no seed gives."""
+    """Split a checkpoint into the recipe to restore it and the weights without a seed."""
     content = torch.load(path, weights_only=True)
     weights = content.pop("state_dict")
     first, second, noise = SEEDS[path.stem]
@@ -52,12 +52,12 @@ def split_checkpoint(path: Path) -> tuple[dict, dict[str, np.ndarray]]:
 
 
 def pack_image(path: Path) -> None:
-    """Compress an image better, its bytes unchanged."""
+    """Recompress an image with bzip2; its content is unchanged."""
     (FOLDER / path.name.replace(".gz", ".bz2")).write_bytes(bz2.compress(gzip.decompress(path.read_bytes())))
 
 
 def in_lines(facts: dict) -> str:
-    """As JSON with one entry a line, lists within it."""
+    """Format as JSON with one entry per line and inline lists."""
     text = json.dumps(facts, indent=1)
     return re.sub(r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\s+", " ", found[0]), text) + "\n"
 

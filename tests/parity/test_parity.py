@@ -1,4 +1,4 @@
-"""What the published code returned comes out of its own checkpoint files here."""
+"""Outputs equal those of the published code, from its own checkpoint files."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ ENCODER_CASES = (
     "encoder_prompts",
 )
 AUTOENCODER_CASES = {"mae_random_random": "random", "mae_window_random": "window", "mae_atlas_tube": "atlas"}
-"""And the kind of their masks in space."""
+"""Autoencoder cases and their spatial masks."""
 
 
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.json")))
-def test_the_seeds_give_the_recorded_weights(name):
+def test_the_seeds_restore_the_recorded_weights(name):
     case = Case(name)
     means = torch.stack([weight.double().mean() for weight in case.state_dict.values()])
     torch.testing.assert_close(means, case["mean_of_each_weight"], rtol=1e-5, atol=1e-6)
@@ -46,7 +46,7 @@ def test_features_and_output_equal_those_of_the_published_code(name, tmp_path):
 
 
 def recorded_mask(mask: torch.Tensor, spatial: str) -> torch.Tensor:
-    """The recorded mask, one number a token or a window, as (B, X, Y, Z, T) on 8x8x8x8 tokens."""
+    """Expand the recorded mask, one value per token or window, to (B, X, Y, Z, T) on 8x8x8x8 tokens."""
     if spatial != "window":
         return mask.float().reshape(-1, 8, 8, 8, 8)
     grid = mask.float().reshape(-1, 2, 2, 2, 2)
@@ -56,7 +56,7 @@ def recorded_mask(mask: torch.Tensor, spatial: str) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("name", "spatial"), AUTOENCODER_CASES.items())
-def test_the_autoencoder_reconstructs_what_the_published_code_does(name, spatial, tmp_path):
+def test_reconstructions_equal_those_of_the_published_code(name, spatial, tmp_path):
     case = Case(name)
     model = load_autoencoder(case.write_checkpoint(tmp_path))
     clips, mask = case.input, recorded_mask(case["mask"], spatial)
@@ -84,7 +84,7 @@ def test_redundancy_dropout_equals_that_of_the_published_code():
 
 
 @pytest.mark.parametrize(("name", "mask"), [("prep_tr08", None), ("prep_tr2_masked", "prep_tr2_masked_mask")])
-def test_the_published_preparation_is_matched(name, mask):
+def test_volume_preparation_equals_that_of_the_published_code(name, mask):
     case = Case(name)
     clip = to_model_grid(case.image, mask=mask and Case(mask).image)
     difference = (clip[::3, ::3, ::3] - case["clip_every_3rd_voxel"]).abs().max()

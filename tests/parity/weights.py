@@ -1,8 +1,8 @@
-"""The random weights of the recorded cases, made again from their seeds.
+"""The random weights of the recorded cases, restored from their seeds.
 
-The published code built each model under a seed, with the initial values that PyTorch gives its layers, and noise was
-added so that no bias or norm is trivial. Every draw comes from PyTorch's generator on the CPU, so the shapes of the
-parameters in the order of the checkpoint and two seeds are as good as the weights.
+The published code built each model under a seed with PyTorch's initial values, and noise was added so that no bias or
+norm is trivial. All random numbers are from PyTorch's generator on the CPU, so the shapes of the parameters, in the
+order of the checkpoint, and two seeds determine the weights.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Where the weights of a case come from.
+    """Seeds and shapes of the weights of a case.
 
     Attributes
     ----------
@@ -27,7 +27,7 @@ class Recipe:
     noise : str
         An entry of `NOISES`.
     shapes : mapping of str to tuple of int
-        Of each parameter that is drawn, in the order of the checkpoint.
+        Shape of each seeded parameter, in the order of the checkpoint.
     """
 
     initial_seed: int
@@ -36,14 +36,14 @@ class Recipe:
     shapes: Mapping[str, Shape]
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """All parameters, float32."""
+        """Return all parameters, float32."""
         initial = dict(_initial_values(self.shapes, torch.Generator().manual_seed(self.initial_seed)))
         generator, draw = torch.Generator().manual_seed(self.noise_seed), NOISES[self.noise]
         return {name: initial[name] + draw(name, shape, generator) for name, shape in self.shapes.items()}
 
 
 def _initial_values(shapes: Mapping[str, Shape], generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every parameter as its constructor leaves it; constructors run in the order of the checkpoint, prompts last."""
+    """Yield the initial value of every parameter; constructors run in the order of the checkpoint, prompts last."""
     for name in _construction_order(list(shapes)):
         shape = shapes[name]
         owner = name.rpartition(".")[0]
@@ -51,7 +51,9 @@ def _initial_values(shapes: Mapping[str, Shape], generator: torch.Generator) -> 
         if name.endswith("dt_proj.bias"):
             yield name, _initial_time_step(shape, generator)
         elif name.endswith("dt_proj.weight"):
-            torch.rand(math.prod(shape) + shape[0], generator=generator)  # PyTorch's own values, which Mamba replaces
+            torch.rand(
+                math.prod(shape) + shape[0], generator=generator
+            )  # PyTorch's initial values, which Mamba replaces
             yield name, torch.empty(shape).uniform_(-(shape[1] ** -0.5), shape[1] ** -0.5, generator=generator)
         elif name.endswith("A_log"):
             yield name, torch.log(torch.arange(1, shape[1] + 1, dtype=torch.float32)).expand(shape)
@@ -69,7 +71,7 @@ def _initial_values(shapes: Mapping[str, Shape], generator: torch.Generator) -> 
 
 
 def _construction_order(names: list[str]) -> list[str]:
-    """Prompts stand before their block's layers in a checkpoint, and are drawn after them."""
+    """Sort names by construction: prompts precede their block's layers in a checkpoint but are sampled after them."""
     order = [name for name in names if not name.endswith(".prompt")]
     for name in names:
         if name.endswith(".prompt"):
@@ -80,7 +82,7 @@ def _construction_order(names: list[str]) -> list[str]:
 
 
 def _initial_time_step(shape: Shape, generator: torch.Generator) -> torch.Tensor:
-    """Mamba's: time steps between 0.001 and 0.1, evenly on a logarithmic scale, through the inverse of softplus."""
+    """Sample Mamba's time steps log-uniformly between 0.001 and 0.1, and apply the inverse softplus."""
     low, high = math.log(0.001), math.log(0.1)
     step = torch.exp(torch.rand(shape, generator=generator) * (high - low) + low).clamp(min=1e-4)
     return step + torch.log(-torch.expm1(-step))
@@ -103,4 +105,4 @@ NOISES: dict[str, Callable[[str, Shape, torch.Generator], torch.Tensor]] = {
     "even": _even_noise,
     "by kind": _noise_by_kind,
 }
-"""What is added to the initial values."""
+"""Noise added to the initial values."""

@@ -1,4 +1,4 @@
-"""The dataset on disk: valid BIDS, reproducible, and described by its truth."""
+"""Simulated datasets on disk are valid BIDS, reproducible, and described by their ground truth."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_validator_finds_no_error(dataset):
+def test_the_bids_validator_reports_no_error(dataset):
     program = shutil.which("bids-validator-deno", path=str(Path(sys.executable).parent))
     if program is None:
         pytest.skip("bids-validator-deno is not installed")
@@ -41,7 +41,7 @@ def test_validator_finds_no_error(dataset):
     assert result.returncode == 0
 
 
-def test_files_have_the_names_of_bids(dataset):
+def test_files_have_bids_names(dataset):
     names = {n for n in files_of(dataset) if n.startswith("sub-01")}
     stems = [f"sub-01/func/sub-01_task-{t}" for t in ("rest", "lefthand")]
     expected = {f"{s}_bold.{e}" for s in stems for e in ("nii.gz", "json")}
@@ -63,7 +63,7 @@ def test_images_are_scaled_integers_in_their_own_orientations(dataset):
     assert orientations == {"RAS", "LAS"}
 
 
-def test_truth_leads_from_the_bold_to_the_template_and_back(dataset):
+def test_true_transforms_map_bold_to_template_and_back(dataset):
     folder = dataset / "derivatives/truth/sub-02"
     mask = nib.load(folder / "func/sub-02_task-rest_desc-brain_mask.nii.gz")
     to_t1w = np.loadtxt(folder / "func/sub-02_task-rest_from-boldref_to-T1w_mode-points_xfm.txt")
@@ -79,7 +79,7 @@ def test_truth_leads_from_the_bold_to_the_template_and_back(dataset):
     assert np.linalg.norm(there_and_back - in_t1w[found], axis=1).max() < 0.2
 
 
-def test_truth_tells_each_runs_state_and_motion(dataset):
+def test_truth_lists_each_runs_state_and_motion(dataset):
     rows = (dataset / "derivatives/truth/states.tsv").read_text().splitlines()
     columns = rows[0].split("\t")
     table = [dict(zip(columns, row.split("\t"), strict=True)) for row in rows[1:]]
@@ -92,7 +92,7 @@ def test_truth_tells_each_runs_state_and_motion(dataset):
         assert motion[int(row["nonsteady_volumes"])] == pytest.approx(np.eye(4))
 
 
-def test_events_are_those_of_the_truth(dataset):
+def test_events_agree_with_the_truth(dataset):
     folder = dataset / "sub-01/func"
     rows = (folder / "sub-01_task-lefthand_events.tsv").read_text().splitlines()
     truth = json.loads((dataset / "derivatives/truth/sub-01/func/sub-01_task-lefthand_desc-truth.json").read_text())
@@ -100,7 +100,7 @@ def test_events_are_those_of_the_truth(dataset):
     assert [r.split("\t") for r in rows[1:]] == [[str(v) for v in e.values()] for e in truth["Events"]]
 
 
-def test_same_seed_gives_the_same_bytes_whatever_else_is_asked_for(dataset, tmp_path):
+def test_the_same_seed_gives_the_same_bytes_with_any_other_options(dataset, tmp_path):
     assert main([str(tmp_path / "a"), "--participants", "1", "--states", "lefthand", *SMALL[:-1], "2"]) == 0
     again, before = files_of(tmp_path / "a"), files_of(dataset)
     scans = [name for name in again if "sub-01" in name]
@@ -108,13 +108,13 @@ def test_same_seed_gives_the_same_bytes_whatever_else_is_asked_for(dataset, tmp_
     assert all(again[name] == before[name] for name in scans)
 
 
-def test_another_seed_gives_other_heads(dataset, tmp_path):
+def test_another_seed_gives_different_heads(dataset, tmp_path):
     assert main([str(tmp_path / "a"), "--participants", "1", "--states", "rest", "--seed", "5", *SMALL[:4]]) == 0
     name = "sub-01/anat/sub-01_T1w.nii.gz"
     assert (tmp_path / "a" / name).read_bytes() != (dataset / name).read_bytes()
 
 
-def test_sessions_and_runs_are_named_and_t1w_can_be_left_out(tmp_path):
+def test_sessions_and_runs_are_in_file_names_and_t1w_is_optional(tmp_path):
     arguments = ["--participants", "1", "--states", "rest", "--sessions", "2", "--runs", "2", "--no-t1w", *SMALL]
     assert main([str(tmp_path / "a"), *arguments]) == 0
     names = set(files_of(tmp_path / "a"))
@@ -130,17 +130,17 @@ def test_sessions_and_runs_are_named_and_t1w_can_be_left_out(tmp_path):
     [
         (["--participants", "0"], "--participants is 0"),
         (["--states", "rest", "footwork"], "footwork"),
-        (["--volumes", "2"], "Fewer than 5"),
+        (["--volumes", "2"], "Give 5 or more"),
         (["--seed", "-1"], "--seed is -1"),
     ],
 )
-def test_impossible_wishes_are_refused(tmp_path, capsys, arguments, message):
+def test_invalid_options_are_rejected(tmp_path, capsys, arguments, message):
     assert main([str(tmp_path / "a"), *arguments]) == 64
     assert message in capsys.readouterr().err
     assert not (tmp_path / "a").exists()
 
 
-def test_a_folder_with_files_is_not_written_into(tmp_path, capsys):
+def test_a_folder_with_files_is_rejected(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("precious")
     assert main([str(tmp_path)]) == 73
     assert "not empty" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Placements, grids and fields keep to their definitions."""
+"""Rigid transforms, grids and random fields agree with their definitions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_integer_points_are_not_truncated():
     assert apply(turn, np.array([[10, 0, 0]])) == pytest.approx(np.array([[10 * 0.8660254 + 0.5, 5.0, 0.0]]))
 
 
-def test_a_turn_leaves_its_centre_where_it_is():
+def test_a_rotation_keeps_its_centre_fixed():
     centre = np.array([3.0, -7.0, 20.0])
     assert apply(rigid(np.zeros(3), np.array([10.0, -5.0, 3.0]), centre), centre) == pytest.approx(centre)
 
@@ -41,7 +41,7 @@ def test_sampling_a_ramp_returns_positions():
     assert sample(ramp, affine, points) == pytest.approx(points[:, 1], abs=1e-5)
 
 
-def test_noise_has_unit_spread_and_the_asked_smoothness():
+def test_noise_has_unit_standard_deviation_and_the_requested_smoothness():
     field = smooth_noise((60, 60, 60), 2.0, 20.0, rng_for(0))
     assert field.std() == pytest.approx(1.0, abs=1e-3)
     steps = [np.diff(field, axis=axis).std() / 2.0 for axis in range(3)]
@@ -49,7 +49,7 @@ def test_noise_has_unit_spread_and_the_asked_smoothness():
     assert np.mean(steps) == pytest.approx(1 / (20.0 / 2.355 * np.sqrt(2)), rel=0.25)
 
 
-def test_generators_do_not_depend_on_each_other():
+def test_generators_are_independent():
     first = rng_for(1, "a").random()
     rng_for(1, "b").random()
     assert rng_for(1, "a").random() == first

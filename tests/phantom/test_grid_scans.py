@@ -1,4 +1,4 @@
-"""Scans straight on the model grid: only what the scanner saw is in them."""
+"""Simulated scans on the model grid contain only voxels in the field of view."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_points_beyond_the_outermost_voxels_are_not_in_view():
     assert in_view(run_of_cubes(np.tile(np.eye(4), (5, 1, 1))), points).tolist() == [True, True, True, False, False]
 
 
-def test_points_that_move_out_of_view_too_often_are_left_out():
+def test_points_that_often_leave_the_field_of_view_are_excluded():
     points = np.array([[9, 9, 17], [9, 9, 9]], np.float32)
     motion = np.tile(np.eye(4), (20, 1, 1))
     motion[:2, 2, 3] = 5.0  # mm upwards in a tenth of the volumes

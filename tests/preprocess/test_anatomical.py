@@ -208,7 +208,7 @@ def test_after_a_doubtful_alignment_the_better_of_two_is_kept(prepared, tmp_path
 @pytest.mark.parametrize("variant", ["", *VARIANTS])
 def test_heads_in_every_state_reach_the_template(participant, variant, tmp_path):
     visit = Visit(DatasetPlan(2, seed=1, states=("rest",)), participant, 0)
-    person = visit.anatomy()
+    person = visit.head_shape()
     scan = simulate_t1w(person, anatomical_protocol_for(participant), visit.keys, variant)
     path = save_image(tmp_path / "sub-02_T1w.nii.gz", np.round(scan.image).astype(np.int16), scan.affine)
     found = normalise_t1w(prepare_t1w(path, tmp_path), tmp_path)

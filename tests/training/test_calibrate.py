@@ -98,7 +98,7 @@ def test_calibrated_intervals_have_the_stated_coverage(site, encoder, tmp_path, 
     mask[places] = True
     series = GridSeries(1000 + 50 * values, mask.reshape(MODEL_GRID_SHAPE), 0.8)  # a change of unit has no effect
     _, (prediction,) = encode_run(model, [adapted], ClipReader(series), ())
-    assert prediction.answer[0] == pytest.approx(predicted[0, 0], rel=0.02)
+    assert prediction.values[0] == pytest.approx(predicted[0, 0], rel=0.02)
     embeddings, _ = compute_embeddings(model, scans, 4)
     distances = [plain.domain.measure(row) for row in embeddings.numpy()]
     assert prediction.distance.value == pytest.approx(distances[0].value, rel=0.1)

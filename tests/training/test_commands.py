@@ -165,7 +165,7 @@ def test_adapt_trains_an_adapter_from_derivatives_and_a_column(
     reader = ClipReader(series_from_image(nib.load(next(out.rglob("sub-a*_bold.nii.gz"))), tmp_path / "grid"))
     _, (prediction,) = encode_run(tiny_model, [AdaptedModel(tiny_model, adapter)], reader, ["voxel"])
     assert prediction.clips.shape == (reader.n_clips, 2)
-    assert prediction.answer.sum() == pytest.approx(1.0)
+    assert prediction.values.sum() == pytest.approx(1.0)
 
 
 @pytest.mark.slow

@@ -1,9 +1,8 @@
 /*
  * A whole block of the encoder for inference: x + Mamba(LayerNorm(x)) in windows, then x + MLP(LayerNorm(x)).
  *
- * One window after another is gathered, carried through everything and put back, so that nothing but the tokens
- * themselves leaves the core's caches. Windows do not overlap, so that threads need not know of each other, and the
- * output may be the input.
+ * Each window is gathered, processed and written back before the next, so that intermediate arrays stay in the core's
+ * caches. Windows do not overlap, so threads are independent and the output may overwrite the input.
  */
 #pragma once
 
@@ -13,9 +12,9 @@
 
 namespace {
 
-constexpr int64_t kMlpRows = 64; /* tokens that go through the MLP at a time */
+constexpr int64_t kMlpRows = 64; /* tokens per MLP call */
 
-/* LayerNorm of rows; the second pass over a row, about its mean, is in cache. */
+/* LayerNorm of rows; the second pass over a row is in cache. */
 void layer_norm(const float *in, int64_t rows, int64_t n, const float *weight, const float *bias, float *out) {
     for (int64_t r = 0; r < rows; ++r, in += n, out += n) {
         Vec<4> sums{};
@@ -48,7 +47,7 @@ void add_rows(const float *from, int64_t from_stride, int64_t rows, int64_t n, f
         for (int64_t i = 0; i < n; ++i) to[r * n + i] += from[r * from_stride + i];
 }
 
-/* Calls work(place, token) for the window's tokens that lie on the grid, place counting all of them. */
+/* Calls work(place, token) for the window's tokens on the grid; place is the index within the window. */
 template <class Work> INLINE void for_tokens(const Block &b, int64_t window, const Work &work) {
     int64_t at[4], place = 0, rest = window;
     for (int axis = 3; axis >= 0; --axis) {
@@ -77,7 +76,7 @@ struct Workspace {
     float *tokens, *rows, *xz, *u, *low, *delta, *hidden, *out;
 };
 
-/* Cuts `scratch` into pieces; returns the floats taken. With a null pointer it only counts. */
+/* Divides `scratch` into arrays; returns the number of floats. With a null pointer it only counts. */
 int64_t divide(const Block &b, float *scratch, Workspace *w) {
     const int64_t length = b.n_prompts + b.window[0] * b.window[1] * b.window[2] * b.window[3];
     const int64_t c = b.width, d = b.inner;
@@ -108,7 +107,7 @@ int64_t block_packed_floats(const Block *b) {
            padded(b->hidden) * c + padded(c) * b->hidden + padded(b->hidden) + padded(c) + d * kStates;
 }
 
-/* Weights in the order in which they are used; behind them the biases of the MLP, padded, and the decay rates. */
+/* Weights in order of use, followed by the padded biases of the MLP and the decay rates. */
 void block_pack(const Block *b, float *to, int index, int count) {
     const Share share{index, count};
     const int64_t c = b->width, d = b->inner, low = b->rank + 2 * kStates;
@@ -139,19 +138,19 @@ void mix(const Block &b, const Workspace &w, int64_t length, const float *packed
     scan.n_windows = 1, scan.n_tokens = length, scan.n_channels = d;
     scan.u = {w.u, 0, d}, scan.delta = {w.delta, 0, padded(d)};
     scan.b = {w.low + b.rank, 0, padded(low)}, scan.c = {w.low + b.rank + kStates, 0, padded(low)};
-    scan.z = {w.xz + d, 0, padded(2 * d)}, scan.y = scan.u; /* a token's input is not needed once it is done */
+    scan.z = {w.xz + d, 0, padded(2 * d)}, scan.y = scan.u; /* in place: a token's input is not used after its output */
     scan.a = rates, scan.skip = b.skip, scan.delta_bias = b.delta_bias;
     scan_forward(&scan, 0, n_blocks(d));
     product(w.u, d, length, packed, d, c, nullptr, w.rows, padded(c));
 }
 
-/* x + Mamba(LayerNorm(x)) of one window: tokens to w.tokens, behind the prompts. */
+/* x + Mamba(LayerNorm(x)) of one window: tokens to w.tokens, after the prompts. */
 void mix_window(const Block &b, const Workspace &w, int64_t window, const float *packed) {
     const int64_t c = b.width, k = b.n_prompts;
     const int64_t n = b.window[0] * b.window[1] * b.window[2] * b.window[3];
     for (int64_t i = 0; i < k * c; ++i) w.tokens[i] = b.prompts[i];
     float *own = w.tokens + k * c;
-    for (int64_t i = 0; i < n * c; ++i) own[i] = 0; /* what lies beyond the grid is 0 behind the norm */
+    for (int64_t i = 0; i < n * c; ++i) own[i] = 0; /* padding is 0 after the norm */
     for_tokens(b, window, [&](int64_t place, int64_t token) {
         layer_norm(b.x + token * c, 1, c, b.norm1_weight, b.norm1_bias, own + place * c);
     });
@@ -179,7 +178,7 @@ void mlp_tokens(const Block &b, const Workspace &w, float *x, int64_t n, const f
     }
 }
 
-/* One window through the mixer, and through the MLP too if that is wanted now. */
+/* The mixer of one window, optionally followed by the MLP. */
 void block_window(const Block *block, int64_t window, const float *packed, float *scratch, bool with_mlp) {
     const Block &b = *block;
     Workspace w{};
@@ -193,7 +192,7 @@ void block_window(const Block *block, int64_t window, const float *packed, float
     });
 }
 
-/* The MLP of the tokens from `first` to `last` of the output, where all windows have been through the mixer. */
+/* The MLP of output tokens `first` to `last`, after the mixer of all windows. */
 void block_mlp(const Block *block, int64_t first, int64_t last, const float *packed, float *scratch) {
     Workspace w{};
     divide(*block, scratch, &w);

@@ -1,9 +1,9 @@
 /*
- * The library's door: plain C functions, called through ctypes. It chooses the kernels of the instruction set asked
- * for and spreads windows over threads.
+ * The library's interface: plain C functions, called through ctypes. They select the kernels of the requested
+ * instruction set and distribute windows over threads.
  *
- * Where the program that loads it has an OpenMP runtime of GNU's kind already (torch brings one), its threads are used:
- * they are awake, and a second set would fight with them over the cores. Otherwise threads are started for each call.
+ * If the program has already loaded a GNU OpenMP runtime (as torch does), its threads are used: they are running, and a
+ * second set would compete for the cores. Otherwise threads are started for each call.
  */
 #include "kernels.h"
 
@@ -55,9 +55,9 @@ static long own_process() {
 
 typedef void (*GompParallel)(void (*)(void *), void *, unsigned n_threads, unsigned flags);
 static GompParallel gomp_parallel = nullptr;
-static long gomp_process = 0; /* its threads do not survive a fork: a child starts its own */
+static long gomp_process = 0; /* threads do not survive a fork: a child starts new ones */
 
-/* Calls `work` on n_threads threads at most; it may be called by fewer, and must then find all that is to be done. */
+/* Calls `work` on at most n_threads threads; with fewer threads, these must do all of the work. */
 static void on_threads(int n_threads, void (*work)(void *), void *data) {
     if (n_threads > 1 && gomp_parallel && gomp_process == own_process()) {
         gomp_parallel(work, data, static_cast<unsigned>(n_threads), 0);
@@ -66,13 +66,13 @@ static void on_threads(int n_threads, void (*work)(void *), void *data) {
     std::vector<std::thread> threads;
     try {
         for (int i = 1; i < n_threads; ++i) threads.emplace_back(work, data);
-    } catch (const std::system_error &) { /* no more threads to be had: those there are do the rest */
+    } catch (const std::system_error &) { /* no more threads available: the existing ones do the rest */
     }
     work(data);
     for (auto &thread : threads) thread.join();
 }
 
-/* Runs work(thread, first, last) on contiguous shares of `count` units; the shares depend on nothing but the numbers. */
+/* Runs work(thread, first, last) on contiguous shares of `count` units; the shares are deterministic. */
 template <class Work> static void share(int64_t count, int n_threads, const Work &work) {
     struct Shares {
         const Work &work;
@@ -88,8 +88,8 @@ template <class Work> static void share(int64_t count, int n_threads, const Work
 }
 
 /*
- * As share(), in many small shares that threads take as they come, because cores may be shared with others. Only for
- * work that sums nothing over units, whose result cannot depend on who did what.
+ * As share(), but with many small shares and dynamic scheduling, because other processes may use the cores. Only for
+ * work without sums over units, whose result does not depend on the schedule.
  */
 template <class Work> static void take_turns(int64_t count, int n_threads, const Work &work) {
     const int64_t step = count / (16 * n_threads) + 1;
@@ -106,13 +106,13 @@ using namespace neurostorm;
 
 EXPORT int ns_abi_version() { return 5; }
 
-/* Use the threads of the OpenMP runtime whose GOMP_parallel this is; null starts threads of our own. */
+/* Sets the GOMP_parallel of the OpenMP runtime whose threads are used; null: start our own threads. */
 EXPORT void ns_use_gomp(void *function) {
     gomp_parallel = reinterpret_cast<GompParallel>(function);
     gomp_process = own_process();
 }
 
-/* Whether this processor has the instruction set and this build its kernels. */
+/* True if the processor supports the instruction set and this build has its kernels. */
 EXPORT int ns_has(const char *isa) { return find(isa) != nullptr; }
 
 EXPORT int64_t ns_scan_scratch_floats(int64_t n_channels) { return scan_scratch_floats(n_channels); }
@@ -125,7 +125,7 @@ EXPORT int ns_scan_forward(const char *isa, const Scan *scan, int n_threads) {
     return 0;
 }
 
-/* Arrays of parameters in `grad`, and its scratch, hold n_threads copies behind one another. */
+/* Parameter arrays in `grad`, and its scratch, hold n_threads consecutive copies. */
 EXPORT int ns_scan_backward(const char *isa, const Scan *scan, const ScanGrad *grad, int n_threads) {
     const Kernels *kernels = find(isa);
     if (!kernels) return 1;
@@ -149,7 +149,7 @@ EXPORT int ns_conv_forward(const char *isa, const Conv *conv, int n_threads) {
     return 0;
 }
 
-/* As ns_scan_backward; scratch holds n_tokens * 16 floats a thread. */
+/* As ns_scan_backward; scratch holds n_tokens * 16 floats per thread. */
 EXPORT int ns_conv_backward(const char *isa, const Conv *conv, const ConvGrad *grad, int n_threads) {
     const Kernels *kernels = find(isa);
     if (!kernels || conv->taps > 16) return 1;
@@ -181,7 +181,7 @@ EXPORT int ns_block_forward(const char *isa, const Block *block, float *workspac
         windows *= block->padded[axis] / block->window[axis];
         tokens *= block->grid[axis];
     }
-    /* Where windows are few, some threads would wait for the last ones; half of the work can be shared more finely. */
+    /* With few windows, some threads would be idle; the MLP, half of the work, is distributed more finely. */
     const bool together = windows >= 8 * n_threads;
     take_turns(windows, n_threads, [&](int thread, int64_t first, int64_t last) {
         for (int64_t window = first; window < last; ++window)

@@ -1,8 +1,8 @@
 /*
- * Products of small matrices, out = in * weight^T + bias, for tiles that stay in the caches.
+ * Products of small matrices, out = in * weight^T + bias, for tiles that fit into the caches.
  *
- * Weights are packed in panels: columns (outputs) in groups of 3, 2 or 1 vectors, for each group one row after another
- * of the inner axis. Rows are taken a few at a time, with their sums in registers.
+ * Weights are packed in panels: columns (outputs) in groups of 3, 2 or 1 vectors, and within a group the rows of the
+ * inner axis in order. A few rows are processed at a time, with their sums in registers.
  */
 #pragma once
 
@@ -12,24 +12,24 @@ namespace {
 
 constexpr int kRows = MAX_LANES == 16 ? 8 : 4;
 
-/* Outputs are padded to a multiple of four, so that no panel is narrower than four lanes. */
+/* Outputs are padded to a multiple of four, so that each panel has at least four lanes. */
 INLINE int64_t padded(int64_t n) { return (n + 3) / 4 * 4; }
 
-/* Columns of the next panel where `left` (a multiple of 4) are still to be done. */
+/* Width of the next panel, with `left` columns (a multiple of 4) remaining. */
 INLINE int64_t panel_width(int64_t left) {
     if (left >= 3 * MAX_LANES) return 3 * MAX_LANES;
     if (left >= 2 * MAX_LANES) return 2 * MAX_LANES;
     return block_width(left);
 }
 
-/* One of the shares in which threads pack the same weights. */
+/* A thread's share in packing the weights. */
 struct Share {
     int index, count;
 };
 
 /*
- * weight (n_out, n_in), as torch's Linear holds it, to panels; `to` takes padded(n_out) * n_in floats. Every share packs
- * other panels.
+ * Packs weight (n_out, n_in) of torch's Linear into panels; `to` holds padded(n_out) * n_in floats. Each share packs
+ * different panels.
  */
 void pack(const float *weight, int64_t n_out, int64_t n_in, float *to, Share share) {
     int64_t panel = 0;

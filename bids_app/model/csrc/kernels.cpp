@@ -2,8 +2,8 @@
  * All kernels for one instruction set: this file is compiled once for each, with ISA set to its name, and
  * dispatch.cpp chooses at run time.
  *
- * Nothing of the standard library is used here: an inline function of it could be the copy that the linker keeps for
- * all, and would not run on older processors.
+ * This file uses no standard library: the linker could keep its copy of an inline function for the whole library, which
+ * would then fail on older processors.
  */
 #include "block.h"
 #include "conv.h"

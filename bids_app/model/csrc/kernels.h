@@ -1,11 +1,11 @@
-/* What the kernels, compiled once for each instruction set, and the dispatcher share. Plain C types only. */
+/* Interface of the dispatcher and the kernels, which are compiled per instruction set. Plain C types only. */
 #pragma once
 
 #include <cstdint>
 
 namespace neurostorm {
 
-constexpr int64_t kStates = 16; /* the only number of states that the kernels know */
+constexpr int64_t kStates = 16; /* the only supported number of states */
 constexpr int64_t kChunk = 16;  /* tokens between two saved states */
 
 /* A float32 array (n_windows, n_tokens, last) whose last axis is contiguous. */
@@ -14,7 +14,7 @@ struct View {
     int64_t window_stride, token_stride; /* in floats */
 };
 
-/* The arrays of the scan; see selective_scan in scan.py for what they hold. */
+/* The arrays of the scan; see selective_scan in scan.py. */
 struct Scan {
     int64_t n_windows, n_tokens, n_channels;
     View u, delta, b, c, z, y;
@@ -24,7 +24,7 @@ struct Scan {
     float *saved;            /* states at the start of each chunk (windows, chunks, channels * 16), or null */
 };
 
-/* The gradients of the scan. Those of parameters are sums over windows: one copy a thread, added up by the caller. */
+/* The gradients of the scan. Gradients of parameters have one copy per thread, summed by the caller. */
 struct ScanGrad {
     View dy, du, ddelta, db, dc, dz;
     float *da, *dskip, *ddelta_bias; /* this thread's (channels, 16), (channels), (channels) */
@@ -45,7 +45,7 @@ struct ConvGrad {
     float *scratch;         /* this thread's, n_tokens * 16 */
 };
 
-/* A block of the encoder; see Block in encoder.py. Weights as torch holds them, all contiguous. */
+/* A block of the encoder; see Block in encoder.py. Weights in torch's layout, contiguous. */
 struct Block {
     int64_t grid[4], window[4], shift[4], padded[4]; /* tokens along x, y, z, t */
     int64_t batch, width, inner, rank, taps, hidden, n_prompts;
@@ -74,7 +74,7 @@ struct Merge {
     const float *norm_weight, *norm_bias, *reduction;
 };
 
-/* One instruction set's kernels. Units are channel blocks of windows for scan_forward, else windows or patches. */
+/* The kernels of one instruction set. Units are channel blocks for scan_forward, otherwise windows or patches. */
 struct Kernels {
     const char *name;
     int64_t (*n_blocks)(int64_t n_channels);

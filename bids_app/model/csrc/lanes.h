@@ -1,6 +1,6 @@
 /*
- * Vectors of W floats by the compilers' own extension, which knows every processor, and the functions of them that
- * the kernels need. Included by kernels.cpp, once for each instruction set.
+ * Vectors of W floats, with the portable vector extension of the compilers, and the vector functions of the kernels.
+ * Included by kernels.cpp, once per instruction set.
  */
 #pragma once
 
@@ -21,7 +21,7 @@ namespace {
 
 using namespace neurostorm;
 
-/* W floats. Alignment is that of a float, because channel blocks start anywhere. */
+/* W floats, aligned as a float because channel blocks may start anywhere. */
 template <int W> struct Lanes {
     typedef float F __attribute__((vector_size(4 * W)));
     typedef uint32_t I __attribute__((vector_size(4 * W)));
@@ -37,9 +37,9 @@ template <int W> INLINE Vec<W> all(float x) { return x - Vec<W>{}; }
 template <int W> INLINE Vec<W> larger(Vec<W> a, Vec<W> b) { return a > b ? a : b; }
 template <int W> INLINE Vec<W> smaller(Vec<W> a, Vec<W> b) { return a < b ? a : b; }
 
-/* 2^x, relative error below 2e-7; exponents are kept within -126 and 126. */
+/* 2^x, relative error below 2e-7; exponents are clamped to -126 and 126. */
 template <int W> INLINE Vec<W> exp2_of(Vec<W> x) {
-    /* minimax of 2^f on [-0.5, 0.5] with 2^0 = 1 kept, so that a state that does not decay stays as it is */
+    /* minimax of 2^f on [-0.5, 0.5] with 2^0 = 1 exactly, so that states without decay are unchanged */
     const float p0 = 1.0f, p1 = 0.6931469775989874f, p2 = 0.2402224208537634f, p3 = 0.05550733743476773f,
                 p4 = 0.009671512639933474f, p5 = 0.0013264727137316601f;
 #if defined(__AVX512DQ__) && defined(__AVX512VL__)
@@ -57,8 +57,8 @@ template <int W> INLINE Vec<W> exp2_of(Vec<W> x) {
     }
 #endif
     typedef typename Lanes<W>::I I;
-    x = smaller<W>(all<W>(126.0f), larger<W>(all<W>(-126.0f), x)); /* in this order NaN stays NaN */
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number, kept in the low bits */
+    x = smaller<W>(all<W>(126.0f), larger<W>(all<W>(-126.0f), x)); /* this order preserves NaN */
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to an integer in the low bits */
     const Vec<W> shifted = x + magic;
     const Vec<W> f = x - (shifted - magic);
     const Vec<W> p = ((((p5 * f + p4) * f + p3) * f + p2) * f + p1) * f + p0;
@@ -69,7 +69,7 @@ const float kLog2e = 1.4426950408889634f;
 
 template <int W> INLINE Vec<W> sigmoid(Vec<W> x) { return 1.0f / (1.0f + exp2_of<W>(x * -kLog2e)); }
 
-/* log(1 + e^x) = max(x, 0) + log(1 + e^-|x|); the last part as e q(e), which keeps small steps exact. */
+/* log(1 + e^x) = max(x, 0) + log(1 + e^-|x|); the second term as e q(e), accurate for small steps. */
 template <int W> INLINE Vec<W> softplus(Vec<W> x) {
     const Vec<W> e = exp2_of<W>(smaller<W>(x, -x) * kLog2e);
     /* minimax of log(1 + e) / e on [0, 1], relative error 3e-8 */
@@ -99,7 +99,7 @@ INLINE float *at(const View &v, int64_t window, int64_t token, int64_t channel) 
     return v.data + window * v.window_stride + token * v.token_stride + channel;
 }
 
-/* Channels are taken 16, 8, 4, 2, 1 at a time, the widest that fits first. */
+/* Channels are processed in blocks of 16, 8, 4, 2 or 1, widest first. */
 INLINE int block_width(int64_t left) {
     int width = MAX_LANES;
     while (width > left) width /= 2;

@@ -1,4 +1,4 @@
-/* Between stages, for inference: merging of spatial neighbours, and positions added where the tokens are. */
+/* Patch merging and in-place position embeddings, for inference. */
 #pragma once
 
 #include "block.h"
@@ -13,7 +13,7 @@ int64_t merge_scratch_floats(const Merge *m) {
 
 void merge_pack(const Merge *m, float *to) { pack(m->reduction, 2 * m->width, 8 * m->width, to, Share{0, 1}); }
 
-/* All volumes of one place of the smaller grid; places count in raster order over clips. */
+/* All volumes of one position of the smaller grid; positions are in raster order over clips. */
 void merge_forward(const Merge *merge, int64_t index, const float *packed, float *scratch) {
     const Merge &m = *merge;
     const int64_t c = m.width, t = m.grid[3];
@@ -35,7 +35,7 @@ void merge_forward(const Merge *merge, int64_t index, const float *packed, float
         for (int64_t j = 0; j < 2 * c; ++j) m.y[(index * t + i) * 2 * c + j] = out[i * padded(2 * c) + j];
 }
 
-/* x (volumes, width) of one place += what belongs to the place + what belongs to each volume. */
+/* x (volumes, width) of one position += spatial embedding + temporal embedding of each volume. */
 void add_position(float *x, const float *place, const float *time, int64_t volumes, int64_t width) {
     for (int64_t i = 0; i < volumes; ++i)
         for (int64_t j = 0; j < width; ++j) x[i * width + j] += place[j] + time[i * width + j];

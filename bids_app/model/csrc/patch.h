@@ -1,6 +1,6 @@
 /*
- * Patches to tokens, straight from the clip: volumes lie closest together in memory, so that the voxels of a patch are
- * columns of 20 numbers, and a token's sum over them needs no rearranged copy.
+ * Patch embedding directly from the clip: time is the fastest axis, so each voxel of a patch is a contiguous column of
+ * volumes, and no rearranged copy is required.
  */
 #pragma once
 
@@ -54,7 +54,7 @@ void patch_panel(const Patch &p, const float *clip, const float *panel, const fl
     for (; t < p.size[3]; ++t) patch_tile<W, V, 1>(p, clip + t, panel, bias, out + t * p.width, left);
 }
 
-/* All volumes of one patch; patches count in raster order over clips. */
+/* All volumes of one patch; patches are in raster order over clips. */
 void patch_forward(const Patch *patch, int64_t index, const float *packed) {
     const Patch &p = *patch;
     const int64_t voxels = p.patch[0] * p.patch[1] * p.patch[2];

@@ -7,7 +7,7 @@ namespace {
 
 INLINE int64_t chunks_of(int64_t n_tokens) { return (n_tokens + kChunk - 1) / kChunk; }
 
-/* Decay rates of a block by state, times log2(e): out[s] holds those of its W channels. */
+/* Decay rates of a block by state, times log2(e): out[s] holds the rates of its W channels. */
 template <int W> INLINE void rates_by_state(const Scan &s, int64_t channel, Vec<W> *out) {
     for (int state = 0; state < kStates; ++state) {
         Vec<W> v{};
@@ -49,9 +49,9 @@ template <int W> void forward_block(const Scan &s, int64_t window, int64_t chann
 }
 
 /*
- * Backward through one chunk of one block. States are recomputed from the one saved at the chunk's start; the
- * gradient of the states behind the chunk comes in and goes out by `carry`. Gradients of B and C are sums over
- * channels: they gather lane by lane over the blocks, and are added across lanes once a chunk.
+ * Backward pass of one chunk of one block. States are recomputed from the one saved at the chunk's start; `carry` holds
+ * the gradient of the states, from the next chunk and to the previous one. Gradients of B and C are sums over channels,
+ * accumulated per lane over the blocks and summed over lanes once per chunk.
  */
 template <int W>
 void backward_chunk(const Scan &s, const ScanGrad &g, int64_t window, int64_t channel, int64_t first, int64_t last,
@@ -123,7 +123,7 @@ void backward_chunk(const Scan &s, const ScanGrad &g, int64_t window, int64_t ch
 
 struct ForwardBlocks {
     const Scan &s;
-    int64_t window, first, last; /* blocks of this window that are wanted */
+    int64_t window, first, last; /* blocks of this window to process */
     mutable int64_t block = 0;
     template <int W> void run(int64_t channel) const {
         if (block >= first && block < last) forward_block<W>(s, window, channel);

@@ -11,7 +11,7 @@ import torch
 
 from bids_app.clips import ClipReader, GridSeries
 from bids_app.errors import BadDataError, NoInputError, UsageError
-from bids_app.phantom.grid_scans import NONE, simulated_series
+from bids_app.phantom.grid_scans import NO_ERRORS, simulated_series
 from bids_app.training.data.augmentation import mirror
 from bids_app.training.data.store import ClipStore
 
@@ -130,7 +130,7 @@ def test_simulated_scans_are_aligned_with_the_model_grid():
     from bids_app.phantom.tissues import template_tissues
 
     protocol = Protocol(voxel_mm=(4.0, 4.0, 4.0), matrix=(50, 56, 40), n_volumes=10, motion_mm=0.2)
-    series = simulated_series("visual", 1, "a", protocol=protocol, mistakes=NONE)
+    series = simulated_series("visual", 1, "a", protocol=protocol, errors=NO_ERRORS)
     assert isinstance(series, GridSeries)
     assert 190_000 < series.mask.sum() < 260_000
     mean = series.values.mean(axis=0)
