@@ -1,4 +1,4 @@
-"""Attribution as files: a table of regions, a map in the model's space, and a figure of it."""
+"""Outputs of the attribution: a table of regions, a map in the model space, and a figure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def attribution_outputs(
     datasets: Mapping[str, Path],
     out_dir: Path,
 ) -> Path:
-    """Lay out a table of regions, a map in the model's space, and a figure of it, for each answer."""
+    """Write table, map and figure of each prediction; return the folder of the tree."""
     from bids_app.reports.figures.glass_brain import plot_glass_brain
 
     names = name_run(out_dir / "tree", entities, datasets, [preprocessed.source])
@@ -49,7 +49,7 @@ def attribution_outputs(
 
 
 def describe_attribution(found: Attribution, atlas: Atlas, facts: ModelFacts) -> AttributionSidecar:
-    """What a table, or map, of attributions is."""
+    """Make the sidecar of an attribution table or map."""
     return AttributionSidecar(
         model=facts.model,
         weights_sha256=facts.weights_sha256,

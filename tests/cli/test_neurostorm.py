@@ -43,7 +43,7 @@ def test_unknown_option_keeps_argparse_exit_code() -> None:
 
 def test_unknown_level_has_its_own_exit_code(capsys) -> None:
     assert main(["a", "b", "participants"]) == 17
-    assert "'participant' and 'group'" in capsys.readouterr().err
+    assert "'participant' or 'group'" in capsys.readouterr().err
 
 
 def test_unknown_level_is_an_error_of_its_own() -> None:

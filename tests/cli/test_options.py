@@ -14,7 +14,7 @@ import pytest
 
 from bids_app.cli.neurostorm import build_parser, parse_settings
 from bids_app.cli.options import CONFIG_FILE, all_options
-from bids_app.cli.options_table import with_table
+from bids_app.cli.options_table import replace_table
 from bids_app.errors import UsageError
 from bids_app.settings import Option, Settings, options_of
 from bids_app.settings.option import OPTIONS, number, whole_number
@@ -146,7 +146,7 @@ def test_a_config_file_cannot_name_what_is_no_setting(tmp_path: Path) -> None:
 
 def test_the_table_in_the_readme_is_up_to_date() -> None:
     text = (ROOT / "README.md").read_text()
-    assert with_table(text) == text, "an option changed: run 'make options'"
+    assert replace_table(text) == text, "an option changed: run 'make options'"
 
 
 def test_number_types_say_what_they_want() -> None:

@@ -18,7 +18,7 @@ def test_a_sound_installation_passes_and_says_what_it_found(capsys) -> None:
         main(["--self-test"])
     assert end.value.code == 0
     told = capsys.readouterr().out
-    assert "cpu: scanned by" in told
+    assert "maximum difference from the reference" in told
     assert "models on this machine: demo" in told
     assert told.endswith("self-test passed\n")
 
@@ -32,14 +32,14 @@ def test_other_numbers_than_the_golden_ones_fail(tmp_path: Path, monkeypatch, ca
     assert main(["--self-test"]) == 70
     told = capsys.readouterr()
     assert "passed" not in told.out
-    assert "3.0e-04 is more than 0.0001" in told.err
+    assert "difference 3.0e-04, tolerance 0.0001" in told.err
 
 
 def test_golden_values_of_another_model_are_not_compared(tmp_path: Path, monkeypatch) -> None:
     other = tmp_path / "golden.json"
     other.write_text(json.dumps({"model_sha256": "0" * 64, "answers": {}}))
     monkeypatch.setattr(selftest, "GOLDEN", other)
-    with pytest.raises(SelfTestError, match="not the one"):
+    with pytest.raises(SelfTestError, match="another version"):
         selftest.read_golden()
 
 
@@ -48,7 +48,7 @@ def test_devices_that_disagree_fail(monkeypatch) -> None:
     off = {name: values + 9e-5 for name, values in golden.items()}
     below = {name: values - 9e-5 for name, values in golden.items()}
     monkeypatch.setattr(selftest, "devices", lambda: ["cpu", "cpu:0"])
-    monkeypatch.setattr(selftest, "answers_on", lambda device, series: off if device == "cpu" else below)
+    monkeypatch.setattr(selftest, "outputs_on", lambda device, series: off if device == "cpu" else below)
     with pytest.raises(SelfTestError, match="cpu and cpu:0"):
         selftest.run_self_test(lambda line: None)
 
@@ -56,7 +56,7 @@ def test_devices_that_disagree_fail(monkeypatch) -> None:
 def test_a_number_that_is_none_fails() -> None:
     golden = {"global": np.zeros(2), "voxel": np.zeros(2)}
     with pytest.raises(SelfTestError):
-        selftest.check(selftest.largest_difference({"global": np.zeros(2), "voxel": np.array([0, np.nan])}, golden), "")
+        selftest.check(selftest.max_difference({"global": np.zeros(2), "voxel": np.array([0, np.nan])}, golden), "")
 
 
 @pytest.mark.gpu

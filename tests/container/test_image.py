@@ -60,7 +60,7 @@ def test_mistakes_keep_their_exit_codes(image, simulated: Path, out: Path) -> No
     assert image.run(mounted(simulated, out), "/data", "/out", "participant", *label).returncode == 18
     done = image.run(["-v", f"{simulated}:/data:ro"], "/data", "/out", "participant", "--model", "demo")
     assert done.returncode == 73, done.stderr
-    assert "may not write the output folder" in done.stderr
+    assert "no write permission for the output folder" in done.stderr
 
 
 def test_simulated_participants_and_the_group_run_with_nothing_but_tmp(image, simulated: Path, out: Path) -> None:

@@ -29,14 +29,14 @@ def test_a_participant_whom_another_process_works_on_is_refused_and_the_others_g
     command = [str(tiny_dataset.root), str(out), "participant", "-w", str(work), "--model", "demo", "--nprocs", "1"]
     with Locks() as locks:
         shown, hidden = lock_files("01", out, work)
-        locks.take(shown if held_in == "output" else hidden)
+        locks.acquire(shown if held_in == "output" else hidden)
         assert main([*command, "--mem", "8GB", "--participant-label", "01"]) == 75
-        assert "another run holds this participant" in capsys.readouterr().err
+        assert "another run is processing this participant" in capsys.readouterr().err
         assert not list(out.glob("sub-01/log/*/summary.json"))
         assert main([*command, "--mem", "8GB"]) == 65
         said = capsys.readouterr().err
         assert "sub-02_task-rest failed" in said
-        assert "left out: " in said
+        assert "skipped: " in said
     assert list(out.glob("sub-02/log/*/summary.json"))
     assert not list(out.glob("sub-*/log/running.json"))
     assert main([*command, "--mem", "8GB", "--participant-label", "01"]) == 65

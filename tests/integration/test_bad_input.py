@@ -163,7 +163,7 @@ def test_an_output_that_may_not_be_written_is_refused(neurostorm, tmp_path, caps
     allowed = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: allowed(path, mode) and Path(path) != tmp_path)
     assert neurostorm() == 73
-    assert "may not write" in capsys.readouterr().err
+    assert "no write permission" in capsys.readouterr().err
 
 
 def test_a_bold_file_that_may_not_be_read_is_named(neurostorm, tiny_dataset, capsys, monkeypatch) -> None:

@@ -120,7 +120,7 @@ def test_the_plan_shows_runs_taken_over_and_those_from_raw(fmriprep, neurostorm,
     assert neurostorm(tiny_dataset.root, out, "--derivatives", f"prep={fmriprep}", "--check") == 0
     plan = capsys.readouterr().out
     assert "sub-01_task-rest: 40 volumes of 46 x 55 x 46 voxels (4 x 4 x 4 mm), TR 1 s; 2 clips; from fMRIPrep" in plan
-    assert "taken over: MNI152NLin6Asym, the model's own space" in plan
+    assert "ingested: MNI152NLin6Asym, the model's own space" in plan
     assert "The derivatives 'prep' do not hold this run: it was preprocessed from the raw data." in plan
     assert not out.exists()
 

@@ -38,13 +38,13 @@ VALUES = {
     "adapter": "age_1",
     "cohort": "100 people & 50 %",
     "seed": 20060101,
-    "out_of_domain": "warned of",
+    "out_of_domain": "flagged with a warning",
     "share": "99.0%",
     "scans": 120,
     "source": " of site {A}",
     "kind": "Sets of labels",
     "level": "90%",
-    "by_class": ", and second ones within each class [@mondrian]",
+    "by_class": ", and a second set calibrated within each class [@mondrian]",
     "other": "global",
 }
 EVERY_STEP = [
@@ -77,7 +77,7 @@ def test_references_are_complete(key):
 def test_only_what_was_done_is_told_in_the_order_of_the_method():
     text = as_markdown(compose([Sentence("resample"), Sentence("motion")]))
     assert "Gauss-Newton steps (Baker & Matthews, 2004)" in text
-    assert text.index("Head motion") < text.index("model's grid")
+    assert text.index("Head motion") < text.index("model grid")
     assert "T1w" not in text
     assert f"NeuroSTORM {__version__}" in text
     assert "[@" not in text
@@ -90,7 +90,7 @@ def test_the_same_step_of_several_runs_is_told_once():
 
 
 def test_a_demonstration_is_told():
-    assert "say nothing about a real person" in as_markdown(compose([Sentence("query")], demonstration="demo"))
+    assert "not valid for real participants" in as_markdown(compose([Sentence("query")], demonstration="demo"))
 
 
 def test_unknown_steps_and_missing_values_are_mistakes():

@@ -152,7 +152,7 @@ def test_early_embeddings_have_one_number_for_their_halves() -> None:
 @pytest.mark.parametrize(
     ("kind", "content", "message"),
     [
-        (schema.PredictionSidecar, [], "x.json: It is not an object"),
+        (schema.PredictionSidecar, [], "x.json: The content is not an object"),
         (schema.PredictionSidecar, {"Verdict": {"Level": "perhaps"}}, "Verdict.Level is none of pass, warn, refuse"),
         (schema.PredictionSidecar, {"Verdict": {"Level": []}}, "Verdict.Level is none of pass, warn, refuse"),
         (schema.PredictionSidecar, {"Verdict": {}}, "Verdict.Level is missing"),
@@ -181,7 +181,7 @@ def test_a_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     for content in (b'{"Model": ', b"\xff", b""):
         path.write_bytes(content)
-        with pytest.raises(BadDataError, match=r"x\.json is not readable as JSON"):
+        with pytest.raises(BadDataError, match=r"x\.json: not a valid JSON file"):
             schema.ModelSidecar.read(path)
 
 

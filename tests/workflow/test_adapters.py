@@ -15,7 +15,7 @@ from bids_app.errors import BadDataError
 from bids_app.model.api import load_model
 from bids_app.settings import PARTICIPANT, ModelSettings, Settings
 from bids_app.workflow import adapters
-from bids_app.workflow.adapters import chosen_adapters, know_adapter
+from bids_app.workflow.adapters import chosen_adapters, read_adapter
 from bids_app.workflow.context import choose_model
 from bids_app.workflow.preflight import CHECKS
 
@@ -73,7 +73,7 @@ def test_a_file_that_changed_is_read_again(tmp_path: Path, file: Path, opened: l
     file.write_bytes(file.read_bytes() + b"\0")
     opened.clear()
     with pytest.raises(BadDataError, match=r"mood\.safetensors: cannot be read as safetensors"):
-        know_adapter(file)
+        read_adapter(file)
     assert before.card.name == "mood"
 
 

@@ -91,7 +91,7 @@ def test_a_catalog_counts_for_what_reads_it(changed_by) -> None:
 
 
 def test_of_a_module_of_many_steps_only_the_step_itself_counts(changed_by) -> None:
-    docstring = '"""Align a run with its T1w image, or with the template when there is none."""'
+    docstring = '"""Register a run to its T1w image, or to the template if it has none."""'
     assert changed_by("workflow/nodes.py", '"""Another."""', instead_of=docstring) == {"registration of the BOLD"}
     assert changed_by("workflow/nodes.py", "MIN_TSNR = 3.0", instead_of="MIN_TSNR = 2.0") == {"verdict"}
 

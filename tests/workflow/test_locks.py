@@ -15,7 +15,7 @@ import pytest
 from bids_app.bids.writer import remove_leftovers
 from bids_app.errors import CannotCreateError, TemporaryError
 from bids_app.workflow import locks
-from bids_app.workflow.locks import STALE_SECONDS, Locks, is_anybody_in, lock_files
+from bids_app.workflow.locks import STALE_SECONDS, Locks, is_in_use, lock_files
 
 FORK = multiprocessing.get_context("fork")
 
@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
 def write_lock(path: Path, age: float = 0.0, **changes) -> None:
     """A lock of another process; its own identity by default, so that nobody is taken for dead by mistake."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"mark": "x", "pid": os.getpid(), "started": locks._started(os.getpid()), "place": locks._place(),
+    content = {"mark": "x", "pid": os.getpid(), "started": locks._started(os.getpid()), "place": locks._process_scope(),
                "host": "node7", "since": "today"}  # fmt: skip
     path.write_text(json.dumps(content | changes))
     os.utime(path, (time.time() - age,) * 2)
@@ -36,7 +36,7 @@ def write_lock(path: Path, age: float = 0.0, **changes) -> None:
 
 def test_a_lock_is_there_while_it_is_held_and_gone_afterwards(path: Path) -> None:
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
         assert json.loads(path.read_text())["pid"] == os.getpid()
         assert list(path.parent.iterdir()) == [path]
     assert list(path.parent.iterdir()) == []
@@ -48,32 +48,32 @@ def test_a_second_process_is_refused_and_told_who_holds_it(path: Path) -> None:
         Locks() as held,
         pytest.raises(TemporaryError, match=rf"running.json.*process {os.getpid()} on node7") as caught,
     ):
-        held.take(path)
+        held.acquire(path)
     assert caught.value.exit_code == 75
-    assert "remove that file" in caught.value.hint
+    assert "delete this file" in caught.value.hint
     assert path.exists()
 
 
 def test_different_participants_go_together(tmp_path: Path) -> None:
     with Locks() as one, Locks() as other:
-        one.take(*lock_files("01", tmp_path, tmp_path / "work"))
-        other.take(*lock_files("02", tmp_path, tmp_path / "work"))
-        assert is_anybody_in(tmp_path / "work")
-    assert not is_anybody_in(tmp_path / "work")
+        one.acquire(*lock_files("01", tmp_path, tmp_path / "work"))
+        other.acquire(*lock_files("02", tmp_path, tmp_path / "work"))
+        assert is_in_use(tmp_path / "work")
+    assert not is_in_use(tmp_path / "work")
 
 
 def test_of_several_locks_all_are_taken_or_none(tmp_path: Path) -> None:
     first, second = lock_files("01", tmp_path, tmp_path / "work")
     write_lock(second)
     with Locks() as held, pytest.raises(TemporaryError):
-        held.take(first, second)
+        held.acquire(first, second)
     assert not first.exists()
     assert second.exists()
 
 
 def hold_and_wait(path: Path, ready) -> None:
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
         ready.set()
         time.sleep(60)
 
@@ -84,34 +84,34 @@ def test_the_lock_of_a_process_that_was_killed_is_taken_over_at_once(path: Path)
     owner.start()
     assert ready.wait(20)
     with Locks() as held, pytest.raises(TemporaryError):
-        held.take(path)
+        held.acquire(path)
     os.kill(owner.pid, signal.SIGKILL)
     owner.join()
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
         assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
 def test_a_process_number_that_came_again_is_not_the_owner(path: Path) -> None:
     write_lock(path, started="1")
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
 
 
 def test_an_owner_elsewhere_is_dead_when_it_has_been_silent_for_long(path: Path) -> None:
     elsewhere = {"place": "another machine", "pid": 999_999_999}
     write_lock(path, age=STALE_SECONDS / 2, **elsewhere)
     with Locks() as held, pytest.raises(TemporaryError):
-        held.take(path)
+        held.acquire(path)
     write_lock(path, age=STALE_SECONDS + 60, **elsewhere)
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
 
 
 def test_a_lock_that_is_held_is_touched(path: Path, monkeypatch) -> None:
     monkeypatch.setattr(locks, "BEAT_SECONDS", 0.02)
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
         os.utime(path, (0, 0))
         end = time.monotonic() + 10
         while path.stat().st_mtime < 1000:
@@ -121,7 +121,7 @@ def test_a_lock_that_is_held_is_touched(path: Path, monkeypatch) -> None:
 
 def test_a_lock_that_was_taken_over_is_not_removed_by_its_old_owner(path: Path) -> None:
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
         write_lock(path, mark="of another")
     assert path.exists()
 
@@ -133,9 +133,9 @@ def test_where_there_are_no_hard_links_a_lock_is_a_new_file(path: Path, monkeypa
 
     monkeypatch.setattr(os, "link", refuse)
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
         with Locks() as other, pytest.raises(TemporaryError):
-            other.take(path)
+            other.acquire(path)
     assert not path.exists()
 
 
@@ -148,7 +148,7 @@ def test_an_answer_that_nfs_lost_counts_as_the_deed_it_was(path: Path, monkeypat
 
     monkeypatch.setattr(os, "link", link_and_lose_the_answer)
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
         assert path.exists()
 
 
@@ -156,13 +156,13 @@ def test_a_broken_lock_file_is_not_taken_for_a_dead_owners(path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text("{")
     with Locks() as held, pytest.raises(TemporaryError):
-        held.take(path)
+        held.acquire(path)
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with Locks() as held, pytest.raises(CannotCreateError, match="lock cannot be made"):
-        held.take(tmp_path / "file" / "running.json")
+    with Locks() as held, pytest.raises(CannotCreateError, match="lock file cannot be created"):
+        held.acquire(tmp_path / "file" / "running.json")
 
 
 def compete(path: Path, start, wins) -> None:
@@ -171,7 +171,7 @@ def compete(path: Path, start, wins) -> None:
     for _ in range(20):
         try:
             with Locks() as held:
-                held.take(path)
+                held.acquire(path)
                 mark = path.with_name("inside")
                 mark.touch(exist_ok=False)  # raises if another is inside
                 time.sleep(0.002)

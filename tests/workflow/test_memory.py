@@ -55,7 +55,7 @@ def test_a_long_run_fits_into_four_gigabytes_and_not_into_three(long_run: Path, 
     capsys.readouterr()
     assert main(command(long_run, tmp_path / "out", "--check", "--mem", "3GB")) == 75
     said = capsys.readouterr().out
-    assert "sub-01_task-rest_bold.nii.gz: takes about 3.0 GB of memory, and 3.0 GB may be used" in said
+    assert "sub-01_task-rest_bold.nii.gz: needs about 3.0 GB of memory, but the limit is 3.0 GB" in said
     assert "--mem 4GB" in said
     assert "ok    sub-02_task-rest" in said
 
@@ -63,7 +63,7 @@ def test_a_long_run_fits_into_four_gigabytes_and_not_into_three(long_run: Path, 
 def test_a_run_that_does_not_fit_is_not_started(long_run: Path, tmp_path: Path, capsys) -> None:
     options = ["--mem", "3GB", "--nprocs", "1", "--participant-label", "01"]
     assert main(command(long_run, tmp_path / "out", *options)) == 75
-    assert "sub-01_task-rest failed: sub-01_task-rest_bold.nii.gz: takes about" in capsys.readouterr().err
+    assert "sub-01_task-rest failed: sub-01_task-rest_bold.nii.gz: needs about" in capsys.readouterr().err
     assert not (tmp_path / "work" / "neurostorm").exists()
     (summary,) = (tmp_path / "out").glob("sub-01/log/*/summary.json")
     (run,) = json.loads(summary.read_text())["runs"]
@@ -87,7 +87,7 @@ def test_a_limit_of_the_address_space_counts_the_file_too(long_run: Path, tmp_pa
         check=False,
     )
     assert limited.returncode == 75, limited.stdout + limited.stderr
-    assert "address space, of which its file is 1.9 GB, and 4.0 GB are allowed (ulimit -v)" in limited.stdout
+    assert "address space, including 1.9 GB for the file, but the limit is 4.0 GB (ulimit -v)" in limited.stdout
 
 
 def test_a_fine_t1w_image_counts(tmp_path: Path) -> None:
