@@ -1,4 +1,4 @@
-"""The structure of the package: imports point down and in no circle, and the command starts without anything heavy."""
+"""Structure of the package: layered imports without circles, and a fast start of the command."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bids_app"
 
 AT_THE_ROOT = {"__init__", "errors", "settings", "data"}
-"""What lies at the package's root beside the packages of `FLOORS`."""
+"""Entries at the root of the package besides the packages of `FLOORS`."""
 
 FLOORS = [
     {"errors", "settings"},
@@ -24,7 +24,7 @@ FLOORS = [
     {"workflow", "group", "training"},
     {"cli"},
 ]
-"""From the ground up: a package imports from floors below its own."""
+"""Layers from bottom to top: a package imports from lower layers only."""
 
 NEIGHBOURS = {
     ("settings", "errors"),
@@ -38,14 +38,14 @@ NEIGHBOURS = {
     ("reports", "outputs.schema"),
     ("group", "workflow.preflight"),
 }
-"""What a package may import from its own floor: (package, package or module)."""
+"""Allowed imports within a layer: (package, package or module)."""
 
 UNKNOWN = {
     "bids": {"torch", "ants"},
     "reports": {"torch", "bids_app.model", "bids_app.clips", "bids_app.adapters"},
     "model": {"nibabel", "bids", "bids_app.bids", "ants"},
 }
-"""What a package imports nothing of."""
+"""Forbidden imports of a package."""
 
 
 def name_of(path: Path) -> str:
@@ -73,13 +73,13 @@ def tree_of(module: str) -> ast.Module:
 
 @cache
 def imports_of(module: str) -> frozenset[str]:
-    """Everything that a module imports, within functions and under TYPE_CHECKING too."""
+    """All imports of a module, including those in functions and under TYPE_CHECKING."""
     return frozenset(name for node in ast.walk(tree_of(module)) for name in names_in(node))
 
 
 @cache
 def modules_imported_by(module: str) -> frozenset[str]:
-    """Modules of ours that are executed because of a module's imports, less the packages that it lies in itself."""
+    """Own modules that the imports of a module execute, without its parent packages."""
     found = {name for name in imports_of(module) if name in MODULES}
     for name in tuple(found):
         parts = name.split(".")
@@ -97,7 +97,7 @@ def floor_of(package: str) -> int:
 
 
 def imports_from_neighbours() -> Iterator[tuple[str, str, str]]:
-    """Imports that do not point to a floor below: (importing module, its package, imported module)."""
+    """Imports not from a lower layer: (importing module, its package, imported module)."""
     for module in MODULES:
         if module != "bids_app" and package_of(module) != "data":
             package = package_of(module)
@@ -113,7 +113,7 @@ def names_pair(allowed: tuple[str, str], package: str, imported: str) -> bool:
 
 
 def find_circle(graph: dict[str, frozenset[str]]) -> list[str]:
-    """A circle in a graph, its first node again at its end; empty where there is none."""
+    """Find a circle in a graph, with the first node repeated at the end; empty if there is none."""
     finished: set[str] = set()
     path: list[str] = []
 
@@ -132,12 +132,12 @@ def find_circle(graph: dict[str, frozenset[str]]) -> list[str]:
     return next((circle for node in graph if (circle := visit(node))), [])
 
 
-def test_only_errors_settings_and_data_lie_beside_the_packages() -> None:
+def test_only_known_modules_are_at_the_package_root() -> None:
     found = {path.stem for path in PACKAGE.iterdir() if path.name != "__pycache__"}
     assert found == AT_THE_ROOT | set().union(*FLOORS)
 
 
-def test_packages_import_from_floors_below_or_from_neighbours_that_are_named() -> None:
+def test_packages_import_from_lower_layers_or_listed_neighbours() -> None:
     others = [
         f"{module} imports {name}"
         for module, package, name in imports_from_neighbours()
@@ -148,24 +148,24 @@ def test_packages_import_from_floors_below_or_from_neighbours_that_are_named() -
 
 
 @pytest.mark.parametrize("pair", sorted(NEIGHBOURS), ids=" imports ".join)
-def test_neighbours_that_are_named_are_imported(pair: tuple[str, str]) -> None:
+def test_listed_neighbours_are_imported(pair: tuple[str, str]) -> None:
     assert any(names_pair(pair, package, name) for _, package, name in imports_from_neighbours())
 
 
-def test_no_circle_of_imports() -> None:
+def test_there_are_no_circular_imports() -> None:
     circle = find_circle({module: modules_imported_by(module) for module in MODULES})
     assert not circle, " imports ".join(circle)
 
 
-def test_a_circle_is_found_wherever_it_begins() -> None:
+def test_a_circular_import_is_found_from_any_start() -> None:
     graph = {"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}
     assert find_circle({node: frozenset(after) for node, after in graph.items()}) == ["b", "d", "b"]
     assert find_circle({"a": frozenset("bc"), "b": frozenset("c"), "c": frozenset()}) == []
 
 
 @pytest.mark.parametrize("module", [m for m in MODULES if "TYPE_CHECKING" in MODULES[m].read_text()])
-def test_nothing_of_ours_is_imported_for_type_checking_alone(module: str) -> None:
-    """A type that is needed only there points to a circle; heavy packages of others may wait until they are used."""
+def test_own_modules_are_not_imported_for_type_checking_only(module: str) -> None:
+    """Such an import indicates a circle; only heavy external packages may be imported like this."""
     guarded = [
         name
         for node in ast.walk(tree_of(module))
@@ -177,7 +177,7 @@ def test_nothing_of_ours_is_imported_for_type_checking_alone(module: str) -> Non
 
 
 @pytest.mark.parametrize("package", UNKNOWN)
-def test_packages_know_no_more_than_they_need(package: str) -> None:
+def test_packages_do_not_import_forbidden_packages(package: str) -> None:
     for module in MODULES:
         if f"{module}.".startswith(f"bids_app.{package}."):
             for name in imports_of(module):
@@ -186,7 +186,7 @@ def test_packages_know_no_more_than_they_need(package: str) -> None:
 
 
 @pytest.mark.parametrize("path", sorted({p.parent for p in PACKAGE.rglob("*.py")}), ids=name_of)
-def test_each_package_says_what_it_holds(path: Path) -> None:
+def test_each_package_has_a_docstring(path: Path) -> None:
     assert ast.get_docstring(ast.parse((path / "__init__.py").read_text()))
 
 

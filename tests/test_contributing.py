@@ -1,4 +1,4 @@
-"""CONTRIBUTING.md describes the package as it is: the paths that it names exist, and no package is left out."""
+"""CONTRIBUTING.md is up to date: its paths exist, and it lists every package."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ TOP = "bids_app/"
 
 
 def paths_in(text: str) -> set[str]:
-    """Paths of the repository between backticks; what follows a space, as in a command, is not read."""
+    """Repository paths in backticks; text after a space, as in a command, is ignored."""
     return set(re.findall(r"`((?:bids_app|tests|benchmarks|docs|scripts)/[^`\s]*)`", text))
 
 
 def tree_in(text: str) -> set[str]:
-    """Paths of the drawn tree: one entry a line, two spaces of indentation a level, its description after two more."""
+    """Paths of the tree: one entry per line, two spaces per level, description after two more."""
     block = re.search(rf"^```\n{TOP}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     assert block is not None, "no tree"
     found, parents = set(), [TOP]
@@ -31,12 +31,12 @@ def tree_in(text: str) -> set[str]:
 
 
 def packages() -> set[str]:
-    """Folders of the package that hold modules, at any depth, as paths that end in a slash."""
+    """Folders of the package with modules, at any depth, with a trailing slash."""
     return {f"{path.parent.relative_to(ROOT).as_posix()}/" for path in (ROOT / TOP).rglob("*.py")} - {TOP}
 
 
 @pytest.mark.parametrize("path", sorted(paths_in(TEXT) | tree_in(TEXT)))
-def test_a_path_that_is_named_exists(path: str) -> None:
+def test_a_named_path_exists(path: str) -> None:
     assert any(ROOT.glob(path)), f"CONTRIBUTING.md names {path}, which does not exist"
     assert (ROOT / path).is_dir() == path.endswith("/")
 

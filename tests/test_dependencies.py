@@ -1,4 +1,4 @@
-"""What pyproject.toml asks for is what the package imports."""
+"""The requirements in pyproject.toml match the imports of the package."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOT_INSTALLED = {"mamba_ssm": "mamba-ssm", "triton": "triton", "umap": "umap-learn"}
-"""Distributions of modules that need not be here for the tests."""
+"""Distributions of modules that are not needed for the tests."""
 
 INSTALLED = packages_distributions()
 LOADED_LATE = {"scan_triton_kernels"}
-"""Modules that cannot be imported without an extra."""
+"""Modules that need an extra."""
 
 
 def distributions_of(requirements: list[str]) -> set[str]:
@@ -33,7 +33,7 @@ OPTIONAL = {
 
 
 def imports_of(path: Path, *, at_import_time: bool = False) -> set[str]:
-    """Outermost names of the modules that a file imports; on request only of those outside of its functions."""
+    """Top-level names of the modules that a file imports; optionally without those in functions."""
     found: set[str] = set()
     todo: list[ast.AST] = [ast.parse(path.read_text())]
     while todo:
@@ -48,7 +48,7 @@ def imports_of(path: Path, *, at_import_time: bool = False) -> set[str]:
 
 
 def candidates(module: str) -> set[str]:
-    """Distributions that bring a module."""
+    """Distributions that provide a module."""
     installed = INSTALLED.get(module, [])
     return {canonicalize_name(name) for name in [*installed, NOT_INSTALLED.get(module, module)]}
 
@@ -61,24 +61,24 @@ for file in FILES:
 
 
 @pytest.mark.parametrize("distribution", sorted(NEEDED))
-def test_what_is_asked_for_is_imported(distribution: str) -> None:
+def test_required_distributions_are_imported(distribution: str) -> None:
     assert any(distribution in candidates(module) for module in IMPORTED), f"nothing imports {distribution}"
 
 
 @pytest.mark.parametrize("module", sorted(IMPORTED))
-def test_what_is_imported_is_asked_for(module: str) -> None:
+def test_imported_distributions_are_required(module: str) -> None:
     optional = set().union(*OPTIONAL.values())
     assert candidates(module) & (NEEDED | optional), f"{module} is not in pyproject.toml"
 
 
-def test_what_an_extra_brings_is_imported_when_it_is_used() -> None:
+def test_optional_modules_are_imported_lazily() -> None:
     for module, paths in IMPORTED.items():
         if not candidates(module) & NEEDED:
             eager = {path.stem for path in paths if module in imports_of(path, at_import_time=True)}
             assert eager <= LOADED_LATE, f"{module} is an extra, and {eager} need it to be imported"
 
 
-def test_what_may_need_an_extra_is_itself_imported_when_it_is_used() -> None:
+def test_modules_that_need_an_extra_are_imported_lazily() -> None:
     for path in FILES:
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ImportFrom):

@@ -1,4 +1,4 @@
-"""Tests stand where the code does: ``tests/PACKAGE/test_MODULE.py`` is about ``bids_app/PACKAGE/MODULE.py``."""
+"""Tests mirror the package: ``tests/PACKAGE/test_MODULE.py`` tests ``bids_app/PACKAGE/MODULE.py``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tests.helpers.paths import ROOT
 
 TESTS = ROOT / "tests"
 WITHOUT_COUNTERPART = {"integration", "parity", "container", "fuzz", "golden"}
-"""What runs whole, and what is no code of the package."""
+"""Folders of tests of the whole app, or of code outside the package."""
 OF_SEVERAL_MODULES = {
     "bids/test_nipreps_names.py": "names of outputs beside the specification of niworkflows",
     "group/test_page.py": "the sections of one page",
@@ -22,13 +22,13 @@ OF_SEVERAL_MODULES = {
 
 
 def mirroring_modules() -> list[Path]:
-    """Paths of test modules below ``tests``, but for those at its root, which are about the whole repository."""
+    """Paths of test modules in subfolders of ``tests``; those at its root test the whole repository."""
     found = (path.relative_to(TESTS) for path in TESTS.rglob("test_*.py"))
     return sorted(path for path in found if len(path.parts) > 1 and path.parts[0] not in WITHOUT_COUNTERPART)
 
 
 def counterpart(path: Path) -> Path:
-    """The module that a test module is about; one test module may be about a package."""
+    """Module or package that a test module tests."""
     return ROOT / "bids_app" / path.parent / path.stem.removeprefix("test_")
 
 

@@ -1,4 +1,4 @@
-"""Every promise of docs/reliability.md names tests, and they exist, marked as the page says."""
+"""Every promise in docs/reliability.md names existing tests with the right markers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PROMISES = [line for line in PAGE.splitlines() if line.startswith("| ") and not 
 
 @cache
 def marks_of(path: Path) -> dict[str, str]:
-    """What stands before each test of a file, and before all of them."""
+    """Decorators and module-wide markers of each test of a file."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     assigned = [node for node in tree.body if isinstance(node, ast.Assign)]
     everywhere = "".join(ast.unparse(node) for node in assigned if ast.unparse(node.targets[0]) == "pytestmark")

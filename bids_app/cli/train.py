@@ -222,7 +222,7 @@ def _add_task(p: argparse.ArgumentParser) -> None:
     group = p.add_argument_group("task")
     group.add_argument("--target", required=True, metavar="TABLE:COLUMN", help=TARGET_HELP)
     group.add_argument(
-        "--task", choices=("classification", "regression", "embedding"), help="default: from the values"
+        "--task", choices=("classification", "regression", "embedding"), help="task (default: from the values)"
     )  # fmt: skip
     group.add_argument("--model", default="neurostorm-5ds", help="encoder: name in the catalog, or file")
     group.add_argument(

@@ -65,8 +65,8 @@ def anatomy_outputs(anatomy: Anatomy, datasets: Mapping[str, Path], out_dir: Pat
 def describe_t1w(anatomy: Anatomy) -> str:
     """Describe the processing of the T1w image."""
     if anatomy.merged:
-        return f"Mean of {len(anatomy.used)} images, aligned with each other; without its bias field (N4)"
-    return "Without its bias field (N4)"
+        return f"Mean of {len(anatomy.used)} aligned images, corrected for the bias field (N4)"
+    return "Corrected for the bias field (N4)"
 
 
 def resample_linearly(path: Path, shape: tuple[int, ...], affine: np.ndarray, outside: str = "nearest") -> np.ndarray:

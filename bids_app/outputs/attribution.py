@@ -65,14 +65,14 @@ def describe_attribution(found: Attribution, atlas: Atlas, facts: ModelFacts) ->
         regions_without_token=int((found.n_tokens == 0).sum()),
         columns={
             "attribution": {
-                "Description": "Fall of the answer when the region is held still (occlusion), what its voxels add to "
-                "the answer (gradients), or how badly it is guessed from the rest (reconstruction); the mean over "
-                "clips",
+                "Description": "Decrease of the prediction when the region is replaced by its mean (occlusion), "
+                "contribution of its voxels to the prediction (gradients), or reconstruction error from the rest of "
+                "the brain (reconstruction); mean over clips",
                 "Units": found.measure,
             },
             "std": {"Description": "Standard deviation over clips", "Units": found.measure},
             "voxels": {"Description": "Voxels of 2 mm with signal"},
-            "tokens": {"Description": "Tokens that belong to the region more than to another; at 0 it is not resolved"},
+            "tokens": {"Description": "Tokens assigned to the region; 0: the region is too small to be resolved"},
         },
-        disclaimer="What this model reads, not what a region does; not a finding about a person.",
+        disclaimer="Shows what the model depends on, not the function of a region; not a finding about a person.",
     )

@@ -72,6 +72,6 @@ def _describe_calibration(card: AdapterCard) -> dict[str, Any]:
     return {
         "Method": made.get("method", "none"),
         "Scans": made.get("n_scans", 0),
-        "Source": made.get("source") or "not told",
+        "Source": made.get("source") or "not stated",
         "Levels that are promised": [f"{100 * float(level):g} %" for level in made.get("limits", {})],
     }

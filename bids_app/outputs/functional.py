@@ -33,9 +33,9 @@ from bids_app.reports.contents import quality_columns
 
 CARPET_VOXELS = 3000
 BOLDREFS = {
-    "hmc": "Median of the steadiest volumes after correction of head motion",
-    "coreg": "The same without distortion by uneven fields; what is aligned with the T1w image or template",
-    "mean": "Mean of the steady volumes of the series that was taken over",
+    "hmc": "Median of the volumes with the least motion, after head-motion correction",
+    "coreg": "Boldref after susceptibility distortion correction, for the registration to the T1w image or template",
+    "mean": "Mean of the steady-state volumes of the ingested series",
 }
 """Descriptions of boldrefs by their ``desc-`` label."""
 RESOLUTION = "2 mm isotropic"

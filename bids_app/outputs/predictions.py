@@ -22,25 +22,25 @@ from bids_app.preprocess.preprocessed import PreprocessedRun
 
 EMBEDDINGS_COLUMNS: dict[str, Any] = {
     "normalisation": {
-        "Description": "How the run was normalised before it was cut into clips",
+        "Description": "Normalisation of the run before it was cut into clips",
         "Levels": {
             "global": "One z-score over all voxels of the brain and all volumes",
             "voxel": "A z-score of each voxel over time",
         },
     },
     "clip": {"Description": "Number of the clip, or the mean over clips"},
-    "onset": {"Description": "Start of the clip in the run as it was scanned", "Units": "s"},
+    "onset": {"Description": "Start of the clip, relative to the first volume of the raw run", "Units": "s"},
     "duration": {"Description": "Length of the clip, or of all clips", "Units": "s"},
     "eNNNN": {"Description": "Features of the encoder, averaged over all tokens of a clip"},
 }
 """Data dictionary of an embeddings table."""
 
 VERDICT_COLUMN = {
-    "Description": "Whether the run's answer can be trusted; the checks stand under Verdict",
+    "Description": "Verdict on the prediction of the run; the checks are listed under Verdict",
     "Levels": {
-        "pass": "Nothing speaks against it",
-        "warn": "It may be worse than the adapter's card promises",
-        "refuse": "It would mean nothing, and is withheld",
+        "pass": "All checks passed",
+        "warn": "The prediction may be less accurate than stated in the card of the adapter",
+        "refuse": "The prediction would not be valid and is withheld",
     },
 }
 
@@ -102,7 +102,7 @@ def prediction_columns(prediction: Prediction) -> dict[str, Any]:
     """Make the data dictionary of a predictions table; self-explanatory columns are left out."""
     found: dict[str, Any] = {"verdict": VERDICT_COLUMN} if prediction.verdict else {}
     if prediction.interval is not None:
-        about = f"end of the interval that holds the true value of {LEVEL:.0%} of scans like those of the calibration"
+        about = f"limit of the interval that contains the true value in {LEVEL:.0%} of scans like the calibration scans"
         for name in ("lower", "upper"):
             found[name] = {"Description": f"{name.capitalize()} {about}", "Units": prediction.card.unit or "n/a"}
     return found

@@ -24,7 +24,7 @@ from bids_app.outputs.schema import (
 
 MIN_SIGNAL = 0.05
 """Minimum prediction for a mean-image share: probability above chance, or standard deviations from the mean."""
-NOT_KEPT = "Under this normalisation the mean image is 0 everywhere, so the whole answer comes from the dynamics."
+NOT_KEPT = "Under this normalisation the mean image is 0 everywhere: the prediction is based on the dynamics only."
 
 
 def describe_reliability(prediction: Prediction) -> Reliability:

@@ -1,4 +1,4 @@
-"""Python files that are not of the package: benchmarks, and scripts that a test writes."""
+"""Python files outside the package: benchmarks, and scripts that a test writes."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tests.helpers.paths import ROOT
 
 BENCHMARKS = ROOT / "benchmarks"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
-"""For a process that imports the package and `tests`."""
+"""Environment of a process that imports the package and `tests`."""
 
 
 def load_benchmark(name: str) -> ModuleType:
-    """The module ``benchmarks/NAME.py``, loaded once; it may import its neighbours."""
+    """Load the module ``benchmarks/NAME.py`` once; it may import other benchmarks."""
     if name not in sys.modules:
         if str(BENCHMARKS) not in sys.path:
             sys.path.append(str(BENCHMARKS))

@@ -1,4 +1,4 @@
-"""Participants that are worked on at once, each by a command of its own, share an output folder without harm."""
+"""Parallel commands on different participants share an output folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LABELS = ("01", "02", "03", "04")
 
 
 @pytest.mark.parametrize("held_in", ["output", "scratch"])
-def test_a_participant_whom_another_process_works_on_is_refused_and_the_others_go_on(
+def test_a_locked_participant_is_skipped_and_the_others_are_processed(
     tiny_dataset, tmp_path: Path, capsys, held_in: str
 ) -> None:
     out, work = tmp_path / "out", tmp_path / "work"
@@ -44,7 +44,7 @@ def test_a_participant_whom_another_process_works_on_is_refused_and_the_others_g
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_four_commands_at_once_lose_nothing_and_write_nowhere_else(tmp_path: Path) -> None:
+def test_four_parallel_commands_write_all_outputs_and_nothing_else(tmp_path: Path) -> None:
     raw, out, home = tmp_path / "raw", tmp_path / "out", tmp_path / "home"
     home.mkdir()
     arguments = ["--participants", "4", "--size", "small", "--no-t1w", "--states", "rest"]

@@ -1,4 +1,4 @@
-"""The benchmarks of pre-training: what they measure is what they say, and their cohort differs where it should."""
+"""Benchmarks of pre-training: correct measurements, and a cohort with the intended differences."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.helpers.scripts import load_benchmark
 
 
 class Slow:
-    """Three batches that take 50 ms to come."""
+    """Three batches with a delay of 50 ms each."""
 
     steps = 3
 
@@ -22,7 +22,7 @@ class Slow:
             yield k
 
 
-def test_waiting_is_told_from_the_rest_of_a_step():
+def test_waiting_time_is_separated_from_the_step():
     watched = load_benchmark("pretraining").Watched(Slow())
     given = watched.epoch(0)
     for k in range(3):
@@ -36,7 +36,7 @@ def test_waiting_is_told_from_the_rest_of_a_step():
 
 
 @pytest.mark.slow
-def test_groups_of_the_masking_cohort_differ_in_limbic_and_cerebellar_parcels_alone():
+def test_groups_of_the_masking_cohort_differ_in_limbic_and_cerebellar_parcels_only():
     module = load_benchmark("region_masking")
     plan = replace(module.QUICK, effect=0.5)
     owners, names = module.parcels(plan.parcels)

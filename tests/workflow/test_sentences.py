@@ -1,4 +1,4 @@
-"""The methods text tells of each adapter what was done to say how far its answers can be trusted."""
+"""Sentences of the methods text about adapters, their calibration and verdicts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def text_of(card: AdapterCard, on_out_of_domain: str = "warn", domain: Domain | 
     return " ".join(as_markdown(compose(told)).split())
 
 
-def test_an_adapter_that_was_not_calibrated_promises_nothing() -> None:
+def test_an_uncalibrated_adapter_has_no_intervals() -> None:
     text = text_of(CARD)
     assert "The adapter state (trained on a cohort that is not described in its card) predicted state;" in text
     assert "The adapter state was not calibrated" in text
@@ -34,7 +34,7 @@ def test_an_adapter_that_was_not_calibrated_promises_nothing() -> None:
     assert "Mahalanobis" not in text
 
 
-def test_calibration_is_told_with_its_scans_and_cited() -> None:
+def test_calibration_is_described_with_its_scans_and_citation() -> None:
     text = text_of(replace(CARD, calibration=CALIBRATION))
     assert "calibrated by temperature scaling (Guo et al., 2017) on 120 scans (site A)." in text
     assert "Sets of labels of the adapter state contain the true value in 90 % of scans like the 120" in text
@@ -49,7 +49,7 @@ def test_a_regression_has_intervals() -> None:
     assert "within each class" not in text
 
 
-def test_the_distance_from_a_cohort_is_told_where_it_is_measured() -> None:
+def test_out_of_distribution_detection_is_described_if_available() -> None:
     people = [f"{i}" for i in range(30)]
     domain = Domain.fit(np.random.default_rng(0).normal(size=(30, 4)), people)
     assert "Mahalanobis distance" in text_of(CARD, domain=domain)
@@ -57,11 +57,11 @@ def test_the_distance_from_a_cohort_is_told_where_it_is_measured() -> None:
 
 
 @pytest.mark.parametrize(("rule", "word"), [("warn", "flagged with a warning"), ("refuse", "refused")])
-def test_what_happens_beyond_the_cohort_is_told(rule: str, word: str) -> None:
+def test_the_action_on_out_of_distribution_scans_is_described(rule: str, word: str) -> None:
     assert f"training cohort of the adapter were {word}." in text_of(CARD, rule)
 
 
-def test_twins_and_diagnoses_are_told() -> None:
+def test_twins_and_diagnoses_are_described() -> None:
     text = text_of(replace(CARD, twin={"normalisation": "global"}, research_only=True))
     assert "under the other normalisation (global), by a second head of the adapter state" in text
     assert "research use had been acknowledged" in text
@@ -77,11 +77,11 @@ def test_twins_and_diagnoses_are_told() -> None:
         (SYN, ["distortion_syn"]),
     ],
 )
-def test_each_distortion_correction_is_described_as_what_it_is(method: str, names: list[str]) -> None:
+def test_each_distortion_correction_has_its_description(method: str, names: list[str]) -> None:
     assert [sentence.name for sentence in sentences.distortion(method)] == names
 
 
-def test_a_cohort_is_told_by_its_description_and_size() -> None:
+def test_a_cohort_is_described_by_its_name_and_size() -> None:
     assert describe_cohort({"description": "ABIDE", "participants": 20}) == "ABIDE, 20 participants"
     assert describe_cohort({"scans": 3}) == "3 scans"
     assert describe_cohort({}) == "a cohort that is not described in its card"
