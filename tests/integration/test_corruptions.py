@@ -220,10 +220,10 @@ DAMAGES: dict[str, Damage] = {
     "a sidecar nested too deeply": Damage(HERE, "nested", sidecar=b"[" * 100_000),
     # tables
     "events without onsets": Damage(LATER, "onset", events=b"time\tduration\n1\t2\n"),
-    "events that are text": Damage(LATER, "not a table", events=b"onset\tduration\nsoon\t2\n"),
-    "events with too few columns": Damage(LATER, "not a table", events=b"duration\tonset\n1\n"),
+    "events that are text": Damage(LATER, "not a valid events table", events=b"onset\tduration\nsoon\t2\n"),
+    "events with too few columns": Damage(LATER, "not a valid events table", events=b"duration\tonset\n1\n"),
     "events with too many columns": Damage(FINE, "", events=b"onset\tduration\n1\t2\t3\t4\n"),
-    "events that are no text": Damage(LATER, "not a table", events=b"onset\n\xff\xfe\x00"),
+    "events that are no text": Damage(LATER, "not a valid events table", events=b"onset\n\xff\xfe\x00"),
     "events after the end": Damage(FINE, "", events=b"onset\tduration\n1000\t2\n"),
     # the T1w image
     "T1w without bytes": t1w(HERE, "unreadable", b""),

@@ -102,7 +102,7 @@ def test_links_and_methods_name_the_derivatives(finished, fmriprep) -> None:
     description = json.loads((out / "dataset_description.json").read_text())
     assert description["DatasetLinks"] == {"fMRIPrep": fmriprep.as_uri()}
     text = (out / "logs" / "CITATION.md").read_text()
-    assert "fMRIPrep 23.2.1 (Esteban et al., 2019) had preprocessed" in text
+    assert "preprocessed by fMRIPrep 23.2.1 (Esteban et al., 2019)" in text
     assert "Head motion was estimated" not in text
 
 

@@ -223,7 +223,7 @@ def test_the_report_warns_of_the_missing_t1w_image(finished: Finished) -> None:
     (path,) = finished.out.glob("sub-01/func/*_desc-quality_metrics.json")
     content = json.loads(path.read_text())
     assert content["route"] == "direct"
-    assert any("without a T1w" in text for text in content["warnings"])
+    assert any("no T1w image" in text for text in content["warnings"])
 
 
 def test_a_second_run_comes_from_the_cache_and_changes_nothing(finished: Finished) -> None:

@@ -74,7 +74,7 @@ def test_a_simulated_run_is_recovered(dataset, tmp_path, with_t1w, median_mm):
     error = np.linalg.norm(Chain.load(run.chain)(truth.cortex) - truth.cortex_in_boldref, axis=1)
     assert np.median(error) < median_mm
     assert run.route == ("t1w" if with_t1w else "direct")
-    assert any("without a T1w" in warning for warning in run.warnings) is not with_t1w
+    assert any("no T1w image" in warning for warning in run.warnings) is not with_t1w
     assert pickle.loads(pickle.dumps(run)) == run
     table = pd.read_csv(run.confounds, sep="\t")
     assert len(table) == run.n_volumes

@@ -141,7 +141,7 @@ def test_labels_that_are_paths_match_nothing(tiny_dataset, tmp_path: Path, capsy
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "raw", "", "a b", "<b>"])
 def test_names_of_derivatives_cannot_be_paths_or_markup(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="cannot be its name"):
+    with pytest.raises(UsageError, match="is not a valid name"):
         parse_settings(["a", "b", "participant", "-d", f"{name}={tmp_path}"])
 
 

@@ -80,7 +80,7 @@ def test_the_mean_of_repeats_is_written_in_place_of_one_and_names_all(anatomy, r
     level, sidecar = written(replace(anatomy, merged=merged, used=used), raw, tmp_path / "out")
     assert level == pytest.approx(100, rel=1e-3)
     assert sidecar["Sources"] == [f"bids:raw:sub-01/anat/sub-01_run-{run}_T1w.nii.gz" for run in (1, 2)]
-    assert "Mean of 2 images" in sidecar["Description"]
+    assert "Mean of 2 aligned images" in sidecar["Description"]
 
 
 def test_a_skull_stripped_t1w_is_described_as_such(anatomy, raw, tmp_path):
