@@ -1,7 +1,7 @@
-"""What can go wrong, said so that a user knows which file it is and what to do next.
+"""Exceptions and exit codes.
 
-Every error that a user can cause or mend is a `NeurostormError` with a `hint` and the exit code of the
-draft BIDS execution specification. Anything else is a defect of ours and ends in `EXIT_SOFTWARE`.
+Every error that a user can cause or fix is a `NeurostormError`: a message that names the file, a `hint` and the exit
+code of the draft BIDS execution specification. Any other exception is a bug of this program (`EXIT_SOFTWARE`).
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ EXIT_CODES = {
     16: "invalid BIDS",
     17: "unknown analysis level",
     18: "labels or filters matched nothing",
-    64: "options that cannot be, or cannot go together",
-    65: "bad data",
-    66: "no input",
-    EXIT_SOFTWARE: "a defect of the program",
+    64: "invalid or conflicting options",
+    65: "invalid data",
+    66: "missing input",
+    EXIT_SOFTWARE: "internal error",
     73: "cannot create output",
     74: "input/output error",
     75: "temporary failure, try again",
     EXIT_INTERRUPTED: "interrupted",
     EXIT_TERMINATED: "terminated",
 }
-"""What the command's exit codes mean; of several failures the first gives the code."""
+"""Exit codes of the command and their meanings. After several failures, the first one sets the exit code."""
 
 
 class NeurostormError(Exception):
@@ -53,62 +53,62 @@ class NeurostormError(Exception):
 
 
 class InvalidBIDSError(NeurostormError):
-    """The input is not a BIDS dataset, or breaks its rules in a way that stops us."""
+    """The input is not a valid BIDS dataset."""
 
     exit_code = 16
 
 
 class AnalysisLevelError(NeurostormError):
-    """An analysis level that this app does not have."""
+    """Unknown analysis level."""
 
     exit_code = 17
 
 
 class NoMatchError(NeurostormError):
-    """Labels or filters that match nothing, or not everything that was asked for."""
+    """Labels or filters that match no data, or only part of what was requested."""
 
     exit_code = 18
 
 
 class UsageError(NeurostormError):
-    """Options that cannot be, or cannot go together."""
+    """Invalid or conflicting options."""
 
     exit_code = 64
 
 
 class BadDataError(NeurostormError):
-    """A file whose content cannot be used: truncated, empty, wrong shape, contradictory."""
+    """Unusable file content: truncated, empty, wrong shape, contradictory."""
 
     exit_code = 65
 
 
 class RegistrationError(BadDataError):
-    """An alignment that did not pass its gates of similarity, volume and overlap."""
+    """Failed registration: similarity, brain volume or overlap is outside its limits."""
 
 
 class NoInputError(NeurostormError):
-    """An input (dataset, weights, template) that is not where it should be."""
+    """Missing input: dataset, weights or template."""
 
     exit_code = 66
 
 
 class CannotCreateError(NeurostormError):
-    """An output or scratch place that cannot be made or written."""
+    """The output or scratch folder cannot be created or written."""
 
     exit_code = 73
 
 
 class InputOutputError(NeurostormError):
-    """Reading or writing failed midway: disk full, device error."""
+    """Failed reading or writing: disk full, device error."""
 
     exit_code = 74
 
 
 class TemporaryError(NeurostormError):
-    """Something that may pass when tried again: out of memory, a lock held by another run."""
+    """Failure that may disappear on a retry: out of memory, participant locked by another run."""
 
     exit_code = 75
 
 
 class SelfTestError(NeurostormError):
-    """An installation that does not compute what it should."""
+    """The installation computes wrong numbers."""

@@ -1,4 +1,4 @@
-"""Fixtures shared by all tests; each makes its data in ``tmp_path``."""
+"""Fixtures shared by all tests; all data are made in ``tmp_path``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.helpers.images import StandardBrain
 
 @pytest.fixture(scope="session")
 def standard_brain() -> StandardBrain:
-    """The embedded template through its matrix, with folds of its own, a scalp, and its signal uneven."""
+    """Brain derived from the embedded template, with its own folds, a scalp, and a bias field."""
     from scipy import ndimage
 
     from bids_app.catalog.templates import load_template, space
@@ -38,5 +38,5 @@ def standard_brain() -> StandardBrain:
 
 @pytest.fixture
 def tiny_dataset(tmp_path: Path) -> TinyDataset:
-    """A raw BIDS dataset with one participant and one BOLD run without a T1w image."""
+    """Raw BIDS dataset with one participant and one BOLD run without a T1w image."""
     return TinyDataset(tmp_path / "raw")

@@ -1,4 +1,4 @@
-"""Defaults that the machine gives: what a job, a container or an affinity leaves of it."""
+"""Default resources: limits of the machine, job, container and affinity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bids_app.settings import machine
 
 @pytest.fixture
 def cgroup(tmp_path: Path, monkeypatch) -> Path:
-    """The control group of a job, two below the root."""
+    """Control group of a job, two levels below the root."""
     own = tmp_path / "cgroup" / "slurm" / "job_7"
     own.mkdir(parents=True)
     (tmp_path / "self").write_text("0::/slurm/job_7\n")
@@ -23,7 +23,7 @@ def cgroup(tmp_path: Path, monkeypatch) -> Path:
     return own
 
 
-def test_memory_is_that_of_the_smallest_control_group_above(cgroup: Path) -> None:
+def test_memory_is_the_minimum_of_all_parent_control_groups(cgroup: Path) -> None:
     whole = machine.default_memory_gb()
     (cgroup / "memory.max").write_text("max\n")
     assert machine.default_memory_gb() == whole
@@ -33,14 +33,14 @@ def test_memory_is_that_of_the_smallest_control_group_above(cgroup: Path) -> Non
     assert machine.default_memory_gb() == 0.9
 
 
-def test_processors_are_those_of_the_control_group(cgroup: Path) -> None:
+def test_processors_are_limited_by_the_control_group(cgroup: Path) -> None:
     (cgroup / "cpu.max").write_text("max 100000\n")
     assert machine.default_cpus() == len(os.sched_getaffinity(0))
     (cgroup.parent / "cpu.max").write_text("150000 100000\n")
     assert machine.default_cpus() == 1
 
 
-def test_a_machine_without_control_groups_has_its_own_limits(tmp_path: Path, monkeypatch) -> None:
+def test_without_control_groups_the_machine_is_the_limit(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(machine, "CGROUPS", tmp_path / "none")
     monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "none")
     assert machine.default_cpus() == len(os.sched_getaffinity(0))
@@ -55,7 +55,7 @@ def test_processors_follow_the_affinity() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "1\n"
 
 
-def test_a_user_whom_nobody_knows_has_a_home_that_is_not_there(monkeypatch) -> None:
+def test_an_unknown_user_has_a_home_that_does_not_exist(monkeypatch) -> None:
     monkeypatch.delenv("HOME", raising=False)
     monkeypatch.setattr("pwd.getpwuid", lambda _: (_ for _ in ()).throw(KeyError()))
     assert not machine.home_dir().exists()

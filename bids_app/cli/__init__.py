@@ -1,4 +1,4 @@
-"""The commands: arguments in, the exit code out.
+"""Command-line interface: parses arguments, runs a command and returns its exit code.
 
-No computation, and nothing heavy is imported before a command needs it; no other package imports from here.
+No computation here. Heavy packages are imported only when a command needs them; no other package imports from here.
 """

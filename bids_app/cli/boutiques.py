@@ -1,8 +1,8 @@
-"""The Boutiques descriptor, made from the options, so that platforms know every option that the command has.
+"""Boutiques descriptor, generated from the options of the command.
 
-``neurostorm --bids-exec-spec`` prints it; ``make boutiques`` writes ``boutiques.json`` and ``boutiques-cuda.json``. The
-form of the command line, the two inputs for the output folder and the single output are what ``bosh validate --bids``
-asks for; the keys of ``custom`` are CBRAIN's.
+``neurostorm --bids-exec-spec`` prints it; ``make boutiques`` writes ``boutiques.json`` and ``boutiques-cuda.json``.
+``bosh validate --bids`` requires this form of the command line, the two inputs for the output folder and the single
+output. The keys of ``custom`` are defined by CBRAIN.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ CONTAINERS: dict[str, dict[str, Any]] = {
     "cuda": {"type": "singularity", "image": f"docker://neurostorm:{__version__}-cuda", "container-opts": ["--nv"]},
 }
 RESOURCES: dict[str, int] = {"cpu-cores": 2, "ram": 4, "disk-space": 3, "nodes": 1, "walltime-estimate": 900}
-"""Of one participant on two processors, rounded up from benchmarks/README.md (GB, s)."""
+"""For one participant on two processors, rounded up from benchmarks/README.md (GB, s)."""
 
-BESIDE_THE_OPTIONS: dict[str, Any] = {
+FIXED_FIELDS: dict[str, Any] = {
     "name": "neurostorm",
     "tool-version": __version__,
     "author": "The NeuroSTORM BIDS App developers",
@@ -51,7 +51,7 @@ OUTPUT_FOLDERS = [
     {
         "id": "output_dir",
         "name": "Output folder",
-        "description": "Name of the derivatives' folder, made when missing; for the group level, the one there",
+        "description": "Name of the derivatives folder, created if missing; for the group level, the existing one",
         "type": "String",
         "optional": True,
         "value-key": "[OUTPUT_DIR]",
@@ -59,22 +59,22 @@ OUTPUT_FOLDERS = [
     {
         "id": "participants_dir",
         "name": "Outputs of the participant level",
-        "description": "The same folder, for platforms that hand folders over; bosh 0.5.33 leaves it out",
+        "description": "The same folder, for platforms that pass existing folders; bosh 0.5.33 ignores it",
         "type": "File",
         "optional": True,
         "value-key": "[OUTPUT_DIR]",
     },
 ]
-"""`bosh validate --bids` wants the output folder as a name and as a folder that exists, both under one key.
+"""`bosh validate --bids` requires the output folder as a name and as an existing folder, both with one value key.
 
-bosh 0.5.33 clears a key at the first of its inputs that has no value, so only the first of the two is of use with it.
+bosh 0.5.33 clears a value key at its first input without a value, so it only uses the first of the two.
 """
 
 GROUPS = [
     {
         "id": "output_folder",
         "name": "Output folder",
-        "description": "A new folder's name, or the folder that the participant level wrote",
+        "description": "Name of a new folder, or the output folder of the participant level",
         "members": ["output_dir", "participants_dir"],
         "mutually-exclusive": True,
         "one-is-required": True,
@@ -82,7 +82,7 @@ GROUPS = [
     {
         "id": "memory",
         "name": "Memory",
-        "description": "The same limit in two units",
+        "description": "Memory limit, in either unit",
         "members": ["mem", "mem_mb"],
         "mutually-exclusive": True,
     },
@@ -111,7 +111,7 @@ EXAMPLE = {
     "model": "demo",
     "work_dir": "demo/work",
 }
-"""An invocation on the dataset that `make demo` simulates."""
+"""Example invocation on the dataset that `make demo` simulates."""
 
 TESTS = [
     {
@@ -120,7 +120,7 @@ TESTS = [
         "assertions": {"exit-code": EXIT_OK, "output-files": [{"id": OUTPUT["id"]}]},
     },
     {
-        "name": "a participant who is not there",
+        "name": "a missing participant",
         "invocation": EXAMPLE | {"participant_label": ["nobody"]},
         "assertions": {"exit-code": NoMatchError.exit_code},
     },
@@ -128,25 +128,25 @@ TESTS = [
 
 
 def describe(variant: str = VARIANTS[0]) -> dict[str, Any]:
-    """The descriptor of the command.
+    """Make the descriptor of the command.
 
     Parameters
     ----------
     variant : str
-        ``cpu`` or ``cuda``: which image is run.
+        Container image: ``cpu`` or ``cuda``.
 
     Returns
     -------
     dict
-        Of Boutiques' schema 0.5.
+        Descriptor in Boutiques schema 0.5.
     """
     options = list(all_options())
     positional = [entry for option in options if option.is_positional for entry in positional_inputs(option)]
-    named = (option_input(option) for option in first_labels(option for option in options if not option.is_positional))
+    named = (option_input(option) for option in labels_first(option for option in options if not option.is_positional))
     inputs = [*positional, *named]
     keys = dict.fromkeys(entry["value-key"] for entry in inputs)
     return {
-        **BESIDE_THE_OPTIONS,
+        **FIXED_FIELDS,
         "description": f"{DESCRIPTION} A research tool, not a medical device.",
         "command-line": f"mkdir -p [OUTPUT_DIR]; neurostorm {' '.join(keys)}",
         "container-image": CONTAINERS[variant],
@@ -158,37 +158,37 @@ def describe(variant: str = VARIANTS[0]) -> dict[str, Any]:
     }
 
 
-def first_labels(options: Iterable[Option]) -> list[Option]:
-    """The options, the labels first, where the form of a BIDS App's command line has them."""
+def labels_first(options: Iterable[Option]) -> list[Option]:
+    """Move the labels to the front, as in the standard BIDS App command line."""
     labels = ("participant_label", "session_label")
     return sorted(options, key=lambda option: labels.index(option.key) if option.key in labels else len(labels))
 
 
 def positional_inputs(option: Option) -> Iterator[dict[str, Any]]:
-    """Inputs of a positional argument."""
+    """Iterate over the inputs of a positional argument."""
     if option.key == "output_dir":
         yield from OUTPUT_FOLDERS
         return
-    entry = {"id": option.key, "name": title(option), "description": sentence(option), "optional": False}
+    entry = {"id": option.key, "name": title(option), "description": capitalised_help(option), "optional": False}
     if option.key == "analysis_level":
-        yield entry | {"type": "String", "value-key": place_of(option), "value-choices": LEVELS}
+        yield entry | {"type": "String", "value-key": value_key(option), "value-choices": LEVELS}
     else:
-        yield entry | {"type": "File", "value-key": place_of(option)}
+        yield entry | {"type": "File", "value-key": value_key(option)}
 
 
 def option_input(option: Option) -> dict[str, Any]:
-    """Input of an option; without its default, which platforms would pass on, over what a ``--config-file`` says."""
+    """Make the input of an option, without its default: platforms would pass it and override ``--config-file``."""
     entry: dict[str, Any] = {
         "id": option.key,
         "name": title(option),
-        "description": sentence(option),
+        "description": capitalised_help(option),
         "optional": True,
-        "value-key": place_of(option),
+        "value-key": value_key(option),
         "command-line-flag": option.long_name,
     }
     if option.flag or option.counted:
         return entry | {"type": "Flag"}
-    entry |= type_of(option)
+    entry |= boutiques_type(option)
     if option.choices:
         entry["value-choices"] = list(option.choices)
     if option.many:
@@ -196,8 +196,8 @@ def option_input(option: Option) -> dict[str, Any]:
     return entry
 
 
-def type_of(option: Option) -> dict[str, Any]:
-    """Boutiques' type of an option's value; a path is a File where something has to be there already."""
+def boutiques_type(option: Option) -> dict[str, Any]:
+    """Return the Boutiques type of an option's value; only a path that has to exist is a File."""
     if option.type is whole_number:
         return {"type": "Number", "integer": True}
     if option.type is number:
@@ -205,16 +205,16 @@ def type_of(option: Option) -> dict[str, Any]:
     return {"type": "File" if option.metavar == "FILE" else "String"}
 
 
-def sentence(option: Option) -> str:
-    """An option's help with its default, as a sentence."""
+def capitalised_help(option: Option) -> str:
+    """Return the help with the default, capitalised."""
     return option.text[0].upper() + option.text[1:]
 
 
 def title(option: Option) -> str:
-    """``participant_label`` as ``Participant label``."""
+    """Return ``Participant label`` for ``participant_label``."""
     return option.key.replace("_", " ").capitalize()
 
 
-def place_of(option: Option) -> str:
-    """The place of an option on the command line's template."""
+def value_key(option: Option) -> str:
+    """Return the placeholder of an option in the command-line template."""
     return f"[{option.key.upper()}]"

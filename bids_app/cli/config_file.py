@@ -1,4 +1,4 @@
-"""Options from a TOML file, such as the ``neurostorm.toml`` that each run leaves."""
+"""Options from a TOML file, such as the ``neurostorm.toml`` in the log folder of each run."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from bids_app.settings import Option, Settings, options_of
 
 
 def read_config_file(path: Path) -> dict[str, Any]:
-    """Options of a TOML file by their keys, as the command line would give them.
+    """Read the options of a TOML file, with the values that the command line would give.
 
     Raises
     ------
     UsageError
-        The file cannot be read, names an unknown option, or has a value that the option does not take.
+        Unreadable file, unknown option or invalid value.
     """
     import tomllib
 
@@ -25,31 +25,33 @@ def read_config_file(path: Path) -> dict[str, Any]:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(
-            f"{path}: not a readable TOML file ({error}).", "Start from a run's neurostorm.toml."
+            f"{path}: not a readable TOML file ({error}).", "Use the neurostorm.toml of a run as a template."
         ) from error
     given = content.get("options", {})
     if not isinstance(given, dict):
-        raise UsageError(f"{path}: [options] is not a table.", "Start from a run's neurostorm.toml.")
+        raise UsageError(f"{path}: [options] is not a table.", "Use the neurostorm.toml of a run as a template.")
     known = {option.key: option for option in (*options_of(Settings), NOTRACK) if not option.is_positional}
     unknown = sorted(set(given) - set(known))
     if unknown:
-        raise UsageError(f"{path}: unknown options {', '.join(unknown)}.", "See neurostorm --help.")
+        raise UsageError(f"{path}: unknown options {', '.join(unknown)}.", "List all options with neurostorm --help.")
     found: dict[str, Any] = {}
     for name, value in given.items():
         try:
-            found[name] = as_on_command_line(known[name], value)
+            found[name] = as_command_line_value(known[name], value)
         except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
-            raise UsageError(f"{path}: Invalid value for {name}: {error}.", "See neurostorm --help.") from error
+            raise UsageError(
+                f"{path}: Invalid value for {name}: {error}.", "See this option in neurostorm --help."
+            ) from error
     return found
 
 
-def as_on_command_line(option: Option, value: Any) -> Any:
-    """A value of a TOML file as the command line would give it.
+def as_command_line_value(option: Option, value: Any) -> Any:
+    """Convert a TOML value to the value that the command line would give.
 
     Raises
     ------
     TypeError, ValueError, argparse.ArgumentTypeError
-        It is not what the option takes.
+        Invalid value.
     """
     if option.flag or option.counted:
         if not isinstance(value, bool | int):

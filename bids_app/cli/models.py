@@ -1,4 +1,4 @@
-"""``neurostorm-models``: what encoders and adapters there are; fetching, checking, converting, describing them."""
+"""Command ``neurostorm-models``: list, fetch, verify, convert and describe encoders and adapters."""
 
 from __future__ import annotations
 
@@ -15,41 +15,49 @@ from bids_app.errors import EXIT_OK, NeurostormError, NoInputError, UsageError
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Make the argument parser."""
     p = argparse.ArgumentParser(
-        prog="neurostorm-models", description="Encoders and adapters: list, fetch, verify, convert, describe them."
+        prog="neurostorm-models", description="List, fetch, verify, convert and describe encoders and adapters."
     )
     commands = p.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="names that can be given, and which of them are on this machine")
-    fetch = commands.add_parser("fetch", help="bring published weights into the cache (NEUROSTORM_CACHE)")
+    commands.add_parser("list", help="list the catalog and what is installed on this machine")
+    fetch = commands.add_parser("fetch", help="download published weights to the cache (NEUROSTORM_CACHE)")
     fetch.add_argument("names", nargs="+", metavar="NAME")
-    verify = commands.add_parser("verify", help="check files in the cache against what they were when fetched")
-    verify.add_argument("names", nargs="*", metavar="NAME", help="default: all that are here")
-    card = commands.add_parser("card", help="the card of a model or an adapter: use, cohort, metrics, limits, licence")
+    verify = commands.add_parser("verify", help="compare cached files with their checksums")
+    verify.add_argument("names", nargs="*", metavar="NAME", help="default: all on this machine")
+    card = commands.add_parser(
+        "card", help="show the card of a model or adapter: intended use, cohort, metrics, limits, licence"
+    )
     card.add_argument("name", metavar="NAME|FILE")
-    card.add_argument("--json", action="store_true", help="all that its file holds, as JSON; it must be here")
-    card.add_argument("--output", type=Path, metavar="FILE", help="write it there instead")
-    _add_convert(commands.add_parser("convert", help="a checkpoint of the published code to this program's formats"))
+    card.add_argument(
+        "--json", action="store_true", help="print the metadata of its file as JSON; the file must be on this machine"
+    )
+    card.add_argument("--output", type=Path, metavar="FILE", help="write to a file instead of the terminal")
+    _add_convert(
+        commands.add_parser("convert", help="convert a checkpoint of the published code to the formats of this program")
+    )
     return p
 
 
 def _add_convert(p: argparse.ArgumentParser) -> None:
     p.add_argument("source", metavar="NAME|FILE", help="checkpoint to read")
     p.add_argument("output", type=Path, metavar="OUT", help="safetensors file to write")
-    p.add_argument("--no-decoder", action="store_true", help="leave out the decoder of a pre-training file")
-    group = p.add_argument_group("to an adapter instead of a model")
-    group.add_argument("--adapter", metavar="LABEL", help="write an adapter of this name, letters and digits")
-    group.add_argument("--base", metavar="NAME|FILE", help="encoder it shall belong to (default: the source's own)")
-    group.add_argument("--task", choices=("classification", "regression"), help="default: what the source says")
-    group.add_argument("--target", help="what is predicted (default: what the source says)")
-    group.add_argument("--labels", type=lambda text: tuple(text.split(",")), help="A,B,...: classes in their order")
-    group.add_argument("--unit", help="of a regression's value")
-    group.add_argument("--value-mean", type=float, metavar="M", help="of the training cohort, in that unit")
-    group.add_argument("--value-std", type=float, metavar="S", help="likewise")
+    p.add_argument("--no-decoder", action="store_true", help="leave out the decoder of a pre-training checkpoint")
+    group = p.add_argument_group("convert to an adapter instead of a model")
+    group.add_argument("--adapter", metavar="LABEL", help="name of the adapter: letters and digits")
+    group.add_argument("--base", metavar="NAME|FILE", help="encoder of the adapter (default: that of the source)")
+    group.add_argument("--task", choices=("classification", "regression"), help="task (default: from the source)")
+    group.add_argument("--target", help="predicted variable (default: from the source)")
+    group.add_argument("--labels", type=lambda text: tuple(text.split(",")), help="class labels in order: A,B,...")
+    group.add_argument("--unit", help="unit of the predicted value (regression)")
+    group.add_argument("--value-mean", type=float, metavar="M", help="mean of the target in the training cohort")
+    group.add_argument(
+        "--value-std", type=float, metavar="S", help="standard deviation of the target in the training cohort"
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     arguments = parser().parse_args(argv)
     try:
         COMMANDS[arguments.command](arguments)
@@ -57,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"neurostorm-models: error: {error.message}\n  {error.hint}".rstrip(), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("neurostorm-models: interrupted; fetching goes on from here next time.", file=sys.stderr)
+        print("neurostorm-models: interrupted; repeat the command to resume the download.", file=sys.stderr)
         return 130
     return EXIT_OK
 
@@ -101,7 +109,7 @@ def _verify(arguments: argparse.Namespace) -> None:
         sha256 = verify(entry)
         if entry.name in catalog("models"):
             read_checkpoint(entry.path)
-        print(f"{entry.name}: {entry.path} is whole, sha256 {sha256}")
+        print(f"{entry.name}: {entry.path} is intact, sha256 {sha256}")
 
 
 def _card(arguments: argparse.Namespace) -> None:
@@ -113,7 +121,7 @@ def _card(arguments: argparse.Namespace) -> None:
     adapter = _adapter_entry(arguments.name)
     entry = adapter or _entry(arguments.name)
     if entry.own:
-        weights_path(entry)  # of a file that is not there nothing can be told
+        weights_path(entry)  # raises if the file is missing
     if arguments.json:
         facts = _adapter_json(adapter) if adapter else _model_json(entry)
         text = json.dumps(facts, indent=1, default=str) + "\n"
@@ -125,11 +133,11 @@ def _card(arguments: argparse.Namespace) -> None:
     else:
         print(text, end="")
     if not entry.path.is_file():
-        print(f"{entry.name} is not on this machine: only what the catalog knows is told.", file=sys.stderr)
+        print(f"{entry.name} is not on this machine: the card holds catalog entries only.", file=sys.stderr)
 
 
 def _adapter_entry(name: str) -> Entry | None:
-    """An adapter of the catalog, or a file that is one; None for anything else."""
+    """Find an adapter by name or file; None if it is something else."""
     from bids_app.adapters.file import ADAPTER_FORMAT
     from bids_app.catalog.models import find_adapter
     from bids_app.model.checkpoint import file_format
@@ -141,7 +149,7 @@ def _adapter_entry(name: str) -> Entry | None:
 
 
 def _adapter_json(entry: Entry) -> dict[str, Any]:
-    """All that an adapter's file holds beside its tensors."""
+    """Return the metadata of an adapter file."""
     from bids_app.adapters.file import load_adapter
     from bids_app.catalog.models import weights_path
 
@@ -185,7 +193,9 @@ def _convert(arguments: argparse.Namespace) -> None:
     entry = _entry(arguments.source)
     source = weights_path(entry)
     if arguments.output.suffix != ".safetensors":
-        raise UsageError(f"{arguments.output}: is no name for safetensors.", "Give one that ends in .safetensors.")
+        raise UsageError(
+            f"{arguments.output}: the output is not a .safetensors file.", "Use a name that ends in .safetensors."
+        )
     if arguments.adapter:
         _convert_to_adapter(arguments, entry, source)
     else:
@@ -198,7 +208,7 @@ def _convert_to_model(arguments: argparse.Namespace, entry: Entry, source: Path)
     from bids_app.model.checkpoint import read_checkpoint, save_encoder
 
     checkpoint = read_checkpoint(source)
-    model = Model(checkpoint)  # strict: what does not fit is named now
+    model = Model(checkpoint)  # strict: raises if weights are missing or do not fit
     info = {"source": entry.name, "licence": entry.licence, "hyper_parameters": checkpoint.info}
     save_encoder(
         arguments.output,
@@ -226,14 +236,14 @@ def _convert_to_adapter(arguments: argparse.Namespace, entry: Entry, source: Pat
 
 
 def _entry(name: str) -> Entry:
-    """A model, by name or by file, whatever the file's name ends in."""
+    """Find a model by name or by file with any extension."""
     if Path(name).is_file() and name not in catalog("models"):
-        return Entry(Path(name).stem, "a file of your own", str(Path(name).absolute()), own=True)
+        return Entry(Path(name).stem, "local file", str(Path(name).absolute()), own=True)
     return find_model(name)
 
 
 def _named(name: str) -> Entry:
-    """A model or an adapter of the catalog."""
+    """Find a model or an adapter of the catalog."""
     return catalog("adapters").get(name) or find_model(name)
 
 

@@ -1,6 +1,6 @@
-"""The command ``neurostorm``: arguments in, `Settings` out, and the exit code at the end.
+"""Command ``neurostorm``: parses the arguments, runs the analysis level and returns the exit code.
 
-Nothing heavy is imported before the arguments are parsed, so that ``--help`` and ``--version`` answer at once.
+Heavy packages are imported after the arguments are parsed, so that ``--help`` and ``--version`` stay fast.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from bids_app.settings import CACHES, GROUP, GROUPS, Option, Settings, settings_
 LOGGER = logging.getLogger("bids_app")
 
 CACHES_OF_LIBRARIES = ("MPLCONFIGDIR", "NIPYPE_CONFIG_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-"""Where libraries would write into HOME; a user's own setting stays."""
+"""Environment variables of folders that libraries would otherwise put in HOME; existing values are kept."""
 
-DISK_TROUBLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
-"""What the system says of a disk, wherever it is met, is no defect of ours."""
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+"""Error numbers of disk problems, which are not bugs of this program."""
 
 EPILOG = f"""exit codes: {"; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())}.
 NeuroSTORM is a research tool, not a medical device."""
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The argument parser, made from the options of the settings."""
+    """Make the argument parser from the options of the settings."""
     parser = Parser(
         prog="neurostorm",
         description=DESCRIPTION,
@@ -58,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     for option in options:
         if option.is_positional:
             add_option(parser, option)
-    add_answers(parser)
+    add_exit_options(parser)
     for heading in GROUPS:
         group = parser.add_argument_group(heading)
         for option in options:
@@ -67,29 +67,29 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def add_answers(parser: argparse.ArgumentParser) -> None:
-    """Add the options that answer and exit."""
+def add_exit_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that print something and exit."""
 
     def add(name: str, action: type[argparse.Action], text: str, **options: Any) -> None:
         parser.add_argument(*spellings([name]), action=action, help=f"{text}, and exit", **options)
 
     parser.add_argument("--version", action="version", version=f"neurostorm {__version__}")
-    add("--list-models", ListModels, "list the models and adapters that can be named")
+    add("--list-models", ListModels, "list the available models and adapters")
     add(
         "--self-test",
         SelfTest,
-        "check within seconds that this installation computes what it should, on the GPU too",
+        "check in a few seconds that this installation computes correct numbers, on CPU and GPU",
     )
     add(
         "--bids-exec-spec",
         PrintDescriptor,
-        "print the Boutiques descriptor, for the CPU image or for cuda",
+        "print the Boutiques descriptor of the cpu or cuda image",
         choices=VARIANTS,
     )
 
 
 def add_option(group: Any, option: Option) -> None:
-    """Add an option to a parser, or to a group of it."""
+    """Add an option to a parser or an argument group."""
     shown: dict[str, Any] = {"help": option.text.replace("%", "%%")}
     if option.flag:
         shown["action"] = "store_true"
@@ -102,12 +102,12 @@ def add_option(group: Any, option: Option) -> None:
 
 
 def spellings(names: Sequence[str]) -> list[str]:
-    """Names of an option, and each with underscores instead of dashes."""
+    """Return the names of an option, with dashes and with underscores."""
     return list(dict.fromkeys([*names, *("--" + n[2:].replace("-", "_") for n in names if n.startswith("--"))]))
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that names an option by one spelling when its value is refused."""
+    """Argument parser whose errors name an option by one spelling."""
 
     def error(self, message: str) -> NoReturn:
         match = re.fullmatch(r"argument (\S+): (.*)", message, re.DOTALL)
@@ -117,14 +117,14 @@ class Parser(argparse.ArgumentParser):
         super().error(message)
 
 
-class AnswerAndExit(argparse.Action):
-    """Base of the options that answer and exit, as ``--version`` does, without the positional arguments."""
+class PrintAndExit(argparse.Action):
+    """Base of options such as ``--version`` that need no positional arguments."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, nargs: int | str = 0, **options: Any) -> None:
         super().__init__(option_strings, dest, nargs=nargs, **options)
 
 
-class ListModels(AnswerAndExit):
+class ListModels(PrintAndExit):
     """Print the catalog."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
@@ -134,8 +134,8 @@ class ListModels(AnswerAndExit):
         parser.exit()
 
 
-class SelfTest(AnswerAndExit):
-    """Check the installation."""
+class SelfTest(PrintAndExit):
+    """Run the self-test."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
         from bids_app.cli.selftest import run_self_test
@@ -144,7 +144,7 @@ class SelfTest(AnswerAndExit):
         parser.exit()
 
 
-class PrintDescriptor(AnswerAndExit):
+class PrintDescriptor(PrintAndExit):
     """Print the Boutiques descriptor of the command."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **options: Any) -> None:
@@ -162,14 +162,14 @@ class PrintDescriptor(AnswerAndExit):
 
 
 def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
-    """Arguments to settings; what the command line gives wins over a ``--config-file``.
+    """Parse arguments to settings; the command line takes precedence over ``--config-file``.
 
     Raises
     ------
     UsageError, AnalysisLevelError
-        Options that are impossible or exclude each other, or an unknown level.
+        Invalid or conflicting options, or an unknown analysis level.
     SystemExit
-        As argparse does, for unknown options and after ``--help``.
+        Unknown options, and after ``--help``.
     """
     given = vars(build_parser().parse_args(arguments))
     file = read_config_file(Path(given[CONFIG_FILE.key])) if CONFIG_FILE.key in given else {}
@@ -177,7 +177,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
 
 
 def set_up_logging(verbosity: int) -> None:
-    """Our own messages on stderr; those of the libraries only when asked for."""
+    """Log to stderr; show messages of libraries only with ``-vv``."""
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING, stream=sys.stderr)
     LOGGER.setLevel(logging.DEBUG if verbosity > 1 else logging.INFO)
     if verbosity < 2:
@@ -187,7 +187,7 @@ def set_up_logging(verbosity: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the app; the returned number is the exit code."""
+    """Run the app and return its exit code."""
     try:
         settings = parse_settings(arguments)
         raise_when_terminated()
@@ -205,17 +205,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"  {error.hint}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("neurostorm: interrupted. What is done is kept: the same command goes on from there.", file=sys.stderr)
+        print("neurostorm: interrupted. Finished steps are kept: repeat the command to resume.", file=sys.stderr)
         return EXIT_INTERRUPTED
     except Terminated:
-        print("neurostorm: terminated. What is done is kept: the same command goes on from there.", file=sys.stderr)
+        print("neurostorm: terminated. Finished steps are kept: repeat the command to resume.", file=sys.stderr)
         return EXIT_TERMINATED
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in DISK_TROUBLE:
+        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             print(f"neurostorm: error: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
-            print("  Check the disk, its quota and its mount. What is done is kept.", file=sys.stderr)
+            print(
+                "  Check the disk, its quota and its mount, then repeat the command: finished steps are kept.",
+                file=sys.stderr,
+            )
             return InputOutputError.exit_code
-        LOGGER.exception("neurostorm: a defect of the program; please report it with the lines below.")
+        LOGGER.exception("neurostorm: internal error. Please report it with this traceback:")
         return EXIT_SOFTWARE
 
 
@@ -235,7 +238,7 @@ def raise_when_terminated() -> None:
 
 
 def prepare_environment(settings: Settings) -> None:
-    """Set what libraries read when they are imported: threads, no telemetry, no writing to HOME."""
+    """Set the environment of imported libraries: threads, no telemetry, caches outside HOME."""
     threads = str(settings.resources.omp_threads)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
         os.environ[name] = threads

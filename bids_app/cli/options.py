@@ -1,4 +1,4 @@
-"""All options of ``neurostorm``: those of the settings, and the few that are about the command line itself."""
+"""All options of ``neurostorm``: those of the settings and those of the command line only."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from collections.abc import Iterator
 from bids_app.settings import Option, Settings, options_of
 from bids_app.settings.sections import ACTIONS
 
-DESCRIPTION = "A foundation model for functional MRI: raw BIDS in; embeddings, predictions and reports out."
+DESCRIPTION = (
+    "Apply a foundation model for functional MRI to a BIDS dataset: preprocessing, embeddings, predictions and reports."
+)
 
 CONFIG_FILE = Option(
     ("--config-file",),
     group=ACTIONS,
     metavar="FILE",
-    help="TOML with options, such as a run's neurostorm.toml; the command line wins",
+    help="TOML file with options, such as the neurostorm.toml of a run; the command line takes precedence",
     everyday=True,
 )
-NOTRACK = Option(("--notrack",), group=ACTIONS, flag=True, help="accepted for compatibility: there is no tracking")
+NOTRACK = Option(("--notrack",), group=ACTIONS, flag=True, help="accepted for compatibility; there is no tracking")
 
 
 def all_options() -> Iterator[Option]:
-    """Every option and positional argument, those of the settings first."""
+    """Iterate over all options and positional arguments, those of the settings first."""
     yield from options_of(Settings)
     yield CONFIG_FILE
     yield NOTRACK

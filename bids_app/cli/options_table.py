@@ -1,4 +1,4 @@
-"""README's table of options, written by ``python -m bids_app.cli.options_table README.md`` (``make options``)."""
+"""Table of options in README.md, written by ``python -m bids_app.cli.options_table README.md`` (``make options``)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ END = "<!-- end of options -->"
 
 
 def options_table() -> str:
-    """The options of every day as a Markdown table."""
+    """Format the everyday options as a Markdown table."""
     by_group = ([each for each in all_options() if each.group == heading and each.everyday] for heading in GROUPS)
     rows = [f"| {usage(option)} | {option.text.replace('|', chr(92) + '|')} |" for option in chain(*by_group)]
     return "\n".join(["| option | meaning |", "| --- | --- |", *rows])
 
 
 def usage(option: Option) -> str:
-    """How an option is written: ``-t/--task-id TASK…``."""
+    """Format an option with its value: ``-t/--task-id TASK…``."""
     names = [name for name in option.names if not name.startswith("--")] + [option.long_name]
     value = option.metavar or ("|".join(option.choices) or option.key.upper())
     takes = "" if option.flag or option.counted else f" {value}{'…' if option.many else ''}"
     return f"`{'/'.join(names)}{takes}`".replace("|", "\\|")
 
 
-def with_table(text: str) -> str:
-    """A Markdown text with what stands between `BEGIN` and `END` replaced by the table."""
+def replace_table(text: str) -> str:
+    """Replace the text between `BEGIN` and `END` with the table."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{options_table()}\n{END}{after}"
@@ -37,4 +37,4 @@ def with_table(text: str) -> str:
 
 if __name__ == "__main__":
     file = Path(sys.argv[1])
-    file.write_text(with_table(file.read_text(encoding="utf-8")), encoding="utf-8")
+    file.write_text(replace_table(file.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""``neurostorm-phantom``: arguments in, a dataset out."""
+"""Command ``neurostorm-phantom``: simulates a BIDS dataset."""
 
 from __future__ import annotations
 
@@ -12,31 +12,35 @@ from bids_app.settings import default_cpus
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command's arguments."""
+    """Make the argument parser."""
     p = argparse.ArgumentParser(
         prog="neurostorm-phantom",
-        description="Simulate a BIDS dataset of heads at rest, tapping fingers or looking at a checkerboard, "
-        "with the truth in derivatives/truth.",
+        description="Simulate a BIDS dataset of resting-state, finger-tapping and checkerboard runs, "
+        "with the ground truth in derivatives/truth.",
     )
     p.add_argument("out_dir", type=Path, metavar="OUT", help="new folder for the dataset")
-    p.add_argument("--participants", type=int, default=2, metavar="N", help="participants (default: 2)")
+    p.add_argument("--participants", type=int, default=2, metavar="N", help="number of participants (default: 2)")
     p.add_argument("--seed", type=int, default=1, metavar="S", help="the same seed gives the same bytes (default: 1)")
-    p.add_argument("--sessions", type=int, default=1, metavar="N", help="sessions a participant (default: 1, unnamed)")
-    p.add_argument("--runs", type=int, default=1, metavar="N", help="runs of each state (default: 1, unnamed)")
+    p.add_argument(
+        "--sessions", type=int, default=1, metavar="N", help="sessions per participant (default: 1, unnamed)"
+    )
+    p.add_argument("--runs", type=int, default=1, metavar="N", help="runs per state (default: 1, unnamed)")
     p.add_argument("--states", nargs="+", metavar="STATE", help="rest, lefthand, righthand, visual (default: all)")
-    p.add_argument("--volumes", type=int, metavar="N", help="volumes a run (default: about 100 s, 60 to 120)")
+    p.add_argument("--volumes", type=int, metavar="N", help="volumes per run (default: about 100 s, 60 to 120 volumes)")
     p.add_argument("--no-t1w", "--no_t1w", action="store_true", help="write no T1w images")
     p.add_argument("--size", choices=("full", "small"), default="full", help="small: coarse and short, for quick tests")
-    p.add_argument("--distortion", type=float, metavar="MM", help="largest displacement of the EPIs (default: 0, or 8)")
-    p.add_argument("--fieldmaps", choices=("pepolar", "phasediff"), help="write scans that tell the distortion")
-    p.add_argument("--nprocs", type=int, default=default_cpus(), metavar="N", help="scans simulated at once")
+    p.add_argument(
+        "--distortion", type=float, metavar="MM", help="maximum EPI distortion (default: 0, with fieldmaps 8)"
+    )
+    p.add_argument("--fieldmaps", choices=("pepolar", "phasediff"), help="also write fieldmap scans of this type")
+    p.add_argument("--nprocs", type=int, default=default_cpus(), metavar="N", help="scans to simulate in parallel")
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit code."""
+    """Run the command and return its exit code."""
     arguments = parser().parse_args(argv)
-    from bids_app.phantom.activity import STATES  # imported late, so that --help answers at once
+    from bids_app.phantom.activity import STATES  # imported late to keep --help fast
     from bids_app.phantom.dataset import DatasetPlan, write_dataset
 
     try:

@@ -1,8 +1,8 @@
-"""``--self-test``: whether this installation computes what it should, within some seconds and without any data.
+"""Self-test (``--self-test``): checks the numbers of this installation in a few seconds, without any data.
 
-A series is made in code, embedded by the demonstration model under both normalisations, and compared with golden
-values that the plain PyTorch backend gave (``data/selftest.json``; ``python -m bids_app.cli.selftest`` writes them
-when that model changes). Where there is a GPU, it is compared with the CPU as well.
+A synthetic series is embedded by the demonstration model under both normalisations and compared with reference values
+of the plain PyTorch backend (``data/selftest.json``; ``python -m bids_app.cli.selftest`` writes them when that model
+changes). A GPU is also compared with the CPU.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from bids_app.settings import default_cpus
 GOLDEN = PACKAGE_DATA / "selftest.json"
 MODEL = "demo"
 TOLERANCE = 1e-4
-"""Largest difference of an embedding's entry, whose size is up to 15, or of a probability."""
+"""Maximum difference of an embedding feature (range up to 15) or of a probability."""
 
-Answers = dict[str, np.ndarray]
+Outputs = dict[str, np.ndarray]
 """Embeddings (C,) by normalisation, and under ``prediction`` the adapter's probabilities (n_labels,)."""
 
 
 def run_self_test(say: Callable[[str], None] = print) -> None:
-    """Check everything that can be checked without data, and say what was found.
+    """Check the installation and report the results.
 
     Parameters
     ----------
     say : callable
-        Takes each line.
+        Prints a line.
 
     Raises
     ------
     SelfTestError
-        The numbers are not those of the golden file, or those of two devices differ.
+        The numbers differ from the reference values, or between two devices.
     NoInputError, CannotCreateError
-        Something that every run needs is missing.
+        A requirement of every run is missing.
     """
     import torch
 
@@ -52,31 +52,31 @@ def run_self_test(say: Callable[[str], None] = print) -> None:
 
     torch.set_num_threads(default_cpus())
     say(f"neurostorm {__version__}, Python {sys.version.split()[0]}, torch {torch.__version__}")
-    for line in surroundings():
+    for line in environment_lines():
         say(line)
     golden = read_golden()
-    series = made_series()
-    answers = {device: answers_on(device, series) for device in devices()}
-    for device, found in answers.items():
-        difference = largest_difference(found, golden)
-        say(f"{device}: scanned by {backend_in_use(device)}, differs from the golden values by {difference:.1e}")
-        check(difference, f"On {device} the demonstration model gives other numbers than it should")
-    for device in list(answers)[1:]:
-        difference = largest_difference(answers[device], answers["cpu"])
-        say(f"cpu and {device} differ by {difference:.1e}")
-        check(difference, f"cpu and {device} give different numbers")
+    series = synthetic_series()
+    outputs = {device: outputs_on(device, series) for device in devices()}
+    for device, found in outputs.items():
+        difference = max_difference(found, golden)
+        say(f"{device}: {backend_in_use(device)} backend, maximum difference from the reference {difference:.1e}")
+        check(difference, f"{device}: the output of the demonstration model is wrong")
+    for device in list(outputs)[1:]:
+        difference = max_difference(outputs[device], outputs["cpu"])
+        say(f"maximum difference between cpu and {device} {difference:.1e}")
+        check(difference, f"cpu and {device}: the outputs differ")
     say("self-test passed")
 
 
 def devices() -> list[str]:
-    """The CPU, and a GPU where there is one."""
+    """Return the CPU and, if available, the GPU."""
     import torch
 
     return ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 
 
-def surroundings() -> Iterator[str]:
-    """What is at hand for a run; nothing here fails but what no run can do without."""
+def environment_lines() -> Iterator[str]:
+    """Describe the requirements of a run; raises only if one that every run needs is missing."""
     from bids_app.catalog import templates
 
     name = templates.load_template().name
@@ -90,8 +90,8 @@ def surroundings() -> Iterator[str]:
         yield f"scratch: no temporary folder can be written ({error}); set NEUROSTORM_SCRATCH or give --work-dir"
 
 
-def made_series() -> GridSeries:
-    """One clip of an ellipsoid whose voxels oscillate, slower in front than behind; the same on every machine."""
+def synthetic_series() -> GridSeries:
+    """Make one clip of an oscillating ellipsoid, slower in front than behind; the same on every machine."""
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, size) for size in MODEL_GRID_SHAPE), indexing="ij")
     mask = (x / 0.75) ** 2 + (y / 0.9) ** 2 + (z / 0.8) ** 2 < 1
     x, y, z = x[mask], y[mask], z[mask]
@@ -101,8 +101,8 @@ def made_series() -> GridSeries:
     return GridSeries(values.astype(np.float32), mask, MODEL_TR)
 
 
-def answers_on(device: str, series: GridSeries) -> Answers:
-    """What the demonstration model makes of a series of one clip, on a device."""
+def outputs_on(device: str, series: GridSeries) -> Outputs:
+    """Apply the demonstration model to a series of one clip."""
     from bids_app.adapters.file import AdaptedModel, load_adapter
     from bids_app.adapters.predict import encode_run
     from bids_app.model.api import load_model
@@ -114,51 +114,51 @@ def answers_on(device: str, series: GridSeries) -> Answers:
     return {name: values[0] for name, values in embeddings.values.items()} | {"prediction": prediction.values}
 
 
-def largest_difference(found: Answers, expected: Answers) -> float:
-    """Over all entries; NaN where one is NaN."""
+def max_difference(found: Outputs, expected: Outputs) -> float:
+    """Return the maximum absolute difference over all entries; NaN if one is NaN."""
     return float(np.max([np.abs(found[name] - values).max() for name, values in expected.items()]))
 
 
 def check(difference: float, message: str) -> None:
-    """Raise unless a difference is within the tolerance; NaN is not."""
+    """Raise if a difference exceeds the tolerance or is NaN."""
     if not difference <= TOLERANCE:
         raise SelfTestError(
-            f"{message}: {difference:.1e} is more than {TOLERANCE:g}.",
-            "Install the versions of requirements/constraints.txt; NEUROSTORM_SCAN=reference avoids our own kernels.",
+            f"{message}: difference {difference:.1e}, tolerance {TOLERANCE:g}.",
+            "Install the versions in requirements/constraints.txt, or set NEUROSTORM_SCAN=reference (plain PyTorch).",
         )
 
 
-def read_golden() -> Answers:
-    """The golden values.
+def read_golden() -> Outputs:
+    """Read the reference values.
 
     Raises
     ------
     SelfTestError
-        They were made with another model than the one that is installed.
+        They belong to another version of the demonstration model.
     """
     content = json.loads(GOLDEN.read_text(encoding="utf-8"))
     if content["model_sha256"] != model_sha256():
         raise SelfTestError(
-            "The demonstration model is not the one that the golden values were made with.",
-            "Install the package again; who changed the model writes them with 'python -m bids_app.cli.selftest'.",
+            "data/selftest.json: the reference values belong to another version of the demonstration model.",
+            "Reinstall the package; after a change of the model, run 'python -m bids_app.cli.selftest'.",
         )
     return {name: np.array(values) for name, values in content["answers"].items()}
 
 
 def model_sha256() -> str:
-    """Of the installed demonstration model's file."""
+    """Hash the file of the installed demonstration model."""
     from bids_app.catalog.fetch import file_sha256
 
     return file_sha256(weights_path(find_model(MODEL)))
 
 
 def write_golden(path: Path = GOLDEN) -> None:
-    """Write the golden values, computed on the CPU by the plain PyTorch backend."""
+    """Compute the reference values on the CPU with the plain PyTorch backend and write them."""
     from bids_app.model.scan import ENVIRONMENT_VARIABLE
 
     os.environ[ENVIRONMENT_VARIABLE] = "reference"
     answers = {
-        name: values.astype(float).round(6).tolist() for name, values in answers_on("cpu", made_series()).items()
+        name: values.astype(float).round(6).tolist() for name, values in outputs_on("cpu", synthetic_series()).items()
     }
     path.write_text(json.dumps({"model_sha256": model_sha256(), "answers": answers}, indent=1) + "\n")
 

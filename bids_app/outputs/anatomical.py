@@ -1,4 +1,4 @@
-"""What is written of a T1w image: the image itself, its mask, transforms and figures."""
+"""Outputs of a T1w image: preprocessed image, brain mask, transforms and figures."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from bids_app.preprocess.anatomical import Anatomy
 from bids_app.preprocess.io.headers import load_nifti
 
 BRAIN = "Brain"
-"""What masks are of."""
+"""Type of the masks, as in their sidecars."""
 
 
 def anatomy_outputs(anatomy: Anatomy, datasets: Mapping[str, Path], out_dir: Path) -> Path:
-    """Lay out what was made of a T1w image: at its own resolution, with mask, transforms and figures."""
+    """Write the outputs of a T1w image at its original resolution; return the folder of the tree."""
     from bids_app.reports.figures.brains import plot_flicker, plot_outlines
 
     found = split_name(anatomy.source.name)[0]
@@ -31,18 +31,18 @@ def anatomy_outputs(anatomy: Anatomy, datasets: Mapping[str, Path], out_dir: Pat
 
     t1w = names.path("T1w", ".nii.gz", "anat", desc="preproc")
     corrected = image.get_fdata(dtype=np.float32).reshape(shape)
-    corrected /= on_grid(anatomy.bias, shape, affine)
+    corrected /= resample_linearly(anatomy.bias, shape, affine)
     save_int16(t1w, corrected, affine)
     names.sidecar(t1w, T1wSidecar(skull_stripped=anatomy.stripped, description=describe_t1w(anatomy)))
 
-    mask = on_grid(anatomy.mask, shape, affine, outside="constant") > 0.5
+    mask = resample_linearly(anatomy.mask, shape, affine, outside="constant") > 0.5
     path = names.path("mask", ".nii.gz", "anat", desc="brain")
     nib.Nifti1Image(mask.astype(np.uint8), affine).to_filename(path)
     names.sidecar(path, MaskSidecar(kind=BRAIN, raw_sources=names.sources))
 
-    there, back = {"from_": "T1w", "to": anatomy.template}, {"from_": anatomy.template, "to": "T1w"}
-    copy_file(anatomy.to_template, names.path("xfm", anatomy.to_template.suffix, "anat", **there, mode="image"))
-    copy_file(anatomy.from_template, names.path("xfm", anatomy.from_template.suffix, "anat", **back, mode="image"))
+    forward, inverse = {"from_": "T1w", "to": anatomy.template}, {"from_": anatomy.template, "to": "T1w"}
+    copy_file(anatomy.to_template, names.path("xfm", anatomy.to_template.suffix, "anat", **forward, mode="image"))
+    copy_file(anatomy.from_template, names.path("xfm", anatomy.from_template.suffix, "anat", **inverse, mode="image"))
 
     plot_outlines(
         anatomy.image,
@@ -63,14 +63,14 @@ def anatomy_outputs(anatomy: Anatomy, datasets: Mapping[str, Path], out_dir: Pat
 
 
 def describe_t1w(anatomy: Anatomy) -> str:
-    """What was done to the T1w image that is written, in words."""
+    """Describe the processing of the T1w image."""
     if anatomy.merged:
-        return f"Mean of {len(anatomy.used)} images, aligned with each other; without its bias field (N4)"
-    return "Without its bias field (N4)"
+        return f"Mean of {len(anatomy.used)} aligned images, corrected for the bias field (N4)"
+    return "Corrected for the bias field (N4)"
 
 
-def on_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, outside: str = "nearest") -> np.ndarray:
-    """A 3D image on another grid of its space, linearly, in float32; (X, Y, Z)."""
+def resample_linearly(path: Path, shape: tuple[int, ...], affine: np.ndarray, outside: str = "nearest") -> np.ndarray:
+    """Resample a 3D image linearly to another grid in the same space; float32 (X, Y, Z)."""
     from scipy.ndimage import affine_transform
 
     image = load_nifti(path)
@@ -80,7 +80,7 @@ def on_grid(path: Path, shape: tuple[int, ...], affine: np.ndarray, outside: str
 
 
 def template_images(name: str, out_dir: Path) -> tuple[Path, Path]:
-    """A template and its brain mask as files, for figures."""
+    """Write a template and its brain mask for figures; return both paths."""
     from bids_app.catalog.templates import load_template
 
     template = load_template(name)
@@ -91,7 +91,7 @@ def template_images(name: str, out_dir: Path) -> tuple[Path, Path]:
 
 
 def save_int16(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
-    """Save an image in 16 bits with a scale, which loses nothing that a scanner measured."""
+    """Save an image as scaled int16, which is sufficient for the precision of MRI data."""
     image = nib.Nifti1Image(data, affine)
     image.header.set_data_dtype(np.int16)
     image.to_filename(path)

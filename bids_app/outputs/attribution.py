@@ -1,4 +1,4 @@
-"""Attribution as files: a table of regions, a map in the model's space, and a figure of it."""
+"""Outputs of the attribution: a table of regions, a map in the model space, and a figure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def attribution_outputs(
     datasets: Mapping[str, Path],
     out_dir: Path,
 ) -> Path:
-    """Lay out a table of regions, a map in the model's space, and a figure of it, for each answer."""
+    """Write table, map and figure of each prediction; return the folder of the tree."""
     from bids_app.reports.figures.glass_brain import plot_glass_brain
 
     names = name_run(out_dir / "tree", entities, datasets, [preprocessed.source])
@@ -49,7 +49,7 @@ def attribution_outputs(
 
 
 def describe_attribution(found: Attribution, atlas: Atlas, facts: ModelFacts) -> AttributionSidecar:
-    """What a table, or map, of attributions is."""
+    """Make the sidecar of an attribution table or map."""
     return AttributionSidecar(
         model=facts.model,
         weights_sha256=facts.weights_sha256,
@@ -65,14 +65,14 @@ def describe_attribution(found: Attribution, atlas: Atlas, facts: ModelFacts) ->
         regions_without_token=int((found.n_tokens == 0).sum()),
         columns={
             "attribution": {
-                "Description": "Fall of the answer when the region is held still (occlusion), what its voxels add to "
-                "the answer (gradients), or how badly it is guessed from the rest (reconstruction); the mean over "
-                "clips",
+                "Description": "Decrease of the prediction when the region is replaced by its mean (occlusion), "
+                "contribution of its voxels to the prediction (gradients), or reconstruction error from the rest of "
+                "the brain (reconstruction); mean over clips",
                 "Units": found.measure,
             },
             "std": {"Description": "Standard deviation over clips", "Units": found.measure},
             "voxels": {"Description": "Voxels of 2 mm with signal"},
-            "tokens": {"Description": "Tokens that belong to the region more than to another; at 0 it is not resolved"},
+            "tokens": {"Description": "Tokens assigned to the region; 0: the region is too small to be resolved"},
         },
-        disclaimer="What this model reads, not what a region does; not a finding about a person.",
+        disclaimer="Shows what the model depends on, not the function of a region; not a finding about a person.",
     )

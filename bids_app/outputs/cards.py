@@ -1,4 +1,4 @@
-"""Facts for the cards of encoders and adapters: from the catalog, and from their files as far as these are here."""
+"""Facts for the cards of encoders and adapters, from the catalog and from their files if present."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from bids_app.outputs.schema import AdapterFacts
 
 
 def describe_adapter(card: AdapterCard) -> AdapterFacts:
-    """What sidecars and cards say of an adapter."""
+    """Return the facts about an adapter for sidecars and cards."""
     return AdapterFacts(
         name=card.name,
         task=card.task,
@@ -34,7 +34,7 @@ def describe_adapter(card: AdapterCard) -> AdapterFacts:
 
 
 def model_facts(entry: Entry) -> dict[str, Any]:
-    """Facts for the card of an encoder; those of its file where that is here."""
+    """Return the facts for the card of an encoder, including those of its file if present."""
     if not entry.path.is_file():
         return describe_model(entry)
     from bids_app.catalog.fetch import file_sha256
@@ -52,26 +52,26 @@ def model_facts(entry: Entry) -> dict[str, Any]:
 
 
 def adapter_facts(entry: Entry) -> dict[str, Any]:
-    """Facts for the card of an adapter; those of its file where that is here."""
+    """Return the facts for the card of an adapter, including those of its file if present."""
     known = {"Adapter": entry.name, "Description": entry.description, "License": entry.licence}
     if not entry.path.is_file():
         return known
     from bids_app.catalog.fetch import file_sha256
 
-    told = describe_adapter(load_adapter(entry.path).card).to_json()
-    return known | {key: value for key, value in told.items() if value or key not in known} | {
+    from_file = describe_adapter(load_adapter(entry.path).card).to_json()
+    return known | {key: value for key, value in from_file.items() if value or key not in known} | {
         "FileSHA256": file_sha256(entry.path)
     }  # fmt: skip
 
 
 def _describe_calibration(card: AdapterCard) -> dict[str, Any]:
-    """How and on what its answers were calibrated; empty where they were not."""
+    """Describe the calibration of an adapter; empty if it is not calibrated."""
     made = card.calibration
     if not made:
         return {}
     return {
         "Method": made.get("method", "none"),
         "Scans": made.get("n_scans", 0),
-        "Source": made.get("source") or "not told",
+        "Source": made.get("source") or "not stated",
         "Levels that are promised": [f"{100 * float(level):g} %" for level in made.get("limits", {})],
     }

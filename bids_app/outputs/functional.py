@@ -1,4 +1,4 @@
-"""What preprocessing made of a run, as files: confounds, masks, references, transforms, quality; and figures of it."""
+"""Outputs of preprocessing: confounds, masks, boldrefs, transforms, image quality metrics, and figures."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bids_app.bids.writer import copy_file, write_tsv
 from bids_app.clips import MODEL_GRID_AFFINE, ClipReader, GridSeries
 from bids_app.outputs.anatomical import BRAIN, template_images
 from bids_app.outputs.names import RunName, name_run
-from bids_app.outputs.predictions import draw_answers
+from bids_app.outputs.predictions import plot_model_outputs
 from bids_app.outputs.schema import (
     BoldrefSidecar,
     BoldSidecar,
@@ -33,11 +33,11 @@ from bids_app.reports.contents import quality_columns
 
 CARPET_VOXELS = 3000
 BOLDREFS = {
-    "hmc": "Median of the steadiest volumes after correction of head motion",
-    "coreg": "The same without distortion by uneven fields; what is aligned with the T1w image or template",
-    "mean": "Mean of the steady volumes of the series that was taken over",
+    "hmc": "Median of the volumes with the least motion, after head-motion correction",
+    "coreg": "Boldref after susceptibility distortion correction, for the registration to the T1w image or template",
+    "mean": "Mean of the steady-state volumes of the ingested series",
 }
-"""What reference images are, by their ``desc-`` label."""
+"""Descriptions of boldrefs by their ``desc-`` label."""
 RESOLUTION = "2 mm isotropic"
 TISSUES = ("grey matter", "white matter", "CSF")
 
@@ -52,7 +52,7 @@ def run_outputs(
     threads: int,
     out_dir: Path,
 ) -> Path:
-    """Lay out what preprocessing made of a run: confounds, masks, references, transforms, quality."""
+    """Write the outputs of preprocessing except figures; return the folder of the tree."""
     run = preprocessed
     t1w = run.anatomy.source if run.anatomy else None
     names = name_run(out_dir / "tree", entities, datasets, [run.source, t1w, *run.other_sources])
@@ -64,7 +64,7 @@ def run_outputs(
     names.sidecar(mask, MaskSidecar(kind=BRAIN, raw_sources=names.sources))
     boldref = copy_file(run.boldref, names.path("boldref", ".nii.gz", space=run.space, desc=boldref_kind(run)))
     names.sidecar(boldref, BoldrefSidecar(description=BOLDREFS[boldref_kind(run)]))
-    write_correction(names, run)
+    write_distortion_correction(names, run)
 
     if run.hmc_file:
         copy_file(run.hmc_file, names.path("xfm", ".txt", from_="orig", to="boldref", mode="image", desc="hmc"))
@@ -77,7 +77,7 @@ def run_outputs(
     for space in output_spaces:
         write_in_space(names, run, space, threads, out_dir)
 
-    quality = {**run.quality, "coverage": grid.coverage, **scan_figures(run)}
+    quality = {**run.quality, "coverage": grid.coverage, **scan_sizes(run)}
     table = names.path("metrics", ".tsv", desc="quality")
     write_tsv(table, {key: [value] for key, value in {"bids_name": f"{names.stem}_bold", **quality}.items()})
     sidecar = QualitySidecar(
@@ -94,14 +94,14 @@ def run_outputs(
 
 
 def boldref_kind(run: PreprocessedRun) -> str:
-    """The ``desc-`` label of a run's reference image."""
+    """Return the ``desc-`` label of the boldref of a run."""
     if run.sdc is not None:
         return "coreg"
     return "hmc" if run.space is None else "mean"
 
 
-def write_correction(names: RunName, run: PreprocessedRun) -> None:
-    """Write the reference image as it was measured, and the displacement that undoes its distortion."""
+def write_distortion_correction(names: RunName, run: PreprocessedRun) -> None:
+    """Write the uncorrected boldref and the displacement field of the distortion correction."""
     if run.sdc is None:
         return
     measured = copy_file(run.sdc.distorted, names.path("boldref", ".nii.gz", desc="hmc"))
@@ -116,17 +116,17 @@ def write_correction(names: RunName, run: PreprocessedRun) -> None:
     names.sidecar(field, sidecar)
 
 
-def scan_figures(run: PreprocessedRun) -> dict[str, float]:
-    """Size and resolution of a run under MRIQC's names: voxels and volumes, mm and s; axes as they are stored."""
+def scan_sizes(run: PreprocessedRun) -> dict[str, float]:
+    """Return size (voxels, volumes) and resolution (mm, s) of a run under the names of MRIQC; axes as stored."""
     header = load_nifti(run.boldref).header
-    figures = {"size_t": run.n_volumes, "dummy_trs": run.n_dummy, "spacing_tr": run.tr}
+    found = {"size_t": run.n_volumes, "dummy_trs": run.n_dummy, "spacing_tr": run.tr}
     for axis, size, spacing in zip("xyz", header.get_data_shape(), header.get_zooms(), strict=False):
-        figures |= {f"size_{axis}": int(size), f"spacing_{axis}": round(float(spacing), 4)}
-    return figures
+        found |= {f"size_{axis}": int(size), f"spacing_{axis}": round(float(spacing), 4)}
+    return found
 
 
 def write_in_space(names: RunName, run: PreprocessedRun, space: str, threads: int, out_dir: Path) -> None:
-    """Write the preprocessed series at 2 mm in a space, with its mask."""
+    """Write the preprocessed series and its mask at 2 mm in a standard space."""
     series, brain = resample_to_space(run, space, out_dir, threads)
     bold = names.path("bold", ".nii.gz", space=space, res="2", desc="preproc")
     series.rename(bold)
@@ -148,7 +148,7 @@ def write_in_space(names: RunName, run: PreprocessedRun, space: str, threads: in
 
 
 def describe_parameters(run: PreprocessedRun, threads: int) -> Parameters:
-    """What was done to a run, with which settings."""
+    """Return the processing parameters of a run."""
     found = Parameters(random_seed=run.seed, route=run.route, template=run.template, threads=threads)
     if run.origin is not None:
         return replace(
@@ -171,7 +171,7 @@ def describe_parameters(run: PreprocessedRun, threads: int) -> Parameters:
 
 
 def describe_correction(sdc: SdcField | None) -> DistortionCorrection | None:
-    """How distortion was undone; None where it stays."""
+    """Describe the distortion correction; None if there is none."""
     if sdc is None:
         return None
     files = tuple(path.name for path in sdc.sources)
@@ -187,17 +187,17 @@ def run_figures(
     fd_spike_mm: float,
     out_dir: Path,
 ) -> Path:
-    """Draw what the report shows of a run: alignments, mask, signal, the model's view, embeddings and predictions."""
+    """Plot the figures of the report: alignments, mask, carpet, model input, embeddings and predictions."""
     names = RunName(out_dir / "tree", entities, ())
-    draw_alignments(preprocessed, names, out_dir)
-    draw_carpet(preprocessed, names, fd_spike_mm)
-    draw_model_grid(grid, names)
-    draw_answers(encoded, names)
+    plot_alignments(preprocessed, names, out_dir)
+    plot_run_carpet(preprocessed, names, fd_spike_mm)
+    plot_model_input(grid, names)
+    plot_model_outputs(encoded, names)
     return names.tree
 
 
-def draw_alignments(run: PreprocessedRun, names: RunName, out_dir: Path) -> None:
-    """Draw the brain mask on the reference image, and the reference on T1w image and template."""
+def plot_alignments(run: PreprocessedRun, names: RunName, out_dir: Path) -> None:
+    """Plot the brain mask on the boldref, and the boldref on the T1w image and the template."""
     from bids_app.catalog.templates import stand_in_for
     from bids_app.reports.figures.brains import plot_flicker, plot_outlines
 
@@ -210,7 +210,7 @@ def draw_alignments(run: PreprocessedRun, names: RunName, out_dir: Path) -> None
             names.figure("sdc"),
             outline=run.brain_mask,
             names=("measured", "corrected"),
-            title=f"Distortion of {names.stem}",
+            title=f"Distortion correction of {names.stem}",
         )
     if run.anatomy and run.boldref_in_t1w:
         plot_flicker(
@@ -234,8 +234,8 @@ def draw_alignments(run: PreprocessedRun, names: RunName, out_dir: Path) -> None
         )
 
 
-def draw_carpet(run: PreprocessedRun, names: RunName, fd_spike_mm: float) -> None:
-    """Draw motion, and the signal of voxels spread over the brain, by tissue."""
+def plot_run_carpet(run: PreprocessedRun, names: RunName, fd_spike_mm: float) -> None:
+    """Plot motion and the carpet of brain voxels by tissue."""
     from bids_app.reports.figures.charts import plot_carpet
 
     if run.carpet is None or run.dseg is None:
@@ -255,8 +255,8 @@ def draw_carpet(run: PreprocessedRun, names: RunName, fd_spike_mm: float) -> Non
     )
 
 
-def draw_model_grid(grid: OnGrid, names: RunName) -> None:
-    """Draw what the encoder saw."""
+def plot_model_input(grid: OnGrid, names: RunName) -> None:
+    """Plot the input of the encoder."""
     from bids_app.reports.figures.model_grid import GridView, plot_model_grid
 
     series = GridSeries.open(grid.folder)

@@ -1,4 +1,4 @@
-"""Names of a run's outputs, and their sidecars."""
+"""Names and sidecars of the outputs of a run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from bids_app.outputs.schema import Sidecar
 
 @dataclass(frozen=True)
 class RunName:
-    """Names of one run's outputs, in a tree.
+    """Names of the outputs of a run in a folder tree.
 
     Attributes
     ----------
     tree : pathlib.Path
-        Root; stands for the output folder.
+        Root of the tree, with the layout of the output folder.
     entities : dict
-        Of the run.
+        Entities of the run.
     sources : tuple of str
-        BIDS URIs of what it was made from.
+        BIDS URIs of the sources.
     """
 
     tree: Path
@@ -30,22 +30,22 @@ class RunName:
     sources: tuple[str, ...]
 
     def path(self, suffix: str, extension: str, datatype: str = "func", **extra: str | None) -> Path:
-        """Where a file goes; its folder is made."""
+        """Return the path of an output; create its folder."""
         path = output_path(self.tree, self.entities, suffix, extension, datatype=datatype, **extra)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
 
     @property
     def stem(self) -> str:
-        """The run's name without suffix."""
+        """Name of the run without suffix."""
         return join_name(self.entities, "").removesuffix("_")
 
     def figure(self, desc: str) -> Path:
-        """Where a figure of the run goes."""
+        """Return the path of a figure."""
         return self.path("bold", ".svg", "figures", desc=desc)
 
     def sidecar(self, path: Path, content: Sidecar) -> None:
-        """Write the JSON beside a file, with the run's sources."""
+        """Write the sidecar of a file, with the sources."""
         name = path.name.removesuffix(".gz")
         written = replace(content, sources=self.sources)
         write_json(path.with_name(Path(name).stem + ".json"), written.to_json())
@@ -54,6 +54,6 @@ class RunName:
 def name_run(
     tree: Path, entities: Mapping[str, str], datasets: Mapping[str, Path], sources: Sequence[Path | None]
 ) -> RunName:
-    """Names of a run's outputs in ``tree``, made from files of the datasets that are read."""
+    """Make the names of the outputs of a run; ``sources`` are files of the datasets."""
     uris = [dataset_uri(path, datasets) for path in sources if path is not None]
     return RunName(tree, entities, tuple(uris))

@@ -1,4 +1,4 @@
-"""What the model made of a run, as files: tables of embeddings, predictions and vectors, and figures of them."""
+"""Outputs of the model: tables of embeddings, predictions and vectors, and their figures."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ from bids_app.preprocess.preprocessed import PreprocessedRun
 
 EMBEDDINGS_COLUMNS: dict[str, Any] = {
     "normalisation": {
-        "Description": "How the run was normalised before it was cut into clips",
+        "Description": "Normalisation of the run before it was cut into clips",
         "Levels": {
             "global": "One z-score over all voxels of the brain and all volumes",
             "voxel": "A z-score of each voxel over time",
         },
     },
     "clip": {"Description": "Number of the clip, or the mean over clips"},
-    "onset": {"Description": "Start of the clip in the run as it was scanned", "Units": "s"},
+    "onset": {"Description": "Start of the clip, relative to the first volume of the raw run", "Units": "s"},
     "duration": {"Description": "Length of the clip, or of all clips", "Units": "s"},
     "eNNNN": {"Description": "Features of the encoder, averaged over all tokens of a clip"},
 }
-"""What the columns of an embeddings table are."""
+"""Data dictionary of an embeddings table."""
 
 VERDICT_COLUMN = {
-    "Description": "Whether the run's answer can be trusted; the checks stand under Verdict",
+    "Description": "Verdict on the prediction of the run; the checks are listed under Verdict",
     "Levels": {
-        "pass": "Nothing speaks against it",
-        "warn": "It may be worse than the adapter's card promises",
-        "refuse": "It would mean nothing, and is withheld",
+        "pass": "All checks passed",
+        "warn": "The prediction may be less accurate than stated in the card of the adapter",
+        "refuse": "The prediction would not be valid and is withheld",
     },
 }
 
@@ -52,7 +52,7 @@ def model_outputs(
     datasets: Mapping[str, Path],
     out_dir: Path,
 ) -> Path:
-    """Lay out embeddings and predictions with their sidecars."""
+    """Write embeddings and predictions with their sidecars; return the folder of the tree."""
     names = name_run(out_dir / "tree", entities, datasets, [preprocessed.source])
     facts: dict[str, Any] = {
         **asdict(encoded.facts),
@@ -80,13 +80,13 @@ def model_outputs(
 
 
 def describe_prediction(prediction: Prediction, facts: Mapping[str, Any]) -> PredictionSidecar:
-    """What a predictions table means, and how far it can be trusted.
+    """Make the sidecar of a predictions table.
 
     Parameters
     ----------
     prediction : Prediction
     facts : mapping
-        Fields of the sidecar that all of a run's sidecars share.
+        Fields that are the same in all sidecars of the run.
     """
     return PredictionSidecar(
         **{**facts, "demonstration": prediction.card.demonstration},
@@ -99,17 +99,17 @@ def describe_prediction(prediction: Prediction, facts: Mapping[str, Any]) -> Pre
 
 
 def prediction_columns(prediction: Prediction) -> dict[str, Any]:
-    """What the columns of a predictions table are, as far as their names do not say it."""
+    """Make the data dictionary of a predictions table; self-explanatory columns are left out."""
     found: dict[str, Any] = {"verdict": VERDICT_COLUMN} if prediction.verdict else {}
     if prediction.interval is not None:
-        about = f"end of the interval that holds the true value of {LEVEL:.0%} of scans like those of the calibration"
+        about = f"limit of the interval that contains the true value in {LEVEL:.0%} of scans like the calibration scans"
         for name in ("lower", "upper"):
             found[name] = {"Description": f"{name.capitalize()} {about}", "Units": prediction.card.unit or "n/a"}
     return found
 
 
 def describe_verdict(found: verdicts.Verdict | None) -> Verdict | None:
-    """A verdict as sidecars hold it; values of checks have four decimals."""
+    """Convert a verdict for the sidecar; values of checks are rounded to four decimals."""
     if found is None:
         return None
     checks = (
@@ -125,8 +125,8 @@ def describe_verdict(found: verdicts.Verdict | None) -> Verdict | None:
     return Verdict(level=found.level, checks=tuple(checks), not_known=dict(found.unknown))
 
 
-def draw_answers(encoded: Encoded, names: RunName) -> None:
-    """Draw embeddings, and each adapter's predictions."""
+def plot_model_outputs(encoded: Encoded, names: RunName) -> None:
+    """Plot the embeddings and the predictions of each adapter."""
     from bids_app.reports.figures.charts import plot_embeddings, plot_predictions
 
     table = pd.DataFrame(encoded.embeddings.rows())

@@ -1,6 +1,6 @@
-"""The only step that writes to the output folder: trees of files are copied to it, each file whole or not at all.
+"""Copy of the outputs to the output folder; only this step writes there, and no file is ever incomplete.
 
-The trees are made in the scratch folder, so that they are cached with the steps.
+The outputs are first written to trees in the scratch folder, which are cached with the steps.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from bids_app.bids.writer import copy_file
 
 
 def publish(target: Path, out_dir: Path, **trees: Path | None) -> tuple[str, ...]:
-    """Copy trees into the output folder; files that are there with the same content are left alone.
+    """Copy trees to the output folder; existing files with the same content are kept.
 
     Returns
     -------
     tuple of str
-        The files, relative to the output folder.
+        Paths of the files, relative to the output folder.
     """
     files = []
     for tree in filter(None, trees.values()):
@@ -28,8 +28,8 @@ def publish(target: Path, out_dir: Path, **trees: Path | None) -> tuple[str, ...
     return tuple(files)
 
 
-def withdraw(target: Path, stem: str, adapter: str) -> list[Path]:
-    """Remove what an earlier time left of an answer that is withheld now: its figures and attributions."""
+def remove_withheld(target: Path, stem: str, adapter: str) -> list[Path]:
+    """Delete figures and attributions that an earlier run wrote for a prediction that is now withheld."""
     participant = target / stem.partition("_")[0]
     wanted = (
         f"{stem}_*desc-{adapter}{rest}.*"

@@ -1,5 +1,5 @@
-"""How sure an answer is, and what it rests on, as sidecars tell it: spread over clips, promised intervals and sets, the
-other view, the mean image alone, and the two halves of a run."""
+"""Reliability of a prediction for its sidecar: spread over clips, calibrated intervals and label sets, the other
+normalisation, the mean-image baseline, and split-half agreement."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from bids_app.outputs.schema import (
 )
 
 MIN_SIGNAL = 0.05
-"""Below which an answer says too little for a share of it: of a probability beyond chance, or standard deviations."""
-NOT_KEPT = "Under this normalisation the mean image is 0 everywhere, so the whole answer comes from the dynamics."
+"""Minimum prediction for a mean-image share: probability above chance, or standard deviations from the mean."""
+NOT_KEPT = "Under this normalisation the mean image is 0 everywhere: the prediction is based on the dynamics only."
 
 
 def describe_reliability(prediction: Prediction) -> Reliability:
-    """All that is said of how far an answer, which is not withheld, can be relied on."""
+    """Describe the reliability of a prediction that is not withheld."""
     return Reliability(
         agreement=prediction.agreement,
         uncertainty=describe_uncertainty(prediction),
@@ -38,8 +38,8 @@ def describe_reliability(prediction: Prediction) -> Reliability:
 
 
 def describe_uncertainty(prediction: Prediction) -> Uncertainty:
-    """Spread over clips, and the promises of the adapter's calibration; see `bids_app.adapters.calibration`."""
-    values = _scores(prediction)
+    """Describe the spread over clips and the calibrated interval or sets; see `bids_app.adapters.calibration`."""
+    values = _clip_values(prediction)
     error = standard_error(values)
     made = prediction.calibration
     return Uncertainty(
@@ -54,7 +54,7 @@ def describe_uncertainty(prediction: Prediction) -> Uncertainty:
 
 
 def describe_views(prediction: Prediction) -> Views:
-    """The answer from the other normalisation, and from the mean image alone; none of them is calibrated."""
+    """Describe the uncalibrated predictions: own and other normalisation, and the mean image alone."""
     card = prediction.card
     other = None
     if prediction.other is not None:
@@ -64,17 +64,17 @@ def describe_views(prediction: Prediction) -> Views:
         own=_view(prediction, prediction.values),
         other=other,
         mean_image_only=None if prediction.mean_image_only is None else _view(prediction, prediction.mean_image_only),
-        from_mean_image=share_of_the_mean_image(prediction),
+        from_mean_image=mean_image_share(prediction),
         note=None if card.normalisation == KEEPS_THE_MEAN_IMAGE else NOT_KEPT,
     )
 
 
-def share_of_the_mean_image(prediction: Prediction) -> float | None:
-    """How much of the answer stays when each volume is the run's mean image, from 0 to 1.
+def mean_image_share(prediction: Prediction) -> float | None:
+    """Compute the share of a prediction that the mean image alone explains, from 0 to 1.
 
-    Of a classification: by how much the probability of the run's label is above chance (1 / K) with the mean image
-    alone, as a share of the same with the dynamics. Of a regression: the distance from the mean of the training cohort,
-    likewise. Of vectors: their cosine. None where there is nothing to share out.
+    Classification: probability of the label above chance (1 / K) with the mean image alone, divided by that with the
+    full clips. Regression: the same with the distance from the mean of the training cohort. Vectors: cosine
+    similarity. None if the prediction is below `MIN_SIGNAL`, or there is no mean-image baseline.
     """
     if prediction.mean_image_only is None:
         return None
@@ -90,9 +90,9 @@ def share_of_the_mean_image(prediction: Prediction) -> float | None:
 
 
 def describe_halves(prediction: Prediction) -> Halves | None:
-    """The answers from the odd and from the even clips, uncalibrated, and by how much they differ; None for one clip.
+    """Compare the uncalibrated predictions from odd and even clips; None for one clip.
 
-    The difference is of the values, or of the probabilities of the run's label; of vectors it is 1 less their cosine.
+    The difference is that of the values or of the probabilities of the label; for vectors, 1 minus their cosine.
     """
     if len(prediction.clips) < 2:
         return None
@@ -105,10 +105,10 @@ def describe_halves(prediction: Prediction) -> Halves | None:
 
 
 def describe_embedding_halves(embeddings: Embeddings) -> dict[str, HalfCorrelation | None]:
-    """By normalisation: correlation of the mean embeddings of odd and even clips, and what it says of the whole run.
+    """Correlate the mean embeddings of odd and even clips, by normalisation.
 
-    The latter (Spearman-Brown) is 2 r / (1 + r). Embeddings of any two scans resemble each other, so values near 1 are
-    common: the group level, which knows other scans, tells more.
+    The Spearman-Brown estimate for the whole run is 2 r / (1 + r). Embeddings of any two scans are similar, so values
+    near 1 are common; the group level also compares with other scans.
     """
     found: dict[str, HalfCorrelation | None] = {}
     for name, values in embeddings.values.items():
@@ -123,19 +123,19 @@ def describe_embedding_halves(embeddings: Embeddings) -> dict[str, HalfCorrelati
 
 
 def halves(clips: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means (K,) of the odd clips (the first, third, ...) and of the even ones, of (n_clips, K)."""
+    """Average the odd clips (first, third, ...) and the even clips of (n_clips, K); two arrays (K,)."""
     return clips[0::2].mean(axis=0), clips[1::2].mean(axis=0)
 
 
-def _scores(prediction: Prediction) -> np.ndarray:
-    """One number a clip (n_clips,): the value, the probability of the run's label, or the cosine with the answer."""
+def _clip_values(prediction: Prediction) -> np.ndarray:
+    """Return one number per clip (n_clips,): value, probability of the label, or cosine with the mean vector."""
     if prediction.card.task == EMBEDDING:
         return np.array([_cosine(clip, prediction.values) for clip in prediction.clips])
     return prediction.clips[:, prediction.label_index].astype(float)
 
 
 def _promise(prediction: Prediction) -> PromisedInterval | PromisedLabels | None:
-    """What the adapter's calibration promises of an answer; of vectors nothing."""
+    """Return the calibrated interval or label sets; None for vectors."""
     task, made = prediction.card.task, prediction.calibration
     if task == REGRESSION:
         return PromisedInterval(interval=prediction.interval)
@@ -149,7 +149,7 @@ def _promise(prediction: Prediction) -> PromisedInterval | PromisedLabels | None
 
 
 def _view(prediction: Prediction, values: np.ndarray) -> View:
-    """An answer (K,) as sidecars hold it; of vectors only the cosine, since they stand in the table."""
+    """Convert a prediction (K,) for the sidecar; vectors are in the table, so only their cosine."""
     card = prediction.card
     if card.task == REGRESSION:
         return View(answer=f"{float(values[0]):.4g} {card.unit}".strip(), value=float(values[0]))

@@ -1,8 +1,8 @@
-"""What was asked for, as frozen dataclasses that check themselves, and the defaults that the machine gives.
+"""Settings of an invocation: frozen dataclasses that validate themselves, and their machine-dependent defaults.
 
-``sections`` and ``definitions`` hold the dataclasses, with each option defined on the field that it fills; ``option``
-says what an option is, ``values`` how its words become values, and ``machine`` what this process may use. Only the
-standard library may be imported here, so that ``neurostorm --help`` answers at once.
+``sections`` and ``definitions`` hold the dataclasses, with each option defined on its field; ``option`` defines an
+option, ``values`` parses its text, and ``machine`` reads the resources of this process. Only the standard library may
+be imported here, so that ``neurostorm --help`` stays fast.
 """
 
 from bids_app.settings.definitions import Settings, settings_from

@@ -1,4 +1,4 @@
-"""The settings of one invocation, from its sections and what concerns it as a whole."""
+"""Settings of one invocation: its sections, and the options that belong to none of them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class Settings:
 
     bids_dir: Path = option(
         "bids_dir",
-        help="the BIDS dataset: raw, or fMRIPrep's, XCP-D's or HCP's outputs",
+        help="BIDS dataset: raw data, or outputs of fMRIPrep, XCP-D or HCP",
         parse=absolute_path,
     )
-    out_dir: Path = option("output_dir", help="where the derivatives go; made when missing", parse=absolute_path)
+    out_dir: Path = option("output_dir", help="folder for the derivatives; created if missing", parse=absolute_path)
     level: str = option(
         "analysis_level",
         metavar="{participant,group}",
-        help="which level of the analysis to run",
+        help="analysis level to run",
         parse=known_level,
     )
     work_dir: Path = option(
@@ -41,12 +41,14 @@ class Settings:
         "--work-dir",
         group=RESOURCES,
         metavar="DIR",
-        help="scratch folder; keep it, and a second run is short",
+        help="scratch folder; keep it to reuse cached results in later runs",
         parse=absolute_path,
         write=str,
         everyday=True,
     )
-    clean_workdir: bool = flag("--clean-workdir", group=RESOURCES, help="delete this run's scratch when all went well")
+    clean_workdir: bool = flag(
+        "--clean-workdir", group=RESOURCES, help="delete the scratch files of this run if it succeeds"
+    )
     query: QuerySettings = field(default_factory=QuerySettings)
     preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
@@ -54,31 +56,34 @@ class Settings:
     check: bool = flag(
         "--check",
         group=ACTIONS,
-        help="examine inputs, weights, templates, disk and memory, print the plan, write nothing",
+        help="check inputs, weights, templates, disk and memory, print the plan, write nothing",
         everyday=True,
     )
-    reports_only: bool = flag("--reports-only", group=ACTIONS, help="make the reports again from the derivatives")
+    reports_only: bool = flag("--reports-only", group=ACTIONS, help="rebuild the reports from existing derivatives")
     boilerplate_only: bool = flag("--boilerplate-only", group=ACTIONS, help="write the methods text only")
-    stop_on_first_crash: bool = flag(
-        "--stop-on-first-crash", group=ACTIONS, help="start nothing more after the first failure"
-    )
+    stop_on_first_crash: bool = flag("--stop-on-first-crash", group=ACTIONS, help="stop after the first failed step")
     verbosity: int = option(
-        "-v", "--verbose", default=0, group=ACTIONS, counted=True, help="say more; twice: everything"
+        "-v",
+        "--verbose",
+        default=0,
+        group=ACTIONS,
+        counted=True,
+        help="print more messages; give twice for debug messages",
     )
 
 
 def settings_from(*given: Mapping[str, Any]) -> Settings:
-    """Settings from what a configuration file and the command line give.
+    """Make the settings from the configuration file and the command line.
 
     Parameters
     ----------
     *given : mapping
-        Option's key to its value, or values; what is given later wins, and what is not given takes its default.
+        Option keys with their values; later mappings take precedence, missing options take their defaults.
 
     Raises
     ------
     UsageError, AnalysisLevelError
-        Values that are impossible, or exclude each other; an unknown level.
+        Invalid or conflicting values; an unknown analysis level.
     """
 
     def values(section: type) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the machine gives: processors, memory and scratch that this process may use, by affinity and control groups."""
+"""Resources of this machine: processors, memory and scratch that this process may use."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 SCRATCH_VARIABLE = "NEUROSTORM_SCRATCH"
-"""Environment variable: the folder under which scratch goes when ``--work-dir`` is not given."""
+"""Environment variable with the parent of the scratch folder when ``--work-dir`` is not given."""
 
 CACHES = "caches"
-"""Folder in scratch for what libraries would write into HOME."""
+"""Scratch subfolder for files that libraries would write into HOME."""
 
 CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
-"""Where Linux tells the limits of control groups, and the group of this process."""
+"""Linux files with the limits of control groups, and the control group of this process."""
 
 
 def default_cpus() -> int:
-    """Processors that this process may use, by its affinity and its control groups."""
+    """Return the number of processors that this process may use, from its affinity and control groups."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     for line in _limits("cpu.max"):
         quota = line.split()
@@ -30,7 +30,7 @@ def default_cpus() -> int:
 
 
 def default_memory_gb() -> float:
-    """Nine tenths of the memory that this process may use, GB, by the machine, its control groups and ``ulimit``."""
+    """Return 90 % of the memory that this process may use (GB), from the machine, control groups and ``ulimit``."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
         limit, _ = resource.getrlimit(kind)
@@ -42,17 +42,17 @@ def default_memory_gb() -> float:
 
 
 def home_dir() -> Path:
-    """The user's home; for a user whom the system does not know (as in containers) a folder that does not exist."""
+    """Return the home folder; for a user unknown to the system (in containers) it does not exist."""
     return Path(os.path.expanduser("~"))
 
 
 def own_scratch() -> Path:
-    """Scratch of this user where no place is named: under a known name among the temporary files of all users."""
+    """Return the default scratch folder of this user, in the system's temporary folder."""
     return Path(tempfile.gettempdir()) / f"neurostorm-{os.getuid()}"
 
 
 def default_work_dir(out_dir: Path) -> Path:
-    """A scratch folder that the same output folder finds again."""
+    """Return the default scratch folder of an output folder; the same output folder gives the same scratch folder."""
     return (
         Path(os.environ.get(SCRATCH_VARIABLE) or own_scratch())
         / hashlib.sha256(str(out_dir.absolute()).encode()).hexdigest()[:16]
@@ -60,7 +60,7 @@ def default_work_dir(out_dir: Path) -> Path:
 
 
 def _limits(name: str) -> Iterator[str]:
-    """What a control file says in this process's control group and in all above it; a job of SLURM has its own."""
+    """Read a control file of this process's control group and of all its parents; a SLURM job has its own group."""
     own = _first_line(OWN_CGROUP)
     folder = CGROUPS / own.removeprefix("0::").strip("/") if own.startswith("0::") else CGROUPS
     while folder.is_relative_to(CGROUPS):

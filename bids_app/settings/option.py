@@ -1,6 +1,6 @@
-"""How an option is defined: once, on the field of the settings that it fills.
+"""Definition of an option: once, on the settings field that it sets.
 
-The parser, the configuration file, the Boutiques descriptors and README's table are made by walking the dataclasses.
+The parser, the configuration file, the Boutiques descriptors and the table in README.md are made from these fields.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from typing import Any
 from bids_app.errors import UsageError
 
 OPTIONS = "options"
-"""Key of a field's metadata under which its options are."""
+"""Key of a field's metadata that holds its options."""
 
 
 def unchanged(value: Any) -> Any:
-    """The value itself."""
+    """Return the value itself."""
     return value
 
 
 def whole_number(text: str) -> int:
-    """An integer, such as ``8``."""
+    """Parse an integer, such as ``8``."""
     try:
         return int(text)
     except ValueError:
@@ -30,7 +30,7 @@ def whole_number(text: str) -> int:
 
 
 def number(text: str) -> float:
-    """A decimal number, such as ``0.5``."""
+    """Parse a decimal number, such as ``0.5``."""
     try:
         return float(text)
     except ValueError:
@@ -39,34 +39,34 @@ def number(text: str) -> float:
 
 @dataclass(frozen=True)
 class Option:
-    """An option, or a positional argument, of the command line.
+    """An option or a positional argument of the command line.
 
     Attributes
     ----------
     names : tuple of str
-        With dashes; the spelling with underscores is added by the parser. A positional argument has one name without.
+        Names with dashes; the parser adds those with underscores. A positional argument has one name without dashes.
     help : str
     group : str
         Heading in the help.
     type : callable
-        Text of the command line to one value: `str`, `whole_number`, `number`, or a function that raises
+        Converts the text of one value: `str`, `whole_number`, `number`, or a function that raises
         `argparse.ArgumentTypeError`.
     many : bool
-        Whether it takes one value or more.
+        True if it takes one or more values.
     flag, counted : bool
-        Whether it takes no value: it is given or not, or is given so many times.
+        True if it takes no value: a switch, or a switch that is counted.
     metavar : str, optional
-        What stands for the value in the help; ``FILE`` where the file has to exist.
+        Placeholder of the value in the help; ``FILE`` if the file has to exist.
     choices : tuple of str
-        The values that it takes; empty: any.
+        Allowed values; empty: any.
     parse : callable
-        Value, or list of values, to what the field holds.
+        Converts the value, or list of values, to the value of the field.
     write : callable
-        What the field holds to a value of the configuration file, which `parse` understands.
+        Converts the value of the field to the configuration file; the inverse of `parse`.
     default : str
-        The default as text, for those who read.
+        The default as shown in the help.
     everyday : bool
-        Whether README's table shows it.
+        True if the table in README.md lists it.
     """
 
     names: tuple[str, ...]
@@ -85,27 +85,27 @@ class Option:
 
     @property
     def long_name(self) -> str:
-        """The first name with two dashes."""
+        """First name with two dashes."""
         return next((name for name in self.names if name.startswith("--")), self.names[0])
 
     @property
     def key(self) -> str:
-        """The name in the configuration file: ``participant_label``."""
+        """Name in the configuration file: ``participant_label``."""
         return self.long_name.removeprefix("--").replace("-", "_")
 
     @property
     def is_positional(self) -> bool:
-        """Whether it is named by its place."""
+        """True for a positional argument."""
         return not self.names[0].startswith("-")
 
     @property
     def is_number(self) -> bool:
-        """Whether its values are numbers."""
+        """True if its values are numbers."""
         return self.type in (whole_number, number)
 
     @property
     def text(self) -> str:
-        """The help with the default."""
+        """Help text with the default."""
         return self.help if not self.default or "(default" in self.help else f"{self.help} (default: {self.default})"
 
 
@@ -116,18 +116,18 @@ def option(
     also: tuple[Option, ...] = (),
     **about: Any,
 ) -> Any:
-    """A field of a dataclass that an option fills.
+    """Declare a dataclass field that is set by an option.
 
     Parameters
     ----------
     *names : str
-        Of the option.
+        Names of the option.
     default, default_factory
-        Of the field.
+        Default of the field.
     also : tuple of Option
-        Further options that fill the same field; the configuration file is written with the first.
+        Further options that set the same field; the configuration file is written with the first one.
     **about
-        Of `Option`.
+        Further attributes of `Option`.
     """
     write = about.get("write", unchanged)
     text = str(write(default)) if default is not MISSING and default not in (None, (), "", False, 0) else ""
@@ -136,12 +136,12 @@ def option(
 
 
 def flag(*names: str, **about: Any) -> Any:
-    """A field that is true when the option is given."""
+    """Declare a field that is true when the option is given."""
     return option(*names, default=False, flag=True, **about)
 
 
 def options_of(settings: Any) -> Iterator[Option]:
-    """The options of a settings class: first those of the sections that it holds, then its own."""
+    """Iterate over the options of a settings class: those of its sections first, then its own."""
     for part in fields(settings):
         if is_dataclass(part.default_factory):
             yield from options_of(part.default_factory)
@@ -150,26 +150,26 @@ def options_of(settings: Any) -> Iterator[Option]:
 
 
 def values_from(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Values of a class's own fields from what was given, by the options' keys; other fields are left out.
+    """Return the values of a class's own fields from given option keys; fields that were not given are left out.
 
     Raises
     ------
     UsageError
-        Two options for the same field.
+        Two options set the same field.
     """
     values: dict[str, Any] = {}
     for part in fields(settings):
-        asked = [each for each in part.metadata.get(OPTIONS, ()) if each.key in given]
-        if len(asked) > 1:
-            names = " and ".join(each.long_name for each in asked)
-            raise UsageError(f"{names} exclude each other.", "Give one of them.")
-        if asked:
-            values[part.name] = asked[0].parse(given[asked[0].key])
+        chosen = [each for each in part.metadata.get(OPTIONS, ()) if each.key in given]
+        if len(chosen) > 1:
+            names = " and ".join(each.long_name for each in chosen)
+            raise UsageError(f"{names} cannot be combined.", "Give only one of them.")
+        if chosen:
+            values[part.name] = chosen[0].parse(given[chosen[0].key])
     return values
 
 
 def as_options(settings: Any) -> dict[str, Any]:
-    """The options that give these settings again, by their keys; positional arguments and empty values are left out."""
+    """Return the options that reproduce these settings; positional arguments and empty values are left out."""
     found: dict[str, Any] = {}
     for part in fields(settings):
         value = getattr(settings, part.name)

@@ -1,4 +1,4 @@
-"""The sections of the settings: each field is defined together with the option that fills it."""
+"""Sections of the settings: each field is defined together with its option."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ from bids_app.settings.values import (
 
 ATTRIBUTIONS = ("occlusion", "gradients", "reconstruction")
 OUT_OF_DOMAIN = ("warn", "refuse")
-"""What can be done with an answer about a scan that is unlike those of its adapter's cohort."""
+"""Actions on out-of-distribution scans."""
 IGNORABLE = ("fieldmaps", "slicetiming")
-"""What ``--ignore`` takes."""
+"""Values of ``--ignore``."""
 
 DATA, PREPROCESSING, MODEL, RESOURCES, ACTIONS = GROUPS = (
-    "which data",
+    "data selection",
     "preprocessing",
     "model",
     "resources",
-    "what to do",
+    "actions",
 )
-"""Headings of the help, in its order."""
+"""Headings of the help, in order."""
 
 MAX_DEFAULT_THREADS = 8
-"""Threads of one step where ``--omp-nthreads`` is not given."""
+"""Maximum number of threads of one step when ``--omp-nthreads`` is not given."""
 
 
 @dataclass(frozen=True)
 class QuerySettings:
-    """Which runs of the dataset are wanted.
+    """Selection of runs.
 
-    Labels come without their prefix (``01``, not ``sub-01``); an empty tuple means all.
+    Labels are stored without their prefix (``01``, not ``sub-01``); an empty tuple means all.
     """
 
     participants: tuple[str, ...] = option(
@@ -56,7 +56,7 @@ class QuerySettings:
         group=DATA,
         many=True,
         metavar="LABEL",
-        help="participants, with or without sub-",
+        help="participants to process, with or without sub-",
         parse=labels("sub-"),
         write=list,
         everyday=True,
@@ -68,7 +68,7 @@ class QuerySettings:
         group=DATA,
         many=True,
         metavar="LABEL",
-        help="sessions, with or without ses-",
+        help="sessions to process, with or without ses-",
         parse=labels("ses-"),
         write=list,
         everyday=True,
@@ -80,7 +80,7 @@ class QuerySettings:
         group=DATA,
         many=True,
         metavar="TASK",
-        help="tasks",
+        help="tasks to process, with or without task-",
         parse=labels("task-"),
         write=list,
         everyday=True,
@@ -90,25 +90,25 @@ class QuerySettings:
         default_factory=dict,
         group=DATA,
         metavar="FILE",
-        help="JSON with pybids filters per kind of file",
+        help="JSON file with PyBIDS filters for each type of file",
         parse=read_filters,
         write=write_filters,
         everyday=True,
     )
-    """Query name (``bold``, ``t1w``, ...) to entities; a run's ``neurostorm.toml`` holds them, not the file's name."""
+    """Entities by query name (``bold``, ``t1w``, ...); ``neurostorm.toml`` stores them instead of the file name."""
     database_dir: Path | None = option(
         "--bids-database-dir",
         default=None,
         group=DATA,
         metavar="DIR",
-        help="a pybids database to use, or to make",
+        help="PyBIDS database folder to use; created if missing",
         parse=absolute_path,
         write=str,
     )
     skip_bids_validation: bool = flag(
         "--skip-bids-validation",
         group=DATA,
-        help="go on without a readable dataset_description.json",
+        help="continue without a readable dataset_description.json",
     )
     derivatives: dict[str, Path] = option(
         "-d",
@@ -117,7 +117,7 @@ class QuerySettings:
         group=DATA,
         many=True,
         metavar="NAME=PATH",
-        help="outputs of fMRIPrep, XCP-D or HCP to take runs over from; the others come from raw",
+        help="outputs of fMRIPrep, XCP-D or HCP to ingest; runs that they lack are preprocessed from raw data",
         parse=named_paths,
         write=write_named_paths,
         everyday=True,
@@ -126,7 +126,7 @@ class QuerySettings:
 
 @dataclass(frozen=True)
 class PreprocessSettings:
-    """How a run is brought onto the model's grid."""
+    """Preprocessing of raw runs, and the spaces to write."""
 
     dummy_scans: int | None = option(
         "--dummy-scans",
@@ -134,7 +134,7 @@ class PreprocessSettings:
         group=PREPROCESSING,
         type=whole_number,
         metavar="N",
-        help="volumes to drop at the start (default: detected)",
+        help="volumes to drop at the start of each run (default: detected)",
     )
     """Volumes dropped from the start of each run; None: detected."""
     fd_spike_threshold: float = option(
@@ -143,7 +143,7 @@ class PreprocessSettings:
         group=PREPROCESSING,
         type=number,
         metavar="MM",
-        help="framewise displacement of a spike",
+        help="framewise displacement above which a volume is a motion spike",
     )
     """Framewise displacement above which a volume counts as a spike, mm."""
     output_spaces: tuple[str, ...] = option(
@@ -165,26 +165,26 @@ class PreprocessSettings:
         many=True,
         choices=IGNORABLE,
         metavar="WHAT",
-        help="parts of the dataset not to use: slicetiming, fieldmaps",
+        help="parts of the dataset to ignore: slicetiming, fieldmaps",
         parse=tuple,
         write=list,
         everyday=True,
     )
-    """Parts of the dataset that are not used, of `IGNORABLE`."""
+    """Ignored parts of the dataset, from `IGNORABLE`."""
     use_syn_sdc: bool = flag(
         "--use-syn-sdc",
         group=PREPROCESSING,
-        help="where there is no fieldmap, correct distortion towards the T1w image (experimental)",
+        help="correct susceptibility distortion of runs without a fieldmap by registration to the T1w (experimental)",
         everyday=True,
     )
-    """Whether distortion of runs without a fieldmap is estimated from their T1w image."""
+    """Fieldmap-less distortion correction of runs that have no fieldmap."""
     random_seed: int = option(
         "--random-seed",
         default=20_060_101,
         group=PREPROCESSING,
         type=whole_number,
         metavar="N",
-        help="seed of everything that draws",
+        help="seed of the random number generators",
     )
 
     def __post_init__(self) -> None:
@@ -207,7 +207,7 @@ class PreprocessSettings:
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """Which encoder and adapters are applied, and where."""
+    """Encoder, adapters and device."""
 
     model: str = option(
         "--model",
@@ -222,7 +222,7 @@ class ModelSettings:
         default=(),
         group=MODEL,
         many=True,
-        help="adapters: names or files (default: those of the model)",
+        help="adapters: names in the catalog or files (default: those of the model)",
         parse=files_or_names,
         write=list,
         everyday=True,
@@ -234,7 +234,7 @@ class ModelSettings:
         default=False,
         group=MODEL,
         choices=("minimal", "full"),
-        help="minimal stops at the embeddings: no predictions, no figures (default: full)",
+        help="minimal: embeddings only, without predictions and figures (default: full)",
         parse="minimal".__eq__,
         write={True: "minimal", False: "full"}.get,
     )
@@ -245,17 +245,17 @@ class ModelSettings:
         group=MODEL,
         choices=ATTRIBUTIONS,
         metavar="METHOD",
-        help="also say which regions the answers depend on (occlusion, gradients), or how well each is guessed from "
-        "the rest of the brain (reconstruction)",
+        help="also map which regions the predictions depend on (occlusion, gradients), or how well each region is "
+        "reconstructed from the rest of the brain (reconstruction)",
         everyday=True,
     )
-    """How answers are attributed to regions, an entry of `ATTRIBUTIONS`; empty: not at all."""
+    """Attribution method, an entry of `ATTRIBUTIONS`; empty: none."""
     atlas: str = option(
         "--atlas",
         default="aal3",
         group=MODEL,
         metavar="ATLAS",
-        help="regions for --attribution: name in the catalog, or a label image",
+        help="atlas for --attribution: name in the catalog, or a label image in MNI space",
         parse=file_or_name,
         everyday=True,
     )
@@ -265,22 +265,22 @@ class ModelSettings:
         default="warn",
         group=MODEL,
         choices=OUT_OF_DOMAIN,
-        help="what to do with out-of-distribution scans: warn beside the prediction, or withhold it",
+        help="what to do with out-of-distribution scans: warn, or refuse, which withholds the prediction",
         everyday=True,
     )
     """An entry of `OUT_OF_DOMAIN`."""
     acknowledge_research_use: bool = flag(
         "--acknowledge-research-use",
         group=MODEL,
-        help="apply adapters of a diagnosis too: for research on groups, never a statement about a person",
+        help="also apply adapters that predict a diagnosis: for group research only, not for individual patients",
         everyday=True,
     )
-    """Whether adapters of a diagnosis are applied."""
+    """Apply adapters that predict a diagnosis."""
 
 
 @dataclass(frozen=True)
 class ResourceSettings:
-    """What the run may use of the machine."""
+    """Processors, threads, memory and nipype plugin."""
 
     n_procs: int = option(
         "--nprocs",
@@ -290,7 +290,7 @@ class ResourceSettings:
         group=RESOURCES,
         type=whole_number,
         metavar="N",
-        help="processors to use (default: all allowed)",
+        help="processors to use (default: all available)",
         everyday=True,
     )
     omp_threads: int = option(
@@ -299,7 +299,7 @@ class ResourceSettings:
         group=RESOURCES,
         type=whole_number,
         metavar="N",
-        help=f"threads of one step (default: one less than --nprocs, {MAX_DEFAULT_THREADS} at most)",
+        help=f"threads of one step (default: --nprocs minus one, maximum {MAX_DEFAULT_THREADS})",
         everyday=True,
     )
     memory_gb: float = option(
@@ -308,7 +308,7 @@ class ResourceSettings:
         group=RESOURCES,
         type=memory_gb,
         metavar="SIZE",
-        help="memory to use, with its unit: 8GB, 8000MB (default: nine tenths of what is allowed)",
+        help="memory limit with its unit: 8GB, 8000MB (default: 90 % of the available memory)",
         write=write_memory,
         everyday=True,
         also=(
@@ -317,7 +317,7 @@ class ResourceSettings:
                 group=RESOURCES,
                 type=number,
                 metavar="MB",
-                help="the same in megabytes",
+                help="memory limit in megabytes",
                 parse=lambda megabytes: megabytes / 1000,
             ),
         ),
@@ -325,7 +325,7 @@ class ResourceSettings:
     low_mem: bool = flag(
         "--low-mem",
         group=RESOURCES,
-        help="trade time for memory: one step at a time, however many processors there are",
+        help="use less memory: run one step at a time, regardless of --nprocs",
         everyday=True,
     )
     plugin: Path | None = option(
@@ -351,7 +351,7 @@ class ResourceSettings:
 
     @classmethod
     def on_this_machine(cls, given: Mapping[str, Any]) -> ResourceSettings:
-        """What was given, by fields, and for the rest what this process may use; threads never exceed processors."""
+        """Make settings from the given fields; the defaults of the others are what this process may use."""
         n_procs = given["n_procs"] if "n_procs" in given else default_cpus()
         memory = given["memory_gb"] if "memory_gb" in given else default_memory_gb()
         threads = given.get("omp_threads", min(max(n_procs - 1, 1), MAX_DEFAULT_THREADS))

@@ -1,4 +1,4 @@
-"""From the words of the command line to the values that settings hold, and back."""
+"""Conversion of command-line text to settings values, and back."""
 
 from __future__ import annotations
 
@@ -16,27 +16,25 @@ SIZE_UNITS_GB = {"MB": 1 / 1000, "MIB": 1 / 953.674, "GB": 1.0, "GIB": 1.073742,
 
 
 def absolute_path(text: str) -> Path:
-    """A path from the root."""
+    """Return the absolute path."""
     return Path(text).absolute()
 
 
 def known_level(text: str) -> str:
-    """The level of the analysis.
+    """Check the analysis level.
 
     Raises
     ------
     AnalysisLevelError
-        There is no such level.
+        Unknown level.
     """
     if text not in (PARTICIPANT, GROUP):
-        raise AnalysisLevelError(
-            f"There is no analysis level '{text}'.", f"The levels are '{PARTICIPANT}' and '{GROUP}'."
-        )
+        raise AnalysisLevelError(f"Unknown analysis level '{text}'.", f"Use '{PARTICIPANT}' or '{GROUP}'.")
     return text
 
 
 def labels(prefix: str) -> Callable[[Sequence[str]], tuple[str, ...]]:
-    """A function that takes labels with or without a prefix such as ``sub-``: each once, in the order given."""
+    """Make a parser of labels that strips a prefix such as ``sub-`` and removes duplicates."""
 
     def strip(given: Sequence[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(label.removeprefix(prefix) for label in given))
@@ -45,7 +43,7 @@ def labels(prefix: str) -> Callable[[Sequence[str]], tuple[str, ...]]:
 
 
 def memory_gb(text: str) -> float:
-    """Gigabytes of a size such as ``8GB`` or ``8000MB``; a bare number is refused, since apps disagree on its unit."""
+    """Convert a size such as ``8GB`` or ``8000MB`` to GB; a number without a unit is an error."""
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]i?B)\s*", text, re.IGNORECASE)
     if not match or match[2].upper() not in SIZE_UNITS_GB:
         raise argparse.ArgumentTypeError(f"'{text}' has no unit; write 8GB or 8000MB")
@@ -53,38 +51,39 @@ def memory_gb(text: str) -> float:
 
 
 def write_memory(gigabytes: float) -> str:
-    """A size that `memory_gb` reads as exactly this number."""
+    """Write a size that `memory_gb` reads back exactly."""
     return f"{gigabytes!r}GB"
 
 
 def strip_resolution(space: str) -> str:
-    """A space's name without ``:res-2``, the one resolution that is written."""
+    """Strip ``:res-2``, the only available resolution, from the name of a space."""
     name, _, resolution = space.partition(":")
     if resolution not in ("", "res-2", "res-02"):
         raise UsageError(
-            f"Invalid value for --output-spaces: {space}; only 2 mm is written.", f"Give {name} or {name}:res-2."
+            f"Invalid value for --output-spaces: {space}; only 2 mm resolution is available.",
+            f"Use {name} or {name}:res-2.",
         )
     return name
 
 
 def output_spaces(given: Sequence[str]) -> tuple[str, ...]:
-    """Names of spaces, without their resolution."""
+    """Strip the resolution from names of spaces."""
     return tuple(map(strip_resolution, given))
 
 
 def file_or_name(text: str) -> str:
-    """A file's path, absolute, since steps run in folders of their own; a name of the catalog as it is."""
+    """Make a file path absolute, since steps change the folder; leave names of the catalog unchanged."""
     path = Path(text)
     return str(path.absolute()) if path.suffix and path.is_file() else text
 
 
 def files_or_names(given: Sequence[str]) -> tuple[str, ...]:
-    """`file_or_name` of each."""
+    """Apply `file_or_name` to each item."""
     return tuple(map(file_or_name, given))
 
 
 def named_paths(items: Sequence[str]) -> dict[str, Path]:
-    """``NAME=PATH`` items as a dictionary; a bare path is named after its folder."""
+    """Parse ``NAME=PATH`` items; a path without a name is named after its folder."""
     found: dict[str, Path] = {}
     for item in items:
         name, separator, path = item.partition("=")
@@ -92,23 +91,23 @@ def named_paths(items: Sequence[str]) -> dict[str, Path]:
             name, path = Path(item).absolute().name, item
         if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name == "raw" or name in found:
             raise UsageError(
-                f"Invalid value for --derivatives: {item}; '{name}' cannot be its name.",
-                "Write NAME=PATH; names are letters, digits, - and _, differ from each other, and are not 'raw'.",
+                f"Invalid value for --derivatives: {item}; '{name}' is not a valid name.",
+                "Write NAME=PATH with unique names of letters, digits, - and _; 'raw' is reserved.",
             )
         found[name] = Path(path).absolute()
     return found
 
 
 def write_named_paths(paths: Mapping[str, Path]) -> list[str]:
-    """``NAME=PATH`` items, as `named_paths` reads them."""
+    """Write ``NAME=PATH`` items that `named_paths` reads."""
     return [f"{name}={path}" for name, path in paths.items()]
 
 
 def read_filters(text: str) -> dict[str, dict[str, Any]]:
-    """Filters of a ``--bids-filter-file``: of the JSON file of this name, or of a text that is JSON itself.
+    """Read the filters of ``--bids-filter-file``: a path of a JSON file, or JSON text.
 
-    The text is how a run's ``neurostorm.toml`` keeps them (TOML knows no null), so that it selects the same files again
-    when the filter file was changed or moved.
+    ``neurostorm.toml`` stores the filters as JSON text (TOML has no null), so that a repeated run selects the same
+    files even if the filter file was changed or moved.
     """
     is_content = text.lstrip().startswith("{")
     name = "--bids-filter-file" if is_content else text
@@ -120,11 +119,11 @@ def read_filters(text: str) -> dict[str, dict[str, Any]]:
         ) from error
     if not isinstance(content, dict) or not all(isinstance(filters, dict) for filters in content.values()):
         raise UsageError(
-            f"{name}: a filter file is an object of objects.", 'For example: {"bold": {"task": "rest"}, "t1w": {}}'
+            f"{name}: expected an object of objects.", 'For example: {"bold": {"task": "rest"}, "t1w": {}}'
         )
     return content
 
 
 def write_filters(filters: Mapping[str, Any]) -> str:
-    """The filters as JSON; nothing where there are none."""
+    """Write the filters as JSON; empty text if there are none."""
     return json.dumps(filters, ensure_ascii=False) if filters else ""

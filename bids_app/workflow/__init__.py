@@ -1,4 +1,4 @@
-"""The participant level: the method as one nipype workflow, the checks before it and the log after it.
+"""Participant level: processing graph, workflow engine, checks before the start, and logs.
 
-The order of steps and what runs where; the computing itself is in `preprocess`, `adapters` and `outputs`.
+The processing itself is in `preprocess`, `adapters` and `outputs`.
 """

@@ -1,6 +1,6 @@
-"""The adapters of an invocation, each read once in its main process: checks, methods text and steps are told of them.
+"""Adapters of an invocation, each file read once in the main process, for checks and the methods text.
 
-Steps run in other processes, and load what they compute with themselves.
+Steps run in other processes and load the adapters themselves.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from bids_app.workflow.graph import file_stamp
 
 
 @dataclass(frozen=True)
-class KnownAdapter:
-    """What an invocation needs to know of an adapter, without its tensors.
+class AdapterInfo:
+    """Description of an adapter, without its tensors.
 
     Attributes
     ----------
     path : pathlib.Path
     card : AdapterCard
     false_alarms : float, optional
-        Share of scans like its cohort's that count as far from it; None: the file has no reference statistics.
+        Fraction of in-distribution scans that are classified as out-of-distribution; None: no reference statistics.
     sha256 : str
-        Of the file.
+        Hash of the file.
     stamp : str
-        Tells when the file changed.
+        Changes when the file changes.
     """
 
     path: Path
@@ -40,31 +40,31 @@ class KnownAdapter:
     stamp: str
 
 
-def chosen_adapters(settings: Settings) -> tuple[KnownAdapter, ...]:
-    """The adapters that are applied; a file that changed since it was read is read again.
+def chosen_adapters(settings: Settings) -> tuple[AdapterInfo, ...]:
+    """Read the adapters to apply.
 
     Raises
     ------
     BadDataError
-        One of them is not an adapter.
+        A file is not an adapter.
     """
     wanted = settings.model
     if wanted.embeddings_only:
         return ()
-    return tuple(know_adapter(path) for path in adapter_paths(find_model(wanted.model), wanted.adapters))
+    return tuple(read_adapter(path) for path in adapter_paths(find_model(wanted.model), wanted.adapters))
 
 
-def know_adapter(path: Path) -> KnownAdapter:
-    """An adapter's file, as it was when it was read last, unless it changed since."""
+def read_adapter(path: Path) -> AdapterInfo:
+    """Read an adapter file; the result is cached until the file changes."""
     return _read(path, file_stamp(path))
 
 
 @lru_cache(maxsize=64)
-def _read(path: Path, stamp: str) -> KnownAdapter:
+def _read(path: Path, stamp: str) -> AdapterInfo:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise NoInputError(f"{path}: {error.strerror}.", "Check its permissions, or get it again.") from error
+        raise NoInputError(f"{path}: {error.strerror}.", "Check its permissions, or download it again.") from error
     adapter = parse_adapter(content, path)
     false_alarms = None if adapter.domain is None else adapter.domain.limit[1]
-    return KnownAdapter(path, adapter.card, false_alarms, hashlib.sha256(content).hexdigest(), stamp)
+    return AdapterInfo(path, adapter.card, false_alarms, hashlib.sha256(content).hexdigest(), stamp)

@@ -1,4 +1,4 @@
-"""Inputs that all runs share, read once in an invocation: model and adapters, template, datasets, ages."""
+"""Inputs shared by all runs of an invocation: model, adapters, template, datasets, ages."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from bids_app.workflow.graph import file_stamp
 
 @dataclass(frozen=True)
 class ChosenModel:
-    """The model and adapters to apply, found on this machine."""
+    """Model and adapters to apply."""
 
     name: str
     adapters: tuple[Path, ...]
     stamp: str
     hashes: dict[str, str]
-    """The sha256 of each file, by its path."""
+    """SHA-256 of each file, by path."""
     sentences: tuple[Sentence, ...]
-    """What the methods text says of them."""
+    """Their sentences of the methods text."""
     is_demonstration: bool
 
 
 def choose_model(settings: Settings) -> ChosenModel:
-    """Find the weights and the adapters that were asked for, and read them.
+    """Find and read the selected weights and adapters.
 
     Raises
     ------
     NeurostormError
-        One of them is missing or damaged.
+        A file is missing or damaged.
     """
     wanted = settings.model
     entry = find_model(wanted.model)
@@ -66,27 +66,27 @@ def choose_model(settings: Settings) -> ChosenModel:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What is the same for all runs."""
+    """Inputs shared by all runs."""
 
     settings: Settings
     model: ChosenModel
     template: str
     datasets: dict[str, Path]
-    """Those that are read, by their names in ``DatasetLinks``."""
+    """Input datasets by their names in ``DatasetLinks``."""
     atlas: Atlas | None
-    """For attribution."""
+    """Atlas of the attribution; None without attribution."""
     on_gpu: bool
     ages: dict[str, float]
-    """Of the participants that ``participants.tsv`` lists, years."""
+    """Ages by participant from ``participants.tsv``, years."""
 
     @property
     def atlas_stamp(self) -> str:
-        """Size and time of the atlas' last change; empty without one."""
+        """Size and modification time of the atlas file; empty without an atlas."""
         return file_stamp(self.atlas.path) if self.atlas else ""
 
     @property
     def computing(self) -> dict[str, Any]:
-        """Where a step computes with the model, and with what."""
+        """Device and resources of the steps that run the model."""
         n_procs = self.settings.resources.n_procs
         return {
             "device": self.settings.model.device,
@@ -97,24 +97,24 @@ class RunContext:
 
     @property
     def template_values(self) -> dict[str, str]:
-        """What sentences about the template name."""
+        """Values of the sentences about the template."""
         return sentences.template_values(self.template)
 
     @cached_property
     def template_sentences(self) -> tuple[Sentence, ...]:
-        """What the methods text says of a template that only stands in for the model's own."""
-        return sentences.stand_in(self.template)
+        """Sentences about a template that substitutes the template of the model."""
+        return sentences.substitute_template(self.template)
 
     @property
     def attribution_sentences(self) -> tuple[Sentence, ...]:
-        """What the methods text says of the attribution."""
+        """Sentences about the attribution."""
         if self.atlas is None:
             return ()
         return (Sentence(self.settings.model.attribution, {"atlas": self.atlas.title or self.atlas.name}),)
 
 
 def read_context(settings: Settings) -> RunContext:
-    """Read what all runs share.
+    """Read the inputs shared by all runs.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Nipype as the workflow engine: each step of a `Graph` becomes a node that is cached, run in parallel or on a cluster.
+"""Workflow engine: runs the steps of a `Graph` as nipype nodes, cached, in parallel or on a cluster.
 
-A node runs again exactly when its step's stamp changed. How a step ended is judged by that stamp alone, so what an
-earlier run left in the same scratch folder never passes for a result of this one. Nothing about brains may enter here.
+A node runs again only when the stamp of its step changed. Results and errors in the scratch folder count only if they
+bear this stamp, so results of an earlier run are never reused by mistake. This module knows nothing about imaging.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from bids_app.workflow.progress import Groups, Progress
 LOGGER = logging.getLogger(__name__)
 ERROR_FILE = "error.json"
 DONE_FILE = "done.json"
-"""Written last: the stamp of the step that was finished, and what it cost."""
+"""Written last: the stamp of the finished step, its run time and its memory."""
 RESERVED_BYTES = 2**15
-"""What a step sets aside for its error, so that it can be written on a full disk."""
-LITTLE_ROOM = 2**20
-"""Free bytes in scratch below which a step that was killed is taken to have found no space."""
+"""Size of the file that each step reserves for its error message, in case the disk is full."""
+MIN_FREE_BYTES = 2**20
+"""Free scratch space (bytes) below which a killed step is reported as out of disk space."""
 
 
 @dataclass(frozen=True)
 class Stamped:
-    """A value with a hash that stands for it; nipype hashes its text."""
+    """A value with its hash; nipype hashes the text of this object instead of the value."""
 
     value: Any
     stamp: str
@@ -48,7 +48,7 @@ class Stamped:
 
 @dataclass(frozen=True)
 class StepError:
-    """Why a step failed, as its node left it on disk."""
+    """Error of a failed step, read from its node folder."""
 
     step: str
     message: str
@@ -58,7 +58,7 @@ class StepError:
 
 
 def remove_caches(work_dir: Path) -> None:
-    """Delete what libraries cached in a scratch folder and what killed runs left, and the folder if that was all."""
+    """Delete library caches and crash folders from a scratch folder, and the folder itself if it is then empty."""
     for folder in (work_dir / CACHES, *work_dir.glob("crash-*")):
         shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
@@ -66,16 +66,16 @@ def remove_caches(work_dir: Path) -> None:
 
 
 def execute(function: str, given: Stamped, upstream: dict[str, Stamped]) -> Stamped:
-    """Run one step in the node's folder; leave its error there when it fails, and its stamp and cost when it does not.
+    """Run one step in its node folder; write its error there, or its stamp and cost.
 
     Parameters
     ----------
     function : str
         ``module:name`` of the step.
     given : Stamped
-        Plain arguments, with the step's stamp.
+        Plain arguments, with the stamp of the step.
     upstream : dict
-        Arguments that other steps returned.
+        Arguments that are results of other steps.
     """
     out_dir = Path.cwd()
     module, name = function.split(":")
@@ -89,22 +89,20 @@ def execute(function: str, given: Stamped, upstream: dict[str, Stamped]) -> Stam
             "seconds": round(time.monotonic() - started, 2),
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
-        _write_whole(out_dir / DONE_FILE, {"stamp": given.stamp, "cost": cost})
+        _write_atomically(out_dir / DONE_FILE, {"stamp": given.stamp, "cost": cost})
         (out_dir / ERROR_FILE).unlink()
     except BaseException as error:
-        _leave_error(out_dir, given.stamp, error)
+        _write_error(out_dir, given.stamp, error)
         raise
     return Stamped(value, given.stamp)
 
 
 def as_neurostorm_error(error: BaseException) -> NeurostormError | None:
-    """The user's error behind an exception of the system, if there is one."""
+    """Convert a system exception to an error with a hint; None if it is a bug."""
     if isinstance(error, NeurostormError):
         return error
     if isinstance(error, MemoryError):
-        return TemporaryError(
-            "Memory ran out.", "Give the run more (--mem), or fewer processes (--nprocs), or use --low-mem."
-        )
+        return TemporaryError("Out of memory.", "Raise --mem, lower --nprocs, or use --low-mem.")
     if isinstance(error, OSError) and error.errno is not None and error.filename:
         return InputOutputError(f"{error.filename}: {error.strerror}.", "Check the disk, its quota and permissions.")
     if isinstance(error, OSError) and error.errno is not None:
@@ -112,47 +110,47 @@ def as_neurostorm_error(error: BaseException) -> NeurostormError | None:
     return None
 
 
-def _leave_error(out_dir: Path, stamp: str, error: BaseException) -> None:
+def _write_error(out_dir: Path, stamp: str, error: BaseException) -> None:
     known = as_neurostorm_error(error)
     content = {
         "stamp": stamp,
         "message": known.message if known else f"{type(error).__name__}: {error}",
-        "hint": known.hint if known else "This is a defect of the program: please report it with the crash file.",
+        "hint": known.hint if known else "This is an internal error. Please report it with the crash file.",
         "exit_code": known.exit_code if known else EXIT_SOFTWARE,
         "trace": "".join(traceback.format_exception(error))[-RESERVED_BYTES // 8 :],
     }
     with suppress(OSError):
         with (out_dir / ERROR_FILE).open("r+b") as file:
             file.write(json.dumps(content).encode())
-        for path in out_dir.iterdir():  # what a step that failed has written is of no use, and takes space
-            if path.name != ERROR_FILE and not path.name.startswith("_"):  # nipype's own
+        for path in out_dir.iterdir():  # delete incomplete results to free space
+            if path.name != ERROR_FILE and not path.name.startswith("_"):  # keep files of nipype
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def _write_whole(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON file so that it is whole or not there."""
+def _write_atomically(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON file that is complete or absent."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content))
     partial.replace(path)
 
 
-def call_step(function, given, use_gpu=False, **upstream):  # nipype runs this function's source text on its own
-    """What each node runs; by ``use_gpu`` nipype tells which nodes count against its ``n_gpu_procs``."""
+def call_step(function, given, use_gpu=False, **upstream):  # nipype executes the source text of this function
+    """Run a step inside a node; nipype counts nodes with ``use_gpu`` against its ``n_gpu_procs``."""
     from bids_app.workflow.engine import execute
 
     return execute(function, given, upstream)
 
 
 class Engine:
-    """Runs a graph with nipype.
+    """Runner of a graph with nipype.
 
     Parameters
     ----------
     graph : Graph
     work_dir : pathlib.Path
-        Scratch folder; the results of steps are cached here.
+        Scratch folder with the cached results of the steps.
     resources : ResourceSettings
-        Processes, threads and memory that may be used.
+        Available processes, threads and memory.
     name : str
         Name of the workflow, and of its folder in ``work_dir``.
     """
@@ -164,33 +162,33 @@ class Engine:
         self._root = work_dir / name
 
     def _processors(self, wanted: int | None) -> int:
-        """Processors that a step is counted with; with ``--low-mem`` all, so that no other step runs beside it."""
+        """Return the processors of a step; with ``--low-mem`` all, so that steps run one at a time."""
         if self._resources.low_mem:
             return self._resources.n_procs
         return min(wanted or self._resources.omp_threads, self._resources.n_procs)
 
     def run(self, *, crash_dir: Path, stop_on_first_crash: bool = False, groups: Groups | None = None) -> None:
-        """Run all steps; a step that fails takes only those with it that need it. Ask `error_of` afterwards.
+        """Run all steps; only the steps that depend on a failed step are skipped. `error_of` returns the errors.
 
         Parameters
         ----------
         crash_dir : pathlib.Path
-            Where nipype leaves its crash files.
+            Folder for the crash files of nipype.
         stop_on_first_crash : bool
-            Start nothing more after the first failure.
+            Start no more steps after the first failure.
         groups : Groups, optional
-            Told of each step that ends; not with ``--use-plugin``.
+            Called with each step that ends; not with ``--use-plugin``.
         """
-        from bids_app.workflow.pool import quieten_nipype  # nipype takes a second to import
+        from bids_app.workflow.pool import silence_nipype  # nipype takes a second to import
 
-        quieten_nipype(LOGGER.getEffectiveLevel())
+        silence_nipype(LOGGER.getEffectiveLevel())
         workflow = self._workflow()
         workflow.config["execution"] = {
             "crashdump_dir": str(crash_dir),
             "crashfile_format": "txt",
             "stop_on_first_crash": str(stop_on_first_crash).lower(),
             "poll_sleep_duration": "0.2" if self._resources.plugin is None else "2",
-            "job_finished_timeout": "120",  # s that a shared file system may take to show a cluster's result
+            "job_finished_timeout": "120",  # s, for slow shared file systems of clusters
             "remove_unnecessary_outputs": "false",
             "check_version": "false",
             "create_report": "false",
@@ -203,7 +201,7 @@ class Engine:
                     workflow.run(plugin=plugin, plugin_args=plugin_args)
         except Exception as error:
             if not any(crash_dir.glob("crash-*")):
-                known = as_neurostorm_error(error)  # no step failed, but the engine itself
+                known = as_neurostorm_error(error)  # an error of nipype, not of a step
                 if known:
                     raise known from error
                 raise
@@ -212,32 +210,32 @@ class Engine:
             os.chdir(cwd)
 
     def error_of(self, step: Step) -> StepError | None:
-        """The first error among a step and all that it needs, in the order of the method; None when all is well."""
+        """Return the first error among a step and its ancestors; None if all of them finished."""
         if self._is_done(step):
             return None
         unfinished = [needed for needed in self._graph.ancestors(step) if not self._is_done(needed)]
         left = (self._read_error(needed) for needed in unfinished)
-        return next(filter(None, left), None) or self._was_killed(unfinished[0])
+        return next(filter(None, left), None) or self._error_of_killed(unfinished[0])
 
     def costs(self, *steps: Step) -> dict[str, dict[str, float]]:
-        """Seconds and peak memory (MB) of steps and of all that they need, as last run."""
+        """Return run time (s) and peak memory (MB) of steps and their ancestors, from their last run."""
         needed = {parent.name: parent for step in steps for parent in self._graph.ancestors(step)}
         done = {name: self._read(step, DONE_FILE) for name, step in needed.items()}
         return {name: content["cost"] for name, content in done.items() if content}
 
     def result_of(self, step: Step) -> Any:
-        """What a step returned, once the graph has run."""
+        """Return the result of a finished step."""
         from nipype.utils.filemanip import loadpkl
 
         return loadpkl(self._result_file(step)).outputs.out.value
 
     def remove(self, last: Iterable[Step]) -> None:
-        """Delete the scratch of steps and of all that they need, and nothing else that may lie beside it."""
+        """Delete the scratch folders of steps and of their ancestors."""
         for name in {needed.name for step in last for needed in self._graph.ancestors(step)}:
             shutil.rmtree(self._root / name, ignore_errors=True)
         for folder in (self._root, self._root.parent):
             with suppress(OSError):
-                folder.rmdir()  # stays when something else is in it
+                folder.rmdir()  # fails if other files are left
 
     def _workflow(self) -> Any:
         from nipype.interfaces.utility import Function
@@ -269,7 +267,7 @@ class Engine:
         return self._root / step.name / f"result_{step.name}.pklz"
 
     def _read(self, step: Step, file: str) -> dict[str, Any] | None:
-        """What this very step left in a file; None for what a step with another stamp left."""
+        """Read a JSON file of a step; None if it is missing or has another stamp."""
         try:
             content = json.loads((self._root / step.name / file).read_text())
         except (OSError, ValueError):
@@ -279,16 +277,16 @@ class Engine:
     def _is_done(self, step: Step) -> bool:
         return self._read(step, DONE_FILE) is not None and self._result_file(step).exists()
 
-    def _was_killed(self, step: Step) -> StepError:
-        if shutil.disk_usage(self._root.parent).free < LITTLE_ROOM:
+    def _error_of_killed(self, step: Step) -> StepError:
+        if shutil.disk_usage(self._root.parent).free < MIN_FREE_BYTES:
             full = InputOutputError(
-                f"{self._root.parent}: no space left for the step {step.name}.",
-                "Free some space, or give --work-dir on another disk; what is done is kept.",
+                f"{self._root.parent}: no disk space left for the step {step.name}.",
+                "Free some space, or give --work-dir on another disk. Finished steps are kept.",
             )
             return StepError(step.name, full.message, full.hint, full.exit_code, "")
         lost = TemporaryError(
             f"The step {step.name} was killed, probably out of memory.",
-            "Give the run more memory (--mem) or fewer processes (--nprocs), and start it again: what is done is kept.",
+            "Raise --mem or lower --nprocs, and repeat the command: finished steps are kept.",
         )
         return StepError(step.name, lost.message, lost.hint, lost.exit_code, "")
 
@@ -299,9 +297,9 @@ class Engine:
     def _plugin(self, progress: Progress) -> tuple[Any, dict[str, Any]]:
         resources = self._resources
         if resources.plugin is not None:
-            os.environ.setdefault("LOGNAME", str(os.getuid()))  # nipype names jobs after it, and containers lack it
+            os.environ.setdefault("LOGNAME", str(os.getuid()))  # part of nipype job names; missing in containers
             return read_plugin_file(resources.plugin)
-        from bids_app.workflow.pool import InOrderPlugin, SturdyMultiProcPlugin
+        from bids_app.workflow.pool import InOrderPlugin, RobustMultiProcPlugin
 
         arguments: dict[str, Any] = {
             "order": {name: place for place, name in enumerate(self._graph.steps)},
@@ -313,11 +311,11 @@ class Engine:
             "n_procs": resources.n_procs,
             "memory_gb": resources.memory_gb,
             "n_gpu_procs": 1,
-            "raise_insufficient": False,  # a step on a GPU may want more processors than the one GPU slot
+            "raise_insufficient": False,  # GPU steps may need more processors than the one GPU slot
             "mp_context": "forkserver",
             "log_level": LOGGER.getEffectiveLevel(),
         }
-        return SturdyMultiProcPlugin(plugin_args=arguments), {}
+        return RobustMultiProcPlugin(plugin_args=arguments), {}
 
 
 @contextmanager
@@ -344,12 +342,12 @@ def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
     Returns
     -------
     tuple
-        Name of the plugin, and its arguments.
+        Name and arguments of the plugin.
 
     Raises
     ------
     UsageError
-        The file is missing or says something else.
+        The file is missing or invalid.
     """
     import yaml
 

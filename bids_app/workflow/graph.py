@@ -1,8 +1,8 @@
-"""Steps and what each needs, as plain data; `engine.py` runs them with nipype, `in_process.py` without it.
+"""Graph of processing steps and their dependencies; `engine.py` runs it with nipype, `in_process.py` without.
 
-A step is any importable function of plain values, results of other steps, and ``out_dir``, the folder that it may
-write into. Its stamp is a hash of all that its result depends on: its code, what it was given, and the stamps of the
-steps before it. It is known before anything runs, so a result on disk is valid exactly when it bears that stamp.
+A step is an importable function of plain values, results of other steps, and ``out_dir``, the folder for its files. Its
+stamp is a hash of its code, its arguments and the stamps of the steps that it depends on. Stamps are known before
+anything runs: a result on disk is valid if it has the stamp of its step.
 """
 
 from __future__ import annotations
@@ -17,37 +17,37 @@ from bids_app.outputs.boilerplate import Sentence
 from bids_app.workflow.code import code_hash
 
 NOT_HASHED = ("threads",)
-"""Arguments that change how fast a step is, and not what it returns."""
+"""Arguments that affect the speed of a step, but not its result."""
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A step of a graph; hand it to later steps as an argument.
+    """A step of a graph; pass it to later steps as an argument.
 
     Attributes
     ----------
     name : str
-        Unique in the graph.
+        Unique name.
     function : callable
-        Importable by its name.
+        Importable function.
     given : mapping
         Plain arguments.
     upstream : mapping
         Arguments that are results of other steps.
     does : str
-        One line for the plan of ``--check``; empty for bookkeeping.
+        Line of the plan of ``--check``; empty: not shown.
     sentences : tuple of Sentence
-        What the methods text says of it.
+        Its sentences of the methods text.
     stamp : str
-        Hash of all that its result depends on.
+        Hash of everything that the result depends on.
     memory_gb : float
         Maximum memory, GB.
     n_procs : int, optional
-        Processors that it uses; None: the threads of one step.
+        Number of processors; None: the threads of one step.
     always : bool
-        Run it even when nothing changed, since it writes outside its folder.
+        Run in every invocation, since it writes outside its folder.
     gpu : bool
-        Whether it computes on a GPU, of which there is one for all such steps.
+        True if it uses the GPU; such steps run one at a time.
     """
 
     name: str
@@ -65,14 +65,14 @@ class Step:
 
 @dataclass
 class Graph:
-    """Steps in the order of the method: each comes after those that it needs.
+    """Steps in processing order: each step comes after its dependencies.
 
     Attributes
     ----------
     invocation : str
         Part of the stamps of steps that always run.
     steps : dict
-        By name, in order.
+        Steps by name, in order.
     """
 
     invocation: str = ""
@@ -92,9 +92,9 @@ class Graph:
         gpu: bool = False,
         **arguments: Any,
     ) -> Step:
-        """Add a step; see `Step`. ``arguments`` are plain values, or steps whose results are handed over."""
+        """Add a step; see `Step`. ``arguments`` are plain values, or steps whose results are passed."""
         if name in self.steps:
-            raise ValueError(f"The graph has a step {name} already.")
+            raise ValueError(f"The graph already has a step {name}.")
         upstream = {key: value for key, value in arguments.items() if isinstance(value, Step)}
         given = {key: value for key, value in arguments.items() if key not in upstream}
         stamp = hash_of(
@@ -109,7 +109,7 @@ class Graph:
         return self.steps[name]
 
     def ancestors(self, step: Step) -> Iterator[Step]:
-        """A step and all that it needs, in the order of the method."""
+        """Iterate over the steps that a step depends on, and the step itself, in order."""
         wanted = {step.name}
         for candidate in reversed(self.steps.values()):
             if candidate.name in wanted:
@@ -118,12 +118,12 @@ class Graph:
 
 
 def hash_of(*parts: Any) -> str:
-    """Hash of values by their text."""
+    """Hash the text of values."""
     return hashlib.sha256(repr(parts).encode("utf-8", errors="surrogateescape")).hexdigest()
 
 
 def file_stamp(path: Path | None) -> str:
-    """Size and time of a file's last change, which stand for its content."""
+    """Return path, size and modification time of a file, as a proxy for its content."""
     if path is None:
         return "none"
     stat = path.stat()

@@ -1,4 +1,4 @@
-"""The method step by step in one process, without nipype and its cache: for tests, benchmarks and other programs."""
+"""Run steps in the current process, without nipype and its cache: for tests, benchmarks and other programs."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from bids_app.workflow.graph import Graph, Step
 from bids_app.workflow.method import RunSteps, add_run
 
 Call = Callable[[Step, Mapping[str, Any]], Any]
-"""Calls a step with its arguments."""
+"""Function that calls a step with its arguments."""
 
 
 def call_step(step: Step, arguments: Mapping[str, Any]) -> Any:
-    """Call a step, in this process."""
+    """Call a step."""
     return step.function(**arguments)
 
 
 def run_in_process(
     graph: Graph, folder: Path, last: Step, call: Call = call_step, results: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Run a step and all that it needs one after the other; nothing is cached.
+    """Run a step and its ancestors in order; nothing is cached.
 
     Parameters
     ----------
     graph : Graph
     folder : pathlib.Path
-        Each step gets a folder in it.
+        Parent of the folders of the steps.
     last : Step
     call : callable, optional
-        Calls a step with its arguments.
+        Function that calls a step with its arguments.
     results : mapping, optional
-        What steps returned before, by name; these are not run.
+        Known results by step name; these steps are not run.
 
     Returns
     -------
     dict
-        What each step returned, by its name.
+        Results by step name.
 
     Raises
     ------
     Exception
-        That of the first step that fails.
+        Error of the first step that fails.
     """
     found = dict(results or {})
     for step in graph.ancestors(last):
@@ -60,13 +60,13 @@ def run_in_process(
 def steps_of(
     run: BoldRun, folder: Path, preprocess: PreprocessSettings | None = None, threads: int = 1, model: str = "demo"
 ) -> tuple[Graph, RunSteps]:
-    """The graph of one run as the app makes it, and its steps.
+    """Build the graph of one run as the app does.
 
     Parameters
     ----------
     run : BoldRun
     folder : pathlib.Path
-        Stands for dataset, output and scratch.
+        Output and scratch folder.
     preprocess : PreprocessSettings, optional
     threads : int
     model : str
@@ -87,7 +87,7 @@ def steps_of(
 def preprocess_in_process(
     run: BoldRun, folder: Path, preprocess: PreprocessSettings | None = None, threads: int = 1
 ) -> Any:
-    """Preprocess one run by the app's own steps; see `steps_of`.
+    """Preprocess one run with the steps of the app; see `steps_of`.
 
     Returns
     -------

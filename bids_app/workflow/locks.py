@@ -1,8 +1,8 @@
-"""One process at a time works on a participant: a lock file in the output folder, and one in the scratch folder.
+"""Participant locks, in the output folder and in the scratch folder, so that one process at a time uses a participant.
 
-A lock is made by a hard link, which is atomic on NFS too, and says who holds it. Its owner touches it while it lives.
-The lock of an owner that is dead is taken over: at once where the owner's process would be seen from here, else when
-it has not been touched for `STALE_SECONDS`.
+A lock file is created with a hard link, which is atomic on NFS too, and names its owner. The owner touches it
+regularly. The lock of a dead owner is replaced: at once if the process of the owner would be visible from here,
+otherwise after `STALE_SECONDS` without a touch.
 """
 
 from __future__ import annotations
@@ -23,27 +23,26 @@ from bids_app.errors import CannotCreateError, NeurostormError, TemporaryError
 
 BEAT_SECONDS = 60.0
 STALE_SECONDS = 30 * 60.0
-"""A lock of another machine that was not touched for so long is that of a dead owner; a step of ANTs may hold up the
-thread that touches it for minutes."""
+"""Age after which the lock of another machine is stale; ANTs may block the thread that touches it for minutes."""
 
 
 def lock_files(participant: str, out_dir: Path, work_dir: Path) -> tuple[Path, Path]:
-    """What is there while a process works on a participant: in the output folder, and in scratch."""
+    """Return the lock files of a participant in the output and scratch folders."""
     return out_dir / f"sub-{participant}" / "log" / "running.json", work_dir / f"running-sub-{participant}.json"
 
 
-def is_anybody_in(work_dir: Path) -> bool:
-    """Whether a process works on any participant in a scratch folder."""
+def is_in_use(work_dir: Path) -> bool:
+    """Check if any participant is locked in a scratch folder."""
     return next(work_dir.glob("running-sub-*.json"), None) is not None
 
 
 class Locks:
-    """Lock files that are held, and touched, until the block ends.
+    """Context manager that holds lock files and touches them until it exits.
 
     Examples
     --------
     >>> with Locks() as locks:  # doctest: +SKIP
-    ...     locks.take(*lock_files("01", out_dir, work_dir))
+    ...     locks.acquire(*lock_files("01", out_dir, work_dir))
     """
 
     def __init__(self) -> None:
@@ -61,25 +60,25 @@ class Locks:
         for path, mark in self._held.items():
             _release(path, mark)
 
-    def take(self, *paths: Path) -> None:
-        """Take lock files, all or none.
+    def acquire(self, *paths: Path) -> None:
+        """Acquire all lock files, or none.
 
         Raises
         ------
         TemporaryError
-            A process that lives holds one of them.
+            A running process holds one of them.
         CannotCreateError
-            One cannot be made.
+            A lock file cannot be created.
         """
-        taken: dict[Path, str] = {}
+        acquired: dict[Path, str] = {}
         try:
             for path in paths:
-                taken[path] = _take(path)
+                acquired[path] = _acquire(path)
         except NeurostormError:
-            for path, mark in taken.items():
+            for path, mark in acquired.items():
                 _release(path, mark)
             raise
-        self._held |= taken
+        self._held |= acquired
 
     def _beat(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
@@ -88,10 +87,10 @@ class Locks:
                     os.utime(path)
 
 
-def _take(path: Path) -> str:
-    """Make a lock file; returns the mark by which its owner knows it again."""
+def _acquire(path: Path) -> str:
+    """Create a lock file and return the mark of its owner."""
     mark = uuid.uuid4().hex
-    content = {"mark": mark, "pid": os.getpid(), "started": _started(os.getpid()), "place": _place(),
+    content = {"mark": mark, "pid": os.getpid(), "started": _started(os.getpid()), "place": _process_scope(),
                "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}  # fmt: skip
     own = temporary_name(path)
     try:
@@ -103,11 +102,11 @@ def _take(path: Path) -> str:
             holder = _read(path)
             if not _is_dead(path, holder, now=own.stat().st_mtime):
                 raise _held_by(path, holder)
-            _set_aside(path, holder)
+            _remove_dead(path, holder)
         raise _held_by(path, _read(path))
     except OSError as error:
         raise CannotCreateError(
-            f"{path}: the lock cannot be made ({error.strerror}).", "Check the permissions and the space there."
+            f"{path}: the lock file cannot be created ({error.strerror}).", "Check permissions and free space."
         ) from error
     finally:
         with suppress(OSError):
@@ -115,21 +114,21 @@ def _take(path: Path) -> str:
 
 
 def _release(path: Path, mark: str) -> None:
-    """Remove a lock file, if it is still its owner's."""
+    """Remove a lock file if it still has the mark of its owner."""
     if _read(path).get("mark") == mark:
         with suppress(OSError):
             path.unlink()
 
 
 def _link(own: Path, path: Path) -> bool:
-    """Make the lock as a second name of a file of our own; where there are no hard links, as a new file."""
+    """Create the lock as a hard link to our own file, or as a new file if hard links are not supported."""
     try:
         os.link(own, path)
     except FileExistsError:
         return False
     except OSError:
         if own.stat().st_nlink == 2:
-            return True  # NFS lost the answer, not the deed
+            return True  # created, although NFS reported an error
         with suppress(FileExistsError), path.open("x") as file:
             file.write(own.read_text())
             return True
@@ -138,7 +137,7 @@ def _link(own: Path, path: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Who holds a lock; empty when it is gone, or being written."""
+    """Read the owner of a lock; empty if it is gone or incomplete."""
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -147,9 +146,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _is_dead(path: Path, holder: dict[str, Any], now: float) -> bool:
-    """Whether nobody is behind a lock any more; ``now`` is by the clock of the file system."""
+    """Check if the owner of a lock is dead; ``now`` is in the clock of the file system."""
     pid = holder.get("pid")
-    if holder.get("place") == _place() and isinstance(pid, int):
+    if holder.get("place") == _process_scope() and isinstance(pid, int):
         return _started(pid) != holder.get("started")
     try:
         return now - path.stat().st_mtime > STALE_SECONDS
@@ -157,8 +156,8 @@ def _is_dead(path: Path, holder: dict[str, Any], now: float) -> bool:
         return True
 
 
-def _set_aside(path: Path, holder: dict[str, Any]) -> None:
-    """Remove a dead owner's lock; one that somebody else made meanwhile is put back."""
+def _remove_dead(path: Path, holder: dict[str, Any]) -> None:
+    """Remove the lock of a dead owner; restore it if another process has replaced it meanwhile."""
     aside = temporary_name(path)
     with suppress(FileNotFoundError):
         path.rename(aside)
@@ -169,8 +168,8 @@ def _set_aside(path: Path, holder: dict[str, Any]) -> None:
 
 
 @cache
-def _place() -> str:
-    """Where a process number means the same process: this boot of this machine, this container."""
+def _process_scope() -> str:
+    """Return the scope of process numbers: this boot of this machine and this container."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
@@ -179,7 +178,7 @@ def _place() -> str:
 
 
 def _started(pid: int) -> str:
-    """When a process started, in the kernel's terms; empty when there is none. Numbers of processes come again."""
+    """Return the kernel start time of a process, since process numbers are reused; empty if it does not exist."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text()
         state, *fields = text.rpartition(")")[2].split()
@@ -200,6 +199,6 @@ def _started(pid: int) -> str:
 def _held_by(path: Path, holder: dict[str, Any]) -> TemporaryError:
     who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}"
     return TemporaryError(
-        f"{path}: another run holds this participant ({who}).",
-        "Wait until it has ended. If nothing runs there any more, remove that file and start again.",
+        f"{path}: another run is processing this participant ({who}).",
+        "Wait for it to finish. If it is no longer running, delete this file and repeat the command.",
     )

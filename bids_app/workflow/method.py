@@ -1,8 +1,8 @@
-"""The method, from top to bottom: anatomy first, then a run, then what the model makes of it, then its outputs.
+"""The processing graph, in order: T1w image, BOLD run, model, outputs.
 
-This is the only place that knows the order of steps. Each is a function that knows no graph; the line beside it is what
-``--check`` prints, and its sentences are what the methods text says. `engine.py` runs the graph with nipype;
-tests and benchmarks run it in their own process (`bids_app.workflow.graph.run_in_process`).
+The order of steps is defined only here. Each step is a plain function with its line of ``--check`` and its sentences of
+the methods text. `engine.py` runs the graph with nipype; tests and benchmarks run it in their own process
+(`bids_app.workflow.in_process`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bids_app.workflow.provenance import hash_inputs
 
 @dataclass(frozen=True)
 class AnatomySteps:
-    """The steps of a T1w image that others need."""
+    """Steps of a T1w image that other steps depend on."""
 
     normalised: Step
     outputs: Step
@@ -38,14 +38,14 @@ class AnatomySteps:
 
 @dataclass(frozen=True)
 class RunSteps:
-    """The steps of a run that others ask for."""
+    """Steps of a run whose results are used elsewhere."""
 
     preprocessed: Step
     """Returns a `PreprocessedRun`."""
     grid: Step
     """Returns the run on the model grid."""
     published: tuple[Step, Step]
-    """The last: return the names of the files in the output folder, of preprocessing and of the model."""
+    """Last steps: return the names of the files in the output folder, of preprocessing and of the model."""
     hashes: Step
     """Returns the checksums of the input files."""
 
@@ -56,7 +56,7 @@ class RunSteps:
 
 
 def add_run(graph: Graph, run: BoldRun, context: RunContext) -> RunSteps:
-    """Add all steps of a run, and those of its T1w image if they are not there yet."""
+    """Add all steps of a run, and of its T1w image if the graph does not have them yet."""
     anatomy = add_anatomy(graph, run, context) if run.t1w else None
     preprocessed = add_derivatives(graph, run, context) if run.derived else add_raw(graph, run, anatomy, context)
     grid = add_grid(graph, run, preprocessed, context)
@@ -66,7 +66,7 @@ def add_run(graph: Graph, run: BoldRun, context: RunContext) -> RunSteps:
 
 
 def add_anatomy(graph: Graph, run: BoldRun, context: RunContext) -> AnatomySteps:
-    """Add the steps of a run's T1w image, once for all runs that share it."""
+    """Add the steps of the T1w image of a run, once for all runs that share it."""
     assert run.t1w is not None
     name = node_name(run.t1w.name.partition(".")[0])
     if f"{name}_outputs" in graph.steps:
@@ -93,14 +93,14 @@ def add_anatomy(graph: Graph, run: BoldRun, context: RunContext) -> AnatomySteps
         seed=seed,
         memory_gb=2,
     )
-    tree = graph.step(
+    outputs = graph.step(
         f"{name}_outputs",
         anatomical.anatomy_outputs,
         anatomy=normalised,
         datasets=context.datasets,
         memory_gb=2,
     )
-    return AnatomySteps(normalised, tree)
+    return AnatomySteps(normalised, outputs)
 
 
 def add_raw(graph: Graph, run: BoldRun, anatomy: AnatomySteps | None, context: RunContext) -> Step:
@@ -198,7 +198,7 @@ def add_raw(graph: Graph, run: BoldRun, anatomy: AnatomySteps | None, context: R
 
 
 def add_derivatives(graph: Graph, run: BoldRun, context: RunContext) -> Step:
-    """Add the steps from a preprocessed run of other derivatives to a `PreprocessedRun`; return the last."""
+    """Add the steps from a run of other derivatives to a `PreprocessedRun`; return the last."""
     assert run.derived is not None
     name, dummy_scans = node_name(run.stem), context.settings.preprocess.dummy_scans
     files = (run.bold, *run.derived.companions, run.events)
@@ -216,7 +216,7 @@ def add_derivatives(graph: Graph, run: BoldRun, context: RunContext) -> Step:
     return graph.step(
         f"{name}_ingest",
         ingest_run,
-        does=f"BOLD: ingest from {run.derived.pipeline}, check its orientation, image quality metrics",
+        does=f"BOLD: ingest from {run.derived.pipeline}, check the orientation, compute image quality metrics",
         sentences=(sentences.derivatives(run.derived), Sentence("quality"), *context.template_sentences),
         series=series,
         derived=run.derived,
@@ -225,7 +225,7 @@ def add_derivatives(graph: Graph, run: BoldRun, context: RunContext) -> Step:
 
 
 def add_grid(graph: Graph, run: BoldRun, preprocessed: Step, context: RunContext) -> Step:
-    """Add the one interpolation from the volumes as they were measured to the model grid."""
+    """Add the single interpolation from the original volumes to the model grid."""
     all_threads = context.settings.resources.n_procs
     return graph.step(
         f"{node_name(run.stem)}_grid",
@@ -240,7 +240,7 @@ def add_grid(graph: Graph, run: BoldRun, preprocessed: Step, context: RunContext
 
 
 def add_model(graph: Graph, run: BoldRun, preprocessed: Step, grid: Step, context: RunContext) -> Step:
-    """Add encoder and adapters, and the verdict about scan and predictions; return the last."""
+    """Add the encoder, the adapters and the verdicts on scan and predictions; return the last step."""
     name, model = node_name(run.stem), context.model
     encoded = graph.step(
         f"{name}_encode",
@@ -306,9 +306,9 @@ def add_outputs(
     predicted: Step,
     context: RunContext,
 ) -> tuple[Step, Step]:
-    """Add the steps that write a run's derivatives and figures, and publish them in the output folder.
+    """Add the steps that write derivatives and figures and copy them to the output folder.
 
-    What preprocessing made is published by a step of its own: it does not wait for the model, nor fail with it.
+    The outputs of preprocessing are published by a separate step, so that they do not depend on the model.
     """
     name, settings = node_name(run.stem), context.settings
     wanted = settings.preprocess
@@ -371,10 +371,12 @@ def add_outputs(
 
 
 def add_hashes(graph: Graph, run: BoldRun, context: RunContext) -> Step:
-    """Add the step that hashes what a run is made from."""
+    """Add the step that hashes the input files of a run."""
     fieldmap = run.fieldmap.files if run.fieldmap else ()
-    beside = run.derived.companions if run.derived else ()
-    files: tuple[Path, ...] = tuple(filter(None, (run.bold, run.events, run.t1w, *run.t1w_repeats, *fieldmap, *beside)))
+    companions = run.derived.companions if run.derived else ()
+    files: tuple[Path, ...] = tuple(
+        filter(None, (run.bold, run.events, run.t1w, *run.t1w_repeats, *fieldmap, *companions))
+    )
     return graph.step(
         f"{node_name(run.stem)}_hashes",
         hash_inputs,
@@ -387,7 +389,7 @@ def add_hashes(graph: Graph, run: BoldRun, context: RunContext) -> Step:
 
 
 def methods_sentences(runs: Sequence[BoldRun], context: RunContext) -> list[Sentence]:
-    """What the methods text says of all runs together, in the order of the method, each sentence once."""
+    """Return the sentences of the methods text for all runs, in order, each once."""
     graph = Graph()
     for run in runs:
         if run.problem is None:
@@ -401,12 +403,12 @@ def methods_sentences(runs: Sequence[BoldRun], context: RunContext) -> list[Sent
 
 
 def plan_of(run: BoldRun, context: RunContext) -> list[str]:
-    """What would be done with a run, a line a step, for ``--check``."""
+    """Return the processing steps of a run, one line each, for ``--check``."""
     graph = Graph()
     add_run(graph, run, context)
     return [step.does for step in graph.steps.values() if step.does]
 
 
 def node_name(stem: str) -> str:
-    """A BIDS name as nipype wants it: different names stay different, since BIDS labels hold no underscore."""
+    """Convert a BIDS name to a nipype node name; names stay unique, since BIDS labels contain no underscore."""
     return re.sub(r"[^0-9A-Za-z]", lambda match: "_" if match[0] in "_-" else f"x{ord(match[0]):x}", stem)

@@ -1,6 +1,6 @@
-"""The steps of the participant level that join rooms; each is a thin call of functions that know no graph.
+"""Steps of the participant level that combine several packages: thin functions without knowledge of the graph.
 
-Every step takes ``out_dir``, the folder that it may write into, and returns what can be pickled.
+Each step takes ``out_dir``, the folder for its files, and returns a value that can be pickled.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ from bids_app.preprocess.sdc.estimate import correct_distortion as correct_by_fi
 from bids_app.preprocess.sdc.syn import correct_by_anatomy
 
 MIN_TSNR = 2.0
-"""Below it the series cannot be as it was measured: its mean image was taken away."""
+"""Temporal SNR below which the mean image was removed from the series."""
 
 
 def prepare_anatomy(t1w: Path, repeats: Sequence[Path], seed: int, stamp: str, out_dir: Path) -> PreparedT1w:
-    """Average a T1w image with its repeats and remove its bias field; ``stamp`` tells when a file changed."""
+    """Average a T1w image with its repeats and remove its bias field; ``stamp`` changes when a file changes."""
     return prepare_t1w(t1w, out_dir, repeats, seed)
 
 
@@ -58,7 +58,7 @@ def examine(
     stamp: str,
     out_dir: Path,
 ) -> Series:
-    """Examine a BOLD file against its sidecar and events; ``stamp`` tells when the file changed."""
+    """Check a BOLD file with its sidecar and events; ``stamp`` changes when a file changes."""
     return prepare_bold(bold, metadata, out_dir, dummy_scans, last_onset(events), ignore)
 
 
@@ -70,12 +70,12 @@ def examine_derivative(
     stamp: str,
     out_dir: Path,
 ) -> Series:
-    """Examine a run that is taken over; ``stamp`` tells when a file changed."""
+    """Check a run of other derivatives; ``stamp`` changes when a file changes."""
     return examine_derived(derived, metadata, out_dir, dummy_scans, last_onset(events))
 
 
 def last_onset(events: Path | None) -> float | None:
-    """When the last event of a run begins, s."""
+    """Read the onset of the last event of a run, s."""
     if events is None:
         return None
     try:
@@ -84,7 +84,7 @@ def last_onset(events: Path | None) -> float | None:
         return max((float(onset) for onset in onsets if onset not in ("n/a", "")), default=None)
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise BadDataError(
-            f"{events.name}: not a table of events ({error}).", "It needs a column 'onset' in s."
+            f"{events.name}: not a valid events table ({error}).", "Add a column 'onset' with numbers in s."
         ) from error
 
 
@@ -99,7 +99,7 @@ def correct_distortion(
     out_dir: Path,
     anatomy: Anatomy | None = None,
 ) -> MotionEstimate:
-    """Correct susceptibility distortion by fieldmap or T1w; ``stamp`` tells when a fieldmap changed."""
+    """Correct susceptibility distortion by fieldmap or T1w; ``stamp`` changes when a fieldmap changes."""
     if method == SYN:
         assert anatomy is not None
         return correct_by_anatomy(series.source, metadata, motion, anatomy, out_dir, seed)
@@ -108,14 +108,14 @@ def correct_distortion(
 
 
 def mask_run(series: Series, motion: MotionEstimate, out_dir: Path) -> EpiReference:
-    """Find the brain in the run's reference image."""
+    """Mask the brain in the boldref."""
     return mask_boldref(series.source, motion.boldref, out_dir)
 
 
 def align(
     reference: EpiReference, template: str, seed: int, out_dir: Path, anatomy: Anatomy | None = None
 ) -> Alignment:
-    """Align a run with its T1w image, or with the template when there is none."""
+    """Register a run to its T1w image, or to the template if it has none."""
     if anatomy is None:
         return normalise_boldref(reference, out_dir, template, seed)
     return coregister(reference, anatomy, out_dir, seed)
@@ -124,7 +124,7 @@ def align(
 def confounds(
     series: Series, motion: MotionEstimate, alignment: Alignment, fd_spike_mm: float, threads: int, out_dir: Path
 ) -> Confounds:
-    """Measure what is not of the brain's doing."""
+    """Compute confounds and image quality metrics."""
     return measure_confounds(series, motion, alignment, out_dir, fd_spike_mm, threads)
 
 
@@ -139,28 +139,28 @@ def collect(
     out_dir: Path,
     anatomy: Anatomy | None = None,
 ) -> PreprocessedRun:
-    """Put what the steps found into one `PreprocessedRun`.
+    """Collect the results of the steps in a `PreprocessedRun`.
 
     Parameters
     ----------
     series, motion, reference, alignment, confounds
         Results of the steps.
     seed : int
-        Of the registrations.
+        Seed of the registrations.
     notes : tuple of str
-        Choices that were made, for the report.
+        Processing choices, for the report.
     out_dir : pathlib.Path
-        Not used.
+        Unused.
     anatomy : Anatomy, optional
-        On the route ``t1w``.
+        For the route ``t1w``.
     """
     sdc = motion.sdc
     anatomical = anatomy.quality if anatomy else {}
     warnings = series.warnings + (anatomy.warnings if anatomy else ()) + alignment.warnings
     if alignment.route == "direct":
         warnings += (
-            f"{series.source.name}: without a T1w, it was aligned with {alignment.template} directly; expect some "
-            "millimetres of difference.",
+            f"{series.source.name}: no T1w image, registered directly to {alignment.template}; expect errors of a few "
+            "millimetres.",
         )
     return PreprocessedRun(
         source=series.source,
@@ -198,7 +198,7 @@ def collect(
 
 
 def resample(preprocessed: PreprocessedRun, threads: int, out_dir: Path) -> OnGrid:
-    """One interpolation from the raw volumes to the model grid."""
+    """Resample the original volumes to the model grid in one interpolation."""
     series = resample_to_model_grid(preprocessed, out_dir / "grid", threads)
     return OnGrid(out_dir / "grid", model_grid_coverage(preprocessed, series))
 
@@ -212,15 +212,15 @@ def encode(
     stamp: str,
     out_dir: Path,
 ) -> Encoded:
-    """Embed a run's clips under both normalisations, and apply the adapters; ``stamp`` tells when a file changed."""
+    """Embed the clips under both normalisations and apply the adapters; ``stamp`` changes when a file changes."""
     import torch
 
     from bids_app.model.api import load_model
     from bids_app.model.scan import backend_in_use
 
     torch.set_num_threads(threads)
-    place = choose_device(device)
-    loaded = load_model(model, place)
+    chosen = choose_device(device)
+    loaded = load_model(model, chosen)
     reader = ClipReader(GridSeries.open(grid.folder), loaded.config.img_size[3])
     adapted = [AdaptedModel(loaded, load_adapter(path)) for path in adapters]
     embeddings, predictions = encode_run(loaded, adapted, reader, tuple(NORMALISATIONS))
@@ -228,8 +228,8 @@ def encode(
         model=loaded.name,
         weights_sha256=loaded.weights_sha256,
         demonstration=loaded.demonstration or any(a.card.demonstration for a in adapted),
-        device=str(place),
-        scan_backend=backend_in_use(place),
+        device=str(chosen),
+        scan_backend=backend_in_use(chosen),
         threads=threads,
     )
     card = describe_model(find_model(model), loaded.info)
@@ -245,7 +245,7 @@ def judge(
     on_out_of_domain: str,
     out_dir: Path,
 ) -> Encoded:
-    """Judge a scan and each answer about it; ``age`` is the participant's in years, where it is known."""
+    """Judge a scan and each of its predictions; ``age`` is that of the participant in years, if known."""
     facts = scan_facts(preprocessed, grid.coverage, age)
     predictions = (
         replace(p, verdict=judge_prediction(facts, p.card, p.distance, on_out_of_domain, p.certainty))
@@ -255,7 +255,7 @@ def judge(
 
 
 def scan_facts(run: PreprocessedRun, coverage: float, age: float | None = None) -> Facts:
-    """What a run's answers are judged by; see `bids_app.adapters.verdict`."""
+    """Return the facts for the verdict on a run; see `bids_app.adapters.verdict`."""
     tsnr = run.quality.get("tsnr")
     return {
         **run.quality,
@@ -280,7 +280,7 @@ def attribute_run(
     stamp: str,
     out_dir: Path,
 ) -> RunAttribution:
-    """Attribute each adapter's answer, or the reconstruction; ``stamp`` tells when a file changed."""
+    """Attribute each prediction, or the reconstruction error, to regions; ``stamp`` changes when a file changes."""
     import torch
 
     from bids_app.model.api import load_model
@@ -288,31 +288,31 @@ def attribute_run(
     from bids_app.model.mae import autoencoder_from
 
     torch.set_num_threads(threads)
-    place, known = choose_device(device), find_atlas(atlas)
-    regions = Regions(known.name, labels_to_model_grid(load_nifti(known.path)), known.names)
+    chosen, found_atlas = choose_device(device), find_atlas(atlas)
+    regions = Regions(found_atlas.name, labels_to_model_grid(load_nifti(found_atlas.path)), found_atlas.names)
     reader = ClipReader(GridSeries.open(grid.folder))
     if method not in PREDICTION_METHODS:
-        autoencoder = autoencoder_from(read_checkpoint(weights_path(find_model(model)))).to(place).eval()
+        autoencoder = autoencoder_from(read_checkpoint(weights_path(find_model(model)))).to(chosen).eval()
         name = as_label(encoded.facts.model)
-        return RunAttribution(known, {name: reconstruction_errors(autoencoder, reader, regions)})
-    loaded = load_model(model, place)
-    asked = [p for p in encoded.predictions if p.card.task != EMBEDDING]
-    answers = {p.card.name: p.label_index for p in asked if not p.is_refused}
+        return RunAttribution(found_atlas, {name: reconstruction_errors(autoencoder, reader, regions)})
+    loaded = load_model(model, chosen)
+    attributable = [p for p in encoded.predictions if p.card.task != EMBEDDING]
+    outputs = {p.card.name: p.label_index for p in attributable if not p.is_refused}
     found = {}
     for adapter in map(load_adapter, adapters):
         name = adapter.card.name
-        if name in answers:
-            found[name] = attribute(AdaptedModel(loaded, adapter), reader, regions, answers[name], method)
-    if not asked:
+        if name in outputs:
+            found[name] = attribute(AdaptedModel(loaded, adapter), reader, regions, outputs[name], method)
+    if not attributable:
         raise BadDataError(
-            f"--attribution {method}: no adapter gives an answer to attribute.",
-            "Give an --adapter, or ask for the attribution 'reconstruction'.",
+            f"--attribution {method}: no adapter makes a prediction to attribute.",
+            "Give an --adapter, or use --attribution reconstruction.",
         )
-    return RunAttribution(known, found)
+    return RunAttribution(found_atlas, found)
 
 
 def choose_device(name: str) -> str:
-    """``auto`` becomes a GPU where there is one."""
+    """Return the device; ``auto`` is the GPU if there is one, else the CPU."""
     import torch
 
     if name != "auto":

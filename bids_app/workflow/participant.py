@@ -1,6 +1,6 @@
-"""The participant level: who is worked on, how it is run, and what is told afterwards; `method.py` is the method.
+"""Participant level: selects runs, runs the graph of `method.py`, and writes logs and reports.
 
-One run that fails takes no other with it, and what is done is written at once.
+A failed run does not stop the others; the outputs of each run are written as soon as it is done.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from bids_app.bids.query import BoldRun, find_runs
 from bids_app.bids.writer import remove_leftovers
 from bids_app.errors import EXIT_OK, CannotCreateError, InputOutputError, NoInputError, TemporaryError
 from bids_app.outputs.boilerplate import write_methods
-from bids_app.outputs.publish import withdraw
+from bids_app.outputs.publish import remove_withheld
 from bids_app.outputs.schema import FAILED, OK, PredictionSidecar, RunOutcome
 from bids_app.reports.participant import build_participant_report
 from bids_app.settings import Settings, own_scratch
 from bids_app.workflow.context import RunContext, read_context
 from bids_app.workflow.engine import Engine, remove_caches
 from bids_app.workflow.graph import Graph, Step
-from bids_app.workflow.locks import Locks, is_anybody_in, lock_files
-from bids_app.workflow.memory import with_memory_checked
+from bids_app.workflow.locks import Locks, is_in_use, lock_files
+from bids_app.workflow.memory import add_memory_problem
 from bids_app.workflow.method import RunSteps, add_run, methods_sentences
 from bids_app.workflow.plan import print_plan
 from bids_app.workflow.preflight import check_private, preflight
@@ -35,26 +35,26 @@ from bids_app.workflow.provenance import exit_code, new_run_id, write_log
 
 LOGGER = logging.getLogger(__name__)
 MAX_MESSAGES = 8
-"""Failures and withheld answers that are shown at the end, so that all fits on a screen."""
+"""Maximum number of failures and withheld predictions in the final summary."""
 
 
 def run_participants(settings: Settings) -> int:
-    """Run the participant level as asked for.
+    """Run the participant level.
 
     Returns
     -------
     int
-        0 when every run is done, else the exit code of the first that is not.
+        0 if all runs succeeded, else the exit code of the first failed run.
 
     Raises
     ------
     NeurostormError
-        Nothing could be started.
+        Nothing was started.
     """
     if settings.check:
         return print_plan(settings)
     if settings.reports_only:
-        return remake_reports(settings)
+        return rebuild_reports(settings)
     preflight(settings)
     check_output_folder(settings.out_dir)
     runs = find_runs(settings.bids_dir, settings.query)
@@ -65,44 +65,46 @@ def run_participants(settings: Settings) -> int:
     write_methods(settings.out_dir, methods_sentences(runs, context), demonstration=demonstration)
     if settings.boilerplate_only:
         return EXIT_OK
-    return work_on(runs, context)
+    return process_participants(runs, context)
 
 
-def work_on(wanted: Sequence[BoldRun], context: RunContext) -> int:
-    """Work on the participants that no other process works on.
+def process_participants(wanted: Sequence[BoldRun], context: RunContext) -> int:
+    """Process all participants that are not locked by another process.
 
     Raises
     ------
     TemporaryError
-        All of them are held by others.
+        All participants are locked.
     """
     settings = context.settings
     busy: dict[str, TemporaryError] = {}
     with Locks() as locks:
         for participant in dict.fromkeys(run.participant for run in wanted):
             try:
-                locks.take(*lock_files(participant, settings.out_dir, settings.work_dir))
+                locks.acquire(*lock_files(participant, settings.out_dir, settings.work_dir))
             except TemporaryError as error:
                 busy[participant] = error
         runs = [run for run in wanted if run.participant not in busy]
         if not runs:
             raise next(iter(busy.values()))
-        code = work_on_free([with_memory_checked(run, settings) for run in runs], context)
-    if settings.clean_workdir and code == EXIT_OK and not is_anybody_in(settings.work_dir):
+        code = process_runs([add_memory_problem(run, settings) for run in runs], context)
+    if settings.clean_workdir and code == EXIT_OK and not is_in_use(settings.work_dir):
         remove_caches(settings.work_dir)
     for held in busy.values():
-        print(f"neurostorm: left out: {held.message}\n  {held.hint}", file=sys.stderr)
+        print(f"neurostorm: skipped: {held.message}\n  {held.hint}", file=sys.stderr)
         code = code or held.exit_code
     return code
 
 
-def work_on_free(runs: Sequence[BoldRun], context: RunContext) -> int:
-    """Run the graph; each participant's log and report are written as soon as its runs have ended."""
+def process_runs(runs: Sequence[BoldRun], context: RunContext) -> int:
+    """Run the graph; write the log and report of each participant as soon as its runs have ended."""
     settings = context.settings
     of_participant: dict[str, list[BoldRun]] = {}
     for run in runs:
         of_participant.setdefault(run.participant, []).append(run)
-    LOGGER.info("%d BOLD runs of %d participants; scratch is %s", len(runs), len(of_participant), settings.work_dir)
+    LOGGER.info(
+        "%d BOLD runs of %d participants; scratch folder: %s", len(runs), len(of_participant), settings.work_dir
+    )
     started, run_id = time.time(), new_run_id()
     crash_dir = settings.work_dir / f"crash-{run_id}"
     crash_dir.mkdir()
@@ -130,7 +132,7 @@ def work_on_free(runs: Sequence[BoldRun], context: RunContext) -> int:
         remove_leftovers(folder, deep=False)
     shutil.rmtree(crash_dir, ignore_errors=True)
     outcomes = [outcome for participant in of_participant for outcome in finished[participant]]
-    tell(outcomes, settings, time.time() - started)
+    print_summary(outcomes, settings, time.time() - started)
     return exit_code(outcomes)
 
 
@@ -140,15 +142,15 @@ def finish_participant(
     """Write a participant's log and report, and remove what earlier invocations left of withheld predictions."""
     out_dir = context.settings.out_dir
     for outcome in outcomes:
-        for adapter, _ in withheld(outcome, out_dir):
-            withdraw(out_dir, outcome.stem, adapter)
+        for adapter, _ in withheld_predictions(outcome, out_dir):
+            remove_withheld(out_dir, outcome.stem, adapter)
     remove_leftovers(out_dir / f"sub-{participant}")
     write_log(context.settings, run_id, participant, outcomes, context.model.hashes, started)
     build_participant_report(out_dir, participant)
 
 
 def outcome_of(run: BoldRun, engine: Engine, steps: RunSteps | None) -> RunOutcome:
-    """How a run ended."""
+    """Return the outcome of a run."""
     if steps is None:
         problem = run.problem
         assert problem is not None
@@ -170,30 +172,30 @@ def outcome_of(run: BoldRun, engine: Engine, steps: RunSteps | None) -> RunOutco
 
 
 def failed(stem: str, step: str, reason: str, hint: str, code: int) -> RunOutcome:
-    """The outcome of a run that ended with an error."""
+    """Make the outcome of a failed run."""
     return RunOutcome(stem=stem, status=FAILED, step=step, reason=reason, hint=hint, exit_code=code)
 
 
-def tell(outcomes: Sequence[RunOutcome], settings: Settings, seconds: float) -> None:
-    """Say how it went: what failed and what to do, which answers are withheld (by run), and where to look."""
-    not_done = [outcome for outcome in outcomes if outcome.status != OK]
-    said = [f"{outcome.stem} failed: {outcome.reason}\n  {outcome.hint}" for outcome in not_done]
+def print_summary(outcomes: Sequence[RunOutcome], settings: Settings, seconds: float) -> None:
+    """Print failed runs with their hints, withheld predictions by run, and the path of the reports."""
+    failures = [outcome for outcome in outcomes if outcome.status != OK]
+    messages = [f"{outcome.stem} failed: {outcome.reason}\n  {outcome.hint}" for outcome in failures]
     for outcome in outcomes:
-        answers = withheld(outcome, settings.out_dir)
-        said += [f"{outcome.stem}: the answer of {adapter} is withheld. {reason}" for adapter, reason in answers]
-    most = len(said) if settings.verbosity else MAX_MESSAGES
-    for text in said[:most]:
+        predictions = withheld_predictions(outcome, settings.out_dir)
+        messages += [f"{outcome.stem}: the prediction of {name} is withheld. {reason}" for name, reason in predictions]
+    n_shown = len(messages) if settings.verbosity else MAX_MESSAGES
+    for text in messages[:n_shown]:
         print(f"neurostorm: {text}", file=sys.stderr)
-    if len(said) > most:
-        print(f"neurostorm: and {len(said) - most} more (-v shows all; so do the reports).", file=sys.stderr)
+    if len(messages) > n_shown:
+        print(f"neurostorm: {len(messages) - n_shown} more messages (see the reports, or use -v).", file=sys.stderr)
     LOGGER.info(
-        "%d of %d runs done in %.0f s. Reports: %s", len(outcomes) - len(not_done), len(outcomes), seconds,
+        "%d of %d runs finished in %.0f s. Reports: %s", len(outcomes) - len(failures), len(outcomes), seconds,
         settings.out_dir / "sub-*.html",
     )  # fmt: skip
 
 
-def withheld(outcome: RunOutcome, out_dir: Path) -> list[tuple[str, str]]:
-    """Adapters whose answer about a run was refused, each with the first reason."""
+def withheld_predictions(outcome: RunOutcome, out_dir: Path) -> list[tuple[str, str]]:
+    """Return the adapters whose prediction of a run was withheld, each with the first reason."""
     found = []
     for name in outcome.outputs:
         if name.endswith(("_predictions.json", "_vectors.json")):
@@ -203,8 +205,8 @@ def withheld(outcome: RunOutcome, out_dir: Path) -> list[tuple[str, str]]:
     return found
 
 
-def remake_reports(settings: Settings) -> int:
-    """Make the reports again from the derivatives (``--reports-only``)."""
+def rebuild_reports(settings: Settings) -> int:
+    """Rebuild the reports from the derivatives (``--reports-only``)."""
     wanted = settings.query.participants
     found = sorted(path.name.removeprefix("sub-") for path in settings.out_dir.glob("sub-*") if path.is_dir())
     missing = [label for label in wanted if label not in found]
@@ -219,11 +221,11 @@ def remake_reports(settings: Settings) -> int:
 
 
 def make_folders(settings: Settings) -> None:
-    """Make the output and scratch folders."""
+    """Create the output and scratch folders."""
     try:
         if settings.work_dir.is_relative_to(own_scratch()):
-            own_scratch().mkdir(mode=0o700, exist_ok=True)  # among the temporary files of all users
-        check_private(settings.work_dir)  # again: somebody may have been there in between
+            own_scratch().mkdir(mode=0o700, exist_ok=True)  # in the temporary folder of all users
+        check_private(settings.work_dir)  # again, as another user may have created it meanwhile
     except OSError as error:
         raise CannotCreateError(f"{own_scratch()}: {error.strerror}.", "Give --work-dir.") from error
     for folder in (settings.out_dir, settings.work_dir):
@@ -231,7 +233,7 @@ def make_folders(settings: Settings) -> None:
             folder.mkdir(parents=True, exist_ok=True)
         except PermissionError as error:
             raise CannotCreateError(
-                f"{folder}: {error.strerror}.", "Choose another place, or ask for access."
+                f"{folder}: {error.strerror}.", "Choose another folder, or ask for write access."
             ) from error
         except OSError as error:
             raise InputOutputError(f"{folder}: {error.strerror}.", "Check the disk and its quota.") from error

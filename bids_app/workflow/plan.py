@@ -1,4 +1,4 @@
-"""``--check``: look at everything that a run would need, print what would be done, and write nothing."""
+"""Dry run (``--check``): checks all requirements and prints the processing plan, without writing anything."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from bids_app.workflow.preflight import examine
 
 
 def print_plan(settings: Settings) -> int:
-    """Print the findings, and a line a run.
+    """Print the results of all checks, the runs and their steps.
 
     Returns
     -------
     int
-        0 when everything can be done, else the exit code of the first error.
+        0 if everything passed, else the exit code of the first error.
     """
     errors: list[NeurostormError] = []
     for finding in examine(settings):
@@ -50,7 +50,7 @@ def print_plan(settings: Settings) -> int:
 
 
 def print_steps(runs: Sequence[BoldRun], settings: Settings) -> None:
-    """Print the steps of the method, once for all runs that take the same."""
+    """Print the processing steps, once for all runs with the same steps."""
     from bids_app.workflow.context import read_context
     from bids_app.workflow.method import plan_of
 
@@ -66,18 +66,18 @@ def print_steps(runs: Sequence[BoldRun], settings: Settings) -> None:
 
 
 def describe(run: BoldRun, settings: Settings) -> Iterator[str]:
-    """What would be done with a run, by its header and sidecar.
+    """Describe the processing of a run from its header and sidecar.
 
     Raises
     ------
     BadDataError
-        The run cannot be used.
+        The run is unusable.
     """
     from bids_app.clips.cut import CLIP_VOLUMES, MODEL_TR
     from bids_app.preprocess.ingest.derivatives import check_forms, describe_transform
     from bids_app.preprocess.io.headers import SLICE_TIMING, examine_anatomy, examine_header
     from bids_app.preprocess.sdc.choice import correction_of
-    from bids_app.workflow.memory import check_memory_of
+    from bids_app.workflow.memory import check_run_memory
 
     odd: tuple[str, ...] = ()
     if run.derived:
@@ -85,7 +85,7 @@ def describe(run: BoldRun, settings: Settings) -> Iterator[str]:
     elif run.t1w:
         _, odd = examine_anatomy(run.t1w)
     header = examine_header(run.bold, run.metadata, (SLICE_TIMING,) if run.derived else settings.preprocess.ignore)
-    check_memory_of(run, settings)
+    check_run_memory(run, settings)
     size = " x ".join(f"{s:g}" for s in header.shape[:3])
     voxels = " x ".join(f"{s:.3g}" for s in header.voxel_sizes_mm)
     seconds = (header.n_volumes - (settings.preprocess.dummy_scans or 0)) * header.tr
@@ -95,10 +95,10 @@ def describe(run: BoldRun, settings: Settings) -> Iterator[str]:
         route = f"from {run.derived.pipeline}"
     yield f"{header.n_volumes} volumes of {size} voxels ({voxels} mm), TR {header.tr:g} s; {n_clips} clips; {route}"
     if run.derived:
-        yield f"taken over: {describe_transform(run.derived.space)}"
+        yield f"ingested: {describe_transform(run.derived.space)}"
         mask, table = run.derived.mask, run.derived.confounds
-        yield f"brain mask: {mask.name if mask else 'from the image'}; confounds: {table.name if table else 'none'}"
+        yield f"brain mask: {mask.name if mask else 'computed'}; confounds: {table.name if table else 'none'}"
     else:
-        yield "slice timing: " + ("corrected" if header.slices else "as measured")
+        yield "slice timing: " + ("corrected" if header.slices else "not corrected")
         yield correction_of(run, settings.preprocess)[1]
     yield from (*run.notes, *odd, *header.warnings)

@@ -1,8 +1,7 @@
-"""Nipype's MultiProc plugin, made to survive a worker that the system killed.
+"""MultiProc plugin of nipype that survives killed worker processes.
 
-The stock plugin waits forever for a worker that died (most often out of memory): its callback raises where nobody
-listens, and the pool takes every other node down with it. Here each node that was lost is tried once more in a pool of
-its own, so that the culprit fails alone and the others finish.
+The original plugin waits forever for a worker that was killed (usually out of memory), and the pool loses all other
+nodes that were running. Here each lost node is retried once in a pool of its own, so that only the faulty node fails.
 """
 
 from __future__ import annotations
@@ -22,14 +21,11 @@ from nipype.pipeline.plugins.base import PluginBase
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
 from nipype.pipeline.plugins.tools import report_crash
 
-WORKER_DIED = (
-    "MemoryError: a worker process was killed, most often because memory ran out. "
-    "Give the run more memory (--mem), or fewer processes (--nprocs).\n"
-)
+WORKER_DIED = "MemoryError: a worker process was killed, probably out of memory. Raise --mem or lower --nprocs.\n"
 
 
-def quieten_nipype(level: int) -> None:
-    """Let nipype speak once, through our own log, and only when everything is to be said."""
+def silence_nipype(level: int) -> None:
+    """Show messages of nipype once, in our log, and only at debug level."""
     for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
@@ -37,24 +33,24 @@ def quieten_nipype(level: int) -> None:
 
 
 def start_worker(cwd: str, log_level: int) -> None:
-    """Set up a worker process as nipype does, but for its logs; it ends when the run that it works for is killed."""
-    threading.Thread(target=end_with_the_run, daemon=True).start()
+    """Set up a worker process as nipype does, without its logs; it exits when the main process is killed."""
+    threading.Thread(target=exit_with_parent, daemon=True).start()
     with suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")  # a step is killed first: who waits for it tells of it
+        Path("/proc/self/oom_score_adj").write_text("500")  # kill workers first: the main process reports it
     process_initializer(cwd)
-    quieten_nipype(log_level)
+    silence_nipype(log_level)
 
 
-def end_with_the_run() -> None:
-    """Wait for the process that started this worker to end, and end too: a later run may want the same scratch."""
+def exit_with_parent() -> None:
+    """Exit when the main process ends, since a later run may use the same scratch folder."""
     run = parent_process()
     if run is not None:
         run.join()
         os._exit(1)
 
 
-class SturdyMultiProcPlugin(MultiProcPlugin):
-    """`MultiProcPlugin` whose nodes fail, instead of hanging, when their worker dies."""
+class RobustMultiProcPlugin(MultiProcPlugin):
+    """`MultiProcPlugin` whose nodes fail instead of hanging when their worker is killed."""
 
     procs: list[Any]
     depidx: Any
@@ -62,11 +58,11 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
         super().__init__(plugin_args=plugin_args)
         self.pool = self._new_pool(self.processors)
-        self._again: dict[int, tuple[Any, bool]] = {}
-        self._alone: list[ProcessPoolExecutor] = []
+        self._retries: dict[int, tuple[Any, bool]] = {}
+        self._retry_pools: list[ProcessPoolExecutor] = []
 
     def _generate_dependency_list(self, graph: Any) -> None:
-        """Put nodes in the order of the method: those of the first run go first, so that runs end one by one."""
+        """Sort nodes in the order of the method: the nodes of the first run come first, so that runs end one by one."""
         super()._generate_dependency_list(graph)
         order = sorted(range(len(self.procs)), key=lambda i: self.plugin_args["order"][self.procs[i].name])
         self.procs = [self.procs[i] for i in order]
@@ -76,7 +72,7 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
     def _prerun_check(self, graph: Any) -> None:
         super()._prerun_check(graph)
         gc.collect()
-        gc.freeze()  # nipype collects garbage each time it polls, which walks all that was ever imported
+        gc.freeze()  # nipype collects garbage on every poll, which is slow with many imported modules
 
     def _postrun_check(self) -> None:
         gc.unfreeze()
@@ -92,8 +88,8 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
 
     def stop(self) -> None:
         """Kill all workers, since the run ends before its steps do."""
-        self._again.clear()  # none is tried once more
-        for pool in (self.pool, *self._alone):
+        self._retries.clear()
+        for pool in (self.pool, *self._retry_pools):
             for process in tuple((pool._processes or {}).values()):
                 process.kill()
             pool.shutdown(wait=False, cancel_futures=True)
@@ -101,7 +97,7 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
         self._taskid += 1
         taskid = self._taskid
-        self._again[taskid] = (node, updatehash)
+        self._retries[taskid] = (node, updatehash)
         try:
             future = self.pool.submit(run_node, node, updatehash, taskid)
         except BrokenProcessPool:
@@ -114,12 +110,12 @@ class SturdyMultiProcPlugin(MultiProcPlugin):
     def _collect(self, taskid: int, done: Future[dict[str, Any]]) -> None:
         if done.exception() is None:
             self._taskresult[taskid] = done.result()
-        elif taskid in self._again:
+        elif taskid in self._retries:
             alone = self._new_pool(1)
-            self._alone.append(alone)
-            node, updatehash = self._again.pop(taskid)
-            again = alone.submit(run_node, node, updatehash, taskid)
-            again.add_done_callback(lambda second: self._collect(taskid, second))
+            self._retry_pools.append(alone)
+            node, updatehash = self._retries.pop(taskid)
+            retry = alone.submit(run_node, node, updatehash, taskid)
+            retry.add_done_callback(lambda second: self._collect(taskid, second))
             alone.shutdown(wait=False)
         else:
             self._taskresult[taskid] = {"result": None, "traceback": [WORKER_DIED], "taskid": taskid}

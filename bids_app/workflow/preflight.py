@@ -1,7 +1,6 @@
-"""What is examined before anything is started: places, disk, memory, weights, templates.
+"""Checks before the start: folders, disk, memory, weights, templates.
 
-`preflight` raises at the first thing that stops a run; ``--check`` prints all of them instead. Nothing here writes into
-the places that it examines.
+`preflight` raises the first error; ``--check`` prints the results of all checks. Nothing is written here.
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from bids_app.errors import CannotCreateError, NeurostormError, NoInputError, Te
 from bids_app.settings import Settings, own_scratch
 
 MIN_FREE_GB = 2.0
-"""Free space below which neither scratch nor output is started, GB."""
+"""Minimum free space of the output and scratch folders, GB."""
 MIN_MEMORY_GB = 3.0
-"""Memory below which a participant cannot be preprocessed, GB."""
+"""Minimum memory for preprocessing, GB."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found: a line of text, and the error if it stops the run."""
+    """Result of a check: a line of text, and the error if it failed."""
 
     name: str
     text: str
@@ -32,14 +31,14 @@ class Finding:
 
 
 def preflight(settings: Settings) -> None:
-    """Raise the first error that stops this invocation."""
+    """Run all checks; raise the first error."""
     for finding in examine(settings):
         if finding.error:
             raise finding.error
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Run every check; one that fails becomes a finding with its error."""
+    """Run all checks; iterate over their findings."""
     for name, check in CHECKS.items():
         try:
             yield Finding(name, check(settings))
@@ -48,61 +47,62 @@ def examine(settings: Settings) -> Iterator[Finding]:
 
 
 def check_input(settings: Settings) -> str:
-    """The dataset's folder can be read."""
+    """Check that the input folders are readable."""
     folder = settings.bids_dir
     if not folder.is_dir():
-        raise NoInputError(f"{folder}: no such folder.", "Give the folder that holds dataset_description.json.")
+        raise NoInputError(f"{folder}: no such folder.", "Give the folder that contains dataset_description.json.")
     if not os.access(folder, os.R_OK | os.X_OK):
-        raise NoInputError(f"{folder}: this user may not read it.", "Check its permissions, or how it is mounted.")
+        raise NoInputError(f"{folder}: no read permission.", "Check its permissions and, in a container, its mount.")
     for name, path in settings.query.derivatives.items():
         if not path.is_dir() or not os.access(path, os.R_OK | os.X_OK):
             raise NoInputError(
-                f"{path}: no such folder, or this user may not read it.",
-                f"Correct --derivatives {name}=... (in a container: is it mounted?).",
+                f"{path}: no such folder, or no read permission.",
+                f"Correct --derivatives {name}=... and, in a container, check its mount.",
             )
-    return " and ".join(f"{path}" for path in (folder, *settings.query.derivatives.values())) + " can be read"
+    return " and ".join(f"{path}" for path in (folder, *settings.query.derivatives.values())) + " readable"
 
 
-def check_places(settings: Settings) -> str:
-    """Output and scratch lie where they harm nothing.
+def check_folders(settings: Settings) -> str:
+    """Check that the output and scratch folders are separate from the input data.
 
-    Output may stand in the dataset's own ``derivatives`` folder, as is common, but nowhere else in the raw data.
+    The output folder may be in the ``derivatives`` folder of the dataset, but nowhere else in the raw data.
     """
     raw, out, work = (p.resolve() for p in (settings.bids_dir, settings.out_dir, settings.work_dir))
     if out == raw:
         raise UsageError(
-            f"{settings.out_dir}: the output folder is the dataset itself.",
-            f"Give a folder of its own, such as {raw / 'derivatives' / 'neurostorm'}.",
+            f"{settings.out_dir}: the output folder is the raw dataset.",
+            f"Give a separate folder, such as {raw / 'derivatives' / 'neurostorm'}.",
         )
     if out.is_relative_to(raw) and not out.is_relative_to(raw / "derivatives"):
         raise UsageError(
             f"{settings.out_dir}: the output folder is inside the raw dataset.",
-            f"Give a folder outside of it, or {raw / 'derivatives' / 'neurostorm'}.",
+            f"Give a folder outside the dataset, or {raw / 'derivatives' / 'neurostorm'}.",
         )
     if raw.is_relative_to(out):
         raise UsageError(
-            f"{settings.out_dir}: the raw dataset is inside the output folder.", "Give an output folder of its own."
+            f"{settings.out_dir}: the raw dataset is inside the output folder.", "Give a separate output folder."
         )
     if work == raw or work.is_relative_to(raw):
         raise UsageError(
-            f"{settings.work_dir}: the work folder is inside the raw dataset.", "Give --work-dir outside of it."
+            f"{settings.work_dir}: the work folder is inside the raw dataset.", "Give a --work-dir outside the dataset."
         )
     for name, path in settings.query.derivatives.items():
         for folder, what in ((out, "output"), (work, "work")):
             if folder.is_relative_to(path.resolve()):
                 raise UsageError(
-                    f"{folder}: the {what} folder is inside the derivatives '{name}'.", "Give a folder outside of them."
+                    f"{folder}: the {what} folder is inside the derivatives '{name}'.",
+                    "Give a folder outside these derivatives.",
                 )
-    return "output and scratch are apart from the data"
+    return "output and scratch are separate from the input data"
 
 
 def check_output(settings: Settings) -> str:
-    """The output folder can be written, or made."""
+    """Check that the output folder can be written."""
     return _writable(settings.out_dir, "output", "Give another output folder, or check how it is mounted.")
 
 
 def check_scratch(settings: Settings) -> str:
-    """The scratch folder can be written, or made, and has room."""
+    """Check that the scratch folder can be written and has enough free space."""
     text = _writable(settings.work_dir, "work", "Give --work-dir, or set NEUROSTORM_SCRATCH.")
     check_private(settings.work_dir)
     for folder in (settings.work_dir, settings.out_dir):
@@ -110,38 +110,38 @@ def check_scratch(settings: Settings) -> str:
         free_gb = shutil.disk_usage(place).free / 1e9
         if free_gb < MIN_FREE_GB:
             raise CannotCreateError(
-                f"{place}: {free_gb:.1f} GB free, and a run needs {MIN_FREE_GB:.0f} GB.",
+                f"{place}: {free_gb:.1f} GB free; a run needs {MIN_FREE_GB:.0f} GB.",
                 "Free some space, or give --work-dir on another disk.",
             )
     return f"{text}, {shutil.disk_usage(_existing(settings.work_dir)).free / 1e9:.0f} GB free"
 
 
 def check_private(work_dir: Path) -> None:
-    """Refuse a folder in the place for all users' temporary files that others can write: results are read from it."""
+    """Check that the default scratch folder belongs to this user only, since cached results are read from it."""
     base = own_scratch()
     if not work_dir.is_relative_to(base) or not os.path.lexists(base):
         return
     found = base.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise CannotCreateError(
-            f"{base}: is not a folder that only this user can write.",
-            "Remove it, or give --work-dir, or set NEUROSTORM_SCRATCH.",
+            f"{base}: not a private folder of this user.",
+            "Delete it, give --work-dir, or set NEUROSTORM_SCRATCH.",
         )
 
 
 def check_memory(settings: Settings) -> str:
-    """There is memory enough for one participant."""
+    """Check that the memory limit is sufficient for one participant."""
     memory_gb = settings.resources.memory_gb
     if memory_gb < MIN_MEMORY_GB:
         raise TemporaryError(
-            f"{memory_gb:.1f} GB of memory may be used, and a run needs {MIN_MEMORY_GB:.0f} GB.",
+            f"The memory limit is {memory_gb:.1f} GB; a run needs {MIN_MEMORY_GB:.0f} GB.",
             "Use a larger machine or job, or raise --mem.",
         )
     return f"{memory_gb:.1f} GB, {settings.resources.n_procs} processors"
 
 
 def check_weights(settings: Settings) -> str:
-    """The encoder's weights are at hand."""
+    """Check that the weights of encoder and adapters are available."""
     from bids_app.catalog.models import adapter_paths, find_model, weights_path
 
     if settings.reports_only:
@@ -152,7 +152,7 @@ def check_weights(settings: Settings) -> str:
 
 
 def check_adapters(settings: Settings) -> str:
-    """The adapters that would be applied are ones that the user may have answers from."""
+    """Check that adapters of a diagnosis are applied only with ``--acknowledge-research-use``."""
     wanted = settings.model
     if settings.reports_only or settings.boilerplate_only or wanted.embeddings_only:
         return "not needed"
@@ -162,14 +162,14 @@ def check_adapters(settings: Settings) -> str:
     for card in cards:
         if card.research_only and not wanted.acknowledge_research_use:
             raise UsageError(
-                f"The adapter {card.name} predicts a diagnosis ({card.target}), which no scan tells of a person.",
-                "For research on groups, give --acknowledge-research-use; the reports will say what these answers are.",
+                f"The adapter {card.name} predicts a diagnosis ({card.target}), which is not valid for individuals.",
+                "For group research, give --acknowledge-research-use; the reports will carry a warning.",
             )
     return ", ".join(card.name for card in cards) or "none"
 
 
 def check_atlas(settings: Settings) -> str:
-    """The atlas is at hand, where regions are asked for, and so is what they are asked of."""
+    """Check that the atlas of the attribution is available, and what the method needs of the model."""
     if not settings.model.attribution or settings.reports_only:
         return "not needed"
     from bids_app.catalog.atlases import find_atlas
@@ -181,13 +181,13 @@ def check_atlas(settings: Settings) -> str:
         read_checkpoint(weights_path(find_model(settings.model.model))).require_decoder()
     elif settings.model.embeddings_only:
         raise UsageError(
-            "--level minimal gives no answers that could be attributed.", "Leave out --level, or --attribution."
+            "--attribution needs predictions, but --level minimal makes none.", "Leave out --level or --attribution."
         )
     return str(find_atlas(settings.model.atlas).path)
 
 
 def check_template(settings: Settings) -> str:
-    """The output spaces are known, and a template is at hand; how near it is to the model's space is said."""
+    """Check the output spaces and the template; report the accuracy of the template in the model space."""
     from bids_app.catalog import templates
 
     for space in settings.preprocess.output_spaces:
@@ -198,7 +198,7 @@ def check_template(settings: Settings) -> str:
 
 CHECKS: dict[str, Callable[[Settings], str]] = {
     "input": check_input,
-    "places": check_places,
+    "folders": check_folders,
     "output": check_output,
     "scratch": check_scratch,
     "memory": check_memory,
@@ -218,7 +218,7 @@ def _existing(folder: Path) -> Path:
 def _writable(folder: Path, what: str, hint: str) -> str:
     place = _existing(folder)
     if not place.is_dir():
-        raise CannotCreateError(f"{place}: the {what} folder cannot be made here: this is a file.", hint)
+        raise CannotCreateError(f"{place}: the {what} folder cannot be created: this is a file.", hint)
     if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:
-        raise CannotCreateError(f"{place}: this user may not write the {what} folder.", hint)
-    return f"{folder} can be {'written' if place == folder else 'made'}"
+        raise CannotCreateError(f"{place}: no write permission for the {what} folder.", hint)
+    return f"{folder} {'is writable' if place == folder else 'can be created'}"

@@ -1,4 +1,4 @@
-"""How far the steps are: one line that is kept up to date on a terminal, and nothing where there is none."""
+"""Progress bar of the steps, on a terminal only."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class Groups:
 
 
 class Progress:
-    """Counts steps as nipype's plugins tell of them; use as a context manager.
+    """Status callback of the nipype plugins; use as a context manager.
 
     Parameters
     ----------
     n_steps : int
-        Steps in all.
+        Total number of steps.
     groups : Groups, optional
-        Told of each step that ends.
+        Called with each step that ends.
     """
 
     def __init__(self, n_steps: int, groups: Groups | None = None) -> None:
@@ -81,7 +81,7 @@ class Progress:
             self._bar.close()
 
     def __call__(self, node: Any, status: str) -> None:
-        """Take note of a step that has started, or ended one way or the other."""
+        """Update the bar and the groups when a step starts or ends."""
         if self._bar is not None and status == "start":
             self._bar.set_postfix_str(node.name)
         elif self._bar is not None:

@@ -1,7 +1,7 @@
-"""What is kept of an invocation: how each run ended, with which options and versions, and where it crashed.
+"""Provenance of an invocation: options, versions, outcome of each run and crash traces.
 
-Everything goes to ``sub-X/log/<time>_<id>/`` of the output folder: ``summary.json`` for programs, ``neurostorm.toml``
-for doing it again (``--config-file``), and the traces of what failed.
+All files are in ``sub-X/log/<time>_<id>/`` of the output folder: ``summary.json`` for programs, ``neurostorm.toml`` to
+repeat the run (``--config-file``), and the traces of failed runs.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ VERSIONS_OF = (
 
 
 def exit_code(outcomes: Sequence[RunOutcome]) -> int:
-    """0 when every run is done, else the code of the first that is not."""
+    """Return 0 if all runs succeeded, else the exit code of the first failed run."""
     codes = (outcome.exit_code for outcome in outcomes if outcome.status != OK)
     return next((code for code in codes if code is not None), EXIT_OK)
 
 
 def new_run_id() -> str:
-    """A name for this invocation's log folders that sorts by time."""
+    """Make a name for the log folders of this invocation that sorts by time."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4()}"
 
 
 def iso_time(seconds: float) -> str:
-    """A time in s since 1970 as ISO 8601, in the machine's own zone."""
+    """Format a time (s since 1970) as ISO 8601 in the local time zone."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(seconds))
 
 
 def versions() -> dict[str, str]:
-    """Versions of this program and of what it stands on."""
+    """Return the versions of this program and its main dependencies."""
     found = {"neurostorm": __version__, "python": platform.python_version()}
     for name in VERSIONS_OF:
         try:
@@ -65,7 +65,7 @@ def versions() -> dict[str, str]:
 
 
 def as_toml(settings: Settings, run_id: str) -> str:
-    """The invocation as TOML, readable by ``--config-file``."""
+    """Format the invocation as TOML for ``--config-file``."""
     invocation = {
         "run_id": run_id,
         "command": " ".join(sys.argv),
@@ -76,7 +76,7 @@ def as_toml(settings: Settings, run_id: str) -> str:
 
 
 def hash_inputs(files: Sequence[Path], datasets: Mapping[str, Path], stamp: str, out_dir: Path) -> dict[str, str]:
-    """The sha256 of a run's files by their BIDS URIs, as a step of its own; ``stamp`` tells when one changed."""
+    """Hash the input files of a run (a step); SHA-256 by BIDS URI. ``stamp`` changes when a file changes."""
     return {dataset_uri(path, datasets): file_sha256(path) for path in files}
 
 
@@ -88,7 +88,7 @@ def write_log(
     weights: Mapping[str, str],
     started: float,
 ) -> Path:
-    """Write one participant's log folder.
+    """Write the log folder of a participant.
 
     Parameters
     ----------
@@ -98,16 +98,16 @@ def write_log(
     participant : str
         Label without ``sub-``.
     outcomes : sequence of RunOutcome
-        Of this participant's runs.
+        Outcomes of the runs of this participant.
     weights : mapping
-        The sha256 of the files of encoder and adapters, by their paths.
+        SHA-256 of the encoder and adapter files, by path.
     started : float
-        When the invocation started, s since 1970.
+        Start of the invocation, s since 1970.
 
     Returns
     -------
     pathlib.Path
-        The folder.
+        Log folder.
     """
     folder = settings.out_dir / f"sub-{participant}" / "log" / run_id
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Sentences of the methods text (`bids_app/outputs/methods.yml`), with the values that they name."""
+"""Sentences of the methods text (`bids_app/outputs/methods.yml`) with their values."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from bids_app.preprocess.sdc.choice import METHODS, SYN
 
 TEMPLATE_CITATIONS = {"MNI152NLin6Asym": "mni6", "MNI152NLin2009aSym": "mni2009"}
 DERIVATIVE_CITATIONS = {"fmriprep": "fmriprep", "hcp": "hcp", "xcp_d": "xcpd", "xcp-d": "xcpd"}
-"""References of pipelines, by how their names begin."""
+"""Citation keys of pipelines, by the start of their names."""
 
 
 def invocation(seed: int) -> tuple[Sentence, ...]:
-    """What is said however many runs there are."""
+    """Return the sentences of every invocation."""
     return Sentence("query"), Sentence("seed", {"seed": seed})
 
 
 def dummy_scans(n_dummy: int | None) -> Sentence:
-    """How non-steady-state volumes were found; ``n_dummy`` is their number where it was given."""
-    rule = f"dropped (the first {n_dummy})" if n_dummy is not None else "found by their signal and dropped"
+    """Describe the handling of non-steady-state volumes; ``n_dummy`` is the value of ``--dummy-scans``."""
+    rule = f"dropped (the first {n_dummy})" if n_dummy is not None else "detected from their signal and dropped"
     return Sentence("dummy_scans", {"rule": rule})
 
 
 def slice_timing(run: BoldRun, ignored: Collection[str]) -> tuple[Sentence, ...]:
-    """Slice timing, where the sidecar has it and it is not ignored."""
+    """Describe slice-timing correction, if it is applied."""
     applies = SLICE_TIMING not in ignored and run.metadata.get("SliceTiming")
     return (Sentence("slice_timing"),) if applies else ()
 
 
 def distortion(method: str) -> tuple[Sentence, ...]:
-    """Susceptibility distortion correction by a method of `bids_app.preprocess.sdc`."""
+    """Describe susceptibility distortion correction by a method of `bids_app.preprocess.sdc`."""
     if method == SYN:
         return (Sentence("distortion_syn"),)
     found = [Sentence("distortion", {"methods": METHODS[method]})]
@@ -52,31 +52,31 @@ def distortion(method: str) -> tuple[Sentence, ...]:
 
 
 def derivatives(run: DerivedRun) -> Sentence:
-    """What is said of a run that another pipeline preprocessed."""
+    """Describe the ingestion of a run that another pipeline preprocessed."""
     keys = [key for start, key in DERIVATIVE_CITATIONS.items() if run.pipeline.lower().startswith(start)]
     cite = f" [@{keys[0]}]" if keys else ""
     return Sentence("derivatives", {"pipeline": run.pipeline, "cite": cite, "way": describe_transform(run.space)})
 
 
 def template_values(name: str) -> dict[str, str]:
-    """What sentences about a template name."""
+    """Return the values of the sentences about a template."""
     return {"template": name, "template_cite": TEMPLATE_CITATIONS[name]}
 
 
-def stand_in(name: str) -> tuple[Sentence, ...]:
-    """What is said of a template that only stands in for the model's own."""
+def substitute_template(name: str) -> tuple[Sentence, ...]:
+    """Describe a template that substitutes the template of the model."""
     if templates.catalog()[name]["source"] != "nilearn":
         return ()
     return (Sentence("template_nilearn", {"template": name, "accuracy": templates.space(name).accuracy}),)
 
 
 def output_spaces(spaces: Sequence[str]) -> tuple[Sentence, ...]:
-    """Preprocessed series in standard spaces."""
+    """Describe the preprocessed series in standard spaces."""
     return (Sentence("output_spaces", {"spaces": " and ".join(spaces)}),) if spaces else ()
 
 
 def encoder(name: str, sha256: str) -> tuple[Sentence, ...]:
-    """The encoder, by its name and the hash of its weights."""
+    """Describe the encoder, with the hash of its weights."""
     return (
         Sentence("model", {"model": name, "weights_sha256": sha256}),
         Sentence("embeddings", {"normalisations": "both normalisations"}),
@@ -85,21 +85,21 @@ def encoder(name: str, sha256: str) -> tuple[Sentence, ...]:
 
 
 def adapter(card: AdapterCard, false_alarms: float | None, on_out_of_domain: str) -> tuple[Sentence, ...]:
-    """What an adapter predicts, and how far its predictions can be trusted.
+    """Describe an adapter, its verdict rules and its calibration.
 
     Parameters
     ----------
     card : AdapterCard
     false_alarms : float, optional
-        Share of scans like its cohort's that count as far from it; None: that is not measured.
+        Fraction of in-distribution scans that are classified as out-of-distribution; None: no reference statistics.
     on_out_of_domain : str
         ``warn`` or ``refuse``.
     """
-    facts: dict[str, Any] = {"adapter": card.name, "target": card.target, "cohort": cohort_in_words(card.cohort)}
+    facts: dict[str, Any] = {"adapter": card.name, "target": card.target, "cohort": describe_cohort(card.cohort)}
     found = [Sentence("adapter", facts)]
     if card.research_only:
         found.append(Sentence("research_only", facts))
-    rule = {"warn": "warned of", "refuse": "refused"}[on_out_of_domain]
+    rule = {"warn": "flagged with a warning", "refuse": "refused"}[on_out_of_domain]
     found += [Sentence("verdict", {"out_of_domain": rule}), Sentence("clips_uncertainty")]
     if false_alarms is not None:
         found.append(Sentence("domain", facts | {"share": f"{100 * (1 - false_alarms):.1f} %"}))
@@ -112,7 +112,7 @@ def adapter(card: AdapterCard, false_alarms: float | None, on_out_of_domain: str
 
 
 def calibration(card: AdapterCard) -> list[Sentence]:
-    """How an adapter's probabilities were calibrated, and what its intervals or sets promise."""
+    """Describe the calibration of an adapter, and the coverage of its intervals or label sets."""
     if card.task == EMBEDDING:
         return []
     if not card.calibration:
@@ -125,14 +125,14 @@ def calibration(card: AdapterCard) -> list[Sentence]:
         promise = {
             "kind": "Sets of labels" if is_classes else "Intervals",
             "level": f"{100 * LEVEL:.0f} %",
-            "by_class": ", and second ones within each class [@mondrian]" if is_classes else "",
+            "by_class": ", and a second set calibrated within each class [@mondrian]" if is_classes else "",
         }
         found.append(Sentence("intervals", facts | promise))
     return found
 
 
-def cohort_in_words(cohort: Mapping[str, Any]) -> str:
-    """Whom an adapter learned from, as a methods text says it."""
+def describe_cohort(cohort: Mapping[str, Any]) -> str:
+    """Describe the training cohort of an adapter."""
     counts = [f"{cohort[name]} {name}" for name in ("participants", "scans") if name in cohort]
     named = [str(cohort["description"])] if "description" in cohort else []
-    return ", ".join(named + counts) or "a cohort that its card does not describe"
+    return ", ".join(named + counts) or "a cohort that is not described in its card"

@@ -1,4 +1,4 @@
-"""The Boutiques descriptors: up to date, valid, and what a platform makes of them is what the command reads."""
+"""Boutiques descriptors: up to date, valid, and consistent with the command line."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_the_command_prints_the_descriptor(capsys) -> None:
         assert capsys.readouterr().out == FILES[variant].read_text()
 
 
-def test_every_option_that_runs_the_app_is_an_input_and_none_that_answers_and_exits() -> None:
+def test_every_option_of_a_run_is_an_input() -> None:
     ids = [entry["id"] for entry in describe()["inputs"]]
     assert len(ids) == len(set(ids))
     expected = {action.dest for action in build_parser()._actions} | {"participants_dir"}
     assert set(ids) == expected - {"help", "version", "list_models", "self_test", "bids_exec_spec"}
 
 
-def test_cbrain_finds_the_inputs_and_outputs_that_its_modules_are_told() -> None:
+def test_the_inputs_and_outputs_of_cbrain_modules_exist() -> None:
     descriptor = describe()
     inputs = {entry["id"]: entry for entry in descriptor["inputs"]}
     outputs = {entry["id"] for entry in descriptor["output-files"]}
@@ -75,7 +75,7 @@ def test_descriptors_are_valid_for_bids_apps(variant: str) -> None:
 
 
 @needs_bosh
-def test_the_command_of_an_invocation_is_read_as_it_was_meant(tmp_path: Path) -> None:
+def test_the_command_line_of_an_invocation_has_its_values(tmp_path: Path) -> None:
     filters = tmp_path / "filters.json"
     filters.write_text('{"bold": {"task": "rest"}}')
     invocation = write_invocation(
@@ -109,7 +109,7 @@ def test_the_command_of_an_invocation_is_read_as_it_was_meant(tmp_path: Path) ->
         ({"bids_dir": None}, "bids_dir"),
     ],
 )
-def test_invocations_that_cannot_be_are_refused(tmp_path: Path, wrong: dict[str, Any], named: str) -> None:
+def test_invalid_invocations_are_refused(tmp_path: Path, wrong: dict[str, Any], named: str) -> None:
     values = {"bids_dir": str(tmp_path), "output_dir": "out", "analysis_level": "participant"} | wrong
     invocation = write_invocation(tmp_path, **{k: v for k, v in values.items() if v is not None})
     result = bosh("exec", "simulate", FILES["cpu"], "-i", invocation)
@@ -118,7 +118,7 @@ def test_invocations_that_cannot_be_are_refused(tmp_path: Path, wrong: dict[str,
 
 
 @needs_bosh
-def test_launching_runs_the_installed_command_and_hands_on_its_exit_code(
+def test_launching_runs_the_installed_command_and_returns_its_exit_code(
     tiny_dataset, tmp_path: Path, monkeypatch
 ) -> None:
     monkeypatch.setenv("PATH", str(BOSH.parent), prepend=":")
@@ -133,7 +133,7 @@ def test_launching_runs_the_installed_command_and_hands_on_its_exit_code(
 @needs_bosh
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_launching_makes_the_outputs(tmp_path: Path, monkeypatch) -> None:
+def test_launching_writes_the_outputs(tmp_path: Path, monkeypatch) -> None:
     from bids_app.cli.phantom import main as phantom
 
     monkeypatch.setenv("PATH", str(BOSH.parent), prepend=":")

@@ -1,4 +1,4 @@
-"""What the command line accepts, refuses, and answers."""
+"""Command line of ``neurostorm``."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
-def test_help_and_version_answer_within_half_a_second(option: str) -> None:
+def test_help_and_version_take_less_than_half_a_second(option: str) -> None:
     times = []
     for _ in range(3):
         started = time.perf_counter()
@@ -33,7 +33,7 @@ def test_help_and_version_answer_within_half_a_second(option: str) -> None:
     assert min(times) < 0.5
 
 
-def test_version_is_that_of_the_package() -> None:
+def test_version_is_the_package_version() -> None:
     assert command("--version").stdout == f"neurostorm {__version__}\n"
 
 
@@ -43,10 +43,10 @@ def test_unknown_option_keeps_argparse_exit_code() -> None:
 
 def test_unknown_level_has_its_own_exit_code(capsys) -> None:
     assert main(["a", "b", "participants"]) == 17
-    assert "'participant' and 'group'" in capsys.readouterr().err
+    assert "'participant' or 'group'" in capsys.readouterr().err
 
 
-def test_unknown_level_is_an_error_of_its_own() -> None:
+def test_unknown_level_raises_analysis_level_error() -> None:
     with pytest.raises(AnalysisLevelError):
         parse_settings(["a", "b", "cohort"])
 
@@ -57,7 +57,7 @@ def test_options_are_spelled_with_dashes_or_underscores() -> None:
     assert dashes == underscores
 
 
-def test_labels_lose_their_prefix_and_repetitions() -> None:
+def test_labels_are_stripped_of_prefixes_and_duplicates() -> None:
     settings = parse_settings(
         ["a", "b", "participant", "--participant-label", "sub-01", "02", "01", "--session-id", "ses-a", "-t", "rest"]
     )
@@ -86,7 +86,7 @@ def test_mem_and_mem_mb_together_are_refused() -> None:
 @pytest.mark.parametrize(
     "arguments", [["--nprocs", "0"], ["--dummy-scans", "-1"], ["--fd-spike-threshold", "0"], ["--mem", "0GB"]]
 )
-def test_impossible_numbers_are_usage_errors(arguments: list[str]) -> None:
+def test_invalid_numbers_are_usage_errors(arguments: list[str]) -> None:
     assert main(["a", "b", "participant", *arguments]) == 64
 
 
@@ -103,7 +103,7 @@ def test_config_file_gives_defaults_that_the_command_line_overrides(tmp_path: Pa
     assert settings.resources.memory_gb == 8
 
 
-def test_files_that_are_named_from_here_are_found_from_everywhere(tmp_path: Path, monkeypatch) -> None:
+def test_relative_file_names_become_absolute(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("own.safetensors", "parcels.nii.gz"):
         (tmp_path / name).touch()
@@ -141,7 +141,7 @@ def test_config_file_with_unknown_option_names_it(tmp_path: Path) -> None:
         "work_dir = []",
     ],
 )
-def test_values_of_a_config_file_that_cannot_be_are_named(tmp_path: Path, line: str, capsys) -> None:
+def test_invalid_values_in_a_config_file_are_named(tmp_path: Path, line: str, capsys) -> None:
     config = tmp_path / "neurostorm.toml"
     config.write_text(f"[options]\n{line}\n")
     assert main(["a", "b", "participant", "--config-file", str(config)]) == 64
@@ -151,7 +151,7 @@ def test_values_of_a_config_file_that_cannot_be_are_named(tmp_path: Path, line: 
 
 
 @pytest.mark.parametrize("text", ["options = 3", "[options]\nbids_dir = 3", "[options", "\0"])
-def test_a_config_file_that_is_none_is_named(tmp_path: Path, text: str, capsys) -> None:
+def test_an_invalid_config_file_is_named(tmp_path: Path, text: str, capsys) -> None:
     config = tmp_path / "neurostorm.toml"
     config.write_text(text)
     assert main(["a", "b", "participant", "--config-file", str(config)]) == 64
@@ -159,7 +159,7 @@ def test_a_config_file_that_is_none_is_named(tmp_path: Path, text: str, capsys) 
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 74), (errno.EROFS, 74), (errno.ENOENT, 70)])
-def test_trouble_with_a_disk_is_no_defect(tmp_path: Path, monkeypatch, capsys, number: int, code: int) -> None:
+def test_disk_errors_are_not_internal_errors(tmp_path: Path, monkeypatch, capsys, number: int, code: int) -> None:
     def fail(_):
         raise OSError(number, os.strerror(number), "x.nii")
 
@@ -189,12 +189,12 @@ def test_broken_filter_file_is_named(tmp_path: Path, content: str, capsys) -> No
     assert "filter.json" in capsys.readouterr().err
 
 
-def test_derivatives_are_named_or_take_the_name_of_their_folder(tmp_path: Path) -> None:
+def test_derivatives_have_a_given_name_or_that_of_their_folder(tmp_path: Path) -> None:
     settings = parse_settings(["a", "b", "participant", "-d", f"fmriprep={tmp_path}/x", f"{tmp_path}/xcp_d"])
     assert settings.query.derivatives == {"fmriprep": tmp_path / "x", "xcp_d": tmp_path / "xcp_d"}
 
 
-def test_work_dir_is_found_again_for_the_same_output(tmp_path: Path, monkeypatch) -> None:
+def test_the_same_output_folder_has_the_same_work_dir(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv("NEUROSTORM_SCRATCH", str(tmp_path))
     first = parse_settings(["a", str(tmp_path / "out"), "participant"]).work_dir
     assert first == parse_settings(["b", str(tmp_path / "out"), "participant"]).work_dir
@@ -202,7 +202,7 @@ def test_work_dir_is_found_again_for_the_same_output(tmp_path: Path, monkeypatch
     assert first != parse_settings(["a", str(tmp_path / "other"), "participant"]).work_dir
 
 
-def test_output_spaces_may_name_the_resolution_that_is_written() -> None:
+def test_output_spaces_accept_the_available_resolution() -> None:
     settings = parse_settings(["a", "b", "participant", "--output-spaces", "MNI152NLin6Asym:res-2"])
     assert settings.preprocess.output_spaces == ("MNI152NLin6Asym",)
 

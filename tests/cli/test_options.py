@@ -1,4 +1,4 @@
-"""Each option is defined once: what is made from the definition agrees, and every option survives a replay."""
+"""Each option is defined once; parser, log and table agree with the definition."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 from bids_app.cli.neurostorm import build_parser, parse_settings
 from bids_app.cli.options import CONFIG_FILE, all_options
-from bids_app.cli.options_table import with_table
+from bids_app.cli.options_table import replace_table
 from bids_app.errors import UsageError
 from bids_app.settings import Option, Settings, options_of
 from bids_app.settings.option import OPTIONS, number, whole_number
@@ -26,7 +26,7 @@ FILTERS = {"bold": {"task": ["rest", None], "run": 1}, "t1w": {"acquisition": No
 
 
 def words(option: Option, folder: Path) -> list[str]:
-    """What somebody types to set an option to something else than its default."""
+    """Command-line words that set an option to a value other than its default."""
     if option.flag:
         return [option.long_name]
     if option.counted:
@@ -47,7 +47,7 @@ def words(option: Option, folder: Path) -> list[str]:
 
 
 def replay(settings: Settings, folder: Path, *more: str) -> Settings:
-    """What the log of an invocation makes of the shortest command on the same folders."""
+    """Parse the shortest command on the same folders with the log as its configuration file."""
     log = folder / "neurostorm.toml"
     log.write_text(as_toml(settings, "now"))
     for file in folder.glob("*.file"):
@@ -58,7 +58,7 @@ def replay(settings: Settings, folder: Path, *more: str) -> Settings:
 
 
 @pytest.mark.parametrize("option", NAMED, ids=lambda option: option.key)
-def test_an_option_survives_the_log_and_back(option: Option, tmp_path: Path) -> None:
+def test_an_option_is_restored_from_the_log(option: Option, tmp_path: Path) -> None:
     plain = ["in", "out", "participant", "--nprocs", "8"]
     settings = parse_settings([*plain, *words(option, tmp_path)])
     assert settings != parse_settings(plain), f"{option.long_name} changes nothing"
@@ -66,27 +66,27 @@ def test_an_option_survives_the_log_and_back(option: Option, tmp_path: Path) -> 
 
 
 def firsts(settings: Any) -> Iterator[Option]:
-    """Options but for the second of two that fill the same field."""
+    """Options, without the second of two for the same field."""
     for part in fields(settings):
         if is_dataclass(part.default_factory):
             yield from firsts(part.default_factory)
         yield from (option for option in part.metadata.get(OPTIONS, ())[:1] if not option.is_positional)
 
 
-def test_all_options_together_survive_the_log_and_back(tmp_path: Path) -> None:
+def test_all_options_together_are_restored_from_the_log(tmp_path: Path) -> None:
     given = [word for option in firsts(Settings) for word in words(option, tmp_path)]
     settings = parse_settings(["in", "out", "participant", *given])
     assert replay(settings, tmp_path) == settings
 
 
-def test_the_command_line_wins_over_the_log(tmp_path: Path) -> None:
+def test_the_command_line_takes_precedence_over_the_log(tmp_path: Path) -> None:
     settings = parse_settings(["in", "out", "participant", "--mem", "8GB", "-vv", "--bids-filter-file", "{}"])
     again = replay(settings, tmp_path, "--mem-mb", "6000", "-v")
     assert again.resources.memory_gb == 6
     assert again.verbosity == 1
 
 
-def test_a_log_holds_the_filters_themselves(tmp_path: Path) -> None:
+def test_the_log_contains_the_filters(tmp_path: Path) -> None:
     path = tmp_path / "filters.json"
     path.write_text(json.dumps(FILTERS))
     settings = parse_settings(["in", "out", "participant", "--bids-filter-file", str(path)])
@@ -96,7 +96,7 @@ def test_a_log_holds_the_filters_themselves(tmp_path: Path) -> None:
     assert replay(settings, tmp_path).query.filters == FILTERS
 
 
-def test_a_log_of_an_older_version_is_read(tmp_path: Path) -> None:
+def test_the_log_of_an_older_version_is_readable(tmp_path: Path) -> None:
     log = tmp_path / "neurostorm.toml"
     log.write_text(
         '[options]\nparticipant_label = ["01"]\nfd_spike_threshold = 0.5\nlevel = "full"\nmem = "13.9GB"\n'
@@ -108,7 +108,7 @@ def test_a_log_of_an_older_version_is_read(tmp_path: Path) -> None:
     assert (settings.resources.memory_gb, settings.preprocess.use_syn_sdc) == (13.9, True)
 
 
-def test_the_parser_takes_every_option_under_both_spellings() -> None:
+def test_the_parser_accepts_both_spellings_of_every_option() -> None:
     spelled = {name for action in build_parser()._actions for name in action.option_strings}
     for option in all_options():
         if not option.is_positional:
@@ -131,13 +131,13 @@ def test_keys_are_unique_and_every_option_has_help_and_a_heading() -> None:
         (["-t"], "Invalid value for --task-id: expected at least one argument"),
     ],
 )
-def test_a_refused_value_is_named_with_its_option(arguments: list[str], said: str, capsys) -> None:
+def test_the_error_of_an_invalid_value_names_its_option(arguments: list[str], said: str, capsys) -> None:
     with pytest.raises(SystemExit):
         parse_settings(["in", "out", "participant", *arguments])
     assert said in capsys.readouterr().err
 
 
-def test_a_config_file_cannot_name_what_is_no_setting(tmp_path: Path) -> None:
+def test_a_config_file_accepts_settings_only(tmp_path: Path) -> None:
     file = tmp_path / "options.toml"
     file.write_text(f'[options]\n{CONFIG_FILE.key} = "other.toml"\n')
     with pytest.raises(UsageError, match=CONFIG_FILE.key):
@@ -146,10 +146,10 @@ def test_a_config_file_cannot_name_what_is_no_setting(tmp_path: Path) -> None:
 
 def test_the_table_in_the_readme_is_up_to_date() -> None:
     text = (ROOT / "README.md").read_text()
-    assert with_table(text) == text, "an option changed: run 'make options'"
+    assert replace_table(text) == text, "an option changed: run 'make options'"
 
 
-def test_number_types_say_what_they_want() -> None:
+def test_number_types_describe_what_they_expect() -> None:
     for convert in (whole_number, number):
         with pytest.raises(argparse.ArgumentTypeError, match="'x' is not a"):
             convert("x")

@@ -60,7 +60,7 @@ def test_errors_keep_their_exit_codes(image, simulated: Path, out: Path) -> None
     assert image.run(mounted(simulated, out), "/data", "/out", "participant", *label).returncode == 18
     done = image.run(["-v", f"{simulated}:/data:ro"], "/data", "/out", "participant", "--model", "demo")
     assert done.returncode == 73, done.stderr
-    assert "may not write the output folder" in done.stderr
+    assert "no write permission for the output folder" in done.stderr
 
 
 def test_participant_and_group_level_run_with_only_tmp_and_output_writable(image, simulated: Path, out: Path) -> None:

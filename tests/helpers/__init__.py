@@ -1,1 +1,1 @@
-"""What several test modules use: data, models, files beside the repository, programs."""
+"""Shared helpers of tests: data, models, paths, programs."""

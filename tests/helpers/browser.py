@@ -1,4 +1,4 @@
-"""A page in a real browser, asked by a script."""
+"""HTML pages in a real browser."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs chromium")
 
 
 def look(page: Path, tmp_path: Path, script: str, width: int = 1400) -> Any:
-    """What a script returns that sees a page as ``inner``, shown in a frame of so many pixels."""
+    """Run a script on a page (its variable ``inner``) in a frame of a given width (pixels); return its result."""
     frame = tmp_path / "frame.html"
     frame.write_text(FRAME % (width, page.as_uri(), script))
     command = [BROWSER, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", frame.as_uri()]

@@ -1,4 +1,4 @@
-"""Datasets that tests write: raw ones of a few kilobytes, and derivatives as others leave them."""
+"""Small raw datasets and derivatives for tests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 
 class TinyDataset:
-    """A raw BIDS dataset of a few kilobytes: right in form, with no brain in it.
+    """Raw BIDS dataset of a few kilobytes: valid, but with noise images.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class TinyDataset:
 
 
 class PreprocessedTree:
-    """A derivatives dataset as fMRIPrep or XCP-D leave it, with images of a few volumes.
+    """Derivatives dataset as written by fMRIPrep or XCP-D, with images of a few volumes.
 
     Parameters
     ----------
@@ -100,7 +100,7 @@ class PreprocessedTree:
 
 
 def write_standard_image(path: Path, data: np.ndarray, affine: np.ndarray, tr: float = 1.0) -> Path:
-    """Write an image whose sform and qform are both that affine."""
+    """Write an image with the same affine as sform and qform."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = nib.Nifti1Image(data, affine)
     image.set_sform(affine, 4)

@@ -1,4 +1,4 @@
-"""Images that tests begin with."""
+"""Images for tests."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ TEMPLATE_AFFINE = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [
 
 
 def noise(*shape: int, dtype: Any = np.float32) -> np.ndarray:
-    """Values around 1000, always the same for a shape."""
+    """Make values around 1000, always the same for a shape."""
     return np.random.default_rng(0).normal(1000, 50, shape).astype(dtype)
 
 
 def ball_of_noise(n_vols: int = 4, tr: float = 0.8, seed: int = 0, affine=TEMPLATE_AFFINE, shape=(91, 109, 91)):
-    """A ball of noise in the template's field of view, 0 outside."""
+    """Make a ball of noise in the field of view of the template, 0 outside."""
     random = np.random.default_rng(seed)
     centre = np.indices(shape).reshape(3, -1) - np.array(shape)[:, None] / 2
     brain = ((centre / (np.array(shape)[:, None] / 3)) ** 2).sum(0).reshape(shape) < 1
@@ -31,7 +31,7 @@ def ball_of_noise(n_vols: int = 4, tr: float = 0.8, seed: int = 0, affine=TEMPLA
 
 
 def stored_as(img, codes):
-    """The same image with its axes in another order and direction."""
+    """Reorient an image to other axis codes."""
     return img.as_reoriented(ornt_transform(io_orientation(img.affine), axcodes2ornt(codes)))
 
 
@@ -44,7 +44,7 @@ class StandardBrain:
     affine: np.ndarray
 
     def series(self, n_volumes: int = 40, mean: float = 1.0, seed: int = 0) -> np.ndarray:
-        """A BOLD series (X, Y, Z, T) int16 with noise; ``mean`` 0 takes the mean image away, as denoising does."""
+        """Make a BOLD series (X, Y, Z, T) int16 with noise; ``mean`` 0 removes the mean image, as denoising does."""
         draws = np.random.default_rng(seed)
         noise = draws.normal(0, 15, (*self.image.shape, n_volumes)) * (self.image > 0)[..., None]
         return np.round(mean * self.image[..., None] + noise).astype(np.int16)

@@ -1,4 +1,4 @@
-"""Small models, and files such as the published training code writes."""
+"""Small models, and checkpoints in the format of the published training code."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from bids_app.model.checkpoint import save_encoder
 from bids_app.model.encoder import Encoder, EncoderConfig
 
 SMALL = EncoderConfig(img_size=(24, 24, 24, 6), embed_dim=8, depths=(2, 2))
-"""Two stages of two blocks on clips of 24x24x24x6."""
+"""Configuration with two stages of two blocks on clips of 24x24x24x6."""
 
 
 def save_random_encoder(path: Path, config: EncoderConfig, **facts: Any) -> Path:
-    """Write an encoder that was never trained, always the same for a configuration, under the name ``tiny``."""
+    """Write an untrained encoder named ``tiny``, always the same for a configuration."""
     torch.manual_seed(0)
     return save_encoder(path, config, Encoder(config).state_dict(), "tiny", **facts)
 
 
 def random_model(folder: Path, config: EncoderConfig) -> Model:
-    """The encoder of `save_random_encoder`, loaded."""
+    """Load the encoder of `save_random_encoder`."""
     return load_model(save_random_encoder(folder / "tiny.safetensors", config))
 
 
 def linear_head(n_features: int, outputs: int = 1, seed: int = 1) -> dict[str, torch.Tensor]:
-    """Weights of a linear head without a bias."""
+    """Make the weights of a linear head without bias."""
     weight = torch.randn(outputs, n_features, generator=torch.Generator().manual_seed(seed))
     return {"head.weight": weight, "head.bias": torch.zeros(outputs)}
 
 
 def lightning_content(encoder: Encoder, head: dict[str, torch.Tensor] | None = None, **hyper: Any) -> dict[str, Any]:
-    """What the published training code would save of an encoder and a head."""
+    """Make a checkpoint of encoder and head as the published training code saves it."""
     config = encoder.config
     state = {f"model.{k}": v.clone() for k, v in encoder.state_dict().items()}
     state |= {f"output_head.head.{k}": v.clone() for k, v in (head or {}).items()}

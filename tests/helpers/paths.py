@@ -1,4 +1,4 @@
-"""Where things are."""
+"""Paths of the repository and of shared data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHARED = ROOT.parent / "shared"
 
 
 def shared_path(*parts: str) -> Path:
-    """A file or folder of the material beside the repository; the test, a slow one, is skipped where it is missing."""
+    """Return the path of shared data next to the repository; skips the (slow) test if it is missing."""
     path = SHARED.joinpath(*parts)
     if not path.exists():
         pytest.skip(f"needs ../shared/{'/'.join(parts)}, which is not here")

@@ -1,4 +1,4 @@
-"""Participants that are worked on at once, each by a command of its own, share an output folder without harm."""
+"""Parallel commands on different participants share an output folder."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LABELS = ("01", "02", "03", "04")
 
 
 @pytest.mark.parametrize("held_in", ["output", "scratch"])
-def test_a_participant_whom_another_process_works_on_is_refused_and_the_others_go_on(
+def test_a_locked_participant_is_skipped_and_the_others_are_processed(
     tiny_dataset, tmp_path: Path, capsys, held_in: str
 ) -> None:
     out, work = tmp_path / "out", tmp_path / "work"
@@ -29,14 +29,14 @@ def test_a_participant_whom_another_process_works_on_is_refused_and_the_others_g
     command = [str(tiny_dataset.root), str(out), "participant", "-w", str(work), "--model", "demo", "--nprocs", "1"]
     with Locks() as locks:
         shown, hidden = lock_files("01", out, work)
-        locks.take(shown if held_in == "output" else hidden)
+        locks.acquire(shown if held_in == "output" else hidden)
         assert main([*command, "--mem", "8GB", "--participant-label", "01"]) == 75
-        assert "another run holds this participant" in capsys.readouterr().err
+        assert "another run is processing this participant" in capsys.readouterr().err
         assert not list(out.glob("sub-01/log/*/summary.json"))
         assert main([*command, "--mem", "8GB"]) == 65
         said = capsys.readouterr().err
         assert "sub-02_task-rest failed" in said
-        assert "left out: " in said
+        assert "skipped: " in said
     assert list(out.glob("sub-02/log/*/summary.json"))
     assert not list(out.glob("sub-*/log/running.json"))
     assert main([*command, "--mem", "8GB", "--participant-label", "01"]) == 65
@@ -44,7 +44,7 @@ def test_a_participant_whom_another_process_works_on_is_refused_and_the_others_g
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_four_commands_at_once_lose_nothing_and_write_nowhere_else(tmp_path: Path) -> None:
+def test_four_parallel_commands_write_all_outputs_and_nothing_else(tmp_path: Path) -> None:
     raw, out, home = tmp_path / "raw", tmp_path / "out", tmp_path / "home"
     home.mkdir()
     arguments = ["--participants", "4", "--size", "small", "--no-t1w", "--states", "rest"]

@@ -1,4 +1,4 @@
-"""BABS reads the configuration, and the command that it writes is one that this app reads."""
+"""The BABS configuration is valid, and its command is valid for this app."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_its_arguments_are_options_of_the_command(config: dict[str, Any]) -> Non
     assert settings.work_dir.name == "$BABS_TMPDIR"
 
 
-def test_its_folder_carries_the_version_of_the_package(config: dict[str, Any]) -> None:
+def test_its_folder_has_the_version_of_the_package(config: dict[str, Any]) -> None:
     assert config["zip_foldernames"] == {"neurostorm": __version__.replace(".", "-")}
 
 
 @pytest.fixture
 def babs(monkeypatch) -> Any:
-    """BABS' module of containers, without the DataLad that its package imports."""
+    """Container module of BABS, without DataLad."""
     spec = importlib.util.find_spec("babs")
     if spec is None:
         pytest.skip("BABS is not installed; it wants an older NumPy, but 'pip install --no-deps babs' is enough here")

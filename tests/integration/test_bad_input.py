@@ -1,4 +1,4 @@
-"""Every kind of bad input has its own message, its own exit code, and a way out."""
+"""Each type of invalid input has its own message, exit code and hint."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), f
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A tiny encoder's file; no run of this module comes as far as using it."""
+    """File of a tiny encoder, which no run of this module uses."""
     return save_random_encoder(tmp_path_factory.mktemp("model") / "tiny.safetensors", CONFIG)
 
 
@@ -73,7 +73,7 @@ DAMAGED_RUNS: dict[str, tuple[Callable[..., object], str]] = {
 
 
 @pytest.mark.parametrize(("damage", "words"), DAMAGED_RUNS.values(), ids=DAMAGED_RUNS)
-def test_a_damaged_run_is_bad_data_and_named(neurostorm, tiny_dataset, tmp_path, capsys, damage, words) -> None:
+def test_a_damaged_run_is_named_as_invalid_data(neurostorm, tiny_dataset, tmp_path, capsys, damage, words) -> None:
     damage(tiny_dataset)
     assert neurostorm() == 65
     message = capsys.readouterr().err
@@ -87,7 +87,7 @@ def test_a_damaged_run_is_bad_data_and_named(neurostorm, tiny_dataset, tmp_path,
     assert run["reason"].split(":")[0] in page
 
 
-def test_no_repetition_time_anywhere_asks_for_it(neurostorm, tiny_dataset, capsys) -> None:
+def test_a_missing_repetition_time_is_an_error(neurostorm, tiny_dataset, capsys) -> None:
     image = nib.load(tiny_dataset.bold_path())
     data = np.asarray(image.dataobj)
     image = nib.Nifti1Image(data, image.affine)
@@ -114,7 +114,7 @@ def test_a_dataset_without_participants_is_invalid_or_matches_nothing(neurostorm
     assert "participants" in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_dataset_is_invalid_bids(neurostorm, tmp_path, capsys) -> None:
+def test_a_folder_without_a_dataset_is_invalid_bids(neurostorm, tmp_path, capsys) -> None:
     (tmp_path / "folder" / "sub-01").mkdir(parents=True)
     assert neurostorm(bids_dir=tmp_path / "folder") == 16
     assert "dataset_description.json" in capsys.readouterr().err
@@ -125,18 +125,18 @@ def test_a_missing_dataset_is_no_input(neurostorm, tmp_path, capsys) -> None:
     assert "nowhere" in capsys.readouterr().err
 
 
-def test_missing_labels_are_named_and_nothing_is_started(neurostorm, tmp_path, capsys) -> None:
+def test_missing_labels_are_named_before_the_start(neurostorm, tmp_path, capsys) -> None:
     assert neurostorm("--participant-label", "01", "99") == 18
     assert "99" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_a_task_that_no_run_has_matches_nothing(neurostorm, capsys) -> None:
+def test_an_unknown_task_matches_nothing(neurostorm, capsys) -> None:
     assert neurostorm("--task-id", "nback") == 18
     assert "nback" in capsys.readouterr().err
 
 
-def test_a_dataset_without_bold_says_so(neurostorm, tiny_dataset, capsys) -> None:
+def test_a_dataset_without_bold_runs_is_an_error(neurostorm, tiny_dataset, capsys) -> None:
     tiny_dataset.bold_path().unlink()
     assert neurostorm() == 18
     assert "BOLD" in capsys.readouterr().err
@@ -162,14 +162,14 @@ def test_too_little_disk_is_refused_before_anything_is_written(neurostorm, tmp_p
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_that_may_not_be_written_is_refused(neurostorm, tmp_path, capsys, monkeypatch) -> None:
+def test_an_output_folder_without_write_permission_is_refused(neurostorm, tmp_path, capsys, monkeypatch) -> None:
     allowed = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: allowed(path, mode) and Path(path) != tmp_path)
     assert neurostorm() == 73
-    assert "may not write" in capsys.readouterr().err
+    assert "no write permission" in capsys.readouterr().err
 
 
-def test_a_bold_file_that_may_not_be_read_is_named(neurostorm, tiny_dataset, capsys, monkeypatch) -> None:
+def test_a_bold_file_without_read_permission_is_named(neurostorm, tiny_dataset, capsys, monkeypatch) -> None:
     opened = open
 
     def refuse(path, *args, **kwargs):
@@ -196,7 +196,7 @@ def test_an_output_folder_of_another_pipeline_is_refused(neurostorm, tmp_path, c
     assert "fMRIPrep" in capsys.readouterr().err
 
 
-def test_published_weights_that_are_not_here_are_no_input(tiny_dataset, tmp_path, capsys, monkeypatch) -> None:
+def test_missing_published_weights_are_a_missing_input(tiny_dataset, tmp_path, capsys, monkeypatch) -> None:
     monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path / "cache"))
     assert main([str(tiny_dataset.root), str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work")]) == 66
     message = capsys.readouterr().err
@@ -213,13 +213,13 @@ def test_check_prints_the_plan_and_writes_nothing(neurostorm, tmp_path, capsys) 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_check_names_a_run_that_cannot_be_used(neurostorm, tiny_dataset, capsys) -> None:
+def test_check_names_an_unusable_run(neurostorm, tiny_dataset, capsys) -> None:
     tiny_dataset.write_bold(data=noise(12, 12, 8, 5))
     assert neurostorm("--check") == 65
     assert "5 volumes, too few" in capsys.readouterr().out
 
 
-def test_an_unknown_output_space_lists_those_that_exist(neurostorm, tmp_path, capsys) -> None:
+def test_an_unknown_output_space_lists_the_available_ones(neurostorm, tmp_path, capsys) -> None:
     assert neurostorm("--output-spaces", "Talairach") == 64
     assert "MNI152NLin6Asym" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

@@ -1,4 +1,4 @@
-"""Every kind of damage is refused by name with its exit code, as soon as it can be seen, and other runs stay whole."""
+"""Damaged files are named with an exit code as early as possible, and other runs are unaffected."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ HERE, LATER, WARNED, FINE = "by --check", "when voxels are read", "with a warnin
 
 
 def make_image(data: np.ndarray, affine: np.ndarray = AFFINE, kind: type = nib.Nifti1Image, **fields: Any) -> bytes:
-    """A NIfTI file in bytes; keywords are fields of its header, as they are, without nibabel mending them."""
+    """Make the bytes of a NIfTI file; keywords set header fields without corrections by nibabel."""
     image = kind(data, affine, dtype=data.dtype)
     image.set_sform(affine, 1)
     image.set_qform(affine, 1)
@@ -55,7 +55,7 @@ def packed(data: np.ndarray, affine: np.ndarray = AFFINE, **fields: Any) -> byte
 
 
 def with_value(value: float, share: float = 0.0) -> np.ndarray:
-    """The series in float32, with a voxel of another value, or a share of all voxels."""
+    """Make the float32 series with another value in one voxel, or in a fraction of all voxels."""
     data = SERIES.astype(np.float32)
     data[4, 4, 3, 11] = value
     data[: round(share * len(data))] = value
@@ -73,7 +73,7 @@ def sheared() -> np.ndarray:
 
 
 def bomb() -> bytes:
-    """A small file that says it is one of ours, and becomes 60 MB."""
+    """Make a small file with a valid header that decompresses to 60 MB."""
     target = io.BytesIO()
     with gzip.GzipFile(fileobj=target, mode="wb", compresslevel=1) as file:
         file.write(PLAIN)
@@ -89,7 +89,7 @@ def huge_nifti2() -> bytes:
 
 @dataclass(frozen=True)
 class Damage:
-    """What is done to participant 01, and what becomes of it.
+    """Damage to participant 01 and the expected error.
 
     Attributes
     ----------
@@ -220,10 +220,10 @@ DAMAGES: dict[str, Damage] = {
     "a sidecar nested too deeply": Damage(HERE, "nested", sidecar=b"[" * 100_000),
     # tables
     "events without onsets": Damage(LATER, "onset", events=b"time\tduration\n1\t2\n"),
-    "events that are text": Damage(LATER, "not a table", events=b"onset\tduration\nsoon\t2\n"),
-    "events with too few columns": Damage(LATER, "not a table", events=b"duration\tonset\n1\n"),
+    "events that are text": Damage(LATER, "not a valid events table", events=b"onset\tduration\nsoon\t2\n"),
+    "events with too few columns": Damage(LATER, "not a valid events table", events=b"duration\tonset\n1\n"),
     "events with too many columns": Damage(FINE, "", events=b"onset\tduration\n1\t2\t3\t4\n"),
-    "events that are no text": Damage(LATER, "not a table", events=b"onset\n\xff\xfe\x00"),
+    "events that are no text": Damage(LATER, "not a valid events table", events=b"onset\n\xff\xfe\x00"),
     "events after the end": Damage(FINE, "", events=b"onset\tduration\n1000\t2\n"),
     # the T1w image
     "T1w without bytes": t1w(HERE, "unreadable", b""),
@@ -238,7 +238,7 @@ DAMAGES: dict[str, Damage] = {
 
 
 class Dataset:
-    """Two participants; the first is damaged."""
+    """Dataset of two participants; the first is damaged."""
 
     def __init__(self, root: Path, damage: Damage) -> None:
         self.root, self.damage = root, damage
@@ -276,7 +276,7 @@ class Dataset:
 
 @pytest.fixture
 def check(tmp_path: Path, capsys) -> Callable[[Path], tuple[int, str, str]]:
-    """Ask for the plan of a dataset; gives the exit code, and what is said of the two participants."""
+    """Run --check on a dataset; return the exit code and the output about the two participants."""
 
     def run(root: Path) -> tuple[int, str, str]:
         code = main([str(root), str(tmp_path / "out"), "participant", "--check", "--model", "demo", "--mem", "8GB"])
@@ -289,7 +289,7 @@ def check(tmp_path: Path, capsys) -> Callable[[Path], tuple[int, str, str]]:
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_damage_is_named_as_soon_as_it_can_be_seen(tmp_path: Path, check, damage: Damage) -> None:
+def test_damage_is_named_at_the_earliest_stage(tmp_path: Path, check, damage: Damage) -> None:
     dataset = Dataset(tmp_path / "raw", damage)
     code, said, of_the_other = check(dataset.root)
     assert of_the_other.startswith("ok ")
@@ -315,7 +315,7 @@ def test_at_least_sixty_kinds_of_damage_are_refused() -> None:
     assert sum(damage.seen in (HERE, LATER) for damage in DAMAGES.values()) >= 60
 
 
-def test_unpacking_takes_no_more_room_than_the_header_claims(tmp_path: Path, monkeypatch) -> None:
+def test_decompression_is_limited_to_the_size_in_the_header(tmp_path: Path, monkeypatch) -> None:
     from bids_app.preprocess.io import images
 
     written: list[int] = []
@@ -347,7 +347,7 @@ TABLES = {
 
 
 @pytest.mark.parametrize("content", TABLES.values(), ids=TABLES)
-def test_tables_that_are_damaged_are_refused_by_name_or_left_out(tmp_path: Path, content: bytes) -> None:
+def test_damaged_tables_are_refused_by_name_or_left_out(tmp_path: Path, content: bytes) -> None:
     table = tmp_path / "sub-01_desc-confounds_timeseries.tsv"
     table.write_bytes(content)
     (tmp_path / "participants.tsv").write_bytes(content)

@@ -1,4 +1,4 @@
-"""The demonstration model that comes with the package: what its files say, and what it answers."""
+"""Demonstration model of the package: its files and predictions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bids_app.phantom.activity import STATES
 from bids_app.phantom.grid_scans import simulated_series
 
 SEED = 4711
-"""Not one that the model was trained or chosen with."""
+"""Seed not used for training or selection of the model."""
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def left_hand() -> GridSeries:
 
 
 def mirrored(series: GridSeries) -> GridSeries:
-    """The same scan with left and right exchanged; the midplane is at voxel 48."""
+    """Flip a scan left-right; the midplane is at voxel 48."""
     grid = np.zeros((series.n_vols, *series.mask.shape), np.float32)
     grid[:, series.mask] = series.values
     grid, mask = (np.roll(np.flip(array, axis), 1, axis) for array, axis in ((grid, 1), (series.mask, 0)))
@@ -50,7 +50,7 @@ def answer(files: tuple[Path, Path], series: GridSeries) -> Prediction:
     return prediction
 
 
-def test_its_files_are_small_and_say_that_they_are_a_demonstration(files: tuple[Path, Path]) -> None:
+def test_its_files_are_small_and_marked_as_demonstration(files: tuple[Path, Path]) -> None:
     assert sum(path.stat().st_size for path in files) < 3e6
     card = load_adapter(files[1]).card
     assert load_model(files[0]).demonstration
@@ -60,7 +60,7 @@ def test_its_files_are_small_and_say_that_they_are_a_demonstration(files: tuple[
     assert card.encoder_sha256 == load_model(files[0]).weights_sha256
 
 
-def test_a_simulated_left_hand_is_seen_and_in_the_mirror_a_right_hand(
+def test_left_hand_tapping_is_predicted_and_right_hand_if_flipped(
     files: tuple[Path, Path], left_hand: GridSeries
 ) -> None:
     straight, reflected = answer(files, left_hand), answer(files, mirrored(left_hand))
@@ -70,7 +70,7 @@ def test_a_simulated_left_hand_is_seen_and_in_the_mirror_a_right_hand(
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_states_of_held_out_participants_are_told_from_raw_files(tmp_path: Path) -> None:
+def test_states_of_held_out_participants_are_predicted_from_raw_files(tmp_path: Path) -> None:
     raw, out = tmp_path / "raw", tmp_path / "out"
     assert phantom([str(raw), "--participants", "5", "--seed", str(SEED)]) == 0
     assert main([str(raw), str(out), "participant", "--model", "demo", "-w", str(tmp_path / "work")]) == 0

@@ -20,7 +20,7 @@ CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), f
 
 @pytest.fixture(scope="module")
 def neurostorm(tmp_path_factory) -> Callable[..., int]:
-    """Run the participant level in this process with a tiny encoder, as far as the embeddings."""
+    """Run the participant level in this process with a tiny encoder, up to the embeddings."""
     weights = save_random_encoder(tmp_path_factory.mktemp("model") / "tiny.safetensors", CONFIG)
 
     def run(bids_dir: Path, out: Path, *options: str) -> int:
@@ -32,7 +32,7 @@ def neurostorm(tmp_path_factory) -> Callable[..., int]:
 
 @pytest.fixture(scope="module")
 def fmriprep(standard_brain, tmp_path_factory):
-    """sub-01 is right; sub-02 is mirrored against its own T1w image; sub-03 was cropped by index. Both are stripped."""
+    """sub-01 is correct; sub-02 is flipped relative to its T1w image; sub-03 was cropped by index. Skull-stripped."""
     made = PreprocessedTree(tmp_path_factory.mktemp("study") / "fmriprep")
     image, mask, affine = standard_brain.image, standard_brain.mask, standard_brain.affine
     series = standard_brain.series()
@@ -48,7 +48,7 @@ def fmriprep(standard_brain, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def finished(fmriprep, neurostorm):
-    """The outputs of that dataset, and the exit code."""
+    """Outputs of that dataset, and the exit code."""
     out = fmriprep.with_name("out")
     return out, neurostorm(fmriprep, out)
 
@@ -63,7 +63,7 @@ def summary(out: Path, label: str) -> dict:
     return json.loads(path.read_text())
 
 
-def test_what_does_not_lie_as_it_says_fails_and_the_rest_is_done(finished) -> None:
+def test_runs_with_a_wrong_orientation_fail_and_the_others_succeed(finished) -> None:
     out, code = finished
     assert code == 65
     assert summary(out, "01")["status"] == "ok"
@@ -73,7 +73,7 @@ def test_what_does_not_lie_as_it_says_fails_and_the_rest_is_done(finished) -> No
     assert "left-right flipped" in (out / "sub-02.html").read_text()
 
 
-def test_outputs_of_a_run_taken_over_are_whole(finished) -> None:
+def test_outputs_of_an_ingested_run_are_complete(finished) -> None:
     out, _ = finished
     stem = "sub-01_task-rest"
     made = {path.name for path in out.glob("sub-01/func/*")}
@@ -102,11 +102,11 @@ def test_links_and_methods_name_the_derivatives(finished, fmriprep) -> None:
     description = json.loads((out / "dataset_description.json").read_text())
     assert description["DatasetLinks"] == {"fMRIPrep": fmriprep.as_uri()}
     text = (out / "logs" / "CITATION.md").read_text()
-    assert "fMRIPrep 23.2.1 (Esteban et al., 2019) had preprocessed" in text
+    assert "preprocessed by fMRIPrep 23.2.1 (Esteban et al., 2019)" in text
     assert "Head motion was estimated" not in text
 
 
-def test_the_report_says_where_the_run_came_from_and_how_it_lies(finished) -> None:
+def test_the_report_shows_origin_and_orientation(finished) -> None:
     page = (finished[0] / "sub-01.html").read_text()
     assert "Preprocessed derivatives were ingested." in page
     assert "fMRIPrep 23.2.1" in page
@@ -114,13 +114,13 @@ def test_the_report_says_where_the_run_came_from_and_how_it_lies(finished) -> No
     assert "Similarity of the left-right flipped image with the template" in page
 
 
-def test_the_plan_shows_runs_taken_over_and_those_from_raw(fmriprep, neurostorm, tiny_dataset, capsys) -> None:
+def test_the_plan_shows_ingested_and_raw_runs(fmriprep, neurostorm, tiny_dataset, capsys) -> None:
     tiny_dataset.write_bold("04")
     out = tiny_dataset.root.with_name("out")
     assert neurostorm(tiny_dataset.root, out, "--derivatives", f"prep={fmriprep}", "--check") == 0
     plan = capsys.readouterr().out
     assert "sub-01_task-rest: 40 volumes of 46 x 55 x 46 voxels (4 x 4 x 4 mm), TR 1 s; 2 clips; from fMRIPrep" in plan
-    assert "taken over: MNI152NLin6Asym, the model's own space" in plan
+    assert "ingested: MNI152NLin6Asym, the model's own space" in plan
     assert "The derivatives 'prep' do not contain this run; it was preprocessed from the raw data." in plan
     assert not out.exists()
 
@@ -131,13 +131,13 @@ def test_derivatives_are_not_written_into(fmriprep, neurostorm, tiny_dataset, ca
 
 
 @pytest.mark.parametrize("name", ["raw", "a b", "a=b"])
-def test_a_name_that_links_cannot_have_is_refused(name, neurostorm, tiny_dataset, tmp_path) -> None:
+def test_an_invalid_derivatives_name_is_refused(name, neurostorm, tiny_dataset, tmp_path) -> None:
     code = neurostorm(tiny_dataset.root, tmp_path / "out", "--derivatives", f"{name}={tmp_path}")
     assert code == (66 if name == "a=b" else 64)  # the path is then "b=..."
 
 
 @pytest.mark.slow
-def test_a_run_of_raw_data_is_taken_over_under_its_own_name(standard_brain, neurostorm, tiny_dataset, tmp_path) -> None:
+def test_an_ingested_run_keeps_its_raw_name(standard_brain, neurostorm, tiny_dataset, tmp_path) -> None:
     made = PreprocessedTree(tmp_path / "fmriprep", version="20.2.7")
     made.write_run("01", standard_brain.series(), None, standard_brain.affine, space="MNI152NLin2009cAsym")
     out = tmp_path / "out"
@@ -152,8 +152,8 @@ def test_a_run_of_raw_data_is_taken_over_under_its_own_name(standard_brain, neur
 
 
 @pytest.mark.slow
-def test_hcps_folders_are_taken_over(standard_brain, neurostorm, tmp_path) -> None:
-    """Stored left to right, skull-stripped, without sidecars."""
+def test_hcp_folders_are_ingested(standard_brain, neurostorm, tmp_path) -> None:
+    """Images are stored left to right, skull-stripped, without sidecars."""
     flip = np.diag([-1.0, 1, 1, 1])
     flip[0, 3] = standard_brain.image.shape[0] - 1
     affine = standard_brain.affine @ flip

@@ -16,7 +16,7 @@ def five_tasks(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", ["age", "sex", "phenotype", "diagnosis", "identity", "images", "states"])
-def test_a_task_recovers_its_effect(name, five_tasks):
+def test_a_task_recovers_its_simulated_effect(name, five_tasks):
     module, work = five_tasks
     found = module.run(name, work, quick=True)
     metric = module.ALL[name].metric

@@ -1,4 +1,4 @@
-"""A run that is killed, or whose disk fills up, leaves whole files only; the same command brings the same result."""
+"""A killed run, or one on a full disk, leaves complete files only; repeating it gives the same result."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from bids_app.cli.phantom import main as phantom
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.xdist_group("killed")]
 KILLS = 30
 LATEST = 0.7
-"""When a run is killed at the latest, as a share of the time that an undisturbed one takes."""
+"""Latest time of a kill, as a fraction of the duration of an undisturbed run."""
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def command(raw: Path, folder: Path, n_procs: int = 2) -> list[str]:
 
 
 def start(call: list[str]) -> subprocess.Popen[str]:
-    """Start a command in a session of its own, so that it can be killed with all its workers."""
+    """Start a command in its own session, so that it can be killed with all its workers."""
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         call, env=environment, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -73,14 +73,14 @@ def finish(call: list[str]) -> None:
 
 
 def contents(out: Path) -> dict[str, str]:
-    """A hash of each derivative; logs and pages say when they were made."""
+    """Hash each derivative; logs and pages contain times and are left out."""
     files = (p for p in out.rglob("*") if p.is_file() and "log" not in p.relative_to(out).parts and p.suffix != ".html")
     return {str(p.relative_to(out)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 @dataclass(frozen=True)
 class Undisturbed:
-    """A run that nothing happened to: what it wrote, and how long it took, s."""
+    """Undisturbed run: its outputs and duration (s)."""
 
     contents: dict[str, str]
     seconds: float
@@ -95,7 +95,7 @@ def undisturbed(raw: Path, tmp_path_factory) -> Undisturbed:
 
 
 def fault_of(path: Path) -> str:
-    """What is wrong with a file as it is now; empty when it is whole, or has been replaced or removed meanwhile."""
+    """Describe the fault of a file; empty if it is complete, or was replaced or removed meanwhile."""
     try:
         data = path.read_bytes()
     except FileNotFoundError:
@@ -122,7 +122,7 @@ def fault_of(path: Path) -> str:
 
 
 class Reader(threading.Thread):
-    """Reads every file of an output folder, again and again, as a cluster's other jobs might."""
+    """Thread that reads all files of an output folder repeatedly, like other jobs of a cluster."""
 
     def __init__(self, out: Path) -> None:
         super().__init__(daemon=True)
@@ -152,7 +152,7 @@ class Reader(threading.Thread):
                     self.faults += filter(None, [fault_of(path)])
 
 
-def test_a_reader_notices_half_a_file(tmp_path: Path) -> None:
+def test_the_reader_detects_a_partial_file(tmp_path: Path) -> None:
     whole = tmp_path / "x.nii.gz"
     whole.write_bytes(gzip.compress(bytes(1000)))
     assert fault_of(whole) == ""
@@ -160,7 +160,7 @@ def test_a_reader_notices_half_a_file(tmp_path: Path) -> None:
     assert fault_of(whole)
 
 
-def test_thirty_kills_change_no_bit_and_leave_no_half_file(raw: Path, undisturbed, tmp_path: Path) -> None:
+def test_thirty_kills_change_no_result_and_leave_no_partial_file(raw: Path, undisturbed, tmp_path: Path) -> None:
     draw = random.Random(11)
     rounds, killed = 0, 0
     while killed < KILLS:
@@ -190,7 +190,7 @@ def test_thirty_kills_change_no_bit_and_leave_no_half_file(raw: Path, undisturbe
 
 @pytest.fixture
 def small_disk(tmp_path: Path):
-    """Run a command with a small file system of its own at a place; skipped where mounting is not allowed."""
+    """Run a command with a small file system mounted on a folder; skips if mounting is not allowed."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
         pytest.skip("mounting is not allowed here")
 
@@ -204,7 +204,7 @@ def small_disk(tmp_path: Path):
     return run
 
 
-def test_a_full_output_disk_is_said_and_nothing_half_is_left(
+def test_a_full_output_disk_is_reported_and_leaves_no_partial_file(
     raw: Path, undisturbed, small_disk, tmp_path: Path
 ) -> None:
     out, kept = tmp_path / "out", tmp_path / "kept"
@@ -221,7 +221,7 @@ def test_a_full_output_disk_is_said_and_nothing_half_is_left(
     assert contents(out) == undisturbed.contents
 
 
-def test_a_full_scratch_disk_is_said(raw: Path, small_disk, tmp_path: Path) -> None:
+def test_a_full_scratch_disk_is_reported(raw: Path, small_disk, tmp_path: Path) -> None:
     code = NO_MINIMUM_SPACE
     call = command(raw, tmp_path)
     done = small_disk(tmp_path / "work", 12, [call[0], "-c", code, *call[3:]])
@@ -229,7 +229,7 @@ def test_a_full_scratch_disk_is_said(raw: Path, small_disk, tmp_path: Path) -> N
     assert "Traceback" not in done.stderr
 
 
-def test_an_output_folder_that_turns_read_only_is_said(raw: Path, small_disk, tmp_path: Path) -> None:
+def test_an_output_folder_that_becomes_read_only_is_reported(raw: Path, small_disk, tmp_path: Path) -> None:
     out = tmp_path / "out"
     call = command(raw, tmp_path)
     turn = f'( sleep 12; mount -o remount,ro "{out}" ) & exec "$@"'

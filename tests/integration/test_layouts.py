@@ -1,4 +1,4 @@
-"""Datasets of every shape: each answers with its runs or with a clear error, never with anything else."""
+"""Datasets of every layout give their runs or a clear error."""
 
 import errno
 import gzip
@@ -30,7 +30,7 @@ from bids_app.settings import QuerySettings
 
 
 def small_image(*shape: int) -> bytes:
-    """A NIfTI file of zeros, which `--check` does not look at."""
+    """Make a NIfTI file of zeros; `--check` does not read the values."""
     image = nib.Nifti1Image(np.zeros(shape, np.uint8), np.diag([4.0, 4.0, 4.0, 1.0]))
     image.header.set_zooms((4.0, 4.0, 4.0, 2.0)[: len(shape)])
     image.header.set_xyzt_units("mm", "sec")
@@ -40,12 +40,12 @@ def small_image(*shape: int) -> bytes:
 IMAGE, VOLUME = small_image(4, 4, 4, 30), small_image(4, 4, 4)
 DESCRIPTION = json.dumps({"Name": "layout", "BIDSVersion": "1.10.0"})
 LINK = "->"
-"""Content that starts so is the target of a symbolic link."""
+"""Prefix of content that is the target of a symbolic link."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A dataset, and what the query should make of it.
+    """Dataset, and the expected result of the query.
 
     Attributes
     ----------
@@ -89,7 +89,7 @@ class Layout:
         return root
 
     def check(self, root: Path) -> int:
-        """Ask for the plan of this layout, in this process."""
+        """Run --check on this layout in this process."""
         asked = {"participants": "--participant-label", "sessions": "--session-label", "tasks": "--task-id"}
         options = [word for key, labels in self.settings.items() for word in (asked[key], *labels)]
         out = str(root.parent / "out")
@@ -97,7 +97,7 @@ class Layout:
 
 
 def func(*names: str, sub: str = "01", ses: str = "") -> tuple[str, ...]:
-    """Paths of functional images, by what stands in their name after participant and session."""
+    """Make paths of functional images from the part of their name after participant and session."""
     folder, start = f"sub-{sub}/", f"sub-{sub}_"
     if ses:
         folder, start = f"{folder}ses-{ses}/", f"{start}ses-{ses}_"
@@ -282,7 +282,7 @@ def raise_first_problem(root: Path, settings: QuerySettings) -> None:
 
 
 @pytest.mark.parametrize("layout", REFUSED, ids=layout_id)
-def test_a_dataset_without_usable_runs_says_why_and_what_to_do(layout, tmp_path):
+def test_a_dataset_without_usable_runs_has_an_error_and_a_hint(layout, tmp_path):
     root = layout.write(tmp_path / "dataset")
     with pytest.raises(layout.error) as caught:
         raise_first_problem(root, QuerySettings(**layout.settings))
@@ -291,7 +291,7 @@ def test_a_dataset_without_usable_runs_says_why_and_what_to_do(layout, tmp_path)
 
 
 @pytest.mark.parametrize("layout", [*WHOLE, *REFUSED], ids=layout_id)
-def test_check_answers_with_a_plan_or_a_clear_error(layout, tmp_path, capsys):
+def test_check_prints_a_plan_or_a_clear_error(layout, tmp_path, capsys):
     root = layout.write(tmp_path / "dataset")
     code = layout.check(root)
     out, err = capsys.readouterr()
@@ -320,7 +320,7 @@ def test_check_of_one_among_a_thousand_participants_takes_seconds(tmp_path, caps
 
 
 def random_layout(seed: int) -> Layout:
-    """A dataset of some participants, with or without sessions, and entities drawn from a seed."""
+    """Make a dataset of several participants, with or without sessions, with random entities."""
     draw = random.Random(seed)
     files, stems = [], []
     sessions = draw.choice([("",), ("1", "2"), ("pre", "post", "followUp")])
@@ -357,7 +357,7 @@ def test_a_random_dataset_gives_each_run_once(seed, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["sub-01/func", "sub-01/ses-1", "sub-01"])
-def test_a_folder_that_cannot_be_listed_is_named(name, tmp_path, monkeypatch):
+def test_an_unreadable_folder_is_named(name, tmp_path, monkeypatch):
     root = Layout("", func("task-rest_bold", ses="1") + REST).write(tmp_path)
     listing = os.scandir
 

@@ -23,12 +23,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(4 * 3600)]
 CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
 N_PARTICIPANTS = int(os.environ.get("NEUROSTORM_LONG_RUN", "200"))
 MAX_FILES = 200
-"""Files that a run may leave in scratch."""
+"""Maximum number of files of a run in scratch."""
 
 
 @pytest.fixture(scope="module")
 def command(standard_brain, tmp_path_factory) -> list[str]:
-    """The command over runs that are taken over, all of them the same images under names of their own."""
+    """Command for ingested runs: the same images under different names."""
     folder = tmp_path_factory.mktemp("long")
     made = PreprocessedTree(folder / "fmriprep")
     made.write_run("001", standard_brain.series(), standard_brain.mask, standard_brain.affine)
@@ -55,7 +55,7 @@ def command(standard_brain, tmp_path_factory) -> list[str]:
 
 
 def watch(call: list[str], out: Path) -> tuple[int, np.ndarray]:
-    """Run a command; gives its exit code, and as often as a participant is done: memory (MB) and open files."""
+    """Run a command; return its exit code, and memory (MB) and open files after each participant."""
     process = subprocess.Popen(call, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
     watched, seen = psutil.Process(process.pid), []
     while process.poll() is None:
@@ -69,7 +69,7 @@ def watch(call: list[str], out: Path) -> tuple[int, np.ndarray]:
     return process.wait(), np.array(seen)
 
 
-def test_memory_and_open_files_stay_flat_and_scratch_is_small(command) -> None:
+def test_memory_and_open_files_stay_constant_and_scratch_small(command) -> None:
     out, work = Path(command[4]), Path(command[7])
     code, seen = watch(command, out)
     assert code == 0

@@ -1,4 +1,4 @@
-"""Nothing asks the network while participants are worked on: neither this package nor a library that would report."""
+"""Participants are processed without network access, by this package or its libraries."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def tell(event, where):
 sys.addaudithook(watch)
 """
 REPORTERS = ("NO_ET", "NIPYPE_NO_ET", "HF_HUB_OFFLINE", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "CI")
-"""Variables by which an environment may have silenced libraries; the app has to do so by itself."""
+"""Environment variables that disable telemetry of libraries; the app has to set them itself."""
 
 
 @pytest.fixture
 def watched(tmp_path: Path):
-    """Run a command of the package in a process whose sockets, and those of its children, are watched and refused."""
+    """Run a command in a process whose sockets, and those of its children, are recorded and refused."""
     log, place = tmp_path / "asked.txt", tmp_path / "watch"
     place.mkdir()
     (place / "sitecustomize.py").write_text(WATCH.format(log=str(log)))
@@ -55,13 +55,13 @@ def watched(tmp_path: Path):
     return run
 
 
-def test_a_process_that_asks_is_noticed(watched) -> None:
+def test_a_network_request_is_detected(watched) -> None:
     code, asked, _ = watched(code="import urllib.request; urllib.request.urlopen('http://localhost:9/x')")
     assert code != 0
     assert "localhost" in asked
 
 
-def test_a_run_that_fails_asks_nothing(watched, tiny_dataset, tmp_path: Path) -> None:
+def test_a_failed_run_makes_no_network_request(watched, tiny_dataset, tmp_path: Path) -> None:
     where = [tiny_dataset.root, tmp_path / "out", "participant", "-w", tmp_path / "work"]
     code, asked, said = watched(*where, "--model", "demo", "--nprocs", 1, "--mem", "8GB")
     assert asked == ""
@@ -71,7 +71,7 @@ def test_a_run_that_fails_asks_nothing(watched, tiny_dataset, tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_whole_runs_and_the_group_level_ask_nothing(watched, tmp_path: Path) -> None:
+def test_participant_and_group_level_make_no_network_request(watched, tmp_path: Path) -> None:
     raw, out = tmp_path / "raw", tmp_path / "out"
     assert phantom([str(raw), "--participants", "2", "--size", "small", "--states", "rest"]) == 0
     shared = ["-w", tmp_path / "work", "--mem", "6GB", "--nprocs", 2]

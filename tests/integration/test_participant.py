@@ -1,4 +1,4 @@
-"""From a raw dataset to derivatives and reports, with one run that cannot be used among those that can."""
+"""From a raw dataset to derivatives and reports, with one unusable run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), f
 
 @dataclass(frozen=True)
 class Finished:
-    """A run of the app: where it read, wrote and worked, and how it ended."""
+    """Finished run of the app: its folders and exit code."""
 
     raw: Path
     out: Path
@@ -54,7 +54,7 @@ class Finished:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory) -> Finished:
-    """Two simulated participants without T1w images; the file of the second is cut off."""
+    """Two simulated participants without T1w images; the file of the second is truncated."""
     folder = tmp_path_factory.mktemp("participant")
     raw = folder / "raw"
     arguments = ["--participants", "2", "--seed", "3", "--size", "small", "--states", "rest", "--no-t1w"]
@@ -67,7 +67,7 @@ def finished(tmp_path_factory) -> Finished:
 
 
 def tiny_model(folder: Path) -> tuple[Path, Path]:
-    """Files of an encoder that was never trained, and of an adapter for it; both call themselves a demonstration."""
+    """Write an untrained encoder and an adapter for it; both are marked as demonstration."""
     encoder = save_random_encoder(folder / "tiny.safetensors", CONFIG, demonstration=True)
     card = AdapterCard(
         "tinystate",
@@ -87,11 +87,11 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t"))
 
 
-def test_the_exit_code_is_that_of_the_run_that_failed(finished: Finished) -> None:
+def test_the_exit_code_is_that_of_the_failed_run(finished: Finished) -> None:
     assert finished.exit_code == 65
 
 
-def test_the_other_participant_is_whole(finished: Finished) -> None:
+def test_the_other_participant_is_complete(finished: Finished) -> None:
     assert finished.summary("01")["status"] == "ok"
     made = sorted(
         path.relative_to(finished.out).as_posix()
@@ -101,7 +101,7 @@ def test_the_other_participant_is_whole(finished: Finished) -> None:
     assert made == (GOLDEN / "participant_without_t1w.txt").read_text().split()
 
 
-def test_the_summary_says_what_failed_and_what_to_do(finished: Finished) -> None:
+def test_the_summary_has_the_error_and_its_hint(finished: Finished) -> None:
     summary = finished.summary("02")
     (run,) = summary["runs"]
     assert (summary["status"], summary["exit_code"]) == ("failed", 65)
@@ -110,7 +110,7 @@ def test_the_summary_says_what_failed_and_what_to_do(finished: Finished) -> None
     assert run["step"].endswith("_examine")
 
 
-def test_the_summary_says_what_went_in_and_what_it_took(finished: Finished) -> None:
+def test_the_summary_has_inputs_and_costs(finished: Finished) -> None:
     summary = finished.summary("01")
     (run,) = summary["runs"]
     name = "sub-01/func/sub-01_task-rest_bold.nii.gz"
@@ -127,14 +127,14 @@ def test_the_summary_says_what_went_in_and_what_it_took(finished: Finished) -> N
     assert len(failed["inputs"]) == 1  # a file that cannot be used is told apart from its mended version
 
 
-def test_the_report_of_the_failed_run_says_the_same(finished: Finished) -> None:
+def test_the_report_has_the_same_error(finished: Finished) -> None:
     (run,) = finished.summary("02")["runs"]
     page = (finished.out / "sub-02.html").read_text()
     assert "sub-02_task-rest_bold.nii.gz" in page
     assert run["hint"].split(".")[0] in page
 
 
-def test_reports_made_again_from_derivatives_are_the_same_to_the_byte(finished: Finished) -> None:
+def test_rebuilt_reports_are_identical(finished: Finished) -> None:
     before = {label: (finished.out / f"sub-{label}.html").read_bytes() for label in ("01", "02")}
     for label in before:
         (finished.out / f"sub-{label}.html").unlink()
@@ -142,7 +142,7 @@ def test_reports_made_again_from_derivatives_are_the_same_to_the_byte(finished: 
     assert {label: (finished.out / f"sub-{label}.html").read_bytes() for label in before} == before
 
 
-def test_the_report_tells_answer_verdict_and_cards(finished: Finished) -> None:
+def test_the_report_shows_prediction_verdict_and_cards(finished: Finished) -> None:
     page = (finished.out / "sub-01.html").read_text()
     text = " ".join(re.sub("<[^>]*>", " ", page).split())
     assert "not calibrated" in text
@@ -152,17 +152,17 @@ def test_the_report_tells_answer_verdict_and_cards(finished: Finished) -> None:
     assert 'class="trace"' in page
 
 
-def test_no_figure_is_heavy(finished: Finished) -> None:
+def test_figures_are_small_files(finished: Finished) -> None:
     sizes = {path.name: path.stat().st_size for path in (finished.out / "sub-01" / "figures").iterdir()}
     assert sizes
     assert max(sizes.values()) < 1_000_000
 
 
-def test_what_failed_leaves_no_outputs(finished: Finished) -> None:
+def test_a_failed_run_leaves_no_outputs(finished: Finished) -> None:
     assert not list(finished.out.glob("sub-02/func/*"))
 
 
-def test_every_link_of_a_report_leads_to_a_file(finished: Finished) -> None:
+def test_every_link_of_a_report_is_valid(finished: Finished) -> None:
     page = (finished.out / "sub-01.html").read_text()
     links = re.findall(r'(?:src|data|href)="([^"#:]+)"', page)
     assert len(links) > 5
@@ -181,7 +181,7 @@ def test_outputs_pass_the_bids_validator(finished: Finished) -> None:
     assert [issue for issue in issues if issue["severity"] == "error"] == []
 
 
-def test_embeddings_have_a_row_a_clip_under_both_normalisations(finished: Finished) -> None:
+def test_embeddings_have_a_row_per_clip_and_normalisation(finished: Finished) -> None:
     (path,) = finished.out.glob("sub-01/func/*_desc-tiny_embeddings.tsv")
     table = rows(path)
     assert {row["normalisation"] for row in table} == {"global", "voxel"}
@@ -193,7 +193,7 @@ def test_embeddings_have_a_row_a_clip_under_both_normalisations(finished: Finish
         np.testing.assert_allclose(mean, clips.mean(axis=0), rtol=1e-4, atol=1e-5)
 
 
-def test_outputs_of_the_demonstration_say_so(finished: Finished) -> None:
+def test_outputs_of_the_demonstration_model_are_marked(finished: Finished) -> None:
     sidecars = list(finished.out.glob("sub-01/func/*_embeddings.json")) + list(
         finished.out.glob("sub-01/func/*_predictions.json")
     )
@@ -210,7 +210,7 @@ def test_sidecars_name_their_sources(finished: Finished) -> None:
             assert "bids:raw:sub-01/func/sub-01_task-rest_bold.nii.gz" in json.loads(path.read_text())["Sources"], path
 
 
-def test_the_preprocessed_series_lies_on_the_template(finished: Finished) -> None:
+def test_the_preprocessed_series_is_aligned_with_the_template(finished: Finished) -> None:
     (path,) = finished.out.glob("sub-01/func/*_space-MNI152NLin6Asym_res-2_desc-preproc_bold.nii.gz")
     (mask,) = finished.out.glob("sub-01/func/*_space-MNI152NLin6Asym_res-2_desc-brain_mask.nii.gz")
     series, brain = nib.load(path), nib.load(mask).get_fdata() > 0
@@ -220,12 +220,12 @@ def test_the_preprocessed_series_lies_on_the_template(finished: Finished) -> Non
     assert mean[brain].mean() > 3 * mean[~brain].mean()
 
 
-def test_the_report_says_that_there_was_no_t1w_image(finished: Finished) -> None:
+def test_the_report_warns_of_the_missing_t1w_image(finished: Finished) -> None:
     assert "T1w" in (finished.out / "sub-01.html").read_text()
     (path,) = finished.out.glob("sub-01/func/*_desc-quality_metrics.json")
     content = json.loads(path.read_text())
     assert content["route"] == "direct"
-    assert any("without a T1w" in text for text in content["warnings"])
+    assert any("no T1w image" in text for text in content["warnings"])
 
 
 def test_a_second_run_comes_from_the_cache_and_changes_nothing(finished: Finished) -> None:
@@ -241,7 +241,7 @@ def test_a_second_run_comes_from_the_cache_and_changes_nothing(finished: Finishe
     assert sorted(again) == ["sub_01_task_rest_publish", "sub_01_task_rest_publish_model"]
 
 
-def test_outputs_that_were_lost_come_back_from_the_cache(finished: Finished) -> None:
+def test_deleted_outputs_are_restored_from_the_cache(finished: Finished) -> None:
     (path,) = finished.out.glob("sub-01/func/*_embeddings.tsv")
     content = path.read_bytes()
     path.unlink()
@@ -280,11 +280,11 @@ def test_a_run_leaves_few_files_in_scratch(finished: Finished) -> None:
     assert 0 < len(left) <= 200
 
 
-def test_no_lock_stays_behind(finished: Finished) -> None:
+def test_no_lock_file_is_left(finished: Finished) -> None:
     assert not list(finished.out.rglob("running*.json")) + list(finished.work.glob("running*.json"))
 
 
-def test_reports_can_be_made_again_from_derivatives(finished: Finished) -> None:
+def test_reports_can_be_rebuilt_from_derivatives(finished: Finished) -> None:
     (finished.out / "sub-01.html").unlink()
     assert finished.command("--reports-only", "--participant-label", "01") == 0
     assert "sub-01" in (finished.out / "sub-01.html").read_text()
@@ -297,7 +297,7 @@ def test_the_log_of_a_run_can_be_used_as_its_config_file(finished: Finished, tmp
     assert settings.preprocess.output_spaces == ("MNI152NLin6Asym",)
 
 
-def test_the_group_level_gathers_what_participants_left(finished: Finished) -> None:
+def test_the_group_level_collects_the_outputs_of_participants(finished: Finished) -> None:
     assert main([str(finished.raw), str(finished.out), "group", "-w", str(finished.work)]) == 0
     runs = rows(finished.out / "group_runs.tsv")
     assert {(row["participant_id"], row["status"]) for row in runs} == {("sub-01", "ok"), ("sub-02", "failed")}
@@ -310,13 +310,13 @@ def test_the_group_level_gathers_what_participants_left(finished: Finished) -> N
 
 
 def asking(finished: Finished, folder: Path, **card) -> Finished:
-    """The same run with another adapter, into a folder of its own; what is done already comes from the cache."""
+    """Run again with another adapter into a separate folder; finished steps come from the cache."""
     plain = load_adapter(finished.adapter)
     path = save_adapter(folder / "other.safetensors", replace(plain, card=replace(plain.card, name="other", **card)))
     return replace(finished, adapter=path, out=folder / "out")
 
 
-def test_an_answer_about_a_scan_unlike_the_cohorts_is_warned_of_or_withheld(
+def test_a_prediction_for_an_out_of_distribution_scan_has_a_warning_or_is_withheld(
     finished: Finished, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     asked = asking(finished, tmp_path, ranges={"age": [3, 4], "tr": [0.1, 9]})
@@ -347,7 +347,7 @@ def test_every_run_has_a_verdict_and_halves_without_any_adapter(finished: Finish
     assert "orientation" in content["Verdict"]["NotKnown"]
 
 
-def test_an_adapter_of_a_diagnosis_wants_an_acknowledgement(
+def test_an_adapter_of_a_diagnosis_needs_an_acknowledgement(
     finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked = asking(finished, tmp_path, research_only=True)

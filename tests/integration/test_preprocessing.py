@@ -1,4 +1,4 @@
-"""The app's own steps from raw files to a preprocessed run, against the truth of a simulated dataset."""
+"""Preprocessing steps of the app, compared with the ground truth of a simulated dataset."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def go(dataset: Path, out_dir: Path, with_t1w: bool) -> PreprocessedRun:
 
 
 class Truth:
-    """What was put into a run, as seen from the boldref that preprocessing chose."""
+    """Ground truth of a run relative to the boldref of preprocessing."""
 
     def __init__(self, dataset: Path, run: PreprocessedRun) -> None:
         folder = next((dataset / "derivatives" / "truth").glob("sub-*"))
@@ -66,7 +66,7 @@ class Truth:
 
 
 @pytest.mark.parametrize(("with_t1w", "median_mm"), [(True, 1.5), (False, 3.5)])
-def test_a_simulated_run_comes_out_as_it_was_put_in(dataset, tmp_path, with_t1w, median_mm):
+def test_a_simulated_run_is_recovered(dataset, tmp_path, with_t1w, median_mm):
     run = go(dataset, tmp_path, with_t1w)
     truth = Truth(dataset, run)
     assert truth.motion_errors.mean() < 0.1
@@ -74,7 +74,7 @@ def test_a_simulated_run_comes_out_as_it_was_put_in(dataset, tmp_path, with_t1w,
     error = np.linalg.norm(Chain.load(run.chain)(truth.cortex) - truth.cortex_in_boldref, axis=1)
     assert np.median(error) < median_mm
     assert run.route == ("t1w" if with_t1w else "direct")
-    assert any("without a T1w" in warning for warning in run.warnings) is not with_t1w
+    assert any("no T1w image" in warning for warning in run.warnings) is not with_t1w
     assert pickle.loads(pickle.dumps(run)) == run
     table = pd.read_csv(run.confounds, sep="\t")
     assert len(table) == run.n_volumes

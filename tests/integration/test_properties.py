@@ -1,4 +1,4 @@
-"""What must hold for every affine, clip, window and header, on examples that hypothesis looks for."""
+"""Properties of all affines, clips, windows and headers, tested with hypothesis."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ JSON = st.recursive(
 # affines
 @QUICK
 @given(ANGLES, SHIFTS, SHIFTS)
-def test_parameters_of_a_rigid_motion_give_it_again(angles, shift, centre) -> None:
+def test_rigid_parameters_are_recovered_from_the_matrix(angles, shift, centre) -> None:
     matrix = rigid(angles, shift, centre)
     np.testing.assert_allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-10)
     assert np.linalg.det(matrix[:3, :3]) == pytest.approx(1)
@@ -54,7 +54,7 @@ def test_parameters_of_a_rigid_motion_give_it_again(angles, shift, centre) -> No
 
 @QUICK
 @given(ANGLES, SHIFTS, arrays(np.float64, (5, 3), elements=st.floats(-100, 100)))
-def test_a_motion_and_its_inverse_leave_points_where_they_are(angles, shift, points) -> None:
+def test_a_motion_and_its_inverse_cancel(angles, shift, points) -> None:
     matrix = rigid(angles, shift)
     there = apply_matrix(matrix, points)
     np.testing.assert_allclose(apply_matrix(np.linalg.inv(matrix), there), points, atol=1e-8)
@@ -64,7 +64,7 @@ def test_a_motion_and_its_inverse_leave_points_where_they_are(angles, shift, poi
 
 @QUICK
 @given(ANGLES, SHIFTS, st.tuples(*[st.floats(0.3, 9)] * 3))
-def test_corners_are_as_far_apart_as_a_grid_was_shifted(angles, shift, sizes) -> None:
+def test_corner_distance_equals_the_shift_of_a_grid(angles, shift, sizes) -> None:
     affine = rigid(angles, shift) @ np.diag([*sizes, 1.0])
     assert corner_distances(affine, affine, (4, 5, 6)).max() == 0
     moved = rigid((0, 0, 0), (3, 4, 0)) @ affine
@@ -73,7 +73,7 @@ def test_corners_are_as_far_apart_as_a_grid_was_shifted(angles, shift, sizes) ->
 
 @settings(QUICK, max_examples=20)
 @given(st.permutations([0, 1, 2]), st.tuples(*[st.sampled_from([-1, 1])] * 3), st.tuples(*[st.integers(0, 60)] * 3))
-def test_how_an_image_is_stored_does_not_change_where_it_lies_on_the_grid(axes, flips, start) -> None:
+def test_the_storage_order_does_not_change_the_resampled_image(axes, flips, start) -> None:
     data = np.random.default_rng(0).normal(size=(5, 6, 7)).astype(np.float32)
     affine = MODEL_GRID_AFFINE.copy()
     affine[:3, 3] = (MODEL_GRID_AFFINE @ [*start, 1])[:3]
@@ -91,7 +91,7 @@ def test_how_an_image_is_stored_does_not_change_where_it_lies_on_the_grid(axes, 
 # clips
 @QUICK
 @given(st.integers(1, 400), st.floats(0.3, 5))
-def test_times_lie_between_volumes_that_exist(n_volumes, tr) -> None:
+def test_interpolated_times_are_within_the_series(n_volumes, tr) -> None:
     time = TimeGrid.of(n_volumes, tr)
     before, after, share = time.neighbours(0, time.n_out)
     assert 0 <= before.min() <= after.max() < n_volumes
@@ -104,7 +104,7 @@ def test_times_lie_between_volumes_that_exist(n_volumes, tr) -> None:
 
 @QUICK
 @given(st.integers(2, 120), st.floats(0.3, 4), st.data())
-def test_pieces_of_a_series_are_those_of_the_whole(n_volumes, tr, data) -> None:
+def test_chunks_of_a_series_equal_the_whole(n_volumes, tr, data) -> None:
     rows = np.random.default_rng(n_volumes).normal(size=(n_volumes, 3)).astype(np.float32)
     time = TimeGrid.of(n_volumes, tr)
     start = data.draw(st.integers(0, time.n_out - 1))
@@ -125,7 +125,7 @@ def test_pieces_of_a_series_are_those_of_the_whole(n_volumes, tr, data) -> None:
 # windows
 @QUICK
 @given(SIZES, SIZES, st.booleans(), st.integers(1, 2))
-def test_windows_hold_each_token_once_and_go_back_to_their_place(grid, window, shifted, batch) -> None:
+def test_windows_contain_each_token_once_and_are_reversible(grid, window, shifted, batch) -> None:
     plan = plan_windows(grid, window, shifted)
     tokens = torch.arange(1, batch * math.prod(grid) + 1).reshape(batch, *grid, 1)
     windows = cut_windows(tokens, plan)
@@ -138,7 +138,7 @@ def test_windows_hold_each_token_once_and_go_back_to_their_place(grid, window, s
 # headers and sidecars
 @pytest.fixture
 def quiet_nibabel():
-    """nibabel tells its logger of each field that it mends."""
+    """Silence nibabel, which logs every header field that it corrects."""
     logger = logging.getLogger("nibabel.global")
     level = logger.level
     logger.setLevel(logging.CRITICAL)
@@ -151,7 +151,7 @@ PLAIN = nib.Nifti1Image(np.zeros((6, 6, 6, 25), np.int16), np.diag([4.0, 4.0, 4.
 
 @settings(QUICK, max_examples=150)
 @given(changes=st.lists(st.tuples(st.integers(0, 351), st.integers(0, 255)), min_size=1, max_size=12))
-def test_a_header_with_any_bytes_is_refused_by_name_or_read(tmp_path: Path, quiet_nibabel, changes) -> None:
+def test_a_header_with_random_bytes_is_read_or_refused_by_name(tmp_path: Path, quiet_nibabel, changes) -> None:
     content = bytearray(PLAIN)
     for place_, value in changes:
         content[place_] = value
@@ -174,7 +174,7 @@ def test_a_header_with_any_bytes_is_refused_by_name_or_read(tmp_path: Path, quie
 @given(
     tr=JSON, timing=JSON, slices=JSON, direction=st.one_of(JSON, st.sampled_from(["j", "k-"])), readout=JSON, lines=JSON
 )
-def test_a_sidecar_with_any_values_is_refused_or_read(tr, timing, slices, direction, readout, lines) -> None:
+def test_a_sidecar_with_random_values_is_read_or_refused(tr, timing, slices, direction, readout, lines) -> None:
     header = nib.Nifti1Image(np.zeros((6, 6, 6, 25), np.int16), np.eye(4)).header
     metadata: dict[str, Any] = {"RepetitionTime": tr, "SliceTiming": slices, "SliceEncodingDirection": direction}
     with suppress(NeurostormError):

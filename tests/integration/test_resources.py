@@ -1,4 +1,4 @@
-"""A run keeps within the processors and the memory that it was given."""
+"""A run stays within its processors and memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bids_app.cli.phantom import main as phantom
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("n_procs", [1, 2])
-def test_processors_and_memory_hold(tmp_path: Path, n_procs: int) -> None:
+def test_a_run_stays_within_its_processors_and_memory(tmp_path: Path, n_procs: int) -> None:
     arguments = ["--participants", "2", "--size", "small", "--no-t1w", "--states", "rest"]
     assert phantom([str(tmp_path / "raw"), *arguments]) == 0
     command = [

@@ -1,4 +1,4 @@
-"""Files from elsewhere are data: none of them is run, unpacked, or let to name a place outside the output folder."""
+"""Security: input files are never executed or unpickled, and never set paths outside the output folder."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ CALLS_THAT_RUN_OR_UNPACK = {
 }  # fmt: skip
 MODULES_THAT_UNPACK = {"tarfile", "zipfile", "marshal", "shelve", "joblib", "dill", "cloudpickle"}
 SAFE_ONLY_WITH = {"torch.load": ("weights_only", True, False), "np.load": ("allow_pickle", False, False)}
-"""Keyword, the value that it must have, and what stands for it where it is not given."""
+"""Keyword, required value, and its default."""
 
 
 def what_is_unsafe(path: Path) -> list[str]:
-    """Calls in a file that run or unpack what they are given, and modules imported that do."""
+    """Find calls and imports in a file that execute or unpickle data."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -45,12 +45,12 @@ def what_is_unsafe(path: Path) -> list[str]:
     return found
 
 
-def test_no_code_of_the_package_runs_or_unpacks_what_a_file_holds() -> None:
+def test_the_package_has_no_code_that_executes_or_unpickles_files() -> None:
     unsafe = {str(path.relative_to(PACKAGE)): what_is_unsafe(path) for path in PACKAGE.rglob("*.py")}
     assert {name: found for name, found in unsafe.items() if found} == {}
 
 
-def test_the_look_through_the_code_finds_what_it_looks_for(tmp_path: Path) -> None:
+def test_the_code_scan_finds_unsafe_calls(tmp_path: Path) -> None:
     path = tmp_path / "bad.py"
     unsafe = ["import tarfile", "torch.load(x)", "yaml.load(x)", "np.load(x, allow_pickle=True)", "run(x, shell=True)"]
     path.write_text("\n".join([*unsafe, "np.load(x)", "run(x)", "yaml.safe_load(x)"]))
@@ -58,7 +58,7 @@ def test_the_look_through_the_code_finds_what_it_looks_for(tmp_path: Path) -> No
 
 
 class Bomb:
-    """Leaves a mark when it is unpickled."""
+    """Object that leaves a mark when it is unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -69,7 +69,7 @@ class Bomb:
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth", ".safetensors"])
 @pytest.mark.parametrize("kind", ["checkpoint", "adapter"])
-def test_weights_that_carry_code_are_refused_and_nothing_is_run(tmp_path: Path, suffix: str, kind: str) -> None:
+def test_weights_with_code_are_refused_and_not_executed(tmp_path: Path, suffix: str, kind: str) -> None:
     mark, path = tmp_path / "mark", tmp_path / f"weights{suffix}"
     torch.save({"state_dict": {"model.x": torch.zeros(1)}, "hyper_parameters": Bomb(mark)}, path)
     with pytest.raises(BadDataError, match="weights"):
@@ -113,19 +113,19 @@ def write_adapter(path: Path, card: str, **metadata: str) -> Path:
 
 
 @pytest.mark.parametrize("change", BAD_CARDS.values(), ids=BAD_CARDS)
-def test_an_adapter_whose_card_is_not_as_it_must_be_is_refused(tmp_path: Path, change: dict) -> None:
+def test_an_adapter_with_an_invalid_card_is_refused(tmp_path: Path, change: dict) -> None:
     path = write_adapter(tmp_path / "adapter.safetensors", json.dumps(CARD | change))
     with pytest.raises(BadDataError, match="adapter") as caught:
         load_adapter(path)
     assert str(path) in caught.value.message
 
 
-def test_the_card_that_the_others_differ_from_is_fine(tmp_path: Path) -> None:
+def test_the_unmodified_card_is_accepted(tmp_path: Path) -> None:
     assert load_adapter(write_adapter(tmp_path / "adapter.safetensors", json.dumps(CARD))).card.name == "a"
 
 
 @pytest.mark.parametrize("card", ["", "[]", "null", "{", "3", "[" * 100_000, '{"labels": 3}'])
-def test_a_card_that_is_no_object_is_refused(tmp_path: Path, card: str) -> None:
+def test_a_card_that_is_not_an_object_is_refused(tmp_path: Path, card: str) -> None:
     with pytest.raises(BadDataError, match="adapter"):
         load_adapter(write_adapter(tmp_path / "adapter.safetensors", card))
 
@@ -141,7 +141,7 @@ def test_labels_that_are_paths_match_nothing(tiny_dataset, tmp_path: Path, capsy
 
 @pytest.mark.parametrize("name", ["..", "../x", "a/b", "raw", "", "a b", "<b>"])
 def test_names_of_derivatives_cannot_be_paths_or_markup(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UsageError, match="cannot be its name"):
+    with pytest.raises(UsageError, match="is not a valid name"):
         parse_settings(["a", "b", "participant", "-d", f"{name}={tmp_path}"])
 
 
@@ -160,9 +160,7 @@ FILTERS = {
 
 
 @pytest.mark.parametrize("filters", FILTERS.values(), ids=FILTERS)
-def test_filters_choose_among_the_datasets_files_or_are_refused(
-    tiny_dataset, tmp_path: Path, capsys, filters: dict
-) -> None:
+def test_filters_select_dataset_files_or_are_refused(tiny_dataset, tmp_path: Path, capsys, filters: dict) -> None:
     path = tmp_path / "filters.json"
     path.write_text(json.dumps(filters))
     out = tmp_path / "out"
@@ -173,9 +171,7 @@ def test_filters_choose_among_the_datasets_files_or_are_refused(
     assert not out.exists()
 
 
-def test_an_image_that_is_linked_from_outside_is_read_and_nothing_is_written_there(
-    tiny_dataset, tmp_path: Path
-) -> None:
+def test_a_linked_image_is_read_and_its_folder_is_not_written(tiny_dataset, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     bold = tiny_dataset.write_bold(data=np.full((12, 12, 8, 30), 7, np.int16))
@@ -189,7 +185,7 @@ def test_an_image_that_is_linked_from_outside_is_read_and_nothing_is_written_the
 
 
 @pytest.mark.parametrize("label", ["../x", "a/b", "..", "<b>", ""])
-def test_no_output_is_named_by_what_is_no_label(tmp_path: Path, label: str) -> None:
+def test_outputs_are_named_by_valid_labels_only(tmp_path: Path, label: str) -> None:
     for entities in ({"sub": label}, {"sub": "01", "ses": label}, {"sub": "01", "task": label}):
         with pytest.raises(ValueError, match="label"):
             output_path(tmp_path, entities, "bold", ".nii.gz")
@@ -197,7 +193,7 @@ def test_no_output_is_named_by_what_is_no_label(tmp_path: Path, label: str) -> N
         output_path(tmp_path, {"sub": "01"}, "bold", ".nii.gz", desc=label)
 
 
-def test_an_array_file_that_carries_objects_is_refused(tmp_path: Path) -> None:
+def test_an_array_file_with_objects_is_refused(tmp_path: Path) -> None:
     from bids_app.clips import GridSeries
 
     folder = tmp_path / "grid"

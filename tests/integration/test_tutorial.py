@@ -1,4 +1,4 @@
-"""The tutorial's commands: all can be read by the commands they name, and run one after the other."""
+"""Commands of the tutorial: all are valid, and run in order."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ HANDFUL = 6
 
 
 def commands() -> list[list[str]]:
-    """The words of all commands, in order: what stands behind ``$`` in console blocks."""
+    """Words of all commands after ``$`` in console blocks, in order."""
     blocks = re.findall(r"^```console\n(.*?)^```", TUTORIAL.read_text(), re.DOTALL | re.MULTILINE)
     text = "".join(blocks).replace("\\\n", " ")
     return [shlex.split(line[2:]) for line in text.splitlines() if line.startswith("$ ")]
 
 
-def test_every_command_of_the_tutorial_can_be_read():
+def test_every_command_of_the_tutorial_is_valid():
     found = commands()
     assert {words[0] for words in found} == set(PARSERS)
     assert sum("--participants" in words for words in found) == 1
@@ -34,8 +34,8 @@ def test_every_command_of_the_tutorial_can_be_read():
         PARSERS[words[0]]().parse_args(words[1:])  # exits where it cannot
 
 
-def test_what_the_tutorial_uses_was_made_before():
-    """Folders and files are named as earlier commands wrote them, and reports as later ones say."""
+def test_files_of_the_tutorial_are_made_by_earlier_commands():
+    """Folders and files have the names that earlier commands give them."""
     made: set[str] = set()
     for program, *words in commands():
         if program == "neurostorm-phantom":

@@ -1,4 +1,4 @@
-"""The methods text names what was done, and cites it, in every format."""
+"""Methods text: performed steps with citations, in every format."""
 
 import importlib.metadata
 import platform
@@ -38,13 +38,13 @@ VALUES = {
     "adapter": "age_1",
     "cohort": "100 people & 50 %",
     "seed": 20060101,
-    "out_of_domain": "warned of",
+    "out_of_domain": "flagged with a warning",
     "share": "99.0%",
     "scans": 120,
     "source": " of site {A}",
     "kind": "Sets of labels",
     "level": "90%",
-    "by_class": ", and second ones within each class [@mondrian]",
+    "by_class": ", and a second set calibrated within each class [@mondrian]",
     "other": "global",
 }
 EVERY_STEP = [
@@ -58,7 +58,7 @@ def test_every_step_is_in_a_section():
     assert sorted(listed) == sorted(_texts()["steps"])
 
 
-def test_every_citation_has_its_reference_and_every_reference_is_cited():
+def test_citations_and_references_match():
     paragraphs = compose([*EVERY_STEP, Sentence("t1w_template", VALUES | {"template_cite": "mni6"})])
     cited = {key for _, text in paragraphs for key in CITATION.findall(text)}
     assert cited == set(bibliography())
@@ -74,26 +74,26 @@ def test_references_are_complete(key):
     assert "{" not in bibliography()[key].full
 
 
-def test_only_what_was_done_is_told_in_the_order_of_the_method():
+def test_only_performed_steps_are_described_in_order():
     text = as_markdown(compose([Sentence("resample"), Sentence("motion")]))
     assert "Gauss-Newton steps (Baker & Matthews, 2004)" in text
-    assert text.index("Head motion") < text.index("model's grid")
+    assert text.index("Head motion") < text.index("model grid")
     assert "T1w" not in text
     assert f"NeuroSTORM {__version__}" in text
     assert "[@" not in text
     assert "Avants" not in text
 
 
-def test_the_same_step_of_several_runs_is_told_once():
+def test_the_same_step_of_several_runs_is_described_once():
     text = as_markdown(compose([Sentence("motion"), Sentence("motion"), Sentence("adapter", VALUES)]))
     assert text.count("Head motion was estimated") == 1
 
 
-def test_a_demonstration_is_told():
-    assert "say nothing about a real person" in as_markdown(compose([Sentence("query")], demonstration="demo"))
+def test_a_demonstration_model_is_named():
+    assert "not valid for real participants" in as_markdown(compose([Sentence("query")], demonstration="demo"))
 
 
-def test_unknown_steps_and_missing_values_are_mistakes():
+def test_unknown_steps_and_missing_values_are_errors():
     with pytest.raises(KeyError, match="no step dance"):
         compose([Sentence("dance")])
     with pytest.raises(KeyError, match="template"):
@@ -119,8 +119,8 @@ def test_the_versions_of_the_engines_are_named():
     assert "seed 7" in text
 
 
-def test_tex_is_whole():
-    """No TeX is here to compile it: its groups are closed, its commands known, its special characters escaped."""
+def test_tex_is_valid():
+    """Without a TeX installation: groups are closed, commands known, special characters escaped."""
     tex = as_tex(compose(EVERY_STEP, demonstration="demo"))
     body = tex[tex.index(r"\begin{document}") :]
     assert set(re.findall(r"\\([A-Za-z]+)", tex)) <= {
@@ -138,18 +138,18 @@ def test_tex_is_whole():
 
 
 @pytest.mark.parametrize("key", sorted(bibliography()))
-def test_entries_of_the_bibliography_are_whole(key):
+def test_entries_of_the_bibliography_are_complete(key):
     text = bibliography()[key].text
     assert text.count("{") == text.count("}")
     assert not re.search(r"(?<!\\)[%$#]", text)
 
 
-def test_what_tex_would_change_stays_as_it_is():
+def test_special_characters_are_preserved_in_tex():
     told = [("", "a~b ^2 \\x 100 % & #1 $ _ {c}")]
     assert r"a\textasciitilde{}b \textasciicircum{}2 \textbackslash{}x 100 \% \& \#1 \$ \_ \{c\}" in as_tex(told)
 
 
-def test_tex_escapes_what_tex_would_read():
+def test_tex_commands_are_escaped():
     tex = as_tex(compose(EVERY_STEP))
     assert r"100 people \& 50 \%" in tex
     assert r"age\_1" in tex

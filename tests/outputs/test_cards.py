@@ -1,11 +1,11 @@
-"""``neurostorm-models card``: of a model or an adapter, by name or file, whether its weights are here or not."""
+"""``neurostorm-models card`` of a model or adapter, by name or file, with and without its weights."""
 
 from bids_app.catalog.fetch import file_sha256
 from bids_app.catalog.models import find_adapter, find_model
 from bids_app.cli.models import main
 
 
-def test_the_card_of_a_model_that_is_here_has_its_hashes(capsys):
+def test_the_card_of_an_installed_model_has_its_hashes(capsys):
     assert main(["card", "demo"]) == 0
     card = capsys.readouterr().out
     assert card.startswith("# Model demo\n")
@@ -26,7 +26,7 @@ def test_the_card_of_an_adapter_is_the_same_by_name_and_by_file(capsys, tmp_path
     assert told(by_file) == told(by_name)
 
 
-def test_without_the_weights_the_card_tells_what_is_known(capsys, tmp_path, monkeypatch):
+def test_without_weights_the_card_has_catalog_facts_only(capsys, tmp_path, monkeypatch):
     monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path))
     assert main(["card", "neurostorm-5ds"]) == 0
     told = capsys.readouterr()
@@ -35,6 +35,6 @@ def test_without_the_weights_the_card_tells_what_is_known(capsys, tmp_path, monk
     assert "not on this machine" in told.err
 
 
-def test_what_is_neither_a_name_nor_a_file_is_a_mistake_of_use(capsys, tmp_path):
+def test_neither_name_nor_file_is_a_usage_error(capsys, tmp_path):
     assert main(["card", "nonsense"]) == 64
     assert main(["card", str(tmp_path / "none.safetensors")]) == 66

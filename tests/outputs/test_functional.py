@@ -1,4 +1,4 @@
-"""What is laid out of a T1w image: its own resolution, its sources, and whether it has a skull."""
+"""Outputs of a T1w image: resolution, sources and skull-stripping."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def raw(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def anatomy(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Anatomy:
-    """A T1w image whose bias field is 2 everywhere; figures are not drawn."""
+    """T1w image whose bias field is 2 everywhere; figures are not plotted."""
     for name in ("plot_flicker", "plot_outlines"):
         monkeypatch.setattr(figures, name, lambda *args, **kwargs: None)
     first = raw / "sub-01" / "anat" / "sub-01_run-1_T1w.nii.gz"
@@ -80,9 +80,9 @@ def test_the_mean_of_repeats_is_written_in_place_of_one_and_names_all(anatomy, r
     level, sidecar = written(replace(anatomy, merged=merged, used=used), raw, tmp_path / "out")
     assert level == pytest.approx(100, rel=1e-3)
     assert sidecar["Sources"] == [f"bids:raw:sub-01/anat/sub-01_run-{run}_T1w.nii.gz" for run in (1, 2)]
-    assert "Mean of 2 images" in sidecar["Description"]
+    assert "Mean of 2 aligned images" in sidecar["Description"]
 
 
-def test_a_t1w_without_skull_says_so(anatomy, raw, tmp_path):
+def test_a_skull_stripped_t1w_is_described_as_such(anatomy, raw, tmp_path):
     _, sidecar = written(replace(anatomy, stripped=True), raw, tmp_path / "out")
     assert sidecar["SkullStripped"] is True

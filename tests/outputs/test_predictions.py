@@ -1,4 +1,4 @@
-"""What is written beside embeddings and predictions is read back as it was."""
+"""Sidecars of embeddings and predictions are read back unchanged."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def write(encoded: Encoded, tmp_path: Path) -> dict[str, Path]:
     return {path.name.split("desc-")[1].partition("_")[0]: path for path in tree.rglob("*.json")}
 
 
-def test_predictions_are_read_back_with_all_that_is_said_of_them(encoded: Encoded, tmp_path: Path) -> None:
+def test_predictions_are_read_back_with_all_fields(encoded: Encoded, tmp_path: Path) -> None:
     written = write(encoded, tmp_path)
     assert set(written) == {"demo", "state", "age", "who"}
     for prediction in encoded.predictions:
@@ -75,7 +75,7 @@ def test_embeddings_are_read_back_with_their_halves(encoded: Encoded, tmp_path: 
     assert read.to_json() == json.loads(path.read_text())
 
 
-def test_embeddings_that_were_not_judged_say_so(encoded: Encoded, tmp_path: Path) -> None:
+def test_embeddings_without_a_verdict_have_null(encoded: Encoded, tmp_path: Path) -> None:
     path = write(replace(encoded, verdict=None), tmp_path)["demo"]
     assert json.loads(path.read_text())["Verdict"] is None
 

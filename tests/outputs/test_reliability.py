@@ -1,4 +1,4 @@
-"""How sure an answer is, what it rests on, and what is withheld."""
+"""Reliability of predictions, and withheld predictions."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def ages(values: list[float], **changes) -> Prediction:
     return Prediction(age_card(**changes), np.array(values)[:, None], ONSETS[: len(values)], 16.0)
 
 
-def test_without_calibration_nothing_is_promised() -> None:
+def test_without_calibration_there_are_no_intervals() -> None:
     told = describe_uncertainty(classes())
     assert (told.labels.label_set, told.labels.by_class, told.method) == (None, None, "none")
     assert 1 <= told.effective_clips <= 6
@@ -55,7 +55,7 @@ def test_without_calibration_nothing_is_promised() -> None:
     assert describe_uncertainty(ages([30.0])).interval is None
 
 
-def test_a_calibrated_answer_is_told_with_its_set() -> None:
+def test_a_calibrated_label_has_a_prediction_set() -> None:
     rng = np.random.default_rng(0)
     raw = rng.dirichlet([2, 2], 300)
     truth = ["f" if rng.random() < 0.5 + 0.3 * (row[0] - 0.5) else "m" for row in raw]  # far too sure of itself
@@ -79,7 +79,7 @@ def test_a_calibrated_value_has_an_interval_in_table_and_sidecar() -> None:
     assert describe_uncertainty(prediction).interval == (-60.0, 120.0)
 
 
-def test_a_refused_answer_is_nowhere_in_the_table() -> None:
+def test_a_refused_prediction_is_not_in_the_table() -> None:
     made = calibrate_values(np.zeros(99), np.arange(99.0)).as_dict()
     for prediction in (classes(), ages([28.0, 32.0], calibration=made)):
         verdict = judge_prediction({"coverage": 0.1}, prediction.card, Distance(1, 2, 0.01), "warn")
@@ -93,18 +93,18 @@ def test_a_refused_answer_is_nowhere_in_the_table() -> None:
 
 
 @pytest.mark.parametrize(("still", "share"), [(40.0, 0.0), (45.0, 0.5), (50.0, 1.0), (70.0, 1.0), (30.0, 0.0)])
-def test_the_share_of_the_mean_image_is_what_stays_of_the_distance_from_the_cohorts_mean(still, share) -> None:
+def test_the_mean_image_share_of_a_regression_is_relative_to_the_cohort_mean(still, share) -> None:
     prediction = replace(ages([48.0, 52.0]), mean_image_only=np.array([still]))
     views = describe_views(prediction)
     assert views.from_mean_image == pytest.approx(share)
     assert views.mean_image_only.value == still
 
 
-def test_of_an_answer_that_says_nothing_there_is_no_share() -> None:
+def test_a_prediction_at_chance_has_no_mean_image_share() -> None:
     assert describe_views(replace(ages([40.1]), mean_image_only=np.array([60.0]))).from_mean_image is None
 
 
-def test_the_share_of_a_classification_is_of_what_is_above_chance() -> None:
+def test_the_mean_image_share_of_a_classification_is_relative_to_chance() -> None:
     clips = np.array([[0.9, 0.1], [0.9, 0.1]])
     prediction = Prediction(card(), clips, ONSETS[:2], 16.0, mean_image_only=np.array([0.7, 0.3]))
     assert describe_views(prediction).from_mean_image == pytest.approx(0.5)
@@ -150,7 +150,7 @@ def test_a_run_without_dynamics_shows_its_mean_image_in_each_volume(reader: Clip
     assert voxel[0, 30:60, 30:60, 30:60].abs().max() < 1e-5
 
 
-def test_the_mean_image_alone_is_asked_where_the_normalisation_keeps_it(model: Model, reader: ClipReader) -> None:
+def test_the_mean_image_baseline_exists_if_the_normalisation_keeps_the_mean(model: Model, reader: ClipReader) -> None:
     cards = {name: card(encoder_sha256=model.weights_sha256, normalisation=name) for name in ("global", "voxel")}
     norms = {k: v for k, v in model.encoder.state_dict().items() if "norm1" in k}
     adapters = [Adapter(c, linear_head(8)) for c in cards.values()] + [Adapter(cards["global"], linear_head(8), norms)]
@@ -163,7 +163,7 @@ def test_the_mean_image_alone_is_asked_where_the_normalisation_keeps_it(model: M
     assert "0 everywhere" in describe_views(lost).note
 
 
-def test_a_twin_answers_under_the_other_normalisation(model: Model, reader: ClipReader) -> None:
+def test_a_twin_predicts_under_the_other_normalisation(model: Model, reader: ClipReader) -> None:
     twin = {"normalisation": "global", "metrics": {}}
     head, other_head = linear_head(8), linear_head(8, seed=2)
     own_card = card(encoder_sha256=model.weights_sha256, normalisation="voxel", twin=twin)

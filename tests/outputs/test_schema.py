@@ -1,4 +1,4 @@
-"""Sidecars are written and read through one schema: nothing is lost on the way, and what is malformed is named."""
+"""Sidecars are written and read with one schema; nothing is lost, and invalid values are named."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bids_app.outputs.functional import describe_parameters
 from bids_app.preprocess.preprocessed import Origin
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sidecars"
-"""Written by the app before there was a schema."""
+"""Sidecars written before the schema existed."""
 KINDS = {
     "desc-quality_metrics": schema.QualitySidecar,
     "embeddings": schema.EmbeddingsSidecar,
@@ -122,7 +122,7 @@ def text_of(record: schema.Record) -> str:
 
 
 @pytest.mark.parametrize("record", EXAMPLES, ids=lambda record: type(record).__name__)
-def test_what_is_written_is_read_back_equal(record: schema.Record) -> None:
+def test_records_are_read_back_unchanged(record: schema.Record) -> None:
     assert type(record).from_json(json.loads(text_of(record))) == record
 
 
@@ -132,19 +132,19 @@ def test_every_record_has_an_example() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.iterdir()), ids=lambda path: path.stem)
-def test_sidecars_are_byte_for_byte_what_they_were(path: Path) -> None:
+def test_sidecars_are_unchanged_byte_for_byte(path: Path) -> None:
     kind = next(kind for ending, kind in KINDS.items() if path.stem.endswith(ending))
     assert text_of(kind.read(path)) == path.read_text()
 
 
 @pytest.mark.parametrize("kind", dict.fromkeys(KINDS.values()), ids=lambda kind: kind.__name__)
-def test_an_early_file_that_lacks_keys_is_read(kind: type[schema.Record]) -> None:
+def test_an_early_file_without_all_keys_is_readable(kind: type[schema.Record]) -> None:
     found = kind.from_json({"SomethingNew": 1})
     missing = [field.name for field in fields(found) if getattr(found, field.name) is None]
     assert missing or kind is schema.DataDictionary
 
 
-def test_early_embeddings_have_one_number_for_their_halves() -> None:
+def test_early_embeddings_have_one_split_half_number() -> None:
     found = schema.EmbeddingsSidecar.from_json({"SplitHalf": {"global": 0.98}})
     assert found.split_half == {"global": schema.HalfCorrelation(spearman_brown=0.98)}
 
@@ -152,7 +152,7 @@ def test_early_embeddings_have_one_number_for_their_halves() -> None:
 @pytest.mark.parametrize(
     ("kind", "content", "message"),
     [
-        (schema.PredictionSidecar, [], "x.json: It is not an object"),
+        (schema.PredictionSidecar, [], "x.json: The content is not an object"),
         (schema.PredictionSidecar, {"Verdict": {"Level": "perhaps"}}, "Verdict.Level is none of pass, warn, refuse"),
         (schema.PredictionSidecar, {"Verdict": {"Level": []}}, "Verdict.Level is none of pass, warn, refuse"),
         (schema.PredictionSidecar, {"Verdict": {}}, "Verdict.Level is missing"),
@@ -169,7 +169,7 @@ def test_early_embeddings_have_one_number_for_their_halves() -> None:
         (schema.Summary, {"exit_code": True}, "exit_code is not a whole number"),
     ],
 )
-def test_a_malformed_file_is_named_with_its_key(tmp_path: Path, kind, content, message: str) -> None:
+def test_the_error_of_an_invalid_file_names_its_key(tmp_path: Path, kind, content, message: str) -> None:
     path = tmp_path / "x.json"
     path.write_text(json.dumps(content))
     with pytest.raises(BadDataError, match=r"x\.json") as caught:
@@ -177,15 +177,15 @@ def test_a_malformed_file_is_named_with_its_key(tmp_path: Path, kind, content, m
     assert message in caught.value.message
 
 
-def test_a_file_that_is_cut_off_is_named(tmp_path: Path) -> None:
+def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     path = tmp_path / "x.json"
     for content in (b'{"Model": ', b"\xff", b""):
         path.write_bytes(content)
-        with pytest.raises(BadDataError, match=r"x\.json is not readable as JSON"):
+        with pytest.raises(BadDataError, match=r"x\.json: not a valid JSON file"):
             schema.ModelSidecar.read(path)
 
 
-def test_orientation_is_written_for_people_and_for_programs() -> None:
+def test_orientation_is_written_as_text_and_as_a_value() -> None:
     run = SimpleNamespace(
         seed=None,
         route="derivatives",
@@ -200,7 +200,7 @@ def test_orientation_is_written_for_people_and_for_programs() -> None:
     assert "RandomSeed" not in written
 
 
-def test_the_schema_needs_python_alone() -> None:
+def test_the_schema_needs_the_standard_library_only() -> None:
     heavy = "{'torch', 'numpy', 'nibabel', 'pandas'}"
     code = f"import sys, bids_app.outputs.schema; sys.exit(bool({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -210,7 +210,7 @@ def keys_of(kind: type[schema.Record]) -> set[str]:
     return {field.metadata["key"] for field in fields(kind) if "key" in field.metadata}
 
 
-def test_nobody_else_reads_a_sidecar_by_its_keys() -> None:
+def test_sidecar_keys_are_used_in_the_schema_only() -> None:
     kinds = [kind for name in schema.__all__ if isinstance(kind := getattr(schema, name), type)]
     ours = {key for kind in kinds for key in keys_of(kind) if key[0].isupper()}
     package = Path(bids_app.__file__).parent
@@ -223,7 +223,7 @@ def test_nobody_else_reads_a_sidecar_by_its_keys() -> None:
 
 
 def keys_read(tree: ast.AST) -> list[str]:
-    """Texts by which something is looked up: ``x["Key"]`` and ``x.get("Key")``."""
+    """Strings used as keys: ``x["Key"]`` and ``x.get("Key")``."""
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):

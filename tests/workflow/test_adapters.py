@@ -1,4 +1,4 @@
-"""An adapter's file is opened once an invocation, whatever needs to know of it."""
+"""Each adapter file is opened once in an invocation."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from bids_app.errors import BadDataError
 from bids_app.model.api import load_model
 from bids_app.settings import PARTICIPANT, ModelSettings, Settings
 from bids_app.workflow import adapters
-from bids_app.workflow.adapters import chosen_adapters, know_adapter
+from bids_app.workflow.adapters import chosen_adapters, read_adapter
 from bids_app.workflow.context import choose_model
 from bids_app.workflow.preflight import CHECKS
 
 OPENED: list[str] = []
-"""Files that Python opened since `opened` began to listen."""
+"""Files opened by Python since `opened` started to record."""
 
 
 def _listen(event: str, arguments: tuple) -> None:
@@ -35,7 +35,7 @@ def listening() -> None:
 
 @pytest.fixture
 def opened(listening, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Files that are opened, by Python or by safetensors, which Python is not told of."""
+    """Record the files that are opened, by Python or by safetensors (which bypasses Python)."""
     from bids_app.model import checkpoint
 
     original = checkpoint.safe_open
@@ -68,16 +68,16 @@ def test_checks_methods_text_and_steps_open_an_adapter_once(tmp_path: Path, file
     assert chosen.hashes[str(file)] == file_sha256(file)
 
 
-def test_a_file_that_changed_is_read_again(tmp_path: Path, file: Path, opened: list[str]) -> None:
+def test_a_changed_file_is_read_again(tmp_path: Path, file: Path, opened: list[str]) -> None:
     (before,) = chosen_adapters(settings(tmp_path, file))
     file.write_bytes(file.read_bytes() + b"\0")
     opened.clear()
     with pytest.raises(BadDataError, match=r"mood\.safetensors: not a readable safetensors file"):
-        know_adapter(file)
+        read_adapter(file)
     assert before.card.name == "mood"
 
 
-def test_no_adapter_is_read_for_embeddings_alone(tmp_path: Path, file: Path, opened: list[str]) -> None:
+def test_no_adapter_is_read_for_embeddings_only(tmp_path: Path, file: Path, opened: list[str]) -> None:
     model = ModelSettings(model="demo", adapters=(str(file),), embeddings_only=True)
     wanted = Settings(tmp_path, tmp_path / "out", PARTICIPANT, tmp_path / "work", model=model)
     assert chosen_adapters(wanted) == ()

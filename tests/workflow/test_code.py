@@ -1,4 +1,4 @@
-"""A step runs again when the code that it uses changed, and not when other code did."""
+"""A step runs again only when the code that it depends on changed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ print(json.dumps({name: hash_of_definition(*step.split(":")) for name, step in j
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory) -> Path:
-    """A copy of this package that may be changed."""
+    """Copy of this package that the tests can modify."""
     folder = tmp_path_factory.mktemp("copy") / "bids_app"
     shutil.copytree(Path(bids_app.__file__).parent, folder, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     return folder
@@ -52,7 +52,7 @@ def hashes(package: Path) -> dict[str, str]:
 
 @pytest.fixture
 def changed_by(package: Path, hashes: dict[str, str]) -> Callable[..., set[str]]:
-    """Which steps have another hash while a text is appended to a file, or stands there instead of another."""
+    """Steps whose hash changes when text is appended to a file, or replaced in it."""
 
     def changed(file: str, text: str, instead_of: str = "") -> set[str]:
         path = package / file
@@ -68,35 +68,35 @@ def changed_by(package: Path, hashes: dict[str, str]) -> Callable[..., set[str]]
     return changed
 
 
-def test_a_changed_report_registers_nothing_again(changed_by) -> None:
+def test_a_changed_report_repeats_no_registration(changed_by) -> None:
     assert changed_by("reports/templates/participant.html.jinja", "<p>new</p>") == set()
     assert changed_by("reports/participant.py", "\nNEW = 1\n") == set()
     assert changed_by("reports/figures/charts.py", "MARKERS = 1 #", instead_of="MARKERS =") == {"figures"}
 
 
-def test_changed_registration_reaches_every_step_that_registers(changed_by) -> None:
+def test_changed_registration_code_repeats_all_registrations(changed_by) -> None:
     changed = changed_by("preprocess/registration/ants.py", "ITK_THREADS = 0 #", instead_of="ITK_THREADS =")
     assert {"registration of the T1w", "registration of the BOLD"} <= changed
     assert not {"head motion", "encoder"} & changed
 
 
-def test_headers_of_the_kernels_count_for_the_encoder_alone(changed_by) -> None:
+def test_kernel_headers_affect_the_encoder_only(changed_by) -> None:
     assert changed_by("model/csrc/scan.h", "// new\n") == {"encoder"}
 
 
-def test_a_catalog_counts_for_what_reads_it(changed_by) -> None:
+def test_a_catalog_affects_only_its_readers(changed_by) -> None:
     changed = changed_by("catalog/templates.yml", "# new\n")
     assert "registration of the T1w" in changed
     assert not {"head motion", "verdict"} & changed
 
 
-def test_of_a_module_of_many_steps_only_the_step_itself_counts(changed_by) -> None:
-    docstring = '"""Align a run with its T1w image, or with the template when there is none."""'
+def test_steps_in_the_same_module_are_independent(changed_by) -> None:
+    docstring = '"""Register a run to its T1w image, or to the template if it has none."""'
     assert changed_by("workflow/nodes.py", '"""Another."""', instead_of=docstring) == {"registration of the BOLD"}
     assert changed_by("workflow/nodes.py", "MIN_TSNR = 3.0", instead_of="MIN_TSNR = 2.0") == {"verdict"}
 
 
-def test_of_a_module_only_what_a_step_uses_counts(changed_by) -> None:
+def test_only_definitions_that_a_step_uses_affect_it(changed_by) -> None:
     assert changed_by("adapters/attribution.py", "STEPS = 9", instead_of="STEPS = 16") == set()
 
 

@@ -1,4 +1,4 @@
-"""Steps as nodes: cached by content, apart in failure, and honest about why they failed."""
+"""Steps as nodes: cached, isolated from failures of others, with the reason of their own failure."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def fail_for_the_disk(out_dir: Path) -> None:
 
 
 def fill_the_disk(out_dir: Path) -> None:
-    """Write as much as fits; the file stays, so that nothing else fits either."""
+    """Fill the disk with a file and leave it there."""
     with (out_dir / "large.bin").open("wb") as file:
         while True:
             file.write(bytes(2**16))
@@ -74,7 +74,7 @@ def wait(out_dir: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def steps_can_be_imported(monkeypatch, tmp_path):
-    """Steps are found by module and name; the workers of a test need this file on their path."""
+    """Put this file on the path of worker processes, which import steps by module and name."""
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     for function in (
@@ -95,7 +95,7 @@ def steps_can_be_imported(monkeypatch, tmp_path):
 
 
 def note_overlap(out_dir: Path) -> None:
-    """Stand for a step on a GPU: leave how many of its kind run at the same time."""
+    """Act as a GPU step: record how many GPU steps run at the same time."""
     mark = out_dir.parent / f"running-{out_dir.name}"
     mark.touch()
     time.sleep(0.5)
@@ -105,14 +105,14 @@ def note_overlap(out_dir: Path) -> None:
 
 
 def run(graph: Graph, work_dir: Path, crash_dir: Path, n_procs: int = 1, **resources) -> Engine:
-    """Run a graph; the engine says how it went."""
+    """Run a graph and return the engine."""
     engine = Engine(graph, work_dir, ResourceSettings(n_procs=n_procs, **resources), name="wf")
     engine.run(crash_dir=crash_dir)
     return engine
 
 
 def hold_memory(out_dir: Path) -> None:
-    """Stand for a large step: hold 300 MB while another one may start, and leave what all processes of the run hold."""
+    """Act as a large step: hold 300 MB for a while and record the memory of all processes of the run."""
     held = np.ones(HELD_MB * 2**20, dtype=np.uint8)
     mark = out_dir.parent / f"holding-{out_dir.name}"
     mark.touch()
@@ -132,7 +132,7 @@ HELD_MB = 300
 
 
 def peak_mb(folder: Path, *, low_mem: bool) -> float:
-    """The most memory of two large steps on two processors, MB."""
+    """Peak memory of two large steps on two processors, MB."""
     graph = Graph()
     steps = [graph.step(name, hold_memory) for name in ("one", "two")]
     engine = run(graph, folder, folder.parent, 2, low_mem=low_mem)
@@ -140,7 +140,7 @@ def peak_mb(folder: Path, *, low_mem: bool) -> float:
     return max(map(float, (folder / "wf" / "megabytes.txt").read_text().split()))
 
 
-def test_low_mem_takes_as_much_memory_as_the_largest_step_alone(tmp_path: Path) -> None:
+def test_low_mem_needs_the_memory_of_the_largest_step(tmp_path: Path) -> None:
     side_by_side = peak_mb(tmp_path / "usual", low_mem=False)
     in_turn = peak_mb(tmp_path / "low", low_mem=True)
     assert side_by_side > 2 * HELD_MB
@@ -187,12 +187,12 @@ def test_one_process_stops_after_the_first_failure_when_asked_to(tmp_path: Path)
 
 
 @pytest.mark.parametrize("n_procs", [1, 2])
-def test_results_travel_from_step_to_step(tmp_path: Path, n_procs: int) -> None:
+def test_results_are_passed_between_steps(tmp_path: Path, n_procs: int) -> None:
     run_chain(tmp_path, 21, n_procs)
     assert (tmp_path / "out.txt").read_text() == "42"
 
 
-def test_steps_on_a_gpu_take_turns(tmp_path: Path) -> None:
+def test_gpu_steps_run_one_at_a_time(tmp_path: Path) -> None:
     graph = Graph()
     for name in ("one", "two", "three"):
         graph.step(name, note_overlap, n_procs=2, gpu=True)
@@ -200,7 +200,7 @@ def test_steps_on_a_gpu_take_turns(tmp_path: Path) -> None:
     assert (tmp_path / "work" / "wf" / "overlap.txt").read_text() == "1\n" * 3
 
 
-def test_cluster_jobs_have_a_name_where_the_user_has_none(tmp_path: Path, monkeypatch) -> None:
+def test_cluster_jobs_have_a_name_without_a_user_name(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("LOGNAME", raising=False)
     plugin = tmp_path / "plugin.yml"
     plugin.write_text("plugin: Linear\n")
@@ -210,14 +210,14 @@ def test_cluster_jobs_have_a_name_where_the_user_has_none(tmp_path: Path, monkey
     assert os.environ["LOGNAME"]
 
 
-def test_a_second_run_repeats_only_what_writes_outside(tmp_path: Path) -> None:
+def test_a_second_run_repeats_only_steps_that_always_run(tmp_path: Path) -> None:
     assert run_chain(tmp_path, 21) == "write double "
     (tmp_path / "out.txt").unlink()
     assert run_chain(tmp_path, 21) == "write double "
     assert (tmp_path / "out.txt").read_text() == "42"
 
 
-def test_changed_input_reaches_the_steps_behind_it(tmp_path: Path) -> None:
+def test_a_changed_input_repeats_dependent_steps(tmp_path: Path) -> None:
     run_chain(tmp_path, 21)
     assert run_chain(tmp_path, 4) == "write double write double "
     assert (tmp_path / "out.txt").read_text() == "8"
@@ -230,7 +230,7 @@ def die_in_the_second_invocation(value: int, number: int, out_dir: Path) -> int:
 
 
 @pytest.mark.timeout(60)
-def test_what_an_earlier_run_left_is_no_success_of_a_killed_one(tmp_path: Path) -> None:
+def test_results_of_an_earlier_run_do_not_hide_a_killed_step(tmp_path: Path) -> None:
     for number in (1, 2):
         graph = Graph(invocation=f"{number}")
         source = graph.step("write", write_number, number=number)
@@ -247,7 +247,7 @@ def test_what_an_earlier_run_left_is_no_success_of_a_killed_one(tmp_path: Path) 
 
 
 @pytest.mark.timeout(60)
-def test_a_step_that_always_runs_is_judged_by_this_invocation(tmp_path: Path) -> None:
+def test_a_step_that_always_runs_needs_a_result_of_this_invocation(tmp_path: Path) -> None:
     run_chain(tmp_path, 3, invocation="first")
     graph = Graph(invocation="second")
     source = graph.step("write", write_number, number=3)
@@ -258,7 +258,7 @@ def test_a_step_that_always_runs_is_judged_by_this_invocation(tmp_path: Path) ->
     assert engine.error_of(target).exit_code == 75
 
 
-def test_failure_takes_only_dependent_steps_with_it(tmp_path: Path) -> None:
+def test_a_failure_skips_dependent_steps_only(tmp_path: Path) -> None:
     graph = Graph()
     broken = graph.step("broken", fail)
     behind = graph.step("behind", double, source=broken)
@@ -271,7 +271,7 @@ def test_failure_takes_only_dependent_steps_with_it(tmp_path: Path) -> None:
     assert engine.error_of(good) is None
 
 
-def test_error_of_an_earlier_run_is_forgotten(tmp_path: Path) -> None:
+def test_the_error_of_an_earlier_run_is_ignored(tmp_path: Path) -> None:
     target = tmp_path / "nowhere" / "out.txt"
     for attempt in range(2):
         graph = Graph()
@@ -297,7 +297,7 @@ def test_every_failure_has_its_exit_code(tmp_path: Path, function, code: int, wo
 
 
 @pytest.mark.timeout(60)
-def test_killed_worker_is_a_failure_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_killed_worker_fails_its_step_and_the_others_continue(tmp_path: Path) -> None:
     graph = Graph()
     killed = graph.step("killed", die)
     behind = graph.step("behind", double, source=killed)
@@ -328,7 +328,7 @@ if __name__ == "__main__":
 """
 
 
-def test_steps_that_fill_the_disk_say_so(tmp_path: Path) -> None:
+def test_steps_that_fill_the_disk_report_it(tmp_path: Path) -> None:
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
         pytest.skip("mounting is not allowed here")
     small, crashes, script = tmp_path / "small", tmp_path / "crashes", tmp_path / "full.py"
@@ -363,7 +363,7 @@ if __name__ == "__main__":
 """
 
 
-def test_workers_end_with_the_run_that_was_killed(tmp_path: Path) -> None:
+def test_workers_exit_when_the_run_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "killed.py"
     script.write_text(KILLED.format(scratch=str(tmp_path)))
     run = subprocess.Popen([sys.executable, str(script)], env=ENVIRONMENT)
@@ -376,7 +376,7 @@ def test_workers_end_with_the_run_that_was_killed(tmp_path: Path) -> None:
 
 
 def wait_until(condition: Callable[[], T], seconds: float) -> T:
-    """What a condition gives once it is true."""
+    """Wait for a condition and return its value."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end
@@ -384,7 +384,7 @@ def wait_until(condition: Callable[[], T], seconds: float) -> T:
     return value
 
 
-def test_removing_scratch_leaves_what_others_put_beside_it(tmp_path: Path) -> None:
+def test_removing_scratch_keeps_other_files(tmp_path: Path) -> None:
     graph = Graph()
     graph.step("write", write_number, number=1)
     engine = run(graph, tmp_path / "work", tmp_path)
@@ -395,7 +395,7 @@ def test_removing_scratch_leaves_what_others_put_beside_it(tmp_path: Path) -> No
     assert not (tmp_path / "work" / "wf" / "write").exists()
 
 
-def test_what_libraries_and_killed_runs_left_is_removed_and_the_rest_is_not(tmp_path: Path) -> None:
+def test_library_caches_and_crash_folders_are_removed(tmp_path: Path) -> None:
     work = tmp_path / "work"
     for name in ("caches/mplconfigdir", "crash-1"):
         (work / name).mkdir(parents=True)
@@ -417,7 +417,7 @@ def test_broken_plugin_file_is_named(tmp_path: Path, content: str) -> None:
 
 
 @pytest.mark.parametrize(("n_procs", "is_terminal"), [(1, True), (2, True), (1, False)])
-def test_progress_is_shown_on_a_terminal_and_nowhere_else(
+def test_progress_is_shown_on_a_terminal_only(
     tmp_path: Path, monkeypatch, capsys, n_procs: int, is_terminal: bool
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)

@@ -1,4 +1,4 @@
-"""Steps as plain data: what a result depends on is in its stamp."""
+"""Steps as plain data; the stamp of a step covers everything that its result depends on."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ def stamps(graph: Graph) -> dict[str, str]:
     return {name: step.stamp for name, step in graph.steps.items()}
 
 
-def test_a_changed_input_changes_the_stamps_of_what_needs_it_only() -> None:
+def test_a_changed_input_changes_only_the_stamps_of_dependent_steps() -> None:
     before, after = stamps(sum_of(1)), stamps(sum_of(5))
     assert {name for name in before if before[name] != after[name]} == {"one", "sum"}
 
 
-def test_threads_change_no_stamp() -> None:
+def test_threads_do_not_change_the_stamp() -> None:
     assert stamps(sum_of(1, threads=1)) == stamps(sum_of(1, threads=8))
 
 
-def test_what_always_runs_belongs_to_its_invocation() -> None:
+def test_the_stamp_of_a_step_that_always_runs_depends_on_the_invocation() -> None:
     before, after = (stamps(sum_of(1, invocation=name, always=True)) for name in ("first", "second"))
     assert {name for name in before if before[name] != after[name]} == {"sum"}
 
 
-def test_two_steps_of_one_name_are_refused() -> None:
+def test_two_steps_with_the_same_name_are_refused() -> None:
     graph = sum_of(1)
     with pytest.raises(ValueError, match="one"):
         graph.step("one", count, number=3)

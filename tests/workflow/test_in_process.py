@@ -1,4 +1,4 @@
-"""The method without an engine: each step gets what the steps before it returned."""
+"""Graph without an engine: each step receives the results of earlier steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def sum_of(number: int) -> Graph:
     return graph
 
 
-def test_a_step_gets_what_the_steps_before_it_returned(tmp_path: Path) -> None:
+def test_a_step_receives_the_results_of_earlier_steps(tmp_path: Path) -> None:
     graph = sum_of(40)
     assert run_in_process(graph, tmp_path, graph.steps["sum"]) == {"one": 40, "other": 2, "sum": 42}
     assert (tmp_path / "one" / "number.txt").read_text() == "40"
@@ -45,7 +45,7 @@ def test_the_error_of_a_step_is_raised(tmp_path: Path) -> None:
         run_in_process(graph, tmp_path, broken)
 
 
-def test_a_step_whose_result_is_given_does_not_run(tmp_path: Path) -> None:
+def test_a_step_with_a_known_result_does_not_run(tmp_path: Path) -> None:
     graph = sum_of(1)
     asked: list[str] = []
 

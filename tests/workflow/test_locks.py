@@ -1,4 +1,4 @@
-"""One process at a time works on a participant; the locks of dead owners do not stay in the way."""
+"""Participant locks: one process at a time, and locks of dead owners are replaced."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 from bids_app.bids.writer import remove_leftovers
 from bids_app.errors import CannotCreateError, TemporaryError
 from bids_app.workflow import locks
-from bids_app.workflow.locks import STALE_SECONDS, Locks, is_anybody_in, lock_files
+from bids_app.workflow.locks import STALE_SECONDS, Locks, is_in_use, lock_files
 
 FORK = multiprocessing.get_context("fork")
 
@@ -26,92 +26,92 @@ def path(tmp_path: Path) -> Path:
 
 
 def write_lock(path: Path, age: float = 0.0, **changes) -> None:
-    """A lock of another process; its own identity by default, so that nobody is taken for dead by mistake."""
+    """Write the lock of another process; with the identity of this one by default, so that its owner is alive."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"mark": "x", "pid": os.getpid(), "started": locks._started(os.getpid()), "place": locks._place(),
+    content = {"mark": "x", "pid": os.getpid(), "started": locks._started(os.getpid()), "place": locks._process_scope(),
                "host": "node7", "since": "today"}  # fmt: skip
     path.write_text(json.dumps(content | changes))
     os.utime(path, (time.time() - age,) * 2)
 
 
-def test_a_lock_is_there_while_it_is_held_and_gone_afterwards(path: Path) -> None:
+def test_a_lock_file_exists_while_it_is_held(path: Path) -> None:
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
         assert json.loads(path.read_text())["pid"] == os.getpid()
         assert list(path.parent.iterdir()) == [path]
     assert list(path.parent.iterdir()) == []
 
 
-def test_a_second_process_is_refused_and_told_who_holds_it(path: Path) -> None:
+def test_a_second_process_is_refused_with_the_owner(path: Path) -> None:
     write_lock(path)
     with (
         Locks() as held,
         pytest.raises(TemporaryError, match=rf"running.json.*process {os.getpid()} on node7") as caught,
     ):
-        held.take(path)
+        held.acquire(path)
     assert caught.value.exit_code == 75
-    assert "remove that file" in caught.value.hint
+    assert "delete this file" in caught.value.hint
     assert path.exists()
 
 
-def test_different_participants_go_together(tmp_path: Path) -> None:
+def test_different_participants_are_locked_independently(tmp_path: Path) -> None:
     with Locks() as one, Locks() as other:
-        one.take(*lock_files("01", tmp_path, tmp_path / "work"))
-        other.take(*lock_files("02", tmp_path, tmp_path / "work"))
-        assert is_anybody_in(tmp_path / "work")
-    assert not is_anybody_in(tmp_path / "work")
+        one.acquire(*lock_files("01", tmp_path, tmp_path / "work"))
+        other.acquire(*lock_files("02", tmp_path, tmp_path / "work"))
+        assert is_in_use(tmp_path / "work")
+    assert not is_in_use(tmp_path / "work")
 
 
-def test_of_several_locks_all_are_taken_or_none(tmp_path: Path) -> None:
+def test_several_locks_are_acquired_all_or_none(tmp_path: Path) -> None:
     first, second = lock_files("01", tmp_path, tmp_path / "work")
     write_lock(second)
     with Locks() as held, pytest.raises(TemporaryError):
-        held.take(first, second)
+        held.acquire(first, second)
     assert not first.exists()
     assert second.exists()
 
 
 def hold_and_wait(path: Path, ready) -> None:
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
         ready.set()
         time.sleep(60)
 
 
-def test_the_lock_of_a_process_that_was_killed_is_taken_over_at_once(path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_replaced_at_once(path: Path) -> None:
     ready = FORK.Event()
     owner = FORK.Process(target=hold_and_wait, args=(path, ready))
     owner.start()
     assert ready.wait(20)
     with Locks() as held, pytest.raises(TemporaryError):
-        held.take(path)
+        held.acquire(path)
     os.kill(owner.pid, signal.SIGKILL)
     owner.join()
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
         assert json.loads(path.read_text())["pid"] == os.getpid()
 
 
-def test_a_process_number_that_came_again_is_not_the_owner(path: Path) -> None:
+def test_a_reused_process_number_is_not_the_owner(path: Path) -> None:
     write_lock(path, started="1")
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
 
 
-def test_an_owner_elsewhere_is_dead_when_it_has_been_silent_for_long(path: Path) -> None:
+def test_an_old_lock_of_another_machine_is_stale(path: Path) -> None:
     elsewhere = {"place": "another machine", "pid": 999_999_999}
     write_lock(path, age=STALE_SECONDS / 2, **elsewhere)
     with Locks() as held, pytest.raises(TemporaryError):
-        held.take(path)
+        held.acquire(path)
     write_lock(path, age=STALE_SECONDS + 60, **elsewhere)
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
 
 
-def test_a_lock_that_is_held_is_touched(path: Path, monkeypatch) -> None:
+def test_a_held_lock_is_touched(path: Path, monkeypatch) -> None:
     monkeypatch.setattr(locks, "BEAT_SECONDS", 0.02)
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
         os.utime(path, (0, 0))
         end = time.monotonic() + 10
         while path.stat().st_mtime < 1000:
@@ -119,27 +119,27 @@ def test_a_lock_that_is_held_is_touched(path: Path, monkeypatch) -> None:
             time.sleep(0.01)
 
 
-def test_a_lock_that_was_taken_over_is_not_removed_by_its_old_owner(path: Path) -> None:
+def test_a_replaced_lock_is_not_removed_by_its_old_owner(path: Path) -> None:
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
         write_lock(path, mark="of another")
     assert path.exists()
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.EOPNOTSUPP])
-def test_where_there_are_no_hard_links_a_lock_is_a_new_file(path: Path, monkeypatch, number: int) -> None:
+def test_without_hard_links_a_lock_is_a_new_file(path: Path, monkeypatch, number: int) -> None:
     def refuse(*_):
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "link", refuse)
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
         with Locks() as other, pytest.raises(TemporaryError):
-            other.take(path)
+            other.acquire(path)
     assert not path.exists()
 
 
-def test_an_answer_that_nfs_lost_counts_as_the_deed_it_was(path: Path, monkeypatch) -> None:
+def test_a_link_that_nfs_reports_as_failed_counts_as_created(path: Path, monkeypatch) -> None:
     link = os.link
 
     def link_and_lose_the_answer(source, target):
@@ -148,30 +148,30 @@ def test_an_answer_that_nfs_lost_counts_as_the_deed_it_was(path: Path, monkeypat
 
     monkeypatch.setattr(os, "link", link_and_lose_the_answer)
     with Locks() as held:
-        held.take(path)
+        held.acquire(path)
         assert path.exists()
 
 
-def test_a_broken_lock_file_is_not_taken_for_a_dead_owners(path: Path) -> None:
+def test_a_broken_lock_file_is_not_stale(path: Path) -> None:
     path.parent.mkdir(parents=True)
     path.write_text("{")
     with Locks() as held, pytest.raises(TemporaryError):
-        held.take(path)
+        held.acquire(path)
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_a_folder_without_write_permission_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with Locks() as held, pytest.raises(CannotCreateError, match="lock cannot be made"):
-        held.take(tmp_path / "file" / "running.json")
+    with Locks() as held, pytest.raises(CannotCreateError, match="lock file cannot be created"):
+        held.acquire(tmp_path / "file" / "running.json")
 
 
 def compete(path: Path, start, wins) -> None:
-    """Take a dead owner's lock along with many others; whoever has it counts itself in and out."""
+    """Compete with other processes for a stale lock; fails if two hold it at the same time."""
     start.wait()
     for _ in range(20):
         try:
             with Locks() as held:
-                held.take(path)
+                held.acquire(path)
                 mark = path.with_name("inside")
                 mark.touch(exist_ok=False)  # raises if another is inside
                 time.sleep(0.002)
@@ -181,7 +181,7 @@ def compete(path: Path, start, wins) -> None:
             time.sleep(0.001)
 
 
-def test_of_many_that_want_a_dead_owners_lock_one_has_it_at_a_time(path: Path) -> None:
+def test_of_many_competitors_for_a_stale_lock_one_holds_it_at_a_time(path: Path) -> None:
     write_lock(path, pid=999_999_999)
     start, wins = FORK.Event(), FORK.Value("i", 0)
     racers = [FORK.Process(target=compete, args=(path, start, wins)) for _ in range(6)]

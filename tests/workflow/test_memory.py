@@ -1,4 +1,4 @@
-"""A run that takes more memory than there is says so before it starts; one that fits is not held up."""
+"""A run that needs more memory than the limit is refused before it starts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ LONG = (104, 104, 72, 1200)
 
 
 def claim(path: Path, shape: tuple[int, ...]) -> Path:
-    """A file whose header is that of a long run; behind it is noise, as much as makes the claim credible."""
+    """Write a file with the header of a long run and enough noise to make its size plausible."""
     header = nib.Nifti1Image(np.zeros((1, 1, 1, 1), np.int16), np.diag([2.0, 2.0, 2.0, 1.0])).header.copy()
     header.set_data_shape(shape)
     header.set_data_dtype(np.int16)
@@ -39,7 +39,7 @@ def claim(path: Path, shape: tuple[int, ...]) -> Path:
 
 @pytest.fixture
 def long_run(tiny_dataset) -> Path:
-    """A dataset whose participant 01 has a run of 1,200 volumes, as its header says, and 02 a short one."""
+    """Dataset whose participant 01 has a run of 1,200 volumes according to its header, and 02 a short run."""
     tiny_dataset.write_bold("02")
     claim(tiny_dataset.bold_path("01"), LONG)
     tiny_dataset.write_sidecar({"RepetitionTime": 0.8}, "01")
@@ -50,12 +50,12 @@ def command(raw: Path, out: Path, *options: str) -> list[str]:
     return [str(raw), str(out), "participant", "--model", "demo", "-w", str(out.parent / "work"), *options]
 
 
-def test_a_long_run_fits_into_four_gigabytes_and_not_into_three(long_run: Path, tmp_path: Path, capsys) -> None:
+def test_a_long_run_needs_between_three_and_four_gigabytes(long_run: Path, tmp_path: Path, capsys) -> None:
     assert main(command(long_run, tmp_path / "out", "--check", "--mem", "4GB")) == 0
     capsys.readouterr()
     assert main(command(long_run, tmp_path / "out", "--check", "--mem", "3GB")) == 75
     said = capsys.readouterr().out
-    assert "sub-01_task-rest_bold.nii.gz: takes about 3.0 GB of memory, and 3.0 GB may be used" in said
+    assert "sub-01_task-rest_bold.nii.gz: needs about 3.0 GB of memory, but the limit is 3.0 GB" in said
     assert "--mem 4GB" in said
     assert "ok    sub-02_task-rest" in said
 
@@ -63,7 +63,7 @@ def test_a_long_run_fits_into_four_gigabytes_and_not_into_three(long_run: Path, 
 def test_a_run_that_does_not_fit_is_not_started(long_run: Path, tmp_path: Path, capsys) -> None:
     options = ["--mem", "3GB", "--nprocs", "1", "--participant-label", "01"]
     assert main(command(long_run, tmp_path / "out", *options)) == 75
-    assert "sub-01_task-rest failed: sub-01_task-rest_bold.nii.gz: takes about" in capsys.readouterr().err
+    assert "sub-01_task-rest failed: sub-01_task-rest_bold.nii.gz: needs about" in capsys.readouterr().err
     assert not (tmp_path / "work" / "neurostorm").exists()
     (summary,) = (tmp_path / "out").glob("sub-01/log/*/summary.json")
     (run,) = json.loads(summary.read_text())["runs"]
@@ -71,7 +71,7 @@ def test_a_run_that_does_not_fit_is_not_started(long_run: Path, tmp_path: Path, 
     assert "--mem 4GB" in run["hint"]
 
 
-def test_a_limit_of_the_address_space_counts_the_file_too(long_run: Path, tmp_path: Path) -> None:
+def test_an_address_space_limit_includes_the_mapped_file(long_run: Path, tmp_path: Path) -> None:
     call = [
         sys.executable,
         "-m",
@@ -87,17 +87,17 @@ def test_a_limit_of_the_address_space_counts_the_file_too(long_run: Path, tmp_pa
         check=False,
     )
     assert limited.returncode == 75, limited.stdout + limited.stderr
-    assert "address space, of which its file is 1.9 GB, and 4.0 GB are allowed (ulimit -v)" in limited.stdout
+    assert "address space, including 1.9 GB for the file, but the limit is 4.0 GB (ulimit -v)" in limited.stdout
 
 
-def test_a_fine_t1w_image_counts(tmp_path: Path) -> None:
+def test_a_high_resolution_t1w_image_counts(tmp_path: Path) -> None:
     bold = claim(tmp_path / "bold.nii.gz", (64, 64, 36, 100))
     t1w = claim(tmp_path / "T1w.nii.gz", (512, 512, 400))
     assert step_gb(BoldRun(bold, {"sub": "01"})) == pytest.approx(1.02, abs=0.02)
     assert step_gb(BoldRun(bold, {"sub": "01"}, t1w=t1w)) == pytest.approx(3.1, abs=0.1)
 
 
-def test_a_header_that_cannot_be_believed_is_left_to_the_step_that_refuses_it(tmp_path: Path) -> None:
+def test_an_invalid_header_is_left_to_the_step_that_refuses_it(tmp_path: Path) -> None:
     bold = claim(tmp_path / "bold.nii.gz", (64, 64, 36, 100))
     bold.write_bytes(gzip.compress(gzip.decompress(bold.read_bytes())[:400]))
     assert step_gb(BoldRun(bold, {"sub": "01"})) == 1.0

@@ -1,4 +1,4 @@
-"""The order of steps stands once: the graph that runs, the plan of --check and the methods text come from it."""
+"""The order of steps is defined once, for the graph, the plan of --check and the methods text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bids_app.workflow.method import add_run, methods_sentences, plan_of
 
 @pytest.fixture
 def run(tmp_path: Path) -> BoldRun:
-    """A run whose files are empty: only their names, sizes and times are looked at."""
+    """Run with empty files: only their names, sizes and times are used."""
     bold, t1w = tmp_path / "sub-01_task-rest_bold.nii.gz", tmp_path / "sub-01_T1w.nii.gz"
     bold.touch()
     t1w.touch()
@@ -77,7 +77,7 @@ def test_each_step_gets_the_result_that_its_argument_is_named_after(run: BoldRun
     assert [edge for edge in edges if edge[1].rpartition("_")[2] not in RESULT_OF[edge[0]]] == []
 
 
-def test_runs_of_one_t1w_share_its_steps(run: BoldRun, context: RunContext) -> None:
+def test_runs_with_the_same_t1w_share_its_steps(run: BoldRun, context: RunContext) -> None:
     graph = Graph()
     add_run(graph, run, context)
     n_first = len(graph.steps)
@@ -86,7 +86,7 @@ def test_runs_of_one_t1w_share_its_steps(run: BoldRun, context: RunContext) -> N
     assert len(graph.steps) == 2 * n_first - 3
 
 
-def test_the_plan_has_a_line_for_each_step_that_is_taken(run: BoldRun, context: RunContext) -> None:
+def test_the_plan_has_a_line_for_each_step(run: BoldRun, context: RunContext) -> None:
     lines = plan_of(run, context)
     assert lines[0].startswith("T1w")
     assert lines[-1].startswith("Outputs")
@@ -95,7 +95,7 @@ def test_the_plan_has_a_line_for_each_step_that_is_taken(run: BoldRun, context: 
     assert [line for line in without if "no T1w" in line]
 
 
-def test_the_methods_text_says_what_the_graph_does_and_nothing_else(run: BoldRun, context: RunContext) -> None:
+def test_the_methods_text_describes_the_steps_of_the_graph_only(run: BoldRun, context: RunContext) -> None:
     with_t1w = {sentence.name for sentence in methods_sentences([run], context)}
     without = {sentence.name for sentence in methods_sentences([replace(run, t1w=None)], context)}
     assert with_t1w - without == {"t1w_prepare", "t1w_template", "bold_t1w"}
@@ -104,18 +104,18 @@ def test_the_methods_text_says_what_the_graph_does_and_nothing_else(run: BoldRun
     assert {s.name for s in methods_sentences([timed], context)} - with_t1w == {"slice_timing"}
 
 
-def test_each_sentence_is_said_once_however_many_runs_there_are(run: BoldRun, context: RunContext) -> None:
+def test_each_sentence_appears_once_for_several_runs(run: BoldRun, context: RunContext) -> None:
     runs = [replace(run, entities={"sub": "01", "task": task}) for task in ("rest", "motor", "language")]
     assert methods_sentences(runs, context) == methods_sentences(runs[:1], context)
     assert compose(methods_sentences(runs, context))
 
 
-def test_a_run_that_cannot_be_used_adds_nothing(run: BoldRun, context: RunContext) -> None:
+def test_an_unusable_run_adds_no_sentence(run: BoldRun, context: RunContext) -> None:
     broken = replace(run, problem=BadDataError("no header"))
     assert {s.name for s in methods_sentences([broken], context)} == {"query", "seed"}
 
 
-def test_other_options_change_the_stamps_of_the_steps_that_they_concern(run: BoldRun, context: RunContext) -> None:
+def test_options_change_only_the_stamps_of_their_steps(run: BoldRun, context: RunContext) -> None:
     def stamps(run: BoldRun, **changes) -> dict[str, str]:
         graph = Graph()
         settings = replace(context.settings, preprocess=PreprocessSettings(**changes))

@@ -1,4 +1,4 @@
-"""What is handed from a run to its judges."""
+"""Facts of a run for its verdict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def run(**changes) -> SimpleNamespace:
     return SimpleNamespace(**(values | changes))
 
 
-def test_a_runs_length_is_that_of_its_steady_volumes() -> None:
+def test_the_length_of_a_run_excludes_dummy_scans() -> None:
     assert scan_facts(run(), 0.9)["seconds"] == 192
 
 
@@ -30,13 +30,13 @@ def test_a_runs_length_is_that_of_its_steady_volumes() -> None:
         (LeftRight.NOT_CHECKED, "pass", False),
     ],
 )
-def test_left_and_right_are_judged_only_where_the_image_shows_them(left_right, level, is_known) -> None:
+def test_left_and_right_are_judged_only_if_the_image_shows_them(left_right, level, is_known) -> None:
     verdict = judge_scan(scan_facts(run(orientation=Orientation(left_right)), 0.95))
     assert verdict.level == level
     assert ("orientation" not in verdict.unknown) is is_known
 
 
-def test_a_series_without_its_mean_image_is_told() -> None:
+def test_a_series_without_its_mean_image_is_detected() -> None:
     assert scan_facts(run(), 0.9)["mean_removed"] is False
     assert scan_facts(run(offset=3.0, quality={}), 0.9)["mean_removed"] is True
     assert scan_facts(run(quality={"tsnr": 0.1}), 0.9)["mean_removed"] is True

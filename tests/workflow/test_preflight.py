@@ -1,4 +1,4 @@
-"""Places, disk and memory are examined before anything is started, and nothing is written by looking."""
+"""Folders, disk and memory are checked before the start, and the checks write nothing."""
 
 from __future__ import annotations
 
@@ -33,28 +33,28 @@ def test_missing_dataset_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("inside", [".", "out", "sub-01/out", "code/../out"])
 def test_output_equal_to_or_inside_the_raw_data_is_refused(raw: Path, inside: str) -> None:
     with pytest.raises(UsageError, match=r"raw dataset|dataset itself"):
-        checks.check_places(settings(raw, raw / inside))
+        checks.check_folders(settings(raw, raw / inside))
 
 
-def test_output_in_the_derivatives_folder_of_the_dataset_is_fine(raw: Path) -> None:
-    assert checks.check_places(settings(raw, raw / "derivatives" / "neurostorm"))
+def test_output_in_the_derivatives_folder_of_the_dataset_is_accepted(raw: Path) -> None:
+    assert checks.check_folders(settings(raw, raw / "derivatives" / "neurostorm"))
 
 
 def test_output_that_is_a_link_into_the_raw_data_is_refused(raw: Path, tmp_path: Path) -> None:
     (raw / "x").mkdir()
     (tmp_path / "link").symlink_to(raw / "x")
     with pytest.raises(UsageError):
-        checks.check_places(settings(raw, tmp_path / "link"))
+        checks.check_folders(settings(raw, tmp_path / "link"))
 
 
 def test_raw_data_inside_the_output_is_refused(raw: Path) -> None:
     with pytest.raises(UsageError, match="inside the output"):
-        checks.check_places(settings(raw, raw.parent))
+        checks.check_folders(settings(raw, raw.parent))
 
 
 def test_work_dir_inside_the_raw_data_is_refused(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="work folder"):
-        checks.check_places(settings(raw, tmp_path / "out", raw / "work"))
+        checks.check_folders(settings(raw, tmp_path / "out", raw / "work"))
 
 
 def test_output_below_a_file_cannot_be_created(raw: Path, tmp_path: Path) -> None:
@@ -63,23 +63,21 @@ def test_output_below_a_file_cannot_be_created(raw: Path, tmp_path: Path) -> Non
         checks.check_output(settings(raw, tmp_path / "file" / "out"))
 
 
-def test_output_that_may_not_be_written_is_refused(raw: Path, tmp_path: Path, monkeypatch) -> None:
+def test_output_without_write_permission_is_refused(raw: Path, tmp_path: Path, monkeypatch) -> None:
     allowed = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: allowed(path, mode) and Path(path) != tmp_path)
-    with pytest.raises(CannotCreateError, match="may not write"):
+    with pytest.raises(CannotCreateError, match="no write permission"):
         checks.check_output(settings(raw, tmp_path / "out"))
 
 
-def test_full_disk_is_seen_beforehand(raw: Path, tmp_path: Path, monkeypatch) -> None:
+def test_a_full_disk_is_detected_before_the_start(raw: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(checks, "MIN_FREE_GB", 1e9)
     with pytest.raises(CannotCreateError, match="GB free"):
         checks.check_scratch(settings(raw, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("planted", ["a link", "open to all", "of another user"])
-def test_scratch_among_everybodys_files_must_be_this_users_alone(
-    raw: Path, tmp_path: Path, monkeypatch, planted: str
-) -> None:
+def test_scratch_in_the_temporary_folder_must_be_private(raw: Path, tmp_path: Path, monkeypatch, planted: str) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     base = own_scratch()
     if planted == "a link":
@@ -92,11 +90,11 @@ def test_scratch_among_everybodys_files_must_be_this_users_alone(
         base.mkdir(mode=0o700)
         monkeypatch.setattr(os, "getuid", lambda: 4321)
         monkeypatch.setattr(checks, "own_scratch", lambda: base)
-    with pytest.raises(CannotCreateError, match="only this user"):
+    with pytest.raises(CannotCreateError, match="not a private folder"):
         checks.check_scratch(settings(raw, tmp_path / "out", base / "abc"))
 
 
-def test_scratch_of_this_user_is_fine_and_so_is_any_that_is_named(raw: Path, tmp_path: Path, monkeypatch) -> None:
+def test_private_scratch_and_a_given_work_dir_are_accepted(raw: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     own_scratch().mkdir(mode=0o700)
     shared = tmp_path / "group"
@@ -106,18 +104,18 @@ def test_scratch_of_this_user_is_fine_and_so_is_any_that_is_named(raw: Path, tmp
     checks.check_scratch(settings(raw, tmp_path / "out", shared / "abc"))
 
 
-def test_too_little_memory_is_seen_beforehand(raw: Path, tmp_path: Path) -> None:
-    with pytest.raises(TemporaryError, match=r"0\.5 GB of memory"):
+def test_too_little_memory_is_detected_before_the_start(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(TemporaryError, match=r"memory limit is 0\.5 GB"):
         checks.check_memory(settings(raw, tmp_path / "out", memory_gb=0.5))
 
 
-def test_looking_writes_nothing(raw: Path, tmp_path: Path) -> None:
+def test_checks_write_nothing(raw: Path, tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     list(checks.examine(settings(raw, tmp_path / "out")))
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_reconstruction_without_a_decoder_is_told_before_anything_is_computed(raw: Path) -> None:
+def test_reconstruction_without_a_decoder_is_refused_before_the_start(raw: Path) -> None:
     asked = replace(settings(raw, raw.parent / "out"), model=ModelSettings("demo", attribution="reconstruction"))
     with pytest.raises(BadDataError, match="no decoder"):
         checks.check_atlas(asked)

@@ -1,4 +1,4 @@
-"""The methods text tells of each adapter what was done to say how far its answers can be trusted."""
+"""Sentences of the methods text about adapters, their calibration and verdicts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bids_app.bids.fieldmaps import DIRECT, PAIR, PHASE_DIFFERENCE, TWO_PHASES
 from bids_app.outputs.boilerplate import as_markdown, compose
 from bids_app.preprocess.sdc.choice import SYN
 from bids_app.workflow import sentences
-from bids_app.workflow.sentences import cohort_in_words
+from bids_app.workflow.sentences import describe_cohort
 
 CARD = AdapterCard("state", "classification", "state", 64 * "0", "voxel", ("rest", "move"))
 CALIBRATION = Calibration(120, "temperature", 1.3, limits={"0.9": 0.4}, source="site A").as_dict()
@@ -25,43 +25,43 @@ def text_of(card: AdapterCard, on_out_of_domain: str = "warn", domain: Domain | 
     return " ".join(as_markdown(compose(told)).split())
 
 
-def test_an_adapter_that_was_not_calibrated_promises_nothing() -> None:
+def test_an_uncalibrated_adapter_has_no_intervals() -> None:
     text = text_of(CARD)
-    assert "The adapter state (trained on a cohort that its card does not describe) predicted state;" in text
+    assert "The adapter state (trained on a cohort that is not described in its card) predicted state;" in text
     assert "The adapter state was not calibrated" in text
-    assert "was warned of." in text
+    assert "were flagged with a warning." in text
     assert "Guo" not in text
     assert "Mahalanobis" not in text
 
 
-def test_calibration_is_told_with_its_scans_and_cited() -> None:
+def test_calibration_is_described_with_its_scans_and_citation() -> None:
     text = text_of(replace(CARD, calibration=CALIBRATION))
-    assert "calibrated by one temperature (Guo et al., 2017) on 120 scans (site A)." in text
-    assert "Sets of labels of the adapter state hold the truth in 90 % of scans like the 120" in text
-    assert "(Lei et al., 2018), and second ones within each class (Vovk, 2012)" in text
+    assert "calibrated by temperature scaling (Guo et al., 2017) on 120 scans (site A)." in text
+    assert "Sets of labels of the adapter state contain the true value in 90 % of scans like the 120" in text
+    assert "(Lei et al., 2018), and a second set calibrated within each class (Vovk, 2012)" in text
 
 
 def test_a_regression_has_intervals() -> None:
     made = Calibration(50, limits={"0.9": 6.1}).as_dict()
     text = text_of(AdapterCard("age", "regression", "age", 64 * "0", "global", unit="years", calibration=made))
-    assert "Intervals of the adapter age hold the truth in 90 % of scans like the 50" in text
-    assert "mean image alone" in text
+    assert "Intervals of the adapter age contain the true value in 90 % of scans like the 50" in text
+    assert "mean-image baseline" in text
     assert "within each class" not in text
 
 
-def test_the_distance_from_a_cohort_is_told_where_it_is_measured() -> None:
+def test_out_of_distribution_detection_is_described_if_available() -> None:
     people = [f"{i}" for i in range(30)]
     domain = Domain.fit(np.random.default_rng(0).normal(size=(30, 4)), people)
     assert "Mahalanobis distance" in text_of(CARD, domain=domain)
-    assert "farther than 96.8 % of scans" in text_of(CARD, domain=domain)
+    assert "exceeds that of 96.8 % of scans" in text_of(CARD, domain=domain)
 
 
-@pytest.mark.parametrize(("rule", "word"), [("warn", "warned of"), ("refuse", "refused")])
-def test_what_happens_beyond_the_cohort_is_told(rule: str, word: str) -> None:
-    assert f"cohort that an adapter learned from was {word}." in text_of(CARD, rule)
+@pytest.mark.parametrize(("rule", "word"), [("warn", "flagged with a warning"), ("refuse", "refused")])
+def test_the_action_on_out_of_distribution_scans_is_described(rule: str, word: str) -> None:
+    assert f"training cohort of the adapter were {word}." in text_of(CARD, rule)
 
 
-def test_twins_and_diagnoses_are_told() -> None:
+def test_twins_and_diagnoses_are_described() -> None:
     text = text_of(replace(CARD, twin={"normalisation": "global"}, research_only=True))
     assert "under the other normalisation (global), by a second head of the adapter state" in text
     assert "research use had been acknowledged" in text
@@ -77,11 +77,11 @@ def test_twins_and_diagnoses_are_told() -> None:
         (SYN, ["distortion_syn"]),
     ],
 )
-def test_each_distortion_correction_is_described_as_what_it_is(method: str, names: list[str]) -> None:
+def test_each_distortion_correction_has_its_description(method: str, names: list[str]) -> None:
     assert [sentence.name for sentence in sentences.distortion(method)] == names
 
 
-def test_a_cohort_is_told_by_its_description_and_size() -> None:
-    assert cohort_in_words({"description": "ABIDE", "participants": 20}) == "ABIDE, 20 participants"
-    assert cohort_in_words({"scans": 3}) == "3 scans"
-    assert cohort_in_words({}) == "a cohort that its card does not describe"
+def test_a_cohort_is_described_by_its_name_and_size() -> None:
+    assert describe_cohort({"description": "ABIDE", "participants": 20}) == "ABIDE, 20 participants"
+    assert describe_cohort({"scans": 3}) == "3 scans"
+    assert describe_cohort({}) == "a cohort that is not described in its card"

@@ -1,7 +1,7 @@
-"""What each sidecar holds, as frozen dataclasses: the writers fill them, report and group level read them.
+"""Schema of the JSON outputs as frozen dataclasses, used by the writers, the report and the group level.
 
-Nobody else knows a key. What may enter: declarations of files, and nothing that needs more than Python itself, so that
-the report and the group level load no model.
+Keys are defined only here. Only the standard library may be imported, so that the report and the group level load no
+model.
 """
 
 from bids_app.outputs.schema.log import FAILED, OK, RunOutcome, Summary

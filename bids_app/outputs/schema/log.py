@@ -1,4 +1,4 @@
-"""``summary.json`` of a participant's log: how an invocation and each of its runs ended."""
+"""Schema of ``summary.json`` in the log of a participant: outcome of an invocation and its runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ OK, FAILED = "ok", "failed"
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutcome(Record):
-    """How one run ended."""
+    """Outcome of one run."""
 
     stem: str = key("stem", text, required=True)
     status: str = key("status", text, default=OK)
@@ -22,20 +22,20 @@ class RunOutcome(Record):
     reason: str = key("reason", text, default="")
     hint: str = key("hint", text, default="")
     exit_code: int | None = key("exit_code", whole)
-    """None: the log does not say."""
+    """None: not in the log."""
     steps: dict[str, dict[str, float]] = key("steps", by_name(mapping), factory=dict)
-    """Seconds and peak memory (MB) of each step, as last run."""
+    """Run time (s) and peak memory (MB) of each step, from its last run."""
     outputs: tuple[str, ...] = key("outputs", several(text), default=())
-    """Files of this run, relative to the output folder."""
+    """Output files of this run, relative to the output folder."""
     inputs: dict[str, str] = key("inputs", by_name(text), factory=dict)
-    """The sha256 of each image and table that it was made from, by BIDS URI."""
+    """SHA-256 of each input file, by BIDS URI."""
     trace: str = field(default="", repr=False)
-    """Where it crashed; in a file of its own."""
+    """Traceback; written to a separate file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary(Record):
-    """How an invocation went for one participant."""
+    """Summary of an invocation for one participant."""
 
     run_id: str | None = key("run_id", text)
     participant: str | None = key("participant", text)
@@ -50,5 +50,5 @@ class Summary(Record):
     threads: int | None = key("threads", whole)
     versions: dict[str, str] | None = key("versions", by_name(text))
     weights: dict[str, str] | None = key("weights", by_name(text))
-    """The sha256 of the files of encoder and adapters, by their paths."""
+    """SHA-256 of the encoder and adapter files, by path."""
     runs: tuple[RunOutcome, ...] | None = key("runs", several(record(RunOutcome)))

@@ -1,4 +1,4 @@
-"""Sidecars of what a model made of a run: embeddings, predictions and vectors, attributions."""
+"""Sidecars of model outputs: embeddings, predictions, vectors and attributions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bids_app.outputs.schema.verdict import REFUSE, Verdict
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSidecar(Sidecar):
-    """What holds for everything that a model computed: which model it was, and where it ran."""
+    """Base of the sidecars of model outputs: model and device."""
 
     model: str | None = key("Model", text)
     weights_sha256: str | None = key("WeightsSHA256", text)
@@ -24,21 +24,21 @@ class ModelSidecar(Sidecar):
     template: str | None = key("Template", text)
     slice_timing_corrected: bool | None = key("SliceTimingCorrected", flag)
     start_time: float | None = key("StartTime", number)
-    """When in the repetition time a corrected volume counts, s."""
+    """Reference time of slice-timing correction within the TR, s."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HalfCorrelation(Record):
-    """How the mean embeddings of odd and even clips correlate, and what that says of the whole run."""
+    """Correlation of the mean embeddings of odd and even clips, and the estimate for the whole run."""
 
     correlation: float | None = key("Correlation", number, null=True)
     spearman_brown: float | None = key("SpearmanBrown", number, null=True)
     clips: tuple[int, int] | None = key("Clips", several(whole))
-    """How many are odd and even."""
+    """Numbers of odd and even clips."""
 
 
 def half_correlation(value: Any) -> HalfCorrelation:
-    """Read a correlation of halves; earlier versions wrote the one number alone."""
+    """Read a split-half correlation; earlier versions wrote a single number."""
     if isinstance(value, int | float):
         return HalfCorrelation(spearman_brown=number(value))
     return record(HalfCorrelation)(value)
@@ -46,20 +46,20 @@ def half_correlation(value: Any) -> HalfCorrelation:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbeddingsSidecar(ModelSidecar):
-    """Beside a table of embeddings; also has the facts for the model's card, as `bids_app.catalog.cards` makes them."""
+    """Sidecar of an embeddings table, including the model card of `bids_app.catalog.cards`."""
 
     verdict: Verdict | None = key("Verdict", record(Verdict), null=True)
     split_half: dict[str, HalfCorrelation | None] | None = key("SplitHalf", by_name(half_correlation))
     """By normalisation; None for a run of one clip."""
     columns: dict[str, Any] = columns()
     seconds_dropped: float | None = key("SecondsDropped", number)
-    """At the end of the run, which fill no clip."""
+    """Time at the end of the run that fills no clip, s."""
     model_card: dict[str, Any] | None = key("ModelCard", mapping)
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterFacts(Record):
-    """What an adapter says of itself; cohort, ranges, calibration and metrics are as free as in its own card."""
+    """Description of an adapter; cohort, ranges, calibration and metrics are free-form as in its card."""
 
     name: str | None = key("Adapter", text)
     task: str | None = key("Task", text)
@@ -81,7 +81,7 @@ class AdapterFacts(Record):
 
 
 def interval(value: Any) -> tuple[float, float]:
-    """Read the two ends of an interval."""
+    """Read the limits of an interval."""
     ends = several(number)(value)
     if len(ends) != 2 or None in ends:
         raise WrongValueError("is not a pair of numbers")
@@ -90,14 +90,14 @@ def interval(value: Any) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class PromisedInterval(Record):
-    """What is promised of a value; None: the adapter was not calibrated, or on too few scans."""
+    """Prediction interval; None: the adapter is not calibrated, or on too few scans."""
 
     interval: tuple[float, float] | None = key("Interval", interval, null=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromisedLabels(Record):
-    """What is promised of a label: the set that holds the true one, over all scans and within each class."""
+    """Prediction sets of labels, calibrated over all scans and within each class."""
 
     label_set: tuple[str, ...] | None = key("LabelSet", several(text), null=True)
     by_class: tuple[str, ...] | None = key("LabelSetByClass", several(text), null=True)
@@ -105,12 +105,12 @@ class PromisedLabels(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Uncertainty(Record):
-    """How sure an answer is: spread over clips, and what the adapter's calibration promises."""
+    """Uncertainty of a prediction: spread over clips, and calibrated interval or label sets."""
 
     effective_clips: float | None = key("EffectiveClips", number)
     standard_error: float | None = key("StandardError", number, null=True)
     level: float | None = key("Level", number)
-    """Frequency with which a promise holds."""
+    """Coverage of interval and label sets, 0 to 1."""
     promise: PromisedInterval | PromisedLabels | None = inline(PromisedInterval, PromisedLabels)
     """None for vectors."""
     method: str | None = key("Calibration", text)
@@ -119,21 +119,21 @@ class Uncertainty(Record):
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """The promised interval, where there is one."""
+        """Prediction interval, if there is one."""
         return self.promise.interval if isinstance(self.promise, PromisedInterval) else None
 
     @property
     def labels(self) -> PromisedLabels:
-        """The promised sets; empty where the answer is no label."""
+        """Prediction sets of labels; empty if the prediction is not a label."""
         return self.promise if isinstance(self.promise, PromisedLabels) else PromisedLabels()
 
 
 @dataclass(frozen=True, kw_only=True)
 class View(Record):
-    """The same question, answered from a part or another preparation of the run; of vectors only their cosine."""
+    """Prediction from a part or another normalisation of the run; for vectors only the cosine similarity."""
 
     normalisation: str | None = key("Normalisation", text)
-    """Of the twin; None where it is the adapter's own."""
+    """Normalisation of the other head; None for that of the adapter."""
     answer: str | None = key("Answer", text)
     value: float | None = key("Value", number)
     probabilities: dict[str, float] | None = key("Probabilities", by_name(number))
@@ -142,20 +142,20 @@ class View(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Views(Record):
-    """The answer before calibration, from the other normalisation, and from the mean image alone."""
+    """Predictions before calibration, from the other normalisation, and from the mean image alone."""
 
     normalisation: str | None = key("Normalisation", text)
     own: View | None = key("Own", record(View))
     other: View | None = key("Other", record(View), null=True)
     mean_image_only: View | None = key("MeanImageOnly", record(View), null=True)
     from_mean_image: float | None = key("FromMeanImage", number, null=True)
-    """Share of the answer that stays without dynamics, 0 to 1."""
+    """Share of the prediction that the mean image alone explains, 0 to 1."""
     note: str | None = key("Note", text)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Halves(Record):
-    """The answers from odd and from even clips, and by how much they differ."""
+    """Predictions from odd and even clips, and their difference."""
 
     odd: View | None = key("Odd", record(View))
     even: View | None = key("Even", record(View))
@@ -164,10 +164,10 @@ class Halves(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability(Record):
-    """How sure an answer is, and what it rests on."""
+    """Reliability of a prediction."""
 
     agreement: float | None = key("Agreement", number, null=True)
-    """Share of clips whose label is that of the run."""
+    """Fraction of clips with the same label as the run."""
     uncertainty: Uncertainty | None = key("Uncertainty", record(Uncertainty))
     views: Views | None = key("Views", record(Views))
     split_half: Halves | None = key("SplitHalf", record(Halves), null=True)
@@ -175,24 +175,24 @@ class Reliability(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class PredictionSidecar(ModelSidecar):
-    """Beside a table of predictions or vectors."""
+    """Sidecar of a table of predictions or vectors."""
 
     adapter: AdapterFacts = inline(AdapterFacts, always=True)
     verdict: Verdict | None = key("Verdict", record(Verdict))
     columns: dict[str, Any] = columns()
     reliability: Reliability | None = inline(Reliability)
-    """None where the answer is withheld."""
+    """None if the prediction is withheld."""
     disclaimer: str | None = key("Disclaimer", text)
 
     @property
     def withheld(self) -> bool:
-        """Whether the answer was refused."""
+        """True if the prediction is withheld."""
         return self.verdict is not None and self.verdict.level == REFUSE
 
 
 @dataclass(frozen=True, kw_only=True)
 class AttributionSidecar(ModelSidecar):
-    """Beside a table, or a map, of what regions contribute to an answer."""
+    """Sidecar of an attribution table or map."""
 
     atlas: str | None = key("Atlas", text)
     atlas_is_known_copy: bool | None = key("AtlasIsKnownCopy", flag)

@@ -1,4 +1,4 @@
-"""From JSON values to values of fields: each reader takes what its key may hold, and refuses anything else."""
+"""Readers of JSON values: each converts the value of a key to that of a field, or raises an error."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from enum import Enum
 from typing import Any
 
 Read = Callable[[Any], Any]
-"""From a JSON value to a field's value."""
+"""Converts a JSON value to the value of a field."""
 
 
 class WrongValueError(Exception):
-    """A value that is not what its key holds; ``keys`` lead to it."""
+    """Invalid value of a key; ``keys`` is its path."""
 
     def __init__(self, problem: str, *keys: str) -> None:
         super().__init__(problem, *keys)
         self.problem, self.keys = problem, keys
 
     def under(self, key: str) -> WrongValueError:
-        """The same error, seen from the object that holds ``key``."""
+        """Return the same error with a key in front of the path."""
         return WrongValueError(self.problem, key, *self.keys)
 
 
@@ -45,26 +45,26 @@ def whole(value: Any) -> int:
 
 
 def number(value: Any) -> float | None:
-    """Read a number; one that is not finite counts as none."""
+    """Read a number; None if it is not finite."""
     if isinstance(value, int | float) and not isinstance(value, bool):
         return value if math.isfinite(value) else None
     raise WrongValueError("is not a number")
 
 
 def mapping(value: Any) -> dict[str, Any]:
-    """Read an object whose content is not ours to check."""
+    """Read an object without checking its content."""
     if isinstance(value, dict):
         return value
     raise WrongValueError("is not an object")
 
 
 def value_or_text(value: Any) -> float | str | None:
-    """Read a number, or text."""
+    """Read a number or text."""
     return value if isinstance(value, str) else number(value)
 
 
 def one_of(*choices: str) -> Read:
-    """Make a reader of one of a few words."""
+    """Make a reader of text with a few allowed values."""
 
     def read(value: Any) -> str:
         if value in choices and isinstance(value, str):
@@ -101,7 +101,7 @@ def several(read: Read) -> Read:
 
 
 def by_name(read: Read) -> Read:
-    """Make a reader of an object whose values are alike, by their keys; those may be null."""
+    """Make a reader of an object whose values have the same type, or are null."""
 
     def read_all(value: Any) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -116,7 +116,7 @@ def by_name(read: Read) -> Read:
 
 
 def _numbered(values: list[Any], read: Read) -> WrongValueError:
-    """The error of the first item of a list that cannot be read, with its number."""
+    """Return the error of the first invalid item of a list, with its index."""
     for index, item in enumerate(values):
         try:
             read(item)

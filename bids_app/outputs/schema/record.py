@@ -1,7 +1,7 @@
-"""Frozen dataclasses that become JSON objects and come back: each field names its key, and how its value is read.
+"""Frozen dataclasses that are written as JSON objects and read back: each field has a key and a reader.
 
-A field that is None has no key in the file, unless it is declared with ``null=True``: then the file says ``null``. So
-files of earlier versions, which lack keys, are read as well; a value of the wrong type is an error that names its key.
+A field that is None is not written, unless it is declared with ``null=True``: then it is written as ``null``. Files of
+earlier versions that lack keys are readable; a value of the wrong type is an error with the name of its key.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bids_app.errors import BadDataError
 from bids_app.outputs.schema.readers import Read, WrongValueError
 
 R = TypeVar("R", bound="Record")
-HINT = "Run this participant again: what is whole is taken from the cache."
+HINT = "Run this participant again; finished steps are taken from the cache."
 
 
 def key(
@@ -29,22 +29,22 @@ def key(
     default: Any = None,
     factory: Callable[[], Any] | None = None,
 ) -> Any:
-    """Declare a field with a key of its own.
+    """Declare a field with its own key.
 
     Parameters
     ----------
     name : str
-        The key.
+        JSON key.
     read : callable
-        One of `readers`, or one that they make.
+        Reader, see `readers`.
     null : bool
-        Whether None is written, as ``null``.
+        True: write None as ``null``.
     required : bool
-        Whether a file without it is malformed.
+        True: a file without this key is invalid.
     default : Any
-        The field's value where a file lacks the key.
+        Value of the field if a file lacks the key.
     factory : callable, optional
-        Makes that value, in place of ``default``.
+        Makes this value, instead of ``default``.
     """
     metadata = {"key": name, "read": read, "null": null, "required": required}
     if required:
@@ -55,25 +55,25 @@ def key(
 
 
 def inline(*kinds: type[Record], always: bool = False) -> Any:
-    """Declare a field whose record has its keys in the same object; of several kinds, the first that has a key there.
+    """Declare a field whose record has its keys in the same object; of several types, the first with a key there.
 
-    Where no key is there, the field is None, or with ``always`` an empty record.
+    Without any of these keys, the field is None, or with ``always`` an empty record.
     """
     metadata = {"inline": kinds, "always": always}
     return field(default_factory=kinds[0], metadata=metadata) if always else field(default=None, metadata=metadata)
 
 
 def columns() -> Any:
-    """Declare a field for the data dictionary: the objects under keys that no other field has, by column."""
+    """Declare a field for the data dictionary: all objects under keys of no other field, by column."""
     return field(default_factory=dict, metadata={"columns": True})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """A JSON object; see `key`, `inline` and `columns` for its fields."""
+    """JSON object; `key`, `inline` and `columns` declare its fields."""
 
     def to_json(self) -> dict[str, Any]:
-        """The object, with its keys in the order of the fields."""
+        """Return the JSON object, with keys in the order of the fields."""
         found: dict[str, Any] = {}
         for declared in fields(self):
             value, metadata = getattr(self, declared.name), declared.metadata
@@ -88,40 +88,42 @@ class Record:
 
     @classmethod
     def from_json(cls, content: Any) -> Self:
-        """Read an object.
+        """Read a JSON object.
 
         Raises
         ------
         BadDataError
-            It is not an object, lacks a key that it must have, or has a value of the wrong type.
+            Not an object, missing required key, or value of the wrong type.
         """
         try:
             return _read(cls, content)
         except WrongValueError as error:
             where = ".".join(error.keys)
-            raise BadDataError(f"{where} {error.problem}." if where else f"It {error.problem}.", HINT) from error
+            raise BadDataError(
+                f"{where} {error.problem}." if where else f"The content {error.problem}.", HINT
+            ) from error
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read a file.
+        """Read a JSON file.
 
         Raises
         ------
         OSError
-            It is not there, or cannot be opened.
+            Missing or unreadable file.
         BadDataError
-            It is not JSON, or not such a record.
+            Invalid JSON, or not such a record.
         """
         try:
             return cls.from_json(json.loads(path.read_bytes()))
         except (ValueError, RecursionError) as error:
-            raise BadDataError(f"{path.name} is not readable as JSON ({error}).", HINT) from error
+            raise BadDataError(f"{path.name}: not a valid JSON file ({error}).", HINT) from error
         except BadDataError as error:
             raise BadDataError(f"{path.name}: {error.message}", error.hint) from error
 
 
 def as_json(value: Any) -> Any:
-    """A field's value as JSON has it."""
+    """Convert the value of a field to JSON."""
     if isinstance(value, Record):
         return value.to_json()
     if isinstance(value, Enum):
@@ -135,15 +137,15 @@ def as_json(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Plan:
-    """How a class is read, found once."""
+    """Fields of a record class, collected once."""
 
     keyed: tuple[tuple[str, str, Read, bool], ...]
-    """Name of the field, key, reader, and whether it is required."""
+    """Name of the field, key, reader, required."""
     inlined: tuple[tuple[str, tuple[type[Record], ...], bool], ...]
     columns: str
-    """Name of the field for all other keys; empty where there is none."""
+    """Name of the field for all other keys; empty if there is none."""
     known: frozenset[str]
-    """All keys of the object, apart from columns."""
+    """All keys of the object except columns."""
     defaults: dict[str, Any]
     factories: tuple[tuple[str, Callable[[], Any]], ...]
 
@@ -170,7 +172,7 @@ def _make_plan(cls: type[Record]) -> _Plan:
         elif "columns" in metadata:
             rest = declared.name
         elif declared.default is MISSING and declared.default_factory is MISSING:
-            raise TypeError(f"{cls.__name__}.{declared.name} is in no file, and has no default.")
+            raise TypeError(f"{cls.__name__}.{declared.name} has neither a key nor a default.")
     defaults = {declared.name: declared.default for declared in fields(cls) if declared.default is not MISSING}
     factories = [(f.name, f.default_factory) for f in fields(cls) if f.default_factory is not MISSING]
     return _Plan(tuple(keyed), tuple(inlined), rest, frozenset(known), defaults, tuple(factories))
@@ -198,7 +200,7 @@ def _read(cls: type[R], content: Any) -> R:
         values[plan.columns] = {
             name: value for name, value in content.items() if name not in plan.known and isinstance(value, dict)
         }
-    found = object.__new__(cls)  # as its own constructor would, which takes twice as long for a frozen class
+    found = object.__new__(cls)  # twice as fast as the constructor of a frozen class
     found.__dict__.update(plan.defaults)
     for name, factory in plan.factories:
         if name not in values:
@@ -208,5 +210,5 @@ def _read(cls: type[R], content: Any) -> R:
 
 
 def record(kind: type[Record]) -> Read:
-    """Make a reader of a record of its own."""
+    """Make a reader of a nested record."""
     return lambda value: _read(kind, value)

@@ -1,4 +1,4 @@
-"""Sidecars of what preprocessing made: images, transforms, quality, and data dictionaries of tables."""
+"""Sidecars of preprocessing outputs: images, transforms, image quality metrics, and data dictionaries."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from bids_app.outputs.schema.record import Record, columns, inline, key, record
 
 @dataclass(frozen=True, kw_only=True)
 class DataDictionary(Record):
-    """What the columns of a table are, as BIDS wants it; all of a table's sidecar where nothing else is to be said."""
+    """BIDS data dictionary of the columns of a table, as a sidecar of its own."""
 
     columns: dict[str, Any] = columns()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sidecar(Record):
-    """What every other sidecar has."""
+    """Base of all other sidecars."""
 
     sources: tuple[str, ...] | None = key("Sources", several(text))
-    """BIDS URIs of what the file was made from."""
+    """BIDS URIs of the sources of the file."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSidecar(Sidecar):
-    """Beside a mask; ``kind`` is ``Brain``."""
+    """Sidecar of a mask; ``kind`` is ``Brain``."""
 
     kind: str | None = key("Type", text)
     raw_sources: tuple[str, ...] | None = key("RawSources", several(text))
@@ -36,14 +36,14 @@ class MaskSidecar(Sidecar):
 
 @dataclass(frozen=True, kw_only=True)
 class BoldrefSidecar(Sidecar):
-    """Beside a reference image."""
+    """Sidecar of a boldref."""
 
     description: str | None = key("Description", text)
 
 
 @dataclass(frozen=True, kw_only=True)
 class T1wSidecar(Sidecar):
-    """Beside a T1w image."""
+    """Sidecar of a T1w image."""
 
     skull_stripped: bool | None = key("SkullStripped", flag)
     description: str | None = key("Description", text)
@@ -51,26 +51,26 @@ class T1wSidecar(Sidecar):
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredField(Record):
-    """The fieldmap that a run's distortion was found from."""
+    """Fieldmap of a distortion correction."""
 
     readout_s: float | None = key("TotalReadoutTime", number, null=True)
     files: tuple[str, ...] | None = key("Files", several(text))
-    """Names without folders."""
+    """File names without folders."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistortionCorrection(Record):
-    """How distortion was undone."""
+    """Susceptibility distortion correction of a run."""
 
     method: str | None = key("Method", text)
     phase_encoding: str | None = key("PhaseEncodingDirection", text)
     fieldmap: MeasuredField | None = inline(MeasuredField)
-    """None where it was found without one."""
+    """None for fieldmap-less correction."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TransformSidecar(Sidecar):
-    """Beside the displacement field that undoes a run's distortion."""
+    """Sidecar of the displacement field of the distortion correction."""
 
     description: str | None = key("Description", text)
     distortion_corrected: bool | None = key("DistortionCorrected", flag)
@@ -79,7 +79,7 @@ class TransformSidecar(Sidecar):
 
 @dataclass(frozen=True, kw_only=True)
 class BoldSidecar(Sidecar):
-    """Beside a preprocessed series."""
+    """Sidecar of a preprocessed series."""
 
     repetition_time: float | None = key("RepetitionTime", number)
     """s."""
@@ -87,7 +87,7 @@ class BoldSidecar(Sidecar):
     resolution: str | None = key("Resolution", text)
     slice_timing_corrected: bool | None = key("SliceTimingCorrected", flag)
     start_time: float | None = key("StartTime", number)
-    """When in the repetition time a corrected volume counts, s."""
+    """Reference time of slice-timing correction within the TR, s."""
     distortion_corrected: bool | None = key("DistortionCorrected", flag)
     distortion_correction: DistortionCorrection | None = key("DistortionCorrection", record(DistortionCorrection))
     task: str | None = key("TaskName", text)
@@ -96,7 +96,7 @@ class BoldSidecar(Sidecar):
 
 @dataclass(frozen=True, kw_only=True)
 class Parameters(Record):
-    """What was done to a run with which settings; those of ingested derivatives tell where they came from."""
+    """Processing parameters of a run; for ingested derivatives with their origin."""
 
     random_seed: int | None = key("RandomSeed", whole)
     route: str | None = key("Route", text)
@@ -115,12 +115,12 @@ class Parameters(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class QualitySidecar(Sidecar):
-    """Beside the table of a run's quality: the same figures, what is to be said of the run, and its settings."""
+    """Sidecar of the table of image quality metrics: metrics, warnings, notes and parameters."""
 
     route: str | None = key("route", text)
     template: str | None = key("template", text)
     quality: dict[str, Any] | None = key("quality", mapping)
-    """Figures by MRIQC's names, or our own; null where one could not be measured."""
+    """Metrics by MRIQC name, or our own; null if not available."""
     warnings: tuple[str, ...] | None = key("warnings", several(text))
     notes: tuple[str, ...] | None = key("notes", several(text))
     parameters: Parameters | None = key("parameters", record(Parameters))

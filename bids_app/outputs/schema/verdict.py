@@ -1,4 +1,4 @@
-"""A verdict as sidecars hold it: whether a scan, or an answer about it, can be relied on."""
+"""Verdict on a scan or a prediction, as in sidecars."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from bids_app.outputs.schema.readers import by_name, one_of, several, text, valu
 from bids_app.outputs.schema.record import Record, key, record
 
 LEVELS = PASS, WARN, REFUSE = ("pass", "warn", "refuse")
-"""From the best to the worst."""
+"""From best to worst."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Check(Record):
-    """What one check found; ``value`` is a number or words."""
+    """Result of one check; ``value`` is a number or text."""
 
     name: str = key("Check", text, required=True)
     level: str = key("Level", one_of(*LEVELS), required=True)
@@ -24,7 +24,7 @@ class Check(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict(Record):
-    """The worst level of all checks, the checks, and those that could not be made with the reason."""
+    """Worst level of all checks, the checks, and those that were not possible with the reason."""
 
     level: str = key("Level", one_of(*LEVELS), required=True)
     checks: tuple[Check, ...] | None = key("Checks", several(record(Check)))
@@ -37,5 +37,5 @@ class Verdict(Record):
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why it did not pass, the worst first."""
+        """Messages of failed checks, worst first."""
         return tuple(c.message for level in (REFUSE, WARN) for c in self.failed if c.level == level and c.message)
