@@ -1,9 +1,10 @@
 """Compare two output folders: tables, sidecars, images and transforms, number by number.
 
-    python benchmarks/compare_outputs.py BEFORE AFTER [--tolerance 1e-5]
+    python benchmarks/compare_outputs.py BEFORE AFTER [--tolerance 1e-5] [--texts]
 
 The tolerance is relative to the larger of two numbers, or to the largest number of a column or image. Times, paths and
-versions in sidecars are not compared, nor are logs, reports and figures. The exit code is 1 if anything differs.
+versions in sidecars are not compared, nor are logs, reports and figures; sentences in sidecars only with --texts. The
+exit code is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -29,13 +30,13 @@ SKIPPED_KEYS = {"GeneratedBy", "SourceDatasets", "Threads", "DatasetLinks"}
 """Sidecar keys that describe the invocation, not the result."""
 
 
-def differences(before: Path, after: Path, tolerance: float) -> Iterator[str]:
+def differences(before: Path, after: Path, tolerance: float, texts: bool = False) -> Iterator[str]:
     """Yield the differences between two output folders, one line per file."""
     one, other = files_of(before), files_of(after)
     yield from (f"{name}: only in {before}" for name in sorted(one - other))
     yield from (f"{name}: only in {after}" for name in sorted(other - one))
     for name in sorted(one & other):
-        worst, where = compare(before / name, after / name)
+        worst, where = compare(before / name, after / name, texts)
         if not worst <= tolerance:
             yield f"{name}: {where} differs by {worst:.2g}"
 
@@ -47,10 +48,11 @@ def files_of(folder: Path) -> set[str]:
     return {p.as_posix() for p in paths if not set(p.parts[:-1]) & folders and p.suffix not in SKIPPED_SUFFIXES}
 
 
-def compare(one: Path, other: Path) -> tuple[float, str]:
+def compare(one: Path, other: Path, texts: bool = False) -> tuple[float, str]:
     """Return the largest relative difference between two files, and its location."""
     if one.name.endswith(".json"):
-        return max(compare_values(*(json.loads(path.read_text()) for path in (one, other))), default=(0.0, ""))
+        values = (json.loads(path.read_text()) for path in (one, other))
+        return max(compare_values(*values, texts), default=(0.0, ""))
     if one.name.endswith(".tsv"):
         return compare_tables(*(pd.read_csv(path, sep="\t", na_values=["n/a"]) for path in (one, other)))
     if one.name.endswith((".nii.gz", ".nii")):
@@ -63,20 +65,20 @@ def compare(one: Path, other: Path) -> tuple[float, str]:
     return float(one.read_bytes() != other.read_bytes()), "content"
 
 
-def compare_values(one: Any, other: Any, where: str = "") -> Iterator[tuple[float, str]]:
+def compare_values(one: Any, other: Any, texts: bool, where: str = "") -> Iterator[tuple[float, str]]:
     """Yield the differences between two JSON values, each with its location."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in sorted({*one, *other} - SKIPPED_KEYS):
             if (key in one) != (key in other):
                 yield math.inf, f"{where}/{key}"
             else:
-                yield from compare_values(one[key], other[key], f"{where}/{key}")
+                yield from compare_values(one[key], other[key], texts, f"{where}/{key}")
     elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
         for number, pair in enumerate(zip(one, other, strict=True)):
-            yield from compare_values(*pair, f"{where}[{number}]")
+            yield from compare_values(*pair, texts, f"{where}[{number}]")
     elif is_number(one) and is_number(other):
         yield relative_difference(np.array([one], float), np.array([other], float)), where
-    else:
+    elif texts or not (is_sentence(one) and is_sentence(other)):
         yield (0.0 if one == other else math.inf), where
 
 
@@ -128,6 +130,11 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def is_sentence(value: Any) -> bool:
+    """Return whether a JSON value is text of several words."""
+    return isinstance(value, str) and " " in value
+
+
 def is_float(text: str) -> bool:
     """Return whether a word is a number."""
     try:
@@ -143,8 +150,9 @@ def main() -> int:
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument("--tolerance", type=float, default=1e-5)
+    parser.add_argument("--texts", action="store_true", help="compare sentences in sidecars too")
     arguments = parser.parse_args()
-    found = list(differences(arguments.before, arguments.after, arguments.tolerance))
+    found = list(differences(arguments.before, arguments.after, arguments.tolerance, arguments.texts))
     print("\n".join(found[:50]))
     both = files_of(arguments.before) & files_of(arguments.after)
     kinds = Counter("".join(Path(name).suffixes) or "(none)" for name in both)

@@ -1,10 +1,12 @@
-"""Benchmarks of pre-training: waiting times, simulated group differences, and the comparison of masks."""
+"""Benchmarks: waiting times of pre-training, simulated group differences, masks, and the comparison of outputs."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import replace
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -33,6 +35,51 @@ def test_waiting_time_is_separated_from_the_rest_of_a_step():
     for step in watched.measured:
         assert step.waiting >= 0.05
         assert step.wall - step.waiting >= 0.02
+
+
+@pytest.fixture
+def two_outputs(tmp_path: Path) -> tuple[Path, Path]:
+    """Two output folders with the same table, sidecar, image and transform."""
+    folders = (tmp_path / "before", tmp_path / "after")
+    for folder in folders:
+        folder.mkdir()
+        (folder / "x.tsv").write_text("clip\tvalue\tstate\n1\t0.5\trest\n2\tn/a\trest\n")
+        (folder / "x.json").write_text('{"Units": "mm", "quality": {"fd_mean": 0.1}, "Description": "Two words"}')
+        nib.Nifti1Image(np.arange(8.0).reshape(2, 2, 2), np.eye(4)).to_filename(folder / "x.nii.gz")
+        (folder / "x_xfm.txt").write_text("Transform: MatrixOffset\nParameters: 1 0 0 0.25\n")
+    return folders
+
+
+def test_equal_outputs_do_not_differ(two_outputs: tuple[Path, Path]) -> None:
+    assert list(load_benchmark("compare_outputs").differences(*two_outputs, 1e-5)) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "differs"),
+    [
+        ("x.tsv", "0.5", "0.50001", True),
+        ("x.tsv", "0.5", "0.5000001", False),
+        ("x.tsv", "rest", "task", True),
+        ("x.tsv", "n/a", "0.5", True),
+        ("x.json", "0.1", "0.2", True),
+        ("x.json", "mm", "cm", True),
+        ("x.json", "fd_mean", "fd_max", True),
+        ("x.json", "Two words", "Other words", False),
+        ("x_xfm.txt", "0.25", "0.3", True),
+    ],
+)
+def test_differences_in_outputs_are_found(two_outputs, file: str, old: str, new: str, differs: bool) -> None:
+    path = two_outputs[1] / file
+    path.write_text(path.read_text().replace(old, new, 1))
+    found = list(load_benchmark("compare_outputs").differences(*two_outputs, 1e-5))
+    assert [line.partition(":")[0] for line in found] == ([file] if differs else [])
+
+
+def test_differences_in_images_and_missing_files_are_found(two_outputs: tuple[Path, Path]) -> None:
+    nib.Nifti1Image(np.arange(8.0).reshape(2, 2, 2) + 0.1, np.eye(4)).to_filename(two_outputs[1] / "x.nii.gz")
+    (two_outputs[1] / "x.tsv").unlink()
+    found = list(load_benchmark("compare_outputs").differences(*two_outputs, 1e-5))
+    assert {line.partition(":")[0] for line in found} == {"x.nii.gz", "x.tsv"}
 
 
 @pytest.mark.slow

@@ -46,7 +46,7 @@ def test_a_terminated_run_releases_its_locks_and_ends_its_workers(raw: Path, tmp
     run.send_signal(signal.SIGTERM)
     _, said = run.communicate(timeout=PATIENCE_S)
     assert run.returncode == 143
-    assert "the same command goes on" in said
+    assert "repeat the command to resume" in said
     assert "Traceback" not in said
     _, alive = psutil.wait_procs(workers, timeout=5)
     assert alive == []
