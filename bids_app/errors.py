@@ -30,6 +30,10 @@ EXIT_CODES = {
 """Exit codes of the command and their meanings. After several failures, the first one sets the exit code."""
 
 
+class Terminated(BaseException):
+    """SIGTERM, from a job scheduler or ``docker stop``."""
+
+
 class NeurostormError(Exception):
     """Base of the errors shown to users.
 

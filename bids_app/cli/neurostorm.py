@@ -30,6 +30,7 @@ from bids_app.errors import (
     EXIT_TERMINATED,
     InputOutputError,
     NeurostormError,
+    Terminated,
 )
 from bids_app.settings import CACHES, GROUP, GROUPS, Option, Settings, settings_from
 
@@ -220,10 +221,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return InputOutputError.exit_code
         LOGGER.exception("neurostorm: internal error. Please report it with this traceback:")
         return EXIT_SOFTWARE
-
-
-class Terminated(BaseException):
-    """A job scheduler, or ``docker stop``, ends this process."""
 
 
 def raise_when_terminated() -> None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bids_app.errors import EXIT_SOFTWARE, InputOutputError, NeurostormError, TemporaryError, UsageError
+from bids_app.errors import EXIT_SOFTWARE, InputOutputError, NeurostormError, TemporaryError, Terminated, UsageError
 from bids_app.settings import CACHES, ResourceSettings
 from bids_app.workflow.graph import Graph, Step
 from bids_app.workflow.progress import Groups, Progress
@@ -33,6 +33,11 @@ RESERVED_BYTES = 2**15
 """Size of the file that each step reserves for its error message, in case the disk is full."""
 MIN_FREE_BYTES = 2**20
 """Free scratch space (bytes) below which a killed step is reported as out of disk space."""
+
+
+INTERRUPTIONS = (KeyboardInterrupt, Terminated)
+pending_interruptions: list[BaseException] = []
+"""Interruptions of steps in this process, which nipype turns into failures."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,9 @@ def execute(function: str, given: Stamped, upstream: dict[str, Stamped]) -> Stam
         }
         _write_atomically(out_dir / DONE_FILE, {"stamp": given.stamp, "cost": cost})
         (out_dir / ERROR_FILE).unlink()
+    except INTERRUPTIONS as interruption:
+        pending_interruptions.append(interruption)
+        raise
     except BaseException as error:
         _write_error(out_dir, given.stamp, error)
         raise
@@ -302,6 +310,7 @@ class Engine:
         from bids_app.workflow.pool import InOrderPlugin, RobustMultiProcPlugin
 
         arguments: dict[str, Any] = {
+            "pending_interruptions": pending_interruptions,
             "order": {name: place for place, name in enumerate(self._graph.steps)},
             "status_callback": progress,
         }

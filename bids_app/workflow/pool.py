@@ -134,6 +134,8 @@ class InOrderPlugin(PluginBase):
         ------
         RuntimeError
             Some nodes failed; their crash files say why.
+        KeyboardInterrupt, Terminated
+            A node was interrupted.
         """
         stop = config["execution"]["stop_on_first_crash"] == "true"
         failed: set[Any] = set()
@@ -145,6 +147,8 @@ class InOrderPlugin(PluginBase):
             try:
                 node.run(updatehash=updatehash)
             except Exception:
+                if self.plugin_args["pending_interruptions"]:
+                    raise self.plugin_args["pending_interruptions"].pop() from None
                 report_crash(node)
                 failed.add(node)
                 self._status_callback(node, "exception")
