@@ -1,7 +1,8 @@
 """Hash of the code that the result of a step depends on, so that a step runs again only when its code changed.
 
 Dependencies are found in the source: the names in a definition that belong to this package, and their dependencies in
-turn. A file in the folder of the module that a definition names (``templates.yml``) belongs to the definition.
+turn. A file in the folder of the module that a definition names (``templates.yml``) belongs to the definition. So do the
+imports from other libraries that it uses, with the versions of these libraries.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = "bids_app"
-LIBRARIES = ("antspyx", "nibabel", "nilearn", "numpy", "scipy", "torch")
-"""Packages whose versions are part of each hash."""
 SOURCE_FOLDERS = {f"{PACKAGE}.model.native": "csrc"}
 """Folders that belong to a module: sources and headers of the kernels."""
 OTHER_STATEMENTS = ""
@@ -30,23 +29,32 @@ Symbol = tuple[str, str]
 
 
 def code_hash(function: Callable[..., Any]) -> str:
-    """Hash the source of a function, all its dependencies in this package, and the versions of `LIBRARIES`."""
+    """Hash the source of a function, all its dependencies in this package, and the versions of the libraries used."""
     return hash_of_definition(function.__module__, function.__qualname__)
 
 
 @cache
 def hash_of_definition(module: str, name: str) -> str:
     """Return the `code_hash` of a function by module and name, without importing the module."""
-    digest = hashlib.sha256(repr(library_versions()).encode())
+    digest = hashlib.sha256()
     for symbol in sorted(all_dependencies((module, name.partition(".")[0]))):
         digest.update(repr((symbol, symbol_hash(symbol))).encode())
     return digest.hexdigest()
 
 
 @cache
-def library_versions() -> tuple[str, ...]:
-    """Return the installed versions of `LIBRARIES`."""
-    return tuple(importlib.metadata.version(name) for name in LIBRARIES)
+def library_version(module: str) -> str:
+    """Return the versions of the distributions that contain a top-level module; empty for the standard library."""
+    if module in sys.stdlib_module_names:
+        return ""
+    names = sorted(set(distributions().get(module, ())))
+    return " ".join(f"{name} {importlib.metadata.version(name)}" for name in names)
+
+
+@cache
+def distributions() -> dict[str, list[str]]:
+    """Return the names of the installed distributions by top-level module."""
+    return dict(importlib.metadata.packages_distributions())
 
 
 def all_dependencies(start: Symbol) -> set[Symbol]:
@@ -91,8 +99,9 @@ def read_source(module: str) -> Source | None:
     definitions: dict[str, list[ast.stmt]] = {OTHER_STATEMENTS: []}
     imports: dict[str, Symbol] = {}
     for statement in ast.parse(text).body:
-        if isinstance(statement, ast.Import | ast.ImportFrom):
-            imports |= dict(imports_in(statement))
+        ours = dict(imports_in(statement)) if isinstance(statement, ast.Import | ast.ImportFrom) else {}
+        imports |= ours
+        if ours or is_docstring(statement):
             continue
         for name in names_defined_by(statement) or [OTHER_STATEMENTS]:
             definitions.setdefault(name, []).append(statement)
@@ -100,13 +109,22 @@ def read_source(module: str) -> Source | None:
 
 
 def names_defined_by(statement: ast.stmt) -> list[str]:
-    """Return the names that a function, class or assignment statement defines."""
+    """Return the names that a statement defines; none if it has another effect, such as ``os.environ[...] = ...``."""
     if isinstance(statement, ast.FunctionDef | ast.ClassDef):
         return [statement.name]
+    if isinstance(statement, ast.Import | ast.ImportFrom):
+        return [(alias.asname or alias.name).partition(".")[0] for alias in statement.names]
     if isinstance(statement, ast.Assign | ast.AnnAssign):
         targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-        return [node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)]
+        nodes = [node for target in targets for node in ast.walk(target)]
+        if not any(isinstance(node, ast.Subscript | ast.Attribute) for node in nodes):
+            return [node.id for node in nodes if isinstance(node, ast.Name)]
     return []
+
+
+def is_docstring(statement: ast.stmt) -> bool:
+    """Return whether a statement is a string without effect."""
+    return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
 def imports_in(tree: ast.AST) -> Iterator[tuple[str, Symbol]]:
@@ -134,7 +152,10 @@ def direct_dependencies(symbol: Symbol) -> list[Symbol]:
     if name not in source.definitions:  # a whole module, or a name from its __getattr__
         everything = [tree for trees in source.definitions.values() for tree in trees]
         return [(module, name) for name in source.definitions] + _names_used_in(module, source, everything)
-    return [(module, OTHER_STATEMENTS), *_names_used_in(module, source, source.definitions[name])]
+    parts = module.split(".")
+    packages = [".".join(parts[:n]) for n in range(1, len(parts) + 1)]  # each runs when the module is imported
+    on_import = [(package, OTHER_STATEMENTS) for package in packages]
+    return on_import + _names_used_in(module, source, source.definitions[name])
 
 
 def _names_used_in(module: str, source: Source, trees: list[ast.stmt]) -> list[Symbol]:
@@ -166,10 +187,18 @@ def symbol_hash(symbol: Symbol) -> str:
         digest.update("\n".join(source.lines[first - 1 : statement.end_lineno]).encode())
         for file in files_named_in(statement, source.path):
             digest.update(file.name.encode() + file.read_bytes())
+        digest.update("".join(map(library_version, sorted(libraries_in(statement)))).encode())
     if module in SOURCE_FOLDERS and name == OTHER_STATEMENTS:
         for file in sorted(source.path.with_name(SOURCE_FOLDERS[module]).iterdir()):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def libraries_in(tree: ast.AST) -> set[str]:
+    """Return the top-level modules outside this package that a tree imports."""
+    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    found |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    return {name.partition(".")[0] for name in found} - {PACKAGE}
 
 
 def files_named_in(tree: ast.AST, path: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import bids_app
+from bids_app.workflow import code
 from bids_app.workflow.code import code_hash
 
 STEPS = {
@@ -98,6 +100,48 @@ def test_steps_in_the_same_module_are_independent(changed_by) -> None:
 
 def test_only_definitions_that_a_step_uses_affect_it(changed_by) -> None:
     assert changed_by("adapters/attribution.py", "STEPS = 9", instead_of="STEPS = 16") == set()
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "instead_of", "step"),
+    [
+        ("preprocess/masking.py", "import threshold_li as threshold_otsu", "import threshold_otsu", "confounds"),
+        ("preprocess/hmc.py", "import torch as torch\nimport os\nos.environ['X'] = '1'", "import torch", "head motion"),
+        ("preprocess/__init__.py", '"""\nprint("imported")', '"""\n', "head motion"),
+    ],
+    ids=["another function of a library", "a statement that runs on import", "a statement of a package"],
+)
+def test_what_takes_effect_on_import_counts(changed_by, file: str, text: str, instead_of: str, step: str) -> None:
+    if file.endswith("__init__.py"):
+        assert step in changed_by(file, "\nprint('imported')\n")
+    else:
+        assert changed_by(file, text, instead_of=instead_of)
+
+
+def test_the_version_of_a_library_counts_for_the_steps_that_use_it(monkeypatch) -> None:
+    before = {step: code.hash_of_definition(*step.split(":")) for step in STEPS.values()}
+    installed = code.importlib.metadata.version
+    newer = {"niworkflows": "99.0"}
+    monkeypatch.setattr(code.importlib.metadata, "version", lambda name: newer.get(name) or installed(name))
+    for cached in (code.library_version, code.symbol_hash, code.hash_of_definition):
+        cached.cache_clear()
+    changed = {name for name, step in STEPS.items() if code.hash_of_definition(*step.split(":")) != before[step]}
+    for cached in (code.library_version, code.symbol_hash, code.hash_of_definition):
+        cached.cache_clear()
+    assert changed == {"confounds"}
+
+
+def test_the_package_has_no_imports_that_the_hash_cannot_follow() -> None:
+    for path in sorted(Path(bids_app.__file__).parent.rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            assert "*" not in names, path
+            if isinstance(node, ast.Import):
+                assert not [a for a in node.names if a.name.startswith("bids_app") and not a.asname], path
+        for statement in tree.body:
+            if isinstance(statement, ast.If | ast.Try | ast.With):
+                assert not dict(code.imports_in(statement)) or "__main__" in ast.unparse(statement), path
 
 
 def test_a_function_of_an_unknown_module_has_a_hash() -> None:
