@@ -98,7 +98,7 @@ def add_option(group: Any, option: Option) -> None:
         shown["action"] = "count"
     else:
         shown |= {"type": option.type, "metavar": option.metavar, "choices": option.choices or None}
-        shown |= {"nargs": "+"} if option.many else {}
+        shown |= {"nargs": "+", "action": "extend"} if option.many else {}
     group.add_argument(*spellings(option.names), **shown)
 
 

@@ -62,3 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     print(f"{len(runs)} runs of {plan.participants} participants in {arguments.out_dir}")
     return EXIT_OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

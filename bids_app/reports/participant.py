@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.resources import files
@@ -183,7 +184,7 @@ def _without_title(text: str) -> str:
 
 def _command(contents: Contents) -> str:
     if contents.log.command is not None:
-        return " ".join(contents.log.command)
+        return shlex.join(contents.log.command)
     invocation = contents.invocation.get("invocation")
     return str(invocation.get("command", "")) if isinstance(invocation, dict) else ""
 

@@ -55,7 +55,7 @@ def default_work_dir(out_dir: Path) -> Path:
     """Return the default scratch folder of an output folder; the same output folder gives the same scratch folder."""
     return (
         Path(os.environ.get(SCRATCH_VARIABLE) or own_scratch())
-        / hashlib.sha256(str(out_dir.absolute()).encode()).hexdigest()[:16]
+        / hashlib.sha256(os.fsencode(out_dir.absolute())).hexdigest()[:16]
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -74,7 +75,7 @@ def output_spaces(given: Sequence[str]) -> tuple[str, ...]:
 def file_or_name(text: str) -> str:
     """Make a file path absolute, since steps change the folder; leave names of the catalog unchanged."""
     path = Path(text)
-    return str(path.absolute()) if path.suffix and path.is_file() else text
+    return str(path.absolute()) if os.sep in text or (path.suffix and path.is_file()) else text
 
 
 def files_or_names(given: Sequence[str]) -> tuple[str, ...]:

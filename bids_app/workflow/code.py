@@ -1,7 +1,7 @@
 """Hash of the code that the result of a step depends on, so that a step runs again only when its code changed.
 
 Dependencies are found in the source: the names in a definition that belong to this package, and their dependencies in
-turn. A file in the folder of the module that a definition names (``templates.yml``) belongs to the definition. So do the
+turn. Files in the folder of the module that a definition names (``templates.yml``) belong to the definition, as do the
 imports from other libraries that it uses, with the versions of these libraries.
 """
 

@@ -127,4 +127,4 @@ def file_stamp(path: Path | None) -> str:
     if path is None:
         return "none"
     stat = path.stat()
-    return f"{path}:{stat.st_size}:{stat.st_mtime_ns}"
+    return f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"

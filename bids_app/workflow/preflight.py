@@ -140,6 +140,41 @@ def check_memory(settings: Settings) -> str:
     return f"{memory_gb:.1f} GB, {settings.resources.n_procs} processors"
 
 
+def check_device(settings: Settings) -> str:
+    """Check that the device of ``--device`` exists."""
+    import torch
+
+    name, hint = settings.model.device, "Use auto, cpu, cuda or cuda:N."
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return "GPU" if n_gpus else "CPU"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UsageError(f"Invalid value for --device: {name!r}.", hint) from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"Invalid value for --device: {name!r}.", hint)
+    if device.type == "cuda" and (device.index or 0) >= n_gpus:
+        raise UsageError(f"--device {name}: {n_gpus} GPUs are available here.", "Use --device auto or --device cpu.")
+    return name
+
+
+def check_plugin(settings: Settings) -> str:
+    """Check that the file of ``--use-plugin`` names a plugin of nipype."""
+    path = settings.resources.plugin
+    if path is None:
+        return "processes of this machine"
+    from nipype.pipeline import plugins
+
+    from bids_app.workflow.engine import read_plugin_file
+
+    name, _ = read_plugin_file(path)
+    known = [name.removesuffix("Plugin") for name in dir(plugins) if name.endswith("Plugin")]
+    if name not in known:
+        raise UsageError(f"{path}: nipype has no plugin {name!r}.", f"Plugins: {', '.join(known)}.")
+    return name
+
+
 def check_weights(settings: Settings) -> str:
     """Check that the weights of encoder and adapters are available."""
     from bids_app.catalog.models import adapter_paths, find_model, weights_path
@@ -202,6 +237,8 @@ CHECKS: dict[str, Callable[[Settings], str]] = {
     "output": check_output,
     "scratch": check_scratch,
     "memory": check_memory,
+    "device": check_device,
+    "plugin": check_plugin,
     "weights": check_weights,
     "adapters": check_adapters,
     "atlas": check_atlas,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
+import shlex
 import sys
 import time
 import uuid
@@ -68,7 +69,7 @@ def as_toml(settings: Settings, run_id: str) -> str:
     """Format the invocation as TOML for ``--config-file``."""
     invocation = {
         "run_id": run_id,
-        "command": " ".join(sys.argv),
+        "command": shlex.join(sys.argv),
         "bids_dir": str(settings.bids_dir),
         "out_dir": str(settings.out_dir),
     }

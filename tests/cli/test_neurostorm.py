@@ -15,6 +15,7 @@ import pytest
 from bids_app import __version__
 from bids_app.cli.neurostorm import main, parse_settings
 from bids_app.errors import AnalysisLevelError, UsageError
+from bids_app.settings import default_work_dir
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -55,6 +56,33 @@ def test_options_are_spelled_with_dashes_or_underscores() -> None:
     dashes = parse_settings(["a", "b", "participant", "--participant-label", "01", "--fd-spike-threshold", "0.3"])
     underscores = parse_settings(["a", "b", "participant", "--participant_label", "01", "--fd_spike_threshold", "0.3"])
     assert dashes == underscores
+
+
+def test_a_repeated_option_adds_its_values() -> None:
+    twice = (
+        "--participant-label",
+        "01",
+        "--participant-label",
+        "02",
+        "--ignore",
+        "fieldmaps",
+        "--ignore",
+        "slicetiming",
+    )
+    settings = parse_settings(["in", "out", "participant", *twice])
+    assert settings.query.participants == ("01", "02")
+    assert settings.preprocess.ignore == ("fieldmaps", "slicetiming")
+
+
+def test_a_path_of_any_bytes_has_a_work_dir() -> None:
+    assert default_work_dir(Path(os.fsdecode(b"/data/d\xe9f"))) != default_work_dir(Path("/data/def"))
+
+
+def test_a_missing_model_file_is_named_with_its_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = parse_settings(["in", "out", "participant", "--model", "./missing.safetensors"])
+    assert settings.model.model == str(tmp_path / "missing.safetensors")
+    assert parse_settings(["in", "out", "participant", "--model", "neurostorm-5ds"]).model.model == "neurostorm-5ds"
 
 
 def test_labels_are_stripped_of_prefixes_and_duplicates() -> None:

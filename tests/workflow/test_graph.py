@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
-from bids_app.workflow.graph import Graph
+from bids_app.workflow.graph import Graph, file_stamp
 
 
 def count(number: int, out_dir: Path, threads: int = 1) -> int:
@@ -49,3 +51,14 @@ def test_two_steps_with_the_same_name_are_refused() -> None:
     graph = sum_of(1)
     with pytest.raises(ValueError, match="one"):
         graph.step("one", count, number=3)
+
+
+def test_new_content_of_the_same_size_and_time_changes_the_stamp(tmp_path: Path) -> None:
+    path = tmp_path / "bold.nii.gz"
+    path.write_bytes(b"one")
+    before, times = file_stamp(path), path.stat()
+    time.sleep(0.02)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert path.stat().st_mtime_ns == times.st_mtime_ns
+    assert file_stamp(path) != before

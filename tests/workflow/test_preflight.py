@@ -104,6 +104,28 @@ def test_private_scratch_and_a_given_work_dir_are_accepted(raw: Path, tmp_path: 
     checks.check_scratch(settings(raw, tmp_path / "out", shared / "abc"))
 
 
+@pytest.mark.parametrize("device", ["gpu", "foo", "cuda:99", "cpu:x"])
+def test_a_device_that_does_not_exist_is_refused(raw: Path, tmp_path: Path, device: str) -> None:
+    wanted = replace(settings(raw, tmp_path / "out"), model=ModelSettings("demo", device=device))
+    with pytest.raises(UsageError, match="--device"):
+        checks.check_device(wanted)
+
+
+def test_the_cpu_and_auto_are_devices(raw: Path, tmp_path: Path) -> None:
+    for device in ("cpu", "auto"):
+        assert checks.check_device(replace(settings(raw, tmp_path / "out"), model=ModelSettings("demo", device=device)))
+
+
+def test_a_plugin_that_nipype_does_not_have_is_refused(raw: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plugin.yml"
+    wanted = replace(settings(raw, tmp_path / "out"), resources=ResourceSettings(plugin=file))
+    file.write_text("plugin: SLURM\n")
+    assert checks.check_plugin(wanted) == "SLURM"
+    file.write_text("plugin: NoSuch\n")
+    with pytest.raises(UsageError, match=r"plugin\.yml: nipype has no plugin 'NoSuch'"):
+        checks.check_plugin(wanted)
+
+
 def test_too_little_memory_is_detected_before_the_start(raw: Path, tmp_path: Path) -> None:
     with pytest.raises(TemporaryError, match=r"memory limit is 0\.5 GB"):
         checks.check_memory(settings(raw, tmp_path / "out", memory_gb=0.5))
