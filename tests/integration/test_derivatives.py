@@ -14,7 +14,7 @@ from bids_app.model.encoder import EncoderConfig
 from tests.helpers.datasets import PreprocessedTree, write_standard_image
 from tests.helpers.models import save_random_encoder
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("takeover")]
+pytestmark = [pytest.mark.timeout(600)]
 CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
 
 

@@ -20,7 +20,7 @@ import pytest
 
 from bids_app.cli.phantom import main as phantom
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200), pytest.mark.xdist_group("killed")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 KILLS = 30
 LATEST = 0.7
 """Latest time of a kill, as a fraction of the duration of an undisturbed run."""

@@ -27,7 +27,7 @@ from bids_app.model.encoder import EncoderConfig
 from bids_app.workflow import nodes
 from tests.helpers.models import save_random_encoder
 
-pytestmark = [pytest.mark.xdist_group("participant"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.timeout(600)]
 GOLDEN = Path(__file__).parents[1] / "golden"
 CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
 

@@ -13,7 +13,7 @@ import pytest
 from bids_app.cli.neurostorm import main
 from bids_app.cli.phantom import main as phantom
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600), pytest.mark.xdist_group("repeatability")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
