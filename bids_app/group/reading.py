@@ -30,7 +30,7 @@ from bids_app.outputs.schema import (
     RunOutcome,
     Summary,
     Uncertainty,
-    Verdict,
+    VerdictRecord,
     Views,
 )
 
@@ -235,7 +235,7 @@ def _read_vectors(path: Path, desc: str, run: RunRecord, cards: dict[str, Card])
         run.vectors[sys.intern(desc), name] = Vector(values, duration)
 
 
-def _keep_verdict(run: RunRecord, verdict: Verdict | None) -> None:
+def _keep_verdict(run: RunRecord, verdict: VerdictRecord | None) -> None:
     """Keep the first verdict of a run."""
     if not run.verdict and verdict is not None:
         run.verdict, run.reasons = verdict.level, tuple(check.name for check in verdict.failed)

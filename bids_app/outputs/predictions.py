@@ -17,7 +17,7 @@ from bids_app.bids.writer import write_tsv
 from bids_app.outputs.cards import describe_adapter
 from bids_app.outputs.names import RunName, name_run
 from bids_app.outputs.reliability import describe_embedding_halves, describe_reliability
-from bids_app.outputs.schema import Check, EmbeddingsSidecar, PredictionSidecar, Verdict
+from bids_app.outputs.schema import CheckRecord, EmbeddingsSidecar, PredictionSidecar, VerdictRecord
 from bids_app.preprocess.preprocessed import PreprocessedRun
 
 EMBEDDINGS_COLUMNS: dict[str, Any] = {
@@ -108,12 +108,12 @@ def prediction_columns(prediction: Prediction) -> dict[str, Any]:
     return found
 
 
-def describe_verdict(found: verdicts.Verdict | None) -> Verdict | None:
+def describe_verdict(found: verdicts.Verdict | None) -> VerdictRecord | None:
     """Convert a verdict for the sidecar; values of checks are rounded to four decimals."""
     if found is None:
         return None
     checks = (
-        Check(
+        CheckRecord(
             name=check.name,
             level=check.level,
             value=round(check.value, 4) if isinstance(check.value, float) else check.value,
@@ -122,7 +122,7 @@ def describe_verdict(found: verdicts.Verdict | None) -> Verdict | None:
         )
         for check in found.checks
     )
-    return Verdict(level=found.level, checks=tuple(checks), not_known=dict(found.unknown))
+    return VerdictRecord(level=found.level, checks=tuple(checks), not_known=dict(found.unknown))
 
 
 def plot_model_outputs(encoded: Encoded, names: RunName) -> None:

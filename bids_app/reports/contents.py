@@ -30,7 +30,7 @@ from bids_app.outputs.schema import (
     RunOutcome,
     Summary,
 )
-from bids_app.reports.predictions import Prediction, Verdict, format_verdict, read_prediction
+from bids_app.reports.predictions import ReportedPrediction, ReportedVerdict, format_verdict, read_prediction
 from bids_app.reports.traces import Trace, read_trace
 
 ADAPTER_SECTIONS = ("predictions", "attribution")
@@ -95,11 +95,11 @@ class Run:
     measures: tuple[Measure, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-    predictions: tuple[Prediction, ...] = ()
+    predictions: tuple[ReportedPrediction, ...] = ()
     regions: tuple[RegionTable, ...] = ()
     figures: dict[str, list[Figure]] = field(default_factory=dict)
     trace: Trace | None = None
-    verdict: Verdict | None = None
+    verdict: ReportedVerdict | None = None
     """Verdict on the scan itself, independent of any adapter."""
     split_half: dict[str, float] = field(default_factory=dict)
     """Split-half reliability of the embeddings (odd and even clips), by normalisation."""
@@ -228,7 +228,7 @@ class Reader:
             tables=tuple((path.name, self._url(path)) for path in tables),
         )
 
-    def _prediction(self, path: Path) -> Prediction | None:
+    def _prediction(self, path: Path) -> ReportedPrediction | None:
         """Read an adapter's prediction; None if the table or the verdict cannot be read."""
         try:
             sidecar = PredictionSidecar.read(path.with_suffix(".json"))

@@ -27,7 +27,7 @@ CALIBRATION_METHODS = {"temperature": "temperature scaling", "isotonic": "isoton
 
 
 @dataclass(frozen=True)
-class Check:
+class ReportedCheck:
     """Check of a verdict, formatted as text."""
 
     name: str
@@ -38,11 +38,11 @@ class Check:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ReportedVerdict:
     """Verdict on a scan or a prediction, with its checks."""
 
     level: str
-    checks: tuple[Check, ...] = ()
+    checks: tuple[ReportedCheck, ...] = ()
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -83,7 +83,7 @@ class View:
 
 
 @dataclass(frozen=True)
-class Prediction:
+class ReportedPrediction:
     """Prediction of one adapter for one run."""
 
     adapter: str
@@ -98,7 +98,7 @@ class Prediction:
     spread: float | None = None
     """Standard deviation of the probability or value over clips."""
     sidecar: PredictionSidecar = field(default_factory=PredictionSidecar)
-    verdict: Verdict | None = None
+    verdict: ReportedVerdict | None = None
     uncertainty: Uncertainty | None = None
     views: tuple[View, ...] = ()
     """The prediction itself, then other normalisation, mean image only, and split halves; may be empty."""
@@ -139,7 +139,7 @@ class Prediction:
         return views.other.answer if views and views.other else None
 
 
-def read_prediction(path: Path, url: str, sidecar: PredictionSidecar) -> Prediction:
+def read_prediction(path: Path, url: str, sidecar: PredictionSidecar) -> ReportedPrediction:
     """Read a table of predictions or of vectors.
 
     Parameters
@@ -168,10 +168,10 @@ def read_prediction(path: Path, url: str, sidecar: PredictionSidecar) -> Predict
         "verdict": verdict,
     }
     if sidecar.withheld:
-        return Prediction(text=WITHHELD, **common)
+        return ReportedPrediction(text=WITHHELD, **common)
     if path.name.endswith("_vectors.tsv"):
         n_dims = sum(key.startswith("e") and key[1:].isdigit() for key in mean)
-        return Prediction(text=f"vector of {n_dims} features", **common)
+        return ReportedPrediction(text=f"vector of {n_dims} features", **common)
     unit = f" {sidecar.adapter.unit}" if sidecar.adapter.unit else ""
     reliability = sidecar.reliability or Reliability()
     views = reliability.views or Views()
@@ -179,10 +179,10 @@ def read_prediction(path: Path, url: str, sidecar: PredictionSidecar) -> Predict
     common |= {"from_mean_image": views.from_mean_image, "note": views.note or ""}
     if "label" not in mean:
         text, spread = f"{float(mean['value']):.3g}{unit}", deviation([float(row["value"]) for row in clips])
-        return Prediction(text=text, spread=spread, views=format_views(sidecar, text, unit), **common)
+        return ReportedPrediction(text=text, spread=spread, views=format_views(sidecar, text, unit), **common)
     label = mean["label"]
     probabilities = {key[2:]: float(mean[key]) for key in mean if key.startswith("p_")}
-    return Prediction(
+    return ReportedPrediction(
         text=label,
         probabilities=tuple(sorted(probabilities.items(), key=lambda item: -item[1])),
         agreement=sum(row["label"] == label for row in clips),
@@ -192,16 +192,16 @@ def read_prediction(path: Path, url: str, sidecar: PredictionSidecar) -> Predict
     )
 
 
-def format_verdict(found: schema.Verdict | None) -> Verdict | None:
+def format_verdict(found: schema.VerdictRecord | None) -> ReportedVerdict | None:
     """Format the verdict of a sidecar, including checks that could not be evaluated; None if there is none."""
     if found is None:
         return None
     checks = [
-        Check(check.name, check.level, plain(check.value), check.limits or "", check.message or "")
+        ReportedCheck(check.name, check.level, plain(check.value), check.limits or "", check.message or "")
         for check in found.checks or ()
     ]
-    checks += [Check(name, NOT_KNOWN, MISSING, "", reason) for name, reason in (found.not_known or {}).items()]
-    return Verdict(found.level, tuple(checks))
+    checks += [ReportedCheck(name, NOT_KNOWN, MISSING, "", reason) for name, reason in (found.not_known or {}).items()]
+    return ReportedVerdict(found.level, tuple(checks))
 
 
 def format_uncertainty(found: schema.Uncertainty | None, unit: str = "") -> Uncertainty | None:

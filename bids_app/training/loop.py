@@ -126,7 +126,7 @@ class BatchHolder:
 
 
 @dataclass
-class Progress:
+class TrainingProgress:
     """Progress of a training run; saved with the weights.
 
     Attributes
@@ -253,7 +253,7 @@ class _Run:
         self.accumulate = min(settings.accumulate, batches.steps)
         self.per_epoch = batches.steps // self.accumulate
         self.optimiser = make_optimiser(model, settings)
-        self.progress = Progress()
+        self.progress = TrainingProgress()
         if folder is not None and (folder / "state.pt").is_file():
             self.progress = self._resume(folder)
         self.wrapped, self.stepper = fabric.setup(Objective(model, loss_of), self.optimiser)
@@ -355,7 +355,7 @@ class _Run:
                 writer.writeheader()
                 writer.writerows(progress.rows)
 
-    def _resume(self, folder: Path) -> Progress:
+    def _resume(self, folder: Path) -> TrainingProgress:
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         mismatch = BadDataError(
             f"{folder / 'state.pt'}: the state belongs to another training run.",
@@ -378,7 +378,7 @@ class _Run:
             )
         losses = list(state.get("losses", []))
         self._truncate_step_log(folder / "steps.csv", len(state["rows"]) * self.per_epoch + len(losses))
-        return Progress(list(state["rows"]), losses, state["best"])
+        return TrainingProgress(list(state["rows"]), losses, state["best"])
 
     def _truncate_step_log(self, path: Path, n_steps: int) -> None:
         """Remove the steps after the saved state, which will be repeated."""

@@ -41,10 +41,10 @@ MODEL = {"sources": SOURCES, "model": "demo", "weights_sha256": "0" * 64, "demon
          "start_time": 0.5}  # fmt: skip
 COLUMNS = {"onset": {"Units": "s"}}
 CHECKS = tuple(
-    schema.Check(name=f"check {level}", level=level, value=value, limits="at least 1", message="It is small.")
+    schema.CheckRecord(name=f"check {level}", level=level, value=value, limits="at least 1", message="It is small.")
     for level, value in (("pass", 2.0), ("warn", "words"), ("refuse", None))
 )
-VERDICT = schema.Verdict(level="refuse", checks=CHECKS, not_known={"age": "No age is known."})
+VERDICT = schema.VerdictRecord(level="refuse", checks=CHECKS, not_known={"age": "No age is known."})
 LABEL = schema.View(normalisation="global", answer="rest", probabilities={"rest": 0.75, "visual": 0.25})
 VALUE = schema.View(answer="27 years", value=27.0)
 CORRECTION = schema.DistortionCorrection(

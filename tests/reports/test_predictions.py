@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from bids_app.bids.writer import write_tsv
-from bids_app.outputs.schema import PredictionSidecar, Uncertainty, Verdict
+from bids_app.outputs.schema import PredictionSidecar, Uncertainty, VerdictRecord
 from bids_app.reports.participant import build_participant_report
 from bids_app.reports.predictions import WITHHELD, format_uncertainty, format_verdict, read_prediction
 
@@ -93,7 +93,7 @@ def uncertainty(content):
 
 def test_reasons_are_sorted_by_severity_and_unknown_checks_are_listed():
     content = {"Level": "refuse", "Checks": CHECKS, "NotKnown": {"age": "No age is known."}}
-    found = format_verdict(Verdict.from_json(content))
+    found = format_verdict(VerdictRecord.from_json(content))
     assert found.reasons == ("Left-right flipped.", "It moved a lot.")
     assert [check.value for check in found.checks] == ["2", "0.71", "mirrored", "n/a"]
     assert (found.checks[-1].level, found.checks[-1].message) == ("unknown", "No age is known.")

@@ -34,7 +34,7 @@ from bids_app.outputs.schema.run import (
     T1wSidecar,
     TransformSidecar,
 )
-from bids_app.outputs.schema.verdict import LEVELS, PASS, REFUSE, WARN, Check, Verdict
+from bids_app.outputs.schema.verdict import LEVELS, PASS, REFUSE, WARN, CheckRecord, VerdictRecord
 
 __all__ = [
     "FAILED",
@@ -47,7 +47,7 @@ __all__ = [
     "AttributionSidecar",
     "BoldSidecar",
     "BoldrefSidecar",
-    "Check",
+    "CheckRecord",
     "DataDictionary",
     "DistortionCorrection",
     "EmbeddingsSidecar",
@@ -69,7 +69,7 @@ __all__ = [
     "T1wSidecar",
     "TransformSidecar",
     "Uncertainty",
-    "Verdict",
+    "VerdictRecord",
     "View",
     "Views",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 from bids_app.outputs.schema.readers import WrongValueError, by_name, flag, mapping, number, several, text, whole
 from bids_app.outputs.schema.record import Record, columns, inline, key, record
 from bids_app.outputs.schema.run import Sidecar
-from bids_app.outputs.schema.verdict import REFUSE, Verdict
+from bids_app.outputs.schema.verdict import REFUSE, VerdictRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ def half_correlation(value: Any) -> HalfCorrelation:
 class EmbeddingsSidecar(ModelSidecar):
     """Sidecar of an embeddings table, including the model card of `bids_app.catalog.cards`."""
 
-    verdict: Verdict | None = key("Verdict", record(Verdict), null=True)
+    verdict: VerdictRecord | None = key("Verdict", record(VerdictRecord), null=True)
     split_half: dict[str, HalfCorrelation | None] | None = key("SplitHalf", by_name(half_correlation))
     """By normalisation; None for a run of one clip."""
     columns: dict[str, Any] = columns()
@@ -178,7 +178,7 @@ class PredictionSidecar(ModelSidecar):
     """Sidecar of a table of predictions or vectors."""
 
     adapter: AdapterFacts = inline(AdapterFacts, always=True)
-    verdict: Verdict | None = key("Verdict", record(Verdict))
+    verdict: VerdictRecord | None = key("Verdict", record(VerdictRecord))
     columns: dict[str, Any] = columns()
     reliability: Reliability | None = inline(Reliability)
     """None if the prediction is withheld."""

@@ -12,7 +12,7 @@ LEVELS = PASS, WARN, REFUSE = ("pass", "warn", "refuse")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check(Record):
+class CheckRecord(Record):
     """Result of one check; ``value`` is a number or text."""
 
     name: str = key("Check", text, required=True)
@@ -23,15 +23,15 @@ class Check(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict(Record):
+class VerdictRecord(Record):
     """Worst level of all checks, the checks, and those that were not possible with the reason."""
 
     level: str = key("Level", one_of(*LEVELS), required=True)
-    checks: tuple[Check, ...] | None = key("Checks", several(record(Check)))
+    checks: tuple[CheckRecord, ...] | None = key("Checks", several(record(CheckRecord)))
     not_known: dict[str, str] | None = key("NotKnown", by_name(text))
 
     @property
-    def failed(self) -> tuple[Check, ...]:
+    def failed(self) -> tuple[CheckRecord, ...]:
         """Checks that did not pass."""
         return tuple(check for check in self.checks or () if check.level != PASS)
 
