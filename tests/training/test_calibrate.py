@@ -69,6 +69,7 @@ def run(*arguments: object) -> int:
 COMMON = ("--normalisation", "global", "--strategy", "linear")
 
 
+@pytest.mark.slow
 def test_calibrated_intervals_have_the_stated_coverage(site, encoder, tmp_path, capsys) -> None:
     model, adapter, output = load_model(encoder), tmp_path / "age.safetensors", tmp_path / "calibrated.safetensors"
     there, here, fresh = site("there", 20, 1), site("here", 40, 2), site("fresh", 24, 3)
