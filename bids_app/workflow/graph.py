@@ -77,6 +77,7 @@ class Graph:
 
     invocation: str = ""
     steps: dict[str, Step] = field(default_factory=dict)
+    _places: dict[str, int] = field(default_factory=dict)
 
     def step(
         self,
@@ -103,6 +104,7 @@ class Graph:
             sorted((key, value.stamp) for key, value in upstream.items()),
             self.invocation if always else "",
         )
+        self._places[name] = len(self.steps)
         self.steps[name] = Step(
             name, function, given, upstream, does, sentences, stamp, memory_gb, n_procs, always, gpu
         )
@@ -110,11 +112,14 @@ class Graph:
 
     def ancestors(self, step: Step) -> Iterator[Step]:
         """Iterate over the steps that a step depends on, and the step itself, in order."""
-        wanted = {step.name}
-        for candidate in reversed(self.steps.values()):
-            if candidate.name in wanted:
-                wanted.update(parent.name for parent in candidate.upstream.values())
-        return (candidate for candidate in self.steps.values() if candidate.name in wanted)
+        found = {step.name}
+        waiting = [step]
+        while waiting:
+            for parent in waiting.pop().upstream.values():
+                if parent.name not in found:
+                    found.add(parent.name)
+                    waiting.append(parent)
+        return (self.steps[name] for name in sorted(found, key=self._places.__getitem__))
 
 
 def hash_of(*parts: Any) -> str:

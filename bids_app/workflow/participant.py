@@ -9,7 +9,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -112,13 +112,14 @@ def process_runs(runs: Sequence[BoldRun], context: RunContext) -> int:
     steps = {run.stem: add_run(graph, run, context) for run in runs if run.problem is None}
     engine = Engine(graph, settings.work_dir, settings.resources)
     finished: dict[str, list[RunOutcome]] = {}
+    withheld: dict[str, list[tuple[str, str]]] = {}
 
     def last_steps(participant: str) -> tuple[Step, ...]:
         return tuple(step for run in of_participant[participant] if run.stem in steps for step in steps[run.stem].last)
 
     def finish(participant: str) -> None:
         outcomes = [outcome_of(run, engine, steps.get(run.stem)) for run in of_participant[participant]]
-        finish_participant(participant, outcomes, context, run_id, started)
+        withheld.update(finish_participant(participant, outcomes, context, run_id, started))
         if settings.clean_workdir and exit_code(outcomes) == EXIT_OK:
             engine.remove(last_steps(participant))
         finished[participant] = outcomes
@@ -126,27 +127,30 @@ def process_runs(runs: Sequence[BoldRun], context: RunContext) -> int:
     if steps:
         groups = Groups(graph, {participant: last_steps(participant) for participant in of_participant}, finish)
         engine.run(crash_dir=crash_dir, stop_on_first_crash=settings.stop_on_first_crash, groups=groups)
-    for participant in of_participant.keys() - finished.keys():
-        finish(participant)
+    for participant in of_participant:
+        if participant not in finished:
+            finish(participant)
     for folder in (settings.out_dir, settings.out_dir / "logs", settings.work_dir):
         remove_leftovers(folder, deep=False)
     shutil.rmtree(crash_dir, ignore_errors=True)
     outcomes = [outcome for participant in of_participant for outcome in finished[participant]]
-    print_summary(outcomes, settings, time.time() - started)
+    print_summary(outcomes, withheld, settings, time.time() - started)
     return exit_code(outcomes)
 
 
 def finish_participant(
     participant: str, outcomes: Sequence[RunOutcome], context: RunContext, run_id: str, started: float
-) -> None:
-    """Write a participant's log and report, and remove what earlier invocations left of withheld predictions."""
+) -> dict[str, list[tuple[str, str]]]:
+    """Write the log and report of a participant; delete earlier outputs of withheld predictions, and return these."""
     out_dir = context.settings.out_dir
-    for outcome in outcomes:
-        for adapter, _ in withheld_predictions(outcome, out_dir):
-            remove_withheld(out_dir, outcome.stem, adapter)
+    withheld = {outcome.stem: withheld_predictions(outcome, out_dir) for outcome in outcomes}
+    for stem, predictions in withheld.items():
+        for adapter, _ in predictions:
+            remove_withheld(out_dir, stem, adapter)
     remove_leftovers(out_dir / f"sub-{participant}")
     write_log(context.settings, run_id, participant, outcomes, context.model.hashes, started)
     build_participant_report(out_dir, participant)
+    return withheld
 
 
 def outcome_of(run: BoldRun, engine: Engine, steps: RunSteps | None) -> RunOutcome:
@@ -176,13 +180,14 @@ def failed(stem: str, step: str, reason: str, hint: str, code: int) -> RunOutcom
     return RunOutcome(stem=stem, status=FAILED, step=step, reason=reason, hint=hint, exit_code=code)
 
 
-def print_summary(outcomes: Sequence[RunOutcome], settings: Settings, seconds: float) -> None:
+def print_summary(
+    outcomes: Sequence[RunOutcome], withheld: Mapping[str, list[tuple[str, str]]], settings: Settings, seconds: float
+) -> None:
     """Print failed runs with their hints, withheld predictions by run, and the path of the reports."""
     failures = [outcome for outcome in outcomes if outcome.status != OK]
     messages = [f"{outcome.stem} failed: {outcome.reason}\n  {outcome.hint}" for outcome in failures]
-    for outcome in outcomes:
-        predictions = withheld_predictions(outcome, settings.out_dir)
-        messages += [f"{outcome.stem}: the prediction of {name} is withheld. {reason}" for name, reason in predictions]
+    for stem, predictions in withheld.items():
+        messages += [f"{stem}: the prediction of {name} is withheld. {reason}" for name, reason in predictions]
     n_shown = len(messages) if settings.verbosity else MAX_MESSAGES
     for text in messages[:n_shown]:
         print(f"neurostorm: {text}", file=sys.stderr)
