@@ -37,7 +37,7 @@ MIN_FREE_BYTES = 2**20
 
 INTERRUPTIONS = (KeyboardInterrupt, Terminated)
 pending_interruptions: list[BaseException] = []
-"""Interruptions of steps in this process, which nipype turns into failures."""
+"""Interruptions of steps in this process; nipype converts them to failures."""
 
 
 @dataclass(frozen=True)
@@ -329,13 +329,13 @@ class Engine:
 
 @contextmanager
 def stopped_when_interrupted(plugin: Any) -> Iterator[None]:
-    """Have a plugin of ours stop its workers when the run is interrupted or terminated."""
+    """Stop the worker processes of a plugin if the run is interrupted or terminated."""
     try:
         yield
     except Exception:
         raise
     except BaseException:
-        if not isinstance(plugin, str):
+        if not isinstance(plugin, str):  # a name is a plugin of nipype (--use-plugin)
             plugin.stop()
         raise
 

@@ -87,7 +87,7 @@ class RobustMultiProcPlugin(MultiProcPlugin):
         )
 
     def stop(self) -> None:
-        """Kill all workers, since the run ends before its steps do."""
+        """Kill all worker processes, when the run is interrupted."""
         self._retries.clear()
         for pool in (self.pool, *self._retry_pools):
             for process in tuple((pool._processes or {}).values()):
@@ -122,10 +122,10 @@ class RobustMultiProcPlugin(MultiProcPlugin):
 
 
 class InOrderPlugin(PluginBase):
-    """Runs nodes one after the other in this process, in the order of the method; a failure skips what needs it."""
+    """Run nodes one at a time in this process, in the order of the method; skip nodes that depend on a failed node."""
 
     def stop(self) -> None:
-        """Nothing is left to be stopped."""
+        """Do nothing: there are no worker processes."""
 
     def run(self, graph: Any, config: dict[str, Any], updatehash: bool = False) -> None:
         """Run a nipype graph.

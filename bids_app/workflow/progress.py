@@ -1,4 +1,4 @@
-"""Progress bar of the steps, on a terminal only."""
+"""Callbacks of a run: progress bar on a terminal, and the end of groups of steps."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from bids_app.workflow.graph import Graph, Step
 
 
 class Groups:
-    """Notices when nothing more will happen in a group of steps: each has ended, or needs one that failed.
+    """Detect the end of groups of steps: each step of the group has ended, or depends on a failed step.
 
     Parameters
     ----------
     graph : Graph
     groups : mapping
-        Names of groups to the last steps of each.
+        Last steps of each group, by the name of the group.
     on_end : callable
-        Called with the name of a group, once.
+        Called once per group, with its name.
     """
 
     def __init__(self, graph: Graph, groups: Mapping[str, tuple[Step, ...]], on_end: Callable[[str], None]) -> None:
@@ -34,7 +34,7 @@ class Groups:
         self._on_end = on_end
 
     def __call__(self, step: str, ended_well: bool) -> None:
-        """Take note of a step that ended."""
+        """Record the end of a step."""
         self._ended[step] = ended_well
         for group in self._groups_of.get(step, ()):
             members = self._open.get(group)
