@@ -12,7 +12,6 @@ import math
 import os
 import re
 import shutil
-import socket
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -22,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from bids_app.bids.entities import LABEL, join_name
+from bids_app.bids.processes import scope_label, start_time
 from bids_app.errors import CannotCreateError, InputOutputError, NeurostormError
 
 if TYPE_CHECKING:
@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 RAW_DATASET = "raw"
 """Name of the raw dataset in ``DatasetLinks`` and in BIDS URIs."""
 
-TEMPORARY = re.compile(r"\.neurostorm-(?P<pid>\d+)-(?P<host>[\w.-]*?)-[0-9a-f]{8}-")
-"""Names of temporary files."""
+TEMPORARY = re.compile(r"\.neurostorm-(?P<pid>\d+)-(?P<scope>[\w.-]*?)-[0-9a-f]{8}-")
+"""Names of temporary files: process, its scope (see `processes.py`), a random part, the name of the file."""
 
 LEFTOVER_AGE = 24 * 3600
-"""Age after which a temporary file of another machine is a leftover, s."""
+"""Age after which a temporary file of another machine or container is a leftover, s."""
 
 
 def output_path(
@@ -111,8 +111,7 @@ def dataset_uri(path: Path, datasets: Mapping[str, Path]) -> str:
 
 def temporary_name(path: Path) -> Path:
     """Return a unique temporary name in the folder of a file, which `remove_leftovers` recognises."""
-    host = re.sub(r"[^\w.-]", "", socket.gethostname())
-    return path.with_name(f".neurostorm-{os.getpid()}-{host}-{uuid.uuid4().hex[:8]}-{path.name}")
+    return path.with_name(f".neurostorm-{os.getpid()}-{scope_label()}-{uuid.uuid4().hex[:8]}-{path.name}")
 
 
 @contextmanager
@@ -177,25 +176,20 @@ def remove_leftovers(folder: Path, *, deep: bool = True) -> list[Path]:
     removed = []
     for path in (folder.rglob if deep else folder.glob)(".neurostorm-*"):
         match = TEMPORARY.match(path.name)
-        if match and not _is_alive(int(match["pid"]), match["host"], path):
+        if match and not _is_in_use(path, int(match["pid"]), match["scope"]):
             with suppress(OSError):
                 path.unlink()
                 removed.append(path)
     return removed
 
 
-def _is_alive(pid: int, host: str, path: Path) -> bool:
-    if host != re.sub(r"[^\w.-]", "", socket.gethostname()):
-        with suppress(OSError):
-            return time.time() - path.stat().st_mtime < LEFTOVER_AGE
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True  # another user's process
-    return True
+def _is_in_use(path: Path, pid: int, scope: str) -> bool:
+    """Check if the process that writes a temporary file may still run."""
+    if scope == scope_label():
+        return bool(start_time(pid))
+    with suppress(OSError):
+        return time.time() - path.stat().st_mtime < LEFTOVER_AGE
+    return False
 
 
 def _flush(path: Path) -> None:

@@ -6,15 +6,20 @@ import math
 import multiprocessing
 import os
 import socket
+import time
+import uuid
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from bids_app.bids import processes
 from bids_app.bids import writer as derivatives
 from bids_app.bids.entities import as_label, join_name, split_name
+from bids_app.bids.processes import scope_label
 from bids_app.bids.writer import (
+    LEFTOVER_AGE,
     atomic_path,
     copy_file,
     dataset_uri,
@@ -172,21 +177,41 @@ def test_tables_keep_single_precision(tmp_path):
     np.testing.assert_array_equal(read["e"].to_numpy(np.float32), values)
 
 
+def write_temporary(folder: Path, pid: int, scope: str) -> Path:
+    path = folder / f".neurostorm-{pid}-{scope}-{uuid.uuid4().hex[:8]}-file.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("")
+    return path
+
+
 def test_temporary_files_of_dead_processes_are_removed(tmp_path):
-    host = socket.gethostname()
-    dead = tmp_path / "sub-01" / f".neurostorm-999999999-{host}-0123abcd-file.txt"
-    alive = tmp_path / f".neurostorm-{os.getpid()}-{host}-0123abcd-file.txt"
-    elsewhere = tmp_path / ".neurostorm-1-other.host-0123abcd-file.txt"
-    old = tmp_path / ".neurostorm-2-other.host-0123abcd-file.txt"
-    mine = tmp_path / ".neurostorm-notes.txt"
-    for path in (dead, alive, elsewhere, old, mine):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("")
-    os.utime(old, (0, 0))
-    assert set(remove_leftovers(tmp_path)) == {dead, old}
+    dead = write_temporary(tmp_path / "sub-01", 999_999_999, scope_label())
+    alive = write_temporary(tmp_path, os.getpid(), scope_label())
+    notes = tmp_path / ".neurostorm-notes.txt"
+    notes.write_text("")
+    assert remove_leftovers(tmp_path) == [dead]
     assert alive.exists()
-    assert elsewhere.exists()
-    assert mine.exists()
+    assert notes.exists()
+
+
+@pytest.mark.parametrize("clock_s", [-60, 0, 60])
+def test_only_old_temporary_files_of_another_scope_are_removed(tmp_path, clock_s: float):
+    """Another machine or container, whose file system may have another clock."""
+    fresh = write_temporary(tmp_path, 999_999_999, "0123456789ab")
+    old = write_temporary(tmp_path, os.getpid(), "0123456789ab")
+    os.utime(fresh, (time.time() + clock_s,) * 2)
+    os.utime(old, (time.time() + clock_s - LEFTOVER_AGE - 120,) * 2)
+    assert remove_leftovers(tmp_path) == [old]
+    assert fresh.exists()
+
+
+def test_a_container_with_the_same_host_name_keeps_the_temporary_files_of_another(tmp_path, monkeypatch):
+    with atomic_path(tmp_path / "file.txt") as being_written:
+        being_written.write_text("half of it")
+        monkeypatch.setattr(processes, "process_scope", lambda: f"{socket.gethostname()}:pid:[4026532999]")
+        monkeypatch.setattr(derivatives, "start_time", lambda pid: "")  # its processes are not visible from here
+        assert remove_leftovers(tmp_path) == []
+    assert (tmp_path / "file.txt").read_text() == "half of it"
 
 
 def _write_many(path: Path, letter: str) -> None:
