@@ -1,7 +1,8 @@
 """Workflow engine: runs the steps of a `Graph` as nipype nodes, cached, in parallel or on a cluster.
 
 A node runs again only when the stamp of its step changed. Results and errors in the scratch folder count only if they
-bear this stamp, so results of an earlier run are never reused by mistake. This module knows nothing about imaging.
+bear this stamp. The folders of all steps that will run, and of all steps that depend on them, are deleted before the
+first one starts, so results of an earlier run are never reused by mistake. This module knows nothing about imaging.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from bids_app.errors import EXIT_SOFTWARE, InputOutputError, NeurostormError, Te
 from bids_app.settings import CACHES, ResourceSettings
 from bids_app.workflow.graph import Graph, Step
 from bids_app.workflow.progress import Groups, Progress
+from bids_app.workflow.scratch import RESULTS, check_owner
 
 LOGGER = logging.getLogger(__name__)
 ERROR_FILE = "error.json"
@@ -163,7 +165,7 @@ class Engine:
         Name of the workflow, and of its folder in ``work_dir``.
     """
 
-    def __init__(self, graph: Graph, work_dir: Path, resources: ResourceSettings, name: str = "neurostorm") -> None:
+    def __init__(self, graph: Graph, work_dir: Path, resources: ResourceSettings, name: str = RESULTS) -> None:
         self._graph = graph
         self._resources = resources
         self._name = name
@@ -190,6 +192,7 @@ class Engine:
         from bids_app.workflow.pool import silence_nipype  # nipype takes a second to import
 
         silence_nipype(LOGGER.getEffectiveLevel())
+        self.remove_outdated()
         workflow = self._workflow()
         workflow.config["execution"] = {
             "crashdump_dir": str(crash_dir),
@@ -237,13 +240,40 @@ class Engine:
 
         return loadpkl(self._result_file(step)).outputs.out.value
 
+    def remove_outdated(self) -> None:
+        """Delete the scratch folders of steps without a valid result, and of all steps that depend on them.
+
+        Raises
+        ------
+        CannotCreateError
+            A result belongs to another user, who could have it execute code here.
+        """
+        outdated: set[str] = set()
+        for step in self._graph.steps.values():  # each comes after those that it needs
+            needs_outdated = any(parent.name in outdated for parent in step.upstream.values())
+            if needs_outdated or not self._is_done(step):
+                outdated.add(step.name)
+                with suppress(FileNotFoundError):
+                    self._remove_folder(step.name)
+            else:
+                for path in (self._root / step.name, self._result_file(step)):
+                    check_owner(path)
+
     def remove(self, last: Iterable[Step]) -> None:
         """Delete the scratch folders of steps and of their ancestors."""
         for name in {needed.name for step in last for needed in self._graph.ancestors(step)}:
-            shutil.rmtree(self._root / name, ignore_errors=True)
+            with suppress(OSError):
+                self._remove_folder(name)
         for folder in (self._root, self._root.parent):
             with suppress(OSError):
                 folder.rmdir()  # fails if other files are left
+
+    def _remove_folder(self, name: str) -> None:
+        folder = self._root / name
+        (folder / DONE_FILE).unlink(
+            missing_ok=True
+        )  # first: a folder that is deleted only in part must not count as a result
+        shutil.rmtree(folder)
 
     def _workflow(self) -> Any:
         from nipype.interfaces.utility import Function
@@ -283,7 +313,11 @@ class Engine:
         return content if content.pop("stamp", None) == step.stamp else None
 
     def _is_done(self, step: Step) -> bool:
-        return self._read(step, DONE_FILE) is not None and self._result_file(step).exists()
+        """Check if a step has a result with its stamp, which nipype considers complete, too."""
+        if self._read(step, DONE_FILE) is None or not self._result_file(step).exists():
+            return False
+        hashes = (self._root / step.name).glob("_0x*.json")
+        return any(not path.name.endswith("_unfinished.json") for path in hashes)
 
     def _error_of_killed(self, step: Step) -> StepError:
         if shutil.disk_usage(self._root.parent).free < MIN_FREE_BYTES:

@@ -29,9 +29,10 @@ from bids_app.workflow.locks import Locks, is_in_use, lock_files
 from bids_app.workflow.memory import add_memory_problem
 from bids_app.workflow.method import RunSteps, add_run, methods_sentences
 from bids_app.workflow.plan import print_plan
-from bids_app.workflow.preflight import check_private, preflight
+from bids_app.workflow.preflight import preflight
 from bids_app.workflow.progress import Groups
 from bids_app.workflow.provenance import exit_code, new_run_id, write_log
+from bids_app.workflow.scratch import make_private
 
 LOGGER = logging.getLogger(__name__)
 MAX_MESSAGES = 8
@@ -230,7 +231,6 @@ def make_folders(settings: Settings) -> None:
     try:
         if settings.work_dir.is_relative_to(own_scratch()):
             own_scratch().mkdir(mode=0o700, exist_ok=True)  # in the temporary folder of all users
-        check_private(settings.work_dir)  # again, as another user may have created it meanwhile
     except OSError as error:
         raise CannotCreateError(f"{own_scratch()}: {error.strerror}.", "Give --work-dir.") from error
     for folder in (settings.out_dir, settings.work_dir):
@@ -242,3 +242,4 @@ def make_folders(settings: Settings) -> None:
             ) from error
         except OSError as error:
             raise InputOutputError(f"{folder}: {error.strerror}.", "Check the disk and its quota.") from error
+    make_private(settings.work_dir)  # checks again, as another user may have created a folder meanwhile

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from bids_app.errors import CannotCreateError, NeurostormError, NoInputError, TemporaryError, UsageError
-from bids_app.settings import Settings, own_scratch
+from bids_app.settings import Settings
+from bids_app.workflow.scratch import check_private
 
 MIN_FREE_GB = 2.0
 """Minimum free space of the output and scratch folders, GB."""
@@ -114,19 +114,6 @@ def check_scratch(settings: Settings) -> str:
                 "Free some space, or give --work-dir on another disk.",
             )
     return f"{text}, {shutil.disk_usage(_existing(settings.work_dir)).free / 1e9:.0f} GB free"
-
-
-def check_private(work_dir: Path) -> None:
-    """Check that the default scratch folder belongs to this user only, since cached results are read from it."""
-    base = own_scratch()
-    if not work_dir.is_relative_to(base) or not os.path.lexists(base):
-        return
-    found = base.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
-        raise CannotCreateError(
-            f"{base}: not a private folder of this user.",
-            "Delete it, give --work-dir, or set NEUROSTORM_SCRATCH.",
-        )
 
 
 def check_memory(settings: Settings) -> str:

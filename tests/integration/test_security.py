@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gzip
 import json
 import pickle
 from pathlib import Path
@@ -17,6 +18,7 @@ from bids_app.bids.writer import output_path
 from bids_app.cli.neurostorm import main, parse_settings
 from bids_app.errors import BadDataError, NeurostormError, UsageError
 from bids_app.model.checkpoint import read_checkpoint
+from bids_app.settings import default_work_dir
 
 PACKAGE = Path(__file__).parents[2] / "bids_app"
 CALLS_THAT_RUN_OR_UNPACK = {
@@ -65,6 +67,27 @@ class Bomb:
 
     def __reduce__(self):
         return Path.touch, (self.mark,)
+
+
+@pytest.mark.parametrize("given_by", ["-w", "NEUROSTORM_SCRATCH"])
+@pytest.mark.parametrize("folder", ["the scratch folder", "the folder of results"])
+def test_a_result_planted_in_scratch_that_others_can_write_is_not_unpickled(
+    tiny_dataset, tmp_path: Path, monkeypatch, capsys, given_by: str, folder: str
+) -> None:
+    monkeypatch.setenv("NEUROSTORM_SCRATCH", str(tmp_path / "scratch"))
+    out, mark = tmp_path / "out", tmp_path / "mark"
+    work = tmp_path / "work" if given_by == "-w" else default_work_dir(out)
+    node = work / "neurostorm" / "sub_01_task_rest_examine"
+    node.mkdir(parents=True)
+    for name in (f"result_{node.name}.pklz", "_node.pklz", "_inputs.pklz"):
+        (node / name).write_bytes(gzip.compress(pickle.dumps(Bomb(mark))))
+    (work if folder == "the scratch folder" else node.parent).chmod(0o777)
+    options = ["-w", str(work)] if given_by == "-w" else []
+    command = [str(tiny_dataset.root), str(out), "participant", "--model", "demo", "--mem", "8GB", *options]
+    assert main([*command, "--check"]) == 73
+    assert main(command) == 73
+    assert str(work) in capsys.readouterr().err
+    assert not mark.exists()
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".pth", ".safetensors"])

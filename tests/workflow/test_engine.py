@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import gzip
 import os
+import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,10 +19,10 @@ import numpy as np
 import psutil
 import pytest
 
-from bids_app.errors import BadDataError, UsageError
+from bids_app.errors import BadDataError, CannotCreateError, UsageError
 from bids_app.settings import ResourceSettings
 from bids_app.workflow.engine import Engine, read_plugin_file, remove_caches
-from bids_app.workflow.graph import Graph
+from bids_app.workflow.graph import Graph, Step
 from tests.helpers.scripts import ENVIRONMENT
 
 T = TypeVar("T")
@@ -67,9 +71,17 @@ def die(out_dir: Path) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def wait(out_dir: Path) -> None:
+def block(out_dir: Path) -> None:
+    """Block all threads of the process, as ANTs does during a registration."""
     (out_dir.parent / "worker").write_text(str(os.getpid()))
-    time.sleep(120)
+    ctypes.PyDLL(None).sleep(120)
+
+
+def note_siblings(number: int, out_dir: Path) -> Path:
+    """Record the folders of other steps when this one starts."""
+    found = sorted(path.name for path in out_dir.parent.iterdir() if path.is_dir() and path != out_dir)
+    (out_dir.parent / "siblings.txt").write_text(" ".join(found))
+    return write_number(number, out_dir)
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +102,7 @@ def steps_can_be_imported(monkeypatch, tmp_path):
         note,
         note_overlap,
         hold_memory,
+        note_siblings,
     ):
         monkeypatch.setattr(function, "__module__", "test_engine")
 
@@ -223,6 +236,76 @@ def test_a_changed_input_repeats_dependent_steps(tmp_path: Path) -> None:
     assert (tmp_path / "out.txt").read_text() == "8"
 
 
+def chain_of(number: int) -> tuple[Graph, list[Step]]:
+    """Three steps: a number, twice the number, and one that does not depend on them."""
+    graph = Graph()
+    source = graph.step("source", note_siblings, number=number)
+    return graph, [source, graph.step("double", double, source=source), graph.step("alone", write_number, number=1)]
+
+
+@pytest.mark.parametrize(
+    "reason", ["another argument", "a result that is missing", "a result that nipype does not know"]
+)
+def test_what_depends_on_a_repeated_step_is_deleted_before_it_starts(tmp_path: Path, reason: str) -> None:
+    graph, _ = chain_of(1)
+    run(graph, tmp_path / "work", tmp_path)
+    folder = tmp_path / "work" / "wf"
+    if reason == "a missing result":
+        (folder / "source" / "result_source.pklz").unlink()
+    if reason == "a result that nipype does not know":
+        next((folder / "source").glob("_0x*.json")).unlink()
+    graph, steps = chain_of(2 if reason == "another argument" else 1)
+    engine = run(graph, tmp_path / "work", tmp_path)
+    assert (folder / "siblings.txt").read_text() == "alone"
+    assert [engine.error_of(step) for step in steps] == [None] * 3
+    assert engine.result_of(steps[1]) == (4 if reason == "another argument" else 2)
+    assert (folder / "calls.txt").read_text() == "write double write write double "
+
+
+def test_a_folder_that_is_deleted_in_part_is_no_result(tmp_path: Path, monkeypatch) -> None:
+    run(chain_of(1)[0], tmp_path / "work", tmp_path)
+
+    def stop_halfway(folder: Path) -> None:
+        (folder / "number.txt").unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", stop_halfway)
+        with pytest.raises(KeyboardInterrupt):
+            run(chain_of(2)[0], tmp_path / "work", tmp_path)
+    graph, steps = chain_of(1)
+    engine = run(graph, tmp_path / "work", tmp_path)
+    assert engine.result_of(steps[0]).read_text() == "1"
+
+
+class Planted:
+    """An object that creates a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.marker,)
+
+
+def test_a_pickle_that_another_user_planted_is_not_executed(tmp_path: Path, monkeypatch) -> None:
+    graph, steps = chain_of(1)
+    engine = run(graph, tmp_path / "work", tmp_path)
+    result, marker = tmp_path / "work" / "wf" / "source" / "result_source.pklz", tmp_path / "executed"
+    result.unlink()
+    result.write_bytes(gzip.compress(pickle.dumps(Planted(marker))))
+    if os.geteuid() == 0:
+        os.chown(result, 4321, 4321)
+    else:
+        monkeypatch.setattr(os, "geteuid", lambda: 4321)
+    with pytest.raises(CannotCreateError, match=r"result_source\.pklz"):
+        run(graph, tmp_path / "work", tmp_path)
+    assert not marker.exists()
+    with pytest.raises(ValueError, match="None"):
+        engine.result_of(steps[0])
+    assert marker.exists()  # it does execute code if it is read
+
+
 def die_in_the_second_invocation(value: int, number: int, out_dir: Path) -> int:
     if number == 2:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -352,13 +435,13 @@ from pathlib import Path
 from bids_app.workflow.engine import Engine
 from bids_app.workflow.graph import Graph
 from bids_app.settings import ResourceSettings
-from tests.workflow.test_engine import wait
+from tests.workflow.test_engine import block
 
 if __name__ == "__main__":
     graph = Graph()
     engine = Engine(graph, Path({scratch!r}), ResourceSettings(n_procs=2), "g")
-    graph.step("one", wait)
-    graph.step("two", wait)
+    graph.step("one", block)
+    graph.step("two", block)
     engine.run(crash_dir=Path({scratch!r}))
 """
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from bids_app.errors import BadDataError, CannotCreateError, NoInputError, TemporaryError, UsageError
-from bids_app.settings import PARTICIPANT, ModelSettings, ResourceSettings, Settings, own_scratch
+from bids_app.settings import PARTICIPANT, ModelSettings, ResourceSettings, Settings
 from bids_app.workflow import preflight as checks
+from bids_app.workflow.scratch import RESULTS
 
 
 @pytest.fixture
@@ -76,32 +76,12 @@ def test_a_full_disk_is_detected_before_the_start(raw: Path, tmp_path: Path, mon
         checks.check_scratch(settings(raw, tmp_path / "out"))
 
 
-@pytest.mark.parametrize("planted", ["a link", "open to all", "of another user"])
-def test_scratch_in_the_temporary_folder_must_be_private(raw: Path, tmp_path: Path, monkeypatch, planted: str) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    base = own_scratch()
-    if planted == "a link":
-        (tmp_path / "elsewhere").mkdir()
-        base.symlink_to(tmp_path / "elsewhere")
-    elif planted == "open to all":
-        base.mkdir()
-        base.chmod(0o777)
-    else:
-        base.mkdir(mode=0o700)
-        monkeypatch.setattr(os, "getuid", lambda: 4321)
-        monkeypatch.setattr(checks, "own_scratch", lambda: base)
+def test_scratch_that_others_can_write_is_refused_before_the_start(raw: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    (work / RESULTS).mkdir(parents=True)
+    (work / RESULTS).chmod(0o777)
     with pytest.raises(CannotCreateError, match="not a private folder"):
-        checks.check_scratch(settings(raw, tmp_path / "out", base / "abc"))
-
-
-def test_private_scratch_and_a_given_work_dir_are_accepted(raw: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    own_scratch().mkdir(mode=0o700)
-    shared = tmp_path / "group"
-    shared.mkdir()
-    shared.chmod(0o777)
-    checks.check_scratch(settings(raw, tmp_path / "out", own_scratch() / "abc"))
-    checks.check_scratch(settings(raw, tmp_path / "out", shared / "abc"))
+        checks.check_scratch(settings(raw, tmp_path / "out", work))
 
 
 @pytest.mark.parametrize("device", ["gpu", "foo", "cuda:99", "cpu:x"])
