@@ -32,7 +32,8 @@ from bids_app.errors import (
     NeurostormError,
     Terminated,
 )
-from bids_app.settings import CACHES, GROUP, GROUPS, Option, Settings, settings_from
+from bids_app.settings import CACHES, GROUP, GROUPS, PARTICIPANT, Option, Settings, settings_from
+from bids_app.workflow.supervisor import supervise
 
 LOGGER = logging.getLogger("bids_app")
 
@@ -191,6 +192,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the app and return its exit code."""
     try:
         settings = parse_settings(arguments)
+        if arguments is None and settings.level == PARTICIPANT and not settings.check:
+            code = supervise()
+            if code is not None:
+                return code
         raise_when_terminated()
         set_up_logging(settings.verbosity)
         prepare_environment(settings)

@@ -1,8 +1,9 @@
 """Participant locks, in the output folder and in the scratch folder, so that one process at a time uses a participant.
 
 A lock file is created with a hard link, which is atomic on NFS too, and names its owner. The owner touches it
-regularly. The lock of a dead owner is replaced: at once if the process of the owner would be visible from here,
-otherwise after `STALE_SECONDS` without a touch.
+regularly, or the process that supervises it (`supervisor.py`). The lock of a dead owner is replaced: at once if the
+process of the owner would be visible from here, or if SLURM has requeued the job of the owner as this job; otherwise
+after `STALE_SECONDS` without a touch. All times are in the clock of the file system.
 """
 
 from __future__ import annotations
@@ -13,17 +14,22 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bids_app.bids.processes import process_scope, start_time
 from bids_app.bids.writer import temporary_name
 from bids_app.errors import CannotCreateError, NeurostormError, TemporaryError
 
-BEAT_SECONDS = 60.0
-STALE_SECONDS = 30 * 60.0
-"""Age after which the lock of another machine is stale; ANTs may block the thread that touches it for minutes."""
+BEAT_SECONDS = 30.0
+"""Interval at which a lock is touched."""
+STALE_SECONDS = 10 * 60.0
+"""Age after which the lock of another machine is stale; a shared file system may hang for minutes."""
+
+_board: int | None = None
+"""File descriptor where this process lists its locks for the process that supervises it; None: not supervised."""
 
 
 def lock_files(participant: str, out_dir: Path, work_dir: Path) -> tuple[Path, Path]:
@@ -36,8 +42,27 @@ def is_in_use(work_dir: Path) -> bool:
     return next(work_dir.glob("running-sub-*.json"), None) is not None
 
 
+def list_locks_on(board: int) -> None:
+    """Have a supervising process touch and release the locks of this one; it reads them by `listed_locks`."""
+    global _board
+    _board = board
+
+
+def listed_locks(board: int) -> dict[Path, str]:
+    """Return the locks that a supervised process has acquired so far: path and mark."""
+    lines = os.pread(board, os.fstat(board).st_size, 0).splitlines()
+    return {Path(os.fsdecode(path)): mark.decode() for mark, path in (line.split(b" ", 1) for line in lines)}
+
+
+def touch(paths: Iterable[Path]) -> None:
+    """Show that the owner of lock files is alive."""
+    for path in paths:
+        with suppress(OSError):
+            os.utime(path)
+
+
 class Locks:
-    """Context manager that holds lock files and touches them until it exits.
+    """Context manager that holds lock files until it exits, and touches them unless a supervising process does.
 
     Examples
     --------
@@ -51,14 +76,15 @@ class Locks:
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> Locks:
-        self._thread.start()
+        if _board is None:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._done.set()
-        self._thread.join()
-        for path, mark in self._held.items():
-            _release(path, mark)
+        if self._thread.is_alive():
+            self._thread.join()
+        release(self._held)
 
     def acquire(self, *paths: Path) -> None:
         """Acquire all lock files, or none.
@@ -75,23 +101,22 @@ class Locks:
             for path in paths:
                 acquired[path] = _acquire(path)
         except NeurostormError:
-            for path, mark in acquired.items():
-                _release(path, mark)
+            release(acquired)
             raise
         self._held |= acquired
+        if _board is not None:
+            os.write(_board, b"".join(b"%s %s\n" % (mark.encode(), os.fsencode(p)) for p, mark in acquired.items()))
 
     def _beat(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
-            for path in list(self._held):
-                with suppress(OSError):
-                    os.utime(path)
+            touch(list(self._held))
 
 
 def _acquire(path: Path) -> str:
     """Create a lock file and return the mark of its owner."""
     mark = uuid.uuid4().hex
-    content = {"mark": mark, "pid": os.getpid(), "started": _started(os.getpid()), "place": _process_scope(),
-               "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}  # fmt: skip
+    content = {"mark": mark, "pid": os.getpid(), "started": start_time(os.getpid()), "place": process_scope(),
+               "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")} | _slurm_job()  # fmt: skip
     own = temporary_name(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,11 +138,12 @@ def _acquire(path: Path) -> str:
             own.unlink(missing_ok=True)
 
 
-def _release(path: Path, mark: str) -> None:
-    """Remove a lock file if it still has the mark of its owner."""
-    if _read(path).get("mark") == mark:
-        with suppress(OSError):
-            path.unlink()
+def release(locks: Mapping[Path, str]) -> None:
+    """Remove lock files that still have the mark of their owner."""
+    for path, mark in locks.items():
+        if _read(path).get("mark") == mark:
+            with suppress(OSError):
+                path.unlink()
 
 
 def _link(own: Path, path: Path) -> bool:
@@ -147,13 +173,29 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _is_dead(path: Path, holder: dict[str, Any], now: float) -> bool:
     """Check if the owner of a lock is dead; ``now`` is in the clock of the file system."""
+    if _is_requeued(holder):
+        return True
     pid = holder.get("pid")
-    if holder.get("place") == _process_scope() and isinstance(pid, int):
-        return _started(pid) != holder.get("started")
+    if holder.get("place") == process_scope() and isinstance(pid, int):
+        return start_time(pid) != holder.get("started")
     try:
         return now - path.stat().st_mtime > STALE_SECONDS
     except FileNotFoundError:
         return True
+
+
+def _slurm_job() -> dict[str, Any]:
+    """Return the SLURM job of this process, and how often SLURM has restarted it; empty outside SLURM."""
+    job, restarts = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0")
+    if not job or not restarts.isdecimal():
+        return {}
+    return {"job": f"{os.environ.get('SLURM_CLUSTER_NAME', '')}:{job}", "restarts": int(restarts)}
+
+
+def _is_requeued(holder: dict[str, Any]) -> bool:
+    """Check if SLURM has restarted the job of an owner as this job: it ends all processes of a job before that."""
+    ours, restarts = _slurm_job(), holder.get("restarts")
+    return bool(ours) and holder.get("job") == ours["job"] and isinstance(restarts, int) and restarts < ours["restarts"]
 
 
 def _remove_dead(path: Path, holder: dict[str, Any]) -> None:
@@ -165,35 +207,6 @@ def _remove_dead(path: Path, holder: dict[str, Any]) -> None:
             with suppress(OSError):
                 os.link(aside, path)
         aside.unlink()
-
-
-@cache
-def _process_scope() -> str:
-    """Return the scope of process numbers: this boot of this machine and this container."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot}:{os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return socket.gethostname()
-
-
-def _started(pid: int) -> str:
-    """Return the kernel start time of a process, since process numbers are reused; empty if it does not exist."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-        state, *fields = text.rpartition(")")[2].split()
-        return "" if state in "ZX" else fields[18]
-    except (OSError, IndexError):
-        pass
-    if Path("/proc/self/stat").exists():
-        return ""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return ""
-    except OSError:
-        pass
-    return "running"
 
 
 def _held_by(path: Path, holder: dict[str, Any]) -> TemporaryError:

@@ -6,10 +6,12 @@ nodes that were running. Here each lost node is retried once in a pool of its ow
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import logging
+import multiprocessing.connection
 import os
-import threading
+import signal
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
@@ -33,19 +35,28 @@ def silence_nipype(level: int) -> None:
 
 
 def start_worker(cwd: str, log_level: int) -> None:
-    """Set up a worker process as nipype does, without its logs; it exits when the main process is killed."""
-    threading.Thread(target=exit_with_parent, daemon=True).start()
+    """Set up a worker process as nipype does, without its logs; it ends when the main process is killed."""
+    end_with_main_process()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal: the main process stops its workers
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")  # kill workers first: the main process reports it
     process_initializer(cwd)
     silence_nipype(log_level)
 
 
-def exit_with_parent() -> None:
-    """Exit when the main process ends, since a later run may use the same scratch folder."""
+def end_with_main_process() -> None:
+    """Have the kernel end this process with the main process, since a later run may use the same scratch folder.
+
+    A thread could not: ANTs blocks all threads for minutes. The main process holds the other end of a pipe.
+    """
     run = parent_process()
-    if run is not None:
-        run.join()
+    if run is None:
+        return
+    pipe = run.sentinel
+    signal.signal(signal.SIGIO, signal.SIG_DFL)  # ends the process
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    if multiprocessing.connection.wait([pipe], timeout=0):  # it has ended already
         os._exit(1)
 
 

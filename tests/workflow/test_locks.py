@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from bids_app.bids.processes import process_scope, start_time
 from bids_app.bids.writer import remove_leftovers
 from bids_app.errors import CannotCreateError, TemporaryError
 from bids_app.workflow import locks
@@ -28,8 +29,9 @@ def path(tmp_path: Path) -> Path:
 def write_lock(path: Path, age: float = 0.0, **changes) -> None:
     """Write the lock of another process; with the identity of this one by default, so that its owner is alive."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = {"mark": "x", "pid": os.getpid(), "started": locks._started(os.getpid()), "place": locks._process_scope(),
-               "host": "node7", "since": "today"}  # fmt: skip
+    pid = os.getpid()
+    content = {"mark": "x", "pid": pid, "started": start_time(pid), "place": process_scope(), "host": "node7",
+               "since": "today"}  # fmt: skip
     path.write_text(json.dumps(content | changes))
     os.utime(path, (time.time() - age,) * 2)
 
@@ -98,13 +100,49 @@ def test_a_reused_process_number_is_not_the_owner(path: Path) -> None:
         held.acquire(path)
 
 
-def test_an_old_lock_of_another_machine_is_stale(path: Path) -> None:
-    elsewhere = {"place": "another machine", "pid": 999_999_999}
-    write_lock(path, age=STALE_SECONDS / 2, **elsewhere)
+ELSEWHERE = {"place": "another machine", "pid": 999_999_999}
+
+
+@pytest.mark.parametrize("clock_s", [0, 2 * STALE_SECONDS, -2 * STALE_SECONDS])
+def test_an_old_lock_of_another_machine_is_stale(path: Path, monkeypatch, clock_s: float) -> None:
+    """However far the clock of this machine is from that of the file system."""
+    real = time.time
+    monkeypatch.setattr(locks.time, "time", lambda: real() + clock_s)
+    write_lock(path, age=STALE_SECONDS / 2 + clock_s, **ELSEWHERE)
     with Locks() as held, pytest.raises(TemporaryError):
         held.acquire(path)
-    write_lock(path, age=STALE_SECONDS + 60, **elsewhere)
+    write_lock(path, age=STALE_SECONDS + 60 + clock_s, **ELSEWHERE)
     with Locks() as held:
+        held.acquire(path)
+
+
+def test_a_lock_is_touched_often_compared_with_the_age_at_which_it_is_stale() -> None:
+    assert locks.BEAT_SECONDS * 10 <= STALE_SECONDS <= 15 * 60
+
+
+def test_the_lock_of_a_requeued_job_is_replaced_at_once(path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.delenv("SLURM_RESTART_COUNT", raising=False)
+    with Locks() as first:
+        first.acquire(path)
+        holder = json.loads(path.read_text()) | ELSEWHERE
+    write_lock(path, **holder)  # of a process that was killed on another node
+    with Locks() as held, pytest.raises(TemporaryError):
+        held.acquire(path)  # another process of the same job
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with Locks() as held:
+        held.acquire(path)
+        assert json.loads(path.read_text())["restarts"] == 1
+
+
+@pytest.mark.parametrize(
+    "other", [{"job": ":78"}, {"job": "far:77"}, {"restarts": 2}, {"restarts": "x"}, {"job": None}]
+)
+def test_the_lock_of_another_job_is_not_replaced_at_once(path: Path, monkeypatch, other: dict) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    write_lock(path, **{"job": ":77", "restarts": 1} | ELSEWHERE | other)
+    with Locks() as held, pytest.raises(TemporaryError):
         held.acquire(path)
 
 

@@ -1,0 +1,108 @@
+"""Supervision of a run by the process that the user started; the run itself is its child.
+
+ANTs holds the lock of Python's interpreter for minutes. Meanwhile a process neither reacts to SIGTERM nor touches its
+lock files, and a process that the system kills reports nothing. The supervising process does nothing else: it touches
+the locks of the run, passes signals on, kills a run that does not end `GRACE_SECONDS` after SIGTERM (SLURM and
+``docker stop`` kill both soon after), releases locks that are left, and reports the end of a run that was killed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import suppress
+
+from bids_app.errors import EXIT_INTERRUPTED, EXIT_SOFTWARE, EXIT_TERMINATED, TemporaryError
+from bids_app.workflow.locks import BEAT_SECONDS, list_locks_on, listed_locks, release, touch
+
+GRACE_SECONDS = 5.0
+"""Time that a run has to end by itself after SIGTERM or SIGINT; ``docker stop`` waits 10 s, SLURM 30 s."""
+REQUESTS = {signal.SIGTERM: (EXIT_TERMINATED, "terminated"), signal.SIGINT: (EXIT_INTERRUPTED, "interrupted")}
+"""Signals that ask a run to end: exit code, and the word of the message."""
+SIGNALS = {*REQUESTS, signal.SIGCHLD}
+PR_SET_PDEATHSIG = 1
+"""Option of ``prctl`` (linux/prctl.h)."""
+
+
+def supervise() -> int | None:
+    """Fork: the child goes on as the run, and this process supervises it.
+
+    Call it before threads are started and large packages are imported.
+
+    Returns
+    -------
+    int or None
+        The exit code of the run, in the supervising process. None in the run itself, and where supervision is not
+        possible: outside Linux, and in a process with threads.
+    """
+    if not (hasattr(signal, "sigtimedwait") and hasattr(os, "memfd_create")) or threading.active_count() > 1:
+        return None
+    board = os.memfd_create("locks")
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # if ignored, there is no exit status to wait for
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    own, run = os.getpid(), os.fork()
+    if run:
+        return _exit_code(*_wait_for(run, board))
+    die_with_parent(own)
+    list_locks_on(board)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return None
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, even while ANTs blocks it (Linux)."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has ended already
+            os._exit(EXIT_TERMINATED)
+
+
+def _wait_for(run: int, board: int) -> tuple[int, signal.Signals | None]:
+    """Supervise a run until it ends; return its wait status and the first signal that asked it to end."""
+    request: signal.Signals | None = None
+    deadline, next_beat = float("inf"), time.monotonic() + BEAT_SECONDS
+    while True:
+        wait = max(0.0, min(deadline, next_beat) - time.monotonic())
+        received = signal.sigtimedwait(SIGNALS, wait)
+        ended, status = os.waitpid(run, os.WNOHANG)
+        if ended:
+            break
+        if received and received.si_signo in REQUESTS:
+            if request is None:
+                request, deadline = signal.Signals(received.si_signo), time.monotonic() + GRACE_SECONDS
+            if received.si_code <= 0:  # from a process; a terminal sends to the run itself, too
+                os.kill(run, received.si_signo)
+        if time.monotonic() >= deadline:
+            os.kill(run, signal.SIGKILL)
+            deadline = float("inf")
+        if time.monotonic() >= next_beat:
+            touch(listed_locks(board))
+            next_beat = time.monotonic() + BEAT_SECONDS
+    if os.WIFSIGNALED(status):
+        release(listed_locks(board))
+    return status, request
+
+
+def _exit_code(status: int, request: signal.Signals | None) -> int:
+    """Return the exit code for the wait status of a run; report a run that could not do so itself."""
+    if os.WIFEXITED(status):
+        return os.WEXITSTATUS(status)
+    if request is not None:
+        code, word = REQUESTS[request]
+        print(f"neurostorm: {word}. Finished steps are kept: repeat the command to resume.", file=sys.stderr)
+        return code
+    if os.WTERMSIG(status) == signal.SIGKILL:
+        error = TemporaryError(
+            "The run was killed, probably out of memory.",
+            "Use a larger machine or job, or --low-mem, and repeat the command: finished steps are kept.",
+        )
+        print(f"neurostorm: error: {error.message}\n  {error.hint}", file=sys.stderr)
+        return error.exit_code
+    name = signal.Signals(os.WTERMSIG(status)).name
+    print(f"neurostorm: error: the run crashed ({name}). Please report it.", file=sys.stderr)
+    print("  Repeat the command: finished steps are kept.", file=sys.stderr)
+    return EXIT_SOFTWARE
