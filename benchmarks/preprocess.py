@@ -178,7 +178,8 @@ def measure_run(run: Run, folder: Path, threads: int, with_peers: bool, known: M
         return run.costs[title].value
 
     run.costs["imports"] = measure(int)
-    results = run_in_process(graph, folder, steps.grid, call, known)
+    results = run_in_process(graph, folder, steps.preprocessed, call, known)
+    results = run_in_process(graph, folder, steps.grid, call, results)
     return {name: value for name, value in results.items() if "_T1w_" in name}
 
 

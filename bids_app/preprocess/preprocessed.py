@@ -25,9 +25,12 @@ class Origin:
     """Reference time of volumes within the repetition time, s."""
 
 
-@dataclass(frozen=True)
-class PreprocessedRun:
-    """One preprocessed run. See `transforms.py` for the conventions of transforms."""
+@dataclass(frozen=True, kw_only=True)
+class AlignedSeries:
+    """A series and its alignment with the template: all that resampling needs.
+
+    See `transforms.py` for the conventions of transforms.
+    """
 
     source: Path
     """The input file, for messages and sidecars."""
@@ -46,6 +49,27 @@ class PreprocessedRun:
     """Space where ``chain`` starts."""
     data_mask: Path
     """Voxels that vary over time, on the grid of the series."""
+    sdc: SdcField | None = None
+    """Susceptibility distortion correction, applied after ``chain`` and before ``motion``; None: no correction."""
+    slices: SliceTimes | None = None
+    """Slice times; None: no slice timing correction."""
+    offset: float = 0.0
+    """Added to a series without its mean image, because the model requires values of at least 0."""
+
+    @property
+    def start_time(self) -> float | None:
+        """Reference time of volumes after slice timing correction, s; None without the correction."""
+        return None if self.slices is None else round(self.slices.reference, 6)
+
+    def open(self) -> VolumeSource:
+        """Open the series, with slice timing correction if slice times are known."""
+        return open_series(self.bold, self.slices, self.tr, self.n_dummy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessedRun(AlignedSeries):
+    """One preprocessed run."""
+
     boldref: Path
     brain_mask: Path
     dseg: Path | None
@@ -68,33 +92,18 @@ class PreprocessedRun:
     boldref_in_template: Path | None = None
     boldref_in_t1w: Path | None = None
     anatomy: Anatomy | None = None
-    sdc: SdcField | None = None
-    """Susceptibility distortion correction, applied after ``chain`` and before ``motion``; None: no correction."""
-    slices: SliceTimes | None = None
-    """Slice times; None: no slice timing correction."""
     space: str | None = None
     """Standard space of ``boldref`` and masks (route ``derivatives``); None: the run's own space."""
     other_sources: tuple[Path, ...] = ()
     """Other input files of the run."""
     notes: tuple[str, ...] = ()
     """Processing choices, as sentences for the report."""
-    offset: float = 0.0
-    """Added to a series without its mean image, because the model requires values of at least 0."""
     seed: int | None = None
     """Seed of the registrations."""
     orientation: Orientation = field(default_factory=Orientation)
     """Result of the left-right check."""
     origin: Origin | None = None
     """Provenance of ingested derivatives (route ``derivatives``)."""
-
-    @property
-    def start_time(self) -> float | None:
-        """Reference time of volumes after slice timing correction, s; None without the correction."""
-        return None if self.slices is None else round(self.slices.reference, 6)
-
-    def open(self) -> VolumeSource:
-        """Open the series, with slice timing correction if slice times are known."""
-        return open_series(self.bold, self.slices, self.tr, self.n_dummy)
 
 
 @dataclass(frozen=True)

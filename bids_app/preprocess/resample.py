@@ -23,7 +23,7 @@ from bids_app.clips.series import GridSeriesWriter
 from bids_app.errors import BadDataError
 from bids_app.preprocess.io.images import read_volume, save_image, stamp_header
 from bids_app.preprocess.io.volumes import VolumeSource, chunks
-from bids_app.preprocess.preprocessed import PreprocessedRun
+from bids_app.preprocess.preprocessed import AlignedSeries
 from bids_app.preprocess.registration.transforms import Chain, apply_matrix, grid_points, sample
 from bids_app.preprocess.sdc.apply import distort_points
 
@@ -142,12 +142,12 @@ def find_covered_points(
     return (inside >= SHARE_INSIDE * len(poses)) & (sample(data_mask, source.affine, points) > 0.5)
 
 
-def resample_to_model_grid(run: PreprocessedRun, out_dir: Path, threads: int = 1) -> GridSeries:
+def resample_to_model_grid(run: AlignedSeries, out_dir: Path, threads: int = 1) -> GridSeries:
     """Resample a run to the model grid: the template's brain where the run has data, without dummy volumes.
 
     Parameters
     ----------
-    run : PreprocessedRun
+    run : AlignedSeries
     out_dir : pathlib.Path
         Folder of the `GridSeries`.
     threads : int
@@ -172,12 +172,12 @@ def resample_to_model_grid(run: PreprocessedRun, out_dir: Path, threads: int = 1
     return GridSeries.open(out_dir)
 
 
-def resample_to_space(run: PreprocessedRun, name: str, out_dir: Path, threads: int = 1) -> tuple[Path, Path]:
+def resample_to_space(run: AlignedSeries, name: str, out_dir: Path, threads: int = 1) -> tuple[Path, Path]:
     """Write a run, dummy volumes included, on the 2 mm grid of a space.
 
     Parameters
     ----------
-    run : PreprocessedRun
+    run : AlignedSeries
     name : str
         Name of a space in the catalog; the catalog's matrix maps it to the template.
     out_dir : pathlib.Path
@@ -226,7 +226,7 @@ def template_brain(template: str, onto: Space, shape: tuple[int, ...], affine: n
 
 
 def _locate_points(
-    run: PreprocessedRun, target: Space, where: np.ndarray, affine: np.ndarray
+    run: AlignedSeries, target: Space, where: np.ndarray, affine: np.ndarray
 ) -> tuple[VolumeSource, np.ndarray | None, np.ndarray, np.ndarray | None, np.ndarray]:
     """Return series, motion, positions of the target's points in the boldref, their gain, and which have data."""
     source = run.open()
@@ -243,7 +243,7 @@ def _of(gain: np.ndarray | None, seen: np.ndarray) -> np.ndarray | None:
     return None if gain is None else gain[seen].astype(np.float32)
 
 
-def model_grid_coverage(run: PreprocessedRun, series: GridSeries) -> float:
+def model_grid_coverage(run: AlignedSeries, series: GridSeries) -> float:
     """Compute the share of the template's brain that a run covers on the model grid."""
     brain = template_brain(run.template, space(MODEL_SPACE), MODEL_GRID_SHAPE, MODEL_GRID_AFFINE)
     return float(series.mask.sum() / brain.sum())

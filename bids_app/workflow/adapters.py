@@ -29,15 +29,12 @@ class AdapterInfo:
         Fraction of in-distribution scans that are classified as out-of-distribution; None: no reference statistics.
     sha256 : str
         Hash of the file.
-    stamp : str
-        Changes when the file changes.
     """
 
     path: Path
     card: AdapterCard
     false_alarms: float | None
     sha256: str
-    stamp: str
 
 
 def chosen_adapters(settings: Settings) -> tuple[AdapterInfo, ...]:
@@ -67,4 +64,4 @@ def _read(path: Path, stamp: str) -> AdapterInfo:
         raise NoInputError(f"{path}: {error.strerror}.", "Check its permissions, or download it again.") from error
     adapter = parse_adapter(content, path)
     false_alarms = None if adapter.domain is None else adapter.domain.limit[1]
-    return AdapterInfo(path, adapter.card, false_alarms, hashlib.sha256(content).hexdigest(), stamp)
+    return AdapterInfo(path, adapter.card, false_alarms, hashlib.sha256(content).hexdigest())

@@ -47,11 +47,12 @@ def choose_model(settings: Settings) -> ChosenModel:
     entry = find_model(wanted.model)
     weights, adapters = weights_path(entry), chosen_adapters(settings)
     checkpoint = read_checkpoint(weights)
+    hashes = {str(weights): file_sha256(weights)} | {str(adapter.path): adapter.sha256 for adapter in adapters}
     return ChosenModel(
         name=wanted.model,
         adapters=tuple(adapter.path for adapter in adapters),
-        stamp=";".join((file_stamp(weights), *(adapter.stamp for adapter in adapters))),
-        hashes={str(weights): file_sha256(weights)} | {str(adapter.path): adapter.sha256 for adapter in adapters},
+        stamp=";".join((hashes[str(weights)], *(adapter.sha256 for adapter in adapters))),
+        hashes=hashes,
         sentences=(
             *sentences.encoder(entry.name, weights_sha256(checkpoint.encoder)),
             *(
@@ -86,10 +87,14 @@ class RunContext:
 
     @property
     def computing(self) -> dict[str, Any]:
-        """Device and resources of the steps that run the model."""
-        n_procs = self.settings.resources.n_procs
+        """Device and resources of the steps that run the model.
+
+        ``auto`` is replaced by the device that it means, so that naming this device repeats no step. On a cluster, each
+        step chooses on its own machine.
+        """
+        n_procs, wanted = self.settings.resources.n_procs, self.settings.model.device
         return {
-            "device": self.settings.model.device,
+            "device": wanted if self.settings.resources.plugin else nodes.choose_device(wanted),
             "threads": n_procs,
             "n_procs": 1 if self.on_gpu else n_procs,
             "gpu": self.on_gpu,

@@ -8,9 +8,10 @@ the methods text. `engine.py` runs the graph with nipype; tests and benchmarks r
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bids_app.bids.query import BoldRun
 from bids_app.outputs import anatomical, functional, predictions
@@ -20,6 +21,7 @@ from bids_app.outputs.publish import publish
 from bids_app.preprocess.anatomical import normalise_t1w
 from bids_app.preprocess.hmc import correct_motion
 from bids_app.preprocess.ingest.derivatives import ingest_run
+from bids_app.preprocess.preprocessed import OnGrid
 from bids_app.preprocess.sdc.choice import SYN, correction_of
 from bids_app.workflow import nodes, sentences
 from bids_app.workflow.context import RunContext
@@ -58,8 +60,12 @@ class RunSteps:
 def add_run(graph: Graph, run: BoldRun, context: RunContext) -> RunSteps:
     """Add all steps of a run, and of its T1w image if the graph does not have them yet."""
     anatomy = add_anatomy(graph, run, context) if run.t1w else None
-    preprocessed = add_derivatives(graph, run, context) if run.derived else add_raw(graph, run, anatomy, context)
-    grid = add_grid(graph, run, preprocessed, context)
+    if run.derived:
+        preprocessed = add_derivatives(graph, run, context)
+        grid = add_grid(graph, run, nodes.resample_derivative, {"preprocessed": preprocessed}, context)
+    else:
+        preprocessed, alignment = add_raw(graph, run, anatomy, context)
+        grid = add_grid(graph, run, nodes.resample, alignment, context)
     predicted = add_model(graph, run, preprocessed, grid, context)
     published = add_outputs(graph, run, anatomy, preprocessed, grid, predicted, context)
     return RunSteps(preprocessed, grid, published, add_hashes(graph, run, context))
@@ -103,8 +109,17 @@ def add_anatomy(graph: Graph, run: BoldRun, context: RunContext) -> AnatomySteps
     return AnatomySteps(normalised, outputs)
 
 
-def add_raw(graph: Graph, run: BoldRun, anatomy: AnatomySteps | None, context: RunContext) -> Step:
-    """Add the steps from a raw run to a `PreprocessedRun`; return the last."""
+def add_raw(
+    graph: Graph, run: BoldRun, anatomy: AnatomySteps | None, context: RunContext
+) -> tuple[Step, dict[str, Step]]:
+    """Add the steps from a raw run to a `PreprocessedRun`.
+
+    Returns
+    -------
+    tuple
+        The last step, and the steps whose results `nodes.resample` needs, by argument. The latter do not include the
+        confounds, so that other confounds repeat neither resampling nor encoding.
+    """
     wanted, threads = context.settings.preprocess, context.settings.resources.omp_threads
     seed = wanted.random_seed
     name = node_name(run.stem)
@@ -183,7 +198,7 @@ def add_raw(graph: Graph, run: BoldRun, anatomy: AnatomySteps | None, context: R
         threads=threads,
         memory_gb=step_gb(run),
     )
-    return graph.step(
+    collected = graph.step(
         f"{name}_collect",
         nodes.collect,
         series=series,
@@ -195,6 +210,7 @@ def add_raw(graph: Graph, run: BoldRun, anatomy: AnatomySteps | None, context: R
         notes=(choice,),
         anatomy=t1w,
     )
+    return collected, {"series": series, "motion": motion, "alignment": alignment}
 
 
 def add_derivatives(graph: Graph, run: BoldRun, context: RunContext) -> Step:
@@ -224,18 +240,20 @@ def add_derivatives(graph: Graph, run: BoldRun, context: RunContext) -> Step:
     )
 
 
-def add_grid(graph: Graph, run: BoldRun, preprocessed: Step, context: RunContext) -> Step:
-    """Add the single interpolation from the original volumes to the model grid."""
+def add_grid(
+    graph: Graph, run: BoldRun, resample: Callable[..., OnGrid], needed: Mapping[str, Any], context: RunContext
+) -> Step:
+    """Add the single interpolation from the original volumes to the model grid, from the results that it needs."""
     all_threads = context.settings.resources.n_procs
     return graph.step(
         f"{node_name(run.stem)}_grid",
-        nodes.resample,
+        resample,
         does="BOLD: resample to the model grid (2 mm, 96 x 96 x 96) in one interpolation",
         sentences=() if run.derived else (Sentence("resample"),),
-        preprocessed=preprocessed,
         threads=all_threads,
         n_procs=all_threads,
         memory_gb=step_gb(run),
+        **needed,
     )
 
 

@@ -30,7 +30,7 @@ from bids_app.preprocess.ingest.derivatives import examine_derived
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.io.images import Series
 from bids_app.preprocess.masking import prepare_bold
-from bids_app.preprocess.preprocessed import OnGrid, PreprocessedRun
+from bids_app.preprocess.preprocessed import AlignedSeries, OnGrid, PreprocessedRun
 from bids_app.preprocess.registration.alignment import Alignment
 from bids_app.preprocess.registration.bold_to_t1w import coregister
 from bids_app.preprocess.registration.bold_to_template import normalise_boldref
@@ -163,15 +163,7 @@ def collect(
             "millimetres.",
         )
     return PreprocessedRun(
-        source=series.source,
-        bold=series.path,
-        tr=series.tr,
-        n_volumes=series.n_volumes,
-        n_dummy=series.n_dummy,
-        motion=motion.motion,
-        chain=alignment.chain,
-        template=alignment.template,
-        data_mask=series.data_mask,
+        **vars(align_series(series, motion, alignment)),
         boldref=motion.boldref,
         brain_mask=alignment.brain_mask,
         dseg=alignment.dseg,
@@ -189,16 +181,36 @@ def collect(
         boldref_in_template=alignment.boldref_in_template,
         boldref_in_t1w=alignment.boldref_in_t1w,
         anatomy=anatomy,
-        sdc=sdc,
         other_sources=sdc.sources if sdc else (),
-        slices=series.slices,
         notes=notes,
         seed=seed,
     )
 
 
-def resample(preprocessed: PreprocessedRun, threads: int, out_dir: Path) -> OnGrid:
-    """Resample the original volumes to the model grid in one interpolation."""
+def align_series(series: Series, motion: MotionEstimate, alignment: Alignment) -> AlignedSeries:
+    """Return what resampling needs of a raw run."""
+    return AlignedSeries(
+        source=series.source,
+        bold=series.path,
+        tr=series.tr,
+        n_volumes=series.n_volumes,
+        n_dummy=series.n_dummy,
+        motion=motion.motion,
+        chain=alignment.chain,
+        template=alignment.template,
+        data_mask=series.data_mask,
+        sdc=motion.sdc,
+        slices=series.slices,
+    )
+
+
+def resample(series: Series, motion: MotionEstimate, alignment: Alignment, threads: int, out_dir: Path) -> OnGrid:
+    """Resample the original volumes to the model grid in one interpolation; this does not depend on confounds."""
+    return resample_derivative(align_series(series, motion, alignment), threads, out_dir)
+
+
+def resample_derivative(preprocessed: AlignedSeries, threads: int, out_dir: Path) -> OnGrid:
+    """Resample a series, such as one of other derivatives, to the model grid."""
     series = resample_to_model_grid(preprocessed, out_dir / "grid", threads)
     return OnGrid(out_dir / "grid", model_grid_coverage(preprocessed, series))
 

@@ -7,14 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bids_app.bids.query import BoldRun
 from bids_app.errors import BadDataError
 from bids_app.outputs.boilerplate import compose
-from bids_app.settings import PARTICIPANT, ModelSettings, PreprocessSettings, Settings
-from bids_app.workflow.context import RunContext, read_context
+from bids_app.settings import PARTICIPANT, ModelSettings, PreprocessSettings, ResourceSettings, Settings
+from bids_app.workflow.context import RunContext, choose_model, read_context
 from bids_app.workflow.graph import Graph
 from bids_app.workflow.method import add_run, methods_sentences, plan_of
+from tests.helpers.models import SMALL, save_random_encoder
 
 
 @pytest.fixture
@@ -124,9 +126,58 @@ def test_options_change_only_the_stamps_of_their_steps(run: BoldRun, context: Ru
 
     before, after = stamps(run), stamps(run, fd_spike_threshold=0.9)
     same = {name.rpartition("_")[2] for name in before if before[name] == after[name]}
-    assert {"normalise", "hmc", "align"} <= same
-    assert not {"confounds", "collect", "publish"} & same
+    assert {"normalise", "hmc", "align", "grid", "encode"} <= same  # resampling needs no confounds
+    assert not {"confounds", "collect", "judge", "publish"} & same
     os.utime(run.t1w, (1, 1))
     moved = stamps(run)
     assert moved["sub_01_task_rest_hmc"] == before["sub_01_task_rest_hmc"]
     assert moved["sub_01_task_rest_align"] != before["sub_01_task_rest_align"]
+
+
+def stamps_with(run: BoldRun, context: RunContext, **resources) -> dict[str, str]:
+    device = resources.pop("device", "cpu")
+    settings = replace(
+        context.settings,
+        resources=ResourceSettings(**resources),
+        model=replace(context.settings.model, device=device, attribution="occlusion"),
+    )
+    graph = Graph()
+    add_run(graph, run, replace(context, settings=settings))
+    return {name: step.stamp for name, step in graph.steps.items()}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"n_procs": 1, "omp_threads": 1},
+        {"n_procs": 16, "omp_threads": 8},
+        {"memory_gb": 64.0},
+        {"low_mem": True},
+        {"device": "auto"},
+    ],
+    ids=str,
+)
+def test_other_resources_repeat_no_step(run: BoldRun, context: RunContext, monkeypatch, other: dict) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert stamps_with(run, context, **other) == stamps_with(run, context, n_procs=2, omp_threads=1, memory_gb=8.0)
+
+
+def test_another_device_repeats_the_steps_of_the_model_only(run: BoldRun, context: RunContext) -> None:
+    before, after = stamps_with(run, context, device="cpu"), stamps_with(run, context, device="cuda")
+    changed = {name.rpartition("_")[2] for name in before if before[name] != after[name]}
+    assert changed == {"encode", "judge", "attribute", "attribution", "tables", "figures", "model"}
+
+
+def test_weights_with_other_bytes_repeat_the_steps_of_the_model_whatever_their_times(
+    run: BoldRun, context: RunContext, tmp_path: Path
+) -> None:
+    path = save_random_encoder(tmp_path / "own.safetensors", SMALL)
+    settings = replace(context.settings, model=ModelSettings(str(path)))
+    before = choose_model(settings)
+    path.touch()
+    assert choose_model(settings).stamp == before.stamp
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    assert choose_model(settings).stamp != before.stamp
+    assert choose_model(settings).hashes != before.hashes
