@@ -13,9 +13,11 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bids_app.cli.phantom import main as phantom
@@ -42,7 +44,7 @@ sys.exit(main())
 """
 
 
-def command(raw: Path, folder: Path, n_procs: int = 2) -> list[str]:
+def command(raw: Path, folder: Path, *options: str, n_procs: int = 2) -> list[str]:
     where = [str(raw), str(folder / "out"), "participant", "-w", str(folder / "work")]
     return [
         sys.executable,
@@ -55,6 +57,7 @@ def command(raw: Path, folder: Path, n_procs: int = 2) -> list[str]:
         str(n_procs),
         "--mem",
         "4GB",
+        *options,
     ]
 
 
@@ -186,6 +189,89 @@ def test_thirty_kills_change_no_result_and_leave_no_partial_file(raw: Path, undi
         assert not list((folder / "out").rglob(".neurostorm-*"))
         rounds += 1
     assert rounds >= 3
+
+
+@pytest.fixture(scope="module")
+def without_t1w(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("rerun") / "raw"
+    arguments = ["--participants", "1", "--seed", "6", "--size", "small", "--no-t1w", "--states", "rest"]
+    assert phantom([str(folder), *arguments]) == 0
+    return folder
+
+
+def kill_workers(process: subprocess.Popen[str]) -> bool:
+    """Kill the worker processes of a run three times, so that a retry is killed, too; False if there were none."""
+    found = 0
+    for _ in range(3):
+        with suppress(psutil.NoSuchProcess):
+            (run,) = psutil.Process(process.pid).children()
+            for worker in run.children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if worker.parent() != run:  # a child of the fork server
+                        worker.kill()
+                        found += 1
+        time.sleep(0.5)
+    return found > 0
+
+
+def outcome_of(out: Path, before: set[Path]) -> dict | None:
+    """Return the summary of the newest invocation; None if it wrote none."""
+    (found,) = set(out.glob("sub-*/log/*/summary.json")) - before or {None}
+    return json.loads(found.read_text()) if found else None
+
+
+def test_thirty_kills_of_a_run_with_other_options_never_pass_for_success(without_t1w: Path, tmp_path: Path) -> None:
+    """Each repeats, with other options, a complete run in the same scratch and output folders."""
+    options = [("--dummy-scans", number) for number in "012"]
+    fresh = []
+    for number, changed in enumerate(options):
+        started = time.monotonic()
+        finish(command(without_t1w, tmp_path / f"fresh{number}", *changed))
+        seconds = time.monotonic() - started
+        fresh.append(contents(tmp_path / f"fresh{number}" / "out"))
+    assert fresh[0] != fresh[1] != fresh[2]
+    draw = random.Random(12)
+    folder, out = tmp_path / "shared", tmp_path / "shared" / "out"
+    finish(command(without_t1w, folder, *options[0]))
+    killed, rounds, exit_codes = Counter[str](), 0, Counter[int]()
+    while killed.total() < KILLS:
+        rounds += 1
+        changed, expected = options[rounds % 3], fresh[rounds % 3]
+        for _ in range(6):
+            logs = set(out.glob("sub-*/log/*/summary.json"))
+            process = start(command(without_t1w, folder, *changed))
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(draw.uniform(0.2, LATEST) * seconds)
+                break  # all was done before the next kill
+            whom = draw.choice(["workers", "workers", "the run", "the supervisor", "all"])
+            if whom == "workers" and not kill_workers(process):
+                whom = "all"
+            if whom == "the run":
+                with suppress(psutil.NoSuchProcess):
+                    psutil.Process(process.pid).children()[0].kill()
+            if whom in ("the supervisor", "all"):
+                (os.kill if whom == "the supervisor" else os.killpg)(process.pid, signal.SIGKILL)
+            _, said = process.communicate()
+            killed[whom] += 1
+            exit_codes[process.returncode] += 1
+            summary = outcome_of(out, logs)
+            if process.returncode == 0:
+                assert summary is not None
+                assert summary["status"] == "ok", said
+                assert contents(out) == expected
+            for run in summary["runs"] if summary else ():
+                assert run["outputs"] or run["status"] != "ok"
+                made = contents(out)
+                wrong = [name for name in run["outputs"] if name in expected and made[name] != expected[name]]
+                assert wrong == []
+                assert run["status"] != "ok" or made == expected
+        finish(command(without_t1w, folder, *changed))
+        assert contents(out) == expected
+        assert not list(out.rglob(".neurostorm-*"))
+        assert not list(folder.rglob("running*.json"))
+    print(f"{rounds} rounds; kills: {dict(killed)}; exit codes: {dict(exit_codes)}")
+    assert len(killed) == 4
+    assert any(code > 0 for code in exit_codes)
 
 
 @pytest.fixture

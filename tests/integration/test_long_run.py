@@ -57,11 +57,12 @@ def command(standard_brain, tmp_path_factory) -> list[str]:
 def watch(call: list[str], out: Path) -> tuple[int, np.ndarray]:
     """Run a command; return its exit code, and memory (MB) and open files after each participant."""
     process = subprocess.Popen(call, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    watched, seen = psutil.Process(process.pid), []
+    supervisor, watched, seen = psutil.Process(process.pid), None, []
     while process.poll() is None:
         done = len(list(out.glob("sub-*/func/*_embeddings.tsv")))
         try:
-            while len(seen) < done:
+            watched = watched or next(iter(supervisor.children()), None)  # the run itself
+            while watched and len(seen) < done:
                 seen.append((watched.memory_full_info().uss / 1e6, watched.num_fds()))
         except psutil.Error:
             break
