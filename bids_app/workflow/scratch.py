@@ -90,5 +90,7 @@ def check_folder(folder: Path) -> None:
     """
     check_owner(folder)
     mode = folder.lstat().st_mode
-    if not stat.S_ISDIR(mode) or mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise CannotCreateError(f"{folder}: not a private folder of this user.", HINT)
+    if not stat.S_ISDIR(mode):
+        raise CannotCreateError(f"{folder}: not a folder.", HINT)
+    if mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise CannotCreateError(f"{folder}: other users can write here, and results are read from it.", HINT)

@@ -80,7 +80,7 @@ def test_scratch_that_others_can_write_is_refused_before_the_start(raw: Path, tm
     work = tmp_path / "work"
     (work / RESULTS).mkdir(parents=True)
     (work / RESULTS).chmod(0o777)
-    with pytest.raises(CannotCreateError, match="not a private folder"):
+    with pytest.raises(CannotCreateError, match="other users can write here"):
         checks.check_scratch(settings(raw, tmp_path / "out", work))
 
 
