@@ -195,7 +195,7 @@ def test_thirty_kills_change_no_result_and_leave_no_partial_file(raw: Path, undi
 def without_t1w(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("rerun") / "raw"
     arguments = ["--participants", "1", "--seed", "6", "--size", "small", "--no-t1w", "--states", "rest"]
-    assert phantom([str(folder), *arguments]) == 0
+    assert phantom([str(folder), *arguments, "--volumes", "24"]) == 0
     return folder
 
 
@@ -222,7 +222,7 @@ def outcome_of(out: Path, before: set[Path]) -> dict | None:
 
 def test_thirty_kills_of_a_run_with_other_options_never_pass_for_success(without_t1w: Path, tmp_path: Path) -> None:
     """Each repeats, with other options, a complete run in the same scratch and output folders."""
-    options = [("--dummy-scans", number) for number in "012"]
+    options = [("--level", "minimal", "--dummy-scans", number) for number in "012"]
     fresh = []
     for number, changed in enumerate(options):
         started = time.monotonic()

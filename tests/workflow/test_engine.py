@@ -6,12 +6,15 @@ import ctypes
 import gzip
 import os
 import pickle
+import random
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -103,6 +106,8 @@ def steps_can_be_imported(monkeypatch, tmp_path):
         note_overlap,
         hold_memory,
         note_siblings,
+        grow,
+        copy_to,
     ):
         monkeypatch.setattr(function, "__module__", "test_engine")
 
@@ -428,6 +433,105 @@ def test_steps_that_fill_the_disk_report_it(tmp_path: Path) -> None:
     )
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["74", "74"], done.stdout + done.stderr
     assert done.stdout.lower().count("no space left") == 2
+
+
+def grow(number: int, out_dir: Path, source: Path | None = None, threads: int = 1) -> Path:
+    """Write the number below the content of another step, in several files; slowly enough to be killed."""
+    lines = f"{source.read_text() if source else ''}{number}\n"
+    for name in ("a", "b", "result"):
+        (out_dir / name).write_text(lines)
+        time.sleep(0.02)
+    return out_dir / "result"
+
+
+def chains(number: int, invocation: str, target: Path) -> tuple[Graph, list[Step]]:
+    """Make a graph of quick steps, which all depend on the number, and return its last steps."""
+    graph, last = Graph(invocation), []
+    for chain in ("left", "right"):
+        step = graph.step(f"{chain}0", grow, number=number)
+        for place in range(1, 8):
+            step = graph.step(f"{chain}{place}", grow, number=number, source=step)
+        last.append(graph.step(f"{chain}_store", copy_to, source=step, target=target / chain, always=True))
+    return graph, last
+
+
+def copy_to(source: Path, target: Path, out_dir: Path) -> Path:
+    target.write_text(source.read_text())
+    return target
+
+
+CHAINS = """
+import sys
+from pathlib import Path
+from bids_app.workflow.engine import Engine
+from bids_app.settings import ResourceSettings
+from tests.workflow.test_engine import chains
+
+if __name__ == "__main__":
+    number, invocation, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
+    graph, last = chains(number, invocation, folder / "out")
+    engine = Engine(graph, folder / "work", ResourceSettings(n_procs=2), "wf")
+    (folder / "crash").mkdir(exist_ok=True)
+    (folder / "started").touch()
+    engine.run(crash_dir=folder / "crash")
+    errors = [engine.error_of(step) for step in last]
+    sys.exit(next((error.exit_code for error in errors if error), 0))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_thirty_kills_of_a_changed_graph_never_leave_a_result_of_the_earlier_one(tmp_path: Path) -> None:
+    script, out = tmp_path / "chains.py", tmp_path / "out"
+    script.write_text(CHAINS)
+    out.mkdir()
+    draw, kills, number = random.Random(13), Counter[str](), 0
+
+    def begin(invocation: str) -> subprocess.Popen[bytes]:
+        (tmp_path / "started").unlink(missing_ok=True)
+        call = [sys.executable, str(script), str(number), invocation, str(tmp_path)]
+        return subprocess.Popen(call, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+
+    started = time.monotonic()
+    assert begin("first").wait() == 0
+    seconds = time.monotonic() - started
+    while kills.total() < 30:
+        number += 1
+        for attempt in range(5):
+            run = begin(f"{number}-{attempt}")
+            wait_until((tmp_path / "started").exists, 120)
+            whom = draw.choice(["main", "workers", "workers twice"])
+            time.sleep(draw.uniform(0, 0.8) * seconds)
+            for _ in range(2 if whom == "workers twice" else 1):
+                kills[whom] += kill(run, workers=whom != "main")
+                time.sleep(0.3)
+            code = run.wait()
+            graph, last = chains(number, f"{number}-{attempt}", out)
+            engine = Engine(graph, tmp_path / "work", ResourceSettings(), "wf")
+            finished = [step for step in graph.steps.values() if engine.error_of(step) is None]
+            for step in finished:
+                content = Path(engine.result_of(step)).read_text()
+                assert set(content.split()) == {str(number)}, f"{step.name} after {whom} were killed"
+            assert (code == 0) <= (last[0] in finished and last[1] in finished)
+        assert begin(f"{number}-last").wait() == 0
+        for chain in ("left", "right"):
+            assert (out / chain).read_text() == f"{number}\n" * 8
+    print(dict(kills))
+
+
+def kill(run: subprocess.Popen[bytes], *, workers: bool) -> bool:
+    """Kill a run, or its workers; False if there was nothing to kill."""
+    if not workers:
+        run.kill()
+        return run.poll() is None or run.returncode == -signal.SIGKILL
+    found = False
+    with suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(run.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if process.ppid() != run.pid:  # a child of the fork server
+                    process.kill()
+                    found = True
+    return found
 
 
 KILLED = """
