@@ -270,9 +270,7 @@ class Engine:
 
     def _remove_folder(self, name: str) -> None:
         folder = self._root / name
-        (folder / DONE_FILE).unlink(
-            missing_ok=True
-        )  # first: a folder that is deleted only in part must not count as a result
+        (folder / DONE_FILE).unlink(missing_ok=True)  # first, so that no part of a folder counts as a result
         shutil.rmtree(folder)
 
     def _workflow(self) -> Any:

@@ -465,7 +465,7 @@ import sys
 from pathlib import Path
 from bids_app.workflow.engine import Engine
 from bids_app.settings import ResourceSettings
-from tests.workflow.test_engine import chains
+from test_engine import chains  # the name under which pytest knows it, since stamps depend on it
 
 if __name__ == "__main__":
     number, invocation, folder = int(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
@@ -486,11 +486,12 @@ def test_thirty_kills_of_a_changed_graph_never_leave_a_result_of_the_earlier_one
     script.write_text(CHAINS)
     out.mkdir()
     draw, kills, number = random.Random(13), Counter[str](), 0
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{ENVIRONMENT['PYTHONPATH']}:{Path(__file__).parent}"}
 
     def begin(invocation: str) -> subprocess.Popen[bytes]:
         (tmp_path / "started").unlink(missing_ok=True)
         call = [sys.executable, str(script), str(number), invocation, str(tmp_path)]
-        return subprocess.Popen(call, env=ENVIRONMENT, stderr=subprocess.DEVNULL)
+        return subprocess.Popen(call, env=environment, stderr=subprocess.DEVNULL)
 
     started = time.monotonic()
     assert begin("first").wait() == 0
