@@ -153,7 +153,12 @@ def write_text(path: Path, text: str) -> Path:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     """Write a JSON file; NaN and infinity become null, NumPy values become plain ones, and paths become text."""
-    return write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(path, as_json_text(content))
+
+
+def as_json_text(content: Mapping[str, Any]) -> str:
+    """Format a JSON file as `write_json` writes it."""
+    return json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_tsv(path: Path, table: pd.DataFrame | Mapping[str, Any]) -> Path:

@@ -45,6 +45,14 @@ DESCRIBED: dict[str, dict[str, Any]] = {
     },
     "verdict_reasons": {"Description": "Failed checks"},
     "n_warnings": {"Description": "Number of preprocessing warnings"},
+    "configuration": {
+        "Description": "Hash of the version and of the options that decide the numbers (ConfigurationHash in the "
+        "sidecars); several if the outputs of the run are of several invocations"
+    },
+    "n_not_used": {
+        "Description": "Number of tables and sidecars of the run that its last invocation did not make, and that are "
+        "not used here"
+    },
     "duration": {"Description": "Total duration of the clips", "Units": "s"},
     "label": {"Description": "Most probable class"},
     "value": {"Description": "Predicted value"},
@@ -90,6 +98,8 @@ def run_rows(cohort: Cohort) -> list[dict[str, Any]]:
             "hint": run.hint,
             "verdict": run.worst_verdict or "n/a",
             "n_warnings": run.n_warnings,
+            "configuration": " ".join(sorted(run.configurations)) or "n/a",
+            "n_not_used": run.n_not_used,
         }
         for run in cohort.runs
     ]

@@ -185,7 +185,7 @@ class Engine:
         stop_on_first_crash : bool
             Start no more steps after the first failure.
         groups : Groups, optional
-            Called with each step that ends; not with ``--use-plugin``.
+            Called with each step that ends; not with plugins that submit the whole graph, such as SLURMGraph.
         """
         from bids_app.workflow.pool import silence_nipype  # nipype takes a second to import
 
@@ -237,9 +237,10 @@ class Engine:
 
         return loadpkl(self._result_file(step)).outputs.out.value
 
-    def remove(self, last: Iterable[Step]) -> None:
-        """Delete the scratch folders of steps and of their ancestors."""
-        for name in {needed.name for step in last for needed in self._graph.ancestors(step)}:
+    def remove(self, last: Iterable[Step], keep: Iterable[Step] = ()) -> None:
+        """Delete the scratch folders of steps and of their ancestors, except those of ``keep`` and their ancestors."""
+        kept = {needed.name for step in keep for needed in self._graph.ancestors(step)}
+        for name in {needed.name for step in last for needed in self._graph.ancestors(step)} - kept:
             shutil.rmtree(self._root / name, ignore_errors=True)
         for folder in (self._root, self._root.parent):
             with suppress(OSError):
@@ -306,10 +307,13 @@ class Engine:
         resources = self._resources
         if resources.plugin is not None:
             os.environ.setdefault("LOGNAME", str(os.getuid()))  # part of nipype job names; missing in containers
-            return read_plugin_file(resources.plugin)
+            name, arguments = read_plugin_file(resources.plugin)
+            if not name.endswith("Graph"):  # plugins that submit all steps at once report none of them
+                arguments["status_callback"] = progress
+            return name, arguments
         from bids_app.workflow.pool import InOrderPlugin, RobustMultiProcPlugin
 
-        arguments: dict[str, Any] = {
+        arguments = {
             "pending_interruptions": pending_interruptions,
             "order": {name: place for place, name in enumerate(self._graph.steps)},
             "status_callback": progress,
