@@ -132,9 +132,13 @@ def test_a_publication_that_is_killed_leaves_no_unknown_file(out: Path, monkeypa
 
     monkeypatch.setattr(writer, "atomic_path", killed)
     only_second = names("space-MNI152NLin2009aSym_res-2_desc-preproc_bold.nii.gz")
-    with pytest.raises(KeyboardInterrupt):
+
+    def publish_both() -> None:
         publish_files(out, PREPROCESSING, SECOND, [*PREPROCESSED, T1W, *only_second])
         publish_files(out, MODEL, SECOND, PREDICTED)
+
+    with pytest.raises(KeyboardInterrupt):
+        publish_both()
     monkeypatch.undo()
     known = read_run_files(out / "sub-01")[REST]
     assert known.problem or n_written == 0
