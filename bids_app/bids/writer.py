@@ -134,7 +134,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _flush(path.parent)
     except OSError as error:
-        raise _explain(error, path) from error
+        raise writing_error(error, path) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -215,7 +215,8 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _explain(error: OSError, path: Path) -> NeurostormError:
+def writing_error(error: OSError, path: Path) -> NeurostormError:
+    """Return the error of a file that could not be written, with its hint and exit code."""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return CannotCreateError(
             f"{path}: cannot be written ({error.strerror}).",

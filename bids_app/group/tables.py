@@ -5,6 +5,7 @@ Files are written atomically. Embeddings are written row by row to limit memory 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -177,7 +178,8 @@ def _write_embeddings_archive(path: Path, runs: Sequence[RunRecord]) -> None:
     import h5py
 
     kinds = list(dict.fromkeys(kind for run in runs for kind in run.vectors))
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as archive:
+    content = io.BytesIO()  # HDF5 reports a full disk as an internal error
+    with h5py.File(content, "w") as archive:
         archive.attrs["Description"] = "Mean embedding of each run; rows of values correspond to rows of run."
         for model, normalisation in kinds:
             for n_features, having in _by_width(runs, (model, normalisation)).items():
@@ -190,6 +192,8 @@ def _write_embeddings_archive(path: Path, runs: Sequence[RunRecord]) -> None:
                 group.create_dataset("run", data=[run.stem for run in having], dtype=text)
                 group.create_dataset("participant_id", data=[run.participant for run in having], dtype=text)
                 group.create_dataset("session", data=[run.entities.get("ses", "") for run in having], dtype=text)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def _by_width(runs: Iterable[RunRecord], kind: tuple[str, str]) -> dict[int, list[RunRecord]]:

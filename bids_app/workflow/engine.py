@@ -304,15 +304,16 @@ class Engine:
         return StepError(step=step.name, **content) if content else None
 
     def _plugin(self, progress: Progress) -> tuple[Any, dict[str, Any]]:
+        from bids_app.workflow.pool import InOrderPlugin, RobustMultiProcPlugin, plugin_of_nipype
+
         resources = self._resources
         if resources.plugin is not None:
             os.environ.setdefault("LOGNAME", str(os.getuid()))  # part of nipype job names; missing in containers
             name, arguments = read_plugin_file(resources.plugin)
+            arguments["order"] = {step: place for place, step in enumerate(self._graph.steps)}
             if not name.endswith("Graph"):  # plugins that submit all steps at once report none of them
                 arguments["status_callback"] = progress
-            return name, arguments
-        from bids_app.workflow.pool import InOrderPlugin, RobustMultiProcPlugin
-
+            return plugin_of_nipype(name, arguments), {}
         arguments = {
             "pending_interruptions": pending_interruptions,
             "order": {name: place for place, name in enumerate(self._graph.steps)},
@@ -339,7 +340,7 @@ def stopped_when_interrupted(plugin: Any) -> Iterator[None]:
     except Exception:
         raise
     except BaseException:
-        if not isinstance(plugin, str):  # a name is a plugin of nipype (--use-plugin)
+        if hasattr(plugin, "stop"):  # plugins of nipype (--use-plugin) have none
             plugin.stop()
         raise
 

@@ -7,6 +7,7 @@ otherwise after `STALE_SECONDS` without a touch.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -18,7 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from bids_app.bids.writer import temporary_name
+from bids_app.bids.writer import temporary_name, writing_error
 from bids_app.errors import CannotCreateError, NeurostormError, TemporaryError
 
 BEAT_SECONDS = 60.0
@@ -105,8 +106,10 @@ def _acquire(path: Path) -> str:
             _remove_dead(path, holder)
         raise _held_by(path, _read(path))
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise writing_error(error, path) from error
         raise CannotCreateError(
-            f"{path}: the lock file cannot be created ({error.strerror}).", "Check permissions and free space."
+            f"{path}: the lock file cannot be created ({error.strerror}).", "Check the permissions."
         ) from error
     finally:
         with suppress(OSError):
