@@ -133,7 +133,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
         _flush(path.parent)
     except OSError as error:
-        raise _explain(error, path) from error
+        raise writing_error(error, path) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -152,7 +152,12 @@ def write_text(path: Path, text: str) -> Path:
 
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     """Write a JSON file; NaN and infinity become null, NumPy values become plain ones, and paths become text."""
-    return write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    return write_text(path, as_json_text(content))
+
+
+def as_json_text(content: Mapping[str, Any]) -> str:
+    """Format a JSON file as `write_json` writes it."""
+    return json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def write_tsv(path: Path, table: pd.DataFrame | Mapping[str, Any]) -> Path:
@@ -204,7 +209,8 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def _explain(error: OSError, path: Path) -> NeurostormError:
+def writing_error(error: OSError, path: Path) -> NeurostormError:
+    """Return the error of a file that could not be written, with its hint and exit code."""
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
         return CannotCreateError(
             f"{path}: cannot be written ({error.strerror}).",

@@ -70,7 +70,10 @@ def find_participant_folders(settings: Settings) -> list[Path]:
 def remove_other_outputs(out_dir: Path, files: list[Path]) -> None:
     """Remove outdated files of a previous group-level run."""
     earlier = [out_dir / f"group_{name}" for name in OPTIONAL_FILES]
-    for path in (*earlier, *(out_dir / FIGURES).glob("*.svg")):
+    of_adapters = (
+        path for ending in ("tsv", "json") for path in (out_dir / "phenotype").glob(f"neurostorm_*.{ending}")
+    )
+    for path in (*earlier, *(out_dir / FIGURES).glob("*.svg"), *of_adapters):
         if path not in files:
             path.unlink(missing_ok=True)
 

@@ -39,6 +39,8 @@ class Cohort:
     """Sentences on missing inputs."""
     faults: tuple[str, ...] = ()
     """Unreadable files that belong to no single run."""
+    configurations: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Options by configuration, as far as they are known."""
 
     def __post_init__(self) -> None:
         self.runs.sort(key=lambda run: natural_key(run.stem))
@@ -75,9 +77,11 @@ def read_cohort(folders: Sequence[Path], bids_dir: Path, query: QuerySettings, n
     runs: list[RunRecord] = []
     cards: dict[str, Card] = {}
     faults: list[str] = []
+    configurations: dict[str, dict[str, str]] = {}
     for record in read_participants(folders, n_procs):
         runs += (run for run in record.runs if is_selected(run.entities, query))
         faults += record.faults
+        configurations |= record.configurations
         _keep_cards(cards, record)
     phenotypes, notes = read_phenotypes(bids_dir)
     listed = {stem: entities for stem, entities in raw_runs(bids_dir) if is_selected(entities, query)}
@@ -88,7 +92,7 @@ def read_cohort(folders: Sequence[Path], bids_dir: Path, query: QuerySettings, n
         notes.append(f"{bids_dir}: no BOLD images found; runs that were not processed cannot be listed.")
     columns = {name.lower(): name for row in phenotypes.values() for name in row}
     site = next((columns[name] for name in SITE_COLUMNS if name in columns), "")
-    return Cohort(runs, cards, phenotypes, site, tuple(notes), tuple(faults))
+    return Cohort(runs, cards, phenotypes, site, tuple(notes), tuple(faults), configurations)
 
 
 def is_selected(entities: dict[str, str], query: QuerySettings) -> bool:

@@ -10,7 +10,7 @@ import numpy as np
 from bids_app.group.cohort import Cohort
 from bids_app.group.predictions import Comparison, compare_with_phenotypes, number
 from bids_app.group.reading import MISSING, UNREADABLE, Card, RunRecord
-from bids_app.outputs.schema import FAILED, LEVELS, OK, REFUSE, WARN
+from bids_app.outputs.schema import FAILED, LEVELS, OK, REFUSE, WARN, differing_options
 from bids_app.reports import group as page
 from bids_app.reports.contents import spec
 from bids_app.reports.group import BAD, GOOD, Cell, Remark, Section, Table, report_url
@@ -18,6 +18,8 @@ from bids_app.reports.group import BAD, GOOD, Cell, Remark, Section, Table, repo
 COLOURS = {"pass": GOOD, "warn": page.WARN, "refuse": BAD}
 STATUS_LEVELS = {FAILED: BAD, UNREADABLE: BAD, MISSING: page.WARN}
 FAILURES = tuple(STATUS_LEVELS)
+UNKNOWN = "not recorded"
+"""Configuration of outputs of versions that did not record it."""
 
 
 def format_lead(cohort: Cohort) -> str:
@@ -49,6 +51,7 @@ def collect_counts(cohort: Cohort) -> list[tuple[str, Cell]]:
 def runs_section(cohort: Cohort) -> Section:
     """Build the section on failed, unreadable and missing runs, with reason and hint."""
     section = Section("runs", "Runs")
+    add_configurations(section, cohort)
     bad = sorted((run for run in cohort.runs if run.status != OK), key=lambda run: _rank(run.status))
     if not bad and not cohort.faults:
         section.paragraphs.append("All runs were processed, and all outputs are readable.")
@@ -79,6 +82,46 @@ def runs_section(cohort: Cohort) -> Section:
         )
     )
     return section
+
+
+def add_configurations(section: Section, cohort: Cohort) -> None:
+    """Add a warning and a table if the outputs were made with several configurations, or are partly not used."""
+    left_out = [run for run in cohort.runs if run.n_not_used]
+    if left_out:
+        section.remarks.append(
+            Remark(
+                page.WARN,
+                f"{_count(len(left_out), 'run')} with tables of an earlier invocation, which are not used; see "
+                "n_not_used in group_runs.tsv.",
+            )
+        )
+    runs = Counter(" ".join(sorted(run.configurations)) or UNKNOWN for run in cohort.runs if run.quality or run.vectors)
+    if len(runs) < 2:
+        return
+    options = {name: cohort.configurations.get(name, {}) for name in runs}
+    differing = differing_options(options.values())
+    section.remarks.append(
+        Remark(
+            page.WARN,
+            f"Outputs were made with {len(runs)} configurations or versions, and may not be comparable"
+            + (f": they differ in {', '.join(differing)}." if differing else "."),
+        )
+    )
+    section.tables.append(
+        Table(
+            "Configurations",
+            ("Configuration", "Runs", *differing),
+            [
+                (
+                    Cell(name),
+                    Cell(f"{n:,}", value=n),
+                    *(Cell(shortened(options[name].get(option, "n/a"), 24)) for option in differing),
+                )
+                for name, n in runs.most_common()
+            ],
+            "group_runs.tsv",
+        )
+    )
 
 
 def predictions_section(cohort: Cohort) -> Section:

@@ -27,11 +27,14 @@ from bids_app.outputs.schema import (
     PredictionSidecar,
     QualitySidecar,
     Reliability,
+    RunFiles,
     RunOutcome,
+    Sidecar,
     Summary,
     Uncertainty,
     VerdictRecord,
     Views,
+    read_run_files,
 )
 
 MEAN = b"mean"
@@ -91,6 +94,10 @@ class RunRecord:
     """Table cells, by adapter."""
     faults: list[str] = field(default_factory=list)
     """Files that could not be read, with the reason."""
+    configurations: set[str] = field(default_factory=set)
+    """Configurations (`ConfigurationHash`) of its outputs; empty for outputs of versions without."""
+    n_not_used: int = 0
+    """Tables and sidecars that are no outputs of its last invocation, and are left out."""
 
     @property
     def participant(self) -> str:
@@ -114,6 +121,8 @@ class ParticipantRecord:
     """Facts by model or adapter."""
     faults: list[str] = field(default_factory=list)
     """Unreadable files that belong to no single run."""
+    configurations: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Options by configuration."""
 
 
 def read_participants(folders: Sequence[Path], n_procs: int) -> Iterator[ParticipantRecord]:
@@ -135,16 +144,24 @@ def read_participant(folder: Path) -> ParticipantRecord:
     except OSError as error:
         record.faults.append(f"{folder.name}: {error.strerror}")
         return record
+    known = read_run_files(folder)
     for path in files:
         entities, suffix, _ = split_name(path.name)
         run = _run_of(runs, folder, entities)
+        name = path.relative_to(folder.parent).as_posix()
+        if not known.get(run.stem, RunFiles()).includes(name, outcomes.get(run.stem)):
+            run.n_not_used += 1
+            continue
         try:
             READERS[suffix](path, entities.get("desc", ""), run, record.cards)
         except (OSError, BadDataError, ValueError, KeyError, IndexError) as error:
             run.faults.append(f"{path.relative_to(folder.parent)}: {_reason(error)}")
-    for stem in outcomes.keys() - runs.keys():
+    for stem in (outcomes.keys() | known.keys()) - runs.keys():
         _run_of(runs, folder, split_name(stem + "_bold")[0])
     for stem, run in runs.items():
+        own = known.get(stem, RunFiles())
+        run.faults += filter(None, [own.problem])
+        record.configurations |= {m.configuration: m.options for m in own.parts.values() if m.configuration}
         set_status(run, outcomes.get(stem))
     record.runs = list(runs.values())
     return record
@@ -209,6 +226,7 @@ def _read_quality(path: Path, desc: str, run: RunRecord, cards: dict[str, Card])
     sidecar = QualitySidecar.read(path)
     if sidecar.quality is None:
         raise ValueError("image quality metrics are missing")
+    _keep_configuration(run, sidecar)
     run.quality = {
         sys.intern(key): value
         for key, value in sidecar.quality.items()
@@ -220,6 +238,7 @@ def _read_quality(path: Path, desc: str, run: RunRecord, cards: dict[str, Card])
 def _read_embeddings(path: Path, desc: str, run: RunRecord, cards: dict[str, Card]) -> None:
     sidecar = EmbeddingsSidecar.read(path.with_suffix(".json"))
     cards.setdefault(desc, Card(demonstration=bool(sidecar.demonstration)))
+    _keep_configuration(run, sidecar)
     _keep_verdict(run, sidecar.verdict)
     halves = {name: half.spearman_brown for name, half in (sidecar.split_half or {}).items() if half}
     for normalisation, values, duration in _mean_vectors(path):
@@ -229,10 +248,17 @@ def _read_embeddings(path: Path, desc: str, run: RunRecord, cards: dict[str, Car
 def _read_vectors(path: Path, desc: str, run: RunRecord, cards: dict[str, Card]) -> None:
     sidecar = PredictionSidecar.read(path.with_suffix(".json"))
     cards.setdefault(desc, card_of(sidecar))
+    _keep_configuration(run, sidecar)
     _keep_verdict(run, sidecar.verdict)
     for normalisation, values, duration in _mean_vectors(path):
         name = normalisation or sys.intern(sidecar.adapter.normalisation or "")
         run.vectors[sys.intern(desc), name] = Vector(values, duration)
+
+
+def _keep_configuration(run: RunRecord, sidecar: Sidecar) -> None:
+    """Keep the configuration of a sidecar."""
+    if sidecar.configuration:
+        run.configurations.add(sys.intern(sidecar.configuration))
 
 
 def _keep_verdict(run: RunRecord, verdict: VerdictRecord | None) -> None:
@@ -261,6 +287,7 @@ def _mean_vectors(path: Path) -> Iterator[tuple[str, np.ndarray, float]]:
 def _read_predictions(path: Path, desc: str, run: RunRecord, cards: dict[str, Card]) -> None:
     sidecar = PredictionSidecar.read(path.with_suffix(".json"))
     cards.setdefault(desc, card_of(sidecar))
+    _keep_configuration(run, sidecar)
     header, rows = mean_rows(path.read_bytes())
     cells: dict[str, Any] = dict(zip(header, rows[0], strict=True))
     verdict = sidecar.verdict

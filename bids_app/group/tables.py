@@ -5,6 +5,7 @@ Files are written atomically. Embeddings are written row by row to limit memory 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,14 @@ DESCRIBED: dict[str, dict[str, Any]] = {
     },
     "verdict_reasons": {"Description": "Failed checks"},
     "n_warnings": {"Description": "Number of preprocessing warnings"},
+    "configuration": {
+        "Description": "Hash of the version and of the options that decide the numbers (ConfigurationHash in the "
+        "sidecars); several if the outputs of the run are of several invocations"
+    },
+    "n_not_used": {
+        "Description": "Number of tables and sidecars of the run that its last invocation did not make, and that are "
+        "not used here"
+    },
     "duration": {"Description": "Total duration of the clips", "Units": "s"},
     "label": {"Description": "Most probable class"},
     "value": {"Description": "Predicted value"},
@@ -90,6 +99,8 @@ def run_rows(cohort: Cohort) -> list[dict[str, Any]]:
             "hint": run.hint,
             "verdict": run.worst_verdict or "n/a",
             "n_warnings": run.n_warnings,
+            "configuration": " ".join(sorted(run.configurations)) or "n/a",
+            "n_not_used": run.n_not_used,
         }
         for run in cohort.runs
     ]
@@ -167,7 +178,8 @@ def _write_embeddings_archive(path: Path, runs: Sequence[RunRecord]) -> None:
     import h5py
 
     kinds = list(dict.fromkeys(kind for run in runs for kind in run.vectors))
-    with atomic_path(path) as temporary, h5py.File(temporary, "w") as archive:
+    content = io.BytesIO()  # HDF5 reports a full disk as an internal error
+    with h5py.File(content, "w") as archive:
         archive.attrs["Description"] = "Mean embedding of each run; rows of values correspond to rows of run."
         for model, normalisation in kinds:
             for n_features, having in _by_width(runs, (model, normalisation)).items():
@@ -180,6 +192,8 @@ def _write_embeddings_archive(path: Path, runs: Sequence[RunRecord]) -> None:
                 group.create_dataset("run", data=[run.stem for run in having], dtype=text)
                 group.create_dataset("participant_id", data=[run.participant for run in having], dtype=text)
                 group.create_dataset("session", data=[run.entities.get("ses", "") for run in having], dtype=text)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def _by_width(runs: Iterable[RunRecord], kind: tuple[str, str]) -> dict[int, list[RunRecord]]:

@@ -27,9 +27,12 @@ from bids_app.outputs.schema import (
     PredictionSidecar,
     QualitySidecar,
     Record,
+    RunFiles,
     RunOutcome,
     Summary,
+    read_run_files,
 )
+from bids_app.reports.invocations import Configuration, describe_earlier, find_configurations
 from bids_app.reports.predictions import ReportedPrediction, ReportedVerdict, format_verdict, read_prediction
 from bids_app.reports.traces import Trace, read_trace
 
@@ -105,6 +108,12 @@ class Run:
     """Split-half reliability of the embeddings (odd and even clips), by normalisation."""
     tables: tuple[tuple[str, str], ...] = ()
     """Names and URLs of its tables."""
+    problem: str = ""
+    """Sentence on outputs that do not belong together."""
+    earlier: str = ""
+    """Sentence on outputs of an invocation before the last one; empty if all are of the last one."""
+    not_shown: tuple[str, ...] = ()
+    """Files with the name of the run that are no outputs of it."""
 
     @property
     def failed(self) -> bool:
@@ -136,6 +145,8 @@ class Contents:
     """Markdown."""
     unreadable: list[str]
     """Files that could not be read, with the reason."""
+    configurations: tuple[Configuration, ...] = ()
+    """Configurations of the outputs; more than one if invocations with other options or versions wrote them."""
 
     @property
     def demonstration(self) -> bool:
@@ -167,21 +178,28 @@ class Reader:
         self.out_dir, self.participant = out_dir, participant
         self.folder = out_dir / f"sub-{participant}"
         self.unreadable: list[str] = []
+        self._known: dict[str, RunFiles] = {}
+        self._outcomes: dict[str, RunOutcome] = {}
+        self._finished: dict[str, str] = {}
 
     def read(self) -> Contents:
         """Read the contents of the report."""
         logs = {path.parent: self._record(path, Summary) for path in sorted(self.folder.glob("log/*/summary.json"))}
-        entries = [run for log in logs.values() for run in log.runs or ()]
-        outcomes = {run.stem: run for run in entries if STEM.fullmatch(run.stem)}
+        for log in logs.values():
+            for run in log.runs or ():
+                if STEM.fullmatch(run.stem):
+                    self._outcomes[run.stem], self._finished[run.stem] = run, log.finished or ""
+        self._known = read_run_files(self.folder)
         log_dir = next(reversed(logs), None)
-        stems = set(outcomes)
+        stems = {*self._outcomes, *self._known}
         for pattern in ("*_desc-quality_metrics.json", "*_embeddings.tsv", "*_predictions.tsv", "*_vectors.tsv"):
             stems.update(stem_of(path) for path in self._outputs(pattern))
         figures = self._figures()
+        runs = [self._run(stem, self._outcomes.get(stem), figures) for stem in sorted(stems, key=natural_key)]
         return Contents(
             participant=self.participant,
             dataset=self._json(self.out_dir / "dataset_description.json"),
-            runs=[self._run(stem, outcomes.get(stem), figures) for stem in sorted(stems, key=natural_key)],
+            runs=runs,
             anatomy={
                 stem: self._select_figures(stem, by_desc, "anatomy")["anatomy"]
                 for (stem, suffix), by_desc in sorted(figures.items())
@@ -192,6 +210,7 @@ class Reader:
             invocation=self._toml(log_dir / "neurostorm.toml") if log_dir else {},
             methods=self._text(self.out_dir / "logs" / "CITATION.md"),
             unreadable=self.unreadable,
+            configurations=find_configurations({run.stem: run.title for run in runs}, self._known),
         )
 
     def _run(self, stem: str, outcome: RunOutcome | None, figures: Mapping[Any, dict[str, str]]) -> Run:
@@ -211,6 +230,10 @@ class Reader:
             model = self._record(embeddings[0].with_suffix(".json"), EmbeddingsSidecar)
         split_half = {name: half.spearman_brown for name, half in (model.split_half or {}).items() if half}
         route, template = metrics.route or "", metrics.template or ""
+        folders = [self.folder / "figures", *self.folder.glob("func"), *self.folder.glob("ses-*/func")]
+        files = (path for folder in folders for path in sorted(folder.glob(f"{stem}_*")) if stem_of(path) == stem)
+        own = {path.relative_to(self.out_dir).as_posix(): self._is_output(path) for path in files}
+        shown = [name for name, is_output in own.items() if is_output]
         return Run(
             stem=stem,
             outcome=outcome,
@@ -226,6 +249,9 @@ class Reader:
             verdict=format_verdict(model.verdict),
             split_half={name: value for name, value in split_half.items() if value is not None},
             tables=tuple((path.name, self._url(path)) for path in tables),
+            problem=self._known.get(stem, RunFiles()).problem,
+            earlier=describe_earlier(shown, self._known.get(stem), outcome, self._finished.get(stem, "")),
+            not_shown=tuple(name for name in own if name not in shown) if stem in self._known else (),
         )
 
     def _prediction(self, path: Path) -> ReportedPrediction | None:
@@ -274,7 +300,7 @@ class Reader:
         found: dict[tuple[str, str], dict[str, str]] = {}
         folder = self.folder / "figures"
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if path.suffix in (".svg", ".png", ".jpg") and not path.name.startswith("."):
+            if path.suffix in (".svg", ".png", ".jpg") and self._is_output(path):
                 entities, suffix, _ = split_name(path.name)
                 desc = entities.get("desc", "")
                 found.setdefault((stem_of(path), suffix), {})[desc] = self._url(path)
@@ -305,8 +331,14 @@ class Reader:
         return [path for path in self._outputs(f"{stem}_*_{ending}") if stem_of(path) == stem]
 
     def _outputs(self, pattern: str) -> list[Path]:
-        """Return matching files in the func folders of all sessions."""
-        return sorted([*self.folder.glob(f"func/{pattern}"), *self.folder.glob(f"ses-*/func/{pattern}")])
+        """Return matching outputs in the func folders of all sessions."""
+        found = [*self.folder.glob(f"func/{pattern}"), *self.folder.glob(f"ses-*/func/{pattern}")]
+        return sorted(path for path in found if self._is_output(path))
+
+    def _is_output(self, path: Path) -> bool:
+        """Return whether a file is an output of its run, not a leftover of an earlier invocation."""
+        known = self._known.get(stem_of(path), RunFiles())
+        return not path.name.startswith(".") and known.includes(path.relative_to(self.out_dir).as_posix())
 
     def _url(self, path: Path) -> str:
         return quote(path.relative_to(self.out_dir).as_posix())

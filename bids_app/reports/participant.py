@@ -42,6 +42,8 @@ SECTIONS = (
 
 MAX_REGIONS = 40
 """Maximum rows of a table of regions on the page; the file has all rows."""
+MAX_FILES = 5
+"""Maximum number of files that are named where outputs of earlier invocations are not shown."""
 PAGE_LIMIT = 290_000
 """Maximum size of a page, bytes; the volume-wise series use what is left, at a lower resolution for many runs."""
 BYTES_PER_TRACE, BYTES_PER_POINT = 500, 16
@@ -106,6 +108,7 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
         "c": contents,
         "version": __version__,
         "max_regions": max(5, min(MAX_REGIONS, 8 * MAX_REGIONS // max(1, sum(len(run.regions) for run in runs)))),
+        "max_files": MAX_FILES,
         "finished": (contents.log.finished or "").replace("T", " "),
         "failed": [run for run in runs if run.failed],
         "predicted": [run for run in runs if run.predictions and not run.failed],

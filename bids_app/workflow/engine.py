@@ -187,7 +187,7 @@ class Engine:
         stop_on_first_crash : bool
             Start no more steps after the first failure.
         groups : Groups, optional
-            Called with each step that ends; not with ``--use-plugin``.
+            Called with each step that ends; not with plugins that submit the whole graph, such as SLURMGraph.
         """
         from bids_app.workflow.pool import silence_nipype  # nipype takes a second to import
 
@@ -259,9 +259,10 @@ class Engine:
                 for path in (self._root / step.name, self._result_file(step)):
                     check_owner(path)
 
-    def remove(self, last: Iterable[Step]) -> None:
-        """Delete the scratch folders of steps and of their ancestors."""
-        for name in {needed.name for step in last for needed in self._graph.ancestors(step)}:
+    def remove(self, last: Iterable[Step], keep: Iterable[Step] = ()) -> None:
+        """Delete the scratch folders of steps and of their ancestors, except those of ``keep`` and their ancestors."""
+        kept = {needed.name for step in keep for needed in self._graph.ancestors(step)}
+        for name in {needed.name for step in last for needed in self._graph.ancestors(step)} - kept:
             with suppress(OSError):
                 self._remove_folder(name)
         for folder in (self._root, self._root.parent):
@@ -335,13 +336,17 @@ class Engine:
         return StepError(step=step.name, **content) if content else None
 
     def _plugin(self, progress: Progress) -> tuple[Any, dict[str, Any]]:
+        from bids_app.workflow.pool import InOrderPlugin, RobustMultiProcPlugin, plugin_of_nipype
+
         resources = self._resources
         if resources.plugin is not None:
             os.environ.setdefault("LOGNAME", str(os.getuid()))  # part of nipype job names; missing in containers
-            return read_plugin_file(resources.plugin)
-        from bids_app.workflow.pool import InOrderPlugin, RobustMultiProcPlugin
-
-        arguments: dict[str, Any] = {
+            name, arguments = read_plugin_file(resources.plugin)
+            arguments["order"] = {step: place for place, step in enumerate(self._graph.steps)}
+            if not name.endswith("Graph"):  # plugins that submit all steps at once report none of them
+                arguments["status_callback"] = progress
+            return plugin_of_nipype(name, arguments), {}
+        arguments = {
             "pending_interruptions": pending_interruptions,
             "order": {name: place for place, name in enumerate(self._graph.steps)},
             "status_callback": progress,
@@ -367,7 +372,7 @@ def stopped_when_interrupted(plugin: Any) -> Iterator[None]:
     except Exception:
         raise
     except BaseException:
-        if not isinstance(plugin, str):  # a name is a plugin of nipype (--use-plugin)
+        if hasattr(plugin, "stop"):  # plugins of nipype (--use-plugin) have none
             plugin.stop()
         raise
 

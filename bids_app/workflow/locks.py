@@ -8,6 +8,7 @@ after `STALE_SECONDS` without a touch. All times are in the clock of the file sy
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.bids.processes import process_scope, start_time
-from bids_app.bids.writer import temporary_name
+from bids_app.bids.writer import temporary_name, writing_error
 from bids_app.errors import CannotCreateError, NeurostormError, TemporaryError
 
 BEAT_SECONDS = 30.0
@@ -130,8 +131,10 @@ def _acquire(path: Path) -> str:
             _remove_dead(path, holder)
         raise _held_by(path, _read(path))
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise writing_error(error, path) from error
         raise CannotCreateError(
-            f"{path}: the lock file cannot be created ({error.strerror}).", "Check permissions and free space."
+            f"{path}: the lock file cannot be created ({error.strerror}).", "Check the permissions."
         ) from error
     finally:
         with suppress(OSError):

@@ -17,13 +17,15 @@ from bids_app.bids.query import BoldRun
 from bids_app.outputs import anatomical, functional, predictions
 from bids_app.outputs import attribution as attribution_outputs
 from bids_app.outputs.boilerplate import Sentence
-from bids_app.outputs.publish import publish
+from bids_app.outputs.publish import Publication, publish
+from bids_app.outputs.schema import MODEL, PREPROCESSING
 from bids_app.preprocess.anatomical import normalise_t1w
 from bids_app.preprocess.hmc import correct_motion
 from bids_app.preprocess.ingest.derivatives import ingest_run
 from bids_app.preprocess.preprocessed import OnGrid
 from bids_app.preprocess.sdc.choice import SYN, correction_of
 from bids_app.workflow import nodes, sentences
+from bids_app.workflow.configuration import configuration_hash, number_options
 from bids_app.workflow.context import RunContext
 from bids_app.workflow.graph import Graph, Step, file_stamp
 from bids_app.workflow.memory import step_gb
@@ -367,11 +369,15 @@ def add_outputs(
             entities=run.entities,
             fd_spike_mm=wanted.fd_spike_threshold,
         )
+    options = number_options(run, context)
+    publication = Publication(run.stem, graph.invocation, configuration_hash(options), options, preprocessed.stamp)
     return (
         graph.step(
             f"{name}_publish",
             publish,
             target=settings.out_dir,
+            part=PREPROCESSING,
+            publication=publication,
             preprocessing=preprocessing,
             anatomy=anatomy.outputs if anatomy else None,
             always=True,
@@ -380,6 +386,8 @@ def add_outputs(
             f"{name}_publish_model",
             publish,
             target=settings.out_dir,
+            part=MODEL,
+            publication=publication,
             model=tables,
             attribution=attribution,
             figures=figures,
@@ -408,15 +416,14 @@ def add_hashes(graph: Graph, run: BoldRun, context: RunContext) -> Step:
 
 def methods_sentences(runs: Sequence[BoldRun], context: RunContext) -> list[Sentence]:
     """Return the sentences of the methods text for all runs, in order, each once."""
-    graph = Graph()
+    unique: list[Sentence] = list(sentences.invocation(context.settings.preprocess.random_seed))
     for run in runs:
         if run.problem is None:
+            graph = Graph()  # one per run, since there may be thousands
             add_run(graph, run, context)
-    of_steps = [sentence for step in graph.steps.values() for sentence in step.sentences]
-    unique: list[Sentence] = []
-    for sentence in (*sentences.invocation(context.settings.preprocess.random_seed), *of_steps):
-        if sentence not in unique:
-            unique.append(sentence)
+            for sentence in (sentence for step in graph.steps.values() for sentence in step.sentences):
+                if sentence not in unique:
+                    unique.append(sentence)
     return unique
 
 

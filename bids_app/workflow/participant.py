@@ -9,7 +9,7 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,23 +18,25 @@ from bids_app.bids.query import BoldRun, find_runs
 from bids_app.bids.writer import remove_leftovers
 from bids_app.errors import EXIT_OK, CannotCreateError, InputOutputError, NoInputError, TemporaryError
 from bids_app.outputs.boilerplate import write_methods
-from bids_app.outputs.publish import remove_withheld
-from bids_app.outputs.schema import FAILED, OK, PredictionSidecar, RunOutcome
+from bids_app.outputs.schema import OK, RunOutcome
 from bids_app.reports.participant import build_participant_report
 from bids_app.settings import Settings, own_scratch
 from bids_app.workflow.context import RunContext, read_context
+from bids_app.workflow.ends import Ends, failed
 from bids_app.workflow.engine import Engine, remove_caches
-from bids_app.workflow.graph import Graph, Step
+from bids_app.workflow.graph import Graph
 from bids_app.workflow.locks import Locks, is_in_use, lock_files
 from bids_app.workflow.memory import add_memory_problem
 from bids_app.workflow.method import RunSteps, add_run, methods_sentences
 from bids_app.workflow.plan import print_plan
 from bids_app.workflow.preflight import preflight
 from bids_app.workflow.progress import Groups
-from bids_app.workflow.provenance import exit_code, new_run_id, write_log
+from bids_app.workflow.provenance import exit_code
 from bids_app.workflow.scratch import make_private
 
 LOGGER = logging.getLogger(__name__)
+BATCH_RUNS, BATCH_RUNS_OF_CLUSTER = 100, 1000
+"""Minimum number of runs in one graph, which nipype builds in a time that grows with the square of its size."""
 MAX_MESSAGES = 8
 """Maximum number of failures and withheld predictions in the final summary."""
 
@@ -98,72 +100,74 @@ def process_participants(wanted: Sequence[BoldRun], context: RunContext) -> int:
 
 
 def process_runs(runs: Sequence[BoldRun], context: RunContext) -> int:
-    """Run the graph; write the log and report of each participant as soon as its runs have ended."""
+    """Process runs in batches of participants; each run is published, and its log is written, when it ends."""
     settings = context.settings
-    of_participant: dict[str, list[BoldRun]] = {}
-    for run in runs:
-        of_participant.setdefault(run.participant, []).append(run)
+    ends = Ends(runs, context)
     LOGGER.info(
-        "%d BOLD runs of %d participants; scratch folder: %s", len(runs), len(of_participant), settings.work_dir
+        "%d BOLD runs of %d participants; scratch folder: %s", len(runs), len(ends.participants), settings.work_dir
     )
-    started, run_id = time.time(), new_run_id()
-    crash_dir = settings.work_dir / f"crash-{run_id}"
+    crash_dir = settings.work_dir / f"crash-{ends.run_id}"
     crash_dir.mkdir()
-    graph = Graph(invocation=run_id)
-    steps = {run.stem: add_run(graph, run, context) for run in runs if run.problem is None}
-    engine = Engine(graph, settings.work_dir, settings.resources)
-    finished: dict[str, list[RunOutcome]] = {}
-    withheld: dict[str, list[tuple[str, str]]] = {}
-
-    def last_steps(participant: str) -> tuple[Step, ...]:
-        return tuple(step for run in of_participant[participant] if run.stem in steps for step in steps[run.stem].last)
-
-    def finish(participant: str) -> None:
-        outcomes = [outcome_of(run, engine, steps.get(run.stem)) for run in of_participant[participant]]
-        withheld.update(finish_participant(participant, outcomes, context, run_id, started))
-        if settings.clean_workdir and exit_code(outcomes) == EXIT_OK:
-            engine.remove(last_steps(participant))
-        finished[participant] = outcomes
-
-    if steps:
-        groups = Groups(graph, {participant: last_steps(participant) for participant in of_participant}, finish)
-        engine.run(crash_dir=crash_dir, stop_on_first_crash=settings.stop_on_first_crash, groups=groups)
-    for participant in of_participant:
-        if participant not in finished:
-            finish(participant)
+    size = BATCH_RUNS if settings.resources.plugin is None else BATCH_RUNS_OF_CLUSTER
+    for number, batch in enumerate(batches(runs, size)):
+        process_batch(batch, context, ends, crash_dir / str(number))
+    ends.repeat_failed_writing()
     for folder in (settings.out_dir, settings.out_dir / "logs", settings.work_dir):
         remove_leftovers(folder, deep=False)
     shutil.rmtree(crash_dir, ignore_errors=True)
-    outcomes = [outcome for participant in of_participant for outcome in finished[participant]]
-    print_summary(outcomes, withheld, settings, time.time() - started)
-    return exit_code(outcomes)
+    print_summary(ends.outcomes, ends.withheld, settings, time.time() - ends.started)
+    return exit_code(ends.outcomes)
 
 
-def finish_participant(
-    participant: str, outcomes: Sequence[RunOutcome], context: RunContext, run_id: str, started: float
-) -> dict[str, list[tuple[str, str]]]:
-    """Write the log and report of a participant; delete earlier outputs of withheld predictions, and return these."""
-    out_dir = context.settings.out_dir
-    withheld = {outcome.stem: withheld_predictions(outcome, out_dir) for outcome in outcomes}
-    for stem, predictions in withheld.items():
-        for adapter, _ in predictions:
-            remove_withheld(out_dir, stem, adapter)
-    remove_leftovers(out_dir / f"sub-{participant}")
-    write_log(context.settings, run_id, participant, outcomes, context.model.hashes, started)
-    build_participant_report(out_dir, participant)
-    return withheld
+def batches(runs: Sequence[BoldRun], size: int) -> Iterator[list[BoldRun]]:
+    """Split runs into batches of at least ``size``, with all runs of a participant in one batch."""
+    of_participant: dict[str, list[BoldRun]] = {}
+    for run in runs:
+        of_participant.setdefault(run.participant, []).append(run)
+    batch: list[BoldRun] = []
+    for own in of_participant.values():
+        batch += own
+        if len(batch) >= size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
 
 
-def outcome_of(run: BoldRun, engine: Engine, steps: RunSteps | None) -> RunOutcome:
+def process_batch(runs: Sequence[BoldRun], context: RunContext, ends: Ends, crash_dir: Path) -> None:
+    """Run the graph of a batch of runs."""
+    settings = context.settings
+    if settings.stop_on_first_crash and exit_code(ends.outcomes) != EXIT_OK:
+        ends.not_started(runs)
+        return
+    graph = Graph(invocation=ends.run_id)
+    steps = {run.stem: add_run(graph, run, context) for run in runs if run.problem is None}
+    engine = Engine(graph, settings.work_dir, settings.resources)
+
+    def end(stem: str) -> None:
+        ends.end(outcome_of(stem, engine, steps[stem]))
+        if settings.clean_workdir and ends.is_ok(stem):
+            left = [steps[run.stem] for run in runs if run.stem in steps and not ends.is_ok(run.stem)]
+            engine.remove(steps[stem].last, keep=[step for run_steps in left for step in run_steps.last])
+
+    for run in runs:
+        if run.problem is not None:
+            ends.end(failed(run.stem, "query", run.problem.message, run.problem.hint, run.problem.exit_code))
+    if steps:
+        crash_dir.mkdir()
+        groups = Groups(graph, {stem: own.last for stem, own in steps.items()}, end)
+        engine.run(crash_dir=crash_dir, stop_on_first_crash=settings.stop_on_first_crash, groups=groups)
+    for stem in steps:
+        if not ends.has_ended(stem):
+            end(stem)
+
+
+def outcome_of(stem: str, engine: Engine, steps: RunSteps) -> RunOutcome:
     """Return the outcome of a run."""
-    if steps is None:
-        problem = run.problem
-        assert problem is not None
-        return failed(run.stem, "query", problem.message, problem.hint, problem.exit_code)
     errors = [engine.error_of(step) for step in steps.published]
     published = (step for step, error in zip(steps.published, errors, strict=True) if error is None)
     found = RunOutcome(
-        stem=run.stem,
+        stem=stem,
         exit_code=EXIT_OK,
         steps=engine.costs(*steps.published),
         outputs=tuple(name for step in published for name in engine.result_of(step)),
@@ -172,13 +176,8 @@ def outcome_of(run: BoldRun, engine: Engine, steps: RunSteps | None) -> RunOutco
     error = next(filter(None, errors), None)
     if error is None:
         return found
-    ended = failed(run.stem, error.step, error.message, error.hint, error.exit_code)
+    ended = failed(stem, error.step, error.message, error.hint, error.exit_code)
     return replace(ended, trace=error.trace, steps=found.steps, outputs=found.outputs, inputs=found.inputs)
-
-
-def failed(stem: str, step: str, reason: str, hint: str, code: int) -> RunOutcome:
-    """Make the outcome of a failed run."""
-    return RunOutcome(stem=stem, status=FAILED, step=step, reason=reason, hint=hint, exit_code=code)
 
 
 def print_summary(
@@ -198,17 +197,6 @@ def print_summary(
         "%d of %d runs finished in %.0f s. Reports: %s", len(outcomes) - len(failures), len(outcomes), seconds,
         settings.out_dir / "sub-*.html",
     )  # fmt: skip
-
-
-def withheld_predictions(outcome: RunOutcome, out_dir: Path) -> list[tuple[str, str]]:
-    """Return the adapters whose prediction of a run was withheld, each with the first reason."""
-    found = []
-    for name in outcome.outputs:
-        if name.endswith(("_predictions.json", "_vectors.json")):
-            sidecar = PredictionSidecar.read(out_dir / name)
-            if sidecar.verdict is not None and sidecar.withheld:
-                found.append((sidecar.adapter.name or "", next(iter(sidecar.verdict.reasons), "")))
-    return found
 
 
 def rebuild_reports(settings: Settings) -> int:

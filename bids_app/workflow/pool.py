@@ -19,9 +19,12 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from nipype.pipeline.plugins.base import PluginBase
+from nipype.pipeline import plugins
+from nipype.pipeline.plugins.base import DistributedPluginBase, PluginBase
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
 from nipype.pipeline.plugins.tools import report_crash
+
+from bids_app.errors import UsageError
 
 WORKER_DIED = "MemoryError: a worker process was killed, probably out of memory. Raise --mem or lower --nprocs.\n"
 
@@ -60,25 +63,31 @@ def end_with_main_process() -> None:
         os._exit(1)
 
 
-class RobustMultiProcPlugin(MultiProcPlugin):
-    """`MultiProcPlugin` whose nodes fail instead of hanging when their worker is killed."""
+class InMethodOrder:
+    """Mixin of nipype's plugins that submit nodes one by one."""
 
+    plugin_args: dict[str, Any]
     procs: list[Any]
     depidx: Any
+    refidx: Any
+
+    def _generate_dependency_list(self, graph: Any) -> None:
+        """Sort nodes in the order of the method: the nodes of the first run come first, so that runs end one by one."""
+        super()._generate_dependency_list(graph)  # type: ignore[misc]
+        order = sorted(range(len(self.procs)), key=lambda i: self.plugin_args["order"][self.procs[i].name])
+        self.procs = [self.procs[i] for i in order]
+        self.depidx = self.depidx.tocsr()[order][:, order].tolil()
+        self.refidx = self.depidx.astype(int)
+
+
+class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
+    """`MultiProcPlugin` whose nodes fail instead of hanging when their worker is killed."""
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
         super().__init__(plugin_args=plugin_args)
         self.pool = self._new_pool(self.processors)
         self._retries: dict[int, tuple[Any, bool]] = {}
         self._retry_pools: list[ProcessPoolExecutor] = []
-
-    def _generate_dependency_list(self, graph: Any) -> None:
-        """Sort nodes in the order of the method: the nodes of the first run come first, so that runs end one by one."""
-        super()._generate_dependency_list(graph)
-        order = sorted(range(len(self.procs)), key=lambda i: self.plugin_args["order"][self.procs[i].name])
-        self.procs = [self.procs[i] for i in order]
-        self.depidx = self.depidx.tocsr()[order][:, order].tolil()
-        self.refidx = self.depidx.astype(int)
 
     def _prerun_check(self, graph: Any) -> None:
         super()._prerun_check(graph)
@@ -130,6 +139,24 @@ class RobustMultiProcPlugin(MultiProcPlugin):
             alone.shutdown(wait=False)
         else:
             self._taskresult[taskid] = {"result": None, "traceback": [WORKER_DIED], "taskid": taskid}
+
+
+def plugin_of_nipype(name: str, arguments: dict[str, Any]) -> Any:
+    """Return a plugin of nipype by name that submits nodes in the order of the method, if it submits them one by one.
+
+    Raises
+    ------
+    UsageError
+        nipype has no such plugin.
+    """
+    kind = getattr(plugins, f"{name}Plugin", None)
+    if kind is None:
+        raise UsageError(
+            f"--use-plugin: nipype has no plugin {name}.", "Choose SLURM, SGE, PBS or another one of nipype."
+        )
+    if issubclass(kind, DistributedPluginBase):
+        kind = type(kind.__name__, (InMethodOrder, kind), {})
+    return kind(plugin_args=arguments)
 
 
 class InOrderPlugin(PluginBase):

@@ -21,7 +21,7 @@ from bids_app import __version__
 from bids_app.bids.writer import dataset_uri, write_json, write_text
 from bids_app.catalog.fetch import file_sha256
 from bids_app.errors import EXIT_OK
-from bids_app.outputs.schema import FAILED, OK, RunOutcome, Summary
+from bids_app.outputs.schema import FAILED, OK, RUNNING, RunOutcome, Summary
 from bids_app.settings import Settings, as_options
 
 VERSIONS_OF = (
@@ -88,8 +88,9 @@ def write_log(
     outcomes: Sequence[RunOutcome],
     weights: Mapping[str, str],
     started: float,
+    unfinished: Sequence[str] = (),
 ) -> Path:
-    """Write the log folder of a participant.
+    """Write the log folder of a participant; it is written again when its next run ends.
 
     Parameters
     ----------
@@ -99,11 +100,13 @@ def write_log(
     participant : str
         Label without ``sub-``.
     outcomes : sequence of RunOutcome
-        Outcomes of the runs of this participant.
+        Outcomes of the runs of this participant that have ended.
     weights : mapping
         SHA-256 of the encoder and adapter files, by path.
     started : float
         Start of the invocation, s since 1970.
+    unfinished : sequence of str
+        Names of its other runs.
 
     Returns
     -------
@@ -116,10 +119,11 @@ def write_log(
     for outcome in outcomes:
         if outcome.trace:
             write_text(folder / f"crash-{outcome.stem}-{outcome.step}.txt", outcome.trace)
+    ended = OK if all(outcome.status == OK for outcome in outcomes) else FAILED
     summary = Summary(
         run_id=run_id,
         participant=participant,
-        status=OK if all(outcome.status == OK for outcome in outcomes) else FAILED,
+        status=RUNNING if unfinished else ended,
         exit_code=exit_code(outcomes),
         started=iso_time(started),
         finished=iso_time(time.time()),
@@ -131,6 +135,7 @@ def write_log(
         versions=versions(),
         weights=dict(weights),
         runs=tuple(outcomes),
+        unfinished=tuple(unfinished) or None,
     )
     write_json(folder / "summary.json", summary.to_json())
     return folder

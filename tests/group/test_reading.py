@@ -2,11 +2,14 @@
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 
 from bids_app.group.reading import mean_rows, read_participant, read_participants
+from bids_app.outputs.publish import write_manifest
+from bids_app.outputs.schema import FileStamp, Manifest, manifest_path
 
 
 def truncate(path, share=0.6):
@@ -178,3 +181,111 @@ def test_an_unreadable_folder_is_reported_and_others_are_read(make_group, monkey
     assert cohort.faults == ("sub-02: Permission denied",)
     assert {run.stem: run.status for run in cohort.runs}["sub-02_task-rest"] == "missing"
     assert "sub-02: Permission denied" in section_text(cohort)
+
+
+def write_manifests(group, label, configuration="aaaa1111", **changes):
+    """Write the manifests of the run of a participant, with all files that it has."""
+    stem = f"sub-{label}_task-rest"
+    options = {"version": "1", "dummy_scans": configuration}
+    named = {path.relative_to(group.out).as_posix() for path in (group.out / f"sub-{label}" / "func").iterdir()}
+    preprocessed = {name for name in named if "quality" in name}
+    for part, files in (("preprocessing", preprocessed), ("model", named - preprocessed)):
+        stamps = {name: FileStamp(size=0, sha256="") for name in files}
+        own = changes.get(part, {})
+        values = {"configuration": configuration, "options": options, "source": "x", "complete": True, "files": stamps}
+        write_manifest(group.out, stem, part, Manifest(**values | own))
+    for path in (group.out / f"sub-{label}" / "func").glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"ConfigurationHash": configuration}))
+
+
+def adapters_of(group, label):
+    (run,) = read_participant(group.out / f"sub-{label}").runs
+    return set(run.predictions)
+
+
+def test_tables_that_the_last_invocation_did_not_make_are_left_out(make_group, section_text):
+    group = make_group(participants=2, sessions=1)
+    write_manifests(group, "01")
+    write_manifests(group, "02")
+    for path in (group.out / "sub-01" / "func").glob("*_desc-madeage_predictions.*"):
+        shutil.copy(path, path.with_name(path.name.replace("madeage", "old")))
+    assert "old" not in adapters_of(group, "01")
+    cohort = group.write_tables()
+    assert not (group.out / "phenotype" / "neurostorm_old.tsv").exists()
+    assert [row["n_not_used"] for row in group.rows("group_runs.tsv")] == ["1", "0"]
+    assert "1 run with tables of an earlier invocation" in section_text(cohort)
+
+
+def test_the_phenotype_table_of_an_adapter_without_predictions_is_removed(make_group):
+    group = make_group(participants=2, sessions=1)
+    old = [group.out / "phenotype" / f"neurostorm_old.{ending}" for ending in ("tsv", "json")]
+    other = group.out / "phenotype" / "questionnaire.tsv"
+    other.parent.mkdir()
+    for path in (*old, other):
+        path.write_text("x")
+    assert group.run() == 0
+    assert not any(path.exists() for path in old)
+    assert other.exists()
+    assert (group.out / "phenotype" / "neurostorm_madeage.tsv").exists()
+
+
+def test_predictions_of_another_preprocessing_are_left_out_and_reported(make_group):
+    group = make_group(participants=2, sessions=1)
+    write_manifests(group, "01", model={"source": "before"})
+    (run,) = read_participant(group.out / "sub-01").runs
+    assert (run.status, run.predictions, run.vectors) == ("unreadable", {}, {})
+    assert "of another preprocessing" in run.reason
+    assert run.quality
+
+
+def test_an_interrupted_publication_is_reported_and_its_files_are_not_used(make_group):
+    group = make_group(participants=2, sessions=1)
+    write_manifests(group, "01", preprocessing={"complete": False})
+    (run,) = read_participant(group.out / "sub-01").runs
+    assert (run.status, run.predictions, run.vectors, run.quality) == ("unreadable", {}, {}, {})
+    assert "interrupted" in run.reason
+
+
+@pytest.mark.parametrize("with_manifests", [True, False])
+def test_outputs_of_an_invocation_before_a_failure_are_left_out(make_group, with_manifests):
+    group = make_group(participants=2, sessions=1)
+    if with_manifests:
+        write_manifests(group, "01")
+    stem = "sub-01_task-rest"
+    failed = {"stem": stem, "status": "failed", "outputs": [f"sub-01/func/{stem}_desc-quality_metrics.json"]}
+    group.study.write_log(group.out, "01", [failed], when="20270101-000000")
+    (run,) = read_participant(group.out / "sub-01").runs
+    assert run.quality  # the failed invocation wrote it
+    assert (run.status, run.predictions, run.vectors) == ("failed", {}, {})
+
+
+def test_several_configurations_are_reported_with_what_differs(make_group, section_text):
+    group = make_group(participants=3, sessions=1)
+    for label, configuration in (("01", "aaaa1111"), ("02", "aaaa1111"), ("03", "bbbb2222")):
+        write_manifests(group, label, configuration)
+    text = section_text(group.write_tables())
+    assert "made with 2 configurations or versions, and may not be comparable: they differ in dummy_scans." in text
+    assert [row["configuration"] for row in group.rows("group_runs.tsv")] == ["aaaa1111", "aaaa1111", "bbbb2222"]
+
+
+def test_outputs_of_versions_without_configurations_are_told_from_others(make_group, section_text):
+    group = make_group(participants=2, sessions=1)
+    assert "configurations" not in section_text(group.write_tables())
+    write_manifests(group, "01")
+    assert "not recorded" in section_text(group.write_tables())
+
+
+def test_one_configuration_is_no_finding(make_group, section_text):
+    group = make_group(participants=2, sessions=1)
+    for label in ("01", "02"):
+        write_manifests(group, label)
+    assert "configurations" not in section_text(group.write_tables())
+
+
+def test_a_damaged_manifest_is_reported(make_group):
+    group = make_group(participants=2, sessions=1)
+    write_manifests(group, "01")
+    manifest_path(group.out, "sub-01_task-rest", "model").write_text("{")
+    (run,) = read_participant(group.out / "sub-01").runs
+    assert (run.status, run.predictions) == ("unreadable", {})
+    assert "sub-01_task-rest_model.json" in run.reason

@@ -2,13 +2,15 @@
 
 import csv
 import json
+import resource
 
 import h5py
 import numpy as np
 import pytest
 
 from bids_app.cli.neurostorm import main
-from bids_app.errors import CannotCreateError, InputOutputError
+from bids_app.errors import InputOutputError
+from bids_app.group.tables import _write_embeddings_archive, _write_embeddings_table
 
 
 def test_tsv_and_hdf5_have_the_same_embeddings(finished):
@@ -88,17 +90,23 @@ def test_two_models_with_different_numbers_of_features(make_group):
         assert archive["made/voxel/values"].shape == (2, 6)
 
 
-def test_tables_are_written_atomically(make_group, monkeypatch):
+@pytest.fixture
+def small_files():
+    """Return a function that limits the size of the files that this process can write, as a full disk does."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("write", [_write_embeddings_table, _write_embeddings_archive])
+def test_tables_are_complete_or_absent(make_group, small_files, write):
     group = make_group(participants=2, sessions=1)
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(h5py.Group, "create_dataset", full)
-    with pytest.raises((InputOutputError, CannotCreateError)):
-        group.write_tables()
-    assert (group.out / "group_embeddings.tsv").is_file()
-    assert not (group.out / "group_embeddings.h5").exists()
+    runs = group.write_tables().runs
+    path = group.out / "new"
+    small_files(500)
+    with pytest.raises(InputOutputError):
+        write(path, runs)
+    assert not path.exists()
     assert not list(group.out.glob(".neurostorm-*"))
 
 

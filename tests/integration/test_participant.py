@@ -249,6 +249,23 @@ def test_deleted_outputs_are_restored_from_the_cache(finished: Finished) -> None
     assert path.read_bytes() == content
 
 
+def test_a_run_with_other_options_leaves_nothing_of_the_first(finished: Finished, tmp_path: Path) -> None:
+    out, work = (shutil.copytree(folder, tmp_path / folder.name) for folder in (finished.out, finished.work))
+    other = replace(finished, out=out, work=work)
+    assert other.command("--level", "minimal", "--participant-label", "01", "--nprocs", "1") == 0
+    (run,) = other.summary("01")["runs"]
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert {name for name in files if name.startswith(("sub-01/func", "sub-01/figures"))} == set(run["outputs"])
+    assert {Path(name).suffix for name in run["removed"]} == {".svg", ".tsv", ".json", ".gz"}
+    assert not [name for name in files if "predictions" in name or "preproc_bold" in name]
+    assert "clips predict" not in (out / "sub-01.html").read_text()
+    sidecars = [json.loads((out / name).read_text()) for name in run["outputs"] if name.endswith(".json")]
+    assert len({sidecar["ConfigurationHash"] for sidecar in sidecars}) == 1
+    assert other.command("--participant-label", "01", "--reports-only") == 0
+    assert main([str(finished.raw), str(out), "group", "-w", str(work)]) == 0
+    assert not (out / "phenotype").exists() or not list((out / "phenotype").iterdir())
+
+
 def test_preprocessing_is_published_where_encoding_fails(finished: Finished, tmp_path: Path, monkeypatch) -> None:
     def fail(*_: object) -> None:
         raise BadDataError("tiny.safetensors: not finite.", "Fetch it again.")

@@ -26,6 +26,7 @@ from bids_app.errors import BadDataError, CannotCreateError, UsageError
 from bids_app.settings import ResourceSettings
 from bids_app.workflow.engine import Engine, read_plugin_file, remove_caches
 from bids_app.workflow.graph import Graph, Step
+from bids_app.workflow.progress import Groups
 from tests.helpers.scripts import ENVIRONMENT
 
 T = TypeVar("T")
@@ -193,6 +194,33 @@ def test_the_first_run_is_finished_before_the_last_is_begun(tmp_path: Path, n_pr
     last_of_the_first = len(order) - order[::-1].index("0")
     assert last_of_the_first <= (2 if n_procs == 1 else 5)
     assert sorted(order) == [str(number) for number in range(5) for _ in range(2)]
+
+
+@pytest.mark.parametrize("plugin", ["Linear", "MultiProc"])
+def test_runs_end_one_by_one_with_a_plugin_of_nipype(tmp_path: Path, plugin: str) -> None:
+    """``note`` writes the order of the steps; the end of each run is written there, too."""
+    file, notes = tmp_path / "plugin.yml", tmp_path / "work" / "wf" / "order.txt"
+    file.write_text(f"plugin: {plugin}\nplugin_args: {{n_procs: 2, memory_gb: 8}}\n")
+    graph = Graph()
+    last = {}
+    for number in range(5):
+        first = graph.step(f"run{number}_first", note, number=number)
+        last[f"end{number}"] = (graph.step(f"run{number}_second", note, number=number, after=first),)
+    ended: list[tuple[str, int]] = []
+    groups = Groups(graph, last, lambda name: ended.append((name, len(notes.read_text().split()))))
+    resources = ResourceSettings(n_procs=2, plugin=file)
+    Engine(graph, tmp_path / "work", resources, "wf").run(crash_dir=tmp_path, groups=groups)
+    assert sorted(name for name, _ in ended) == [f"end{number}" for number in range(5)]
+    assert ended[0][1] < 10 or plugin == "Linear"  # Linear goes breadth-first, on one processor
+
+
+def test_an_unknown_plugin_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "plugin.yml"
+    file.write_text("plugin: Slurmm\n")
+    graph = Graph()
+    graph.step("write", write_number, number=1)
+    with pytest.raises(UsageError, match="Slurmm"):
+        Engine(graph, tmp_path / "work", ResourceSettings(plugin=file), "wf").run(crash_dir=tmp_path)
 
 
 def test_one_process_stops_after_the_first_failure_when_asked_to(tmp_path: Path) -> None:
@@ -401,7 +429,6 @@ def test_a_killed_worker_fails_its_step_and_the_others_continue(tmp_path: Path) 
 FULL = """
 from pathlib import Path
 from bids_app.workflow.engine import Engine
-from bids_app.workflow.graph import Graph
 from bids_app.settings import ResourceSettings
 from tests.workflow.test_engine import fill_the_disk
 
@@ -538,7 +565,6 @@ def kill(run: subprocess.Popen[bytes], *, workers: bool) -> bool:
 KILLED = """
 from pathlib import Path
 from bids_app.workflow.engine import Engine
-from bids_app.workflow.graph import Graph
 from bids_app.settings import ResourceSettings
 from tests.workflow.test_engine import block
 

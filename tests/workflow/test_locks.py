@@ -14,7 +14,7 @@ import pytest
 
 from bids_app.bids.processes import process_scope, start_time
 from bids_app.bids.writer import remove_leftovers
-from bids_app.errors import CannotCreateError, TemporaryError
+from bids_app.errors import CannotCreateError, InputOutputError, TemporaryError
 from bids_app.workflow import locks
 from bids_app.workflow.locks import STALE_SECONDS, Locks, is_in_use, lock_files
 
@@ -233,3 +233,12 @@ def test_of_many_competitors_for_a_stale_lock_one_holds_it_at_a_time(path: Path)
     assert not path.exists()
     remove_leftovers(path.parent)
     assert list(path.parent.iterdir()) == []
+
+
+def test_a_full_disk_is_no_question_of_permissions(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with Locks() as locks, pytest.raises(InputOutputError, match="no space left"):
+        locks.acquire(tmp_path / "running.json")

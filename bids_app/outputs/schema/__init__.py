@@ -4,7 +4,20 @@ Keys are defined only here. Only the standard library may be imported, so that t
 model.
 """
 
-from bids_app.outputs.schema.log import FAILED, OK, RunOutcome, Summary
+from bids_app.outputs.schema.log import FAILED, OK, RUNNING, RunOutcome, Summary
+from bids_app.outputs.schema.manifest import (
+    MODEL,
+    PARTS,
+    PREPROCESSING,
+    FileStamp,
+    Manifest,
+    RunFiles,
+    differing_options,
+    manifest_path,
+    read_manifest,
+    read_run_files,
+    stems_with_manifest,
+)
 from bids_app.outputs.schema.model import (
     AdapterFacts,
     AttributionSidecar,
@@ -22,6 +35,7 @@ from bids_app.outputs.schema.model import (
 )
 from bids_app.outputs.schema.record import Record
 from bids_app.outputs.schema.run import (
+    CONFIGURATION_KEY,
     BoldrefSidecar,
     BoldSidecar,
     DataDictionary,
@@ -37,11 +51,16 @@ from bids_app.outputs.schema.run import (
 from bids_app.outputs.schema.verdict import LEVELS, PASS, REFUSE, WARN, CheckRecord, VerdictRecord
 
 __all__ = [
+    "CONFIGURATION_KEY",
     "FAILED",
     "LEVELS",
+    "MODEL",
     "OK",
+    "PARTS",
     "PASS",
+    "PREPROCESSING",
     "REFUSE",
+    "RUNNING",
     "WARN",
     "AdapterFacts",
     "AttributionSidecar",
@@ -51,8 +70,10 @@ __all__ = [
     "DataDictionary",
     "DistortionCorrection",
     "EmbeddingsSidecar",
+    "FileStamp",
     "HalfCorrelation",
     "Halves",
+    "Manifest",
     "MaskSidecar",
     "MeasuredField",
     "ModelSidecar",
@@ -63,6 +84,7 @@ __all__ = [
     "QualitySidecar",
     "Record",
     "Reliability",
+    "RunFiles",
     "RunOutcome",
     "Sidecar",
     "Summary",
@@ -72,4 +94,9 @@ __all__ = [
     "VerdictRecord",
     "View",
     "Views",
+    "differing_options",
+    "manifest_path",
+    "read_manifest",
+    "read_run_files",
+    "stems_with_manifest",
 ]

@@ -8,6 +8,8 @@ from bids_app.outputs.schema.readers import by_name, mapping, number, several, t
 from bids_app.outputs.schema.record import Record, key, record
 
 OK, FAILED = "ok", "failed"
+RUNNING = "running"
+"""Status of an invocation whose runs have not all ended; it stays if the invocation is killed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,8 @@ class RunOutcome(Record):
     """Run time (s) and peak memory (MB) of each step, from its last run."""
     outputs: tuple[str, ...] = key("outputs", several(text), default=())
     """Output files of this run, relative to the output folder."""
+    removed: tuple[str, ...] | None = key("removed", several(text))
+    """Files of earlier invocations that this one does not make, and that were removed."""
     inputs: dict[str, str] = key("inputs", by_name(text), factory=dict)
     """SHA-256 of each input file, by BIDS URI."""
     trace: str = field(default="", repr=False)
@@ -40,6 +44,7 @@ class Summary(Record):
     run_id: str | None = key("run_id", text)
     participant: str | None = key("participant", text)
     status: str | None = key("status", text)
+    """`OK`, `FAILED` or `RUNNING`."""
     exit_code: int | None = key("exit_code", whole)
     started: str | None = key("started", text)
     finished: str | None = key("finished", text)
@@ -52,3 +57,6 @@ class Summary(Record):
     weights: dict[str, str] | None = key("weights", by_name(text))
     """SHA-256 of the encoder and adapter files, by path."""
     runs: tuple[RunOutcome, ...] | None = key("runs", several(record(RunOutcome)))
+    """Runs that have ended."""
+    unfinished: tuple[str, ...] | None = key("unfinished", several(text))
+    """Runs that have not ended yet; None if all have."""

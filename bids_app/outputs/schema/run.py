@@ -9,10 +9,15 @@ from bids_app.bids.orientation import LeftRight
 from bids_app.outputs.schema.readers import flag, mapping, member, number, several, text, whole
 from bids_app.outputs.schema.record import Record, columns, inline, key, record
 
+CONFIGURATION_KEY = "ConfigurationHash"
+"""Key of the configuration in all sidecars."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataDictionary(Record):
     """BIDS data dictionary of the columns of a table, as a sidecar of its own."""
+
+    configuration: str | None = key(CONFIGURATION_KEY, text)
 
     columns: dict[str, Any] = columns()
 
@@ -23,6 +28,8 @@ class Sidecar(Record):
 
     sources: tuple[str, ...] | None = key("Sources", several(text))
     """BIDS URIs of the sources of the file."""
+    configuration: str | None = key(CONFIGURATION_KEY, text)
+    """Hash of the options that decide the numbers, with the version; added when the file is published."""
 
 
 @dataclass(frozen=True, kw_only=True)

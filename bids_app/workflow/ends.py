@@ -1,0 +1,131 @@
+"""What is done when a run ends: removal of what earlier invocations left of it, log and report of its participant."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from bids_app.bids.query import BoldRun
+from bids_app.bids.writer import remove_leftovers
+from bids_app.outputs.publish import remove_earlier
+from bids_app.outputs.schema import FAILED, OK, PredictionSidecar, RunOutcome
+from bids_app.reports.participant import build_participant_report
+from bids_app.workflow.context import RunContext
+from bids_app.workflow.engine import as_neurostorm_error
+from bids_app.workflow.provenance import new_run_id, write_log
+
+LOGGER = logging.getLogger(__name__)
+NOT_STARTED = "The run was not started, because another run failed (--stop-on-first-crash)."
+
+
+def failed(stem: str, step: str, reason: str, hint: str, code: int) -> RunOutcome:
+    """Make the outcome of a failed run."""
+    return RunOutcome(stem=stem, status=FAILED, step=step, reason=reason, hint=hint, exit_code=code)
+
+
+class Ends:
+    """Outcomes of the runs of an invocation; logs and reports are written as runs end.
+
+    An error of writing does not stop the other runs: `repeat_failed_writing` tries once more at the end, and raises it.
+
+    Attributes
+    ----------
+    run_id : str
+        Name of the log folders of the invocation.
+    started : float
+        s since 1970.
+    participants : dict
+        Names of the runs by participant.
+    withheld : dict
+        Adapters whose prediction was withheld, each with the first reason, by run.
+    """
+
+    def __init__(self, runs: Sequence[BoldRun], context: RunContext) -> None:
+        self.run_id, self.started = new_run_id(), time.time()
+        self.participants: dict[str, list[str]] = {}
+        for run in runs:
+            self.participants.setdefault(run.participant, []).append(run.stem)
+        self.withheld: dict[str, list[tuple[str, str]]] = {}
+        self._participant_of = {run.stem: run.participant for run in runs}
+        self._context = context
+        self._ended: dict[str, RunOutcome] = {}
+        self._not_written: dict[str, None] = {}
+
+    @property
+    def outcomes(self) -> list[RunOutcome]:
+        """Outcomes in the order of the runs."""
+        return [self._ended[stem] for stem in self._participant_of if stem in self._ended]
+
+    def has_ended(self, stem: str) -> bool:
+        """Return whether a run has ended."""
+        return stem in self._ended
+
+    def is_ok(self, stem: str) -> bool:
+        """Return whether a run has ended well, with its log and report written."""
+        return stem in self._ended and self._ended[stem].status == OK and stem not in self._not_written
+
+    def end(self, outcome: RunOutcome) -> None:
+        """Record the end of a run."""
+        self._ended[outcome.stem] = outcome
+        try:
+            self._write(outcome.stem)
+        except Exception as error:  # of the disk, usually: other runs may be on another disk, or the disk is freed
+            LOGGER.debug("The log or report of %s could not be written.", outcome.stem, exc_info=True)
+            LOGGER.warning("%s: the log or report could not be written (%s).", outcome.stem, error)
+            self._not_written[outcome.stem] = None
+
+    def not_started(self, runs: Sequence[BoldRun]) -> None:
+        """Record runs that were not started, because another one failed."""
+        for run in runs:
+            self.end(failed(run.stem, "", NOT_STARTED, "Repeat the command; finished steps are kept.", 75))
+
+    def repeat_failed_writing(self) -> None:
+        """Write the logs and reports that could not be written before.
+
+        Raises
+        ------
+        NeurostormError
+            The disk is still full or not writable.
+        """
+        for stem in tuple(self._not_written):
+            try:
+                self._write(stem)
+            except Exception as error:
+                known = as_neurostorm_error(error)
+                if known is None:
+                    raise
+                raise known from error
+            del self._not_written[stem]
+
+    def _write(self, stem: str) -> None:
+        """Remove what earlier invocations left of a run, and write the log and report of its participant."""
+        out_dir, participant = self._context.settings.out_dir, self._participant_of[stem]
+        removed = remove_earlier(out_dir, stem)
+        if removed:
+            LOGGER.info(
+                "%s: %d files of an earlier run, which this one does not make, were removed", stem, len(removed)
+            )
+            self._ended[stem] = replace(self._ended[stem], removed=removed)
+        self.withheld[stem] = withheld_predictions(self._ended[stem], out_dir)
+        own = self.participants[participant]
+        unfinished = [other for other in own if other not in self._ended]
+        if not unfinished:
+            remove_leftovers(out_dir / f"sub-{participant}")
+        outcomes = [self._ended[other] for other in own if other in self._ended]
+        context = self._context
+        write_log(context.settings, self.run_id, participant, outcomes, context.model.hashes, self.started, unfinished)
+        build_participant_report(out_dir, participant)
+
+
+def withheld_predictions(outcome: RunOutcome, out_dir: Path) -> list[tuple[str, str]]:
+    """Return the adapters whose prediction of a run was withheld, each with the first reason."""
+    found = []
+    for name in outcome.outputs:
+        if name.endswith(("_predictions.json", "_vectors.json")):
+            sidecar = PredictionSidecar.read(out_dir / name)
+            if sidecar.verdict is not None and sidecar.withheld:
+                found.append((sidecar.adapter.name or "", next(iter(sidecar.verdict.reasons), "")))
+    return found

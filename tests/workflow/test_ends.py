@@ -1,0 +1,182 @@
+"""Each run is published, logged and reported when it ends, whatever becomes of the runs after it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from bids_app.bids.query import BoldRun
+from bids_app.cli.neurostorm import raise_when_terminated
+from bids_app.errors import BadDataError, InputOutputError, Terminated
+from bids_app.outputs.publish import Publication, publish
+from bids_app.outputs.schema import MODEL, PREPROCESSING, Summary
+from bids_app.settings import PARTICIPANT, ResourceSettings, Settings
+from bids_app.workflow import ends, participant
+from bids_app.workflow.context import ChosenModel, RunContext
+from bids_app.workflow.graph import Graph
+from bids_app.workflow.method import RunSteps
+from bids_app.workflow.participant import process_runs
+
+
+def make_anatomy(participant: str, out_dir: Path) -> Path:
+    return write_file(out_dir, f"sub-{participant}/anat/sub-{participant}_desc-preproc_T1w.json")
+
+
+def make_table(stem: str, name: str, event: str, anatomy: Path, out_dir: Path) -> Path:
+    """Write an output; ``event`` is what happens at this step."""
+    (out_dir.parents[1] / "scratch.txt").open("a").write(
+        f"{stem}: {sorted(p.name for p in out_dir.parent.iterdir())}\n"
+    )
+    if event == "terminate":
+        os.kill(os.getpid(), signal.SIGTERM)
+    if event == "fail":
+        raise BadDataError(f"{stem}: truncated.", "Copy it again.")
+    return write_file(out_dir, f"{stem.partition('_')[0]}/func/{stem}_{name}")
+
+
+def hash_nothing(out_dir: Path) -> dict[str, str]:
+    return {}
+
+
+def write_file(out_dir: Path, name: str) -> Path:
+    path = out_dir / "tree" / name
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps({"quality": {}}))
+    return out_dir / "tree"
+
+
+@pytest.fixture
+def study(tmp_path: Path, monkeypatch):
+    """Return a function that processes runs of trivial steps; the arguments are what happens to their models."""
+    settings = Settings(
+        tmp_path, tmp_path / "out", PARTICIPANT, tmp_path / "work", resources=ResourceSettings(), clean_workdir=True
+    )
+    for folder in (settings.out_dir, settings.work_dir):
+        folder.mkdir()
+    model = ChosenModel("demo", (), "", {}, (), False)
+    context = RunContext(settings, model, "MNI152NLin2009aSym", {}, None, False, {})
+
+    def process(**models: str) -> int:
+        def add_run(graph: Graph, run: BoldRun, context: RunContext) -> RunSteps:
+            name, label = run.stem.replace("-", "_"), run.participant
+            anatomy = graph.steps.get(f"{label}_anatomy") or graph.step(
+                f"{label}_anatomy", make_anatomy, participant=label
+            )
+            quality, table = "desc-quality_metrics.json", "desc-demo_predictions.json"
+            first = graph.step(f"{name}_outputs", make_table, stem=run.stem, name=quality, event="", anatomy=anatomy)
+            second = graph.step(
+                f"{name}_tables", make_table, stem=run.stem, name=table, event=models[run.stem], anatomy=anatomy
+            )
+            what = Publication(run.stem, graph.invocation, "c", {}, first.stamp)
+            common = {"target": context.settings.out_dir, "publication": what, "always": True}
+            published = (
+                graph.step(f"{name}_publish", publish, part=PREPROCESSING, a=anatomy, b=first, **common),
+                graph.step(f"{name}_publish_model", publish, part=MODEL, a=second, **common),
+            )
+            return RunSteps(first, first, published, graph.step(f"{name}_hashes", hash_nothing))
+
+        monkeypatch.setattr(participant, "add_run", add_run)
+        entities = [dict(part.split("-") for part in stem.split("_")) for stem in models]
+        runs = [BoldRun(tmp_path / f"{stem}_bold.nii.gz", own, {}) for stem, own in zip(models, entities, strict=True)]
+        return process_runs(runs, context)
+
+    process.out, process.work = settings.out_dir, settings.work_dir
+    return process
+
+
+def summaries(out: Path) -> dict[str, Summary]:
+    """Return the last summary of each participant."""
+    return {path.parts[-4]: Summary.read(path) for path in sorted(out.glob("sub-*/log/*/summary.json"))}
+
+
+def test_a_time_limit_leaves_complete_outputs_logs_and_reports_of_what_was_done(study) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    raise_when_terminated()
+    try:
+        with pytest.raises(Terminated):
+            study(**{"sub-1_task-a": "", "sub-2_task-a": "", "sub-2_task-b": "terminate", "sub-3_task-a": ""})
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    found = summaries(study.out)
+    assert {label: summary.status for label, summary in found.items()} == {"sub-1": "ok", "sub-2": "running"}
+    assert [run.stem for run in found["sub-2"].runs] == ["sub-2_task-a"]
+    assert found["sub-2"].unfinished == ("sub-2_task-b",)
+    for label in ("sub-1", "sub-2"):
+        assert f"{label}_task-a_desc-quality_metrics.json" in {path.name for path in study.out.rglob("*")}
+        assert (study.out / f"{label}.html").read_text().rstrip().endswith("</html>")
+    assert not (study.out / "sub-3.html").exists()
+
+
+def test_a_failed_model_does_not_keep_its_preprocessing_from_being_published(study) -> None:
+    assert study(**{"sub-1_task-a": "fail", "sub-1_task-b": ""}) == 65
+    names = {path.name for path in study.out.glob("sub-1/func/*.json")}
+    assert names == {
+        "sub-1_task-a_desc-quality_metrics.json",
+        "sub-1_task-b_desc-quality_metrics.json",
+        "sub-1_task-b_desc-demo_predictions.json",
+    }
+
+
+def test_scratch_of_a_published_run_is_deleted_and_the_anatomy_stays_until_the_last_run(study) -> None:
+    assert study(**{"sub-1_task-a": "", "sub-1_task-b": "", "sub-2_task-a": ""}) == 0
+    lines = (study.work / "scratch.txt").read_text().splitlines()
+    of_second, of_third = (next(line for line in lines if line.startswith(stem)) for stem in ("sub-1_task-b", "sub-2"))
+    assert "sub_1_task_a" not in of_second
+    assert "1_anatomy" in of_second
+    assert "1_anatomy" not in of_third
+    assert not (study.work / "neurostorm").exists()
+
+
+def test_scratch_of_a_failed_run_stays(study) -> None:
+    assert study(**{"sub-1_task-a": "fail", "sub-1_task-b": ""}) == 65
+    left = {path.name for path in (study.work / "neurostorm").iterdir()}
+    assert {"1_anatomy", "sub_1_task_a_outputs"} <= left
+    assert not [name for name in left if "task_b" in name]
+
+
+def test_participants_are_processed_in_batches(study, monkeypatch) -> None:
+    monkeypatch.setattr(participant, "BATCH_RUNS", 2)
+    n_steps = []
+    real = participant.Engine
+    monkeypatch.setattr(
+        participant, "Engine", lambda graph, *rest: n_steps.append(len(graph.steps)) or real(graph, *rest)
+    )
+    models = {f"sub-{n}_task-{task}": "fail" if n == 1 else "" for n in range(5) for task in "ab"}
+    assert study(**models) == 65
+    assert n_steps == [11] * 5
+    assert {label: summary.status for label, summary in summaries(study.out).items()} == {
+        f"sub-{n}": "failed" if n == 1 else "ok" for n in range(5)
+    }
+
+
+def test_an_error_of_writing_a_report_does_not_stop_the_other_runs(study, monkeypatch, capsys) -> None:
+    real = ends.build_participant_report
+
+    def full(out_dir: Path, label: str) -> Path:
+        if label == "1":
+            raise OSError(28, "No space left on device", str(out_dir))
+        return real(out_dir, label)
+
+    monkeypatch.setattr(ends, "build_participant_report", full)
+    with pytest.raises(InputOutputError, match="No space left") as caught:
+        study(**{"sub-1_task-a": "", "sub-2_task-a": ""})
+    assert caught.value.exit_code == 74
+    assert (study.out / "sub-2.html").exists()
+    assert summaries(study.out)["sub-2"].status == "ok"
+
+
+def test_a_report_that_could_not_be_written_is_written_at_the_end(study, monkeypatch) -> None:
+    real, failures = ends.build_participant_report, iter([1])
+
+    def full_once(out_dir: Path, label: str) -> Path:
+        if next(failures, None):
+            raise OSError(28, "No space left on device", str(out_dir))
+        return real(out_dir, label)
+
+    monkeypatch.setattr(ends, "build_participant_report", full_once)
+    assert study(**{"sub-1_task-a": "", "sub-2_task-a": ""}) == 0
+    assert (study.out / "sub-1.html").exists()
