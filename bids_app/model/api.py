@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from bids_app.errors import UsageError
-from bids_app.model.checkpoint import Checkpoint, read_checkpoint, weights_sha256
+from bids_app.model.checkpoint import Checkpoint, naming, read_checkpoint, weights_sha256
 from bids_app.model.encoder import Encoder, EncoderConfig
-from bids_app.model.heads import build_head, load_strictly
+from bids_app.model.heads import build_and_load, build_head, check_head
 from bids_app.model.mae import MaskedAutoencoder, autoencoder_from
 from bids_app.model.scan import backend_in_use
 
@@ -23,6 +23,7 @@ class Model(nn.Module):
 
     Attributes
     ----------
+    path : pathlib.Path
     name : str
     weights_sha256 : str
         Hash of the encoder's tensors, identical in every file format; adapters refer to it.
@@ -39,17 +40,20 @@ class Model(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint, name: str | None = None) -> None:
         super().__init__()
+        self.path = checkpoint.path
         self.name = name or checkpoint.name
         self.config: EncoderConfig = checkpoint.config
         self.info = checkpoint.info
         self.demonstration = checkpoint.demonstration
-        self.encoder = Encoder(checkpoint.config)
-        load_strictly(self.encoder, checkpoint.encoder | checkpoint.prompts, f"encoder in {checkpoint.path}")
+        weights = checkpoint.encoder | checkpoint.prompts
+        self.encoder = build_and_load(lambda: Encoder(checkpoint.config), weights, f"encoder in {checkpoint.path}")
         self.weights_sha256 = weights_sha256(checkpoint.encoder)
         self.head: nn.Module | None = None
         unused: tuple[str, ...] = ()
         if checkpoint.head:
-            self.head, unused = build_head(checkpoint.head)
+            with naming(checkpoint.path, "the head"):
+                self.head, unused = build_head(checkpoint.head)
+                check_head(self.head, self.config.n_features)
         self.unused_keys = (*checkpoint.unused_keys, *checkpoint.decoder, *(f"head.{k}" for k in unused))
         self.requires_grad_(False).eval()
 

@@ -16,7 +16,8 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.openers import ImageOpener
 
-from bids_app.errors import BadDataError, NoInputError
+from bids_app.errors import BadDataError
+from bids_app.files import open_regular
 from bids_app.preprocess.io.timing import SliceTimes, read_slice_times, repetition_time
 
 MIN_VOLUMES = 20
@@ -37,16 +38,13 @@ def load_nifti(path: Path) -> Any:
     Raises
     ------
     NoInputError
-        The file does not exist or may not be read.
+        The file does not exist, may not be read, or is not a regular file.
     BadDataError
         The file is not a valid NIfTI image.
     """
-    if not path.exists():
-        raise NoInputError(f"{path}: no such file.", "In a DataLad dataset, run 'datalad get' on the file first.")
+    open_regular(path).close()  # nibabel would wait for a named pipe
     try:
         image = nib.load(path)
-    except (PermissionError, IsADirectoryError) as error:
-        raise NoInputError(f"{path}: {error.strerror}.", "Check the path and its read permissions.") from error
     except Exception as error:  # nibabel raises many kinds of errors on damaged headers
         raise unreadable(path, error) from error
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image derives from it
