@@ -31,7 +31,7 @@ MAX_ROWS, MAX_COLUMNS = 1_000_000, 20_000
 MAX_DEPTH = 64
 """Levels of lists and objects in a JSON or pickled value."""
 MAX_VALUES = 2_000_000
-"""Numbers, texts and containers in a JSON or pickled value."""
+"""Numbers, texts and containers in a JSON or pickled value; sidecars may have some for each slice."""
 MAX_INTEGER = 2**63
 """Integers at or above this cannot be stored in 64 bits."""
 
@@ -165,17 +165,17 @@ def read_table_text(path: Path, max_bytes: int = MAX_TABLE_BYTES) -> str:
     return text
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read the rows of a TSV table by column; missing cells are None, cells without a column are dropped.
+def read_rows(path: Path, delimiter: str = "\t", max_bytes: int = MAX_TABLE_BYTES) -> list[dict[str, str]]:
+    """Read the rows of a table by column; missing cells are None, cells without a column are dropped.
 
     Raises
     ------
     NoInputError, BadDataError
         See `read_table_text`; or the text is not a table.
     """
-    text = read_table_text(path)
+    text = read_table_text(path, max_bytes)
     try:
-        rows: list[dict[Any, Any]] = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"))
+        rows: list[dict[Any, Any]] = list(csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter))
     except csv.Error as error:
         raise BadDataError(f"{path}: not a table ({error}).", "Correct the table.") from None
     for row in rows:
@@ -183,7 +183,9 @@ def read_rows(path: Path) -> list[dict[str, str]]:
     return rows
 
 
-def parse_json(text: str | bytes, name: str, max_integer: int | None = MAX_INTEGER) -> Any:
+def parse_json(
+    text: str | bytes, name: str, max_integer: int | None = MAX_INTEGER, max_values: int = MAX_VALUES
+) -> Any:
     """Parse JSON, and check its values with `check_plain`.
 
     Parameters
@@ -191,7 +193,7 @@ def parse_json(text: str | bytes, name: str, max_integer: int | None = MAX_INTEG
     text : str or bytes
     name : str
         Name of the file, and of the part of it, for error messages.
-    max_integer : int, optional
+    max_integer, max_values
         See `check_plain`.
 
     Raises
@@ -205,11 +207,11 @@ def parse_json(text: str | bytes, name: str, max_integer: int | None = MAX_INTEG
         raise BadDataError(f"{name}: JSON is nested too deeply (maximum {MAX_DEPTH} levels).", "Correct it.") from None
     except ValueError as error:
         raise BadDataError(f"{name}: not valid JSON ({error}).", "Correct it, e.g. with a JSON validator.") from None
-    check_plain(content, name, max_integer)
+    check_plain(content, name, max_integer, max_values)
     return content
 
 
-def check_plain(content: Any, name: str, max_integer: int | None = MAX_INTEGER) -> None:
+def check_plain(content: Any, name: str, max_integer: int | None = MAX_INTEGER, max_values: int = MAX_VALUES) -> None:
     """Check that a value consists of a limited number of texts, numbers, lists and mappings.
 
     Parameters
@@ -219,11 +221,13 @@ def check_plain(content: Any, name: str, max_integer: int | None = MAX_INTEGER) 
         Name of the file for error messages.
     max_integer : int, optional
         Integers of this size are refused; None: any integer is accepted.
+    max_values : int
+        Largest number of values; one that occurs twice, as in a pickle, counts twice.
 
     Raises
     ------
     BadDataError
-        Other types, more than `MAX_DEPTH` levels or `MAX_VALUES` values, larger integers, or text that UTF-8 cannot
+        Other types, more than `MAX_DEPTH` levels or ``max_values`` values, larger integers, or text that UTF-8 cannot
         encode.
     """
     n_values, level, depth = 0, [content], 0
@@ -243,8 +247,8 @@ def check_plain(content: Any, name: str, max_integer: int | None = MAX_INTEGER) 
                 raise BadDataError(f"{name}: a number has more than 64 bits.", "Correct the file.")
             elif value is not None and not isinstance(value, int | float):
                 raise BadDataError(f"{name}: contains a {type(value).__name__}.", "Save plain values only.")
-            if n_values + len(inner) > MAX_VALUES:
-                raise BadDataError(f"{name}: more than {MAX_VALUES:,} values.", "Check whether it is the right file.")
+            if n_values + len(inner) > max_values:
+                raise BadDataError(f"{name}: more than {max_values:,} values.", "Check whether it is the right file.")
         n_values += len(level)
         level, depth = inner, depth + 1
 

@@ -100,7 +100,12 @@ class Domain:
     def as_arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays that a file stores, in float32."""
         count = np.array(self.participants, np.int64)
-        return {name: array.astype(np.float32) for name, array in self._arrays().items()} | {"participants": count}
+        stored = {name: array.astype(np.float32) for name, array in self._arrays().items()}
+        distances = stored["distances"]  # rounded upwards, because they are limits
+        stored["distances"] = np.where(
+            distances < self.distances, np.nextafter(distances, np.float32(np.inf)), distances
+        )
+        return stored | {"participants": count}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Domain:

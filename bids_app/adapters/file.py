@@ -24,7 +24,15 @@ from bids_app.clips import NORMALISATIONS
 from bids_app.errors import BadDataError
 from bids_app.files import parse_json
 from bids_app.model.api import Model
-from bids_app.model.checkpoint import MAX_LABEL, State, naming, parse_safetensors, read_safetensors, write_safetensors
+from bids_app.model.checkpoint import (
+    MAX_LABEL,
+    MAX_METADATA,
+    State,
+    naming,
+    parse_safetensors,
+    read_safetensors,
+    write_safetensors,
+)
 from bids_app.model.encoder import Encoder
 from bids_app.model.heads import build_and_load, build_head, check_head, n_outputs
 
@@ -285,7 +293,7 @@ def _assemble(path: Path, tensors: State, metadata: Mapping[str, str]) -> Adapte
 
 def _read_card(path: Path, text: str) -> AdapterCard:
     try:
-        content = parse_json(text, f"{path}, card of the adapter")
+        content = parse_json(text, f"{path}, card of the adapter", max_values=MAX_METADATA)
         if not isinstance(content, dict):
             raise TypeError("not an object")
         labels = content.get("labels", [])

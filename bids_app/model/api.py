@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import torch
@@ -121,7 +122,11 @@ def load_autoencoder(path_or_name: str | Path, device: str | torch.device = "cpu
 def _resolve(path_or_name: str | Path) -> tuple[Path, str | None]:
     """Return path and name of a model: an existing file, or else an entry of the catalog."""
     path = Path(path_or_name)
-    if path.is_file() or isinstance(path_or_name, Path) or path.suffix in (".ckpt", ".safetensors", ".pt", ".pth"):
+    if (
+        os.path.isfile(path)
+        or isinstance(path_or_name, Path)
+        or path.suffix in (".ckpt", ".safetensors", ".pt", ".pth")
+    ):
         return path, None
     from bids_app.catalog.models import find_model, weights_path  # the catalog is only needed for names
 

@@ -60,6 +60,8 @@ NOT_JSON = (torch.Tensor, torch.device, torch.dtype, bytes, set)
 """Types of hyperparameters that have no form in JSON; they describe no encoder and are not kept."""
 MAX_SHARING = 4
 """Largest ratio of the size of all tensors of a checkpoint to the size of its file; tensors may share their data."""
+MAX_METADATA = 100_000
+"""Values in the metadata of a model or an adapter."""
 MAX_KEY = 200
 """Letters of the name of a tensor; the published ones have about 50."""
 MAX_LABEL = 100
@@ -119,6 +121,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             "digits, or has control characters.",
             "Rename the file, or the model in its metadata: the name is part of the names of the outputs.",
         )
+    n_blocks, n_tensors = sum(checkpoint.config.depths), len(checkpoint.encoder)
+    if n_blocks > n_tensors:
+        raise BadDataError(
+            f"{path}: the configuration has {n_blocks} blocks, but the file has only {n_tensors} tensors.",
+            "Download the file again; it is incomplete.",
+        )
     return checkpoint
 
 
@@ -150,7 +158,7 @@ def _read_lightning(path: Path) -> Checkpoint:
             f"{path}: state_dict or hyper_parameters have an invalid type.", "Download the file again; it is damaged."
         )
     hyper = {key: value for key, value in hyper.items() if not isinstance(value, NOT_JSON)}
-    check_plain(hyper, f"{path}, hyper_parameters")
+    check_plain(hyper, f"{path}, hyper_parameters", max_values=MAX_METADATA)
     parts: dict[str, State] = {"encoder": {}, "prompts": {}, "decoder": {}, "head": {}}
     unused_keys = []
     for key, value in _as_weights(content["state_dict"], path).items():
@@ -351,8 +359,8 @@ def _read_safetensors(path: Path) -> Checkpoint:
             "Install a newer neurostorm.",
         )
     with naming(path, "metadata"):
-        config = EncoderConfig.from_dict(parse_json(metadata["config"], f"{path}, config"))
-        info = parse_json(metadata.get("info", "{}"), f"{path}, info")
+        config = EncoderConfig.from_dict(parse_json(metadata["config"], f"{path}, config", max_values=MAX_METADATA))
+        info = parse_json(metadata.get("info", "{}"), f"{path}, info", max_values=MAX_METADATA)
     if not isinstance(info, dict):
         raise BadDataError(f"{path}: info is not an object.", "Download the file again; it is damaged.")
     parts: dict[str, State] = {"encoder": {}, "prompts": {}, "decoder": {}, "head": {}}

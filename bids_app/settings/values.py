@@ -76,7 +76,7 @@ def output_spaces(given: Sequence[str]) -> tuple[str, ...]:
 def file_or_name(text: str) -> str:
     """Make a file path absolute, since steps change the folder; leave names of the catalog unchanged."""
     path = Path(text)
-    return str(path.absolute()) if os.sep in text or (path.suffix and path.is_file()) else text
+    return str(path.absolute()) if os.sep in text or (path.suffix and os.path.isfile(path)) else text
 
 
 def files_or_names(given: Sequence[str]) -> tuple[str, ...]:

@@ -176,14 +176,20 @@ def check_plugin(settings: Settings) -> str:
 
 
 def check_weights(settings: Settings) -> str:
-    """Check that the weights of encoder and adapters are available."""
+    """Check that the weights of encoder and adapters are available and fit."""
+    from bids_app.adapters.file import AdaptedModel, load_adapter
     from bids_app.catalog.models import adapter_paths, find_model, weights_path
+    from bids_app.model.api import load_model
 
     if settings.reports_only:
         return "not needed"
-    model = find_model(settings.model.model)
-    adapters = adapter_paths(model, settings.model.adapters)
-    return ", ".join(str(path) for path in (weights_path(model), *adapters))
+    entry = find_model(settings.model.model)
+    path, adapters = weights_path(entry), adapter_paths(entry, settings.model.adapters)
+    if not settings.boilerplate_only:
+        model = load_model(path)
+        for adapter in () if settings.model.embeddings_only else adapters:
+            AdaptedModel(model, load_adapter(adapter))
+    return ", ".join(map(str, (path, *adapters)))
 
 
 def check_adapters(settings: Settings) -> str:
