@@ -83,6 +83,19 @@ def bomb() -> bytes:
     return target.getvalue()
 
 
+def extension_bomb() -> bytes:
+    """Make a file of 200 kB whose header has an extension of 40 MB."""
+    size = 40 * 2**20
+    image = nib.Nifti1Image(SERIES, AFFINE)
+    header = bytearray(make_image(SERIES, vox_offset=352 + size)[: image.header.sizeof_hdr])
+    target = io.BytesIO()
+    with gzip.GzipFile(fileobj=target, mode="wb", compresslevel=1) as file:
+        file.write(bytes(header) + b"\1\0\0\0" + size.to_bytes(4, "little") + (6).to_bytes(4, "little"))
+        for _ in range(40):
+            file.write(bytes(2**20))
+    return target.getvalue()
+
+
 def huge_nifti2() -> bytes:
     dim = [4, 2**20, 2**20, 2**20, 40, 1, 1, 1]
     return gzip.compress(make_image(SERIES, kind=nib.Nifti2Image, dim=dim))
@@ -146,6 +159,7 @@ DAMAGES: dict[str, Damage] = {
     "half the volumes in a sound gzip": bold(LATER, "truncated", gzip.compress(PLAIN[: len(PLAIN) // 2])),
     "half the volumes, uncompressed": bold(HERE, "truncated", PLAIN[: len(PLAIN) // 2], name="bold.nii"),
     "a gzip bomb": bold(LATER, "more than", bomb()),
+    "an extension of 40 MB": bold(HERE, "bytes before the first voxel", extension_bomb()),
     # shapes
     "three axes": bold(HERE, "3D instead of 4D", packed(VOLUME)),
     "two axes": bold(HERE, "2D instead of 4D", packed(VOLUME[..., 0])),
