@@ -176,20 +176,33 @@ def check_plugin(settings: Settings) -> str:
 
 
 def check_weights(settings: Settings) -> str:
-    """Check that the weights of encoder and adapters are available and fit."""
-    from bids_app.adapters.file import AdaptedModel, load_adapter
+    """Check that the weights of encoder and adapters are available; with ``--check``, also that they fit."""
     from bids_app.catalog.models import adapter_paths, find_model, weights_path
-    from bids_app.model.api import load_model
 
     if settings.reports_only:
         return "not needed"
     entry = find_model(settings.model.model)
     path, adapters = weights_path(entry), adapter_paths(entry, settings.model.adapters)
-    if not settings.boilerplate_only:
-        model = load_model(path)
-        for adapter in () if settings.model.embeddings_only else adapters:
-            AdaptedModel(model, load_adapter(adapter))
+    if settings.check:
+        check_fit(settings)
     return ", ".join(map(str, (path, *adapters)))
+
+
+def check_fit(settings: Settings) -> None:
+    """Load encoder and adapters, so that weights that do not fit are reported before the first step.
+
+    A run calls this after its query: libraries that the model imports may create their caches in the work folder.
+    """
+    from bids_app.adapters.file import AdaptedModel, load_adapter
+    from bids_app.catalog.models import adapter_paths, find_model, weights_path
+    from bids_app.model.api import load_model
+
+    if settings.reports_only or settings.boilerplate_only:
+        return
+    entry = find_model(settings.model.model)
+    model = load_model(weights_path(entry))
+    for adapter in () if settings.model.embeddings_only else adapter_paths(entry, settings.model.adapters):
+        AdaptedModel(model, load_adapter(adapter))
 
 
 def check_adapters(settings: Settings) -> str:

@@ -151,7 +151,9 @@ def test_weights_that_do_not_fit_are_refused_before_the_start(raw: Path) -> None
     model = load_model("demo")
     wrong = head(torch.zeros(1, model.config.n_features + 1))
     path = write(raw.parent / "a.safetensors", adapter_bytes(model, wrong))
-    wanted = replace(settings(raw, raw.parent / "out"), model=ModelSettings(model="demo", adapters=(str(path),)))
+    wanted = replace(
+        settings(raw, raw.parent / "out"), check=True, model=ModelSettings(model="demo", adapters=(str(path),))
+    )
     with pytest.raises(BadDataError, match=rf"{path}: .* features, but the encoder has") as caught:
         checks.check_weights(wanted)
     assert caught.value.exit_code == 65
