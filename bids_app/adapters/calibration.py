@@ -94,9 +94,22 @@ class Calibration:
             valid = not unknown and made.method in METHODS and made.temperature > 0 and made.n_scans >= 0
             if not valid or not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
                 raise ValueError(str(values)[:200])
-        except (TypeError, ValueError, AttributeError) as error:
-            raise BadDataError(f"Not a valid calibration: {error}.", "Calibrate the adapter again.") from error
+            if not isinstance(made.n_scans, int) or not isinstance(made.source, str):
+                raise TypeError(f"n_scans is {made.n_scans!r}, source is {made.source!r}")
+            if not all(map(_is_function, steps)) or not all(float(level) > 0 for level in made.limits):
+                raise ValueError("thresholds of an isotonic function, or a level, are no numbers")
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            reason = str(error)[:200]
+            raise BadDataError(f"Not a valid calibration: {reason}.", "Calibrate the adapter again.") from error
         return made
+
+    def check_labels(self, labels: Sequence[str]) -> None:
+        """Raise a `BadDataError` unless there is one isotonic function for each label."""
+        if self.method == ISOTONIC and len(self.steps) != len(labels):
+            raise BadDataError(
+                f"Not a valid calibration: {len(self.steps)} isotonic functions for {len(labels)} labels.",
+                "Calibrate the adapter again.",
+            )
 
     def probabilities(self, raw: np.ndarray) -> np.ndarray:
         """Calibrate an adapter's raw probabilities (N, K)."""
@@ -144,6 +157,13 @@ class Calibration:
         order = np.argsort(-probabilities, kind="stable")
         found = tuple(labels[k] for k in order if 1 - probabilities[k] <= (limits[k] or 0.0))
         return found or (labels[order[0]],)
+
+
+def _is_function(step: tuple[tuple[float, ...], tuple[float, ...]]) -> bool:
+    """Return True if x and y of an isotonic function are finite and ascending."""
+    x, y = step
+    ascending = all(list(values) == sorted(values) for values in step)
+    return 0 < len(x) == len(y) and ascending and all(map(math.isfinite, (*x, *y)))
 
 
 def calibrate_classes(

@@ -55,6 +55,9 @@ class Distance:
         return self.value > self.limit
 
 
+INVALID = "The shapes or values of the reference statistics are invalid."
+
+
 @dataclass(frozen=True)
 class Domain:
     """Reference statistics of a cohort.
@@ -77,11 +80,9 @@ class Domain:
     def __post_init__(self) -> None:
         n = len(self.mean)
         fits = self.mean.shape == (n,) and self.covariance.shape == (n, n) and self.distances.ndim == 1
-        fits = fits and len(self.distances) > 0 and self.participants > 0
+        fits = fits and n > 0 and len(self.distances) > 0 and self.participants > 0
         if not fits or not all(np.isfinite(array).all() for array in self._arrays().values()):
-            raise BadDataError(
-                "The shapes or values of the reference statistics are invalid.", "Download the adapter's file again."
-            )
+            raise BadDataError(INVALID, "Download the adapter's file again.")
         if np.diag(self.covariance).min() <= 0 or np.linalg.eigvalsh(self._correlation).min() <= 0:
             raise BadDataError(
                 "The reference covariance is not positive definite.", "Download the adapter's file again."
@@ -99,7 +100,12 @@ class Domain:
     def as_arrays(self) -> dict[str, np.ndarray]:
         """Return the arrays that a file stores, in float32."""
         count = np.array(self.participants, np.int64)
-        return {name: array.astype(np.float32) for name, array in self._arrays().items()} | {"participants": count}
+        stored = {name: array.astype(np.float32) for name, array in self._arrays().items()}
+        distances = stored["distances"]  # rounded upwards, because they are limits
+        stored["distances"] = np.where(
+            distances < self.distances, np.nextafter(distances, np.float32(np.inf)), distances
+        )
+        return stored | {"participants": count}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Domain:
@@ -118,7 +124,9 @@ class Domain:
         mean, covariance, distances = (
             np.asarray(arrays[name], np.float64) for name in ("mean", "covariance", "distances")
         )
-        return cls(mean, covariance, np.sort(distances), int(arrays["participants"]))
+        if mean.ndim != 1 or distances.ndim != 1 or arrays["participants"].size != 1:
+            raise BadDataError(INVALID, "Download the adapter's file again.")
+        return cls(mean, covariance, np.sort(distances), int(arrays["participants"].reshape(-1)[0]))
 
     @classmethod
     def fit(cls, embeddings: np.ndarray, participants: Sequence[str]) -> Domain:

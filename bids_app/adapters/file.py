@@ -22,10 +22,19 @@ from bids_app.adapters.calibration import Calibration
 from bids_app.adapters.domain import Domain
 from bids_app.clips import NORMALISATIONS
 from bids_app.errors import BadDataError
+from bids_app.files import parse_json
 from bids_app.model.api import Model
-from bids_app.model.checkpoint import State, parse_safetensors, read_safetensors, write_safetensors
+from bids_app.model.checkpoint import (
+    MAX_LABEL,
+    MAX_METADATA,
+    State,
+    naming,
+    parse_safetensors,
+    read_safetensors,
+    write_safetensors,
+)
 from bids_app.model.encoder import Encoder
-from bids_app.model.heads import build_head, load_strictly, n_outputs
+from bids_app.model.heads import build_and_load, build_head, check_head, n_outputs
 
 ADAPTER_FORMAT = "neurostorm-adapter"
 ADAPTER_FORMAT_VERSION = 2
@@ -37,7 +46,9 @@ PARTS = ("encoder", "head", "twin", "reference")
 CLASSIFICATION, REGRESSION, EMBEDDING = "classification", "regression", "embedding"
 TASKS = (CLASSIFICATION, REGRESSION, EMBEDDING)
 STRATEGIES = ("linear", "ln", "prompt", "prompt_ln", "full")
-NAME = re.compile(r"[A-Za-z0-9]+")
+NAME = re.compile(rf"[A-Za-z0-9]{{1,{MAX_LABEL}}}")
+MAX_TEXT = 200
+"""Letters of a target, unit or label."""
 DIAGNOSES = re.compile(
     r"diagnos|^group$|^grp$|(^|_)(dx|patient|case|clinical|disease|disorder|autis|asd|adhd|schizo|scz|mdd|depress|bipolar"
     r"|alzheimer|dementia|parkinson|ptsd|ocd)",
@@ -121,7 +132,7 @@ class AdapterCard:
 
     def __post_init__(self) -> None:
         faults = [
-            f"{f.name} is {getattr(self, f.name)!r}" for f in fields(self) if not self._right_type(f.name, f.type)
+            f"{f.name} is {_shown(getattr(self, f.name))}" for f in fields(self) if not self._right_type(f.name, f.type)
         ]
         if not faults:
             faults = self._wrong_values()
@@ -151,16 +162,22 @@ class AdapterCard:
             "dimensions": (self.dimensions < 1) if self.task == EMBEDDING else self.dimensions != 0,
             "value_mean": not abs(self.value_mean) < float("inf"),
             "value_std": not 0 < self.value_std < float("inf"),
-            "labels": (len(self.labels) < 2 or len(set(self.labels)) != len(self.labels))
+            "labels": (
+                len(self.labels) < 2
+                or len(set(self.labels)) != len(self.labels)
+                or not all(label and _is_line(label) for label in self.labels)
+            )
             if self.task == CLASSIFICATION
             else bool(self.labels),
+            "target": not _is_line(self.target),
+            "unit": not _is_line(self.unit),
             "ranges": not all(map(_is_range, self.ranges.values())),
             "twin": bool(self.twin)
             and self.twin.get("normalisation") not in set(NORMALISATIONS) - {self.normalisation},
         }
         if self.calibration:
-            Calibration.from_dict(self.calibration)
-        return [f"{name} is {getattr(self, name)!r}" for name, is_wrong in wrong.items() if is_wrong]
+            Calibration.from_dict(self.calibration).check_labels(self.labels)
+        return [f"{name} is {_shown(getattr(self, name))}" for name, is_wrong in wrong.items() if is_wrong]
 
     @property
     def n_outputs(self) -> int:
@@ -173,6 +190,16 @@ class AdapterCard:
 def _is_range(value: Any) -> bool:
     is_pair = isinstance(value, list | tuple) and len(value) == 2
     return is_pair and all(isinstance(v, int | float) for v in value) and value[0] <= value[1]
+
+
+def _is_line(text: str) -> bool:
+    """Return True for a text that fits into a cell of a table."""
+    return len(text) <= MAX_TEXT and (text.isprintable() or not text)
+
+
+def _shown(value: Any) -> str:
+    """Return the beginning of a value for an error message."""
+    return ascii(value[:MAX_TEXT] if isinstance(value, str | list | tuple) else value)[:MAX_TEXT]
 
 
 @dataclass(frozen=True)
@@ -205,7 +232,8 @@ class Adapter:
         """Reference statistics of the training cohort; None if the file holds none."""
         if not self.reference:
             return None
-        return Domain.from_arrays({name: value.numpy() for name, value in self.reference.items()})
+        with naming(self.path or self.card.name, "the reference statistics"):
+            return Domain.from_arrays({name: value.numpy() for name, value in self.reference.items()})
 
     def with_domain(self, domain: Domain) -> Adapter:
         """Return the adapter with these reference statistics."""
@@ -248,14 +276,14 @@ def parse_adapter(content: bytes, path: Path) -> Adapter:
 def _assemble(path: Path, tensors: State, metadata: Mapping[str, str]) -> Adapter:
     if metadata.get("version") not in VERSIONS_READ:
         raise BadDataError(
-            f"{path}: version {metadata.get('version')!r} of the adapter format is not supported.",
+            f"{path}: version {str(metadata.get('version'))[:100]!a} of the adapter format is not supported.",
             "Install a newer neurostorm.",
         )
     parts: dict[str, State] = {part: {} for part in PARTS}
     for key, value in tensors.items():
         part, _, name = key.partition(".")
         if part not in parts:
-            raise BadDataError(f"{path}: unexpected tensor {key} in an adapter.", "Download the file again.")
+            raise BadDataError(f"{path}: unexpected tensor {key[:100]} in an adapter.", "Download the file again.")
         parts[part][name] = value
     adapter = Adapter(_read_card(path, metadata.get("card", "")), path=path, **parts)
     if bool(adapter.twin) != bool(adapter.card.twin):
@@ -265,7 +293,7 @@ def _assemble(path: Path, tensors: State, metadata: Mapping[str, str]) -> Adapte
 
 def _read_card(path: Path, text: str) -> AdapterCard:
     try:
-        content = json.loads(text)
+        content = parse_json(text, f"{path}, card of the adapter", max_values=MAX_METADATA)
         if not isinstance(content, dict):
             raise TypeError("not an object")
         labels = content.get("labels", [])
@@ -273,10 +301,11 @@ def _read_card(path: Path, text: str) -> AdapterCard:
             raise TypeError(f"labels is {labels!r}")
         content["labels"] = tuple(labels)
         return AdapterCard(**{key: value for key, value in content.items() if key not in FORMER_KEYS})
-    except (ValueError, TypeError, RecursionError) as error:
-        raise BadDataError(f"{path}: the adapter's card is invalid ({error}).", "Download the file again.") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        reason = str(error)[:MAX_TEXT]
+        raise BadDataError(f"{path}: the adapter's card is invalid ({reason}).", "Download the file again.") from error
     except BadDataError as error:
-        raise BadDataError(f"{path}: {error.message}", error.hint) from error
+        raise error if str(path) in error.message else BadDataError(f"{path}: {error.message}", error.hint) from error
 
 
 class AdaptedModel(nn.Module):
@@ -307,18 +336,29 @@ class AdaptedModel(nn.Module):
         self.card = card
         self.shares_encoder = not adapter.encoder
         """The adapter uses the features of the unadapted encoder."""
+        self.where = where
         self.domain = adapter.domain
+        if self.domain is not None and len(self.domain.mean) != model.config.n_features:
+            raise BadDataError(
+                f"{where}: the reference statistics have {len(self.domain.mean)} features, but the encoder has "
+                f"{model.config.n_features}.",
+                "Download the adapter's file again.",
+            )
         self.encoder = model.encoder
-        if adapter.encoder:
-            self.encoder = Encoder(replace(model.config, prompt_len=card.prompt_len)).to(model.device)
-            load_strictly(self.encoder, _on(model.encoder.state_dict() | adapter.encoder, model.device), str(where))
-        self.head = self._build_head(adapter.head, model.device, where)
-        self.twin = self._build_head(adapter.twin, model.device, where) if adapter.twin else None
+        with naming(where, "the weights"):
+            if adapter.encoder:
+                config = replace(model.config, prompt_len=card.prompt_len)
+                weights = model.encoder.state_dict() | adapter.encoder
+                self.encoder = build_and_load(lambda: Encoder(config), weights, f"encoder of {where}")
+                self.encoder.to(model.device)
+            self.head = self._build_head(adapter.head, model.device, where)
+            self.twin = self._build_head(adapter.twin, model.device, where) if adapter.twin else None
         """A head for the unadapted encoder's features under ``card.twin["normalisation"]``."""
         self.requires_grad_(False).eval()
 
     def _build_head(self, state: State, device: torch.device, where: str | Path) -> nn.Module:
-        head, _ = build_head(_on(state, device))
+        head, _ = build_head(state)
+        check_head(head, self.encoder.config.n_features)
         head.to(device)
         outputs = head(self._probe(device)).shape[1]
         if outputs != self.card.n_outputs:
@@ -336,10 +376,6 @@ class AdaptedModel(nn.Module):
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """Map (B, 1, x, y, z, t) to the head's raw outputs (B, O)."""
         return self.head(self.encoder(clips))
-
-
-def _on(state: Mapping[str, torch.Tensor], device: torch.device) -> State:
-    return {key: value.to(device) for key, value in state.items()}
 
 
 def to_predictions(card: AdapterCard, outputs: torch.Tensor) -> torch.Tensor:

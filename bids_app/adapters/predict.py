@@ -16,6 +16,7 @@ from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION, AdaptedModel, AdapterCard, to_predictions
 from bids_app.adapters.verdict import REFUSE, Verdict
 from bids_app.clips import NORMALISATIONS, ClipReader
+from bids_app.errors import BadDataError
 from bids_app.model.api import Model
 from bids_app.model.heads import pool
 from bids_app.model.streaming import apply_in_batches, starting_batch
@@ -269,6 +270,7 @@ def encode_run(
             )
             sizes = [model.config.n_features, *(adapters[index].card.n_outputs for index in sharing)]
             embeddings[normalisation], *parts = np.split(columns, np.cumsum(sizes)[:-1], axis=1)
+            _check_finite(embeddings[normalisation], f"{model.path}: the embeddings")
             for index, part in zip(sharing, parts, strict=True):
                 outputs[index][normalisation] = part
     baselines = _predict_from_mean_image(model, adapters, reader)
@@ -278,6 +280,8 @@ def encode_run(
         if not adapter.shares_encoder:
             outputs[index][own] = apply_to_clips(partial(_to_device, adapter, model.device), reader, own, batch)
         clips = {name: to_predictions(card, torch.from_numpy(part)).numpy() for name, part in outputs[index].items()}
+        for values in (*outputs[index].values(), *clips.values()):
+            _check_finite(values, f"{adapter.where}: the predictions")
         distance = None
         if adapter.domain is not None and own in embeddings:
             distance = adapter.domain.measure(embeddings[own].mean(axis=0))
@@ -287,6 +291,16 @@ def encode_run(
         )
     requested = {name: embeddings[name] for name in normalisations}
     return Embeddings(requested, onsets, reader.duration, reader.dropped), predictions
+
+
+def _check_finite(values: np.ndarray, what: str) -> None:
+    """Raise a `BadDataError` if the values of clips (n_clips, K), or their mean, are too large for a number."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        is_finite = np.isfinite(values).all() and np.isfinite(values.mean(axis=0)).all()
+    if not is_finite:
+        raise BadDataError(
+            f"{what} are infinite or NaN.", "The weights are damaged or were trained wrongly: use another file."
+        )
 
 
 def _head_for(adapter: AdaptedModel, normalisation: str) -> nn.Module | None:

@@ -121,6 +121,10 @@ COHORT_RULES = {
 """Measures compared with the range of the adapter's cohort (`AdapterCard.ranges`), by check."""
 
 
+WRITTEN = 1e-6
+"""Relative tolerance of these comparisons: ranges come from tables with eight digits."""
+
+
 @dataclass(frozen=True)
 class Check:
     """Result of one check."""
@@ -253,8 +257,8 @@ def _check_rule(rule: Rule, value: float) -> Check:
 def _check_against_cohort(name: str, rule: CohortRule, value: float, cohort_range: Any, level: str) -> Check:
     low, high = float(cohort_range[0]), float(cohort_range[1])
     limits = range_in_words(low if rule.low else None, high if rule.high else None, rule.unit)
-    below = rule.low and value < low * (1 - rule.margin)
-    above = rule.high and value > high * (1 + rule.margin)
+    below = rule.low and value < low * (1 - rule.margin) - WRITTEN * abs(low)
+    above = rule.high and value > high * (1 + rule.margin) + WRITTEN * abs(high)
     if not (below or above):
         return Check(name, PASS, value, f"{limits} in the adapter's cohort")
     return Check(

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import csv
+import logging
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from bids_app.bids.sidecars import read_json
 from bids_app.errors import NeurostormError
+from bids_app.files import read_rows
+
+LOGGER = logging.getLogger(__name__)
 
 YEARS = ("", "year", "years", "yr", "yrs", "y", "a")
 """Units of ``age`` that mean years, which is also the BIDS default."""
@@ -16,7 +20,7 @@ YEARS = ("", "year", "years", "yr", "yrs", "y", "a")
 def read_ages(datasets: Iterable[Path]) -> dict[str, float]:
     """Read ages in years by participant (without ``sub-``), from the first dataset that has them.
 
-    A table that cannot be read is ignored: no run should fail because of it.
+    A table that cannot be read is ignored with a warning: no run should fail because of it.
     """
     found: dict[str, float] = {}
     for root in datasets:
@@ -28,11 +32,11 @@ def read_ages(datasets: Iterable[Path]) -> dict[str, float]:
 def _ages_of(root: Path) -> dict[str, float]:
     table = root / "participants.tsv"
     try:
-        if not table.is_file() or not _in_years(root / "participants.json"):
+        if not os.path.lexists(table) or not _in_years(root / "participants.json"):
             return {}
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file, delimiter="\t"))
-    except (OSError, ValueError, csv.Error, NeurostormError):
+        rows = read_rows(table)
+    except NeurostormError as error:
+        LOGGER.warning("The ages are unknown: %s", error.message)
         return {}
     found = {}
     for row in rows:
@@ -52,7 +56,7 @@ def as_age(text: str | None) -> float | None:
 
 
 def _in_years(sidecar: Path) -> bool:
-    if not sidecar.is_file():
+    if not os.path.lexists(sidecar):
         return True
     about = read_json(sidecar).get("age")
     units = about.get("Units", "") if isinstance(about, dict) else ""

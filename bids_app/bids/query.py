@@ -309,15 +309,17 @@ def _make_run(
     problem: NeurostormError | None = None
     metadata: dict[str, Any] = {}
     fieldmap: Fieldmap | None = None
-    bold, t1w = files[0], None
+    bold, t1w, events = files[0], None, None
     repeats: tuple[Path, ...] = ()
     folder = bold.relative_to(inheritance.root).parts[0]
     try:
         bold = choose_echo(one_of_each_echo(files, notes), inheritance, notes)
         t1w = choose_t1w(bold, t1ws.get(folder, []), inheritance.root, notes)
         repeats = repeats_of_t1w(t1w, t1ws.get(folder, []), notes) if t1w else ()
+        events = inheritance.table(bold, "events")
         for path in filter(None, (bold, t1w)):
             check_name(path, inheritance.root)
+        for path in filter(None, (bold, t1w, events)):
             error = missing_content(path)
             if error:
                 raise error
@@ -331,7 +333,7 @@ def _make_run(
         metadata=metadata,
         t1w=t1w,
         t1w_repeats=repeats,
-        events=inheritance.table(bold, "events"),
+        events=events,
         fieldmap=fieldmap,
         notes=tuple(notes),
         problem=problem,

@@ -106,8 +106,14 @@ def repeats_of_t1w(t1w: Path, t1ws: Sequence[Path], notes: list[str]) -> tuple[P
         return {key: label for key, label in split_name(path.name)[0].items() if key != "run"}
 
     alike = (path for path in t1ws if path.parent == t1w.parent and fixed_entities(path) == fixed_entities(t1w))
-    by_name = {path.name.split(".")[0]: path for path in alike if missing_content(path) is None}
     own = t1w.name.split(".")[0]
+    by_name: dict[str, Path] = {}
+    for path in alike:
+        error = missing_content(path)
+        if error is None:
+            by_name[path.name.split(".")[0]] = path
+        elif path != t1w:
+            notes.append(f"{path.name} was not averaged with {t1w.name}: {error.message}")
     repeats = tuple(by_name[name] for name in sorted(by_name, key=natural_key) if name != own)
     if repeats:
         notes.append(f"{t1w.name} was averaged with {', '.join(path.name for path in repeats)}.")

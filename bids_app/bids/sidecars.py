@@ -6,7 +6,6 @@ image has all entities of its name.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 from bids_app.bids.entities import natural_key, split_name
 from bids_app.errors import BadDataError, NoInputError
+from bids_app.files import MAX_JSON_BYTES, open_regular, parse_json, read_text
 
 ANNEX_POINTER = b"/annex/objects/"
 """First bytes of a git-annex (DataLad) pointer file, if it is not a symbolic link."""
@@ -39,27 +39,14 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises
     ------
     NoInputError
-        The file is a broken link, or cannot be opened.
+        The file is a broken link, cannot be opened, or is not a regular file.
     BadDataError
-        The content is not UTF-8, not JSON, or not an object.
+        The content is too large, not UTF-8, not JSON, not plain values (see `parse_json`), or not an object.
     """
-    try:
-        content = json.loads(path.read_bytes().decode("utf-8-sig"))
-    except OSError as error:
-        raise missing_content(path) or NoInputError(
-            f"{path}: {error.strerror}.", "Check the permissions of the file."
-        ) from None
-    except UnicodeDecodeError as error:
-        raise BadDataError(
-            f"{path}: not UTF-8 (byte {error.start} is 0x{error.object[error.start]:02x}).",
-            "Save the file as UTF-8; text from older Windows programs is often Latin-1.",
-        ) from None
-    except RecursionError:
-        raise BadDataError(f"{path}: JSON is nested too deeply.", "Correct the file.") from None
-    except ValueError as error:
-        raise BadDataError(
-            f"{path}: not valid JSON ({error}).", "Correct the file, e.g. with a JSON validator."
-        ) from None
+    error = missing_content(path)
+    if error:
+        raise error
+    content = parse_json(read_text(path, MAX_JSON_BYTES), str(path), max_integer=None)
     if not isinstance(content, dict):
         raise BadDataError(
             f"{path}: contains a JSON {type(content).__name__} instead of an object.", 'Write {"Name": value, ...}.'
@@ -68,19 +55,21 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def missing_content(path: Path) -> NoInputError | None:
-    """Return an error if a file's content is missing (broken link, git-annex pointer); None otherwise."""
-    hint = f"For a DataLad dataset: datalad get '{path}'. Otherwise restore the file."
-    if not path.exists():
-        what = f"the link target {os.readlink(path)} does not exist" if path.is_symlink() else "no such file"
-        return NoInputError(f"{path}: {what}.", hint)
-    if path.stat().st_size < 32_768:  # a pointer is one short line
-        try:
-            with path.open("rb") as file:
-                if file.read(len(ANNEX_POINTER)) == ANNEX_POINTER:
-                    return NoInputError(f"{path}: content has not been fetched (git-annex pointer).", hint)
-        except OSError as error:
-            return NoInputError(f"{path}: {error.strerror}.", "Check the permissions of the file.")
-    return None
+    """Return an error if a file has no content to read; None otherwise.
+
+    It may be missing, a broken link, a git-annex pointer, without read permission, or not a regular file.
+    """
+    try:
+        with open_regular(path) as file:
+            is_pointer = file.read(len(ANNEX_POINTER)) == ANNEX_POINTER
+    except NoInputError as error:
+        return error
+    if not is_pointer:
+        return None
+    return NoInputError(
+        f"{path}: content has not been fetched (git-annex pointer).",
+        f"For a DataLad dataset: datalad get '{path}'. Otherwise restore the file.",
+    )
 
 
 class Inheritance:

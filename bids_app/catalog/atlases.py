@@ -5,7 +5,6 @@ Label images are in the model's space (MNI152NLin6Asym); `bids_app.clips.labels_
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 import re
@@ -18,6 +17,7 @@ from xml.etree import ElementTree
 from bids_app.catalog.models import cache_dir
 from bids_app.catalog.templates import templateflow_home
 from bids_app.errors import BadDataError, NoInputError, UsageError
+from bids_app.files import MAX_OPTIONS_BYTES, read_file, read_rows
 from bids_app.settings import home_dir
 
 CATALOG = Path(__file__).with_name("atlases.yml")
@@ -94,14 +94,13 @@ def region_names(image: Path) -> dict[int, str]:
     """Read region names from the table next to an image: ``.tsv`` or ``.csv`` (index, name), or AAL's ``.xml``."""
     tables = {suffix: image.with_name(_stem(image) + suffix) for suffix in (".tsv", ".csv", ".xml")}
     try:
-        if tables[".xml"].is_file():
-            labels = ElementTree.parse(tables[".xml"]).getroot().iter("label")
+        if os.path.lexists(tables[".xml"]):
+            labels = ElementTree.fromstring(read_file(tables[".xml"], MAX_OPTIONS_BYTES)).iter("label")
             return {int(label.findtext("index", "")): label.findtext("name", "") for label in labels}
         for suffix, delimiter in ((".tsv", "\t"), (".csv", ",")):
-            if tables[suffix].is_file():
-                with tables[suffix].open(newline="", encoding="utf-8") as file:
-                    return {int(row["index"]): row["name"] for row in csv.DictReader(file, delimiter=delimiter)}
-    except (ValueError, KeyError, ElementTree.ParseError) as error:
+            if os.path.lexists(tables[suffix]):
+                return {int(row["index"]): row["name"] for row in read_rows(tables[suffix], delimiter)}
+    except (ValueError, TypeError, KeyError, ElementTree.ParseError) as error:
         raise BadDataError(
             f"{image}: the table of its regions cannot be read ({error}).", "It needs the columns index and name."
         ) from error

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.errors import NoInputError, UsageError
+from bids_app.files import check_regular
 from bids_app.settings import home_dir
 
 CATALOG = Path(__file__).with_name("models.yml")
@@ -113,13 +114,14 @@ def weights_path(entry: Entry) -> Path:
     Raises
     ------
     NoInputError
-        The file does not exist. Files are never downloaded without a request.
+        The file does not exist, or is not a regular file. Files are never downloaded without a request.
     """
     path = entry.path
+    if entry.own:
+        check_regular(path)
+        return path
     if path.is_file():
         return path
-    if entry.own:
-        raise NoInputError(f"{path}: no such file.", "Check the path.")
     if not entry.repo:
         raise NoInputError(
             f"{path}: the weights of {entry.name} are missing from this installation.",

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.cli.options import NOTRACK
-from bids_app.errors import UsageError
+from bids_app.errors import BadDataError, UsageError
+from bids_app.files import MAX_OPTIONS_BYTES, read_text
 from bids_app.settings import Option, Settings, options_of
 
 
@@ -22,11 +23,10 @@ def read_config_file(path: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{path}: not a readable TOML file ({error}).", "Use the neurostorm.toml of a run as a template."
-        ) from error
+        content = tomllib.loads(read_text(path, MAX_OPTIONS_BYTES))
+    except (BadDataError, ValueError, RecursionError) as error:
+        reason = error.message if isinstance(error, BadDataError) else f"{path}: not a readable TOML file ({error})."
+        raise UsageError(reason, "Use the neurostorm.toml of a run as a template.") from error
     given = content.get("options", {})
     if not isinstance(given, dict):
         raise UsageError(f"{path}: [options] is not a table.", "Use the neurostorm.toml of a run as a template.")
@@ -38,7 +38,7 @@ def read_config_file(path: Path) -> dict[str, Any]:
     for name, value in given.items():
         try:
             found[name] = as_command_line_value(known[name], value)
-        except (argparse.ArgumentTypeError, TypeError, ValueError) as error:
+        except (argparse.ArgumentTypeError, TypeError, ValueError, OverflowError) as error:
             raise UsageError(
                 f"{path}: Invalid value for {name}: {error}.", "See this option in neurostorm --help."
             ) from error

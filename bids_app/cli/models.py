@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
@@ -142,7 +143,7 @@ def _adapter_entry(name: str) -> Entry | None:
     from bids_app.catalog.models import find_adapter
     from bids_app.model.checkpoint import file_format
 
-    is_file = name not in catalog("adapters") and Path(name).is_file()
+    is_file = name not in catalog("adapters") and os.path.isfile(name)
     if name in catalog("adapters") or (is_file and file_format(Path(name)) == ADAPTER_FORMAT):
         return find_adapter(name)
     return None
@@ -237,7 +238,7 @@ def _convert_to_adapter(arguments: argparse.Namespace, entry: Entry, source: Pat
 
 def _entry(name: str) -> Entry:
     """Find a model by name or by file with any extension."""
-    if Path(name).is_file() and name not in catalog("models"):
+    if os.path.isfile(name) and name not in catalog("models"):
         return Entry(Path(name).stem, "local file", str(Path(name).absolute()), own=True)
     return find_model(name)
 

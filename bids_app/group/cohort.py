@@ -5,13 +5,14 @@ Only ``participants.tsv`` and the names of the BOLD images are read from the raw
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from bids_app.bids.entities import join_name, natural_key, split_name
+from bids_app.errors import NeurostormError
+from bids_app.files import read_rows
 from bids_app.group.reading import MISSING, OUTPUT_ENTITIES, Card, ParticipantRecord, RunRecord, read_participants
 from bids_app.settings import QuerySettings
 
@@ -110,14 +111,15 @@ def missing_run(stem: str, entities: dict[str, str]) -> RunRecord:
 def read_phenotypes(bids_dir: Path) -> tuple[dict[str, dict[str, str]], list[str]]:
     """Read ``participants.tsv``: rows by participant, and notes if it cannot be read."""
     path = bids_dir / "participants.tsv"
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [{k: v or "" for k, v in row.items() if k} for row in csv.DictReader(file, delimiter="\t")]
-        return {f"sub-{row.pop('participant_id').removeprefix('sub-')}": row for row in rows}, []
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         return {}, [f"{path}: file not found; sites and phenotypes are unknown."]
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        return {}, [f"{path}: cannot be read ({error}); sites and phenotypes are unknown."]
+    try:
+        rows = [{k: v or "" for k, v in row.items()} for row in read_rows(path)]
+        return {f"sub-{row.pop('participant_id').removeprefix('sub-')}": row for row in rows}, []
+    except NeurostormError as error:
+        return {}, [f"{error.message} Sites and phenotypes are unknown."]
+    except KeyError as error:
+        return {}, [f"{path}: column {error} is missing; sites and phenotypes are unknown."]
 
 
 def raw_runs(bids_dir: Path) -> Iterator[tuple[str, dict[str, str]]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from bids_app.errors import UsageError
-from bids_app.model.checkpoint import Checkpoint, read_checkpoint, weights_sha256
+from bids_app.model.checkpoint import Checkpoint, naming, read_checkpoint, weights_sha256
 from bids_app.model.encoder import Encoder, EncoderConfig
-from bids_app.model.heads import build_head, load_strictly
+from bids_app.model.heads import build_and_load, build_head, check_head
 from bids_app.model.mae import MaskedAutoencoder, autoencoder_from
 from bids_app.model.scan import backend_in_use
 
@@ -23,6 +24,7 @@ class Model(nn.Module):
 
     Attributes
     ----------
+    path : pathlib.Path
     name : str
     weights_sha256 : str
         Hash of the encoder's tensors, identical in every file format; adapters refer to it.
@@ -39,17 +41,20 @@ class Model(nn.Module):
 
     def __init__(self, checkpoint: Checkpoint, name: str | None = None) -> None:
         super().__init__()
+        self.path = checkpoint.path
         self.name = name or checkpoint.name
         self.config: EncoderConfig = checkpoint.config
         self.info = checkpoint.info
         self.demonstration = checkpoint.demonstration
-        self.encoder = Encoder(checkpoint.config)
-        load_strictly(self.encoder, checkpoint.encoder | checkpoint.prompts, f"encoder in {checkpoint.path}")
+        weights = checkpoint.encoder | checkpoint.prompts
+        self.encoder = build_and_load(lambda: Encoder(checkpoint.config), weights, f"encoder in {checkpoint.path}")
         self.weights_sha256 = weights_sha256(checkpoint.encoder)
         self.head: nn.Module | None = None
         unused: tuple[str, ...] = ()
         if checkpoint.head:
-            self.head, unused = build_head(checkpoint.head)
+            with naming(checkpoint.path, "the head"):
+                self.head, unused = build_head(checkpoint.head)
+                check_head(self.head, self.config.n_features)
         self.unused_keys = (*checkpoint.unused_keys, *checkpoint.decoder, *(f"head.{k}" for k in unused))
         self.requires_grad_(False).eval()
 
@@ -117,7 +122,11 @@ def load_autoencoder(path_or_name: str | Path, device: str | torch.device = "cpu
 def _resolve(path_or_name: str | Path) -> tuple[Path, str | None]:
     """Return path and name of a model: an existing file, or else an entry of the catalog."""
     path = Path(path_or_name)
-    if path.is_file() or isinstance(path_or_name, Path) or path.suffix in (".ckpt", ".safetensors", ".pt", ".pth"):
+    if (
+        os.path.isfile(path)
+        or isinstance(path_or_name, Path)
+        or path.suffix in (".ckpt", ".safetensors", ".pt", ".pth")
+    ):
         return path, None
     from bids_app.catalog.models import find_model, weights_path  # the catalog is only needed for names
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
+import pickletools
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +26,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 
-from bids_app.errors import BadDataError, NoInputError
+from bids_app.errors import BadDataError, NeurostormError
+from bids_app.files import check_plain, check_regular, open_regular, parse_json
 from bids_app.model.config import EncoderConfig
 
 ENCODER_FORMAT, ENCODER_FORMAT_VERSION = "neurostorm-encoder", "1"
@@ -42,6 +44,28 @@ HYPER_PARAMETERS = (
     "first_window_size",
     "last_layer_full_MSA",
 )
+PLAIN_NAMES = (
+    "collections OrderedDict",
+    "torch Size",
+    "torch device",
+    "torch._utils _rebuild_tensor_v2",
+    "torch._utils _rebuild_parameter",
+    "_codecs encode",
+    "builtins set",
+    "__builtin__ set",
+)
+PLAIN_TORCH_NAME = re.compile(r"torch ([A-Z][A-Za-z0-9]*Storage|b?float\d+|u?int\d+|bool)")
+"""Names in a pickle without which no checkpoint can be written; others can allocate any amount of memory."""
+NOT_JSON = (torch.Tensor, torch.device, torch.dtype, bytes, set)
+"""Types of hyperparameters that have no form in JSON; they describe no encoder and are not kept."""
+MAX_SHARING = 4
+"""Largest ratio of the size of all tensors of a checkpoint to the size of its file; tensors may share their data."""
+MAX_METADATA = 100_000
+"""Values in the metadata of a model or an adapter."""
+MAX_KEY = 200
+"""Letters of the name of a tensor; the published ones have about 50."""
+MAX_LABEL = 100
+"""Letters and digits of the name of a model or an adapter, which is part of file names."""
 State = dict[str, torch.Tensor]
 
 
@@ -56,7 +80,7 @@ class Checkpoint:
     unused_keys : tuple of str
         Full names of keys that are not used.
     info : dict
-        Hyperparameters of a Lightning file, or the ``info`` of ours.
+        Hyperparameters of a Lightning file that are numbers, text, lists or mappings; or the ``info`` of ours.
     """
 
     path: Path
@@ -84,16 +108,26 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises
     ------
     NoInputError
-        The file does not exist.
+        The file does not exist, may not be read, or is not a regular file.
     BadDataError
-        The file contains code, is truncated, or has an unknown or incomplete format.
+        The file contains code, claims more data than it has, is truncated, or has an unknown or incomplete format.
     """
     path = Path(path)
-    if not path.is_file():
-        raise NoInputError(f"{path}: no such checkpoint.", "Check the path, or see `neurostorm-models list`.")
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    return _read_lightning(path)
+    open_regular(path).close()
+    checkpoint = _read_safetensors(path) if path.suffix == ".safetensors" else _read_lightning(path)
+    if not checkpoint.name.isprintable() or not 1 <= len(re.sub(r"[^A-Za-z0-9]", "", checkpoint.name)) <= MAX_LABEL:
+        raise BadDataError(
+            f"{path}: the name of the model, {checkpoint.name[:50]!a}, has no or more than {MAX_LABEL} letters and "
+            "digits, or has control characters.",
+            "Rename the file, or the model in its metadata: the name is part of the names of the outputs.",
+        )
+    n_blocks, n_tensors = sum(checkpoint.config.depths), len(checkpoint.encoder)
+    if n_blocks > n_tensors:
+        raise BadDataError(
+            f"{path}: the configuration has {n_blocks} blocks, but the file has only {n_tensors} tensors.",
+            "Download the file again; it is incomplete.",
+        )
+    return checkpoint
 
 
 def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
@@ -110,17 +144,7 @@ def weights_sha256(state: Mapping[str, torch.Tensor]) -> str:
 
 
 def _read_lightning(path: Path) -> Checkpoint:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as err:
-        raise BadDataError(
-            f"{path}: the file is not a checkpoint, or contains objects that could run code when loaded.",
-            "Save only the state dict and hyperparameters, as tensors and plain values.",
-        ) from err
-    except Exception as err:  # damaged files make the unpickler raise any exception
-        raise BadDataError(
-            f"{path}: the checkpoint is not readable ({err}).", "Download it again; it may be truncated."
-        ) from err
+    content = _unpickle(path)
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise BadDataError(
             f"{path}: the file has no state_dict.",
@@ -133,10 +157,11 @@ def _read_lightning(path: Path) -> Checkpoint:
         raise BadDataError(
             f"{path}: state_dict or hyper_parameters have an invalid type.", "Download the file again; it is damaged."
         )
-    tensors = {k: v.float() if v.is_floating_point() else v for k, v in content["state_dict"].items()}
+    hyper = {key: value for key, value in hyper.items() if not isinstance(value, NOT_JSON)}
+    check_plain(hyper, f"{path}, hyper_parameters", max_values=MAX_METADATA)
     parts: dict[str, State] = {"encoder": {}, "prompts": {}, "decoder": {}, "head": {}}
     unused_keys = []
-    for key, value in tensors.items():
+    for key, value in _as_weights(content["state_dict"], path).items():
         bare = key.removeprefix("model.")
         if key.startswith("output_head.head."):
             parts["head"][key.removeprefix("output_head.head.")] = value
@@ -150,7 +175,7 @@ def _read_lightning(path: Path) -> Checkpoint:
         raise BadDataError(
             f"{path}: the file has no encoder (no keys that begin with model.).", "Give a checkpoint of NeuroSTORM."
         )
-    with _naming(path, "hyper_parameters"):
+    with naming(path, "hyper_parameters"):
         config = _config_from_hyper_parameters(path, hyper, parts["prompts"])
     return Checkpoint(
         path=path,
@@ -165,15 +190,79 @@ def _read_lightning(path: Path) -> Checkpoint:
     )
 
 
+def _unpickle(path: Path) -> Any:
+    """Read a file of `torch.save`: first without its tensors, which may claim any size."""
+    try:
+        file_bytes = check_regular(path).st_size
+        records = torch._C.PyTorchFileReader(str(path))
+        sizes = [records.get_record_size(name) for name in records.get_all_records()]
+        if sum(sizes) > file_bytes:
+            raise _unsafe(path, "its records are compressed")
+        for opcode, argument, _ in pickletools.genops(records.get_record("data.pkl")):
+            if opcode.name in ("STACK_GLOBAL", "INST") or (opcode.name == "GLOBAL" and not _is_plain(str(argument))):
+                raise _unsafe(path, f"it contains objects that could run code when loaded ({str(argument)[:100]})")
+        claimed = torch.load(path, map_location="meta", weights_only=True)
+        tensors = list(_tensors_in(claimed))
+        if any(not _fits(tensor, file_bytes) for tensor in tensors):
+            raise _unsafe(path, "it contains tensors that are larger than their data")
+        if sum(tensor.nbytes for tensor in tensors) > MAX_SHARING * file_bytes:
+            raise _unsafe(path, "its tensors share their data")
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except NeurostormError:
+        raise
+    except Exception as err:  # damaged files make the unpickler raise any exception
+        raise BadDataError(
+            f"{path}: the checkpoint is not readable ({str(err)[:200]}).", "Download it again; it may be truncated."
+        ) from err
+
+
+def _unsafe(path: Path, reason: str) -> BadDataError:
+    return BadDataError(
+        f"{path}: {reason}.", "Save only the state dict and hyperparameters with torch.save, as tensors and values."
+    )
+
+
+def _is_plain(name: str) -> bool:
+    """Return True if a name in a pickle stands for a tensor, a type of numbers or a plain value."""
+    return name in PLAIN_NAMES or PLAIN_TORCH_NAME.fullmatch(name) is not None
+
+
+def _tensors_in(content: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors of nested lists and mappings, each container once."""
+    seen: set[int] = set()
+    pending = [content]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, list | tuple | Mapping) and id(value) not in seen:
+            seen.add(id(value))
+            pending += value.values() if isinstance(value, Mapping) else value
+
+
+def _fits(tensor: torch.Tensor, file_bytes: int) -> bool:
+    return tensor.layout is torch.strided and tensor.nbytes <= tensor.untyped_storage().nbytes() <= file_bytes
+
+
+def _as_weights(tensors: State, path: Path) -> State:
+    """Convert floats to float32; names that cannot be printed or hold control characters are refused."""
+    for key in tensors:
+        if len(key) > MAX_KEY or not key.isprintable():
+            raise BadDataError(f"{path}: invalid name of a tensor ({key[:50]!a}).", "Download the file again.")
+    return {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+
+
 @contextmanager
-def _naming(path: Path, what: str) -> Iterator[None]:
+def naming(path: str | Path, what: str) -> Iterator[None]:
     """Add the file's name to errors in a part of it."""
     try:
         yield
     except BadDataError as err:
         raise err if str(path) in err.message else BadDataError(f"{path}: {err.message}", err.hint) from err
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError) as err:
-        raise BadDataError(f"{path}: {what} are invalid ({err}).", "Download the file again; it is damaged.") from err
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, RecursionError, RuntimeError) as err:
+        raise BadDataError(
+            f"{path}: {what} are invalid ({str(err)[:200]}).", "Download the file again; it is damaged."
+        ) from err
 
 
 def _config_from_hyper_parameters(path: Path, hyper: dict[str, Any], prompts: State) -> EncoderConfig:
@@ -181,14 +270,16 @@ def _config_from_hyper_parameters(path: Path, hyper: dict[str, Any], prompts: St
     if missing:
         raise BadDataError(f"{path}: hyper_parameters lack {', '.join(missing)}.", "Give a checkpoint that holds them.")
     if hyper.get("model", MODEL_NAMES[0]) not in MODEL_NAMES:
-        raise BadDataError(f"{path}: unsupported model {hyper['model']!r}.", f"Supported are {', '.join(MODEL_NAMES)}.")
+        raise BadDataError(
+            f"{path}: unsupported model {str(hyper['model'])[:100]!a}.", f"Supported are {', '.join(MODEL_NAMES)}."
+        )
     if hyper.get("use_mamba", True) is False:
         raise BadDataError(
             f"{path}: the encoder uses window attention.", "Only encoders with Mamba blocks are supported."
         )
     if hyper.get("c_multiplier", 2) != 2:
         raise BadDataError(
-            f"{path}: c_multiplier is {hyper['c_multiplier']}.", "Only a c_multiplier of 2 is supported."
+            f"{path}: c_multiplier is {str(hyper['c_multiplier'])[:100]}.", "Only a c_multiplier of 2 is supported."
         )
     lengths = {v.shape[1] for v in prompts.values()}
     if len(lengths) > 1 or (lengths and hyper.get("prompt_len", min(lengths)) not in lengths):
@@ -211,26 +302,29 @@ def _config_from_hyper_parameters(path: Path, hyper: dict[str, Any], prompts: St
 
 def read_safetensors(path: Path, expected_format: str) -> tuple[State, dict[str, str]]:
     """Read tensors and metadata of a safetensors file and check its format."""
+    open_regular(path).close()
     try:
         with safe_open(path, framework="pt") as file:
             metadata = dict(file.metadata() or {})
+            _check_format(path, metadata, expected_format)
             tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as err:
+    except NeurostormError:
+        raise
+    except Exception as err:  # types that torch does not have make the library raise any exception
         raise _unreadable(path, err) from err
-    _check_format(path, metadata, expected_format)
-    return tensors, metadata
+    return _as_weights(tensors, path), metadata
 
 
 def parse_safetensors(content: bytes, path: Path, expected_format: str) -> tuple[State, dict[str, str]]:
     """Read as `read_safetensors` from a file's content; ``path`` is for error messages."""
     try:
         tensors = load(content)
-    except SafetensorError as err:
+        size = int.from_bytes(content[:8], "little")  # of the header, which `load` has validated
+        metadata = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
+    except Exception as err:  # as above
         raise _unreadable(path, err) from err
-    size = int.from_bytes(content[:8], "little")  # of the header, which `load` has validated
-    metadata = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
     _check_format(path, metadata, expected_format)
-    return tensors, metadata
+    return _as_weights(tensors, path), metadata
 
 
 def _unreadable(path: Path, error: Exception) -> BadDataError:
@@ -242,16 +336,18 @@ def _unreadable(path: Path, error: Exception) -> BadDataError:
 def _check_format(path: Path, metadata: dict[str, str], expected: str) -> None:
     if metadata.get("format") != expected:
         raise BadDataError(
-            f"{path}: the format is {metadata.get('format')!r}, not {expected!r}.", f"Give a file of format {expected}."
+            f"{path}: the format is {str(metadata.get('format'))[:100]!a}, not {expected!r}.",
+            f"Give a file of format {expected}.",
         )
 
 
 def file_format(path: Path) -> str:
     """Return the ``format`` in a safetensors file's metadata; empty for any other file."""
     try:
+        check_regular(path)
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("format", "")
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, NeurostormError):
         return ""
 
 
@@ -259,11 +355,14 @@ def _read_safetensors(path: Path) -> Checkpoint:
     tensors, metadata = read_safetensors(path, ENCODER_FORMAT)
     if metadata.get("version") != ENCODER_FORMAT_VERSION:
         raise BadDataError(
-            f"{path}: format version {metadata.get('version')!r} is not supported.", "Install a newer neurostorm."
+            f"{path}: format version {str(metadata.get('version'))[:100]!a} is not supported.",
+            "Install a newer neurostorm.",
         )
-    with _naming(path, "metadata"):
-        config = EncoderConfig.from_dict(json.loads(metadata["config"]))
-        info = json.loads(metadata.get("info", "{}"))
+    with naming(path, "metadata"):
+        config = EncoderConfig.from_dict(parse_json(metadata["config"], f"{path}, config", max_values=MAX_METADATA))
+        info = parse_json(metadata.get("info", "{}"), f"{path}, info", max_values=MAX_METADATA)
+    if not isinstance(info, dict):
+        raise BadDataError(f"{path}: info is not an object.", "Download the file again; it is damaged.")
     parts: dict[str, State] = {"encoder": {}, "prompts": {}, "decoder": {}, "head": {}}
     unused_keys = []
     for key, value in tensors.items():
@@ -271,7 +370,6 @@ def _read_safetensors(path: Path) -> Checkpoint:
         if prefix not in ("encoder", "decoder", "head"):
             unused_keys.append(key)
             continue
-        value = value.float() if value.is_floating_point() else value
         parts["prompts" if bare.endswith(".prompt") else prefix][bare] = value
     return Checkpoint(
         path=path,

@@ -9,6 +9,15 @@ from typing import Any
 from bids_app.errors import BadDataError
 from bids_app.model.windows import Size4
 
+MAX_SIZE = 2**12
+"""Largest number in a configuration; the published one has 96 at most. Products of sizes then fit into 64 bits."""
+MAX_STAGES, MAX_BLOCKS = 8, 256
+"""Largest number of stages, and of blocks of all stages; the published configuration has 4 and 12."""
+
+
+def _is_size(value: Any, lowest: int = 1) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and lowest <= value <= MAX_SIZE
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -45,17 +54,31 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         for name in ("img_size", "patch_size", "first_window_size", "window_size", "depths"):
-            value = tuple(int(v) for v in getattr(self, name))
-            object.__setattr__(self, name, value)
-            if not value or min(value) < 1 or (name != "depths" and len(value) != 4):
+            given = getattr(self, name)
+            value = tuple(given)[: MAX_STAGES + 1] if isinstance(given, list | tuple) else ()
+            n_given = (1, MAX_STAGES) if name == "depths" else (4, 4)
+            if not n_given[0] <= len(value) <= n_given[1] or not all(_is_size(v) for v in value):
                 raise BadDataError(
-                    f"Encoder configuration: {name} is {value}.", "Give sizes of 1 or more, one per axis."
+                    f"Encoder configuration: {name} is {str(given)[:100]}.",
+                    f"Give {' to '.join(map(str, dict.fromkeys(n_given)))} whole numbers from 1 to {MAX_SIZE}.",
                 )
-        for name in ("in_chans", "embed_dim", "mlp_ratio"):
-            if getattr(self, name) < 1:
-                raise BadDataError(f"Encoder configuration: {name} is {getattr(self, name)}.", "It must be 1 or more.")
-        if self.prompt_len < 0:
-            raise BadDataError(f"Encoder configuration: prompt_len is {self.prompt_len}.", "It must be 0 or more.")
+            object.__setattr__(self, name, value)
+        for name, lowest in (("in_chans", 1), ("embed_dim", 1), ("mlp_ratio", 1), ("prompt_len", 0)):
+            number = getattr(self, name)
+            if not _is_size(number, lowest):
+                raise BadDataError(
+                    f"Encoder configuration: {name} is {str(number)[:100]}.",
+                    f"Give a whole number from {lowest} to {MAX_SIZE}.",
+                )
+        if not isinstance(self.whole_last_stage, bool):
+            raise BadDataError(
+                f"Encoder configuration: whole_last_stage is {str(self.whole_last_stage)[:100]}.", "Give true or false."
+            )
+        if sum(self.depths) > MAX_BLOCKS:
+            raise BadDataError(
+                f"Encoder configuration: depths is {self.depths}, {sum(self.depths)} blocks.",
+                f"Give at most {MAX_BLOCKS} blocks.",
+            )
         if self.patch_size[3] != 1:
             raise BadDataError(
                 f"Encoder configuration: patch_size is {self.patch_size}.", "The temporal patch size must be 1."
@@ -102,6 +125,10 @@ class EncoderConfig:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EncoderConfig:
         """Build a configuration from the output of `as_dict`; unknown fields are an error."""
+        if not isinstance(values, Mapping):
+            raise BadDataError(
+                f"Encoder configuration: is a {type(values).__name__}, not an object.", "Give the fields of a model."
+            )
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:

@@ -164,7 +164,7 @@ class Encoder(nn.Module):
         self.config = config
         self.patch_embed = PatchEmbed(config)
         last = config.n_stages - 1
-        rates = torch.linspace(0, drop_path, sum(config.depths)).tolist()
+        rates = torch.linspace(0, drop_path, sum(config.depths), device="cpu").tolist()
         self.pos_embeds = nn.ModuleList(PositionEmbedding(config.width(i), config.grid(i)) for i in range(last + 1))
         layers = []
         for i, depth in enumerate(config.depths):

@@ -5,8 +5,8 @@ B  batch      C  features      X Y Z T  token grid of the encoder's last stage  
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar, cast
 
 import torch
 from torch import nn
@@ -14,6 +14,11 @@ from torch import nn
 from bids_app.errors import BadDataError
 
 V3_LAYERS, V3_ATTENTION_HEADS, V3_EXPANSION = 6, 8, 4
+MAX_WEIGHT = 1e18
+"""Largest absolute weight: the squares of larger ones, as in layer norms, exceed float32."""
+MAX_LISTED, MAX_LETTERS = 10, 150
+"""Keys listed in an error message, and letters of each."""
+Built = TypeVar("Built", bound=nn.Module)
 
 
 def n_outputs(n_classes: int) -> int:
@@ -43,6 +48,7 @@ class LinearHead(nn.Module):
 
     def __init__(self, n_features: int, outputs: int, n_tokens: int = 0) -> None:
         super().__init__()
+        self.n_features = n_features
         self.head = nn.Linear(n_features, outputs)
 
     def from_embedding(self, embedding: torch.Tensor) -> torch.Tensor:
@@ -61,6 +67,7 @@ class TwoLayerHead(LinearHead):
 
     def __init__(self, n_features: int, outputs: int, n_tokens: int = 0) -> None:
         super().__init__(4 * n_features, outputs)
+        self.n_features = n_features
         self.hidden = nn.Linear(n_features, 4 * n_features)
 
     def from_embedding(self, embedding: torch.Tensor) -> torch.Tensor:
@@ -79,6 +86,7 @@ class TokenHead(nn.Module):
 
     def __init__(self, n_features: int, outputs: int, n_tokens: int = 160) -> None:
         super().__init__()
+        self.n_features = n_features
         self.cls_token = nn.Parameter(torch.zeros(1, 1, n_features))
         self.pos_embed = nn.Parameter(torch.zeros(1, n_tokens + 1, n_features))
         layers = nn.ModuleList(
@@ -137,11 +145,50 @@ def build_head(state: Mapping[str, torch.Tensor]) -> tuple[LinearHead | TokenHea
             f"The head has no {last if last not in state else first}.",
             "Download the checkpoint again; it is incomplete.",
         )
-    tokens = state["pos_embed"].shape[1] - 1 if "pos_embed" in state else 0
-    head = HEADS[version](state[first].shape[-1], state[last].shape[0], tokens)
+    sizes = [*state[first].shape[-1:], *state[last].shape[:1]]
+    sizes += [state["pos_embed"].numel() // max(sizes[0], 1) - 1] if version == "v3" and "pos_embed" in state else []
+    if len(sizes) < 2 or min(sizes) < 1 or (version == "v3" and sizes[0] % V3_ATTENTION_HEADS):
+        shapes = ", ".join(f"{k} {tuple(state[k].shape)}" for k in (first, last))
+        raise BadDataError(
+            f"The head has weights of an invalid shape ({shapes}).", "Download the file again; it is damaged."
+        )
     unused_keys = tuple(k for k in UNUSED_KEYS if k in state) if version == "v1" else ()
-    load_strictly(head, {k: v for k, v in state.items() if k not in unused_keys}, "head")
+    used = {k: v for k, v in state.items() if k not in unused_keys}
+    head = build_and_load(lambda: HEADS[version](*sizes), used, "head")
     return head.eval(), unused_keys
+
+
+def build_and_load(build: Callable[[], Built], state: Mapping[str, torch.Tensor], what: str) -> Built:
+    """Build a module and load a state dict, as `load_strictly`; nothing is allocated if it does not fit.
+
+    A file of a few hundred bytes can claim any size. The module is therefore built on the ``meta`` device first.
+
+    Parameters
+    ----------
+    build : callable
+        Makes the module.
+    state : mapping of str to torch.Tensor
+    what : str
+        Name of the module in the error message.
+    """
+    try:
+        with torch.device("meta"):
+            expected = build().state_dict()
+    except (RuntimeError, OverflowError) as error:  # a size of more than 64 bits
+        raise BadDataError(f"The sizes of the {what} are impossible ({error}).", "Check the file.") from error
+    _check_fit(expected, state, what)
+    module = build()
+    _load(module, state)
+    return module
+
+
+def check_head(head: LinearHead | TokenHead, n_features: int) -> None:
+    """Raise a `BadDataError` if a head reads another number of features than an encoder has."""
+    if head.n_features != n_features:
+        raise BadDataError(
+            f"The head reads {head.n_features} features, but the encoder has {n_features}.",
+            "Download the file again, or give the model that it belongs to.",
+        )
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:
@@ -155,6 +202,16 @@ def load_strictly(module: nn.Module, state: Mapping[str, torch.Tensor], what: st
         Name of the module in the error message.
     """
     own = module.state_dict()
+    _check_fit(own, state, what)
+    _load(module, state)
+
+
+def _load(module: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    module.load_state_dict({k: state[k].to(v.dtype) for k, v in module.state_dict().items()}, strict=True)
+
+
+def _check_fit(own: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor], what: str) -> None:
+    """Raise an error that lists the keys of a state dict that do not fit a module's own."""
     faults = {
         "missing": sorted(set(own) - set(state)),
         "unused keys": sorted(set(state) - set(own)),
@@ -163,12 +220,24 @@ def load_strictly(module: nn.Module, state: Mapping[str, torch.Tensor], what: st
             for k in own
             if k in state and state[k].shape != own[k].shape
         ],
-        "not finite": [k for k in own if k in state and not torch.isfinite(state[k].float()).all()],
+        "not numbers": [k for k in own if k in state and (state[k].is_complex() or state[k].dtype == torch.bool)],
     }
-    found = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in faults.items() if keys)
+    if not any(faults.values()):
+        faults["not finite"] = [k for k in own if not torch.isfinite(state[k].float()).all()]
+    if not any(faults.values()):
+        faults[f"above {MAX_WEIGHT:g}"] = [k for k in own if not _is_moderate(state[k])]
+    found = "; ".join(f"{kind}: {_listed(keys)}" for kind, keys in faults.items() if keys)
     if found:
         raise BadDataError(
             f"The weights do not fit the {what} ({found}).",
             "Check that the file is complete and belongs to this model.",
         )
-    module.load_state_dict({k: state[k].to(v.dtype) for k, v in own.items()}, strict=True)
+
+
+def _is_moderate(weight: torch.Tensor) -> bool:
+    return weight.numel() == 0 or float(weight.float().abs().max()) <= MAX_WEIGHT
+
+
+def _listed(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - MAX_LISTED} more" if len(keys) > MAX_LISTED else ""
+    return ", ".join(key[:MAX_LETTERS] for key in keys[:MAX_LISTED]) + more

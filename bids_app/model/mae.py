@@ -19,7 +19,7 @@ from bids_app.errors import BadDataError, UsageError
 from bids_app.model.checkpoint import MASKING_KEYS, Checkpoint
 from bids_app.model.config import EncoderConfig
 from bids_app.model.encoder import Block, Encoder, Stage
-from bids_app.model.heads import load_strictly
+from bids_app.model.heads import build_and_load
 from bids_app.model.patches import to_patches
 
 
@@ -153,13 +153,13 @@ def autoencoder_from(checkpoint: Checkpoint) -> MaskedAutoencoder:
     Files of 2025 have only window mask tokens; the other mask tokens are initialised with their mean.
     """
     checkpoint.require_decoder()
-    model = MaskedAutoencoder(checkpoint.config)
     decoder = {k: v for k, v in checkpoint.decoder.items() if k != "atlas_map"}
     if decoder.get("mask_token", torch.zeros(1)).ndim == 2:
         decoder = decoder | _tokens_of_2025(decoder)
     encoder: Mapping[str, torch.Tensor] = {f"encoder.{k}": v for k, v in checkpoint.encoder.items()}
-    load_strictly(model, {**encoder, **decoder}, f"autoencoder in {checkpoint.path}")
-    return model
+    return build_and_load(
+        lambda: MaskedAutoencoder(checkpoint.config), {**encoder, **decoder}, f"autoencoder in {checkpoint.path}"
+    )
 
 
 def _tokens_of_2025(decoder: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bids_app.errors import AnalysisLevelError, UsageError
+from bids_app.errors import AnalysisLevelError, BadDataError, UsageError
+from bids_app.files import MAX_OPTIONS_BYTES, parse_json, read_text
 
 PARTICIPANT, GROUP = "participant", "group"
 SIZE_UNITS_GB = {"MB": 1 / 1000, "MIB": 1 / 953.674, "GB": 1.0, "GIB": 1.073742, "TB": 1000.0}
@@ -75,7 +76,7 @@ def output_spaces(given: Sequence[str]) -> tuple[str, ...]:
 def file_or_name(text: str) -> str:
     """Make a file path absolute, since steps change the folder; leave names of the catalog unchanged."""
     path = Path(text)
-    return str(path.absolute()) if os.sep in text or (path.suffix and path.is_file()) else text
+    return str(path.absolute()) if os.sep in text or (path.suffix and os.path.isfile(path)) else text
 
 
 def files_or_names(given: Sequence[str]) -> tuple[str, ...]:
@@ -113,11 +114,9 @@ def read_filters(text: str) -> dict[str, dict[str, Any]]:
     is_content = text.lstrip().startswith("{")
     name = "--bids-filter-file" if is_content else text
     try:
-        content = json.loads(text if is_content else Path(text).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(
-            f"{name}: not a readable JSON file ({error}).", "See --bids-filter-file in the README."
-        ) from error
+        content = parse_json(text if is_content else read_text(Path(text), MAX_OPTIONS_BYTES), name)
+    except BadDataError as error:
+        raise UsageError(error.message, "See --bids-filter-file in the README.") from error
     if not isinstance(content, dict) or not all(isinstance(filters, dict) for filters in content.values()):
         raise UsageError(
             f"{name}: expected an object of objects.", 'For example: {"bold": {"task": "rest"}, "t1w": {}}'

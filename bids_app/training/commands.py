@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
-from bids_app.adapters.file import Adapter, is_diagnosis, save_adapter
+from bids_app.adapters.file import NAME, Adapter, is_diagnosis, save_adapter
 from bids_app.bids.writer import write_tsv
 from bids_app.catalog.atlases import Atlas, find_atlas
-from bids_app.errors import BadDataError, NoInputError, UsageError
+from bids_app.errors import BadDataError, UsageError
+from bids_app.files import MAX_OPTIONS_BYTES, parse_json, read_text
 from bids_app.model.api import Model, load_autoencoder, load_model
-from bids_app.model.checkpoint import save_encoder
+from bids_app.model.checkpoint import MAX_LABEL, save_encoder
 from bids_app.model.encoder import EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import AtlasPatches, MaskSettings
@@ -314,8 +315,8 @@ def _column(arguments: argparse.Namespace) -> str:
 
 def _adapter_name(arguments: argparse.Namespace) -> str:
     name = arguments.name or "".join(c for c in _column(arguments) if c.isalnum())
-    if not (name.isalnum() and name.isascii()):
-        raise UsageError(f"Invalid value for --name: {name!r}.", "Use letters and digits only.")
+    if not NAME.fullmatch(name):
+        raise UsageError(f"Invalid value for --name: {name!r}.", f"Use 1 to {MAX_LABEL} letters and digits.")
     return name
 
 
@@ -338,9 +339,4 @@ def _training_folder(output: Path) -> Path:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except OSError as error:
-        raise NoInputError(f"{path}: unreadable ({error.strerror}).", "Check --config.") from error
-    except ValueError as error:
-        raise UsageError(f"{path}: not valid JSON ({error}).", "Use the fields of EncoderConfig.") from error
+    return parse_json(read_text(path, MAX_OPTIONS_BYTES), str(path))

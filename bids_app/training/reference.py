@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import json
+import logging
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +17,27 @@ import numpy as np
 from bids_app.adapters.domain import Domain
 from bids_app.adapters.file import Adapter
 from bids_app.bids.participants import as_age
+from bids_app.bids.sidecars import read_json
 from bids_app.clips import MODEL_TR
-from bids_app.errors import BadDataError
+from bids_app.errors import BadDataError, NeurostormError
+from bids_app.files import read_rows
 from bids_app.model.api import Model
 from bids_app.training.data.labels import Segment, is_missing
 from bids_app.training.data.loader import ClipSource
 from bids_app.training.data.store import Scan
 from bids_app.training.head import compute_embeddings
 
+LOGGER = logging.getLogger(__name__)
 ParticipantTable = Mapping[str, Mapping[str, str]]
 """Rows of ``participants.tsv`` by participant."""
 MIN_KNOWN = 0.5
 """Minimum fraction of scans or participants with a known value for a range."""
 DEMOGRAPHICS = {"sexes": ("sex", "gender"), "sites": ("site", "site_id", "site_name"), "scanners": ("scanner",)}
 """Candidate columns of each entry of the card."""
+DECIMALS = 4
+"""Decimals of ranges."""
+EXACT = Context(prec=400)
+"""Digits of any float with `DECIMALS` decimals."""
 MAX_LISTED = 50
 """Maximum number of sites or scanners to list; more are only counted."""
 
@@ -94,7 +103,7 @@ def add_ranges(adapter: Adapter, examples: Sequence[ClipSource], participants: P
     ages = [age for row in rows.values() if (age := as_age(row.get("age"))) is not None]
     n_participants = len({scan.participant for scan in scans})
     ranges = {
-        name: [round(min(values), 4), round(max(values), 4)]
+        name: list(rounded_range(values))
         for name, values, of in [*((n, v, len(scans)) for n, v in found.items()), ("age", ages, n_participants)]
         if values and len(values) >= MIN_KNOWN * of
     }
@@ -105,6 +114,13 @@ def add_ranges(adapter: Adapter, examples: Sequence[ClipSource], participants: P
     return replace(adapter, card=replace(card, ranges=card.ranges | ranges, cohort=cohort))
 
 
+def rounded_range(values: Sequence[float]) -> tuple[float, float]:
+    """Return minimum and maximum with `DECIMALS` decimals, rounded outwards, so that all values are within them."""
+    step = Decimal(1).scaleb(-DECIMALS)
+    low, high = Decimal(min(values)), Decimal(max(values))
+    return float(low.quantize(step, ROUND_FLOOR, EXACT)), float(high.quantize(step, ROUND_CEILING, EXACT))
+
+
 def scan_properties(scan: Scan) -> dict[str, float]:
     """Return the known properties of a scan: duration, and TR, mean FD and tSNR from its derivatives."""
     found: dict[str, Any] = {"duration": scan.n_vols * MODEL_TR}
@@ -113,11 +129,9 @@ def scan_properties(scan: Scan) -> dict[str, float]:
         bold = Path(scan.source)
         found["tr"] = _json(bold.with_suffix("").with_suffix(".json")).get("RepetitionTime")
         table = bold.parent / f"{scan.name}_desc-quality_metrics.tsv"
-        if table.is_file():
-            with table.open(newline="", encoding="utf-8") as file:
-                row: dict[str, str] = next(csv.DictReader(file, delimiter="\t"), {})
-            found |= {name: _number(row[name]) for name in ("fd_mean", "tsnr") if _number(row.get(name)) is not None}
-    return {name: float(value) for name, value in found.items() if value is not None}
+        row = _first_row(table)
+        found |= {name: _number(row[name]) for name in ("fd_mean", "tsnr") if _number(row.get(name)) is not None}
+    return {name: known for name, value in found.items() if (known := _number(value)) is not None}
 
 
 def _demographics(participants: ParticipantTable, scans: Sequence[Scan]) -> dict[str, Any]:
@@ -142,15 +156,23 @@ def _scanner(scan: Scan) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError):
+        return read_json(path) if os.path.lexists(path) else {}
+    except NeurostormError as error:
+        LOGGER.warning("Not part of the cohort's description: %s", error.message)
         return {}
-    return content if isinstance(content, dict) else {}
+
+
+def _first_row(table: Path) -> dict[str, str]:
+    try:
+        return next(iter(read_rows(table)), {}) if os.path.lexists(table) else {}
+    except NeurostormError as error:
+        LOGGER.warning("Not part of the cohort's description: %s", error.message)
+        return {}
 
 
 def _number(value: Any) -> float | None:
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return number if np.isfinite(number) else None

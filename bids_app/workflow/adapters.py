@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bids_app.adapters.file import AdapterCard, parse_adapter
 from bids_app.catalog.models import adapter_paths, find_model
-from bids_app.errors import NoInputError
+from bids_app.files import open_regular
 from bids_app.settings import Settings
 from bids_app.workflow.graph import file_stamp
 
@@ -42,8 +42,8 @@ def chosen_adapters(settings: Settings) -> tuple[AdapterInfo, ...]:
 
     Raises
     ------
-    BadDataError
-        A file is not an adapter.
+    NoInputError, BadDataError
+        A file cannot be read, or is not an adapter.
     """
     wanted = settings.model
     if wanted.embeddings_only:
@@ -58,10 +58,8 @@ def read_adapter(path: Path) -> AdapterInfo:
 
 @lru_cache(maxsize=64)
 def _read(path: Path, stamp: str) -> AdapterInfo:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise NoInputError(f"{path}: {error.strerror}.", "Check its permissions, or download it again.") from error
+    with open_regular(path) as file:
+        content = file.read()
     adapter = parse_adapter(content, path)
     false_alarms = None if adapter.domain is None else adapter.domain.limit[1]
     return AdapterInfo(path, adapter.card, false_alarms, hashlib.sha256(content).hexdigest())

@@ -21,7 +21,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bids_app.errors import EXIT_SOFTWARE, InputOutputError, NeurostormError, TemporaryError, Terminated, UsageError
+from bids_app.errors import (
+    EXIT_SOFTWARE,
+    BadDataError,
+    InputOutputError,
+    NeurostormError,
+    TemporaryError,
+    Terminated,
+    UsageError,
+)
+from bids_app.files import MAX_OPTIONS_BYTES, check_plain, read_text
 from bids_app.settings import CACHES, ResourceSettings
 from bids_app.workflow.graph import Graph, Step
 from bids_app.workflow.progress import Groups, Progress
@@ -398,9 +407,10 @@ def read_plugin_file(path: Path) -> tuple[str, dict[str, Any]]:
     import yaml
 
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(read_text(path, MAX_OPTIONS_BYTES))
+        check_plain(content, str(path))
         return str(content["plugin"]), dict(content.get("plugin_args") or {})
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+    except (BadDataError, yaml.YAMLError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UsageError(
             f"{path}: not a nipype plugin file ({error}).", "Write YAML with 'plugin: NAME' and 'plugin_args: {...}'."
         ) from error

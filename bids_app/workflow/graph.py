@@ -128,8 +128,14 @@ def hash_of(*parts: Any) -> str:
 
 
 def file_stamp(path: Path | None) -> str:
-    """Return path, size and modification time of a file, as a proxy for its content."""
+    """Return path, size and modification time of a file, as a proxy for its content.
+
+    A file that was removed since it was found has a stamp too: the step that reads it raises the error.
+    """
     if path is None:
         return "none"
-    stat = path.stat()
+    try:
+        stat = path.stat()
+    except OSError:
+        return f"{path}:missing"
     return f"{path}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"

@@ -5,7 +5,6 @@ Each step takes ``out_dir``, the folder for its files, and returns a value that 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from bids_app.catalog.cards import describe_model
 from bids_app.catalog.models import find_model, weights_path
 from bids_app.clips import NORMALISATIONS, ClipReader, GridSeries, labels_to_model_grid
 from bids_app.errors import BadDataError
+from bids_app.files import read_rows
 from bids_app.preprocess.anatomical import Anatomy, PreparedT1w, prepare_t1w
 from bids_app.preprocess.confounds import Confounds, measure_confounds
 from bids_app.preprocess.hmc import MotionEstimate
@@ -78,11 +78,11 @@ def last_onset(events: Path | None) -> float | None:
     """Read the onset of the last event of a run, s."""
     if events is None:
         return None
+    rows = read_rows(events)
     try:
-        with events.open(newline="", encoding="utf-8-sig") as file:
-            onsets = [row["onset"] for row in csv.DictReader(file, delimiter="\t")]
+        onsets = [row["onset"] for row in rows]
         return max((float(onset) for onset in onsets if onset not in ("n/a", "")), default=None)
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise BadDataError(
             f"{events.name}: not a valid events table ({error}).", "Add a column 'onset' with numbers in s."
         ) from error

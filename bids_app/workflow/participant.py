@@ -29,7 +29,7 @@ from bids_app.workflow.locks import Locks, is_in_use, lock_files
 from bids_app.workflow.memory import add_memory_problem
 from bids_app.workflow.method import RunSteps, add_run, methods_sentences
 from bids_app.workflow.plan import print_plan
-from bids_app.workflow.preflight import preflight
+from bids_app.workflow.preflight import check_fit, preflight
 from bids_app.workflow.progress import Groups
 from bids_app.workflow.provenance import exit_code
 from bids_app.workflow.scratch import make_private
@@ -90,6 +90,7 @@ def process_participants(wanted: Sequence[BoldRun], context: RunContext) -> int:
         runs = [run for run in wanted if run.participant not in busy]
         if not runs:
             raise next(iter(busy.values()))
+        check_fit(settings)
         code = process_runs([add_memory_problem(run, settings) for run in runs], context)
     if settings.clean_workdir and code == EXIT_OK and not is_in_use(settings.work_dir):
         remove_caches(settings.work_dir)

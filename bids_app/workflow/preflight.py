@@ -163,14 +163,33 @@ def check_plugin(settings: Settings) -> str:
 
 
 def check_weights(settings: Settings) -> str:
-    """Check that the weights of encoder and adapters are available."""
+    """Check that the weights of encoder and adapters are available; with ``--check``, also that they fit."""
     from bids_app.catalog.models import adapter_paths, find_model, weights_path
 
     if settings.reports_only:
         return "not needed"
-    model = find_model(settings.model.model)
-    adapters = adapter_paths(model, settings.model.adapters)
-    return ", ".join(str(path) for path in (weights_path(model), *adapters))
+    entry = find_model(settings.model.model)
+    path, adapters = weights_path(entry), adapter_paths(entry, settings.model.adapters)
+    if settings.check:
+        check_fit(settings)
+    return ", ".join(map(str, (path, *adapters)))
+
+
+def check_fit(settings: Settings) -> None:
+    """Load encoder and adapters, so that weights that do not fit are reported before the first step.
+
+    A run calls this after its query: libraries that the model imports may create their caches in the work folder.
+    """
+    from bids_app.adapters.file import AdaptedModel, load_adapter
+    from bids_app.catalog.models import adapter_paths, find_model, weights_path
+    from bids_app.model.api import load_model
+
+    if settings.reports_only or settings.boilerplate_only:
+        return
+    entry = find_model(settings.model.model)
+    model = load_model(weights_path(entry))
+    for adapter in () if settings.model.embeddings_only else adapter_paths(entry, settings.model.adapters):
+        AdaptedModel(model, load_adapter(adapter))
 
 
 def check_adapters(settings: Settings) -> str:

@@ -105,3 +105,11 @@ def test_invalid_reference_statistics_are_rejected() -> None:
         Domain.from_arrays({"mean": np.zeros(3)})
     with pytest.raises(BadDataError, match="3 features"):
         Domain.from_arrays(arrays).measure(np.zeros(3))
+
+
+def test_stored_distances_are_rounded_upwards() -> None:
+    domain = Domain.fit(scans(30, 0), people(30))
+    stored = domain.as_arrays()["distances"]
+    assert stored.dtype == np.float32
+    assert (stored >= domain.distances).all()
+    np.testing.assert_allclose(stored, domain.distances, rtol=1e-6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import torch
 from bids_app.adapters.file import AdaptedModel, Adapter, AdapterCard
 from bids_app.adapters.predict import Prediction, encode_run
 from bids_app.clips import MODEL_GRID_SHAPE, ClipReader, GridSeries
+from bids_app.errors import BadDataError
 from bids_app.model.api import Model
 from bids_app.model.encoder import EncoderConfig
 from bids_app.model.heads import pool
@@ -104,3 +106,14 @@ def test_an_embedding_has_one_column_per_dimension_and_unit_length(model, reader
     rows = list(prediction.rows())
     assert list(rows[0]) == ["clip", "onset", "duration", "e0000", "e0001", "e0002"]
     assert len(rows) == 3
+
+
+def test_outputs_beyond_single_precision_are_refused(model, reader) -> None:
+    huge = {"head.weight": torch.full((1, 8), 1e17), "head.bias": torch.full((1,), 1e17)}
+    about = card(model, task="regression", labels=(), value_std=1e30)
+    adapter = AdaptedModel(model, Adapter(about, huge, path=Path("huge.safetensors")))
+    with pytest.raises(BadDataError, match=r"huge.safetensors: the predictions are infinite or NaN"):
+        encode_run(model, [adapter], reader, ("voxel",))
+    model.encoder.layers[-1].blocks[-1].norm2.weight.fill_(float("inf"))
+    with pytest.raises(BadDataError, match=r"tiny.safetensors: the embeddings are infinite or NaN"):
+        encode_run(model, [], reader, ("voxel",))

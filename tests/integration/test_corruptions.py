@@ -22,6 +22,7 @@ from bids_app.preprocess.ingest.confounds import read_table
 from bids_app.preprocess.io.images import read_anatomy
 from bids_app.workflow import nodes as steps
 from tests.helpers.images import noise
+from tests.helpers.odd_files import ODD_FILES, make_deep, make_giant
 
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
 SIDECAR = {"RepetitionTime": 2.0, "TaskName": "rest"}
@@ -78,6 +79,19 @@ def bomb() -> bytes:
     with gzip.GzipFile(fileobj=target, mode="wb", compresslevel=1) as file:
         file.write(PLAIN)
         for _ in range(60):
+            file.write(bytes(2**20))
+    return target.getvalue()
+
+
+def extension_bomb() -> bytes:
+    """Make a file of 200 kB whose header has an extension of 40 MB."""
+    size = 40 * 2**20
+    image = nib.Nifti1Image(SERIES, AFFINE)
+    header = bytearray(make_image(SERIES, vox_offset=352 + size)[: image.header.sizeof_hdr])
+    target = io.BytesIO()
+    with gzip.GzipFile(fileobj=target, mode="wb", compresslevel=1) as file:
+        file.write(bytes(header) + b"\1\0\0\0" + size.to_bytes(4, "little") + (6).to_bytes(4, "little"))
+        for _ in range(40):
             file.write(bytes(2**20))
     return target.getvalue()
 
@@ -145,6 +159,7 @@ DAMAGES: dict[str, Damage] = {
     "half the volumes in a sound gzip": bold(LATER, "truncated", gzip.compress(PLAIN[: len(PLAIN) // 2])),
     "half the volumes, uncompressed": bold(HERE, "truncated", PLAIN[: len(PLAIN) // 2], name="bold.nii"),
     "a gzip bomb": bold(LATER, "more than", bomb()),
+    "an extension of 40 MB": bold(HERE, "bytes before the first voxel", extension_bomb()),
     # shapes
     "three axes": bold(HERE, "3D instead of 4D", packed(VOLUME)),
     "two axes": bold(HERE, "2D instead of 4D", packed(VOLUME[..., 0])),
@@ -223,7 +238,7 @@ DAMAGES: dict[str, Damage] = {
     "events that are text": Damage(LATER, "not a valid events table", events=b"onset\tduration\nsoon\t2\n"),
     "events with too few columns": Damage(LATER, "not a valid events table", events=b"duration\tonset\n1\n"),
     "events with too many columns": Damage(FINE, "", events=b"onset\tduration\n1\t2\t3\t4\n"),
-    "events that are no text": Damage(LATER, "not a valid events table", events=b"onset\n\xff\xfe\x00"),
+    "events that are no text": Damage(LATER, "not UTF-8", events=b"onset\n\xff\xfe\x00"),
     "events after the end": Damage(FINE, "", events=b"onset\tduration\n1000\t2\n"),
     # the T1w image
     "T1w without bytes": t1w(HERE, "unreadable", b""),
@@ -309,6 +324,57 @@ def test_damage_is_named_at_the_earliest_stage(tmp_path: Path, check, damage: Da
     assert damage.file in caught.value.message
     assert caught.value.exit_code == damage.code
     assert len(caught.value.hint) > 15
+
+
+FUNC, ANAT = "sub-01/func/sub-01_task-rest", "sub-01/anat/sub-01"
+KINDS = ODD_FILES | {"giant JSON": (make_giant, "too large"), "deep JSON": (make_deep, "nested too deeply")}
+ODD: dict[str, tuple[str, str]] = {
+    "a pipe instead of the run": (f"{FUNC}_bold.nii.gz", "a pipe"),
+    "a device instead of the run": (f"{FUNC}_bold.nii.gz", "a device"),
+    "a socket instead of the T1w image": (f"{ANAT}_T1w.nii.gz", "a socket"),
+    "a pipe instead of the sidecar": (f"{FUNC}_bold.json", "a pipe"),
+    "a folder instead of the sidecar": (f"{FUNC}_bold.json", "a folder"),
+    "a sidecar of 33 million numbers": (f"{FUNC}_bold.json", "giant JSON"),
+    "a sidecar of 900 levels": (f"{FUNC}_bold.json", "deep JSON"),
+    "events in a loop of links": (f"{FUNC}_events.tsv", "a loop of links"),
+    "a device instead of events": (f"{FUNC}_events.tsv", "a device"),
+}
+"""File and kind of each odd file."""
+
+
+@pytest.mark.parametrize(("name", "kind"), ODD.values(), ids=ODD)
+def test_an_odd_file_fails_its_own_participant_only(tmp_path: Path, check, name: str, kind: str) -> None:
+    dataset = Dataset(tmp_path / "raw", Damage(HERE, ""))
+    path, (make, words) = dataset.root / name, KINDS[kind]
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    make(path)
+    code, said, of_the_other = check(dataset.root)
+    assert of_the_other.startswith("ok ")
+    assert code == (65 if "JSON" in kind else 66)
+    assert "FAIL" in said
+    assert re.search(rf"sub-01_\S+: {words}|{words}", said), said
+    assert str(path.with_suffix("").with_suffix("")) in said or "loop" in kind
+
+
+def test_odd_fieldmaps_and_repeats_are_left_out_by_name(tmp_path: Path, check) -> None:
+    dataset = Dataset(tmp_path / "raw", Damage(HERE, ""))
+    for run in ("1", "2"):
+        dataset.put(f"{ANAT}_run-{run}_T1w.nii.gz", PACKED_T1W)
+    (dataset.root / f"{ANAT}_run-2_T1w.nii.gz").unlink()
+    ODD_FILES["a pipe"][0](dataset.root / f"{ANAT}_run-2_T1w.nii.gz")
+    dataset.put("sub-01/fmap/sub-01_dir-AP_epi.json", b"{}")
+    ODD_FILES["a device"][0](dataset.root / "sub-01/fmap/sub-01_dir-AP_epi.nii.gz")
+    code, said, _ = check(dataset.root)
+    assert code == 0
+    assert re.search(r"run-2_T1w.nii.gz was not averaged with sub-01_run-1_T1w.nii.gz: \S+ is a named pipe", said)
+    assert re.search(r"epi.nii.gz was not used: \S+ is a device", said)
+
+
+def test_a_file_that_disappears_after_the_query_fails_its_step_only(tmp_path: Path) -> None:
+    from bids_app.workflow.graph import file_stamp
+
+    assert file_stamp(tmp_path / "gone.nii.gz").endswith("missing")
 
 
 def test_at_least_sixty_kinds_of_damage_are_refused() -> None:

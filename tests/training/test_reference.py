@@ -7,11 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from bids_app.adapters.file import Adapter, AdapterCard
+from bids_app.adapters.verdict import COHORT_RULES, PASS, judge_prediction
 from bids_app.training.data.labels import Segment
 from bids_app.training.data.store import Scan
-from bids_app.training.reference import add_ranges, scan_properties, unique_scans
+from bids_app.training.reference import add_ranges, rounded_range, scan_properties, unique_scans
 
 
 @pytest.fixture
@@ -60,3 +63,43 @@ def test_motion_is_taken_from_confounds_without_quality_metrics(scans: list[Scan
 
 def test_segments_are_replaced_by_their_scans(scans: list[Scan]) -> None:
     assert unique_scans([Segment(scans[0], 0, 20), Segment(scans[0], 20, 40), scans[1]]) == (scans[0], scans[1])
+
+
+@given(st.lists(st.floats(0, 1e6) | st.integers(0, 150), min_size=1))
+@example([0.44333])
+@example([0.44325, 0.44335])
+@example([5e-324, 1.7976931348623157e308])
+def test_every_value_is_within_its_stored_range(values: list[float]) -> None:
+    low, high = json.loads(json.dumps(rounded_range(values)))
+    assert all(low <= value <= high for value in values)
+    assert high - low <= max(values) - min(values) + 2.1e-4 or max(values) > 1e6
+
+
+@given(st.floats(1e-3, 1e3))
+@example(0.44333)
+@example(0.4433)
+def test_a_training_scan_passes_all_checks_of_its_own_cohort(value: float) -> None:
+    ranges = {name: list(rounded_range([value])) for name in COHORT_RULES}
+    card = AdapterCard("age", "regression", "age", "0" * 64, "voxel", ranges=ranges)
+    written = float(f"{value:.8g}")  # as in a table of confounds
+    for measured in (value, written):
+        of_cohort = [
+            check
+            for check in judge_prediction(
+                {rule.figure: measured for rule in COHORT_RULES.values()}, card, None, "warn"
+            ).checks
+            if check.limits.endswith("cohort")
+        ]
+        assert of_cohort
+        assert all(check.level == PASS for check in of_cohort)
+
+
+def test_a_scan_above_the_range_of_the_cohort_is_reported() -> None:
+    card = AdapterCard("age", "regression", "age", "0" * 64, "voxel", ranges={"age": list(rounded_range([20, 30.5]))})
+    verdict = judge_prediction({"age": 30.501}, card, None, "warn")
+    assert any("age of the participant" in reason for reason in verdict.reasons)
+
+
+def test_a_damaged_sidecar_does_not_prevent_the_description(scans: list[Scan]) -> None:
+    Path(scans[0].source).with_suffix("").with_suffix(".json").write_text("{")
+    assert card_of(scans, {}).ranges["tr"] == [3, 4]

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from bids_app.errors import BadDataError, CannotCreateError, NoInputError, TemporaryError, UsageError
 from bids_app.settings import PARTICIPANT, ModelSettings, ResourceSettings, Settings
@@ -121,3 +122,21 @@ def test_reconstruction_without_a_decoder_is_refused_before_the_start(raw: Path)
     asked = replace(settings(raw, raw.parent / "out"), model=ModelSettings("demo", attribution="reconstruction"))
     with pytest.raises(BadDataError, match="no decoder"):
         checks.check_atlas(asked)
+
+
+def test_weights_that_do_not_fit_are_refused_before_the_start(raw: Path) -> None:
+    from bids_app.model.api import load_model
+    from tests.helpers.hostile_weights import adapter_bytes, head, write
+
+    model = load_model("demo")
+    wrong = head(torch.zeros(1, model.config.n_features + 1))
+    path = write(raw.parent / "a.safetensors", adapter_bytes(model, wrong))
+    wanted = replace(
+        settings(raw, raw.parent / "out"), check=True, model=ModelSettings(model="demo", adapters=(str(path),))
+    )
+    with pytest.raises(BadDataError, match=rf"{path}: .* features, but the encoder has") as caught:
+        checks.check_weights(wanted)
+    assert caught.value.exit_code == 65
+    fitting = head(torch.zeros(1, model.config.n_features))
+    write(path, adapter_bytes(model, fitting))
+    assert str(path) in checks.check_weights(wanted)

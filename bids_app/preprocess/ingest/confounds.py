@@ -7,6 +7,7 @@ Existing columns are kept; missing columns that later steps need are computed wh
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from bids_app.errors import BadDataError
+from bids_app.files import MAX_CONFOUNDS_BYTES, MAX_JSON_BYTES, parse_json, read_table_text, read_text
 from bids_app.preprocess.confounds import MOTION_COLUMNS, compute_dvars
 from bids_app.preprocess.hmc import framewise_displacement
 
@@ -67,19 +69,21 @@ def read_table(path: Path | None, meta: Path | None, n_volumes: int | None, sour
 
 
 def _read_tsv(path: Path) -> pd.DataFrame:
+    text = read_table_text(path, MAX_CONFOUNDS_BYTES)
     try:
-        table = pd.read_csv(path, sep="\t", na_values=["n/a"], encoding="utf-8-sig")
+        table = pd.read_csv(io.StringIO(text), sep="\t", na_values=["n/a"])
         return table.astype(np.float64)
-    except (OSError, ValueError, pd.errors.ParserError) as error:
+    except (ValueError, OverflowError, pd.errors.ParserError) as error:
         raise BadDataError(
             f"{path}: not a table of numbers ({error}).", "Copy the file again from the derivatives, or remove it."
         ) from error
 
 
 def _read_movement(path: Path) -> pd.DataFrame:
+    text = read_table_text(path, MAX_CONFOUNDS_BYTES)
     try:
-        rows = np.loadtxt(path, ndmin=2)
-    except (OSError, ValueError) as error:
+        rows = np.loadtxt(io.StringIO(text), ndmin=2)
+    except (ValueError, OverflowError) as error:
         raise BadDataError(
             f"{path}: not a table of numbers ({error}).", "Copy the file again, or remove it."
         ) from error
@@ -95,10 +99,7 @@ def _read_movement(path: Path) -> pd.DataFrame:
 def _read_meta(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
-        raise BadDataError(f"{path}: not valid JSON ({error}).", "Copy the file again, or remove it.") from error
+    content = parse_json(read_text(path, MAX_JSON_BYTES), str(path), max_integer=None)
     return content if isinstance(content, dict) else {}
 
 

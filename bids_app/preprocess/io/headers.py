@@ -16,7 +16,8 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.openers import ImageOpener
 
-from bids_app.errors import BadDataError, NoInputError
+from bids_app.errors import BadDataError
+from bids_app.files import open_regular
 from bids_app.preprocess.io.timing import SliceTimes, read_slice_times, repetition_time
 
 MIN_VOLUMES = 20
@@ -26,6 +27,8 @@ MAX_FORM_DISTANCE_MM = 2.0
 """Largest accepted distance between the positions of a voxel by sform and by qform, mm."""
 MAX_COMPRESSION = 1032
 """Largest compression ratio of gzip (a limit of the format)."""
+MAX_EXTENSION_BYTES = 32 * 2**20
+"""Largest accepted size of a header with its extensions; those of CIFTI, the largest known, have a few MB."""
 FORM_HINT = "Set both to the correct affine (nibabel: set_sform and set_qform)."
 SLICE_TIMING = "slicetiming"
 """Value of ``--ignore`` that skips slice timing correction."""
@@ -37,21 +40,34 @@ def load_nifti(path: Path) -> Any:
     Raises
     ------
     NoInputError
-        The file does not exist or may not be read.
+        The file does not exist, may not be read, or is not a regular file.
     BadDataError
         The file is not a valid NIfTI image.
     """
-    if not path.exists():
-        raise NoInputError(f"{path}: no such file.", "In a DataLad dataset, run 'datalad get' on the file first.")
+    open_regular(path).close()  # nibabel would wait for a named pipe
     try:
-        image = nib.load(path)
-    except (PermissionError, IsADirectoryError) as error:
-        raise NoInputError(f"{path}: {error.strerror}.", "Check the path and its read permissions.") from error
+        extension_bytes = _extension_bytes(path)
+        image = nib.load(path) if extension_bytes <= MAX_EXTENSION_BYTES else None
     except Exception as error:  # nibabel raises many kinds of errors on damaged headers
         raise unreadable(path, error) from error
+    if image is None:
+        raise BadDataError(
+            f"{path.name}: its header is damaged: {extension_bytes:,.0f} bytes before the first voxel.",
+            "Copy or download the file again.",
+        )
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image derives from it
         raise BadDataError(f"{path.name}: not a NIfTI image.", "Convert it to .nii.gz.")
     return image
+
+
+def _extension_bytes(path: Path) -> float:
+    """Return the number of bytes before the first voxel, which nibabel reads into memory; 0 for other files."""
+    with ImageOpener(str(path)) as file:
+        content = file.read(nib.Nifti2Header.sizeof_hdr)
+    for kind in (nib.Nifti1Header, nib.Nifti2Header):
+        if len(content) >= kind.sizeof_hdr and kind.may_contain_header(content):
+            return float(kind(content[: kind.sizeof_hdr], check=False)["vox_offset"])
+    return 0.0
 
 
 def unreadable(path: Path, error: BaseException) -> BadDataError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bids_app.errors import BadDataError, NoInputError
+from bids_app.files import check_regular, read_rows
 from bids_app.training.adapt import LabelledScans
 from bids_app.training.data.labels import EventRule, Segment, Target, read_table
 from bids_app.training.data.sources import find_raw_dataset, prepare
@@ -185,20 +185,17 @@ def read_images(path: Path) -> dict[str, np.ndarray]:
     dict of str to np.ndarray, (O,)
     """
     table = path.with_suffix(".tsv")
-    for needed in (path, table):
-        if not needed.is_file():
-            raise NoInputError(f"{needed}: no such file.", f"Name the images in the column {STIMULUS} of a TSV file.")
-    with open(table, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    check_regular(path)
+    rows = read_rows(table)
     if not rows or STIMULUS not in rows[0]:
         raise BadDataError(f"{table}: column {STIMULUS} is missing or empty.", "Name one image per row.")
     names = [row[STIMULUS] for row in rows]
     try:
         if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False).astype(np.float32)
+            values = np.load(path, mmap_mode="r", allow_pickle=False).astype(np.float32)
         else:
             values = np.array([[float(v) for k, v in row.items() if k != STIMULUS] for row in rows], np.float32)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OSError, EOFError) as error:
         raise BadDataError(f"{path}: invalid vectors ({error}).", "Use one row of numbers per image.") from error
     if values.ndim != 2 or len(values) != len(names) or len(set(names)) != len(names) or not np.isfinite(values).all():
         raise BadDataError(
@@ -210,8 +207,8 @@ def read_images(path: Path) -> dict[str, np.ndarray]:
 
 def read_weights(path: Path) -> dict[int, float]:
     """Read region weights by label from a TSV file with the columns ``index`` and ``weight``."""
+    rows = read_rows(path)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            return {int(row["index"]): float(row["weight"]) for row in csv.DictReader(file, delimiter="\t")}
-    except (OSError, KeyError, ValueError) as error:
+        return {int(row["index"]): float(row["weight"]) for row in rows}
+    except (KeyError, TypeError, ValueError) as error:
         raise BadDataError(f"{path}: invalid region weights ({error!r}).", "Use columns index and weight.") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,6 +14,7 @@ import torch
 
 from bids_app.clips import CLIP_VOLUMES, MODEL_TR
 from bids_app.errors import BadDataError, NoMatchError, UsageError
+from bids_app.files import read_rows
 from bids_app.training.data.sources import find_events, find_raw_dataset
 from bids_app.training.data.store import Scan
 
@@ -148,7 +149,7 @@ class Target:
         if table == EVENTS:
             return cls(None, column, "events", roots, rule)
         for path in (Path(table), *(root / table for root in roots)):
-            if path.is_file():
+            if os.path.isfile(path):
                 return cls(path, column, "table", roots)
         if table == "sessions.tsv" and any(next(root.glob("sub-*/*_sessions.tsv"), None) for root in roots):
             return cls(None, column, "sessions", roots)
@@ -221,8 +222,7 @@ def read_table(path: Path, column: str, participant: str | None = None) -> dict[
     BadDataError
         A column is missing, or rows contradict each other.
     """
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    rows = read_rows(path)
     columns = list(rows[0]) if rows else []
     if column not in columns or (participant is None and "participant_id" not in columns):
         raise BadDataError(
@@ -230,7 +230,7 @@ def read_table(path: Path, column: str, participant: str | None = None) -> dict[
         )
     found: dict[tuple[str, str], dict[str, str]] = {}
     for row in rows:
-        label = participant or row["participant_id"].removeprefix("sub-")
+        label = participant or (row["participant_id"] or "").removeprefix("sub-")
         session = (row.get("session_id") or "").removeprefix("ses-")
         key = (label, "" if is_missing(session) else session)
         if key in found and found[key][column] != row[column]:
@@ -249,8 +249,7 @@ def is_missing(value: Any) -> bool:
 
 def read_events(path: Path, column: str) -> list[tuple[float, float, str]]:
     """Read onset and duration, s, and label of each labelled event."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    rows = read_rows(path)
     missing = [name for name in ("onset", "duration", column) if rows and name not in rows[0]]
     if missing:
         raise BadDataError(f"{path}: column {', '.join(missing)} is missing.", f"Its columns are {', '.join(rows[0])}.")

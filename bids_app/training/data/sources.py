@@ -5,9 +5,8 @@ A series is ``*_space-<template>_desc-preproc_bold.nii.gz``, from fMRIPrep or fr
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,13 +20,16 @@ import nibabel as nib
 import numpy as np
 
 from bids_app.bids.entities import join_name, natural_key, split_name
-from bids_app.bids.sidecars import Inheritance
+from bids_app.bids.sidecars import Inheritance, read_json
 from bids_app.catalog import templates
 from bids_app.clips import series_from_image
-from bids_app.errors import BadDataError, NoMatchError, UsageError
+from bids_app.errors import BadDataError, NeurostormError, NoInputError, NoMatchError, UsageError
+from bids_app.files import MAX_CONFOUNDS_BYTES, open_regular, read_rows
 from bids_app.training.data.store import ClipStore, Scan
 
 log = logging.getLogger(__name__)
+MAX_SECONDS = 1e6
+"""Limit of repetition and start times, s."""
 BOLD_PATTERN = "**/*_space-*_desc-preproc_bold.nii.gz"
 DERIVATIVE_ENTITIES = ("space", "res", "desc")
 SERIES_HINT = "Run neurostorm with --output-spaces MNI152NLin6Asym, or give a derivatives dataset of fMRIPrep."
@@ -147,7 +149,7 @@ def _prepare_or_reason(series: Series, store: ClipStore) -> str:
     """Prepare a series; return the reason if it is unusable, else an empty string."""
     try:
         _prepare_series(series, store)
-    except BadDataError as error:
+    except (BadDataError, NoInputError) as error:
         return f"{series.bold.name}: {error}"
     return ""
 
@@ -161,8 +163,11 @@ def _prepare_series(series: Series, store: ClipStore) -> Scan:
     sidecar = _sidecar(bold)
     tr = sidecar.get("RepetitionTime")
     confounds, n_dummy = _read_confounds(bold.parent / f"{series.name}_desc-confounds_timeseries.tsv")
-    step = float(tr if tr is not None else image.header.get_zooms()[3])
-    start = n_dummy * step + float(sidecar.get("StartTime") or 0.0)
+    zooms = image.header.get_zooms()
+    if len(zooms) < 4:
+        raise BadDataError(f"{bold.name}: image is {len(zooms)}D instead of 4D.", "Copy the file again.")
+    step = _seconds(tr if tr is not None else float(zooms[3]), "RepetitionTime", bold)
+    start = n_dummy * step + _seconds(sidecar.get("StartTime") or 0.0, "StartTime", bold)
     with tempfile.TemporaryDirectory(dir=store.folder, prefix=".series.") as scratch:
         grid_series = series_from_image(image, scratch, tr=tr, mask=mask, start=start, skip=n_dummy)
         labels: dict[str, Any] = {key: entities[key] for key in ("task", "run") if key in entities}
@@ -171,6 +176,7 @@ def _prepare_series(series: Series, store: ClipStore) -> Scan:
 
 
 def _in_model_space(path: Path, to_model: np.ndarray) -> nib.Nifti1Image:
+    open_regular(path).close()
     try:
         image = nib.Nifti1Image.from_filename(path)
     except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
@@ -180,21 +186,30 @@ def _in_model_space(path: Path, to_model: np.ndarray) -> nib.Nifti1Image:
 
 def _sidecar(bold: Path) -> dict[str, Any]:
     sidecar = bold.with_suffix("").with_suffix(".json")
-    return json.loads(sidecar.read_text()) if sidecar.is_file() else {}
+    return read_json(sidecar) if os.path.lexists(sidecar) else {}
+
+
+def _seconds(value: Any, name: str, bold: Path) -> float:
+    """Return a time of a sidecar in seconds; an error if it is not a number."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < MAX_SECONDS:
+        raise BadDataError(f"{bold.name}: {name} is {str(value)[:50]}, not a time in s.", "Correct its sidecar.")
+    return float(value)
 
 
 def _read_confounds(path: Path) -> tuple[dict[str, float], int]:
     """Read means and standard deviations of confounds, and the number of non-steady-state volumes."""
-    if not path.is_file():
+    if not os.path.lexists(path):
         return {}, 0
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    rows = read_rows(path, max_bytes=MAX_CONFOUNDS_BYTES)
     n_dummy = sum(name.startswith("non_steady_state_outlier") for name in (rows[0] if rows else {}))
     n_dummy = min(n_dummy, max(len(rows) - 1, 0))
     found: dict[str, float] = {}
     for name in CONFOUNDS:
         texts = [row[name] for row in rows[n_dummy:] if name in row]
-        values = np.array([float(text) for text in texts if text not in ("", "n/a", "nan")])
+        try:
+            values = np.array([float(text) for text in texts if text not in (None, "", "n/a", "nan")])
+        except ValueError as error:
+            raise BadDataError(f"{path.name}: {name} is not a number ({error}).", "Correct the table.") from error
         if len(values):
             found[f"{name}_mean"], found[f"{name}_std"] = float(values.mean()), float(values.std())
             if name == "framewise_displacement":
@@ -208,11 +223,12 @@ def find_raw_dataset(dataset: Path) -> Path | None:
     Search ``DatasetLinks`` and ``SourceDatasets`` in dataset_description.json, then the parent folders.
     """
     try:
-        description = json.loads((dataset / "dataset_description.json").read_text())
-    except (OSError, ValueError):
+        description = read_json(dataset / "dataset_description.json")
+    except NeurostormError:
         description = {}
-    links = description.get("DatasetLinks") or {}
-    sources = [s.get("URL") for s in description.get("SourceDatasets") or [] if isinstance(s, dict)]
+    links, sources = description.get("DatasetLinks"), description.get("SourceDatasets")
+    links = links if isinstance(links, dict) else {}
+    sources = [s.get("URL") for s in sources if isinstance(s, dict)] if isinstance(sources, list) else []
     for link in [links.get("raw"), *links.values(), *sources]:
         if isinstance(link, str) and urlparse(link).scheme in ("", "file"):
             path = Path(unquote(urlparse(link).path))

@@ -6,7 +6,6 @@ of a participant and all members of a family belong to one set.
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ import numpy as np
 from bids_app.bids.entities import natural_key
 from bids_app.bids.writer import write_text
 from bids_app.errors import BadDataError, NoMatchError, UsageError
+from bids_app.files import MAX_JSON_BYTES, parse_json, read_rows, read_text
 from bids_app.training.data.labels import is_missing, read_table
 
 TRAINING, VALIDATION = "training", "validation"
@@ -122,8 +122,8 @@ def read_split(path: Path, families: Mapping[str, str] | None = None) -> Split:
 
     Raises
     ------
-    UsageError
-        The file is unreadable.
+    NoInputError
+        The file is missing or unreadable.
     BadDataError
         A participant or family belongs to two sets, or the file is malformed.
     """
@@ -164,21 +164,17 @@ def apply_split(split: Split, examples: Sequence[Example], part: str) -> list[in
 
 
 def _pairs(path: Path) -> Iterable[tuple[str, str]]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"{path}: unreadable ({error.strerror}).", "Check --split.") from error
     if path.suffix == ".json":
+        content = parse_json(read_text(path, MAX_JSON_BYTES), str(path))
         try:
-            content = json.loads(text)
             yield from ((str(p).removeprefix("sub-"), str(name)) for name, labels in content.items() for p in labels)
-        except (ValueError, AttributeError, TypeError) as error:
+        except (AttributeError, TypeError) as error:
             raise BadDataError(f"{path}: not a split file ({error}).", 'Use {"training": ["01", ...], ...}.') from error
         return
-    rows = list(csv.DictReader(text.splitlines(), delimiter="\t"))
+    rows = read_rows(path)
     if rows and not {"participant_id", "split"} <= set(rows[0]):
         raise BadDataError(
             f"{path}: column participant_id or split is missing.", f"Its columns are {', '.join(rows[0])}."
         )
     for row in rows:
-        yield row["participant_id"].removeprefix("sub-"), row["split"]
+        yield (row["participant_id"] or "").removeprefix("sub-"), row["split"] or ""
