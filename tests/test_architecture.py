@@ -14,11 +14,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bids_app"
 
-AT_THE_ROOT = {"__init__", "errors", "settings", "data"}
+AT_THE_ROOT = {"__init__", "errors", "settings", "terminal", "data"}
 """Entries at the root of the package besides the packages of `LAYERS`."""
 
 LAYERS = [
-    {"errors", "settings"},
+    {"errors", "settings", "terminal"},
     {"bids", "clips", "model", "catalog", "phantom"},
     {"preprocess", "adapters", "reports", "outputs"},
     {"workflow", "group", "training"},

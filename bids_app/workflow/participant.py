@@ -6,6 +6,7 @@ A failed run does not stop the others; the outputs of each run are written as so
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bids_app import __version__
 from bids_app.bids.description import check_output_folder, describe_outputs
 from bids_app.bids.query import BoldRun, find_runs
 from bids_app.bids.writer import remove_leftovers
@@ -22,16 +24,18 @@ from bids_app.outputs.publish import remove_withheld
 from bids_app.outputs.schema import FAILED, OK, PredictionSidecar, RunOutcome
 from bids_app.reports.participant import build_participant_report
 from bids_app.settings import Settings, own_scratch
-from bids_app.workflow.context import RunContext, read_context
-from bids_app.workflow.engine import Engine, remove_caches
+from bids_app.terminal import VERBOSE, indented
+from bids_app.workflow.context import SLOW_SCAN, RunContext, read_context
+from bids_app.workflow.engine import WORKFLOW, Engine, folder_size, remove_caches
 from bids_app.workflow.graph import Graph, Step
 from bids_app.workflow.locks import Locks, is_in_use, lock_files
+from bids_app.workflow.log import InvocationLog
 from bids_app.workflow.memory import add_memory_problem
 from bids_app.workflow.method import RunSteps, add_run, methods_sentences
 from bids_app.workflow.plan import print_plan
 from bids_app.workflow.preflight import check_private, preflight
 from bids_app.workflow.progress import Groups
-from bids_app.workflow.provenance import exit_code, new_run_id, write_log
+from bids_app.workflow.provenance import exit_code, log_folder, new_run_id, write_log
 
 LOGGER = logging.getLogger(__name__)
 MAX_MESSAGES = 8
@@ -98,13 +102,19 @@ def process_participants(wanted: Sequence[BoldRun], context: RunContext) -> int:
 
 def process_runs(runs: Sequence[BoldRun], context: RunContext) -> int:
     """Run the graph; write the log and report of each participant as soon as its runs have ended."""
+    with InvocationLog() as log:
+        return _process_runs(runs, context, log)
+
+
+def _process_runs(runs: Sequence[BoldRun], context: RunContext, log: InvocationLog) -> int:
     settings = context.settings
     of_participant: dict[str, list[BoldRun]] = {}
     for run in runs:
         of_participant.setdefault(run.participant, []).append(run)
-    LOGGER.info(
-        "%d BOLD runs of %d participants; scratch folder: %s", len(runs), len(of_participant), settings.work_dir
-    )
+    LOGGER.log(VERBOSE, "neurostorm %s: %s", __version__, shlex.join(sys.argv))
+    announce(len(runs), len(of_participant), settings.work_dir)
+    if context.scan_is_slow:
+        LOGGER.warning("%s", SLOW_SCAN)
     started, run_id = time.time(), new_run_id()
     crash_dir = settings.work_dir / f"crash-{run_id}"
     crash_dir.mkdir()
@@ -119,9 +129,12 @@ def process_runs(runs: Sequence[BoldRun], context: RunContext) -> int:
 
     def finish(participant: str) -> None:
         outcomes = [outcome_of(run, engine, steps.get(run.stem)) for run in of_participant[participant]]
+        messages = engine.messages_of(*last_steps(participant))
         withheld.update(finish_participant(participant, outcomes, context, run_id, started))
         if settings.clean_workdir and exit_code(outcomes) == EXIT_OK:
             engine.remove(last_steps(participant))
+        log_outcomes(outcomes)
+        log.write(log_folder(settings.out_dir, participant, run_id), participant, messages)
         finished[participant] = outcomes
 
     if steps:
@@ -135,6 +148,8 @@ def process_runs(runs: Sequence[BoldRun], context: RunContext) -> int:
     shutil.rmtree(crash_dir, ignore_errors=True)
     outcomes = [outcome for participant in of_participant for outcome in finished[participant]]
     print_summary(outcomes, withheld, settings, time.time() - started)
+    if not (settings.clean_workdir and exit_code(outcomes) == EXIT_OK):
+        announce_scratch(settings.work_dir)
     return exit_code(outcomes)
 
 
@@ -175,6 +190,37 @@ def outcome_of(run: BoldRun, engine: Engine, steps: RunSteps | None) -> RunOutco
     return replace(ended, trace=error.trace, steps=found.steps, outputs=found.outputs, inputs=found.inputs)
 
 
+def announce(n_runs: int, n_participants: int, work_dir: Path) -> None:
+    """Log the number of runs, and the scratch folder with what is in it."""
+    earlier = (work_dir / WORKFLOW).is_dir()
+    LOGGER.info(
+        "%d BOLD runs of %d participants. Scratch folder: %s (%s).", n_runs, n_participants, work_dir,
+        "has results of an earlier run: finished steps are reused" if earlier else "empty",
+    )  # fmt: skip
+
+
+def announce_scratch(work_dir: Path) -> None:
+    """Log what is left in the scratch folder, and how to remove it."""
+    size, complete = folder_size(work_dir)
+    if size:
+        LOGGER.info(
+            "%s%.0f MB stay in the scratch folder, for reuse by later runs. To delete them: rm -r %s (or give "
+            "--clean-workdir next time).",
+            "" if complete else "More than ", size / 1e6, shlex.quote(str(work_dir)),
+        )  # fmt: skip
+
+
+def log_outcomes(outcomes: Sequence[RunOutcome]) -> None:
+    """Write the outcome of each run to the log of its participant."""
+    for outcome in outcomes:
+        seconds = sum(cost["seconds"] for cost in outcome.steps.values())
+        text = f"failed at {outcome.step}: {outcome.reason}\n{outcome.hint}" if outcome.status != OK else "finished"
+        LOGGER.log(
+            VERBOSE, "%s: %s; %d files, steps of %.0f s in total", outcome.stem, text, len(outcome.outputs), seconds,
+            extra={"run": outcome.stem},
+        )  # fmt: skip
+
+
 def failed(stem: str, step: str, reason: str, hint: str, code: int) -> RunOutcome:
     """Make the outcome of a failed run."""
     return RunOutcome(stem=stem, status=FAILED, step=step, reason=reason, hint=hint, exit_code=code)
@@ -185,12 +231,12 @@ def print_summary(
 ) -> None:
     """Print failed runs with their hints, withheld predictions by run, and the path of the reports."""
     failures = [outcome for outcome in outcomes if outcome.status != OK]
-    messages = [f"{outcome.stem} failed: {outcome.reason}\n  {outcome.hint}" for outcome in failures]
+    messages = [f"{outcome.stem} failed: {outcome.reason}\n{outcome.hint}" for outcome in failures]
     for stem, predictions in withheld.items():
         messages += [f"{stem}: the prediction of {name} is withheld. {reason}" for name, reason in predictions]
     n_shown = len(messages) if settings.verbosity else MAX_MESSAGES
     for text in messages[:n_shown]:
-        print(f"neurostorm: {text}", file=sys.stderr)
+        print(indented(f"neurostorm: {text}"), file=sys.stderr)
     if len(messages) > n_shown:
         print(f"neurostorm: {len(messages) - n_shown} more messages (see the reports, or use -v).", file=sys.stderr)
     LOGGER.info(

@@ -9,11 +9,15 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import re
+import signal
+import sys
 import threading
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from multiprocessing import get_context, parent_process
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +25,44 @@ from nipype.pipeline.plugins.base import PluginBase
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
 from nipype.pipeline.plugins.tools import report_crash
 
+from bids_app.terminal import EscapedStream, start_terminal_log
+
+GPU_SLOTS = re.compile(r", Free GPU slot:\d+/\d+")
 WORKER_DIED = "MemoryError: a worker process was killed, probably out of memory. Raise --mem or lower --nprocs.\n"
 
 
 def silence_nipype(level: int) -> None:
-    """Show messages of nipype once, in our log, and only at debug level."""
+    """Show messages of nipype once, in our log, only at debug level, and without those on the slots of GPUs."""
     for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
+        logger.addFilter(without_gpu_slots)
         logger.setLevel(logging.INFO if level <= logging.DEBUG else logging.CRITICAL)
+
+
+def without_gpu_slots(record: logging.LogRecord) -> bool:
+    """Remove the slots of GPUs, which are one by definition here, from a message; False drops the message."""
+    record.msg, record.args = GPU_SLOTS.sub("", record.getMessage()), ()
+    return "GPU" not in record.msg
+
+
+@contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Block SIGINT in the processes started meanwhile: the main process ends its workers itself.
+
+    On a terminal, Ctrl-C reaches all processes; those that still import modules would print a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_worker(cwd: str, log_level: int) -> None:
     """Set up a worker process as nipype does, without its logs; it exits when the main process is killed."""
+    sys.stdout, sys.stderr = EscapedStream(sys.stdout), EscapedStream(sys.stderr)  # type: ignore[assignment]
+    start_terminal_log(log_level if log_level < logging.INFO else logging.WARNING)
     threading.Thread(target=exit_with_parent, daemon=True).start()
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")  # kill workers first: the main process reports it
@@ -56,6 +85,8 @@ class RobustMultiProcPlugin(MultiProcPlugin):
     depidx: Any
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
+        with interrupts_blocked():
+            forkserver.ensure_running()  # its children, the workers, inherit the signal mask
         super().__init__(plugin_args=plugin_args)
         self.pool = self._new_pool(self.processors)
         self._retries: dict[int, tuple[Any, bool]] = {}
