@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from bids_app.cli.neurostorm import main
+from bids_app.model import native
 from bids_app.model.encoder import EncoderConfig
 from tests.helpers.images import noise
 from tests.helpers.machine import run_on_small_disk, run_without_privileges
@@ -228,3 +229,23 @@ def test_an_unknown_output_space_lists_the_available_ones(neurostorm, tmp_path, 
     assert neurostorm("--output-spaces", "Talairach") == 64
     assert "MNI152NLin6Asym" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_slow_scan_and_the_scratch_folder_are_announced(neurostorm, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("NEUROSTORM_SCAN", "reference")
+    work = tmp_path / "work"
+    assert neurostorm() == 65  # noise has no brain
+    first = capsys.readouterr().err
+    assert first.count("SLOW: the encoder runs in plain PyTorch, about 10 times slower") == 1
+    assert f"Scratch folder: {work} (empty)" in first
+    assert f"MB stay in the scratch folder, for reuse by later runs. To delete them: rm -r {work} " in first
+    monkeypatch.delenv("NEUROSTORM_SCAN")
+    assert neurostorm() == 65
+    second = capsys.readouterr().err
+    assert "finished steps are reused" in second
+    assert ("SLOW" in second) == (native.library() is None)
+    first_log, _ = sorted((tmp_path / "out").glob("sub-01/log/*/neurostorm.log"))
+    text = first_log.read_text()
+    for part in ("WARNING SLOW: ", "sub-01_task-rest: examine done in ", "sub-01_task-rest: failed at ", "--nprocs 1"):
+        assert part in text
+    assert "\x1b" not in text

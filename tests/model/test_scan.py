@@ -402,3 +402,9 @@ def test_the_kernels_run_on_arm64(tmp_path):
     found = torch.frombuffer(bytearray((tmp_path / "out").read_bytes()), dtype=torch.float32)
     expected = torch.cat([t.flatten() for t in run(inputs, "reference", torch.float64)]).float()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_logs_and_sidecars_say_that_plain_pytorch_is_slow(monkeypatch) -> None:
+    monkeypatch.setenv("NEUROSTORM_SCAN", "reference")
+    assert scan.uses_reference("cpu")
+    assert scan.backend_in_use("cpu") == "reference (slow)"
