@@ -229,7 +229,7 @@ def test_lower_precision_is_accepted_and_returned():
 
 def test_the_environment_variable_selects_the_backend(monkeypatch):
     monkeypatch.setenv("NEUROSTORM_SCAN", "reference")
-    assert backend_in_use() == "reference"
+    assert backend_in_use() == "reference (slow)"
     monkeypatch.setenv("NEUROSTORM_SCAN", "fastest")
     with pytest.raises(UsageError, match="fastest"):
         choose_backend(CPU)
@@ -251,7 +251,7 @@ def test_inputs_that_native_does_not_support_use_the_reference():
 def test_without_the_library_the_reference_is_used_and_reported(monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.delenv("NEUROSTORM_SCAN", raising=False)
-    assert backend_in_use() == "reference"
+    assert backend_in_use() == "reference (slow)"
     assert scan.choose_backend(CPU).name == "reference"
 
 
