@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
-from multiprocessing import forkserver, get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ def start_worker(cwd: str, log_level: int) -> None:
     """Set up a worker process as nipype does, without its logs; it exits when the main process is killed."""
     sys.stdout, sys.stderr = EscapedStream(sys.stdout), EscapedStream(sys.stderr)  # type: ignore[assignment]
     start_terminal_log(log_level if log_level < logging.INFO else logging.WARNING)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # libraries may unblock it
     threading.Thread(target=exit_with_parent, daemon=True).start()
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")  # kill workers first: the main process reports it
@@ -85,6 +86,7 @@ class RobustMultiProcPlugin(MultiProcPlugin):
     depidx: Any
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
+        resource_tracker.ensure_running()  # it unblocks SIGINT when it starts
         with interrupts_blocked():
             forkserver.ensure_running()  # its children, the workers, inherit the signal mask
         super().__init__(plugin_args=plugin_args)
