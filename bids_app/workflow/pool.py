@@ -141,6 +141,8 @@ class RobustMultiProcPlugin(MultiProcPlugin):
         return taskid
 
     def _collect(self, taskid: int, done: Future[dict[str, Any]]) -> None:
+        if done.cancelled():
+            return  # by `stop`
         if done.exception() is None:
             self._taskresult[taskid] = done.result()
         elif taskid in self._retries:
