@@ -7,7 +7,7 @@ SECONDS ?= 60
 SETUP  := $(VENV)/.installed
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bids_app/__init__.py)
 
-.PHONY: setup demo test test-slow test-gpu container-test lint types lock image boutiques options release-check fuzz audit clean
+.PHONY: setup demo test test-slow test-nightly test-gpu container-test lint types lock image boutiques options release-check fuzz audit clean
 
 setup: $(SETUP)
 
@@ -27,6 +27,10 @@ test: setup lint types
 
 test-slow: setup
 	$(BIN)/pytest -m slow --timeout 3600
+
+# All tests that need neither a GPU nor a container, the fast ones included.
+test-nightly: setup
+	$(BIN)/pytest -m "not gpu and not container" --timeout 3600
 
 test-gpu: setup
 	$(BIN)/pytest -m gpu

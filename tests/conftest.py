@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers.datasets import TinyDataset
 from tests.helpers.images import StandardBrain
+from tests.helpers.no_skips import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,11 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bids_app"
 
-AT_THE_ROOT = {"__init__", "errors", "files", "settings", "data"}
+AT_THE_ROOT = {"__init__", "errors", "files", "settings", "terminal", "data"}
 """Entries at the root of the package besides the packages of `LAYERS`."""
 
 LAYERS = [
-    {"errors", "files", "settings"},
+    {"errors", "files", "settings", "terminal"},
     {"bids", "clips", "model", "catalog", "phantom"},
     {"preprocess", "adapters", "reports", "outputs"},
     {"workflow", "group", "training"},

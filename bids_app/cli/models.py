@@ -13,6 +13,7 @@ from typing import Any
 
 from bids_app.catalog.models import Entry, catalog, find_model
 from bids_app.errors import EXIT_OK, NeurostormError, NoInputError, UsageError
+from bids_app.terminal import escaped_output
 
 
 def parser() -> argparse.ArgumentParser:
@@ -57,6 +58,7 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
     )
 
 
+@escaped_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     arguments = parser().parse_args(argv)

@@ -9,17 +9,17 @@ import argparse
 import contextlib
 import errno
 import json
-import logging
 import os
 import re
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from bids_app import __version__
+from bids_app import PLEASE_REPORT, __version__
 from bids_app.cli.boutiques import VARIANTS, describe
 from bids_app.cli.config_file import read_config_file
 from bids_app.cli.options import CONFIG_FILE, DESCRIPTION, all_options
@@ -33,9 +33,8 @@ from bids_app.errors import (
     Terminated,
 )
 from bids_app.settings import CACHES, GROUP, GROUPS, PARTICIPANT, Option, Settings, settings_from
+from bids_app.terminal import escaped_output, indented, terminal_log
 from bids_app.workflow.supervisor import supervise
-
-LOGGER = logging.getLogger("bids_app")
 
 CACHES_OF_LIBRARIES = ("MPLCONFIGDIR", "NIPYPE_CONFIG_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 """Environment variables of folders that libraries would otherwise put in HOME; existing values are kept."""
@@ -178,16 +177,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     return settings_from(file, given)
 
 
-def set_up_logging(verbosity: int) -> None:
-    """Log to stderr; show messages of libraries only with ``-vv``."""
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING, stream=sys.stderr)
-    LOGGER.setLevel(logging.DEBUG if verbosity > 1 else logging.INFO)
-    if verbosity < 2:
-        logging.getLogger("nipype").setLevel(logging.CRITICAL)
-        logging.captureWarnings(True)
-        logging.getLogger("py.warnings").setLevel(logging.ERROR)
-
-
+@escaped_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the app and return its exit code."""
     try:
@@ -197,18 +187,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if code is not None:
                 return code
         raise_when_terminated()
-        set_up_logging(settings.verbosity)
         prepare_environment(settings)
         if settings.level == GROUP:
             from bids_app.group import run_group as run
         else:
             from bids_app.workflow.participant import run_participants as run
-        with contextlib.chdir("/"):  # libraries read code and settings from the working folder, which may be a dataset
+        # libraries read code and settings from the working folder, which may be a dataset
+        with contextlib.chdir("/"), terminal_log(settings.verbosity):
             return run(settings)
     except NeurostormError as error:
-        print(f"neurostorm: error: {error.message}", file=sys.stderr)
-        if error.hint:
-            print(f"  {error.hint}", file=sys.stderr)
+        print(indented(f"neurostorm: error: {error.message}\n{error.hint}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("neurostorm: interrupted. Finished steps are kept: repeat the command to resume.", file=sys.stderr)
@@ -224,19 +212,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return InputOutputError.exit_code
-        LOGGER.exception("neurostorm: internal error. Please report it with this traceback:")
+        print(f"neurostorm: internal error. {PLEASE_REPORT} Include this traceback:", file=sys.stderr)
+        traceback.print_exc()
         return EXIT_SOFTWARE
 
 
 def raise_when_terminated() -> None:
-    """Have SIGTERM raise `Terminated`, so that locks are released and workers end."""
+    """Have SIGTERM raise `Terminated`, and SIGINT `KeyboardInterrupt`, so that locks are released and workers end."""
 
-    def terminate(*_: object) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: what follows must not be cut short
-        raise Terminated
+    def stop(number: int, _: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):  # once is enough: what follows must not be cut short
+            signal.signal(each, signal.SIG_IGN)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, terminate)
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
 
 
 def prepare_environment(settings: Settings) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bids_app.errors import EXIT_OK, NeurostormError
 from bids_app.settings import default_cpus
+from bids_app.terminal import escaped_output
 
 
 def parser() -> argparse.ArgumentParser:
@@ -37,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     return p
 
 
+@escaped_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     arguments = parser().parse_args(argv)

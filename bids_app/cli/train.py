@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_app.errors import EXIT_OK, NeurostormError
+from bids_app.terminal import escaped_output
 
 STRATEGIES = ("linear", "ln", "prompt", "prompt_ln", "full")  # as in bids_app.adapters.file, which needs torch
 DATA_HELP = (
@@ -242,6 +243,7 @@ def _add_loop(p: argparse.ArgumentParser, epochs: int, batch_size: int, learning
     group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
 
 
+@escaped_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     arguments = parser().parse_args(argv)

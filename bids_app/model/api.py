@@ -15,6 +15,7 @@ from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.model.heads import build_and_load, build_head, check_head
 from bids_app.model.mae import MaskedAutoencoder, autoencoder_from
 from bids_app.model.scan import backend_in_use
+from bids_app.terminal import VERBOSE
 
 log = logging.getLogger(__name__)
 
@@ -102,8 +103,9 @@ def load_model(path_or_name: str | Path, device: str | torch.device = "cpu") -> 
     checkpoint = read_checkpoint(path)
     model = Model(checkpoint, name)
     if model.unused_keys:
-        log.info("%s: %d keys of the file are not used: %s", path, len(model.unused_keys), ", ".join(model.unused_keys))
-    log.info("%s, encoder %s…, scan backend %s", model.name, model.weights_sha256[:12], backend_in_use(device))
+        names = ", ".join(model.unused_keys)
+        log.log(VERBOSE, "%s: %d keys of the file are not used: %s", path, len(model.unused_keys), names)
+    log.log(VERBOSE, "%s, encoder %s…, scan backend %s", model.name, model.weights_sha256[:12], backend_in_use(device))
     return model.to(device)
 
 

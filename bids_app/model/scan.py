@@ -60,7 +60,7 @@ BACKENDS: dict[str, Backend] = {
             scan_native.obstacle,
             native.instruction_set,
         ),
-        Backend("reference", reference_scan, reference_conv_silu, lambda device, dtype, states: ""),
+        Backend("reference", reference_scan, reference_conv_silu, lambda device, dtype, states: "", lambda: "slow"),
     )
 }
 """In order of preference."""
@@ -92,6 +92,11 @@ def backend_in_use(device: torch.device | str = "cpu", dtype: torch.dtype = torc
     backend = choose_backend(torch.device(device), dtype)
     detail = backend.detail()
     return f"{backend.name} ({detail})" if detail else backend.name
+
+
+def uses_reference(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> bool:
+    """Return whether a device has no backend but plain PyTorch, which is slow."""
+    return choose_backend(torch.device(device), dtype).name == "reference"
 
 
 def selective_scan(

@@ -14,11 +14,19 @@ from bids_app.catalog.atlases import Atlas, find_atlas
 from bids_app.catalog.fetch import file_sha256
 from bids_app.catalog.models import find_model, weights_path
 from bids_app.model.checkpoint import read_checkpoint, weights_sha256
+from bids_app.model.scan import uses_reference
 from bids_app.outputs.boilerplate import Sentence
 from bids_app.settings import Settings
 from bids_app.workflow import nodes, sentences
 from bids_app.workflow.adapters import chosen_adapters
 from bids_app.workflow.graph import file_stamp
+
+SLOW_SCAN = (
+    "SLOW: the encoder runs in plain PyTorch, about 10 times slower and with 4 times the memory of the native kernel, "
+    "which was not compiled when this package was installed (or NEUROSTORM_SCAN=reference is set). The results are the "
+    "same. Install a C++ compiler (Debian, Ubuntu: apt-get install g++), then reinstall the package: "
+    "pip install --force-reinstall --no-deps followed by its folder; or use a wheel or the container image."
+)
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,8 @@ class RunContext:
     atlas: Atlas | None
     """Atlas of the attribution; None without attribution."""
     on_gpu: bool
+    scan_is_slow: bool
+    """True if the encoder runs in plain PyTorch."""
     ages: dict[str, float]
     """Ages by participant from ``participants.tsv``, years."""
 
@@ -127,6 +137,7 @@ def read_context(settings: Settings) -> RunContext:
         Weights, adapters, template or atlas are missing or damaged.
     """
     wanted = settings.model
+    device = nodes.choose_device(wanted.device)
     datasets = input_datasets(settings.bids_dir, settings.query.derivatives)
     return RunContext(
         settings=settings,
@@ -135,5 +146,6 @@ def read_context(settings: Settings) -> RunContext:
         datasets=datasets,
         ages=read_ages(datasets.values()),
         atlas=find_atlas(wanted.atlas) if wanted.attribution else None,
-        on_gpu=nodes.choose_device(wanted.device).startswith("cuda"),
+        on_gpu=device.startswith("cuda"),
+        scan_is_slow=uses_reference(device),
     )

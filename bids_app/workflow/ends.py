@@ -13,9 +13,11 @@ from bids_app.bids.writer import remove_leftovers
 from bids_app.outputs.publish import remove_earlier
 from bids_app.outputs.schema import FAILED, OK, PredictionSidecar, RunOutcome
 from bids_app.reports.participant import build_participant_report
+from bids_app.terminal import VERBOSE
 from bids_app.workflow.context import RunContext
 from bids_app.workflow.engine import as_neurostorm_error
-from bids_app.workflow.provenance import new_run_id, write_log
+from bids_app.workflow.log import InvocationLog, Message
+from bids_app.workflow.provenance import log_folder, new_run_id, write_log
 
 LOGGER = logging.getLogger(__name__)
 NOT_STARTED = "The run was not started, because another run failed (--stop-on-first-crash)."
@@ -43,7 +45,7 @@ class Ends:
         Adapters whose prediction was withheld, each with the first reason, by run.
     """
 
-    def __init__(self, runs: Sequence[BoldRun], context: RunContext) -> None:
+    def __init__(self, runs: Sequence[BoldRun], context: RunContext, log: InvocationLog) -> None:
         self.run_id, self.started = new_run_id(), time.time()
         self.participants: dict[str, list[str]] = {}
         for run in runs:
@@ -51,6 +53,8 @@ class Ends:
         self.withheld: dict[str, list[tuple[str, str]]] = {}
         self._participant_of = {run.stem: run.participant for run in runs}
         self._context = context
+        self._log = log
+        self._messages: dict[str, Sequence[Message]] = {}
         self._ended: dict[str, RunOutcome] = {}
         self._not_written: dict[str, None] = {}
 
@@ -67,9 +71,11 @@ class Ends:
         """Return whether a run has ended well, with its log and report written."""
         return stem in self._ended and self._ended[stem].status == OK and stem not in self._not_written
 
-    def end(self, outcome: RunOutcome) -> None:
-        """Record the end of a run."""
+    def end(self, outcome: RunOutcome, messages: Sequence[Message] = ()) -> None:
+        """Record the end of a run, with the messages of its steps."""
         self._ended[outcome.stem] = outcome
+        self._messages[outcome.stem] = messages
+        log_outcome(outcome)
         try:
             self._write(outcome.stem)
         except Exception as error:  # of the disk, usually: other runs may be on another disk, or the disk is freed
@@ -117,7 +123,23 @@ class Ends:
         outcomes = [self._ended[other] for other in own if other in self._ended]
         context = self._context
         write_log(context.settings, self.run_id, participant, outcomes, context.model.hashes, self.started, unfinished)
+        messages = dict.fromkeys(message for other in own for message in self._messages.get(other, ()))
+        self._log.write(log_folder(out_dir, participant, self.run_id), participant, messages)
         build_participant_report(out_dir, participant)
+        if not unfinished:
+            self._log.forget(participant)
+            for other in own:
+                self._messages.pop(other, None)
+
+
+def log_outcome(outcome: RunOutcome) -> None:
+    """Write the outcome of a run to the log of its participant."""
+    seconds = sum(cost["seconds"] for cost in outcome.steps.values())
+    text = f"failed at {outcome.step}: {outcome.reason}\n{outcome.hint}" if outcome.status != OK else "finished"
+    LOGGER.log(
+        VERBOSE, "%s: %s; %d files, steps of %.0f s in total", outcome.stem, text, len(outcome.outputs), seconds,
+        extra={"run": outcome.stem},
+    )  # fmt: skip
 
 
 def withheld_predictions(outcome: RunOutcome, out_dir: Path) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bids_app import PLEASE_REPORT
 from bids_app.errors import (
     EXIT_SOFTWARE,
     BadDataError,
@@ -32,7 +33,9 @@ from bids_app.errors import (
 )
 from bids_app.files import MAX_OPTIONS_BYTES, check_plain, read_text
 from bids_app.settings import CACHES, ResourceSettings
+from bids_app.terminal import terminal_level
 from bids_app.workflow.graph import Graph, Step
+from bids_app.workflow.log import Message, messages_of_step, read_messages
 from bids_app.workflow.progress import Groups, Progress
 from bids_app.workflow.scratch import RESULTS, check_owner
 
@@ -81,6 +84,18 @@ def remove_caches(work_dir: Path) -> None:
         work_dir.rmdir()
 
 
+def folder_size(folder: Path, patience_s: float = 2.0) -> tuple[int, bool]:
+    """Return the size of the files in a folder (bytes), and False if not all of them were counted in time."""
+    total, end = 0, time.monotonic() + patience_s
+    for root, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(root, name)).st_size
+        if time.monotonic() > end:
+            return total, False
+    return total, True
+
+
 def execute(function: str, given: Stamped, upstream: dict[str, Stamped]) -> Stamped:
     """Run one step in its node folder; write its error there, or its stamp and cost.
 
@@ -100,7 +115,8 @@ def execute(function: str, given: Stamped, upstream: dict[str, Stamped]) -> Stam
     try:
         (out_dir / ERROR_FILE).write_bytes(b" " * RESERVED_BYTES)
         call = getattr(importlib.import_module(module), name)
-        value = call(**given.value, **{k: v.value for k, v in upstream.items()}, out_dir=out_dir)
+        with messages_of_step(out_dir):
+            value = call(**given.value, **{k: v.value for k, v in upstream.items()}, out_dir=out_dir)
         cost = {
             "seconds": round(time.monotonic() - started, 2),
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
@@ -134,7 +150,7 @@ def _write_error(out_dir: Path, stamp: str, error: BaseException) -> None:
     content = {
         "stamp": stamp,
         "message": known.message if known else f"{type(error).__name__}: {error}",
-        "hint": known.hint if known else "This is an internal error. Please report it with the crash file.",
+        "hint": known.hint if known else f"This is an internal error. {PLEASE_REPORT} Attach the crash file.",
         "exit_code": known.exit_code if known else EXIT_SOFTWARE,
         "trace": "".join(traceback.format_exception(error))[-RESERVED_BYTES // 8 :],
     }
@@ -200,7 +216,7 @@ class Engine:
         """
         from bids_app.workflow.pool import silence_nipype  # nipype takes a second to import
 
-        silence_nipype(LOGGER.getEffectiveLevel())
+        silence_nipype(terminal_level())
         self.remove_outdated()
         workflow = self._workflow()
         workflow.config["execution"] = {
@@ -215,7 +231,10 @@ class Engine:
         }
         cwd = os.getcwd()
         try:
-            with Progress(len(self._graph.steps), groups) as progress:
+            reused = {name for name, step in self._graph.steps.items() if not step.always and self._is_done(step)}
+            if reused:
+                LOGGER.info("%d of %d steps are reused from the scratch folder.", len(reused), len(self._graph.steps))
+            with Progress((name for name in self._graph.steps if name not in reused), groups) as progress:
                 plugin, plugin_args = self._plugin(progress)
                 with stopped_when_interrupted(plugin):
                     workflow.run(plugin=plugin, plugin_args=plugin_args)
@@ -242,6 +261,11 @@ class Engine:
         needed = {parent.name: parent for step in steps for parent in self._graph.ancestors(step)}
         done = {name: self._read(step, DONE_FILE) for name, step in needed.items()}
         return {name: content["cost"] for name, content in done.items() if content}
+
+    def messages_of(self, *steps: Step) -> list[Message]:
+        """Return the messages of steps and their ancestors, from their last run."""
+        names = {parent.name for step in steps for parent in self._graph.ancestors(step)}
+        return [message for name in names for message in read_messages(self._root / name)]
 
     def result_of(self, step: Step) -> Any:
         """Return the result of a finished step."""
@@ -368,7 +392,7 @@ class Engine:
             "n_gpu_procs": 1,
             "raise_insufficient": False,  # GPU steps may need more processors than the one GPU slot
             "mp_context": "forkserver",
-            "log_level": LOGGER.getEffectiveLevel(),
+            "log_level": terminal_level(),
         }
         return RobustMultiProcPlugin(plugin_args=arguments), {}
 

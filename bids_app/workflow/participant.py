@@ -6,6 +6,7 @@ A failed run does not stop the others; the outputs of each run are written as so
 from __future__ import annotations
 
 import logging
+import shlex
 import shutil
 import sys
 import time
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bids_app import __version__
 from bids_app.bids.description import check_output_folder, describe_outputs
 from bids_app.bids.query import BoldRun, find_runs
 from bids_app.bids.writer import remove_leftovers
@@ -21,18 +23,20 @@ from bids_app.outputs.boilerplate import write_methods
 from bids_app.outputs.schema import OK, RunOutcome
 from bids_app.reports.participant import build_participant_report
 from bids_app.settings import Settings, own_scratch
-from bids_app.workflow.context import RunContext, read_context
+from bids_app.terminal import VERBOSE, indented
+from bids_app.workflow.context import SLOW_SCAN, RunContext, read_context
 from bids_app.workflow.ends import Ends, failed
-from bids_app.workflow.engine import Engine, remove_caches
+from bids_app.workflow.engine import Engine, folder_size, remove_caches
 from bids_app.workflow.graph import Graph
 from bids_app.workflow.locks import Locks, is_in_use, lock_files
+from bids_app.workflow.log import InvocationLog
 from bids_app.workflow.memory import add_memory_problem
 from bids_app.workflow.method import RunSteps, add_run, methods_sentences
 from bids_app.workflow.plan import print_plan
 from bids_app.workflow.preflight import check_fit, preflight
 from bids_app.workflow.progress import Groups
 from bids_app.workflow.provenance import exit_code
-from bids_app.workflow.scratch import make_private
+from bids_app.workflow.scratch import RESULTS, make_private
 
 LOGGER = logging.getLogger(__name__)
 BATCH_RUNS, BATCH_RUNS_OF_CLUSTER = 100, 1000
@@ -103,20 +107,24 @@ def process_participants(wanted: Sequence[BoldRun], context: RunContext) -> int:
 def process_runs(runs: Sequence[BoldRun], context: RunContext) -> int:
     """Process runs in batches of participants; each run is published, and its log is written, when it ends."""
     settings = context.settings
-    ends = Ends(runs, context)
-    LOGGER.info(
-        "%d BOLD runs of %d participants; scratch folder: %s", len(runs), len(ends.participants), settings.work_dir
-    )
-    crash_dir = settings.work_dir / f"crash-{ends.run_id}"
-    crash_dir.mkdir()
-    size = BATCH_RUNS if settings.resources.plugin is None else BATCH_RUNS_OF_CLUSTER
-    for number, batch in enumerate(batches(runs, size)):
-        process_batch(batch, context, ends, crash_dir / str(number))
-    ends.repeat_failed_writing()
+    with InvocationLog() as log:
+        LOGGER.log(VERBOSE, "neurostorm %s: %s", __version__, shlex.join(sys.argv))
+        ends = Ends(runs, context, log)
+        announce(len(runs), len(ends.participants), settings.work_dir)
+        if context.scan_is_slow:
+            LOGGER.warning("%s", SLOW_SCAN)
+        crash_dir = settings.work_dir / f"crash-{ends.run_id}"
+        crash_dir.mkdir()
+        size = BATCH_RUNS if settings.resources.plugin is None else BATCH_RUNS_OF_CLUSTER
+        for number, batch in enumerate(batches(runs, size)):
+            process_batch(batch, context, ends, crash_dir / str(number))
+        ends.repeat_failed_writing()
     for folder in (settings.out_dir, settings.out_dir / "logs", settings.work_dir):
         remove_leftovers(folder, deep=False)
     shutil.rmtree(crash_dir, ignore_errors=True)
     print_summary(ends.outcomes, ends.withheld, settings, time.time() - ends.started)
+    if not (settings.clean_workdir and exit_code(ends.outcomes) == EXIT_OK):
+        announce_scratch(settings.work_dir)
     return exit_code(ends.outcomes)
 
 
@@ -146,7 +154,7 @@ def process_batch(runs: Sequence[BoldRun], context: RunContext, ends: Ends, cras
     engine = Engine(graph, settings.work_dir, settings.resources)
 
     def end(stem: str) -> None:
-        ends.end(outcome_of(stem, engine, steps[stem]))
+        ends.end(outcome_of(stem, engine, steps[stem]), engine.messages_of(*steps[stem].last))
         if settings.clean_workdir and ends.is_ok(stem):
             left = [steps[run.stem] for run in runs if run.stem in steps and not ends.is_ok(run.stem)]
             engine.remove(steps[stem].last, keep=[step for run_steps in left for step in run_steps.last])
@@ -181,17 +189,37 @@ def outcome_of(stem: str, engine: Engine, steps: RunSteps) -> RunOutcome:
     return replace(ended, trace=error.trace, steps=found.steps, outputs=found.outputs, inputs=found.inputs)
 
 
+def announce(n_runs: int, n_participants: int, work_dir: Path) -> None:
+    """Log the number of runs, and the scratch folder with what is in it."""
+    earlier = (work_dir / RESULTS).is_dir() and any((work_dir / RESULTS).iterdir())
+    LOGGER.info(
+        "%d BOLD runs of %d participants. Scratch folder: %s (%s).", n_runs, n_participants, work_dir,
+        "has results of an earlier run: finished steps are reused" if earlier else "empty",
+    )  # fmt: skip
+
+
+def announce_scratch(work_dir: Path) -> None:
+    """Log what is left in the scratch folder, and how to remove it."""
+    size, complete = folder_size(work_dir)
+    if size:
+        LOGGER.info(
+            "%s%.0f MB stay in the scratch folder, for reuse by later runs. To delete them: rm -r %s (or give "
+            "--clean-workdir next time).",
+            "" if complete else "More than ", size / 1e6, shlex.quote(str(work_dir)),
+        )  # fmt: skip
+
+
 def print_summary(
     outcomes: Sequence[RunOutcome], withheld: Mapping[str, list[tuple[str, str]]], settings: Settings, seconds: float
 ) -> None:
     """Print failed runs with their hints, withheld predictions by run, and the path of the reports."""
     failures = [outcome for outcome in outcomes if outcome.status != OK]
-    messages = [f"{outcome.stem} failed: {outcome.reason}\n  {outcome.hint}" for outcome in failures]
+    messages = [f"{outcome.stem} failed: {outcome.reason}\n{outcome.hint}" for outcome in failures]
     for stem, predictions in withheld.items():
         messages += [f"{stem}: the prediction of {name} is withheld. {reason}" for name, reason in predictions]
     n_shown = len(messages) if settings.verbosity else MAX_MESSAGES
     for text in messages[:n_shown]:
-        print(f"neurostorm: {text}", file=sys.stderr)
+        print(indented(f"neurostorm: {text}"), file=sys.stderr)
     if len(messages) > n_shown:
         print(f"neurostorm: {len(messages) - n_shown} more messages (see the reports, or use -v).", file=sys.stderr)
     LOGGER.info(

@@ -11,11 +11,14 @@ import gc
 import logging
 import multiprocessing.connection
 import os
+import re
 import signal
+import sys
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
-from multiprocessing import get_context, parent_process
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +28,45 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializ
 from nipype.pipeline.plugins.tools import report_crash
 
 from bids_app.errors import UsageError
+from bids_app.terminal import EscapedStream, start_terminal_log
 
+GPU_SLOTS = re.compile(r", Free GPU slot:\d+/\d+")
 WORKER_DIED = "MemoryError: a worker process was killed, probably out of memory. Raise --mem or lower --nprocs.\n"
 
 
 def silence_nipype(level: int) -> None:
-    """Show messages of nipype once, in our log, and only at debug level."""
+    """Show messages of nipype once, in our log, only at debug level, and without those on the slots of GPUs."""
     for name in ("nipype", "nipype.workflow", "nipype.interface", "nipype.utils"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
+        logger.addFilter(without_gpu_slots)
         logger.setLevel(logging.INFO if level <= logging.DEBUG else logging.CRITICAL)
+
+
+def without_gpu_slots(record: logging.LogRecord) -> bool:
+    """Remove the slots of GPUs, which are one by definition here, from a message; False drops the message."""
+    record.msg, record.args = GPU_SLOTS.sub("", record.getMessage()), ()
+    return "GPU" not in record.msg
+
+
+@contextmanager
+def interrupts_blocked() -> Iterator[None]:
+    """Block SIGINT in the processes started meanwhile: the main process ends its workers itself.
+
+    On a terminal, Ctrl-C reaches all processes; those that still import modules would print a traceback.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_worker(cwd: str, log_level: int) -> None:
     """Set up a worker process as nipype does, without its logs; it ends when the main process is killed."""
     end_with_main_process()
+    sys.stdout, sys.stderr = EscapedStream(sys.stdout), EscapedStream(sys.stderr)  # type: ignore[assignment]
+    start_terminal_log(log_level if log_level < logging.INFO else logging.WARNING)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal: the main process stops its workers
     with suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")  # kill workers first: the main process reports it
@@ -84,6 +111,9 @@ class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
     """`MultiProcPlugin` whose nodes fail instead of hanging when their worker is killed."""
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
+        resource_tracker.ensure_running()  # it unblocks SIGINT when it starts
+        with interrupts_blocked():
+            forkserver.ensure_running()  # its children, the workers, inherit the signal mask
         super().__init__(plugin_args=plugin_args)
         self.pool = self._new_pool(self.processors)
         self._retries: dict[int, tuple[Any, bool]] = {}
@@ -128,6 +158,8 @@ class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
         return taskid
 
     def _collect(self, taskid: int, done: Future[dict[str, Any]]) -> None:
+        if done.cancelled():
+            return  # by `stop`
         if done.exception() is None:
             self._taskresult[taskid] = done.result()
         elif taskid in self._retries:

@@ -1,12 +1,20 @@
-"""Callbacks of a run: progress bar on a terminal, and the end of groups of steps."""
+"""Callbacks of a run: a line per step, or a bar on a terminal, with the time left; and the end of groups of steps."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Mapping
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from bids_app.terminal import VERBOSE, printable, raw_stderr
 from bids_app.workflow.graph import Graph, Step
+from bids_app.workflow.time_left import TimeLeft, as_text
+
+LOGGER = logging.getLogger(__name__)
+DEFAULT_WIDTH = 80
+"""Columns of a terminal that has no size."""
 
 
 class Groups:
@@ -54,26 +62,35 @@ class Groups:
 
 
 class Progress:
-    """Status callback of the nipype plugins; use as a context manager.
+    """Status callback of the nipype plugins: a line per step and the time left, or a bar; use as a context manager.
 
     Parameters
     ----------
-    n_steps : int
-        Total number of steps.
+    steps : iterable of str
+        Names of the steps that are not reused from the scratch folder.
     groups : Groups, optional
         Called with each step that ends.
     """
 
-    def __init__(self, n_steps: int, groups: Groups | None = None) -> None:
-        self._n_steps = n_steps
+    def __init__(self, steps: Iterable[str], groups: Groups | None = None) -> None:
+        self._steps = {name: run_and_kind(name) for name in steps}
+        self._time_left = TimeLeft(self._steps.values())
+        self._n_ended = 0
         self._groups = groups
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
-        if sys.stderr.isatty():
+        if raw_stderr().isatty() and self._steps:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=self._n_steps, unit="step", leave=False, dynamic_ncols=True)
+            self._bar = tqdm(
+                total=len(self._steps),
+                leave=False,
+                file=raw_stderr(),
+                ncols=width(),
+                nrows=20,  # as if the terminal had rows: with none, nothing would be shown
+                bar_format="{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+            )
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -81,10 +98,64 @@ class Progress:
             self._bar.close()
 
     def __call__(self, node: Any, status: str) -> None:
-        """Update the bar and the groups when a step starts or ends."""
-        if self._bar is not None and status == "start":
-            self._bar.set_postfix_str(node.name)
-        elif self._bar is not None:
-            self._bar.update()
+        """Update the lines or the bar, and the groups, when a step starts or ends."""
+        if node.name in self._steps:
+            if status == "start":
+                self._start(*self._steps[node.name])
+            else:
+                self._end(*self._steps[node.name], ended_well=status == "end")
         if self._groups is not None and status != "start":
             self._groups(node.name, status == "end")
+
+    def _start(self, run: str, kind: str) -> None:
+        self._time_left.start(run, kind)
+        LOGGER.log(VERBOSE, "%s: %s started", run, kind, extra={"run": run})
+        self._show(f"{run} {kind}")
+
+    def _end(self, run: str, kind: str, ended_well: bool) -> None:
+        seconds = self._time_left.end(run, kind, measured=ended_well)
+        self._n_ended += 1
+        left = as_text(self._time_left.seconds()) if self._n_ended < len(self._steps) else "last step"
+        LOGGER.log(
+            VERBOSE if self._bar is not None else logging.INFO,
+            "%d/%d %s: %s %s%s; %s",
+            self._n_ended,
+            len(self._steps),
+            run,
+            kind,
+            "done" if ended_well else "failed",
+            "" if seconds is None else f" in {seconds:.1f} s",
+            left,
+            extra={"run": run},
+        )
+        if self._bar is not None:
+            self._bar.update()
+        self._show(f"{run} {kind}")
+
+    def _show(self, step: str) -> None:
+        """Show a step and the time left at the end of the bar."""
+        if self._bar is not None:
+            self._bar.ncols = width()
+            self._bar.set_postfix_str(f"{as_text(self._time_left.seconds())}, {printable(step)}")
+
+
+def run_and_kind(name: str) -> tuple[str, str]:
+    """Split the name of a step into its run, as in file names, and the kind of step.
+
+    In names of steps, the hyphens of BIDS names are underscores: ``sub_01_task_rest_hmc`` is step ``hmc`` of
+    ``sub-01_task-rest``.
+    """
+    match = re.fullmatch(r"(?:(.*?)_)?(publish_model|[^_]+)", name)
+    if match is None:
+        return "", name
+    words = (match[1] or "").split("_")
+    pairs = ["-".join(words[i : i + 2]) for i in range(0, len(words), 2)]
+    return "_".join(pairs), match[2]
+
+
+def width() -> int:
+    """Return the width of the terminal in columns; 80 if it does not say."""
+    try:
+        return os.get_terminal_size(raw_stderr().fileno()).columns or DEFAULT_WIDTH
+    except (OSError, ValueError):
+        return DEFAULT_WIDTH

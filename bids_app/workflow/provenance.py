@@ -1,7 +1,7 @@
 """Provenance of an invocation: options, versions, outcome of each run and crash traces.
 
-All files are in ``sub-X/log/<time>_<id>/`` of the output folder: ``summary.json`` for programs, ``neurostorm.toml`` to
-repeat the run (``--config-file``), and the traces of failed runs.
+All files are in ``sub-X/log/<time>_<id>/`` of the output folder: ``summary.json`` for programs, ``neurostorm.log`` with
+the messages (see `log`), ``neurostorm.toml`` to repeat the run (``--config-file``), and the traces of failed runs.
 """
 
 from __future__ import annotations
@@ -47,6 +47,11 @@ def exit_code(outcomes: Sequence[RunOutcome]) -> int:
 def new_run_id() -> str:
     """Make a name for the log folders of this invocation that sorts by time."""
     return f"{time.strftime('%Y%m%d-%H%M%S')}_{uuid.uuid4()}"
+
+
+def log_folder(out_dir: Path, participant: str, run_id: str) -> Path:
+    """Return the log folder of a participant in an invocation."""
+    return out_dir / f"sub-{participant}" / "log" / run_id
 
 
 def iso_time(seconds: float) -> str:
@@ -113,7 +118,7 @@ def write_log(
     pathlib.Path
         Log folder.
     """
-    folder = settings.out_dir / f"sub-{participant}" / "log" / run_id
+    folder = log_folder(settings.out_dir, participant, run_id)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "neurostorm.toml", as_toml(settings, run_id))
     for outcome in outcomes:

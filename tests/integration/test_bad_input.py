@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,9 +13,10 @@ import pytest
 import torch
 
 from bids_app.cli.neurostorm import main
+from bids_app.model import native
 from bids_app.model.encoder import EncoderConfig
-from bids_app.workflow import preflight as checks
 from tests.helpers.images import noise
+from tests.helpers.machine import run_on_small_disk, run_without_privileges
 from tests.helpers.models import save_random_encoder
 
 CONFIG = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
@@ -155,31 +155,37 @@ def test_scratch_in_the_raw_data_is_refused(neurostorm, tiny_dataset, capsys) ->
     assert "work folder" in capsys.readouterr().err
 
 
-def test_too_little_disk_is_refused_before_anything_is_written(neurostorm, tmp_path, capsys, monkeypatch) -> None:
-    monkeypatch.setattr(checks, "MIN_FREE_GB", 1e9)
-    assert neurostorm() == 73
-    assert "GB free" in capsys.readouterr().err
+COMMAND = "import sys; from bids_app.cli.neurostorm import main; sys.exit(main({arguments!r}))"
+
+
+def code_of(raw: Path, out: Path, work: Path, *options: str) -> str:
+    """Return Python code that runs the participant level in a process of its own."""
+    where = [str(raw), str(out), "participant", "-w", str(work), "--model", "demo", "--nprocs", "1", "--mem", "8GB"]
+    return COMMAND.format(arguments=[*where, *options])
+
+
+def test_too_little_disk_is_refused_before_anything_is_written(tiny_dataset, tmp_path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    done = run_on_small_disk(code_of(tiny_dataset.root, tmp_path / "out", small / "work"), small, megabytes=1500)
+    assert done.returncode == 73
+    assert "GB free" in done.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_an_output_folder_without_write_permission_is_refused(neurostorm, tmp_path, capsys, monkeypatch) -> None:
-    allowed = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: allowed(path, mode) and Path(path) != tmp_path)
-    assert neurostorm() == 73
-    assert "no write permission" in capsys.readouterr().err
+def test_an_output_folder_without_write_permission_is_refused(tiny_dataset, tmp_path) -> None:
+    (tmp_path / "place").mkdir(mode=0o500)
+    done = run_without_privileges(code_of(tiny_dataset.root, tmp_path / "place" / "out", tmp_path / "work"))
+    assert done.returncode == 73
+    assert "no write permission" in done.stderr
 
 
-def test_a_bold_file_without_read_permission_is_named(neurostorm, tiny_dataset, capsys, monkeypatch) -> None:
-    opened = open
-
-    def refuse(path, *args, **kwargs):
-        if str(path) == str(tiny_dataset.bold_path()):
-            raise PermissionError(13, "Permission denied", str(path))
-        return opened(path, *args, **kwargs)
-
-    monkeypatch.setattr("builtins.open", refuse)
-    assert neurostorm() in (65, 66, 74)
-    assert "sub-01_task-rest_bold.nii.gz" in capsys.readouterr().err
+def test_a_bold_file_without_read_permission_is_named(tiny_dataset, tmp_path) -> None:
+    tiny_dataset.bold_path().chmod(0)
+    done = run_without_privileges(code_of(tiny_dataset.root, tmp_path / "out", tmp_path / "work"))
+    assert done.returncode in (65, 66, 74)
+    assert "sub-01_task-rest_bold.nii.gz" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_output_folder_of_another_pipeline_is_refused(neurostorm, tmp_path, capsys) -> None:
@@ -223,3 +229,23 @@ def test_an_unknown_output_space_lists_the_available_ones(neurostorm, tmp_path, 
     assert neurostorm("--output-spaces", "Talairach") == 64
     assert "MNI152NLin6Asym" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_slow_scan_and_the_scratch_folder_are_announced(neurostorm, tmp_path, capsys, monkeypatch) -> None:
+    monkeypatch.setenv("NEUROSTORM_SCAN", "reference")
+    work = tmp_path / "work"
+    assert neurostorm() == 65  # noise has no brain
+    first = capsys.readouterr().err
+    assert first.count("SLOW: the encoder runs in plain PyTorch, about 10 times slower") == 1
+    assert f"Scratch folder: {work} (empty)" in first
+    assert f"MB stay in the scratch folder, for reuse by later runs. To delete them: rm -r {work} " in first
+    monkeypatch.delenv("NEUROSTORM_SCAN")
+    assert neurostorm() == 65
+    second = capsys.readouterr().err
+    assert "finished steps are reused" in second
+    assert ("SLOW" in second) == (native.library() is None)
+    first_log, _ = sorted((tmp_path / "out").glob("sub-01/log/*/neurostorm.log"))
+    text = first_log.read_text()
+    for part in ("WARNING SLOW: ", "sub-01_task-rest: examine done in ", "sub-01_task-rest: failed at "):
+        assert part in text
+    assert "\x1b" not in text

@@ -1,4 +1,4 @@
-"""SIGTERM, as SLURM and ``docker stop`` send it: the run ends at once, cleanly, and says how to go on."""
+"""SIGTERM, as SLURM and ``docker stop`` send it, and Ctrl-C: the run ends at once, cleanly, and says how to go on."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -26,52 +27,62 @@ def raw(tmp_path_factory) -> Path:
     return folder
 
 
-def start(raw: Path, folder: Path, n_procs: str) -> subprocess.Popen[str]:
-    where = [str(raw), str(folder / "out"), "participant", "-w", str(folder / "work")]
-    return subprocess.Popen(
-        [sys.executable, "-m", "bids_app.cli.neurostorm", *where, "--model", "demo", "--nprocs", n_procs],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_step(run: subprocess.Popen[str], work: Path, step: str) -> None:
-    """Wait until a step is done."""
-    end = time.monotonic() + 300
-    while not list(work.glob(f"neurostorm/*_{step}/done.json")):
-        assert run.poll() is None
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
-def terminate(run: subprocess.Popen[str], folder: Path) -> None:
-    """Terminate a run and check how it ends."""
-    processes = psutil.Process(run.pid).children(recursive=True)
-    run.send_signal(signal.SIGTERM)
-    _, said = run.communicate(timeout=PATIENCE_S)
-    assert run.returncode == 143
-    assert "repeat the command to resume" in said
-    assert "Traceback" not in said
-    _, alive = psutil.wait_procs(processes, timeout=5)
-    assert alive == []
-    assert list(folder.rglob("running*.json")) == []
-
-
 @pytest.mark.parametrize("n_procs", ["1", "2"])
 def test_a_terminated_run_releases_its_locks_and_ends_its_workers(raw: Path, tmp_path: Path, n_procs: str) -> None:
-    run = start(raw, tmp_path, n_procs)
-    wait_for_step(run, tmp_path / "work", "examine")
-    terminate(run, tmp_path)
+    code, said = stop(raw, tmp_path, n_procs, lambda run: run.send_signal(signal.SIGTERM), "*_examine/done.json")
+    assert code == 143
+    assert "terminated" in said
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("n_procs", ["1", "2"])
 def test_a_run_is_terminated_during_a_registration_by_ants(tmp_path: Path, n_procs: str) -> None:
+    def terminate_later(run: subprocess.Popen[str]) -> None:
+        time.sleep(4)  # T1w to template has begun
+        run.send_signal(signal.SIGTERM)
+
     assert phantom([str(tmp_path / "raw"), "--participants", "1", "--size", "small", "--states", "rest"]) == 0
-    run = start(tmp_path / "raw", tmp_path, n_procs)
-    wait_for_step(run, tmp_path / "work", "prepare")
-    time.sleep(4)  # T1w to template has begun
-    terminate(run, tmp_path)
+    code, _ = stop(tmp_path / "raw", tmp_path, n_procs, terminate_later, "*_prepare/done.json")
+    assert code == 143
     assert not list((tmp_path / "work").glob("neurostorm/*_normalise/done.json"))
+
+
+@pytest.mark.parametrize("moment", ["", "*_examine/done.json"], ids=["workers start", "workers compute"])
+def test_ctrl_c_prints_no_traceback(raw: Path, tmp_path: Path, moment: str) -> None:
+    """On a terminal, Ctrl-C reaches all processes of the run, twice if the user is impatient."""
+
+    def press_twice(run: subprocess.Popen[str]) -> None:
+        os.killpg(run.pid, signal.SIGINT)
+        time.sleep(0.1)
+        os.killpg(run.pid, signal.SIGINT)
+
+    code, said = stop(raw, tmp_path, "2", press_twice, moment)
+    assert code == 130
+    assert said.splitlines()[-1].startswith("neurostorm: interrupted.")
+
+
+def stop(raw: Path, folder: Path, n_procs: str, send: Callable[..., None], moment: str) -> tuple[int, str]:
+    """Start a run, stop it when a file of its scratch folder exists, and return its exit code and messages."""
+    out, work = folder / "out", folder / "work"
+    call = [sys.executable, "-m", "bids_app.cli.neurostorm", str(raw), str(out), "participant", "--model", "demo"]
+    run = subprocess.Popen(
+        [*call, "-w", str(work), "--nprocs", n_procs],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    end = time.monotonic() + 300
+    while not list(work.glob(f"neurostorm/{moment}")):
+        assert run.poll() is None
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    workers = psutil.Process(run.pid).children(recursive=True)
+    send(run)
+    _, said = run.communicate(timeout=PATIENCE_S)
+    assert "repeat the command to resume" in said
+    assert "Traceback" not in said
+    _, alive = psutil.wait_procs(workers, timeout=5)
+    assert alive == []
+    assert [path for folder in (out, work) for path in folder.rglob("running*.json")] == []
+    return run.returncode, said

@@ -229,7 +229,7 @@ def test_lower_precision_is_accepted_and_returned():
 
 def test_the_environment_variable_selects_the_backend(monkeypatch):
     monkeypatch.setenv("NEUROSTORM_SCAN", "reference")
-    assert backend_in_use() == "reference"
+    assert backend_in_use() == "reference (slow)"
     monkeypatch.setenv("NEUROSTORM_SCAN", "fastest")
     with pytest.raises(UsageError, match="fastest"):
         choose_backend(CPU)
@@ -251,7 +251,7 @@ def test_inputs_that_native_does_not_support_use_the_reference():
 def test_without_the_library_the_reference_is_used_and_reported(monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)
     monkeypatch.delenv("NEUROSTORM_SCAN", raising=False)
-    assert backend_in_use() == "reference"
+    assert backend_in_use() == "reference (slow)"
     assert scan.choose_backend(CPU).name == "reference"
 
 
@@ -402,3 +402,9 @@ def test_the_kernels_run_on_arm64(tmp_path):
     found = torch.frombuffer(bytearray((tmp_path / "out").read_bytes()), dtype=torch.float32)
     expected = torch.cat([t.flatten() for t in run(inputs, "reference", torch.float64)]).float()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_logs_and_sidecars_say_that_plain_pytorch_is_slow(monkeypatch) -> None:
+    monkeypatch.setenv("NEUROSTORM_SCAN", "reference")
+    assert scan.uses_reference("cpu")
+    assert scan.backend_in_use("cpu") == "reference (slow)"

@@ -7,6 +7,7 @@ import gzip
 import os
 import pickle
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ import pytest
 
 from bids_app.errors import BadDataError, CannotCreateError, UsageError
 from bids_app.settings import ResourceSettings
+from bids_app.terminal import terminal_log
 from bids_app.workflow.engine import Engine, read_plugin_file, remove_caches
 from bids_app.workflow.graph import Graph, Step
 from bids_app.workflow.progress import Groups
@@ -630,12 +632,16 @@ def test_broken_plugin_file_is_named(tmp_path: Path, content: str) -> None:
         read_plugin_file(path)
 
 
-@pytest.mark.parametrize(("n_procs", "is_terminal"), [(1, True), (2, True), (1, False)])
-def test_progress_is_shown_on_a_terminal_only(
+@pytest.mark.parametrize(("n_procs", "is_terminal"), [(1, True), (2, True), (1, False), (2, False)])
+def test_progress_is_a_bar_on_a_terminal_and_lines_elsewhere(
     tmp_path: Path, monkeypatch, capsys, n_procs: int, is_terminal: bool
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: is_terminal, raising=False)
-    run_chain(tmp_path, 21, n_procs)
+    with terminal_log(verbosity=0):
+        run_chain(tmp_path, 21, n_procs)
     said = capsys.readouterr().err
     assert ("0/3" in said) == is_terminal
-    assert said.strip() == "" or is_terminal
+    assert (len(re.findall(r"^\d\d:\d\d:\d\d [123]/3 ", said, re.MULTILINE)) == 3) != is_terminal
+    with terminal_log(verbosity=0):
+        run_chain(tmp_path, 21, n_procs)
+    assert "2 of 3 steps are reused" in capsys.readouterr().err

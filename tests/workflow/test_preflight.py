@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from bids_app.errors import BadDataError, CannotCreateError, NoInputError, Tempo
 from bids_app.settings import PARTICIPANT, ModelSettings, ResourceSettings, Settings
 from bids_app.workflow import preflight as checks
 from bids_app.workflow.scratch import RESULTS
+from tests.helpers.machine import run_on_small_disk, run_python, run_without_privileges
 
 
 @pytest.fixture
@@ -64,17 +64,45 @@ def test_output_below_a_file_cannot_be_created(raw: Path, tmp_path: Path) -> Non
         checks.check_output(settings(raw, tmp_path / "file" / "out"))
 
 
-def test_output_without_write_permission_is_refused(raw: Path, tmp_path: Path, monkeypatch) -> None:
-    allowed = os.access
-    monkeypatch.setattr(os, "access", lambda path, mode: allowed(path, mode) and Path(path) != tmp_path)
-    with pytest.raises(CannotCreateError, match="no write permission"):
-        checks.check_output(settings(raw, tmp_path / "out"))
+CHECK = """
+from pathlib import Path
+from bids_app.settings import PARTICIPANT, Settings
+from bids_app.workflow import preflight
+print(preflight.{check}(Settings(Path({raw!r}), Path({out!r}), PARTICIPANT, Path({work!r}))))
+"""
 
 
-def test_a_full_disk_is_detected_before_the_start(raw: Path, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(checks, "MIN_FREE_GB", 1e9)
-    with pytest.raises(CannotCreateError, match="GB free"):
-        checks.check_scratch(settings(raw, tmp_path / "out"))
+def code_of(check: str, raw: Path, out: Path, work: Path) -> str:
+    """Return Python code that makes a check in a process of its own."""
+    return CHECK.format(check=check, raw=str(raw), out=str(out), work=str(work))
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o500])
+def test_output_without_write_permission_is_refused(raw: Path, tmp_path: Path, mode: int) -> None:
+    place = tmp_path / "place"
+    place.mkdir()
+    place.chmod(mode)
+    done = run_without_privileges(code_of("check_output", raw, place / "out", tmp_path / "work"))
+    assert ("CannotCreateError" in done.stderr) == ("no write permission" in done.stderr) == (mode == 0o500)
+    assert ("can be created" in done.stdout) == (mode == 0o700)
+
+
+def test_input_without_read_permission_is_refused(raw: Path, tmp_path: Path) -> None:
+    raw.chmod(0o300)
+    done = run_without_privileges(code_of("check_input", raw, tmp_path / "out", tmp_path / "work"))
+    assert "NoInputError" in done.stderr
+    assert "no read permission" in done.stderr
+
+
+@pytest.mark.parametrize("full", ["output", "scratch"])
+def test_a_full_disk_is_detected_before_the_start(raw: Path, tmp_path: Path, full: str) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    out, work = (small / "x" if full == name else tmp_path / name for name in ("output", "scratch"))
+    done = run_on_small_disk(code_of("check_scratch", raw, out, work), small, megabytes=1500)
+    assert "CannotCreateError" in done.stderr
+    assert f"{small}: 1.6 GB free" in done.stderr
+    assert "GB free" in run_python(code_of("check_scratch", raw, tmp_path / "out", tmp_path / "work")).stdout
 
 
 def test_scratch_that_others_can_write_is_refused_before_the_start(raw: Path, tmp_path: Path) -> None:
