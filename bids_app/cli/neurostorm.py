@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,14 +23,17 @@ from bids_app import __version__
 from bids_app.cli.boutiques import VARIANTS, describe
 from bids_app.cli.config_file import read_config_file
 from bids_app.cli.options import CONFIG_FILE, DESCRIPTION, all_options
+from bids_app.cli.other_pipelines import refuse_foreign_options
 from bids_app.errors import (
     EXIT_CODES,
     EXIT_INTERRUPTED,
     EXIT_SOFTWARE,
     EXIT_TERMINATED,
+    EXIT_UNKNOWN_OPTION,
     InputOutputError,
     NeurostormError,
     Terminated,
+    UsageError,
 )
 from bids_app.settings import CACHES, GROUP, GROUPS, Option, Settings, settings_from
 
@@ -46,7 +49,7 @@ EPILOG = f"""exit codes: {"; ".join(f"{code} {meaning}" for code, meaning in EXI
 NeuroSTORM is a research tool, not a medical device."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Make the argument parser from the options of the settings."""
     parser = Parser(
         prog="neurostorm",
@@ -108,14 +111,27 @@ def spellings(names: Sequence[str]) -> list[str]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser whose errors name an option by one spelling."""
+    """Argument parser whose errors take two lines and name an option by one spelling."""
+
+    @property
+    def spellings(self) -> Collection[str]:
+        """All spellings of all options."""
+        return self._option_string_actions
 
     def error(self, message: str) -> NoReturn:
-        match = re.fullmatch(r"argument (\S+): (.*)", message, re.DOTALL)
-        if match and match[1].startswith("-"):
-            names = match[1].split("/")
-            message = f"Invalid value for {next((n for n in names if n.startswith('--')), names[0])}: {match[2]}"
-        super().error(message)
+        code, hint = UsageError.exit_code, "See neurostorm --help."
+        value = re.fullmatch(r"argument (\S+): (.*)", message, re.DOTALL)
+        unknown = re.fullmatch(r"unrecognized arguments: ((\S+).*)", message, re.DOTALL)
+        if value and value[1].startswith("-"):
+            names = value[1].split("/")
+            message = f"Invalid value for {next((n for n in names if n.startswith('--')), names[0])}: {value[2]}"
+        elif unknown:
+            import difflib
+
+            code, message = EXIT_UNKNOWN_OPTION, f"unknown arguments: {unknown[1]}"
+            similar = difflib.get_close_matches(unknown[2].partition("=")[0], self.spellings, n=1)
+            hint = f"Did you mean {similar[0]}? {hint}" if similar else hint
+        self.exit(code, f"neurostorm: error: {message}\n  {hint}\n")
 
 
 class PrintAndExit(argparse.Action):
@@ -168,11 +184,14 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     Raises
     ------
     UsageError, AnalysisLevelError
-        Invalid or conflicting options, or an unknown analysis level.
+        Conflicting options, options of other pipelines, or an unknown analysis level.
     SystemExit
-        Unknown options, and after ``--help``.
+        Unknown options or invalid values, and after ``--help``.
     """
-    given = vars(build_parser().parse_args(arguments))
+    parser = build_parser()
+    words = sys.argv[1:] if arguments is None else arguments
+    refuse_foreign_options(words, parser.spellings)
+    given = vars(parser.parse_args(words))
     file = read_config_file(Path(given[CONFIG_FILE.key])) if CONFIG_FILE.key in given else {}
     return settings_from(file, given)
 

@@ -13,7 +13,9 @@ from typing import Any
 from bids_app.errors import AnalysisLevelError, UsageError
 
 PARTICIPANT, GROUP = "participant", "group"
-SIZE_UNITS_GB = {"MB": 1 / 1000, "MIB": 1 / 953.674, "GB": 1.0, "GIB": 1.073742, "TB": 1000.0}
+SIZE_UNITS_GB = {"M": 1 / 1000, "MI": 1 / 953.674, "G": 1.0, "GI": 1.073742, "T": 1000.0}
+MIN_BARE_MB = 1000
+"""Smallest memory limit without a unit, MB; a smaller number was meant in GB, as in MRIQC."""
 
 
 def absolute_path(text: str) -> Path:
@@ -44,11 +46,16 @@ def labels(prefix: str) -> Callable[[Sequence[str]], tuple[str, ...]]:
 
 
 def memory_gb(text: str) -> float:
-    """Convert a size such as ``8GB`` or ``8000MB`` to GB; a number without a unit is an error."""
-    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]i?B)\s*", text, re.IGNORECASE)
-    if not match or match[2].upper() not in SIZE_UNITS_GB:
-        raise argparse.ArgumentTypeError(f"'{text}' has no unit; write 8GB or 8000MB")
-    return float(match[1]) * SIZE_UNITS_GB[match[2].upper()]
+    """Convert a size such as ``8GB``, ``8G`` or ``8000MB`` to GB; a number without a unit is in MB, as in fMRIPrep."""
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?i?B?)\s*", text, re.IGNORECASE)
+    if match and not match[2]:
+        if float(match[1]) < MIN_BARE_MB:
+            raise argparse.ArgumentTypeError(f"'{text}' has no unit and is too little in MB; write {text}GB")
+        return float(match[1]) / 1000
+    unit = match[2].upper().removesuffix("B") if match else ""
+    if not match or unit not in SIZE_UNITS_GB:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size; write 8GB or 8000MB")
+    return float(match[1]) * SIZE_UNITS_GB[unit]
 
 
 def write_memory(gigabytes: float) -> str:
