@@ -10,6 +10,7 @@ EXIT_OK = 0
 EXIT_UNKNOWN_OPTION = 2
 EXIT_SOFTWARE = 70
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 EXIT_TERMINATED = 143
 
 EXIT_CODES = {
@@ -26,6 +27,7 @@ EXIT_CODES = {
     74: "input/output error",
     75: "temporary failure, try again",
     EXIT_INTERRUPTED: "interrupted",
+    EXIT_BROKEN_PIPE: "the reader of the output ended",
     EXIT_TERMINATED: "terminated",
 }
 """Exit codes of the command and their meanings. After several failures, the first one sets the exit code."""

@@ -12,19 +12,22 @@ import json
 import logging
 import os
 import re
+import select
 import signal
 import sys
 import threading
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from bids_app import __version__
+from bids_app.bids.full_disk import says_full
 from bids_app.cli.boutiques import VARIANTS, describe
 from bids_app.cli.config_file import read_config_file
 from bids_app.cli.options import CONFIG_FILE, DESCRIPTION, all_options
 from bids_app.cli.other_pipelines import refuse_foreign_options
 from bids_app.errors import (
+    EXIT_BROKEN_PIPE,
     EXIT_CODES,
     EXIT_INTERRUPTED,
     EXIT_SOFTWARE,
@@ -209,6 +212,27 @@ def set_up_logging(verbosity: int) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the app and return its exit code."""
     try:
+        try:
+            return run_command(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not reader_has_ended(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at exit
+        return EXIT_BROKEN_PIPE
+
+
+def reader_has_ended(stream: TextIO) -> bool:
+    """Return whether an output stream is a pipe without a reader, as after ``| head``."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def run_command(arguments: Sequence[str] | None) -> int:
+    """Run the app and return its exit code; errors are printed."""
+    try:
         settings = parse_settings(arguments)
         raise_when_terminated()
         set_up_logging(settings.verbosity)
@@ -231,12 +255,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("neurostorm: terminated. Finished steps are kept: repeat the command to resume.", file=sys.stderr)
         return EXIT_TERMINATED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and reader_has_ended(sys.stdout):
+            raise
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             print(f"neurostorm: error: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
             print(
                 "  Check the disk, its quota and its mount, then repeat the command: finished steps are kept.",
                 file=sys.stderr,
             )
+            return InputOutputError.exit_code
+        if says_full(error):
+            print(f"neurostorm: error: no space left on the disk, or the quota is exceeded ({error}).", file=sys.stderr)
             return InputOutputError.exit_code
         LOGGER.exception("neurostorm: internal error. Please report it with this traceback:")
         return EXIT_SOFTWARE

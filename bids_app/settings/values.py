@@ -13,6 +13,10 @@ from typing import Any
 from bids_app.errors import AnalysisLevelError, UsageError
 
 PARTICIPANT, GROUP = "participant", "group"
+FILTERED_KINDS = ("bold", "t1w", "fmap")
+"""Kinds of file that ``--bids-filter-file`` selects."""
+OTHER_KINDS = ("sbref", "flair", "t2w", "roi", "dwi", "asl", "pet", "events")
+"""Kinds of file that filter files of BABS and other pipelines name too, and that are not used here."""
 SIZE_UNITS_GB = {"M": 1 / 1000, "MI": 1 / 953.674, "G": 1.0, "GI": 1.073742, "T": 1000.0}
 MIN_BARE_MB = 1000
 """Smallest memory limit without a unit, MB; a smaller number was meant in GB, as in MRIQC."""
@@ -128,6 +132,13 @@ def read_filters(text: str) -> dict[str, dict[str, Any]]:
     if not isinstance(content, dict) or not all(isinstance(filters, dict) for filters in content.values()):
         raise UsageError(
             f"{name}: expected an object of objects.", 'For example: {"bold": {"task": "rest"}, "t1w": {}}'
+        )
+    unknown = [kind for kind in content if kind not in (*FILTERED_KINDS, *OTHER_KINDS)]
+    if unknown:
+        raise UsageError(
+            f"{name}: unknown kinds of file: {', '.join(map(repr, unknown))}.",
+            f"Filters apply to {', '.join(FILTERED_KINDS)}, in lower case; others that are accepted, without effect: "
+            f"{', '.join(OTHER_KINDS)}.",
         )
     return content
 

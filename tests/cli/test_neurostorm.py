@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from bids_app import __version__
+from bids_app.bids.layout import QUERIES
 from bids_app.cli.neurostorm import main, parse_settings
 from bids_app.errors import AnalysisLevelError, UsageError
 from bids_app.settings import default_work_dir
+from bids_app.settings.values import FILTERED_KINDS
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -230,6 +232,18 @@ def test_filter_file_of_babs_is_accepted(tmp_path: Path) -> None:
     path.write_text(json.dumps(filters))
     settings = parse_settings(["a", "b", "participant", "--bids-filter-file", str(path)])
     assert settings.query.filters == filters
+
+
+@pytest.mark.parametrize("kind", ["BOLD", "T1w", "func", "bolds"])
+def test_a_filter_of_an_unknown_kind_of_file_is_named(kind: str, capsys) -> None:
+    assert main(["a", "b", "participant", "--bids-filter-file", json.dumps({"bold": {}, kind: {"task": "rest"}})]) == 64
+    said = capsys.readouterr().err
+    assert f"unknown kinds of file: '{kind}'" in said
+    assert "bold, t1w, fmap" in said
+
+
+def test_filters_of_known_kinds_are_those_of_the_query() -> None:
+    assert set(FILTERED_KINDS) == set(QUERIES)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"bold": "rest"}'])
