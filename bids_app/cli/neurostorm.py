@@ -223,6 +223,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_BROKEN_PIPE
 
 
+def run() -> NoReturn:
+    """Run the app and exit with its code.
+
+    After a full disk the process ends at once: HDF5 would crash on files that ANTs could not close, with another code.
+    """
+    code = main()
+    if code == InputOutputError.exit_code:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def reader_has_ended(stream: TextIO) -> bool:
     """Return whether an output stream is a pipe without a reader, as after ``| head``."""
     poll = select.poll()
@@ -297,4 +311,4 @@ def prepare_environment(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -14,7 +14,7 @@ import pytest
 
 from bids_app import __version__
 from bids_app.bids.layout import QUERIES
-from bids_app.cli.neurostorm import main, parse_settings
+from bids_app.cli.neurostorm import main, parse_settings, run
 from bids_app.errors import AnalysisLevelError, UsageError
 from bids_app.settings import default_work_dir
 from bids_app.settings.values import FILTERED_KINDS
@@ -232,6 +232,17 @@ def test_filter_file_of_babs_is_accepted(tmp_path: Path) -> None:
     path.write_text(json.dumps(filters))
     settings = parse_settings(["a", "b", "participant", "--bids-filter-file", str(path)])
     assert settings.query.filters == filters
+
+
+@pytest.mark.parametrize(("code", "at_once"), [(74, True), (0, False), (65, False)])
+def test_after_a_full_disk_the_process_ends_at_once(monkeypatch, code: int, at_once: bool) -> None:
+    def end(code: int) -> None:
+        raise RuntimeError(f"ended with {code}")
+
+    monkeypatch.setattr("bids_app.cli.neurostorm.main", lambda: code)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(RuntimeError if at_once else SystemExit, match=str(code)):
+        run()
 
 
 @pytest.mark.parametrize("kind", ["BOLD", "T1w", "func", "bolds"])

@@ -167,10 +167,16 @@ def register(
         shutil.rmtree(folder)
         raise RegistrationError(f"{name}: ANTs failed ({error}).") from error
     forward, backward = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
-    for file in (forward, backward):
-        strip_timestamps(file)
-    found = Registration(read_itk_composite(forward), read_itk_composite(backward), forward, backward)
-    shutil.rmtree(folder)  # last: on a full disk the files above are truncated, and this is how the caller sees why
+    try:
+        for file in (forward, backward):
+            strip_timestamps(file)
+        found = Registration(read_itk_composite(forward), read_itk_composite(backward), forward, backward)
+    except OSError as error:  # ANTs does not raise errors of writing
+        if forward.exists() or is_full(out_dir):
+            raise no_space(out_dir, f"transforms of {name}") from error
+        raise RegistrationError(f"{name}: ANTs wrote no transforms.") from error
+    finally:
+        shutil.rmtree(folder)
     return found
 
 

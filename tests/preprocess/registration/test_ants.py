@@ -96,6 +96,34 @@ def test_a_failure_of_ants_on_a_full_disk_is_no_registration_error(head, pair, t
         best_start(*pair, head.brain, RIGID, [np.eye(4)] * 2, lambda m: 0.0, tmp_path, 1)
 
 
+class TruncatingANTs:
+    """ANTs that reports success, but could not write all of its files."""
+
+    def registration(self, arguments, _):
+        prefix = arguments[arguments.index("-o") + 1]
+        for name in ("Composite.h5", "InverseComposite.h5"):
+            with h5py.File(f"{prefix}{name}", "w") as file:
+                file["x"] = np.zeros(5000)
+            with open(f"{prefix}{name}", "r+b") as file:
+                file.truncate(3000)
+
+
+class SilentANTs:
+    """ANTs that writes nothing."""
+
+    def registration(self, *_):
+        return 1
+
+
+def test_truncated_transforms_are_reported_as_a_full_disk(head, pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(registration, "ants_library", TruncatingANTs)
+    with pytest.raises(InputOutputError, match="no space left"):
+        register(*pair, head.brain, RIGID, tmp_path)
+    monkeypatch.setattr(registration, "ants_library", SilentANTs)
+    with pytest.raises(RegistrationError, match="wrote no transforms"):
+        register(*pair, head.brain, RIGID, tmp_path / "other")
+
+
 def test_isotropic_keeps_positions_and_is_orthogonal():
     affine = rigid((0.2, -0.1, 0.3), (10, -5, 7)) @ np.diag([-1.5, 1.0, 4.0, 1.0])
     affine[0, 1] += 0.05  # a shear, as headers sometimes have
