@@ -7,13 +7,15 @@ code of the draft BIDS execution specification. Any other exception is a bug of 
 from __future__ import annotations
 
 EXIT_OK = 0
+EXIT_UNKNOWN_OPTION = 2
 EXIT_SOFTWARE = 70
 EXIT_INTERRUPTED = 130
+EXIT_BROKEN_PIPE = 141
 EXIT_TERMINATED = 143
 
 EXIT_CODES = {
     EXIT_OK: "done",
-    2: "unknown option",
+    EXIT_UNKNOWN_OPTION: "unknown option",
     16: "invalid BIDS",
     17: "unknown analysis level",
     18: "labels or filters matched nothing",
@@ -25,6 +27,7 @@ EXIT_CODES = {
     74: "input/output error",
     75: "temporary failure, try again",
     EXIT_INTERRUPTED: "interrupted",
+    EXIT_BROKEN_PIPE: "the reader of the output ended",
     EXIT_TERMINATED: "terminated",
 }
 """Exit codes of the command and their meanings. After several failures, the first one sets the exit code."""

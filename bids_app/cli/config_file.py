@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.cli.options import NOTRACK
+from bids_app.cli.other_pipelines import refuse_foreign_keys
 from bids_app.errors import BadDataError, UsageError
 from bids_app.files import MAX_OPTIONS_BYTES, read_text
 from bids_app.settings import Option, Settings, options_of
@@ -27,12 +28,14 @@ def read_config_file(path: Path) -> dict[str, Any]:
     except (BadDataError, ValueError, RecursionError) as error:
         reason = error.message if isinstance(error, BadDataError) else f"{path}: not a readable TOML file ({error})."
         raise UsageError(reason, "Use the neurostorm.toml of a run as a template.") from error
-    given = content.get("options", {})
+    given = content.get("options")
     if not isinstance(given, dict):
-        raise UsageError(f"{path}: [options] is not a table.", "Use the neurostorm.toml of a run as a template.")
+        other = "; fMRIPrep's and XCP-D's files cannot be used here" if "execution" in content else ""
+        raise UsageError(f"{path}: no table [options]{other}.", "Use the neurostorm.toml of a run as a template.")
     known = {option.key: option for option in (*options_of(Settings), NOTRACK) if not option.is_positional}
     unknown = sorted(set(given) - set(known))
     if unknown:
+        refuse_foreign_keys(unknown)
         raise UsageError(f"{path}: unknown options {', '.join(unknown)}.", "List all options with neurostorm --help.")
     found: dict[str, Any] = {}
     for name, value in given.items():

@@ -9,28 +9,35 @@ import argparse
 import contextlib
 import errno
 import json
+import logging
 import os
 import re
+import select
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TextIO
 
 from bids_app import PLEASE_REPORT, __version__
+from bids_app.bids.full_disk import says_full
 from bids_app.cli.boutiques import VARIANTS, describe
 from bids_app.cli.config_file import read_config_file
 from bids_app.cli.options import CONFIG_FILE, DESCRIPTION, all_options
+from bids_app.cli.other_pipelines import refuse_foreign_options
 from bids_app.errors import (
+    EXIT_BROKEN_PIPE,
     EXIT_CODES,
     EXIT_INTERRUPTED,
     EXIT_SOFTWARE,
     EXIT_TERMINATED,
+    EXIT_UNKNOWN_OPTION,
     InputOutputError,
     NeurostormError,
     Terminated,
+    UsageError,
 )
 from bids_app.settings import CACHES, GROUP, GROUPS, PARTICIPANT, Option, Settings, settings_from
 from bids_app.terminal import escaped_output, indented, terminal_log
@@ -46,7 +53,7 @@ EPILOG = f"""exit codes: {"; ".join(f"{code} {meaning}" for code, meaning in EXI
 NeuroSTORM is a research tool, not a medical device."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """Make the argument parser from the options of the settings."""
     parser = Parser(
         prog="neurostorm",
@@ -108,14 +115,27 @@ def spellings(names: Sequence[str]) -> list[str]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser whose errors name an option by one spelling."""
+    """Argument parser whose errors take two lines and name an option by one spelling."""
+
+    @property
+    def spellings(self) -> Collection[str]:
+        """All spellings of all options."""
+        return self._option_string_actions
 
     def error(self, message: str) -> NoReturn:
-        match = re.fullmatch(r"argument (\S+): (.*)", message, re.DOTALL)
-        if match and match[1].startswith("-"):
-            names = match[1].split("/")
-            message = f"Invalid value for {next((n for n in names if n.startswith('--')), names[0])}: {match[2]}"
-        super().error(message)
+        code, hint = UsageError.exit_code, "See neurostorm --help."
+        value = re.fullmatch(r"argument (\S+): (.*)", message, re.DOTALL)
+        unknown = re.fullmatch(r"unrecognized arguments: ((\S+).*)", message, re.DOTALL)
+        if value and value[1].startswith("-"):
+            names = value[1].split("/")
+            message = f"Invalid value for {next((n for n in names if n.startswith('--')), names[0])}: {value[2]}"
+        elif unknown:
+            import difflib
+
+            code, message = EXIT_UNKNOWN_OPTION, f"unknown arguments: {unknown[1]}"
+            similar = difflib.get_close_matches(unknown[2].partition("=")[0], self.spellings, n=1)
+            hint = f"Did you mean {similar[0]}? {hint}" if similar else hint
+        self.exit(code, f"neurostorm: error: {message}\n  {hint}\n")
 
 
 class PrintAndExit(argparse.Action):
@@ -168,11 +188,14 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     Raises
     ------
     UsageError, AnalysisLevelError
-        Invalid or conflicting options, or an unknown analysis level.
+        Conflicting options, options of other pipelines, or an unknown analysis level.
     SystemExit
-        Unknown options, and after ``--help``.
+        Unknown options or invalid values, and after ``--help``.
     """
-    given = vars(build_parser().parse_args(arguments))
+    parser = build_parser()
+    words = sys.argv[1:] if arguments is None else arguments
+    refuse_foreign_options(words, parser.spellings)
+    given = vars(parser.parse_args(words))
     file = read_config_file(Path(given[CONFIG_FILE.key])) if CONFIG_FILE.key in given else {}
     return settings_from(file, given)
 
@@ -180,6 +203,41 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
 @escaped_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the app and return its exit code."""
+    try:
+        try:
+            return run_command(arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not reader_has_ended(sys.stdout):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at exit
+        return EXIT_BROKEN_PIPE
+
+
+def run() -> NoReturn:
+    """Run the app and exit with its code.
+
+    After a full disk the process ends at once: HDF5 would crash on files that ANTs could not close, with another code.
+    """
+    code = main()
+    if code == InputOutputError.exit_code:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def reader_has_ended(stream: TextIO) -> bool:
+    """Return whether an output stream is a pipe without a reader, as after ``| head``."""
+    poll = select.poll()
+    poll.register(stream.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def run_command(arguments: Sequence[str] | None) -> int:
+    """Run the app and return its exit code; errors are printed."""
     try:
         settings = parse_settings(arguments)
         if arguments is None and settings.level == PARTICIPANT and not settings.check:
@@ -205,12 +263,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("neurostorm: terminated. Finished steps are kept: repeat the command to resume.", file=sys.stderr)
         return EXIT_TERMINATED
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and reader_has_ended(sys.stdout):
+            raise
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             print(f"neurostorm: error: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
             print(
                 "  Check the disk, its quota and its mount, then repeat the command: finished steps are kept.",
                 file=sys.stderr,
             )
+            return InputOutputError.exit_code
+        if says_full(error):
+            print(f"neurostorm: error: no space left on the disk, or the quota is exceeded ({error}).", file=sys.stderr)
             return InputOutputError.exit_code
         print(f"neurostorm: internal error. {PLEASE_REPORT} Include this traceback:", file=sys.stderr)
         traceback.print_exc()
@@ -245,4 +308,4 @@ def prepare_environment(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from bids_app.preprocess.hmc import MotionEstimate, framewise_displacement
+from bids_app.preprocess.io.arrays import create_array
 from bids_app.preprocess.io.images import Series, read_volume
 from bids_app.preprocess.iqms import compute_iqms
 from bids_app.preprocess.registration.alignment import Alignment
@@ -74,7 +75,7 @@ def measure_confounds(
     poses = np.load(motion.motion)
     measured, gain = distort_points(motion.sdc, points)
     carpet = out_dir / "carpet.npy"
-    values = np.lib.format.open_memmap(carpet, "w+", np.float32, (series.n_volumes, len(points)))
+    values = create_array(carpet, (series.n_volumes, len(points)))
     row = 0
     for chunk in pull_volumes(series.open(), poses, measured, threads=threads, gain=gain):
         values[row : row + len(chunk)] = chunk

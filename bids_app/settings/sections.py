@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,9 @@ DATA, PREPROCESSING, MODEL, RESOURCES, ACTIONS = GROUPS = (
 )
 """Headings of the help, in order."""
 
+MAX_SEED = 2**31 - 1000
+"""Largest seed: ANTs reads a signed integer of 32 bits, and steps add small numbers to the seed."""
+
 MAX_DEFAULT_THREADS = 8
 """Maximum number of threads of one step when ``--omp-nthreads`` is not given."""
 
@@ -52,6 +56,7 @@ class QuerySettings:
 
     participants: tuple[str, ...] = option(
         "--participant-label",
+        "--participant-labels",
         default=(),
         group=DATA,
         many=True,
@@ -139,6 +144,8 @@ class PreprocessSettings:
     """Volumes dropped from the start of each run; None: detected."""
     fd_spike_threshold: float = option(
         "--fd-spike-threshold",
+        "--fd-thresh",
+        "--fd-thres",
         default=0.5,
         group=PREPROCESSING,
         type=number,
@@ -193,10 +200,15 @@ class PreprocessSettings:
                 f"Invalid value for --dummy-scans: {self.dummy_scans} is below 0.",
                 "Give a number of volumes, 0 or more.",
             )
-        if not self.fd_spike_threshold > 0:
+        if not 0 < self.fd_spike_threshold < math.inf:
             raise UsageError(
-                f"Invalid value for --fd-spike-threshold: {self.fd_spike_threshold} is not above 0.",
-                "Give a framewise displacement in mm.",
+                f"Invalid value for --fd-spike-threshold: {self.fd_spike_threshold:g} is not above 0.",
+                "Give a framewise displacement in mm; a large one, such as 100, marks no volume.",
+            )
+        if not 0 <= self.random_seed <= MAX_SEED:
+            raise UsageError(
+                f"Invalid value for --random-seed: {self.random_seed} is not between 0 and {MAX_SEED}.",
+                "Give another whole number.",
             )
         unknown = [name for name in self.ignore if name not in IGNORABLE]
         if unknown:
@@ -284,6 +296,7 @@ class ResourceSettings:
 
     n_procs: int = option(
         "--nprocs",
+        "--n-procs",
         "--nthreads",
         "--n-cpus",
         default=1,
@@ -295,6 +308,7 @@ class ResourceSettings:
     )
     omp_threads: int = option(
         "--omp-nthreads",
+        "--ants-nthreads",
         default=1,
         group=RESOURCES,
         type=whole_number,
@@ -308,7 +322,7 @@ class ResourceSettings:
         group=RESOURCES,
         type=memory_gb,
         metavar="SIZE",
-        help="memory limit with its unit: 8GB, 8000MB (default: 90 % of the available memory)",
+        help="memory limit: 8GB, 8000MB, or a number in MB as in fMRIPrep (default: 90 % of the available memory)",
         write=write_memory,
         everyday=True,
         also=(
@@ -320,6 +334,7 @@ class ResourceSettings:
                 help="memory limit in megabytes",
                 parse=lambda megabytes: megabytes / 1000,
             ),
+            Option(("--mem-gb",), group=RESOURCES, type=number, metavar="GB", help="memory limit in gigabytes"),
         ),
     )
     low_mem: bool = flag(
@@ -330,6 +345,7 @@ class ResourceSettings:
     )
     plugin: Path | None = option(
         "--use-plugin",
+        "--nipype-plugin-file",
         default=None,
         group=RESOURCES,
         metavar="FILE",
@@ -343,9 +359,9 @@ class ResourceSettings:
         for name, value in (("--nprocs", self.n_procs), ("--omp-nthreads", self.omp_threads)):
             if value < 1:
                 raise UsageError(f"Invalid value for {name}: {value} is below 1.", "Give a number, 1 or more.")
-        if not self.memory_gb > 0:
+        if not 0 < self.memory_gb < math.inf:
             raise UsageError(
-                f"Invalid value for --mem: {self.memory_gb:g} GB is not above 0.",
+                f"Invalid value for --mem: {self.memory_gb:g} GB.",
                 "Give a size with its unit, such as 8GB.",
             )
 

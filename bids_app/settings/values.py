@@ -14,7 +14,13 @@ from bids_app.errors import AnalysisLevelError, BadDataError, UsageError
 from bids_app.files import MAX_OPTIONS_BYTES, parse_json, read_text
 
 PARTICIPANT, GROUP = "participant", "group"
-SIZE_UNITS_GB = {"MB": 1 / 1000, "MIB": 1 / 953.674, "GB": 1.0, "GIB": 1.073742, "TB": 1000.0}
+FILTERED_KINDS = ("bold", "t1w", "fmap")
+"""Kinds of file that ``--bids-filter-file`` selects."""
+OTHER_KINDS = ("sbref", "flair", "t2w", "roi", "dwi", "asl", "pet", "events")
+"""Kinds of file that filter files of BABS and other pipelines name too, and that are not used here."""
+SIZE_UNITS_GB = {"M": 1 / 1000, "MI": 1 / 953.674, "G": 1.0, "GI": 1.073742, "T": 1000.0}
+MIN_BARE_MB = 1000
+"""Smallest memory limit without a unit, MB; a smaller number was meant in GB, as in MRIQC."""
 
 
 def absolute_path(text: str) -> Path:
@@ -45,11 +51,16 @@ def labels(prefix: str) -> Callable[[Sequence[str]], tuple[str, ...]]:
 
 
 def memory_gb(text: str) -> float:
-    """Convert a size such as ``8GB`` or ``8000MB`` to GB; a number without a unit is an error."""
-    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]i?B)\s*", text, re.IGNORECASE)
-    if not match or match[2].upper() not in SIZE_UNITS_GB:
-        raise argparse.ArgumentTypeError(f"'{text}' has no unit; write 8GB or 8000MB")
-    return float(match[1]) * SIZE_UNITS_GB[match[2].upper()]
+    """Convert a size such as ``8GB``, ``8G`` or ``8000MB`` to GB; a number without a unit is in MB, as in fMRIPrep."""
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?i?B?)\s*", text, re.IGNORECASE)
+    if match and not match[2]:
+        if float(match[1]) < MIN_BARE_MB:
+            raise argparse.ArgumentTypeError(f"'{text}' has no unit and is too little in MB; write {text}GB")
+        return float(match[1]) / 1000
+    unit = match[2].upper().removesuffix("B") if match else ""
+    if not match or unit not in SIZE_UNITS_GB:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size; write 8GB or 8000MB")
+    return float(match[1]) * SIZE_UNITS_GB[unit]
 
 
 def write_memory(gigabytes: float) -> str:
@@ -120,6 +131,13 @@ def read_filters(text: str) -> dict[str, dict[str, Any]]:
     if not isinstance(content, dict) or not all(isinstance(filters, dict) for filters in content.values()):
         raise UsageError(
             f"{name}: expected an object of objects.", 'For example: {"bold": {"task": "rest"}, "t1w": {}}'
+        )
+    unknown = [kind for kind in content if kind not in (*FILTERED_KINDS, *OTHER_KINDS)]
+    if unknown:
+        raise UsageError(
+            f"{name}: unknown kinds of file: {', '.join(map(repr, unknown))}.",
+            f"Filters apply to {', '.join(FILTERED_KINDS)}, in lower case; others that are accepted, without effect: "
+            f"{', '.join(OTHER_KINDS)}.",
         )
     return content
 

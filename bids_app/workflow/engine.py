@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app import PLEASE_REPORT
+from bids_app.bids.full_disk import is_full, no_space, says_full
 from bids_app.errors import (
     EXIT_SOFTWARE,
     BadDataError,
@@ -45,9 +46,6 @@ DONE_FILE = "done.json"
 """Written last: the stamp of the finished step, its run time and its memory."""
 RESERVED_BYTES = 2**15
 """Size of the file that each step reserves for its error message, in case the disk is full."""
-MIN_FREE_BYTES = 2**20
-"""Free scratch space (bytes) below which a killed step is reported as out of disk space."""
-
 
 INTERRUPTIONS = (KeyboardInterrupt, Terminated)
 pending_interruptions: list[BaseException] = []
@@ -142,11 +140,13 @@ def as_neurostorm_error(error: BaseException) -> NeurostormError | None:
         return InputOutputError(f"{error.filename}: {error.strerror}.", "Check the disk, its quota and permissions.")
     if isinstance(error, OSError) and error.errno is not None:
         return InputOutputError(f"{error.strerror}.", "Check the disk, its quota and permissions.")
-    return None
+    return no_space(Path.cwd(), type(error).__name__) if says_full(error) else None
 
 
 def _write_error(out_dir: Path, stamp: str, error: BaseException) -> None:
     known = as_neurostorm_error(error)
+    if not isinstance(known, InputOutputError) and is_full(out_dir):
+        known = no_space(out_dir, f"step {out_dir.name}")
     content = {
         "stamp": stamp,
         "message": known.message if known else f"{type(error).__name__}: {error}",
@@ -352,11 +352,8 @@ class Engine:
         return any(not path.name.endswith("_unfinished.json") for path in hashes)
 
     def _error_of_killed(self, step: Step) -> StepError:
-        if shutil.disk_usage(self._root.parent).free < MIN_FREE_BYTES:
-            full = InputOutputError(
-                f"{self._root.parent}: no disk space left for the step {step.name}.",
-                "Free some space, or give --work-dir on another disk. Finished steps are kept.",
-            )
+        if is_full(self._root.parent):
+            full = no_space(self._root.parent, f"step {step.name}")
             return StepError(step.name, full.message, full.hint, full.exit_code, "")
         lost = TemporaryError(
             f"The step {step.name} was killed, probably out of memory.",

@@ -25,6 +25,7 @@ from bids_app.reports.participant import build_participant_report
 from bids_app.settings import Settings, own_scratch
 from bids_app.terminal import VERBOSE, indented
 from bids_app.workflow.context import SLOW_SCAN, RunContext, read_context
+from bids_app.workflow.disk import check_disk
 from bids_app.workflow.ends import Ends, failed
 from bids_app.workflow.engine import Engine, folder_size, remove_caches
 from bids_app.workflow.graph import Graph
@@ -65,6 +66,8 @@ def run_participants(settings: Settings) -> int:
     preflight(settings)
     check_output_folder(settings.out_dir)
     runs = find_runs(settings.bids_dir, settings.query)
+    if not settings.boilerplate_only:
+        check_disk(runs, settings)
     make_folders(settings)
     context = read_context(settings)
     describe_outputs(settings.out_dir, context.datasets)

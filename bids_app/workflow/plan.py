@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from bids_app.bids.query import BoldRun, find_runs
 from bids_app.errors import EXIT_OK, NeurostormError
-from bids_app.settings import Settings
-from bids_app.workflow.preflight import examine
+from bids_app.preprocess.io.headers import BoldHeader
+from bids_app.settings import QuerySettings, Settings
+from bids_app.workflow.disk import check_disk
+from bids_app.workflow.faults import inspect_run
+from bids_app.workflow.preflight import Finding, check_finding, examine
+
+DATABASE_FILE = "layout_index.sqlite"
+"""File of a PyBIDS database."""
+
+
+MAX_NAMES = 12
+"""Maximum number of runs named in a line about several runs; with ``-v`` all are named."""
+DIFFERENCES = {r"\b(sub|ses|run)-[A-Za-z0-9]+": r"\1-*", r"\d[\d,]*(?= bytes)": "…"}
+"""Labels and file sizes that differ between runs of which the same can be said, and what is printed instead."""
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """What is printed about a run: its processing, or its faults, each with its hint."""
+
+    run: BoldRun
+    lines: tuple[str, ...]
+    faults: tuple[NeurostormError, ...] = ()
+
+    @property
+    def kind(self) -> tuple[str, ...]:
+        """Its lines without `DIFFERENCES`: equal for runs that are printed together."""
+        return (str(bool(self.faults)), *map(without_differences, self.lines))
+
+
+def without_differences(line: str) -> str:
+    """Replace labels and file sizes."""
+    for pattern, replacement in DIFFERENCES.items():
+        line = re.sub(pattern, replacement, line)
+    return line
 
 
 def print_plan(settings: Settings) -> int:
@@ -20,33 +56,71 @@ def print_plan(settings: Settings) -> int:
     """
     errors: list[NeurostormError] = []
     for finding in examine(settings):
-        print(f"{'FAIL' if finding.error else 'ok':4}  {finding.name}: {finding.text}")
-        if finding.error:
-            errors.append(finding.error)
-            print(f"      {finding.error.hint}")
+        print_finding(finding)
+        errors += [finding.error] if finding.error else []
     try:
-        runs = find_runs(settings.bids_dir, settings.query)
+        runs = find_runs(settings.bids_dir, without_new_database(settings.query))
     except NeurostormError as error:
-        print(f"FAIL  dataset: {error.message}\n      {error.hint}")
+        print_finding(Finding("dataset", error.message, error))
         return (errors or [error])[0].exit_code
-    usable: list[BoldRun] = []
+    known: dict[Path, tuple[NeurostormError, ...]] = {}
+    reports = [report_on(run, settings, known) for run in runs]
+    usable = [report.run for report in reports if not report.faults]
+    disk = check_finding("disk", lambda: check_disk(usable, settings))
+    print_finding(disk)
+    errors += [disk.error] if disk.error else []
+    errors += [fault for report in reports for fault in report.faults]
     print(f"\n{len(runs)} BOLD runs of {len({run.participant for run in runs})} participants:")
-    for run in runs:
-        try:
-            if run.problem:
-                raise run.problem
-            lines = list(describe(run, settings))
-            usable.append(run)
-            print(f"ok    {run.stem}: {lines[0]}")
-            for line in lines[1:]:
-                print(f"      {line}")
-        except NeurostormError as error:
-            errors.append(error)
-            print(f"FAIL  {run.stem}: {error.message}\n      {error.hint}")
+    print_reports(reports, all_names=settings.verbosity > 0)
     if not errors:
         print_steps(usable, settings)
     print("\nNothing was written.")
     return errors[0].exit_code if errors else EXIT_OK
+
+
+def print_finding(finding: Finding) -> None:
+    """Print the result of a check."""
+    print(f"{'FAIL' if finding.error else 'ok':4}  {finding.name}: {finding.text}")
+    if finding.error and finding.error.hint:
+        print(f"      {finding.error.hint}")
+
+
+def print_reports(reports: Sequence[RunReport], *, all_names: bool = False) -> None:
+    """Print the reports on runs; runs with the same report are printed together."""
+    alike: dict[tuple[str, ...], list[RunReport]] = {}
+    for report in reports:
+        alike.setdefault(report.kind, []).append(report)
+    for (_, *kind), found in alike.items():
+        names = [report.run.stem for report in found]
+        lines = kind if len(found) > 1 else found[0].lines
+        print(f"{'FAIL' if found[0].faults else 'ok':4}  {name_runs(names, all_names=all_names)}: {lines[0]}")
+        for line in lines[1:]:
+            print(f"      {line}")
+
+
+def name_runs(names: Sequence[str], *, all_names: bool = False) -> str:
+    """Name a run, or several: ``12 runs (sub-01_task-rest, ... and 2 more)``."""
+    if len(names) == 1:
+        return names[0]
+    shown = names if all_names else names[:MAX_NAMES]
+    more = f" and {len(names) - len(shown)} more; -v names all" if len(names) > len(shown) else ""
+    return f"{len(names)} runs ({', '.join(shown)}{more})"
+
+
+def report_on(run: BoldRun, settings: Settings, known: dict[Path, tuple[NeurostormError, ...]]) -> RunReport:
+    """Describe the processing of a run, or all its faults; ``known`` has the faults of images seen before."""
+    header, faults = inspect_run(run, settings, known)
+    if header is None or faults:
+        lines = (text for fault in faults for text in (fault.message, fault.hint) if text)
+        return RunReport(run, tuple(lines), faults)
+    return RunReport(run, tuple(describe(run, header, settings)))
+
+
+def without_new_database(query: QuerySettings) -> QuerySettings:
+    """Return the query without a PyBIDS database that does not exist yet, as PyBIDS would write it."""
+    folder = query.database_dir
+    exists = folder is not None and (folder / DATABASE_FILE).is_file()
+    return query if exists else replace(query, database_dir=None)
 
 
 def print_steps(runs: Sequence[BoldRun], settings: Settings) -> None:
@@ -65,27 +139,14 @@ def print_steps(runs: Sequence[BoldRun], settings: Settings) -> None:
             print(f"{number:4}. {does}")
 
 
-def describe(run: BoldRun, settings: Settings) -> Iterator[str]:
-    """Describe the processing of a run from its header and sidecar.
-
-    Raises
-    ------
-    BadDataError
-        The run is unusable.
-    """
+def describe(run: BoldRun, header: BoldHeader, settings: Settings) -> Iterator[str]:
+    """Describe the processing of a run from its header and sidecar."""
     from bids_app.clips.cut import CLIP_VOLUMES, MODEL_TR
-    from bids_app.preprocess.ingest.derivatives import check_forms, describe_transform
-    from bids_app.preprocess.io.headers import SLICE_TIMING, examine_anatomy, examine_header
+    from bids_app.preprocess.ingest.derivatives import describe_transform
+    from bids_app.preprocess.io.headers import examine_anatomy
     from bids_app.preprocess.sdc.choice import correction_of
-    from bids_app.workflow.memory import check_run_memory
 
-    odd: tuple[str, ...] = ()
-    if run.derived:
-        check_forms(run.bold)
-    elif run.t1w:
-        _, odd = examine_anatomy(run.t1w)
-    header = examine_header(run.bold, run.metadata, (SLICE_TIMING,) if run.derived else settings.preprocess.ignore)
-    check_run_memory(run, settings)
+    odd = examine_anatomy(run.t1w)[1] if run.t1w else ()
     size = " x ".join(f"{s:g}" for s in header.shape[:3])
     voxels = " x ".join(f"{s:.3g}" for s in header.voxel_sizes_mm)
     seconds = (header.n_volumes - (settings.preprocess.dummy_scans or 0)) * header.tr

@@ -9,6 +9,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bids_app.errors import CannotCreateError, NeurostormError, NoInputError, TemporaryError, UsageError
@@ -40,10 +41,15 @@ def preflight(settings: Settings) -> None:
 def examine(settings: Settings) -> Iterator[Finding]:
     """Run all checks; iterate over their findings."""
     for name, check in CHECKS.items():
-        try:
-            yield Finding(name, check(settings))
-        except NeurostormError as error:
-            yield Finding(name, error.message, error)
+        yield check_finding(name, partial(check, settings))
+
+
+def check_finding(name: str, check: Callable[[], str]) -> Finding:
+    """Run a check and return its finding."""
+    try:
+        return Finding(name, check())
+    except NeurostormError as error:
+        return Finding(name, error.message, error)
 
 
 def check_input(settings: Settings) -> str:
@@ -132,6 +138,8 @@ def check_device(settings: Settings) -> str:
     import torch
 
     name, hint = settings.model.device, "Use auto, cpu, cuda or cuda:N."
+    if name.startswith("gpu"):
+        hint = f"Use {name.replace('gpu', 'cuda', 1)}, or auto, which uses the GPU if there is one."
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
         return "GPU" if n_gpus else "CPU"

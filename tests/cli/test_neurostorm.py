@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 
 from bids_app import __version__
-from bids_app.cli.neurostorm import main, parse_settings
+from bids_app.bids.layout import QUERIES
+from bids_app.cli.neurostorm import main, parse_settings, run
 from bids_app.errors import AnalysisLevelError, UsageError
 from bids_app.settings import default_work_dir
+from bids_app.settings.values import FILTERED_KINDS
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -100,10 +102,11 @@ def test_memory_is_given_with_its_unit(text: str, gigabytes: float) -> None:
     assert settings.resources.memory_gb == pytest.approx(gigabytes)
 
 
-def test_memory_without_unit_is_refused() -> None:
-    result = command("a", "b", "participant", "--mem", "8")
-    assert result.returncode == 2
-    assert "write 8GB or 8000MB" in result.stderr
+@pytest.mark.parametrize(("text", "said"), [("8", "write 8GB"), ("8@B", "write 8GB or 8000MB"), ("GB", "not a size")])
+def test_memory_that_cannot_be_meant_is_refused(text: str, said: str, capsys) -> None:
+    with pytest.raises(SystemExit, match="64"):
+        parse_settings(["a", "b", "participant", "--mem", text])
+    assert said in capsys.readouterr().err
 
 
 def test_mem_and_mem_mb_together_are_refused() -> None:
@@ -112,10 +115,32 @@ def test_mem_and_mem_mb_together_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--nprocs", "0"], ["--dummy-scans", "-1"], ["--fd-spike-threshold", "0"], ["--mem", "0GB"]]
+    "words",
+    [
+        "--nprocs 0",
+        "--omp-nthreads 0",
+        "--dummy-scans -1",
+        "--fd-spike-threshold 0",
+        "--fd-spike-threshold nan",
+        "--fd-spike-threshold inf",
+        "--mem 0GB",
+        "--mem-mb inf",
+        "--mem-gb nan",
+        "--random-seed -1",
+        "--random-seed 99999999999",
+    ],
 )
-def test_invalid_numbers_are_usage_errors(arguments: list[str]) -> None:
-    assert main(["a", "b", "participant", *arguments]) == 64
+def test_invalid_numbers_are_usage_errors(words: str, capsys) -> None:
+    assert main(["a", "b", "participant", *words.split()]) == 64
+    assert f"Invalid value for {words.split()[0][:5]}" in capsys.readouterr().err
+
+
+def test_a_misspelled_option_is_compared_with_the_existing_ones(capsys) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        parse_settings(["a", "b", "participant", "--fd-threshold", "0.3"])
+    said = capsys.readouterr().err
+    assert "unknown arguments: --fd-threshold 0.3" in said
+    assert "Did you mean --fd-thresh?" in said
 
 
 def test_threads_never_exceed_processors() -> None:
@@ -209,6 +234,29 @@ def test_filter_file_of_babs_is_accepted(tmp_path: Path) -> None:
     assert settings.query.filters == filters
 
 
+@pytest.mark.parametrize(("code", "at_once"), [(74, True), (0, False), (65, False)])
+def test_after_a_full_disk_the_process_ends_at_once(monkeypatch, code: int, at_once: bool) -> None:
+    def end(code: int) -> None:
+        raise RuntimeError(f"ended with {code}")
+
+    monkeypatch.setattr("bids_app.cli.neurostorm.main", lambda: code)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(RuntimeError if at_once else SystemExit, match=str(code)):
+        run()
+
+
+@pytest.mark.parametrize("kind", ["BOLD", "T1w", "func", "bolds"])
+def test_a_filter_of_an_unknown_kind_of_file_is_named(kind: str, capsys) -> None:
+    assert main(["a", "b", "participant", "--bids-filter-file", json.dumps({"bold": {}, kind: {"task": "rest"}})]) == 64
+    said = capsys.readouterr().err
+    assert f"unknown kinds of file: '{kind}'" in said
+    assert "bold, t1w, fmap" in said
+
+
+def test_filters_of_known_kinds_are_those_of_the_query() -> None:
+    assert set(FILTERED_KINDS) == set(QUERIES)
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"bold": "rest"}'])
 def test_broken_filter_file_is_named(tmp_path: Path, content: str, capsys) -> None:
     path = tmp_path / "filter.json"
@@ -243,5 +291,5 @@ def test_parts_of_a_dataset_can_be_ignored() -> None:
     settings = parse_settings(["a", "b", "participant", "--ignore", "slicetiming", "fieldmaps"])
     assert settings.preprocess.ignore == ("slicetiming", "fieldmaps")
     result = command("a", "b", "participant", "--ignore", "motion")
-    assert result.returncode == 2
+    assert result.returncode == 64
     assert "slicetiming" in result.stderr

@@ -125,7 +125,7 @@ def test_keys_are_unique_and_every_option_has_help_and_a_heading() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--mem", "8"], "Invalid value for --mem: '8' has no unit; write 8GB or 8000MB"),
+        (["--mem", "8"], "Invalid value for --mem: '8' has no unit and is too little in MB; write 8GB"),
         (["--nthreads", "two"], "Invalid value for --nprocs: 'two' is not a whole number"),
         (["--fd_spike_threshold", "x"], "Invalid value for --fd-spike-threshold: 'x' is not a number"),
         (["-t"], "Invalid value for --task-id: expected at least one argument"),

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from bids_app.cli.phantom import main as phantom
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(7200)]
 KILLS = 30
+SIZES = 20
+"""Sizes of a disk that is too small."""
 LATEST = 0.7
 """Latest time of a kill, as a fraction of the duration of an undisturbed run."""
 
@@ -36,11 +39,12 @@ def raw(tmp_path_factory) -> Path:
 
 
 NO_MINIMUM_SPACE = """
-import sys
+import bids_app.workflow.participant as participant
 import bids_app.workflow.preflight as preflight
-from bids_app.cli.neurostorm import main
+from bids_app.cli.neurostorm import run
 preflight.MIN_FREE_GB = 0
-sys.exit(main())
+participant.check_disk = lambda *_: ""
+run()
 """
 
 
@@ -280,9 +284,9 @@ def small_disk(tmp_path: Path):
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True, check=False).returncode:
         pytest.skip("mounting is not allowed here")
 
-    def run(place: Path, megabytes: int, call: list[str], after: str = "true") -> subprocess.CompletedProcess[str]:
+    def run(place: Path, megabytes: float, call: list[str], after: str = "true") -> subprocess.CompletedProcess[str]:
         place.mkdir(parents=True, exist_ok=True)
-        script = f'mount -t tmpfs -o size={megabytes}m none "$0" && "$@"; code=$?; {after}; exit $code'
+        script = f'mount -t tmpfs -o size={int(1024 * megabytes)}k none "$0" && "$@"; code=$?; {after}; exit $code'
         return subprocess.run(
             ["unshare", "-rm", "sh", "-c", script, str(place), *call], capture_output=True, text=True, check=False
         )
@@ -323,3 +327,40 @@ def test_an_output_folder_that_becomes_read_only_is_reported(raw: Path, small_di
     assert done.returncode in (73, 74), (done.returncode, done.stderr)
     assert "Traceback" not in done.stderr
     assert str(out) in done.stderr
+
+
+def size_mb(folder: Path) -> float:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
+
+
+def assert_reported(done: subprocess.CompletedProcess[str]) -> None:
+    assert done.returncode == 74, (done.returncode, done.stderr)
+    assert "no space left" in done.stderr.lower()
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("n_procs", [1, 2])
+def test_a_scratch_disk_of_any_size_is_reported_as_full(raw: Path, small_disk, tmp_path: Path, n_procs: int) -> None:
+    finish(command(raw, tmp_path, n_procs))
+    needed = size_mb(tmp_path / "work")
+    shutil.rmtree(tmp_path / "work")
+    call = command(raw, tmp_path, n_procs)
+    for part in range(SIZES):
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        size = needed * (part + 0.5) / SIZES
+        assert_reported(small_disk(tmp_path / "work", size, [call[0], "-c", NO_MINIMUM_SPACE, *call[3:]]))
+
+
+def test_an_output_disk_of_any_size_is_reported_as_full(raw: Path, small_disk, tmp_path: Path) -> None:
+    out, kept = tmp_path / "out", tmp_path / "kept"
+    finish(command(raw, tmp_path))
+    needed = size_mb(out)
+    shutil.rmtree(out)
+    call = command(raw, tmp_path)
+    for part in range(SIZES):
+        size = needed * (part + 0.5) / SIZES
+        done = small_disk(out, size, [call[0], "-c", NO_MINIMUM_SPACE, *call[3:]], after=f'cp -r "$0" {kept}')
+        assert_reported(done)
+        files = [path for path in kept.rglob("*") if path.is_file() and not path.name.startswith(".neurostorm-")]
+        assert [fault for path in files if (fault := fault_of(path))] == []
+        shutil.rmtree(kept)

@@ -26,6 +26,7 @@ import pytest
 from bids_app.errors import BadDataError, CannotCreateError, UsageError
 from bids_app.settings import ResourceSettings
 from bids_app.terminal import terminal_log
+from bids_app.workflow import engine as engine_module
 from bids_app.workflow.engine import Engine, read_plugin_file, remove_caches
 from bids_app.workflow.graph import Graph, Step
 from bids_app.workflow.progress import Groups
@@ -412,6 +413,16 @@ def test_every_failure_has_its_exit_code(tmp_path: Path, function, code: int, wo
     error = engine.error_of(step)
     assert error.exit_code == code
     assert words in error.message
+
+
+@pytest.mark.parametrize("function", [fail, fail_unexpectedly])
+def test_a_vague_error_on_a_full_disk_is_reported_as_such(tmp_path: Path, monkeypatch, function) -> None:
+    monkeypatch.setattr(engine_module, "is_full", lambda folder: folder.name == "step")
+    graph = Graph()
+    step = graph.step("step", function)
+    error = run(graph, tmp_path / "work", tmp_path).error_of(step)
+    assert error.exit_code == 74
+    assert "no space left" in error.message
 
 
 @pytest.mark.timeout(60)

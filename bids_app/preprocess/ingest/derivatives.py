@@ -27,6 +27,7 @@ from bids_app.preprocess.ingest.orientation import (
     estimate_orientation,
     find_left_right,
 )
+from bids_app.preprocess.io.arrays import create_array
 from bids_app.preprocess.io.headers import (
     FORM_HINT,
     MAX_FORM_DISTANCE_MM,
@@ -199,7 +200,7 @@ def mean_image(series: Series) -> np.ndarray:
 
 def write_carpet(series: Series, mask: np.ndarray, path: Path) -> np.ndarray:
     """Write the series in a mask to a file, and return it memory-mapped, (T, V) float32."""
-    values = np.lib.format.open_memmap(path, "w+", np.float32, (series.n_volumes, int(mask.sum())))
+    values = create_array(path, (series.n_volumes, int(mask.sum())))
     for first, volumes in chunks(series.open_raw()):
         values[first : first + len(volumes)] = volumes[:, mask]
     values.flush()

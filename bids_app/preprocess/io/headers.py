@@ -6,7 +6,8 @@ All failed checks raise `BadDataError` with the file's name and the remedy.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from nibabel.affines import voxel_sizes
 from nibabel.openers import ImageOpener
 
-from bids_app.errors import BadDataError
+from bids_app.errors import BadDataError, NeurostormError
 from bids_app.files import open_regular
 from bids_app.preprocess.io.timing import SliceTimes, read_slice_times, repetition_time
 
@@ -216,40 +217,77 @@ def examine_header(bold: Path, metadata: dict[str, Any], ignore: Container[str] 
     BadDataError
         The header or sidecar is invalid, or the run is too short.
     """
-    image = load_nifti(bold)
-    shape = image.shape
-    while len(shape) > 4 and shape[-1] == 1:
-        shape = shape[:-1]
-    if len(shape) != 4:
-        raise BadDataError(
-            f"{bold.name}: image is {len(shape)}D instead of 4D (shape {' x '.join(map(str, shape))}).",
-            "Use a 4D BOLD series; rename a single-band reference to *_sbref.",
-        )
-    check_values(image, bold)
-    if shape[3] < MIN_VOLUMES:
-        raise BadDataError(
-            f"{bold.name}: {shape[3]} volumes, too few (at least {MIN_VOLUMES} are required).",
-            "Exclude the run with --bids-filter-file or --task-id.",
-        )
-    if min(shape[:3]) < 4:
-        raise BadDataError(
-            f"{bold.name}: {shape[0]} x {shape[1]} x {shape[2]} voxels are too few for a brain.",
-            "Check the conversion from DICOM.",
-        )
-    check_size(image, bold)
-    geometry_warnings = check_geometry(image, bold)
-    timing = repetition_time(image.header, metadata, bold.name, shape[3])
-    if timing.tr * shape[3] < MIN_SECONDS:
-        raise BadDataError(
-            f"{bold.name}: {timing.tr * shape[3]:.1f} s of data, too short (at least {MIN_SECONDS:g} s are required).",
-            "Check RepetitionTime, or exclude the run with --bids-filter-file or --task-id.",
-        )
+    faults: list[NeurostormError] = []
+    header = inspect_header(bold, metadata, ignore, faults)
+    if header is None or faults:
+        raise faults[0]
+    return header
+
+
+def inspect_header(
+    bold: Path, metadata: dict[str, Any], ignore: Container[str], faults: list[NeurostormError]
+) -> BoldHeader | None:
+    """Do the checks of `examine_header`, and add all faults to a list; return None if size or timing are unknown."""
+    with collected(faults):
+        image = load_nifti(bold)
+        shape = image.shape
+        while len(shape) > 4 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) != 4:
+            raise BadDataError(
+                f"{bold.name}: image is {len(shape)}D instead of 4D (shape {' x '.join(map(str, shape))}).",
+                "Use a 4D BOLD series; rename a single-band reference to *_sbref.",
+            )
+    if faults:
+        return None
+    with collected(faults):
+        check_values(image, bold)
+    with collected(faults):
+        if shape[3] < MIN_VOLUMES:
+            raise BadDataError(
+                f"{bold.name}: {shape[3]} volumes, too few (at least {MIN_VOLUMES} are required).",
+                "Exclude the run with --bids-filter-file or --task-id.",
+            )
+    with collected(faults):
+        if min(shape[:3]) < 4:
+            raise BadDataError(
+                f"{bold.name}: {shape[0]} x {shape[1]} x {shape[2]} voxels are too few for a brain.",
+                "Check the conversion from DICOM.",
+            )
+    with collected(faults):
+        check_size(image, bold)
+    geometry_warnings: tuple[str, ...] = ()
+    with collected(faults):
+        geometry_warnings = check_geometry(image, bold)
+    timing = None
+    with collected(faults):
+        timing = repetition_time(image.header, metadata, bold.name, shape[3])
+    if timing is None:
+        return None
+    with collected(faults):
+        if timing.tr * shape[3] < MIN_SECONDS and shape[3] >= MIN_VOLUMES:
+            raise BadDataError(
+                f"{bold.name}: {timing.tr * shape[3]:.1f} s of data, too short (at least {MIN_SECONDS:g} s are "
+                "required).",
+                "Check RepetitionTime, or exclude the run with --bids-filter-file or --task-id.",
+            )
+    slices: SliceTimes | None = None
+    slice_warnings: tuple[str, ...] = ()
+    with collected(faults):
+        if SLICE_TIMING not in ignore:
+            slices, slice_warnings = read_slice_times(metadata, timing.tr, shape, bold.name)
     sizes = tuple(float(size) for size in voxel_sizes(image.affine))
-    slices, slice_warnings = (
-        (None, ()) if SLICE_TIMING in ignore else read_slice_times(metadata, timing.tr, shape, bold.name)
-    )
     warnings = (*geometry_warnings, *timing.warnings, *slice_warnings)
     return BoldHeader(shape, sizes, timing.tr, image.affine, slices, warnings)
+
+
+@contextmanager
+def collected(faults: list[NeurostormError]) -> Iterator[None]:
+    """Add an error to a list of faults instead of raising it."""
+    try:
+        yield
+    except NeurostormError as error:
+        faults.append(error)
 
 
 def examine_anatomy(t1w: Path) -> tuple[Any, tuple[str, ...]]:

@@ -119,14 +119,25 @@ def set_dummies(series: Series, n_dummy: int) -> Series:
     BadDataError
         The run is too short without them.
     """
-    n_steady = series.n_volumes - n_dummy
-    if n_steady < MIN_VOLUMES or n_steady * series.tr < MIN_SECONDS:
+    check_n_dummies(series.source.name, series.n_volumes, series.tr, n_dummy)
+    return replace(series, n_dummy=n_dummy)
+
+
+def check_n_dummies(name: str, n_volumes: int, tr: float, n_dummy: int) -> None:
+    """Check that a run is long enough without its dummy volumes.
+
+    Raises
+    ------
+    BadDataError
+        It is not.
+    """
+    n_steady = n_volumes - n_dummy
+    if n_steady < MIN_VOLUMES or n_steady * tr < MIN_SECONDS:
         raise BadDataError(
-            f"{series.source.name}: only {n_steady} volumes ({n_steady * series.tr:.1f} s) remain after dropping "
+            f"{name}: only {max(n_steady, 0)} volumes ({max(n_steady * tr, 0):.1f} s) remain after dropping "
             f"{n_dummy} dummy volumes; at least {MIN_VOLUMES} volumes and {MIN_SECONDS:g} s are required.",
             "Drop fewer volumes with --dummy-scans, or exclude the run.",
         )
-    return replace(series, n_dummy=n_dummy)
 
 
 def _uncompressed(bold: Path, out_dir: Path) -> Path:

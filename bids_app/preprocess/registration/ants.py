@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import voxel_sizes
 
+from bids_app.bids.full_disk import is_full, no_space
 from bids_app.errors import RegistrationError
 from bids_app.preprocess.io.images import save_image
 from bids_app.preprocess.registration.transforms import (
@@ -138,6 +139,8 @@ def register(
     ------
     RegistrationError
         ANTs failed, mostly because the images do not overlap.
+    InputOutputError
+        ANTs failed, and the disk is full.
     """
     folder = out_dir / f"{name}_scratch"
     folder.mkdir(parents=True, exist_ok=True)
@@ -159,13 +162,22 @@ def register(
     try:
         ants_library().registration(arguments, None)
     except RuntimeError as error:
+        if is_full(out_dir):  # before the scratch files are deleted
+            raise no_space(out_dir, f"registration {name}") from error
+        shutil.rmtree(folder)
         raise RegistrationError(f"{name}: ANTs failed ({error}).") from error
+    forward, backward = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
+    try:
+        for file in (forward, backward):
+            strip_timestamps(file)
+        found = Registration(read_itk_composite(forward), read_itk_composite(backward), forward, backward)
+    except OSError as error:  # ANTs does not raise errors of writing
+        if forward.exists() or is_full(out_dir):
+            raise no_space(out_dir, f"transforms of {name}") from error
+        raise RegistrationError(f"{name}: ANTs wrote no transforms.") from error
     finally:
         shutil.rmtree(folder)
-    forward, backward = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
-    for file in (forward, backward):
-        strip_timestamps(file)
-    return Registration(read_itk_composite(forward), read_itk_composite(backward), forward, backward)
+    return found
 
 
 def strip_timestamps(path: Path) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from bids_app.errors import RegistrationError
+from bids_app.errors import InputOutputError, RegistrationError
 from bids_app.preprocess.registration import ants as registration
 from bids_app.preprocess.registration.ants import (
     Image,
@@ -77,6 +77,51 @@ def test_best_start_fails_if_all_starts_fail(head, pair, tmp_path, monkeypatch):
     monkeypatch.setattr(registration, "register", refuse)
     with pytest.raises(RegistrationError, match="ANTs failed"):
         best_start(*pair, head.brain, RIGID, [np.eye(4)], lambda m: 0.0, tmp_path, 1)
+
+
+class FailingANTs:
+    """ANTs that fails without a reason."""
+
+    def registration(self, *_):
+        raise RuntimeError("Standard exception.")
+
+
+def test_a_failure_of_ants_on_a_full_disk_is_no_registration_error(head, pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(registration, "ants_library", FailingANTs)
+    with pytest.raises(RegistrationError, match="ANTs failed"):
+        register(*pair, head.brain, RIGID, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(registration, "is_full", lambda folder: (folder / "start_scratch" / "fixed.nii").exists())
+    with pytest.raises(InputOutputError, match="no space left"):
+        best_start(*pair, head.brain, RIGID, [np.eye(4)] * 2, lambda m: 0.0, tmp_path, 1)
+
+
+class TruncatingANTs:
+    """ANTs that reports success, but could not write all of its files."""
+
+    def registration(self, arguments, _):
+        prefix = arguments[arguments.index("-o") + 1]
+        for name in ("Composite.h5", "InverseComposite.h5"):
+            with h5py.File(f"{prefix}{name}", "w") as file:
+                file["x"] = np.zeros(5000)
+            with open(f"{prefix}{name}", "r+b") as file:
+                file.truncate(3000)
+
+
+class SilentANTs:
+    """ANTs that writes nothing."""
+
+    def registration(self, *_):
+        return 1
+
+
+def test_truncated_transforms_are_reported_as_a_full_disk(head, pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(registration, "ants_library", TruncatingANTs)
+    with pytest.raises(InputOutputError, match="no space left"):
+        register(*pair, head.brain, RIGID, tmp_path)
+    monkeypatch.setattr(registration, "ants_library", SilentANTs)
+    with pytest.raises(RegistrationError, match="wrote no transforms"):
+        register(*pair, head.brain, RIGID, tmp_path / "other")
 
 
 def test_isotropic_keeps_positions_and_is_orthogonal():

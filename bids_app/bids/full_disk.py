@@ -1,0 +1,54 @@
+"""Full disks, recognised also where a library does not say why writing failed.
+
+ANTs raises a vague RuntimeError, HDF5 and NumPy an OSError without its number, and a truncated file looks like
+damaged data to the function that reads it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from bids_app.errors import InputOutputError
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+"""Error numbers of a full disk and of an exceeded quota."""
+SAYS_FULL = re.compile("|".join([*map(os.strerror, NO_SPACE), r"errno = (28|122)\b", r"\d+ requested and \d+ written"]))
+"""Messages of a full disk: of the system, of HDF5 and of NumPy."""
+PROBE_BYTES = 2**20
+"""Size of the file that is written to see whether a disk is full; a quota does not appear in the free space."""
+
+
+def is_full(folder: Path) -> bool:
+    """Return whether a small file does not fit into a folder."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return error.errno in NO_SPACE
+    return False
+
+
+def says_full(error: BaseException) -> bool:
+    """Return whether an exception, or one that it was raised from, reports a full disk."""
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        if isinstance(current, OSError) and (current.errno in NO_SPACE or SAYS_FULL.search(str(current))):
+            return True
+        seen.append(current)
+        current = current.__cause__ or current.__context__
+    return False
+
+
+def no_space(folder: Path, what: str) -> InputOutputError:
+    """Return the error for a full disk; ``what`` could not be done."""
+    return InputOutputError(
+        f"{folder}: no space left on the disk, or the quota is exceeded ({what}).",
+        "Free some space, or give --work-dir on another disk, and repeat the command: finished steps are kept.",
+    )

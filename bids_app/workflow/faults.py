@@ -1,0 +1,79 @@
+"""All faults of a run that headers, sidecars and file sizes show, before it is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from bids_app.bids.query import BoldRun
+from bids_app.errors import NeurostormError
+from bids_app.preprocess.ingest.derivatives import check_forms
+from bids_app.preprocess.io.completeness import check_complete
+from bids_app.preprocess.io.headers import SLICE_TIMING, BoldHeader, collected, examine_anatomy, inspect_header
+from bids_app.preprocess.io.images import check_n_dummies
+from bids_app.preprocess.sdc.choice import FIELDMAPS
+from bids_app.settings import Settings
+from bids_app.workflow.memory import check_run_memory
+from bids_app.workflow.nodes import last_onset
+
+Faults = tuple[NeurostormError, ...]
+
+
+def inspect_run(
+    run: BoldRun, settings: Settings, known: dict[Path, Faults] | None = None
+) -> tuple[BoldHeader | None, Faults]:
+    """Check all files of a run.
+
+    Parameters
+    ----------
+    run : BoldRun
+    settings : Settings
+    known : dict, optional
+        Faults of images that other runs use too; receives those of this run.
+
+    Returns
+    -------
+    tuple of BoldHeader or None, and tuple of NeurostormError
+        The header of the BOLD file, if it is readable, and all faults, without repetition.
+    """
+    faults: list[NeurostormError] = []
+    header = None
+    if run.problem:
+        faults.append(run.problem)  # its metadata may be incomplete: files only
+    else:
+        header = inspect_header(
+            run.bold, run.metadata, (SLICE_TIMING,) if run.derived else settings.preprocess.ignore, faults
+        )
+    with collected(faults):
+        check_run_memory(run, settings)
+    if header and settings.preprocess.dummy_scans and not faults:
+        with collected(faults):
+            check_n_dummies(run.bold.name, header.n_volumes, header.tr, settings.preprocess.dummy_scans)
+    if run.derived:
+        with collected(faults):
+            check_forms(run.bold)
+    known = {} if known is None else known
+    for path in image_files(run, settings):
+        if path not in known:
+            known[path] = image_faults(path, is_t1w=path in (run.t1w, *run.t1w_repeats))
+        faults += known[path]
+    with collected(faults):
+        last_onset(run.events)
+    return header, tuple({str(fault): fault for fault in faults}.values())
+
+
+def image_files(run: BoldRun, settings: Settings) -> tuple[Path, ...]:
+    """List the images that a run is computed from."""
+    mask = run.derived.mask if run.derived else None
+    fieldmaps = run.fieldmap.files if run.fieldmap and FIELDMAPS not in settings.preprocess.ignore else ()
+    return tuple(path for path in (run.bold, run.t1w, *run.t1w_repeats, *fieldmaps, mask) if path)
+
+
+def image_faults(path: Path, *, is_t1w: bool) -> Faults:
+    """Check that an image is complete, and the header of a T1w image."""
+    faults: list[NeurostormError] = []
+    with collected(faults):
+        check_complete(path)
+    if is_t1w:
+        with collected(faults):
+            examine_anatomy(path)
+    return tuple(faults)

@@ -1,0 +1,104 @@
+"""All faults of a run are found at once."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from bids_app.bids.fieldmaps import Fieldmap
+from bids_app.bids.query import BoldRun
+from bids_app.errors import BadDataError
+from bids_app.settings import PARTICIPANT, PreprocessSettings, Settings
+from bids_app.workflow.faults import inspect_run
+from tests.helpers.datasets import TinyDataset
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(tmp_path / "raw", tmp_path / "out", PARTICIPANT, tmp_path / "work")
+
+
+def image(path: Path, shape: tuple[int, ...] = (16, 16, 16)) -> Path:
+    data = np.random.default_rng(0).normal(100, 10, shape).astype(np.float32)
+    nib.Nifti1Image(data, np.diag([4.0, 4.0, 4.0, 1.0])).to_filename(path)
+    return path
+
+
+def cut(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:-100])
+    return path
+
+
+@pytest.fixture
+def run(tiny_dataset: TinyDataset) -> BoldRun:
+    """Run of 30 volumes with two T1w images, a fieldmap and events."""
+    folder = tiny_dataset.root / "sub-01"
+    events = folder / "events.tsv"
+    events.write_text("onset\tduration\n1\t1\n")
+    bold = tiny_dataset.bold_path()
+    return BoldRun(
+        bold,
+        {"sub": "01", "task": "rest"},
+        json.loads(bold.with_suffix("").with_suffix(".json").read_text()),
+        t1w=image(folder / "one_T1w.nii.gz"),
+        t1w_repeats=(image(folder / "two_T1w.nii.gz"),),
+        events=events,
+        fieldmap=Fieldmap("fieldmap", (image(folder / "map.nii.gz"), image(folder / "magnitude.nii.gz")), ({}, {})),
+    )
+
+
+def test_a_run_without_faults_has_its_header(run: BoldRun, settings: Settings) -> None:
+    header, faults = inspect_run(run, settings)
+    assert faults == ()
+    assert header is not None
+    assert header.n_volumes == 30
+
+
+def test_all_faults_of_a_run_are_found(tiny_dataset: TinyDataset, run: BoldRun, settings: Settings) -> None:
+    short = np.random.default_rng(0).normal(1000, 50, (12, 12, 8, 15)).astype(np.float32)
+    cut(tiny_dataset.write_bold(data=short))
+    assert run.t1w is not None
+    assert run.events is not None
+    assert run.fieldmap is not None
+    for path in (run.t1w, *run.t1w_repeats, run.fieldmap.files[1]):
+        cut(path)
+    run.events.write_text("time\n1\n")
+    _, faults = inspect_run(replace(run, metadata={"RepetitionTime": "two"}), settings)
+    said = "\n".join(map(str, faults))
+    expected = (
+        "15 volumes, too few",
+        "RepetitionTime",
+        f"{run.bold.name}: unreadable or truncated",
+        "one_T1w.nii.gz: unreadable or truncated",
+        "two_T1w.nii.gz: unreadable or truncated",
+        "magnitude.nii.gz: unreadable or truncated",
+        "events.tsv: not a valid events table",
+    )
+    assert [text for text in expected if text not in said] == []
+    assert len(faults) == len(expected)
+
+
+def test_an_ignored_fieldmap_is_not_checked(run: BoldRun, settings: Settings) -> None:
+    assert run.fieldmap is not None
+    cut(run.fieldmap.files[0])
+    assert len(inspect_run(run, settings)[1]) == 1
+    ignoring = replace(settings, preprocess=PreprocessSettings(ignore=("fieldmaps",)))
+    assert inspect_run(run, ignoring)[1] == ()
+
+
+def test_a_problem_of_the_query_does_not_hide_damaged_files(run: BoldRun, settings: Settings) -> None:
+    cut(run.bold)
+    _, faults = inspect_run(replace(run, problem=BadDataError("broken sidecar"), metadata={}), settings)
+    assert [fault.message[:14] for fault in faults] == ["broken sidecar", run.bold.name[:14]]
+
+
+def test_images_of_several_runs_are_read_once(run: BoldRun, settings: Settings) -> None:
+    assert run.t1w is not None
+    known = {run.t1w: (BadDataError("known"),)}
+    assert [fault.message for fault in inspect_run(run, settings, known)[1]] == ["known"]
+    assert set(known) > {run.t1w, run.bold}
