@@ -47,7 +47,8 @@ torch_by_hash() { # installs torch's file of a lock file and records its version
   mkdir -p "$facts"
   python3 -c 'import json
 (found,) = json.load(open("/tmp/torch.json"))["install"]
-print(json.dumps({"version": found["metadata"]["version"], **found["download_info"]["archive_info"]["hashes"]}))
+kind, value = found["download_info"]["archive_info"]["hash"].split("=")
+print(json.dumps({"version": found["metadata"]["version"], kind: value}))
 ' > "$facts/torch.json"
   rm /tmp/torch.lock /tmp/torch.json
 }
