@@ -1,5 +1,5 @@
-# NeuroSTORM as a BIDS App. Targets: cpu (the default) and cuda. docs/hpc.md describes how to build and run them. The mounts
-# need BuildKit (Docker 23 or later) or buildah 1.28.
+# NeuroSTORM as a BIDS App. Targets: cpu (the default) and cuda. docs/hpc.md describes how to build and run them. The
+# mounts need BuildKit (Docker 23 or later) or buildah.
 #
 #   BASE_IMAGE      Debian 12, by digest for a release (`make release-image`); the lock files are for its Python 3.11
 #   BASE_DIGEST     the digest in BASE_IMAGE, as a label and in the provenance
@@ -100,41 +100,51 @@ WORKDIR /tmp
 ENTRYPOINT ["/usr/bin/tini", "--", "neurostorm"]
 CMD ["--help"]
 
-FROM runtime AS cpu
+FROM runtime AS assembled-cpu
 COPY --from=packages /opt/neurostorm /opt/neurostorm
 COPY --from=torch-cpu /opt/layers/torch /opt/neurostorm
 COPY --from=data /opt/data /opt/data
 COPY --from=package /opt/layers/package /opt/neurostorm
+ARG VERSION
+ARG IMAGE=neurostorm:${VERSION}
+ENV NEUROSTORM_IMAGE=${IMAGE}
+
+FROM assembled-cpu AS inventory-cpu
+COPY --from=sbom-tools /opt/sbom /opt/sbom
 ARG BASE_IMAGE
 ARG BASE_DIGEST
-ARG VERSION
 ARG REVISION
 ARG CREATED
 ARG SOURCE_URL
 ARG BAKE
-ARG LICENSES
-ARG IMAGE=neurostorm:${VERSION}
-ENV NEUROSTORM_IMAGE=${IMAGE}
-RUN --mount=type=bind,from=sbom-tools,source=/opt/sbom,target=/opt/sbom \
-    sh /src/container/build.sh inventory && neurostorm --self-test
+RUN sh /src/container/build.sh inventory
 
-FROM runtime AS cuda
+FROM assembled-cpu AS cpu
+COPY --from=inventory-cpu /opt/neurostorm/share/neurostorm /opt/neurostorm/share/neurostorm
+RUN neurostorm --self-test
+
+FROM runtime AS assembled-cuda
 COPY --from=packages /opt/neurostorm /opt/neurostorm
 COPY --from=torch-cuda /opt/layers/torch /opt/neurostorm
 COPY --from=data /opt/data /opt/data
 COPY --from=package /opt/layers/package /opt/neurostorm
+ARG VERSION
+ARG IMAGE=neurostorm:${VERSION}-cuda
+ENV NEUROSTORM_IMAGE=${IMAGE}
+
+FROM assembled-cuda AS inventory-cuda
+COPY --from=sbom-tools /opt/sbom /opt/sbom
 ARG BASE_IMAGE
 ARG BASE_DIGEST
-ARG VERSION
 ARG REVISION
 ARG CREATED
 ARG SOURCE_URL
 ARG BAKE
-ARG LICENSES
-ARG IMAGE=neurostorm:${VERSION}-cuda
-ENV NEUROSTORM_IMAGE=${IMAGE}
-RUN --mount=type=bind,from=sbom-tools,source=/opt/sbom,target=/opt/sbom \
-    sh /src/container/build.sh inventory && neurostorm --self-test
+RUN sh /src/container/build.sh inventory
+
+FROM assembled-cuda AS cuda
+COPY --from=inventory-cuda /opt/neurostorm/share/neurostorm /opt/neurostorm/share/neurostorm
+RUN neurostorm --self-test
 
 # The default target.
 FROM cpu

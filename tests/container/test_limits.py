@@ -60,6 +60,13 @@ def is_failure(summary: dict) -> bool:
     return all(run["status"] == "failed" for run in summary["runs"])
 
 
+def test_limits_of_the_container_are_the_default(image: Image) -> None:
+    code = "from bids_app.settings import default_cpus, default_memory_gb; print(default_cpus(), default_memory_gb())"
+    python = ["--entrypoint", "/opt/neurostorm/bin/python"]
+    done = image.run(["--cpus", "1", "--memory", LIMIT, *python], "-c", code)
+    assert done.stdout.split() == ["1", "0.66"], done.stderr  # 90 % of 700 MiB
+
+
 def test_a_run_that_does_not_fit_into_the_container_is_refused(image: Image, raw: Path, out: Path, work: Path) -> None:
     done = image.run([*bound(raw, out, work), "--memory", LIMIT], *participant())
     assert done.returncode not in (0, 70), done.stderr

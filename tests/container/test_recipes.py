@@ -112,7 +112,7 @@ def stages_of(dockerfile: str) -> dict[str, str]:
 def test_torch_and_the_package_have_layers_of_their_own() -> None:
     stages = stages_of((ROOT / "Dockerfile").read_text())
     for target in ("cpu", "cuda"):
-        copies = re.findall(r"^COPY --from=(\S+) (\S+)", stages[target], re.MULTILINE)
+        copies = re.findall(r"^COPY --from=(\S+) (\S+)", stages[f"assembled-{target}"], re.MULTILINE)
         assert [source for source, _ in copies] == ["packages", f"torch-{target}", "data", "package"]
         assert "COPY . " not in stages["packages"] + stages[f"torch-{target}"]  # code does not change these layers
 
