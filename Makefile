@@ -7,7 +7,7 @@ SECONDS ?= 60
 SETUP  := $(VENV)/.installed
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bids_app/__init__.py)
 
-.PHONY: setup demo test test-slow test-nightly test-gpu container-test lint types lock image boutiques options release-check fuzz audit clean
+.PHONY: setup demo test test-slow test-nightly test-gpu container-test lint types lock image release-image image-facts boutiques options release-check fuzz audit clean
 
 setup: $(SETUP)
 
@@ -51,8 +51,24 @@ lock: setup
 	mv requirements/constraints.new requirements/constraints.txt
 	$(BIN)/python scripts/lock_container.py
 
+# The registry is asked for the digest of the base image, so that the label and the provenance have it.
+BASE := debian:bookworm-slim
+SOURCE_URL ?= $(shell sed -n 's/^Repository = "\(.*\)"/\1/p' pyproject.toml)
+LABELS = --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) \
+  --build-arg CREATED=$$(date -u +%Y-%m-%dT%H:%M:%SZ) --build-arg SOURCE_URL=$(SOURCE_URL)
+
 image:
-	docker build --tag neurostorm:$(VERSION) --build-arg VERSION=$(VERSION) --build-arg REVISION=$$(git rev-parse HEAD) $(BUILD_ARGS) .
+	docker build --tag neurostorm:$(VERSION) $(LABELS) $(BUILD_ARGS) .
+
+release-image:
+	digest=$$(docker buildx imagetools inspect $(BASE) --format '{{.Manifest.Digest}}') && test -n "$$digest" && \
+	docker build --tag neurostorm:$(VERSION) $(LABELS) \
+	  --build-arg BASE_IMAGE=$(BASE)@$$digest --build-arg BASE_DIGEST=$$digest $(BUILD_ARGS) .
+
+# Copies the software bills of materials and the provenance out of the image.
+image-facts:
+	mkdir -p dist/image
+	docker run --rm --entrypoint tar neurostorm:$(VERSION) -C /opt/neurostorm/share/neurostorm -c . | tar -x -C dist/image
 
 boutiques: setup
 	$(BIN)/neurostorm --bids-exec-spec cpu > boutiques.new && mv boutiques.new boutiques.json

@@ -40,6 +40,50 @@ def test_processors_are_limited_by_the_control_group(cgroup: Path) -> None:
     assert machine.default_cpus() == 1
 
 
+@pytest.fixture
+def cgroup_v1(tmp_path: Path, monkeypatch) -> Path:
+    """Version 1: one tree per controller, here with those of a job, two levels below the roots."""
+    for controller in ("cpu", "memory"):
+        (tmp_path / "cgroup" / controller / "slurm" / "job_7").mkdir(parents=True)
+    (tmp_path / "self").write_text("5:memory:/slurm/job_7\n4:cpu,cpuacct:/slurm/job_7\n1:name=systemd:/\n0::/\n")
+    monkeypatch.setattr(machine, "CGROUPS", tmp_path / "cgroup")
+    monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "self")
+    return tmp_path / "cgroup"
+
+
+def set_quota(folder: Path, quota: int, period: int = 100_000) -> None:
+    (folder / "cpu.cfs_quota_us").write_text(f"{quota}\n")
+    (folder / "cpu.cfs_period_us").write_text(f"{period}\n")
+
+
+@pytest.mark.parametrize("group", ["", "slurm", "slurm/job_7"], ids=["container", "parent", "own"])
+def test_processors_are_limited_by_control_groups_of_version_1(cgroup_v1: Path, group: str, monkeypatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    for folder in ("", "slurm", "slurm/job_7"):
+        set_quota(cgroup_v1 / "cpu" / folder, -1)
+    assert machine.default_cpus() == 64
+    set_quota(cgroup_v1 / "cpu" / group, 350_000)
+    assert machine.default_cpus() == 3
+    set_quota(cgroup_v1 / "cpu" / group, 20_000)
+    assert machine.default_cpus() == 1
+
+
+def test_a_container_reads_its_own_limits_under_the_path_of_the_host(cgroup_v1: Path, tmp_path: Path) -> None:
+    (tmp_path / "self").write_text("5:memory:/docker/0a1b\n4:cpu,cpuacct:/docker/0a1b\n0::/\n")
+    set_quota(cgroup_v1 / "cpu", 100_000)
+    (cgroup_v1 / "memory" / "memory.limit_in_bytes").write_text("1000000000\n")
+    assert machine.default_cpus() == 1
+    assert machine.default_memory_gb() == 0.9
+
+
+def test_memory_is_limited_by_control_groups_of_version_1(cgroup_v1: Path) -> None:
+    whole = machine.default_memory_gb()
+    (cgroup_v1 / "memory" / "memory.limit_in_bytes").write_text("9223372036854771712\n")
+    assert machine.default_memory_gb() == whole
+    (cgroup_v1 / "memory" / "slurm" / "job_7" / "memory.limit_in_bytes").write_text("1000000000\n")
+    assert machine.default_memory_gb() == 0.9
+
+
 def test_without_control_groups_the_machine_is_the_limit(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(machine, "CGROUPS", tmp_path / "none")
     monkeypatch.setattr(machine, "OWN_CGROUP", tmp_path / "none")

@@ -16,9 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_app.catalog import atlases, templates
-from bids_app.catalog.fetch import fetch
+from bids_app.catalog.fetch import fetch, file_sha256
 from bids_app.catalog.models import cache_dir, find_model
-from bids_app.errors import EXIT_OK, NeurostormError, TemporaryError
+from bids_app.errors import EXIT_OK, BadDataError, NeurostormError, TemporaryError
 
 ENTITY = re.compile(r"(?P<name>tpl|res|atlas|desc)-(?P<value>[^_.]+)")
 LONG_NAMES = {"res": "resolution", "atlas": "atlas", "desc": "desc"}
@@ -52,9 +52,10 @@ def fetch_atlases() -> None:
     for name, entry in atlases.catalog().items():
         file = Path(entry["files"][0])
         if file.parts[0].startswith("tpl-"):
-            report(f"atlas {name}", fetch_from_templateflow(file.name, templates.templateflow_home() / file.parent))
+            path = fetch_from_templateflow(file.name, templates.templateflow_home() / file.parent)
         else:
-            report(f"atlas {name}", fetch_by_command(entry["get"], name))
+            path = fetch_by_command(entry["get"], name)
+        report(f"atlas {name}", require_known(path, entry.get("sha256")))
 
 
 def fetch_model(name: str) -> None:
@@ -102,6 +103,18 @@ def require_file(path: Path) -> Path:
     """Return the path of a non-empty file; raise if it does not exist."""
     if not path.is_file() or not path.stat().st_size:
         raise TemporaryError(f"{path}: not downloaded.", "Check the network.")
+    return path
+
+
+def require_known(path: Path, sha256: str | None) -> Path:
+    """Return the path of a file with this SHA-256 checksum, if it is known; remove another file and raise."""
+    found = file_sha256(path)
+    if sha256 not in (None, found):
+        path.unlink()
+        raise BadDataError(
+            f"{path.name}: sha256 {found[:12]}… instead of {str(sha256)[:12]}… in the catalog.",
+            "The published file has changed, or the mirror sends another one; it was removed.",
+        )
     return path
 
 

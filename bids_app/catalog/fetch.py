@@ -7,24 +7,19 @@ written by plain HTTP into this app's cache, because `hf_hub_download` discards 
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import json
 import os
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from bids_app import __version__
+from bids_app.catalog.lock import FILE_NAME, SHA256, Checksum, default_lock, known_checksum, locked, record_checksum
 from bids_app.catalog.models import Entry
 from bids_app.errors import BadDataError, InputOutputError, NeurostormError, NoInputError, TemporaryError, UsageError
 
 TIMEOUT_S = 30.0
-SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -36,15 +31,18 @@ class HubFile:
     sha256: str | None
 
 
-def fetch(entry: Entry) -> Path:
-    """Download an entry's file into the cache; a checked file that exists is not downloaded again.
+def fetch(entry: Entry, lock: Path | None = None) -> Path:
+    """Download an entry's file into the cache; a file that exists is checked, and not downloaded again.
 
-    Progress is shown in a terminal.
+    The file must have the checksum in the catalog or in the lock file. If neither knows it, it is recorded in the lock
+    file. Progress is shown in a terminal.
 
     Parameters
     ----------
     entry : Entry
         Entry of the catalog, with a repository.
+    lock : pathlib.Path, optional
+        Lock file with checksums; default: that of the cache.
 
     Raises
     ------
@@ -54,84 +52,92 @@ def fetch(entry: Entry) -> Path:
         The file does not exist on the hub.
     TemporaryError
         The hub cannot be reached, or disconnects repeatedly; the partial download is kept and resumed next time.
-    InputOutputError
-        The cache cannot be written.
+    InputOutputError, CannotCreateError
+        The cache or the lock file cannot be written.
     BadDataError
-        The file differs from that of the hub or the catalog.
+        The file differs from that of the hub, the catalog or the lock file; what was downloaded is removed.
     """
     if not entry.repo:
         raise UsageError(f"{entry.name} is not on the hub.", "It is part of the package, or a file of your own.")
+    lock = lock or default_lock()
     target = entry.path
     target.parent.mkdir(parents=True, exist_ok=True)
-    with _locked(target):
-        if target.is_file() and read_record(target) is not None:
+    with locked(target):
+        known = known_checksum(entry, lock)
+        if target.is_file() and known is not None:
+            _require_known(target, known)
             return target
         part = target.with_name(f"{target.name}.part")
         with _session(entry) as (url, headers):
             hub = _query_hub(url, headers)
-            if entry.size is not None and hub.size not in (None, entry.size):
-                raise BadDataError(
-                    f"{entry.file}: {hub.size} bytes on the hub, {entry.size} bytes in the catalog.",
-                    "This is not the published file; check HF_ENDPOINT.",
-                )
-            size = hub.size or entry.size
+            size = _expected_size(entry, hub, known)
             _download(url, headers, size, part, entry.name)
         sha256 = file_sha256(part)
-        _check(hub, size, part, sha256)
-        record = {
-            "sha256": sha256,
-            "size": part.stat().st_size,
-            "url": hub.url,
-            "checked_against_hub": bool(hub.sha256),
-        }
-        record_path(target).write_text(json.dumps(record, indent=1))
+        _check(hub, size, part, sha256, known)
+        if known is None:
+            record_checksum(entry, Checksum(sha256, part.stat().st_size, hub.url, bool(hub.sha256)), lock)
         os.replace(part, target)
     return target
 
 
-def verify(entry: Entry) -> str:
-    """Check the file of an entry against its record; return its SHA-256 checksum.
+def verify(entry: Entry, lock: Path | None = None) -> str:
+    """Compare the file of an entry with its checksum in the catalog or lock file; return the checksum.
 
     Raises
     ------
     BadDataError
-        The size or checksum has changed.
+        The file differs.
     NoInputError
-        The file is not in the cache.
+        The file is not in the cache, or its checksum is not known.
     """
     path = entry.path
     if not path.is_file():
         raise NoInputError(
             f"{entry.name}: {path} does not exist.", f"Fetch it with 'neurostorm-models fetch {entry.name}'."
         )
-    record = read_record(path)
+    lock = lock or default_lock()
+    known = known_checksum(entry, lock)
+    if known is None:
+        raise NoInputError(
+            f"{path}: its checksum is neither in the catalog nor in {lock}.",
+            f"Run 'neurostorm-models fetch {entry.name}', or copy the {FILE_NAME} of the machine that it came from.",
+        )
+    return _require_known(path, known)
+
+
+def _require_known(path: Path, known: tuple[Checksum, str]) -> str:
+    """Return the checksum of a file; raise if it differs from the known one."""
+    checksum, source = known
     found = file_sha256(path)
-    expected = [entry.size] if entry.size is not None else []
-    if record is not None:
-        expected.append(int(record["size"]))
-    if any(size != path.stat().st_size for size in expected) or (record is not None and record["sha256"] != found):
-        raise BadDataError(f"{path}: differs from the published file.", "Remove it, and fetch it again.")
+    if found != checksum.sha256:
+        raise BadDataError(
+            f"{path}: differs from the published file (sha256 {found[:12]}… instead of {checksum.sha256[:12]}… in "
+            f"{source}).",
+            "Remove it, and fetch it again.",
+        )
     return found
+
+
+def _expected_size(entry: Entry, hub: HubFile, known: tuple[Checksum, str] | None) -> int | None:
+    """Return the size of the file to download (bytes); raise if the hub offers a file other than the known one."""
+    sizes = {"the catalog": entry.size}
+    hint = "This is not the published file; check HF_ENDPOINT and the proxy."
+    if known is not None:
+        sizes[known[1]] = known[0].size or sizes.get(known[1])
+        if hub.sha256 not in (None, known[0].sha256):
+            raise BadDataError(
+                f"{entry.file}: sha256 {str(hub.sha256)[:12]}… on the hub, {known[0].sha256[:12]}… in {known[1]}.", hint
+            )
+    for source, size in sizes.items():
+        if size is not None and hub.size not in (None, size):
+            raise BadDataError(f"{entry.file}: {hub.size} bytes on the hub, {size} bytes in {source}.", hint)
+    return hub.size or next((size for size in sizes.values() if size is not None), None)
 
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def record_path(path: Path) -> Path:
-    """Return the path of the record of a downloaded file."""
-    return path.with_name(f"{path.name}.json")
-
-
-def read_record(path: Path) -> dict[str, Any] | None:
-    """Read the record of a downloaded file; None if there is none, or the file has another size."""
-    try:
-        record = json.loads(record_path(path).read_text())
-        return record if record["size"] == path.stat().st_size and SHA256.fullmatch(record["sha256"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 @contextmanager
@@ -193,10 +199,13 @@ def _download(url: str, headers: dict[str, str], size: int | None, part: Path, n
                 raise
 
 
-def _check(hub: HubFile, size: int | None, part: Path, sha256: str) -> None:
+def _check(hub: HubFile, size: int | None, part: Path, sha256: str, known: tuple[Checksum, str] | None) -> None:
+    """Raise and remove a download whose size or checksum is wrong."""
     wrong = ""
     if size is not None and part.stat().st_size != size:
         wrong = f"{part.stat().st_size} bytes instead of {size}"
+    elif known is not None and sha256 != known[0].sha256:
+        wrong = f"sha256 {sha256[:12]}… instead of {known[0].sha256[:12]}… in {known[1]}"
     elif hub.sha256 is not None and sha256 != hub.sha256:
         wrong = f"sha256 {sha256[:12]}… instead of {hub.sha256[:12]}…"
     if wrong:
@@ -210,12 +219,3 @@ def _http_error(url: str, code: int) -> NeurostormError:
     if code in (401, 403):
         return NoInputError(f"{url}: access denied by the hub ({code}).", "Set HF_TOKEN if the mirror requires one.")
     return TemporaryError(f"{url}: HTTP error {code} from the hub.", "Try again later.")
-
-
-@contextmanager
-def _locked(target: Path) -> Iterator[None]:
-    """Lock a file, so that one process at a time downloads it."""
-    with target.with_name(f".{target.name}.lock").open("w") as lock:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

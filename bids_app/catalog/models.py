@@ -36,6 +36,8 @@ class Entry:
         Repository and revision on the hub; empty for files of the package.
     size : int or None
         Bytes, if known.
+    sha256 : str
+        SHA-256 checksum of the file; empty if it is not known yet, see `bids_app.catalog.lock`.
     adapters : tuple of str
         Adapters that are applied by default.
     model : str
@@ -51,6 +53,7 @@ class Entry:
     repo: str = ""
     revision: str = ""
     size: int | None = None
+    sha256: str = ""
     adapters: tuple[str, ...] = ()
     model: str = ""
     head: dict[str, Any] = field(default_factory=dict, hash=False)

@@ -27,6 +27,14 @@ def parser() -> argparse.ArgumentParser:
     fetch.add_argument("names", nargs="+", metavar="NAME")
     verify = commands.add_parser("verify", help="compare cached files with their checksums")
     verify.add_argument("names", nargs="*", metavar="NAME", help="default: all on this machine")
+    for command in (fetch, verify):
+        command.add_argument(
+            "--lock",
+            type=Path,
+            metavar="FILE",
+            help="file with the checksums that the catalog does not have; fetch adds those of new files "
+            "(default: weights.lock in the cache)",
+        )
     card = commands.add_parser(
         "card", help="show the card of a model or adapter: intended use, cohort, metrics, limits, licence"
     )
@@ -95,24 +103,41 @@ def _list(arguments: argparse.Namespace) -> None:
 
 
 def _fetch(arguments: argparse.Namespace) -> None:
-    from bids_app.catalog.fetch import fetch
+    from bids_app.catalog.fetch import fetch, verify
+    from bids_app.catalog.lock import default_lock, known_checksum
 
+    lock = arguments.lock or default_lock()
     for entry in [_named(name) for name in arguments.names]:
-        path = fetch(entry)
+        first = bool(entry.repo) and known_checksum(entry, lock) is None
+        path = fetch(entry, lock)
         print(f"{entry.name}: {path}")
+        if first:
+            print(f"  sha256 {verify(entry, lock)}, recorded in {lock}: later downloads must match it")
 
 
 def _verify(arguments: argparse.Namespace) -> None:
+    everything = [*catalog("models").values(), *catalog("adapters").values()]
+    entries = [_named(name) for name in arguments.names] or [e for e in everything if e.path.is_file()]
+    errors = [error for entry in entries if (error := _verification_error(entry, arguments.lock)) is not None]
+    for error in errors[1:]:
+        print(f"neurostorm-models: error: {error.message}\n  {error.hint}".rstrip(), file=sys.stderr)
+    if errors:
+        raise errors[0]
+
+
+def _verification_error(entry: Entry, lock: Path | None) -> NeurostormError | None:
+    """Verify the file of an entry and print the result; return the error of a file that differs."""
     from bids_app.catalog.fetch import verify
     from bids_app.model.checkpoint import read_checkpoint
 
-    everything = [*catalog("models").values(), *catalog("adapters").values()]
-    entries = [_named(name) for name in arguments.names] or [e for e in everything if e.path.is_file()]
-    for entry in entries:
-        sha256 = verify(entry)
+    try:
+        sha256 = verify(entry, lock)
         if entry.name in catalog("models"):
             read_checkpoint(entry.path)
-        print(f"{entry.name}: {entry.path} is intact, sha256 {sha256}")
+    except NeurostormError as error:
+        return error
+    print(f"{entry.name}: {entry.path} is intact, sha256 {sha256}")
+    return None
 
 
 def _card(arguments: argparse.Namespace) -> None:

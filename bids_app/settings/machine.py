@@ -22,9 +22,12 @@ CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
 def default_cpus() -> int:
     """Return the number of processors that this process may use, from its affinity and control groups."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    for line in _limits("cpu.max"):
-        quota = line.split()
-        if len(quota) == 2 and quota[0].isdigit():
+    for group in _own_cgroups("cpu"):
+        quota = _first_line(group / "cpu.max").split() or [
+            _first_line(group / "cpu.cfs_quota_us"),
+            _first_line(group / "cpu.cfs_period_us"),
+        ]
+        if len(quota) == 2 and all(text.isdigit() and int(text) for text in quota):  # not "max", nor -1 of version 1
             allowed = min(allowed, max(1, int(quota[0]) // int(quota[1])))
     return allowed
 
@@ -35,9 +38,10 @@ def default_memory_gb() -> float:
     for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA):
         limit, _ = resource.getrlimit(kind)
         total = total if limit == resource.RLIM_INFINITY else min(total, limit)
-    for text in (*_limits("memory.max"), _first_line(CGROUPS / "memory" / "memory.limit_in_bytes")):
-        if text.isdigit():
-            total = min(total, int(text))
+    for group in _own_cgroups("memory"):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            text = _first_line(group / name)
+            total = min(total, int(text)) if text.isdigit() else total
     return round(0.9 * total / 1e9, 2)
 
 
@@ -59,16 +63,30 @@ def default_work_dir(out_dir: Path) -> Path:
     )
 
 
-def _limits(name: str) -> Iterator[str]:
-    """Read a control file of this process's control group and of all its parents; a SLURM job has its own group."""
-    own = _first_line(OWN_CGROUP)
-    folder = CGROUPS / own.removeprefix("0::").strip("/") if own.startswith("0::") else CGROUPS
-    while folder.is_relative_to(CGROUPS):
-        yield _first_line(folder / name)
-        folder = folder.parent
+def _own_cgroups(controller: str) -> Iterator[Path]:
+    """Yield the control groups of this process and all their parents, of version 2 and of a version 1 controller.
+
+    A SLURM job has its own group. In a container without its own namespace, ``/proc/self/cgroup`` has the path on the
+    host, which does not exist inside: the limits are then those of the root folder.
+    """
+    roots = {CGROUPS: CGROUPS, CGROUPS / controller: CGROUPS / controller}
+    for line in _read(OWN_CGROUP).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            roots[CGROUPS] = CGROUPS / path.strip("/")
+        elif controller in controllers.split(","):
+            roots[CGROUPS / controller] = CGROUPS / controller / path.strip("/")
+    for root, folder in roots.items():
+        while folder.is_relative_to(root):
+            yield folder
+            folder = folder.parent
 
 
 def _first_line(path: Path) -> str:
+    return _read(path).partition("\n")[0]
+
+
+def _read(path: Path) -> str:
     try:
         return path.read_text().strip()
     except OSError:

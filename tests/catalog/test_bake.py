@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -40,12 +41,23 @@ def test_fetched_atlases_are_available(monkeypatch) -> None:
     catalog = atlases.catalog()
     folder = '"$NILEARN_DATA"/aal_3v2/AAL3'
     command = f"mkdir -p {folder} && echo image > {folder}/AAL3v1.nii.gz && echo '<a/>' > {folder}/AAL3v1.xml"
-    monkeypatch.setitem(catalog, "aal3", catalog["aal3"] | {"get": command})
+    entry = catalog["aal3"] | {"get": command, "sha256": hashlib.sha256(b"image\n").hexdigest()}
+    monkeypatch.setitem(catalog, "aal3", entry)
     assert bake.main(["atlases"]) == 0
     for name in catalog:
         assert atlases.find_atlas(name).path.is_file()
     assert atlases.find_atlas("aal3").path.with_name("AAL3v1.xml").is_file()
     assert not (atlases.cache_dir() / "nilearn").exists()
+
+
+def test_an_atlas_with_another_checksum_than_in_the_catalog_is_removed(monkeypatch, capsys) -> None:
+    catalog = atlases.catalog()
+    folder = '"$NILEARN_DATA"/aal_3v2/AAL3'
+    command = f"mkdir -p {folder} && echo other > {folder}/AAL3v1.nii.gz"
+    monkeypatch.setattr(atlases, "catalog", lambda: {"aal3": catalog["aal3"] | {"get": command}})
+    assert bake.main(["atlases"]) == 65
+    assert "5821336edf1d… in the catalog" in capsys.readouterr().err
+    assert not list(atlases.cache_dir().rglob("*.nii.gz"))
 
 
 @pytest.mark.parametrize("get", [lambda *_, **__: None, lambda *_, **__: 1 / 0])

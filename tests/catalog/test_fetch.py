@@ -11,14 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
 from huggingface_hub import constants
 
-from bids_app.catalog.fetch import fetch, read_record, verify
+from bids_app.catalog.fetch import fetch, verify
+from bids_app.catalog.lock import default_lock, read_lock, source_of
 from bids_app.catalog.models import Entry, weights_path
+from bids_app.cli.models import main as models_command
 from bids_app.errors import BadDataError, NoInputError, TemporaryError, UsageError
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
@@ -133,11 +135,15 @@ def entry() -> Entry:
     return Entry("weights", "", "deep/weights.ckpt", repo="lab/model", revision=REVISION, size=len(CONTENT))
 
 
+def recorded(entry, lock=None):
+    return read_lock(lock or default_lock())[source_of(entry)]
+
+
 def test_file_is_fetched_checked_and_found(hub, entry):
     path = fetch(entry)
     assert path.read_bytes() == CONTENT
     assert weights_path(entry) == path
-    assert read_record(path)["checked_against_hub"] is True
+    assert recorded(entry).checked_against_hub is True
     assert verify(entry) == hub.sha256
     assert not list(path.parent.glob("*.part"))
 
@@ -222,7 +228,8 @@ def test_proxy_of_the_environment_is_used(hub, entry, monkeypatch):
 
 def test_file_without_hub_checksum_is_recorded_as_unchecked(hub, entry):
     hub.sha256 = None
-    assert read_record(fetch(entry))["checked_against_hub"] is False
+    fetch(entry)
+    assert recorded(entry).checked_against_hub is False
 
 
 def test_changed_file_raises(hub, entry):
@@ -270,5 +277,103 @@ def test_no_other_file_is_requested_or_written(hub, entry, tmp_path):
     assert not home.exists()
     assert {path for _, path, _ in hub.requests} == {PLACE, "/storage/blob"}
     assert {path.name for path in entry.path.parent.iterdir()} == {
-        "weights.ckpt", "weights.ckpt.json", ".weights.ckpt.lock",
+        "weights.ckpt", ".weights.ckpt.lock",
     }  # fmt: skip
+    assert default_lock().is_file()
+
+
+OTHER = bytes(reversed(CONTENT))
+
+
+def serve_other_bytes(hub, with_checksum):
+    """Make the hub a mirror with other bytes of the same size, and with their checksum or none."""
+    hub.content = OTHER
+    hub.sha256 = hashlib.sha256(OTHER).hexdigest() if with_checksum else None
+
+
+def remove_files(entry):
+    """Remove the downloaded file, but not the lock file."""
+    entry.path.unlink()
+
+
+def assert_nothing_is_left(entry):
+    assert not entry.path.exists()
+    assert not list(entry.path.parent.glob("*.part"))
+
+
+@pytest.mark.parametrize("with_checksum", [True, False])
+@pytest.mark.parametrize("known_by", ["lock file", "catalog"])
+def test_a_mirror_with_other_bytes_is_refused_and_its_file_removed(hub, entry, with_checksum, known_by):
+    if known_by == "catalog":
+        entry = replace(entry, sha256=hub.sha256)
+    else:
+        fetch(entry)
+        remove_files(entry)
+    serve_other_bytes(hub, with_checksum)
+    hub.requests.clear()
+    with pytest.raises(BadDataError, match=r"weights\.lock" if known_by == "lock file" else "the catalog") as caught:
+        fetch(entry)
+    assert caught.value.exit_code == 65
+    assert hashlib.sha256(CONTENT).hexdigest()[:12] in caught.value.message
+    assert_nothing_is_left(entry)
+    assert ("GET" in {method for method, *_ in hub.requests}) != with_checksum  # a wrong checksum is seen before
+    hub.content, hub.sha256 = CONTENT, None
+    assert fetch(entry).read_bytes() == CONTENT
+
+
+def test_first_download_records_its_checksum_for_other_machines(hub, entry, tmp_path, monkeypatch):
+    fetch(entry)
+    assert recorded(entry).sha256 == hub.sha256
+    assert recorded(entry).size == len(CONTENT)
+    lock = default_lock().rename(tmp_path / "study.lock")
+    monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path / "other machine"))
+    serve_other_bytes(hub, with_checksum=True)
+    with pytest.raises(BadDataError, match=r"study\.lock"):
+        fetch(entry, lock)
+    assert_nothing_is_left(entry)
+
+
+def test_checksum_in_the_catalog_needs_no_lock_file(hub, entry):
+    entry = replace(entry, sha256=hub.sha256)
+    fetch(entry)
+    assert not default_lock().exists()
+    assert verify(entry) == hub.sha256
+
+
+def test_existing_file_that_differs_from_the_lock_file_is_refused(hub, entry):
+    fetch(entry).write_bytes(OTHER)
+    with pytest.raises(BadDataError, match="differs from the published file"):
+        fetch(entry)
+
+
+def test_a_file_without_a_known_checksum_is_not_called_intact(hub, entry):
+    fetch(entry)
+    default_lock().unlink()
+    with pytest.raises(NoInputError, match="neither in the catalog nor in"):
+        verify(entry)
+
+
+def test_verify_names_every_file_that_differs(hub, entry, tmp_path, monkeypatch, capsys):
+    entries = {name: replace(entry, name=name) for name in ("one", "two", "three")}
+    monkeypatch.setattr("bids_app.cli.models.catalog", lambda kind="models": entries if kind == "adapters" else {})
+    for changed in entries.values():
+        fetch(changed)
+    for name in ("one", "three"):
+        entries[name].path.write_bytes(OTHER)
+    assert models_command(["verify"]) == 65
+    printed = capsys.readouterr()
+    assert [str(entries[name].path) in printed.err for name in entries] == [True, False, True]
+    assert "two: " in printed.out
+    assert "is intact" in printed.out
+
+
+def test_fetch_command_prints_and_records_a_new_checksum(hub, entry, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("bids_app.cli.models._named", lambda name: entry)
+    lock = tmp_path / "study.lock"
+    assert models_command(["fetch", "weights", "--lock", str(lock)]) == 0
+    assert f"sha256 {hub.sha256}, recorded in {lock}" in capsys.readouterr().out
+    assert recorded(entry, lock).sha256 == hub.sha256
+    assert not default_lock().exists()
+    assert models_command(["fetch", "weights", "--lock", str(lock)]) == 0
+    assert "recorded" not in capsys.readouterr().out
+    assert models_command(["verify", "weights", "--lock", str(lock)]) == 0

@@ -12,10 +12,15 @@ import pytest
 from bids_app import __version__
 from bids_app.cli.boutiques import EXAMPLE, describe
 from tests.helpers.containers import sh
-from tests.helpers.paths import shared_path
+from tests.helpers.paths import ROOT, shared_path
 
 pytestmark = [pytest.mark.container, pytest.mark.timeout(7200)]
 NO_HOME = ("--env", "HOME=/nonexistent")
+LABELS = {
+    *("title", "description", "vendor", "authors", "licenses", "url", "source", "documentation"),
+    *("base.name", "base.digest", "version", "revision", "created"),
+}
+"""Labels of the OCI's specification, without their common prefix."""
 
 
 def mounted(raw: Path, out: Path) -> list[str]:
@@ -26,13 +31,59 @@ def test_image_is_smaller_than_2_5_gb(image) -> None:
     assert int(image.plain("image", "inspect", "--format", "{{.Size}}", image.tag)) < 2.5e9
 
 
-def test_image_has_labels_and_a_health_check(image) -> None:
+def test_image_has_labels_and_no_health_check(image) -> None:
     (content,) = json.loads(image.plain("image", "inspect", image.tag))
-    labels = content["Config"]["Labels"]
-    assert labels["org.opencontainers.image.version"] == __version__
-    assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
-    health = content["Config"].get("Healthcheck") or content["Healthcheck"]
-    assert health["Test"] == ["CMD", "neurostorm", "--self-test"]
+    config = content["Config"]
+    prefix = "org.opencontainers.image."
+    labels = {name.removeprefix(prefix): value for name, value in config["Labels"].items() if name.startswith(prefix)}
+    assert labels["version"] == __version__
+    assert labels["licenses"] == "Apache-2.0"  # nothing is baked in
+    assert labels["base.name"].partition("@")[0].endswith("debian:bookworm-slim")
+    assert labels.keys() >= LABELS
+    assert not config.get("Healthcheck")
+    assert not content.get("Healthcheck")  # batch jobs are not services
+    assert config["Entrypoint"] == ["/usr/bin/tini", "--", "neurostorm"]
+
+
+def test_outputs_name_the_image(image, simulated: Path, out: Path) -> None:
+    one = ("--participant-label", "01", "--level", "minimal", "--model", "demo")
+    done = image.run(mounted(simulated, out), "/data", "/out", "participant", *one)
+    assert done.returncode == 0, done.stderr
+    (generator,) = json.loads((out / "dataset_description.json").read_text())["GeneratedBy"]
+    assert generator["Container"] == {"Type": "docker", "Tag": f"neurostorm:{__version__}"}
+
+
+def facts(image, name: str) -> dict:
+    done = image.run(["--entrypoint", "cat"], f"/opt/neurostorm/share/neurostorm/{name}")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_bills_of_materials_list_what_is_installed(image) -> None:
+    python, debian = facts(image, "python.cdx.json"), facts(image, "debian.cdx.json")
+    for content in (python, debian):
+        assert content["bomFormat"] == "CycloneDX"
+        assert all(component["purl"] for component in content["components"])
+    code = (
+        "from importlib.metadata import distributions as d;"
+        "print(*sorted({f'{x.name}=={x.version}'.lower().replace('_', '-').replace('.', '-') for x in d()}))"
+    )
+    installed = image.run(["--entrypoint", "/opt/neurostorm/bin/python"], "-c", code).stdout.split()
+    listed = {f"{c['name']}=={c['version']}".lower().replace("_", "-").replace(".", "-") for c in python["components"]}
+    assert {"torch", "neurostorm"} <= {name.partition("==")[0] for name in listed}
+    assert set(installed) == listed
+    packages = image.run(["--entrypoint", "dpkg-query"], "-W", "-f", "${Package}=${Version} ").stdout.split()
+    binary = {f"{c['name']}={c['version']}" for c in debian["components"] if "arch=source" not in c["purl"]}
+    assert len(packages) > 50
+    assert set(packages) <= binary
+
+
+def test_provenance_names_torch_by_hash(image) -> None:
+    content = facts(image, "provenance.json")
+    assert content["version"] == __version__
+    assert content["torch"]["sha256"] in (ROOT / "requirements" / "torch-cpu.lock").read_text()
+    names = {Path(file["path"]).name for file in content["files"]}
+    assert {"python.cdx.json", "debian.cdx.json", "container.lock", "torch-cpu.lock"} <= names
 
 
 @pytest.mark.parametrize("options", [(), NO_HOME], ids=["home of the engine", "missing home"])

@@ -31,18 +31,27 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_lock_file_pins_version_and_hash_of_every_package() -> None:
-    text = (ROOT / "requirements" / "container.lock").read_text()
-    entries = re.findall(r"^(\S+)==(\S+) \\\n    --hash=sha256:[0-9a-f]{64}$", text, re.MULTILINE)
+def locked_versions(name: str) -> dict[str, str]:
+    """Return the versions in a lock file by name; each entry has a hash for one or two architectures."""
+    text = (ROOT / "requirements" / name).read_text()
+    entry = r"^(\S+?)===?(\S+)((?: \\\n    --hash=sha256:[0-9a-f]{64}){1,2})$"
+    entries = re.findall(entry, text, re.MULTILINE)
     lines = [line for line in text.splitlines() if not line.startswith("#")]
-    assert len(lines) == 2 * len(entries)
+    assert len(lines) == len(entries) + sum(hashes.count("--hash") for _, _, hashes in entries)
+    return {name: version for name, version, _ in entries}
+
+
+def test_lock_file_pins_version_and_hash_of_every_package() -> None:
+    entries = locked_versions("container.lock")
     constraints = (ROOT / "requirements" / "constraints.txt").read_text()
     versions = {canonical(n): v for n, v in re.findall(r"^([\w.-]+)==(\S+)$", constraints, re.MULTILINE)}
-    for name, version in entries:
+    for name, version in entries.items():
         assert versions.get(name, version) == version, (
             f"{name} has a different version in constraints.txt: run 'make lock'"
         )
     assert f"torch=={versions['torch']}" in (ROOT / "requirements" / "torch.txt").read_text()
+    assert locked_versions("torch-cpu.lock") == locked_versions("torch-cuda.lock") == {"torch": versions["torch"]}
+    assert {"cyclonedx-bom", "debsbom"} <= locked_versions("sbom.lock").keys()
 
 
 def test_lock_file_contains_all_dependencies() -> None:
@@ -97,6 +106,52 @@ def test_all_recipes_set_the_same_environment(recipe) -> None:
         assert assignment in given
 
 
+def stages_of(dockerfile: str) -> dict[str, str]:
+    """Return the instructions of each stage of a Dockerfile, by its name, on one line each."""
+    joined = re.sub(r"\\\n\s*", "", re.sub(r"^#.*\n", "", dockerfile, flags=re.MULTILINE))
+    return dict(re.findall(r"^FROM \S+ AS (\S+)\n(.*?)(?=^FROM|\Z)", joined, re.MULTILINE | re.DOTALL))
+
+
+def test_torch_and_the_package_have_layers_of_their_own() -> None:
+    stages = stages_of((ROOT / "Dockerfile").read_text())
+    for target in ("cpu", "cuda"):
+        copies = re.findall(r"^COPY --from=(\S+) (\S+)", stages[f"assembled-{target}"], re.MULTILINE)
+        assert [source for source, _ in copies] == ["packages", f"torch-{target}", "data", "package"]
+        assert "COPY . " not in stages["packages"] + stages[f"torch-{target}"]  # code does not change these layers
+
+
+def test_steps_that_download_keep_their_downloads_between_builds() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    runs = re.findall(r"^RUN (.*)", "\n".join(stages_of(text).values()), re.MULTILINE)
+    for step, cache in {
+        "system": "apt",
+        "tools": "apt",
+        "packages": "pip",
+        "torch-cpu": "pip",
+        "torch-cuda": "pip",
+    }.items():
+        (run,) = [run for run in runs if run.endswith(f"build.sh {step}")]
+        assert f"--mount=type=cache,target=/cache/{cache}" in run
+
+
+def test_releases_are_built_on_a_base_image_with_a_digest(tmp_path: Path) -> None:
+    digest = f"sha256:{'0a' * 32}"
+    fake = tmp_path / "docker"
+    fake.write_text(
+        f'#!/bin/sh\ncase "$1 $2" in "buildx imagetools") echo {digest} ;; *) printf "%s\\n" "$@" ;; esac\n'
+    )
+    fake.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    command = ["make", "--silent", "release-image", "SOURCE_URL=place"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    assert f"BASE_IMAGE=debian:bookworm-slim@{digest}" in done.stdout.splitlines()
+    assert f"BASE_DIGEST={digest}" in done.stdout.splitlines()
+    fake.write_text("#!/bin/sh\nexit 1\n")  # the registry cannot be reached
+    failed = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert failed.returncode != 0
+    assert "BASE_IMAGE" not in failed.stdout
+
+
 @pytest.mark.parametrize("name", ["container/build.sh", "docs/slurm/participants.sbatch", "docs/slurm/resubmit.sh"])
 def test_shell_scripts_have_valid_syntax(name: str) -> None:
     subprocess.run(["bash", "-n", ROOT / name], check=True)
@@ -106,8 +161,8 @@ def test_recipes_use_all_build_steps_and_no_others() -> None:
     steps = set(re.findall(r"^([\w-]+)\) #", (ROOT / "container" / "build.sh").read_text(), re.MULTILINE))
     used = set(re.findall(r"build\.sh ([a-z-]+)", (ROOT / "Dockerfile").read_text()))
     post = read_recipe("Singularity.debian.def")[1]["post"]
-    (loop,) = re.findall(r"for step in ([a-z -]+);", post)
-    used |= set(loop.split()) | set(re.findall(r"build\.sh ([a-z-]+)", post))
+    loops = " ".join(re.findall(r"for step in ([a-z -]+);", post))
+    used |= set(loops.split()) | set(re.findall(r"build\.sh ([a-z-]+)", post))
     assert used == steps
 
 
@@ -120,10 +175,11 @@ def test_build_context_contains_only_the_files_of_the_package() -> None:
     assert all((ROOT / name).exists() for name in context)
 
 
-def test_commands_of_the_github_workflow_exist() -> None:
-    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text())["jobs"]
-    commands = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
-    assert len(commands) >= 3
+def test_commands_of_the_github_workflows_exist() -> None:
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    jobs = [job for path in workflows for job in yaml.safe_load(path.read_text())["jobs"].values()]
+    commands = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+    assert len(commands) >= 4
     for command in commands:
         program, *words = shlex.split(command)
         dry = {"make": ["make", "--dry-run", *words], "bash": ["bash", "-n", *words]}[program]

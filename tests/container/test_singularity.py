@@ -98,7 +98,9 @@ def from_debian(image, tmp_path_factory: pytest.TempPathFactory) -> Iterator[San
             ROOT / line[0], target
         )
     extra = os.environ.get("PIP_EXTRA_INDEX_URL", "")
-    post = parts["post"].replace("{{ PIP_EXTRA_INDEX_URL }}", extra).replace("{{ BAKE }}", "")
+    post = parts["post"].replace("{{ PIP_EXTRA_INDEX_URL }}", extra)
+    for name, _, default in (line.strip().partition("=") for line in parts["arguments"].splitlines()):
+        post = post.replace(f"{{{{ {name} }}}}", default)
     add_mount_points(root)
     # package access of the host: resolver, certificates, pip's configuration and local wheels
     steps = [f"mount -t proc proc {root}/proc", f"mount --rbind /dev {root}/dev", f"mount -t tmpfs tmpfs {root}/tmp"]

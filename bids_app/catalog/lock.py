@@ -1,0 +1,138 @@
+"""Checksums of downloaded weights, in a lock file: a later download must give the same bytes.
+
+The catalog has the checksum of a file once it is known. Until then, the first download records it in ``weights.lock``,
+in the cache. The file can be copied to other machines, or kept under version control (``fetch --lock FILE``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bids_app.catalog.models import Entry, cache_dir
+from bids_app.errors import BadDataError, CannotCreateError
+
+FILE_NAME = "weights.lock"
+VERSION = 1
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Checksum:
+    """Size and SHA-256 checksum of a file.
+
+    Attributes
+    ----------
+    size : int or None
+        Bytes, if known.
+    sha256 : str
+    url : str
+        Where the file was downloaded from when it was recorded; empty for the catalog.
+    checked_against_hub : bool
+        Whether the hub sent the same checksum at that time.
+    """
+
+    sha256: str
+    size: int | None = None
+    url: str = ""
+    checked_against_hub: bool = False
+
+
+def default_lock() -> Path:
+    """Return the lock file of the cache."""
+    return cache_dir() / FILE_NAME
+
+
+def source_of(entry: Entry) -> str:
+    """Return the source of an entry's file, under which its checksum is recorded."""
+    return f"{entry.repo}@{entry.revision}:{entry.file}"
+
+
+def known_checksum(entry: Entry, lock: Path) -> tuple[Checksum, str] | None:
+    """Find the checksum of an entry's file, and where it is recorded: in the catalog, or in a lock file.
+
+    Raises
+    ------
+    BadDataError
+        The lock file is damaged, or contradicts the catalog.
+    """
+    recorded = read_lock(lock).get(source_of(entry))
+    if not entry.sha256:
+        return None if recorded is None else (recorded, str(lock))
+    if recorded is not None and recorded.sha256 != entry.sha256:
+        raise BadDataError(
+            f"{lock}: sha256 {recorded.sha256[:12]}… of {entry.name}, but {entry.sha256[:12]}… in the catalog.",
+            "The catalog is right: the recorded file was not the published one. Remove the lock file and that file.",
+        )
+    return Checksum(entry.sha256, entry.size), "the catalog"
+
+
+def read_lock(path: Path) -> dict[str, Checksum]:
+    """Read a lock file: checksums by source; empty if the file does not exist.
+
+    Raises
+    ------
+    BadDataError
+        The file is damaged: its checksums must not be forgotten silently.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["version"] != VERSION:
+            raise ValueError(f"version {content['version']!r}")
+        return {str(source): _checksum(fields) for source, fields in content["files"].items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BadDataError(
+            f"{path}: not a valid lock file ({error}).",
+            "Restore it from a copy. If there is none, remove it; the next download records its checksum anew.",
+        ) from error
+
+
+def record_checksum(entry: Entry, checksum: Checksum, lock: Path) -> None:
+    """Add the checksum of an entry's file to a lock file; several processes may do so at once.
+
+    Raises
+    ------
+    CannotCreateError
+        The lock file cannot be written.
+    """
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        with locked(lock):
+            files = {**read_lock(lock), source_of(entry): checksum}
+            content = {"version": VERSION, "files": {source: asdict(files[source]) for source in sorted(files)}}
+            new = lock.with_name(f".{lock.name}.{os.getpid()}")
+            new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+            os.replace(new, lock)
+    except OSError as error:
+        raise CannotCreateError(
+            f"{lock}: the checksum of {entry.name} cannot be recorded ({error.strerror}).",
+            "Give a lock file that you can write with --lock, or set NEUROSTORM_CACHE.",
+        ) from error
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Let one process at a time download or write a file."""
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _checksum(fields: Any) -> Checksum:
+    checksum = Checksum(**fields)
+    if not SHA256.fullmatch(checksum.sha256):
+        raise ValueError(f"invalid sha256 {checksum.sha256!r}")
+    if checksum.size is not None and not isinstance(checksum.size, int):
+        raise ValueError(f"invalid size {checksum.size!r}")
+    return checksum

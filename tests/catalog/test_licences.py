@@ -1,0 +1,46 @@
+"""Licence label of an image: of the app and of the models and atlases in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bids_app.catalog.licences import licence_expression, licences_here, main
+from bids_app.catalog.models import catalog
+
+
+@pytest.fixture(autouse=True)
+def image(tmp_path: Path, monkeypatch) -> Path:
+    """Empty data folders of an image."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path / "neurostorm"))
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "templateflow"))
+    for name in ("NILEARN_DATA", "NILEARN_SHARED_DATA"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+def bake(path: Path) -> None:
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"content")
+
+
+def test_the_image_without_baked_files_has_the_licence_of_the_app() -> None:
+    assert licence_expression(licences_here()) == "Apache-2.0"
+
+
+def test_a_baked_gpl_atlas_and_model_are_in_the_licence(image: Path, capsys) -> None:
+    bake(image / "neurostorm" / "atlases" / "AAL3v1.nii.gz")
+    assert main([]) == 0
+    assert capsys.readouterr().out == "Apache-2.0 AND GPL-1.0-or-later\n"
+    bake(catalog()["neurostorm-5ds"].path)
+    assert licence_expression(licences_here()) == "Apache-2.0 AND GPL-1.0-or-later AND MIT"
+
+
+def test_a_label_that_omits_a_baked_licence_is_refused(image: Path, capsys) -> None:
+    assert main(["--check", "Apache-2.0"]) == 0
+    bake(image / "neurostorm" / "atlases" / "AAL3v1.nii.gz")
+    assert main(["--check", "Apache-2.0"]) == 64
+    assert 'LICENSES="Apache-2.0 AND GPL-1.0-or-later"' in capsys.readouterr().err
+    assert main(["--check", "Apache-2.0 AND GPL-1.0-or-later"]) == 0
