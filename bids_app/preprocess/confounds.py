@@ -9,6 +9,7 @@ in blocks of voxels or volumes.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +21,7 @@ from bids_app.preprocess.hmc import MotionEstimate, framewise_displacement
 from bids_app.preprocess.io.images import Series, read_volume
 from bids_app.preprocess.iqms import compute_iqms
 from bids_app.preprocess.registration.alignment import Alignment
-from bids_app.preprocess.registration.transforms import grid_points, rigid_parameters
+from bids_app.preprocess.registration.transforms import apply_matrix, fsl_parameters, grid_points
 from bids_app.preprocess.resample import pull_volumes
 from bids_app.preprocess.sdc.apply import distort_points
 
@@ -42,6 +43,23 @@ class Confounds:
     sidecar: Path
     carpet: Path
     quality: dict[str, float] = field(default_factory=dict)
+
+
+class HeadMotion(NamedTuple):
+    """Head motion of a run in the convention of FSL, which fMRIPrep's tables use.
+
+    ``parameters`` are translations (mm) and rotations (rad) from volume to reference, (T, 6), in voxel axes about the
+    centre of the field of view. ``rmsd`` is the root mean square displacement between volumes, (T,) mm.
+    """
+
+    parameters: np.ndarray
+    rmsd: np.ndarray
+
+    @classmethod
+    def of(cls, poses: np.ndarray, shape: Sequence[int], affine: np.ndarray) -> HeadMotion:
+        """Convert poses (T, 4, 4), reference point to point of volume t, RAS mm, on the grid of the reference."""
+        centre = apply_matrix(affine, (np.array(shape[:3]) - 1) / 2)
+        return cls(fsl_parameters(poses, shape, affine), compute_rmsd(poses, centre))
 
 
 def measure_confounds(
@@ -80,9 +98,9 @@ def measure_confounds(
         values[row : row + len(chunk)] = chunk
         row += len(chunk)
     values.flush()
-    parameters = rigid_parameters(poses, points.mean(axis=0))
     dvars = compute_dvars(values, series.n_dummy)
-    table, meta = confounds_table(values, parameters, tissues, series.tr, series.n_dummy, fd_threshold, dvars)
+    head = HeadMotion.of(poses, mask.shape, affine)
+    table, meta = confounds_table(values, head, tissues, series.tr, series.n_dummy, fd_threshold, dvars)
     boldref, _ = read_volume(motion.boldref)
     fd = table["framewise_displacement"].to_numpy()
     quality = compute_iqms(values, mask, boldref, affine, fd, series.n_dummy) | dvars.means(series.n_dummy)
@@ -96,7 +114,7 @@ def measure_confounds(
 
 def confounds_table(
     values: np.ndarray,
-    parameters: np.ndarray,
+    motion: HeadMotion,
     tissues: dict[str, np.ndarray],
     tr: float,
     n_dummy: int = 0,
@@ -109,8 +127,7 @@ def confounds_table(
     ----------
     values : numpy.ndarray, (T, V)
         Motion-corrected series in the brain mask.
-    parameters : numpy.ndarray, (T, 6)
-        Translations (mm) and rotations (rad) of the head.
+    motion : HeadMotion
     tissues : dict
         Masks ``csf`` and ``white_matter`` over the voxels, (V,) bool.
     tr : float
@@ -138,11 +155,11 @@ def confounds_table(
         columns |= expanded
         meta |= {key: {"Description": _SIGNALS[name] + _expansion(key)} for key in expanded}
     dvars = dvars or compute_dvars(values, n_dummy)
-    fd = np.concatenate([[np.nan], framewise_displacement(parameters)[1:]])
+    fd = np.concatenate([[np.nan], framewise_displacement(motion.parameters)[1:]])
     columns |= {"std_dvars": dvars.std, "dvars": dvars.nstd}
-    columns |= {"framewise_displacement": fd, "rmsd": compute_rmsd(parameters)}
+    columns |= {"framewise_displacement": fd, "rmsd": motion.rmsd}
     meta |= _MEASURES
-    for name, parameter in zip(MOTION_COLUMNS, parameters.T, strict=True):
+    for name, parameter in zip(MOTION_COLUMNS, motion.parameters.T, strict=True):
         expanded = expand(name, parameter)
         columns |= expanded
         unit = "mm" if name.startswith("trans") else "rad"
@@ -226,8 +243,8 @@ def _motion_entry(name: str, key: str, unit: str) -> dict[str, str]:
     if key.endswith("_power2"):
         unit += "^2"
     return {
-        "Description": f"{what} {axis} of the head, from the reference to the volume; RAS axes, about the middle of "
-        f"the brain{_expansion(key)}",
+        "Description": f"{what} {axis} of the transform from the volume to the reference, in FSL's convention: voxel "
+        f"axes, about the centre of the field of view{_expansion(key)}",
         "Units": unit,
     }
 
@@ -309,20 +326,21 @@ def compute_dvars(values: np.ndarray, n_dummy: int = 0) -> Dvars:
     return Dvars(*(np.concatenate([[np.nan], values]) for values in (dvars * scale, std, vstd)))
 
 
-def compute_rmsd(parameters: np.ndarray, radius_mm: float = 80.0) -> np.ndarray:
+def compute_rmsd(poses: np.ndarray, centre: np.ndarray, radius_mm: float = 80.0) -> np.ndarray:
     """Compute the root mean square displacement between volumes (Jenkinson, 1999), (T,) mm; NaN for the first.
 
     Parameters
     ----------
-    parameters : numpy.ndarray, (T, 6)
-        Translations (mm) and rotations (rad) about the sphere's centre.
+    poses : numpy.ndarray, (T, 4, 4)
+        Reference point to point of volume t, RAS mm.
+    centre : numpy.ndarray, (3,)
+        Centre of the sphere, mm.
     radius_mm : float
     """
-    from bids_app.preprocess.registration.transforms import rigid
-
-    poses = np.stack([rigid(p[3:], p[:3]) for p in parameters])
-    moved = poses[1:] @ np.linalg.inv(poses[:-1]) - np.eye(4)
-    turn, shift = moved[:, :3, :3], moved[:, :3, 3]
+    to_reference = np.linalg.inv(poses)
+    moved = to_reference[1:] @ poses[:-1] - np.eye(4)
+    turn = moved[:, :3, :3]
+    shift = moved[:, :3, 3] + turn @ centre
     mean_square = radius_mm**2 / 5 * (turn**2).sum(axis=(1, 2)) + (shift**2).sum(axis=1)
     return np.concatenate([[np.nan], np.sqrt(mean_square)])
 
