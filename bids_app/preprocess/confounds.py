@@ -28,6 +28,8 @@ from bids_app.preprocess.sdc.apply import distort_points
 MOTION_COLUMNS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 HIGH_PASS_S = 128.0
 COMPCOR_VARIANCE = 0.5
+TCOMPCOR_SHARE = 0.02
+"""Share of the brain voxels that tCompCor uses: those with the highest variance (Behzadi et al., 2007)."""
 DVARS_SPIKE = 1.5
 """Standardised DVARS above which a volume counts as a motion outlier, as in fMRIPrep."""
 DVARS_MEDIAN = 1000.0
@@ -355,11 +357,13 @@ def cosine_basis(n_volumes: int, tr: float, period_s: float = HIGH_PASS_S) -> np
 def compcor_columns(
     values: np.ndarray, tissues: dict[str, np.ndarray], tr: float, n_dummy: int = 0
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
-    """Compute aCompCor components of CSF (``c_``), white matter (``w_``) and both combined (``a_comp_cor``).
+    """Compute CompCor components (Behzadi et al., 2007), those that explain half of the variance.
 
-    The components that explain half of the variance are kept (Behzadi et al., 2007).
+    Anatomical: of CSF (``c_``), white matter (``w_``) and both combined (``a_comp_cor``). Temporal: of the voxels with
+    the highest variance (``t_comp_cor``).
     """
     masks = {
+        "t": ("high variance", high_variance_voxels(values, tr, n_dummy)),
         "c": ("CSF", tissues["csf"]),
         "w": ("WM", tissues["white_matter"]),
         "a": ("combined", tissues["csf"] | tissues["white_matter"]),
@@ -376,7 +380,7 @@ def compcor_columns(
             columns[name] = np.concatenate([np.zeros(n_dummy), components[:, k]])
             meta[name] = {
                 "Description": f"Component {k} of the {mask_name} voxels, high-pass filtered.",
-                "Method": "aCompCor",
+                "Method": "tCompCor" if letter == "t" else "aCompCor",
                 "Mask": mask_name,
                 "Retained": True,
                 "SingularValue": float(singular[k]),
@@ -384,6 +388,20 @@ def compcor_columns(
                 "CumulativeVarianceExplained": float(share[: k + 1].sum()),
             }
     return columns, meta
+
+
+def slow_basis(n_volumes: int, tr: float) -> np.ndarray:
+    """Compute an orthonormal basis of the constant and the slow cosines, (T, K)."""
+    return np.linalg.qr(np.column_stack([np.ones(n_volumes), cosine_basis(n_volumes, tr)]))[0]
+
+
+def high_variance_voxels(values: np.ndarray, tr: float, n_dummy: int = 0) -> np.ndarray:
+    """Return the `TCOMPCOR_SHARE` of voxels with the highest variance after high-pass filtering, (V,) bool."""
+    slow = slow_basis(len(values) - n_dummy, tr)
+    variance = np.concatenate(
+        [(block**2).sum(axis=0) - ((slow.T @ block) ** 2).sum(axis=0) for block in blocks(values, start=n_dummy)]
+    )
+    return variance > np.quantile(variance, 1 - TCOMPCOR_SHARE)
 
 
 def principal_components(
@@ -398,8 +416,7 @@ def principal_components(
         variance (K,).
     """
     n_volumes = len(values) - n_dummy
-    slow = np.column_stack([np.ones(n_volumes), cosine_basis(n_volumes, tr)])
-    slow, _ = np.linalg.qr(slow)
+    slow = slow_basis(n_volumes, tr)
     covariance = np.zeros((n_volumes, n_volumes))
     for block in blocks(values, where, n_dummy):
         block = block - slow @ (slow.T @ block)

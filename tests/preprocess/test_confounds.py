@@ -14,6 +14,7 @@ from bids_app.preprocess.confounds import (
     confounds_table,
     cosine_basis,
     expand,
+    high_variance_voxels,
     motion_outliers,
     principal_components,
 )
@@ -178,6 +179,17 @@ def test_cosines_are_orthonormal_with_long_periods():
     assert basis.shape == (200, 5)
     np.testing.assert_allclose(basis.T @ basis, np.eye(5), atol=1e-9)
     assert cosine_basis(20, 1.0).shape == (20, 0)
+
+
+def test_temporal_compcor_uses_the_voxels_with_the_highest_variance(values, motion):
+    drift = np.linspace(-500, 500, N_VOLUMES)  # slow drifts are filtered first
+    artefact = np.random.default_rng(2).normal(size=N_VOLUMES)
+    values[:, 200:260] += drift[:, None].astype(np.float32)
+    values[:, 300:312] += 60 * artefact[:, None].astype(np.float32)
+    np.testing.assert_array_equal(np.flatnonzero(high_variance_voxels(values, TR)), np.arange(300, 312))
+    table, meta = confounds_table(values, motion, TISSUES, TR)
+    assert abs(np.corrcoef(table["t_comp_cor_00"], artefact)[0, 1]) > 0.95
+    assert meta["t_comp_cor_00"]["Method"] == "tCompCor"
 
 
 def test_tissue_without_voxels_leaves_its_columns_out_of_compcor(values, motion):
