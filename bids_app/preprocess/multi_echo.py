@@ -32,11 +32,10 @@ AFFINE_TOLERANCE = 1e-3
 
 @dataclass(frozen=True)
 class CombinedEchoes:
-    """The combined series, the motion with the boldref of the combined series, and the T2* map (s)."""
+    """The combined series, and the motion with the boldref of the combined series and its T2* map."""
 
     series: Series
     motion: MotionEstimate
-    t2star: Path
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,12 @@ def combine_echoes(
         warnings=tuple(dict.fromkeys(text for echo in echoes for text in echo.warnings)),
     )
     boldref = make_boldref(series.open_raw(), poses, first.n_dummy, threads)
-    return CombinedEchoes(
-        series,
-        replace(motion, boldref=save_image(out_dir / "boldref.nii.gz", boldref, decay.affine)),
-        save_image(out_dir / "t2star.nii.gz", decay.t2star.astype(np.float32), decay.affine),
+    found = replace(
+        motion,
+        boldref=save_image(out_dir / "boldref.nii.gz", boldref, decay.affine),
+        t2star=save_image(out_dir / "t2star.nii.gz", decay.t2star.astype(np.float32), decay.affine),
     )
+    return CombinedEchoes(series, found)
 
 
 def check_same_grid(echoes: Sequence[Series], sources: Sequence[VolumeSource]) -> None:

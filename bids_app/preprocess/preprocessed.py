@@ -67,6 +67,8 @@ class PreprocessedRun:
     """Brain mask from the boldref's own intensities."""
     boldref_in_template: Path | None = None
     boldref_in_t1w: Path | None = None
+    t2star: Path | None = None
+    """T2* map (s) on the grid of the boldref, of combined echoes."""
     anatomy: Anatomy | None = None
     sdc: SdcField | None = None
     """Susceptibility distortion correction, applied after ``chain`` and before ``motion``; None: no correction."""

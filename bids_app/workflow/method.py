@@ -131,6 +131,8 @@ def add_raw(graph: Graph, run: BoldRun, anatomy: AnatomySteps | None, context: R
         threads=threads,
         memory_gb=step_gb(run),
     )
+    if run.echoes:
+        series, motion = add_echoes(graph, run, series, motion, context)
     if method:
         motion = graph.step(
             f"{name}_sdc",
@@ -194,6 +196,30 @@ def add_raw(graph: Graph, run: BoldRun, anatomy: AnatomySteps | None, context: R
         seed=seed,
         notes=(choice,),
         anatomy=t1w,
+    )
+
+
+def add_echoes(graph: Graph, run: BoldRun, first: Step, motion: Step, context: RunContext) -> tuple[Step, Step]:
+    """Add the steps that combine the echoes of a run; return those of the combined series and its motion."""
+    name, wanted = node_name(run.stem), context.settings.preprocess
+    combined = graph.step(
+        f"{name}_combine",
+        nodes.combine,
+        does=f"BOLD: combine {len(run.echoes)} echoes by T2*",
+        sentences=(Sentence("multi_echo", {"n_echoes": str(len(run.echoes))}),),
+        first=first,
+        others=run.echoes[1:],
+        echo_times=run.echo_times,
+        metadata=run.metadata,
+        motion=motion,
+        ignore=wanted.ignore,
+        threads=context.settings.resources.omp_threads,
+        stamp="".join(map(file_stamp, run.echoes)),
+        memory_gb=step_gb(run),
+    )
+    return (
+        graph.step(f"{name}_series", nodes.combined_series, combined=combined),
+        graph.step(f"{name}_motion", nodes.combined_motion, combined=combined),
     )
 
 
@@ -375,7 +401,7 @@ def add_hashes(graph: Graph, run: BoldRun, context: RunContext) -> Step:
     fieldmap = run.fieldmap.files if run.fieldmap else ()
     companions = run.derived.companions if run.derived else ()
     files: tuple[Path, ...] = tuple(
-        filter(None, (run.bold, run.events, run.t1w, *run.t1w_repeats, *fieldmap, *companions))
+        filter(None, (*(run.echoes or (run.bold,)), run.events, run.t1w, *run.t1w_repeats, *fieldmap, *companions))
     )
     return graph.step(
         f"{node_name(run.stem)}_hashes",

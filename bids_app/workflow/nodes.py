@@ -28,8 +28,9 @@ from bids_app.preprocess.confounds import Confounds, measure_confounds
 from bids_app.preprocess.hmc import MotionEstimate
 from bids_app.preprocess.ingest.derivatives import examine_derived
 from bids_app.preprocess.io.headers import load_nifti
-from bids_app.preprocess.io.images import Series
+from bids_app.preprocess.io.images import Series, examine_bold, set_dummies
 from bids_app.preprocess.masking import prepare_bold
+from bids_app.preprocess.multi_echo import CombinedEchoes, combine_echoes
 from bids_app.preprocess.preprocessed import OnGrid, PreprocessedRun
 from bids_app.preprocess.registration.alignment import Alignment
 from bids_app.preprocess.registration.bold_to_t1w import coregister
@@ -72,6 +73,40 @@ def examine_derivative(
 ) -> Series:
     """Check a run of other derivatives; ``stamp`` changes when a file changes."""
     return examine_derived(derived, metadata, out_dir, dummy_scans, last_onset(events))
+
+
+def combine(
+    first: Series,
+    others: Sequence[Path],
+    echo_times: Sequence[float],
+    metadata: dict[str, Any],
+    motion: MotionEstimate,
+    ignore: Sequence[str],
+    threads: int,
+    stamp: str,
+    out_dir: Path,
+) -> CombinedEchoes:
+    """Check the other echoes of a run and combine all; ``stamp`` changes when a file changes."""
+    echoes = [first]
+    for number, path in enumerate(others, start=2):
+        folder = out_dir / f"echo-{number}"
+        folder.mkdir()
+        echoes.append(set_dummies(examine_bold(path, metadata, folder, ignore=ignore), first.n_dummy))
+    combined = combine_echoes(echoes, echo_times, motion, out_dir, threads)
+    for echo in echoes[1:]:
+        if echo.path != echo.source:
+            echo.path.unlink()  # the uncompressed copy
+    return combined
+
+
+def combined_series(combined: CombinedEchoes, out_dir: Path) -> Series:
+    """Return the series of combined echoes."""
+    return combined.series
+
+
+def combined_motion(combined: CombinedEchoes, out_dir: Path) -> MotionEstimate:
+    """Return the motion of combined echoes."""
+    return combined.motion
 
 
 def last_onset(events: Path | None) -> float | None:
@@ -181,6 +216,7 @@ def collect(
         route=alignment.route,
         quality={**anatomical, **alignment.quality, **confounds.quality, **(sdc.quality if sdc else {})},
         warnings=warnings,
+        t2star=motion.t2star,
         hmc_file=motion.hmc_file,
         coreg_file=alignment.coreg_file,
         to_template=alignment.to_template,

@@ -75,7 +75,7 @@ def aligned(series, poses) -> np.ndarray:
 def test_t2star_is_that_of_the_head(combined, head):
     import nibabel as nib
 
-    found = nib.load(combined.t2star).get_fdata()[inner(head)]
+    found = nib.load(combined.motion.t2star).get_fdata()[inner(head)]
     expected = head[1][inner(head)]
     assert np.median(np.abs(found / expected - 1)) < 0.03
     assert np.corrcoef(found, expected)[0, 1] > 0.95
