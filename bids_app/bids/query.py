@@ -23,6 +23,7 @@ from bids_app.bids.selection import (
     EchoChoice,
     choose_echoes,
     choose_t1w,
+    find_sbref,
     one_of_each_echo,
     repeats_of_t1w,
     t1w_of_other_sessions,
@@ -65,6 +66,8 @@ class BoldRun:
     """All echoes in order of echo time, if they are combined."""
     echo_times: tuple[float, ...] = ()
     """Their echo times, s."""
+    sbref: Path | None = None
+    """Single-band reference of the run; None if echoes are combined."""
     events: Path | None = None
     fieldmap: Fieldmap | None = None
     notes: tuple[str, ...] = ()
@@ -352,6 +355,7 @@ def _make_run(
         metadata=metadata,
         t1w=t1w,
         t1w_repeats=repeats,
+        sbref=None if echoes.echoes else find_sbref(bold),
         events=inheritance.table(bold, "events"),
         fieldmap=fieldmap,
         notes=tuple(notes),

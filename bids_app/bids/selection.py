@@ -87,6 +87,14 @@ def choose_echoes(
     return EchoChoice(files[index])
 
 
+def find_sbref(bold: Path) -> Path | None:
+    """Return the single-band reference next to a run, with its entities; None if it is missing or not fetched."""
+    start, _, end = bold.name.rpartition("_bold")
+    names = (f"{start}_sbref{end}", f"{start}_sbref.nii.gz", f"{start}_sbref.nii")
+    found = (path for name in names if (path := bold.with_name(name)).is_file() and missing_content(path) is None)
+    return next(found, None)
+
+
 def choose_t1w(
     bold: Path, t1ws: Sequence[Path], root: Path, notes: list[str], reference: str = SESSIONWISE
 ) -> Path | None:

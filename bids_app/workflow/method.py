@@ -131,6 +131,17 @@ def add_raw(graph: Graph, run: BoldRun, anatomy: AnatomySteps | None, context: R
         threads=threads,
         memory_gb=step_gb(run),
     )
+    if run.sbref:
+        motion = graph.step(
+            f"{name}_sbref",
+            nodes.sbref,
+            does="BOLD: use the SBRef as reference image, aligned with the run",
+            sentences=(Sentence("sbref"),),
+            motion=motion,
+            sbref=run.sbref,
+            run_name=run.bold.name,
+            stamp=file_stamp(run.sbref),
+        )
     if run.echoes:
         series, motion = add_echoes(graph, run, series, motion, context)
     if method:
@@ -400,9 +411,8 @@ def add_hashes(graph: Graph, run: BoldRun, context: RunContext) -> Step:
     """Add the step that hashes the input files of a run."""
     fieldmap = run.fieldmap.files if run.fieldmap else ()
     companions = run.derived.companions if run.derived else ()
-    files: tuple[Path, ...] = tuple(
-        filter(None, (*(run.echoes or (run.bold,)), run.events, run.t1w, *run.t1w_repeats, *fieldmap, *companions))
-    )
+    images = (*(run.echoes or (run.bold,)), run.sbref, run.events, run.t1w, *run.t1w_repeats, *fieldmap, *companions)
+    files: tuple[Path, ...] = tuple(filter(None, images))
     return graph.step(
         f"{node_name(run.stem)}_hashes",
         hash_inputs,

@@ -37,6 +37,7 @@ from bids_app.preprocess.registration.bold_to_t1w import coregister
 from bids_app.preprocess.registration.bold_to_template import normalise_boldref
 from bids_app.preprocess.registration.boldref import EpiReference, mask_boldref
 from bids_app.preprocess.resample import model_grid_coverage, resample_to_model_grid
+from bids_app.preprocess.sbref import use_sbref
 from bids_app.preprocess.sdc.choice import SYN
 from bids_app.preprocess.sdc.estimate import correct_distortion as correct_by_fieldmap
 from bids_app.preprocess.sdc.syn import correct_by_anatomy
@@ -73,6 +74,11 @@ def examine_derivative(
 ) -> Series:
     """Check a run of other derivatives; ``stamp`` changes when a file changes."""
     return examine_derived(derived, metadata, out_dir, dummy_scans, last_onset(events))
+
+
+def sbref(motion: MotionEstimate, sbref: Path, run_name: str, stamp: str, out_dir: Path) -> MotionEstimate:
+    """Use the SBRef as reference image; ``stamp`` changes when the file changes."""
+    return use_sbref(motion, sbref, run_name, out_dir)
 
 
 def combine(
@@ -191,7 +197,7 @@ def collect(
     """
     sdc = motion.sdc
     anatomical = anatomy.quality if anatomy else {}
-    warnings = series.warnings + (anatomy.warnings if anatomy else ()) + alignment.warnings
+    warnings = series.warnings + motion.warnings + (anatomy.warnings if anatomy else ()) + alignment.warnings
     if alignment.route == "direct":
         warnings += (
             f"{series.source.name}: no T1w image, registered directly to {alignment.template}; expect errors of a few "

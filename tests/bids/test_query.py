@@ -175,6 +175,14 @@ def test_second_echo_is_used_without_echo_times(make_dataset):
     assert "unknown" in run.notes[0]
 
 
+def test_the_sbref_of_a_run_has_its_entities(make_dataset):
+    start = "sub-01/func/sub-01_task-rest"
+    root = make_dataset(f"{start}_run-1_bold.nii.gz", f"{start}_run-1_sbref.nii.gz", f"{start}_run-2_bold.nii.gz")
+    first, second = find_runs(root, QuerySettings())
+    assert first.sbref == root / f"{start}_run-1_sbref.nii.gz"
+    assert second.sbref is None
+
+
 def test_phase_images_and_sbrefs_are_not_runs(make_dataset):
     start = "sub-01/func/sub-01_task-rest"
     names = ("part-mag_bold", "part-phase_bold", "sbref", "cbv")
