@@ -28,6 +28,7 @@ BIDSIGNORE = (
     "figures",
     "log",
     "*_xfm.*",
+    "*_T2starmap.*",
     "*_boldref.*",
     "*_timeseries.*",
     "*_embeddings.*",

@@ -19,7 +19,15 @@ from bids_app.bids.derivatives import SPACES, DerivedRun
 from bids_app.bids.entities import check_name, join_name, natural_key, split_name
 from bids_app.bids.fieldmaps import Fieldmap, choose_fieldmap
 from bids_app.bids.layout import list_participants, query_images
-from bids_app.bids.selection import choose_echo, choose_t1w, one_of_each_echo, repeats_of_t1w
+from bids_app.bids.selection import (
+    EchoChoice,
+    choose_echoes,
+    choose_t1w,
+    find_sbref,
+    one_of_each_echo,
+    repeats_of_t1w,
+    t1w_of_other_sessions,
+)
 from bids_app.bids.sidecars import Inheritance, missing_content, read_json
 from bids_app.bids.writer import RAW_DATASET
 from bids_app.errors import (
@@ -30,7 +38,7 @@ from bids_app.errors import (
     NoMatchError,
     UsageError,
 )
-from bids_app.settings import QuerySettings
+from bids_app.settings import AVERAGE, QuerySettings
 
 LOGGER = logging.getLogger(__name__)
 
@@ -46,14 +54,20 @@ class BoldRun:
     """A BOLD run and its associated files."""
 
     bold: Path
-    """The 4D image; for multi-echo runs, the selected echo."""
+    """The 4D image; for multi-echo runs, the selected echo, or the first if they are combined."""
     entities: dict[str, str]
     """BIDS entities in standard order, without echo and part: ``{"sub": "01", "task": "rest"}``."""
     metadata: dict[str, Any] = field(default_factory=dict)
     """Its sidecars, merged by inheritance."""
     t1w: Path | None = None
     t1w_repeats: tuple[Path, ...] = ()
-    """Repeats of the T1w in its session, to be averaged with it."""
+    """Repeats of the T1w, to be averaged with it."""
+    echoes: tuple[Path, ...] = ()
+    """All echoes in order of echo time, if they are combined."""
+    echo_times: tuple[float, ...] = ()
+    """Their echo times, s."""
+    sbref: Path | None = None
+    """Single-band reference of the run; None if echoes are combined."""
     events: Path | None = None
     fieldmap: Fieldmap | None = None
     notes: tuple[str, ...] = ()
@@ -165,7 +179,7 @@ def find_runs(bids_dir: Path, settings: QuerySettings) -> list[BoldRun]:
     inheritance = Inheritance(bids_dir)
     t1ws, fmaps = (_by_participant(images[name], bids_dir) for name in ("t1w", "fmap"))
     datasets = [read_dataset(root, name, participants) for name, root in settings.derivatives.items()]
-    runs = [_make_run(groups[run], t1ws, fmaps, inheritance) for run in chosen]
+    runs = [_make_run(groups[run], t1ws, fmaps, inheritance, settings) for run in chosen]
     return [_use_derivatives(run, datasets) for run in runs] if datasets else runs
 
 
@@ -302,24 +316,31 @@ def _select(
 
 
 def _make_run(
-    files: list[Path], t1ws: dict[str, list[Path]], fmaps: dict[str, list[Path]], inheritance: Inheritance
+    files: list[Path],
+    t1ws: dict[str, list[Path]],
+    fmaps: dict[str, list[Path]],
+    inheritance: Inheritance,
+    settings: QuerySettings,
 ) -> BoldRun:
     """Build a run from its files; an error becomes the problem of the run."""
     notes: list[str] = []
     problem: NeurostormError | None = None
     metadata: dict[str, Any] = {}
     fieldmap: Fieldmap | None = None
-    bold, t1w, events = files[0], None, None
+    echoes, t1w, events = EchoChoice(files[0]), None, None
     repeats: tuple[Path, ...] = ()
-    folder = bold.relative_to(inheritance.root).parts[0]
+    folder = files[0].relative_to(inheritance.root).parts[0]
     try:
-        bold = choose_echo(one_of_each_echo(files, notes), inheritance, notes)
-        t1w = choose_t1w(bold, t1ws.get(folder, []), inheritance.root, notes)
-        repeats = repeats_of_t1w(t1w, t1ws.get(folder, []), notes) if t1w else ()
+        echoes = choose_echoes(one_of_each_echo(files, notes), inheritance, notes, settings.echo)
+        bold, own_t1ws = echoes.bold, t1ws.get(folder, [])
+        t1w = choose_t1w(bold, own_t1ws, inheritance.root, notes, settings.anatomical_reference)
+        repeats = repeats_of_t1w(t1w, own_t1ws, notes) if t1w else ()
+        if t1w and settings.anatomical_reference == AVERAGE:
+            repeats += t1w_of_other_sessions(t1w, own_t1ws, inheritance.root, notes)
         events = inheritance.table(bold, "events")
-        for path in filter(None, (bold, t1w)):
+        for path in filter(None, (*(echoes.echoes or (bold,)), t1w)):
             check_name(path, inheritance.root)
-        for path in filter(None, (bold, t1w, events)):
+        for path in filter(None, (*(echoes.echoes or (bold,)), t1w, events)):
             error = missing_content(path)
             if error:
                 raise error
@@ -327,12 +348,16 @@ def _make_run(
         fieldmap = choose_fieldmap(bold, metadata, fmaps.get(folder, []), inheritance, notes)
     except NeurostormError as error:
         problem = error
+    bold = echoes.bold
     return BoldRun(
         bold=bold,
+        echoes=echoes.echoes,
+        echo_times=echoes.times,
         entities={"sub": folder.removeprefix("sub-"), **_without(split_name(bold.name)[0], "sub", *MERGED_ENTITIES)},
         metadata=metadata,
         t1w=t1w,
         t1w_repeats=repeats,
+        sbref=None if echoes.echoes else find_sbref(bold),
         events=events,
         fieldmap=fieldmap,
         notes=tuple(notes),

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bids_app.bids.entities import natural_key, split_name
 from bids_app.bids.sidecars import Inheritance, missing_content
+from bids_app.errors import NoInputError
+from bids_app.settings import FIRST, SESSIONWISE
 
 BEST_ECHO_TIME = 0.03
 """Preferred echo time, s: near the T2* of grey matter at 3 T."""
+MIN_ECHOES = 3
+"""Minimum number of echoes that are combined, as in fMRIPrep: T2* cannot be checked with two."""
+
+
+@dataclass(frozen=True)
+class EchoChoice:
+    """The echo that represents a run; and all echoes in order of their echo times (s), if they are combined."""
+
+    bold: Path
+    echoes: tuple[Path, ...] = ()
+    times: tuple[float, ...] = ()
 
 
 def one_of_each_echo(files: Sequence[Path], notes: list[str]) -> list[Path]:
@@ -24,8 +38,13 @@ def one_of_each_echo(files: Sequence[Path], notes: list[str]) -> list[Path]:
     return sorted(chosen.values(), key=lambda path: natural_key(path.name))
 
 
-def choose_echo(files: Sequence[Path], inheritance: Inheritance, notes: list[str]) -> Path:
-    """Choose the echo nearest to `BEST_ECHO_TIME`; the second one if sidecars lack an echo time.
+def choose_echoes(
+    files: Sequence[Path], inheritance: Inheritance, notes: list[str], echo: int | None = None
+) -> EchoChoice:
+    """Choose the echoes of a run.
+
+    Three or more echoes with known echo times are combined. Otherwise the echo nearest to `BEST_ECHO_TIME` is chosen,
+    or the second one if sidecars lack an echo time.
 
     Parameters
     ----------
@@ -34,26 +53,56 @@ def choose_echo(files: Sequence[Path], inheritance: Inheritance, notes: list[str
     inheritance : Inheritance
         Sidecars of the dataset.
     notes : list of str
-        Receives the selected echo.
+        Receives the selection.
+    echo : int, optional
+        Label of the only echo to use (``--echo-idx``).
+
+    Raises
+    ------
+    NoInputError
+        The run does not have this echo.
     """
     if len(files) == 1:
-        return files[0]
+        return EchoChoice(files[0])
+    if echo is not None:
+        by_label = {split_name(path.name)[0].get("echo", "").lstrip("0"): path for path in files}
+        if str(echo) not in by_label:
+            raise NoInputError(
+                f"{files[0].name}: the run has no echo {echo} (it has {', '.join(by_label)}).", "Correct --echo-idx."
+            )
+        notes.append(f"Echo {echo} of {len(files)} was used (--echo-idx).")
+        return EchoChoice(by_label[str(echo)])
     times = [_echo_time(inheritance.metadata(path)) for path in files]
+    if len(files) >= MIN_ECHOES and not any(math.isnan(time) for time in times) and len(set(times)) == len(times):
+        ordered = sorted(zip(times, files, strict=True))
+        notes.append(f"{len(files)} echoes were combined by T2*.")
+        return EchoChoice(ordered[0][1], tuple(path for _, path in ordered), tuple(time for time, _ in ordered))
     if any(math.isnan(time) for time in times):
         index, why = 1, "the echo times are unknown"
     else:
         index = min(range(len(files)), key=lambda i: abs(times[i] - BEST_ECHO_TIME))
         why = f"TE {1000 * times[index]:.4g} ms is nearest to {1000 * BEST_ECHO_TIME:.0f} ms"
-    echo = split_name(files[index].name)[0].get("echo", "?")
-    notes.append(f"Echo {echo} of {len(files)} was used: {why}.")
-    return files[index]
+    label = split_name(files[index].name)[0].get("echo", "?")
+    notes.append(f"Echo {label} of {len(files)} was used: {why}.")
+    return EchoChoice(files[index])
 
 
-def choose_t1w(bold: Path, t1ws: Sequence[Path], root: Path, notes: list[str]) -> Path | None:
+def find_sbref(bold: Path) -> Path | None:
+    """Return the single-band reference next to a run, with its entities; None if it is missing or not fetched."""
+    start, _, end = bold.name.rpartition("_bold")
+    names = (f"{start}_sbref{end}", f"{start}_sbref.nii.gz", f"{start}_sbref.nii")
+    found = (path for name in names if (path := bold.with_name(name)).is_file() and missing_content(path) is None)
+    return next(found, None)
+
+
+def choose_t1w(
+    bold: Path, t1ws: Sequence[Path], root: Path, notes: list[str], reference: str = SESSIONWISE
+) -> Path | None:
     """Choose the T1w image of a run.
 
-    Images of the run's session are preferred, then images without a session, then those of the other sessions in order.
-    Within a session, images without contrast agent are preferred, then the smallest voxels, then the first name.
+    ``sessionwise``: images of the run's session are preferred, then images without a session, then those of the other
+    sessions in order. ``first`` and ``average``: images without a session, then those of the first session, for all
+    runs. Within a session, images without contrast agent are preferred, then the smallest voxels, then the first name.
 
     Parameters
     ----------
@@ -65,6 +114,8 @@ def choose_t1w(bold: Path, t1ws: Sequence[Path], root: Path, notes: list[str]) -
         Root of the dataset.
     notes : list of str
         Receives the selection if there was a choice, and a note if there is no T1w image.
+    reference : str
+        Value of ``--subject-anatomical-reference``.
     """
     if not t1ws:
         notes.append("No T1w image was found: the BOLD run is aligned with the template directly.")
@@ -73,10 +124,11 @@ def choose_t1w(bold: Path, t1ws: Sequence[Path], root: Path, notes: list[str]) -
     by_session: dict[str, list[Path]] = {}
     for path in t1ws:
         by_session.setdefault(session_folder(path, root), []).append(path)
-    selected = min(by_session, key=lambda label: (label != session, label != "", natural_key(label)))
+    preferred = session if reference == SESSIONWISE else ""
+    selected = min(by_session, key=lambda label: (label != preferred, label != "", natural_key(label)))
     candidates = by_session[selected]
     chosen = min(candidates, key=_t1w_rank) if len(candidates) > 1 else candidates[0]
-    if selected != session:
+    if selected != session and reference == SESSIONWISE:
         where = f"of {selected}" if selected else "without a session"
         notes.append(f"{session or 'The run'} has no T1w image; {chosen.name} {where} was used.")
     if len(candidates) > 1:
@@ -84,7 +136,22 @@ def choose_t1w(bold: Path, t1ws: Sequence[Path], root: Path, notes: list[str]) -
             f"{chosen.name} was used out of {len(candidates)} T1w images "
             "(no contrast agent, then the smallest voxels, then the first name)."
         )
+    if len(by_session) > 1 and reference == FIRST:
+        notes.append(f"{chosen.name} is the anatomical reference of all sessions.")
     return chosen
+
+
+def t1w_of_other_sessions(t1w: Path, t1ws: Sequence[Path], root: Path, notes: list[str]) -> tuple[Path, ...]:
+    """List the best T1w image of each other session, to be averaged with the reference (``average``)."""
+    by_session: dict[str, list[Path]] = {}
+    for path in t1ws:
+        if missing_content(path) is None:
+            by_session.setdefault(session_folder(path, root), []).append(path)
+    by_session.pop(session_folder(t1w, root), None)
+    others = tuple(min(by_session[label], key=_t1w_rank) for label in sorted(by_session, key=natural_key))
+    if others:
+        notes.append(f"{t1w.name} was averaged with {', '.join(path.name for path in others)} of other sessions.")
+    return others
 
 
 def repeats_of_t1w(t1w: Path, t1ws: Sequence[Path], notes: list[str]) -> tuple[Path, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nibabel as nib
@@ -23,8 +23,7 @@ def anatomy_outputs(anatomy: Anatomy, datasets: Mapping[str, Path], out_dir: Pat
     """Write the outputs of a T1w image at its original resolution; return the folder of the tree."""
     from bids_app.reports.figures.brains import plot_flicker, plot_outlines
 
-    found = split_name(anatomy.source.name)[0]
-    entities = {key: value for key, value in found.items() if key not in ("part", "echo")}
+    entities = entities_of(anatomy.used or (anatomy.source,))
     names = name_run(out_dir / "tree", entities, datasets, anatomy.used or [anatomy.source])
     image = load_nifti(anatomy.native)
     affine, shape = image.affine, image.shape[:3]
@@ -60,6 +59,13 @@ def anatomy_outputs(anatomy: Anatomy, datasets: Mapping[str, Path], out_dir: Pat
         title=f"{names.stem} on the template",
     )
     return names.tree
+
+
+def entities_of(sources: Sequence[Path]) -> dict[str, str]:
+    """Return the entities of the outputs of T1w images; the mean of several sessions has no session."""
+    found = [split_name(path.name)[0] for path in sources]
+    left_out = {"part", "echo"} | ({"ses", "run"} if len({one.get("ses") for one in found}) > 1 else set())
+    return {key: value for key, value in found[0].items() if key not in left_out}
 
 
 def describe_t1w(anatomy: Anatomy) -> str:

@@ -23,6 +23,7 @@ from bids_app.outputs.schema import (
     MeasuredField,
     Parameters,
     QualitySidecar,
+    T2starSidecar,
     TransformSidecar,
 )
 from bids_app.preprocess.io.headers import load_nifti
@@ -66,6 +67,9 @@ def run_outputs(
     names.sidecar(boldref, BoldrefSidecar(description=BOLDREFS[boldref_kind(run)]))
     write_distortion_correction(names, run)
 
+    if run.t2star:
+        t2star = copy_file(run.t2star, names.path("T2starmap", ".nii.gz", space="boldref"))
+        names.sidecar(t2star, T2starSidecar(units="s", raw_sources=names.sources))
     if run.hmc_file:
         copy_file(run.hmc_file, names.path("xfm", ".txt", from_="orig", to="boldref", mode="image", desc="hmc"))
     if run.coreg_file:

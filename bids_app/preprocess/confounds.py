@@ -9,6 +9,7 @@ in blocks of voxels or volumes.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,13 +22,15 @@ from bids_app.preprocess.io.arrays import create_array
 from bids_app.preprocess.io.images import Series, read_volume
 from bids_app.preprocess.iqms import compute_iqms
 from bids_app.preprocess.registration.alignment import Alignment
-from bids_app.preprocess.registration.transforms import grid_points, rigid_parameters
+from bids_app.preprocess.registration.transforms import apply_matrix, fsl_parameters, grid_points
 from bids_app.preprocess.resample import pull_volumes
 from bids_app.preprocess.sdc.apply import distort_points
 
 MOTION_COLUMNS = ("trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z")
 HIGH_PASS_S = 128.0
 COMPCOR_VARIANCE = 0.5
+TCOMPCOR_SHARE = 0.02
+"""Share of the brain voxels that tCompCor uses: those with the highest variance (Behzadi et al., 2007)."""
 DVARS_SPIKE = 1.5
 """Standardised DVARS above which a volume counts as a motion outlier, as in fMRIPrep."""
 DVARS_MEDIAN = 1000.0
@@ -43,6 +46,23 @@ class Confounds:
     sidecar: Path
     carpet: Path
     quality: dict[str, float] = field(default_factory=dict)
+
+
+class HeadMotion(NamedTuple):
+    """Head motion of a run in the convention of FSL, which fMRIPrep's tables use.
+
+    ``parameters`` are translations (mm) and rotations (rad) from volume to reference, (T, 6), in voxel axes about the
+    centre of the field of view. ``rmsd`` is the root mean square displacement between volumes, (T,) mm.
+    """
+
+    parameters: np.ndarray
+    rmsd: np.ndarray
+
+    @classmethod
+    def of(cls, poses: np.ndarray, shape: Sequence[int], affine: np.ndarray) -> HeadMotion:
+        """Convert poses (T, 4, 4), reference point to point of volume t, RAS mm, on the grid of the reference."""
+        centre = apply_matrix(affine, (np.array(shape[:3]) - 1) / 2)
+        return cls(fsl_parameters(poses, shape, affine), compute_rmsd(poses, centre))
 
 
 def measure_confounds(
@@ -81,9 +101,9 @@ def measure_confounds(
         values[row : row + len(chunk)] = chunk
         row += len(chunk)
     values.flush()
-    parameters = rigid_parameters(poses, points.mean(axis=0))
     dvars = compute_dvars(values, series.n_dummy)
-    table, meta = confounds_table(values, parameters, tissues, series.tr, series.n_dummy, fd_threshold, dvars)
+    head = HeadMotion.of(poses, mask.shape, affine)
+    table, meta = confounds_table(values, head, tissues, series.tr, series.n_dummy, fd_threshold, dvars)
     boldref, _ = read_volume(motion.boldref)
     fd = table["framewise_displacement"].to_numpy()
     quality = compute_iqms(values, mask, boldref, affine, fd, series.n_dummy) | dvars.means(series.n_dummy)
@@ -97,7 +117,7 @@ def measure_confounds(
 
 def confounds_table(
     values: np.ndarray,
-    parameters: np.ndarray,
+    motion: HeadMotion,
     tissues: dict[str, np.ndarray],
     tr: float,
     n_dummy: int = 0,
@@ -110,8 +130,7 @@ def confounds_table(
     ----------
     values : numpy.ndarray, (T, V)
         Motion-corrected series in the brain mask.
-    parameters : numpy.ndarray, (T, 6)
-        Translations (mm) and rotations (rad) of the head.
+    motion : HeadMotion
     tissues : dict
         Masks ``csf`` and ``white_matter`` over the voxels, (V,) bool.
     tr : float
@@ -139,11 +158,11 @@ def confounds_table(
         columns |= expanded
         meta |= {key: {"Description": _SIGNALS[name] + _expansion(key)} for key in expanded}
     dvars = dvars or compute_dvars(values, n_dummy)
-    fd = np.concatenate([[np.nan], framewise_displacement(parameters)[1:]])
+    fd = np.concatenate([[np.nan], framewise_displacement(motion.parameters)[1:]])
     columns |= {"std_dvars": dvars.std, "dvars": dvars.nstd}
-    columns |= {"framewise_displacement": fd, "rmsd": compute_rmsd(parameters)}
+    columns |= {"framewise_displacement": fd, "rmsd": motion.rmsd}
     meta |= _MEASURES
-    for name, parameter in zip(MOTION_COLUMNS, parameters.T, strict=True):
+    for name, parameter in zip(MOTION_COLUMNS, motion.parameters.T, strict=True):
         expanded = expand(name, parameter)
         columns |= expanded
         unit = "mm" if name.startswith("trans") else "rad"
@@ -227,8 +246,8 @@ def _motion_entry(name: str, key: str, unit: str) -> dict[str, str]:
     if key.endswith("_power2"):
         unit += "^2"
     return {
-        "Description": f"{what} {axis} of the head, from the reference to the volume; RAS axes, about the middle of "
-        f"the brain{_expansion(key)}",
+        "Description": f"{what} {axis} of the transform from the volume to the reference, in FSL's convention: voxel "
+        f"axes, about the centre of the field of view{_expansion(key)}",
         "Units": unit,
     }
 
@@ -310,20 +329,21 @@ def compute_dvars(values: np.ndarray, n_dummy: int = 0) -> Dvars:
     return Dvars(*(np.concatenate([[np.nan], values]) for values in (dvars * scale, std, vstd)))
 
 
-def compute_rmsd(parameters: np.ndarray, radius_mm: float = 80.0) -> np.ndarray:
+def compute_rmsd(poses: np.ndarray, centre: np.ndarray, radius_mm: float = 80.0) -> np.ndarray:
     """Compute the root mean square displacement between volumes (Jenkinson, 1999), (T,) mm; NaN for the first.
 
     Parameters
     ----------
-    parameters : numpy.ndarray, (T, 6)
-        Translations (mm) and rotations (rad) about the sphere's centre.
+    poses : numpy.ndarray, (T, 4, 4)
+        Reference point to point of volume t, RAS mm.
+    centre : numpy.ndarray, (3,)
+        Centre of the sphere, mm.
     radius_mm : float
     """
-    from bids_app.preprocess.registration.transforms import rigid
-
-    poses = np.stack([rigid(p[3:], p[:3]) for p in parameters])
-    moved = poses[1:] @ np.linalg.inv(poses[:-1]) - np.eye(4)
-    turn, shift = moved[:, :3, :3], moved[:, :3, 3]
+    to_reference = np.linalg.inv(poses)
+    moved = to_reference[1:] @ poses[:-1] - np.eye(4)
+    turn = moved[:, :3, :3]
+    shift = moved[:, :3, 3] + turn @ centre
     mean_square = radius_mm**2 / 5 * (turn**2).sum(axis=(1, 2)) + (shift**2).sum(axis=1)
     return np.concatenate([[np.nan], np.sqrt(mean_square)])
 
@@ -338,11 +358,13 @@ def cosine_basis(n_volumes: int, tr: float, period_s: float = HIGH_PASS_S) -> np
 def compcor_columns(
     values: np.ndarray, tissues: dict[str, np.ndarray], tr: float, n_dummy: int = 0
 ) -> tuple[dict[str, np.ndarray], dict[str, dict[str, Any]]]:
-    """Compute aCompCor components of CSF (``c_``), white matter (``w_``) and both combined (``a_comp_cor``).
+    """Compute CompCor components (Behzadi et al., 2007), those that explain half of the variance.
 
-    The components that explain half of the variance are kept (Behzadi et al., 2007).
+    Anatomical: of CSF (``c_``), white matter (``w_``) and both combined (``a_comp_cor``). Temporal: of the voxels with
+    the highest variance (``t_comp_cor``).
     """
     masks = {
+        "t": ("high variance", high_variance_voxels(values, tr, n_dummy)),
         "c": ("CSF", tissues["csf"]),
         "w": ("WM", tissues["white_matter"]),
         "a": ("combined", tissues["csf"] | tissues["white_matter"]),
@@ -359,7 +381,7 @@ def compcor_columns(
             columns[name] = np.concatenate([np.zeros(n_dummy), components[:, k]])
             meta[name] = {
                 "Description": f"Component {k} of the {mask_name} voxels, high-pass filtered.",
-                "Method": "aCompCor",
+                "Method": "tCompCor" if letter == "t" else "aCompCor",
                 "Mask": mask_name,
                 "Retained": True,
                 "SingularValue": float(singular[k]),
@@ -367,6 +389,20 @@ def compcor_columns(
                 "CumulativeVarianceExplained": float(share[: k + 1].sum()),
             }
     return columns, meta
+
+
+def slow_basis(n_volumes: int, tr: float) -> np.ndarray:
+    """Compute an orthonormal basis of the constant and the slow cosines, (T, K)."""
+    return np.linalg.qr(np.column_stack([np.ones(n_volumes), cosine_basis(n_volumes, tr)]))[0]
+
+
+def high_variance_voxels(values: np.ndarray, tr: float, n_dummy: int = 0) -> np.ndarray:
+    """Return the `TCOMPCOR_SHARE` of voxels with the highest variance after high-pass filtering, (V,) bool."""
+    slow = slow_basis(len(values) - n_dummy, tr)
+    variance = np.concatenate(
+        [(block**2).sum(axis=0) - ((slow.T @ block) ** 2).sum(axis=0) for block in blocks(values, start=n_dummy)]
+    )
+    return variance > np.quantile(variance, 1 - TCOMPCOR_SHARE)
 
 
 def principal_components(
@@ -381,8 +417,7 @@ def principal_components(
         variance (K,).
     """
     n_volumes = len(values) - n_dummy
-    slow = np.column_stack([np.ones(n_volumes), cosine_basis(n_volumes, tr)])
-    slow, _ = np.linalg.qr(slow)
+    slow = slow_basis(n_volumes, tr)
     covariance = np.zeros((n_volumes, n_volumes))
     for block in blocks(values, where, n_dummy):
         block = block - slow @ (slow.T @ block)

@@ -55,6 +55,9 @@ class MotionEstimate:
     boldref: Path
     hmc_file: Path
     sdc: SdcField | None = None
+    t2star: Path | None = None
+    """T2* map (s) on the grid of the boldref, of combined echoes."""
+    warnings: tuple[str, ...] = ()
 
 
 def correct_motion(series: Series, out_dir: Path, threads: int = 1, device: str = "cpu") -> MotionEstimate:

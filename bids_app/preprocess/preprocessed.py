@@ -91,6 +91,8 @@ class PreprocessedRun(AlignedSeries):
     """Brain mask from the boldref's own intensities."""
     boldref_in_template: Path | None = None
     boldref_in_t1w: Path | None = None
+    t2star: Path | None = None
+    """T2* map (s) on the grid of the boldref, of combined echoes."""
     anatomy: Anatomy | None = None
     space: str | None = None
     """Standard space of ``boldref`` and masks (route ``derivatives``); None: the run's own space."""

@@ -18,9 +18,12 @@ from bids_app.settings.machine import (
 from bids_app.settings.option import Option, as_options, options_of
 from bids_app.settings.sections import (
     ATTRIBUTIONS,
+    AVERAGE,
+    FIRST,
     GROUPS,
     IGNORABLE,
     OUT_OF_DOMAIN,
+    SESSIONWISE,
     ModelSettings,
     PreprocessSettings,
     QuerySettings,
@@ -30,13 +33,16 @@ from bids_app.settings.values import GROUP, PARTICIPANT
 
 __all__ = [
     "ATTRIBUTIONS",
+    "AVERAGE",
     "CACHES",
+    "FIRST",
     "GROUP",
     "GROUPS",
     "IGNORABLE",
     "OUT_OF_DOMAIN",
     "PARTICIPANT",
     "SCRATCH_VARIABLE",
+    "SESSIONWISE",
     "ModelSettings",
     "Option",
     "PreprocessSettings",

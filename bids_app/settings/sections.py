@@ -31,6 +31,11 @@ OUT_OF_DOMAIN = ("warn", "refuse")
 IGNORABLE = ("fieldmaps", "slicetiming")
 """Values of ``--ignore``."""
 
+FIRST, AVERAGE, SESSIONWISE = ANATOMICAL_REFERENCES = ("first", "average", "sessionwise")
+"""Values of ``--subject-anatomical-reference``."""
+REFERENCE_NAMES = {"first-lex": FIRST, "unbiased": AVERAGE}
+"""fMRIPrep's names for them."""
+
 DATA, PREPROCESSING, MODEL, RESOURCES, ACTIONS = GROUPS = (
     "data selection",
     "preprocessing",
@@ -127,6 +132,25 @@ class QuerySettings:
         write=write_named_paths,
         everyday=True,
     )
+    echo: int | None = option(
+        "--echo-idx",
+        default=None,
+        group=DATA,
+        type=whole_number,
+        metavar="N",
+        help="use only this echo of multi-echo runs (default: combine three or more echoes by T2*)",
+    )
+    """Label of the echo to use; None: echoes are combined."""
+    anatomical_reference: str = option(
+        "--subject-anatomical-reference",
+        default=SESSIONWISE,
+        group=DATA,
+        choices=(*ANATOMICAL_REFERENCES, *REFERENCE_NAMES),
+        help="T1w image of participants with several sessions: that of the first session, the average over sessions, "
+        "or that of each session (default: sessionwise)",
+        parse=lambda name: REFERENCE_NAMES.get(name, name),
+    )
+    """An entry of `ANATOMICAL_REFERENCES`."""
 
 
 @dataclass(frozen=True)

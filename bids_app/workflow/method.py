@@ -148,6 +148,19 @@ def add_raw(
         threads=threads,
         memory_gb=step_gb(run),
     )
+    if run.sbref:
+        motion = graph.step(
+            f"{name}_sbref",
+            nodes.sbref,
+            does="BOLD: use the SBRef as reference image, aligned with the run",
+            sentences=(Sentence("sbref"),),
+            motion=motion,
+            sbref=run.sbref,
+            run_name=run.bold.name,
+            stamp=file_stamp(run.sbref),
+        )
+    if run.echoes:
+        series, motion = add_echoes(graph, run, series, motion, context)
     if method:
         motion = graph.step(
             f"{name}_sdc",
@@ -210,9 +223,34 @@ def add_raw(
         confounds=confounds,
         seed=seed,
         notes=(choice,),
+        corrects_distortion=bool(method),
         anatomy=t1w,
     )
     return collected, {"series": series, "motion": motion, "alignment": alignment}
+
+
+def add_echoes(graph: Graph, run: BoldRun, first: Step, motion: Step, context: RunContext) -> tuple[Step, Step]:
+    """Add the steps that combine the echoes of a run; return those of the combined series and its motion."""
+    name, wanted = node_name(run.stem), context.settings.preprocess
+    combined = graph.step(
+        f"{name}_combine",
+        nodes.combine,
+        does=f"BOLD: combine {len(run.echoes)} echoes by T2*",
+        sentences=(Sentence("multi_echo", {"n_echoes": str(len(run.echoes))}),),
+        first=first,
+        others=run.echoes[1:],
+        echo_times=run.echo_times,
+        metadata=run.metadata,
+        motion=motion,
+        ignore=wanted.ignore,
+        threads=context.settings.resources.omp_threads,
+        stamp="".join(map(file_stamp, run.echoes)),
+        memory_gb=step_gb(run),
+    )
+    return (
+        graph.step(f"{name}_series", nodes.combined_series, combined=combined),
+        graph.step(f"{name}_motion", nodes.combined_motion, combined=combined),
+    )
 
 
 def add_derivatives(graph: Graph, run: BoldRun, context: RunContext) -> Step:
@@ -400,9 +438,8 @@ def add_hashes(graph: Graph, run: BoldRun, context: RunContext) -> Step:
     """Add the step that hashes the input files of a run."""
     fieldmap = run.fieldmap.files if run.fieldmap else ()
     companions = run.derived.companions if run.derived else ()
-    files: tuple[Path, ...] = tuple(
-        filter(None, (run.bold, run.events, run.t1w, *run.t1w_repeats, *fieldmap, *companions))
-    )
+    images = (*(run.echoes or (run.bold,)), run.sbref, run.events, run.t1w, *run.t1w_repeats, *fieldmap, *companions)
+    files: tuple[Path, ...] = tuple(filter(None, images))
     return graph.step(
         f"{node_name(run.stem)}_hashes",
         hash_inputs,

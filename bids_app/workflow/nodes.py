@@ -21,21 +21,23 @@ from bids_app.catalog.atlases import find_atlas
 from bids_app.catalog.cards import describe_model
 from bids_app.catalog.models import find_model, weights_path
 from bids_app.clips import NORMALISATIONS, ClipReader, GridSeries, labels_to_model_grid
-from bids_app.errors import BadDataError
+from bids_app.errors import BadDataError, NoInputError, RegistrationError
 from bids_app.files import read_rows
 from bids_app.preprocess.anatomical import Anatomy, PreparedT1w, prepare_t1w
 from bids_app.preprocess.confounds import Confounds, measure_confounds
 from bids_app.preprocess.hmc import MotionEstimate
 from bids_app.preprocess.ingest.derivatives import examine_derived
 from bids_app.preprocess.io.headers import load_nifti
-from bids_app.preprocess.io.images import Series
+from bids_app.preprocess.io.images import Series, examine_bold, set_dummies
 from bids_app.preprocess.masking import prepare_bold
+from bids_app.preprocess.multi_echo import CombinedEchoes, combine_echoes
 from bids_app.preprocess.preprocessed import AlignedSeries, OnGrid, PreprocessedRun
 from bids_app.preprocess.registration.alignment import Alignment
 from bids_app.preprocess.registration.bold_to_t1w import coregister
 from bids_app.preprocess.registration.bold_to_template import normalise_boldref
 from bids_app.preprocess.registration.boldref import EpiReference, mask_boldref
 from bids_app.preprocess.resample import model_grid_coverage, resample_to_model_grid
+from bids_app.preprocess.sbref import use_sbref
 from bids_app.preprocess.sdc.choice import SYN
 from bids_app.preprocess.sdc.estimate import correct_distortion as correct_by_fieldmap
 from bids_app.preprocess.sdc.syn import correct_by_anatomy
@@ -74,6 +76,45 @@ def examine_derivative(
     return examine_derived(derived, metadata, out_dir, dummy_scans, last_onset(events))
 
 
+def sbref(motion: MotionEstimate, sbref: Path, run_name: str, stamp: str, out_dir: Path) -> MotionEstimate:
+    """Use the SBRef as reference image; ``stamp`` changes when the file changes."""
+    return use_sbref(motion, sbref, run_name, out_dir)
+
+
+def combine(
+    first: Series,
+    others: Sequence[Path],
+    echo_times: Sequence[float],
+    metadata: dict[str, Any],
+    motion: MotionEstimate,
+    ignore: Sequence[str],
+    threads: int,
+    stamp: str,
+    out_dir: Path,
+) -> CombinedEchoes:
+    """Check the other echoes of a run and combine all; ``stamp`` changes when a file changes."""
+    echoes = [first]
+    for number, path in enumerate(others, start=2):
+        folder = out_dir / f"echo-{number}"
+        folder.mkdir()
+        echoes.append(set_dummies(examine_bold(path, metadata, folder, ignore=ignore), first.n_dummy))
+    combined = combine_echoes(echoes, echo_times, motion, out_dir, threads)
+    for echo in echoes[1:]:
+        if echo.path != echo.source:
+            echo.path.unlink()  # the uncompressed copy
+    return combined
+
+
+def combined_series(combined: CombinedEchoes, out_dir: Path) -> Series:
+    """Return the series of combined echoes."""
+    return combined.series
+
+
+def combined_motion(combined: CombinedEchoes, out_dir: Path) -> MotionEstimate:
+    """Return the motion of combined echoes."""
+    return combined.motion
+
+
 def last_onset(events: Path | None) -> float | None:
     """Read the onset of the last event of a run, s."""
     if events is None:
@@ -99,12 +140,19 @@ def correct_distortion(
     out_dir: Path,
     anatomy: Anatomy | None = None,
 ) -> MotionEstimate:
-    """Correct susceptibility distortion by fieldmap or T1w; ``stamp`` changes when a fieldmap changes."""
-    if method == SYN:
-        assert anatomy is not None
-        return correct_by_anatomy(series.source, metadata, motion, anatomy, out_dir, seed)
-    assert fieldmap is not None
-    return correct_by_fieldmap(series.source, metadata, motion, fieldmap, out_dir, seed)
+    """Correct susceptibility distortion by fieldmap or T1w; ``stamp`` changes when a fieldmap changes.
+
+    The correction only improves a run: where it is not possible, the run continues without it, with a warning.
+    """
+    try:
+        if method == SYN:
+            assert anatomy is not None
+            return correct_by_anatomy(series.source, metadata, motion, anatomy, out_dir, seed)
+        assert fieldmap is not None
+        return correct_by_fieldmap(series.source, metadata, motion, fieldmap, out_dir, seed)
+    except (BadDataError, NoInputError, RegistrationError) as error:
+        warning = f"{series.source.name}: susceptibility distortion was not corrected. {error.message}"
+        return replace(motion, warnings=(*motion.warnings, warning))
 
 
 def mask_run(series: Series, motion: MotionEstimate, out_dir: Path) -> EpiReference:
@@ -136,6 +184,7 @@ def collect(
     confounds: Confounds,
     seed: int,
     notes: tuple[str, ...],
+    corrects_distortion: bool,
     out_dir: Path,
     anatomy: Anatomy | None = None,
 ) -> PreprocessedRun:
@@ -148,15 +197,19 @@ def collect(
     seed : int
         Seed of the registrations.
     notes : tuple of str
-        Processing choices, for the report.
+        Choice of the distortion correction, for the report.
+    corrects_distortion : bool
+        The run has a step that corrects distortion; without a result, a warning of that step replaces the notes.
     out_dir : pathlib.Path
         Unused.
     anatomy : Anatomy, optional
         For the route ``t1w``.
     """
     sdc = motion.sdc
+    if corrects_distortion and sdc is None:
+        notes = ()
     anatomical = anatomy.quality if anatomy else {}
-    warnings = series.warnings + (anatomy.warnings if anatomy else ()) + alignment.warnings
+    warnings = series.warnings + motion.warnings + (anatomy.warnings if anatomy else ()) + alignment.warnings
     if alignment.route == "direct":
         warnings += (
             f"{series.source.name}: no T1w image, registered directly to {alignment.template}; expect errors of a few "
@@ -173,6 +226,7 @@ def collect(
         route=alignment.route,
         quality={**anatomical, **alignment.quality, **confounds.quality, **(sdc.quality if sdc else {})},
         warnings=warnings,
+        t2star=motion.t2star,
         hmc_file=motion.hmc_file,
         coreg_file=alignment.coreg_file,
         to_template=alignment.to_template,

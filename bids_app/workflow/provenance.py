@@ -35,6 +35,7 @@ VERSIONS_OF = (
     "pybids",
     "numpy",
     "scipy",
+    "tedana",
 )
 
 

@@ -114,26 +114,73 @@ def test_events_are_inherited_from_the_root(make_dataset):
     assert only_run(root).events == root / "task-rest_events.tsv"
 
 
-@pytest.mark.parametrize(
-    ("times", "chosen"),
-    [((0.012, 0.028, 0.044), "2"), ((0.014, 0.0331, 0.05), "2"), ((0.03, 0.05), "1"), ((12, 29, 46), "2")],
-)
-def test_echo_nearest_30_ms_is_used_with_a_note(make_dataset, times, chosen):
+def echoes(times) -> dict:
     files = {}
     for echo, echo_time in enumerate(times, start=1):
         files[f"sub-01/func/sub-01_task-rest_echo-{echo}_bold.nii.gz"] = None
         files[f"sub-01/func/sub-01_task-rest_echo-{echo}_bold.json"] = {"EchoTime": echo_time}
-    run = only_run(make_dataset(**files))
-    assert f"_echo-{chosen}_" in run.bold.name
+    return files
+
+
+@pytest.mark.parametrize("times", [(0.012, 0.028, 0.044), (12, 29, 46), (0.044, 0.012, 0.028)])
+def test_three_echoes_are_combined_in_order_of_their_echo_times(make_dataset, times):
+    run = only_run(make_dataset(**echoes(times)))
+    order = [times.index(time) + 1 for time in sorted(times)]
+    assert [path.name for path in run.echoes] == [f"sub-01_task-rest_echo-{n}_bold.nii.gz" for n in order]
+    assert run.bold == run.echoes[0]
+    assert run.echo_times == pytest.approx([t / 1000 if t > 1 else t for t in sorted(times)])
     assert run.stem == "sub-01_task-rest"
-    assert f"Echo {chosen} of " in run.notes[0]
-    assert run.metadata["EchoTime"] == times[int(chosen) - 1]
+    assert "3 echoes were combined" in run.notes[0]
+
+
+def test_of_two_echoes_that_nearest_30_ms_is_used_with_a_note(make_dataset):
+    run = only_run(make_dataset(**echoes((0.03, 0.05))))
+    assert "_echo-1_" in run.bold.name
+    assert not run.echoes
+    assert "Echo 1 of 2" in run.notes[0]
+    assert run.metadata["EchoTime"] == 0.03
+
+
+def test_a_single_echo_is_used_on_request(make_dataset):
+    root = make_dataset(**echoes((0.012, 0.028, 0.044)))
+    run = only_run(root, echo=3)
+    assert "_echo-3_" in run.bold.name
+    assert not run.echoes
+    problem = only_run(root, echo=4).problem
+    assert "no echo 4" in problem.message
+    assert "--echo-idx" in problem.hint
+
+
+TWO_SESSIONS = [
+    f"sub-01/ses-{session}/{kind}/sub-01_ses-{session}_{suffix}.nii.gz"
+    for session in ("a", "b")
+    for kind, suffix in (("anat", "T1w"), ("func", "task-rest_bold"))
+]
+
+
+@pytest.mark.parametrize(
+    ("reference", "t1ws", "repeats"),
+    [("sessionwise", ["a", "b"], [[], []]), ("first", ["a", "a"], [[], []]), ("average", ["a", "a"], [["b"], ["b"]])],
+)
+def test_the_anatomical_reference_of_sessions(make_dataset, reference, t1ws, repeats):
+    runs = find_runs(make_dataset(*TWO_SESSIONS), QuerySettings(anatomical_reference=reference))
+    assert [run.t1w.name for run in runs] == [f"sub-01_ses-{session}_T1w.nii.gz" for session in t1ws]
+    found = [[path.name for path in run.t1w_repeats] for run in runs]
+    assert found == [[f"sub-01_ses-{session}_T1w.nii.gz" for session in sessions] for sessions in repeats]
 
 
 def test_second_echo_is_used_without_echo_times(make_dataset):
     run = only_run(make_dataset(*(f"sub-01/func/sub-01_task-rest_echo-{n}_bold.nii.gz" for n in (1, 2, 3))))
     assert "_echo-2_" in run.bold.name
     assert "unknown" in run.notes[0]
+
+
+def test_the_sbref_of_a_run_has_its_entities(make_dataset):
+    start = "sub-01/func/sub-01_task-rest"
+    root = make_dataset(f"{start}_run-1_bold.nii.gz", f"{start}_run-1_sbref.nii.gz", f"{start}_run-2_bold.nii.gz")
+    first, second = find_runs(root, QuerySettings())
+    assert first.sbref == root / f"{start}_run-1_sbref.nii.gz"
+    assert second.sbref is None
 
 
 def test_phase_images_and_sbrefs_are_not_runs(make_dataset):

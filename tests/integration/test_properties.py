@@ -25,7 +25,7 @@ from bids_app.errors import NeurostormError
 from bids_app.model.windows import cut_windows, join_windows, plan_windows
 from bids_app.preprocess.io.headers import corner_distances, examine_header
 from bids_app.preprocess.io.timing import read_slice_times, repetition_time
-from bids_app.preprocess.registration.transforms import apply_matrix, linear, rigid, rigid_parameters
+from bids_app.preprocess.registration.transforms import apply_matrix, linear, rigid
 from bids_app.preprocess.sdc.apply import read_readout
 from bids_app.preprocess.sdc.choice import choose_correction
 
@@ -44,12 +44,11 @@ JSON = st.recursive(
 # affines
 @QUICK
 @given(ANGLES, SHIFTS, SHIFTS)
-def test_rigid_parameters_are_recovered_from_the_matrix(angles, shift, centre) -> None:
+def test_a_rigid_matrix_is_a_rotation_about_its_centre(angles, shift, centre) -> None:
     matrix = rigid(angles, shift, centre)
     np.testing.assert_allclose(matrix[:3, :3] @ matrix[:3, :3].T, np.eye(3), atol=1e-10)
     assert np.linalg.det(matrix[:3, :3]) == pytest.approx(1)
-    parameters = rigid_parameters(matrix[None], centre)[0]
-    np.testing.assert_allclose(rigid(parameters[3:], parameters[:3], centre), matrix, atol=1e-7)
+    np.testing.assert_allclose(apply_matrix(matrix, np.array([centre])), np.add(centre, shift)[None], atol=1e-7)
 
 
 @QUICK

@@ -29,6 +29,7 @@ VALUES = {
     "way": "MNI152NLin6Asym, the model's own space",
     "rule": "dropped",
     "fd_spike_mm": 0.5,
+    "n_echoes": 3,
     "spaces": "MNI152NLin6Asym",
     "model": "demo",
     "weights_sha256": "0123abcd",

@@ -91,6 +91,7 @@ EXAMPLES: list[schema.Record] = [
     schema.Sidecar(sources=SOURCES),
     schema.MaskSidecar(sources=SOURCES, kind="Brain", raw_sources=SOURCES, resolution="2 mm"),
     schema.BoldrefSidecar(sources=SOURCES, description="A median."),
+    schema.T2starSidecar(units="s", raw_sources=SOURCES),
     schema.T1wSidecar(sources=SOURCES, skull_stripped=False, description="Without bias."),
     schema.TransformSidecar(description="A field.", distortion_corrected=True, distortion_correction=CORRECTION),
     schema.BoldSidecar(repetition_time=2.0, skull_stripped=False, task="rest", n_volumes=100, start_time=0.5),

@@ -7,15 +7,18 @@ import pandas as pd
 import pytest
 
 from bids_app.preprocess.confounds import (
+    HeadMotion,
     compcor_columns,
     compute_dvars,
     compute_rmsd,
     confounds_table,
     cosine_basis,
     expand,
+    high_variance_voxels,
     motion_outliers,
     principal_components,
 )
+from bids_app.preprocess.registration.transforms import apply_matrix, rigid
 
 N_VOLUMES, N_VOXELS, TR = 80, 600, 2.0
 CSF, WM = np.arange(N_VOXELS) < 100, np.arange(N_VOXELS) >= 450
@@ -39,17 +42,18 @@ def values(breathing) -> np.ndarray:
 
 
 @pytest.fixture
-def parameters() -> np.ndarray:
-    made = np.zeros((N_VOLUMES, 6))
-    made[50:, 0] = 0.8
-    made[50:, 5] = 0.01
-    return made
+def motion() -> HeadMotion:
+    """A shift of 0.8 mm and a rotation of 0.01 rad in volume 50."""
+    parameters = np.zeros((N_VOLUMES, 6))
+    parameters[50:, 0] = 0.8
+    parameters[50:, 5] = 0.01
+    return HeadMotion(parameters, np.concatenate([[np.nan], np.linalg.norm(np.diff(parameters, axis=0), axis=1)]))
 
 
-def test_columns_are_fmripreps(values, parameters):
-    table, meta = confounds_table(values, parameters, TISSUES, TR, n_dummy=2)
-    motion = ["trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z"]
-    expanded = [*motion, "global_signal", "csf", "white_matter"]
+def test_columns_are_fmripreps(values, motion):
+    table, meta = confounds_table(values, motion, TISSUES, TR, n_dummy=2)
+    moved = ["trans_x", "trans_y", "trans_z", "rot_x", "rot_y", "rot_z"]
+    expanded = [*moved, "global_signal", "csf", "white_matter"]
     for name in expanded:
         for suffix in ("", "_derivative1", "_power2", "_derivative1_power2"):
             assert f"{name}{suffix}" in table
@@ -64,8 +68,8 @@ def test_columns_are_fmripreps(values, parameters):
     json.dumps(meta)
 
 
-def test_first_row_of_differences_is_missing(values, parameters):
-    table, _ = confounds_table(values, parameters, TISSUES, TR)
+def test_first_row_of_differences_is_missing(values, motion):
+    table, _ = confounds_table(values, motion, TISSUES, TR)
     missing = table.columns[table.iloc[0].isna()]
     assert "framewise_displacement" in missing
     assert "dvars" in missing
@@ -74,15 +78,15 @@ def test_first_row_of_differences_is_missing(values, parameters):
     assert table.iloc[1:].notna().all().all()
 
 
-def test_signals_are_means_over_their_voxels(values, parameters):
-    table, _ = confounds_table(values, parameters, TISSUES, TR)
+def test_signals_are_means_over_their_voxels(values, motion):
+    table, _ = confounds_table(values, motion, TISSUES, TR)
     np.testing.assert_allclose(table["global_signal"], values.mean(axis=1, dtype=np.float64), rtol=1e-6)
     np.testing.assert_allclose(table["csf"], values[:, CSF].mean(axis=1, dtype=np.float64), rtol=1e-6)
     np.testing.assert_allclose(table["csf_wm"], values[:, CSF | WM].mean(axis=1, dtype=np.float64), rtol=1e-6)
 
 
-def test_displacement_and_outliers_of_a_jump(values, parameters):
-    table, meta = confounds_table(values, parameters, TISSUES, TR, fd_threshold=0.5)
+def test_displacement_and_outliers_of_a_jump(values, motion):
+    table, meta = confounds_table(values, motion, TISSUES, TR, fd_threshold=0.5)
     assert table["framewise_displacement"][50] == pytest.approx(0.8 + 50 * 0.01)
     assert table["framewise_displacement"].drop([0, 50]).max() == 0
     outliers = [c for c in table if c.startswith("motion_outlier")]
@@ -91,9 +95,22 @@ def test_displacement_and_outliers_of_a_jump(values, parameters):
 
 
 def test_rmsd_of_a_shift_is_the_shift():
-    parameters = np.zeros((3, 6))
-    parameters[1:, 1] = 2.0
-    np.testing.assert_allclose(compute_rmsd(parameters)[1:], [2.0, 0.0], atol=1e-12)
+    poses = np.stack([np.eye(4), rigid((0, 0, 0), (0, 2, 0)), rigid((0, 0, 0), (0, 2, 0))])
+    np.testing.assert_allclose(compute_rmsd(poses, np.array([10.0, 0, 0]))[1:], [2.0, 0.0], atol=1e-12)
+
+
+def test_rmsd_of_a_rotation_is_the_root_mean_square_over_the_sphere():
+    centre = np.array([10.0, -20.0, 5.0])
+    poses = np.stack([np.eye(4), rigid((0.02, 0, 0.01), (0.5, 0, 0), (0, 0, 0))])
+    points = np.random.default_rng(3).normal(size=(200_000, 3))
+    points *= (
+        80
+        * np.random.default_rng(4).uniform(size=(len(points), 1)) ** (1 / 3)
+        / np.linalg.norm(points, axis=1, keepdims=True)
+    )
+    points += centre
+    moved = apply_matrix(np.linalg.inv(poses[1]), points) - points
+    assert compute_rmsd(poses, centre)[1] == pytest.approx(np.sqrt((moved**2).sum(axis=1).mean()), rel=0.01)
 
 
 def test_dvars_by_its_definition(values):
@@ -150,8 +167,8 @@ def test_components_are_orthonormal_filtered_and_of_fixed_sign(values):
     assert share.sum() == pytest.approx(1)
 
 
-def test_dummies_are_zero_in_components_and_cosines(values, parameters):
-    table, _ = confounds_table(values, parameters, TISSUES, TR, n_dummy=3)
+def test_dummies_are_zero_in_components_and_cosines(values, motion):
+    table, _ = confounds_table(values, motion, TISSUES, TR, n_dummy=3)
     for name in ("a_comp_cor_00", "cosine00"):
         assert (table[name][:3] == 0).all()
         assert (table[name][3:] != 0).any()
@@ -164,16 +181,27 @@ def test_cosines_are_orthonormal_with_long_periods():
     assert cosine_basis(20, 1.0).shape == (20, 0)
 
 
-def test_tissue_without_voxels_leaves_its_columns_out_of_compcor(values, parameters):
+def test_temporal_compcor_uses_the_voxels_with_the_highest_variance(values, motion):
+    drift = np.linspace(-500, 500, N_VOLUMES)  # slow drifts are filtered first
+    artefact = np.random.default_rng(2).normal(size=N_VOLUMES)
+    values[:, 200:260] += drift[:, None].astype(np.float32)
+    values[:, 300:312] += 60 * artefact[:, None].astype(np.float32)
+    np.testing.assert_array_equal(np.flatnonzero(high_variance_voxels(values, TR)), np.arange(300, 312))
+    table, meta = confounds_table(values, motion, TISSUES, TR)
+    assert abs(np.corrcoef(table["t_comp_cor_00"], artefact)[0, 1]) > 0.95
+    assert meta["t_comp_cor_00"]["Method"] == "tCompCor"
+
+
+def test_tissue_without_voxels_leaves_its_columns_out_of_compcor(values, motion):
     none = {"csf": np.zeros(N_VOXELS, bool), "white_matter": WM}
-    table, _ = confounds_table(values, parameters, none, TR)
+    table, _ = confounds_table(values, motion, none, TR)
     assert table["csf"].isna().all()
     assert not [c for c in table if c.startswith("c_comp_cor")]
     assert "w_comp_cor_00" in table
 
 
-def test_table_is_written_with_na(tmp_path, values, parameters):
-    table, _ = confounds_table(values, parameters, TISSUES, TR)
+def test_table_is_written_with_na(tmp_path, values, motion):
+    table, _ = confounds_table(values, motion, TISSUES, TR)
     table.to_csv(tmp_path / "c.tsv", sep="\t", index=False, na_rep="n/a")
     assert (tmp_path / "c.tsv").read_text().splitlines()[1].count("n/a") == int(table.iloc[0].isna().sum())
     assert pd.read_csv(tmp_path / "c.tsv", sep="\t").shape == table.shape

@@ -50,11 +50,32 @@ def test_anatomy_comes_first_then_the_run_then_the_model_then_outputs(run: BoldR
     ]
 
 
+def test_the_sbref_replaces_the_reference_before_distortion_is_corrected(run: BoldRun, context: RunContext) -> None:
+    graph = Graph()
+    add_run(graph, replace(run, sbref=run.bold), context)
+    (mask,) = (step for step in graph.steps.values() if step.name.endswith("_mask"))
+    assert mask.upstream["motion"].name.endswith("_sbref")
+
+
+def test_echoes_are_combined_after_head_motion(run: BoldRun, context: RunContext) -> None:
+    multi_echo = replace(run, echoes=(run.bold,) * 3, echo_times=(0.012, 0.028, 0.044))
+    graph = Graph()
+    add_run(graph, multi_echo, context)
+    kinds = [name.rpartition("_")[2] for name in graph.steps]
+    assert kinds[3:9] == ["examine", "hmc", "combine", "series", "motion", "mask"]
+    (confounds,) = (step for step in graph.steps.values() if step.name.endswith("_confounds"))
+    assert {key: step.name.rpartition("_")[2] for key, step in confounds.upstream.items()} == {
+        "series": "series",
+        "motion": "motion",
+        "alignment": "align",
+    }
+
+
 RESULT_OF = {
     "anatomy": ("normalise", "outputs"),
     "prepared": ("prepare",),
-    "series": ("examine",),
-    "motion": ("hmc", "sdc"),
+    "series": ("examine", "series"),
+    "motion": ("hmc", "sbref", "sdc", "motion"),
     "reference": ("mask",),
     "alignment": ("align",),
     "confounds": ("confounds",),

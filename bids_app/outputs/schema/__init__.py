@@ -46,6 +46,7 @@ from bids_app.outputs.schema.run import (
     QualitySidecar,
     Sidecar,
     T1wSidecar,
+    T2starSidecar,
     TransformSidecar,
 )
 from bids_app.outputs.schema.verdict import LEVELS, PASS, REFUSE, WARN, CheckRecord, VerdictRecord
@@ -89,6 +90,7 @@ __all__ = [
     "Sidecar",
     "Summary",
     "T1wSidecar",
+    "T2starSidecar",
     "TransformSidecar",
     "Uncertainty",
     "VerdictRecord",

@@ -49,6 +49,14 @@ class BoldrefSidecar(Sidecar):
 
 
 @dataclass(frozen=True, kw_only=True)
+class T2starSidecar(Sidecar):
+    """Sidecar of a T2* map."""
+
+    units: str | None = key("Units", text)
+    raw_sources: tuple[str, ...] | None = key("RawSources", several(text))
+
+
+@dataclass(frozen=True, kw_only=True)
 class T1wSidecar(Sidecar):
     """Sidecar of a T1w image."""
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from bids_app.errors import BadDataError
@@ -305,25 +306,38 @@ def rigid(rotation: Vector, translation: Vector, centre: Vector = (0, 0, 0)) -> 
     return matrix
 
 
-def rigid_parameters(matrices: np.ndarray, centre: Vector) -> np.ndarray:
-    """Return translations (mm) and rotations (rad) of rigid matrices about a centre; the inverse of `rigid`.
+def fsl_parameters(poses: np.ndarray, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
+    """Convert rigid head motion to the parameters that FSL's MCFLIRT writes.
+
+    MCFLIRT describes the transform from volume t to the reference in FSL's coordinates: voxel indices times voxel
+    sizes, with the first axis reversed if the affine has a positive determinant. Rotations are left-handed,
+    ``R = Rx Ry Rz`` (``rotmat2euler`` of FSL's miscmaths), about the centre of the field of view.
 
     Parameters
     ----------
-    matrices : numpy.ndarray, (T, 4, 4)
-    centre : (3,)
-        mm.
+    poses : numpy.ndarray, (T, 4, 4)
+        Reference point to point of volume t, RAS mm.
+    shape : sequence of int
+        Grid of the reference, (X, Y, Z).
+    affine : numpy.ndarray, (4, 4)
+        Its voxel indices to RAS mm.
 
     Returns
     -------
     numpy.ndarray, (T, 6)
-        ``trans_x, trans_y, trans_z, rot_x, rot_y, rot_z``.
+        ``trans_x, trans_y, trans_z`` (mm), ``rot_x, rot_y, rot_z`` (rad).
     """
-    matrices = np.asarray(matrices, dtype=np.float64)
-    rotation = matrices[:, :3, :3]
-    centre = np.asarray(centre, dtype=np.float64)
-    shift = matrices[:, :3, 3] + rotation @ centre - centre
-    about_x = np.arctan2(rotation[:, 2, 1], rotation[:, 2, 2])
-    about_y = np.arcsin(np.clip(-rotation[:, 2, 0], -1, 1))
-    about_z = np.arctan2(rotation[:, 1, 0], rotation[:, 0, 0])
+    sizes = voxel_sizes(affine)
+    extent = (np.array(shape[:3]) - 1) * sizes
+    to_fsl = np.diag([*sizes, 1.0]) @ np.linalg.inv(affine)
+    if np.linalg.det(affine[:3, :3]) > 0:
+        reverse = np.diag([-1.0, 1.0, 1.0, 1.0])
+        reverse[0, 3] = extent[0]
+        to_fsl = reverse @ to_fsl
+    moved = to_fsl @ np.linalg.inv(poses) @ np.linalg.inv(to_fsl)
+    rotation, centre = moved[:, :3, :3], extent / 2
+    shift = moved[:, :3, 3] + rotation @ centre - centre
+    about_x = np.arctan2(rotation[:, 1, 2], rotation[:, 2, 2])
+    about_y = np.arcsin(np.clip(-rotation[:, 0, 2], -1, 1))
+    about_z = np.arctan2(rotation[:, 0, 1], rotation[:, 0, 0])
     return np.column_stack([shift, about_x, about_y, about_z])

@@ -1,7 +1,9 @@
 """Transforms, their files, and agreement with ANTs."""
 
+import nibabel as nib
 import numpy as np
 import pytest
+from nitransforms.io.fsl import FSLLinearTransform
 
 from bids_app.preprocess.io.images import save_image
 from bids_app.preprocess.registration.ants import ants_library
@@ -10,12 +12,12 @@ from bids_app.preprocess.registration.transforms import (
     Linear,
     Warp,
     apply_matrix,
+    fsl_parameters,
     grid_points,
     linear,
     read_itk_composite,
     resample_to,
     rigid,
-    rigid_parameters,
     sample,
     write_itk_text,
 )
@@ -56,11 +58,36 @@ def test_a_warp_is_zero_outside_its_grid():
     np.testing.assert_array_equal(bump()(far), far)
 
 
-def test_rigid_parameters_are_the_inverse_of_rigid():
+def fsl_matrix(parameters: np.ndarray, centre: np.ndarray) -> np.ndarray:
+    """Volume to reference in FSL's coordinates, as FSL builds it (``construct_rotmat_euler`` of miscmaths)."""
+    (cx, cy, cz), (sx, sy, sz) = np.cos(parameters[3:]), np.sin(parameters[3:])
+    about_x = np.array([[1, 0, 0], [0, cx, sx], [0, -sx, cx]])
+    about_y = np.array([[cy, 0, -sy], [0, 1, 0], [sy, 0, cy]])
+    about_z = np.array([[cz, sz, 0], [-sz, cz, 0], [0, 0, 1]])
+    matrix = np.eye(4)
+    matrix[:3, :3] = about_x @ about_y @ about_z
+    matrix[:3, 3] = parameters[:3] + centre - matrix[:3, :3] @ centre
+    return matrix
+
+
+@pytest.mark.parametrize("orientation", [(-1, 1, 1), (1, 1, 1), (1, -1, 1)])
+def test_motion_parameters_are_those_of_mcflirt(orientation):
     given = np.array([[1.0, -2.0, 3.0, 0.1, -0.2, 0.3], [0, 0, 0, 0, 0, 0], [0.1, 0, 0, 0, 0, -0.01]])
-    centre = (5, -20, 12)
-    matrices = np.stack([rigid(p[3:], p[:3], centre) for p in given])
-    np.testing.assert_allclose(rigid_parameters(matrices, centre), given, atol=1e-12)
+    affine = rigid((0.3, 0.1, -0.2), (-70, -90, -40)) @ np.diag([3.0 * orientation[0], 3.5, 4.0 * orientation[2], 1.0])
+    affine[:, 1] *= orientation[1]
+    reference = nib.Nifti1Image(np.zeros((40, 36, 30), np.uint8), affine)
+    centre = (np.array(reference.shape) - 1) * np.array([3.0, 3.5, 4.0]) / 2
+    poses = [FSLLinearTransform(fsl_matrix(row, centre)).to_ras(reference, reference) for row in given]
+    np.testing.assert_allclose(fsl_parameters(np.stack(poses), reference.shape, affine), given, atol=1e-9)
+
+
+def test_motion_to_the_right_forward_and_up_has_the_signs_of_fsl():
+    poses = rigid((0.01, 0.02, 0.03), (1, 2, 3))[None]
+    affine = np.diag([-2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = (39, -39, -39)  # the centre of the field of view is at 0
+    found = fsl_parameters(poses, (40, 40, 40), affine)[0]
+    np.testing.assert_allclose(found, [1, -2, -3, 0.01, -0.02, -0.03], atol=0.15)
+    np.testing.assert_array_equal(np.sign(found), [1, -1, -1, 1, -1, -1])
 
 
 def test_sampling_on_the_grid_gives_the_voxels():
