@@ -105,7 +105,7 @@ def motion_ghosts(image: np.ndarray, axis: int, level: float, rng: np.random.Gen
 
 def spike(image: np.ndarray, level: float, rng: np.random.Generator) -> np.ndarray:
     """Add the stripes of a spike in k-space to each plane of the last axis; ``level``: relative to the signal."""
-    x, y = (rng.integers(low, high) for low, high in ((4, image.shape[0] // 3), (4, image.shape[1] // 3)))
+    x, y = (rng.integers(2, max(3, n // 3)) for n in image.shape[:2])
     i, j = np.indices(image.shape[:2], sparse=True)
     wave = np.cos(2 * np.pi * (x * i / image.shape[0] + y * j / image.shape[1]) + rng.uniform(0, 6.3))
     bright = float(image[image > image.mean()].mean())

@@ -60,9 +60,9 @@ def _t1w(voxel_mm: tuple[float, float, float], orientation: str, noise: float, *
 
 
 ADULT = Person()
-CHILD = Person(skull_mm=3.8, scalp_mm=4.0, csf_mm=1.0, marrow=0.3, neck_mm=46.0, face_size=0.72, brain_scale=0.93)
-OLD = Person(skull_mm=7.5, scalp_mm=6.5, csf_mm=2.0, marrow=0.6, neck_mm=62.0, atrophy=0.8, lesions=7)
-HEAVY = Person(skull_mm=6.5, scalp_mm=9.5, marrow=0.55, neck_mm=68.0)
+CHILD = Person(skull_mm=3.5, scalp_mm=3.8, csf_mm=0.6, marrow=0.5, neck_mm=46.0, face_size=0.72, brain_scale=0.93)
+OLD = Person(skull_mm=6.0, scalp_mm=5.0, csf_mm=1.5, marrow=0.8, neck_mm=62.0, atrophy=0.8, lesions=7)
+HEAVY = Person(skull_mm=5.5, scalp_mm=8.0, marrow=0.8, neck_mm=68.0)
 
 KINDS: dict[str, Kind] = {
     "adult": Kind(
@@ -90,7 +90,7 @@ KINDS: dict[str, Kind] = {
     ),
     "multiband": Kind(
         "Siemens",
-        Person(skull_mm=5.5, scalp_mm=5.0, neck_mm=52.0),
+        Person(skull_mm=4.5, scalp_mm=4.5, neck_mm=52.0),
         _t1w((1.0, 1.0, 1.0), "PIR", 0.025, sequence="fatsat", coil=1.4, removed="face"),
         Protocol(0.8, 0.037, (2.4, 2.4, 2.4), (88, 88, 60), orientation="LAS", oblique_deg=(-10.0, 0, 1.0), snr=45.0),
         EpiImperfections(coil=1.8, ghost=0.01, acceleration=6.0),
@@ -112,7 +112,7 @@ KINDS: dict[str, Kind] = {
     ),
     "thick": Kind(
         "Siemens",
-        Person(skull_mm=5.5, scalp_mm=7.0, neck_mm=60.0),
+        Person(skull_mm=4.5, scalp_mm=6.0, neck_mm=60.0),
         _t1w((3.0, 1.33, 1.33), "RAS", 0.02, coil=2.8),
         Protocol(1.0, 0.03, (3.0, 3.0, 3.75), (64, 64, 18), orientation="LAS", oblique_deg=(-9.0, 0, 0), snr=90.0),
         EpiImperfections(coil=2.2, ghost=0.02),

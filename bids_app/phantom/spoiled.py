@@ -72,7 +72,7 @@ def invert_contrast(data: np.ndarray, affine: np.ndarray) -> Scan:
 
     For simulated heads, `whole_head_t1w.T1wScan` with the sequence ``t2w`` is closer to a T2w image.
     """
-    low, high = np.percentile(data, [50, 99.5])
+    low, high = np.percentile(data, [5, 99.5])
     bright = np.clip((data - low) / max(float(high - low), 1e-6), 0, 1)
     head = np.clip(bright / 0.15, 0, 1)
     return ((high - low) * head * (1.15 - bright)).astype(np.float32), affine.copy()

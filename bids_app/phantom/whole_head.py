@@ -48,10 +48,10 @@ class Person:
         Number of lesions of white matter; every fifth is a large cavity.
     """
 
-    skull_mm: float = 6.5
-    scalp_mm: float = 6.0
-    csf_mm: float = 1.5
-    marrow: float = 0.45
+    skull_mm: float = 5.0
+    scalp_mm: float = 5.0
+    csf_mm: float = 1.0
+    marrow: float = 0.75
     neck_mm: float = 58.0
     face_size: float = 1.0
     brain_scale: float = 1.0
@@ -234,9 +234,9 @@ def _compose(field: _Coarse, person: Person, brain: TissueMaps, affine: np.ndarr
     fill(field.eye, fluid=1.0)
     fill(field.orbit * edge(field.outside - field.inner - 2.5, width) * inside_body, fat=0.95, muscle=0.05)
     skull = edge(field.outer - field.outside, width)
-    table = 1.0 + 0.12 * (field.outer - field.inner)
+    table = 0.6 + 0.1 * (field.outer - field.inner)
     in_diploe = edge(np.minimum(field.outside - field.inner, field.outer - field.outside) - table, width)
-    marrow = in_diploe * person.marrow * np.clip(field.depth / 20.0, 0.6, 1.2)
+    marrow = in_diploe * person.marrow
     fill(skull * edge(field.depth - 3.0, width), bone=1 - marrow, fat=marrow)
     fill(field.bone * edge(field.depth - 4.0, width), bone=1 - field.marrow, fat=field.marrow)
     skin = edge(1.8 - field.depth, width)
