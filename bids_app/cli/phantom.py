@@ -20,7 +20,12 @@ def parser() -> argparse.ArgumentParser:
         "with the ground truth in derivatives/truth.",
     )
     p.add_argument("out_dir", type=Path, metavar="OUT", help="new folder for the dataset")
-    p.add_argument("--participants", type=int, default=2, metavar="N", help="number of participants (default: 2)")
+    p.add_argument(
+        "--participants",
+        type=int,
+        metavar="N",
+        help="number of participants (default: 2, with --kind one of each kind)",
+    )
     p.add_argument("--seed", type=int, default=1, metavar="S", help="the same seed gives the same bytes (default: 1)")
     p.add_argument(
         "--sessions", type=int, default=1, metavar="N", help="sessions per participant (default: 1, unnamed)"
@@ -33,6 +38,14 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--distortion", type=float, metavar="MM", help="maximum EPI distortion (default: 0, with fieldmaps 8)"
     )
+    p.add_argument(
+        "--kind",
+        nargs="+",
+        default=(),
+        metavar="KIND",
+        help="whole heads as difficult as real ones, in turn: adult, flash, mp2rage, multiband, child, old, thick, "
+        "wrapped, coarse, stripped, or all (default: simple heads made of the registration template)",
+    )
     p.add_argument("--fieldmaps", choices=("pepolar", "phasediff"), help="also write fieldmap scans of this type")
     p.add_argument("--nprocs", type=int, default=default_cpus(), metavar="N", help="scans to simulate in parallel")
     return p
@@ -44,10 +57,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     from bids_app.phantom.activity import STATES  # imported late to keep --help fast
     from bids_app.phantom.dataset import DatasetPlan, write_dataset
+    from bids_app.phantom.kinds import KINDS
 
+    kinds = tuple(KINDS) if "all" in arguments.kind else tuple(arguments.kind)
     try:
         plan = DatasetPlan(
-            participants=arguments.participants,
+            participants=(len(kinds) or 2) if arguments.participants is None else arguments.participants,
             seed=arguments.seed,
             sessions=arguments.sessions,
             runs=arguments.runs,
@@ -57,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             size=arguments.size,
             distortion=arguments.distortion if arguments.distortion is not None else 8.0 * bool(arguments.fieldmaps),
             fieldmaps=arguments.fieldmaps,
+            kinds=kinds,
         )
         runs = write_dataset(arguments.out_dir, plan, max(1, arguments.nprocs))
     except NeurostormError as error:

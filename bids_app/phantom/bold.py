@@ -7,18 +7,19 @@ and *boldref*: scanner mm at the reference volume.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
 
-from bids_app.phantom import activity
+from bids_app.phantom import activity, epi
 from bids_app.phantom.distortion import Distortion, Inhomogeneity, distort, random_inhomogeneity
+from bids_app.phantom.epi import EpiImperfections
 from bids_app.phantom.geometry import apply, grid_points, rigid, rng_for, sample, smooth_noise
 from bids_app.phantom.head_shape import HeadShape
 from bids_app.phantom.motion import random_motion
 from bids_app.phantom.protocol import Protocol
-from bids_app.phantom.tissues import TISSUES, epi_signal, template_tissues
+from bids_app.phantom.tissues import TISSUES, TissueMaps, epi_signal, template_tissues
 
 BRIGHTNESS = 2400.0
 """Image units of a relative signal of 1; grey matter is at about 900."""
@@ -158,6 +159,8 @@ def simulate_run(
     body: Body | None = None,
     boldref_to_t1w: np.ndarray | None = None,
     field: Inhomogeneity | None = None,
+    maps: TissueMaps | None = None,
+    imperfections: EpiImperfections | None = None,
 ) -> SimulatedRun:
     """Simulate one BOLD run.
 
@@ -175,6 +178,10 @@ def simulate_run(
         Position of the head during this run, rigid; default: a few mm and degrees from the T1w scan.
     field : Inhomogeneity, optional
         Field of this head; default: a random one with the protocol's largest displacement.
+    maps : TissueMaps, optional
+        Tissues of the participant's whole head (`whole_head`); default: the template's.
+    imperfections : EpiImperfections, optional
+        Of the scanner; default: a weak bias and thermal noise only.
     """
     body = body or random_body(*keys)
     if boldref_to_t1w is None:
@@ -184,7 +191,10 @@ def simulate_run(
     design = activity.response(events, protocol.tr, protocol.n_volumes)
     contrast, reference = _contrast(protocol)
     motion = random_motion(protocol.n_volumes, protocol.tr, protocol.motion_mm, rng, reference)
-    head = build_static_head(head_shape, boldref_to_t1w, protocol)
+    head = build_static_head(head_shape, boldref_to_t1w, protocol, maps=maps)
+    if imperfections is not None:
+        kept = epi.remaining_signal(head.template, imperfections.signal_loss)
+        head = replace(head, tissues=head.tissues * kept)
     images, courses = _parts(head, protocol, body, state, design, contrast, rng)
     shape, affine = protocol.grid()
     if protocol.distortion and field is None:
@@ -193,7 +203,15 @@ def simulate_run(
     bold = _acquire(head, images, courses, motion, shape, affine, distortion)
     receive = np.exp(0.08 * smooth_noise(shape, np.array(protocol.voxel_mm), 120.0, rng))
     bold *= (BRIGHTNESS * receive)[..., None]
-    add_noise(bold, BRIGHTNESS * float(contrast[-1, 0]) / protocol.snr, rng)
+    sigma: float | np.ndarray = BRIGHTNESS * float(contrast[-1, 0]) / protocol.snr
+    if imperfections is not None:
+        own = rng_for(*keys, "imperfections")
+        bold *= epi.receive_field(protocol, imperfections, own)[..., None]
+        epi.add_ghosts(bold, protocol, imperfections)
+        sigma = epi.noise_level(protocol, imperfections, float(sigma), own)
+    add_noise(bold, sigma, rng)
+    if imperfections is not None and imperfections.spikes:
+        epi.add_spikes(bold, imperfections, own)
     positions = grid_points(shape, affine)
     inside = sample(head.brain, head.affine, positions) >= 0.5
     template = head_shape.t1w_to_template(apply(boldref_to_t1w, positions[inside]))
@@ -257,16 +275,20 @@ def _contrast(protocol: Protocol) -> tuple[np.ndarray, int]:
 
 
 def build_static_head(
-    head_shape: HeadShape, boldref_to_t1w: np.ndarray, protocol: Protocol, margin_mm: float = 9.0
+    head_shape: HeadShape,
+    boldref_to_t1w: np.ndarray,
+    protocol: Protocol,
+    margin_mm: float = 9.0,
+    maps: TissueMaps | None = None,
 ) -> StaticHead:
-    """Resample the template's tissues at the head's position, on a grid finer than the scan's that covers its box."""
+    """Resample the tissues of the template, or ``maps``, at the head's position on a fine grid that covers the scan."""
     step = min(protocol.voxel_mm) / 1.5
     low, high = scanned_box(protocol, margin_mm + protocol.distortion)
     affine = np.diag([step, step, step, 1.0])
     affine[:3, 3] = low
     counts = np.ceil((high - low) / step).astype(int)
     points = grid_points((counts[0], counts[1], counts[2]), affine)
-    maps = template_tissues(2)
+    maps = maps or template_tissues(2)
     template = head_shape.t1w_to_template(apply(boldref_to_t1w, points))
     tissues = [sample(maps.fractions[name], maps.affine, template) for name in TISSUES]
     inside = np.sum(tissues, axis=0) > 0.02
@@ -375,7 +397,7 @@ def read_distorted(
     return sample(volume, volume_affine, true) * sample(distortion.brightness, distortion.affine, at_reference)
 
 
-def add_noise(bold: np.ndarray, sigma: float, rng: np.random.Generator) -> None:
+def add_noise(bold: np.ndarray, sigma: float | np.ndarray, rng: np.random.Generator) -> None:
     """Add thermal noise of a magnitude image (Rician), in place."""
     for t in range(bold.shape[-1]):
         real, imaginary = rng.standard_normal((2, *bold.shape[:3]), dtype=np.float32) * np.float32(sigma)

@@ -19,9 +19,12 @@ from bids_app.phantom.distortion import Inhomogeneity, phase_axis, phase_directi
 from bids_app.phantom.fieldmaps import ECHO_TIMES, SPIN_ECHO_TE, simulate_epi_pair, simulate_phase_difference
 from bids_app.phantom.geometry import rng_for
 from bids_app.phantom.head_shape import HeadShape, random_head_shape, random_pose
+from bids_app.phantom.kinds import HEADERS, KINDS, Kind, kind_named, resized, small_t1w, vary
 from bids_app.phantom.protocol import SIZES, Protocol, anatomical_protocol_for, protocol_for
-from bids_app.phantom.t1w import simulate_t1w
-from bids_app.phantom.tissues import TEMPLATE
+from bids_app.phantom.t1w import SimulatedT1w, simulate_t1w
+from bids_app.phantom.tissues import TEMPLATE, TissueMaps
+from bids_app.phantom.whole_head import Person, whole_head_tissues
+from bids_app.phantom.whole_head_t1w import simulate_whole_head_t1w
 
 BIDS_VERSION = "1.10.0"
 FIELDMAPS = ("pepolar", "phasediff")
@@ -49,6 +52,9 @@ class DatasetPlan:
         Largest displacement of the BOLD runs by susceptibility distortion, mm.
     fieldmaps : str, optional
         Type of fieldmap, one of `FIELDMAPS`, written for each session.
+    kinds : tuple of str
+        Kinds of whole heads and protocols (`bids_app.phantom.kinds`), given to the participants in turn; without any,
+        heads are made of the template.
     """
 
     participants: int = 2
@@ -61,6 +67,7 @@ class DatasetPlan:
     size: str = "full"
     distortion: float = 0.0
     fieldmaps: str | None = None
+    kinds: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("participants", "sessions", "runs"):
@@ -80,6 +87,10 @@ class DatasetPlan:
             raise UsageError(f"--distortion is {self.distortion}.", f"Give 0 to {MAX_DISTORTION_MM:g} mm.")
         if self.fieldmaps is not None and self.distortion == 0:
             raise UsageError("--fieldmaps requires a distortion.", "Give --distortion, in mm.")
+        for kind in self.kinds:
+            kind_named(kind)
+        if self.kinds and self.fieldmaps is not None:
+            raise UsageError("--fieldmaps cannot be combined with --kind.", "Leave one of them out.")
         if not self.states or len(set(self.states)) != len(self.states):
             raise UsageError(f"--states is {' '.join(self.states)!r}.", "Give each state once.")
         for state in self.states:
@@ -119,9 +130,16 @@ class Visit:
         return self.plan.seed, self.label, f"ses-{self.session + 1}"
 
     @property
+    def kind(self) -> Kind | None:
+        """Kind of the participant, if the plan has kinds."""
+        kinds = self.plan.kinds
+        return KINDS[kinds[self.participant % len(kinds)]] if kinds else None
+
+    @property
     def protocol(self) -> Protocol:
         """Protocol of the session's BOLD runs."""
-        protocol = protocol_for(self.participant, self.keys, self.plan.size, self.plan.volumes)
+        own = self.kind.bold if self.kind else None
+        protocol = protocol_for(self.participant, self.keys, self.plan.size, self.plan.volumes, own)
         return replace(protocol, distortion=self.plan.distortion)
 
     @property
@@ -130,6 +148,16 @@ class Visit:
         protocol = self.protocol
         return random_inhomogeneity(protocol.peak_hz, self.plan.seed, self.label) if protocol.distortion else None
 
+    @property
+    def person(self) -> Person:
+        """Anatomy of a participant with a kind; the same in each session."""
+        assert self.kind
+        return vary(self.kind.person, self.plan.seed, self.label)
+
+    def maps(self, resolution_mm: int) -> TissueMaps | None:
+        """Return the tissues of the participant's whole head; None without a kind."""
+        return whole_head_tissues(self.person, (self.plan.seed, self.label), resolution_mm) if self.kind else None
+
     def owns(self, filename: str) -> bool:
         """Tell whether a file of the dataset belongs to this session."""
         return Path(filename).is_relative_to(self.folder)
@@ -137,6 +165,8 @@ class Visit:
     def head_shape(self) -> HeadShape:
         """Return the participant's head shape at its position in this session's T1w scan."""
         own = random_head_shape(self.plan.seed, self.label)
+        if self.kind:
+            own = resized(own, self.person.brain_scale)
         return replace(own, t1w_to_head=random_pose(rng_for(*self.keys, "placement")))
 
 
@@ -196,12 +226,28 @@ def _write_anatomical(out_dir: Path, visit: Visit) -> None:
     to_t1w.save(folder / f"{visit.stem}_from-{TEMPLATE}_to-T1w_mode-points_xfm.nii.gz")
     if not visit.plan.t1w:
         return
-    scan = simulate_t1w(head_shape, anatomical_protocol_for(visit.participant, visit.plan.size), visit.keys)
+    scan = _simulate_anatomical(visit, head_shape)
     stored, slope = _as_integers(scan.image)
     path = out_dir / visit.folder / "anat" / f"{visit.stem}_T1w"
-    truth.save_image(path.with_suffix(".nii.gz"), stored, scan.affine, slope=slope)
-    write_json(path.with_suffix(".json"), {**_machine(), "MRAcquisitionType": "3D", "PulseSequenceType": "MPRAGE"})
+    truth.save_image(path.with_suffix(".nii.gz"), stored, scan.affine, slope=slope, codes=_codes(visit))
+    sequence = visit.kind.t1w.sequence.upper() if visit.kind else "MPRAGE"
+    write_json(path.with_suffix(".json"), {**_machine(visit), "MRAcquisitionType": "3D", "PulseSequenceType": sequence})
     truth.save_image(folder / f"{visit.stem}_desc-brain_mask.nii.gz", scan.brain_mask.astype(np.uint8), scan.affine)
+
+
+def _simulate_anatomical(visit: Visit, head_shape: HeadShape) -> SimulatedT1w:
+    small = visit.plan.size == "small"
+    if visit.kind is None:
+        return simulate_t1w(head_shape, anatomical_protocol_for(visit.participant, visit.plan.size), visit.keys)
+    scan = small_t1w(visit.kind.t1w) if small else visit.kind.t1w
+    resolution_mm = 1 if min(scan.protocol.voxel_mm) < 2.0 else 2
+    maps = visit.maps(resolution_mm)
+    assert maps
+    return simulate_whole_head_t1w(head_shape, maps, scan, visit.keys)
+
+
+def _codes(visit: Visit) -> tuple[int, int]:
+    return HEADERS[visit.kind.header] if visit.kind else HEADERS["both"]
 
 
 def _write_bold(out_dir: Path, visit: Visit, state: str, run: int) -> dict[str, object]:
@@ -213,13 +259,15 @@ def _write_bold(out_dir: Path, visit: Visit, state: str, run: int) -> dict[str, 
         (*visit.keys, state, run),
         random_body(plan.seed, visit.label),
         field=visit.field,
+        maps=visit.maps(2),
+        imperfections=visit.kind.epi if visit.kind else None,
     )
     stem = f"{visit.stem}_task-{state}" + (f"_run-{run + 1:02d}" if plan.runs > 1 else "")
     path = out_dir / visit.folder / "func" / f"{stem}_bold"
     stored, slope = _as_integers(simulated.bold)
-    truth.save_image(path.with_suffix(".nii.gz"), stored, simulated.affine, protocol.tr, slope)
-    sidecar = {
-        **_machine(),
+    truth.save_image(path.with_suffix(".nii.gz"), stored, simulated.affine, protocol.tr, slope, _codes(visit))
+    sidecar: dict[str, object] = {
+        **_machine(visit),
         "TaskName": state,
         "RepetitionTime": protocol.tr,
         "EchoTime": protocol.te,
@@ -227,6 +275,8 @@ def _write_bold(out_dir: Path, visit: Visit, state: str, run: int) -> dict[str, 
         "PulseSequenceType": "Gradient Echo EPI",
         "Instructions": INSTRUCTIONS[state],
     }
+    if visit.kind and visit.kind.thickness_mm:
+        sidecar |= {"SliceThickness": visit.kind.thickness_mm, "SpacingBetweenSlices": protocol.voxel_mm[2]}
     if simulated.distortion is not None:
         sidecar |= readout_facts(protocol, simulated.affine, "AP")
     if plan.fieldmaps == "phasediff":
@@ -314,8 +364,9 @@ def _as_integers(image: np.ndarray) -> tuple[np.ndarray, float]:
     return np.round(image / np.float32(slope)).astype(np.int16), slope
 
 
-def _machine() -> dict[str, object]:
-    return {"Manufacturer": "NeuroSTORM", "ManufacturersModelName": "Simulated scanner", "MagneticFieldStrength": 3}
+def _machine(visit: Visit | None = None) -> dict[str, object]:
+    maker = visit.kind.vendor if visit and visit.kind else "NeuroSTORM"
+    return {"Manufacturer": maker, "ManufacturersModelName": "Simulated scanner", "MagneticFieldStrength": 3}
 
 
 def _write_texts(out_dir: Path, plan: DatasetPlan) -> None:
@@ -345,12 +396,13 @@ def _write_texts(out_dir: Path, plan: DatasetPlan) -> None:
 
 
 def _readme(plan: DatasetPlan) -> str:
+    heads = f" The participants' kinds, in turn: {', '.join(plan.kinds)}." if plan.kinds else ""
     return f"""# Simulated heads in four states
 
 These scans are simulated; no person was scanned. `neurostorm-phantom` {__version__} simulated them from nilearn's
 embedded template with random smooth warps, head motion, physiological noise and thermal noise (seed {plan.seed}).
 During a run the participant rests, taps the fingers of the left or right hand in blocks, or views a checkerboard in
-blocks. The ground truth is in `derivatives/truth`.
+blocks. The ground truth is in `derivatives/truth`.{heads}
 """
 
 

@@ -53,6 +53,12 @@ def grid_points(shape: tuple[int, int, int], affine: np.ndarray) -> np.ndarray:
     return apply(affine, np.stack(axes, axis=-1))
 
 
+def grid_axes(shape: tuple[int, int, int], affine: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return x (X, 1, 1), y (1, Y, 1) and z (1, 1, Z) of a grid along the world's axes, float32, mm."""
+    x, y, z = (affine[i, 3] + affine[i, i] * np.arange(n, dtype=np.float32) for i, n in enumerate(shape))
+    return x[:, None, None].astype(np.float32), y[None, :, None].astype(np.float32), z[None, None].astype(np.float32)
+
+
 def grid_affine(
     shape_ras: tuple[int, int, int],
     voxel_mm: tuple[float, float, float],
@@ -136,6 +142,20 @@ def smooth_noise(
     for axis, (n, r) in enumerate(zip(shape, ratio, strict=True)):
         field = _interpolate_axis(field, np.arange(n) * r + 1.0, axis)
     return ((field - field.mean()) / max(float(field.std()), 1e-6)).astype(np.float32)
+
+
+def distance_from_zero(field: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """Approximate the distance from the zero surfaces of a smooth field (X, Y, Z), mm."""
+    slope = np.sqrt(sum(part**2 for part in np.gradient(field, spacing_mm)))
+    return np.abs(field) / np.maximum(slope, 0.35 * float(slope.mean()))
+
+
+def halve_spacing(values: np.ndarray) -> np.ndarray:
+    """Interpolate (X, Y, Z) linearly to two voxels within each voxel, along each axis."""
+    import torch  # imported late: most simulations do without it
+
+    volume = torch.from_numpy(np.ascontiguousarray(values, dtype=np.float32))[None, None]
+    return torch.nn.functional.interpolate(volume, scale_factor=2.0, mode="trilinear")[0, 0].numpy()
 
 
 def _interpolate_axis(values: np.ndarray, positions: np.ndarray, axis: int) -> np.ndarray:

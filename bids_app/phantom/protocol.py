@@ -84,6 +84,11 @@ class Protocol:
         """Duration of the run, s."""
         return self.tr * self.n_volumes
 
+    @property
+    def slice_axis(self) -> int:
+        """Axis of the stored array along which the slices are stacked."""
+        return next(axis for axis, code in enumerate(self.orientation) if code in "SI")
+
     def grid(self) -> tuple[Size3, np.ndarray]:
         """Return the stored shape and affine of a volume."""
         centre = np.array([0.0, 0.0, self.slab_offset_mm])
@@ -105,7 +110,11 @@ SIZES = ("full", "small")
 
 
 def protocol_for(
-    participant: int, keys: tuple[int | str, ...], size: str = "full", volumes: int | None = None
+    participant: int,
+    keys: tuple[int | str, ...],
+    size: str = "full",
+    volumes: int | None = None,
+    base: Protocol | None = None,
 ) -> Protocol:
     """Return the protocol of one session: the participant's scanner with a random slab angle and position.
 
@@ -119,22 +128,30 @@ def protocol_for(
         ``"small"`` has larger voxels and shorter runs, for quick tests.
     volumes : int, optional
         Volumes per run; default: `RUN_SECONDS`, limited to 60 to 120 volumes.
+    base : Protocol, optional
+        Used instead of the participant's scanner; its angles and typical motion are varied.
     """
     if size not in SIZES:
         raise UsageError(f"Invalid value for --size: {size!r}.", f"Choose one of {', '.join(SIZES)}.")
-    protocol = SCANNERS[participant % len(SCANNERS)]
+    protocol = base or SCANNERS[participant % len(SCANNERS)]
     rng = rng_for(*keys, "protocol")
     x, y, z = np.round(rng.normal(0, 1, 3) * [9.0, 2.0, 2.0], 2).tolist() if participant % 2 else (0.0, 0.0, 0.0)
     protocol = replace(
         protocol,
-        oblique_deg=(x, y, z),
-        motion_mm=float(np.round(np.exp(rng.normal(np.log(0.4), 0.5)), 3)),
+        oblique_deg=(x, y, z) if base is None else _near(base.oblique_deg, rng),
+        motion_mm=float(np.round(np.exp(rng.normal(np.log(base.motion_mm if base else 0.4), 0.5)), 3)),
         slab_offset_mm=protocol.slab_offset_mm + float(np.round(rng.normal(0, 1.5), 2)),
     )
     if size == "small":
         protocol = _coarsened(protocol, 4.5)
     n_volumes = volumes or (40 if size == "small" else int(np.clip(round(RUN_SECONDS / protocol.tr), 60, 120)))
     return replace(protocol, n_volumes=n_volumes)
+
+
+def _near(degrees: tuple[float, float, float], rng: np.random.Generator) -> tuple[float, float, float]:
+    """Return angles that differ as those of two sessions do."""
+    x, y, z = np.round(np.array(degrees) + rng.normal(0, 1, 3) * [4.0, 1.0, 1.0], 2).tolist()
+    return x, y, z
 
 
 def _coarsened(protocol: Protocol, voxel_mm: float) -> Protocol:
@@ -155,10 +172,13 @@ class AnatomicalProtocol:
     """Standard deviation of the receive field's logarithm."""
     centre_mm: tuple[float, float, float] = (0.0, 0.0, -12.0)
     """Centre of the field of view, scanner mm."""
+    oblique_deg: tuple[float, float, float] = (0.0, 0.0, 0.0)
 
     def grid(self) -> tuple[Size3, np.ndarray]:
         """Return the stored shape and affine."""
-        return grid_affine(self.matrix, self.voxel_mm, np.array(self.centre_mm), self.orientation)
+        return grid_affine(
+            self.matrix, self.voxel_mm, np.array(self.centre_mm), self.orientation, np.array(self.oblique_deg)
+        )
 
 
 ANATOMICAL_SCANNERS = (

@@ -6,6 +6,7 @@ are added as simple solids.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -66,11 +67,7 @@ def template_tissues(resolution_mm: int = 1) -> TissueMaps:
     """Return the tissue maps of the template at 1 or 2 mm; cached per process."""
     if resolution_mm == 1:
         return _at_1mm()
-    fine = _at_1mm()
-    halve = {name: _halve(values) for name, values in fine.fractions.items()}
-    affine = fine.affine @ np.diag([2.0, 2.0, 2.0, 1.0])
-    affine[:3, 3] = fine.affine[:3, 3] + 0.5
-    return TissueMaps(halve, _halve(fine.brain), affine)
+    return halved(_at_1mm())
 
 
 def _halve(volume: np.ndarray) -> np.ndarray:
@@ -79,20 +76,35 @@ def _halve(volume: np.ndarray) -> np.ndarray:
 
 
 def _at_1mm() -> TissueMaps:
-    mask_img = nilearn_datasets.load_mni152_brain_mask(resolution=1)
-    brain = np.pad(np.asarray(mask_img.dataobj) > 0, PADDING)
-    brain = ndimage.binary_fill_holes(brain)
-    affine = mask_img.affine.copy()
+    own = template_brain()
+    fractions = {name: np.pad(values, PADDING) for name, values in own.fractions.items()}
+    brain = np.pad(own.brain > 0, PADDING)
+    affine = own.affine.copy()
     affine[:3, 3] -= [before for before, _ in PADDING]
+    fractions |= _around_the_brain(brain, affine)
+    return TissueMaps(fractions, brain.astype(np.float32), affine)
+
+
+def template_brain(resolution_mm: int = 1) -> TissueMaps:
+    """Return grey matter, white matter and CSF of the template's brain, in the template's own box, at 1 or 2 mm."""
+    mask_img = nilearn_datasets.load_mni152_brain_mask(resolution=1)
+    brain = ndimage.binary_fill_holes(np.asarray(mask_img.dataobj) > 0)
     gm, wm = (
-        np.pad(np.asarray(load(resolution=1).dataobj, dtype=np.float32), PADDING) * brain
+        np.asarray(load(resolution=1).dataobj, dtype=np.float32) * brain
         for load in (nilearn_datasets.load_mni152_gm_template, nilearn_datasets.load_mni152_wm_template)
     )
     total = np.maximum(gm + wm, 1.0)
     fractions = {"gm": gm / total, "wm": wm / total}
     fractions["csf"] = np.clip(brain - fractions["gm"] - fractions["wm"], 0.0, 1.0).astype(np.float32)
-    fractions |= _around_the_brain(brain, affine)
-    return TissueMaps(fractions, brain.astype(np.float32), affine)
+    maps = TissueMaps(fractions, brain.astype(np.float32), mask_img.affine.copy())
+    return maps if resolution_mm == 1 else halved(maps)
+
+
+def halved(maps: TissueMaps) -> TissueMaps:
+    """Return maps at twice the voxel size."""
+    affine = maps.affine @ np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = maps.affine[:3, 3] + 0.5
+    return TissueMaps({name: _halve(values) for name, values in maps.fractions.items()}, _halve(maps.brain), affine)
 
 
 def _around_the_brain(brain: np.ndarray, affine: np.ndarray) -> dict[str, np.ndarray]:
@@ -155,11 +167,11 @@ def _to_fine(coarse: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return fine
 
 
-def t1w_brightness(maps: TissueMaps) -> np.ndarray:
-    """Return the T1w intensity (X, Y, Z) of the template's head, with white matter near 1."""
+def t1w_brightness(maps: TissueMaps, contrast: Mapping[str, float] | None = None) -> np.ndarray:
+    """Return the T1w intensity (X, Y, Z) of a head, with white matter near 1; ``contrast`` gives other intensities."""
     total = np.zeros_like(maps.brain)
     for name, values in maps.fractions.items():
-        total += PHYSICS[name].t1w * values
+        total += (PHYSICS[name].t1w if contrast is None else contrast[name]) * values
     return total
 
 

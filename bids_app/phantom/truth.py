@@ -119,12 +119,18 @@ def write_run_truth(folder: Path, stem: str, run: SimulatedRun) -> None:
 
 
 def save_image(
-    path: Path, data: np.ndarray, affine: np.ndarray, tr: float | None = None, slope: float | None = None
+    path: Path,
+    data: np.ndarray,
+    affine: np.ndarray,
+    tr: float | None = None,
+    slope: float | None = None,
+    codes: tuple[int, int] = (1, 1),
 ) -> None:
-    """Write a NIfTI image with sform and qform, in mm and s; ``slope`` scales stored integers."""
+    """Write a NIfTI image in mm and s; ``slope`` scales stored integers, ``codes`` are those of qform and sform."""
     image = nib.Nifti1Image(data, affine)
-    image.set_sform(affine, code=1)
-    image.set_qform(affine, code=1)
+    qform, sform = codes
+    image.set_sform(affine if sform else None, code=sform)
+    image.set_qform(affine if qform else None, code=qform)
     image.header.set_xyzt_units("mm", "sec")
     if tr is not None:
         image.header.set_zooms((*image.header.get_zooms()[:3], tr))
