@@ -49,12 +49,14 @@ class MotionEstimate:
 
     ``motion`` is (T, 4, 4) float64 in ``.npy``; ``boldref`` the run's reference image; ``hmc_file`` the same motion as
     ITK text. With an ``sdc``, the boldref is corrected for distortion, and motion applies to distorted positions.
+    ``omitted`` are sentences on planned corrections that failed and were left out.
     """
 
     motion: Path
     boldref: Path
     hmc_file: Path
     sdc: SdcField | None = None
+    omitted: tuple[str, ...] = ()
 
 
 def correct_motion(series: Series, out_dir: Path, threads: int = 1, device: str = "cpu") -> MotionEstimate:

@@ -78,6 +78,8 @@ class PreprocessedRun:
     """Other input files of the run."""
     notes: tuple[str, ...] = ()
     """Processing choices, as sentences for the report."""
+    omitted: tuple[str, ...] = ()
+    """Planned steps that were left out because they failed, with the reasons, for the verdict."""
     offset: float = 0.0
     """Added to a series without its mean image, because the model requires values of at least 0."""
     seed: int | None = None

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from bids_app.bids.query import BoldRun, find_runs
-from bids_app.errors import EXIT_OK, NeurostormError
+from bids_app.errors import EXIT_OK, BadDataError, NeurostormError
 from bids_app.settings import Settings
 from bids_app.workflow.preflight import examine
+
+DIRECT_ROUTE = "no T1w image: BOLD to template directly"
 
 
 def print_plan(settings: Settings) -> int:
@@ -80,19 +82,25 @@ def describe(run: BoldRun, settings: Settings) -> Iterator[str]:
     from bids_app.workflow.memory import check_run_memory
 
     odd: tuple[str, ...] = ()
+    route = DIRECT_ROUTE
     if run.derived:
+        route = f"from {run.derived.pipeline}"
         check_forms(run.bold)
     elif run.t1w:
-        _, odd = examine_anatomy(run.t1w)
+        route = f"T1w {run.t1w.name}"
+        try:
+            _, odd = examine_anatomy(run.t1w)
+        except BadDataError as error:
+            if settings.preprocess.fail_without_t1w:
+                raise
+            odd = (f"{error.message} The T1w image will not be used.",)
+            route = DIRECT_ROUTE
     header = examine_header(run.bold, run.metadata, (SLICE_TIMING,) if run.derived else settings.preprocess.ignore)
     check_run_memory(run, settings)
     size = " x ".join(f"{s:g}" for s in header.shape[:3])
     voxels = " x ".join(f"{s:.3g}" for s in header.voxel_sizes_mm)
     seconds = (header.n_volumes - (settings.preprocess.dummy_scans or 0)) * header.tr
     n_clips = round(seconds / MODEL_TR) // CLIP_VOLUMES
-    route = f"T1w {run.t1w.name}" if run.t1w else "no T1w image: BOLD to template directly"
-    if run.derived:
-        route = f"from {run.derived.pipeline}"
     yield f"{header.n_volumes} volumes of {size} voxels ({voxels} mm), TR {header.tr:g} s; {n_clips} clips; {route}"
     if run.derived:
         yield f"ingested: {describe_transform(run.derived.space)}"
