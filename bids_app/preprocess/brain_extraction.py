@@ -48,11 +48,7 @@ class BrainShape:
     @property
     def quality(self) -> dict[str, float]:
         """Quality metrics for the report."""
-        return {
-            "t1w_brain_ml": self.volume_ml,
-            "t1w_brain_compactness": self.compactness,
-            "t1w_brain_elongation": self.elongation,
-        }
+        return {"brain_compactness": self.compactness, "brain_elongation": self.elongation}
 
 
 def extract_brain(image: Image, name: str, threads: int = 1) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Templates on this machine, and matrices between their spaces."""
 
 import hashlib
+import tomllib
+from fnmatch import fnmatch
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +18,7 @@ from bids_app.catalog.templates import (
     space,
 )
 from bids_app.errors import NoInputError, UsageError
+from tests.helpers.paths import ROOT
 
 EMBEDDED = "MNI152NLin2009aSym"
 
@@ -99,6 +102,15 @@ def test_the_packaged_template_has_a_notice():
     assert "Permission to use, copy, modify, and distribute" in notice
     for path in templates.PACKAGED.glob("tpl-*"):
         assert path.name in notice
+
+
+def test_the_packaged_files_are_in_the_wheel():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["bids_app"]
+    files = [path.name for path in templates.PACKAGED.iterdir() if path.suffix != ".py" and path.is_file()]
+    assert len(files) > 8
+    for name in files:
+        assert any(fnmatch(f"data/{name}", pattern) for pattern in patterns), name
 
 
 @pytest.mark.parametrize("name", [MODEL_SPACE, EMBEDDED])

@@ -13,9 +13,8 @@ OTHER = "MNI152NLin2009aSym"
 
 
 @pytest.fixture(autouse=True)
-def empty_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path))
-    return tmp_path
+def empty_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path_factory.getbasetemp() / "nothing"))
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +44,8 @@ def test_a_space_is_mapped_to_itself_by_the_identity(points):
     np.testing.assert_array_equal(chain_between(OTHER, OTHER)(points), points)
 
 
-def test_without_a_transform_the_matrix_is_used(points, empty_cache, monkeypatch):
-    monkeypatch.setattr(templates, "PACKAGED", empty_cache)
+def test_without_a_transform_the_matrix_is_used(points, tmp_path, monkeypatch):
+    monkeypatch.setattr(templates, "PACKAGED", tmp_path)
     found = chain_between(OTHER, MODEL_SPACE)(points)
     np.testing.assert_allclose(found, apply_matrix(space(OTHER).to_model, points))
 
