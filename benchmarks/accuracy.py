@@ -32,6 +32,7 @@ from bids_app.errors import NeurostormError
 from bids_app.phantom.dataset import FIELDMAPS, DatasetPlan, Visit, write_dataset
 from bids_app.phantom.protocol import anatomical_protocol_for
 from bids_app.phantom.t1w import VARIANTS, simulate_t1w
+from bids_app.phantom.tissues import TEMPLATE
 from bids_app.phantom.truth import PointField
 from bids_app.preprocess.anatomical import normalise_t1w, prepare_t1w
 from bids_app.preprocess.hmc import MotionEstimate
@@ -39,6 +40,7 @@ from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration.ants import Image, dice
 from bids_app.preprocess.registration.bbr import SLOPE, Refinement, refine, white_matter_boundary
+from bids_app.preprocess.registration.spaces import chain_between
 from bids_app.preprocess.registration.transforms import (
     LPS,
     Chain,
@@ -111,7 +113,7 @@ def errors_of(run: PreprocessedRun, truth: Truth) -> dict[str, float]:
     expected = resample_to(true_brain, truth.affine, truth.brain.shape, truth.affine, linear(offset)) > 0.5
     template = load_template(run.template)
     grey = grid_points(template.gm.shape, template.affine, template.gm > 0.5)[::3]
-    in_t1w = truth.template_to_t1w(grey)
+    in_t1w = truth.template_to_t1w(chain_between(template.name, TEMPLATE)(grey))
     to_t1w = truth.boldref_to_t1w @ offset
     chain = Chain.load(run.chain) if run.chain else Chain()
     errors = {
@@ -247,7 +249,7 @@ def normalisations(work: Path, participants: int, seed: int) -> Iterable[tuple[s
     plan = DatasetPlan(participants, seed, states=("rest",))
     for participant in range(participants):
         visit = Visit(plan, participant, 0)
-        true = visit.head_shape().template_to_t1w(grey)
+        true = visit.head_shape().template_to_t1w(chain_between(template.name, TEMPLATE)(grey))
         for kind in ("", *VARIANTS):
             scan = simulate_t1w(visit.head_shape(), anatomical_protocol_for(participant), visit.keys, kind)
             folder = work / f"{participant}{kind}"

@@ -49,7 +49,8 @@ def build() -> Path:
     (wheel,) = dist.glob("neurostorm-*.whl")
     (sdist,) = dist.glob("neurostorm-*.tar.gz")
     listed = run(sys.executable, "-m", "zipfile", "-l", wheel)
-    for needed in ("bids_app/data/demo_encoder.safetensors", "bids_app/data/selftest.json", "bids_app/model/_scan"):
+    data = (path.relative_to(ROOT).as_posix() for path in (ROOT / "bids_app" / "data").iterdir() if path.is_file())
+    for needed in (*data, "bids_app/model/_scan"):
         if needed not in listed:
             sys.exit(f"release-check: {wheel.name} does not contain {needed}")
     print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB; {sdist.name}: {sdist.stat().st_size / 1e6:.1f} MB")

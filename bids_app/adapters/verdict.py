@@ -18,9 +18,9 @@ from bids_app.bids.orientation import LeftRight, Orientation
 
 PASS, WARN, REFUSE = "pass", "warn", "refuse"
 LEVELS = (PASS, WARN, REFUSE)
-Facts = Mapping[str, float | bool | Orientation | None]
-"""Measures of a scan, under the names in `RULES` and `COHORT_RULES`; also ``orientation``, ``mean_removed``
-and ``age``."""
+Facts = Mapping[str, float | bool | str | Orientation | None]
+"""Measures of a scan, under the names in `RULES` and `COHORT_RULES`; also ``orientation``, ``mean_removed``, ``age``
+and ``omitted`` (sentences on steps that were left out because they failed)."""
 
 
 @dataclass(frozen=True)
@@ -232,6 +232,9 @@ def _check_scan(facts: Facts) -> tuple[dict[str, Check], dict[str, str]]:
         found["orientation"] = Check("orientation", level, orientation.in_words, "as in the template", message)
     else:
         unknown["orientation"] = f"Left and right: {orientation.in_words}."
+    if facts.get("omitted"):
+        message = str(facts["omitted"])
+        found["preprocessing"] = Check("preprocessing", WARN, "steps were left out", "all steps succeeded", message)
     if facts.get("mean_removed") is None:
         unknown["normalisation"] = "It is unknown whether the series was normalised before."
     else:

@@ -1,7 +1,8 @@
 """Templates for spatial normalisation, found on this machine. Nothing is downloaded.
 
-`MNI152NLin6Asym` (the model's space) is used if TemplateFlow's cache contains it. Otherwise the template embedded in
-nilearn is used under its own name, with a matrix to the model's space. Tissue maps are always nilearn's.
+`MNI152NLin6Asym` (the model's space) is part of this package at 2 mm; files of TemplateFlow's cache take precedence.
+Its tissue maps are nilearn's, which are in MNI152NLin2009aSym, warped by a registration of the two templates
+(`benchmarks/template.py`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from bids_app.errors import BadDataError, NoInputError, UsageError
 from bids_app.settings import home_dir
 
 CATALOG = Path(__file__).with_name("templates.yml")
+PACKAGED = Path(__file__).parents[1] / "data"
+"""Folder of the files that are part of this package."""
 MODEL_SPACE = "MNI152NLin6Asym"
 WORKING_MM = 2.0
 MARGIN_MM = 10.0
@@ -125,15 +128,22 @@ def available() -> tuple[str, ...]:
 
 
 def stand_in_for(name: str) -> str:
-    """Return the template itself if it is on this machine, otherwise the best available one."""
+    """Return the template itself if it is on this machine, otherwise one of its family, or else the best available."""
     names = available()
-    return name if name in names or not names else names[0]
+    if name in names or not names:
+        return name
+    family = catalog()[name].get("tissues_from")
+    return family if family in names else names[0]
 
 
 def warp_between(source: str, target: str) -> Path | None:
-    """Return TemplateFlow's transform that resamples images of one template space in another; None if it is missing."""
-    path = templateflow_home() / f"tpl-{target}" / f"tpl-{target}_from-{source}_mode-image_xfm.h5"
-    return path if _has_content(path) else None
+    """Return the transform that resamples images of one template space in another; None if there is none.
+
+    TemplateFlow's transforms take precedence over those of this package.
+    """
+    name = f"tpl-{target}_from-{source}_mode-image_xfm.h5"
+    paths = (templateflow_home() / f"tpl-{target}" / name, PACKAGED / name)
+    return next(filter(_has_content, paths), None)
 
 
 def load_template(name: str | None = None) -> Template:
@@ -163,15 +173,10 @@ def _load(name: str, home: str) -> Template:
             f"{name}: not in TemplateFlow's cache ({home}).",
             f"Set TEMPLATEFLOW_HOME to a folder that contains it; available: {', '.join(available())}.",
         )
-    tissues = space(catalog()[name].get("tissues_from", name))
-    tissue_files = _find(tissues.name)
-    if tissue_files is None:
-        raise NoInputError("The template embedded in nilearn is missing.", "Install nilearn again.")
     t1w, affine = _read(files["t1w"])
     fine_mask = _brain(files, t1w)
     shape, grid = _cropped_grid(fine_mask, affine)
-    to_tissues = template_space.pull_to(tissues)
-    gm, wm = (_resample(*_scaled(tissue_files[k]), shape, to_tissues @ grid) for k in ("gm", "wm"))
+    gm, wm = _tissues(template_space, files, shape, grid)
     return Template(
         space=template_space,
         t1w=_resample(t1w, affine, shape, grid),
@@ -181,6 +186,19 @@ def _load(name: str, home: str) -> Template:
         affine=grid,
         version=f"{files['t1w'].name} (sha256 {_sha256(files['t1w'])[:12]})",
     )
+
+
+def _tissues(
+    template_space: Space, files: dict[str, Path], shape: tuple[int, ...], grid: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resample the maps of grey and white matter to a grid, through the matrix if they are from another template."""
+    source = space(catalog()[template_space.name].get("tissues_from", template_space.name))
+    found = files if source is template_space else _find(source.name)
+    if found is None:
+        raise NoInputError("The template embedded in nilearn is missing.", "Install nilearn again.")
+    onto = template_space.pull_to(source) @ grid
+    gm, wm = (_resample(*_scaled(found[kind]), shape, onto) for kind in ("gm", "wm"))
+    return gm, wm
 
 
 def brain_on(name: str, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
@@ -210,11 +228,12 @@ def _find(name: str) -> dict[str, Path] | None:
         folder = Path(spec.origin).parent / "datasets" / "data"
         files = {kind: folder / entry[kind] for kind in ("t1w", "gm", "wm")}
         return files if all(map(_has_content, files.values())) else None
+    packaged = {kind: PACKAGED / file for kind, file in entry.get("packaged", {}).items()}
     folder = templateflow_home() / f"tpl-{name}"
     for t1w, mask in zip(entry["t1w"], entry["mask"], strict=True):
         if _has_content(folder / t1w) and _has_content(folder / mask):
-            return {"t1w": folder / t1w, "mask": folder / mask}
-    return None
+            return packaged | {"t1w": folder / t1w, "mask": folder / mask}
+    return packaged if packaged and all(map(_has_content, packaged.values())) else None
 
 
 def _has_content(path: Path) -> bool:

@@ -12,15 +12,20 @@ from bids_app.bids.entities import split_name
 from bids_app.bids.writer import copy_file
 from bids_app.outputs.names import name_run
 from bids_app.outputs.schema import MaskSidecar, T1wSidecar
-from bids_app.preprocess.anatomical import Anatomy
+from bids_app.preprocess.anatomical import Anatomy, UnusableT1w
 from bids_app.preprocess.io.headers import load_nifti
 
 BRAIN = "Brain"
 """Type of the masks, as in their sidecars."""
 
 
-def anatomy_outputs(anatomy: Anatomy, datasets: Mapping[str, Path], out_dir: Path) -> Path:
-    """Write the outputs of a T1w image at its original resolution; return the folder of the tree."""
+def anatomy_outputs(anatomy: Anatomy | UnusableT1w, datasets: Mapping[str, Path], out_dir: Path) -> Path | None:
+    """Write the outputs of a T1w image at its original resolution; return the folder of the tree.
+
+    An unusable image has no outputs.
+    """
+    if isinstance(anatomy, UnusableT1w):
+        return None
     from bids_app.reports.figures.brains import plot_flicker, plot_outlines
 
     entities = entities_of(anatomy.used or (anatomy.source,))

@@ -21,7 +21,19 @@ from bids_app.bids.writer import write_text
 from bids_app.reports import markdown
 
 CITATION = re.compile(r"\s?\[@(\w+)\]")
-PACKAGES = ("antspyx", "nibabel", "nilearn", "nipype", "numpy", "pandas", "pybids", "scipy", "tedana", "torch")
+PACKAGES = (
+    "antspyx",
+    "deepbet",
+    "nibabel",
+    "nilearn",
+    "nipype",
+    "numpy",
+    "pandas",
+    "pybids",
+    "scipy",
+    "tedana",
+    "torch",
+)
 
 ACCENTS = {r"{\u{a}}": "ă", r"{\"u}": "ü"}
 """BibTeX accents in author names."""

@@ -1,7 +1,7 @@
-"""Anatomical preprocessing: bias field, normalisation, brain mask and tissues of the T1w image, at 2 mm.
+"""Anatomical preprocessing: brain mask, bias field, normalisation and tissues of the T1w image, at 2 mm.
 
-The brain mask is the template's, warped to the T1w. Tissues are segmented by a Gaussian mixture with the template's
-tissue maps as prior.
+The brain is extracted by a neural network. If that fails, the brain mask is the template's, warped to the T1w, with a
+warning. Tissues are segmented by a Gaussian mixture with the template's tissue maps as prior.
 """
 
 from __future__ import annotations
@@ -15,16 +15,22 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from bids_app.catalog.templates import WORKING_MM, Template, load_template
+from bids_app.errors import BadDataError
+from bids_app.preprocess.brain_extraction import VOLUME_ML, extract_brain, measure_shape
 from bids_app.preprocess.io.images import read_volume, save_image
-from bids_app.preprocess.masking import head_mask, largest_part
-from bids_app.preprocess.registration.ants import Image, ants_library, isotropic
+from bids_app.preprocess.masking import ball, head_mask, largest_part
+from bids_app.preprocess.registration.ants import Image, ants_library, dice, isotropic
 from bids_app.preprocess.registration.t1w_to_template import above_neck, align_with_template, warp_mask
 from bids_app.preprocess.registration.transforms import Chain, grid_points, resample_to
 from bids_app.preprocess.t1w_average import merge_t1w
 
-STRIPPED_ML = (700.0, 2300.0)
+STRIPPED_ML = VOLUME_ML
 STRIPPED_EMPTY = 0.4
 """A skull-stripped image is constant in more than this share of its voxels; the rest has a volume of `STRIPPED_ML`."""
+MIN_STRIPPED_DICE = 0.9
+"""Minimum Dice overlap of the voxels of a skull-stripped image and the brain found in it."""
+BIAS_MARGIN_MM = 6.0
+"""The bias field is estimated in the brain and this far around it."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class PreparedT1w:
     """A bias-corrected T1w image at 2 mm, and its bias field.
 
     ``source`` is the first file; ``merged`` is the mean image at its resolution if several were averaged, and ``used``
-    lists these. ``stripped``: the input was skull-stripped. ``coarse``: its voxels are larger than 2 mm.
+    lists these. ``stripped``: the input was skull-stripped. ``coarse``: its voxels are larger than 2 mm. ``brain`` is
+    the brain mask at 2 mm; None: brain extraction failed.
     """
 
     source: Path
@@ -43,6 +50,16 @@ class PreparedT1w:
     used: tuple[Path, ...] = ()
     stripped: bool = False
     coarse: bool = False
+    brain: Path | None = None
+    quality: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class UnusableT1w:
+    """A T1w image that could not be read or aligned, and the reason."""
+
+    source: Path
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -77,8 +94,8 @@ class Anatomy:
         return self.merged or self.source
 
 
-def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: int = 1) -> PreparedT1w:
-    """Average a T1w image with its repeats, resample it to 2 mm, and remove its bias field.
+def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: int = 1, threads: int = 1) -> PreparedT1w:
+    """Average a T1w image with its repeats, resample it to 2 mm, extract the brain, and remove the bias field.
 
     Parameters
     ----------
@@ -88,29 +105,77 @@ def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: in
         Further T1w images of the session.
     seed : int
         Seed of their registration.
+    threads : int
+        Threads of the brain extraction.
     """
     mean = merge_t1w((t1w, *repeats), out_dir, seed)
     warnings, merged = mean.warnings, None
     if len(mean.used) > 1 or mean.used[0] != t1w:
         merged = save_image(out_dir / "t1w_merged.nii.gz", mean.image.data, mean.image.affine)
-    stripped = is_stripped(mean.image)
-    if stripped:
-        warnings += (f"{t1w.name}: the image is skull-stripped; its brain mask is limited to non-zero voxels.",)
     coarse = bool(voxel_sizes(mean.image.affine).max() > WORKING_MM)
     shifted = Image(mean.image.data - min(float(mean.image.data.min()), 0.0), mean.image.affine)
     image = isotropic(shifted, WORKING_MM, order=3 if coarse else 1)
-    head = head_mask(image.data, image.affine)
-    bias = bias_field(image, head & above_neck(image, head))  # low signal in the neck would distort the fit
+    brain, stripped, more = find_brain(image, t1w.name, threads)
+    bias = bias_field(image, head_for_bias(image, brain))
+    mask, quality = None, {}
+    if brain is not None:
+        mask = save_image(out_dir / "t1w_brain_2mm.nii.gz", brain.astype(np.uint8), image.affine)
+        quality = measure_shape(brain, image.affine).quality
     return PreparedT1w(
         source=t1w,
         image=save_image(out_dir / "t1w_2mm.nii.gz", image.data / bias, image.affine),
         bias=save_image(out_dir / "bias_2mm.nii.gz", bias, image.affine),
-        warnings=warnings,
+        warnings=warnings + more,
         merged=merged,
         used=mean.used,
         stripped=stripped,
         coarse=coarse,
+        brain=mask,
+        quality=quality,
     )
+
+
+def find_brain(image: Image, name: str, threads: int = 1) -> tuple[np.ndarray | None, bool, tuple[str, ...]]:
+    """Find the brain in a T1w image, with or without skull.
+
+    Parameters
+    ----------
+    image : Image
+        Isotropic and non-negative.
+    name : str
+        File name for warnings.
+    threads : int
+
+    Returns
+    -------
+    tuple
+        Brain mask (X, Y, Z) bool, None if brain extraction failed; True if the image is skull-stripped; warnings.
+    """
+    brain: np.ndarray | None = None
+    warnings: tuple[str, ...] = ()
+    try:
+        brain = extract_brain(image, name, threads)
+    except BadDataError as error:
+        warnings = (f"{error.message} The brain mask of the template was used instead.",)
+    except ImportError as error:
+        warnings = (
+            f"{name}: brain extraction needs deepbet, which could not be imported ({error}). The brain mask of the "
+            "template was used instead.",
+        )
+    if not is_stripped(image):
+        return brain, False, warnings
+    shown = largest_part(ndimage.binary_fill_holes(image.data > float(image.data.min())))
+    if brain is not None and dice(shown, brain) < MIN_STRIPPED_DICE:
+        return brain, False, warnings  # a head without background
+    return shown, True, (f"{name}: the image is skull-stripped; its brain mask is that of its non-zero voxels.",)
+
+
+def head_for_bias(image: Image, brain: np.ndarray | None) -> np.ndarray:
+    """Return the mask in which the bias field is estimated: near the brain, or else the head above the neck."""
+    if brain is None:
+        head = head_mask(image.data, image.affine)
+        return head & above_neck(image, head)  # low signal in the neck would distort the fit
+    return ndimage.binary_dilation(brain, ball(BIAS_MARGIN_MM, image.affine)) & (image.data > 0)
 
 
 def is_stripped(image: Image) -> bool:
@@ -167,12 +232,11 @@ def normalise_t1w(prepared: PreparedT1w, out_dir: Path, template: str | None = N
     """
     target = load_template(template)
     moving = Image(*read_volume(prepared.image))
+    brain = None if prepared.brain is None else read_volume(prepared.brain)[0] > 0.5
     found, quality, warnings = align_with_template(
-        target, moving, prepared.source.name, out_dir, seed, prepared.stripped, prepared.coarse
+        target, moving, prepared.source.name, out_dir, seed, brain, prepared.coarse
     )
-    mask = warp_mask(target, moving, found.inverse)
-    if prepared.stripped:
-        mask = largest_part(ndimage.binary_fill_holes(mask & (moving.data > 0)))
+    mask = warp_mask(target, moving, found.inverse) if brain is None else brain
     tissues = segment(moving.data, mask, _priors(target, moving, found.inverse))
     in_template = resample_to(moving.data, moving.affine, target.t1w.shape, target.affine, found.chain)
     dseg = (tissues.argmax(axis=-1) + 1).astype(np.uint8) * mask
@@ -194,7 +258,7 @@ def normalise_t1w(prepared: PreparedT1w, out_dir: Path, template: str | None = N
         to_template=found.forward_file,
         from_template=found.inverse_file,
         in_template=save("t1w_in_template.nii.gz", in_template, 4),
-        quality=quality,
+        quality=prepared.quality | quality,
         warnings=prepared.warnings + warnings,
         merged=prepared.merged,
         used=prepared.used,
@@ -203,10 +267,13 @@ def normalise_t1w(prepared: PreparedT1w, out_dir: Path, template: str | None = N
 
 
 def _priors(target: Template, moving: Image, inverse: Chain) -> np.ndarray:
-    """Resample the template's tissue probabilities (GM, WM, CSF) to the moving image's grid, (X, Y, Z, 3)."""
+    """Resample the template's tissue probabilities (GM, WM, CSF) to the moving image's grid, (X, Y, Z, 3).
+
+    CSF includes everything outside the template's brain: the mask of the T1w may be larger.
+    """
     points = inverse(grid_points(moving.data.shape, moving.affine))
-    maps = [Image(m, target.affine).at(points).reshape(moving.data.shape) for m in (target.gm, target.wm, target.csf)]
-    return np.stack(maps, axis=-1)
+    gm, wm = (Image(m, target.affine).at(points).reshape(moving.data.shape) for m in (target.gm, target.wm))
+    return np.stack([gm, wm, np.clip(1 - gm - wm, 0, 1)], axis=-1)
 
 
 def segment(data: np.ndarray, mask: np.ndarray, priors: np.ndarray, n_rounds: int = 25) -> np.ndarray:

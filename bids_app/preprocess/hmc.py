@@ -49,6 +49,7 @@ class MotionEstimate:
 
     ``motion`` is (T, 4, 4) float64 in ``.npy``; ``boldref`` the run's reference image; ``hmc_file`` the same motion as
     ITK text. With an ``sdc``, the boldref is corrected for distortion, and motion applies to distorted positions.
+    ``omitted`` are sentences on planned corrections that failed and were left out.
     """
 
     motion: Path
@@ -57,7 +58,7 @@ class MotionEstimate:
     sdc: SdcField | None = None
     t2star: Path | None = None
     """T2* map (s) on the grid of the boldref, of combined echoes."""
-    warnings: tuple[str, ...] = ()
+    omitted: tuple[str, ...] = ()
 
 
 def correct_motion(series: Series, out_dir: Path, threads: int = 1, device: str = "cpu") -> MotionEstimate:

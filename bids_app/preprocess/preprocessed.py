@@ -100,6 +100,8 @@ class PreprocessedRun(AlignedSeries):
     """Other input files of the run."""
     notes: tuple[str, ...] = ()
     """Processing choices, as sentences for the report."""
+    omitted: tuple[str, ...] = ()
+    """Planned steps that were left out because they failed, with the reasons, for the verdict."""
     seed: int | None = None
     """Seed of the registrations."""
     orientation: Orientation = field(default_factory=Orientation)

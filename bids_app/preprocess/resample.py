@@ -17,13 +17,14 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_app.catalog.templates import MODEL_SPACE, Space, brain_on, space
+from bids_app.catalog.templates import MODEL_SPACE, Space, space
 from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE, GridSeries
 from bids_app.clips.series import GridSeriesWriter
 from bids_app.errors import BadDataError
 from bids_app.preprocess.io.images import read_volume, save_image, stamp_header
 from bids_app.preprocess.io.volumes import VolumeSource, chunks
 from bids_app.preprocess.preprocessed import AlignedSeries
+from bids_app.preprocess.registration.spaces import chain_between, template_brain
 from bids_app.preprocess.registration.transforms import Chain, apply_matrix, grid_points, sample
 from bids_app.preprocess.sdc.apply import distort_points
 
@@ -157,7 +158,7 @@ def resample_to_model_grid(run: AlignedSeries, out_dir: Path, threads: int = 1) 
     BadDataError
         The run has no data in the template's brain.
     """
-    mask = template_brain(run.template, space(MODEL_SPACE), MODEL_GRID_SHAPE, MODEL_GRID_AFFINE)
+    mask = template_brain(run.template, MODEL_SPACE, MODEL_GRID_SHAPE, MODEL_GRID_AFFINE)
     source, motion, points, gain, seen = _locate_points(run, space(MODEL_SPACE), mask, MODEL_GRID_AFFINE)
     mask[mask] = seen
     if not mask.any():
@@ -179,7 +180,7 @@ def resample_to_space(run: AlignedSeries, name: str, out_dir: Path, threads: int
     ----------
     run : AlignedSeries
     name : str
-        Name of a space in the catalog; the catalog's matrix maps it to the template.
+        Name of a space in the catalog.
     out_dir : pathlib.Path
     threads : int
 
@@ -191,7 +192,7 @@ def resample_to_space(run: AlignedSeries, name: str, out_dir: Path, threads: int
     target = space(name)
     everywhere = np.ones(target.shape, dtype=bool)
     source, motion, points, gain, seen = _locate_points(run, target, everywhere, target.affine)
-    brain = template_brain(run.template, target, target.shape, target.affine) & seen.reshape(target.shape)
+    brain = template_brain(run.template, name, target.shape, target.affine) & seen.reshape(target.shape)
     low, high = _value_range(source)
     slope = max((high - low) * 1.1 / 65_000, 1e-9)
     middle = (high + low) / 2
@@ -220,18 +221,13 @@ def _value_range(source: VolumeSource) -> tuple[float, float]:
     return min(0.0, *(low for low, _ in ranges)), max(high for _, high in ranges)
 
 
-def template_brain(template: str, onto: Space, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
-    """Resample a template's brain mask to a grid of a space, (X, Y, Z) bool."""
-    return brain_on(template, shape, onto.pull_to(space(template)) @ affine)
-
-
 def _locate_points(
     run: AlignedSeries, target: Space, where: np.ndarray, affine: np.ndarray
 ) -> tuple[VolumeSource, np.ndarray | None, np.ndarray, np.ndarray | None, np.ndarray]:
     """Return series, motion, positions of the target's points in the boldref, their gain, and which have data."""
     source = run.open()
     motion = np.load(run.motion) if run.motion else None
-    points = apply_matrix(target.pull_to(space(run.template)), grid_points(where.shape, affine, where))
+    points = chain_between(target.name, run.template)(grid_points(where.shape, affine, where))
     if run.chain is not None:
         points = Chain.load(run.chain)(points)
     points, gain = distort_points(run.sdc, points)
@@ -245,5 +241,5 @@ def _of(gain: np.ndarray | None, seen: np.ndarray) -> np.ndarray | None:
 
 def model_grid_coverage(run: AlignedSeries, series: GridSeries) -> float:
     """Compute the share of the template's brain that a run covers on the model grid."""
-    brain = template_brain(run.template, space(MODEL_SPACE), MODEL_GRID_SHAPE, MODEL_GRID_AFFINE)
+    brain = template_brain(run.template, MODEL_SPACE, MODEL_GRID_SHAPE, MODEL_GRID_AFFINE)
     return float(series.mask.sum() / brain.sum())

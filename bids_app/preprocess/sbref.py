@@ -41,7 +41,7 @@ def use_sbref(motion: MotionEstimate, sbref: Path, run_name: str, out_dir: Path)
         found = error.message
     if isinstance(found, str):
         warning = f"{run_name}: the SBRef was not used as reference image. {found}"
-        return replace(motion, warnings=(*motion.warnings, warning))
+        return replace(motion, omitted=(*motion.omitted, warning))
     _, affine = read_volume(motion.boldref)
     return replace(motion, boldref=save_image(out_dir / "boldref.nii.gz", found, affine))
 

@@ -209,6 +209,12 @@ class PreprocessSettings:
         everyday=True,
     )
     """Fieldmap-less distortion correction of runs that have no fieldmap."""
+    fail_without_t1w: bool = flag(
+        "--fail-without-t1w",
+        group=PREPROCESSING,
+        help="stop a run whose T1w image cannot be used (default: direct registration to the template, with a warning)",
+    )
+    """Raise an error for a T1w image that cannot be read or aligned."""
     random_seed: int = option(
         "--random-seed",
         default=20_060_101,

@@ -54,7 +54,7 @@ def inspect_run(
     known = {} if known is None else known
     for path in image_files(run, settings):
         if path not in known:
-            known[path] = image_faults(path, is_t1w=path in (run.t1w, *run.t1w_repeats))
+            known[path] = image_faults(path, is_t1w=path == run.t1w)
         faults += known[path]
     with collected(faults):
         last_onset(run.events)
@@ -62,10 +62,19 @@ def inspect_run(
 
 
 def image_files(run: BoldRun, settings: Settings) -> tuple[Path, ...]:
-    """List the images that a run is computed from."""
+    """List the images without which a run cannot be processed."""
     mask = run.derived.mask if run.derived else None
+    t1w = (run.t1w,) if settings.preprocess.fail_without_t1w else ()
+    return tuple(path for path in (*(run.echoes or (run.bold,)), *t1w, mask) if path)
+
+
+def faults_of_optional_images(run: BoldRun, settings: Settings) -> dict[Path, Faults]:
+    """Check the images that are left out, with a warning, if they cannot be used; return those with faults."""
     fieldmaps = run.fieldmap.files if run.fieldmap and FIELDMAPS not in settings.preprocess.ignore else ()
-    return tuple(path for path in (run.bold, run.t1w, *run.t1w_repeats, *fieldmaps, mask) if path)
+    t1ws = (run.t1w, *run.t1w_repeats)
+    optional = [path for path in (*t1ws, *fieldmaps, run.sbref) if path and path not in image_files(run, settings)]
+    found = {path: image_faults(path, is_t1w=path in t1ws) for path in optional}
+    return {path: faults for path, faults in found.items() if faults}
 
 
 def image_faults(path: Path, *, is_t1w: bool) -> Faults:

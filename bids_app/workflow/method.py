@@ -19,7 +19,6 @@ from bids_app.outputs import attribution as attribution_outputs
 from bids_app.outputs.boilerplate import Sentence
 from bids_app.outputs.publish import Publication, publish
 from bids_app.outputs.schema import MODEL, PREPROCESSING
-from bids_app.preprocess.anatomical import normalise_t1w
 from bids_app.preprocess.hmc import correct_motion
 from bids_app.preprocess.ingest.derivatives import ingest_run
 from bids_app.preprocess.preprocessed import OnGrid
@@ -79,26 +78,30 @@ def add_anatomy(graph: Graph, run: BoldRun, context: RunContext) -> AnatomySteps
     name = node_name(run.t1w.name.partition(".")[0])
     if f"{name}_outputs" in graph.steps:
         return AnatomySteps(graph.steps[f"{name}_normalise"], graph.steps[f"{name}_outputs"])
-    seed = context.settings.preprocess.random_seed
+    wanted = context.settings.preprocess
+    seed = wanted.random_seed
     prepared = graph.step(
         f"{name}_prepare",
         nodes.prepare_anatomy,
-        does="T1w: average repeated images, remove the bias field (N4)",
+        does="T1w: average repeated images, extract the brain (deepbet), remove the bias field (N4)",
         sentences=(Sentence("t1w_prepare"),),
         t1w=run.t1w,
         repeats=run.t1w_repeats,
         seed=seed,
+        threads=context.settings.resources.omp_threads,
+        required=wanted.fail_without_t1w,
         stamp="".join(map(file_stamp, (run.t1w, *run.t1w_repeats))),
         memory_gb=2,
     )
     normalised = graph.step(
         f"{name}_normalise",
-        normalise_t1w,
-        does=f"T1w: register to {context.template} (rigid, affine, SyN), mask the brain, segment tissues",
+        nodes.normalise_anatomy,
+        does=f"T1w: register to {context.template} (rigid, affine, SyN), segment tissues",
         sentences=(Sentence("t1w_template", context.template_values), *context.template_sentences),
         prepared=prepared,
         template=context.template,
         seed=seed,
+        required=wanted.fail_without_t1w,
         memory_gb=2,
     )
     outputs = graph.step(
@@ -195,6 +198,7 @@ def add_raw(
         reference=reference,
         template=context.template,
         seed=seed,
+        required=wanted.fail_without_t1w,
         anatomy=t1w,
         memory_gb=2,
     )

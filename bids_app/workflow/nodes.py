@@ -23,7 +23,7 @@ from bids_app.catalog.models import find_model, weights_path
 from bids_app.clips import NORMALISATIONS, ClipReader, GridSeries, labels_to_model_grid
 from bids_app.errors import BadDataError, NoInputError, RegistrationError
 from bids_app.files import read_rows
-from bids_app.preprocess.anatomical import Anatomy, PreparedT1w, prepare_t1w
+from bids_app.preprocess.anatomical import Anatomy, PreparedT1w, UnusableT1w, normalise_t1w, prepare_t1w
 from bids_app.preprocess.confounds import Confounds, measure_confounds
 from bids_app.preprocess.hmc import MotionEstimate
 from bids_app.preprocess.ingest.derivatives import examine_derived
@@ -46,9 +46,33 @@ MIN_TSNR = 2.0
 """Temporal SNR below which the mean image was removed from the series."""
 
 
-def prepare_anatomy(t1w: Path, repeats: Sequence[Path], seed: int, stamp: str, out_dir: Path) -> PreparedT1w:
-    """Average a T1w image with its repeats and remove its bias field; ``stamp`` changes when a file changes."""
-    return prepare_t1w(t1w, out_dir, repeats, seed)
+def prepare_anatomy(
+    t1w: Path, repeats: Sequence[Path], seed: int, threads: int, required: bool, stamp: str, out_dir: Path
+) -> PreparedT1w | UnusableT1w:
+    """Average T1w images, extract the brain and remove the bias field; ``stamp`` changes when a file changes.
+
+    An unusable image raises an error only if it is ``required``.
+    """
+    try:
+        return prepare_t1w(t1w, out_dir, repeats, seed, threads)
+    except BadDataError as error:
+        if required:
+            raise
+        return UnusableT1w(t1w, error.message)
+
+
+def normalise_anatomy(
+    prepared: PreparedT1w | UnusableT1w, template: str, seed: int, required: bool, out_dir: Path
+) -> Anatomy | UnusableT1w:
+    """Register a T1w image to the template; if that fails, raise an error only if the image is ``required``."""
+    if isinstance(prepared, UnusableT1w):
+        return prepared
+    try:
+        return normalise_t1w(prepared, out_dir, template, seed)
+    except RegistrationError as error:
+        if required:
+            raise
+        return UnusableT1w(prepared.source, error.message)
 
 
 def examine(
@@ -138,21 +162,24 @@ def correct_distortion(
     seed: int,
     stamp: str,
     out_dir: Path,
-    anatomy: Anatomy | None = None,
+    anatomy: Anatomy | UnusableT1w | None = None,
 ) -> MotionEstimate:
     """Correct susceptibility distortion by fieldmap or T1w; ``stamp`` changes when a fieldmap changes.
 
     The correction only improves a run: where it is not possible, the run continues without it, with a warning.
     """
     try:
-        if method == SYN:
-            assert anatomy is not None
+        if method != SYN:
+            assert fieldmap is not None
+            return correct_by_fieldmap(series.source, metadata, motion, fieldmap, out_dir, seed)
+        assert anatomy is not None
+        if isinstance(anatomy, UnusableT1w):
+            reason = "The T1w image could not be used."
+        else:
             return correct_by_anatomy(series.source, metadata, motion, anatomy, out_dir, seed)
-        assert fieldmap is not None
-        return correct_by_fieldmap(series.source, metadata, motion, fieldmap, out_dir, seed)
     except (BadDataError, NoInputError, RegistrationError) as error:
-        warning = f"{series.source.name}: susceptibility distortion was not corrected. {error.message}"
-        return replace(motion, warnings=(*motion.warnings, warning))
+        reason = error.message
+    return replace(motion, omitted=(*motion.omitted, f"Susceptibility distortion was not corrected: {reason}"))
 
 
 def mask_run(series: Series, motion: MotionEstimate, out_dir: Path) -> EpiReference:
@@ -161,12 +188,29 @@ def mask_run(series: Series, motion: MotionEstimate, out_dir: Path) -> EpiRefere
 
 
 def align(
-    reference: EpiReference, template: str, seed: int, out_dir: Path, anatomy: Anatomy | None = None
+    reference: EpiReference,
+    template: str,
+    seed: int,
+    required: bool,
+    out_dir: Path,
+    anatomy: Anatomy | UnusableT1w | None = None,
 ) -> Alignment:
-    """Register a run to its T1w image, or to the template if it has none."""
-    if anatomy is None:
-        return normalise_boldref(reference, out_dir, template, seed)
-    return coregister(reference, anatomy, out_dir, seed)
+    """Register a run to its T1w image, or to the template if it has none that can be used.
+
+    If the registration to the T1w image fails, an error is raised only if the image is ``required``.
+    """
+    problem = anatomy.reason if isinstance(anatomy, UnusableT1w) else ""
+    if isinstance(anatomy, Anatomy):
+        try:
+            return coregister(reference, anatomy, out_dir, seed)
+        except RegistrationError as error:
+            if required:
+                raise
+            problem = error.message
+    try:
+        return replace(normalise_boldref(reference, out_dir, template, seed), t1w_problem=problem)
+    except RegistrationError as error:
+        raise RegistrationError(f"{problem} {error.message}".strip(), error.hint) from error
 
 
 def confounds(
@@ -186,7 +230,7 @@ def collect(
     notes: tuple[str, ...],
     corrects_distortion: bool,
     out_dir: Path,
-    anatomy: Anatomy | None = None,
+    anatomy: Anatomy | UnusableT1w | None = None,
 ) -> PreprocessedRun:
     """Collect the results of the steps in a `PreprocessedRun`.
 
@@ -208,9 +252,15 @@ def collect(
     sdc = motion.sdc
     if corrects_distortion and sdc is None:
         notes = ()
-    anatomical = anatomy.quality if anatomy else {}
-    warnings = series.warnings + motion.warnings + (anatomy.warnings if anatomy else ()) + alignment.warnings
-    if alignment.route == "direct":
+    used = anatomy if isinstance(anatomy, Anatomy) and alignment.route == "t1w" else None
+    warnings = series.warnings + (used.warnings if used else ()) + alignment.warnings
+    omitted = motion.omitted
+    if alignment.t1w_problem:
+        omitted += (
+            f"{alignment.t1w_problem} The T1w image was not used: the run was registered directly to "
+            f"{alignment.template}; expect errors of a few millimetres.",
+        )
+    elif alignment.route == "direct":
         warnings += (
             f"{series.source.name}: no T1w image, registered directly to {alignment.template}; expect errors of a few "
             "millimetres.",
@@ -224,8 +274,13 @@ def collect(
         confounds_meta=confounds.sidecar,
         carpet=confounds.carpet,
         route=alignment.route,
-        quality={**anatomical, **alignment.quality, **confounds.quality, **(sdc.quality if sdc else {})},
-        warnings=warnings,
+        quality={
+            **(used.quality if used else {}),
+            **alignment.quality,
+            **confounds.quality,
+            **(sdc.quality if sdc else {}),
+        },
+        warnings=warnings + omitted,
         t2star=motion.t2star,
         hmc_file=motion.hmc_file,
         coreg_file=alignment.coreg_file,
@@ -234,9 +289,10 @@ def collect(
         epi_mask=reference.mask,
         boldref_in_template=alignment.boldref_in_template,
         boldref_in_t1w=alignment.boldref_in_t1w,
-        anatomy=anatomy,
+        anatomy=used,
         other_sources=sdc.sources if sdc else (),
         notes=notes,
+        omitted=omitted,
         seed=seed,
     )
 
@@ -330,6 +386,7 @@ def scan_facts(run: PreprocessedRun, coverage: float, age: float | None = None) 
         "coverage": coverage,
         "age": age,
         "orientation": run.orientation,
+        "omitted": " ".join(run.omitted),
         "mean_removed": run.offset > 0 or (None if tsnr is None else tsnr < MIN_TSNR),
     }
 

@@ -12,7 +12,7 @@ from bids_app.errors import EXIT_OK, NeurostormError
 from bids_app.preprocess.io.headers import BoldHeader
 from bids_app.settings import QuerySettings, Settings
 from bids_app.workflow.disk import check_disk
-from bids_app.workflow.faults import inspect_run
+from bids_app.workflow.faults import faults_of_optional_images, inspect_run
 from bids_app.workflow.preflight import Finding, check_finding, examine
 
 DATABASE_FILE = "layout_index.sqlite"
@@ -44,6 +44,9 @@ def without_differences(line: str) -> str:
     for pattern, replacement in DIFFERENCES.items():
         line = re.sub(pattern, replacement, line)
     return line
+
+
+DIRECT_ROUTE = "no T1w image: BOLD to template directly"
 
 
 def print_plan(settings: Settings) -> int:
@@ -146,14 +149,18 @@ def describe(run: BoldRun, header: BoldHeader, settings: Settings) -> Iterator[s
     from bids_app.preprocess.io.headers import examine_anatomy
     from bids_app.preprocess.sdc.choice import correction_of
 
-    odd = examine_anatomy(run.t1w)[1] if run.t1w else ()
+    left_out = faults_of_optional_images(run, settings)
+    odd = [f"{fault.message} The image will not be used." for faults in left_out.values() for fault in faults]
+    route = DIRECT_ROUTE
+    if run.derived:
+        route = f"from {run.derived.pipeline}"
+    elif run.t1w and run.t1w not in left_out:
+        odd += examine_anatomy(run.t1w)[1]
+        route = f"T1w {run.t1w.name}"
     size = " x ".join(f"{s:g}" for s in header.shape[:3])
     voxels = " x ".join(f"{s:.3g}" for s in header.voxel_sizes_mm)
     seconds = (header.n_volumes - (settings.preprocess.dummy_scans or 0)) * header.tr
     n_clips = round(seconds / MODEL_TR) // CLIP_VOLUMES
-    route = f"T1w {run.t1w.name}" if run.t1w else "no T1w image: BOLD to template directly"
-    if run.derived:
-        route = f"from {run.derived.pipeline}"
     yield f"{header.n_volumes} volumes of {size} voxels ({voxels} mm), TR {header.tr:g} s; {n_clips} clips; {route}"
     if run.derived:
         yield f"ingested: {describe_transform(run.derived.space)}"

@@ -30,7 +30,7 @@ def write_file(name: str, **entities: object) -> None:
 
 def test_fetched_templates_are_available(monkeypatch, capsys) -> None:
     monkeypatch.setattr(templateflow.api, "get", lambda name, raise_empty, **entities: write_file(name, **entities))
-    assert templates.available() == ("MNI152NLin2009aSym",)
+    assert templates.available() == ("MNI152NLin6Asym", "MNI152NLin2009aSym")
     assert bake.main(["templates"]) == 0
     assert templates.available() == ("MNI152NLin6Asym", "MNI152NLin2009aSym", "MNI152NLin2009cAsym")
     assert capsys.readouterr().out.count("bake: template") == 4

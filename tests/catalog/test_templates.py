@@ -1,6 +1,8 @@
 """Templates on this machine, and matrices between their spaces."""
 
 import hashlib
+import tomllib
+from fnmatch import fnmatch
 
 import nibabel as nib
 import numpy as np
@@ -16,6 +18,7 @@ from bids_app.catalog.templates import (
     space,
 )
 from bids_app.errors import NoInputError, UsageError
+from tests.helpers.paths import ROOT
 
 EMBEDDED = "MNI152NLin2009aSym"
 
@@ -43,7 +46,16 @@ def full_cache(empty_cache):
     return empty_cache
 
 
-def test_embedded_template_is_used_without_a_cache(empty_cache):
+def test_the_template_of_the_model_is_part_of_the_package(empty_cache):
+    assert available() == (MODEL_SPACE, EMBEDDED)
+    template = load_template()
+    assert template.name == MODEL_SPACE
+    around = template.t1w[~template.mask]
+    assert np.percentile(around, 90) > 0.3 * np.median(template.t1w[template.mask])  # it has a head
+
+
+def test_the_embedded_template_is_used_only_if_the_packaged_files_are_missing(empty_cache, monkeypatch):
+    monkeypatch.setattr(templates, "PACKAGED", empty_cache)
     assert available() == (EMBEDDED,)
     assert load_template().name == EMBEDDED
 
@@ -53,13 +65,14 @@ def test_empty_placeholders_of_templateflow_are_ignored(empty_cache):
     folder.mkdir()
     for name in catalog()[MODEL_SPACE]["t1w"] + catalog()[MODEL_SPACE]["mask"]:
         (folder / name).touch()
-    assert available() == (EMBEDDED,)
+    assert load_template().version.startswith("tpl-MNI152NLin6Asym_res-02_T1w.nii.gz (sha256 1616e98b88c0)")
 
 
-def test_template_of_the_model_is_read_from_the_cache(full_cache):
+def test_files_of_templateflow_take_precedence(full_cache):
     assert available() == (MODEL_SPACE, EMBEDDED)
     template = load_template()
     assert template.name == MODEL_SPACE
+    assert "1616e98b88c0" not in template.version
     assert 1700 < template.mask.sum() * 8 / 1e3 < 1950
     inside = template.gm + template.wm > 0.5
     assert (template.mask & inside).sum() > 0.99 * inside.sum()
@@ -67,7 +80,7 @@ def test_template_of_the_model_is_read_from_the_cache(full_cache):
 
 def test_missing_template_raises_with_the_cache(empty_cache):
     with pytest.raises(NoInputError, match=str(empty_cache)) as error:
-        load_template(MODEL_SPACE)
+        load_template("MNI152NLin2009cAsym")
     assert "TEMPLATEFLOW_HOME" in error.value.hint
 
 
@@ -77,14 +90,32 @@ def test_unknown_space_lists_the_catalog():
     assert MODEL_SPACE in error.value.hint
 
 
-def test_embedded_files_match_the_catalog():
-    files = templates._find(EMBEDDED)
+@pytest.mark.parametrize("name", [MODEL_SPACE, EMBEDDED])
+def test_files_of_packages_match_the_catalog(name, empty_cache):
+    files = templates._find(name)
     found = {kind: hashlib.sha256(path.read_bytes()).hexdigest() for kind, path in files.items()}
-    assert found == catalog()[EMBEDDED]["sha256"]
+    assert found == catalog()[name]["sha256"]
 
 
-def test_template_is_cropped_to_the_brain_with_a_margin():
-    template = load_template(EMBEDDED)
+def test_the_packaged_template_has_a_notice():
+    notice = (templates.PACKAGED / "MNI152-LICENSE.txt").read_text()
+    assert "Permission to use, copy, modify, and distribute" in notice
+    for path in templates.PACKAGED.glob("tpl-*"):
+        assert path.name in notice
+
+
+def test_the_packaged_files_are_in_the_wheel():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["package-data"]["bids_app"]
+    files = [path.name for path in templates.PACKAGED.iterdir() if path.suffix != ".py" and path.is_file()]
+    assert len(files) > 8
+    for name in files:
+        assert any(fnmatch(f"data/{name}", pattern) for pattern in patterns), name
+
+
+@pytest.mark.parametrize("name", [MODEL_SPACE, EMBEDDED])
+def test_template_is_cropped_to_the_brain_with_a_margin(name):
+    template = load_template(name)
     edges = template.mask.copy()
     edges[4:-4, 4:-4, 4:-4] = False
     assert not edges.any()
@@ -92,8 +123,17 @@ def test_template_is_cropped_to_the_brain_with_a_margin():
     assert nib.aff2axcodes(template.affine) == ("R", "A", "S")
 
 
-def test_tissue_probabilities_sum_to_one_in_the_brain():
-    template = load_template(EMBEDDED)
+def test_warped_tissues_separate_the_intensities_of_the_template():
+    template = load_template(MODEL_SPACE)
+    grey, white = (template.t1w[(tissue > 0.8) & template.mask] for tissue in (template.gm, template.wm))
+    csf = template.t1w[(template.csf > 0.9) & template.mask]
+    assert np.percentile(white, 10) > np.percentile(grey, 75)
+    assert np.percentile(grey, 25) > np.percentile(csf, 75)
+
+
+@pytest.mark.parametrize("name", [MODEL_SPACE, EMBEDDED])
+def test_tissue_probabilities_sum_to_one_in_the_brain(name):
+    template = load_template(name)
     total = template.gm + template.wm + template.csf
     np.testing.assert_allclose(total[template.mask], 1, atol=0.1)
     assert template.csf[~template.mask].max() == 0
@@ -113,7 +153,10 @@ def test_brain_mask_on_another_grid_has_the_same_volume():
     assert brain.sum() * 27 == pytest.approx(template.mask.sum() * 8, rel=0.03)
 
 
-def test_missing_template_is_replaced_by_the_best_available_one(empty_cache):
+def test_missing_template_is_replaced_by_one_of_its_family_or_the_best_available_one(empty_cache, monkeypatch):
+    assert templates.stand_in_for("MNI152NLin2009cAsym") == EMBEDDED
+    assert templates.stand_in_for(MODEL_SPACE) == MODEL_SPACE
+    monkeypatch.setattr(templates, "PACKAGED", empty_cache)
     assert templates.stand_in_for(MODEL_SPACE) == EMBEDDED
     assert templates.stand_in_for(EMBEDDED) == EMBEDDED
     grid = space(MODEL_SPACE)

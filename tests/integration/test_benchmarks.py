@@ -110,3 +110,31 @@ def test_masks_are_compared_from_cohort_to_table(tmp_path, capsys):
     assert all(np.isfinite(values).all() for values in missed.values())
     module.report(right, missed, module.parcels(module.QUICK.parcels)[1])
     assert "| atlas |" in capsys.readouterr().out
+
+
+def test_datasets_are_found_in_folders(tmp_path: Path) -> None:
+    for name in ("one", "group/two", "group/three"):
+        bold = tmp_path / name / "sub-01" / "func" / "sub-01_task-rest_bold.nii.gz"
+        bold.parent.mkdir(parents=True)
+        bold.touch()
+        (tmp_path / name / "dataset_description.json").touch()
+    texts = tmp_path / "group" / "texts"
+    texts.mkdir()
+    (texts / "dataset_description.json").touch()  # derivatives without images
+    found = load_benchmark("real_scans").datasets_in([tmp_path / "one", tmp_path / "group"])
+    assert [path.name for path in found] == ["one", "three", "two"]
+
+
+def test_an_alignment_is_compared_with_a_segmentation_that_does_not_know_it() -> None:
+    from bids_app.catalog.templates import load_template
+    from bids_app.preprocess.registration.ants import Image
+    from bids_app.preprocess.registration.transforms import Chain, linear, rigid
+
+    compare, template = load_benchmark("real_scans").compare_with_template, load_template()
+    image = Image(template.t1w, template.affine)
+    shifted, back = (linear(rigid((0, 0, 0), (shift, 0, 0))) for shift in (6, -6))
+    right = compare(image, template.mask, template.name, Chain(), Chain())
+    wrong = compare(image, template.mask, template.name, shifted, back)
+    assert right["r"] > 0.999
+    assert all(right[name] > wrong[name] + 0.1 for name in right)
+    assert right["white"] > 0.8

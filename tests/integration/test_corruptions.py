@@ -18,8 +18,8 @@ import pytest
 from bids_app.bids.participants import read_ages
 from bids_app.cli.neurostorm import main
 from bids_app.errors import NeurostormError
+from bids_app.preprocess.anatomical import UnusableT1w
 from bids_app.preprocess.ingest.confounds import read_table
-from bids_app.preprocess.io.images import read_anatomy
 from bids_app.workflow import nodes as steps
 from tests.helpers.images import noise
 from tests.helpers.odd_files import ODD_FILES, make_deep, make_giant
@@ -240,14 +240,14 @@ DAMAGES: dict[str, Damage] = {
     "events with too many columns": Damage(FINE, "", events=b"onset\tduration\n1\t2\t3\t4\n"),
     "events that are no text": Damage(HERE, "not a valid events table", events=b"onset\n\xff\xfe\x00"),
     "events after the end": Damage(FINE, "", events=b"onset\tduration\n1000\t2\n"),
-    # the T1w image
-    "T1w without bytes": t1w(HERE, "unreadable", b""),
-    "T1w cut in the middle": t1w(HERE, "truncated", PACKED_T1W[: len(PACKED_T1W) // 2]),
+    # the T1w image: left out with a warning, or an error if it is required
+    "T1w without bytes": t1w(WARNED, "unreadable", b""),
+    "T1w cut in the middle": t1w(WARNED, "truncated", PACKED_T1W[: len(PACKED_T1W) // 2]),
     "T1w of zeros": t1w(LATER, "all voxels are 0", packed(np.zeros_like(VOLUME))),
-    "T1w in four axes": t1w(HERE, "instead of three axes", PACKED),
-    "T1w in colour": t1w(HERE, "colour or complex", packed(colour(VOLUME.shape, "RGB"))),
-    "T1w of unknown orientation": t1w(HERE, "left and right", packed(VOLUME, sform_code=0, qform_code=0)),
-    "T1w with huge claims": t1w(HERE, "truncated", packed(VOLUME, dim=[3, 32767, 32767, 32767, 1, 1, 1, 1])),
+    "T1w in four axes": t1w(WARNED, "instead of three axes", PACKED),
+    "T1w in colour": t1w(WARNED, "colour or complex", packed(colour(VOLUME.shape, "RGB"))),
+    "T1w of unknown orientation": t1w(WARNED, "left and right", packed(VOLUME, sform_code=0, qform_code=0)),
+    "T1w with huge claims": t1w(WARNED, "truncated", packed(VOLUME, dim=[3, 32767, 32767, 32767, 1, 1, 1, 1])),
     "T1w that is mostly NaN": t1w(LATER, "NaN", packed(np.full(VOLUME.shape, np.nan, np.float32))),
 }  # fmt: skip
 
@@ -286,7 +286,10 @@ class Dataset:
         assert isinstance(metadata, dict)
         steps.examine(self.bold, metadata, events if events.exists() else None, 0, (), "", out_dir)
         if self.t1w:
-            read_anatomy(self.t1w)
+            required = self.damage.seen == LATER
+            found = steps.prepare_anatomy(self.t1w, (), 1, 1, required, "", out_dir)
+            assert isinstance(found, UnusableT1w)
+            assert re.search(self.damage.words, found.reason)
 
 
 @pytest.fixture

@@ -14,10 +14,12 @@ import pytest
 from bids_app.bids.query import find_runs
 from bids_app.catalog.templates import load_template
 from bids_app.phantom.dataset import DatasetPlan, write_dataset
+from bids_app.phantom.tissues import TEMPLATE
 from bids_app.phantom.truth import PointField
 from bids_app.preprocess.io.images import read_volume
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.registration.ants import dice
+from bids_app.preprocess.registration.spaces import chain_between
 from bids_app.preprocess.registration.transforms import Chain, apply_matrix, grid_points, linear, resample_to
 from bids_app.preprocess.resample import model_grid_coverage, resample_to_model_grid
 from bids_app.settings import QuerySettings
@@ -62,7 +64,8 @@ class Truth:
         self.cortex = grid_points(template.gm.shape, template.affine, template.gm > 0.5)[::5]
         to_t1w = PointField.load(next(folder.glob("anat/*_from-MNI*_to-T1w_*xfm.nii.gz")))
         boldref_to_t1w = np.loadtxt(next(folder.glob("func/*_from-boldref_to-T1w_*xfm.txt")))
-        self.cortex_in_boldref = apply_matrix(np.linalg.inv(boldref_to_t1w @ between), to_t1w(self.cortex))
+        in_t1w = to_t1w(chain_between(template.name, TEMPLATE)(self.cortex))
+        self.cortex_in_boldref = apply_matrix(np.linalg.inv(boldref_to_t1w @ between), in_t1w)
 
 
 @pytest.mark.parametrize(("with_t1w", "median_mm"), [(True, 1.5), (False, 3.5)])

@@ -59,7 +59,7 @@ def test_another_seed_gives_other_alignments_and_is_recorded(raw: Path, once: Pa
     other = run(raw, tmp_path, "--random-seed", "7")
     (quality,) = other.glob("sub-*/func/*_desc-quality_metrics.json")
     assert json.loads(quality.read_text())["parameters"]["RandomSeed"] == 7
-    name = "sub-01/anat/sub-01_from-T1w_to-MNI152NLin2009aSym_mode-image_xfm.h5"
+    name = "sub-01/anat/sub-01_from-T1w_to-MNI152NLin6Asym_mode-image_xfm.h5"
     first, second = contents(once), contents(other)
     assert first[name] != second[name]
 

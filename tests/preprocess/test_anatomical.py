@@ -4,17 +4,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_app.catalog.templates import load_template
-from bids_app.errors import RegistrationError
+from bids_app.errors import BadDataError, RegistrationError
 from bids_app.phantom.dataset import DatasetPlan, Visit
 from bids_app.phantom.protocol import anatomical_protocol_for
 from bids_app.phantom.t1w import VARIANTS, simulate_t1w
+from bids_app.phantom.tissues import TEMPLATE
 from bids_app.preprocess import anatomical as anatomy
-from bids_app.preprocess.anatomical import bias_field, is_stripped, normalise_t1w, prepare_t1w, segment
+from bids_app.preprocess.anatomical import bias_field, find_brain, is_stripped, normalise_t1w, prepare_t1w, segment
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.registration import t1w_to_template as normalisation
 from bids_app.preprocess.registration.ants import Image, Registration, dice
+from bids_app.preprocess.registration.spaces import chain_between
 from bids_app.preprocess.registration.t1w_to_template import (
     align_with_template,
     check_normalisation,
@@ -85,7 +88,8 @@ def test_first_guess_ignores_the_neck(head):
     [
         ("norm_correlation", 0.2, "correlation with the template is 0.20"),
         ("norm_brain_ml", 2400.0, "brain volume is 2400 mL"),
-        ("norm_brain_ml", 400.0, "brain volume is 400 mL"),
+        ("norm_brain_ml", 200.0, "brain volume is 200 mL"),
+        ("norm_mask_dice", 0.6, "the extracted brain is 0.60"),
         ("norm_coverage", 0.5, "only 50%"),
         ("norm_dice", 0.4, "forward and inverse warp is 0.40"),
         ("norm_scale_max", 1.9, "scaled by 0.90 to 1.90"),
@@ -115,48 +119,122 @@ class FakeRegister:
     def __init__(self, *matrices):
         self.matrices = list(matrices)
         self.starts = []
+        self.moving = []
 
     def __call__(self, fixed, moving, mask, stages, out_dir, *, start=None, seed=1, name=""):
         self.starts.append(start)
+        self.moving.append(moving)
         matrix = self.matrices.pop(0)
         return Registration(linear(matrix), linear(np.linalg.inv(matrix)), out_dir / "a.h5", out_dir / "b.h5")
 
 
 @pytest.fixture
-def prepared(tmp_path):
-    """The template itself as a participant's T1w."""
+def unmasked(tmp_path):
+    """The template itself as a participant's T1w, whose brain was not found."""
     template = load_template()
     path = save_image(tmp_path / "sub-01_T1w.nii.gz", template.t1w, template.affine)
     bias = save_image(tmp_path / "bias.nii.gz", np.ones_like(template.t1w), template.affine)
     return anatomy.PreparedT1w(path, path, bias)
 
 
-def test_a_second_attempt_is_made_and_reported(prepared, tmp_path, monkeypatch):
+@pytest.fixture
+def prepared(unmasked, tmp_path):
+    """The same with its brain mask."""
+    template = load_template()
+    return replace(
+        unmasked, brain=save_image(tmp_path / "brain.nii.gz", template.mask.astype(np.uint8), template.affine)
+    )
+
+
+def test_the_whole_head_is_registered_if_the_brain_alone_fails(prepared, tmp_path, monkeypatch):
+    wrong = rigid((0, 0, 0), (0, 60, 0))
+    registered = FakeRegister(wrong, wrong, np.eye(4))
+    monkeypatch.setattr(normalisation, "register", registered)
+    monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
+    found = normalise_t1w(prepared, tmp_path)
+    assert "by the whole head" in found.warnings[0]
+    assert found.quality["norm_correlation"] > 0.99
+    assert [image.data.min() for image in registered.moving] == [0, 0, registered.moving[2].data.min()]
+    outside = ~load_template().mask
+    assert registered.moving[0].data[outside].max() == 0  # only the brain
+    assert registered.moving[2].data[outside].max() > 0
+
+
+def test_the_mask_is_the_extracted_brain_or_else_that_of_the_template(prepared, unmasked, tmp_path, monkeypatch):
+    template = load_template()
+    own = template.mask.copy()
+    own[:, :, : own.shape[2] // 4] = False
+    save_image(prepared.brain, own.astype(np.uint8), template.affine)
+    monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
+    monkeypatch.setattr(normalisation, "register", FakeRegister(*[np.eye(4)] * 5))
+    found = normalise_t1w(prepared, tmp_path)
+    np.testing.assert_array_equal(read_volume(found.mask)[0] > 0.5, own)
+    assert found.quality["norm_mask_dice"] == pytest.approx(dice(own, template.mask), abs=0.01)
+    np.testing.assert_array_equal(read_volume(normalise_t1w(unmasked, tmp_path).mask)[0] > 0.5, template.mask)
+
+
+def no_network(monkeypatch, error):
+    def extract(image, name, threads):
+        raise error
+
+    monkeypatch.setattr(anatomy, "extract_brain", extract)
+
+
+def test_without_an_extracted_brain_there_is_a_warning(head, monkeypatch):
+    noise = np.random.default_rng(0).uniform(5, 40, head.t1w.shape)
+    image = Image((head.t1w + noise).astype(np.float32), head.affine)
+    no_network(monkeypatch, BadDataError("sub-01_T1w.nii.gz: brain extraction found no brain."))
+    brain, stripped, warnings = find_brain(image, "sub-01_T1w.nii.gz")
+    assert brain is None
+    assert not stripped
+    assert warnings == (
+        "sub-01_T1w.nii.gz: brain extraction found no brain. The brain mask of the template was used instead.",
+    )
+    no_network(monkeypatch, ImportError("No module named 'fill_voids'"))
+    assert "needs deepbet, which could not be imported (No module named 'fill_voids')" in find_brain(image, "x")[2][0]
+
+
+def test_the_brain_of_a_skull_stripped_image_is_all_that_is_shown(head, monkeypatch):
+    shown = ndimage.binary_dilation(head.brain)
+    image = Image(np.maximum(head.t1w, 50) * shown, head.affine)
+    monkeypatch.setattr(anatomy, "extract_brain", lambda *args: head.brain)
+    monkeypatch.setattr(anatomy, "MIN_STRIPPED_DICE", 0.5)
+    brain, stripped, warnings = find_brain(image, "sub-01_T1w.nii.gz")
+    assert stripped
+    assert "skull-stripped" in warnings[0]
+    np.testing.assert_array_equal(brain, shown)
+    monkeypatch.setattr(anatomy, "MIN_STRIPPED_DICE", 0.999)  # a small head on an empty background
+    brain, stripped, warnings = find_brain(image, "sub-01_T1w.nii.gz")
+    assert (stripped, warnings) == (False, ())
+    np.testing.assert_array_equal(brain, head.brain)
+
+
+def test_a_second_attempt_is_made_and_reported(unmasked, tmp_path, monkeypatch):
     wrong = rigid((0, 0, 0), (0, 60, 0))
     monkeypatch.setattr(normalisation, "register", FakeRegister(wrong, np.eye(4)))
     monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
-    found = normalise_t1w(prepared, tmp_path)
+    found = normalise_t1w(unmasked, tmp_path)
     assert "second attempt" in found.warnings[0]
     brain = load_template().mask
     assert dice(read_volume(found.mask)[0] > 0.5, brain) > 0.99
     assert found.quality["norm_correlation"] > 0.99
 
 
-def test_no_warp_is_tried_after_a_poor_linear_alignment(prepared, tmp_path, monkeypatch):
+def test_no_warp_is_tried_after_a_poor_linear_alignment(unmasked, tmp_path, monkeypatch):
     registered = FakeRegister()
     monkeypatch.setattr(normalisation, "register", registered)
     monkeypatch.setattr(normalisation, "best_start", lambda *args: rigid((0, 0, 0), (0, 90, 0)))
     with pytest.raises(RegistrationError, match="before warping"):
-        normalise_t1w(prepared, tmp_path)
+        normalise_t1w(unmasked, tmp_path)
     assert registered.starts == []
 
 
-def test_two_failed_attempts_name_the_file_and_the_check(prepared, tmp_path, monkeypatch):
+def test_two_failed_attempts_name_the_file_and_the_check(unmasked, tmp_path, monkeypatch):
     wrong = rigid((0, 0, 0), (0, 60, 0))
     monkeypatch.setattr(normalisation, "register", FakeRegister(wrong, wrong))
     monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
     with pytest.raises(RegistrationError, match=r"sub-01_T1w.nii.gz: could not be aligned .* correlation") as error:
-        normalise_t1w(prepared, tmp_path)
+        normalise_t1w(unmasked, tmp_path)
     assert error.value.exit_code == 65
     assert error.value.hint
 
@@ -188,13 +266,13 @@ def test_the_neck_is_removed_and_the_brain_is_kept(head):
     assert (cut[:, :, :25] == 0).all()
 
 
-def test_after_a_doubtful_alignment_the_better_of_two_is_kept(prepared, tmp_path, monkeypatch):
+def test_after_a_doubtful_alignment_the_better_of_two_is_kept(unmasked, tmp_path, monkeypatch):
     larger = np.diag([1.04, 1.04, 1.04, 1.0])
     monkeypatch.setattr(normalisation, "MIN_CORRELATION", 0.0)
     monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
     registered = FakeRegister(larger, np.eye(4))
     monkeypatch.setattr(normalisation, "register", registered)
-    target, moving = load_template(), Image(*read_volume(prepared.image))
+    target, moving = load_template(), Image(*read_volume(unmasked.image))
     _, quality, warnings = align_with_template(target, moving, "sub-01_T1w.nii.gz", tmp_path, 1)
     assert len(registered.starts) == 2
     assert quality["norm_correlation"] > 0.99
@@ -214,7 +292,8 @@ def test_heads_in_every_state_reach_the_template(participant, variant, tmp_path)
     found = normalise_t1w(prepare_t1w(path, tmp_path), tmp_path)
     template = load_template()
     cortex = grid_points(template.gm.shape, template.affine, template.gm > 0.5)[::11]
-    error = np.linalg.norm(Chain.load(found.chain)(cortex) - person.template_to_t1w(cortex), axis=1)
+    true = person.template_to_t1w(chain_between(template.name, TEMPLATE)(cortex))
+    error = np.linalg.norm(Chain.load(found.chain)(cortex) - true, axis=1)
     assert np.median(error) < 1.5
     mask, affine = read_volume(found.mask)
     true_mask = resample_to(scan.brain_mask.astype(np.float32), scan.affine, mask.shape, affine) > 0.5

@@ -12,6 +12,8 @@ from bids_app.errors import BadDataError
 from bids_app.preprocess.io.images import save_image
 from bids_app.preprocess.io.volumes import ArrayVolumes
 from bids_app.preprocess.preprocessed import PreprocessedRun
+from bids_app.preprocess.registration.ants import Image
+from bids_app.preprocess.registration.spaces import chain_between
 from bids_app.preprocess.registration.transforms import Chain, Warp, apply_matrix, grid_points, linear, rigid
 from bids_app.preprocess.resample import (
     find_covered_points,
@@ -79,8 +81,8 @@ def warp() -> Warp:
 def test_motion_and_warps_are_corrected_in_one_interpolation(tmp_path, moved, warp):
     run = make_run(tmp_path, "MNI152NLin2009aSym", moved, warp)
     series = resample_to_model_grid(run, tmp_path / "grid")
-    to_template = space(MODEL_SPACE).pull_to(space("MNI152NLin2009aSym"))
-    points = apply_matrix(to_template, grid_points(MODEL_GRID_SHAPE, MODEL_GRID_AFFINE, series.mask))
+    to_template = chain_between(MODEL_SPACE, "MNI152NLin2009aSym")
+    points = to_template(grid_points(MODEL_GRID_SHAPE, MODEL_GRID_AFFINE, series.mask))
     in_boldref = apply_matrix(TO_BOLDREF, warp(points))
     for t in range(len(moved)):
         error = np.abs(series.values[t] - landscape(in_boldref, t))
@@ -93,7 +95,7 @@ def test_left_stays_left_on_the_model_grid(tmp_path):
     run = _replace(run, template="MNI152NLin2009aSym", chain=None)
     series = resample_to_model_grid(run, tmp_path / "grid")
     points = grid_points(MODEL_GRID_SHAPE, MODEL_GRID_AFFINE, series.mask)
-    expected = landscape(apply_matrix(space(MODEL_SPACE).pull_to(space(run.template)), points))
+    expected = landscape(chain_between(MODEL_SPACE, run.template)(points))
     assert np.corrcoef(series.values[0], expected)[0, 1] > 0.999
     right = points[:, 0] > 30
     assert series.values[0][right].mean() > series.values[0][points[:, 0] < -30].mean() + 100
@@ -166,6 +168,19 @@ def test_series_in_a_space_has_its_grid_units_and_values(tmp_path, moved):
     points = apply_matrix(TO_BOLDREF, grid_points(target.shape, target.affine, brain))
     values = np.asarray(image.dataobj[..., 3])[brain]
     assert np.percentile(np.abs(values - landscape(points, 3)), 95) < 3.0
+
+
+def test_a_series_is_written_in_another_space_than_its_template(tmp_path, moved):
+    run = make_run(tmp_path, MODEL_SPACE, moved[:2])
+    path, _ = resample_to_space(run, "MNI152NLin2009aSym", tmp_path)
+    target = space("MNI152NLin2009aSym")
+    brain = load_template(target.name).mask
+    points = grid_points(brain.shape, load_template(target.name).affine, brain)[::5]
+    image = nib.load(path)
+    values = Image(np.asarray(image.dataobj[..., 1]), image.affine).at(points)
+    by_field = landscape(apply_matrix(TO_BOLDREF, chain_between(target.name, MODEL_SPACE)(points)), 1)
+    by_matrix = landscape(apply_matrix(TO_BOLDREF @ target.to_model, points), 1)
+    assert np.abs(values - by_field).mean() < 0.3 * np.abs(values - by_matrix).mean()
 
 
 def test_the_same_series_gives_the_same_bytes(tmp_path, moved):

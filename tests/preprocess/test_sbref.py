@@ -40,7 +40,7 @@ def moved(image: np.ndarray, pose: np.ndarray = POSE) -> np.ndarray:
 def test_the_sbref_is_aligned_with_the_run(motion, brain, tmp_path):
     sbref = save_image(tmp_path / "sub-01_task-rest_sbref.nii.gz", 4 * moved(brain), AFFINE)
     found = use_sbref(motion, sbref, NAME, tmp_path)
-    assert not found.warnings
+    assert not found.omitted
     image, affine = read_volume(found.boldref)
     np.testing.assert_allclose(affine, AFFINE)
     inner = ndimage.binary_erosion(brain > 0, iterations=4)
@@ -54,7 +54,7 @@ def test_the_sbref_is_aligned_with_the_run(motion, brain, tmp_path):
 def test_an_sbref_of_several_volumes_counts_by_its_first(motion, brain, tmp_path):
     series = np.stack([moved(brain), np.zeros(SHAPE, np.float32)], axis=-1)
     found = use_sbref(motion, save_image(tmp_path / "sbref.nii.gz", series, AFFINE, tr=1.0), NAME, tmp_path)
-    assert not found.warnings
+    assert not found.omitted
 
 
 def shifted_header(brain):
@@ -78,7 +78,7 @@ def test_an_sbref_that_does_not_fit_is_left_out_with_the_reason(motion, brain, t
     sbref = save_image(tmp_path / "sub-01_task-rest_sbref.nii.gz", np.asarray(data, np.float32), affine)
     found = use_sbref(motion, sbref, NAME, tmp_path)
     assert found.boldref == motion.boldref
-    (warning,) = found.warnings
+    (warning,) = found.omitted
     assert warning.startswith(f"{NAME}: the SBRef was not used")
     assert reason in warning
     assert sbref.name in warning
@@ -89,4 +89,4 @@ def test_an_unreadable_sbref_is_left_out(motion, tmp_path):
     broken.write_bytes(b"no image")
     found = use_sbref(motion, broken, NAME, tmp_path)
     assert found.boldref == motion.boldref
-    assert broken.name in found.warnings[0]
+    assert broken.name in found.omitted[0]

@@ -1,19 +1,32 @@
-"""Facts of a run for its verdict."""
+"""Facts of a run for its verdict, and T1w images that cannot be used."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from bids_app.adapters.verdict import judge_scan
 from bids_app.bids.orientation import LeftRight, Orientation
+from bids_app.errors import BadDataError, RegistrationError
+from bids_app.outputs.anatomical import anatomy_outputs
+from bids_app.preprocess.anatomical import Anatomy, PreparedT1w, UnusableT1w
+from bids_app.preprocess.hmc import MotionEstimate
+from bids_app.preprocess.registration.alignment import Alignment
+from bids_app.preprocess.sdc.choice import SYN
+from bids_app.workflow import nodes
 from bids_app.workflow.nodes import scan_facts
+
+T1W = Path("sub-01_T1w.nii.gz")
+UNUSABLE = UnusableT1w(T1W, "sub-01_T1w.nii.gz: could not be aligned.")
+ANATOMY = Anatomy(T1W, "MNI152NLin6Asym", *[T1W] * 10, quality={"norm_correlation": 0.8}, warnings=("of the T1w",))
 
 
 def run(**changes) -> SimpleNamespace:
     values = {"tr": 2.0, "n_volumes": 100, "n_dummy": 4, "offset": 0.0, "quality": {"tsnr": 50.0}}
-    values["orientation"] = Orientation()
+    values |= {"orientation": Orientation(), "omitted": ()}
     return SimpleNamespace(**(values | changes))
 
 
@@ -41,3 +54,90 @@ def test_a_series_without_its_mean_image_is_detected() -> None:
     assert scan_facts(run(offset=3.0, quality={}), 0.9)["mean_removed"] is True
     assert scan_facts(run(quality={"tsnr": 0.1}), 0.9)["mean_removed"] is True
     assert scan_facts(run(quality={}), 0.9)["mean_removed"] is None
+
+
+def failing(error):
+    def fail(*args):
+        raise error
+
+    return fail
+
+
+def alignment(route) -> Alignment:
+    return Alignment(route, "MNI152NLin6Asym", *[Path("x")] * 6)
+
+
+@pytest.fixture
+def direct(monkeypatch) -> None:
+    monkeypatch.setattr(nodes, "normalise_boldref", lambda *args: alignment("direct"))
+
+
+def test_a_t1w_that_cannot_be_read_or_aligned_is_left_out_unless_it_is_required(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(nodes, "prepare_t1w", failing(BadDataError("sub-01_T1w.nii.gz: empty.", "Convert it again.")))
+    found = nodes.prepare_anatomy(T1W, (), 1, 1, False, "", tmp_path)
+    assert found == UnusableT1w(T1W, "sub-01_T1w.nii.gz: empty.")
+    assert nodes.normalise_anatomy(found, "MNI152NLin6Asym", 1, False, tmp_path) is found
+    with pytest.raises(BadDataError, match="empty"):
+        nodes.prepare_anatomy(T1W, (), 1, 1, True, "", tmp_path)
+    monkeypatch.setattr(nodes, "normalise_t1w", failing(RegistrationError("sub-01_T1w.nii.gz: not aligned.")))
+    prepared = PreparedT1w(T1W, T1W, T1W)
+    assert nodes.normalise_anatomy(prepared, "x", 1, False, tmp_path) == UnusableT1w(
+        T1W, "sub-01_T1w.nii.gz: not aligned."
+    )
+    with pytest.raises(RegistrationError, match="not aligned"):
+        nodes.normalise_anatomy(prepared, "x", 1, True, tmp_path)
+
+
+def test_a_run_with_an_unusable_t1w_is_registered_directly_to_the_template(direct, tmp_path) -> None:
+    found = nodes.align(None, "MNI152NLin6Asym", 1, False, tmp_path, UNUSABLE)
+    assert (found.route, found.t1w_problem) == ("direct", UNUSABLE.reason)
+    assert nodes.align(None, "MNI152NLin6Asym", 1, False, tmp_path).t1w_problem == ""
+
+
+def test_a_run_that_does_not_fit_its_t1w_is_registered_directly_unless_the_t1w_is_required(
+    direct, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.setattr(nodes, "coregister", failing(RegistrationError("sub-01_bold.nii.gz: not aligned with it.")))
+    found = nodes.align(None, "MNI152NLin6Asym", 1, False, tmp_path, ANATOMY)
+    assert (found.route, found.t1w_problem) == ("direct", "sub-01_bold.nii.gz: not aligned with it.")
+    with pytest.raises(RegistrationError, match="not aligned with it"):
+        nodes.align(None, "MNI152NLin6Asym", 1, True, tmp_path, ANATOMY)
+    monkeypatch.setattr(nodes, "normalise_boldref", failing(RegistrationError("Nor with the template.", "Look at it.")))
+    with pytest.raises(RegistrationError, match=r"not aligned with it\. Nor with the template\.") as error:
+        nodes.align(None, "MNI152NLin6Asym", 1, False, tmp_path, ANATOMY)
+    assert error.value.hint == "Look at it."
+
+
+@pytest.mark.parametrize(("route", "problem"), [("direct", UNUSABLE.reason), ("direct", ""), ("t1w", "")])
+def test_a_t1w_that_was_not_used_is_in_the_warnings_and_in_the_verdict(route, problem, tmp_path) -> None:
+    series = SimpleNamespace(
+        source=Path("sub-01_bold.nii.gz"), path=None, tr=2.0, n_volumes=100, n_dummy=0, data_mask=None, warnings=(),
+        slices=None,
+    )  # fmt: skip
+    motion = MotionEstimate(*[Path("x")] * 3)
+    confounds = SimpleNamespace(table=None, sidecar=None, carpet=None, quality={"tsnr": 50.0})
+    anatomy = UNUSABLE if problem else ANATOMY
+    aligned = replace(alignment(route), t1w_problem=problem)
+    found = nodes.collect(series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), tmp_path, anatomy)
+    assert (found.anatomy is ANATOMY) == (route == "t1w")
+    assert ("of the T1w" in found.warnings) == (route == "t1w")
+    assert any(UNUSABLE.reason in warning for warning in found.warnings) == bool(problem)
+    checks = {check.name: check for check in judge_scan(scan_facts(found, 0.95)).checks}
+    assert ("preprocessing" in checks) == bool(problem)
+    if problem:
+        assert checks["preprocessing"].level == "warn"
+        assert UNUSABLE.reason in checks["preprocessing"].message
+
+
+def test_distortion_is_not_corrected_by_an_unusable_t1w(monkeypatch, tmp_path) -> None:
+    motion, series = MotionEstimate(*[Path("x")] * 3), SimpleNamespace(source=Path("sub-01_bold.nii.gz"))
+    found = nodes.correct_distortion(series, motion, {}, SYN, None, 1, "", tmp_path, UNUSABLE)
+    assert replace(found, omitted=()) == motion
+    assert "could not be used" in found.omitted[0]
+    monkeypatch.setattr(nodes, "correct_by_anatomy", failing(RegistrationError("It was not aligned.")))
+    found = nodes.correct_distortion(series, motion, {}, SYN, None, 1, "", tmp_path, ANATOMY)
+    assert found.omitted == ("Distortion was not corrected: It was not aligned.",)
+
+
+def test_an_unusable_t1w_has_no_outputs(tmp_path) -> None:
+    assert anatomy_outputs(UNUSABLE, {}, tmp_path) is None

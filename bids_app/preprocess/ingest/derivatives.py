@@ -17,7 +17,6 @@ import numpy as np
 from scipy import ndimage
 
 from bids_app.bids.derivatives import DerivedRun
-from bids_app.catalog import templates
 from bids_app.catalog.templates import MODEL_SPACE, load_template, space, stand_in_for, warp_between
 from bids_app.errors import BadDataError
 from bids_app.preprocess.ingest.confounds import FD, add_missing_columns, count_marked_dummies, read_table, write_table
@@ -43,7 +42,8 @@ from bids_app.preprocess.masking import brain_mask, prepare_bold
 from bids_app.preprocess.preprocessed import Origin, PreprocessedRun
 from bids_app.preprocess.registration.ants import dice
 from bids_app.preprocess.registration.boldref import mask_boldref
-from bids_app.preprocess.registration.transforms import linear, read_itk_composite, resample_to
+from bids_app.preprocess.registration.spaces import chain_between, template_brain
+from bids_app.preprocess.registration.transforms import read_itk_composite, resample_to
 
 ROUTE = "derivatives"
 MNI_CODE = 4
@@ -279,7 +279,7 @@ def _on_grid(path: Path, shape: Sequence[int], affine: np.ndarray, warnings: lis
 
 
 def _far_from_brain(name: str, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
-    brain = templates.brain_on(name, shape, affine)
+    brain = template_brain(name, name, shape, affine)
     return ~ndimage.binary_dilation(brain, iterations=3)
 
 
@@ -321,14 +321,14 @@ def describe_transform(name: str) -> str:
         return f"{name}, the model's own space"
     warp = warp_between(name, MODEL_SPACE)
     if warp is not None:
-        return f"{name}, transformed to {MODEL_SPACE} by TemplateFlow's {warp.name}"
+        return f"{name}, transformed to {MODEL_SPACE} by {warp.name}"
     return f"{name}, transformed to {MODEL_SPACE} by a fixed affine matrix only: {space(name).accuracy}"
 
 
 def resample_tissues(name: str, brain: np.ndarray, affine: np.ndarray, path: Path) -> Path:
     """Resample the template's tissues to a run's grid, within its brain: 1 grey matter, 2 white matter, 3 CSF."""
     template = load_template(stand_in_for(name))
-    pull = linear(space(name).pull_to(template.space))
+    pull = chain_between(name, template.name)
     maps = [
         resample_to(data, template.affine, brain.shape, affine, pull)
         for data in (template.gm, template.wm, template.csf)
@@ -340,7 +340,7 @@ def resample_tissues(name: str, brain: np.ndarray, affine: np.ndarray, path: Pat
 def resample_to_template(image: np.ndarray, affine: np.ndarray, name: str, path: Path) -> Path:
     """Resample an image to the template that figures show."""
     template = load_template(stand_in_for(name))
-    pull = linear(template.space.pull_to(space(name)))
+    pull = chain_between(template.name, name)
     resampled = resample_to(image, affine, template.t1w.shape, template.affine, pull)
     return save_image(path, resampled, template.affine, space_code=MNI_CODE)
 

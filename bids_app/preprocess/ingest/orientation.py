@@ -21,11 +21,12 @@ import numpy as np
 from scipy import fft, ndimage
 
 from bids_app.bids.orientation import LeftRight, Orientation
-from bids_app.catalog.templates import Template, load_template, space, stand_in_for, templateflow_home
+from bids_app.catalog.templates import Template, load_template, stand_in_for, templateflow_home
 from bids_app.errors import BadDataError
 from bids_app.preprocess.registration.ants import correlation, mutual_information
 from bids_app.preprocess.registration.bold_to_template import epi_like
-from bids_app.preprocess.registration.transforms import linear, resample_to
+from bids_app.preprocess.registration.spaces import chain_between
+from bids_app.preprocess.registration.transforms import resample_to
 
 STEP_MM = 2.0
 SHAPE, LOW_MM = (87, 107, 91), (-86.0, -124.0, -72.0)
@@ -216,7 +217,7 @@ def lattice() -> np.ndarray:
 def expected_brain(name: str, home: str) -> ExpectedBrain:
     """Resample the template's brain to the lattice; ``home`` is TemplateFlow's folder, a key of the cache."""
     template: Template = load_template(stand_in_for(name))
-    pull, onto = linear(space(name).pull_to(template.space)), lattice()
+    pull, onto = chain_between(name, template.name), lattice()
     bright = resample_to(epi_like(template), template.affine, SHAPE, onto, pull)
     brain = resample_to(template.mask.astype(np.float32), template.affine, SHAPE, onto, pull) > 0.5
     around = ndimage.binary_dilation(brain | brain[::-1], iterations=2)

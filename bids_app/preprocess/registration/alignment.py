@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -42,6 +43,8 @@ class Alignment:
     """ITK transforms between boldref and template (route ``direct``)."""
     quality: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    t1w_problem: str = ""
+    """Reason why the T1w image was not used (route ``direct``); empty: there is none."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ def finish_alignment(
     quality: dict[str, float],
     warnings: tuple[str, ...],
     out_dir: Path,
-    **files: Path,
+    **files: Any,
 ) -> Alignment:
     """Write masks on the boldref's grid, and the images for figures.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy import ndimage
 
 from bids_app.catalog.templates import Template
 from bids_app.errors import RegistrationError
+from bids_app.preprocess.brain_extraction import VOLUME_ML
 from bids_app.preprocess.masking import ball, head_mask, largest_part
 from bids_app.preprocess.registration.ants import (
     Image,
@@ -24,26 +26,51 @@ from bids_app.preprocess.registration.ants import (
 from bids_app.preprocess.registration.transforms import Chain, Linear, apply_matrix, grid_points, resample_to, rigid
 
 LINEAR_STAGES = (
-    Stage("Rigid[0.1]", (500, 250, 100), (4, 2, 2), (3, 2, 1)),
-    Stage("Affine[0.1]", (500, 250, 50), (4, 2, 2), (3, 2, 1)),
+    Stage("Rigid[0.1]", (100, 50), (4, 2), (3, 1)),
+    Stage("Affine[0.1]", (100, 50), (4, 2), (3, 1)),
 )
 SYN = Stage("SyN[0.3,3,0]", (100, 70, 10), (4, 2, 1), (2, 1, 0), "MI[{fixed},{moving},1,32]", "1e-7,8")
 SYN_OF_COARSE = replace(SYN, iterations=(100, 70, 30))
 """Images with voxels above 2 mm need more iterations at the last level."""
+MARGIN_MM = 4.0
+"""The metric is computed in the template's brain and this far around it, which includes the edge of the brain."""
+HEAD_MARGIN_MM = 8.0
+"""The same for images with the head."""
 MIN_CORRELATION = 0.55
 MIN_LINEAR_CORRELATION = 0.3
-"""Minimum correlation before SyN, in the brain and 8 mm around it."""
-BRAIN_ML = (700.0, 2300.0)
+"""Minimum correlation before SyN, in the brain and its margin."""
 MIN_COVERAGE = 0.80
 MIN_DICE = 0.80
-SCALES = (0.6, 1.5)
+MIN_MASK_DICE = 0.85
+"""Minimum Dice overlap of the warped template's brain mask and the extracted brain."""
+SCALES = (0.5, 1.5)
 DOUBTFUL_ML = 2000.0
 DOUBTFUL_CORRELATION = 0.7
-"""A larger brain or a lower correlation is possible, but mostly due to a poor initialisation: it is tried again."""
+DOUBTFUL_DICE = 0.92
+"""Beyond these limits an alignment is possible, but mostly due to a poor initialisation: it is tried again."""
 HEAD_MM = 180.0
 """Maximum extent of a brain below the top of the head."""
 SECOND_STARTS_DEG = ((0, 0, 0), (20, 0, 0), (-20, 0, 0), (40, 0, 0), (-40, 0, 0), (0, 20, 0), (0, -20, 0))
 """Rotations about x, y and z that initialise the second attempt."""
+AGAIN = "aligned with the template at the second attempt"
+BY_THE_HEAD = "aligned with the template by the whole head, because the alignment by the brain failed"
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One way to register a T1w image with the template."""
+
+    fixed: Image
+    moving: Image
+    near: np.ndarray
+    """Mask of the metric on the template's grid, bool."""
+    starts: tuple[np.ndarray, ...]
+    warning: str = ""
+
+    def score(self, matrix: np.ndarray) -> float:
+        """Compute the correlation in the mask for a matrix, template to T1w."""
+        points = grid_points(self.fixed.data.shape, self.fixed.affine, self.near)
+        return correlation(self.moving.at(apply_matrix(matrix, points)), self.fixed.data[self.near])
 
 
 def align_with_template(
@@ -52,13 +79,29 @@ def align_with_template(
     name: str,
     out_dir: Path,
     seed: int,
-    stripped: bool = False,
+    brain: np.ndarray | None = None,
     coarse: bool = False,
 ) -> tuple[Registration, dict[str, float], tuple[str, ...]]:
-    """Align a T1w image with the template, in up to two attempts.
+    """Align a T1w image with the template, in up to three attempts.
 
-    The first is initialised by centres of mass. If it fails its quality checks or is doubtful, the second removes the
-    neck and starts from several rotations; the result with the higher correlation is kept.
+    With a brain mask, the brain is registered with the template's brain, initialised by the centres of both; if that
+    fails its quality checks or is doubtful, from several rotations; if that fails, too, the whole head is registered
+    with the template's head. Without a brain mask, only the head is registered. Of the attempts that pass, the one with
+    the highest correlation is kept.
+
+    Parameters
+    ----------
+    target : Template
+    moving : Image
+        Bias-corrected T1w.
+    name : str
+        File name for messages.
+    out_dir : pathlib.Path
+    seed : int
+    brain : numpy.ndarray, (X, Y, Z) bool, optional
+        Brain mask on the grid of ``moving``.
+    coarse : bool
+        The voxels of the original image are larger than 2 mm.
 
     Returns
     -------
@@ -70,39 +113,33 @@ def align_with_template(
     RegistrationError
         No attempt passed the quality checks.
     """
-    fixed = Image(target.t1w * target.mask if stripped else target.t1w, target.affine)
-    near = ndimage.binary_dilation(target.mask, ball(8.0, target.affine))
     syn = (SYN_OF_COARSE if coarse else SYN,)
-    guess = first_guess(fixed, moving)
-    centre = centre_of_mass(fixed)
-    rotated = [guess @ rigid(np.radians(degrees), (0, 0, 0), centre) for degrees in SECOND_STARTS_DEG]
-
-    def score(matrix: np.ndarray) -> float:
-        points = grid_points(fixed.data.shape, fixed.affine, near)
-        return correlation(moving.at(apply_matrix(matrix, points)), fixed.data[near])
-
     failures: list[str] = []
     passed: list[tuple[Registration, dict[str, float], tuple[str, ...]]] = []
-    warning = f"{name}: aligned with the template at the second attempt."
-    for attempt, (seen, starts) in enumerate(((moving, [guess]), (without_neck(moving), rotated))):
+    for number, attempt in enumerate(attempts_for(target, moving, brain)):
+        if passed and attempt.warning == BY_THE_HEAD:
+            break
         try:
-            matrix = best_start(fixed, seen, near, LINEAR_STAGES, starts, score, out_dir, seed)
-            if score(matrix) < MIN_LINEAR_CORRELATION:
+            matrix = best_start(
+                attempt.fixed, attempt.moving, attempt.near, LINEAR_STAGES, attempt.starts, attempt.score, out_dir, seed
+            )
+            if attempt.score(matrix) < MIN_LINEAR_CORRELATION:
                 failures = [
-                    f"correlation with the template is {score(matrix):.2f} before warping, below "
+                    f"correlation with the template is {attempt.score(matrix):.2f} before warping, below "
                     f"{MIN_LINEAR_CORRELATION}"
                 ]
                 continue
+            label = ("t1w", "t1w_again", "t1w_head")[number]
             found = register(
-                fixed, seen, near, syn, out_dir, start=matrix, seed=seed, name=("t1w", "t1w_again")[attempt]
+                attempt.fixed, attempt.moving, attempt.near, syn, out_dir, start=matrix, seed=seed, name=label
             )
         except RegistrationError as error:
             failures = [error.message]
             continue
-        quality = check_normalisation(target, moving, found)
+        quality = check_normalisation(target, moving, found, brain)
         failures = failed_checks(quality)
         if not failures:
-            passed.append((found, quality, (warning,) if attempt else ()))
+            passed.append((found, quality, (f"{name}: {attempt.warning}.",) if attempt.warning else ()))
             if not is_doubtful(quality):
                 break
     if passed:
@@ -112,6 +149,29 @@ def align_with_template(
         "Inspect the image: it should be a T1w of a whole human head. Exclude it with --bids-filter-file to process "
         "the runs without a T1w.",
     )
+
+
+def attempts_for(target: Template, moving: Image, brain: np.ndarray | None) -> Iterator[Attempt]:
+    """Yield the ways to register a T1w image, in order."""
+    stripped = Image(target.t1w * target.mask, target.affine)
+    centre = centre_of_mass(stripped, target.mask)
+    rotations = [rigid(np.radians(degrees), (0, 0, 0), centre) for degrees in SECOND_STARTS_DEG]
+
+    def near(margin_mm: float) -> np.ndarray:
+        return ndimage.binary_dilation(target.mask, ball(margin_mm, target.affine))
+
+    if brain is not None:
+        guess = np.eye(4)
+        guess[:3, 3] = centre_of_mass(moving, brain) - centre
+        seen = Image(moving.data * brain, moving.affine)
+        yield Attempt(stripped, seen, near(MARGIN_MM), (guess,))
+        yield Attempt(stripped, seen, near(MARGIN_MM), tuple(guess @ r for r in rotations), AGAIN)
+    head = Image(target.t1w, target.affine)
+    guess = first_guess(stripped, moving)
+    if brain is None:
+        yield Attempt(head, moving, near(HEAD_MARGIN_MM), (guess,))
+    starts = tuple(guess @ r for r in rotations)
+    yield Attempt(head, without_neck(moving), near(HEAD_MARGIN_MM), starts, AGAIN if brain is None else BY_THE_HEAD)
 
 
 def first_guess(fixed: Image, moving: Image) -> np.ndarray:
@@ -144,8 +204,10 @@ def without_neck(moving: Image) -> Image:
     return replace(moving, data=np.where(above, moving.data, np.float32(0)))
 
 
-def check_normalisation(target: Template, moving: Image, found: Registration) -> dict[str, float]:
-    """Compute quality metrics of an alignment with the template."""
+def check_normalisation(
+    target: Template, moving: Image, found: Registration, brain: np.ndarray | None = None
+) -> dict[str, float]:
+    """Compute quality metrics of an alignment with the template; ``brain`` is the extracted brain, if known."""
     points = grid_points(target.t1w.shape, target.affine, target.mask)
     pulled = found.chain(points)
     covered = moving.inside(pulled)
@@ -153,7 +215,7 @@ def check_normalisation(target: Template, moving: Image, found: Registration) ->
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     mask = warp_mask(target, moving, found.inverse)
     back = resample_to(mask.astype(np.float32), moving.affine, target.t1w.shape, target.affine, found.chain) > 0.5
-    return {
+    quality = {
         "norm_correlation": correlation(target.t1w[target.mask][covered], moving.at(pulled[covered])),
         "norm_coverage": float(covered.mean()),
         "norm_dice": dice(back, target.mask),
@@ -161,6 +223,7 @@ def check_normalisation(target: Template, moving: Image, found: Registration) ->
         "norm_scale_max": float(scales.max()),
         "norm_brain_ml": float(mask.sum()) * abs(float(np.linalg.det(moving.affine[:3, :3]))) / 1e3,
     }
+    return quality if brain is None else quality | {"norm_mask_dice": dice(mask, brain)}
 
 
 def failed_checks(quality: dict[str, float]) -> list[str]:
@@ -168,9 +231,14 @@ def failed_checks(quality: dict[str, float]) -> list[str]:
     failures = []
     if quality["norm_correlation"] < MIN_CORRELATION:
         failures.append(f"correlation with the template is {quality['norm_correlation']:.2f}, below {MIN_CORRELATION}")
-    if not BRAIN_ML[0] <= quality["norm_brain_ml"] <= BRAIN_ML[1]:
+    if not VOLUME_ML[0] <= quality["norm_brain_ml"] <= VOLUME_ML[1]:
         failures.append(
-            f"brain volume is {quality['norm_brain_ml']:.0f} mL, outside {BRAIN_ML[0]:.0f} to {BRAIN_ML[1]:.0f} mL"
+            f"brain volume is {quality['norm_brain_ml']:.0f} mL, outside {VOLUME_ML[0]:.0f} to {VOLUME_ML[1]:.0f} mL"
+        )
+    if quality.get("norm_mask_dice", 1.0) < MIN_MASK_DICE:
+        failures.append(
+            f"Dice overlap of the template's brain mask and the extracted brain is {quality['norm_mask_dice']:.2f}, "
+            f"below {MIN_MASK_DICE}"
         )
     if quality["norm_coverage"] < MIN_COVERAGE:
         failures.append(
@@ -191,7 +259,11 @@ def failed_checks(quality: dict[str, float]) -> list[str]:
 
 def is_doubtful(quality: dict[str, float]) -> bool:
     """Return True if an alignment passes the quality checks but needs a second attempt."""
-    return quality["norm_brain_ml"] > DOUBTFUL_ML or quality["norm_correlation"] < DOUBTFUL_CORRELATION
+    return (
+        quality["norm_brain_ml"] > DOUBTFUL_ML
+        or quality["norm_correlation"] < DOUBTFUL_CORRELATION
+        or quality.get("norm_mask_dice", 1.0) < DOUBTFUL_DICE
+    )
 
 
 def warp_mask(target: Template, moving: Image, inverse: Chain) -> np.ndarray:

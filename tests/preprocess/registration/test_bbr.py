@@ -15,7 +15,7 @@ OFF = rigid(np.radians((2, -1, 1)), (1.5, -1.5, 1.5), (0, -20, 10))
 
 @pytest.fixture(scope="module")
 def tissues():
-    template = load_template()
+    template = load_template("MNI152NLin2009aSym")
     return np.stack([template.gm, template.wm, template.csf], axis=-1), template.affine
 
 
@@ -27,7 +27,7 @@ def surface(tissues) -> Boundary:
 @pytest.fixture(scope="module")
 def boldref() -> Image:
     """A T2*-weighted head on voxels of 3 mm, with noise."""
-    template = load_template()
+    template = load_template("MNI152NLin2009aSym")
     affine = np.diag([-3.0, 3.0, 3.0, 1.0])
     affine[:3, 3] = (84, -120, -66)
     data = resample_to(1000 * epi_like(template), template.affine, (57, 68, 54), affine)

@@ -25,7 +25,7 @@ GOOD = {"coreg_stands_out": 0.3, "coreg_dice": 0.95, "coreg_brain_seen": 0.9}
 def anatomy(tmp_path_factory) -> Anatomy:
     """The template as a T1w that is aligned with itself."""
     folder = tmp_path_factory.mktemp("anatomy")
-    target = load_template()
+    target = load_template("MNI152NLin2009aSym")
 
     def save(name, data):
         return save_image(folder / name, data, target.affine)
@@ -128,7 +128,7 @@ def test_failed_checks_name_measure_and_value(figure, value, words):
 
 
 def test_noise_masks_exclude_neighbours_of_grey_matter(head):
-    template = load_template()
+    template = load_template("MNI152NLin2009aSym")
     maps = np.stack(
         [
             resample_to(m, template.affine, head.brain.shape, head.affine)
@@ -157,7 +157,7 @@ def test_the_template_in_epi_contrast():
 @pytest.mark.slow
 def test_a_boldref_is_aligned_with_the_template_without_a_t1w(head, boldref, tmp_path):
     reference = mask_boldref(tmp_path / "sub-01_bold.nii.gz", boldref, tmp_path)
-    found = normalise_boldref(reference, tmp_path)
+    found = normalise_boldref(reference, tmp_path, "MNI152NLin2009aSym")
     points = grid_points(head.brain.shape, head.affine, head.brain)[::9]
     in_boldref = Chain.load(found.chain)(points)
     error = np.linalg.norm(apply_matrix(BOLDREF_TO_T1W, in_boldref) - points, axis=1)
