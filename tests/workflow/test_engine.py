@@ -279,9 +279,7 @@ def chain_of(number: int) -> tuple[Graph, list[Step]]:
     return graph, [source, graph.step("double", double, source=source), graph.step("alone", write_number, number=1)]
 
 
-@pytest.mark.parametrize(
-    "reason", ["another argument", "a result that is missing", "a result that nipype does not know"]
-)
+@pytest.mark.parametrize("reason", ["another argument", "a missing result", "a result that nipype does not know"])
 def test_what_depends_on_a_repeated_step_is_deleted_before_it_starts(tmp_path: Path, reason: str) -> None:
     graph, _ = chain_of(1)
     run(graph, tmp_path / "work", tmp_path)
