@@ -84,7 +84,7 @@ def test_a_run_killed_for_memory_does_not_pass_earlier_results_as_its_own(
     # --mem claims memory that the container does not have, so that the kernel kills a process
     killed = image.run([*bound(raw, out, work), "--memory", LIMIT], *participant("--dummy-scans", "4", "--mem", "8GB"))
     assert killed.returncode != 0, killed.stderr
-    assert "1 of 1 runs done" not in killed.stdout + killed.stderr
+    assert "1 of 1 runs" not in killed.stdout + killed.stderr
     new = {path: summary for path, summary in summaries(out).items() if path not in logs}
     assert all(is_failure(summary) for summary in new.values()), new
     again = image.run(bound(raw, out, work), *participant("--dummy-scans", "4"))
