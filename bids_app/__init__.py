@@ -2,6 +2,6 @@
 
 __version__ = "0.1.0"
 
-REPOSITORY = "https://github.com/neurostorm-bids/neurostorm"
-"""Address of the source code and the issue tracker; pyproject.toml and CITATION.cff repeat it."""
-PLEASE_REPORT = f"Please report it at {REPOSITORY}/issues."
+REPOSITORY = ""
+"""Public address of the source code; empty until there is one. pyproject.toml, CITATION.cff and SECURITY.md repeat it."""
+PLEASE_REPORT = f"Please report it at {REPOSITORY}/issues." if REPOSITORY else "Please report it to the developers."

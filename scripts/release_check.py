@@ -16,6 +16,8 @@ import tempfile
 import venv
 from pathlib import Path
 
+from bids_app import REPOSITORY
+
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
 FOLDERS = {"/data/my_bids": "raw", "/data/out": "out"}
@@ -107,6 +109,10 @@ def main() -> int:
             if run(programs / "neurostorm", "--bids-exec-spec", variant, cwd=folder) != (ROOT / file).read_text():
                 sys.exit(f"release-check: {file} is out of date: run 'make boutiques'")
         try_readme(programs, folder)
+    if not REPOSITORY:
+        print(
+            "release-check: set REPOSITORY in bids_app/__init__.py before publishing; messages then name the issue tracker"
+        )
     print("release-check passed")
     return 0
 
