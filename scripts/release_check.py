@@ -110,9 +110,7 @@ def main() -> int:
                 sys.exit(f"release-check: {file} is out of date: run 'make boutiques'")
         try_readme(programs, folder)
     if not REPOSITORY:
-        print(
-            "release-check: set REPOSITORY in bids_app/__init__.py before publishing; messages then name the issue tracker"
-        )
+        print("release-check: before publishing, set REPOSITORY in bids_app/__init__.py, so that messages name it")
     print("release-check passed")
     return 0
 
