@@ -225,7 +225,7 @@ def main() -> None:
             real: dict[str, dict[str, float]] = {}
             for folder in arguments.dataset:
                 for path in images_in(folder, suffix):
-                    real[f"{path.parents[2].name} {path.name.split('_')[0]}"] = describe(path)
+                    real[f"{path.parents[2].name} {path.name.removesuffix(f'_{suffix}.nii.gz')}"] = describe(path)
             made = {
                 f"phantom {kind}": describe(path)
                 for kind, path in zip(arguments.kinds, images_in(simulated, suffix), strict=False)
