@@ -43,7 +43,7 @@ BOLD_COLUMNS = ("tSNR", "FWHM mm", "bias", "ghost %", "FD mm", "FD max", "low sh
 
 def describe_t1w(path: Path) -> dict[str, float]:
     """Compute the figures of a T1w image, keys `T1W_COLUMNS`."""
-    image = nib.funcs.as_closest_canonical(nib.load(path))
+    image = nib.funcs.as_closest_canonical(nib.nifti1.Nifti1Image.from_filename(path))
     data = np.asarray(image.dataobj, dtype=np.float32)
     native = Image(data - min(float(data.min()), 0.0), image.affine)
     coarse = isotropic(native, 2.0, order=1)
@@ -119,7 +119,7 @@ def spectrum(image: Image, centre: np.ndarray) -> dict[str, float]:
 
 def describe_bold(path: Path) -> dict[str, float]:
     """Compute the figures of a BOLD run, keys `BOLD_COLUMNS`."""
-    image = nib.load(path)
+    image = nib.nifti1.Nifti1Image.from_filename(path)
     sidecar = path.with_name(path.name.removesuffix(".nii.gz") + ".json")
     metadata = json.loads(sidecar.read_text()) if sidecar.is_file() else {}
     n = min(image.shape[3] - N_FIRST, N_VOLUMES)
@@ -225,7 +225,7 @@ def main() -> None:
             real: dict[str, dict[str, float]] = {}
             for folder in arguments.dataset:
                 for path in images_in(folder, suffix):
-                    real[f"{path.parents[2].name} {path.name.split('_')[0]}"] = describe(path)
+                    real[f"{path.parents[2].name} {path.name.removesuffix(f'_{suffix}.nii.gz')}"] = describe(path)
             made = {
                 f"phantom {kind}": describe(path)
                 for kind, path in zip(arguments.kinds, images_in(simulated, suffix), strict=False)

@@ -68,7 +68,7 @@ KINDS: dict[str, Kind] = {
     "adult": Kind(
         "Siemens",
         ADULT,
-        _t1w((1.0, 1.0, 1.0), "PSR", 0.03, coil=2.2),
+        _t1w((1.0, 1.0, 1.0), "PSR", 0.03, coil=1.6),
         Protocol(2.0, 0.03, (3.0, 3.0, 3.75), (74, 74, 36), orientation="LAS", oblique_deg=(-17.0, 0, 0), snr=90.0),
         EpiImperfections(coil=1.6, ghost=0.02),
         thickness_mm=3.0,
@@ -76,7 +76,7 @@ KINDS: dict[str, Kind] = {
     "flash": Kind(
         "GE",
         HEAVY,
-        _t1w((1.0, 1.0, 1.2), "LPS", 0.035, sequence="flash", coil=3.5),
+        _t1w((1.0, 1.0, 1.2), "LPS", 0.035, sequence="flash", coil=2.5),
         Protocol(2.0, 0.03, (3.4, 3.4, 4.0), (64, 64, 33), orientation="LPI", dummies_kept=True, snr=100.0),
         EpiImperfections(coil=2.0, ghost=0.03, signal_loss=0.8),
         header="sform",
@@ -129,7 +129,7 @@ KINDS: dict[str, Kind] = {
     "coarse": Kind(
         "Siemens",
         ADULT,
-        _t1w((2.0, 2.0, 2.0), "RAS", 0.015, coil=2.0),
+        _t1w((2.0, 2.0, 2.0), "RAS", 0.015, coil=1.5),
         Protocol(
             1.0, 0.03, (3.375, 3.375, 3.4), (64, 64, 33), orientation="LAS", oblique_deg=(-6.0, 3.0, 6.0), snr=80.0
         ),

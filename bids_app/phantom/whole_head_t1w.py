@@ -16,8 +16,8 @@ from bids_app.phantom.t1w import BRIGHTNESS, FACE_MM, SLAB, SimulatedT1w
 from bids_app.phantom.tissues import TissueMaps, t1w_brightness
 
 CONTRASTS = {
-    "mprage": {"gm": 0.66, "wm": 1.0, "csf": 0.28, "bone": 0.08, "fat": 1.05, "muscle": 0.48, "fluid": 0.22},
-    "flash": {"gm": 0.82, "wm": 1.0, "csf": 0.42, "bone": 0.10, "fat": 1.15, "muscle": 0.66, "fluid": 0.40},
+    "mprage": {"gm": 0.66, "wm": 1.0, "csf": 0.22, "bone": 0.08, "fat": 1.05, "muscle": 0.48, "fluid": 0.22},
+    "flash": {"gm": 0.82, "wm": 1.0, "csf": 0.32, "bone": 0.10, "fat": 1.15, "muscle": 0.66, "fluid": 0.40},
     "fatsat": {"gm": 0.66, "wm": 1.0, "csf": 0.22, "bone": 0.06, "fat": 0.40, "muscle": 0.48, "fluid": 0.20},
     "t2w": {"gm": 0.62, "wm": 0.42, "csf": 1.35, "bone": 0.05, "fat": 0.85, "muscle": 0.22, "fluid": 1.40},
 }

@@ -46,6 +46,7 @@ def test_skull_with_marrow_fat_and_skin_lie_above_the_brain(head):
     assert 0.3 < layers["csf"] < 5
 
 
+@pytest.mark.slow
 def test_thickness_follows_the_person(head):
     thin = above_the_vertex(whole_head_tissues(Person(skull_mm=2.5, scalp_mm=3.0), KEYS, 2))
     usual = above_the_vertex(head)
@@ -54,7 +55,7 @@ def test_thickness_follows_the_person(head):
 
 def test_eyes_orbital_fat_sinuses_and_spinal_cord_are_in_their_places(head):
     assert at(head, "fluid", (32, 61, -37), (-32, 61, -37)).min() > 0.8
-    assert at(head, "fat", (26, 44, -33), (-26, 44, -33)).min() > 0.4
+    assert at(head, "fat", (33, 45, -38), (-33, 45, -38)).min() > 0.6
     everything = sum(head.fractions.values())
     nose, sinus = (0.0, 72.0, -54.0), (30.0, 50.0, -62.0)
     assert sample(everything, head.affine, np.array([nose, sinus], np.float32)).max() < 0.2
@@ -62,6 +63,7 @@ def test_eyes_orbital_fat_sinuses_and_spinal_cord_are_in_their_places(head):
     assert at(head, "muscle", (35, -40, -110), (-35, -40, -110)).min() > 0.3  # neck
 
 
+@pytest.mark.slow
 def test_individual_brains_fill_the_templates_mask_with_their_own_folds():
     template = template_brain(2)
     one, other = (individual_brain(template, 0.0, 0, (1, name)) for name in "ab")
@@ -73,6 +75,7 @@ def test_individual_brains_fill_the_templates_mask_with_their_own_folds():
     assert sharp[1] > sharp[0] + 0.05
 
 
+@pytest.mark.slow
 def test_atrophy_widens_fluid_and_lesions_replace_white_matter():
     template = template_brain(2)
     young, old, ill = (individual_brain(template, *what, KEYS).fractions for what in ((0.0, 0), (0.8, 0), (0.0, 10)))
