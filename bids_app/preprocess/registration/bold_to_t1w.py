@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from bids_app.catalog.templates import load_template
 from bids_app.errors import RegistrationError
 from bids_app.preprocess.anatomical import Anatomy
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.io.images import read_volume, save_image
-from bids_app.preprocess.masking import ball
 from bids_app.preprocess.registration.alignment import Alignment, Tissues, finish_alignment
 from bids_app.preprocess.registration.ants import (
     Image,
@@ -91,7 +89,7 @@ def _find_rigid(
 ) -> tuple[np.ndarray, dict[str, float], tuple[str, ...]]:
     """Estimate the matrix from boldref to T1w, with its quality metrics and warnings."""
     epi = EpiView.of(reference)
-    brain = Image(t1w.data * ndimage.binary_dilation(t1w_mask, ball(8.0, t1w.affine)), t1w.affine)
+    brain = Image(t1w.data * t1w_mask, t1w.affine)  # bright fat outside the brain has no counterpart in an EPI
     name = reference.source.name
     failures: list[str] = []
     for attempt, starts in enumerate(_starts(epi, t1w, t1w_mask, seed)):
