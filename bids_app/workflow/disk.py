@@ -16,7 +16,7 @@ from pathlib import Path
 
 from bids_app.bids.query import BoldRun
 from bids_app.errors import CannotCreateError, NeurostormError
-from bids_app.preprocess.io.headers import claimed_bytes, load_nifti
+from bids_app.preprocess.io.headers import check_size, claimed_bytes, load_nifti
 from bids_app.settings import Settings
 
 RUN_BYTES, RUN_OUTPUT_BYTES = 25e6, 5e6
@@ -143,6 +143,7 @@ def _size_of(path: Path) -> tuple[Sequence[int], int]:
     """Return shape and uncompressed size of an image, from its header; an invalid one has no axes."""
     try:
         image = load_nifti(path)
+        check_size(image, path)
     except NeurostormError:
         return (), 0
     return image.shape, claimed_bytes(image)

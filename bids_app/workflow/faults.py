@@ -85,4 +85,4 @@ def image_faults(path: Path, *, is_t1w: bool) -> Faults:
     if is_t1w:
         with collected(faults):
             examine_anatomy(path)
-    return tuple(faults)
+    return tuple({str(fault): fault for fault in faults}.values())

@@ -111,7 +111,7 @@ def test_intended_for_one_echo_applies_to_all_echoes(find):
     echoes = {f"sub-01/func/sub-01_task-rest_echo-{n}_bold": {"EchoTime": 0.01 * n} for n in (1, 2, 3)}
     intended = "func/sub-01_task-rest_echo-1_bold.nii.gz"
     (run,) = find({**echoes, AP: epi("j", intended), PA: epi("j-", intended)})
-    assert run.bold.name == "sub-01_task-rest_echo-3_bold.nii.gz"
+    assert [path.name for path in run.echoes] == [f"sub-01_task-rest_echo-{n}_bold.nii.gz" for n in (1, 2, 3)]
     assert len(run.fieldmap.files) == 2
 
 

@@ -178,7 +178,8 @@ def test_build_context_contains_only_the_files_of_the_package() -> None:
 def test_commands_of_the_github_workflows_exist() -> None:
     workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
     jobs = [job for path in workflows for job in yaml.safe_load(path.read_text())["jobs"].values()]
-    commands = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+    runs = [step["run"] for job in jobs for step in job["steps"] if "run" in step]
+    commands = [command for command in runs if not command.startswith("sudo ")]  # of the runner's system
     assert len(commands) >= 4
     for command in commands:
         program, *words = shlex.split(command)

@@ -238,7 +238,7 @@ DAMAGES: dict[str, Damage] = {
     "events that are text": Damage(HERE, "not a valid events table", events=b"onset\tduration\nsoon\t2\n"),
     "events with too few columns": Damage(HERE, "not a valid events table", events=b"duration\tonset\n1\n"),
     "events with too many columns": Damage(FINE, "", events=b"onset\tduration\n1\t2\t3\t4\n"),
-    "events that are no text": Damage(HERE, "not a valid events table", events=b"onset\n\xff\xfe\x00"),
+    "events that are no text": Damage(HERE, "not UTF-8", events=b"onset\n\xff\xfe\x00"),
     "events after the end": Damage(FINE, "", events=b"onset\tduration\n1000\t2\n"),
     # the T1w image: left out with a warning, or an error if it is required
     "T1w without bytes": t1w(WARNED, "unreadable", b""),

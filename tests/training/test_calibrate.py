@@ -183,6 +183,7 @@ def test_one_adapter_has_heads_for_both_normalisations(write_derivative, encoder
     assert (calibrated.card.normalisation, calibrated.card.twin["normalisation"]) == ("voxel", "global")
     assert calibrated.twin["head.weight"].shape == calibrated.head["head.weight"].shape
     assert not torch.equal(calibrated.twin["head.weight"], calibrated.head["head.weight"])
-    assert calibrated.card.ranges["tr"] == [0.8, 0.8]
+    low, high = calibrated.card.ranges["tr"]  # of the header, in single precision
+    assert low <= 0.8 <= high <= 0.8001
     assert run("adapt", data, *target, "--output", adapter, "--strategy", "ln") == 64
     assert "requires --strategy linear" in capsys.readouterr().err

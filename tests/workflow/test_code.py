@@ -93,8 +93,8 @@ def test_a_catalog_affects_only_its_readers(changed_by) -> None:
 
 
 def test_steps_in_the_same_module_are_independent(changed_by) -> None:
-    docstring = '"""Register a run to its T1w image, or to the template if it has none."""'
-    assert changed_by("workflow/nodes.py", '"""Another."""', instead_of=docstring) == {"registration of the BOLD"}
+    docstring = "Register a run to its T1w image, or to the template if it has none that can be used."
+    assert changed_by("workflow/nodes.py", "Another.", instead_of=docstring) == {"registration of the BOLD"}
     assert changed_by("workflow/nodes.py", "MIN_TSNR = 3.0", instead_of="MIN_TSNR = 2.0") == {"verdict"}
 
 

@@ -27,6 +27,7 @@ OTHER_VALUES: dict[str, Any] = {
     "attribution": "occlusion",
     "on_out_of_domain": "refuse",
     "acknowledge_research_use": True,
+    "fail_without_t1w": True,
 }
 """Values other than the defaults; model, adapters and atlas are files, and tested by their content."""
 

@@ -440,6 +440,7 @@ def test_a_killed_worker_fails_its_step_and_the_others_continue(tmp_path: Path) 
 FULL = """
 from pathlib import Path
 from bids_app.workflow.engine import Engine
+from bids_app.workflow.graph import Graph
 from bids_app.settings import ResourceSettings
 from tests.workflow.test_engine import fill_the_disk
 
@@ -576,6 +577,7 @@ def kill(run: subprocess.Popen[bytes], *, workers: bool) -> bool:
 KILLED = """
 from pathlib import Path
 from bids_app.workflow.engine import Engine
+from bids_app.workflow.graph import Graph
 from bids_app.settings import ResourceSettings
 from tests.workflow.test_engine import block
 

@@ -14,7 +14,7 @@ from bids_app.bids.fieldmaps import Fieldmap
 from bids_app.bids.query import BoldRun
 from bids_app.errors import BadDataError
 from bids_app.settings import PARTICIPANT, PreprocessSettings, Settings
-from bids_app.workflow.faults import inspect_run
+from bids_app.workflow.faults import faults_of_optional_images, inspect_run
 from tests.helpers.datasets import TinyDataset
 
 
@@ -64,31 +64,38 @@ def test_all_faults_of_a_run_are_found(tiny_dataset: TinyDataset, run: BoldRun, 
     cut(tiny_dataset.write_bold(data=short))
     assert run.t1w is not None
     assert run.events is not None
-    assert run.fieldmap is not None
-    for path in (run.t1w, *run.t1w_repeats, run.fieldmap.files[1]):
-        cut(path)
+    cut(run.t1w)
+    required = replace(settings, preprocess=PreprocessSettings(fail_without_t1w=True))
     run.events.write_text("time\n1\n")
-    _, faults = inspect_run(replace(run, metadata={"RepetitionTime": "two"}), settings)
+    _, faults = inspect_run(replace(run, metadata={"RepetitionTime": "two"}), required)
     said = "\n".join(map(str, faults))
     expected = (
         "15 volumes, too few",
         "RepetitionTime",
         f"{run.bold.name}: unreadable or truncated",
         "one_T1w.nii.gz: unreadable or truncated",
-        "two_T1w.nii.gz: unreadable or truncated",
-        "magnitude.nii.gz: unreadable or truncated",
         "events.tsv: not a valid events table",
     )
     assert [text for text in expected if text not in said] == []
     assert len(faults) == len(expected)
 
 
+def test_images_that_are_left_out_are_no_faults_of_the_run(run: BoldRun, settings: Settings) -> None:
+    assert run.t1w is not None
+    assert run.fieldmap is not None
+    damaged = [cut(path) for path in (run.t1w, *run.t1w_repeats, run.fieldmap.files[1])]
+    assert inspect_run(run, settings)[1] == ()
+    found = faults_of_optional_images(run, settings)
+    assert list(found) == damaged
+    assert all("unreadable or truncated" in str(fault) for faults in found.values() for fault in faults)
+
+
 def test_an_ignored_fieldmap_is_not_checked(run: BoldRun, settings: Settings) -> None:
     assert run.fieldmap is not None
     cut(run.fieldmap.files[0])
-    assert len(inspect_run(run, settings)[1]) == 1
+    assert len(faults_of_optional_images(run, settings)) == 1
     ignoring = replace(settings, preprocess=PreprocessSettings(ignore=("fieldmaps",)))
-    assert inspect_run(run, ignoring)[1] == ()
+    assert faults_of_optional_images(run, ignoring) == {}
 
 
 def test_a_problem_of_the_query_does_not_hide_damaged_files(run: BoldRun, settings: Settings) -> None:
@@ -99,6 +106,7 @@ def test_a_problem_of_the_query_does_not_hide_damaged_files(run: BoldRun, settin
 
 def test_images_of_several_runs_are_read_once(run: BoldRun, settings: Settings) -> None:
     assert run.t1w is not None
+    required = replace(settings, preprocess=PreprocessSettings(fail_without_t1w=True))
     known = {run.t1w: (BadDataError("known"),)}
-    assert [fault.message for fault in inspect_run(run, settings, known)[1]] == ["known"]
-    assert set(known) > {run.t1w, run.bold}
+    assert [fault.message for fault in inspect_run(run, required, known)[1]] == ["known"]
+    assert set(known) >= {run.t1w, run.bold}

@@ -66,7 +66,7 @@ def test_a_run_that_does_not_fit_is_not_started(long_run: Path, tmp_path: Path, 
     options = ["--mem", "3GB", "--nprocs", "1", "--participant-label", "01"]
     assert main(command(long_run, tmp_path / "out", *options)) == 75
     assert "sub-01_task-rest failed: sub-01_task-rest_bold.nii.gz: needs about" in capsys.readouterr().err
-    assert not (tmp_path / "work" / "neurostorm").exists()
+    assert list((tmp_path / "work").glob("neurostorm/*")) == []
     (summary,) = (tmp_path / "out").glob("sub-01/log/*/summary.json")
     (run,) = json.loads(summary.read_text())["runs"]
     assert run["exit_code"] == 75
