@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,8 @@ PARTS = ("encoder", "head", "twin", "reference")
 CLASSIFICATION, REGRESSION, EMBEDDING = "classification", "regression", "embedding"
 TASKS = (CLASSIFICATION, REGRESSION, EMBEDDING)
 STRATEGIES = ("linear", "ln", "prompt", "prompt_ln", "full")
+PROMPT = ".prompt"
+"""End of the names of prompts."""
 NAME = re.compile(rf"[A-Za-z0-9]{{1,{MAX_LABEL}}}")
 MAX_TEXT = 200
 """Letters of a target, unit or label."""
@@ -288,7 +290,39 @@ def _assemble(path: Path, tensors: State, metadata: Mapping[str, str]) -> Adapte
     adapter = Adapter(_read_card(path, metadata.get("card", "")), path=path, **parts)
     if bool(adapter.twin) != bool(adapter.card.twin):
         raise BadDataError(f"{path}: the card and the tensors disagree about a twin.", "Download the file again.")
+    problem = strategy_problem(adapter.card, adapter.encoder)
+    if problem:
+        raise BadDataError(f"{path}: {problem}.", "Download the file again.")
     return adapter
+
+
+def strategy_problem(card: AdapterCard, encoder: Collection[str]) -> str:
+    """Compare the tensors of an adapter, by name, with the strategy and the prompts of its card.
+
+    Parameters
+    ----------
+    card : AdapterCard
+    encoder : collection of str
+        Names of the parameters that replace the encoder's or are added to it.
+
+    Returns
+    -------
+    str
+        What does not agree; empty if all does.
+    """
+    prompts = {name for name in encoder if name.endswith(PROMPT)}
+    if bool(prompts) != bool(card.prompt_len):
+        return f"the card has prompts of length {card.prompt_len}, but the file has {len(prompts)} tensors of prompts"
+    required = {
+        "prompt": bool(prompts),
+        "prompt_ln": bool(prompts) and len(prompts) < len(encoder),
+        "ln": len(prompts) < len(encoder),
+        "full": len(prompts) < len(encoder),
+        "linear": not encoder,
+    }
+    if not required[card.strategy]:
+        return f"the strategy {card.strategy!r} does not agree with the file, which has {len(encoder)} encoder tensors"
+    return ""
 
 
 def _read_card(path: Path, text: str) -> AdapterCard:

@@ -11,7 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from bids_app.adapters.file import AdapterCard, parse_adapter
+from bids_app.bids.entities import as_label
 from bids_app.catalog.models import adapter_paths, find_model
+from bids_app.errors import UsageError
 from bids_app.files import open_regular
 from bids_app.settings import Settings
 from bids_app.workflow.graph import file_stamp
@@ -44,11 +46,24 @@ def chosen_adapters(settings: Settings) -> tuple[AdapterInfo, ...]:
     ------
     NoInputError, BadDataError
         A file cannot be read, or is not an adapter.
+    UsageError
+        Two adapters have the same name.
     """
     wanted = settings.model
     if wanted.embeddings_only:
         return ()
-    return tuple(read_adapter(path) for path in adapter_paths(find_model(wanted.model), wanted.adapters))
+    paths = dict.fromkeys(adapter_paths(find_model(wanted.model), wanted.adapters))
+    found = tuple(read_adapter(path) for path in paths)
+    by_label: dict[str, Path] = {}
+    for adapter in found:
+        other = by_label.setdefault(as_label(adapter.card.name), adapter.path)
+        if other != adapter.path:
+            raise UsageError(
+                f"{other} and {adapter.path}: both adapters are named {adapter.card.name}, so that one would overwrite "
+                "the predictions of the other.",
+                "Apply one of them, or the second one in another output folder.",
+            )
+    return found
 
 
 def read_adapter(path: Path) -> AdapterInfo:

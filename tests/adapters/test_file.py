@@ -176,3 +176,29 @@ def test_a_card_with_an_invalid_calibration_or_twin_is_rejected(model: Model, tm
     lost = adapter(model, twin={"normalisation": "global"})
     with pytest.raises(BadDataError, match="disagree about a twin"):
         load_adapter(save_adapter(tmp_path / "a.safetensors", lost))
+
+
+@pytest.mark.parametrize(
+    ("strategy", "prompt_len", "encoder", "words"),
+    [
+        ("prompt", 5, (), "prompts of length 5"),
+        ("linear", 10**9, (), "prompts of length 1000000000"),
+        ("prompt", 0, ("layers.0.prompt",), "prompts of length 0"),
+        ("linear", 0, ("norm.weight",), "strategy 'linear'"),
+        ("full", 0, (), "strategy 'full'"),
+        ("ln", 0, (), "strategy 'ln'"),
+        ("prompt_ln", 5, ("layers.0.prompt",), "strategy 'prompt_ln'"),
+        ("prompt_ln", 5, ("layers.0.prompt", "norm.weight"), ""),
+        ("full", 0, ("norm.weight",), ""),
+    ],
+)
+def test_the_strategy_of_a_card_agrees_with_the_tensors(
+    model: Model, tmp_path: Path, strategy: str, prompt_len: int, encoder: tuple[str, ...], words: str
+) -> None:
+    made = adapter(model, strategy=strategy, prompt_len=prompt_len)
+    path = save_adapter(tmp_path / "a.safetensors", replace(made, encoder={name: torch.ones(1) for name in encoder}))
+    if words:
+        with pytest.raises(BadDataError, match=words):
+            load_adapter(path)
+    else:
+        load_adapter(path)

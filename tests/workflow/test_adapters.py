@@ -11,7 +11,7 @@ import torch
 
 from bids_app.adapters.file import Adapter, AdapterCard, save_adapter
 from bids_app.catalog.fetch import file_sha256
-from bids_app.errors import BadDataError
+from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import load_model
 from bids_app.settings import PARTICIPANT, ModelSettings, Settings
 from bids_app.workflow import adapters
@@ -82,3 +82,19 @@ def test_no_adapter_is_read_for_embeddings_only(tmp_path: Path, file: Path, open
     wanted = Settings(tmp_path, tmp_path / "out", PARTICIPANT, tmp_path / "work", model=model)
     assert chosen_adapters(wanted) == ()
     assert str(file) not in opened
+
+
+def test_adapters_of_the_same_name_are_refused(tmp_path: Path, file: Path) -> None:
+    again = tmp_path / "site2.safetensors"
+    again.write_bytes(file.read_bytes())
+    both = ModelSettings(model="demo", adapters=(str(file), str(again)))
+    wanted = Settings(tmp_path, tmp_path / "out", PARTICIPANT, tmp_path / "work", model=both)
+    with pytest.raises(UsageError, match=r"mood\.safetensors and .*site2\.safetensors: both adapters are named mood"):
+        chosen_adapters(wanted)
+    with pytest.raises(UsageError):
+        CHECKS["adapters"](wanted)
+
+
+def test_an_adapter_that_is_given_twice_is_applied_once(tmp_path: Path, file: Path) -> None:
+    twice = ModelSettings(model="demo", adapters=(str(file), str(file)))
+    assert len(chosen_adapters(Settings(tmp_path, tmp_path / "o", PARTICIPANT, tmp_path / "w", model=twice))) == 1
