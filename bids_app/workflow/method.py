@@ -109,6 +109,7 @@ def add_anatomy(graph: Graph, run: BoldRun, context: RunContext) -> AnatomySteps
         anatomical.anatomy_outputs,
         anatomy=normalised,
         datasets=context.datasets,
+        output_spaces=wanted.output_spaces,
         memory_gb=2,
     )
     return AnatomySteps(normalised, outputs)
@@ -378,13 +379,14 @@ def add_outputs(
         f"{name}_outputs",
         functional.run_outputs,
         does="Outputs: confounds, masks, references, transforms, image quality metrics",
-        sentences=sentences.output_spaces(wanted.output_spaces),
+        sentences=sentences.output_spaces(wanted.output_spaces, wanted.denoise),
         preprocessed=preprocessed,
         grid=grid,
         entities=run.entities,
         datasets=context.datasets,
         notes=run.notes,
         output_spaces=wanted.output_spaces,
+        denoise=wanted.denoise,
         threads=settings.resources.omp_threads,
     )
     tables = graph.step(
