@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bids_app.bids.datasets import DerivedDataset, find_derived_run, main_dataset, participants_of, read_dataset
-from bids_app.bids.derivatives import SPACES, DerivedRun
+from bids_app.bids.derivatives import MINIMAL, SPACES, DerivedRun, pipeline_of
 from bids_app.bids.entities import check_name, join_name, natural_key, split_name
 from bids_app.bids.fieldmaps import Fieldmap, choose_fieldmap
 from bids_app.bids.layout import list_participants, query_images
@@ -200,6 +200,12 @@ def _find_derived_runs(root: Path, settings: QuerySettings) -> list[BoldRun]:
         )
     participants = _check_participants(root, settings.participants, participants_of(root))
     dataset = read_dataset(root, main_dataset(root), participants, settings.filters)
+    minimal = list(dataset.unusable.values()).count(MINIMAL)
+    if not dataset.runs and minimal:
+        raise InvalidBIDSError(
+            f"{root}: {minimal} runs of {pipeline_of(_read_description(root))}, each only as {MINIMAL}.",
+            f"Run fMRIPrep with --level full --output-spaces {SPACES[0]}:res-2, or give the raw dataset as bids_dir.",
+        )
     if not dataset.runs:
         unusable = next(iter(dataset.unusable.values()), "")
         raise InvalidBIDSError(
