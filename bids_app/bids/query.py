@@ -23,6 +23,7 @@ from bids_app.bids.selection import (
     EchoChoice,
     choose_echoes,
     choose_t1w,
+    find_lesion,
     find_sbref,
     one_of_each_echo,
     repeats_of_t1w,
@@ -62,6 +63,8 @@ class BoldRun:
     t1w: Path | None = None
     t1w_repeats: tuple[Path, ...] = ()
     """Repeats of the T1w, to be averaged with it."""
+    lesion: Path | None = None
+    """Lesion mask on the T1w."""
     echoes: tuple[Path, ...] = ()
     """All echoes in order of echo time, if they are combined."""
     echo_times: tuple[float, ...] = ()
@@ -335,6 +338,7 @@ def _make_run(
     fieldmap: Fieldmap | None = None
     echoes, t1w, events = EchoChoice(files[0]), None, None
     repeats: tuple[Path, ...] = ()
+    lesion: Path | None = None
     folder = files[0].relative_to(inheritance.root).parts[0]
     try:
         echoes = choose_echoes(one_of_each_echo(files, notes), inheritance, notes, settings.echo)
@@ -343,10 +347,11 @@ def _make_run(
         repeats = repeats_of_t1w(t1w, own_t1ws, notes) if t1w else ()
         if t1w and settings.anatomical_reference == AVERAGE:
             repeats += t1w_of_other_sessions(t1w, own_t1ws, inheritance.root, notes)
+        lesion = find_lesion(t1w, notes) if t1w else None
         events = inheritance.table(bold, "events")
         for path in filter(None, (*(echoes.echoes or (bold,)), t1w)):
             check_name(path, inheritance.root)
-        for path in filter(None, (*(echoes.echoes or (bold,)), t1w, events)):
+        for path in filter(None, (*(echoes.echoes or (bold,)), t1w, lesion, events)):
             error = missing_content(path)
             if error:
                 raise error
@@ -363,6 +368,7 @@ def _make_run(
         metadata=metadata,
         t1w=t1w,
         t1w_repeats=repeats,
+        lesion=lesion,
         sbref=None if echoes.echoes else find_sbref(bold),
         events=events,
         fieldmap=fieldmap,

@@ -14,7 +14,7 @@ import numpy as np
 
 from bids_app.catalog.templates import space
 from bids_app.preprocess.registration.spaces import chain_between
-from bids_app.preprocess.registration.transforms import LPS, Chain, Linear, Warp, apply_matrix
+from bids_app.preprocess.registration.transforms import LPS, Chain, Linear, Warp, apply_matrix, grid_points
 
 ITK_FILE = {"HDFVersion": "1", "ITKVersion": "5.4.0", "OSName": "Linux", "OSVersion": "1"}
 """Strings that ITK writes into its files; constant, so that equal transforms give equal bytes."""
@@ -42,10 +42,39 @@ def transforms_to_spaces(
     chain, inverse : Chain
         Template points to points of the image, and the reverse.
     """
-    for name in dict.fromkeys((template, *spaces)):
-        to_image, back = chain_between(name, template).then(chain), inverse.then(chain_between(template, name))
+    own = space(template)
+    yield SpaceTransforms(template, cover_grid(chain, own.shape, own.affine), inverse)
+    for name in dict.fromkeys(spaces):
+        if name == template:
+            continue
         target = space(name)
-        yield SpaceTransforms(name, cover_grid(to_image, target.shape, target.affine), back)
+        to_image = compose_on_grid(chain_between(name, template).then(chain), target.shape, target.affine)
+        first = inverse.steps[:1] if isinstance(next(iter(inverse.steps), None), Linear) else ()
+        rest = Chain(inverse.steps[len(first) :]).then(chain_between(template, name))
+        back = Chain(first).then(compose_on_grid(rest, own.shape, own.affine))
+        yield SpaceTransforms(name, to_image, back)
+
+
+def compose_on_grid(chain: Chain, shape: Sequence[int], affine: np.ndarray) -> Chain:
+    """Compose a chain to one displacement field on a grid, and a matrix; without a field in it, return it unchanged.
+
+    Programs differ in how they interpolate a field between its voxels, but not at the voxels of this grid.
+
+    Parameters
+    ----------
+    chain : Chain
+    shape, affine : sequence of int, numpy.ndarray (4, 4)
+        Grid in the space of the points that the chain maps, RAS mm.
+    """
+    if all(isinstance(step, Linear) for step in chain.steps):
+        return chain
+    matrix = np.eye(4)
+    for step in chain.steps:
+        if isinstance(step, Linear):
+            matrix = step.matrix @ matrix
+    points = grid_points(shape, affine)
+    shift = apply_matrix(np.linalg.inv(matrix), chain(points)) - points
+    return Chain((Warp(shift.reshape(*shape, 3).astype(np.float32), affine), Linear(matrix)))
 
 
 def cover_grid(chain: Chain, shape: Sequence[int], affine: np.ndarray) -> Chain:

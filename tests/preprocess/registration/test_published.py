@@ -10,8 +10,13 @@ from nitransforms.manip import TransformChain
 from scipy import ndimage
 
 from bids_app.preprocess.registration.ants import ants_library
-from bids_app.preprocess.registration.published import cover_grid, transforms_to_spaces, write_itk_composite
-from bids_app.preprocess.registration.transforms import Chain, Linear, Warp, read_itk_composite, rigid
+from bids_app.preprocess.registration.published import (
+    compose_on_grid,
+    cover_grid,
+    transforms_to_spaces,
+    write_itk_composite,
+)
+from bids_app.preprocess.registration.transforms import Chain, Linear, Warp, grid_points, read_itk_composite, rigid
 
 
 @pytest.fixture
@@ -87,3 +92,16 @@ def test_a_field_is_extended_over_the_grid_and_maps_points_as_before() -> None:
 def test_a_field_with_other_voxels_is_kept(chain: Chain) -> None:
     other = Chain(chain.steps[1:])
     assert cover_grid(other, (10, 10, 10), np.eye(4)) is other
+
+
+def test_a_composed_chain_is_exact_at_the_voxels_of_its_grid(chain: Chain) -> None:
+    grid = np.diag([3.0, 3.0, 3.0, 1.0])
+    grid[:3, 3] = (-15, -12, -9)
+    composed = compose_on_grid(chain, (9, 8, 7), grid)
+    assert [type(step) for step in composed.steps] == [Warp, Linear]
+    points = grid_points((9, 8, 7), grid)
+    np.testing.assert_allclose(composed(points), chain(points), atol=1e-4)
+    matrices = Chain((chain.steps[0], chain.steps[2]))
+    far = np.array([[300.0, 200, 100]])
+    np.testing.assert_allclose(composed(far), matrices(far), atol=1e-6)
+    assert compose_on_grid(matrices, (9, 8, 7), grid) is matrices
