@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -44,6 +44,9 @@ COMPANIONS: tuple[Literal["mask", "boldref", "t1w", "confounds", "confounds_meta
 )  # fmt: skip
 
 IMAGE_EXTENSIONS = (".nii.gz", ".nii")
+
+MINIMAL = "a boldref with transforms (fMRIPrep's --level minimal), without a preprocessed series"
+"""What derivatives contain of a run without an image of the series."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +140,7 @@ def read_derivatives(
     Returns
     -------
     tuple
-        Usable runs in natural order; and, by run key, the file names of runs without a usable image.
+        Usable runs in natural order; and, by run key, the file names of runs without a usable image, or `MINIMAL`.
     """
     wanted = QuerySettings(participants=tuple(participants), filters={k: dict(v) for k, v in filters.items()})
     images = query_images(root, wanted, participants)["bold"] if participants else []
@@ -154,7 +157,16 @@ def read_derivatives(
             runs.append(_make_derived(usable, pipeline, inheritance))
         else:
             unusable[key] = ", ".join(path.name for path in paths)
-    return runs, unusable
+    return runs, {key: MINIMAL for key in _keys_of_boldrefs(root, participants) if key not in groups} | unusable
+
+
+def _keys_of_boldrefs(root: Path, participants: Sequence[str]) -> Iterator[tuple[tuple[str, str], ...]]:
+    """Yield the keys of runs with a boldref, in natural order; also if only its sidecar was fetched."""
+    for label in participants:
+        folders = (root / f"sub-{label}").glob("ses-*/func"), (root / f"sub-{label}").glob("func")
+        names = {path.name for paths in folders for folder in paths for path in folder.glob("*_boldref.*")}
+        for name in sorted(names, key=natural_key):
+            yield run_key(split_name(name)[0])
 
 
 def _rank(path: Path) -> tuple[int, int, int] | None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from bids_app.bids.datasets import DerivedDataset, find_derived_run, main_dataset, participants_of, read_dataset
-from bids_app.bids.derivatives import SPACES, DerivedRun
+from bids_app.bids.derivatives import MINIMAL, SPACES, DerivedRun, pipeline_of
 from bids_app.bids.entities import check_name, join_name, natural_key, split_name
 from bids_app.bids.fieldmaps import Fieldmap, choose_fieldmap
 from bids_app.bids.layout import list_participants, query_images
@@ -23,6 +23,7 @@ from bids_app.bids.selection import (
     EchoChoice,
     choose_echoes,
     choose_t1w,
+    find_lesion,
     find_sbref,
     one_of_each_echo,
     repeats_of_t1w,
@@ -62,6 +63,8 @@ class BoldRun:
     t1w: Path | None = None
     t1w_repeats: tuple[Path, ...] = ()
     """Repeats of the T1w, to be averaged with it."""
+    lesion: Path | None = None
+    """Lesion mask on the T1w."""
     echoes: tuple[Path, ...] = ()
     """All echoes in order of echo time, if they are combined."""
     echo_times: tuple[float, ...] = ()
@@ -200,6 +203,12 @@ def _find_derived_runs(root: Path, settings: QuerySettings) -> list[BoldRun]:
         )
     participants = _check_participants(root, settings.participants, participants_of(root))
     dataset = read_dataset(root, main_dataset(root), participants, settings.filters)
+    minimal = list(dataset.unusable.values()).count(MINIMAL)
+    if not dataset.runs and minimal:
+        raise InvalidBIDSError(
+            f"{root}: {minimal} runs of {pipeline_of(_read_description(root))}, each only as {MINIMAL}.",
+            f"Run fMRIPrep with --level full --output-spaces {SPACES[0]}:res-2, or give the raw dataset as bids_dir.",
+        )
     if not dataset.runs:
         unusable = next(iter(dataset.unusable.values()), "")
         raise InvalidBIDSError(
@@ -329,6 +338,7 @@ def _make_run(
     fieldmap: Fieldmap | None = None
     echoes, t1w, events = EchoChoice(files[0]), None, None
     repeats: tuple[Path, ...] = ()
+    lesion: Path | None = None
     folder = files[0].relative_to(inheritance.root).parts[0]
     try:
         echoes = choose_echoes(one_of_each_echo(files, notes), inheritance, notes, settings.echo)
@@ -337,10 +347,11 @@ def _make_run(
         repeats = repeats_of_t1w(t1w, own_t1ws, notes) if t1w else ()
         if t1w and settings.anatomical_reference == AVERAGE:
             repeats += t1w_of_other_sessions(t1w, own_t1ws, inheritance.root, notes)
+        lesion = find_lesion(t1w, notes) if t1w else None
         events = inheritance.table(bold, "events")
         for path in filter(None, (*(echoes.echoes or (bold,)), t1w)):
             check_name(path, inheritance.root)
-        for path in filter(None, (*(echoes.echoes or (bold,)), t1w, events)):
+        for path in filter(None, (*(echoes.echoes or (bold,)), t1w, lesion, events)):
             error = missing_content(path)
             if error:
                 raise error
@@ -357,6 +368,7 @@ def _make_run(
         metadata=metadata,
         t1w=t1w,
         t1w_repeats=repeats,
+        lesion=lesion,
         sbref=None if echoes.echoes else find_sbref(bold),
         events=events,
         fieldmap=fieldmap,

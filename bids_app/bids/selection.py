@@ -95,6 +95,27 @@ def find_sbref(bold: Path) -> Path | None:
     return next(found, None)
 
 
+def find_lesion(t1w: Path, notes: list[str]) -> Path | None:
+    """Return the lesion mask next to a T1w image; None if there is none. A note names it.
+
+    Its name is ``sub-01_label-lesion_roi.nii.gz``, or one of the older ``sub-01_T1w_label-lesion_roi.nii.gz``,
+    ``sub-01_desc-lesion_roi.nii.gz`` and ``sub-01_lesion_roi.nii.gz``. Entities that it has must be those of the T1w
+    image; of several masks, the one with the most entities is chosen.
+    """
+    own = split_name(t1w.name)[0]
+    found = []
+    for path in t1w.parent.glob("*_roi.nii*"):
+        entities, suffix, extension = split_name(path.name)
+        is_lesion = "lesion" in (entities.pop("label", ""), entities.pop("desc", "")) or "_lesion_roi." in path.name
+        if is_lesion and suffix == "roi" and extension in (".nii", ".nii.gz") and entities.items() <= own.items():
+            found.append((-len(entities), path.name, path))
+    if not found:
+        return None
+    lesion = min(found)[-1]
+    notes.append(f"The lesion of {lesion.name} was left out of the registration to the template.")
+    return lesion
+
+
 def choose_t1w(
     bold: Path, t1ws: Sequence[Path], root: Path, notes: list[str], reference: str = SESSIONWISE
 ) -> Path | None:

@@ -136,12 +136,17 @@ def stand_in_for(name: str) -> str:
     return family if family in names else names[0]
 
 
+def warp_name(source: str, target: str) -> str:
+    """Return TemplateFlow's name of the transform that resamples images of one template space in another."""
+    return f"tpl-{target}_from-{source}_mode-image_xfm.h5"
+
+
 def warp_between(source: str, target: str) -> Path | None:
     """Return the transform that resamples images of one template space in another; None if there is none.
 
     TemplateFlow's transforms take precedence over those of this package.
     """
-    name = f"tpl-{target}_from-{source}_mode-image_xfm.h5"
+    name = warp_name(source, target)
     paths = (templateflow_home() / f"tpl-{target}" / name, PACKAGED / name)
     return next(filter(_has_content, paths), None)
 

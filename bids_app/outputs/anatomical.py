@@ -9,27 +9,31 @@ import nibabel as nib
 import numpy as np
 
 from bids_app.bids.entities import split_name
-from bids_app.bids.writer import copy_file
-from bids_app.outputs.names import name_run
+from bids_app.catalog.templates import catalog
+from bids_app.outputs.names import RunName, name_run
 from bids_app.outputs.schema import MaskSidecar, T1wSidecar
+from bids_app.outputs.transforms import write_space_transforms
 from bids_app.preprocess.anatomical import Anatomy, UnusableT1w
 from bids_app.preprocess.io.headers import load_nifti
+from bids_app.preprocess.io.images import NATIVE_CODE, save_image, stamp_header
+from bids_app.preprocess.registration.transforms import Chain
 
 BRAIN = "Brain"
 """Type of the masks, as in their sidecars."""
 
 
-def anatomy_outputs(anatomy: Anatomy | UnusableT1w, datasets: Mapping[str, Path], out_dir: Path) -> Path | None:
+def anatomy_outputs(
+    anatomy: Anatomy | UnusableT1w, datasets: Mapping[str, Path], output_spaces: Sequence[str], out_dir: Path
+) -> Path | None:
     """Write the outputs of a T1w image at its original resolution; return the folder of the tree.
 
-    An unusable image has no outputs.
+    An unusable image has no outputs. Transforms are written for the template, the model's space, and ``output_spaces``.
     """
     if isinstance(anatomy, UnusableT1w):
         return None
     from bids_app.reports.figures.brains import plot_flicker, plot_outlines
 
-    entities = entities_of(anatomy.used or (anatomy.source,))
-    names = name_run(out_dir / "tree", entities, datasets, anatomy.used or [anatomy.source])
+    names = name_anatomy(out_dir / "tree", anatomy, datasets)
     image = load_nifti(anatomy.native)
     affine, shape = image.affine, image.shape[:3]
 
@@ -41,12 +45,19 @@ def anatomy_outputs(anatomy: Anatomy | UnusableT1w, datasets: Mapping[str, Path]
 
     mask = resample_linearly(anatomy.mask, shape, affine, outside="constant") > 0.5
     path = names.path("mask", ".nii.gz", "anat", desc="brain")
-    nib.Nifti1Image(mask.astype(np.uint8), affine).to_filename(path)
-    names.sidecar(path, MaskSidecar(kind=BRAIN, raw_sources=names.sources))
+    save_image(path, mask.astype(np.uint8), affine)
+    names.sidecar(path, MaskSidecar(kind=BRAIN, raw_sources=names.sources, spatial_reference=names.uri(t1w)), [t1w])
 
-    forward, inverse = {"from_": "T1w", "to": anatomy.template}, {"from_": anatomy.template, "to": "T1w"}
-    copy_file(anatomy.to_template, names.path("xfm", anatomy.to_template.suffix, "anat", **forward, mode="image"))
-    copy_file(anatomy.from_template, names.path("xfm", anatomy.from_template.suffix, "anat", **inverse, mode="image"))
+    write_space_transforms(
+        names,
+        "T1w",
+        "anat",
+        Chain.load(anatomy.chain),
+        Chain.load(anatomy.inverse),
+        anatomy.template,
+        [space for space in output_spaces if space in catalog()],
+        [t1w],
+    )
 
     plot_outlines(
         anatomy.image,
@@ -64,6 +75,12 @@ def anatomy_outputs(anatomy: Anatomy | UnusableT1w, datasets: Mapping[str, Path]
         title=f"{names.stem} on the template",
     )
     return names.tree
+
+
+def name_anatomy(tree: Path, anatomy: Anatomy, datasets: Mapping[str, Path]) -> RunName:
+    """Make the names of the outputs of a T1w image."""
+    used = anatomy.used or (anatomy.source,)
+    return name_run(tree, entities_of(used), datasets, used)
 
 
 def entities_of(sources: Sequence[Path]) -> dict[str, str]:
@@ -104,5 +121,6 @@ def template_images(name: str, out_dir: Path) -> tuple[Path, Path]:
 def save_int16(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
     """Save an image as scaled int16, which is sufficient for the precision of MRI data."""
     image = nib.Nifti1Image(data, affine)
+    stamp_header(image.header, affine, NATIVE_CODE, None)
     image.header.set_data_dtype(np.int16)
     image.to_filename(path)

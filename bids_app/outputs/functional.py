@@ -10,25 +10,25 @@ import numpy as np
 import pandas as pd
 
 from bids_app.adapters.predict import Encoded
-from bids_app.bids.writer import copy_file, write_tsv
+from bids_app.bids.writer import copy_file, dataset_uri, write_tsv
+from bids_app.catalog.templates import catalog, stand_in_for
 from bids_app.clips import MODEL_GRID_AFFINE, ClipReader, GridSeries
-from bids_app.outputs.anatomical import BRAIN, template_images
+from bids_app.outputs.anatomical import BRAIN, name_anatomy, template_images
 from bids_app.outputs.names import RunName, name_run
 from bids_app.outputs.predictions import plot_model_outputs
 from bids_app.outputs.schema import (
     BoldrefSidecar,
-    BoldSidecar,
-    DistortionCorrection,
     MaskSidecar,
-    MeasuredField,
     Parameters,
     QualitySidecar,
     T2starSidecar,
     TransformSidecar,
 )
+from bids_app.outputs.series import SeriesRequest, describe_correction, write_series
+from bids_app.outputs.transforms import MOTION, RIGID, write_linear_transform, write_space_transforms
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.preprocessed import OnGrid, PreprocessedRun
-from bids_app.preprocess.resample import resample_to_space
+from bids_app.preprocess.registration.transforms import Chain, read_itk_composite
 from bids_app.preprocess.sdc.apply import SdcField, write_itk_field
 from bids_app.reports.contents import quality_columns
 
@@ -39,7 +39,6 @@ BOLDREFS = {
     "mean": "Mean of the steady-state volumes of the ingested series",
 }
 """Descriptions of boldrefs by their ``desc-`` label."""
-RESOLUTION = "2 mm isotropic"
 TISSUES = ("grey matter", "white matter", "CSF")
 
 
@@ -50,6 +49,7 @@ def run_outputs(
     datasets: Mapping[str, Path],
     notes: Sequence[str],
     output_spaces: Sequence[str],
+    denoise: str | None,
     threads: int,
     out_dir: Path,
 ) -> Path:
@@ -57,29 +57,40 @@ def run_outputs(
     run = preprocessed
     t1w = run.anatomy.source if run.anatomy else None
     names = name_run(out_dir / "tree", entities, datasets, [run.source, t1w, *run.other_sources])
+    raw = dataset_uri(run.source, datasets)
+    anatomy = name_anatomy(names.tree, run.anatomy, datasets) if run.anatomy else None
 
     copy_file(run.confounds, names.path("timeseries", ".tsv", desc="confounds"))
     copy_file(run.confounds_meta, names.path("timeseries", ".json", desc="confounds"))
 
-    mask = copy_file(run.brain_mask, names.path("mask", ".nii.gz", space=run.space, desc="brain"))
-    names.sidecar(mask, MaskSidecar(kind=BRAIN, raw_sources=names.sources))
     boldref = copy_file(run.boldref, names.path("boldref", ".nii.gz", space=run.space, desc=boldref_kind(run)))
-    names.sidecar(boldref, BoldrefSidecar(description=BOLDREFS[boldref_kind(run)]))
-    write_distortion_correction(names, run)
+    transforms = write_transforms(names, run, raw, boldref, anatomy, output_spaces, datasets)
+    shown = BoldrefSidecar(description=BOLDREFS[boldref_kind(run)], raw_sources=(raw,))
+    if run.sdc is None:
+        names.sidecar(boldref, replace(shown, spatial_reference=raw if run.space else None), [raw])
+    else:
+        hmc = names.locate("boldref", ".nii.gz", desc="hmc")
+        names.sidecar(boldref, replace(shown, spatial_reference=names.uri(hmc)), [hmc, transforms.get("sdc")])
+
+    mask = copy_file(run.brain_mask, names.path("mask", ".nii.gz", space=run.space, desc="brain"))
+    described = MaskSidecar(kind=BRAIN, raw_sources=names.sources, spatial_reference=names.uri(boldref))
+    if run.route == "derivatives":
+        names.sidecar(mask, described)
+    elif anatomy:
+        names.sidecar(mask, described, [boldref, anatomy.locate("mask", ".nii.gz", "anat", desc="brain")])
+    else:
+        names.sidecar(mask, replace(described, template=run.template), [boldref])
 
     if run.t2star:
         t2star = copy_file(run.t2star, names.path("T2starmap", ".nii.gz", space="boldref"))
-        names.sidecar(t2star, T2starSidecar(units="s", raw_sources=names.sources))
-    if run.hmc_file:
-        copy_file(run.hmc_file, names.path("xfm", ".txt", from_="orig", to="boldref", mode="image", desc="hmc"))
-    if run.coreg_file:
-        copy_file(run.coreg_file, names.path("xfm", ".txt", from_="boldref", to="T1w", mode="image", desc="coreg"))
-    for file, ends in ((run.to_template, ("boldref", run.template)), (run.from_template, (run.template, "boldref"))):
-        if file and run.route == "direct":
-            copy_file(file, names.path("xfm", file.suffix, from_=ends[0], to=ends[1], mode="image"))
+        names.sidecar(
+            t2star,
+            T2starSidecar(units="s", raw_sources=names.sources, spatial_reference=names.uri(boldref)),
+            [raw, transforms.get("hmc")],
+        )
 
-    for space in output_spaces:
-        write_in_space(names, run, space, threads, out_dir)
+    wanted = SeriesRequest(tuple(output_spaces), denoise, threads)
+    warnings = write_series(names, run, wanted, [raw, *transforms.values()], mask, boldref, out_dir)
 
     quality = {**run.quality, "coverage": grid.coverage, **scan_sizes(run)}
     table = names.path("metrics", ".tsv", desc="quality")
@@ -88,7 +99,7 @@ def run_outputs(
         route=run.route,
         template=run.template,
         quality=quality,
-        warnings=run.warnings,
+        warnings=(*run.warnings, *warnings),
         notes=(*notes, *run.notes),
         parameters=describe_parameters(run, threads),
         columns={"bids_name": {"Description": "The run"}, **quality_columns(quality)},
@@ -104,20 +115,69 @@ def boldref_kind(run: PreprocessedRun) -> str:
     return "hmc" if run.space is None else "mean"
 
 
-def write_distortion_correction(names: RunName, run: PreprocessedRun) -> None:
-    """Write the uncorrected boldref and the displacement field of the distortion correction."""
-    if run.sdc is None:
-        return
-    measured = copy_file(run.sdc.distorted, names.path("boldref", ".nii.gz", desc="hmc"))
-    names.sidecar(measured, BoldrefSidecar(description=BOLDREFS["hmc"]))
+def write_transforms(
+    names: RunName,
+    run: PreprocessedRun,
+    raw: str,
+    boldref: Path,
+    anatomy: RunName | None,
+    output_spaces: Sequence[str],
+    datasets: Mapping[str, Path],
+) -> dict[str, Path]:
+    """Write the transforms of a run, and return those from the raw series to the template, in order.
+
+    Parameters
+    ----------
+    names : RunName
+    run : PreprocessedRun
+    raw : str
+        BIDS URI of the raw series.
+    boldref : pathlib.Path
+        Its boldref in the tree.
+    anatomy : RunName, optional
+        Names of the outputs of the T1w image, which another step writes.
+    output_spaces : sequence of str
+    datasets : mapping
+        Input datasets.
+    """
+    found: dict[str, Path] = {}
+    if run.hmc_file:
+        hmc = names.locate("boldref", ".nii.gz", desc="hmc")
+        found["hmc"] = write_linear_transform(names, run.hmc_file, "orig", "boldref", "hmc", MOTION, [raw, hmc])
+    if run.sdc:
+        found["sdc"] = write_distortion_correction(names, run.sdc, raw, datasets)
+    if run.coreg_file and anatomy:
+        t1w = anatomy.locate("T1w", ".nii.gz", "anat", desc="preproc")
+        found["coreg"] = write_linear_transform(names, run.coreg_file, "boldref", "T1w", "coreg", RIGID, [boldref, t1w])
+        found["norm"] = anatomy.locate("xfm", ".h5", "anat", from_="T1w", to=run.template, mode="image")
+    if run.route == "direct" and run.chain and run.from_template:
+        write_space_transforms(
+            names,
+            "boldref",
+            "func",
+            Chain.load(run.chain),
+            read_itk_composite(run.from_template),
+            run.template,
+            [space for space in output_spaces if space in catalog()],
+            [boldref],
+        )
+        found["norm"] = names.locate("xfm", ".h5", from_="boldref", to=run.template, mode="image")
+    return found
+
+
+def write_distortion_correction(names: RunName, sdc: SdcField, raw: str, datasets: Mapping[str, Path]) -> Path:
+    """Write the uncorrected boldref, and the displacement field of the distortion correction; return the latter."""
+    measured = copy_file(sdc.distorted, names.path("boldref", ".nii.gz", desc="hmc"))
+    names.sidecar(measured, BoldrefSidecar(description=BOLDREFS["hmc"], raw_sources=(raw,)), [raw])
     field = names.path("xfm", ".nii.gz", from_="distorted", to="boldref", mode="image", desc="sdc")
-    write_itk_field(run.sdc.warp, field)
+    write_itk_field(sdc.warp, field)
     sidecar = TransformSidecar(
         description="Displacement field (ITK)",
         distortion_corrected=True,
-        distortion_correction=describe_correction(run.sdc),
+        distortion_correction=describe_correction(sdc),
     )
-    names.sidecar(field, sidecar)
+    names.sidecar(field, sidecar, [*(dataset_uri(path, datasets) for path in sdc.sources), measured])
+    return field
 
 
 def scan_sizes(run: PreprocessedRun) -> dict[str, float]:
@@ -127,28 +187,6 @@ def scan_sizes(run: PreprocessedRun) -> dict[str, float]:
     for axis, size, spacing in zip("xyz", header.get_data_shape(), header.get_zooms(), strict=False):
         found |= {f"size_{axis}": int(size), f"spacing_{axis}": round(float(spacing), 4)}
     return found
-
-
-def write_in_space(names: RunName, run: PreprocessedRun, space: str, threads: int, out_dir: Path) -> None:
-    """Write the preprocessed series and its mask at 2 mm in a standard space."""
-    series, brain = resample_to_space(run, space, out_dir, threads)
-    bold = names.path("bold", ".nii.gz", space=space, res="2", desc="preproc")
-    series.rename(bold)
-    sidecar = BoldSidecar(
-        repetition_time=run.tr,
-        skull_stripped=False,
-        resolution=RESOLUTION,
-        slice_timing_corrected=run.slices is not None,
-        start_time=run.start_time,
-        distortion_corrected=run.sdc is not None,
-        distortion_correction=describe_correction(run.sdc),
-        task=names.entities.get("task", "n/a"),
-        n_volumes=run.n_volumes,
-    )
-    names.sidecar(bold, sidecar)
-    mask = names.path("mask", ".nii.gz", space=space, res="2", desc="brain")
-    brain.rename(mask)
-    names.sidecar(mask, MaskSidecar(kind=BRAIN, raw_sources=names.sources, resolution=RESOLUTION))
 
 
 def describe_parameters(run: PreprocessedRun, threads: int) -> Parameters:
@@ -174,15 +212,6 @@ def describe_parameters(run: PreprocessedRun, threads: int) -> Parameters:
     )
 
 
-def describe_correction(sdc: SdcField | None) -> DistortionCorrection | None:
-    """Describe the distortion correction; None if there is none."""
-    if sdc is None:
-        return None
-    files = tuple(path.name for path in sdc.sources)
-    fieldmap = MeasuredField(readout_s=sdc.readout_s, files=files) if files else None
-    return DistortionCorrection(method=sdc.method, phase_encoding=sdc.phase_encoding, fieldmap=fieldmap)
-
-
 def run_figures(
     preprocessed: PreprocessedRun,
     grid: OnGrid,
@@ -202,7 +231,6 @@ def run_figures(
 
 def plot_alignments(run: PreprocessedRun, names: RunName, out_dir: Path) -> None:
     """Plot the brain mask on the boldref, and the boldref on the T1w image and the template."""
-    from bids_app.catalog.templates import stand_in_for
     from bids_app.reports.figures.brains import plot_flicker, plot_outlines
 
     masks = {"brain mask": run.brain_mask} | ({"from the EPI alone": run.epi_mask} if run.epi_mask else {})

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bids_app.bids.entities import join_name
-from bids_app.bids.writer import dataset_uri, output_path, write_json
+from bids_app.bids.writer import bids_uri, dataset_uri, output_path, write_json
 from bids_app.outputs.schema import Sidecar
 
 
@@ -31,9 +31,17 @@ class RunName:
 
     def path(self, suffix: str, extension: str, datatype: str = "func", **extra: str | None) -> Path:
         """Return the path of an output; create its folder."""
-        path = output_path(self.tree, self.entities, suffix, extension, datatype=datatype, **extra)
+        path = self.locate(suffix, extension, datatype, **extra)
         path.parent.mkdir(parents=True, exist_ok=True)
         return path
+
+    def locate(self, suffix: str, extension: str, datatype: str = "func", **extra: str | None) -> Path:
+        """Return the path of an output, which another step may write."""
+        return output_path(self.tree, self.entities, suffix, extension, datatype=datatype, **extra)
+
+    def uri(self, path: Path) -> str:
+        """Return the BIDS URI of an output."""
+        return bids_uri(path, self.tree)
 
     @property
     def stem(self) -> str:
@@ -44,11 +52,26 @@ class RunName:
         """Return the path of a figure."""
         return self.path("bold", ".svg", "figures", desc=desc)
 
-    def sidecar(self, path: Path, content: Sidecar) -> None:
-        """Write the sidecar of a file, with the sources."""
+    def sidecar(self, path: Path, content: Sidecar, ancestors: Iterable[Path | str | None] | None = None) -> None:
+        """Write the sidecar of a file, with its sources.
+
+        Parameters
+        ----------
+        path : pathlib.Path
+        content : Sidecar
+        ancestors : iterable of pathlib.Path, str or None, optional
+            Outputs, or BIDS URIs of inputs, that the file was directly made from; None is skipped. Default: the
+            sources of the run.
+        """
         name = path.name.removesuffix(".gz")
-        written = replace(content, sources=self.sources)
+        found = self.sources if ancestors is None else tuple(self._uris(ancestors))
+        written = replace(content, sources=found)
         write_json(path.with_name(Path(name).stem + ".json"), written.to_json())
+
+    def _uris(self, ancestors: Iterable[Path | str | None]) -> Iterator[str]:
+        for ancestor in ancestors:
+            if ancestor is not None:
+                yield self.uri(ancestor) if isinstance(ancestor, Path) else ancestor
 
 
 def name_run(

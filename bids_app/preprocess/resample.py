@@ -8,21 +8,21 @@ is evaluated. The series is processed in chunks of volumes.
 
 from __future__ import annotations
 
-import gzip
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from bids_app.catalog.templates import MODEL_SPACE, Space, space
+from bids_app.catalog.templates import MODEL_SPACE
 from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE, GridSeries
 from bids_app.clips.series import GridSeriesWriter
 from bids_app.errors import BadDataError
-from bids_app.preprocess.io.images import read_volume, save_image, stamp_header
+from bids_app.preprocess.io.images import read_volume, save_image
+from bids_app.preprocess.io.series_writer import SeriesWriter
 from bids_app.preprocess.io.volumes import VolumeSource, chunks
+from bids_app.preprocess.output_space import find_output_space
 from bids_app.preprocess.preprocessed import AlignedSeries
 from bids_app.preprocess.registration.spaces import chain_between, template_brain
 from bids_app.preprocess.registration.transforms import Chain, apply_matrix, grid_points, sample
@@ -159,7 +159,10 @@ def resample_to_model_grid(run: AlignedSeries, out_dir: Path, threads: int = 1) 
         The run has no data in the template's brain.
     """
     mask = template_brain(run.template, MODEL_SPACE, MODEL_GRID_SHAPE, MODEL_GRID_AFFINE)
-    source, motion, points, gain, seen = _locate_points(run, space(MODEL_SPACE), mask, MODEL_GRID_AFFINE)
+    chain = chain_between(MODEL_SPACE, run.template)
+    if run.chain is not None:
+        chain = chain.then(Chain.load(run.chain))
+    source, motion, points, gain, seen = _locate_points(run, chain, mask, MODEL_GRID_AFFINE)
     mask[mask] = seen
     if not mask.any():
         raise BadDataError(
@@ -174,13 +177,13 @@ def resample_to_model_grid(run: AlignedSeries, out_dir: Path, threads: int = 1) 
 
 
 def resample_to_space(run: AlignedSeries, name: str, out_dir: Path, threads: int = 1) -> tuple[Path, Path]:
-    """Write a run, dummy volumes included, on the 2 mm grid of a space.
+    """Write a run, dummy volumes included, on the grid of an output space.
 
     Parameters
     ----------
     run : AlignedSeries
     name : str
-        Name of a space in the catalog.
+        A space of `find_output_space`.
     out_dir : pathlib.Path
     threads : int
 
@@ -189,48 +192,40 @@ def resample_to_space(run: AlignedSeries, name: str, out_dir: Path, threads: int
     tuple of pathlib.Path
         The 4D series (scaled int16, gzip), and the brain mask, 0 where the run has no data.
     """
-    target = space(name)
+    target = find_output_space(run, name)
     everywhere = np.ones(target.shape, dtype=bool)
-    source, motion, points, gain, seen = _locate_points(run, target, everywhere, target.affine)
-    brain = template_brain(run.template, name, target.shape, target.affine) & seen.reshape(target.shape)
-    low, high = _value_range(source)
-    slope = max((high - low) * 1.1 / 65_000, 1e-9)
-    middle = (high + low) / 2
-    header = nib.Nifti1Header()
-    header.set_data_shape((*target.shape, source.shape[3]))
-    header.set_data_dtype(np.int16)
-    header.set_slope_inter(slope, middle)
-    stamp_header(header, target.affine, 4, run.tr)
+    source, motion, points, gain, seen = _locate_points(run, target.chain, everywhere, target.affine)
+    brain = target.brain & seen.reshape(target.shape)
     series = out_dir / f"space-{name}_bold.nii.gz"
-    empty = np.int16(np.clip(round(-middle / slope), -32_768, 32_767))  # stored value of 0
-    with series.open("wb") as raw, gzip.GzipFile("", "wb", compresslevel=1, fileobj=raw, mtime=0) as file:
-        header["vox_offset"] = 352
-        header["magic"] = b"n+1"
-        file.write(header.binaryblock + b"\0\0\0\0")
+    where = seen.reshape(target.shape)
+    n_volumes = source.shape[3]
+    with SeriesWriter(series, where, target.affine, target.code, run.tr, n_volumes, _value_range(source)) as writer:
         for values in pull_volumes(source, motion, points[seen], 0, threads, gain=_of(gain, seen)):
-            for row in values:
-                volume = np.full(target.shape, empty, dtype=np.int16)
-                volume.ravel()[seen] = np.clip(np.round((row - middle) / slope), -32_768, 32_767)
-                file.write(volume.tobytes(order="F"))
-    mask = save_image(out_dir / f"space-{name}_mask.nii.gz", brain.astype(np.uint8), target.affine, space_code=4)
+            writer.append(values)
+    mask = save_image(
+        out_dir / f"space-{name}_mask.nii.gz", brain.astype(np.uint8), target.affine, space_code=target.code
+    )
     return series, mask
 
 
 def _value_range(source: VolumeSource) -> tuple[float, float]:
+    """Return the range of stored values with a margin, which interpolation may need; 0 is in the range."""
     ranges = [(float(v.min()), float(v.max())) for _, v in chunks(source)]
-    return min(0.0, *(low for low, _ in ranges)), max(high for _, high in ranges)
+    low, high = min(0.0, *(low for low, _ in ranges)), max(high for _, high in ranges)
+    margin = (high - low) * 0.05
+    return low - margin, high + margin
 
 
 def _locate_points(
-    run: AlignedSeries, target: Space, where: np.ndarray, affine: np.ndarray
+    run: AlignedSeries, chain: Chain, where: np.ndarray, affine: np.ndarray
 ) -> tuple[VolumeSource, np.ndarray | None, np.ndarray, np.ndarray | None, np.ndarray]:
-    """Return series, motion, positions of the target's points in the boldref, their gain, and which have data."""
+    """Return series, motion, positions of the grid's points in the boldref, their gain, and which have data.
+
+    ``chain`` maps points of the grid to points of the boldref.
+    """
     source = run.open()
     motion = np.load(run.motion) if run.motion else None
-    points = chain_between(target.name, run.template)(grid_points(where.shape, affine, where))
-    if run.chain is not None:
-        points = Chain.load(run.chain)(points)
-    points, gain = distort_points(run.sdc, points)
+    points, gain = distort_points(run.sdc, chain(grid_points(where.shape, affine, where)))
     data_mask = read_volume(run.data_mask)[0] > 0.5
     return source, motion, points, gain, find_covered_points(source, motion, points, data_mask)
 

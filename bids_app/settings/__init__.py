@@ -19,6 +19,7 @@ from bids_app.settings.option import Option, as_options, options_of
 from bids_app.settings.sections import (
     ATTRIBUTIONS,
     AVERAGE,
+    DENOISING,
     FIRST,
     GROUPS,
     IGNORABLE,
@@ -29,13 +30,15 @@ from bids_app.settings.sections import (
     QuerySettings,
     ResourceSettings,
 )
-from bids_app.settings.values import GROUP, PARTICIPANT
+from bids_app.settings.values import FUNC_SPACE, GROUP, PARTICIPANT, T1W_SPACE
 
 __all__ = [
     "ATTRIBUTIONS",
     "AVERAGE",
     "CACHES",
+    "DENOISING",
     "FIRST",
+    "FUNC_SPACE",
     "GROUP",
     "GROUPS",
     "IGNORABLE",
@@ -43,6 +46,7 @@ __all__ = [
     "PARTICIPANT",
     "SCRATCH_VARIABLE",
     "SESSIONWISE",
+    "T1W_SPACE",
     "ModelSettings",
     "Option",
     "PreprocessSettings",

@@ -28,6 +28,8 @@ from bids_app.settings.values import (
 ATTRIBUTIONS = ("occlusion", "gradients", "reconstruction")
 OUT_OF_DOMAIN = ("warn", "refuse")
 """Actions on out-of-distribution scans."""
+DENOISING = ("simple", "scrubbing", "compcor")
+"""Values of ``--denoise``."""
 IGNORABLE = ("fieldmaps", "slicetiming")
 """Values of ``--ignore``."""
 
@@ -183,12 +185,24 @@ class PreprocessSettings:
         group=PREPROCESSING,
         many=True,
         metavar="SPACE",
-        help="also write the preprocessed BOLD series at 2 mm in this space (MNI152NLin6Asym, MNI152NLin2009aSym)",
+        help="also write the preprocessed BOLD series at 2 mm in this space (MNI152NLin6Asym, MNI152NLin2009aSym, "
+        "MNI152NLin2009cAsym, T1w), or on its own grid (func)",
         parse=output_spaces,
         write=list,
         everyday=True,
     )
-    """Spaces in which the 2 mm BOLD series is written; empty: none."""
+    """Spaces in which the BOLD series is written: template spaces, `T1W_SPACE`, `FUNC_SPACE`; empty: none."""
+    denoise: str | None = option(
+        "--denoise",
+        default=None,
+        group=PREPROCESSING,
+        choices=DENOISING,
+        metavar="STRATEGY",
+        help="also write the series of --output-spaces without confounds, by this strategy of nilearn (simple, "
+        "scrubbing, compcor; ica_aroma is not available)",
+        everyday=True,
+    )
+    """Strategy of nilearn's ``load_confounds_strategy``, from `DENOISING`; None: no denoised series."""
     ignore: tuple[str, ...] = option(
         "--ignore",
         default=(),

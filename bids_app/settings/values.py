@@ -14,6 +14,16 @@ from bids_app.errors import AnalysisLevelError, BadDataError, UsageError
 from bids_app.files import MAX_OPTIONS_BYTES, parse_json, read_text
 
 PARTICIPANT, GROUP = "participant", "group"
+FUNC_SPACE, T1W_SPACE = "func", "T1w"
+"""Output spaces without a template: the grid of the run, and the T1w image."""
+NAMES_OF_SPACES = {
+    "boldref": FUNC_SPACE,
+    "bold": FUNC_SPACE,
+    "run": FUNC_SPACE,
+    "native": FUNC_SPACE,
+    "anat": T1W_SPACE,
+}
+"""Other names for them; fMRIPrep's are ``func``, ``bold``, ``boldref``, ``run`` and ``T1w``, ``anat``."""
 FILTERED_KINDS = ("bold", "t1w", "fmap")
 """Kinds of file that ``--bids-filter-file`` selects."""
 OTHER_KINDS = ("sbref", "flair", "t2w", "roi", "dwi", "asl", "pet", "events")
@@ -68,9 +78,14 @@ def write_memory(gigabytes: float) -> str:
     return f"{gigabytes!r}GB"
 
 
-def strip_resolution(space: str) -> str:
-    """Strip ``:res-2``, the only available resolution, from the name of a space."""
+def output_space(space: str) -> str:
+    """Strip ``:res-2``, the only available resolution, from the name of a space, and resolve other names."""
     name, _, resolution = space.partition(":")
+    name = NAMES_OF_SPACES.get(name, name)
+    if name in (FUNC_SPACE, T1W_SPACE) and resolution:
+        raise UsageError(
+            f"Invalid value for --output-spaces: {space}; the space {name} has no resolution.", f"Use {name}."
+        )
     if resolution not in ("", "res-2", "res-02"):
         raise UsageError(
             f"Invalid value for --output-spaces: {space}; only 2 mm resolution is available.",
@@ -80,8 +95,8 @@ def strip_resolution(space: str) -> str:
 
 
 def output_spaces(given: Sequence[str]) -> tuple[str, ...]:
-    """Strip the resolution from names of spaces."""
-    return tuple(map(strip_resolution, given))
+    """Normalise names of spaces; each is kept once."""
+    return tuple(dict.fromkeys(map(output_space, given)))
 
 
 def file_or_name(text: str) -> str:

@@ -18,7 +18,14 @@ from bids_app.bids.query import BoldRun
 from bids_app.catalog.fetch import file_sha256
 from bids_app.workflow.context import RunContext
 
-WITHOUT_EFFECT = {"output_spaces", "device", "embeddings_only", "acknowledge_research_use", "fail_without_t1w"}
+WITHOUT_EFFECT = {
+    "output_spaces",
+    "denoise",
+    "device",
+    "embeddings_only",
+    "acknowledge_research_use",
+    "fail_without_t1w",
+}
 """Fields of the settings of preprocessing and model that change no number of a file."""
 HASH_LENGTH = 8
 """Hexadecimal digits, as in fMRIPrep's output layout ``multiverse``."""

@@ -97,9 +97,15 @@ def add_anatomy(graph: Graph, run: BoldRun, context: RunContext) -> AnatomySteps
         f"{name}_normalise",
         nodes.normalise_anatomy,
         does=f"T1w: register to {context.template} (rigid, affine, SyN), segment tissues",
-        sentences=(Sentence("t1w_template", context.template_values), *context.template_sentences),
+        sentences=(
+            Sentence("t1w_template", context.template_values),
+            *((Sentence("t1w_lesion"),) if run.lesion else ()),
+            *context.template_sentences,
+        ),
         prepared=prepared,
         template=context.template,
+        lesion=run.lesion,
+        stamp=file_stamp(run.lesion),
         seed=seed,
         required=wanted.fail_without_t1w,
         memory_gb=2,
@@ -109,6 +115,7 @@ def add_anatomy(graph: Graph, run: BoldRun, context: RunContext) -> AnatomySteps
         anatomical.anatomy_outputs,
         anatomy=normalised,
         datasets=context.datasets,
+        output_spaces=wanted.output_spaces,
         memory_gb=2,
     )
     return AnatomySteps(normalised, outputs)
@@ -378,13 +385,14 @@ def add_outputs(
         f"{name}_outputs",
         functional.run_outputs,
         does="Outputs: confounds, masks, references, transforms, image quality metrics",
-        sentences=sentences.output_spaces(wanted.output_spaces),
+        sentences=sentences.output_spaces(wanted.output_spaces, wanted.denoise),
         preprocessed=preprocessed,
         grid=grid,
         entities=run.entities,
         datasets=context.datasets,
         notes=run.notes,
         output_spaces=wanted.output_spaces,
+        denoise=wanted.denoise,
         threads=settings.resources.omp_threads,
     )
     tables = graph.step(
@@ -442,7 +450,16 @@ def add_hashes(graph: Graph, run: BoldRun, context: RunContext) -> Step:
     """Add the step that hashes the input files of a run."""
     fieldmap = run.fieldmap.files if run.fieldmap else ()
     companions = run.derived.companions if run.derived else ()
-    images = (*(run.echoes or (run.bold,)), run.sbref, run.events, run.t1w, *run.t1w_repeats, *fieldmap, *companions)
+    images = (
+        *(run.echoes or (run.bold,)),
+        run.sbref,
+        run.events,
+        run.t1w,
+        *run.t1w_repeats,
+        run.lesion,
+        *fieldmap,
+        *companions,
+    )
     files: tuple[Path, ...] = tuple(filter(None, images))
     return graph.step(
         f"{node_name(run.stem)}_hashes",

@@ -62,13 +62,22 @@ def prepare_anatomy(
 
 
 def normalise_anatomy(
-    prepared: PreparedT1w | UnusableT1w, template: str, seed: int, required: bool, out_dir: Path
+    prepared: PreparedT1w | UnusableT1w,
+    template: str,
+    seed: int,
+    required: bool,
+    out_dir: Path,
+    lesion: Path | None = None,
+    stamp: str = "",
 ) -> Anatomy | UnusableT1w:
-    """Register a T1w image to the template; if that fails, raise an error only if the image is ``required``."""
+    """Register a T1w image to the template; if that fails, raise an error only if the image is ``required``.
+
+    ``stamp`` changes when the lesion mask changes.
+    """
     if isinstance(prepared, UnusableT1w):
         return prepared
     try:
-        return normalise_t1w(prepared, out_dir, template, seed)
+        return normalise_t1w(prepared, out_dir, template, seed, lesion)
     except RegistrationError as error:
         if required:
             raise

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from bids_app.errors import CannotCreateError, NeurostormError, NoInputError, TemporaryError, UsageError
-from bids_app.settings import Settings
+from bids_app.settings import FUNC_SPACE, T1W_SPACE, Settings
 from bids_app.workflow.scratch import check_private
 
 MIN_FREE_GB = 2.0
@@ -235,13 +235,51 @@ def check_atlas(settings: Settings) -> str:
     return str(find_atlas(settings.model.atlas).path)
 
 
+def check_output_space(space: str, template: str) -> None:
+    """Check that an output space is known, and that there are transforms between it and the template.
+
+    Raises
+    ------
+    UsageError
+        Unknown space.
+    NoInputError
+        The transforms are not in TemplateFlow's cache.
+    """
+    from bids_app.catalog import templates
+
+    if space not in templates.catalog():
+        raise UsageError(
+            f"Invalid value for --output-spaces: {space} is not known.",
+            f"Choose from {', '.join((*templates.catalog(), T1W_SPACE, FUNC_SPACE))}.",
+        )
+    pairs = ((template, space), (space, template)) if space != template else ()
+    missing = [pair for pair in pairs if templates.warp_between(*pair) is None]
+    if missing:
+        names = [templates.warp_name(*pair) for pair in missing]
+        gets = "; ".join(
+            f"tf.get('{end}', suffix='xfm', extension='.h5', **{{'from': '{start}'}})" for start, end in missing
+        )
+        raise NoInputError(
+            f"--output-spaces {space}: {' and '.join(names)} not in TemplateFlow's cache "
+            f"({templates.templateflow_home()}).",
+            f'Fetch with network access: python -c "import templateflow.api as tf; {gets}", and set TEMPLATEFLOW_HOME.',
+        )
+
+
 def check_template(settings: Settings) -> str:
     """Check the output spaces and the template; report the accuracy of the template in the model space."""
     from bids_app.catalog import templates
 
-    for space in settings.preprocess.output_spaces:
-        templates.space(space)
     name = templates.available()[0]
+    wanted = settings.preprocess
+    if wanted.denoise and not wanted.output_spaces:
+        raise UsageError(
+            f"--denoise {wanted.denoise}: no space to write the series in.",
+            "Add --output-spaces MNI152NLin6Asym, for example.",
+        )
+    for space in wanted.output_spaces:
+        if space not in (FUNC_SPACE, T1W_SPACE):
+            check_output_space(space, name)
     return f"{name} ({templates.space(name).accuracy})"
 
 

@@ -16,8 +16,10 @@ from bids_app.outputs.boilerplate import Sentence
 from bids_app.preprocess.ingest.derivatives import describe_transform
 from bids_app.preprocess.io.headers import SLICE_TIMING
 from bids_app.preprocess.sdc.choice import METHODS, SYN
+from bids_app.settings import FUNC_SPACE, T1W_SPACE
 
 TEMPLATE_CITATIONS = {"MNI152NLin6Asym": "mni6", "MNI152NLin2009aSym": "mni2009"}
+SPACES_IN_WORDS = {FUNC_SPACE: "its own space", T1W_SPACE: "the space of the T1w image at 2 mm"}
 DERIVATIVE_CITATIONS = {"fmriprep": "fmriprep", "hcp": "hcp", "xcp_d": "xcpd", "xcp-d": "xcpd"}
 """Citation keys of pipelines, by the start of their names."""
 
@@ -70,9 +72,13 @@ def substitute_template(name: str) -> tuple[Sentence, ...]:
     return (Sentence("template_nilearn", {"template": name, "accuracy": templates.space(name).accuracy}),)
 
 
-def output_spaces(spaces: Sequence[str]) -> tuple[Sentence, ...]:
-    """Describe the preprocessed series in standard spaces."""
-    return (Sentence("output_spaces", {"spaces": " and ".join(spaces)}),) if spaces else ()
+def output_spaces(spaces: Sequence[str], strategy: str | None) -> tuple[Sentence, ...]:
+    """Describe the preprocessed series in output spaces, and their denoising by a strategy of nilearn."""
+    if not spaces:
+        return ()
+    named = [SPACES_IN_WORDS.get(name, f"{name} at 2 mm") for name in spaces]
+    found = (Sentence("output_spaces", {"spaces": " and ".join(named)}),)
+    return found if strategy is None else (*found, Sentence("denoise", {"strategy": strategy}))
 
 
 def encoder(name: str, sha256: str) -> tuple[Sentence, ...]:

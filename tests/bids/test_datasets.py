@@ -324,3 +324,50 @@ def test_hcp_run_names_become_entities(name, entities):
 def test_hcp_folder_names_become_entities():
     assert folder_entities("100307") == {"sub": "100307"}
     assert folder_entities("HCD0001305_V1_MR") == {"sub": "HCD0001305", "ses": "V1"}
+
+
+MINIMAL_FILES = {
+    "anat/{}_desc-preproc_T1w": ("nii.gz", "json"),
+    "anat/{}_desc-brain_mask": ("nii.gz", "json"),
+    "anat/{}_from-T1w_to-MNI152NLin6Asym_mode-image_xfm": ("h5",),
+    "anat/{}_from-T1w_to-fsnative_mode-image_xfm": ("txt",),
+    "anat/{}_hemi-L_space-fsLR_desc-msmsulc_sphere.surf": ("gii",),
+    "anat/{}_desc-ribbon_mask": ("nii.gz", "json"),
+    "func/{}_task-flicker_dir-AP_run-01_desc-hmc_boldref": ("nii.gz", "json"),
+    "func/{}_task-flicker_dir-AP_run-01_desc-coreg_boldref": ("nii.gz", "json"),
+    "func/{}_task-flicker_dir-AP_run-01_from-orig_to-boldref_mode-image_desc-hmc_xfm": ("txt", "json"),
+    "func/{}_task-flicker_dir-AP_run-01_from-boldref_to-T1w_mode-image_desc-coreg_xfm": ("txt", "json"),
+    "func/{}_task-flicker_dir-PA_run-01_desc-hmc_boldref": ("nii.gz", "json"),
+}
+"""Outputs of fMRIPrep 23.2 with --level minimal, of a session."""
+
+
+@pytest.fixture
+def minimal(dataset):
+    """fMRIPrep's output at its minimal level, with two runs."""
+    label = "sub-03_ses-scan1"
+    names = [f"sub-03/ses-scan1/{name.format(label)}.{end}" for name, ends in MINIMAL_FILES.items() for end in ends]
+    sidecars = {name: {"RawSources": [f"/data/sub-03/{label}_bold.nii.gz"]} for name in names if name.endswith(".json")}
+    return dataset("fmriprep", *names, contents=sidecars.items())
+
+
+def test_the_minimal_level_is_named_with_what_to_run_instead(minimal):
+    with pytest.raises(InvalidBIDSError, match=r"2 runs of fMRIPrep 23\.2\.1, .*--level minimal") as error:
+        find_runs(minimal, QuerySettings())
+    assert "\n" not in error.value.message
+    assert "--level full --output-spaces MNI152NLin6Asym:res-2" in error.value.hint
+    assert "raw dataset" in error.value.hint
+
+
+def test_with_derivatives_at_the_minimal_level_a_run_is_preprocessed_and_the_reason_is_noted(minimal, dataset):
+    bold = "sub-03/ses-scan1/func/sub-03_ses-scan1_task-flicker_dir-AP_run-1_bold.nii.gz"
+    raw = dataset("raw", bold, description=RAW)
+    (raw / bold).write_bytes(b"image")
+    run = only(raw, derivatives={"fmriprep": minimal})
+    assert run.derived is None
+    assert [note for note in run.notes if "'fmriprep' contain this run only as a boldref" in note]
+
+
+def test_a_boldref_of_a_run_with_a_series_is_no_minimal_level(dataset):
+    root = dataset("fmriprep", BOLD, f"{STEM}_desc-coreg_boldref.nii.gz")
+    assert only(root).derived.bold.name == Path(BOLD).name

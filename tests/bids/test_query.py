@@ -553,3 +553,24 @@ def test_one_of_a_thousand_participants_is_found_quickly(make_dataset):
     start = time.perf_counter()
     assert only_run(root, participants=("0500",)).participant == "0500"
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(
+    "name", ["sub-01_label-lesion_roi", "sub-01_T1w_label-lesion_roi", "sub-01_desc-lesion_roi", "sub-01_lesion_roi"]
+)
+def test_the_lesion_mask_next_to_the_t1w_is_found(make_dataset, name):
+    run = only_run(make_dataset(REST, T1W, f"sub-01/anat/{name}.nii.gz"))
+    assert run.lesion.name == f"{name}.nii.gz"
+    assert any(run.lesion.name in note for note in run.notes)
+
+
+def test_rois_and_lesions_of_other_images_are_no_lesion_of_the_t1w(make_dataset):
+    others = ("label-tumour_roi", "acq-highres_label-lesion_roi", "label-lesion_mask")
+    run = only_run(make_dataset(REST, T1W, *(f"sub-01/anat/sub-01_{name}.nii.gz" for name in others)))
+    assert run.lesion is None
+
+
+def test_the_lesion_mask_with_the_entities_of_the_t1w_is_preferred(make_dataset):
+    t1w = "sub-01/anat/sub-01_acq-highres_T1w.nii.gz"
+    masks = [f"sub-01/anat/sub-01_{name}label-lesion_roi.nii.gz" for name in ("", "acq-highres_")]
+    assert only_run(make_dataset(REST, t1w, *masks)).lesion.name == "sub-01_acq-highres_label-lesion_roi.nii.gz"

@@ -283,8 +283,14 @@ def test_output_spaces_accept_the_available_resolution() -> None:
     assert settings.preprocess.output_spaces == ("MNI152NLin6Asym",)
 
 
-def test_other_resolutions_are_refused() -> None:
-    assert main(["a", "b", "participant", "--output-spaces", "MNI152NLin6Asym:res-1"]) == 64
+def test_names_of_the_own_space_are_the_same_space() -> None:
+    settings = parse_settings(["a", "b", "participant", "--output-spaces", "boldref", "T1w", "native", "anat", "func"])
+    assert settings.preprocess.output_spaces == ("func", "T1w")
+
+
+@pytest.mark.parametrize("space", ["MNI152NLin6Asym:res-1", "T1w:res-2"])
+def test_other_resolutions_are_refused(space: str) -> None:
+    assert main(["a", "b", "participant", "--output-spaces", space]) == 64
 
 
 def test_parts_of_a_dataset_can_be_ignored() -> None:

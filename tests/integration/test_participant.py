@@ -204,10 +204,36 @@ def test_outputs_of_the_demonstration_model_are_marked(finished: Finished) -> No
     assert "demonstration" in (finished.out / "logs" / "CITATION.md").read_text()
 
 
-def test_sidecars_name_their_sources(finished: Finished) -> None:
+def raw_ancestors(out: Path, sidecar: Path) -> set[str]:
+    """Follow the sources of a file to the raw data; every source must exist."""
+    found: set[str] = set()
+    for uri in json.loads(sidecar.read_text())["Sources"]:
+        _, dataset, name = uri.split(":", 2)
+        if dataset:
+            found.add(uri)
+            continue
+        assert (out / name).is_file(), f"{sidecar.name} names {name}"
+        own = Path(str(out / name).removesuffix(".gz")).with_suffix(".json")
+        if "timeseries" not in name:
+            found |= raw_ancestors(out, own)
+    return found
+
+
+def test_sources_of_all_files_lead_to_the_raw_series(finished: Finished) -> None:
     for path in finished.out.glob("sub-01/func/*.json"):
         if "timeseries" not in path.name:
-            assert "bids:raw:sub-01/func/sub-01_task-rest_bold.nii.gz" in json.loads(path.read_text())["Sources"], path
+            found = raw_ancestors(finished.out, path)
+            assert found == {"bids:raw:sub-01/func/sub-01_task-rest_bold.nii.gz"}, path.name
+
+
+def test_images_have_codes_and_units(finished: Finished) -> None:
+    images = list(finished.out.glob("sub-01/**/*.nii.gz"))
+    assert len(images) == 4
+    for path in images:
+        header = nib.load(path).header
+        code = 4 if "space-MNI" in path.name else 1
+        assert (header["qform_code"], header["sform_code"]) == (code, code), path.name
+        assert header.get_xyzt_units() == ("mm", "sec"), path.name
 
 
 def test_the_preprocessed_series_is_aligned_with_the_template(finished: Finished) -> None:

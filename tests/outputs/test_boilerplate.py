@@ -31,6 +31,7 @@ VALUES = {
     "fd_spike_mm": 0.5,
     "n_echoes": 3,
     "spaces": "MNI152NLin6Asym",
+    "strategy": "simple",
     "model": "demo",
     "weights_sha256": "0123abcd",
     "normalisations": "both normalisations",

@@ -14,6 +14,7 @@ from bids_app.bids.writer import RAW_DATASET
 from bids_app.outputs.anatomical import anatomy_outputs
 from bids_app.preprocess.anatomical import Anatomy
 from bids_app.preprocess.io.images import save_image
+from bids_app.preprocess.registration.transforms import Chain, Linear
 from bids_app.reports.figures import brains as figures
 
 AFFINE = np.diag([4.0, 4.0, 4.0, 1.0])
@@ -39,8 +40,7 @@ def anatomy(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Anato
     first = raw / "sub-01" / "anat" / "sub-01_run-1_T1w.nii.gz"
     image = save_image(tmp_path / "image.nii.gz", np.ones((12, 14, 10), np.float32), AFFINE)
     bias = save_image(tmp_path / "bias.nii.gz", np.full((12, 14, 10), 2.0, np.float32), AFFINE)
-    transform = tmp_path / "transform.h5"
-    transform.write_bytes(b"h5")
+    chain = Chain((Linear(np.eye(4)),)).save(tmp_path / "chain.npz")
     return Anatomy(
         source=first,
         template="MNI152NLin2009aSym",
@@ -49,10 +49,10 @@ def anatomy(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Anato
         mask=image,
         tissues=image,
         dseg=image,
-        chain=image,
-        inverse=image,
-        to_template=transform,
-        from_template=transform,
+        chain=chain,
+        inverse=chain,
+        to_template=image,
+        from_template=image,
         in_template=image,
         used=(first,),
     )
@@ -60,7 +60,7 @@ def anatomy(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Anato
 
 def written(anatomy: Anatomy, raw: Path, out_dir: Path) -> tuple[float, dict]:
     out_dir.mkdir()
-    tree = anatomy_outputs(anatomy, {RAW_DATASET: raw}, out_dir)
+    tree = anatomy_outputs(anatomy, {RAW_DATASET: raw}, (), out_dir)
     (path,) = tree.glob("sub-01/anat/*desc-preproc_T1w.nii.gz")
     sidecar = json.loads(Path(str(path).replace(".nii.gz", ".json")).read_text())
     return float(np.median(nib.load(path).get_fdata())), sidecar
@@ -71,7 +71,36 @@ def test_a_t1w_is_written_without_its_bias_field(anatomy, raw, tmp_path):
     assert level == pytest.approx(50, rel=1e-3)
     assert sidecar["SkullStripped"] is False
     assert sidecar["Sources"] == ["bids:raw:sub-01/anat/sub-01_run-1_T1w.nii.gz"]
-    assert "MNI152NLin2009aSym" in " ".join(p.name for p in (tmp_path / "out" / "tree").rglob("*_xfm.h5"))
+
+
+def test_transforms_lead_to_the_template_and_to_the_space_of_the_model_and_name_the_template(anatomy, raw, tmp_path):
+    written(anatomy, raw, tmp_path / "out")
+    found = {path.name: json.loads(path.read_text()) for path in (tmp_path / "out" / "tree").rglob("*_xfm.json")}
+    ends = [("T1w", "MNI152NLin2009aSym"), ("T1w", "MNI152NLin6Asym")]
+    names = {f"sub-01_run-1_from-{a}_to-{b}_mode-image_xfm.json" for x, y in ends for a, b in ((x, y), (y, x))}
+    assert found.keys() == names
+    for sidecar in found.values():
+        assert sidecar["Template"] == "MNI152NLin2009aSym"
+        assert sidecar["Sources"] == ["bids::sub-01/anat/sub-01_run-1_desc-preproc_T1w.nii.gz"]
+
+
+def test_anatomical_images_have_codes_and_units(anatomy, raw, tmp_path):
+    written(anatomy, raw, tmp_path / "out")
+    images = list((tmp_path / "out" / "tree").rglob("*.nii.gz"))
+    assert len(images) == 2
+    for path in images:
+        header = nib.load(path).header
+        assert (header["qform_code"], header["sform_code"]) == (1, 1)
+        assert header.get_xyzt_units() == ("mm", "sec")
+
+
+def test_the_brain_mask_names_its_image(anatomy, raw, tmp_path):
+    written(anatomy, raw, tmp_path / "out")
+    (path,) = (tmp_path / "out" / "tree").rglob("*_mask.json")
+    sidecar = json.loads(path.read_text())
+    own = "bids::sub-01/anat/sub-01_run-1_desc-preproc_T1w.nii.gz"
+    assert (sidecar["Sources"], sidecar["SpatialReference"]) == ([own], own)
+    assert sidecar["RawSources"] == ["bids:raw:sub-01/anat/sub-01_run-1_T1w.nii.gz"]
 
 
 def test_the_mean_of_repeats_is_written_in_place_of_one_and_names_all(anatomy, raw, tmp_path):

@@ -95,6 +95,8 @@ EXAMPLES: list[schema.Record] = [
     schema.T1wSidecar(sources=SOURCES, skull_stripped=False, description="Without bias."),
     schema.TransformSidecar(description="A field.", distortion_corrected=True, distortion_correction=CORRECTION),
     schema.BoldSidecar(repetition_time=2.0, skull_stripped=False, task="rest", n_volumes=100, start_time=0.5),
+    schema.DenoisedSidecar(task="rest", strategy="simple", software="x", confounds=("csf",), left_out=(3,)),
+    schema.ImageSidecar(spatial_reference="bids::x", template="y"),
     schema.Parameters(random_seed=1, left_right=LeftRight.FLIPPED, left_right_in_words="perhaps", threads=1),
     schema.QualitySidecar(
         route="t1w", template="x", quality={"tsnr": 50.0, "fber": None}, warnings=("It moved.",), notes=(),

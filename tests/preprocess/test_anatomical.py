@@ -120,9 +120,11 @@ class FakeRegister:
         self.matrices = list(matrices)
         self.starts = []
         self.moving = []
+        self.masks = []
 
-    def __call__(self, fixed, moving, mask, stages, out_dir, *, start=None, seed=1, name=""):
+    def __call__(self, fixed, moving, mask, stages, out_dir, *, start=None, seed=1, name="", moving_mask=None):
         self.starts.append(start)
+        self.masks.append(moving_mask)
         self.moving.append(moving)
         matrix = self.matrices.pop(0)
         return Registration(linear(matrix), linear(np.linalg.inv(matrix)), out_dir / "a.h5", out_dir / "b.h5")
@@ -171,6 +173,32 @@ def test_the_mask_is_the_extracted_brain_or_else_that_of_the_template(prepared, 
     np.testing.assert_array_equal(read_volume(found.mask)[0] > 0.5, own)
     assert found.quality["norm_mask_dice"] == pytest.approx(dice(own, template.mask), abs=0.01)
     np.testing.assert_array_equal(read_volume(normalise_t1w(unmasked, tmp_path).mask)[0] > 0.5, template.mask)
+
+
+def test_a_lesion_is_left_out_of_all_registrations(prepared, tmp_path, monkeypatch):
+    template = load_template()
+    lesion = np.zeros(template.mask.shape, np.uint8)
+    lesion[20:30, 40:50, 40:50] = 1
+    path = save_image(tmp_path / "sub-01_label-lesion_roi.nii.gz", lesion, template.affine)
+    linear_masks = []
+    monkeypatch.setattr(normalisation, "best_start", lambda *args: (linear_masks.append(args[-1]), np.eye(4))[1])
+    registered = FakeRegister(np.eye(4))
+    monkeypatch.setattr(normalisation, "register", registered)
+    normalise_t1w(prepared, tmp_path, lesion=path)
+    for mask in (*linear_masks, *registered.masks):
+        distance = ndimage.distance_transform_edt(lesion == 0, 2.0)
+        assert not mask[distance <= 7.9].any()
+        assert mask[distance > 8.1].all()
+    assert len(linear_masks) == len(registered.masks) == 1
+
+
+@pytest.mark.parametrize("inverted", [True, False])
+def test_a_lesion_mask_that_is_empty_or_inverted_is_named(prepared, inverted, tmp_path):
+    template = load_template()
+    data = np.full(template.mask.shape, inverted, np.uint8)
+    path = save_image(tmp_path / "sub-01_label-lesion_roi.nii.gz", data, template.affine)
+    with pytest.raises(BadDataError, match=r"sub-01_label-lesion_roi\.nii\.gz: the lesion mask covers"):
+        normalise_t1w(prepared, tmp_path, lesion=path)
 
 
 def no_network(monkeypatch, error):

@@ -1,10 +1,13 @@
 """Confounds against simulated signals and their definitions."""
 
 import json
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 import pytest
+from nilearn.interfaces.fmriprep import load_confounds_strategy
 
 from bids_app.preprocess.confounds import (
     HeadMotion,
@@ -216,3 +219,44 @@ def test_volumes_with_much_motion_have_a_column_each_but_dummies_have_none():
 
 def test_a_run_without_motion_has_no_outliers():
     assert motion_outliers(np.zeros(4), np.ones(4), n_dummy=0, fd_threshold_mm=0.5).shape == (4, 0)
+
+
+@pytest.fixture
+def published(values, motion, tmp_path) -> Path:
+    """A run under its published names, with two dummy volumes; returns the series."""
+    func = tmp_path / "sub-01" / "func"
+    func.mkdir(parents=True)
+    table, meta = confounds_table(values, motion, TISSUES, TR, n_dummy=2)
+    table.to_csv(func / "sub-01_task-rest_desc-confounds_timeseries.tsv", sep="\t", index=False, na_rep="n/a")
+    (func / "sub-01_task-rest_desc-confounds_timeseries.json").write_text(json.dumps(meta))
+    series = func / "sub-01_task-rest_space-MNI152NLin6Asym_res-2_desc-preproc_bold.nii.gz"
+    nib.Nifti1Image(np.zeros((2, 2, 2, N_VOLUMES), np.float32), np.eye(4)).to_filename(series)
+    return series
+
+
+@pytest.mark.parametrize(
+    ("strategy", "wanted", "n_columns"),
+    [
+        ({"denoise_strategy": "simple"}, {"csf", "white_matter", "cosine00", "trans_x_derivative1_power2"}, 27),
+        ({"denoise_strategy": "scrubbing"}, {"csf_derivative1_power2", "cosine00"}, 33),
+        ({"denoise_strategy": "compcor", "compcor": "anat_combined"}, {"a_comp_cor_00", "cosine00"}, None),
+        (
+            {"denoise_strategy": "compcor", "compcor": "temporal_anat_combined"},
+            {"a_comp_cor_00", "t_comp_cor_00", "cosine00"},
+            None,
+        ),
+        (
+            {"denoise_strategy": "compcor", "compcor": "temporal_anat_separated"},
+            {"c_comp_cor_00", "w_comp_cor_00", "t_comp_cor_00"},
+            None,
+        ),
+    ],
+)
+def test_nilearn_reads_the_confounds_of_its_strategies(published, strategy, wanted, n_columns):
+    confounds, sample_mask = load_confounds_strategy(str(published), **strategy)
+    assert wanted <= set(confounds.columns)
+    assert n_columns in (None, confounds.shape[1])
+    assert len(confounds) == N_VOLUMES
+    assert confounds.notna().all().all()
+    assert not {0, 1} & set(sample_mask)  # dummy volumes
+    assert (50 in sample_mask) == (strategy["denoise_strategy"] != "scrubbing")

@@ -142,4 +142,4 @@ def test_distortion_is_not_corrected_by_an_unusable_t1w(monkeypatch, tmp_path) -
 
 
 def test_an_unusable_t1w_has_no_outputs(tmp_path) -> None:
-    assert anatomy_outputs(UNUSABLE, {}, tmp_path) is None
+    assert anatomy_outputs(UNUSABLE, {}, (), tmp_path) is None

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bids_app.errors import BadDataError, CannotCreateError, NoInputError, TemporaryError, UsageError
-from bids_app.settings import PARTICIPANT, ModelSettings, ResourceSettings, Settings
+from bids_app.settings import PARTICIPANT, ModelSettings, PreprocessSettings, ResourceSettings, Settings
 from bids_app.workflow import preflight as checks
 from bids_app.workflow.scratch import RESULTS
 from tests.helpers.machine import run_on_small_disk, run_python, run_without_privileges
@@ -168,3 +168,38 @@ def test_weights_that_do_not_fit_are_refused_before_the_start(raw: Path) -> None
     fitting = head(torch.zeros(1, model.config.n_features))
     write(path, adapter_bytes(model, fitting))
     assert str(path) in checks.check_weights(wanted)
+
+
+def with_spaces(raw: Path, *spaces: str, denoise: str | None = None) -> Settings:
+    wanted = PreprocessSettings(output_spaces=spaces, denoise=denoise)
+    return replace(settings(raw, raw.parent / "out"), preprocess=wanted)
+
+
+def test_spaces_with_transforms_in_the_package_and_own_spaces_are_accepted(raw: Path) -> None:
+    assert checks.check_template(with_spaces(raw, "MNI152NLin6Asym", "MNI152NLin2009aSym", "T1w", "func"))
+
+
+def test_an_unknown_space_is_refused_with_those_that_exist(raw: Path) -> None:
+    with pytest.raises(UsageError, match="fsLR") as error:
+        checks.check_template(with_spaces(raw, "fsLR"))
+    assert "MNI152NLin2009cAsym, T1w, func" in error.value.hint
+
+
+def test_a_space_without_transforms_is_refused_with_what_to_fetch(
+    raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TEMPLATEFLOW_HOME", str(tmp_path / "templateflow"))
+    name = "MNI152NLin2009cAsym"
+    with pytest.raises(NoInputError, match=f"tpl-{name}_from-MNI152NLin6Asym_mode-image_xfm.h5") as error:
+        checks.check_template(with_spaces(raw, name))
+    assert f"tf.get('{name}', suffix='xfm'" in error.value.hint
+    for target, source in ((name, "MNI152NLin6Asym"), ("MNI152NLin6Asym", name)):
+        path = tmp_path / "templateflow" / f"tpl-{target}" / f"tpl-{target}_from-{source}_mode-image_xfm.h5"
+        path.parent.mkdir(parents=True)
+        path.write_bytes(b"content")
+    assert checks.check_template(with_spaces(raw, name))
+
+
+def test_denoising_needs_an_output_space(raw: Path) -> None:
+    with pytest.raises(UsageError, match="--denoise simple: no space"):
+        checks.check_template(with_spaces(raw, denoise="simple"))

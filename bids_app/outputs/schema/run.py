@@ -33,7 +33,17 @@ class Sidecar(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskSidecar(Sidecar):
+class ImageSidecar(Sidecar):
+    """Sidecar of an image in a space."""
+
+    spatial_reference: str | None = key("SpatialReference", text)
+    """BIDS URI or address of the image whose grid and space the file has."""
+    template: str | None = key("Template", text)
+    """Template through which the file was brought to its space; None: its space needs no template."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSidecar(ImageSidecar):
     """Sidecar of a mask; ``kind`` is ``Brain``."""
 
     kind: str | None = key("Type", text)
@@ -42,14 +52,15 @@ class MaskSidecar(Sidecar):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoldrefSidecar(Sidecar):
+class BoldrefSidecar(ImageSidecar):
     """Sidecar of a boldref."""
 
+    raw_sources: tuple[str, ...] | None = key("RawSources", several(text))
     description: str | None = key("Description", text)
 
 
 @dataclass(frozen=True, kw_only=True)
-class T2starSidecar(Sidecar):
+class T2starSidecar(ImageSidecar):
     """Sidecar of a T2* map."""
 
     units: str | None = key("Units", text)
@@ -57,7 +68,7 @@ class T2starSidecar(Sidecar):
 
 
 @dataclass(frozen=True, kw_only=True)
-class T1wSidecar(Sidecar):
+class T1wSidecar(ImageSidecar):
     """Sidecar of a T1w image."""
 
     skull_stripped: bool | None = key("SkullStripped", flag)
@@ -85,17 +96,20 @@ class DistortionCorrection(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class TransformSidecar(Sidecar):
-    """Sidecar of the displacement field of the distortion correction."""
+    """Sidecar of a transform."""
 
+    template: str | None = key("Template", text)
+    """Template that the image was registered to; None for transforms without one."""
     description: str | None = key("Description", text)
     distortion_corrected: bool | None = key("DistortionCorrected", flag)
     distortion_correction: DistortionCorrection | None = key("DistortionCorrection", record(DistortionCorrection))
 
 
 @dataclass(frozen=True, kw_only=True)
-class BoldSidecar(Sidecar):
+class BoldSidecar(ImageSidecar):
     """Sidecar of a preprocessed series."""
 
+    raw_sources: tuple[str, ...] | None = key("RawSources", several(text))
     repetition_time: float | None = key("RepetitionTime", number)
     """s."""
     skull_stripped: bool | None = key("SkullStripped", flag)
@@ -107,6 +121,19 @@ class BoldSidecar(Sidecar):
     distortion_correction: DistortionCorrection | None = key("DistortionCorrection", record(DistortionCorrection))
     task: str | None = key("TaskName", text)
     n_volumes: int | None = key("NumberOfVolumes", whole)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisedSidecar(BoldSidecar):
+    """Sidecar of a series from which confounds were regressed out."""
+
+    strategy: str | None = key("DenoisingStrategy", text)
+    """Name in nilearn."""
+    software: str | None = key("DenoisingSoftware", text)
+    confounds: tuple[str, ...] | None = key("ConfoundColumns", several(text))
+    """Columns of the confounds table that were regressed out, with linear trends."""
+    left_out: tuple[int, ...] | None = key("VolumesLeftOut", several(whole))
+    """Volumes of the preprocessed series that are not in this one, from 0."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ from bids_app.preprocess.io.headers import (
     form_distance_mm,
     load_nifti,
 )
-from bids_app.preprocess.io.images import Series, read_volume, save_image
+from bids_app.preprocess.io.images import MNI_CODE, Series, read_volume, save_image
 from bids_app.preprocess.io.volumes import chunks
 from bids_app.preprocess.iqms import compute_iqms
 from bids_app.preprocess.masking import brain_mask, prepare_bold
@@ -46,7 +46,6 @@ from bids_app.preprocess.registration.spaces import chain_between, template_brai
 from bids_app.preprocess.registration.transforms import read_itk_composite, resample_to
 
 ROUTE = "derivatives"
-MNI_CODE = 4
 SAME_PLACE_MM = 0.05
 """Two grids are equal if their corners differ by less than this."""
 STRIPPED_SHARE = 0.1

@@ -31,6 +31,8 @@ from bids_app.preprocess.io.slice_timing import SliceTimed
 from bids_app.preprocess.io.timing import SliceTimes
 from bids_app.preprocess.io.volumes import Volumes, VolumeSource, chunks
 
+NATIVE_CODE, MNI_CODE = 1, 4
+"""NIfTI codes of scanner coordinates and of MNI space."""
 MAX_SURPLUS = 2**20
 """Bytes accepted after the last volume of a compressed file."""
 
@@ -262,9 +264,9 @@ def read_anatomy(t1w: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
 
 
 def save_image(
-    path: Path, data: np.ndarray, affine: np.ndarray, *, space_code: int = 1, tr: float | None = None
+    path: Path, data: np.ndarray, affine: np.ndarray, *, space_code: int = NATIVE_CODE, tr: float | None = None
 ) -> Path:
-    """Write a NIfTI file with both orientation codes set.
+    """Write a NIfTI file with both orientation codes and the units set.
 
     Parameters
     ----------
@@ -287,6 +289,6 @@ def stamp_header(header: Any, affine: np.ndarray, space_code: int, tr: float | N
     """Set orientation codes, units and repetition time of a NIfTI header."""
     header.set_sform(affine, space_code)
     header.set_qform(affine, space_code)
-    header.set_xyzt_units("mm", "sec" if tr is not None else "unknown")
+    header.set_xyzt_units("mm", "sec")
     if tr is not None:
         header["pixdim"][4] = tr

@@ -110,6 +110,7 @@ def register(
     seed: int = 1,
     name: str = "registration",
     restrict: Sequence[float] | None = None,
+    moving_mask: np.ndarray | None = None,
 ) -> Registration:
     """Register two images with ANTs.
 
@@ -130,6 +131,8 @@ def register(
         Prefix of the files.
     restrict : sequence of float, optional
         Weights of the deformation along each axis, 0 to 1.
+    moving_mask : numpy.ndarray, bool, optional
+        Mask of the metric on the moving image's grid, for example without a lesion.
 
     Returns
     -------
@@ -150,13 +153,23 @@ def register(
     mask = "NA"
     if fixed_mask is not None:
         mask = str(save_image(folder / "mask.nii", fixed_mask.astype(np.uint8), fixed.affine))
+    moving_side = "NA"
+    if moving_mask is not None:
+        moving_side = str(save_image(folder / "moving_mask.nii", moving_mask.astype(np.uint8), moving.affine))
     first = write_itk_text(folder / "start.txt", np.eye(4) if start is None else start)
     arguments = ["-d", "3", "--float", "1", "--random-seed", str(seed), "-r", str(first)]
     for stage in stages:
         arguments += ["-m", stage.metric.format(**files), "-t", stage.kind]
         arguments += ["-g", _joined(restrict)] if restrict else []
         arguments += ["-c", f"[{_joined(stage.iterations)},{stage.convergence}]"]
-        arguments += ["-f", _joined(stage.shrinks), "-s", f"{_joined(stage.sigmas)}vox", "-x", f"[{mask},NA]"]
+        arguments += [
+            "-f",
+            _joined(stage.shrinks),
+            "-s",
+            f"{_joined(stage.sigmas)}vox",
+            "-x",
+            f"[{mask},{moving_side}]",
+        ]
     prefix = out_dir / f"{name}_"
     arguments += ["-u", "0", "-z", "1", "-a", "1", "-o", str(prefix)]
     try:
@@ -209,6 +222,7 @@ def best_start(
     score: Callable[[np.ndarray], float],
     out_dir: Path,
     seed: int,
+    moving_mask: np.ndarray | None = None,
 ) -> np.ndarray:
     """Register from several starts with linear stages, and return the matrix with the highest score.
 
@@ -221,7 +235,15 @@ def best_start(
     for number, start in enumerate(starts):
         try:
             registration = register(
-                fixed, moving, fixed_mask, stages, out_dir, start=start, seed=seed + number, name="start"
+                fixed,
+                moving,
+                fixed_mask,
+                stages,
+                out_dir,
+                start=start,
+                seed=seed + number,
+                name="start",
+                moving_mask=moving_mask,
             )
         except RegistrationError as error:
             reason = error

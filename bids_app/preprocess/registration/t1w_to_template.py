@@ -81,6 +81,7 @@ def align_with_template(
     seed: int,
     brain: np.ndarray | None = None,
     coarse: bool = False,
+    healthy: np.ndarray | None = None,
 ) -> tuple[Registration, dict[str, float], tuple[str, ...]]:
     """Align a T1w image with the template, in up to three attempts.
 
@@ -102,6 +103,8 @@ def align_with_template(
         Brain mask on the grid of ``moving``.
     coarse : bool
         The voxels of the original image are larger than 2 mm.
+    healthy : numpy.ndarray, (X, Y, Z) bool, optional
+        Voxels outside lesions on the grid of ``moving``: mask of the metric.
 
     Returns
     -------
@@ -121,7 +124,15 @@ def align_with_template(
             break
         try:
             matrix = best_start(
-                attempt.fixed, attempt.moving, attempt.near, LINEAR_STAGES, attempt.starts, attempt.score, out_dir, seed
+                attempt.fixed,
+                attempt.moving,
+                attempt.near,
+                LINEAR_STAGES,
+                attempt.starts,
+                attempt.score,
+                out_dir,
+                seed,
+                healthy,
             )
             if attempt.score(matrix) < MIN_LINEAR_CORRELATION:
                 failures = [
@@ -131,7 +142,15 @@ def align_with_template(
                 continue
             label = ("t1w", "t1w_again", "t1w_head")[number]
             found = register(
-                attempt.fixed, attempt.moving, attempt.near, syn, out_dir, start=matrix, seed=seed, name=label
+                attempt.fixed,
+                attempt.moving,
+                attempt.near,
+                syn,
+                out_dir,
+                start=matrix,
+                seed=seed,
+                name=label,
+                moving_mask=healthy,
             )
         except RegistrationError as error:
             failures = [error.message]

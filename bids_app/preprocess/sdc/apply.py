@@ -15,7 +15,7 @@ from nibabel.affines import voxel_sizes
 
 from bids_app.bids.sidecars import read_direction
 from bids_app.errors import BadDataError
-from bids_app.preprocess.io.images import read_volume, save_image
+from bids_app.preprocess.io.images import NATIVE_CODE, read_volume, save_image, stamp_header
 from bids_app.preprocess.registration.transforms import Chain, Warp, grid_points, sample
 
 
@@ -187,6 +187,6 @@ def write_itk_field(chain: Path, path: Path) -> Path:
     vectors = (warp.displacement * np.array([-1, -1, 1], np.float32))[:, :, :, None]
     image = nib.Nifti1Image(vectors, warp.affine)
     image.header.set_intent("vector")
-    image.header.set_xyzt_units("mm")
+    stamp_header(image.header, warp.affine, NATIVE_CODE, None)
     image.to_filename(path)
     return path

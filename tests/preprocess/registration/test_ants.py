@@ -47,6 +47,21 @@ def test_two_contrasts_of_a_head_are_aligned(head, pair, tmp_path):
     np.testing.assert_allclose(found.inverse(found.chain(np.eye(3) * 50)), np.eye(3) * 50, atol=1e-2)
 
 
+def test_a_masked_lesion_of_the_moving_image_does_not_warp_its_surroundings(head, tmp_path):
+    healthy = Image(head.t1w, head.affine)
+    lesion = np.zeros(head.t1w.shape, bool)
+    lesion[26:32, 24:34, 24:32] = True
+    sick = Image(np.where(lesion, 0, head.t1w).astype(np.float32), head.affine)
+    near = ndimage.binary_dilation(head.brain)
+    syn = (Stage("SyN[0.3,3,0]", (30, 10), (2, 1), (1, 0), "MI[{fixed},{moving},1,32]"),)
+    points = grid_points(lesion.shape, head.affine, ndimage.binary_dilation(lesion, iterations=3))
+    moved = []
+    for mask in (None, ~ndimage.binary_dilation(lesion, iterations=2)):
+        found = register(healthy, sick, near, syn, tmp_path, moving_mask=mask)
+        moved.append(np.linalg.norm(found.chain(points) - points, axis=1).mean())  # the truth is no displacement
+    assert moved[1] < 0.5 * moved[0]
+
+
 def test_the_same_seed_gives_the_same_bits(head, pair, tmp_path):
     matrices = [register(*pair, head.brain, RIGID, tmp_path, seed=7).matrix for _ in range(2)]
     np.testing.assert_array_equal(*matrices)

@@ -1,0 +1,113 @@
+"""Regression of confounds from a written series by nilearn, in blocks of voxels.
+
+nilearn chooses columns of the confounds table beside the series (`load_confounds_strategy`), and regresses them out
+(`clean`): linear trends and confounds are removed, means are kept. ``scrubbing`` also removes volumes.
+"""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bids_app.errors import BadDataError
+from bids_app.preprocess.io.arrays import create_array
+from bids_app.preprocess.io.headers import load_nifti
+from bids_app.preprocess.io.images import read_volume
+from bids_app.preprocess.io.series_writer import SeriesWriter
+
+BLOCK = 4096
+"""Voxels that are cleaned at once."""
+VOLUMES = 16
+"""Volumes that are written at once."""
+
+
+@dataclass(frozen=True)
+class Denoised:
+    """A denoised series: its file, the confounds that were regressed out, and the volumes that were left out."""
+
+    path: Path
+    columns: tuple[str, ...]
+    left_out: tuple[int, ...]
+    n_volumes: int
+
+
+def denoise_series(series: Path, brain_mask: Path, strategy: str, tr: float, path: Path, scratch: Path) -> Denoised:
+    """Regress confounds out of a series, within the brain; voxels outside are 0.
+
+    Parameters
+    ----------
+    series : pathlib.Path
+        Written by `SeriesWriter`, under its BIDS name, in the same folder as its confounds table.
+    brain_mask : pathlib.Path
+        On the grid of the series.
+    strategy : str
+        Name of a strategy in nilearn.
+    tr : float
+        s.
+    path : pathlib.Path
+        File to write (``.nii.gz``).
+    scratch : pathlib.Path
+        Folder for an array of the brain's voxels.
+
+    Raises
+    ------
+    BadDataError
+        The table lacks columns that the strategy needs, or no volume remains.
+    """
+    from nilearn.exceptions import AllVolumesRemovedError
+    from nilearn.interfaces.fmriprep import load_confounds_strategy
+    from nilearn.signal import clean
+
+    try:
+        confounds, kept = load_confounds_strategy(str(series), denoise_strategy=strategy)
+    except (ValueError, KeyError, AllVolumesRemovedError) as error:  # columns are missing, or all volumes are outliers
+        raise BadDataError(f"{series.name}: not denoised by the strategy {strategy} ({error}).") from error
+    n_volumes = load_nifti(series).shape[3]
+    kept = np.arange(n_volumes) if kept is None else np.asarray(kept)
+    brain, affine = read_volume(brain_mask)
+    where = brain > 0.5
+    array = scratch / f"{path.name}.npy"
+    values = create_array(array, (n_volumes, int(where.sum())))
+    for volume, row in enumerate(_volumes(series, where)):
+        values[volume] = row
+    low, high = 0.0, 0.0
+    for first in range(0, values.shape[1], BLOCK):
+        part = slice(first, first + BLOCK)
+        block = np.asarray(values[:, part], dtype=np.float64)
+        cleaned = clean(
+            block,
+            confounds=confounds,
+            sample_mask=kept,
+            t_r=tr,
+            detrend=True,
+            standardize=None,
+            filter=False,
+        )
+        cleaned += block[kept].mean(axis=0)
+        values[: len(kept), part] = cleaned
+        low, high = min(low, float(cleaned.min())), max(high, float(cleaned.max()))
+    code = int(load_nifti(series).header["sform_code"])
+    with SeriesWriter(path, where, affine, code, tr, len(kept), (low, high)) as writer:
+        for first in range(0, len(kept), VOLUMES):
+            writer.append(values[first : min(first + VOLUMES, len(kept))])
+    del values
+    array.unlink()
+    left_out = tuple(int(n) for n in np.setdiff1d(np.arange(n_volumes), kept))
+    return Denoised(path, tuple(confounds.columns), left_out, len(kept))
+
+
+def _volumes(series: Path, where: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the voxels of a mask of each volume of a compressed series of int16, (V,) float32."""
+    image = load_nifti(series)
+    header, shape = image.header, image.shape
+    slope, middle = image.dataobj.slope, image.dataobj.inter
+    n_bytes = 2 * int(np.prod(shape[:3]))
+    with gzip.open(series) as file:
+        file.read(image.dataobj.offset)
+        for _ in range(shape[3]):
+            volume = np.frombuffer(file.read(n_bytes), dtype=header.get_data_dtype()).reshape(shape[:3], order="F")
+            yield volume[where] * np.float32(slope) + np.float32(middle)
