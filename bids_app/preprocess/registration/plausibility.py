@@ -1,0 +1,237 @@
+"""Signs that a coregistration is wrong although it passes its checks, and the likely cause in plain words.
+
+An alignment that is merely the best of a wrong pair of images passes the checks of `checks.py`: the brains overlap and
+the similarity has an optimum. Wrong pairs are recognised by a flat optimum, by the boundary of white matter, which lies
+at no edge of the BOLD image, or because the mirrored T1w fits as well. Limits are from `benchmarks/gates.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from bids_app.errors import RegistrationError
+from bids_app.preprocess.registration.ants import Image, Stage, register, similarity
+from bids_app.preprocess.registration.bbr import Boundary, BoundaryCost
+from bids_app.preprocess.registration.boldref import EpiView
+from bids_app.preprocess.registration.t1w_plausibility import find_turn
+from bids_app.preprocess.registration.transforms import apply_matrix
+
+METRIC = "MI[{fixed},{moving},1,32,Regular,0.5]"
+MIRROR_STAGE = Stage("Rigid[0.1]", (60, 30), (3, 2), (2, 1), METRIC, "1e-5,10")
+SCALE_STAGE = Stage("Affine[0.1]", (60, 40), (3, 2), (2, 1), METRIC, "1e-5,10")
+TURN_STAGE = Stage("Rigid[0.2]", (60, 30), (4, 2), (3, 1), METRIC, "1e-5,10")
+
+MIN_STANDS_OUT = 0.2
+MAX_MIRRORED = 0.8
+"""Maximum similarity with the mirrored T1w, relative to the T1w as stored. The mirrored brain is a control: it has the
+same shape, but other folds."""
+FLIPPED = 1.1
+"""The same ratio above which left and right are probably flipped in one of the images."""
+MAX_BOUNDARY_COST = 0.95
+SCALES = (0.87, 1.15)
+"""Range of the affine scales along the boldref's axes."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A boldref and a T1w, and what is compared of them.
+
+    Attributes
+    ----------
+    epi : EpiView
+    boldref : Image
+        Bias-corrected, on its own grid.
+    brain : Image
+        T1w near the brain.
+    boundary : Boundary
+        Of the T1w's white matter.
+    """
+
+    epi: EpiView
+    boldref: Image
+    brain: Image
+    boundary: Boundary
+
+    @property
+    def epi_ml(self) -> float:
+        """Volume of the brain in the boldref, mL."""
+        return float(self.epi.mask.sum()) * abs(float(np.linalg.det(self.epi.image.affine[:3, :3]))) / 1e3
+
+    def similarity(self, matrix: np.ndarray) -> float:
+        """Compute the mutual information for a matrix from boldref to T1w."""
+        return similarity(self.epi.image, self.epi.near, self.brain, matrix)
+
+    def boundary_cost(self, matrix: np.ndarray) -> float:
+        """Compute the boundary cost for a matrix from boldref to T1w; 2 if too little of the boundary is visible."""
+        return BoundaryCost(self.boundary, self.boldref)(np.linalg.inv(matrix)) if len(self.boundary.points) else 2.0
+
+    def mirrored(self, centre: np.ndarray) -> Pair:
+        """Return the pair with its T1w mirrored left-right about the plane through a point (3,) mm."""
+        return Pair(self.epi, self.boldref, mirror(self.brain, centre), mirror_boundary(self.boundary, centre))
+
+    def fit(self, stage: Stage, start: np.ndarray, out_dir: Path, seed: int) -> np.ndarray:
+        """Refine a matrix from boldref to T1w by one linear stage.
+
+        Raises
+        ------
+        RegistrationError
+            ANTs failed.
+        """
+        found = register(
+            self.epi.image, self.brain, self.epi.near, (stage,), out_dir, start=start, seed=seed, name="compare"
+        )
+        found.forward_file.unlink()
+        found.inverse_file.unlink()
+        return found.matrix
+
+
+def mirror(image: Image, centre: np.ndarray) -> Image:
+    """Mirror an image left-right about the sagittal plane through a point (3,) mm; the affine becomes left-handed."""
+    flip = np.diag([-1.0, 1.0, 1.0, 1.0])
+    flip[0, 3] = 2 * centre[0]
+    return Image(image.data, flip @ image.affine)
+
+
+def mirror_boundary(boundary: Boundary, centre: np.ndarray) -> Boundary:
+    """Mirror a boundary like `mirror`."""
+    points, normals = boundary.points.copy(), boundary.normals.copy()
+    points[:, 0] = 2 * centre[0] - points[:, 0]
+    normals[:, 0] *= -1
+    return Boundary(points, normals)
+
+
+def compare_with_mirror(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int = 1) -> dict[str, float]:
+    """Align the boldref with the mirrored T1w, and measure how similar they are.
+
+    Parameters
+    ----------
+    pair : Pair
+    matrix : numpy.ndarray, (4, 4)
+        Boldref to T1w as stored; the start of the alignment.
+    out_dir : pathlib.Path
+    seed : int
+
+    Returns
+    -------
+    dict
+        ``coreg_mirrored``, and ``bbr_cost_mirrored`` if enough of the boundary is visible.
+    """
+    mirrored = pair.mirrored(apply_matrix(matrix, pair.epi.centre))
+    candidates = [matrix]
+    with suppress(RegistrationError):  # the start is still compared
+        candidates.append(mirrored.fit(MIRROR_STAGE, matrix, out_dir, seed))
+    cost = min(map(mirrored.boundary_cost, candidates))
+    found = {"coreg_mirrored": max(map(mirrored.similarity, candidates))}
+    return found | ({"bbr_cost_mirrored": cost} if cost < 2 else {})
+
+
+def fit_scales(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int = 1) -> dict[str, float]:
+    """Fit an affine transform, and return its scales along the axes of the boldref's grid.
+
+    Parameters
+    ----------
+    pair : Pair
+    matrix : numpy.ndarray, (4, 4)
+        Boldref to T1w, rigid; the start of the fit.
+
+    Returns
+    -------
+    dict
+        ``coreg_scale_i``, ``_j``, ``_k``: true size of a voxel along an axis, relative to the header; empty if the fit
+        failed.
+    """
+    try:
+        found = pair.fit(SCALE_STAGE, matrix, out_dir, seed)
+    except RegistrationError:
+        return {}
+    axes = pair.epi.image.affine[:3, :3] / np.linalg.norm(pair.epi.image.affine[:3, :3], axis=0)
+    along = np.linalg.norm(found[:3, :3] @ axes, axis=0)
+    return {f"coreg_scale_{axis}": float(scale) for axis, scale in zip("ijk", along, strict=True)}
+
+
+def is_doubtful(quality: Mapping[str, float]) -> bool:
+    """Return True if a coregistration that passed its checks is probably wrong.
+
+    Parameters
+    ----------
+    quality : mapping
+        ``coreg_stands_out``, ``coreg_similarity``, ``coreg_mirrored``; ``bbr_cost`` if the boundary is visible.
+    """
+    return (
+        quality.get("bbr_cost", 0.0) > MAX_BOUNDARY_COST
+        or quality["coreg_stands_out"] < MIN_STANDS_OUT
+        or mirrored_ratio(quality) > MAX_MIRRORED
+    )
+
+
+def mirrored_ratio(quality: Mapping[str, float]) -> float:
+    """Return the similarity with the mirrored T1w, relative to the T1w as stored."""
+    return quality["coreg_mirrored"] / max(quality["coreg_similarity"], 1e-9)
+
+
+def likely_cause(
+    pair: Pair, matrix: np.ndarray, quality: dict[str, float], brain_ml: float, out_dir: Path, seed: int = 1
+) -> str:
+    """Return the likely cause of a wrong coregistration, as a question; add the measures to ``quality``.
+
+    Parameters
+    ----------
+    pair : Pair
+    matrix : numpy.ndarray, (4, 4)
+        Boldref to T1w.
+    quality : dict
+        Of the coregistration, with ``coreg_mirrored``.
+    brain_ml : float
+        Volume of the brain in the T1w.
+    out_dir : pathlib.Path
+    seed : int
+    """
+    similar, mirrored = max(quality["coreg_similarity"], 1e-9), mirrored_ratio(quality)
+    if mirrored > FLIPPED:
+        return f"left and right flipped in one of the two? The mirrored T1w is {mirrored:.1f} times as similar."
+    images = pair.epi.image, pair.brain, pair.epi.near
+    axis, turned = find_turn(*images, matrix, pair.epi.centre, (TURN_STAGE,), pair.similarity, out_dir, seed)
+    if turned > similar:
+        return (
+            f"one of the two upside down or back to front? It is {turned / similar:.1f} times as similar after a turn "
+            f"by 180 degrees about the {axis} axis."
+        )
+    quality |= fit_scales(pair, matrix, out_dir, seed)
+    wrong = [f"{axis} by {scale:.2f}" for axis, scale in scales_in(quality) if not SCALES[0] <= scale <= SCALES[1]]
+    if wrong:
+        return (
+            "wrong voxel size or slice gap in the header of one of the two? An affine fit scales the axes of the BOLD "
+            f"image: {', '.join(wrong)}."
+        )
+    return f"T1w of another person? (The brain has {pair.epi_ml:.0f} mL in BOLD and {brain_ml:.0f} mL in the T1w.)"
+
+
+def scales_in(quality: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return the results of `fit_scales` by axis."""
+    return [(axis, quality[f"coreg_scale_{axis}"]) for axis in "ijk" if f"coreg_scale_{axis}" in quality]
+
+
+def describe_doubt(quality: Mapping[str, float], bold: str, t1w: str, cause: str) -> str:
+    """Return a sentence on a doubtful coregistration: what was seen, and the likely cause.
+
+    Parameters
+    ----------
+    quality : mapping
+    bold, t1w : str
+        File names.
+    cause : str
+        Of `likely_cause`.
+    """
+    seen = []
+    if quality["coreg_stands_out"] < MIN_STANDS_OUT:
+        seen.append(f"similarity drops by only {quality['coreg_stands_out']:.0%} when the image is displaced by 8 mm")
+    if mirrored_ratio(quality) > MAX_MIRRORED:
+        seen.append(f"the mirrored T1w is {mirrored_ratio(quality):.2f} times as similar")
+    if quality.get("bbr_cost", 0.0) > MAX_BOUNDARY_COST:
+        seen.append(f"the cost at the boundary of white matter is {quality['bbr_cost']:.2f}")
+    return f"{bold}: the alignment with {t1w} is doubtful ({'; '.join(seen)}): {cause}"
