@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from bids_app.catalog.templates import load_template
 from bids_app.errors import NeurostormError
@@ -28,10 +27,9 @@ from bids_app.phantom.spoiled import flip_left_right, shrink_voxels, spoil
 from bids_app.preprocess.anatomical import Anatomy, normalise_t1w, prepare_t1w
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.io.images import read_volume, save_image
-from bids_app.preprocess.masking import ball
 from bids_app.preprocess.registration import bold_to_t1w, bold_to_template
 from bids_app.preprocess.registration.ants import Image
-from bids_app.preprocess.registration.bbr import refine, white_matter_boundary
+from bids_app.preprocess.registration.bbr import refine
 from bids_app.preprocess.registration.boldref import EpiReference, EpiView, mask_boldref
 from bids_app.preprocess.registration.checks import failed_checks
 from bids_app.preprocess.registration.plausibility import compare_with_mirror, fit_scales
@@ -167,7 +165,8 @@ class Bench:
         if t1w_spoiled == "shrunk":
             affine = shrink_voxels(t1w_data, affine)[1]
         epi = EpiView.of(reference)
-        brain = Image(t1w_data * ndimage.binary_dilation(mask, ball(8.0, affine)), affine)
+        pair = bold_to_t1w.pair_of(reference, Image(t1w_data, affine), mask, tissues)
+        brain = pair.brain
         out = self.folder / "scratch"
         out.mkdir(exist_ok=True)
         for attempt, starts in enumerate(bold_to_t1w._starts(epi, Image(t1w_data, affine), mask, 1)):
@@ -177,20 +176,16 @@ class Bench:
             if not failed_checks(quality):
                 break
         found["refused"] = "; ".join(failed_checks(quality))
-        boldref = Image(*read_volume(reference.corrected))
-        boundary = white_matter_boundary(tissues, affine)
-        refined = refine(boundary, boldref, np.linalg.inv(matrix))
+        refined = refine(pair.boundary, pair.boldref, np.linalg.inv(matrix))
         if refined is not None:
             found |= refined.quality
             if refined.accepted:
                 matrix = np.linalg.inv(refined.matrix)
                 quality = bold_to_t1w.check_coregistration(epi, brain, mask, matrix)
         found |= quality
-        found |= compare_with_mirror(epi, boldref, brain, boundary, matrix, out)
-        found |= fit_scales(epi, brain, matrix, out)
-        ml = abs(float(np.linalg.det(epi.image.affine[:3, :3]))) / 1e3
-        warped = bold_to_t1w.resample_mask(mask, affine, epi.image.data.shape, epi.image.affine, linear(matrix))
-        found |= {"epi_ml": float(epi.mask.sum()) * ml, "t1w_ml_seen": float(warped.sum()) * ml}
+        found |= compare_with_mirror(pair, matrix, out)
+        found |= fit_scales(pair, matrix, out)
+        found |= {"epi_ml": pair.epi_ml, "t1w_ml": bold_to_t1w.volume_ml(mask, affine)}
         if not (bold_spoiled or t1w_spoiled) and bold == t1w:
             with (self.folder / f"coreg_{bold}.npy").open("wb") as file:
                 np.save(file, matrix)
@@ -232,20 +227,20 @@ class Bench:
             for other in others[:2]:
                 yield coreg(name, other, "another person")
             yield coreg(name, name, "BOLD gap-lost", bold_spoiled="gap-lost")
-            if number == 3:
-                yield from self._rare(coreg, both[:2])
+            if number == 5:
+                yield from self._rare(coreg, both[0], T1W_SPOILED)
                 yield from self._direct(("oneback", "trio", "philips", "phantom-adult"))
-        yield from self._rare(coreg, both[2:])
+        for name in both[1:]:
+            yield from self._rare(coreg, name, ("bias", "t2w"))
         yield from self._direct(order)
 
-    def _rare(self, coreg: Callable[..., Case], names: Sequence[str]) -> Iterator[Case]:
-        for name in names:
-            for spoiled in T1W_SPOILED:
-                yield coreg(name, name, f"T1w {spoiled}", t1w_spoiled=spoiled)
-            yield coreg(name, name, "T1w flipped", t1w_spoiled="mirrored")
-            yield coreg(name, name, "T1w small-voxels (coregistration only)", t1w_spoiled="shrunk")
-            for spoiled in ("small-voxels", "upside-down", "half-voxels"):
-                yield coreg(name, name, f"BOLD {spoiled}", bold_spoiled=spoiled)
+    def _rare(self, coreg: Callable[..., Case], name: str, t1w_spoiled: Sequence[str]) -> Iterator[Case]:
+        yield coreg(name, name, "T1w flipped", t1w_spoiled="mirrored")
+        yield coreg(name, name, "T1w small-voxels (coregistration only)", t1w_spoiled="shrunk")
+        for spoiled in ("small-voxels", "upside-down", "half-voxels"):
+            yield coreg(name, name, f"BOLD {spoiled}", bold_spoiled=spoiled)
+        for spoiled in t1w_spoiled:
+            yield coreg(name, name, f"T1w {spoiled}", t1w_spoiled=spoiled)
 
     def _direct(self, names: Sequence[str]) -> Iterator[Case]:
         for name in (n for n in names if n in self.scans and "slab" not in n and "thick" not in n):

@@ -258,9 +258,8 @@ def _scaled(path: Path) -> tuple[np.ndarray, np.ndarray]:
 def _brain(files: dict[str, Path], t1w: np.ndarray) -> np.ndarray:
     from scipy import ndimage
 
-    if "mask" in files:
-        return _read(files["mask"])[0] > 0.5
-    return ndimage.binary_fill_holes(t1w > 0)  # skull-stripped
+    mask = _read(files["mask"])[0] > 0.5 if "mask" in files else t1w > 0  # skull-stripped
+    return ndimage.binary_fill_holes(mask)  # the mask of MNI152NLin6Asym has holes in the ventricles
 
 
 def _cropped_grid(mask: np.ndarray, affine: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:

@@ -118,7 +118,7 @@ def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: in
     coarse = bool(voxel_sizes(mean.image.affine).max() > WORKING_MM)
     shifted = Image(mean.image.data - min(float(mean.image.data.min()), 0.0), mean.image.affine)
     image = isotropic(shifted, WORKING_MM, order=3 if coarse else 1)
-    brain, stripped, more = find_brain(image, t1w.name, threads)
+    brain, stripped, more = find_t1w_brain(image, shifted, t1w.name, threads)
     bias = bias_field(image, head_for_bias(image, brain))
     mask, quality = None, {}
     if brain is not None:
@@ -138,13 +138,17 @@ def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: in
     )
 
 
-def find_brain(image: Image, name: str, threads: int = 1) -> tuple[np.ndarray | None, bool, tuple[str, ...]]:
+def find_t1w_brain(
+    image: Image, original: Image, name: str, threads: int = 1
+) -> tuple[np.ndarray | None, bool, tuple[str, ...]]:
     """Find the brain in a T1w image, with or without skull.
 
     Parameters
     ----------
     image : Image
         Isotropic and non-negative.
+    original : Image
+        The same before resampling, which blurs the edge of a skull-stripped brain.
     name : str
         File name for warnings.
     threads : int
@@ -165,9 +169,11 @@ def find_brain(image: Image, name: str, threads: int = 1) -> tuple[np.ndarray | 
             f"{name}: brain extraction needs deepbet, which could not be imported ({error}). The brain mask of the "
             "template was used instead.",
         )
-    if not is_stripped(image):
+    if not is_stripped(original):
         return brain, False, warnings
-    shown = largest_part(ndimage.binary_fill_holes(image.data > float(image.data.min())))
+    values = (original.data > float(original.data.min())).astype(np.float32)
+    shown = resample_to(values, original.affine, image.data.shape, image.affine) > 0.5
+    shown = largest_part(ndimage.binary_fill_holes(shown))
     if brain is not None and dice(shown, brain) < MIN_STRIPPED_DICE:
         return brain, False, warnings  # a head without background
     return shown, True, (f"{name}: the image is skull-stripped; its brain mask is that of its non-zero voxels.",)

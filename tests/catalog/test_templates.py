@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 import nibabel as nib
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_app.catalog import templates
 from bids_app.catalog.templates import (
@@ -95,6 +96,11 @@ def test_files_of_packages_match_the_catalog(name, empty_cache):
     files = templates._find(name)
     found = {kind: hashlib.sha256(path.read_bytes()).hexdigest() for kind, path in files.items()}
     assert found == catalog()[name]["sha256"]
+
+
+def test_the_brain_mask_includes_the_ventricles():
+    template = load_template(MODEL_SPACE)
+    np.testing.assert_array_equal(ndimage.binary_fill_holes(template.mask), template.mask)
 
 
 def test_the_packaged_template_has_a_notice():

@@ -13,7 +13,7 @@ from bids_app.phantom.protocol import anatomical_protocol_for
 from bids_app.phantom.t1w import VARIANTS, simulate_t1w
 from bids_app.phantom.tissues import TEMPLATE
 from bids_app.preprocess import anatomical as anatomy
-from bids_app.preprocess.anatomical import bias_field, find_brain, is_stripped, normalise_t1w, prepare_t1w, segment
+from bids_app.preprocess.anatomical import bias_field, find_t1w_brain, is_stripped, normalise_t1w, prepare_t1w, segment
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.registration import t1w_to_template as normalisation
 from bids_app.preprocess.registration.ants import Image, Registration, dice
@@ -184,27 +184,31 @@ def test_without_an_extracted_brain_there_is_a_warning(head, monkeypatch):
     noise = np.random.default_rng(0).uniform(5, 40, head.t1w.shape)
     image = Image((head.t1w + noise).astype(np.float32), head.affine)
     no_network(monkeypatch, BadDataError("sub-01_T1w.nii.gz: brain extraction found no brain."))
-    brain, stripped, warnings = find_brain(image, "sub-01_T1w.nii.gz")
+    brain, stripped, warnings = find_t1w_brain(image, image, "sub-01_T1w.nii.gz")
     assert brain is None
     assert not stripped
     assert warnings == (
         "sub-01_T1w.nii.gz: brain extraction found no brain. The brain mask of the template was used instead.",
     )
     no_network(monkeypatch, ImportError("No module named 'fill_voids'"))
-    assert "needs deepbet, which could not be imported (No module named 'fill_voids')" in find_brain(image, "x")[2][0]
+    assert (
+        "needs deepbet, which could not be imported (No module named 'fill_voids')"
+        in find_t1w_brain(image, image, "x")[2][0]
+    )
 
 
 def test_the_brain_of_a_skull_stripped_image_is_all_that_is_shown(head, monkeypatch):
     shown = ndimage.binary_dilation(head.brain)
-    image = Image(np.maximum(head.t1w, 50) * shown, head.affine)
+    original = Image(np.maximum(head.t1w, 50) * shown, head.affine)
+    image = replace(original, data=ndimage.gaussian_filter(original.data, 1))
     monkeypatch.setattr(anatomy, "extract_brain", lambda *args: head.brain)
     monkeypatch.setattr(anatomy, "MIN_STRIPPED_DICE", 0.5)
-    brain, stripped, warnings = find_brain(image, "sub-01_T1w.nii.gz")
+    brain, stripped, warnings = find_t1w_brain(image, original, "sub-01_T1w.nii.gz")
     assert stripped
     assert "skull-stripped" in warnings[0]
     np.testing.assert_array_equal(brain, shown)
     monkeypatch.setattr(anatomy, "MIN_STRIPPED_DICE", 0.999)  # a small head on an empty background
-    brain, stripped, warnings = find_brain(image, "sub-01_T1w.nii.gz")
+    brain, stripped, warnings = find_t1w_brain(image, original, "sub-01_T1w.nii.gz")
     assert (stripped, warnings) == (False, ())
     np.testing.assert_array_equal(brain, head.brain)
 

@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from bids_app.catalog.templates import load_template
 from bids_app.errors import RegistrationError
 from bids_app.preprocess.anatomical import Anatomy
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.io.images import read_volume, save_image
-from bids_app.preprocess.masking import ball
 from bids_app.preprocess.registration.alignment import Alignment, Tissues, finish_alignment
 from bids_app.preprocess.registration.ants import (
     Image,
@@ -99,9 +97,9 @@ def volume_ml(mask: np.ndarray, affine: np.ndarray) -> float:
     return float(mask.sum()) * abs(float(np.linalg.det(affine[:3, :3]))) / 1e3
 
 
-def near_brain(t1w: Image, mask: np.ndarray) -> Image:
-    """Return a T1w set to 0 farther than 8 mm from the brain."""
-    return Image(t1w.data * ndimage.binary_dilation(mask, ball(8.0, t1w.affine)), t1w.affine)
+def brain_of(t1w: Image, mask: np.ndarray) -> Image:
+    """Return a T1w set to 0 outside the brain: bright fat has no counterpart in an EPI."""
+    return Image(t1w.data * mask, t1w.affine)
 
 
 def pair_of(reference: EpiReference, t1w: Image, t1w_mask: np.ndarray, tissues: np.ndarray) -> Pair:
@@ -109,7 +107,7 @@ def pair_of(reference: EpiReference, t1w: Image, t1w_mask: np.ndarray, tissues: 
     return Pair(
         EpiView.of(reference),
         Image(*read_volume(reference.corrected)),
-        near_brain(t1w, t1w_mask),
+        brain_of(t1w, t1w_mask),
         white_matter_boundary(tissues, t1w.affine),
     )
 
@@ -125,7 +123,7 @@ def _find_rigid(
 ) -> tuple[np.ndarray, dict[str, float], tuple[str, ...]]:
     """Estimate the matrix from boldref to T1w, with its quality metrics and warnings."""
     epi = EpiView.of(reference)
-    brain = near_brain(t1w, t1w_mask)
+    brain = brain_of(t1w, t1w_mask)
     name = reference.source.name
     failures: list[str] = []
     refused: tuple[np.ndarray, dict[str, float]] | None = None
