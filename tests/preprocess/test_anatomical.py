@@ -13,6 +13,7 @@ from bids_app.phantom.protocol import anatomical_protocol_for
 from bids_app.phantom.t1w import VARIANTS, simulate_t1w
 from bids_app.phantom.tissues import TEMPLATE
 from bids_app.preprocess import anatomical as anatomy
+from bids_app.preprocess import anatomical as module
 from bids_app.preprocess.anatomical import bias_field, find_t1w_brain, is_stripped, normalise_t1w, prepare_t1w, segment
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.registration import t1w_to_template as normalisation
@@ -56,6 +57,27 @@ def test_bias_correction_makes_white_matter_uniform(head):
     assert after < 0.5 * before
     assert np.isfinite(found).all()
     assert found.min() > 0
+
+
+def test_a_strong_bias_field_is_estimated_again(head, monkeypatch):
+    """Each call returns the square root of what is left."""
+    rows = np.linspace(0, 1, head.t1w.shape[1])[None, :, None]
+    left = [np.broadcast_to(9.0**rows, head.t1w.shape).astype(np.float32)]
+    masks = []
+
+    def half(image, where, shrink=3):
+        masks.append(where)
+        left.append(np.sqrt(left[-1]))
+        return left[-1]
+
+    monkeypatch.setattr(module, "bias_field", half)
+    found = module.estimate_bias(Image(head.t1w, head.affine), head.brain, head.brain)
+    assert len(masks) == 1 + module.MAX_REPEATS
+    assert module.field_ratio(found, head.brain) > 0.9 * module.field_ratio(left[0], head.brain)
+    left[:] = [np.broadcast_to(1.3**rows, head.t1w.shape).astype(np.float32)]
+    masks.clear()
+    module.estimate_bias(Image(head.t1w, head.affine), head.brain, head.brain)
+    assert len(masks) == 1
 
 
 def test_tissues_are_found_from_brightness_and_prior():

@@ -28,10 +28,10 @@ from bids_app.preprocess.registration.boldref import EpiReference, EpiView
 from bids_app.preprocess.registration.checks import failed_checks
 from bids_app.preprocess.registration.plausibility import (
     Pair,
-    compare_with_mirror,
-    describe_doubt,
-    is_doubtful,
+    compare,
+    describe,
     likely_cause,
+    signs_of_error,
 )
 from bids_app.preprocess.registration.transforms import (
     Chain,
@@ -68,11 +68,11 @@ def coregister(reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: i
     head = Image(t1w, affine)
     matrix, quality, warnings = _find_rigid(reference, head, t1w_mask, tissues, anatomy.source.name, out_dir, seed)
     pair = pair_of(reference, head, t1w_mask, tissues)
-    quality |= compare_with_mirror(pair, matrix, out_dir, seed)
+    quality |= compare(pair, matrix, out_dir, seed)
     doubts: tuple[str, ...] = ()
-    if is_doubtful(quality):
+    if signs := signs_of_error(quality):
         cause = likely_cause(pair, matrix, quality, volume_ml(t1w_mask, affine), out_dir, seed)
-        doubts = (describe_doubt(quality, reference.source.name, anatomy.source.name, cause),)
+        doubts = (describe(signs, reference.source.name, anatomy.source.name, cause),)
     to_epi, onto_epi = linear(np.linalg.inv(matrix)), linear(matrix)
     boldref, epi_affine = read_volume(reference.boldref)
     resampled = resample_to(boldref, epi_affine, t1w.shape, affine, to_epi)
@@ -144,7 +144,7 @@ def _find_rigid(
     if refused:
         pair = pair_of(reference, t1w, t1w_mask, tissues)
         matrix, quality = refused
-        quality = quality | compare_with_mirror(pair, matrix, out_dir, seed)
+        quality = quality | compare(pair, matrix, out_dir, seed)
         cause = f" Likely cause: {likely_cause(pair, matrix, quality, volume_ml(t1w_mask, t1w.affine), out_dir, seed)}"
     raise RegistrationError(
         f"{name}: could not be aligned with {t1w_name}: {'; '.join(failures)}.{cause}",

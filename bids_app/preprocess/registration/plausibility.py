@@ -1,13 +1,14 @@
 """Signs that a coregistration is wrong although it passes its checks, and the likely cause in plain words.
 
 An alignment that is merely the best of a wrong pair of images passes the checks of `checks.py`: the brains overlap and
-the similarity has an optimum. Wrong pairs are recognised by a flat optimum, by the boundary of white matter, which lies
-at no edge of the BOLD image, or because the mirrored T1w fits as well. Limits are from `benchmarks/gates.py`.
+the similarity has an optimum. The T1w mirrored left-right is a control: a brain of the same shape with other folds. A
+right alignment fits the boundary of white matter clearly better than the control does. Wrong voxel sizes are found by
+an affine fit. The limits are from a set of right and wrong alignments (`benchmarks/gates.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from bids_app.errors import RegistrationError
 from bids_app.preprocess.registration.ants import Image, Stage, register, similarity
 from bids_app.preprocess.registration.bbr import Boundary, BoundaryCost
 from bids_app.preprocess.registration.boldref import EpiView
-from bids_app.preprocess.registration.t1w_plausibility import find_turn
+from bids_app.preprocess.registration.t1w_plausibility import TURN_GAIN, find_turn
 from bids_app.preprocess.registration.transforms import apply_matrix
 
 METRIC = "MI[{fixed},{moving},1,32,Regular,0.5]"
@@ -26,14 +27,15 @@ MIRROR_STAGE = Stage("Rigid[0.1]", (60, 30), (3, 2), (2, 1), METRIC, "1e-5,10")
 SCALE_STAGE = Stage("Affine[0.1]", (60, 40), (3, 2), (2, 1), METRIC, "1e-5,10")
 TURN_STAGE = Stage("Rigid[0.2]", (60, 30), (4, 2), (3, 1), METRIC, "1e-5,10")
 
-MIN_STANDS_OUT = 0.2
-MAX_MIRRORED = 0.8
-"""Maximum similarity with the mirrored T1w, relative to the T1w as stored. The mirrored brain is a control: it has the
-same shape, but other folds."""
+MAX_COST_RATIO = 0.88
+"""Maximum boundary cost, relative to that of the mirrored T1w."""
+MAX_SIMILARITY_RATIO = 0.85
+"""Maximum similarity of the mirrored T1w, relative to the T1w as stored, if too little boundary is in a slab."""
+MIN_VOLUME = 0.35
+"""Minimum volume of the brain in the boldref, relative to the T1w: half of the voxel size gives an eighth."""
 FLIPPED = 1.1
-"""The same ratio above which left and right are probably flipped in one of the images."""
-MAX_BOUNDARY_COST = 0.95
-SCALES = (0.87, 1.15)
+"""Ratio, of cost or of similarity, above which left and right are probably flipped in one of the images."""
+SCALES = (0.84, 1.19)
 """Range of the affine scales along the boldref's axes."""
 
 
@@ -154,84 +156,94 @@ def fit_scales(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int = 1) -> 
     return {f"coreg_scale_{axis}": float(scale) for axis, scale in zip("ijk", along, strict=True)}
 
 
-def is_doubtful(quality: Mapping[str, float]) -> bool:
-    """Return True if a coregistration that passed its checks is probably wrong.
+def compare(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int = 1) -> dict[str, float]:
+    """Return the results of `compare_with_mirror` and `fit_scales`."""
+    return compare_with_mirror(pair, matrix, out_dir, seed) | fit_scales(pair, matrix, out_dir, seed)
+
+
+def signs_of_error(quality: Mapping[str, float]) -> list[str]:
+    """Return what suggests that a coregistration is wrong, as phrases; empty: nothing does.
 
     Parameters
     ----------
     quality : mapping
-        ``coreg_stands_out``, ``coreg_similarity``, ``coreg_mirrored``; ``bbr_cost`` if the boundary is visible.
+        Of the coregistration, with the results of `compare_with_mirror` and `fit_scales`.
     """
-    return (
-        quality.get("bbr_cost", 0.0) > MAX_BOUNDARY_COST
-        or quality["coreg_stands_out"] < MIN_STANDS_OUT
-        or mirrored_ratio(quality) > MAX_MIRRORED
-    )
+    signs = []
+    cost, similar = cost_ratio(quality), similarity_ratio(quality)
+    if cost is not None and cost > MAX_COST_RATIO:
+        signs.append(
+            f"the cost at the boundary of white matter is {cost:.2f} times that of the mirrored T1w, above "
+            f"{MAX_COST_RATIO}"
+        )
+    if cost is None and similar > MAX_SIMILARITY_RATIO:
+        signs.append(f"the mirrored T1w is {similar:.2f} times as similar, above {MAX_SIMILARITY_RATIO}")
+    signs += [
+        f"an affine fit scales axis {axis} of the BOLD image by {scale:.2f}, outside {SCALES[0]} to {SCALES[1]}"
+        for axis, scale in wrong_scales(quality)
+    ]
+    return signs
 
 
-def mirrored_ratio(quality: Mapping[str, float]) -> float:
+def cost_ratio(quality: Mapping[str, float]) -> float | None:
+    """Return the boundary cost, relative to that of the mirrored T1w; None if it was not measured."""
+    if "bbr_cost" not in quality or "bbr_cost_mirrored" not in quality:
+        return None
+    return quality["bbr_cost"] / max(quality["bbr_cost_mirrored"], 1e-9)
+
+
+def similarity_ratio(quality: Mapping[str, float]) -> float:
     """Return the similarity with the mirrored T1w, relative to the T1w as stored."""
     return quality["coreg_mirrored"] / max(quality["coreg_similarity"], 1e-9)
 
 
+def wrong_scales(quality: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Return the axes of the boldref whose scale in `fit_scales` is outside `SCALES`, with the scale."""
+    found = ((axis, quality.get(f"coreg_scale_{axis}", 1.0)) for axis in "ijk")
+    return [(axis, scale) for axis, scale in found if not SCALES[0] <= scale <= SCALES[1]]
+
+
 def likely_cause(
-    pair: Pair, matrix: np.ndarray, quality: dict[str, float], brain_ml: float, out_dir: Path, seed: int = 1
+    pair: Pair, matrix: np.ndarray, quality: Mapping[str, float], brain_ml: float, out_dir: Path, seed: int = 1
 ) -> str:
-    """Return the likely cause of a wrong coregistration, as a question; add the measures to ``quality``.
+    """Return the likely cause of a wrong coregistration, as a question.
 
     Parameters
     ----------
     pair : Pair
     matrix : numpy.ndarray, (4, 4)
         Boldref to T1w.
-    quality : dict
-        Of the coregistration, with ``coreg_mirrored``.
+    quality : mapping
+        As for `signs_of_error`.
     brain_ml : float
         Volume of the brain in the T1w.
     out_dir : pathlib.Path
     seed : int
     """
-    similar, mirrored = max(quality["coreg_similarity"], 1e-9), mirrored_ratio(quality)
+    mirrored = max(similarity_ratio(quality), cost_ratio(quality) or 0.0)
     if mirrored > FLIPPED:
-        return f"left and right flipped in one of the two? The mirrored T1w is {mirrored:.1f} times as similar."
+        return f"left and right flipped in one of the two? The mirrored T1w fits {mirrored:.1f} times as well."
     images = pair.epi.image, pair.brain, pair.epi.near
     axis, turned = find_turn(*images, matrix, pair.epi.centre, (TURN_STAGE,), pair.similarity, out_dir, seed)
-    if turned > similar:
+    if turned > (1 + TURN_GAIN) * quality["coreg_similarity"]:
         return (
-            f"one of the two upside down or back to front? It is {turned / similar:.1f} times as similar after a turn "
-            f"by 180 degrees about the {axis} axis."
+            f"one of the two upside down or back to front? It fits better turned by 180 degrees about the {axis} axis."
         )
-    quality |= fit_scales(pair, matrix, out_dir, seed)
-    wrong = [f"{axis} by {scale:.2f}" for axis, scale in scales_in(quality) if not SCALES[0] <= scale <= SCALES[1]]
-    if wrong:
-        return (
-            "wrong voxel size or slice gap in the header of one of the two? An affine fit scales the axes of the BOLD "
-            f"image: {', '.join(wrong)}."
-        )
-    return f"T1w of another person? (The brain has {pair.epi_ml:.0f} mL in BOLD and {brain_ml:.0f} mL in the T1w.)"
+    if wrong_scales(quality) or pair.epi_ml < MIN_VOLUME * brain_ml:
+        return "wrong voxel size or slice gap in the header of one of the two?"
+    return "T1w of another person?"
 
 
-def scales_in(quality: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Return the results of `fit_scales` by axis."""
-    return [(axis, quality[f"coreg_scale_{axis}"]) for axis in "ijk" if f"coreg_scale_{axis}" in quality]
-
-
-def describe_doubt(quality: Mapping[str, float], bold: str, t1w: str, cause: str) -> str:
-    """Return a sentence on a doubtful coregistration: what was seen, and the likely cause.
+def describe(signs: Sequence[str], bold: str, t1w: str, cause: str) -> str:
+    """Return a sentence on a doubtful coregistration.
 
     Parameters
     ----------
-    quality : mapping
+    signs : sequence of str
+        Of `signs_of_error`.
     bold, t1w : str
         File names.
     cause : str
         Of `likely_cause`.
     """
-    seen = []
-    if quality["coreg_stands_out"] < MIN_STANDS_OUT:
-        seen.append(f"similarity drops by only {quality['coreg_stands_out']:.0%} when the image is displaced by 8 mm")
-    if mirrored_ratio(quality) > MAX_MIRRORED:
-        seen.append(f"the mirrored T1w is {mirrored_ratio(quality):.2f} times as similar")
-    if quality.get("bbr_cost", 0.0) > MAX_BOUNDARY_COST:
-        seen.append(f"the cost at the boundary of white matter is {quality['bbr_cost']:.2f}")
-    return f"{bold}: the alignment with {t1w} is doubtful ({'; '.join(seen)}): {cause}"
+    return f"{bold}: the alignment with {t1w} may be wrong: {'; '.join(signs)}. Likely cause: {cause}"

@@ -14,7 +14,7 @@ from bids_app.preprocess.registration.transforms import apply_matrix, grid_point
 
 BRAIN_ML = (900.0, 2000.0)
 """Intracranial volumes of adults and of children from about one year; see `brain_extraction.VOLUME_ML`."""
-MAX_STRETCH = 1.25
+MAX_STRETCH = 1.2
 """Maximum ratio of the largest to the smallest scale of the affine transform between T1w and template."""
 PURE = 0.8
 """Minimum probability of a tissue in the template for a comparison of intensities."""
