@@ -118,7 +118,7 @@ def test_a_t1w_that_was_not_used_is_in_the_warnings_and_in_the_verdict(route, pr
     confounds = SimpleNamespace(table=None, sidecar=None, carpet=None, quality={"tsnr": 50.0})
     anatomy = UNUSABLE if problem else ANATOMY
     aligned = replace(alignment(route), t1w_problem=problem)
-    found = nodes.collect(series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), tmp_path, anatomy)
+    found = nodes.collect(series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), False, tmp_path, anatomy)
     assert (found.anatomy is ANATOMY) == (route == "t1w")
     assert ("of the T1w" in found.warnings) == (route == "t1w")
     assert any(UNUSABLE.reason in warning for warning in found.warnings) == bool(problem)
@@ -139,7 +139,7 @@ def test_doubts_about_an_alignment_are_in_the_warnings_and_in_the_verdict(route,
     confounds = SimpleNamespace(table=None, sidecar=None, carpet=None, quality={"tsnr": 50.0})
     anatomy = replace(ANATOMY, doubts=("Voxel size?",))
     aligned = replace(alignment(route), doubts=("Another person?",))
-    found = nodes.collect(series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), tmp_path, anatomy)
+    found = nodes.collect(series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), False, tmp_path, anatomy)
     expected = ("Voxel size?", "Another person?") if route == "t1w" else ("Another person?",)
     assert found.doubts == expected
     assert set(expected) <= set(found.warnings)
@@ -154,7 +154,7 @@ def test_distortion_is_not_corrected_by_an_unusable_t1w(monkeypatch, tmp_path) -
     assert "could not be used" in found.omitted[0]
     monkeypatch.setattr(nodes, "correct_by_anatomy", failing(RegistrationError("It was not aligned.")))
     found = nodes.correct_distortion(series, motion, {}, SYN, None, 1, "", tmp_path, ANATOMY)
-    assert found.omitted == ("Distortion was not corrected: It was not aligned.",)
+    assert found.omitted == ("Susceptibility distortion was not corrected: It was not aligned.",)
 
 
 def test_an_unusable_t1w_has_no_outputs(tmp_path) -> None:
