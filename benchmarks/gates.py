@@ -32,7 +32,14 @@ from bids_app.preprocess.registration.ants import Image
 from bids_app.preprocess.registration.bbr import refine
 from bids_app.preprocess.registration.boldref import EpiReference, EpiView, mask_boldref
 from bids_app.preprocess.registration.checks import failed_checks
-from bids_app.preprocess.registration.plausibility import compare_with_mirror, fit_scales
+from bids_app.preprocess.registration.plausibility import (
+    compare,
+    control_ratio,
+    cost_ratio,
+    likely_cause,
+    signs_of_error,
+    similarity_ratio,
+)
 from bids_app.preprocess.registration.transforms import Chain, grid_points, linear
 
 KINDS = ("adult", "flash", "multiband", "child", "old", "thick", "mp2rage", "coarse")
@@ -54,6 +61,15 @@ REAL = {
     "philips": ("", "real/pyneal-three-vendors/sub-philips/func/*_bold.nii.gz"),
     "trio": ("", "real/opennft-psc/sub-01/func/*_bold.nii.gz"),
 }
+CAUSES = {
+    "flipped": "left and right",
+    "upside-down": "upside down",
+    "gap-lost": "slice gap",
+    "voxels": "voxel size",
+    "another person": "another person",
+}
+"""Words of the likely cause, by words of the case."""
+Row = dict[str, object]
 ORDER = (
     "oneback", "phantom-adult", "xa30", "phantom-flash", "prisma", "prisma-slab", "phantom-old", "phantom-multiband",
     "phantom-thick", "trio", "philips", "phantom-child", "phantom-mp2rage", "phantom-coarse",
@@ -78,7 +94,7 @@ class Case:
     name: str
     scanner: str
     what: str
-    measure: Callable[[], dict[str, object]]
+    measure: Callable[[], Row]
 
 
 class Bench:
@@ -148,12 +164,12 @@ class Bench:
         kept.write_bytes(pickle.dumps(found))
         return found
 
-    def coregister(self, bold: str, t1w: str, bold_spoiled: str = "", t1w_spoiled: str = "") -> dict[str, object]:
+    def coregister(self, bold: str, t1w: str, bold_spoiled: str = "", t1w_spoiled: str = "") -> Row:
         """Measure an alignment of BOLD with T1w; ``mirrored`` and ``shrunk`` are made from the unspoiled anatomy."""
         derived = t1w_spoiled in ("mirrored", "shrunk")
         anatomy = self.anatomy(t1w, "" if derived else t1w_spoiled)
         reference = self.epi(bold, bold_spoiled)
-        found: dict[str, object] = dict(anatomy.quality)
+        found: Row = dict(anatomy.quality)
         t1w_data, affine = read_volume(anatomy.image)
         mask = read_volume(anatomy.mask)[0] > 0.5
         tissues = np.asarray(load_nifti(anatomy.tissues).dataobj, dtype=np.float32) / 255
@@ -183,20 +199,22 @@ class Bench:
                 matrix = np.linalg.inv(refined.matrix)
                 quality = bold_to_t1w.check_coregistration(epi, brain, mask, matrix)
         found |= quality
-        found |= compare_with_mirror(pair, matrix, out)
-        found |= fit_scales(pair, matrix, out)
+        quality |= {k: v for k, v in found.items() if k.startswith("bbr")} | compare(pair, matrix, out)
+        found |= quality
+        if signs_of_error(quality) or found["refused"]:
+            found["cause"] = likely_cause(pair, matrix, quality, bold_to_t1w.volume_ml(mask, affine), out)
         found |= {"epi_ml": pair.epi_ml, "t1w_ml": bold_to_t1w.volume_ml(mask, affine)}
         if not (bold_spoiled or t1w_spoiled) and bold == t1w:
             with (self.folder / f"coreg_{bold}.npy").open("wb") as file:
                 np.save(file, matrix)
         return found
 
-    def direct(self, bold: str, spoiled: str = "") -> dict[str, object]:
+    def direct(self, bold: str, spoiled: str = "") -> Row:
         """Measure an alignment of BOLD with the template; the error against the route by the T1w, if there is one."""
         out = self.folder / "direct" / f"{bold}_{spoiled}"
         out.mkdir(parents=True, exist_ok=True)
         found = bold_to_template.normalise_boldref(self.epi(bold, spoiled), out)
-        quality: dict[str, object] = dict(found.quality)
+        quality: Row = dict(found.quality)
         known = self.folder / f"coreg_{bold}.npy"
         if known.exists():
             target = load_template()
@@ -250,6 +268,64 @@ class Bench:
                 yield Case(f"{name}: {what}", self.scans[name].person, what, measure)
 
 
+def values_of(row: Row) -> dict[str, float]:
+    """Return the measures of a line as numbers."""
+    return {name: value for name, value in row.items() if isinstance(value, float)}
+
+
+MEASURES: dict[str, Callable[[dict[str, float]], float | None]] = {
+    "control ratio": control_ratio,
+    "of similarity": similarity_ratio,
+    "of boundary cost": cost_ratio,
+    "boundary cost": lambda q: q.get("bbr_cost"),
+    "1 - stands_out": lambda q: 1 - q["coreg_stands_out"],
+    "largest scale": lambda q: max(q[f"coreg_scale_{axis}"] for axis in "ijk"),
+    "1 - Dice": lambda q: 1 - q["coreg_dice"],
+}
+"""Measures that are higher in wrong alignments."""
+
+
+def report(rows: list[Row]) -> Iterator[str]:
+    """Yield tables: how each measure separates right from wrong alignments, and what the checks say to each error."""
+    measured = [row for row in rows if "coreg_mirrored" in row]
+    kinds = list(dict.fromkeys(str(row["what"]) for row in measured if row["what"] != "good"))
+    yield "| measure | wrong by | right, at most | wrong, at least | false alarms | misses |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for name, measure in MEASURES.items():
+        for wrong in (("another person", "BOLD flipped", "T1w flipped"), ("BOLD gap-lost",)):
+            yield _separation(name, measure, measured, wrong)
+    yield ""
+    yield "| case | n | refused | warned | cause named | missed |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for kind in ("good", *kinds):
+        those = [row for row in measured if row["what"] == kind]
+        refused = [row for row in those if row.get("refused")]
+        warned = [row for row in those if not row.get("refused") and signs_of_error(values_of(row))]
+        words = next((w for k, w in CAUSES.items() if k in kind), "")
+        named = [row for row in those if words and words in str(row.get("cause", ""))]
+        missed = [str(row["case"]) for row in those if row not in refused and row not in warned]
+        texts = "" if kind == "good" else ", ".join(missed)
+        yield f"| {kind} | {len(those)} | {len(refused)} | {len(warned)} | {len(named) if words else ''} | {texts} |"
+
+
+def _separation(
+    name: str, measure: Callable[[dict[str, float]], float | None], rows: list[Row], wrong: tuple[str, ...]
+) -> str:
+    """Return a line on a measure: the gap, and errors with a limit halfway, set without the scanner that it judges."""
+    found = [(str(row["scanner"]), str(row["what"]), measure(values_of(row))) for row in rows]
+    good = [(scanner, value) for scanner, what, value in found if what == "good" and value is not None]
+    bad = [(scanner, value) for scanner, what, value in found if what in wrong and value is not None]
+    alarms = misses = 0
+    for left_out in {scanner for scanner, _ in good}:
+        others = [v for s, v in good if s != left_out], [v for s, v in bad if s != left_out]
+        limit = (max(others[0]) + min(others[1])) / 2
+        alarms += sum(v > limit for s, v in good if s == left_out)
+        misses += sum(v <= limit for s, v in bad if s == left_out)
+    highest, lowest = max(v for _, v in good), min(v for _, v in bad)
+    counts = f"{alarms} of {len(good)} | {misses} of {len(bad)}"
+    return f"| {name} | {', '.join(wrong)} | {highest:.3f} | {lowest:.3f} | {counts} |"
+
+
 def run(bench: Bench, table: Path, only: str) -> None:
     """Measure the cases that the table lacks, and append a line for each."""
     rows = read_table(table)
@@ -269,7 +345,7 @@ def run(bench: Bench, table: Path, only: str) -> None:
         print(case.name, f"{row['cpu_s']:.0f} s", str(found.get("refused", ""))[:150], flush=True)
 
 
-def read_table(table: Path) -> list[dict[str, object]]:
+def read_table(table: Path) -> list[Row]:
     """Read the table; numbers become floats."""
     if not table.exists():
         return []
@@ -284,7 +360,7 @@ def _number(text: str) -> object:
         return text
 
 
-def write_table(table: Path, rows: list[dict[str, object]]) -> None:
+def write_table(table: Path, rows: list[Row]) -> None:
     """Write the table with all columns that any row has."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     with table.with_suffix(".new").open("w", newline="") as file:
@@ -300,9 +376,13 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--only", default="", help="only cases whose name contains this text")
+    parser.add_argument("--report", action="store_true", help="only print the tables")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
-    run(Bench(options.folder, options.data), options.folder / "gates.csv", options.only)
+    table = options.folder / "gates.csv"
+    if not options.report:
+        run(Bench(options.folder, options.data), table, options.only)
+    print("\n".join(report(read_table(table))))
     return 0
 
 

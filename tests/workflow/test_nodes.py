@@ -118,7 +118,9 @@ def test_a_t1w_that_was_not_used_is_in_the_warnings_and_in_the_verdict(route, pr
     confounds = SimpleNamespace(table=None, sidecar=None, carpet=None, quality={"tsnr": 50.0})
     anatomy = UNUSABLE if problem else ANATOMY
     aligned = replace(alignment(route), t1w_problem=problem)
-    found = nodes.collect(series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), False, tmp_path, anatomy)
+    found = nodes.collect(
+        series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), False, tmp_path, anatomy
+    )
     assert (found.anatomy is ANATOMY) == (route == "t1w")
     assert ("of the T1w" in found.warnings) == (route == "t1w")
     assert any(UNUSABLE.reason in warning for warning in found.warnings) == bool(problem)
@@ -139,7 +141,9 @@ def test_doubts_about_an_alignment_are_in_the_warnings_and_in_the_verdict(route,
     confounds = SimpleNamespace(table=None, sidecar=None, carpet=None, quality={"tsnr": 50.0})
     anatomy = replace(ANATOMY, doubts=("Voxel size?",))
     aligned = replace(alignment(route), doubts=("Another person?",))
-    found = nodes.collect(series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), False, tmp_path, anatomy)
+    found = nodes.collect(
+        series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), False, tmp_path, anatomy
+    )
     expected = ("Voxel size?", "Another person?") if route == "t1w" else ("Another person?",)
     assert found.doubts == expected
     assert set(expected) <= set(found.warnings)

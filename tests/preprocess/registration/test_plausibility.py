@@ -91,7 +91,7 @@ def test_a_lost_slice_gap_is_found_by_an_affine_fit(pair, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"bbr_cost": 0.87}, "cost at the boundary of white matter is 0.92 times that of the mirrored"),
+        ({"coreg_mirrored": 0.133, "bbr_cost": 0.87}, "mirrored left-right fits 0.92 times as well"),
         ({"coreg_scale_k": 1.3}, "scales axis k of the BOLD image by 1.30"),
         ({"coreg_scale_i": 0.7}, "scales axis i of the BOLD image by 0.70"),
     ],
@@ -106,7 +106,12 @@ def test_a_slab_without_boundary_is_judged_by_similarity():
     slab = {name: value for name, value in GOOD.items() if not name.startswith("bbr")}
     assert signs_of_error(slab) == []
     (sign,) = signs_of_error(slab | {"coreg_mirrored": 0.135})
-    assert "mirrored T1w is 0.96 times as similar" in sign
+    assert "mirrored left-right fits 0.96 times as well" in sign
+
+
+@pytest.mark.parametrize("change", [{"coreg_mirrored": 0.14}, {"bbr_cost": 1.0}])
+def test_one_measure_without_contrast_is_no_sign(change):
+    assert signs_of_error(GOOD | change) == []
 
 
 @pytest.mark.parametrize(
