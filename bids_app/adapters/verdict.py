@@ -20,7 +20,8 @@ PASS, WARN, REFUSE = "pass", "warn", "refuse"
 LEVELS = (PASS, WARN, REFUSE)
 Facts = Mapping[str, float | bool | str | Orientation | None]
 """Measures of a scan, under the names in `RULES` and `COHORT_RULES`; also ``orientation``, ``mean_removed``, ``age``
-and ``omitted`` (sentences on steps that were left out because they failed)."""
+``omitted`` (sentences on steps that were left out because they failed), and ``doubts`` (sentences on signs that an
+alignment is wrong; empty: none, absent: not checked)."""
 
 
 @dataclass(frozen=True)
@@ -235,6 +236,8 @@ def _check_scan(facts: Facts) -> tuple[dict[str, Check], dict[str, str]]:
     if facts.get("omitted"):
         message = str(facts["omitted"])
         found["preprocessing"] = Check("preprocessing", WARN, "steps were left out", "all steps succeeded", message)
+    if facts.get("doubts"):
+        found["alignment"] = Check("alignment", WARN, "doubtful", "no sign of an error", str(facts["doubts"]))
     if facts.get("mean_removed") is None:
         unknown["normalisation"] = "It is unknown whether the series was normalised before."
     else:

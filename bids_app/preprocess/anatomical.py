@@ -20,6 +20,7 @@ from bids_app.preprocess.brain_extraction import VOLUME_ML, extract_brain, measu
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.masking import ball, head_mask, largest_part
 from bids_app.preprocess.registration.ants import Image, ants_library, dice, isotropic
+from bids_app.preprocess.registration.t1w_plausibility import doubts_about_t1w
 from bids_app.preprocess.registration.t1w_to_template import above_neck, align_with_template, warp_mask
 from bids_app.preprocess.registration.transforms import Chain, grid_points, resample_to
 from bids_app.preprocess.t1w_average import merge_t1w
@@ -39,6 +40,10 @@ MAX_LESION = 0.5
 """Maximum share of the brain that a lesion mask covers; an inverted mask covers more."""
 BIAS_MARGIN_MM = 6.0
 """The bias field is estimated in the brain and this far around it."""
+SMALL_FIELD = 1.2
+"""N4 is repeated while its last field spans more than this ratio; see `field_ratio`."""
+MAX_REPEATS = 4
+REPEAT_SHRINK = 4
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,8 @@ class Anatomy:
     used: tuple[Path, ...] = ()
     stripped: bool = False
     """As in `PreparedT1w`."""
+    doubts: tuple[str, ...] = ()
+    """Signs that the image is not what its header says, with the likely cause."""
 
     @property
     def native(self) -> Path:
@@ -124,7 +131,7 @@ def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: in
     shifted = Image(mean.image.data - min(float(mean.image.data.min()), 0.0), mean.image.affine)
     image = isotropic(shifted, WORKING_MM, order=3 if coarse else 1)
     brain, stripped, more = find_t1w_brain(image, shifted, t1w.name, threads)
-    bias = bias_field(image, head_for_bias(image, brain))
+    bias = estimate_bias(image, head_for_bias(image, brain), brain)
     mask, quality = None, {}
     if brain is not None:
         mask = save_image(out_dir / "t1w_brain_2mm.nii.gz", brain.astype(np.uint8), image.affine)
@@ -198,6 +205,36 @@ def is_stripped(image: Image) -> bool:
     shown = image.data > lowest
     volume_ml = float(shown.sum()) * abs(float(np.linalg.det(image.affine[:3, :3]))) / 1e3
     return float(shown.mean()) < 1 - STRIPPED_EMPTY and STRIPPED_ML[0] <= volume_ml <= STRIPPED_ML[1]
+
+
+def estimate_bias(image: Image, head: np.ndarray, brain: np.ndarray | None) -> np.ndarray:
+    """Estimate a bias field by N4, repeated in the brain while the field is large: N4 underestimates strong fields.
+
+    Parameters
+    ----------
+    image : Image
+        Isotropic and non-negative.
+    head, brain : numpy.ndarray, bool
+        Masks of the first and of all further fields; without a brain, there is only the first.
+
+    Returns
+    -------
+    numpy.ndarray, (X, Y, Z) float32
+        Positive, with a median near 1 in the head.
+    """
+    total = last = bias_field(image, head)
+    for _ in range(MAX_REPEATS):
+        if brain is None or field_ratio(last, brain) < SMALL_FIELD:
+            break
+        last = bias_field(Image(image.data / total, image.affine), brain, REPEAT_SHRINK)
+        total = total * last
+    return total
+
+
+def field_ratio(bias: np.ndarray, where: np.ndarray) -> float:
+    """Return the ratio of the highest to the lowest bias in a mask (98th to 2nd percentile)."""
+    low, high = np.percentile(bias[where], [2, 98])
+    return float(high / low)
 
 
 def bias_field(image: Image, where: np.ndarray, shrink: int = 3) -> np.ndarray:
@@ -284,6 +321,7 @@ def normalise_t1w(
         merged=prepared.merged,
         used=prepared.used,
         stripped=prepared.stripped,
+        doubts=doubts_about_t1w(quality, prepared.source.name),
     )
 
 

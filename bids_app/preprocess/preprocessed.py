@@ -102,6 +102,8 @@ class PreprocessedRun(AlignedSeries):
     """Processing choices, as sentences for the report."""
     omitted: tuple[str, ...] = ()
     """Planned steps that were left out because they failed, with the reasons, for the verdict."""
+    doubts: tuple[str, ...] = ()
+    """Signs that an alignment is wrong, with the likely cause, for the verdict."""
     seed: int | None = None
     """Seed of the registrations."""
     orientation: Orientation = field(default_factory=Orientation)

@@ -263,6 +263,7 @@ def collect(
         notes = ()
     used = anatomy if isinstance(anatomy, Anatomy) and alignment.route == "t1w" else None
     warnings = series.warnings + (used.warnings if used else ()) + alignment.warnings
+    doubts = (used.doubts if used else ()) + alignment.doubts
     omitted = motion.omitted
     if alignment.t1w_problem:
         omitted += (
@@ -289,7 +290,7 @@ def collect(
             **confounds.quality,
             **(sdc.quality if sdc else {}),
         },
-        warnings=warnings + omitted,
+        warnings=warnings + doubts + omitted,
         t2star=motion.t2star,
         hmc_file=motion.hmc_file,
         coreg_file=alignment.coreg_file,
@@ -302,6 +303,7 @@ def collect(
         other_sources=sdc.sources if sdc else (),
         notes=notes,
         omitted=omitted,
+        doubts=doubts,
         seed=seed,
     )
 
@@ -396,6 +398,7 @@ def scan_facts(run: PreprocessedRun, coverage: float, age: float | None = None) 
         "age": age,
         "orientation": run.orientation,
         "omitted": " ".join(run.omitted),
+        "doubts": " ".join(run.doubts),
         "mean_removed": run.offset > 0 or (None if tsnr is None else tsnr < MIN_TSNR),
     }
 

@@ -66,6 +66,7 @@ def test_a_good_scan_passes_every_check() -> None:
         ("fd_mean", {"fd_mean": 0.9}, WARN),
         ("tsnr", {"tsnr": 12.0}, WARN),
         ("normalisation", {"mean_removed": True}, WARN),
+        ("alignment", {"doubts": "sub-01_bold.nii.gz: the alignment may be wrong: T1w of another person?"}, WARN),
     ],
 )
 def test_the_limits_of_the_model(name: str, change: dict, expected: str) -> None:

@@ -13,6 +13,7 @@ from bids_app.phantom.protocol import anatomical_protocol_for
 from bids_app.phantom.t1w import VARIANTS, simulate_t1w
 from bids_app.phantom.tissues import TEMPLATE
 from bids_app.preprocess import anatomical as anatomy
+from bids_app.preprocess import anatomical as module
 from bids_app.preprocess.anatomical import bias_field, find_t1w_brain, is_stripped, normalise_t1w, prepare_t1w, segment
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.registration import t1w_to_template as normalisation
@@ -56,6 +57,28 @@ def test_bias_correction_makes_white_matter_uniform(head):
     assert after < 0.5 * before
     assert np.isfinite(found).all()
     assert found.min() > 0
+
+
+def test_a_strong_bias_field_is_estimated_again(head, monkeypatch):
+    """Each call returns the square root of what is left."""
+    rows = np.linspace(0, 1, head.t1w.shape[1])[None, :, None]
+    left = [np.broadcast_to(400.0**rows, head.t1w.shape).astype(np.float32)]
+    masks = []
+
+    def half(image, where, shrink=3):
+        masks.append(where)
+        left.append(np.sqrt(left[-1]))
+        return left[-1]
+
+    monkeypatch.setattr(module, "bias_field", half)
+    found = module.estimate_bias(Image(head.t1w, head.affine), head.brain, head.brain)
+    assert len(masks) == 1 + module.MAX_REPEATS
+    remaining = module.field_ratio(left[0] / found, head.brain)
+    assert remaining < 1.3 < module.field_ratio(left[0] / left[1], head.brain)
+    left[:] = [np.broadcast_to(1.3**rows, head.t1w.shape).astype(np.float32)]
+    masks.clear()
+    module.estimate_bias(Image(head.t1w, head.affine), head.brain, head.brain)
+    assert len(masks) == 1
 
 
 def test_tissues_are_found_from_brightness_and_prior():
@@ -253,6 +276,7 @@ def test_a_second_attempt_is_made_and_reported(unmasked, tmp_path, monkeypatch):
 
 
 def test_no_warp_is_tried_after_a_poor_linear_alignment(unmasked, tmp_path, monkeypatch):
+    monkeypatch.setattr(normalisation, "likely_cause", lambda *args: " Likely cause: upside down?")
     registered = FakeRegister()
     monkeypatch.setattr(normalisation, "register", registered)
     monkeypatch.setattr(normalisation, "best_start", lambda *args: rigid((0, 0, 0), (0, 90, 0)))
@@ -262,12 +286,14 @@ def test_no_warp_is_tried_after_a_poor_linear_alignment(unmasked, tmp_path, monk
 
 
 def test_two_failed_attempts_name_the_file_and_the_check(unmasked, tmp_path, monkeypatch):
+    monkeypatch.setattr(normalisation, "likely_cause", lambda *args: " Likely cause: upside down?")
     wrong = rigid((0, 0, 0), (0, 60, 0))
     monkeypatch.setattr(normalisation, "register", FakeRegister(wrong, wrong))
     monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
     with pytest.raises(RegistrationError, match=r"sub-01_T1w.nii.gz: could not be aligned .* correlation") as error:
         normalise_t1w(unmasked, tmp_path)
     assert error.value.exit_code == 65
+    assert error.value.message.endswith("Likely cause: upside down?")
     assert error.value.hint
 
 

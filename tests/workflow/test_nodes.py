@@ -26,7 +26,7 @@ ANATOMY = Anatomy(T1W, "MNI152NLin6Asym", *[T1W] * 10, quality={"norm_correlatio
 
 def run(**changes) -> SimpleNamespace:
     values = {"tr": 2.0, "n_volumes": 100, "n_dummy": 4, "offset": 0.0, "quality": {"tsnr": 50.0}}
-    values |= {"orientation": Orientation(), "omitted": ()}
+    values |= {"orientation": Orientation(), "omitted": (), "doubts": ()}
     return SimpleNamespace(**(values | changes))
 
 
@@ -129,6 +129,26 @@ def test_a_t1w_that_was_not_used_is_in_the_warnings_and_in_the_verdict(route, pr
     if problem:
         assert checks["preprocessing"].level == "warn"
         assert UNUSABLE.reason in checks["preprocessing"].message
+
+
+@pytest.mark.parametrize("route", ["t1w", "direct"])
+def test_doubts_about_an_alignment_are_in_the_warnings_and_in_the_verdict(route, tmp_path) -> None:
+    series = SimpleNamespace(
+        source=Path("sub-01_bold.nii.gz"), path=None, tr=2.0, n_volumes=100, n_dummy=0, data_mask=None, warnings=(),
+        slices=None,
+    )  # fmt: skip
+    motion = MotionEstimate(*[Path("x")] * 3)
+    confounds = SimpleNamespace(table=None, sidecar=None, carpet=None, quality={"tsnr": 50.0})
+    anatomy = replace(ANATOMY, doubts=("Voxel size?",))
+    aligned = replace(alignment(route), doubts=("Another person?",))
+    found = nodes.collect(
+        series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), False, tmp_path, anatomy
+    )
+    expected = ("Voxel size?", "Another person?") if route == "t1w" else ("Another person?",)
+    assert found.doubts == expected
+    assert set(expected) <= set(found.warnings)
+    (check,) = (check for check in judge_scan(scan_facts(found, 0.95)).checks if check.name == "alignment")
+    assert (check.level, check.message) == ("warn", " ".join(expected))
 
 
 def test_distortion_is_not_corrected_by_an_unusable_t1w(monkeypatch, tmp_path) -> None:

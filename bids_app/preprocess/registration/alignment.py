@@ -43,6 +43,8 @@ class Alignment:
     """ITK transforms between boldref and template (route ``direct``)."""
     quality: dict[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    """Signs that the alignment is wrong, with the likely cause."""
     t1w_problem: str = ""
     """Reason why the T1w image was not used (route ``direct``); empty: there is none."""
 

@@ -26,6 +26,13 @@ from bids_app.preprocess.registration.ants import (
 from bids_app.preprocess.registration.bbr import refine, white_matter_boundary
 from bids_app.preprocess.registration.boldref import EpiReference, EpiView
 from bids_app.preprocess.registration.checks import failed_checks
+from bids_app.preprocess.registration.plausibility import (
+    Pair,
+    compare,
+    describe,
+    likely_cause,
+    signs_of_error,
+)
 from bids_app.preprocess.registration.transforms import (
     Chain,
     apply_matrix,
@@ -60,6 +67,12 @@ def coregister(reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: i
     tissues = np.asarray(load_nifti(anatomy.tissues).dataobj, dtype=np.float32) / 255
     head = Image(t1w, affine)
     matrix, quality, warnings = _find_rigid(reference, head, t1w_mask, tissues, anatomy.source.name, out_dir, seed)
+    pair = pair_of(reference, head, t1w_mask, tissues)
+    quality |= compare(pair, matrix, out_dir, seed)
+    doubts: tuple[str, ...] = ()
+    if signs := signs_of_error(quality):
+        cause = likely_cause(pair, matrix, quality, volume_ml(t1w_mask, affine), out_dir, seed)
+        doubts = (describe(signs, reference.source.name, anatomy.source.name, cause),)
     to_epi, onto_epi = linear(np.linalg.inv(matrix)), linear(matrix)
     boldref, epi_affine = read_volume(reference.boldref)
     resampled = resample_to(boldref, epi_affine, t1w.shape, affine, to_epi)
@@ -73,8 +86,29 @@ def coregister(reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: i
         quality,
         warnings,
         out_dir,
+        doubts=doubts,
         boldref_in_t1w=save_image(out_dir / "boldref_in_t1w.nii.gz", resampled, affine),
         coreg_file=write_itk_text(out_dir / "t1w_to_boldref.txt", np.linalg.inv(matrix)),
+    )
+
+
+def volume_ml(mask: np.ndarray, affine: np.ndarray) -> float:
+    """Return the volume of a mask, mL."""
+    return float(mask.sum()) * abs(float(np.linalg.det(affine[:3, :3]))) / 1e3
+
+
+def brain_of(t1w: Image, mask: np.ndarray) -> Image:
+    """Return a T1w set to 0 outside the brain: bright fat has no counterpart in an EPI."""
+    return Image(t1w.data * mask, t1w.affine)
+
+
+def pair_of(reference: EpiReference, t1w: Image, t1w_mask: np.ndarray, tissues: np.ndarray) -> Pair:
+    """Return boldref and T1w for `plausibility`."""
+    return Pair(
+        EpiView.of(reference),
+        Image(*read_volume(reference.corrected)),
+        brain_of(t1w, t1w_mask),
+        white_matter_boundary(tissues, t1w.affine),
     )
 
 
@@ -89,9 +123,10 @@ def _find_rigid(
 ) -> tuple[np.ndarray, dict[str, float], tuple[str, ...]]:
     """Estimate the matrix from boldref to T1w, with its quality metrics and warnings."""
     epi = EpiView.of(reference)
-    brain = Image(t1w.data * t1w_mask, t1w.affine)  # bright fat outside the brain has no counterpart in an EPI
+    brain = brain_of(t1w, t1w_mask)
     name = reference.source.name
     failures: list[str] = []
+    refused: tuple[np.ndarray, dict[str, float]] | None = None
     for attempt, starts in enumerate(_starts(epi, t1w, t1w_mask, seed)):
         try:
             matrix = _best_rigid(epi, brain, starts, out_dir, seed)
@@ -100,11 +135,19 @@ def _find_rigid(
             continue
         quality = check_coregistration(epi, brain, t1w_mask, matrix)
         failures = failed_checks(quality)
-        if not failures:
+        if failures:
+            refused = matrix, quality
+        else:
             matrix, quality = _refined(reference, epi, brain, t1w_mask, tissues, matrix, quality)
             return matrix, quality, (f"{name}: aligned with the T1w at the second attempt.",) if attempt else ()
+    cause = ""
+    if refused:
+        pair = pair_of(reference, t1w, t1w_mask, tissues)
+        matrix, quality = refused
+        quality = quality | compare(pair, matrix, out_dir, seed)
+        cause = f" Likely cause: {likely_cause(pair, matrix, quality, volume_ml(t1w_mask, t1w.affine), out_dir, seed)}"
     raise RegistrationError(
-        f"{name}: could not be aligned with {t1w_name}: {'; '.join(failures)}.",
+        f"{name}: could not be aligned with {t1w_name}: {'; '.join(failures)}.{cause}",
         "Check that both images are of the same person and correctly oriented, or exclude the T1w with "
         "--bids-filter-file to align the run directly with the template.",
     )

@@ -1,4 +1,8 @@
-"""Normalisation of a boldref without a T1w: rigid, affine and SyN registration with the template."""
+"""Normalisation of a boldref without a T1w: rigid, affine and SyN registration with the template.
+
+If the field of view is much lower than a brain, an affine transform would stretch the slab to the whole brain, so only
+a rigid transform with one scale is estimated, from the boldref's field of view.
+"""
 
 from __future__ import annotations
 
@@ -34,6 +38,19 @@ DIRECT_LINEAR = (
 )
 DIRECT_SYN = (Stage("SyN[0.2,3,0.5]", (30, 15), (4, 2), (2, 1), "MI[{fixed},{moving},1,32]", "1e-6,8"),)
 TURNS_DEG = ((0, 0, 0), (20, 0, 0), (-20, 0, 0), (0, 0, 20), (0, 0, -20))
+SLAB_METRIC = "MI[{fixed},{moving},1,32,Regular,0.5]"
+SLAB_STAGES = (
+    Stage("Rigid[0.2]", (100, 50), (3, 2), (2, 1), SLAB_METRIC),
+    Stage("Similarity[0.1]", (100, 50), (3, 2), (2, 1), SLAB_METRIC),
+)
+SLAB_FINE = (Stage("Similarity[0.05]", (50,), (1,), (1,), SLAB_METRIC),)
+SLAB_SHIFTS_MM = (-30.0, -15.0, 0.0, 15.0, 30.0)
+"""Initial positions of a slab along the template's z axis, relative to the centre of the brain."""
+SLAB_PITCH_DEG = (0.0, -15.0, 15.0)
+N_SLAB_STARTS = 4
+MIN_HEIGHT = 0.75
+"""Minimum height of the brain in the boldref, relative to the template's, for an affine and SyN. Whole brains of three
+real and simulated protocols have 0.83 to 0.95; without 30 % of their slices, 0.58 to 0.68."""
 
 
 def normalise_boldref(reference: EpiReference, out_dir: Path, template: str | None = None, seed: int = 1) -> Alignment:
@@ -87,6 +104,9 @@ def _find_direct(
     def score(matrix: np.ndarray) -> float:
         return similarity(fixed, near, moving, matrix)
 
+    height = brain_height(epi.mask, epi.image.affine) / brain_height(target.mask, target.affine)
+    if height < MIN_HEIGHT:
+        return _find_slab(reference, epi, target, height, out_dir, seed)
     failures: list[str] = []
     for attempt, starts in enumerate(([shift], rotated)):
         try:
@@ -101,7 +121,50 @@ def _find_direct(
         if not failures:
             warning = f"{reference.source.name}: aligned with the template at the second attempt."
             return found, quality, (warning,) if attempt else ()
-    raise RegistrationError(
+    raise _not_aligned(reference, target, failures)
+
+
+def brain_height(mask: np.ndarray, affine: np.ndarray) -> float:
+    """Return the extent of a brain mask along z in mm, without 0.5 % of its voxels at either end."""
+    low, high = np.percentile(grid_points(mask.shape, affine, mask)[:, 2], [0.5, 99.5])
+    return float(high - low)
+
+
+def _find_slab(
+    reference: EpiReference, epi: EpiView, target: Template, height: float, out_dir: Path, seed: int
+) -> tuple[Registration, dict[str, float], tuple[str, ...]]:
+    """Register a boldref with a low field of view by a rigid transform and one scale, from several positions."""
+    template = Image(epi_like(target), target.affine)
+    shift = np.eye(4)
+    shift[:3, 3] = centre_of_mass(template, target.mask) - epi.centre
+
+    def score(matrix: np.ndarray) -> float:
+        return similarity(epi.image, epi.near, template, matrix)
+
+    starts = []
+    for along_z in SLAB_SHIFTS_MM:
+        for pitch in SLAB_PITCH_DEG:
+            starts.append(shift @ rigid(np.radians((pitch, 0, 0)), (0, 0, along_z), epi.centre))
+    starts = sorted(starts, key=score, reverse=True)[:N_SLAB_STARTS]
+    best = best_start(epi.brain(), template, epi.near, SLAB_STAGES, starts, score, out_dir, seed)
+    fitted = register(epi.brain(), template, epi.near, SLAB_FINE, out_dir, start=best, seed=seed, name="boldref")
+    found = Registration(fitted.inverse, fitted.chain, fitted.inverse_file, fitted.forward_file)
+    matrix = fitted.matrix
+    quality = {"coreg_similarity": score(matrix), "coreg_stands_out": optimum_margin(score, matrix, epi.centre)}
+    quality |= _check_direct(epi, target, found, np.linalg.inv(matrix))
+    failures = failed_checks(quality)
+    if failures:
+        raise _not_aligned(reference, target, failures)
+    warning = (
+        f"{reference.source.name}: the field of view has only {height:.0%} of the height of a brain; without a T1w "
+        f"image, the alignment with {target.name} was limited to a rigid transform with one scale. Expect errors of "
+        "5 mm and more; add a T1w image of the same person if available."
+    )
+    return found, quality, (warning,)
+
+
+def _not_aligned(reference: EpiReference, target: Template, failures: list[str]) -> RegistrationError:
+    return RegistrationError(
         f"{reference.source.name}: could not be aligned with {target.name}: {'; '.join(failures)}.",
         "Check the run's orientation and field of view; add a T1w of the same person if available.",
     )

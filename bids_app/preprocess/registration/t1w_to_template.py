@@ -23,6 +23,12 @@ from bids_app.preprocess.registration.ants import (
     dice,
     register,
 )
+from bids_app.preprocess.registration.t1w_plausibility import (
+    TURN_GAIN,
+    find_turn,
+    is_inverted,
+    tissue_intensities,
+)
 from bids_app.preprocess.registration.transforms import Chain, Linear, apply_matrix, grid_points, resample_to, rigid
 
 LINEAR_STAGES = (
@@ -118,6 +124,7 @@ def align_with_template(
     """
     syn = (SYN_OF_COARSE if coarse else SYN,)
     failures: list[str] = []
+    last: tuple[Attempt, np.ndarray] | None = None
     passed: list[tuple[Registration, dict[str, float], tuple[str, ...]]] = []
     for number, attempt in enumerate(attempts_for(target, moving, brain)):
         if passed and attempt.warning == BY_THE_HEAD:
@@ -134,6 +141,7 @@ def align_with_template(
                 seed,
                 healthy,
             )
+            last = attempt, matrix
             if attempt.score(matrix) < MIN_LINEAR_CORRELATION:
                 failures = [
                     f"correlation with the template is {attempt.score(matrix):.2f} before warping, below "
@@ -163,11 +171,33 @@ def align_with_template(
                 break
     if passed:
         return max(passed, key=lambda entry: entry[1]["norm_correlation"])
+    cause = likely_cause(target, moving, *last, out_dir, seed) if last else ""
     raise RegistrationError(
-        f"{name}: could not be aligned with {target.name}: {'; '.join(failures)}.",
+        f"{name}: could not be aligned with {target.name}: {'; '.join(failures)}.{cause}",
         "Inspect the image: it should be a T1w of a whole human head. Exclude it with --bids-filter-file to process "
         "the runs without a T1w.",
     )
+
+
+def likely_cause(
+    target: Template, moving: Image, attempt: Attempt, matrix: np.ndarray, out_dir: Path, seed: int
+) -> str:
+    """Return the likely cause of a failed alignment as a sentence after a space; empty: none was found."""
+    centre = centre_of_mass(attempt.fixed, target.mask)
+    images = attempt.fixed, attempt.moving, attempt.near
+    axis, correlation_after = find_turn(*images, matrix, centre, LINEAR_STAGES, attempt.score, out_dir, seed)
+    if correlation_after > max(attempt.score(matrix) + TURN_GAIN, MIN_LINEAR_CORRELATION):
+        return (
+            f" Likely cause: upside down or back to front? After a turn by 180 degrees about the {axis} axis the "
+            f"correlation is {correlation_after:.2f}."
+        )
+    seen = tissue_intensities(target, moving, matrix)
+    if is_inverted(seen):
+        return (
+            f" Likely cause: not a T1w image? White matter is darker than grey matter ({seen['wm']:.3g} and "
+            f"{seen['gm']:.3g})."
+        )
+    return ""
 
 
 def attempts_for(target: Template, moving: Image, brain: np.ndarray | None) -> Iterator[Attempt]:

@@ -1,0 +1,166 @@
+"""Signs that a coregistration is wrong although it passes its checks."""
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from bids_app.phantom.dataset import DatasetPlan, write_dataset
+from bids_app.phantom.spoiled import spoil
+from bids_app.preprocess.anatomical import normalise_t1w, prepare_t1w
+from bids_app.preprocess.io.images import read_volume, save_image
+from bids_app.preprocess.registration import plausibility as module
+from bids_app.preprocess.registration.ants import Image
+from bids_app.preprocess.registration.bbr import Boundary
+from bids_app.preprocess.registration.bold_to_t1w import coregister
+from bids_app.preprocess.registration.boldref import EpiView, mask_boldref
+from bids_app.preprocess.registration.plausibility import (
+    Pair,
+    compare_with_mirror,
+    describe,
+    fit_scales,
+    likely_cause,
+    mirror,
+    mirror_boundary,
+    signs_of_error,
+    similarity_ratio,
+)
+
+GOOD = {
+    "coreg_similarity": 0.14,
+    "coreg_mirrored": 0.07,
+    "bbr_cost": 0.59,
+    "bbr_cost_mirrored": 0.95,
+    "coreg_scale_i": 1.0,
+    "coreg_scale_j": 1.0,
+    "coreg_scale_k": 1.08,
+}
+NO_BOUNDARY = Boundary(np.zeros((0, 3)), np.zeros((0, 3)))
+
+
+@pytest.fixture(scope="module")
+def folds(head) -> np.ndarray:
+    """A pattern without left-right symmetry, 0.6 to 1.4."""
+    noise = ndimage.gaussian_filter(np.random.default_rng(3).normal(size=head.epi.shape), 1.5)
+    return 1 + 0.4 * np.clip(noise / noise.std() / 2, -1, 1)
+
+
+@pytest.fixture(scope="module")
+def pair(head, folds) -> Pair:
+    """BOLD and T1w of one head, aligned."""
+    epi = Image((head.epi * folds).astype(np.float32), head.affine)
+    brain = Image((head.t1w / folds * head.brain).astype(np.float32), head.affine)
+    return Pair(EpiView(epi, head.brain), epi, brain, NO_BOUNDARY)
+
+
+def test_an_image_is_mirrored_about_a_sagittal_plane():
+    data = np.random.default_rng(0).random((6, 5, 4)).astype(np.float32)
+    image = Image(data, np.diag([2.0, 2.0, 2.0, 1.0]))
+    centre = np.array([3.0, 1.0, 0.0])
+    point = np.array([[4.0, 6.0, 2.0]])
+    there = point * [-1, 1, 1] + [6, 0, 0]
+    np.testing.assert_allclose(mirror(image, centre).at(there), image.at(point), rtol=1e-5)
+    moved = mirror_boundary(Boundary(point, np.array([[1.0, 0.0, 0.0]])), centre)
+    np.testing.assert_allclose(moved.points, there)
+    np.testing.assert_allclose(moved.normals, [[-1, 0, 0]])
+
+
+def test_the_mirrored_t1w_is_less_similar_unless_one_image_is_flipped(pair, head, tmp_path):
+    right = compare_with_mirror(pair, np.eye(4), tmp_path)
+    stored = {"coreg_similarity": pair.similarity(np.eye(4))}
+    assert similarity_ratio(stored | right) < 0.7
+    flipped = Pair(pair.epi, pair.boldref, Image(pair.brain.data[::-1], head.affine), NO_BOUNDARY)
+    wrong = compare_with_mirror(flipped, np.eye(4), tmp_path)
+    stored = {"coreg_similarity": flipped.similarity(np.eye(4))}
+    assert similarity_ratio(stored | wrong) > 1.2
+    assert "left and right flipped" in likely_cause(flipped, np.eye(4), stored | wrong, 1500.0, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lost_slice_gap_is_found_by_an_affine_fit(pair, tmp_path):
+    lost = np.diag([1.0, 1.0, 0.8, 1.0])
+    squeezed = [lost @ image.affine for image in (pair.epi.image, pair.boldref)]
+    epi = EpiView(Image(pair.epi.image.data, squeezed[0]), pair.epi.mask)
+    found = fit_scales(Pair(epi, Image(pair.boldref.data, squeezed[1]), pair.brain, NO_BOUNDARY), np.eye(4), tmp_path)
+    assert found["coreg_scale_k"] == pytest.approx(1.25, abs=0.06)
+    assert found["coreg_scale_i"] == pytest.approx(1.0, abs=0.06)
+    assert found["coreg_scale_j"] == pytest.approx(1.0, abs=0.06)
+    (sign,) = signs_of_error(GOOD | found)
+    assert sign.startswith("an affine fit scales axis k of the BOLD image by 1.")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"coreg_mirrored": 0.133, "bbr_cost": 0.87}, "mirrored left-right fits 0.92 times as well"),
+        ({"coreg_scale_k": 1.3}, "scales axis k of the BOLD image by 1.30"),
+        ({"coreg_scale_i": 0.7}, "scales axis i of the BOLD image by 0.70"),
+    ],
+)
+def test_signs_name_measure_and_value(change, words):
+    assert signs_of_error(GOOD) == []
+    (sign,) = signs_of_error(GOOD | change)
+    assert words in sign
+
+
+def test_a_slab_without_boundary_is_judged_by_similarity():
+    slab = {name: value for name, value in GOOD.items() if not name.startswith("bbr")}
+    assert signs_of_error(slab) == []
+    (sign,) = signs_of_error(slab | {"coreg_mirrored": 0.135})
+    assert "mirrored left-right fits 0.96 times as well" in sign
+
+
+@pytest.mark.parametrize("change", [{"coreg_mirrored": 0.14}, {"bbr_cost": 1.0}])
+def test_one_measure_without_contrast_is_no_sign(change):
+    assert signs_of_error(GOOD | change) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "turned", "brain_ml", "words"),
+    [
+        ({"coreg_mirrored": 0.2}, 0.1, 1500.0, "left and right flipped"),
+        ({"bbr_cost": 0.95, "bbr_cost_mirrored": 0.6}, 0.1, 1500.0, "left and right flipped"),
+        ({}, 0.3, 1500.0, "turned by 180 degrees about the left-right axis"),
+        ({"coreg_scale_k": 1.3}, 0.1, 1500.0, "voxel size or slice gap"),
+        ({}, 0.1, 9000.0, "voxel size or slice gap"),
+        ({}, 0.1, 1500.0, "T1w of another person?"),
+    ],
+)
+def test_the_likely_cause_is_named(pair, tmp_path, monkeypatch, change, turned, brain_ml, words):
+    monkeypatch.setattr(module, "find_turn", lambda *args: ("left-right", turned))
+    assert words in likely_cause(pair, np.eye(4), GOOD | change, brain_ml, tmp_path)
+
+
+def test_a_doubt_names_both_files_signs_and_cause():
+    sentence = describe(["a", "b"], "sub-01_bold.nii.gz", "sub-01_T1w.nii.gz", "T1w of another person?")
+    assert sentence == (
+        "sub-01_bold.nii.gz: the alignment with sub-01_T1w.nii.gz may be wrong: a; b. Likely cause: T1w of another "
+        "person?"
+    )
+
+
+@pytest.mark.slow
+def test_spoiled_phantoms_are_doubted_with_their_cause(tmp_path):
+    """A phantom's T1w and BOLD; the BOLD flipped or without its slice gap; and another person's BOLD."""
+    anatomy, boldrefs = None, {}
+    for name, seed in (("own", 5), ("other", 6)):
+        plan = DatasetPlan(1, seed, states=("rest",), volumes=5, size="small", kinds=("adult",))
+        (bold,) = write_dataset(tmp_path / name, plan)
+        series, affine = read_volume(bold)
+        boldrefs[name] = np.median(series, axis=-1), affine
+        if name == "own":
+            folder = tmp_path / "anatomy"
+            folder.mkdir()
+            t1w = tmp_path / name / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+            anatomy = normalise_t1w(prepare_t1w(t1w, folder), folder)
+    assert anatomy
+    assert anatomy.doubts == ()
+    boldrefs["flipped"] = spoil("flipped", *boldrefs["own"])
+    boldrefs["gap-lost"] = spoil("gap-lost", *boldrefs["own"])
+    causes = {"own": None, "other": "person?", "flipped": "left and right flipped", "gap-lost": "slice gap"}
+    for name, cause in causes.items():
+        folder = tmp_path / f"align-{name}"
+        folder.mkdir()
+        path = save_image(folder / "boldref.nii.gz", np.ascontiguousarray(boldrefs[name][0]), boldrefs[name][1])
+        found = coregister(mask_boldref(tmp_path / "sub-01_bold.nii.gz", path, folder), anatomy, folder)
+        assert [cause in doubt for doubt in found.doubts if cause] == [True] * bool(cause), (name, found.doubts)
+        assert bool(found.doubts) == bool(cause), (name, found.doubts)
