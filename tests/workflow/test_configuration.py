@@ -22,7 +22,6 @@ OTHER_VALUES: dict[str, Any] = {
     "denoise": "simple",
     "ignore": ("slicetiming",),
     "use_syn_sdc": True,
-    "fail_without_t1w": True,
     "random_seed": 1,
     "device": "cuda",
     "embeddings_only": True,
