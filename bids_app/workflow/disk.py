@@ -49,7 +49,8 @@ def run_space(run: BoldRun, settings: Settings) -> DiskSpace:
     shape, n_bytes = _size_of(run.bold)
     if len(shape) < 4:
         return DiskSpace()
-    in_spaces = len(settings.preprocess.output_spaces) * SPACE_BYTES_A_VOLUME * shape[3]
+    series_a_space = 2 if settings.preprocess.denoise else 1
+    in_spaces = len(settings.preprocess.output_spaces) * series_a_space * SPACE_BYTES_A_VOLUME * shape[3]
     copy = n_bytes if run.bold.suffix == ".gz" else 0
     series = GRID_BYTES_A_VOLUME * shape[3] + CARPET_BYTES_A_SAMPLE * math.prod(shape[:4])
     return DiskSpace(RUN_BYTES + copy + series + in_spaces, RUN_OUTPUT_BYTES + in_spaces)

@@ -65,7 +65,7 @@ def image_files(run: BoldRun, settings: Settings) -> tuple[Path, ...]:
     """List the images without which a run cannot be processed."""
     mask = run.derived.mask if run.derived else None
     t1w = (run.t1w,) if settings.preprocess.fail_without_t1w else ()
-    return tuple(path for path in (*(run.echoes or (run.bold,)), *t1w, mask) if path)
+    return tuple(path for path in (*(run.echoes or (run.bold,)), *t1w, run.lesion, mask) if path)
 
 
 def faults_of_optional_images(run: BoldRun, settings: Settings) -> dict[Path, Faults]:

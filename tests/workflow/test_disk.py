@@ -56,6 +56,8 @@ def test_the_series_on_the_model_grid_and_in_each_output_space_count(tmp_path: P
     spaces = PreprocessSettings(output_spaces=("MNI152NLin6Asym", "MNI152NLin2009aSym"))
     more = run_space(run, replace(settings, preprocess=spaces))
     assert more.scratch - plain.scratch == more.output - plain.output > 2 * 1200 * 10**6
+    denoised = run_space(run, replace(settings, preprocess=replace(spaces, denoise="simple")))
+    assert denoised.output - plain.output == 2 * (more.output - plain.output)
 
 
 def test_runs_with_a_problem_need_nothing(tmp_path: Path, settings: Settings) -> None:
