@@ -139,6 +139,7 @@ def test_a_doubt_names_both_files_signs_and_cause():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_spoiled_phantoms_are_doubted_with_their_cause(tmp_path):
     """A phantom's T1w and BOLD; the BOLD flipped or without its slice gap; and another person's BOLD."""
     anatomy, boldrefs = None, {}
