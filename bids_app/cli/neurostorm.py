@@ -46,6 +46,9 @@ from bids_app.workflow.supervisor import supervise
 CACHES_OF_LIBRARIES = ("MPLCONFIGDIR", "NIPYPE_CONFIG_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 """Environment variables of folders that libraries would otherwise put in HOME; existing values are kept."""
 
+NO_CACHE = "/proc"
+"""A folder that always exists, in which nobody can create a file."""
+
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 """Error numbers of disk problems, which are not bugs of this program."""
 
@@ -302,9 +305,11 @@ def prepare_environment(settings: Settings) -> None:
     os.environ["MPLBACKEND"] = "Agg"
     os.environ["PYTHONSAFEPATH"] = "1"
     os.environ["TEMPLATEFLOW_AUTOUPDATE"] = "off"
-    if not settings.check:
-        for name in CACHES_OF_LIBRARIES:
-            os.environ.setdefault(name, str(settings.work_dir / CACHES / name.lower()))
+    for name in CACHES_OF_LIBRARIES:
+        if settings.check:
+            os.environ[name] = NO_CACHE  # libraries create these folders when they are imported
+        elif os.environ.get(name, NO_CACHE) == NO_CACHE:
+            os.environ[name] = str(settings.work_dir / CACHES / name.lower())
 
 
 if __name__ == "__main__":
