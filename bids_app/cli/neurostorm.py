@@ -39,7 +39,7 @@ from bids_app.errors import (
     Terminated,
     UsageError,
 )
-from bids_app.settings import CACHES, GROUP, GROUPS, PARTICIPANT, Option, Settings, settings_from
+from bids_app.settings import CACHES, GROUP, GROUPS, PARTICIPANT, Option, Settings, refuse_empty, settings_from
 from bids_app.terminal import escaped_output, indented, terminal_log
 from bids_app.workflow.supervisor import supervise
 
@@ -191,7 +191,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     Raises
     ------
     UsageError, AnalysisLevelError
-        Conflicting options, options of other pipelines, or an unknown analysis level.
+        Conflicting options, empty values, options of other pipelines, or an unknown analysis level.
     SystemExit
         Unknown options or invalid values, and after ``--help``.
     """
@@ -199,7 +199,10 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     words = sys.argv[1:] if arguments is None else arguments
     refuse_foreign_options(words, parser.spellings)
     given = vars(parser.parse_args(words))
-    file = read_config_file(Path(given[CONFIG_FILE.key])) if CONFIG_FILE.key in given else {}
+    file = {}
+    if CONFIG_FILE.key in given:
+        refuse_empty(CONFIG_FILE, given[CONFIG_FILE.key])
+        file = read_config_file(Path(given[CONFIG_FILE.key]))
     return settings_from(file, given)
 
 
