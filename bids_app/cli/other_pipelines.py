@@ -17,7 +17,7 @@ LIST = Path(__file__).with_name("other_pipelines.yml")
 
 @dataclass(frozen=True)
 class ForeignOption:
-    """An option of other pipelines: its name (and value), these pipelines, the reason, our nearest option or a remedy."""
+    """An option of other pipelines: its name (and value), these pipelines, the reason, our nearest option, a remedy."""
 
     name: str
     of: str
