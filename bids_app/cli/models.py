@@ -150,6 +150,8 @@ def _card(arguments: argparse.Namespace) -> None:
     entry = adapter or _entry(arguments.name)
     if entry.own:
         weights_path(entry)  # raises if the file is missing
+    if adapter and adapter.path.is_file():
+        _check_adapter(adapter.path)
     if arguments.json:
         facts = _adapter_json(adapter) if adapter else _model_json(entry)
         text = json.dumps(facts, indent=1, default=str) + "\n"
@@ -162,6 +164,26 @@ def _card(arguments: argparse.Namespace) -> None:
         print(text, end="")
     if not entry.path.is_file():
         print(f"{entry.name} is not on this machine: the card holds catalog entries only.", file=sys.stderr)
+
+
+def _check_adapter(path: Path) -> None:
+    """Check the file of an adapter as a run does, with its encoder if this is on this machine."""
+    from bids_app.adapters.checks import check_alone
+    from bids_app.adapters.file import AdaptedModel, load_adapter
+    from bids_app.model.api import Model
+    from bids_app.model.checkpoint import read_checkpoint
+
+    adapter = load_adapter(path)
+    check_alone(adapter)
+    for entry in catalog("models").values():
+        if entry.path.is_file():
+            try:
+                model = Model(read_checkpoint(entry.path))
+            except NeurostormError:  # of the encoder's file; `verify` reports it
+                continue
+            if model.weights_sha256 == adapter.card.encoder_sha256:
+                AdaptedModel(model, adapter)
+                return
 
 
 def _adapter_entry(name: str) -> Entry | None:

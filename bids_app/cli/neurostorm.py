@@ -39,12 +39,15 @@ from bids_app.errors import (
     Terminated,
     UsageError,
 )
-from bids_app.settings import CACHES, GROUP, GROUPS, PARTICIPANT, Option, Settings, settings_from
+from bids_app.settings import CACHES, GROUP, GROUPS, PARTICIPANT, Option, Settings, refuse_empty, settings_from
 from bids_app.terminal import escaped_output, indented, terminal_log
 from bids_app.workflow.supervisor import supervise
 
 CACHES_OF_LIBRARIES = ("MPLCONFIGDIR", "NIPYPE_CONFIG_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 """Environment variables of folders that libraries would otherwise put in HOME; existing values are kept."""
+
+NO_CACHE = "/proc"
+"""A folder that always exists, in which nobody can create a file."""
 
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
 """Error numbers of disk problems, which are not bugs of this program."""
@@ -188,7 +191,7 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     Raises
     ------
     UsageError, AnalysisLevelError
-        Conflicting options, options of other pipelines, or an unknown analysis level.
+        Conflicting options, empty values, options of other pipelines, or an unknown analysis level.
     SystemExit
         Unknown options or invalid values, and after ``--help``.
     """
@@ -196,7 +199,10 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
     words = sys.argv[1:] if arguments is None else arguments
     refuse_foreign_options(words, parser.spellings)
     given = vars(parser.parse_args(words))
-    file = read_config_file(Path(given[CONFIG_FILE.key])) if CONFIG_FILE.key in given else {}
+    file = {}
+    if CONFIG_FILE.key in given:
+        refuse_empty(CONFIG_FILE, given[CONFIG_FILE.key])
+        file = read_config_file(Path(given[CONFIG_FILE.key]))
     return settings_from(file, given)
 
 
@@ -302,9 +308,11 @@ def prepare_environment(settings: Settings) -> None:
     os.environ["MPLBACKEND"] = "Agg"
     os.environ["PYTHONSAFEPATH"] = "1"
     os.environ["TEMPLATEFLOW_AUTOUPDATE"] = "off"
-    if not settings.check:
-        for name in CACHES_OF_LIBRARIES:
-            os.environ.setdefault(name, str(settings.work_dir / CACHES / name.lower()))
+    for name in CACHES_OF_LIBRARIES:
+        if settings.check:
+            os.environ[name] = NO_CACHE  # libraries create these folders when they are imported
+        elif os.environ.get(name, NO_CACHE) == NO_CACHE:
+            os.environ[name] = str(settings.work_dir / CACHES / name.lower())
 
 
 if __name__ == "__main__":

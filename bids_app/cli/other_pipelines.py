@@ -17,18 +17,21 @@ LIST = Path(__file__).with_name("other_pipelines.yml")
 
 @dataclass(frozen=True)
 class ForeignOption:
-    """An option of other pipelines: its name (and value), these pipelines, the reason and our nearest option."""
+    """An option of other pipelines: its name (and value), these pipelines, the reason, our nearest option, a remedy."""
 
     name: str
     of: str
     because: str
     use: str = ""
+    do: str = ""
 
     @property
     def sentence(self) -> str:
         """What it is and what to do."""
         _, _, value = self.name.partition(" ")
-        if value:
+        if self.do:
+            remedy = self.do
+        elif value:
             remedy = f"leave {value} out"
         elif self.use:
             remedy = f"use {self.use}"
@@ -44,7 +47,7 @@ def foreign_options() -> dict[str, ForeignOption]:
 
     entries = yaml.safe_load(LIST.read_text(encoding="utf-8"))
     return {
-        name: ForeignOption(name, entry["of"], entry["because"], entry.get("use", ""))
+        name: ForeignOption(name, entry["of"], entry["because"], entry.get("use", ""), entry.get("do", ""))
         for entry in entries
         for name in entry["options"]
     }

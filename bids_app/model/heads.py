@@ -48,7 +48,7 @@ class LinearHead(nn.Module):
 
     def __init__(self, n_features: int, outputs: int, n_tokens: int = 0) -> None:
         super().__init__()
-        self.n_features = n_features
+        self.n_features, self.outputs = n_features, outputs
         self.head = nn.Linear(n_features, outputs)
 
     def from_embedding(self, embedding: torch.Tensor) -> torch.Tensor:
@@ -86,7 +86,7 @@ class TokenHead(nn.Module):
 
     def __init__(self, n_features: int, outputs: int, n_tokens: int = 160) -> None:
         super().__init__()
-        self.n_features = n_features
+        self.n_features, self.outputs = n_features, outputs
         self.cls_token = nn.Parameter(torch.zeros(1, 1, n_features))
         self.pos_embed = nn.Parameter(torch.zeros(1, n_tokens + 1, n_features))
         layers = nn.ModuleList(
@@ -189,6 +189,11 @@ def check_head(head: LinearHead | TokenHead, n_features: int) -> None:
             f"The head reads {head.n_features} features, but the encoder has {n_features}.",
             "Download the file again, or give the model that it belongs to.",
         )
+
+
+def check_numbers(state: Mapping[str, torch.Tensor], what: str) -> None:
+    """Raise a `BadDataError` if tensors of a module are not finite numbers below `MAX_WEIGHT`."""
+    _check_fit(state, state, what)
 
 
 def load_strictly(module: nn.Module, state: Mapping[str, torch.Tensor], what: str) -> None:

@@ -15,7 +15,7 @@ from bids_app.settings.machine import (
     home_dir,
     own_scratch,
 )
-from bids_app.settings.option import Option, as_options, options_of
+from bids_app.settings.option import Option, as_options, options_of, refuse_empty
 from bids_app.settings.sections import (
     ATTRIBUTIONS,
     AVERAGE,
@@ -60,5 +60,6 @@ __all__ = [
     "home_dir",
     "options_of",
     "own_scratch",
+    "refuse_empty",
     "settings_from",
 ]

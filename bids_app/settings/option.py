@@ -155,7 +155,7 @@ def values_from(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     UsageError
-        Two options set the same field.
+        Two options set the same field, or a value is empty.
     """
     values: dict[str, Any] = {}
     for part in fields(settings):
@@ -164,8 +164,21 @@ def values_from(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
             names = " and ".join(each.long_name for each in chosen)
             raise UsageError(f"{names} cannot be combined.", "Give only one of them.")
         if chosen:
+            refuse_empty(chosen[0], given[chosen[0].key])
             values[part.name] = chosen[0].parse(given[chosen[0].key])
     return values
+
+
+def refuse_empty(option: Option, value: Any) -> None:
+    """Refuse an empty value; as a path it would mean the current folder.
+
+    Raises
+    ------
+    UsageError
+        The value, or one of several, is empty.
+    """
+    if "" in (value if isinstance(value, list | tuple) else (value,)):
+        raise UsageError(f"{option.long_name} is empty.", "Is a variable unset?")
 
 
 def as_options(settings: Any) -> dict[str, Any]:

@@ -122,6 +122,8 @@ def named_paths(items: Sequence[str]) -> dict[str, Path]:
                 f"Invalid value for --derivatives: {item}; '{name}' is not a valid name.",
                 "Write NAME=PATH with unique names of letters, digits, - and _; 'raw' is reserved.",
             )
+        if not path:
+            raise UsageError(f"Invalid value for --derivatives: {item}; the path is empty.", "Is a variable unset?")
         found[name] = Path(path).absolute()
     return found
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,19 +97,32 @@ def check_disk(runs: Sequence[BoldRun], settings: Settings) -> str:
         free = shutil.disk_usage(device).free
         if needed > free and needed > free + sum(_bytes_in(folder) for folder, _ in folders):
             raise CannotCreateError(
-                f"{' and '.join(str(folder) for folder, _ in folders)}: {len(spaces)} participants need about "
-                f"{_gb(needed)}, but {_gb(free)} are free.",
-                _hint(settings, scratch, at_a_time),
+                f"{' and '.join(str(folder) for folder, _ in folders)}: {_counted(len(spaces))} about "
+                f"{readable_size(needed)}, but {readable_size(free)} are free.",
+                _hint(settings, dict(folders), at_a_time, free, len(spaces)),
             )
-    return f"about {_gb(scratch)} of scratch and {_gb(output)} of outputs needed"
+    return f"about {readable_size(scratch)} of scratch and {readable_size(output)} of outputs needed"
 
 
-def _hint(settings: Settings, scratch: float, at_a_time: float) -> str:
-    remedies = ["Free some space, give --work-dir on another disk"]
-    if at_a_time < scratch:
-        remedies.append(f"delete scratch files of finished participants with --clean-workdir ({_gb(at_a_time)})")
-    remedies.append("or process fewer participants at a time with --participant-label")
-    return ", ".join(remedies) + "."
+def _counted(n_participants: int) -> str:
+    return "1 participant needs" if n_participants == 1 else f"{n_participants} participants need"
+
+
+def _hint(settings: Settings, needs: Mapping[Path, float], at_a_time: float, free: float, n_participants: int) -> str:
+    """List the remedies for the folders that share a full disk, with the bytes that each needs."""
+    remedies = ["Free some space"]
+    scratch, output = needs.get(settings.work_dir), needs.get(settings.out_dir)
+    if scratch is not None:
+        remedies.append("give --work-dir on another disk")
+        if at_a_time < scratch:
+            remedies.append(
+                f"delete scratch files of finished participants with --clean-workdir ({readable_size(at_a_time)})"
+            )
+    if output is not None and output > free:
+        remedies.append("give an output folder on another disk")
+    if n_participants > 1:
+        remedies.append("process fewer participants at a time with --participant-label")
+    return f"{', '.join(remedies[:-1])}, or {remedies[-1]}."
 
 
 def _by_device(*folders: tuple[Path, float]) -> dict[Path, list[tuple[Path, float]]]:
@@ -150,5 +163,6 @@ def _size_of(path: Path) -> tuple[Sequence[int], int]:
     return image.shape, claimed_bytes(image)
 
 
-def _gb(n_bytes: float) -> str:
+def readable_size(n_bytes: float) -> str:
+    """Write a size in GB, or in MB below 0.1 GB."""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.0f} MB"

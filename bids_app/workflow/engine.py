@@ -76,10 +76,23 @@ class StepError:
 
 def remove_caches(work_dir: Path) -> None:
     """Delete library caches and crash folders from a scratch folder, and the folder itself if it is then empty."""
-    for folder in (work_dir / CACHES, *work_dir.glob("crash-*")):
+    for folder in (work_dir / CACHES, *crash_folders(work_dir)):
         shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):
         work_dir.rmdir()
+
+
+def crash_folders(work_dir: Path) -> list[Path]:
+    """List the folders for crash files of nipype in a scratch folder, one for each invocation."""
+    return sorted(work_dir.glob("crash-*"))
+
+
+def remove_empty(folders: Iterable[Path]) -> None:
+    """Remove crash folders in which there are no files."""
+    for folder in folders:
+        for place in (*folder.glob("*"), folder):
+            with suppress(OSError):
+                place.rmdir()  # fails if there is a file
 
 
 def folder_size(folder: Path, patience_s: float = 2.0) -> tuple[int, bool]:

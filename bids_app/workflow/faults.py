@@ -8,7 +8,15 @@ from bids_app.bids.query import BoldRun
 from bids_app.errors import NeurostormError
 from bids_app.preprocess.ingest.derivatives import check_forms
 from bids_app.preprocess.io.completeness import check_complete
-from bids_app.preprocess.io.headers import SLICE_TIMING, BoldHeader, collected, examine_anatomy, inspect_header
+from bids_app.preprocess.io.headers import (
+    MIN_VOLUMES,
+    SLICE_TIMING,
+    BoldHeader,
+    collected,
+    examine_anatomy,
+    inspect_header,
+    inspect_image,
+)
 from bids_app.preprocess.io.images import check_n_dummies
 from bids_app.preprocess.sdc.choice import FIELDMAPS
 from bids_app.settings import Settings
@@ -39,15 +47,16 @@ def inspect_run(
     header = None
     if run.problem:
         faults.append(run.problem)  # its metadata may be incomplete: files only
+        inspect_image(run.bold, faults)
     else:
         header = inspect_header(
             run.bold, run.metadata, (SLICE_TIMING,) if run.derived else settings.preprocess.ignore, faults
         )
     with collected(faults):
         check_run_memory(run, settings)
-    if header and settings.preprocess.dummy_scans and not faults:
+    if settings.preprocess.dummy_scans:
         with collected(faults):
-            check_n_dummies(run.bold.name, header.n_volumes, header.tr, settings.preprocess.dummy_scans)
+            check_dummies(run.bold, header, settings.preprocess.dummy_scans)
     if run.derived:
         with collected(faults):
             check_forms(run.bold)
@@ -59,6 +68,23 @@ def inspect_run(
     with collected(faults):
         last_onset(run.events)
     return header, tuple({str(fault): fault for fault in faults}.values())
+
+
+def check_dummies(bold: Path, header: BoldHeader | None, n_dummies: int) -> None:
+    """Check the number of dummy volumes; without a known repetition time, against the number of volumes only.
+
+    Raises
+    ------
+    BadDataError
+        Too few volumes remain. A file whose size is unknown, or which is too short anyway, has other faults.
+    """
+    if header is not None:
+        n_volumes, tr = header.n_volumes, header.tr
+    else:
+        image = inspect_image(bold, [])
+        n_volumes, tr = (image.shape[3] if image else 0), None
+    if n_volumes >= MIN_VOLUMES:
+        check_n_dummies(bold.name, n_volumes, tr, n_dummies)
 
 
 def image_files(run: BoldRun, settings: Settings) -> tuple[Path, ...]:

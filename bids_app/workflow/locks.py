@@ -108,6 +108,12 @@ class Locks:
         if _board is not None:
             os.write(_board, b"".join(b"%s %s\n" % (mark.encode(), os.fsencode(p)) for p, mark in acquired.items()))
 
+    def are_alone(self, work_dir: Path) -> bool:
+        """Check if no other process that still runs has locked a participant in a scratch folder."""
+        others = [path for path in work_dir.glob("running-sub-*.json") if path not in self._held]
+        now = max((path.stat().st_mtime for path in self._held if path.exists()), default=0.0)
+        return all(_is_dead(path, _read(path), now) for path in others)
+
     def _beat(self) -> None:
         while not self._done.wait(BEAT_SECONDS):
             touch(list(self._held))

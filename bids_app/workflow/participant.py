@@ -27,7 +27,7 @@ from bids_app.terminal import VERBOSE, indented
 from bids_app.workflow.context import SLOW_SCAN, RunContext, read_context
 from bids_app.workflow.disk import check_disk
 from bids_app.workflow.ends import Ends, failed
-from bids_app.workflow.engine import Engine, folder_size, remove_caches
+from bids_app.workflow.engine import Engine, crash_folders, folder_size, remove_caches, remove_empty
 from bids_app.workflow.graph import Graph
 from bids_app.workflow.locks import Locks, is_in_use, lock_files
 from bids_app.workflow.log import InvocationLog
@@ -97,6 +97,9 @@ def process_participants(wanted: Sequence[BoldRun], context: RunContext) -> int:
         runs = [run for run in wanted if run.participant not in busy]
         if not runs:
             raise next(iter(busy.values()))
+        left = crash_folders(settings.work_dir)  # before the locks are read: an owner of a new folder holds one
+        if locks.are_alone(settings.work_dir):
+            remove_empty(left)
         check_fit(settings)
         code = process_runs([add_memory_problem(run, settings) for run in runs], context)
     if settings.clean_workdir and code == EXIT_OK and not is_in_use(settings.work_dir):
@@ -119,9 +122,12 @@ def process_runs(runs: Sequence[BoldRun], context: RunContext) -> int:
         crash_dir = settings.work_dir / f"crash-{ends.run_id}"
         crash_dir.mkdir()
         size = BATCH_RUNS if settings.resources.plugin is None else BATCH_RUNS_OF_CLUSTER
-        for number, batch in enumerate(batches(runs, size)):
-            process_batch(batch, context, ends, crash_dir / str(number))
-        ends.repeat_failed_writing()
+        try:
+            for number, batch in enumerate(batches(runs, size)):
+                process_batch(batch, context, ends, crash_dir / str(number))
+            ends.repeat_failed_writing()
+        finally:
+            remove_empty([crash_dir])
     for folder in (settings.out_dir, settings.out_dir / "logs", settings.work_dir):
         remove_leftovers(folder, deep=False)
     shutil.rmtree(crash_dir, ignore_errors=True)

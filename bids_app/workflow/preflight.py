@@ -14,10 +14,9 @@ from pathlib import Path
 
 from bids_app.errors import CannotCreateError, NeurostormError, NoInputError, TemporaryError, UsageError
 from bids_app.settings import FUNC_SPACE, T1W_SPACE, Settings
+from bids_app.workflow.disk import existing_parent, readable_size
 from bids_app.workflow.scratch import check_private
 
-MIN_FREE_GB = 2.0
-"""Minimum free space of the output and scratch folders, GB."""
 MIN_MEMORY_GB = 3.0
 """Minimum memory for preprocessing, GB."""
 
@@ -108,18 +107,10 @@ def check_output(settings: Settings) -> str:
 
 
 def check_scratch(settings: Settings) -> str:
-    """Check that the scratch folder can be written and has enough free space."""
+    """Check that the scratch folder can be written; `disk.check_disk` compares its free space with the runs' needs."""
     text = _writable(settings.work_dir, "work", "Give --work-dir, or set NEUROSTORM_SCRATCH.")
     check_private(settings.work_dir)
-    for folder in (settings.work_dir, settings.out_dir):
-        place = _existing(folder)
-        free_gb = shutil.disk_usage(place).free / 1e9
-        if free_gb < MIN_FREE_GB:
-            raise CannotCreateError(
-                f"{place}: {free_gb:.1f} GB free; a run needs {MIN_FREE_GB:.0f} GB.",
-                "Free some space, or give --work-dir on another disk.",
-            )
-    return f"{text}, {shutil.disk_usage(_existing(settings.work_dir)).free / 1e9:.0f} GB free"
+    return f"{text}, {readable_size(shutil.disk_usage(existing_parent(settings.work_dir)).free)} free"
 
 
 def check_memory(settings: Settings) -> str:
@@ -298,14 +289,8 @@ CHECKS: dict[str, Callable[[Settings], str]] = {
 }
 
 
-def _existing(folder: Path) -> Path:
-    while not folder.exists() and folder != folder.parent:
-        folder = folder.parent
-    return folder
-
-
 def _writable(folder: Path, what: str, hint: str) -> str:
-    place = _existing(folder)
+    place = existing_parent(folder)
     if not place.is_dir():
         raise CannotCreateError(f"{place}: the {what} folder cannot be created: this is a file.", hint)
     if not os.access(place, os.W_OK | os.X_OK) or os.statvfs(place).f_flag & os.ST_RDONLY:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bids_app.cli.neurostorm import build_parser, parse_settings
+from bids_app.cli.neurostorm import build_parser, main, parse_settings
 from bids_app.cli.options import CONFIG_FILE, all_options
 from bids_app.cli.options_table import replace_table
 from bids_app.errors import UsageError
@@ -153,3 +153,28 @@ def test_number_types_describe_what_they_expect() -> None:
     for convert in (whole_number, number):
         with pytest.raises(argparse.ArgumentTypeError, match="'x' is not a"):
             convert("x")
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["", "out", "participant"], "bids_dir"),
+        (["in", "", "participant"], "output_dir"),
+        (["in", "out", "participant", "-w", ""], "--work-dir"),
+        (["in", "out", "participant", "--work-dir="], "--work-dir"),
+        (["in", "out", "participant", "--config-file", ""], "--config-file"),
+        (["in", "out", "participant", "--bids-database-dir", ""], "--bids-database-dir"),
+        (["in", "out", "participant", "--use-plugin", ""], "--use-plugin"),
+        (["in", "out", "participant", "--derivatives", ""], "--derivatives"),
+    ],
+)
+def test_an_empty_path_is_not_the_current_folder(words: list[str], name: str, capsys) -> None:
+    assert main([*words, "--check"]) == 64
+    said = capsys.readouterr().err
+    assert f"{name} is empty" in said
+    assert "Is a variable unset?" in said
+
+
+def test_a_derivative_without_a_path_is_refused(capsys) -> None:
+    assert main(["in", "out", "participant", "--check", "--derivatives", "fmriprep="]) == 64
+    assert "the path is empty" in capsys.readouterr().err

@@ -23,7 +23,29 @@ def test_an_option_of_other_pipelines_is_refused_with_its_reason_and_an_option_o
     assert main(["in", "out", "participant", name, *value]) == 64
     said = capsys.readouterr().err
     assert option.because in said
-    assert (f"leave {value[0]} out" if value else option.use or "leave it out") in said
+    assert (option.do or (f"leave {value[0]} out" if value else option.use or "leave it out")) in said
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ("--skull-strip-template OASIS30ANTs", "leave it out"),
+        ("--skull-strip-t1w force", "leave it out"),
+        ("--skull-strip-fixed-seed", "use --random-seed"),
+        ("--slice-time-ref 0.5", "leave it out"),
+        ("--fmap-bspline", "leave it out"),
+        ("--fallback-total-readout-time 0.03", "add TotalReadoutTime to the sidecar"),
+        ("--force-syn", "use --use-syn-sdc with --ignore fieldmaps"),
+        ("--head-radius auto", "leave it out"),
+        ("--min-coverage 0.5", "leave it out"),
+        ("--dummy-scans auto", "leave --dummy-scans out"),
+        ("--level resampling", "use --level minimal or --level full"),
+        ("--bids-database-wipe", "delete the folder of --bids-database-dir"),
+    ],
+)
+def test_the_remedy_belongs_to_the_option(words: str, remedy: str, capsys) -> None:
+    assert main(["in", "out", "participant", *words.split()]) == 64
+    assert f"; {remedy}." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -40,9 +40,7 @@ def raw(tmp_path_factory) -> Path:
 
 NO_MINIMUM_SPACE = """
 import bids_app.workflow.participant as participant
-import bids_app.workflow.preflight as preflight
 from bids_app.cli.neurostorm import run
-preflight.MIN_FREE_GB = 0
 participant.check_disk = lambda *_: ""
 run()
 """

@@ -85,8 +85,40 @@ def test_two_disks_are_checked_separately(tmp_path, settings, monkeypatch) -> No
     with_free_space(monkeypatch, needed.scratch + 1)
     check_disk(runs, settings)
     with_free_space(monkeypatch, needed.scratch - 1)
-    with pytest.raises(CannotCreateError, match=rf"^{settings.work_dir}: 1 participants need"):
+    with pytest.raises(CannotCreateError, match=rf"^{settings.work_dir}: 1 participant needs"):
         check_disk(runs, settings)
+
+
+@pytest.mark.parametrize(
+    ("full", "advised", "not_advised"),
+    [
+        ("scratch", ("--work-dir", "--clean-workdir", "--participant-label"), ("output folder",)),
+        ("output", ("output folder on another disk", "--participant-label"), ("--work-dir", "--clean-workdir")),
+        ("both", ("--work-dir", "--clean-workdir", "output folder on another disk"), ()),
+    ],
+)
+def test_the_remedies_are_those_of_the_full_disk(
+    tmp_path, settings, monkeypatch, full: str, advised: tuple[str, ...], not_advised: tuple[str, ...]
+) -> None:
+    small = {
+        "scratch": [settings.work_dir],
+        "output": [settings.out_dir],
+        "both": [settings.work_dir, settings.out_dir],
+    }
+    disks = {path: tmp_path / ("small" if path in small[full] else "large") for path in small["both"]}
+
+    def by_device(*folders: tuple[Path, float]) -> dict[Path, list[tuple[Path, float]]]:
+        return {disk: [each for each in folders if disks[each[0]] == disk] for disk in set(disks.values())}
+
+    monkeypatch.setattr(disk, "_by_device", by_device)
+    monkeypatch.setattr(disk.shutil, "disk_usage", lambda path: Usage(0, 0, 10**6 if path.name == "small" else 10**15))
+    with pytest.raises(CannotCreateError) as caught:
+        check_disk(runs_of(tmp_path, 3), settings)
+    hint = caught.value.hint
+    assert [text for text in advised if text not in hint] + [text for text in not_advised if text in hint] == []
+    with pytest.raises(CannotCreateError) as caught:
+        check_disk(runs_of(tmp_path, 1), settings)
+    assert "--participant-label" not in caught.value.hint
 
 
 def test_results_of_an_earlier_invocation_count_as_available(tmp_path, settings, monkeypatch) -> None:
@@ -107,7 +139,7 @@ def test_the_command_refuses_a_disk_that_is_too_small(tiny_dataset, tmp_path, mo
     command = [str(tiny_dataset.root), str(out), "participant", "--model", "demo", "-w", str(tmp_path / "work"), *check]
     assert main(command) == 73
     said = capsys.readouterr()
-    assert "1 participants need about 1000000000.0 GB" in said.out + said.err
+    assert "1 participant needs about 1000000000.0 GB" in said.out + said.err
     assert not out.exists()
 
 

@@ -80,6 +80,30 @@ def test_all_faults_of_a_run_are_found(tiny_dataset: TinyDataset, run: BoldRun, 
     assert len(faults) == len(expected)
 
 
+@pytest.mark.parametrize(
+    ("metadata", "expected"),
+    [
+        ({"RepetitionTime": 2.0, "SliceTiming": "a"}, ("SliceTiming is not",)),
+        (
+            {"RepetitionTime": 0, "SliceTiming": [1, 2, 3, 1e9], "SliceEncodingDirection": "q"},
+            ("RepetitionTime is 0", "latest slice time (SliceTiming) is 1e+09 s", "SliceEncodingDirection is 'q'"),
+        ),
+        (
+            {"RepetitionTime": 2.0, "SliceTiming": [0, 3.0], "SliceEncodingDirection": "q"},
+            ("RepetitionTime is 2 s: they contradict", "SliceEncodingDirection is 'q'"),
+        ),
+    ],
+)
+def test_faults_of_timing_do_not_hide_one_another(run, settings, metadata, expected) -> None:
+    dropping = replace(settings, preprocess=PreprocessSettings(dummy_scans=60))
+    cut(run.bold)
+    _, faults = inspect_run(replace(run, metadata=metadata), dropping)
+    said = "\n".join(map(str, faults))
+    expected = (*expected, "0 volumes", "unreadable or truncated")
+    assert [text for text in expected if text not in said] == []
+    assert len(faults) == len(expected)
+
+
 def test_images_that_are_left_out_are_no_faults_of_the_run(run: BoldRun, settings: Settings) -> None:
     assert run.t1w is not None
     assert run.fieldmap is not None
@@ -100,8 +124,13 @@ def test_an_ignored_fieldmap_is_not_checked(run: BoldRun, settings: Settings) ->
 
 def test_a_problem_of_the_query_does_not_hide_damaged_files(run: BoldRun, settings: Settings) -> None:
     cut(run.bold)
-    _, faults = inspect_run(replace(run, problem=BadDataError("broken sidecar"), metadata={}), settings)
-    assert [fault.message[:14] for fault in faults] == ["broken sidecar", run.bold.name[:14]]
+    dropping = replace(settings, preprocess=PreprocessSettings(dummy_scans=60))
+    _, faults = inspect_run(replace(run, problem=BadDataError("broken sidecar"), metadata={}), dropping)
+    said = [str(fault) for fault in faults]
+    assert said[0].startswith("broken sidecar")
+    assert "0 volumes remain" in said[1]
+    assert "unreadable or truncated" in said[2]
+    assert len(said) == 3
 
 
 def test_images_of_several_runs_are_read_once(run: BoldRun, settings: Settings) -> None:

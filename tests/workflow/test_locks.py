@@ -242,3 +242,20 @@ def test_a_full_disk_is_no_question_of_permissions(tmp_path: Path, monkeypatch) 
     monkeypatch.setattr(Path, "write_text", full)
     with Locks() as locks, pytest.raises(InputOutputError, match="no space left"):
         locks.acquire(tmp_path / "running.json")
+
+
+@pytest.mark.parametrize(("changes", "alone"), [({}, False), ({"started": "before"}, True)])
+def test_locks_of_others_count_while_their_owners_run(tmp_path: Path, changes, alone: bool) -> None:
+    with Locks() as held:
+        held.acquire(*lock_files("01", tmp_path / "out", tmp_path))
+        assert held.are_alone(tmp_path)
+        write_lock(tmp_path / "running-sub-02.json", **changes)
+        assert held.are_alone(tmp_path) == alone
+
+
+@pytest.mark.parametrize(("age", "alone"), [(STALE_SECONDS - 60, False), (STALE_SECONDS + 60, True)])
+def test_locks_of_other_machines_count_while_they_are_touched(tmp_path: Path, age: float, alone: bool) -> None:
+    with Locks() as held:
+        held.acquire(*lock_files("01", tmp_path / "out", tmp_path))
+        write_lock(tmp_path / "running-sub-02.json", age, place="elsewhere")
+        assert held.are_alone(tmp_path) == alone

@@ -1,4 +1,4 @@
-"""The final summary fits on a screen, however many runs failed; -v prints everything."""
+"""The final summary fits on a screen; interrupted and killed invocations leave no empty folders."""
 
 from __future__ import annotations
 
@@ -7,9 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from bids_app.cli.neurostorm import main
+from bids_app.errors import TemporaryError, Terminated
 from bids_app.outputs.schema import RunOutcome
 from bids_app.settings import PARTICIPANT, Settings
+from bids_app.workflow import participant
 from bids_app.workflow.participant import failed, print_summary
+from tests.helpers.datasets import TinyDataset
+from tests.workflow.test_locks import write_lock
 
 SCREEN = 24
 
@@ -25,3 +30,40 @@ def test_the_final_summary_fits_on_a_screen(tmp_path: Path, capsys, n_failed: in
     assert ("492 more" in said) == (n_failed == 500)
     print_summary(outcomes, {}, replace(settings, verbosity=1), 12.0)
     assert capsys.readouterr().err.count("failed: truncated") == n_failed
+
+
+def start(dataset: TinyDataset, work: Path) -> int:
+    """Run the command up to its first batch."""
+    out = dataset.root.parent / "out"
+    return main([str(dataset.root), str(out), "participant", "--model", "demo", "--mem", "4GB", "-w", str(work)])
+
+
+@pytest.mark.parametrize(
+    ("interruption", "code"), [(Terminated, 143), (KeyboardInterrupt, 130), (TemporaryError("no memory"), 75)]
+)
+def test_no_empty_crash_folder_is_left_by_an_interruption(
+    tiny_dataset: TinyDataset, tmp_path: Path, monkeypatch, interruption, code: int
+) -> None:
+    def interrupt(runs, context, ends, crash_dir: Path) -> None:
+        crash_dir.mkdir()
+        raise interruption
+
+    monkeypatch.setattr(participant, "process_batch", interrupt)
+    assert start(tiny_dataset, tmp_path / "work") == code
+    assert list((tmp_path / "work").glob("crash-*")) == []
+
+
+@pytest.mark.parametrize("owner_runs", [True, False])
+def test_empty_crash_folders_of_killed_invocations_are_removed_at_the_next_start(
+    tiny_dataset: TinyDataset, tmp_path: Path, monkeypatch, owner_runs: bool
+) -> None:
+    work = tmp_path / "work"
+    empty, full = work / "crash-1" / "0", work / "crash-2" / "0"
+    for folder in (empty, full):
+        folder.mkdir(parents=True)
+    (full / "crash-x.txt").write_text("Traceback")
+    write_lock(work / "running-sub-99.json", **({} if owner_runs else {"started": "before"}))
+    monkeypatch.setattr(participant, "process_batch", lambda *_: None)
+    start(tiny_dataset, work)
+    assert empty.exists() == empty.parent.exists() == owner_runs
+    assert (full / "crash-x.txt").exists()

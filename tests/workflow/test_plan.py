@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bids_app.bids.query import find_runs
-from bids_app.cli.neurostorm import main
+from bids_app.cli.neurostorm import CACHES_OF_LIBRARIES, main
 from bids_app.settings import QuerySettings
 from tests.helpers.datasets import TinyDataset
 
@@ -81,6 +81,25 @@ def test_the_pybids_database_is_used_but_never_written(tmp_path: Path, capsys) -
     assert check(dataset, "--bids-database-dir", str(folder)) == 0
     assert "1 BOLD runs of 1 participants" in capsys.readouterr().out
     assert contents(tmp_path) == before
+
+
+def test_a_check_leaves_the_temporary_folder_and_home_empty(tiny_dataset: TinyDataset, tmp_path: Path) -> None:
+    places = {name: tmp_path / name for name in ("TMPDIR", "HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR")}
+    for name in ("TMPDIR", "HOME"):
+        places[name].mkdir()
+    plugin = tmp_path / "plugin.yml"
+    plugin.write_text("plugin: SLURM\n")
+    words = [str(tiny_dataset.root), str(tmp_path / "out"), "participant", "--model", "demo", "--check"]
+    done = subprocess.run(
+        [sys.executable, "-m", "bids_app.cli.neurostorm", *words, "--use-plugin", str(plugin)],
+        env={name: value for name, value in os.environ.items() if name not in CACHES_OF_LIBRARIES}
+        | {name: str(place) for name, place in places.items()},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.endswith("Nothing was written.\n"), done.stdout + done.stderr
+    assert done.returncode == 0
+    assert [path for place in places.values() for path in place.rglob("*")] == []
+    assert not places["TORCHINDUCTOR_CACHE_DIR"].exists()
 
 
 @pytest.mark.parametrize("device", ["gpu", "gpu:1"])

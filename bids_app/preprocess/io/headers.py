@@ -19,7 +19,7 @@ from nibabel.openers import ImageOpener
 
 from bids_app.errors import BadDataError, NeurostormError
 from bids_app.files import open_regular
-from bids_app.preprocess.io.timing import SliceTimes, read_slice_times, repetition_time
+from bids_app.preprocess.io.timing import SliceTimes, read_slice_times, repetition_time, slice_timing_faults
 
 MIN_VOLUMES = 20
 MIN_SECONDS = 20.0
@@ -228,6 +228,48 @@ def inspect_header(
     bold: Path, metadata: dict[str, Any], ignore: Container[str], faults: list[NeurostormError]
 ) -> BoldHeader | None:
     """Do the checks of `examine_header`, and add all faults to a list; return None if size or timing are unknown."""
+    image = inspect_image(bold, faults)
+    if image is None:
+        return None
+    timing = None
+    with collected(faults):
+        timing = repetition_time(image.header, metadata, bold.name, image.shape[3])
+    if timing is None:
+        faults += () if SLICE_TIMING in ignore else slice_timing_faults(metadata, None, bold.name)
+        return None
+    tr, n_volumes = timing.tr, image.shape[3]
+    if tr * n_volumes < MIN_SECONDS and n_volumes >= MIN_VOLUMES:
+        faults.append(
+            BadDataError(
+                f"{bold.name}: {tr * n_volumes:.1f} s of data, too short (at least {MIN_SECONDS:g} s are required).",
+                "Check RepetitionTime, or exclude the run with --bids-filter-file or --task-id.",
+            )
+        )
+    slices: SliceTimes | None = None
+    slice_warnings: tuple[str, ...] = ()
+    if SLICE_TIMING not in ignore:
+        wrong = tuple(slice_timing_faults(metadata, tr, bold.name))
+        faults += wrong
+        if not wrong:
+            slices, slice_warnings = read_slice_times(metadata, tr, image.shape, bold.name)
+    warnings = (*image.warnings, *timing.warnings, *slice_warnings)
+    return BoldHeader(image.shape, image.voxel_sizes_mm, tr, image.affine, slices, warnings)
+
+
+@dataclass(frozen=True)
+class BoldImage:
+    """What the header of a BOLD file says without its sidecar; attributes as those of `BoldHeader`."""
+
+    header: Any
+    shape: tuple[int, int, int, int]
+    voxel_sizes_mm: tuple[float, ...]
+    affine: np.ndarray
+    warnings: tuple[str, ...]
+
+
+def inspect_image(bold: Path, faults: list[NeurostormError]) -> BoldImage | None:
+    """Check the header of a BOLD file without its timing, and add all faults to a list; None if its size is unknown."""
+    shape: tuple[int, ...] = ()
     with collected(faults):
         image = load_nifti(bold)
         shape = image.shape
@@ -238,7 +280,7 @@ def inspect_header(
                 f"{bold.name}: image is {len(shape)}D instead of 4D (shape {' x '.join(map(str, shape))}).",
                 "Use a 4D BOLD series; rename a single-band reference to *_sbref.",
             )
-    if faults:
+    if len(shape) != 4:
         return None
     with collected(faults):
         check_values(image, bold)
@@ -256,29 +298,11 @@ def inspect_header(
             )
     with collected(faults):
         check_size(image, bold)
-    geometry_warnings: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
     with collected(faults):
-        geometry_warnings = check_geometry(image, bold)
-    timing = None
-    with collected(faults):
-        timing = repetition_time(image.header, metadata, bold.name, shape[3])
-    if timing is None:
-        return None
-    with collected(faults):
-        if timing.tr * shape[3] < MIN_SECONDS and shape[3] >= MIN_VOLUMES:
-            raise BadDataError(
-                f"{bold.name}: {timing.tr * shape[3]:.1f} s of data, too short (at least {MIN_SECONDS:g} s are "
-                "required).",
-                "Check RepetitionTime, or exclude the run with --bids-filter-file or --task-id.",
-            )
-    slices: SliceTimes | None = None
-    slice_warnings: tuple[str, ...] = ()
-    with collected(faults):
-        if SLICE_TIMING not in ignore:
-            slices, slice_warnings = read_slice_times(metadata, timing.tr, shape, bold.name)
+        warnings = check_geometry(image, bold)
     sizes = tuple(float(size) for size in voxel_sizes(image.affine))
-    warnings = (*geometry_warnings, *timing.warnings, *slice_warnings)
-    return BoldHeader(shape, sizes, timing.tr, image.affine, slices, warnings)
+    return BoldImage(image.header, shape, sizes, image.affine, warnings)
 
 
 @contextmanager

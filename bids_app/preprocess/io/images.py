@@ -125,8 +125,8 @@ def set_dummies(series: Series, n_dummy: int) -> Series:
     return replace(series, n_dummy=n_dummy)
 
 
-def check_n_dummies(name: str, n_volumes: int, tr: float, n_dummy: int) -> None:
-    """Check that a run is long enough without its dummy volumes.
+def check_n_dummies(name: str, n_volumes: int, tr: float | None, n_dummy: int) -> None:
+    """Check that a run is long enough without its dummy volumes; if ``tr`` is unknown, that it has enough volumes.
 
     Raises
     ------
@@ -134,9 +134,10 @@ def check_n_dummies(name: str, n_volumes: int, tr: float, n_dummy: int) -> None:
         It is not.
     """
     n_steady = n_volumes - n_dummy
-    if n_steady < MIN_VOLUMES or n_steady * tr < MIN_SECONDS:
+    if n_steady < MIN_VOLUMES or (tr is not None and n_steady * tr < MIN_SECONDS):
+        seconds = "" if tr is None else f" ({max(n_steady * tr, 0):.1f} s)"
         raise BadDataError(
-            f"{name}: only {max(n_steady, 0)} volumes ({max(n_steady * tr, 0):.1f} s) remain after dropping "
+            f"{name}: only {max(n_steady, 0)} volumes{seconds} remain after dropping "
             f"{n_dummy} dummy volumes; at least {MIN_VOLUMES} volumes and {MIN_SECONDS:g} s are required.",
             "Drop fewer volumes with --dummy-scans, or exclude the run.",
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,10 +87,7 @@ def _from_sidecar(metadata: dict[str, Any], name: str, n_volumes: int) -> float 
 
 
 def _even_step(volume_times: Any, name: str, n_volumes: int) -> float:
-    try:
-        times = np.asarray(volume_times, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        times = np.array(np.nan)
+    times = _as_seconds(volume_times)
     if times.ndim != 1 or not np.all(np.isfinite(times)):
         raise BadDataError(f"{name}: VolumeTiming is not a list of seconds.", "List one onset per volume.")
     if len(times) != n_volumes:
@@ -165,26 +163,12 @@ def read_slice_times(
     BadDataError
         Times are invalid or exceed the repetition time, or the direction is unknown.
     """
-    given = metadata.get("SliceTiming")
-    if not given:
+    for fault in slice_timing_faults(metadata, tr, name):
+        raise fault
+    if not metadata.get("SliceTiming"):
         return None, ()
-    try:
-        times = np.asarray(given, dtype=np.float64)
-    except (TypeError, ValueError, OverflowError):
-        times = np.array(np.nan)
-    if times.ndim != 1 or not np.all(np.isfinite(times)) or times.min() < 0:
-        raise BadDataError(f"{name}: SliceTiming is not a list of seconds.", HINT)
-    if times.max() > tr * 1.001:
-        raise BadDataError(
-            f"{name}: the latest slice time (SliceTiming) is {times.max():g} s, but RepetitionTime is {tr:g} s: they "
-            "contradict each other.",
-            f"BIDS requires seconds in both. {HINT}",
-        )
-    given = metadata.get("SliceEncodingDirection", "k")
-    direction = read_direction(given)
-    if direction is None:
-        raise BadDataError(f"{name}: SliceEncodingDirection is {given!r}; it must be i, j, k, i-, j- or k-.", HINT)
-    axis, sign = direction
+    times = _as_seconds(metadata["SliceTiming"])
+    axis, sign = read_direction(metadata.get("SliceEncodingDirection", "k")) or (2, 1)
     if len(times) != shape[axis]:
         return None, (
             f"{name}: SliceTiming has {len(times)} times for {shape[axis]} slices; slice timing was not corrected.",
@@ -194,3 +178,38 @@ def read_slice_times(
     if sign < 0:
         times = times[::-1]
     return SliceTimes(axis, tuple(times.tolist())), ()
+
+
+def slice_timing_faults(metadata: dict[str, Any], tr: float | None, name: str) -> Iterator[BadDataError]:
+    """Iterate over all faults of the slice times of a sidecar.
+
+    Parameters
+    ----------
+    metadata, name
+        See `read_slice_times`.
+    tr : float, optional
+        s; None if it is unknown: times are then compared with the longest plausible one.
+    """
+    if not metadata.get("SliceTiming"):
+        return
+    times = _as_seconds(metadata["SliceTiming"])
+    if times.ndim != 1 or not np.all(np.isfinite(times)) or times.min() < 0:
+        yield BadDataError(f"{name}: SliceTiming is not a list of seconds.", HINT)
+    elif times.max() > (tr or PLAUSIBLE_TR_S[1]) * 1.001:
+        other = f"RepetitionTime is {tr:g} s" if tr else f"no RepetitionTime is longer than {PLAUSIBLE_TR_S[1]:g} s"
+        yield BadDataError(
+            f"{name}: the latest slice time (SliceTiming) is {times.max():g} s, but {other}: they contradict each "
+            "other.",
+            f"BIDS requires seconds in both. {HINT}",
+        )
+    direction = metadata.get("SliceEncodingDirection", "k")
+    if read_direction(direction) is None:
+        yield BadDataError(f"{name}: SliceEncodingDirection is {direction!r}; it must be i, j, k, i-, j- or k-.", HINT)
+
+
+def _as_seconds(given: Any) -> np.ndarray:
+    """Convert the value of a sidecar to an array; NaN if it has no numbers."""
+    try:
+        return np.asarray(given, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        return np.array(np.nan)
