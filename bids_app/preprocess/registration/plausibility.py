@@ -31,6 +31,7 @@ MAX_CONTROL_RATIO = 0.88
 """Maximum of `control_ratio`: right alignments have up to 0.85, wrong ones 0.91 and more."""
 MIN_VOLUME = 0.35
 """Minimum volume of the brain in the boldref, relative to the T1w: half of the voxel size gives an eighth."""
+VOXEL_SIZE = "wrong voxel size or slice gap in the header of one of the two?"
 FLIPPED = 1.1
 """Ratio of cost or of similarity above which left and right are probably flipped in one of the images."""
 SCALES = (0.81, 1.23)
@@ -224,6 +225,8 @@ def likely_cause(
     out_dir : pathlib.Path
     seed : int
     """
+    if pair.epi_ml < MIN_VOLUME * brain_ml:
+        return VOXEL_SIZE
     mirrored = max(similarity_ratio(quality), cost_ratio(quality) or 0.0)
     if mirrored > FLIPPED:
         return f"left and right flipped in one of the two? The mirrored T1w fits {mirrored:.1f} times as well."
@@ -233,8 +236,8 @@ def likely_cause(
         return (
             f"one of the two upside down or back to front? It fits better turned by 180 degrees about the {axis} axis."
         )
-    if wrong_scales(quality) or pair.epi_ml < MIN_VOLUME * brain_ml:
-        return "wrong voxel size or slice gap in the header of one of the two?"
+    if wrong_scales(quality):
+        return VOXEL_SIZE
     return "T1w of another person?"
 
 

@@ -121,7 +121,7 @@ def test_one_measure_without_contrast_is_no_sign(change):
         ({"bbr_cost": 0.95, "bbr_cost_mirrored": 0.6}, 0.1, 1500.0, "left and right flipped"),
         ({}, 0.3, 1500.0, "turned by 180 degrees about the left-right axis"),
         ({"coreg_scale_k": 1.3}, 0.1, 1500.0, "voxel size or slice gap"),
-        ({}, 0.1, 9000.0, "voxel size or slice gap"),
+        ({"coreg_mirrored": 0.2}, 0.1, 9000.0, "voxel size or slice gap"),
         ({}, 0.1, 1500.0, "T1w of another person?"),
     ],
 )
