@@ -99,6 +99,11 @@ class Option:
         return not self.names[0].startswith("-")
 
     @property
+    def is_path(self) -> bool:
+        """True if its values are files or folders."""
+        return self.metavar in ("DIR", "FILE", "NAME=PATH") or (self.is_positional and self.metavar is None)
+
+    @property
     def is_number(self) -> bool:
         """True if its values are numbers."""
         return self.type in (whole_number, number)
@@ -155,7 +160,7 @@ def values_from(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     UsageError
-        Two options set the same field, or a value is empty.
+        Two options set the same field, or a path is empty.
     """
     values: dict[str, Any] = {}
     for part in fields(settings):
@@ -170,14 +175,14 @@ def values_from(settings: Any, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def refuse_empty(option: Option, value: Any) -> None:
-    """Refuse an empty value; as a path it would mean the current folder.
+    """Refuse an empty path, which would mean the current folder.
 
     Raises
     ------
     UsageError
         The value, or one of several, is empty.
     """
-    if "" in (value if isinstance(value, list | tuple) else (value,)):
+    if option.is_path and "" in (value if isinstance(value, list | tuple) else (value,)):
         raise UsageError(f"{option.long_name} is empty.", "Is a variable unset?")
 
 

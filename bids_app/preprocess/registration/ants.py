@@ -18,6 +18,7 @@ from nibabel.affines import voxel_sizes
 from bids_app.bids.full_disk import is_full, no_space
 from bids_app.errors import RegistrationError
 from bids_app.preprocess.io.images import save_image
+from bids_app.preprocess.registration.native_messages import quiet_if_full
 from bids_app.preprocess.registration.transforms import (
     Chain,
     Linear,
@@ -173,7 +174,8 @@ def register(
     prefix = out_dir / f"{name}_"
     arguments += ["-u", "0", "-z", "1", "-a", "1", "-o", str(prefix)]
     try:
-        ants_library().registration(arguments, None)
+        with quiet_if_full(out_dir):
+            ants_library().registration(arguments, None)
     except RuntimeError as error:
         if is_full(out_dir):  # before the scratch files are deleted
             raise no_space(out_dir, f"registration {name}") from error
@@ -181,8 +183,9 @@ def register(
         raise RegistrationError(f"{name}: ANTs failed ({error}).") from error
     forward, backward = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
     try:
-        for file in (forward, backward):
-            strip_timestamps(file)
+        with quiet_if_full(out_dir):
+            for file in (forward, backward):
+                strip_timestamps(file)
         found = Registration(read_itk_composite(forward), read_itk_composite(backward), forward, backward)
     except OSError as error:  # ANTs does not raise errors of writing
         if forward.exists() or is_full(out_dir):
