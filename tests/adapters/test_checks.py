@@ -23,7 +23,8 @@ WRONG = {
         "labels": list("abcde"),
     },
     "the weights do not fit the encoder (not finite": {
-        "tensors": {"encoder.patch_embed.fc.weight": torch.full((2,), torch.nan)}
+        "tensors": {"encoder.patch_embed.fc.weight": torch.full((2,), torch.nan)},
+        "strategy": "full",
     },
     "the reference statistics have 8 features, but the head reads 9": {
         "tensors": head(torch.zeros(1, 9)) | reference()
