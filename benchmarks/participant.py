@@ -45,8 +45,8 @@ def main() -> int:
         print("\nsteps of the cold run, s")
         for summary in summaries:
             for run in summary["runs"]:
-                for step, cost in run["steps"].items():
-                    print(f"{cost['seconds']:8.1f}  {step}")
+                for step, spent in run["steps"].items():
+                    print(f"{spent['seconds']:8.1f}  {step}")
     return cost.code
 
 

@@ -275,6 +275,7 @@ def test_deleted_outputs_are_restored_from_the_cache(finished: Finished) -> None
     assert path.read_bytes() == content
 
 
+@pytest.mark.slow
 def test_a_run_with_other_options_leaves_nothing_of_the_first(finished: Finished, tmp_path: Path) -> None:
     out, work = (shutil.copytree(folder, tmp_path / folder.name) for folder in (finished.out, finished.work))
     other = replace(finished, out=out, work=work)

@@ -171,6 +171,7 @@ def prepared(unmasked, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_the_whole_head_is_registered_if_the_brain_alone_fails(prepared, tmp_path, monkeypatch):
     wrong = rigid((0, 0, 0), (0, 60, 0))
     registered = FakeRegister(wrong, wrong, np.eye(4))
@@ -324,6 +325,7 @@ def test_the_neck_is_removed_and_the_brain_is_kept(head):
     assert (cut[:, :, :25] == 0).all()
 
 
+@pytest.mark.slow
 def test_after_a_doubtful_alignment_the_better_of_two_is_kept(unmasked, tmp_path, monkeypatch):
     larger = np.diag([1.04, 1.04, 1.04, 1.0])
     monkeypatch.setattr(normalisation, "MIN_CORRELATION", 0.0)

@@ -162,6 +162,7 @@ def peak_mb(folder: Path, *, low_mem: bool) -> float:
     return max(map(float, (folder / "wf" / "megabytes.txt").read_text().split()))
 
 
+@pytest.mark.slow
 def test_low_mem_needs_the_memory_of_the_largest_step(tmp_path: Path) -> None:
     side_by_side = peak_mb(tmp_path / "usual", low_mem=False)
     in_turn = peak_mb(tmp_path / "low", low_mem=True)
@@ -199,6 +200,7 @@ def test_the_first_run_is_finished_before_the_last_is_begun(tmp_path: Path, n_pr
     assert sorted(order) == [str(number) for number in range(5) for _ in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plugin", ["Linear", "MultiProc"])
 def test_runs_end_one_by_one_with_a_plugin_of_nipype(tmp_path: Path, plugin: str) -> None:
     """``note`` writes the order of the steps; the end of each run is written there, too."""

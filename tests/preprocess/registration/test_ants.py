@@ -47,6 +47,7 @@ def test_two_contrasts_of_a_head_are_aligned(head, pair, tmp_path):
     np.testing.assert_allclose(found.inverse(found.chain(np.eye(3) * 50)), np.eye(3) * 50, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_masked_lesion_of_the_moving_image_does_not_warp_its_surroundings(head, tmp_path):
     healthy = Image(head.t1w, head.affine)
     lesion = np.zeros(head.t1w.shape, bool)
