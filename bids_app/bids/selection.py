@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -142,9 +142,7 @@ def choose_t1w(
         notes.append("No T1w image was found: the BOLD run is aligned with the template directly.")
         return None
     session = session_folder(bold, root)
-    by_session: dict[str, list[Path]] = {}
-    for path in t1ws:
-        by_session.setdefault(session_folder(path, root), []).append(path)
+    by_session = group_by_session(t1ws, root)
     preferred = session if reference == SESSIONWISE else ""
     selected = min(by_session, key=lambda label: (label != preferred, label != "", natural_key(label)))
     candidates = by_session[selected]
@@ -162,12 +160,17 @@ def choose_t1w(
     return chosen
 
 
+def group_by_session(paths: Iterable[Path], root: Path) -> dict[str, list[Path]]:
+    """Group files by the name of their session folder; empty for files without a session."""
+    found: dict[str, list[Path]] = {}
+    for path in paths:
+        found.setdefault(session_folder(path, root), []).append(path)
+    return found
+
+
 def t1w_of_other_sessions(t1w: Path, t1ws: Sequence[Path], root: Path, notes: list[str]) -> tuple[Path, ...]:
     """List the best T1w image of each other session, to be averaged with the reference (``average``)."""
-    by_session: dict[str, list[Path]] = {}
-    for path in t1ws:
-        if missing_content(path) is None:
-            by_session.setdefault(session_folder(path, root), []).append(path)
+    by_session = group_by_session((path for path in t1ws if missing_content(path) is None), root)
     by_session.pop(session_folder(t1w, root), None)
     others = tuple(min(by_session[label], key=_t1w_rank) for label in sorted(by_session, key=natural_key))
     if others:

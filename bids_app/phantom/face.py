@@ -76,7 +76,6 @@ MARROW = (
     Ellipsoid((0, 74, -120), (22, 5, 8)),
     Ellipsoid((40, 52, -58), (9, 7, 4), mirrored=True),
 )
-TONGUE = Ellipsoid((0, 46, -98), (24, 34, 18))
 
 
 def scaled(points: Coordinates, size: float) -> Coordinates:

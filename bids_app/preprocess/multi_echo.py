@@ -19,12 +19,11 @@ import numpy as np
 from bids_app.errors import BadDataError
 from bids_app.preprocess.hmc import N_REFERENCE, MotionEstimate, aligned_volumes, make_boldref, steady_volumes
 from bids_app.preprocess.io.images import Series, read_volume, save_image, stamp_header
+from bids_app.preprocess.io.series_writer import write_header
 from bids_app.preprocess.io.volumes import VolumeSource, chunks
 from bids_app.preprocess.masking import head_mask
 from bids_app.preprocess.registration.transforms import apply_matrix, grid_points, sample
 
-MIN_ECHOES = 3
-"""Minimum number of echoes for a fit of T2*, as in fMRIPrep."""
 MAX_T2STAR_S = 0.5
 """Maximum T2*, s, as in fMRIPrep; noise makes it arbitrarily large in fluid."""
 AFFINE_TOLERANCE = 1e-3
@@ -175,10 +174,9 @@ def write_combined(
     header.set_data_shape((*grid, n_volumes))
     header.set_data_dtype(np.float32)
     stamp_header(header, decay.affine, 1, tr)
-    header["vox_offset"], header["magic"] = 352, b"n+1"
     outside = float(np.median(decay.t2star))
     with path.open("wb") as file:
-        file.write(header.binaryblock + b"\0\0\0\0")
+        write_header(file, header)
         for start, volumes in chunks(sources[0]):
             stop = start + len(volumes)
             signals = np.stack([volumes, *(source.read(start, stop) for source in sources[1:])], axis=-1)

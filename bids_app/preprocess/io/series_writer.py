@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import BinaryIO, Self
 
 import nibabel as nib
 import numpy as np
@@ -14,6 +14,13 @@ from bids_app.preprocess.io.images import stamp_header
 
 N_STEPS = 65_000
 """Values of int16 between the ends of the range."""
+
+
+def write_header(file: BinaryIO | gzip.GzipFile, header: nib.Nifti1Header) -> None:
+    """Write the header of a NIfTI file without extensions; its voxels follow."""
+    header["vox_offset"] = 352
+    header["magic"] = b"n+1"
+    file.write(header.binaryblock + b"\0\0\0\0")
 
 
 class SeriesWriter:
@@ -54,11 +61,9 @@ class SeriesWriter:
         header.set_data_dtype(np.int16)
         header.set_slope_inter(self.slope, self.middle)
         stamp_header(header, affine, code, tr)
-        header["vox_offset"] = 352
-        header["magic"] = b"n+1"
         self._raw = path.open("wb")
         self._file = gzip.GzipFile("", "wb", compresslevel=1, fileobj=self._raw, mtime=0)
-        self._file.write(header.binaryblock + b"\0\0\0\0")
+        write_header(self._file, header)
 
     def append(self, values: np.ndarray) -> None:
         """Append volumes, (n, V) float."""
