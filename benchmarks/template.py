@@ -16,7 +16,6 @@ import tempfile
 import time
 from pathlib import Path
 
-import h5py
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
@@ -24,11 +23,12 @@ from scipy import ndimage
 from bids_app.catalog.templates import MODEL_SPACE, Template, load_template, space
 from bids_app.preprocess.masking import ball
 from bids_app.preprocess.registration.ants import Image, Registration, Stage, correlation, register
+from bids_app.preprocess.registration.published import write_itk_composite
 from bids_app.preprocess.registration.spaces import chain_between
 from bids_app.preprocess.registration.transforms import (
-    LPS,
     Chain,
     Linear,
+    Warp,
     apply_matrix,
     grid_points,
     linear,
@@ -58,17 +58,16 @@ def errors_mm(chain: Chain, reference: Chain, points: np.ndarray) -> dict[str, f
     return {"50 %": np.median(distances), "95 %": np.percentile(distances, 95), "maximum": distances.max()}
 
 
-def write_coarse_field(chain: Chain, affine: np.ndarray, start: str, end: str, folder: Path) -> Path:
-    """Write a transform between two spaces as an ITK composite: a field on a coarse grid, then a matrix.
+def on_coarse_grid(chain: Chain, affine: np.ndarray, start: str) -> Chain:
+    """Return a transform as a displacement field on a coarse grid of a space, then a matrix.
 
     Parameters
     ----------
     chain : Chain
-        From points of ``start`` to points of ``end``.
+        From points of ``start``.
     affine : numpy.ndarray, (4, 4)
         Its linear part.
-    start, end : str
-    folder : pathlib.Path
+    start : str
     """
     grid = space(start)
     extent = (np.array(grid.shape) - 1) * 2.0
@@ -78,36 +77,12 @@ def write_coarse_field(chain: Chain, affine: np.ndarray, start: str, end: str, f
     points = grid_points(shape, onto)
     shift = apply_matrix(np.linalg.inv(affine), chain(points)) - points
     field = np.round(shift.reshape(*shape, 3) / ROUNDED_MM) * ROUNDED_MM
-    itk = LPS @ affine @ LPS
-    origin = apply_matrix(LPS, onto[:3, 3])
-    direction = np.diag([-1.0, -1.0, 1.0]).ravel()
-    transforms = [
-        ("CompositeTransform_float_3_3", None, None),
-        ("AffineTransform_float_3_3", np.zeros(3), np.concatenate([itk[:3, :3].ravel(), itk[:3, 3]])),
-        (
-            "DisplacementFieldTransform_float_3_3",
-            np.concatenate([shape, origin, [FIELD_MM] * 3, direction]),
-            (field * (-1, -1, 1)).transpose(2, 1, 0, 3).ravel(),
-        ),
-    ]
-    path = folder / f"tpl-{start}_from-{end}_mode-image_xfm.h5"
-    with h5py.File(path, "w") as file:
-        for i, (kind, fixed, values) in enumerate(transforms):
-            group = file.create_group(f"TransformGroup/{i}")
-            group.create_dataset("TransformType", data=[kind.encode()], dtype=h5py.string_dtype(), track_times=False)
-            if fixed is not None:
-                group.create_dataset("TransformFixedParameters", data=np.asarray(fixed, np.float64), track_times=False)
-                group.create_dataset(
-                    "TransformParameters",
-                    data=np.asarray(values, np.float32),
-                    compression="gzip",
-                    compression_opts=9,
-                    shuffle=True,
-                    track_times=False,
-                )
-        for key, text in (("HDFVersion", "1"), ("ITKVersion", "5.4.0"), ("OSName", "Linux"), ("OSVersion", "1")):
-            file.create_dataset(key, data=[text.encode()], dtype=h5py.string_dtype(), track_times=False)
-    return path
+    return Chain((Warp(field.astype(np.float32), onto), Linear(affine)))
+
+
+def write_transform(folder: Path, start: str, end: str, chain: Chain) -> Path:
+    """Write a transform from points of ``start`` to points of ``end`` as an ITK composite, under its packaged name."""
+    return write_itk_composite(folder / f"tpl-{start}_from-{end}_mode-image_xfm.h5", chain)
 
 
 def write_tissues(other: Template, chain: Chain, folder: Path) -> None:
@@ -136,8 +111,11 @@ def main() -> None:
         if wanted.write:
             wanted.write.mkdir(parents=True, exist_ok=True)
             matrix = next(step.matrix for step in reference.chain.steps if isinstance(step, Linear))
-            write_coarse_field(reference.chain, matrix, MODEL_SPACE, OTHER_SPACE, wanted.write)
-            write_coarse_field(reference.inverse, np.linalg.inv(matrix), OTHER_SPACE, MODEL_SPACE, wanted.write)
+            for start, end, chain, linear_part in (
+                (MODEL_SPACE, OTHER_SPACE, reference.chain, matrix),
+                (OTHER_SPACE, MODEL_SPACE, reference.inverse, np.linalg.inv(matrix)),
+            ):
+                write_transform(wanted.write, start, end, on_coarse_grid(chain, linear_part, start))
             write_tissues(other, reference.chain, wanted.write)
         again = register_templates(model, other, INFORMATION, Path(name), "information").chain
     rows = {

@@ -93,6 +93,7 @@ def combine_echoes(
         path=path,
         data_mask=save_image(out_dir / "data_mask.nii.gz", varies.astype(np.uint8), decay.affine),
         warnings=tuple(dict.fromkeys(text for echo in echoes for text in echo.warnings)),
+        omitted=tuple(dict.fromkeys(text for echo in echoes for text in echo.omitted)),
     )
     boldref = make_boldref(series.open_raw(), poses, first.n_dummy, threads)
     found = replace(

@@ -264,7 +264,7 @@ def collect(
     used = anatomy if isinstance(anatomy, Anatomy) and alignment.route == "t1w" else None
     warnings = series.warnings + (used.warnings if used else ()) + alignment.warnings
     doubts = (used.doubts if used else ()) + alignment.doubts
-    omitted = motion.omitted
+    omitted = series.omitted + motion.omitted
     if alignment.t1w_problem:
         omitted += (
             f"{alignment.t1w_problem} The T1w image was not used: the run was registered directly to "

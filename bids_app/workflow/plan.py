@@ -169,4 +169,4 @@ def describe(run: BoldRun, header: BoldHeader, settings: Settings) -> Iterator[s
     else:
         yield "slice timing: " + ("corrected" if header.slices else "not corrected")
         yield correction_of(run, settings.preprocess)[1]
-    yield from (*run.notes, *odd, *header.warnings)
+    yield from (*run.notes, *odd, *header.warnings, *header.omitted)

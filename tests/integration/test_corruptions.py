@@ -217,12 +217,12 @@ DAMAGES: dict[str, Damage] = {
     "times of too few volumes": Damage(HERE, "VolumeTiming", sidecar={"VolumeTiming": [0, 2, 4]}),
     "times that go back": Damage(HERE, "not evenly", sidecar={"VolumeTiming": list(range(30, 0, -1))}),
     "too few slice times": sidecar(WARNED, "3 times for 6 slices", SliceTiming=[0, 0.5, 1]),
-    "slice times in milliseconds": sidecar(HERE, "contradict", SliceTiming=[0, 300, 600, 900, 1200, 1500]),
-    "slice times as text": sidecar(HERE, "SliceTiming", SliceTiming=["0", "a", "b", "c", "d", "e"]),
-    "slice times that are too large": sidecar(HERE, "SliceTiming", SliceTiming=[0, 1, 1, 1, 1, 10**400]),
-    "negative slice times": sidecar(HERE, "SliceTiming", SliceTiming=[0, -1, 1, 1, 1, 1]),
+    "slice times in milliseconds": sidecar(WARNED, "contradict", SliceTiming=[0, 300, 600, 900, 1200, 1500]),
+    "slice times as text": sidecar(WARNED, "SliceTiming", SliceTiming=["0", "a", "b", "c", "d", "e"]),
+    "slice times that are too large": sidecar(WARNED, "SliceTiming", SliceTiming=[0, 1, 1, 1, 1, 10**400]),
+    "negative slice times": sidecar(WARNED, "SliceTiming", SliceTiming=[0, -1, 1, 1, 1, 1]),
     "an unknown slice direction": sidecar(
-        HERE, "SliceEncodingDirection", SliceTiming=[0, 1, 0, 1, 0, 1], SliceEncodingDirection="up"
+        WARNED, "SliceEncodingDirection", SliceTiming=[0, 1, 0, 1, 0, 1], SliceEncodingDirection="up"
     ),
     "odd types where nothing hangs on them": sidecar(
         FINE, "", EchoTime=[], TaskName={}, PhaseEncodingDirection=3, B0FieldSource=7, IntendedFor=5, FlipAngle="x"

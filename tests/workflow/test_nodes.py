@@ -112,7 +112,7 @@ def test_a_run_that_does_not_fit_its_t1w_is_registered_directly_unless_the_t1w_i
 def test_a_t1w_that_was_not_used_is_in_the_warnings_and_in_the_verdict(route, problem, tmp_path) -> None:
     series = SimpleNamespace(
         source=Path("sub-01_bold.nii.gz"), path=None, tr=2.0, n_volumes=100, n_dummy=0, data_mask=None, warnings=(),
-        slices=None,
+        slices=None, omitted=(),
     )  # fmt: skip
     motion = MotionEstimate(*[Path("x")] * 3)
     confounds = SimpleNamespace(table=None, sidecar=None, carpet=None, quality={"tsnr": 50.0})
@@ -131,11 +131,27 @@ def test_a_t1w_that_was_not_used_is_in_the_warnings_and_in_the_verdict(route, pr
         assert UNUSABLE.reason in checks["preprocessing"].message
 
 
+def test_corrections_that_were_left_out_are_in_the_warnings_and_in_the_verdict(tmp_path) -> None:
+    series = SimpleNamespace(
+        source=Path("sub-01_bold.nii.gz"), path=None, tr=2.0, n_volumes=100, n_dummy=0, data_mask=None, warnings=(),
+        slices=None, omitted=("Slice times contradict.",),
+    )  # fmt: skip
+    motion = MotionEstimate(*[Path("x")] * 3, omitted=("No distortion correction.",))
+    confounds = SimpleNamespace(table=None, sidecar=None, carpet=None, quality={"tsnr": 50.0})
+    aligned = alignment("t1w")
+    found = nodes.collect(
+        series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), False, tmp_path, ANATOMY
+    )
+    assert {"Slice times contradict.", "No distortion correction."} <= set(found.warnings)
+    (check,) = (check for check in judge_scan(scan_facts(found, 0.95)).checks if check.name == "preprocessing")
+    assert (check.level, check.message) == ("warn", "Slice times contradict. No distortion correction.")
+
+
 @pytest.mark.parametrize("route", ["t1w", "direct"])
 def test_doubts_about_an_alignment_are_in_the_warnings_and_in_the_verdict(route, tmp_path) -> None:
     series = SimpleNamespace(
         source=Path("sub-01_bold.nii.gz"), path=None, tr=2.0, n_volumes=100, n_dummy=0, data_mask=None, warnings=(),
-        slices=None,
+        slices=None, omitted=(),
     )  # fmt: skip
     motion = MotionEstimate(*[Path("x")] * 3)
     confounds = SimpleNamespace(table=None, sidecar=None, carpet=None, quality={"tsnr": 50.0})

@@ -19,7 +19,7 @@ from nibabel.openers import ImageOpener
 
 from bids_app.errors import BadDataError, NeurostormError
 from bids_app.files import open_regular
-from bids_app.preprocess.io.timing import SliceTimes, read_slice_times, repetition_time, slice_timing_faults
+from bids_app.preprocess.io.timing import SliceTimes, read_slice_times, repetition_time
 
 MIN_VOLUMES = 20
 MIN_SECONDS = 20.0
@@ -185,7 +185,8 @@ def corner_distances(one: np.ndarray, other: np.ndarray, shape: Sequence[int]) -
 class BoldHeader:
     """Header and timing of a BOLD run.
 
-    ``shape`` is (X, Y, Z, T), ``voxel_sizes_mm`` (3,), ``tr`` in s.
+    ``shape`` is (X, Y, Z, T), ``voxel_sizes_mm`` (3,), ``tr`` in s. ``omitted`` are sentences on corrections that are
+    left out because of the sidecar.
     """
 
     shape: tuple[int, int, int, int]
@@ -194,6 +195,7 @@ class BoldHeader:
     affine: np.ndarray
     slices: SliceTimes | None = None
     warnings: tuple[str, ...] = ()
+    omitted: tuple[str, ...] = ()
 
     @property
     def n_volumes(self) -> int:
@@ -235,7 +237,6 @@ def inspect_header(
     with collected(faults):
         timing = repetition_time(image.header, metadata, bold.name, image.shape[3])
     if timing is None:
-        faults += () if SLICE_TIMING in ignore else slice_timing_faults(metadata, None, bold.name)
         return None
     tr, n_volumes = timing.tr, image.shape[3]
     if tr * n_volumes < MIN_SECONDS and n_volumes >= MIN_VOLUMES:
@@ -246,14 +247,11 @@ def inspect_header(
             )
         )
     slices: SliceTimes | None = None
-    slice_warnings: tuple[str, ...] = ()
+    omitted: tuple[str, ...] = ()
     if SLICE_TIMING not in ignore:
-        wrong = tuple(slice_timing_faults(metadata, tr, bold.name))
-        faults += wrong
-        if not wrong:
-            slices, slice_warnings = read_slice_times(metadata, tr, image.shape, bold.name)
-    warnings = (*image.warnings, *timing.warnings, *slice_warnings)
-    return BoldHeader(image.shape, image.voxel_sizes_mm, tr, image.affine, slices, warnings)
+        slices, omitted = read_slice_times(metadata, tr, image.shape, bold.name)
+    warnings = (*image.warnings, *timing.warnings)
+    return BoldHeader(image.shape, image.voxel_sizes_mm, tr, image.affine, slices, warnings, omitted)
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ class Series:
     warnings: tuple[str, ...] = ()
     slices: SliceTimes | None = None
     """Slice times; None: no slice timing correction."""
+    omitted: tuple[str, ...] = ()
+    """Sentences on corrections that are left out because of the sidecar."""
 
     def open(self) -> VolumeSource:
         """Open the series, with slice timing correction if slice times are known."""
@@ -110,7 +112,8 @@ def examine_bold(
     data_mask = out_dir / "data_mask.nii.gz"
     varies = _examine_values(Volumes(path), bold)
     save_image(data_mask, varies.astype(np.uint8), header.affine)
-    return Series(path, bold, header.tr, header.n_volumes, 0, data_mask, tuple(warnings), header.slices)
+    slices, omitted = header.slices, header.omitted
+    return Series(path, bold, header.tr, header.n_volumes, 0, data_mask, tuple(warnings), slices, omitted)
 
 
 def set_dummies(series: Series, n_dummy: int) -> Series:

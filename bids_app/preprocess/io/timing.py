@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from bids_app.errors import BadDataError
 PLAUSIBLE_TR_S = (0.1, 20.0)
 SECONDS_PER_UNIT = {"sec": 1.0, "msec": 1e-3, "usec": 1e-6}
 SAME_TIME_S = 1e-3
-HINT = "Correct the JSON file, or skip slice timing correction with --ignore slicetiming."
+HINT = "Correct the JSON file; --ignore slicetiming leaves out the correction without a warning."
 
 
 @dataclass(frozen=True)
@@ -141,6 +140,8 @@ def read_slice_times(
 ) -> tuple[SliceTimes | None, tuple[str, ...]]:
     """Read the slice times of a sidecar.
 
+    Slice timing correction only improves a run: where slice times are not valid, it is left out, and the run continues.
+
     Parameters
     ----------
     metadata : dict
@@ -156,55 +157,31 @@ def read_slice_times(
     Returns
     -------
     tuple
-        Slice times, and warnings. None if the sidecar has none, all are equal, or their number does not match.
-
-    Raises
-    ------
-    BadDataError
-        Times are invalid or exceed the repetition time, or the direction is unknown.
+        Slice times, and sentences on all their faults. No slice times: the sidecar has none, all are equal, or they
+        have faults.
     """
-    for fault in slice_timing_faults(metadata, tr, name):
-        raise fault
     if not metadata.get("SliceTiming"):
         return None, ()
     times = _as_seconds(metadata["SliceTiming"])
-    axis, sign = read_direction(metadata.get("SliceEncodingDirection", "k")) or (2, 1)
-    if len(times) != shape[axis]:
-        return None, (
-            f"{name}: SliceTiming has {len(times)} times for {shape[axis]} slices; slice timing was not corrected.",
+    direction = metadata.get("SliceEncodingDirection", "k")
+    axis, sign = read_direction(direction) or (None, 1)
+    faults = []
+    if times.ndim != 1 or not np.all(np.isfinite(times)) or times.min() < 0:
+        faults.append("SliceTiming is not a list of seconds")
+    elif times.max() > tr * 1.001:
+        faults.append(
+            f"the latest slice time (SliceTiming) is {times.max():g} s, but RepetitionTime is {tr:g} s: they "
+            "contradict each other (BIDS requires seconds in both)"
         )
+    elif axis is not None and len(times) != shape[axis]:
+        faults.append(f"SliceTiming has {len(times)} times for {shape[axis]} slices")
+    if axis is None:
+        faults.append(f"SliceEncodingDirection is {direction!r}; it must be i, j, k, i-, j- or k-")
+    if faults or axis is None:
+        return None, tuple(f"{name}: {fault}; slice timing was not corrected. {HINT}" for fault in faults)
     if np.ptp(times) < SAME_TIME_S:
         return None, ()
-    if sign < 0:
-        times = times[::-1]
-    return SliceTimes(axis, tuple(times.tolist())), ()
-
-
-def slice_timing_faults(metadata: dict[str, Any], tr: float | None, name: str) -> Iterator[BadDataError]:
-    """Iterate over all faults of the slice times of a sidecar.
-
-    Parameters
-    ----------
-    metadata, name
-        See `read_slice_times`.
-    tr : float, optional
-        s; None if it is unknown: times are then compared with the longest plausible one.
-    """
-    if not metadata.get("SliceTiming"):
-        return
-    times = _as_seconds(metadata["SliceTiming"])
-    if times.ndim != 1 or not np.all(np.isfinite(times)) or times.min() < 0:
-        yield BadDataError(f"{name}: SliceTiming is not a list of seconds.", HINT)
-    elif times.max() > (tr or PLAUSIBLE_TR_S[1]) * 1.001:
-        other = f"RepetitionTime is {tr:g} s" if tr else f"no RepetitionTime is longer than {PLAUSIBLE_TR_S[1]:g} s"
-        yield BadDataError(
-            f"{name}: the latest slice time (SliceTiming) is {times.max():g} s, but {other}: they contradict each "
-            "other.",
-            f"BIDS requires seconds in both. {HINT}",
-        )
-    direction = metadata.get("SliceEncodingDirection", "k")
-    if read_direction(direction) is None:
-        yield BadDataError(f"{name}: SliceEncodingDirection is {direction!r}; it must be i, j, k, i-, j- or k-.", HINT)
+    return SliceTimes(axis, tuple((times if sign > 0 else times[::-1]).tolist())), ()
 
 
 def _as_seconds(given: Any) -> np.ndarray:

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from bids_app.errors import BadDataError
 from bids_app.preprocess.io.slice_timing import SliceTimed, shift_kernel
 from bids_app.preprocess.io.timing import SliceTimes, read_slice_times
 from bids_app.preprocess.io.volumes import ArrayVolumes
@@ -81,15 +80,10 @@ def test_no_correction_without_slice_times_or_with_equal_times(content):
     assert read_slice_times(content, TR, SHAPE, "x") == (None, ())
 
 
-def test_a_wrong_number_of_slice_times_gives_a_warning():
-    slices, warnings = read_slice_times({"SliceTiming": [0, 1, 2]}, TR, SHAPE, "x_bold.nii.gz")
-    assert slices is None
-    assert "x_bold.nii.gz: SliceTiming has 3 times for 4 slices" in warnings[0]
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ({"SliceTiming": [0, 1, 2]}, "SliceTiming has 3 times for 4 slices"),
         ({"SliceTiming": [0, 1000.0, 500.0, 1500.0]}, "contradict each other"),
         ({"SliceTiming": [0, -1.0, 0.5, 1.5]}, "not a list of seconds"),
         ({"SliceTiming": ["0", "a", "b", "c"]}, "not a list of seconds"),
@@ -97,10 +91,28 @@ def test_a_wrong_number_of_slice_times_gives_a_warning():
         ({"SliceTiming": list(TIMES), "SliceEncodingDirection": "z"}, "SliceEncodingDirection is 'z'"),
     ],
 )
-def test_invalid_slice_times_are_refused_with_a_hint(content, message):
-    with pytest.raises(BadDataError, match=message) as error:
-        read_slice_times(content, TR, SHAPE, "x_bold.nii.gz")
-    assert "--ignore slicetiming" in error.value.hint
+def test_invalid_slice_times_are_left_out_with_a_sentence_that_names_file_and_way_out(content, message):
+    slices, (said,) = read_slice_times(content, TR, SHAPE, "x_bold.nii.gz")
+    assert slices is None
+    assert said.startswith("x_bold.nii.gz: ")
+    assert message in said
+    assert "slice timing was not corrected. Correct the JSON file" in said
+
+
+def test_all_faults_of_slice_times_are_named():
+    content = {"SliceTiming": [0, 3.0, 1.0, 1.0], "SliceEncodingDirection": "q"}
+    _, said = read_slice_times(content, TR, SHAPE, "x_bold.nii.gz")
+    assert len(said) == 2
+    assert "RepetitionTime is 2 s: they contradict" in said[0]
+    assert "SliceEncodingDirection is 'q'" in said[1]
+
+
+def test_a_run_with_invalid_slice_times_is_read_without_correction(tmp_path, write_nifti):
+    path = write_nifti(scanned().astype(np.float32))
+    series = prepare_bold(path, {"RepetitionTime": TR, "SliceTiming": [0, 700, 350, 1050]}, tmp_path, dummy_scans=0)
+    assert series.slices is None
+    assert "contradict each other" in series.omitted[0]
+    np.testing.assert_array_equal(series.open().read(0, 60), series.open_raw().read(0, 60))
 
 
 def test_ignore_slicetiming_skips_the_correction(tmp_path, write_nifti):
@@ -109,8 +121,10 @@ def test_ignore_slicetiming_skips_the_correction(tmp_path, write_nifti):
     metadata = {"RepetitionTime": TR, "SliceTiming": list(TIMES)}
     series = prepare_bold(path, metadata, tmp_path, dummy_scans=0)
     assert series.slices == SliceTimes(2, TIMES)
+    assert series.omitted == ()
     changed = np.abs(series.open().read(0, 60) - series.open_raw().read(0, 60)).max(axis=(0, 1, 2))
     assert changed.min() > 1
     ignored = prepare_bold(path, metadata | {"SliceTiming": [9.0]}, tmp_path, dummy_scans=0, ignore=("slicetiming",))
     assert ignored.slices is None
+    assert ignored.omitted == ()
     np.testing.assert_array_equal(ignored.open().read(0, 60), series.open_raw().read(0, 60))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from bids_app.catalog import templates
-from bids_app.catalog.templates import MODEL_SPACE, load_template, space
-from bids_app.preprocess.registration.ants import Image, correlation, dice
+from bids_app.catalog.templates import MODEL_SPACE, load_template, space, warp_between
+from bids_app.preprocess.registration.ants import Image, ants_library, correlation, dice
 from bids_app.preprocess.registration.spaces import chain_between, template_brain
 from bids_app.preprocess.registration.transforms import apply_matrix, grid_points
 
@@ -38,6 +38,15 @@ def test_the_packaged_transforms_are_inverse(points):
     distances = np.linalg.norm(there_and_back - points, axis=1)
     assert np.median(distances) < 0.3
     assert np.percentile(distances, 95) < 1.0
+
+
+@pytest.mark.parametrize(("start", "end"), [(MODEL_SPACE, OTHER), (OTHER, MODEL_SPACE)])
+def test_antspyx_reads_the_packaged_transforms(points, start, end):
+    itk = ants_library().read_transform(str(warp_between(end, start)))
+    lps = np.array([-1, -1, 1])
+    some = points[::100]
+    found = np.array([itk.apply_to_point(point * lps) for point in some]) * lps
+    np.testing.assert_allclose(found, chain_between(start, end)(some), atol=1e-3)
 
 
 def test_a_space_is_mapped_to_itself_by_the_identity(points):
