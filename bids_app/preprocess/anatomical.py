@@ -20,7 +20,7 @@ from bids_app.preprocess.brain_extraction import VOLUME_ML, extract_brain, measu
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.masking import ball, head_mask, largest_part
 from bids_app.preprocess.registration.ants import Image, ants_library, dice, isotropic
-from bids_app.preprocess.registration.t1w_plausibility import doubts_about_t1w
+from bids_app.preprocess.registration.t1w_plausibility import doubts_about_size
 from bids_app.preprocess.registration.t1w_to_template import above_neck, align_with_template, warp_mask
 from bids_app.preprocess.registration.transforms import Chain, grid_points, resample_to
 from bids_app.preprocess.t1w_average import merge_t1w
@@ -321,7 +321,7 @@ def normalise_t1w(
         merged=prepared.merged,
         used=prepared.used,
         stripped=prepared.stripped,
-        doubts=doubts_about_t1w(quality, prepared.source.name),
+        doubts=doubts_about_size(quality, quality["brain_ml"], prepared.source.name),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -172,7 +173,7 @@ def _refined(
         better_quality = check_coregistration(epi, brain, t1w_mask, better)
         if not failed_checks(better_quality):
             return better, better_quality | refined.quality
-    return matrix, quality | refined.quality | {"bbr_used": 0.0}
+    return matrix, quality | replace(refined, accepted=False).quality
 
 
 def _starts(epi: EpiView, t1w: Image, t1w_mask: np.ndarray, seed: int) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -6,9 +6,11 @@ a rigid transform with one scale is estimated, from the boldref's field of view.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from bids_app.catalog.templates import Template, load_template
@@ -29,8 +31,8 @@ from bids_app.preprocess.registration.ants import (
     similarity,
 )
 from bids_app.preprocess.registration.boldref import EPI_CONTRAST, EpiReference, EpiView
-from bids_app.preprocess.registration.checks import failed_checks
-from bids_app.preprocess.registration.t1w_plausibility import TURN_GAIN, find_turn
+from bids_app.preprocess.registration.checks import BRAIN_ML, SCALES, failed_checks
+from bids_app.preprocess.registration.t1w_plausibility import TURN_GAIN, doubts_about_size, find_turn
 from bids_app.preprocess.registration.transforms import grid_points, rigid
 
 DIRECT_LINEAR = (
@@ -49,6 +51,9 @@ SLAB_SHIFTS_MM = (-30.0, -15.0, 0.0, 15.0, 30.0)
 """Initial positions of a slab along the template's z axis, relative to the centre of the brain."""
 SLAB_PITCH_DEG = (0.0, -15.0, 15.0)
 N_SLAB_STARTS = 4
+CUT_AREA = 0.5
+"""Cross-section of the brain in the outermost slices, relative to the largest, above which the slices cut the brain: in
+an ellipsoid, 15 % of the height is missing."""
 MIN_HEIGHT = 0.75
 """Minimum height of the brain in the boldref, relative to the template's, for an affine and SyN. Whole brains of three
 real scans have 0.84 to 0.92; one of them without the lowest 30 % of its slices has 0.72."""
@@ -85,9 +90,61 @@ def normalise_boldref(reference: EpiReference, out_dir: Path, template: str | No
         quality,
         warnings,
         out_dir,
+        doubts=doubts_about_boldref(reference, quality),
         to_template=found.forward_file,
         from_template=found.inverse_file,
     )
+
+
+def doubts_about_boldref(reference: EpiReference, quality: Mapping[str, float]) -> tuple[str, ...]:
+    """Return sentences on a boldref that was aligned with the template, but is cut or has an unlikely size.
+
+    Parameters
+    ----------
+    reference : EpiReference
+    quality : mapping
+        ``norm_brain_ml``, ``norm_scale_min`` and ``norm_scale_max``.
+    """
+    mask, affine = read_volume(reference.mask)
+    name = reference.source.name
+    cut = tuple(
+        f"{name}: the {end} slices cut the brain (its cross-section there is {area:.0%} of the largest), so the "
+        "alignment without a T1w image is uncertain: field of view too low, or slices missing? Add a T1w image of the "
+        "same person if available."
+        for end, area in cut_ends(mask > 0.5, affine).items()
+    )
+    return cut or doubts_about_size(quality, quality["norm_brain_ml"], name)
+
+
+def cause_of_size(quality: Mapping[str, float]) -> str:
+    """Return the likely cause of a failed alignment as a sentence after a space; empty: the brain's size is usual."""
+    scales = quality.get("norm_scale_min", 1.0), quality.get("norm_scale_max", 1.0)
+    usual = SCALES[0] <= min(scales) <= max(scales) <= SCALES[1]
+    if usual and BRAIN_ML[0] <= quality.get("norm_brain_ml", 1500.0) <= BRAIN_ML[1]:
+        return ""
+    return " Likely cause: wrong voxel size or slice gap in the header?"
+
+
+def cut_ends(mask: np.ndarray, affine: np.ndarray) -> dict[str, float]:
+    """Return which ends of a field of view cut the brain, ``lowest`` or ``highest``, and its cross-section there.
+
+    Parameters
+    ----------
+    mask : numpy.ndarray, (X, Y, Z) bool
+        Brain mask.
+    affine : numpy.ndarray, (4, 4)
+
+    Returns
+    -------
+    dict
+        Mean area of the brain in the last two slices, relative to the largest of all slices; empty: none is above
+        `CUT_AREA`.
+    """
+    axis = int(np.argmax(np.abs(affine[2, :3]) / voxel_sizes(affine)))
+    areas = mask.sum(axis=tuple(other for other in range(3) if other != axis))
+    first, last = (float(end.mean()) / max(float(areas.max()), 1.0) for end in (areas[:2], areas[-2:]))
+    lowest, highest = (first, last) if affine[2, axis] > 0 else (last, first)
+    return {end: area for end, area in (("lowest", lowest), ("highest", highest)) if area > CUT_AREA}
 
 
 def _find_direct(
@@ -109,6 +166,7 @@ def _find_direct(
     if height < MIN_HEIGHT:
         return _find_slab(reference, epi, target, height, out_dir, seed)
     failures: list[str] = []
+    quality: dict[str, float] = {}
     best = None
     for attempt, starts in enumerate(([shift], rotated)):
         try:
@@ -123,8 +181,8 @@ def _find_direct(
         if not failures:
             warning = f"{reference.source.name}: aligned with the template at the second attempt."
             return found, quality, (warning,) if attempt else ()
-    cause = ""
-    if best is not None:
+    cause = cause_of_size(quality)
+    if best is not None and not cause:
         axis, turned = find_turn(fixed, moving, near, best, centre, DIRECT_LINEAR, score, out_dir, seed)
         if turned > (1 + TURN_GAIN) * score(best):
             cause = (
@@ -164,7 +222,7 @@ def _find_slab(
     quality |= _check_direct(epi, target, found, np.linalg.inv(matrix))
     failures = failed_checks(quality)
     if failures:
-        raise _not_aligned(reference, target, failures)
+        raise _not_aligned(reference, target, failures, cause_of_size(quality))
     warning = (
         f"{reference.source.name}: the field of view has only {height:.0%} of the height of a brain; without a T1w "
         f"image, the alignment with {target.name} was limited to a rigid transform with one scale. Expect errors of "

@@ -92,7 +92,8 @@ def mask_boldref(source: Path, boldref: Path, out_dir: Path) -> EpiReference:
         raise BadDataError(
             f"{source.name}: no brain was found; the largest bright component has {volume:.0f} mL (at least "
             f"{MIN_EPI_BRAIN_ML:.0f} mL are required).",
-            "Inspect the image; exclude the run if it does not show a head.",
+            "Inspect the image and the voxel sizes in its header (half the size is an eighth of the volume); exclude "
+            "the run if it does not show a head.",
         )
     return EpiReference(
         source,

@@ -38,6 +38,10 @@ SCALES = (0.81, 1.23)
 """Range of the affine scales along the boldref's axes; right alignments have up to 1.18, with a lost gap 1.30."""
 
 
+SLICE_SCALES = (1.0, 1.25, 0.8)
+"""Scales along the slices from which the affine fit starts."""
+
+
 @dataclass(frozen=True)
 class Pair:
     """A boldref and a T1w, and what is compared of them.
@@ -134,6 +138,9 @@ def compare_with_mirror(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int
 def fit_scales(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int = 1) -> dict[str, float]:
     """Fit an affine transform, and return its scales along the axes of the boldref's grid.
 
+    The fit starts from several scales along the slices (`SLICE_SCALES`), because in slabs it stays near its start; the
+    most similar one is returned.
+
     Parameters
     ----------
     pair : Pair
@@ -146,13 +153,25 @@ def fit_scales(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int = 1) -> 
         ``coreg_scale_i``, ``_j``, ``_k``: true size of a voxel along an axis, relative to the header; empty if the fit
         failed.
     """
-    try:
-        found = pair.fit(SCALE_STAGE, matrix, out_dir, seed)
-    except RegistrationError:
+    voxel_mm = np.linalg.norm(pair.epi.image.affine[:3, :3], axis=0)
+    axes = pair.epi.image.affine[:3, :3] / voxel_mm
+    slices = axes[:, np.argmin(voxel_mm * pair.epi.image.data.shape)]  # the shortest side of the field of view
+    fits = []
+    for scale in SLICE_SCALES:
+        with suppress(RegistrationError):
+            fits.append(pair.fit(SCALE_STAGE, matrix @ stretch(slices, scale, pair.epi.centre), out_dir, seed))
+    if not fits:
         return {}
-    axes = pair.epi.image.affine[:3, :3] / np.linalg.norm(pair.epi.image.affine[:3, :3], axis=0)
-    along = np.linalg.norm(found[:3, :3] @ axes, axis=0)
+    along = np.linalg.norm(max(fits, key=pair.similarity)[:3, :3] @ axes, axis=0)
     return {f"coreg_scale_{axis}": float(scale) for axis, scale in zip("ijk", along, strict=True)}
+
+
+def stretch(direction: np.ndarray, scale: float, centre: np.ndarray) -> np.ndarray:
+    """Return the matrix (4, 4) that scales along a unit vector (3,) about a point (3,) mm."""
+    matrix = np.eye(4)
+    matrix[:3, :3] += (scale - 1) * np.outer(direction, direction)
+    matrix[:3, 3] = centre - matrix[:3, :3] @ centre
+    return matrix
 
 
 def compare(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int = 1) -> dict[str, float]:

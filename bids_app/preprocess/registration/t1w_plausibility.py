@@ -12,8 +12,11 @@ from bids_app.errors import RegistrationError
 from bids_app.preprocess.registration.ants import Image, Stage, register
 from bids_app.preprocess.registration.transforms import apply_matrix, grid_points, rigid
 
-BRAIN_ML = (900.0, 2000.0)
-"""Intracranial volumes of adults and of children from about one year; see `brain_extraction.VOLUME_ML`."""
+BRAIN_ML = (1000.0, 2000.0)
+"""Intracranial volumes of adults and of children from about two years; see `brain_extraction.VOLUME_ML`. With 0.8 of
+the voxel size, a brain of 1,950 mL or less is below."""
+HEAD_ML = (1000.0, 10_000.0)
+"""Volumes of a whole head in the field of view; a smaller one than a brain has wrong voxel sizes."""
 MAX_STRETCH = 1.2
 """Maximum ratio of the largest to the smallest scale of the affine transform between T1w and template."""
 PURE = 0.8
@@ -23,18 +26,19 @@ TURN_GAIN = 0.1
 BODY_AXES = ("left-right", "anterior-posterior", "superior-inferior")
 
 
-def doubts_about_t1w(quality: Mapping[str, float], name: str) -> tuple[str, ...]:
-    """Return sentences on a T1w that was aligned with the template, but has an unlikely size.
+def doubts_about_size(quality: Mapping[str, float], volume: float, name: str) -> tuple[str, ...]:
+    """Return sentences on an image that was aligned with the template, but has an unlikely size.
 
     Parameters
     ----------
     quality : mapping
-        ``brain_ml``, ``norm_scale_min`` and ``norm_scale_max``.
+        ``norm_scale_min`` and ``norm_scale_max``.
+    volume : float
+        Of the whole brain, mL.
     name : str
         File name.
     """
     found = []
-    volume = quality["brain_ml"]
     if not BRAIN_ML[0] <= volume <= BRAIN_ML[1]:
         found.append(
             f"{name}: the brain has {volume:.0f} mL, outside {BRAIN_ML[0]:.0f} to {BRAIN_ML[1]:.0f} mL: wrong voxel "
@@ -47,6 +51,13 @@ def doubts_about_t1w(quality: Mapping[str, float], name: str) -> tuple[str, ...]
             f"above {MAX_STRETCH}: wrong voxel size or slice gap in the header?"
         )
     return tuple(found)
+
+
+def voxel_size_cause(head_ml: float) -> str:
+    """Return the likely cause of a failed alignment as a sentence after a space; empty: the head's volume is usual."""
+    if HEAD_ML[0] <= head_ml <= HEAD_ML[1]:
+        return ""
+    return f" Likely cause: wrong voxel size in the header? The whole head has {head_ml:.0f} mL."
 
 
 def tissue_intensities(target: Template, moving: Image, matrix: np.ndarray) -> dict[str, float]:

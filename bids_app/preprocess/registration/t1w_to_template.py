@@ -28,6 +28,7 @@ from bids_app.preprocess.registration.t1w_plausibility import (
     find_turn,
     is_inverted,
     tissue_intensities,
+    voxel_size_cause,
 )
 from bids_app.preprocess.registration.transforms import Chain, Linear, apply_matrix, grid_points, resample_to, rigid
 
@@ -183,6 +184,9 @@ def likely_cause(
     target: Template, moving: Image, attempt: Attempt, matrix: np.ndarray, out_dir: Path, seed: int
 ) -> str:
     """Return the likely cause of a failed alignment as a sentence after a space; empty: none was found."""
+    head = head_mask(moving.data, moving.affine)
+    if cause := voxel_size_cause(float(head.sum()) * abs(float(np.linalg.det(moving.affine[:3, :3]))) / 1e3):
+        return cause
     centre = centre_of_mass(attempt.fixed, target.mask)
     images = attempt.fixed, attempt.moving, attempt.near
     axis, correlation_after = find_turn(*images, matrix, centre, LINEAR_STAGES, attempt.score, out_dir, seed)

@@ -79,6 +79,19 @@ def test_a_large_movement_is_rejected(surface, boldref, monkeypatch):
     np.testing.assert_array_equal(found.matrix, OFF)
 
 
+def test_an_image_without_contrast_of_grey_and_white_matter_is_not_refined(tissues, surface, boldref, monkeypatch):
+    monkeypatch.setattr(boundary, "MAX_MOVE_MM", 20.0)
+    maps, affine = tissues
+    brain = Image(maps.sum(axis=-1), affine)
+    flat = 800 * resample_to(brain.data, affine, boldref.data.shape, boldref.affine)
+    noise = np.random.default_rng(1).normal(0, 20, flat.shape)
+    found = refine(surface, Image(np.abs(flat + noise).astype(np.float32), boldref.affine), OFF)
+    assert found.cost < found.cost_start * (1 - boundary.MIN_GAIN)
+    assert not found.accepted
+    np.testing.assert_array_equal(found.matrix, OFF)
+    assert found.quality["bbr_cost"] == found.cost_start
+
+
 def test_no_refinement_without_white_matter_or_outside_the_image(surface, boldref):
     assert len(white_matter_boundary(np.zeros((5, 5, 5, 3), np.float32), np.eye(4)).points) == 0
     assert refine(Boundary(surface.points[:10], surface.normals[:10]), boldref, np.eye(4)) is None

@@ -81,13 +81,14 @@ def test_a_slab_is_aligned_with_the_t1w(head, anatomy, boldref, tmp_path):
 
 def test_a_refinement_that_fails_the_checks_is_not_used(anatomy, boldref, tmp_path, monkeypatch):
     def refine(boundary, image, start):
-        return Refinement(start @ rigid((0, 0, 0), (0, 30, 0)), 1.0, 0.5, 30.0, True)
+        return Refinement(start @ rigid((0, 0, 0), (0, 30, 0)), 1.0, 0.5, 30.0, accepted=True)
 
     monkeypatch.setattr(module, "refine", refine)
     monkeypatch.setattr(module, "_best_rigid", lambda *args: BOLDREF_TO_T1W)
     reference = mask_boldref(tmp_path / "sub-01_bold.nii.gz", boldref, tmp_path)
     found = coregister(reference, anatomy, tmp_path)
     assert found.quality["bbr_used"] == 0
+    assert found.quality["bbr_cost"] == found.quality["bbr_cost_start"] == 1.0
     np.testing.assert_allclose(Chain.load(found.chain).steps[0].matrix, np.linalg.inv(BOLDREF_TO_T1W))
 
 

@@ -3,9 +3,18 @@
 import numpy as np
 import pytest
 
+from bids_app.phantom.spoiled import spoil
 from bids_app.preprocess.io.images import save_image
-from bids_app.preprocess.registration.bold_to_template import MIN_HEIGHT, brain_height, normalise_boldref
-from bids_app.preprocess.registration.boldref import mask_boldref
+from bids_app.preprocess.registration.bold_to_template import (
+    MIN_HEIGHT,
+    brain_height,
+    cause_of_size,
+    cut_ends,
+    doubts_about_boldref,
+    normalise_boldref,
+)
+from bids_app.preprocess.registration.boldref import EpiReference, mask_boldref
+from bids_app.preprocess.registration.checks import failed_checks
 from bids_app.preprocess.registration.transforms import Chain, apply_matrix, grid_points, resample_to, rigid
 
 
@@ -15,6 +24,43 @@ def test_the_height_of_a_brain_is_in_mm(head):
     lower = head.brain.copy()
     lower[:, :, : head.brain.shape[2] // 2] = False
     assert brain_height(lower, head.affine) < MIN_HEIGHT * whole
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_slices_that_cut_the_brain_are_named(head, flip):
+    data, affine = head.brain, head.affine
+    if flip:
+        data, affine = data[:, :, ::-1], affine @ np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, -1, 43], [0, 0, 0, 1.0]])
+    assert cut_ends(data, affine) == {}
+    for name, end in (("lower-cut", "lowest"), ("upper-cut", "highest")):
+        (found,) = cut_ends(*spoil(name, data, affine)).items()
+        assert found[0] == end
+        assert 0.5 < found[1] <= 1
+
+
+def test_a_brain_that_is_cut_or_has_an_unlikely_size_is_doubted_with_the_cause(head, tmp_path):
+    def doubts(mask, volume, scales):
+        path = save_image(tmp_path / "mask.nii.gz", mask.astype(np.uint8), head.affine)
+        reference = EpiReference(tmp_path / "sub-01_bold.nii.gz", path, path, path)
+        quality = {"norm_brain_ml": volume, "norm_scale_min": scales[0], "norm_scale_max": scales[1]}
+        return doubts_about_boldref(reference, quality)
+
+    assert doubts(head.brain, 1450.0, (0.95, 1.0)) == ()
+    (cut,) = doubts(head.brain[:, :, 18:], 1450.0, (0.95, 1.0))
+    assert cut.startswith("sub-01_bold.nii.gz: the lowest slices cut the brain")
+    (small,) = doubts(head.brain, 740.0, (0.75, 0.8))
+    assert "the brain has 740 mL" in small
+    (gap,) = doubts(head.brain, 1450.0, (0.75, 1.0))
+    assert "slice gap in the header?" in gap
+
+
+@pytest.mark.parametrize(
+    ("change", "named"), [({}, False), ({"norm_scale_min": 0.5}, True), ({"norm_brain_ml": 190.0}, True)]
+)
+def test_wrong_voxel_sizes_are_named_as_the_cause_of_a_failure(change, named):
+    quality = {"norm_scale_min": 0.9, "norm_scale_max": 1.0, "norm_brain_ml": 1500.0} | change
+    assert ("voxel size" in cause_of_size(quality)) == named
+    assert bool(failed_checks({"coreg_stands_out": 1, "coreg_dice": 1, "coreg_brain_seen": 1} | quality)) == named
 
 
 @pytest.mark.slow

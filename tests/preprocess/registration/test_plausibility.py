@@ -1,5 +1,7 @@
 """Signs that a coregistration is wrong although it passes its checks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -52,6 +54,13 @@ def pair(head, folds) -> Pair:
     return Pair(EpiView(epi, head.brain), epi, brain, NO_BOUNDARY)
 
 
+def crop(affine: np.ndarray, first: int) -> np.ndarray:
+    """Return the affine of a grid without its first slices."""
+    moved = affine.copy()
+    moved[:3, 3] += first * affine[:3, 2]
+    return moved
+
+
 def test_an_image_is_mirrored_about_a_sagittal_plane():
     data = np.random.default_rng(0).random((6, 5, 4)).astype(np.float32)
     image = Image(data, np.diag([2.0, 2.0, 2.0, 1.0]))
@@ -86,6 +95,21 @@ def test_a_lost_slice_gap_is_found_by_an_affine_fit(pair, tmp_path):
     assert found["coreg_scale_j"] == pytest.approx(1.0, abs=0.06)
     (sign,) = signs_of_error(GOOD | found)
     assert sign.startswith("an affine fit scales axis k of the BOLD image by 1.")
+
+
+def test_the_affine_fit_starts_from_several_scales_along_the_slices(pair, tmp_path, monkeypatch):
+    """In slabs, fits stay near the scale from which they start."""
+    monkeypatch.setattr(Pair, "fit", lambda self, stage, start, out_dir, seed: start)
+    lost = np.diag([1.0, 1.0, 0.8, 1.0])
+    slab = slice(18, 30)
+    epi = EpiView(
+        Image(pair.epi.image.data[:, :, slab], lost @ crop(pair.epi.image.affine, 18)), pair.epi.mask[:, :, slab]
+    )
+    found = fit_scales(replace(pair, epi=epi), np.eye(4), tmp_path)
+    assert [round(found[f"coreg_scale_{axis}"], 3) for axis in "ijk"] == [1.0, 1.0, 1.25]
+    whole = EpiView(Image(epi.image.data, np.linalg.inv(lost) @ epi.image.affine), epi.mask)
+    found = fit_scales(replace(pair, epi=whole), np.eye(4), tmp_path)
+    assert [round(found[f"coreg_scale_{axis}"], 3) for axis in "ijk"] == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize(

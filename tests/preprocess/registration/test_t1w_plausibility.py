@@ -7,28 +7,34 @@ from scipy import ndimage
 from bids_app.catalog.templates import load_template
 from bids_app.preprocess.registration.ants import Image, correlation
 from bids_app.preprocess.registration.t1w_plausibility import (
-    doubts_about_t1w,
+    doubts_about_size,
     find_turn,
     is_inverted,
     tissue_intensities,
+    voxel_size_cause,
 )
 from bids_app.preprocess.registration.t1w_to_template import LINEAR_STAGES
 from bids_app.preprocess.registration.transforms import apply_matrix, grid_points, rigid
 
-GOOD = {"brain_ml": 1450.0, "norm_scale_min": 0.93, "norm_scale_max": 1.02}
+GOOD = {"norm_scale_min": 0.93, "norm_scale_max": 1.02}
 
 
 @pytest.mark.parametrize("shrink", [0.5, 0.8, 1.25])
 def test_a_wrong_voxel_size_is_named(shrink):
-    assert doubts_about_t1w(GOOD, "sub-01_T1w.nii.gz") == ()
-    (sentence,) = doubts_about_t1w({**GOOD, "brain_ml": 1450 * shrink**3}, "sub-01_T1w.nii.gz")
+    assert doubts_about_size(GOOD, 1450.0, "sub-01_T1w.nii.gz") == ()
+    (sentence,) = doubts_about_size(GOOD, 1450 * shrink**3, "sub-01_T1w.nii.gz")
     assert sentence.startswith("sub-01_T1w.nii.gz: the brain has")
     assert "voxel size in the header?" in sentence
 
 
 def test_a_lost_slice_gap_is_named():
-    (sentence,) = doubts_about_t1w({**GOOD, "norm_scale_min": 0.75}, "sub-01_T1w.nii.gz")
+    (sentence,) = doubts_about_size({**GOOD, "norm_scale_min": 0.75}, 1450.0, "sub-01_T1w.nii.gz")
     assert "slice gap in the header?" in sentence
+
+
+@pytest.mark.parametrize(("head_ml", "named"), [(4500.0, False), (4500 / 8, True), (1400.0, False), (4500.0 * 8, True)])
+def test_a_head_that_is_smaller_than_a_brain_has_wrong_voxel_sizes(head_ml, named):
+    assert ("wrong voxel size" in voxel_size_cause(head_ml)) == named
 
 
 def test_a_t2w_image_is_told_from_a_t1w_image():
