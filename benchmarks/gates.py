@@ -1,6 +1,6 @@
 """Quality measures of good and of spoiled registrations.
 
-    python benchmarks/gates.py FOLDER [--data DIR] [--only TEXT]
+    python benchmarks/gates.py FOLDER [--data DIR] [--scans NAME ...] [--only TEXT]
 
 FOLDER keeps the anatomies and boldrefs, and ``gates.csv`` with a line for each case; cases that are there are not
 repeated. ``--data`` is a folder of datasets of real scans.
@@ -27,19 +27,11 @@ from bids_app.phantom.spoiled import flip_left_right, shrink_voxels, spoil
 from bids_app.preprocess.anatomical import Anatomy, normalise_t1w, prepare_t1w
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.io.images import read_volume, save_image
-from bids_app.preprocess.registration import bold_to_t1w, bold_to_template
 from bids_app.preprocess.registration.ants import Image
-from bids_app.preprocess.registration.bbr import refine
-from bids_app.preprocess.registration.boldref import EpiReference, EpiView, mask_boldref
-from bids_app.preprocess.registration.checks import failed_checks
-from bids_app.preprocess.registration.plausibility import (
-    compare,
-    control_ratio,
-    cost_ratio,
-    likely_cause,
-    signs_of_error,
-    similarity_ratio,
-)
+from bids_app.preprocess.registration.bold_to_t1w import align_rigidly
+from bids_app.preprocess.registration.bold_to_template import normalise_boldref
+from bids_app.preprocess.registration.boldref import EpiReference, mask_boldref
+from bids_app.preprocess.registration.plausibility import control_ratio, cost_ratio, similarity_ratio
 from bids_app.preprocess.registration.transforms import Chain, grid_points, linear
 
 KINDS = ("adult", "flash", "multiband", "child", "old", "thick", "mp2rage", "coarse")
@@ -67,8 +59,10 @@ CAUSES = {
     "gap-lost": "slice gap",
     "voxels": "voxel size",
     "another person": "another person",
+    "cut": "slices cut the brain",
+    "t2w": "not a T1w",
 }
-"""Words of the likely cause, by words of the case."""
+"""Words that name the cause, by words of the case."""
 Row = dict[str, object]
 ORDER = (
     "oneback", "phantom-adult", "xa30", "phantom-flash", "prisma", "prisma-slab", "phantom-old", "phantom-multiband",
@@ -100,9 +94,10 @@ class Case:
 class Bench:
     """All cases over a folder of kept files."""
 
-    def __init__(self, folder: Path, data: Path | None) -> None:
+    def __init__(self, folder: Path, data: Path | None, names: Sequence[str] = ()) -> None:
         self.folder = folder
-        self.scans = {s.name: s for s in (*self._phantoms(), *self._real(data))}
+        scans = (*self._phantoms(), *self._real(data))
+        self.scans = {s.name: s for s in scans if not names or s.name in names}
 
     def _real(self, data: Path | None) -> Iterator[Scans]:
         for name, (t1w, bold) in REAL.items() if data else ():
@@ -168,52 +163,29 @@ class Bench:
         """Measure an alignment of BOLD with T1w; ``mirrored`` and ``shrunk`` are made from the unspoiled anatomy."""
         derived = t1w_spoiled in ("mirrored", "shrunk")
         anatomy = self.anatomy(t1w, "" if derived else t1w_spoiled)
-        reference = self.epi(bold, bold_spoiled)
-        found: Row = dict(anatomy.quality)
-        t1w_data, affine = read_volume(anatomy.image)
+        data, affine = read_volume(anatomy.image)
         mask = read_volume(anatomy.mask)[0] > 0.5
         tissues = np.asarray(load_nifti(anatomy.tissues).dataobj, dtype=np.float32) / 255
-        for i, tissue in enumerate(("gm", "wm", "csf")):
-            found[f"t1w_{tissue}"] = float(np.median(t1w_data[mask & (tissues[..., i] > 0.8)]))
         if t1w_spoiled == "mirrored":
-            volumes = [flip_left_right(v, affine)[0] for v in (t1w_data, mask, *np.moveaxis(tissues, -1, 0))]
-            t1w_data, mask, tissues = volumes[0], volumes[1], np.stack(volumes[2:], axis=-1)
+            data, mask, *maps = (flip_left_right(v, affine)[0] for v in (data, mask, *np.moveaxis(tissues, -1, 0)))
+            tissues = np.stack(maps, axis=-1)
         if t1w_spoiled == "shrunk":
-            affine = shrink_voxels(t1w_data, affine)[1]
-        epi = EpiView.of(reference)
-        pair = bold_to_t1w.pair_of(reference, Image(t1w_data, affine), mask, tissues)
-        brain = pair.brain
+            affine = shrink_voxels(data, affine)[1]
         out = self.folder / "scratch"
         out.mkdir(exist_ok=True)
-        for attempt, starts in enumerate(bold_to_t1w._starts(epi, Image(t1w_data, affine), mask, 1)):
-            matrix = bold_to_t1w._best_rigid(epi, brain, starts, out, 1)
-            quality = bold_to_t1w.check_coregistration(epi, brain, mask, matrix)
-            found["attempt"] = attempt + 1
-            if not failed_checks(quality):
-                break
-        found["refused"] = "; ".join(failed_checks(quality))
-        refined = refine(pair.boundary, pair.boldref, np.linalg.inv(matrix))
-        if refined is not None:
-            found |= refined.quality
-            if refined.accepted:
-                matrix = np.linalg.inv(refined.matrix)
-                quality = bold_to_t1w.check_coregistration(epi, brain, mask, matrix)
-        found |= quality
-        quality |= {k: v for k, v in found.items() if k.startswith("bbr")} | compare(pair, matrix, out)
-        found |= quality
-        if signs_of_error(quality) or found["refused"]:
-            found["cause"] = likely_cause(pair, matrix, quality, bold_to_t1w.volume_ml(mask, affine), out)
-        found |= {"epi_ml": pair.epi_ml, "t1w_ml": bold_to_t1w.volume_ml(mask, affine)}
+        reference = self.epi(bold, bold_spoiled)
+        found = align_rigidly(reference, Image(data, affine), mask, tissues, anatomy.source.name, out)
         if not (bold_spoiled or t1w_spoiled) and bold == t1w:
             with (self.folder / f"coreg_{bold}.npy").open("wb") as file:
-                np.save(file, matrix)
-        return found
+                np.save(file, found.matrix)
+        doubts = " ".join((*anatomy.doubts, *found.doubts))
+        return {**anatomy.quality, **found.quality, "doubts": doubts, "warnings": " ".join(found.warnings)}
 
     def direct(self, bold: str, spoiled: str = "") -> Row:
         """Measure an alignment of BOLD with the template; the error against the route by the T1w, if there is one."""
         out = self.folder / "direct" / f"{bold}_{spoiled}"
         out.mkdir(parents=True, exist_ok=True)
-        found = bold_to_template.normalise_boldref(self.epi(bold, spoiled), out)
+        found = normalise_boldref(self.epi(bold, spoiled), out)
         quality: Row = dict(found.quality)
         known = self.folder / f"coreg_{bold}.npy"
         if known.exists():
@@ -224,7 +196,7 @@ class Bench:
             seen = epi.inside(truth)
             away = np.linalg.norm(Chain.load(found.chain)(points) - truth, axis=1)[seen]
             quality |= {"error_50": float(np.median(away)), "error_95": float(np.percentile(away, 95))}
-        return quality | {"warnings": " ".join(found.warnings)}
+        return quality | {"doubts": " ".join(found.doubts), "warnings": " ".join(found.warnings)}
 
     def cases(self) -> Iterator[Case]:
         """Yield all cases: the good ones first."""
@@ -245,12 +217,9 @@ class Bench:
             for other in others[:2]:
                 yield coreg(name, other, "another person")
             yield coreg(name, name, "BOLD gap-lost", bold_spoiled="gap-lost")
-            if number == 5:
-                yield from self._rare(coreg, both[0], T1W_SPOILED)
-                yield from self._direct(("oneback", "trio", "philips", "phantom-adult"))
-        for name in both[1:]:
-            yield from self._rare(coreg, name, ("bias", "t2w"))
         yield from self._direct(order)
+        for number, name in enumerate(both):
+            yield from self._rare(coreg, name, ("bias", "t2w") if number else T1W_SPOILED)
 
     def _rare(self, coreg: Callable[..., Case], name: str, t1w_spoiled: Sequence[str]) -> Iterator[Case]:
         yield coreg(name, name, "T1w flipped", t1w_spoiled="mirrored")
@@ -262,7 +231,7 @@ class Bench:
 
     def _direct(self, names: Sequence[str]) -> Iterator[Case]:
         for name in (n for n in names if n in self.scans and "slab" not in n and "thick" not in n):
-            for spoiled in ("", "lower-cut", "upper-cut"):
+            for spoiled in ("", "lower-cut", "upper-cut", "gap-lost", "small-voxels", "half-voxels", "upside-down"):
                 what = f"no T1w {spoiled or 'good'}"
                 measure = partial(self.direct, name, spoiled)
                 yield Case(f"{name}: {what}", self.scans[name].person, what, measure)
@@ -288,24 +257,24 @@ MEASURES: dict[str, Callable[[dict[str, float]], float | None]] = {
 def report(rows: list[Row]) -> Iterator[str]:
     """Yield tables: how each measure separates right from wrong alignments, and what the checks say to each error."""
     measured = [row for row in rows if "coreg_mirrored" in row]
-    kinds = list(dict.fromkeys(str(row["what"]) for row in measured if row["what"] != "good"))
     yield "| measure | wrong by | right, at most | wrong, at least | false alarms | misses |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for name, measure in MEASURES.items():
         for wrong in (("another person", "BOLD flipped", "T1w flipped"), ("BOLD gap-lost",)):
             yield _separation(name, measure, measured, wrong)
     yield ""
-    yield "| case | n | refused | warned | cause named | missed |"
+    yield "| case | n | refused | warned | cause named | neither refused nor warned |"
     yield "| --- | --- | --- | --- | --- | --- |"
-    for kind in ("good", *kinds):
-        those = [row for row in measured if row["what"] == kind]
+    kinds = dict.fromkeys(str(row["what"]) for row in rows)
+    for kind in sorted(kinds, key=lambda kind: "good" not in kind):
+        those = [row for row in rows if row["what"] == kind]
         refused = [row for row in those if row.get("refused")]
-        warned = [row for row in those if not row.get("refused") and signs_of_error(values_of(row))]
+        warned = [row for row in those if not row.get("refused") and row.get("doubts")]
         words = next((w for k, w in CAUSES.items() if k in kind), "")
-        named = [row for row in those if words and words in str(row.get("cause", ""))]
-        missed = [str(row["case"]) for row in those if row not in refused and row not in warned]
-        texts = "" if kind == "good" else ", ".join(missed)
-        yield f"| {kind} | {len(those)} | {len(refused)} | {len(warned)} | {len(named) if words else ''} | {texts} |"
+        named = [row for row in those if words in f"{row.get('refused', '')} {row.get('doubts', '')}"]
+        missed = [str(row["case"]).partition(":")[0] for row in those if row not in refused and row not in warned]
+        counts = f"{len(those)} | {len(refused)} | {len(warned)} | {len(named) if words else ''}"
+        yield f"| {kind} | {counts} | {'' if 'good' in kind else ', '.join(missed)} |"
 
 
 def _separation(
@@ -376,12 +345,13 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--only", default="", help="only cases whose name contains this text")
+    parser.add_argument("--scans", nargs="+", choices=ORDER, default=[], metavar="NAME", help=f"of {', '.join(ORDER)}")
     parser.add_argument("--report", action="store_true", help="only print the tables")
     options = parser.parse_args()
     options.folder.mkdir(parents=True, exist_ok=True)
     table = options.folder / "gates.csv"
     if not options.report:
-        run(Bench(options.folder, options.data), table, options.only)
+        run(Bench(options.folder, options.data, options.scans), table, options.only)
     print("\n".join(report(read_table(table))))
     return 0
 

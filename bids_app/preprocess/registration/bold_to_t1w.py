@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,16 @@ COARSE_STAGE = Stage("Rigid[0.2]", (100, 50), (3, 2), (2, 1), "MI[{fixed},{movin
 FINE_STAGE = Stage("Rigid[0.05]", (100, 50), (2, 1), (0.5, 0), "MI[{fixed},{moving},1,48,Regular,0.5]")
 
 
+@dataclass(frozen=True)
+class RigidAlignment:
+    """Matrix (4, 4) from boldref to T1w in RAS mm, its quality metrics, warnings, and signs that it is wrong."""
+
+    matrix: np.ndarray
+    quality: dict[str, float]
+    warnings: tuple[str, ...]
+    doubts: tuple[str, ...]
+
+
 def coregister(reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: int = 1) -> Alignment:
     """Align a boldref with the T1w (rigid, several initialisations, boundary-based refinement).
 
@@ -67,13 +77,8 @@ def coregister(reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: i
     t1w_mask = read_volume(anatomy.mask)[0] > 0.5
     tissues = np.asarray(load_nifti(anatomy.tissues).dataobj, dtype=np.float32) / 255
     head = Image(t1w, affine)
-    matrix, quality, warnings = _find_rigid(reference, head, t1w_mask, tissues, anatomy.source.name, out_dir, seed)
-    pair = pair_of(reference, head, t1w_mask, tissues)
-    quality |= compare(pair, matrix, out_dir, seed)
-    doubts: tuple[str, ...] = ()
-    if signs := signs_of_error(quality):
-        cause = likely_cause(pair, matrix, quality, volume_ml(t1w_mask, affine), out_dir, seed)
-        doubts = (describe(signs, reference.source.name, anatomy.source.name, cause),)
+    found = align_rigidly(reference, head, t1w_mask, tissues, anatomy.source.name, out_dir, seed)
+    matrix = found.matrix
     to_epi, onto_epi = linear(np.linalg.inv(matrix)), linear(matrix)
     boldref, epi_affine = read_volume(reference.boldref)
     resampled = resample_to(boldref, epi_affine, t1w.shape, affine, to_epi)
@@ -84,13 +89,53 @@ def coregister(reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: i
         resample_mask(t1w_mask, affine, boldref.shape, epi_affine, onto_epi),
         Tissues(tissues, affine, onto_epi),
         Chain.load(anatomy.chain).then(to_epi),
-        quality,
-        warnings,
+        found.quality,
+        found.warnings,
         out_dir,
-        doubts=doubts,
+        doubts=found.doubts,
         boldref_in_t1w=save_image(out_dir / "boldref_in_t1w.nii.gz", resampled, affine),
         coreg_file=write_itk_text(out_dir / "t1w_to_boldref.txt", np.linalg.inv(matrix)),
     )
+
+
+def align_rigidly(
+    reference: EpiReference,
+    t1w: Image,
+    t1w_mask: np.ndarray,
+    tissues: np.ndarray,
+    t1w_name: str,
+    out_dir: Path,
+    seed: int = 1,
+) -> RigidAlignment:
+    """Align a boldref with a T1w, and look for signs that the alignment is wrong.
+
+    Parameters
+    ----------
+    reference : EpiReference
+    t1w : Image
+        Bias-corrected.
+    t1w_mask : numpy.ndarray, (X, Y, Z) bool
+        Brain mask on the T1w's grid.
+    tissues : numpy.ndarray, (X, Y, Z, 3)
+        Probabilities of grey matter, white matter and CSF.
+    t1w_name : str
+        File name for messages.
+    out_dir : pathlib.Path
+    seed : int
+
+    Raises
+    ------
+    RegistrationError
+        No alignment passed the quality checks, from two sets of initialisations.
+    """
+    matrix, quality, warnings = _find_rigid(reference, t1w, t1w_mask, tissues, t1w_name, out_dir, seed)
+    pair = pair_of(reference, t1w, t1w_mask, tissues)
+    quality |= compare(pair, matrix, out_dir, seed)
+    doubts: tuple[str, ...] = ()
+    if signs := signs_of_error(quality):
+        cause = likely_cause(pair, matrix, quality, volume_ml(t1w_mask, t1w.affine), out_dir, seed)
+        doubts = (describe(signs, reference.source.name, t1w_name, cause),)
+    return RigidAlignment(matrix, quality, warnings, doubts)
 
 
 def volume_ml(mask: np.ndarray, affine: np.ndarray) -> float:

@@ -8,7 +8,7 @@ from scipy import ndimage
 
 from bids_app.phantom.dataset import DatasetPlan, write_dataset
 from bids_app.phantom.spoiled import spoil
-from bids_app.preprocess.anatomical import normalise_t1w, prepare_t1w
+from bids_app.preprocess.anatomical import Anatomy, normalise_t1w, prepare_t1w
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.registration import plausibility as module
 from bids_app.preprocess.registration.ants import Image
@@ -162,30 +162,35 @@ def test_a_doubt_names_both_files_signs_and_cause():
     )
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1500)
-def test_spoiled_phantoms_are_doubted_with_their_cause(tmp_path):
-    """A phantom's T1w and BOLD; the BOLD flipped or without its slice gap; and another person's BOLD."""
-    anatomy, boldrefs = None, {}
+CAUSES = {"own": "", "other": "T1w of another person?", "flipped": "left and right flipped", "gap-lost": "slice gap"}
+"""Likely cause, by what is wrong with the BOLD of a simulated person."""
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory) -> tuple[Anatomy, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """The anatomy of a simulated whole head, and boldrefs: its own, another head's, and its own spoiled on purpose."""
+    root = tmp_path_factory.mktemp("people")
+    boldrefs = {}
     for name, seed in (("own", 5), ("other", 6)):
-        plan = DatasetPlan(1, seed, states=("rest",), volumes=5, size="small", kinds=("adult",))
-        (bold,) = write_dataset(tmp_path / name, plan)
+        plan = DatasetPlan(1, seed, states=("rest",), volumes=5, size="small", kinds=("adult",), t1w=name == "own")
+        (bold,) = write_dataset(root / name, plan)
         series, affine = read_volume(bold)
         boldrefs[name] = np.median(series, axis=-1), affine
-        if name == "own":
-            folder = tmp_path / "anatomy"
-            folder.mkdir()
-            t1w = tmp_path / name / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
-            anatomy = normalise_t1w(prepare_t1w(t1w, folder), folder)
-    assert anatomy
+    boldrefs |= {name: spoil(name, *boldrefs["own"]) for name in ("flipped", "gap-lost")}
+    folder = root / "anatomy"
+    folder.mkdir()
+    t1w = root / "own" / "sub-01" / "anat" / "sub-01_T1w.nii.gz"
+    return normalise_t1w(prepare_t1w(t1w, folder), folder), boldrefs
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize(("name", "cause"), CAUSES.items())
+def test_spoiled_phantoms_are_doubted_with_their_cause(people, tmp_path, name, cause):
+    anatomy, boldrefs = people
     assert anatomy.doubts == ()
-    boldrefs["flipped"] = spoil("flipped", *boldrefs["own"])
-    boldrefs["gap-lost"] = spoil("gap-lost", *boldrefs["own"])
-    causes = {"own": None, "other": "person?", "flipped": "left and right flipped", "gap-lost": "slice gap"}
-    for name, cause in causes.items():
-        folder = tmp_path / f"align-{name}"
-        folder.mkdir()
-        path = save_image(folder / "boldref.nii.gz", np.ascontiguousarray(boldrefs[name][0]), boldrefs[name][1])
-        found = coregister(mask_boldref(tmp_path / "sub-01_bold.nii.gz", path, folder), anatomy, folder)
-        assert [cause in doubt for doubt in found.doubts if cause] == [True] * bool(cause), (name, found.doubts)
-        assert bool(found.doubts) == bool(cause), (name, found.doubts)
+    data, affine = boldrefs[name]
+    path = save_image(tmp_path / "boldref.nii.gz", np.ascontiguousarray(data), affine)
+    found = coregister(mask_boldref(tmp_path / "sub-01_bold.nii.gz", path, tmp_path), anatomy, tmp_path)
+    assert len(found.doubts) == bool(cause), found.quality
+    assert all(cause in doubt for doubt in found.doubts), found.doubts
