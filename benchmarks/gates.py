@@ -217,21 +217,22 @@ class Bench:
             for other in others[:2]:
                 yield coreg(name, other, "another person")
             yield coreg(name, name, "BOLD gap-lost", bold_spoiled="gap-lost")
+        for name in both:
+            yield from self._rare(coreg, name)
         yield from self._direct(order)
         for number, name in enumerate(both):
-            yield from self._rare(coreg, name, ("bias", "t2w") if number else T1W_SPOILED)
+            for spoiled in T1W_SPOILED if number == 0 else ("bias", "t2w"):
+                yield coreg(name, name, f"T1w {spoiled}", t1w_spoiled=spoiled)
 
-    def _rare(self, coreg: Callable[..., Case], name: str, t1w_spoiled: Sequence[str]) -> Iterator[Case]:
+    def _rare(self, coreg: Callable[..., Case], name: str) -> Iterator[Case]:
         yield coreg(name, name, "T1w flipped", t1w_spoiled="mirrored")
         yield coreg(name, name, "T1w small-voxels (coregistration only)", t1w_spoiled="shrunk")
         for spoiled in ("small-voxels", "upside-down", "half-voxels"):
             yield coreg(name, name, f"BOLD {spoiled}", bold_spoiled=spoiled)
-        for spoiled in t1w_spoiled:
-            yield coreg(name, name, f"T1w {spoiled}", t1w_spoiled=spoiled)
 
     def _direct(self, names: Sequence[str]) -> Iterator[Case]:
-        for name in (n for n in names if n in self.scans and "slab" not in n and "thick" not in n):
-            for spoiled in ("", "lower-cut", "upper-cut", "gap-lost", "small-voxels", "half-voxels", "upside-down"):
+        for spoiled in ("", "lower-cut", "upper-cut", "gap-lost", "small-voxels", "half-voxels", "upside-down"):
+            for name in (n for n in names if "slab" not in n and "thick" not in n):
                 what = f"no T1w {spoiled or 'good'}"
                 measure = partial(self.direct, name, spoiled)
                 yield Case(f"{name}: {what}", self.scans[name].person, what, measure)

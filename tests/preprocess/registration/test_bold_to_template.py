@@ -6,6 +6,7 @@ import pytest
 from bids_app.phantom.spoiled import spoil
 from bids_app.preprocess.io.images import save_image
 from bids_app.preprocess.registration.bold_to_template import (
+    CUT_AREA,
     MIN_HEIGHT,
     brain_height,
     cause_of_size,
@@ -35,7 +36,7 @@ def test_slices_that_cut_the_brain_are_named(head, flip):
     for name, end in (("lower-cut", "lowest"), ("upper-cut", "highest")):
         (found,) = cut_ends(*spoil(name, data, affine)).items()
         assert found[0] == end
-        assert 0.5 < found[1] <= 1
+        assert CUT_AREA < found[1] <= 1
 
 
 def test_a_brain_that_is_cut_or_has_an_unlikely_size_is_doubted_with_the_cause(head, tmp_path):
