@@ -285,6 +285,8 @@ def _separation(
     found = [(str(row["scanner"]), str(row["what"]), measure(values_of(row))) for row in rows]
     good = [(scanner, value) for scanner, what, value in found if what == "good" and value is not None]
     bad = [(scanner, value) for scanner, what, value in found if what in wrong and value is not None]
+    if len({scanner for scanner, _ in good}) < 2 or len({scanner for scanner, _ in bad}) < 2:
+        return f"| {name} | {', '.join(wrong)} | | | too few scanners | |"
     alarms = misses = 0
     for left_out in {scanner for scanner, _ in good}:
         others = [v for s, v in good if s != left_out], [v for s, v in bad if s != left_out]
