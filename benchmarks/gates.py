@@ -1,6 +1,6 @@
 """Quality measures of good and of spoiled registrations.
 
-    python benchmarks/gates.py FOLDER [--data DIR] [--scans NAME ...] [--only TEXT]
+    python benchmarks/gates.py FOLDER [--data DIR] [--scans NAME ...] [--only TEXT ...]
 
 FOLDER keeps the anatomies and boldrefs, and ``gates.csv`` with a line for each case; cases that are there are not
 repeated. ``--data`` is a folder of datasets of real scans.
@@ -298,12 +298,12 @@ def _separation(
     return f"| {name} | {', '.join(wrong)} | {highest:.3f} | {lowest:.3f} | {counts} |"
 
 
-def run(bench: Bench, table: Path, only: str) -> None:
+def run(bench: Bench, table: Path, only: Sequence[str]) -> None:
     """Measure the cases that the table lacks, and append a line for each."""
     rows = read_table(table)
     known = {str(row["case"]) for row in rows}
     for case in bench.cases():
-        if case.name in known or only not in case.name:
+        if case.name in known or not any(text in case.name for text in only):
             continue
         start = time.process_time()
         try:
@@ -347,7 +347,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--only", default="", help="only cases whose name contains this text")
+    parser.add_argument("--only", nargs="+", default=[""], metavar="TEXT", help="cases whose name contains a text")
     parser.add_argument("--scans", nargs="+", choices=ORDER, default=[], metavar="NAME", help=f"of {', '.join(ORDER)}")
     parser.add_argument("--report", action="store_true", help="only print the tables")
     options = parser.parse_args()
