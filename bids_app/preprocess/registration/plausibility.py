@@ -17,7 +17,7 @@ import numpy as np
 
 from bids_app.errors import RegistrationError
 from bids_app.preprocess.registration.ants import Image, Stage, register, similarity
-from bids_app.preprocess.registration.bbr import Boundary, BoundaryCost
+from bids_app.preprocess.registration.bbr import Boundary, BoundaryCost, refine
 from bids_app.preprocess.registration.boldref import EpiView
 from bids_app.preprocess.registration.t1w_plausibility import TURN_GAIN, find_turn
 from bids_app.preprocess.registration.transforms import apply_matrix
@@ -135,6 +135,27 @@ def compare_with_mirror(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int
     return found | ({"bbr_cost_mirrored": cost} if cost < 2 else {})
 
 
+def refined_mirror_cost(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int = 1) -> float:
+    """Align the boldref with the mirrored T1w and refine it at the boundary, as the T1w as stored; return the cost.
+
+    Parameters
+    ----------
+    pair, matrix, out_dir, seed
+        As for `compare_with_mirror`.
+
+    Returns
+    -------
+    float
+        2 if too little of the boundary is visible.
+    """
+    mirrored = pair.mirrored(apply_matrix(matrix, pair.epi.centre))
+    start = matrix
+    with suppress(RegistrationError):
+        start = mirrored.fit(MIRROR_STAGE, matrix, out_dir, seed)
+    found = refine(mirrored.boundary, mirrored.boldref, np.linalg.inv(start))
+    return 2.0 if found is None else found.quality["bbr_cost"]
+
+
 def fit_scales(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int = 1) -> dict[str, float]:
     """Fit an affine transform, and return its scales along the axes of the boldref's grid.
 
@@ -247,6 +268,8 @@ def likely_cause(
     if pair.epi_ml < MIN_VOLUME * brain_ml:
         return VOXEL_SIZE
     mirrored = max(similarity_ratio(quality), cost_ratio(quality) or 0.0)
+    if mirrored <= FLIPPED and "bbr_cost" in quality:
+        mirrored = max(mirrored, quality["bbr_cost"] / max(refined_mirror_cost(pair, matrix, out_dir, seed), 1e-9))
     if mirrored > FLIPPED:
         return f"left and right flipped in one of the two? The mirrored T1w fits {mirrored:.1f} times as well."
     images = pair.epi.image, pair.brain, pair.epi.near
