@@ -256,8 +256,22 @@ MEASURES: dict[str, Callable[[dict[str, float]], float | None]] = {
 
 
 def report(rows: list[Row]) -> Iterator[str]:
-    """Yield tables: how each measure separates right from wrong alignments, and what the checks say to each error."""
+    """Yield tables: right alignments, how each measure separates them from wrong ones, and what is said to each error.
+
+    Without a T1w, the largest scale is that of the affine transform to the template, relative to the smallest.
+    """
     measured = [row for row in rows if "coreg_mirrored" in row]
+    yield "| right alignment | Dice | stands out | BBR cost | control ratio | largest scale |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for row in (row for row in rows if "good" in str(row["what"]) and not row.get("refused")):
+        found = values_of(row)
+        shown = [found["coreg_dice"], found["coreg_stands_out"], found.get("bbr_cost")]
+        if row in measured:
+            shown += [control_ratio(found), MEASURES["largest scale"](found)]
+        else:
+            shown += [None, found["norm_scale_max"] / found["norm_scale_min"]]
+        yield f"| {row['case']} | {' | '.join('' if v is None else f'{v:.3f}' for v in shown)} |"
+    yield ""
     yield "| measure | wrong by | right, at most | wrong, at least | false alarms | misses |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for name, measure in MEASURES.items():
