@@ -32,6 +32,7 @@ MAX_CONTROL_RATIO = 0.88
 MIN_VOLUME = 0.35
 """Minimum volume of the brain in the boldref, relative to the T1w: half of the voxel size gives an eighth."""
 VOXEL_SIZE = "wrong voxel size or slice gap in the header of one of the two?"
+OR_ELSE = " Or T1w of another person, or left and right flipped in one of the two?"
 FLIPPED = 1.1
 """Ratio of cost or of similarity above which left and right are probably flipped in one of the images."""
 SCALES = (0.81, 1.23)
@@ -278,8 +279,8 @@ def likely_cause(
         return (
             f"one of the two upside down or back to front? It fits better turned by 180 degrees about the {axis} axis."
         )
-    if wrong_scales(quality):
-        return VOXEL_SIZE
+    if wrong_scales(quality):  # also of wrong pairs, if the boldref is a slab
+        return VOXEL_SIZE + (OR_ELSE if control_ratio(quality) > MAX_CONTROL_RATIO else "")
     return "T1w of another person?"
 
 
