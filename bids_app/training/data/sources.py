@@ -24,7 +24,8 @@ from bids_app.bids.sidecars import Inheritance, read_json
 from bids_app.catalog import templates
 from bids_app.clips import series_from_image
 from bids_app.errors import BadDataError, NeurostormError, NoInputError, NoMatchError, UsageError
-from bids_app.files import MAX_CONFOUNDS_BYTES, open_regular, read_rows
+from bids_app.files import MAX_CONFOUNDS_BYTES, read_rows
+from bids_app.preprocess.io.headers import check_size, load_nifti
 from bids_app.training.data.store import ClipStore, Scan
 
 log = logging.getLogger(__name__)
@@ -159,7 +160,7 @@ def _prepare_series(series: Series, store: ClipStore) -> Scan:
     to_model = templates.space(entities["space"]).to_model
     mask_path = bold.with_name(bold.name.replace("_desc-preproc_bold", "_desc-brain_mask"))
     image = _in_model_space(bold, to_model)
-    mask = _in_model_space(mask_path, to_model) if mask_path.is_file() else None
+    mask = _in_model_space(mask_path, to_model) if os.path.lexists(mask_path) else None
     sidecar = _sidecar(bold)
     tr = sidecar.get("RepetitionTime")
     confounds, n_dummy = _read_confounds(bold.parent / f"{series.name}_desc-confounds_timeseries.tsv")
@@ -176,11 +177,8 @@ def _prepare_series(series: Series, store: ClipStore) -> Scan:
 
 
 def _in_model_space(path: Path, to_model: np.ndarray) -> nib.Nifti1Image:
-    open_regular(path).close()
-    try:
-        image = nib.Nifti1Image.from_filename(path)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
-        raise BadDataError(f"{path.name}: unreadable image ({error}).", "Check or copy the file again.") from error
+    image = load_nifti(path)
+    check_size(image, path)
     return nib.Nifti1Image(image.dataobj, to_model @ image.affine, image.header)
 
 
