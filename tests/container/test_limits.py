@@ -25,7 +25,7 @@ def work(out: Path) -> Path:
     """An empty scratch folder writable by all users."""
     folder = out.with_name("work")
     folder.mkdir()
-    folder.chmod(0o777)
+    folder.chmod(0o1777)  # like /tmp: others cannot exchange what is in it
     return folder
 
 
