@@ -15,6 +15,7 @@ import pytest
 from bids_app import files
 from bids_app.bids.sidecars import missing_content, read_json
 from bids_app.catalog.atlases import find_atlas
+from bids_app.catalog.lock import read_lock
 from bids_app.catalog.models import find_model, weights_path
 from bids_app.cli.config_file import read_config_file
 from bids_app.errors import BadDataError, NeurostormError, NoInputError, UsageError
@@ -46,6 +47,7 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "a split in JSON": ("split.json", read_split),
     "labels of a training": ("labels.tsv", lambda path: Target.parse(f"{path}:sex", path.parent)),
     "an atlas": ("atlas.nii.gz", find_atlas),
+    "checksums": ("weights.lock", read_lock),
     "vectors of images": ("images.tsv", read_images),
     "weights of regions": ("weights.tsv", read_weights),
     "a model": ("a.ckpt", lambda path: weights_path(find_model(str(path)))),
