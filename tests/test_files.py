@@ -14,6 +14,8 @@ import pytest
 
 from bids_app import files
 from bids_app.bids.sidecars import missing_content, read_json
+from bids_app.catalog.atlases import find_atlas
+from bids_app.catalog.lock import read_lock
 from bids_app.catalog.models import find_model, weights_path
 from bids_app.cli.config_file import read_config_file
 from bids_app.errors import BadDataError, NeurostormError, NoInputError, UsageError
@@ -22,7 +24,7 @@ from bids_app.preprocess.ingest.confounds import read_table as read_confounds
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.settings.values import read_filters
 from bids_app.training.data.examples import read_images, read_weights
-from bids_app.training.data.labels import read_events, read_table
+from bids_app.training.data.labels import Target, read_events, read_table
 from bids_app.training.data.splits import read_split
 from bids_app.workflow.engine import read_plugin_file
 from bids_app.workflow.nodes import last_onset
@@ -43,6 +45,9 @@ READERS: dict[str, tuple[str, Callable[[Path], object]]] = {
     "events with labels": ("x_events.tsv", lambda path: read_events(path, "trial_type")),
     "a split": ("split.tsv", read_split),
     "a split in JSON": ("split.json", read_split),
+    "labels of a training": ("labels.tsv", lambda path: Target.parse(f"{path}:sex", path.parent)),
+    "an atlas": ("atlas.nii.gz", find_atlas),
+    "checksums": ("weights.lock", read_lock),
     "vectors of images": ("images.tsv", read_images),
     "weights of regions": ("weights.tsv", read_weights),
     "a model": ("a.ckpt", lambda path: weights_path(find_model(str(path)))),

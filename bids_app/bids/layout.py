@@ -11,6 +11,7 @@ from typing import Any
 
 from bids_app.bids.entities import LABEL, natural_key
 from bids_app.errors import InputOutputError, InvalidBIDSError, UsageError
+from bids_app.files import check_regular
 from bids_app.settings import QuerySettings
 
 LOGGER = logging.getLogger(__name__)
@@ -21,6 +22,10 @@ QUERIES: dict[str, dict[str, Any]] = {
     "fmap": {"datatype": "fmap", "extension": [".nii", ".nii.gz"]},
 }
 """Default pybids filters; ``--bids-filter-file`` adds to these and overrides them."""
+
+DATABASE_FILE = "layout_index.sqlite"
+"""PyBIDS' name of the index in the folder of a database."""
+HINT = "Remove it, or omit --bids-database-dir; then only the requested participants are indexed."
 
 WANTED_PATHS = r"/{participant}(/ses-[^/]+)?(/(func|anat|fmap)(/[^/]+\.nii(\.gz)?)?)?$"
 """Paths below the root, including folders, that are indexed; loops of links end here."""
@@ -58,7 +63,8 @@ def query_images(bids_dir: Path, settings: QuerySettings, participants: list[str
     ------
     UsageError
         A filter is not valid in pybids.
-    InvalidBIDSError, InputOutputError
+        The database is that of another dataset.
+    InvalidBIDSError, InputOutputError, NoInputError
         The dataset cannot be indexed, or its database cannot be used.
     """
     from sqlalchemy.exc import SQLAlchemyError
@@ -95,10 +101,12 @@ def _index(bids_dir: Path, database_dir: Path | None, participants: list[str] | 
         wanted = WANTED_PATHS.format(participant=f"sub-({labels})")
         indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[re.compile(f"^(?!{wanted})")])
     else:
+        if os.path.lexists(database_dir / DATABASE_FILE):
+            check_regular(database_dir / DATABASE_FILE)
         LOGGER.info("%s: reading the dataset's index, or creating it, which may take minutes.", database_dir)
         indexer = BIDSLayoutIndexer(validate=False)
     try:
-        return BIDSLayout(bids_dir, validate=False, config=config, database_path=database_dir, indexer=indexer)
+        layout = BIDSLayout(bids_dir, validate=False, config=config, database_path=database_dir, indexer=indexer)
     except UnicodeError as error:
         raise InvalidBIDSError(
             f"{bids_dir}: a file name is not valid UTF-8 ({error}).", "Rename the file; BIDS names are plain ASCII."
@@ -106,10 +114,11 @@ def _index(bids_dir: Path, database_dir: Path | None, participants: list[str] | 
     except (SQLAlchemyError, OSError, ValueError) as error:
         if database_dir is None:
             raise InputOutputError(f"{bids_dir}: cannot be indexed ({error}).", "Check the files.") from error
-        raise InputOutputError(
-            f"{database_dir}: cannot be used as the dataset's index ({error}).",
-            "Remove it, or omit --bids-database-dir; then only the requested participants are indexed.",
-        ) from error
+        reason = getattr(error, "orig", None) or error  # as above
+        raise InputOutputError(f"{database_dir}: cannot be used as the dataset's index ({reason}).", HINT) from error
+    if str(layout.root) != str(bids_dir):
+        raise UsageError(f"{database_dir}: is the index of {layout.root}, not of {bids_dir}.", HINT)
+    return layout
 
 
 def _anchored_config(bids_dir: Path) -> dict[str, Any]:

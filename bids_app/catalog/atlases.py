@@ -17,7 +17,7 @@ from xml.etree import ElementTree
 from bids_app.catalog.models import cache_dir
 from bids_app.catalog.templates import templateflow_home
 from bids_app.errors import BadDataError, NoInputError, UsageError
-from bids_app.files import MAX_OPTIONS_BYTES, read_file, read_rows
+from bids_app.files import MAX_OPTIONS_BYTES, check_regular, read_file, read_rows
 from bids_app.settings import home_dir
 
 CATALOG = Path(__file__).with_name("atlases.yml")
@@ -62,15 +62,14 @@ def find_atlas(name: str | Path) -> Atlas:
     UsageError
         The name is not in the catalog, and is not the path of an image.
     NoInputError
-        The atlas is not on this machine; the hint says how to get it.
+        The atlas is not on this machine; the hint says how to get it. Or the path is not that of a regular file.
     """
     entry = catalog().get(str(name))
     if entry is None:
         path = Path(name)
         if not IMAGE_NAME.fullmatch(path.name):
             raise UsageError(f"Unknown atlas '{name}'.", f"Give a label image, or one of: {', '.join(catalog())}.")
-        if not path.is_file():
-            raise NoInputError(f"{path}: no such file.", "Check the path of the atlas.")
+        check_regular(path)
         return Atlas(_stem(path), path, region_names(path))
     for folder in atlas_folders():
         for file in entry["files"]:

@@ -19,6 +19,7 @@ from typing import Any
 
 from bids_app.catalog.models import Entry, cache_dir
 from bids_app.errors import BadDataError, CannotCreateError
+from bids_app.files import MAX_OPTIONS_BYTES, parse_json, read_text
 
 FILE_NAME = "weights.lock"
 VERSION = 1
@@ -80,17 +81,19 @@ def read_lock(path: Path) -> dict[str, Checksum]:
 
     Raises
     ------
+    NoInputError
+        It is not a regular file.
     BadDataError
         The file is damaged: its checksums must not be forgotten silently.
     """
+    if not os.path.lexists(path):
+        return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(read_text(path, MAX_OPTIONS_BYTES), str(path))
         if content["version"] != VERSION:
             raise ValueError(f"version {content['version']!r}")
         return {str(source): _checksum(fields) for source, fields in content["files"].items()}
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (BadDataError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadDataError(
             f"{path}: not a valid lock file ({error}).",
             "Restore it from a copy. If there is none, remove it; the next download records its checksum anew.",

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.catalog.models import Entry, catalog, find_model
-from bids_app.errors import EXIT_OK, NeurostormError, NoInputError, UsageError
+from bids_app.cli.outcome import exit_code_of
+from bids_app.errors import NeurostormError, NoInputError, UsageError
 from bids_app.terminal import escaped_output
 
 
@@ -70,15 +71,8 @@ def _add_convert(p: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     arguments = parser().parse_args(argv)
-    try:
-        COMMANDS[arguments.command](arguments)
-    except NeurostormError as error:
-        print(f"neurostorm-models: error: {error.message}\n  {error.hint}".rstrip(), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("neurostorm-models: interrupted; repeat the command to resume the download.", file=sys.stderr)
-        return 130
-    return EXIT_OK
+    command = COMMANDS[arguments.command]
+    return exit_code_of("neurostorm-models", lambda: command(arguments), "Repeat the command to resume the download.")
 
 
 def _list(arguments: argparse.Namespace) -> None:

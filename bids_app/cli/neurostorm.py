@@ -7,50 +7,35 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import json
 import logging
 import os
 import re
-import select
 import signal
 import sys
 import threading
-import traceback
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
-from bids_app import PLEASE_REPORT, __version__
-from bids_app.bids.full_disk import says_full
+from bids_app import __version__
 from bids_app.cli.boutiques import VARIANTS, describe
 from bids_app.cli.config_file import read_config_file
 from bids_app.cli.options import CONFIG_FILE, DESCRIPTION, all_options
 from bids_app.cli.other_pipelines import refuse_foreign_options
-from bids_app.errors import (
-    EXIT_BROKEN_PIPE,
-    EXIT_CODES,
-    EXIT_INTERRUPTED,
-    EXIT_SOFTWARE,
-    EXIT_TERMINATED,
-    EXIT_UNKNOWN_OPTION,
-    InputOutputError,
-    NeurostormError,
-    Terminated,
-    UsageError,
-)
+from bids_app.cli.outcome import exit_code_of, leave
+from bids_app.errors import EXIT_CODES, EXIT_UNKNOWN_OPTION, Terminated, UsageError
 from bids_app.settings import CACHES, GROUP, GROUPS, PARTICIPANT, Option, Settings, refuse_empty, settings_from
-from bids_app.terminal import escaped_output, indented, terminal_log
+from bids_app.terminal import escaped_output, terminal_log
 from bids_app.workflow.supervisor import supervise
+
+LOGGER = logging.getLogger("bids_app.cli.neurostorm")  # also where this module is run by python -m
 
 CACHES_OF_LIBRARIES = ("MPLCONFIGDIR", "NIPYPE_CONFIG_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
 """Environment variables of folders that libraries would otherwise put in HOME; existing values are kept."""
 
 NO_CACHE = "/proc"
 """A folder that always exists, in which nobody can create a file."""
-
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
-"""Error numbers of disk problems, which are not bugs of this program."""
 
 EPILOG = f"""exit codes: {"; ".join(f"{code} {meaning}" for code, meaning in EXIT_CODES.items())}.
 NeuroSTORM is a research tool, not a medical device."""
@@ -209,81 +194,39 @@ def parse_settings(arguments: Sequence[str] | None = None) -> Settings:
 @escaped_output()
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the app and return its exit code."""
-    try:
-        try:
-            return run_command(arguments)
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:
-        if not reader_has_ended(sys.stdout):
-            raise
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at exit
-        return EXIT_BROKEN_PIPE
+    return exit_code_of("neurostorm", lambda: run_command(arguments))
 
 
 def run() -> NoReturn:
-    """Run the app and exit with its code.
-
-    After a full disk the process ends at once: HDF5 would crash on files that ANTs could not close, with another code.
-    """
-    code = main()
-    if code == InputOutputError.exit_code:
-        logging.shutdown()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)
-
-
-def reader_has_ended(stream: TextIO) -> bool:
-    """Return whether an output stream is a pipe without a reader, as after ``| head``."""
-    poll = select.poll()
-    poll.register(stream.fileno(), 0)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
+    """Run the app and exit with its code."""
+    leave(main())
 
 
 def run_command(arguments: Sequence[str] | None) -> int:
-    """Run the app and return its exit code; errors are printed."""
-    try:
-        settings = parse_settings(arguments)
-        if arguments is None and settings.level == PARTICIPANT and not settings.check:
-            code = supervise()
-            if code is not None:
-                return code
-        raise_when_terminated()
-        prepare_environment(settings)
+    """Run the app and return its exit code."""
+    settings = parse_settings(arguments)
+    if arguments is None and settings.level == PARTICIPANT and not settings.check:
+        code = supervise((settings.work_dir, settings.out_dir))
+        if code is not None:
+            return code
+    raise_when_terminated()
+    prepare_environment(settings)
+    # libraries read code and settings from the working folder, which may be a dataset
+    with contextlib.chdir("/"), terminal_log(settings.verbosity):
+        LOGGER.info("%s", first_line(settings))  # the imports take seconds
         if settings.level == GROUP:
             from bids_app.group import run_group as run
         else:
             from bids_app.workflow.participant import run_participants as run
-        # libraries read code and settings from the working folder, which may be a dataset
-        with contextlib.chdir("/"), terminal_log(settings.verbosity):
-            return run(settings)
-    except NeurostormError as error:
-        print(indented(f"neurostorm: error: {error.message}\n{error.hint}"), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("neurostorm: interrupted. Finished steps are kept: repeat the command to resume.", file=sys.stderr)
-        return EXIT_INTERRUPTED
-    except Terminated:
-        print("neurostorm: terminated. Finished steps are kept: repeat the command to resume.", file=sys.stderr)
-        return EXIT_TERMINATED
-    except Exception as error:
-        if isinstance(error, BrokenPipeError) and reader_has_ended(sys.stdout):
-            raise
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            print(f"neurostorm: error: {error.filename or 'a file'}: {error.strerror}.", file=sys.stderr)
-            print(
-                "  Check the disk, its quota and its mount, then repeat the command: finished steps are kept.",
-                file=sys.stderr,
-            )
-            return InputOutputError.exit_code
-        if says_full(error):
-            print(f"neurostorm: error: no space left on the disk, or the quota is exceeded ({error}).", file=sys.stderr)
-            return InputOutputError.exit_code
-        print(f"neurostorm: internal error. {PLEASE_REPORT} Include this traceback:", file=sys.stderr)
-        traceback.print_exc()
-        return EXIT_SOFTWARE
+        return run(settings)
+
+
+def first_line(settings: Settings) -> str:
+    """Return what is done, to what, and where the results and logs go."""
+    labels = settings.query.participants
+    whom = f" of {', '.join(f'sub-{label}' for label in labels)}" if labels else ""
+    logs = f"; logs: {settings.out_dir / 'sub-*' / 'log'}" if settings.level == PARTICIPANT else ""
+    return f"neurostorm {__version__}, {settings.level} level{whom}: {settings.bids_dir} to {settings.out_dir}{logs}"
 
 
 def raise_when_terminated() -> None:
@@ -307,6 +250,8 @@ def prepare_environment(settings: Settings) -> None:
     os.environ["NIPYPE_NO_ET"] = os.environ["NO_ET"] = "1"
     os.environ["MPLBACKEND"] = "Agg"
     os.environ["PYTHONSAFEPATH"] = "1"
+    # Python's resource tracker removes what a killed run leaves, and would warn of it
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]))
     os.environ["TEMPLATEFLOW_AUTOUPDATE"] = "off"
     for name in CACHES_OF_LIBRARIES:
         if settings.check:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bids_app.errors import EXIT_OK, NeurostormError
+from bids_app.cli.outcome import exit_code_of
 from bids_app.settings import default_cpus
 from bids_app.terminal import escaped_output
 
@@ -55,31 +55,31 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     arguments = parser().parse_args(argv)
+    return exit_code_of("neurostorm-phantom", lambda: simulate(arguments), "Repeat the command.")
+
+
+def simulate(arguments: argparse.Namespace) -> None:
+    """Write the dataset."""
     from bids_app.phantom.activity import STATES  # imported late to keep --help fast
     from bids_app.phantom.dataset import DatasetPlan, write_dataset
     from bids_app.phantom.kinds import KINDS
 
     kinds = tuple(KINDS) if "all" in arguments.kind else tuple(arguments.kind)
-    try:
-        plan = DatasetPlan(
-            participants=(len(kinds) or 2) if arguments.participants is None else arguments.participants,
-            seed=arguments.seed,
-            sessions=arguments.sessions,
-            runs=arguments.runs,
-            states=tuple(arguments.states or STATES),
-            volumes=arguments.volumes,
-            t1w=not arguments.no_t1w,
-            size=arguments.size,
-            distortion=arguments.distortion if arguments.distortion is not None else 8.0 * bool(arguments.fieldmaps),
-            fieldmaps=arguments.fieldmaps,
-            kinds=kinds,
-        )
-        runs = write_dataset(arguments.out_dir, plan, max(1, arguments.nprocs))
-    except NeurostormError as error:
-        print(f"neurostorm-phantom: {error}", file=sys.stderr)
-        return error.exit_code
+    plan = DatasetPlan(
+        participants=(len(kinds) or 2) if arguments.participants is None else arguments.participants,
+        seed=arguments.seed,
+        sessions=arguments.sessions,
+        runs=arguments.runs,
+        states=tuple(arguments.states or STATES),
+        volumes=arguments.volumes,
+        t1w=not arguments.no_t1w,
+        size=arguments.size,
+        distortion=arguments.distortion if arguments.distortion is not None else 8.0 * bool(arguments.fieldmaps),
+        fieldmaps=arguments.fieldmaps,
+        kinds=kinds,
+    )
+    runs = write_dataset(arguments.out_dir, plan, max(1, arguments.nprocs))
     print(f"{len(runs)} runs of {plan.participants} participants in {arguments.out_dir}")
-    return EXIT_OK
 
 
 if __name__ == "__main__":

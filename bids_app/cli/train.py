@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bids_app.errors import EXIT_OK, NeurostormError
+from bids_app.cli.outcome import exit_code_of
 from bids_app.terminal import escaped_output
 
 STRATEGIES = ("linear", "ln", "prompt", "prompt_ln", "full")  # as in bids_app.adapters.file, which needs torch
@@ -253,20 +253,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     if argv is None:  # not called from another program
         reuse_freed_memory()
-    try:
-        {
-            "pretrain": commands.pretrain,
-            "adapt": commands.adapt,
-            "evaluate": commands.evaluate,
-            "calibrate": calibration.calibrate,
-        }[arguments.command](arguments)
-    except NeurostormError as error:
-        print(f"neurostorm-train: {error}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("neurostorm-train: interrupted. Run the same command to resume.", file=sys.stderr)
-        return 130
-    return EXIT_OK
+    command = {
+        "pretrain": commands.pretrain,
+        "adapt": commands.adapt,
+        "evaluate": commands.evaluate,
+        "calibrate": calibration.calibrate,
+    }[arguments.command]
+    return exit_code_of("neurostorm-train", lambda: command(arguments), "Run the same command to resume.")
 
 
 if __name__ == "__main__":

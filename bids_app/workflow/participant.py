@@ -94,6 +94,7 @@ def process_participants(wanted: Sequence[BoldRun], context: RunContext) -> int:
                 locks.acquire(*lock_files(participant, settings.out_dir, settings.work_dir))
             except TemporaryError as error:
                 busy[participant] = error
+                LOGGER.warning("sub-%s is skipped: %s", participant, error.message)
         runs = [run for run in wanted if run.participant not in busy]
         if not runs:
             raise next(iter(busy.values()))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from bids_app.bids.layout import DATABASE_FILE
 from bids_app.bids.query import BoldRun, find_runs
 from bids_app.errors import EXIT_OK, NeurostormError
 from bids_app.preprocess.io.headers import BoldHeader
@@ -14,10 +16,6 @@ from bids_app.settings import QuerySettings, Settings
 from bids_app.workflow.disk import check_disk
 from bids_app.workflow.faults import faults_of_optional_images, inspect_run
 from bids_app.workflow.preflight import Finding, check_finding, examine
-
-DATABASE_FILE = "layout_index.sqlite"
-"""File of a PyBIDS database."""
-
 
 MAX_NAMES = 12
 """Maximum number of runs named in a line about several runs; with ``-v`` all are named."""
@@ -122,7 +120,7 @@ def report_on(run: BoldRun, settings: Settings, known: dict[Path, tuple[Neurosto
 def without_new_database(query: QuerySettings) -> QuerySettings:
     """Return the query without a PyBIDS database that does not exist yet, as PyBIDS would write it."""
     folder = query.database_dir
-    exists = folder is not None and (folder / DATABASE_FILE).is_file()
+    exists = folder is not None and os.path.lexists(folder / DATABASE_FILE)
     return query if exists else replace(query, database_dir=None)
 
 

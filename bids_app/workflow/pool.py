@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -31,6 +32,9 @@ from bids_app.errors import UsageError
 from bids_app.terminal import EscapedStream, start_terminal_log
 
 GPU_SLOTS = re.compile(r", Free GPU slot:\d+/\d+")
+NOT_STARTED = (BrokenProcessPool, OSError, EOFError)
+"""Errors of starting a job: a worker, or the fork server that starts workers, was killed."""
+START_ATTEMPTS, START_SECONDS = 5, 0.2
 WORKER_DIED = "MemoryError: a worker process was killed, probably out of memory. Raise --mem or lower --nprocs.\n"
 
 
@@ -90,6 +94,12 @@ def end_with_main_process() -> None:
         os._exit(1)
 
 
+def kill_workers(pool: ProcessPoolExecutor) -> None:
+    """Kill the worker processes of a pool; its jobs fail."""
+    for process in tuple((pool._processes or {}).values()):
+        process.kill()
+
+
 class InMethodOrder:
     """Mixin of nipype's plugins that submit nodes one by one."""
 
@@ -118,6 +128,7 @@ class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
         self.pool = self._new_pool(self.processors)
         self._retries: dict[int, tuple[Any, bool]] = {}
         self._retry_pools: list[ProcessPoolExecutor] = []
+        self._stopped = False
 
     def _prerun_check(self, graph: Any) -> None:
         super()._prerun_check(graph)
@@ -138,10 +149,9 @@ class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
 
     def stop(self) -> None:
         """Kill all worker processes, when the run is interrupted."""
-        self._retries.clear()
+        self._stopped = True
         for pool in (self.pool, *self._retry_pools):
-            for process in tuple((pool._processes or {}).values()):
-                process.kill()
+            kill_workers(pool)
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
@@ -150,27 +160,44 @@ class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
         self._retries[taskid] = (node, updatehash)
         try:
             future = self.pool.submit(run_node, node, updatehash, taskid)
-        except BrokenProcessPool:
-            self.pool = self._new_pool(self.processors)
-            future = self.pool.submit(run_node, node, updatehash, taskid)
+        except NOT_STARTED:
+            kill_workers(self.pool)  # or one of them could still take this job
+            self.pool, future = self._submitted(self.processors, node, updatehash, taskid)
         self._task_obj[taskid] = future
         future.add_done_callback(lambda done: self._collect(taskid, done))
         return taskid
 
+    def _submitted(self, workers: int, *job: Any) -> tuple[ProcessPoolExecutor, Future[dict[str, Any]]]:
+        """Submit a job to a new pool; also where the fork server was killed, which is noticed after a moment only."""
+        for attempt in range(START_ATTEMPTS):
+            pool = self._new_pool(workers)
+            try:
+                return pool, pool.submit(run_node, *job)
+            except NOT_STARTED:
+                if attempt == START_ATTEMPTS - 1:
+                    raise
+                time.sleep(START_SECONDS)
+        raise AssertionError
+
     def _collect(self, taskid: int, done: Future[dict[str, Any]]) -> None:
-        if done.cancelled():
-            return  # by `stop`
+        if done.cancelled() or self._stopped:
+            return
         if done.exception() is None:
             self._taskresult[taskid] = done.result()
         elif taskid in self._retries:
-            alone = self._new_pool(1)
+            try:
+                alone, retry = self._submitted(1, *self._retries.pop(taskid), taskid)
+            except NOT_STARTED:
+                self._lose(taskid)
+                return
             self._retry_pools.append(alone)
-            node, updatehash = self._retries.pop(taskid)
-            retry = alone.submit(run_node, node, updatehash, taskid)
             retry.add_done_callback(lambda second: self._collect(taskid, second))
             alone.shutdown(wait=False)
         else:
-            self._taskresult[taskid] = {"result": None, "traceback": [WORKER_DIED], "taskid": taskid}
+            self._lose(taskid)
+
+    def _lose(self, taskid: int) -> None:
+        self._taskresult[taskid] = {"result": None, "traceback": [WORKER_DIED], "taskid": taskid}
 
 
 def plugin_of_nipype(name: str, arguments: dict[str, Any]) -> Any:

@@ -3,7 +3,8 @@
 ANTs holds the lock of Python's interpreter for minutes. Meanwhile a process neither reacts to SIGTERM nor touches its
 lock files, and a process that the system kills reports nothing. The supervising process does nothing else: it touches
 the locks of the run, passes signals on, kills a run that does not end `GRACE_SECONDS` after SIGTERM (SLURM and
-``docker stop`` kill both soon after), releases locks that are left, and reports the end of a run that was killed.
+``docker stop`` kill both soon after), releases locks that are left, and reports the end of a run that was killed. A run
+that crashed on a full disk (HDF5 and ANTs may crash on files that they cannot write) is reported as such.
 """
 
 from __future__ import annotations
@@ -14,9 +15,19 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
-from bids_app.errors import EXIT_INTERRUPTED, EXIT_SOFTWARE, EXIT_TERMINATED, TemporaryError
+from bids_app import PLEASE_REPORT
+from bids_app.bids.full_disk import is_full, no_space
+from bids_app.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_TERMINATED,
+    InputOutputError,
+    NeurostormError,
+    TemporaryError,
+)
 from bids_app.workflow.locks import BEAT_SECONDS, list_locks_on, listed_locks, release, touch
 
 GRACE_SECONDS = 5.0
@@ -28,10 +39,15 @@ PR_SET_PDEATHSIG = 1
 """Option of ``prctl`` (linux/prctl.h)."""
 
 
-def supervise() -> int | None:
+def supervise(folders: Sequence[Path]) -> int | None:
     """Fork: the child goes on as the run, and this process supervises it.
 
     Call it before threads are started and large packages are imported.
+
+    Parameters
+    ----------
+    folders : sequence of pathlib.Path
+        Folders that the run writes to; after a crash, they are checked for space.
 
     Returns
     -------
@@ -46,7 +62,7 @@ def supervise() -> int | None:
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     own, run = os.getpid(), os.fork()
     if run:
-        return _exit_code(*_wait_for(run, board))
+        return _exit_code(*_wait_for(run, board), folders)
     die_with_parent(own)
     list_locks_on(board)
     signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -87,7 +103,7 @@ def _wait_for(run: int, board: int) -> tuple[int, signal.Signals | None]:
     return status, request
 
 
-def _exit_code(status: int, request: signal.Signals | None) -> int:
+def _exit_code(status: int, request: signal.Signals | None, folders: Sequence[Path]) -> int:
     """Return the exit code for the wait status of a run; report a run that could not do so itself."""
     if os.WIFEXITED(status):
         return os.WEXITSTATUS(status)
@@ -95,14 +111,27 @@ def _exit_code(status: int, request: signal.Signals | None) -> int:
         code, word = REQUESTS[request]
         print(f"neurostorm: {word}. Finished steps are kept: repeat the command to resume.", file=sys.stderr)
         return code
-    if os.WTERMSIG(status) == signal.SIGKILL:
-        error = TemporaryError(
+    error = _error_of_crash(signal.Signals(os.WTERMSIG(status)), folders)
+    print(f"neurostorm: error: {error.message}\n  {error.hint}", file=sys.stderr)
+    return error.exit_code
+
+
+def _error_of_crash(number: signal.Signals, folders: Sequence[Path]) -> NeurostormError:
+    """Return the error of a run that a signal ended."""
+    full = next((folder for folder in folders if folder.is_dir() and is_full(folder)), None)
+    if full is not None:
+        return no_space(full, f"the run crashed, {number.name}")
+    if number == signal.SIGKILL:
+        return TemporaryError(
             "The run was killed, probably out of memory.",
             "Use a larger machine or job, or --low-mem, and repeat the command: finished steps are kept.",
         )
-        print(f"neurostorm: error: {error.message}\n  {error.hint}", file=sys.stderr)
-        return error.exit_code
-    name = signal.Signals(os.WTERMSIG(status)).name
-    print(f"neurostorm: error: the run crashed ({name}). Please report it.", file=sys.stderr)
-    print("  Repeat the command: finished steps are kept.", file=sys.stderr)
-    return EXIT_SOFTWARE
+    if number == signal.SIGBUS:
+        return InputOutputError(
+            "The run crashed (SIGBUS): a file became shorter while it was read, or its disk failed.",
+            "Check that no other program changes the dataset or the scratch folder, and repeat the command: finished "
+            "steps are kept.",
+        )
+    return NeurostormError(
+        f"The run crashed ({number.name}). {PLEASE_REPORT}", "Repeat the command: finished steps are kept."
+    )

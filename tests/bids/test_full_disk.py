@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bids_app.bids.full_disk import is_full, no_space, says_full
-from tests.helpers.disks import run_on_small_disk
+from tests.helpers.machine import run_on_small_disk
 
 FULL = Path("/dev/full")
 """Device that has no space left."""
@@ -74,7 +74,7 @@ assert not is_full(folder)
 (folder / "x").write_bytes(bytes(1_500_000))
 assert is_full(folder)
 """
-    done = run_on_small_disk(tmp_path, 2, code)
+    done = run_on_small_disk(code, tmp_path, megabytes=2)
     assert done.returncode == 0, done.stderr
 
 

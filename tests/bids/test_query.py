@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import pytest
 from bids_app.bids.query import check_dataset, find_runs, list_participants
 from bids_app.errors import BadDataError, InputOutputError, InvalidBIDSError, NoInputError, NoMatchError, UsageError
 from bids_app.settings import QuerySettings
+from tests.helpers.odd_files import ODD_FILES
 
 DESCRIPTION = {"Name": "test", "BIDSVersion": "1.10.0"}
 
@@ -544,6 +546,24 @@ def test_database_covers_every_participant(make_dataset, tmp_path):
 def test_broken_database_raises(make_dataset, tmp_path):
     (tmp_path / "layout_index.sqlite").write_bytes(b"not a database" * 100)
     with pytest.raises(InputOutputError, match="cannot be used as the dataset's index"):
+        find_runs(make_dataset(REST), QuerySettings(database_dir=tmp_path))
+
+
+def test_a_database_of_another_dataset_or_path_is_refused_by_name(make_dataset, tmp_path):
+    root, database = make_dataset(REST), tmp_path / "database"
+    find_runs(root, QuerySettings(database_dir=database))
+    for other in (tmp_path / "moved", tmp_path / "link"):
+        shutil.copytree(root, other) if other.name == "moved" else other.symlink_to(root)
+        with pytest.raises(UsageError, match=f"database: is the index of {root}, not of {other}"):
+            find_runs(other, QuerySettings(database_dir=database))
+        find_runs(other, QuerySettings(database_dir=tmp_path / f"database of {other.name}"))
+
+
+@pytest.mark.parametrize("kind", ODD_FILES)
+def test_a_database_that_is_no_regular_file_is_named(make_dataset, tmp_path, kind):
+    make, words = ODD_FILES[kind]
+    make(tmp_path / "layout_index.sqlite")
+    with pytest.raises(NoInputError, match=rf"layout_index\.sqlite: .*{words}"):
         find_runs(make_dataset(REST), QuerySettings(database_dir=tmp_path))
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import re
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from bids_app import __version__
 from bids_app.bids.layout import QUERIES
-from bids_app.cli.neurostorm import main, parse_settings, run
+from bids_app.cli.neurostorm import main, parse_settings
 from bids_app.errors import AnalysisLevelError, UsageError
 from bids_app.settings import default_work_dir
 from bids_app.settings.values import FILTERED_KINDS
@@ -27,17 +27,44 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("option", ["--help", "--version"])
-def test_help_and_version_take_less_than_half_a_second(option: str) -> None:
+def test_help_and_version_take_less_than_half_a_second_of_cpu_time(option: str) -> None:
     times = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         assert command(option).returncode == 0
-        times.append(time.perf_counter() - started)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
     assert min(times) < 0.5
 
 
 def test_version_is_the_package_version() -> None:
     assert command("--version").stdout == f"neurostorm {__version__}\n"
+
+
+def test_the_first_line_is_printed_before_the_imports_that_take_seconds(tmp_path: Path) -> None:
+    (tmp_path / "nipype.py").write_text("print('importing nipype', flush=True)\nraise SystemExit(3)\n")
+    (tmp_path / "torch.py").write_text("print('importing torch', flush=True)\nraise SystemExit(3)\n")
+    words = [
+        "raw",
+        str(tmp_path / "out"),
+        "participant",
+        "-w",
+        str(tmp_path / "work"),
+        "--participant-label",
+        "01",
+        "02",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "bids_app.cli.neurostorm", *words],
+        env=os.environ | {"PYTHONPATH": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        check=False,
+    )  # fmt: skip
+    first, second = done.stdout.splitlines()[:2]
+    assert re.match(
+        rf"\d\d:\d\d:\d\d neurostorm {__version__}, participant level of sub-01, sub-02: \S*/raw to ", first
+    )
+    assert first.endswith(f"{tmp_path}/out; logs: {tmp_path}/out/sub-*/log")
+    assert second.startswith("importing")
 
 
 def test_unknown_option_keeps_argparse_exit_code() -> None:
@@ -211,16 +238,6 @@ def test_an_invalid_config_file_is_named(tmp_path: Path, text: str, capsys) -> N
     assert "neurostorm.toml" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 74), (errno.EROFS, 74), (errno.ENOENT, 70)])
-def test_disk_errors_are_not_internal_errors(tmp_path: Path, monkeypatch, capsys, number: int, code: int) -> None:
-    def fail(_):
-        raise OSError(number, os.strerror(number), "x.nii")
-
-    monkeypatch.setattr("bids_app.workflow.participant.run_participants", fail)
-    assert main(["a", str(tmp_path / "out"), "participant", "-w", str(tmp_path / "work")]) == code
-    assert ("x.nii: " in capsys.readouterr().err) == (code == 74)
-
-
 def test_filter_file_of_babs_is_accepted(tmp_path: Path) -> None:
     filters = {
         "fmap": {"datatype": "fmap"},
@@ -232,17 +249,6 @@ def test_filter_file_of_babs_is_accepted(tmp_path: Path) -> None:
     path.write_text(json.dumps(filters))
     settings = parse_settings(["a", "b", "participant", "--bids-filter-file", str(path)])
     assert settings.query.filters == filters
-
-
-@pytest.mark.parametrize(("code", "at_once"), [(74, True), (0, False), (65, False)])
-def test_after_a_full_disk_the_process_ends_at_once(monkeypatch, code: int, at_once: bool) -> None:
-    def end(code: int) -> None:
-        raise RuntimeError(f"ended with {code}")
-
-    monkeypatch.setattr("bids_app.cli.neurostorm.main", lambda: code)
-    monkeypatch.setattr(os, "_exit", end)
-    with pytest.raises(RuntimeError if at_once else SystemExit, match=str(code)):
-        run()
 
 
 @pytest.mark.parametrize("kind", ["BOLD", "T1w", "func", "bolds"])

@@ -25,7 +25,7 @@ def work(out: Path) -> Path:
     """An empty scratch folder writable by all users."""
     folder = out.with_name("work")
     folder.mkdir()
-    folder.chmod(0o777)
+    folder.chmod(0o1777)  # like /tmp: others cannot exchange what is in it
     return folder
 
 
@@ -33,7 +33,7 @@ def work(out: Path) -> Path:
 def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A simulated participant with a T1w image."""
     folder = tmp_path_factory.mktemp("one") / "raw"
-    assert phantom([str(folder), "--participants", "1", "--states", "rest"]) == 0
+    assert phantom([str(folder), "--participants", "1", "--size", "small", "--states", "rest"]) == 0
     readable(folder)
     return folder
 

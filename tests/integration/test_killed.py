@@ -256,6 +256,7 @@ def test_thirty_kills_of_a_run_with_other_options_never_pass_for_success(without
             _, said = process.communicate()
             killed[whom] += 1
             exit_codes[process.returncode] += 1
+            print(f"kill {killed.total()} in round {rounds}: {whom}, exit code {process.returncode}", flush=True)
             summary = outcome_of(out, logs)
             if process.returncode == 0:
                 assert summary is not None

@@ -31,7 +31,20 @@ def raw(tmp_path_factory) -> Path:
 def test_a_terminated_run_releases_its_locks_and_ends_its_workers(raw: Path, tmp_path: Path, n_procs: str) -> None:
     code, said = stop(raw, tmp_path, n_procs, lambda run: run.send_signal(signal.SIGTERM), "*_examine/done.json")
     assert code == 143
-    assert "terminated" in said
+    assert said.count("neurostorm: terminated.") == 1
+
+
+@pytest.mark.parametrize("n_procs", ["1", "2"])
+def test_sigterm_to_all_processes_of_a_run_is_reported_once(raw: Path, tmp_path: Path, n_procs: str) -> None:
+    """As from ``scancel`` or ``timeout``; the run, its workers and the supervising process receive it."""
+
+    def terminate_all(run: subprocess.Popen[str]) -> None:
+        os.killpg(run.pid, signal.SIGTERM)
+
+    code, said = stop(raw, tmp_path, n_procs, terminate_all, "*_examine/done.json")
+    assert code == 143
+    assert said.count("neurostorm: terminated.") == 1
+    assert said.splitlines()[-1].startswith("neurostorm: terminated.")
 
 
 @pytest.mark.slow
@@ -63,11 +76,12 @@ def test_ctrl_c_prints_no_traceback(raw: Path, tmp_path: Path, moment: str) -> N
 
 def stop(raw: Path, folder: Path, n_procs: str, send: Callable[..., None], moment: str) -> tuple[int, str]:
     """Start a run, stop it when a file of its scratch folder exists, and return its exit code and messages."""
-    out, work = folder / "out", folder / "work"
+    out, work, temporary = folder / "out", folder / "work", folder / "tmp"
+    temporary.mkdir()
     call = [sys.executable, "-m", "bids_app.cli.neurostorm", str(raw), str(out), "participant", "--model", "demo"]
     run = subprocess.Popen(
         [*call, "-w", str(work), "--nprocs", n_procs],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(temporary)},
         start_new_session=True,
         stderr=subprocess.PIPE,
         text=True,
@@ -82,6 +96,8 @@ def stop(raw: Path, folder: Path, n_procs: str, send: Callable[..., None], momen
     _, said = run.communicate(timeout=PATIENCE_S)
     assert "repeat the command to resume" in said
     assert "Traceback" not in said
+    assert "leaked" not in said
+    assert list(temporary.iterdir()) == []
     _, alive = psutil.wait_procs(workers, timeout=5)
     assert alive == []
     assert [path for folder in (out, work) for path in folder.rglob("running*.json")] == []

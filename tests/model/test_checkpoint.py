@@ -186,6 +186,27 @@ def test_a_checkpoint_with_invalid_values_is_rejected(tmp_path, content):
         read_checkpoint(tmp_path / "odd.ckpt")
 
 
+def test_a_tensor_that_repeats_its_data_is_rejected(tmp_path):
+    """Also if it is only twice as large as its data: published checkpoints have none."""
+    twice = torch.zeros(1, 10_000).expand(2, 10_000)
+    torch.save({"state_dict": {"model.x": twice}, "hyper_parameters": HYPER}, tmp_path / "odd.ckpt")
+    with pytest.raises(BadDataError, match=r"odd\.ckpt: it contains tensors that are larger than their data"):
+        read_checkpoint(tmp_path / "odd.ckpt")
+
+
+@pytest.mark.parametrize(("n_names", "accepted"), [(3, True), (6, False)])
+def test_a_few_names_of_the_same_tensor_are_accepted(tmp_path, n_names, accepted):
+    """Tied weights have two names; more names would multiply the memory of a small file."""
+    data = torch.zeros(10_000)
+    state = {f"model.x{k}": data for k in range(n_names)}
+    torch.save({"state_dict": state, "hyper_parameters": HYPER}, tmp_path / "odd.ckpt")
+    if accepted:
+        assert len(read_checkpoint(tmp_path / "odd.ckpt").encoder) == n_names
+        return
+    with pytest.raises(BadDataError, match=r"odd\.ckpt: its tensors share their data"):
+        read_checkpoint(tmp_path / "odd.ckpt")
+
+
 @pytest.mark.parametrize("data", [b"u", b"\x80\x02u.", b"]q\x00.", b"PK\x03\x04", b""])
 def test_bytes_that_are_not_a_pickle_are_rejected(tmp_path, data):
     (tmp_path / "odd.ckpt").write_bytes(data)

@@ -25,7 +25,7 @@ def _ball(radius: float = 12.0) -> np.ndarray:
     return np.sqrt(sum(a**2 for a in axes)) < radius
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def invented_series() -> Callable[..., GridSeries]:
     """Return the function `simulate_series`."""
     return simulate_series

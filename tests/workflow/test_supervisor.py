@@ -14,6 +14,7 @@ import pytest
 
 from bids_app.bids.processes import start_time
 from bids_app.workflow.supervisor import GRACE_SECONDS
+from tests.helpers.machine import run_on_small_disk
 from tests.helpers.scripts import ENVIRONMENT
 
 RUN = """
@@ -24,7 +25,7 @@ from bids_app.workflow.locks import Locks
 
 supervisor.GRACE_SECONDS, supervisor.BEAT_SECONDS = 0.3, 0.1
 lock, end = Path(sys.argv[1]), sys.argv[2]
-code = supervisor.supervise()
+code = supervisor.supervise([lock.parent])
 if code is not None:
     sys.exit(code)
 with Locks() as locks:
@@ -36,8 +37,8 @@ with Locks() as locks:
         lock_mutex, mutex = ctypes.PyDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
         lock_mutex(mutex)
         lock_mutex(mutex)
-    if end == "crash":
-        os.kill(os.getpid(), 11)
+    if end.startswith("SIG"):
+        os.kill(os.getpid(), signal.Signals[end])
 sys.exit(int(end))
 """
 
@@ -131,12 +132,52 @@ def test_a_run_that_the_system_kills_is_reported_and_its_lock_is_released(superv
     assert not run.lock.exists()
 
 
-def test_a_run_that_crashes_is_reported(supervised) -> None:
-    run = supervised("crash")
-    code, said = run.end()
-    assert code == 70
-    assert "SIGSEGV" in said
+@pytest.mark.parametrize(
+    ("name", "code", "words"),
+    [
+        ("SIGSEGV", 70, "Please report it"),
+        ("SIGABRT", 70, "Please report it"),
+        ("SIGBUS", 74, "a file became shorter while it was read, or its disk failed"),
+    ],
+)
+def test_a_run_that_crashes_is_reported(supervised, name: str, code: int, words: str) -> None:
+    run = supervised(name)
+    ended, said = run.end()
+    assert ended == code
+    assert f"({name})" in said
+    assert words in said
+    assert "repeat the command" in said.lower()
     assert not run.lock.exists()
+
+
+CRASH = """
+import os
+from pathlib import Path
+from bids_app.workflow.supervisor import supervise
+
+code = supervise([Path({roomy!r}), Path({missing!r}), Path({full!r})])
+if code is None:
+    try:
+        Path({full!r}, "x").write_bytes(bytes({megabytes} * 2**20))
+    except OSError:
+        pass
+    os.kill(os.getpid(), {number})
+raise SystemExit(code)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGKILL])
+@pytest.mark.parametrize("full", [True, False])
+def test_a_crash_on_a_full_disk_is_reported_as_a_full_disk(tmp_path: Path, number: signal.Signals, full: bool) -> None:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    code = CRASH.format(
+        roomy=str(tmp_path), missing=str(tmp_path / "none"), full=str(folder), number=int(number),
+        megabytes=9 if full else 1,
+    )  # fmt: skip
+    done = run_on_small_disk(code, folder, megabytes=4)
+    assert (done.returncode == 74) == (full or number == signal.SIGBUS), done.stderr
+    assert (f"{folder}: no space left on the disk" in done.stderr) == full
 
 
 def test_a_run_ends_with_the_process_that_supervises_it(supervised) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +86,7 @@ def load_datasets(
             raise NoInputError(f"{path}: no such folder.", "Give a derivatives dataset or a clip store.")
         is_unique = [p.resolve().name for p in paths].count(path.resolve().name) == 1
         name = path.resolve().name if is_unique else f"{path.resolve().name}{index + 1}"
-        is_store = (path / "store.json").is_file()
+        is_store = os.path.lexists(path / "store.json")
         store = ClipStore(path if is_store else base / f"{name}_{normalisation}", normalisation)
         if not is_store:
             prepare(path, store, n_procs, shard, report)
@@ -145,7 +146,7 @@ def read_participants(datasets: Sequence[Dataset], raw: Path | None = None) -> d
     found: dict[str, dict[str, str]] = {}
     for dataset in datasets:
         roots = (dataset.path, raw or find_raw_dataset(dataset.path))
-        table = next((r / "participants.tsv" for r in roots if r and (r / "participants.tsv").is_file()), None)
+        table = next((r / "participants.tsv" for r in roots if r and os.path.lexists(r / "participants.tsv")), None)
         if table is not None:
             for (label, _), row in read_table(table, "participant_id").items():
                 found[_unique_label(label, dataset, datasets)] = row

@@ -14,7 +14,7 @@ import torch
 
 from bids_app.clips import CLIP_VOLUMES, MODEL_TR
 from bids_app.errors import BadDataError, NoMatchError, UsageError
-from bids_app.files import read_rows
+from bids_app.files import check_regular, read_rows
 from bids_app.training.data.sources import find_events, find_raw_dataset
 from bids_app.training.data.store import Scan
 
@@ -137,6 +137,8 @@ class Target:
         ------
         UsageError
             The target is malformed, or its table does not exist.
+        NoInputError
+            The table is not a regular file.
         """
         table, separator, column = text.rpartition(":")
         if not separator or not column or not table:
@@ -149,7 +151,8 @@ class Target:
         if table == EVENTS:
             return cls(None, column, "events", roots, rule)
         for path in (Path(table), *(root / table for root in roots)):
-            if os.path.isfile(path):
+            if os.path.lexists(path):
+                check_regular(path)
                 return cls(path, column, "table", roots)
         if table == "sessions.tsv" and any(next(root.glob("sub-*/*_sessions.tsv"), None) for root in roots):
             return cls(None, column, "sessions", roots)
@@ -200,7 +203,7 @@ class Target:
         found = {}
         for participant in {scan.participant for scan in scans}:
             paths = [root / f"sub-{participant}" / f"sub-{participant}_sessions.tsv" for root in self.roots]
-            path = next((p for p in paths if p.is_file()), None)
+            path = next(filter(os.path.lexists, paths), None)
             for (_, session), row in (read_table(path, self.column, participant) if path else {}).items():
                 found[participant, session] = row[self.column]
         return found

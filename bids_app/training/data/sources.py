@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import zlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -20,11 +21,13 @@ import nibabel as nib
 import numpy as np
 
 from bids_app.bids.entities import join_name, natural_key, split_name
+from bids_app.bids.full_disk import says_full
 from bids_app.bids.sidecars import Inheritance, read_json
 from bids_app.catalog import templates
 from bids_app.clips import series_from_image
 from bids_app.errors import BadDataError, NeurostormError, NoInputError, NoMatchError, UsageError
-from bids_app.files import MAX_CONFOUNDS_BYTES, open_regular, read_rows
+from bids_app.files import MAX_CONFOUNDS_BYTES, read_rows
+from bids_app.preprocess.io.headers import check_size, load_nifti, unreadable
 from bids_app.training.data.store import ClipStore, Scan
 
 log = logging.getLogger(__name__)
@@ -159,7 +162,7 @@ def _prepare_series(series: Series, store: ClipStore) -> Scan:
     to_model = templates.space(entities["space"]).to_model
     mask_path = bold.with_name(bold.name.replace("_desc-preproc_bold", "_desc-brain_mask"))
     image = _in_model_space(bold, to_model)
-    mask = _in_model_space(mask_path, to_model) if mask_path.is_file() else None
+    mask = _in_model_space(mask_path, to_model) if os.path.lexists(mask_path) else None
     sidecar = _sidecar(bold)
     tr = sidecar.get("RepetitionTime")
     confounds, n_dummy = _read_confounds(bold.parent / f"{series.name}_desc-confounds_timeseries.tsv")
@@ -169,18 +172,20 @@ def _prepare_series(series: Series, store: ClipStore) -> Scan:
     step = _seconds(tr if tr is not None else float(zooms[3]), "RepetitionTime", bold)
     start = n_dummy * step + _seconds(sidecar.get("StartTime") or 0.0, "StartTime", bold)
     with tempfile.TemporaryDirectory(dir=store.folder, prefix=".series.") as scratch:
-        grid_series = series_from_image(image, scratch, tr=tr, mask=mask, start=start, skip=n_dummy)
+        try:
+            grid_series = series_from_image(image, scratch, tr=tr, mask=mask, start=start, skip=n_dummy)
+        except (OSError, EOFError, zlib.error) as error:
+            if says_full(error):
+                raise
+            raise unreadable(bold, error) from error
         labels: dict[str, Any] = {key: entities[key] for key in ("task", "run") if key in entities}
         session = entities.get("ses", "")
         return store.add(series.name, grid_series, entities["sub"], session, labels, str(bold), confounds)
 
 
 def _in_model_space(path: Path, to_model: np.ndarray) -> nib.Nifti1Image:
-    open_regular(path).close()
-    try:
-        image = nib.Nifti1Image.from_filename(path)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
-        raise BadDataError(f"{path.name}: unreadable image ({error}).", "Check or copy the file again.") from error
+    image = load_nifti(path)
+    check_size(image, path)
     return nib.Nifti1Image(image.dataobj, to_model @ image.affine, image.header)
 
 

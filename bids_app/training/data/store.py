@@ -13,6 +13,7 @@ so that a few outliers (which are clipped) do not reduce the precision.
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -27,6 +28,7 @@ import torch
 from bids_app.bids.writer import atomic_path
 from bids_app.clips import CLIP_VOLUMES, MODEL_GRID_SHAPE, NORMALISATIONS, ClipReader, GridSeries
 from bids_app.errors import BadDataError, CannotCreateError, NoInputError, UsageError
+from bids_app.files import MAX_JSON_BYTES, check_regular, parse_json, read_text
 
 STORE_FORMAT, STORE_VERSION = "neurostorm-clips", 1
 BACKGROUND = -128
@@ -34,6 +36,7 @@ SCALE_PERCENTILE = 99.95
 """Percentile of the absolute values that defines the scale."""
 CHUNKS_FOR_SCALE = 6
 """Number of chunks of a scan from which its scale is estimated."""
+HINT = "Prepare the store again in a new folder."
 
 
 @dataclass(frozen=True)
@@ -83,31 +86,34 @@ class Scan:
     @property
     def voxel_indices(self) -> np.ndarray:
         """Flat indices of the brain voxels, (V,) in C order; read from disk each time to save memory."""
-        bits = np.load(self.folder / "mask.npy")
-        return np.flatnonzero(np.unpackbits(bits, count=int(np.prod(MODEL_GRID_SHAPE))))
+        n_voxels = math.prod(MODEL_GRID_SHAPE)
+        bits = _read_array(self.folder / "mask.npy", np.uint8, -(-n_voxels // 8))
+        return np.flatnonzero(np.unpackbits(bits, count=n_voxels))
+
+    def codes(self, indices: np.ndarray) -> np.ndarray:
+        """Return the codes of the brain voxels, (U, V) int8, mapped from the file; ``indices`` are `voxel_indices`."""
+        return _read_array(self.folder / "values.npy", np.int8, self.n_vols, len(indices))
 
     def mean_image(self) -> np.ndarray:
         """Read the temporal mean under the global normalisation, (V,) float32."""
-        path = self.folder / "mean.npy"
-        if not path.is_file():
-            raise BadDataError(f"{self.folder}: mean.npy is missing.", "Prepare the store again in a new folder.")
-        return np.load(path).astype(np.float32)
+        return _read_array(self.folder / "mean.npy", np.float16, len(self.voxel_indices)).astype(np.float32)
 
     def rows(self) -> tuple[np.ndarray, np.ndarray]:
         """Read all values of the brain voxels, (U, V) float32, and their flat indices, (V,) in C order."""
-        codes = np.load(self.folder / "values.npy")
+        indices = self.voxel_indices
+        codes = self.codes(indices)
         values = codes.astype(np.float32) * np.float32(self.scale)
         values[codes == BACKGROUND] = self.background
-        return values, self.voxel_indices
+        return values, indices
 
     def clip(self, start: int, clip_volumes: int = CLIP_VOLUMES) -> torch.Tensor:
         """Read the clip that starts at volume ``start``, (1, 96, 96, 96, n) float32."""
         if not 0 <= start <= self.n_vols - clip_volumes:
             raise IndexError(f"volumes {start} to {start + clip_volumes} of {self.n_vols} in {self.name}")
-        stored = np.load(self.folder / "values.npy", mmap_mode="r")
-        codes = torch.full((int(np.prod(MODEL_GRID_SHAPE)), clip_volumes), BACKGROUND, dtype=torch.int8)
-        rows = np.ascontiguousarray(stored[start : start + clip_volumes].T)  # (V, n)
-        codes[torch.from_numpy(self.voxel_indices)] = torch.from_numpy(rows)
+        codes = torch.full((math.prod(MODEL_GRID_SHAPE), clip_volumes), BACKGROUND, dtype=torch.int8)
+        indices = self.voxel_indices
+        rows = np.ascontiguousarray(self.codes(indices)[start : start + clip_volumes].T)  # (V, n)
+        codes[torch.from_numpy(indices)] = torch.from_numpy(rows)
         grid = torch.where(codes == BACKGROUND, self.background, codes.float().mul_(self.scale))
         return grid.reshape(1, *MODEL_GRID_SHAPE, clip_volumes)
 
@@ -126,16 +132,17 @@ class ClipStore:
     def __init__(self, folder: str | Path, normalisation: str | None = None) -> None:
         self.folder = Path(folder)
         about = self.folder / "store.json"
-        if not about.is_file():
+        if not os.path.lexists(about):
             if normalisation is None:
                 raise NoInputError(f"{self.folder}: not a clip store.", "Prepare one with neurostorm-train.")
             if normalisation not in NORMALISATIONS:
                 raise UsageError(f"Unknown normalisation: {normalisation!r}.", f"Choose {' or '.join(NORMALISATIONS)}.")
             _write_json(about, {"format": STORE_FORMAT, "version": STORE_VERSION, "normalisation": normalisation})
-        content = json.loads(about.read_text())
-        if content.get("format") != STORE_FORMAT or content.get("version") != STORE_VERSION:
-            raise BadDataError(f"{about}: unsupported store format.", "Prepare the store again in a new folder.")
-        self.normalisation = str(content["normalisation"])
+        content = _read_object(about)
+        self.normalisation = str(content.get("normalisation"))
+        known = (content.get("format"), content.get("version")) == (STORE_FORMAT, STORE_VERSION)
+        if not known or self.normalisation not in NORMALISATIONS:
+            raise BadDataError(f"{about}: unsupported store format.", HINT)
         if normalisation not in (None, self.normalisation):
             raise UsageError(
                 f"{self.folder}: the store has {self.normalisation} normalisation, not {normalisation}.",
@@ -143,16 +150,17 @@ class ClipStore:
             )
 
     def __contains__(self, name: str) -> bool:
-        return (self.folder / name / "scan.json").is_file()
+        return os.path.lexists(self.folder / name / "scan.json")
 
     def __iter__(self) -> Iterator[Scan]:
-        for path in sorted(self.folder.glob("[!.]*/scan.json")):  # folders with a leading dot are being written
-            yield self[path.parent.name]
+        for path in sorted(self.folder.glob("[!.]*")):  # folders with a leading dot are being written
+            if path.name in self:
+                yield self[path.name]
 
     def __getitem__(self, name: str) -> Scan:
         if name not in self:
             raise KeyError(name)
-        return Scan(self.folder / name, **json.loads((self.folder / name / "scan.json").read_text()))
+        return _scan_from(self.folder / name / "scan.json")
 
     def add(
         self,
@@ -216,6 +224,53 @@ def _quantise(series: GridSeries, normalisation: str) -> tuple[np.ndarray, float
     whole = reader.normalisation("global")
     mean = np.where(signal, (reader.statistics.mean - whole.shift) / whole.scale, whole.background)
     return codes, scale, reader.normalisation(normalisation).background, mean.astype(np.float16)
+
+
+def _scan_from(path: Path) -> Scan:
+    """Read the description of a scan, and check the type of each value."""
+    content = _read_object(path)
+    try:
+        scan = Scan(path.parent, **content)
+        texts = [scan.participant, scan.session, scan.source]
+        numbers = [scan.scale, scan.background, scan.start, *scan.confounds.values()]
+        valid = (
+            all(isinstance(text, str) for text in texts)
+            and all(isinstance(number, int | float) for number in numbers)
+            and math.isfinite(scan.scale) and scan.scale > 0 and math.isfinite(scan.background)
+            and isinstance(scan.n_vols, int) and isinstance(scan.labels, dict)
+        )  # fmt: skip
+    except (TypeError, AttributeError):
+        valid = False
+    if not valid:
+        raise BadDataError(f"{path}: not the description of a scan.", HINT)
+    return scan
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    content = parse_json(read_text(path, MAX_JSON_BYTES), str(path))
+    if not isinstance(content, dict):
+        raise BadDataError(f"{path}: not a JSON object.", HINT)
+    return content
+
+
+def _read_array(path: Path, dtype: type, *shape: int) -> np.ndarray:
+    """Map an array of a scan; its size is that of the file, whatever its header claims.
+
+    Raises
+    ------
+    NoInputError
+        The file is missing or not a regular file.
+    BadDataError
+        It is not an array of this type and shape.
+    """
+    check_regular(path)
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # damaged headers make NumPy raise many kinds of errors
+        raise BadDataError(f"{path}: damaged or truncated ({error}).", HINT) from error
+    if array.dtype != dtype or array.shape != shape:
+        raise BadDataError(f"{path}: {array.dtype} of shape {array.shape}, not {np.dtype(dtype)} {shape}.", HINT)
+    return array
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:

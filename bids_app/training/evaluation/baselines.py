@@ -51,13 +51,14 @@ def parcel_series(example: Scan | Segment, labels: np.ndarray, n_parcels: int) -
         Brain voxels in each parcel.
     """
     scan, first = (example.scan, example.first) if isinstance(example, Segment) else (example, 0)
-    parcel = labels.reshape(-1)[scan.voxel_indices]
+    indices = scan.voxel_indices
+    parcel = labels.reshape(-1)[indices]
     voxels = np.bincount(parcel, minlength=n_parcels + 1)[1:]
     order = np.argsort(parcel, kind="stable")
     sorted_parcels = parcel[order]
     starts = np.flatnonzero(np.diff(sorted_parcels, prepend=-1))
     found = sorted_parcels[starts]
-    codes = np.load(scan.folder / "values.npy", mmap_mode="r")
+    codes = scan.codes(indices)
     series = np.zeros((example.n_vols, n_parcels + 1), np.float32)
     for a in range(0, example.n_vols, CHUNK_VOLUMES):
         chunk = np.asarray(codes[first + a : first + min(a + CHUNK_VOLUMES, example.n_vols)])

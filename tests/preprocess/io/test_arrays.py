@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_app.preprocess.io.arrays import create_array
-from tests.helpers.disks import run_on_small_disk
+from tests.helpers.machine import run_on_small_disk
 
 
 def test_an_array_is_written_and_read_back(tmp_path: Path) -> None:
@@ -28,5 +28,5 @@ try:
 except OSError as error:
     print(error.errno, error.filename)
 """
-    done = run_on_small_disk(tmp_path, 1, code)
+    done = run_on_small_disk(code, tmp_path, megabytes=1)
     assert (done.returncode, done.stdout) == (0, f"28 {tmp_path}/x.npy\n"), done.stderr

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from bids_app.errors import UsageError
+from bids_app.errors import NoInputError, UsageError
 from bids_app.training.data.loader import ClipBatches
 
 
@@ -47,7 +47,7 @@ def test_evaluation_reads_each_clip_once_in_order(make_store):
 def test_read_errors_are_raised_in_the_training_loop(make_store):
     scans = tuple(make_store(1))
     (scans[1].folder / "values.npy").unlink()
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(NoInputError, match=r"values\.npy"):
         list(ClipBatches(scans, 1).epoch(0))
 
 

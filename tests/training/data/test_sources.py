@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import os
+
 import numpy as np
 import pytest
 
@@ -52,6 +55,40 @@ def test_unusable_series_are_omitted_with_the_reason(tmp_path, write_derivative)
     assert len(messages) == 1
     assert "sub-b_task-rest" in messages[0]
     assert "2.4 s" in messages[0]
+
+
+def truncated(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def too_large(content: bytes) -> bytes:
+    """Have the header claim 10^12 voxels."""
+    image = bytearray(gzip.decompress(content))
+    image[42:48] = np.array([10_000] * 3, "<i2").tobytes()
+    return gzip.compress(bytes(image))
+
+
+@pytest.mark.parametrize("damage", [truncated, too_large])
+@pytest.mark.parametrize("suffix", ["desc-preproc_bold.nii.gz", "desc-brain_mask.nii.gz"])
+def test_a_damaged_image_omits_its_series_and_is_named(tmp_path, write_derivative, damage, suffix):
+    write_derivative(tmp_path / "out", "a", "MNI152NLin6Asym")
+    (path,) = tmp_path.glob(f"out/sub-a/func/*_{suffix}")
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(NoMatchError, match="all 1 series are unusable") as caught:
+        prepare(tmp_path / "out", ClipStore(tmp_path / "store", "voxel"), report=lambda _: None)
+    assert path.name in caught.value.hint
+    assert not list((tmp_path / "store").glob("sub-*"))
+
+
+@pytest.mark.parametrize("suffix", ["desc-preproc_bold.json", "desc-brain_mask.nii.gz", "desc-preproc_bold.nii.gz"])
+def test_a_pipe_in_place_of_a_file_omits_its_series_and_is_named(tmp_path, write_derivative, suffix):
+    write_derivative(tmp_path / "out", "a", "MNI152NLin6Asym")
+    (path,) = tmp_path.glob(f"out/sub-a/func/*_{suffix}")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(NoMatchError) as caught:
+        prepare(tmp_path / "out", ClipStore(tmp_path / "store", "voxel"), report=lambda _: None)
+    assert f"{path.name}: is a named pipe" in caught.value.hint
 
 
 def test_non_steady_state_volumes_are_removed_and_confounds_summarised(tmp_path, write_derivative):

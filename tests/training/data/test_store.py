@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 import os
+import re
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +19,7 @@ from bids_app.errors import BadDataError, NoInputError, UsageError
 from bids_app.phantom.grid_scans import NO_ERRORS, simulated_series
 from bids_app.training.data.augmentation import mirror
 from bids_app.training.data.store import ClipStore
+from tests.helpers.odd_files import ODD_FILES
 
 
 @pytest.mark.parametrize("normalisation", ["global", "voxel"])
@@ -106,6 +112,81 @@ def test_a_folder_that_is_not_a_store_raises(tmp_path):
     (tmp_path / "store.json").write_text('{"format": "other"}')
     with pytest.raises(BadDataError, match=r"store\.json"):
         ClipStore(tmp_path)
+
+
+FILES = ("store.json", "a/scan.json", "a/values.npy", "a/mask.npy", "a/mean.npy")
+
+
+def read_all(folder: Path) -> None:
+    (scan,) = ClipStore(folder)
+    scan.clip(0)
+    scan.rows()
+    scan.mean_image()
+
+
+@pytest.fixture(scope="module")
+def unchanged_store(tmp_path_factory, invented_series):
+    folder = tmp_path_factory.mktemp("store")
+    ClipStore(folder, "voxel").add("a", invented_series(n_vols=25), "01")
+    read_all(folder)
+    return folder
+
+
+@pytest.fixture
+def store_folder(tmp_path, unchanged_store):
+    """A copy of a store with one scan."""
+    return shutil.copytree(unchanged_store, tmp_path / "store")
+
+
+@pytest.mark.parametrize("kind", ODD_FILES)
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_a_store_that_is_no_regular_file_is_named(store_folder, name, kind):
+    make, words = ODD_FILES[kind]
+    (store_folder / name).unlink()
+    make(store_folder / name)
+    with pytest.raises(NoInputError, match=rf"{re.escape(name)}: .*{words}"):
+        read_all(store_folder)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_truncated_file_of_a_store_is_named(store_folder, name):
+    content = (store_folder / name).read_bytes()
+    for n_bytes in (0, 5, len(content) // 2, len(content) - 1):
+        (store_folder / name).write_bytes(content[:n_bytes])
+        with pytest.raises(BadDataError, match=re.escape(name)):
+            read_all(store_folder)
+
+
+def npy_bytes(shape, dtype="|i1"):
+    """Make an array file with a header and 20 bytes of data."""
+    content = io.BytesIO()
+    np.lib.format.write_array_header_1_0(content, {"descr": dtype, "fortran_order": False, "shape": shape})
+    return content.getvalue() + bytes(20)
+
+
+@pytest.mark.parametrize("name", FILES[2:])
+@pytest.mark.parametrize("shape", [(10**9, 10**9), (20,), (4, 5), (), (10**30,)], ids=str)
+def test_an_array_of_another_size_than_that_of_the_scan_is_refused(store_folder, name, shape):
+    for dtype in ("|i1", "|u1", "<f2", "|O"):
+        (store_folder / name).write_bytes(npy_bytes(shape, dtype))
+        with pytest.raises(BadDataError, match=re.escape(name)):
+            read_all(store_folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_vols": 10**9}, {"n_vols": "25"}, {"n_vols": 2.5}, {"scale": 0.0}, {"scale": float("nan")}, {"scale": None},
+        {"background": float("inf")}, {"participant": 1}, {"labels": []}, {"confounds": {"fd": "x"}}, {"other": 1},
+        {"start": "0"}, {"confounds": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_scan_with_an_invalid_description_is_named(store_folder, change):
+    path = store_folder / "a" / "scan.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(BadDataError, match=r"a/(scan\.json|values\.npy)"):
+        read_all(store_folder)
 
 
 def test_clips_beyond_the_end_of_the_scan_raise(tmp_path, invented_series):
