@@ -99,10 +99,10 @@ def read_t1w(path: Path) -> dict[str, float]:
     return {"mL": brain.sum() * WORKING_MM**3 / 1e3} | compare_with_template(image, brain, template, *chains)
 
 
-def process(dataset: Path, out: Path, work: Path, model: str) -> str:
+def process(dataset: Path, out: Path, work: Path, model: str, *options: str) -> str:
     """Run the command on a dataset, and return its exit code and cost in words."""
     command = [Path(sys.executable).parent / "neurostorm", dataset, out, "participant", "--model", model, "-w", work]
-    cost = watch(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    cost = watch([*map(str, command), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return f"exit code {cost.code}, {cost.seconds:.0f} s, {cost.cpu_seconds:.0f} s of CPU time, {cost.peak_gb:.1f} GB"
 
 

@@ -119,7 +119,7 @@ def test_a_t1w_that_was_not_used_is_in_the_warnings_and_in_the_verdict(route, pr
     anatomy = UNUSABLE if problem else ANATOMY
     aligned = replace(alignment(route), t1w_problem=problem)
     found = nodes.collect(
-        series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), False, tmp_path, anatomy
+        series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), False, (), tmp_path, anatomy
     )
     assert (found.anatomy is ANATOMY) == (route == "t1w")
     assert ("of the T1w" in found.warnings) == (route == "t1w")
@@ -142,7 +142,7 @@ def test_doubts_about_an_alignment_are_in_the_warnings_and_in_the_verdict(route,
     anatomy = replace(ANATOMY, doubts=("Voxel size?",))
     aligned = replace(alignment(route), doubts=("Another person?",))
     found = nodes.collect(
-        series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), False, tmp_path, anatomy
+        series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), False, (), tmp_path, anatomy
     )
     expected = ("Voxel size?", "Another person?") if route == "t1w" else ("Another person?",)
     assert found.doubts == expected
