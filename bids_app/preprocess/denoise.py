@@ -24,6 +24,8 @@ from bids_app.preprocess.io.series_writer import SeriesWriter
 
 BLOCK = 4096
 """Voxels that are cleaned at once."""
+N_TREND = 2
+"""Parameters of the linear trend that is removed."""
 VOLUMES = 16
 """Volumes that are written at once."""
 
@@ -63,17 +65,21 @@ def denoise_series(
     Raises
     ------
     BadDataError
-        The table lacks columns that the strategy needs, or no volume remains.
+        The table lacks columns that the strategy needs, or no more volumes remain than there are confounds.
     """
-    from nilearn.exceptions import AllVolumesRemovedError
     from nilearn.signal import clean
 
     try:
         confounds, kept = load_confounds(table, strategy, scratch)
-    except (ValueError, KeyError, AllVolumesRemovedError) as error:  # columns are missing, or all volumes are outliers
+    except (ValueError, KeyError) as error:  # columns are missing
         raise BadDataError(f"{series.name}: not denoised by the strategy {strategy} ({error}).") from error
     n_volumes = load_nifti(series).shape[3]
     kept = np.arange(n_volumes) if kept is None else np.asarray(kept)
+    if len(kept) <= confounds.shape[1] + N_TREND:
+        raise BadDataError(
+            f"{series.name}: not denoised by the strategy {strategy}: {len(kept)} volumes remain, too few for "
+            f"{confounds.shape[1]} confounds."
+        )
     brain, affine = read_volume(brain_mask)
     where = brain > 0.5
     array = scratch / f"{path.name}.npy"

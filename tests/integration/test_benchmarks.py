@@ -115,7 +115,7 @@ def test_masks_are_compared_from_cohort_to_table(tmp_path, capsys):
 
 
 def test_datasets_are_found_in_folders(tmp_path: Path) -> None:
-    for name in ("one", "group/two", "group/three"):
+    for name in ("one", "group/two", "group/three", "one/derivatives/four"):
         bold = tmp_path / name / "sub-01" / "func" / "sub-01_task-rest_bold.nii.gz"
         bold.parent.mkdir(parents=True)
         bold.touch()
@@ -123,8 +123,9 @@ def test_datasets_are_found_in_folders(tmp_path: Path) -> None:
     texts = tmp_path / "group" / "texts"
     texts.mkdir()
     (texts / "dataset_description.json").touch()  # derivatives without images
-    found = load_benchmark("real_scans").datasets_in([tmp_path / "one", tmp_path / "group"])
-    assert [path.name for path in found] == ["one", "three", "two"]
+    datasets_in = load_benchmark("real_scans").datasets_in
+    assert [path.name for path in datasets_in([tmp_path / "one", tmp_path / "group"])] == ["one", "three", "two"]
+    assert sorted(path.name for path in datasets_in([tmp_path])) == ["one", "three", "two"]
 
 
 def test_an_alignment_is_compared_with_a_segmentation_that_does_not_know_it() -> None:

@@ -113,6 +113,16 @@ def test_the_whole_series_is_never_in_memory(func: Path, monkeypatch: pytest.Mon
     assert max(sizes) <= 50 * N_VOLUMES
 
 
+def test_a_run_with_too_few_volumes_without_motion_is_named(func: Path) -> None:
+    path = func / "sub-01_task-rest_desc-confounds_timeseries.tsv"
+    table = pd.read_csv(path, sep="\t")
+    table["framewise_displacement"] = 3.0
+    table.to_csv(path, sep="\t", index=False, na_rep="n/a")
+    with pytest.raises(BadDataError, match=r"strategy scrubbing: 0 volumes remain, too few for \d+ confounds"):
+        denoised(func, "scrubbing")
+    assert denoised(func, "simple").n_volumes == N_VOLUMES - 2
+
+
 def test_a_table_without_the_columns_of_a_strategy_is_named(func: Path) -> None:
     path = func / "sub-01_task-rest_desc-confounds_timeseries.tsv"
     table = pd.read_csv(path, sep="\t")
