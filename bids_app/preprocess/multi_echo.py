@@ -88,7 +88,8 @@ def combine_echoes(
     )
     decay = fit_decay(means, echo_times, sources[0].affine)
     path = write_combined(sources, poses, decay, echo_times, first.tr, out_dir / "combined.nii")
-    varies = np.all([read_volume(echo.data_mask)[0] > 0.5 for echo in echoes], axis=0)
+    # scanners set late echoes to 0 where their signal is lost
+    varies = np.any([read_volume(echo.data_mask)[0] > 0.5 for echo in echoes], axis=0)
     series = replace(
         first,
         path=path,
