@@ -37,12 +37,18 @@ CSF, GREY, WHITE = range(3)
 
 
 def datasets_in(folders: Iterable[Path]) -> Iterator[Path]:
-    """Yield the raw datasets: the folders themselves, or those one or two levels below."""
+    """Yield the raw datasets: the folders themselves, or those one and two levels below, but not within datasets."""
+
+    def below(folder: Path, levels: int) -> Iterator[Path]:
+        if (folder / "dataset_description.json").is_file():
+            yield folder
+        elif levels:
+            for path in sorted(folder.iterdir()):
+                if path.is_dir():
+                    yield from below(path, levels - 1)
+
     for folder in folders:
-        found = [folder] if (folder / "dataset_description.json").is_file() else []
-        found = found or sorted(p.parent for p in folder.glob("*/dataset_description.json"))
-        found = found or sorted(p.parent for p in folder.glob("*/*/dataset_description.json"))
-        yield from (path for path in found if any(path.glob("sub-*/**/*_bold.nii*")))
+        yield from (path for path in below(folder, 2) if any(path.glob("sub-*/**/*_bold.nii*")))
 
 
 def segment_by_intensity(t1w: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -99,10 +105,10 @@ def read_t1w(path: Path) -> dict[str, float]:
     return {"mL": brain.sum() * WORKING_MM**3 / 1e3} | compare_with_template(image, brain, template, *chains)
 
 
-def process(dataset: Path, out: Path, work: Path, model: str) -> str:
+def process(dataset: Path, out: Path, work: Path, model: str, *options: str) -> str:
     """Run the command on a dataset, and return its exit code and cost in words."""
     command = [Path(sys.executable).parent / "neurostorm", dataset, out, "participant", "--model", model, "-w", work]
-    cost = watch(list(map(str, command)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    cost = watch([*map(str, command), *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     return f"exit code {cost.code}, {cost.seconds:.0f} s, {cost.cpu_seconds:.0f} s of CPU time, {cost.peak_gb:.1f} GB"
 
 

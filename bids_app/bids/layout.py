@@ -20,6 +20,8 @@ QUERIES: dict[str, dict[str, Any]] = {
     "bold": {"datatype": "func", "suffix": "bold", "extension": [".nii", ".nii.gz"], "part": ["mag", None]},
     "t1w": {"datatype": "anat", "suffix": "T1w", "extension": [".nii", ".nii.gz"], "part": ["mag", None]},
     "fmap": {"datatype": "fmap", "extension": [".nii", ".nii.gz"]},
+    "sbref": {"datatype": "func", "suffix": "sbref", "extension": [".nii", ".nii.gz"], "part": ["mag", None]},
+    "roi": {"datatype": "anat", "suffix": "roi", "extension": [".nii", ".nii.gz"]},
 }
 """Default pybids filters; ``--bids-filter-file`` adds to these and overrides them."""
 

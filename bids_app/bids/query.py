@@ -180,9 +180,9 @@ def find_runs(bids_dir: Path, settings: QuerySettings) -> list[BoldRun]:
         _raise_no_bold(settings, participants, bids_dir)
     chosen = _select(entities, settings, participants, bids_dir)
     inheritance = Inheritance(bids_dir)
-    t1ws, fmaps = (_by_participant(images[name], bids_dir) for name in ("t1w", "fmap"))
+    others = {name: _by_participant(images[name], bids_dir) for name in ("t1w", "fmap", "sbref", "roi")}
     datasets = [read_dataset(root, name, participants) for name, root in settings.derivatives.items()]
-    runs = [_make_run(groups[run], t1ws, fmaps, inheritance, settings) for run in chosen]
+    runs = [_make_run(groups[run], others, inheritance, settings) for run in chosen]
     return [_use_derivatives(run, datasets) for run in runs] if datasets else runs
 
 
@@ -326,12 +326,14 @@ def _select(
 
 def _make_run(
     files: list[Path],
-    t1ws: dict[str, list[Path]],
-    fmaps: dict[str, list[Path]],
+    others: dict[str, dict[str, list[Path]]],
     inheritance: Inheritance,
     settings: QuerySettings,
 ) -> BoldRun:
-    """Build a run from its files; an error becomes the problem of the run."""
+    """Build a run from its files; an error becomes the problem of the run.
+
+    ``others`` are T1w images, fieldmaps, SBRefs and ROIs by their query and participant.
+    """
     notes: list[str] = []
     problem: NeurostormError | None = None
     metadata: dict[str, Any] = {}
@@ -340,14 +342,15 @@ def _make_run(
     repeats: tuple[Path, ...] = ()
     lesion: Path | None = None
     folder = files[0].relative_to(inheritance.root).parts[0]
+    own_t1ws, fmaps, sbrefs, rois = (others[name].get(folder, []) for name in ("t1w", "fmap", "sbref", "roi"))
     try:
         echoes = choose_echoes(one_of_each_echo(files, notes), inheritance, notes, settings.echo)
-        bold, own_t1ws = echoes.bold, t1ws.get(folder, [])
+        bold = echoes.bold
         t1w = choose_t1w(bold, own_t1ws, inheritance.root, notes, settings.anatomical_reference)
         repeats = repeats_of_t1w(t1w, own_t1ws, notes) if t1w else ()
         if t1w and settings.anatomical_reference == AVERAGE:
             repeats += t1w_of_other_sessions(t1w, own_t1ws, inheritance.root, notes)
-        lesion = find_lesion(t1w, notes) if t1w else None
+        lesion = find_lesion(t1w, rois, notes) if t1w else None
         events = inheritance.table(bold, "events")
         for path in filter(None, (*(echoes.echoes or (bold,)), t1w)):
             check_name(path, inheritance.root)
@@ -356,7 +359,7 @@ def _make_run(
             if error:
                 raise error
         metadata = inheritance.metadata(bold)
-        fieldmap = choose_fieldmap(bold, metadata, fmaps.get(folder, []), inheritance, notes)
+        fieldmap = choose_fieldmap(bold, metadata, fmaps, inheritance, notes)
     except NeurostormError as error:
         problem = error
     bold = echoes.bold
@@ -369,7 +372,7 @@ def _make_run(
         t1w=t1w,
         t1w_repeats=repeats,
         lesion=lesion,
-        sbref=None if echoes.echoes else find_sbref(bold),
+        sbref=None if echoes.echoes else find_sbref(bold, sbrefs),
         events=events,
         fieldmap=fieldmap,
         notes=tuple(notes),

@@ -73,30 +73,39 @@ def choose_echoes(
         notes.append(f"Echo {echo} of {len(files)} was used (--echo-idx).")
         return EchoChoice(by_label[str(echo)])
     times = [_echo_time(inheritance.metadata(path)) for path in files]
-    if len(files) >= MIN_ECHOES and not any(math.isnan(time) for time in times) and len(set(times)) == len(times):
+    unknown = [path.name for path, time in zip(files, times, strict=True) if math.isnan(time)]
+    if len(files) >= MIN_ECHOES and not unknown and len(set(times)) == len(times):
         ordered = sorted(zip(times, files, strict=True))
         notes.append(f"{len(files)} echoes were combined by T2*.")
         return EchoChoice(ordered[0][1], tuple(path for _, path in ordered), tuple(time for time, _ in ordered))
-    if any(math.isnan(time) for time in times):
-        index, why = 1, "the echo times are unknown"
+    if unknown:
+        index, why = 1, f"not combined, because EchoTime is missing or no number for {', '.join(unknown)}"
     else:
         index = min(range(len(files)), key=lambda i: abs(times[i] - BEST_ECHO_TIME))
-        why = f"TE {1000 * times[index]:.4g} ms is nearest to {1000 * BEST_ECHO_TIME:.0f} ms"
+        too_few = len(files) < MIN_ECHOES
+        reason = f"combination by T2* requires {MIN_ECHOES} echoes" if too_few else "echo times are equal"
+        nearest = f"TE {1000 * times[index]:.4g} ms is nearest to {1000 * BEST_ECHO_TIME:.0f} ms"
+        why = f"{nearest}; not combined, because {reason}"
     label = split_name(files[index].name)[0].get("echo", "?")
     notes.append(f"Echo {label} of {len(files)} was used: {why}.")
     return EchoChoice(files[index])
 
 
-def find_sbref(bold: Path) -> Path | None:
-    """Return the single-band reference next to a run, with its entities; None if it is missing or not fetched."""
+def find_sbref(bold: Path, sbrefs: Sequence[Path]) -> Path | None:
+    """Return the single-band reference next to a run, with its entities; None if it is missing or not fetched.
+
+    ``sbrefs`` are those of the participant that match the filters.
+    """
     start, _, end = bold.name.rpartition("_bold")
     names = (f"{start}_sbref{end}", f"{start}_sbref.nii.gz", f"{start}_sbref.nii")
-    found = (path for name in names if (path := bold.with_name(name)).is_file() and missing_content(path) is None)
+    found = (path for name in names if (path := bold.with_name(name)) in sbrefs and missing_content(path) is None)
     return next(found, None)
 
 
-def find_lesion(t1w: Path, notes: list[str]) -> Path | None:
+def find_lesion(t1w: Path, rois: Sequence[Path], notes: list[str]) -> Path | None:
     """Return the lesion mask next to a T1w image; None if there is none. A note names it.
+
+    ``rois`` are the masks of the participant that match the filters.
 
     Its name is ``sub-01_label-lesion_roi.nii.gz``, or one of the older ``sub-01_T1w_label-lesion_roi.nii.gz``,
     ``sub-01_desc-lesion_roi.nii.gz`` and ``sub-01_lesion_roi.nii.gz``. Entities that it has must be those of the T1w
@@ -104,10 +113,10 @@ def find_lesion(t1w: Path, notes: list[str]) -> Path | None:
     """
     own = split_name(t1w.name)[0]
     found = []
-    for path in t1w.parent.glob("*_roi.nii*"):
-        entities, suffix, extension = split_name(path.name)
+    for path in rois:
+        entities = split_name(path.name)[0]
         is_lesion = "lesion" in (entities.pop("label", ""), entities.pop("desc", "")) or "_lesion_roi." in path.name
-        if is_lesion and suffix == "roi" and extension in (".nii", ".nii.gz") and entities.items() <= own.items():
+        if is_lesion and path.parent == t1w.parent and entities.items() <= own.items():
             found.append((-len(entities), path.name, path))
     if not found:
         return None

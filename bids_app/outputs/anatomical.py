@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from bids_app.bids.entities import split_name
+from bids_app.bids.writer import dataset_uri
 from bids_app.catalog.templates import catalog
 from bids_app.outputs.names import RunName, name_run
 from bids_app.outputs.schema import MaskSidecar, T1wSidecar
@@ -56,7 +57,7 @@ def anatomy_outputs(
         Chain.load(anatomy.inverse),
         anatomy.template,
         [space for space in output_spaces if space in catalog()],
-        [t1w],
+        [t1w, *((dataset_uri(anatomy.lesion, datasets),) if anatomy.lesion else ())],
     )
 
     plot_outlines(

@@ -29,16 +29,17 @@ from bids_app.outputs.transforms import MOTION, RIGID, write_linear_transform, w
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.preprocessed import OnGrid, PreprocessedRun
 from bids_app.preprocess.registration.transforms import Chain, read_itk_composite
-from bids_app.preprocess.sdc.apply import SdcField, write_itk_field
+from bids_app.preprocess.sdc.apply import write_itk_field
 from bids_app.reports.contents import quality_columns
 
 CARPET_VOXELS = 3000
 BOLDREFS = {
     "hmc": "Median of the volumes with the least motion, after head-motion correction",
     "coreg": "Boldref after susceptibility distortion correction, for the registration to the T1w image or template",
+    "sbref": "Single-band reference, aligned with the volumes",
     "mean": "Mean of the steady-state volumes of the ingested series",
 }
-"""Descriptions of boldrefs by their ``desc-`` label."""
+"""Descriptions of boldrefs by their ``desc-`` label; ``sbref``: of ``hmc``, if it is made from an SBRef."""
 TISSUES = ("grey matter", "white matter", "CSF")
 
 
@@ -56,20 +57,22 @@ def run_outputs(
     """Write the outputs of preprocessing except figures; return the folder of the tree."""
     run = preprocessed
     t1w = run.anatomy.source if run.anatomy else None
-    names = name_run(out_dir / "tree", entities, datasets, [run.source, t1w, *run.other_sources])
-    raw = dataset_uri(run.source, datasets)
+    own = [run.source, *run.echoes]
+    names = name_run(out_dir / "tree", entities, datasets, [*own, run.sbref, t1w, *run.other_sources])
+    raws = [dataset_uri(path, datasets) for path in own]
     anatomy = name_anatomy(names.tree, run.anatomy, datasets) if run.anatomy else None
 
     copy_file(run.confounds, names.path("timeseries", ".tsv", desc="confounds"))
     copy_file(run.confounds_meta, names.path("timeseries", ".json", desc="confounds"))
 
     boldref = copy_file(run.boldref, names.path("boldref", ".nii.gz", space=run.space, desc=boldref_kind(run)))
-    transforms = write_transforms(names, run, raw, boldref, anatomy, output_spaces, datasets)
-    shown = BoldrefSidecar(description=BOLDREFS[boldref_kind(run)], raw_sources=(raw,))
+    transforms = write_transforms(names, run, raws, boldref, anatomy, output_spaces, datasets)
     if run.sdc is None:
-        names.sidecar(boldref, replace(shown, spatial_reference=raw if run.space else None), [raw])
+        shown = describe_measured(run, raws, datasets)
+        names.sidecar(boldref, replace(shown, spatial_reference=raws[0] if run.space else None), shown.raw_sources)
     else:
         hmc = names.locate("boldref", ".nii.gz", desc="hmc")
+        shown = replace(describe_measured(run, raws, datasets), description=BOLDREFS["coreg"])
         names.sidecar(boldref, replace(shown, spatial_reference=names.uri(hmc)), [hmc, transforms.get("sdc")])
 
     mask = copy_file(run.brain_mask, names.path("mask", ".nii.gz", space=run.space, desc="brain"))
@@ -86,11 +89,11 @@ def run_outputs(
         names.sidecar(
             t2star,
             T2starSidecar(units="s", raw_sources=names.sources, spatial_reference=names.uri(boldref)),
-            [raw, transforms.get("hmc")],
+            [*raws, transforms.get("hmc")],
         )
 
     wanted = SeriesRequest(tuple(output_spaces), denoise, threads)
-    warnings = write_series(names, run, wanted, [raw, *transforms.values()], mask, boldref, out_dir)
+    warnings = write_series(names, run, wanted, [*raws, *transforms.values()], mask, boldref, out_dir)
 
     quality = {**run.quality, "coverage": grid.coverage, **scan_sizes(run)}
     table = names.path("metrics", ".tsv", desc="quality")
@@ -118,7 +121,7 @@ def boldref_kind(run: PreprocessedRun) -> str:
 def write_transforms(
     names: RunName,
     run: PreprocessedRun,
-    raw: str,
+    raws: Sequence[str],
     boldref: Path,
     anatomy: RunName | None,
     output_spaces: Sequence[str],
@@ -130,8 +133,8 @@ def write_transforms(
     ----------
     names : RunName
     run : PreprocessedRun
-    raw : str
-        BIDS URI of the raw series.
+    raws : sequence of str
+        BIDS URIs of the raw series; of several echoes, motion is estimated from the first.
     boldref : pathlib.Path
         Its boldref in the tree.
     anatomy : RunName, optional
@@ -143,9 +146,9 @@ def write_transforms(
     found: dict[str, Path] = {}
     if run.hmc_file:
         hmc = names.locate("boldref", ".nii.gz", desc="hmc")
-        found["hmc"] = write_linear_transform(names, run.hmc_file, "orig", "boldref", "hmc", MOTION, [raw, hmc])
+        found["hmc"] = write_linear_transform(names, run.hmc_file, "orig", "boldref", "hmc", MOTION, [raws[0], hmc])
     if run.sdc:
-        found["sdc"] = write_distortion_correction(names, run.sdc, raw, datasets)
+        found["sdc"] = write_distortion_correction(names, run, raws, datasets)
     if run.coreg_file and anatomy:
         t1w = anatomy.locate("T1w", ".nii.gz", "anat", desc="preproc")
         found["coreg"] = write_linear_transform(names, run.coreg_file, "boldref", "T1w", "coreg", RIGID, [boldref, t1w])
@@ -165,10 +168,23 @@ def write_transforms(
     return found
 
 
-def write_distortion_correction(names: RunName, sdc: SdcField, raw: str, datasets: Mapping[str, Path]) -> Path:
+def describe_measured(run: PreprocessedRun, raws: Sequence[str], datasets: Mapping[str, Path]) -> BoldrefSidecar:
+    """Describe the boldref before distortion correction, with the images that it is made from as raw sources."""
+    if run.sbref is None:
+        kind = "mean" if run.space else "hmc"
+        return BoldrefSidecar(description=BOLDREFS[kind], raw_sources=tuple(raws))
+    return BoldrefSidecar(description=BOLDREFS["sbref"], raw_sources=(*raws, dataset_uri(run.sbref, datasets)))
+
+
+def write_distortion_correction(
+    names: RunName, run: PreprocessedRun, raws: Sequence[str], datasets: Mapping[str, Path]
+) -> Path:
     """Write the uncorrected boldref, and the displacement field of the distortion correction; return the latter."""
+    assert run.sdc
+    sdc = run.sdc
     measured = copy_file(sdc.distorted, names.path("boldref", ".nii.gz", desc="hmc"))
-    names.sidecar(measured, BoldrefSidecar(description=BOLDREFS["hmc"], raw_sources=(raw,)), [raw])
+    shown = describe_measured(run, raws, datasets)
+    names.sidecar(measured, shown, shown.raw_sources)
     field = names.path("xfm", ".nii.gz", from_="distorted", to="boldref", mode="image", desc="sdc")
     write_itk_field(sdc.warp, field)
     sidecar = TransformSidecar(

@@ -108,7 +108,8 @@ def write_denoised(
     from importlib.metadata import version
 
     path = names.path("bold", ".nii.gz", **labels, desc="denoised")
-    found = denoise_series(bold, brain, strategy, tr, path, out_dir)
+    table = names.locate("timeseries", ".tsv", desc="confounds")
+    found = denoise_series(bold, table, brain, strategy, tr, path, out_dir)
     shared = {part.name: getattr(sidecar, part.name) for part in fields(sidecar)}
     shared |= {"n_volumes": found.n_volumes, "skull_stripped": True}
     described = DenoisedSidecar(
@@ -118,7 +119,6 @@ def write_denoised(
         confounds=found.columns,
         left_out=found.left_out,
     )
-    table = names.locate("timeseries", ".tsv", desc="confounds")
     names.sidecar(path, described, [bold, brain, table])
 
 

@@ -25,7 +25,7 @@ def write_space_transforms(
     inverse: Chain,
     template: str,
     spaces: Sequence[str],
-    ancestors: Iterable[Path],
+    ancestors: Iterable[Path | str],
 ) -> None:
     """Write the transforms between an image and template spaces, both directions of each.
 
@@ -42,8 +42,8 @@ def write_space_transforms(
         Template that the image was registered to.
     spaces : sequence of str
         Further spaces; the model's space is always written.
-    ancestors : iterable of pathlib.Path
-        Outputs that were registered.
+    ancestors : iterable of pathlib.Path or str
+        Outputs that were registered, and BIDS URIs of other inputs of the registration.
     """
     sources = tuple(ancestors)
     sidecar = TransformSidecar(description=COMPOSITE, template=template)

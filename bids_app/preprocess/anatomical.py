@@ -100,6 +100,8 @@ class Anatomy:
     used: tuple[Path, ...] = ()
     stripped: bool = False
     """As in `PreparedT1w`."""
+    lesion: Path | None = None
+    """Lesion mask that was left out of the registration."""
     doubts: tuple[str, ...] = ()
     """Signs that the image is not what its header says, with the likely cause."""
 
@@ -321,6 +323,7 @@ def normalise_t1w(
         merged=prepared.merged,
         used=prepared.used,
         stripped=prepared.stripped,
+        lesion=lesion,
         doubts=doubts_about_size(quality, quality["brain_ml"], prepared.source.name),
     )
 

@@ -1,17 +1,20 @@
 """Regression of confounds from a written series by nilearn, in blocks of voxels.
 
-nilearn chooses columns of the confounds table beside the series (`load_confounds_strategy`), and regresses them out
+nilearn chooses columns of the confounds table (`load_confounds_strategy`), and regresses them out
 (`clean`): linear trends and confounds are removed, means are kept. ``scrubbing`` also removes volumes.
 """
 
 from __future__ import annotations
 
 import gzip
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from bids_app.errors import BadDataError
 from bids_app.preprocess.io.arrays import create_array
@@ -21,6 +24,8 @@ from bids_app.preprocess.io.series_writer import SeriesWriter
 
 BLOCK = 4096
 """Voxels that are cleaned at once."""
+N_TREND = 2
+"""Parameters of the linear trend that is removed."""
 VOLUMES = 16
 """Volumes that are written at once."""
 
@@ -35,13 +40,17 @@ class Denoised:
     n_volumes: int
 
 
-def denoise_series(series: Path, brain_mask: Path, strategy: str, tr: float, path: Path, scratch: Path) -> Denoised:
+def denoise_series(
+    series: Path, table: Path, brain_mask: Path, strategy: str, tr: float, path: Path, scratch: Path
+) -> Denoised:
     """Regress confounds out of a series, within the brain; voxels outside are 0.
 
     Parameters
     ----------
     series : pathlib.Path
-        Written by `SeriesWriter`, under its BIDS name, in the same folder as its confounds table.
+        Written by `SeriesWriter`.
+    table : pathlib.Path
+        Its confounds (``.tsv``), with a sidecar.
     brain_mask : pathlib.Path
         On the grid of the series.
     strategy : str
@@ -51,23 +60,26 @@ def denoise_series(series: Path, brain_mask: Path, strategy: str, tr: float, pat
     path : pathlib.Path
         File to write (``.nii.gz``).
     scratch : pathlib.Path
-        Folder for an array of the brain's voxels.
+        Folder for temporary files: an array of the brain's voxels, links.
 
     Raises
     ------
     BadDataError
-        The table lacks columns that the strategy needs, or no volume remains.
+        The table lacks columns that the strategy needs, or no more volumes remain than there are confounds.
     """
-    from nilearn.exceptions import AllVolumesRemovedError
-    from nilearn.interfaces.fmriprep import load_confounds_strategy
     from nilearn.signal import clean
 
     try:
-        confounds, kept = load_confounds_strategy(str(series), denoise_strategy=strategy)
-    except (ValueError, KeyError, AllVolumesRemovedError) as error:  # columns are missing, or all volumes are outliers
+        confounds, kept = load_confounds(table, strategy, scratch)
+    except (ValueError, KeyError) as error:  # columns are missing
         raise BadDataError(f"{series.name}: not denoised by the strategy {strategy} ({error}).") from error
     n_volumes = load_nifti(series).shape[3]
     kept = np.arange(n_volumes) if kept is None else np.asarray(kept)
+    if len(kept) <= confounds.shape[1] + N_TREND:
+        raise BadDataError(
+            f"{series.name}: not denoised by the strategy {strategy}: {len(kept)} volumes remain, too few for "
+            f"{confounds.shape[1]} confounds."
+        )
     brain, affine = read_volume(brain_mask)
     where = brain > 0.5
     array = scratch / f"{path.name}.npy"
@@ -98,6 +110,27 @@ def denoise_series(series: Path, brain_mask: Path, strategy: str, tr: float, pat
     array.unlink()
     left_out = tuple(int(n) for n in np.setdiff1d(np.arange(n_volumes), kept))
     return Denoised(path, tuple(confounds.columns), left_out, len(kept))
+
+
+def load_confounds(table: Path, strategy: str, scratch: Path) -> tuple[pd.DataFrame, np.ndarray | None]:
+    """Read the confounds of a strategy, and the volumes to keep (None: all), by nilearn.
+
+    nilearn expects the table beside an image, and finds its sidecar by replacing "tsv" everywhere in the path. It
+    receives links with other names, in a folder whose path, that of a file descriptor, does not contain "tsv".
+    """
+    from nilearn.interfaces.fmriprep import load_confounds_strategy
+
+    with tempfile.TemporaryDirectory(dir=scratch) as folder:
+        for path in (table, table.with_suffix(".json")):
+            Path(folder, f"sub-x_desc-confounds_timeseries{path.suffix}").symlink_to(path.absolute())
+        image = Path(folder, "sub-x_desc-preproc_bold.nii.gz")
+        image.touch()
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            name = f"/proc/self/fd/{descriptor}/{image.name}"
+            return load_confounds_strategy(name, denoise_strategy=strategy)
+        finally:
+            os.close(descriptor)
 
 
 def _volumes(series: Path, where: np.ndarray) -> Iterator[np.ndarray]:

@@ -59,6 +59,8 @@ class MotionEstimate:
     t2star: Path | None = None
     """T2* map (s) on the grid of the boldref, of combined echoes."""
     omitted: tuple[str, ...] = ()
+    sbref: Path | None = None
+    """The single-band reference that the boldref was made from, if any."""
 
 
 def correct_motion(series: Series, out_dir: Path, threads: int = 1, device: str = "cpu") -> MotionEstimate:

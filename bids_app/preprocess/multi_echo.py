@@ -12,6 +12,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -79,7 +80,7 @@ def combine_echoes(
     """
     first = echoes[0]
     sources = [echo.open_raw() for echo in echoes]
-    check_same_grid(echoes, sources)
+    check_same_grid([echo.source for echo in echoes], sources)
     poses = np.load(motion.motion)
     chosen = steady_volumes(poses, N_REFERENCE, first.n_dummy)
     means = np.stack(
@@ -87,7 +88,8 @@ def combine_echoes(
     )
     decay = fit_decay(means, echo_times, sources[0].affine)
     path = write_combined(sources, poses, decay, echo_times, first.tr, out_dir / "combined.nii")
-    varies = np.all([read_volume(echo.data_mask)[0] > 0.5 for echo in echoes], axis=0)
+    # scanners set late echoes to 0 where their signal is lost
+    varies = np.any([read_volume(echo.data_mask)[0] > 0.5 for echo in echoes], axis=0)
     series = replace(
         first,
         path=path,
@@ -104,14 +106,27 @@ def combine_echoes(
     return CombinedEchoes(series, found)
 
 
-def check_same_grid(echoes: Sequence[Series], sources: Sequence[VolumeSource]) -> None:
-    """Check that all echoes have the grid and the number of volumes of the first."""
-    for echo, source in zip(echoes[1:], sources[1:], strict=True):
-        same_affine = np.allclose(source.affine, sources[0].affine, atol=AFFINE_TOLERANCE)
-        if source.shape != sources[0].shape or not same_affine:
-            what = "orientation" if source.shape == sources[0].shape else f"size ({'x'.join(map(str, source.shape))})"
+def check_same_grid(paths: Sequence[Path], images: Sequence[Any]) -> None:
+    """Check that all echoes have the grid and the number of volumes of the first.
+
+    Parameters
+    ----------
+    paths : sequence of pathlib.Path
+    images : sequence of VolumeSource or nibabel image
+        The same echoes, with ``shape`` and ``affine``.
+
+    Raises
+    ------
+    BadDataError
+        An echo differs.
+    """
+    first = images[0]
+    for path, image in zip(paths[1:], images[1:], strict=True):
+        same_shape = tuple(image.shape) == tuple(first.shape)
+        if not same_shape or not np.allclose(image.affine, first.affine, atol=AFFINE_TOLERANCE):
+            what = "orientation" if same_shape else f"size ({'x'.join(map(str, image.shape))})"
             raise BadDataError(
-                f"{echo.source.name}: its {what} differs from that of {echoes[0].source.name}.",
+                f"{path.name}: its {what} differs from that of {paths[0].name}.",
                 "Convert the run again from DICOM, or process a single echo with --echo-idx.",
             )
 

@@ -96,6 +96,10 @@ class PreprocessedRun(AlignedSeries):
     anatomy: Anatomy | None = None
     space: str | None = None
     """Standard space of ``boldref`` and masks (route ``derivatives``); None: the run's own space."""
+    echoes: tuple[Path, ...] = ()
+    """The other echoes that were combined with ``source``."""
+    sbref: Path | None = None
+    """The single-band reference that ``boldref`` was made from."""
     other_sources: tuple[Path, ...] = ()
     """Other input files of the run."""
     notes: tuple[str, ...] = ()

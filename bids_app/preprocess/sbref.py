@@ -43,7 +43,7 @@ def use_sbref(motion: MotionEstimate, sbref: Path, run_name: str, out_dir: Path)
         warning = f"{run_name}: the SBRef was not used as reference image. {found}"
         return replace(motion, omitted=(*motion.omitted, warning))
     _, affine = read_volume(motion.boldref)
-    return replace(motion, boldref=save_image(out_dir / "boldref.nii.gz", found, affine))
+    return replace(motion, boldref=save_image(out_dir / "boldref.nii.gz", found, affine), sbref=sbref)
 
 
 def align_sbref(motion: MotionEstimate, sbref: Path) -> np.ndarray | str:

@@ -24,9 +24,9 @@ NAMES_OF_SPACES = {
     "anat": T1W_SPACE,
 }
 """Other names for them; fMRIPrep's are ``func``, ``bold``, ``boldref``, ``run`` and ``T1w``, ``anat``."""
-FILTERED_KINDS = ("bold", "t1w", "fmap")
+FILTERED_KINDS = ("bold", "t1w", "fmap", "sbref", "roi")
 """Kinds of file that ``--bids-filter-file`` selects."""
-OTHER_KINDS = ("sbref", "flair", "t2w", "roi", "dwi", "asl", "pet", "events")
+OTHER_KINDS = ("flair", "t2w", "dwi", "asl", "pet", "events")
 """Kinds of file that filter files of BABS and other pipelines name too, and that are not used here."""
 SIZE_UNITS_GB = {"M": 1 / 1000, "MI": 1 / 953.674, "G": 1.0, "GI": 1.073742, "T": 1000.0}
 MIN_BARE_MB = 1000

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from bids_app.bids.query import BoldRun
@@ -18,6 +19,7 @@ from bids_app.preprocess.io.headers import (
     inspect_image,
 )
 from bids_app.preprocess.io.images import check_n_dummies
+from bids_app.preprocess.multi_echo import check_same_grid
 from bids_app.preprocess.sdc.choice import FIELDMAPS
 from bids_app.settings import Settings
 from bids_app.workflow.memory import check_run_memory
@@ -66,8 +68,23 @@ def inspect_run(
             known[path] = image_faults(path, is_t1w=path == run.t1w)
         faults += known[path]
     with collected(faults):
+        check_echoes(run.echoes)
+    with collected(faults):
         last_onset(run.events)
     return header, tuple({str(fault): fault for fault in faults}.values())
+
+
+def check_echoes(echoes: Sequence[Path]) -> None:
+    """Check that the echoes of a run have the same grid; unreadable ones have other faults.
+
+    Raises
+    ------
+    BadDataError
+        An echo differs from the first in size, number of volumes or orientation.
+    """
+    images = [inspect_image(path, []) for path in echoes]
+    if images and all(image is not None for image in images):
+        check_same_grid(echoes, images)
 
 
 def check_dummies(bold: Path, header: BoldHeader | None, n_dummies: int) -> None:

@@ -235,6 +235,7 @@ def add_raw(
         seed=seed,
         notes=(choice,),
         corrects_distortion=bool(method),
+        echoes=run.echoes[1:],
         anatomy=t1w,
     )
     return collected, {"series": series, "motion": motion, "alignment": alignment}

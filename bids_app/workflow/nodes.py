@@ -238,6 +238,7 @@ def collect(
     seed: int,
     notes: tuple[str, ...],
     corrects_distortion: bool,
+    echoes: tuple[Path, ...],
     out_dir: Path,
     anatomy: Anatomy | UnusableT1w | None = None,
 ) -> PreprocessedRun:
@@ -253,6 +254,8 @@ def collect(
         Choice of the distortion correction, for the report.
     corrects_distortion : bool
         The run has a step that corrects distortion; without a result, a warning of that step replaces the notes.
+    echoes : tuple of pathlib.Path
+        The other echoes that were combined with the first.
     out_dir : pathlib.Path
         Unused.
     anatomy : Anatomy, optional
@@ -300,6 +303,8 @@ def collect(
         boldref_in_template=alignment.boldref_in_template,
         boldref_in_t1w=alignment.boldref_in_t1w,
         anatomy=used,
+        echoes=echoes,
+        sbref=motion.sbref,
         other_sources=sdc.sources if sdc else (),
         notes=notes,
         omitted=omitted,

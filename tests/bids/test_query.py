@@ -140,6 +140,7 @@ def test_of_two_echoes_that_nearest_30_ms_is_used_with_a_note(make_dataset):
     assert "_echo-1_" in run.bold.name
     assert not run.echoes
     assert "Echo 1 of 2" in run.notes[0]
+    assert "requires 3 echoes" in run.notes[0]
     assert run.metadata["EchoTime"] == 0.03
 
 
@@ -174,7 +175,16 @@ def test_the_anatomical_reference_of_sessions(make_dataset, reference, t1ws, rep
 def test_second_echo_is_used_without_echo_times(make_dataset):
     run = only_run(make_dataset(*(f"sub-01/func/sub-01_task-rest_echo-{n}_bold.nii.gz" for n in (1, 2, 3))))
     assert "_echo-2_" in run.bold.name
-    assert "unknown" in run.notes[0]
+    assert "EchoTime is missing" in run.notes[0]
+
+
+def test_echoes_with_the_same_echo_time_or_one_without_are_not_combined(make_dataset):
+    run = only_run(make_dataset(**echoes((0.03, 0.03, 0.03))))
+    assert not run.echoes
+    assert "echo times are equal" in run.notes[0]
+    run = only_run(make_dataset(**echoes((0.012, "0.03", 0.044))))
+    assert not run.echoes
+    assert "no number for sub-01_task-rest_echo-2_bold.nii.gz" in run.notes[0]
 
 
 def test_the_sbref_of_a_run_has_its_entities(make_dataset):
@@ -309,13 +319,23 @@ def test_filter_files_select_as_pybids_does(make_dataset, filters, stems):
 
 
 def test_filters_for_other_apps_are_ignored(make_dataset):
-    filters = {name: {"session": "x"} for name in ("fmap", "sbref", "flair", "t2w", "roi")}
+    filters = {name: {"session": "x"} for name in ("flair", "t2w", "dwi")}
     assert only_run(make_dataset(REST, T1W), filters=filters).t1w.name == "sub-01_T1w.nii.gz"
 
 
 def test_the_t1w_can_be_filtered(make_dataset):
     root = make_dataset(REST, *(f"sub-01/anat/sub-01_acq-{a}_T1w.nii.gz" for a in ("mprage", "mp2rage")))
     assert only_run(root, filters={"t1w": {"acquisition": "mprage"}}).t1w.name == "sub-01_acq-mprage_T1w.nii.gz"
+
+
+def test_the_sbref_and_the_lesion_mask_can_be_filtered(make_dataset):
+    sbref, lesion = "sub-01/func/sub-01_task-rest_sbref.nii.gz", "sub-01/anat/sub-01_label-lesion_roi.nii.gz"
+    root = make_dataset(REST, T1W, sbref, lesion)
+    run = only_run(root)
+    assert (run.sbref, run.lesion) == (root / sbref, root / lesion)
+    for kind in ("sbref", "roi"):
+        run = only_run(root, filters={kind: {"session": "x"}})
+        assert (run.sbref is None, run.lesion is None) == (kind == "sbref", kind == "roi")
 
 
 def test_a_filter_with_an_unknown_entity_is_a_usage_error(make_dataset):

@@ -1,4 +1,4 @@
-"""Benchmarks: waiting times of pre-training, simulated group differences, masks, and the comparison of outputs."""
+"""Benchmarks: waiting times of pre-training, group differences, masks, comparison of outputs, decoding."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+from sklearn.linear_model import Ridge
+from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from tests.helpers.scripts import load_benchmark
 
@@ -113,7 +115,7 @@ def test_masks_are_compared_from_cohort_to_table(tmp_path, capsys):
 
 
 def test_datasets_are_found_in_folders(tmp_path: Path) -> None:
-    for name in ("one", "group/two", "group/three"):
+    for name in ("one", "group/two", "group/three", "one/derivatives/four"):
         bold = tmp_path / name / "sub-01" / "func" / "sub-01_task-rest_bold.nii.gz"
         bold.parent.mkdir(parents=True)
         bold.touch()
@@ -121,8 +123,9 @@ def test_datasets_are_found_in_folders(tmp_path: Path) -> None:
     texts = tmp_path / "group" / "texts"
     texts.mkdir()
     (texts / "dataset_description.json").touch()  # derivatives without images
-    found = load_benchmark("real_scans").datasets_in([tmp_path / "one", tmp_path / "group"])
-    assert [path.name for path in found] == ["one", "three", "two"]
+    datasets_in = load_benchmark("real_scans").datasets_in
+    assert [path.name for path in datasets_in([tmp_path / "one", tmp_path / "group"])] == ["one", "three", "two"]
+    assert sorted(path.name for path in datasets_in([tmp_path])) == ["one", "three", "two"]
 
 
 def test_an_alignment_is_compared_with_a_segmentation_that_does_not_know_it() -> None:
@@ -138,3 +141,76 @@ def test_an_alignment_is_compared_with_a_segmentation_that_does_not_know_it() ->
     assert right["r"] > 0.999
     assert all(right[name] > wrong[name] + 0.1 for name in right)
     assert right["white"] > 0.8
+
+
+def block_design(decode, n_blocks: int = 7, step: float = 0.8):
+    """Volumes at 0.8 s of blocks of 20 s, each after 20 s of baseline; labels lag by 4 s."""
+    times = step * (np.arange(round((40 * n_blocks + 24) / step)) + 0.5)
+    onsets = 20 + 40 * np.arange(n_blocks)
+    labels = np.any([(times >= on + 4) & (times < on + 24) for on in onsets], axis=0)
+    return decode.Design(times, labels, decode.make_folds(times, onsets + 14.0, 20.0, 16.0))
+
+
+def test_a_state_in_some_features_is_decoded_and_noise_is_not() -> None:
+    decode = load_benchmark("decode")
+    design = block_design(decode)
+    noise = np.random.default_rng(0).normal(size=(len(design.times), 40))
+    state = noise.copy()
+    state[:, :3] += 1.0 * design.labels[:, None]
+    others = decode.random_blocks(design.times, 7, 20.0, 200)
+    found, chance = (decode.decode(features, design, others) for features in (state, noise))
+    assert found.auc.shape == found.accuracy.shape == (7,)
+    assert found.auc.mean() > 0.85
+    assert found.accuracy.mean() > 0.75
+    assert found.p < 0.02
+    assert decode.interval(found.auc)[0] > 0.75
+    assert abs(chance.auc.mean() - 0.5) < 0.1
+    assert chance.p > 0.05
+
+
+def test_slow_drift_is_not_taken_for_a_state() -> None:
+    decode = load_benchmark("decode")
+    design = block_design(decode)
+    drift = np.stack([design.times, np.sin(design.times / 150)], axis=1)
+    found = decode.decode(drift, design, decode.random_blocks(design.times, 7, 20.0, 200))
+    assert found.auc.mean() < 0.65
+    assert found.p > 0.05
+
+
+def test_tested_examples_share_no_volume_with_training_examples() -> None:
+    decode = load_benchmark("decode")
+    design = block_design(decode)
+    tested = np.zeros(len(design.times), int)
+    for train, test in design.folds:
+        gap = np.abs(design.times[train][:, None] - design.times[test]).min()
+        assert gap >= decode.CLIP_SECONDS
+        tested += test
+    assert tested.max() == 1
+    assert tested[design.labels].all()
+
+
+def test_scores_are_those_of_a_ridge_regression() -> None:
+    decode = load_benchmark("decode")
+    features = np.random.default_rng(0).normal(3, 2, (30, 5))
+    labels = np.arange(30) % 3 == 0
+    train, test = np.arange(30) < 20, np.arange(30) >= 20
+    mean, std = features[train].mean(axis=0), features[train].std(axis=0)
+    model = Ridge(alpha=5).fit((features[train] - mean) / std, np.where(labels[train], 1, -1))
+    expected = model.predict((features[test] - mean) / std)
+    found = decode.fit_and_score(features, train, test) @ np.where(labels[train], 1.0, -1.0)
+    np.testing.assert_allclose(found, expected, atol=1e-10)
+
+
+def test_auc_and_balanced_accuracy_are_those_of_scikit_learn() -> None:
+    decode = load_benchmark("decode")
+    rng = np.random.default_rng(1)
+    matrix, train, test = rng.normal(size=(12, 20)), np.arange(32) < 20, np.arange(32) >= 20
+    labels = rng.random((4, 32)) < 0.4
+    labels[3, test] = True
+    auc, accuracy = decode.measure_blocks([(matrix, train, test)], labels)
+    for k in range(3):
+        scores = matrix @ np.where(labels[k, train], 1.0, -1.0)
+        assert auc[0, k] == pytest.approx(roc_auc_score(labels[k, test], scores))
+        assert accuracy[0, k] == pytest.approx(balanced_accuracy_score(labels[k, test], scores > 0))
+    assert np.isnan(auc[0, 3])
+    assert np.isnan(accuracy[0, 3])

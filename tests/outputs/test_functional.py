@@ -1,4 +1,4 @@
-"""Outputs of a T1w image: resolution, sources and skull-stripping."""
+"""Outputs of a T1w image: resolution, sources and skull-stripping; sources of the outputs of a run."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import pytest
 
 from bids_app.bids.writer import RAW_DATASET
 from bids_app.outputs.anatomical import anatomy_outputs
+from bids_app.outputs.functional import run_outputs
 from bids_app.preprocess.anatomical import Anatomy
 from bids_app.preprocess.io.images import save_image
+from bids_app.preprocess.preprocessed import OnGrid, PreprocessedRun
 from bids_app.preprocess.registration.transforms import Chain, Linear
 from bids_app.reports.figures import brains as figures
 
@@ -82,6 +84,56 @@ def test_transforms_lead_to_the_template_and_to_the_space_of_the_model_and_name_
     for sidecar in found.values():
         assert sidecar["Template"] == "MNI152NLin2009aSym"
         assert sidecar["Sources"] == ["bids::sub-01/anat/sub-01_run-1_desc-preproc_T1w.nii.gz"]
+
+
+def test_transforms_name_the_lesion_mask_that_was_left_out(anatomy, raw, tmp_path):
+    lesion = anatomy.source.with_name("sub-01_label-lesion_roi.nii.gz")
+    _, sidecar = written(replace(anatomy, lesion=lesion), raw, tmp_path / "out")
+    own, mask = "bids::sub-01/anat/sub-01_run-1_desc-preproc_T1w.nii.gz", f"bids:raw:sub-01/anat/{lesion.name}"
+    found = [json.loads(path.read_text())["Sources"] for path in (tmp_path / "out" / "tree").rglob("*_xfm.json")]
+    assert found == [[own, mask]] * 4
+    assert mask not in sidecar["Sources"]
+
+
+@pytest.fixture
+def run(raw: Path, tmp_path: Path) -> PreprocessedRun:
+    """Run of three combined echoes, with a T2* map."""
+    image = save_image(tmp_path / "image.nii.gz", np.ones((4, 4, 4), np.float32), AFFINE)
+    table = tmp_path / "confounds.tsv"
+    table.write_text("csf\n1\n")
+    table.with_suffix(".json").write_text("{}")
+    bolds = [raw / "sub-01" / "func" / f"sub-01_task-rest_echo-{n}_bold.nii.gz" for n in (1, 2, 3)]
+    return PreprocessedRun(
+        source=bolds[0], bold=image, tr=2.0, n_volumes=1, n_dummy=0, motion=None, chain=None,
+        template="MNI152NLin6Asym", data_mask=image, boldref=image, brain_mask=image, dseg=None, confounds=table,
+        confounds_meta=table.with_suffix(".json"), carpet=None, route="direct", quality={}, warnings=(), t2star=image,
+        echoes=tuple(bolds[1:]),
+    )  # fmt: skip
+
+
+def sidecars_of(run: PreprocessedRun, raw: Path, out_dir: Path) -> dict[str, dict]:
+    out_dir.mkdir()
+    entities = {"sub": "01", "task": "rest"}
+    tree = run_outputs(run, OnGrid(out_dir, 0.9), entities, {RAW_DATASET: raw}, (), (), None, 1, out_dir)
+    return {path.stem.removeprefix("sub-01_task-rest_"): json.loads(path.read_text()) for path in tree.rglob("*.json")}
+
+
+def test_images_of_combined_echoes_name_all_echoes(run, raw, tmp_path):
+    found = sidecars_of(run, raw, tmp_path / "out")
+    echoes = [f"bids:raw:sub-01/func/sub-01_task-rest_echo-{n}_bold.nii.gz" for n in (1, 2, 3)]
+    for name in ("desc-hmc_boldref", "space-boldref_T2starmap"):
+        assert found[name]["RawSources"] == echoes
+        assert found[name]["Sources"][:3] == echoes
+
+
+def test_a_boldref_made_from_an_sbref_names_it(run, raw, tmp_path):
+    plain = sidecars_of(replace(run, echoes=()), raw, tmp_path / "plain")["desc-hmc_boldref"]
+    bold = "bids:raw:sub-01/func/sub-01_task-rest_echo-1_bold.nii.gz"
+    assert plain["Sources"] == [bold]
+    sbref = run.source.with_name("sub-01_task-rest_sbref.nii.gz")
+    found = sidecars_of(replace(run, echoes=(), sbref=sbref), raw, tmp_path / "out")["desc-hmc_boldref"]
+    assert found["Sources"] == found["RawSources"] == [bold, f"bids:raw:sub-01/func/{sbref.name}"]
+    assert "Single-band" in found["Description"] != plain["Description"]
 
 
 def test_anatomical_images_have_codes_and_units(anatomy, raw, tmp_path):

@@ -208,7 +208,7 @@ def test_a_lesion_is_left_out_of_all_registrations(prepared, tmp_path, monkeypat
     monkeypatch.setattr(normalisation, "best_start", lambda *args: (linear_masks.append(args[-1]), np.eye(4))[1])
     registered = FakeRegister(np.eye(4))
     monkeypatch.setattr(normalisation, "register", registered)
-    normalise_t1w(prepared, tmp_path, lesion=path)
+    assert normalise_t1w(prepared, tmp_path, lesion=path).lesion == path
     for mask in (*linear_masks, *registered.masks):
         distance = ndimage.distance_transform_edt(lesion == 0, 2.0)
         assert not mask[distance <= 7.9].any()

@@ -54,7 +54,8 @@ def func(tmp_path: Path) -> Path:
 def denoised(func: Path, strategy: str) -> denoise.Denoised:
     name = "sub-01_task-rest_space-T1w_desc-{}.nii.gz"
     series, mask, out = (func / name.format(kind) for kind in ("preproc_bold", "brain_mask", "denoised_bold"))
-    return denoise_series(series, mask, strategy, TR, out, func)
+    table = func / "sub-01_task-rest_desc-confounds_timeseries.tsv"
+    return denoise_series(series, table, mask, strategy, TR, out, func)
 
 
 @pytest.mark.parametrize("strategy", ["simple", "scrubbing", "compcor"])
@@ -78,6 +79,18 @@ def test_the_series_equals_that_of_nilearn(func: Path, strategy: str, monkeypatc
     assert (50 in found.left_out) == (strategy == "scrubbing")
 
 
+def test_a_path_that_contains_tsv_is_read(func: Path, tmp_path: Path) -> None:
+    wanted = denoised(func, "compcor").columns
+    folder = func.rename(tmp_path / "my_tsv_files")
+    for path in folder.glob("sub-01_task-rest_*"):
+        path.rename(folder / path.name.replace("task-rest", "task-tsv"))
+    name = "sub-01_task-tsv_space-T1w_desc-{}.nii.gz"
+    table = folder / "sub-01_task-tsv_desc-confounds_timeseries.tsv"
+    series, mask, out = (folder / name.format(kind) for kind in ("preproc_bold", "brain_mask", "denoised_bold"))
+    assert denoise_series(series, table, mask, "compcor", TR, out, folder).columns == wanted
+    assert any(name.startswith("a_comp_cor") for name in wanted)
+
+
 def test_the_header_is_that_of_the_series(func: Path) -> None:
     header = nib.load(denoised(func, "simple").path).header
     assert (header["qform_code"], header["sform_code"]) == (4, 4)
@@ -98,6 +111,16 @@ def test_the_whole_series_is_never_in_memory(func: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(denoise.np, "asarray", seen)
     denoised(func, "simple")
     assert max(sizes) <= 50 * N_VOLUMES
+
+
+def test_a_run_with_too_few_volumes_without_motion_is_named(func: Path) -> None:
+    path = func / "sub-01_task-rest_desc-confounds_timeseries.tsv"
+    table = pd.read_csv(path, sep="\t")
+    table["framewise_displacement"] = 3.0
+    table.to_csv(path, sep="\t", index=False, na_rep="n/a")
+    with pytest.raises(BadDataError, match=r"strategy scrubbing: 0 volumes remain, too few for \d+ confounds"):
+        denoised(func, "scrubbing")
+    assert denoised(func, "simple").n_volumes == N_VOLUMES - 2
 
 
 def test_a_table_without_the_columns_of_a_strategy_is_named(func: Path) -> None:

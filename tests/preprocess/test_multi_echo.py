@@ -7,7 +7,7 @@ import pytest
 
 from bids_app.errors import BadDataError
 from bids_app.preprocess.hmc import MotionEstimate
-from bids_app.preprocess.io.images import Series, save_image
+from bids_app.preprocess.io.images import Series, read_volume, save_image
 from bids_app.preprocess.multi_echo import combine_echoes
 from bids_app.preprocess.registration.transforms import apply_matrix, grid_points, rigid, sample
 
@@ -103,6 +103,20 @@ def test_weights_follow_the_head(combined, head, poses):
 def test_the_boldref_is_made_of_the_combined_series(combined, echoes):
     assert combined.motion.boldref != echoes[1].boldref
     assert combined.motion.motion == echoes[1].motion
+
+
+def test_voxels_without_signal_in_the_last_echo_are_kept(combined, echoes, tmp_path):
+    series, motion = echoes
+    lost = np.zeros(SHAPE, bool)
+    lost[8:16, 16:22, 6:14] = True
+    data, _ = read_volume(series[2].path)
+    path = save_image(tmp_path / "echo-3.nii", np.where(lost[..., None], 0, data).astype(np.float32), AFFINE, tr=2.0)
+    mask = save_image(tmp_path / "mask.nii.gz", (~lost).astype(np.uint8), AFFINE)
+    damaged = replace(series[2], path=path, source=path, data_mask=mask)
+    found = combine_echoes([*series[:2], damaged], ECHO_TIMES, motion, tmp_path)
+    assert read_volume(found.series.data_mask)[0].all()
+    change, before = (read_volume(one.series.path)[0].std(axis=3)[lost] for one in (found, combined))
+    assert np.median(change) > 0.3 * np.median(before)
 
 
 def test_an_echo_with_another_size_is_named(echoes, tmp_path):

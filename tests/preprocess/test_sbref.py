@@ -41,6 +41,7 @@ def test_the_sbref_is_aligned_with_the_run(motion, brain, tmp_path):
     sbref = save_image(tmp_path / "sub-01_task-rest_sbref.nii.gz", 4 * moved(brain), AFFINE)
     found = use_sbref(motion, sbref, NAME, tmp_path)
     assert not found.omitted
+    assert found.sbref == sbref
     image, affine = read_volume(found.boldref)
     np.testing.assert_allclose(affine, AFFINE)
     inner = ndimage.binary_erosion(brain > 0, iterations=4)
@@ -77,7 +78,7 @@ def test_an_sbref_that_does_not_fit_is_left_out_with_the_reason(motion, brain, t
     data, affine = make(brain)
     sbref = save_image(tmp_path / "sub-01_task-rest_sbref.nii.gz", np.asarray(data, np.float32), affine)
     found = use_sbref(motion, sbref, NAME, tmp_path)
-    assert found.boldref == motion.boldref
+    assert (found.boldref, found.sbref) == (motion.boldref, None)
     (warning,) = found.omitted
     assert warning.startswith(f"{NAME}: the SBRef was not used")
     assert reason in warning

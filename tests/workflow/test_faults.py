@@ -59,6 +59,16 @@ def test_a_run_without_faults_has_its_header(run: BoldRun, settings: Settings) -
     assert header.n_volumes == 30
 
 
+def test_an_echo_of_another_length_is_found(run: BoldRun, settings: Settings, tmp_path: Path) -> None:
+    shape = nib.load(run.bold).shape
+    same, shorter = (image(tmp_path / f"{n}.nii.gz", (*shape[:3], n)) for n in (shape[3], shape[3] - 1))
+    same.write_bytes(run.bold.read_bytes())
+    for last, expected in ((same, 0), (shorter, 1)):
+        _, faults = inspect_run(replace(run, echoes=(run.bold, same, last)), settings)
+        assert len(faults) == expected
+    assert f"{shorter.name}: its size" in str(faults[0])
+
+
 def test_all_faults_of_a_run_are_found(tiny_dataset: TinyDataset, run: BoldRun, settings: Settings) -> None:
     short = np.random.default_rng(0).normal(1000, 50, (12, 12, 8, 15)).astype(np.float32)
     cut(tiny_dataset.write_bold(data=short))

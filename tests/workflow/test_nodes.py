@@ -114,13 +114,15 @@ def test_a_t1w_that_was_not_used_is_in_the_warnings_and_in_the_verdict(route, pr
         source=Path("sub-01_bold.nii.gz"), path=None, tr=2.0, n_volumes=100, n_dummy=0, data_mask=None, warnings=(),
         slices=None, omitted=(),
     )  # fmt: skip
-    motion = MotionEstimate(*[Path("x")] * 3)
+    motion = MotionEstimate(*[Path("x")] * 3, sbref=Path("sub-01_sbref.nii.gz"))
     confounds = SimpleNamespace(table=None, sidecar=None, carpet=None, quality={"tsnr": 50.0})
     anatomy = UNUSABLE if problem else ANATOMY
+    echoes = (Path("sub-01_echo-2_bold.nii.gz"),)
     aligned = replace(alignment(route), t1w_problem=problem)
     found = nodes.collect(
-        series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), False, tmp_path, anatomy
+        series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), False, echoes, tmp_path, anatomy
     )
+    assert (found.echoes, found.sbref) == (echoes, motion.sbref)
     assert (found.anatomy is ANATOMY) == (route == "t1w")
     assert ("of the T1w" in found.warnings) == (route == "t1w")
     assert any(UNUSABLE.reason in warning for warning in found.warnings) == bool(problem)
@@ -158,7 +160,7 @@ def test_doubts_about_an_alignment_are_in_the_warnings_and_in_the_verdict(route,
     anatomy = replace(ANATOMY, doubts=("Voxel size?",))
     aligned = replace(alignment(route), doubts=("Another person?",))
     found = nodes.collect(
-        series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), False, tmp_path, anatomy
+        series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), False, (), tmp_path, anatomy
     )
     expected = ("Voxel size?", "Another person?") if route == "t1w" else ("Another person?",)
     assert found.doubts == expected
