@@ -144,8 +144,8 @@ def _add_calibrate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--target", required=True, metavar="TABLE:COLUMN", help=TARGET_HELP)
     p.add_argument(
         "--method",
-        choices=("temperature", "isotonic", "none"),
-        help="calibration of probabilities (default: temperature); isotonic requires 100 scans",
+        choices=("temperature", "none"),
+        help="calibration of probabilities (default: temperature)",
     )
     p.add_argument("--model", help="encoder: name in the catalog or file (default: the encoder of the adapter)")
     p.add_argument(
