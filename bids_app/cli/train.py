@@ -120,17 +120,29 @@ def _add_evaluate(p: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--baselines",
         nargs="*",
-        choices=("connectivity", "mean", "confounds"),
-        default=["connectivity", "mean", "confounds"],
-        help="baselines: functional connectivity, mean image, motion and confounds (default: all)",
+        choices=("connectivity", "mean", "amplitude", "confounds", "site"),
+        default=["connectivity", "mean", "amplitude", "confounds", "site"],
+        help="baselines: functional connectivity, mean image, temporal SD and ALFF, motion and confounds, site "
+        "(default: all)",
     )
     group.add_argument(
-        "--atlas", metavar="NAME|NIFTI", help="parcels for functional connectivity (default: cubes of 24 mm)"
+        "--atlas", metavar="NAME|NIFTI", help="parcels for connectivity and amplitudes (default: cubes of 24 mm)"
     )
     group.add_argument(
         "--permutations", type=int, default=200, metavar="N", help="label permutations for the test; 0: no test"
     )
-    group.add_argument("--draws", type=int, default=1000, metavar="N", help="bootstrap samples of participants")
+    group.add_argument(
+        "--repeats",
+        type=int,
+        default=10,
+        metavar="N",
+        help="repeats of the folds (strategy linear; default: %(default)s)",
+    )
+    group.add_argument(
+        "--harmonise",
+        choices=("combat",),
+        help="remove differences between the sites of participants.tsv from embeddings, fitted to training sets",
+    )
     group.add_argument(
         "--pool", type=int, default=300, metavar="N", help="number of images to choose from, including the correct one"
     )
