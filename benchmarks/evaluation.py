@@ -3,8 +3,8 @@
     python benchmarks/evaluation.py random       # random labels: intervals that hold chance, and false declarations
     python benchmarks/evaluation.py confounded   # a group that differs in motion or site, and nothing else
 
-The embeddings (64 features), motion and confounds (28) and mean image (40) are simulated, with a similarity of the scans
-of a person; the evaluation is that of `neurostorm-train evaluate --strategy linear`. The first table has the share of
+Embeddings (64 features), motion and confounds (28) and mean image (40) are simulated, with a similarity of the scans of
+a person; the evaluation is that of `neurostorm-train evaluate --strategy linear`. The first table has the share of
 intervals that hold chance, and of sets with a declaration: "exceeds chance", "is better than" or "is worse than".
 """
 

@@ -230,7 +230,13 @@ def _add_task(p: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--prompt-len", type=int, default=50, metavar="K", help="number of prompts per window")
     group.add_argument("--no-balance", action="store_true", help="do not weight classes by their size")
-    group.add_argument("--ridge", type=float, default=1e-2, metavar="R", help="L2 penalty of linear heads")
+    group.add_argument(
+        "--ridge",
+        type=float,
+        default=1e-2,
+        metavar="R",
+        help="L2 penalty of linear heads; evaluate selects it, except for embeddings",
+    )
     group.add_argument("--dimensions", type=int, default=64, metavar="N", help="length of the vectors of an embedding")
     group.add_argument(
         "--images",
