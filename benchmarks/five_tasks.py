@@ -2,7 +2,7 @@
 
     python benchmarks/five_tasks.py                 # all, with the demonstration encoder
     python benchmarks/five_tasks.py age identity    # some of them
-    python benchmarks/five_tasks.py --quick         # no permutation test, fewer bootstrap samples
+    python benchmarks/five_tasks.py --quick         # no permutation test, fewer repeats
 
 Each task runs `neurostorm-train evaluate` with its file. The table shows the metric, the minimum it should reach, and
 the baselines in the same folds. Most effects are in the mean image, which a linear model captures directly, so the
@@ -76,7 +76,7 @@ def run(name: str, work: Path, quick: bool) -> dict[str, dict[str, tuple[float, 
     if name == "images":
         options += ["--images", str(tables / "images.tsv")]
     if quick:
-        options += ["--permutations", "0", "--draws", "200"]
+        options += ["--permutations", "0", "--repeats", "2"]
     if train(["evaluate", str(store), *options]):
         raise SystemExit(f"{name}: the evaluation failed")
     found: dict[str, dict[str, tuple[float, float, float]]] = {}
@@ -101,7 +101,7 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("tasks", nargs="*", metavar="TASK", help=f"some of {', '.join(ALL)} (default: all)")
     p.add_argument("--work", type=Path, default=Path("five-tasks"), help="cohorts (about 1.5 GB) and reports")
-    p.add_argument("--quick", action="store_true", help="no permutation test, fewer bootstrap samples")
+    p.add_argument("--quick", action="store_true", help="no permutation test, fewer repeats")
     arguments = p.parse_args()
     unknown = sorted(set(arguments.tasks) - set(ALL))
     if unknown:

@@ -175,7 +175,7 @@ def correct_predictions(encoder: Path, store: Path, tables: Path) -> np.ndarray:
     """Cross-validate a linear head; return whether each participant is classified correctly, (participants,) 0 or 1."""
     report = encoder.with_suffix(".report")
     options = ["--raw", str(tables), "--target", "participants.tsv:group", "--model", str(encoder), "--baselines"]
-    options += ["--strategy", "linear", "--permutations", "0", "--draws", "100", "--output", str(report)]
+    options += ["--strategy", "linear", "--permutations", "0", "--repeats", "2", "--output", str(report)]
     if train(["evaluate", str(store), *options]):
         raise SystemExit(f"{encoder}: the evaluation failed")
     with open(report / "answers.tsv", newline="") as file:

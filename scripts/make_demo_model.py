@@ -10,8 +10,9 @@
 3. Train the whole encoder with a head for the four states. Each scan is also used left-right flipped, with the labels
    lefthand and righthand swapped. There is no pre-training: so small an encoder learns the states faster without it.
 4. Write the encoder, the adapter and the card. The same seeds give the same weights on the same kind of machine.
-5. Add reference statistics of the training scans and a calibration from the validation scans to the adapter. With
-   ``--describe-only``, add them to an existing adapter; this takes one pass through the encoder.
+5. Add reference statistics of the training scans, and a calibration from scans of other participants, to the adapter.
+   With ``--describe-only``, add them to an existing adapter; this takes one pass through the encoder. With
+   ``--calibrate-only``, add only the calibration; the scans of training are not needed.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import numpy as np
 import torch
 
 from bids_app.adapters.calibration import TEMPERATURE
+from bids_app.adapters.calibration_fit import People
 from bids_app.adapters.file import AdaptedModel, Adapter, load_adapter, save_adapter
 from bids_app.clips import CLIP_VOLUMES, MODEL_GRID_SHAPE
 from bids_app.model.api import Model, load_model
@@ -51,7 +53,7 @@ CONFIG = EncoderConfig(img_size=(*COARSE, CLIP_VOLUMES), patch_size=(2, 2, 2, 1)
 regression on the standard deviation of eight patches over a clip classifies 98 % of the runs correctly."""
 POSITION_SCALE = 15.0
 NORMALISATION = "voxel"
-TRAINING_SEED, VALIDATION_SEED = 100, 200
+TRAINING_SEED, VALIDATION_SEED, CALIBRATION_SEED = 100, 200, 300
 FLIPPED_STATE = {"rest": "rest", "lefthand": "righthand", "righthand": "lefthand", "visual": "visual"}
 ENCODER_FILE, ADAPTER_FILE = "demo_encoder.safetensors", "demo_state.safetensors"
 BATCH = 4
@@ -124,12 +126,18 @@ def averages(scan: Scan) -> tuple[Averages, Averages]:
     return found[0], found[1]
 
 
-def cohort(folder: Path, seed: int, participants: int, n_procs: int, mirror: bool) -> list[Averages]:
-    """Simulate participants in all states and return the block averages; with `mirror`, the flipped scans follow."""
+def simulate_all(folder: Path, seed: int, participants: int, n_procs: int) -> list[str]:
+    """Simulate participants in all states; return the names of the scans."""
     ClipStore(folder, NORMALISATION)
     jobs = [(folder, seed, person, state) for person in range(participants) for state in STATES]
     with ProcessPoolExecutor(n_procs) as pool:
-        names = list(pool.map(simulate, jobs))
+        return list(pool.map(simulate, jobs))
+
+
+def cohort(folder: Path, seed: int, participants: int, n_procs: int, mirror: bool) -> list[Averages]:
+    """Simulate participants in all states and return the block averages; with `mirror`, the flipped scans follow."""
+    names = simulate_all(folder, seed, participants, n_procs)
+    with ProcessPoolExecutor(n_procs) as pool:
         store = ClipStore(folder, NORMALISATION)
         pairs = list(pool.map(averages, [store[name] for name in names]))
     return [scan for scan, _ in pairs] + ([scan for _, scan in pairs] if mirror else [])
@@ -195,17 +203,33 @@ def write(
 
 
 def describe(path: Path, model: Model, work: Path) -> Path:
-    """Add reference statistics and a calibration to an adapter's file."""
-    training, validation = (tuple(ClipStore(work / name, NORMALISATION)) for name in ("training", "validation"))
-    adapter, told = add_reference(load_adapter(path), model, training, {}, BATCH)
+    """Add reference statistics to an adapter's file."""
+    adapter, told = add_reference(
+        load_adapter(path), model, tuple(ClipStore(work / "training", NORMALISATION)), {}, BATCH
+    )
     say(told)
-    held_out = LabelledScans(validation, tuple(scan.labels["state"] for scan in validation))
-    answers = predict_scans(model, AdaptedModel(model, adapter), validation, BATCH)
-    people = len({scan.participant for scan in validation})
-    source = f"{len(validation)} simulated scans of {people} participants, by which the training's epoch was chosen too"
-    made = fit_calibration(adapter.card, answers, held_out, TEMPERATURE, source)
+    return save_adapter(path, adapter)
+
+
+def calibrate(path: Path, model: Model, work: Path, participants: int, n_procs: int) -> Path:
+    """Add a calibration from the scans of other participants to an adapter's file."""
+    adapter = load_adapter(path)
+    simulate_all(work / "calibration", CALIBRATION_SEED, participants, n_procs)
+    scans = tuple(ClipStore(work / "calibration", NORMALISATION))
+    held_out = LabelledScans(scans, tuple(scan.labels["state"] for scan in scans))
+    answers = predict_scans(model, AdaptedModel(model, adapter), scans, BATCH)
+    people = People([scan.participant for scan in scans])
+    made = fit_calibration(adapter.card, answers, held_out, people, TEMPERATURE, "simulated scans")
     say(summarise(made, adapter.card))
     return save_adapter(path, replace(adapter, card=replace(adapter.card, calibration=made.as_dict(), limits=LIMITS)))
+
+
+def complete(arguments: argparse.Namespace) -> None:
+    """Add reference statistics, unless only a calibration is wanted, and a calibration to the adapter."""
+    path, model = arguments.out / ADAPTER_FILE, load_model(arguments.out / ENCODER_FILE)
+    if not arguments.calibrate_only:
+        describe(path, model, arguments.work)
+    calibrate(path, model, arguments.work, arguments.calibration, arguments.nprocs)
 
 
 def say(line: str) -> None:
@@ -227,11 +251,13 @@ def main() -> int:
     p.add_argument("--validation", type=int, default=10, help="participants for validation only")
     p.add_argument("--epochs", type=int, default=5)
     p.add_argument("--nprocs", type=int, default=os.cpu_count() or 1)
+    p.add_argument("--calibration", type=int, default=30, help="participants for calibration only")
     p.add_argument("--describe-only", action="store_true", help="only step 5, for the adapter in --out")
+    p.add_argument("--calibrate-only", action="store_true", help="only the calibration, for the adapter in --out")
     arguments = p.parse_args()
     work = arguments.work
-    if arguments.describe_only:
-        describe(arguments.out / ADAPTER_FILE, load_model(arguments.out / ENCODER_FILE), work)
+    if arguments.describe_only or arguments.calibrate_only:
+        complete(arguments)
         return 0
     training = cohort(work / "training", TRAINING_SEED, arguments.participants, arguments.nprocs, mirror=True)
     validation = cohort(work / "validation", VALIDATION_SEED, arguments.validation, arguments.nprocs, mirror=False)
@@ -257,7 +283,7 @@ def main() -> int:
     }
     for path in write(adapter.encoder, adapter, facts, arguments.out):
         say(f"{path} ({path.stat().st_size / 1e6:.2f} MB)")
-    describe(arguments.out / ADAPTER_FILE, load_model(arguments.out / ENCODER_FILE), work)
+    complete(arguments)
     say(f"validation scans on the model grid: {adapter.card.metrics}")
     return 0
 

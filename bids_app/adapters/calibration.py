@@ -1,12 +1,13 @@
 """Calibration of predictions: calibrated probabilities, and conformal prediction intervals and label sets.
 
-A calibration is fitted to scans that were not used for training, one row per scan, and stored in the adapter's card as
-JSON.
+A calibration is fitted to scans that were not used for training (see `bids_app.adapters.calibration_fit`), and stored
+in the adapter's card as JSON. Participants are counted and weighted, not scans: all scans of a participant together
+weigh as much as those of any other.
 
 - Temperature scaling (Guo et al. 2017): one maximum-likelihood divisor of all logits.
-- Isotonic regression (Zadrozny and Elkan 2002): a monotonic function of each class's probability, renormalised.
-- Split conformal prediction (Vovk et al. 2005; Lei et al. 2018; Sadinle et al. 2019): an interval or label set with at
-  least the nominal coverage for scans exchangeable with the calibration scans; also within each class (Mondrian).
+- Conformal prediction (Vovk et al. 2005; Lei et al. 2018; Sadinle et al. 2019): an interval or label set with the
+  nominal coverage for new participants of the same sites, also within each class (Mondrian); for one site, if it has
+  enough participants; and for a new site, if there are enough sites. See `bids_app.adapters.conformal`.
 - Effective sample size of the clips (Geyer 1992): neighbouring clips are correlated, so twenty clips carry less
   information than twenty independent measurements.
 
@@ -16,22 +17,27 @@ JSON.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
 from scipy.special import softmax
 
-from bids_app.errors import BadDataError, UsageError
+from bids_app.adapters.conformal import MIN_GROUPS
+from bids_app.errors import BadDataError
 
 LEVELS = (0.8, 0.9, 0.95)
 """Nominal coverages for which limits are stored."""
 NONE, TEMPERATURE, ISOTONIC = "none", "temperature", "isotonic"
-METHODS = (NONE, TEMPERATURE, ISOTONIC)
-MIN_ISOTONIC_SCANS = 100
-"""Minimum number of scans; with fewer, isotonic regression fits noise."""
+METHODS = (NONE, TEMPERATURE)
+METHODS_READ = (*METHODS, ISOTONIC)
+"""Isotonic regression (Zadrozny and Elkan 2002) is in adapters of earlier versions only."""
 TINY = 1e-12
+MAX_NAMED = 5
+"""Maximum number of sites to name in a sentence."""
+Limits = Mapping[str, float]
+"""Limits of 1 - p of the true label, or of the absolute error in the adapter's unit, by level."""
 
 
 @dataclass(frozen=True)
@@ -44,24 +50,86 @@ class Certainty:
 
 
 @dataclass(frozen=True)
+class Promise:
+    """Limits that hold for a scan, and a sentence on the people for whom they hold.
+
+    Attributes
+    ----------
+    coverage : str
+        Whom the coverage holds for, or why none is promised.
+    limits : dict of str to float
+        Empty if no coverage is promised.
+    class_limits : dict of str to dict
+        The same within each label; empty if there are none for this scan.
+    """
+
+    coverage: str
+    limits: Limits = field(default_factory=dict)
+    class_limits: Mapping[str, Limits] = field(default_factory=dict)
+
+    def interval(self, value: float, level: float) -> tuple[float, float] | None:
+        """Return the prediction interval of a value; None without a limit at this level."""
+        limit = self.limits.get(level_key(level))
+        return None if limit is None else (value - limit, value + limit)
+
+    def certainty(self, probabilities: np.ndarray) -> Certainty | None:
+        """Compare the top class's probability (of K) with the calibration scans; None without limits.
+
+        Below the strictest limit, the label set is empty.
+        """
+        kept = [level for level in LEVELS if level_key(level) in self.limits]
+        if not kept:
+            return None
+        return Certainty(float(probabilities.max()), 1 - self.limits[level_key(max(kept))], max(kept))
+
+    def label_set(
+        self, probabilities: np.ndarray, labels: Sequence[str], level: float, by_class: bool = False
+    ) -> tuple[str, ...] | None:
+        """Return the conformal label set, most probable label first; None without a limit at this level.
+
+        The set is empty if no label is probable enough.
+
+        Parameters
+        ----------
+        probabilities : np.ndarray, (K,)
+            Calibrated probabilities.
+        by_class : bool
+            Guarantee the coverage within each true class, instead of over all scans.
+        """
+        key = level_key(level)
+        limits = [(self.class_limits.get(label, {}) if by_class else self.limits).get(key) for label in labels]
+        if any(limit is None for limit in limits):
+            return None
+        order = np.argsort(-probabilities, kind="stable")
+        return tuple(labels[k] for k in order if 1 - probabilities[k] <= (limits[k] or 0.0))
+
+
+@dataclass(frozen=True)
 class Calibration:
     """A calibration, fitted to a calibration cohort.
 
     Attributes
     ----------
-    n_scans : int
+    n_scans, n_participants : int
+        Participants are 0 if unknown: adapters of earlier versions were calibrated by scans.
     method : str
-        Calibration of probabilities; an entry of `METHODS`.
+        Calibration of probabilities; an entry of `METHODS_READ`.
     temperature : float
     steps : tuple
         For each label, x and y of the thresholds of its isotonic function.
     limits : dict of str to float
         By level: limit of 1 - p of the true label, or of the absolute error in the adapter's unit. Levels that need
-        more scans are omitted.
+        more participants are omitted.
     class_limits : dict of str to dict
         The same within each label.
     source : str
         Description of the calibration scans.
+    sites : dict of str to int
+        Participants of each site; empty if the sites are unknown.
+    site_limits : dict of str to dict
+        ``limits`` of each site with enough participants.
+    new_site_limits : dict of str to float
+        Limits for participants of a new site, from the differences between sites; empty for too few sites.
     """
 
     n_scans: int
@@ -71,6 +139,10 @@ class Calibration:
     limits: dict[str, float] = field(default_factory=dict)
     class_limits: dict[str, dict[str, float]] = field(default_factory=dict)
     source: str = ""
+    n_participants: int = 0
+    sites: dict[str, int] = field(default_factory=dict)
+    site_limits: dict[str, dict[str, float]] = field(default_factory=dict)
+    new_site_limits: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -89,14 +161,15 @@ class Calibration:
         try:
             steps = tuple((tuple(map(float, x)), tuple(map(float, y))) for x, y in values.get("steps", ()))
             made = cls(**{**values, "steps": steps})
-            numbers = [made.temperature, *made.limits.values()]
-            numbers += [limit for limits in made.class_limits.values() for limit in limits.values()]
-            valid = not unknown and made.method in METHODS and made.temperature > 0 and made.n_scans >= 0
+            kept = [made.limits, made.new_site_limits, *made.class_limits.values(), *made.site_limits.values()]
+            numbers = [made.temperature, *(limit for limits in kept for limit in limits.values())]
+            counts = [made.n_scans, made.n_participants, *made.sites.values()]
+            valid = not unknown and made.method in METHODS_READ and made.temperature > 0
             if not valid or not all(isinstance(v, int | float) and math.isfinite(v) for v in numbers):
                 raise ValueError(str(values)[:200])
-            if not isinstance(made.n_scans, int) or not isinstance(made.source, str):
-                raise TypeError(f"n_scans is {made.n_scans!r}, source is {made.source!r}")
-            if not all(map(_is_function, steps)) or not all(float(level) > 0 for level in made.limits):
+            if not all(isinstance(n, int) and n >= 0 for n in counts) or not isinstance(made.source, str):
+                raise TypeError(f"the numbers of scans and participants are {counts}, source is {made.source!r}")
+            if not all(map(_is_function, steps)) or not all(float(level) > 0 for limits in kept for level in limits):
                 raise ValueError("thresholds of an isotonic function, or a level, are no numbers")
         except (TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = str(error)[:200]
@@ -112,51 +185,63 @@ class Calibration:
             )
 
     def probabilities(self, raw: np.ndarray) -> np.ndarray:
-        """Calibrate an adapter's raw probabilities (N, K)."""
+        """Calibrate an adapter's raw probabilities (N, K).
+
+        Isotonic functions are bounded away from 0 and 1 by 1 / (scans + 2): a few scans cannot exclude a label.
+        """
         if self.method == TEMPERATURE:
             return softmax(np.log(np.maximum(raw, TINY)) / self.temperature, axis=1)
         if self.method == ISOTONIC:
+            bound = 1 / (self.n_scans + 2)
             columns = [np.interp(raw[:, k], x, y) for k, (x, y) in enumerate(self.steps)]
-            stacked = np.maximum(np.stack(columns, axis=1), TINY)
+            stacked = np.clip(np.stack(columns, axis=1), bound, 1 - bound)
             return stacked / stacked.sum(axis=1, keepdims=True)
         return raw
 
-    def interval(self, value: float, level: float) -> tuple[float, float] | None:
-        """Return the prediction interval of a value; None if the calibration had too few scans."""
-        limit = self.limits.get(_key(level))
-        return None if limit is None else (value - limit, value + limit)
-
-    def certainty(self, probabilities: np.ndarray) -> Certainty | None:
-        """Compare the top class's probability (of K) with the calibration scans; None without stored limits.
-
-        Below the strictest limit, the conformal label set would be empty.
-        """
-        kept = [level for level in LEVELS if _key(level) in self.limits]
-        if not kept:
-            return None
-        return Certainty(float(probabilities.max()), 1 - self.limits[_key(max(kept))], max(kept))
-
-    def label_set(
-        self, probabilities: np.ndarray, labels: Sequence[str], level: float, by_class: bool = False
-    ) -> tuple[str, ...] | None:
-        """Return the conformal label set, most probable label first; None if the calibration had too few scans.
-
-        An empty set is replaced by the most probable label, which only increases the coverage.
+    def promise(self, site: str | None = None) -> Promise:
+        """Return the limits that hold for a scan, and for whom they hold.
 
         Parameters
         ----------
-        probabilities : np.ndarray, (K,)
-            Calibrated probabilities.
-        by_class : bool
-            Guarantee the coverage within each true class, instead of over all scans.
+        site : str, optional
+            Site of the scan, as in the calibration; None if unknown.
         """
-        key = _key(level)
-        limits = [(self.class_limits.get(label, {}) if by_class else self.limits).get(key) for label in labels]
-        if any(limit is None for limit in limits):
-            return None
-        order = np.argsort(-probabilities, kind="stable")
-        found = tuple(labels[k] for k in order if 1 - probabilities[k] <= (limits[k] or 0.0))
-        return found or (labels[order[0]],)
+        if not self.n_participants:
+            return Promise(
+                "No coverage is promised: the adapter was calibrated by scans, not by participants. Calibrate it again."
+            )
+        if self.n_participants < MIN_GROUPS:
+            return Promise(
+                f"No coverage is promised: the calibration has {_people(self.n_participants)}, and at least "
+                f"{MIN_GROUPS} are required."
+            )
+        if site in self.site_limits:
+            about = f"The coverage holds for new participants of the site {site} ({_people(self.sites[site])})."
+            return Promise(about, self.site_limits[site])
+        if self.new_site_limits and site not in self.sites:
+            about = (
+                f"The coverage holds for a site like the {len(self.sites)} of the calibration, with their differences."
+            )
+            return Promise(about, self.new_site_limits)
+        if site is not None and self.sites and site not in self.sites:
+            return Promise(
+                f"Coverage unknown here: the site {site} is not in the calibration ({_listed(self.sites)}). "
+                "Calibrate the adapter with participants of this site."
+            )
+        where = f"of the calibration's sites ({_listed(self.sites)})" if self.sites else "like those of the calibration"
+        about = f"The coverage holds for new participants {where}; it is unknown at other sites."
+        return Promise(about, self.limits, self.class_limits)
+
+
+def _people(n: int) -> str:
+    return f"{n} participant" + "s" * (n != 1)
+
+
+def _listed(names: Iterable[str]) -> str:
+    """Join the first names, and count the others."""
+    names = list(names)
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _is_function(step: tuple[tuple[float, ...], tuple[float, ...]]) -> bool:
@@ -166,98 +251,9 @@ def _is_function(step: tuple[tuple[float, ...], tuple[float, ...]]) -> bool:
     return 0 < len(x) == len(y) and ascending and all(map(math.isfinite, (*x, *y)))
 
 
-def calibrate_classes(
-    raw: np.ndarray, truth: Sequence[str], labels: Sequence[str], method: str = TEMPERATURE, source: str = ""
-) -> Calibration:
-    """Calibrate probabilities, and compute the limits of conformal label sets.
-
-    A temperature is one parameter, so it is fitted to the same scans as the limits. With isotonic regression, every
-    second scan is used for the function and the others for the limits.
-
-    Parameters
-    ----------
-    raw : np.ndarray, (N, K)
-        Mean probabilities over each scan's clips.
-    truth : sequence of str, (N,)
-    labels : sequence of str, (K,)
-    """
-    if method not in METHODS:
-        raise UsageError(f"Unknown calibration method {method!r}.", f"Choose one of {', '.join(METHODS)}.")
-    if unknown := sorted(set(truth) - set(labels)):
-        raise BadDataError(
-            f"Labels unknown to the adapter: {', '.join(unknown)}.", f"Its labels are {', '.join(labels)}."
-        )
-    index = np.array([list(labels).index(label) for label in truth])
-    given = Calibration(len(index), method, source=source)
-    rest = np.arange(len(index))
-    if method == TEMPERATURE:
-        given = replace(given, temperature=fit_temperature(raw, index))
-    elif method == ISOTONIC:
-        if len(index) < MIN_ISOTONIC_SCANS:
-            raise UsageError(
-                f"Isotonic regression has too few scans ({len(index)}).",
-                f"At least {MIN_ISOTONIC_SCANS} are required; use {TEMPERATURE}.",
-            )
-        rest = rest[1::2]
-        given = replace(given, steps=fit_isotonic(raw[::2], index[::2]))
-    scores = 1 - given.probabilities(raw)[np.arange(len(index)), index]
-    by_class = {label: _limits(scores[rest][index[rest] == k]) for k, label in enumerate(labels)}
-    return replace(given, limits=_limits(scores[rest]), class_limits=by_class)
-
-
-def calibrate_values(predicted: np.ndarray, truth: np.ndarray, source: str = "") -> Calibration:
-    """Compute the limits of conformal intervals of a regression; both inputs (N,), in the adapter's unit."""
-    return Calibration(len(truth), limits=_limits(np.abs(np.asarray(predicted) - np.asarray(truth))), source=source)
-
-
-def conformal_limit(scores: np.ndarray, level: float) -> float | None:
-    """Return the conformal quantile of nonconformity scores (N,) at ``level``; None if N is too small.
-
-    This is the ceil((N + 1) level)-th smallest score; it is valid for any N and any exchangeable scores.
-    """
-    rank = math.ceil((len(scores) + 1) * level - 1e-9)
-    return float(np.sort(scores)[rank - 1]) if rank <= len(scores) else None
-
-
-def _limits(scores: np.ndarray) -> dict[str, float]:
-    found = {_key(level): conformal_limit(scores, level) for level in LEVELS}
-    return {key: limit for key, limit in found.items() if limit is not None}
-
-
-def _key(level: float) -> str:
+def level_key(level: float) -> str:
+    """Return the key of a level in the limits: ``0.9``."""
     return f"{level:g}"
-
-
-def fit_temperature(raw: np.ndarray, index: np.ndarray) -> float:
-    """Fit a temperature by maximum likelihood to probabilities (N, K) and true classes (N,).
-
-    The true classes are smoothed by 1 / (N + 2) (Platt 1999), so that a few correctly classified scans do not lead to
-    probabilities of 1.
-    """
-    from scipy.optimize import minimize_scalar
-
-    logits = np.log(np.maximum(raw, TINY))
-    n, k = raw.shape
-    smoothing = 1 / (n + 2)
-    truth = np.full((n, k), smoothing / (k - 1))
-    truth[np.arange(n), index] = 1 - smoothing
-
-    def loss(log_temperature: float) -> float:
-        p = softmax(logits / math.exp(log_temperature), axis=1)
-        return float(-(truth * np.log(np.maximum(p, TINY))).sum(axis=1).mean())
-
-    return math.exp(float(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20.0)), method="bounded").x))
-
-
-def fit_isotonic(raw: np.ndarray, index: np.ndarray) -> tuple[tuple[tuple[float, ...], tuple[float, ...]], ...]:
-    """Fit each class's isotonic function from probability to frequency; return x and y of its thresholds."""
-    from sklearn.isotonic import IsotonicRegression
-
-    found = []
-    for k in range(raw.shape[1]):
-        fit = IsotonicRegression(y_min=0.0, y_max=1.0, out_of_bounds="clip").fit(raw[:, k], index == k)
-        found.append((tuple(fit.X_thresholds_.tolist()), tuple(fit.y_thresholds_.tolist())))
-    return tuple(found)
 
 
 def effective_sample_size(values: np.ndarray) -> float:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bids_app.adapters.calibration import Calibration, Certainty
+from bids_app.adapters.calibration import Calibration, Certainty, Promise
 from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION, AdaptedModel, AdapterCard, to_predictions
 from bids_app.adapters.verdict import REFUSE, Verdict
@@ -90,6 +90,8 @@ class Prediction:
         removes the mean image.
     verdict : Verdict, optional
         Verdict on the prediction; None before it was judged.
+    site : str, optional
+        Site of the scan in ``participants.tsv``; None if unknown.
     """
 
     card: AdapterCard
@@ -100,6 +102,7 @@ class Prediction:
     other: np.ndarray | None = None
     mean_image_only: np.ndarray | None = None
     verdict: Verdict | None = None
+    site: str | None = None
     values: np.ndarray = field(init=False)
     """Mean over clips before calibration, (n_labels,), (1,) or (dimensions,)."""
 
@@ -112,11 +115,16 @@ class Prediction:
         return Calibration.from_dict(self.card.calibration) if self.card.calibration else None
 
     @property
+    def promise(self) -> Promise | None:
+        """Calibrated limits for the site of the scan; None if the adapter was not calibrated."""
+        return self.calibration.promise(self.site) if self.calibration else None
+
+    @property
     def certainty(self) -> Certainty | None:
         """Certainty of the top class; None without calibration or for other tasks."""
-        if self.calibration is None or self.card.task != CLASSIFICATION:
+        if self.promise is None or self.card.task != CLASSIFICATION:
             return None
-        return self.calibration.certainty(self.reported)
+        return self.promise.certainty(self.reported)
 
     @property
     def reported(self) -> np.ndarray:
@@ -127,10 +135,10 @@ class Prediction:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Prediction interval with coverage `LEVEL`; None without calibration or for other tasks."""
-        if self.calibration is None or self.card.task != REGRESSION:
+        """Prediction interval with coverage `LEVEL`; None if no coverage is promised, or for other tasks."""
+        if self.promise is None or self.card.task != REGRESSION:
             return None
-        return self.calibration.interval(float(self.values[0]), LEVEL)
+        return self.promise.interval(float(self.values[0]), LEVEL)
 
     @property
     def is_refused(self) -> bool:

@@ -1,10 +1,10 @@
-"""Ages of the participants from ``participants.tsv``, as needed for the verdict."""
+"""Ages and sites of the participants from ``participants.tsv``, as needed for the verdict and the calibration."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bids_app.bids.sidecars import read_json
@@ -17,6 +17,11 @@ YEARS = ("", "year", "years", "yr", "yrs", "y", "a")
 """Units of ``age`` that mean years, which is also the BIDS default."""
 
 
+SITE_COLUMNS = ("site", "site_id", "site_name")
+"""Columns with the site of a participant, the first of them that has a value."""
+NO_SITE = ("", "n/a", "nan", "none")
+
+
 def read_ages(datasets: Iterable[Path]) -> dict[str, float]:
     """Read ages in years by participant (without ``sub-``), from the first dataset that has them.
 
@@ -24,26 +29,38 @@ def read_ages(datasets: Iterable[Path]) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     for root in datasets:
-        for participant, age in _ages_of(root).items():
-            found.setdefault(participant, age)
+        ages = {participant: as_age(row.get("age")) for participant, row in _rows_of(root, "ages").items()}
+        known = {participant: age for participant, age in ages.items() if age is not None}
+        if known and _in_years(root / "participants.json"):
+            found = known | found
     return found
 
 
-def _ages_of(root: Path) -> dict[str, float]:
+def read_sites(datasets: Iterable[Path]) -> dict[str, str]:
+    """Read sites by participant (without ``sub-``), from the first dataset that has them; see `site_of`."""
+    found: dict[str, str] = {}
+    for root in datasets:
+        for participant, row in _rows_of(root, "sites").items():
+            if site := site_of(row):
+                found.setdefault(participant, site)
+    return found
+
+
+def site_of(row: Mapping[str, str]) -> str:
+    """Return the site in a row of ``participants.tsv``; empty if unknown."""
+    cells = ((row.get(column) or "").strip() for column in SITE_COLUMNS)
+    return next((cell for cell in cells if cell.lower() not in NO_SITE), "")
+
+
+def _rows_of(root: Path, what: str) -> dict[str, dict[str, str]]:
+    """Read the rows of ``participants.tsv`` by participant; empty, with a warning, if it cannot be read."""
     table = root / "participants.tsv"
     try:
-        if not os.path.lexists(table) or not _in_years(root / "participants.json"):
-            return {}
-        rows = read_rows(table)
+        rows = read_rows(table) if os.path.lexists(table) else []
     except NeurostormError as error:
-        LOGGER.warning("The ages are unknown: %s", error.message)
+        LOGGER.warning("The %s are unknown: %s", what, error.message)
         return {}
-    found = {}
-    for row in rows:
-        age = as_age(row.get("age"))
-        if age is not None and row.get("participant_id"):
-            found[row["participant_id"].removeprefix("sub-")] = age
-    return found
+    return {row["participant_id"].removeprefix("sub-"): row for row in rows if row.get("participant_id")}
 
 
 def as_age(text: str | None) -> float | None:
@@ -56,8 +73,13 @@ def as_age(text: str | None) -> float | None:
 
 
 def _in_years(sidecar: Path) -> bool:
+    """Tell whether ages are in years; False, with a warning, if the sidecar cannot be read."""
     if not os.path.lexists(sidecar):
         return True
-    about = read_json(sidecar).get("age")
+    try:
+        about = read_json(sidecar).get("age")
+    except NeurostormError as error:
+        LOGGER.warning("The ages are unknown: %s", error.message)
+        return False
     units = about.get("Units", "") if isinstance(about, dict) else ""
     return str(units).strip().lower() in YEARS

@@ -120,17 +120,29 @@ def _add_evaluate(p: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--baselines",
         nargs="*",
-        choices=("connectivity", "mean", "confounds"),
-        default=["connectivity", "mean", "confounds"],
-        help="baselines: functional connectivity, mean image, motion and confounds (default: all)",
+        choices=("connectivity", "mean", "amplitude", "confounds", "site"),
+        default=["connectivity", "mean", "amplitude", "confounds", "site"],
+        help="baselines: functional connectivity, mean image, temporal SD and ALFF, motion and confounds, site "
+        "(default: all)",
     )
     group.add_argument(
-        "--atlas", metavar="NAME|NIFTI", help="parcels for functional connectivity (default: cubes of 24 mm)"
+        "--atlas", metavar="NAME|NIFTI", help="parcels for connectivity and amplitudes (default: cubes of 24 mm)"
     )
     group.add_argument(
         "--permutations", type=int, default=200, metavar="N", help="label permutations for the test; 0: no test"
     )
-    group.add_argument("--draws", type=int, default=1000, metavar="N", help="bootstrap samples of participants")
+    group.add_argument(
+        "--repeats",
+        type=int,
+        default=10,
+        metavar="N",
+        help="repeats of the folds (strategy linear; default: %(default)s)",
+    )
+    group.add_argument(
+        "--harmonise",
+        choices=("combat",),
+        help="remove differences between the sites of participants.tsv from embeddings, fitted to training sets",
+    )
     group.add_argument(
         "--pool", type=int, default=300, metavar="N", help="number of images to choose from, including the correct one"
     )
@@ -144,8 +156,8 @@ def _add_calibrate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--target", required=True, metavar="TABLE:COLUMN", help=TARGET_HELP)
     p.add_argument(
         "--method",
-        choices=("temperature", "isotonic", "none"),
-        help="calibration of probabilities (default: temperature); isotonic requires 100 scans",
+        choices=("temperature", "none"),
+        help="calibration of probabilities (default: temperature)",
     )
     p.add_argument("--model", help="encoder: name in the catalog or file (default: the encoder of the adapter)")
     p.add_argument(
@@ -218,7 +230,13 @@ def _add_task(p: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--prompt-len", type=int, default=50, metavar="K", help="number of prompts per window")
     group.add_argument("--no-balance", action="store_true", help="do not weight classes by their size")
-    group.add_argument("--ridge", type=float, default=1e-2, metavar="R", help="L2 penalty of linear heads")
+    group.add_argument(
+        "--ridge",
+        type=float,
+        default=1e-2,
+        metavar="R",
+        help="L2 penalty of linear heads; evaluate selects it, except for embeddings",
+    )
     group.add_argument("--dimensions", type=int, default=64, metavar="N", help="length of the vectors of an embedding")
     group.add_argument(
         "--images",

@@ -308,13 +308,18 @@ def _reliability_cells(found: Reliability) -> dict[str, Any]:
     return {
         "lower": lower,
         "upper": upper,
-        "label_set": ", ".join(sure.labels.label_set or ()),
+        "label_set": _label_set(sure.labels.label_set),
         "standard_error": sure.standard_error,
         "effective_clips": sure.effective_clips,
         "agreement": found.agreement,
         "from_mean_image": views.from_mean_image,
         "other_normalisation": views.other.answer if views.other else None,
     }
+
+
+def _label_set(labels: Sequence[str] | None) -> str | None:
+    """Join the labels of a prediction set; None if there is no set."""
+    return None if labels is None else ", ".join(labels) or "empty"
 
 
 def card_of(sidecar: PredictionSidecar) -> Card:

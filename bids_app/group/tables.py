@@ -59,7 +59,7 @@ DESCRIBED: dict[str, dict[str, Any]] = {
     "value": {"Description": "Predicted value"},
     "lower": {"Description": "Lower limit of the prediction interval"},
     "upper": {"Description": "Upper limit of the prediction interval"},
-    "label_set": {"Description": "Classes in the prediction set"},
+    "label_set": {"Description": "Classes in the prediction set; empty: no class is probable enough"},
     "standard_error": {"Description": "Standard error of the mean over clips"},
     "effective_clips": {"Description": "Effective number of independent clips"},
     "agreement": {"Description": "Fraction of clips with the same label as the run"},

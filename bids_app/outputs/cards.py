@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bids_app.adapters.calibration import Calibration
 from bids_app.adapters.file import AdapterCard, load_adapter
 from bids_app.catalog.cards import describe_model
 from bids_app.catalog.models import Entry
@@ -66,12 +67,16 @@ def adapter_facts(entry: Entry) -> dict[str, Any]:
 
 def _describe_calibration(card: AdapterCard) -> dict[str, Any]:
     """Describe the calibration of an adapter; empty if it is not calibrated."""
-    made = card.calibration
-    if not made:
+    if not card.calibration:
         return {}
+    made = Calibration.from_dict(card.calibration)
+    promise = made.promise()
     return {
-        "Method": made.get("method", "none"),
-        "Scans": made.get("n_scans", 0),
-        "Source": made.get("source") or "not stated",
-        "Levels that are promised": [f"{100 * float(level):g} %" for level in made.get("limits", {})],
+        "Method": made.method,
+        "Participants": made.n_participants or "unknown",
+        "Scans": made.n_scans,
+        "Source": made.source or "not stated",
+        "Participants by site": made.sites or "unknown",
+        "Levels that are promised": [f"{100 * float(level):g} %" for level in promise.limits],
+        "Coverage": promise.coverage,
     }

@@ -48,6 +48,8 @@ def describe_uncertainty(prediction: Prediction) -> Uncertainty:
         level=LEVEL,
         promise=_promise(prediction),
         method=made.method if made else "none",
+        coverage=prediction.promise.coverage if prediction.promise else None,
+        participants=made.n_participants if made else 0,
         scans=made.n_scans if made else 0,
         source=made.source if made else "",
     )
@@ -136,7 +138,7 @@ def _clip_values(prediction: Prediction) -> np.ndarray:
 
 def _promise(prediction: Prediction) -> PromisedInterval | PromisedLabels | None:
     """Return the calibrated interval or label sets; None for vectors."""
-    task, made = prediction.card.task, prediction.calibration
+    task, made = prediction.card.task, prediction.promise
     if task == REGRESSION:
         return PromisedInterval(interval=prediction.interval)
     if task == EMBEDDING:

@@ -22,6 +22,8 @@ NOT_KNOWN = "unknown"
 WITHHELD = "withheld"
 """Text shown instead of a refused prediction."""
 MISSING = "n/a"
+EMPTY = "empty (no label is probable enough)"
+"""Prediction set without a label."""
 CALIBRATION_METHODS = {"temperature": "temperature scaling", "isotonic": "isotonic regression"}
 """Names of the calibration methods in the sidecars."""
 
@@ -64,12 +66,15 @@ class Uncertainty:
     standard_error: float | None = None
     calibration: str = ""
     """Method and data of the calibration; empty if there was none."""
+    coverage: str = ""
+    """Whom the coverage holds for, or why none is promised."""
 
     @property
     def missing_reason(self) -> tuple[str, str]:
         """Label and sentence on a missing interval or set."""
         if self.calibration:
-            return "not available", "The calibration set of this adapter is too small for a prediction interval or set."
+            label = "coverage unknown" if self.coverage.startswith("Coverage unknown") else "no coverage promised"
+            return label, self.coverage or "The calibration of this adapter allows no prediction interval or set."
         return "not calibrated", "This adapter was not calibrated, so it gives no prediction interval or set."
 
 
@@ -222,6 +227,7 @@ def format_uncertainty(found: schema.Uncertainty | None, unit: str = "") -> Unce
         found.effective_clips,
         found.standard_error,
         _calibration(found),
+        found.coverage or "",
     )
 
 
@@ -259,19 +265,20 @@ def _view(name: str, found: schema.View, unit: str) -> View:
 
 
 def _calibration(found: schema.Uncertainty) -> str:
-    """Describe the calibration: method, number of scans, data set."""
+    """Describe the calibration: method, numbers of participants and scans, data set."""
     method = found.method or "none"
     if method == "none" and not found.scans:
         return ""
     by = "" if method == "none" else f" by {CALIBRATION_METHODS.get(method, method)}"
-    number_of = f" on {found.scans} scans" if found.scans else ""
+    people = f" of {found.participants} participants" if found.participants else ""
+    number_of = f" on {found.scans} scans{people}" if found.scans else ""
     source = f" ({found.source})" if found.source else ""
     return f"calibrated{by}{number_of}{source}"
 
 
 def _join_labels(labels: Sequence[Any]) -> str:
-    """Join the labels of a prediction set, which may be empty."""
-    return " or ".join(map(str, labels)) or "empty"
+    """Join the labels of a prediction set, or say that it is empty."""
+    return " or ".join(map(str, labels)) or EMPTY
 
 
 def deviation(values: list[float]) -> float | None:

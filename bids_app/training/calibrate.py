@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from bids_app.adapters.calibration import NONE, TEMPERATURE, Calibration, calibrate_classes, calibrate_values
+from bids_app.adapters.calibration import NONE, TEMPERATURE, Calibration
+from bids_app.adapters.calibration_fit import People, calibrate_classes, calibrate_values
 from bids_app.adapters.file import (
     CLASSIFICATION,
     EMBEDDING,
@@ -21,6 +22,7 @@ from bids_app.adapters.file import (
     save_adapter,
     to_predictions,
 )
+from bids_app.bids.participants import site_of
 from bids_app.catalog.models import find_adapter, weights_path
 from bids_app.errors import BadDataError, NoMatchError, UsageError
 from bids_app.model.api import Model, load_model
@@ -48,18 +50,18 @@ def calibrate(arguments: argparse.Namespace) -> None:
     datasets = load_datasets(arguments.data, store, card.normalisation, arguments.nprocs, report=print)
     rule = EventRule(arguments.event_delay, arguments.event_overlap)
     examples = label_scans(datasets, arguments.target, arguments.raw, rule).data
+    rows = read_participants(datasets, arguments.raw)
     if arguments.other_people:
         print("Assuming that no participant belongs to the training set of the adapter (--other-people).")
     else:
         examples = exclude_training_participants(examples, adapter, arguments.split)
     predictions = predict_scans(model, adapted, examples.scans, arguments.batch_size)
     source = arguments.source or ", ".join(dataset.name for dataset in datasets)
-    calibration = fit_calibration(card, predictions, examples, method, source)
+    calibration = fit_calibration(card, predictions, examples, people_of(examples, rows), method, source)
     adapter = replace(adapter, card=replace(card, calibration=calibration.as_dict()))
     if arguments.reference:
         without_reference = replace(adapter, card=replace(adapter.card, ranges={}), reference={})
-        participants = read_participants(datasets, arguments.raw)
-        updated, message = add_reference(without_reference, model, examples.scans, participants, arguments.batch_size)
+        updated, message = add_reference(without_reference, model, examples.scans, rows, arguments.batch_size)
         adapter = replace(updated, card=replace(updated.card, cohort=card.cohort))  # the cohort is the training set
         print(message)
     save_adapter(arguments.output, adapter)
@@ -139,32 +141,41 @@ def _predict_batches(
         yield to_predictions(adapted.card, adapted(batch.clips.to(model.device))).cpu(), batch.scans
 
 
+def people_of(examples: LabelledScans, rows: Mapping[str, Mapping[str, str]]) -> People:
+    """Return the participants of examples, and their sites if all are known from their rows of ``participants.tsv``."""
+    participants = [scan.participant for scan in examples.scans]
+    sites = [site_of(rows.get(participant, {})) for participant in participants]
+    return People(participants, sites if all(sites) else ())
+
+
 def fit_calibration(
-    card: AdapterCard, predictions: np.ndarray, examples: LabelledScans, method: str, source: str
+    card: AdapterCard, predictions: np.ndarray, examples: LabelledScans, people: People, method: str, source: str
 ) -> Calibration:
     """Fit a calibration to predictions (N, K) and true values."""
     if card.task == CLASSIFICATION:
-        return calibrate_classes(predictions, examples.values, card.labels, method, source)
+        return calibrate_classes(predictions, examples.values, card.labels, people, method, source)
     try:
         truth = np.array([float(value) for value in examples.values])
     except ValueError as error:
         raise BadDataError(f'Column "{card.target}" has non-numeric values ({error}).', "Correct the table.") from error
-    return calibrate_values(predictions[:, 0], truth, source)
+    return calibrate_values(predictions[:, 0], truth, people, source)
 
 
 def summarise(calibration: Calibration, card: AdapterCard) -> str:
-    """Describe a calibration in one sentence for the console."""
-    key, scans = f"{LEVEL:g}", f"Calibrated on {calibration.n_scans} scans"
-    if key not in calibration.limits:
-        return f"{scans}: too few for intervals or label sets with {LEVEL:.0%} coverage."
+    """Describe a calibration for the console: what is promised, and for whom."""
+    key, promise = f"{LEVEL:g}", calibration.promise()
+    scans = f"Calibrated on {calibration.n_scans} scans of {calibration.n_participants} participants"
+    if key not in promise.limits:
+        return f"{scans}. {promise.coverage}"
     if card.task == CLASSIFICATION:
-        threshold = 1 - calibration.limits[key]
+        threshold = 1 - promise.limits[key]
         rare = [label for label in card.labels if key not in calibration.class_limits.get(label, {})]
         temperature = f" {calibration.temperature:.3g}" if calibration.method == TEMPERATURE else ""
         text = (
             f"{scans} ({calibration.method}{temperature}): label sets with {LEVEL:.0%} coverage include each label "
             f"with a probability of at least {threshold:.3g}"
         )
-        return text + (f"; too few scans of {', '.join(rare)} for class-conditional coverage." if rare else ".")
-    limit = f"{calibration.limits[key]:.4g} {card.unit}".rstrip()
-    return f"{scans}: the error is below {limit} in {LEVEL:.0%} of scans."
+        text += f"; too few participants with {', '.join(rare)} for class-conditional coverage" if rare else ""
+        return f"{text}. {promise.coverage}"
+    limit = f"{promise.limits[key]:.4g} {card.unit}".rstrip()
+    return f"{scans}: the error is below {limit} in {LEVEL:.0%} of scans. {promise.coverage}"

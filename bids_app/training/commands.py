@@ -236,13 +236,15 @@ def evaluate(arguments: argparse.Namespace) -> None:
     """Cross-validate a strategy and baselines, and write the report."""
     from bids_app.training.evaluation import evaluate as evaluating
     from bids_app.training.evaluation.report import write_report
+    from bids_app.training.evaluation.run import EvaluateSettings
 
-    settings = evaluating.EvaluateSettings(
+    settings = EvaluateSettings(
         adaptation=_adapt_settings(arguments),
         folds=arguments.folds,
         baselines=tuple(arguments.baselines),
         permutations=arguments.permutations,
-        bootstrap_samples=arguments.draws,
+        repeats=arguments.repeats,
+        harmonise=arguments.harmonise is not None,
         pool=arguments.pool,
         seed=arguments.seed,
     )

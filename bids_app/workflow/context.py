@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.bids.datasets import input_datasets
-from bids_app.bids.participants import read_ages
+from bids_app.bids.participants import read_ages, read_sites
 from bids_app.catalog import templates
 from bids_app.catalog.atlases import Atlas, find_atlas
 from bids_app.catalog.fetch import file_sha256
@@ -89,6 +89,8 @@ class RunContext:
     """True if the encoder runs in plain PyTorch."""
     ages: dict[str, float]
     """Ages by participant from ``participants.tsv``, years."""
+    sites: dict[str, str]
+    """Sites by participant from ``participants.tsv``."""
 
     @property
     def atlas_stamp(self) -> str:
@@ -145,6 +147,7 @@ def read_context(settings: Settings) -> RunContext:
         template=templates.available()[0],
         datasets=datasets,
         ages=read_ages(datasets.values()),
+        sites=read_sites(datasets.values()),
         atlas=find_atlas(wanted.atlas) if wanted.attribution else None,
         on_gpu=device.startswith("cuda"),
         scan_is_slow=uses_reference(device),

@@ -332,6 +332,7 @@ def add_model(graph: Graph, run: BoldRun, preprocessed: Step, grid: Step, contex
         preprocessed=preprocessed,
         grid=grid,
         age=context.ages.get(run.participant),
+        site=context.sites.get(run.participant),
         on_out_of_domain=context.settings.model.on_out_of_domain,
     )
 

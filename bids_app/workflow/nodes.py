@@ -380,14 +380,15 @@ def judge(
     preprocessed: PreprocessedRun,
     grid: OnGrid,
     age: float | None,
+    site: str | None,
     on_out_of_domain: str,
     out_dir: Path,
 ) -> Encoded:
-    """Judge a scan and each of its predictions; ``age`` is that of the participant in years, if known."""
+    """Judge a scan and each of its predictions; age (years) and site of the participant are None if unknown."""
     facts = scan_facts(preprocessed, grid.coverage, age)
     predictions = (
         replace(p, verdict=judge_prediction(facts, p.card, p.distance, on_out_of_domain, p.certainty))
-        for p in encoded.predictions
+        for p in (replace(p, site=site) for p in encoded.predictions)
     )
     return replace(encoded, predictions=tuple(predictions), verdict=judge_scan(facts))
 

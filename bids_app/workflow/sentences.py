@@ -124,17 +124,23 @@ def calibration(card: AdapterCard) -> list[Sentence]:
     if not card.calibration:
         return [Sentence("not_calibrated", {"adapter": card.name})]
     made = Calibration.from_dict(card.calibration)
-    facts = {"adapter": card.name, "scans": made.n_scans, "source": f" ({made.source})" if made.source else ""}
+    people = f" of {made.n_participants} participants" if made.n_participants else ""
+    facts = {
+        "adapter": card.name,
+        "scans": f"{made.n_scans} scans{people}",
+        "source": f" ({made.source})" if made.source else "",
+        "coverage": made.promise().coverage,
+    }
     found = [Sentence(made.method, facts)] if made.method in (TEMPERATURE, ISOTONIC) else []
-    if made.limits:
-        is_classes = card.task == CLASSIFICATION
-        promise = {
-            "kind": "Sets of labels" if is_classes else "Intervals",
-            "level": f"{100 * LEVEL:.0f} %",
-            "by_class": ", and a second set calibrated within each class [@mondrian]" if is_classes else "",
-        }
-        found.append(Sentence("intervals", facts | promise))
-    return found
+    if not made.promise().limits:
+        return [*found, Sentence("no_coverage", facts)]
+    is_classes = card.task == CLASSIFICATION
+    promise = {
+        "kind": "Sets of labels" if is_classes else "Intervals",
+        "level": f"{100 * LEVEL:.0f} %",
+        "by_class": ", and a second set calibrated within each class [@mondrian]" if is_classes else "",
+    }
+    return [*found, Sentence("intervals", facts | promise)]
 
 
 def describe_cohort(cohort: Mapping[str, Any]) -> str:

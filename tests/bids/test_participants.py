@@ -1,4 +1,4 @@
-"""Ages in years from participants.tsv."""
+"""Ages in years and sites from participants.tsv."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_app.bids.participants import as_age, read_ages
+from bids_app.bids.participants import as_age, read_ages, read_sites
 
 
 def write(root: Path, text: str) -> Path:
@@ -42,4 +42,17 @@ def test_unreadable_table_is_ignored(tmp_path: Path) -> None:
     (raw / "participants.tsv").write_bytes(b"participant_id\tage\nsub-\xe9\t34\n")
     assert read_ages([raw]) == {}
     (raw / "participants.tsv").write_text("age\n34\n")
+    assert read_ages([raw]) == {}
+
+
+def test_sites_are_read_from_the_first_column_with_a_value(tmp_path: Path) -> None:
+    raw = write(tmp_path / "raw", "participant_id\tsite\tsite_id\nsub-01\tLeuven\t1\nsub-02\tn/a\t2\nsub-03\t\tn/a\n")
+    other = write(tmp_path / "other", "participant_id\tsite_name\nsub-01\tx\nsub-03\tBasel\n")
+    assert read_sites([raw, other]) == {"01": "Leuven", "02": "2", "03": "Basel"}
+    assert read_sites([tmp_path / "none"]) == {}
+
+
+def test_an_unreadable_sidecar_leaves_ages_unknown(tmp_path: Path) -> None:
+    raw = write(tmp_path / "raw", "participant_id\tage\nsub-01\t34\n")
+    (raw / "participants.json").write_text("{")
     assert read_ages([raw]) == {}

@@ -148,6 +148,21 @@ def test_a_withheld_prediction_stays_withheld(make_group, section_text):
     assert "Predictions withheld for 1 run; most frequent failed check: Left-right orientation" in section_text(cohort)
 
 
+@pytest.mark.parametrize(("labels", "cell"), [([], "empty"), (["a", "b"], "a, b"), (None, "n/a")])
+def test_an_empty_prediction_set_is_not_a_missing_one(make_group, labels, cell):
+    group = make_group(participants=2, sessions=1)
+    for path in group.out.rglob("*_predictions.json"):
+        card = json.loads(path.read_text())
+        uncertainty = {key: value for key, value in card["Uncertainty"].items() if key != "Interval"}
+        path.write_text(json.dumps(card | {"Uncertainty": uncertainty | {"LabelSet": ["a"]}}))
+    path = next((group.out / "sub-01").rglob("*_predictions.json"))
+    card = json.loads(path.read_text())
+    path.write_text(json.dumps(card | {"Uncertainty": card["Uncertainty"] | {"LabelSet": labels}}))
+    group.write_tables()
+    (row,) = only(group.rows("phenotype/neurostorm_madeage.tsv"), participant_id="sub-01")
+    assert row["label_set"] == cell
+
+
 def test_outputs_without_verdicts_are_read_and_reported(make_group, section_text):
     group = make_group(participants=3, sessions=1, verdicts=False)
     cohort = group.write_tables()

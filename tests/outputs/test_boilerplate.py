@@ -46,6 +46,7 @@ VALUES = {
     "source": " of site {A}",
     "kind": "Sets of labels",
     "level": "90%",
+    "coverage": "The coverage holds for new participants.",
     "by_class": ", and a second set calibrated within each class [@mondrian]",
     "other": "global",
 }

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from bids_app.adapters.calibration import calibrate_values
+from bids_app.adapters.calibration_fit import People, calibrate_values
 from bids_app.adapters.file import AdapterCard
 from bids_app.adapters.predict import Embeddings, Encoded, ModelFacts, Prediction
 from bids_app.adapters.verdict import judge_scan
@@ -25,7 +25,7 @@ GOOD = {"tr": 2.0, "seconds": 300.0, "coverage": 0.97}
 
 def answers(refused: bool) -> list[Prediction]:
     rng = np.random.default_rng(0)
-    calibration = calibrate_values(np.zeros(99), np.arange(99.0)).as_dict()
+    calibration = calibrate_values(np.zeros(99), np.arange(99.0), People([f"{k}" for k in range(99)])).as_dict()
     age = AdapterCard("age", "regression", "age", "0" * 64, "voxel", unit="years", calibration=calibration)
     who = AdapterCard("who", "embedding", "person", "0" * 64, "voxel", dimensions=3)
     verdict = judge_scan(GOOD | {"coverage": 0.1 if refused else 0.97})

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from bids_app.adapters.calibration import calibrate_classes, calibrate_values
+from bids_app.adapters.calibration import Calibration
+from bids_app.adapters.calibration_fit import People, calibrate_classes, calibrate_values
 from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import AdaptedModel, Adapter, AdapterCard
 from bids_app.adapters.predict import Embeddings, Prediction, encode_run
@@ -38,6 +39,10 @@ def age_card(**changes) -> AdapterCard:
     return card(task="regression", labels=(), unit="years", value_mean=40.0, value_std=10.0, **changes)
 
 
+def singles(n: int) -> People:
+    return People([f"{k}" for k in range(n)])
+
+
 def classes(**changes) -> Prediction:
     return Prediction(card(**changes), CLIPS, ONSETS, 16.0)
 
@@ -59,28 +64,50 @@ def test_a_calibrated_label_has_a_prediction_set() -> None:
     rng = np.random.default_rng(0)
     raw = rng.dirichlet([2, 2], 300)
     truth = ["f" if rng.random() < 0.5 + 0.3 * (row[0] - 0.5) else "m" for row in raw]  # far too sure of itself
-    made = calibrate_classes(raw, truth, ("f", "m"), source="site A")
+    made = calibrate_classes(raw, truth, ("f", "m"), singles(300), source="site A")
     prediction = classes(calibration=made.as_dict())
     mean, first, *_ = prediction.rows()
     assert 0.5 < mean["p_f"] < CLIPS.mean(axis=0)[0]
     assert first["p_f"] == pytest.approx(0.9)
     told = describe_uncertainty(prediction)
     assert set(told.labels.label_set) == {"f", "m"}
-    assert (told.method, told.scans, told.source) == ("temperature", 300, "site A")
+    assert (told.method, told.participants, told.scans, told.source) == ("temperature", 300, 300, "site A")
+    assert told.coverage.startswith("The coverage holds for new participants like those of the calibration")
+
+
+def test_without_a_promise_there_is_neither_set_nor_interval_but_the_reason() -> None:
+    few = calibrate_values(np.zeros(40), np.arange(40.0), People([f"{k % 4}" for k in range(40)])).as_dict()
+    told = describe_uncertainty(ages([28.0, 32.0], calibration=few))
+    assert told.interval is None
+    assert told.coverage.startswith("No coverage is promised: the calibration has 4 participants")
+    assert (told.participants, told.scans) == (4, 40)
+    made = calibrate_values(np.zeros(40), np.arange(40.0), replace(singles(40), sites=["A"] * 40)).as_dict()
+    told = describe_uncertainty(replace(ages([28.0, 32.0], calibration=made), site="B"))
+    assert told.interval is None
+    assert told.coverage.startswith("Coverage unknown here: the site B is not in the calibration (A).")
+    assert describe_uncertainty(replace(ages([28.0], calibration=made), site="A")).interval is not None
+
+
+def test_an_empty_label_set_is_empty_in_the_sidecar() -> None:
+    made = Calibration(
+        50, limits={"0.9": 0.05}, class_limits={"f": {"0.9": 0.05}, "m": {"0.9": 0.05}}, n_participants=50
+    )
+    content = describe_uncertainty(classes(calibration=made.as_dict())).to_json()
+    assert (content["LabelSet"], content["LabelSetByClass"]) == ([], [])
 
 
 def test_a_calibrated_value_has_an_interval_in_table_and_sidecar() -> None:
     errors = np.arange(1.0, 100.0)
-    made = calibrate_values(np.zeros(99), errors).as_dict()
+    made = calibrate_values(np.zeros(99), errors, singles(99)).as_dict()
     prediction = ages([28.0, 32.0], calibration=made)
     mean, clip, *_ = prediction.rows()
-    assert (mean["lower"], mean["upper"]) == (30.0 - 90, 30.0 + 90)
+    assert (mean["lower"], mean["upper"]) == pytest.approx((30.0 - 90, 30.0 + 90))
     assert "lower" not in clip
-    assert describe_uncertainty(prediction).interval == (-60.0, 120.0)
+    assert describe_uncertainty(prediction).interval == pytest.approx((-60.0, 120.0))
 
 
 def test_a_refused_prediction_is_not_in_the_table() -> None:
-    made = calibrate_values(np.zeros(99), np.arange(99.0)).as_dict()
+    made = calibrate_values(np.zeros(99), np.arange(99.0), singles(99)).as_dict()
     for prediction in (classes(), ages([28.0, 32.0], calibration=made)):
         verdict = judge_prediction({"coverage": 0.1}, prediction.card, Distance(1, 2, 0.01), "warn")
         refused = replace(prediction, verdict=verdict)

@@ -10,7 +10,7 @@ import pytest
 from bids_app.bids.writer import write_tsv
 from bids_app.outputs.schema import PredictionSidecar, Uncertainty, VerdictRecord
 from bids_app.reports.participant import build_participant_report
-from bids_app.reports.predictions import WITHHELD, format_uncertainty, format_verdict, read_prediction
+from bids_app.reports.predictions import EMPTY, WITHHELD, format_uncertainty, format_verdict, read_prediction
 
 CHECKS = [
     {"Check": "tr", "Level": "pass", "Value": 2.0, "Limits": "0.5 to 3 s", "Message": ""},
@@ -61,16 +61,30 @@ def test_a_value_has_an_interval_and_a_unit(tmp_path):
 
 def test_a_label_has_a_prediction_set_that_may_be_empty():
     card = UNCERTAINTY | {"LabelSet": ["a", "b"], "LabelSetByClass": [], "Calibration": "temperature"}
-    found = uncertainty(card | {"CalibrationScans": 120, "CalibrationSource": "site A"})
-    assert (found.name, found.span, found.by_class) == ("90 % prediction set", "a or b", "empty")
-    assert found.calibration == "calibrated by temperature scaling on 120 scans (site A)"
+    found = uncertainty(card | {"CalibrationScans": 120, "CalibrationParticipants": 40, "CalibrationSource": "site A"})
+    assert (found.name, found.span, found.by_class) == ("90 % prediction set", "a or b", EMPTY)
+    assert found.calibration == "calibrated by temperature scaling on 120 scans of 40 participants (site A)"
 
 
 def test_no_interval_without_calibration():
     found = uncertainty(UNCERTAINTY | {"LabelSet": None})
     assert (found.span, found.missing_reason[0]) == ("", "not calibrated")
     found = uncertainty(UNCERTAINTY | {"LabelSet": None, "Calibration": "temperature", "CalibrationScans": 5})
-    assert (found.span, found.missing_reason[0]) == ("", "not available")
+    assert (found.span, found.missing_reason[0]) == ("", "no coverage promised")
+
+
+def test_a_missing_promise_is_shown_with_its_reason(out):
+    reason = "Coverage unknown here: the site B is not in the calibration (A)."
+    made = UNCERTAINTY | {"LabelSet": None, "Calibration": "temperature", "CalibrationScans": 90, "Coverage": reason}
+    assert uncertainty(made).missing_reason == ("coverage unknown", reason)
+    page = words(add_keys(out, {"Uncertainty": made}))
+    assert "coverage unknown" in page
+    assert reason in page
+
+
+def test_an_empty_set_is_shown_as_empty(out):
+    made = UNCERTAINTY | {"LabelSet": [], "Calibration": "temperature", "CalibrationScans": 90}
+    assert "90 % prediction set: empty (no label is probable enough)" in words(add_keys(out, {"Uncertainty": made}))
 
 
 def test_missing_verdict_and_uncertainty_are_none():

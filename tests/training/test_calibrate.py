@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from bids_app.adapters.file import AdaptedModel, load_adapter
+from bids_app.adapters.file import AdaptedModel, AdapterCard, load_adapter
 from bids_app.adapters.predict import Prediction, encode_run
 from bids_app.cli.train import main
 from bids_app.clips import MODEL_GRID_SHAPE, ClipReader, GridSeries
 from bids_app.model.api import load_model
 from bids_app.outputs.reliability import describe_uncertainty
-from bids_app.training.calibrate import predict_scans
+from bids_app.training.adapt import LabelledScans
+from bids_app.training.calibrate import fit_calibration, people_of, predict_scans, summarise
 from bids_app.training.data.store import ClipStore
 from bids_app.training.head import compute_embeddings
 from tests.helpers.models import save_random_encoder
@@ -117,7 +119,8 @@ def test_training_participants_are_excluded(site, encoder, tmp_path, capsys) -> 
     assert run("calibrate", adapter, data, "--model", encoder, *target, *output) == 0
     assert "Excluded 18 participants of the training set (era.split.tsv)" in capsys.readouterr().out
     calibration = load_adapter(tmp_path / "c.safetensors").card.calibration
-    assert (calibration["n_scans"], calibration["method"]) == (12, "temperature")
+    numbers = (calibration["n_scans"], calibration["n_participants"], calibration["method"])
+    assert numbers == (12, 12, "temperature")
     split = tmp_path / "all.json"
     split.write_text(json.dumps({"training": [f"one{i:03d}" for i in range(30)]}))
     assert run("calibrate", adapter, data, "--model", encoder, *target, *output, "--split", split) == 18
@@ -125,6 +128,19 @@ def test_training_participants_are_excluded(site, encoder, tmp_path, capsys) -> 
     (tmp_path / "era.split.tsv").unlink()
     assert run("calibrate", adapter, data, "--model", encoder, *target, *output) == 0
     assert "training set of era is unknown" in capsys.readouterr().out
+
+
+def test_sites_are_part_of_a_calibration_only_if_all_are_known() -> None:
+    scans = tuple(SimpleNamespace(participant=label) for label in ("1", "1", "2@other"))
+    examples = LabelledScans(scans, ("1", "2", "3"))
+    rows = {"1": {"site": "A"}, "2@other": {"site": "n/a", "site_id": "B"}}
+    people = people_of(examples, rows)
+    assert (people.participants, people.sites) == (["1", "1", "2@other"], ["A", "A", "B"])
+    assert people_of(examples, {"1": {"site": "A"}}).sites == ()
+    card = AdapterCard("age", "regression", "age", "0" * 64, "global", unit="years")
+    made = fit_calibration(card, np.zeros((3, 1)), examples, people, "none", "here")
+    assert (made.n_participants, made.sites) == (2, {"A": 1, "B": 1})
+    assert summarise(made, card).startswith("Calibrated on 3 scans of 2 participants. No coverage is promised")
 
 
 def test_the_scans_of_a_site_can_become_the_reference(site, encoder, tmp_path, capsys) -> None:
@@ -147,7 +163,7 @@ def test_invalid_calibrations_raise(site, encoder, tmp_path, capsys) -> None:
     target, output = ("--target", "participants.tsv:age"), ("--output", tmp_path / "c.safetensors")
     assert run("adapt", data, "--model", encoder, *target, "--output", adapter, "--validation", 0, *COMMON) == 0
     calibrating = ("calibrate", adapter, data, "--model", encoder, *output, "--other-people")
-    assert run(*calibrating, *target, "--method", "isotonic") == 64
+    assert run(*calibrating, *target, "--method", "temperature") == 64
     assert "requires a classification" in capsys.readouterr().err
     assert run(*calibrating, "--target", "participants.tsv:sex") == 65
     assert "non-numeric values" in capsys.readouterr().err

@@ -110,7 +110,7 @@ def test_a_split_file_defines_the_validation_set(make_store, tmp_path, encoder):
 def test_evaluate_writes_a_report(make_store, tmp_path, encoder, capsys):
     store = make_store(4)
     options = ["--model", encoder, "--target", "scan:side", "--strategy", "linear", "--normalisation", "global"]
-    options += ["--folds", "2", "--permutations", "4", "--draws", "20", "--output", str(tmp_path / "report")]
+    options += ["--folds", "2", "--permutations", "4", "--repeats", "2", "--output", str(tmp_path / "report")]
     assert main(["evaluate", str(store.folder), *options]) == 0
     report = (tmp_path / "report" / "report.md").read_text()
     assert "functional connectivity (cubes of 24 mm)" in report

@@ -6,8 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from bids_app.adapters.calibration import Calibration
+from bids_app.adapters.file import AdapterCard
+from bids_app.adapters.predict import Embeddings, Encoded, Prediction
 from bids_app.adapters.verdict import judge_scan
 from bids_app.bids.orientation import LeftRight, Orientation
 from bids_app.errors import BadDataError, RegistrationError
@@ -47,6 +51,16 @@ def test_left_and_right_are_judged_only_if_the_image_shows_them(left_right, leve
     verdict = judge_scan(scan_facts(run(orientation=Orientation(left_right)), 0.95))
     assert verdict.level == level
     assert ("orientation" not in verdict.unknown) is is_known
+
+
+def test_a_prediction_has_the_promise_of_the_site_of_its_participant(tmp_path: Path) -> None:
+    made = Calibration(40, limits={"0.9": 3.0}, n_participants=40, sites={"A": 40}).as_dict()
+    card = AdapterCard("age", "regression", "age", "0" * 64, "voxel", unit="years", calibration=made)
+    prediction = Prediction(card, np.full((4, 1), 30.0), np.arange(4.0), 16.0)
+    encoded = Encoded(Embeddings({}, np.arange(4.0), 16.0), (prediction,), None)  # type: ignore[arg-type]
+    for site, interval in ((None, (27.0, 33.0)), ("A", (27.0, 33.0)), ("B", None)):
+        judged = nodes.judge(encoded, run(), SimpleNamespace(coverage=0.95), None, site, "warn", tmp_path)
+        assert judged.predictions[0].interval == interval
 
 
 def test_a_series_without_its_mean_image_is_detected() -> None:

@@ -17,7 +17,7 @@ from bids_app.workflow import sentences
 from bids_app.workflow.sentences import describe_cohort
 
 CARD = AdapterCard("state", "classification", "state", 64 * "0", "voxel", ("rest", "move"))
-CALIBRATION = Calibration(120, "temperature", 1.3, limits={"0.9": 0.4}, source="site A").as_dict()
+CALIBRATION = Calibration(120, "temperature", 1.3, limits={"0.9": 0.4}, source="site A", n_participants=40).as_dict()
 
 
 def text_of(card: AdapterCard, on_out_of_domain: str = "warn", domain: Domain | None = None) -> str:
@@ -34,19 +34,28 @@ def test_an_uncalibrated_adapter_has_no_intervals() -> None:
     assert "Mahalanobis" not in text
 
 
-def test_calibration_is_described_with_its_scans_and_citation() -> None:
+def test_calibration_is_described_with_its_participants_and_citations() -> None:
     text = text_of(replace(CARD, calibration=CALIBRATION))
-    assert "calibrated by temperature scaling (Guo et al., 2017) on 120 scans (site A)." in text
-    assert "Sets of labels of the adapter state contain the true value in 90 % of scans like the 120" in text
-    assert "(Lei et al., 2018), and a second set calibrated within each class (Vovk, 2012)" in text
+    assert "by temperature scaling (Guo et al., 2017) on 120 scans of 40 participants (site A)." in text
+    assert "Sets of labels of the adapter state contain the true value with a probability of 90 %" in text
+    assert "from each participant (Dunn et al., 2023)" in text
+    assert "and a second set calibrated within each class (Vovk, 2012)" in text
+    assert "it is unknown at other sites" in text
 
 
 def test_a_regression_has_intervals() -> None:
-    made = Calibration(50, limits={"0.9": 6.1}).as_dict()
+    made = Calibration(50, limits={"0.9": 6.1}, n_participants=50).as_dict()
     text = text_of(AdapterCard("age", "regression", "age", 64 * "0", "global", unit="years", calibration=made))
-    assert "Intervals of the adapter age contain the true value in 90 % of scans like the 50" in text
+    assert "Intervals of the adapter age contain the true value with a probability of 90 %" in text
     assert "mean-image baseline" in text
     assert "within each class" not in text
+
+
+@pytest.mark.parametrize("n", [0, 9])
+def test_without_a_promise_the_methods_say_why(n: int) -> None:
+    text = text_of(replace(CARD, calibration=CALIBRATION | {"n_participants": n}))
+    assert "have neither intervals nor label sets. No coverage is promised" in text
+    assert "contain the true value" not in text
 
 
 def test_out_of_distribution_detection_is_described_if_available() -> None:

@@ -90,14 +90,14 @@ def interval(value: Any) -> tuple[float, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class PromisedInterval(Record):
-    """Prediction interval; None: the adapter is not calibrated, or on too few scans."""
+    """Prediction interval; None: the adapter is not calibrated, or no coverage is promised."""
 
     interval: tuple[float, float] | None = key("Interval", interval, null=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromisedLabels(Record):
-    """Prediction sets of labels, calibrated over all scans and within each class."""
+    """Prediction sets of labels, over all scans and within each class; empty: no label is probable enough."""
 
     label_set: tuple[str, ...] | None = key("LabelSet", several(text), null=True)
     by_class: tuple[str, ...] | None = key("LabelSetByClass", several(text), null=True)
@@ -113,7 +113,10 @@ class Uncertainty(Record):
     """Coverage of interval and label sets, 0 to 1."""
     promise: PromisedInterval | PromisedLabels | None = inline(PromisedInterval, PromisedLabels)
     """None for vectors."""
+    coverage: str | None = key("Coverage", text)
+    """Whom the coverage holds for, or why none is promised."""
     method: str | None = key("Calibration", text)
+    participants: int | None = key("CalibrationParticipants", whole)
     scans: int | None = key("CalibrationScans", whole)
     source: str | None = key("CalibrationSource", text)
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from bids_app.bids.participants import site_of
 from bids_app.errors import BadDataError, NoInputError
 from bids_app.files import check_regular, read_rows
 from bids_app.training.adapt import LabelledScans
@@ -48,12 +49,15 @@ class Examples:
     families : dict of str to str
         Family of each participant who has one.
     sites : tuple of str
-        Site of each example; empty without a site column.
+        Site of each example, if folds are to leave out sites; empty without a site column.
+    known_sites : tuple of str
+        Site of each example in ``participants.tsv``, or its dataset if there are several; empty if not all are known.
     """
 
     data: LabelledScans
     families: dict[str, str]
     sites: tuple[str, ...] = ()
+    known_sites: tuple[str, ...] = ()
 
 
 def load_datasets(
@@ -138,7 +142,16 @@ def label_scans(
             (_with_participant(e, _unique_label(e.participant, dataset, datasets)), value) for e, value in labelled
         ]
     data = LabelledScans(tuple(e for e, _ in pairs), tuple(value for _, value in pairs))
-    return Examples(data, families, tuple(sites))
+    return Examples(data, families, tuple(sites), _known_sites(data, datasets, raw))
+
+
+def _known_sites(data: LabelledScans, datasets: Sequence[Dataset], raw: Path | None) -> tuple[str, ...]:
+    rows = read_participants(datasets, raw)
+    sites = [site_of(rows.get(scan.participant, {})) for scan in data.scans]
+    if len(datasets) > 1:  # sites of different datasets may have the same name
+        names = [scan.participant.rpartition("@")[2] for scan in data.scans]
+        sites = [f"{name} {site}".strip() for name, site in zip(names, sites, strict=True)]
+    return tuple(sites) if all(sites) else ()
 
 
 def read_participants(datasets: Sequence[Dataset], raw: Path | None = None) -> dict[str, dict[str, str]]:

@@ -1,4 +1,4 @@
-"""Baselines: linear models of functional connectivity, the mean image, or motion and confounds.
+"""Features of the baselines: functional connectivity, mean image, amplitudes, motion and confounds, and site.
 
 N  examples      U  volumes at 0.8 s      V  voxels of the brain      R  parcels      F  features
 """
@@ -6,22 +6,20 @@ N  examples      U  volumes at 0.8 s      V  voxels of the brain      R  parcels
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION
-from bids_app.clips import MODEL_GRID_SHAPE
+from bids_app.clips import MODEL_GRID_SHAPE, MODEL_TR
 from bids_app.errors import BadDataError
 from bids_app.training.data.labels import Segment
 from bids_app.training.data.store import BACKGROUND, Scan
-from bids_app.training.evaluation.metrics import to_unit_length
-from bids_app.training.tasks import Task
 
 CUBE_VOXELS, BLOCK_VOXELS = 12, 6
 """Edges of the cubes for functional connectivity without an atlas (24 mm) and for the mean image (12 mm)."""
 MIN_PARCEL_VOXELS = 8
 """Minimum number of brain voxels in a usable parcel."""
+ALFF_BAND = (0.01, 0.08)
+"""Frequencies of ALFF, Hz."""
 CHUNK_VOLUMES = 64
 """Volumes read at a time."""
 Examples = Sequence[Scan | Segment]
@@ -132,95 +130,62 @@ def confound_features(examples: Examples) -> np.ndarray:
     return np.array([[*(e.confounds.get(n, np.nan) for n in names), e.n_vols] for e in examples], dtype=float)
 
 
-def fit_predict(
-    task: Task,
-    features: np.ndarray,
-    values: Sequence[str],
-    groups: Sequence[str],
-    train: np.ndarray,
-    test: np.ndarray,
-) -> np.ndarray:
-    """Fit a linear model to the training set and predict the test set.
+def amplitude_features(examples: Examples, labels: np.ndarray | None = None) -> np.ndarray:
+    """Compute amplitudes of the mean series of parcels, (N, F): temporal SD, and that from 0.01 to 0.08 Hz (ALFF).
 
-    Features are standardised and rotated to principal components, which does not change linear models with an L2
-    penalty. Logistic and ridge regression select their penalty by grouped cross-validation within the training set. For
-    embeddings without image vectors, the predictions are the standardised features.
+    Values are logarithms. Under the voxel normalisation, they are relative to the SD of single voxels. Segments that
+    are too short for the band have no ALFF.
 
     Parameters
     ----------
-    task : Task
-        Defined on the training set.
-    features : np.ndarray, (N, F)
-        NaN is replaced by the median of the training set.
-    values : sequence of str, (N,)
-        True values.
-    groups : sequence of str, (N,)
-        Groups that stay together, see `participant_groups`.
-    train, test : np.ndarray of int
-        Indices of the training and test sets.
-
-    Returns
-    -------
-    np.ndarray
-        Predictions of the test set, as from `Task.to_predictions`.
+    labels : np.ndarray of int, optional, (96, 96, 96)
+        None: cubes of 24 mm.
     """
-    from sklearn.decomposition import PCA
-    from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    standard = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
-    x, x_test = standard.fit_transform(features[train]), standard.transform(features[test])
-    if task.kind == EMBEDDING and task.images is None:
-        return to_unit_length(x_test)
-    components = PCA(svd_solver="full").fit(x)
-    x, x_test = components.transform(x), components.transform(x_test)
-    train_values, train_groups = [values[i] for i in train], np.array([groups[i] for i in train])
-    if task.kind == CLASSIFICATION:
-        return _logistic(task, x, train_values, train_groups, x_test)
-    if task.kind == REGRESSION:
-        return _ridge(x, np.array([float(v) for v in train_values])[:, None], train_groups, x_test)
-    assert task.images is not None  # embeddings without images returned above
-    return to_unit_length(_ridge(x, task.images[task.targets(train_values)].numpy(), train_groups, x_test))
+    labels = cube_labels(CUBE_VOXELS) if labels is None else _relabel(labels)
+    pairs = [parcel_series(example, labels, int(labels.max())) for example in examples]
+    enough = np.mean([voxels >= MIN_PARCEL_VOXELS for _, voxels in pairs], axis=0) >= 0.9
+    if not enough.any():
+        raise BadDataError("No parcel of the atlas overlaps with the scans.", "Use an atlas in MNI152NLin6Asym space.")
+    rows = [[values[:, enough].std(axis=0), low_frequency_amplitude(values[:, enough])] for values, _ in pairs]
+    features = np.log(np.maximum(np.array(rows, float), 1e-6)).reshape(len(rows), -1)
+    return features[:, ~np.isnan(features).all(axis=0)]
 
 
-def _ridge(x: np.ndarray, targets: np.ndarray, groups: np.ndarray, x_test: np.ndarray) -> np.ndarray:
-    from sklearn.linear_model import Ridge
-    from sklearn.model_selection import GridSearchCV, GroupKFold
-
-    n_folds = min(5, len(set(groups)))
-    if n_folds < 2:
-        return Ridge(1e3).fit(x, targets).predict(x_test).reshape(len(x_test), -1)
-    splits = list(GroupKFold(n_folds).split(x, targets, groups))
-    grid = {"alpha": np.logspace(-1, 6, 15)}
-    found: Any = GridSearchCV(Ridge(), grid, cv=splits, scoring="neg_mean_squared_error").fit(x, targets)
-    return found.predict(x_test).reshape(len(x_test), -1)
+def low_frequency_amplitude(series: np.ndarray) -> np.ndarray:
+    """Return the mean amplitude of series (U, R) in the band of ALFF (Zang et al. 2007), (R,); NaN without the band."""
+    frequencies = np.fft.rfftfreq(len(series), MODEL_TR)
+    band = (frequencies >= ALFF_BAND[0]) & (frequencies <= ALFF_BAND[1])
+    if not band.any():
+        return np.full(series.shape[1], np.nan)
+    return np.abs(np.fft.rfft(series - series.mean(axis=0), axis=0)[band]).mean(axis=0) * 2 / len(series)
 
 
-def _logistic(task: Task, x: np.ndarray, values: list[str], groups: np.ndarray, x_test: np.ndarray) -> np.ndarray:
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import GridSearchCV, StratifiedGroupKFold
-
-    scale, truth = x.std() or 1.0, np.array(values)
-    model: Any = LogisticRegression(C=1e-2, class_weight="balanced", max_iter=2000)
-    n_folds = min(3, len(set(groups)), *(values.count(label) for label in task.labels))
-    splits = list(StratifiedGroupKFold(n_folds).split(x, truth, groups)) if n_folds > 1 else []
-    if splits and all(set(truth[a]) == set(truth[b]) == set(values) for a, b in splits):
-        model = GridSearchCV(model, {"C": np.logspace(-4, 1, 6)}, cv=splits, scoring="neg_log_loss")
-    model.fit(x / scale, truth)
-    order = [list(model.classes_).index(label) for label in task.labels]
-    return model.predict_proba(x_test / scale)[:, order]
+def site_features(sites: Sequence[str]) -> np.ndarray:
+    """Return indicators of the sites of examples, (N, sites)."""
+    names = sorted(set(sites))
+    if len(names) < 2:
+        raise BadDataError("Fewer than two sites are known.", "Add a column site to participants.tsv.")
+    return np.array([[site == name for name in names] for site in sites], dtype=float)
 
 
+CONNECTIVITY, MEAN_IMAGE, AMPLITUDE, CONFOUNDS, SITE = "connectivity", "mean", "amplitude", "confounds", "site"
 BASELINES = {
-    "connectivity": "functional connectivity",
-    "mean": "mean image",
-    "confounds": "motion and confounds",
+    CONNECTIVITY: "functional connectivity",
+    MEAN_IMAGE: "mean image",
+    AMPLITUDE: "amplitudes (SD, ALFF)",
+    CONFOUNDS: "motion and confounds",
+    SITE: "site",
 }
+NUISANCES = (CONFOUNDS, SITE)
+"""Baselines that should not predict the target: if one does, the encoder's score is doubtful."""
 
 
-def compute_features(name: str, examples: Examples, labels: np.ndarray | None) -> np.ndarray:
+def compute_features(name: str, examples: Examples, labels: np.ndarray | None, sites: Sequence[str] = ()) -> np.ndarray:
     """Compute the features (N, F) of a baseline in `BASELINES`."""
-    if name == "connectivity":
+    if name == CONNECTIVITY:
         return connectivity_features(examples, labels)
-    return mean_image_features(examples) if name == "mean" else confound_features(examples)
+    if name == AMPLITUDE:
+        return amplitude_features(examples, labels)
+    if name == SITE:
+        return site_features(sites)
+    return mean_image_features(examples) if name == MEAN_IMAGE else confound_features(examples)

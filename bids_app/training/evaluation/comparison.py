@@ -1,8 +1,8 @@
-"""Comparison of methods: units of analysis, metrics and 95 % bootstrap intervals over participants."""
+"""Comparison of methods: units of analysis, metrics, 95 % intervals and p values over folds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,12 @@ ENCODER = "encoder"
 """Key of the encoder, with which the baselines are compared."""
 
 
+LEVEL = 0.95
+"""Coverage of the intervals."""
+ALPHA = 0.05
+"""Error rate of the declarations of one evaluation."""
+
+
 @dataclass
 class Method:
     """Results of one method.
@@ -26,16 +32,23 @@ class Method:
     ----------
     title : str
     metrics : dict of str to float
+        Means over folds and repeats.
     intervals : dict of str to tuple
-        95 % bootstrap intervals over participants.
+        95 % intervals that count the variance of training, see `corrected_interval`.
+    p_value : float, optional
+        One-sided p value of the main metric against chance; None if chance is unknown.
     difference : tuple of float, optional
         For a baseline: encoder minus baseline in the main metric, with its interval; positive: the encoder is better.
+    p_difference : float, optional
+        Two-sided p value of the difference, corrected for the number of baselines (Holm 1979).
     """
 
     title: str
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
+    p_value: float | None = None
     difference: tuple[float, float, float] | None = None
+    p_difference: float | None = None
 
 
 class Units:
@@ -75,6 +88,7 @@ class Units:
         self.participants = [str(owners[m[0]]) for m in self.members]
         self.values = [str(values[m[0]]) for m in self.members]
         self.indices = np.arange(len(self.members))
+        self.fold_indices = [np.flatnonzero(np.isin([m[0] for m in self.members], test)) for _, test in folds]
         sizes = [len(set(values[test])) for _, test in folds] if images is not None else []
         self.pool_size = min(pool, max(sizes)) if sizes else 0
 
@@ -101,6 +115,11 @@ class Units:
                 return {"top1": float(np.nanmean(units[sample, 0]))}
             return metrics.retrieval_metrics(units[sample])
         return self.task.compute_metrics(units[sample], [self.values[i] for i in sample])
+
+    def fold_metrics(self, predictions: np.ndarray) -> list[dict[str, float]]:
+        """Compute the metrics of predictions (N, K) in each fold that tests a unit."""
+        units = self.aggregate(predictions)
+        return [self.compute_metrics(units, own) for own in self.fold_indices if len(own)]
 
     def permute_values(self, rng: np.random.Generator) -> tuple[str, ...]:
         """Permute values among participants, or within participants if units are examples."""
@@ -139,37 +158,90 @@ class Units:
         return table
 
 
-def compare_methods(
-    aggregated: Mapping[str, np.ndarray], titles: Mapping[str, str], units: Units, n_samples: int, seed: int
-) -> dict[str, Method]:
-    """Compute metrics, intervals and differences from the encoder, with the same bootstrap samples for all methods.
+def corrected_interval(values: np.ndarray, test_share: float) -> tuple[float, float, float, float]:
+    """Return mean, 95 % interval and standard error of a metric over the folds of repeated cross-validation.
+
+    The training sets of folds overlap, so folds are not independent: the variance of the mean of J folds is
+    (1 / J + n_test / n_train) times that of the folds, with J - 1 degrees of freedom (Nadeau and Bengio 2003; Bouckaert
+    and Frank 2004).
 
     Parameters
     ----------
-    aggregated : mapping of str to numpy.ndarray
-        Predictions of each method after `Units.aggregate`; the encoder has the key `ENCODER`.
-    titles : mapping of str to str
-        Title of each method.
-    units : Units
-    n_samples : int
-        Bootstrap samples of participants.
-    seed : int
+    values : np.ndarray, (J,)
+        NaN for folds in which the metric is undefined.
+    test_share : float
+        Number of test participants divided by that of training participants.
     """
-    samples = metrics.bootstrap_samples(units.participants, n_samples, seed)
-    main = units.task.main_metric
+    from scipy.stats import t
+
+    known = values[~np.isnan(values)]
+    if len(known) < 2:
+        return (float(known.mean()) if len(known) else float("nan"), *(3 * (float("nan"),)))
+    mean, error = float(known.mean()), float(np.sqrt((1 / len(known) + test_share) * known.var(ddof=1)))
+    away = float(t.ppf(0.5 + LEVEL / 2, len(known) - 1)) * error
+    return mean, mean - away, mean + away, error
+
+
+def p_above(values: np.ndarray, test_share: float, level: float) -> float:
+    """Return the one-sided p value of a metric over folds (J,) for exceeding a level."""
+    from scipy.stats import t
+
+    mean, _, _, error = corrected_interval(values, test_share)
+    if np.isnan(error):
+        return 1.0
+    if error == 0:
+        return 0.0 if mean > level else 1.0
+    return float(t.sf((mean - level) / error, int((~np.isnan(values)).sum()) - 1))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Adjust p values for their number (Holm 1979)."""
+    order = np.argsort(p_values)
+    adjusted = np.maximum.accumulate([(len(order) - k) * p_values[i] for k, i in enumerate(order)])
+    found = np.empty(len(order))
+    found[order] = np.minimum(adjusted, 1.0)
+    return found.tolist()
+
+
+def chance_level(task: Task) -> float | None:
+    """Return the main metric at chance; None if it depends on the data (retrieval)."""
+    if task.kind == CLASSIFICATION:
+        return 1 / len(task.labels)
+    return 0.0 if task.kind == REGRESSION else None
+
+
+def compare_methods(
+    folds: Mapping[str, list[dict[str, float]]], titles: Mapping[str, str], task: Task, test_share: float
+) -> dict[str, Method]:
+    """Compute means, intervals, p values, and differences from the encoder in the same folds.
+
+    Parameters
+    ----------
+    folds : mapping of str to list of dict
+        Metrics of each method in each fold, in the same order; the encoder has the key `ENCODER`.
+    titles : mapping of str to str
+        Title of each method; baselines are compared with the encoder.
+    test_share : float
+        See `corrected_interval`.
+    """
+    main, chance = task.main_metric, chance_level(task)
     sign = -1 if main in metrics.LOWER_IS_BETTER else 1
+    values = {name: {key: np.array([row[key] for row in rows]) for key in rows[0]} for name, rows in folds.items()}
     methods = {}
-    distributions = {}
-    for name, rows in aggregated.items():
-        sampled = [units.compute_metrics(rows, sample) for sample in samples]
-        distributions[name] = np.array([each[main] for each in sampled])
-        bounds = {
-            key: tuple(np.nanquantile([each[key] for each in sampled], [0.025, 0.975]).tolist()) for key in sampled[0]
-        }
-        methods[name] = Method(titles[name], units.compute_metrics(rows, units.indices), bounds)  # type: ignore[arg-type]
-    for name, method in methods.items():
-        if name != ENCODER:
-            low, high = np.nanquantile(sign * (distributions[ENCODER] - distributions[name]), [0.025, 0.975])
-            difference = sign * (methods[ENCODER].metrics[main] - method.metrics[main])
-            method.difference = (float(difference), float(low), float(high))
+    for name, found in values.items():
+        described = {key: corrected_interval(column, test_share) for key, column in found.items()}
+        methods[name] = Method(
+            titles[name],
+            {key: mean for key, (mean, *_) in described.items()},
+            {key: (low, high) for key, (_, low, high, _) in described.items()},
+            None if chance is None else p_above(found[main], test_share, chance),
+        )
+    others = [name for name in methods if name != ENCODER]
+    differences = {name: sign * (values[ENCODER][main] - values[name][main]) for name in others}
+    two_sided = [
+        2 * min(p_above(found, test_share, 0.0), p_above(-found, test_share, 0.0)) for found in differences.values()
+    ]
+    for name, p in zip(others, holm(two_sided), strict=True):
+        methods[name].difference = corrected_interval(differences[name], test_share)[:3]
+        methods[name].p_difference = p
     return methods

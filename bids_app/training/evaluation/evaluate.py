@@ -1,69 +1,28 @@
 """Cross-validated evaluation of an encoder in comparison with simple baselines.
 
-All methods use the same folds (`folds`), units of analysis and bootstrap samples (`comparison`). Predictions are
-averaged over the clips of an example, and over the scans of a participant if the target is constant per participant.
+All methods use the same folds (`folds`), units of analysis and, for a frozen encoder, the same linear model with the
+same choice of its penalty (`linear`). Folds are repeated with other partitions, and intervals count the variance of
+training (`comparison`). Predictions are averaged over the clips of an example, and over the scans of a participant if
+the target is constant per participant.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 
-from bids_app.adapters.file import CLASSIFICATION, REGRESSION, AdaptedModel
-from bids_app.errors import BadDataError, UsageError
+from bids_app.adapters.file import EMBEDDING
 from bids_app.model.api import Model
-from bids_app.training.adapt import AdaptSettings, LabelledScans, adapt, predict
 from bids_app.training.data.examples import Examples
-from bids_app.training.data.splits import participant_groups
-from bids_app.training.evaluation.baselines import BASELINES, compute_features, fit_predict
-from bids_app.training.evaluation.comparison import ENCODER, Method, Units, compare_methods
-from bids_app.training.evaluation.folds import Fold, make_folds
-from bids_app.training.head import compute_embeddings, solve_head
+from bids_app.training.evaluation.baselines import BASELINES, CONNECTIVITY, NUISANCES
+from bids_app.training.evaluation.comparison import ALPHA, ENCODER, Method, compare_methods, holm
+from bids_app.training.evaluation.run import EvaluateSettings, Run
 from bids_app.training.tasks import Task
 
 CUBES = "cubes of 24 mm"
-
-
-@dataclass(frozen=True)
-class EvaluateSettings:
-    """Evaluation settings.
-
-    Attributes
-    ----------
-    adaptation : AdaptSettings
-    folds : int
-        Number of folds; reduced to the number of participants if there are fewer.
-    baselines : tuple of str
-        Entries of `BASELINES`.
-    permutations : int
-        Permutations of the labels for the test; 0: no test.
-    bootstrap_samples : int
-        Bootstrap samples of participants for the intervals.
-    pool : int
-        Number of images to choose from.
-    seed : int
-    """
-
-    adaptation: AdaptSettings
-    folds: int = 5
-    baselines: tuple[str, ...] = tuple(BASELINES)
-    permutations: int = 200
-    bootstrap_samples: int = 1000
-    pool: int = 300
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.folds < 2 or self.permutations < 0 or self.bootstrap_samples < 1 or self.pool < 2:
-            raise UsageError(
-                f"Invalid evaluation settings: {self.folds} folds, {self.permutations} permutations, "
-                f"{self.bootstrap_samples} bootstrap samples, a pool of {self.pool} images.",
-                "At least 2 folds, 1 bootstrap sample and a pool of 2 images are required.",
-            )
 
 
 @dataclass
@@ -83,6 +42,8 @@ class Evaluation:
         Columns of the table of predictions: one row per participant or example.
     notes : list of str
         Baselines that could not be computed, with the reason.
+    conditional : Method, optional
+        The encoder after removal of the nuisances (`NUISANCES`) that predict the target; None if none does.
     """
 
     task: Task
@@ -91,30 +52,69 @@ class Evaluation:
     facts: dict[str, Any]
     table: dict[str, list[Any]]
     notes: list[str] = field(default_factory=list)
+    conditional: Method | None = None
 
     @property
     def main_metric(self) -> str:
         """Metric that is tested and compared."""
         return self.task.main_metric
 
+    @property
+    def exceeds_chance(self) -> bool:
+        """True if the encoder exceeds chance; the p value is that of permutations if chance is not known otherwise."""
+        found = self.methods[ENCODER].p_value
+        p = self.p_value if found is None else found
+        return p is not None and p < ALPHA
+
+    @property
+    def flags(self) -> dict[str, Method]:
+        """Nuisances that predict the target, with p values corrected for their number."""
+        found = {name: self.methods[name] for name in NUISANCES if name in self.methods}
+        adjusted = holm([1.0 if m.p_value is None else m.p_value for m in found.values()])
+        return {name: method for (name, method), p in zip(found.items(), adjusted, strict=True) if p < ALPHA}
+
+    def relation(self, name: str) -> str:
+        """Compare the encoder with a baseline in words.
+
+        A method is better only if it exceeds chance, and if the difference remains after correction for the number of
+        baselines.
+        """
+        method, unclear = self.methods[name], "does not clearly differ from"
+        if method.difference is None or method.p_difference is None or method.p_difference >= ALPHA:
+            return unclear
+        if method.difference[0] > 0:
+            return "is better than" if self.exceeds_chance else unclear
+        is_above = method.p_value is None or method.p_value < ALPHA
+        return "is worse than" if is_above else unclear
+
     def summary(self) -> str:
-        """Return the main results: the encoder's metric, its p value and its difference from each baseline."""
+        """Return the main results: red flags, the encoder's metric, p values, and its difference from each baseline."""
         own = self.methods[ENCODER]
-        low, high = own.intervals[self.main_metric]
-        lines = [f"{own.title}: {self.main_metric} {own.metrics[self.main_metric]:.3f} ({low:.3f} to {high:.3f})."]
+        lines = [self._flag(method) for method in self.flags.values()]
+        if self.conditional is not None:
+            removed = " and ".join(method.title for method in self.flags.values())
+            lines.append(f"Encoder after removal of {removed}: {self._score(self.conditional)}.")
+        verb = "exceeds" if self.exceeds_chance else "does not clearly exceed"
+        lines.append(f"{own.title}: {self.main_metric} {self._score(own)}; it {verb} chance.")
         if self.p_value is not None:
             lines.append(f"Permutation test: p = {self.p_value:.4f}.")
         for name, method in self.methods.items():
             if name != ENCODER and method.difference is not None:
                 difference, low, high = method.difference
-                relation = (
-                    "is better than" if low > 0 else "is worse than" if high < 0 else "does not clearly differ from"
-                )
                 lines.append(
-                    f"The encoder {relation} {method.title} ({method.metrics[self.main_metric]:.3f}): "
+                    f"The encoder {self.relation(name)} {method.title} ({method.metrics[self.main_metric]:.3f}): "
                     f"difference {difference:+.3f} ({low:+.3f} to {high:+.3f})."
                 )
         return "\n".join(lines)
+
+    def _score(self, method: Method) -> str:
+        return "{:.3f} ({:.3f} to {:.3f})".format(method.metrics[self.main_metric], *method.intervals[self.main_metric])
+
+    def _flag(self, method: Method) -> str:
+        return (
+            f"RED FLAG: {method.title} predicts {self.task.target} ({self.main_metric} {self._score(method)}). "
+            "The encoder's score may reflect this instead of brain activity."
+        )
 
 
 def evaluate(
@@ -148,170 +148,36 @@ def evaluate(
     report : callable
         Receives progress messages.
     """
-    data = examples.data
-    folds = make_folds(task, examples, settings.folds, settings.seed, images is not None)
-    run = _Run(model, task, data, settings, normalisation, images, folds)
-    groups = participant_groups(data.scans, examples.families)
-    predictions = {ENCODER: run.predict_with_encoder(report)}
-    notes = []
-    for name in settings.baselines:
-        try:
-            features = compute_features(name, data.scans, labels)  # type: ignore[arg-type]
-        except BadDataError as error:
-            notes.append(f"Baseline omitted: {BASELINES[name]}. {error}")
-            continue
-        report(f"{BASELINES[name]}: {features.shape[1]} features")
-        predictions[name] = run.cross_validate(partial(_baseline, features, data.values, groups))
+    run = Run(model, task, examples, settings, normalisation, images, report)
+    features, notes = run.compute_baselines(labels)
     titles = {ENCODER: f"Encoder ({settings.adaptation.strategy})", **BASELINES}
-    titles["connectivity"] += f" ({parcels})"
-    units = Units(task, data, folds, images, settings.pool)
-    methods = compare_methods(
-        {name: units.aggregate(rows) for name, rows in predictions.items()},
-        titles,
-        units,
-        settings.bootstrap_samples,
-        settings.seed,
-    )
-    p_value = run.permutation_test(units, predictions[ENCODER], report) if settings.permutations else None
+    titles[CONNECTIVITY] += f" ({parcels})"
+    predictions = {ENCODER: run.cross_validate_encoder()}
+    predictions |= {name: run.cross_validate_linear(rows) for name, rows in features.items()}
+    scores = {name: run.fold_metrics(rows) for name, rows in predictions.items()}
+    methods = compare_methods(scores, titles, task, run.test_share)
+    p_value = run.permutation_test(predictions[ENCODER][0], scores[ENCODER]) if settings.permutations else None
+    units = run.units[0]
     facts = {
         "Target": task.target,
         "Task": task.kind,
         "Encoder": f"{model.name} (sha256 {model.weights_sha256[:12]}…)",
         "Strategy": settings.adaptation.strategy,
         "Normalisation": normalisation,
-        "Participants": len({e.participant for e in data.scans}),
-        "Examples": len(data.scans),
+        "Harmonisation": "ComBat on embeddings, fitted to training sets" if settings.harmonise else "",
+        "Participants": len({e.participant for e in examples.data.scans}),
+        "Examples": len(examples.data.scans),
         "Unit of analysis": units.kind,
-        "Folds": f"{len(folds)}, leave one site out" if examples.sites else f"{len(folds)}, by participant",
+        "Folds": run.describe_folds(),
         "Families kept together": len(set(examples.families.values())),
         "Images per pool": units.pool_size,
     }
-    return Evaluation(task, methods, p_value, facts, units.to_table(predictions), notes)
-
-
-def _baseline(
-    features: np.ndarray,
-    values: Sequence[str],
-    groups: Sequence[str],
-    task: Task,
-    train: np.ndarray,
-    test: np.ndarray,
-) -> np.ndarray:
-    return fit_predict(task, features, values, groups, train, test)
-
-
-class _Run:
-    """Fitting and prediction in the folds of one evaluation."""
-
-    def __init__(
-        self,
-        model: Model,
-        task: Task,
-        data: LabelledScans,
-        settings: EvaluateSettings,
-        normalisation: str,
-        images: Mapping[str, np.ndarray] | None,
-        folds: list[Fold],
-    ) -> None:
-        self.model, self.task, self.data, self.settings = model, task, data, settings
-        self.normalisation, self.images, self.folds = normalisation, images, folds
-        self.embeddings: tuple[torch.Tensor, np.ndarray] | None = None
-
-    def fold_task(self, values: Sequence[str], train: np.ndarray) -> Task:
-        """Define the task on the training set of a fold."""
-        training_values = [values[i] for i in train]
-        return Task.from_values(self.task.target, training_values, self.task.kind, self.task.dimensions, self.images)
-
-    def cross_validate(
-        self, fit_and_predict: Callable[[Task, np.ndarray, np.ndarray], np.ndarray], values: Sequence[str] | None = None
-    ) -> np.ndarray:
-        """Collect the predictions of all folds, (N, K); NaN for examples outside all test sets."""
-        values = self.data.values if values is None else values
-        rows: np.ndarray | None = None
-        for train, test in self.folds:
-            task = self.fold_task(values, train)
-            found = fit_and_predict(task, train, test)
-            if task.kind == CLASSIFICATION:
-                columns = [self.task.labels.index(label) for label in task.labels]
-                whole = np.zeros((len(found), len(self.task.labels)))
-                whole[:, columns] = found
-                found = whole
-            if rows is None:
-                rows = np.full((len(values), found.shape[1]), np.nan)
-            width = min(rows.shape[1], found.shape[1])
-            rows[test, :width], rows[test, width:] = found[:, :width], 0
-        assert rows is not None
-        return rows
-
-    def predict_with_encoder(self, report: Callable[[str], None]) -> np.ndarray:
-        """Cross-validate the encoder; return its predictions (N, K)."""
-        settings = self.settings.adaptation
-        if settings.strategy == "linear":
-            values, owners = compute_embeddings(self.model, self.data.scans, settings.batch_size)
-            self.embeddings = (values, owners.cpu().numpy())
-            return self.cross_validate(partial(self.predict_linear, values=self.data.values))
-        count = [0]
-
-        def adapt_and_predict(task: Task, train: np.ndarray, test: np.ndarray) -> np.ndarray:
-            count[0] += 1
-            report(f"fold {count[0]} of {len(self.folds)}")
-            data = self.data.pick(train.tolist())
-            adapter, _ = adapt(
-                self.model,
-                task,
-                data,
-                None,
-                settings,
-                self.normalisation,
-                "evaluated",
-                report=report,
-                images=self.images,
-            )
-            scans = tuple(self.data.scans[i] for i in test)
-            return predict(AdaptedModel(self.model, adapter), task, scans, settings.batch_size)
-
-        return self.cross_validate(adapt_and_predict)
-
-    def predict_linear(self, task: Task, train: np.ndarray, test: np.ndarray, values: Sequence[str]) -> np.ndarray:
-        """Fit a linear head to the training set; return predictions of the test set, averaged over clips."""
-        assert self.embeddings is not None
-        settings, (embeddings, owners) = self.settings.adaptation, self.embeddings
-        is_training = np.isin(owners, train)
-        targets = task.targets([values[i] for i in owners[is_training]]).to(embeddings.device)
-        weights = task.class_weights(targets) if settings.balance else None
-        head = solve_head(task, embeddings[is_training], targets, settings.ridge, weights, self.settings.seed)
-        is_test = np.isin(owners, test)
-        with torch.no_grad():
-            clips = task.to_predictions(head.from_embedding(embeddings[is_test])).cpu().numpy()
-        positions = np.searchsorted(np.sort(test), owners[is_test])
-        sums = np.zeros((len(test), clips.shape[1]))
-        np.add.at(sums, positions, clips)
-        means = sums / np.maximum(np.bincount(positions, minlength=len(test)), 1)[:, None]
-        return means[np.searchsorted(np.sort(test), test)]
-
-    def permutation_test(self, units: Units, predictions: np.ndarray, report: Callable[[str], None]) -> float:
-        """Return the permutation p value of the main metric; a linear head is refitted for each permutation."""
-        rng = np.random.default_rng(self.settings.seed + 1)
-        refit = self.embeddings is not None and self.task.kind in (CLASSIFICATION, REGRESSION)
-        n_reached = 0
-        observed = units.compute_metrics(units.aggregate(predictions), units.indices)[self.task.main_metric]
-        for k in range(self.settings.permutations):
-            if k and k % 50 == 0:
-                report(f"{k} of {self.settings.permutations} permutations")
-            values = units.permute_values(rng)
-            if refit:
-                refitted = self._refit(values)
-                if refitted is None:
-                    continue
-            else:
-                refitted = predictions
-            permuted = Units(self.task, LabelledScans(self.data.scans, values), self.folds, self.images, units.pool)
-            found = permuted.compute_metrics(permuted.aggregate(refitted), permuted.indices)[self.task.main_metric]
-            n_reached += found >= observed
-        return (1 + n_reached) / (1 + self.settings.permutations)
-
-    def _refit(self, values: tuple[str, ...]) -> np.ndarray | None:
-        try:
-            return self.cross_validate(partial(self.predict_linear, values=values), values)
-        except BadDataError:  # the permutation left one class in a training set
-            return None
+    mean = {name: rows[0] if task.kind == EMBEDDING else rows.mean(axis=0) for name, rows in predictions.items()}
+    found = Evaluation(task, methods, p_value, facts, units.to_table(mean), notes)
+    if found.flags and run.embeddings is not None:
+        nuisance = np.hstack([features[name] for name in found.flags])
+        rows = {ENCODER: run.fold_metrics(run.cross_validate_encoder(nuisance))}
+        found.conditional = compare_methods(rows, titles, task, run.test_share)[ENCODER]
+    elif found.flags:
+        notes.append("The encoder after removal of these variables is computed for the strategy linear only.")
+    return found

@@ -10,6 +10,8 @@ from bids_app.training.data.examples import Examples
 from bids_app.training.data.splits import participant_groups
 from bids_app.training.tasks import Task
 
+MIN_TESTED = 5
+"""Minimum number of participants in a test set of a regression, whose metric is a correlation."""
 Fold = tuple[np.ndarray, np.ndarray]
 """Indices of training and test examples."""
 
@@ -51,6 +53,7 @@ def make_folds(task: Task, examples: Examples, n_folds: int, seed: int, by_image
         folds = list(GroupKFold(n_folds, shuffle=True, random_state=seed).split(indices, values, groups))
         return _by_image(folds, values, seed) if by_image else folds
     if task.kind == REGRESSION:
+        n_folds = max(2, min(n_folds, len(set(groups)) // MIN_TESTED))
         strata = _quantile_bins(values, max(1, min(5, len(set(groups)) // n_folds)))
     else:
         strata, n_folds = values, min(n_folds, _smallest_class_size(values, groups))

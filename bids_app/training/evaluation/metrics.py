@@ -1,4 +1,4 @@
-"""Metrics of classification, regression and retrieval, and bootstrap samples of participants. Arrays only.
+"""Metrics of classification, regression and retrieval. Arrays only.
 
 N  predictions      K  classes      P  images of a pool
 """
@@ -111,11 +111,3 @@ def top1_probabilities(similarity: np.ndarray, truth: np.ndarray, pool: int = 30
     logs = gammaln(worse + 1) - gammaln(np.maximum(worse - n_sampled, 0) + 1)
     logs = logs - (gammaln(n_others + 1) - gammaln(n_others - n_sampled + 1))
     return np.where(worse >= n_sampled, np.exp(logs), 0.0)
-
-
-def bootstrap_samples(groups: Sequence[str], n_samples: int, seed: int) -> list[np.ndarray]:
-    """Sample whole groups (participants) with replacement; return the indices of each bootstrap sample."""
-    names, which = np.unique(np.asarray(groups), return_inverse=True)
-    members = [np.flatnonzero(which == k) for k in range(len(names))]
-    rng = np.random.default_rng(seed)
-    return [np.concatenate([members[k] for k in rng.integers(len(names), size=len(names))]) for _ in range(n_samples)]

@@ -20,9 +20,12 @@ NAMES = {
     "map": "mAP",
     "top1": "top-1",
 }
+AFTER_REMOVAL = "Encoder after removal of the variables with a red flag"
 HOW_TO_READ = (
-    "Intervals are 95 % bootstrap intervals over participants; differences compare the encoder with a baseline in the "
-    "same bootstrap samples. Baselines are fitted in the same folds, with penalties selected within the training set. "
+    "Scores are means over the folds of repeated cross-validation. Intervals (95 %) count the variance of training, "
+    "as the training sets of folds overlap (corrected resampled t). The encoder is called better than a baseline only "
+    "if it exceeds chance, and if the difference remains after correction for the number of baselines (Holm). All "
+    "methods are fitted in the same folds, with penalties selected within the training set. "
     "These are results about a group; they say nothing about an individual."
 )
 STYLE = (
@@ -65,12 +68,17 @@ def _metric_rows(evaluation: Evaluation) -> tuple[list[str], list[list[str]]]:
         cells = ["{:.3f} ({:.3f} to {:.3f})".format(method.metrics[k], *method.intervals[k]) for k in keys]
         difference = "" if method.difference is None else "{:+.3f} ({:+.3f} to {:+.3f})".format(*method.difference)
         rows.append([method.title, *cells, difference if name != ENCODER else ""])
+    if evaluation.conditional is not None:
+        found = evaluation.conditional
+        cells = ["{:.3f} ({:.3f} to {:.3f})".format(found.metrics[k], *found.intervals[k]) for k in keys]
+        rows.append([AFTER_REMOVAL, *cells, ""])
     return ["method", *(NAMES[k] for k in keys), f"encoder minus baseline ({NAMES[evaluation.main_metric]})"], rows
 
 
 def _metric_table(evaluation: Evaluation) -> dict[str, list[object]]:
     table: dict[str, list[object]] = {key: [] for key in ("method", "score", "value", "low", "high")}
-    for name, method in evaluation.methods.items():
+    conditional = {"encoder_conditional": evaluation.conditional} if evaluation.conditional else {}
+    for name, method in (evaluation.methods | conditional).items():
         for key, value in method.metrics.items():
             for column, cell in zip(table, (name, key, value, *method.intervals[key]), strict=True):
                 table[column].append(cell)

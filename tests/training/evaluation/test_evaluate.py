@@ -11,29 +11,31 @@ import pytest
 import torch
 
 from bids_app.clips import MODEL_GRID_SHAPE
+from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import Model, load_model
 from bids_app.model.checkpoint import save_encoder
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.training.adapt import AdaptSettings, LabelledScans
 from bids_app.training.data.examples import Examples
 from bids_app.training.evaluation import baselines
-from bids_app.training.evaluation import evaluate as evaluating
+from bids_app.training.evaluation import run as running
 from bids_app.training.evaluation.comparison import ENCODER
-from bids_app.training.evaluation.evaluate import EvaluateSettings, evaluate
+from bids_app.training.evaluation.evaluate import evaluate
 from bids_app.training.evaluation.folds import make_folds
 from bids_app.training.evaluation.report import write_report
+from bids_app.training.evaluation.run import EvaluateSettings
 from bids_app.training.loop import LoopSettings
 from bids_app.training.tasks import Task
 
 LINEAR = AdaptSettings("linear")
 
 
-def make_examples(values: list[str], participants: list[str], families=None, sites=()) -> Examples:
+def make_examples(values: list[str], participants: list[str], families=None, sites=(), known_sites=()) -> Examples:
     scans = tuple(
         SimpleNamespace(participant=p, session="", n_clips=1, n_vols=20, name=f"{p}{i}", confounds={})
         for i, p in enumerate(participants)
     )
-    return Examples(LabelledScans(scans, tuple(values)), families or {}, tuple(sites))
+    return Examples(LabelledScans(scans, tuple(values)), families or {}, tuple(sites), tuple(known_sites))
 
 
 @pytest.fixture
@@ -46,13 +48,14 @@ def with_embeddings(monkeypatch, tmp_path):
 
     def run(task, examples, embeddings, features=None, images=None, **more):
         monkeypatch.setattr(
-            evaluating,
+            running,
             "compute_embeddings",
             lambda *_: (torch.tensor(embeddings).float(), torch.arange(len(embeddings))),
         )
-        monkeypatch.setattr(evaluating, "compute_features", lambda *_: features)
-        names = () if features is None else ("mean",)
-        settings = EvaluateSettings(LINEAR, baselines=names, **{"permutations": 0, "bootstrap_samples": 200, **more})
+        given = features if isinstance(features, dict) else {} if features is None else {"mean": features}
+        monkeypatch.setattr(running, "compute_features", lambda name, *_: given[name])
+        names = tuple(given)
+        settings = EvaluateSettings(LINEAR, baselines=names, **{"permutations": 0, "repeats": 3, **more})
         return evaluate(model, task, examples, settings, "voxel", images=images)
 
     return run
@@ -77,10 +80,12 @@ def test_folds_keep_families_together_and_test_each_example_once():
 def test_small_classes_reduce_the_folds_and_single_participants_raise():
     values, participants = ["a"] * 8 + ["b"] * 3, [f"{k}" for k in range(11)]
     assert len(make_folds(Task.from_values("x", values), make_examples(values, participants), 5, 0)) == 3
-    with pytest.raises(evaluating.BadDataError, match='"b" has only one participant'):
+    with pytest.raises(BadDataError, match='"b" has only one participant'):
         make_folds(Task.from_values("x", values[:9]), make_examples(values[:9], participants[:9]), 5, 0)
     numbers = [f"{k}" for k in range(8)]
-    assert len(make_folds(Task("x", "regression"), make_examples(numbers, participants[:8]), 5, 0)) == 5
+    assert len(make_folds(Task("x", "regression"), make_examples(numbers, participants[:8]), 5, 0)) == 2
+    many = [f"{k}" for k in range(30)]
+    assert len(make_folds(Task("x", "regression"), make_examples(many, many), 5, 0)) == 5
 
 
 def test_leave_one_site_out_also_excludes_family_members_at_other_sites():
@@ -216,6 +221,85 @@ def test_the_report_names_the_better_method_and_its_tables_are_complete(with_emb
     assert len(paths["answers.tsv"].splitlines()) == 13
 
 
+def test_confounds_that_predict_the_target_are_flagged_with_the_score_without_them(with_embeddings):
+    """A group differs in motion, and the embeddings show motion and nothing else."""
+    values, participants = cohort(30)
+    rng = np.random.default_rng(0)
+    motion = np.array([v == "M" for v in values])[:, None] + 0.3 * rng.normal(size=(60, 1))
+    embeddings = np.hstack([motion + 0.05 * rng.normal(size=(60, 1)), rng.normal(size=(60, 4))])
+    task, examples = Task.from_values("group", values), make_examples(values, participants)
+    found = with_embeddings(task, examples, embeddings, {"confounds": motion})
+    assert found.methods[ENCODER].metrics["balanced_accuracy"] > 0.8
+    assert "RED FLAG: motion and confounds predicts group" in found.summary().splitlines()[0]
+    low, high = found.conditional.intervals["balanced_accuracy"]
+    assert low < 0.5 < high
+    honest = np.hstack([embeddings, 3 * np.array([v == "M" for v in values])[:, None] + rng.normal(size=(60, 1))])
+    other = with_embeddings(task, examples, honest, {"confounds": rng.normal(size=(60, 1))})
+    assert not other.flags
+    assert other.conditional is None
+
+
+def test_an_effect_beyond_the_confounds_remains(with_embeddings):
+    values, participants = cohort(40)
+    rng = np.random.default_rng(1)
+    group = np.array([v == "M" for v in values])[:, None]
+    motion = group + 1.5 * rng.normal(size=(80, 1))
+    own = 2.0 * group + 0.5 * rng.normal(size=(80, 1))
+    task, examples = Task.from_values("group", values), make_examples(values, participants)
+    found = with_embeddings(task, examples, own, {"confounds": motion}, repeats=5)
+    assert found.flags
+    assert found.conditional.intervals["balanced_accuracy"][0] > 0.6
+
+
+def test_a_site_that_predicts_the_target_is_flagged(with_embeddings):
+    values, participants = cohort(30)
+    sites = ["A" if v == "M" else "B" for v in values]
+    indicators = baselines.site_features(sites)
+    examples = make_examples(values, participants, known_sites=sites)
+    task = Task.from_values("group", values)
+    found = with_embeddings(task, examples, np.random.default_rng(0).normal(size=(60, 4)), {"site": indicators})
+    assert "RED FLAG: site predicts group" in found.summary()
+    assert "The encoder is worse than site" in found.summary()
+
+
+def test_a_baseline_is_beaten_only_if_the_encoder_exceeds_chance(with_embeddings):
+    """The encoder is at chance and the baseline far below it: a difference, but no merit."""
+    values, participants = cohort(24)
+    rng = np.random.default_rng(2)
+    task, examples = Task.from_values("sex", values), make_examples(values, participants)
+    found = with_embeddings(task, examples, rng.normal(size=(48, 4)), rng.normal(size=(48, 4)))
+    method = found.methods["mean"]
+    method.difference, method.p_difference = (0.4, 0.3, 0.5), 0.001
+    found.methods[ENCODER].p_value = 0.3
+    assert found.relation("mean") == "does not clearly differ from"
+    found.methods[ENCODER].p_value = 0.01
+    assert found.relation("mean") == "is better than"
+    method.p_difference = 0.06
+    assert found.relation("mean") == "does not clearly differ from"
+    method.difference, method.p_difference, method.p_value = (-0.4, -0.5, -0.3), 0.001, 0.2
+    assert found.relation("mean") == "does not clearly differ from"
+    method.p_value = 0.01
+    assert found.relation("mean") == "is worse than"
+
+
+def test_folds_are_repeated_with_other_partitions(with_embeddings):
+    values, participants = cohort(20)
+    embeddings = np.random.default_rng(0).normal(size=(40, 3))
+    task, examples = Task.from_values("sex", values), make_examples(values, participants)
+    found = with_embeddings(task, examples, embeddings, repeats=4)
+    assert found.facts["Folds"] == "5, by participant, repeated 4 times"
+    once = with_embeddings(task, examples, embeddings, repeats=1)
+    assert found.methods[ENCODER].metrics != once.methods[ENCODER].metrics
+
+
+def test_harmonisation_requires_known_sites(with_embeddings):
+    values, participants = cohort(12)
+    task, embeddings = Task.from_values("sex", values), np.random.default_rng(0).normal(size=(24, 3))
+    for sites in ((), ["A"] * 24):
+        with pytest.raises(UsageError, match="--harmonise requires"):
+            with_embeddings(task, make_examples(values, participants, known_sites=sites), embeddings, harmonise=True)
+
+
 @dataclass(frozen=True)
 class Shaded:
     """A clip source of noise with 4 x 4 x 4 voxels and an offset."""
@@ -243,7 +327,7 @@ def test_encoder_strategies_are_trained_in_each_fold(tmp_path):
         model,
         Task.from_values("shade", values),
         Examples(LabelledScans(scans, values), {}),
-        EvaluateSettings(settings, folds=2, baselines=(), permutations=99, bootstrap_samples=50),
+        EvaluateSettings(settings, folds=2, baselines=(), permutations=99),
         "voxel",
         report=messages.append,
     )
@@ -280,5 +364,24 @@ def test_baseline_features_have_one_row_per_scan(tmp_path, invented_series):
     means = baselines.mean_image_features(scans)
     assert means.shape[0] == 2
     assert np.isfinite(means).all()
-    with pytest.raises(evaluating.BadDataError, match="confounds"):
+    with pytest.raises(BadDataError, match="confounds"):
         baselines.confound_features(scans)
+
+
+def test_amplitudes_follow_the_fluctuations_of_regions(tmp_path, invented_series):
+    scans = [scan_with(tmp_path, invented_series, k) for k in range(2)]
+    found = baselines.amplitude_features(scans)
+    assert found.shape[0] == 2
+    assert np.isfinite(found).all()
+    time = baselines.MODEL_TR * np.arange(400)
+    slow, fast = np.sin(2 * np.pi * 0.04 * time), np.sin(2 * np.pi * 0.3 * time)
+    low = baselines.low_frequency_amplitude(np.stack([slow, 2 * slow, fast], axis=1))
+    assert low[1] == pytest.approx(2 * low[0])
+    assert low[2] < 0.1 * low[0]
+    assert np.isnan(baselines.low_frequency_amplitude(slow[:10, None])).all()
+
+
+def test_one_site_is_no_baseline():
+    with pytest.raises(BadDataError, match="Fewer than two sites"):
+        baselines.site_features(["A"] * 6)
+    assert baselines.site_features(["B", "A", "B"]).tolist() == [[0, 1], [1, 0], [0, 1]]

@@ -72,12 +72,3 @@ def test_top1_probability_is_the_mean_over_all_pools():
         metrics.top1_probabilities(similarity, truth, pool=300).tolist()
         == (similarity.argmax(1) == truth).astype(float).tolist()
     )
-
-
-def test_bootstrap_samples_keep_participants_whole():
-    participants = ["a", "a", "b", "c", "c", "c"]
-    for sample in metrics.bootstrap_samples(participants, 20, seed=0):
-        counts = np.bincount(sample, minlength=6)
-        assert counts[0] == counts[1]
-        assert counts[3] == counts[4] == counts[5]
-        assert counts[0] + counts[2] + counts[3] == 3

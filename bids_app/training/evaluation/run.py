@@ -1,0 +1,280 @@
+"""Fitting and prediction in the folds of an evaluation: the encoder, baselines, and permutations of the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, AdaptedModel
+from bids_app.errors import BadDataError, UsageError
+from bids_app.model.api import Model
+from bids_app.training.adapt import AdaptSettings, LabelledScans, adapt, predict
+from bids_app.training.data.examples import Examples
+from bids_app.training.data.splits import participant_groups
+from bids_app.training.evaluation.baselines import BASELINES, SITE, compute_features
+from bids_app.training.evaluation.comparison import Units
+from bids_app.training.evaluation.folds import Fold, make_folds
+from bids_app.training.evaluation.harmonise import combat
+from bids_app.training.evaluation.linear import Split, fit_predict
+from bids_app.training.head import compute_embeddings, solve_head
+from bids_app.training.tasks import Task
+
+
+@dataclass(frozen=True)
+class EvaluateSettings:
+    """Evaluation settings.
+
+    Attributes
+    ----------
+    adaptation : AdaptSettings
+    folds : int
+        Number of folds; reduced to the number of participants if there are fewer.
+    baselines : tuple of str
+        Entries of `BASELINES`.
+    repeats : int
+        Repetitions of the cross-validation with other folds; 1 for strategies that train the encoder in each fold, for
+        embeddings, and for folds by site.
+    permutations : int
+        Permutations of the labels for the test; 0: no test.
+    harmonise : bool
+        Remove differences between sites from the embeddings by ComBat, fitted to training sets.
+    pool : int
+        Number of images to choose from.
+    seed : int
+    """
+
+    adaptation: AdaptSettings
+    folds: int = 5
+    baselines: tuple[str, ...] = tuple(BASELINES)
+    repeats: int = 10
+    permutations: int = 200
+    harmonise: bool = False
+    pool: int = 300
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.folds < 2 or self.permutations < 0 or self.repeats < 1 or self.pool < 2:
+            raise UsageError(
+                f"Invalid evaluation settings: {self.folds} folds, {self.permutations} permutations, "
+                f"{self.repeats} repeats, a pool of {self.pool} images.",
+                "At least 2 folds, 1 repeat and a pool of 2 images are required.",
+            )
+
+
+class Run:
+    """Fitting and prediction in the folds of one evaluation."""
+
+    def __init__(
+        self,
+        model: Model,
+        task: Task,
+        examples: Examples,
+        settings: EvaluateSettings,
+        normalisation: str,
+        images: Mapping[str, np.ndarray] | None,
+        report: Callable[[str], None],
+    ) -> None:
+        self.model, self.task, self.settings, self.examples = model, task, settings, examples
+        self.data, self.normalisation, self.images, self.report = examples.data, normalisation, images, report
+        is_linear = settings.adaptation.strategy == "linear"
+        if settings.harmonise and (examples.sites or not is_linear or len(set(examples.known_sites)) < 2):
+            raise UsageError(
+                "--harmonise requires the strategy linear, participants of at least two sites and no --site-column: "
+                "ComBat needs training scans of each site.",
+                "Add a column site to participants.tsv, or omit --harmonise.",
+            )
+        is_repeated = is_linear and task.kind != EMBEDDING and not examples.sites
+        n_repeats = settings.repeats if is_repeated else 1
+        self.groups = participant_groups(self.data.scans, examples.families)
+        self.repeats = [
+            make_folds(task, examples, settings.folds, settings.seed + k, images is not None) for k in range(n_repeats)
+        ]
+        self.units = [Units(task, self.data, folds, images, settings.pool) for folds in self.repeats]
+        self.embeddings: tuple[torch.Tensor, np.ndarray] | None = None
+        self.splits: list[list[Split]] = []
+
+    @property
+    def test_share(self) -> float:
+        """Mean number of test participants divided by that of training participants."""
+        groups = np.array(self.groups)
+        return float(
+            np.mean(
+                [len(set(groups[test])) / len(set(groups[train])) for folds in self.repeats for train, test in folds]
+            )
+        )
+
+    def describe_folds(self) -> str:
+        """Describe the folds for the report."""
+        n = len(self.repeats[0])
+        if self.examples.sites:
+            return f"{n}, leave one site out"
+        again = f", repeated {len(self.repeats)} times" if len(self.repeats) > 1 else ""
+        return f"{n}, by participant{again}"
+
+    def compute_baselines(self, labels: np.ndarray | None) -> tuple[dict[str, np.ndarray], list[str]]:
+        """Return the features (N, F) of each baseline, and a note on each that cannot be computed."""
+        features, notes = {}, []
+        for name in self.settings.baselines:
+            try:
+                if name == SITE and self.examples.sites:
+                    raise BadDataError("Each fold tests another site.", "Omit --site-column.")
+                known = self.examples.known_sites
+                features[name] = compute_features(name, self.data.scans, labels, known)  # type: ignore[arg-type]
+            except BadDataError as error:
+                notes.append(f"Baseline omitted: {BASELINES[name]}. {error}")
+                continue
+            self.report(f"{BASELINES[name]}: {features[name].shape[1]} features")
+        return features, notes
+
+    def fold_metrics(self, predictions: np.ndarray) -> list[dict[str, float]]:
+        """Compute the metrics of predictions (repeats, N, K) in each fold of each repeat."""
+        pairs = zip(self.units, predictions, strict=True)
+        return [found for units, rows in pairs for found in units.fold_metrics(rows)]
+
+    def fold_task(self, values: Sequence[str], train: np.ndarray) -> Task:
+        """Define the task on the training set of a fold."""
+        training_values = [values[i] for i in train]
+        return Task.from_values(self.task.target, training_values, self.task.kind, self.task.dimensions, self.images)
+
+    def collect(
+        self, folds: list[Fold], predict_fold: Callable[[int, Task], np.ndarray], values: Sequence[str]
+    ) -> np.ndarray:
+        """Collect the predictions of the folds of one repeat, (N, K); NaN for examples outside all test sets."""
+        rows: np.ndarray | None = None
+        for k, (train, test) in enumerate(folds):
+            task = self.fold_task(values, train)
+            found = predict_fold(k, task)
+            if task.kind == CLASSIFICATION:
+                columns = [self.task.labels.index(label) for label in task.labels]
+                whole = np.zeros((len(found), len(self.task.labels)))
+                whole[:, columns] = found
+                found = whole
+            if rows is None:
+                rows = np.full((len(values), found.shape[1]), np.nan)
+            width = min(rows.shape[1], found.shape[1])
+            rows[test, :width], rows[test, width:] = found[:, :width], 0
+        assert rows is not None
+        return rows
+
+    def make_splits(self, features: np.ndarray, nuisance: np.ndarray | None = None) -> list[list[Split]]:
+        """Prepare the features (N, F) for the folds of each repeat."""
+        return [[Split.make(features, train, test, nuisance) for train, test in folds] for folds in self.repeats]
+
+    def predict_linear(self, splits: list[list[Split]], values: Sequence[str]) -> np.ndarray:
+        """Fit and predict in all folds; (repeats, N, K)."""
+        pairs = zip(self.repeats, splits, strict=True)
+        found = [self.predict_repeat(folds, own, values) for folds, own in pairs]
+        width = max(rows.shape[1] for rows in found)
+        return np.stack([np.pad(rows, ((0, 0), (0, width - rows.shape[1]))) for rows in found])
+
+    def predict_repeat(self, folds: list[Fold], splits: list[Split], values: Sequence[str]) -> np.ndarray:
+        """Fit and predict in the folds of one repeat, (N, K)."""
+        return self.collect(folds, lambda k, task: fit_predict(task, splits[k], values, self.groups), values)
+
+    def cross_validate_linear(self, features: np.ndarray) -> np.ndarray:
+        """Cross-validate a linear model of features (N, F); (repeats, N, K)."""
+        return self.predict_linear(self.make_splits(features), self.data.values)
+
+    def cross_validate_encoder(self, nuisance: np.ndarray | None = None) -> np.ndarray:
+        """Cross-validate the encoder, optionally without nuisance variables (N, V); (repeats, N, K)."""
+        settings = self.settings.adaptation
+        if settings.strategy != "linear":
+            return self.collect(self.repeats[0], self._adapt_and_predict, self.data.values)[None]
+        if self.embeddings is None:
+            values, owners = compute_embeddings(self.model, self.data.scans, settings.batch_size)
+            self.embeddings = (values, owners.cpu().numpy())
+        if self.task.kind == EMBEDDING:
+            repeats = [self.collect(folds, self._solve_fold(folds), self.data.values) for folds in self.repeats]
+            return np.stack(repeats)
+        splits = self.encoder_splits(nuisance)
+        if nuisance is None:
+            self.splits = splits
+        return self.predict_linear(splits, self.data.values)
+
+    def encoder_splits(self, nuisance: np.ndarray | None) -> list[list[Split]]:
+        """Prepare the mean embedding of each example, harmonised if requested, for the folds of each repeat."""
+        assert self.embeddings is not None
+        clips, owners = self.embeddings
+        sums = np.zeros((len(self.data.scans), clips.shape[1]))
+        np.add.at(sums, owners, clips.cpu().numpy())
+        means = sums / np.maximum(np.bincount(owners, minlength=len(sums)), 1)[:, None]
+        if not self.settings.harmonise:
+            return self.make_splits(means, nuisance)
+        sites = self.examples.known_sites
+        return [
+            [Split.make(combat(means, sites, train), train, test, nuisance) for train, test in folds]
+            for folds in self.repeats
+        ]
+
+    def _adapt_and_predict(self, k: int, task: Task) -> np.ndarray:
+        """Train an adapter in a fold, and predict its test set."""
+        folds, settings = self.repeats[0], self.settings.adaptation
+        self.report(f"fold {k + 1} of {len(folds)}")
+        train, test = folds[k]
+        data = self.data.pick(train.tolist())
+        adapter, _ = adapt(
+            self.model,
+            task,
+            data,
+            None,
+            settings,
+            self.normalisation,
+            "evaluated",
+            report=self.report,
+            images=self.images,
+        )
+        scans = tuple(self.data.scans[i] for i in test)
+        return predict(AdaptedModel(self.model, adapter), task, scans, settings.batch_size)
+
+    def _solve_fold(self, folds: list[Fold]) -> Callable[[int, Task], np.ndarray]:
+        """Return a function that fits the head of an embedding to the clips of a fold, and predicts its test set."""
+        assert self.embeddings is not None
+        settings, (embeddings, owners) = self.settings.adaptation, self.embeddings
+
+        def predict_fold(k: int, task: Task) -> np.ndarray:
+            train, test = folds[k]
+            is_training, is_test = np.isin(owners, train), np.isin(owners, test)
+            targets = task.targets([self.data.values[i] for i in owners[is_training]]).to(embeddings.device)
+            head = solve_head(task, embeddings[is_training], targets, settings.ridge, None, self.settings.seed)
+            with torch.no_grad():
+                clips = task.to_predictions(head.from_embedding(embeddings[is_test])).cpu().numpy()
+            positions = np.searchsorted(np.sort(test), owners[is_test])
+            sums = np.zeros((len(test), clips.shape[1]))
+            np.add.at(sums, positions, clips)
+            means = sums / np.maximum(np.bincount(positions, minlength=len(test)), 1)[:, None]
+            return means[np.searchsorted(np.sort(test), test)]
+
+        return predict_fold
+
+    def permutation_test(self, predictions: np.ndarray, scores: list[dict[str, float]]) -> float:
+        """Return the permutation p value of the main metric in the first repeat.
+
+        A linear model is refitted for each permutation; otherwise the predictions are kept.
+        """
+        rng = np.random.default_rng(self.settings.seed + 1)
+        units, main = self.units[0], self.task.main_metric
+        n_folds = sum(len(own) > 0 for own in units.fold_indices)
+        observed = float(np.nanmean([row[main] for row in scores[:n_folds]]))
+        n_reached = 0
+        for k in range(self.settings.permutations):
+            if k and k % 50 == 0:
+                self.report(f"{k} of {self.settings.permutations} permutations")
+            values = units.permute_values(rng)
+            permuted_predictions = self._refit(values) if self.splits else predictions
+            if permuted_predictions is None:
+                continue
+            permuted = Units(
+                self.task, LabelledScans(self.data.scans, values), self.repeats[0], self.images, units.pool
+            )
+            found = np.nanmean([row[main] for row in permuted.fold_metrics(permuted_predictions)])
+            n_reached += bool(found >= observed)
+        return (1 + n_reached) / (1 + self.settings.permutations)
+
+    def _refit(self, values: tuple[str, ...]) -> np.ndarray | None:
+        try:
+            return self.predict_repeat(self.repeats[0], self.splits[0], values)
+        except BadDataError:  # the permutation left one class in a training set
+            return None
