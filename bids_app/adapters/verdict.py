@@ -8,7 +8,7 @@ check without data has no level; it is reported as unknown, with the reason.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bids_app.adapters.calibration import Certainty
@@ -19,9 +19,9 @@ from bids_app.bids.orientation import LeftRight, Orientation
 PASS, WARN, REFUSE = "pass", "warn", "refuse"
 LEVELS = (PASS, WARN, REFUSE)
 Facts = Mapping[str, float | bool | str | Orientation | None]
-"""Measures of a scan, under the names in `RULES` and `COHORT_RULES`; also ``orientation``, ``mean_removed``, ``age``
-``omitted`` (sentences on steps that were left out because they failed), and ``doubts`` (sentences on signs that an
-alignment is wrong; empty: none, absent: not checked)."""
+"""Measures of a scan, under the names in `RULES` and `COHORT_RULES`; also ``orientation``, ``mean_removed``, ``age``,
+``simulated`` (the scan is of neurostorm-phantom; None: unknown), ``omitted`` (sentences on steps that were left out
+because they failed), and ``doubts`` (sentences on signs that an alignment is wrong; empty: none, absent: not known)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,12 @@ class Rule:
         return range_in_words(self.low, self.high, self.unit)
 
 
+ALPHA = 0.01
+"""Significance level of the tests of the signal."""
+SIGNAL_TESTS = ("homologues", "networks", "temporal")
+"""Checks that noise fails; a run that fails two of them has no signal of a brain."""
+NO_SIGNAL = 2
+
 RULES = (
     # The model reads volumes at 0.8 s: above 3 s at least three of four are interpolated. The pre-training cohorts were
     # scanned at about 0.7 to 3 s.
@@ -87,8 +93,25 @@ RULES = (
     Rule("fd_mean", "fd_mean", "mean framewise displacement", "mm", "studies exclude scans with this much motion",
          high=0.55),
     Rule("tsnr", "tsnr", "temporal signal-to-noise ratio", "", "the signal is weak", 25),
+    # Tests against surrogates of the run itself (preprocess/brain_signal.py): the limit is the false-alarm rate.
+    Rule(
+        "homologues", "homologue_p", "p value of the correlation of mirror-image regions", "",
+        "they correlate no more than regions paired at random, as in noise", high=ALPHA,
+    ),
+    Rule(
+        "networks", "network_p", "p value of the correlation within networks", "",
+        "distant regions of one network correlate no more than regions of different networks, as in noise",
+        high=ALPHA,
+    ),
+    Rule(
+        "temporal", "autocorrelation_p", "p value of the autocorrelation in time", "",
+        "the signal changes at random from volume to volume: noise, or volumes in the wrong order", high=ALPHA,
+    ),
 )  # fmt: skip
 """Checks of every scan, with any adapter."""
+
+SIMULATED = "simulated"
+"""Entry of a card's cohort: true if all its scans are simulated."""
 
 LEFT_RIGHT_LEVELS = {
     LeftRight.AS_STORED: (PASS, ""),
@@ -205,6 +228,8 @@ def judge_prediction(
             if name not in found or LEVELS.index(check.level) > LEVELS.index(found[name].level):
                 found[name] = check
             unknown.pop(name, None)
+    if (origin := _check_origin(facts.get("simulated"), bool(card.cohort.get(SIMULATED)))) is not None:
+        found["origin"] = origin
     if distance is None:
         unknown["embedding"] = "The adapter has no reference statistics of its cohort."
     else:
@@ -225,6 +250,9 @@ def _check_scan(facts: Facts) -> tuple[dict[str, Check], dict[str, str]]:
             unknown.pop(rule.check, None)
         elif rule.check not in found:
             unknown[rule.check] = f"The {rule.what} was not measured."
+    failed = [name for name in SIGNAL_TESTS if name in found and found[name].level != PASS]
+    if len(failed) >= NO_SIGNAL:
+        found |= {name: replace(found[name], level=REFUSE) for name in failed}
     orientation = facts.get("orientation")
     if not isinstance(orientation, Orientation):
         unknown["orientation"] = "Left and right: not checked."
@@ -271,6 +299,25 @@ def _check_against_cohort(name: str, rule: CohortRule, value: float, cohort_rang
         name, level, value, f"{limits} in the adapter's cohort",
         f"The {rule.what} is {_number(value, rule.unit)}; in the adapter's training cohort it was {limits}.",
     )  # fmt: skip
+
+
+def _check_origin(scan: object, cohort: bool) -> Check | None:
+    """Compare scan and cohort: simulated scans are valid for adapters of simulated cohorts only, real ones for others.
+
+    None if the scan's origin is unknown and the cohort is real: nearly all scans are.
+    """
+    limits = "simulated, as the adapter's cohort" if cohort else "real, as the adapter's cohort"
+    if scan is None and not cohort:
+        return None
+    value = {True: "simulated", False: "real", None: "not known to be simulated"}[scan if scan is None else bool(scan)]
+    if bool(scan) == cohort:
+        return Check("origin", PASS, value, limits)
+    message = (
+        "The adapter was trained on simulated scans only; its predictions from a real scan are meaningless."
+        if cohort
+        else "The scan is simulated; the adapter was trained on scans of people."
+    )
+    return Check("origin", REFUSE, value, limits, message)
 
 
 def _check_distance(distance: Distance, level: str) -> Check:

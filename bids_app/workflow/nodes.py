@@ -24,6 +24,7 @@ from bids_app.clips import NORMALISATIONS, ClipReader, GridSeries, labels_to_mod
 from bids_app.errors import BadDataError, NoInputError, RegistrationError
 from bids_app.files import read_rows
 from bids_app.preprocess.anatomical import Anatomy, PreparedT1w, UnusableT1w, normalise_t1w, prepare_t1w
+from bids_app.preprocess.brain_signal import measure_signal
 from bids_app.preprocess.confounds import Confounds, measure_confounds
 from bids_app.preprocess.hmc import MotionEstimate
 from bids_app.preprocess.ingest.derivatives import examine_derived
@@ -333,7 +334,7 @@ def resample(series: Series, motion: MotionEstimate, alignment: Alignment, threa
 def resample_derivative(preprocessed: AlignedSeries, threads: int, out_dir: Path) -> OnGrid:
     """Resample a series, such as one of other derivatives, to the model grid."""
     series = resample_to_model_grid(preprocessed, out_dir / "grid", threads)
-    return OnGrid(out_dir / "grid", model_grid_coverage(preprocessed, series))
+    return OnGrid(out_dir / "grid", model_grid_coverage(preprocessed, series), measure_signal(series))
 
 
 def encode(
@@ -375,11 +376,20 @@ def judge(
     preprocessed: PreprocessedRun,
     grid: OnGrid,
     age: float | None,
+    simulated: bool | None,
     on_out_of_domain: str,
     out_dir: Path,
 ) -> Encoded:
-    """Judge a scan and each of its predictions; ``age`` is that of the participant in years, if known."""
-    facts = scan_facts(preprocessed, grid.coverage, age)
+    """Judge a scan and each of its predictions.
+
+    Parameters
+    ----------
+    age : float, optional
+        Age of the participant in years, if known.
+    simulated : bool, optional
+        The scan is of neurostorm-phantom; None: unknown.
+    """
+    facts = {**scan_facts(preprocessed, grid, age), "simulated": simulated}
     predictions = (
         replace(p, verdict=judge_prediction(facts, p.card, p.distance, on_out_of_domain, p.certainty))
         for p in encoded.predictions
@@ -387,14 +397,15 @@ def judge(
     return replace(encoded, predictions=tuple(predictions), verdict=judge_scan(facts))
 
 
-def scan_facts(run: PreprocessedRun, coverage: float, age: float | None = None) -> Facts:
+def scan_facts(run: PreprocessedRun, grid: OnGrid, age: float | None = None) -> Facts:
     """Return the facts for the verdict on a run; see `bids_app.adapters.verdict`."""
     tsnr = run.quality.get("tsnr")
     return {
         **run.quality,
+        **grid.signal,
         "tr": run.tr,
         "seconds": (run.n_volumes - run.n_dummy) * run.tr,
-        "coverage": coverage,
+        "coverage": grid.coverage,
         "age": age,
         "orientation": run.orientation,
         "omitted": " ".join(run.omitted),

@@ -22,6 +22,9 @@ GOOD = {
     "orientation": Orientation(LeftRight.AS_STORED),
     "mean_removed": False,
     "age": 30.0,
+    "homologue_p": 0.002,
+    "network_p": 0.002,
+    "autocorrelation_p": 0.002,
 }
 NEAR, FAR = Distance(5.0, 9.0, 0.01), Distance(20.0, 9.0, 0.01)
 
@@ -44,7 +47,7 @@ def test_a_good_scan_passes_every_check() -> None:
     assert not verdict.unknown
     assert {check.name for check in verdict.checks} == {
         "tr", "duration", "field_of_view", "coverage", "template_overlap", "orientation", "fd_mean", "tsnr",
-        "normalisation", "age", "embedding",
+        "normalisation", "age", "embedding", "homologues", "networks", "temporal",
     }  # fmt: skip
     assert judge_scan(GOOD).level == PASS
 
@@ -65,6 +68,9 @@ def test_a_good_scan_passes_every_check() -> None:
         ("orientation", {"orientation": Orientation(LeftRight.FLIPPED)}, REFUSE),
         ("fd_mean", {"fd_mean": 0.9}, WARN),
         ("tsnr", {"tsnr": 12.0}, WARN),
+        ("homologues", {"homologue_p": 0.2}, WARN),
+        ("networks", {"network_p": 0.2}, WARN),
+        ("temporal", {"autocorrelation_p": 0.2}, WARN),
         ("normalisation", {"mean_removed": True}, WARN),
         ("alignment", {"doubts": "sub-01_bold.nii.gz: the alignment may be wrong: T1w of another person?"}, WARN),
     ],
@@ -106,6 +112,32 @@ def test_an_unusable_scan_is_refused_with_either_choice() -> None:
     removed = GOOD | {"mean_removed": True}
     assert judge_prediction(removed, card(normalisation="global"), NEAR, WARN).level == REFUSE
     assert judge_prediction(removed, card(normalisation="voxel"), NEAR, WARN).level == PASS
+
+
+@pytest.mark.parametrize("passed", ["homologue_p", "network_p", "autocorrelation_p", None])
+def test_a_scan_that_fails_two_tests_of_its_signal_is_refused(passed) -> None:
+    noise = dict.fromkeys(("homologue_p", "network_p", "autocorrelation_p"), 0.5) | ({passed: 0.002} if passed else {})
+    verdict = judge_scan(GOOD | noise)
+    assert verdict.level == REFUSE
+    assert len(verdict.reasons) == (2 if passed else 3)
+
+
+@pytest.mark.parametrize(
+    ("simulated", "cohort", "expected"),
+    [
+        (True, True, PASS),
+        (False, True, REFUSE),
+        (None, True, REFUSE),
+        (True, False, REFUSE),
+        (False, False, PASS),
+        (None, False, PASS),
+    ],
+)
+def test_simulated_and_real_scans_are_told_apart(simulated, cohort, expected) -> None:
+    facts = GOOD | {"simulated": simulated}
+    adapter = card(cohort={"simulated": True} if cohort else {})
+    assert judge_prediction(facts, adapter, NEAR, WARN).level == expected
+    assert judge_scan(facts).level == PASS
 
 
 def test_checks_without_data_are_unknown() -> None:
