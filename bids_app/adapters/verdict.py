@@ -145,6 +145,13 @@ COHORT_RULES = {
 """Measures compared with the range of the adapter's cohort (`AdapterCard.ranges`), by check."""
 
 
+COMPARED = {
+    "embedding": "its embedding is",
+    "clips": "the embeddings of its clips are",
+    "signal": "the measures of its signal are",
+}
+"""What is compared with the adapter's cohort, by check."""
+
 WRITTEN = 1e-6
 """Relative tolerance of these comparisons: ranges come from tables with eight digits."""
 
@@ -193,7 +200,7 @@ def judge_scan(facts: Facts) -> Verdict:
 def judge_prediction(
     facts: Facts,
     card: AdapterCard,
-    distance: Distance | None,
+    distances: Mapping[str, Distance],
     on_out_of_domain: str,
     certainty: Certainty | None = None,
 ) -> Verdict:
@@ -203,8 +210,8 @@ def judge_prediction(
     ----------
     facts : mapping
     card : AdapterCard
-    distance : Distance, optional
-        Distance from the adapter's cohort; None: the adapter has no reference statistics.
+    distances : mapping of str to Distance
+        Distances from the adapter's cohort, by `bids_app.adapters.file.DOMAINS`; without those that are unknown.
     on_out_of_domain : str
         ``warn`` or ``refuse``: level of out-of-distribution scans.
     certainty : Certainty, optional
@@ -230,10 +237,11 @@ def judge_prediction(
             unknown.pop(name, None)
     if (origin := _check_origin(facts.get("simulated"), bool(card.cohort.get(SIMULATED)))) is not None:
         found["origin"] = origin
-    if distance is None:
+    for name, what in COMPARED.items():
+        if name in distances:
+            found[name] = _check_distance(name, what, distances[name], on_out_of_domain)
+    if "embedding" not in distances:
         unknown["embedding"] = "The adapter has no reference statistics of its cohort."
-    else:
-        found["embedding"] = _check_distance(distance, on_out_of_domain)
     if certainty is not None:
         found["certainty"] = _check_certainty(certainty)
     return Verdict(tuple(found.values()), unknown)
@@ -320,13 +328,13 @@ def _check_origin(scan: object, cohort: bool) -> Check | None:
     return Check("origin", REFUSE, value, limits, message)
 
 
-def _check_distance(distance: Distance, level: str) -> Check:
+def _check_distance(name: str, what: str, distance: Distance, level: str) -> Check:
     limits = f"at most {distance.limit:.3g}, exceeded by {distance.false_alarms:.1%} of scans of the cohort's kind"
     if not distance.is_far:
-        return Check("embedding", PASS, distance.value, limits)
+        return Check(name, PASS, distance.value, limits)
     return Check(
-        "embedding", level, distance.value, limits,
-        f"The scan is out of distribution for this adapter: its embedding is {distance.value:.3g} standard deviations "
+        name, level, distance.value, limits,
+        f"The scan is out of distribution for this adapter: {what} {distance.value:.3g} standard deviations "
         f"from the training cohort, and only {distance.false_alarms:.1%} of similar scans exceed {distance.limit:.3g}.",
     )  # fmt: skip
 

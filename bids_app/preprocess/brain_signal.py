@@ -41,6 +41,11 @@ LAG_S = 2.0
 NEIGHBOUR_VOXELS = 5
 """Distance of neighbours, 10 mm: farther than interpolation between voxels of 4 mm reaches."""
 N_NEIGHBOURS = 3000
+SIGNAL_MEASURES = (
+    "homologue_r", "network_r", "autocorrelation", "neighbour_r", "low_frequency", "high_frequency", "drift",
+    "global_share", "gm_wm_mean", "gm_wm_sd", "sd_cv", "sd_percent",
+)  # fmt: skip
+"""Measures that are compared with an adapter's cohort; p values are not, since most scans have the lowest."""
 BAND_HZ = (0.01, 0.1)
 """Band of spontaneous fluctuations (Biswal et al. 1995; Cordes et al. 2001)."""
 

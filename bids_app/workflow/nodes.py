@@ -357,7 +357,7 @@ def encode(
     loaded = load_model(model, chosen)
     reader = ClipReader(GridSeries.open(grid.folder), loaded.config.img_size[3])
     adapted = [AdaptedModel(loaded, load_adapter(path)) for path in adapters]
-    embeddings, predictions = encode_run(loaded, adapted, reader, tuple(NORMALISATIONS))
+    embeddings, predictions = encode_run(loaded, adapted, reader, tuple(NORMALISATIONS), grid.signal)
     facts = ModelFacts(
         model=loaded.name,
         weights_sha256=loaded.weights_sha256,
@@ -391,7 +391,7 @@ def judge(
     """
     facts = {**scan_facts(preprocessed, grid, age), "simulated": simulated}
     predictions = (
-        replace(p, verdict=judge_prediction(facts, p.card, p.distance, on_out_of_domain, p.certainty))
+        replace(p, verdict=judge_prediction(facts, p.card, p.distances, on_out_of_domain, p.certainty))
         for p in encoded.predictions
     )
     return replace(encoded, predictions=tuple(predictions), verdict=judge_scan(facts))

@@ -26,7 +26,7 @@ GOOD = {
     "network_p": 0.002,
     "autocorrelation_p": 0.002,
 }
-NEAR, FAR = Distance(5.0, 9.0, 0.01), Distance(20.0, 9.0, 0.01)
+NEAR, FAR = {"embedding": Distance(5.0, 9.0, 0.01)}, {"embedding": Distance(20.0, 9.0, 0.01)}
 
 
 def card(**changes) -> AdapterCard:
@@ -141,7 +141,7 @@ def test_simulated_and_real_scans_are_told_apart(simulated, cohort, expected) ->
 
 
 def test_checks_without_data_are_unknown() -> None:
-    old = judge_prediction(GOOD, card(ranges={}), None, REFUSE)
+    old = judge_prediction(GOOD, card(ranges={}), {}, REFUSE)
     assert set(old.unknown) == {"age", "embedding"}
     assert not {"age", "embedding"} & {check.name for check in old.checks}
     raw = GOOD | {"orientation": Orientation(), "age": None, "tsnr": float("nan")}
