@@ -59,9 +59,8 @@ class Rule:
 
 ALPHA = 0.01
 """Significance level of the tests of the signal."""
-SIGNAL_TESTS = ("homologues", "networks", "temporal")
-"""Checks that noise fails; a run that fails two of them has no signal of a brain."""
-NO_SIGNAL = 2
+SIGNAL_TESTS = ("connectivity", "temporal")
+"""Checks that noise fails; a run that fails both has no signal of a brain."""
 
 RULES = (
     # The model reads volumes at 0.8 s: above 3 s at least three of four are interpolated. The pre-training cohorts were
@@ -95,17 +94,13 @@ RULES = (
     Rule("tsnr", "tsnr", "temporal signal-to-noise ratio", "", "the signal is weak", 25),
     # Tests against surrogates of the run itself (preprocess/brain_signal.py): the limit is the false-alarm rate.
     Rule(
-        "homologues", "homologue_p", "p value of the correlation of mirror-image regions", "",
-        "they correlate no more than regions paired at random, as in noise", high=ALPHA,
-    ),
-    Rule(
-        "networks", "network_p", "p value of the correlation within networks", "",
-        "distant regions of one network correlate no more than regions of different networks, as in noise",
+        "connectivity", "connectivity_p", "p value of functional connectivity", "",
+        "neither homologous regions nor regions of one network correlate more than other regions, as in noise",
         high=ALPHA,
     ),
     Rule(
-        "temporal", "autocorrelation_p", "p value of the autocorrelation in time", "",
-        "the signal changes at random from volume to volume: noise, or volumes in the wrong order", high=ALPHA,
+        "temporal", "order_p", "p value of the order of the volumes", "",
+        "the volumes could be in any order, as in noise", high=ALPHA,
     ),
 )  # fmt: skip
 """Checks of every scan, with any adapter."""
@@ -259,7 +254,7 @@ def _check_scan(facts: Facts) -> tuple[dict[str, Check], dict[str, str]]:
         elif rule.check not in found:
             unknown[rule.check] = f"The {rule.what} was not measured."
     failed = [name for name in SIGNAL_TESTS if name in found and found[name].level != PASS]
-    if len(failed) >= NO_SIGNAL:
+    if len(failed) == len(SIGNAL_TESTS):
         found |= {name: replace(found[name], level=REFUSE) for name in failed}
     orientation = facts.get("orientation")
     if not isinstance(orientation, Orientation):

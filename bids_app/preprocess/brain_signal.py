@@ -23,7 +23,8 @@ from bids_app.errors import NoInputError
 from bids_app.preprocess.registration.transforms import grid_points, sample
 
 CHUNK_VOLUMES = 16
-N_SURROGATES = 499
+N_SURROGATES, N_ORDERS = 499, 199
+"""Number of surrogates; of those with the volumes in random order."""
 MIN_VOLUMES = 12
 """Minimum number of volumes for a measure; with fewer there are not enough degrees of freedom."""
 MIN_REGION = 0.5
@@ -117,6 +118,8 @@ def measure_signal(series: GridSeries, seed: int = 0) -> dict[str, float]:
     found |= _test_homologues(regions[:, :n][:, left], regions[:, n:][:, left], rng)
     labelled = seen & (table.networks != "unassigned")
     found |= _test_networks(regions[:, :n][:, labelled], table.centres[labelled], table.networks[labelled], rng)
+    if tests := [found[name] for name in ("homologue_p", "network_p") if name in found]:
+        found["connectivity_p"] = min(1.0, len(tests) * min(tests))  # Bonferroni: either is evidence of a brain
     found |= _test_order(read.regions[:, :n][:, seen], series.tr, rng)
     found |= _correlate_neighbours(read.sampled, nuisance)
     return found
@@ -255,19 +258,24 @@ def _test_networks(
 
 
 def _test_order(values: np.ndarray, tr: float, rng: np.random.Generator) -> dict[str, float]:
-    """Test whether the regions' signals are autocorrelated in time, against volumes in random order."""
+    """Test whether the order of the volumes matters: whether the spectrum of the regions (T, R) is not white.
+
+    The statistic is the variance over frequencies of the mean periodogram. It responds to slow fluctuations and to
+    rhythms, whose autocorrelation may be positive or negative.
+    """
     if values.shape[1] < MIN_REGIONS:
         return {}
     n, lag = len(values), max(1, round(LAG_S / tr))
     drift = _nuisance(np.zeros(n))
     unit = _standardise(values, drift)
 
-    def autocorrelation(rows: np.ndarray) -> float:
-        return float(np.einsum("tr,tr->r", rows[:-lag], rows[lag:]).mean())
+    def unevenness(rows: np.ndarray) -> float:
+        return float((np.abs(np.fft.rfft(rows, axis=0)[1:]) ** 2).mean(axis=1).var())
 
-    value = autocorrelation(unit)
-    surrogates = np.array([autocorrelation(unit[rng.permutation(n)]) for _ in range(N_SURROGATES)])
-    return {"autocorrelation": value, "autocorrelation_p": _p_value(value, surrogates)}
+    value = unevenness(unit)  # drift is removed after reordering, since it takes power from the lowest frequencies
+    surrogates = np.array([unevenness(_standardise(values[rng.permutation(n)], drift)) for _ in range(N_ORDERS)])
+    autocorrelation = float(np.einsum("tr,tr->r", unit[:-lag], unit[lag:]).mean())
+    return {"autocorrelation": autocorrelation, "order_p": _p_value(value, surrogates)}
 
 
 def _correlate_neighbours(sampled: np.ndarray, nuisance: np.ndarray) -> dict[str, float]:

@@ -22,9 +22,8 @@ GOOD = {
     "orientation": Orientation(LeftRight.AS_STORED),
     "mean_removed": False,
     "age": 30.0,
-    "homologue_p": 0.002,
-    "network_p": 0.002,
-    "autocorrelation_p": 0.002,
+    "connectivity_p": 0.004,
+    "order_p": 0.002,
 }
 NEAR, FAR = {"embedding": Distance(5.0, 9.0, 0.01)}, {"embedding": Distance(20.0, 9.0, 0.01)}
 
@@ -47,7 +46,7 @@ def test_a_good_scan_passes_every_check() -> None:
     assert not verdict.unknown
     assert {check.name for check in verdict.checks} == {
         "tr", "duration", "field_of_view", "coverage", "template_overlap", "orientation", "fd_mean", "tsnr",
-        "normalisation", "age", "embedding", "homologues", "networks", "temporal",
+        "normalisation", "age", "embedding", "connectivity", "temporal",
     }  # fmt: skip
     assert judge_scan(GOOD).level == PASS
 
@@ -68,9 +67,8 @@ def test_a_good_scan_passes_every_check() -> None:
         ("orientation", {"orientation": Orientation(LeftRight.FLIPPED)}, REFUSE),
         ("fd_mean", {"fd_mean": 0.9}, WARN),
         ("tsnr", {"tsnr": 12.0}, WARN),
-        ("homologues", {"homologue_p": 0.2}, WARN),
-        ("networks", {"network_p": 0.2}, WARN),
-        ("temporal", {"autocorrelation_p": 0.2}, WARN),
+        ("connectivity", {"connectivity_p": 0.2}, WARN),
+        ("temporal", {"order_p": 0.2}, WARN),
         ("normalisation", {"mean_removed": True}, WARN),
         ("alignment", {"doubts": "sub-01_bold.nii.gz: the alignment may be wrong: T1w of another person?"}, WARN),
     ],
@@ -114,12 +112,10 @@ def test_an_unusable_scan_is_refused_with_either_choice() -> None:
     assert judge_prediction(removed, card(normalisation="voxel"), NEAR, WARN).level == PASS
 
 
-@pytest.mark.parametrize("passed", ["homologue_p", "network_p", "autocorrelation_p", None])
-def test_a_scan_that_fails_two_tests_of_its_signal_is_refused(passed) -> None:
-    noise = dict.fromkeys(("homologue_p", "network_p", "autocorrelation_p"), 0.5) | ({passed: 0.002} if passed else {})
-    verdict = judge_scan(GOOD | noise)
+def test_a_scan_that_fails_both_tests_of_its_signal_is_refused() -> None:
+    verdict = judge_scan(GOOD | {"connectivity_p": 0.5, "order_p": 0.5})
     assert verdict.level == REFUSE
-    assert len(verdict.reasons) == (2 if passed else 3)
+    assert len(verdict.reasons) == 2
 
 
 @pytest.mark.parametrize(
