@@ -20,7 +20,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import nibabel as nib
@@ -383,6 +383,7 @@ def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str, Callab
                 yield base, kind, f"{strength:g}/{number}", partial(spoiled, make, spoil, strength, number)
 
 
+@lru_cache(maxsize=1)
 def simulate(state: str, key: int | str) -> Case:
     """Simulate a scan; the same key gives the same scan."""
     return of_series(simulated_series(state, SEED, "impostors", key), SIMULATED)

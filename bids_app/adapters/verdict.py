@@ -93,6 +93,19 @@ RULES = (
          high=0.55),
     Rule("tsnr", "tsnr", "temporal signal-to-noise ratio", "", "the signal is weak", 25),
     # Tests against surrogates of the run itself (preprocess/brain_signal.py): the limit is the false-alarm rate.
+    # Of seven real runs of four scanners and simulated ones, with a margin; `benchmarks/impostors.py` has the values.
+    Rule("stillness", "fd_mean", "mean framewise displacement", "mm",
+         "living heads move more; the scan may be of an object, or computed", 0.02),
+    Rule("fluctuation", "sd_percent", "temporal standard deviation", "%",
+         "the series hardly changes; its volumes may be copies", 0.2),
+    Rule("contrast", "gm_wm_mean", "mean of grey matter relative to white matter", "",
+         "BOLD images have brighter grey matter; the image may be of another contrast, or misaligned", 0.97),
+    Rule("smoothness", "neighbour_r", "correlation of voxels 10 mm apart", "",
+         "the series was smoothed or parcellated, which the training data were not", high=0.4),
+    Rule("spectrum", "high_frequency", "power above 0.1 Hz, relative to white noise", "",
+         "the series was filtered in time, which the training data were not", 0.15),
+    Rule("global_signal", "global_share", "standard deviation of the global signal, relative to that of regions", "",
+         "the global signal was removed, which was kept in the training data", 0.05),
     Rule(
         "connectivity", "connectivity_p", "p value of functional connectivity", "",
         "neither homologous regions nor regions of one network correlate more than other regions, as in noise",

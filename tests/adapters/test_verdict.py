@@ -22,6 +22,11 @@ GOOD = {
     "orientation": Orientation(LeftRight.AS_STORED),
     "mean_removed": False,
     "age": 30.0,
+    "sd_percent": 1.2,
+    "gm_wm_mean": 1.13,
+    "neighbour_r": 0.1,
+    "high_frequency": 0.7,
+    "global_share": 0.3,
     "connectivity_p": 0.004,
     "order_p": 0.002,
 }
@@ -47,6 +52,7 @@ def test_a_good_scan_passes_every_check() -> None:
     assert {check.name for check in verdict.checks} == {
         "tr", "duration", "field_of_view", "coverage", "template_overlap", "orientation", "fd_mean", "tsnr",
         "normalisation", "age", "embedding", "connectivity", "temporal",
+        "stillness", "fluctuation", "contrast", "smoothness", "spectrum", "global_signal",
     }  # fmt: skip
     assert judge_scan(GOOD).level == PASS
 
@@ -67,6 +73,12 @@ def test_a_good_scan_passes_every_check() -> None:
         ("orientation", {"orientation": Orientation(LeftRight.FLIPPED)}, REFUSE),
         ("fd_mean", {"fd_mean": 0.9}, WARN),
         ("tsnr", {"tsnr": 12.0}, WARN),
+        ("stillness", {"fd_mean": 0.01}, WARN),
+        ("fluctuation", {"sd_percent": 0.05}, WARN),
+        ("contrast", {"gm_wm_mean": 0.8}, WARN),
+        ("smoothness", {"neighbour_r": 0.6}, WARN),
+        ("spectrum", {"high_frequency": 0.01}, WARN),
+        ("global_signal", {"global_share": 0.0}, WARN),
         ("connectivity", {"connectivity_p": 0.2}, WARN),
         ("temporal", {"order_p": 0.2}, WARN),
         ("normalisation", {"mean_removed": True}, WARN),
@@ -93,7 +105,7 @@ def test_values_outside_the_cohorts_range_get_the_chosen_level(name: str, change
 
 def test_a_scan_better_than_the_cohorts_passes() -> None:
     assert (
-        judge_prediction(GOOD | {"seconds": 5000.0, "fd_mean": 0.01, "tsnr": 300.0}, card(), NEAR, REFUSE).level == PASS
+        judge_prediction(GOOD | {"seconds": 5000.0, "fd_mean": 0.03, "tsnr": 300.0}, card(), NEAR, REFUSE).level == PASS
     )
 
 
