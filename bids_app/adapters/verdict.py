@@ -7,7 +7,7 @@ check without data has no level; it is reported as unknown, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -231,6 +231,12 @@ def judge_prediction(
             "normalisation", REFUSE, "mean image removed", "mean image present",
             "The series has no mean image, which this adapter requires (global normalisation).",
         )  # fmt: skip
+    if "orientation" in unknown and names_sides(card.labels):
+        found["orientation"] = Check(
+            "orientation", WARN, "unknown", "as in the template",
+            "Left and right could not be checked. If the image is left-right flipped, the prediction is reversed.",
+        )  # fmt: skip
+        del unknown["orientation"]
     for name, rule in COHORT_RULES.items():
         value = facts.get(rule.figure)
         if name not in card.ranges:
@@ -253,6 +259,12 @@ def judge_prediction(
     if certainty is not None:
         found["certainty"] = _check_certainty(certainty)
     return Verdict(tuple(found.values()), unknown)
+
+
+def names_sides(labels: Sequence[str]) -> bool:
+    """Tell whether labels name both sides, as ``lefthand`` and ``righthand``, so that a flipped image reverses them."""
+    lower = [label.lower() for label in labels]
+    return any("left" in label and label.replace("left", "right") in lower for label in lower)
 
 
 def _check_scan(facts: Facts) -> tuple[dict[str, Check], dict[str, str]]:

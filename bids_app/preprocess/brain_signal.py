@@ -27,6 +27,8 @@ N_SURROGATES, N_ORDERS = 499, 199
 """Number of surrogates; of those with the volumes in random order."""
 MIN_VOLUMES = 12
 """Minimum number of volumes for a measure; with fewer there are not enough degrees of freedom."""
+MIN_ORDERED = 50
+"""Minimum number of volumes for the test of their order; with fewer, its power is low (simulated runs of 42 failed)."""
 MIN_REGION = 0.5
 """Minimum share of a region's voxels with data."""
 MIN_REGIONS = 20
@@ -263,7 +265,7 @@ def _test_order(values: np.ndarray, tr: float, rng: np.random.Generator) -> dict
     The statistic is the variance over frequencies of the mean periodogram. It responds to slow fluctuations and to
     rhythms, whose autocorrelation may be positive or negative.
     """
-    if values.shape[1] < MIN_REGIONS:
+    if values.shape[1] < MIN_REGIONS or len(values) < MIN_ORDERED:
         return {}
     n, lag = len(values), max(1, round(LAG_S / tr))
     drift = _nuisance(np.zeros(n))

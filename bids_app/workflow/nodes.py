@@ -17,6 +17,7 @@ from bids_app.adapters.verdict import Facts, judge_prediction, judge_scan
 from bids_app.bids.derivatives import DerivedRun
 from bids_app.bids.entities import as_label
 from bids_app.bids.fieldmaps import Fieldmap
+from bids_app.bids.orientation import LeftRight, Orientation
 from bids_app.catalog.atlases import find_atlas
 from bids_app.catalog.cards import describe_model
 from bids_app.catalog.models import find_model, weights_path
@@ -306,7 +307,16 @@ def collect(
         omitted=omitted,
         doubts=doubts,
         seed=seed,
+        orientation=orientation_of(alignment),
     )
+
+
+def orientation_of(alignment: Alignment) -> Orientation:
+    """Return the orientation of a raw run: that of the T1w image, if it is less similar to the mirrored T1w image."""
+    similarity, mirrored = (alignment.quality.get(name) for name in ("coreg_similarity", "coreg_mirrored"))
+    if alignment.route == "t1w" and similarity is not None and mirrored is not None and mirrored < similarity:
+        return Orientation(LeftRight.AS_STORED, ("T1w",))
+    return Orientation()
 
 
 def align_series(series: Series, motion: MotionEstimate, alignment: Alignment) -> AlignedSeries:

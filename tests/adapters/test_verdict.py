@@ -178,3 +178,19 @@ def test_a_prediction_of_low_confidence_gets_a_warning(policy: str) -> None:
     verdict = judge_prediction(GOOD, card(), NEAR, policy, unsure)
     assert level(verdict, "certainty") == WARN
     assert "60%" in verdict.reasons[0] and "80%" in verdict.reasons[0]  # noqa: PT018
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (("lefthand", "righthand"), WARN),
+        (("rest", "Left", "right"), WARN),
+        (("f", "m"), PASS),
+        (("left", "rest"), PASS),
+    ],
+)
+def test_an_unchecked_left_and_right_is_warned_of_where_it_could_reverse_the_prediction(labels, expected) -> None:
+    adapter = AdapterCard("side", "classification", "side", "0" * 64, normalisation="voxel", labels=labels)
+    facts = {key: value for key, value in GOOD.items() if key != "orientation"}
+    assert judge_prediction(facts, adapter, NEAR, WARN).level == expected
+    assert judge_prediction(GOOD, adapter, NEAR, WARN).level == PASS

@@ -168,3 +168,18 @@ def test_distortion_is_not_corrected_by_an_unusable_t1w(monkeypatch, tmp_path) -
 
 def test_an_unusable_t1w_has_no_outputs(tmp_path) -> None:
     assert anatomy_outputs(UNUSABLE, {}, (), tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("route", "quality", "expected"),
+    [
+        ("t1w", {"coreg_similarity": 0.2, "coreg_mirrored": 0.1}, LeftRight.AS_STORED),
+        ("t1w", {"coreg_similarity": 0.1, "coreg_mirrored": 0.2}, LeftRight.NOT_CHECKED),
+        ("t1w", {}, LeftRight.NOT_CHECKED),
+        ("direct", {"coreg_similarity": 0.2, "coreg_mirrored": 0.1}, LeftRight.NOT_CHECKED),
+    ],
+)
+def test_a_raw_run_has_the_orientation_of_its_t1w_if_it_fits_better_than_the_mirrored_one(
+    route, quality, expected
+) -> None:
+    assert nodes.orientation_of(replace(alignment(route), quality=quality)).left_right == expected
