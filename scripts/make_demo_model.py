@@ -32,6 +32,7 @@ import torch
 from bids_app.adapters.calibration import TEMPERATURE
 from bids_app.adapters.calibration_fit import People
 from bids_app.adapters.file import AdaptedModel, Adapter, load_adapter, save_adapter
+from bids_app.adapters.verdict import SIMULATED
 from bids_app.clips import CLIP_VOLUMES, MODEL_GRID_SHAPE
 from bids_app.model.api import Model, load_model
 from bids_app.model.checkpoint import save_encoder, weights_sha256
@@ -221,7 +222,9 @@ def calibrate(path: Path, model: Model, work: Path, participants: int, n_procs: 
     people = People([scan.participant for scan in scans])
     made = fit_calibration(adapter.card, answers, held_out, people, TEMPERATURE, "simulated scans")
     say(summarise(made, adapter.card))
-    return save_adapter(path, replace(adapter, card=replace(adapter.card, calibration=made.as_dict(), limits=LIMITS)))
+    card = adapter.card
+    described = replace(card, calibration=made.as_dict(), limits=LIMITS, cohort=card.cohort | {SIMULATED: True})
+    return save_adapter(path, replace(adapter, card=described))
 
 
 def complete(arguments: argparse.Namespace) -> None:

@@ -24,12 +24,14 @@ def check_alone(adapter: Adapter) -> None:
         n_features = _check_head(adapter, adapter.head)
         if adapter.twin:
             _check_head(adapter, adapter.twin, n_features)
-    domain = adapter.domain
-    if domain is not None and len(domain.mean) != n_features:
-        raise BadDataError(
-            f"{where}: the reference statistics have {len(domain.mean)} features, but the head reads {n_features}.",
-            "Download the adapter's file again.",
-        )
+    for name, domain in adapter.domains.items():
+        expected = len(adapter.card.signal) if name == "signal" else n_features
+        if len(domain.mean) != expected:
+            raise BadDataError(
+                f"{where}: the reference statistics ({name}) have {len(domain.mean)} features, but "
+                f"{'the card lists' if name == 'signal' else 'the head reads'} {expected}.",
+                "Download the adapter's file again.",
+            )
 
 
 def _check_head(adapter: Adapter, state: State, n_features: int | None = None) -> int:

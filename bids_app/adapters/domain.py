@@ -1,11 +1,15 @@
-"""Out-of-distribution detection: the distance of a scan's embedding from an adapter's training cohort.
+"""Out-of-distribution detection: the distance of a scan from an adapter's training cohort.
+
+A scan has one or more rows: its mean embedding, the embeddings of its clips, or the measures of its signal. The
+distance of a scan is the root mean square over its rows. That of clips does not depend on the number of clips, whereas
+the mean embedding of a longer run is closer to the cohort's mean.
 
 The Mahalanobis distance (1936) uses a correlation matrix shrunk towards the identity (Chen et al. 2010, oracle
 approximating shrinkage), so that a cohort may have fewer scans than the embedding has features. The limit is empirical:
 each participant's scans are compared with all other participants, and a new scan is out of distribution if its distance
 exceeds all but a given share of these distances.
 
-    N  scans of the cohort      C  features
+    N  scans of the cohort      n  rows of a scan      C  features
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ KEPT_DISTANCES = 1000
 """Maximum number of the cohort's own distances in a file; of larger cohorts, evenly by rank."""
 MIN_SHRINKAGE = 1e-3
 """Minimum shrinkage; it damps directions whose variance is numerical noise."""
+TAIL_QUANTILE = 0.9
 CONSTANT = 1e-8
 """Features with a smaller relative spread count as constant."""
 
@@ -48,11 +53,24 @@ class Distance:
     value: float
     limit: float
     false_alarms: float
+    tail: float = 0.0
+    """Mean excess of the cohort's distances over their 90th percentile, the scale of an exponential tail."""
 
     @property
     def is_far(self) -> bool:
         """True if the distance exceeds the limit."""
         return self.value > self.limit
+
+    @property
+    def evidence(self) -> float:
+        """Weight of a prediction, 0 to 1: below the limit 1, beyond it as the tail of the cohort's distances.
+
+        The tail above a high threshold is taken as exponential (Pickands 1975, with shape 0), so that this is the share
+        of scans of the cohort's kind beyond the distance, relative to the share beyond the limit.
+        """
+        if not self.is_far:
+            return 1.0
+        return math.exp(-(self.value - self.limit) / self.tail) if self.tail > 0 else 0.0
 
 
 INVALID = "The shapes or values of the reference statistics are invalid."
@@ -129,13 +147,13 @@ class Domain:
         return cls(mean, covariance, np.sort(distances), int(arrays["participants"].reshape(-1)[0]))
 
     @classmethod
-    def fit(cls, embeddings: np.ndarray, participants: Sequence[str]) -> Domain:
+    def fit(cls, scans: np.ndarray | Sequence[np.ndarray], participants: Sequence[str]) -> Domain:
         """Compute the reference statistics of a cohort.
 
         Parameters
         ----------
-        embeddings : np.ndarray, (N, C)
-            Mean embedding over each scan's clips.
+        scans : np.ndarray, (N, C), or sequence of np.ndarray, (n, C)
+            One row, or several rows, of each of N scans.
         participants : sequence of str, (N,)
             Participant of each scan.
 
@@ -150,16 +168,20 @@ class Domain:
                 f"{len(groups)} participants are too few for reference statistics.",
                 f"At least {MIN_COHORT} participants are required.",
             )
-        values = np.asarray(embeddings, np.float64)
+        rows = [np.atleast_2d(np.asarray(scan, np.float64)) for scan in scans]
+        values, of_scan = np.concatenate(rows), np.repeat(np.arange(len(rows)), [len(scan) for scan in rows])
         centre, scale = values.mean(axis=0), _spread(values)
         standard = (values - centre) / scale
         sums, products = standard.sum(axis=0), standard.T @ standard
         mean, covariance = _moments(sums, products, len(values))
-        distances = np.empty(len(values))
+        distances = np.empty(len(rows))
         for own in groups:  # leave this participant out
-            rows = standard[own]
-            others = _moments(sums - rows.sum(axis=0), products - rows.T @ rows, len(values) - len(own))
-            distances[own] = _mahalanobis(rows, *others)
+            theirs = [standard[of_scan == index] for index in own]
+            left_out = np.concatenate(theirs)
+            others = _moments(
+                sums - left_out.sum(axis=0), products - left_out.T @ left_out, len(values) - len(left_out)
+            )
+            distances[own] = [_mahalanobis(scan, *others) for scan in theirs]
         ranks = np.linspace(0, len(distances) - 1, min(len(distances), KEPT_DISTANCES)).round().astype(int)
         return cls(centre + scale * mean, covariance * np.outer(scale, scale), np.sort(distances)[ranks], len(groups))
 
@@ -170,23 +192,30 @@ class Domain:
         rank = math.ceil((len(self.distances) + 1) * (1 - rate) - 1e-9)
         return float(self.distances[min(rank, len(self.distances)) - 1]), rate
 
-    def measure(self, embedding: np.ndarray) -> Distance:
-        """Measure the distance of a scan's mean embedding (C,).
+    @cached_property
+    def tail(self) -> float:
+        """Mean excess of the cohort's distances over their 90th percentile."""
+        threshold = float(np.quantile(self.distances, TAIL_QUANTILE))
+        above = self.distances[self.distances > threshold]
+        return float((above - threshold).mean()) if len(above) else 0.0
+
+    def measure(self, scan: np.ndarray) -> Distance:
+        """Measure the distance of a scan, (C,) or (n, C).
 
         Raises
         ------
         BadDataError
             The number of features differs.
         """
-        if embedding.shape != self.mean.shape:
+        rows = np.atleast_2d(np.asarray(scan, np.float64))
+        if rows.shape[1:] != self.mean.shape:
             raise BadDataError(
-                f"The embedding has {embedding.size} features, the reference statistics have {self.mean.size}.",
+                f"The embedding has {rows.shape[1]} features, the reference statistics have {self.mean.size}.",
                 "Download the adapter's file again.",
             )
-        row = (np.asarray(embedding, np.float64) - self.mean) / np.sqrt(np.diag(self.covariance))
-        (value,) = _mahalanobis(row[None], np.zeros_like(row), self._correlation)
+        standard = (rows - self.mean) / np.sqrt(np.diag(self.covariance))
         limit, rate = self.limit
-        return Distance(float(value), limit, rate)
+        return Distance(_mahalanobis(standard, np.zeros_like(self.mean), self._correlation), limit, rate, self.tail)
 
 
 def _spread(values: np.ndarray) -> np.ndarray:
@@ -212,9 +241,9 @@ def shrink(covariance: np.ndarray, n: int) -> np.ndarray:
     return (1 - share) * covariance + share * max(trace / c, 1e-12) * np.eye(c)
 
 
-def _mahalanobis(rows: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Compute the Mahalanobis distances (n,) of rows (n, C) from a mean."""
+def _mahalanobis(rows: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> float:
+    """Compute the root mean square of the Mahalanobis distances of rows (n, C) from a mean."""
     from scipy.linalg import cho_factor, cho_solve
 
     away = rows - mean
-    return np.sqrt(np.einsum("nc,cn->n", away, cho_solve(cho_factor(covariance), away.T)))
+    return math.sqrt(float(np.einsum("nc,cn->n", away, cho_solve(cho_factor(covariance), away.T)).mean()))

@@ -37,12 +37,14 @@ from bids_app.model.encoder import Encoder
 from bids_app.model.heads import build_and_load, build_head, check_head, n_outputs
 
 ADAPTER_FORMAT = "neurostorm-adapter"
-ADAPTER_FORMAT_VERSION = 2
-VERSIONS_READ = ("1", "2")
-"""Version 1 has neither twin nor reference statistics."""
+ADAPTER_FORMAT_VERSION = 3
+VERSIONS_READ = ("1", "2", "3")
+"""Version 1 has neither twin nor reference statistics; version 2 has those of mean embeddings only."""
 FORMER_KEYS = ("retrieval",)
 """Card keys of earlier versions, ignored on reading."""
-PARTS = ("encoder", "head", "twin", "reference")
+DOMAINS = {"embedding": "reference", "clips": "clips", "signal": "signal"}
+"""Parts of a file with reference statistics, by what a scan is compared in."""
+PARTS = ("encoder", "head", "twin", *DOMAINS.values())
 CLASSIFICATION, REGRESSION, EMBEDDING = "classification", "regression", "embedding"
 TASKS = (CLASSIFICATION, REGRESSION, EMBEDDING)
 STRATEGIES = ("linear", "ln", "prompt", "prompt_ln", "full")
@@ -101,6 +103,8 @@ class AdapterCard:
         `bids_app.adapters.calibration.Calibration` as JSON; empty if not calibrated.
     twin : dict
         ``normalisation`` and ``metrics`` of a second head.
+    signal : tuple of str
+        Names of the measures (`bids_app.preprocess.brain_signal`) in the reference statistics of the signal.
     intended_use, limits, licence : str
         Intended use, known limitations, and licence.
     research_only : bool
@@ -126,6 +130,7 @@ class AdapterCard:
     ranges: dict[str, Any] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)
     twin: dict[str, Any] = field(default_factory=dict)
+    signal: tuple[str, ...] = ()
     intended_use: str = ""
     limits: str = ""
     licence: str = ""
@@ -217,8 +222,9 @@ class Adapter:
         State dict of a head.
     twin : dict of str to torch.Tensor
         State dict of a second head for the same task under the other normalisation; may be empty.
-    reference : dict of str to torch.Tensor
-        Reference statistics of the cohort, see `bids_app.adapters.domain.Domain.as_arrays`; may be empty.
+    reference, clips, signal : dict of str to torch.Tensor
+        Reference statistics of the cohort's mean embeddings, embeddings of clips, and measures of the signal, see
+        `bids_app.adapters.domain.Domain.as_arrays`; each may be empty.
     path : pathlib.Path, optional
     """
 
@@ -228,19 +234,31 @@ class Adapter:
     path: Path | None = None
     twin: State = field(default_factory=dict)
     reference: State = field(default_factory=dict)
+    clips: State = field(default_factory=dict)
+    signal: State = field(default_factory=dict)
+
+    @property
+    def domains(self) -> dict[str, Domain]:
+        """Reference statistics of the training cohort, by `DOMAINS`; those that the file holds."""
+        with naming(self.path or self.card.name, "the reference statistics"):
+            return {
+                name: Domain.from_arrays({key: value.numpy() for key, value in getattr(self, part).items()})
+                for name, part in DOMAINS.items()
+                if getattr(self, part)
+            }
 
     @property
     def domain(self) -> Domain | None:
-        """Reference statistics of the training cohort; None if the file holds none."""
-        if not self.reference:
-            return None
-        with naming(self.path or self.card.name, "the reference statistics"):
-            return Domain.from_arrays({name: value.numpy() for name, value in self.reference.items()})
+        """Reference statistics of the mean embeddings; None if the file holds none."""
+        return self.domains.get("embedding")
 
-    def with_domain(self, domain: Domain) -> Adapter:
-        """Return the adapter with these reference statistics."""
-        arrays = domain.as_arrays()
-        return replace(self, reference={name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
+    def with_domains(self, domains: Mapping[str, Domain]) -> Adapter:
+        """Return the adapter with these reference statistics, by `DOMAINS`."""
+        parts = {
+            DOMAINS[name]: {key: torch.from_numpy(np.array(value)) for key, value in domain.as_arrays().items()}
+            for name, domain in domains.items()
+        }
+        return replace(self, **parts)  # type: ignore[arg-type]
 
 
 def save_adapter(path: str | Path, adapter: Adapter) -> Path:
@@ -330,10 +348,11 @@ def _read_card(path: Path, text: str) -> AdapterCard:
         content = parse_json(text, f"{path}, card of the adapter", max_values=MAX_METADATA)
         if not isinstance(content, dict):
             raise TypeError("not an object")
-        labels = content.get("labels", [])
-        if not isinstance(labels, list):
-            raise TypeError(f"labels is {labels!r}")
-        content["labels"] = tuple(labels)
+        for key in ("labels", "signal"):
+            listed = content.get(key, [])
+            if not isinstance(listed, list):
+                raise TypeError(f"{key} is {listed!r}")
+            content[key] = tuple(listed)
         return AdapterCard(**{key: value for key, value in content.items() if key not in FORMER_KEYS})
     except (ValueError, TypeError, OverflowError) as error:
         reason = str(error)[:MAX_TEXT]
@@ -371,13 +390,15 @@ class AdaptedModel(nn.Module):
         self.shares_encoder = not adapter.encoder
         """The adapter uses the features of the unadapted encoder."""
         self.where = where
-        self.domain = adapter.domain
-        if self.domain is not None and len(self.domain.mean) != model.config.n_features:
-            raise BadDataError(
-                f"{where}: the reference statistics have {len(self.domain.mean)} features, but the encoder has "
-                f"{model.config.n_features}.",
-                "Download the adapter's file again.",
-            )
+        self.domains = adapter.domains
+        for name, domain in self.domains.items():
+            expected = len(card.signal) if name == "signal" else model.config.n_features
+            if len(domain.mean) != expected:
+                raise BadDataError(
+                    f"{where}: the reference statistics ({name}) have {len(domain.mean)} features, but "
+                    f"{'the card' if name == 'signal' else 'the encoder'} has {expected}.",
+                    "Download the adapter's file again.",
+                )
         self.encoder = model.encoder
         with naming(where, "the weights"):
             if adapter.encoder:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -81,8 +81,9 @@ class Prediction:
         Probabilities, value in the card's unit, or embedding vector, of each clip.
     onsets, duration
         As in `Embeddings`.
-    distance : Distance, optional
-        Distance of the run from the adapter's cohort; None if the adapter has no reference statistics.
+    distances : dict of str to Distance
+        Distances of the run from the adapter's cohort, by `bids_app.adapters.file.DOMAINS`; without those for which
+        the adapter has no reference statistics.
     other : numpy.ndarray, optional
         Prediction of the adapter's second head from the run under the other normalisation; as ``values``.
     mean_image_only : numpy.ndarray, optional
@@ -98,7 +99,7 @@ class Prediction:
     clips: np.ndarray
     onsets: np.ndarray
     duration: float
-    distance: Distance | None = None
+    distances: Mapping[str, Distance] = field(default_factory=dict)
     other: np.ndarray | None = None
     mean_image_only: np.ndarray | None = None
     verdict: Verdict | None = None
@@ -127,18 +128,39 @@ class Prediction:
         return self.promise.certainty(self.reported)
 
     @property
+    def evidence(self) -> float:
+        """Weight of the prediction, 0 to 1; below 1 if the run is out of distribution."""
+        return min((distance.evidence for distance in self.distances.values()), default=1.0)
+
+    @property
     def reported(self) -> np.ndarray:
-        """The reported prediction: ``values``, with calibrated probabilities if the adapter is calibrated."""
-        if self.calibration is None or self.card.task != CLASSIFICATION:
+        """The reported prediction: ``values``; of a classification, calibrated probabilities.
+
+        Probabilities of an out-of-distribution run are averaged with the proportions of the labels in the training
+        cohort, weighted by `evidence`.
+        """
+        if self.card.task != CLASSIFICATION:
             return self.values
-        return self.calibration.probabilities(self.values[None])[0]
+        found = self.values if self.calibration is None else self.calibration.probabilities(self.values[None])[0]
+        weight = self.evidence
+        return found if weight == 1 else weight * found + (1 - weight) * label_shares(self.card)
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """Prediction interval with coverage `LEVEL`; None if no coverage is promised, or for other tasks."""
+        """Prediction interval with coverage `LEVEL`; None if no coverage is promised, or for other tasks.
+
+        That of an out-of-distribution run widens, with falling `evidence`, to two standard deviations around the mean
+        of the training cohort.
+        """
         if self.promise is None or self.card.task != REGRESSION:
             return None
-        return self.promise.interval(float(self.values[0]), LEVEL)
+        found = self.promise.interval(float(self.values[0]), LEVEL)
+        if found is None or self.evidence == 1:
+            return found
+        lower, upper = found
+        low, high = (self.card.value_mean + side * 2 * self.card.value_std for side in (-1, 1))
+        rest = 1 - self.evidence
+        return min(lower, lower + rest * (low - lower)), max(upper, upper + rest * (high - upper))
 
     @property
     def is_refused(self) -> bool:
@@ -199,6 +221,15 @@ class Prediction:
         return {"label": self.label(values), **probabilities}
 
 
+def label_shares(card: AdapterCard) -> np.ndarray:
+    """Return the proportions of an adapter's labels in its training cohort, (K,); equal ones if they are unknown."""
+    counts = card.cohort.get("scans_of_each")
+    listed = [counts.get(label) for label in card.labels] if isinstance(counts, Mapping) else []
+    known = bool(listed) and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in listed)
+    shares = np.array(listed if known else [1] * len(card.labels), np.float64)
+    return shares / shares.sum()
+
+
 def _columns(values: np.ndarray) -> dict[str, float]:
     return {f"e{i:04d}": float(value) for i, value in enumerate(values)}
 
@@ -254,7 +285,11 @@ class Encoded:
 
 
 def encode_run(
-    model: Model, adapters: Sequence[AdaptedModel], reader: ClipReader, normalisations: Sequence[str]
+    model: Model,
+    adapters: Sequence[AdaptedModel],
+    reader: ClipReader,
+    normalisations: Sequence[str],
+    signal: Mapping[str, float] | None = None,
 ) -> tuple[Embeddings, list[Prediction]]:
     """Encode a run and predict with all adapters; adapters without own encoder weights share the features.
 
@@ -265,6 +300,8 @@ def encode_run(
     reader : ClipReader
     normalisations : sequence of str
         Normalisations of the embeddings.
+    signal : mapping of str to float, optional
+        Measures of the run's signal, see `bids_app.preprocess.brain_signal`.
     """
     onsets = np.array([reader.onset(i) for i in range(reader.n_clips)])
     batch = starting_batch(model.config, model.device)
@@ -290,15 +327,27 @@ def encode_run(
         clips = {name: to_predictions(card, torch.from_numpy(part)).numpy() for name, part in outputs[index].items()}
         for values in (*outputs[index].values(), *clips.values()):
             _check_finite(values, f"{adapter.where}: the predictions")
-        distance = None
-        if adapter.domain is not None and own in embeddings:
-            distance = adapter.domain.measure(embeddings[own].mean(axis=0))
+        distances = _measure_distances(adapter, embeddings.get(own), signal or {})
         other = next((values.mean(axis=0) for name, values in clips.items() if name != own), None)
         predictions.append(
-            Prediction(card, clips[own], onsets, reader.duration, distance, other, mean_image_only=baselines.get(index))
+            Prediction(
+                card, clips[own], onsets, reader.duration, distances, other, mean_image_only=baselines.get(index)
+            )
         )
     requested = {name: embeddings[name] for name in normalisations}
     return Embeddings(requested, onsets, reader.duration, reader.dropped), predictions
+
+
+def _measure_distances(
+    adapter: AdaptedModel, embeddings: np.ndarray | None, signal: Mapping[str, float]
+) -> dict[str, Distance]:
+    """Measure the distances of a run from an adapter's cohort, as far as both are known; embeddings (n_clips, C)."""
+    found: dict[str, np.ndarray] = {}
+    if embeddings is not None:
+        found = {"embedding": embeddings.mean(axis=0), "clips": embeddings}
+    if all(name in signal for name in adapter.card.signal):
+        found["signal"] = np.array([signal[name] for name in adapter.card.signal])
+    return {name: domain.measure(found[name]) for name, domain in adapter.domains.items() if name in found}
 
 
 def _check_finite(values: np.ndarray, what: str) -> None:

@@ -7,8 +7,8 @@ check without data has no level; it is reported as unknown, with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from bids_app.adapters.calibration import Certainty
@@ -19,9 +19,9 @@ from bids_app.bids.orientation import LeftRight, Orientation
 PASS, WARN, REFUSE = "pass", "warn", "refuse"
 LEVELS = (PASS, WARN, REFUSE)
 Facts = Mapping[str, float | bool | str | Orientation | None]
-"""Measures of a scan, under the names in `RULES` and `COHORT_RULES`; also ``orientation``, ``mean_removed``, ``age``
-``omitted`` (sentences on steps that were left out because they failed), and ``doubts`` (sentences on signs that an
-alignment is wrong; empty: none, absent: not checked)."""
+"""Measures of a scan, under the names in `RULES` and `COHORT_RULES`; also ``orientation``, ``mean_removed``, ``age``,
+``simulated`` (the scan is of neurostorm-phantom; None: unknown), ``omitted`` (sentences on steps that were left out
+because they failed), and ``doubts`` (sentences on signs that an alignment is wrong; empty: none, absent: not known)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Rule:
         return range_in_words(self.low, self.high, self.unit)
 
 
+ALPHA = 0.01
+"""Significance level of the tests of the signal."""
+SIGNAL_TESTS = ("connectivity", "temporal")
+"""Checks that noise fails; a run that fails both has no signal of a brain."""
+
 RULES = (
     # The model reads volumes at 0.8 s: above 3 s at least three of four are interpolated. The pre-training cohorts were
     # scanned at about 0.7 to 3 s.
@@ -87,8 +92,34 @@ RULES = (
     Rule("fd_mean", "fd_mean", "mean framewise displacement", "mm", "studies exclude scans with this much motion",
          high=0.55),
     Rule("tsnr", "tsnr", "temporal signal-to-noise ratio", "", "the signal is weak", 25),
+    # Tests against surrogates of the run itself (preprocess/brain_signal.py): the limit is the false-alarm rate.
+    # Of seven real runs of four scanners and simulated ones, with a margin; `benchmarks/impostors.py` has the values.
+    Rule("stillness", "fd_mean", "mean framewise displacement", "mm",
+         "living heads move more; the scan may be of an object, or computed", 0.02),
+    Rule("fluctuation", "sd_percent", "temporal standard deviation", "%",
+         "the series hardly changes; its volumes may be copies", 0.2),
+    Rule("contrast", "gm_wm_mean", "mean of grey matter relative to white matter", "",
+         "BOLD images have brighter grey matter; the image may be of another contrast, or misaligned", 0.97),
+    Rule("smoothness", "neighbour_r", "correlation of voxels 10 mm apart", "",
+         "the series was smoothed or parcellated, which the training data were not", high=0.4),
+    Rule("spectrum", "high_frequency", "power above 0.1 Hz, relative to white noise", "",
+         "the series was filtered in time, which the training data were not", 0.15),
+    Rule("global_signal", "global_share", "standard deviation of the global signal, relative to that of regions", "",
+         "the global signal was removed, which was kept in the training data", 0.05),
+    Rule(
+        "connectivity", "connectivity_p", "p value of functional connectivity", "",
+        "neither homologous regions nor regions of one network correlate more than other regions, as in noise",
+        high=ALPHA,
+    ),
+    Rule(
+        "temporal", "order_p", "p value of the order of the volumes", "",
+        "the volumes could be in any order, as in noise", high=ALPHA,
+    ),
 )  # fmt: skip
 """Checks of every scan, with any adapter."""
+
+SIMULATED = "simulated"
+"""Entry of a card's cohort: true if all its scans are simulated."""
 
 LEFT_RIGHT_LEVELS = {
     LeftRight.AS_STORED: (PASS, ""),
@@ -121,6 +152,13 @@ COHORT_RULES = {
 }
 """Measures compared with the range of the adapter's cohort (`AdapterCard.ranges`), by check."""
 
+
+COMPARED = {
+    "embedding": "its embedding is",
+    "clips": "the embeddings of its clips are",
+    "signal": "the measures of its signal are",
+}
+"""What is compared with the adapter's cohort, by check."""
 
 WRITTEN = 1e-6
 """Relative tolerance of these comparisons: ranges come from tables with eight digits."""
@@ -170,7 +208,7 @@ def judge_scan(facts: Facts) -> Verdict:
 def judge_prediction(
     facts: Facts,
     card: AdapterCard,
-    distance: Distance | None,
+    distances: Mapping[str, Distance],
     on_out_of_domain: str,
     certainty: Certainty | None = None,
 ) -> Verdict:
@@ -180,8 +218,8 @@ def judge_prediction(
     ----------
     facts : mapping
     card : AdapterCard
-    distance : Distance, optional
-        Distance from the adapter's cohort; None: the adapter has no reference statistics.
+    distances : mapping of str to Distance
+        Distances from the adapter's cohort, by `bids_app.adapters.file.DOMAINS`; without those that are unknown.
     on_out_of_domain : str
         ``warn`` or ``refuse``: level of out-of-distribution scans.
     certainty : Certainty, optional
@@ -193,6 +231,12 @@ def judge_prediction(
             "normalisation", REFUSE, "mean image removed", "mean image present",
             "The series has no mean image, which this adapter requires (global normalisation).",
         )  # fmt: skip
+    if "orientation" in unknown and names_sides(card.labels):
+        found["orientation"] = Check(
+            "orientation", WARN, "unknown", "as in the template",
+            "Left and right could not be checked. If the image is left-right flipped, the prediction is reversed.",
+        )  # fmt: skip
+        del unknown["orientation"]
     for name, rule in COHORT_RULES.items():
         value = facts.get(rule.figure)
         if name not in card.ranges:
@@ -205,13 +249,22 @@ def judge_prediction(
             if name not in found or LEVELS.index(check.level) > LEVELS.index(found[name].level):
                 found[name] = check
             unknown.pop(name, None)
-    if distance is None:
+    if (origin := _check_origin(facts.get("simulated"), bool(card.cohort.get(SIMULATED)))) is not None:
+        found["origin"] = origin
+    for name, what in COMPARED.items():
+        if name in distances:
+            found[name] = _check_distance(name, what, distances[name], on_out_of_domain)
+    if "embedding" not in distances:
         unknown["embedding"] = "The adapter has no reference statistics of its cohort."
-    else:
-        found["embedding"] = _check_distance(distance, on_out_of_domain)
     if certainty is not None:
         found["certainty"] = _check_certainty(certainty)
     return Verdict(tuple(found.values()), unknown)
+
+
+def names_sides(labels: Sequence[str]) -> bool:
+    """Tell whether labels name both sides, as ``lefthand`` and ``righthand``, so that a flipped image reverses them."""
+    lower = [label.lower() for label in labels]
+    return any("left" in label and label.replace("left", "right") in lower for label in lower)
 
 
 def _check_scan(facts: Facts) -> tuple[dict[str, Check], dict[str, str]]:
@@ -225,6 +278,9 @@ def _check_scan(facts: Facts) -> tuple[dict[str, Check], dict[str, str]]:
             unknown.pop(rule.check, None)
         elif rule.check not in found:
             unknown[rule.check] = f"The {rule.what} was not measured."
+    failed = [name for name in SIGNAL_TESTS if name in found and found[name].level != PASS]
+    if len(failed) == len(SIGNAL_TESTS):
+        found |= {name: replace(found[name], level=REFUSE) for name in failed}
     orientation = facts.get("orientation")
     if not isinstance(orientation, Orientation):
         unknown["orientation"] = "Left and right: not checked."
@@ -273,13 +329,32 @@ def _check_against_cohort(name: str, rule: CohortRule, value: float, cohort_rang
     )  # fmt: skip
 
 
-def _check_distance(distance: Distance, level: str) -> Check:
+def _check_origin(scan: object, cohort: bool) -> Check | None:
+    """Compare scan and cohort: simulated scans are valid for adapters of simulated cohorts only, real ones for others.
+
+    None if the scan's origin is unknown and the cohort is real: nearly all scans are.
+    """
+    limits = "simulated, as the adapter's cohort" if cohort else "real, as the adapter's cohort"
+    if scan is None and not cohort:
+        return None
+    value = {True: "simulated", False: "real", None: "not known to be simulated"}[scan if scan is None else bool(scan)]
+    if bool(scan) == cohort:
+        return Check("origin", PASS, value, limits)
+    message = (
+        "The adapter was trained on simulated scans only; its predictions from a real scan are meaningless."
+        if cohort
+        else "The scan is simulated; the adapter was trained on scans of people."
+    )
+    return Check("origin", REFUSE, value, limits, message)
+
+
+def _check_distance(name: str, what: str, distance: Distance, level: str) -> Check:
     limits = f"at most {distance.limit:.3g}, exceeded by {distance.false_alarms:.1%} of scans of the cohort's kind"
     if not distance.is_far:
-        return Check("embedding", PASS, distance.value, limits)
+        return Check(name, PASS, distance.value, limits)
     return Check(
-        "embedding", level, distance.value, limits,
-        f"The scan is out of distribution for this adapter: its embedding is {distance.value:.3g} standard deviations "
+        name, level, distance.value, limits,
+        f"The scan is out of distribution for this adapter: {what} {distance.value:.3g} standard deviations "
         f"from the training cohort, and only {distance.false_alarms:.1%} of similar scans exceed {distance.limit:.3g}.",
     )  # fmt: skip
 

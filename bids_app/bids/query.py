@@ -29,7 +29,7 @@ from bids_app.bids.selection import (
     repeats_of_t1w,
     t1w_of_other_sessions,
 )
-from bids_app.bids.sidecars import Inheritance, missing_content, read_json
+from bids_app.bids.sidecars import REPETITION_TIME, SCANNER, Inheritance, missing_content, read_json
 from bids_app.bids.writer import RAW_DATASET
 from bids_app.errors import (
     BadDataError,
@@ -223,11 +223,11 @@ def _find_derived_runs(root: Path, settings: QuerySettings) -> list[BoldRun]:
 
 def _derived_run(derived: DerivedRun, raw: BoldRun | None = None) -> BoldRun:
     """Build a run from derivatives; name and events come from the raw run, if there is one."""
-    tr = raw.metadata.get("RepetitionTime") if raw else None
+    inherited = {key: raw.metadata[key] for key in (REPETITION_TIME, SCANNER) if key in raw.metadata} if raw else {}
     return BoldRun(
         bold=derived.bold,
         entities=raw.entities if raw else derived.entities,
-        metadata=({} if tr is None else {"RepetitionTime": tr}) | derived.metadata,
+        metadata=inherited | derived.metadata,
         events=raw.events if raw else None,
         notes=(f"Imported from {derived.pipeline}: {derived.bold.name}.", *derived.notes),
         problem=derived.problem,

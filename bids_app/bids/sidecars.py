@@ -7,7 +7,7 @@ image has all entities of its name.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,9 @@ from bids_app.files import MAX_JSON_BYTES, open_regular, parse_json, read_text
 ANNEX_POINTER = b"/annex/objects/"
 """First bytes of a git-annex (DataLad) pointer file, if it is not a symbolic link."""
 
+REPETITION_TIME, SCANNER = "RepetitionTime", "ManufacturersModelName"
+SIMULATED_SCANNER = "Simulated scanner"
+"""``SCANNER`` in the sidecars of neurostorm-phantom."""
 DIRECTIONS = {"i": (0, 1.0), "i-": (0, -1.0), "j": (1, 1.0), "j-": (1, -1.0), "k": (2, 1.0), "k-": (2, -1.0)}
 """Voxel axis and sign of slice- and phase-encoding directions."""
 
@@ -31,6 +34,12 @@ def read_direction(value: Any) -> tuple[int, float] | None:
         Value of a sidecar: ``j-``.
     """
     return DIRECTIONS.get(value) if isinstance(value, str) else None
+
+
+def is_simulated(metadata: Mapping[str, Any]) -> bool | None:
+    """Tell whether a sidecar is of neurostorm-phantom; None if it does not name the scanner."""
+    scanner = metadata.get(SCANNER)
+    return None if scanner is None else scanner == SIMULATED_SCANNER
 
 
 def read_json(path: Path) -> dict[str, Any]:

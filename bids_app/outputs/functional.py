@@ -95,7 +95,7 @@ def run_outputs(
     wanted = SeriesRequest(tuple(output_spaces), denoise, threads)
     warnings = write_series(names, run, wanted, [*raws, *transforms.values()], mask, boldref, out_dir)
 
-    quality = {**run.quality, "coverage": grid.coverage, **scan_sizes(run)}
+    quality = {**run.quality, "coverage": grid.coverage, **grid.signal, **scan_sizes(run)}
     table = names.path("metrics", ".tsv", desc="quality")
     write_tsv(table, {key: [value] for key, value in {"bids_name": f"{names.stem}_bold", **quality}.items()})
     sidecar = QualitySidecar(

@@ -145,6 +145,9 @@ def _promise(prediction: Prediction) -> PromisedInterval | PromisedLabels | None
         return None
     if made is None:
         return PromisedLabels()
+    if prediction.evidence < 1:  # out of distribution: the calibration scans tell nothing, so no label is excluded
+        everything = tuple(prediction.card.labels)
+        return PromisedLabels(label_set=everything, by_class=everything)
     sets = (made.label_set(prediction.reported, prediction.card.labels, LEVEL, by_class) for by_class in (False, True))
     over_all, by_class = (None if labels is None else tuple(labels) for labels in sets)
     return PromisedLabels(label_set=over_all, by_class=by_class)

@@ -118,7 +118,18 @@ class PreprocessedRun(AlignedSeries):
 
 @dataclass(frozen=True)
 class OnGrid:
-    """A run on the model grid: the folder of its `GridSeries`, and the covered share of the template's brain."""
+    """A run on the model grid.
+
+    Attributes
+    ----------
+    folder : pathlib.Path
+        Of its `GridSeries`.
+    coverage : float
+        Covered share of the template's brain.
+    signal : dict of str to float
+        Measures of the signal, see `bids_app.preprocess.brain_signal`.
+    """
 
     folder: Path
     coverage: float
+    signal: dict[str, float] = field(default_factory=dict)

@@ -22,6 +22,7 @@ from bids_app.clips import MODEL_TR
 from bids_app.errors import BadDataError, NeurostormError
 from bids_app.files import read_rows
 from bids_app.model.api import Model
+from bids_app.preprocess.brain_signal import SIGNAL_MEASURES
 from bids_app.training.data.labels import Segment, is_missing
 from bids_app.training.data.loader import ClipSource
 from bids_app.training.data.store import Scan
@@ -73,25 +74,36 @@ def add_reference(
     """
     described = add_ranges(adapter, examples, participants)
     try:
-        updated = add_domain(described, model, examples, batch_size)
+        updated = add_domains(described, model, examples, batch_size)
     except BadDataError as error:
         return described, f"{error.message} {error.hint} Without them, out-of-distribution scans are not detected."
-    domain = updated.domain
-    assert domain is not None
-    limit, rate = domain.limit
+    domains = updated.domains
+    limits = ", ".join(f"{name} {domain.limit[0]:.3g}" for name, domain in domains.items())
+    n_participants, rate = domains["embedding"].participants, domains["embedding"].limit[1]
     return updated, (
-        f"Reference statistics of {domain.participants} participants: scans with a distance above {limit:.3g} are "
-        f"out-of-distribution (expected for {rate:.1%} of such scans). Ranges: {json.dumps(updated.card.ranges)}"
+        f"Reference statistics of {n_participants} participants: scans with a distance above the limit ({limits}) are "
+        f"out-of-distribution (expected for {rate:.1%} of such scans, by each). Ranges: "
+        f"{json.dumps(updated.card.ranges)}"
     )
 
 
-def add_domain(adapter: Adapter, model: Model, examples: Sequence[ClipSource], batch_size: int) -> Adapter:
-    """Add reference statistics of the embeddings of a cohort to an adapter."""
+def add_domains(adapter: Adapter, model: Model, examples: Sequence[ClipSource], batch_size: int) -> Adapter:
+    """Add reference statistics of a cohort to an adapter: of embeddings, and of the signal where it was measured."""
     scans = unique_scans(examples)
     embeddings, owners = (array.cpu().numpy() for array in compute_embeddings(model, scans, batch_size))
     known = np.unique(owners)  # scans shorter than a clip have no embedding
-    means = np.stack([embeddings[owners == index].mean(axis=0) for index in known])
-    return adapter.with_domain(Domain.fit(means, [scans[index].participant for index in known]))
+    clips = [embeddings[owners == index] for index in known]
+    participants = [scans[index].participant for index in known]
+    domains = {
+        "embedding": Domain.fit(np.stack([rows.mean(axis=0) for rows in clips]), participants),
+        "clips": Domain.fit(clips, participants),
+    }
+    signals = [scans[index].signal for index in known]
+    names = tuple(name for name in SIGNAL_MEASURES if all(name in signal for signal in signals))
+    if names:
+        table = np.array([[signal[name] for name in names] for signal in signals])
+        domains["signal"] = Domain.fit(table, participants)
+    return replace(adapter, card=replace(adapter.card, signal=names)).with_domains(domains)
 
 
 def add_ranges(adapter: Adapter, examples: Sequence[ClipSource], participants: ParticipantTable) -> Adapter:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.bids.query import BoldRun
+from bids_app.bids.sidecars import is_simulated
 from bids_app.outputs import anatomical, functional, predictions
 from bids_app.outputs import attribution as attribution_outputs
 from bids_app.outputs.boilerplate import Sentence
@@ -333,6 +334,7 @@ def add_model(graph: Graph, run: BoldRun, preprocessed: Step, grid: Step, contex
         grid=grid,
         age=context.ages.get(run.participant),
         site=context.sites.get(run.participant),
+        simulated=is_simulated(run.metadata),
         on_out_of_domain=context.settings.model.on_out_of_domain,
     )
 

@@ -17,6 +17,7 @@ from bids_app.adapters.verdict import Facts, judge_prediction, judge_scan
 from bids_app.bids.derivatives import DerivedRun
 from bids_app.bids.entities import as_label
 from bids_app.bids.fieldmaps import Fieldmap
+from bids_app.bids.orientation import LeftRight, Orientation
 from bids_app.catalog.atlases import find_atlas
 from bids_app.catalog.cards import describe_model
 from bids_app.catalog.models import find_model, weights_path
@@ -24,6 +25,7 @@ from bids_app.clips import NORMALISATIONS, ClipReader, GridSeries, labels_to_mod
 from bids_app.errors import BadDataError, NoInputError, RegistrationError
 from bids_app.files import read_rows
 from bids_app.preprocess.anatomical import Anatomy, PreparedT1w, UnusableT1w, normalise_t1w, prepare_t1w
+from bids_app.preprocess.brain_signal import measure_signal
 from bids_app.preprocess.confounds import Confounds, measure_confounds
 from bids_app.preprocess.hmc import MotionEstimate
 from bids_app.preprocess.ingest.derivatives import examine_derived
@@ -310,7 +312,16 @@ def collect(
         omitted=omitted,
         doubts=doubts,
         seed=seed,
+        orientation=orientation_of(alignment),
     )
+
+
+def orientation_of(alignment: Alignment) -> Orientation:
+    """Return the orientation of a raw run: that of the T1w image, if it is less similar to the mirrored T1w image."""
+    similarity, mirrored = (alignment.quality.get(name) for name in ("coreg_similarity", "coreg_mirrored"))
+    if alignment.route == "t1w" and similarity is not None and mirrored is not None and mirrored < similarity:
+        return Orientation(LeftRight.AS_STORED, ("T1w",))
+    return Orientation()
 
 
 def align_series(series: Series, motion: MotionEstimate, alignment: Alignment) -> AlignedSeries:
@@ -338,7 +349,7 @@ def resample(series: Series, motion: MotionEstimate, alignment: Alignment, threa
 def resample_derivative(preprocessed: AlignedSeries, threads: int, out_dir: Path) -> OnGrid:
     """Resample a series, such as one of other derivatives, to the model grid."""
     series = resample_to_model_grid(preprocessed, out_dir / "grid", threads)
-    return OnGrid(out_dir / "grid", model_grid_coverage(preprocessed, series))
+    return OnGrid(out_dir / "grid", model_grid_coverage(preprocessed, series), measure_signal(series))
 
 
 def encode(
@@ -361,7 +372,7 @@ def encode(
     loaded = load_model(model, chosen)
     reader = ClipReader(GridSeries.open(grid.folder), loaded.config.img_size[3])
     adapted = [AdaptedModel(loaded, load_adapter(path)) for path in adapters]
-    embeddings, predictions = encode_run(loaded, adapted, reader, tuple(NORMALISATIONS))
+    embeddings, predictions = encode_run(loaded, adapted, reader, tuple(NORMALISATIONS), grid.signal)
     facts = ModelFacts(
         model=loaded.name,
         weights_sha256=loaded.weights_sha256,
@@ -381,26 +392,38 @@ def judge(
     grid: OnGrid,
     age: float | None,
     site: str | None,
+    simulated: bool | None,
     on_out_of_domain: str,
     out_dir: Path,
 ) -> Encoded:
-    """Judge a scan and each of its predictions; age (years) and site of the participant are None if unknown."""
-    facts = scan_facts(preprocessed, grid.coverage, age)
+    """Judge a scan and each of its predictions.
+
+    Parameters
+    ----------
+    age : float, optional
+        Age of the participant in years, if known.
+    site : str, optional
+        Site of the participant, if known.
+    simulated : bool, optional
+        The scan is of neurostorm-phantom; None: unknown.
+    """
+    facts = {**scan_facts(preprocessed, grid, age), "simulated": simulated}
     predictions = (
-        replace(p, verdict=judge_prediction(facts, p.card, p.distance, on_out_of_domain, p.certainty))
+        replace(p, verdict=judge_prediction(facts, p.card, p.distances, on_out_of_domain, p.certainty))
         for p in (replace(p, site=site) for p in encoded.predictions)
     )
     return replace(encoded, predictions=tuple(predictions), verdict=judge_scan(facts))
 
 
-def scan_facts(run: PreprocessedRun, coverage: float, age: float | None = None) -> Facts:
+def scan_facts(run: PreprocessedRun, grid: OnGrid, age: float | None = None) -> Facts:
     """Return the facts for the verdict on a run; see `bids_app.adapters.verdict`."""
     tsnr = run.quality.get("tsnr")
     return {
         **run.quality,
+        **grid.signal,
         "tr": run.tr,
         "seconds": (run.n_volumes - run.n_dummy) * run.tr,
-        "coverage": coverage,
+        "coverage": grid.coverage,
         "age": age,
         "orientation": run.orientation,
         "omitted": " ".join(run.omitted),

@@ -26,7 +26,7 @@ WRONG = {
         "tensors": {"encoder.patch_embed.fc.weight": torch.full((2,), torch.nan)},
         "strategy": "full",
     },
-    "the reference statistics have 8 features, but the head reads 9": {
+    "the reference statistics (embedding) have 8 features, but the head reads 9": {
         "tensors": head(torch.zeros(1, 9)) | reference()
     },
     "the head reads 9 features, but the encoder has 8": {

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from bids_app.adapters.domain import MIN_COHORT, Domain, shrink
-from bids_app.adapters.file import Adapter, AdapterCard, load_adapter, save_adapter
+from bids_app.adapters.domain import MIN_COHORT, Distance, Domain, shrink
+from bids_app.adapters.file import DOMAINS, Adapter, AdapterCard, load_adapter, save_adapter
 from bids_app.errors import BadDataError
 
 C = 40
@@ -86,7 +86,7 @@ def test_an_adapter_file_stores_the_domain(tmp_path) -> None:
     domain = Domain.fit(scans(60, 0), people(60, each=2))
     card = AdapterCard("age", "regression", "age", "0" * 64, "voxel", ranges={"age": [20, 80]})
     plain = Adapter(card, {"head.weight": torch.zeros(1, C), "head.bias": torch.zeros(1)})
-    read = load_adapter(save_adapter(tmp_path / "a.safetensors", plain.with_domain(domain)))
+    read = load_adapter(save_adapter(tmp_path / "a.safetensors", plain.with_domains({"embedding": domain})))
     assert read.card == card
     assert read.domain is not None
     assert read.domain.participants == 30
@@ -113,3 +113,43 @@ def test_stored_distances_are_rounded_upwards() -> None:
     assert stored.dtype == np.float32
     assert (stored >= domain.distances).all()
     np.testing.assert_allclose(stored, domain.distances, rtol=1e-6)
+
+
+def test_the_clips_of_a_long_run_are_as_far_from_the_cohort_as_those_of_a_short_one() -> None:
+    def clips(n: int, seed: int, shift: float = 0.0) -> np.ndarray:
+        return scans(n, seed) + shift * mixing().std(axis=0)
+
+    cohort = [clips(4, seed) for seed in range(60)]
+    by_clips = Domain.fit(cohort, people(60))
+    by_mean = Domain.fit(np.stack([scan.mean(axis=0) for scan in cohort]), people(60))
+    short, long = ([clips(n, 100 + seed) for seed in range(40)] for n in (4, 40))
+    ratios = []
+    for domain, reduce in ((by_clips, np.asarray), (by_mean, lambda scan: scan.mean(axis=0))):
+        medians = [np.median([domain.measure(reduce(scan)).value for scan in runs]) for runs in (short, long)]
+        ratios.append(medians[1] / medians[0])
+    assert ratios[0] == pytest.approx(1, abs=0.1)
+    assert ratios[1] < 0.6
+    far = [by_clips.measure(scan).is_far for scan in short]
+    assert np.mean(far) < 0.1
+    assert by_clips.measure(clips(40, 999, shift=3.0)).is_far
+
+
+def test_the_evidence_falls_beyond_the_limit() -> None:
+    domain = Domain.fit(scans(60, 0), people(60))
+    inside, outside = domain.measure(scans(60, 0).mean(axis=0)), domain.measure(scans(1, 5, scatter=2.5)[0])
+    farther = domain.measure(scans(1, 5, scatter=9.0)[0])
+    assert inside.evidence == 1
+    assert 0 <= farther.evidence < outside.evidence < 1
+    assert Distance(2.0, 1.0, 0.01, tail=0.5).evidence == pytest.approx(np.exp(-2))
+    assert Distance(2.0, 1.0, 0.01).evidence == 0
+
+
+def test_all_reference_statistics_of_a_cohort_are_kept_in_the_file(tmp_path) -> None:
+    domains = {name: Domain.fit(scans(30, seed), people(30)) for seed, name in enumerate(DOMAINS)}
+    card = AdapterCard("age", "regression", "age", "0" * 64, "voxel", signal=tuple(f"m{i}" for i in range(C)))
+    written = Adapter(card, {"weight": torch.zeros(1, C), "bias": torch.zeros(1)}).with_domains(domains)
+    read = load_adapter(save_adapter(tmp_path / "a.safetensors", written))
+    assert read.card.signal == card.signal
+    assert set(read.domains) == set(domains)
+    for name, domain in domains.items():
+        assert np.allclose(read.domains[name].mean, domain.mean, rtol=1e-6)

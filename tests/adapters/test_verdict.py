@@ -22,8 +22,15 @@ GOOD = {
     "orientation": Orientation(LeftRight.AS_STORED),
     "mean_removed": False,
     "age": 30.0,
+    "sd_percent": 1.2,
+    "gm_wm_mean": 1.13,
+    "neighbour_r": 0.1,
+    "high_frequency": 0.7,
+    "global_share": 0.3,
+    "connectivity_p": 0.004,
+    "order_p": 0.002,
 }
-NEAR, FAR = Distance(5.0, 9.0, 0.01), Distance(20.0, 9.0, 0.01)
+NEAR, FAR = {"embedding": Distance(5.0, 9.0, 0.01)}, {"embedding": Distance(20.0, 9.0, 0.01)}
 
 
 def card(**changes) -> AdapterCard:
@@ -44,7 +51,8 @@ def test_a_good_scan_passes_every_check() -> None:
     assert not verdict.unknown
     assert {check.name for check in verdict.checks} == {
         "tr", "duration", "field_of_view", "coverage", "template_overlap", "orientation", "fd_mean", "tsnr",
-        "normalisation", "age", "embedding",
+        "normalisation", "age", "embedding", "connectivity", "temporal",
+        "stillness", "fluctuation", "contrast", "smoothness", "spectrum", "global_signal",
     }  # fmt: skip
     assert judge_scan(GOOD).level == PASS
 
@@ -65,6 +73,14 @@ def test_a_good_scan_passes_every_check() -> None:
         ("orientation", {"orientation": Orientation(LeftRight.FLIPPED)}, REFUSE),
         ("fd_mean", {"fd_mean": 0.9}, WARN),
         ("tsnr", {"tsnr": 12.0}, WARN),
+        ("stillness", {"fd_mean": 0.01}, WARN),
+        ("fluctuation", {"sd_percent": 0.05}, WARN),
+        ("contrast", {"gm_wm_mean": 0.8}, WARN),
+        ("smoothness", {"neighbour_r": 0.6}, WARN),
+        ("spectrum", {"high_frequency": 0.01}, WARN),
+        ("global_signal", {"global_share": 0.0}, WARN),
+        ("connectivity", {"connectivity_p": 0.2}, WARN),
+        ("temporal", {"order_p": 0.2}, WARN),
         ("normalisation", {"mean_removed": True}, WARN),
         ("alignment", {"doubts": "sub-01_bold.nii.gz: the alignment may be wrong: T1w of another person?"}, WARN),
     ],
@@ -89,7 +105,7 @@ def test_values_outside_the_cohorts_range_get_the_chosen_level(name: str, change
 
 def test_a_scan_better_than_the_cohorts_passes() -> None:
     assert (
-        judge_prediction(GOOD | {"seconds": 5000.0, "fd_mean": 0.01, "tsnr": 300.0}, card(), NEAR, REFUSE).level == PASS
+        judge_prediction(GOOD | {"seconds": 5000.0, "fd_mean": 0.03, "tsnr": 300.0}, card(), NEAR, REFUSE).level == PASS
     )
 
 
@@ -108,8 +124,32 @@ def test_an_unusable_scan_is_refused_with_either_choice() -> None:
     assert judge_prediction(removed, card(normalisation="voxel"), NEAR, WARN).level == PASS
 
 
+def test_a_scan_that_fails_both_tests_of_its_signal_is_refused() -> None:
+    verdict = judge_scan(GOOD | {"connectivity_p": 0.5, "order_p": 0.5})
+    assert verdict.level == REFUSE
+    assert len(verdict.reasons) == 2
+
+
+@pytest.mark.parametrize(
+    ("simulated", "cohort", "expected"),
+    [
+        (True, True, PASS),
+        (False, True, REFUSE),
+        (None, True, REFUSE),
+        (True, False, REFUSE),
+        (False, False, PASS),
+        (None, False, PASS),
+    ],
+)
+def test_simulated_and_real_scans_are_told_apart(simulated, cohort, expected) -> None:
+    facts = GOOD | {"simulated": simulated}
+    adapter = card(cohort={"simulated": True} if cohort else {})
+    assert judge_prediction(facts, adapter, NEAR, WARN).level == expected
+    assert judge_scan(facts).level == PASS
+
+
 def test_checks_without_data_are_unknown() -> None:
-    old = judge_prediction(GOOD, card(ranges={}), None, REFUSE)
+    old = judge_prediction(GOOD, card(ranges={}), {}, REFUSE)
     assert set(old.unknown) == {"age", "embedding"}
     assert not {"age", "embedding"} & {check.name for check in old.checks}
     raw = GOOD | {"orientation": Orientation(), "age": None, "tsnr": float("nan")}
@@ -138,3 +178,19 @@ def test_a_prediction_of_low_confidence_gets_a_warning(policy: str) -> None:
     verdict = judge_prediction(GOOD, card(), NEAR, policy, unsure)
     assert level(verdict, "certainty") == WARN
     assert "60%" in verdict.reasons[0] and "80%" in verdict.reasons[0]  # noqa: PT018
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        (("lefthand", "righthand"), WARN),
+        (("rest", "Left", "right"), WARN),
+        (("f", "m"), PASS),
+        (("left", "rest"), PASS),
+    ],
+)
+def test_an_unchecked_left_and_right_is_warned_of_where_it_could_reverse_the_prediction(labels, expected) -> None:
+    adapter = AdapterCard("side", "classification", "side", "0" * 64, normalisation="voxel", labels=labels)
+    facts = {key: value for key, value in GOOD.items() if key != "orientation"}
+    assert judge_prediction(facts, adapter, NEAR, WARN).level == expected
+    assert judge_prediction(GOOD, adapter, NEAR, WARN).level == PASS

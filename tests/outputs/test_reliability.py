@@ -109,7 +109,7 @@ def test_a_calibrated_value_has_an_interval_in_table_and_sidecar() -> None:
 def test_a_refused_prediction_is_not_in_the_table() -> None:
     made = calibrate_values(np.zeros(99), np.arange(99.0), singles(99)).as_dict()
     for prediction in (classes(), ages([28.0, 32.0], calibration=made)):
-        verdict = judge_prediction({"coverage": 0.1}, prediction.card, Distance(1, 2, 0.01), "warn")
+        verdict = judge_prediction({"coverage": 0.1}, prediction.card, {"embedding": Distance(1, 2, 0.01)}, "warn")
         refused = replace(prediction, verdict=verdict)
         assert refused.is_refused
         mean, *clips = refused.rows()
@@ -204,3 +204,33 @@ def test_a_twin_predicts_under_the_other_normalisation(model: Model, reader: Cli
     assert views.other.probabilities["f"] == pytest.approx(float(second.values[0]), abs=1e-5)
     assert second.other is None
     assert describe_views(second).other is None
+
+
+def test_out_of_distribution_the_probabilities_go_to_the_proportions_of_the_cohort() -> None:
+    near, beyond, far = ({"embedding": Distance(value, 1.0, 0.01, tail=0.5)} for value in (0.5, 1.5, 50.0))
+    counts = {"scans_of_each": dict(zip(card().labels, (30, 10), strict=True))}
+    shown = [replace(classes(cohort=counts), distances=distances).reported for distances in (near, beyond, far)]
+    assert shown[0] == pytest.approx(classes().values)
+    assert shown[1] == pytest.approx(np.exp(-1) * shown[0] + (1 - np.exp(-1)) * np.array([0.75, 0.25]))
+    assert shown[2] == pytest.approx([0.75, 0.25])
+    assert replace(classes(), distances=far).reported == pytest.approx([0.5, 0.5])
+
+
+def test_out_of_distribution_no_label_is_excluded_and_intervals_widen() -> None:
+    rng = np.random.default_rng(0)
+    raw = rng.dirichlet([2, 2], 300)
+    truth = [card().labels[int(rng.random() < p)] for p in raw[:, 1]]
+    calibration = calibrate_classes(raw, truth, card().labels).as_dict()
+    sure = Prediction(card(calibration=calibration), np.array([[0.999, 0.001]]), ONSETS[:1], 16.0)
+    beyond = {"clips": Distance(1.5, 1.0, 0.01, tail=0.5)}
+    assert describe_uncertainty(sure).labels.label_set == (card().labels[0],)
+    assert describe_uncertainty(replace(sure, distances=beyond)).labels.label_set == card().labels
+
+    errors = rng.normal(size=300)
+    interval = calibrate_values(errors, np.zeros(300)).as_dict()
+    found = ages([30.0], calibration=interval)
+    near, wide = found.interval, replace(found, distances=beyond).interval
+    assert near is not None
+    assert wide is not None
+    rest = 1 - np.exp(-1)  # towards 40 years, plus and minus two standard deviations
+    assert wide == pytest.approx((near[0] + rest * (20 - near[0]), near[1] + rest * (60 - near[1])))

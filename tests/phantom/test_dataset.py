@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_app.bids.sidecars import is_simulated
 from bids_app.cli.phantom import main
 from bids_app.phantom.geometry import apply, grid_points, sample
 from bids_app.phantom.tissues import TEMPLATE, template_tissues
@@ -59,6 +60,7 @@ def test_images_are_scaled_integers_in_their_own_orientations(dataset):
         assert 300 < np.median(image.get_fdata()[image.get_fdata() > 300]) < 2000
         sidecar = json.loads((dataset / f"sub-{label}/func/sub-{label}_task-rest_bold.json").read_text())
         assert image.header.get_zooms()[3] == pytest.approx(sidecar["RepetitionTime"])
+        assert is_simulated(sidecar)
         orientations.add("".join(nib.aff2axcodes(image.affine)))
     assert orientations == {"RAS", "LAS"}
 

@@ -133,7 +133,7 @@ def test_the_summary_shows_prediction_set_verdict_and_mean_image_baseline(out):
     card = {"Verdict": verdict, "Uncertainty": UNCERTAINTY | {"LabelSet": ["left hand", "rest"]}, "Views": VIEWS}
     page = words(add_keys(out, card))
     summary = page[: page.index("Anatomy sub-01")]
-    assert "left hand warn It moved a lot. 90 % prediction set: left hand or rest" in summary
+    assert "left hand Trust in this prediction: warn It moved a lot. 90 % prediction set: left hand or rest" in summary
     assert "The other normalisation predicts rest. 12 % of the prediction comes from the mean image." in summary
     assert "task-rest, run-1 state: left hand 90 % prediction set: left hand or rest warn It moved a lot." in summary
     details = page[page.index("Predictions task-rest, run-1") :]
@@ -161,7 +161,7 @@ def test_a_refused_prediction_is_not_shown(out):
     assert "Thalamus" in words(add_keys(out, {}))
     path = add_keys(out, {"Verdict": {"Level": "refuse", "Checks": CHECKS}})
     page = words(path)
-    assert "withheld refused Prediction withheld: Left-right flipped. 1 more" in page
+    assert "withheld Trust in this prediction: refused Prediction withheld: Left-right flipped. 1 more" in page
     assert page.count("clips predict left hand") == 1  # of the other run
     assert "Thalamus" not in page
     assert "run-1_desc-demostatepredictions" not in path.read_text()
@@ -191,7 +191,7 @@ def test_vectors_are_shown_with_their_verdict(out):
     path = table.with_name(table.name.replace("demostate_predictions", "who_vectors"))
     write_tsv(path, pd.DataFrame({"clip": ["mean", 0], "onset": 0, "duration": 16, "e0000": 0.6, "e0001": 0.8}))
     path.with_suffix(".json").write_text(json.dumps({"Target": "person", "Verdict": {"Level": "pass", "Checks": []}}))
-    assert "person vector of 2 features pass" in words(build_participant_report(out, "01"))
+    assert "person vector of 2 features Trust in this prediction: pass" in words(build_participant_report(out, "01"))
 
 
 def test_model_and_adapter_cards_are_shown(out):

@@ -104,7 +104,7 @@ def test_calibrated_intervals_have_the_stated_coverage(site, encoder, tmp_path, 
     assert prediction.values[0] == pytest.approx(predicted[0, 0], rel=0.02)
     embeddings, _ = compute_embeddings(model, scans, 4)
     distances = [plain.domain.measure(row) for row in embeddings.numpy()]
-    assert prediction.distance.value == pytest.approx(distances[0].value, rel=0.1)
+    assert prediction.distances["embedding"].value == pytest.approx(distances[0].value, rel=0.1)
     assert (
         np.mean([distance.is_far for distance in distances]) < 0.21
     )  # 1 in 21 is expected; below in 99.5 % of repeats

@@ -86,7 +86,7 @@ def test_a_training_scan_passes_all_checks_of_its_own_cohort(value: float) -> No
         of_cohort = [
             check
             for check in judge_prediction(
-                {rule.figure: measured for rule in COHORT_RULES.values()}, card, None, "warn"
+                {rule.figure: measured for rule in COHORT_RULES.values()}, card, {}, "warn"
             ).checks
             if check.limits.endswith("cohort")
         ]
@@ -96,7 +96,7 @@ def test_a_training_scan_passes_all_checks_of_its_own_cohort(value: float) -> No
 
 def test_a_scan_above_the_range_of_the_cohort_is_reported() -> None:
     card = AdapterCard("age", "regression", "age", "0" * 64, "voxel", ranges={"age": list(rounded_range([20, 30.5]))})
-    verdict = judge_prediction({"age": 30.501}, card, None, "warn")
+    verdict = judge_prediction({"age": 30.501}, card, {}, "warn")
     assert any("age of the participant" in reason for reason in verdict.reasons)
 
 

@@ -18,6 +18,7 @@ from bids_app.errors import BadDataError, RegistrationError
 from bids_app.outputs.anatomical import anatomy_outputs
 from bids_app.preprocess.anatomical import Anatomy, PreparedT1w, UnusableT1w
 from bids_app.preprocess.hmc import MotionEstimate
+from bids_app.preprocess.preprocessed import OnGrid
 from bids_app.preprocess.registration.alignment import Alignment
 from bids_app.preprocess.sdc.choice import SYN
 from bids_app.workflow import nodes
@@ -34,8 +35,12 @@ def run(**changes) -> SimpleNamespace:
     return SimpleNamespace(**(values | changes))
 
 
+def grid(coverage: float) -> OnGrid:
+    return OnGrid(Path("grid"), coverage)
+
+
 def test_the_length_of_a_run_excludes_dummy_scans() -> None:
-    assert scan_facts(run(), 0.9)["seconds"] == 192
+    assert scan_facts(run(), grid(0.9))["seconds"] == 192
 
 
 @pytest.mark.parametrize(
@@ -48,7 +53,7 @@ def test_the_length_of_a_run_excludes_dummy_scans() -> None:
     ],
 )
 def test_left_and_right_are_judged_only_if_the_image_shows_them(left_right, level, is_known) -> None:
-    verdict = judge_scan(scan_facts(run(orientation=Orientation(left_right)), 0.95))
+    verdict = judge_scan(scan_facts(run(orientation=Orientation(left_right)), grid(0.95)))
     assert verdict.level == level
     assert ("orientation" not in verdict.unknown) is is_known
 
@@ -64,10 +69,10 @@ def test_a_prediction_has_the_promise_of_the_site_of_its_participant(tmp_path: P
 
 
 def test_a_series_without_its_mean_image_is_detected() -> None:
-    assert scan_facts(run(), 0.9)["mean_removed"] is False
-    assert scan_facts(run(offset=3.0, quality={}), 0.9)["mean_removed"] is True
-    assert scan_facts(run(quality={"tsnr": 0.1}), 0.9)["mean_removed"] is True
-    assert scan_facts(run(quality={}), 0.9)["mean_removed"] is None
+    assert scan_facts(run(), grid(0.9))["mean_removed"] is False
+    assert scan_facts(run(offset=3.0, quality={}), grid(0.9))["mean_removed"] is True
+    assert scan_facts(run(quality={"tsnr": 0.1}), grid(0.9))["mean_removed"] is True
+    assert scan_facts(run(quality={}), grid(0.9))["mean_removed"] is None
 
 
 def failing(error):
@@ -140,7 +145,7 @@ def test_a_t1w_that_was_not_used_is_in_the_warnings_and_in_the_verdict(route, pr
     assert (found.anatomy is ANATOMY) == (route == "t1w")
     assert ("of the T1w" in found.warnings) == (route == "t1w")
     assert any(UNUSABLE.reason in warning for warning in found.warnings) == bool(problem)
-    checks = {check.name: check for check in judge_scan(scan_facts(found, 0.95)).checks}
+    checks = {check.name: check for check in judge_scan(scan_facts(found, grid(0.95))).checks}
     assert ("preprocessing" in checks) == bool(problem)
     if problem:
         assert checks["preprocessing"].level == "warn"
@@ -179,7 +184,7 @@ def test_doubts_about_an_alignment_are_in_the_warnings_and_in_the_verdict(route,
     expected = ("Voxel size?", "Another person?") if route == "t1w" else ("Another person?",)
     assert found.doubts == expected
     assert set(expected) <= set(found.warnings)
-    (check,) = (check for check in judge_scan(scan_facts(found, 0.95)).checks if check.name == "alignment")
+    (check,) = (check for check in judge_scan(scan_facts(found, grid(0.95))).checks if check.name == "alignment")
     assert (check.level, check.message) == ("warn", " ".join(expected))
 
 
@@ -195,3 +200,18 @@ def test_distortion_is_not_corrected_by_an_unusable_t1w(monkeypatch, tmp_path) -
 
 def test_an_unusable_t1w_has_no_outputs(tmp_path) -> None:
     assert anatomy_outputs(UNUSABLE, {}, (), tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("route", "quality", "expected"),
+    [
+        ("t1w", {"coreg_similarity": 0.2, "coreg_mirrored": 0.1}, LeftRight.AS_STORED),
+        ("t1w", {"coreg_similarity": 0.1, "coreg_mirrored": 0.2}, LeftRight.NOT_CHECKED),
+        ("t1w", {}, LeftRight.NOT_CHECKED),
+        ("direct", {"coreg_similarity": 0.2, "coreg_mirrored": 0.1}, LeftRight.NOT_CHECKED),
+    ],
+)
+def test_a_raw_run_has_the_orientation_of_its_t1w_if_it_fits_better_than_the_mirrored_one(
+    route, quality, expected
+) -> None:
+    assert nodes.orientation_of(replace(alignment(route), quality=quality)).left_right == expected

@@ -29,6 +29,7 @@ from bids_app.bids.writer import atomic_path
 from bids_app.clips import CLIP_VOLUMES, MODEL_GRID_SHAPE, NORMALISATIONS, ClipReader, GridSeries
 from bids_app.errors import BadDataError, CannotCreateError, NoInputError, UsageError
 from bids_app.files import MAX_JSON_BYTES, check_regular, parse_json, read_text
+from bids_app.preprocess.brain_signal import measure_signal
 
 STORE_FORMAT, STORE_VERSION = "neurostorm-clips", 1
 BACKGROUND = -128
@@ -60,6 +61,8 @@ class Scan:
         Time of the first volume relative to the start of the acquisition, s.
     confounds : dict of str to float
         Summaries of motion and confounds: means and standard deviations over the run.
+    signal : dict of str to float
+        Measures of the signal, see `bids_app.preprocess.brain_signal`; empty in stores of earlier versions.
     """
 
     folder: Path
@@ -72,6 +75,7 @@ class Scan:
     source: str = ""
     start: float = 0.0
     confounds: dict[str, float] = field(default_factory=dict)
+    signal: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -186,7 +190,8 @@ class ClipStore:
             np.save(temporary / "mask.npy", np.packbits(series.mask))
             np.save(temporary / "mean.npy", mean)
             scan = Scan(temporary, participant, session, scale, background, len(codes), dict(labels or {}), source)
-            about = asdict(replace(scan, start=series.start, confounds=dict(confounds or {})))
+            signal = measure_signal(series)
+            about = asdict(replace(scan, start=series.start, confounds=dict(confounds or {}), signal=signal))
             del about["folder"]
             _write_json(temporary / "scan.json", about)
             try:
