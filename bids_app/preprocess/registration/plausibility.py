@@ -17,7 +17,7 @@ import numpy as np
 
 from bids_app.errors import RegistrationError
 from bids_app.preprocess.registration.ants import Image, Stage, register, similarity
-from bids_app.preprocess.registration.bbr import Boundary, BoundaryCost, refine
+from bids_app.preprocess.registration.bbr import Boundary, BoundaryCost
 from bids_app.preprocess.registration.boldref import EpiView
 from bids_app.preprocess.registration.t1w_plausibility import TURN_GAIN, find_turn
 from bids_app.preprocess.registration.transforms import apply_matrix
@@ -32,7 +32,7 @@ MAX_CONTROL_RATIO = 0.88
 MIN_VOLUME = 0.35
 """Minimum volume of the brain in the boldref, relative to the T1w: half of the voxel size gives an eighth."""
 VOXEL_SIZE = "wrong voxel size or slice gap in the header of one of the two?"
-OR_ELSE = " Or T1w of another person, or left and right flipped in one of the two?"
+OTHER_PERSON = "T1w of another person, or left and right flipped in one of the two?"
 FLIPPED = 1.1
 """Ratio of cost or of similarity above which left and right are probably flipped in one of the images."""
 SCALES = (0.81, 1.23)
@@ -134,27 +134,6 @@ def compare_with_mirror(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int
     cost = min(map(mirrored.boundary_cost, candidates))
     found = {"coreg_mirrored": max(map(mirrored.similarity, candidates))}
     return found | ({"bbr_cost_mirrored": cost} if cost < 2 else {})
-
-
-def refined_mirror_cost(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int = 1) -> float:
-    """Align the boldref with the mirrored T1w and refine it at the boundary, as the T1w as stored; return the cost.
-
-    Parameters
-    ----------
-    pair, matrix, out_dir, seed
-        As for `compare_with_mirror`.
-
-    Returns
-    -------
-    float
-        2 if too little of the boundary is visible.
-    """
-    mirrored = pair.mirrored(apply_matrix(matrix, pair.epi.centre))
-    start = matrix
-    with suppress(RegistrationError):
-        start = mirrored.fit(MIRROR_STAGE, matrix, out_dir, seed)
-    found = refine(mirrored.boundary, mirrored.boldref, np.linalg.inv(start))
-    return 2.0 if found is None else found.quality["bbr_cost"]
 
 
 def fit_scales(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int = 1) -> dict[str, float]:
@@ -269,8 +248,6 @@ def likely_cause(
     if pair.epi_ml < MIN_VOLUME * brain_ml:
         return VOXEL_SIZE
     mirrored = max(similarity_ratio(quality), cost_ratio(quality) or 0.0)
-    if mirrored <= FLIPPED and "bbr_cost" in quality:
-        mirrored = max(mirrored, quality["bbr_cost"] / max(refined_mirror_cost(pair, matrix, out_dir, seed), 1e-9))
     if mirrored > FLIPPED:
         return f"left and right flipped in one of the two? The mirrored T1w fits {mirrored:.1f} times as well."
     images = pair.epi.image, pair.brain, pair.epi.near
@@ -280,8 +257,8 @@ def likely_cause(
             f"one of the two upside down or back to front? It fits better turned by 180 degrees about the {axis} axis."
         )
     if wrong_scales(quality):  # also of wrong pairs, if the boldref is a slab
-        return VOXEL_SIZE + (OR_ELSE if control_ratio(quality) > MAX_CONTROL_RATIO else "")
-    return "T1w of another person?"
+        return VOXEL_SIZE + (f" Or {OTHER_PERSON}" if control_ratio(quality) > MAX_CONTROL_RATIO else "")
+    return OTHER_PERSON
 
 
 def describe(signs: Sequence[str], bold: str, t1w: str, cause: str) -> str:
