@@ -50,6 +50,11 @@ class Method:
     difference: tuple[float, float, float] | None = None
     p_difference: float | None = None
 
+    @property
+    def is_above_chance(self) -> bool:
+        """True if the 95 % interval of the main metric is above chance."""
+        return self.p_value is not None and self.p_value < ALPHA / 2
+
 
 class Units:
     """Units of analysis: participants if each has one value of the target, examples otherwise.

@@ -61,10 +61,10 @@ class Evaluation:
 
     @property
     def exceeds_chance(self) -> bool:
-        """True if the encoder exceeds chance; the p value is that of permutations if chance is not known otherwise."""
-        found = self.methods[ENCODER].p_value
-        p = self.p_value if found is None else found
-        return p is not None and p < ALPHA
+        """True if the interval of the encoder is above chance; by permutations if chance is not known otherwise."""
+        if self.methods[ENCODER].p_value is None:
+            return self.p_value is not None and self.p_value < ALPHA
+        return self.methods[ENCODER].is_above_chance
 
     @property
     def flags(self) -> dict[str, Method]:
@@ -84,8 +84,7 @@ class Evaluation:
             return unclear
         if method.difference[0] > 0:
             return "is better than" if self.exceeds_chance else unclear
-        is_above = method.p_value is None or method.p_value < ALPHA
-        return "is worse than" if is_above else unclear
+        return "is worse than" if method.p_value is None or method.is_above_chance else unclear
 
     def summary(self) -> str:
         """Return the main results: red flags, the encoder's metric, p values, and its difference from each baseline."""
