@@ -213,7 +213,8 @@ def run_command(arguments: Sequence[str] | None) -> int:
     prepare_environment(settings)
     # libraries read code and settings from the working folder, which may be a dataset
     with contextlib.chdir("/"), terminal_log(settings.verbosity):
-        LOGGER.info("%s", first_line(settings))  # the imports take seconds
+        if not settings.check:
+            LOGGER.info("%s", first_line(settings))  # the imports take seconds
         if settings.level == GROUP:
             from bids_app.group import run_group as run
         else:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shlex
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bids_app.cli.outcome import exit_code_of
+from bids_app.errors import CannotCreateError
 from bids_app.terminal import escaped_output
 
 STRATEGIES = ("linear", "ln", "prompt", "prompt_ln", "full")  # as in bids_app.adapters.file, which needs torch
@@ -21,6 +24,42 @@ TARGET_HELP = (
     "events.tsv:trial_type (label of each clip), events.tsv:stim_file (with --images), scan:task, or "
     "scan:participant (with --task embedding, for re-identification)"
 )
+
+
+def at_least(minimum: float) -> Callable[[str], float]:
+    """Return a function that reads numbers of the type of ``minimum`` which are not below it."""
+
+    def read(text: str) -> float:
+        value = type(minimum)(text)
+        if not minimum <= value < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not a number from {minimum}")
+        return value
+
+    read.__name__ = type(minimum).__name__  # for the error of argparse
+    return read
+
+
+def device(text: str) -> str:
+    """Check the name of a device."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not cpu, cuda or cuda:N")
+    return text
+
+
+def check_output(path: Path) -> None:
+    """Check that a file can be written before hours of work: its folder is created, and a file in it.
+
+    Raises
+    ------
+    CannotCreateError
+        It cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise CannotCreateError(f"{path}: cannot be written ({error.strerror}).", "Choose another --output.") from error
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -179,7 +218,7 @@ def _add_calibrate(p: argparse.ArgumentParser) -> None:
     _add_sources(group)
     _add_event_rule(group)
     group.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips per batch")
-    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    group.add_argument("--device", type=device, default="cpu", help="cpu, cuda, cuda:1, ...")
 
 
 def _add_data(p: argparse.ArgumentParser, normalisation: str, both: bool = False) -> None:
@@ -201,7 +240,9 @@ def _add_sources(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--store", type=Path, metavar="DIR", help="folder for prepared clips (default: next to the output)"
     )
-    group.add_argument("--nprocs", type=int, default=1, metavar="N", help="parallel processes for clip preparation")
+    group.add_argument(
+        "--nprocs", type=at_least(1), default=1, metavar="N", help="parallel processes for clip preparation"
+    )
 
 
 def _add_event_rule(group: argparse._ArgumentGroup) -> None:
@@ -232,7 +273,7 @@ def _add_task(p: argparse.ArgumentParser) -> None:
     group.add_argument("--no-balance", action="store_true", help="do not weight classes by their size")
     group.add_argument(
         "--ridge",
-        type=float,
+        type=at_least(0.0),
         default=1e-2,
         metavar="R",
         help="L2 penalty of linear heads; evaluate selects it, except for embeddings",
@@ -257,8 +298,8 @@ def _add_loop(p: argparse.ArgumentParser, epochs: int, batch_size: int, learning
     group.add_argument("--accumulate", type=int, default=1, metavar="N", help="batches per optimiser step")
     group.add_argument("--learning-rate", type=float, default=learning_rate, metavar="R", help="maximum learning rate")
     group.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="numerical precision")
-    group.add_argument("--seed", type=int, default=0, metavar="S", help="random seed")
-    group.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1, ...")
+    group.add_argument("--seed", type=at_least(0), default=0, metavar="S", help="random seed")
+    group.add_argument("--device", type=device, default="cpu", help="cpu, cuda, cuda:1, ...")
 
 
 @escaped_output()
@@ -277,7 +318,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": commands.evaluate,
         "calibrate": calibration.calibrate,
     }[arguments.command]
-    return exit_code_of("neurostorm-train", lambda: command(arguments), "Run the same command to resume.")
+
+    def run() -> None:
+        check_output(arguments.output or Path("adapter"))  # the default is in the current folder
+        command(arguments)
+
+    return exit_code_of("neurostorm-train", run, "Run the same command to resume.")
 
 
 if __name__ == "__main__":

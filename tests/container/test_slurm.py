@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import sys
 import time
@@ -97,3 +98,34 @@ def test_array_writes_rows_and_only_failed_participants_are_resubmitted(
     wait_for_queue(environment)
     assert (out / "logs" / "slurm" / "03.tsv").read_text().split("\t")[1] == "0"
     assert (out / "logs" / "slurm" / "01.tsv").read_text() == before
+
+
+def test_a_requeued_job_resumes_at_once_from_its_finished_steps(
+    cluster: dict[str, str], raw: Path, tmp_path: Path
+) -> None:
+    """As after preemption: SLURM ends all processes of the job, and starts it again with the same number."""
+    out, work, log = tmp_path / "out", tmp_path / "work", tmp_path / "job.log"
+    words = [NEUROSTORM, raw, out, "participant", "--participant-label", "01", "--model", "demo", "--work-dir", work]
+    script = tmp_path / "job.sh"
+    limits = "--requeue --cpus-per-task=1 --mem=3500M --open-mode=append"
+    options = "--level minimal --nprocs 1 --mem 3.4GB"
+    script.write_text(f"#!/bin/bash\n#SBATCH {limits} --output={log}\nexec {shlex.join(map(str, words))} {options}\n")
+    sent = sh("sbatch", "--parsable", script, env=cluster, cwd=tmp_path)
+    assert sent.returncode == 0, sent.stderr
+    job = sent.stdout.strip()
+    while not list(work.glob("neurostorm/*_examine/done.json")):
+        assert sh("squeue", "--noheader", "--job", job, env=cluster).stdout.strip(), log.read_text()
+        time.sleep(0.5)
+    assert sh("scontrol", "requeue", job, env=cluster).returncode == 0
+    while "neurostorm: terminated." not in log.read_text():
+        time.sleep(0.5)
+    assert list(out.rglob("running*.json")) == []
+    while sh("scontrol", "update", f"JobId={job}", "StartTime=now", env=cluster).returncode:  # SLURM waits 2 minutes
+        time.sleep(0.5)
+    wait_for_queue(cluster)
+    first, second = log.read_text().split("neurostorm: terminated.")
+    assert "reused from the scratch folder" not in first
+    assert "reused from the scratch folder" in second
+    assert "another run is processing" not in second
+    assert "1 of 1 runs finished" in second
+    assert list(out.glob("sub-01/**/*_desc-demo_embeddings.tsv"))

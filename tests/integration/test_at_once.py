@@ -37,6 +37,7 @@ def test_a_locked_participant_is_skipped_and_the_others_are_processed(
         said = capsys.readouterr().err
         assert "sub-02_task-rest failed" in said
         assert "skipped: " in said
+        assert 0 < said.index("sub-01 is skipped: ") < said.index("1 BOLD runs of 1 participants")  # at the start
     assert list(out.glob("sub-02/log/*/summary.json"))
     assert not list(out.glob("sub-*/log/running.json"))
     assert main([*command, "--mem", "8GB", "--participant-label", "01"]) == 65
