@@ -37,9 +37,9 @@ from bids_app.catalog.templates import MODEL_SPACE, brain_on
 from bids_app.cli.train import main as train
 from bids_app.clips import CLIP_VOLUMES, MODEL_GRID_AFFINE, MODEL_GRID_SHAPE, MODEL_TR, ClipReader, GridSeries
 from bids_app.model.api import load_autoencoder
-from bids_app.model.checkpoint import save_encoder
+from bids_app.model.checkpoint import read_checkpoint, save_encoder
 from bids_app.model.encoder import EncoderConfig
-from bids_app.model.mae import MaskedAutoencoder
+from bids_app.model.mae import MaskedAutoencoder, trained_mask
 from bids_app.phantom.geometry import rng_for
 from bids_app.training.data.store import ClipStore
 from bids_app.training.memory import reuse_freed_memory
@@ -185,11 +185,11 @@ def correct_predictions(encoder: Path, store: Path, tables: Path) -> np.ndarray:
 
 def parcel_errors(encoder: Path, regions: Regions, plan: Plan) -> np.ndarray:
     """Return the reconstruction error of each parcel, (parcels,), as the mean over held-out scans."""
-    model = load_autoencoder(encoder)
+    model, spatial = load_autoencoder(encoder), trained_mask(read_checkpoint(encoder))
     found = []
     for k in range(plan.held_out):
         reader = ClipReader(simulate(f"held{k}", GROUPS[k % 2], plan))
-        found.append(reconstruction_errors(model, reader, regions, "voxel").clips[0])
+        found.append(reconstruction_errors(model, reader, regions, spatial, "voxel").clips[0])
     return np.mean(found, axis=0)
 
 

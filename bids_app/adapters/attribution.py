@@ -11,7 +11,7 @@ All describe what this model uses, not the function of a region.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -111,6 +111,8 @@ class Attribution:
     clips: np.ndarray
     clip_numbers: tuple[int, ...]
     image: np.ndarray
+    mask_token: str = ""
+    """Spatial mask whose token hides the region (``reconstruction``)."""
 
     def columns(self) -> dict[str, list[Any]]:
         """Return the table: one row per region, largest contribution first."""
@@ -239,7 +241,12 @@ def integrate_gradients(scalar: Callable[[torch.Tensor], torch.Tensor], clip: to
 
 
 def reconstruction_errors(
-    model: MaskedAutoencoder, reader: ClipReader, regions: Regions, normalisation: str = "global", n_clips: int = 1
+    model: MaskedAutoencoder,
+    reader: ClipReader,
+    regions: Regions,
+    spatial: str,
+    normalisation: str = "global",
+    n_clips: int = 1,
 ) -> Attribution:
     """Compute the error of reconstructing each region from the rest of the brain.
 
@@ -249,6 +256,9 @@ def reconstruction_errors(
     Parameters
     ----------
     model : MaskedAutoencoder
+    spatial : str
+        Spatial mask of the model's pre-training, see `bids_app.model.mae.trained_mask`: the token of any other mask is
+        not trained.
     normalisation : str
         Normalisation of the model's pre-training.
     """
@@ -268,14 +278,15 @@ def reconstruction_errors(
             for k, one in enumerate(alone):
                 hidden = tokens.hidden(one, "any").to(device)
                 mask = hidden[None, ..., None].expand(1, *hidden.shape, clip.shape[-1])
-                predicted = from_patches(model(clip, mask, "atlas"), patch, model.config.in_chans).reshape(flat.shape)
+                predicted = from_patches(model(clip, mask, spatial), patch, model.config.in_chans).reshape(flat.shape)
                 chosen = (region_of_voxel == k) & (variance > 0)
                 error = (predicted[chosen] - flat[chosen]).square().mean(dim=-1)
                 row.append(float(error.mean() / variance[chosen].mean()) if bool(chosen.any()) else float("nan"))
         rows.append(np.array(row))
     images = [np.append(row, 0.0)[regions.of_voxel].reshape(MODEL_GRID_SHAPE) for row in rows]
     measure = "squared error over variance"
-    return _collect(regions, reader, patch, "reconstruction", measure, "", numbers, rows, images)
+    found = _collect(regions, reader, patch, "reconstruction", measure, "", numbers, rows, images)
+    return replace(found, mask_token=spatial)
 
 
 def _scalar_output(card: AdapterCard, output: int) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -108,6 +108,17 @@ def _add_pretrain(p: argparse.ArgumentParser) -> None:
         help="assignment of patches to regions",
     )
     group.add_argument(
+        "--atlas-count",
+        choices=("regions", "patches"),
+        default="regions",
+        help="what --mask-ratio counts with --mask atlas; patches is not the published method",
+    )
+    group.add_argument(
+        "--atlas-redraw",
+        action="store_true",
+        help="with --mask atlas, draw other regions in each volume; not the published method",
+    )
+    group.add_argument(
         "--region-weights",
         metavar="alike|TSV",
         help="weights of regions in the reconstruction loss: alike, or TSV with columns index and weight",

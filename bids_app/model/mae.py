@@ -20,6 +20,7 @@ from bids_app.model.checkpoint import MASKING_KEYS, Checkpoint
 from bids_app.model.config import EncoderConfig
 from bids_app.model.encoder import Block, Encoder, Stage
 from bids_app.model.heads import build_and_load
+from bids_app.model.masking import SPATIAL_MASKS
 from bids_app.model.patches import to_patches
 
 
@@ -51,14 +52,14 @@ class MaskedAutoencoder(nn.Module):
     ----------
     mask_token, atlas_mask_token : nn.Parameter, (C,)
     window_mask_token : nn.Parameter, (tokens of a window, C)
-        One for each position in a window of the first stage.
+        One for each position in a window of mask tokens, which has ``window_size``, never ``first_window_size``.
     """
 
     def __init__(self, config: EncoderConfig, drop_path: float = 0.0) -> None:
         super().__init__()
         self.config = config
         self.encoder = Encoder(config, drop_path)
-        wx, wy, wz, wt = config.first_window_size
+        wx, wy, wz, wt = config.window_size
         self.mask_token = nn.Parameter(0.02 * torch.randn(config.embed_dim))
         self.window_mask_token = nn.Parameter(0.02 * torch.randn(wx * wy * wz * wt, config.embed_dim))
         self.atlas_mask_token = nn.Parameter(0.02 * torch.randn(config.embed_dim))
@@ -107,7 +108,7 @@ class MaskedAutoencoder(nn.Module):
             return self.mask_token if spatial == "random" else self.atlas_mask_token
         if spatial != "window":
             raise UsageError(f"Unknown spatial mask {spatial!r}.", "Choose random, window or atlas.")
-        window = self.config.first_window_size
+        window = self.config.window_size
         tiles = self.window_mask_token.reshape(1, *window, -1)
         tiles = tiles.repeat(1, *(-(-size // step) for size, step in zip(grid, window, strict=True)), 1)
         gx, gy, gz, gt = grid
@@ -142,8 +143,7 @@ class MaskedAutoencoder(nn.Module):
 
 def _decoder_stage(config: EncoderConfig, stage: int) -> Stage:
     width = config.width(stage)
-    window = config.first_window_size if stage == 0 else config.window_size
-    blocks = [Block(width, window, j % 2 == 1, config.mlp_ratio) for j in range(config.depths[stage])]
+    blocks = [Block(width, config.window_size, j % 2 == 1, config.mlp_ratio) for j in range(config.depths[stage])]
     return Stage(blocks, upsample=PatchExpanding(width) if stage else None)
 
 
@@ -165,3 +165,28 @@ def autoencoder_from(checkpoint: Checkpoint) -> MaskedAutoencoder:
 def _tokens_of_2025(decoder: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     tokens = decoder["mask_token"]  # (tokens of a window, C)
     return {name: tokens if name == "window_mask_token" else tokens.mean(0) for name in MASKING_KEYS[:3]}
+
+
+def trained_mask(checkpoint: Checkpoint) -> str:
+    """Return the spatial mask of a pre-training file's training, whose mask token is the only trained one.
+
+    Published files have it in their hyperparameters (``spatial_mask``), ours in ``info``. Files of 2025 have tokens of
+    window masks only.
+
+    Raises
+    ------
+    BadDataError
+        The file does not name its mask, or names an unknown one.
+    """
+    checkpoint.require_decoder()
+    if checkpoint.decoder.get("mask_token", torch.zeros(1)).ndim == 2:
+        return "window"
+    own = checkpoint.info.get("mask")
+    found = own.get("spatial") if isinstance(own, Mapping) else checkpoint.info.get("spatial_mask")
+    if found not in SPATIAL_MASKS:
+        raise BadDataError(
+            f"{checkpoint.path}: the file does not name the masks of its training (spatial_mask: {str(found)[:50]!a}), "
+            "so that its trained mask token is unknown.",
+            "Use another file, or another --attribution.",
+        )
+    return str(found)

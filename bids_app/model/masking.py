@@ -1,7 +1,8 @@
 """Masks of the masked autoencoder: spatial and temporal mask types, and atlas regions as patches.
 
 A spatial mask samples the hidden positions in each time slot; a temporal mask sets the number and length of the time
-slots. Each spatial mask can be combined with each temporal mask.
+slots. As in the published code, atlas masks hide the same regions in all volumes of a clip, whatever the temporal mask,
+and the ratio counts regions; `MaskSettings.redraw` and ``count="patches"`` differ from it.
 
     B  clips      X Y Z T  token grid      R  regions of an atlas      K  time slots of a mask
 """
@@ -122,6 +123,9 @@ ATLAS_RULES: dict[str, Callable[[AtlasPatches, torch.Tensor], torch.Tensor]] = {
 is the largest region; ``pure``: patches completely inside it; ``soft``: weighted by the region's fraction."""
 
 
+REGIONS, PATCHES = "regions", "patches"
+
+
 @dataclass(frozen=True)
 class MaskSettings:
     """Settings of a mask.
@@ -131,18 +135,27 @@ class MaskSettings:
     spatial, temporal, rule : str
         Entries of `SPATIAL_MASKS`, `TEMPORAL_MASKS` and `ATLAS_RULES`.
     ratio : float
-        Hidden fraction, between 0 and 1, of tokens, of windows, or of the patches that the atlas covers.
+        Hidden fraction, between 0 and 1, of tokens, of windows, or of the atlas's regions.
+    redraw : bool
+        Draw other regions in each volume, with the temporal mask ``random``; not the published method. A hidden token
+        is then mostly visible in the next volume.
+    count : str
+        What the ratio of an atlas mask counts: ``regions``, as published, or ``patches``, those that the atlas covers.
     """
 
     spatial: str = "window"
     temporal: str = "random"
     ratio: float = 0.5
     rule: str = "majority"
+    redraw: bool = False
+    count: str = REGIONS
 
     def __post_init__(self) -> None:
         _look_up(SPATIAL_MASKS, self.spatial, "spatial mask")
         _look_up(TEMPORAL_MASKS, self.temporal, "temporal mask")
         _look_up(ATLAS_RULES, self.rule, "atlas rule")
+        if self.count not in (REGIONS, PATCHES):
+            raise UsageError(f"Unknown count {self.count!r}.", f"Choose {REGIONS} or {PATCHES}.")
         if not 0 < self.ratio < 1:
             raise UsageError(f"Invalid mask ratio: {self.ratio}.", "Give a number between 0 and 1.")
 
@@ -180,7 +193,8 @@ def sample_mask(
             f"The atlas mask requires an atlas on {grid[:3]} patches, but has {have}.", "Give a label image."
         )
     length = window[3] if settings.spatial == "window" else 1
-    n_slots, repeats = TEMPORAL_MASKS[settings.temporal](grid[3], length)
+    is_constant = settings.spatial == "atlas" and not settings.redraw
+    n_slots, repeats = TEMPORAL_MASKS["tube" if is_constant else settings.temporal](grid[3], length)
     sample = SPATIAL_MASKS[settings.spatial]
     masks = [sample(settings, n_slots, grid, window, atlas, generator) for _ in range(batch)]  # (K, X, Y, Z) each
     mask = torch.stack(masks).permute(0, 2, 3, 4, 1)  # (B, X, Y, Z, K)
@@ -221,19 +235,28 @@ def _sample_regions(
     atlas: AtlasPatches | None,
     generator: torch.Generator | None,
 ) -> torch.Tensor:
-    """Hide regions in random order, in the number that best matches the ratio of the covered patches."""
+    """Hide regions in random order: a share of the regions, or the number that best matches a share of the patches.
+
+    Regions that hide no patch are not counted: the published code draws from the labels of patches.
+    """
     assert atlas is not None  # checked by sample_mask
+    present = torch.nonzero(atlas.patches_of_regions(settings.rule) > 0).flatten()
+    if not len(present):
+        raise BadDataError("No region of the atlas hides a patch.", "Use another atlas rule, e.g. majority.")
     everything = torch.ones(len(atlas.labels), dtype=torch.bool)
     target = settings.ratio * atlas.hidden(everything, settings.rule).sum()
     slots = []
     for _ in range(n_slots):
-        order = torch.randperm(len(atlas.labels), generator=generator)
+        order = present[torch.randperm(len(present), generator=generator)]
 
         def hidden(count: int, order: torch.Tensor = order) -> torch.Tensor:
             chosen = torch.zeros_like(everything)
             chosen[order[:count]] = True
             return atlas.hidden(chosen, settings.rule)
 
+        if settings.count == REGIONS:
+            slots.append(hidden(max(1, int(len(order) * settings.ratio))))
+            continue
         # the hidden fraction increases with the number of regions, so the target can be found by bisection
         enough = bisect_left(range(1, len(order) + 1), target, key=lambda count: hidden(count).sum()) + 1
         enough = min(enough, len(order))

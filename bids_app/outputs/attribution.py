@@ -61,6 +61,8 @@ def describe_attribution(found: Attribution, atlas: Atlas, facts: ModelFacts) ->
         method=found.method,
         measure=found.measure,
         answer=found.target,
+        mask_token=found.mask_token or None,
+        hidden="all tokens that overlap the region, in all volumes" if found.mask_token else None,
         clips=found.clip_numbers,
         regions_without_token=int((found.n_tokens == 0).sum()),
         columns={

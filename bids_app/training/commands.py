@@ -77,7 +77,14 @@ def pretrain(arguments: argparse.Namespace) -> None:
     )
     scans = tuple(scan for dataset in datasets for scan in dataset.scans)
     settings = pretraining.PretrainSettings(
-        mask=MaskSettings(arguments.mask, arguments.mask_time, arguments.mask_ratio, arguments.atlas_rule),
+        mask=MaskSettings(
+            arguments.mask,
+            arguments.mask_time,
+            arguments.mask_ratio,
+            arguments.atlas_rule,
+            redraw=arguments.atlas_redraw,
+            count=arguments.atlas_count,
+        ),
         strd=None if arguments.no_strd else (5, 5),
         loop=_loop_settings(arguments),
         checkpointing=arguments.checkpointing,

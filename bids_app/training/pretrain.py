@@ -80,7 +80,7 @@ def pretrain(
         Training log of `bids_app.training.loop.fit`.
     """
     config = model.config
-    window = config.first_window_size
+    window = config.window_size
 
     def loss_of(batch: Batch) -> torch.Tensor:
         device = next(model.parameters()).device

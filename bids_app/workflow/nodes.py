@@ -449,16 +449,19 @@ def attribute_run(
 
     from bids_app.model.api import load_model
     from bids_app.model.checkpoint import read_checkpoint
-    from bids_app.model.mae import autoencoder_from
+    from bids_app.model.mae import autoencoder_from, trained_mask
 
     torch.set_num_threads(threads)
     chosen, found_atlas = choose_device(device), find_atlas(atlas)
     regions = Regions(found_atlas.name, labels_to_model_grid(load_nifti(found_atlas.path)), found_atlas.names)
     reader = ClipReader(GridSeries.open(grid.folder))
     if method not in PREDICTION_METHODS:
-        autoencoder = autoencoder_from(read_checkpoint(weights_path(find_model(model)))).to(chosen).eval()
+        checkpoint = read_checkpoint(weights_path(find_model(model)))
+        autoencoder = autoencoder_from(checkpoint).to(chosen).eval()
         name = as_label(encoded.facts.model)
-        return RunAttribution(found_atlas, {name: reconstruction_errors(autoencoder, reader, regions)})
+        return RunAttribution(
+            found_atlas, {name: reconstruction_errors(autoencoder, reader, regions, trained_mask(checkpoint))}
+        )
     loaded = load_model(model, chosen)
     attributable = [p for p in encoded.predictions if p.card.task != EMBEDDING]
     outputs = {p.card.name: p.label_index for p in attributable if not p.is_refused}

@@ -217,8 +217,9 @@ def check_atlas(settings: Settings) -> str:
     if settings.model.attribution == "reconstruction":
         from bids_app.catalog.models import find_model, weights_path
         from bids_app.model.checkpoint import read_checkpoint
+        from bids_app.model.mae import trained_mask
 
-        read_checkpoint(weights_path(find_model(settings.model.model))).require_decoder()
+        trained_mask(read_checkpoint(weights_path(find_model(settings.model.model))))
     elif settings.model.embeddings_only:
         raise UsageError(
             "--attribution needs predictions, but --level minimal makes none.", "Leave out --level or --attribution."

@@ -110,17 +110,19 @@ def test_selected_clips_are_evenly_spaced() -> None:
     assert select_clips(1, 3) == (0,)
 
 
-def test_reconstruction_errors_cover_the_hidden_region_only(reader) -> None:
+@pytest.mark.parametrize("spatial", ["random", "window", "atlas"])
+def test_reconstruction_errors_cover_the_hidden_region_only(spatial, reader) -> None:
     torch.manual_seed(0)
     model = MaskedAutoencoder(CONFIG).eval()
     labels = np.zeros(MODEL_GRID_SHAPE, int)
     labels[48:66, 48:66, 48:66], labels[:10, :10, :10] = 3, 7
-    found = reconstruction_errors(model, reader, Regions("two", labels, {}))
+    found = reconstruction_errors(model, reader, Regions("two", labels, {}), spatial)
+    assert found.mask_token == spatial
     clip = reader.clip(0, "global")[None]
     mask = torch.zeros(1, *CONFIG.grid(0))
     mask[0, 2, 2, 2] = 1
     with torch.no_grad():
-        wrong = (from_patches(model(clip, mask, "atlas"), CONFIG.patch_size) - clip)[0, 0, 48:66, 48:66, 48:66]
+        wrong = (from_patches(model(clip, mask, spatial), CONFIG.patch_size) - clip)[0, 0, 48:66, 48:66, 48:66]
     expected = wrong.square().mean() / clip[0, 0, 48:66, 48:66, 48:66].var(dim=-1, correction=0).mean()
     assert found.clips[0, 0] == pytest.approx(expected.item(), rel=1e-4)
     assert np.isnan(found.clips[0, 1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import load_autoencoder, load_model
 from bids_app.model.checkpoint import save_encoder
 from bids_app.model.encoder import EncoderConfig
-from bids_app.model.mae import MaskedAutoencoder
+from bids_app.model.mae import MaskedAutoencoder, trained_mask
 from bids_app.model.masking import SPATIAL_MASKS, TEMPORAL_MASKS, AtlasPatches, MaskSettings, sample_mask
 from bids_app.model.patches import to_patches
 from bids_app.model.strd import TokenDropout, set_token_dropout
@@ -129,3 +131,28 @@ def test_redundancy_dropout_is_active_during_training_only(autoencoder, clips):
         assert (encoder(clips) - quiet).abs().max() > 1e-4
         set_token_dropout(autoencoder, None)
         torch.testing.assert_close(encoder(clips), quiet)
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({"mask": {"spatial": "atlas"}}, "atlas"),
+        ({"spatial_mask": "window"}, "window"),
+        ({"spatial_mask": "tube"}, None),
+        ({}, None),
+    ],
+)
+def test_the_mask_of_the_training_is_read_from_the_file_or_the_file_is_refused(info, expected) -> None:
+    checkpoint = SimpleNamespace(path="a.ckpt", decoder={"mask_token": torch.zeros(4)}, info=info)
+    checkpoint.require_decoder = lambda: None
+    if expected is None:
+        with pytest.raises(BadDataError, match="does not name the masks"):
+            trained_mask(checkpoint)
+    else:
+        assert trained_mask(checkpoint) == expected
+
+
+def test_files_of_2025_were_trained_with_window_masks() -> None:
+    checkpoint = SimpleNamespace(path="a.ckpt", decoder={"mask_token": torch.zeros(256, 4)}, info={})
+    checkpoint.require_decoder = lambda: None
+    assert trained_mask(checkpoint) == "window"

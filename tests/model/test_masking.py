@@ -35,11 +35,50 @@ def test_a_tube_hides_the_same_positions_in_all_volumes(spatial, atlas):
     assert torch.equal(mask, mask[..., :1].expand_as(mask))
 
 
-@pytest.mark.parametrize("spatial", ["random", "window", "atlas"])
-def test_a_random_mask_changes_over_time(spatial, atlas):
+@pytest.mark.parametrize(("spatial", "redraw"), [("random", False), ("window", False), ("atlas", True)])
+def test_a_random_mask_changes_over_time(spatial, redraw, atlas):
     torch.manual_seed(0)
-    mask = sample_mask(MaskSettings(spatial, "random"), 1, GRID, WINDOW, atlas)
+    mask = sample_mask(MaskSettings(spatial, "random", redraw=redraw), 1, GRID, WINDOW, atlas)
     assert not torch.equal(mask[..., 0], mask[..., 4])
+
+
+@pytest.mark.parametrize("temporal", ["random", "tube"])
+def test_an_atlas_mask_hides_the_same_regions_in_all_volumes(temporal, atlas):
+    mask = sample_mask(MaskSettings("atlas", temporal), 3, GRID, WINDOW, atlas)
+    assert torch.equal(mask, mask[..., :1].expand_as(mask))
+    assert not torch.equal(mask[0], mask[1])
+
+
+def regions_hidden(mask: torch.Tensor, atlas: AtlasPatches) -> int:
+    """Count the regions all of whose patches are hidden in a volume (X, Y, Z)."""
+    return sum(bool((mask[region > 0] == 1).all()) for region in atlas.fractions if region.any())
+
+
+@pytest.mark.parametrize(("ratio", "expected"), [(0.05, 1), (0.39, 3), (0.5, 4), (0.99, 8)])
+def test_the_ratio_of_an_atlas_mask_counts_regions(ratio, expected, atlas):
+    mask = sample_mask(MaskSettings("atlas", ratio=ratio), 1, GRID, WINDOW, atlas)
+    assert regions_hidden(mask[0, ..., 0], atlas) == expected
+
+
+def test_regions_without_a_patch_are_not_counted(split_patches):
+    settings = MaskSettings("atlas", ratio=0.5)  # by majority, one of three regions has no patch
+    masks = sample_mask(settings, 40, (3, 1, 1, 4), (1, 1, 1, 1), split_patches)
+    assert set(masks[..., 0].sum(dim=(1, 2, 3)).tolist()) == {1.0, 2.0}
+    with pytest.raises(BadDataError, match="hides a patch"):
+        sample_mask(
+            MaskSettings("atlas", rule="pure"), 1, (1, 1, 1, 4), (1, 1, 1, 1),
+            AtlasPatches(split_patches.labels, split_patches.fractions[:, 1:2]),
+        )  # fmt: skip
+
+
+def test_the_ratio_of_an_atlas_mask_counts_patches_on_request():
+    labels = torch.ones(8, 8, 8, dtype=torch.int32)
+    labels[4:] = torch.arange(4 * 64).reshape(4, 8, 8) + 2  # one region of 256 patches, 256 of one
+    atlas = AtlasPatches.from_volume(labels, (1, 1, 1))
+    by_patches = sample_mask(MaskSettings("atlas", ratio=0.7, count="patches"), 20, GRID, WINDOW, atlas)
+    by_regions = sample_mask(MaskSettings("atlas", ratio=0.7), 20, GRID, WINDOW, atlas)
+    assert by_patches.mean(dim=(1, 2, 3, 4)).sub(0.7).abs().median() < 0.1
+    assert by_regions.mean(dim=(1, 2, 3, 4)).min() < 0.36
 
 
 def test_window_masks_hide_whole_windows():
@@ -53,7 +92,7 @@ def test_window_masks_fit_grids_that_are_not_divisible_by_the_window():
 
 
 def test_atlas_masks_hide_whole_regions_and_nothing_else(atlas):
-    mask = sample_mask(MaskSettings("atlas", "tube"), 1, GRID, WINDOW, atlas)[0, ..., 0]
+    mask = sample_mask(MaskSettings("atlas", count="patches"), 1, GRID, WINDOW, atlas)[0, ..., 0]
     assert mask[:2].sum() == 0
     shares = [(mask * region).sum() / region.sum() for region in atlas.fractions]
     assert set(torch.stack(shares).tolist()) == {0.0, 1.0}
@@ -113,7 +152,9 @@ def test_aal3_has_24_regions_of_one_patch_and_28_of_none():
     assert ((patches == 1).sum(), (patches == 0).sum()) == (24, 28)
 
 
-@pytest.mark.parametrize("change", [{"spatial": "tube"}, {"temporal": "window"}, {"rule": "most"}, {"ratio": 1.0}])
+@pytest.mark.parametrize(
+    "change", [{"spatial": "tube"}, {"temporal": "window"}, {"rule": "most"}, {"ratio": 1.0}, {"count": "x"}]
+)
 def test_invalid_settings_are_rejected(change):
     with pytest.raises(UsageError):
         MaskSettings(**change)

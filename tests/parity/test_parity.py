@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
 from bids_app.clips import to_model_grid
 from bids_app.model.api import load_autoencoder, load_model
-from bids_app.model.masking import AtlasPatches
+from bids_app.model.masking import AtlasPatches, MaskSettings, sample_mask
 from bids_app.model.patches import from_patches
 from bids_app.model.strd import drop_probability
 from tests.parity.cases import FOLDER, Case
@@ -21,7 +22,13 @@ ENCODER_CASES = (
     "encoder_from_2025_pretraining",
     "encoder_prompts",
 )
-AUTOENCODER_CASES = {"mae_random_random": "random", "mae_window_random": "window", "mae_atlas_tube": "atlas"}
+AUTOENCODER_CASES = {
+    "mae_random_random": "random",
+    "mae_window_random": "window",
+    "mae_atlas_tube": "atlas",
+    "mae_two_windows_same_volume": "window",
+    "mae_two_windows_other_volume": "random",
+}
 """Autoencoder cases and their spatial masks."""
 
 
@@ -89,3 +96,19 @@ def test_volume_preparation_equals_that_of_the_published_code(name, mask):
     clip = to_model_grid(case.image, mask=mask and Case(mask).image)
     difference = (clip[::3, ::3, ::3] - case["clip_every_3rd_voxel"]).abs().max()
     assert difference <= case["int8_scale"]
+
+
+def test_atlas_masks_are_drawn_as_by_the_published_code(monkeypatch):
+    recorded = np.load(FOLDER / "mask_atlas_random.npz")
+    grid, ratio = tuple(recorded["grid"].tolist()), float(recorded["mask_ratio"][0])
+    labels = torch.from_numpy(recorded["patch_atlas"])
+    atlas = AtlasPatches.from_volume(labels, (1, 1, 1))
+    masks = torch.from_numpy(recorded["mask"]).reshape(-1, *grid)
+    for mask in masks:
+        first = [int(label) for label in atlas.labels if (mask[..., 0][labels == label] == 1).all()]
+        rest = [int(label) for label in atlas.labels if label not in first]
+        order = torch.tensor([atlas.labels.tolist().index(label) for label in first + rest])
+        monkeypatch.setattr(torch, "randperm", lambda n, generator=None, order=order: order)
+        for temporal in ("random", "tube"):
+            found = sample_mask(MaskSettings("atlas", temporal, ratio), 1, grid, (4, 4, 4, 4), atlas)
+            assert torch.equal(found[0], mask)

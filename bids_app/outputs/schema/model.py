@@ -202,6 +202,10 @@ class AttributionSidecar(ModelSidecar):
     method: str | None = key("Method", text)
     measure: str | None = key("Measure", text)
     answer: str | None = key("Answer", text)
+    mask_token: str | None = key("MaskToken", text)
+    """Spatial mask of the pre-training, whose token hides a region (reconstruction)."""
+    hidden: str | None = key("Mask", text)
+    """What the mask hides (reconstruction)."""
     clips: tuple[int, ...] | None = key("Clips", several(whole))
     regions_without_token: int | None = key("RegionsWithoutToken", whole)
     columns: dict[str, Any] = columns()
