@@ -119,7 +119,7 @@ RULES = (
 """Checks of every scan, with any adapter."""
 
 SIMULATED = "simulated"
-"""Entry of a card's cohort: true if all its scans are simulated."""
+"""Entry of a card's cohort: whether its scans are simulated; absent: unknown."""
 
 LEFT_RIGHT_LEVELS = {
     LeftRight.AS_STORED: (PASS, ""),
@@ -249,7 +249,8 @@ def judge_prediction(
             if name not in found or LEVELS.index(check.level) > LEVELS.index(found[name].level):
                 found[name] = check
             unknown.pop(name, None)
-    if (origin := _check_origin(facts.get("simulated"), bool(card.cohort.get(SIMULATED)))) is not None:
+    cohort = card.cohort.get(SIMULATED)
+    if (origin := _check_origin(facts.get("simulated"), cohort if isinstance(cohort, bool) else None)) is not None:
         found["origin"] = origin
     for name, what in COMPARED.items():
         if name in distances:
@@ -329,15 +330,16 @@ def _check_against_cohort(name: str, rule: CohortRule, value: float, cohort_rang
     )  # fmt: skip
 
 
-def _check_origin(scan: object, cohort: bool) -> Check | None:
-    """Compare scan and cohort: simulated scans are valid for adapters of simulated cohorts only, real ones for others.
+def _check_origin(scan: object, cohort: bool | None) -> Check | None:
+    """Compare scan and cohort: adapters of a simulated cohort are valid for simulated scans only, and the reverse.
 
-    None if the scan's origin is unknown and the cohort is real: nearly all scans are.
+    None if it is unknown whether the cohort is simulated, or if the scan's origin is unknown and the cohort is not
+    simulated: nearly all scans are of people.
     """
-    limits = "simulated, as the adapter's cohort" if cohort else "real, as the adapter's cohort"
-    if scan is None and not cohort:
+    if cohort is None or (scan is None and not cohort):
         return None
-    value = {True: "simulated", False: "real", None: "not known to be simulated"}[scan if scan is None else bool(scan)]
+    limits = "simulated, as the adapter's cohort" if cohort else "of a person, as the adapter's cohort"
+    value = "not known to be simulated" if scan is None else "simulated" if scan else "not simulated"
     if bool(scan) == cohort:
         return Check("origin", PASS, value, limits)
     message = (

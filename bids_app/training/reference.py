@@ -16,8 +16,9 @@ import numpy as np
 
 from bids_app.adapters.domain import Domain
 from bids_app.adapters.file import Adapter
+from bids_app.adapters.verdict import SIMULATED
 from bids_app.bids.participants import as_age
-from bids_app.bids.sidecars import read_json
+from bids_app.bids.sidecars import is_simulated, read_json
 from bids_app.clips import MODEL_TR
 from bids_app.errors import BadDataError, NeurostormError
 from bids_app.files import read_rows
@@ -121,6 +122,9 @@ def add_ranges(adapter: Adapter, examples: Sequence[ClipSource], participants: P
     }
     card = adapter.card
     cohort = card.cohort | _demographics(rows, scans)
+    origins = {is_simulated(_sidecar(scan)) for scan in scans}
+    if origins in ({True}, {False}):
+        cohort[SIMULATED] = origins.pop()
     if ages:
         cohort["ages"] = {"mean": round(float(np.mean(ages)), 2), "range": [min(ages), max(ages)], "known": len(ages)}
     return replace(adapter, card=replace(card, ranges=card.ranges | ranges, cohort=cohort))
@@ -139,7 +143,7 @@ def scan_properties(scan: Scan) -> dict[str, float]:
     found["fd_mean"] = scan.confounds.get("framewise_displacement_mean")
     if scan.source:
         bold = Path(scan.source)
-        found["tr"] = _json(bold.with_suffix("").with_suffix(".json")).get("RepetitionTime")
+        found["tr"] = _sidecar(scan).get("RepetitionTime")
         table = bold.parent / f"{scan.name}_desc-quality_metrics.tsv"
         row = _first_row(table)
         found |= {name: _number(row[name]) for name in ("fd_mean", "tsnr") if _number(row.get(name)) is not None}
@@ -159,8 +163,12 @@ def _demographics(participants: ParticipantTable, scans: Sequence[Scan]) -> dict
     return {name: groups if len(groups) <= MAX_LISTED else len(groups) for name, groups in counts.items()}
 
 
+def _sidecar(scan: Scan) -> dict[str, Any]:
+    return _json(Path(scan.source).with_suffix("").with_suffix(".json")) if scan.source else {}
+
+
 def _scanner(scan: Scan) -> str:
-    sidecar = _json(Path(scan.source).with_suffix("").with_suffix(".json")) if scan.source else {}
+    sidecar = _sidecar(scan)
     parts = [sidecar.get(key) for key in ("Manufacturer", "ManufacturersModelName")]
     strength = sidecar.get("MagneticFieldStrength")
     return " ".join([*(str(part) for part in parts if part), *([f"{strength:g} T"] if _number(strength) else [])])

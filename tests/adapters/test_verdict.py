@@ -139,11 +139,13 @@ def test_a_scan_that_fails_both_tests_of_its_signal_is_refused() -> None:
         (True, False, REFUSE),
         (False, False, PASS),
         (None, False, PASS),
+        (True, None, PASS),
+        (False, None, PASS),
     ],
 )
 def test_simulated_and_real_scans_are_told_apart(simulated, cohort, expected) -> None:
     facts = GOOD | {"simulated": simulated}
-    adapter = card(cohort={"simulated": True} if cohort else {})
+    adapter = card(cohort={} if cohort is None else {"simulated": cohort})
     assert judge_prediction(facts, adapter, NEAR, WARN).level == expected
     assert judge_scan(facts).level == PASS
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -207,4 +208,5 @@ def test_the_array_script_passes_sigterm_on_and_waits_for_the_app(tmp_path: Path
         assert ended.exists()
         assert (tmp_path / "out" / "logs" / "slurm" / "01.tsv").read_text().split()[:2] == ["01", "143"]
     finally:
-        os.killpg(task.pid, signal.SIGKILL)  # the sleep of the app
+        with contextlib.suppress(ProcessLookupError):  # it ended before
+            os.killpg(task.pid, signal.SIGKILL)  # the sleep of the app

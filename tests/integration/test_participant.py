@@ -146,7 +146,7 @@ def test_the_report_shows_prediction_verdict_and_cards(finished: Finished) -> No
     page = (finished.out / "sub-01.html").read_text()
     text = " ".join(re.sub("<[^>]*>", " ", page).split())
     assert "not calibrated" in text
-    assert "Verdict checks" in text
+    assert "Checks of the prediction" in text
     assert "Model tiny Not a medical device." in text
     assert "Adapter tinystate Not a medical device." in text
     assert 'class="trace"' in page

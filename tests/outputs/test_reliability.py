@@ -220,14 +220,14 @@ def test_out_of_distribution_no_label_is_excluded_and_intervals_widen() -> None:
     rng = np.random.default_rng(0)
     raw = rng.dirichlet([2, 2], 300)
     truth = [card().labels[int(rng.random() < p)] for p in raw[:, 1]]
-    calibration = calibrate_classes(raw, truth, card().labels).as_dict()
+    calibration = calibrate_classes(raw, truth, card().labels, singles(300)).as_dict()
     sure = Prediction(card(calibration=calibration), np.array([[0.999, 0.001]]), ONSETS[:1], 16.0)
     beyond = {"clips": Distance(1.5, 1.0, 0.01, tail=0.5)}
     assert describe_uncertainty(sure).labels.label_set == (card().labels[0],)
     assert describe_uncertainty(replace(sure, distances=beyond)).labels.label_set == card().labels
 
     errors = rng.normal(size=300)
-    interval = calibrate_values(errors, np.zeros(300)).as_dict()
+    interval = calibrate_values(errors, np.zeros(300), singles(300)).as_dict()
     found = ages([30.0], calibration=interval)
     near, wide = found.interval, replace(found, distances=beyond).interval
     assert near is not None

@@ -42,7 +42,7 @@ def run() -> BoldRun:
 def context(tmp_path: Path) -> RunContext:
     model = ChosenModel("demo", (tmp_path / "a",), "", {"weights": "0" * 64, str(tmp_path / "a"): "1" * 64}, (), False)
     settings = Settings(tmp_path, tmp_path / "out", PARTICIPANT, tmp_path / "work")
-    return RunContext(settings, model, "MNI152NLin2009aSym", {}, None, False, False, {})
+    return RunContext(settings, model, "MNI152NLin2009aSym", {}, {}, None, False, False, {})
 
 
 def hash_of(run: BoldRun, context: RunContext) -> str:

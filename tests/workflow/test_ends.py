@@ -58,7 +58,7 @@ def study(tmp_path: Path, monkeypatch):
     for folder in (settings.out_dir, settings.work_dir):
         folder.mkdir()
     model = ChosenModel("demo", (), "", {}, (), False)
-    context = RunContext(settings, model, "MNI152NLin2009aSym", {}, None, False, False, {})
+    context = RunContext(settings, model, "MNI152NLin2009aSym", {}, {}, None, False, False, {})
 
     def process(**models: str) -> int:
         def add_run(graph: Graph, run: BoldRun, context: RunContext) -> RunSteps:

@@ -64,7 +64,7 @@ def test_a_prediction_has_the_promise_of_the_site_of_its_participant(tmp_path: P
     prediction = Prediction(card, np.full((4, 1), 30.0), np.arange(4.0), 16.0)
     encoded = Encoded(Embeddings({}, np.arange(4.0), 16.0), (prediction,), None)  # type: ignore[arg-type]
     for site, interval in ((None, (27.0, 33.0)), ("A", (27.0, 33.0)), ("B", None)):
-        judged = nodes.judge(encoded, run(), SimpleNamespace(coverage=0.95), None, site, "warn", tmp_path)
+        judged = nodes.judge(encoded, run(), grid(0.95), None, site, None, "warn", tmp_path)
         assert judged.predictions[0].interval == interval
 
 
@@ -164,7 +164,7 @@ def test_corrections_that_were_left_out_are_in_the_warnings_and_in_the_verdict(t
         series, motion, SimpleNamespace(mask=None), aligned, confounds, 1, (), False, tmp_path, ANATOMY
     )
     assert {"Slice times contradict.", "No distortion correction."} <= set(found.warnings)
-    (check,) = (check for check in judge_scan(scan_facts(found, 0.95)).checks if check.name == "preprocessing")
+    (check,) = (check for check in judge_scan(scan_facts(found, grid(0.95))).checks if check.name == "preprocessing")
     assert (check.level, check.message) == ("warn", "Slice times contradict. No distortion correction.")
 
 
