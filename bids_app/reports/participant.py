@@ -44,7 +44,7 @@ MAX_REGIONS = 40
 """Maximum rows of a table of regions on the page; the file has all rows."""
 MAX_FILES = 5
 """Maximum number of files that are named where outputs of earlier invocations are not shown."""
-PAGE_LIMIT = 290_000
+PAGE_LIMIT = 298_000
 """Maximum size of a page, bytes; the volume-wise series use what is left, at a lower resolution for many runs."""
 BYTES_PER_TRACE, BYTES_PER_POINT = 500, 16
 """Size of its HTML element, and of each point: three numbers of up to four digits with sign and comma."""
