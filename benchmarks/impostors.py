@@ -357,7 +357,7 @@ def ask(case: Case, folder: Path) -> dict[str, str]:
         ]
         return {"verdict": "error", "checks": lines[0][-160:], "answer": ""}
     verdict = json.loads(found.read_text())["Verdict"]
-    checks = [check["Name"] for check in verdict["Checks"] if check["Level"] != "pass"]
+    checks = [check["Check"] for check in verdict["Checks"] if check["Level"] != "pass"]
     rows = list(csv.DictReader(found.with_suffix(".tsv").read_text().splitlines(), delimiter="\t"))
     return {"verdict": verdict["Level"], "checks": " ".join(checks), "answer": rows[0].get("label", "")}
 
