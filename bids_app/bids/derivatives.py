@@ -14,7 +14,7 @@ from typing import Any, Literal, TypedDict
 
 from bids_app.bids.entities import check_name, join_name, natural_key, split_name
 from bids_app.bids.layout import query_images
-from bids_app.bids.sidecars import Inheritance, missing_content, read_json
+from bids_app.bids.sidecars import SCANNER, Inheritance, missing_content, read_json
 from bids_app.errors import NeurostormError
 from bids_app.settings import QuerySettings
 
@@ -33,7 +33,7 @@ TABLES = (("confounds", "timeseries"), ("confounds", "regressors"), ("", "motion
 VARIANT_ENTITIES = ("space", "cohort", "res", "den", "desc", "label", "echo", "part")
 """Entities that distinguish the images of one run, not runs."""
 
-VALID_METADATA = ("RepetitionTime", "StartTime", "SliceTimingCorrected", "SkullStripped", "TaskName")
+VALID_METADATA = ("RepetitionTime", "StartTime", "SliceTimingCorrected", "SkullStripped", "TaskName", SCANNER)
 """Sidecar keys that stay valid after preprocessing; ``SliceTiming``, for instance, does not."""
 
 SUPPORTED_FMRIPREP = ((20, 2), (25, 99))

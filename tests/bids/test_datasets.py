@@ -62,6 +62,7 @@ def test_fmriprep_run_has_mask_boldref_t1w_and_confounds(dataset):
         contents={
             f"{STEM}_{ASYM6}_res-2_desc-preproc_bold.json": {
                 "RepetitionTime": 2.0, "StartTime": 1.0, "SkullStripped": False, "SliceTiming": [0, 1],
+                "ManufacturersModelName": "Prisma",
             },
             f"{STEM}_desc-confounds_timeseries.json": {},
         },
@@ -69,7 +70,8 @@ def test_fmriprep_run_has_mask_boldref_t1w_and_confounds(dataset):
     run = only(root)
     assert run.stem == "sub-01_task-rest"
     assert run.bold == run.derived.bold == root / BOLD
-    assert run.metadata == {"RepetitionTime": 2.0, "StartTime": 1.0, "SkullStripped": False}
+    valid = {"RepetitionTime": 2.0, "StartTime": 1.0, "SkullStripped": False, "ManufacturersModelName": "Prisma"}
+    assert run.metadata == valid
     derived = run.derived
     assert derived.mask.name == f"sub-01_task-rest_{ASYM6}_res-2_desc-brain_mask.nii.gz"
     assert derived.boldref.name == f"sub-01_task-rest_{ASYM6}_res-2_boldref.nii.gz"
