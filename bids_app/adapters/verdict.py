@@ -93,7 +93,7 @@ RULES = (
          high=0.55),
     Rule("tsnr", "tsnr", "temporal signal-to-noise ratio", "", "the signal is weak", 25),
     # Tests against surrogates of the run itself (preprocess/brain_signal.py): the limit is the false-alarm rate.
-    # Of seven real runs of four scanners and simulated ones, with a margin; `benchmarks/impostors.py` has the values.
+    # Set with a margin around the values of two real runs (two scanners) and eight simulated ones; few for a limit.
     Rule("stillness", "fd_mean", "mean framewise displacement", "mm",
          "living heads move more; the scan may be of an object, or computed", 0.02),
     Rule("fluctuation", "sd_percent", "temporal standard deviation", "%",

@@ -143,10 +143,10 @@ def _read(series: GridSeries, weights: sparse.csr_matrix, pairs: np.ndarray) -> 
     n_voxels = series.values.shape[1]
     sums, squares = np.zeros(n_voxels), np.zeros(n_voxels)
     first = series.rows(0, 1)[0].astype(np.float64)
-    transposed = weights.T.tocsr().astype(np.float32)
+    weights = weights.astype(np.float32)
     for start in range(0, series.n_vols, CHUNK_VOLUMES):
         rows = series.rows(start, min(start + CHUNK_VOLUMES, series.n_vols))
-        regions.append((transposed.T @ rows.T).T)
+        regions.append((weights @ rows.T).T)
         total.append(rows.mean(axis=1, dtype=np.float64))
         sampled.append(rows[:, pairs])
         away = rows - first
@@ -160,10 +160,16 @@ def _read(series: GridSeries, weights: sparse.csr_matrix, pairs: np.ndarray) -> 
     )  # fmt: skip
 
 
-def _spheres(mask: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
-    """Return weights (R, V) that average the voxels of each sphere, and the share of each sphere in the mask."""
+def _columns(mask: np.ndarray) -> np.ndarray:
+    """Return the column of each voxel of the grid in a series of the mask's voxels; -1 outside the mask."""
     column = np.full(mask.size, -1)
     column[mask.ravel()] = np.arange(int(mask.sum()))
+    return column
+
+
+def _spheres(mask: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> tuple[sparse.csr_matrix, np.ndarray]:
+    """Return weights (R, V) that average the voxels of each sphere, and the share of each sphere in the mask."""
+    column = _columns(mask)
     to_voxels = np.linalg.inv(MODEL_GRID_AFFINE)
     reach = int(np.ceil(radii.max() / 2)) + 1
     offsets = np.stack(np.meshgrid(*[np.arange(-reach, reach + 1)] * 3, indexing="ij"), -1).reshape(-1, 3)
@@ -186,8 +192,7 @@ def _spheres(mask: np.ndarray, centres: np.ndarray, radii: np.ndarray) -> tuple[
 
 def _neighbours(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Sample voxels whose neighbour at 10 mm, along a random axis, is in the mask too; columns (2, N)."""
-    column = np.full(mask.size, -1)
-    column[mask.ravel()] = np.arange(int(mask.sum()))
+    column = _columns(mask)
     found = []
     for axis in range(3):
         both = mask & np.roll(mask, -NEIGHBOUR_VOXELS, axis=axis)
