@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import threading
 import time
@@ -14,7 +13,11 @@ import psutil
 
 @dataclass(frozen=True)
 class Cost:
-    """Wall and CPU time (s), peak memory (GB, shared pages counted once), and exit code of a command."""
+    """Wall and CPU time (s), peak memory (GB, shared pages counted once), and exit code of a command.
+
+    The CPU time is that of all processes when they were last sampled: workers that a fork server started are not among
+    the children that the system accounts for.
+    """
 
     seconds: float
     cpu_seconds: float
@@ -24,10 +27,10 @@ class Cost:
 
 def watch(command: list[str], every: float = 0.5, **options: Any) -> Cost:
     """Run a command with options of `subprocess.Popen`, sample its memory every few seconds, and return its cost."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     started = time.perf_counter()
     process = subprocess.Popen(command, **options)
     peak = 0
+    used: dict[tuple[int, float], float] = {}
     done = threading.Event()
 
     def sample() -> None:
@@ -42,6 +45,8 @@ def watch(command: list[str], every: float = 0.5, **options: Any) -> Cost:
             for member in members:
                 try:
                     total += member.memory_full_info().pss
+                    times = member.cpu_times()
+                    used[member.pid, member.create_time()] = times.user + times.system
                 except (psutil.NoSuchProcess, psutil.AccessDenied):
                     continue
             peak = max(peak, total)
@@ -52,6 +57,4 @@ def watch(command: list[str], every: float = 0.5, **options: Any) -> Cost:
     seconds = time.perf_counter() - started
     done.set()
     watcher.join()
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(seconds, cpu_seconds, peak / 1e9, code)
+    return Cost(seconds, sum(used.values()), peak / 1e9, code)
