@@ -143,12 +143,11 @@ def choose_t1w(
     root : pathlib.Path
         Root of the dataset.
     notes : list of str
-        Receives the selection if there was a choice, and a note if there is no T1w image.
+        Receives the selection if there was a choice.
     reference : str
         Value of ``--subject-anatomical-reference``.
     """
     if not t1ws:
-        notes.append("No T1w image was found: the BOLD run is aligned with the template directly.")
         return None
     session = session_folder(bold, root)
     by_session = group_by_session(t1ws, root)
