@@ -207,6 +207,7 @@ def simulate_run(
     if imperfections is not None:
         own = rng_for(*keys, "imperfections")
         bold *= epi.receive_field(protocol, imperfections, own)[..., None]
+        epi.add_physiological_noise(bold, protocol, imperfections, rng_for(*keys, "physiology"))
         epi.add_ghosts(bold, protocol, imperfections)
         sigma = epi.noise_level(protocol, imperfections, float(sigma), own)
     add_noise(bold, sigma, rng)

@@ -9,6 +9,7 @@ import numpy as np
 from bids_app.phantom import artefacts
 from bids_app.phantom.activity import Focus, spread
 from bids_app.phantom.distortion import phase_axis, phase_direction
+from bids_app.phantom.geometry import smooth_noise
 from bids_app.phantom.protocol import Protocol
 
 SOURCES = (
@@ -17,6 +18,10 @@ SOURCES = (
     *(Focus((side * 30.0, 52.0, -28.0), 10.0, 0.6) for side in (-1, 1)),
 )
 """Air of the sinuses and of the ear canals, template mm."""
+PHYSIOLOGICAL_FWHM_MM = 6.0
+"""Smoothness of the physiological noise."""
+PHYSIOLOGICAL_SECONDS = 2.2
+"""Time after which its autocorrelation has fallen to 1/e."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class EpiImperfections:
         Number of volumes with stripes.
     acceleration : float
         Slices excited at once; more amplify the noise and leak signal between slices.
+    physiological : float
+        Standard deviation of the noise that is proportional to the signal (Krueger and Glover 2001), relative to it.
     """
 
     coil: float = 1.5
@@ -42,6 +49,7 @@ class EpiImperfections:
     ghost: float = 0.02
     spikes: int = 0
     acceleration: float = 1.0
+    physiological: float = 0.008
 
 
 def remaining_signal(template: np.ndarray, loss: float) -> np.ndarray:
@@ -68,6 +76,19 @@ def add_ghosts(bold: np.ndarray, protocol: Protocol, what: EpiImperfections) -> 
             shifted = np.roll(np.roll(volume, apart, axis=slices), volume.shape[phase] // 3, axis=phase)
             volume = volume + np.float32(leak) * shifted
         bold[..., t] = volume
+
+
+def add_physiological_noise(
+    bold: np.ndarray, protocol: Protocol, what: EpiImperfections, rng: np.random.Generator
+) -> None:
+    """Add noise in proportion to the signal, smooth in space and autocorrelated in time, in place."""
+    shape, spacing = bold.shape[:3], np.linalg.norm(protocol.grid()[1][:3, :3], axis=0)
+    kept = float(np.exp(-protocol.tr / PHYSIOLOGICAL_SECONDS))
+    state = smooth_noise(shape, spacing, PHYSIOLOGICAL_FWHM_MM, rng)
+    for t in range(bold.shape[-1]):
+        bold[..., t] *= 1 + np.float32(what.physiological) * state
+        fresh = smooth_noise(shape, spacing, PHYSIOLOGICAL_FWHM_MM, rng)
+        state = np.float32(kept) * state + np.float32(np.sqrt(1 - kept**2)) * fresh
 
 
 def noise_level(protocol: Protocol, what: EpiImperfections, sigma: float, rng: np.random.Generator) -> np.ndarray:

@@ -7,7 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from bids_app.phantom.epi import EpiImperfections, add_ghosts, add_spikes, noise_level, receive_field, remaining_signal
+from bids_app.phantom.epi import (
+    EpiImperfections,
+    add_ghosts,
+    add_physiological_noise,
+    add_spikes,
+    noise_level,
+    receive_field,
+    remaining_signal,
+)
 from bids_app.phantom.geometry import rng_for
 from bids_app.phantom.protocol import Protocol
 
@@ -44,6 +52,22 @@ def test_multiband_leaks_between_slices_and_amplifies_noise():
     slices = np.flatnonzero(bold.sum(axis=(0, 1, 3)))
     assert slices.tolist() == [3, 3 + shape[2] // 4]
     assert noise_level(PROTOCOL, what, 1.0, rng_for(1)).max() > 1.3
+
+
+def test_physiological_noise_is_proportional_to_the_signal_smooth_and_autocorrelated():
+    protocol = Protocol(tr=1.0, voxel_mm=(3.0, 3.0, 3.0), matrix=(24, 24, 12), n_volumes=80)
+    shape, _ = protocol.grid()
+    bold = np.full((*shape, 80), 100.0, np.float32)
+    bold[:12] = 1000.0
+    add_physiological_noise(bold, protocol, EpiImperfections(physiological=0.01), rng_for(3))
+    sd = bold.std(axis=-1)
+    assert np.median(sd[12:]) == pytest.approx(1.0, rel=0.15)
+    assert np.median(sd[:12]) == pytest.approx(10.0, rel=0.15)
+    noise = bold[:12] - bold[:12].mean(axis=-1, keepdims=True)
+    assert np.corrcoef(noise[1:].ravel(), noise[:-1].ravel())[0, 1] > 0.4
+    assert np.corrcoef(noise[..., 1:].ravel(), noise[..., :-1].ravel())[0, 1] == pytest.approx(
+        np.exp(-1 / 2.2), abs=0.08
+    )
 
 
 def test_the_stated_number_of_volumes_has_spikes():
