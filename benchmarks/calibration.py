@@ -110,7 +110,7 @@ def print_labels(cohorts: int) -> None:
                 fresh, fresh_truth = labelled(np.arange(500), correlation, rng)
                 for by_class, values in found.items():
                     values.append(inside_sets(made, fresh, fresh_truth, by_class, None))
-            cells = [shown(np.nanmean(v)) if np.isfinite(v).any() else shown(np.nan) for v in found.values()]
+            cells = [shown(float(np.nanmean(v))) if np.isfinite(v).any() else shown(np.nan) for v in found.values()]
             print(f"| {n} | {runs} | {correlation:g} | {' | '.join(cells)} |", flush=True)
 
 

@@ -52,8 +52,8 @@ def files_of(folder: Path) -> set[str]:
 def compare(one: Path, other: Path, texts: bool = False) -> tuple[float, str]:
     """Return the largest relative difference between two files, and its location."""
     if one.name.endswith(".json"):
-        values = (json.loads(path.read_text()) for path in (one, other))
-        return max(compare_values(*values, texts), default=(0.0, ""))
+        differences = compare_values(json.loads(one.read_text()), json.loads(other.read_text()), texts)
+        return max(differences, default=(0.0, ""))
     if one.name.endswith(".tsv"):
         return compare_tables(*(pd.read_csv(path, sep="\t", na_values=["n/a"]) for path in (one, other)))
     if one.name.endswith((".nii.gz", ".nii")):

@@ -233,7 +233,7 @@ class Run:
     def regions(self, paths: Sequence[Path]) -> np.ndarray:
         """Read the mean signal of each region in the run's own space, (U, regions)."""
         (path,) = (p for p in self.out.glob("sub-*/**/*_desc-preproc_bold.nii.gz") if "_space-" not in p.name)
-        image = nib.load(path)
+        image = nib.nifti1.Nifti1Image.from_filename(path)
         values = np.asarray(image.dataobj, np.float32)[..., -self.series.n_vols :]
         masks = [resample_from_to(nib.load(p), (image.shape[:3], image.affine), order=0) for p in paths]
         return self.at_volumes(np.stack([values[np.asarray(m.dataobj) > 0].mean(axis=0) for m in masks], axis=1))

@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -231,13 +232,13 @@ def gpu(repeats: int) -> None:
     encoder = published_encoder().to(device)
     for size in (1, 2, 4, 8, 16, 32):
         batch = clips(size).to(device)
-        copy = gpu_seconds(lambda batch=batch: batch.clone(), repeats)
+        copy = gpu_seconds(batch.clone, repeats)
         for name in usable(device):
             for dtype in (torch.float32, torch.bfloat16):
                 half = torch.autocast("cuda", dtype) if dtype == torch.bfloat16 else nullcontext()
                 try:
                     with backend(name), torch.inference_mode(), half:
-                        took = gpu_seconds(lambda batch=batch: encoder(batch), repeats)
+                        took = gpu_seconds(partial(encoder, batch), repeats)
                 except torch.OutOfMemoryError:
                     rows.append([name, str(dtype), str(size), "out of memory", "", ""])
                     continue

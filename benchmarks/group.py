@@ -143,9 +143,9 @@ class Study:
         for index, name in enumerate(("global", "voxel")):
             mean = own + 3 * index + rng.normal(0, self.noise, self.features)
             clips = mean + rng.normal(0, 0.1, (self.clips, self.features))
-            lines += self._clip_lines([name], np.float32(clips))
+            lines += self._clip_lines([name], clips.astype(np.float32))
         self._table(table, header, lines)
-        ages = np.float32(predicted + rng.normal(0, 1, (self.clips, 1)))
+        ages = (predicted + rng.normal(0, 1, (self.clips, 1))).astype(np.float32)
         path = output_path(out_dir, run, "predictions", ".tsv", desc="madeage")
         self._table(path, ["clip", "onset", "duration", "value"], self._clip_lines([], ages))
         task = {"Adapter": "madeage", "Task": "regression", "Target": "age", "Unit": "years", "Labels": []}

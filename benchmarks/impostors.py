@@ -36,7 +36,7 @@ from bids_app.preprocess.brain_signal import measure_signal
 
 SEED = 31
 STATES = ("rest", "visual", "lefthand")
-SIMULATED = {"ManufacturersModelName": "Simulated scanner"}
+SIMULATED: dict[str, object] = {"ManufacturersModelName": "Simulated scanner"}
 
 
 @dataclass(frozen=True)

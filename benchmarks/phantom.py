@@ -32,7 +32,7 @@ from bids_app.preprocess.io.images import examine_bold
 from bids_app.preprocess.masking import brain_mask, head_mask
 from bids_app.preprocess.registration.ants import Image, isotropic
 from bids_app.preprocess.registration.t1w_to_template import HEAD_MM, top_of_head
-from bids_app.preprocess.registration.transforms import grid_points, rigid_parameters
+from bids_app.preprocess.registration.transforms import fsl_parameters, grid_points
 
 BALL_MM = 50.0
 BELOW_TOP_MM = 80.0
@@ -139,7 +139,7 @@ def describe_bold(path: Path) -> dict[str, float]:
     )
     with tempfile.TemporaryDirectory() as scratch:
         motion = correct_motion(examine_bold(path, metadata, Path(scratch)), Path(scratch))
-        fd = framewise_displacement(rigid_parameters(np.load(motion.motion), (0.0, 0.0, 0.0)))[1:]
+        fd = framewise_displacement(fsl_parameters(np.load(motion.motion), image.shape[:3], image.affine))[1:]
     signal = float(np.median(mean[where]))
     return {
         "tSNR": float(np.median(mean[core] / np.maximum(sd[core], 1e-6))),

@@ -200,7 +200,8 @@ def interval(values: np.ndarray, draws: int = 2000) -> tuple[float, float, float
     means = [
         values[rng.integers(n_seeds, size=n_seeds)][:, rng.integers(n, size=n)].mean() for _ in range(draws)
     ]  # fmt: skip
-    return float(values.mean()), *(float(q) for q in np.percentile(means, [2.5, 97.5]))
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(values.mean()), float(low), float(high)
 
 
 def one_encoder(kind: str, seed: int, work: Path, plan: Plan) -> tuple[np.ndarray, np.ndarray | None]:
