@@ -36,7 +36,10 @@ OTHER_PERSON = "T1w of another person, or left and right flipped in one of the t
 FLIPPED = 1.1
 """Ratio of cost or of similarity above which left and right are probably flipped in one of the images."""
 SCALES = (0.81, 1.23)
-"""Range of the affine scales along the boldref's axes; right alignments have up to 1.18, with a lost gap 1.30."""
+"""Range of the affine scales along the boldref's axes; right alignments have up to 1.18, with a lost gap 1.28 and more,
+but a slab of 18 slices had 1.35 in a right one."""
+MIN_SCALE_GAIN = 1.12
+"""Minimum of ``coreg_scale_gain`` for scales to count: that slab has 1.06, with a lost gap 1.21; others with one 1.79."""
 
 
 SLICE_SCALES = (1.0, 1.25, 0.8)
@@ -226,7 +229,12 @@ def similarity_ratio(quality: Mapping[str, float]) -> float:
 
 
 def wrong_scales(quality: Mapping[str, float]) -> list[tuple[str, float]]:
-    """Return the axes of the boldref whose scale in `fit_scales` is outside `SCALES`, with the scale."""
+    """Return the axes of the boldref whose scale in `fit_scales` is outside `SCALES`, with the scale.
+
+    None are returned if the images are hardly more similar with these scales than without (`MIN_SCALE_GAIN`).
+    """
+    if quality.get("coreg_scale_gain", MIN_SCALE_GAIN) < MIN_SCALE_GAIN:
+        return []
     found = ((axis, quality.get(f"coreg_scale_{axis}", 1.0)) for axis in "ijk")
     return [(axis, scale) for axis, scale in found if not SCALES[0] <= scale <= SCALES[1]]
 

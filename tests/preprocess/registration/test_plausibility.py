@@ -93,6 +93,7 @@ def test_a_lost_slice_gap_is_found_by_an_affine_fit(pair, tmp_path):
     assert found["coreg_scale_k"] == pytest.approx(1.25, abs=0.06)
     assert found["coreg_scale_i"] == pytest.approx(1.0, abs=0.06)
     assert found["coreg_scale_j"] == pytest.approx(1.0, abs=0.06)
+    assert found["coreg_scale_gain"] > 1.12
     (sign,) = signs_of_error(GOOD | found)
     assert sign.startswith("an affine fit scales axis k of the BOLD image by 1.")
 
@@ -124,6 +125,12 @@ def test_signs_name_measure_and_value(change, words):
     assert signs_of_error(GOOD) == []
     (sign,) = signs_of_error(GOOD | change)
     assert words in sign
+
+
+def test_scales_that_hardly_raise_the_similarity_are_no_sign():
+    """A right alignment of a slab has an affine scale of 1.35 and a gain of 1.06."""
+    assert signs_of_error(GOOD | {"coreg_scale_k": 1.35, "coreg_scale_gain": 1.06}) == []
+    assert signs_of_error(GOOD | {"coreg_scale_k": 1.28, "coreg_scale_gain": 1.21}) != []
 
 
 def test_a_slab_without_boundary_is_judged_by_similarity():
