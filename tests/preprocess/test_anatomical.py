@@ -143,10 +143,12 @@ class FakeRegister:
         self.matrices = list(matrices)
         self.starts = []
         self.moving = []
+        self.fixed_masks = []
         self.masks = []
 
     def __call__(self, fixed, moving, mask, stages, out_dir, *, start=None, seed=1, name="", moving_mask=None):
         self.starts.append(start)
+        self.fixed_masks.append(mask)
         self.masks.append(moving_mask)
         self.moving.append(moving)
         matrix = self.matrices.pop(0)
@@ -209,11 +211,27 @@ def test_a_lesion_is_left_out_of_all_registrations(prepared, tmp_path, monkeypat
     registered = FakeRegister(np.eye(4))
     monkeypatch.setattr(normalisation, "register", registered)
     assert normalise_t1w(prepared, tmp_path, lesion=path).lesion == path
-    for mask in (*linear_masks, *registered.masks):
+    for mask, brain in ((linear_masks[0], True), (registered.masks[0], template.mask)):
         distance = ndimage.distance_transform_edt(lesion == 0, 2.0)
         assert not mask[distance <= 7.9].any()
-        assert mask[distance > 8.1].all()
+        np.testing.assert_array_equal(mask[distance > 8.1], (np.ones_like(template.mask) & brain)[distance > 8.1])
     assert len(linear_masks) == len(registered.masks) == 1
+
+
+def test_brains_are_warped_by_what_is_within_both_masks(prepared, unmasked, tmp_path, monkeypatch):
+    """The brain masks of T1w and template end at different distances from the cortex."""
+    template = load_template()
+    own = ndimage.binary_dilation(template.mask, iterations=2)
+    save_image(prepared.brain, own.astype(np.uint8), template.affine)
+    monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
+    registered = FakeRegister(np.eye(4), np.eye(4))
+    monkeypatch.setattr(normalisation, "register", registered)
+    normalise_t1w(prepared, tmp_path)
+    normalise_t1w(unmasked, tmp_path)
+    np.testing.assert_array_equal(registered.fixed_masks[0], template.mask)
+    np.testing.assert_array_equal(registered.masks[0], own)
+    assert registered.fixed_masks[1].sum() > 1.2 * template.mask.sum()  # the head, with a margin
+    assert registered.masks[1] is None
 
 
 @pytest.mark.parametrize("inverted", [True, False])

@@ -39,7 +39,7 @@ SCALES = (0.81, 1.23)
 """Range of the affine scales along the boldref's axes; right alignments have up to 1.18, with a lost gap 1.28 and more,
 but a slab of 18 slices had 1.35 in a right one."""
 MIN_SCALE_GAIN = 1.12
-"""Minimum of ``coreg_scale_gain`` for scales to count: that slab has 1.06, with a lost gap 1.21; others with one 1.79."""
+"""Minimum of ``coreg_scale_gain`` for scales to count: that slab has 1.06, with a lost gap 1.21."""
 
 
 SLICE_SCALES = (1.0, 1.25, 0.8)

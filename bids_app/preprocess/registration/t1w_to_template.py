@@ -40,7 +40,9 @@ SYN = Stage("SyN[0.3,3,0]", (100, 70, 10), (4, 2, 1), (2, 1, 0), "MI[{fixed},{mo
 SYN_OF_COARSE = replace(SYN, iterations=(100, 70, 30))
 """Images with voxels above 2 mm need more iterations at the last level."""
 MARGIN_MM = 4.0
-"""The metric is computed in the template's brain and this far around it, which includes the edge of the brain."""
+"""The linear metric is computed in the template's brain and this far around it, which includes the edge of the brain.
+That of SyN is computed within both brains: their masks do not end at the same distance from the cortex, and matching
+their edges would displace it."""
 HEAD_MARGIN_MM = 8.0
 """The same for images with the head."""
 MIN_CORRELATION = 0.55
@@ -70,9 +72,11 @@ class Attempt:
     fixed: Image
     moving: Image
     near: np.ndarray
-    """Mask of the metric on the template's grid, bool."""
+    """Mask of the linear metric on the template's grid, bool."""
     starts: tuple[np.ndarray, ...]
     warning: str = ""
+    within: tuple[np.ndarray, np.ndarray] | None = None
+    """Brains of template and T1w, bool: masks of SyN's metric; None: ``near``."""
 
     def score(self, matrix: np.ndarray) -> float:
         """Compute the correlation in the mask for a matrix, template to T1w."""
@@ -150,16 +154,19 @@ def align_with_template(
                 ]
                 continue
             label = ("t1w", "t1w_again", "t1w_head")[number]
+            near, counted = attempt.within or (attempt.near, None)
+            if counted is not None and healthy is not None:
+                counted = counted & healthy
             found = register(
                 attempt.fixed,
                 attempt.moving,
-                attempt.near,
+                near,
                 syn,
                 out_dir,
                 start=matrix,
                 seed=seed,
                 name=label,
-                moving_mask=healthy,
+                moving_mask=healthy if counted is None else counted,
             )
         except RegistrationError as error:
             failures = [error.message]
@@ -217,8 +224,9 @@ def attempts_for(target: Template, moving: Image, brain: np.ndarray | None) -> I
         guess = np.eye(4)
         guess[:3, 3] = centre_of_mass(moving, brain) - centre
         seen = Image(moving.data * brain, moving.affine)
-        yield Attempt(stripped, seen, near(MARGIN_MM), (guess,))
-        yield Attempt(stripped, seen, near(MARGIN_MM), tuple(guess @ r for r in rotations), AGAIN)
+        within = target.mask, brain
+        yield Attempt(stripped, seen, near(MARGIN_MM), (guess,), within=within)
+        yield Attempt(stripped, seen, near(MARGIN_MM), tuple(guess @ r for r in rotations), AGAIN, within)
     head = Image(target.t1w, target.affine)
     guess = first_guess(stripped, moving)
     if brain is None:
