@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -91,7 +92,7 @@ def exclude_training_participants(examples: LabelledScans, adapter: Adapter, spl
         All participants belong to the training set.
     """
     default_split = adapter.path.with_suffix(".split.tsv") if adapter.path else None
-    path = split or (default_split if default_split is not None and default_split.is_file() else None)
+    path = split or (default_split if default_split is not None and os.path.lexists(default_split) else None)
     if path is None:
         print(
             f"The training set of {adapter.card.name} is unknown. Intervals and label sets are valid only if no "
