@@ -189,15 +189,16 @@ def note(number: int, out_dir: Path, after: int = 0) -> int:
 
 @pytest.mark.parametrize("n_procs", [1, 2])
 def test_the_first_run_is_finished_before_the_last_is_begun(tmp_path: Path, n_procs: int) -> None:
+    n_runs = 12
     graph = Graph()
-    for number in range(5):
+    for number in range(n_runs):
         first = graph.step(f"run{number}_first", note, number=number)
         graph.step(f"run{number}_second", note, number=number, after=first)
     run(graph, tmp_path / "work", tmp_path, n_procs)
     order = (tmp_path / "work" / "wf" / "order.txt").read_text().split()
     last_of_the_first = len(order) - order[::-1].index("0")
-    assert last_of_the_first <= (2 if n_procs == 1 else 5)
-    assert sorted(order) == [str(number) for number in range(5) for _ in range(2)]
+    assert last_of_the_first <= (2 if n_procs == 1 else n_runs // 2)  # one of two workers may start late
+    assert sorted(order, key=int) == [str(number) for number in range(n_runs) for _ in range(2)]
 
 
 @pytest.mark.slow
