@@ -421,7 +421,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "bids_app/model/heads.py",
         '        with torch.device("meta"):\n',
         "        if True:\n",
-        ("integration/test_hostile_weights.py::test_an_autoencoder_that_claims_anything_is_refused_at_once",),
+        ("integration/test_hostile_weights.py::test_an_encoder_that_claims_anything_is_refused_at_once",),
     ),
     Mutation(
         "weights that are no moderate numbers are refused",
