@@ -111,7 +111,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "bids_app/workflow/pool.py",
         "elif taskid in self._retries:",
         "elif False:",
-        ("workflow/test_engine.py::test_a_killed_worker_fails_its_step_and_the_others_continue",),
+        ("workflow/test_pool.py::test_a_step_whose_worker_was_killed_is_repeated_once",),
     ),
     Mutation(
         "a step whose process crashes says by which signal",

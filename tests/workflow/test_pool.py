@@ -44,6 +44,13 @@ def crash(number: int, out_dir: Path) -> None:
     os.kill(os.getpid(), number)
 
 
+def crash_the_first_time(marker: Path, out_dir: Path) -> int:
+    if not marker.exists():
+        marker.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 1
+
+
 @pytest.fixture
 def importable(monkeypatch) -> Callable[..., None]:
     """Return a function that lets workers import functions of this file by module and name."""
@@ -57,7 +64,7 @@ def importable(monkeypatch) -> Callable[..., None]:
     return allow
 
 
-def run_two(folder: Path, function: Callable[..., object], **arguments: object) -> StepError:
+def run_two(folder: Path, function: Callable[..., object], **arguments: object) -> StepError | None:
     """Run a step and another one in a pool, and return the error of the first."""
     graph = Graph()
     step = graph.step("first", function, **arguments)
@@ -67,6 +74,12 @@ def run_two(folder: Path, function: Callable[..., object], **arguments: object) 
     engine.run(crash_dir=folder / "crash")
     assert engine.result_of(other) == 2
     return engine.error_of(step)
+
+
+@pytest.mark.timeout(120)
+def test_a_step_whose_worker_was_killed_is_repeated_once(tmp_path: Path, importable) -> None:
+    importable(crash_the_first_time, wait_and_add)
+    assert run_two(tmp_path, crash_the_first_time, marker=tmp_path / "killed") is None
 
 
 @pytest.mark.timeout(120)
