@@ -15,10 +15,12 @@ import argparse
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -1000,17 +1002,22 @@ def run_tests(root: Path, tests: Sequence[str], *options: str) -> tuple[int, str
     # without files of compiled code, which might be those of the unmodified source
     environment = {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", str(SECONDS), *options]
-    done = subprocess.run(
-        [*command, *(f"tests/{test}" for test in tests)],
-        cwd=root,
-        env=os.environ | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        check=False,
-    )
-    return done.returncode, done.stdout
+    with tempfile.TemporaryFile(
+        "w+", errors="replace"
+    ) as output:  # a pipe stays open while a process that is left runs
+        done = subprocess.Popen(
+            [*command, *(f"tests/{test}" for test in tests)],
+            cwd=root,
+            env=os.environ | environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        code = done.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(done.pid, signal.SIGKILL)  # processes that a mutated program left
+        output.seek(0)
+        return code, output.read()
 
 
 def judge(code: int, output: str) -> str:
