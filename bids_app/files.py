@@ -26,6 +26,8 @@ MAX_TABLE_BYTES = 32 * 2**20
 """Tables of participants, events and labels."""
 MAX_CONFOUNDS_BYTES = 128 * 2**20
 """Tables of confounds; that of 10,000 volumes has about 50 MB."""
+MAX_OUTPUT_BYTES = 256 * 2**20
+"""Tables and sidecars of outputs; embeddings of 10,000 volumes have 3 MB."""
 MAX_ROWS, MAX_COLUMNS = 1_000_000, 20_000
 """Rows and columns of a table."""
 MAX_DEPTH = 64
@@ -128,6 +130,24 @@ def read_file(path: Path, max_bytes: int) -> bytes:
         f"{path}: {size / 1e6:,.0f} MB, too large for this kind of file (maximum {max_bytes / 1e6:,.0f} MB).",
         "Check whether it is the right file.",
     )
+
+
+def read_output(path: Path) -> bytes:
+    """Read a file of the output folder, whose readers go on without a file that they cannot read.
+
+    Raises
+    ------
+    OSError
+        The file is missing, may not be read, is not a regular file, or is too large.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = os.fstat(descriptor)
+    kind = KINDS.get(stat.S_IFMT(found.st_mode), "" if stat.S_ISREG(found.st_mode) else "not a regular file")
+    if kind or found.st_size > MAX_OUTPUT_BYTES:
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, f"is {kind}, not a file" if kind else "is too large for an output", str(path))
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()
 
 
 def read_text(path: Path, max_bytes: int) -> str:

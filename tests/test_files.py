@@ -19,7 +19,16 @@ from bids_app.catalog.lock import read_lock
 from bids_app.catalog.models import find_model, weights_path
 from bids_app.cli.config_file import read_config_file
 from bids_app.errors import BadDataError, NeurostormError, NoInputError, UsageError
-from bids_app.files import MAX_ROWS, check_plain, open_regular, parse_json, read_file, read_rows, read_text
+from bids_app.files import (
+    MAX_ROWS,
+    check_plain,
+    open_regular,
+    parse_json,
+    read_file,
+    read_output,
+    read_rows,
+    read_text,
+)
 from bids_app.preprocess.ingest.confounds import read_table as read_confounds
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.settings.values import read_filters
@@ -89,6 +98,21 @@ def test_a_giant_or_deep_file_is_refused_by_name(tmp_path: Path, reader: str, ma
         (tmp_path / name).write_text("onset\n" + "x" * 200_000)  # longer than a field may be
     with pytest.raises((BadDataError, UsageError), match=name):
         read(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder"])
+def test_an_output_that_is_no_regular_file_is_a_system_error(tmp_path: Path, kind: str) -> None:
+    make, words = ODD_FILES[kind]
+    make(tmp_path / "x.tsv")
+    with pytest.raises(OSError, match=words):
+        read_output(tmp_path / "x.tsv")
+
+
+def test_an_output_of_gigabytes_is_a_system_error(tmp_path: Path) -> None:
+    with (tmp_path / "x.tsv").open("wb") as file:
+        file.truncate(2**33)
+    with pytest.raises(OSError, match="too large"):
+        read_output(tmp_path / "x.tsv")
 
 
 @pytest.mark.parametrize("locked", ["file", "folder"])

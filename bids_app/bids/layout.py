@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.bids.entities import LABEL, natural_key
-from bids_app.errors import InputOutputError, InvalidBIDSError, UsageError
+from bids_app.errors import InputOutputError, InvalidBIDSError, NoInputError, UsageError
 from bids_app.files import check_regular
 from bids_app.settings import QuerySettings
 
@@ -103,6 +103,8 @@ def _index(bids_dir: Path, database_dir: Path | None, participants: list[str] | 
         wanted = WANTED_PATHS.format(participant=f"sub-({labels})")
         indexer = BIDSLayoutIndexer(validate=False, index_metadata=False, ignore=[re.compile(f"^(?!{wanted})")])
     else:
+        if os.path.lexists(database_dir) and not database_dir.is_dir():
+            raise NoInputError(f"{database_dir}: is no folder for --bids-database-dir.", "Give a folder, or omit it.")
         if os.path.lexists(database_dir / DATABASE_FILE):
             check_regular(database_dir / DATABASE_FILE)
         LOGGER.info("%s: reading the dataset's index, or creating it, which may take minutes.", database_dir)

@@ -11,9 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bids_app.cli.outcome import exit_code_of
-from bids_app.errors import CannotCreateError
+from bids_app.errors import CannotCreateError, UsageError
+from bids_app.files import MAX_OPTIONS_BYTES, open_regular, read_text
 from bids_app.terminal import escaped_output
 
+PROGRAM = "neurostorm-train"
+MAX_OPTION_FILES = 8
+"""Levels of option files that name option files."""
 STRATEGIES = ("linear", "ln", "prompt", "prompt_ln", "full")  # as in bids_app.adapters.file, which needs torch
 DATA_HELP = (
     "derivatives with *_space-<template>_desc-preproc_bold.nii.gz (from fMRIPrep, or from neurostorm with "
@@ -62,21 +66,64 @@ def check_output(path: Path) -> None:
         raise CannotCreateError(f"{path}: cannot be written ({error.strerror}).", "Choose another --output.") from error
 
 
-class ArgumentParser(argparse.ArgumentParser):
-    """Parser of option files with comments."""
+FILES = ("split", "images", "config", "region_weights")
+"""Options that name files which are read after hours of work; models, adapters and atlases are read first."""
+ALIKE = "alike"
+"""Value of ``--region-weights`` that is no file."""
 
-    def convert_arg_line_to_args(self, arg_line: str) -> list[str]:
-        """Split a line such as ``--ridge 0.1  # strong`` into arguments."""
-        return shlex.split(arg_line, comments=True)
+
+def check_inputs(arguments: argparse.Namespace) -> None:
+    """Check that the files of options can be read, before hours of work.
+
+    Raises
+    ------
+    NoInputError
+        A file does not exist, may not be read, or is not a regular file.
+    """
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    paths = [Path(given[name]) for name in FILES if name in given and given[name] != ALIKE]
+    paths += [path.with_suffix(".tsv") for path in paths if path.suffix == ".npy"]
+    for path in paths:
+        open_regular(path).close()
+
+
+def with_option_files(words: Sequence[str], depth: int = 0) -> list[str]:
+    """Replace ``@FILE`` by the options in the file: one option with its value per line, ``#`` for comments.
+
+    Raises
+    ------
+    NoInputError, BadDataError
+        See `bids_app.files.read_text`.
+    UsageError
+        A line is not valid, or option files name each other in more than `MAX_OPTION_FILES` levels.
+    """
+    found: list[str] = []
+    for word in words:
+        if not word.startswith("@"):
+            found.append(word)
+            continue
+        path = Path(word[1:])
+        if depth == MAX_OPTION_FILES:
+            raise UsageError(f"{path}: option files name each other.", "Name no option file within itself.")
+        try:
+            inner = [part for line in read_text(path, MAX_OPTIONS_BYTES).splitlines() for part in split_line(line)]
+        except ValueError as error:  # quotation marks without an end
+            raise UsageError(f"{path}: not a file of options ({error}).", "Correct its quotation marks.") from error
+        found += with_option_files(inner, depth + 1)
+    return found
+
+
+def split_line(line: str) -> list[str]:
+    """Split a line such as ``--ridge 0.1  # strong`` into arguments."""
+    return shlex.split(line, comments=True)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the argument parser of the command."""
-    p = ArgumentParser(
-        prog="neurostorm-train",
+    p = argparse.ArgumentParser(
+        prog=PROGRAM,
         description="Pre-train an encoder, adapt and evaluate it, or calibrate an adapter, with your own scans.",
         epilog="Options can be read from a file with @FILE: one option with its value per line, # for comments.",
-        fromfile_prefix_chars="@",
     )
     commands = p.add_subparsers(dest="command", required=True)
     _add_pretrain(commands.add_parser("pretrain", help="pre-train an encoder as a masked autoencoder"))
@@ -316,7 +363,21 @@ def _add_loop(p: argparse.ArgumentParser, epochs: int, batch_size: int, learning
 @escaped_output()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
-    arguments = parser().parse_args(argv)
+    words: list[str] = []
+
+    def read_option_files() -> None:
+        words.extend(with_option_files(sys.argv[1:] if argv is None else argv))
+
+    if code := exit_code_of(PROGRAM, read_option_files):
+        return code
+    arguments = parser().parse_args(words)
+
+    def check() -> None:
+        check_inputs(arguments)
+        check_output(arguments.output or Path("adapter"))  # the default is in the current folder
+
+    if code := exit_code_of(PROGRAM, check):  # before the imports, which take seconds
+        return code
     from bids_app.training import calibrate as calibration
     from bids_app.training import commands
     from bids_app.training.memory import reuse_freed_memory
@@ -329,12 +390,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "evaluate": commands.evaluate,
         "calibrate": calibration.calibrate,
     }[arguments.command]
-
-    def run() -> None:
-        check_output(arguments.output or Path("adapter"))  # the default is in the current folder
-        command(arguments)
-
-    return exit_code_of("neurostorm-train", run, "Run the same command to resume.")
+    return exit_code_of(PROGRAM, lambda: command(arguments), "Run the same command to resume.")
 
 
 if __name__ == "__main__":

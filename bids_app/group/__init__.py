@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bids_app.bids.entities import natural_key
 from bids_app.errors import EXIT_OK, NoInputError, NoMatchError
+from bids_app.files import read_output
 from bids_app.group.cohort import Cohort, read_cohort
 from bids_app.reports.group import FIGURES
 from bids_app.settings import Settings
@@ -114,6 +115,6 @@ def write_page(out_dir: Path, cohort: Cohort, files: list[str]) -> Path:
 
 def _dataset_name(out_dir: Path) -> str:
     try:
-        return str(json.loads((out_dir / "dataset_description.json").read_text(encoding="utf-8"))["Name"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(read_output(out_dir / "dataset_description.json"))["Name"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return out_dir.name

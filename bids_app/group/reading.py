@@ -20,6 +20,7 @@ import numpy as np
 
 from bids_app.bids.entities import join_name, split_name
 from bids_app.errors import BadDataError
+from bids_app.files import read_output
 from bids_app.outputs.schema import (
     LEVELS,
     OK,
@@ -269,7 +270,7 @@ def _keep_verdict(run: RunRecord, verdict: VerdictRecord | None) -> None:
 
 def _mean_vectors(path: Path) -> Iterator[tuple[str, np.ndarray, float]]:
     """Yield normalisation (or empty), mean vector (C,) float32 and duration (s) for each mean row of a table."""
-    header, rows = mean_rows(path.read_bytes())
+    header, rows = mean_rows(read_output(path))
     first = next((i for i, name in enumerate(header) if FEATURE.fullmatch(name)), len(header))
     end = next((i for i in range(len(header), first, -1) if FEATURE.fullmatch(header[i - 1])), first)
     if first == end:
@@ -288,7 +289,7 @@ def _read_predictions(path: Path, desc: str, run: RunRecord, cards: dict[str, Ca
     sidecar = PredictionSidecar.read(path.with_suffix(".json"))
     cards.setdefault(desc, card_of(sidecar))
     _keep_configuration(run, sidecar)
-    header, rows = mean_rows(path.read_bytes())
+    header, rows = mean_rows(read_output(path))
     cells: dict[str, Any] = dict(zip(header, rows[0], strict=True))
     verdict = sidecar.verdict
     row = {sys.intern(key): value for key, value in cells.items() if key not in ("clip", "onset", "verdict")}

@@ -6,6 +6,7 @@ Files that cannot be read are listed in the report and do not stop it.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import re
@@ -20,6 +21,7 @@ from urllib.parse import quote
 
 from bids_app.bids.entities import join_name, natural_key, split_name
 from bids_app.errors import BadDataError
+from bids_app.files import read_output
 from bids_app.outputs.schema import (
     OK,
     AttributionSidecar,
@@ -281,8 +283,7 @@ class Reader:
 
     def _regions(self, path: Path) -> RegionTable | None:
         try:
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = tuple(csv.DictReader(file, delimiter="\t"))
+            rows = tuple(csv.DictReader(io.StringIO(read_output(path).decode(), newline=""), delimiter="\t"))
             for row in rows:
                 float(row["attribution"]), float(row["std"]), row["name"], row["voxels"], row["tokens"]
         except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
@@ -374,7 +375,7 @@ class Reader:
 
     def _text(self, path: Path) -> str:
         try:
-            return path.read_text(encoding="utf-8")
+            return read_output(path).decode()
         except (OSError, UnicodeDecodeError) as error:
             self.unreadable.append(f"{path.relative_to(self.out_dir)}: {getattr(error, 'strerror', '') or error}")
             return ""

@@ -6,11 +6,14 @@ The carpet plot is a separate file; with these series the reader can step throug
 from __future__ import annotations
 
 import csv
+import io
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from bids_app.files import read_output
 
 SPAN = re.compile(r'<svg\b[^>]*\bdata-span="([\d.]+) ([\d.]+)"')
 HEAD = 2000
@@ -88,14 +91,12 @@ def read_trace(confounds: Path, figure: Path, url: str, tr: float | None) -> Tra
     OSError, ValueError, csv.Error
         The confounds table cannot be read.
     """
-    with confounds.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    rows = list(csv.DictReader(io.StringIO(read_output(confounds).decode(), newline=""), delimiter="\t"))
     dvars = "std_dvars" if rows and "std_dvars" in rows[0] else "dvars"
     signal = _column(rows, "global_signal")
     known = [value for value in signal if value is not None]
     mean = sum(known) / len(known) if known else 0.0
-    with figure.open(encoding="utf-8", errors="replace") as file:
-        found = SPAN.search(file.read(HEAD))
+    found = SPAN.search(read_output(figure)[:HEAD].decode(errors="replace"))
     return Trace(
         url,
         tr or 0.0,

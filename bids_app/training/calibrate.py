@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from bids_app.errors import BadDataError, NoMatchError, UsageError
 from bids_app.model.api import Model, load_model
 from bids_app.model.heads import LinearHead
 from bids_app.training.adapt import LabelledScans
-from bids_app.training.data.examples import label_scans, load_datasets, read_participants
+from bids_app.training.data.examples import check_labels, label_scans, load_datasets, read_participants
 from bids_app.training.data.labels import EventRule
 from bids_app.training.data.loader import ClipBatches, ClipSource
 from bids_app.training.data.splits import TRAINING, read_split
@@ -47,6 +48,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
     model = load_model(arguments.model or entry.model or "neurostorm-5ds", arguments.device)
     adapted = AdaptedModel(model, adapter)
     store = arguments.store or arguments.output.with_suffix(".clips")
+    check_labels(arguments.data, arguments.target, arguments.raw)
     datasets = load_datasets(arguments.data, store, card.normalisation, arguments.nprocs, report=print)
     rule = EventRule(arguments.event_delay, arguments.event_overlap)
     examples = label_scans(datasets, arguments.target, arguments.raw, rule).data
@@ -91,7 +93,7 @@ def exclude_training_participants(examples: LabelledScans, adapter: Adapter, spl
         All participants belong to the training set.
     """
     default_split = adapter.path.with_suffix(".split.tsv") if adapter.path else None
-    path = split or (default_split if default_split is not None and default_split.is_file() else None)
+    path = split or (default_split if default_split is not None and os.path.lexists(default_split) else None)
     if path is None:
         print(
             f"The training set of {adapter.card.name} is unknown. Intervals and label sets are valid only if no "

@@ -25,6 +25,7 @@ from bids_app.training import pretrain as pretraining
 from bids_app.training.data.examples import (
     Dataset,
     Examples,
+    check_labels,
     label_scans,
     load_datasets,
     read_images,
@@ -291,9 +292,10 @@ def _adapt_settings(arguments: argparse.Namespace) -> adapting.AdaptSettings:
 
 def _read_data(arguments: argparse.Namespace, output: Path, normalisation: str) -> tuple[list[Dataset], Examples, Any]:
     store = arguments.store or output.with_suffix(".clips")
+    sites = getattr(arguments, "site_column", None)
+    check_labels(arguments.data, arguments.target, arguments.raw, arguments.family_column, sites)
     datasets = load_datasets(arguments.data, store, normalisation, arguments.nprocs, report=print)
     rule = EventRule(arguments.event_delay, arguments.event_overlap)
-    sites = getattr(arguments, "site_column", None)
     examples = label_scans(datasets, arguments.target, arguments.raw, rule, arguments.family_column, sites)
     images = read_images(arguments.images) if arguments.images else None
     if images is not None:

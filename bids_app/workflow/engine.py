@@ -13,6 +13,7 @@ import logging
 import os
 import resource
 import shutil
+import signal
 import time
 import traceback
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,7 @@ from bids_app.errors import (
 from bids_app.files import MAX_OPTIONS_BYTES, check_plain, read_text
 from bids_app.settings import CACHES, ResourceSettings
 from bids_app.terminal import terminal_level
+from bids_app.workflow.crashes import error_of_crash
 from bids_app.workflow.graph import Graph, Step
 from bids_app.workflow.log import Message, messages_of_step, read_messages
 from bids_app.workflow.progress import Groups, Progress
@@ -208,6 +210,8 @@ class Engine:
         self._resources = resources
         self._name = name
         self._root = work_dir / name
+        self._killed: dict[str, signal.Signals] = {}
+        """Signals that ended the workers of steps, by step."""
 
     def _processors(self, wanted: int | None) -> int:
         """Return the processors of a step; with ``--low-mem`` all, so that steps run one at a time."""
@@ -368,10 +372,8 @@ class Engine:
         if is_full(self._root.parent):
             full = no_space(self._root.parent, f"step {step.name}")
             return StepError(step.name, full.message, full.hint, full.exit_code, "")
-        lost = TemporaryError(
-            f"The step {step.name} was killed, probably out of memory.",
-            "Raise --mem or lower --nprocs, and repeat the command: finished steps are kept.",
-        )
+        number = self._killed.get(step.name, signal.SIGKILL)
+        lost = error_of_crash(f"step {step.name}", number, "Raise --mem or lower --nprocs")
         return StepError(step.name, lost.message, lost.hint, lost.exit_code, "")
 
     def _read_error(self, step: Step) -> StepError | None:
@@ -397,6 +399,7 @@ class Engine:
         if resources.n_procs == 1 or len(self._graph.steps) == 1:
             return InOrderPlugin(plugin_args=arguments), {}
         arguments |= {
+            "killed": self._killed,
             "n_procs": resources.n_procs,
             "memory_gb": resources.memory_gb,
             "n_gpu_procs": 1,

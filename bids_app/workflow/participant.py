@@ -24,6 +24,7 @@ from bids_app.outputs.schema import OK, RunOutcome
 from bids_app.reports.participant import build_participant_report
 from bids_app.settings import Settings, own_scratch
 from bids_app.terminal import VERBOSE, indented
+from bids_app.workflow import sockets
 from bids_app.workflow.context import SLOW_SCAN, RunContext, read_context
 from bids_app.workflow.disk import check_disk
 from bids_app.workflow.ends import Ends, failed
@@ -98,6 +99,7 @@ def process_participants(wanted: Sequence[BoldRun], context: RunContext) -> int:
         runs = [run for run in wanted if run.participant not in busy]
         if not runs:
             raise next(iter(busy.values()))
+        sockets.remove_abandoned()
         left = crash_folders(settings.work_dir)  # before the locks are read: an owner of a new folder holds one
         if locks.are_alone(settings.work_dir):
             remove_empty(left)

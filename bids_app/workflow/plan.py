@@ -120,8 +120,9 @@ def report_on(run: BoldRun, settings: Settings, known: dict[Path, tuple[Neurosto
 def without_new_database(query: QuerySettings) -> QuerySettings:
     """Return the query without a PyBIDS database that does not exist yet, as PyBIDS would write it."""
     folder = query.database_dir
-    exists = folder is not None and os.path.lexists(folder / DATABASE_FILE)
-    return query if exists else replace(query, database_dir=None)
+    if folder is not None and os.path.lexists(folder / DATABASE_FILE if folder.is_dir() else folder):
+        return query
+    return replace(query, database_dir=None)
 
 
 def print_steps(runs: Sequence[BoldRun], settings: Settings) -> None:

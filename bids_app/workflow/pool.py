@@ -15,7 +15,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
@@ -30,12 +30,13 @@ from nipype.pipeline.plugins.tools import report_crash
 
 from bids_app.errors import UsageError
 from bids_app.terminal import EscapedStream, start_terminal_log
+from bids_app.workflow import sockets
 
 GPU_SLOTS = re.compile(r", Free GPU slot:\d+/\d+")
 NOT_STARTED = (BrokenProcessPool, OSError, EOFError)
 """Errors of starting a job: a worker, or the fork server that starts workers, was killed."""
 START_ATTEMPTS, START_SECONDS = 5, 0.2
-WORKER_DIED = "MemoryError: a worker process was killed, probably out of memory. Raise --mem or lower --nprocs.\n"
+WORKER_DIED = "The worker process was ended by {}; if by SIGKILL, probably out of memory.\n"
 
 
 def silence_nipype(level: int) -> None:
@@ -100,6 +101,13 @@ def kill_workers(pool: ProcessPoolExecutor) -> None:
         process.kill()
 
 
+def signal_that_ended(workers: Mapping[int, Any]) -> signal.Signals:
+    """Return the signal that ended a worker of a pool; the pool itself ends the others with SIGTERM."""
+    codes = [worker.exitcode for worker in workers.values()]
+    numbers = [-code for code in codes if code is not None and code < 0 and -code != signal.SIGTERM]
+    return signal.Signals(numbers[0]) if numbers else signal.SIGKILL
+
+
 class InMethodOrder:
     """Mixin of nipype's plugins that submit nodes one by one."""
 
@@ -121,12 +129,14 @@ class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
     """`MultiProcPlugin` whose nodes fail instead of hanging when their worker is killed."""
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
+        sockets.mark()
         resource_tracker.ensure_running()  # it unblocks SIGINT when it starts
         with interrupts_blocked():
             forkserver.ensure_running()  # its children, the workers, inherit the signal mask
         super().__init__(plugin_args=plugin_args)
         self.pool = self._new_pool(self.processors)
         self._retries: dict[int, tuple[Any, bool]] = {}
+        self._names: dict[int, str] = {}
         self._retry_pools: list[ProcessPoolExecutor] = []
         self._stopped = False
 
@@ -164,7 +174,8 @@ class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
             kill_workers(self.pool)  # or one of them could still take this job
             self.pool, future = self._submitted(self.processors, node, updatehash, taskid)
         self._task_obj[taskid] = future
-        future.add_done_callback(lambda done: self._collect(taskid, done))
+        workers = self.pool._processes or {}
+        future.add_done_callback(lambda done: self._collect(taskid, done, workers))
         return taskid
 
     def _submitted(self, workers: int, *job: Any) -> tuple[ProcessPoolExecutor, Future[dict[str, Any]]]:
@@ -179,25 +190,33 @@ class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
                 time.sleep(START_SECONDS)
         raise AssertionError
 
-    def _collect(self, taskid: int, done: Future[dict[str, Any]]) -> None:
+    def _collect(self, taskid: int, done: Future[dict[str, Any]], workers: Mapping[int, Any]) -> None:
+        """Keep the result of a job; repeat a job whose worker was killed, once, in a pool of its own."""
         if done.cancelled() or self._stopped:
             return
         if done.exception() is None:
             self._taskresult[taskid] = done.result()
         elif taskid in self._retries:
+            node, updatehash = self._retries.pop(taskid)
             try:
-                alone, retry = self._submitted(1, *self._retries.pop(taskid), taskid)
+                alone, retry = self._submitted(1, node, updatehash, taskid)
             except NOT_STARTED:
-                self._lose(taskid)
+                self._lose(taskid, signal.SIGKILL)
                 return
+            self._names[taskid] = node.name
             self._retry_pools.append(alone)
-            retry.add_done_callback(lambda second: self._collect(taskid, second))
+            own = alone._processes or {}  # the pool forgets them at its shutdown
+            retry.add_done_callback(lambda second: self._collect(taskid, second, own))
             alone.shutdown(wait=False)
         else:
-            self._lose(taskid)
+            self._lose(taskid, signal_that_ended(workers))
 
-    def _lose(self, taskid: int) -> None:
-        self._taskresult[taskid] = {"result": None, "traceback": [WORKER_DIED], "taskid": taskid}
+    def _lose(self, taskid: int, number: signal.Signals) -> None:
+        """Have a job fail whose worker was ended by a signal."""
+        if taskid in self._names:
+            self.plugin_args.setdefault("killed", {})[self._names[taskid]] = number
+        died = WORKER_DIED.format(number.name)
+        self._taskresult[taskid] = {"result": None, "traceback": [died], "taskid": taskid}
 
 
 def plugin_of_nipype(name: str, arguments: dict[str, Any]) -> Any:

@@ -3,8 +3,8 @@
 ANTs holds the lock of Python's interpreter for minutes. Meanwhile a process neither reacts to SIGTERM nor touches its
 lock files, and a process that the system kills reports nothing. The supervising process does nothing else: it touches
 the locks of the run, passes signals on, kills a run that does not end `GRACE_SECONDS` after SIGTERM (SLURM and
-``docker stop`` kill both soon after), releases locks that are left, and reports the end of a run that was killed. A run
-that crashed on a full disk (HDF5 and ANTs may crash on files that they cannot write) is reported as such.
+``docker stop`` kill both soon after), removes locks and sockets that are left, and reports the end of a run that was
+killed. A run that crashed on a full disk (HDF5 and ANTs may crash on files that they cannot write) is reported as such.
 """
 
 from __future__ import annotations
@@ -19,15 +19,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from bids_app import PLEASE_REPORT
 from bids_app.bids.full_disk import is_full, no_space
-from bids_app.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_TERMINATED,
-    InputOutputError,
-    NeurostormError,
-    TemporaryError,
-)
+from bids_app.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, NeurostormError
+from bids_app.workflow import sockets
+from bids_app.workflow.crashes import error_of_crash
 from bids_app.workflow.locks import BEAT_SECONDS, list_locks_on, listed_locks, release, touch
 
 GRACE_SECONDS = 5.0
@@ -100,6 +95,7 @@ def _wait_for(run: int, board: int) -> tuple[int, signal.Signals | None]:
             next_beat = time.monotonic() + BEAT_SECONDS
     if os.WIFSIGNALED(status):
         release(listed_locks(board))
+        sockets.remove_abandoned()
     return status, request
 
 
@@ -121,17 +117,4 @@ def _error_of_crash(number: signal.Signals, folders: Sequence[Path]) -> Neurosto
     full = next((folder for folder in folders if folder.is_dir() and is_full(folder)), None)
     if full is not None:
         return no_space(full, f"the run crashed, {number.name}")
-    if number == signal.SIGKILL:
-        return TemporaryError(
-            "The run was killed, probably out of memory.",
-            "Use a larger machine or job, or --low-mem, and repeat the command: finished steps are kept.",
-        )
-    if number == signal.SIGBUS:
-        return InputOutputError(
-            "The run crashed (SIGBUS): a file became shorter while it was read, or its disk failed.",
-            "Check that no other program changes the dataset or the scratch folder, and repeat the command: finished "
-            "steps are kept.",
-        )
-    return NeurostormError(
-        f"The run crashed ({number.name}). {PLEASE_REPORT}", "Repeat the command: finished steps are kept."
-    )
+    return error_of_crash("run", number, "Use a larger machine or job, or --low-mem")

@@ -16,6 +16,7 @@ import pytest
 from bids_app.bids.query import check_dataset, find_runs, list_participants
 from bids_app.errors import BadDataError, InputOutputError, InvalidBIDSError, NoInputError, NoMatchError, UsageError
 from bids_app.settings import QuerySettings
+from bids_app.workflow.plan import without_new_database
 from tests.helpers.odd_files import ODD_FILES
 
 DESCRIPTION = {"Name": "test", "BIDSVersion": "1.10.0"}
@@ -584,6 +585,16 @@ def test_a_database_that_is_no_regular_file_is_named(make_dataset, tmp_path, kin
     make(tmp_path / "layout_index.sqlite")
     with pytest.raises(NoInputError, match=rf"layout_index\.sqlite: .*{words}"):
         find_runs(make_dataset(REST), QuerySettings(database_dir=tmp_path))
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a loop of links"])
+def test_a_database_folder_that_is_no_folder_is_named(make_dataset, tmp_path, kind):
+    make, _ = ODD_FILES[kind]
+    make(tmp_path / "database")
+    query = QuerySettings(database_dir=tmp_path / "database")
+    assert without_new_database(query) == query  # --check names it, too
+    with pytest.raises(NoInputError, match="database: is no folder"):
+        find_runs(make_dataset(REST), query)
 
 
 def test_one_of_a_thousand_participants_is_found_quickly(make_dataset):

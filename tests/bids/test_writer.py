@@ -214,13 +214,17 @@ def test_a_container_with_the_same_host_name_keeps_the_temporary_files_of_anothe
     assert (tmp_path / "file.txt").read_text() == "half of it"
 
 
+N_LETTERS = 2_000_000
+"""So many that a file is read in the middle of its writing, if it is written in place."""
+
+
 def _write_many(path: Path, letter: str) -> None:
     for _ in range(50):
-        write_text(path, letter * 100_000)
+        write_text(path, letter * N_LETTERS)
 
 
 def test_readers_never_see_half_a_file(tmp_path):
-    path = write_text(tmp_path / "file.txt", "a" * 100_000)
+    path = write_text(tmp_path / "file.txt", "a" * N_LETTERS)
     context = multiprocessing.get_context("fork")
     writers = [context.Process(target=_write_many, args=(path, letter)) for letter in "bc"]
     for writer in writers:
@@ -228,7 +232,7 @@ def test_readers_never_see_half_a_file(tmp_path):
     reads = 0
     while any(writer.is_alive() for writer in writers):
         text = path.read_text()
-        assert len(text) == 100_000
+        assert len(text) == N_LETTERS
         assert len(set(text)) == 1
         reads += 1
     assert [writer.exitcode for writer in writers] == [0, 0]

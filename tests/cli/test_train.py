@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from bids_app.cli.train import main
+from tests.helpers.odd_files import ODD_FILES
 
 ADAPT = ["adapt", "derivatives", "--target", "participants.tsv:sex"]
 
@@ -34,3 +35,63 @@ def test_an_output_that_cannot_be_written_is_named_before_the_data_are_read(tmp_
     for output in (tmp_path / "file" / "x.safetensors", Path("/proc/x.safetensors")):
         assert main([*ADAPT, "--output", str(output)]) == 73
         assert f"{output}: cannot be written" in capsys.readouterr().err
+
+
+EVALUATE = ["evaluate", *ADAPT[1:]]
+CALIBRATE = ["calibrate", "a.safetensors", *ADAPT[1:], "--output", "b.safetensors"]
+PRETRAIN = ["pretrain", "derivatives", "--output", "b.safetensors", "--atlas", "aal3"]
+FILE_OPTIONS = {
+    "adapt --split": ([*ADAPT, "--split"], "split.tsv"),
+    "adapt --images": ([*ADAPT, "--images"], "images.tsv"),
+    "adapt --model": ([*ADAPT, "--model"], "model.ckpt"),
+    "evaluate --images": ([*EVALUATE, "--images"], "images.tsv"),
+    "evaluate --atlas": ([*EVALUATE, "--atlas"], "atlas.nii.gz"),
+    "calibrate --split": ([*CALIBRATE, "--split"], "split.json"),
+    "calibrate ADAPTER": ([*CALIBRATE[2:], "--"], "adapter.safetensors"),
+    "pretrain --config": ([*PRETRAIN, "--config"], "config.json"),
+    "pretrain --start-from": ([*PRETRAIN, "--start-from"], "model.safetensors"),
+    "pretrain --region-weights": ([*PRETRAIN, "--region-weights"], "weights.tsv"),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["a pipe", "a device"])
+@pytest.mark.parametrize("option", FILE_OPTIONS)
+def test_an_odd_file_is_named_before_the_data_are_read(option: str, kind: str, tmp_path: Path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (words, name), (make, said) = FILE_OPTIONS[option], ODD_FILES[kind]
+    make(tmp_path / name)
+    path = str(tmp_path / name)
+    assert main(["calibrate", path, *words[:-1]] if words[-1] == "--" else [*words, path]) == 66
+    assert f"{tmp_path / name}: {said}" in capsys.readouterr().err
+
+
+def test_the_table_of_an_array_of_images_is_needed_from_the_start(tmp_path: Path, capsys) -> None:
+    (tmp_path / "images.npy").touch()
+    assert main([*ADAPT, "--images", str(tmp_path / "images.npy"), "--output", str(tmp_path / "a.safetensors")]) == 66
+    assert f"{tmp_path / 'images.tsv'}: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ODD_FILES)
+def test_an_option_file_that_is_no_regular_file_is_named(kind: str, tmp_path: Path, capsys) -> None:
+    make, said = ODD_FILES[kind]
+    make(tmp_path / "options.txt")
+    assert main(["adapt", f"@{tmp_path / 'options.txt'}"]) == 66
+    assert said in capsys.readouterr().err
+
+
+def test_options_are_read_from_files_that_name_files(tmp_path: Path, capsys) -> None:
+    (tmp_path / "inner.txt").write_text("--seed -1  # not valid\n")
+    (tmp_path / "outer.txt").write_text(f"derivatives --target 'participants.tsv:sex'\n@{tmp_path / 'inner.txt'}\n")
+    with pytest.raises(SystemExit):
+        main(["adapt", f"@{tmp_path / 'outer.txt'}"])
+    assert "argument --seed: -1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["--name 'x", "@{path}"], ids=["quotation mark", "itself"])
+def test_an_option_file_that_cannot_be_used_is_named(content: str, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "options.txt"
+    path.write_text(content.format(path=path))
+    assert main(["adapt", f"@{path}"]) == 64
+    assert str(path) in capsys.readouterr().err

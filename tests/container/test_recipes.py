@@ -167,6 +167,33 @@ def test_recipes_use_all_build_steps_and_no_others() -> None:
     assert used == steps
 
 
+@pytest.mark.parametrize("right", [True, False])
+def test_a_wrong_licence_label_stops_the_build(tmp_path: Path, right: bool) -> None:
+    """The step that bakes atlases and models is run with a fake Python, which refuses the label or not."""
+    prefix, script = tmp_path / "prefix", tmp_path / "container" / "build.sh"
+    script.parent.mkdir()
+    text = (ROOT / "container" / "build.sh").read_text()
+    assert text.count("prefix=/opt/neurostorm\n") == 1
+    script.write_text(text.replace("prefix=/opt/neurostorm\n", f"prefix={prefix}\n"))
+    (prefix / "bin").mkdir(parents=True)
+    fake = prefix / "bin" / "python"
+    fake.write_text(f'#!/bin/sh\necho "$*"\ncase "$*" in *--check*) exit {0 if right else 1} ;; esac\n')
+    fake.chmod(0o755)
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "LICENSES": "Apache-2.0",
+        "NEUROSTORM_CACHE": str(tmp_path / "cache"),
+        "TEMPLATEFLOW_HOME": str(tmp_path / "templateflow"),
+    }
+    command = ["sh", str(script), "bake", "atlases"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [
+        "-m bids_app.catalog.bake atlases",
+        "-m bids_app.catalog.licences --check Apache-2.0",
+    ]
+    assert (done.returncode == 0) == right, done.stderr
+
+
 def test_build_context_contains_only_the_files_of_the_package() -> None:
     lines = (ROOT / ".dockerignore").read_text().splitlines()
     context = {line[1:] for line in lines if line.startswith("!")}

@@ -10,6 +10,7 @@ import pytest
 from bids_app.group.reading import mean_rows, read_participant, read_participants
 from bids_app.outputs.publish import write_manifest
 from bids_app.outputs.schema import FileStamp, Manifest, manifest_path
+from tests.helpers.odd_files import ODD_FILES
 
 
 def truncate(path, share=0.6):
@@ -75,6 +76,31 @@ def test_broken_files_are_listed_and_others_are_kept(make_group, section_text):
     ages = group.rows("phenotype/neurostorm_madeage.tsv")
     assert [row["participant_id"] for row in ages] == ["sub-01", "sub-02", "sub-04"]
     assert "file is truncated" in section_text(cohort)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "func/*_desc-made_embeddings.tsv",
+        "func/*_desc-made_embeddings.json",
+        "func/*_metrics.json",
+        "func/*_predictions.tsv",
+        "log/*/summary.json",
+        "log/manifests/*_model.json",
+    ],
+)
+def test_an_odd_file_among_outputs_is_named_and_others_are_read(make_group, section_text, name, kind):
+    group = make_group(participants=2, sessions=1)
+    write_manifests(group, "01")
+    path = next((group.out / "sub-01").glob(name))
+    path.unlink()
+    make, words = ODD_FILES[kind]
+    make(path)
+    cohort = group.write_tables()
+    assert words in section_text(cohort)
+    assert {row["participant_id"] for row in group.rows("group_embeddings.tsv")} >= {"sub-02"}
 
 
 def test_the_most_recent_log_gives_the_status_of_a_run(make_group):

@@ -115,6 +115,7 @@ CLAIMS: dict[str, dict[str, Any]] = {
     "a billion blocks": {"depths": [BILLION, 1]},
     "a billion stages": {"depths": [1] * 400},
     "a billion channels": {"embed_dim": BILLION},
+    "the largest width, in one block": {"embed_dim": 4096, "depths": [1]},
     "a width of 400 digits": {"embed_dim": 10**400},
     "a width of NaN": {"embed_dim": float("nan")},
     "a width and a half": {"embed_dim": 4.5},

@@ -38,6 +38,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return random_model(tmp_path_factory.mktemp("model"), CONFIG)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def imported(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Load a model once, so that what libraries import at their first use is not counted."""
+    random_model(tmp_path_factory.mktemp("first"), CONFIG)
+
+
 def status(field: str) -> int:
     """Return a size of this process in bytes: ``VmSize``, ``VmRSS`` or its peak ``VmHWM``."""
     lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())

@@ -23,7 +23,11 @@ def dataset(tmp_path: Path) -> Path:
     root = TinyDataset(tmp_path / "raw").root
     for name in ("selectors", "signal", "numpy", "json"):
         (root / f"{name}.py").write_text(PLANTED.format(mark=str(tmp_path / "executed")))
-    (root / "nipype.cfg").write_text(f"[execution]\ncrashdump_dir = {tmp_path / 'elsewhere'}\n[logging]\nx = %(y)s\n")
+    (tmp_path / "elsewhere").mkdir()
+    (root / "nipype.cfg").write_text(
+        f"[execution]\ncrashdump_dir = {tmp_path / 'elsewhere'}\n"
+        f"[logging]\nlog_to_file = true\nlog_directory = {tmp_path / 'elsewhere'}\n"
+    )
     (root / "matplotlibrc").write_text("font.size: planted\n")
     return root
 
@@ -41,7 +45,7 @@ def test_nothing_of_the_working_folder_is_executed_or_read(dataset: Path, tmp_pa
         check=False,
     )
     assert not (tmp_path / "executed").exists()
-    assert not (tmp_path / "elsewhere").exists()
+    assert list((tmp_path / "elsewhere").iterdir()) == []
     assert "planted" not in done.stderr
     (summary,) = out.glob("sub-01/log/*/summary.json")
     (run,) = json.loads(summary.read_text())["runs"]

@@ -14,6 +14,7 @@ import pytest
 from bids_app.errors import NoInputError
 from bids_app.reports.contents import format_metrics, quality_columns, rate_metric
 from bids_app.reports.participant import build_participant_report
+from tests.helpers.odd_files import ODD_FILES
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
 
@@ -197,6 +198,27 @@ def test_unreadable_outputs_are_listed(out, name, content):
     assert "could not be read" in page.words
     assert path.name in page.text[page.text.index("could not be read") :]
     assert "run-2" in page.words
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["a pipe", "a device", "a folder"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "log/20260101-120000_0d5e/summary.json",
+        "log/20260101-120000_0d5e/neurostorm.toml",
+        "func/sub-01_task-rest_run-1_desc-demostate_predictions.tsv",
+        "func/sub-01_task-rest_run-1_desc-quality_metrics.json",
+        "func/sub-01_task-rest_run-1_desc-confounds_timeseries.tsv",
+    ],
+)
+def test_an_odd_file_among_outputs_is_listed(out, name, kind):
+    path = out / "sub-01" / name
+    path.unlink(missing_ok=True)
+    make, words = ODD_FILES[kind]
+    make(path)
+    page = Page(build_participant_report(out, "01"))
+    assert words in page.text[page.text.index("could not be read") :]
 
 
 @pytest.mark.parametrize("spoil", [{"runs": "x"}, {"runs": [1, {"stem": "../../etc"}]}, {"versions": 1, "command": 2}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -65,6 +66,25 @@ def test_error_messages_name_the_option_or_file(make_store, tmp_path, capsys):
     by_regions = ["--mask", "atlas", "--atlas", str(damaged), "--output", str(tmp_path / "e.safetensors")]
     assert main(["pretrain", store, *by_regions]) == 65
     assert "parcels.nii.gz" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(60)
+def test_labels_that_cannot_be_read_are_named_before_clips_are_prepared(tmp_path, capsys, encoder):
+    """Clips are not even searched for: the folder has no series."""
+    data, table = tmp_path / "data", tmp_path / "labels.tsv"
+    data.mkdir()
+    command = [str(data), "--model", str(encoder), "--strategy", "linear", "--output", str(tmp_path / "a.safetensors")]
+    table.write_text("participant_id\tsex\nsub-01\tF\n")
+    for target, code, said in ((f"{table}:age", 65, "'age' is missing"), ("missing.tsv:age", 64, "missing.tsv")):
+        assert main(["adapt", *command, "--target", target]) == code
+        assert said in capsys.readouterr().err
+    for option in ("--family-column", "--site-column"):
+        assert main(["evaluate", *command, "--target", f"{table}:sex", option, f"{table}:scanner"]) == 65
+        assert "scanner" in capsys.readouterr().err
+    table.unlink()
+    os.mkfifo(table)
+    assert main(["adapt", *command, "--target", f"{table}:sex"]) == 66
+    assert f"{table}: is a named pipe" in capsys.readouterr().err
 
 
 def test_region_masking_lists_unresolved_regions(make_store, tmp_path, capsys, tiny_config):

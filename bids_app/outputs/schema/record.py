@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from bids_app.errors import BadDataError
+from bids_app.files import read_output
 from bids_app.outputs.schema.readers import Read, WrongValueError
 
 R = TypeVar("R", bound="Record")
@@ -115,7 +116,7 @@ class Record:
             Invalid JSON, or not such a record.
         """
         try:
-            return cls.from_json(json.loads(path.read_bytes()))
+            return cls.from_json(json.loads(read_output(path)))
         except (ValueError, RecursionError) as error:
             raise BadDataError(f"{path.name}: not a valid JSON file ({error}).", HINT) from error
         except BadDataError as error:

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from bids_app.preprocess.io.headers import load_nifti
+from bids_app.preprocess.io.headers import check_size, load_nifti
 
 CHUNK_BYTES = 64 * 2**20
 """Size of a chunk of volumes in float32."""
@@ -76,10 +76,16 @@ class Volumes:
     ----------
     path : pathlib.Path
         Uncompressed 4D NIfTI file; axes of length 1 after the fourth are ignored.
+
+    Raises
+    ------
+    BadDataError
+        The file is shorter than its header says, for instance because another program changed it during the run.
     """
 
     def __init__(self, path: Path) -> None:
         image = load_nifti(path)
+        check_size(image, path)
         self.path = path
         self.affine = np.asarray(image.affine, dtype=np.float64)
         self.shape = image.shape[:4]

@@ -99,6 +99,26 @@ def load_datasets(
     return [Dataset(name, path, list(store)) for name, path, store in stores]
 
 
+def check_labels(
+    paths: Sequence[Path],
+    target: str,
+    raw: Path | None = None,
+    family_column: str | None = None,
+    site_column: str | None = None,
+) -> None:
+    """Check that the tables of the labels have their columns, before clips are prepared; parameters as `label_scans`.
+
+    Raises
+    ------
+    UsageError, NoInputError, BadDataError
+        A table is missing, is not a regular file, or lacks the column.
+    """
+    for path in filter(Path.is_dir, paths):
+        for text in filter(None, (family_column, site_column)):
+            _participants_target(text, path, raw).check()
+        Target.parse(target, path, raw).check()
+
+
 def label_scans(
     datasets: Sequence[Dataset],
     target: str,
@@ -130,11 +150,13 @@ def label_scans(
     for dataset in datasets:
         labelled = Target.parse(target, dataset.path, raw, rule).read_examples(dataset.scans)
         if site_column:
-            found_sites = _participants_target(site_column, dataset, raw).read_values([_scan(e) for e, _ in labelled])
+            found_sites = _participants_target(site_column, dataset.path, raw).read_values(
+                [_scan(e) for e, _ in labelled]
+            )
             labelled = [pair for pair, site in zip(labelled, found_sites, strict=True) if site is not None]
             sites += [site for site in found_sites if site is not None]
         if family_column:
-            table = _participants_target(family_column, dataset, raw)
+            table = _participants_target(family_column, dataset.path, raw)
             assert table.table is not None
             found_families = read_families(table.table, table.column)
             families |= {_unique_label(p, dataset, datasets): f for p, f in found_families.items()}
@@ -166,8 +188,8 @@ def read_participants(datasets: Sequence[Dataset], raw: Path | None = None) -> d
     return found
 
 
-def _participants_target(text: str, dataset: Dataset, raw: Path | None) -> Target:
-    return Target.parse(text if ":" in text else f"participants.tsv:{text}", dataset.path, raw)
+def _participants_target(text: str, dataset: Path, raw: Path | None) -> Target:
+    return Target.parse(text if ":" in text else f"participants.tsv:{text}", dataset, raw)
 
 
 def _scan(example: Scan | Segment) -> Scan:

@@ -161,6 +161,11 @@ class Target:
             "Give the raw dataset with --raw.",
         )
 
+    def check(self) -> None:
+        """Check that the table, if there is a single one, can be read and has the column."""
+        if self.table is not None:
+            self._rows()
+
     def read_values(self, scans: Sequence[Scan]) -> list[str | None]:
         """Read the label of each scan as text; None for missing values (``n/a``)."""
         if self.kind == "scan":

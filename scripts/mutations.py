@@ -1,0 +1,1073 @@
+"""Check that the tests of the guarantees in docs/reliability.md fail when the code that holds a guarantee is removed.
+
+The tracked files are copied to a temporary folder. There, one mutation at a time is applied, and its tests must fail:
+
+    python scripts/mutations.py                 all mutations, some minutes
+    python scripts/mutations.py -k lock         those with "lock" in the promise, the file or a test
+
+A test that does not pass without any mutation shows nothing, nor does a module that can no longer be imported: both are
+reported, too. The exit code is 1 if any mutation is not caught.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPILED = "bids_app/model/_scan*.so"
+"""The native kernel: not tracked, but needed by tests."""
+SECONDS = 120
+"""Time limit of a test, s; a mutated program may wait forever."""
+NOT_IMPORTED = re.compile(
+    r"^E +(ImportError|ModuleNotFoundError|SyntaxError|IndentationError|NameError)\b", re.MULTILINE
+)
+"""Errors of a mutation that breaks the program as a whole, instead of removing one guarantee."""
+CAUGHT, SURVIVED = "failed as it should", "SURVIVED"
+NOT_GREEN, BROKEN = "test was not green without the mutation", "the mutated module cannot be imported"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """A change of the code that breaks one promise.
+
+    Attributes
+    ----------
+    promise : str
+    file : str
+        Relative to the repository.
+    code, replacement : str
+        Text that occurs once in the file, and what replaces it.
+    tests : tuple of str
+        Tests that must fail, relative to ``tests/``; each of them.
+    """
+
+    promise: str
+    file: str
+    code: str
+    replacement: str
+    tests: tuple[str, ...]
+
+    def apply(self, root: Path) -> str:
+        """Change the file below a folder, and return its original text."""
+        path = root / self.file
+        text = path.read_text(encoding="utf-8")
+        if text.count(self.code) != 1:
+            raise ValueError(f"{self.file}: {self.code!r} occurs {text.count(self.code)} times.")
+        path.write_text(text.replace(self.code, self.replacement), encoding="utf-8")
+        return text
+
+
+MUTATIONS: tuple[Mutation, ...] = (
+    # 1. Results of an earlier run are no success of this one.
+    Mutation(
+        "results of other options do not count",
+        "bids_app/workflow/engine.py",
+        'return content if content.pop("stamp", None) == step.stamp else None',
+        'return content if content.pop("stamp", None) else None',
+        ("workflow/test_engine.py::test_results_of_an_earlier_run_do_not_hide_a_killed_step",),
+    ),
+    Mutation(
+        "a step that always runs needs a result of this invocation",
+        "bids_app/workflow/graph.py",
+        'self.invocation if always else "",',
+        '"",',
+        (
+            "workflow/test_graph.py::test_the_stamp_of_a_step_that_always_runs_depends_on_the_invocation",
+            "workflow/test_engine.py::test_a_step_that_always_runs_needs_a_result_of_this_invocation",
+        ),
+    ),
+    Mutation(
+        "results that depend on a repeated step are deleted first",
+        "bids_app/workflow/engine.py",
+        "if needs_outdated or not self._is_done(step):",
+        "if not self._is_done(step):",
+        ("workflow/test_engine.py::test_what_depends_on_a_repeated_step_is_deleted_before_it_starts",),
+    ),
+    Mutation(
+        "a folder that is deleted in part is no result",
+        "bids_app/workflow/engine.py",
+        "        (folder / DONE_FILE).unlink(missing_ok=True)  # first, ",
+        "        # first, ",
+        ("workflow/test_engine.py::test_a_folder_that_is_deleted_in_part_is_no_result",),
+    ),
+    Mutation(
+        "workers end with the run",
+        "bids_app/workflow/pool.py",
+        "    end_with_main_process()\n",
+        "",
+        ("workflow/test_engine.py::test_workers_exit_when_the_run_is_killed",),
+    ),
+    Mutation(
+        "the step of a killed worker is repeated once",
+        "bids_app/workflow/pool.py",
+        "elif taskid in self._retries:",
+        "elif False:",
+        ("workflow/test_pool.py::test_a_step_whose_worker_was_killed_is_repeated_once",),
+    ),
+    Mutation(
+        "a step whose process crashes says by which signal",
+        "bids_app/workflow/pool.py",
+        "return signal.Signals(numbers[0]) if numbers else signal.SIGKILL",
+        "return signal.SIGKILL",
+        ("workflow/test_pool.py::test_a_step_whose_workers_crash_says_by_which_signal",),
+    ),
+    # 2. Outputs of several invocations are not mixed.
+    Mutation(
+        "files that the next invocation does not make are removed",
+        "bids_app/outputs/publish.py",
+        "                path.unlink()\n",
+        "",
+        ("outputs/test_publish.py::test_files_that_the_next_invocation_does_not_make_are_removed",),
+    ),
+    Mutation(
+        "files that the user changed are kept",
+        "bids_app/outputs/publish.py",
+        "if (used_by_others is not None or not is_shared) and _has_content(path, stamp):",
+        "if (used_by_others is not None or not is_shared) and path.exists():",
+        ("outputs/test_publish.py::test_a_file_that_the_user_changed_is_kept_and_is_no_output",),
+    ),
+    Mutation(
+        "no file is written before the manifest names it",
+        "bids_app/outputs/publish.py",
+        "    write_manifest(target, publication.stem, part, manifest)\n",
+        "",
+        ("outputs/test_publish.py::test_a_publication_that_is_killed_leaves_no_unknown_file",),
+    ),
+    Mutation(
+        "the anatomy is kept as long as a run uses it",
+        "bids_app/outputs/publish.py",
+        "used_by_others = _files_of_others(target, stem)",
+        "used_by_others: set[str] | None = set()",
+        ("outputs/test_publish.py::test_files_of_the_anatomy_are_kept_until_the_last_run_that_uses_them",),
+    ),
+    Mutation(
+        "predictions of another preprocessing are removed",
+        "bids_app/outputs/publish.py",
+        "if base and model and base.complete and base.source != model.source:",
+        "if False:",
+        ("outputs/test_publish.py::test_predictions_are_removed_if_the_model_fails_after_another_preprocessing",),
+    ),
+    Mutation(
+        "the hash of the configuration is in the sidecars",
+        "bids_app/outputs/publish.py",
+        " | {CONFIGURATION_KEY: configuration})",
+        ")",
+        ("outputs/test_publish.py::test_sidecars_have_the_hash_of_the_configuration",),
+    ),
+    Mutation(
+        "every option that decides numbers is hashed",
+        "bids_app/workflow/configuration.py",
+        "for section in (settings.preprocess, settings.model):",
+        "for section in (settings.preprocess,):",
+        ("workflow/test_configuration.py::test_every_option_counts_unless_it_changes_no_number",),
+    ),
+    Mutation(
+        "the group level leaves out tables that the last invocation did not make",
+        "bids_app/group/reading.py",
+        "if not known.get(run.stem, RunFiles()).includes(name, outcomes.get(run.stem)):",
+        "if False:",
+        (
+            "group/test_reading.py::test_tables_that_the_last_invocation_did_not_make_are_left_out",
+            "group/test_reading.py::test_outputs_of_an_invocation_before_a_failure_are_left_out",
+        ),
+    ),
+    Mutation(
+        "a failed run has no outputs of before its failure",
+        "bids_app/outputs/schema/manifest.py",
+        "if outcome is not None and outcome.status != OK and name not in outcome.outputs:",
+        "if False:",
+        ("group/test_reading.py::test_outputs_of_an_invocation_before_a_failure_are_left_out",),
+    ),
+    # 3. Runs end one by one.
+    Mutation(
+        "the first run is finished before the last is begun",
+        "bids_app/workflow/pool.py",
+        'key=lambda i: self.plugin_args["order"][self.procs[i].name])',
+        "key=lambda i: i)",
+        ("workflow/test_engine.py::test_the_first_run_is_finished_before_the_last_is_begun",),
+    ),
+    Mutation(
+        "--clean-workdir frees the scratch of a published run",
+        "bids_app/workflow/participant.py",
+        "if settings.clean_workdir and ends.is_ok(stem):",
+        "if False:",
+        ("workflow/test_ends.py::test_scratch_of_a_published_run_is_deleted_and_the_anatomy_stays_until_the_last_run",),
+    ),
+    Mutation(
+        "--clean-workdir keeps the scratch of a failed run",
+        "bids_app/workflow/participant.py",
+        "            left = [steps[run.stem] for run in runs if run.stem in steps and not ends.is_ok(run.stem)]\n",
+        "            left = []\n",
+        ("workflow/test_ends.py::test_scratch_of_a_failed_run_stays",),
+    ),
+    Mutation(
+        "a report that cannot be written does not stop other runs",
+        "bids_app/workflow/ends.py",
+        "            self._not_written[outcome.stem] = None\n",
+        "            raise\n",
+        ("workflow/test_ends.py::test_an_error_of_writing_a_report_does_not_stop_the_other_runs",),
+    ),
+    Mutation(
+        "a report that could not be written is written at the end",
+        "bids_app/workflow/participant.py",
+        "            ends.repeat_failed_writing()\n",
+        "",
+        ("workflow/test_ends.py::test_a_report_that_could_not_be_written_is_written_at_the_end",),
+    ),
+    # 4. No code from the working folder.
+    Mutation(
+        "libraries read no settings from the working folder",
+        "bids_app/cli/neurostorm.py",
+        'with contextlib.chdir("/"), terminal_log(settings.verbosity):',
+        "with terminal_log(settings.verbosity):",
+        ("integration/test_working_folder.py::test_nothing_of_the_working_folder_is_executed_or_read",),
+    ),
+    # 5. No code from scratch.
+    Mutation(
+        "a pickle of another user is not executed",
+        "bids_app/workflow/engine.py",
+        "                    check_owner(path)\n",
+        "                    pass\n",
+        ("workflow/test_engine.py::test_a_pickle_that_another_user_planted_is_not_executed",),
+    ),
+    Mutation(
+        "subfolders of scratch that others can write are refused",
+        "bids_app/workflow/scratch.py",
+        "if mode & (stat.S_IWGRP | stat.S_IWOTH):",
+        "if False:",
+        (
+            "workflow/test_scratch.py::test_a_subfolder_that_is_not_private_is_refused",
+            "integration/test_security.py::test_a_result_planted_in_scratch_that_others_can_write_is_not_unpickled",
+        ),
+    ),
+    Mutation(
+        "a parent in which all users can exchange folders is refused",
+        "bids_app/workflow/scratch.py",
+        "if folder.exists() and (mode := folder.stat().st_mode) & stat.S_IWOTH and not mode & stat.S_ISVTX:",
+        "if False:",
+        ("workflow/test_scratch.py::test_a_parent_in_which_all_users_can_exchange_folders_is_refused",),
+    ),
+    Mutation(
+        "results and caches are accessible to their owner only",
+        "bids_app/workflow/scratch.py",
+        "            folder.chmod(0o700)\n",
+        "",
+        ("workflow/test_scratch.py::test_a_folder_that_others_could_only_read_is_closed_to_them",),
+    ),
+    # 6. Signals and locks.
+    Mutation(
+        "SIGTERM ends a run with its own exit code",
+        "bids_app/cli/outcome.py",
+        "code = EXIT_TERMINATED if isinstance(interruption, Terminated) else EXIT_INTERRUPTED",
+        "code = EXIT_INTERRUPTED",
+        ("integration/test_terminated.py::test_a_terminated_run_releases_its_locks_and_ends_its_workers",),
+    ),
+    Mutation(
+        "a run that is blocked is killed after SIGTERM",
+        "bids_app/workflow/supervisor.py",
+        "            os.kill(run, signal.SIGKILL)\n",
+        "            pass\n",
+        ("workflow/test_supervisor.py::test_a_blocked_run_is_ended_and_its_lock_is_released",),
+    ),
+    Mutation(
+        "locks of a killed run are released",
+        "bids_app/workflow/supervisor.py",
+        "        release(listed_locks(board))\n",
+        "        pass\n",
+        (
+            "workflow/test_supervisor.py::test_a_blocked_run_is_ended_and_its_lock_is_released",
+            "workflow/test_supervisor.py::test_a_run_that_the_system_kills_is_reported_and_its_lock_is_released",
+        ),
+    ),
+    Mutation(
+        "the lock of a blocked run is touched",
+        "bids_app/workflow/supervisor.py",
+        "            touch(listed_locks(board))\n",
+        "",
+        ("workflow/test_supervisor.py::test_the_lock_of_a_blocked_run_is_touched",),
+    ),
+    Mutation(
+        "the lock of a requeued job is replaced at once",
+        "bids_app/workflow/locks.py",
+        "    if _is_requeued(holder):\n",
+        "    if False:\n",
+        ("workflow/test_locks.py::test_the_lock_of_a_requeued_job_is_replaced_at_once",),
+    ),
+    Mutation(
+        "the lock of a killed process is replaced at once",
+        "bids_app/workflow/locks.py",
+        'if holder.get("place") == process_scope() and isinstance(pid, int):',
+        "if False:",
+        ("workflow/test_locks.py::test_the_lock_of_a_killed_process_is_replaced_at_once",),
+    ),
+    Mutation(
+        "containers with the same host name keep each other's temporary files",
+        "bids_app/bids/processes.py",
+        "return f\"{boot}:{os.readlink('/proc/self/ns/pid')}\"",
+        "return socket.gethostname()",
+        ("bids/test_processes.py::test_a_pid_namespace_is_a_scope_of_its_own",),
+    ),
+    Mutation(
+        "a participant that another process works on is refused",
+        "bids_app/workflow/locks.py",
+        "                raise _held_by(path, holder)\n",
+        "                pass\n",
+        (
+            "workflow/test_locks.py::test_a_second_process_is_refused_with_the_owner",
+            "integration/test_at_once.py::test_a_locked_participant_is_skipped_and_the_others_are_processed",
+        ),
+    ),
+    Mutation(
+        "sockets of a killed run are removed",
+        "bids_app/workflow/supervisor.py",
+        "        sockets.remove_abandoned()\n",
+        "",
+        ("workflow/test_sockets.py::test_the_folder_of_a_killed_run_is_removed",),
+    ),
+    Mutation(
+        "sockets of a run that still runs are kept",
+        "bids_app/workflow/sockets.py",
+        'return owner["place"] == process_scope() and start_time(int(owner["pid"])) != owner["started"]',
+        "return bool(owner)",
+        (
+            "workflow/test_sockets.py::test_the_folder_of_a_run_that_still_runs_is_kept",
+            "workflow/test_sockets.py::test_the_folder_of_a_container_is_kept",
+        ),
+    ),
+    Mutation(
+        "sockets of another user are kept",
+        "bids_app/workflow/sockets.py",
+        "        if not private or found.st_uid != os.geteuid():\n",
+        "        if False:\n",
+        (
+            "workflow/test_sockets.py::test_the_folder_of_another_user_and_a_link_are_kept",
+            "workflow/test_sockets.py::test_a_folder_that_others_can_write_is_kept",
+        ),
+    ),
+    # 7. Full disks.
+    Mutation(
+        "a crash on a full disk is reported as a full disk",
+        "bids_app/workflow/supervisor.py",
+        "    if full is not None:\n",
+        "    if False:\n",
+        ("workflow/test_supervisor.py::test_a_crash_on_a_full_disk_is_reported_as_a_full_disk",),
+    ),
+    Mutation(
+        "a failure of ANTs on a full disk is no registration error",
+        "bids_app/preprocess/registration/ants.py",
+        "if is_full(out_dir):  # before the scratch files are deleted",
+        "if False:",
+        ("preprocess/registration/test_ants.py::test_a_failure_of_ants_on_a_full_disk_is_no_registration_error",),
+    ),
+    Mutation(
+        "a vague error on a full disk is reported as a full disk",
+        "bids_app/workflow/engine.py",
+        "if not isinstance(known, InputOutputError) and is_full(out_dir):",
+        "if False:",
+        ("workflow/test_engine.py::test_a_vague_error_on_a_full_disk_is_reported_as_such",),
+    ),
+    Mutation(
+        "the disk space of arrays is reserved",
+        "bids_app/preprocess/io/arrays.py",
+        "os.posix_fallocate(file.fileno(), 0, path.stat().st_size)",
+        "pass",
+        ("preprocess/io/test_arrays.py::test_on_a_full_disk_an_error_is_raised_and_the_process_lives",),
+    ),
+    Mutation(
+        "too little disk space is reported before the start",
+        "bids_app/workflow/disk.py",
+        "if needed > free and needed > free + sum(_bytes_in(folder) for folder, _ in folders):",
+        "if False:",
+        (
+            "workflow/test_disk.py::test_runs_that_do_not_fit_are_refused_with_the_space_they_need",
+            "integration/test_bad_input.py::test_too_little_disk_is_refused_before_anything_is_written",
+        ),
+    ),
+    Mutation(
+        "readers never see a partial file",
+        "bids_app/bids/writer.py",
+        "        yield temporary\n        _flush(temporary)\n        os.replace(temporary, path)\n",
+        "        yield path\n",
+        ("bids/test_writer.py::test_readers_never_see_half_a_file",),
+    ),
+    # 8. Claims of small files.
+    Mutation(
+        "a file cannot claim more blocks than it has tensors",
+        "bids_app/model/checkpoint.py",
+        "    if n_blocks > n_tensors:\n",
+        "    if False:\n",
+        (
+            "integration/test_hostile_weights.py::test_the_largest_valid_configuration_allocates_nothing_without_weights",
+        ),
+    ),
+    Mutation(
+        "a tensor is not larger than its data",
+        "bids_app/model/checkpoint.py",
+        "if any(not _fits(tensor, file_bytes) for tensor in tensors):",
+        "if False:",
+        ("model/test_checkpoint.py::test_a_tensor_that_repeats_its_data_is_rejected",),
+    ),
+    Mutation(
+        "weights are compared with the configuration before memory is allocated",
+        "bids_app/model/heads.py",
+        '        with torch.device("meta"):\n',
+        "        if True:\n",
+        ("integration/test_hostile_weights.py::test_an_encoder_that_claims_anything_is_refused_at_once",),
+    ),
+    Mutation(
+        "weights that are no moderate numbers are refused",
+        "bids_app/model/heads.py",
+        "return weight.numel() == 0 or float(weight.float().abs().max()) <= MAX_WEIGHT",
+        "return True",
+        ("integration/test_hostile_weights.py::test_an_encoder_with_weights_of_1e38_is_refused",),
+    ),
+    Mutation(
+        "names of 300 letters are refused",
+        "bids_app/model/checkpoint.py",
+        "if not checkpoint.name.isprintable() or not 1 <= ",
+        "if False and not 1 <= ",
+        ("integration/test_hostile_weights.py::test_a_name_without_letters_or_of_300_letters_is_refused",),
+    ),
+    Mutation(
+        "weights with code are refused",
+        "bids_app/model/checkpoint.py",
+        '        claimed = torch.load(path, map_location="meta", weights_only=True)\n',
+        '        claimed = torch.load(path, map_location="meta", weights_only=False)\n',
+        ("integration/test_security.py::test_the_package_has_no_code_that_executes_or_unpickles_files",),
+    ),
+    Mutation(
+        "an adapter belongs to its encoder",
+        "bids_app/adapters/file.py",
+        "if card.encoder_sha256 != model.weights_sha256:",
+        "if False:",
+        ("adapters/test_file.py::test_an_adapter_of_another_encoder_is_rejected",),
+    ),
+    # 9. Odd files.
+    Mutation(
+        "pipes, sockets, devices and folders are named by every reader",
+        "bids_app/files.py",
+        "    if not stat.S_ISREG(found.st_mode):\n",
+        "    if False:\n",
+        ("test_files.py::test_an_odd_file_is_named_by_every_reader",),
+    ),
+    Mutation(
+        "a file that becomes a pipe while it is opened is refused",
+        "bids_app/files.py",
+        "if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):  # replaced since it was checked",
+        "if False:",
+        ("test_files.py::test_a_file_that_becomes_a_pipe_while_it_is_opened_is_refused",),
+    ),
+    Mutation(
+        "a file that grows while it is read is refused",
+        "bids_app/files.py",
+        "            content = file.read(max_bytes + 1)\n            size = len(content)\n",
+        "            content = file.read(max_bytes + 1)\n",
+        ("test_files.py::test_a_file_that_grows_while_it_is_read_is_refused",),
+    ),
+    Mutation(
+        "JSON is limited in depth",
+        "bids_app/files.py",
+        "        if depth > MAX_DEPTH:\n",
+        "        if False:\n",
+        ("test_files.py::test_a_giant_or_deep_file_is_refused_by_name",),
+    ),
+    Mutation(
+        "JSON is limited in its number of values",
+        "bids_app/files.py",
+        "            if n_values + len(inner) > max_values:\n",
+        "            if False:\n",
+        ("test_files.py::test_values_that_are_not_plain_are_refused",),
+    ),
+    Mutation(
+        "tables are limited in rows and columns",
+        "bids_app/files.py",
+        "    if n_rows > MAX_ROWS or n_columns > MAX_COLUMNS:\n",
+        "    if False:\n",
+        ("test_files.py::test_tables_have_a_limited_number_of_rows_and_columns",),
+    ),
+    Mutation(
+        "decompression is limited to the size in the header",
+        "bids_app/preprocess/io/images.py",
+        "while remaining and (block := source.read(min(remaining, 2**22))):",
+        "while block := source.read(2**22):",
+        ("integration/test_corruptions.py::test_decompression_is_limited_to_the_size_in_the_header",),
+    ),
+    Mutation(
+        "files of options of neurostorm-train are checked before the data are read",
+        "bids_app/cli/train.py",
+        "        check_inputs(arguments)\n",
+        "",
+        ("cli/test_train.py::test_an_odd_file_is_named_before_the_data_are_read",),
+    ),
+    Mutation(
+        "pipes among the outputs are named by the group level and in the report",
+        "bids_app/files.py",
+        "    if kind or found.st_size > MAX_OUTPUT_BYTES:\n",
+        "    if found.st_size > MAX_OUTPUT_BYTES:\n",
+        (
+            "group/test_reading.py::test_an_odd_file_among_outputs_is_named_and_others_are_read",
+            "reports/test_participant.py::test_an_odd_file_among_outputs_is_listed",
+        ),
+    ),
+    Mutation(
+        "an image that is shortened while it is read is named",
+        "bids_app/preprocess/io/volumes.py",
+        "        check_size(image, path)\n",
+        "",
+        ("workflow/test_pool.py::test_an_image_that_is_shortened_while_it_is_read_is_named",),
+    ),
+    # 10. Clocks and times of files.
+    Mutation(
+        "new content of the same size and time is read again",
+        "bids_app/workflow/graph.py",
+        ":{stat.st_mtime_ns}:{stat.st_ctime_ns}",
+        ":{stat.st_mtime_ns}",
+        ("workflow/test_graph.py::test_new_content_of_the_same_size_and_time_changes_the_stamp",),
+    ),
+    Mutation(
+        "weights count by their bytes",
+        "bids_app/workflow/context.py",
+        'stamp=";".join((hashes[str(weights)], *(adapter.sha256 for adapter in adapters))),',
+        'stamp=";".join(map(file_stamp, (weights, *(adapter.path for adapter in adapters)))),',
+        ("workflow/test_method.py::test_weights_with_other_bytes_repeat_the_steps_of_the_model_whatever_their_times",),
+    ),
+    Mutation(
+        "the age of a lock is in the clock of the file system",
+        "bids_app/workflow/locks.py",
+        "now=own.stat().st_mtime)",
+        "now=time.time())",
+        ("workflow/test_locks.py::test_an_old_lock_of_another_machine_is_stale",),
+    ),
+    # 11. --check tells what will happen.
+    Mutation(
+        "--check writes no database",
+        "bids_app/workflow/plan.py",
+        "    return replace(query, database_dir=None)",
+        "    return query",
+        ("workflow/test_plan.py::test_the_pybids_database_is_used_but_never_written",),
+    ),
+    Mutation(
+        "--check leaves the folders of libraries untouched",
+        "bids_app/cli/neurostorm.py",
+        "        if settings.check:\n            os.environ[name] = NO_CACHE",
+        "        if False:\n            os.environ[name] = NO_CACHE",
+        ("workflow/test_plan.py::test_a_check_leaves_the_temporary_folder_and_home_empty",),
+    ),
+    Mutation(
+        "a device that does not exist is refused",
+        "bids_app/workflow/preflight.py",
+        'if device.type == "cuda" and (device.index or 0) >= n_gpus:',
+        "if False:",
+        ("workflow/test_preflight.py::test_a_device_that_does_not_exist_is_refused",),
+    ),
+    Mutation(
+        "dummy scans beyond the length of a run are named",
+        "bids_app/workflow/faults.py",
+        "check_n_dummies(bold.name, n_volumes, tr, n_dummies)",
+        "pass",
+        ("workflow/test_plan.py::test_dummy_scans_beyond_the_length_of_a_run_are_named",),
+    ),
+    Mutation(
+        "all faults of a run are named, not the first one",
+        "bids_app/workflow/faults.py",
+        "        faults += known[path]\n",
+        "        faults += known[path] if not faults else ()\n",
+        ("workflow/test_faults.py::test_all_faults_of_a_run_are_found",),
+    ),
+    Mutation(
+        "truncated images are found",
+        "bids_app/preprocess/io/completeness.py",
+        'if path.suffix != ".gz" or stated_size(path) == n_bytes % 2**32:',
+        "if True:",
+        ("preprocess/io/test_completeness.py::test_a_truncated_file_is_named",),
+    ),
+    Mutation(
+        "runs with equal lines are printed together",
+        "bids_app/workflow/plan.py",
+        "alike.setdefault(report.kind, []).append(report)",
+        "alike.setdefault((*report.kind, report.run.stem), []).append(report)",
+        ("workflow/test_plan.py::test_runs_with_equal_lines_are_printed_together",),
+    ),
+    Mutation(
+        "a reader that ends is no defect",
+        "bids_app/cli/outcome.py",
+        "        if not _reader_has_ended(sys.stdout):\n            raise\n",
+        "        raise\n",
+        ("workflow/test_plan.py::test_a_reader_that_ends_is_no_defect",),
+    ),
+    # 12. Threads are no input.
+    Mutation(
+        "threads repeat no step",
+        "bids_app/workflow/graph.py",
+        'NOT_HASHED = ("threads",)',
+        "NOT_HASHED = ()",
+        (
+            "workflow/test_graph.py::test_threads_do_not_change_the_stamp",
+            "workflow/test_method.py::test_other_resources_repeat_no_step",
+        ),
+    ),
+    # 13. Ranges are rounded outwards.
+    Mutation(
+        "the lower end of a range is rounded down",
+        "bids_app/training/reference.py",
+        "low.quantize(step, ROUND_FLOOR, EXACT)",
+        "low.quantize(step, None, EXACT)",
+        ("training/test_reference.py::test_every_value_is_within_its_stored_range",),
+    ),
+    Mutation(
+        "the upper end of a range is rounded up",
+        "bids_app/training/reference.py",
+        "high.quantize(step, ROUND_CEILING, EXACT)",
+        "high.quantize(step, ROUND_FLOOR, EXACT)",
+        (
+            "training/test_reference.py::test_every_value_is_within_its_stored_range",
+            "training/test_reference.py::test_a_training_scan_passes_all_checks_of_its_own_cohort",
+        ),
+    ),
+    Mutation(
+        "distances that are limits are stored rounded upwards",
+        "bids_app/adapters/domain.py",
+        "distances < self.distances, np.nextafter(distances, np.float32(np.inf)), distances",
+        "distances < self.distances, distances, distances",
+        ("adapters/test_domain.py::test_stored_distances_are_rounded_upwards",),
+    ),
+    # 14. Logs.
+    Mutation(
+        "control characters are escaped on terminals",
+        "bids_app/terminal.py",
+        'return CONTROL.sub(lambda found: found[0].encode("unicode_escape").decode(), text)',
+        "return text",
+        (
+            "test_terminal.py::test_errors_name_values_with_control_characters_escaped",
+            "workflow/test_log.py::test_control_characters_are_escaped_and_lines_stay_apart",
+        ),
+    ),
+    Mutation(
+        "a terminal without a size shows progress",
+        "bids_app/workflow/progress.py",
+        "                nrows=20,  # as if the terminal had rows: with none, nothing would be shown\n",
+        "",
+        ("workflow/test_progress.py::test_a_terminal_without_a_size_shows_progress",),
+    ),
+    Mutation(
+        "the time left does not jump",
+        "bids_app/workflow/time_left.py",
+        "MIN_MEASURED = 0.4",
+        "MIN_MEASURED = 0.0",
+        ("workflow/test_time_left.py::test_there_is_no_estimate_before_anything_of_weight_was_measured",),
+    ),
+    Mutation(
+        "messages of steps are in the log of their participant",
+        "bids_app/workflow/engine.py",
+        "        with messages_of_step(out_dir):\n",
+        "        if True:\n",
+        ("workflow/test_engine.py::test_messages_of_steps_are_kept_for_the_log",),
+    ),
+    Mutation(
+        "the first line is printed before the imports that take seconds",
+        "bids_app/cli/neurostorm.py",
+        '            LOGGER.info("%s", first_line(settings))  # the imports take seconds\n',
+        "            pass\n",
+        ("cli/test_neurostorm.py::test_the_first_line_is_printed_before_the_imports_that_take_seconds",),
+    ),
+    Mutation(
+        "Ctrl-C prints no traceback",
+        "bids_app/cli/outcome.py",
+        "    except (KeyboardInterrupt, Terminated) as interruption:\n",
+        "    except Terminated as interruption:\n",
+        ("integration/test_terminated.py::test_ctrl_c_prints_no_traceback",),
+    ),
+    # 15. Options of other pipelines.
+    Mutation(
+        "options of other pipelines are refused with the reason",
+        "bids_app/cli/neurostorm.py",
+        "    refuse_foreign_options(words, parser.spellings)\n",
+        "",
+        (
+            "cli/test_other_pipelines.py::"
+            "test_an_option_of_other_pipelines_is_refused_with_its_reason_and_an_option_of_ours",
+        ),
+    ),
+    Mutation(
+        "the remedy belongs to the option",
+        "bids_app/cli/other_pipelines.py",
+        'remedy = f"use {self.use}"',
+        'remedy = "leave it out"',
+        (
+            "cli/test_other_pipelines.py::"
+            "test_an_option_of_other_pipelines_is_refused_with_its_reason_and_an_option_of_ours",
+        ),
+    ),
+    # 16. First contact.
+    Mutation(
+        "plain PyTorch is announced at the start",
+        "bids_app/workflow/participant.py",
+        "        if context.scan_is_slow:\n",
+        "        if False:\n",
+        ("integration/test_bad_input.py::test_the_slow_scan_and_the_scratch_folder_are_announced",),
+    ),
+    Mutation(
+        "the scratch folder is named at the end",
+        "bids_app/workflow/participant.py",
+        "        announce_scratch(settings.work_dir)\n",
+        "        pass\n",
+        ("integration/test_bad_input.py::test_the_slow_scan_and_the_scratch_folder_are_announced",),
+    ),
+    # 17. Recipes of the images.
+    Mutation(
+        "releases are built on a base image with a digest",
+        "Makefile",
+        "--build-arg BASE_IMAGE=$(BASE)@$$digest",
+        "--build-arg BASE_IMAGE=$(BASE)",
+        ("container/test_recipes.py::test_releases_are_built_on_a_base_image_with_a_digest",),
+    ),
+    Mutation(
+        "torch has a layer of its own",
+        "Dockerfile",
+        "RUN --mount=type=cache,target=/cache/pip LAYER=/opt/layers/torch sh /src/container/build.sh torch-cpu",
+        "RUN LAYER=/opt/layers/torch sh /src/container/build.sh torch-cpu",
+        ("container/test_recipes.py::test_steps_that_download_keep_their_downloads_between_builds",),
+    ),
+    Mutation(
+        "the licence label includes that of each baked atlas and model",
+        "container/build.sh",
+        '  $prefix/bin/python -m bids_app.catalog.licences --check "$LICENSES"\n',
+        "",
+        ("container/test_recipes.py::test_a_wrong_licence_label_stops_the_build",),
+    ),
+    Mutation(
+        "the array script of SLURM passes SIGTERM on",
+        "docs/slurm/participants.sbatch",
+        """trap '[ -n "$app" ]""",
+        """: '[ -n "$app" ]""",
+        ("container/test_recipes.py::test_the_array_script_passes_sigterm_on_and_waits_for_the_app",),
+    ),
+    # 18. Weights by hash.
+    Mutation(
+        "a mirror with other bytes is refused",
+        "bids_app/catalog/fetch.py",
+        "    elif known is not None and sha256 != known[0].sha256:\n",
+        "    elif False:\n",
+        ("catalog/test_fetch.py::test_a_mirror_with_other_bytes_is_refused_and_its_file_removed",),
+    ),
+    Mutation(
+        "the first download records its checksum",
+        "bids_app/catalog/fetch.py",
+        "        if known is None:\n            record_checksum(",
+        "        if False:\n            record_checksum(",
+        ("catalog/test_fetch.py::test_first_download_records_its_checksum_for_other_machines",),
+    ),
+    Mutation(
+        "a file in the cache that differs is refused",
+        "bids_app/catalog/fetch.py",
+        "    if found != checksum.sha256:\n",
+        "    if False:\n",
+        ("catalog/test_fetch.py::test_existing_file_that_differs_from_the_lock_file_is_refused",),
+    ),
+    Mutation(
+        "a damaged lock file is named and kept",
+        "bids_app/catalog/lock.py",
+        "    if not SHA256.fullmatch(checksum.sha256):\n",
+        "    if False:\n",
+        ("catalog/test_lock.py::test_a_damaged_lock_file_is_named_and_kept",),
+    ),
+    # 19. Nightly.
+    Mutation(
+        "skipped tests of the night are failures",
+        "tests/helpers/no_skips.py",
+        'if report.skipped and not hasattr(report, "wasxfail") and os.environ.get(NO_SKIPS):',
+        "if False:",
+        ("test_skips.py::test_skips_are_failures_on_request",),
+    ),
+    Mutation(
+        "the night runs without skips",
+        ".github/workflows/nightly.yml",
+        '    timeout-minutes: 350\n    env:\n      NEUROSTORM_NO_SKIPS: "1"\n',
+        "    timeout-minutes: 350\n",
+        ("test_repository.py::test_every_night_slow_tests_fuzzing_containers_and_audit_run_without_skips",),
+    ),
+    # Memory.
+    Mutation(
+        "a run that does not fit into memory is not started",
+        "bids_app/workflow/memory.py",
+        "    if needed > allowed:\n",
+        "    if False:\n",
+        ("workflow/test_memory.py::test_a_run_that_does_not_fit_is_not_started",),
+    ),
+    # Coverage of intervals and label sets.
+    Mutation(
+        "people are counted, not scans",
+        "bids_app/adapters/conformal.py",
+        "return 1 / (pair_sizes[pairs] * n_members[group_of])",
+        "return np.full(len(members), (group_of.max() + 1) / len(members))",
+        ("adapters/test_conformal.py::test_a_person_with_many_scans_weighs_as_much_as_any_other",),
+    ),
+    Mutation(
+        "fewer than ten people promise nothing",
+        "bids_app/adapters/calibration.py",
+        "        if self.n_participants < MIN_GROUPS:\n",
+        "        if False:\n",
+        ("adapters/test_calibration.py::test_no_coverage_is_promised_for_few_or_unknown_participants",),
+    ),
+    Mutation(
+        "limits are those of the site of the scan",
+        "bids_app/adapters/calibration.py",
+        "        if site in self.site_limits:\n",
+        "        if False:\n",
+        ("adapters/test_calibration.py::test_limits_are_those_of_the_site_of_the_scan",),
+    ),
+    Mutation(
+        "a new site includes the differences between sites",
+        "bids_app/adapters/calibration.py",
+        "        if self.new_site_limits and site not in self.sites:\n",
+        "        if False:\n",
+        ("adapters/test_calibration.py::test_limits_at_a_new_or_unknown_site_include_the_differences_between_sites",),
+    ),
+    Mutation(
+        "an empty label set is shown as empty",
+        "bids_app/group/reading.py",
+        'return None if labels is None else ", ".join(labels) or "empty"',
+        'return None if labels is None else ", ".join(labels)',
+        ("group/test_reading.py::test_an_empty_prediction_set_is_not_a_missing_one",),
+    ),
+    # Evaluations.
+    Mutation(
+        "intervals count the overlap of training sets",
+        "bids_app/training/evaluation/comparison.py",
+        "np.sqrt((1 / len(known) + test_share) * known.var(ddof=1))",
+        "np.sqrt(1 / len(known) * known.var(ddof=1))",
+        ("training/evaluation/test_comparison.py::test_intervals_count_the_overlap_of_training_sets",),
+    ),
+    Mutation(
+        "comparisons are corrected for their number",
+        "bids_app/training/evaluation/comparison.py",
+        "for name, p in zip(others, holm(two_sided), strict=True):",
+        "for name, p in zip(others, two_sided, strict=True):",
+        ("training/evaluation/test_comparison.py::test_differences_are_corrected_for_the_number_of_baselines",),
+    ),
+    Mutation(
+        "a baseline is beaten only above chance",
+        "bids_app/training/evaluation/evaluate.py",
+        'return "is better than" if self.exceeds_chance else unclear',
+        'return "is better than"',
+        ("training/evaluation/test_evaluate.py::test_a_baseline_is_beaten_only_if_the_encoder_exceeds_chance",),
+    ),
+    Mutation(
+        "confounds that predict the target are flagged",
+        "bids_app/training/evaluation/evaluate.py",
+        "for (name, method), p in zip(found.items(), adjusted, strict=True) if p < ALPHA}",
+        "for (name, method), p in zip(found.items(), adjusted, strict=True) if p < 0}",
+        (
+            "training/evaluation/test_evaluate.py::"
+            "test_confounds_that_predict_the_target_are_flagged_with_the_score_without_them",
+            "training/evaluation/test_evaluate.py::test_a_site_that_predicts_the_target_is_flagged",
+        ),
+    ),
+    # Verdicts.
+    Mutation(
+        "a scan that fails both tests of its signal is refused",
+        "bids_app/adapters/verdict.py",
+        "    if len(failed) == len(SIGNAL_TESTS):\n",
+        "    if False:\n",
+        ("adapters/test_verdict.py::test_a_scan_that_fails_both_tests_of_its_signal_is_refused",),
+    ),
+    Mutation(
+        "adapters of simulated scans refuse real ones",
+        "bids_app/adapters/verdict.py",
+        "    if bool(scan) == cohort:\n",
+        "    if True:\n",
+        ("adapters/test_verdict.py::test_simulated_and_real_scans_are_told_apart",),
+    ),
+    Mutation(
+        "an unchecked left and right is warned of",
+        "bids_app/adapters/verdict.py",
+        'if "orientation" in unknown and names_sides(card.labels):',
+        "if False:",
+        (
+            "adapters/test_verdict.py::"
+            "test_an_unchecked_left_and_right_is_warned_of_where_it_could_reverse_the_prediction",
+        ),
+    ),
+    Mutation(
+        "out of distribution, probabilities move to the proportions of the cohort",
+        "bids_app/adapters/predict.py",
+        "return found if weight == 1 else weight * found + (1 - weight) * label_shares(self.card)",
+        "return found",
+        (
+            "outputs/test_reliability.py::"
+            "test_out_of_distribution_the_probabilities_go_to_the_proportions_of_the_cohort",
+        ),
+    ),
+    Mutation(
+        "out of distribution, no label is excluded",
+        "bids_app/outputs/reliability.py",
+        "    if prediction.evidence < 1:",
+        "    if False:",
+        ("outputs/test_reliability.py::test_out_of_distribution_no_label_is_excluded_and_intervals_widen",),
+    ),
+    Mutation(
+        "a refused prediction is withheld",
+        "bids_app/adapters/predict.py",
+        "return dict.fromkeys(cells) if self.is_refused else cells",
+        "return cells",
+        ("outputs/test_reliability.py::test_a_refused_prediction_is_not_in_the_table",),
+    ),
+    # Brain signal.
+    Mutation(
+        "volumes in random order are told from a signal",
+        "bids_app/preprocess/brain_signal.py",
+        '"order_p": _p_value(value, surrogates)}',
+        '"order_p": 0.001}',
+        ("preprocess/test_brain_signal.py::test_what_is_no_signal_of_a_brain_fails_the_tests_of_what_it_lacks",),
+    ),
+    Mutation(
+        "permuted voxels are told from a brain",
+        "bids_app/preprocess/brain_signal.py",
+        'found["connectivity_p"] = min(1.0, len(tests) * min(tests))',
+        'found["connectivity_p"] = 0.001',
+        ("preprocess/test_brain_signal.py::test_what_is_no_signal_of_a_brain_fails_the_tests_of_what_it_lacks",),
+    ),
+    # Plausibility of registrations.
+    Mutation(
+        "a T1w that fits mirrored is doubted",
+        "bids_app/preprocess/registration/plausibility.py",
+        "    if control_ratio(quality) > MAX_CONTROL_RATIO:\n",
+        "    if False:\n",
+        ("preprocess/registration/test_plausibility.py::test_signs_name_measure_and_value",),
+    ),
+    Mutation(
+        "wrong scales are doubted",
+        "bids_app/preprocess/registration/plausibility.py",
+        "for axis, scale in found if not SCALES[0] <= scale <= SCALES[1]]",
+        "for axis, scale in found if False]",
+        (
+            "preprocess/registration/test_plausibility.py::test_signs_name_measure_and_value",
+            "preprocess/registration/test_plausibility.py::test_the_likely_cause_is_named",
+        ),
+    ),
+    Mutation(
+        "slices that cut the brain are named",
+        "bids_app/preprocess/registration/bold_to_template.py",
+        "if area > CUT_AREA}",
+        "if area > 1}",
+        ("preprocess/registration/test_bold_to_template.py::test_slices_that_cut_the_brain_are_named",),
+    ),
+    Mutation(
+        "a T2w image is told from a T1w image",
+        "bids_app/preprocess/registration/t1w_plausibility.py",
+        'return intensities["wm"] < intensities["gm"]',
+        "return False",
+        ("preprocess/registration/test_t1w_plausibility.py::test_a_t2w_image_is_told_from_a_t1w_image",),
+    ),
+    Mutation(
+        "an image without contrast is not refined",
+        "bids_app/preprocess/registration/bbr.py",
+        " and after <= MAX_COST",
+        "",
+        (
+            "preprocess/registration/test_bbr.py::"
+            "test_an_image_without_contrast_of_grey_and_white_matter_is_not_refined",
+        ),
+    ),
+)
+
+
+def chosen(words: str) -> list[Mutation]:
+    """Return the mutations with a text in their promise, file or tests."""
+    return [m for m in MUTATIONS if any(words.lower() in text.lower() for text in (m.promise, m.file, *m.tests))]
+
+
+def copy_tree(target: Path) -> None:
+    """Copy the tracked files, as they are in the working tree, and the compiled kernel."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    names = [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+    for name in (*names, *(path.relative_to(ROOT) for path in ROOT.glob(COMPILED))):
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, target / name)
+
+
+def run_tests(root: Path, tests: Sequence[str], *options: str) -> tuple[int, str]:
+    """Run tests of a copy in one process; return pytest's exit code and output."""
+    # without files of compiled code, which might be those of the unmodified source
+    environment = {"PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--timeout", str(SECONDS), *options]
+    with tempfile.TemporaryFile(
+        "w+", errors="replace"
+    ) as output:  # a pipe stays open while a process that is left runs
+        done = subprocess.Popen(
+            [*command, *(f"tests/{test}" for test in tests)],
+            cwd=root,
+            env=os.environ | environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        code = done.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(done.pid, signal.SIGKILL)  # processes that a mutated program left
+        output.seek(0)
+        return code, output.read()
+
+
+def judge(code: int, output: str) -> str:
+    """Return what the exit code and the output of pytest say about a mutation."""
+    if code == 0:
+        return SURVIVED
+    if code != 1 or NOT_IMPORTED.search(output) or not re.search(r"\b\d+ failed\b", output):
+        return BROKEN
+    return CAUGHT
+
+
+def not_green(root: Path, tests: Sequence[str]) -> set[str]:
+    """Return the tests that do not pass in an unmodified copy."""
+    code, output = run_tests(root, tests, "-rfE")
+    if code not in (0, 1):
+        raise SystemExit(f"The tests cannot be run:\n{output[-3000:]}")
+    lines = [line for line in output.splitlines() if line.startswith(("FAILED ", "ERROR "))]
+    return {test for test in tests if any(f"tests/{test}" in line for line in lines)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Apply the mutations, print a line for each test, and return the exit code."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("-k", default="", metavar="TEXT", help="only mutations with this text")
+    parser.add_argument("-v", action="store_true", help="show the output of pytest for mutations that are not caught")
+    given = parser.parse_args(arguments)
+    mutations = chosen(given.k)
+    if not mutations:  # pytest without the name of a test would run all of them
+        parser.error(f"no mutation has the text {given.k!r}")
+    n_caught = n_tests = 0
+    with tempfile.TemporaryDirectory(prefix="mutations-") as folder:
+        root = Path(folder) / "tree"
+        copy_tree(root)
+        failing = not_green(root, list(dict.fromkeys(test for m in mutations for test in m.tests)))
+        for mutation in mutations:
+            original = mutation.apply(root)
+            for test in mutation.tests:
+                n_tests += 1
+                result, output = NOT_GREEN, ""
+                if test not in failing:
+                    code, output = run_tests(root, [test], "-x")
+                    result = judge(code, output)
+                n_caught += result == CAUGHT
+                print(f"{mutation.promise} | {test} | {result}", flush=True)
+                if given.v and result != CAUGHT:
+                    print(output)
+            (root / mutation.file).write_text(original, encoding="utf-8")
+    print(f"{len(mutations)} mutations: {n_caught} of {n_tests} tests failed as they should.")
+    return 0 if n_caught == n_tests else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
