@@ -71,7 +71,9 @@ def test_sessions_share_or_have_their_anatomy_and_odd_headers_go_through(
         (metrics,) = out.glob(f"sub-01/ses-{session}/func/*_desc-quality_metrics.json")
         found = json.loads(metrics.read_text())
         assert found["route"] == "t1w"
-        assert found["coreg_dice"] > 0.9
+        table = metrics.with_suffix(".tsv").read_text().splitlines()
+        figures = dict(zip(*(line.split("\t") for line in table), strict=True))
+        assert float(figures["coreg_dice"]) > 0.9
         (coreg,) = out.glob(f"sub-01/ses-{session}/func/*_from-boldref_to-T1w*_xfm.json")
         sources = json.loads(coreg.read_text())["Sources"]
         assert any(f"ses-{t1w_of[session]}" in name or reference == "average" for name in sources if "T1w" in name)
