@@ -58,6 +58,9 @@ in the cerebellum); without the lowest or highest 30 % of the slices, they have 
 MIN_HEIGHT = 0.75
 """Minimum height of the brain in the boldref, relative to the template's, for an affine and SyN. Whole brains of three
 real scans have 0.84 to 0.92; one of them without the lowest 30 % of its slices has 0.72."""
+SMALL_ML = 350.0
+"""Volume of the brain in a boldref below which its voxel size is doubtful, if no slices cut it: half of the true voxel
+size gives an eighth of the volume."""
 
 
 def normalise_boldref(reference: EpiReference, out_dir: Path, template: str | None = None, seed: int = 1) -> Alignment:
@@ -104,7 +107,7 @@ def doubts_about_boldref(reference: EpiReference, quality: Mapping[str, float]) 
     ----------
     reference : EpiReference
     quality : mapping
-        ``norm_brain_ml``, ``norm_scale_min`` and ``norm_scale_max``.
+        ``norm_brain_ml``, ``norm_scale_min``, ``norm_scale_max``, and ``norm_height`` if it is low.
     """
     mask, affine = read_volume(reference.mask)
     name = reference.source.name
@@ -114,14 +117,30 @@ def doubts_about_boldref(reference: EpiReference, quality: Mapping[str, float]) 
         "same person if available."
         for end, area in cut_ends(mask > 0.5, affine).items()
     )
+    if not cut and "norm_height" in quality:
+        cut = (
+            f"{name}: the brain has only {quality['norm_height']:.0%} of the usual height, although no slices cut it: "
+            "wrong voxel size or slice gap in the header?",
+        )
     return cut or doubts_about_size(quality, quality["norm_brain_ml"], name)
 
 
-def cause_of_size(quality: Mapping[str, float]) -> str:
-    """Return the likely cause of a failed alignment as a sentence after a space; empty: the brain's size is usual."""
+def cause_of_size(quality: Mapping[str, float], reference: EpiReference) -> str:
+    """Return the likely cause of a failed alignment as a sentence after a space; empty: the brain's size is usual.
+
+    Parameters
+    ----------
+    quality : mapping
+        ``norm_brain_ml``, ``norm_scale_min`` and ``norm_scale_max``, if they are known.
+    reference : EpiReference
+        Its mask tells the size of the brain if the alignment does not.
+    """
+    data, affine = read_volume(reference.mask)
+    volume_ml = float((data > 0.5).sum()) * abs(float(np.linalg.det(affine[:3, :3]))) / 1e3
+    small = volume_ml < SMALL_ML and not cut_ends(data > 0.5, affine)
     scales = quality.get("norm_scale_min", 1.0), quality.get("norm_scale_max", 1.0)
     usual = SCALES[0] <= min(scales) <= max(scales) <= SCALES[1]
-    if usual and BRAIN_ML[0] <= quality.get("norm_brain_ml", 1500.0) <= BRAIN_ML[1]:
+    if usual and not small and BRAIN_ML[0] <= quality.get("norm_brain_ml", 1500.0) <= BRAIN_ML[1]:
         return ""
     return " Likely cause: wrong voxel size or slice gap in the header?"
 
@@ -182,7 +201,7 @@ def _find_direct(
         if not failures:
             warning = f"{reference.source.name}: aligned with the template at the second attempt."
             return found, quality, (warning,) if attempt else ()
-    cause = cause_of_size(quality)
+    cause = cause_of_size(quality, reference)
     if best is not None and not cause:
         axis, turned = find_turn(fixed, moving, near, best, centre, DIRECT_LINEAR, score, out_dir, seed)
         if turned > (1 + TURN_GAIN) * score(best):
@@ -220,10 +239,10 @@ def _find_slab(
     found = Registration(fitted.inverse, fitted.chain, fitted.inverse_file, fitted.forward_file)
     matrix = fitted.matrix
     quality = {"coreg_similarity": score(matrix), "coreg_stands_out": optimum_margin(score, matrix, epi.centre)}
-    quality |= _check_direct(epi, target, found, np.linalg.inv(matrix))
+    quality |= _check_direct(epi, target, found, np.linalg.inv(matrix)) | {"norm_height": height}
     failures = failed_checks(quality)
     if failures:
-        raise _not_aligned(reference, target, failures, cause_of_size(quality))
+        raise _not_aligned(reference, target, failures, cause_of_size(quality, reference))
     warning = (
         f"{reference.source.name}: the field of view has only {height:.0%} of the height of a brain; without a T1w "
         f"image, the alignment with {target.name} was limited to a rigid transform with one scale. Expect errors of "

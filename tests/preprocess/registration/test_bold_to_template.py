@@ -40,11 +40,9 @@ def test_slices_that_cut_the_brain_are_named(head, flip):
 
 
 def test_a_brain_that_is_cut_or_has_an_unlikely_size_is_doubted_with_the_cause(head, tmp_path):
-    def doubts(mask, volume, scales):
-        path = save_image(tmp_path / "mask.nii.gz", mask.astype(np.uint8), head.affine)
-        reference = EpiReference(tmp_path / "sub-01_bold.nii.gz", path, path, path)
-        quality = {"norm_brain_ml": volume, "norm_scale_min": scales[0], "norm_scale_max": scales[1]}
-        return doubts_about_boldref(reference, quality)
+    def doubts(mask, volume, scales, **more):
+        quality = {"norm_brain_ml": volume, "norm_scale_min": scales[0], "norm_scale_max": scales[1]} | more
+        return doubts_about_boldref(reference_with(mask, head.affine, tmp_path), quality)
 
     assert doubts(head.brain, 1450.0, (0.95, 1.0)) == ()
     (cut,) = doubts(head.brain[:, :, 18:], 1450.0, (0.95, 1.0))
@@ -53,14 +51,30 @@ def test_a_brain_that_is_cut_or_has_an_unlikely_size_is_doubted_with_the_cause(h
     assert "the brain has 740 mL" in small
     (gap,) = doubts(head.brain, 1450.0, (0.75, 1.0))
     assert "slice gap in the header?" in gap
+    (low,) = doubts(head.brain, 1450.0, (0.9, 0.9), norm_height=0.7)
+    assert "only 70% of the usual height, although no slices cut it" in low
+    assert "slice gap in the header?" in low
+    (cut,) = doubts(head.brain[:, :, 18:], 1450.0, (0.9, 0.9), norm_height=0.7)
+    assert "although" not in cut
+
+
+def reference_with(mask, affine, folder):
+    """Return a boldref with a brain mask."""
+    path = save_image(folder / "mask.nii.gz", mask.astype(np.uint8), affine)
+    return EpiReference(folder / "sub-01_bold.nii.gz", path, path, path)
 
 
 @pytest.mark.parametrize(
     ("change", "named"), [({}, False), ({"norm_scale_min": 0.5}, True), ({"norm_brain_ml": 190.0}, True)]
 )
-def test_wrong_voxel_sizes_are_named_as_the_cause_of_a_failure(change, named):
+def test_wrong_voxel_sizes_are_named_as_the_cause_of_a_failure(head, tmp_path, change, named):
+    reference = reference_with(head.brain, head.affine, tmp_path)
     quality = {"norm_scale_min": 0.9, "norm_scale_max": 1.0, "norm_brain_ml": 1500.0} | change
-    assert ("voxel size" in cause_of_size(quality)) == named
+    assert ("voxel size" in cause_of_size(quality, reference)) == named
+    half = reference_with(head.brain, np.diag([0.5, 0.5, 0.5, 1]) @ head.affine, tmp_path)
+    assert "voxel size" in cause_of_size(quality, half)
+    cut = reference_with(head.brain[:, :, 18:24], head.affine, tmp_path)
+    assert ("voxel size" in cause_of_size(quality, cut)) == named
     assert bool(failed_checks({"coreg_stands_out": 1, "coreg_dice": 1, "coreg_brain_seen": 1} | quality)) == named
 
 
