@@ -992,7 +992,7 @@ def copy_tree(target: Path) -> None:
     """Copy the tracked files, as they are in the working tree, and the compiled kernel."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     names = [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
-    for name in (*names, *(path.relative_to(ROOT) for path in ROOT.glob(COMPILED))):
+    for name in (*names, *(str(path.relative_to(ROOT)) for path in ROOT.glob(COMPILED))):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, target / name)
 
