@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -20,13 +21,15 @@ SAYS_FULL = re.compile("|".join([*map(os.strerror, NO_SPACE), r"errno = (28|122)
 """Messages of a full disk: of the system, of HDF5 and of NumPy."""
 PROBE_BYTES = 2**20
 """Size of the file that is written to see whether a disk is full; a quota does not appear in the free space."""
+CRASH_PROBE_BYTES = 2**26
+"""The same after a crash: libraries crash on files of many MB that do not fit, of which nothing is left."""
 
 
-def is_full(folder: Path) -> bool:
-    """Return whether a small file does not fit into a folder."""
+def is_full(folder: Path, n_bytes: int = PROBE_BYTES) -> bool:
+    """Return whether a file of some size does not fit into a folder."""
     try:
         with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(bytes(PROBE_BYTES))
+            file.write(bytes(n_bytes))
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
@@ -44,6 +47,20 @@ def says_full(error: BaseException) -> bool:
         seen.append(current)
         current = current.__cause__ or current.__context__
     return False
+
+
+def hide_errors_of_freed_files() -> None:
+    """Do not print errors of HDF5 files that are freed without being closed, because their disk is full.
+
+    Python prints them with a traceback, after the error that the step reports.
+    """
+    default = sys.unraisablehook
+
+    def hook(found: sys.UnraisableHookArgs) -> None:
+        if not (found.exc_value and SAYS_FULL.search(str(found.exc_value))):
+            default(found)
+
+    sys.unraisablehook = hook
 
 
 def no_space(folder: Path, what: str) -> InputOutputError:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import NoReturn, TextIO
 
 from bids_app import PLEASE_REPORT
-from bids_app.bids.full_disk import says_full
+from bids_app.bids.full_disk import NO_SPACE, hide_errors_of_freed_files, says_full
 from bids_app.errors import (
     EXIT_BROKEN_PIPE,
     EXIT_INTERRUPTED,
@@ -46,6 +46,7 @@ def exit_code_of(program: str, command: Callable[[], int | None], resume: str = 
     resume : str
         How to go on after an interruption; empty: the interruption is reported elsewhere.
     """
+    hide_errors_of_freed_files()
     try:
         try:
             return _reported(program, command, resume)
@@ -100,7 +101,7 @@ def _known(error: Exception) -> NeurostormError | None:
     if isinstance(error, MemoryError):
         return TemporaryError("Out of memory.", "Use a larger machine or job.")
     hint = "Check the disk, its quota and its mount, then repeat the command: finished steps are kept."
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
+    if isinstance(error, OSError) and error.errno in DISK_ERRORS and (error.filename or error.errno not in NO_SPACE):
         return InputOutputError(f"{error.filename or 'a file'}: {error.strerror}.", hint)
     if says_full(error):
         return InputOutputError(f"no space left on the disk, or the quota is exceeded ({error}).", hint)

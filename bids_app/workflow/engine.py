@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app import PLEASE_REPORT
-from bids_app.bids.full_disk import is_full, no_space, says_full
+from bids_app.bids.full_disk import CRASH_PROBE_BYTES, NO_SPACE, is_full, no_space, says_full
 from bids_app.errors import (
     EXIT_SOFTWARE,
     BadDataError,
@@ -151,6 +151,8 @@ def as_neurostorm_error(error: BaseException) -> NeurostormError | None:
         return error
     if isinstance(error, MemoryError):
         return TemporaryError("Out of memory.", "Raise --mem, lower --nprocs, or use --low-mem.")
+    if isinstance(error, OSError) and error.errno in NO_SPACE:
+        return no_space(Path(error.filename or Path.cwd()), "writing")
     if isinstance(error, OSError) and error.errno is not None and error.filename:
         return InputOutputError(f"{error.filename}: {error.strerror}.", "Check the disk, its quota and permissions.")
     if isinstance(error, OSError) and error.errno is not None:
@@ -369,7 +371,7 @@ class Engine:
         return any(not path.name.endswith("_unfinished.json") for path in hashes)
 
     def _error_of_killed(self, step: Step) -> StepError:
-        if is_full(self._root.parent):
+        if is_full(self._root.parent, CRASH_PROBE_BYTES):
             full = no_space(self._root.parent, f"step {step.name}")
             return StepError(step.name, full.message, full.hint, full.exit_code, "")
         number = self._killed.get(step.name, signal.SIGKILL)

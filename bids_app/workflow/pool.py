@@ -28,6 +28,7 @@ from nipype.pipeline.plugins.base import DistributedPluginBase, PluginBase
 from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializer, run_node
 from nipype.pipeline.plugins.tools import report_crash
 
+from bids_app.bids.full_disk import hide_errors_of_freed_files
 from bids_app.errors import UsageError
 from bids_app.terminal import EscapedStream, start_terminal_log
 from bids_app.workflow import sockets
@@ -70,6 +71,7 @@ def interrupts_blocked() -> Iterator[None]:
 def start_worker(cwd: str, log_level: int) -> None:
     """Set up a worker process as nipype does, without its logs; it ends when the main process is killed."""
     end_with_main_process()
+    hide_errors_of_freed_files()
     sys.stdout, sys.stderr = EscapedStream(sys.stdout), EscapedStream(sys.stderr)  # type: ignore[assignment]
     start_terminal_log(log_level if log_level < logging.INFO else logging.WARNING)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal: the main process stops its workers

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from bids_app.bids.full_disk import is_full, no_space
+from bids_app.bids.full_disk import CRASH_PROBE_BYTES, is_full, no_space
 from bids_app.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, NeurostormError
 from bids_app.workflow import sockets
 from bids_app.workflow.crashes import error_of_crash
@@ -114,7 +114,7 @@ def _exit_code(status: int, request: signal.Signals | None, folders: Sequence[Pa
 
 def _error_of_crash(number: signal.Signals, folders: Sequence[Path]) -> NeurostormError:
     """Return the error of a run that a signal ended."""
-    full = next((folder for folder in folders if folder.is_dir() and is_full(folder)), None)
+    full = next((folder for folder in folders if folder.is_dir() and is_full(folder, CRASH_PROBE_BYTES)), None)
     if full is not None:
         return no_space(full, f"the run crashed, {number.name}")
     return error_of_crash("run", number, "Use a larger machine or job, or --low-mem")

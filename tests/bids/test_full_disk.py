@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bids_app.bids.full_disk import is_full, no_space, says_full
+from bids_app.bids.full_disk import hide_errors_of_freed_files, is_full, no_space, says_full
 from tests.helpers.machine import run_on_small_disk
 
 FULL = Path("/dev/full")
@@ -83,3 +84,22 @@ def test_the_error_names_folder_and_step(tmp_path: Path) -> None:
     assert error.exit_code == 74
     assert f"{tmp_path}: no space left" in error.message
     assert "(step x)" in error.message
+
+
+class FailsWhenFreed:
+    """An object like a file of HDF5, whose disk is full when it is freed."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+    def __del__(self) -> None:
+        raise RuntimeError(self.message)
+
+
+def test_errors_of_freed_files_are_hidden_only_on_a_full_disk(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.unraisablehook", sys.__unraisablehook__)
+    hide_errors_of_freed_files()
+    FailsWhenFreed("Can't decrement id ref count (unable to extend file, errno = 28)")
+    assert capsys.readouterr().err == ""
+    FailsWhenFreed("another error")
+    assert "another error" in capsys.readouterr().err

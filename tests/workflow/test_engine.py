@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gzip
 import logging
 import os
@@ -436,7 +437,7 @@ def test_every_failure_has_its_exit_code(tmp_path: Path, function, code: int, wo
 
 @pytest.mark.parametrize("function", [fail, fail_unexpectedly])
 def test_a_vague_error_on_a_full_disk_is_reported_as_such(tmp_path: Path, monkeypatch, function) -> None:
-    monkeypatch.setattr(engine_module, "is_full", lambda folder: folder.name == "step")
+    monkeypatch.setattr(engine_module, "is_full", lambda folder, *_: folder.name == "step")
     graph = Graph()
     step = graph.step("step", function)
     error = run(graph, tmp_path / "work", tmp_path).error_of(step)
@@ -493,6 +494,20 @@ def test_steps_that_fill_the_disk_report_it(tmp_path: Path) -> None:
     )
     assert [line.split()[0] for line in done.stdout.splitlines()] == ["74", "74"], done.stdout + done.stderr
     assert done.stdout.lower().count("no space left") == 2
+    assert done.stdout.count(str(small)) == 2
+
+
+def no_space_without_a_name(out_dir: Path) -> Path:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_named_by_its_folder_if_the_error_does_not(tmp_path: Path) -> None:
+    graph = Graph()
+    step = graph.step("step", no_space_without_a_name)
+    error = run(graph, tmp_path / "work", tmp_path).error_of(step)
+    assert error.exit_code == 74
+    assert error.message.startswith(f"{tmp_path / 'work'}")
+    assert "no space left" in error.message
 
 
 def grow(number: int, out_dir: Path, source: Path | None = None, threads: int = 1) -> Path:
