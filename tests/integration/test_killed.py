@@ -332,22 +332,24 @@ def size_mb(folder: Path) -> float:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) / 2**20
 
 
-def assert_reported(done: subprocess.CompletedProcess[str]) -> None:
+def assert_reported(done: subprocess.CompletedProcess[str], disk: Path) -> None:
     assert done.returncode == 74, (done.returncode, done.stderr)
     assert "no space left" in done.stderr.lower()
+    assert str(disk) in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("n_procs", [1, 2])
 def test_a_scratch_disk_of_any_size_is_reported_as_full(raw: Path, small_disk, tmp_path: Path, n_procs: int) -> None:
-    finish(command(raw, tmp_path, n_procs))
+    finish(command(raw, tmp_path, n_procs=n_procs))
     needed = size_mb(tmp_path / "work")
     shutil.rmtree(tmp_path / "work")
-    call = command(raw, tmp_path, n_procs)
+    call = command(raw, tmp_path, n_procs=n_procs)
     for part in range(SIZES):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         size = needed * (part + 0.5) / SIZES
-        assert_reported(small_disk(tmp_path / "work", size, [call[0], "-c", NO_MINIMUM_SPACE, *call[3:]]))
+        disk = tmp_path / "work"
+        assert_reported(small_disk(disk, size, [call[0], "-c", NO_MINIMUM_SPACE, *call[3:]]), disk)
 
 
 def test_an_output_disk_of_any_size_is_reported_as_full(raw: Path, small_disk, tmp_path: Path) -> None:
@@ -359,7 +361,7 @@ def test_an_output_disk_of_any_size_is_reported_as_full(raw: Path, small_disk, t
     for part in range(SIZES):
         size = needed * (part + 0.5) / SIZES
         done = small_disk(out, size, [call[0], "-c", NO_MINIMUM_SPACE, *call[3:]], after=f'cp -r "$0" {kept}')
-        assert_reported(done)
+        assert_reported(done, out)
         files = [path for path in kept.rglob("*") if path.is_file() and not path.name.startswith(".neurostorm-")]
         assert [fault for path in files if (fault := fault_of(path))] == []
         shutil.rmtree(kept)
