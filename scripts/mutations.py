@@ -958,7 +958,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "slices that cut the brain are named",
-        "bids_app/preprocess/registration/bold_to_template.py",
+        "bids_app/preprocess/registration/boldref.py",
         "if area > CUT_AREA}",
         "if area > 1}",
         ("preprocess/registration/test_bold_to_template.py::test_slices_that_cut_the_brain_are_named",),

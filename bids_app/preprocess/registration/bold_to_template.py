@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from bids_app.catalog.templates import Template, load_template
@@ -30,7 +29,7 @@ from bids_app.preprocess.registration.ants import (
     resample_mask,
     similarity,
 )
-from bids_app.preprocess.registration.boldref import EPI_CONTRAST, EpiReference, EpiView
+from bids_app.preprocess.registration.boldref import EPI_CONTRAST, EpiReference, EpiView, cut_ends
 from bids_app.preprocess.registration.checks import BRAIN_ML, SCALES, failed_checks
 from bids_app.preprocess.registration.t1w_plausibility import TURN_GAIN, doubts_about_size, find_turn
 from bids_app.preprocess.registration.transforms import grid_points, rigid
@@ -51,10 +50,6 @@ SLAB_SHIFTS_MM = (-30.0, -15.0, 0.0, 15.0, 30.0)
 """Initial positions of a slab along the template's z axis, relative to the centre of the brain."""
 SLAB_PITCH_DEG = (0.0, -15.0, 15.0)
 N_SLAB_STARTS = 4
-CUT_AREA = 0.6
-"""Cross-section of the brain in the outermost slices, relative to the largest, above which the slices cut the brain. In
-an ellipsoid, 18 % of the height is then missing. Five real whole brains have up to 0.50 (the slices end
-in the cerebellum); without the lowest or highest 30 % of the slices, they have 0.66 and more."""
 MIN_HEIGHT = 0.75
 """Minimum height of the brain in the boldref, relative to the template's, for an affine and SyN. Whole brains of three
 real scans have 0.84 to 0.92; one of them without the lowest 30 % of its slices has 0.72."""
@@ -143,28 +138,6 @@ def cause_of_size(quality: Mapping[str, float], reference: EpiReference) -> str:
     if usual and not small and BRAIN_ML[0] <= quality.get("norm_brain_ml", 1500.0) <= BRAIN_ML[1]:
         return ""
     return " Likely cause: wrong voxel size or slice gap in the header?"
-
-
-def cut_ends(mask: np.ndarray, affine: np.ndarray) -> dict[str, float]:
-    """Return which ends of a field of view cut the brain, ``lowest`` or ``highest``, and its cross-section there.
-
-    Parameters
-    ----------
-    mask : numpy.ndarray, (X, Y, Z) bool
-        Brain mask.
-    affine : numpy.ndarray, (4, 4)
-
-    Returns
-    -------
-    dict
-        Mean area of the brain in the last two slices, relative to the largest of all slices; empty: none is above
-        `CUT_AREA`.
-    """
-    axis = int(np.argmax(np.abs(affine[2, :3]) / voxel_sizes(affine)))
-    areas = mask.sum(axis=tuple(other for other in range(3) if other != axis))
-    first, last = (float(end.mean()) / max(float(areas.max()), 1.0) for end in (areas[:2], areas[-2:]))
-    lowest, highest = (first, last) if affine[2, axis] > 0 else (last, first)
-    return {end: area for end, area in (("lowest", lowest), ("highest", highest)) if area > CUT_AREA}
 
 
 def _find_direct(

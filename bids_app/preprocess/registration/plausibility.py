@@ -18,7 +18,7 @@ import numpy as np
 from bids_app.errors import RegistrationError
 from bids_app.preprocess.registration.ants import Image, Stage, register, similarity
 from bids_app.preprocess.registration.bbr import Boundary, BoundaryCost
-from bids_app.preprocess.registration.boldref import EpiView
+from bids_app.preprocess.registration.boldref import EpiView, cut_ends
 from bids_app.preprocess.registration.t1w_plausibility import TURN_GAIN, find_turn
 from bids_app.preprocess.registration.transforms import apply_matrix
 
@@ -29,8 +29,10 @@ TURN_STAGE = Stage("Rigid[0.2]", (60, 30), (4, 2), (3, 1), METRIC, "1e-5,10")
 
 MAX_CONTROL_RATIO = 0.88
 """Maximum of `control_ratio`: right alignments have up to 0.85, wrong ones 0.91 and more."""
-MIN_VOLUME = 0.35
-"""Minimum volume of the brain in the boldref, relative to the T1w: half of the voxel size gives an eighth."""
+VOLUMES = (0.35, 1.4)
+"""Range of the volume of the brain in the boldref, relative to the T1w: half of the voxel size gives an eighth."""
+MIN_WHOLE_VOLUME = 0.65
+"""Minimum of the same if no slices cut the brain: 0.8 of the voxel size gives a half."""
 VOXEL_SIZE = "wrong voxel size or slice gap in the header of one of the two?"
 OTHER_PERSON = "T1w of another person, or left and right flipped in one of the two?"
 FLIPPED = 1.1
@@ -256,7 +258,9 @@ def likely_cause(
     out_dir : pathlib.Path
     seed : int
     """
-    if pair.epi_ml < MIN_VOLUME * brain_ml:
+    volume = pair.epi_ml / brain_ml
+    least = VOLUMES[0] if cut_ends(pair.epi.mask, pair.epi.image.affine) else MIN_WHOLE_VOLUME
+    if not least <= volume <= VOLUMES[1]:
         return VOXEL_SIZE
     mirrored = max(similarity_ratio(quality), cost_ratio(quality) or 0.0)
     if mirrored > FLIPPED:

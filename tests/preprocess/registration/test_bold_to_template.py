@@ -6,15 +6,13 @@ import pytest
 from bids_app.phantom.spoiled import spoil
 from bids_app.preprocess.io.images import save_image
 from bids_app.preprocess.registration.bold_to_template import (
-    CUT_AREA,
     MIN_HEIGHT,
     brain_height,
     cause_of_size,
-    cut_ends,
     doubts_about_boldref,
     normalise_boldref,
 )
-from bids_app.preprocess.registration.boldref import EpiReference, mask_boldref
+from bids_app.preprocess.registration.boldref import CUT_AREA, EpiReference, cut_ends, mask_boldref
 from bids_app.preprocess.registration.checks import failed_checks
 from bids_app.preprocess.registration.transforms import Chain, apply_matrix, grid_points, resample_to, rigid
 

@@ -153,6 +153,8 @@ def test_one_measure_without_contrast_is_no_sign(change):
         ({}, 0.3, 1500.0, "turned by 180 degrees about the left-right axis"),
         ({"coreg_scale_k": 1.3}, 0.1, 1500.0, "voxel size or slice gap"),
         ({"coreg_mirrored": 0.2}, 0.1, 9000.0, "voxel size or slice gap"),
+        ({"coreg_mirrored": 0.2}, 0.1, 500.0, "voxel size or slice gap"),
+        ({"coreg_mirrored": 0.2}, 0.1, 3200.0, "voxel size or slice gap"),
         ({"coreg_scale_k": 1.3, "coreg_mirrored": 0.14, "bbr_cost": 0.93}, 0.1, 1500.0, "Or T1w of another person"),
         ({}, 0.1, 1500.0, "T1w of another person, or left and right flipped"),
     ],
