@@ -438,13 +438,19 @@ def attribute_run(
     model: str,
     adapters: Sequence[Path],
     method: str,
+    control: str,
+    n_clips: int,
+    seed: int,
     atlas: str,
     device: str,
     threads: int,
     stamp: str,
     out_dir: Path,
 ) -> RunAttribution:
-    """Attribute each prediction, or the reconstruction error, to regions; ``stamp`` changes when a file changes."""
+    """Attribute each prediction, or the reconstruction error, to regions; ``stamp`` changes when a file changes.
+
+    Parameters as in `bids_app.adapters.attribution.attribute`.
+    """
     import torch
 
     from bids_app.model.api import load_model
@@ -459,9 +465,10 @@ def attribute_run(
         checkpoint = read_checkpoint(weights_path(find_model(model)))
         autoencoder = autoencoder_from(checkpoint).to(chosen).eval()
         name = as_label(encoded.facts.model)
-        return RunAttribution(
-            found_atlas, {name: reconstruction_errors(autoencoder, reader, regions, trained_mask(checkpoint))}
+        errors = reconstruction_errors(
+            autoencoder, reader, regions, trained_mask(checkpoint), n_clips=n_clips, control=control, seed=seed
         )
+        return RunAttribution(found_atlas, {name: errors})
     loaded = load_model(model, chosen)
     attributable = [p for p in encoded.predictions if p.card.task != EMBEDDING]
     outputs = {p.card.name: p.label_index for p in attributable if not p.is_refused}
@@ -469,7 +476,8 @@ def attribute_run(
     for adapter in map(load_adapter, adapters):
         name = adapter.card.name
         if name in outputs:
-            found[name] = attribute(AdaptedModel(loaded, adapter), reader, regions, outputs[name], method)
+            adapted = AdaptedModel(loaded, adapter)
+            found[name] = attribute(adapted, reader, regions, outputs[name], method, n_clips, control, seed)
     if not attributable:
         raise BadDataError(
             f"--attribution {method}: no adapter makes a prediction to attribute.",

@@ -113,7 +113,9 @@ EXAMPLES: list[schema.Record] = [
     schema.PredictionSidecar(**MODEL, adapter=ADAPTER, reliability=reliability(INTERVAL)),
     schema.AttributionSidecar(
         **MODEL, atlas="AAL3", atlas_is_known_copy=True, method="occlusion", measure="log-odds", answer="rest",
-        clips=(0, 5), regions_without_token=3, columns=COLUMNS, disclaimer="Research.",
+        clips=(0, 5), regions_without_token=3, unresolved_regions=("a",), control="permuted",
+        control_in_words="Heads.", control_heads=9, control_correlation=0.1, control_correlation_of_sizes=0.8,
+        columns=COLUMNS, disclaimer="Research.",
     ),
     schema.Summary(
         run_id="x", status="failed", seconds=1.5, command=("neurostorm",), versions={"a": "1"}, runs=(OUTCOME,)

@@ -208,5 +208,16 @@ class AttributionSidecar(ModelSidecar):
     """What the mask hides (reconstruction)."""
     clips: tuple[int, ...] | None = key("Clips", several(whole))
     regions_without_token: int | None = key("RegionsWithoutToken", whole)
+    unresolved_regions: tuple[str, ...] | None = key("UnresolvedRegions", several(text))
+    """Names of the regions without a token."""
+    control: str | None = key("Control", text)
+    """``random``, ``permuted``, or absent."""
+    control_in_words: str | None = key("ControlDescription", text)
+    control_heads: int | None = key("ControlHeads", whole)
+    """Number of heads of permuted labels behind z and p."""
+    control_correlation: float | None = key("ControlCorrelation", number)
+    """Rank correlation of the map with that of the control, over regions."""
+    control_correlation_of_sizes: float | None = key("ControlCorrelationOfSizes", number)
+    """The same, of absolute values."""
     columns: dict[str, Any] = columns()
     disclaimer: str | None = key("Disclaimer", text)
