@@ -3,11 +3,11 @@
 A map reflects the energy of the signal as well as what the model learned. Two controls separate them:
 
 - ``random``: the encoder has random weights (Adebayo et al. 2018). The head of the adapter is kept.
-- ``permuted``: the head is one that would result from training with permuted labels. The training data are not in an
+- ``permuted``: the head is one that results from training with permuted labels. The training data are not in an
   adapter's file, but the covariance of their embeddings is. With permuted labels, the gradient of the training loss is
   normally distributed with this covariance (central limit theorem for permutations, Hoeffding 1951), and a linear
-  head with an L2 penalty is linear in it as long as its outputs are small. Heads are drawn from this distribution, and
-  scaled to the spread of the trained head's outputs. The encoder stays as it is.
+  head with an L2 penalty is linear in it as long as its outputs are small. Heads are drawn from this distribution, with
+  participants as the units that are permuted. The encoder stays as it is.
 
     C  features      O  outputs      D  draws      R  regions
 """
@@ -22,10 +22,10 @@ import torch
 from torch import nn
 
 from bids_app.adapters.domain import Domain
-from bids_app.adapters.file import REGRESSION, AdaptedModel, Adapter
+from bids_app.adapters.file import AdaptedModel, Adapter
 from bids_app.errors import UsageError
 from bids_app.model.encoder import Encoder
-from bids_app.model.heads import LinearHead, head_version, pool
+from bids_app.model.heads import LinearHead, head_version, n_outputs, pool
 
 RANDOM, PERMUTED = "random", "permuted"
 N_HEADS = 499
@@ -157,33 +157,27 @@ def permute_labels(model: AdaptedModel, n_heads: int, seed: int) -> PermutedHead
     head = model.head
     if not isinstance(head, LinearHead) or head.version != LinearHead.version:
         raise UsageError(f"{model.where}: the head is not linear.", "Use --attribution-control random.")
-    weight = head.head.weight.double().cpu().numpy()
-    bias = head.head.bias.double().cpu().numpy()
-    n = len(model.card.labels)
-    penalty = RIDGE if model.card.task == REGRESSION else 2 * RIDGE * (4 if n == 2 else n)  # relative to the Hessian
-    weights, biases = draw_heads(weight, bias, model.domains, penalty, n_heads, seed)
+    card = model.card
+    weights, biases = draw_heads(model.domains, len(card.labels), n_heads, seed)
     device = next(head.parameters()).device
     return PermutedHeads(torch.from_numpy(weights).float(), torch.from_numpy(biases).float()).to(device)
 
 
-def draw_heads(
-    weight: np.ndarray, bias: np.ndarray, domains: Mapping[str, Domain], penalty: float, n_heads: int, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draw weights (D, O, C) and biases (D, O) of heads of permuted labels.
+def draw_heads(domains: Mapping[str, Domain], n_labels: int, n_heads: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draw weights (D, O, C) and biases (D, O) of heads trained with permuted labels.
 
-    Labels belong to scans, heads are fitted to clips: the gradient has the covariance of the mean embeddings of scans,
-    the second derivative that of clips, where the adapter has it. Mean and spread of the outputs over the cohort are
-    those of the trained head.
+    With standardised features, the weights are (H + k I)^-1 G^1/2 e c / sqrt(n): G is the covariance of the mean
+    embeddings of scans, H that of clips (of scans where the adapter has no other), n the number of participants, e
+    standard normal, and k the penalty relative to the second derivative of the loss. For K equally frequent classes,
+    c is sqrt(K) and k is 2 K `RIDGE`; for the single logit of two classes, c is 2 and k is 8 `RIDGE`; for a regression
+    of z-scores, c is 1 and k is `RIDGE`.
 
     Parameters
     ----------
-    weight : np.ndarray, (O, C)
-        Of the trained head.
-    bias : np.ndarray, (O,)
     domains : mapping of str to Domain
         With ``embedding``, and ``clips`` where known.
-    penalty : float
-        L2 penalty relative to the second derivative of the loss for standardised features.
+    n_labels : int
+        Number of classes; 0 for a regression.
     """
     scans = domains["embedding"]
     clips = domains.get("clips", scans)
@@ -191,12 +185,12 @@ def draw_heads(
     gradient, hessian = scans.covariance / np.outer(scale, scale), clips.covariance / np.outer(scale, scale)
     values, vectors = np.linalg.eigh(gradient)
     root = vectors * np.sqrt(np.maximum(values, 0))  # (C, C), root @ root.T is the covariance of the gradient
-    draws = np.random.default_rng(seed).standard_normal((n_heads, len(weight), len(scale))) @ root.T
+    outputs = n_outputs(n_labels) if n_labels else 1
+    size, penalty = {0: (1.0, RIDGE), 2: (2.0, 8 * RIDGE)}.get(n_labels, (n_labels**0.5, 2 * n_labels * RIDGE))
+    draws = np.random.default_rng(seed).standard_normal((n_heads, outputs, len(scale)))
+    if outputs > 1:  # each scan has one class, so that the gradients of the classes have the sum 0
+        draws -= draws.mean(axis=1, keepdims=True)
+    draws = draws @ root.T * size / scans.participants**0.5
     weights = np.linalg.solve(hessian + penalty * np.eye(len(scale)), draws.reshape(-1, len(scale)).T).T
     weights = weights.reshape(draws.shape) / scale
-    own = weight[None]
-    if len(weight) > 1:  # the softmax does not depend on what all outputs share
-        weights, own = (each - each.mean(axis=1, keepdims=True) for each in (weights, own))
-    spread, wanted = (np.einsum("doc,ce,doe->d", each, clips.covariance, each) for each in (weights, own))
-    weights *= np.sqrt(wanted[0] / np.maximum(spread, 1e-30))[:, None, None]
-    return weights, (weight @ clips.mean + bias) - weights @ clips.mean
+    return weights, -weights @ clips.mean
