@@ -364,7 +364,9 @@ def encode(
     """Embed the clips under both normalisations and apply the adapters; ``stamp`` changes when a file changes."""
     import torch
 
+    from bids_app.adapters.reconstruction import measure_reconstruction
     from bids_app.model.api import load_model
+    from bids_app.model.checkpoint import read_checkpoint
     from bids_app.model.scan import backend_in_use
 
     torch.set_num_threads(threads)
@@ -381,9 +383,10 @@ def encode(
         scan_backend=backend_in_use(chosen),
         threads=threads,
     )
+    reconstruction = measure_reconstruction(read_checkpoint(loaded.path), reader, chosen)
     card = describe_model(find_model(model), loaded.info)
     card |= {"Model": loaded.name, "Demonstration": loaded.demonstration}
-    return Encoded(embeddings, tuple(predictions), facts, card=card)
+    return Encoded(embeddings, tuple(predictions), facts, card=card, reconstruction=reconstruction)
 
 
 def judge(
@@ -407,7 +410,8 @@ def judge(
     simulated : bool, optional
         The scan is of neurostorm-phantom; None: unknown.
     """
-    facts = {**scan_facts(preprocessed, grid, age), "simulated": simulated}
+    found = encoded.reconstruction.facts if encoded.reconstruction else {}
+    facts = {**scan_facts(preprocessed, grid, age), **found, "simulated": simulated}
     predictions = (
         replace(p, verdict=judge_prediction(facts, p.card, p.distances, on_out_of_domain, p.certainty))
         for p in (replace(p, site=site) for p in encoded.predictions)

@@ -42,7 +42,9 @@ MODEL = {"sources": SOURCES, "model": "demo", "weights_sha256": "0" * 64, "demon
          "start_time": 0.5}  # fmt: skip
 COLUMNS = {"onset": {"Units": "s"}}
 CHECKS = tuple(
-    schema.CheckRecord(name=f"check {level}", level=level, value=value, limits="at least 1", message="It is small.")
+    schema.CheckRecord(
+        name=f"check {level}", level=level, value=value, limits="at least 1", message="It is small.", reference="x"
+    )
     for level, value in (("pass", 2.0), ("warn", "words"), ("refuse", None))
 )
 VERDICT = schema.VerdictRecord(level="refuse", checks=CHECKS, not_known={"age": "No age is known."})
@@ -103,9 +105,11 @@ EXAMPLES: list[schema.Record] = [
         parameters=schema.Parameters(distortion_corrected=True, distortion_correction=CORRECTION), columns=COLUMNS,
     ),
     schema.ModelSidecar(**MODEL),
+    schema.ReconstructionRecord(error=0.5, dynamics=1.2, clips=(0, 4), mask="50%", reason="none"),
     schema.EmbeddingsSidecar(
         **MODEL, verdict=VERDICT, columns=COLUMNS, seconds_dropped=8.0, model_card={"Model": "demo"},
         split_half={"global": None, "voxel": schema.HalfCorrelation(correlation=0.5, clips=(3, 2))},
+        reconstruction=schema.ReconstructionRecord(reason="No decoder."),
     ),
     schema.PredictionSidecar(
         **MODEL, adapter=ADAPTER, verdict=VERDICT, columns={"verdict": {"Levels": {}}}, disclaimer="Research."

@@ -236,3 +236,18 @@ def test_the_control_of_a_map_is_described_with_its_similarity(out):
     assert "of sizes without sign: 0.84" in page
     assert "1 of 1 regions contribute more than with permuted labels" in page
     assert "Thalamus 1.500 0.100 10 2 -0.250 5.500 0.004" in page
+
+
+def test_the_scans_that_limits_come_from_are_named_once(out):
+    checks = [
+        {
+            "Check": name,
+            "Level": "pass",
+            "Value": 1.0,
+            "Limits": "at least 0.2",
+            "Reference": "normal_ranges.json: 6 runs",
+        }
+        for name in ("fluctuation", "spectrum")
+    ]
+    page = words(add_keys(out, {"Verdict": {"Level": "pass", "Checks": checks}}))
+    assert page.count("Limits of the measures of the signal: normal_ranges.json: 6 runs.") == 1

@@ -45,12 +45,26 @@ def half_correlation(value: Any) -> HalfCorrelation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReconstructionRecord(Record):
+    """Reconstruction of hidden patches, see `bids_app.adapters.reconstruction`."""
+
+    error: float | None = key("Error", number)
+    """Squared error relative to that of predicting the mean of the visible voxels."""
+    dynamics: float | None = key("ErrorOfDynamics", number)
+    """Squared error relative to that of predicting the mean of each voxel over the clip."""
+    clips: tuple[int, ...] | None = key("Clips", several(whole))
+    mask: str | None = key("Mask", text)
+    reason: str | None = key("NotMeasured", text)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EmbeddingsSidecar(ModelSidecar):
     """Sidecar of an embeddings table, including the model card of `bids_app.catalog.cards`."""
 
     verdict: VerdictRecord | None = key("Verdict", record(VerdictRecord), null=True)
     split_half: dict[str, HalfCorrelation | None] | None = key("SplitHalf", by_name(half_correlation))
     """By normalisation; None for a run of one clip."""
+    reconstruction: ReconstructionRecord | None = key("Reconstruction", record(ReconstructionRecord))
     columns: dict[str, Any] = columns()
     seconds_dropped: float | None = key("SecondsDropped", number)
     """Time at the end of the run that fills no clip, s."""
