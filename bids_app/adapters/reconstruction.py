@@ -7,6 +7,7 @@ visible voxels of the clip, and the mean of each voxel over the clip.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -106,6 +107,10 @@ def measure_reconstruction(
             for k, guess in enumerate((predicted[0, 0], truth[visible].mean(), mean_over_time(truth))):
                 sums[k] += (truth - guess)[chosen].double().square().sum().cpu()
     ours, mean, still = sums.tolist()
+    if not math.isfinite(ours):
+        return Reconstruction(
+            reason="The reconstruction is infinite or NaN; the weights of the decoder may be damaged."
+        )
     if min(mean, still) <= 0:
         return Reconstruction(reason="The hidden patches are constant.")
     words = f"{settings.ratio:.0%} of {settings.spatial} patches in space, {settings.temporal} in time"

@@ -128,7 +128,7 @@ RULES = (
     ),
     # At 1, the autoencoder is no better than the mean of what it sees.
     Rule(
-        "reconstruction", "reconstruction_error", "error of reconstructing hidden patches, relative to their mean", "",
+        "reconstruction", "reconstruction_error", "reconstruction error of hidden patches relative to predicting their mean", "",
         "the encoder does not recognise the scan as what it was trained on", high=1,
     ),
 )  # fmt: skip
@@ -167,7 +167,7 @@ COHORT_RULES = {
     "age": CohortRule("age", "age of the participant", "years"),
     "reconstruction": CohortRule(
         "reconstruction_dynamics",
-        "error of reconstructing hidden patches, relative to the mean of each voxel",
+        "reconstruction error of hidden patches relative to predicting the mean of each voxel",
         "",
         margin=0.1,
     ),

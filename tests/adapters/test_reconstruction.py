@@ -79,6 +79,12 @@ def test_what_cannot_be_measured_has_a_reason(checkpoint, reader) -> None:
         assert found.facts == {"reconstruction_unknown": found.reason}
 
 
+def test_an_infinite_reconstruction_is_no_number_of_the_verdict(checkpoint, reader, monkeypatch) -> None:
+    decode = MaskedAutoencoder.decode
+    monkeypatch.setattr(MaskedAutoencoder, "decode", lambda self, features: decode(self, features) / 0)
+    assert "infinite or NaN" in measure_reconstruction(checkpoint, reader).facts["reconstruction_unknown"]
+
+
 def test_masks_are_those_of_the_published_or_of_our_files(checkpoint) -> None:
     assert mask_settings(checkpoint) == TUBES
     published = replace(checkpoint, info={"spatial_mask": "window", "time_mask": "tube", "mask_ratio": 0.8})
