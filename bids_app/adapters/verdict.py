@@ -128,7 +128,8 @@ RULES = (
     ),
     # At 1, the autoencoder is no better than the mean of what it sees.
     Rule(
-        "reconstruction", "reconstruction_error", "reconstruction error of hidden patches relative to predicting their mean", "",
+        "reconstruction", "reconstruction_error",
+        "reconstruction error of hidden patches relative to predicting their mean", "",
         "the encoder does not recognise the scan as what it was trained on", high=1,
     ),
 )  # fmt: skip
