@@ -3,7 +3,7 @@
 Three methods: `occlude` replaces a region's voxels by their mean over the clip and measures the change of the
 prediction; `integrate_gradients` integrates the gradient from the mean image to the clip (Sundararajan et al. 2017,
 with captum); `reconstruction_errors` hides a region from the masked autoencoder and measures the reconstruction error.
-All describe what this model uses, not the function of a region.
+All describe what this model uses, not the function of a region; `attribution_control` has maps to compare them with.
 
     B  batch      V  voxels of a clip, 96 x 96 x 96      R  regions
 """
@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from bids_app.adapters.attribution_control import N_HEADS, PERMUTED, RANDOM, Control, permute_labels, randomise
 from bids_app.adapters.file import CLASSIFICATION, REGRESSION, AdaptedModel, AdapterCard
 from bids_app.catalog.atlases import Atlas
 from bids_app.clips import MODEL_GRID_SHAPE, ClipReader
 from bids_app.errors import BadDataError, UsageError
+from bids_app.model.encoder import Encoder
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import AtlasPatches
 from bids_app.model.patches import from_patches, to_patches
@@ -30,6 +32,10 @@ from bids_app.model.windows import Size4
 PREDICTION_METHODS = ("occlusion", "gradients")
 STEPS = 16
 """Integration points between the mean image and the clip."""
+N_CLIPS = 2
+"""Default number of analysed clips."""
+Readout = Callable[[torch.Tensor], torch.Tensor]
+"""From features (B, C, X, Y, Z, T) to attributed quantities (B, Q)."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,10 @@ class Regions:
     def patches(self, patch: Size4) -> AtlasPatches:
         """Return the fraction of each token's patch in each region."""
         return AtlasPatches.from_volume(torch.from_numpy(self.labels).long(), patch[:3])
+
+    def paint(self, values: np.ndarray) -> np.ndarray:
+        """Return an image (96, 96, 96) with the value of each voxel's region, from values (R,); 0 outside."""
+        return np.append(values, 0.0)[self.of_voxel].reshape(MODEL_GRID_SHAPE).astype(np.float32)
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """Sum voxel values (96, 96, 96) over each region, (R,)."""
@@ -113,19 +123,41 @@ class Attribution:
     image: np.ndarray
     mask_token: str = ""
     """Spatial mask whose token hides the region (``reconstruction``)."""
+    control: Control | None = None
+    """Contributions in a control, if one was requested."""
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Contributions, mean over clips, (R,)."""
+        return self.clips.mean(axis=0)
+
+    @property
+    def order(self) -> np.ndarray:
+        """Order of the regions by sign and size: largest positive first, then largest negative, then the others."""
+        mean = self.mean
+        rank = np.select([mean > 0, mean < 0, mean == 0], [0, 1, 2], 3)
+        return np.lexsort((np.where(np.isnan(mean), 0, -np.abs(mean)), rank))
+
+    @property
+    def without_token(self) -> tuple[str, ...]:
+        """Names of the regions that own no token, so that the encoder cannot separate them from their neighbours."""
+        return tuple(name for name, n in zip(self.names, self.n_tokens, strict=True) if n == 0)
 
     def columns(self) -> dict[str, list[Any]]:
-        """Return the table: one row per region, largest contribution first."""
-        mean, spread = self.clips.mean(axis=0), self.clips.std(axis=0)
-        order = np.argsort(-mean, kind="stable")
-        return {
-            "index": self.index[order].tolist(),
-            "name": [self.names[i] for i in order],
-            "attribution": mean[order].tolist(),
-            "std": spread[order].tolist(),
-            "voxels": self.n_voxels[order].tolist(),
-            "tokens": self.n_tokens[order].tolist(),
+        """Return the table: one row per region, sorted as `order`."""
+        mean, order = self.mean, self.order
+        found: dict[str, np.ndarray | None] = {
+            "index": self.index,
+            "name": np.array(self.names),
+            "attribution": mean,
+            "std": self.clips.std(axis=0),
+            "voxels": self.n_voxels,
+            "tokens": self.n_tokens,
         }
+        if self.control is not None:
+            found["control"] = self.control.values
+            found |= {"z": self.control.z_values(mean), "p": self.control.p_values(mean)}
+        return {name: values[order].tolist() for name, values in found.items() if values is not None}
 
 
 def select_clips(n_clips: int, wanted: int) -> tuple[int, ...]:
@@ -139,7 +171,14 @@ def mean_over_time(clips: torch.Tensor) -> torch.Tensor:
 
 
 def attribute(
-    model: AdaptedModel, reader: ClipReader, regions: Regions, output: int, method: str = "occlusion", n_clips: int = 2
+    model: AdaptedModel,
+    reader: ClipReader,
+    regions: Regions,
+    output: int,
+    method: str = "occlusion",
+    n_clips: int = N_CLIPS,
+    control: str = "",
+    seed: int = 0,
 ) -> Attribution:
     """Attribute an adapter's prediction to regions.
 
@@ -154,54 +193,93 @@ def attribute(
         An entry of `PREDICTION_METHODS`.
     n_clips : int
         Number of analysed clips, evenly spaced.
+    control : str
+        ``random``, ``permuted``, or empty for none, see `bids_app.adapters.attribution_control`. By occlusion,
+        `N_HEADS` heads of permuted labels are analysed; by gradients, one.
+    seed : int
+        Seed of the control.
 
     Raises
     ------
     UsageError
-        Unknown method, or the adapter has no scalar output.
+        Unknown method or control, or the adapter has no scalar output.
     """
     if method not in PREDICTION_METHODS:
         raise UsageError(f"Unknown attribution method {method!r}.", f"Choose {' or '.join(PREDICTION_METHODS)}.")
+    if control not in ("", RANDOM, PERMUTED):
+        raise UsageError(f"Unknown attribution control {control!r}.", f"Choose {RANDOM} or {PERMUTED}.")
     card = model.card
     scalar = _scalar_output(card, output)
     device = next(model.parameters()).device
     numbers = select_clips(reader.n_clips, n_clips)
+
+    def own(features: torch.Tensor) -> torch.Tensor:
+        return scalar(model.head(features))[:, None]
+
+    passes: list[tuple[Encoder, Readout]] = [(model.encoder, own)]
+    if control == RANDOM:
+        passes.append((randomise(model.encoder, seed), own))
+    elif control == PERMUTED:
+        heads = permute_labels(model, N_HEADS if method == "occlusion" else 1, seed)
+
+        def permuted(features: torch.Tensor) -> torch.Tensor:
+            outputs = heads(features)  # (B, D, O)
+            return scalar(outputs.flatten(0, 1)).reshape(outputs.shape[:2])
+
+        if method == "occlusion":  # one pass through the encoder serves all heads
+            passes = [(model.encoder, lambda features: torch.cat([own(features), permuted(features)], dim=1))]
+        else:
+            passes.append((model.encoder, permuted))
     rows, images = [], []
     for number in numbers:
         clip = reader.clip(number, card.normalisation).unsqueeze(0).to(device)
-        if method == "gradients":
-            image = integrate_gradients(lambda clips: scalar(model(clips)), clip)
-            row = regions.sums(image)
-        else:
-            row = occlude(model, scalar, clip, regions)
-            image = np.append(row, 0.0)[regions.of_voxel].reshape(MODEL_GRID_SHAPE)
-        rows.append(row)
-        images.append(image)
+        found = [_explain(method, encoder, readout, clip, regions) for encoder, readout in passes]
+        rows.append(np.concatenate([values for values, _ in found]))
+        images.append([image for _, image in found])
+    values = np.stack(rows)  # (n_clips, Q, R)
     measure = "log-odds" if card.task == CLASSIFICATION else card.unit or card.target
     target = card.labels[output] if card.task == CLASSIFICATION else card.target
-    return _collect(regions, reader, model.encoder.config.patch_size, method, measure, target, numbers, rows, images)
+    attribution = _collect(
+        regions, reader, model.encoder.config.patch_size, method, measure, target, numbers, list(values[:, 0]),
+        [clip[0] for clip in images],
+    )  # fmt: skip
+    if not control:
+        return attribution
+    others = values[:, 1:].mean(axis=0)
+    image = _mean_image([clip[1] for clip in images]) if len(passes) > 1 else regions.paint(others[0])
+    heads_of_permuted = others if len(others) > 1 else others[:0]
+    return replace(attribution, control=Control(control, others[0], image, heads_of_permuted))
 
 
-def occlude(
-    model: AdaptedModel, scalar: Callable[[torch.Tensor], torch.Tensor], clip: torch.Tensor, regions: Regions
-) -> np.ndarray:
+def _explain(
+    method: str, encoder: Encoder, readout: Readout, clip: torch.Tensor, regions: Regions
+) -> tuple[np.ndarray, np.ndarray]:
+    """Compute the contributions of the regions to each quantity (Q, R), and the map of the first."""
+    if method == "gradients":
+        image = integrate_gradients(lambda clips: readout(encoder(clips))[:, 0], clip)
+        return regions.sums(image)[None], image
+    values = occlude(encoder, readout, clip, regions)
+    return values, regions.paint(values[0])
+
+
+def occlude(encoder: Encoder, readout: Readout, clip: torch.Tensor, regions: Regions) -> np.ndarray:
     """Measure the decrease of the prediction when each region is replaced by its mean over time.
 
     The patch embedding is linear, so only the tokens that overlap the region are recomputed.
 
     Parameters
     ----------
-    model : AdaptedModel
-    scalar : callable
-        Maps raw outputs (B, O) to the attributed quantity (B,).
+    encoder : Encoder
+    readout : callable
+        Maps features to the attributed quantities (B, Q).
     clip : torch.Tensor, (1, 1, 96, 96, 96, 20)
     regions : Regions
 
     Returns
     -------
-    np.ndarray, (R,)
+    np.ndarray, (Q, R)
     """
-    patch, embed = model.encoder.config.patch_size, model.encoder.patch_embed
+    patch, embed = encoder.config.patch_size, encoder.patch_embed
     grid = torch.from_numpy(regions.of_voxel).reshape(1, 1, *MODEL_GRID_SHAPE, 1).to(clip.device)
     owners = to_patches(grid, (*patch[:3], 1))[0, :, :, :, 0]  # (X, Y, Z, voxels of a patch)
     found = []
@@ -210,7 +288,7 @@ def occlude(
         tokens = embed(clip)
 
         def predict(tokens: torch.Tensor) -> torch.Tensor:
-            return scalar(model.head(model.encoder.encode_tokens(tokens).permute(0, 5, 1, 2, 3, 4)))
+            return readout(encoder.encode_tokens(tokens).permute(0, 5, 1, 2, 3, 4))
 
         whole = predict(tokens)
         for row in range(len(regions.index)):
@@ -223,7 +301,7 @@ def occlude(
             occluded = tokens.clone()
             occluded[0, touched] -= torch.nn.functional.linear(lost, embed.fc.weight)
             found.append(whole - predict(occluded))
-    return torch.cat(found).double().cpu().numpy()
+    return torch.cat(found).T.double().cpu().numpy()
 
 
 def integrate_gradients(scalar: Callable[[torch.Tensor], torch.Tensor], clip: torch.Tensor) -> np.ndarray:
@@ -246,7 +324,9 @@ def reconstruction_errors(
     regions: Regions,
     spatial: str,
     normalisation: str = "global",
-    n_clips: int = 1,
+    n_clips: int = N_CLIPS,
+    control: str = "",
+    seed: int = 0,
 ) -> Attribution:
     """Compute the error of reconstructing each region from the rest of the brain.
 
@@ -261,7 +341,25 @@ def reconstruction_errors(
         not trained.
     normalisation : str
         Normalisation of the model's pre-training.
+    n_clips : int
+        Number of analysed clips, evenly spaced.
+    control : str
+        ``random``: the errors of an autoencoder with random weights as well; empty: no control.
+    seed : int
+        Seed of the control.
     """
+    if control not in ("", RANDOM):
+        raise UsageError(
+            f"Reconstructions have no labels: --attribution-control {control} is not possible.",
+            f"Use --attribution-control {RANDOM}.",
+        )
+    if control:
+        own = reconstruction_errors(model, reader, regions, spatial, normalisation, n_clips)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            untrained = MaskedAutoencoder(model.config).to(next(model.parameters()).device).eval()
+        other = reconstruction_errors(untrained, reader, regions, spatial, normalisation, n_clips)
+        return replace(own, control=Control(control, other.mean, other.image, np.empty((0, len(regions.index)))))
     patch = model.config.patch_size
     tokens = regions.patches(patch)
     alone = torch.eye(len(regions.index), dtype=torch.bool)
@@ -283,7 +381,7 @@ def reconstruction_errors(
                 error = (predicted[chosen] - flat[chosen]).square().mean(dim=-1)
                 row.append(float(error.mean() / variance[chosen].mean()) if bool(chosen.any()) else float("nan"))
         rows.append(np.array(row))
-    images = [np.append(row, 0.0)[regions.of_voxel].reshape(MODEL_GRID_SHAPE) for row in rows]
+    images = [regions.paint(row) for row in rows]
     measure = "squared error over variance"
     found = _collect(regions, reader, patch, "reconstruction", measure, "", numbers, rows, images)
     return replace(found, mask_token=spatial)
@@ -327,8 +425,12 @@ def _collect(
         regions.patches(patch).patches_of_regions("majority").int().numpy(),
         np.stack(rows),
         numbers,
-        np.stack(images).mean(axis=0, dtype=np.float64).astype(np.float32),
+        _mean_image(images),
     )
+
+
+def _mean_image(images: Sequence[np.ndarray]) -> np.ndarray:
+    return np.stack(images).mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
 @dataclass(frozen=True)

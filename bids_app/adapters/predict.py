@@ -14,6 +14,7 @@ from torch import nn
 from bids_app.adapters.calibration import Calibration, Certainty, Promise
 from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION, AdaptedModel, AdapterCard, to_predictions
+from bids_app.adapters.reconstruction import Reconstruction
 from bids_app.adapters.verdict import REFUSE, Verdict
 from bids_app.clips import NORMALISATIONS, ClipReader
 from bids_app.errors import BadDataError
@@ -282,6 +283,8 @@ class Encoded:
     """Verdict on the scan, independent of adapters; each prediction has its own. None before it was judged."""
     card: dict[str, Any] | None = None
     """Contents of the model card, see `bids_app.catalog.cards`."""
+    reconstruction: Reconstruction | None = None
+    """Reconstruction of hidden patches; None before it was measured."""
 
 
 def encode_run(

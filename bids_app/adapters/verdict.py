@@ -15,13 +15,15 @@ from bids_app.adapters.calibration import Certainty
 from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import AdapterCard
 from bids_app.bids.orientation import LeftRight, Orientation
+from bids_app.catalog.normal_ranges import normal_ranges
 
 PASS, WARN, REFUSE = "pass", "warn", "refuse"
 LEVELS = (PASS, WARN, REFUSE)
 Facts = Mapping[str, float | bool | str | Orientation | None]
 """Measures of a scan, under the names in `RULES` and `COHORT_RULES`; also ``orientation``, ``mean_removed``, ``age``,
 ``simulated`` (the scan is of neurostorm-phantom; None: unknown), ``omitted`` (sentences on steps that were left out
-because they failed), and ``doubts`` (sentences on signs that an alignment is wrong; empty: none, absent: not known)."""
+because they failed), ``doubts`` (sentences on signs that an alignment is wrong; empty: none, absent: not known), and
+``CHECK_unknown`` (why the measure of a check is not known)."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Rule:
         The level is ``refuse`` below this value.
     why : str
         Consequence of a value outside the range.
+    reference : str
+        Scans that the range comes from; empty for other limits.
     """
 
     check: str
@@ -50,11 +54,19 @@ class Rule:
     low: float | None = None
     high: float | None = None
     refuse_below: float | None = None
+    reference: str = ""
 
     @property
     def limits(self) -> str:
         """Range of ``pass`` as text."""
         return range_in_words(self.low, self.high, self.unit)
+
+
+def _normal(check: str, figure: str, what: str, unit: str, why: str) -> Rule:
+    """Make the rule of a measure whose range is that of good scans (`bids_app.catalog.normal_ranges`)."""
+    ranges = normal_ranges()
+    own = ranges.measures[figure]
+    return Rule(check, figure, what, unit, why, own.low, own.high, reference=ranges.reference)
 
 
 ALPHA = 0.01
@@ -92,20 +104,19 @@ RULES = (
     Rule("fd_mean", "fd_mean", "mean framewise displacement", "mm", "studies exclude scans with this much motion",
          high=0.55),
     Rule("tsnr", "tsnr", "temporal signal-to-noise ratio", "", "the signal is weak", 25),
+    _normal("stillness", "fd_mean", "mean framewise displacement", "mm",
+            "living heads move more; the scan may be of an object, or computed"),
+    _normal("fluctuation", "sd_percent", "temporal standard deviation", "%",
+            "the series hardly changes; its volumes may be copies"),
+    _normal("contrast", "gm_wm_mean", "mean of grey matter relative to white matter", "",
+            "BOLD images have brighter grey matter; the image may be of another contrast, or misaligned"),
+    _normal("smoothness", "neighbour_r", "correlation of voxels 10 mm apart", "",
+            "the series was smoothed or parcellated, which the training data were not"),
+    _normal("spectrum", "high_frequency", "power above 0.1 Hz, relative to white noise", "",
+            "the series was filtered in time, which the training data were not"),
+    _normal("global_signal", "global_share", "standard deviation of the global signal, relative to that of regions", "",
+            "the global signal was removed, which was kept in the training data"),
     # Tests against surrogates of the run itself (preprocess/brain_signal.py): the limit is the false-alarm rate.
-    # Set with a margin around the values of two real runs (two scanners) and eight simulated ones; few for a limit.
-    Rule("stillness", "fd_mean", "mean framewise displacement", "mm",
-         "living heads move more; the scan may be of an object, or computed", 0.02),
-    Rule("fluctuation", "sd_percent", "temporal standard deviation", "%",
-         "the series hardly changes; its volumes may be copies", 0.2),
-    Rule("contrast", "gm_wm_mean", "mean of grey matter relative to white matter", "",
-         "BOLD images have brighter grey matter; the image may be of another contrast, or misaligned", 0.97),
-    Rule("smoothness", "neighbour_r", "correlation of voxels 10 mm apart", "",
-         "the series was smoothed or parcellated, which the training data were not", high=0.4),
-    Rule("spectrum", "high_frequency", "power above 0.1 Hz, relative to white noise", "",
-         "the series was filtered in time, which the training data were not", 0.15),
-    Rule("global_signal", "global_share", "standard deviation of the global signal, relative to that of regions", "",
-         "the global signal was removed, which was kept in the training data", 0.05),
     Rule(
         "connectivity", "connectivity_p", "p value of functional connectivity", "",
         "neither homologous regions nor regions of one network correlate more than other regions, as in noise",
@@ -114,6 +125,12 @@ RULES = (
     Rule(
         "temporal", "order_p", "p value of the order of the volumes", "",
         "the volumes could be in any order, as in noise", high=ALPHA,
+    ),
+    # At 1, the autoencoder is no better than the mean of what it sees.
+    Rule(
+        "reconstruction", "reconstruction_error",
+        "reconstruction error of hidden patches relative to predicting their mean", "",
+        "the encoder does not recognise the scan as what it was trained on", high=1,
     ),
 )  # fmt: skip
 """Checks of every scan, with any adapter."""
@@ -149,6 +166,12 @@ COHORT_RULES = {
     "fd_mean": CohortRule("fd_mean", "mean framewise displacement", "mm", low=False),
     "tsnr": CohortRule("tsnr", "temporal signal-to-noise ratio", "", high=False),
     "age": CohortRule("age", "age of the participant", "years"),
+    "reconstruction": CohortRule(
+        "reconstruction_dynamics",
+        "reconstruction error of hidden patches relative to predicting the mean of each voxel",
+        "",
+        margin=0.1,
+    ),
 }
 """Measures compared with the range of the adapter's cohort (`AdapterCard.ranges`), by check."""
 
@@ -173,6 +196,8 @@ class Check:
     value: float | str | None
     limits: str
     message: str = ""
+    reference: str = ""
+    """Scans that the limits come from; empty if they come from elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -243,7 +268,7 @@ def judge_prediction(
             if name == "age":
                 unknown[name] = "The adapter's card has no age range of its cohort."
         elif not _is_number(value):
-            unknown[name] = f"The {rule.what} is unknown."
+            unknown.setdefault(name, f"The {rule.what} is unknown.")
         else:
             check = _check_against_cohort(name, rule, float(value), card.ranges[name], on_out_of_domain)  # type: ignore[arg-type]
             if name not in found or LEVELS.index(check.level) > LEVELS.index(found[name].level):
@@ -278,7 +303,7 @@ def _check_scan(facts: Facts) -> tuple[dict[str, Check], dict[str, str]]:
             found[rule.check] = _check_rule(rule, float(value))  # type: ignore[arg-type]
             unknown.pop(rule.check, None)
         elif rule.check not in found:
-            unknown[rule.check] = f"The {rule.what} was not measured."
+            unknown[rule.check] = str(facts.get(f"{rule.check}_unknown") or f"The {rule.what} was not measured.")
     failed = [name for name in SIGNAL_TESTS if name in found and found[name].level != PASS]
     if len(failed) == len(SIGNAL_TESTS):
         found |= {name: replace(found[name], level=REFUSE) for name in failed}
@@ -306,15 +331,14 @@ def _check_scan(facts: Facts) -> tuple[dict[str, Check], dict[str, str]]:
 def _check_rule(rule: Rule, value: float) -> Check:
     below, above = _is_below(value, rule.low), _is_above(value, rule.high)
     if not (below or above):
-        return Check(rule.check, PASS, value, rule.limits)
+        return Check(rule.check, PASS, value, rule.limits, reference=rule.reference)
     level = REFUSE if _is_below(value, rule.refuse_below) else WARN
     limits = rule.limits
     if rule.refuse_below is not None:
         limits += f"; refused below {_number(rule.refuse_below, rule.unit)}"
     end = f"below {_number(rule.low, rule.unit)}" if below else f"above {_number(rule.high, rule.unit)}"
-    return Check(
-        rule.check, level, value, limits, f"The {rule.what} is {_number(value, rule.unit)}, {end}: {rule.why}."
-    )
+    message = f"The {rule.what} is {_number(value, rule.unit)}, {end}: {rule.why}."
+    return Check(rule.check, level, value, limits, message, rule.reference)
 
 
 def _check_against_cohort(name: str, rule: CohortRule, value: float, cohort_range: Any, level: str) -> Check:

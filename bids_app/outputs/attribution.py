@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from bids_app.adapters.attribution import Attribution, RunAttribution
+from bids_app.adapters.attribution_control import PERMUTED, RANDOM
 from bids_app.adapters.predict import Encoded, ModelFacts
 from bids_app.bids.entities import as_label
 from bids_app.bids.writer import write_tsv
@@ -21,6 +22,29 @@ from bids_app.outputs.schema import AttributionSidecar
 from bids_app.preprocess.io.images import save_image
 from bids_app.preprocess.preprocessed import PreprocessedRun
 
+CONTROL_TITLES = {RANDOM: "control: random weights", PERMUTED: "control: permuted labels"}
+"""Titles of the maps of controls."""
+CONTROLS_IN_WORDS = {
+    RANDOM: "The same method with random weights in the whole encoder, and of an autoencoder in its decoder; the head "
+    "of the adapter is kept.",
+    PERMUTED: "The same method with a linear head drawn from the distribution of heads trained with permuted labels. "
+    "The training data are not part of the adapter: the distribution is derived from the covariance of the cohort's "
+    "embeddings in the adapter's file.",
+}
+"""Description of controls."""
+CONTROL_COLUMNS = {
+    "control": {"Description": "As attribution, in the control"},
+    "z": {
+        "Description": "Attribution divided by its root mean square over heads of permuted labels (permuted-label "
+        "control of an occlusion)"
+    },
+    "p": {
+        "Description": "Share of heads of permuted labels whose largest absolute z over all regions reaches that of "
+        "the region, so that it is corrected for the number of regions (permuted-label control of an occlusion)"
+    },
+}
+"""Descriptions of the columns of a control."""
+
 
 def attribution_outputs(
     attributed: RunAttribution,
@@ -31,7 +55,8 @@ def attribution_outputs(
     out_dir: Path,
 ) -> Path:
     """Write table, map and figure of each prediction; return the folder of the tree."""
-    from bids_app.reports.figures.glass_brain import plot_glass_brain
+    from bids_app.reports.figures.contributions import plot_contributions
+    from bids_app.reports.figures.glass_brain import plot_glass_brains
 
     names = name_run(out_dir / "tree", entities, datasets, [preprocessed.source])
     atlas = as_label(attributed.atlas.name)
@@ -43,13 +68,21 @@ def attribution_outputs(
         boldmap = names.path("boldmap", ".nii.gz", space=MODEL_SPACE, seg=atlas, desc=name)
         save_image(boldmap, found.image, MODEL_GRID_AFFINE, space_code=4)
         names.sidecar(boldmap, described)
-        shown = nib.Nifti1Image(np.nan_to_num(found.image), MODEL_GRID_AFFINE)
-        plot_glass_brain(shown, names.path("bold", ".png", "figures", desc=f"{name}attribution"), unit=found.measure)
+        maps = {"": found.image}
+        if found.control is not None:
+            maps = {"model": found.image, CONTROL_TITLES[found.control.kind]: found.control.image}
+        shown = {title: nib.Nifti1Image(np.nan_to_num(image), MODEL_GRID_AFFINE) for title, image in maps.items()}
+        plot_glass_brains(shown, names.path("bold", ".png", "figures", desc=f"{name}attribution"), unit=found.measure)
+        figure = names.path("bold", ".svg", "figures", desc=f"{name}contributions")
+        title = f"Contributions of regions: {found.target or name}"
+        plot_contributions(pd.DataFrame(found.columns()), figure, title=title, unit=found.measure)
     return names.tree
 
 
 def describe_attribution(found: Attribution, atlas: Atlas, facts: ModelFacts) -> AttributionSidecar:
     """Make the sidecar of an attribution table or map."""
+    control = found.control
+    correlations = control.correlations(found.mean, found.n_voxels > 0) if control else (None, None)
     return AttributionSidecar(
         model=facts.model,
         weights_sha256=facts.weights_sha256,
@@ -65,16 +98,24 @@ def describe_attribution(found: Attribution, atlas: Atlas, facts: ModelFacts) ->
         hidden="all tokens that overlap the region, in all volumes" if found.mask_token else None,
         clips=found.clip_numbers,
         regions_without_token=int((found.n_tokens == 0).sum()),
+        unresolved_regions=found.without_token,
+        control=control.kind if control else None,
+        control_in_words=CONTROLS_IN_WORDS[control.kind] if control else None,
+        control_heads=len(control.heads) or None if control else None,
+        control_correlation=correlations[0],
+        control_correlation_of_sizes=correlations[1],
         columns={
             "attribution": {
                 "Description": "Decrease of the prediction when the region is replaced by its mean (occlusion), "
                 "contribution of its voxels to the prediction (gradients), or reconstruction error from the rest of "
-                "the brain (reconstruction); mean over clips",
+                "the brain (reconstruction); mean over clips. Positive values are listed first, then negative ones, "
+                "each by size",
                 "Units": found.measure,
             },
             "std": {"Description": "Standard deviation over clips", "Units": found.measure},
             "voxels": {"Description": "Voxels of 2 mm with signal"},
             "tokens": {"Description": "Tokens assigned to the region; 0: the region is too small to be resolved"},
+            **(CONTROL_COLUMNS if control else {}),
         },
         disclaimer="Shows what the model depends on, not the function of a region; not a finding about a person.",
     )

@@ -12,12 +12,19 @@ import pandas as pd
 from bids_app.adapters import verdict as verdicts
 from bids_app.adapters.file import EMBEDDING
 from bids_app.adapters.predict import LEVEL, Encoded, Prediction
+from bids_app.adapters.reconstruction import Reconstruction
 from bids_app.bids.entities import as_label
 from bids_app.bids.writer import write_tsv
 from bids_app.outputs.cards import describe_adapter
 from bids_app.outputs.names import RunName, name_run
 from bids_app.outputs.reliability import describe_embedding_halves, describe_reliability
-from bids_app.outputs.schema import CheckRecord, EmbeddingsSidecar, PredictionSidecar, VerdictRecord
+from bids_app.outputs.schema import (
+    CheckRecord,
+    EmbeddingsSidecar,
+    PredictionSidecar,
+    ReconstructionRecord,
+    VerdictRecord,
+)
 from bids_app.preprocess.preprocessed import PreprocessedRun
 
 EMBEDDINGS_COLUMNS: dict[str, Any] = {
@@ -66,6 +73,7 @@ def model_outputs(
         **facts,
         verdict=describe_verdict(encoded.verdict),
         split_half=describe_embedding_halves(encoded.embeddings),
+        reconstruction=describe_reconstruction(encoded.reconstruction),
         columns=EMBEDDINGS_COLUMNS,
         seconds_dropped=encoded.embeddings.dropped,
         model_card=encoded.card or None,
@@ -108,6 +116,19 @@ def prediction_columns(prediction: Prediction) -> dict[str, Any]:
     return found
 
 
+def describe_reconstruction(found: Reconstruction | None) -> ReconstructionRecord | None:
+    """Convert a reconstruction for the sidecar."""
+    if found is None:
+        return None
+    return ReconstructionRecord(
+        error=found.error,
+        dynamics=found.dynamics,
+        clips=found.clips or None,
+        mask=found.mask or None,
+        reason=found.reason or None,
+    )
+
+
 def describe_verdict(found: verdicts.Verdict | None) -> VerdictRecord | None:
     """Convert a verdict for the sidecar; values of checks are rounded to four decimals."""
     if found is None:
@@ -119,6 +140,7 @@ def describe_verdict(found: verdicts.Verdict | None) -> VerdictRecord | None:
             value=round(check.value, 4) if isinstance(check.value, float) else check.value,
             limits=check.limits,
             message=check.message,
+            reference=check.reference or None,
         )
         for check in found.checks
     )

@@ -40,6 +40,8 @@ from bids_app.reports.traces import Trace, read_trace
 
 ADAPTER_SECTIONS = ("predictions", "attribution")
 """Sections with one figure per adapter, such as ``desc-statepredictions``."""
+SIGNIFICANT = 0.05
+"""Significance level of the contributions of regions."""
 STEM = re.compile(r"sub-[A-Za-z0-9+]+(_[A-Za-z0-9]+-[A-Za-z0-9+]+)*")
 
 
@@ -63,13 +65,53 @@ class Figure:
 
 @dataclass(frozen=True)
 class RegionTable:
-    """Contributions of regions to a prediction, largest first."""
+    """Contributions of regions to a prediction."""
 
     name: str
     """Name of the adapter, or of the model for a reconstruction."""
     url: str
     rows: tuple[dict[str, str], ...]
     sidecar: AttributionSidecar = field(default_factory=AttributionSidecar)
+
+    def largest(self, count: int) -> tuple[dict[str, str], ...]:
+        """Return the rows with the largest positive contributions, then the largest negative ones.
+
+        Of ``count`` rows, half are of each sign, or more if there are fewer of the other.
+        """
+        by_size = sorted(self.rows, key=lambda row: -abs(float(row["attribution"])))
+        positive = [row for row in by_size if float(row["attribution"]) > 0]
+        negative = [row for row in by_size if float(row["attribution"]) < 0]
+        n_positive = max(count - len(negative), min(len(positive), -(-count // 2)))
+        positive = positive[:n_positive]
+        return (*positive, *negative[: count - len(positive)])
+
+    @property
+    def has_negative(self) -> bool:
+        """True if a contribution is negative."""
+        return any(float(row["attribution"]) < 0 for row in self.rows)
+
+    @property
+    def has_control(self) -> bool:
+        """True if the table has a control."""
+        return bool(self.rows) and all(_is_number(row.get("control")) for row in self.rows)
+
+    @property
+    def has_p_values(self) -> bool:
+        """True if the table has z and p values."""
+        return bool(self.rows) and all(_is_number(row.get(name)) for row in self.rows for name in ("z", "p"))
+
+    @property
+    def significant(self) -> int:
+        """Number of regions with a corrected p value of at most `SIGNIFICANT`."""
+        return sum(float(row["p"]) <= SIGNIFICANT for row in self.rows) if self.has_p_values else 0
+
+
+def _is_number(cell: str | None) -> bool:
+    try:
+        float(cell or "")
+    except ValueError:
+        return cell == "n/a"
+    return True
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ class ReportedVerdict:
 
     level: str
     checks: tuple[ReportedCheck, ...] = ()
+    references: tuple[str, ...] = ()
+    """Scans that limits of checks come from."""
 
     @property
     def reasons(self) -> tuple[str, ...]:
@@ -207,7 +209,8 @@ def format_verdict(found: schema.VerdictRecord | None) -> ReportedVerdict | None
         for check in found.checks or ()
     ]
     checks += [ReportedCheck(name, NOT_KNOWN, MISSING, "", reason) for name, reason in (found.not_known or {}).items()]
-    return ReportedVerdict(found.level, tuple(checks))
+    references = (check.reference for check in found.checks or () if check.reference)
+    return ReportedVerdict(found.level, tuple(checks), tuple(dict.fromkeys(references)))
 
 
 def format_uncertainty(found: schema.Uncertainty | None, unit: str = "") -> Uncertainty | None:

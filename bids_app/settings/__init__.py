@@ -17,6 +17,7 @@ from bids_app.settings.machine import (
 )
 from bids_app.settings.option import Option, as_options, options_of, refuse_empty
 from bids_app.settings.sections import (
+    ATTRIBUTION_CONTROLS,
     ATTRIBUTIONS,
     AVERAGE,
     DENOISING,
@@ -34,6 +35,7 @@ from bids_app.settings.values import FUNC_SPACE, GROUP, PARTICIPANT, T1W_SPACE
 
 __all__ = [
     "ATTRIBUTIONS",
+    "ATTRIBUTION_CONTROLS",
     "AVERAGE",
     "CACHES",
     "DENOISING",

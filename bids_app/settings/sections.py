@@ -26,6 +26,7 @@ from bids_app.settings.values import (
 )
 
 ATTRIBUTIONS = ("occlusion", "gradients", "reconstruction")
+ATTRIBUTION_CONTROLS = ("random", "permuted")
 OUT_OF_DOMAIN = ("warn", "refuse")
 """Actions on out-of-distribution scans."""
 DENOISING = ("simple", "scrubbing", "compcor")
@@ -306,6 +307,26 @@ class ModelSettings:
         everyday=True,
     )
     """Attribution method, an entry of `ATTRIBUTIONS`; empty: none."""
+    attribution_control: str = option(
+        "--attribution-control",
+        default="",
+        group=MODEL,
+        choices=ATTRIBUTION_CONTROLS,
+        metavar="CONTROL",
+        help="also show the map of a control: an encoder with random weights (random), or heads as from training with "
+        "permuted labels (permuted)",
+        everyday=True,
+    )
+    """An entry of `ATTRIBUTION_CONTROLS`; empty: none."""
+    attribution_clips: int = option(
+        "--attribution-clips",
+        default=2,
+        group=MODEL,
+        metavar="N",
+        type=whole_number,
+        help="number of clips that --attribution analyses, evenly spaced over the run",
+    )
+    """At least 1; all clips if the run has fewer."""
     atlas: str = option(
         "--atlas",
         default="aal3",
@@ -332,6 +353,13 @@ class ModelSettings:
         everyday=True,
     )
     """Apply adapters that predict a diagnosis."""
+
+    def __post_init__(self) -> None:
+        if self.attribution_clips < 1:
+            raise UsageError(
+                f"Invalid value for --attribution-clips: {self.attribution_clips} is below 1.",
+                "Give a number of clips, 1 or more.",
+            )
 
 
 @dataclass(frozen=True)

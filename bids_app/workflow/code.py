@@ -24,6 +24,9 @@ SOURCE_FOLDERS = {f"{PACKAGE}.model.native": "csrc"}
 OTHER_STATEMENTS = ""
 """Key of the module-level statements that define no name; they run on import."""
 
+MAX_NAME = 255
+"""Longest name of a file, bytes; longer strings are texts."""
+
 Symbol = tuple[str, str]
 """A module and a name in it."""
 
@@ -204,7 +207,8 @@ def libraries_in(tree: ast.AST) -> set[str]:
 def files_named_in(tree: ast.AST, path: Path) -> list[Path]:
     """Return the files in the folder of a module that the strings of a definition name."""
     strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
-    names = {text for text in strings if text.isprintable() and "/" not in text and Path(text).suffix}
+    short = {text for text in strings if text.isprintable() and len(text.encode()) <= MAX_NAME}
+    names = {text for text in short if "/" not in text and Path(text).suffix}
     return sorted(file for file in (path.with_name(name) for name in names) if file.is_file() and file != path)
 
 

@@ -127,7 +127,9 @@ class RunContext:
         """Sentences about the attribution."""
         if self.atlas is None:
             return ()
-        return (Sentence(self.settings.model.attribution, {"atlas": self.atlas.title or self.atlas.name}),)
+        wanted = self.settings.model
+        control = (Sentence(f"control_{wanted.attribution_control}"),) if wanted.attribution_control else ()
+        return Sentence(wanted.attribution, {"atlas": self.atlas.title or self.atlas.name}), *control
 
 
 def read_context(settings: Settings) -> RunContext:

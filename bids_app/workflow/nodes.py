@@ -364,7 +364,9 @@ def encode(
     """Embed the clips under both normalisations and apply the adapters; ``stamp`` changes when a file changes."""
     import torch
 
+    from bids_app.adapters.reconstruction import measure_reconstruction
     from bids_app.model.api import load_model
+    from bids_app.model.checkpoint import read_checkpoint
     from bids_app.model.scan import backend_in_use
 
     torch.set_num_threads(threads)
@@ -381,9 +383,10 @@ def encode(
         scan_backend=backend_in_use(chosen),
         threads=threads,
     )
+    reconstruction = measure_reconstruction(read_checkpoint(loaded.path), reader, chosen)
     card = describe_model(find_model(model), loaded.info)
     card |= {"Model": loaded.name, "Demonstration": loaded.demonstration}
-    return Encoded(embeddings, tuple(predictions), facts, card=card)
+    return Encoded(embeddings, tuple(predictions), facts, card=card, reconstruction=reconstruction)
 
 
 def judge(
@@ -407,7 +410,8 @@ def judge(
     simulated : bool, optional
         The scan is of neurostorm-phantom; None: unknown.
     """
-    facts = {**scan_facts(preprocessed, grid, age), "simulated": simulated}
+    found = encoded.reconstruction.facts if encoded.reconstruction else {}
+    facts = {**scan_facts(preprocessed, grid, age), **found, "simulated": simulated}
     predictions = (
         replace(p, verdict=judge_prediction(facts, p.card, p.distances, on_out_of_domain, p.certainty))
         for p in (replace(p, site=site) for p in encoded.predictions)
@@ -438,13 +442,19 @@ def attribute_run(
     model: str,
     adapters: Sequence[Path],
     method: str,
+    control: str,
+    n_clips: int,
+    seed: int,
     atlas: str,
     device: str,
     threads: int,
     stamp: str,
     out_dir: Path,
 ) -> RunAttribution:
-    """Attribute each prediction, or the reconstruction error, to regions; ``stamp`` changes when a file changes."""
+    """Attribute each prediction, or the reconstruction error, to regions; ``stamp`` changes when a file changes.
+
+    Parameters as in `bids_app.adapters.attribution.attribute`.
+    """
     import torch
 
     from bids_app.model.api import load_model
@@ -459,9 +469,10 @@ def attribute_run(
         checkpoint = read_checkpoint(weights_path(find_model(model)))
         autoencoder = autoencoder_from(checkpoint).to(chosen).eval()
         name = as_label(encoded.facts.model)
-        return RunAttribution(
-            found_atlas, {name: reconstruction_errors(autoencoder, reader, regions, trained_mask(checkpoint))}
+        errors = reconstruction_errors(
+            autoencoder, reader, regions, trained_mask(checkpoint), n_clips=n_clips, control=control, seed=seed
         )
+        return RunAttribution(found_atlas, {name: errors})
     loaded = load_model(model, chosen)
     attributable = [p for p in encoded.predictions if p.card.task != EMBEDDING]
     outputs = {p.card.name: p.label_index for p in attributable if not p.is_refused}
@@ -469,7 +480,8 @@ def attribute_run(
     for adapter in map(load_adapter, adapters):
         name = adapter.card.name
         if name in outputs:
-            found[name] = attribute(AdaptedModel(loaded, adapter), reader, regions, outputs[name], method)
+            adapted = AdaptedModel(loaded, adapter)
+            found[name] = attribute(adapted, reader, regions, outputs[name], method, n_clips, control, seed)
     if not attributable:
         raise BadDataError(
             f"--attribution {method}: no adapter makes a prediction to attribute.",

@@ -209,12 +209,22 @@ def check_adapters(settings: Settings) -> str:
 
 
 def check_atlas(settings: Settings) -> str:
-    """Check that the atlas of the attribution is available, and what the method needs of the model."""
+    """Check that the atlas of the attribution is available, and what method and control need of the model."""
+    if settings.model.attribution_control and not settings.model.attribution:
+        raise UsageError("--attribution-control needs a map to compare with.", "Give --attribution as well.")
     if not settings.model.attribution or settings.reports_only:
         return "not needed"
+    from bids_app.adapters.attribution_control import PERMUTED, check_permuted
+    from bids_app.adapters.file import EMBEDDING, load_adapter
     from bids_app.catalog.atlases import find_atlas
+    from bids_app.workflow.adapters import chosen_adapters
 
     if settings.model.attribution == "reconstruction":
+        if settings.model.attribution_control == PERMUTED:
+            raise UsageError(
+                "Reconstructions have no labels: --attribution-control permuted is not possible.",
+                "Use --attribution-control random.",
+            )
         from bids_app.catalog.models import find_model, weights_path
         from bids_app.model.checkpoint import read_checkpoint
         from bids_app.model.mae import trained_mask
@@ -224,6 +234,10 @@ def check_atlas(settings: Settings) -> str:
         raise UsageError(
             "--attribution needs predictions, but --level minimal makes none.", "Leave out --level or --attribution."
         )
+    if settings.model.attribution_control == PERMUTED:
+        for adapter in chosen_adapters(settings):
+            if adapter.card.task != EMBEDDING:
+                check_permuted(load_adapter(adapter.path))
     return str(find_atlas(settings.model.atlas).path)
 
 

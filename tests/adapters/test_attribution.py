@@ -64,7 +64,7 @@ def adapted(model: Model, task: str = "classification", outputs: int = 3, **card
 
 def test_occlusion_equals_replacing_the_region_by_its_mean_over_time(small, reader, cubes) -> None:
     model, clip = adapted(small), reader.clip(0, "voxel")[None]
-    found = occlude(model, lambda outputs: outputs[:, 1], clip, cubes)
+    found = occlude(model.encoder, lambda features: model.head(features)[:, 1:2], clip, cubes)[0]
     rows = [k for k in range(216) if cubes.sums(reader.series.mask)[k]]
     for k in (rows[0], rows[len(rows) // 2]):
         inside = torch.from_numpy(cubes.labels == cubes.index[k])
@@ -94,15 +94,25 @@ def test_attributions_are_in_the_unit_of_a_regression_and_antisymmetric_for_two_
     assert np.allclose(first, -second, atol=1e-5)
 
 
-def test_the_table_is_sorted_and_has_the_size_of_regions(small, reader, cubes) -> None:
+def test_the_table_is_sorted_by_sign_and_size_and_has_the_size_of_regions(small, reader, cubes) -> None:
     found = attribute(adapted(small), reader, cubes, 0, n_clips=9)
     table = found.columns()
     assert found.clip_numbers == (0, 1)
-    assert table["attribution"] == sorted(table["attribution"], reverse=True)
+    values = np.array(table["attribution"])
+    for_it, against, without = values[values > 0], values[values < 0], values[values == 0]
+    assert min(map(len, (for_it, against, without))) > 1
+    assert values.tolist() == [*sorted(for_it, reverse=True), *sorted(against), *without]
     assert sum(table["voxels"]) == reader.series.mask.sum()
     assert set(table["tokens"]) == {0, 1}  # patches of 24 voxels belong to one of the cubes that they touch
     assert table["name"][table["index"].index(1)] == "first"
     assert found.image.shape == MODEL_GRID_SHAPE
+
+
+def test_regions_without_a_token_are_named(small, reader) -> None:
+    labels = np.zeros(MODEL_GRID_SHAPE, int)
+    labels[24:72, 24:72, 24:72], labels[40:43, 40:43, 40:43] = 1, 2
+    found = attribute(adapted(small), reader, Regions("two", labels, {1: "large", 2: "small"}), 0, n_clips=1)
+    assert found.without_token == ("small",)
 
 
 def test_selected_clips_are_evenly_spaced() -> None:

@@ -9,6 +9,7 @@ from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import AdapterCard
 from bids_app.adapters.verdict import PASS, REFUSE, WARN, Verdict, judge_prediction, judge_scan
 from bids_app.bids.orientation import LeftRight, Orientation
+from bids_app.catalog.normal_ranges import normal_ranges
 from bids_app.errors import BadDataError
 
 GOOD = {
@@ -29,6 +30,7 @@ GOOD = {
     "global_share": 0.3,
     "connectivity_p": 0.004,
     "order_p": 0.002,
+    "reconstruction_error": 0.4,
 }
 NEAR, FAR = {"embedding": Distance(5.0, 9.0, 0.01)}, {"embedding": Distance(20.0, 9.0, 0.01)}
 
@@ -53,6 +55,7 @@ def test_a_good_scan_passes_every_check() -> None:
         "tr", "duration", "field_of_view", "coverage", "template_overlap", "orientation", "fd_mean", "tsnr",
         "normalisation", "age", "embedding", "connectivity", "temporal",
         "stillness", "fluctuation", "contrast", "smoothness", "spectrum", "global_signal",
+        "reconstruction",
     }  # fmt: skip
     assert judge_scan(GOOD).level == PASS
 
@@ -196,3 +199,36 @@ def test_an_unchecked_left_and_right_is_warned_of_where_it_could_reverse_the_pre
     facts = {key: value for key, value in GOOD.items() if key != "orientation"}
     assert judge_prediction(facts, adapter, NEAR, WARN).level == expected
     assert judge_prediction(GOOD, adapter, NEAR, WARN).level == PASS
+
+
+def test_limits_of_good_scans_are_those_of_the_catalog_and_name_their_origin() -> None:
+    ranges = normal_ranges()
+    low = ranges.measures["high_frequency"].low
+    passed, warned = (
+        next(check for check in judge_scan({"high_frequency": value}).checks if check.name == "spectrum")
+        for value in (low * 1.01, low * 0.99)
+    )
+    assert (passed.level, warned.level) == ("pass", "warn")
+    assert passed.reference == warned.reference == ranges.reference
+    (tr,) = (check for check in judge_scan({"tr": 2.0}).checks if check.name == "tr")
+    assert not tr.reference
+
+
+def test_an_encoder_that_reconstructs_no_better_than_the_mean_is_warned_of() -> None:
+    facts = GOOD | {"reconstruction_dynamics": 1.0}
+    assert level(judge_scan(facts | {"reconstruction_error": 0.4}), "reconstruction") == PASS
+    assert level(judge_scan(facts | {"reconstruction_error": 1.01}), "reconstruction") == WARN
+
+
+def test_reconstructions_are_compared_with_the_cohort_where_the_adapter_has_its_range() -> None:
+    own = card(ranges={"reconstruction": [0.7, 0.9]})
+    for value, expected in ((0.8, PASS), (1.2, REFUSE), (0.5, REFUSE)):
+        facts = GOOD | {"reconstruction_error": 0.4, "reconstruction_dynamics": value}
+        assert level(judge_prediction(facts, own, NEAR, "refuse"), "reconstruction") == expected
+
+
+def test_without_a_decoder_the_reason_is_given() -> None:
+    facts = {name: value for name, value in GOOD.items() if name != "reconstruction_error"}
+    facts["reconstruction_unknown"] = "No decoder."
+    found = judge_prediction(facts, card(ranges={"reconstruction": [0.7, 0.9]}), NEAR, "warn")
+    assert found.unknown["reconstruction"] == "No decoder."

@@ -42,7 +42,9 @@ MODEL = {"sources": SOURCES, "model": "demo", "weights_sha256": "0" * 64, "demon
          "start_time": 0.5}  # fmt: skip
 COLUMNS = {"onset": {"Units": "s"}}
 CHECKS = tuple(
-    schema.CheckRecord(name=f"check {level}", level=level, value=value, limits="at least 1", message="It is small.")
+    schema.CheckRecord(
+        name=f"check {level}", level=level, value=value, limits="at least 1", message="It is small.", reference="x"
+    )
     for level, value in (("pass", 2.0), ("warn", "words"), ("refuse", None))
 )
 VERDICT = schema.VerdictRecord(level="refuse", checks=CHECKS, not_known={"age": "No age is known."})
@@ -103,9 +105,11 @@ EXAMPLES: list[schema.Record] = [
         parameters=schema.Parameters(distortion_corrected=True, distortion_correction=CORRECTION), columns=COLUMNS,
     ),
     schema.ModelSidecar(**MODEL),
+    schema.ReconstructionRecord(error=0.5, dynamics=1.2, clips=(0, 4), mask="50%", reason="none"),
     schema.EmbeddingsSidecar(
         **MODEL, verdict=VERDICT, columns=COLUMNS, seconds_dropped=8.0, model_card={"Model": "demo"},
         split_half={"global": None, "voxel": schema.HalfCorrelation(correlation=0.5, clips=(3, 2))},
+        reconstruction=schema.ReconstructionRecord(reason="No decoder."),
     ),
     schema.PredictionSidecar(
         **MODEL, adapter=ADAPTER, verdict=VERDICT, columns={"verdict": {"Levels": {}}}, disclaimer="Research."
@@ -113,7 +117,9 @@ EXAMPLES: list[schema.Record] = [
     schema.PredictionSidecar(**MODEL, adapter=ADAPTER, reliability=reliability(INTERVAL)),
     schema.AttributionSidecar(
         **MODEL, atlas="AAL3", atlas_is_known_copy=True, method="occlusion", measure="log-odds", answer="rest",
-        clips=(0, 5), regions_without_token=3, columns=COLUMNS, disclaimer="Research.",
+        clips=(0, 5), regions_without_token=3, unresolved_regions=("a",), control="permuted",
+        control_in_words="Heads.", control_heads=9, control_correlation=0.1, control_correlation_of_sizes=0.8,
+        columns=COLUMNS, disclaimer="Research.",
     ),
     schema.Summary(
         run_id="x", status="failed", seconds=1.5, command=("neurostorm",), versions={"a": "1"}, runs=(OUTCOME,)

@@ -205,3 +205,49 @@ def test_model_and_adapter_cards_are_shown(out):
 
 def test_a_research_only_adapter_is_marked(out):
     assert "research only, not a diagnosis" in words(add_keys(out, {"ResearchOnly": True}))
+
+
+def region_table(out, rows: str, **keys):
+    table = next(out.glob("sub-01/func/*run-1*_predictions.tsv"))
+    regions = table.with_name("sub-01_task-rest_run-1_seg-AAL3_desc-demostate_attribution.tsv")
+    regions.write_text(rows)
+    regions.with_suffix(".json").write_text(json.dumps({"Method": "occlusion", "Measure": "log-odds"} | keys))
+    return words(add_keys(out, {}))
+
+
+def test_contributions_of_both_signs_are_shown_with_unresolved_regions(out):
+    rows = [f"p{k}\t{9 - k}\t0.1\t10\t2\n" for k in range(9)] + ["Cuneus\t-7\t0.1\t10\t0\n", "Vermis\t-0.01\t0\t1\t1\n"]
+    page = region_table(
+        out, "name\tattribution\tstd\tvoxels\ttokens\n" + "".join(rows), Answer="rest", UnresolvedRegions=["Cuneus"]
+    )
+    assert "positive contributions support rest, negative ones speak against it" in page
+    assert "Cuneus -7.000" in page
+    assert "1 of 11 regions own no token" in page
+    assert "Control (" not in page
+
+
+def test_the_control_of_a_map_is_described_with_its_similarity(out):
+    rows = "name\tattribution\tstd\tvoxels\ttokens\tcontrol\tz\tp\nThalamus\t1.5\t0.1\t10\t2\t-0.25\t5.5\t0.004\n"
+    page = region_table(
+        out, rows, Control="permuted", ControlDescription="Heads.", ControlHeads=499, ControlCorrelation=0.1,
+        ControlCorrelationOfSizes=0.84,
+    )  # fmt: skip
+    assert "Control (permuted): Heads. Rank correlation of the map and its control over regions: 0.10" in page
+    assert "of sizes without sign: 0.84" in page
+    assert "1 of 1 regions contribute more than with permuted labels" in page
+    assert "Thalamus 1.500 0.100 10 2 -0.250 5.500 0.004" in page
+
+
+def test_the_scans_that_limits_come_from_are_named_once(out):
+    checks = [
+        {
+            "Check": name,
+            "Level": "pass",
+            "Value": 1.0,
+            "Limits": "at least 0.2",
+            "Reference": "normal_ranges.json: 6 runs",
+        }
+        for name in ("fluctuation", "spectrum")
+    ]
+    page = words(add_keys(out, {"Verdict": {"Level": "pass", "Checks": checks}}))
+    assert page.count("Limits of the measures of the signal: normal_ranges.json: 6 runs.") == 1

@@ -144,6 +144,12 @@ def test_the_package_has_no_imports_that_the_hash_cannot_follow() -> None:
                 assert not dict(code.imports_in(statement)) or "__main__" in ast.unparse(statement), path
 
 
+def test_long_texts_are_not_taken_for_names_of_files(tmp_path) -> None:
+    (tmp_path / "table.yml").touch()
+    tree = ast.parse(f"a, b = 'table.yml', '{'One sentence. ' * 30}The second'")
+    assert code.files_named_in(tree, tmp_path / "module.py") == [tmp_path / "table.yml"]
+
+
 def test_a_function_of_an_unknown_module_has_a_hash() -> None:
     assert code_hash(test_a_function_of_an_unknown_module_has_a_hash)
     assert code_hash(subprocess.run) != code_hash(subprocess.call)

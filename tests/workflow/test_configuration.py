@@ -26,6 +26,8 @@ OTHER_VALUES: dict[str, Any] = {
     "device": "cuda",
     "embeddings_only": True,
     "attribution": "occlusion",
+    "attribution_clips": 3,
+    "attribution_control": "random",
     "on_out_of_domain": "refuse",
     "acknowledge_research_use": True,
     "fail_without_t1w": True,

@@ -148,6 +148,31 @@ def test_reconstruction_without_a_decoder_is_refused_before_the_start(raw: Path)
         checks.check_atlas(asked)
 
 
+@pytest.mark.parametrize(
+    ("wanted", "reason"),
+    [
+        ({}, "needs a map"),
+        ({"attribution": "reconstruction"}, "no labels"),
+        ({"attribution": "occlusion"}, "not linear"),
+    ],
+)
+def test_a_control_that_is_not_possible_is_refused_before_the_start(
+    wanted: dict[str, str], reason: str, raw: Path
+) -> None:
+    from bids_app.model.api import load_model
+    from tests.helpers.hostile_weights import adapter_bytes, write
+
+    model = load_model("demo")
+    n = model.config.n_features
+    layers = {"hidden.weight": torch.zeros(4 * n, n), "hidden.bias": torch.zeros(4 * n)}
+    layers |= {"head.weight": torch.zeros(1, 4 * n), "head.bias": torch.zeros(1)}
+    tensors = {f"head.{name}": value for name, value in layers.items()}
+    path = write(raw.parent / "a.safetensors", adapter_bytes(model, tensors))
+    asked = ModelSettings("demo", adapters=(str(path),), attribution_control="permuted", **wanted)
+    with pytest.raises(UsageError, match=reason):
+        checks.check_atlas(replace(settings(raw, raw.parent / "out"), model=asked))
+
+
 def test_weights_that_do_not_fit_are_refused_before_the_start(raw: Path) -> None:
     from bids_app.model.api import load_model
     from tests.helpers.hostile_weights import adapter_bytes, head, write

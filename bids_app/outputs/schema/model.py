@@ -45,12 +45,26 @@ def half_correlation(value: Any) -> HalfCorrelation:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReconstructionRecord(Record):
+    """Reconstruction of hidden patches, see `bids_app.adapters.reconstruction`."""
+
+    error: float | None = key("Error", number)
+    """Squared error relative to that of predicting the mean of the visible voxels."""
+    dynamics: float | None = key("ErrorOfDynamics", number)
+    """Squared error relative to that of predicting the mean of each voxel over the clip."""
+    clips: tuple[int, ...] | None = key("Clips", several(whole))
+    mask: str | None = key("Mask", text)
+    reason: str | None = key("NotMeasured", text)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EmbeddingsSidecar(ModelSidecar):
     """Sidecar of an embeddings table, including the model card of `bids_app.catalog.cards`."""
 
     verdict: VerdictRecord | None = key("Verdict", record(VerdictRecord), null=True)
     split_half: dict[str, HalfCorrelation | None] | None = key("SplitHalf", by_name(half_correlation))
     """By normalisation; None for a run of one clip."""
+    reconstruction: ReconstructionRecord | None = key("Reconstruction", record(ReconstructionRecord))
     columns: dict[str, Any] = columns()
     seconds_dropped: float | None = key("SecondsDropped", number)
     """Time at the end of the run that fills no clip, s."""
@@ -208,5 +222,16 @@ class AttributionSidecar(ModelSidecar):
     """What the mask hides (reconstruction)."""
     clips: tuple[int, ...] | None = key("Clips", several(whole))
     regions_without_token: int | None = key("RegionsWithoutToken", whole)
+    unresolved_regions: tuple[str, ...] | None = key("UnresolvedRegions", several(text))
+    """Names of the regions without a token."""
+    control: str | None = key("Control", text)
+    """``random``, ``permuted``, or absent."""
+    control_in_words: str | None = key("ControlDescription", text)
+    control_heads: int | None = key("ControlHeads", whole)
+    """Number of heads of permuted labels behind z and p."""
+    control_correlation: float | None = key("ControlCorrelation", number)
+    """Rank correlation of the map with that of the control, over regions."""
+    control_correlation_of_sizes: float | None = key("ControlCorrelationOfSizes", number)
+    """The same, of absolute values."""
     columns: dict[str, Any] = columns()
     disclaimer: str | None = key("Disclaimer", text)

@@ -20,6 +20,8 @@ class CheckRecord(Record):
     value: float | str | None = key("Value", value_or_text, null=True)
     limits: str | None = key("Limits", text)
     message: str | None = key("Message", text)
+    reference: str | None = key("Reference", text)
+    """Scans that the limits come from."""
 
 
 @dataclass(frozen=True, kw_only=True)

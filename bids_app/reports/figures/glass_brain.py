@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
-def plot_glass_brain(image: Any, path: Path, unit: str = "") -> Path:
-    """Plot the maximum-intensity projections of a map in MNI space, with sign.
+def plot_glass_brains(images: Mapping[str, Any], path: Path, unit: str = "") -> Path:
+    """Plot the maximum-intensity projections of maps in MNI space, with sign, one map per row.
 
     Parameters
     ----------
-    image : path or nibabel image, 3D
+    images : mapping of str to path or nibabel image, 3D
+        By title; an empty title is not shown. Each map has its own colour scale.
     path : pathlib.Path
         The PNG file to write.
     unit : str
@@ -23,20 +25,25 @@ def plot_glass_brain(image: Any, path: Path, unit: str = "") -> Path:
     import matplotlib.pyplot as plt
     from nilearn.plotting import plot_glass_brain as project
 
-    figure = plt.figure(figsize=(9.6, 3.2), facecolor="black")
+    n = len(images)
+    figure = plt.figure(figsize=(9.6, 3.2 * n), facecolor="black")
     try:
-        project(
-            image,
-            display_mode="lyrz",
-            figure=figure,
-            black_bg=True,
-            colorbar=True,
-            plot_abs=False,
-            symmetric_cbar=True,
-            threshold=1e-9,
-            cmap="cold_hot",
-        )
-        figure.text(0.01, 0.03, unit, color="white", fontsize=9)
+        for row, (title, image) in enumerate(images.items()):
+            bottom = (n - 1 - row) / n
+            project(
+                image,
+                display_mode="lyrz",
+                figure=figure,
+                axes=(0, bottom, 1, 1 / n),
+                black_bg=True,
+                colorbar=True,
+                plot_abs=False,
+                symmetric_cbar=True,
+                threshold=1e-9,
+                cmap="cold_hot",
+            )
+            figure.text(0.01, bottom + 0.03 / n, unit, color="white", fontsize=9)
+            figure.text(0.01, bottom + 0.93 / n, title, color="white", fontsize=11)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=120, facecolor="black", metadata={"Software": None})
     finally:

@@ -1,0 +1,137 @@
+"""Reconstruction of hidden patches: whether a masked autoencoder recognises a scan as what it was trained on.
+
+Patches of some clips are hidden as in the pre-training, and reconstructed by the encoder and the decoder of the model's
+file. The squared error within the brain is compared with two predictions that know nothing of brains: the mean of all
+visible voxels of the clip, and the mean of each voxel over the clip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bids_app.adapters.attribution import mean_over_time, select_clips
+from bids_app.clips import NORMALISATIONS, ClipReader
+from bids_app.errors import BadDataError
+from bids_app.model.checkpoint import Checkpoint
+from bids_app.model.mae import autoencoder_from, trained_mask
+from bids_app.model.masking import TEMPORAL_MASKS, MaskSettings, sample_mask
+from bids_app.model.patches import from_patches
+
+N_CLIPS = 2
+"""Number of reconstructed clips, evenly spaced."""
+NO_DECODER = "The model's file has no decoder, so that hidden patches cannot be reconstructed."
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """Reconstruction errors of a run.
+
+    Attributes
+    ----------
+    error : float, optional
+        Squared error of hidden patches in the brain, relative to that of predicting the mean of the visible voxels; 1:
+        no better than this mean. None if it was not measured.
+    dynamics : float, optional
+        The same, relative to that of predicting each voxel's mean over the clip: 1 is no better than the true image
+        without its dynamics.
+    clips : tuple of int
+        Reconstructed clips.
+    mask : str
+        Hidden patches, in words.
+    reason : str
+        Why nothing was measured; empty if it was.
+    """
+
+    error: float | None = None
+    dynamics: float | None = None
+    clips: tuple[int, ...] = ()
+    mask: str = ""
+    reason: str = ""
+
+    @property
+    def facts(self) -> dict[str, float | str]:
+        """Facts for the verdict, see `bids_app.adapters.verdict`."""
+        if self.error is None or self.dynamics is None:
+            return {"reconstruction_unknown": self.reason}
+        return {"reconstruction_error": self.error, "reconstruction_dynamics": self.dynamics}
+
+
+def measure_reconstruction(
+    checkpoint: Checkpoint, reader: ClipReader, device: str | torch.device = "cpu", seed: int = 0
+) -> Reconstruction:
+    """Reconstruct hidden patches of some clips of a run.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        The model's file; without a decoder, the reason is returned.
+    reader : ClipReader
+    device : str or torch.device
+    seed : int
+        Seed of the masks.
+    """
+    if not any(key.startswith("decoder_pred.") for key in checkpoint.decoder):
+        return Reconstruction(reason=NO_DECODER)
+    try:
+        settings = mask_settings(checkpoint)
+    except BadDataError as error:
+        return Reconstruction(reason=error.message)
+    if settings.spatial == "atlas":
+        return Reconstruction(reason="The model was trained with masks of an atlas, which its file does not contain.")
+    model = autoencoder_from(checkpoint).to(device).eval()
+    config = model.config
+    normalisation = str(checkpoint.info.get("normalisation", "global"))
+    if normalisation not in NORMALISATIONS:
+        return Reconstruction(reason=f"The normalisation of the pre-training is unknown ({normalisation[:50]!a}).")
+    generator = torch.Generator().manual_seed(seed)
+    brain = torch.from_numpy(reader.series.mask).to(device)[..., None]
+    numbers = select_clips(reader.n_clips, N_CLIPS)
+    sums = torch.zeros(3, dtype=torch.float64)
+    with torch.inference_mode():
+        for number in numbers:
+            clip = reader.clip(number, normalisation)[None].to(device)
+            mask = sample_mask(settings, 1, config.grid(0), config.window_size, generator=generator).to(device)
+            predicted = from_patches(model(clip, mask, settings.spatial), config.patch_size, config.in_chans)
+            hidden = mask[0] > 0
+            for axis, size in enumerate(config.patch_size):
+                hidden = hidden.repeat_interleave(size, dim=axis)  # to (96, 96, 96, T)
+            chosen, visible = hidden & brain, ~hidden & brain
+            truth = clip[0, 0]
+            if not chosen.any() or not visible.any():
+                return Reconstruction(reason="The masks hide no part of the brain, or all of it.")
+            for k, guess in enumerate((predicted[0, 0], truth[visible].mean(), mean_over_time(truth))):
+                sums[k] += (truth - guess)[chosen].double().square().sum().cpu()
+    ours, mean, still = sums.tolist()
+    if not math.isfinite(ours):
+        return Reconstruction(
+            reason="The reconstruction is infinite or NaN; the weights of the decoder may be damaged."
+        )
+    if min(mean, still) <= 0:
+        return Reconstruction(reason="The hidden patches are constant.")
+    words = f"{settings.ratio:.0%} of {settings.spatial} patches in space, {settings.temporal} in time"
+    return Reconstruction(ours / mean, ours / still, numbers, words)
+
+
+def mask_settings(checkpoint: Checkpoint) -> MaskSettings:
+    """Return the masks of a file's pre-training; the published ratio and masks in time where it does not name them.
+
+    Raises
+    ------
+    BadDataError
+        The file does not name its masks in space.
+    """
+    own = checkpoint.info.get("mask")
+    known: Mapping[str, Any] = own if isinstance(own, Mapping) else {
+        "ratio": checkpoint.info.get("mask_ratio"), "temporal": checkpoint.info.get("time_mask"),
+    }  # fmt: skip
+    ratio, temporal, default = known.get("ratio"), known.get("temporal"), MaskSettings()
+    return MaskSettings(
+        trained_mask(checkpoint),
+        str(temporal) if temporal in TEMPORAL_MASKS else default.temporal,
+        ratio if isinstance(ratio, float) and 0 < ratio < 1 else default.ratio,
+    )
