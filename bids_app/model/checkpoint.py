@@ -34,6 +34,8 @@ ENCODER_FORMAT, ENCODER_FORMAT_VERSION = "neurostorm-encoder", "1"
 MODEL_NAMES = ("neurostorm", "swin4d_mae", "swin4d_ver7", "fmrifound")
 """Names of the architecture in published files."""
 DECODER_PREFIXES = ("first_patch_expanding.", "layers_up.", "norm_up.", "decoder_pred.")
+HEAD = "output_head."
+"""Prefix of a head's keys; newer files have it inside of another module, ``output_head.head.``."""
 MASKING_KEYS = ("mask_token", "window_mask_token", "atlas_mask_token", "atlas_map")
 HYPER_PARAMETERS = (
     "img_size",
@@ -163,14 +165,16 @@ def _read_lightning(path: Path) -> Checkpoint:
     unused_keys = []
     for key, value in _as_weights(content["state_dict"], path).items():
         bare = key.removeprefix("model.")
-        if key.startswith("output_head.head."):
-            parts["head"][key.removeprefix("output_head.head.")] = value
+        if key.startswith(HEAD):
+            parts["head"][key.removeprefix(HEAD)] = value
         elif not key.startswith("model."):
             unused_keys.append(key)
         elif bare in MASKING_KEYS or bare.startswith(DECODER_PREFIXES):
             parts["decoder"][bare] = value
         else:
             parts["prompts" if bare.endswith(".prompt") else "encoder"][bare] = value
+    if not {"head.weight", "head.bias"} & set(parts["head"]):
+        parts["head"] = {key.removeprefix("head."): value for key, value in parts["head"].items()}
     if not parts["encoder"]:
         raise BadDataError(
             f"{path}: the file has no encoder (no keys that begin with model.).", "Give a checkpoint of NeuroSTORM."

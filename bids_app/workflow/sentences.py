@@ -13,6 +13,7 @@ from bids_app.bids.fieldmaps import PAIR, PHASE_DIFFERENCE, TWO_PHASES
 from bids_app.bids.query import BoldRun
 from bids_app.catalog import templates
 from bids_app.outputs.boilerplate import Sentence
+from bids_app.outputs.cards import clip_average_in_words
 from bids_app.preprocess.ingest.derivatives import describe_transform
 from bids_app.preprocess.io.headers import SLICE_TIMING
 from bids_app.preprocess.sdc.choice import METHODS, SYN
@@ -101,7 +102,12 @@ def adapter(card: AdapterCard, false_alarms: float | None, on_out_of_domain: str
     on_out_of_domain : str
         ``warn`` or ``refuse``.
     """
-    facts: dict[str, Any] = {"adapter": card.name, "target": card.target, "cohort": describe_cohort(card.cohort)}
+    facts: dict[str, Any] = {
+        "adapter": card.name,
+        "target": card.target,
+        "cohort": describe_cohort(card.cohort),
+        "average": clip_average_in_words(card),
+    }
     found = [Sentence("adapter", facts)]
     if card.research_only:
         found.append(Sentence("research_only", facts))

@@ -38,6 +38,7 @@ VALUES = {
     "methods": "a phase difference",
     "target": "Age",
     "adapter": "age_1",
+    "average": "mean of the predictions over clips",
     "cohort": "100 people & 50 %",
     "seed": 20060101,
     "out_of_domain": "flagged with a warning",
