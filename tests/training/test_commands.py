@@ -95,6 +95,21 @@ def test_region_masking_lists_unresolved_regions(make_store, tmp_path, capsys, t
     assert table[3].split("\t") == ["9", "speck", "0.0", "False"]
 
 
+@pytest.mark.parametrize("change", [["--recipe", "published"], ["--learning-rate", "0.002"], ["--no-strd"]])
+def test_another_recipe_is_refused_before_anything_is_written(make_store, tmp_path, capsys, tiny_config, change):
+    store = str(make_store(1).folder)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
+    output, clips = tmp_path / "e.safetensors", tmp_path / "clips"
+    options = ["--config", str(tmp_path / "config.json"), "--batch-size", "2", "--no-augment", "--output", str(output)]
+    assert main(["pretrain", store, *options, "--epochs", "1"]) == 0
+    folder = output.with_suffix(".training")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert main(["pretrain", store, *options, "--epochs", "2", "--store", str(clips), *change]) == 64
+    assert "has another recipe" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not clips.exists()
+
+
 def test_a_split_file_defines_the_validation_set(make_store, tmp_path, encoder):
     store = make_store(3)
     (tmp_path / "split.json").write_text('{"training": ["00", "02"], "validation": ["01"]}')

@@ -70,7 +70,9 @@ class ClipBatches:
         Clips per batch and process.
     seed : int
     random_starts : bool
-        Start clips at random volumes (training) instead of reading consecutive clips (evaluation).
+        Read clips in random order from random volumes on (training) instead of consecutive clips (evaluation).
+    aligned_starts : bool
+        In random order, but starting at multiples of the length of a clip.
     shard : tuple of int
         Rank of this process and number of processes; together they read the batches of one process with a larger batch.
     identities : tuple of int, optional
@@ -83,6 +85,7 @@ class ClipBatches:
     random_starts: bool = True
     shard: tuple[int, int] = (0, 1)
     identities: tuple[int, ...] | None = None
+    aligned_starts: bool = False
 
     def __post_init__(self) -> None:
         if not any(scan.n_clips for scan in self.scans):
@@ -116,7 +119,8 @@ class ClipBatches:
         order = [(i, k * CLIP_VOLUMES) for i, scan in enumerate(self.scans) for k in range(scan.n_clips)]
         if self.random_starts:
             rng = np.random.default_rng([self.seed, number])
-            order = [(i, int(rng.integers(self.scans[i].n_vols - CLIP_VOLUMES + 1))) for i, _ in order]
+            if not self.aligned_starts:
+                order = [(i, int(rng.integers(self.scans[i].n_vols - CLIP_VOLUMES + 1))) for i, _ in order]
             order = [order[k] for k in rng.permutation(len(order))]
             if self.identities is not None:
                 order = _pair(order, self.identities)
