@@ -29,6 +29,7 @@ from safetensors.torch import load, save
 from bids_app.errors import BadDataError, NeurostormError
 from bids_app.files import check_plain, check_regular, open_regular, parse_json
 from bids_app.model.config import EncoderConfig
+from bids_app.model.lora import has_low_rank_updates, merge_low_rank_updates
 
 ENCODER_FORMAT, ENCODER_FORMAT_VERSION = "neurostorm-encoder", "1"
 MODEL_NAMES = ("neurostorm", "swin4d_mae", "swin4d_ver7", "fmrifound")
@@ -163,7 +164,7 @@ def _read_lightning(path: Path) -> Checkpoint:
     check_plain(hyper, f"{path}, hyper_parameters", max_values=MAX_METADATA)
     parts: dict[str, State] = {"encoder": {}, "prompts": {}, "decoder": {}, "head": {}}
     unused_keys = []
-    for key, value in _as_weights(content["state_dict"], path).items():
+    for key, value in _without_low_rank_updates(_as_weights(content["state_dict"], path), hyper, path).items():
         bare = key.removeprefix("model.")
         if key.startswith(HEAD):
             parts["head"][key.removeprefix(HEAD)] = value
@@ -192,6 +193,18 @@ def _read_lightning(path: Path) -> Checkpoint:
         unused_keys=tuple(unused_keys),
         info=hyper,
     )
+
+
+def _without_low_rank_updates(state: State, hyper: Mapping[str, Any], path: Path) -> State:
+    """Merge low-rank updates of encoder and head into their weights."""
+    for prefix in ("model.", HEAD):
+        part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if has_low_rank_updates(part):
+            with naming(path, "the low-rank updates"):
+                part = merge_low_rank_updates(part, hyper)
+            state = {key: value for key, value in state.items() if not key.startswith(prefix)}
+            state |= {prefix + key: value for key, value in part.items()}
+    return state
 
 
 def _unpickle(path: Path) -> Any:
