@@ -194,7 +194,7 @@ def occlude(
     model : AdaptedModel
     scalar : callable
         Maps raw outputs (B, O) to the attributed quantity (B,).
-    clip : torch.Tensor, (1, 1, 96, 96, 96, 20)
+    clip : torch.Tensor, (1, 1, 96, 96, 96, T)
     regions : Regions
 
     Returns

@@ -263,7 +263,7 @@ def apply_to_clips(
     Parameters
     ----------
     apply : callable
-        (B, 1, 96, 96, 96, 20) to (B, K).
+        (B, 1, 96, 96, 96, T) to (B, K).
     reader : ClipReader
     normalisation : str
         An entry of `bids_app.clips.NORMALISATIONS`.

@@ -1,8 +1,8 @@
 """Low-rank updates (LoRA) in files that were fine-tuned with ``peft``: merged into the weights that they update.
 
 A file has the weight W (O, I) of a layer under ``LAYER.base_layer.weight``, and its update under
-``LAYER.lora_A.NAME.weight``, A (R, I), and ``LAYER.lora_B.NAME.weight``, B (O, R). The layer computes (W + s B A) x, with
-s = ``lora_alpha`` / R, or ``lora_alpha`` / sqrt(R) with ``use_rslora``. Keys may begin with ``base_model.model.``.
+``LAYER.lora_A.NAME.weight``, A (R, I), and ``LAYER.lora_B.NAME.weight``, B (O, R). The layer computes (W + s B A) x,
+with s = ``lora_alpha`` / R, or ``lora_alpha`` / sqrt(R) with ``use_rslora``. Keys may begin with ``base_model.model.``.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bids_app.adapters.checks import check_grid
 from bids_app.adapters.file import NAME, Adapter, is_diagnosis, save_adapter
 from bids_app.bids.writer import write_tsv
 from bids_app.catalog.atlases import Atlas, find_atlas
@@ -65,6 +66,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
     recipe, settings = find_recipe(arguments.recipe), _pretrain_settings(arguments)
     report = print if fabric.is_global_zero else _discard
     model = _autoencoder(arguments)
+    check_grid(model.config, arguments.start_from or arguments.config or "the encoder")
     patches, atlas = _atlas(arguments, model.config.patch_size)
     folder = _training_folder(arguments.output)
     regions = {"atlas": str(arguments.atlas), "region_weights": str(arguments.region_weights)}
@@ -83,6 +85,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
         shard,
         fabric.barrier,
         report,
+        clip_volumes=model.config.img_size[3],
     )
     scans = tuple(scan for dataset in datasets for scan in dataset.scans)
     batches = ClipBatches(
@@ -238,13 +241,14 @@ def adapt(arguments: argparse.Namespace) -> None:
     name = _adapter_name(arguments)
     output = arguments.output or Path(f"{name}.safetensors")
     model = load_model(arguments.model, arguments.device, with_head=False)
+    check_grid(model.config, model.path)
     normalisation, *others = BOTH_NORMALISATIONS if arguments.normalisation == "both" else (arguments.normalisation,)
     folder = None if arguments.strategy == "linear" else _training_folder(output)
     if folder is not None:
         facts = settings.facts(model, normalisation, _column(arguments))
         check_state(folder, fingerprint(settings.loop, facts))
         print(f"Recipe: {describe_recipe(arguments, arguments.strategy)}")
-    datasets, examples, images = _read_data(arguments, output, normalisation)
+    datasets, examples, images = _read_data(arguments, output, normalisation, model)
     data = examples.data
     parts = _split_examples(arguments, examples)
     split = split_from_indices(data.scans, parts)
@@ -278,7 +282,7 @@ def _add_second_head(
     settings: adapting.AdaptSettings,
 ) -> Adapter:
     """Return the adapter with a second head for another normalisation, trained on the same participants."""
-    _, examples, images = _read_data(arguments, output, normalisation)
+    _, examples, images = _read_data(arguments, output, normalisation, model)
     data = examples.data
     training = data.pick(apply_split(split, data.scans, TRAINING))
     validation = data.pick(apply_split(split, data.scans, VALIDATION)) if split.get(VALIDATION) else None
@@ -323,7 +327,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     output = arguments.output or Path(f"{_adapter_name(arguments)}_evaluation")
     atlas, labels = load_atlas_labels(arguments.atlas) if arguments.atlas else (None, None)
     model = load_model(arguments.model, arguments.device, with_head=False)
-    _, examples, images = _read_data(arguments, output / "report.md", arguments.normalisation)
+    check_grid(model.config, model.path)
+    _, examples, images = _read_data(arguments, output / "report.md", arguments.normalisation, model)
     task = Task.from_values(_column(arguments), examples.data.values, arguments.task, arguments.dimensions, images)
     evaluation = evaluating.evaluate(
         model,
@@ -359,9 +364,13 @@ def _adapt_settings(arguments: argparse.Namespace) -> adapting.AdaptSettings:
     )
 
 
-def _read_data(arguments: argparse.Namespace, output: Path, normalisation: str) -> tuple[list[Dataset], Examples, Any]:
+def _read_data(
+    arguments: argparse.Namespace, output: Path, normalisation: str, model: Model
+) -> tuple[list[Dataset], Examples, Any]:
     store = arguments.store or output.with_suffix(".clips")
-    datasets = load_datasets(arguments.data, store, normalisation, arguments.nprocs, report=print)
+    datasets = load_datasets(
+        arguments.data, store, normalisation, arguments.nprocs, report=print, clip_volumes=model.config.img_size[3]
+    )
     rule = EventRule(arguments.event_delay, arguments.event_overlap)
     sites = getattr(arguments, "site_column", None)
     examples = label_scans(datasets, arguments.target, arguments.raw, rule, arguments.family_column, sites)

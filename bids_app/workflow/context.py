@@ -62,7 +62,7 @@ def choose_model(settings: Settings) -> ChosenModel:
         stamp=";".join((hashes[str(weights)], *(adapter.stamp for adapter in adapters))),
         hashes=hashes,
         sentences=(
-            *sentences.encoder(entry.name, weights_sha256(checkpoint.encoder)),
+            *sentences.encoder(entry.name, weights_sha256(checkpoint.encoder), checkpoint.config.img_size[3]),
             *(
                 sentence
                 for adapter in adapters

@@ -457,9 +457,9 @@ def attribute_run(
     torch.set_num_threads(threads)
     chosen, found_atlas = choose_device(device), find_atlas(atlas)
     regions = Regions(found_atlas.name, labels_to_model_grid(load_nifti(found_atlas.path)), found_atlas.names)
-    reader = ClipReader(GridSeries.open(grid.folder))
+    checkpoint = read_checkpoint(weights_path(find_model(model)))
+    reader = ClipReader(GridSeries.open(grid.folder), checkpoint.config.img_size[3])
     if method not in PREDICTION_METHODS:
-        checkpoint = read_checkpoint(weights_path(find_model(model)))
         autoencoder = autoencoder_from(checkpoint).to(chosen).eval()
         name = as_label(encoded.facts.model)
         return RunAttribution(

@@ -179,6 +179,7 @@ def check_fit(settings: Settings) -> None:
 
     A run calls this after its query: libraries that the model imports may create their caches in the work folder.
     """
+    from bids_app.adapters.checks import check_grid
     from bids_app.adapters.file import AdaptedModel
     from bids_app.adapters.own_head import read_any_adapter
     from bids_app.catalog.models import find_model, weights_path
@@ -189,6 +190,7 @@ def check_fit(settings: Settings) -> None:
         return
     entry = find_model(settings.model.model)
     model = load_model(weights_path(entry), with_head=False)
+    check_grid(model.config, model.path)
     for adapter in chosen_adapters(settings):
         AdaptedModel(model, read_any_adapter(adapter.path, entry))
 

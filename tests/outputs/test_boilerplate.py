@@ -37,6 +37,8 @@ VALUES = {
     "normalisations": "both normalisations",
     "methods": "a phase difference",
     "target": "Age",
+    "clip_volumes": 20,
+    "clip_seconds": 16.0,
     "adapter": "age_1",
     "average": "mean of the predictions over clips",
     "cohort": "100 people & 50 %",

@@ -30,6 +30,7 @@ class SmallScan:
     seed: int
     n_vols: int = 44
     participant: str = "a"
+    clip_volumes: int = 20
 
     @property
     def n_clips(self) -> int:
