@@ -81,6 +81,7 @@ class Averages:
     values: np.ndarray
     participant: str
     state: str
+    clip_volumes: int = CLIP_VOLUMES
 
     @property
     def n_vols(self) -> int:

@@ -272,7 +272,7 @@ def occlude(encoder: Encoder, readout: Readout, clip: torch.Tensor, regions: Reg
     encoder : Encoder
     readout : callable
         Maps features to the attributed quantities (B, Q).
-    clip : torch.Tensor, (1, 1, 96, 96, 96, 20)
+    clip : torch.Tensor, (1, 1, 96, 96, 96, T)
     regions : Regions
 
     Returns

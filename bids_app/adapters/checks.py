@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 from bids_app.adapters.file import Adapter
+from bids_app.clips import MODEL_GRID_SHAPE
 from bids_app.errors import BadDataError
 from bids_app.model.checkpoint import State, naming
+from bids_app.model.config import EncoderConfig
 from bids_app.model.heads import build_head, check_head, check_numbers
+
+
+def check_grid(config: EncoderConfig, where: object) -> None:
+    """Raise a `BadDataError` if an encoder reads another grid than that to which scans are resampled."""
+    if config.img_size[:3] != MODEL_GRID_SHAPE:
+        grid, own = (" x ".join(map(str, size)) for size in (config.img_size[:3], MODEL_GRID_SHAPE))
+        raise BadDataError(
+            f"{where}: the encoder reads clips of {grid} voxels, but scans are resampled to {own} voxels of 2 mm.",
+            f"Give an encoder of {own} voxels; the number of volumes of a clip is free.",
+        )
 
 
 def check_alone(adapter: Adapter) -> None:

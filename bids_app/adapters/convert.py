@@ -6,18 +6,30 @@ The adapter holds what differs from the base encoder: prompts, norms, a head, or
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bids_app.adapters.file import REGRESSION, TASKS, Adapter, AdapterCard, is_diagnosis
+from bids_app.adapters.file import CLASSIFICATION, OUTPUTS, REGRESSION, TASKS, Adapter, AdapterCard, is_diagnosis
 from bids_app.errors import BadDataError, UsageError
-from bids_app.model.checkpoint import Checkpoint, State, read_checkpoint, weights_sha256
+from bids_app.model.checkpoint import Checkpoint, State, naming, read_checkpoint, weights_sha256
+from bids_app.model.heads import ConstantTokenHead, head_version, output_layer
 
 PUBLISHED_NORMALISATION = "global"
 """Normalisation of the published models."""
+TASK_OF_TARGET = {"sex": CLASSIFICATION, **dict.fromkeys(("age", "int_total", "int_fluid"), REGRESSION)}
+"""Tasks of targets that files of 2025 name in ``downstream_task``, without a ``downstream_task_type``."""
+UNKNOWN_TASK = (
+    "neither downstream_task_type nor downstream_task in its hyper_parameters tells whether the head is for "
+    "classification or regression"
+)
+CONSTANT = (
+    "The head is the v3 head of 2025, whose output is the same for every scan: the published code let its class token "
+    "attend to the class tokens of other clips only, and not to the scan."
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +49,11 @@ class OutputMeaning:
         predictions are in standard deviations of that cohort.
     research_only : bool
         It predicts a diagnosis; targets with the name of a diagnosis always count as one.
+    ranges : mapping
+        Ranges of the training cohort, as in `AdapterCard`.
+    orientation, template : str
+        Axes of the arrays that the encoder was trained on, such as ``LAS``, and their template; ``not published``, or
+        empty if the catalog does not say.
     """
 
     task: str | None = None
@@ -48,6 +65,9 @@ class OutputMeaning:
     cohort: str = ""
     intended_use: str = ""
     research_only: bool = False
+    ranges: Mapping[str, Any] = field(default_factory=dict)
+    orientation: str = ""
+    template: str = ""
 
 
 def adapter_from_checkpoint(
@@ -74,11 +94,10 @@ def adapter_from_checkpoint(
             f"{path}: the encoder has a different shape from {base}.", "Give the encoder from which it was fine-tuned."
         )
     own = {k: v for k, v in checkpoint.encoder.items() if not torch.equal(v, encoder[k])} | checkpoint.prompts
-    head = {k: v for k, v in checkpoint.head.items() if not k.startswith("norm.")}  # unused in older heads
     card = AdapterCard(
         name=name,
         task=_task(checkpoint, meaning),
-        target=meaning.target or _target(checkpoint),
+        target=meaning.target or target_of(checkpoint),
         encoder_sha256=weights_sha256(encoder),
         normalisation=PUBLISHED_NORMALISATION,
         labels=_labels(checkpoint, meaning),
@@ -87,38 +106,72 @@ def adapter_from_checkpoint(
         value_std=meaning.value_std,
         strategy=_strategy(own),
         prompt_len=checkpoint.config.prompt_len,
-        cohort={"description": meaning.cohort} if meaning.cohort else {},
+        cohort=describe_cohort(meaning),
+        ranges=dict(meaning.ranges),
+        clip_average=OUTPUTS,
+        withheld=withheld(checkpoint),
         intended_use=meaning.intended_use,
         licence=licence,
-        research_only=meaning.research_only or is_diagnosis(meaning.target or _target(checkpoint)),
+        research_only=meaning.research_only or is_diagnosis(meaning.target or target_of(checkpoint)),
         demonstration=checkpoint.demonstration,
     )
-    return Adapter(card, head, own)
+    return Adapter(card, checkpoint.head, own)
 
 
-def _hyper_parameters(checkpoint: Checkpoint) -> dict[str, Any]:
+def hyper_parameters(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the hyperparameters of a Lightning file, or of a file converted from one."""
     return checkpoint.info.get("hyper_parameters", checkpoint.info)
 
 
-def _target(checkpoint: Checkpoint) -> str:
+def target_of(checkpoint: Checkpoint) -> str:
     """Return the target: ``task_name``, or ``downstream_task`` in older files."""
-    hyper = _hyper_parameters(checkpoint)
+    hyper = hyper_parameters(checkpoint)
     return str(hyper.get("task_name") or hyper.get("downstream_task") or "")
 
 
+def known_task(checkpoint: Checkpoint, meaning: OutputMeaning) -> str | None:
+    """Return the task of a head; None if neither the file nor ``meaning`` tells."""
+    hyper = hyper_parameters(checkpoint)
+    task = meaning.task or hyper.get("downstream_task_type")
+    if task in TASKS:
+        return str(task)
+    if hyper.get("scalability_check") is True or count_outputs(checkpoint) > 1:
+        return CLASSIFICATION
+    return TASK_OF_TARGET.get(str(hyper.get("downstream_task")))
+
+
 def _task(checkpoint: Checkpoint, meaning: OutputMeaning) -> str:
-    task = meaning.task or _hyper_parameters(checkpoint).get("downstream_task_type")
-    if task not in TASKS:
-        raise UsageError(f"{checkpoint.path}: unknown task {task!r}.", f"Give --task {' or '.join(TASKS)}.")
-    return str(task)
+    task = known_task(checkpoint, meaning)
+    if task is None:
+        raise UsageError(
+            f"{checkpoint.path}: {UNKNOWN_TASK}.",
+            f"Give --task {CLASSIFICATION} or {REGRESSION}.",
+        )
+    return task
+
+
+def count_outputs(checkpoint: Checkpoint) -> int:
+    """Return the number of outputs of a file's head."""
+    with naming(checkpoint.path, "the head"):
+        return int(checkpoint.head[f"{output_layer(checkpoint.head)}.weight"].shape[0])
+
+
+def describe_cohort(meaning: OutputMeaning) -> dict[str, Any]:
+    """Return what is known about the training cohort, for a card."""
+    facts = {"description": meaning.cohort, "orientation": meaning.orientation, "template": meaning.template}
+    return {name: value for name, value in facts.items() if value}
+
+
+def withheld(checkpoint: Checkpoint) -> str:
+    """Return why the predictions of a file's head are never reported; empty if they are."""
+    with naming(checkpoint.path, "the head"):
+        return CONSTANT if head_version(checkpoint.head) == ConstantTokenHead.version else ""
 
 
 def _labels(checkpoint: Checkpoint, meaning: OutputMeaning) -> tuple[str, ...]:
     if _task(checkpoint, meaning) == REGRESSION:
         return ()
-    rows = next(v for k, v in checkpoint.head.items() if re.fullmatch(r"(mlp_head\.1|head)\.weight", k)).shape[0]
-    n_classes = max(rows, 2)
+    n_classes = max(count_outputs(checkpoint), 2)
     if len(meaning.labels) != n_classes:
         raise UsageError(
             f"{checkpoint.path}: the head has {n_classes} classes, but {len(meaning.labels)} labels were given.",

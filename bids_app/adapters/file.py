@@ -37,9 +37,10 @@ from bids_app.model.encoder import Encoder
 from bids_app.model.heads import build_and_load, build_head, check_head, n_outputs
 
 ADAPTER_FORMAT = "neurostorm-adapter"
-ADAPTER_FORMAT_VERSION = 3
-VERSIONS_READ = ("1", "2", "3")
-"""Version 1 has neither twin nor reference statistics; version 2 has those of mean embeddings only."""
+ADAPTER_FORMAT_VERSION = 4
+VERSIONS_READ = ("1", "2", "3", "4")
+"""Version 1 has neither twin nor reference statistics, version 2 has those of mean embeddings only, and version 3
+always averages the predictions of clips."""
 FORMER_KEYS = ("retrieval",)
 """Card keys of earlier versions, ignored on reading."""
 DOMAINS = {"embedding": "reference", "clips": "clips", "signal": "signal"}
@@ -48,6 +49,11 @@ PARTS = ("encoder", "head", "twin", *DOMAINS.values())
 CLASSIFICATION, REGRESSION, EMBEDDING = "classification", "regression", "embedding"
 TASKS = (CLASSIFICATION, REGRESSION, EMBEDDING)
 STRATEGIES = ("linear", "ln", "prompt", "prompt_ln", "full")
+OWN = "own"
+"""Strategy of a head that is part of a model's file: its encoder is the one that was trained with it."""
+PREDICTIONS, OUTPUTS = "predictions", "outputs"
+CLIP_AVERAGES = (PREDICTIONS, OUTPUTS)
+"""What is averaged over the clips of a run: predictions, or the head's outputs (logits), as in the published code."""
 PROMPT = ".prompt"
 """End of the names of prompts."""
 NAME = re.compile(rf"[A-Za-z0-9]{{1,{MAX_LABEL}}}")
@@ -89,11 +95,15 @@ class AdapterCard:
     value_mean, value_std : float
         Mean and standard deviation in the training cohort; a regression is output * ``value_std`` + ``value_mean``.
     strategy : str
-        Training strategy; an entry of `STRATEGIES`.
+        Training strategy; an entry of `STRATEGIES`, or `OWN`.
     prompt_len : int
         Number of prompt tokens in front of each window.
     dimensions : int
         Length of an embedding vector; 0 otherwise.
+    clip_average : str
+        What is averaged over the clips of a run; an entry of `CLIP_AVERAGES`.
+    withheld : str
+        Why the predictions are never reported; empty if they are.
     cohort, metrics : dict
         Training cohort (where known: ``participants``, ``scans``, ``ages``, ``sexes``, ``sites``, ``scanners``), and
         performance with its test set; JSON values.
@@ -125,6 +135,8 @@ class AdapterCard:
     strategy: str = "linear"
     prompt_len: int = 0
     dimensions: int = 0
+    clip_average: str = PREDICTIONS
+    withheld: str = ""
     cohort: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
     ranges: dict[str, Any] = field(default_factory=dict)
@@ -163,7 +175,8 @@ class AdapterCard:
             "name": not NAME.fullmatch(self.name),
             "task": self.task not in TASKS,
             "normalisation": self.normalisation not in NORMALISATIONS,
-            "strategy": self.strategy not in STRATEGIES,
+            "strategy": self.strategy not in (*STRATEGIES, OWN),
+            "clip_average": self.clip_average not in CLIP_AVERAGES,
             "encoder_sha256": not re.fullmatch(r"[0-9a-f]{64}", self.encoder_sha256),
             "prompt_len": self.prompt_len < 0,
             "dimensions": (self.dimensions < 1) if self.task == EMBEDDING else self.dimensions != 0,
@@ -337,6 +350,7 @@ def strategy_problem(card: AdapterCard, encoder: Collection[str]) -> str:
         "ln": len(prompts) < len(encoder),
         "full": len(prompts) < len(encoder),
         "linear": not encoder,
+        OWN: not encoder,
     }
     if not required[card.strategy]:
         return f"the strategy {card.strategy!r} does not agree with the file, which has {len(encoder)} encoder tensors"

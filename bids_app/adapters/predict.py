@@ -13,7 +13,15 @@ from torch import nn
 
 from bids_app.adapters.calibration import Calibration, Certainty, Promise
 from bids_app.adapters.domain import Distance
-from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION, AdaptedModel, AdapterCard, to_predictions
+from bids_app.adapters.file import (
+    CLASSIFICATION,
+    EMBEDDING,
+    OUTPUTS,
+    REGRESSION,
+    AdaptedModel,
+    AdapterCard,
+    to_predictions,
+)
 from bids_app.adapters.reconstruction import Reconstruction
 from bids_app.adapters.verdict import REFUSE, Verdict
 from bids_app.clips import NORMALISATIONS, ClipReader
@@ -94,6 +102,8 @@ class Prediction:
         Verdict on the prediction; None before it was judged.
     site : str, optional
         Site of the scan in ``participants.tsv``; None if unknown.
+    outputs : numpy.ndarray, optional
+        Raw outputs of the head for each clip, (n_clips, O); required if the card averages outputs.
     """
 
     card: AdapterCard
@@ -105,11 +115,21 @@ class Prediction:
     mean_image_only: np.ndarray | None = None
     verdict: Verdict | None = None
     site: str | None = None
+    outputs: np.ndarray | None = None
     values: np.ndarray = field(init=False)
-    """Mean over clips before calibration, (n_labels,), (1,) or (dimensions,)."""
+    """Average over clips before calibration, (n_labels,), (1,) or (dimensions,)."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "values", self.clips.mean(axis=0))
+        object.__setattr__(self, "values", self.average())
+
+    def average(self, chosen: slice = slice(None)) -> np.ndarray:
+        """Average clips: their predictions, or, if the card says so, their outputs, which then give one prediction."""
+        if self.card.clip_average != OUTPUTS:
+            return self.clips[chosen].mean(axis=0)
+        if self.outputs is None:
+            raise ValueError(f"{self.card.name}: the outputs of the clips are required.")
+        mean = torch.from_numpy(self.outputs[chosen].mean(axis=0, keepdims=True))
+        return to_predictions(self.card, mean)[0].numpy()
 
     @property
     def calibration(self) -> Calibration | None:
@@ -244,7 +264,7 @@ def apply_to_clips(
     Parameters
     ----------
     apply : callable
-        (B, 1, 96, 96, 96, 20) to (B, K).
+        (B, 1, 96, 96, 96, T) to (B, K).
     reader : ClipReader
     normalisation : str
         An entry of `bids_app.clips.NORMALISATIONS`.
@@ -334,7 +354,14 @@ def encode_run(
         other = next((values.mean(axis=0) for name, values in clips.items() if name != own), None)
         predictions.append(
             Prediction(
-                card, clips[own], onsets, reader.duration, distances, other, mean_image_only=baselines.get(index)
+                card,
+                clips[own],
+                onsets,
+                reader.duration,
+                distances,
+                other,
+                mean_image_only=baselines.get(index),
+                outputs=outputs[index][own],
             )
         )
     requested = {name: embeddings[name] for name in normalisations}

@@ -137,8 +137,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_pretrain(p: argparse.ArgumentParser) -> None:
     p.add_argument("--output", required=True, type=Path, metavar="FILE", help="safetensors file to write")
-    _add_data(p, normalisation="global")
-    _add_loop(p, epochs=30, batch_size=8, learning_rate=5e-5)
+    _add_data(p)
+    _add_loop(p)
     group = p.add_argument_group("model")
     group.add_argument("--start-from", metavar="MODEL", help="initial weights, including a decoder (default: random)")
     group.add_argument("--config", type=Path, metavar="JSON", help="encoder configuration (default: the published one)")
@@ -170,7 +170,11 @@ def _add_pretrain(p: argparse.ArgumentParser) -> None:
         metavar="alike|TSV",
         help="weights of regions in the reconstruction loss: alike, or TSV with columns index and weight",
     )
-    group.add_argument("--no-strd", action="store_true", help="disable spatio-temporal redundancy dropout")
+    group.add_argument(
+        "--strd",
+        action=argparse.BooleanOptionalAction,
+        help="spatio-temporal redundancy dropout (default: from the recipe)",
+    )
     group.add_argument("--no-augment", action="store_true", help="disable augmentation (affine, noise, smoothing)")
     group = p.add_argument_group("resources")
     group.add_argument("--processes", type=int, default=1, metavar="N", help="number of processes, one per device")
@@ -181,9 +185,9 @@ def _add_pretrain(p: argparse.ArgumentParser) -> None:
 
 def _add_adapt(p: argparse.ArgumentParser) -> None:
     p.add_argument("--output", type=Path, metavar="FILE", help="safetensors file to write (default: NAME.safetensors)")
-    _add_data(p, normalisation="voxel", both=True)
+    _add_data(p, both=True)
     _add_task(p)
-    _add_loop(p, epochs=10, batch_size=8, learning_rate=1e-3)
+    _add_loop(p)
     p.add_argument(
         "--diagnosis", "--research-only", dest="research_only", action="store_true",
         help="the target is a diagnosis: applying the adapter requires --acknowledge-research-use",
@@ -205,9 +209,9 @@ def _add_adapt(p: argparse.ArgumentParser) -> None:
 
 def _add_evaluate(p: argparse.ArgumentParser) -> None:
     p.add_argument("--output", type=Path, metavar="DIR", help="folder of the report (default: NAME_evaluation)")
-    _add_data(p, normalisation="voxel")
+    _add_data(p)
     _add_task(p)
-    _add_loop(p, epochs=10, batch_size=8, learning_rate=1e-3)
+    _add_loop(p)
     p.set_defaults(strategy="linear")  # other strategies train the encoder in each fold
     group = p.add_argument_group("evaluation")
     group.add_argument(
@@ -279,15 +283,15 @@ def _add_calibrate(p: argparse.ArgumentParser) -> None:
     group.add_argument("--device", type=device, default="cpu", help="cpu, cuda, cuda:1, ...")
 
 
-def _add_data(p: argparse.ArgumentParser, normalisation: str, both: bool = False) -> None:
+def _add_data(p: argparse.ArgumentParser, both: bool = False) -> None:
     p.add_argument("data", nargs="+", type=Path, help=DATA_HELP)
     group = p.add_argument_group("data")
     _add_sources(group)
     group.add_argument(
         "--normalisation",
         choices=("global", "voxel", *(["both"] if both else [])),
-        default=normalisation,
-        help="normalisation of clips" + ("; both: train a second head for global (strategy linear)" if both else ""),
+        help="normalisation of clips (default: from the recipe)"
+        + ("; both: train a second head for global (strategy linear)" if both else ""),
     )
 
 
@@ -347,14 +351,23 @@ def _add_task(p: argparse.ArgumentParser) -> None:
     group.add_argument("--family-column", metavar="[TABLE:]COLUMN", help="families to keep together in splits")
 
 
-def _add_loop(p: argparse.ArgumentParser, epochs: int, batch_size: int, learning_rate: float) -> None:
+def _add_loop(p: argparse.ArgumentParser) -> None:
     group = p.add_argument_group("training")
     group.add_argument(
-        "--epochs", type=int, default=epochs, metavar="N", help="number of epochs (default: %(default)s)"
+        "--recipe",
+        choices=("published", "ours"),
+        default="ours",
+        help="learning rate, schedule, epochs, normalisation and other choices: as published, or ours, listed with the "
+        "reasons in docs/published.md; options that are given override it (default: %(default)s)",
     )
-    group.add_argument("--batch-size", type=int, default=batch_size, metavar="N", help="clips per batch and process")
+    group.add_argument("--epochs", type=int, metavar="N", help="number of epochs (default: from the recipe)")
+    group.add_argument(
+        "--batch-size", type=int, metavar="N", help="clips per batch and process (default: from the recipe)"
+    )
     group.add_argument("--accumulate", type=int, default=1, metavar="N", help="batches per optimiser step")
-    group.add_argument("--learning-rate", type=float, default=learning_rate, metavar="R", help="maximum learning rate")
+    group.add_argument(
+        "--learning-rate", type=float, metavar="R", help="maximum learning rate (default: from the recipe)"
+    )
     group.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="numerical precision")
     group.add_argument("--seed", type=at_least(0), default=0, metavar="S", help="random seed")
     group.add_argument("--device", type=device, default="cpu", help="cpu, cuda, cuda:1, ...")

@@ -1,4 +1,4 @@
-"""Clips: non-overlapping, normalised segments of 20 volumes at 0.8 s; an incomplete last clip is dropped.
+"""Clips: non-overlapping, normalised segments at 0.8 s, of 20 volumes by default; an incomplete last clip is dropped.
 
     T  volumes at the run's TR      U  volumes at 0.8 s      V  voxels of the brain
 
@@ -147,7 +147,7 @@ NORMALISATIONS: dict[str, Callable[[SeriesStatistics], Normalisation]] = {"globa
 
 
 class ClipReader:
-    """Reader of a series in non-overlapping clips of 20 volumes at 0.8 s.
+    """Reader of a series in non-overlapping clips of ``clip_volumes`` volumes at 0.8 s.
 
     Parameters
     ----------

@@ -40,7 +40,7 @@ class Model(nn.Module):
         The model is for demonstration only; every output states this.
     """
 
-    def __init__(self, checkpoint: Checkpoint, name: str | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, name: str | None = None, with_head: bool = True) -> None:
         super().__init__()
         self.path = checkpoint.path
         self.name = name or checkpoint.name
@@ -52,7 +52,7 @@ class Model(nn.Module):
         self.weights_sha256 = weights_sha256(checkpoint.encoder)
         self.head: nn.Module | None = None
         unused: tuple[str, ...] = ()
-        if checkpoint.head:
+        if checkpoint.head and with_head:
             with naming(checkpoint.path, "the head"):
                 self.head, unused = build_head(checkpoint.head)
                 check_head(self.head, self.config.n_features)
@@ -84,7 +84,7 @@ class Model(nn.Module):
         return self.head(self.encode(clips))
 
 
-def load_model(path_or_name: str | Path, device: str | torch.device = "cpu") -> Model:
+def load_model(path_or_name: str | Path, device: str | torch.device = "cpu", with_head: bool = True) -> Model:
     """Load an encoder and its head.
 
     Parameters
@@ -93,6 +93,8 @@ def load_model(path_or_name: str | Path, device: str | torch.device = "cpu") -> 
         A checkpoint (``.ckpt`` of the published code, or our ``.safetensors``), or a name in the catalog. Nothing is
         downloaded; if the model is not in the cache, the error's hint is the command to fetch it.
     device : str or torch.device
+    with_head : bool
+        Also load the head, which must then be of a known version.
 
     Returns
     -------
@@ -101,7 +103,7 @@ def load_model(path_or_name: str | Path, device: str | torch.device = "cpu") -> 
     """
     path, name = _resolve(path_or_name)
     checkpoint = read_checkpoint(path)
-    model = Model(checkpoint, name)
+    model = Model(checkpoint, name, with_head)
     if model.unused_keys:
         names = ", ".join(model.unused_keys)
         log.log(VERBOSE, "%s: %d keys of the file are not used: %s", path, len(model.unused_keys), names)

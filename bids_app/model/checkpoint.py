@@ -29,11 +29,14 @@ from safetensors.torch import load, save
 from bids_app.errors import BadDataError, NeurostormError
 from bids_app.files import check_plain, check_regular, open_regular, parse_json
 from bids_app.model.config import EncoderConfig
+from bids_app.model.lora import has_low_rank_updates, merge_low_rank_updates
 
 ENCODER_FORMAT, ENCODER_FORMAT_VERSION = "neurostorm-encoder", "1"
 MODEL_NAMES = ("neurostorm", "swin4d_mae", "swin4d_ver7", "fmrifound")
 """Names of the architecture in published files."""
 DECODER_PREFIXES = ("first_patch_expanding.", "layers_up.", "norm_up.", "decoder_pred.")
+HEAD = "output_head."
+"""Prefix of a head's keys; newer files have it inside of another module, ``output_head.head.``."""
 MASKING_KEYS = ("mask_token", "window_mask_token", "atlas_mask_token", "atlas_map")
 HYPER_PARAMETERS = (
     "img_size",
@@ -161,16 +164,18 @@ def _read_lightning(path: Path) -> Checkpoint:
     check_plain(hyper, f"{path}, hyper_parameters", max_values=MAX_METADATA)
     parts: dict[str, State] = {"encoder": {}, "prompts": {}, "decoder": {}, "head": {}}
     unused_keys = []
-    for key, value in _as_weights(content["state_dict"], path).items():
+    for key, value in _without_low_rank_updates(_as_weights(content["state_dict"], path), hyper, path).items():
         bare = key.removeprefix("model.")
-        if key.startswith("output_head.head."):
-            parts["head"][key.removeprefix("output_head.head.")] = value
+        if key.startswith(HEAD):
+            parts["head"][key.removeprefix(HEAD)] = value
         elif not key.startswith("model."):
             unused_keys.append(key)
         elif bare in MASKING_KEYS or bare.startswith(DECODER_PREFIXES):
             parts["decoder"][bare] = value
         else:
             parts["prompts" if bare.endswith(".prompt") else "encoder"][bare] = value
+    if not {"head.weight", "head.bias"} & set(parts["head"]):
+        parts["head"] = {key.removeprefix("head."): value for key, value in parts["head"].items()}
     if not parts["encoder"]:
         raise BadDataError(
             f"{path}: the file has no encoder (no keys that begin with model.).", "Give a checkpoint of NeuroSTORM."
@@ -188,6 +193,18 @@ def _read_lightning(path: Path) -> Checkpoint:
         unused_keys=tuple(unused_keys),
         info=hyper,
     )
+
+
+def _without_low_rank_updates(state: State, hyper: Mapping[str, Any], path: Path) -> State:
+    """Merge low-rank updates of encoder and head into their weights."""
+    for prefix in ("model.", HEAD):
+        part = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if has_low_rank_updates(part):
+            with naming(path, "the low-rank updates"):
+                part = merge_low_rank_updates(part, hyper)
+            state = {key: value for key, value in state.items() if not key.startswith(prefix)}
+            state |= {prefix + key: value for key, value in part.items()}
+    return state
 
 
 def _unpickle(path: Path) -> Any:

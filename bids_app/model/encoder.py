@@ -71,7 +71,7 @@ class Block(nn.Module):
         """Applied to the mixer's output tokens (N, L, C) during training, see strd.py."""
         self.prompt: nn.Parameter | None = None
         if prompt_len:
-            self.set_prompt(torch.empty(1, prompt_len, width).uniform_(-1, 1) * (6 / (prompt_len + width)) ** 0.5)
+            self.set_prompt(nn.init.trunc_normal_(torch.empty(1, prompt_len, width), std=0.02))
 
     def set_prompt(self, tokens: torch.Tensor | None) -> None:
         """Set the prompts (1, K, C) in front of every window, or remove them."""

@@ -5,6 +5,7 @@ B  batch      C  features      X Y Z T  token grid of the encoder's last stage  
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar, cast
 
@@ -45,6 +46,8 @@ class LinearHead(nn.Module):
     """A linear layer on the mean over tokens (``v1``)."""
 
     version = "v1"
+    last = "head"
+    """Name of the linear layer at the end."""
 
     def __init__(self, n_features: int, outputs: int, n_tokens: int = 0) -> None:
         super().__init__()
@@ -76,53 +79,104 @@ class TwoLayerHead(LinearHead):
 
 
 class TokenHead(nn.Module):
-    """Transformer layers over a class token and the clip's tokens (``v3``).
+    """Transformer layers over a class token and the clip's tokens, as published in 2026 (``v3``).
 
-    The published code runs these layers without ``batch_first``, so that tokens attend to the same token of the other
-    clips in the batch instead of to their own clip. Here, attention is over the tokens of each clip.
+    Clips with fewer tokens than the head has positions use the first positions, as in the published code.
     """
 
     version = "v3"
+    last = "head"
+    """Name of the linear layer at the end."""
 
-    def __init__(self, n_features: int, outputs: int, n_tokens: int = 160) -> None:
+    def __init__(self, n_features: int, outputs: int, n_tokens: int = 160, n_layers: int = V3_LAYERS) -> None:
         super().__init__()
         self.n_features, self.outputs = n_features, outputs
         self.cls_token = nn.Parameter(torch.zeros(1, 1, n_features))
         self.pos_embed = nn.Parameter(torch.zeros(1, n_tokens + 1, n_features))
         layers = nn.ModuleList(
             nn.TransformerEncoderLayer(n_features, V3_ATTENTION_HEADS, V3_EXPANSION * n_features, 0.1, batch_first=True)
-            for _ in range(V3_LAYERS)
+            for _ in range(n_layers)
         )
         self.transformer_encoder = nn.ModuleDict({"layers": layers})
-        self.mlp_head = nn.Sequential(nn.LayerNorm(n_features), nn.Linear(n_features, outputs))
+        self._add_last_layers()
+
+    def _add_last_layers(self) -> None:
+        self.norm = nn.LayerNorm(self.n_features)
+        self.head = nn.Linear(self.n_features, self.outputs)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(B, C, X, Y, Z, T) to (B, O)."""
         tokens = features.flatten(2).transpose(1, 2)  # (B, X*Y*Z*T, C)
-        if tokens.shape[1] != self.pos_embed.shape[1] - 1:
+        n_positions = self.pos_embed.shape[1] - 1
+        if tokens.shape[1] > n_positions:
             raise BadDataError(
-                f"The v3 head requires {self.pos_embed.shape[1] - 1} tokens but received {tokens.shape[1]}.",
+                f"The v3 head has positions for {n_positions} tokens but received {tokens.shape[1]}.",
                 "Use clips of the length that the head was trained on.",
             )
-        x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1) + self.pos_embed
+        x = torch.cat([self.cls_token.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        return self.head(self.norm(self._transform(x + self.pos_embed[:, : x.shape[1]])[:, 0]))
+
+    def _transform(self, x: torch.Tensor) -> torch.Tensor:
+        """(B, N, C) to the same shape; tokens attend to the tokens of their own clip."""
         for layer in cast(nn.ModuleList, self.transformer_encoder["layers"]):
             x = layer(x)
-        return self.mlp_head(x[:, 0])
+        return x
 
 
-HEADS: dict[str, type[LinearHead | TokenHead]] = {h.version: h for h in (LinearHead, TwoLayerHead, TokenHead)}
+class ConstantTokenHead(TokenHead):
+    """The ``v3`` head as published in 2025, whose output is the same for every clip.
+
+    The published code ran its layers without ``batch_first``: a token attends to the same token of the other clips of a
+    batch, and never to the other tokens of its clip. The class tokens of all clips are equal, so that the class token
+    receives nothing of the clip. The output of any batch is therefore that of the class token alone.
+    """
+
+    version = "v3-2025"
+    last = "mlp_head.1"
+
+    def _add_last_layers(self) -> None:
+        self.mlp_head = nn.Sequential(nn.LayerNorm(self.n_features), nn.Linear(self.n_features, self.outputs))
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(B, C, X, Y, Z, T) to (B, O), equal rows."""
+        x = self.cls_token + self.pos_embed[:, :1]
+        return self.mlp_head(self._transform(x)[:, 0]).expand(len(features), -1)
+
+
+Head = LinearHead | TokenHead
+HEADS: dict[str, type[Head]] = {h.version: h for h in (LinearHead, TwoLayerHead, TokenHead, ConstantTokenHead)}
 UNUSED_KEYS = ("norm.weight", "norm.bias")
-"""Keys of older ``v1`` heads, never applied."""
+"""Keys of older ``v1`` and ``v2`` heads, never applied."""
+LAYER = re.compile(r"transformer_encoder\.layers\.(\d+)\.")
 
 
 def head_version(state: Mapping[str, torch.Tensor]) -> str:
-    """Infer the version of a head from its keys; ``clf_head_version`` is not in all published files."""
-    if "cls_token" in state:
-        return "v3"
-    return "v2" if "hidden.weight" in state else "v1"
+    """Infer the version of a head from its keys; ``clf_head_version`` is not in all published files.
+
+    Raises
+    ------
+    BadDataError
+        The keys are those of no known head.
+    """
+    names = {key.partition(".")[0] for key in state}
+    if "cls_token" in names:
+        return "v3-2025" if "mlp_head" in names else "v3"
+    if "hidden" in names:
+        return "v2"
+    if "head" in names:
+        return "v1"
+    raise BadDataError(
+        f"The head is of an unknown kind, with the tensors {_listed(sorted(state))}.",
+        f"Known are {', '.join(HEADS)}, as published. For embeddings only, use --level minimal.",
+    )
 
 
-def build_head(state: Mapping[str, torch.Tensor]) -> tuple[LinearHead | TokenHead, tuple[str, ...]]:
+def output_layer(state: Mapping[str, torch.Tensor]) -> str:
+    """Return the name of the linear layer at the end of a head, from the head's keys."""
+    return HEADS[head_version(state)].last
+
+
+def build_head(state: Mapping[str, torch.Tensor]) -> tuple[Head, tuple[str, ...]]:
     """Build a head that fits a state dict, and load it strictly.
 
     Parameters
@@ -138,21 +192,22 @@ def build_head(state: Mapping[str, torch.Tensor]) -> tuple[LinearHead | TokenHea
         Known keys that are never applied.
     """
     version = head_version(state)
-    last = "mlp_head.1.weight" if version == "v3" else "head.weight"
-    first = {"v1": "head.weight", "v2": "hidden.weight", "v3": "cls_token"}[version]
-    if last not in state or first not in state:
-        raise BadDataError(
-            f"The head has no {last if last not in state else first}.",
-            "Download the checkpoint again; it is incomplete.",
-        )
+    is_transformer = issubclass(HEADS[version], TokenHead)
+    first = {"v1": "head.weight", "v2": "hidden.weight"}.get(version, "cls_token")
+    last = f"{HEADS[version].last}.weight"
+    required = (first, last, *(("pos_embed",) if is_transformer else ()))
+    if missing := [key for key in required if key not in state]:
+        raise BadDataError(f"The head has no {missing[0]}.", "Download the checkpoint again; it is incomplete.")
     sizes = [*state[first].shape[-1:], *state[last].shape[:1]]
-    sizes += [state["pos_embed"].numel() // max(sizes[0], 1) - 1] if version == "v3" and "pos_embed" in state else []
-    if len(sizes) < 2 or min(sizes) < 1 or (version == "v3" and sizes[0] % V3_ATTENTION_HEADS):
-        shapes = ", ".join(f"{k} {tuple(state[k].shape)}" for k in (first, last))
+    if is_transformer:
+        sizes += [state["pos_embed"].numel() // max(sizes[0], 1) - 1] if sizes else []
+        sizes += [len({found[1] for key in state if (found := LAYER.match(key))})]
+    if len(sizes) < 2 or min(sizes) < 1 or (is_transformer and (len(sizes) < 4 or sizes[0] % V3_ATTENTION_HEADS)):
+        shapes = ", ".join(f"{k} {tuple(state[k].shape)}" for k in required)
         raise BadDataError(
             f"The head has weights of an invalid shape ({shapes}).", "Download the file again; it is damaged."
         )
-    unused_keys = tuple(k for k in UNUSED_KEYS if k in state) if version == "v1" else ()
+    unused_keys = () if is_transformer else tuple(k for k in UNUSED_KEYS if k in state)
     used = {k: v for k, v in state.items() if k not in unused_keys}
     head = build_and_load(lambda: HEADS[version](*sizes), used, "head")
     return head.eval(), unused_keys
@@ -182,7 +237,7 @@ def build_and_load(build: Callable[[], Built], state: Mapping[str, torch.Tensor]
     return module
 
 
-def check_head(head: LinearHead | TokenHead, n_features: int) -> None:
+def check_head(head: Head, n_features: int) -> None:
     """Raise a `BadDataError` if a head reads another number of features than an encoder has."""
     if head.n_features != n_features:
         raise BadDataError(

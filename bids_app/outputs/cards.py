@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bids_app.adapters.calibration import Calibration
-from bids_app.adapters.file import AdapterCard, load_adapter
+from bids_app.adapters.file import CLASSIFICATION, OUTPUTS, AdapterCard, load_adapter
 from bids_app.catalog.cards import describe_model
 from bids_app.catalog.models import Entry
 from bids_app.outputs.schema import AdapterFacts
@@ -21,6 +21,7 @@ def describe_adapter(card: AdapterCard) -> AdapterFacts:
         unit=card.unit,
         normalisation=card.normalisation,
         strategy=card.strategy,
+        clip_average=clip_average_in_words(card),
         encoder_sha256=card.encoder_sha256,
         cohort=card.cohort,
         ranges={check: list(ends) for check, ends in card.ranges.items()},
@@ -32,6 +33,14 @@ def describe_adapter(card: AdapterCard) -> AdapterFacts:
         demonstration=card.demonstration,
         research_only=card.research_only,
     )
+
+
+def clip_average_in_words(card: AdapterCard) -> str:
+    """Say how the prediction of a run follows from its clips."""
+    if card.clip_average != OUTPUTS:
+        return "mean of the predictions over clips"
+    what = "logit" if card.task == CLASSIFICATION else "output"
+    return f"mean {what} over clips, as published"
 
 
 def model_facts(entry: Entry) -> dict[str, Any]:

@@ -98,7 +98,7 @@ def describe_halves(prediction: Prediction) -> Halves | None:
     """
     if len(prediction.clips) < 2:
         return None
-    odd, even = halves(prediction.clips)
+    odd, even = prediction.average(slice(0, None, 2)), prediction.average(slice(1, None, 2))
     if prediction.card.task == EMBEDDING:
         difference = 1 - _cosine(odd, even)
     else:

@@ -279,7 +279,7 @@ class ModelSettings:
         default=(),
         group=MODEL,
         many=True,
-        help="adapters: names in the catalog or files (default: those of the model)",
+        help="adapters: names in the catalog or files (default: those of the model, or the head in its file)",
         parse=files_or_names,
         write=list,
         everyday=True,

@@ -8,7 +8,7 @@ does not learn without standardisation. After training, the standardisation is f
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from bids_app.adapters.file import EMBEDDING, STRATEGIES, Adapter, AdapterCard
+from bids_app.adapters.file import EMBEDDING, OUTPUTS, PREDICTIONS, STRATEGIES, Adapter, AdapterCard
 from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import Model
 from bids_app.model.encoder import Encoder
 from bids_app.model.heads import LinearHead
 from bids_app.training.data.loader import Batch, ClipBatches, ClipSource
 from bids_app.training.head import StandardisedHead, compute_embeddings, solve_head
-from bids_app.training.loop import LoopSettings, fabric_for, fit
+from bids_app.training.loop import LoopSettings, fabric_for, fit, matmul_precision
+from bids_app.training.recipes import RAW, STANDARDISED
 from bids_app.training.tasks import Task
 
 MIN_BATCH_SIZE = 4
@@ -51,6 +52,14 @@ class AdaptSettings:
         Weight classes inversely to their size.
     precision : str
         See `bids_app.training.loop.fabric_for`.
+    head_input : str
+        What a head that is trained with the encoder reads, see `bids_app.training.recipes`.
+    clip_average : str
+        What is averaged over the clips of a run, an entry of `bids_app.adapters.file.CLIP_AVERAGES`.
+    aligned_starts : bool
+        Clips for training start at multiples of their length.
+    matmul : str
+        Precision of float32 products on a GPU, see `bids_app.training.recipes`.
     """
 
     strategy: str = "prompt"
@@ -61,6 +70,10 @@ class AdaptSettings:
     ridge: float = 1e-2
     balance: bool = True
     precision: str = "32-true"
+    head_input: str = STANDARDISED
+    clip_average: str = PREDICTIONS
+    aligned_starts: bool = False
+    matmul: str = "highest"
 
     def __post_init__(self) -> None:
         if self.strategy not in STRATEGIES:
@@ -72,6 +85,12 @@ class AdaptSettings:
             )
         if self.has_prompts and self.prompt_len < 1:
             raise UsageError(f"Invalid value for --prompt-len: {self.prompt_len}.", "Use at least 1.")
+
+    def facts(self, model: Model, normalisation: str, target: str) -> dict[str, Any]:
+        """Return what determines the results of training beside the loop and the data."""
+        own = {name: value for name, value in asdict(self).items() if name not in ("loop", "patience", "ridge")}
+        own["prompt_len"] = self.prompt_len if self.has_prompts else 0
+        return own | {"normalisation": normalisation, "target": target, "encoder_sha256": model.weights_sha256}
 
     @property
     def has_prompts(self) -> bool:
@@ -172,14 +191,21 @@ def adapt(
         head = solve_head(task, embeddings, targets[scans], settings.ridge, weights, settings.loop.seed)
     else:
         torch.manual_seed(settings.loop.seed)
-        head = StandardisedHead(model.config.n_features, task.n_outputs, zero_init=task.kind != EMBEDDING)
+        if settings.head_input == RAW:
+            head = LinearHead(model.config.n_features, task.n_outputs)
+        else:
+            head = StandardisedHead(model.config.n_features, task.n_outputs, zero_init=task.kind != EMBEDDING)
         head.to(model.device)
     learner = Learner(model, head, settings)
     validate = _validation(learner, task, validation, settings, images) if validation else None
     if settings.strategy == "linear":
         rows = [{"epoch": 0.0, **(validate() if validate else {})}]
     else:
-        rows = _train_through_encoder(learner, task, training, targets, weights, settings, validate, folder, report)
+        facts = settings.facts(model, normalisation, task.target)
+        with matmul_precision(settings.matmul):
+            rows = _train_through_encoder(
+                learner, task, training, targets, weights, settings, validate, folder, report, facts
+            )
     card = AdapterCard(
         name=name,
         task=task.kind,
@@ -192,6 +218,7 @@ def adapt(
         strategy=settings.strategy,
         prompt_len=settings.prompt_len if settings.has_prompts else 0,
         dimensions=task.dimensions,
+        clip_average=settings.clip_average,
         cohort=_describe_cohort(training),
         metrics=_best_metrics(rows, task, validation),
         demonstration=model.demonstration,
@@ -210,6 +237,7 @@ def _train_through_encoder(
     validate: Callable[[], dict[str, float]] | None,
     folder: Path | None,
     report: Callable[[str], None] | None,
+    facts: Mapping[str, Any],
 ) -> list[dict[str, float]]:
     def loss_of(batch: Batch) -> torch.Tensor:
         batch = batch.to(targets.device)
@@ -217,7 +245,13 @@ def _train_through_encoder(
 
     needs_pairs = task.kind == EMBEDDING and task.images is None
     identities = tuple(targets.tolist()) if needs_pairs else None
-    batches = ClipBatches(training.scans, settings.batch_size, settings.loop.seed, identities=identities)
+    batches = ClipBatches(
+        training.scans,
+        settings.batch_size,
+        settings.loop.seed,
+        identities=identities,
+        aligned_starts=settings.aligned_starts,
+    )
     n_clips = batches.n_clips
     if n_clips < MIN_BATCH_SIZE:
         raise BadDataError(
@@ -226,18 +260,34 @@ def _train_through_encoder(
         )
     monitor = task.main_metric if validate else None
     fabric = fabric_for(targets.device, 1, settings.precision)
-    return fit(learner, batches, loss_of, settings.loop, folder, validate, monitor, settings.patience, report, fabric)
+    return fit(
+        learner, batches, loss_of, settings.loop, folder, validate, monitor, settings.patience, report, fabric, facts
+    )
 
 
 @torch.no_grad()
-def predict(learner: nn.Module, task: Task, scans: tuple[ClipSource, ...], batch_size: int) -> np.ndarray:
-    """Predict each scan as the mean over its clips; (N, n_labels), (N, 1) or (N, dimensions)."""
+def predict(
+    learner: nn.Module,
+    task: Task,
+    scans: tuple[ClipSource, ...],
+    batch_size: int,
+    clip_average: str = PREDICTIONS,
+) -> np.ndarray:
+    """Predict each scan from the average over its clips; (N, n_labels), (N, 1) or (N, dimensions).
+
+    ``clip_average`` is an entry of `bids_app.adapters.file.CLIP_AVERAGES`.
+    """
     batches = ClipBatches(scans, batch_size, random_starts=False)
     device = next(learner.parameters()).device
-    sums = torch.zeros(len(scans), max(1, len(task.labels), task.dimensions))
+    averages_outputs = clip_average == OUTPUTS
+    n_columns = task.n_outputs if averages_outputs else max(1, len(task.labels), task.dimensions)
+    sums = torch.zeros(len(scans), n_columns)
     for batch in batches.epoch(0):
-        sums.index_add_(0, batch.scans, task.to_predictions(learner(batch.to(device).clips)).float().cpu())
-    return (sums / torch.tensor([max(1, scan.n_clips) for scan in scans])[:, None]).numpy()
+        outputs = learner(batch.to(device).clips)
+        values = outputs if averages_outputs else task.to_predictions(outputs)
+        sums.index_add_(0, batch.scans, values.float().cpu())
+    means = sums / torch.tensor([max(1, scan.n_clips) for scan in scans])[:, None]
+    return (task.to_predictions(means) if averages_outputs else means).numpy()
 
 
 def _validation(
@@ -249,7 +299,7 @@ def _validation(
 ) -> Callable[[], dict[str, float]]:
     def validate() -> dict[str, float]:
         learner.eval()
-        predictions = predict(learner, task, validation.scans, settings.batch_size)
+        predictions = predict(learner, task, validation.scans, settings.batch_size, settings.clip_average)
         return task.compute_metrics(predictions, validation.values, images)
 
     return validate

@@ -13,9 +13,11 @@ import torch
 
 from bids_app.adapters.calibration import NONE, TEMPERATURE, Calibration
 from bids_app.adapters.calibration_fit import People, calibrate_classes, calibrate_values
+from bids_app.adapters.checks import check_grid
 from bids_app.adapters.file import (
     CLASSIFICATION,
     EMBEDDING,
+    OUTPUTS,
     AdaptedModel,
     Adapter,
     AdapterCard,
@@ -45,11 +47,15 @@ def calibrate(arguments: argparse.Namespace) -> None:
     entry = find_adapter(arguments.adapter)
     adapter = load_adapter(weights_path(entry))
     card, method = adapter.card, _method(adapter.card, arguments.method)
-    model = load_model(arguments.model or entry.model or "neurostorm-5ds", arguments.device)
+    model = load_model(arguments.model or entry.model or "neurostorm-5ds", arguments.device, with_head=False)
+    check_grid(model.config, model.path)
     adapted = AdaptedModel(model, adapter)
     store = arguments.store or arguments.output.with_suffix(".clips")
     check_labels(arguments.data, arguments.target, arguments.raw)
-    datasets = load_datasets(arguments.data, store, card.normalisation, arguments.nprocs, report=print)
+    clip_volumes = model.config.img_size[3]
+    datasets = load_datasets(
+        arguments.data, store, card.normalisation, arguments.nprocs, report=print, clip_volumes=clip_volumes
+    )
     rule = EventRule(arguments.event_delay, arguments.event_overlap)
     examples = label_scans(datasets, arguments.target, arguments.raw, rule).data
     rows = read_participants(datasets, arguments.raw)
@@ -119,28 +125,30 @@ def exclude_training_participants(examples: LabelledScans, adapter: Adapter, spl
 
 @torch.no_grad()
 def predict_scans(model: Model, adapted: AdaptedModel, scans: Sequence[ClipSource], batch_size: int) -> np.ndarray:
-    """Predict each scan as the mean over its clips, (N, K); see `to_predictions`."""
+    """Predict each scan from the average over its clips, (N, K); see `to_predictions`."""
     card, scans = adapted.card, tuple(scans)
+    averages_outputs = card.clip_average == OUTPUTS
     if adapted.shares_encoder and isinstance(adapted.head, LinearHead):
         embeddings, owners = compute_embeddings(model, scans, batch_size)  # cached in the store
-        predictions = to_predictions(card, adapted.head.from_embedding(embeddings)).cpu()
-        owners = owners.cpu()
+        outputs, owners = adapted.head.from_embedding(embeddings).cpu(), owners.cpu()
     else:
-        batches = list(_predict_batches(adapted, model, scans, batch_size))
-        predictions, owners = (torch.cat(parts) for parts in zip(*batches, strict=True))
-    sums = torch.zeros(len(scans), predictions.shape[1]).index_add_(0, owners, predictions.float())
+        batches = list(_apply_to_batches(adapted, model, scans, batch_size))
+        outputs, owners = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    values = outputs.float() if averages_outputs else to_predictions(card, outputs)
+    sums = torch.zeros(len(scans), values.shape[1]).index_add_(0, owners, values)
     counts = torch.bincount(owners, minlength=len(scans))
     if not counts.all():
         raise BadDataError(f"{(counts == 0).sum()} scans are shorter than a clip.", "Exclude them.")
-    return (sums / counts[:, None]).numpy()
+    means = sums / counts[:, None]
+    return (to_predictions(card, means) if averages_outputs else means).numpy()
 
 
-def _predict_batches(
+def _apply_to_batches(
     adapted: AdaptedModel, model: Model, scans: tuple[ClipSource, ...], batch_size: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the predictions of each batch of clips, and the index of the scan of each clip."""
+    """Yield the outputs for each batch of clips, and the index of the scan of each clip."""
     for batch in ClipBatches(scans, batch_size, random_starts=False).epoch(0):
-        yield to_predictions(adapted.card, adapted(batch.clips.to(model.device))).cpu(), batch.scans
+        yield adapted(batch.clips.to(model.device)).cpu(), batch.scans
 
 
 def people_of(examples: LabelledScans, rows: Mapping[str, Mapping[str, str]]) -> People:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bids_app.adapters.checks import check_grid
 from bids_app.adapters.file import NAME, Adapter, is_diagnosis, save_adapter
 from bids_app.bids.writer import write_tsv
 from bids_app.catalog.atlases import Atlas, find_atlas
@@ -44,7 +45,8 @@ from bids_app.training.data.splits import (
     split_participants,
     write_split,
 )
-from bids_app.training.loop import LoopSettings, fabric_for
+from bids_app.training.loop import LoopSettings, check_state, fabric_for, fingerprint
+from bids_app.training.recipes import PRETRAINING, find_recipe
 from bids_app.training.reference import add_reference
 from bids_app.training.tasks import Task
 
@@ -57,14 +59,23 @@ MAX_LISTED_REGIONS = 40
 
 def pretrain(arguments: argparse.Namespace) -> None:
     """Pre-train an encoder with its decoder, and write both."""
+    complete_from_recipe(arguments, PRETRAINING)
     _check_pretrain_arguments(arguments)
     fabric = fabric_for(arguments.device, arguments.processes, PRECISIONS[arguments.precision])
     fabric.launch()
     shard = (fabric.global_rank, fabric.world_size)
+    recipe, settings = find_recipe(arguments.recipe), _pretrain_settings(arguments)
     report = print if fabric.is_global_zero else _discard
     model = _autoencoder(arguments)
+    check_grid(model.config, arguments.start_from or arguments.config or "the encoder")
     patches, atlas = _atlas(arguments, model.config.patch_size)
     folder = _training_folder(arguments.output)
+    regions = {"atlas": str(arguments.atlas), "region_weights": str(arguments.region_weights)}
+    facts = settings.facts(
+        arguments.batch_size * shard[1], recipe.aligned_starts, normalisation=arguments.normalisation, **regions
+    )
+    check_state(folder, fingerprint(settings.loop, facts))
+    report(f"Recipe: {describe_recipe(arguments, PRETRAINING)}")
     if atlas is not None and patches is not None and fabric.is_global_zero:
         _report_regions(patches, atlas, arguments.atlas_rule, folder)
     datasets = load_datasets(
@@ -75,9 +86,37 @@ def pretrain(arguments: argparse.Namespace) -> None:
         shard,
         fabric.barrier,
         report,
+        clip_volumes=model.config.img_size[3],
     )
     scans = tuple(scan for dataset in datasets for scan in dataset.scans)
-    settings = pretraining.PretrainSettings(
+    batches = ClipBatches(
+        scans, arguments.batch_size, arguments.seed, shard=shard, aligned_starts=recipe.aligned_starts
+    )
+    weights = _region_weights(arguments, patches)
+    rows = pretraining.pretrain(model, batches, settings, folder, patches, report, fabric, weights, facts)
+    if fabric.is_global_zero:
+        trained_on = {"normalisation": arguments.normalisation, "scans": len(scans), "loss": rows[-1]["loss"]}
+        save_encoder(
+            arguments.output,
+            model.config,
+            model.encoder.state_dict(),
+            arguments.name,
+            decoder=model.decoder_state(),
+            info={
+                **trained_on,
+                "epochs": len(rows),
+                "seed": arguments.seed,
+                "mask": vars(settings.mask),
+                "recipe": describe_recipe(arguments, PRETRAINING),
+            },
+        )
+        report(f"Wrote {arguments.output}")
+
+
+def _pretrain_settings(arguments: argparse.Namespace) -> pretraining.PretrainSettings:
+    recipe = find_recipe(arguments.recipe)
+    wants_strd = recipe.strd is not None if arguments.strd is None else arguments.strd
+    return pretraining.PretrainSettings(
         mask=MaskSettings(
             arguments.mask,
             arguments.mask_time,
@@ -86,26 +125,49 @@ def pretrain(arguments: argparse.Namespace) -> None:
             redraw=arguments.atlas_redraw,
             count=arguments.atlas_count,
         ),
-        strd=None if arguments.no_strd else (5, 5),
+        strd=(5, 5) if wants_strd else None,
         loop=_loop_settings(arguments),
+        augment=None if arguments.no_augment else recipe.augment,
         checkpointing=arguments.checkpointing,
+        matmul=recipe.matmul,
     )
-    if arguments.no_augment:
-        settings = replace(settings, augment=None)
-    batches = ClipBatches(scans, arguments.batch_size, arguments.seed, shard=shard)
-    weights = _region_weights(arguments, patches)
-    rows = pretraining.pretrain(model, batches, settings, folder, patches, report, fabric, weights)
-    if fabric.is_global_zero:
-        facts = {"normalisation": arguments.normalisation, "scans": len(scans), "loss": rows[-1]["loss"]}
-        save_encoder(
-            arguments.output,
-            model.config,
-            model.encoder.state_dict(),
-            arguments.name,
-            decoder=model.decoder_state(),
-            info={**facts, "epochs": len(rows), "seed": arguments.seed, "mask": vars(settings.mask)},
-        )
-        report(f"Wrote {arguments.output}")
+
+
+def complete_from_recipe(arguments: argparse.Namespace, method: str) -> None:
+    """Set the options that were not given to the values of the recipe, and note the others in ``changed``.
+
+    Parameters
+    ----------
+    arguments : argparse.Namespace
+    method : str
+        What is trained: `PRETRAINING`, or a strategy of adaptation.
+    """
+    recipe = find_recipe(arguments.recipe)
+    values = {
+        "epochs": recipe.epochs[method],
+        "learning_rate": recipe.learning_rates[method],
+        "batch_size": recipe.batch_size,
+        "normalisation": "global" if method == PRETRAINING else recipe.normalisation,
+    }
+    arguments.changed = [name for name, value in values.items() if getattr(arguments, name) not in (None, value)]
+    for name, value in values.items():
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
+
+
+def describe_recipe(arguments: argparse.Namespace, method: str) -> str:
+    """Describe the recipe of a command and its changes: ``published, with learning_rate 0.001``."""
+    recipe = find_recipe(arguments.recipe)
+    changes = [f"{name} {getattr(arguments, name)}" for name in arguments.changed]
+    if method == PRETRAINING:
+        changes += ["no augmentation"] if arguments.no_augment else []
+        changes += ["strd"] if arguments.strd and recipe.strd is None else []
+        changes += ["no strd"] if arguments.strd is False and recipe.strd is not None else []
+    elif recipe.balance and arguments.no_balance:
+        changes.append("classes not weighted")
+    changes += [f"accumulate {arguments.accumulate}"] if arguments.accumulate != 1 else []
+    changes += [f"precision {arguments.precision}"] if arguments.precision != "float32" else []
+    return f"{arguments.recipe}{', with ' + ', '.join(changes) if changes else ''}"
 
 
 def _discard(_: str) -> None:
@@ -174,20 +236,26 @@ def _report_regions(patches: AtlasPatches, atlas: Atlas, rule: str, folder: Path
 
 def adapt(arguments: argparse.Namespace) -> None:
     """Train an adapter, and write it with its split."""
+    complete_from_recipe(arguments, arguments.strategy)
     _check_adapt_arguments(arguments)
     settings = _adapt_settings(arguments)
     name = _adapter_name(arguments)
     output = arguments.output or Path(f"{name}.safetensors")
-    model = load_model(arguments.model, arguments.device)
+    model = load_model(arguments.model, arguments.device, with_head=False)
+    check_grid(model.config, model.path)
     normalisation, *others = BOTH_NORMALISATIONS if arguments.normalisation == "both" else (arguments.normalisation,)
-    datasets, examples, images = _read_data(arguments, output, normalisation)
+    folder = None if arguments.strategy == "linear" else _training_folder(output)
+    if folder is not None:
+        facts = settings.facts(model, normalisation, _column(arguments))
+        check_state(folder, fingerprint(settings.loop, facts))
+        print(f"Recipe: {describe_recipe(arguments, arguments.strategy)}")
+    datasets, examples, images = _read_data(arguments, output, normalisation, model)
     data = examples.data
     parts = _split_examples(arguments, examples)
     split = split_from_indices(data.scans, parts)
     training = data.pick(parts[TRAINING])
     validation = data.pick(parts[VALIDATION]) if parts.get(VALIDATION) else None
     task = Task.from_values(_column(arguments), training.values, arguments.task, arguments.dimensions, images)
-    folder = None if arguments.strategy == "linear" else _training_folder(output)
     adapter, _ = adapting.adapt(model, task, training, validation, settings, normalisation, name, folder, print, images)
     participants = read_participants(datasets, arguments.raw)
     adapter, message = add_reference(adapter, model, training.scans, participants, arguments.batch_size)
@@ -215,7 +283,7 @@ def _add_second_head(
     settings: adapting.AdaptSettings,
 ) -> Adapter:
     """Return the adapter with a second head for another normalisation, trained on the same participants."""
-    _, examples, images = _read_data(arguments, output, normalisation)
+    _, examples, images = _read_data(arguments, output, normalisation, model)
     data = examples.data
     training = data.pick(apply_split(split, data.scans, TRAINING))
     validation = data.pick(apply_split(split, data.scans, VALIDATION)) if split.get(VALIDATION) else None
@@ -246,6 +314,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from bids_app.training.evaluation.report import write_report
     from bids_app.training.evaluation.run import EvaluateSettings
 
+    complete_from_recipe(arguments, arguments.strategy)
     settings = EvaluateSettings(
         adaptation=_adapt_settings(arguments),
         folds=arguments.folds,
@@ -258,8 +327,9 @@ def evaluate(arguments: argparse.Namespace) -> None:
     )
     output = arguments.output or Path(f"{_adapter_name(arguments)}_evaluation")
     atlas, labels = load_atlas_labels(arguments.atlas) if arguments.atlas else (None, None)
-    model = load_model(arguments.model, arguments.device)
-    _, examples, images = _read_data(arguments, output / "report.md", arguments.normalisation)
+    model = load_model(arguments.model, arguments.device, with_head=False)
+    check_grid(model.config, model.path)
+    _, examples, images = _read_data(arguments, output / "report.md", arguments.normalisation, model)
     task = Task.from_values(_column(arguments), examples.data.values, arguments.task, arguments.dimensions, images)
     evaluation = evaluating.evaluate(
         model,
@@ -278,6 +348,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
 
 def _adapt_settings(arguments: argparse.Namespace) -> adapting.AdaptSettings:
+    recipe = find_recipe(arguments.recipe)
     return adapting.AdaptSettings(
         strategy=arguments.strategy,
         prompt_len=arguments.prompt_len,
@@ -285,16 +356,24 @@ def _adapt_settings(arguments: argparse.Namespace) -> adapting.AdaptSettings:
         loop=_loop_settings(arguments),
         patience=getattr(arguments, "patience", None),
         ridge=arguments.ridge,
-        balance=not arguments.no_balance,
+        balance=recipe.balance and not arguments.no_balance,
         precision=PRECISIONS[arguments.precision],
+        head_input=recipe.head_input,
+        clip_average=recipe.clip_average,
+        aligned_starts=recipe.aligned_starts,
+        matmul=recipe.matmul,
     )
 
 
-def _read_data(arguments: argparse.Namespace, output: Path, normalisation: str) -> tuple[list[Dataset], Examples, Any]:
+def _read_data(
+    arguments: argparse.Namespace, output: Path, normalisation: str, model: Model
+) -> tuple[list[Dataset], Examples, Any]:
     store = arguments.store or output.with_suffix(".clips")
     sites = getattr(arguments, "site_column", None)
     check_labels(arguments.data, arguments.target, arguments.raw, arguments.family_column, sites)
-    datasets = load_datasets(arguments.data, store, normalisation, arguments.nprocs, report=print)
+    datasets = load_datasets(
+        arguments.data, store, normalisation, arguments.nprocs, report=print, clip_volumes=model.config.img_size[3]
+    )
     rule = EventRule(arguments.event_delay, arguments.event_overlap)
     examples = label_scans(datasets, arguments.target, arguments.raw, rule, arguments.family_column, sites)
     images = read_images(arguments.images) if arguments.images else None
@@ -332,7 +411,8 @@ def _adapter_name(arguments: argparse.Namespace) -> str:
 
 
 def _loop_settings(arguments: argparse.Namespace) -> LoopSettings:
-    return LoopSettings(
+    return replace(
+        find_recipe(arguments.recipe).loop,
         epochs=arguments.epochs,
         learning_rate=arguments.learning_rate,
         accumulate=arguments.accumulate,

@@ -7,12 +7,14 @@ the middle of an epoch. Lightning Fabric handles devices, processes and precisio
 from __future__ import annotations
 
 import csv
+import json
 import logging
 import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 Rows = list[dict[str, float]]
+MAY_CHANGE = ("epochs", "checkpoint_interval")
+"""Settings with which an interrupted run may be continued although they differ."""
 State = dict[str, torch.Tensor]
 
 
@@ -41,13 +45,17 @@ class LoopSettings:
     learning_rate : float
         Maximum learning rate, after the warm-up.
     weight_decay : float
-        Weight decay of matrices; biases, norms and other vectors have none.
+        Weight decay of matrices.
+    decay_vectors : bool
+        Biases, norms and other vectors have the weight decay of matrices, instead of none.
+    beta2 : float
+        Decay of AdamW's mean of squared gradients, per step.
     warmup : float
         Fraction of the steps in which the learning rate rises from 0.
     final : float
         Final learning rate as a fraction of the maximum.
-    clip_norm : float
-        Maximum norm of the gradients.
+    clip_norm : float, optional
+        Maximum norm of the gradients; None: they are not clipped.
     accumulate : int
         Batches per optimiser step; remaining batches of an epoch are not used.
     seed : int
@@ -60,10 +68,12 @@ class LoopSettings:
     weight_decay: float = 0.01
     warmup: float = 0.05
     final: float = 0.01
-    clip_norm: float = 1.0
+    clip_norm: float | None = 1.0
     accumulate: int = 1
     seed: int = 0
     checkpoint_interval: float = 600.0
+    decay_vectors: bool = False
+    beta2: float = 0.98
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.accumulate < 1:
@@ -99,11 +109,13 @@ def make_optimiser(model: nn.Module, settings: LoopSettings) -> torch.optim.Adam
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise UsageError("The model has no trainable parameters.", "Choose another strategy.")
+    of_vectors = settings.weight_decay if settings.decay_vectors else 0.0
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": of_vectors},
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=(0.9, 0.98))
+    betas = (0.9, settings.beta2)
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=betas)
 
 
 class Objective(nn.Module):
@@ -178,6 +190,7 @@ def fit(
     patience: int | None = None,
     report: Callable[[str], None] | None = None,
     fabric: Fabric | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> Rows:
     """Train a model.
 
@@ -203,6 +216,8 @@ def fit(
         Receives one line per epoch.
     fabric : Fabric, optional
         See `fabric_for`; None: one process on the device of the model, float32.
+    facts : mapping, optional
+        What determines the results beside ``settings``, as JSON values; part of the state, see `check_state`.
 
     Returns
     -------
@@ -213,9 +228,11 @@ def fit(
     ------
     BadDataError
         The loss is not finite, or the state belongs to another run.
+    UsageError
+        The state is of another recipe.
     """
     fabric = fabric or fabric_for(next(model.parameters()).device)
-    run = _Run(model, batches, loss_of, settings, folder, fabric)
+    run = _Run(model, batches, loss_of, settings, folder, fabric, fingerprint(settings, facts or {}))
     rows = run.progress.rows
     for epoch in range(len(rows), settings.epochs):
         if patience is not None and monitor and _epochs_since_best(rows, monitor) >= patience:
@@ -237,6 +254,61 @@ def fit(
     return rows
 
 
+@contextmanager
+def matmul_precision(name: str) -> Iterator[None]:
+    """Set the precision of float32 products on a GPU, and restore it afterwards."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(name)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def fingerprint(settings: LoopSettings, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what determines the results of a training run, as JSON values; it may be continued for more epochs."""
+    found = {**asdict(settings), **facts}
+    return json.loads(json.dumps({key: found[key] for key in sorted(found) if key not in MAY_CHANGE}))
+
+
+def check_state(folder: Path, recipe: Mapping[str, Any]) -> None:
+    """Check that an interrupted training run in a folder, if any, has the same recipe; nothing is written.
+
+    Parameters
+    ----------
+    folder : Path
+    recipe : mapping
+        From `fingerprint`.
+
+    Raises
+    ------
+    UsageError
+        It has another recipe, or one that its state does not tell.
+    """
+    path = folder / "state.pt"
+    if not path.is_file():
+        return
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("recipe")
+    except Exception as error:  # damaged files make the unpickler raise any exception
+        raise BadDataError(f"{path}: the state is not readable ({str(error)[:200]}).", "Remove the folder.") from error
+    if found is None:
+        raise UsageError(
+            f"{path}: the state does not tell its recipe; it is of an earlier version.",
+            "Remove the folder, or change --output.",
+        )
+    differing = [
+        f"{key} {found.get(key)} instead of {recipe.get(key)}"
+        for key in sorted({*found, *recipe})
+        if found.get(key) != recipe.get(key)
+    ]
+    if differing:
+        raise UsageError(
+            f"{path}: the interrupted training run has another recipe: {'; '.join(differing)}.",
+            "Give the same options to continue it, or remove the folder, or change --output.",
+        )
+
+
 class _Run:
     """One training run: wrapped model, optimiser and progress."""
 
@@ -248,8 +320,10 @@ class _Run:
         settings: LoopSettings,
         folder: Path | None,
         fabric: Fabric,
+        recipe: Mapping[str, Any],
     ) -> None:
         self.model, self.batches, self.settings, self.folder, self.fabric = model, batches, settings, folder, fabric
+        self.recipe = dict(recipe)
         self.accumulate = min(settings.accumulate, batches.steps)
         self.per_epoch = batches.steps // self.accumulate
         self.optimiser = make_optimiser(model, settings)
@@ -308,7 +382,8 @@ class _Run:
         for parameters in self.optimiser.param_groups:
             parameters["lr"] = self._learning_rate(step)
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        norm = nn.utils.clip_grad_norm_(trained, self.settings.clip_norm)
+        limit = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
+        norm = nn.utils.clip_grad_norm_(trained, limit)
         self.stepper.step()
         self.stepper.zero_grad(set_to_none=True)
         self._log_step(
@@ -345,6 +420,7 @@ class _Run:
                 "best": progress.best,
                 "steps": self.per_epoch,
                 "seed": self.settings.seed,
+                "recipe": self.recipe,
             },
             temporary,
         )
@@ -356,6 +432,7 @@ class _Run:
                 writer.writerows(progress.rows)
 
     def _resume(self, folder: Path) -> TrainingProgress:
+        check_state(folder, self.recipe)
         state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
         mismatch = BadDataError(
             f"{folder / 'state.pt'}: the state belongs to another training run.",

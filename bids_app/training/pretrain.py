@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,7 +17,7 @@ from bids_app.model.masking import AtlasPatches, MaskSettings, sample_mask
 from bids_app.model.strd import TokenDropout, set_token_dropout
 from bids_app.training.data.augmentation import Augmentation
 from bids_app.training.data.loader import Batch, ClipBatches
-from bids_app.training.loop import LoopSettings, fit
+from bids_app.training.loop import LoopSettings, fit, matmul_precision
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -28,7 +28,7 @@ TOKENS = {"random": "mask_token", "window": "window_mask_token", "atlas": "atlas
 
 @dataclass(frozen=True)
 class PretrainSettings:
-    """Pre-training settings; the defaults are the published ones.
+    """Pre-training settings; the defaults are those of the recipe ``ours``.
 
     Attributes
     ----------
@@ -40,6 +40,8 @@ class PretrainSettings:
         None: no augmentation.
     checkpointing : bool
         Recompute activations in the backward pass: less memory, more time, same results.
+    matmul : str
+        Precision of float32 products on a GPU, see `bids_app.training.recipes.Recipe`.
     """
 
     mask: MaskSettings = field(default_factory=MaskSettings)
@@ -47,6 +49,12 @@ class PretrainSettings:
     loop: LoopSettings = field(default_factory=LoopSettings)
     augment: Augmentation | None = field(default_factory=Augmentation)
     checkpointing: bool = False
+    matmul: str = "highest"
+
+    def facts(self, batch_size: int, aligned_starts: bool, **more: Any) -> dict[str, Any]:
+        """Return what determines the results beside the loop; the batch size is that of all processes together."""
+        own = {name: value for name, value in asdict(self).items() if name not in ("loop", "checkpointing")}
+        return own | {"batch_size": batch_size, "aligned_starts": aligned_starts} | more
 
 
 def pretrain(
@@ -58,6 +66,7 @@ def pretrain(
     report: Callable[[str], None] | None = None,
     fabric: Fabric | None = None,
     weights: torch.Tensor | None = None,
+    facts: Mapping[str, Any] | None = None,
 ) -> list[dict[str, float]]:
     """Pre-train an autoencoder in place.
 
@@ -73,6 +82,8 @@ def pretrain(
         Weight of each patch in the reconstruction loss, see `region_weights`.
     folder, report, fabric
         See `bids_app.training.loop.fit`.
+    facts : mapping, optional
+        What determines the results, see `bids_app.training.loop.fit`; default: `PretrainSettings.facts`.
 
     Returns
     -------
@@ -99,8 +110,10 @@ def pretrain(
         return torch.stack(losses).mean()
 
     rank = (fabric.global_rank, fabric.world_size) if fabric is not None else (0, 1)
-    with _configured(model, settings, rank):
-        return fit(model, batches, loss_of, settings.loop, folder, report=report, fabric=fabric)
+    if facts is None:
+        facts = settings.facts(batches.batch_size * batches.shard[1], batches.aligned_starts)
+    with _configured(model, settings, rank), matmul_precision(settings.matmul):
+        return fit(model, batches, loss_of, settings.loop, folder, report=report, fabric=fabric, facts=facts)
 
 
 @contextmanager

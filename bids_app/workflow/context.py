@@ -59,10 +59,10 @@ def choose_model(settings: Settings) -> ChosenModel:
     return ChosenModel(
         name=wanted.model,
         adapters=tuple(adapter.path for adapter in adapters),
-        stamp=";".join((hashes[str(weights)], *(adapter.sha256 for adapter in adapters))),
+        stamp=";".join((hashes[str(weights)], *(adapter.stamp for adapter in adapters))),
         hashes=hashes,
         sentences=(
-            *sentences.encoder(entry.name, weights_sha256(checkpoint.encoder)),
+            *sentences.encoder(entry.name, weights_sha256(checkpoint.encoder), checkpoint.config.img_size[3]),
             *(
                 sentence
                 for adapter in adapters

@@ -316,7 +316,7 @@ def add_model(graph: Graph, run: BoldRun, preprocessed: Step, grid: Step, contex
     encoded = graph.step(
         f"{name}_encode",
         nodes.encode,
-        does="Model: embed clips of 20 volumes at 0.8 s, apply the adapters",
+        does="Model: embed clips of the encoder's length at 0.8 s, apply the adapters",
         sentences=model.sentences,
         grid=grid,
         model=model.name,

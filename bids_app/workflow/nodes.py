@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.adapters.attribution import PREDICTION_METHODS, Regions, RunAttribution, attribute, reconstruction_errors
-from bids_app.adapters.file import EMBEDDING, AdaptedModel, load_adapter
+from bids_app.adapters.file import EMBEDDING, AdaptedModel
+from bids_app.adapters.own_head import judge_card, read_any_adapter
 from bids_app.adapters.predict import Encoded, ModelFacts, encode_run
 from bids_app.adapters.verdict import Facts, judge_prediction, judge_scan
 from bids_app.bids.derivatives import DerivedRun
@@ -371,9 +372,9 @@ def encode(
 
     torch.set_num_threads(threads)
     chosen = choose_device(device)
-    loaded = load_model(model, chosen)
+    loaded = load_model(model, chosen, with_head=False)  # a head of the file is applied as an adapter
     reader = ClipReader(GridSeries.open(grid.folder), loaded.config.img_size[3])
-    adapted = [AdaptedModel(loaded, load_adapter(path)) for path in adapters]
+    adapted = [AdaptedModel(loaded, read_any_adapter(path, find_model(model))) for path in adapters]
     embeddings, predictions = encode_run(loaded, adapted, reader, tuple(NORMALISATIONS), grid.signal)
     facts = ModelFacts(
         model=loaded.name,
@@ -413,7 +414,9 @@ def judge(
     found = encoded.reconstruction.facts if encoded.reconstruction else {}
     facts = {**scan_facts(preprocessed, grid, age), **found, "simulated": simulated}
     predictions = (
-        replace(p, verdict=judge_prediction(facts, p.card, p.distances, on_out_of_domain, p.certainty))
+        replace(
+            p, verdict=judge_card(judge_prediction(facts, p.card, p.distances, on_out_of_domain, p.certainty), p.card)
+        )
         for p in (replace(p, site=site) for p in encoded.predictions)
     )
     return replace(encoded, predictions=tuple(predictions), verdict=judge_scan(facts))
@@ -464,20 +467,20 @@ def attribute_run(
     torch.set_num_threads(threads)
     chosen, found_atlas = choose_device(device), find_atlas(atlas)
     regions = Regions(found_atlas.name, labels_to_model_grid(load_nifti(found_atlas.path)), found_atlas.names)
-    reader = ClipReader(GridSeries.open(grid.folder))
+    checkpoint = read_checkpoint(weights_path(find_model(model)))
+    reader = ClipReader(GridSeries.open(grid.folder), checkpoint.config.img_size[3])
     if method not in PREDICTION_METHODS:
-        checkpoint = read_checkpoint(weights_path(find_model(model)))
         autoencoder = autoencoder_from(checkpoint).to(chosen).eval()
         name = as_label(encoded.facts.model)
         errors = reconstruction_errors(
             autoencoder, reader, regions, trained_mask(checkpoint), n_clips=n_clips, control=control, seed=seed
         )
         return RunAttribution(found_atlas, {name: errors})
-    loaded = load_model(model, chosen)
+    loaded = load_model(model, chosen, with_head=False)
     attributable = [p for p in encoded.predictions if p.card.task != EMBEDDING]
     outputs = {p.card.name: p.label_index for p in attributable if not p.is_refused}
     found = {}
-    for adapter in map(load_adapter, adapters):
+    for adapter in (read_any_adapter(path, find_model(model)) for path in adapters):
         name = adapter.card.name
         if name in outputs:
             adapted = AdaptedModel(loaded, adapter)

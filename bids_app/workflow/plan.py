@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from bids_app.bids.layout import DATABASE_FILE
@@ -141,9 +142,20 @@ def print_steps(runs: Sequence[BoldRun], settings: Settings) -> None:
             print(f"{number:4}. {does}")
 
 
+@lru_cache(maxsize=8)
+def clip_volumes(model: str) -> int:
+    """Return the volumes of a clip of a model; of the published ones, if its weights are not on this machine."""
+    from bids_app.catalog.models import find_model
+    from bids_app.clips.cut import CLIP_VOLUMES
+    from bids_app.model.checkpoint import read_checkpoint
+
+    path = find_model(model).path
+    return read_checkpoint(path).config.img_size[3] if path.is_file() else CLIP_VOLUMES
+
+
 def describe(run: BoldRun, header: BoldHeader, settings: Settings) -> Iterator[str]:
     """Describe the processing of a run from its header and sidecar."""
-    from bids_app.clips.cut import CLIP_VOLUMES, MODEL_TR
+    from bids_app.clips.cut import MODEL_TR
     from bids_app.preprocess.ingest.derivatives import describe_transform
     from bids_app.preprocess.io.headers import examine_anatomy
     from bids_app.preprocess.sdc.choice import correction_of
@@ -159,7 +171,7 @@ def describe(run: BoldRun, header: BoldHeader, settings: Settings) -> Iterator[s
     size = " x ".join(f"{s:g}" for s in header.shape[:3])
     voxels = " x ".join(f"{s:.3g}" for s in header.voxel_sizes_mm)
     seconds = (header.n_volumes - (settings.preprocess.dummy_scans or 0)) * header.tr
-    n_clips = round(seconds / MODEL_TR) // CLIP_VOLUMES
+    n_clips = round(seconds / MODEL_TR) // clip_volumes(settings.model.model)
     yield f"{header.n_volumes} volumes of {size} voxels ({voxels} mm), TR {header.tr:g} s; {n_clips} clips; {route}"
     if run.derived:
         yield f"ingested: {describe_transform(run.derived.space)}"

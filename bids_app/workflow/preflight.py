@@ -179,16 +179,20 @@ def check_fit(settings: Settings) -> None:
 
     A run calls this after its query: libraries that the model imports may create their caches in the work folder.
     """
-    from bids_app.adapters.file import AdaptedModel, load_adapter
-    from bids_app.catalog.models import adapter_paths, find_model, weights_path
+    from bids_app.adapters.checks import check_grid
+    from bids_app.adapters.file import AdaptedModel
+    from bids_app.adapters.own_head import read_any_adapter
+    from bids_app.catalog.models import find_model, weights_path
     from bids_app.model.api import load_model
+    from bids_app.workflow.adapters import chosen_adapters
 
     if settings.reports_only or settings.boilerplate_only:
         return
     entry = find_model(settings.model.model)
-    model = load_model(weights_path(entry))
-    for adapter in () if settings.model.embeddings_only else adapter_paths(entry, settings.model.adapters):
-        AdaptedModel(model, load_adapter(adapter))
+    model = load_model(weights_path(entry), with_head=False)
+    check_grid(model.config, model.path)
+    for adapter in chosen_adapters(settings):
+        AdaptedModel(model, read_any_adapter(adapter.path, entry))
 
 
 def check_adapters(settings: Settings) -> str:

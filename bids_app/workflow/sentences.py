@@ -12,7 +12,9 @@ from bids_app.bids.derivatives import DerivedRun
 from bids_app.bids.fieldmaps import PAIR, PHASE_DIFFERENCE, TWO_PHASES
 from bids_app.bids.query import BoldRun
 from bids_app.catalog import templates
+from bids_app.clips import MODEL_TR
 from bids_app.outputs.boilerplate import Sentence
+from bids_app.outputs.cards import clip_average_in_words
 from bids_app.preprocess.ingest.derivatives import describe_transform
 from bids_app.preprocess.io.headers import SLICE_TIMING
 from bids_app.preprocess.sdc.choice import METHODS, SYN
@@ -81,10 +83,18 @@ def output_spaces(spaces: Sequence[str], strategy: str | None) -> tuple[Sentence
     return found if strategy is None else (*found, Sentence("denoise", {"strategy": strategy}))
 
 
-def encoder(name: str, sha256: str) -> tuple[Sentence, ...]:
-    """Describe the encoder, with the hash of its weights."""
+def encoder(name: str, sha256: str, clip_volumes: int) -> tuple[Sentence, ...]:
+    """Describe the encoder, with the hash of its weights and the volumes of its clips."""
     return (
-        Sentence("model", {"model": name, "weights_sha256": sha256}),
+        Sentence(
+            "model",
+            {
+                "model": name,
+                "weights_sha256": sha256,
+                "clip_volumes": clip_volumes,
+                "clip_seconds": clip_volumes * MODEL_TR,
+            },
+        ),
         Sentence("embeddings", {"normalisations": "both normalisations"}),
         Sentence("halves"),
     )
@@ -101,7 +111,12 @@ def adapter(card: AdapterCard, false_alarms: float | None, on_out_of_domain: str
     on_out_of_domain : str
         ``warn`` or ``refuse``.
     """
-    facts: dict[str, Any] = {"adapter": card.name, "target": card.target, "cohort": describe_cohort(card.cohort)}
+    facts: dict[str, Any] = {
+        "adapter": card.name,
+        "target": card.target,
+        "cohort": describe_cohort(card.cohort),
+        "average": clip_average_in_words(card),
+    }
     found = [Sentence("adapter", facts)]
     if card.research_only:
         found.append(Sentence("research_only", facts))

@@ -131,7 +131,7 @@ def test_the_error_for_an_invalid_card_names_the_file(model: Model, tmp_path: Pa
 
 
 def test_a_later_format_version_requires_a_newer_program(model: Model, tmp_path: Path) -> None:
-    metadata = {"format": "neurostorm-adapter", "version": "4", "card": json.dumps(asdict(card(model)))}
+    metadata = {"format": "neurostorm-adapter", "version": "5", "card": json.dumps(asdict(card(model)))}
     path = write_safetensors(tmp_path / "later.safetensors", {}, metadata)
     with pytest.raises(BadDataError, match="newer neurostorm"):
         load_adapter(path)

@@ -8,10 +8,15 @@ import torch
 
 from bids_app.clips import to_model_grid
 from bids_app.model.api import load_autoencoder, load_model
+from bids_app.model.checkpoint import HEAD
+from bids_app.model.encoder import Encoder
+from bids_app.model.heads import build_head
 from bids_app.model.masking import AtlasPatches, MaskSettings, sample_mask
 from bids_app.model.patches import from_patches
 from bids_app.model.strd import drop_probability
-from tests.parity.cases import FOLDER, Case
+from tests.helpers.models import lightning_content
+from tests.parity.cases import FOLDER, STORED, Case
+from tests.parity.make_lora import CONFIG, OPTIONS
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 ENCODER_CASES = (
@@ -81,6 +86,26 @@ def test_the_recorded_atlas_mask_hides_whole_regions():
     atlas = AtlasPatches.from_volume(labels, (1, 1, 1))
     chosen = torch.tensor([bool(mask[labels == label].all()) for label in atlas.labels])
     assert torch.equal(atlas.hidden(chosen, "majority"), mask)
+
+
+def test_the_v3_head_of_2026_equals_that_of_the_published_code():
+    case = Case("head_v3_2026")
+    prefix = f"{STORED}{HEAD}head."
+    head, unused_keys = build_head({k.removeprefix(prefix): v for k, v in case.tensors.items() if k.startswith(prefix)})
+    assert (head.version, unused_keys) == ("v3", ())
+    with torch.no_grad():
+        torch.testing.assert_close(head(case["features"]), case["output"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_merged_low_rank_updates_equal_the_forward_pass_of_peft(name, tmp_path):
+    recorded = {k.partition("/")[2]: v for k, v in Case("lora_peft").tensors.items() if k.startswith(f"{name}/")}
+    weights = {f"model.{k.removeprefix(STORED)}": v for k, v in recorded.items() if k.startswith(STORED)}
+    content = lightning_content(Encoder(CONFIG), lora_config=OPTIONS[name])
+    torch.save(content | {"state_dict": weights}, tmp_path / "lora.ckpt")
+    model = load_model(tmp_path / "lora.ckpt")
+    clips = torch.randn(2, 1, 24, 24, 24, 4, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(model.encode(clips), recorded["features"], rtol=1e-5, atol=1e-5)
 
 
 def test_redundancy_dropout_equals_that_of_the_published_code():

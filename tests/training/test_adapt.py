@@ -167,6 +167,7 @@ class SmallScan:
     shade: int
     n_vols: int = 40
     n_clips: int = 2
+    clip_volumes: int = 20
 
     @property
     def participant(self) -> str:

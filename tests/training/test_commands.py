@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import nibabel as nib
 import numpy as np
@@ -17,6 +18,7 @@ from bids_app.adapters.predict import encode_run
 from bids_app.cli.train import main
 from bids_app.clips import MODEL_GRID_AFFINE, ClipReader, series_from_image
 from bids_app.errors import BadDataError, NoInputError
+from bids_app.model.api import load_model
 from bids_app.model.checkpoint import read_checkpoint
 from bids_app.training.data.examples import label_scans, load_datasets, read_images
 from tests.helpers.models import save_random_encoder
@@ -113,6 +115,46 @@ def test_region_masking_lists_unresolved_regions(make_store, tmp_path, capsys, t
     assert "speck" in output
     table = (tmp_path / "e.training" / "regions.tsv").read_text().splitlines()
     assert table[3].split("\t") == ["9", "speck", "0.0", "False"]
+
+
+@pytest.mark.parametrize("change", [["--recipe", "published"], ["--learning-rate", "0.002"], ["--no-strd"]])
+def test_another_recipe_is_refused_before_anything_is_written(make_store, tmp_path, capsys, tiny_config, change):
+    store = str(make_store(1).folder)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
+    output, clips = tmp_path / "e.safetensors", tmp_path / "clips"
+    options = ["--config", str(tmp_path / "config.json"), "--batch-size", "2", "--no-augment", "--output", str(output)]
+    assert main(["pretrain", store, *options, "--epochs", "1"]) == 0
+    folder = output.with_suffix(".training")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert main(["pretrain", store, *options, "--epochs", "2", "--store", str(clips), *change]) == 64
+    assert "has another recipe" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    assert not clips.exists()
+
+
+@pytest.mark.parametrize("length", [40, 10])
+def test_the_length_of_clips_is_that_of_the_encoder(make_store, tmp_path, capsys, tiny_config, length):
+    store = make_store(2, n_vols=42)
+    config = replace(tiny_config, img_size=(96, 96, 96, length))
+    (tmp_path / "config.json").write_text(json.dumps(config.as_dict()))
+    encoder, adapter = tmp_path / "e.safetensors", tmp_path / "a.safetensors"
+    common = [str(store.folder), "--batch-size", "4", "--epochs", "1", "--normalisation", "global"]
+    pretraining = ["--config", str(tmp_path / "config.json"), "--no-augment", "--no-strd", "--output", str(encoder)]
+    assert main(["pretrain", *common, *pretraining]) == 0
+    adapting = ["--model", str(encoder), "--target", "scan:side", "--strategy", "ln", "--validation", "0"]
+    assert main(["adapt", *common, *adapting, "--output", str(adapter)]) == 0
+    scan = replace(next(iter(store)), clip_volumes=length)
+    assert scan.n_clips == 42 // length
+    model = load_model(encoder)
+    assert AdaptedModel(model, load_adapter(adapter))(scan.clip(0)[None]).shape == (1, 1)
+
+
+def test_an_encoder_of_another_grid_is_an_error_that_names_it(make_store, tmp_path, capsys, tiny_config):
+    config = replace(tiny_config, img_size=(48, 48, 48, 20))
+    (tmp_path / "config.json").write_text(json.dumps(config.as_dict()))
+    options = ["--config", str(tmp_path / "config.json"), "--output", str(tmp_path / "e.safetensors")]
+    assert main(["pretrain", str(make_store(1).folder), *options]) == 65
+    assert "config.json: the encoder reads clips of 48 x 48 x 48 voxels" in capsys.readouterr().err
 
 
 def test_a_split_file_defines_the_validation_set(make_store, tmp_path, encoder):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from bids_app.errors import BadDataError, UsageError
-from bids_app.training.loop import LoopSettings, fit
+from bids_app.training.loop import LoopSettings, check_state, fingerprint, fit, make_optimiser
 
 
 class Numbers:
@@ -162,6 +163,66 @@ def test_accumulated_batches_equal_one_larger_batch():
     fit(separate, Separate(), loss(separate), LoopSettings(epochs=3, learning_rate=0.05, warmup=0.0, accumulate=2))
     fit(joined, Joined(), loss(joined), settings)
     assert torch.allclose(separate.weight, joined.weight, atol=1e-6)
+
+
+def test_without_warm_up_and_decay_the_rate_is_constant():
+    settings = LoopSettings(learning_rate=5e-5, warmup=0.0, final=1.0)
+    assert {settings.learning_rate_at(step, 100) for step in range(100)} == {5e-5}
+
+
+def test_gradients_are_clipped_only_with_a_maximum_norm():
+    def fitted(clip_norm):
+        model = line()
+        settings = LoopSettings(epochs=1, learning_rate=0.1, clip_norm=clip_norm)
+        fit(model, Numbers(), lambda batch: 100 * loss_with_dropout(model)(batch), settings)
+        return model.weight
+
+    assert torch.equal(fitted(None), fitted(1e9))
+    assert not torch.equal(fitted(None), fitted(1e-8))
+
+
+def test_the_optimiser_has_the_decay_and_beta_of_its_settings():
+    groups = make_optimiser(line(), LoopSettings(weight_decay=0.1, decay_vectors=True, beta2=0.999)).param_groups
+    assert [(g["weight_decay"], g["betas"]) for g in groups] == [(0.1, (0.9, 0.999))] * 2
+    assert [g["weight_decay"] for g in make_optimiser(line(), LoopSettings()).param_groups] == [0.01, 0.0]
+
+
+def files_in(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("settings", "facts", "named"),
+    [
+        (LoopSettings(epochs=2, learning_rate=0.1), {"strd": None}, "learning_rate 0.05 instead of 0.1"),
+        (LoopSettings(epochs=2, learning_rate=0.05), {"strd": (5, 5)}, r"strd None instead of \[5, 5\]"),
+    ],
+)
+def test_going_on_with_another_recipe_is_refused_before_anything_is_written(tmp_path, settings, facts, named):
+    model, first = line(), LoopSettings(epochs=1, learning_rate=0.05)
+    fit(model, Numbers(), loss_with_dropout(model), first, tmp_path, facts={"strd": None})
+    before = files_in(tmp_path)
+    with pytest.raises(UsageError, match=named):
+        check_state(tmp_path, fingerprint(settings, facts))
+    with pytest.raises(UsageError, match=named):
+        fit(model, Numbers(), loss_with_dropout(model), settings, tmp_path, facts=facts)
+    assert files_in(tmp_path) == before
+
+
+def test_a_run_may_be_continued_for_more_epochs(tmp_path):
+    model, first = line(), LoopSettings(epochs=1, learning_rate=0.05)
+    fit(model, Numbers(), loss_with_dropout(model), first, tmp_path)
+    assert len(fit(line(), Numbers(), loss_with_dropout(model), replace(first, epochs=2), tmp_path)) == 2
+
+
+def test_a_state_that_does_not_tell_its_recipe_is_refused(tmp_path):
+    model, settings = line(), LoopSettings(epochs=1)
+    fit(model, Numbers(), loss_with_dropout(model), settings, tmp_path)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    del state["recipe"]
+    torch.save(state, tmp_path / "state.pt")
+    with pytest.raises(UsageError, match="earlier version"):
+        check_state(tmp_path, fingerprint(settings, {}))
 
 
 def test_a_loss_of_nan_raises():

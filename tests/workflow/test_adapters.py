@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,11 +14,13 @@ from bids_app.adapters.file import Adapter, AdapterCard, save_adapter
 from bids_app.catalog.fetch import file_sha256
 from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import load_model
+from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.settings import PARTICIPANT, ModelSettings, Settings
 from bids_app.workflow import adapters
 from bids_app.workflow.adapters import chosen_adapters, read_adapter
 from bids_app.workflow.context import choose_model
-from bids_app.workflow.preflight import CHECKS
+from bids_app.workflow.preflight import CHECKS, check_fit
+from tests.helpers.models import lightning_content
 
 OPENED: list[str] = []
 """Files opened by Python since `opened` started to record."""
@@ -98,3 +101,52 @@ def test_adapters_of_the_same_name_are_refused(tmp_path: Path, file: Path) -> No
 def test_an_adapter_that_is_given_twice_is_applied_once(tmp_path: Path, file: Path) -> None:
     twice = ModelSettings(model="demo", adapters=(str(file), str(file)))
     assert len(chosen_adapters(Settings(tmp_path, tmp_path / "o", PARTICIPANT, tmp_path / "w", model=twice))) == 1
+
+
+@pytest.fixture
+def fine_tuned(tmp_path: Path) -> Path:
+    """A fine-tuned file of the published code, with a head for sex."""
+    torch.manual_seed(0)
+    config = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
+    head = {"head.weight": torch.randn(1, 8), "head.bias": torch.zeros(1)}
+    content = lightning_content(Encoder(config), head, downstream_task_type="classification", task_name="sex")
+    torch.save(content, tmp_path / "tuned.ckpt")
+    return tmp_path / "tuned.ckpt"
+
+
+def of_model(tmp_path: Path, path: Path, **changes) -> Settings:
+    model = ModelSettings(model=str(path), **changes)
+    return Settings(tmp_path, tmp_path / "out", PARTICIPANT, tmp_path / "work", model=model)
+
+
+def test_the_head_of_a_fine_tuned_model_is_applied_by_default(tmp_path: Path, fine_tuned: Path) -> None:
+    wanted = of_model(tmp_path, fine_tuned)
+    assert CHECKS["adapters"](wanted) == "tuned"
+    check_fit(wanted)
+    chosen = choose_model(wanted)
+    assert chosen.adapters == (fine_tuned,)
+    assert chosen.hashes == {str(fine_tuned): file_sha256(fine_tuned)}
+    (sentence,) = (s for s in chosen.sentences if s.name == "adapter")
+    assert sentence.values["average"] == "mean logit over clips, as published"
+
+
+def test_an_adapter_that_is_given_replaces_the_head_of_the_model(tmp_path: Path, fine_tuned: Path, file: Path) -> None:
+    (chosen,) = chosen_adapters(of_model(tmp_path, fine_tuned, adapters=(str(file),)))
+    assert chosen.path == file
+    assert chosen_adapters(of_model(tmp_path, fine_tuned, embeddings_only=True)) == ()
+
+
+def test_a_head_of_an_unknown_kind_is_refused_except_for_embeddings(tmp_path: Path, fine_tuned: Path) -> None:
+    content = torch.load(fine_tuned, weights_only=True)
+    content["state_dict"]["output_head.projector.weight"] = torch.zeros(2, 8)
+    torch.save(content, fine_tuned)
+    with pytest.raises(BadDataError, match=r"tuned\.ckpt.*projector\.weight"):
+        CHECKS["adapters"](of_model(tmp_path, fine_tuned))
+    minimal = of_model(tmp_path, fine_tuned, embeddings_only=True)
+    check_fit(minimal)
+    assert choose_model(minimal).adapters == ()
+
+
+def test_the_facts_of_the_card_of_a_head_are_part_of_the_stamp(tmp_path: Path, fine_tuned: Path) -> None:
+    (found,) = chosen_adapters(of_model(tmp_path, fine_tuned))
+    assert replace(found, card=replace(found.card, labels=("a", "b"))).stamp != found.stamp

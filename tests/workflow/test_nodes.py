@@ -6,15 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import nibabel as nib
 import numpy as np
 import pytest
 
 from bids_app.adapters.calibration import Calibration
-from bids_app.adapters.file import AdapterCard
+from bids_app.adapters.file import Adapter, AdapterCard, save_adapter
 from bids_app.adapters.predict import Embeddings, Encoded, Prediction
 from bids_app.adapters.verdict import judge_scan
 from bids_app.bids.orientation import LeftRight, Orientation
+from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE
+from bids_app.clips.series import GridSeriesWriter
 from bids_app.errors import BadDataError, RegistrationError
+from bids_app.model.api import load_model
+from bids_app.model.encoder import EncoderConfig
 from bids_app.outputs.anatomical import anatomy_outputs
 from bids_app.preprocess.anatomical import Anatomy, PreparedT1w, UnusableT1w
 from bids_app.preprocess.hmc import MotionEstimate
@@ -23,6 +28,7 @@ from bids_app.preprocess.registration.alignment import Alignment
 from bids_app.preprocess.sdc.choice import SYN
 from bids_app.workflow import nodes
 from bids_app.workflow.nodes import scan_facts
+from tests.helpers.models import linear_head, save_random_encoder
 
 T1W = Path("sub-01_T1w.nii.gz")
 UNUSABLE = UnusableT1w(T1W, "sub-01_T1w.nii.gz: could not be aligned.")
@@ -66,6 +72,30 @@ def test_a_prediction_has_the_promise_of_the_site_of_its_participant(tmp_path: P
     for site, interval in ((None, (27.0, 33.0)), ("A", (27.0, 33.0)), ("B", None)):
         judged = nodes.judge(encoded, run(), grid(0.95), None, site, None, "warn", tmp_path)
         assert judged.predictions[0].interval == interval
+
+
+@pytest.mark.parametrize("length", [40, 10])
+def test_a_run_is_encoded_and_attributed_in_clips_of_the_length_of_the_encoder(length, tmp_path) -> None:
+    size = {"patch_size": (24, 24, 24, 1), "embed_dim": 4, "depths": (1, 1), "first_window_size": (2, 2, 2, 4)}
+    config = EncoderConfig(img_size=(96, 96, 96, length), **size)
+    model = load_model(save_random_encoder(tmp_path / "tiny.safetensors", config))
+    card = AdapterCard("x", "classification", "t", model.weights_sha256, "voxel", ("a", "b"))
+    adapter = save_adapter(tmp_path / "x.safetensors", Adapter(card, linear_head(8)))
+    mask = np.zeros(MODEL_GRID_SHAPE, bool)
+    mask[30:60, 30:60, 30:60] = True
+    with GridSeriesWriter(tmp_path / "grid", mask, tr=0.8, n_vols=90) as writer:
+        writer.append(np.random.default_rng(0).normal(100, 10, (90, int(mask.sum()))).astype(np.float32))
+    labels = np.zeros(MODEL_GRID_SHAPE, np.int16)
+    labels[:48], labels[48:] = 1, 2
+    nib.save(nib.Nifti1Image(labels, MODEL_GRID_AFFINE), tmp_path / "halves.nii.gz")
+
+    ran, where = OnGrid(tmp_path / "grid", 0.9), str(tmp_path / "tiny.safetensors")
+    encoded = nodes.encode(ran, where, [adapter], "cpu", 1, "", tmp_path)
+    assert len(encoded.predictions[0].clips) == 90 // length
+    assert encoded.embeddings.duration == pytest.approx(0.8 * length)
+    atlas = str(tmp_path / "halves.nii.gz")
+    found = nodes.attribute_run(ran, encoded, where, [adapter], "occlusion", atlas, "cpu", 1, "", tmp_path)
+    assert found.found["x"].clip_numbers == (0, 90 // length - 1)
 
 
 def test_a_series_without_its_mean_image_is_detected() -> None:

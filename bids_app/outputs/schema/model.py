@@ -82,6 +82,8 @@ class AdapterFacts(Record):
     unit: str | None = key("Unit", text)
     normalisation: str | None = key("Normalisation", text)
     strategy: str | None = key("Strategy", text)
+    clip_average: str | None = key("ClipAverage", text)
+    """How the prediction of a run was computed from those of its clips."""
     encoder_sha256: str | None = key("EncoderSHA256", text)
     cohort: dict[str, Any] | None = key("TrainingCohort", mapping)
     ranges: dict[str, Any] | None = key("Ranges", mapping)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from bids_app.bids.participants import site_of
+from bids_app.clips import CLIP_VOLUMES
 from bids_app.errors import BadDataError, NoInputError
 from bids_app.files import check_regular, read_rows
 from bids_app.training.adapt import LabelledScans
@@ -68,6 +69,7 @@ def load_datasets(
     shard: tuple[int, int] = (0, 1),
     wait: Callable[[], None] = lambda: None,
     report: Callable[[str], None] | None = None,
+    clip_volumes: int = CLIP_VOLUMES,
 ) -> list[Dataset]:
     """Load the scans of datasets or clip stores, and prepare missing clips.
 
@@ -83,6 +85,8 @@ def load_datasets(
         Waits for the other processes.
     report : callable, optional
         Receives messages about omitted series.
+    clip_volumes : int
+        Volumes of a clip of the encoder.
     """
     stores = []
     for index, path in enumerate(paths):
@@ -96,7 +100,10 @@ def load_datasets(
             prepare(path, store, n_procs, shard, report)
         stores.append((name, path, store))
     wait()
-    return [Dataset(name, path, list(store)) for name, path, store in stores]
+    return [
+        Dataset(name, path, [replace(scan, clip_volumes=clip_volumes) for scan in store])
+        for name, path, store in stores
+    ]
 
 
 def check_labels(

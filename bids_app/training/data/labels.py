@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bids_app.clips import CLIP_VOLUMES, MODEL_TR
+from bids_app.clips import MODEL_TR
 from bids_app.errors import BadDataError, NoMatchError, UsageError
 from bids_app.files import check_regular, read_rows
 from bids_app.training.data.sources import find_events, find_raw_dataset
@@ -64,12 +64,17 @@ class Segment:
     @property
     def n_clips(self) -> int:
         """Number of non-overlapping clips."""
-        return self.n_vols // CLIP_VOLUMES
+        return self.n_vols // self.clip_volumes
+
+    @property
+    def clip_volumes(self) -> int:
+        """Volumes of a clip."""
+        return self.scan.clip_volumes
 
     def clip(self, start: int) -> torch.Tensor:
-        """Read the clip that starts at volume ``start`` of the segment, (1, 96, 96, 96, 20) float32."""
-        if not 0 <= start <= self.n_vols - CLIP_VOLUMES:
-            raise IndexError(f"volumes {start} to {start + CLIP_VOLUMES} of {self.n_vols} in {self.name}")
+        """Read the clip that starts at volume ``start`` of the segment, (1, 96, 96, 96, n) float32."""
+        if not 0 <= start <= self.n_vols - self.clip_volumes:
+            raise IndexError(f"volumes {start} to {start + self.clip_volumes} of {self.n_vols} in {self.name}")
         return self.scan.clip(self.first + start)
 
 
@@ -281,7 +286,8 @@ def find_segments(
     list of (first volume, number of volumes, label)
     """
     labels = sorted({label for _, _, label in events})
-    if not labels or scan.n_vols < CLIP_VOLUMES:
+    length = scan.clip_volumes
+    if not labels or scan.n_vols < length:
         return []
     onsets = scan.start - rule.delay + MODEL_TR * np.arange(scan.n_vols)
     coverage = np.zeros((len(labels), scan.n_vols))
@@ -289,10 +295,10 @@ def find_segments(
         covered = np.minimum(onsets + MODEL_TR, onset + duration) - np.maximum(onsets, onset)
         coverage[labels.index(label)] += np.clip(covered, 0, None) / MODEL_TR
     total = np.cumsum(np.pad(np.minimum(coverage, 1), ((0, 0), (1, 0))), axis=1)
-    fractions = (total[:, CLIP_VOLUMES:] - total[:, :-CLIP_VOLUMES]) / CLIP_VOLUMES  # (labels, possible starts)
+    fractions = (total[:, length:] - total[:, :-length]) / length  # (labels, possible starts)
     owner = np.where(fractions.max(axis=0) >= rule.overlap - 1e-9, fractions.argmax(axis=0), -1)
     edges = np.flatnonzero(np.diff(owner, prepend=-2, append=-2))
-    return [(int(a), int(b - a - 1 + CLIP_VOLUMES), labels[owner[a]]) for a, b in pairwise(edges) if owner[a] >= 0]
+    return [(int(a), int(b - a - 1 + length), labels[owner[a]]) for a, b in pairwise(edges) if owner[a] >= 0]
 
 
 def clips_at_onsets(
@@ -300,4 +306,5 @@ def clips_at_onsets(
 ) -> list[tuple[int, int, str]]:
     """Return one clip per event, from its onset plus the delay, if the scan is long enough."""
     first = [(round((onset + rule.delay - scan.start) / MODEL_TR), label) for onset, _, label in events]
-    return [(k, CLIP_VOLUMES, label) for k, label in first if 0 <= k <= scan.n_vols - CLIP_VOLUMES]
+    length = scan.clip_volumes
+    return [(k, length, label) for k, label in first if 0 <= k <= scan.n_vols - length]

@@ -14,7 +14,6 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from bids_app.clips import CLIP_VOLUMES
 from bids_app.errors import NoMatchError, UsageError
 
 
@@ -30,6 +29,9 @@ class ClipSource(Protocol):
     @property
     def n_clips(self) -> int: ...
 
+    @property
+    def clip_volumes(self) -> int: ...
+
     def clip(self, start: int) -> torch.Tensor: ...
 
 
@@ -39,7 +41,7 @@ class Batch:
 
     Attributes
     ----------
-    clips : torch.Tensor, (B, 1, 96, 96, 96, 20)
+    clips : torch.Tensor, (B, 1, 96, 96, 96, T)
     scans : torch.Tensor of int64, (B,)
         Index of the scan of each clip.
     seeds : torch.Tensor of int64, (B,)
@@ -70,7 +72,9 @@ class ClipBatches:
         Clips per batch and process.
     seed : int
     random_starts : bool
-        Start clips at random volumes (training) instead of reading consecutive clips (evaluation).
+        Read clips in random order from random volumes on (training) instead of consecutive clips (evaluation).
+    aligned_starts : bool
+        In random order, but starting at multiples of the length of a clip.
     shard : tuple of int
         Rank of this process and number of processes; together they read the batches of one process with a larger batch.
     identities : tuple of int, optional
@@ -83,10 +87,16 @@ class ClipBatches:
     random_starts: bool = True
     shard: tuple[int, int] = (0, 1)
     identities: tuple[int, ...] | None = None
+    aligned_starts: bool = False
 
     def __post_init__(self) -> None:
         if not any(scan.n_clips for scan in self.scans):
-            raise NoMatchError("All scans are shorter than a clip.", f"A clip has {CLIP_VOLUMES} volumes at 0.8 s.")
+            raise NoMatchError(
+                "All scans are shorter than a clip.",
+                f"A clip of this encoder has {self.scans[0].clip_volumes} volumes at 0.8 s."
+                if self.scans
+                else "Give scans.",
+            )
         if self.batch_size < 1:
             raise UsageError(f"Invalid value for --batch-size: {self.batch_size}.", "Use at least 1.")
         if self.shard[1] > 1 and self.n_clips < self._global_batch_size:
@@ -113,10 +123,13 @@ class ClipBatches:
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
         """Iterate over the batches of an epoch from batch ``first`` on; the next batch is read in the background."""
-        order = [(i, k * CLIP_VOLUMES) for i, scan in enumerate(self.scans) for k in range(scan.n_clips)]
+        order = [(i, k * scan.clip_volumes) for i, scan in enumerate(self.scans) for k in range(scan.n_clips)]
         if self.random_starts:
             rng = np.random.default_rng([self.seed, number])
-            order = [(i, int(rng.integers(self.scans[i].n_vols - CLIP_VOLUMES + 1))) for i, _ in order]
+            if not self.aligned_starts:
+                order = [
+                    (i, int(rng.integers(self.scans[i].n_vols - self.scans[i].clip_volumes + 1))) for i, _ in order
+                ]
             order = [order[k] for k in rng.permutation(len(order))]
             if self.identities is not None:
                 order = _pair(order, self.identities)

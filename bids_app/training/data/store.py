@@ -63,6 +63,8 @@ class Scan:
         Summaries of motion and confounds: means and standard deviations over the run.
     signal : dict of str to float
         Measures of the signal, see `bids_app.preprocess.brain_signal`; empty in stores of earlier versions.
+    clip_volumes : int
+        Volumes of a clip: those of the encoder that reads the scan; not part of the store.
     """
 
     folder: Path
@@ -76,6 +78,7 @@ class Scan:
     start: float = 0.0
     confounds: dict[str, float] = field(default_factory=dict)
     signal: dict[str, float] = field(default_factory=dict)
+    clip_volumes: int = CLIP_VOLUMES
 
     @property
     def name(self) -> str:
@@ -85,7 +88,7 @@ class Scan:
     @property
     def n_clips(self) -> int:
         """Number of non-overlapping clips."""
-        return self.n_vols // CLIP_VOLUMES
+        return self.n_vols // self.clip_volumes
 
     @property
     def voxel_indices(self) -> np.ndarray:
@@ -110,8 +113,9 @@ class Scan:
         values[codes == BACKGROUND] = self.background
         return values, indices
 
-    def clip(self, start: int, clip_volumes: int = CLIP_VOLUMES) -> torch.Tensor:
+    def clip(self, start: int) -> torch.Tensor:
         """Read the clip that starts at volume ``start``, (1, 96, 96, 96, n) float32."""
+        clip_volumes = self.clip_volumes
         if not 0 <= start <= self.n_vols - clip_volumes:
             raise IndexError(f"volumes {start} to {start + clip_volumes} of {self.n_vols} in {self.name}")
         codes = torch.full((math.prod(MODEL_GRID_SHAPE), clip_volumes), BACKGROUND, dtype=torch.int8)
@@ -192,7 +196,7 @@ class ClipStore:
             scan = Scan(temporary, participant, session, scale, background, len(codes), dict(labels or {}), source)
             signal = measure_signal(series)
             about = asdict(replace(scan, start=series.start, confounds=dict(confounds or {}), signal=signal))
-            del about["folder"]
+            del about["folder"], about["clip_volumes"]
             _write_json(temporary / "scan.json", about)
             try:
                 os.rename(temporary, self.folder / name)
@@ -242,7 +246,7 @@ def _scan_from(path: Path) -> Scan:
             all(isinstance(text, str) for text in texts)
             and all(isinstance(number, int | float) for number in numbers)
             and math.isfinite(scan.scale) and scan.scale > 0 and math.isfinite(scan.background)
-            and isinstance(scan.n_vols, int) and isinstance(scan.labels, dict)
+            and isinstance(scan.n_vols, int) and isinstance(scan.labels, dict) and "clip_volumes" not in content
         )  # fmt: skip
     except (TypeError, AttributeError):
         valid = False

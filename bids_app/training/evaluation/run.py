@@ -227,7 +227,7 @@ class Run:
             images=self.images,
         )
         scans = tuple(self.data.scans[i] for i in test)
-        return predict(AdaptedModel(self.model, adapter), task, scans, settings.batch_size)
+        return predict(AdaptedModel(self.model, adapter), task, scans, settings.batch_size, settings.clip_average)
 
     def _solve_fold(self, folds: list[Fold]) -> Callable[[int, Task], np.ndarray]:
         """Return a function that fits the head of an embedding to the clips of a fold, and predicts its test set."""

@@ -76,8 +76,9 @@ def test_contradictory_rows_raise(tmp_path):
         read_table(tmp_path / "t.tsv", "sex")
 
 
-def scan_of(n_vols: int, start: float = 0.0) -> SimpleNamespace:
-    return SimpleNamespace(n_vols=n_vols, start=start, participant="a", session="", name="sub-a_task-x")
+def scan_of(n_vols: int, start: float = 0.0, clip_volumes: int = 20) -> SimpleNamespace:
+    names = {"participant": "a", "session": "", "name": "sub-a_task-x"}
+    return SimpleNamespace(n_vols=n_vols, start=start, clip_volumes=clip_volumes, **names)
 
 
 def test_clips_get_the_label_of_the_block_that_covers_them_most():
@@ -87,6 +88,13 @@ def test_clips_get_the_label_of_the_block_that_covers_them_most():
     assert found == [(0, 20 + 30, "left"), (40, 20 + 30, "right")]
     whole = find_segments(events, scan_of(100), EventRule(delay=0.0, overlap=1.0))
     assert whole == [(10, 30, "left"), (50, 30, "right")]
+
+
+def test_segments_and_clips_at_onsets_have_the_length_of_the_clips_of_the_encoder():
+    events, rule = [(8.0, 24.0, "left"), (40.0, 24.0, "right")], EventRule(delay=0.0, overlap=1.0)
+    assert find_segments(events, scan_of(100, clip_volumes=30), rule) == [(10, 30, "left"), (50, 30, "right")]
+    assert find_segments(events, scan_of(100, clip_volumes=40), rule) == []
+    assert clips_at_onsets(events, scan_of(95, clip_volumes=40), rule) == [(10, 40, "left"), (50, 40, "right")]
 
 
 def test_segments_account_for_the_bold_delay_and_removed_volumes():

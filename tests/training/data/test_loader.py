@@ -18,6 +18,7 @@ class Counted:
     number: int
     n_vols: int = 44
     n_clips: int = 2
+    clip_volumes: int = 20
     participant: str = ""
 
     def clip(self, start: int) -> torch.Tensor:

@@ -309,6 +309,7 @@ class Shaded:
     shade: float
     n_vols: int = 20
     n_clips: int = 1
+    clip_volumes: int = 20
     session: str = ""
     name: str = "x"
 
