@@ -11,7 +11,9 @@ import os
 import re
 import sys
 import tempfile
+import traceback
 from pathlib import Path
+from types import TracebackType
 
 from bids_app.errors import InputOutputError
 
@@ -52,15 +54,21 @@ def says_full(error: BaseException) -> bool:
 def hide_errors_of_freed_files() -> None:
     """Do not print errors of HDF5 files that are freed without being closed, because their disk is full.
 
-    Python prints them with a traceback, after the error that the step reports.
+    Cython prints them with a traceback (`sys.excepthook`), and Python again as unraisable, although the step has
+    reported the full disk.
     """
-    default = sys.unraisablehook
+    print_error, print_unraisable = sys.excepthook, sys.unraisablehook
 
-    def hook(found: sys.UnraisableHookArgs) -> None:
+    def unraisable(found: sys.UnraisableHookArgs) -> None:
         if not (found.exc_value and SAYS_FULL.search(str(found.exc_value))):
-            default(found)
+            print_unraisable(found)
 
-    sys.unraisablehook = hook
+    def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
+        if not (SAYS_FULL.search(str(error)) and any(file.startswith("h5py/") for file in files)):
+            print_error(kind, error, trace)
+
+    sys.excepthook, sys.unraisablehook = uncaught, unraisable
 
 
 def no_space(folder: Path, what: str) -> InputOutputError:

@@ -98,8 +98,31 @@ class FailsWhenFreed:
 
 def test_errors_of_freed_files_are_hidden_only_on_a_full_disk(monkeypatch, capsys) -> None:
     monkeypatch.setattr("sys.unraisablehook", sys.__unraisablehook__)
+    monkeypatch.setattr("sys.excepthook", sys.__excepthook__)
     hide_errors_of_freed_files()
     FailsWhenFreed("Can't decrement id ref count (unable to extend file, errno = 28)")
     assert capsys.readouterr().err == ""
     FailsWhenFreed("another error")
     assert "another error" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("file", "message", "hidden"),
+    [
+        ("h5py/_objects.pyx", "Can't decrement id ref count (errno = 28)", True),
+        ("h5py/_objects.pyx", "Can't decrement id ref count", False),
+        ("mine.py", "no file (errno = 28)", False),
+    ],
+)
+def test_tracebacks_of_freed_files_are_hidden_only_on_a_full_disk(
+    monkeypatch, capsys, file: str, message: str, hidden: bool
+) -> None:
+    """Cython prints errors of its destructors by this function."""
+    monkeypatch.setattr("sys.unraisablehook", sys.__unraisablehook__)
+    monkeypatch.setattr("sys.excepthook", sys.__excepthook__)
+    hide_errors_of_freed_files()
+    try:
+        exec(compile(f"raise RuntimeError({message!r})", file, "exec"))
+    except RuntimeError as error:
+        sys.excepthook(RuntimeError, error, error.__traceback__)
+    assert ("Traceback" not in capsys.readouterr().err) == hidden
