@@ -114,14 +114,17 @@ def table_printed(path: Path) -> list[list[str]]:
                       for row in rows)]  # fmt: skip
 
 
-def write_again(outputs: list[str], table: list[list[str]]) -> None:
-    """Replace the shown lines by the most similar printed ones, and the table of predictions."""
+def write_again(outputs: list[str], table: list[list[str]], folder: Path) -> None:
+    """Replace each shown line by the most similar printed one that no other replaces, and the table of predictions."""
     text = TUTORIAL.read_text()
     for shown, output in zip(shown_outputs(), outputs, strict=True):
-        lines = output.splitlines()
+        lines = (
+            output.replace(str(folder / "scratch"), "/tmp/neurostorm-0").replace(str(folder), "/home/me").splitlines()
+        )
         for line in shown:
-            (best, *_) = difflib.get_close_matches(words_of(line), map(words_of, lines), n=1, cutoff=0) or [""]
-            text = text.replace(f"\n{line}\n", f"\n{next(x for x in lines if words_of(x) == best)}\n", 1)
+            best = max(lines, key=lambda x: difflib.SequenceMatcher(None, words_of(line), words_of(x)).ratio())
+            lines.remove(best)
+            text = text.replace(f"\n{line}\n", f"\n{best}\n", 1)
     for before, after in zip(table_shown(), table, strict=True):
         text = text.replace(f"| {' | '.join(before)} |", f"| {' | '.join(after)} |", 1)
     TUTORIAL.write_text(text)
@@ -157,7 +160,7 @@ def test_the_commands_print_what_the_tutorial_shows(tmp_path, monkeypatch):
         outputs.append(done.stdout)
     predictions = tmp_path / "out" / "sub-01" / "func" / "sub-01_task-lefthand_desc-hand_predictions.tsv"
     if os.environ.get(WRITE):
-        write_again(outputs, table_printed(predictions))
+        write_again(outputs, table_printed(predictions), tmp_path)
     for shown, output in zip(shown_outputs(), outputs, strict=True):
         for line in shown:
             assert any(is_same(line, printed) for printed in output.splitlines()), f"not printed: {line}\n{output}"
