@@ -538,7 +538,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "weights count by their bytes",
         "bids_app/workflow/context.py",
-        'stamp=";".join((hashes[str(weights)], *(adapter.sha256 for adapter in adapters))),',
+        'stamp=";".join((hashes[str(weights)], *(adapter.stamp for adapter in adapters))),',
         'stamp=";".join(map(file_stamp, (weights, *(adapter.path for adapter in adapters)))),',
         ("workflow/test_method.py::test_weights_with_other_bytes_repeat_the_steps_of_the_model_whatever_their_times",),
     ),

@@ -187,7 +187,11 @@ def derivatives(tmp_path_factory):
     raw.mkdir()
     (raw / "dataset_description.json").write_text(json.dumps({"Name": "Study", "BIDSVersion": "1.10.0"}))
     describe_outputs(out, raw)
-    steps = [Sentence("query"), Sentence("motion"), Sentence("model", {"model": "demo", "weights_sha256": "0123"})]
+    steps = [
+        Sentence("query"),
+        Sentence("motion"),
+        Sentence("model", {"model": "demo", "weights_sha256": "0123", "clip_volumes": 20, "clip_seconds": 16.0}),
+    ]
     write_methods(out, steps, demonstration="demo")
     runs = [{"sub": "01", "task": "rest", "run": "1"}, {"sub": "01", "task": "rest", "run": "2"}]
     write_anatomy(out)

@@ -162,7 +162,7 @@ def test_an_error_of_writing_a_report_does_not_stop_the_other_runs(study, monkey
         return real(out_dir, label)
 
     monkeypatch.setattr(ends, "build_participant_report", full)
-    with pytest.raises(InputOutputError, match="No space left") as caught:
+    with pytest.raises(InputOutputError, match="no space left") as caught:
         study(**{"sub-1_task-a": "", "sub-2_task-a": ""})
     assert caught.value.exit_code == 74
     assert (study.out / "sub-2.html").exists()

@@ -94,7 +94,7 @@ def test_a_run_is_encoded_and_attributed_in_clips_of_the_length_of_the_encoder(l
     assert len(encoded.predictions[0].clips) == 90 // length
     assert encoded.embeddings.duration == pytest.approx(0.8 * length)
     atlas = str(tmp_path / "halves.nii.gz")
-    found = nodes.attribute_run(ran, encoded, where, [adapter], "occlusion", atlas, "cpu", 1, "", tmp_path)
+    found = nodes.attribute_run(ran, encoded, where, [adapter], "occlusion", "", 2, 1, atlas, "cpu", 1, "", tmp_path)
     assert found.found["x"].clip_numbers == (0, 90 // length - 1)
 
 
