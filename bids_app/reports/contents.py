@@ -11,7 +11,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -207,6 +207,11 @@ def spec() -> dict[str, Any]:
     return yaml.safe_load(files("bids_app.reports").joinpath("spec.yml").read_text(encoding="utf-8"))
 
 
+def in_order(summaries: Iterable[Path]) -> list[Path]:
+    """Sort summaries of invocations by the second in the names of their folders, then by the time of writing."""
+    return sorted(summaries, key=lambda path: (path.parent.name.partition("_")[0], path.lstat().st_mtime_ns))
+
+
 class Reader:
     """Reader of the derivatives of one participant.
 
@@ -228,7 +233,7 @@ class Reader:
 
     def read(self) -> Contents:
         """Read the contents of the report."""
-        logs = {path.parent: self._record(path, Summary) for path in sorted(self.folder.glob("log/*/summary.json"))}
+        logs = {path.parent: self._record(path, Summary) for path in in_order(self.folder.glob("log/*/summary.json"))}
         for log in logs.values():
             for run in log.runs or ():
                 if STEM.fullmatch(run.stem):

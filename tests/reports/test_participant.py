@@ -228,9 +228,11 @@ def test_malformed_logs_are_tolerated(out, spoil):
     assert "etc" not in Page(build_participant_report(out, "01")).text
 
 
-def test_the_most_recent_log_gives_the_status_of_a_run(out):
+@pytest.mark.parametrize("name", ["20260102-080000_1a", "20260101-120000_00"])
+def test_the_most_recent_log_gives_the_status_of_a_run(out, name):
+    """Of two logs of the same second, the one that was written later."""
     old = next(out.glob("sub-01/log/*"))
-    new = shutil.copytree(old, old.with_name("20260102-080000_1a"))
+    new = shutil.copytree(old, old.with_name(name))
     content = json.loads((new / "summary.json").read_text())
     content["runs"] = [content["runs"][2] | {"status": "ok", "reason": "", "hint": ""}]
     (new / "summary.json").write_text(json.dumps(content))
