@@ -980,6 +980,51 @@ MUTATIONS: tuple[Mutation, ...] = (
             "test_an_image_without_contrast_of_grey_and_white_matter_is_not_refined",
         ),
     ),
+    Mutation(
+        "after a crash, a disk without room for a large file is full",
+        "bids_app/workflow/supervisor.py",
+        "is_full(folder, CRASH_PROBE_BYTES)",
+        "is_full(folder)",
+        ("workflow/test_supervisor.py::test_a_crash_on_a_full_disk_is_reported_as_a_full_disk",),
+    ),
+    Mutation(
+        "a full disk is named by its folder",
+        "bids_app/workflow/engine.py",
+        "if isinstance(error, OSError) and error.errno in NO_SPACE:",
+        "if False:",
+        ("workflow/test_engine.py::test_a_full_disk_is_named_by_its_folder_if_the_error_does_not",),
+    ),
+    Mutation(
+        "no traceback of HDF5 on a full disk",
+        "bids_app/bids/full_disk.py",
+        "sys.excepthook, sys.unraisablehook = uncaught, unraisable",
+        "sys.unraisablehook = unraisable",
+        ("bids/test_full_disk.py::test_tracebacks_of_freed_files_are_hidden_only_on_a_full_disk",),
+    ),
+    Mutation(
+        "scales that hardly raise the similarity are no sign of an error",
+        "bids_app/preprocess/registration/plausibility.py",
+        'if quality.get("coreg_scale_gain", MIN_SCALE_GAIN) < MIN_SCALE_GAIN:',
+        "if False:",
+        ("preprocess/registration/test_plausibility.py::test_scales_that_hardly_raise_the_similarity_are_no_sign",),
+    ),
+    Mutation(
+        "SyN compares what is within both brain masks",
+        "bids_app/preprocess/registration/t1w_to_template.py",
+        "near, counted = attempt.within or (attempt.near, None)",
+        "near, counted = attempt.near, None",
+        ("preprocess/test_anatomical.py::test_brains_are_warped_by_what_is_within_both_masks",),
+    ),
+    Mutation(
+        "a low brain that no slices cut has a wrong voxel size",
+        "bids_app/preprocess/registration/bold_to_template.py",
+        'if not cut and "norm_height" in quality:',
+        "if False:",
+        (
+            "preprocess/registration/test_bold_to_template.py"
+            "::test_a_brain_that_is_cut_or_has_an_unlikely_size_is_doubted_with_the_cause",
+        ),
+    ),
 )
 
 
