@@ -33,6 +33,9 @@ VOLUMES = (0.35, 1.4)
 """Range of the volume of the brain in the boldref, relative to the T1w: half of the voxel size gives an eighth."""
 MIN_WHOLE_VOLUME = 0.65
 """Minimum of the same if no slices cut the brain: 0.8 of the voxel size gives a half."""
+MAX_VOXEL_MM = 5.0
+"""Maximum voxel size of a boldref for the comparison with the mirrored T1w: the folds must be visible. A right
+alignment of a real boldref resampled to 7 mm has a `control_ratio` of 0.93 (0.82 with its own voxels)."""
 VOXEL_SIZE = "wrong voxel size or slice gap in the header of one of the two?"
 OTHER_PERSON = "T1w of another person, or left and right flipped in one of the two?"
 FLIPPED = 1.1
@@ -184,8 +187,11 @@ def stretch(direction: np.ndarray, scale: float, centre: np.ndarray) -> np.ndarr
 
 
 def compare(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int = 1) -> dict[str, float]:
-    """Return the results of `compare_with_mirror` and `fit_scales`."""
-    return compare_with_mirror(pair, matrix, out_dir, seed) | fit_scales(pair, matrix, out_dir, seed)
+    """Return the results of `fit_scales` and, unless voxels are above `MAX_VOXEL_MM`, of `compare_with_mirror`."""
+    found = fit_scales(pair, matrix, out_dir, seed)
+    if float(np.linalg.norm(pair.boldref.affine[:3, :3], axis=0).max()) > MAX_VOXEL_MM:
+        return found
+    return found | compare_with_mirror(pair, matrix, out_dir, seed)
 
 
 def signs_of_error(quality: Mapping[str, float]) -> list[str]:
@@ -197,7 +203,7 @@ def signs_of_error(quality: Mapping[str, float]) -> list[str]:
         Of the coregistration, with the results of `compare_with_mirror` and `fit_scales`.
     """
     signs = []
-    if control_ratio(quality) > MAX_CONTROL_RATIO:
+    if "coreg_mirrored" in quality and control_ratio(quality) > MAX_CONTROL_RATIO:
         signs.append(
             f"the T1w mirrored left-right fits {control_ratio(quality):.2f} times as well, above {MAX_CONTROL_RATIO}"
         )
@@ -262,7 +268,8 @@ def likely_cause(
     least = VOLUMES[0] if cut_ends(pair.epi.mask, pair.epi.image.affine) else MIN_WHOLE_VOLUME
     if not least <= volume <= VOLUMES[1]:
         return VOXEL_SIZE
-    mirrored = max(similarity_ratio(quality), cost_ratio(quality) or 0.0)
+    compared = "coreg_mirrored" in quality
+    mirrored = max(similarity_ratio(quality), cost_ratio(quality) or 0.0) if compared else 0.0
     if mirrored > FLIPPED:
         return f"left and right flipped in one of the two? The mirrored T1w fits {mirrored:.1f} times as well."
     images = pair.epi.image, pair.brain, pair.epi.near
@@ -272,7 +279,7 @@ def likely_cause(
             f"one of the two upside down or back to front? It fits better turned by 180 degrees about the {axis} axis."
         )
     if wrong_scales(quality):  # also of wrong pairs, if the boldref is a slab
-        return VOXEL_SIZE + (f" Or {OTHER_PERSON}" if control_ratio(quality) > MAX_CONTROL_RATIO else "")
+        return VOXEL_SIZE + (f" Or {OTHER_PERSON}" if compared and control_ratio(quality) > MAX_CONTROL_RATIO else "")
     return OTHER_PERSON
 
 

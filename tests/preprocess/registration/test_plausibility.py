@@ -127,6 +127,19 @@ def test_signs_name_measure_and_value(change, words):
     assert words in sign
 
 
+def test_voxels_in_which_folds_are_invisible_are_not_compared_with_the_mirrored_t1w(pair, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "fit_scales", lambda *args: {"coreg_scale_k": 1.0})
+    monkeypatch.setattr(module, "compare_with_mirror", lambda *args: {"coreg_mirrored": 0.1})
+    assert "coreg_mirrored" in module.compare(pair, np.eye(4), tmp_path)
+    coarse = replace(pair, boldref=Image(pair.boldref.data, pair.boldref.affine @ np.diag([1, 1, 2.5, 1])))
+    found = module.compare(coarse, np.eye(4), tmp_path)
+    assert "coreg_mirrored" not in found
+    unknown = {name: value for name, value in GOOD.items() if not name.endswith("mirrored")}
+    assert signs_of_error(unknown) == []
+    monkeypatch.setattr(module, "find_turn", lambda *args: ("left-right", 0.0))
+    assert "voxel size" in likely_cause(pair, np.eye(4), unknown | {"coreg_scale_k": 1.4}, 1500.0, tmp_path)
+
+
 def test_scales_that_hardly_raise_the_similarity_are_no_sign():
     """A right alignment of a slab has an affine scale of 1.35 and a gain of 1.06."""
     assert signs_of_error(GOOD | {"coreg_scale_k": 1.35, "coreg_scale_gain": 1.06}) == []
