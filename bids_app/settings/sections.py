@@ -51,6 +51,8 @@ DATA, PREPROCESSING, MODEL, RESOURCES, ACTIONS = GROUPS = (
 MAX_SEED = 2**31 - 1000
 """Largest seed: ANTs reads a signed integer of 32 bits, and steps add small numbers to the seed."""
 
+MAX_PROCESSES = 1024
+"""Maximum of ``--nprocs`` and ``--omp-nthreads``: more than any machine runs, and less than what systems refuse."""
 MAX_DEFAULT_THREADS = 8
 """Maximum number of threads of one step when ``--omp-nthreads`` is not given."""
 
@@ -431,6 +433,11 @@ class ResourceSettings:
         for name, value in (("--nprocs", self.n_procs), ("--omp-nthreads", self.omp_threads)):
             if value < 1:
                 raise UsageError(f"Invalid value for {name}: {value} is below 1.", "Give a number, 1 or more.")
+            if value > MAX_PROCESSES:
+                raise UsageError(
+                    f"Invalid value for {name}: {value} is above {MAX_PROCESSES}.",
+                    "Give at most the number of processors of this machine.",
+                )
         if not 0 < self.memory_gb < math.inf:
             raise UsageError(
                 f"Invalid value for --mem: {self.memory_gb:g} GB.",

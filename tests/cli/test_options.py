@@ -126,6 +126,7 @@ def test_keys_are_unique_and_every_option_has_help_and_a_heading() -> None:
     ("arguments", "said"),
     [
         (["--mem", "8"], "Invalid value for --mem: '8' has no unit and is too little in MB; write 8GB"),
+        (["--mem", "0"], "Invalid value for --mem: '0' has no unit and is too little in MB; write 8GB"),
         (["--nthreads", "two"], "Invalid value for --nprocs: 'two' is not a whole number"),
         (["--fd_spike_threshold", "x"], "Invalid value for --fd-spike-threshold: 'x' is not a number"),
         (["-t"], "Invalid value for --task-id: expected at least one argument"),
@@ -135,6 +136,13 @@ def test_the_error_of_an_invalid_value_names_its_option(arguments: list[str], sa
     with pytest.raises(SystemExit):
         parse_settings(["in", "out", "participant", *arguments])
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0", "1025", "99999999999999999999"])
+@pytest.mark.parametrize("option", ["--nprocs", "--omp-nthreads"])
+def test_numbers_of_processes_and_threads_have_limits(option: str, number: str) -> None:
+    with pytest.raises(UsageError, match=f"Invalid value for {option}: {number} is"):
+        parse_settings(["in", "out", "participant", option, number])
 
 
 def test_a_config_file_accepts_settings_only(tmp_path: Path) -> None:
