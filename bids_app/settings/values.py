@@ -65,9 +65,8 @@ def memory_gb(text: str) -> float:
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?i?B?)\s*", text, re.IGNORECASE)
     if match and not match[2]:
         if float(match[1]) < MIN_BARE_MB:
-            raise argparse.ArgumentTypeError(
-                f"'{text}' has no unit and is too little in MB; write {text if float(match[1]) else 8}GB"
-            )
+            meant = text if float(match[1]) else "8"
+            raise argparse.ArgumentTypeError(f"'{text}' has no unit and is too little in MB; write {meant}GB")
         return float(match[1]) / 1000
     unit = match[2].upper().removesuffix("B") if match else ""
     if not match or unit not in SIZE_UNITS_GB:
