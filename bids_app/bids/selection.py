@@ -121,7 +121,7 @@ def find_lesion(t1w: Path, rois: Sequence[Path], notes: list[str]) -> Path | Non
     if not found:
         return None
     lesion = min(found)[-1]
-    notes.append(f"The lesion of {lesion.name} was left out of the registration to the template.")
+    notes.append(f"The lesion of {lesion.name} is left out of the registration to the template.")
     return lesion
 
 

@@ -33,6 +33,11 @@ VOLUMES = (0.35, 1.4)
 """Range of the volume of the brain in the boldref, relative to the T1w: half of the voxel size gives an eighth."""
 MIN_WHOLE_VOLUME = 0.65
 """Minimum of the same if no slices cut the brain: 0.8 of the voxel size gives a half."""
+MAX_MOVED_MM = 3.0
+"""Maximum displacement by a boundary-based refinement that was not accepted: right alignments have up to 2.9, 11 of 17
+wrong ones 3.3 and more (the refinements of the others were accepted, or are smaller)."""
+MIN_BRAIN_SEEN = 0.5
+"""Fraction of the brain in the field of view below which that is the likely cause of a doubtful alignment."""
 MAX_VOXEL_MM = 5.0
 """Maximum voxel size of a boldref for the comparison with the mirrored T1w: the folds must be visible. A right
 alignment of a real boldref resampled to 7 mm has a `control_ratio` of 0.93 (0.82 with its own voxels)."""
@@ -207,6 +212,11 @@ def signs_of_error(quality: Mapping[str, float]) -> list[str]:
         signs.append(
             f"the T1w mirrored left-right fits {control_ratio(quality):.2f} times as well, above {MAX_CONTROL_RATIO}"
         )
+    if not quality.get("bbr_used", 1.0) and quality.get("bbr_moved_mm", 0.0) > MAX_MOVED_MM:
+        signs.append(
+            f"boundary-based registration would move the image by {quality['bbr_moved_mm']:.1f} mm, above "
+            f"{MAX_MOVED_MM:g}"
+        )
     signs += [
         f"an affine fit scales axis {axis} of the BOLD image by {scale:.2f}, outside {SCALES[0]} to {SCALES[1]}"
         for axis, scale in wrong_scales(quality)
@@ -280,6 +290,8 @@ def likely_cause(
         )
     if wrong_scales(quality):  # also of wrong pairs, if the boldref is a slab
         return VOXEL_SIZE + (f" Or {OTHER_PERSON}" if compared and control_ratio(quality) > MAX_CONTROL_RATIO else "")
+    if quality.get("coreg_brain_seen", 1.0) < MIN_BRAIN_SEEN:
+        return f"only {quality['coreg_brain_seen']:.0%} of the brain in the field of view? Or {OTHER_PERSON}"
     return OTHER_PERSON
 
 

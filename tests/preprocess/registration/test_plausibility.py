@@ -118,6 +118,7 @@ def test_the_affine_fit_starts_from_several_scales_along_the_slices(pair, tmp_pa
     [
         ({"coreg_mirrored": 0.133, "bbr_cost": 0.87}, "mirrored left-right fits 0.92 times as well"),
         ({"coreg_scale_k": 1.3}, "scales axis k of the BOLD image by 1.30"),
+        ({"bbr_used": 0.0, "bbr_moved_mm": 3.98}, "registration would move the image by 4.0 mm, above 3"),
         ({"coreg_scale_i": 0.7}, "scales axis i of the BOLD image by 0.70"),
     ],
 )
@@ -138,6 +139,11 @@ def test_voxels_in_which_folds_are_invisible_are_not_compared_with_the_mirrored_
     assert signs_of_error(unknown) == []
     monkeypatch.setattr(module, "find_turn", lambda *args: ("left-right", 0.0))
     assert "voxel size" in likely_cause(pair, np.eye(4), unknown | {"coreg_scale_k": 1.4}, 1500.0, tmp_path)
+
+
+def test_a_refinement_that_was_accepted_or_is_small_is_no_sign():
+    assert signs_of_error(GOOD | {"bbr_used": 1.0, "bbr_moved_mm": 3.5}) == []
+    assert signs_of_error(GOOD | {"bbr_used": 0.0, "bbr_moved_mm": 2.9}) == []
 
 
 def test_scales_that_hardly_raise_the_similarity_are_no_sign():
@@ -170,6 +176,7 @@ def test_one_measure_without_contrast_is_no_sign(change):
         ({"coreg_mirrored": 0.2}, 0.1, 3200.0, "voxel size or slice gap"),
         ({"coreg_scale_k": 1.3, "coreg_mirrored": 0.14, "bbr_cost": 0.93}, 0.1, 1500.0, "Or T1w of another person"),
         ({}, 0.1, 1500.0, "T1w of another person, or left and right flipped"),
+        ({"coreg_brain_seen": 0.36}, 0.1, 1500.0, "only 36% of the brain in the field of view"),
     ],
 )
 def test_the_likely_cause_is_named(pair, tmp_path, monkeypatch, change, turned, brain_ml, words):
