@@ -99,9 +99,8 @@ def test_a_checkpoint_larger_than_its_file_is_refused_at_once(tmp_path: Path, re
     refused(lambda: load_model(path), path)
 
 
-@pytest.mark.parametrize("grid", [{"img_size": [4096] * 4, "patch_size": [1] * 4}, {}])
-def test_the_largest_valid_configuration_allocates_nothing_without_weights(tmp_path: Path, refused, grid) -> None:
-    changes = grid | {"embed_dim": 4096, "depths": [31] * 8}
+def test_the_largest_valid_configuration_allocates_nothing_without_weights(tmp_path: Path, refused) -> None:
+    changes = {"img_size": [4096] * 4, "patch_size": [1] * 4, "embed_dim": 4096, "depths": [31] * 8}
     path = write(tmp_path / "a.safetensors", encoder_bytes(changes))
     refused(lambda: load_model(path), path)
     with pytest.raises(BadDataError, match="248 blocks, but the file has only"):
