@@ -19,13 +19,23 @@ from bids_app.files import read_output
 
 OWNER_FILE = "neurostorm.json"
 PATTERN = "pymp-*"
+MAX_BYTES = 70
+"""Maximum length of the path of the temporary folder: that of a socket has at most 107 bytes."""
+SHORT = "/tmp"
+"""Folder of the sockets if the path of the temporary folder is longer."""
 
 
 def mark() -> Path:
     """Make the socket folder of this process, if there is none, and write its owner to it."""
     from multiprocessing.util import get_temp_dir  # not needed by the process that supervises a run
 
-    folder = Path(get_temp_dir())
+    usual = tempfile.gettempdir()
+    if len(os.fsencode(usual)) > MAX_BYTES:
+        tempfile.tempdir = SHORT
+    try:
+        folder = Path(get_temp_dir())
+    finally:
+        tempfile.tempdir = usual
     owner = {"pid": os.getpid(), "started": start_time(os.getpid()), "place": process_scope()}
     (folder / OWNER_FILE).write_text(json.dumps(owner))
     return folder
@@ -34,10 +44,11 @@ def mark() -> Path:
 def remove_abandoned() -> list[Path]:
     """Remove the socket folders of this user whose runs have ended, and return them; those of other programs stay."""
     removed = []
-    for folder in Path(tempfile.gettempdir()).glob(PATTERN):
-        if _is_abandoned(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            removed.append(folder)
+    for place in {tempfile.gettempdir(), SHORT}:
+        for folder in Path(place).glob(PATTERN):
+            if _is_abandoned(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+                removed.append(folder)
     return removed
 
 

@@ -107,3 +107,26 @@ def test_the_folder_of_another_user_and_a_link_are_kept(temporary: Path, monkeyp
 def test_a_folder_that_others_can_write_is_kept(temporary: Path) -> None:
     make_folder(temporary).chmod(0o777)
     assert remove_abandoned() == []
+
+
+LONG = """
+import tempfile
+from bids_app.workflow import sockets
+
+before = tempfile.gettempdir()
+print(sockets.mark().parent, tempfile.gettempdir() == before)
+"""
+
+
+def test_a_long_path_of_the_temporary_folder_does_not_hold_the_sockets(tmp_path: Path) -> None:
+    """The system refuses sockets whose path has more than 107 bytes."""
+    folder = tmp_path / ("x" * 90)
+    folder.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", LONG],
+        env=os.environ | {"TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["/tmp", "True"]
