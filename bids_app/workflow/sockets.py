@@ -19,7 +19,7 @@ from bids_app.files import read_output
 
 OWNER_FILE = "neurostorm.json"
 PATTERN = "pymp-*"
-MAX_BYTES = 70
+MAX_BYTES = 75
 """Maximum length of the path of the temporary folder: that of a socket has at most 107 bytes."""
 SHORT = "/tmp"
 """Folder of the sockets if the path of the temporary folder is longer."""

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,9 +35,12 @@ raise SystemExit(code)
 
 
 @pytest.fixture
-def temporary(tmp_path: Path, monkeypatch) -> Path:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    return tmp_path
+def temporary(monkeypatch) -> Iterator[Path]:
+    """A temporary folder with a path that is short enough for sockets."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setattr("bids_app.workflow.sockets.SHORT", folder)
+        yield Path(folder)
 
 
 def make_folder(parent: Path, **changes: object) -> Path:
