@@ -150,6 +150,16 @@ def read_output(path: Path) -> bytes:
         return file.read()
 
 
+def read_output_table(path: Path) -> list[dict[str, str]]:
+    """Read a tab-separated table of the output folder; see `read_output`.
+
+    Raises
+    ------
+    OSError, UnicodeDecodeError, csv.Error
+    """
+    return list(csv.DictReader(io.StringIO(read_output(path).decode(), newline=""), delimiter="\t"))
+
+
 def read_text(path: Path, max_bytes: int) -> str:
     """Read a regular UTF-8 file, with or without a byte order mark; see `read_file` for the other errors.
 

@@ -942,7 +942,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "a T1w that fits mirrored is doubted",
         "bids_app/preprocess/registration/plausibility.py",
-        '    if "coreg_mirrored" in quality and control_ratio(quality) > MAX_CONTROL_RATIO:\n',
+        "    if control_ratio(quality) > MAX_CONTROL_RATIO:\n",
         "    if False:\n",
         ("preprocess/registration/test_plausibility.py::test_signs_name_measure_and_value",),
     ),

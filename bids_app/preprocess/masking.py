@@ -133,3 +133,8 @@ def count_dummies(source: VolumeSource, tr: float) -> int:
     while n_dummy < n_max and means[n_dummy] - middle > limit:
         n_dummy += 1
     return n_dummy
+
+
+def volume_ml(mask: np.ndarray, affine: np.ndarray) -> float:
+    """Return the volume of a mask, mL."""
+    return float(mask.sum()) * abs(float(np.linalg.det(affine[:3, :3]))) / 1e3

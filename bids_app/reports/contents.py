@@ -6,7 +6,6 @@ Files that cannot be read are listed in the report and do not stop it.
 from __future__ import annotations
 
 import csv
-import io
 import json
 import math
 import re
@@ -21,7 +20,7 @@ from urllib.parse import quote
 
 from bids_app.bids.entities import join_name, natural_key, split_name
 from bids_app.errors import BadDataError
-from bids_app.files import read_output
+from bids_app.files import read_output, read_output_table
 from bids_app.outputs.schema import (
     OK,
     AttributionSidecar,
@@ -330,7 +329,7 @@ class Reader:
 
     def _regions(self, path: Path) -> RegionTable | None:
         try:
-            rows = tuple(csv.DictReader(io.StringIO(read_output(path).decode(), newline=""), delimiter="\t"))
+            rows = tuple(read_output_table(path))
             for row in rows:
                 float(row["attribution"]), float(row["std"]), row["name"], row["voxels"], row["tokens"]
         except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:

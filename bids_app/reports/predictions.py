@@ -5,8 +5,6 @@ Outputs of earlier versions have no verdict, uncertainty or views; the report th
 
 from __future__ import annotations
 
-import csv
-import io
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +14,7 @@ from typing import Any
 import bids_app.outputs.schema as schema
 from bids_app.bids.entities import split_name
 from bids_app.catalog.cards import plain
-from bids_app.files import read_output
+from bids_app.files import read_output_table
 from bids_app.outputs.schema import REFUSE, WARN, PredictionSidecar, Reliability, Views
 
 NOT_KNOWN = "unknown"
@@ -164,7 +162,7 @@ def read_prediction(path: Path, url: str, sidecar: PredictionSidecar) -> Reporte
     OSError, ValueError, KeyError, TypeError, StopIteration, csv.Error
         The table is invalid.
     """
-    rows = list(csv.DictReader(io.StringIO(read_output(path).decode(), newline=""), delimiter="\t"))
+    rows = read_output_table(path)
     mean = next(row for row in rows if row["clip"] == "mean")
     clips = [row for row in rows if row["clip"] != "mean"]
     verdict = format_verdict(sidecar.verdict)

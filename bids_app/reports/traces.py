@@ -5,15 +5,13 @@ The carpet plot is a separate file; with these series the reader can step throug
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bids_app.files import read_output
+from bids_app.files import read_output, read_output_table
 
 SPAN = re.compile(r'<svg\b[^>]*\bdata-span="([\d.]+) ([\d.]+)"')
 HEAD = 2000
@@ -91,7 +89,7 @@ def read_trace(confounds: Path, figure: Path, url: str, tr: float | None) -> Tra
     OSError, ValueError, csv.Error
         The confounds table cannot be read.
     """
-    rows = list(csv.DictReader(io.StringIO(read_output(confounds).decode(), newline=""), delimiter="\t"))
+    rows = read_output_table(confounds)
     dvars = "std_dvars" if rows and "std_dvars" in rows[0] else "dvars"
     signal = _column(rows, "global_signal")
     known = [value for value in signal if value is not None]

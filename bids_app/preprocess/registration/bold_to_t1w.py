@@ -13,6 +13,7 @@ from bids_app.errors import RegistrationError
 from bids_app.preprocess.anatomical import Anatomy
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.io.images import read_volume, save_image
+from bids_app.preprocess.masking import volume_ml
 from bids_app.preprocess.registration.alignment import Alignment, Tissues, finish_alignment
 from bids_app.preprocess.registration.ants import (
     Image,
@@ -136,11 +137,6 @@ def align_rigidly(
         cause = likely_cause(pair, matrix, quality, volume_ml(t1w_mask, t1w.affine), out_dir, seed)
         doubts = (describe(signs, reference.source.name, t1w_name, cause),)
     return RigidAlignment(matrix, quality, warnings, doubts)
-
-
-def volume_ml(mask: np.ndarray, affine: np.ndarray) -> float:
-    """Return the volume of a mask, mL."""
-    return float(mask.sum()) * abs(float(np.linalg.det(affine[:3, :3]))) / 1e3
 
 
 def brain_of(t1w: Image, mask: np.ndarray) -> Image:

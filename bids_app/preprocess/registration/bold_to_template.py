@@ -15,7 +15,7 @@ from scipy import ndimage
 from bids_app.catalog.templates import Template, load_template
 from bids_app.errors import RegistrationError
 from bids_app.preprocess.io.images import read_volume
-from bids_app.preprocess.masking import ball, largest_part
+from bids_app.preprocess.masking import ball, largest_part, volume_ml
 from bids_app.preprocess.registration.alignment import Alignment, Tissues, finish_alignment
 from bids_app.preprocess.registration.ants import (
     Image,
@@ -131,8 +131,7 @@ def cause_of_size(quality: Mapping[str, float], reference: EpiReference) -> str:
         Its mask tells the size of the brain if the alignment does not.
     """
     data, affine = read_volume(reference.mask)
-    volume_ml = float((data > 0.5).sum()) * abs(float(np.linalg.det(affine[:3, :3]))) / 1e3
-    small = volume_ml < SMALL_ML and not cut_ends(data > 0.5, affine)
+    small = volume_ml(data > 0.5, affine) < SMALL_ML and not cut_ends(data > 0.5, affine)
     scales = quality.get("norm_scale_min", 1.0), quality.get("norm_scale_max", 1.0)
     usual = SCALES[0] <= min(scales) <= max(scales) <= SCALES[1]
     if usual and not small and BRAIN_ML[0] <= quality.get("norm_brain_ml", 1500.0) <= BRAIN_ML[1]:
@@ -241,7 +240,7 @@ def _check_direct(epi: EpiView, target: Template, found: Registration, affine_pa
     warped_mask = resample_mask(target.mask, target.affine, epi.mask.shape, epi.image.affine, found.inverse)
     seen = epi.image.inside(found.chain(grid_points(target.mask.shape, target.affine, target.mask)))
     scales = np.linalg.svd(affine_part[:3, :3], compute_uv=False)
-    volume = float(warped_mask.sum()) * abs(float(np.linalg.det(epi.image.affine[:3, :3]))) / 1e3
+    volume = volume_ml(warped_mask, epi.image.affine)
     return {
         "coreg_dice": dice(warped_mask, epi.mask),
         "coreg_brain_seen": float(seen.mean()),

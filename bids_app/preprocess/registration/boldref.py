@@ -13,7 +13,7 @@ from scipy import ndimage
 from bids_app.errors import BadDataError
 from bids_app.preprocess.anatomical import bias_field
 from bids_app.preprocess.io.images import read_volume, save_image
-from bids_app.preprocess.masking import ball, brain_mask, head_mask
+from bids_app.preprocess.masking import ball, brain_mask, head_mask, volume_ml
 from bids_app.preprocess.registration.ants import (
     Image,
     centre_of_mass,
@@ -91,7 +91,7 @@ def mask_boldref(source: Path, boldref: Path, out_dir: Path) -> EpiReference:
     bias = bias_field(iso, head_mask(iso.data, iso.affine), shrink=2)
     corrected = (data / (resample_to(bias - 1, iso.affine, data.shape, affine) + 1)).astype(np.float32)
     mask = brain_mask(corrected, affine)
-    volume = float(mask.sum()) * abs(float(np.linalg.det(affine[:3, :3]))) / 1e3
+    volume = volume_ml(mask, affine)
     if volume < MIN_EPI_BRAIN_ML:
         raise BadDataError(
             f"{source.name}: no brain was found; the largest bright component has {volume:.0f} mL (at least "

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from bids_app.errors import RegistrationError
+from bids_app.preprocess.masking import volume_ml
 from bids_app.preprocess.registration.ants import Image, Stage, register, similarity
 from bids_app.preprocess.registration.bbr import Boundary, BoundaryCost
 from bids_app.preprocess.registration.boldref import EpiView, cut_ends
@@ -28,7 +29,7 @@ SCALE_STAGE = Stage("Affine[0.1]", (60, 40), (3, 2), (2, 1), METRIC, "1e-5,10")
 TURN_STAGE = Stage("Rigid[0.2]", (60, 30), (4, 2), (3, 1), METRIC, "1e-5,10")
 
 MAX_CONTROL_RATIO = 0.88
-"""Maximum of `control_ratio`: right alignments have up to 0.85, wrong ones 0.91 and more."""
+"""Maximum of `control_ratio`: right alignments have up to 0.85, wrong ones 0.91 and more, but for one with 0.87."""
 VOLUMES = (0.35, 1.4)
 """Range of the volume of the brain in the boldref, relative to the T1w: half of the voxel size gives an eighth."""
 MIN_WHOLE_VOLUME = 0.65
@@ -79,7 +80,7 @@ class Pair:
     @property
     def epi_ml(self) -> float:
         """Volume of the brain in the boldref, mL."""
-        return float(self.epi.mask.sum()) * abs(float(np.linalg.det(self.epi.image.affine[:3, :3]))) / 1e3
+        return volume_ml(self.epi.mask, self.epi.image.affine)
 
     def similarity(self, matrix: np.ndarray) -> float:
         """Compute the mutual information for a matrix from boldref to T1w."""
@@ -208,7 +209,7 @@ def signs_of_error(quality: Mapping[str, float]) -> list[str]:
         Of the coregistration, with the results of `compare_with_mirror` and `fit_scales`.
     """
     signs = []
-    if "coreg_mirrored" in quality and control_ratio(quality) > MAX_CONTROL_RATIO:
+    if control_ratio(quality) > MAX_CONTROL_RATIO:
         signs.append(
             f"the T1w mirrored left-right fits {control_ratio(quality):.2f} times as well, above {MAX_CONTROL_RATIO}"
         )
@@ -242,8 +243,8 @@ def cost_ratio(quality: Mapping[str, float]) -> float | None:
 
 
 def similarity_ratio(quality: Mapping[str, float]) -> float:
-    """Return the similarity with the mirrored T1w, relative to the T1w as stored."""
-    return quality["coreg_mirrored"] / max(quality["coreg_similarity"], 1e-9)
+    """Return the similarity with the mirrored T1w, relative to the T1w as stored; 0 if they were not compared."""
+    return quality.get("coreg_mirrored", 0.0) / max(quality["coreg_similarity"], 1e-9)
 
 
 def wrong_scales(quality: Mapping[str, float]) -> list[tuple[str, float]]:
@@ -278,8 +279,7 @@ def likely_cause(
     least = VOLUMES[0] if cut_ends(pair.epi.mask, pair.epi.image.affine) else MIN_WHOLE_VOLUME
     if not least <= volume <= VOLUMES[1]:
         return VOXEL_SIZE
-    compared = "coreg_mirrored" in quality
-    mirrored = max(similarity_ratio(quality), cost_ratio(quality) or 0.0) if compared else 0.0
+    mirrored = max(similarity_ratio(quality), cost_ratio(quality) or 0.0)
     if mirrored > FLIPPED:
         return f"left and right flipped in one of the two? The mirrored T1w fits {mirrored:.1f} times as well."
     images = pair.epi.image, pair.brain, pair.epi.near
@@ -289,7 +289,7 @@ def likely_cause(
             f"one of the two upside down or back to front? It fits better turned by 180 degrees about the {axis} axis."
         )
     if wrong_scales(quality):  # also of wrong pairs, if the boldref is a slab
-        return VOXEL_SIZE + (f" Or {OTHER_PERSON}" if compared and control_ratio(quality) > MAX_CONTROL_RATIO else "")
+        return VOXEL_SIZE + (f" Or {OTHER_PERSON}" if control_ratio(quality) > MAX_CONTROL_RATIO else "")
     if quality.get("coreg_brain_seen", 1.0) < MIN_BRAIN_SEEN:
         return f"only {quality['coreg_brain_seen']:.0%} of the brain in the field of view? Or {OTHER_PERSON}"
     return OTHER_PERSON

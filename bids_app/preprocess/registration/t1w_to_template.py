@@ -12,7 +12,7 @@ from scipy import ndimage
 from bids_app.catalog.templates import Template
 from bids_app.errors import RegistrationError
 from bids_app.preprocess.brain_extraction import VOLUME_ML
-from bids_app.preprocess.masking import ball, head_mask, largest_part
+from bids_app.preprocess.masking import ball, head_mask, largest_part, volume_ml
 from bids_app.preprocess.registration.ants import (
     Image,
     Registration,
@@ -192,7 +192,7 @@ def likely_cause(
 ) -> str:
     """Return the likely cause of a failed alignment as a sentence after a space; empty: none was found."""
     head = head_mask(moving.data, moving.affine)
-    if cause := voxel_size_cause(float(head.sum()) * abs(float(np.linalg.det(moving.affine[:3, :3]))) / 1e3):
+    if cause := voxel_size_cause(volume_ml(head, moving.affine)):
         return cause
     centre = centre_of_mass(attempt.fixed, target.mask)
     images = attempt.fixed, attempt.moving, attempt.near
@@ -282,7 +282,7 @@ def check_normalisation(
         "norm_dice": dice(back, target.mask),
         "norm_scale_min": float(scales.min()),
         "norm_scale_max": float(scales.max()),
-        "norm_brain_ml": float(mask.sum()) * abs(float(np.linalg.det(moving.affine[:3, :3]))) / 1e3,
+        "norm_brain_ml": volume_ml(mask, moving.affine),
     }
     return quality if brain is None else quality | {"norm_mask_dice": dice(mask, brain)}
 

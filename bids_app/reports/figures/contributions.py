@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bids_app.reports.contents import SIGNIFICANT
 from bids_app.reports.figures.style import HAIRLINE, INK, MUTED, PALETTE, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -16,7 +17,6 @@ MAX_BARS = 10
 """Maximum number of regions of each sign."""
 LONGEST_NAME = 40
 """Letters of a region's name."""
-SIGNIFICANT = 0.05
 
 
 def plot_contributions(table: pd.DataFrame, path: Path, *, title: str, unit: str = "") -> Path:
