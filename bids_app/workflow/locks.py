@@ -9,6 +9,7 @@ after `STALE_SECONDS` without a touch. All times are in the clock of the file sy
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import socket
@@ -128,13 +129,14 @@ def _acquire(path: Path) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         own.write_text(json.dumps(content))
-        for _ in range(3):
+        for _ in range(3):  # the lock may be released meanwhile
             if _link(own, path):
                 return mark
-            holder = _read(path)
-            if not _is_dead(path, holder, now=own.stat().st_mtime):
-                raise _held_by(path, holder)
-            _remove_dead(path, holder)
+            seen = _state(path)
+            if seen and not _is_dead(path, _owner(seen[1]), now=own.stat().st_mtime):
+                break
+            if seen and _replace_dead(path, seen, own):
+                return mark
         raise _held_by(path, _read(path))
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -145,6 +147,34 @@ def _acquire(path: Path) -> str:
     finally:
         with suppress(OSError):
             own.unlink(missing_ok=True)
+
+
+def _replace_dead(path: Path, seen: tuple[int, bytes], own: Path) -> bool:
+    """Replace the lock of a dead owner by our own file; False if another process does so or has done so.
+
+    One process at a time may replace a given lock: it holds a second lock, which is named after the state of the
+    first. Otherwise it could remove what another process has created since it looked.
+    """
+    claim = path.with_name(f".{path.name}.{hashlib.sha256(repr(seen).encode()).hexdigest()[:16]}")
+    try:
+        mark = _acquire(claim)
+    except TemporaryError:
+        return False
+    try:
+        if _state(path) != seen:
+            return False
+        os.replace(own, path)
+    finally:
+        release({claim: mark})
+    return True
+
+
+def _state(path: Path) -> tuple[int, bytes] | None:
+    """Return the modification time and content of a lock file; None if there is none."""
+    try:
+        return path.stat().st_mtime_ns, path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def release(locks: Mapping[Path, str]) -> None:
@@ -174,10 +204,17 @@ def _link(own: Path, path: Path) -> bool:
 def _read(path: Path) -> dict[str, Any]:
     """Read the owner of a lock; empty if it is gone or incomplete."""
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
+        return _owner(path.read_bytes())
+    except OSError:
         return {}
-    return content if isinstance(content, dict) else {}
+
+
+def _owner(content: bytes) -> dict[str, Any]:
+    try:
+        owner = json.loads(content)
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
 
 
 def _is_dead(path: Path, holder: dict[str, Any], now: float) -> bool:
@@ -205,17 +242,6 @@ def _is_requeued(holder: dict[str, Any]) -> bool:
     """Check if SLURM has restarted the job of an owner as this job: it ends all processes of a job before that."""
     ours, restarts = _slurm_job(), holder.get("restarts")
     return bool(ours) and holder.get("job") == ours["job"] and isinstance(restarts, int) and restarts < ours["restarts"]
-
-
-def _remove_dead(path: Path, holder: dict[str, Any]) -> None:
-    """Remove the lock of a dead owner; restore it if another process has replaced it meanwhile."""
-    aside = temporary_name(path)
-    with suppress(FileNotFoundError):
-        path.rename(aside)
-        if _read(aside) != holder:
-            with suppress(OSError):
-                os.link(aside, path)
-        aside.unlink()
 
 
 def _held_by(path: Path, holder: dict[str, Any]) -> TemporaryError:

@@ -203,10 +203,15 @@ def test_a_folder_without_write_permission_is_an_error(tmp_path: Path) -> None:
         held.acquire(tmp_path / "file" / "running.json")
 
 
-def compete(path: Path, start, wins) -> None:
-    """Compete with other processes for a stale lock; fails if two hold it at the same time."""
-    start.wait()
-    for _ in range(20):
+ROUNDS = 40
+
+
+def compete(path: Path, barrier, wins) -> None:
+    """Compete with other processes for stale locks; fails if two hold one at the same time."""
+    for _ in range(ROUNDS):
+        if barrier.wait() == 0:
+            write_lock(path, pid=999_999_999)
+        barrier.wait()
         try:
             with Locks() as held:
                 held.acquire(path)
@@ -214,25 +219,64 @@ def compete(path: Path, start, wins) -> None:
                 mark.touch(exist_ok=False)  # raises if another is inside
                 time.sleep(0.002)
                 mark.unlink()
-                wins.value += 1
+                with wins:
+                    wins.value += 1
         except TemporaryError:
-            time.sleep(0.001)
+            pass
+        finally:
+            barrier.wait()
 
 
 def test_of_many_competitors_for_a_stale_lock_one_holds_it_at_a_time(path: Path) -> None:
-    write_lock(path, pid=999_999_999)
-    start, wins = FORK.Event(), FORK.Value("i", 0)
-    racers = [FORK.Process(target=compete, args=(path, start, wins)) for _ in range(6)]
+    barrier, wins = FORK.Barrier(6, timeout=60), FORK.Value("i", 0)
+    racers = [FORK.Process(target=compete, args=(path, barrier, wins)) for _ in range(6)]
     for racer in racers:
         racer.start()
-    start.set()
     for racer in racers:
         racer.join()
     assert [racer.exitcode for racer in racers] == [0] * 6
-    assert wins.value > 0
+    assert wins.value >= ROUNDS
     assert not path.exists()
     remove_leftovers(path.parent)
     assert list(path.parent.iterdir()) == []
+
+
+def test_a_lock_that_replaced_a_stale_one_is_not_replaced_by_a_slower_process(path: Path, monkeypatch) -> None:
+    """Both have read the lock of the dead owner; the slower one acts after the faster one has acquired the lock."""
+    write_lock(path, pid=999_999_999)
+    real = locks._is_dead
+    with Locks() as faster, Locks() as slower:
+
+        def overtaken(*arguments, **keywords) -> bool:
+            monkeypatch.setattr(locks, "_is_dead", real)
+            dead = real(*arguments, **keywords)
+            faster.acquire(path)
+            return dead
+
+        monkeypatch.setattr(locks, "_is_dead", overtaken)
+        with pytest.raises(TemporaryError):
+            slower.acquire(path)
+        assert path.exists()
+    assert list(path.parent.iterdir()) == []
+
+
+def test_a_lock_that_a_killed_process_was_about_to_replace_is_replaced(path: Path, monkeypatch) -> None:
+    write_lock(path, pid=999_999_999)
+    replacing = FORK.Process(target=die_while_replacing, args=(path,))
+    replacing.start()
+    replacing.join()
+    assert replacing.exitcode == -signal.SIGKILL
+    remove_leftovers(path.parent)
+    assert len(list(path.parent.iterdir())) == 2  # the dead owner's, and that of the process that was replacing it
+    with Locks() as held:
+        held.acquire(path)
+    assert list(path.parent.iterdir()) == []
+
+
+def die_while_replacing(path: Path) -> None:
+    locks.os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    with Locks() as held:
+        held.acquire(path)
 
 
 def test_a_full_disk_is_no_question_of_permissions(tmp_path: Path, monkeypatch) -> None:
