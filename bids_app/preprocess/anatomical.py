@@ -37,7 +37,7 @@ LESION_MARGIN_MM = 8.0
 With a simulated lesion, the false displacement around it was 1.3 mm without a mask, 1.5 mm with a mask without margin,
 0.5 mm with this margin, and 0.2 mm without the lesion."""
 MAX_LESION = 0.5
-"""Maximum share of the brain that a lesion mask covers; an inverted mask covers more."""
+"""Maximum share of the brain or image that a lesion mask covers; an inverted mask covers more."""
 BIAS_MARGIN_MM = 6.0
 """The bias field is estimated in the brain and this far around it."""
 SMALL_FIELD = 1.2
@@ -339,18 +339,41 @@ def outside_lesion(lesion: Path, image: Image, brain: np.ndarray | None) -> np.n
     brain : numpy.ndarray, (X, Y, Z) bool, optional
         Brain mask on the grid of the image.
     """
-    data, affine = read_volume(lesion)
-    mask = (data.reshape(data.shape[:3]) != 0).astype(np.float32)
-    sick = resample_to(mask, affine, image.data.shape, image.affine) > LESION_EDGE
-    within = sick if brain is None else sick & brain
-    share = float(within.sum()) / float(sick.size if brain is None else brain.sum())
+    mask, affine = read_lesion(lesion)
+    sick = resample_to(mask.astype(np.float32), affine, image.data.shape, image.affine) > LESION_EDGE
+    if brain is not None:
+        check_lesion(float((sick & brain).sum()) / float(brain.sum()), "the brain", lesion)
+    return ~ndimage.binary_dilation(sick, ball(LESION_MARGIN_MM, image.affine))
+
+
+def read_lesion(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read a lesion mask: (X, Y, Z) bool, and its affine (4, 4).
+
+    Raises
+    ------
+    BadDataError
+        It is empty, or covers most of the image.
+    """
+    data, affine = read_volume(path)
+    mask = data.reshape(data.shape[:3]) != 0
+    check_lesion(float(mask.mean()), "the image", path)
+    return mask, affine
+
+
+def check_lesion(share: float, what: str, path: Path) -> None:
+    """Check the share of the brain or image that a lesion mask covers.
+
+    Raises
+    ------
+    BadDataError
+        It is 0, or above `MAX_LESION`.
+    """
     if not 0 < share <= MAX_LESION:
         raise BadDataError(
-            f"{lesion.name}: the lesion mask covers {share:.1%} of the brain; more than 0 and at most {MAX_LESION:.0%} "
-            "are possible.",
+            f"{path.name}: the lesion mask covers {share:.1%} of {what}; more than 0 and at most {MAX_LESION:.0%} are "
+            "possible.",
             "Check that it is in the space of the T1w image, 1 in the lesion and 0 elsewhere; or remove it.",
         )
-    return ~ndimage.binary_dilation(sick, ball(LESION_MARGIN_MM, image.affine))
 
 
 def _priors(target: Template, moving: Image, inverse: Chain) -> np.ndarray:

@@ -69,11 +69,26 @@ def align_sbref(motion: MotionEstimate, sbref: Path) -> np.ndarray | str:
         return f"{sbref.name}: empty where the run has signal."
     scaled = image * np.float32(np.median(boldref[head]) / brightness)
     aligner = Aligner(boldref, affine, head, PASSES[1], "cpu")
-    pose = aligner.align(scaled[None], np.eye(4)[None])[0]
+    aligned, pose = move(aligner, scaled, np.eye(4))
     moved = np.linalg.norm(apply_matrix(pose @ affine, corners) - apply_matrix(affine, corners), axis=1).max()
-    pull = np.linalg.inv(affine) @ pose @ affine
-    aligned = ndimage.affine_transform(scaled, pull[:3, :3], pull[:3, 3], order=3, mode="nearest")
     similarity = correlation(aligned[head], boldref[head])
+    mirrored = np.flip(scaled, axis=int(np.argmax(np.abs(affine[0, :3]) / np.linalg.norm(affine[:3, :3], axis=0))))
+    centres = apply_matrix(affine, np.array([ndimage.center_of_mass(image) for image in (mirrored, boldref)]))
+    start = np.eye(4)
+    start[:3, 3] = centres[0] - centres[1]
+    as_mirrored = correlation(move(aligner, mirrored, start)[0][head], boldref[head])
+    if as_mirrored > max(similarity, MIN_CORRELATION):
+        return (
+            f"{sbref.name}: left and right flipped, or in the run? Correlation {as_mirrored:.2f} mirrored, "
+            f"{similarity:.2f} as stored."
+        )
     if similarity < MIN_CORRELATION or moved > MAX_MOVED_MM:
         return f"{sbref.name}: not aligned with the run (correlation {similarity:.2f}, moved by {moved:.0f} mm)."
     return np.maximum(aligned, 0).astype(np.float32)
+
+
+def move(aligner: Aligner, image: np.ndarray, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Align an image (X, Y, Z) with the reference of an aligner, from a start (4, 4); return it and its pose."""
+    pose = aligner.align(np.ascontiguousarray(image)[None], start[None])[0]
+    pull = aligner.to_voxels @ pose @ aligner.affine
+    return ndimage.affine_transform(image, pull[:3, :3], pull[:3, 3], order=3, mode="nearest"), pose

@@ -11,7 +11,7 @@ from pathlib import Path
 from bids_app.bids.query import BoldRun
 from bids_app.bids.writer import remove_leftovers
 from bids_app.outputs.publish import remove_earlier
-from bids_app.outputs.schema import FAILED, OK, PredictionSidecar, RunOutcome
+from bids_app.outputs.schema import FAILED, OK, EmbeddingsSidecar, PredictionSidecar, QualitySidecar, RunOutcome
 from bids_app.reports.participant import build_participant_report
 from bids_app.terminal import VERBOSE
 from bids_app.workflow.context import RunContext
@@ -115,6 +115,7 @@ class Ends:
                 "%s: %d files of an earlier run, which this one does not make, were removed", stem, len(removed)
             )
             self._ended[stem] = replace(self._ended[stem], removed=removed)
+        self._ended[stem] = replace(self._ended[stem], warnings=warnings_of(self._ended[stem], out_dir) or None)
         self.withheld[stem] = withheld_predictions(self._ended[stem], out_dir)
         own = self.participants[participant]
         unfinished = [other for other in own if other not in self._ended]
@@ -140,6 +141,19 @@ def log_outcome(outcome: RunOutcome) -> None:
         VERBOSE, "%s: %s; %d files, steps of %.0f s in total", outcome.stem, text, len(outcome.outputs), seconds,
         extra={"run": outcome.stem},
     )  # fmt: skip
+
+
+def warnings_of(outcome: RunOutcome, out_dir: Path) -> tuple[str, ...]:
+    """Return the reasons for the verdict on a scan, worst first, and the further warnings of its preprocessing."""
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    for name in outcome.outputs:
+        if name.endswith("_embeddings.json"):
+            verdict = EmbeddingsSidecar.read(out_dir / name).verdict
+            reasons = verdict.reasons if verdict else ()
+        elif name.endswith("_desc-quality_metrics.json"):
+            warnings = QualitySidecar.read(out_dir / name).warnings or ()
+    return (*reasons, *(warning for warning in warnings if not any(warning in reason for reason in reasons)))
 
 
 def withheld_predictions(outcome: RunOutcome, out_dir: Path) -> list[tuple[str, str]]:

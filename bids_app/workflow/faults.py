@@ -7,6 +7,7 @@ from pathlib import Path
 
 from bids_app.bids.query import BoldRun
 from bids_app.errors import NeurostormError
+from bids_app.preprocess.anatomical import read_lesion
 from bids_app.preprocess.ingest.derivatives import check_forms
 from bids_app.preprocess.io.completeness import check_complete
 from bids_app.preprocess.io.headers import (
@@ -65,7 +66,7 @@ def inspect_run(
     known = {} if known is None else known
     for path in image_files(run, settings):
         if path not in known:
-            known[path] = image_faults(path, is_t1w=path == run.t1w)
+            known[path] = lesion_faults(path) if path == run.lesion else image_faults(path, is_t1w=path == run.t1w)
         faults += known[path]
     with collected(faults):
         check_echoes(run.echoes)
@@ -118,6 +119,15 @@ def faults_of_optional_images(run: BoldRun, settings: Settings) -> dict[Path, Fa
     optional = [path for path in (*t1ws, *fieldmaps, run.sbref) if path and path not in image_files(run, settings)]
     found = {path: image_faults(path, is_t1w=path in t1ws) for path in optional}
     return {path: faults for path, faults in found.items() if faults}
+
+
+def lesion_faults(path: Path) -> Faults:
+    """Check that a lesion mask is complete, not empty and not inverted."""
+    faults: list[NeurostormError] = []
+    with collected(faults):
+        check_complete(path)
+        read_lesion(path)
+    return tuple(faults)
 
 
 def image_faults(path: Path, *, is_t1w: bool) -> Faults:

@@ -44,7 +44,7 @@ LOGGER = logging.getLogger(__name__)
 BATCH_RUNS, BATCH_RUNS_OF_CLUSTER = 100, 1000
 """Minimum number of runs in one graph, which nipype builds in a time that grows with the square of its size."""
 MAX_MESSAGES = 8
-"""Maximum number of failures and withheld predictions in the final summary."""
+"""Maximum number of failures, withheld predictions and warnings in the final summary."""
 
 
 def run_participants(settings: Settings) -> int:
@@ -224,11 +224,12 @@ def announce_scratch(work_dir: Path) -> None:
 def print_summary(
     outcomes: Sequence[RunOutcome], withheld: Mapping[str, list[tuple[str, str]]], settings: Settings, seconds: float
 ) -> None:
-    """Print failed runs with their hints, withheld predictions by run, and the path of the reports."""
+    """Print failed runs with their hints, withheld predictions and warnings by run, and the path of the reports."""
     failures = [outcome for outcome in outcomes if outcome.status != OK]
     messages = [f"{outcome.stem} failed: {outcome.reason}\n{outcome.hint}" for outcome in failures]
     for stem, predictions in withheld.items():
         messages += [f"{stem}: the prediction of {name} is withheld. {reason}" for name, reason in predictions]
+    messages += [f"{outcome.stem}: {warning}" for outcome in outcomes for warning in outcome.warnings or ()]
     n_shown = len(messages) if settings.verbosity else MAX_MESSAGES
     for text in messages[:n_shown]:
         print(indented(f"neurostorm: {text}"), file=sys.stderr)

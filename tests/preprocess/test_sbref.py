@@ -72,6 +72,7 @@ def shifted_header(brain):
         (lambda brain: (np.zeros_like(brain), AFFINE), "empty"),
         (lambda brain: (np.where(brain > 600, np.float32(np.nan), brain), AFFINE), "NaN"),
         (lambda brain: (brain.max() - brain, AFFINE), "not aligned"),
+        (lambda brain: (brain[::-1], AFFINE), "left and right flipped"),
     ],
 )
 def test_an_sbref_that_does_not_fit_is_left_out_with_the_reason(motion, brain, tmp_path, make, reason):

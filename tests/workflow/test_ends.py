@@ -13,13 +13,25 @@ from bids_app.bids.query import BoldRun
 from bids_app.cli.neurostorm import raise_when_terminated
 from bids_app.errors import BadDataError, InputOutputError, Terminated
 from bids_app.outputs.publish import Publication, publish
-from bids_app.outputs.schema import MODEL, PREPROCESSING, Summary
+from bids_app.outputs.schema import (
+    MODEL,
+    PREPROCESSING,
+    WARN,
+    CheckRecord,
+    EmbeddingsSidecar,
+    QualitySidecar,
+    RunOutcome,
+    Summary,
+    VerdictRecord,
+)
 from bids_app.settings import PARTICIPANT, ResourceSettings, Settings
 from bids_app.workflow import ends, participant
 from bids_app.workflow.context import ChosenModel, RunContext
 from bids_app.workflow.graph import Graph
 from bids_app.workflow.method import RunSteps
 from bids_app.workflow.participant import process_runs
+
+WARNINGS = ["bold: no slice times.", "bold: not denoised."]
 
 
 def make_anatomy(participant: str, out_dir: Path) -> Path:
@@ -45,7 +57,7 @@ def hash_nothing(out_dir: Path) -> dict[str, str]:
 def write_file(out_dir: Path, name: str) -> Path:
     path = out_dir / "tree" / name
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({"quality": {}}))
+    path.write_text(json.dumps({"quality": {}, "warnings": WARNINGS}))
     return out_dir / "tree"
 
 
@@ -119,6 +131,35 @@ def test_a_failed_model_does_not_keep_its_preprocessing_from_being_published(stu
         "sub-1_task-b_desc-quality_metrics.json",
         "sub-1_task-b_desc-demo_predictions.json",
     }
+
+
+def test_warnings_of_a_run_are_in_its_summary_and_on_the_terminal(study, capsys) -> None:
+    assert study(**{"sub-1_task-a": "", "sub-2_task-a": "fail"}) == 65
+    for summary in summaries(study.out).values():
+        assert [run.warnings for run in summary.runs] == [tuple(WARNINGS)]
+    said = capsys.readouterr().err
+    for stem in ("sub-1_task-a", "sub-2_task-a"):
+        assert [f"neurostorm: {stem}: {warning}" in said for warning in WARNINGS] == [True, True]
+    assert said.index("sub-2_task-a failed") < said.index("sub-1_task-a: bold")
+
+
+def test_reasons_for_the_verdict_on_the_scan_are_warnings_of_the_run(tmp_path: Path) -> None:
+    """A reason may consist of several warnings of preprocessing, which are not repeated."""
+    verdict = VerdictRecord(
+        level=WARN,
+        checks=(
+            CheckRecord(name="motion", level=WARN, message="The mean FD is 1.2 mm."),
+            CheckRecord(name="preprocessing", level=WARN, message="No field map. Not denoised."),
+        ),
+    )
+    files = {
+        "a_desc-quality_metrics.json": QualitySidecar(quality={}, warnings=("No field map.", "Not denoised.", "Odd.")),
+        "a_desc-x_embeddings.json": EmbeddingsSidecar(verdict=verdict),
+    }
+    for name, sidecar in files.items():
+        (tmp_path / name).write_text(json.dumps(sidecar.to_json()))
+    found = ends.warnings_of(RunOutcome(stem="a", outputs=(*files, "a_bold.svg")), tmp_path)
+    assert found == ("The mean FD is 1.2 mm.", "No field map. Not denoised.", "Odd.")
 
 
 def test_scratch_of_a_published_run_is_deleted_and_the_anatomy_stays_until_the_last_run(study) -> None:

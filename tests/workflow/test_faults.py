@@ -126,6 +126,20 @@ def test_images_that_are_left_out_are_no_faults_of_the_run(run: BoldRun, setting
     assert all("unreadable or truncated" in str(fault) for faults in found.values() for fault in faults)
 
 
+@pytest.mark.parametrize(("value", "expected"), [(0, "covers 0.0% of the image"), (1, "covers 100.0% of the image")])
+def test_a_lesion_mask_that_is_empty_or_inverted_is_a_fault(
+    run: BoldRun, settings: Settings, tmp_path: Path, value: int, expected: str
+) -> None:
+    lesion = tmp_path / "sub-01_label-lesion_roi.nii.gz"
+    mask = np.full((8, 8, 8), value, np.uint8)
+    nib.save(nib.Nifti1Image(mask, np.eye(4)), lesion)
+    (fault,) = inspect_run(replace(run, lesion=lesion), settings)[1]
+    assert f"{lesion.name}: the lesion mask {expected}" in str(fault)
+    mask[:2] = 1 - value
+    nib.save(nib.Nifti1Image(mask if value == 0 else 1 - mask, np.eye(4)), lesion)
+    assert inspect_run(replace(run, lesion=lesion), settings)[1] == ()
+
+
 def test_an_ignored_fieldmap_is_not_checked(run: BoldRun, settings: Settings) -> None:
     assert run.fieldmap is not None
     cut(run.fieldmap.files[0])

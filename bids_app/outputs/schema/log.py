@@ -31,6 +31,8 @@ class RunOutcome(Record):
     """Output files of this run, relative to the output folder."""
     removed: tuple[str, ...] | None = key("removed", several(text))
     """Files of earlier invocations that this one does not make, and that were removed."""
+    warnings: tuple[str, ...] | None = key("warnings", several(text))
+    """Warnings of preprocessing, and reasons for the verdict on the scan."""
     inputs: dict[str, str] = key("inputs", by_name(text), factory=dict)
     """SHA-256 of each input file, by BIDS URI."""
     trace: str = field(default="", repr=False)

@@ -33,6 +33,8 @@ from bids_app.preprocess.io.volumes import Volumes, VolumeSource, chunks
 
 NATIVE_CODE, MNI_CODE = 1, 4
 """NIfTI codes of scanner coordinates and of MNI space."""
+MIN_FINITE_ML = 300.0
+"""Minimum volume of the finite part of a T1w image: that of the smallest brain that is accepted."""
 MAX_SURPLUS = 2**20
 """Bytes accepted after the last volume of a compressed file."""
 
@@ -246,7 +248,7 @@ def read_anatomy(t1w: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     Raises
     ------
     BadDataError
-        The image is empty, or most of its voxels are NaN or infinite.
+        The image is empty, or less than `MIN_FINITE_ML` of it is finite: the background may be NaN.
     """
     _, warnings = examine_anatomy(t1w)
     data, affine = read_volume(t1w)
@@ -254,9 +256,11 @@ def read_anatomy(t1w: Path) -> tuple[np.ndarray, np.ndarray, tuple[str, ...]]:
     finite = np.isfinite(data)
     if not finite.all():
         n_bad = int((~finite).sum())
-        if n_bad > data.size // 2:
+        finite_ml = float(finite.sum()) * abs(float(np.linalg.det(affine[:3, :3]))) / 1e3
+        if finite_ml < MIN_FINITE_ML:
             raise BadDataError(
-                f"{t1w.name}: {n_bad:,} voxels are NaN or infinite.", "Convert the T1w again from DICOM."
+                f"{t1w.name}: {n_bad:,} of {data.size:,} voxels are NaN or infinite.",
+                "Convert the T1w again from DICOM.",
             )
         data = np.where(finite, data, np.float32(0))
         warnings += (f"{t1w.name}: {n_bad:,} voxels are NaN or infinite and were set to 0.",)

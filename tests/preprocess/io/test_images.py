@@ -179,12 +179,19 @@ def test_anatomy_must_be_3d(write_nifti):
         read_anatomy(write_nifti(noise(6, 6, 6, 3), "sub-01_T1w.nii.gz"))
 
 
-def test_nan_in_a_t1w_is_set_to_zero_with_a_warning(write_nifti):
-    data = noise(6, 6, 6)
-    data[0] = np.nan
-    read, _, warnings = read_anatomy(write_nifti(data, "sub-01_T1w.nii.gz"))
+@pytest.mark.parametrize(("n_finite", "accepted"), [(4000, True), (400, True), (200, False)])
+def test_nan_in_a_t1w_is_set_to_zero_with_a_warning_if_a_brain_can_remain(write_nifti, n_finite, accepted):
+    """A voxel has 1 mL; the background may be NaN."""
+    data = noise(16, 16, 16)
+    data.reshape(-1)[n_finite:] = np.nan
+    path = write_nifti(data, "sub-01_T1w.nii.gz", affine=np.diag([10.0, 10.0, 10.0, 1.0]))
+    if not accepted:
+        with pytest.raises(BadDataError, match="3,896 of 4,096 voxels are NaN or infinite"):
+            read_anatomy(path)
+        return
+    read, _, warnings = read_anatomy(path)
     assert np.isfinite(read).all()
-    assert "36 voxels" in warnings[0]
+    assert f"{4096 - n_finite:,} voxels are NaN" in warnings[0]
 
 
 def test_empty_t1w_is_refused(write_nifti):
