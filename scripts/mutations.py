@@ -321,8 +321,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "a participant that another process works on is refused",
         "bids_app/workflow/locks.py",
-        "                raise _held_by(path, holder)\n",
-        "                pass\n",
+        "if seen and not _is_dead(path,",
+        "if seen and _is_dead(path,",
         (
             "workflow/test_locks.py::test_a_second_process_is_refused_with_the_owner",
             "integration/test_at_once.py::test_a_locked_participant_is_skipped_and_the_others_are_processed",
@@ -541,6 +541,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         'stamp=";".join((hashes[str(weights)], *(adapter.stamp for adapter in adapters))),',
         'stamp=";".join(map(file_stamp, (weights, *(adapter.path for adapter in adapters)))),',
         ("workflow/test_method.py::test_weights_with_other_bytes_repeat_the_steps_of_the_model_whatever_their_times",),
+    ),
+    Mutation(
+        "a stale lock is replaced by one process at a time",
+        "bids_app/workflow/locks.py",
+        "        if _state(path) != seen:\n            return False\n",
+        "",
+        ("workflow/test_locks.py::test_a_lock_that_replaced_a_stale_one_is_not_replaced_by_a_slower_process",),
     ),
     Mutation(
         "the age of a lock is in the clock of the file system",

@@ -195,6 +195,11 @@ class ClipReader:
         return stats
 
     @property
+    def mask(self) -> np.ndarray:
+        """Brain mask, (96, 96, 96) bool."""
+        return self.series.mask
+
+    @property
     def duration(self) -> float:
         """Duration of a clip, s."""
         return self.clip_volumes * MODEL_TR

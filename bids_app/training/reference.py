@@ -13,16 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
+from bids_app.adapters.attribution import select_clips
 from bids_app.adapters.domain import Domain
 from bids_app.adapters.file import Adapter
+from bids_app.adapters.reconstruction import Autoencoder
 from bids_app.adapters.verdict import SIMULATED
 from bids_app.bids.participants import as_age
 from bids_app.bids.sidecars import is_simulated, read_json
-from bids_app.clips import MODEL_TR
+from bids_app.clips import MODEL_GRID_SHAPE, MODEL_TR
 from bids_app.errors import BadDataError, NeurostormError
 from bids_app.files import read_rows
 from bids_app.model.api import Model
+from bids_app.model.checkpoint import read_checkpoint
 from bids_app.preprocess.brain_signal import SIGNAL_MEASURES
 from bids_app.training.data.labels import Segment, is_missing
 from bids_app.training.data.loader import ClipSource
@@ -40,6 +44,8 @@ DECIMALS = 4
 """Decimals of ranges."""
 EXACT = Context(prec=400)
 """Digits of any float with `DECIMALS` decimals."""
+MAX_RECONSTRUCTED = 200
+"""Maximum number of scans whose reconstruction error is measured, evenly spaced."""
 MAX_LISTED = 50
 """Maximum number of sites or scanners to list; more are only counted."""
 
@@ -73,7 +79,7 @@ def add_reference(
     message : str
         Summary, or the reason for missing reference statistics.
     """
-    described = add_ranges(adapter, examples, participants)
+    described = add_reconstruction(add_ranges(adapter, examples, participants), model, examples)
     try:
         updated = add_domains(described, model, examples, batch_size)
     except BadDataError as error:
@@ -128,6 +134,43 @@ def add_ranges(adapter: Adapter, examples: Sequence[ClipSource], participants: P
     if ages:
         cohort["ages"] = {"mean": round(float(np.mean(ages)), 2), "range": [min(ages), max(ages)], "known": len(ages)}
     return replace(adapter, card=replace(card, ranges=card.ranges | ranges, cohort=cohort))
+
+
+class StoredClips:
+    """Clips of a scan in a store, whose normalisation is fixed."""
+
+    def __init__(self, scan: Scan) -> None:
+        self._scan = scan
+        self.n_clips = scan.n_clips
+        self.mask = np.zeros(MODEL_GRID_SHAPE, bool)
+        self.mask.reshape(-1)[scan.voxel_indices] = True
+
+    def clip(self, index: int, normalisation: str) -> torch.Tensor:
+        """Read a clip, (1, 96, 96, 96, T); ``normalisation`` is that of the store."""
+        return self._scan.clip(index * self._scan.clip_volumes)
+
+
+def add_reconstruction(adapter: Adapter, model: Model, examples: Sequence[ClipSource]) -> Adapter:
+    """Add the range of reconstruction errors of a cohort to the card of an adapter.
+
+    Nothing is added if the model's file has no decoder, or if it was pre-trained with another normalisation than that
+    of the examples.
+    """
+    try:
+        autoencoder = Autoencoder.load(read_checkpoint(model.path), model.device)
+    except BadDataError as error:
+        LOGGER.info("No reconstruction errors of the cohort: %s", error.message)
+        return adapter
+    if autoencoder.normalisation != adapter.card.normalisation:
+        return adapter
+    scans = [scan for scan in unique_scans(examples) if scan.n_clips]
+    chosen = [scans[index] for index in select_clips(len(scans), MAX_RECONSTRUCTED)]
+    found = [autoencoder.measure(StoredClips(scan)).dynamics for scan in chosen]
+    errors = [error for error in found if error is not None]
+    if len(errors) < max(2, MIN_KNOWN * len(chosen)):
+        return adapter
+    ranges = adapter.card.ranges | {"reconstruction": list(rounded_range(errors))}
+    return replace(adapter, card=replace(adapter.card, ranges=ranges))
 
 
 def rounded_range(values: Sequence[float]) -> tuple[float, float]:

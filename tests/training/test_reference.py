@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bids_app.adapters.file import Adapter, AdapterCard
+from bids_app.adapters.reconstruction import measure_reconstruction
 from bids_app.adapters.verdict import COHORT_RULES, PASS, judge_prediction
+from bids_app.clips import ClipReader
+from bids_app.model.api import Model, load_model
+from bids_app.model.checkpoint import read_checkpoint, save_encoder
+from bids_app.model.encoder import EncoderConfig
+from bids_app.model.mae import MaskedAutoencoder
 from bids_app.training.data.labels import Segment
 from bids_app.training.data.store import Scan
-from bids_app.training.reference import add_ranges, rounded_range, scan_properties, unique_scans
+from bids_app.training.reference import add_ranges, add_reconstruction, rounded_range, scan_properties, unique_scans
 
 
 @pytest.fixture
@@ -45,6 +52,44 @@ def test_ranges_require_values_for_at_least_half_of_the_scans(scans: list[Scan])
     card = card_of(scans, participants)
     assert card.ranges == {"tr": [2, 4], "duration": [80, 320], "fd_mean": [0.1, 0.3], "age": [20, 31.5]}
     assert card.cohort["ages"] == {"mean": 25.75, "range": [20, 31.5], "known": 2}
+
+
+def autoencoder(folder: Path, normalisation: str = "global", decoder: bool = True) -> Model:
+    """Return the encoder of a random autoencoder, whose file says how it was trained."""
+    torch.manual_seed(0)
+    config = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=4, depths=(1, 1), first_window_size=(2, 2, 2, 4))
+    model = MaskedAutoencoder(config)
+    info = {"mask": {"spatial": "random", "temporal": "tube", "ratio": 0.5}, "normalisation": normalisation}
+    state = model.decoder_state() if decoder else None
+    path = folder / "model.safetensors"
+    return load_model(save_encoder(path, config, model.encoder.state_dict(), "m", decoder=state, info=info))
+
+
+def test_the_range_of_reconstruction_errors_is_that_of_new_scans_of_the_cohort(
+    tmp_path: Path, make_store, invented_series
+) -> None:
+    store = make_store(2, 45)
+    model = autoencoder(tmp_path)
+    adapter = Adapter(AdapterCard("age", "regression", "age", "0" * 64, "global"), {"head.weight": torch.zeros(1, 2)})
+    low, high = add_reconstruction(adapter, model, list(store)).card.ranges["reconstruction"]
+    assert low < high
+    checkpoint = read_checkpoint(model.path)
+    for seed, side in ((0, -1), (1, 1), (2, -1), (3, 1)):
+        reader = ClipReader(invented_series(seed, 45, 60.0, side))
+        found = measure_reconstruction(checkpoint, reader)
+        assert low * 0.98 <= found.dynamics <= high * 1.02
+        facts = {"reconstruction_dynamics": found.dynamics}
+        card = replace(adapter.card, ranges={"reconstruction": [low, high]})
+        verdict = judge_prediction(facts, card, {}, "warn")
+        assert {check.level for check in verdict.checks if check.name == "reconstruction"} == {PASS}
+
+
+@pytest.mark.parametrize("wrong", [{"normalisation": "voxel"}, {"decoder": False}])
+def test_reconstruction_errors_need_a_decoder_trained_with_the_normalisation(
+    tmp_path: Path, make_store, wrong: dict
+) -> None:
+    adapter = Adapter(AdapterCard("age", "regression", "age", "0" * 64, "global"), {"head.weight": torch.zeros(1, 2)})
+    assert add_reconstruction(adapter, autoencoder(tmp_path, **wrong), list(make_store(2))) == adapter
 
 
 def test_sexes_sites_and_scanners_are_counted(scans: list[Scan]) -> None:
