@@ -49,6 +49,8 @@ MIN_CORRELATION = 0.55
 MIN_LINEAR_CORRELATION = 0.3
 """Minimum correlation before SyN, in the brain and its margin."""
 MIN_COVERAGE = 0.80
+WHOLE_BRAIN = 0.9
+"""Fraction of the template's brain in the field of view below which that is the likely cause of a failed alignment."""
 MIN_DICE = 0.80
 MIN_MASK_DICE = 0.85
 """Minimum Dice overlap of the warped template's brain mask and the extracted brain."""
@@ -208,6 +210,10 @@ def likely_cause(
             f" Likely cause: not a T1w image? White matter is darker than grey matter ({seen['wm']:.3g} and "
             f"{seen['gm']:.3g})."
         )
+    points = apply_matrix(matrix, grid_points(target.mask.shape, target.affine, target.mask))
+    covered = float(moving.inside(points).mean())
+    if covered < WHOLE_BRAIN:
+        return f" Likely cause: only a part of the brain in the field of view ({covered:.0%})?"
     return ""
 
 

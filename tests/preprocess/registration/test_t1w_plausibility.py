@@ -5,6 +5,7 @@ import pytest
 from scipy import ndimage
 
 from bids_app.catalog.templates import load_template
+from bids_app.preprocess.registration import t1w_to_template
 from bids_app.preprocess.registration.ants import Image, correlation
 from bids_app.preprocess.registration.t1w_plausibility import (
     doubts_about_size,
@@ -62,3 +63,16 @@ def test_a_turned_head_is_recognised(head, tmp_path, flips, axis):
     assert found == axis
     assert after > 0.95 > score(np.eye(4)) + 0.1
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_field_of_view_with_half_a_brain_is_the_likely_cause(tmp_path, monkeypatch):
+    template = load_template()
+    monkeypatch.setattr(t1w_to_template, "find_turn", lambda *_: ("left-right", 0.0))
+    monkeypatch.setattr(t1w_to_template, "voxel_size_cause", lambda _: "")
+    for share, cause in ((0.5, "only a part of the brain in the field of view (5"), (1.0, "")):
+        data = template.t1w[: round(share * template.t1w.shape[0])]
+        moving = Image(data, template.affine)
+        attempt = next(t1w_to_template.attempts_for(template, moving, data > 0))
+        found = t1w_to_template.likely_cause(template, moving, attempt, np.eye(4), tmp_path, 1)
+        assert cause in found
+        assert bool(cause) == bool(found)
