@@ -30,10 +30,10 @@ if code is not None:
     sys.exit(code)
 with Locks() as locks:
     locks.acquire(lock)
-    lock.with_name("run").write_text(str(os.getpid()))
     if end == "block":  # all threads, as ANTs does, and signals do not interrupt it
-        for number in (2, 15):
-            signal.signal(number, lambda *_: os._exit(1))
+        signal.pthread_sigmask(signal.SIG_BLOCK, {2, 15})
+    lock.with_name("run").write_text(str(os.getpid()))
+    if end == "block":
         lock_mutex, mutex = ctypes.PyDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
         lock_mutex(mutex)
         lock_mutex(mutex)
