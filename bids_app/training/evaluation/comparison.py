@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,8 +18,12 @@ ENCODER = "encoder"
 """Key of the encoder, with which the baselines are compared."""
 
 
+Pairs = dict[str, list[tuple[metrics.Metrics, metrics.Metrics]]]
+"""Metrics of each method in both halves of the participants, for each division."""
 LEVEL = 0.95
 """Coverage of the intervals."""
+MIN_DIVISIONS = 10
+"""Minimum number of divisions into halves for a variance."""
 ALPHA = 0.05
 """Error rate of the declarations of one evaluation."""
 
@@ -34,7 +38,7 @@ class Method:
     metrics : dict of str to float
         Means over folds and repeats.
     intervals : dict of str to tuple
-        95 % intervals that count the variance of training, see `corrected_interval`.
+        95 % intervals that count the variance of training, see `estimate`.
     p_value : float, optional
         One-sided p value of the main metric against chance; None if chance is unknown.
     difference : tuple of float, optional
@@ -163,8 +167,39 @@ class Units:
         return table
 
 
-def corrected_interval(values: np.ndarray, test_share: float) -> tuple[float, float, float, float]:
-    """Return mean, 95 % interval and standard error of a metric over the folds of repeated cross-validation.
+@dataclass(frozen=True)
+class Estimate:
+    """Mean of a metric over folds, its standard error, and the degrees of freedom of the latter."""
+
+    mean: float
+    error: float
+    degrees: float
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval."""
+        from scipy.stats import t
+
+        away = float(t.ppf(0.5 + LEVEL / 2, self.degrees)) * self.error
+        return self.mean - away, self.mean + away
+
+    def p_above(self, level: float) -> float:
+        """Return the one-sided p value for exceeding a level."""
+        from scipy.stats import t
+
+        if np.isnan(self.error):
+            return 1.0
+        if self.error == 0:
+            return 0.0 if self.mean > level else 1.0
+        return float(t.sf((self.mean - level) / self.error, self.degrees))
+
+    def p_below(self, level: float) -> float:
+        """Return the one-sided p value for being below a level."""
+        return replace(self, mean=-self.mean).p_above(-level)
+
+
+def estimate_from_folds(values: np.ndarray, test_share: float) -> Estimate:
+    """Estimate a metric from the folds of repeated cross-validation.
 
     The training sets of folds overlap, so folds are not independent: the variance of the mean of J folds is
     (1 / J + n_test / n_train) times that of the folds, with J - 1 degrees of freedom (Nadeau and Bengio 2003; Bouckaert
@@ -177,26 +212,31 @@ def corrected_interval(values: np.ndarray, test_share: float) -> tuple[float, fl
     test_share : float
         Number of test participants divided by that of training participants.
     """
-    from scipy.stats import t
-
     known = values[~np.isnan(values)]
     if len(known) < 2:
-        return (float(known.mean()) if len(known) else float("nan"), *(3 * (float("nan"),)))
-    mean, error = float(known.mean()), float(np.sqrt((1 / len(known) + test_share) * known.var(ddof=1)))
-    away = float(t.ppf(0.5 + LEVEL / 2, len(known) - 1)) * error
-    return mean, mean - away, mean + away, error
+        return Estimate(float(known.mean()) if len(known) else float("nan"), float("nan"), float("nan"))
+    error = float(np.sqrt((1 / len(known) + test_share) * known.var(ddof=1)))
+    return Estimate(float(known.mean()), error, len(known) - 1)
 
 
-def p_above(values: np.ndarray, test_share: float, level: float) -> float:
-    """Return the one-sided p value of a metric over folds (J,) for exceeding a level."""
-    from scipy.stats import t
+def estimate(values: np.ndarray, halves: np.ndarray, test_share: float) -> Estimate:
+    """Estimate a metric from folds, and its variance from halves of the participants (`halves`) if there are enough.
 
-    mean, _, _, error = corrected_interval(values, test_share)
-    if np.isnan(error):
-        return 1.0
-    if error == 0:
-        return 0.0 if mean > level else 1.0
-    return float(t.sf((mean - level) / error, int((~np.isnan(values)).sum()) - 1))
+    Parameters
+    ----------
+    values : np.ndarray, (J,)
+        In folds.
+    halves : np.ndarray, (K, 2)
+        In both halves of K divisions.
+    test_share : float
+        As for `estimate_from_folds`.
+    """
+    of_folds = estimate_from_folds(values, test_share)
+    differences = halves[:, 0] - halves[:, 1]
+    known = differences[~np.isnan(differences)]
+    if len(known) < MIN_DIVISIONS:
+        return of_folds
+    return Estimate(of_folds.mean, float(np.sqrt(np.mean(known**2) / 4)), np.inf)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -216,7 +256,11 @@ def chance_level(task: Task) -> float | None:
 
 
 def compare_methods(
-    folds: Mapping[str, list[dict[str, float]]], titles: Mapping[str, str], task: Task, test_share: float
+    folds: Mapping[str, list[dict[str, float]]],
+    titles: Mapping[str, str],
+    task: Task,
+    test_share: float,
+    halves: Pairs | None = None,
 ) -> dict[str, Method]:
     """Compute means, intervals, p values, and differences from the encoder in the same folds.
 
@@ -227,26 +271,39 @@ def compare_methods(
     titles : mapping of str to str
         Title of each method; baselines are compared with the encoder.
     test_share : float
-        See `corrected_interval`.
+        See `estimate_from_folds`.
+    halves : mapping of str to list of tuple, optional
+        Metrics of each method in halves of the participants, see `bids_app.training.evaluation.halves`.
     """
     main, chance = task.main_metric, chance_level(task)
     sign = -1 if main in metrics.LOWER_IS_BETTER else 1
     values = {name: {key: np.array([row[key] for row in rows]) for key in rows[0]} for name, rows in folds.items()}
+
+    def in_halves(name: str, key: str) -> np.ndarray:
+        pairs = (halves or {}).get(name, [])
+        return np.array([[half[key] for half in pair] for pair in pairs], dtype=float).reshape(-1, 2)
+
     methods = {}
     for name, found in values.items():
-        described = {key: corrected_interval(column, test_share) for key, column in found.items()}
+        described = {key: estimate(column, in_halves(name, key), test_share) for key, column in found.items()}
         methods[name] = Method(
             titles[name],
-            {key: mean for key, (mean, *_) in described.items()},
-            {key: (low, high) for key, (_, low, high, _) in described.items()},
-            None if chance is None else p_above(found[main], test_share, chance),
+            {key: one.mean for key, one in described.items()},
+            {key: one.interval for key, one in described.items()},
+            None if chance is None else described[main].p_above(chance),
         )
     others = [name for name in methods if name != ENCODER]
-    differences = {name: sign * (values[ENCODER][main] - values[name][main]) for name in others}
-    two_sided = [
-        2 * min(p_above(found, test_share, 0.0), p_above(-found, test_share, 0.0)) for found in differences.values()
-    ]
+    differences = {
+        name: estimate(
+            sign * (values[ENCODER][main] - values[name][main]),
+            sign * (in_halves(ENCODER, main) - in_halves(name, main)),
+            test_share,
+        )
+        for name in others
+    }
+    two_sided = [2 * min(found.p_above(0.0), found.p_below(0.0)) for found in differences.values()]
     for name, p in zip(others, holm(two_sided), strict=True):
-        methods[name].difference = corrected_interval(differences[name], test_share)[:3]
+        difference = differences[name]
+        methods[name].difference = (difference.mean, *difference.interval)
         methods[name].p_difference = p
     return methods

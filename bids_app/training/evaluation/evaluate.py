@@ -2,8 +2,8 @@
 
 All methods use the same folds (`folds`), units of analysis and, for a frozen encoder, the same linear model with the
 same choice of its penalty (`linear`). Folds are repeated with other partitions, and intervals count the variance of
-training (`comparison`). Predictions are averaged over the clips of an example, and over the scans of a participant if
-the target is constant per participant.
+training (`comparison`, `halves`). Predictions are averaged over the clips of an example, and over the scans of a
+participant if the target is constant per participant.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from bids_app.model.api import Model
 from bids_app.training.data.examples import Examples
 from bids_app.training.evaluation.baselines import BASELINES, CONNECTIVITY, NUISANCES
 from bids_app.training.evaluation.comparison import ALPHA, ENCODER, Method, compare_methods, holm
+from bids_app.training.evaluation.halves import evaluate_halves
 from bids_app.training.evaluation.run import EvaluateSettings, Run
 from bids_app.training.tasks import Task
 
@@ -154,7 +155,7 @@ def evaluate(
     predictions = {ENCODER: run.cross_validate_encoder()}
     predictions |= {name: run.cross_validate_linear(rows) for name, rows in features.items()}
     scores = {name: run.fold_metrics(rows) for name, rows in predictions.items()}
-    methods = compare_methods(scores, titles, task, run.test_share)
+    methods = compare_methods(scores, titles, task, run.test_share, evaluate_halves(run, features))
     p_value = run.permutation_test(predictions[ENCODER][0], scores[ENCODER]) if settings.permutations else None
     units = run.units[0]
     facts = {
@@ -176,7 +177,8 @@ def evaluate(
     if found.flags and run.embeddings is not None:
         nuisance = np.hstack([features[name] for name in found.flags])
         rows = {ENCODER: run.fold_metrics(run.cross_validate_encoder(nuisance))}
-        found.conditional = compare_methods(rows, titles, task, run.test_share)[ENCODER]
+        halves = evaluate_halves(run, {}, nuisance)
+        found.conditional = compare_methods(rows, titles, task, run.test_share, halves)[ENCODER]
     elif found.flags:
         notes.append("The encoder after removal of these variables is computed for the strategy linear only.")
     return found

@@ -86,8 +86,8 @@ class Run:
                 "ComBat needs training scans of each site.",
                 "Add a column site to participants.tsv, or omit --harmonise.",
             )
-        is_repeated = is_linear and task.kind != EMBEDDING and not examples.sites
-        n_repeats = settings.repeats if is_repeated else 1
+        self.is_repeated = is_linear and task.kind != EMBEDDING and not examples.sites
+        n_repeats = settings.repeats if self.is_repeated else 1
         self.groups = participant_groups(self.data.scans, examples.families)
         self.repeats = [
             make_folds(task, examples, settings.folds, settings.seed + k, images is not None) for k in range(n_repeats)

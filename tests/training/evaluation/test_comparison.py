@@ -5,8 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bids_app.training.evaluation.comparison import ENCODER, chance_level, compare_methods, corrected_interval, holm
-from bids_app.training.evaluation.comparison import p_above as p_of
+from bids_app.training.evaluation.comparison import (
+    ENCODER,
+    chance_level,
+    compare_methods,
+    estimate,
+    estimate_from_folds,
+    holm,
+)
 from bids_app.training.tasks import Task
 
 TASK = Task.from_values("sex", ["F", "M"])
@@ -14,24 +20,37 @@ TASK = Task.from_values("sex", ["F", "M"])
 
 def test_intervals_count_the_overlap_of_training_sets() -> None:
     values = np.array([0.4, 0.6, 0.5, 0.7, 0.3])
-    mean, low, high, error = corrected_interval(values, 0.25)
-    assert mean == pytest.approx(0.5)
-    assert error == pytest.approx(np.sqrt((1 / 5 + 1 / 4) * values.var(ddof=1)))
-    assert (high - low) / 2 == pytest.approx(2.776 * error, rel=1e-3)  # t with 4 degrees of freedom
-    with_gap = np.append(values, np.nan)
-    assert corrected_interval(with_gap, 0.25) == corrected_interval(values, 0.25)
-    assert np.isnan(corrected_interval(np.array([0.5]), 0.25)[1])
+    found = estimate_from_folds(values, 0.25)
+    low, high = found.interval
+    assert found.mean == pytest.approx(0.5)
+    assert found.error == pytest.approx(np.sqrt((1 / 5 + 1 / 4) * values.var(ddof=1)))
+    assert (high - low) / 2 == pytest.approx(2.776 * found.error, rel=1e-3)  # t with 4 degrees of freedom
+    assert estimate_from_folds(np.append(values, np.nan), 0.25) == found
+    assert np.isnan(estimate_from_folds(np.array([0.5]), 0.25).interval[0])
+
+
+def test_the_variance_of_independent_halves_is_twice_that_of_the_whole() -> None:
+    """Metrics of halves vary with a standard deviation of 0.1, the mean of the whole with one of 0.1 / sqrt(2)."""
+    halves = np.random.default_rng(3).normal(0.6, 0.1, (4000, 2))
+    found = estimate(np.full(5, 0.7), halves, 0.25)
+    assert found.error == pytest.approx(0.1 / np.sqrt(2), rel=0.05)
+    assert found.interval == pytest.approx((0.7 - 1.96 * found.error, 0.7 + 1.96 * found.error), rel=1e-3)
+    halves[12:] = np.nan
+    assert estimate(np.full(5, 0.7), halves, 0.25).degrees == np.inf
+    halves[5:] = np.nan  # too few halves: the folds count
+    values = np.array([0.4, 0.6, 0.5])
+    assert estimate(values, halves, 0.25) == estimate_from_folds(values, 0.25)
 
 
 def test_p_values_agree_with_intervals() -> None:
     rng = np.random.default_rng(0)
     for shift in (0.45, 0.5, 0.55, 0.6):
-        values = rng.normal(shift, 0.05, 50)
-        _, low, high, _ = corrected_interval(values, 0.25)
-        assert (p_of(values, 0.25, 0.5) < 0.025) == (low > 0.5)
-        assert (p_of(-values, 0.25, -0.5) < 0.025) == (high < 0.5)
-    assert p_of(np.ones(5), 0.25, 0.5) == 0.0
-    assert p_of(np.full(5, 0.5), 0.25, 0.5) == 1.0
+        found = estimate_from_folds(rng.normal(shift, 0.05, 50), 0.25)
+        low, high = found.interval
+        assert (found.p_above(0.5) < 0.025) == (low > 0.5)
+        assert (found.p_below(0.5) < 0.025) == (high < 0.5)
+    assert estimate_from_folds(np.ones(5), 0.25).p_above(0.5) == 0.0
+    assert estimate_from_folds(np.full(5, 0.5), 0.25).p_above(0.5) == 1.0
 
 
 def test_holm_multiplies_by_the_number_of_remaining_comparisons() -> None:

@@ -1,0 +1,107 @@
+"""Variance of cross-validated metrics, from cross-validations of disjoint halves of the participants.
+
+The folds of one cross-validation share most of their training data, so that their spread does not tell how much the
+metric varies between studies. Two disjoint halves of the participants are like two studies of half the size: half of
+the squared difference of their metrics is the variance of a study of that size (Nadeau and Bengio 2003, whose
+"conservative Z" takes it for that of the whole study). The variance is taken to be inversely proportional to the number
+of participants.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+
+from bids_app.adapters.file import CLASSIFICATION
+from bids_app.errors import NeurostormError
+from bids_app.training.data.examples import Examples
+from bids_app.training.evaluation.comparison import ENCODER, Pairs
+from bids_app.training.evaluation.metrics import Metrics
+from bids_app.training.evaluation.run import Run
+
+N_HALVES = 20
+"""Number of random divisions into halves."""
+
+
+def evaluate_halves(run: Run, features: Mapping[str, np.ndarray], nuisance: np.ndarray | None = None) -> Pairs:
+    """Cross-validate the encoder and baselines in halves of the participants.
+
+    Parameters
+    ----------
+    run : Run
+        Of a frozen encoder, whose embeddings are known.
+    features : mapping of str to np.ndarray, (N, F)
+        Features of each baseline.
+    nuisance : np.ndarray, (N, V), optional
+        Variables to remove from the embeddings.
+
+    Returns
+    -------
+    dict of str to list of tuple
+        Metrics of each method in both halves, for each division. Empty if the folds are not repeated (strategies that
+        train the encoder, embeddings, folds by site), or if the halves are too small for a cross-validation.
+    """
+    found: Pairs = {name: [] for name in (ENCODER, *features)}
+    if not run.is_repeated:
+        return {}
+    rng = np.random.default_rng(run.settings.seed + 2)
+    for number in range(N_HALVES):
+        try:
+            rows = [_score(run, part, number, features, nuisance) for part in split_in_halves(run, rng)]
+        except NeurostormError:  # a half lacks a class, for example
+            continue
+        for name, pairs in found.items():
+            pairs.append((rows[0][name], rows[1][name]))
+    return found
+
+
+def split_in_halves(run: Run, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Divide examples into two halves of the participants (or families), stratified by class; indices of examples."""
+    groups, values = np.array(run.groups), np.array(run.data.values)
+    names, first = np.unique(groups, return_index=True)
+    strata = values[first] if run.task.kind == CLASSIFICATION else np.zeros(len(names))
+    order = rng.permutation(len(names))
+    order = order[np.argsort(strata[order], kind="stable")]
+    side = np.empty(len(names), dtype=int)
+    side[order] = (np.arange(len(names)) + rng.integers(2)) % 2
+    is_second = side[np.searchsorted(names, groups)] == 1
+    return np.flatnonzero(~is_second), np.flatnonzero(is_second)
+
+
+def _score(
+    run: Run, part: np.ndarray, number: int, features: Mapping[str, np.ndarray], nuisance: np.ndarray | None
+) -> dict[str, Metrics]:
+    """Compute the metrics of all methods in one cross-validation of some examples."""
+    half = subset(run, part, number)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # scikit-learn, about the size of strata
+        predictions = {ENCODER: half.cross_validate_encoder(None if nuisance is None else nuisance[part])}
+        predictions |= {name: half.cross_validate_linear(rows[part]) for name, rows in features.items()}
+    return {name: mean_metrics(half.fold_metrics(rows)) for name, rows in predictions.items()}
+
+
+def subset(run: Run, part: np.ndarray, number: int) -> Run:
+    """Return the evaluation of some examples (indices) in one cross-validation."""
+    assert run.embeddings is not None
+    clips, owners = run.embeddings
+    examples = run.examples
+    picked = Examples(
+        examples.data.pick(part.tolist()),
+        examples.families,
+        known_sites=tuple(examples.known_sites[i] for i in part) if examples.known_sites else (),
+    )
+    settings = replace(run.settings, repeats=1, seed=run.settings.seed + number)
+    found = Run(run.model, run.task, picked, settings, run.normalisation, run.images, run.report)
+    is_own = np.isin(owners, part)
+    found.embeddings = clips[is_own], np.searchsorted(part, owners[is_own])
+    return found
+
+
+def mean_metrics(rows: list[Metrics]) -> Metrics:
+    """Average metrics over folds; NaN where a metric is undefined in all of them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        return {key: float(np.nanmean([row[key] for row in rows])) for key in rows[0]}
