@@ -1,7 +1,7 @@
 """Speed of the encoder's backends on one full clip of the published configuration, in one process.
 
     python benchmarks/encoder.py forward     # inference: time, speed-up, GFLOP/s, difference, memory
-    python benchmarks/encoder.py training    # forward and backward: prompts only, and all weights
+    python benchmarks/encoder.py training    # forward and backward: prompts, low-rank updates, all weights
     python benchmarks/encoder.py stream      # a run of 1,200 volumes: memory during encoding
     python benchmarks/encoder.py gpu         # clips per second by backend, dtype and batch size, on a GPU
 
@@ -34,6 +34,7 @@ from bids_app.model.mamba import D_STATE
 from bids_app.model.scan import BACKENDS, ENVIRONMENT_VARIABLE, backend_in_use
 from bids_app.model.streaming import apply_in_batches
 from bids_app.model.windows import plan_windows
+from bids_app.training.low_rank import LowRankSettings, add_low_rank_updates
 
 CONFIG = EncoderConfig()
 CPU = torch.device("cpu")
@@ -168,26 +169,31 @@ def forward(repeats: int) -> None:
 
 
 def training(repeats: int) -> None:
-    """Measure forward and backward passes on one clip, for prompts with a frozen backbone and for all weights."""
+    """Measure forward and backward passes on one clip: of prompts and low-rank updates, the rest frozen, and of all."""
     clip, rows = clips(), []
-    for what, prompt_len in (("prompts, backbone frozen", 50), ("everything", 0)):
-        encoder = published_encoder(EncoderConfig(prompt_len=prompt_len))
-        for name, parameter in encoder.named_parameters():
-            parameter.requires_grad_(not prompt_len or name.endswith(".prompt"))
+    prompted, updated, whole = published_encoder(EncoderConfig(prompt_len=50)), published_encoder(), published_encoder()
+    for name, parameter in prompted.named_parameters():
+        parameter.requires_grad_(name.endswith(".prompt"))
+    add_low_rank_updates(updated, LowRankSettings())  # only these require gradients
+    encoders = {
+        "prompts, backbone frozen": prompted,
+        f"low-rank updates (rank {LowRankSettings.rank}), backbone frozen": updated,
+        "everything": whole,
+    }
+    best: dict[tuple[str, str], float] = {}
+    gradients: dict[tuple[str, str], torch.Tensor] = {}
+    for case in [(what, name) for _ in range(repeats) for name in usable(CPU) for what in encoders]:
+        encoder = encoders[case[0]]
         trained = [p for p in encoder.parameters() if p.requires_grad]
-        best: dict[str, float] = {}
-        gradients: dict[str, torch.Tensor] = {}
-        for _ in range(repeats):
-            for name in usable(CPU):
-                with backend(name):
-                    start = clock()
-                    found = torch.autograd.grad(encoder(clip).square().mean(), trained)
-                    best[name] = min(best.get(name, float("inf")), clock() - start)
-                gradients[name] = torch.cat([g.flatten() for g in found])
-        for name, value in best.items():
-            exact = gradients["reference"]
-            error = (gradients[name] - exact).norm() / exact.norm()
-            rows.append([what, name, f"{value:.2f}", f"{best['reference'] / value:.1f}", f"{error:.1e}"])
+        with backend(case[1]):
+            start = clock()
+            found = torch.autograd.grad(encoder(clip).square().mean(), trained)
+            best[case] = min(best.get(case, float("inf")), clock() - start)
+        gradients[case] = torch.cat([g.flatten() for g in found])
+    for what, name in [(what, name) for what in encoders for name in usable(CPU)]:
+        exact, value = gradients[what, "reference"], best[what, name]
+        error = (gradients[what, name] - exact).norm() / exact.norm()
+        rows.append([what, name, f"{value:.2f}", f"{best[what, 'reference'] / value:.1f}", f"{error:.1e}"])
     head = ["gradients of", "backend", "s per clip", "speed-up", "relative difference of gradients"]
     table("Forward and backward on one clip, float32", head, rows)
 

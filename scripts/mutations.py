@@ -453,6 +453,27 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if False:",
         ("adapters/test_file.py::test_an_adapter_of_another_encoder_is_rejected",),
     ),
+    Mutation(
+        "training of low-rank updates changes no other weights",
+        "bids_app/training/adapt.py",
+        "return FACTOR.fullmatch(name) is not None",
+        "return True",
+        ("training/test_low_rank.py::test_training_reduces_the_loss_and_changes_updates_and_head_only",),
+    ),
+    Mutation(
+        "fused layers do not leave out low-rank updates that are not merged",
+        "bids_app/model/fused.py",
+        "    if any(hasattr(part, WRAPPED) for part in module.modules()):\n",
+        "    if False:\n",
+        ("training/test_low_rank.py::test_merged_weights_equal_the_unmerged_forward_on_the_fast_path_too",),
+    ),
+    Mutation(
+        "an adapter has the rank of its card",
+        "bids_app/adapters/file.py",
+        "    if ranks != ({card.rank} if card.rank else set()):\n",
+        "    if False:\n",
+        ("adapters/test_file.py::test_low_rank_updates_that_do_not_fit_the_card_or_the_encoder_are_refused",),
+    ),
     # 9. Odd files.
     Mutation(
         "pipes, sockets, devices and folders are named by every reader",

@@ -1,4 +1,4 @@
-"""Adapter files: prompts, norms and head for one encoder and one task, in one safetensors file.
+"""Adapter files: prompts, norms or low-rank updates, and a head, for one encoder and one task, in one safetensors file.
 
 The adapter's card (JSON in the file's metadata) describes the prediction, its encoder and its training cohort. Files
 with an incomplete card or for another encoder are refused. A file may also hold a second head for clips under the other
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -34,13 +34,14 @@ from bids_app.model.checkpoint import (
     write_safetensors,
 )
 from bids_app.model.encoder import Encoder
-from bids_app.model.heads import build_and_load, build_head, check_head, n_outputs
+from bids_app.model.heads import build_and_load, build_head, check_head, check_numbers, n_outputs
+from bids_app.model.lora import FACTOR, merge_low_rank_updates
 
 ADAPTER_FORMAT = "neurostorm-adapter"
-ADAPTER_FORMAT_VERSION = 4
-VERSIONS_READ = ("1", "2", "3", "4")
-"""Version 1 has neither twin nor reference statistics, version 2 has those of mean embeddings only, and version 3
-always averages the predictions of clips."""
+ADAPTER_FORMAT_VERSION = 5
+VERSIONS_READ = ("1", "2", "3", "4", "5")
+"""Version 1 has neither twin nor reference statistics, version 2 has those of mean embeddings only, version 3 always
+averages the predictions of clips, and version 4 has no low-rank updates."""
 FORMER_KEYS = ("retrieval",)
 """Card keys of earlier versions, ignored on reading."""
 DOMAINS = {"embedding": "reference", "clips": "clips", "signal": "signal"}
@@ -48,7 +49,8 @@ DOMAINS = {"embedding": "reference", "clips": "clips", "signal": "signal"}
 PARTS = ("encoder", "head", "twin", *DOMAINS.values())
 CLASSIFICATION, REGRESSION, EMBEDDING = "classification", "regression", "embedding"
 TASKS = (CLASSIFICATION, REGRESSION, EMBEDDING)
-STRATEGIES = ("linear", "ln", "prompt", "prompt_ln", "full")
+LORA = "lora"
+STRATEGIES = ("linear", "ln", "prompt", "prompt_ln", LORA, "full")
 OWN = "own"
 """Strategy of a head that is part of a model's file: its encoder is the one that was trained with it."""
 PREDICTIONS, OUTPUTS = "predictions", "outputs"
@@ -98,6 +100,13 @@ class AdapterCard:
         Training strategy; an entry of `STRATEGIES`, or `OWN`.
     prompt_len : int
         Number of prompt tokens in front of each window.
+    rank : int
+        Rank of low-rank updates; 0 for other strategies than ``lora``.
+    lora_alpha : float
+        Low-rank updates are scaled by ``lora_alpha`` / ``rank``.
+    lora_targets : tuple of str
+        Linear layers with low-rank updates, as they were chosen in training; see
+        `bids_app.training.low_rank.LowRankSettings`. The names of the tensors give each layer.
     dimensions : int
         Length of an embedding vector; 0 otherwise.
     clip_average : str
@@ -134,6 +143,9 @@ class AdapterCard:
     value_std: float = 1.0
     strategy: str = "linear"
     prompt_len: int = 0
+    rank: int = 0
+    lora_alpha: float = 0.0
+    lora_targets: tuple[str, ...] = ()
     dimensions: int = 0
     clip_average: str = PREDICTIONS
     withheld: str = ""
@@ -179,6 +191,10 @@ class AdapterCard:
             "clip_average": self.clip_average not in CLIP_AVERAGES,
             "encoder_sha256": not re.fullmatch(r"[0-9a-f]{64}", self.encoder_sha256),
             "prompt_len": self.prompt_len < 0,
+            "rank": self.rank < 1 if self.strategy == LORA else self.rank != 0,
+            "lora_alpha": not (0 < self.lora_alpha < float("inf") if self.strategy == LORA else self.lora_alpha == 0),
+            "lora_targets": bool(self.lora_targets) != (self.strategy == LORA)
+            or not all(target and _is_line(target) for target in self.lora_targets),
             "dimensions": (self.dimensions < 1) if self.task == EMBEDDING else self.dimensions != 0,
             "value_mean": not abs(self.value_mean) < float("inf"),
             "value_std": not 0 < self.value_std < float("inf"),
@@ -230,7 +246,8 @@ class Adapter:
     ----------
     card : AdapterCard
     encoder : dict of str to torch.Tensor
-        Parameters that replace the encoder's or are added to it (prompts); may be empty.
+        Parameters that replace the encoder's or are added to it (prompts), or the factors of low-rank updates under
+        the names that ``peft`` gives them, see `bids_app.model.lora`; may be empty.
     head : dict of str to torch.Tensor
         State dict of a head.
     twin : dict of str to torch.Tensor
@@ -327,14 +344,14 @@ def _assemble(path: Path, tensors: State, metadata: Mapping[str, str]) -> Adapte
     return adapter
 
 
-def strategy_problem(card: AdapterCard, encoder: Collection[str]) -> str:
-    """Compare the tensors of an adapter, by name, with the strategy and the prompts of its card.
+def strategy_problem(card: AdapterCard, encoder: State) -> str:
+    """Compare the tensors of an adapter with the strategy, the prompts and the rank of its card.
 
     Parameters
     ----------
     card : AdapterCard
-    encoder : collection of str
-        Names of the parameters that replace the encoder's or are added to it.
+    encoder : dict of str to torch.Tensor
+        As in `Adapter`.
 
     Returns
     -------
@@ -344,7 +361,14 @@ def strategy_problem(card: AdapterCard, encoder: Collection[str]) -> str:
     prompts = {name for name in encoder if name.endswith(PROMPT)}
     if bool(prompts) != bool(card.prompt_len):
         return f"the card has prompts of length {card.prompt_len}, but the file has {len(prompts)} tensors of prompts"
+    factors = {name: found for name in encoder if (found := FACTOR.fullmatch(name))}
+    ranks = {_rank_of(encoder[name], found["factor"]) for name, found in factors.items()}
+    if ranks != ({card.rank} if card.rank else set()):
+        return f"the card has low-rank updates of rank {card.rank}, but those of the file have {ranks or 'no rank'}"
+    if len(factors) != 2 * len({found["layer"] for found in factors.values()}):
+        return f"the low-rank updates are incomplete or of several adapters: there are {len(factors)} tensors of them"
     required = {
+        LORA: 0 < len(factors) == len(encoder),
         "prompt": bool(prompts),
         "prompt_ln": bool(prompts) and len(prompts) < len(encoder),
         "ln": len(prompts) < len(encoder),
@@ -357,12 +381,17 @@ def strategy_problem(card: AdapterCard, encoder: Collection[str]) -> str:
     return ""
 
 
+def _rank_of(factor: torch.Tensor, kind: str) -> int:
+    """Return the rank of a factor of a low-rank update: A (R, I) or B (O, R)."""
+    return factor.shape[0 if kind == "A" else 1] if factor.ndim == 2 else 0
+
+
 def _read_card(path: Path, text: str) -> AdapterCard:
     try:
         content = parse_json(text, f"{path}, card of the adapter", max_values=MAX_METADATA)
         if not isinstance(content, dict):
             raise TypeError("not an object")
-        for key in ("labels", "signal"):
+        for key in ("labels", "signal", "lora_targets"):
             listed = content.get(key, [])
             if not isinstance(listed, list):
                 raise TypeError(f"{key} is {listed!r}")
@@ -417,7 +446,10 @@ class AdaptedModel(nn.Module):
         with naming(where, "the weights"):
             if adapter.encoder:
                 config = replace(model.config, prompt_len=card.prompt_len)
-                weights = model.encoder.state_dict() | adapter.encoder
+                weights = {key: value.cpu() for key, value in model.encoder.state_dict().items()} | adapter.encoder
+                if card.strategy == LORA:
+                    check_numbers(adapter.encoder, "low-rank updates")
+                    weights = merge_low_rank_updates(weights, {"lora_alpha": card.lora_alpha})
                 self.encoder = build_and_load(lambda: Encoder(config), weights, f"encoder of {where}")
                 self.encoder.to(model.device)
             self.head = self._build_head(adapter.head, model.device, where)

@@ -36,6 +36,7 @@ SECTIONS: dict[str, dict[str, str]] = {
         "Labels": "Labels",
         "Unit": "Unit",
         "Strategy": "Training strategy",
+        "LowRankUpdates": "Low-rank updates",
         "ClipAverage": "Prediction of a run",
         "Parameters": "Encoder parameters",
         "Source": "Source",

@@ -18,7 +18,7 @@ from bids_app.terminal import escaped_output
 PROGRAM = "neurostorm-train"
 MAX_OPTION_FILES = 8
 """Levels of option files that name option files."""
-STRATEGIES = ("linear", "ln", "prompt", "prompt_ln", "full")  # as in bids_app.adapters.file, which needs torch
+STRATEGIES = ("linear", "ln", "prompt", "prompt_ln", "lora", "full")  # as in bids_app.adapters.file, which needs torch
 DATA_HELP = (
     "derivatives with *_space-<template>_desc-preproc_bold.nii.gz (from fMRIPrep, or from neurostorm with "
     "--output-spaces MNI152NLin6Asym), or clip stores prepared from them"
@@ -127,7 +127,9 @@ def parser() -> argparse.ArgumentParser:
     )
     commands = p.add_subparsers(dest="command", required=True)
     _add_pretrain(commands.add_parser("pretrain", help="pre-train an encoder as a masked autoencoder"))
-    _add_adapt(commands.add_parser("adapt", help="train an adapter: prompts, norms, a head, or all weights"))
+    _add_adapt(
+        commands.add_parser("adapt", help="train an adapter: prompts, norms, low-rank updates, a head, or all weights")
+    )
     _add_evaluate(
         commands.add_parser("evaluate", help="cross-validate an adaptation in comparison with simple baselines")
     )
@@ -332,6 +334,20 @@ def _add_task(p: argparse.ArgumentParser) -> None:
         help="parameters to train with the head (default: %(default)s)",
     )
     group.add_argument("--prompt-len", type=int, default=50, metavar="K", help="number of prompts per window")
+    group.add_argument("--rank", type=int, metavar="N", help="rank of low-rank updates (strategy lora; default: 8)")
+    group.add_argument(
+        "--lora-alpha",
+        type=float,
+        metavar="A",
+        help="low-rank updates are scaled by A / rank (strategy lora; default: the rank)",
+    )
+    group.add_argument(
+        "--lora-targets",
+        nargs="+",
+        metavar="NAME",
+        help="linear layers with low-rank updates, by the end of their name or a pattern with * (strategy lora; "
+        "default: in_proj x_proj out_proj linear1 linear2, the projections of Mamba and the MLP)",
+    )
     group.add_argument("--no-balance", action="store_true", help="do not weight classes by their size")
     group.add_argument(
         "--ridge",

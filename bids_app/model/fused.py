@@ -1,7 +1,8 @@
 """Fused layers for inference on a CPU: each layer is one native call.
 
 A window's tokens pass norm, mixer and MLP while they are in the core's cache. The fused layers are used with the scan
-backend `native`; gradients, other dtypes and other backends use the PyTorch modules.
+backend `native`; gradients, other dtypes, other backends and layers with unmerged low-rank updates use the PyTorch
+modules.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from torch import nn
 from bids_app.model import native, scan
 from bids_app.model.windows import WindowPlan
 
+WRAPPED = "base_layer"
+"""Attribute of the modules by which ``peft`` replaces layers."""
+
 
 def applies(module: nn.Module, x: torch.Tensor) -> bool:
     """Tell whether a fused layer can replace a module for the input ``x``."""
@@ -23,6 +27,8 @@ def applies(module: nn.Module, x: torch.Tensor) -> bool:
     parameters = list(module.parameters())
     if torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in parameters)):
         return False
+    if any(hasattr(part, WRAPPED) for part in module.modules()):
+        return False  # the fused layers read the weights, and would leave out the updates
     plain = all(p.dtype == torch.float32 and p.device.type == "cpu" for p in parameters)
     return plain and scan.choose_backend(x.device, x.dtype).name == "native"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bids_app.adapters.calibration import Calibration
-from bids_app.adapters.file import CLASSIFICATION, OUTPUTS, AdapterCard, load_adapter
+from bids_app.adapters.file import CLASSIFICATION, LORA, OUTPUTS, AdapterCard, load_adapter
 from bids_app.catalog.cards import describe_model
 from bids_app.catalog.models import Entry
 from bids_app.outputs.schema import AdapterFacts
@@ -21,6 +21,7 @@ def describe_adapter(card: AdapterCard) -> AdapterFacts:
         unit=card.unit,
         normalisation=card.normalisation,
         strategy=card.strategy,
+        low_rank=low_rank_in_words(card),
         clip_average=clip_average_in_words(card),
         encoder_sha256=card.encoder_sha256,
         cohort=card.cohort,
@@ -41,6 +42,13 @@ def clip_average_in_words(card: AdapterCard) -> str:
         return "mean of the predictions over clips"
     what = "logit" if card.task == CLASSIFICATION else "output"
     return f"mean {what} over clips, as published"
+
+
+def low_rank_in_words(card: AdapterCard) -> str | None:
+    """Describe the low-rank updates of an adapter; None if it has none."""
+    if card.strategy != LORA:
+        return None
+    return f"rank {card.rank}, alpha {card.lora_alpha:g}, of {', '.join(card.lora_targets)}"
 
 
 def model_facts(entry: Entry) -> dict[str, Any]:

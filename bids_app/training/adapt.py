@@ -1,8 +1,8 @@
-"""Adaptation of an encoder to a task: trains prompts, norms, a head or all weights and returns an adapter.
+"""Adaptation of an encoder to a task: trains prompts, norms, low-rank updates, a head or all weights.
 
-A linear head is solved on embeddings that are computed once. Prompts, norms and encoder weights are trained by gradient
-descent together with a head on standardised embeddings: embeddings differ little relative to their mean, so the encoder
-does not learn without standardisation. After training, the standardisation is folded into the weights of the head.
+A linear head is solved on embeddings that are computed once. Everything else is trained by gradient descent together
+with a head on standardised embeddings: embeddings differ little relative to their mean, so the encoder does not learn
+without standardisation. After training, the standardisation is folded into the weights of the head.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from bids_app.adapters.file import EMBEDDING, OUTPUTS, PREDICTIONS, STRATEGIES, Adapter, AdapterCard
+from bids_app.adapters.file import EMBEDDING, LORA, OUTPUTS, PREDICTIONS, STRATEGIES, Adapter, AdapterCard
 from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import Model
 from bids_app.model.encoder import Encoder
 from bids_app.model.heads import LinearHead
+from bids_app.model.lora import FACTOR
 from bids_app.training.data.loader import Batch, ClipBatches, ClipSource
 from bids_app.training.head import StandardisedHead, compute_embeddings, solve_head
 from bids_app.training.loop import LoopSettings, fabric_for, fit, matmul_precision
+from bids_app.training.low_rank import LowRankSettings, add_low_rank_updates
 from bids_app.training.recipes import RAW, STANDARDISED
 from bids_app.training.tasks import Task
 
@@ -38,9 +40,11 @@ class AdaptSettings:
     ----------
     strategy : str
         Parameters to train with the head: ``linear``: none; ``ln``: norms; ``prompt``: prompts; ``prompt_ln``: both;
-        ``full``: all weights.
+        ``lora``: low-rank updates of linear layers; ``full``: all weights.
     prompt_len : int
         Number of prompts (learned tokens) per window, for strategies with prompts.
+    low_rank : LowRankSettings
+        Low-rank updates, for the strategy ``lora``.
     batch_size : int
     loop : LoopSettings
         Settings of the training loop; not used by ``linear``.
@@ -64,6 +68,7 @@ class AdaptSettings:
 
     strategy: str = "prompt"
     prompt_len: int = 50
+    low_rank: LowRankSettings = field(default_factory=LowRankSettings)
     batch_size: int = 8
     loop: LoopSettings = field(default_factory=lambda: LoopSettings(epochs=10, learning_rate=1e-3))
     patience: int | None = None
@@ -88,8 +93,10 @@ class AdaptSettings:
 
     def facts(self, model: Model, normalisation: str, target: str) -> dict[str, Any]:
         """Return what determines the results of training beside the loop and the data."""
-        own = {name: value for name, value in asdict(self).items() if name not in ("loop", "patience", "ridge")}
+        left_out = ("loop", "patience", "ridge", "low_rank")
+        own = {name: value for name, value in asdict(self).items() if name not in left_out}
         own["prompt_len"] = self.prompt_len if self.has_prompts else 0
+        own |= self.low_rank.facts() if self.strategy == LORA else {}
         return own | {"normalisation": normalisation, "target": target, "encoder_sha256": model.weights_sha256}
 
     @property
@@ -119,6 +126,8 @@ class Learner(nn.Module):
         torch.manual_seed(settings.loop.seed)  # prompts are initialised at random
         self.encoder = Encoder(replace(model.config, prompt_len=prompt_len)).to(model.device)
         self.encoder.load_state_dict(model.encoder.state_dict(), strict=False)
+        if settings.strategy == LORA:
+            add_low_rank_updates(self.encoder, settings.low_rank)
         self.head = head
         self.requires_grad_(False)
         self.head.requires_grad_(True)
@@ -138,6 +147,8 @@ def _is_trained(strategy: str, name: str, encoder: Encoder) -> bool:
     """Return True if a strategy trains this parameter of the encoder."""
     if strategy == "full":
         return True
+    if strategy == LORA:
+        return FACTOR.fullmatch(name) is not None
     owner = encoder.get_submodule(name.rpartition(".")[0])
     is_norm, is_prompt = isinstance(owner, nn.LayerNorm), name.endswith(".prompt")
     return (is_norm and strategy in ("ln", "prompt_ln")) or (is_prompt and strategy in ("prompt", "prompt_ln"))
@@ -217,6 +228,7 @@ def adapt(
         value_std=task.std,
         strategy=settings.strategy,
         prompt_len=settings.prompt_len if settings.has_prompts else 0,
+        **(settings.low_rank.facts() if settings.strategy == LORA else {}),
         dimensions=task.dimensions,
         clip_average=settings.clip_average,
         cohort=_describe_cohort(training),

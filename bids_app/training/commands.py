@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bids_app.adapters.checks import check_grid
-from bids_app.adapters.file import NAME, Adapter, is_diagnosis, save_adapter
+from bids_app.adapters.file import LORA, NAME, Adapter, is_diagnosis, save_adapter
 from bids_app.bids.writer import write_tsv
 from bids_app.catalog.atlases import Atlas, find_atlas
 from bids_app.errors import BadDataError, UsageError
@@ -46,6 +46,7 @@ from bids_app.training.data.splits import (
     write_split,
 )
 from bids_app.training.loop import LoopSettings, check_state, fabric_for, fingerprint
+from bids_app.training.low_rank import LowRankSettings, check_low_rank
 from bids_app.training.recipes import PRETRAINING, find_recipe
 from bids_app.training.reference import add_reference
 from bids_app.training.tasks import Task
@@ -241,8 +242,7 @@ def adapt(arguments: argparse.Namespace) -> None:
     settings = _adapt_settings(arguments)
     name = _adapter_name(arguments)
     output = arguments.output or Path(f"{name}.safetensors")
-    model = load_model(arguments.model, arguments.device, with_head=False)
-    check_grid(model.config, model.path)
+    model = _load_encoder(arguments, settings)
     normalisation, *others = BOTH_NORMALISATIONS if arguments.normalisation == "both" else (arguments.normalisation,)
     folder = None if arguments.strategy == "linear" else _training_folder(output)
     if folder is not None:
@@ -327,8 +327,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     )
     output = arguments.output or Path(f"{_adapter_name(arguments)}_evaluation")
     atlas, labels = load_atlas_labels(arguments.atlas) if arguments.atlas else (None, None)
-    model = load_model(arguments.model, arguments.device, with_head=False)
-    check_grid(model.config, model.path)
+    model = _load_encoder(arguments, settings.adaptation)
     _, examples, images = _read_data(arguments, output / "report.md", arguments.normalisation, model)
     task = Task.from_values(_column(arguments), examples.data.values, arguments.task, arguments.dimensions, images)
     evaluation = evaluating.evaluate(
@@ -352,6 +351,7 @@ def _adapt_settings(arguments: argparse.Namespace) -> adapting.AdaptSettings:
     return adapting.AdaptSettings(
         strategy=arguments.strategy,
         prompt_len=arguments.prompt_len,
+        low_rank=_low_rank_settings(arguments),
         batch_size=arguments.batch_size,
         loop=_loop_settings(arguments),
         patience=getattr(arguments, "patience", None),
@@ -363,6 +363,33 @@ def _adapt_settings(arguments: argparse.Namespace) -> adapting.AdaptSettings:
         aligned_starts=recipe.aligned_starts,
         matmul=recipe.matmul,
     )
+
+
+def _low_rank_settings(arguments: argparse.Namespace) -> LowRankSettings:
+    """Return the settings of low-rank updates; their options are errors with another strategy."""
+    options = {"rank": arguments.rank, "alpha": arguments.lora_alpha, "targets": arguments.lora_targets}
+    given = {name: value for name, value in options.items() if value is not None}
+    if given and arguments.strategy != LORA:
+        raise UsageError(
+            f"--rank, --lora-alpha and --lora-targets require --strategy lora, not {arguments.strategy}.",
+            "Use --strategy lora, or omit them.",
+        )
+    rank = given.get("rank", LowRankSettings.rank)
+    targets = tuple(given.get("targets", LowRankSettings.targets))
+    return LowRankSettings(rank, given.get("alpha", float(rank)), targets)
+
+
+def _load_encoder(arguments: argparse.Namespace, settings: adapting.AdaptSettings) -> Model:
+    """Load the encoder to adapt, and check that it can be adapted with these settings."""
+    model = load_model(arguments.model, arguments.device, with_head=False)
+    check_grid(model.config, model.path)
+    if settings.strategy == LORA:
+        layers, low_rank = check_low_rank(model.encoder, settings.low_rank), settings.low_rank
+        print(
+            f"Low-rank updates of {len(layers)} linear layers ({', '.join(low_rank.targets)}), rank {low_rank.rank}, "
+            f"alpha {low_rank.alpha:g}"
+        )
+    return model
 
 
 def _read_data(

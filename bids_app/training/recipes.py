@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bids_app.adapters.file import OUTPUTS, PREDICTIONS
+from bids_app.adapters.file import OUTPUTS, PREDICTIONS, STRATEGIES
 from bids_app.errors import UsageError
 from bids_app.training.data.augmentation import Augmentation
 from bids_app.training.loop import LoopSettings
@@ -63,12 +63,11 @@ class Recipe:
     matmul: str
 
 
-ADAPTED = ("linear", "ln", "prompt", "prompt_ln", "full")
 RECIPES = {
     PUBLISHED: Recipe(
         loop=LoopSettings(warmup=0.0, final=1.0, clip_norm=None, beta2=0.999, decay_vectors=True),
-        learning_rates=dict.fromkeys((PRETRAINING, *ADAPTED), 5e-5),
-        epochs=dict.fromkeys((PRETRAINING, *ADAPTED), 30),
+        learning_rates=dict.fromkeys((PRETRAINING, *STRATEGIES), 5e-5),
+        epochs=dict.fromkeys((PRETRAINING, *STRATEGIES), 30),
         batch_size=8,
         strd=None,
         augment=Augmentation(
@@ -93,8 +92,8 @@ RECIPES = {
     ),
     OURS: Recipe(
         loop=LoopSettings(),
-        learning_rates={PRETRAINING: 5e-5, **dict.fromkeys(ADAPTED, 1e-3), "full": 5e-5},
-        epochs={PRETRAINING: 30, **dict.fromkeys(ADAPTED, 10)},
+        learning_rates={PRETRAINING: 5e-5, **dict.fromkeys(STRATEGIES, 1e-3), "full": 5e-5},
+        epochs={PRETRAINING: 30, **dict.fromkeys(STRATEGIES, 10)},
         batch_size=8,
         strd=(5, 5),
         augment=Augmentation(),

@@ -110,6 +110,11 @@ def test_a_head_that_does_not_fit_its_labels_is_rejected(model: Model) -> None:
         ({"value_std": 0.0}, "value_std"),
         ({"prompt_len": -1}, "prompt_len"),
         ({"prompt_len": 1.5}, "prompt_len"),
+        ({"rank": 2}, "rank"),
+        ({"strategy": "lora", "lora_alpha": 2.0, "lora_targets": ("fc",)}, "rank"),
+        ({"strategy": "lora", "rank": 2, "lora_targets": ("fc",)}, "lora_alpha"),
+        ({"strategy": "lora", "rank": 2, "lora_alpha": 2.0}, "lora_targets"),
+        ({"lora_targets": ("fc",)}, "lora_targets"),
         ({"demonstration": "yes"}, "demonstration"),
         ({"cohort": None}, "cohort"),
         ({"dimensions": 3}, "dimensions"),
@@ -131,7 +136,7 @@ def test_the_error_for_an_invalid_card_names_the_file(model: Model, tmp_path: Pa
 
 
 def test_a_later_format_version_requires_a_newer_program(model: Model, tmp_path: Path) -> None:
-    metadata = {"format": "neurostorm-adapter", "version": "5", "card": json.dumps(asdict(card(model)))}
+    metadata = {"format": "neurostorm-adapter", "version": "6", "card": json.dumps(asdict(card(model)))}
     path = write_safetensors(tmp_path / "later.safetensors", {}, metadata)
     with pytest.raises(BadDataError, match="newer neurostorm"):
         load_adapter(path)
@@ -202,3 +207,39 @@ def test_the_strategy_of_a_card_agrees_with_the_tensors(
             load_adapter(path)
     else:
         load_adapter(path)
+
+
+A, B = torch.ones(2, 216), torch.ones(4, 2)
+LAYER = "patch_embed.fc"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        ({f"{LAYER}.lora_B.default.weight": None}, "incomplete"),
+        ({f"{LAYER}.lora_A.default.weight": None, f"{LAYER}.lora_B.default.weight": None}, "rank 2"),
+        ({f"{LAYER}.lora_A.second.weight": A, f"{LAYER}.lora_B.second.weight": B}, "of several adapters"),
+        ({f"{LAYER}.lora_A.default.weight": A[:1], f"{LAYER}.lora_B.default.weight": B[:, :1]}, "rank 2"),
+        ({f"{LAYER}.lora_A.default.weight": torch.tensor(1.0)}, "rank 2"),
+        ({"patch_embed.fc.bias": torch.ones(4)}, "strategy 'lora'"),
+        ({f"{LAYER}.lora_A.default.weight": A[:, :5]}, "does not fit"),
+        ({f"{LAYER}.lora_A.default.weight": A * torch.nan}, "low-rank updates"),
+        ({f"{LAYER}2.lora_A.default.weight": A, f"{LAYER}2.lora_B.default.weight": B}, "incomplete"),
+    ],
+)
+def test_low_rank_updates_that_do_not_fit_the_card_or_the_encoder_are_refused(
+    model: Model, tmp_path: Path, changes: dict, words: str
+) -> None:
+    made = adapter(model, strategy="lora", rank=2, lora_alpha=4.0, lora_targets=("fc",))
+    factors = {f"{LAYER}.lora_A.default.weight": A, f"{LAYER}.lora_B.default.weight": B} | changes
+    factors = {name: value for name, value in factors.items() if value is not None}
+    path = save_adapter(tmp_path / "a.safetensors", replace(made, encoder=factors))
+    if words:
+        with pytest.raises(BadDataError, match=words) as caught:
+            AdaptedModel(model, load_adapter(path))
+        assert str(path) in caught.value.message
+    else:
+        adapted = AdaptedModel(model, load_adapter(path))
+        expected = model.encoder.patch_embed.fc.weight + 4.0
+        torch.testing.assert_close(adapted.encoder.patch_embed.fc.weight, expected)

@@ -58,11 +58,22 @@ def reference(**changes: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 PROMPT = {"encoder.layers.0.blocks.0.prompt": torch.zeros(1, 1, 4)}
+LAYER = "encoder.patch_embed.fc"
+LOW_RANK = {f"{LAYER}.lora_A.default.weight": torch.ones(2, 216), f"{LAYER}.lora_B.default.weight": torch.ones(4, 2)}
+LORA = {"strategy": "lora", "rank": 2, "lora_alpha": 2.0, "lora_targets": ["fc"], "tensors": LOW_RANK}
 V3 = {"head.cls_token": torch.zeros(1, 1, 7), "head.mlp_head.1.weight": torch.zeros(1, 7)}
 ADAPTERS: dict[str, dict[str, Any]] = {
     "a billion prompts": {"tensors": PROMPT, "prompt_len": BILLION},
     "prompts of 400 digits": {"tensors": PROMPT, "prompt_len": 10**400},
     "prompts that do not fit": {"tensors": PROMPT, "prompt_len": 3},
+    "a rank of a billion": LORA | {"rank": BILLION},
+    "an alpha of 1e300": LORA | {"lora_alpha": 1e300},
+    "an alpha of 400 digits": LORA | {"lora_alpha": 10**400},
+    "low-rank updates of infinity": LORA | {"tensors": {name: value * torch.inf for name, value in LOW_RANK.items()}},
+    "low-rank updates of 1e18": LORA | {"tensors": {name: value * 1e18 for name, value in LOW_RANK.items()}},
+    "low-rank updates of a billion inputs and no rank": LORA
+    | {"tensors": LOW_RANK | {f"{LAYER}.lora_A.default.weight": torch.zeros(0, BILLION)}},
+    "a layer of 300 letters": LORA | {"lora_targets": ["a" * 300]},
     "a head of a billion features without outputs": {"tensors": head(torch.zeros(0, BILLION), torch.zeros(0))},
     "a hidden layer of a billion features": {"tensors": {"head.hidden.weight": torch.zeros(0, BILLION)}},
     "a head of other features": {"tensors": head(torch.zeros(1, 9))},

@@ -36,8 +36,7 @@ def main() -> None:
                 if "lora_" in key or "modules_to_save" in key:
                     parameter.add_(0.05 * torch.randn_like(parameter))
         clips = torch.randn(2, 1, 24, 24, 24, 4, generator=torch.Generator().manual_seed(1))
-        with torch.enable_grad():  # the fused block, which runs without gradients, would bypass the updates
-            features = wrapped.eval()(clips)
+        features = wrapped.eval()(clips)
         recorded[f"{name}/features"] = features.detach().numpy()
         recorded |= {f"{name}/weight:{key}": value.numpy() for key, value in wrapped.state_dict().items()}
     np.savez_compressed(FOLDER / "lora_peft.npz", **recorded)

@@ -19,6 +19,7 @@ from bids_app.training.adapt import AdaptSettings, LabelledScans, Learner, adapt
 from bids_app.training.data.loader import ClipBatches
 from bids_app.training.head import StandardisedHead, compute_embeddings, solve_head
 from bids_app.training.loop import LoopSettings
+from bids_app.training.low_rank import PROJECTIONS
 from bids_app.training.pretrain import PretrainSettings, pretrain
 from bids_app.training.tasks import Task
 
@@ -35,6 +36,8 @@ def labelled(store) -> LabelledScans:
 def test_a_strategy_trains_its_parameters_and_the_saved_adapter_predicts(
     strategy, make_store, tiny_model, tmp_path, tiny_config
 ):
+    if strategy == "lora":
+        pytest.importorskip("peft")
     data = labelled(make_store(2))
     task = Task.from_values("side", data.values)
     settings = AdaptSettings(strategy, prompt_len=3, batch_size=4, loop=QUICK)
@@ -44,9 +47,12 @@ def test_a_strategy_trains_its_parameters_and_the_saved_adapter_predicts(
     parts = {"prompt": {n for n in own if n.endswith(".prompt")}, "ln": {n for n in own if "norm" in n}}
     parts["prompt_ln"] = parts["prompt"] | parts["ln"]
     parts["full"] = own - parts["prompt"]
+    updated = {n.removesuffix(".weight") for n in own if n.split(".")[-2] in PROJECTIONS and n.endswith(".weight")}
+    parts["lora"] = {f"{layer}.lora_{factor}.default.weight" for layer in updated for factor in "AB"}
     assert names == parts[strategy]
     before = tiny_model.encoder.state_dict()
-    assert any(not torch.equal(adapter.encoder[n], before[n]) for n in names if n in before) or strategy == "prompt"
+    added = strategy in ("prompt", "lora")
+    assert added or any(not torch.equal(adapter.encoder[n], before[n]) for n in names if n in before)
     assert adapter.head["head.weight"].abs().max() > 0
     saved = load_adapter(save_adapter(tmp_path / "a.safetensors", adapter))
     predictions = to_predictions(saved.card, AdaptedModel(tiny_model, saved)(data.scans[0].clip(0)[None]))

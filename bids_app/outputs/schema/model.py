@@ -82,6 +82,8 @@ class AdapterFacts(Record):
     unit: str | None = key("Unit", text)
     normalisation: str | None = key("Normalisation", text)
     strategy: str | None = key("Strategy", text)
+    low_rank: str | None = key("LowRankUpdates", text)
+    """Rank, scale and layers of low-rank updates; absent for other strategies."""
     clip_average: str | None = key("ClipAverage", text)
     """How the prediction of a run was computed from those of its clips."""
     encoder_sha256: str | None = key("EncoderSHA256", text)
