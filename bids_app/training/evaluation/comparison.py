@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,34 @@ ENCODER = "encoder"
 """Key of the encoder, with which the baselines are compared."""
 
 
-Pairs = dict[str, list[tuple[metrics.Metrics, metrics.Metrics]]]
-"""Metrics of each method in both halves of the participants, for each division."""
 LEVEL = 0.95
 """Coverage of the intervals."""
 MIN_DIVISIONS = 10
 """Minimum number of divisions into halves for a variance."""
 ALPHA = 0.05
 """Error rate of the declarations of one evaluation."""
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Metrics in disjoint halves of the participants, see `bids_app.training.evaluation.halves`.
+
+    Attributes
+    ----------
+    scores : dict of str to list of tuple
+        Metrics of each method in both halves, for each division. Empty: there are none.
+    degrees : float
+        Degrees of freedom of a variance between halves: half the number of participants or families. The variances of
+        simulated sets of 16 and 40 participants themselves vary as with 14 and 20 degrees (`benchmarks/evaluation.py`).
+    """
+
+    scores: dict[str, list[tuple[metrics.Metrics, metrics.Metrics]]] = field(default_factory=dict)
+    degrees: float = 0.0
+
+    def pairs(self, method: str, key: str) -> np.ndarray:
+        """Return a metric of a method in both halves of each division, (K, 2)."""
+        pairs = self.scores.get(method, [])
+        return np.array([[half[key] for half in pair] for pair in pairs], dtype=float).reshape(-1, 2)
 
 
 @dataclass
@@ -219,24 +239,26 @@ def estimate_from_folds(values: np.ndarray, test_share: float) -> Estimate:
     return Estimate(float(known.mean()), error, len(known) - 1)
 
 
-def estimate(values: np.ndarray, halves: np.ndarray, test_share: float) -> Estimate:
+def estimate(values: np.ndarray, pairs: np.ndarray, degrees: float, test_share: float) -> Estimate:
     """Estimate a metric from folds, and its variance from halves of the participants (`halves`) if there are enough.
 
     Parameters
     ----------
     values : np.ndarray, (J,)
         In folds.
-    halves : np.ndarray, (K, 2)
+    pairs : np.ndarray, (K, 2)
         In both halves of K divisions.
+    degrees : float
+        Degrees of freedom of the variance between halves.
     test_share : float
         As for `estimate_from_folds`.
     """
     of_folds = estimate_from_folds(values, test_share)
-    differences = halves[:, 0] - halves[:, 1]
+    differences = pairs[:, 0] - pairs[:, 1]
     known = differences[~np.isnan(differences)]
     if len(known) < MIN_DIVISIONS:
         return of_folds
-    return Estimate(of_folds.mean, float(np.sqrt(np.mean(known**2) / 4)), np.inf)
+    return Estimate(of_folds.mean, float(np.sqrt(np.mean(known**2) / 4)), degrees)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -260,7 +282,7 @@ def compare_methods(
     titles: Mapping[str, str],
     task: Task,
     test_share: float,
-    halves: Pairs | None = None,
+    halves: Halves = Halves(),
 ) -> dict[str, Method]:
     """Compute means, intervals, p values, and differences from the encoder in the same folds.
 
@@ -272,20 +294,16 @@ def compare_methods(
         Title of each method; baselines are compared with the encoder.
     test_share : float
         See `estimate_from_folds`.
-    halves : mapping of str to list of tuple, optional
-        Metrics of each method in halves of the participants, see `bids_app.training.evaluation.halves`.
+    halves : Halves
     """
     main, chance = task.main_metric, chance_level(task)
     sign = -1 if main in metrics.LOWER_IS_BETTER else 1
     values = {name: {key: np.array([row[key] for row in rows]) for key in rows[0]} for name, rows in folds.items()}
-
-    def in_halves(name: str, key: str) -> np.ndarray:
-        pairs = (halves or {}).get(name, [])
-        return np.array([[half[key] for half in pair] for pair in pairs], dtype=float).reshape(-1, 2)
-
     methods = {}
     for name, found in values.items():
-        described = {key: estimate(column, in_halves(name, key), test_share) for key, column in found.items()}
+        described = {
+            key: estimate(column, halves.pairs(name, key), halves.degrees, test_share) for key, column in found.items()
+        }
         methods[name] = Method(
             titles[name],
             {key: one.mean for key, one in described.items()},
@@ -296,7 +314,8 @@ def compare_methods(
     differences = {
         name: estimate(
             sign * (values[ENCODER][main] - values[name][main]),
-            sign * (in_halves(ENCODER, main) - in_halves(name, main)),
+            sign * (halves.pairs(ENCODER, main) - halves.pairs(name, main)),
+            halves.degrees,
             test_share,
         )
         for name in others

@@ -18,7 +18,7 @@ import numpy as np
 from bids_app.adapters.file import CLASSIFICATION
 from bids_app.errors import NeurostormError
 from bids_app.training.data.examples import Examples
-from bids_app.training.evaluation.comparison import ENCODER, Pairs
+from bids_app.training.evaluation.comparison import ENCODER, Halves
 from bids_app.training.evaluation.metrics import Metrics
 from bids_app.training.evaluation.run import Run
 
@@ -26,7 +26,7 @@ N_HALVES = 20
 """Number of random divisions into halves."""
 
 
-def evaluate_halves(run: Run, features: Mapping[str, np.ndarray], nuisance: np.ndarray | None = None) -> Pairs:
+def evaluate_halves(run: Run, features: Mapping[str, np.ndarray], nuisance: np.ndarray | None = None) -> Halves:
     """Cross-validate the encoder and baselines in halves of the participants.
 
     Parameters
@@ -40,20 +40,20 @@ def evaluate_halves(run: Run, features: Mapping[str, np.ndarray], nuisance: np.n
 
     Returns
     -------
-    dict of str to list of tuple
-        Metrics of each method in both halves, for each division. Empty if the folds are not repeated (strategies that
-        train the encoder, embeddings, folds by site), or if the halves are too small for a cross-validation.
+    Halves
+        Without scores if the folds are not repeated (strategies that train the encoder, embeddings, folds by site), or
+        if the halves are too small for a cross-validation.
     """
-    found: Pairs = {name: [] for name in (ENCODER, *features)}
     if not run.is_repeated:
-        return {}
+        return Halves()
+    found = Halves({name: [] for name in (ENCODER, *features)}, len(set(run.groups)) / 2)
     rng = np.random.default_rng(run.settings.seed + 2)
     for number in range(N_HALVES):
         try:
             rows = [_score(run, part, number, features, nuisance) for part in split_in_halves(run, rng)]
         except NeurostormError:  # a half lacks a class, for example
             continue
-        for name, pairs in found.items():
+        for name, pairs in found.scores.items():
             pairs.append((rows[0][name], rows[1][name]))
     return found
 

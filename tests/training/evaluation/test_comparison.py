@@ -32,14 +32,14 @@ def test_intervals_count_the_overlap_of_training_sets() -> None:
 def test_the_variance_of_independent_halves_is_twice_that_of_the_whole() -> None:
     """Metrics of halves vary with a standard deviation of 0.1, the mean of the whole with one of 0.1 / sqrt(2)."""
     halves = np.random.default_rng(3).normal(0.6, 0.1, (4000, 2))
-    found = estimate(np.full(5, 0.7), halves, 0.25)
+    found = estimate(np.full(5, 0.7), halves, 30, 0.25)
     assert found.error == pytest.approx(0.1 / np.sqrt(2), rel=0.05)
-    assert found.interval == pytest.approx((0.7 - 1.96 * found.error, 0.7 + 1.96 * found.error), rel=1e-3)
+    assert found.interval == pytest.approx((0.7 - 2.042 * found.error, 0.7 + 2.042 * found.error), rel=1e-3)
     halves[12:] = np.nan
-    assert estimate(np.full(5, 0.7), halves, 0.25).degrees == np.inf
+    assert estimate(np.full(5, 0.7), halves, 30, 0.25).degrees == 30
     halves[5:] = np.nan  # too few halves: the folds count
     values = np.array([0.4, 0.6, 0.5])
-    assert estimate(values, halves, 0.25) == estimate_from_folds(values, 0.25)
+    assert estimate(values, halves, 30, 0.25) == estimate_from_folds(values, 0.25)
 
 
 def test_p_values_agree_with_intervals() -> None:

@@ -11,7 +11,7 @@ import torch
 
 from bids_app.training.adapt import AdaptSettings, LabelledScans
 from bids_app.training.data.examples import Examples
-from bids_app.training.evaluation.comparison import ENCODER
+from bids_app.training.evaluation.comparison import ENCODER, Halves
 from bids_app.training.evaluation.halves import N_HALVES, evaluate_halves, split_in_halves
 from bids_app.training.evaluation.run import EvaluateSettings, Run
 from bids_app.training.tasks import Task
@@ -56,7 +56,7 @@ def test_participants_are_never_on_both_sides_and_classes_are_divided_evenly() -
 def test_methods_are_evaluated_in_both_halves_of_each_division() -> None:
     run = make_run(24)
     noise = np.random.default_rng(2).normal(size=(48, 3))
-    found = evaluate_halves(run, {"noise": noise})
+    found = evaluate_halves(run, {"noise": noise}).scores
     assert {name: len(pairs) for name, pairs in found.items()} == {ENCODER: N_HALVES, "noise": N_HALVES}
     scores = {
         name: np.array([[half["balanced_accuracy"] for half in pair] for pair in pairs])
@@ -65,13 +65,13 @@ def test_methods_are_evaluated_in_both_halves_of_each_division() -> None:
     assert scores[ENCODER].mean() > 0.9
     assert 0.3 < scores["noise"].mean() < 0.7
     assert scores["noise"].std() > scores[ENCODER].std()
-    known = evaluate_halves(run, {}, np.array([v == "b" for v in run.data.values], float)[:, None])
+    known = evaluate_halves(run, {}, np.array([v == "b" for v in run.data.values], float)[:, None]).scores
     removed = np.mean([half["balanced_accuracy"] for pair in known[ENCODER] for half in pair])
     assert removed < 0.7  # the group itself was removed from the embeddings
 
 
 def test_halves_that_are_too_small_are_left_out() -> None:
-    assert evaluate_halves(make_run(4, 1), {})[ENCODER] == []
+    assert evaluate_halves(make_run(4, 1), {}).scores[ENCODER] == []
 
 
 @pytest.mark.parametrize("strategy", ["prompt", "full"])
@@ -80,4 +80,4 @@ def test_strategies_that_train_the_encoder_are_not_repeated_in_halves(strategy: 
     assert make_run(8).is_repeated
     settings = EvaluateSettings(AdaptSettings(strategy), repeats=2, baselines=())
     trained = Run(MODEL, run.task, run.examples, settings, "voxel", None, print)
-    assert evaluate_halves(trained, {}) == {}
+    assert evaluate_halves(trained, {}) == Halves()
