@@ -164,7 +164,7 @@ def test_download_is_resumed_after_a_closed_connection(hub, entry):
 
 def test_download_is_resumed_by_a_later_call(hub, entry):
     hub.break_after = [100_000] + [0] * 2 * ATTEMPTS
-    with pytest.raises(TemporaryError, match="cannot be fetched"):
+    with pytest.raises(TemporaryError, match="cannot be reached"):
         fetch(entry)
     hub.break_after = []
     hub.requests.clear()
