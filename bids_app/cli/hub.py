@@ -137,10 +137,16 @@ def given_head(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def fetch_any(reference: str, arguments: argparse.Namespace) -> UsageError | None:
     """Fetch a file of the hub and print what it is; return the error of a head whose meaning is not known."""
+    from bids_app.catalog.fetch import verify
     from bids_app.catalog.fetch_reference import fetch_reference
+    from bids_app.catalog.lock import default_lock, read_lock, source_of
 
-    entry = fetch_reference(reference, arguments.lock, arguments.update)
+    lock = arguments.lock or default_lock()
+    before = read_lock(lock)
+    entry = fetch_reference(reference, lock, arguments.update)
     print(f"{entry.name}: {entry.path}")
+    if source_of(entry) in read_lock(lock).keys() - before.keys():
+        print(f"  sha256 {verify(entry, lock)}, recorded in {lock}: later downloads must match it")
     return complete(entry, given_head(arguments), reference)
 
 

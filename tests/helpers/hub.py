@@ -193,7 +193,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def create(self, wanted: dict[str, Any]) -> None:
         name = f"{wanted['organization']}/{wanted['name']}"
         if name in self.hub.repositories:
-            return self.answer({"error": "exists"}, 409)
+            return self.answer({"error": "exists", "url": f"{self.hub.url}/{name}"}, 409)
         self.hub.repositories[name] = Repository(private=wanted.get("visibility") == "private")
         self.hub.add(name, {}, "0" * 40)
         return self.answer({"url": f"{self.hub.url}/{name}"})
@@ -224,7 +224,7 @@ def serve_hub(monkeypatch: pytest.MonkeyPatch, cache: Any) -> Iterator[StandInHu
     """Serve an empty hub, and let this process use it, with an empty cache and without a token."""
     hub = StandInHub()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), type("Own", (Handler,), {"hub": hub}))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setenv("NEUROSTORM_CACHE", str(cache))
