@@ -166,7 +166,7 @@ def hub_session(what: str, local: Path | None = None, token_hint: str = TOKEN_HI
             raise InputOutputError(f"{local}: {error.strerror}.", hint) from error
         raise TemporaryError(
             f"{what}: the hub cannot be reached ({error}).",
-            "Check the network, https_proxy and HF_ENDPOINT, then repeat the command; a download is resumed.",
+            "Check the network, https_proxy and HF_ENDPOINT, then repeat the command; downloads are resumed.",
         ) from error
     finally:
         close_session()  # a session keeps the proxies of its first use
