@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 TIMEOUT_S = 30.0
 SHA256 = re.compile(r"[0-9a-f]{64}")
+LICENCE = re.compile(r"[\w.+ -]{1,100}", re.ASCII)
 TOKEN_HINT = (
     "If it is private or gated, request access on its page, then set HF_TOKEN to a token that may read it, or log in "
     "with 'hf auth login'."
@@ -105,7 +106,7 @@ def read_repo(name: str, revision: str) -> Repo:
     return Repo(
         name,
         commit,
-        licence if isinstance(licence, str) else "",
+        licence if isinstance(licence, str) and LICENCE.fullmatch(licence) else "",
         bool(info.private),
         tuple(file for file in files if file.path not in unsafe),
     )

@@ -200,6 +200,14 @@ def test_file_missing_on_the_hub_raises(hub, entry):
         fetch(entry)
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_denied_access_tells_how_to_give_a_token(hub, entry, status):
+    hub.status = status
+    with pytest.raises(NoInputError, match=f"access denied by the hub .{status}") as caught:
+        fetch(entry)
+    assert "HF_TOKEN" in caught.value.hint
+
+
 def test_server_error_is_retried_and_then_raises(hub, entry):
     hub.status = 503
     with pytest.raises(TemporaryError, match=r"503|Service"):

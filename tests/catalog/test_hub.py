@@ -30,6 +30,11 @@ def test_a_repository_has_its_commit_licence_and_files_with_sizes_and_checksums(
     assert read_repo("lab/model", COMMIT).files == files
 
 
+def test_a_licence_that_is_no_identifier_is_not_taken_over(hub):
+    hub.repositories["lab/model"].licence = "mit\n<script>"
+    assert read_repo("lab/model", "main").licence == ""
+
+
 def test_paths_that_lead_out_of_a_repository_are_left_out(hub):
     hub.add("lab/evil", {"../../x.ckpt": WEIGHTS, "/etc/x.ckpt": WEIGHTS, "good.ckpt": WEIGHTS})
     assert [file.path for file in read_repo("lab/evil", "main").files] == ["good.ckpt"]
