@@ -24,6 +24,7 @@ from bids_app.model.checkpoint import Checkpoint, file_format, read_checkpoint
 
 ADAPTER, FINE_TUNED, ENCODER, OTHER = "adapter", "fine-tuned model", "encoder", "other file"
 MINMAX = "minmax"
+ACKNOWLEDGE = "--acknowledge-research-use"
 
 
 @dataclass(frozen=True)
@@ -141,5 +142,7 @@ def _facts_of_card(card: AdapterCard) -> dict[str, str]:
     if card.task == REGRESSION:
         facts["scale"] = f"mean {card.value_mean:g}, standard deviation {card.value_std:g}"
         facts["unit"] = card.unit
+    if card.research_only:
+        facts["diagnosis"] = f"yes, which requires {ACKNOWLEDGE}"
     facts["encoder"] = f"sha256 {card.encoder_sha256[:12]}…"
     return {name: value for name, value in facts.items() if value}

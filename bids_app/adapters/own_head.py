@@ -124,11 +124,16 @@ def _as_adapter(entry: Entry, checkpoint: Checkpoint) -> Adapter:
         intended_use=meaning.intended_use or " ".join(_known(entry, "IntendedUse")),
         limits=" ".join(limits + ([reason] if reason else [])),
         licence=entry.licence,
-        research_only=meaning.research_only or is_diagnosis(target),
+        research_only=meaning.research_only or any(map(is_diagnosis, _names(entry, checkpoint, target))),
         demonstration=checkpoint.demonstration,
         withheld=reason,
     )
     return Adapter(card, state, path=path)
+
+
+def _names(entry: Entry, checkpoint: Checkpoint, target: str) -> tuple[str, ...]:
+    """Return what may say that a head predicts a diagnosis: a target that was given cannot hide that of the file."""
+    return target, target_of(checkpoint), Path(entry.file).stem if entry.referenced else ""
 
 
 def _labels(checkpoint: Checkpoint, meaning: OutputMeaning) -> tuple[str, ...]:

@@ -152,7 +152,7 @@ def fetch_any(reference: str, arguments: argparse.Namespace) -> UsageError | Non
 
 def complete(entry: Entry, head: dict[str, Any], called: str) -> UsageError | None:
     """Store facts about the head of a file beside it, print what the file is, and return the error of missing facts."""
-    from bids_app.adapters.head_facts import ADAPTER, ENCODER, FINE_TUNED, check_head_facts, describe_file
+    from bids_app.adapters.head_facts import ACKNOWLEDGE, ADAPTER, ENCODER, FINE_TUNED, check_head_facts, describe_file
     from bids_app.catalog.fetch_reference import store_head
 
     if head:
@@ -170,7 +170,8 @@ def complete(entry: Entry, head: dict[str, Any], called: str) -> UsageError | No
         )
     option = {ADAPTER: "--adapter", FINE_TUNED: "--model", ENCODER: "--model"}.get(found.kind)
     if option:
-        print(f"  to apply it: neurostorm BIDS OUT participant {option} {shlex.quote(called)}")
+        acknowledged = f" {ACKNOWLEDGE}" if "diagnosis" in found.facts else ""
+        print(f"  to apply it: neurostorm BIDS OUT participant {option} {shlex.quote(called)}{acknowledged}")
     return None
 
 

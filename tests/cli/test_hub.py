@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, constants
 
-from bids_app.adapters.own_head import own_head
+from bids_app.adapters.own_head import own_head, read_any_adapter
 from bids_app.catalog.models import catalog, find_adapter, find_model, weights_path
 from bids_app.cli.models import main
 from bids_app.errors import NoInputError
@@ -20,6 +20,8 @@ from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.settings import ModelSettings
 from bids_app.settings.definitions import Settings
 from bids_app.workflow.adapters import chosen_adapters
+from bids_app.workflow.context import choose_model
+from bids_app.workflow.preflight import check_fit
 from tests.helpers.hub import COMMIT, serve_hub
 from tests.helpers.models import lightning_content, linear_head
 
@@ -138,9 +140,10 @@ def test_facts_that_do_not_fit_are_refused_and_not_stored(published, capsys):
     assert "describe one file" in capsys.readouterr().err
 
 
-def test_facts_of_a_catalog_model_can_be_given(published):
+def test_facts_of_a_catalog_model_can_be_given(published, capsys):
     name = "abide-diagnosis"
     assert main(["fetch", name, "--labels", "control,autism"]) == 0
+    assert f"--model {name} --acknowledge-research-use" in capsys.readouterr().out
     assert own_head(find_model(name)).card.labels == ("control", "autism")
 
 
@@ -165,7 +168,11 @@ def test_errors_have_their_exit_code(published, capsys, text, code):
 
 def test_the_head_of_a_reference_is_applied_and_the_encoder_has_the_name_of_the_file(published):
     main(["fetch", BRANCH, "--labels", "female,male"])
-    (chosen,) = chosen_adapters(settings(model=BRANCH))
+    wanted = settings(model=BRANCH)
+    check_fit(wanted)
+    (chosen,) = chosen_adapters(wanted)
+    assert choose_model(wanted).adapters == (chosen.path,)
+    assert read_any_adapter(chosen.path, find_model(BRANCH)).card == chosen.card
     assert (chosen.card.labels, chosen.path) == (("female", "male"), find_model(PINNED).path)
     assert load_model(BRANCH).name == "tuned sex"
 
