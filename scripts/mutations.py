@@ -810,6 +810,80 @@ MUTATIONS: tuple[Mutation, ...] = (
         "    if False:\n",
         ("catalog/test_lock.py::test_a_damaged_lock_file_is_named_and_kept",),
     ),
+    Mutation(
+        "a reference cannot lead out of its repository",
+        "bids_app/catalog/references.py",
+        '    if any(part in ("", ".", "..") or',
+        "    if any(",
+        ("catalog/test_references.py::test_a_reference_to_something_outside_of_its_repository_is_refused",),
+    ),
+    Mutation(
+        "a branch stays at its recorded commit",
+        "bids_app/catalog/fetch_reference.py",
+        "    return None if update else read_revisions(lock).get(_name(wanted))\n",
+        "    return None\n",
+        (
+            "catalog/test_fetch_reference.py::test_a_branch_stays_at_its_recorded_commit_until_an_update",
+            "catalog/test_fetch_reference.py::test_the_lock_file_of_a_study_gives_the_same_file_on_other_machines",
+        ),
+    ),
+    Mutation(
+        "bytes that differ from the list of the repository are refused",
+        "bids_app/catalog/fetch.py",
+        "    return HubFile(hub.url, hub.size or listed.size, hub.sha256 or listed.sha256 or None)\n",
+        "    return hub\n",
+        (
+            "catalog/test_fetch_reference.py"
+            "::test_bytes_that_differ_from_the_checksum_of_the_hub_are_refused_at_the_first_fetch",
+        ),
+    ),
+    Mutation(
+        "what a head lacks is asked for",
+        "bids_app/adapters/head_facts.py",
+        "    if task == CLASSIFICATION and not meaning.labels:\n",
+        "    if False:\n",
+        ("cli/test_hub.py::test_what_a_head_lacks_is_asked_for_and_stored_when_given",),
+    ),
+    Mutation(
+        "labels of participants and paths are not published",
+        "bids_app/adapters/privacy.py",
+        "    if private:\n",
+        "    if False:\n",
+        ("cli/test_hub.py::test_what_may_not_be_published_is_refused_before_any_request",),
+    ),
+    Mutation(
+        "an adapter without intended use or licence is not published",
+        "bids_app/adapters/privacy.py",
+        "    if missing:\n",
+        "    if False:\n",
+        ("adapters/test_privacy.py::test_a_card_without_intended_use_or_licence_is_not_published",),
+    ),
+    Mutation(
+        "metadata besides the card are not published",
+        "bids_app/outputs/hub_card.py",
+        '    published = save_adapter(folder / f"{card.name}.safetensors", adapter)\n',
+        '    published = folder / f"{card.name}.safetensors"\n'
+        "    folder.mkdir(parents=True, exist_ok=True)\n"
+        "    published.write_bytes(path.read_bytes())\n",
+        (
+            "outputs/test_hub_card.py::test_metadata_besides_the_card_are_not_published",
+            "outputs/test_hub_card.py::test_given_texts_become_part_of_the_uploaded_file",
+        ),
+    ),
+    Mutation(
+        "nothing private is uploaded to a public repository",
+        "bids_app/catalog/push.py",
+        "        if private and not api.model_info(repo, timeout=TIMEOUT_S).private:\n",
+        "        if False:\n",
+        ("catalog/test_push.py::test_nothing_is_uploaded_to_a_public_repository_that_should_be_private",),
+    ),
+    Mutation(
+        "intervals of an evaluation count participants",
+        "bids_app/training/external.py",
+        "    names = np.unique(participants)\n",
+        "    participants = np.arange(len(participants))\n    names = participants\n",
+        ("training/test_external.py::test_intervals_count_participants_and_not_scans",),
+    ),
     # 19. Nightly.
     Mutation(
         "skipped tests of the night are failures",

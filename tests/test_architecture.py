@@ -31,6 +31,7 @@ ALLOWED_WITHIN_LAYER = {
     ("settings", "errors"),
     ("settings", "files"),
     ("model", "catalog.models"),
+    ("catalog", "bids.writer"),
     ("phantom", "bids.writer"),
     ("phantom", "catalog.templates"),
     ("phantom", "clips"),

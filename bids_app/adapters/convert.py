@@ -5,11 +5,12 @@ The adapter holds what differs from the base encoder: prompts, norms, a head, or
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 
@@ -26,6 +27,9 @@ UNKNOWN_TASK = (
     "neither downstream_task_type nor downstream_task in its hyper_parameters tells whether the head is for "
     "classification or regression"
 )
+LABEL_KEYS = ("labels", "class_names")
+SCALED_KINDS = ("value", "target", "label")
+"""Hyperparameters that hold labels and scaling; those of the published code do not."""
 CONSTANT = (
     "The head is the v3 head of 2025, whose output is the same for every scan: the published code let its class token "
     "attend to the class tokens of other clips only, and not to the scan."
@@ -68,6 +72,45 @@ class OutputMeaning:
     ranges: Mapping[str, Any] = field(default_factory=dict)
     orientation: str = ""
     template: str = ""
+
+    @property
+    def has_scale(self) -> bool:
+        """Whether the scale of a regression is known."""
+        return bool(self.unit) or (self.value_mean, self.value_std) != (0.0, 1.0)
+
+
+def meaning_of(checkpoint: Checkpoint, known: Mapping[str, Any]) -> OutputMeaning:
+    """Return the meaning of a head's outputs, as far as it is known.
+
+    Parameters
+    ----------
+    checkpoint : Checkpoint
+        Its hyperparameters may hold class labels (``labels``, ``class_names``), mean and standard deviation of the
+        target (``value_mean``, ``target_mean``, ``label_mean`` and the same with ``_std``) and its ``unit``.
+    known : mapping
+        Fields of `OutputMeaning` from the catalog or from the facts beside the file; they take precedence.
+    """
+    hyper = hyper_parameters(checkpoint)
+    found: dict[str, Any] = {}
+    labels = next((hyper[key] for key in LABEL_KEYS if _is_labels(hyper.get(key))), None)
+    if labels is not None:
+        found["labels"] = labels
+    for kind in reversed(SCALED_KINDS):
+        mean, std = hyper.get(f"{kind}_mean"), hyper.get(f"{kind}_std")
+        if _is_number(mean) and _is_number(std) and std > 0:
+            found |= {"value_mean": float(mean), "value_std": float(std)}
+    if isinstance(hyper.get("unit"), str):
+        found["unit"] = hyper["unit"]
+    found |= known
+    return OutputMeaning(**{**found, "labels": tuple(found.get("labels", ()))})
+
+
+def _is_labels(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) > 1 and all(isinstance(label, str) for label in value)
+
+
+def _is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def adapter_from_checkpoint(

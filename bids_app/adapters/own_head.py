@@ -17,6 +17,7 @@ from bids_app.adapters.convert import (
     describe_cohort,
     hyper_parameters,
     known_task,
+    meaning_of,
     target_of,
     withheld,
 )
@@ -50,7 +51,8 @@ UNSCALED = {
 }
 """Units of regressions whose scaling is not known, by ``label_scaling_method``."""
 HINT = (
-    "For embeddings only, use --level minimal; to describe the head by hand, use 'neurostorm-models convert --adapter'."
+    "For embeddings only, use --level minimal. To describe the head, use 'neurostorm-models convert --adapter', for a "
+    "file of the hub, use 'neurostorm-models fetch' with --task, --labels, --value-mean and --value-std."
 )
 
 
@@ -88,7 +90,7 @@ def read_any_adapter(path: Path, model: Entry) -> Adapter:
 
 def _as_adapter(entry: Entry, checkpoint: Checkpoint) -> Adapter:
     path, hyper = checkpoint.path, hyper_parameters(checkpoint)
-    meaning = OutputMeaning(**{**entry.head, "labels": tuple(entry.head.get("labels", ()))})
+    meaning = meaning_of(checkpoint, entry.head)
     with naming(path, "the head"):
         head, _ = build_head(checkpoint.head)
         check_head(head, checkpoint.config.n_features)
@@ -111,7 +113,7 @@ def _as_adapter(entry: Entry, checkpoint: Checkpoint) -> Adapter:
     reason = withheld(checkpoint)
     card = AdapterCard(
         **{"clip_average": OUTPUTS, **facts},
-        name=re.sub(r"[^A-Za-z0-9]", "", checkpoint.name if entry.own else entry.name),
+        name=re.sub(r"[^A-Za-z0-9]", "", checkpoint.name if entry.own or entry.referenced else entry.name),
         task=task,
         target=_line(target),
         encoder_sha256=weights_sha256(checkpoint.encoder),
@@ -122,11 +124,16 @@ def _as_adapter(entry: Entry, checkpoint: Checkpoint) -> Adapter:
         intended_use=meaning.intended_use or " ".join(_known(entry, "IntendedUse")),
         limits=" ".join(limits + ([reason] if reason else [])),
         licence=entry.licence,
-        research_only=meaning.research_only or is_diagnosis(target),
+        research_only=meaning.research_only or any(map(is_diagnosis, _names(entry, checkpoint, target))),
         demonstration=checkpoint.demonstration,
         withheld=reason,
     )
     return Adapter(card, state, path=path)
+
+
+def _names(entry: Entry, checkpoint: Checkpoint, target: str) -> tuple[str, ...]:
+    """Return what may say that a head predicts a diagnosis: a target that was given cannot hide that of the file."""
+    return target, target_of(checkpoint), Path(entry.file).stem if entry.referenced else ""
 
 
 def _labels(checkpoint: Checkpoint, meaning: OutputMeaning) -> tuple[str, ...]:
@@ -150,7 +157,7 @@ def _scaling(checkpoint: Checkpoint, meaning: OutputMeaning) -> tuple[dict[str, 
             f"{checkpoint.path}: the head of a regression has {count_outputs(checkpoint)} outputs instead of one.", HINT
         )
     facts = {"unit": meaning.unit, "value_mean": meaning.value_mean, "value_std": meaning.value_std}
-    if meaning.unit:
+    if meaning.has_scale:
         return facts, []
     method = str(hyper_parameters(checkpoint).get("label_scaling_method", "standardization"))
     unit = UNSCALED.get(method)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-from bids_app.catalog.models import cache_dir
+from bids_app.catalog.cache import cache_dir
 from bids_app.catalog.templates import templateflow_home
 from bids_app.errors import BadDataError, NoInputError, UsageError
 from bids_app.files import MAX_OPTIONS_BYTES, check_regular, read_file, read_rows

@@ -1,8 +1,8 @@
 """Third-party files for a container image at build time: ``python -m bids_app.catalog.bake templates atlases NAME``.
 
-``templates`` and ``atlases`` fetch those of the catalogs; any other name is a model. The files are stored in
-``TEMPLATEFLOW_HOME`` and ``NEUROSTORM_CACHE``, which should be folders of the image. Network access is required; a file
-that cannot be fetched is named.
+``templates`` and ``atlases`` fetch those of the catalogs; any other name is a model, or a reference to a file of the
+hub. The files are stored in ``TEMPLATEFLOW_HOME`` and ``NEUROSTORM_CACHE``, which should be folders of the image.
+Network access is required; a file that cannot be fetched is named.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from bids_app.catalog import atlases, templates
+from bids_app.catalog.cache import cache_dir
 from bids_app.catalog.fetch import fetch, file_sha256
-from bids_app.catalog.models import cache_dir, find_model
+from bids_app.catalog.fetch_reference import fetch_reference
+from bids_app.catalog.models import find_model
+from bids_app.catalog.references import is_reference
 from bids_app.errors import EXIT_OK, BadDataError, NeurostormError, TemporaryError
 
 ENTITY = re.compile(r"(?P<name>tpl|res|atlas|desc)-(?P<value>[^_.]+)")
@@ -59,8 +62,9 @@ def fetch_atlases() -> None:
 
 
 def fetch_model(name: str) -> None:
-    """Fetch a model from the hub."""
-    report(f"model {name}", fetch(find_model(name)))
+    """Fetch a model from the hub, by name or reference."""
+    path = fetch_reference(name).path if is_reference(name) else fetch(find_model(name))
+    report(f"model {name}", path)
 
 
 CATALOGS = {"templates": fetch_templates, "atlases": fetch_atlases}

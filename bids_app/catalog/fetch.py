@@ -1,25 +1,25 @@
 """Download of weights from the Hugging Face Hub, on request only: resumable, checked, and atomic.
 
-`huggingface_hub` transfers the files: proxies are taken from the usual environment variables (``https_proxy``,
-``no_proxy``), a mirror from ``HF_ENDPOINT``, a token from ``HF_TOKEN``; ``HF_HUB_OFFLINE`` forbids downloads. Files are
-written by plain HTTP into this app's cache, because `hf_hub_download` discards partial downloads after a failure.
+`huggingface_hub` transfers the files, see `bids_app.catalog.hub`. They are written by plain HTTP into this app's cache,
+because `hf_hub_download` discards partial downloads after a failure.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from bids_app import __version__
+from bids_app.bids.writer import writing_error
+from bids_app.catalog.hub import TIMEOUT_S, RepoFile, hub_session, hub_token
 from bids_app.catalog.lock import FILE_NAME, SHA256, Checksum, default_lock, known_checksum, locked, record_checksum
 from bids_app.catalog.models import Entry
-from bids_app.errors import BadDataError, InputOutputError, NeurostormError, NoInputError, TemporaryError, UsageError
-
-TIMEOUT_S = 30.0
+from bids_app.errors import BadDataError, NoInputError, UsageError
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class HubFile:
     sha256: str | None
 
 
-def fetch(entry: Entry, lock: Path | None = None) -> Path:
+def fetch(entry: Entry, lock: Path | None = None, listed: RepoFile | None = None) -> Path:
     """Download an entry's file into the cache; a file that exists is checked, and not downloaded again.
 
     The file must have the checksum in the catalog or in the lock file. If neither knows it, it is recorded in the lock
@@ -43,6 +43,8 @@ def fetch(entry: Entry, lock: Path | None = None) -> Path:
         Entry of the catalog, with a repository.
     lock : pathlib.Path, optional
         Lock file with checksums; default: that of the cache.
+    listed : RepoFile, optional
+        The file in the list of its repository, whose size and checksum it must have.
 
     Raises
     ------
@@ -61,7 +63,7 @@ def fetch(entry: Entry, lock: Path | None = None) -> Path:
         raise UsageError(f"{entry.name} is not on the hub.", "It is part of the package, or a file of your own.")
     lock = lock or default_lock()
     target = entry.path
-    target.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(target.parent)
     with locked(target):
         known = known_checksum(entry, lock)
         if target.is_file() and known is not None:
@@ -69,7 +71,7 @@ def fetch(entry: Entry, lock: Path | None = None) -> Path:
             return target
         part = target.with_name(f"{target.name}.part")
         with _session(entry) as (url, headers):
-            hub = _query_hub(url, headers)
+            hub = _as_listed(_query_hub(url, headers), listed)
             size = _expected_size(entry, hub, known)
             _download(url, headers, size, part, entry.name)
         sha256 = file_sha256(part)
@@ -78,6 +80,17 @@ def fetch(entry: Entry, lock: Path | None = None) -> Path:
             record_checksum(entry, Checksum(sha256, part.stat().st_size, hub.url, bool(hub.sha256)), lock)
         os.replace(part, target)
     return target
+
+
+def _make_folder(folder: Path) -> None:
+    """Create a folder of the cache that can be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        problem = writing_error(error, folder)
+        raise type(problem)(problem.message, f"{problem.hint} NEUROSTORM_CACHE sets another folder.") from error
 
 
 def verify(entry: Entry, lock: Path | None = None) -> str:
@@ -143,30 +156,14 @@ def file_sha256(path: Path) -> str:
 @contextmanager
 def _session(entry: Entry) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield URL and headers for an entry's file; convert errors of the hub to those of this app."""
-    from huggingface_hub import close_session, constants, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+    from huggingface_hub import hf_hub_url
 
-    constants.HF_HUB_DISABLE_TELEMETRY = True  # otherwise it downloads a list of agents into HF_HOME
     url = hf_hub_url(entry.repo, entry.file, revision=entry.revision, endpoint=os.environ.get("HF_ENDPOINT") or None)
     headers = {"user-agent": f"neurostorm/{__version__}"}
-    if token := os.environ.get("HF_TOKEN"):
+    if token := hub_token():
         headers["authorization"] = f"Bearer {token}"
-    try:
+    with hub_session(url, entry.path):
         yield url, headers
-    except OfflineModeIsEnabled as error:
-        raise TemporaryError(f"{url}: not fetched, because HF_HUB_OFFLINE is set.", "Unset HF_HUB_OFFLINE.") from error
-    except HfHubHTTPError as error:
-        raise _http_error(url, error.response.status_code) from error
-    except (HTTPError, OSError) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            hint = "Free some space, or set NEUROSTORM_CACHE."
-            raise InputOutputError(f"{entry.path}: {error.strerror}.", hint) from error
-        raise TemporaryError(
-            f"{url}: cannot be fetched ({error}).",
-            "Check the network, https_proxy and HF_ENDPOINT, then fetch again; the download is resumed.",
-        ) from error
-    finally:
-        close_session()  # a session keeps the proxies of its first use
 
 
 def _query_hub(url: str, headers: dict[str, str]) -> HubFile:
@@ -176,6 +173,19 @@ def _query_hub(url: str, headers: dict[str, str]) -> HubFile:
     metadata = get_hf_file_metadata(url, token=False, headers=headers, timeout=TIMEOUT_S, retry_on_errors=True)
     etag = (metadata.etag or "").lower()
     return HubFile(url, metadata.size, etag if SHA256.fullmatch(etag) else None)
+
+
+def _as_listed(hub: HubFile, listed: RepoFile | None) -> HubFile:
+    """Complete what a request for a file tells by the list of its repository; raise if they differ."""
+    if listed is None:
+        return hub
+    pairs = ((hub.size, listed.size), (hub.sha256, listed.sha256))
+    if any(one and other and one != other for one, other in pairs):
+        raise BadDataError(
+            f"{hub.url}: its size or checksum differs from that in the list of the repository.",
+            "Try again; check HF_ENDPOINT and the proxy.",
+        )
+    return HubFile(hub.url, hub.size or listed.size, hub.sha256 or listed.sha256 or None)
 
 
 def _download(url: str, headers: dict[str, str], size: int | None, part: Path, name: str) -> None:
@@ -211,11 +221,3 @@ def _check(hub: HubFile, size: int | None, part: Path, sha256: str, known: tuple
     if wrong:
         part.unlink()
         raise BadDataError(f"{hub.url}: wrong content: {wrong}.", "Try again; check proxy and mirror.")
-
-
-def _http_error(url: str, code: int) -> NeurostormError:
-    if code in (404, 410):
-        return NoInputError(f"{url}: not found on the hub ({code}).", "Check HF_ENDPOINT; the file may have moved.")
-    if code in (401, 403):
-        return NoInputError(f"{url}: access denied by the hub ({code}).", "Set HF_TOKEN if the mirror requires one.")
-    return TemporaryError(f"{url}: HTTP error {code} from the hub.", "Try again later.")

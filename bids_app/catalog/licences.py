@@ -11,18 +11,25 @@ import sys
 from collections.abc import Iterable, Sequence
 
 from bids_app.catalog import atlases
-from bids_app.catalog.models import catalog
+from bids_app.catalog.models import catalog, stored_entries
 from bids_app.errors import EXIT_OK, NeurostormError, NoInputError, UsageError
 
 OWN = "Apache-2.0"
 
-SPDX = {"GPL": "GPL-1.0-or-later"}
-"""SPDX identifiers of licences that the catalog names otherwise. GPL without a version means any version."""
+SPDX = {
+    "GPL": "GPL-1.0-or-later",
+    "mit": "MIT",
+    "apache-2.0": "Apache-2.0",
+    **{f"cc-by{kind}-4.0": f"CC-BY{kind.upper()}-4.0" for kind in ("", "-nc", "-sa", "-nd", "-nc-sa", "-nc-nd")},
+    "": "LicenseRef-not-stated",
+    "other": "LicenseRef-other",
+}
+"""SPDX identifiers of licences that the catalog or the hub names otherwise. GPL without a version means any version."""
 
 
 def licences_here() -> set[str]:
-    """Return the licences of the catalog's models, adapters and atlases that are on this machine."""
-    entries = [*catalog("models").values(), *catalog("adapters").values()]
+    """Return the licences of the models, adapters and atlases that are on this machine."""
+    entries = [*catalog("models").values(), *catalog("adapters").values(), *stored_entries()]
     found = {entry.licence for entry in entries if entry.path.is_file()}
     for name in atlases.catalog():
         try:

@@ -1,7 +1,8 @@
 """Checksums of downloaded weights, in a lock file: a later download must give the same bytes.
 
 The catalog has the checksum of a file once it is known. Until then, the first download records it in ``weights.lock``,
-in the cache. The file can be copied to other machines, or kept under version control (``fetch --lock FILE``).
+in the cache. The file can be copied to other machines, or kept under version control (``fetch --lock FILE``). It also
+has the commits to which branches and tags of the hub were resolved.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import fcntl
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bids_app.catalog.models import Entry, cache_dir
+from bids_app.catalog.cache import cache_dir
+from bids_app.catalog.models import Entry
+from bids_app.catalog.references import COMMIT
 from bids_app.errors import BadDataError, CannotCreateError
 from bids_app.files import MAX_OPTIONS_BYTES, parse_json, read_text
 
@@ -77,7 +80,17 @@ def known_checksum(entry: Entry, lock: Path) -> tuple[Checksum, str] | None:
 
 
 def read_lock(path: Path) -> dict[str, Checksum]:
-    """Read a lock file: checksums by source; empty if the file does not exist.
+    """Read the checksums of a lock file, by source; empty if the file does not exist. See `_read` for the errors."""
+    return _read(path)[0]
+
+
+def read_revisions(path: Path) -> dict[str, str]:
+    """Read the commits of a lock file, by ``owner/name@revision``; empty if the file does not exist."""
+    return _read(path)[1]
+
+
+def _read(path: Path) -> tuple[dict[str, Checksum], dict[str, str]]:
+    """Read the checksums and the commits of a lock file.
 
     Raises
     ------
@@ -87,12 +100,13 @@ def read_lock(path: Path) -> dict[str, Checksum]:
         The file is damaged: its checksums must not be forgotten silently.
     """
     if not os.path.lexists(path):
-        return {}
+        return {}, {}
     try:
         content = parse_json(read_text(path, MAX_OPTIONS_BYTES), str(path))
         if content["version"] != VERSION:
             raise ValueError(f"version {content['version']!r}")
-        return {str(source): _checksum(fields) for source, fields in content["files"].items()}
+        revisions = {str(name): _commit(commit) for name, commit in content.get("revisions", {}).items()}
+        return {str(source): _checksum(fields) for source, fields in content["files"].items()}, revisions
     except (BadDataError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadDataError(
             f"{path}: not a valid lock file ({error}).",
@@ -108,17 +122,42 @@ def record_checksum(entry: Entry, checksum: Checksum, lock: Path) -> None:
     CannotCreateError
         The lock file cannot be written.
     """
+    _record(lock, f"the checksum of {entry.name}", files={source_of(entry): checksum})
+
+
+def record_revision(name: str, commit: str, lock: Path) -> None:
+    """Add the commit of a branch or tag, ``owner/name@revision``, to a lock file.
+
+    Raises
+    ------
+    CannotCreateError
+        The lock file cannot be written.
+    """
+    _record(lock, f"the commit of {name}", revisions={name: commit})
+
+
+def _record(
+    lock: Path,
+    what: str,
+    files: Mapping[str, Checksum] | None = None,
+    revisions: Mapping[str, str] | None = None,
+) -> None:
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
         with locked(lock):
-            files = {**read_lock(lock), source_of(entry): checksum}
-            content = {"version": VERSION, "files": {source: asdict(files[source]) for source in sorted(files)}}
+            known_files, known_revisions = _read(lock)
+            all_files = {**known_files, **(files or {})}
+            all_revisions = {**known_revisions, **(revisions or {})}
+            content: dict[str, Any] = {"version": VERSION}
+            content["files"] = {source: asdict(all_files[source]) for source in sorted(all_files)}
+            if all_revisions:
+                content["revisions"] = dict(sorted(all_revisions.items()))
             new = lock.with_name(f".{lock.name}.{os.getpid()}")
             new.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
             os.replace(new, lock)
     except OSError as error:
         raise CannotCreateError(
-            f"{lock}: the checksum of {entry.name} cannot be recorded ({error.strerror}).",
+            f"{lock}: {what} cannot be recorded ({error.strerror}).",
             "Give a lock file that you can write with --lock, or set NEUROSTORM_CACHE.",
         ) from error
 
@@ -139,3 +178,9 @@ def _checksum(fields: Any) -> Checksum:
     if checksum.size is not None and not isinstance(checksum.size, int):
         raise ValueError(f"invalid size {checksum.size!r}")
     return checksum
+
+
+def _commit(commit: Any) -> str:
+    if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+        raise ValueError(f"invalid commit {commit!r}")
+    return commit

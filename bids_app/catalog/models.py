@@ -1,25 +1,32 @@
-"""Encoders and adapters by name, and their files on this machine. Nothing is downloaded here.
+"""Encoders and adapters by name, reference or path, and their files on this machine. Nothing is downloaded here.
 
 An entry without a ``repo`` is part of the package, in ``bids_app/data``.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bids_app.catalog.cache import cache_dir
+from bids_app.catalog.references import (
+    Reference,
+    file_in_cache,
+    files_in_cache,
+    is_reference,
+    parse_reference,
+    read_facts,
+    recorded_commit,
+    sole_file,
+)
 from bids_app.errors import NoInputError, UsageError
 from bids_app.files import check_regular
-from bids_app.settings import home_dir
 
 CATALOG = Path(__file__).with_name("models.yml")
 PACKAGE_DATA = Path(__file__).parents[1] / "data"
-CACHE_VARIABLE = "NEUROSTORM_CACHE"
-"""Environment variable with the folder of downloaded weights."""
 FILE_SUFFIXES = (".ckpt", ".safetensors", ".pt", ".pth")
 
 
@@ -59,6 +66,8 @@ class Entry:
     head: dict[str, Any] = field(default_factory=dict, hash=False)
     own: bool = False
     """True for a user-supplied file."""
+    referenced: bool = False
+    """True for a file of the hub that is not in the catalog; its name is its reference."""
 
     @property
     def path(self) -> Path:
@@ -67,16 +76,9 @@ class Entry:
             return Path(self.file)
         if not self.repo:
             return PACKAGE_DATA / self.file
+        if self.referenced:
+            return file_in_cache(Reference(self.repo, self.revision, self.file))
         return cache_dir() / "models" / self.name / self.revision[:12] / Path(self.file).name
-
-
-def cache_dir() -> Path:
-    """Return the folder of downloaded weights: ``NEUROSTORM_CACHE``, or ``neurostorm`` in the user's cache folder."""
-    given = os.environ.get(CACHE_VARIABLE)
-    if given:
-        return Path(given)
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else home_dir() / ".cache") / "neurostorm"
 
 
 @cache
@@ -92,23 +94,64 @@ def catalog(kind: str = "models") -> dict[str, Entry]:
 
 
 def find_model(name: str) -> Entry:
-    """Find a model by its name in the catalog, or by the path of its file."""
+    """Find a model by its name in the catalog, by a reference to the hub, or by the path of its file."""
     return _find(name, "models")
 
 
 def find_adapter(name: str) -> Entry:
-    """Find an adapter by its name in the catalog, or by the path of its file."""
+    """Find an adapter by its name in the catalog, by a reference to the hub, or by the path of its file."""
     return _find(name, "adapters")
 
 
 def _find(name: str, kind: str) -> Entry:
     known = catalog(kind)
     if name in known:
-        return known[name]
+        return _with_facts(known[name])
+    if is_reference(name):
+        return _with_facts(_referenced(parse_reference(name), kind))
     path = Path(name)
     if path.suffix in FILE_SUFFIXES:
-        return Entry(path.stem, "a file of your own", str(path.absolute()), own=True)
-    raise UsageError(f"Unknown {kind.removesuffix('s')} '{name}'.", f"Give a file, or one of: {', '.join(known)}.")
+        return _with_facts(Entry(path.stem, "a file of your own", str(path.absolute()), own=True))
+    raise UsageError(
+        f"Unknown {kind.removesuffix('s')} '{name}'.",
+        f"Give a file, a file of the hub (hf:owner/name@revision:path), or one of: {', '.join(known)}.",
+    )
+
+
+def _referenced(reference: Reference, kind: str) -> Entry:
+    """Return the entry of a file of the hub; that of the catalog, if it is in it."""
+    reference = replace(reference, revision=recorded_commit(reference) or reference.revision)
+    if not reference.path:
+        reference = sole_file(reference, FILE_SUFFIXES)
+    for entry in catalog(kind).values():
+        if (entry.repo, entry.revision, entry.file) == (reference.repo, reference.revision, reference.path):
+            return entry
+    return entry_of(reference)
+
+
+def entry_of(reference: Reference) -> Entry:
+    """Return the entry of a file of the hub that is not in the catalog."""
+    return Entry(
+        str(reference),
+        "a file of the hub",
+        reference.path,
+        repo=reference.repo,
+        revision=reference.revision,
+        referenced=True,
+    )
+
+
+def _with_facts(entry: Entry) -> Entry:
+    """Add the facts beside the file of an entry; those of the catalog take precedence."""
+    facts = read_facts(entry.path)
+    if not facts.head and not facts.licence:
+        return entry
+    return replace(entry, licence=entry.licence or facts.licence, head={**facts.head, **entry.head})
+
+
+def stored_entries() -> list[Entry]:
+    """Return the files of the hub in the cache that are not in the catalog."""
+    return [_with_facts(entry_of(reference)) for reference in files_in_cache()]
 
 
 def weights_path(entry: Entry) -> Path:

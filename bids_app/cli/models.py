@@ -1,4 +1,4 @@
-"""Command ``neurostorm-models``: list, fetch, verify, convert and describe encoders and adapters."""
+"""Command ``neurostorm-models``: list, fetch, verify, convert, describe and publish encoders and adapters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bids_app.catalog.models import Entry, catalog, find_model
+from bids_app.catalog.models import Entry, catalog, find_model, stored_entries
+from bids_app.catalog.references import is_reference, option_of
+from bids_app.cli import hub
 from bids_app.cli.outcome import exit_code_of
 from bids_app.errors import NeurostormError, NoInputError, UsageError
 from bids_app.terminal import escaped_output
@@ -20,12 +22,18 @@ from bids_app.terminal import escaped_output
 def parser() -> argparse.ArgumentParser:
     """Make the argument parser."""
     p = argparse.ArgumentParser(
-        prog="neurostorm-models", description="List, fetch, verify, convert and describe encoders and adapters."
+        prog="neurostorm-models",
+        description="List, fetch, verify, convert, describe and publish encoders and adapters.",
     )
     commands = p.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="list the catalog and what is installed on this machine")
-    fetch = commands.add_parser("fetch", help="download published weights to the cache (NEUROSTORM_CACHE)")
-    fetch.add_argument("names", nargs="+", metavar="NAME")
+    hub.add_list_options(
+        commands.add_parser("list", help="list the catalog and what is installed on this machine, or the hub (--hub)")
+    )
+    fetch = commands.add_parser(
+        "fetch", help="download weights of the catalog or the hub to the cache (NEUROSTORM_CACHE)"
+    )
+    fetch.add_argument("names", nargs="+", metavar="NAME|REFERENCE", help=f"name in the catalog; {hub.REFERENCE_HELP}")
+    hub.add_fetch_options(fetch)
     verify = commands.add_parser("verify", help="compare cached files with their checksums")
     verify.add_argument("names", nargs="*", metavar="NAME", help="default: all on this machine")
     for command in (fetch, verify):
@@ -39,11 +47,14 @@ def parser() -> argparse.ArgumentParser:
     card = commands.add_parser(
         "card", help="show the card of a model or adapter: intended use, cohort, metrics, limits, licence"
     )
-    card.add_argument("name", metavar="NAME|FILE")
+    card.add_argument("name", metavar="NAME|FILE|REFERENCE")
     card.add_argument(
         "--json", action="store_true", help="print the metadata of its file as JSON; the file must be on this machine"
     )
     card.add_argument("--output", type=Path, metavar="FILE", help="write to a file instead of the terminal")
+    hub.add_push_options(
+        commands.add_parser("push", help="publish an adapter with its model card on the Hugging Face Hub")
+    )
     _add_convert(
         commands.add_parser("convert", help="convert a checkpoint of the published code to the formats of this program")
     )
@@ -51,20 +62,13 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_convert(p: argparse.ArgumentParser) -> None:
-    p.add_argument("source", metavar="NAME|FILE", help="checkpoint to read")
+    p.add_argument("source", metavar="NAME|FILE|REFERENCE", help="checkpoint to read")
     p.add_argument("output", type=Path, metavar="OUT", help="safetensors file to write")
     p.add_argument("--no-decoder", action="store_true", help="leave out the decoder of a pre-training checkpoint")
     group = p.add_argument_group("convert to an adapter instead of a model")
     group.add_argument("--adapter", metavar="LABEL", help="name of the adapter: letters and digits")
     group.add_argument("--base", metavar="NAME|FILE", help="encoder of the adapter (default: that of the source)")
-    group.add_argument("--task", choices=("classification", "regression"), help="task (default: from the source)")
-    group.add_argument("--target", help="predicted variable (default: from the source)")
-    group.add_argument("--labels", type=lambda text: tuple(text.split(",")), help="class labels in order: A,B,...")
-    group.add_argument("--unit", help="unit of the predicted value (regression)")
-    group.add_argument("--value-mean", type=float, metavar="M", help="mean of the target in the training cohort")
-    group.add_argument(
-        "--value-std", type=float, metavar="S", help="standard deviation of the target in the training cohort"
-    )
+    hub.add_head_options(group)
 
 
 @escaped_output()
@@ -78,9 +82,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _list(arguments: argparse.Namespace) -> None:
     from bids_app.catalog import atlases
 
-    for kind in ("models", "adapters"):
+    if arguments.hub is not None:
+        hub.list_hub(arguments.hub)
+        return
+    kinds = {kind: list(catalog(kind).values()) for kind in ("models", "adapters")}
+    if stored := stored_entries():
+        kinds["files of the hub"] = stored
+    for kind, entries in kinds.items():
         print(f"{kind}:")
-        for entry in catalog(kind).values():
+        for entry in entries:
             here = entry.path.is_file()
             size = entry.path.stat().st_size if here else entry.size
             where = "here" if here else ("to fetch" if entry.repo else "missing")
@@ -101,16 +111,23 @@ def _fetch(arguments: argparse.Namespace) -> None:
     from bids_app.catalog.lock import default_lock, known_checksum
 
     lock = arguments.lock or default_lock()
-    for entry in [_named(name) for name in arguments.names]:
+    head = hub.given_head(arguments)
+    if len(arguments.names) > 1 and head:
+        raise UsageError(f"{', '.join(map(option_of, head))} describe one file.", "Fetch one file at a time.")
+    references = [name for name in arguments.names if is_reference(name)]
+    for entry in [_named(name) for name in arguments.names if not is_reference(name)]:
         first = bool(entry.repo) and known_checksum(entry, lock) is None
         path = fetch(entry, lock)
         print(f"{entry.name}: {path}")
         if first:
             print(f"  sha256 {verify(entry, lock)}, recorded in {lock}: later downloads must match it")
+        if head and (error := hub.complete(entry, head, entry.name)):
+            raise error
+    hub.fetch_all(references, arguments)
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    everything = [*catalog("models").values(), *catalog("adapters").values()]
+    everything = [*catalog("models").values(), *catalog("adapters").values(), *stored_entries()]
     entries = [_named(name) for name in arguments.names] or [e for e in everything if e.path.is_file()]
     errors = [error for entry in entries if (error := _verification_error(entry, arguments.lock)) is not None]
     for error in errors[1:]:
@@ -126,7 +143,7 @@ def _verification_error(entry: Entry, lock: Path | None) -> NeurostormError | No
 
     try:
         sha256 = verify(entry, lock)
-        if entry.name in catalog("models"):
+        if entry.name in catalog("models") or (entry.referenced and entry.path.suffix in CHECKPOINTS):
             read_checkpoint(entry.path)
     except NeurostormError as error:
         return error
@@ -181,13 +198,14 @@ def _check_adapter(path: Path) -> None:
 
 
 def _adapter_entry(name: str) -> Entry | None:
-    """Find an adapter by name or file; None if it is something else."""
+    """Find an adapter by name, reference or file; None if it is something else."""
     from bids_app.adapters.file import ADAPTER_FORMAT
     from bids_app.catalog.models import find_adapter
     from bids_app.model.checkpoint import file_format
 
-    is_file = name not in catalog("adapters") and os.path.isfile(name)
-    if name in catalog("adapters") or (is_file and file_format(Path(name)) == ADAPTER_FORMAT):
+    path = find_adapter(name).path if is_reference(name) else Path(name)
+    is_file = name not in catalog("adapters") and path.is_file()
+    if name in catalog("adapters") or (is_file and file_format(path) == ADAPTER_FORMAT):
         return find_adapter(name)
     return None
 
@@ -280,7 +298,7 @@ def _convert_to_adapter(arguments: argparse.Namespace, entry: Entry, source: Pat
 
 
 def _entry(name: str) -> Entry:
-    """Find a model by name or by file with any extension."""
+    """Find a model by name, by reference, or by file with any extension."""
     if os.path.isfile(name) and name not in catalog("models"):
         return Entry(Path(name).stem, "local file", str(Path(name).absolute()), own=True)
     return find_model(name)
@@ -291,7 +309,15 @@ def _named(name: str) -> Entry:
     return catalog("adapters").get(name) or find_model(name)
 
 
-COMMANDS = {"list": _list, "fetch": _fetch, "verify": _verify, "card": _card, "convert": _convert}
+CHECKPOINTS = (".ckpt", ".pt", ".pth")
+COMMANDS = {
+    "list": _list,
+    "fetch": _fetch,
+    "verify": _verify,
+    "card": _card,
+    "convert": _convert,
+    "push": hub.push,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -72,6 +72,33 @@ ALIKE = "alike"
 """Value of ``--region-weights`` that is no file."""
 
 
+ONLY_WITHOUT_ADAPTER = (
+    "strategy", "prompt_len", "no_balance", "ridge", "dimensions", "task", "folds", "baselines", "permutations",
+    "repeats", "harmonise", "pool", "site_column", "family_column", "atlas", "normalisation", "recipe", "epochs",
+    "accumulate", "learning_rate", "precision",
+)  # fmt: skip
+"""Options of ``evaluate`` that an existing adapter does not use."""
+ONLY_WITH_ADAPTER = ("split", "other_people")
+
+
+def check_evaluation(arguments: argparse.Namespace) -> None:
+    """Check that no option of ``evaluate`` would be ignored.
+
+    Raises
+    ------
+    UsageError
+        An option has no effect with or without ``--adapter``.
+    """
+    if arguments.command != "evaluate":
+        return
+    names = ONLY_WITHOUT_ADAPTER if arguments.adapter else ONLY_WITH_ADAPTER
+    default = vars(parser().parse_args(["evaluate", "DATA", "--target", "T"]))
+    unused = [f"--{name.replace('_', '-')}" for name in names if getattr(arguments, name) != default[name]]
+    if unused:
+        how = "with" if arguments.adapter else "without"
+        raise UsageError(f"{', '.join(unused)} has no effect {how} --adapter.", "Leave it out.")
+
+
 def check_inputs(arguments: argparse.Namespace) -> None:
     """Check that the files of options can be read, before hours of work.
 
@@ -214,7 +241,15 @@ def _add_evaluate(p: argparse.ArgumentParser) -> None:
     _add_data(p)
     _add_task(p)
     _add_loop(p)
-    p.set_defaults(strategy="linear")  # other strategies train the encoder in each fold
+    p.set_defaults(strategy="linear", model=None)  # other strategies train the encoder in each fold
+    group = p.add_argument_group("existing adapter")
+    group.add_argument(
+        "--adapter",
+        metavar="ADAPTER",
+        help="evaluate this adapter instead, on scans of participants that are not in its training set: file, name in "
+        "the catalog or reference (hf:owner/name@revision:path)",
+    )
+    _add_training_set(group)
     group = p.add_argument_group("evaluation")
     group.add_argument(
         "--folds", type=int, default=5, metavar="K", help="number of cross-validation folds (default: %(default)s)"
@@ -253,7 +288,7 @@ def _add_evaluate(p: argparse.ArgumentParser) -> None:
 
 
 def _add_calibrate(p: argparse.ArgumentParser) -> None:
-    p.add_argument("adapter", metavar="ADAPTER", help="adapter file or name in the catalog")
+    p.add_argument("adapter", metavar="ADAPTER", help="adapter file, name in the catalog or reference to the hub")
     p.add_argument("data", nargs="+", type=Path, metavar="DATA", help=DATA_HELP)
     p.add_argument("--output", type=Path, required=True, metavar="FILE", help="calibrated adapter to write")
     p.add_argument("--target", required=True, metavar="TABLE:COLUMN", help=TARGET_HELP)
@@ -262,7 +297,9 @@ def _add_calibrate(p: argparse.ArgumentParser) -> None:
         choices=("temperature", "none"),
         help="calibration of probabilities (default: temperature)",
     )
-    p.add_argument("--model", help="encoder: name in the catalog or file (default: the encoder of the adapter)")
+    p.add_argument(
+        "--model", help="encoder: name in the catalog, reference or file (default: the encoder of the adapter)"
+    )
     p.add_argument(
         "--source", default="", metavar="TEXT", help="description of the scans (default: names of the datasets)"
     )
@@ -271,18 +308,21 @@ def _add_calibrate(p: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also use these scans as the reference for out-of-distribution detection",
     )
-    group = p.add_argument_group("training set")
+    _add_training_set(p.add_argument_group("training set"))
+    group = p.add_argument_group("data")
+    _add_sources(group)
+    _add_event_rule(group)
+    group.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips per batch")
+    group.add_argument("--device", type=device, default="cpu", help="cpu, cuda, cuda:1, ...")
+
+
+def _add_training_set(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--split", type=Path, metavar="FILE", help="split file of the adapter (default: its .split.tsv)")
     group.add_argument(
         "--other-people",
         action="store_true",
         help="no participant belongs to the training set, even if labels are equal",
     )
-    group = p.add_argument_group("data")
-    _add_sources(group)
-    _add_event_rule(group)
-    group.add_argument("--batch-size", type=int, default=8, metavar="N", help="clips per batch")
-    group.add_argument("--device", type=device, default="cpu", help="cpu, cuda, cuda:1, ...")
 
 
 def _add_data(p: argparse.ArgumentParser, both: bool = False) -> None:
@@ -326,7 +366,11 @@ def _add_task(p: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--task", choices=("classification", "regression", "embedding"), help="type of task (default: from the values)"
     )  # fmt: skip
-    group.add_argument("--model", default="neurostorm-5ds", help="encoder: name in the catalog or file")
+    group.add_argument(
+        "--model",
+        default="neurostorm-5ds",
+        help="encoder: name in the catalog, reference or file (default: neurostorm-5ds)",
+    )
     group.add_argument(
         "--strategy",
         choices=STRATEGIES,
@@ -402,6 +446,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(words)
 
     def check() -> None:
+        check_evaluation(arguments)
         check_inputs(arguments)
         check_output(arguments.output or Path("adapter"))  # the default is in the current folder
 

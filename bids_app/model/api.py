@@ -15,6 +15,7 @@ from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.model.heads import build_and_load, build_head, check_head
 from bids_app.model.mae import MaskedAutoencoder, autoencoder_from
 from bids_app.model.scan import backend_in_use
+from bids_app.settings import HUB_PREFIX
 from bids_app.terminal import VERBOSE
 
 log = logging.getLogger(__name__)
@@ -124,14 +125,15 @@ def load_autoencoder(path_or_name: str | Path, device: str | torch.device = "cpu
 
 
 def _resolve(path_or_name: str | Path) -> tuple[Path, str | None]:
-    """Return path and name of a model: an existing file, or else an entry of the catalog."""
+    """Return path and name of a model: an existing file, or else an entry of the catalog or a file of the hub.
+
+    The name is None for files that are not in the catalog: theirs is in the file.
+    """
     path = Path(path_or_name)
-    if (
-        os.path.isfile(path)
-        or isinstance(path_or_name, Path)
-        or path.suffix in (".ckpt", ".safetensors", ".pt", ".pth")
-    ):
+    is_file = not str(path_or_name).startswith(HUB_PREFIX) and path.suffix in (".ckpt", ".safetensors", ".pt", ".pth")
+    if os.path.isfile(path) or isinstance(path_or_name, Path) or is_file:
         return path, None
     from bids_app.catalog.models import find_model, weights_path  # the catalog is only needed for names
 
-    return weights_path(find_model(str(path_or_name))), str(path_or_name)
+    entry = find_model(str(path_or_name))
+    return weights_path(entry), None if entry.referenced else entry.name

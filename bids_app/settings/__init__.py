@@ -31,7 +31,7 @@ from bids_app.settings.sections import (
     QuerySettings,
     ResourceSettings,
 )
-from bids_app.settings.values import FUNC_SPACE, GROUP, PARTICIPANT, T1W_SPACE
+from bids_app.settings.values import FUNC_SPACE, GROUP, HUB_PREFIX, PARTICIPANT, T1W_SPACE
 
 __all__ = [
     "ATTRIBUTIONS",
@@ -43,6 +43,7 @@ __all__ = [
     "FUNC_SPACE",
     "GROUP",
     "GROUPS",
+    "HUB_PREFIX",
     "IGNORABLE",
     "OUT_OF_DOMAIN",
     "PARTICIPANT",

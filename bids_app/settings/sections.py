@@ -272,7 +272,8 @@ class ModelSettings:
         "--model",
         default="neurostorm-5ds",
         group=MODEL,
-        help="name in the catalog (see --list-models), or a checkpoint file",
+        help="name in the catalog (see --list-models), a checkpoint file, or a fetched file of the hub "
+        "(hf:owner/name@revision:path)",
         parse=file_or_name,
         everyday=True,
     )
@@ -281,7 +282,8 @@ class ModelSettings:
         default=(),
         group=MODEL,
         many=True,
-        help="adapters: names in the catalog or files (default: those of the model, or the head in its file)",
+        help="adapters: names in the catalog, files, or fetched files of the hub (hf:owner/name@revision:path) "
+        "(default: those of the model, or the head in its file)",
         parse=files_or_names,
         write=list,
         everyday=True,

@@ -29,6 +29,8 @@ FILTERED_KINDS = ("bold", "t1w", "fmap", "sbref", "roi")
 OTHER_KINDS = ("flair", "t2w", "dwi", "asl", "pet", "events")
 """Kinds of file that filter files of BABS and other pipelines name too, and that are not used here."""
 SIZE_UNITS_GB = {"M": 1 / 1000, "MI": 1 / 953.674, "G": 1.0, "GI": 1.073742, "T": 1000.0}
+HUB_PREFIX = "hf:"
+"""Start of references to files of the Hugging Face Hub: ``hf:owner/name@revision:path``."""
 MIN_BARE_MB = 1000
 """Smallest memory limit without a unit, MB; a smaller number was meant in GB, as in MRIQC."""
 
@@ -101,7 +103,9 @@ def output_spaces(given: Sequence[str]) -> tuple[str, ...]:
 
 
 def file_or_name(text: str) -> str:
-    """Make a file path absolute, since steps change the folder; leave names of the catalog unchanged."""
+    """Make a file path absolute, since steps change the folder; names of the catalog and references are unchanged."""
+    if text.startswith(HUB_PREFIX):
+        return text
     path = Path(text)
     return str(path.absolute()) if os.sep in text or (path.suffix and os.path.isfile(path)) else text
 

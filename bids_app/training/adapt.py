@@ -231,7 +231,7 @@ def adapt(
         **(settings.low_rank.facts() if settings.strategy == LORA else {}),
         dimensions=task.dimensions,
         clip_average=settings.clip_average,
-        cohort=_describe_cohort(training),
+        cohort=_describe_cohort(training, task),
         metrics=_best_metrics(rows, task, validation),
         demonstration=model.demonstration,
     )
@@ -317,12 +317,14 @@ def _validation(
     return validate
 
 
-def _describe_cohort(training: LabelledScans) -> dict[str, Any]:
-    counts = {value: training.values.count(value) for value in sorted(set(training.values))}
+def _describe_cohort(training: LabelledScans, task: Task) -> dict[str, Any]:
+    """Count participants and scans; scans by value unless the values are participants or images."""
+    values = set() if task.kind == EMBEDDING or task.target == "participant" else set(training.values)
+    counts = {value: training.values.count(value) for value in sorted(values)}
     return {
         "participants": len({scan.participant for scan in training.scans}),
         "scans": len(training.scans),
-        **({"scans_of_each": counts} if len(counts) <= 20 else {}),
+        **({"scans_of_each": counts} if 0 < len(counts) <= 20 else {}),
     }
 
 

@@ -47,24 +47,11 @@ def calibrate(arguments: argparse.Namespace) -> None:
     entry = find_adapter(arguments.adapter)
     adapter = load_adapter(weights_path(entry))
     card, method = adapter.card, _method(adapter.card, arguments.method)
-    model = load_model(arguments.model or entry.model or "neurostorm-5ds", arguments.device, with_head=False)
-    check_grid(model.config, model.path)
-    adapted = AdaptedModel(model, adapter)
+    model, adapted = adapted_model(adapter, arguments.model or entry.model, arguments.device)
     store = arguments.store or arguments.output.with_suffix(".clips")
-    check_labels(arguments.data, arguments.target, arguments.raw)
-    clip_volumes = model.config.img_size[3]
-    datasets = load_datasets(
-        arguments.data, store, card.normalisation, arguments.nprocs, report=print, clip_volumes=clip_volumes
-    )
-    rule = EventRule(arguments.event_delay, arguments.event_overlap)
-    examples = label_scans(datasets, arguments.target, arguments.raw, rule).data
-    rows = read_participants(datasets, arguments.raw)
-    if arguments.other_people:
-        print("Assuming that no participant belongs to the training set of the adapter (--other-people).")
-    else:
-        examples = exclude_training_participants(examples, adapter, arguments.split)
+    examples, rows, datasets = read_unseen(arguments, adapter, model, store)
     predictions = predict_scans(model, adapted, examples.scans, arguments.batch_size)
-    source = arguments.source or ", ".join(dataset.name for dataset in datasets)
+    source = arguments.source or datasets
     calibration = fit_calibration(card, predictions, examples, people_of(examples, rows), method, source)
     adapter = replace(adapter, card=replace(card, calibration=calibration.as_dict()))
     if arguments.reference:
@@ -75,6 +62,50 @@ def calibrate(arguments: argparse.Namespace) -> None:
     save_adapter(arguments.output, adapter)
     print(summarise(calibration, card))
     print(f"Wrote {arguments.output}")
+
+
+def adapted_model(adapter: Adapter, name: str, device: str) -> tuple[Model, AdaptedModel]:
+    """Load the encoder of an adapter, by default the published one, and adapt it."""
+    model = load_model(name or "neurostorm-5ds", device, with_head=False)
+    check_grid(model.config, model.path)
+    return model, AdaptedModel(model, adapter)
+
+
+def read_unseen(
+    arguments: argparse.Namespace, adapter: Adapter, model: Model, store: Path
+) -> tuple[LabelledScans, Mapping[str, Mapping[str, str]], str]:
+    """Read labelled scans of participants that are not in the training set of an adapter.
+
+    Returns
+    -------
+    examples : LabelledScans
+    rows : mapping
+        Rows of ``participants.tsv`` by participant.
+    names : str
+        Names of the datasets.
+
+    Raises
+    ------
+    NoMatchError
+        All participants belong to the training set.
+    """
+    check_labels(arguments.data, arguments.target, arguments.raw)
+    datasets = load_datasets(
+        arguments.data,
+        store,
+        adapter.card.normalisation,
+        arguments.nprocs,
+        report=print,
+        clip_volumes=model.config.img_size[3],
+    )
+    rule = EventRule(arguments.event_delay, arguments.event_overlap)
+    examples = label_scans(datasets, arguments.target, arguments.raw, rule).data
+    rows = read_participants(datasets, arguments.raw)
+    if arguments.other_people:
+        print("Assuming that no participant belongs to the training set of the adapter (--other-people).")
+    else:
+        examples = exclude_training_participants(examples, adapter, arguments.split)
+    return examples, rows, ", ".join(dataset.name for dataset in datasets)
 
 
 def _method(card: AdapterCard, requested: str | None) -> str:
@@ -102,8 +133,8 @@ def exclude_training_participants(examples: LabelledScans, adapter: Adapter, spl
     path = split or (default_split if default_split is not None and os.path.lexists(default_split) else None)
     if path is None:
         print(
-            f"The training set of {adapter.card.name} is unknown. Intervals and label sets are valid only if no "
-            "participant belongs to it. Give its split file with --split, if available."
+            f"The training set of {adapter.card.name} is unknown. Metrics, intervals and label sets are valid only if "
+            "no participant belongs to it. Give its split file with --split, if available."
         )
         return examples
     training = set(read_split(path).get(TRAINING, ()))

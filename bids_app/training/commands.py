@@ -309,7 +309,13 @@ def _check_adapt_arguments(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Cross-validate a strategy and baselines, and write the report."""
+    """Cross-validate a strategy and baselines, or evaluate an existing adapter, and write the report."""
+    if arguments.adapter:
+        from bids_app.training.external import evaluate_adapter
+
+        evaluate_adapter(arguments)
+        return
+    arguments.model = arguments.model or "neurostorm-5ds"
     from bids_app.training.evaluation import evaluate as evaluating
     from bids_app.training.evaluation.report import write_report
     from bids_app.training.evaluation.run import EvaluateSettings

@@ -14,6 +14,7 @@ from bids_app.adapters.own_head import judge_card, own_head, read_any_adapter, w
 from bids_app.adapters.predict import encode_run
 from bids_app.adapters.verdict import Verdict
 from bids_app.catalog.models import catalog, find_model
+from bids_app.catalog.references import FileFacts, write_facts
 from bids_app.clips import MODEL_GRID_SHAPE, ClipReader, GridSeries
 from bids_app.errors import BadDataError
 from bids_app.model.api import load_model
@@ -164,6 +165,19 @@ def test_reidentification_gives_the_vector_that_the_last_layer_reads(encoder, re
 def test_a_diagnosis_requires_acknowledgement(encoder, tmp_path):
     path = write(tmp_path, encoder, head_state(), downstream_task_type="classification", task_name="diagnosis")
     assert own_head(find_model(str(path))).card.research_only
+
+
+def test_a_given_target_does_not_hide_a_diagnosis(encoder, tmp_path, monkeypatch):
+    path = write(tmp_path, encoder, head_state(), downstream_task_type="classification", task_name="diagnosis")
+    write_facts(path, FileFacts(head={"target": "group_1"}))
+    card = own_head(find_model(str(path))).card
+    assert (card.target, card.research_only) == ("group_1", True)
+    monkeypatch.setenv("NEUROSTORM_CACHE", str(tmp_path / "cache"))
+    for name, expected in (("task3/cobre_diagnosis.ckpt", True), ("task3/cobre.ckpt", False)):
+        entry = find_model(f"hf:lab/model@{'1' * 40}:{name}")
+        entry.path.parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path, encoder, head_state(), **SEX).rename(entry.path)
+        assert own_head(entry).card.research_only is expected
 
 
 def test_a_file_without_a_head_has_none(encoder, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import templateflow.api
 
 from bids_app.catalog import atlases, bake, templates
+from tests.helpers.hub import COMMIT, serve_hub
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +82,10 @@ def test_unknown_model_raises(capsys) -> None:
 def test_nothing_is_fetched_without_a_name() -> None:
     assert bake.main([]) == 0
     assert not templates.templateflow_home().exists()
+
+
+def test_a_model_can_be_a_file_of_the_hub(tmp_path, monkeypatch, capsys) -> None:
+    with serve_hub(monkeypatch, tmp_path / "cache") as hub:
+        hub.add("lab/model", {"age.ckpt": b"weights"})
+        assert bake.main(["hf:lab/model@main:age.ckpt"]) == 0
+    assert f"hub/lab/model/{COMMIT}/age.ckpt" in capsys.readouterr().out

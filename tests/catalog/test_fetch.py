@@ -164,7 +164,7 @@ def test_download_is_resumed_after_a_closed_connection(hub, entry):
 
 def test_download_is_resumed_by_a_later_call(hub, entry):
     hub.break_after = [100_000] + [0] * 2 * ATTEMPTS
-    with pytest.raises(TemporaryError, match="cannot be fetched"):
+    with pytest.raises(TemporaryError, match="cannot be reached"):
         fetch(entry)
     hub.break_after = []
     hub.requests.clear()
@@ -198,6 +198,14 @@ def test_file_missing_on_the_hub_raises(hub, entry):
     hub.status = 404
     with pytest.raises(NoInputError, match=r"deep/weights\.ckpt"):
         fetch(entry)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_denied_access_tells_how_to_give_a_token(hub, entry, status):
+    hub.status = status
+    with pytest.raises(NoInputError, match=f"access denied by the hub .{status}") as caught:
+        fetch(entry)
+    assert "HF_TOKEN" in caught.value.hint
 
 
 def test_server_error_is_retried_and_then_raises(hub, entry):

@@ -8,6 +8,7 @@ import pytest
 
 from bids_app.catalog.licences import licence_expression, licences_here, main
 from bids_app.catalog.models import catalog
+from bids_app.catalog.references import FileFacts, Reference, file_in_cache, write_facts
 
 
 @pytest.fixture(autouse=True)
@@ -44,3 +45,13 @@ def test_a_label_that_omits_a_baked_licence_is_refused(image: Path, capsys) -> N
     assert main(["--check", "Apache-2.0"]) == 64
     assert 'LICENSES="Apache-2.0 AND GPL-1.0-or-later"' in capsys.readouterr().err
     assert main(["--check", "Apache-2.0 AND GPL-1.0-or-later"]) == 0
+
+
+def test_files_of_the_hub_are_part_of_the_licence() -> None:
+    for name, licence in (("a", "cc-by-nc-4.0"), ("b", ""), ("c", "mit")):
+        path = file_in_cache(Reference("lab/model", "1" * 40, f"{name}.ckpt"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+        write_facts(path, FileFacts(licence=licence))
+    found = licence_expression(licences_here()).split(" AND ")
+    assert {"CC-BY-NC-4.0", "LicenseRef-not-stated", "MIT"} <= set(found)

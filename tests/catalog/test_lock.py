@@ -12,7 +12,15 @@ from pathlib import Path
 import pytest
 
 from bids_app.catalog.fetch import file_sha256
-from bids_app.catalog.lock import Checksum, known_checksum, read_lock, record_checksum, source_of
+from bids_app.catalog.lock import (
+    Checksum,
+    known_checksum,
+    read_lock,
+    read_revisions,
+    record_checksum,
+    record_revision,
+    source_of,
+)
 from bids_app.catalog.models import Entry, catalog
 from bids_app.errors import BadDataError, CannotCreateError
 from tests.helpers.paths import ROOT
@@ -109,3 +117,21 @@ def test_checksums_of_a_lock_file_are_added_to_the_catalog(tmp_path: Path) -> No
     refused = subprocess.run(command, check=False, capture_output=True, text=True)
     assert refused.returncode == 1
     assert "neurostorm-5ds: size 93061240 in the catalog, 3 in" in refused.stderr
+
+
+def test_commits_and_checksums_are_kept_when_others_are_recorded(tmp_path: Path) -> None:
+    lock = tmp_path / "weights.lock"
+    record_revision("lab/model@main", "a" * 40, lock)
+    record_checksum(ENTRY, ONE, lock)
+    record_revision("lab/model@v1", "b" * 40, lock)
+    assert read_revisions(lock) == {"lab/model@main": "a" * 40, "lab/model@v1": "b" * 40}
+    assert read_lock(lock) == {source_of(ENTRY): ONE}
+
+
+@pytest.mark.parametrize("revisions", ['{"lab/model@main": "main"}', '{"lab/model@main": 3}', '["main"]', '"x"'])
+def test_a_lock_file_with_invalid_commits_is_named_and_kept(tmp_path: Path, revisions: str) -> None:
+    lock = tmp_path / "weights.lock"
+    lock.write_text(f'{{"version": 1, "files": {{}}, "revisions": {revisions}}}')
+    with pytest.raises(BadDataError, match=r"weights\.lock: not a valid lock file"):
+        record_revision("lab/model@main", "a" * 40, lock)
+    assert revisions in lock.read_text()

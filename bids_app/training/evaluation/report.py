@@ -28,6 +28,11 @@ HOW_TO_READ = (
     "methods are fitted in the same folds, with penalties selected within the training set. "
     "These are results about a group; they say nothing about an individual."
 )
+HOW_TO_READ_EXTERNAL = (
+    "The adapter was applied as it is; nothing was trained. Intervals are percentiles of bootstrap samples of the "
+    "participants. How simple baselines perform on these scans is shown by an evaluation without --adapter. These are "
+    "results about a group; they say nothing about an individual."
+)
 STYLE = (
     ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;"
     "padding:0 1rem}table{border-collapse:collapse;display:block;overflow-x:auto}th,td{padding:.35rem .7rem;"
@@ -41,8 +46,8 @@ def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
     header, rows = _metric_rows(evaluation)
     facts = [(name, str(value)) for name, value in evaluation.facts.items() if value not in (0, "")]
     summary = evaluation.summary().splitlines()
-    markdown = [f"# {title}", "", *(f"- {line}" for line in summary), "", *_markdown_table(header, rows), ""]
-    markdown += [HOW_TO_READ, "", "## Evaluation setup", "", *_markdown_table(["", ""], facts)]
+    markdown = [f"# {title}", "", *(f"- {line}" for line in summary), "", *markdown_table(header, rows), ""]
+    markdown += [HOW_TO_READ, "", "## Evaluation setup", "", *markdown_table(["", ""], facts)]
     html = [f"<h1>{escape(title)}</h1>", "<ul>", *(f"<li>{escape(line)}</li>" for line in summary), "</ul>"]
     html += [_html_table(header, rows), f"<p>{escape(HOW_TO_READ)}</p>", "<h2>Evaluation setup</h2>"]
     html += [_html_table(["", ""], facts)]
@@ -85,7 +90,8 @@ def _metric_table(evaluation: Evaluation) -> dict[str, list[object]]:
     return table
 
 
-def _markdown_table(header: list[str], rows: list[list[str]] | list[tuple[str, str]]) -> list[str]:
+def markdown_table(header: list[str], rows: list[list[str]] | list[tuple[str, str]]) -> list[str]:
+    """Return the lines of a table in Markdown."""
     lines = [header, ["---"] * len(header), *map(list, rows)]
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
