@@ -11,7 +11,7 @@
    lefthand and righthand swapped. There is no pre-training: so small an encoder learns the states faster without it.
 4. Write the encoder, the adapter and the card. The same seeds give the same weights on the same kind of machine.
 5. Add reference statistics of the training scans, and a calibration from scans of other participants, to the adapter.
-   With ``--describe-only``, add them to an existing adapter; this takes one pass through the encoder. With
+   With ``--describe-only``, add them to an existing adapter; scans that are not in ``--work`` are simulated again. With
    ``--calibrate-only``, add only the calibration; the scans of training are not needed.
 """
 
@@ -232,6 +232,7 @@ def complete(arguments: argparse.Namespace) -> None:
     """Add reference statistics, unless only a calibration is wanted, and a calibration to the adapter."""
     path, model = arguments.out / ADAPTER_FILE, load_model(arguments.out / ENCODER_FILE)
     if not arguments.calibrate_only:
+        simulate_all(arguments.work / "training", TRAINING_SEED, arguments.participants, arguments.nprocs)
         describe(path, model, arguments.work)
     calibrate(path, model, arguments.work, arguments.calibration, arguments.nprocs)
 
