@@ -217,7 +217,12 @@ def _add_evaluate(p: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--folds", type=int, default=5, metavar="K", help="number of cross-validation folds (default: %(default)s)"
     )
-    group.add_argument("--site-column", metavar="[TABLE:]COLUMN", help="leave one site out instead of --folds")
+    group.add_argument(
+        "--site-column",
+        "--leave-out",
+        metavar="[TABLE:]COLUMN",
+        help="leave one site (each value of this column) out instead of --folds",
+    )
     group.add_argument(
         "--baselines",
         nargs="*",
@@ -235,9 +240,24 @@ def _add_evaluate(p: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--repeats",
         type=int,
-        default=10,
         metavar="N",
-        help="repeats of the folds (strategy linear; default: %(default)s)",
+        help="repeats of the folds, and of the samples of --train-shares (default: 10 for strategy linear except "
+        "embeddings, else 1)",
+    )
+    group.add_argument(
+        "--train-shares",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="R",
+        help="data efficiency: also train with these shares of the training participants, such as 0.01 0.1 1",
+    )
+    group.add_argument(
+        "--also-target",
+        action="append",
+        default=[],
+        metavar="TABLE:COLUMN",
+        help="evaluate this target too, with one table for all; may be repeated",
     )
     group.add_argument(
         "--harmonise",
@@ -246,6 +266,23 @@ def _add_evaluate(p: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--pool", type=int, default=300, metavar="N", help="number of images to choose from, including the correct one"
+    )
+    group.add_argument(
+        "--gallery",
+        type=int,
+        metavar="N",
+        help="re-identification: number of participants to choose from, the right one included (default: test set)",
+    )
+    group.add_argument(
+        "--across-sessions",
+        nargs="?",
+        const="session",
+        choices=("session", "run"),
+        help="re-identification: compare scans of different sessions only; run: runs are sessions, as the days of HCP "
+        "Young Adult",
+    )
+    group.add_argument(
+        "--zero-shot", action="store_true", help="re-identification without training: compare the encoder's embeddings"
     )
     group.add_argument("--name", help="name of the report (default: the target column)")
 

@@ -12,6 +12,7 @@ from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION
 from bids_app.training.adapt import LabelledScans
 from bids_app.training.evaluation import metrics
 from bids_app.training.evaluation.folds import Fold
+from bids_app.training.evaluation.retrieval import Retrieval, take
 from bids_app.training.tasks import Task
 
 ENCODER = "encoder"
@@ -66,8 +67,8 @@ class Units:
     folds : list of Fold
     images : mapping, optional
         Image vectors, for tasks about images.
-    pool : int
-        Number of images to choose from.
+    retrieval : Retrieval
+        What a scan is compared with, for embeddings.
     """
 
     def __init__(
@@ -76,9 +77,9 @@ class Units:
         data: LabelledScans,
         folds: list[Fold],
         images: Mapping[str, np.ndarray] | None,
-        pool: int,
+        retrieval: Retrieval,
     ) -> None:
-        self.task, self.data, self.folds, self.images, self.pool = task, data, folds, images, pool
+        self.task, self.data, self.folds, self.images, self.retrieval = task, data, folds, images, retrieval
         tested = np.unique(np.concatenate([test for _, test in folds]))
         owners = np.array([e.participant for e in data.scans])
         values = np.array(data.values)
@@ -95,22 +96,25 @@ class Units:
         self.indices = np.arange(len(self.members))
         self.fold_indices = [np.flatnonzero(np.isin([m[0] for m in self.members], test)) for _, test in folds]
         sizes = [len(set(values[test])) for _, test in folds] if images is not None else []
-        self.pool_size = min(pool, max(sizes)) if sizes else 0
+        self.pool_size = min(retrieval.pool, max(sizes)) if sizes else 0
 
     def aggregate(self, predictions: np.ndarray) -> np.ndarray:
         """Average predictions (N, K) within units; for embeddings, return the retrieval result of each unit."""
         if self.task.kind != EMBEDDING:
             return np.stack([predictions[m].mean(axis=0) for m in self.members])
         results = np.full((len(self.data.scans), 2), np.nan)
+        rule, sessions = self.retrieval, self.retrieval.sessions_of(self.data)
         for train, test in self.folds:
             values = [self.data.values[i] for i in test]
             if self.images is None:
-                results[test] = metrics.retrieval_results(predictions[test], values)
+                results[test] = metrics.retrieval_results(
+                    predictions[test], values, take(sessions, test), rule.gallery, rule.seed
+                )
             elif len(test):
                 training_values = [self.data.values[i] for i in train]
                 fold_task = Task.from_values(self.task.target, training_values, EMBEDDING, images=self.images)
                 similarity, truth = fold_task.image_similarity(predictions[test], values, self.images)
-                results[test, 0] = metrics.top1_probabilities(similarity, truth, self.pool)
+                results[test, 0] = metrics.top1_probabilities(similarity, truth, rule.pool)
         return np.stack([results[m[0]] for m in self.members])
 
     def compute_metrics(self, units: np.ndarray, sample: np.ndarray) -> dict[str, float]:
@@ -161,6 +165,24 @@ class Units:
             else:
                 table[f"{name}_right"] = np.round(units[:, 0], 4).tolist()
         return table
+
+
+def average_repeats(rows: Sequence[Mapping[str, float]], n_folds: int) -> list[dict[str, float]]:
+    """Average the metrics of each of the folds over repeats; undefined values are left out.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Metrics of the folds of the first repeat, then of the second, ...
+    n_folds : int
+        Folds of a repeat.
+    """
+    found = []
+    for k in range(n_folds):
+        columns = {key: np.array([row[key] for row in rows[k::n_folds]]) for key in rows[k]}
+        known = {key: column[~np.isnan(column)] for key, column in columns.items()}
+        found.append({key: float(values.mean()) if len(values) else float("nan") for key, values in known.items()})
+    return found
 
 
 def corrected_interval(values: np.ndarray, test_share: float) -> tuple[float, float, float, float]:
