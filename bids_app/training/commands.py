@@ -46,7 +46,7 @@ from bids_app.training.data.splits import (
     write_split,
 )
 from bids_app.training.evaluation.retrieval import Retrieval
-from bids_app.training.evaluation.run import EvaluateSettings
+from bids_app.training.evaluation.run import EvaluateSettings, FeatureCache
 from bids_app.training.loop import LoopSettings, check_state, fabric_for, fingerprint
 from bids_app.training.recipes import PRETRAINING, find_recipe
 from bids_app.training.reference import add_reference
@@ -333,7 +333,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         column = target.rpartition(":")[2]
         task = Task.from_values(column, examples.data.values, arguments.task, arguments.dimensions, images)
         work.append((target, task, examples, images))
-    found = {}
+    found, cache = {}, FeatureCache()
     for target, task, examples, images in work:
         found[target] = evaluation = evaluating.evaluate(
             model,
@@ -345,6 +345,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             labels=labels,
             parcels=atlas.name if atlas else evaluating.CUBES,
             report=print,
+            cache=cache,
         )
         evaluation.facts["Recipe"] = describe_recipe(arguments, arguments.strategy)
         for path in write_report(evaluation, output / folders[target] if arguments.also_target else output):

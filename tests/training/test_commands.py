@@ -228,6 +228,19 @@ def test_several_targets_are_evaluated_with_one_table(evaluate_store, tmp_path):
     assert len(rows) == 1 + 2 * 2 * 3
 
 
+def test_baselines_of_the_same_scans_are_computed_once_for_all_targets(evaluate_store, tmp_path, monkeypatch):
+    from bids_app.training.evaluation import run
+
+    computed, compute = [], run.compute_features
+    monkeypatch.setattr(run, "compute_features", lambda name, *given: computed.append(name) or compute(name, *given))
+    people = tmp_path / "people.tsv"
+    assert evaluate_store("scan:side", "--also-target", f"{people}:sex", "--repeats", "1")[0] == 0
+    assert computed == ["mean"]
+    people.write_text(people.read_text().replace("sub-07\tM", "sub-07\tn/a"))  # other scans
+    assert evaluate_store("scan:side", "--also-target", f"{people}:sex", "--repeats", "1")[0] == 0
+    assert computed == ["mean"] * 3
+
+
 def test_targets_that_make_no_table_are_refused(evaluate_store, capsys):
     assert evaluate_store("sex", "--also-target", "other.tsv:sex")[0] == 64
     assert "same column" in capsys.readouterr().err

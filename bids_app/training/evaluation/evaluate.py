@@ -26,7 +26,7 @@ from bids_app.training.evaluation.comparison import (
     compare_methods,
     holm,
 )
-from bids_app.training.evaluation.run import EvaluateSettings, Run
+from bids_app.training.evaluation.run import EvaluateSettings, FeatureCache, Run
 from bids_app.training.tasks import Task
 
 CUBES = "cubes of 24 mm"
@@ -153,6 +153,7 @@ def evaluate(
     labels: np.ndarray | None = None,
     parcels: str = CUBES,
     report: Callable[[str], None] = lambda _: None,
+    cache: FeatureCache | None = None,
 ) -> Evaluation:
     """Cross-validate an encoder and baselines.
 
@@ -173,9 +174,11 @@ def evaluate(
         Name of the parcels in the report.
     report : callable
         Receives progress messages.
+    cache : dict, optional
+        Features of baselines that are shared by evaluations of the same scans and parcels.
     """
     run = Run(model, task, examples, settings, normalisation, images, report)
-    features, notes = run.compute_baselines(labels)
+    features, notes = run.compute_baselines(labels, {} if cache is None else cache)
     trained = "zero-shot" if settings.retrieval.zero_shot else settings.adaptation.strategy
     titles = {ENCODER: f"Encoder ({trained})", **BASELINES}
     titles[CONNECTIVITY] += f" ({parcels})"

@@ -25,6 +25,8 @@ from bids_app.training.evaluation.shares import check_shares, limit_fold
 from bids_app.training.head import compute_embeddings, solve_head
 from bids_app.training.tasks import Task
 
+FeatureCache = dict[tuple[str, tuple[tuple[str, str], ...]], np.ndarray]
+"""Features (N, F) by baseline, and participants and names of the examples: for several targets of the same scans."""
 REPEATS = 10
 """Default number of repeats for linear heads."""
 
@@ -165,15 +167,20 @@ class Run:
         again = f", repeated {len(self.repeats)} times" if len(self.repeats) > 1 else ""
         return f"{n}, by participant{again}"
 
-    def compute_baselines(self, labels: np.ndarray | None) -> tuple[dict[str, np.ndarray], list[str]]:
+    def compute_baselines(
+        self, labels: np.ndarray | None, cache: FeatureCache
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
         """Return the features (N, F) of each baseline, and a note on each that cannot be computed."""
         features, notes = {}, []
+        scans = tuple((scan.participant, scan.name) for scan in self.data.scans)  # type: ignore[attr-defined]
         for name in self.settings.baselines:
             try:
                 if name == SITE and self.examples.sites:
                     raise BadDataError("Each fold tests another site.", "Omit --site-column.")
-                known = self.examples.known_sites
-                features[name] = compute_features(name, self.data.scans, labels, known)  # type: ignore[arg-type]
+                if (name, scans) not in cache:
+                    known = self.examples.known_sites
+                    cache[name, scans] = compute_features(name, self.data.scans, labels, known)  # type: ignore[arg-type]
+                features[name] = cache[name, scans]
             except BadDataError as error:
                 notes.append(f"Baseline omitted: {BASELINES[name]}. {error}")
                 continue

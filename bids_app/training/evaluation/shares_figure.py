@@ -23,7 +23,7 @@ def plot_shares(path: Path, shares: Sequence[Share], metric: str, name: str, tar
     target : str
     """
     participants = [share.participants for share in shares]
-    with new_figure(7.5, 4.2) as figure:
+    with new_figure(9, 4.2) as figure:
         axes = figure.add_subplot()
         for k, (key, method) in enumerate(shares[0].methods.items()):
             values = [share.methods[key].metrics[metric] for share in shares]
