@@ -218,6 +218,12 @@ def _add_evaluate(p: argparse.ArgumentParser) -> None:
         "--folds", type=int, default=5, metavar="K", help="number of cross-validation folds (default: %(default)s)"
     )
     group.add_argument(
+        "--split",
+        type=Path,
+        metavar="FILE",
+        help="TSV or JSON file with the training, validation (optional) and test participants, instead of --folds",
+    )
+    group.add_argument(
         "--site-column",
         "--leave-out",
         metavar="[TABLE:]COLUMN",

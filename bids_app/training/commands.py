@@ -36,6 +36,7 @@ from bids_app.training.data.examples import (
 from bids_app.training.data.labels import EventRule
 from bids_app.training.data.loader import ClipBatches
 from bids_app.training.data.splits import (
+    TEST,
     TRAINING,
     VALIDATION,
     Split,
@@ -330,6 +331,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
     work = []
     for target in folders:  # all labels are read before hours of work
         examples, images = _label(arguments, datasets, target)
+        examples = _pick_split(examples, arguments.split) if arguments.split else examples
         column = target.rpartition(":")[2]
         task = Task.from_values(column, examples.data.values, arguments.task, arguments.dimensions, images)
         work.append((target, task, examples, images))
@@ -356,6 +358,16 @@ def evaluate(arguments: argparse.Namespace) -> None:
             print(f"Wrote {path}")
 
 
+def _pick_split(examples: Examples, path: Path) -> Examples:
+    """Return the examples of the participants of a split, whose sets for training and test have labelled scans."""
+    split, scans = read_split(path, examples.families), examples.data.scans
+    if unknown := set(split) - {TRAINING, VALIDATION, TEST}:
+        raise BadDataError(f"{path}: unknown set: {min(unknown)}.", f"Use {TRAINING}, {VALIDATION} and {TEST}.")
+    parts = [apply_split(split, scans, part) for part in (TRAINING, TEST)]
+    parts += [apply_split(split, scans, VALIDATION)] if VALIDATION in split else []
+    return examples.pick(sorted(i for part in parts for i in part))
+
+
 def _evaluate_settings(arguments: argparse.Namespace) -> EvaluateSettings:
     return EvaluateSettings(
         adaptation=_adapt_settings(arguments),
@@ -368,6 +380,7 @@ def _evaluate_settings(arguments: argparse.Namespace) -> EvaluateSettings:
             arguments.gallery, arguments.across_sessions, arguments.zero_shot, arguments.pool, arguments.seed
         ),
         train_shares=tuple(arguments.train_shares),
+        split=read_split(arguments.split) if arguments.split else None,
         seed=arguments.seed,
     )
 

@@ -280,6 +280,27 @@ def test_options_that_make_no_sense_are_refused(evaluate_store, tmp_path, capsys
     assert words in capsys.readouterr().err
 
 
+def test_a_given_split_replaces_folds(evaluate_store, tmp_path, capsys):
+    rows = [f"sub-{k:02d}\t{'training' if k < 4 else 'test'}" for k in range(7)]
+    (tmp_path / "split.tsv").write_text("participant_id\tsplit\n" + "\n".join(rows) + "\n")
+    code, report = evaluate_store("scan:side", "--split", str(tmp_path / "split.tsv"))
+    assert code == 0
+    setup = (report / "setup.tsv").read_text()
+    assert "Folds\tone split, as given\n" in setup
+    assert "Participants\t7\n" in setup
+    assert len((report / "answers.tsv").read_text().splitlines()) == 1 + 6
+    families = tmp_path / "families.tsv"
+    families.write_text("participant_id\tfamily\nsub-00\tx\nsub-05\tx\n")
+    capsys.readouterr()
+    option = ("--family-column", f"{families}:family", "--split", str(tmp_path / "split.tsv"))
+    assert evaluate_store("scan:side", *option)[0] == 65
+    assert "families in more than one set: x" in capsys.readouterr().err
+    for text, wrong in ((rows[:4], "no test set"), ([*rows, "sub-07\tholdout"], "unknown set: holdout")):
+        (tmp_path / "split.tsv").write_text("participant_id\tsplit\n" + "\n".join(text) + "\n")
+        assert evaluate_store("scan:side", "--split", str(tmp_path / "split.tsv"))[0] in (64, 65)
+        assert wrong in capsys.readouterr().err
+
+
 def test_one_site_cannot_be_left_out(evaluate_store, tmp_path, capsys):
     people = tmp_path / "people.tsv"
     people.write_text(people.read_text().replace("\tb", "\ta"))

@@ -21,6 +21,8 @@ ENCODER = "encoder"
 
 LEVEL = 0.95
 """Coverage of the intervals."""
+RESAMPLES = 1000
+"""Resamples of the participants of one test set."""
 ALPHA = 0.05
 """Error rate of the declarations of one evaluation."""
 
@@ -183,6 +185,66 @@ def average_repeats(rows: Sequence[Mapping[str, float]], n_folds: int) -> list[d
         known = {key: column[~np.isnan(column)] for key, column in columns.items()}
         found.append({key: float(values.mean()) if len(values) else float("nan") for key, values in known.items()})
     return found
+
+
+def compare_on_test_set(
+    predictions: Mapping[str, np.ndarray], titles: Mapping[str, str], task: Task, units: Units, seed: int
+) -> dict[str, Method]:
+    """Compare methods on one test set, with intervals over its participants (percentile bootstrap).
+
+    The intervals do not count the variance of training.
+
+    Parameters
+    ----------
+    predictions : mapping of str to np.ndarray, (N, K)
+        By method; the encoder has the key `ENCODER`.
+    titles, task : see `compare_methods`
+    units : Units
+        With one fold.
+    seed : int
+    """
+    aggregated = {name: units.aggregate(rows) for name, rows in predictions.items()}
+    owners = np.array(units.participants)
+    people = [np.flatnonzero(owners == owner) for owner in dict.fromkeys(units.participants)]
+    rng = np.random.default_rng(seed)
+    samples = [
+        np.concatenate([people[k] for k in rng.integers(len(people), size=len(people))]) for _ in range(RESAMPLES)
+    ]
+    main, chance = task.main_metric, chance_level(task)
+    sign = -1 if main in metrics.LOWER_IS_BETTER else 1
+    methods, values = {}, {}
+    for name, rows in aggregated.items():
+        resampled = [units.compute_metrics(rows, sample) for sample in samples]
+        columns = {key: np.array([found[key] for found in resampled]) for key in resampled[0]}
+        values[name] = columns[main]
+        methods[name] = Method(
+            titles[name],
+            units.compute_metrics(rows, units.indices),
+            {key: percentile_interval(column) for key, column in columns.items()},
+            None if chance is None else share_below(columns[main], chance),
+        )
+    others = [name for name in methods if name != ENCODER]
+    differences = {name: sign * (values[ENCODER] - values[name]) for name in others}
+    two_sided = [min(1.0, 2 * min(share_below(d, 0.0), share_below(-d, 0.0))) for d in differences.values()]
+    for name, p in zip(others, holm(two_sided), strict=True):
+        observed = sign * (methods[ENCODER].metrics[main] - methods[name].metrics[main])
+        methods[name].difference = (observed, *percentile_interval(differences[name]))
+        methods[name].p_difference = p
+    return methods
+
+
+def percentile_interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of resampled values; NaN if all are undefined."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return float(low), float(high)
+
+
+def share_below(values: np.ndarray, level: float) -> float:
+    """Return the share of resampled values up to a level, as a p value; undefined values count as below it."""
+    return float((1 + (~(values > level)).sum()) / (1 + len(values)))
 
 
 def corrected_interval(values: np.ndarray, test_share: float) -> tuple[float, float, float, float]:

@@ -24,6 +24,7 @@ from bids_app.training.evaluation.comparison import (
     Method,
     average_repeats,
     compare_methods,
+    compare_on_test_set,
     holm,
 )
 from bids_app.training.evaluation.run import EvaluateSettings, FeatureCache, Run
@@ -70,6 +71,8 @@ class Evaluation:
         The encoder after removal of the nuisances (`NUISANCES`) that predict the target; None if none does.
     shares : tuple of Share
         All methods with shares of the training participants.
+    has_one_split : bool
+        Metrics are of the test set of a given split, not of folds.
     """
 
     task: Task
@@ -80,6 +83,7 @@ class Evaluation:
     notes: list[str] = field(default_factory=list)
     conditional: Method | None = None
     shares: tuple[Share, ...] = ()
+    has_one_split: bool = False
 
     @property
     def main_metric(self) -> str:
@@ -185,7 +189,7 @@ def evaluate(
     samples = [(share, run.limit(share)) for share in sorted(settings.train_shares)]  # checked before hours of work
     predictions = run.predict_all(features)
     scores = {name: run.fold_metrics(rows) for name, rows in predictions.items()}
-    methods = compare_methods(scores, titles, task, run.test_share)
+    methods = _compare(run, predictions, scores, titles)
     p_value = run.permutation_test(predictions[ENCODER][0], scores[ENCODER]) if settings.permutations else None
     units = run.units[0]
     facts = {
@@ -204,15 +208,31 @@ def evaluate(
         **settings.retrieval.describe(),
     }
     mean = {name: rows[0] if task.kind == EMBEDDING else rows.mean(axis=0) for name, rows in predictions.items()}
-    found = Evaluation(task, methods, p_value, facts, units.to_table(mean), notes)
+    found = Evaluation(
+        task, methods, p_value, facts, units.to_table(mean), notes, has_one_split=settings.split is not None
+    )
     if found.flags and run.embeddings is not None:
         nuisance = np.hstack([features[name] for name in found.flags])
-        rows = {ENCODER: run.fold_metrics(run.cross_validate_encoder(nuisance))}
-        found.conditional = compare_methods(rows, titles, task, run.test_share)[ENCODER]
+        without = {ENCODER: run.cross_validate_encoder(nuisance)}
+        own = {ENCODER: run.fold_metrics(without[ENCODER])}
+        found.conditional = _compare(run, without, own, titles)[ENCODER]
     elif found.flags:
         notes.append("The encoder after removal of these variables is computed for the strategy linear only.")
     found.shares = tuple(_evaluate_share(run, limited, share, features, methods, titles) for share, limited in samples)
     return found
+
+
+def _compare(
+    run: Run,
+    predictions: Mapping[str, np.ndarray],
+    scores: Mapping[str, list[dict[str, float]]],
+    titles: Mapping[str, str],
+) -> dict[str, Method]:
+    """Compare methods over folds, or over the participants of the test set of a given split."""
+    if run.settings.split is not None:
+        first = {name: rows[0] for name, rows in predictions.items()}
+        return compare_on_test_set(first, titles, run.task, run.units[0], run.settings.seed)
+    return compare_methods(scores, titles, run.task, run.test_share)
 
 
 def _evaluate_share(

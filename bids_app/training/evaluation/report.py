@@ -28,6 +28,12 @@ HOW_TO_READ = (
     "methods are fitted in the same folds, with penalties selected within the training set. "
     "These are results about a group; they say nothing about an individual."
 )
+HOW_TO_READ_ONE_SPLIT = (
+    "Scores are of the test set of one split. Intervals (95 %) are over its participants (bootstrap) and do not count "
+    "the variance of training. The encoder is called better than a baseline only if it exceeds chance, and if the "
+    "difference remains after correction for the number of baselines (Holm). These are results about a group; they say "
+    "nothing about an individual."
+)
 STYLE = (
     ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;"
     "padding:0 1rem}table{border-collapse:collapse;display:block;overflow-x:auto}th,td{padding:.35rem .7rem;"
@@ -55,8 +61,9 @@ def write_report(evaluation: Evaluation, folder: Path) -> list[Path]:
     summary = evaluation.summary().splitlines()
     written = _write_shares(evaluation, folder) if evaluation.shares else []
     markdown = [f"# {title}", "", *(f"- {line}" for line in summary), "", *markdown_table(header, rows), ""]
-    markdown += [HOW_TO_READ, ""]
-    html = html_table(header, rows) + f"<p>{escape(HOW_TO_READ)}</p>"
+    how_to_read = HOW_TO_READ_ONE_SPLIT if evaluation.has_one_split else HOW_TO_READ
+    markdown += [how_to_read, ""]
+    html = html_table(header, rows) + f"<p>{escape(how_to_read)}</p>"
     if evaluation.shares:
         shares = _share_rows(evaluation)
         markdown += ["## Data efficiency", "", *markdown_table(*shares), "", f"![Data efficiency]({FIGURE})", ""]

@@ -14,7 +14,8 @@ from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import Model
 from bids_app.training.adapt import AdaptSettings, LabelledScans, adapt, predict
 from bids_app.training.data.examples import Examples
-from bids_app.training.data.splits import participant_groups
+from bids_app.training.data.splits import TEST, TRAINING, VALIDATION, apply_split, participant_groups
+from bids_app.training.data.splits import Split as GivenSplit
 from bids_app.training.evaluation.baselines import BASELINES, SITE, compute_features
 from bids_app.training.evaluation.comparison import ENCODER, Units
 from bids_app.training.evaluation.folds import Fold, make_folds
@@ -53,6 +54,9 @@ class EvaluateSettings:
         What a scan is compared with, for embeddings.
     train_shares : tuple of float
         Shares of the training participants for the table of data efficiency; empty: no table.
+    split : dict of str to tuple of str, optional
+        Participants of the training, test and, optionally, validation set, instead of folds. With a validation set, the
+        strategies that train the encoder keep the epoch with its best metric.
     seed : int
     """
 
@@ -64,6 +68,7 @@ class EvaluateSettings:
     harmonise: bool = False
     retrieval: Retrieval = field(default_factory=Retrieval)
     train_shares: tuple[float, ...] = ()
+    split: GivenSplit | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -76,11 +81,15 @@ class EvaluateSettings:
         check_shares(self.train_shares)
         if self.retrieval.zero_shot and self.train_shares:
             raise UsageError("--zero-shot trains nothing that --train-shares could limit.", "Omit one of them.")
+        if self.split is not None and (self.train_shares or (self.repeats or 1) > 1):
+            raise UsageError(
+                "--split is one split: it has no --repeats and no --train-shares.", "Omit --split, or these options."
+            )
 
     def repeats_for(self, kind: str) -> int:
         """Return the number of repeats for a kind of task."""
-        if self.repeats is not None:
-            return self.repeats
+        if self.repeats is not None or self.split is not None:
+            return self.repeats or 1
         return REPEATS if self.adaptation.strategy == "linear" and kind != EMBEDDING else 1
 
 
@@ -108,15 +117,35 @@ class Run:
             )
         n_repeats = 1 if examples.sites else settings.repeats_for(task.kind)
         self.groups = participant_groups(self.data.scans, examples.families)
-        self.repeats = [
-            make_folds(task, examples, settings.folds, settings.seed + k, images is not None) for k in range(n_repeats)
-        ]
+        self.validation: list[int] = []
+        if settings.split is None:
+            self.repeats = [
+                make_folds(task, examples, settings.folds, settings.seed + k, images is not None)
+                for k in range(n_repeats)
+            ]
+        else:
+            self.repeats = [[self._read_fold(settings.split)]]
         settings.retrieval.check(
             task, self.data, [fold for folds in self.repeats for fold in folds], settings.adaptation.strategy
         )
         self.units = self._make_units()
         self.embeddings: tuple[torch.Tensor, np.ndarray] | None = None
         self.splits: list[list[Split]] = []
+
+    def _read_fold(self, split: GivenSplit) -> Fold:
+        """Return the training and test examples of a given split, and keep those of its validation set."""
+        if self.examples.sites:
+            raise UsageError("--split and --site-column are mutually exclusive.", "Omit one of them.")
+        scans = self.data.scans
+        train, test = (np.array(apply_split(split, scans, part)) for part in (TRAINING, TEST))
+        if VALIDATION in split:
+            self.validation = apply_split(split, scans, VALIDATION)
+        if self.images is not None:
+            values = np.array(self.data.values)
+            train = train[~np.isin(values[train], values[test])]
+            if not len(train):
+                raise BadDataError("The split: all training images are in the test set.", "Use --folds.")
+        return train, test
 
     def _make_units(self) -> list[Units]:
         retrieval = self.settings.retrieval
@@ -161,6 +190,8 @@ class Run:
     def describe_folds(self) -> str:
         """Describe the folds for the report."""
         n = len(self.repeats[0])
+        if self.settings.split is not None:
+            return "one split, as given"
         if self.examples.sites:
             again = f", samples repeated {self.settings.repeats_for(self.task.kind)} times"
             return f"{n}, leave one site out{again if self.settings.train_shares else ''}"
@@ -276,9 +307,16 @@ class Run:
         def predict_fold(k: int, task: Task) -> np.ndarray:
             self.report(f"fold {k + 1} of {len(folds)}")
             train, test = folds[k]
-            data, name = self.data.pick(train.tolist()), "evaluated"
             adapter, _ = adapt(
-                self.model, task, data, None, settings, self.normalisation, name, report=self.report, images=self.images
+                self.model,
+                task,
+                self.data.pick(train.tolist()),
+                self.data.pick(self.validation) if self.validation else None,
+                settings,
+                self.normalisation,
+                "evaluated",
+                report=self.report,
+                images=self.images,
             )
             scans = tuple(self.data.scans[i] for i in test)
             return predict(AdaptedModel(self.model, adapter), task, scans, settings.batch_size, settings.clip_average)
