@@ -976,6 +976,20 @@ MUTATIONS: tuple[Mutation, ...] = (
             "training/evaluation/test_evaluate.py::test_a_site_that_predicts_the_target_is_flagged",
         ),
     ),
+    Mutation(
+        "samples of the training participants are nested",
+        "bids_app/training/evaluation/shares.py",
+        "kept = set(order[:n])",
+        "kept = set(order[:: len(order) // n][:n])",
+        ("training/evaluation/test_shares.py::test_samples_are_nested_and_never_hold_a_tested_participant",),
+    ),
+    Mutation(
+        "scans of the same session are not compared",
+        "bids_app/training/evaluation/metrics.py",
+        "similarity[labels[:, None] == labels[None]] = -np.inf",
+        "del labels",
+        ("training/evaluation/test_retrieval.py::test_scans_of_the_same_session_are_not_compared",),
+    ),
     # Verdicts.
     Mutation(
         "a scan that fails both tests of its signal is refused",

@@ -74,11 +74,11 @@ ALIKE = "alike"
 
 ONLY_WITHOUT_ADAPTER = (
     "strategy", "prompt_len", "no_balance", "ridge", "dimensions", "task", "folds", "baselines", "permutations",
-    "repeats", "harmonise", "pool", "site_column", "family_column", "atlas", "normalisation", "recipe", "epochs",
+    "repeats", "train_shares", "gallery", "across_sessions", "zero_shot", "also_target", "harmonise", "pool", "site_column", "family_column", "atlas", "normalisation", "recipe", "epochs",
     "accumulate", "learning_rate", "precision",
 )  # fmt: skip
 """Options of ``evaluate`` that an existing adapter does not use."""
-ONLY_WITH_ADAPTER = ("split", "other_people")
+ONLY_WITH_ADAPTER = ("other_people",)
 
 
 def check_evaluation(arguments: argparse.Namespace) -> None:
@@ -254,7 +254,19 @@ def _add_evaluate(p: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--folds", type=int, default=5, metavar="K", help="number of cross-validation folds (default: %(default)s)"
     )
-    group.add_argument("--site-column", metavar="[TABLE:]COLUMN", help="leave one site out instead of --folds")
+    group.add_argument(
+        "--split",
+        type=Path,
+        metavar="FILE",
+        help="TSV or JSON file with the training, validation (optional) and test participants, instead of --folds; "
+        "with --adapter: its split file (default: its .split.tsv)",
+    )
+    group.add_argument(
+        "--site-column",
+        "--leave-out",
+        metavar="[TABLE:]COLUMN",
+        help="leave one site (each value of this column) out instead of --folds",
+    )
     group.add_argument(
         "--baselines",
         nargs="*",
@@ -272,9 +284,24 @@ def _add_evaluate(p: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--repeats",
         type=int,
-        default=10,
         metavar="N",
-        help="repeats of the folds (strategy linear; default: %(default)s)",
+        help="repeats of the folds, and of the samples of --train-shares (default: 10 for strategy linear except "
+        "embeddings, else 1)",
+    )
+    group.add_argument(
+        "--train-shares",
+        nargs="+",
+        type=float,
+        default=[],
+        metavar="R",
+        help="data efficiency: also train with these shares of the training participants, such as 0.01 0.1 1",
+    )
+    group.add_argument(
+        "--also-target",
+        action="append",
+        default=[],
+        metavar="TABLE:COLUMN",
+        help="evaluate this target too, with one table for all; may be repeated",
     )
     group.add_argument(
         "--harmonise",
@@ -283,6 +310,23 @@ def _add_evaluate(p: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--pool", type=int, default=300, metavar="N", help="number of images to choose from, including the correct one"
+    )
+    group.add_argument(
+        "--gallery",
+        type=int,
+        metavar="N",
+        help="re-identification: number of participants to choose from, the right one included (default: test set)",
+    )
+    group.add_argument(
+        "--across-sessions",
+        nargs="?",
+        const="session",
+        choices=("session", "run"),
+        help="re-identification: compare scans of different sessions only; run: runs are sessions, as the days of HCP "
+        "Young Adult",
+    )
+    group.add_argument(
+        "--zero-shot", action="store_true", help="re-identification without training: compare the encoder's embeddings"
     )
     group.add_argument("--name", help="name of the report (default: the target column)")
 
@@ -308,7 +352,9 @@ def _add_calibrate(p: argparse.ArgumentParser) -> None:
         action="store_true",
         help="also use these scans as the reference for out-of-distribution detection",
     )
-    _add_training_set(p.add_argument_group("training set"))
+    group = p.add_argument_group("training set")
+    group.add_argument("--split", type=Path, metavar="FILE", help="split file of the adapter (default: its .split.tsv)")
+    _add_training_set(group)
     group = p.add_argument_group("data")
     _add_sources(group)
     _add_event_rule(group)
@@ -317,7 +363,6 @@ def _add_calibrate(p: argparse.ArgumentParser) -> None:
 
 
 def _add_training_set(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--split", type=Path, metavar="FILE", help="split file of the adapter (default: its .split.tsv)")
     group.add_argument(
         "--other-people",
         action="store_true",

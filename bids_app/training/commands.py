@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from bids_app.adapters.checks import check_grid
-from bids_app.adapters.file import LORA, NAME, Adapter, is_diagnosis, save_adapter
+from bids_app.adapters.file import EMBEDDING, LORA, NAME, Adapter, is_diagnosis, save_adapter
 from bids_app.bids.writer import write_tsv
 from bids_app.catalog.atlases import Atlas, find_atlas
 from bids_app.errors import BadDataError, UsageError
@@ -36,6 +36,7 @@ from bids_app.training.data.examples import (
 from bids_app.training.data.labels import EventRule
 from bids_app.training.data.loader import ClipBatches
 from bids_app.training.data.splits import (
+    TEST,
     TRAINING,
     VALIDATION,
     Split,
@@ -45,6 +46,8 @@ from bids_app.training.data.splits import (
     split_participants,
     write_split,
 )
+from bids_app.training.evaluation.retrieval import Retrieval
+from bids_app.training.evaluation.run import EvaluateSettings, FeatureCache
 from bids_app.training.loop import LoopSettings, check_state, fabric_for, fingerprint
 from bids_app.training.low_rank import LowRankSettings, check_low_rank
 from bids_app.training.recipes import PRETRAINING, find_recipe
@@ -309,7 +312,7 @@ def _check_adapt_arguments(arguments: argparse.Namespace) -> None:
 
 
 def evaluate(arguments: argparse.Namespace) -> None:
-    """Cross-validate a strategy and baselines, or evaluate an existing adapter, and write the report."""
+    """Cross-validate a strategy and baselines for one or several targets, or evaluate an existing adapter."""
     if arguments.adapter:
         from bids_app.training.external import evaluate_adapter
 
@@ -317,39 +320,74 @@ def evaluate(arguments: argparse.Namespace) -> None:
         return
     arguments.model = arguments.model or "neurostorm-5ds"
     from bids_app.training.evaluation import evaluate as evaluating
+    from bids_app.training.evaluation import several
     from bids_app.training.evaluation.report import write_report
-    from bids_app.training.evaluation.run import EvaluateSettings
 
     complete_from_recipe(arguments, arguments.strategy)
-    settings = EvaluateSettings(
+    settings = _evaluate_settings(arguments)
+    folders = several.name_folders([arguments.target, *arguments.also_target])
+    if arguments.also_target and (arguments.images or arguments.task == EMBEDDING):
+        raise UsageError("--also-target is not for embeddings.", "Evaluate each embedding with a command of its own.")
+    output = arguments.output or Path(f"{_adapter_name(arguments)}_evaluation")
+    atlas, labels = load_atlas_labels(arguments.atlas) if arguments.atlas else (None, None)
+    model = _load_encoder(arguments, settings.adaptation)
+    base = output / "report.md"
+    datasets = _load_datasets(arguments, base, arguments.normalisation, model, list(folders))
+    work = []
+    for target in folders:  # all labels are read before hours of work
+        examples, images = _label(arguments, datasets, target)
+        examples = _pick_split(examples, arguments.split) if arguments.split else examples
+        column = target.rpartition(":")[2]
+        task = Task.from_values(column, examples.data.values, arguments.task, arguments.dimensions, images)
+        work.append((target, task, examples, images))
+    found, cache = {}, FeatureCache()
+    for target, task, examples, images in work:
+        found[target] = evaluation = evaluating.evaluate(
+            model,
+            task,
+            examples,
+            settings,
+            arguments.normalisation,
+            images=images,
+            labels=labels,
+            parcels=atlas.name if atlas else evaluating.CUBES,
+            report=print,
+            cache=cache,
+        )
+        evaluation.facts["Recipe"] = describe_recipe(arguments, arguments.strategy)
+        for path in write_report(evaluation, output / folders[target] if arguments.also_target else output):
+            print(f"Wrote {path}")
+        print(evaluation.summary())
+    if arguments.also_target:
+        for path in several.write_summary(found, folders, output):
+            print(f"Wrote {path}")
+
+
+def _pick_split(examples: Examples, path: Path) -> Examples:
+    """Return the examples of the participants of a split, whose sets for training and test have labelled scans."""
+    split, scans = read_split(path, examples.families), examples.data.scans
+    if unknown := set(split) - {TRAINING, VALIDATION, TEST}:
+        raise BadDataError(f"{path}: unknown set: {min(unknown)}.", f"Use {TRAINING}, {VALIDATION} and {TEST}.")
+    parts = [apply_split(split, scans, part) for part in (TRAINING, TEST)]
+    parts += [apply_split(split, scans, VALIDATION)] if VALIDATION in split else []
+    return examples.pick(sorted(i for part in parts for i in part))
+
+
+def _evaluate_settings(arguments: argparse.Namespace) -> EvaluateSettings:
+    return EvaluateSettings(
         adaptation=_adapt_settings(arguments),
         folds=arguments.folds,
         baselines=tuple(arguments.baselines),
         permutations=arguments.permutations,
         repeats=arguments.repeats,
         harmonise=arguments.harmonise is not None,
-        pool=arguments.pool,
+        retrieval=Retrieval(
+            arguments.gallery, arguments.across_sessions, arguments.zero_shot, arguments.pool, arguments.seed
+        ),
+        train_shares=tuple(arguments.train_shares),
+        split=read_split(arguments.split) if arguments.split else None,
         seed=arguments.seed,
     )
-    output = arguments.output or Path(f"{_adapter_name(arguments)}_evaluation")
-    atlas, labels = load_atlas_labels(arguments.atlas) if arguments.atlas else (None, None)
-    model = _load_encoder(arguments, settings.adaptation)
-    _, examples, images = _read_data(arguments, output / "report.md", arguments.normalisation, model)
-    task = Task.from_values(_column(arguments), examples.data.values, arguments.task, arguments.dimensions, images)
-    evaluation = evaluating.evaluate(
-        model,
-        task,
-        examples,
-        settings,
-        arguments.normalisation,
-        images=images,
-        labels=labels,
-        parcels=atlas.name if atlas else evaluating.CUBES,
-        report=print,
-    )
-    for path in write_report(evaluation, output):
-        print(f"Wrote {path}")
-    print(evaluation.summary())
 
 
 def _adapt_settings(arguments: argparse.Namespace) -> adapting.AdaptSettings:
@@ -401,14 +439,27 @@ def _load_encoder(arguments: argparse.Namespace, settings: adapting.AdaptSetting
 def _read_data(
     arguments: argparse.Namespace, output: Path, normalisation: str, model: Model
 ) -> tuple[list[Dataset], Examples, Any]:
+    datasets = _load_datasets(arguments, output, normalisation, model, [arguments.target])
+    return datasets, *_label(arguments, datasets, arguments.target)
+
+
+def _load_datasets(
+    arguments: argparse.Namespace, output: Path, normalisation: str, model: Model, targets: list[str]
+) -> list[Dataset]:
+    """Check the tables of all targets, then load the scans."""
     store = arguments.store or output.with_suffix(".clips")
-    sites = getattr(arguments, "site_column", None)
-    check_labels(arguments.data, arguments.target, arguments.raw, arguments.family_column, sites)
-    datasets = load_datasets(
+    for target in targets:
+        check_labels(arguments.data, target, arguments.raw, arguments.family_column, _site_column(arguments))
+    return load_datasets(
         arguments.data, store, normalisation, arguments.nprocs, report=print, clip_volumes=model.config.img_size[3]
     )
+
+
+def _label(arguments: argparse.Namespace, datasets: list[Dataset], target: str) -> tuple[Examples, Any]:
+    """Return the labelled scans of a target, and the image vectors."""
     rule = EventRule(arguments.event_delay, arguments.event_overlap)
-    examples = label_scans(datasets, arguments.target, arguments.raw, rule, arguments.family_column, sites)
+    sites = _site_column(arguments)
+    examples = label_scans(datasets, target, arguments.raw, rule, arguments.family_column, sites)
     images = read_images(arguments.images) if arguments.images else None
     if images is not None:
         missing = sorted(set(examples.data.values) - set(images))
@@ -417,7 +468,11 @@ def _read_data(
                 f"{arguments.images}: {len(missing)} images have no vector: {', '.join(missing[:3])}.",
                 "Use the image names of the events.tsv files.",
             )
-    return datasets, examples, images
+    return examples, images
+
+
+def _site_column(arguments: argparse.Namespace) -> str | None:
+    return getattr(arguments, "site_column", None)
 
 
 def _split_examples(arguments: argparse.Namespace, examples: Examples) -> dict[str, list[int]]:

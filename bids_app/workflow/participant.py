@@ -229,7 +229,11 @@ def print_summary(
     messages = [f"{outcome.stem} failed: {outcome.reason}\n{outcome.hint}" for outcome in failures]
     for stem, predictions in withheld.items():
         messages += [f"{stem}: the prediction of {name} is withheld. {reason}" for name, reason in predictions]
-    messages += [f"{outcome.stem}: {warning}" for outcome in outcomes for warning in outcome.warnings or ()]
+    messages += [
+        warning if warning.startswith(outcome.stem) else f"{outcome.stem}: {warning}"
+        for outcome in outcomes
+        for warning in outcome.warnings or ()
+    ]
     n_shown = len(messages) if settings.verbosity else MAX_MESSAGES
     for text in messages[:n_shown]:
         print(indented(f"neurostorm: {text}"), file=sys.stderr)

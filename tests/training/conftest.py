@@ -31,7 +31,7 @@ def invented_series() -> Callable[..., GridSeries]:
     return simulate_series
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny_config() -> EncoderConfig:
     """Return the configuration of `tiny_model`."""
     return TINY

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import nibabel as nib
 import numpy as np
@@ -178,6 +179,147 @@ def test_evaluate_writes_a_report(make_store, tmp_path, encoder, capsys):
     assert "functional connectivity (cubes of 24 mm)" in report
     assert "Baseline omitted: motion and confounds" in report
     assert "mean image" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def eight_people(tmp_path_factory, invented_series, tiny_config):
+    """A store of eight participants with two scans each, and a tiny encoder; embeddings are cached in the store."""
+    from bids_app.training.data.store import ClipStore
+
+    folder = tmp_path_factory.mktemp("eight")
+    store = ClipStore(folder / "store", "global")
+    for k in range(16):
+        side = "lr"[k % 2]
+        series = invented_series(k, 22, 60.0, -1 if side == "l" else 1)
+        store.add(f"sub-{k // 2:02d}_task-{side}", series, f"{k // 2:02d}", labels={"side": side})
+    return store, str(save_random_encoder(folder / "tiny.safetensors", tiny_config))
+
+
+@pytest.fixture
+def evaluate_store(eight_people, tmp_path):
+    """Return a function that evaluates a store of eight participants with tables, and the folder of its reports."""
+    store, encoder = eight_people
+    rows = [f"sub-{k:02d}\t{'FM'[k % 2]}\t{20 + 3 * k}\t{'ab'[k // 4]}" for k in range(8)]
+    (tmp_path / "people.tsv").write_text("participant_id\tsex\tage\tsite\n" + "\n".join(rows) + "\n")
+
+    def run(target: str, *options: str) -> tuple[int, Path]:
+        target = target if ":" in target else f"{tmp_path / 'people.tsv'}:{target}"
+        common = ["--model", encoder, "--normalisation", "global", "--baselines", "mean", "--permutations", "0"]
+        command = ["evaluate", str(store.folder), "--target", target, *common, "--folds", "2", *options]
+        return main([*command, "--output", str(tmp_path / "report")]), tmp_path / "report"
+
+    return run
+
+
+def test_several_targets_are_evaluated_with_one_table(evaluate_store, tmp_path):
+    people = tmp_path / "people.tsv"
+    code, report = evaluate_store("sex", "--also-target", f"{people}:age", "--task", "classification", "--repeats", "1")
+    assert code == 65  # each participant has another age
+    code, report = evaluate_store("scan:side", "--also-target", f"{people}:sex", "--repeats", "2")
+    assert code == 0
+    text = (report / "report.md").read_text()
+    assert "| target | participants | metric | Encoder (linear) | mean image | p |" in text
+    assert "| scan:side | 8 | balanced accuracy |" in text
+    assert (report / "side" / "report.md").is_file()
+    assert (report / "sex" / "scores.tsv").is_file()
+    rows = [line.split("\t") for line in (report / "scores.tsv").read_text().splitlines()]
+    assert rows[0] == ["target", "method", "score", "value", "low", "high"]
+    assert {row[0] for row in rows[1:]} == {"scan:side", f"{people}:sex"}
+    assert len(rows) == 1 + 2 * 2 * 3
+
+
+def test_baselines_of_the_same_scans_are_computed_once_for_all_targets(evaluate_store, tmp_path, monkeypatch):
+    from bids_app.training.evaluation import run
+
+    computed, compute = [], run.compute_features
+    monkeypatch.setattr(run, "compute_features", lambda name, *given: computed.append(name) or compute(name, *given))
+    people = tmp_path / "people.tsv"
+    assert evaluate_store("scan:side", "--also-target", f"{people}:sex", "--repeats", "1")[0] == 0
+    assert computed == ["mean"]
+    people.write_text(people.read_text().replace("sub-07\tM", "sub-07\tn/a"))  # other scans
+    assert evaluate_store("scan:side", "--also-target", f"{people}:sex", "--repeats", "1")[0] == 0
+    assert computed == ["mean"] * 3
+
+
+def test_targets_that_make_no_table_are_refused(evaluate_store, capsys):
+    assert evaluate_store("sex", "--also-target", "other.tsv:sex")[0] == 64
+    assert "same column" in capsys.readouterr().err
+    embedding = ("--task", "embedding", "--also-target", "scan:side")
+    assert evaluate_store("scan:participant", *embedding)[0] == 64
+    assert "--also-target is not for embeddings" in capsys.readouterr().err
+
+
+def test_data_efficiency_is_a_table_and_a_figure(evaluate_store):
+    code, report = evaluate_store("scan:side", "--train-shares", "1", "0.99", "--repeats", "3")
+    assert code == 0
+    rows = [line.split("\t") for line in (report / "data_efficiency.tsv").read_text().splitlines()]
+    assert [row[0] for row in rows[1:]] == ["0.99"] * 6 + ["1.0"] * 6
+    assert (report / "data_efficiency.svg").read_text().startswith("<?xml")
+    setup = dict(line.split("\t") for line in (report / "setup.tsv").read_text().splitlines())
+    assert setup["Strategy"] == "linear"
+    assert setup["Recipe"].startswith("ours")
+    assert setup["Folds"] == "2, by participant, repeated 3 times"
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "code", "words"),
+    [
+        ("scan:side", ["--train-shares", "0.1"], 64, "0 of 4 training participants (or families); at least 4"),
+        ("scan:side", ["--train-shares", "0.5", "2"], 64, "Invalid value for --train-shares: 2"),
+        ("scan:side", ["--gallery", "100"], 64, "--gallery: only for re-identification"),
+        ("scan:side", ["--zero-shot"], 64, "--zero-shot: only for re-identification"),
+        ("scan:participant", ["--task", "embedding", "--gallery", "100"], 64, "a test set has only 4 participants"),
+        ("scan:participant", ["--task", "embedding", "--across-sessions"], 64, "16 of 16 scans have no session"),
+        ("sex", ["--leave-out", "age", "--task", "regression"], 65, "non-numeric values"),
+        ("sex", ["--leave-out", "participants.tsv:site"], 64, "participants.tsv was not found"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(evaluate_store, tmp_path, capsys, target, options, code, words):
+    options = [f"{tmp_path / 'people.tsv'}:age" if option == "age" else option for option in options]
+    assert evaluate_store(target, *options)[0] == code
+    assert words in capsys.readouterr().err
+
+
+def test_a_given_split_replaces_folds(evaluate_store, tmp_path, capsys):
+    rows = [f"sub-{k:02d}\t{'training' if k < 4 else 'test'}" for k in range(7)]
+    (tmp_path / "split.tsv").write_text("participant_id\tsplit\n" + "\n".join(rows) + "\n")
+    code, report = evaluate_store("scan:side", "--split", str(tmp_path / "split.tsv"))
+    assert code == 0
+    setup = (report / "setup.tsv").read_text()
+    assert "Folds\tone split, as given\n" in setup
+    assert "Participants\t7\n" in setup
+    assert len((report / "answers.tsv").read_text().splitlines()) == 1 + 6
+    families = tmp_path / "families.tsv"
+    families.write_text("participant_id\tfamily\nsub-00\tx\nsub-05\tx\n")
+    capsys.readouterr()
+    option = ("--family-column", f"{families}:family", "--split", str(tmp_path / "split.tsv"))
+    assert evaluate_store("scan:side", *option)[0] == 65
+    assert "families in more than one set: x" in capsys.readouterr().err
+    for text, wrong in ((rows[:4], "no test set"), ([*rows, "sub-07\tholdout"], "unknown set: holdout")):
+        (tmp_path / "split.tsv").write_text("participant_id\tsplit\n" + "\n".join(text) + "\n")
+        assert evaluate_store("scan:side", "--split", str(tmp_path / "split.tsv"))[0] in (64, 65)
+        assert wrong in capsys.readouterr().err
+
+
+def test_one_site_cannot_be_left_out(evaluate_store, tmp_path, capsys):
+    people = tmp_path / "people.tsv"
+    people.write_text(people.read_text().replace("\tb", "\ta"))
+    assert evaluate_store("scan:side", "--leave-out", f"{people}:site")[0] == 18
+    assert "All scans come from one site: a" in capsys.readouterr().err
+
+
+def test_each_site_is_left_out_once(evaluate_store, tmp_path):
+    code, report = evaluate_store("scan:side", "--leave-out", f"{tmp_path / 'people.tsv'}:site")
+    assert code == 0
+    assert "Folds\t2, leave one site out\n" in (report / "setup.tsv").read_text()
+
+
+def test_people_are_reidentified_without_training(evaluate_store):
+    options = ["--task", "embedding", "--zero-shot", "--gallery", "2"]
+    code, report = evaluate_store("scan:participant", *options)
+    assert code == 0
+    assert "Gallery\t2 participants\n" in (report / "setup.tsv").read_text()
+    assert "Encoder (zero-shot)" in (report / "report.md").read_text()
 
 
 def test_equal_labels_in_several_datasets_are_distinguished(make_store, invented_series, tmp_path):

@@ -60,6 +60,11 @@ class Examples:
     sites: tuple[str, ...] = ()
     known_sites: tuple[str, ...] = ()
 
+    def pick(self, indices: Sequence[int]) -> Examples:
+        """Select examples by index."""
+        sites, known = (tuple(given[i] for i in indices) if given else () for given in (self.sites, self.known_sites))
+        return Examples(self.data.pick(indices), self.families, sites, known)
+
 
 def load_datasets(
     paths: Sequence[Path],

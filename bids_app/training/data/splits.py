@@ -1,7 +1,7 @@
-"""Training and validation sets, split by participant or family, and their files.
+"""Training, validation and test sets, split by participant or family, and their files.
 
-A split file is TSV (``participant_id``, ``split``) or JSON (``{"training": [...], "validation": [...]}``). All sessions
-of a participant and all members of a family belong to one set.
+A split file is TSV (``participant_id``, ``split``) or JSON (``{"training": [...], "validation": [...]}``); the set
+``test`` is for evaluation. All sessions of a participant and all members of a family belong to one set.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bids_app.errors import BadDataError, NoMatchError, UsageError
 from bids_app.files import MAX_JSON_BYTES, parse_json, read_rows, read_text
 from bids_app.training.data.labels import is_missing, read_table
 
-TRAINING, VALIDATION = "training", "validation"
+TRAINING, VALIDATION, TEST = "training", "validation", "test"
 Split = dict[str, tuple[str, ...]]
 """Participant labels, without prefix, of each set."""
 

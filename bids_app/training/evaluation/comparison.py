@@ -12,6 +12,7 @@ from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION
 from bids_app.training.adapt import LabelledScans
 from bids_app.training.evaluation import metrics
 from bids_app.training.evaluation.folds import Fold
+from bids_app.training.evaluation.retrieval import Retrieval, take
 from bids_app.training.tasks import Task
 
 ENCODER = "encoder"
@@ -22,6 +23,8 @@ LEVEL = 0.95
 """Coverage of the intervals."""
 MIN_DIVISIONS = 10
 """Minimum number of divisions into halves for a variance."""
+RESAMPLES = 1000
+"""Resamples of the participants of one test set."""
 ALPHA = 0.05
 """Error rate of the declarations of one evaluation."""
 
@@ -90,8 +93,8 @@ class Units:
     folds : list of Fold
     images : mapping, optional
         Image vectors, for tasks about images.
-    pool : int
-        Number of images to choose from.
+    retrieval : Retrieval
+        What a scan is compared with, for embeddings.
     """
 
     def __init__(
@@ -100,9 +103,9 @@ class Units:
         data: LabelledScans,
         folds: list[Fold],
         images: Mapping[str, np.ndarray] | None,
-        pool: int,
+        retrieval: Retrieval,
     ) -> None:
-        self.task, self.data, self.folds, self.images, self.pool = task, data, folds, images, pool
+        self.task, self.data, self.folds, self.images, self.retrieval = task, data, folds, images, retrieval
         tested = np.unique(np.concatenate([test for _, test in folds]))
         owners = np.array([e.participant for e in data.scans])
         values = np.array(data.values)
@@ -119,22 +122,25 @@ class Units:
         self.indices = np.arange(len(self.members))
         self.fold_indices = [np.flatnonzero(np.isin([m[0] for m in self.members], test)) for _, test in folds]
         sizes = [len(set(values[test])) for _, test in folds] if images is not None else []
-        self.pool_size = min(pool, max(sizes)) if sizes else 0
+        self.pool_size = min(retrieval.pool, max(sizes)) if sizes else 0
 
     def aggregate(self, predictions: np.ndarray) -> np.ndarray:
         """Average predictions (N, K) within units; for embeddings, return the retrieval result of each unit."""
         if self.task.kind != EMBEDDING:
             return np.stack([predictions[m].mean(axis=0) for m in self.members])
         results = np.full((len(self.data.scans), 2), np.nan)
+        rule, sessions = self.retrieval, self.retrieval.sessions_of(self.data)
         for train, test in self.folds:
             values = [self.data.values[i] for i in test]
             if self.images is None:
-                results[test] = metrics.retrieval_results(predictions[test], values)
+                results[test] = metrics.retrieval_results(
+                    predictions[test], values, take(sessions, test), rule.gallery, rule.seed
+                )
             elif len(test):
                 training_values = [self.data.values[i] for i in train]
                 fold_task = Task.from_values(self.task.target, training_values, EMBEDDING, images=self.images)
                 similarity, truth = fold_task.image_similarity(predictions[test], values, self.images)
-                results[test, 0] = metrics.top1_probabilities(similarity, truth, self.pool)
+                results[test, 0] = metrics.top1_probabilities(similarity, truth, rule.pool)
         return np.stack([results[m[0]] for m in self.members])
 
     def compute_metrics(self, units: np.ndarray, sample: np.ndarray) -> dict[str, float]:
@@ -216,6 +222,84 @@ class Estimate:
     def p_below(self, level: float) -> float:
         """Return the one-sided p value for being below a level."""
         return replace(self, mean=-self.mean).p_above(-level)
+
+
+def average_repeats(rows: Sequence[Mapping[str, float]], n_folds: int) -> list[dict[str, float]]:
+    """Average the metrics of each of the folds over repeats; undefined values are left out.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        Metrics of the folds of the first repeat, then of the second, ...
+    n_folds : int
+        Folds of a repeat.
+    """
+    found = []
+    for k in range(n_folds):
+        columns = {key: np.array([row[key] for row in rows[k::n_folds]]) for key in rows[k]}
+        known = {key: column[~np.isnan(column)] for key, column in columns.items()}
+        found.append({key: float(values.mean()) if len(values) else float("nan") for key, values in known.items()})
+    return found
+
+
+def compare_on_test_set(
+    predictions: Mapping[str, np.ndarray], titles: Mapping[str, str], task: Task, units: Units, seed: int
+) -> dict[str, Method]:
+    """Compare methods on one test set, with intervals over its participants (percentile bootstrap).
+
+    The intervals do not count the variance of training.
+
+    Parameters
+    ----------
+    predictions : mapping of str to np.ndarray, (N, K)
+        By method; the encoder has the key `ENCODER`.
+    titles, task : see `compare_methods`
+    units : Units
+        With one fold.
+    seed : int
+    """
+    aggregated = {name: units.aggregate(rows) for name, rows in predictions.items()}
+    owners = np.array(units.participants)
+    people = [np.flatnonzero(owners == owner) for owner in dict.fromkeys(units.participants)]
+    rng = np.random.default_rng(seed)
+    samples = [
+        np.concatenate([people[k] for k in rng.integers(len(people), size=len(people))]) for _ in range(RESAMPLES)
+    ]
+    main, chance = task.main_metric, chance_level(task)
+    sign = -1 if main in metrics.LOWER_IS_BETTER else 1
+    methods, values = {}, {}
+    for name, rows in aggregated.items():
+        resampled = [units.compute_metrics(rows, sample) for sample in samples]
+        columns = {key: np.array([found[key] for found in resampled]) for key in resampled[0]}
+        values[name] = columns[main]
+        methods[name] = Method(
+            titles[name],
+            units.compute_metrics(rows, units.indices),
+            {key: percentile_interval(column) for key, column in columns.items()},
+            None if chance is None else share_below(columns[main], chance),
+        )
+    others = [name for name in methods if name != ENCODER]
+    differences = {name: sign * (values[ENCODER] - values[name]) for name in others}
+    two_sided = [min(1.0, 2 * min(share_below(d, 0.0), share_below(-d, 0.0))) for d in differences.values()]
+    for name, p in zip(others, holm(two_sided), strict=True):
+        observed = sign * (methods[ENCODER].metrics[main] - methods[name].metrics[main])
+        methods[name].difference = (observed, *percentile_interval(differences[name]))
+        methods[name].p_difference = p
+    return methods
+
+
+def percentile_interval(values: np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of resampled values; NaN if all are undefined."""
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return float("nan"), float("nan")
+    low, high = np.quantile(known, ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
+    return float(low), float(high)
+
+
+def share_below(values: np.ndarray, level: float) -> float:
+    """Return the share of resampled values up to a level, as a p value; undefined values count as below it."""
+    return float((1 + (~(values > level)).sum()) / (1 + len(values)))
 
 
 def estimate_from_folds(values: np.ndarray, test_share: float) -> Estimate:

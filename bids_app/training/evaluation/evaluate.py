@@ -18,12 +18,37 @@ from bids_app.adapters.file import EMBEDDING
 from bids_app.model.api import Model
 from bids_app.training.data.examples import Examples
 from bids_app.training.evaluation.baselines import BASELINES, CONNECTIVITY, NUISANCES
-from bids_app.training.evaluation.comparison import ALPHA, ENCODER, Method, compare_methods, holm
+from bids_app.training.evaluation.comparison import (
+    ALPHA,
+    ENCODER,
+    Method,
+    average_repeats,
+    compare_methods,
+    compare_on_test_set,
+    holm,
+)
 from bids_app.training.evaluation.halves import evaluate_halves
-from bids_app.training.evaluation.run import EvaluateSettings, Run
+from bids_app.training.evaluation.run import EvaluateSettings, FeatureCache, Run
 from bids_app.training.tasks import Task
 
 CUBES = "cubes of 24 mm"
+
+
+@dataclass(frozen=True)
+class Share:
+    """Results with a share of the training participants.
+
+    Attributes
+    ----------
+    share : float
+    participants : float
+        Mean number of training participants (or families).
+    methods : dict of str to Method
+    """
+
+    share: float
+    participants: float
+    methods: dict[str, Method]
 
 
 @dataclass
@@ -45,6 +70,10 @@ class Evaluation:
         Baselines that could not be computed, with the reason.
     conditional : Method, optional
         The encoder after removal of the nuisances (`NUISANCES`) that predict the target; None if none does.
+    shares : tuple of Share
+        All methods with shares of the training participants.
+    has_one_split : bool
+        Metrics are of the test set of a given split, not of folds.
     """
 
     task: Task
@@ -54,6 +83,8 @@ class Evaluation:
     table: dict[str, list[Any]]
     notes: list[str] = field(default_factory=list)
     conditional: Method | None = None
+    shares: tuple[Share, ...] = ()
+    has_one_split: bool = False
 
     @property
     def main_metric(self) -> str:
@@ -127,6 +158,7 @@ def evaluate(
     labels: np.ndarray | None = None,
     parcels: str = CUBES,
     report: Callable[[str], None] = lambda _: None,
+    cache: FeatureCache | None = None,
 ) -> Evaluation:
     """Cross-validate an encoder and baselines.
 
@@ -147,15 +179,18 @@ def evaluate(
         Name of the parcels in the report.
     report : callable
         Receives progress messages.
+    cache : dict, optional
+        Features of baselines that are shared by evaluations of the same scans and parcels.
     """
     run = Run(model, task, examples, settings, normalisation, images, report)
-    features, notes = run.compute_baselines(labels)
-    titles = {ENCODER: f"Encoder ({settings.adaptation.strategy})", **BASELINES}
+    features, notes = run.compute_baselines(labels, {} if cache is None else cache)
+    trained = "zero-shot" if settings.retrieval.zero_shot else settings.adaptation.strategy
+    titles = {ENCODER: f"Encoder ({trained})", **BASELINES}
     titles[CONNECTIVITY] += f" ({parcels})"
-    predictions = {ENCODER: run.cross_validate_encoder()}
-    predictions |= {name: run.cross_validate_linear(rows) for name, rows in features.items()}
+    samples = [(share, run.limit(share)) for share in sorted(settings.train_shares)]  # checked before hours of work
+    predictions = run.predict_all(features)
     scores = {name: run.fold_metrics(rows) for name, rows in predictions.items()}
-    methods = compare_methods(scores, titles, task, run.test_share, evaluate_halves(run, features))
+    methods = _compare(run, predictions, scores, titles, features)
     p_value = run.permutation_test(predictions[ENCODER][0], scores[ENCODER]) if settings.permutations else None
     units = run.units[0]
     facts = {
@@ -171,14 +206,58 @@ def evaluate(
         "Folds": run.describe_folds(),
         "Families kept together": len(set(examples.families.values())),
         "Images per pool": units.pool_size,
+        **settings.retrieval.describe(),
     }
     mean = {name: rows[0] if task.kind == EMBEDDING else rows.mean(axis=0) for name, rows in predictions.items()}
-    found = Evaluation(task, methods, p_value, facts, units.to_table(mean), notes)
+    found = Evaluation(
+        task, methods, p_value, facts, units.to_table(mean), notes, has_one_split=settings.split is not None
+    )
     if found.flags and run.embeddings is not None:
         nuisance = np.hstack([features[name] for name in found.flags])
-        rows = {ENCODER: run.fold_metrics(run.cross_validate_encoder(nuisance))}
-        halves = evaluate_halves(run, {}, nuisance)
-        found.conditional = compare_methods(rows, titles, task, run.test_share, halves)[ENCODER]
+        without = {ENCODER: run.cross_validate_encoder(nuisance)}
+        own = {ENCODER: run.fold_metrics(without[ENCODER])}
+        found.conditional = _compare(run, without, own, titles, {}, nuisance)[ENCODER]
     elif found.flags:
         notes.append("The encoder after removal of these variables is computed for the strategy linear only.")
+    found.shares = tuple(_evaluate_share(run, limited, share, features, methods, titles) for share, limited in samples)
     return found
+
+
+def _compare(
+    run: Run,
+    predictions: Mapping[str, np.ndarray],
+    scores: Mapping[str, list[dict[str, float]]],
+    titles: Mapping[str, str],
+    features: Mapping[str, np.ndarray],
+    nuisance: np.ndarray | None = None,
+) -> dict[str, Method]:
+    """Compare methods over folds, or over the participants of the test set of a given split."""
+    if run.settings.split is not None:
+        first = {name: rows[0] for name, rows in predictions.items()}
+        return compare_on_test_set(first, titles, run.task, run.units[0], run.settings.seed)
+    return compare_methods(scores, titles, run.task, run.test_share, evaluate_halves(run, features, nuisance))
+
+
+def _evaluate_share(
+    run: Run,
+    limited: Run,
+    share: float,
+    features: Mapping[str, np.ndarray],
+    methods: dict[str, Method],
+    titles: Mapping[str, str],
+) -> Share:
+    """Evaluate all methods with a share of the training participants.
+
+    The intervals count the overlap of the whole training sets: that of samples is smaller. For folds by site, metrics
+    are averaged over samples first, so that sites are counted once.
+    """
+    if share == 1:
+        return Share(share, run.n_trained, methods)
+    run.report(f"{share:g} of the training participants")
+    if limited.embeddings is None:
+        limited.embeddings = run.embeddings
+    scores = {name: limited.fold_metrics(rows) for name, rows in limited.predict_all(features).items()}
+    if run.examples.sites:
+        n = len(limited.repeats)
+        scores = {name: average_repeats(rows, len(rows) // n) for name, rows in scores.items()}
+    return Share(share, limited.n_trained, compare_methods(scores, titles, run.task, run.test_share))

@@ -17,7 +17,6 @@ import numpy as np
 
 from bids_app.adapters.file import CLASSIFICATION
 from bids_app.errors import NeurostormError
-from bids_app.training.data.examples import Examples
 from bids_app.training.evaluation.comparison import ENCODER, Halves
 from bids_app.training.evaluation.metrics import Metrics
 from bids_app.training.evaluation.run import Run
@@ -87,14 +86,10 @@ def subset(run: Run, part: np.ndarray, number: int) -> Run:
     """Return the evaluation of some examples (indices) in one cross-validation."""
     assert run.embeddings is not None
     clips, owners = run.embeddings
-    examples = run.examples
-    picked = Examples(
-        examples.data.pick(part.tolist()),
-        examples.families,
-        known_sites=tuple(examples.known_sites[i] for i in part) if examples.known_sites else (),
+    settings = replace(run.settings, repeats=1, train_shares=(), seed=run.settings.seed + number)
+    found = Run(
+        run.model, run.task, run.examples.pick(part.tolist()), settings, run.normalisation, run.images, run.report
     )
-    settings = replace(run.settings, repeats=1, seed=run.settings.seed + number)
-    found = Run(run.model, run.task, picked, settings, run.normalisation, run.images, run.report)
     is_own = np.isin(owners, part)
     found.embeddings = clips[is_own], np.searchsorted(part, owners[is_own])
     return found

@@ -13,6 +13,8 @@ from scipy.stats import rankdata
 
 Metrics = dict[str, float]
 LOWER_IS_BETTER = ("mse", "mae")
+GALLERIES = 10
+"""Random partitions of the participants into galleries."""
 
 
 def classification_metrics(probabilities: np.ndarray, truth: Sequence[int]) -> Metrics:
@@ -51,28 +53,61 @@ def to_unit_length(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
 
 
-def retrieval_results(vectors: np.ndarray, identities: Sequence[str]) -> np.ndarray:
-    """Rank all other vectors by cosine similarity to each vector.
+def retrieval_results(
+    vectors: np.ndarray,
+    identities: Sequence[str],
+    sessions: Sequence[str] | None = None,
+    gallery: int | None = None,
+    seed: int = 0,
+) -> np.ndarray:
+    """Rank other vectors by cosine similarity to each vector.
 
     Parameters
     ----------
     vectors : np.ndarray, (N, O)
     identities : sequence of str, (N,)
+    sessions : sequence of str, optional, (N,)
+        A vector is compared only with those of other sessions; None: with all others.
+    gallery : int, optional
+        Number of identities to choose from, including the right one: results are means over `GALLERIES` random
+        partitions of the identities into galleries of this size. None: all identities.
+    seed : int
+        Of the partitions.
 
     Returns
     -------
     np.ndarray, (N, 2)
-        1 if the nearest vector has the same identity, else 0; and the average precision. NaN where no other vector has
-        the same identity.
+        1 if the nearest vector has the same identity, else 0; and the average precision. NaN where no vector that is
+        compared has the same identity.
     """
     unit = to_unit_length(vectors)
     similarity = unit @ unit.T
     np.fill_diagonal(similarity, -np.inf)
+    if sessions is not None:
+        labels = np.asarray(sessions)
+        similarity[labels[:, None] == labels[None]] = -np.inf
     names = np.asarray(identities)
+    if gallery is None:
+        return _rank(similarity, names)
+    sums, counts = np.zeros((len(names), 2)), np.zeros((len(names), 1))
+    rng, unique = np.random.default_rng(seed), np.unique(names)
+    for _ in range(GALLERIES):
+        order = rng.permutation(unique)
+        for first in range(0, len(order) - gallery + 1, gallery):  # the rest is too small for a gallery
+            own = np.flatnonzero(np.isin(names, order[first : first + gallery]))
+            found = _rank(similarity[np.ix_(own, own)], names[own])
+            known = ~np.isnan(found[:, 0])
+            sums[own[known]] += found[known]
+            counts[own[known]] += 1
+    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+
+
+def _rank(similarity: np.ndarray, names: np.ndarray) -> np.ndarray:
+    """Return rank-1 and average precision of each row of similarities (N, N), (N, 2); -inf: not compared."""
     results = np.full((len(names), 2), np.nan)
     for i, name in enumerate(names):
-        order = np.argsort(-similarity[i], kind="stable")[:-1]
-        hits = names[order] == name
+        order = np.argsort(-similarity[i], kind="stable")
+        hits = names[order[similarity[i, order] > -np.inf]] == name
         if hits.any():
             ranks = np.flatnonzero(hits) + 1
             results[i] = hits[0], np.mean(np.arange(1, len(ranks) + 1) / ranks)

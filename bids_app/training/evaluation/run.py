@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -13,14 +14,22 @@ from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import Model
 from bids_app.training.adapt import AdaptSettings, LabelledScans, adapt, predict
 from bids_app.training.data.examples import Examples
-from bids_app.training.data.splits import participant_groups
+from bids_app.training.data.splits import TEST, TRAINING, VALIDATION, apply_split, participant_groups
+from bids_app.training.data.splits import Split as GivenSplit
 from bids_app.training.evaluation.baselines import BASELINES, SITE, compute_features
-from bids_app.training.evaluation.comparison import Units
+from bids_app.training.evaluation.comparison import ENCODER, Units
 from bids_app.training.evaluation.folds import Fold, make_folds
 from bids_app.training.evaluation.harmonise import combat
 from bids_app.training.evaluation.linear import Split, fit_predict
+from bids_app.training.evaluation.retrieval import Retrieval
+from bids_app.training.evaluation.shares import check_shares, limit_fold
 from bids_app.training.head import compute_embeddings, solve_head
 from bids_app.training.tasks import Task
+
+FeatureCache = dict[tuple[str, tuple[tuple[str, str], ...]], np.ndarray]
+"""Features (N, F) by baseline, and participants and names of the examples: for several targets of the same scans."""
+REPEATS = 10
+"""Default number of repeats for linear heads."""
 
 
 @dataclass(frozen=True)
@@ -34,34 +43,54 @@ class EvaluateSettings:
         Number of folds; reduced to the number of participants if there are fewer.
     baselines : tuple of str
         Entries of `BASELINES`.
-    repeats : int
-        Repetitions of the cross-validation with other folds; 1 for strategies that train the encoder in each fold, for
-        embeddings, and for folds by site.
+    repeats : int, optional
+        Repetitions of the cross-validation with other folds; for folds by site, only the samples of `train_shares` are
+        repeated. None: `REPEATS` for linear heads that are no embeddings, else 1.
     permutations : int
         Permutations of the labels for the test; 0: no test.
     harmonise : bool
         Remove differences between sites from the embeddings by ComBat, fitted to training sets.
-    pool : int
-        Number of images to choose from.
+    retrieval : Retrieval
+        What a scan is compared with, for embeddings.
+    train_shares : tuple of float
+        Shares of the training participants for the table of data efficiency; empty: no table.
+    split : dict of str to tuple of str, optional
+        Participants of the training, test and, optionally, validation set, instead of folds. With a validation set, the
+        strategies that train the encoder keep the epoch with its best metric.
     seed : int
     """
 
     adaptation: AdaptSettings
     folds: int = 5
     baselines: tuple[str, ...] = tuple(BASELINES)
-    repeats: int = 10
+    repeats: int | None = None
     permutations: int = 200
     harmonise: bool = False
-    pool: int = 300
+    retrieval: Retrieval = field(default_factory=Retrieval)
+    train_shares: tuple[float, ...] = ()
+    split: GivenSplit | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.folds < 2 or self.permutations < 0 or self.repeats < 1 or self.pool < 2:
+        if self.folds < 2 or self.permutations < 0 or (self.repeats is not None and self.repeats < 1):
             raise UsageError(
                 f"Invalid evaluation settings: {self.folds} folds, {self.permutations} permutations, "
-                f"{self.repeats} repeats, a pool of {self.pool} images.",
-                "At least 2 folds, 1 repeat and a pool of 2 images are required.",
+                f"{self.repeats} repeats.",
+                "At least 2 folds and 1 repeat are required.",
             )
+        check_shares(self.train_shares)
+        if self.retrieval.zero_shot and self.train_shares:
+            raise UsageError("--zero-shot trains nothing that --train-shares could limit.", "Omit one of them.")
+        if self.split is not None and (self.train_shares or (self.repeats or 1) > 1):
+            raise UsageError(
+                "--split is one split: it has no --repeats and no --train-shares.", "Omit --split, or these options."
+            )
+
+    def repeats_for(self, kind: str) -> int:
+        """Return the number of repeats for a kind of task."""
+        if self.repeats is not None or self.split is not None:
+            return self.repeats or 1
+        return REPEATS if self.adaptation.strategy == "linear" and kind != EMBEDDING else 1
 
 
 class Run:
@@ -86,15 +115,68 @@ class Run:
                 "ComBat needs training scans of each site.",
                 "Add a column site to participants.tsv, or omit --harmonise.",
             )
-        self.is_repeated = is_linear and task.kind != EMBEDDING and not examples.sites
-        n_repeats = settings.repeats if self.is_repeated else 1
+        self.is_repeated = is_linear and task.kind != EMBEDDING and not examples.sites and settings.split is None
+        n_repeats = 1 if examples.sites else settings.repeats_for(task.kind)
         self.groups = participant_groups(self.data.scans, examples.families)
-        self.repeats = [
-            make_folds(task, examples, settings.folds, settings.seed + k, images is not None) for k in range(n_repeats)
-        ]
-        self.units = [Units(task, self.data, folds, images, settings.pool) for folds in self.repeats]
+        self.validation: list[int] = []
+        if settings.split is None:
+            self.repeats = [
+                make_folds(task, examples, settings.folds, settings.seed + k, images is not None)
+                for k in range(n_repeats)
+            ]
+        else:
+            self.repeats = [[self._read_fold(settings.split)]]
+        settings.retrieval.check(
+            task, self.data, [fold for folds in self.repeats for fold in folds], settings.adaptation.strategy
+        )
+        self.units = self._make_units()
         self.embeddings: tuple[torch.Tensor, np.ndarray] | None = None
         self.splits: list[list[Split]] = []
+
+    def _read_fold(self, split: GivenSplit) -> Fold:
+        """Return the training and test examples of a given split, and keep those of its validation set."""
+        if self.examples.sites:
+            raise UsageError("--split and --site-column are mutually exclusive.", "Omit one of them.")
+        scans = self.data.scans
+        train, test = (np.array(apply_split(split, scans, part)) for part in (TRAINING, TEST))
+        if VALIDATION in split:
+            self.validation = apply_split(split, scans, VALIDATION)
+        if self.images is not None:
+            values = np.array(self.data.values)
+            train = train[~np.isin(values[train], values[test])]
+            if not len(train):
+                raise BadDataError("The split: all training images are in the test set.", "Use --folds.")
+        return train, test
+
+    def _make_units(self) -> list[Units]:
+        retrieval = self.settings.retrieval
+        return [Units(self.task, self.data, folds, self.images, retrieval) for folds in self.repeats]
+
+    def limit(self, share: float) -> Run:
+        """Return the same evaluation with a share of the training participants of each fold, see `limit_fold`.
+
+        Folds by site are the same in all repeats; their samples differ.
+        """
+        limited, seed, repeats = copy.copy(self), self.settings.seed, self.repeats
+        if self.examples.sites:
+            repeats = repeats * (self.settings.repeats_for(self.task.kind) if share < 1 else 1)
+        kind, values = self.task.kind, self.data.values
+        limited.repeats = [
+            [limit_fold(fold, share, self.groups, values, kind, (seed, r, k)) for k, fold in enumerate(folds)]
+            for r, folds in enumerate(repeats)
+        ]
+        limited.units, limited.splits = limited._make_units(), []
+        return limited
+
+    @property
+    def n_trained(self) -> float:
+        """Mean number of training participants (or families)."""
+        return float(np.mean([len({self.groups[i] for i in train}) for folds in self.repeats for train, _ in folds]))
+
+    def predict_all(self, features: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Cross-validate the encoder and the baselines with these features (N, F); (repeats, N, K) of each."""
+        found = {ENCODER: self.cross_validate_encoder()}
+        return found | {name: self.cross_validate_linear(rows) for name, rows in features.items()}
 
     @property
     def test_share(self) -> float:
@@ -109,20 +191,28 @@ class Run:
     def describe_folds(self) -> str:
         """Describe the folds for the report."""
         n = len(self.repeats[0])
+        if self.settings.split is not None:
+            return "one split, as given"
         if self.examples.sites:
-            return f"{n}, leave one site out"
+            again = f", samples repeated {self.settings.repeats_for(self.task.kind)} times"
+            return f"{n}, leave one site out{again if self.settings.train_shares else ''}"
         again = f", repeated {len(self.repeats)} times" if len(self.repeats) > 1 else ""
         return f"{n}, by participant{again}"
 
-    def compute_baselines(self, labels: np.ndarray | None) -> tuple[dict[str, np.ndarray], list[str]]:
+    def compute_baselines(
+        self, labels: np.ndarray | None, cache: FeatureCache
+    ) -> tuple[dict[str, np.ndarray], list[str]]:
         """Return the features (N, F) of each baseline, and a note on each that cannot be computed."""
         features, notes = {}, []
+        scans = tuple((scan.participant, scan.name) for scan in self.data.scans)  # type: ignore[attr-defined]
         for name in self.settings.baselines:
             try:
                 if name == SITE and self.examples.sites:
                     raise BadDataError("Each fold tests another site.", "Omit --site-column.")
-                known = self.examples.known_sites
-                features[name] = compute_features(name, self.data.scans, labels, known)  # type: ignore[arg-type]
+                if (name, scans) not in cache:
+                    known = self.examples.known_sites
+                    cache[name, scans] = compute_features(name, self.data.scans, labels, known)  # type: ignore[arg-type]
+                features[name] = cache[name, scans]
             except BadDataError as error:
                 notes.append(f"Baseline omitted: {BASELINES[name]}. {error}")
                 continue
@@ -182,10 +272,12 @@ class Run:
         """Cross-validate the encoder, optionally without nuisance variables (N, V); (repeats, N, K)."""
         settings = self.settings.adaptation
         if settings.strategy != "linear":
-            return self.collect(self.repeats[0], self._adapt_and_predict, self.data.values)[None]
+            return np.stack([self.collect(folds, self._adapt_fold(folds), self.data.values) for folds in self.repeats])
         if self.embeddings is None:
             values, owners = compute_embeddings(self.model, self.data.scans, settings.batch_size)
             self.embeddings = (values, owners.cpu().numpy())
+        if self.settings.retrieval.zero_shot:
+            return self.predict_linear(self.encoder_splits(None), self.data.values)
         if self.task.kind == EMBEDDING:
             repeats = [self.collect(folds, self._solve_fold(folds), self.data.values) for folds in self.repeats]
             return np.stack(repeats)
@@ -209,25 +301,28 @@ class Run:
             for folds in self.repeats
         ]
 
-    def _adapt_and_predict(self, k: int, task: Task) -> np.ndarray:
-        """Train an adapter in a fold, and predict its test set."""
-        folds, settings = self.repeats[0], self.settings.adaptation
-        self.report(f"fold {k + 1} of {len(folds)}")
-        train, test = folds[k]
-        data = self.data.pick(train.tolist())
-        adapter, _ = adapt(
-            self.model,
-            task,
-            data,
-            None,
-            settings,
-            self.normalisation,
-            "evaluated",
-            report=self.report,
-            images=self.images,
-        )
-        scans = tuple(self.data.scans[i] for i in test)
-        return predict(AdaptedModel(self.model, adapter), task, scans, settings.batch_size, settings.clip_average)
+    def _adapt_fold(self, folds: list[Fold]) -> Callable[[int, Task], np.ndarray]:
+        """Return a function that trains an adapter in a fold, and predicts its test set."""
+        settings = self.settings.adaptation
+
+        def predict_fold(k: int, task: Task) -> np.ndarray:
+            self.report(f"fold {k + 1} of {len(folds)}")
+            train, test = folds[k]
+            adapter, _ = adapt(
+                self.model,
+                task,
+                self.data.pick(train.tolist()),
+                self.data.pick(self.validation) if self.validation else None,
+                settings,
+                self.normalisation,
+                "evaluated",
+                report=self.report,
+                images=self.images,
+            )
+            scans = tuple(self.data.scans[i] for i in test)
+            return predict(AdaptedModel(self.model, adapter), task, scans, settings.batch_size, settings.clip_average)
+
+        return predict_fold
 
     def _solve_fold(self, folds: list[Fold]) -> Callable[[int, Task], np.ndarray]:
         """Return a function that fits the head of an embedding to the clips of a fold, and predicts its test set."""
@@ -267,7 +362,7 @@ class Run:
             if permuted_predictions is None:
                 continue
             permuted = Units(
-                self.task, LabelledScans(self.data.scans, values), self.repeats[0], self.images, units.pool
+                self.task, LabelledScans(self.data.scans, values), self.repeats[0], self.images, units.retrieval
             )
             found = np.nanmean([row[main] for row in permuted.fold_metrics(permuted_predictions)])
             n_reached += bool(found >= observed)

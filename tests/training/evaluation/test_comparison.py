@@ -7,6 +7,7 @@ import pytest
 
 from bids_app.training.evaluation.comparison import (
     ENCODER,
+    average_repeats,
     chance_level,
     compare_methods,
     estimate,
@@ -79,3 +80,9 @@ def test_differences_are_corrected_for_the_number_of_baselines() -> None:
     assert several["b0"].p_difference > alone["b0"].p_difference
     assert several["b0"].difference == alone["b0"].difference
     assert several[ENCODER].p_value < 0.05 < several["b1"].p_value
+
+
+def test_repeats_of_the_same_folds_are_averaged_without_undefined_values() -> None:
+    rows = [{"auroc": value} for value in (0.5, 0.7, 0.9, float("nan"))]  # two folds, then the same two again
+    assert average_repeats(rows, 2) == [{"auroc": pytest.approx(0.7)}, {"auroc": pytest.approx(0.7)}]
+    assert np.isnan(average_repeats([{"auroc": float("nan")}] * 2, 1)[0]["auroc"])

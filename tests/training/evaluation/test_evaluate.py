@@ -182,7 +182,12 @@ def test_participants_are_reidentified(with_embeddings):
     embeddings = np.hstack([identity + 0.1 * rng.normal(size=(40, 6)), session])
     task = Task.from_values("participant", participants, "embedding", dimensions=5)
     found = with_embeddings(
-        task, make_examples(participants, participants), embeddings, rng.normal(size=(40, 8)), permutations=19
+        task,
+        make_examples(participants, participants),
+        embeddings,
+        rng.normal(size=(40, 8)),
+        permutations=19,
+        repeats=1,
     )
     assert found.methods[ENCODER].metrics["rank1"] > 0.9
     assert found.methods["mean"].metrics["rank1"] < 0.5
@@ -387,3 +392,93 @@ def test_one_site_is_no_baseline():
     with pytest.raises(BadDataError, match="Fewer than two sites"):
         baselines.site_features(["A"] * 6)
     assert baselines.site_features(["B", "A", "B"]).tolist() == [[0, 1], [1, 0], [0, 1]]
+
+
+def given_split(n: int, n_test: int) -> dict[str, tuple[str, ...]]:
+    names = [f"{k:02d}" for k in range(n)]
+    return {"training": tuple(names[n_test:]), "test": tuple(names[:n_test])}
+
+
+def test_a_given_split_is_evaluated_on_its_test_set_alone(with_embeddings, tmp_path: Path):
+    """The effect of the training set is reversed in the test set: what is learned there is wrong here."""
+    values, participants = cohort(40)
+    rng = np.random.default_rng(0)
+    is_tested = np.array([int(p) < 16 for p in participants])
+    effect = 3 * np.where(np.array(values) == "M", 1, -1) * np.where(is_tested, -1, 1)
+    embeddings = np.hstack([effect[:, None] + rng.normal(size=(80, 1)), rng.normal(size=(80, 4))])
+    task, examples = Task.from_values("sex", values), make_examples(values, participants)
+    more = {"repeats": None, "split": given_split(40, 16)}
+    found = with_embeddings(task, examples, embeddings, **more)
+    assert found.methods[ENCODER].metrics["balanced_accuracy"] < 0.1
+    assert len(found.table["truth"]) == 16
+    assert found.facts["Folds"] == "one split, as given"
+    write_report(found, tmp_path)
+    assert "Scores are of the test set of one split" in (tmp_path / "report.md").read_text()
+    both = 5 * np.array([v == "M" for v in values])[:, None] + rng.normal(size=(80, 5))
+    noise = rng.normal(size=(80, 5))
+    learned = with_embeddings(task, examples, both, noise, **more, permutations=19)
+    assert learned.methods[ENCODER].metrics["auroc"] > 0.99
+    assert learned.p_value == 0.05
+    assert "The encoder is better than mean image" in learned.summary()
+
+
+def test_the_interval_of_a_test_set_is_that_of_its_participants(with_embeddings):
+    """About 75 % of 64 participants are right: the interval is that of a proportion, whatever the number of scans."""
+    values, participants = cohort(100, scans=3)
+    rng = np.random.default_rng(4)
+    is_wrong = rng.random(100) < 0.25
+    shown = np.array([(v == "M") != is_wrong[int(p)] for v, p in zip(values, participants, strict=True)])
+    embeddings = np.stack([shown, rng.normal(size=300)], axis=1)
+    task, examples = Task.from_values("sex", values), make_examples(values, participants)
+    found = with_embeddings(task, examples, embeddings, repeats=None, split=given_split(100, 64)).methods[ENCODER]
+    low, high = found.intervals["accuracy"]
+    error = np.sqrt(found.metrics["accuracy"] * (1 - found.metrics["accuracy"]) / 64)
+    assert 0.6 < found.metrics["accuracy"] < 0.9
+    assert high - low == pytest.approx(2 * 1.96 * error, rel=0.15)
+    assert found.is_above_chance
+
+
+def test_noise_on_a_test_set_does_not_exceed_chance(with_embeddings):
+    values, participants = cohort(60)
+    task, examples = Task.from_values("sex", values), make_examples(values, participants)
+    above = []
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        noise = rng.normal(size=(120, 4))
+        found = with_embeddings(task, examples, noise, repeats=None, split=given_split(60, 30))
+        above.append(found.methods[ENCODER].is_above_chance)
+    assert sum(above) <= 2
+
+
+def test_a_split_excludes_folds_by_site_repeats_and_shares(with_embeddings):
+    values, participants = cohort(12)
+    task, rows = Task.from_values("sex", values), np.zeros((24, 2))
+    sites = make_examples(values, participants, sites=["a"] * 24)
+    with pytest.raises(UsageError, match="mutually exclusive"):
+        with_embeddings(task, sites, rows, repeats=None, split=given_split(12, 4))
+    for more in ({"repeats": 3}, {"repeats": None, "train_shares": (0.5,)}):
+        with pytest.raises(UsageError, match="--split is one split"):
+            with_embeddings(task, make_examples(values, participants), rows, split=given_split(12, 4), **more)
+
+
+def test_the_epoch_of_the_validation_set_is_kept(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    config = EncoderConfig(img_size=(4, 4, 4, 20), patch_size=(2, 2, 2, 1), embed_dim=4, depths=(1,))
+    model = load_model(save_encoder(tmp_path / "m.safetensors", config, Encoder(config).state_dict(), "m"))
+    scans = tuple(Shaded(str(k), 2.0 * (k % 2)) for k in range(12))
+    values = tuple("dl"[k % 2] for k in range(12))
+    split = {
+        name: tuple(map(str, range(a, b))) for name, a, b in (("training", 0, 6), ("validation", 6, 8), ("test", 8, 12))
+    }
+    seen, adapt = [], running.adapt
+    monkeypatch.setattr(running, "adapt", lambda *given, **more: seen.append(given[2:4]) or adapt(*given, **more))
+    settings = AdaptSettings("ln", batch_size=4, loop=LoopSettings(epochs=2, learning_rate=3e-2))
+    found = evaluate(
+        model,
+        Task.from_values("shade", values),
+        Examples(LabelledScans(scans, values), {}),
+        EvaluateSettings(settings, baselines=(), permutations=0, split=split),
+        "voxel",
+    )
+    assert [[scan.participant for scan in data.scans] for data in seen[0]] == [list("012345"), list("67")]
+    assert len(found.table["truth"]) == 4
