@@ -123,9 +123,7 @@ def measure_jumps(browser: Browser, images: Sequence[str]) -> np.ndarray:
     times = []
     for name in images:
         browser.run(f"window.answer = {WATCH}; 0")
-        browser.run(
-            f"const i = document.getElementById('go'); i.value = {json.dumps(name)}; i.dispatchEvent(new Event('change'))"
-        )
+        browser.run(f"byId('go').value = {json.dumps(name)}; byId('go').dispatchEvent(new Event('change'))")
         times.append(browser.run("window.answer"))
     return np.array(times)
 
@@ -159,9 +157,8 @@ def main() -> int:
         out_dir = Path(scratch) / "out"
         simulate(out_dir, examples, options.runs)
         sizes = [path.stat().st_size for path in out_dir.glob("sub-*/figures/*.svg")]
-        print(
-            f"{options.runs} runs, {len(sizes)} files, {sum(sizes) / 1e9:.2f} GB, median {np.median(sizes) / 1e3:.0f} kB"
-        )
+        total, median = sum(sizes) / 1e9, np.median(sizes) / 1e3
+        print(f"{options.runs} runs, {len(sizes)} files, {total:.2f} GB, median {median:.0f} kB")
         began = time.perf_counter()
         process = None
         if options.static:

@@ -305,6 +305,10 @@ def _add_sources(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--nprocs", type=at_least(1), default=1, metavar="N", help="parallel processes for clip preparation"
     )
+    group.add_argument(
+        "--exclude-failed", action="store_true",
+        help="leave out the runs that people rated as failed (ratings of neurostorm-review in the derivatives)",
+    )  # fmt: skip
 
 
 def _add_event_rule(group: argparse._ArgumentGroup) -> None:

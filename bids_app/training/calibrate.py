@@ -54,7 +54,13 @@ def calibrate(arguments: argparse.Namespace) -> None:
     check_labels(arguments.data, arguments.target, arguments.raw)
     clip_volumes = model.config.img_size[3]
     datasets = load_datasets(
-        arguments.data, store, card.normalisation, arguments.nprocs, report=print, clip_volumes=clip_volumes
+        arguments.data,
+        store,
+        card.normalisation,
+        arguments.nprocs,
+        report=print,
+        clip_volumes=clip_volumes,
+        exclude_failed=arguments.exclude_failed,
     )
     rule = EventRule(arguments.event_delay, arguments.event_overlap)
     examples = label_scans(datasets, arguments.target, arguments.raw, rule).data

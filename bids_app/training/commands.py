@@ -87,6 +87,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
         fabric.barrier,
         report,
         clip_volumes=model.config.img_size[3],
+        exclude_failed=arguments.exclude_failed,
     )
     scans = tuple(scan for dataset in datasets for scan in dataset.scans)
     batches = ClipBatches(
@@ -372,7 +373,13 @@ def _read_data(
     sites = getattr(arguments, "site_column", None)
     check_labels(arguments.data, arguments.target, arguments.raw, arguments.family_column, sites)
     datasets = load_datasets(
-        arguments.data, store, normalisation, arguments.nprocs, report=print, clip_volumes=model.config.img_size[3]
+        arguments.data,
+        store,
+        normalisation,
+        arguments.nprocs,
+        report=print,
+        clip_volumes=model.config.img_size[3],
+        exclude_failed=arguments.exclude_failed,
     )
     rule = EventRule(arguments.event_delay, arguments.event_overlap)
     examples = label_scans(datasets, arguments.target, arguments.raw, rule, arguments.family_column, sites)
