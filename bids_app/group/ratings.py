@@ -18,6 +18,7 @@ import numpy as np
 from bids_app.bids.writer import write_json, write_tsv
 from bids_app.errors import NoInputError
 from bids_app.group.cohort import Cohort
+from bids_app.group.overview import shortened
 from bids_app.group.quality import metric_title
 from bids_app.group.reading import RunRecord
 from bids_app.group.statistics import Estimate, proportion
@@ -387,7 +388,7 @@ def _failed_row(run: RunRecord, rating: RunRating) -> tuple[Cell, ...]:
         Cell(rating.consensus, level=COLOURS[rating.consensus]),
         Cell(", ".join(f"{rater}: {each}" for rater, each in rating.by_rater.items())),
         Cell(", ".join(rating.tags)),
-        Cell("; ".join(rating.notes)[:240]),
+        Cell(shortened("; ".join(rating.notes))),
     )
 
 

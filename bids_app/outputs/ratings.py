@@ -15,15 +15,15 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from bids_app.bids.entities import natural_key, split_name
-from bids_app.bids.writer import atomic_path, write_json, writing_error
-from bids_app.errors import BadDataError, InputOutputError, NoInputError, TemporaryError, UsageError
+from bids_app.bids.writer import atomic_path, write_json, write_text, writing_error
+from bids_app.errors import BadDataError, CannotCreateError, InputOutputError, NoInputError, TemporaryError, UsageError
 from bids_app.files import read_output, read_table_text
 from bids_app.reports.contents import stem_of
 
@@ -249,22 +249,25 @@ def store_rating(out_dir: Path, rater: str, new: Rating, replaces: str | None = 
 
 
 def make_folder(out_dir: Path) -> Path:
-    """Create the folder of the ratings, and have BIDS validators ignore it.
+    """Create the folder of the ratings, and have BIDS validators ignore it if the output folder can be written.
 
     Raises
     ------
     CannotCreateError
-        It cannot be created.
+        It cannot be created, or files cannot be created in it.
     """
     folder, ignore = out_dir / FOLDER, out_dir / ".bidsignore"
+    hint = "Check the permissions, or have the owner create this folder so that you can write in it."
     try:
         folder.mkdir(exist_ok=True)
-        lines = ignore.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if ignore.exists() else []
     except OSError as error:
-        raise writing_error(error, folder) from error
-    if FOLDER not in lines:
-        with atomic_path(ignore) as temporary:
-            temporary.write_text("\n".join([*lines, FOLDER]) + "\n", encoding="utf-8", errors="surrogateescape")
+        raise CannotCreateError(f"{folder}: cannot be written ({error.strerror}).", hint) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise CannotCreateError(f"{folder}: cannot be written (no write permission).", hint)
+    with suppress(OSError, CannotCreateError):
+        lines = ignore.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if ignore.exists() else []
+        if FOLDER not in lines:
+            write_text(ignore, "\n".join([*lines, FOLDER]) + "\n")
     return folder
 
 
@@ -417,12 +420,12 @@ def without_outdated(
 def _combine(run: str, pairs: Iterable[tuple[str, Rating]]) -> RunRating:
     by_rater: dict[str, str] = {}
     tags: dict[str, None] = {}
-    notes: list[str] = []
+    notes: dict[str, None] = {}
     for rater, rating in pairs:
         if rating.rating:
             by_rater[rater] = max(by_rater.get(rater, PASSED), rating.rating, key=RATINGS.index)
         tags |= dict.fromkeys(rating.tags)
-        notes += [f"{rater}: {rating.note}"] if rating.note else []
+        notes |= dict.fromkeys([f"{rater}: {rating.note}"] if rating.note else [])
     return RunRating(run, by_rater, tuple(tag for tag in TAGS if tag in tags), tuple(notes))
 
 

@@ -217,6 +217,26 @@ def test_a_full_disk_and_a_folder_without_permission_are_errors_with_their_codes
     assert done.stdout.split() == ["InputOutputError", "74"], done.stderr
 
 
+def test_a_writable_folder_of_ratings_in_a_read_only_output_folder_is_enough(tmp_path):
+    (tmp_path / "ratings").mkdir()
+    (tmp_path / "other" / "ratings").mkdir(parents=True, mode=0o555)
+    (tmp_path / "other" / "ratings").chmod(0o555)
+    tmp_path.chmod(0o555)
+    code = (
+        "from pathlib import Path; from bids_app.errors import CannotCreateError\n"
+        "from bids_app.outputs.ratings import Rating, make_folder, store_rating\n"
+        f"print(store_rating(Path({str(tmp_path)!r}), 'AB', Rating({FIGURE!r}, 'fail')).rating)\n"
+        f"try: make_folder(Path({str(tmp_path / 'other')!r}))\n"
+        "except CannotCreateError as error: print(error.message)"
+    )
+    done = run_without_privileges(code)
+    tmp_path.chmod(0o755)
+    assert done.stdout.splitlines() == [
+        "fail", f"{tmp_path / 'other' / 'ratings'}: cannot be written (no write permission)."
+    ], done.stderr  # fmt: skip
+    assert not (tmp_path / ".bidsignore").exists()
+
+
 def test_a_file_in_the_place_of_the_folder_is_reported(tmp_path):
     (tmp_path / "ratings").write_text("")
     with pytest.raises(CannotCreateError, match="ratings"):

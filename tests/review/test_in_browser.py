@@ -106,7 +106,9 @@ def test_next_and_previous_go_by_run_by_kind_and_by_what_is_not_rated(browser, a
     assert browser.run(SHOWN) == "sub-01_task-go_desc-norm_bold"
     press(browser, "U")
     assert browser.run(SHOWN) == FIRST
-    press(browser, "u")
+    press(browser, "U")  # after the first comes the last
+    assert browser.run(SHOWN) == "sub-02_task-rest_desc-carpet_bold"
+    press(browser, "u", "u")
     browser.run("const s = document.getElementById('order'); s.value = 'kind'; s.dispatchEvent(new Event('change'))")
     press(browser, "ArrowRight")
     assert browser.run(SHOWN) == "sub-01_task-rest_desc-norm_bold"
@@ -122,6 +124,18 @@ def test_undo_takes_back_ratings_one_by_one(browser, address, out):
     press(browser, "z")
     wait_for_rating(out, FIRST, None)
     assert browser.run("document.getElementById('undo').disabled")
+
+
+def test_keys_pressed_faster_than_figures_load_lose_nothing(browser, address, out):
+    start(browser, address)
+    for key in "pfd" * 5:  # one more than there are figures
+        browser.press(key)
+    browser.wait("!waiting")
+    assert text_of(browser, "count") == "14 of 14 figures rated"
+    found = read_ratings(ratings_path(out, "AB"))
+    assert [found[figure.name].rating[0] for figure in find_review(out).figures] == [*"pfdpfdpfdpfdp", "d"]
+    press(browser, "u")
+    assert text_of(browser, "saved") == "all of them are rated"
 
 
 def test_a_rating_of_another_window_is_shown_and_replaced_only_on_request(browser, address, out):

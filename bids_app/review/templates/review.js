@@ -179,7 +179,11 @@ const rank = (forward) => {
   return (after < 0 ? list.length : after) - (forward > 0 ? 1 : 0);
 };
 const step = (forward) => move(list, rank(forward), forward, () => true);
-const toUnrated = (forward) => move(list, rank(forward), forward, (index) => !isRated(index));
+const toUnrated = (forward) => {
+  const open = (index) => !isRated(index);
+  if (!list.some(open)) byId("saved").textContent = "all of them are rated";
+  else move(list, rank(forward), forward, open) || move(list, forward > 0 ? -1 : list.length, forward, open);
+};
 const all = figures.map((_, index) => index);
 const toRun = (forward) => move(all, present, forward, (index) =>
   figures[index][IMAGE] !== figures[present][IMAGE] && figures[index][KIND] === figures[present][KIND]);

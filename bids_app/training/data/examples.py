@@ -149,7 +149,9 @@ def without_failed(datasets: Sequence[Dataset], report: Callable[[str], None] | 
 
 
 def _derivatives_of(scan: Scan, dataset: Dataset) -> Path:
-    """Return the root of the derivatives that a scan comes from; clip stores know the file of each scan."""
+    """Return the folder with the ratings of a scan: the dataset, or the derivatives that a clip store was made from."""
+    if (dataset.path / FOLDER).is_dir():
+        return dataset.path
     parents = Path(scan.source).parents
     return next((p.parent for p in parents if p.name == f"sub-{scan.participant}"), dataset.path)
 
