@@ -221,3 +221,24 @@ def test_dark_colours_follow_the_system(browser, out):
     dark = browser.run(colour)
     browser.call("Emulation.setEmulatedMedia", features=[])
     assert sum(int(part) for part in dark[4:-1].split(",")) < 150
+
+
+def test_a_table_is_loaded_into_the_page_without_a_server(browser, out, tmp_path):
+    """Written by Python, read by the browser, and written again."""
+    store_rating(out, "CD", Rating(FIRST, "fail", ("ghost", "other"), NOTE))
+    store_rating(out, "CD", Rating("sub-99_desc-norm_T1w", "pass", note="n/a"))  # of a figure that is not here
+    table = ratings_path(out, "CD")
+    start(browser, write_static_page(find_review(out)).as_uri())
+    root = browser.call("DOM.getDocument")["root"]["nodeId"]
+    field = browser.call("DOM.querySelector", nodeId=root, selector="#upload")["nodeId"]
+    browser.call("DOM.setFileInputFiles", nodeId=field, files=[str(table)])
+    browser.wait("shown.size === 2")
+    assert browser.run("document.getElementById('rater').value") == "CD"
+    assert text_of(browser, "count") == "1 of 14 figures rated"
+    assert browser.run("formatTable()") == table.read_text()
+    damaged = tmp_path / "rater-CD_ratings.tsv"
+    damaged.write_text(table.read_text()[:-30])
+    browser.call("DOM.setFileInputFiles", nodeId=field, files=[str(damaged)])
+    browser.wait("!document.getElementById('problem').hidden")
+    assert "was not read: the last line is not complete" in text_of(browser, "problem")
+    assert browser.run("shown.size") == 2
