@@ -1141,6 +1141,51 @@ MUTATIONS: tuple[Mutation, ...] = (
             "::test_a_brain_that_is_cut_or_has_an_unlikely_size_is_doubted_with_the_cause",
         ),
     ),
+    Mutation(
+        "processes that rate at once lose nothing",
+        "bids_app/outputs/ratings.py",
+        "fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "pass",
+        ("outputs/test_ratings.py::test_processes_that_rate_at_once_lose_nothing",),
+    ),
+    Mutation(
+        "a rating of another window is not replaced unseen",
+        "bids_app/outputs/ratings.py",
+        'if replaces is not None and replaces != (current.rated_at if current else ""):',
+        "if False:",
+        ("review/test_server.py::test_a_rating_of_another_window_is_reported_instead_of_replaced",),
+    ),
+    Mutation(
+        "ratings of changed figures do not count",
+        "bids_app/outputs/ratings.py",
+        "return hash_figure(path) != rating.figure_hash",
+        "return False",
+        (
+            "outputs/test_ratings.py::test_ratings_of_a_figure_that_has_changed_do_not_count",
+            "group/test_ratings.py::test_outdated_ratings_are_named_and_do_not_count",
+        ),
+    ),
+    Mutation(
+        "no link out of the output folder is served",
+        "bids_app/review/server.py",
+        "return read_output(path) if path.is_relative_to(self.out_dir) else None",
+        "return read_output(path)",
+        ("review/test_server.py::test_links_to_files_outside_the_output_folder_are_not_served",),
+    ),
+    Mutation(
+        "notes are data of the page of the review",
+        "bids_app/review/page.py",
+        r"""return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")""",
+        "return text",
+        ("review/test_page.py::test_notes_and_names_are_data_of_the_page_and_never_part_of_its_code",),
+    ),
+    Mutation(
+        "failed runs are left out on request",
+        "bids_app/group/__init__.py",
+        "used = without_failed(cohort, ratings) if settings.exclude_failed else cohort",
+        "used = cohort",
+        ("group/test_ratings.py::test_failed_runs_are_left_out_of_tables_and_sections_on_request",),
+    ),
 )
 
 

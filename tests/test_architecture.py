@@ -21,7 +21,7 @@ LAYERS = [
     {"errors", "files", "settings", "terminal"},
     {"bids", "clips", "model", "catalog", "phantom"},
     {"preprocess", "adapters", "reports", "outputs"},
-    {"workflow", "group", "training"},
+    {"workflow", "group", "training", "review"},
     {"cli"},
 ]
 """From bottom to top: a package imports from the layers below its own."""

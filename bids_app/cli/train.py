@@ -74,7 +74,8 @@ ALIKE = "alike"
 
 ONLY_WITHOUT_ADAPTER = (
     "strategy", "prompt_len", "no_balance", "ridge", "dimensions", "task", "folds", "baselines", "permutations",
-    "repeats", "train_shares", "gallery", "across_sessions", "zero_shot", "also_target", "harmonise", "pool", "site_column", "family_column", "atlas", "normalisation", "recipe", "epochs",
+    "repeats", "train_shares", "gallery", "across_sessions", "zero_shot", "also_target", "harmonise", "pool",
+    "site_column", "family_column", "atlas", "normalisation", "recipe", "epochs",
     "accumulate", "learning_rate", "precision",
 )  # fmt: skip
 """Options of ``evaluate`` that an existing adapter does not use."""
@@ -392,6 +393,10 @@ def _add_sources(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--nprocs", type=at_least(1), default=1, metavar="N", help="parallel processes for clip preparation"
     )
+    group.add_argument(
+        "--exclude-failed", action="store_true",
+        help="leave out the runs that people rated as failed (ratings of neurostorm-review in the derivatives)",
+    )  # fmt: skip
 
 
 def _add_event_rule(group: argparse._ArgumentGroup) -> None:

@@ -14,6 +14,13 @@ from bids_app.bids.entities import natural_key
 from bids_app.errors import EXIT_OK, NoInputError, NoMatchError
 from bids_app.files import read_output
 from bids_app.group.cohort import Cohort, read_cohort
+from bids_app.group.ratings import (
+    GroupRatings,
+    ratings_section,
+    read_group_ratings,
+    without_failed,
+    write_rating_tables,
+)
 from bids_app.reports.group import FIGURES
 from bids_app.settings import Settings
 from bids_app.workflow.preflight import check_output
@@ -21,7 +28,8 @@ from bids_app.workflow.preflight import check_output
 LOGGER = logging.getLogger(__name__)
 
 OPTIONAL_FILES = (
-    "bold.tsv", "bold.json", "embeddings.tsv", "embeddings.json", "embeddings.h5", "outliers.tsv", "identity.tsv",
+    "bold.tsv", "bold.json", "ratings.tsv", "ratings.json",
+    "embeddings.tsv", "embeddings.json", "embeddings.h5", "outliers.tsv", "identity.tsv",
 )  # fmt: skip
 """Files, without the prefix ``group_``, that are not written for every cohort."""
 
@@ -35,6 +43,8 @@ def run_group(settings: Settings) -> int:
         The output folder has no participants.
     NoMatchError
         A selected participant has no outputs.
+    BadDataError
+        A table of ratings is damaged.
     """
     from bids_app.group.tables import write_tables
 
@@ -45,9 +55,11 @@ def run_group(settings: Settings) -> int:
         return EXIT_OK
     check_output(settings)
     cohort = read_cohort(folders, settings.bids_dir, settings.query, settings.resources.n_procs)
-    files = write_tables(out_dir, cohort)
+    ratings = read_group_ratings(out_dir, cohort, required=settings.exclude_failed)
+    used = without_failed(cohort, ratings) if settings.exclude_failed else cohort
+    files = [*write_tables(out_dir, cohort, used), *write_rating_tables(out_dir, cohort, ratings)]
     remove_other_outputs(out_dir, files)
-    page = write_page(out_dir, cohort, [path.relative_to(out_dir).as_posix() for path in files])
+    page = write_page(out_dir, cohort, [path.relative_to(out_dir).as_posix() for path in files], used, ratings)
     LOGGER.info("Group report of %d runs of %d participants: %s", len(cohort.runs), len(cohort.participants), page)
     return EXIT_OK
 
@@ -79,8 +91,18 @@ def remove_other_outputs(out_dir: Path, files: list[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_page(out_dir: Path, cohort: Cohort, files: list[str]) -> Path:
-    """Write ``group.html`` and its figures."""
+def write_page(out_dir: Path, cohort: Cohort, files: list[str], used: Cohort, ratings: GroupRatings) -> Path:
+    """Write ``group.html`` and its figures.
+
+    Parameters
+    ----------
+    out_dir : pathlib.Path
+    cohort, used : Cohort
+        All runs, and those without the runs that ``--exclude-failed`` leaves out.
+    files : list of str
+        Tables, relative to the output folder.
+    ratings : GroupRatings
+    """
     from bids_app.group.overview import collect_counts, format_lead, predictions_section, runs_section
     from bids_app.group.quality import motion_section, quality_section
     from bids_app.group.reliability import reliability_section
@@ -88,16 +110,17 @@ def write_page(out_dir: Path, cohort: Cohort, files: list[str]) -> Path:
     from bids_app.group.sites import sites_section
     from bids_app.reports.group import GroupPage, write_group_page
 
-    embeddings = collect_embeddings(cohort)
+    embeddings = collect_embeddings(used)
     sections = [
         runs_section(cohort),
-        predictions_section(cohort),
-        quality_section(cohort, out_dir),
-        motion_section(cohort, out_dir),
-        sites_section(cohort, out_dir),
-        map_section(cohort, embeddings, out_dir),
-        identity_section(cohort, embeddings, out_dir),
-        reliability_section(cohort, out_dir),
+        ratings_section(cohort, ratings, excluded=used is not cohort),
+        predictions_section(used),
+        quality_section(used, out_dir),
+        motion_section(used, out_dir),
+        sites_section(used, out_dir),
+        map_section(used, embeddings, out_dir),
+        identity_section(used, embeddings, out_dir),
+        reliability_section(used, out_dir),
     ]
     cards = cohort.cards.values()
     page = GroupPage(

@@ -73,9 +73,19 @@ DESCRIBED: dict[str, dict[str, Any]] = {
 """Column descriptions for the data dictionaries."""
 
 
-def write_tables(out_dir: Path, cohort: Cohort) -> list[Path]:
-    """Write all tables that have rows; return the files."""
-    files = _write(out_dir / "group_runs.tsv", run_rows(cohort))
+def write_tables(out_dir: Path, everything: Cohort, cohort: Cohort | None = None) -> list[Path]:
+    """Write all tables that have rows; return the files.
+
+    Parameters
+    ----------
+    out_dir : pathlib.Path
+    everything : Cohort
+        For the table of runs.
+    cohort : Cohort, optional
+        For the other tables; the default is all runs.
+    """
+    cohort = everything if cohort is None else cohort
+    files = _write(out_dir / "group_runs.tsv", run_rows(everything))
     quality = [run for run in cohort.runs if run.quality]
     if quality:
         rows = [run_keys(run) | {"bids_name": join_name(run.entities, "bold")} | run.quality for run in quality]

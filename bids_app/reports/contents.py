@@ -261,6 +261,16 @@ class Reader:
             configurations=find_configurations({run.stem: run.title for run in runs}, self._known),
         )
 
+    def figures(self, *sections: str) -> dict[tuple[str, str], list[Figure]]:
+        """Return the figures of each image (name and suffix) in sections of the specification, in its order."""
+        self._known = read_run_files(self.folder)
+        found = {}
+        for (stem, suffix), by_desc in self._figures().items():
+            wanted = [name for name in sections if (name == "anatomy") == (suffix == "T1w")]
+            selected = self._select_figures(stem, by_desc, *wanted)
+            found[stem, suffix] = [figure for figures in selected.values() for figure in figures]
+        return found
+
     def _run(self, stem: str, outcome: RunOutcome | None, figures: Mapping[Any, dict[str, str]]) -> Run:
         path = next(iter(self._outputs(f"{stem}_desc-quality_metrics.json")), None)
         metrics = self._record(path, QualitySidecar) if path else QualitySidecar()

@@ -11,6 +11,7 @@ from bids_app.settings.machine import default_work_dir
 from bids_app.settings.option import flag, option, values_from
 from bids_app.settings.sections import (
     ACTIONS,
+    DATA,
     RESOURCES,
     ModelSettings,
     PreprocessSettings,
@@ -53,6 +54,11 @@ class Settings:
     preprocess: PreprocessSettings = field(default_factory=PreprocessSettings)
     model: ModelSettings = field(default_factory=ModelSettings)
     resources: ResourceSettings = field(default_factory=ResourceSettings)
+    exclude_failed: bool = flag(
+        "--exclude-failed",
+        group=DATA,
+        help="group level: leave out the runs that people rated as failed (neurostorm-review)",
+    )
     check: bool = flag(
         "--check",
         group=ACTIONS,

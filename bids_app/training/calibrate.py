@@ -97,6 +97,7 @@ def read_unseen(
         arguments.nprocs,
         report=print,
         clip_volumes=model.config.img_size[3],
+        exclude_failed=arguments.exclude_failed,
     )
     rule = EventRule(arguments.event_delay, arguments.event_overlap)
     examples = label_scans(datasets, arguments.target, arguments.raw, rule).data

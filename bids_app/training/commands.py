@@ -91,6 +91,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
         fabric.barrier,
         report,
         clip_volumes=model.config.img_size[3],
+        exclude_failed=arguments.exclude_failed,
     )
     scans = tuple(scan for dataset in datasets for scan in dataset.scans)
     batches = ClipBatches(
@@ -451,7 +452,13 @@ def _load_datasets(
     for target in targets:
         check_labels(arguments.data, target, arguments.raw, arguments.family_column, _site_column(arguments))
     return load_datasets(
-        arguments.data, store, normalisation, arguments.nprocs, report=print, clip_volumes=model.config.img_size[3]
+        arguments.data,
+        store,
+        normalisation,
+        arguments.nprocs,
+        report=print,
+        clip_volumes=model.config.img_size[3],
+        exclude_failed=arguments.exclude_failed,
     )
 
 

@@ -18,7 +18,7 @@ from bids_app import __version__
 from bids_app.bids.description import check_output_folder, describe_outputs
 from bids_app.bids.query import BoldRun, find_runs
 from bids_app.bids.writer import remove_leftovers
-from bids_app.errors import EXIT_OK, CannotCreateError, InputOutputError, NoInputError, TemporaryError
+from bids_app.errors import EXIT_OK, CannotCreateError, InputOutputError, NoInputError, TemporaryError, UsageError
 from bids_app.outputs.boilerplate import write_methods
 from bids_app.outputs.schema import OK, RunOutcome
 from bids_app.reports.participant import build_participant_report
@@ -60,6 +60,8 @@ def run_participants(settings: Settings) -> int:
     NeurostormError
         Nothing was started.
     """
+    if settings.exclude_failed:
+        raise UsageError("--exclude-failed is an option of the group level.", "Omit it at the participant level.")
     if settings.check:
         return print_plan(settings)
     if settings.reports_only:

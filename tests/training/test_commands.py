@@ -21,6 +21,7 @@ from bids_app.clips import MODEL_GRID_AFFINE, ClipReader, series_from_image
 from bids_app.errors import BadDataError, NoInputError
 from bids_app.model.api import load_model
 from bids_app.model.checkpoint import read_checkpoint
+from bids_app.outputs.ratings import Rating, store_rating
 from bids_app.training.data.examples import label_scans, load_datasets, read_images
 from tests.helpers.models import save_random_encoder
 
@@ -55,6 +56,19 @@ def test_pretrain_and_adapt_write_an_encoder_and_an_adapter(make_store, tmp_path
     card = load_adapter(adapter).card
     assert (card.target, card.labels, card.strategy) == ("side", ("left", "right"), "linear")
     assert (tmp_path / "encoder.training" / "log.csv").is_file()
+
+
+def test_scans_that_people_rated_as_failed_are_not_trained_with(make_store, tmp_path, capsys, encoder):
+    store = make_store(3)
+    command = ["adapt", str(store.folder), "--model", encoder, "--target", "scan:side", "--strategy", "linear",
+               "--validation", "0", "--output", str(tmp_path / "a.safetensors"), "--exclude-failed",
+               "--normalisation", "global"]  # fmt: skip
+    assert main(command) == 66
+    assert "--exclude-failed" in capsys.readouterr().err
+    store_rating(store.folder, "AB", Rating("sub-00_task-left_desc-carpet_bold", "fail"))
+    assert main(command) == 0
+    assert "Left out as rated as failed: 1 of 6 scans" in capsys.readouterr().out
+    assert load_adapter(tmp_path / "a.safetensors").card.cohort["scans_of_each"] == {"left": 2, "right": 3}
 
 
 def test_error_messages_name_the_option_or_file(make_store, tmp_path, capsys):

@@ -12,8 +12,9 @@ import numpy as np
 
 from bids_app.bids.participants import site_of
 from bids_app.clips import CLIP_VOLUMES
-from bids_app.errors import BadDataError, NoInputError
+from bids_app.errors import BadDataError, NoInputError, NoMatchError
 from bids_app.files import check_regular, read_rows
+from bids_app.outputs.ratings import FOLDER, failed_runs, read_all_ratings
 from bids_app.training.adapt import LabelledScans
 from bids_app.training.data.labels import EventRule, Segment, Target, read_table
 from bids_app.training.data.sources import find_raw_dataset, prepare
@@ -75,6 +76,7 @@ def load_datasets(
     wait: Callable[[], None] = lambda: None,
     report: Callable[[str], None] | None = None,
     clip_volumes: int = CLIP_VOLUMES,
+    exclude_failed: bool = False,
 ) -> list[Dataset]:
     """Load the scans of datasets or clip stores, and prepare missing clips.
 
@@ -92,6 +94,8 @@ def load_datasets(
         Receives messages about omitted series.
     clip_volumes : int
         Volumes of a clip of the encoder.
+    exclude_failed : bool
+        Leave out the scans that people rated as failed, see `without_failed`.
     """
     stores = []
     for index, path in enumerate(paths):
@@ -105,10 +109,56 @@ def load_datasets(
             prepare(path, store, n_procs, shard, report)
         stores.append((name, path, store))
     wait()
-    return [
+    datasets = [
         Dataset(name, path, [replace(scan, clip_volumes=clip_volumes) for scan in store])
         for name, path, store in stores
     ]
+    return without_failed(datasets, report) if exclude_failed else datasets
+
+
+def without_failed(datasets: Sequence[Dataset], report: Callable[[str], None] | None = None) -> list[Dataset]:
+    """Leave out the scans whose runs people rated as failed, in ``ratings`` of the derivatives that they come from.
+
+    Raises
+    ------
+    NoInputError
+        None of the datasets has ratings.
+    NoMatchError
+        All scans are left out.
+    BadDataError
+        A table of ratings is damaged.
+    """
+    by_root: dict[Path, list[str]] = {}
+    for dataset in datasets:
+        for scan in dataset.scans:
+            by_root.setdefault(_derivatives_of(scan, dataset), []).append(scan.name)
+    rated = [root for root in by_root if any(read_all_ratings(root).values())]
+    if not rated:
+        folders = ", ".join(str(root / FOLDER) for root in by_root)
+        raise NoInputError(
+            f"{folders}: no ratings, which --exclude-failed requires.",
+            "Rate the figures with neurostorm-review, or omit --exclude-failed.",
+        )
+    failed = {root: failed_runs(root, by_root[root]) for root in rated}
+    kept = [
+        replace(d, scans=[s for s in d.scans if s.name not in failed.get(_derivatives_of(s, d), ())]) for d in datasets
+    ]
+    n_before, n_after = (sum(len(d.scans) for d in each) for each in (datasets, kept))
+    if not n_after:
+        raise NoMatchError(f"All {n_before} scans were rated as failed.", "Omit --exclude-failed, or add other scans.")
+    if report is not None:
+        report(f"Left out as rated as failed: {n_before - n_after} of {n_before} scans")
+        for root in by_root.keys() - set(rated):
+            report(f"No ratings: {root}; all of its scans are used")
+    return kept
+
+
+def _derivatives_of(scan: Scan, dataset: Dataset) -> Path:
+    """Return the folder with the ratings of a scan: the dataset, or the derivatives that a clip store was made from."""
+    if (dataset.path / FOLDER).is_dir():
+        return dataset.path
+    parents = Path(scan.source).parents
+    return next((p.parent for p in parents if p.name == f"sub-{scan.participant}"), dataset.path)
 
 
 def check_labels(
