@@ -1115,7 +1115,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         "bids_app/bids/full_disk.py",
         "sys.excepthook, sys.unraisablehook = uncaught, unraisable",
         "sys.unraisablehook = unraisable",
-        ("bids/test_full_disk.py::test_tracebacks_of_freed_files_are_hidden_only_on_a_full_disk",),
+        ("bids/test_full_disk.py::test_tracebacks_of_freed_files_are_not_printed",),
     ),
     Mutation(
         "scales that hardly raise the similarity are no sign of an error",

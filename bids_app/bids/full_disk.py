@@ -7,6 +7,7 @@ damaged data to the function that reads it.
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from types import TracebackType
 
 from bids_app.errors import InputOutputError
 
+LOGGER = logging.getLogger(__name__)
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of a full disk and of an exceeded quota."""
 SAYS_FULL = re.compile("|".join([*map(os.strerror, NO_SPACE), r"errno = (28|122)\b", r"\d+ requested and \d+ written"]))
@@ -52,20 +54,26 @@ def says_full(error: BaseException) -> bool:
 
 
 def hide_errors_of_freed_files() -> None:
-    """Do not print errors of HDF5 files that are freed without being closed, because their disk is full.
+    """Log errors of HDF5 files that are freed without being closed, instead of printing them with a traceback.
 
-    Cython prints them with a traceback (`sys.excepthook`), and Python again as unraisable, although the step has
-    reported the full disk.
+    A file is freed without being closed only if closing or writing it has failed, on a full disk for example, which the
+    step reports. Its further errors do not always name the cause. Cython prints them with a traceback
+    (`sys.excepthook`), and Python again as unraisable.
     """
     print_error, print_unraisable = sys.excepthook, sys.unraisablehook
 
     def unraisable(found: sys.UnraisableHookArgs) -> None:
-        if not (found.exc_value and SAYS_FULL.search(str(found.exc_value))):
+        if str(found.object).startswith("h5py.") or (found.exc_value and SAYS_FULL.search(str(found.exc_value))):
+            LOGGER.debug("%s: %s", found.object, found.exc_value)
+        else:
             print_unraisable(found)
 
     def uncaught(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-        files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(trace)]
-        if not (SAYS_FULL.search(str(error)) and any(file.startswith("h5py/") for file in files)):
+        frames = [frame.f_code for frame, _ in traceback.walk_tb(trace)]
+        in_hdf5 = all(code.co_filename.startswith("h5py/") for code in frames)
+        if in_hdf5 and any("dealloc" in code.co_name for code in frames):
+            LOGGER.debug("An HDF5 file was freed: %s", error)
+        else:
             print_error(kind, error, trace)
 
     sys.excepthook, sys.unraisablehook = uncaught, unraisable
