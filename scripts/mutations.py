@@ -954,8 +954,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "comparisons are corrected for their number",
         "bids_app/training/evaluation/comparison.py",
-        "for name, p in zip(others, holm(two_sided), strict=True):",
-        "for name, p in zip(others, two_sided, strict=True):",
+        "holm(two_sided), strict=True):\n        difference =",
+        "two_sided, strict=True):\n        difference =",
         ("training/evaluation/test_comparison.py::test_differences_are_corrected_for_the_number_of_baselines",),
     ),
     Mutation(

@@ -119,7 +119,7 @@ def test_tracebacks_of_freed_files_are_not_printed(monkeypatch, capsys, file: st
     monkeypatch.setattr("sys.unraisablehook", sys.__unraisablehook__)
     monkeypatch.setattr("sys.excepthook", sys.__excepthook__)
     hide_errors_of_freed_files()
-    code = compile("raise RuntimeError('Can't decrement id ref count')", file, "exec").replace(co_name=function)
+    code = compile("raise RuntimeError('Cannot decrement id ref count')", file, "exec").replace(co_name=function)
     try:
         exec(code)
     except RuntimeError as error:
