@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from tests.helpers.images import StandardBrain
 
 def write_fmriprep(root: Path, brain: StandardBrain) -> None:
     made = PreprocessedTree(root)
-    made.write_run("01", brain.series(32), brain.mask, brain.affine)
+    bold = made.write_run("01", brain.series(32), brain.mask, brain.affine)
+    sidecar = {"RepetitionTime": 1.0, "StartTime": 0.4, "ManufacturersModelName": "Prisma"}
+    bold.with_suffix("").with_suffix(".json").write_text(json.dumps(sidecar))
     dummy = np.eye(32)[0]
     made.write_confounds("01", {"global_signal": np.ones(32), "non_steady_state_outlier00": dummy})
 
@@ -106,8 +109,9 @@ def test_runs_kept_by_the_participant_level_are_used_and_removed_when_stale(stan
     assert_same_scan(scan, ClipStore(tmp_path / "expected", "voxel").add("x", grid, "01"))
     (prepared,) = prepare(tmp_path / "tree", ClipStore(tmp_path / "store", "voxel"), report=lambda _: None)
     assert_same_scan(scan, prepared)
-    for fact in ("participant", "session", "labels", "confounds", "quality", "signal", "start", "n_vols"):
-        assert getattr(scan, fact) == pytest.approx(getattr(prepared, fact)), fact
+    for fact in ("participant", "session", "labels", "confounds", "quality", "signal", "start", "n_vols", "scanner"):
+        assert getattr(scan, fact) == getattr(prepared, fact), fact
+    assert (scan.start, scan.scanner) == (pytest.approx(1.4), {"ManufacturersModelName": "Prisma"})
     assert str(tmp_path) not in (entry / "scan.json").read_text()
     assert [found.name for found in load(out, tmp_path / "stores", "global")] == [run.stem]
 
