@@ -40,6 +40,8 @@ ALLOWED_WITHIN_LAYER = {
     ("outputs", "reports"),
     ("reports", "outputs.schema"),
     ("group", "workflow.preflight"),
+    ("workflow", "training.data.sources"),
+    ("workflow", "training.data.store"),
 }
 """Imports allowed within a layer: (package, imported package or module)."""
 

@@ -12,6 +12,7 @@ from bids_app.bids.entities import as_label
 from bids_app.bids.hcp import is_hcp, list_hcp_participants, read_hcp
 from bids_app.bids.layout import list_participants
 from bids_app.bids.sidecars import read_json
+from bids_app.bids.ukb import is_ukb, list_ukb_participants, read_ukb
 from bids_app.bids.writer import RAW_DATASET
 from bids_app.errors import InvalidBIDSError, NeurostormError, NoInputError
 
@@ -29,7 +30,7 @@ class DerivedDataset:
     runs : tuple of DerivedRun
         Runs that can be used.
     unusable : mapping
-        Run key to the file names of runs without a usable image.
+        Run key to what there is of runs without a usable image: file names, or a description.
     """
 
     name: str
@@ -43,8 +44,10 @@ def is_derivative(description: Mapping[str, Any]) -> bool:
 
 
 def participants_of(root: Path) -> list[str]:
-    """List the participant labels of a derivatives dataset in BIDS or HCP layout."""
-    return list_hcp_participants(root) if is_hcp(root) else list_participants(root)
+    """List the participant labels of a derivatives dataset in the layout of BIDS, HCP or UK Biobank."""
+    if is_hcp(root):
+        return list_hcp_participants(root)
+    return list_ukb_participants(root) if is_ukb(root) else list_participants(root)
 
 
 def read_dataset(
@@ -70,13 +73,13 @@ def read_dataset(
     if not available:
         raise InvalidBIDSError(
             f"{root}: no usable derivatives: neither sub-* folders nor HCP's "
-            "<participant>/MNINonLinear/Results were found.",
+            "<participant>/MNINonLinear/Results nor UK Biobank's <participant>/fMRI were found.",
             f"Give the folder that contains the participants' folders as --derivatives {name}=...",
         )
     wanted = [label for label in available if label in participants]
     if is_hcp(root):
         return DerivedDataset(name, tuple(read_hcp(root, wanted)), {})
-    runs, unusable = read_derivatives(root, wanted, filters or {})
+    runs, unusable = read_ukb(root, wanted) if is_ukb(root) else read_derivatives(root, wanted, filters or {})
     return DerivedDataset(name, tuple(runs), unusable)
 
 
@@ -94,7 +97,9 @@ def main_dataset(bids_dir: Path) -> str:
         return RAW_DATASET  # the query reports the error
     if is_derivative(description):
         return as_label(pipeline_of(description).split()[0])
-    return "hcp" if not description and bids_dir.is_dir() and is_hcp(bids_dir) else RAW_DATASET
+    if description or not bids_dir.is_dir():
+        return RAW_DATASET
+    return "hcp" if is_hcp(bids_dir) else "ukb" if is_ukb(bids_dir) else RAW_DATASET
 
 
 def find_derived_run(

@@ -1,6 +1,6 @@
 """Preprocessed BOLD runs in a BIDS derivatives dataset such as fMRIPrep's or XCP-D's.
 
-Only file names and sidecars are read here; HCP's own layout is read in `hcp.py`.
+Only file names and sidecars are read here; the layouts of HCP and UK Biobank are read in `hcp.py` and `ukb.py`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from bids_app.bids.sidecars import SCANNER, Inheritance, missing_content, read_j
 from bids_app.errors import NeurostormError
 from bids_app.settings import QuerySettings
 
-SPACES = ("MNI152NLin6Asym", "MNI152NLin2009cAsym")
-"""Supported template spaces, the model's own first."""
+SPACES = ("MNI152NLin6Asym", "MNI152NLin2009aSym", "MNI152NLin2009cAsym")
+"""Supported template spaces in order of preference: those of the catalog of templates, the model's own first."""
 
 RESOLUTIONS = {"2": 0, "02": 0, "": 1, "1": 2, "01": 2}
 """Rank of each ``res-`` label; other labels rank last."""
@@ -66,6 +66,8 @@ class DerivedRun:
     """The participant's T1w image in the same space."""
     confounds: Path | None = None
     confounds_meta: Path | None = None
+    warp: Path | None = None
+    """FSL's displacement field from ``space`` to the space of ``bold`` and ``mask``; None: they are in ``space``."""
     denoised: bool = False
     """Confounds were regressed out, and the mean image was removed with them."""
     notes: tuple[str, ...] = ()
@@ -74,7 +76,7 @@ class DerivedRun:
     @property
     def companions(self) -> tuple[Path, ...]:
         """Companion files that exist."""
-        paths: list[Path | None] = [getattr(self, name) for name in COMPANIONS]
+        paths: list[Path | None] = [*(getattr(self, name) for name in COMPANIONS), self.warp]
         return tuple(path for path in paths if path is not None)
 
     @property

@@ -119,7 +119,7 @@ def _make_run(folder: Path, bold: Path, entities: dict[str, str]) -> DerivedRun:
     metadata: dict[str, Any] = {}
     notes: list[str] = []
     if problem is None:
-        metadata = _repetition_time(bold, notes)
+        metadata = repetition_time(bold, notes)
     return DerivedRun(
         bold=bold,
         entities=entities,
@@ -132,7 +132,7 @@ def _make_run(folder: Path, bold: Path, entities: dict[str, str]) -> DerivedRun:
     )
 
 
-def _repetition_time(bold: Path, notes: list[str]) -> dict[str, float]:
+def repetition_time(bold: Path, notes: list[str]) -> dict[str, float]:
     """Return the header's repetition time, s, if its unit is missing; empty if the header can be used as it is."""
     import nibabel as nib
 

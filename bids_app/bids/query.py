@@ -213,15 +213,15 @@ def _find_derived_runs(root: Path, settings: QuerySettings) -> list[BoldRun]:
         unusable = next(iter(dataset.unusable.values()), "")
         raise InvalidBIDSError(
             f"{root}: derivatives dataset without a usable BOLD image" + (f"; found {unusable}." if unusable else "."),
-            f"Required: *_space-{SPACES[0]}[_res-2]_desc-preproc_bold.nii.gz, or {SPACES[1]}. Otherwise give the raw "
+            f"Required: *_space-{SPACES[0]}[_res-2]_desc-preproc_bold.nii.gz, or {SPACES[-1]}. Otherwise give the raw "
             "dataset as bids_dir, and this one with --derivatives NAME=PATH.",
         )
     runs = {run.bold: run for run in dataset.runs}
     chosen = _select({path: run.entities for path, run in runs.items()}, settings, participants, root)
-    return [_derived_run(runs[path]) for path in chosen]
+    return [run_of_derivatives(runs[path]) for path in chosen]
 
 
-def _derived_run(derived: DerivedRun, raw: BoldRun | None = None) -> BoldRun:
+def run_of_derivatives(derived: DerivedRun, raw: BoldRun | None = None) -> BoldRun:
     """Build a run from derivatives; name and events come from the raw run, if there is one."""
     inherited = {key: raw.metadata[key] for key in (REPETITION_TIME, SCANNER) if key in raw.metadata} if raw else {}
     return BoldRun(
@@ -239,7 +239,7 @@ def _use_derivatives(raw: BoldRun, datasets: Sequence[DerivedDataset]) -> BoldRu
     """Replace a raw run by its derivatives; without derivatives, add a note to the raw run."""
     reasons: list[str] = []
     derived = find_derived_run(raw.entities, datasets, reasons)
-    return _derived_run(derived, raw) if derived else replace(raw, notes=(*raw.notes, *reasons))
+    return run_of_derivatives(derived, raw) if derived else replace(raw, notes=(*raw.notes, *reasons))
 
 
 def _check_participants(bids_dir: Path, wanted: Sequence[str], known: Sequence[str]) -> list[str]:
@@ -257,7 +257,7 @@ def _check_participants(bids_dir: Path, wanted: Sequence[str], known: Sequence[s
     chosen = [label for label in known if not wanted or label in wanted]
     for label in chosen:
         folder = bids_dir / f"sub-{label}"
-        if os.path.lexists(folder):  # HCP's folders have other names
+        if os.path.lexists(folder):  # folders of HCP and UK Biobank have other names
             _check_listable(folder)
     return chosen
 

@@ -19,6 +19,8 @@ ANNEX_POINTER = b"/annex/objects/"
 """First bytes of a git-annex (DataLad) pointer file, if it is not a symbolic link."""
 
 REPETITION_TIME, SCANNER = "RepetitionTime", "ManufacturersModelName"
+SCANNER_KEYS = ("Manufacturer", SCANNER, "MagneticFieldStrength")
+"""Keys that name the scanner: maker, model, field strength."""
 SIMULATED_SCANNER = "Simulated scanner"
 """``SCANNER`` in the sidecars of neurostorm-phantom."""
 DIRECTIONS = {"i": (0, 1.0), "i-": (0, -1.0), "j": (1, 1.0), "j-": (1, -1.0), "k": (2, 1.0), "k-": (2, -1.0)}

@@ -176,14 +176,52 @@ def copy_file(source: Path, path: Path) -> Path:
     return path
 
 
+def copy_folder(source: Path, path: Path) -> Path:
+    """Copy a folder of files as a whole; a target with the same content is not touched.
+
+    The copy is made under a temporary name and renamed, so that a killed process leaves the old folder, the new one, or
+    none, and never a mixture.
+
+    Raises
+    ------
+    CannotCreateError, InputOutputError
+        See `atomic_path`.
+    """
+    names = sorted(file.name for file in source.iterdir())
+    with suppress(OSError):
+        if sorted(file.name for file in path.iterdir()) == names and all(
+            _same_content(source / name, path / name) for name in names
+        ):
+            return path
+    temporary, old = temporary_name(path), temporary_name(path)
+    try:
+        temporary.mkdir(parents=True)
+        for name in names:
+            shutil.copyfile(source / name, temporary / name)
+            _flush(temporary / name)
+        if os.path.lexists(path):
+            os.rename(path, old)
+        os.rename(temporary, path)
+        _flush(path.parent)
+    except OSError as error:
+        raise writing_error(error, path) from error
+    finally:
+        for folder in (temporary, old):
+            shutil.rmtree(folder, ignore_errors=True)
+    return path
+
+
 def remove_leftovers(folder: Path, *, deep: bool = True) -> list[Path]:
-    """Remove temporary files of dead processes in a folder (``deep``: and below it); return them."""
+    """Remove temporary files and folders of dead processes in a folder (``deep``: and below it); return them."""
     removed = []
-    for path in (folder.rglob if deep else folder.glob)(".neurostorm-*"):
+    for path in list((folder.rglob if deep else folder.glob)(".neurostorm-*")):
         match = TEMPORARY.match(path.name)
         if match and not _is_in_use(path, int(match["pid"]), match["scope"]):
             with suppress(OSError):
-                path.unlink()
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
                 removed.append(path)
     return removed
 

@@ -20,8 +20,8 @@ MAX_OPTION_FILES = 8
 """Levels of option files that name option files."""
 STRATEGIES = ("linear", "ln", "prompt", "prompt_ln", "lora", "full")  # as in bids_app.adapters.file, which needs torch
 DATA_HELP = (
-    "derivatives with *_space-<template>_desc-preproc_bold.nii.gz (from fMRIPrep, or from neurostorm with "
-    "--output-spaces MNI152NLin6Asym), or clip stores prepared from them"
+    "outputs of neurostorm (with --output-clips, or --output-spaces MNI152NLin6Asym), of fMRIPrep, XCP-D, HCP or UK "
+    "Biobank, or clip stores prepared from them"
 )
 TARGET_HELP = (
     "participants.tsv:sex, sessions.tsv:mood, phenotype/anxiety.tsv:score (in the derivatives or the raw dataset), "

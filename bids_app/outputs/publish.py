@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
-from bids_app.bids.writer import as_json_text, copy_file, write_json, write_text
+from bids_app.bids.writer import as_json_text, copy_file, copy_folder, write_json, write_text
 from bids_app.catalog.fetch import file_sha256
 from bids_app.errors import BadDataError
 from bids_app.outputs.schema import (
@@ -33,6 +33,8 @@ from bids_app.outputs.schema import (
 )
 
 LOGGER = logging.getLogger(__name__)
+ENTRY, STORE = "scan.json", "store.json"
+"""Files that describe a scan and its clip store; the folder of a scan is copied as a whole."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,12 @@ def publish(target: Path, part: str, publication: Publication, out_dir: Path, **
         earlier=earlier,
     )
     write_manifest(target, publication.stem, part, manifest)
+    entries = {source.parent: target / name for name, source in sources.items() if source.name == ENTRY}
+    for folder, scan in entries.items():
+        copy_folder(folder, scan.parent)
     for name, source in sources.items():
+        if source.parent in entries:
+            continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         text = _sidecar_text(source, configuration)
         if text is None:
@@ -140,7 +147,8 @@ def remove_earlier(target: Path, stem: str) -> tuple[str, ...]:
                 path.unlink()
                 removed.append(name)
                 with suppress(OSError):
-                    path.parent.rmdir()
+                    for folder in path.parents[: len(Path(name).parts) - 1]:
+                        folder.rmdir()
             elif path.exists():
                 kept[name] = stamp
         write_manifest(target, stem, part, replace(manifest, earlier=kept))
@@ -160,8 +168,8 @@ def _files_of(trees: Mapping[str, Path | None]) -> Iterator[tuple[str, Path]]:
 
 
 def _sidecar_text(source: Path, configuration: str) -> str | None:
-    """Return the text of a sidecar with the configuration; None for other files."""
-    if source.suffix != ".json":
+    """Return the text of a sidecar with the configuration; None for other files, such as those of clip stores."""
+    if source.suffix != ".json" or source.name in (ENTRY, STORE):
         return None
     return as_json_text(json.loads(source.read_bytes()) | {CONFIGURATION_KEY: configuration})
 

@@ -27,7 +27,7 @@ class Settings:
 
     bids_dir: Path = option(
         "bids_dir",
-        help="BIDS dataset: raw data, or outputs of fMRIPrep, XCP-D or HCP",
+        help="BIDS dataset: raw data, or outputs of fMRIPrep, XCP-D, HCP or UK Biobank",
         parse=absolute_path,
     )
     out_dir: Path = option("output_dir", help="folder for the derivatives; created if missing", parse=absolute_path)

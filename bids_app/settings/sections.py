@@ -31,6 +31,10 @@ OUT_OF_DOMAIN = ("warn", "refuse")
 """Actions on out-of-distribution scans."""
 DENOISING = ("simple", "scrubbing", "compcor")
 """Values of ``--denoise``."""
+CLIP_NORMALISATIONS = ("voxel", "global")
+"""Values of ``--output-clips``: entries of `bids_app.clips.NORMALISATIONS`, which needs torch."""
+CLIP_MB_PER_MINUTE = 17
+"""Size of the clips of a run: int8, 229,724 voxels of the brain every 0.8 s."""
 IGNORABLE = ("fieldmaps", "slicetiming")
 """Values of ``--ignore``."""
 
@@ -132,7 +136,8 @@ class QuerySettings:
         group=DATA,
         many=True,
         metavar="NAME=PATH",
-        help="outputs of fMRIPrep, XCP-D or HCP to ingest; runs that they lack are preprocessed from raw data",
+        help="outputs of fMRIPrep, XCP-D, HCP or UK Biobank to ingest; runs that they lack are preprocessed from raw "
+        "data",
         parse=named_paths,
         write=write_named_paths,
         everyday=True,
@@ -206,6 +211,21 @@ class PreprocessSettings:
         everyday=True,
     )
     """Strategy of nilearn's ``load_confounds_strategy``, from `DENOISING`; None: no denoised series."""
+    output_clips: tuple[str, ...] = option(
+        "--output-clips",
+        default=(),
+        group=PREPROCESSING,
+        many=True,
+        choices=CLIP_NORMALISATIONS,
+        metavar="NORM",
+        help="also keep each run on the model grid for neurostorm-train, which then reads the output folder: "
+        "normalised by voxel (voxel, default of adapt) or over the brain (global, default of pretrain); about "
+        f"{CLIP_MB_PER_MINUTE} MB per minute of a run for each",
+        parse=tuple,
+        write=list,
+        everyday=True,
+    )
+    """Normalisations of the clips that are kept for training; empty: none."""
     ignore: tuple[str, ...] = option(
         "--ignore",
         default=(),

@@ -89,7 +89,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
         arguments.nprocs,
         shard,
         fabric.barrier,
-        report,
+        print,  # each process reports on its own part
         clip_volumes=model.config.img_size[3],
         exclude_failed=arguments.exclude_failed,
     )

@@ -21,7 +21,7 @@ from bids_app.adapters.file import Adapter
 from bids_app.adapters.reconstruction import Autoencoder
 from bids_app.adapters.verdict import SIMULATED
 from bids_app.bids.participants import as_age
-from bids_app.bids.sidecars import is_simulated, read_json
+from bids_app.bids.sidecars import SCANNER_KEYS, is_simulated, read_json
 from bids_app.clips import MODEL_GRID_SHAPE, MODEL_TR
 from bids_app.errors import BadDataError, NeurostormError
 from bids_app.files import read_rows
@@ -184,9 +184,10 @@ def scan_properties(scan: Scan) -> dict[str, float]:
     """Return the known properties of a scan: duration, and TR, mean FD and tSNR from its derivatives."""
     found: dict[str, Any] = {"duration": scan.n_vols * MODEL_TR}
     found["fd_mean"] = scan.confounds.get("framewise_displacement_mean")
+    found |= {name: scan.quality[name] for name in ("tr", "fd_mean", "tsnr") if name in scan.quality}
     if scan.source:
         bold = Path(scan.source)
-        found["tr"] = _sidecar(scan).get("RepetitionTime")
+        found.setdefault("tr", _sidecar(scan).get("RepetitionTime"))
         table = bold.parent / f"{scan.name}_desc-quality_metrics.tsv"
         row = _first_row(table)
         found |= {name: _number(row[name]) for name in ("fd_mean", "tsnr") if _number(row.get(name)) is not None}
@@ -207,13 +208,15 @@ def _demographics(participants: ParticipantTable, scans: Sequence[Scan]) -> dict
 
 
 def _sidecar(scan: Scan) -> dict[str, Any]:
-    return _json(Path(scan.source).with_suffix("").with_suffix(".json")) if scan.source else {}
+    """Return the sidecar of a scan, with what its store knows of the scanner."""
+    found = _json(Path(scan.source).with_suffix("").with_suffix(".json")) if scan.source else {}
+    return found | scan.scanner
 
 
 def _scanner(scan: Scan) -> str:
     sidecar = _sidecar(scan)
-    parts = [sidecar.get(key) for key in ("Manufacturer", "ManufacturersModelName")]
-    strength = sidecar.get("MagneticFieldStrength")
+    parts = [sidecar.get(key) for key in SCANNER_KEYS[:2]]
+    strength = sidecar.get(SCANNER_KEYS[2])
     return " ".join([*(str(part) for part in parts if part), *([f"{strength:g} T"] if _number(strength) else [])])
 
 

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bids_app.bids.query import BoldRun
+from bids_app.bids.sidecars import REPETITION_TIME
 from bids_app.errors import CannotCreateError, NeurostormError
 from bids_app.preprocess.io.headers import check_size, claimed_bytes, load_nifti
-from bids_app.settings import Settings
+from bids_app.settings import CLIP_MB_PER_MINUTE, Settings
 
 RUN_BYTES, RUN_OUTPUT_BYTES = 25e6, 5e6
 """Boldref, masks, registrations, figures and tables of a run: scratch, output."""
@@ -27,6 +28,8 @@ CARPET_BYTES_A_SAMPLE = 1.0
 """Series of the carpet plot: float32, the brain is a quarter of the field of view."""
 SPACE_BYTES_A_VOLUME = 1.4e6
 """A volume of 2 mm in an output space (int16, compressed)."""
+WARPED_BYTES_A_VOLUME = 3.7e6
+"""A volume that is resampled to a standard space before it is ingested (float32, 91 x 109 x 91 voxels)."""
 ANATOMY_BYTES, ANATOMY_OUTPUT_BYTES = 65e6, 20e6
 """Fields of the T1w in both directions, and figures: scratch, output."""
 T1W_BYTES_A_VOXEL = 2.0
@@ -51,9 +54,22 @@ def run_space(run: BoldRun, settings: Settings) -> DiskSpace:
         return DiskSpace()
     series_a_space = 2 if settings.preprocess.denoise else 1
     in_spaces = len(settings.preprocess.output_spaces) * series_a_space * SPACE_BYTES_A_VOLUME * shape[3]
-    copy = n_bytes if run.bold.suffix == ".gz" else 0
+    copy: float = n_bytes if run.bold.suffix == ".gz" else 0
+    if run.derived and run.derived.warp:
+        copy += WARPED_BYTES_A_VOLUME * shape[3]
     series = GRID_BYTES_A_VOLUME * shape[3] + CARPET_BYTES_A_SAMPLE * math.prod(shape[:4])
-    return DiskSpace(RUN_BYTES + copy + series + in_spaces, RUN_OUTPUT_BYTES + in_spaces)
+    written = in_spaces + len(settings.preprocess.output_clips) * _clip_bytes(run, shape[3])
+    return DiskSpace(RUN_BYTES + copy + series + written, RUN_OUTPUT_BYTES + written)
+
+
+def _clip_bytes(run: BoldRun, n_volumes: int) -> float:
+    """Return the size of the clips of a run under one normalisation; the header's TR is used if there is no other."""
+    tr = run.metadata.get(REPETITION_TIME)
+    try:
+        seconds = n_volumes * float(load_nifti(run.bold).header.get_zooms()[3] if tr is None else tr)
+    except (TypeError, ValueError):  # the step that reads it raises the error
+        seconds = 0.0
+    return CLIP_MB_PER_MINUTE * 1e6 * seconds / 60
 
 
 def anatomy_space(t1w: Path) -> DiskSpace:

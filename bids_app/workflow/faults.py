@@ -21,6 +21,7 @@ from bids_app.preprocess.io.headers import (
 )
 from bids_app.preprocess.io.images import check_n_dummies
 from bids_app.preprocess.multi_echo import check_same_grid
+from bids_app.preprocess.registration.fsl import check_fsl_warp
 from bids_app.preprocess.sdc.choice import FIELDMAPS
 from bids_app.settings import Settings
 from bids_app.workflow.memory import check_run_memory
@@ -63,6 +64,9 @@ def inspect_run(
     if run.derived:
         with collected(faults):
             check_forms(run.bold)
+        if run.derived.warp:
+            with collected(faults):
+                check_fsl_warp(run.derived.warp)
     known = {} if known is None else known
     for path in image_files(run, settings):
         if path not in known:
@@ -107,9 +111,9 @@ def check_dummies(bold: Path, header: BoldHeader | None, n_dummies: int) -> None
 
 def image_files(run: BoldRun, settings: Settings) -> tuple[Path, ...]:
     """List the images without which a run cannot be processed."""
-    mask = run.derived.mask if run.derived else None
+    derived = (run.derived.mask, run.derived.warp) if run.derived else ()
     t1w = (run.t1w,) if settings.preprocess.fail_without_t1w else ()
-    return tuple(path for path in (*(run.echoes or (run.bold,)), *t1w, run.lesion, mask) if path)
+    return tuple(path for path in (*(run.echoes or (run.bold,)), *t1w, run.lesion, *derived) if path)
 
 
 def faults_of_optional_images(run: BoldRun, settings: Settings) -> dict[Path, Faults]:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.bids.query import BoldRun
-from bids_app.bids.sidecars import is_simulated
+from bids_app.bids.sidecars import SCANNER_KEYS, is_simulated
+from bids_app.bids.writer import dataset_uri
 from bids_app.outputs import anatomical, functional, predictions
 from bids_app.outputs import attribution as attribution_outputs
 from bids_app.outputs.boilerplate import Sentence
@@ -426,6 +427,20 @@ def add_outputs(
             entities=run.entities,
             fd_spike_mm=wanted.fd_spike_threshold,
         )
+    clips = None
+    if wanted.output_clips:
+        clips = graph.step(
+            f"{name}_clips",
+            nodes.clip_outputs,
+            does=f"Outputs: clips for training ({' and '.join(wanted.output_clips)} normalisation)",
+            grid=grid,
+            preprocessed=preprocessed,
+            entities=run.entities,
+            metadata={key: run.metadata[key] for key in SCANNER_KEYS if key in run.metadata},
+            source=dataset_uri(run.bold, context.datasets),
+            normalisations=wanted.output_clips,
+            memory_gb=2,
+        )
     options = number_options(run, context)
     publication = Publication(run.stem, graph.invocation, configuration_hash(options), options, preprocessed.stamp)
     return (
@@ -436,6 +451,7 @@ def add_outputs(
             part=PREPROCESSING,
             publication=publication,
             preprocessing=preprocessing,
+            clips=clips,
             anatomy=anatomy.outputs if anatomy else None,
             always=True,
         ),

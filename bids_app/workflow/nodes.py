@@ -5,7 +5,7 @@ Each step takes ``out_dir``, the folder for its files, and returns a value that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from bids_app.adapters.own_head import judge_card, read_any_adapter
 from bids_app.adapters.predict import Encoded, ModelFacts, encode_run
 from bids_app.adapters.verdict import Facts, judge_prediction, judge_scan
 from bids_app.bids.derivatives import DerivedRun
-from bids_app.bids.entities import as_label
+from bids_app.bids.entities import as_label, join_name
 from bids_app.bids.fieldmaps import Fieldmap
 from bids_app.bids.orientation import LeftRight, Orientation
 from bids_app.catalog.atlases import find_atlas
@@ -25,6 +25,7 @@ from bids_app.catalog.models import find_model, weights_path
 from bids_app.clips import NORMALISATIONS, ClipReader, GridSeries, labels_to_model_grid
 from bids_app.errors import BadDataError, NoInputError, RegistrationError
 from bids_app.files import read_rows
+from bids_app.outputs.names import CLIPS
 from bids_app.preprocess.anatomical import Anatomy, PreparedT1w, UnusableT1w, normalise_t1w, prepare_t1w
 from bids_app.preprocess.brain_signal import measure_signal
 from bids_app.preprocess.confounds import Confounds, measure_confounds
@@ -351,6 +352,43 @@ def resample_derivative(preprocessed: AlignedSeries, threads: int, out_dir: Path
     """Resample a series, such as one of other derivatives, to the model grid."""
     series = resample_to_model_grid(preprocessed, out_dir / "grid", threads)
     return OnGrid(out_dir / "grid", model_grid_coverage(preprocessed, series), measure_signal(series))
+
+
+def clip_outputs(
+    grid: OnGrid,
+    preprocessed: PreprocessedRun,
+    entities: Mapping[str, str],
+    metadata: Mapping[str, Any],
+    source: str,
+    normalisations: Sequence[str],
+    out_dir: Path,
+) -> Path:
+    """Write a run on the model grid as an entry of clip stores; return the tree.
+
+    Parameters
+    ----------
+    grid, preprocessed
+        Results of the steps.
+    entities, metadata : mapping
+        Of the run; the sidecar may be reduced to the keys of the scanner.
+    source : str
+        BIDS URI of the run.
+    normalisations : sequence of str
+        One store for each.
+    """
+    from bids_app.training.data.sources import facts_of
+    from bids_app.training.data.store import ClipStore
+
+    series = GridSeries.open(grid.folder)
+    origin = preprocessed.origin.start_time if preprocessed.origin else None
+    series = replace(series, start=series.start + (preprocessed.start_time or origin or 0.0))
+    tree = out_dir / "tree"
+    for normalisation in normalisations:
+        folder = tree / f"sub-{entities['sub']}" / CLIPS / normalisation
+        folder.mkdir(parents=True)
+        name = join_name(entities, "").removesuffix("_")
+        ClipStore(folder, normalisation).add(name, series, source=source, **facts_of(entities, metadata, preprocessed))
+    return tree
 
 
 def encode(

@@ -22,7 +22,7 @@ from bids_app.settings import FUNC_SPACE, T1W_SPACE
 
 TEMPLATE_CITATIONS = {"MNI152NLin6Asym": "mni6", "MNI152NLin2009aSym": "mni2009"}
 SPACES_IN_WORDS = {FUNC_SPACE: "its own space", T1W_SPACE: "the space of the T1w image at 2 mm"}
-DERIVATIVE_CITATIONS = {"fmriprep": "fmriprep", "hcp": "hcp", "xcp_d": "xcpd", "xcp-d": "xcpd"}
+DERIVATIVE_CITATIONS = {"fmriprep": "fmriprep", "hcp": "hcp", "xcp_d": "xcpd", "xcp-d": "xcpd", "uk biobank": "ukb"}
 """Citation keys of pipelines, by the start of their names."""
 
 
@@ -59,7 +59,10 @@ def derivatives(run: DerivedRun) -> Sentence:
     """Describe the ingestion of a run that another pipeline preprocessed."""
     keys = [key for start, key in DERIVATIVE_CITATIONS.items() if run.pipeline.lower().startswith(start)]
     cite = f" [@{keys[0]}]" if keys else ""
-    return Sentence("derivatives", {"pipeline": run.pipeline, "cite": cite, "way": describe_transform(run.space)})
+    way = describe_transform(run.space)
+    if run.warp:
+        way += f" (resampled from the space of the scan by {run.warp.name})"
+    return Sentence("derivatives", {"pipeline": run.pipeline, "cite": cite, "way": way})
 
 
 def template_values(name: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ import json
 import math
 import multiprocessing
 import os
+import shutil
 import socket
 import time
 import uuid
@@ -22,6 +23,7 @@ from bids_app.bids.writer import (
     LEFTOVER_AGE,
     atomic_path,
     copy_file,
+    copy_folder,
     dataset_uri,
     output_path,
     remove_leftovers,
@@ -192,6 +194,36 @@ def test_temporary_files_of_dead_processes_are_removed(tmp_path):
     assert remove_leftovers(tmp_path) == [dead]
     assert alive.exists()
     assert notes.exists()
+
+
+def test_temporary_folders_of_dead_processes_are_removed(tmp_path):
+    folder = tmp_path / "sub-01" / ".neurostorm-999999999-x-0123abcd-entry"
+    folder = folder.with_name(folder.name.replace("-x-", f"-{processes.scope_label()}-"))
+    folder.mkdir(parents=True)
+    (folder / "values.npy").write_text("half of it")
+    assert remove_leftovers(tmp_path) == [folder]
+    assert not folder.exists()
+
+
+def test_a_folder_is_copied_as_a_whole(tmp_path, monkeypatch):
+    source, target = tmp_path / "source", tmp_path / "out" / "entry"
+    source.mkdir()
+    for name in ("a", "b"):
+        (source / name).write_text("old")
+    copy_folder(source, target)
+    inode = target.stat().st_ino
+    assert copy_folder(source, target).stat().st_ino == inode  # the same content is not touched
+    for name in ("a", "b"):
+        (source / name).write_text("new")
+    copy = shutil.copyfile
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", lambda one, other: copy(one, other) if one.name == "a" else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            copy_folder(source, target)
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"a": "old", "b": "old"}
+    copy_folder(source, target)
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"a": "new", "b": "new"}
+    assert [path.name for path in target.parent.iterdir()] == ["entry"]
 
 
 @pytest.mark.parametrize("clock_s", [-60, 0, 60])

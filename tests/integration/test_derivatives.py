@@ -11,7 +11,8 @@ import pytest
 
 from bids_app.cli.neurostorm import main
 from bids_app.model.encoder import EncoderConfig
-from tests.helpers.datasets import PreprocessedTree, write_standard_image
+from bids_app.training.data.examples import load_datasets
+from tests.helpers.datasets import PreprocessedTree, write_hcp_run, write_ukb_run
 from tests.helpers.models import save_random_encoder
 
 pytestmark = [pytest.mark.timeout(600)]
@@ -154,14 +155,7 @@ def test_an_ingested_run_keeps_its_raw_name(standard_brain, neurostorm, tiny_dat
 @pytest.mark.slow
 def test_hcp_folders_are_ingested(standard_brain, neurostorm, tmp_path) -> None:
     """Images are stored left to right, skull-stripped, without sidecars."""
-    flip = np.diag([-1.0, 1, 1, 1])
-    flip[0, 3] = standard_brain.image.shape[0] - 1
-    affine = standard_brain.affine @ flip
-    series = (standard_brain.series() * standard_brain.mask[..., None])[::-1]
-    place = tmp_path / "hcp" / "100307" / "MNINonLinear" / "Results" / "rfMRI_REST1_LR"
-    write_standard_image(place / "rfMRI_REST1_LR.nii.gz", series, affine, tr=0.72)
-    write_standard_image(place / "brainmask_fs.2.nii.gz", standard_brain.mask[::-1].astype(np.uint8), affine)
-    np.savetxt(place / "Movement_Regressors.txt", np.random.default_rng(0).normal(0, 0.01, (40, 12)))
+    write_hcp_run(tmp_path / "hcp", standard_brain)
     out = tmp_path / "out"
     assert neurostorm(tmp_path / "hcp", out) == 0
     found = metrics(out, "100307")
@@ -170,3 +164,22 @@ def test_hcp_folders_are_ingested(standard_brain, neurostorm, tmp_path) -> None:
     assert found["quality"]["place_shift_mm"] < 3
     assert found["Sources"][0].startswith("bids:hcp:100307/MNINonLinear")
     assert (out / "sub-100307" / "func" / "sub-100307_task-REST_dir-LR_run-1_desc-tiny_embeddings.tsv").exists()
+
+
+@pytest.mark.slow
+def test_uk_biobanks_folders_are_ingested_and_read_by_the_training(standard_brain, neurostorm, tmp_path) -> None:
+    """The series is in the space of the scan; another one, without its transform, fails alone."""
+    root, out = tmp_path / "ukb", tmp_path / "out"
+    write_ukb_run(root, standard_brain)
+    incomplete = write_ukb_run(root, standard_brain, "7654321_20227_2_0")
+    (incomplete.parent / "reg" / "example_func2standard_warp.nii.gz").unlink()
+    assert neurostorm(root, out, "--output-clips", "voxel") != 0
+    found = metrics(out, "1234567")
+    assert found["quality"]["spacing_tr"] == pytest.approx(0.735)
+    assert found["quality"]["fd_mean"] > 0
+    assert found["quality"]["place_shift_mm"] < 3
+    assert "bids:ukb:1234567_20227_2_0/fMRI/rfMRI.ica/reg/example_func2standard_warp.nii.gz" in found["Sources"]
+    failed = summary(out, "7654321")["runs"]
+    assert "without its transform to the template" in json.dumps(failed)
+    (dataset,) = load_datasets([out], tmp_path / "stores", "voxel")
+    assert [scan.name for scan in dataset.scans] == ["sub-1234567_ses-2_task-rest"]

@@ -55,7 +55,7 @@ VALUES = {
 }
 EVERY_STEP = [
     *(Sentence(name, VALUES) for name in _texts()["steps"]),
-    *(Sentence("derivatives", VALUES | {"cite": f" [@{key}]"}) for key in ("hcp", "xcpd")),
+    *(Sentence("derivatives", VALUES | {"cite": f" [@{key}]"}) for key in ("hcp", "xcpd", "ukb")),
 ]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -14,6 +14,8 @@ from bids_app.clips import MODEL_GRID_SHAPE, GridSeries
 from bids_app.model.api import Model
 from bids_app.model.encoder import EncoderConfig
 from bids_app.training.data.store import ClipStore
+from tests.helpers.datasets import write_standard_image
+from tests.helpers.images import StandardBrain
 from tests.helpers.models import random_model
 
 TINY = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=8, depths=(1, 1))
@@ -70,26 +72,21 @@ def tiny_model(tmp_path: Path) -> Model:
 
 
 @pytest.fixture
-def write_derivative() -> Callable[..., None]:
-    """Return the function `write_series`."""
-    return write_series
+def write_derivative(standard_brain: StandardBrain) -> Callable[..., None]:
+    """Return the function `write_series` for the standard brain."""
+    return partial(write_series, standard_brain)
 
 
-def write_series(root: Path, label: str, space: str, tr: float = 0.8, n_vols: int = 25, side: int = 0) -> None:
-    """Write a preprocessed series of 8 mm voxels in a space, with mask and sidecar; one half may be brighter."""
+def write_series(
+    brain: StandardBrain, root: Path, label: str, space: str, tr: float = 0.8, n_vols: int = 28, side: int = 0
+) -> None:
+    """Write a preprocessed series in a space, with mask and sidecar; one half may be brighter."""
     folder = root / f"sub-{label}" / "func"
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(len(label))
-    data = rng.normal(500, 10, (20, 24, 20, n_vols)).astype(np.float32)
+    data = brain.series(n_vols, seed=len(label)) * brain.mask[..., None]
     if side:
-        data[:10] += 100.0 * side
-    affine = np.diag([8.0, 8.0, 8.0, 1.0])
-    affine[:3, 3] = (-76, -110, -68)
-    image = nib.Nifti1Image(data, affine)
-    image.header.set_zooms((8, 8, 8, 9.9))
+        half = side * (np.arange(data.shape[0]) - data.shape[0] / 2) > 0
+        data[half] += (100 * brain.mask[half, ..., None]).astype(data.dtype)
     stem = f"sub-{label}_task-rest_space-{space}_res-2"
-    nib.save(image, folder / f"{stem}_desc-preproc_bold.nii.gz")
+    write_standard_image(folder / f"{stem}_desc-preproc_bold.nii.gz", data, brain.affine, tr=9.9)
     (folder / f"{stem}_desc-preproc_bold.json").write_text(json.dumps({"RepetitionTime": tr}))
-    mask = np.zeros(data.shape[:3], np.uint8)
-    mask[4:16, 4:20, 4:16] = 1
-    nib.save(nib.Nifti1Image(mask, affine), folder / f"{stem}_desc-brain_mask.nii.gz")
+    write_standard_image(folder / f"{stem}_desc-brain_mask.nii.gz", brain.mask.astype(np.uint8), brain.affine)

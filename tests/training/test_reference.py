@@ -104,6 +104,8 @@ def test_sexes_sites_and_scanners_are_counted(scans: list[Scan]) -> None:
 def test_motion_is_taken_from_confounds_without_quality_metrics(scans: list[Scan]) -> None:
     plain = Scan(scans[3].folder, "3", "", 1.0, 0.0, 100, confounds={"framewise_displacement_mean": 0.25})
     assert scan_properties(plain) == {"duration": 80, "fd_mean": 0.25}
+    measured = replace(plain, quality={"tr": 0.72, "tsnr": 40.0, "fd_mean": 0.3, "snr": 5.0}, source="bids:raw:x")
+    assert scan_properties(measured) == {"duration": 80, "fd_mean": 0.3, "tr": 0.72, "tsnr": 40.0}
 
 
 def test_segments_are_replaced_by_their_scans(scans: list[Scan]) -> None:

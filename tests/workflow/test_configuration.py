@@ -18,6 +18,7 @@ from bids_app.workflow.context import ChosenModel, RunContext
 OTHER_VALUES: dict[str, Any] = {
     "dummy_scans": 6,
     "fd_spike_threshold": 0.2,
+    "output_clips": ("voxel",),
     "output_spaces": ("MNI152NLin6Asym",),
     "denoise": "simple",
     "ignore": ("slicetiming",),

@@ -10,9 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from bids_app.bids.derivatives import DerivedRun
 from bids_app.bids.query import BoldRun
+from bids_app.catalog.templates import MODEL_SPACE
 from bids_app.cli.neurostorm import main
+from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE
 from bids_app.errors import BadDataError, CannotCreateError
+from bids_app.preprocess.registration.spaces import template_brain
 from bids_app.settings import PARTICIPANT, PreprocessSettings, ResourceSettings, Settings
 from bids_app.workflow import disk
 from bids_app.workflow.disk import anatomy_space, check_disk, run_space, space_of_participants
@@ -58,6 +62,23 @@ def test_the_series_on_the_model_grid_and_in_each_output_space_count(tmp_path: P
     assert more.scratch - plain.scratch == more.output - plain.output > 2 * 1200 * 10**6
     denoised = run_space(run, replace(settings, preprocess=replace(spaces, denoise="simple")))
     assert denoised.output - plain.output == 2 * (more.output - plain.output)
+
+
+def test_the_clips_that_are_kept_count_by_the_duration_of_the_run(tmp_path: Path, settings: Settings) -> None:
+    run = replace(runs_of(tmp_path, 1)[0], metadata={"RepetitionTime": 0.5})  # 10 min
+    plain = run_space(run, settings)
+    kept = run_space(run, replace(settings, preprocess=PreprocessSettings(output_clips=("voxel", "global"))))
+    brain = template_brain(MODEL_SPACE, MODEL_SPACE, MODEL_GRID_SHAPE, MODEL_GRID_AFFINE).sum()
+    assert kept.output - plain.output == pytest.approx(2 * brain * 600 / 0.8, rel=0.03)
+    assert kept.scratch - plain.scratch == pytest.approx(kept.output - plain.output)
+
+
+def test_a_series_in_the_space_of_the_scan_needs_scratch_for_its_copy(tmp_path: Path, settings: Settings) -> None:
+    run = runs_of(tmp_path, 1)[0]
+    derived = DerivedRun(run.bold, run.entities, MODEL_SPACE, "UK Biobank", warp=run.bold)
+    ingested = [replace(run, derived=each) for each in (replace(derived, warp=None), derived)]
+    plain, warped = (run_space(each, settings).scratch for each in ingested)
+    assert warped - plain >= 1200 * 91 * 109 * 91 * 4
 
 
 def test_runs_with_a_problem_need_nothing(tmp_path: Path, settings: Settings) -> None:

@@ -10,6 +10,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from bids_app.bids.derivatives import DerivedRun
 from bids_app.bids.fieldmaps import Fieldmap
 from bids_app.bids.query import BoldRun
 from bids_app.errors import BadDataError
@@ -165,3 +166,16 @@ def test_images_of_several_runs_are_read_once(run: BoldRun, settings: Settings) 
     known = {run.t1w: (BadDataError("known"),)}
     assert [fault.message for fault in inspect_run(run, required, known)[1]] == ["known"]
     assert set(known) >= {run.t1w, run.bold}
+
+
+def test_a_transform_that_is_no_displacement_field_is_named_by_the_check(run: BoldRun, settings: Settings) -> None:
+    warp = run.bold.with_name("warp.nii.gz")
+    coefficients = nib.Nifti1Image(np.zeros((4, 4, 4, 3), np.float32), np.eye(4))
+    coefficients.header["intent_code"] = 2007
+    coefficients.to_filename(warp)
+    derived = DerivedRun(run.bold, run.entities, "MNI152NLin6Asym", "UK Biobank", warp=warp)
+    _, faults = inspect_run(replace(run, derived=derived), settings)
+    assert any("warp.nii.gz: has FNIRT's coefficients" in str(fault) for fault in faults)
+    cut(warp)
+    _, faults = inspect_run(replace(run, derived=derived), settings)
+    assert any("warp.nii.gz" in str(fault) and "truncated" in str(fault) for fault in faults)

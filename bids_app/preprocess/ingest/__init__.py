@@ -1,1 +1,1 @@
-"""Ingestion of derivatives of other pipelines (fMRIPrep, XCP-D, HCP) as a `PreprocessedRun`."""
+"""Ingestion of derivatives of other pipelines (fMRIPrep, XCP-D, HCP, UK Biobank) as a `PreprocessedRun`."""

@@ -42,7 +42,7 @@ def read_table(path: Path | None, meta: Path | None, n_volumes: int | None, sour
     Parameters
     ----------
     path, meta : pathlib.Path, optional
-        The table (``.tsv`` with ``n/a``, or HCP's ``.txt``), and its sidecar.
+        The table (``.tsv`` with ``n/a``, HCP's ``.txt``, or MCFLIRT's ``.par``), and its sidecar.
     n_volumes : int, optional
         Number of volumes of the run; None: the number of rows is not checked.
     source : str
@@ -58,7 +58,7 @@ def read_table(path: Path | None, meta: Path | None, n_volumes: int | None, sour
         return ConfoundsTable(
             empty, {}, (f"{source}: no confounds table was found in its folder; head motion is unknown.",)
         )
-    table = _read_movement(path) if path.suffix == ".txt" else _read_tsv(path)
+    table = _read_tsv(path) if path.suffix == ".tsv" else _read_movement(path)
     if n_volumes is not None and len(table) != n_volumes:
         return ConfoundsTable(
             empty,
@@ -89,10 +89,13 @@ def _read_movement(path: Path) -> pd.DataFrame:
         ) from error
     if rows.shape[1] not in (6, HCP_COLUMNS):
         raise BadDataError(
-            f"{path}: the table has {rows.shape[1]} columns; HCP's tables have 6 or {HCP_COLUMNS}.",
+            f"{path}: the table has {rows.shape[1]} columns; MCFLIRT's tables have 6, HCP's 6 or {HCP_COLUMNS}.",
             "Copy the file again, or remove it.",
         )
-    parameters = np.hstack([rows[:, :3], np.radians(rows[:, 3:6])])
+    if path.suffix == ".par":  # MCFLIRT: rotations (rad), then translations (mm)
+        parameters = np.hstack([rows[:, 3:6], rows[:, :3]])
+    else:
+        parameters = np.hstack([rows[:, :3], np.radians(rows[:, 3:6])])
     return pd.DataFrame(dict(zip(MOTION_COLUMNS, parameters.T, strict=True)))
 
 

@@ -1,4 +1,6 @@
-"""Ingestion of runs that another pipeline resampled to a standard space, as a `PreprocessedRun`.
+"""Ingestion of runs that another pipeline preprocessed, as a `PreprocessedRun` in a standard space.
+
+Series that are not in a standard space are resampled first, with the transform of their pipeline (`warp_series`).
 
 The mask and confounds of the derivatives are used if they exist and match the run. The image's orientation is checked
 against the template, because no image quality metric would show an error there.
@@ -9,7 +11,7 @@ against the template, because no image quality metric would show an error there.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +37,18 @@ from bids_app.preprocess.io.headers import (
     form_distance_mm,
     load_nifti,
 )
-from bids_app.preprocess.io.images import MNI_CODE, Series, read_volume, save_image
+from bids_app.preprocess.io.images import MNI_CODE, Series, examine_bold, read_volume, save_image, set_dummies
+from bids_app.preprocess.io.series_writer import RawSeriesWriter
 from bids_app.preprocess.io.volumes import chunks
 from bids_app.preprocess.iqms import compute_iqms
-from bids_app.preprocess.masking import brain_mask, prepare_bold
+from bids_app.preprocess.masking import brain_mask, count_dummies, prepare_bold
 from bids_app.preprocess.preprocessed import Origin, PreprocessedRun
 from bids_app.preprocess.registration.ants import dice
 from bids_app.preprocess.registration.boldref import mask_boldref
+from bids_app.preprocess.registration.fsl import read_fsl_warp
 from bids_app.preprocess.registration.spaces import chain_between, template_brain
-from bids_app.preprocess.registration.transforms import read_itk_composite, resample_to
+from bids_app.preprocess.registration.transforms import grid_points, read_itk_composite, resample_to
+from bids_app.preprocess.resample import find_covered_points, pull_volumes
 
 ROUTE = "derivatives"
 SAME_PLACE_MM = 0.05
@@ -84,11 +89,64 @@ def examine_derived(
         Onset of the last event, s.
     """
     check_forms(derived.bold)
+    if derived.warp is not None:
+        return warp_series(derived, derived.warp, metadata, out_dir, dummy_scans, events_end_s)
     if dummy_scans is None:
         dummy_scans = count_marked_dummies(read_table(derived.confounds, None, None, derived.bold.name).columns)
     if dummy_scans is None and derived.denoised:
         dummy_scans = 0  # not detectable without the mean signal
     return prepare_bold(derived.bold, metadata, out_dir, dummy_scans, events_end_s, (SLICE_TIMING,))
+
+
+def warp_series(
+    derived: DerivedRun,
+    warp: Path,
+    metadata: dict[str, Any],
+    out_dir: Path,
+    dummy_scans: int | None,
+    events_end_s: float | None,
+) -> Series:
+    """Check a series that is not in a template space, and resample it to the 2 mm grid of its space.
+
+    The series replaces the uncompressed copy of other derivatives: later steps find it in its space, and the voxels of
+    the model grid, which are on the same lattice, are copied. Parameters as in `examine_derived`.
+    """
+    table = read_table(derived.confounds, None, None, derived.bold.name).columns
+    native_dir = out_dir / "native"
+    native_dir.mkdir()
+    native = examine_bold(derived.bold, metadata, native_dir, events_end_s=events_end_s, ignore=(SLICE_TIMING,))
+    source, target = native.open_raw(), space(derived.space)
+    points = read_fsl_warp(warp, source.shape, source.affine)(grid_points(target.shape, target.affine))
+    covered = find_covered_points(source, None, points, read_volume(native.data_mask)[0] > 0.5)
+    if not covered.any():
+        raise BadDataError(
+            f"{derived.bold.name}: no data in {derived.space} after the transform {warp.name}.",
+            "Check that the transform belongs to the series.",
+        )
+    where = covered.reshape(target.shape)
+    path = out_dir / "bold.nii"
+    with RawSeriesWriter(path, where, target.affine, MNI_CODE, native.tr, native.n_volumes) as writer:
+        for values in pull_volumes(source, None, points[covered]):
+            writer.append(values)
+    if native.path != derived.bold:
+        native.path.unlink()
+    data_mask = save_image(out_dir / "data_mask.nii.gz", where.astype(np.uint8), target.affine, space_code=MNI_CODE)
+    series = replace(native, path=path, data_mask=data_mask)
+    if dummy_scans is None:
+        dummy_scans = count_marked_dummies(table)
+    return set_dummies(series, count_dummies(series.open_raw(), series.tr) if dummy_scans is None else dummy_scans)
+
+
+def warp_mask(derived: DerivedRun, shape: Sequence[int], affine: np.ndarray, out_dir: Path) -> DerivedRun:
+    """Return a run that is not in a template space with its brain mask resampled to the grid of the warped series."""
+    if derived.warp is None or derived.mask is None:
+        return derived
+    check_forms(derived.mask)
+    mask, its_affine = read_volume(derived.mask)
+    mask = mask.reshape(mask.shape[:3])
+    pull = read_fsl_warp(derived.warp, mask.shape, its_affine)
+    resampled = resample_to((mask > 0.5).astype(np.float32), its_affine, shape, affine, pull) > 0.5
+    return replace(derived, mask=save_mask(out_dir / derived.mask.name, resampled, affine))
 
 
 def check_forms(bold: Path) -> None:
@@ -120,7 +178,9 @@ def ingest_run(series: Series, derived: DerivedRun, out_dir: Path) -> Preprocess
         The image does not match its affine, or the mask or confounds are invalid.
     """
     name, affine = derived.bold.name, series.open_raw().affine
+    sources = (derived.mask, derived.warp, derived.confounds)
     mean = mean_image(series)
+    derived = warp_mask(derived, mean.shape, affine, out_dir)
     boldref = save_image(out_dir / "boldref.nii.gz", mean, affine, space_code=MNI_CODE)
     varies = read_volume(series.data_mask)[0] > 0.5
     brain = find_brain(derived, boldref, mean, affine, varies, out_dir)
@@ -164,7 +224,7 @@ def ingest_run(series: Series, derived: DerivedRun, out_dir: Path) -> Preprocess
         epi_mask=save_mask(out_dir / "own_mask.nii.gz", brain.own, affine),
         boldref_in_template=resample_to_template(mean, affine, derived.space, out_dir / "boldref_in_template.nii.gz"),
         space=derived.space,
-        other_sources=tuple(path for path in (derived.mask, derived.confounds) if path is not None),
+        other_sources=tuple(path for path in sources if path is not None),
         notes=(f"Space: {transform}.", f"Left and right: {orientation.in_words}."),
         offset=nonnegative_offset(values) if derived.denoised else 0.0,
         orientation=orientation,

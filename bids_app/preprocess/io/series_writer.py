@@ -1,4 +1,4 @@
-"""Writing of 4D series volume by volume, as scaled int16, compressed."""
+"""Writing of 4D series volume by volume: as scaled int16, compressed, or as float32 for later steps."""
 
 from __future__ import annotations
 
@@ -80,3 +80,31 @@ class SeriesWriter:
     ) -> None:
         self._file.close()
         self._raw.close()
+
+
+class RawSeriesWriter:
+    """Context manager that writes an uncompressed float32 series (``.nii``) for later steps; parameters as above."""
+
+    def __init__(self, path: Path, where: np.ndarray, affine: np.ndarray, code: int, tr: float, n_volumes: int) -> None:
+        self.where = where
+        header = nib.Nifti1Header()
+        header.set_data_shape((*where.shape, n_volumes))
+        header.set_data_dtype(np.float32)
+        stamp_header(header, affine, code, tr)
+        self._file = path.open("wb")
+        write_header(self._file, header)
+
+    def append(self, values: np.ndarray) -> None:
+        """Append volumes, (n, V) float."""
+        for row in values:
+            volume = np.zeros(self.where.shape, dtype=np.float32)
+            volume[self.where] = row
+            self._file.write(volume.tobytes(order="F"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()

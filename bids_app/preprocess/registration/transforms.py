@@ -306,12 +306,27 @@ def rigid(rotation: Vector, translation: Vector, centre: Vector = (0, 0, 0)) -> 
     return matrix
 
 
+def to_fsl_coordinates(shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
+    """Return the matrix from RAS mm to FSL's coordinates of an image, (4, 4).
+
+    They are voxel indices times voxel sizes (mm), with the first axis reversed if the determinant of the affine is
+    positive.
+    """
+    sizes = voxel_sizes(affine)
+    matrix = np.diag([*sizes, 1.0]) @ np.linalg.inv(affine)
+    if np.linalg.det(affine[:3, :3]) > 0:
+        reverse = np.diag([-1.0, 1.0, 1.0, 1.0])
+        reverse[0, 3] = (shape[0] - 1) * sizes[0]
+        matrix = reverse @ matrix
+    return matrix
+
+
 def fsl_parameters(poses: np.ndarray, shape: Sequence[int], affine: np.ndarray) -> np.ndarray:
     """Convert rigid head motion to the parameters that FSL's MCFLIRT writes.
 
-    MCFLIRT describes the transform from volume t to the reference in FSL's coordinates: voxel indices times voxel
-    sizes, with the first axis reversed if the affine has a positive determinant. Rotations are left-handed,
-    ``R = Rx Ry Rz`` (``rotmat2euler`` of FSL's miscmaths), about the centre of the field of view.
+    MCFLIRT describes the transform from volume t to the reference in FSL's coordinates (`to_fsl_coordinates`).
+    Rotations are left-handed, ``R = Rx Ry Rz`` (``rotmat2euler`` of FSL's miscmaths), about the centre of the field of
+    view.
 
     Parameters
     ----------
@@ -327,13 +342,8 @@ def fsl_parameters(poses: np.ndarray, shape: Sequence[int], affine: np.ndarray) 
     numpy.ndarray, (T, 6)
         ``trans_x, trans_y, trans_z`` (mm), ``rot_x, rot_y, rot_z`` (rad).
     """
-    sizes = voxel_sizes(affine)
-    extent = (np.array(shape[:3]) - 1) * sizes
-    to_fsl = np.diag([*sizes, 1.0]) @ np.linalg.inv(affine)
-    if np.linalg.det(affine[:3, :3]) > 0:
-        reverse = np.diag([-1.0, 1.0, 1.0, 1.0])
-        reverse[0, 3] = extent[0]
-        to_fsl = reverse @ to_fsl
+    extent = (np.array(shape[:3]) - 1) * voxel_sizes(affine)
+    to_fsl = to_fsl_coordinates(shape, affine)
     moved = to_fsl @ np.linalg.inv(poses) @ np.linalg.inv(to_fsl)
     rotation, centre = moved[:, :3, :3], extent / 2
     shift = moved[:, :3, 3] + rotation @ centre - centre

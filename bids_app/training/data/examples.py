@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bids_app.bids.entities import natural_key
 from bids_app.bids.participants import site_of
 from bids_app.clips import CLIP_VOLUMES
-from bids_app.errors import BadDataError, NoInputError, NoMatchError
+from bids_app.errors import BadDataError, NoInputError, NoMatchError, UsageError
 from bids_app.files import check_regular, read_rows
 from bids_app.outputs.ratings import FOLDER, failed_runs, read_all_ratings
 from bids_app.training.adapt import LabelledScans
 from bids_app.training.data.labels import EventRule, Segment, Target, read_table
-from bids_app.training.data.sources import find_raw_dataset, prepare
+from bids_app.training.data.sources import (
+    Found,
+    find_own_clips,
+    find_raw_dataset,
+    find_series,
+    prepare_series,
+    scans_of,
+)
 from bids_app.training.data.splits import read_families
 from bids_app.training.data.store import ClipStore, Scan
 
@@ -80,6 +89,8 @@ def load_datasets(
 ) -> list[Dataset]:
     """Load the scans of datasets or clip stores, and prepare missing clips.
 
+    Runs of the participant level that were kept with ``--output-clips`` are read where they are.
+
     Parameters
     ----------
     paths : sequence of Path
@@ -97,21 +108,24 @@ def load_datasets(
     exclude_failed : bool
         Leave out the scans that people rated as failed, see `without_failed`.
     """
-    stores = []
+    sources: list[tuple[str, Path, Callable[[], list[Scan]]]] = []
     for index, path in enumerate(paths):
         if not path.is_dir():
             raise NoInputError(f"{path}: no such folder.", "Give a derivatives dataset or a clip store.")
         is_unique = [p.resolve().name for p in paths].count(path.resolve().name) == 1
         name = path.resolve().name if is_unique else f"{path.resolve().name}{index + 1}"
-        is_store = os.path.lexists(path / "store.json")
-        store = ClipStore(path if is_store else base / f"{name}_{normalisation}", normalisation)
-        if not is_store:
-            prepare(path, store, n_procs, shard, report)
-        stores.append((name, path, store))
+        if os.path.lexists(path / "store.json"):
+            sources.append((name, path, partial(list, ClipStore(path, normalisation))))
+            continue
+        own, found = find_scans(path, normalisation)
+        store = ClipStore(base / f"{name}_{normalisation}", normalisation) if found.series else None
+        if store is not None:
+            prepare_series(path, found, store, n_procs, shard, report)
+        sources.append((name, path, partial(_join_scans, own, found, store)))
     wait()
     datasets = [
-        Dataset(name, path, [replace(scan, clip_volumes=clip_volumes) for scan in store])
-        for name, path, store in stores
+        Dataset(name, path, [replace(scan, clip_volumes=clip_volumes) for scan in read()])
+        for name, path, read in sources
     ]
     return without_failed(datasets, report) if exclude_failed else datasets
 
@@ -159,6 +173,36 @@ def _derivatives_of(scan: Scan, dataset: Dataset) -> Path:
         return dataset.path
     parents = Path(scan.source).parents
     return next((p.parent for p in parents if p.name == f"sub-{scan.participant}"), dataset.path)
+
+
+def _join_scans(own: Mapping[str, Scan], found: Found, store: ClipStore | None) -> list[Scan]:
+    """Return the runs that were kept as clips and the prepared ones, in natural order."""
+    prepared = scans_of(found.series, store) if store is not None else []
+    return sorted([*own.values(), *prepared], key=lambda scan: natural_key(scan.name))
+
+
+def find_scans(dataset: Path, normalisation: str) -> tuple[dict[str, Scan], Found]:
+    """Find the runs of a dataset: those that were kept as clips, and the series of the others.
+
+    Raises
+    ------
+    NoMatchError, UsageError
+        There are neither.
+    """
+    own, others = find_own_clips(dataset, normalisation)
+    try:
+        found = find_series(dataset)
+    except (NoMatchError, UsageError) as error:
+        if not own and others:
+            raise NoMatchError(
+                f"{dataset}: the clips have {' and '.join(sorted(others))} normalisation, not {normalisation}.",
+                f"Run neurostorm with --output-clips {normalisation}; finished steps are not repeated.",
+            ) from error
+        if not own:
+            raise
+        found = Found()
+    series = tuple(each for each in found.series if each.name not in own)
+    return own, Found(series, tuple(message for message in found.messages if message.name not in own))
 
 
 def check_labels(

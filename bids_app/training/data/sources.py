@@ -1,41 +1,52 @@
-"""Preparation of a clip store from preprocessed BOLD series, resampled to the model grid.
+"""Sources of scans for training: preprocessed series of any tree that the participant level reads, and its own clips.
 
-A series is ``*_space-<template>_desc-preproc_bold.nii.gz``, from fMRIPrep or from neurostorm with ``--output-spaces``.
+Series of fMRIPrep, XCP-D, HCP, UK Biobank and of this app are found, ingested and resampled to the model grid by the
+code of the participant level, so that a scan has the same clips in training and in prediction. Runs that the
+participant level has kept with ``--output-clips`` are used as they are.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import os
+import math
 import tempfile
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlparse
 
-import nibabel as nib
 import numpy as np
 
-from bids_app.bids.entities import join_name, natural_key, split_name
-from bids_app.bids.full_disk import says_full
-from bids_app.bids.sidecars import Inheritance, read_json
-from bids_app.catalog import templates
-from bids_app.clips import series_from_image
+from bids_app.bids.datasets import main_dataset, participants_of, read_dataset
+from bids_app.bids.derivatives import SPACES
+from bids_app.bids.entities import natural_key
+from bids_app.bids.query import BoldRun, run_of_derivatives
+from bids_app.bids.sidecars import SCANNER_KEYS, Inheritance, read_json
+from bids_app.clips import GridSeries
 from bids_app.errors import BadDataError, NeurostormError, NoInputError, NoMatchError, UsageError
 from bids_app.files import MAX_CONFOUNDS_BYTES, read_rows
-from bids_app.preprocess.io.headers import check_size, load_nifti, unreadable
-from bids_app.training.data.store import ClipStore, Scan
+from bids_app.outputs.names import CLIPS
+from bids_app.outputs.schema import PREPROCESSING, FileStamp, read_run_files
+from bids_app.preprocess.ingest.derivatives import examine_derived, ingest_run
+from bids_app.preprocess.preprocessed import PreprocessedRun
+from bids_app.preprocess.resample import resample_to_model_grid
+from bids_app.training.data.store import ClipStore, Scan, read_scan
 
 log = logging.getLogger(__name__)
 MAX_SECONDS = 1e6
-"""Limit of repetition and start times, s."""
-BOLD_PATTERN = "**/*_space-*_desc-preproc_bold.nii.gz"
-DERIVATIVE_ENTITIES = ("space", "res", "desc")
-SERIES_HINT = "Run neurostorm with --output-spaces MNI152NLin6Asym, or give a derivatives dataset of fMRIPrep."
+"""Limit of start times, s."""
+METHOD = 2
+"""Version of the preparation: raised when clips of the same series change, so that stored ones are made again."""
+MAX_NAMED = 2
+"""Maximum number of runs to name in a message about several."""
+SERIES_HINT = (
+    "Run neurostorm with --output-clips, or with --output-spaces MNI152NLin6Asym, or give derivatives of fMRIPrep, "
+    "XCP-D, HCP or UK Biobank."
+)
 CONFOUNDS = (
     "framewise_displacement",
     "std_dvars",
@@ -56,46 +67,127 @@ CONFOUNDS = (
 
 @dataclass(frozen=True)
 class Series:
-    """Preprocessed BOLD series of a run.
+    """Preprocessed series of a run.
 
     Attributes
     ----------
-    name : str
-        Name of the run, without the entities of preprocessing.
-    bold : Path
-    entities : dict of str to str
+    run : BoldRun
+        As the participant level finds it.
+    stamp : str
+        Hash of the state of its files and of the method; see `Scan.stamp`.
     """
 
+    run: BoldRun
+    stamp: str
+
+    @property
+    def name(self) -> str:
+        """Name of the run, without the entities of preprocessing."""
+        return self.run.stem
+
+
+@dataclass(frozen=True)
+class Message:
+    """What is reported about one run: ``omitted``, or ``note`` for a warning, with the reason and the file."""
+
+    kind: str
     name: str
-    bold: Path
-    entities: dict[str, str]
+    reason: str
+    file: str = ""
+
+    @property
+    def where(self) -> str:
+        """Run and file."""
+        return f"{self.name} ({self.file})" if self.file else self.name
 
 
-def find_series(dataset: Path) -> list[Series]:
-    """Find one preprocessed series per run in a supported space.
+@dataclass(frozen=True)
+class Found:
+    """Series of a dataset, and messages about runs without one."""
 
-    Runs in several spaces: the first space in the catalog is used; several resolutions: 2 mm, as the model grid.
+    series: tuple[Series, ...] = ()
+    messages: tuple[Message, ...] = ()
+
+
+def find_series(dataset: Path) -> Found:
+    """Find the preprocessed series of a dataset, one per run, by the rules of the participant level.
+
+    Raises
+    ------
+    NoMatchError
+        The dataset has no series.
+    UsageError
+        All series are in unsupported spaces.
     """
-    known = list(templates.catalog())
-    best: dict[str, tuple[tuple[int, bool, str], Series]] = {}
-    seen = set()
-    for bold in dataset.glob(BOLD_PATTERN):
-        entities = split_name(bold.name)[0]
-        seen.add(entities["space"])
-        if entities["space"] in known and "sub" in entities:
-            own = {k: v for k, v in entities.items() if k not in DERIVATIVE_ENTITIES}
-            found = Series(join_name(own, "").removesuffix("_"), bold, entities)
-            rank = (known.index(entities["space"]), entities.get("res") not in ("2", "02"), bold.name)
-            if found.name not in best or rank < best[found.name][0]:
-                best[found.name] = (rank, found)
-    if seen and not best:
+    participants = participants_of(dataset)
+    derived = read_dataset(dataset, main_dataset(dataset), participants) if participants else None
+    runs = [run_of_derivatives(run) for run in derived.runs] if derived else []
+    unusable = {_name_of(dict(key)): what for key, what in derived.unusable.items()} if derived else {}
+    if not runs and any("_space-" in what for what in unusable.values()):
         raise UsageError(
-            f"{dataset}: unsupported space: {', '.join(sorted(seen))}.",
-            f"Use one of {', '.join(known)}.",
+            f"{dataset}: no series in a supported space; found {next(iter(unusable.values()))}.",
+            f"Use one of {', '.join(SPACES)}.",
         )
-    if not best:
-        raise NoMatchError(f"{dataset}: no *_desc-preproc_bold.nii.gz in a template space.", SERIES_HINT)
-    return [best[name][1] for name in sorted(best, key=natural_key)]
+    if not runs:
+        found = f"; found {next(iter(unusable.values()))}" if unusable else ""
+        raise NoMatchError(f"{dataset}: no preprocessed BOLD series in a template space{found}.", SERIES_HINT)
+    series = [Series(run, _stamp_of(run)) for run in runs]
+    messages = tuple(Message("omitted", name, f"only {what}.") for name, what in unusable.items())
+    return Found(tuple(sorted(series, key=lambda each: natural_key(each.name))), messages)
+
+
+def _name_of(entities: Mapping[str, str]) -> str:
+    return BoldRun(Path(), dict(entities)).stem
+
+
+def _stamp_of(run: BoldRun) -> str:
+    """Hash the method, and size and modification time of the files that decide the clips of a run."""
+    assert run.derived is not None
+    parts: list[Any] = [METHOD]
+    for path in filter(None, (run.bold, run.derived.confounds, run.derived.warp)):
+        try:
+            state = path.stat()
+            parts.append((path.name, state.st_size, state.st_mtime_ns))
+        except OSError:
+            parts.append((path.name, "missing"))
+    return hashlib.sha256(repr(parts).encode("utf-8", errors="surrogateescape")).hexdigest()[:16]
+
+
+def find_own_clips(dataset: Path, normalisation: str) -> tuple[dict[str, Scan], set[str]]:
+    """Find the runs that the participant level kept with ``--output-clips``.
+
+    Entries that are not in the complete manifest of their run are of an earlier preprocessing, or are being written;
+    they are not used.
+
+    Returns
+    -------
+    tuple
+        Scans by name, and the other normalisations that runs were kept with.
+    """
+    found: dict[str, Scan] = {}
+    others: set[str] = set()
+    for folder in sorted(dataset.glob(f"sub-*/{CLIPS}")):
+        for stem, run in read_run_files(folder.parent).items():
+            manifest = run.current(PREPROCESSING)
+            files = manifest.files if manifest else {}
+            for name in files:
+                path = dataset / name
+                if path.name == "scan.json" and path.parent.name == stem:
+                    kept = path.parents[1].name
+                    if kept != normalisation:
+                        others.add(kept)
+                    elif _is_whole(path.parent, dataset, files):
+                        found[stem] = read_scan(path.parent)
+    return found, others
+
+
+def _is_whole(entry: Path, dataset: Path, files: Mapping[str, FileStamp]) -> bool:
+    """Return True if the files of an entry have the sizes of the manifest."""
+    start = f"{entry.relative_to(dataset).as_posix()}/"
+    try:
+        return all((dataset / n).stat().st_size == files[n].size for n in files if n.startswith(start))
+    except OSError:
+        return False
 
 
 def prepare(
@@ -105,20 +197,33 @@ def prepare(
     shard: tuple[int, int] = (0, 1),
     report: Callable[[str], None] | None = None,
 ) -> list[Scan]:
-    """Add the preprocessed series of a dataset to a clip store.
+    """Add the preprocessed series of a dataset to a clip store; see `find_series` and `prepare_series`."""
+    return prepare_series(dataset, find_series(dataset), store, n_procs, shard, report)
+
+
+def prepare_series(
+    dataset: Path,
+    found: Found,
+    store: ClipStore,
+    n_procs: int = 1,
+    shard: tuple[int, int] = (0, 1),
+    report: Callable[[str], None] | None = None,
+) -> list[Scan]:
+    """Add series to a clip store.
 
     Parameters
     ----------
     dataset : Path
-        Derivatives; brain masks and confounds are read from the folders of the series.
+        For messages.
+    found : Found
     store : ClipStore
-        Existing scans are kept, so an interrupted preparation can be resumed.
+        Existing scans of unchanged series are kept, so an interrupted preparation can be resumed.
     n_procs : int
         Parallel processes.
     shard : tuple of int
         Part of the dataset to prepare and number of parts, if several processes fill one store.
     report : callable, optional
-        Receives a message for each omitted series, with the reason.
+        Receives a message for each omitted series with the reason, and for each warning; equal ones are summed up.
 
     Returns
     -------
@@ -128,70 +233,103 @@ def prepare(
     Raises
     ------
     NoMatchError
-        The dataset has no series, or all series are unusable.
-    UsageError
-        All series are in unsupported spaces.
+        All series are unusable.
     """
-    wanted = find_series(dataset)[shard[0] :: shard[1]]
-    missing = [found for found in wanted if found.name not in store]
+    wanted = found.series[shard[0] :: shard[1]]
+    missing = [series for series in wanted if not store.has(series.name, series.stamp)]
     if n_procs > 1 and len(missing) > 1:
         with ProcessPoolExecutor(min(n_procs, len(missing)), mp_context=get_context("spawn")) as pool:
-            reasons = list(pool.map(_prepare_or_reason, missing, [store] * len(missing)))
+            parts = list(pool.map(_prepare_or_reason, missing, [store] * len(missing)))
     else:
-        reasons = [_prepare_or_reason(found, store) for found in missing]
-    reasons = [reason for reason in reasons if reason]
-    for reason in reasons:
-        (report or log.warning)(f"omitted: {reason}")
-    scans = [store[found.name] for found in wanted if found.name in store]
+        parts = [_prepare_or_reason(series, store) for series in missing]
+    messages = [message for part in parts for message in part]
+    for line in sum_up((*(found.messages if shard[0] == 0 else ()), *messages)):
+        (report or log.warning)(line)
+    scans = scans_of(wanted, store)
     if wanted and not scans:
-        raise NoMatchError(f"{dataset}: all {len(wanted)} series are unusable.", f"First error: {reasons[0]}")
+        first = next(message for message in messages if message.kind == "omitted")
+        raise NoMatchError(
+            f"{dataset}: all {len(wanted)} series are unusable.", f"First error: {first.where}: {first.reason}"
+        )
     return scans
 
 
-def _prepare_or_reason(series: Series, store: ClipStore) -> str:
-    """Prepare a series; return the reason if it is unusable, else an empty string."""
+def scans_of(series: Sequence[Series], store: ClipStore) -> list[Scan]:
+    """Return the scans of series that a store has."""
+    return [store[each.name] for each in series if store.has(each.name, each.stamp)]
+
+
+def sum_up(messages: Sequence[Message]) -> list[str]:
+    """Write one line per message; messages that differ in the run only become one line."""
+    groups: dict[tuple[str, str], list[Message]] = {}
+    for message in messages:
+        groups.setdefault((message.kind, message.reason), []).append(message)
+    lines = []
+    for (kind, reason), alike in groups.items():
+        names = alike[0].where if len(alike) == 1 else ", ".join(each.name for each in alike[:MAX_NAMED])
+        more = f" and {len(alike) - MAX_NAMED} more" if len(alike) > MAX_NAMED else ""
+        lines.append(f"{kind}: {names}{more}: {reason}")
+    return lines
+
+
+def _prepare_or_reason(series: Series, store: ClipStore) -> list[Message]:
+    """Prepare a series; return its warnings, or the reason if it is unusable."""
+    name, file = series.name, series.run.bold.name
     try:
-        _prepare_series(series, store)
+        warnings = _prepare_series(series, store)
     except (BadDataError, NoInputError) as error:
-        return f"{series.bold.name}: {error}"
-    return ""
+        return [Message("omitted", name, str(error).removeprefix(f"{file}: "), file)]
+    return [Message("note", name, warning.removeprefix(f"{file}: "), file) for warning in warnings]
 
 
-def _prepare_series(series: Series, store: ClipStore) -> Scan:
-    bold, entities = series.bold, series.entities
-    to_model = templates.space(entities["space"]).to_model
-    mask_path = bold.with_name(bold.name.replace("_desc-preproc_bold", "_desc-brain_mask"))
-    image = _in_model_space(bold, to_model)
-    mask = _in_model_space(mask_path, to_model) if os.path.lexists(mask_path) else None
-    sidecar = _sidecar(bold)
-    tr = sidecar.get("RepetitionTime")
-    confounds, n_dummy = _read_confounds(bold.parent / f"{series.name}_desc-confounds_timeseries.tsv")
-    zooms = image.header.get_zooms()
-    if len(zooms) < 4:
-        raise BadDataError(f"{bold.name}: image is {len(zooms)}D instead of 4D.", "Copy the file again.")
-    step = _seconds(tr if tr is not None else float(zooms[3]), "RepetitionTime", bold)
-    start = n_dummy * step + _seconds(sidecar.get("StartTime") or 0.0, "StartTime", bold)
+def _prepare_series(series: Series, store: ClipStore) -> tuple[str, ...]:
+    """Add a series to a store; return the warnings of its ingestion."""
+    run = series.run
+    if run.problem is not None:
+        raise NoInputError(run.problem.message, run.problem.hint)
     with tempfile.TemporaryDirectory(dir=store.folder, prefix=".series.") as scratch:
-        try:
-            grid_series = series_from_image(image, scratch, tr=tr, mask=mask, start=start, skip=n_dummy)
-        except (OSError, EOFError, zlib.error) as error:
-            if says_full(error):
-                raise
-            raise unreadable(bold, error) from error
-        labels: dict[str, Any] = {key: entities[key] for key in ("task", "run") if key in entities}
-        session = entities.get("ses", "")
-        return store.add(series.name, grid_series, entities["sub"], session, labels, str(bold), confounds)
+        preprocessed, grid = series_on_grid(run, Path(scratch))
+        facts = facts_of(run.entities, run.metadata, preprocessed)
+        store.add(series.name, grid, source=str(run.bold), stamp=series.stamp, **facts)
+    return preprocessed.warnings
 
 
-def _in_model_space(path: Path, to_model: np.ndarray) -> nib.Nifti1Image:
-    image = load_nifti(path)
-    check_size(image, path)
-    return nib.Nifti1Image(image.dataobj, to_model @ image.affine, image.header)
+def series_on_grid(run: BoldRun, out_dir: Path) -> tuple[PreprocessedRun, GridSeries]:
+    """Ingest a preprocessed series and resample it to the model grid, as the participant level does.
+
+    Parameters
+    ----------
+    run : BoldRun
+        With `BoldRun.derived`.
+    out_dir : Path
+
+    Returns
+    -------
+    tuple of PreprocessedRun and GridSeries
+        ``start`` of the latter includes the reference time of slice timing correction.
+    """
+    assert run.derived is not None
+    folders = [out_dir / name for name in ("examine", "ingest", "grid")]
+    for folder in folders:
+        folder.mkdir()
+    series = examine_derived(run.derived, run.metadata, folders[0])
+    preprocessed = ingest_run(series, run.derived, folders[1])
+    grid = resample_to_model_grid(preprocessed, folders[2])
+    start = _seconds(run.metadata.get("StartTime") or 0.0, "StartTime", run.bold)
+    return preprocessed, replace(grid, start=grid.start + start)
 
 
-def _sidecar(bold: Path) -> dict[str, Any]:
-    sidecar = bold.with_suffix("").with_suffix(".json")
-    return read_json(sidecar) if os.path.lexists(sidecar) else {}
+def facts_of(entities: Mapping[str, str], metadata: Mapping[str, Any], run: PreprocessedRun) -> dict[str, Any]:
+    """Return what a store keeps of a run besides its clips, as arguments of `ClipStore.add`."""
+    quality = {name: float(value) for name, value in {**run.quality, "tr": run.tr}.items() if math.isfinite(value)}
+    return {
+        "participant": entities["sub"],
+        "session": entities.get("ses", ""),
+        "labels": {key: entities[key] for key in ("task", "run") if key in entities},
+        "confounds": read_confounds(run.confounds, run.n_dummy),
+        "quality": quality,
+        "scanner": {key: metadata[key] for key in SCANNER_KEYS if isinstance(metadata.get(key), str | int | float)},
+    }
 
 
 def _seconds(value: Any, name: str, bold: Path) -> float:
@@ -201,13 +339,9 @@ def _seconds(value: Any, name: str, bold: Path) -> float:
     return float(value)
 
 
-def _read_confounds(path: Path) -> tuple[dict[str, float], int]:
-    """Read means and standard deviations of confounds, and the number of non-steady-state volumes."""
-    if not os.path.lexists(path):
-        return {}, 0
+def read_confounds(path: Path, n_dummy: int) -> dict[str, float]:
+    """Read means and standard deviations of confounds after the non-steady-state volumes."""
     rows = read_rows(path, max_bytes=MAX_CONFOUNDS_BYTES)
-    n_dummy = sum(name.startswith("non_steady_state_outlier") for name in (rows[0] if rows else {}))
-    n_dummy = min(n_dummy, max(len(rows) - 1, 0))
     found: dict[str, float] = {}
     for name in CONFOUNDS:
         texts = [row[name] for row in rows[n_dummy:] if name in row]
@@ -219,7 +353,7 @@ def _read_confounds(path: Path) -> tuple[dict[str, float], int]:
             found[f"{name}_mean"], found[f"{name}_std"] = float(values.mean()), float(values.std())
             if name == "framewise_displacement":
                 found[f"{name}_max"] = float(values.max())
-    return found, n_dummy
+    return found
 
 
 def find_raw_dataset(dataset: Path) -> Path | None:

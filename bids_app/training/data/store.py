@@ -18,6 +18,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,19 @@ class Scan:
     labels : dict
         Labels of the scan (task, run); labels of the participant come from tables.
     source : str
-        Path of the preprocessed BOLD file.
+        Path of the preprocessed BOLD file, or BIDS URI of the raw one.
     start : float
         Time of the first volume relative to the start of the acquisition, s.
     confounds : dict of str to float
         Summaries of motion and confounds: means and standard deviations over the run.
     signal : dict of str to float
         Measures of the signal, see `bids_app.preprocess.brain_signal`; empty in stores of earlier versions.
+    quality : dict of str to float
+        Repetition time (``tr``, s) and image quality metrics; empty in stores of earlier versions.
+    scanner : dict
+        Keys of the sidecar that name the scanner, see `bids_app.bids.sidecars.SCANNER_KEYS`.
+    stamp : str
+        What the scan was made from; a scan with another stamp is made again.
     clip_volumes : int
         Volumes of a clip: those of the encoder that reads the scan; not part of the store.
     """
@@ -78,6 +85,9 @@ class Scan:
     start: float = 0.0
     confounds: dict[str, float] = field(default_factory=dict)
     signal: dict[str, float] = field(default_factory=dict)
+    quality: dict[str, float] = field(default_factory=dict)
+    scanner: dict[str, Any] = field(default_factory=dict)
+    stamp: str = ""
     clip_volumes: int = CLIP_VOLUMES
 
     @property
@@ -168,7 +178,11 @@ class ClipStore:
     def __getitem__(self, name: str) -> Scan:
         if name not in self:
             raise KeyError(name)
-        return _scan_from(self.folder / name / "scan.json")
+        return read_scan(self.folder / name)
+
+    def has(self, name: str, stamp: str) -> bool:
+        """Return True if the store has a scan that was made from what ``stamp`` describes."""
+        return name in self and self[name].stamp == stamp
 
     def add(
         self,
@@ -179,13 +193,16 @@ class ClipStore:
         labels: Mapping[str, Any] | None = None,
         source: str = "",
         confounds: Mapping[str, float] | None = None,
+        quality: Mapping[str, float] | None = None,
+        scanner: Mapping[str, Any] | None = None,
+        stamp: str = "",
     ) -> Scan:
-        """Normalise a run and add it to the store; an existing scan is kept.
+        """Normalise a run and add it to the store; an existing scan with the same stamp is kept.
 
         The folder is written under a temporary name and renamed, so that a killed process leaves no partial scan and
-        two processes can add the same scan.
+        two processes can add the same scan. Parameters as in `Scan`.
         """
-        if name in self:
+        if self.has(name, stamp):
             return self[name]
         codes, scale, background, mean = _quantise(series, self.normalisation)
         try:
@@ -194,21 +211,31 @@ class ClipStore:
             np.save(temporary / "mask.npy", np.packbits(series.mask))
             np.save(temporary / "mean.npy", mean)
             scan = Scan(temporary, participant, session, scale, background, len(codes), dict(labels or {}), source)
-            signal = measure_signal(series)
-            about = asdict(replace(scan, start=series.start, confounds=dict(confounds or {}), signal=signal))
+            scan = replace(scan, start=series.start, signal=measure_signal(series), stamp=stamp)
+            facts = {"confounds": confounds, "quality": quality, "scanner": scanner}
+            about = asdict(scan) | {name: dict(known or {}) for name, known in facts.items()}
             del about["folder"], about["clip_volumes"]
             _write_json(temporary / "scan.json", about)
+            self._discard(name)
             try:
                 os.rename(temporary, self.folder / name)
             except OSError:
                 shutil.rmtree(temporary, ignore_errors=True)
-                if name not in self:
+                if not self.has(name, stamp):
                     raise
         except OSError as error:
             raise CannotCreateError(
                 f"{self.folder / name}: writing failed ({error}).", "Check disk space and permissions."
             ) from error
         return self[name]
+
+    def _discard(self, name: str) -> None:
+        """Remove a scan with another stamp, if there is one."""
+        if name in self:
+            aside = Path(tempfile.mkdtemp(dir=self.folder, prefix=f".{name}."))
+            with suppress(FileNotFoundError):  # another process was faster
+                os.rename(self.folder / name, aside / name)
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def _quantise(series: GridSeries, normalisation: str) -> tuple[np.ndarray, float, float, np.ndarray]:
@@ -235,18 +262,26 @@ def _quantise(series: GridSeries, normalisation: str) -> tuple[np.ndarray, float
     return codes, scale, reader.normalisation(normalisation).background, mean.astype(np.float16)
 
 
-def _scan_from(path: Path) -> Scan:
-    """Read the description of a scan, and check the type of each value."""
+def read_scan(folder: Path) -> Scan:
+    """Read the description of a scan, and check the type of each value.
+
+    Raises
+    ------
+    NoInputError, BadDataError
+        The folder is not that of a scan.
+    """
+    path = folder / "scan.json"
     content = _read_object(path)
     try:
         scan = Scan(path.parent, **content)
-        texts = [scan.participant, scan.session, scan.source]
-        numbers = [scan.scale, scan.background, scan.start, *scan.confounds.values()]
+        texts = [scan.participant, scan.session, scan.source, scan.stamp]
+        numbers = [scan.scale, scan.background, scan.start, *scan.confounds.values(), *scan.quality.values()]
         valid = (
             all(isinstance(text, str) for text in texts)
             and all(isinstance(number, int | float) for number in numbers)
             and math.isfinite(scan.scale) and scan.scale > 0 and math.isfinite(scan.background)
-            and isinstance(scan.n_vols, int) and isinstance(scan.labels, dict) and "clip_volumes" not in content
+            and isinstance(scan.n_vols, int) and isinstance(scan.labels, dict) and isinstance(scan.scanner, dict)
+            and "clip_volumes" not in content
         )  # fmt: skip
     except (TypeError, AttributeError):
         valid = False

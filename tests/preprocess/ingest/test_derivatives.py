@@ -11,6 +11,7 @@ from nibabel.orientations import apply_orientation, inv_ornt_aff
 
 from bids_app.bids.derivatives import DerivedRun
 from bids_app.bids.orientation import LeftRight, Orientation
+from bids_app.bids.ukb import read_ukb
 from bids_app.catalog.templates import MODEL_SPACE, space
 from bids_app.clips import MODEL_GRID_AFFINE
 from bids_app.errors import BadDataError
@@ -24,9 +25,10 @@ from bids_app.preprocess.ingest.derivatives import (
 )
 from bids_app.preprocess.io.images import save_image
 from bids_app.preprocess.preprocessed import PreprocessedRun
-from bids_app.preprocess.registration.transforms import Chain, grid_points
+from bids_app.preprocess.registration.ants import dice
+from bids_app.preprocess.registration.transforms import Chain, grid_points, resample_to
 from bids_app.preprocess.resample import resample_to_model_grid
-from tests.helpers.datasets import PreprocessedTree, write_standard_image
+from tests.helpers.datasets import TO_SCAN, PreprocessedTree, fsl_field, write_standard_image, write_ukb_run
 
 
 def derived(bold, **fields):
@@ -253,6 +255,13 @@ def test_hcp_movement_regressors_become_fmriprep_columns(tmp_path):
         read_table(tmp_path / "Movement_Regressors.txt", None, 4, "x")
 
 
+def test_motion_of_mcflirt_becomes_fmriprep_columns(tmp_path):
+    (tmp_path / "mcf.par").write_text("0.1 0.2 0.3 1 2 3\n0 0 0 0 0 0\n")
+    found = read_table(tmp_path / "mcf.par", None, 2, "run").columns
+    names = [f"{kind}_{axis}" for kind in ("trans", "rot") for axis in "xyz"]
+    assert found[names].iloc[0].tolist() == [1, 2, 3, 0.1, 0.2, 0.3]
+
+
 def test_dummy_volumes_are_counted_from_the_table():
     def table(**columns):
         return pd.DataFrame(columns)
@@ -271,3 +280,44 @@ def test_missing_columns_are_computed_and_existing_ones_kept():
     assert found.columns["global_signal"].tolist() == list(range(30))
     assert found.columns["std_dvars"][1:].mean() == pytest.approx(1, abs=0.3)
     assert set(found.columns) == set(found.meta) | {"global_signal"}
+
+
+@pytest.fixture(scope="module")
+def in_scan_space(standard_brain, tmp_path_factory):
+    """A run in the space of the scan, with FSL's field to the template."""
+    root = tmp_path_factory.mktemp("ukb")
+    write_ukb_run(root, standard_brain)
+    ((run,), _) = read_ukb(root, ["1234567"])
+    return run
+
+
+def test_a_run_in_the_space_of_the_scan_is_resampled_by_its_transform(in_scan_space, standard_brain, tmp_path):
+    found = go(in_scan_space, tmp_path, {"RepetitionTime": 0.735})
+    image, mask = nib.load(found.boldref), nib.load(found.brain_mask).get_fdata() > 0
+    assert np.allclose(image.affine, space(MODEL_SPACE).affine)
+    expected = resample_to(standard_brain.image * standard_brain.mask, standard_brain.affine, image.shape, image.affine)
+
+    def similarity(shift, axis):
+        return np.corrcoef(np.roll(image.get_fdata(), shift, axis)[mask], expected[mask])[0, 1]
+
+    assert similarity(0, 0) > 0.94
+    assert all(similarity(shift, axis) < similarity(0, 0) - 0.005 for shift in (-1, 1) for axis in range(3))
+    assert found.orientation.left_right is LeftRight.AS_STORED
+    assert "boldref" in found.orientation.same_as
+    brain = resample_to(standard_brain.mask.astype(float), standard_brain.affine, image.shape, image.affine) > 0.5
+    assert dice(mask, brain) > 0.96
+    assert not any("overlap" in warning or "no brain mask" in warning for warning in found.warnings)
+    assert found.quality["fd_mean"] == pytest.approx(0.05, rel=0.2)
+    assert set(found.other_sources) == {in_scan_space.mask, in_scan_space.warp, in_scan_space.confounds}
+    assert (found.source, found.n_volumes) == (in_scan_space.bold, 32)
+    assert not list(tmp_path.glob("examine/native/*.nii"))  # the uncompressed copy
+
+
+def test_a_transform_of_another_image_is_refused(in_scan_space, standard_brain, tmp_path):
+    shape, affine = nib.load(in_scan_space.bold).shape[:3], nib.load(in_scan_space.bold).affine
+    far = np.outer([1, 1, 1, 0], [0, 0, 0, 400.0])
+    for name, matrix in (("mirrored", TO_SCAN @ np.diag([-1.0, 1, 1, 1])), ("far", TO_SCAN + far)):
+        field = fsl_field(standard_brain.image.shape, standard_brain.affine, shape, affine, matrix)
+        warp = write_standard_image(tmp_path / f"{name}.nii.gz", field, standard_brain.affine)
+        with pytest.raises(BadDataError, match=r"left|no data"):
+            go(replace(in_scan_space, warp=warp), tmp_path / name, {"RepetitionTime": 0.735})

@@ -178,7 +178,7 @@ def test_an_array_of_another_size_than_that_of_the_scan_is_refused(store_folder,
     [
         {"n_vols": 10**9}, {"n_vols": "25"}, {"n_vols": 2.5}, {"scale": 0.0}, {"scale": float("nan")}, {"scale": None},
         {"background": float("inf")}, {"participant": 1}, {"labels": []}, {"confounds": {"fd": "x"}}, {"other": 1},
-        {"start": "0"}, {"confounds": None},
+        {"start": "0"}, {"confounds": None}, {"quality": {"tr": None}}, {"stamp": 1}, {"scanner": "x"},
     ],
     ids=str,
 )  # fmt: skip
@@ -187,6 +187,16 @@ def test_a_scan_with_an_invalid_description_is_named(store_folder, change):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(BadDataError, match=r"a/(scan\.json|values\.npy)"):
         read_all(store_folder)
+
+
+def test_a_scan_is_made_again_only_if_its_stamp_changed(tmp_path, invented_series):
+    store = ClipStore(tmp_path, "voxel")
+    first = store.add("a", invented_series(seed=0), "01", stamp="one")
+    assert store.add("a", invented_series(seed=1), "02", stamp="one").participant == "01"
+    changed = store.add("a", invented_series(seed=1, n_vols=30), "02", stamp="two")
+    assert (changed.participant, changed.n_vols, changed.stamp) == ("02", 30, "two")
+    assert changed.folder == first.folder
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_clips_beyond_the_end_of_the_scan_raise(tmp_path, invented_series):
