@@ -86,7 +86,7 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class Question:
+class Row:
     """One row of the table.
 
     Attributes
@@ -106,13 +106,13 @@ class Question:
 
 
 ALL = {
-    "age": Question("spectrum (slowing)", "traits", "participants.tsv:age"),
-    "sex": Question("lag of the visual network", "traits", "participants.tsv:sex"),
-    "phenotype": Question("variance, limbic and cerebellum", "traits", "phenotype/test.tsv:score"),
-    "diagnosis": Question("connectivity of two pairs of networks", "traits", "participants.tsv:group"),
-    "identity": Question("individual connectome", "sessions", "scan:participant", "embedding"),
-    "states": Question("activation of 1 to 2 %, blocks of 16 s", "states", "events.tsv:trial_type"),
-    "runs": Question("activation of 1 to 2 %, runs of one state", "runs", "scan:state"),
+    "age": Row("spectrum (slowing)", "traits", "participants.tsv:age"),
+    "sex": Row("lag of the visual network", "traits", "participants.tsv:sex"),
+    "phenotype": Row("variance, limbic and cerebellum", "traits", "phenotype/test.tsv:score"),
+    "diagnosis": Row("connectivity of two pairs of networks", "traits", "participants.tsv:group"),
+    "identity": Row("individual connectome", "sessions", "scan:participant", "embedding"),
+    "states": Row("activation of 1 to 2 %, blocks of 16 s", "states", "events.tsv:trial_type"),
+    "runs": Row("activation of 1 to 2 %, runs of one state", "runs", "scan:state"),
 }
 
 
@@ -238,11 +238,11 @@ def make_cohort(name: str, work: Path, sizes: Sizes, effects: DynamicEffects) ->
     return Dataset(name, folder, [BlockScan(**vars(scan)) for scan in store])
 
 
-def run(question: Question, dataset: Dataset, models: dict[str, Model], repeats: int) -> dict[str, Evaluation]:
+def run(entry: Row, dataset: Dataset, models: dict[str, Model], repeats: int) -> dict[str, Evaluation]:
     """Evaluate a task; the key names the method that the evaluation's encoder or amplitudes stand for."""
-    examples = label_scans([dataset], question.target, dataset.path, EventRule(overlap=0.8))
-    task = Task.from_values(question.target.rpartition(":")[2], examples.data.values, question.kind, 48)
-    settings = EvaluateSettings(AdaptSettings("linear"), question.folds, repeats=repeats, permutations=0)
+    examples = label_scans([dataset], entry.target, dataset.path, EventRule(overlap=0.8))
+    task = Task.from_values(entry.target.rpartition(":")[2], examples.data.values, entry.kind, 48)
+    settings = EvaluateSettings(AdaptSettings("linear"), entry.folds, repeats=repeats, permutations=0)
     found = {ENCODER: evaluate(models[ENCODER], task, examples, settings, NORMALISATION, labels=region_labels())}
     amplitude = replace(settings, baselines=(AMPLITUDE,))
     found[THREE] = evaluate(models[ENCODER], task, examples, amplitude, NORMALISATION, labels=three_regions())
@@ -251,7 +251,7 @@ def run(question: Question, dataset: Dataset, models: dict[str, Model], repeats:
     return found
 
 
-def row(name: str, question: Question, found: dict[str, Evaluation], columns: list[str]) -> str:
+def row(name: str, entry: Row, found: dict[str, Evaluation], columns: list[str]) -> str:
     """Return a row of the table."""
     whole = found[ENCODER]
     methods = {key: whole.methods[key] for key in whole.methods}
@@ -273,7 +273,7 @@ def row(name: str, question: Question, found: dict[str, Evaluation], columns: li
     verdict = "; ".join(verdicts) or "none"
     highest = max((key for key in columns if key in methods), key=lambda key: methods[key].metrics[metric])
     n = f"{whole.facts['Participants']}, {whole.facts['Examples']}"
-    return f"| {name} | {question.effect} | {n} | {metric} | {' | '.join(cells)} | {TITLES[highest]} | {verdict} |"
+    return f"| {name} | {entry.effect} | {n} | {metric} | {' | '.join(cells)} | {TITLES[highest]} | {verdict} |"
 
 
 def rule_features(scans: list[Scan]) -> np.ndarray:
@@ -317,8 +317,8 @@ def adapter_states(model: Model, runs: list[Scan]) -> np.ndarray:
     """Return the states that the demonstration adapter predicts, with its encoder as that of block averages."""
     adapter = load_adapter(ADAPTER)
     adapter = replace(adapter, card=replace(adapter.card, encoder_sha256=model.weights_sha256))
-    answers = predict_scans(model, AdaptedModel(model, adapter), runs, 8)
-    return np.array(adapter.card.labels)[answers.argmax(axis=1)]
+    predictions = predict_scans(model, AdaptedModel(model, adapter), runs, 8)
+    return np.array(adapter.card.labels)[predictions.argmax(axis=1)]
 
 
 def report_rule(model: Model, runs: list[Scan], earlier: list[Scan]) -> None:
@@ -330,12 +330,12 @@ def report_rule(model: Model, runs: list[Scan], earlier: list[Scan]) -> None:
     print("\n| runs of one state | runs | method | accuracy |\n" + "| --- " * 4 + "|")
     for name, scans in cohorts.items():
         own = best_threshold(sds[name], states[name])
-        answers = {
+        predictions = {
             f"three regions, rule with the best threshold on grid_scans ({fixed:.2f})": apply_rule(sds[name], fixed),
             f"three regions, rule with the best threshold on these runs ({own:.2f})": apply_rule(sds[name], own),
             "demonstration adapter as it is": adapter_states(model, scans),
         }
-        for method, found in answers.items():
+        for method, found in predictions.items():
             n_correct = int((found == states[name]).sum())
             low, high = binomtest(n_correct, len(scans)).proportion_ci(method="wilson")
             print(f"| {name} | {len(scans)} | {method} | {n_correct / len(scans):.3f} ({low:.3f} to {high:.3f}) |")
@@ -433,7 +433,7 @@ def main() -> None:
         "--real",
         type=Path,
         metavar="DIR",
-        help="compare with real regional time series, and stop: folders brainfc-rest01-schaefer100 (of PyPI brainfc 0.5.1) "
+        help="compare with real regional time series, and stop: folders brainfc-rest01-schaefer100 (of brainfc 0.5.1) "
         "and connattractor-rest-mist122 (of github pni-lab/connattractor)",
     )
     p.add_argument("--threads", type=int, default=1, help="threads of the encoder (default: %(default)s)")
