@@ -30,7 +30,7 @@ from bids_app.cli.train import parser as train_parser
 from bids_app.cli.train import with_option_files
 from bids_app.errors import BadDataError, NoInputError, UsageError
 from bids_app.files import read_rows
-from bids_app.training.commands import complete_from_recipe, describe_recipe
+from bids_app.training.commands import DEFAULT_MODEL, complete_from_recipe, describe_recipe
 from bids_app.training.evaluation.comparison import ENCODER
 
 FOLDER = Path(__file__).with_name("papers")
@@ -180,7 +180,8 @@ def expected_setup(row: Row) -> dict[str, str]:
         "Recipe": describe_recipe(arguments, arguments.strategy),
     }
     found |= {"Gallery": f"{arguments.gallery} participants"} if arguments.gallery else {}
-    return found | {"Encoder": read_options("pretrain", row.before).name if row.before else arguments.model}
+    model = read_options("pretrain", row.before).name if row.before else arguments.model or DEFAULT_MODEL
+    return found | {"Encoder": model}
 
 
 def read_options(command: str, name: str) -> argparse.Namespace:

@@ -1104,6 +1104,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("workflow/test_supervisor.py::test_a_crash_on_a_full_disk_is_reported_as_a_full_disk",),
     ),
     Mutation(
+        "a signal that arrives while an object is freed is not lost",
+        "bids_app/cli/neurostorm.py",
+        "sys.unraisablehook = send_again",
+        "pass",
+        ("workflow/test_ends.py::test_a_signal_that_python_drops_while_it_frees_an_object_is_sent_again",),
+    ),
+    Mutation(
         "a full disk is named by its folder",
         "bids_app/workflow/engine.py",
         "if isinstance(error, OSError) and error.errno in NO_SPACE:",

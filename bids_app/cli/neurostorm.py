@@ -230,6 +230,10 @@ def first_line(settings: Settings) -> str:
     return f"neurostorm {__version__}, {settings.level} level{whom}: {settings.bids_dir} to {settings.out_dir}{logs}"
 
 
+AGAIN_SECONDS = 0.02
+"""Time after which a signal that Python dropped is sent again."""
+
+
 def raise_when_terminated() -> None:
     """Have SIGTERM raise `Terminated`, and SIGINT `KeyboardInterrupt`, so that locks are released and workers end."""
 
@@ -238,9 +242,24 @@ def raise_when_terminated() -> None:
             signal.signal(each, signal.SIG_IGN)
         raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    if threading.current_thread() is threading.main_thread():
+    def install() -> None:
         signal.signal(signal.SIGTERM, stop)
         signal.signal(signal.SIGINT, stop)
+
+    ignore = sys.unraisablehook
+
+    def send_again(found: sys.UnraisableHookArgs) -> None:
+        """Python drops what is raised while it frees an object, for example: the signal would be lost."""
+        if issubclass(found.exc_type, Terminated | KeyboardInterrupt):
+            install()
+            number = signal.SIGTERM if issubclass(found.exc_type, Terminated) else signal.SIGINT
+            threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
+        else:
+            ignore(found)
+
+    if threading.current_thread() is threading.main_thread():
+        install()
+        sys.unraisablehook = send_again
 
 
 def prepare_environment(settings: Settings) -> None:

@@ -1,7 +1,8 @@
 """Simulated cohorts with known effects on the model grid, to test training and evaluation.
 
 The brain is a sphere. Each voxel's signal is a baseline plus effects of the participant's traits, of individual
-variability and of task events; each effect has a smooth spatial map. For realistic brains, use `grid_scans`.
+variability and of task events; each effect has a smooth spatial map. For realistic brains, use `grid_scans`; for
+effects that are not in the mean image, `dynamic_cohorts`.
 
     P  participants      U  volumes at 0.8 s      V  voxels of the sphere      E  effects
 """

@@ -54,6 +54,8 @@ from bids_app.training.recipes import PRETRAINING, find_recipe
 from bids_app.training.reference import add_reference
 from bids_app.training.tasks import Task
 
+DEFAULT_MODEL = "neurostorm-5ds"
+"""Encoder that ``evaluate`` uses without ``--adapter``."""
 PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
 BOTH_NORMALISATIONS = ("voxel", "global")
 """Normalisations of the two heads with ``--normalisation both``; the first head gives the prediction."""
@@ -319,7 +321,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
 
         evaluate_adapter(arguments)
         return
-    arguments.model = arguments.model or "neurostorm-5ds"
+    arguments.model = arguments.model or DEFAULT_MODEL
     from bids_app.training.evaluation import evaluate as evaluating
     from bids_app.training.evaluation import several
     from bids_app.training.evaluation.report import write_report

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -121,6 +123,39 @@ def test_a_time_limit_leaves_complete_outputs_logs_and_reports_of_what_was_done(
         assert f"{label}_task-a_desc-quality_metrics.json" in {path.name for path in study.out.rglob("*")}
         assert (study.out / f"{label}.html").read_text().rstrip().endswith("</html>")
     assert not (study.out / "sub-3.html").exists()
+
+
+class InterruptedWhenFreed:
+    """An object that receives a signal while it is freed: Python drops the exception."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        signal.raise_signal(self.number)
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGTERM, Terminated), (signal.SIGINT, KeyboardInterrupt)])
+def test_a_signal_that_python_drops_while_it_frees_an_object_is_sent_again(
+    monkeypatch, capsys, number: int, error: type[BaseException]
+) -> None:
+    monkeypatch.setattr("sys.unraisablehook", sys.__unraisablehook__)
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    raise_when_terminated()
+    try:
+        with pytest.raises(error):
+            wait_for_signal(number)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def wait_for_signal(number: int) -> None:
+    InterruptedWhenFreed(number)
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def test_a_failed_model_does_not_keep_its_preprocessing_from_being_published(study) -> None:

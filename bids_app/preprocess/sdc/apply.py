@@ -18,6 +18,9 @@ from bids_app.errors import BadDataError
 from bids_app.preprocess.io.images import NATIVE_CODE, read_volume, save_image, stamp_header
 from bids_app.preprocess.registration.transforms import Chain, Warp, grid_points, sample
 
+MAX_LINES = 1e6
+"""Numbers of a sidecar above this are no number of lines and no time, s."""
+
 
 @dataclass(frozen=True)
 class Readout:
@@ -74,7 +77,7 @@ def read_readout(metadata: dict[str, Any], shape: tuple[int, ...], name: str) ->
     seconds = metadata.get("TotalReadoutTime")
     spacing, lines = metadata.get("EffectiveEchoSpacing"), metadata.get("ReconMatrixPE", shape[axis])
     if seconds is None and spacing is not None:
-        numbers = isinstance(spacing, int | float) and isinstance(lines, int | float)
+        numbers = all(isinstance(value, int | float) and abs(value) < MAX_LINES for value in (spacing, lines))
         seconds = spacing * (lines - 1) if numbers else f"{spacing!r} x ({lines!r} - 1)"
     if seconds is not None and (not isinstance(seconds, int | float) or not 1e-4 < seconds < 2):
         raise BadDataError(

@@ -32,19 +32,23 @@ RIDGE_OF_NUISANCE = 1e-3
 class Split:
     """Features of a training and a test set, standardised and rotated to the principal components of the training set.
 
-    The rotation does not change a model with an L2 penalty.
+    The rotation does not change a model with an L2 penalty. Vectors that are compared with each other are not rotated:
+    with more features than examples, the components of the training set lack what distinguishes other participants.
 
     Attributes
     ----------
     train, test : np.ndarray of int
         Indices of the examples.
     x, x_test : np.ndarray, (n, components)
+    standardised_test : np.ndarray, (n, F)
+        All features of the test set, standardised but not rotated.
     """
 
     train: np.ndarray
     test: np.ndarray
     x: np.ndarray
     x_test: np.ndarray
+    standardised_test: np.ndarray
 
     @classmethod
     def make(
@@ -65,7 +69,7 @@ class Split:
             coefficients = np.linalg.solve(z.T @ z + penalty, z.T @ x)
             x, x_test = _standardise(x - z @ coefficients, x_test - z_test @ coefficients)
         _, _, axes = np.linalg.svd(x, full_matrices=False)
-        return cls(train, test, x @ axes.T, x_test @ axes.T)
+        return cls(train, test, x @ axes.T, x_test @ axes.T, x_test)
 
 
 def _standardise(x: np.ndarray, x_test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -97,7 +101,7 @@ def fit_predict(task: Task, split: Split, values: Sequence[str], groups: Sequenc
         themselves, as unit vectors.
     """
     if task.kind == EMBEDDING and task.images is None:
-        return to_unit_length(split.x_test)
+        return to_unit_length(split.standardised_test)
     own = [values[i] for i in split.train]
     _, group_of = np.unique(np.array([groups[i] for i in split.train]), return_inverse=True)
     if task.kind == CLASSIFICATION:

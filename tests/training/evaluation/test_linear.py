@@ -80,3 +80,15 @@ def test_a_nuisance_is_removed_with_coefficients_of_the_training_set() -> None:
     for x, rows in ((split.x, train), (split.x_test, test)):
         assert np.abs(np.corrcoef(x.T, motion[rows].T)[:2, 2]).max() < 0.25
     assert np.abs(np.corrcoef(Split.make(features, train, test).x_test.T, motion[test].T)[:2, 2]).max() > 0.6
+
+
+def test_vectors_of_unseen_people_keep_what_the_training_set_lacks() -> None:
+    rng = np.random.default_rng(0)
+    people = np.repeat([f"{k}" for k in range(24)], 2)
+    features = np.repeat(rng.normal(size=(24, 500)), 2, axis=0) + rng.normal(size=(48, 500))
+    train, test = np.arange(16), np.arange(16, 48)
+    task = Task.from_values("participant", [str(p) for p in people], "embedding")
+    found = fit_predict(task, Split.make(features, train, test), people.tolist(), people.tolist())
+    similarity = found @ found.T
+    np.fill_diagonal(similarity, -1)
+    assert (people[test][similarity.argmax(axis=1)] == people[test]).mean() > 0.9
