@@ -21,6 +21,8 @@ from bids_app.training.evaluation.comparison import ENCODER, Halves
 from bids_app.training.evaluation.metrics import Metrics
 from bids_app.training.evaluation.run import Run
 
+MIN_PARTICIPANTS = 10
+"""Minimum number of participants (or families) for halves."""
 N_HALVES = 20
 """Number of random divisions into halves."""
 
@@ -43,9 +45,10 @@ def evaluate_halves(run: Run, features: Mapping[str, np.ndarray], nuisance: np.n
         Without scores if the folds are not repeated (strategies that train the encoder, embeddings, folds by site), or
         if the halves are too small for a cross-validation.
     """
-    if not run.is_repeated:
+    n_groups = len(set(run.groups))
+    if not run.is_repeated or n_groups < MIN_PARTICIPANTS:
         return Halves()
-    found = Halves({name: [] for name in (ENCODER, *features)}, len(set(run.groups)) / 2)
+    found = Halves({name: [] for name in (ENCODER, *features)}, n_groups / 2)
     rng = np.random.default_rng(run.settings.seed + 2)
     for number in range(N_HALVES):
         try:

@@ -160,7 +160,8 @@ def ridge(
         rows = order[starts[sizes == size][:, None] + np.arange(size)]  # (groups of this size, size)
         own, mark = u[rows], root[rows, 0] / np.sqrt(weights.sum())
         hat = np.einsum("gmc,ac,gkc->agmk", own, kept, own) + mark[:, :, None] * mark[:, None, :]  # and the intercept
-        left_out[:, rows] = np.linalg.solve(np.eye(size) - hat, residual[:, rows])
-    best = int(np.argmin((left_out**2).sum(axis=(1, 2))))
+        left_out[:, rows] = np.linalg.solve(np.eye(size) - hat, residual[:, rows]) if len(sizes) > 1 else y[rows]
+    # with a single group, nothing can be left out: the strongest penalty
+    best = int(np.argmin((left_out**2).sum(axis=(1, 2)))) if len(sizes) > 1 else len(PENALTIES) - 1
     coefficients = axes.T @ ((s / (s**2 + penalties[best]))[:, None] * projected)
     return targets - left_out[best] / root, (x_test - centre) @ coefficients + mean

@@ -71,7 +71,7 @@ def test_methods_are_evaluated_in_both_halves_of_each_division() -> None:
 
 
 def test_halves_that_are_too_small_are_left_out() -> None:
-    assert evaluate_halves(make_run(4, 1), {}).scores[ENCODER] == []
+    assert evaluate_halves(make_run(8, 1), {}) == Halves()
 
 
 @pytest.mark.parametrize("strategy", ["prompt", "full"])

@@ -92,3 +92,12 @@ def test_vectors_of_unseen_people_keep_what_the_training_set_lacks() -> None:
     similarity = found @ found.T
     np.fill_diagonal(similarity, -1)
     assert (people[test][similarity.argmax(axis=1)] == people[test]).mean() > 0.9
+
+
+def test_the_scans_of_a_single_participant_can_be_a_training_set() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(4, 3)), rng.normal(size=(4, 1))
+    left_out, predicted = ridge(x, y, x[:2], np.zeros(4, dtype=int), np.ones(4))
+    assert np.isfinite(predicted).all()
+    np.testing.assert_allclose(left_out, np.full((4, 1), y.mean()))
+    assert np.abs(predicted - y.mean()).max() < 0.1  # the strongest penalty
