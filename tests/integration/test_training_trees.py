@@ -96,6 +96,7 @@ def load(out: Path, base: Path, normalisation: str) -> list[Scan]:
     return dataset.scans
 
 
+@pytest.mark.slow
 def test_runs_kept_by_the_participant_level_are_used_and_removed_when_stale(standard_brain, tmp_path: Path) -> None:
     write_fmriprep(tmp_path / "tree", standard_brain)
     (run,) = find_runs(tmp_path / "tree", QuerySettings())

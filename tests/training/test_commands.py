@@ -147,7 +147,7 @@ def test_another_recipe_is_refused_before_anything_is_written(make_store, tmp_pa
     assert not clips.exists()
 
 
-@pytest.mark.parametrize("length", [40, 10])
+@pytest.mark.parametrize("length", [10, pytest.param(40, marks=pytest.mark.slow)])
 def test_the_length_of_clips_is_that_of_the_encoder(make_store, tmp_path, capsys, tiny_config, length):
     store = make_store(2, n_vols=42)
     config = replace(tiny_config, img_size=(96, 96, 96, length))

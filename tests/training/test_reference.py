@@ -68,14 +68,14 @@ def autoencoder(folder: Path, normalisation: str = "global", decoder: bool = Tru
 def test_the_range_of_reconstruction_errors_is_that_of_new_scans_of_the_cohort(
     tmp_path: Path, make_store, invented_series
 ) -> None:
-    store = make_store(2, 45)
+    store = make_store(2, 25)
     model = autoencoder(tmp_path)
     adapter = Adapter(AdapterCard("age", "regression", "age", "0" * 64, "global"), {"head.weight": torch.zeros(1, 2)})
     low, high = add_reconstruction(adapter, model, list(store)).card.ranges["reconstruction"]
     assert low < high
     checkpoint = read_checkpoint(model.path)
     for seed, side in ((0, -1), (1, 1), (2, -1), (3, 1)):
-        reader = ClipReader(invented_series(seed, 45, 60.0, side))
+        reader = ClipReader(invented_series(seed, 25, 60.0, side))
         found = measure_reconstruction(checkpoint, reader)
         assert low * 0.98 <= found.dynamics <= high * 1.02
         facts = {"reconstruction_dynamics": found.dynamics}
