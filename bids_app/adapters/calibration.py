@@ -223,7 +223,12 @@ class Calibration:
                 f"The coverage holds for a site like the {len(self.sites)} of the calibration, with their differences."
             )
             return Promise(about, self.new_site_limits)
-        if site is not None and self.sites and site not in self.sites:
+        if self.sites and site is None:
+            return Promise(
+                "Coverage unknown here: the site of the participant is not known (column site of participants.tsv); "
+                f"the calibration is of {_listed(self.sites)}."
+            )
+        if self.sites and site not in self.sites:
             return Promise(
                 f"Coverage unknown here: the site {site} is not in the calibration ({_listed(self.sites)}). "
                 "Calibrate the adapter with participants of this site."

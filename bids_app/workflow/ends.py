@@ -20,6 +20,9 @@ from bids_app.workflow.log import InvocationLog, Message
 from bids_app.workflow.provenance import log_folder, new_run_id, write_log
 
 LOGGER = logging.getLogger(__name__)
+PREDICTIONS = ("_predictions.json", "_vectors.json")
+OF_PREDICTION = "prediction of"
+"""Beginning of a warning about a prediction, before the name of its adapter."""
 NOT_STARTED = "The run was not started, because another run failed (--stop-on-first-crash)."
 
 
@@ -144,23 +147,32 @@ def log_outcome(outcome: RunOutcome) -> None:
 
 
 def warnings_of(outcome: RunOutcome, out_dir: Path) -> tuple[str, ...]:
-    """Return the reasons for the verdict on a scan, worst first, and the further warnings of its preprocessing."""
+    """Return the reasons for the verdicts on a scan and its predictions, and the further warnings of preprocessing."""
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    predictions: list[tuple[str, str]] = []
     for name in outcome.outputs:
         if name.endswith("_embeddings.json"):
             verdict = EmbeddingsSidecar.read(out_dir / name).verdict
             reasons = verdict.reasons if verdict else ()
         elif name.endswith("_desc-quality_metrics.json"):
             warnings = QualitySidecar.read(out_dir / name).warnings or ()
-    return (*reasons, *(warning for warning in warnings if not any(warning in reason for reason in reasons)))
+        elif name.endswith(PREDICTIONS):
+            sidecar = PredictionSidecar.read(out_dir / name)
+            own = sidecar.verdict.reasons if sidecar.verdict else ()
+            predictions += [(sidecar.adapter.name or "", reason) for reason in own]
+    return (
+        *reasons,
+        *(f"{OF_PREDICTION} {adapter}: {reason}" for adapter, reason in predictions if reason not in reasons),
+        *(warning for warning in warnings if not any(warning in reason for reason in reasons)),
+    )
 
 
 def withheld_predictions(outcome: RunOutcome, out_dir: Path) -> list[tuple[str, str]]:
     """Return the adapters whose prediction of a run was withheld, each with the first reason."""
     found = []
     for name in outcome.outputs:
-        if name.endswith(("_predictions.json", "_vectors.json")):
+        if name.endswith(PREDICTIONS):
             sidecar = PredictionSidecar.read(out_dir / name)
             if sidecar.verdict is not None and sidecar.withheld:
                 found.append((sidecar.adapter.name or "", next(iter(sidecar.verdict.reasons), "")))

@@ -27,7 +27,7 @@ from bids_app.terminal import VERBOSE, indented
 from bids_app.workflow import sockets
 from bids_app.workflow.context import SLOW_SCAN, RunContext, read_context
 from bids_app.workflow.disk import check_disk
-from bids_app.workflow.ends import Ends, failed
+from bids_app.workflow.ends import OF_PREDICTION, Ends, failed
 from bids_app.workflow.engine import Engine, crash_folders, folder_size, remove_caches, remove_empty
 from bids_app.workflow.graph import Graph
 from bids_app.workflow.locks import Locks, is_in_use, lock_files
@@ -235,6 +235,7 @@ def print_summary(
         warning if warning.startswith(outcome.stem) else f"{outcome.stem}: {warning}"
         for outcome in outcomes
         for warning in outcome.warnings or ()
+        if not any(warning.startswith(f"{OF_PREDICTION} {name}:") for name, _ in withheld.get(outcome.stem, ()))
     ]
     n_shown = len(messages) if settings.verbosity else MAX_MESSAGES
     for text in messages[:n_shown]:

@@ -66,9 +66,12 @@ def test_limits_are_those_of_the_site_of_the_scan() -> None:
     made = replace(MADE, sites=sites, site_limits={"A": {"0.9": 0.2}, "B": {"0.9": 0.4}})
     assert made.promise("A").interval(1.0, 0.9) == (0.8, 1.2)
     assert "the site A (15 participants)" in made.promise("A").coverage
-    for averaged in ("C", None):  # too few participants of its own, or unknown
-        assert made.promise(averaged).limits == LIMITS
-        assert made.promise(averaged).coverage.endswith("sites (A, B, C); it is unknown at other sites.")
+    assert made.promise("C").limits == LIMITS  # too few participants of its own
+    assert made.promise("C").coverage.endswith("sites (A, B, C); it is unknown at other sites.")
+    unknown = made.promise(None)
+    assert unknown.coverage.startswith("Coverage unknown here: the site of the participant is not known")
+    assert (unknown.interval(1.0, 0.9), unknown.limits, unknown.class_limits) == (None, {}, {})
+    assert replace(made, sites={}).promise(None).limits == LIMITS  # a calibration of one place
     new = made.promise("D")
     assert new.coverage.startswith("Coverage unknown here: the site D is not in the calibration (A, B, C).")
     assert (new.interval(1.0, 0.9), new.limits, new.class_limits) == (None, {}, {})

@@ -184,6 +184,18 @@ def test_a_split_file_defines_the_validation_set(make_store, tmp_path, encoder):
     assert lines[1:] == ["sub-00\ttraining", "sub-01\tvalidation", "sub-02\ttraining"]
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [('{"train": ["00", "02"], "validation": ["01"]}', "unknown set: train"), ('{"test": ["01"]}', "no set training")],
+)
+def test_a_split_file_with_other_sets_is_refused(make_store, tmp_path, encoder, capsys, content, words):
+    (tmp_path / "split.json").write_text(content)
+    options = ["--model", encoder, "--target", "scan:side", "--strategy", "linear", "--normalisation", "global"]
+    options += ["--split", str(tmp_path / "split.json"), "--output", str(tmp_path / "a.safetensors")]
+    assert main(["adapt", str(make_store(3).folder), *options]) == 65
+    assert words in capsys.readouterr().err
+
+
 def test_evaluate_writes_a_report(make_store, tmp_path, encoder, capsys):
     store = make_store(4)
     options = ["--model", encoder, "--target", "scan:side", "--strategy", "linear", "--normalisation", "global"]

@@ -18,9 +18,12 @@ from bids_app.outputs.publish import Publication, publish
 from bids_app.outputs.schema import (
     MODEL,
     PREPROCESSING,
+    REFUSE,
     WARN,
+    AdapterFacts,
     CheckRecord,
     EmbeddingsSidecar,
+    PredictionSidecar,
     QualitySidecar,
     RunOutcome,
     Summary,
@@ -195,6 +198,17 @@ def test_reasons_for_the_verdict_on_the_scan_are_warnings_of_the_run(tmp_path: P
         (tmp_path / name).write_text(json.dumps(sidecar.to_json()))
     found = ends.warnings_of(RunOutcome(stem="a", outputs=(*files, "a_bold.svg")), tmp_path)
     assert found == ("The mean FD is 1.2 mm.", "No field map. Not denoised.", "Odd.")
+    own = VerdictRecord(
+        level=REFUSE,
+        checks=(
+            CheckRecord(name="origin", level=REFUSE, message="The scan is real."),
+            CheckRecord(name="motion", level=WARN, message="The mean FD is 1.2 mm."),
+        ),
+    )
+    sidecar = PredictionSidecar(adapter=AdapterFacts(name="state"), verdict=own)
+    (tmp_path / "a_desc-state_predictions.json").write_text(json.dumps(sidecar.to_json()))
+    outcome = RunOutcome(stem="a", outputs=(*files, "a_desc-state_predictions.json"))
+    assert ends.warnings_of(outcome, tmp_path) == (found[0], found[1], "prediction of state: The scan is real.", "Odd.")
 
 
 def test_scratch_of_a_published_run_is_deleted_and_the_anatomy_stays_until_the_last_run(study) -> None:
