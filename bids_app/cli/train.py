@@ -343,7 +343,9 @@ def _add_calibrate(p: argparse.ArgumentParser) -> None:
         help="calibration of probabilities (default: temperature)",
     )
     p.add_argument(
-        "--model", help="encoder: name in the catalog, reference or file (default: the encoder of the adapter)"
+        "--model",
+        help="encoder: name in the catalog, reference or file (default: that of an adapter of the catalog, else "
+        "neurostorm-5ds)",
     )
     p.add_argument(
         "--source", default="", metavar="TEXT", help="description of the scans (default: names of the datasets)"

@@ -169,6 +169,8 @@ def predictions_section(cohort: Cohort) -> Section:
             section.remarks.append(Remark(BAD, f"Predictions withheld for {_count(n_refused, 'run')}{reason}."))
         if len(flagged) > n_refused:
             n_warned = _count(len(flagged) - n_refused, "run")
+            warned = Counter(name for run in flagged if run.worst_verdict == WARN for name in _reasons(run))
+            most_common = ", ".join(f"{name} ({n})" for name, n in warned.most_common(5))
             section.remarks.append(Remark(page.WARN, f"{n_warned} with warnings; most frequent: {most_common}."))
     elif not any(run.worst_verdict for run in cohort.runs):
         section.paragraphs.append("The outputs contain no verdicts (created by an earlier version).")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -172,6 +173,21 @@ def test_a_withheld_prediction_stays_withheld(make_group, section_text):
     (row,) = only(group.rows("group_runs.tsv"), participant_id="sub-01")
     assert (row["status"], row["verdict"]) == ("ok", "refuse")
     assert "Predictions withheld for 1 run; most frequent failed check: Left-right orientation" in section_text(cohort)
+
+
+def test_checks_of_withheld_predictions_are_not_counted_as_warnings(make_group, section_text):
+    group = make_group(participants=3, sessions=1)
+    for label, level, check in (("01", "refuse", "orientation"), ("02", "warn", "fd_mean")):
+        path = next((group.out / f"sub-{label}").rglob("*_predictions.tsv"))
+        header, mean, *clips = path.read_text().splitlines()
+        rows = [f"{header}\tverdict", f"{mean}\t{level}", *(f"{line}\tn/a" for line in clips)]
+        path.write_text("\n".join(rows) + "\n")
+        card = json.loads(path.with_suffix(".json").read_text())
+        card["Verdict"] = {"Level": level, "Checks": [{"Check": check, "Level": level, "Message": "x"}]}
+        path.with_suffix(".json").write_text(json.dumps(card))
+    (said,) = re.findall(r"1 run with warnings; most frequent: [^.]*", section_text(group.write_tables()))
+    assert said.count("(1)") == 1
+    assert "orientation" not in said
 
 
 @pytest.mark.parametrize(("labels", "cell"), [([], "empty"), (["a", "b"], "a, b"), (None, "n/a")])
