@@ -206,15 +206,8 @@ class Calibration:
         site : str, optional
             Site of the scan, as in the calibration; None if unknown.
         """
-        if not self.n_participants:
-            return Promise(
-                "No coverage is promised: the adapter was calibrated by scans, not by participants. Calibrate it again."
-            )
         if self.n_participants < MIN_GROUPS:
-            return Promise(
-                f"No coverage is promised: the calibration has {_people(self.n_participants)}, and at least "
-                f"{MIN_GROUPS} are required."
-            )
+            return self.promise_at_own_sites()
         if site in self.site_limits:
             about = f"The coverage holds for new participants of the site {site} ({_people(self.sites[site])})."
             return Promise(about, self.site_limits[site])
@@ -232,6 +225,19 @@ class Calibration:
             return Promise(
                 f"Coverage unknown here: the site {site} is not in the calibration ({_listed(self.sites)}). "
                 "Calibrate the adapter with participants of this site."
+            )
+        return self.promise_at_own_sites()
+
+    def promise_at_own_sites(self) -> Promise:
+        """Return the limits that hold for new participants of the calibration's sites, whatever their site."""
+        if not self.n_participants:
+            return Promise(
+                "No coverage is promised: the adapter was calibrated by scans, not by participants. Calibrate it again."
+            )
+        if self.n_participants < MIN_GROUPS:
+            return Promise(
+                f"No coverage is promised: the calibration has {_people(self.n_participants)}, and at least "
+                f"{MIN_GROUPS} are required."
             )
         where = f"of the calibration's sites ({_listed(self.sites)})" if self.sites else "like those of the calibration"
         about = f"The coverage holds for new participants {where}; it is unknown at other sites."

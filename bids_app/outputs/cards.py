@@ -87,7 +87,7 @@ def _describe_calibration(card: AdapterCard) -> dict[str, Any]:
     if not card.calibration:
         return {}
     made = Calibration.from_dict(card.calibration)
-    promise = made.promise()
+    promise = made.promise_at_own_sites()
     return {
         "Method": made.method,
         "Participants": made.n_participants or "unknown",

@@ -205,7 +205,7 @@ def fit_calibration(
 
 def summarise(calibration: Calibration, card: AdapterCard) -> str:
     """Describe a calibration for the console: what is promised, and for whom."""
-    key, promise = f"{LEVEL:g}", calibration.promise()
+    key, promise = f"{LEVEL:g}", calibration.promise_at_own_sites()
     scans = f"Calibrated on {calibration.n_scans} scans of {calibration.n_participants} participants"
     if key not in promise.limits:
         return f"{scans}. {promise.coverage}"

@@ -147,10 +147,10 @@ def calibration(card: AdapterCard) -> list[Sentence]:
         "adapter": card.name,
         "scans": f"{made.n_scans} scans{people}",
         "source": f" ({made.source})" if made.source else "",
-        "coverage": made.promise().coverage,
+        "coverage": made.promise_at_own_sites().coverage,
     }
     found = [Sentence(made.method, facts)] if made.method in (TEMPERATURE, ISOTONIC) else []
-    if not made.promise().limits:
+    if not made.promise_at_own_sites().limits:
         return [*found, Sentence("no_coverage", facts)]
     is_classes = card.task == CLASSIFICATION
     promise = {

@@ -72,6 +72,7 @@ def test_limits_are_those_of_the_site_of_the_scan() -> None:
     assert unknown.coverage.startswith("Coverage unknown here: the site of the participant is not known")
     assert (unknown.interval(1.0, 0.9), unknown.limits, unknown.class_limits) == (None, {}, {})
     assert replace(made, sites={}).promise(None).limits == LIMITS  # a calibration of one place
+    assert made.promise_at_own_sites() == made.promise("C")  # of the adapter's description
     new = made.promise("D")
     assert new.coverage.startswith("Coverage unknown here: the site D is not in the calibration (A, B, C).")
     assert (new.interval(1.0, 0.9), new.limits, new.class_limits) == (None, {}, {})
