@@ -48,11 +48,20 @@ def describe_uncertainty(prediction: Prediction) -> Uncertainty:
         level=LEVEL,
         promise=_promise(prediction),
         method=made.method if made else "none",
-        coverage=prediction.promise.coverage if prediction.promise else None,
+        coverage=_coverage(prediction),
         participants=made.n_participants if made else 0,
         scans=made.n_scans if made else 0,
         source=made.source if made else "",
     )
+
+
+def _coverage(prediction: Prediction) -> str | None:
+    """Return whom the coverage holds for; None without a calibration."""
+    if prediction.promise is None:
+        return None
+    if prediction.promise.limits and prediction.evidence < 1:
+        return "Coverage unknown here: the scan is out of distribution for this adapter."
+    return prediction.promise.coverage
 
 
 def describe_views(prediction: Prediction) -> Views:

@@ -106,6 +106,15 @@ def test_a_calibrated_value_has_an_interval_in_table_and_sidecar() -> None:
     assert describe_uncertainty(prediction).interval == pytest.approx((-60.0, 120.0))
 
 
+def test_out_of_distribution_no_coverage_is_claimed() -> None:
+    made = calibrate_values(np.zeros(99), np.arange(1.0, 100.0), singles(99)).as_dict()
+    near, far = Distance(1.0, 2.0, 0.5), Distance(9.0, 2.0, 0.001)
+    prediction = ages([28.0, 32.0], calibration=made)
+    told = [describe_uncertainty(replace(prediction, distances={"embedding": one})).coverage for one in (near, far)]
+    assert told[0].startswith("The coverage holds")
+    assert told[1].startswith("Coverage unknown here: the scan is out of distribution")
+
+
 def test_a_refused_prediction_is_not_in_the_table() -> None:
     made = calibrate_values(np.zeros(99), np.arange(99.0), singles(99)).as_dict()
     for prediction in (classes(), ages([28.0, 32.0], calibration=made)):
