@@ -918,8 +918,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "fewer than ten people promise nothing",
         "bids_app/adapters/calibration.py",
-        "        if self.n_participants < MIN_GROUPS:\n",
-        "        if False:\n",
+        "        if self.n_participants < MIN_GROUPS:\n            return Promise(\n",
+        "        if False:\n            return Promise(\n",
         ("adapters/test_calibration.py::test_no_coverage_is_promised_for_few_or_unknown_participants",),
     ),
     Mutation(
