@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bids_app.bids.query import BoldRun
@@ -20,10 +20,27 @@ from bids_app.workflow.log import InvocationLog, Message
 from bids_app.workflow.provenance import log_folder, new_run_id, write_log
 
 LOGGER = logging.getLogger(__name__)
-PREDICTIONS = ("_predictions.json", "_vectors.json")
-OF_PREDICTION = "prediction of"
-"""Beginning of a warning about a prediction, before the name of its adapter."""
 NOT_STARTED = "The run was not started, because another run failed (--stop-on-first-crash)."
+
+
+@dataclass(frozen=True)
+class Notices:
+    """What the user must know about a run that has ended.
+
+    Attributes
+    ----------
+    warnings : tuple of str
+        Reasons for the verdict on the scan, worst first, those for the verdicts on its predictions, and the further
+        warnings of preprocessing.
+    other : tuple of str
+        The same without those of withheld predictions.
+    withheld : tuple of tuple
+        Adapters whose prediction is withheld, each with the first reason.
+    """
+
+    warnings: tuple[str, ...] = ()
+    other: tuple[str, ...] = ()
+    withheld: tuple[tuple[str, str], ...] = ()
 
 
 def failed(stem: str, step: str, reason: str, hint: str, code: int) -> RunOutcome:
@@ -44,8 +61,8 @@ class Ends:
         s since 1970.
     participants : dict
         Names of the runs by participant.
-    withheld : dict
-        Adapters whose prediction was withheld, each with the first reason, by run.
+    notices : dict of str to Notices
+        By run.
     """
 
     def __init__(self, runs: Sequence[BoldRun], context: RunContext, log: InvocationLog) -> None:
@@ -53,7 +70,7 @@ class Ends:
         self.participants: dict[str, list[str]] = {}
         for run in runs:
             self.participants.setdefault(run.participant, []).append(run.stem)
-        self.withheld: dict[str, list[tuple[str, str]]] = {}
+        self.notices: dict[str, Notices] = {}
         self._participant_of = {run.stem: run.participant for run in runs}
         self._context = context
         self._log = log
@@ -118,8 +135,8 @@ class Ends:
                 "%s: %d files of an earlier run, which this one does not make, were removed", stem, len(removed)
             )
             self._ended[stem] = replace(self._ended[stem], removed=removed)
-        self._ended[stem] = replace(self._ended[stem], warnings=warnings_of(self._ended[stem], out_dir) or None)
-        self.withheld[stem] = withheld_predictions(self._ended[stem], out_dir)
+        notices = self.notices[stem] = read_notices(self._ended[stem], out_dir)
+        self._ended[stem] = replace(self._ended[stem], warnings=notices.warnings or None)
         own = self.participants[participant]
         unfinished = [other for other in own if other not in self._ended]
         if not unfinished:
@@ -146,34 +163,28 @@ def log_outcome(outcome: RunOutcome) -> None:
     )  # fmt: skip
 
 
-def warnings_of(outcome: RunOutcome, out_dir: Path) -> tuple[str, ...]:
-    """Return the reasons for the verdicts on a scan and its predictions, and the further warnings of preprocessing."""
+def read_notices(outcome: RunOutcome, out_dir: Path) -> Notices:
+    """Read the verdicts on a scan and its predictions, and the further warnings of preprocessing, from its sidecars."""
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
-    predictions: list[tuple[str, str]] = []
+    withheld: list[tuple[str, str]] = []
+    of_predictions: list[tuple[str, str, bool]] = []
     for name in outcome.outputs:
         if name.endswith("_embeddings.json"):
             verdict = EmbeddingsSidecar.read(out_dir / name).verdict
             reasons = verdict.reasons if verdict else ()
         elif name.endswith("_desc-quality_metrics.json"):
             warnings = QualitySidecar.read(out_dir / name).warnings or ()
-        elif name.endswith(PREDICTIONS):
+        elif name.endswith(("_predictions.json", "_vectors.json")):
             sidecar = PredictionSidecar.read(out_dir / name)
-            own = sidecar.verdict.reasons if sidecar.verdict else ()
-            predictions += [(sidecar.adapter.name or "", reason) for reason in own]
-    return (
-        *reasons,
-        *(f"{OF_PREDICTION} {adapter}: {reason}" for adapter, reason in predictions if reason not in reasons),
-        *(warning for warning in warnings if not any(warning in reason for reason in reasons)),
+            adapter, own = sidecar.adapter.name or "", sidecar.verdict.reasons if sidecar.verdict else ()
+            of_predictions += [(f"prediction of {adapter}: {reason}", reason, sidecar.withheld) for reason in own]
+            if sidecar.withheld:
+                withheld.append((adapter, next(iter(own), "")))
+    own_reasons = [(line, is_withheld) for line, reason, is_withheld in of_predictions if reason not in reasons]
+    further = tuple(warning for warning in warnings if not any(warning in reason for reason in reasons))
+    return Notices(
+        (*reasons, *(line for line, _ in own_reasons), *further),
+        (*reasons, *(line for line, is_withheld in own_reasons if not is_withheld), *further),
+        tuple(withheld),
     )
-
-
-def withheld_predictions(outcome: RunOutcome, out_dir: Path) -> list[tuple[str, str]]:
-    """Return the adapters whose prediction of a run was withheld, each with the first reason."""
-    found = []
-    for name in outcome.outputs:
-        if name.endswith(PREDICTIONS):
-            sidecar = PredictionSidecar.read(out_dir / name)
-            if sidecar.verdict is not None and sidecar.withheld:
-                found.append((sidecar.adapter.name or "", next(iter(sidecar.verdict.reasons), "")))
-    return found

@@ -27,7 +27,7 @@ from bids_app.terminal import VERBOSE, indented
 from bids_app.workflow import sockets
 from bids_app.workflow.context import SLOW_SCAN, RunContext, read_context
 from bids_app.workflow.disk import check_disk
-from bids_app.workflow.ends import OF_PREDICTION, Ends, failed
+from bids_app.workflow.ends import Ends, Notices, failed
 from bids_app.workflow.engine import Engine, crash_folders, folder_size, remove_caches, remove_empty
 from bids_app.workflow.graph import Graph
 from bids_app.workflow.locks import Locks, is_in_use, lock_files
@@ -136,7 +136,7 @@ def process_runs(runs: Sequence[BoldRun], context: RunContext) -> int:
     for folder in (settings.out_dir, settings.out_dir / "logs", settings.work_dir):
         remove_leftovers(folder, deep=False)
     shutil.rmtree(crash_dir, ignore_errors=True)
-    print_summary(ends.outcomes, ends.withheld, settings, time.time() - ends.started)
+    print_summary(ends.outcomes, ends.notices, settings, time.time() - ends.started)
     if not (settings.clean_workdir and exit_code(ends.outcomes) == EXIT_OK):
         announce_scratch(settings.work_dir)
     return exit_code(ends.outcomes)
@@ -224,18 +224,20 @@ def announce_scratch(work_dir: Path) -> None:
 
 
 def print_summary(
-    outcomes: Sequence[RunOutcome], withheld: Mapping[str, list[tuple[str, str]]], settings: Settings, seconds: float
+    outcomes: Sequence[RunOutcome], notices: Mapping[str, Notices], settings: Settings, seconds: float
 ) -> None:
     """Print failed runs with their hints, withheld predictions and warnings by run, and the path of the reports."""
     failures = [outcome for outcome in outcomes if outcome.status != OK]
     messages = [f"{outcome.stem} failed: {outcome.reason}\n{outcome.hint}" for outcome in failures]
-    for stem, predictions in withheld.items():
-        messages += [f"{stem}: the prediction of {name} is withheld. {reason}" for name, reason in predictions]
+    messages += [
+        f"{stem}: the prediction of {name} is withheld. {reason}"
+        for stem, found in notices.items()
+        for name, reason in found.withheld
+    ]
     messages += [
         warning if warning.startswith(outcome.stem) else f"{outcome.stem}: {warning}"
         for outcome in outcomes
-        for warning in outcome.warnings or ()
-        if not any(warning.startswith(f"{OF_PREDICTION} {name}:") for name, _ in withheld.get(outcome.stem, ()))
+        for warning in notices.get(outcome.stem, Notices()).other
     ]
     n_shown = len(messages) if settings.verbosity else MAX_MESSAGES
     for text in messages[:n_shown]:

@@ -196,7 +196,7 @@ def test_reasons_for_the_verdict_on_the_scan_are_warnings_of_the_run(tmp_path: P
     }
     for name, sidecar in files.items():
         (tmp_path / name).write_text(json.dumps(sidecar.to_json()))
-    found = ends.warnings_of(RunOutcome(stem="a", outputs=(*files, "a_bold.svg")), tmp_path)
+    found = ends.read_notices(RunOutcome(stem="a", outputs=(*files, "a_bold.svg")), tmp_path).warnings
     assert found == ("The mean FD is 1.2 mm.", "No field map. Not denoised.", "Odd.")
     own = VerdictRecord(
         level=REFUSE,
@@ -208,7 +208,9 @@ def test_reasons_for_the_verdict_on_the_scan_are_warnings_of_the_run(tmp_path: P
     sidecar = PredictionSidecar(adapter=AdapterFacts(name="state"), verdict=own)
     (tmp_path / "a_desc-state_predictions.json").write_text(json.dumps(sidecar.to_json()))
     outcome = RunOutcome(stem="a", outputs=(*files, "a_desc-state_predictions.json"))
-    assert ends.warnings_of(outcome, tmp_path) == (found[0], found[1], "prediction of state: The scan is real.", "Odd.")
+    notices = ends.read_notices(outcome, tmp_path)
+    assert notices.warnings == (found[0], found[1], "prediction of state: The scan is real.", "Odd.")
+    assert (notices.other, notices.withheld) == (found, (("state", "The scan is real."),))
 
 
 def test_scratch_of_a_published_run_is_deleted_and_the_anatomy_stays_until_the_last_run(study) -> None:
