@@ -879,9 +879,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "intervals of an evaluation count participants",
-        "bids_app/training/external.py",
-        "    names = np.unique(participants)\n",
-        "    participants = np.arange(len(participants))\n    names = participants\n",
+        "bids_app/training/evaluation/comparison.py",
+        "    names = np.array(owners)\n",
+        "    names = owners = np.arange(len(owners))\n",
         ("training/test_external.py::test_intervals_count_participants_and_not_scans",),
     ),
     # 19. Nightly.

@@ -21,13 +21,12 @@ from bids_app.errors import BadDataError, UsageError
 from bids_app.training.adapt import LabelledScans
 from bids_app.training.calibrate import adapted_model, predict_scans, read_unseen
 from bids_app.training.evaluation import metrics
-from bids_app.training.evaluation.comparison import chance_level
+from bids_app.training.evaluation.comparison import chance_level, percentile_interval, resample_participants
 from bids_app.training.evaluation.report import HOW_TO_READ_EXTERNAL, NAMES, markdown_table
 from bids_app.training.tasks import Task
 
 SAMPLES = 2000
 """Bootstrap samples."""
-LEVEL = 0.95
 MIN_PARTICIPANTS = 3
 
 
@@ -106,7 +105,7 @@ def measure(task: Task, predictions: np.ndarray, examples: LabelledScans, seed: 
     BadDataError
         There are fewer than `MIN_PARTICIPANTS` participants, or the values do not fit the task.
     """
-    participants = np.array([scan.participant for scan in examples.scans])
+    participants = [scan.participant for scan in examples.scans]
     if len(set(participants)) < MIN_PARTICIPANTS:
         raise BadDataError(
             f"Only {len(set(participants))} participants to evaluate.", f"At least {MIN_PARTICIPANTS} are required."
@@ -116,18 +115,9 @@ def measure(task: Task, predictions: np.ndarray, examples: LabelledScans, seed: 
         values = compute(np.arange(len(participants)))
     except ValueError as error:
         raise BadDataError(f'Column "{task.target}" has non-numeric values ({error}).', "Correct the table.") from error
-    names = np.unique(participants)
-    rows = [np.flatnonzero(participants == name) for name in names]
-    draws = np.random.default_rng(seed)
-    samples: dict[str, list[float]] = {key: [] for key in values}
-    for _ in range(SAMPLES):
-        chosen = np.concatenate([rows[i] for i in draws.integers(len(names), size=len(names))])
-        for key, value in compute(chosen).items():
-            samples[key].append(value)
-    tails = (100 * (1 - LEVEL) / 2, 100 * (1 + LEVEL) / 2)
-    ends = {key: np.nanpercentile(drawn, tails) for key, drawn in samples.items()}
-    intervals = {key: (float(low), float(high)) for key, (low, high) in ends.items()}
-    return ExternalEvaluation(values, intervals, len(participants), len(names))
+    drawn = [compute(chosen) for chosen in resample_participants(participants, SAMPLES, seed)]
+    intervals = {key: percentile_interval(np.array([found[key] for found in drawn])) for key in values}
+    return ExternalEvaluation(values, intervals, len(participants), len(set(participants)))
 
 
 def _metrics_of(task: Task, predictions: np.ndarray, values: Sequence[str]) -> Callable[[np.ndarray], dict[str, float]]:

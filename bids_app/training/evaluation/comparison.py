@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -259,12 +259,7 @@ def compare_on_test_set(
     seed : int
     """
     aggregated = {name: units.aggregate(rows) for name, rows in predictions.items()}
-    owners = np.array(units.participants)
-    people = [np.flatnonzero(owners == owner) for owner in dict.fromkeys(units.participants)]
-    rng = np.random.default_rng(seed)
-    samples = [
-        np.concatenate([people[k] for k in rng.integers(len(people), size=len(people))]) for _ in range(RESAMPLES)
-    ]
+    samples = list(resample_participants(units.participants, RESAMPLES, seed))
     main, chance = task.main_metric, chance_level(task)
     sign = -1 if main in metrics.LOWER_IS_BETTER else 1
     methods, values = {}, {}
@@ -286,6 +281,22 @@ def compare_on_test_set(
         methods[name].difference = (observed, *percentile_interval(differences[name]))
         methods[name].p_difference = p
     return methods
+
+
+def resample_participants(owners: Sequence[str], n_samples: int, seed: int) -> Iterator[np.ndarray]:
+    """Draw participants with replacement, and yield the indices of their units or scans.
+
+    Parameters
+    ----------
+    owners : sequence of str, (N,)
+        Participant of each unit or scan.
+    n_samples, seed : int
+    """
+    names = np.array(owners)
+    people = [np.flatnonzero(names == name) for name in dict.fromkeys(owners)]
+    rng = np.random.default_rng(seed)
+    for _ in range(n_samples):
+        yield np.concatenate([people[k] for k in rng.integers(len(people), size=len(people))])
 
 
 def percentile_interval(values: np.ndarray) -> tuple[float, float]:

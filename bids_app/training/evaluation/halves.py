@@ -17,7 +17,7 @@ import numpy as np
 
 from bids_app.adapters.file import CLASSIFICATION
 from bids_app.errors import NeurostormError
-from bids_app.training.evaluation.comparison import ENCODER, Halves
+from bids_app.training.evaluation.comparison import ENCODER, Halves, average_repeats
 from bids_app.training.evaluation.metrics import Metrics
 from bids_app.training.evaluation.run import Run
 
@@ -82,7 +82,7 @@ def _score(
         warnings.simplefilter("ignore", UserWarning)  # scikit-learn, about the size of strata
         predictions = {ENCODER: half.cross_validate_encoder(None if nuisance is None else nuisance[part])}
         predictions |= {name: half.cross_validate_linear(rows[part]) for name, rows in features.items()}
-    return {name: mean_metrics(half.fold_metrics(rows)) for name, rows in predictions.items()}
+    return {name: average_repeats(half.fold_metrics(rows), n_folds=1)[0] for name, rows in predictions.items()}
 
 
 def subset(run: Run, part: np.ndarray, number: int) -> Run:
@@ -96,10 +96,3 @@ def subset(run: Run, part: np.ndarray, number: int) -> Run:
     is_own = np.isin(owners, part)
     found.embeddings = clips[is_own], np.searchsorted(part, owners[is_own])
     return found
-
-
-def mean_metrics(rows: list[Metrics]) -> Metrics:
-    """Average metrics over folds; NaN where a metric is undefined in all of them."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return {key: float(np.nanmean([row[key] for row in rows])) for key in rows[0]}
