@@ -14,7 +14,7 @@ from typing import Any, Literal, TypedDict
 
 from bids_app.bids.entities import check_name, join_name, natural_key, split_name
 from bids_app.bids.layout import query_images
-from bids_app.bids.sidecars import SCANNER, Inheritance, missing_content, read_json
+from bids_app.bids.sidecars import SCANNER, Inheritance, first_missing, read_json
 from bids_app.errors import NeurostormError
 from bids_app.settings import QuerySettings
 
@@ -197,10 +197,8 @@ def _make_derived(images: Sequence[Path], pipeline: str, inheritance: Inheritanc
     found = _companions(bold, entities, own, notes)
     try:
         check_name(bold, inheritance.root)
-        for path in (bold, *companion_files(found)):
-            error = missing_content(path)
-            if error:
-                raise error
+        if missing := first_missing((bold, *companion_files(found))):
+            raise missing
         everything = inheritance.metadata(bold)
         metadata = {key: everything[key] for key in VALID_METADATA if key in everything}
     except NeurostormError as error:

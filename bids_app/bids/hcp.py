@@ -16,8 +16,7 @@ from typing import Any
 
 from bids_app.bids.derivatives import Companions, DerivedRun, companion_files
 from bids_app.bids.entities import as_label, natural_key
-from bids_app.bids.sidecars import missing_content
-from bids_app.errors import NeurostormError
+from bids_app.bids.sidecars import first_missing
 
 PIPELINE = "HCP minimal preprocessing (version unknown)"
 SPACE = "MNI152NLin6Asym"
@@ -113,9 +112,7 @@ def _make_run(folder: Path, bold: Path, entities: dict[str, str]) -> DerivedRun:
         "confounds": movement if os.path.lexists(movement) else None,
         "confounds_meta": None,
     }
-    problem: NeurostormError | None = next(
-        filter(None, (missing_content(path) for path in (bold, *companion_files(found)))), None
-    )
+    problem = first_missing((bold, *companion_files(found)))
     metadata: dict[str, Any] = {}
     notes: list[str] = []
     if problem is None:

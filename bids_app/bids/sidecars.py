@@ -7,7 +7,7 @@ image has all entities of its name.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,11 @@ def missing_content(path: Path) -> NoInputError | None:
         f"{path}: content has not been fetched (git-annex pointer).",
         f"For a DataLad dataset: datalad get '{path}'. Otherwise restore the file.",
     )
+
+
+def first_missing(paths: Iterable[Path]) -> NoInputError | None:
+    """Return the error of the first file without content, see `missing_content`; None if all have content."""
+    return next(filter(None, map(missing_content, paths)), None)
 
 
 class Inheritance:

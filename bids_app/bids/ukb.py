@@ -25,8 +25,8 @@ from pathlib import Path
 from bids_app.bids.derivatives import Companions, DerivedRun, companion_files, run_key
 from bids_app.bids.entities import as_label, natural_key
 from bids_app.bids.hcp import repetition_time
-from bids_app.bids.sidecars import missing_content
-from bids_app.errors import NeurostormError, NoInputError
+from bids_app.bids.sidecars import first_missing
+from bids_app.errors import NoInputError
 
 PIPELINE = "UK Biobank image processing (version unknown)"
 SPACE = "MNI152NLin6Asym"
@@ -147,14 +147,13 @@ def _make_run(root: Path, bold: Path, entities: dict[str, str], kind: Kind) -> D
     }
     warp = _existing(folder / WARP)
     notes = [kind.note, f"The series was resampled from the space of the scan by {WARP.name}, in one interpolation."]
-    problem: NeurostormError | None = next(
-        filter(None, map(missing_content, filter(None, (bold, *companion_files(found), warp)))), None
-    )
     if warp is None:
-        problem = NoInputError(
+        problem: NoInputError | None = NoInputError(
             f"{bold.name}: in the space of the scan, without its transform to the template ({WARP.as_posix()}).",
             "Unpack the whole archive of the run; it contains this file.",
         )
+    else:
+        problem = first_missing((bold, *companion_files(found), warp))
     metadata = repetition_time(bold, notes) if problem is None else {}
     return DerivedRun(
         bold=bold,

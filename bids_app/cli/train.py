@@ -13,6 +13,7 @@ from pathlib import Path
 from bids_app.cli.outcome import exit_code_of
 from bids_app.errors import CannotCreateError, UsageError
 from bids_app.files import MAX_OPTIONS_BYTES, open_regular, read_text
+from bids_app.settings import DEFAULT_MODEL
 from bids_app.terminal import escaped_output
 
 PROGRAM = "neurostorm-train"
@@ -345,7 +346,7 @@ def _add_calibrate(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--model",
         help="encoder: name in the catalog, reference or file (default: that of an adapter of the catalog, else "
-        "neurostorm-5ds)",
+        f"{DEFAULT_MODEL})",
     )
     p.add_argument(
         "--source", default="", metavar="TEXT", help="description of the scans (default: names of the datasets)"
@@ -420,8 +421,8 @@ def _add_task(p: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     group.add_argument(
         "--model",
-        default="neurostorm-5ds",
-        help="encoder: name in the catalog, reference or file (default: neurostorm-5ds)",
+        default=DEFAULT_MODEL,
+        help="encoder: name in the catalog, reference or file (default: %(default)s)",
     )
     group.add_argument(
         "--strategy",

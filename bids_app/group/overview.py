@@ -144,9 +144,7 @@ def predictions_section(cohort: Cohort) -> Section:
     flagged = [run for run in cohort.runs if run.worst_verdict in (WARN, REFUSE)]
     flagged.sort(key=lambda run: (-LEVELS.index(run.worst_verdict), -len(_reasons(run))))
     if flagged:
-        reasons = Counter(name for run in flagged for name in _reasons(run))
-        most_common = ", ".join(f"{name} ({n})" for name, n in reasons.most_common(5))
-        section.paragraphs.append(f"Most frequently failed checks (number of runs): {most_common}.")
+        section.paragraphs.append(f"Most frequently failed checks (number of runs): {_most_frequent(flagged)}.")
         section.tables.append(
             Table(
                 "Runs with verdict refuse or warn",
@@ -169,9 +167,8 @@ def predictions_section(cohort: Cohort) -> Section:
             section.remarks.append(Remark(BAD, f"Predictions withheld for {_count(n_refused, 'run')}{reason}."))
         if len(flagged) > n_refused:
             n_warned = _count(len(flagged) - n_refused, "run")
-            warned = Counter(name for run in flagged if run.worst_verdict == WARN for name in _reasons(run))
-            most_common = ", ".join(f"{name} ({n})" for name, n in warned.most_common(5))
-            section.remarks.append(Remark(page.WARN, f"{n_warned} with warnings; most frequent: {most_common}."))
+            most_frequent = _most_frequent([run for run in flagged if run.worst_verdict == WARN])
+            section.remarks.append(Remark(page.WARN, f"{n_warned} with warnings; most frequent: {most_frequent}."))
     elif not any(run.worst_verdict for run in cohort.runs):
         section.paragraphs.append("The outputs contain no verdicts (created by an earlier version).")
     return section
@@ -234,6 +231,12 @@ def _reasons(run: RunRecord) -> list[str]:
     names = [*run.reasons, *(run.predictions[a].get("verdict_reasons", "") for a in run.predictions)]
     checks = dict.fromkeys(part for name in names for part in name.split(", ") if part)
     return [spec()["checks"].get(name, name) for name in checks]
+
+
+def _most_frequent(runs: Sequence[RunRecord]) -> str:
+    """Return the labels of the checks that most runs fail, with the number of runs."""
+    counts = Counter(name for run in runs for name in _reasons(run))
+    return ", ".join(f"{name} ({n})" for name, n in counts.most_common(5))
 
 
 def _sentence(status: str, runs: Sequence[RunRecord]) -> str:

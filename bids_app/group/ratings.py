@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from bids_app.bids.writer import write_json, write_tsv
-from bids_app.errors import NoInputError
 from bids_app.group.cohort import Cohort
 from bids_app.group.overview import shortened
 from bids_app.group.quality import metric_title
@@ -108,12 +107,7 @@ def read_group_ratings(out_dir: Path, cohort: Cohort, required: bool = False) ->
     NoInputError
         There are no ratings, but they are required.
     """
-    found = read_all_ratings(out_dir)
-    if required and not any(found.values()):
-        raise NoInputError(
-            f"{out_dir / FOLDER}: no ratings, which --exclude-failed requires.",
-            "Rate the figures with neurostorm-review, or omit --exclude-failed.",
-        )
+    found = read_all_ratings(out_dir, required)
     for rater in found:
         write_dictionary(ratings_path(out_dir, rater))
     current, outdated = without_outdated(out_dir, found)

@@ -181,16 +181,28 @@ def read_ratings(path: Path) -> dict[str, Rating]:
     return found
 
 
-def read_all_ratings(out_dir: Path) -> dict[str, dict[str, Rating]]:
-    """Read the tables of all raters of an output folder, by rater in natural order; see `read_ratings` for errors."""
+def read_all_ratings(out_dir: Path, required: bool = False) -> dict[str, dict[str, Rating]]:
+    """Read the tables of all raters of an output folder, by rater in natural order; see `read_ratings` for errors.
+
+    Raises
+    ------
+    NoInputError
+        There are no ratings, but ``--exclude-failed`` requires them.
+    """
     try:
         names = os.listdir(out_dir / FOLDER)
     except FileNotFoundError:
-        return {}
+        names = []
     except OSError as error:
         raise NoInputError(f"{out_dir / FOLDER}: cannot be read ({error.strerror}).", "Check this folder.") from None
     raters = sorted((match["label"] for name in names if (match := FILE_NAME.fullmatch(name))), key=natural_key)
-    return {rater: read_ratings(ratings_path(out_dir, rater)) for rater in raters}
+    found = {rater: read_ratings(ratings_path(out_dir, rater)) for rater in raters}
+    if required and not any(found.values()):
+        raise NoInputError(
+            f"{out_dir / FOLDER}: no ratings, which --exclude-failed requires.",
+            "Rate the figures with neurostorm-review, or omit --exclude-failed.",
+        )
+    return found
 
 
 def format_ratings(ratings: Iterable[Rating]) -> str:
@@ -390,13 +402,7 @@ def failed_runs(out_dir: Path, runs: Sequence[str]) -> set[str]:
     BadDataError
         A table of ratings is damaged.
     """
-    ratings = read_all_ratings(out_dir)
-    if not any(ratings.values()):
-        raise NoInputError(
-            f"{out_dir / FOLDER}: no ratings, which --exclude-failed requires.",
-            "Rate the figures with neurostorm-review, or omit --exclude-failed.",
-        )
-    current = without_outdated(out_dir, ratings)[0]
+    current = without_outdated(out_dir, read_all_ratings(out_dir, required=True))[0]
     return {run for run, rating in rate_runs(runs, current).items() if rating.consensus == FAILED}
 
 

@@ -33,7 +33,7 @@ from bids_app.settings.sections import (
     QuerySettings,
     ResourceSettings,
 )
-from bids_app.settings.values import FUNC_SPACE, GROUP, HUB_PREFIX, PARTICIPANT, T1W_SPACE
+from bids_app.settings.values import DEFAULT_MODEL, FUNC_SPACE, GROUP, HUB_PREFIX, PARTICIPANT, T1W_SPACE
 
 __all__ = [
     "ATTRIBUTIONS",
@@ -42,6 +42,7 @@ __all__ = [
     "CACHES",
     "CLIP_MB_PER_MINUTE",
     "CLIP_NORMALISATIONS",
+    "DEFAULT_MODEL",
     "DENOISING",
     "FIRST",
     "FUNC_SPACE",

@@ -12,6 +12,7 @@ from bids_app.errors import UsageError
 from bids_app.settings.machine import default_cpus, default_memory_gb
 from bids_app.settings.option import Option, flag, number, option, whole_number
 from bids_app.settings.values import (
+    DEFAULT_MODEL,
     absolute_path,
     file_or_name,
     files_or_names,
@@ -290,7 +291,7 @@ class ModelSettings:
 
     model: str = option(
         "--model",
-        default="neurostorm-5ds",
+        default=DEFAULT_MODEL,
         group=MODEL,
         help="name in the catalog (see --list-models), a checkpoint file, or a fetched file of the hub "
         "(hf:owner/name@revision:path)",

@@ -29,6 +29,8 @@ FILTERED_KINDS = ("bold", "t1w", "fmap", "sbref", "roi")
 OTHER_KINDS = ("flair", "t2w", "dwi", "asl", "pet", "events")
 """Kinds of file that filter files of BABS and other pipelines name too, and that are not used here."""
 SIZE_UNITS_GB = {"M": 1 / 1000, "MI": 1 / 953.674, "G": 1.0, "GI": 1.073742, "T": 1000.0}
+DEFAULT_MODEL = "neurostorm-5ds"
+"""Encoder that is used unless another one is given."""
 HUB_PREFIX = "hf:"
 """Start of references to files of the Hugging Face Hub: ``hf:owner/name@revision:path``."""
 MIN_BARE_MB = 1000

@@ -30,6 +30,7 @@ from bids_app.catalog.models import find_adapter, weights_path
 from bids_app.errors import BadDataError, NoMatchError, UsageError
 from bids_app.model.api import Model, load_model
 from bids_app.model.heads import LinearHead
+from bids_app.settings import DEFAULT_MODEL
 from bids_app.training.adapt import LabelledScans
 from bids_app.training.data.examples import check_labels, label_scans, load_datasets, read_participants
 from bids_app.training.data.labels import EventRule
@@ -66,7 +67,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
 
 def adapted_model(adapter: Adapter, name: str, device: str) -> tuple[Model, AdaptedModel]:
     """Load the encoder of an adapter, by default the published one, and adapt it."""
-    model = load_model(name or "neurostorm-5ds", device, with_head=False)
+    model = load_model(name or DEFAULT_MODEL, device, with_head=False)
     check_grid(model.config, model.path)
     return model, AdaptedModel(model, adapter)
 

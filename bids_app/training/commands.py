@@ -21,6 +21,7 @@ from bids_app.model.checkpoint import MAX_LABEL, save_encoder
 from bids_app.model.encoder import EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import AtlasPatches, MaskSettings
+from bids_app.settings import DEFAULT_MODEL
 from bids_app.training import adapt as adapting
 from bids_app.training import pretrain as pretraining
 from bids_app.training.data.examples import (
@@ -54,8 +55,6 @@ from bids_app.training.recipes import PRETRAINING, find_recipe
 from bids_app.training.reference import add_reference
 from bids_app.training.tasks import Task
 
-DEFAULT_MODEL = "neurostorm-5ds"
-"""Encoder that ``evaluate`` uses without ``--adapter``."""
 PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
 BOTH_NORMALISATIONS = ("voxel", "global")
 """Normalisations of the two heads with ``--normalisation both``; the first head gives the prediction."""
