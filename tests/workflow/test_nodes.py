@@ -69,7 +69,7 @@ def test_a_prediction_has_the_promise_of_the_site_of_its_participant(tmp_path: P
     card = AdapterCard("age", "regression", "age", "0" * 64, "voxel", unit="years", calibration=made)
     prediction = Prediction(card, np.full((4, 1), 30.0), np.arange(4.0), 16.0)
     encoded = Encoded(Embeddings({}, np.arange(4.0), 16.0), (prediction,), None)  # type: ignore[arg-type]
-    for site, interval in ((None, (27.0, 33.0)), ("A", (27.0, 33.0)), ("B", None)):
+    for site, interval in ((None, None), ("A", (27.0, 33.0)), ("B", None)):  # None: not known
         judged = nodes.judge(encoded, run(), grid(0.95), None, site, None, "warn", tmp_path)
         assert judged.predictions[0].interval == interval
 
