@@ -101,7 +101,7 @@ def backend(name: str) -> Iterator[None]:
 
 def usable(device: torch.device) -> list[str]:
     """Return the backends that run on a device, the reference last."""
-    return [name for name, b in BACKENDS.items() if not b.obstacle(device, torch.float32, D_STATE)]
+    return [name for name, b in BACKENDS.items() if not b.unavailable(device, torch.float32, D_STATE)]
 
 
 def table(title: str, head: list[str], rows: list[list[str]]) -> None:

@@ -1,6 +1,6 @@
 """Time and memory of the participant level on a dataset: first run (cold), and second run without changes.
 
-    python benchmarks/participant.py DATASET [--model demo]
+    python benchmarks/participant.py DATASET [--model demo] [--device cuda]
 
 Prints seconds, the peak memory of all processes together, and the seconds of each step. Without DATASET, two
 participants are simulated.
@@ -23,6 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset", type=Path, nargs="?")
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--device", default="auto", help="as the command takes it")
     options = parser.parse_args()
     programs = Path(sys.executable).parent
     with tempfile.TemporaryDirectory() as folder:
@@ -34,6 +35,7 @@ def main() -> int:
             )
         out, work = Path(folder) / "out", Path(folder) / "work"
         command = [programs / "neurostorm", dataset, out, "participant", "--model", options.model, "-w", work]
+        command += ["--device", options.device]
         print(f"{'run':<6} {'s':>6} {'peak GB':>8} {'exit code':>10}   time relative to cold")
         cold = None
         for name in ("cold", "again"):

@@ -97,7 +97,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, list[Step]]:
     """Train with each backend in turn, one epoch at a time, and return the steps of each."""
     config = QUICK if arguments.quick else EncoderConfig()
     device = torch.device(arguments.device)
-    names = [name for name, b in BACKENDS.items() if not b.obstacle(device, torch.float32, D_STATE)]
+    names = [name for name, b in BACKENDS.items() if not b.unavailable(device, torch.float32, D_STATE)]
     settings = PretrainSettings(loop=LoopSettings(epochs=1))
     found: dict[str, list[Step]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:

@@ -1221,6 +1221,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         "used = cohort",
         ("group/test_ratings.py::test_failed_runs_are_left_out_of_tables_and_sections_on_request",),
     ),
+    Mutation(
+        "kernels of other packages are tried before they are used",
+        "bids_app/model/scan.py",
+        'return obstacle or (_trial(self, device, dtype, n_states) if self.on_trial else "")',
+        "return obstacle",
+        ("model/test_scan.py::test_a_package_whose_trial_scan_fails_is_replaced_with_one_line_in_the_log",),
+    ),
 )
 
 

@@ -7,16 +7,19 @@ The recurrence of Mamba-1, for each window n, channel d and state s, over the to
     y[n, l, d] = (sum_s C[n, l, s] * h[l, s] + D[d] * u[n, l, d]) * silu(z[n, l, d])
 
 All backends have the interface of `selective_scan`. The fastest installed one that supports the device, dtype and
-number of states is used, unless the environment variable `NEUROSTORM_SCAN` names another.
+number of states is used, unless the environment variable `NEUROSTORM_SCAN` names another. A backend of another package
+is tried on a few tokens first, because an installed package may lack kernels for this GPU.
 
 Glossary: N windows, L tokens of a window, D channels (inner width), S states.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -25,6 +28,12 @@ from bids_app.model import native, scan_mamba, scan_native, scan_triton
 from bids_app.model.scan_reference import reference_conv_silu, reference_scan
 
 ENVIRONMENT_VARIABLE = "NEUROSTORM_SCAN"
+TRIAL_SHAPE = (2, 5, 16)
+"""Windows, tokens and channels of a trial scan."""
+TRIAL_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.02}
+"""Largest error of a trial scan, relative to the largest value; wrong kernels are far above it."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,8 @@ class Backend:
         Maps device, dtype and number of states to the reason why the backend is unavailable, or an empty string.
     detail : callable
         Detail added to the name in logs.
+    on_trial : bool
+        The kernels are tried before they are used.
     """
 
     name: str
@@ -46,13 +57,19 @@ class Backend:
     conv_silu: Callable[..., torch.Tensor]
     obstacle: Callable[[torch.device, torch.dtype, int], str]
     detail: Callable[[], str] = str
+    on_trial: bool = False
+
+    def unavailable(self, device: torch.device, dtype: torch.dtype, n_states: int) -> str:
+        """Return the reason why the backend cannot be used, or an empty string; tries the kernels once."""
+        obstacle = self.obstacle(device, dtype, n_states)
+        return obstacle or (_trial(self, device, dtype, n_states) if self.on_trial else "")
 
 
 BACKENDS: dict[str, Backend] = {
     backend.name: backend
     for backend in (
-        Backend("mamba_ssm", scan_mamba.mamba_scan, reference_conv_silu, scan_mamba.obstacle),
-        Backend("triton", scan_triton.triton_scan, reference_conv_silu, scan_triton.obstacle),
+        Backend("mamba_ssm", scan_mamba.mamba_scan, reference_conv_silu, scan_mamba.obstacle, on_trial=True),
+        Backend("triton", scan_triton.triton_scan, reference_conv_silu, scan_triton.obstacle, on_trial=True),
         Backend(
             "native",
             scan_native.native_scan,
@@ -78,13 +95,47 @@ def choose_backend(
     """
     name = name or os.environ.get(ENVIRONMENT_VARIABLE) or None
     if name is None:
-        return next(b for b in BACKENDS.values() if not b.obstacle(device, dtype, n_states))
+        return next(b for b in BACKENDS.values() if not b.unavailable(device, dtype, n_states))
     if name not in BACKENDS:
         raise UsageError(f"Unknown scan backend {name!r}.", f"Choose one of {', '.join(BACKENDS)}.")
-    obstacle = BACKENDS[name].obstacle(device, dtype, n_states)
+    obstacle = BACKENDS[name].unavailable(device, dtype, n_states)
     if obstacle:
         raise UsageError(f"The scan backend {name} is unavailable: {obstacle}.", f"Unset {ENVIRONMENT_VARIABLE}.")
     return BACKENDS[name]
+
+
+@cache
+def _trial(backend: Backend, device: torch.device, dtype: torch.dtype, n_states: int) -> str:
+    """Scan a few tokens forward and backward; return why the kernels fail, or an empty string.
+
+    A failure is logged once, whatever the kernels raise.
+    """
+    generator = torch.Generator().manual_seed(0)
+    n, tokens, channels = TRIAL_SHAPE
+    with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
+        shapes = [(n, tokens, channels)] * 2 + [(channels, n_states)] + [(n, tokens, n_states)] * 2
+        shapes += [(channels,), (n, tokens, channels), (channels,)]
+        inputs = [torch.randn(shape, generator=generator) for shape in shapes]
+        inputs[2] = -inputs[2].exp()  # decay rates
+        try:
+            found = _outputs(backend.scan, [t.to(device, dtype if t.ndim == 3 else torch.float32) for t in inputs])
+            expected = _outputs(reference_scan, inputs)
+            limit = TRIAL_TOLERANCE[dtype]
+            failed = any((a - b).abs().max() > limit * b.abs().max() for a, b in zip(found, expected, strict=True))
+            problem = "it computes wrong values" if failed else ""
+        except Exception as error:  # whatever compilers, drivers and packages raise
+            problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    if problem:
+        log.warning("The scan backend %s is not used on %s: a trial scan failed (%s).", backend.name, device, problem)
+    return problem and f"a trial scan failed ({problem})"
+
+
+def _outputs(scan: Callable[..., torch.Tensor], inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return output and gradients of a scan, on the CPU in float32; NaN counts as infinite."""
+    leaves = [t.detach().requires_grad_() for t in inputs]
+    y = scan(*leaves)
+    gradients = torch.autograd.grad(y.float().square().sum(), leaves)
+    return [t.detach().float().cpu().nan_to_num(torch.inf) for t in (y, *gradients)]
 
 
 def backend_in_use(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from bids_app.errors import UsageError
 from bids_app.model import native, scan
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.model.scan import BACKENDS, backend_in_use, causal_conv_silu, choose_backend, selective_scan
+from bids_app.model.scan_reference import reference_scan
 from tests.helpers.scripts import ENVIRONMENT
 
 NAMES = ("u", "delta", "A", "B", "C", "D", "z", "delta_bias")
@@ -335,7 +338,7 @@ print("agree")
 
 @pytest.mark.slow
 def test_triton_kernels_compile_for_absent_gpus():
-    """For three GPU generations, in a separate process without the interpreter."""
+    """For the GPU generations from V100 to RTX 50, in a separate process without the interpreter."""
     pytest.importorskip("triton", reason="triton is not installed")
     code = """
 import triton
@@ -348,7 +351,7 @@ for fn, constants in (
     (kernels.scan_backward, dict(BLOCK=32, STATES=16, CHUNK=16)),
 ):
     kinds = {n: "constexpr" if n in constants else "*fp32" if n.endswith("_ptr") else "i32" for n in fn.arg_names}
-    for capability in (80, 89, 90):
+    for capability in (70, 75, 80, 86, 89, 90, 100, 120):
         source = ASTSource(fn, kinds, constexprs=constants)
         built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": 1})
         assert len(built.asm["cubin"]) > 1000
@@ -366,7 +369,7 @@ print("compiled")
 @pytest.mark.parametrize("shape", [(3, 37, 72), (8, 256, 144)])
 def test_gpu_output_and_gradients_agree_with_float64(name, shape):
     obstacle = (
-        BACKENDS[name].obstacle(torch.device("cuda"), torch.float32, 16) if torch.cuda.is_available() else "no GPU"
+        BACKENDS[name].unavailable(torch.device("cuda"), torch.float32, 16) if torch.cuda.is_available() else "no GPU"
     )
     if obstacle:
         pytest.skip(obstacle)
@@ -402,6 +405,52 @@ def test_the_kernels_run_on_arm64(tmp_path):
     found = torch.frombuffer(bytearray((tmp_path / "out").read_bytes()), dtype=torch.float32)
     expected = torch.cat([t.flatten() for t in run(inputs, "reference", torch.float64)]).float()
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def _no_kernels(*inputs: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("CUDA error: no kernel image is available\nfor execution on the device")
+
+
+def _not_gated(u: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    *others, z, bias = others
+    return reference_scan(u, *others, torch.ones_like(z) * z.mean(), bias)
+
+
+def _untrainable(*inputs: torch.Tensor) -> torch.Tensor:
+    return reference_scan(*(t.detach() for t in inputs))
+
+
+def _installed(monkeypatch, kernels) -> None:
+    """Pretend that a package with these kernels is installed."""
+    package = replace(BACKENDS["reference"], name="package", scan=kernels, on_trial=True)
+    others = {name: BACKENDS[name] for name in ("native", "reference")}
+    monkeypatch.setattr(scan, "BACKENDS", {"package": package, **others})
+
+
+@needs_native
+@pytest.mark.parametrize(
+    ("kernels", "problem"),
+    [(_no_kernels, "no kernel image is available for execution"), (_not_gated, "wrong"), (_untrainable, "grad")],
+)
+def test_a_package_whose_trial_scan_fails_is_replaced_with_one_line_in_the_log(
+    monkeypatch, caplog, kernels, problem
+) -> None:
+    _installed(monkeypatch, kernels)
+    with caplog.at_level(logging.WARNING):
+        chosen = [choose_backend(CPU).name for _ in range(3)]
+    assert chosen == ["native"] * 3
+    (line,) = caplog.messages
+    assert "package is not used on cpu" in line
+    assert problem in line
+    with pytest.raises(UsageError, match="a trial scan failed"):
+        choose_backend(CPU, name="package")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_package_whose_trial_scan_succeeds_is_used(monkeypatch, dtype) -> None:
+    _installed(monkeypatch, reference_scan)
+    with torch.inference_mode():
+        assert choose_backend(CPU, dtype).name == "package"
 
 
 def test_logs_and_sidecars_say_that_plain_pytorch_is_slow(monkeypatch) -> None:
