@@ -113,8 +113,8 @@ def _trial(backend: Backend, device: torch.device, dtype: torch.dtype, n_states:
     generator = torch.Generator().manual_seed(0)
     n, tokens, channels = TRIAL_SHAPE
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        shapes = [(n, tokens, channels)] * 2 + [(channels, n_states)] + [(n, tokens, n_states)] * 2
-        shapes += [(channels,), (n, tokens, channels), (channels,)]
+        of_tokens, of_states = (n, tokens, channels), (n, tokens, n_states)
+        shapes = (of_tokens, of_tokens, (channels, n_states), of_states, of_states, (channels,), of_tokens, (channels,))
         inputs = [torch.randn(shape, generator=generator) for shape in shapes]
         inputs[2] = -inputs[2].exp()  # decay rates
         try:
