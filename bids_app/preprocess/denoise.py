@@ -6,7 +6,6 @@ nilearn chooses columns of the confounds table (`load_confounds_strategy`), and 
 
 from __future__ import annotations
 
-import gzip
 import os
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pandas as pd
 
 from bids_app.errors import BadDataError
 from bids_app.preprocess.io.arrays import create_array
+from bids_app.preprocess.io.compression import open_gzip
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.io.images import read_volume
 from bids_app.preprocess.io.series_writer import SeriesWriter
@@ -139,7 +139,7 @@ def _volumes(series: Path, where: np.ndarray) -> Iterator[np.ndarray]:
     header, shape = image.header, image.shape
     slope, middle = image.dataobj.slope, image.dataobj.inter
     n_bytes = 2 * int(np.prod(shape[:3]))
-    with gzip.open(series) as file:
+    with open_gzip(series) as file:
         file.read(image.dataobj.offset)
         for _ in range(shape[3]):
             volume = np.frombuffer(file.read(n_bytes), dtype=header.get_data_dtype()).reshape(shape[:3], order="F")

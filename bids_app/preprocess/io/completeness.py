@@ -8,12 +8,11 @@ is read.
 
 from __future__ import annotations
 
-import gzip
 import os
-import zlib
 from pathlib import Path
 
 from bids_app.errors import BadDataError, NoInputError
+from bids_app.preprocess.io.compression import UNREADABLE, open_gzip
 from bids_app.preprocess.io.headers import check_size, claimed_bytes, load_nifti, unreadable
 
 BLOCK_BYTES = 2**22
@@ -35,11 +34,11 @@ def check_complete(path: Path) -> None:
     if path.suffix != ".gz" or stated_size(path) == n_bytes % 2**32:
         return
     try:
-        with gzip.open(path, "rb") as file:
+        with open_gzip(path) as file:
             found = 0
             while found <= n_bytes and (block := file.read(BLOCK_BYTES)):  # to the end, where the checksum is
                 found += len(block)
-    except (EOFError, zlib.error, OSError) as error:
+    except UNREADABLE as error:
         raise unreadable(path, error) from error
     if found < n_bytes:
         raise BadDataError(

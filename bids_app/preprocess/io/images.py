@@ -5,10 +5,9 @@ All failed checks raise `BadDataError` with the file's name and the remedy; `hea
 
 from __future__ import annotations
 
-import gzip
-import zlib
 from collections.abc import Container
 from dataclasses import dataclass, replace
+from gzip import GzipFile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +15,7 @@ import nibabel as nib
 import numpy as np
 
 from bids_app.errors import BadDataError, InputOutputError
+from bids_app.preprocess.io.compression import DAMAGED, UNREADABLE, open_gzip
 from bids_app.preprocess.io.headers import (
     MIN_SECONDS,
     MIN_VOLUMES,
@@ -154,10 +154,10 @@ def _uncompressed(bold: Path, out_dir: Path) -> Path:
         return bold
     n_bytes, path = claimed_bytes(load_nifti(bold)), out_dir / "bold.nii"
     try:
-        with gzip.open(bold, "rb") as source, path.open("wb") as target:
+        with open_gzip(bold) as source, path.open("wb") as target:
             found = _copy(source, target, n_bytes)
             surplus = len(source.read(MAX_SURPLUS + 1))  # reads to the end, where gzip verifies its checksum
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except DAMAGED as error:
         path.unlink(missing_ok=True)
         raise unreadable(bold, error) from error
     except OSError as error:
@@ -176,7 +176,7 @@ def _uncompressed(bold: Path, out_dir: Path) -> Path:
     return path
 
 
-def _copy(source: gzip.GzipFile, target: BinaryIO, n_bytes: int) -> int:
+def _copy(source: GzipFile, target: BinaryIO, n_bytes: int) -> int:
     """Copy up to ``n_bytes`` bytes and return the number of bytes copied."""
     remaining = n_bytes
     while remaining and (block := source.read(min(remaining, 2**22))):
@@ -232,7 +232,7 @@ def read_volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
     check_size(image, path)
     try:
         data = np.asarray(image.dataobj, dtype=np.float32)
-    except (EOFError, zlib.error, gzip.BadGzipFile, OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise unreadable(path, error) from error
     return data, np.asarray(image.affine, dtype=np.float64)
 

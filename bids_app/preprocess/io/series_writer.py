@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
+from gzip import GzipFile
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Self
@@ -10,13 +10,14 @@ from typing import BinaryIO, Self
 import nibabel as nib
 import numpy as np
 
+from bids_app.preprocess.io.compression import open_gzip
 from bids_app.preprocess.io.images import stamp_header
 
 N_STEPS = 65_000
 """Values of int16 between the ends of the range."""
 
 
-def write_header(file: BinaryIO | gzip.GzipFile, header: nib.Nifti1Header) -> None:
+def write_header(file: BinaryIO | GzipFile, header: nib.Nifti1Header) -> None:
     """Write the header of a NIfTI file without extensions; its voxels follow."""
     header["vox_offset"] = 352
     header["magic"] = b"n+1"
@@ -61,8 +62,7 @@ class SeriesWriter:
         header.set_data_dtype(np.int16)
         header.set_slope_inter(self.slope, self.middle)
         stamp_header(header, affine, code, tr)
-        self._raw = path.open("wb")
-        self._file = gzip.GzipFile("", "wb", compresslevel=1, fileobj=self._raw, mtime=0)
+        self._file = open_gzip(path, "wb")
         write_header(self._file, header)
 
     def append(self, values: np.ndarray) -> None:
@@ -79,7 +79,6 @@ class SeriesWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
-        self._raw.close()
 
 
 class RawSeriesWriter:

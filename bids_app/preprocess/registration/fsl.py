@@ -6,13 +6,13 @@ position in the reference (relative), both in FSL's coordinates (`to_fsl_coordin
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from bids_app.errors import BadDataError
+from bids_app.preprocess.io.compression import UNREADABLE
 from bids_app.preprocess.io.headers import check_size, load_nifti, unreadable
 from bids_app.preprocess.registration.transforms import Chain, Warp, apply_matrix, grid_points, to_fsl_coordinates
 
@@ -62,7 +62,7 @@ def read_fsl_warp(path: Path, shape: Sequence[int], affine: np.ndarray) -> Chain
     image = load_nifti(path)
     try:
         field = np.asarray(image.dataobj, dtype=np.float64).reshape(-1, 3)
-    except (OSError, EOFError, ValueError, zlib.error) as error:
+    except UNREADABLE as error:
         raise unreadable(path, error) from error
     if not np.isfinite(field).all():
         raise BadDataError(f"{path.name}: has NaN or infinite values.", "Copy the file again.")

@@ -64,7 +64,7 @@ def test_a_complete_file_is_not_decompressed(bold: Path, monkeypatch) -> None:
     def fail(*_: object) -> None:
         raise AssertionError("decompressed")
 
-    monkeypatch.setattr(completeness.gzip, "open", fail)
+    monkeypatch.setattr(completeness, "open_gzip", fail)
     check_complete(bold)
 
 
