@@ -1026,10 +1026,17 @@ MUTATIONS: tuple[Mutation, ...] = (
         ),
     ),
     Mutation(
+        "outside a range of the cohort, the weight of a prediction falls",
+        "bids_app/adapters/predict.py",
+        "return min([self.range_evidence, *(distance",
+        "return min([1.0, *(distance",
+        ("workflow/test_nodes.py::test_a_scan_outside_the_ranges_of_the_cohort_has_the_proportions_of_the_cohort",),
+    ),
+    Mutation(
         "out of distribution, no label is excluded",
-        "bids_app/outputs/reliability.py",
-        "    if prediction.evidence < 1:",
-        "    if False:",
+        "bids_app/adapters/predict.py",
+        "weight = 0.0 if any(distance.is_far for distance in self.distances.values()) else self.range_evidence",
+        "weight = self.range_evidence",
         ("outputs/test_reliability.py::test_out_of_distribution_no_label_is_excluded_and_intervals_widen",),
     ),
     Mutation(
