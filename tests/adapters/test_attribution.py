@@ -101,7 +101,8 @@ def test_the_table_is_sorted_by_sign_and_size_and_has_the_size_of_regions(small,
     values = np.array(table["attribution"])
     for_it, against, without = values[values > 0], values[values < 0], values[np.isnan(values)]
     assert min(map(len, (for_it, against, without))) > 1
-    assert values[: -len(without)].tolist() == [*sorted(for_it, reverse=True), *sorted(against)]
+    zeros = [0.0] * int((values == 0).sum())
+    assert values[: -len(without)].tolist() == [*sorted(for_it, reverse=True), *sorted(against), *zeros]
     assert {n == 0 for n in table["voxels"][-len(without) :]} == {True}
     assert sum(table["voxels"]) == reader.series.mask.sum()
     assert set(table["tokens"]) == {0, 1}  # patches of 24 voxels belong to one of the cubes that they touch
