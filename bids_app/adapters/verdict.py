@@ -337,7 +337,8 @@ def _add(found: dict[str, Check], new: Check) -> None:
     old = found.get(new.name)
     if old is not None and old.level == new.level:
         message = " ".join(filter(None, (old.message, new.message)))
-        new = replace(old, limits=f"{old.limits}; {new.limits}", message=message)
+        limits = f"{old.limits}; {new.limits}" if old.value == new.value else new.limits  # else of another measure
+        new = replace(new, limits=limits, message=message)
     if old is None or LEVELS.index(new.level) >= LEVELS.index(old.level):
         found[new.name] = new
 

@@ -254,6 +254,8 @@ def test_reconstructions_are_compared_with_the_cohort_where_the_adapter_has_its_
     for value, expected in ((0.8, PASS), (1.2, REFUSE), (0.5, REFUSE)):
         facts = GOOD | {"reconstruction_error": 0.4, "reconstruction_dynamics": value}
         assert level(judge_prediction(facts, own, NEAR, "refuse"), "reconstruction") == expected
+        (shown,) = (c for c in judge_prediction(facts, own, NEAR, "warn").checks if c.name == "reconstruction")
+        assert (shown.value, shown.limits) == (value, "0.63 to 0.99 by the adapter's cohort")
 
 
 def test_without_a_decoder_the_reason_is_given() -> None:
