@@ -1026,10 +1026,41 @@ MUTATIONS: tuple[Mutation, ...] = (
         ),
     ),
     Mutation(
+        "outside a range of the cohort, the weight of a prediction falls",
+        "bids_app/adapters/predict.py",
+        "return min([self.range_evidence, *(distance",
+        "return min([1.0, *(distance",
+        ("workflow/test_nodes.py::test_a_scan_outside_the_ranges_of_the_cohort_has_the_proportions_of_the_cohort",),
+    ),
+    Mutation(
+        "a region without a token has no p value",
+        "bids_app/adapters/attribution.py",
+        "tested = seen & (self.n_tokens > 0)",
+        "tested = np.ones(len(seen), bool)",
+        ("adapters/test_attribution_control.py::test_the_map_of_a_permuted_head_is_that_of_its_own_prediction",),
+    ),
+    Mutation(
+        "copies of a series under other labels are named",
+        "bids_app/training/data/examples.py",
+        "if copies := find_copies(scans):",
+        "if copies := []:",
+        ("training/data/test_duplicates.py::test_copies_are_reported_when_datasets_are_loaded_also_between_datasets",),
+    ),
+    Mutation(
+        "the shape confirms left and right, and does not refute them",
+        "bids_app/preprocess/ingest/orientation.py",
+        "(max(float(sums.sum()), 0.0) / spread)",
+        "(float(sums.sum()) / spread)",
+        (
+            "preprocess/ingest/test_orientation.py::"
+            "test_the_shape_of_the_brain_confirms_left_and_right_where_the_contrast_contradicts",
+        ),
+    ),
+    Mutation(
         "out of distribution, no label is excluded",
-        "bids_app/outputs/reliability.py",
-        "    if prediction.evidence < 1:",
-        "    if False:",
+        "bids_app/adapters/predict.py",
+        "weight = 0.0 if any(distance.is_far for distance in self.distances.values()) else self.range_evidence",
+        "weight = self.range_evidence",
         ("outputs/test_reliability.py::test_out_of_distribution_no_label_is_excluded_and_intervals_widen",),
     ),
     Mutation(

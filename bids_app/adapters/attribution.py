@@ -67,6 +67,12 @@ class Regions:
         found = np.unique(self.labels)
         return found[found != 0]
 
+    @property
+    def absent(self) -> tuple[tuple[int, str], ...]:
+        """Labels and names without a voxel on the model grid."""
+        present = {0, *self.index.tolist()}
+        return tuple((label, name) for label, name in self.names.items() if label not in present)
+
     @cached_property
     def of_voxel(self) -> np.ndarray:
         """Index of each voxel's region, (V,); R outside all regions."""
@@ -125,6 +131,8 @@ class Attribution:
     """Spatial mask whose token hides the region (``reconstruction``)."""
     control: Control | None = None
     """Contributions in a control, if one was requested."""
+    absent: tuple[tuple[int, str], ...] = ()
+    """Labels and names of the atlas that have no voxel on the model grid."""
 
     @property
     def mean(self) -> np.ndarray:
@@ -134,9 +142,15 @@ class Attribution:
     @property
     def order(self) -> np.ndarray:
         """Order of the regions by sign and size: largest positive first, then largest negative, then the others."""
-        mean = self.mean
+        mean = np.where(self.n_voxels > 0, self.mean, np.nan)
         rank = np.select([mean > 0, mean < 0, mean == 0], [0, 1, 2], 3)
         return np.lexsort((np.where(np.isnan(mean), 0, -np.abs(mean)), rank))
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """Names of the regions without a voxel with signal, which have no contribution."""
+        listed = (name for name, n in zip(self.names, self.n_voxels, strict=True) if n == 0)
+        return (*listed, *(name for _, name in self.absent))
 
     @property
     def without_token(self) -> tuple[str, ...]:
@@ -144,20 +158,30 @@ class Attribution:
         return tuple(name for name, n in zip(self.names, self.n_tokens, strict=True) if n == 0)
 
     def columns(self) -> dict[str, list[Any]]:
-        """Return the table: one row per region, sorted as `order`."""
-        mean, order = self.mean, self.order
+        """Return the table: one row per region, sorted as `order`; NaN where a region has no value.
+
+        Regions without a voxel with signal have no contribution, and those without a token no p value.
+        """
+        mean, order, seen = self.mean, self.order, self.n_voxels > 0
         found: dict[str, np.ndarray | None] = {
             "index": self.index,
             "name": np.array(self.names),
-            "attribution": mean,
-            "std": self.clips.std(axis=0),
+            "attribution": np.where(seen, mean, np.nan),
+            "std": np.where(seen, self.clips.std(axis=0), np.nan),
             "voxels": self.n_voxels,
             "tokens": self.n_tokens,
         }
         if self.control is not None:
-            found["control"] = self.control.values
-            found |= {"z": self.control.z_values(mean), "p": self.control.p_values(mean)}
-        return {name: values[order].tolist() for name, values in found.items() if values is not None}
+            found["control"] = np.where(seen, self.control.values, np.nan)
+            tested = seen & (self.n_tokens > 0)
+            found |= {"z": self.control.z_values(mean, tested), "p": self.control.p_values(mean, tested)}
+        table = {name: values[order].tolist() for name, values in found.items() if values is not None}
+        missing = {"voxels": 0, "tokens": 0}
+        for label, name in self.absent:
+            own = {"index": label, "name": name, **missing}
+            for column, cells in table.items():
+                cells.append(own.get(column, float("nan")))
+        return table
 
 
 def select_clips(n_clips: int, wanted: int) -> tuple[int, ...]:
@@ -426,6 +450,7 @@ def _collect(
         np.stack(rows),
         numbers,
         _mean_image(images),
+        absent=regions.absent,
     )
 
 

@@ -57,21 +57,31 @@ class Control:
     image: np.ndarray
     heads: np.ndarray
 
-    def z_values(self, own: np.ndarray) -> np.ndarray | None:
-        """Divide contributions (R,) by their root mean square over the heads of permuted labels; None without these."""
-        return own / self._spread if len(self.heads) else None
+    def z_values(self, own: np.ndarray, tested: np.ndarray) -> np.ndarray | None:
+        """Divide contributions (R,) by their root mean square over the heads of permuted labels; None without these.
 
-    def p_values(self, own: np.ndarray) -> np.ndarray | None:
-        """Compute p values (R,) corrected for the number of regions; None without heads of permuted labels.
+        Parameters
+        ----------
+        own : np.ndarray, (R,)
+        tested : np.ndarray of bool, (R,)
+            Regions that the encoder can separate from their neighbours; NaN for the others.
+        """
+        return np.where(tested, own / self._spread, np.nan) if len(self.heads) else None
 
-        The share of heads, the trained one included, whose largest absolute z over all regions reaches that of the
-        region (maximum statistic, Nichols and Holmes 2002).
+    def p_values(self, own: np.ndarray, tested: np.ndarray) -> np.ndarray | None:
+        """Compute p values (R,) corrected for the number of tested regions; None without heads of permuted labels.
+
+        The share of heads, the trained one included, whose largest absolute z over these regions reaches that of the
+        region (maximum statistic, Nichols and Holmes 2002). Parameters as `z_values`.
         """
         if not len(self.heads):
             return None
-        largest = np.abs(self.heads / self._spread).max(axis=1)
-        sizes = np.abs(own / self._spread)
-        return (1 + (largest[:, None] >= sizes).sum(axis=0)) / (1 + len(largest))
+        found = np.full(len(own), np.nan)
+        if tested.any():
+            largest = np.abs(self.heads / self._spread)[:, tested].max(axis=1)
+            sizes = np.abs(own / self._spread)[tested]
+            found[tested] = (1 + (largest[:, None] >= sizes).sum(axis=0)) / (1 + len(largest))
+        return found
 
     @property
     def _spread(self) -> np.ndarray:

@@ -83,7 +83,12 @@ class Promise:
         return Certainty(float(probabilities.max()), 1 - self.limits[level_key(max(kept))], max(kept))
 
     def label_set(
-        self, probabilities: np.ndarray, labels: Sequence[str], level: float, by_class: bool = False
+        self,
+        probabilities: np.ndarray,
+        labels: Sequence[str],
+        level: float,
+        by_class: bool = False,
+        evidence: float = 1.0,
     ) -> tuple[str, ...] | None:
         """Return the conformal label set, most probable label first; None without a limit at this level.
 
@@ -95,13 +100,16 @@ class Promise:
             Calibrated probabilities.
         by_class : bool
             Guarantee the coverage within each true class, instead of over all scans.
+        evidence : float
+            Weight of the scan, 0 to 1; the limits move to 1, where no label is excluded, as it falls.
         """
         key = level_key(level)
         limits = [(self.class_limits.get(label, {}) if by_class else self.limits).get(key) for label in labels]
         if any(limit is None for limit in limits):
             return None
+        grown = [1 - evidence * (1 - (limit or 0.0)) for limit in limits]
         order = np.argsort(-probabilities, kind="stable")
-        return tuple(labels[k] for k in order if 1 - probabilities[k] <= (limits[k] or 0.0))
+        return tuple(labels[k] for k in order if 1 - probabilities[k] <= grown[k])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bids_app.adapters.calibration import Calibration, Certainty, Promise
+from bids_app.adapters.calibration import LEVELS, Calibration, Certainty, Promise
 from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import (
     CLASSIFICATION,
@@ -102,6 +102,8 @@ class Prediction:
         Verdict on the prediction; None before it was judged.
     site : str, optional
         Site of the scan in ``participants.tsv``; None if unknown.
+    range_evidence : float
+        Weight of the prediction, 0 to 1, by the ranges of the adapter's cohort, see `bids_app.adapters.cohort_ranges`.
     outputs : numpy.ndarray, optional
         Raw outputs of the head for each clip, (n_clips, O); required if the card averages outputs.
     """
@@ -115,6 +117,7 @@ class Prediction:
     mean_image_only: np.ndarray | None = None
     verdict: Verdict | None = None
     site: str | None = None
+    range_evidence: float = 1.0
     outputs: np.ndarray | None = None
     values: np.ndarray = field(init=False)
     """Average over clips before calibration, (n_labels,), (1,) or (dimensions,)."""
@@ -150,8 +153,8 @@ class Prediction:
 
     @property
     def evidence(self) -> float:
-        """Weight of the prediction, 0 to 1; below 1 if the run is out of distribution."""
-        return min((distance.evidence for distance in self.distances.values()), default=1.0)
+        """Weight of the prediction, 0 to 1; below 1 beyond the limit of a distance or a range of the cohort."""
+        return min([self.range_evidence, *(distance.evidence for distance in self.distances.values())])
 
     @property
     def reported(self) -> np.ndarray:
@@ -165,6 +168,28 @@ class Prediction:
         found = self.values if self.calibration is None else self.calibration.probabilities(self.values[None])[0]
         weight = self.evidence
         return found if weight == 1 else weight * found + (1 - weight) * label_shares(self.card)
+
+    @property
+    def level(self) -> float:
+        """Coverage of the reported interval or label set: `LEVEL`.
+
+        If no label is probable enough at this level, that of the next level whose label set is not empty. If there is
+        none, the certainty is below its minimum, and the set is empty.
+        """
+        return next((level for level in LEVELS if level >= LEVEL and self.label_set(level)), LEVEL)
+
+    def label_set(self, level: float, by_class: bool = False) -> tuple[str, ...] | None:
+        """Return the conformal label set; None if no coverage is promised, or for other tasks.
+
+        Beyond the limit of a distance, the calibration scans tell nothing: no label is excluded. Beyond a range, the
+        set grows to all labels with falling `range_evidence`.
+        """
+        if self.promise is None or self.card.task != CLASSIFICATION:
+            return None
+        weight = 0.0 if any(distance.is_far for distance in self.distances.values()) else self.range_evidence
+        if not weight:
+            return self.card.labels
+        return self.promise.label_set(self.reported, self.card.labels, level, by_class, weight)
 
     @property
     def interval(self) -> tuple[float, float] | None:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from bids_app.adapters.calibration import Certainty
+from bids_app.adapters.cohort_ranges import COHORT_RULES, CohortRule, is_number
 from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import AdapterCard
 from bids_app.bids.orientation import LeftRight, Orientation
@@ -69,6 +69,10 @@ def _normal(check: str, figure: str, what: str, unit: str, why: str) -> Rule:
     return Rule(check, figure, what, unit, why, own.low, own.high, reference=ranges.reference)
 
 
+CAUSES = (
+    "origin", "normalisation", "template_overlap", "orientation", "alignment", "coverage", "connectivity", "temporal",
+)  # fmt: skip
+"""Checks whose failure makes others fail, too; their reasons come first."""
 ALPHA = 0.01
 """Significance level of the tests of the signal."""
 SIGNAL_TESTS = ("connectivity", "temporal")
@@ -115,7 +119,8 @@ RULES = (
     _normal("spectrum", "high_frequency", "power above 0.1 Hz, relative to white noise", "",
             "the series was filtered in time, which the training data were not"),
     _normal("global_signal", "global_share", "standard deviation of the global signal, relative to that of regions", "",
-            "the global signal was removed, which was kept in the training data"),
+            "regions have no signal in common, as in noise or after removal of the global signal, which the training "
+            "data kept"),
     # Tests against surrogates of the run itself (preprocess/brain_signal.py): the limit is the false-alarm rate.
     Rule(
         "connectivity", "connectivity_p", "p value of functional connectivity", "",
@@ -148,43 +153,12 @@ LEFT_RIGHT_LEVELS = {
 """Level and message by left-right orientation; any other orientation is unknown."""
 
 
-@dataclass(frozen=True)
-class CohortRule:
-    """Which ends of a cohort's range are checked, and the relative margin beyond them."""
-
-    figure: str
-    what: str
-    unit: str
-    low: bool = True
-    high: bool = True
-    margin: float = 0.0
-
-
-COHORT_RULES = {
-    "tr": CohortRule("tr", "repetition time", "s", margin=0.1),
-    "duration": CohortRule("seconds", "duration", "s", high=False, margin=0.1),  # longer is better
-    "fd_mean": CohortRule("fd_mean", "mean framewise displacement", "mm", low=False),
-    "tsnr": CohortRule("tsnr", "temporal signal-to-noise ratio", "", high=False),
-    "age": CohortRule("age", "age of the participant", "years"),
-    "reconstruction": CohortRule(
-        "reconstruction_dynamics",
-        "reconstruction error of hidden patches relative to predicting the mean of each voxel",
-        "",
-        margin=0.1,
-    ),
-}
-"""Measures compared with the range of the adapter's cohort (`AdapterCard.ranges`), by check."""
-
-
 COMPARED = {
     "embedding": "its embedding is",
     "clips": "the embeddings of its clips are",
     "signal": "the measures of its signal are",
 }
 """What is compared with the adapter's cohort, by check."""
-
-WRITTEN = 1e-6
-"""Relative tolerance of these comparisons: ranges come from tables with eight digits."""
 
 
 @dataclass(frozen=True)
@@ -218,6 +192,12 @@ class Verdict:
         found = sorted(self.checks, key=lambda check: -LEVELS.index(check.level))
         return tuple(check.message for check in found if check.message)
 
+    @classmethod
+    def of(cls, found: Mapping[str, Check], unknown: Mapping[str, str]) -> Verdict:
+        """Make a verdict of checks by name; causes come before what follows from them (`CAUSES`)."""
+        ordered = sorted(found, key=lambda name: CAUSES.index(name) if name in CAUSES else len(CAUSES))
+        return cls(tuple(found[name] for name in ordered), unknown)
+
 
 def judge_scan(facts: Facts) -> Verdict:
     """Judge a scan by the checks that hold for every adapter."""
@@ -227,7 +207,7 @@ def judge_scan(facts: Facts) -> Verdict:
             "normalisation", WARN, "mean image removed", "mean image present",
             "The series has no mean image: under the global normalisation, the model has no anatomical information.",
         )  # fmt: skip
-    return Verdict(tuple(found.values()), unknown)
+    return Verdict.of(found, unknown)
 
 
 def judge_prediction(
@@ -267,12 +247,10 @@ def judge_prediction(
         if name not in card.ranges:
             if name == "age":
                 unknown[name] = "The adapter's card has no age range of its cohort."
-        elif not _is_number(value):
+        elif not is_number(value):
             unknown.setdefault(name, f"The {rule.what} is unknown.")
         else:
-            check = _check_against_cohort(name, rule, float(value), card.ranges[name], on_out_of_domain)  # type: ignore[arg-type]
-            if name not in found or LEVELS.index(check.level) > LEVELS.index(found[name].level):
-                found[name] = check
+            _add(found, _check_against_cohort(name, rule, float(value), card.ranges[name], on_out_of_domain))  # type: ignore[arg-type]
             unknown.pop(name, None)
     cohort = card.cohort.get(SIMULATED)
     if (origin := _check_origin(facts.get("simulated"), cohort if isinstance(cohort, bool) else None)) is not None:
@@ -284,7 +262,7 @@ def judge_prediction(
         unknown["embedding"] = "The adapter has no reference statistics of its cohort."
     if certainty is not None:
         found["certainty"] = _check_certainty(certainty)
-    return Verdict(tuple(found.values()), unknown)
+    return Verdict.of(found, unknown)
 
 
 def names_sides(labels: Sequence[str]) -> bool:
@@ -299,7 +277,7 @@ def _check_scan(facts: Facts) -> tuple[dict[str, Check], dict[str, str]]:
     unknown: dict[str, str] = {}
     for rule in RULES:
         value = facts.get(rule.figure)
-        if _is_number(value):
+        if is_number(value):
             found[rule.check] = _check_rule(rule, float(value))  # type: ignore[arg-type]
             unknown.pop(rule.check, None)
         elif rule.check not in found:
@@ -332,26 +310,37 @@ def _check_rule(rule: Rule, value: float) -> Check:
     below, above = _is_below(value, rule.low), _is_above(value, rule.high)
     if not (below or above):
         return Check(rule.check, PASS, value, rule.limits, reference=rule.reference)
-    level = REFUSE if _is_below(value, rule.refuse_below) else WARN
+    level, crossed = (REFUSE, rule.refuse_below) if _is_below(value, rule.refuse_below) else (WARN, rule.low)
     limits = rule.limits
     if rule.refuse_below is not None:
         limits += f"; refused below {_number(rule.refuse_below, rule.unit)}"
-    end = f"below {_number(rule.low, rule.unit)}" if below else f"above {_number(rule.high, rule.unit)}"
+    end = f"below {_number(crossed, rule.unit)}" if below else f"above {_number(rule.high, rule.unit)}"
     message = f"The {rule.what} is {_number(value, rule.unit)}, {end}: {rule.why}."
     return Check(rule.check, level, value, limits, message, rule.reference)
 
 
-def _check_against_cohort(name: str, rule: CohortRule, value: float, cohort_range: Any, level: str) -> Check:
-    low, high = float(cohort_range[0]), float(cohort_range[1])
-    limits = range_in_words(low if rule.low else None, high if rule.high else None, rule.unit)
-    below = rule.low and value < low * (1 - rule.margin) - WRITTEN * abs(low)
-    above = rule.high and value > high * (1 + rule.margin) + WRITTEN * abs(high)
-    if not (below or above):
-        return Check(name, PASS, value, f"{limits} in the adapter's cohort")
-    return Check(
-        name, level, value, f"{limits} in the adapter's cohort",
-        f"The {rule.what} is {_number(value, rule.unit)}; in the adapter's training cohort it was {limits}.",
-    )  # fmt: skip
+def _check_against_cohort(name: str, rule: CohortRule, value: float, cohort: Sequence[float], level: str) -> Check:
+    low, high = rule.limits(cohort)
+    limits = f"{range_in_words(low, high, rule.unit)} by the adapter's cohort"
+    if not rule.excess(value, cohort):
+        return Check(name, PASS, value, limits)
+    below = low is not None and value < low
+    end = f"below {_number(low, rule.unit)}" if below else f"above {_number(high, rule.unit)}"
+    margin = f" (with a margin of {rule.margin:.0%})" if rule.margin else ""
+    seen = range_in_words(float(cohort[0]), float(cohort[1]), rule.unit)
+    message = f"The {rule.what} is {_number(value, rule.unit)}, {end}{margin}: in the adapter's training cohort it was "
+    return Check(name, level, value, limits, f"{message}{seen}.")
+
+
+def _add(found: dict[str, Check], new: Check) -> None:
+    """Add a check to those of a scan: of two limits of a measure the stricter decides; both are listed if both do."""
+    old = found.get(new.name)
+    if old is not None and old.level == new.level:
+        message = " ".join(filter(None, (old.message, new.message)))
+        limits = f"{old.limits}; {new.limits}" if old.value == new.value else new.limits  # else of another measure
+        new = replace(new, limits=limits, message=message)
+    if old is None or LEVELS.index(new.level) >= LEVELS.index(old.level):
+        found[new.name] = new
 
 
 def _check_origin(scan: object, cohort: bool | None) -> Check | None:
@@ -413,7 +402,3 @@ def _is_below(value: float, limit: float | None) -> bool:
 
 def _is_above(value: float, limit: float | None) -> bool:
     return limit is not None and value > limit
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value

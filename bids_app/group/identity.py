@@ -122,6 +122,16 @@ def principal_components(values: np.ndarray, n_components: int) -> tuple[np.ndar
     return centred @ (axes * np.where(signs == 0, 1, signs)), variances / total
 
 
+def find_copies(values: np.ndarray, people: np.ndarray) -> list[tuple[int, ...]]:
+    """Find the participants (indices) who have a run with the same embedding, (N, C); groups of at least two, once."""
+    _, which = np.unique(values, axis=0, return_inverse=True)
+    owners: dict[int, dict[int, None]] = {}
+    for row, person in zip(which.reshape(-1).tolist(), people.tolist(), strict=True):
+        owners.setdefault(row, {})[person] = None
+    groups = dict.fromkeys(tuple(sorted(group)) for group in owners.values() if len(group) > 1)
+    return sorted(groups)
+
+
 def reidentify(units: np.ndarray, people: np.ndarray, sessions: np.ndarray) -> ReIdentification:
     """Re-identify the participant of each run among the runs of other sessions.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from bids_app.group.identity import (
     BINS,
     ReIdentification,
     Suspicion,
+    find_copies,
     principal_components,
     reidentify,
     sample_for_matrix,
@@ -27,6 +29,9 @@ from bids_app.reports.contents import spec
 from bids_app.reports.figures.group_charts import Cloud, plot_clouds, plot_identity, plot_similarities
 from bids_app.reports.group import BAD, FIGURES, GOOD, WARN, Cell, Figure, Remark, Section, Table, report_url
 
+LOGGER = logging.getLogger(__name__)
+MAX_COPIES = 5
+"""Maximum number of groups of copies to name."""
 IDENTITY = "group_identity.tsv"
 MAX_MATRIX_RUNS = 240
 """Maximum runs in the similarity matrix."""
@@ -99,6 +104,10 @@ def map_section(cohort: Cohort, sets: Sequence[EmbeddingSet], out_dir: Path) -> 
 def identity_section(cohort: Cohort, sets: Sequence[EmbeddingSet], out_dir: Path) -> Section:
     """Build the section on similarity of runs, re-identification of participants, and suspected swaps."""
     section = Section("identity", "Re-identification")
+    if copies := _name_copies(sets):
+        text = f"Different participants have identical embeddings, as copies of one series do: {copies}."
+        section.remarks.append(Remark(BAD, text))
+        LOGGER.warning("%s They count as several people; leave out the copies.", text)
     sets = [found for found in sets if 1 < len(set(found.people)) < len(found.people)]
     if not sets:
         section.paragraphs.append("Re-identification requires embeddings of two participants, one with two runs.")
@@ -115,6 +124,18 @@ def identity_section(cohort: Cohort, sets: Sequence[EmbeddingSet], out_dir: Path
     best = int(np.argmax([re.hits.sum() / max(1, re.tried.sum()) for re in found]))
     _detect_swaps(section, sets[best], found[best], out_dir)
     return section
+
+
+def _name_copies(sets: Sequence[EmbeddingSet]) -> str:
+    """Name the participants with identical embeddings; empty if there are none."""
+    named: dict[str, None] = {}
+    for embeddings in sets:
+        names = list(dict.fromkeys(run.participant for run in embeddings.runs))
+        for group in find_copies(embeddings.values, embeddings.people):
+            named[" = ".join(names[index] for index in group)] = None
+    listed = list(named)
+    more = len(listed) - MAX_COPIES
+    return "; ".join(listed[:MAX_COPIES]) + (f" and {more} more" if more > 0 else "")
 
 
 def _detect_swaps(section: Section, embeddings: EmbeddingSet, found: ReIdentification, out_dir: Path) -> None:

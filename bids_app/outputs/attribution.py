@@ -35,12 +35,13 @@ CONTROLS_IN_WORDS = {
 CONTROL_COLUMNS = {
     "control": {"Description": "As attribution, in the control"},
     "z": {
-        "Description": "Attribution divided by its root mean square over heads of permuted labels (permuted-label "
-        "control of an occlusion)"
+        "Description": "Attribution divided by its root mean square over heads of permuted labels; n/a for regions "
+        "without a token (permuted-label control of an occlusion)"
     },
     "p": {
         "Description": "Share of heads of permuted labels whose largest absolute z over all regions reaches that of "
-        "the region, so that it is corrected for the number of regions (permuted-label control of an occlusion)"
+        "the region, so that it is corrected for the number of regions; n/a for regions without a token "
+        "(permuted-label control of an occlusion)"
     },
 }
 """Descriptions of the columns of a control."""
@@ -99,6 +100,7 @@ def describe_attribution(found: Attribution, atlas: Atlas, facts: ModelFacts) ->
         clips=found.clip_numbers,
         regions_without_token=int((found.n_tokens == 0).sum()),
         unresolved_regions=found.without_token,
+        regions_outside=found.outside or None,
         control=control.kind if control else None,
         control_in_words=CONTROLS_IN_WORDS[control.kind] if control else None,
         control_heads=len(control.heads) or None if control else None,
@@ -109,7 +111,7 @@ def describe_attribution(found: Attribution, atlas: Atlas, facts: ModelFacts) ->
                 "Description": "Decrease of the prediction when the region is replaced by its mean (occlusion), "
                 "contribution of its voxels to the prediction (gradients), or reconstruction error from the rest of "
                 "the brain (reconstruction); mean over clips. Positive values are listed first, then negative ones, "
-                "each by size",
+                "each by size; n/a for regions of the atlas without a voxel with signal",
                 "Units": found.measure,
             },
             "std": {"Description": "Standard deviation over clips", "Units": found.measure},

@@ -10,7 +10,7 @@ import numpy as np
 
 from bids_app.adapters.calibration import effective_sample_size, standard_error
 from bids_app.adapters.file import EMBEDDING, REGRESSION
-from bids_app.adapters.predict import KEEPS_THE_MEAN_IMAGE, LEVEL, Embeddings, Prediction
+from bids_app.adapters.predict import KEEPS_THE_MEAN_IMAGE, Embeddings, Prediction
 from bids_app.outputs.schema import (
     HalfCorrelation,
     Halves,
@@ -45,7 +45,7 @@ def describe_uncertainty(prediction: Prediction) -> Uncertainty:
     return Uncertainty(
         effective_clips=round(effective_sample_size(values), 2),
         standard_error=None if math.isnan(error) else error,
-        level=LEVEL,
+        level=prediction.level,
         promise=_promise(prediction),
         method=made.method if made else "none",
         coverage=_coverage(prediction),
@@ -60,7 +60,10 @@ def _coverage(prediction: Prediction) -> str | None:
     if prediction.promise is None:
         return None
     if prediction.promise.limits and prediction.evidence < 1:
-        return "Coverage unknown here: the scan is out of distribution for this adapter."
+        return (
+            "Coverage unknown here: the scan is out of distribution for this adapter "
+            f"(weight of its prediction {prediction.evidence:.2g}; the rest is that of the training cohort)."
+        )
     return prediction.promise.coverage
 
 
@@ -154,11 +157,7 @@ def _promise(prediction: Prediction) -> PromisedInterval | PromisedLabels | None
         return None
     if made is None:
         return PromisedLabels()
-    if prediction.evidence < 1:  # out of distribution: the calibration scans tell nothing, so no label is excluded
-        everything = tuple(prediction.card.labels)
-        return PromisedLabels(label_set=everything, by_class=everything)
-    sets = (made.label_set(prediction.reported, prediction.card.labels, LEVEL, by_class) for by_class in (False, True))
-    over_all, by_class = (None if labels is None else tuple(labels) for labels in sets)
+    over_all, by_class = (prediction.label_set(prediction.level, by_class) for by_class in (False, True))
     return PromisedLabels(label_set=over_all, by_class=by_class)
 
 

@@ -102,7 +102,9 @@ class RegionTable:
     @property
     def significant(self) -> int:
         """Number of regions with a corrected p value of at most `SIGNIFICANT`."""
-        return sum(float(row["p"]) <= SIGNIFICANT for row in self.rows) if self.has_p_values else 0
+        return (
+            sum(row["p"] != "n/a" and float(row["p"]) <= SIGNIFICANT for row in self.rows) if self.has_p_values else 0
+        )
 
 
 def _is_number(cell: str | None) -> bool:
@@ -339,7 +341,7 @@ class Reader:
 
     def _regions(self, path: Path) -> RegionTable | None:
         try:
-            rows = tuple(read_output_table(path))
+            rows = tuple(row for row in read_output_table(path) if row["attribution"] != "n/a")
             for row in rows:
                 float(row["attribution"]), float(row["std"]), row["name"], row["voxels"], row["tokens"]
         except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:

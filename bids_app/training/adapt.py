@@ -332,7 +332,8 @@ def _best_metrics(rows: list[dict[str, float]], task: Task, validation: Labelled
     if validation is None:
         return {}
     best = max(rows, key=lambda row: row[task.main_metric])
-    metrics = {k: round(v, 4) for k, v in best.items() if k not in ("epoch", "loss", "rate", "seconds")}
+    kept = {key: value for key, value in best.items() if key not in ("epoch", "loss", "rate", "seconds")}
+    metrics = {key: round(value, 4) if np.isfinite(value) else None for key, value in kept.items()}  # null in JSON
     return {"validation": {**metrics, "scans": len(validation.scans)}}
 
 

@@ -33,12 +33,14 @@ from bids_app.model.heads import LinearHead
 from bids_app.settings import DEFAULT_MODEL
 from bids_app.training.adapt import LabelledScans
 from bids_app.training.data.examples import check_labels, label_scans, load_datasets, read_participants
-from bids_app.training.data.labels import EventRule
+from bids_app.training.data.labels import EventRule, check_values
 from bids_app.training.data.loader import ClipBatches, ClipSource
 from bids_app.training.data.splits import TRAINING, read_split
 from bids_app.training.head import compute_embeddings
 from bids_app.training.reference import add_reference
 
+MAX_NAMED = 5
+"""Maximum number of values to name in a message."""
 LEVEL = 0.9
 """Coverage of the printed interval or label set."""
 
@@ -51,6 +53,7 @@ def calibrate(arguments: argparse.Namespace) -> None:
     model, adapted = adapted_model(adapter, arguments.model or entry.model, arguments.device)
     store = arguments.store or arguments.output.with_suffix(".clips")
     examples, rows, datasets = read_unseen(arguments, adapter, model, store)
+    check_classes(card, examples.values, arguments.target)
     predictions = predict_scans(model, adapted, examples.scans, arguments.batch_size)
     source = arguments.source or datasets
     calibration = fit_calibration(card, predictions, examples, people_of(examples, rows), method, source)
@@ -102,6 +105,9 @@ def read_unseen(
     )
     rule = EventRule(arguments.event_delay, arguments.event_overlap)
     examples = label_scans(datasets, arguments.target, arguments.raw, rule).data
+    participants, column = [scan.participant for scan in examples.scans], arguments.target.rpartition(":")[2]
+    for warning in check_values(column, examples.values, participants, adapter.card.task):
+        print(warning)
     rows = read_participants(datasets, arguments.raw)
     if arguments.other_people:
         print("Assuming that no participant belongs to the training set of the adapter (--other-people).")
@@ -197,11 +203,29 @@ def fit_calibration(
     """Fit a calibration to predictions (N, K) and true values."""
     if card.task == CLASSIFICATION:
         return calibrate_classes(predictions, examples.values, card.labels, people, method, source)
-    try:
-        truth = np.array([float(value) for value in examples.values])
-    except ValueError as error:
-        raise BadDataError(f'Column "{card.target}" has non-numeric values ({error}).', "Correct the table.") from error
+    truth = np.array([float(value) for value in examples.values])
     return calibrate_values(predictions[:, 0], truth, people, source)
+
+
+def check_classes(card: AdapterCard, values: Sequence[str], target: str) -> None:
+    """Check that the values of a target are classes of an adapter; print which classes have no scan.
+
+    Raises
+    ------
+    BadDataError
+        A value is not a class of the adapter.
+    """
+    if card.task != CLASSIFICATION:
+        return
+    if unknown := sorted(set(values) - set(card.labels)):
+        more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
+        raise BadDataError(
+            f"--target {target}: the adapter {card.name} has no class {', '.join(unknown[:MAX_NAMED])}{more}; its "
+            f"classes are {', '.join(card.labels)}.",
+            f"Give the column of {card.target}, or use the names of the adapter's classes in the table.",
+        )
+    if absent := [label for label in card.labels if label not in values]:
+        print(f"Warning: no scan has the class {', '.join(absent)}: temperature and coverage may not hold for it.")
 
 
 def summarise(calibration: Calibration, card: AdapterCard) -> str:

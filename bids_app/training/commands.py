@@ -34,7 +34,7 @@ from bids_app.training.data.examples import (
     read_participants,
     read_weights,
 )
-from bids_app.training.data.labels import EventRule
+from bids_app.training.data.labels import EventRule, check_values
 from bids_app.training.data.loader import ClipBatches
 from bids_app.training.data.splits import (
     TEST,
@@ -482,6 +482,10 @@ def _label(arguments: argparse.Namespace, datasets: list[Dataset], target: str) 
     rule = EventRule(arguments.event_delay, arguments.event_overlap)
     sites = _site_column(arguments)
     examples = label_scans(datasets, target, arguments.raw, rule, arguments.family_column, sites)
+    participants = [scan.participant for scan in examples.data.scans]
+    task = arguments.task or (EMBEDDING if arguments.images else None)
+    for warning in check_values(target.rpartition(":")[2], examples.data.values, participants, task):
+        print(warning)
     images = read_images(arguments.images) if arguments.images else None
     if images is not None:
         missing = sorted(set(examples.data.values) - set(images))

@@ -95,8 +95,8 @@ class Task:
                 "Choose a target with at least two different values.",
             )
         if kind is None:
-            is_number = len(unique) > MAX_CLASSES and all(_is_number(v) for v in unique)
-            kind = EMBEDDING if images else REGRESSION if is_number else CLASSIFICATION
+            has_numbers = len(unique) > MAX_CLASSES and all(is_number(v) for v in unique)
+            kind = EMBEDDING if images else REGRESSION if has_numbers else CLASSIFICATION
         if kind == CLASSIFICATION:
             return cls(target, kind, unique)
         if kind == EMBEDDING:
@@ -114,7 +114,7 @@ class Task:
             return cls(target, kind, (), 0.0, 1.0, unique, vectors, tuple(mean.tolist()), given.shape[1])
         if kind != REGRESSION:
             raise UsageError(f"Unknown task: {kind!r}.", f"Choose {', '.join(TASKS)}.")
-        wrong = [v for v in unique if not _is_number(v)]
+        wrong = [v for v in unique if not is_number(v)]
         if wrong:
             raise BadDataError(
                 f'Column "{target}" has non-numeric values: {", ".join(wrong[:5])}.', "Correct the table."
@@ -266,7 +266,8 @@ def image_contrastive_loss(
     return 0.5 * (F.cross_entropy(logits, truth) - image_to_clip)
 
 
-def _is_number(text: str) -> bool:
+def is_number(text: str) -> bool:
+    """Return True for the text of a finite number."""
     try:
         return bool(np.isfinite(float(text)))
     except ValueError:

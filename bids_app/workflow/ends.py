@@ -11,7 +11,15 @@ from pathlib import Path
 from bids_app.bids.query import BoldRun
 from bids_app.bids.writer import remove_leftovers
 from bids_app.outputs.publish import remove_earlier
-from bids_app.outputs.schema import FAILED, OK, EmbeddingsSidecar, PredictionSidecar, QualitySidecar, RunOutcome
+from bids_app.outputs.schema import (
+    FAILED,
+    OK,
+    AttributionSidecar,
+    EmbeddingsSidecar,
+    PredictionSidecar,
+    QualitySidecar,
+    RunOutcome,
+)
 from bids_app.reports.participant import build_participant_report
 from bids_app.terminal import VERBOSE
 from bids_app.workflow.context import RunContext
@@ -135,7 +143,9 @@ class Ends:
                 "%s: %d files of an earlier run, which this one does not make, were removed", stem, len(removed)
             )
             self._ended[stem] = replace(self._ended[stem], removed=removed)
-        notices = self.notices[stem] = read_notices(self._ended[stem], out_dir)
+        wanted = self._context.settings.model
+        n_clips = wanted.attribution_clips if wanted.attribution else 0
+        notices = self.notices[stem] = read_notices(self._ended[stem], out_dir, n_clips)
         self._ended[stem] = replace(self._ended[stem], warnings=notices.warnings or None)
         own = self.participants[participant]
         unfinished = [other for other in own if other not in self._ended]
@@ -163,8 +173,17 @@ def log_outcome(outcome: RunOutcome) -> None:
     )  # fmt: skip
 
 
-def read_notices(outcome: RunOutcome, out_dir: Path) -> Notices:
-    """Read the verdicts on a scan and its predictions, and the further warnings of preprocessing, from its sidecars."""
+def read_notices(outcome: RunOutcome, out_dir: Path, attribution_clips: int = 0) -> Notices:
+    """Read the verdicts on a scan and its predictions, and the further warnings of its steps, from its sidecars.
+
+    Parameters
+    ----------
+    outcome : RunOutcome
+    out_dir : pathlib.Path
+    attribution_clips : int
+        Number of clips that were to be attributed; 0: none.
+    """
+    few_clips: dict[str, None] = {}
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     withheld: list[tuple[str, str]] = []
@@ -175,6 +194,12 @@ def read_notices(outcome: RunOutcome, out_dir: Path) -> Notices:
             reasons = verdict.reasons if verdict else ()
         elif name.endswith("_desc-quality_metrics.json"):
             warnings = QualitySidecar.read(out_dir / name).warnings or ()
+        elif name.endswith("_attribution.json"):
+            n_clips = len(AttributionSidecar.read(out_dir / name).clips or ())
+            if n_clips < attribution_clips:
+                few_clips[f"--attribution-clips {attribution_clips}: the run has only {n_clips}, which were used."] = (
+                    None
+                )
         elif name.endswith(("_predictions.json", "_vectors.json")):
             sidecar = PredictionSidecar.read(out_dir / name)
             adapter, own = sidecar.adapter.name or "", sidecar.verdict.reasons if sidecar.verdict else ()
@@ -182,7 +207,7 @@ def read_notices(outcome: RunOutcome, out_dir: Path) -> Notices:
             if sidecar.withheld:
                 withheld.append((adapter, next(iter(own), "")))
     own_reasons = [(line, is_withheld) for line, reason, is_withheld in of_predictions if reason not in reasons]
-    further = tuple(warning for warning in warnings if not any(warning in reason for reason in reasons))
+    further = (*(w for w in warnings if not any(w in reason for reason in reasons)), *few_clips)
     return Notices(
         (*reasons, *(line for line, _ in own_reasons), *further),
         (*reasons, *(line for line, is_withheld in own_reasons if not is_withheld), *further),

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.adapters.attribution import PREDICTION_METHODS, Regions, RunAttribution, attribute, reconstruction_errors
+from bids_app.adapters.cohort_ranges import range_evidence
 from bids_app.adapters.file import EMBEDDING, AdaptedModel
 from bids_app.adapters.own_head import judge_card, read_any_adapter
 from bids_app.adapters.predict import Encoded, ModelFacts, encode_run
@@ -48,6 +49,11 @@ from bids_app.preprocess.sdc.syn import correct_by_anatomy
 
 MIN_TSNR = 2.0
 """Temporal SNR below which the mean image was removed from the series."""
+WITHOUT_MEAN = {"tsnr": None, "sd_percent": None, "gm_wm_mean": None} | dict.fromkeys(
+    ("tsnr_unknown", "fluctuation_unknown", "contrast_unknown"),
+    "The series has no mean image, to which this measure is relative.",
+)
+"""Facts of a series without its mean image."""
 
 
 def prepare_anatomy(
@@ -455,7 +461,9 @@ def judge(
         replace(
             p, verdict=judge_card(judge_prediction(facts, p.card, p.distances, on_out_of_domain, p.certainty), p.card)
         )
-        for p in (replace(p, site=site) for p in encoded.predictions)
+        for p in (
+            replace(p, site=site, range_evidence=range_evidence(facts, p.card.ranges)) for p in encoded.predictions
+        )
     )
     return replace(encoded, predictions=tuple(predictions), verdict=judge_scan(facts))
 
@@ -463,9 +471,11 @@ def judge(
 def scan_facts(run: PreprocessedRun, grid: OnGrid, age: float | None = None) -> Facts:
     """Return the facts for the verdict on a run; see `bids_app.adapters.verdict`."""
     tsnr = run.quality.get("tsnr")
+    mean_removed = run.offset > 0 or (None if tsnr is None else tsnr < MIN_TSNR)
     return {
         **run.quality,
         **grid.signal,
+        **(WITHOUT_MEAN if mean_removed else {}),
         "tr": run.tr,
         "seconds": (run.n_volumes - run.n_dummy) * run.tr,
         "coverage": grid.coverage,
@@ -473,7 +483,7 @@ def scan_facts(run: PreprocessedRun, grid: OnGrid, age: float | None = None) -> 
         "orientation": run.orientation,
         "omitted": " ".join(run.omitted),
         "doubts": " ".join(run.doubts),
-        "mean_removed": run.offset > 0 or (None if tsnr is None else tsnr < MIN_TSNR),
+        "mean_removed": mean_removed,
     }
 
 

@@ -6,6 +6,7 @@ A failed run does not stop the others; the outputs of each run are written as so
 from __future__ import annotations
 
 import logging
+import re
 import shlex
 import shutil
 import sys
@@ -45,6 +46,9 @@ BATCH_RUNS, BATCH_RUNS_OF_CLUSTER = 100, 1000
 """Minimum number of runs in one graph, which nipype builds in a time that grows with the square of its size."""
 MAX_MESSAGES = 8
 """Maximum number of failures, withheld predictions and warnings in the final summary."""
+FILE = re.compile(r"\bsub-[0-9A-Za-z]+(?:_[a-z]+-[0-9A-Za-z]+)*")
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e-?\d+)?")
+"""What may differ between messages of the same reason: names of files, numbers."""
 
 
 def run_participants(settings: Settings) -> int:
@@ -229,16 +233,13 @@ def print_summary(
     """Print failed runs with their hints, withheld predictions and warnings by run, and the path of the reports."""
     failures = [outcome for outcome in outcomes if outcome.status != OK]
     messages = [f"{outcome.stem} failed: {outcome.reason}\n{outcome.hint}" for outcome in failures]
-    messages += [
-        f"{stem}: the prediction of {name} is withheld. {reason}"
+    withheld = [
+        (stem, f"the prediction of {name} is withheld. {reason}")
         for stem, found in notices.items()
         for name, reason in found.withheld
     ]
-    messages += [
-        warning if warning.startswith(outcome.stem) else f"{outcome.stem}: {warning}"
-        for outcome in outcomes
-        for warning in notices.get(outcome.stem, Notices()).other
-    ]
+    own = [(o.stem, warning) for o in outcomes for warning in notices.get(o.stem, Notices()).other]
+    messages += group_by_reason(withheld, bool(settings.verbosity)) + group_by_reason(own, bool(settings.verbosity))
     n_shown = len(messages) if settings.verbosity else MAX_MESSAGES
     for text in messages[:n_shown]:
         print(indented(f"neurostorm: {text}"), file=sys.stderr)
@@ -248,6 +249,28 @@ def print_summary(
         "%d of %d runs finished in %.0f s. Reports: %s", len(outcomes) - len(failures), len(outcomes), seconds,
         settings.out_dir / "sub-*.html",
     )  # fmt: skip
+
+
+def group_by_reason(messages: Sequence[tuple[str, str]], separately: bool = False) -> list[str]:
+    """Return one line for the messages of several runs that differ only in numbers and names of files.
+
+    Parameters
+    ----------
+    messages : sequence of (str, str)
+        Name of a run, and its message.
+    separately : bool
+        Return one line for each message instead.
+    """
+    groups: dict[str, dict[str, str]] = {}
+    for number, (stem, text) in enumerate(messages):
+        reason = str(number) if separately else NUMBER.sub("0", FILE.sub("", text))
+        groups.setdefault(reason, {}).setdefault(stem, text)
+    lines = []
+    for group in groups.values():
+        stem, text = next(iter(group.items()))
+        line = text if text.startswith(stem) else f"{stem}: {text}"
+        lines.append(f"{len(group)} runs, such as {line}" if len(group) > 1 else line)
+    return lines
 
 
 def rebuild_reports(settings: Settings) -> int:

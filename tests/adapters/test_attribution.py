@@ -99,9 +99,11 @@ def test_the_table_is_sorted_by_sign_and_size_and_has_the_size_of_regions(small,
     table = found.columns()
     assert found.clip_numbers == (0, 1)
     values = np.array(table["attribution"])
-    for_it, against, without = values[values > 0], values[values < 0], values[values == 0]
+    for_it, against, without = values[values > 0], values[values < 0], values[np.isnan(values)]
     assert min(map(len, (for_it, against, without))) > 1
-    assert values.tolist() == [*sorted(for_it, reverse=True), *sorted(against), *without]
+    zeros = [0.0] * int((values == 0).sum())
+    assert values[: -len(without)].tolist() == [*sorted(for_it, reverse=True), *sorted(against), *zeros]
+    assert {n == 0 for n in table["voxels"][-len(without) :]} == {True}
     assert sum(table["voxels"]) == reader.series.mask.sum()
     assert set(table["tokens"]) == {0, 1}  # patches of 24 voxels belong to one of the cubes that they touch
     assert table["name"][table["index"].index(1)] == "first"
@@ -113,6 +115,19 @@ def test_regions_without_a_token_are_named(small, reader) -> None:
     labels[24:72, 24:72, 24:72], labels[40:43, 40:43, 40:43] = 1, 2
     found = attribute(adapted(small), reader, Regions("two", labels, {1: "large", 2: "small"}), 0, n_clips=1)
     assert found.without_token == ("small",)
+
+
+def test_regions_of_the_atlas_outside_the_brain_are_listed_without_a_contribution(small, reader) -> None:
+    labels = np.zeros(MODEL_GRID_SHAPE, int)
+    labels[24:72, 24:72, 24:72], labels[:3, :3, :3] = 1, 2
+    regions = Regions("three", labels, {1: "inside", 2: "beside the brain", 9: "not on the grid"})
+    found = attribute(adapted(small), reader, regions, 0, n_clips=1)
+    table = found.columns()
+    assert table["name"] == ["inside", "beside the brain", "not on the grid"]
+    assert table["index"] == [1, 2, 9]
+    assert np.isnan(table["attribution"]).tolist() == [False, True, True]
+    assert table["voxels"][1:] == [0, 0]
+    assert found.outside == ("beside the brain", "not on the grid")
 
 
 def test_selected_clips_are_evenly_spaced() -> None:

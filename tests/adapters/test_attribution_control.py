@@ -104,12 +104,25 @@ def test_p_values_are_corrected_for_the_number_of_regions() -> None:
     energy = np.geomspace(0.01, 1, 50)  # regions with more signal contribute more with any head
     heads = rng.standard_normal((N_HEADS, 50)) * energy
     control = Control(PERMUTED, heads[0], np.zeros(1), heads)
-    false = [control.p_values(rng.standard_normal(50) * energy).min() <= 0.05 for _ in range(400)]
+    every = np.ones(50, bool)
+    false = [control.p_values(rng.standard_normal(50) * energy, every).min() <= 0.05 for _ in range(400)]
     assert 0.02 <= np.mean(false) <= 0.09
     learned = rng.standard_normal(50) * energy
     learned[0] = 6 * energy[0]  # small beside the contributions of other regions
-    assert control.p_values(learned)[0] < 0.01
-    assert control.z_values(learned)[0] == pytest.approx(6, rel=0.15)
+    assert control.p_values(learned, every)[0] < 0.01
+    assert control.z_values(learned, every)[0] == pytest.approx(6, rel=0.15)
+
+
+def test_a_region_without_a_token_has_no_p_value_and_does_not_count_in_the_correction() -> None:
+    rng = np.random.default_rng(0)
+    heads = rng.standard_normal((N_HEADS, 3))
+    heads[:, 2] = 1e-12 * rng.standard_cauchy(N_HEADS)  # its largest z is far above that of the others
+    control, tested = Control(PERMUTED, heads[0], np.zeros(1), heads), np.array([True, True, False])
+    own = np.array([3.5, 0.1, 1.0])
+    assert np.isnan(control.p_values(own, tested)).tolist() == [False, False, True]
+    assert np.isnan(control.z_values(own, tested)).tolist() == [False, False, True]
+    assert control.p_values(own, tested)[0] < 0.01
+    assert np.isnan(control.p_values(own, ~(tested | True))).all()
 
 
 def test_the_map_of_a_permuted_head_is_that_of_its_own_prediction(small, reader, cubes) -> None:
@@ -124,7 +137,10 @@ def test_the_map_of_a_permuted_head_is_that_of_its_own_prediction(small, reader,
     assert np.allclose(found.control.image, alone.image, atol=1e-5)
     table = found.columns()
     assert list(table)[-3:] == ["control", "z", "p"]
-    assert all(1 / (N_HEADS + 1) <= p <= 1 for p in table["p"])
+    tested = [v > 0 and n > 0 for v, n in zip(table["voxels"], table["tokens"], strict=True)]
+    assert 0 < sum(tested) < 64
+    for p, is_tested in zip(table["p"], tested, strict=True):
+        assert 1 / (N_HEADS + 1) <= p <= 1 if is_tested else np.isnan(p)
 
 
 def test_by_gradients_one_permuted_head_is_analysed(small, reader, cubes, monkeypatch) -> None:

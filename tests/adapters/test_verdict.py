@@ -106,6 +106,35 @@ def test_values_outside_the_cohorts_range_get_the_chosen_level(name: str, change
     assert judge_scan(GOOD | change).level == PASS
 
 
+def test_a_check_shows_the_limit_that_decided() -> None:
+    def check(name: str, facts: dict, **changes):
+        checks = judge_prediction(GOOD | facts, card(**changes), NEAR, WARN).checks
+        return next(check for check in checks if check.name == name)
+
+    assert check("tr", {}).limits == "0.5 to 3 s; 0.648 to 2.42 s by the adapter's cohort"
+    beyond = check("tr", {"tr": 2.6})
+    assert beyond.limits == "0.648 to 2.42 s by the adapter's cohort"
+    assert "is 2.6 s, above 2.42 s (with a margin of 10%)" in beyond.message
+    both = check("tr", {"tr": 4.0})
+    assert "above 3 s" in both.message
+    assert "above 2.42 s" in both.message
+    refused = check("coverage", {"coverage": 0.453})
+    assert "is 0.453, below 0.5" in refused.message
+    assert refused.limits == "at least 0.9; refused below 0.5"
+    assert "is 0.8, below 0.9" in check("coverage", {"coverage": 0.8}).message
+
+
+def test_causes_come_before_what_follows_from_them() -> None:
+    noise = GOOD | {"connectivity_p": 0.5, "order_p": 0.5, "global_share": 0.0, "seconds": 15.0}
+    reasons = judge_scan(noise).reasons
+    assert "as in noise" in reasons[0]
+    assert "as in noise" in reasons[1]
+    assert "as in noise or after removal of the global signal" in reasons[-1]
+    misplaced = judge_scan(GOOD | {"coverage": 0.8, "coreg_dice": 0.85, "gm_wm_mean": 0.8}).reasons
+    for words, reason in zip(("alignment may be wrong", "background", "contrast"), misplaced, strict=True):
+        assert words in reason
+
+
 def test_a_scan_better_than_the_cohorts_passes() -> None:
     assert (
         judge_prediction(GOOD | {"seconds": 5000.0, "fd_mean": 0.03, "tsnr": 300.0}, card(), NEAR, REFUSE).level == PASS
@@ -225,6 +254,8 @@ def test_reconstructions_are_compared_with_the_cohort_where_the_adapter_has_its_
     for value, expected in ((0.8, PASS), (1.2, REFUSE), (0.5, REFUSE)):
         facts = GOOD | {"reconstruction_error": 0.4, "reconstruction_dynamics": value}
         assert level(judge_prediction(facts, own, NEAR, "refuse"), "reconstruction") == expected
+        (shown,) = (c for c in judge_prediction(facts, own, NEAR, "warn").checks if c.name == "reconstruction")
+        assert (shown.value, shown.limits) == (value, "0.63 to 0.99 by the adapter's cohort")
 
 
 def test_without_a_decoder_the_reason_is_given() -> None:

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from bids_app.group import identity
-from bids_app.group.identity import principal_components, reidentify, sample_for_matrix, standardise, suspected_swaps
+from bids_app.group.identity import (
+    find_copies,
+    principal_components,
+    reidentify,
+    sample_for_matrix,
+    standardise,
+    suspected_swaps,
+)
 
 
 def sessions_of(n_people, n_sessions, noise=0.5, seed=0, n_features=40):
@@ -138,3 +145,12 @@ def test_noisy_runs_are_not_suspected_swaps():
         by_margin += int((found.margins() >= 0.5).sum())
     assert by_margin > 100
     assert suspected <= 3
+
+
+def test_copies_of_a_run_under_other_labels_are_found_once():
+    values, people, _ = sessions_of(6, 2)
+    assert find_copies(values, people) == []
+    values[2 * 3] = values[2 * 1]
+    values[2 * 3 + 1] = values[2 * 1 + 1]
+    values[2 * 5] = values[2 * 5 + 1]  # of one participant
+    assert find_copies(values, people) == [(1, 3)]

@@ -143,6 +143,17 @@ def test_swapped_participants_are_listed_with_their_runs(make_group):
     assert set(sorted(margins, key=margins.__getitem__)[-2:]) == swapped
 
 
+def test_copies_of_a_series_under_other_labels_are_named_on_page_and_terminal(make_group, caplog):
+    group = make_group(participants=4, sessions=1)
+    cohort = group.write_tables()
+    first, copy = cohort.runs[0], cohort.runs[2]
+    copy.vectors.update(first.vectors)
+    section = identity_section(cohort, collect_embeddings(cohort), group.out)
+    names = f"{first.participant} = {copy.participant}"
+    assert names in remarks(section)["bad"]
+    assert names in caplog.text
+
+
 def test_no_swap_is_reported_without_a_swap(finished):
     cohort = finished.write_tables()
     section = identity_section(cohort, collect_embeddings(cohort), finished.out)

@@ -225,6 +225,29 @@ def test_out_of_distribution_the_probabilities_go_to_the_proportions_of_the_coho
     assert replace(classes(), distances=far).reported == pytest.approx([0.5, 0.5])
 
 
+def test_outside_a_range_of_the_cohort_the_set_grows_to_all_labels_and_probabilities_go_to_the_prior() -> None:
+    limits = {"0.9": 0.3}
+    made = Calibration(50, limits=limits, class_limits={"f": limits, "m": limits}, n_participants=50)
+    sure = Prediction(card(calibration=made.as_dict()), np.array([[0.97, 0.03]]), ONSETS[:1], 16.0)
+    told = [describe_uncertainty(replace(sure, range_evidence=weight)) for weight in (1.0, 0.9, 0.3, 0.0)]
+    assert [one.labels.label_set for one in told] == [("f",), ("f",), ("f", "m"), ("f", "m")]
+    assert [one.labels.by_class for one in told] == [("f",), ("f",), ("f", "m"), ("f", "m")]
+    assert [one.coverage.startswith("Coverage unknown here") for one in told] == [False, True, True, True]
+    assert replace(sure, range_evidence=0.0).reported == pytest.approx([0.5, 0.5])
+    assert replace(sure, range_evidence=0.3).reported == pytest.approx([0.3 * 0.97 + 0.35, 0.3 * 0.03 + 0.35])
+
+
+def test_the_set_is_empty_if_and_only_if_the_certainty_is_too_low() -> None:
+    limits = {"0.9": 0.2, "0.95": 0.4}
+    made = Calibration(50, limits=limits, class_limits={"f": limits, "m": limits}, n_participants=50)
+    for top, level, labels in ((0.85, 0.9, ("f",)), (0.7, 0.95, ("f",)), (0.55, 0.9, ())):
+        found = Prediction(card(calibration=made.as_dict()), np.array([[top, 1 - top]]), ONSETS[:1], 16.0)
+        told = describe_uncertainty(found)
+        assert (told.level, told.labels.label_set) == (level, labels)
+        verdict = judge_prediction({}, found.card, {}, "warn", found.certainty)
+        assert (verdict.level == "warn") == (not labels)
+
+
 def test_out_of_distribution_no_label_is_excluded_and_intervals_widen() -> None:
     rng = np.random.default_rng(0)
     raw = rng.dirichlet([2, 2], 300)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -68,6 +69,15 @@ def test_adapters_of_demonstration_encoders_are_marked(make_store, tmp_path, tin
         save_encoder(path, tiny_config, Encoder(tiny_config).state_dict(), "tiny", demonstration=demonstration)
         adapter, _ = adapt(load_model(path), task, data, None, AdaptSettings("linear", batch_size=2), "global", "side")
         assert load_adapter(save_adapter(tmp_path / "a.safetensors", adapter)).card.demonstration is demonstration
+
+
+def test_a_metric_that_a_validation_of_one_class_lacks_is_null_in_the_card(make_store, tiny_model):
+    data = labelled(make_store(3))
+    one_class = data.pick([i for i, value in enumerate(data.values) if value == "left"])
+    settings = AdaptSettings("linear", batch_size=2)
+    adapter, _ = adapt(tiny_model, Task.from_values("side", data.values), data, one_class, settings, "global", "side")
+    assert adapter.card.metrics["validation"]["auroc"] is None
+    assert "null" in json.dumps(adapter.card.metrics, allow_nan=False)
 
 
 def test_a_linear_adapter_classifies_sides(make_store, tiny_model, tmp_path):

@@ -15,10 +15,11 @@ from bids_app.adapters.file import AdaptedModel, AdapterCard, load_adapter
 from bids_app.adapters.predict import Prediction, encode_run
 from bids_app.cli.train import main
 from bids_app.clips import MODEL_GRID_SHAPE, ClipReader, GridSeries
+from bids_app.errors import BadDataError
 from bids_app.model.api import load_model
 from bids_app.outputs.reliability import describe_uncertainty
 from bids_app.training.adapt import LabelledScans
-from bids_app.training.calibrate import fit_calibration, people_of, predict_scans, summarise
+from bids_app.training.calibrate import check_classes, fit_calibration, people_of, predict_scans, summarise
 from bids_app.training.data.store import ClipStore
 from bids_app.training.head import compute_embeddings
 from tests.helpers.models import save_random_encoder
@@ -143,6 +144,19 @@ def test_sites_are_part_of_a_calibration_only_if_all_are_known() -> None:
     assert summarise(made, card).startswith("Calibrated on 3 scans of 2 participants. No coverage is promised")
 
 
+def test_values_that_the_adapter_does_not_predict_are_an_error_that_names_the_column_given(capsys) -> None:
+    card = AdapterCard("sex", "classification", "sex", "0" * 64, "global", labels=("f", "m"))
+    with pytest.raises(
+        BadDataError, match=r"participants.tsv:age: the adapter sex has no class 20, 30; .* f, m"
+    ) as error:
+        check_classes(card, ["20", "30"], "participants.tsv:age")
+    assert "column of sex" in error.value.hint
+    check_classes(card, ["f", "m"], "participants.tsv:sex")
+    assert capsys.readouterr().out == ""
+    check_classes(card, ["f", "f"], "participants.tsv:sex")
+    assert capsys.readouterr().out.startswith("Warning: no scan has the class m")
+
+
 def test_the_scans_of_a_site_can_become_the_reference(site, encoder, tmp_path, capsys) -> None:
     there, here = site("there", 8, 1), site("here", 12, 2)
     adapter, output = tmp_path / "age.safetensors", tmp_path / "own.safetensors"
@@ -166,7 +180,9 @@ def test_invalid_calibrations_raise(site, encoder, tmp_path, capsys) -> None:
     assert run(*calibrating, *target, "--method", "temperature") == 64
     assert "requires a classification" in capsys.readouterr().err
     assert run(*calibrating, "--target", "participants.tsv:sex") == 65
-    assert "non-numeric values" in capsys.readouterr().err
+    assert (
+        'Column "sex" has values that are not finite numbers: "M" in the row of sub-one000' in capsys.readouterr().err
+    )
     vectors = tmp_path / "who.safetensors"
     naming = ("--target", "scan:participant", "--task", "embedding", "--dimensions", 4)
     assert run("adapt", data, "--model", encoder, *naming, "--output", vectors, "--validation", 0, *COMMON) == 0

@@ -296,7 +296,7 @@ def test_data_efficiency_is_a_table_and_a_figure(evaluate_store):
         ("scan:side", ["--zero-shot"], 64, "--zero-shot: only for re-identification"),
         ("scan:participant", ["--task", "embedding", "--gallery", "100"], 64, "a test set has only 4 participants"),
         ("scan:participant", ["--task", "embedding", "--across-sessions"], 64, "16 of 16 scans have no session"),
-        ("sex", ["--leave-out", "age", "--task", "regression"], 65, "non-numeric values"),
+        ("sex", ["--leave-out", "age", "--task", "regression"], 65, "not finite numbers"),
         ("sex", ["--leave-out", "participants.tsv:site"], 64, "participants.tsv was not found"),
     ],
 )

@@ -11,9 +11,10 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from bids_app.adapters.cohort_ranges import COHORT_RULES
 from bids_app.adapters.file import Adapter, AdapterCard
 from bids_app.adapters.reconstruction import measure_reconstruction
-from bids_app.adapters.verdict import COHORT_RULES, PASS, judge_prediction
+from bids_app.adapters.verdict import PASS, judge_prediction
 from bids_app.clips import ClipReader
 from bids_app.model.api import Model, load_model
 from bids_app.model.checkpoint import read_checkpoint, save_encoder

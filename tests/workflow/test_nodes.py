@@ -41,8 +41,8 @@ def run(**changes) -> SimpleNamespace:
     return SimpleNamespace(**(values | changes))
 
 
-def grid(coverage: float) -> OnGrid:
-    return OnGrid(Path("grid"), coverage)
+def grid(coverage: float, **signal: float) -> OnGrid:
+    return OnGrid(Path("grid"), coverage, signal=signal)
 
 
 def test_the_length_of_a_run_excludes_dummy_scans() -> None:
@@ -103,6 +103,24 @@ def test_a_series_without_its_mean_image_is_detected() -> None:
     assert scan_facts(run(offset=3.0, quality={}), grid(0.9))["mean_removed"] is True
     assert scan_facts(run(quality={"tsnr": 0.1}), grid(0.9))["mean_removed"] is True
     assert scan_facts(run(quality={}), grid(0.9))["mean_removed"] is None
+
+
+def test_a_series_without_its_mean_image_is_not_judged_by_measures_relative_to_it() -> None:
+    facts = scan_facts(run(quality={"tsnr": 0.1, "fd_mean": 0.1}), grid(0.95, sd_percent=900.0, gm_wm_mean=-3.0))
+    verdict = judge_scan(facts)
+    assert "no mean image" in verdict.reasons[0]
+    assert not {"tsnr", "fluctuation", "contrast"} & {check.name for check in verdict.checks}
+    assert {"tsnr", "fluctuation", "contrast"} <= set(verdict.unknown)
+    assert judge_scan(scan_facts(run(quality={"tsnr": 12.0}), grid(0.95))).reasons[0].endswith("the signal is weak.")
+
+
+def test_a_scan_outside_the_ranges_of_the_cohort_has_the_proportions_of_the_cohort(tmp_path: Path) -> None:
+    card = AdapterCard("sex", "classification", "sex", "0" * 64, "voxel", labels=("f", "m"), ranges={"age": [20, 40]})
+    prediction = Prediction(card, np.array([[0.9, 0.1]]), np.zeros(1), 16.0)
+    encoded = Encoded(None, (prediction,), None)
+    for age, share in ((30.0, 0.9), (None, 0.9), (99.0, 0.5)):
+        judged = nodes.judge(encoded, run(), grid(0.95), age, None, None, "warn", tmp_path).predictions[0]
+        assert judged.reported[0] == pytest.approx(share, abs=1e-4)
 
 
 def failing(error):

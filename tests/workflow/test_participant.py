@@ -12,6 +12,7 @@ from bids_app.errors import TemporaryError, Terminated
 from bids_app.outputs.schema import RunOutcome
 from bids_app.settings import PARTICIPANT, Settings
 from bids_app.workflow import participant
+from bids_app.workflow.ends import Notices
 from bids_app.workflow.participant import failed, print_summary
 from tests.helpers.datasets import TinyDataset
 from tests.workflow.test_locks import write_lock
@@ -30,6 +31,24 @@ def test_the_final_summary_fits_on_a_screen(tmp_path: Path, capsys, n_failed: in
     assert ("492 more" in said) == (n_failed == 500)
     print_summary(outcomes, {}, replace(settings, verbosity=1), 12.0)
     assert capsys.readouterr().err.count("failed: truncated") == n_failed
+
+
+def test_a_warning_of_many_runs_is_one_line(tmp_path: Path, capsys) -> None:
+    settings = Settings(tmp_path, tmp_path / "out", PARTICIPANT, tmp_path / "work")
+    stems = [f"sub-{n:02}_task-rest" for n in range(12)]
+    weak = {s: (f"The tSNR is {9 + n / 10}, below 25.", f"{s}_bold.nii.gz: odd.") for n, s in enumerate(stems)}
+    notices = {stem: Notices(other=warnings) for stem, warnings in weak.items()}
+    notices[stems[3]] = Notices(other=(*weak[stems[3]], "The duration is 40 s."), withheld=(("sex", "Far."),))
+    outcomes = [RunOutcome(stem=stem) for stem in stems]
+    print_summary(outcomes, notices, settings, 12.0)
+    assert [line for line in capsys.readouterr().err.splitlines() if line.startswith("neurostorm")] == [
+        "neurostorm: sub-03_task-rest: the prediction of sex is withheld. Far.",
+        "neurostorm: 12 runs, such as sub-00_task-rest: The tSNR is 9.0, below 25.",
+        "neurostorm: 12 runs, such as sub-00_task-rest_bold.nii.gz: odd.",
+        "neurostorm: sub-03_task-rest: The duration is 40 s.",
+    ]
+    print_summary(outcomes, notices, replace(settings, verbosity=1), 12.0)
+    assert capsys.readouterr().err.count("The tSNR") == 12
 
 
 def start(dataset: TinyDataset, work: Path) -> int:

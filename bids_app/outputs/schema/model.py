@@ -228,6 +228,8 @@ class AttributionSidecar(ModelSidecar):
     regions_without_token: int | None = key("RegionsWithoutToken", whole)
     unresolved_regions: tuple[str, ...] | None = key("UnresolvedRegions", several(text))
     """Names of the regions without a token."""
+    regions_outside: tuple[str, ...] | None = key("RegionsOutsideBrain", several(text))
+    """Names of the regions of the atlas without a voxel with signal."""
     control: str | None = key("Control", text)
     """``random``, ``permuted``, or absent."""
     control_in_words: str | None = key("ControlDescription", text)

@@ -6,8 +6,9 @@
 - Left-right flips: the template's asymmetry (in MNI152 the right hemisphere extends farther anterior, the left farther
   posterior) is compared with that of the image. The embedded template is symmetric, but the measured matrix to the
   model's space holds the asymmetry; TemplateFlow's template is asymmetric itself. The effect is small, so it gives a
-  warning and no error. The participant's own anatomy in the same space is stronger evidence. A flip before
-  normalisation cannot be detected.
+  warning and no error. Where the similarity does not decide, since the contrast of a brain has an asymmetry of its own,
+  the asymmetry of the brain's shape can still confirm left and right. The participant's own anatomy in the same space
+  is stronger evidence. A flip before normalisation cannot be detected.
 """
 
 from __future__ import annotations
@@ -47,6 +48,10 @@ TURN_MARGIN = 0.05
 """Similarity gain of another orientation above which the image is refused."""
 SIDE_MARGIN = 0.02
 """Similarity difference between image and mirror image above which left and right are decided."""
+SHAPE_ALPHA = 0.001
+"""Error rate at which the asymmetry of the brain's shape confirms left and right."""
+BLOCK_MM = 20.0
+"""Edge of the blocks whose asymmetries are compared as independent."""
 ANATOMY_MARGIN = 0.03
 """Relative similarity difference for the participant's own images."""
 
@@ -64,6 +69,8 @@ class OrientationCheck:
     """The best of the 48 orientations: ``as stored``, or the order and signs of the axes (``x, -y, z``)."""
     reorientation_gain: float
     """Similarity gain of the best orientation over the stored one."""
+    shape_p: float = 1.0
+    """Upper limit of the p value of the asymmetry of the brain's shape, if it agrees with the template's, else 1."""
     companions: dict[str, tuple[float, float]] = field(default_factory=dict)
     """Similarity to the participant's own images in the space, as stored and mirrored."""
 
@@ -134,8 +141,10 @@ def find_left_right(check: OrientationCheck) -> Orientation:
     )
     if same:
         return Orientation(LeftRight.AS_STORED, same)
-    if check.distance_mm > SHIFT_WARNED_MM or abs(gain) <= SIDE_MARGIN:
+    if check.distance_mm > SHIFT_WARNED_MM or (abs(gain) <= SIDE_MARGIN and check.shape_p > SHAPE_ALPHA):
         return Orientation(LeftRight.UNKNOWN)
+    if abs(gain) <= SIDE_MARGIN:
+        return Orientation(LeftRight.AS_STORED)
     return Orientation(LeftRight.AS_STORED if gain > 0 else LeftRight.FLIPPED)
 
 
@@ -189,6 +198,7 @@ def estimate_orientation(
         shift_mm=best_shift(shape, valid, expected.shape, expected.brain),
         orientation=orientation,
         reorientation_gain=gain,
+        shape_p=shape_asymmetry_p(mask, valid, expected),
         companions=found,
     )
 
@@ -250,6 +260,39 @@ def _template_similarity(texture: np.ndarray, mask: np.ndarray, valid: np.ndarra
     if float(np.ptp(texture[inside])) < MIN_CONTRAST:
         return shape
     return (shape + correlation(texture[inside], expected.texture[inside])) / 2
+
+
+def shape_asymmetry_p(mask: np.ndarray, valid: np.ndarray, expected: ExpectedBrain) -> float:
+    """Test whether the asymmetry of a brain's shape agrees with that of the template.
+
+    The product of both asymmetries is summed over blocks of one hemisphere. If left and right of the brain were
+    exchangeable, the sign of each block would be random, and Hoeffding's inequality (1963) limits the p value of the
+    sum of independent blocks.
+
+    Parameters
+    ----------
+    mask, valid : numpy.ndarray of bool, `SHAPE`
+        Brain mask from the image's own values, and voxels with data.
+    expected : ExpectedBrain
+
+    Returns
+    -------
+    float
+        Upper limit of the one-sided p value; 1 for the opposite asymmetry, and for none.
+    """
+    left = np.zeros(SHAPE, bool)
+    left[: SHAPE[0] // 2] = True  # the lattice is symmetric about x = 0
+    compared = left & expected.around & valid & valid[::-1]
+    agreement = _asymmetry(mask) * _asymmetry(expected.brain)
+    places = np.indices(SHAPE)[:, compared] // int(BLOCK_MM / STEP_MM)
+    size = [n // int(BLOCK_MM / STEP_MM) + 1 for n in SHAPE]
+    sums = np.bincount(np.ravel_multi_index(tuple(places), size), agreement[compared])
+    spread = float(np.sqrt((sums**2).sum()))
+    return float(np.exp(-((max(float(sums.sum()), 0.0) / spread) ** 2) / 2)) if spread > 0 else 1.0
+
+
+def _asymmetry(mask: np.ndarray) -> np.ndarray:
+    return mask.astype(np.float32) - mask[::-1]
 
 
 def _anatomy_similarity(texture: np.ndarray, mask: np.ndarray, other: np.ndarray) -> float:

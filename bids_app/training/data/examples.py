@@ -18,6 +18,7 @@ from bids_app.errors import BadDataError, NoInputError, NoMatchError, UsageError
 from bids_app.files import check_regular, read_rows
 from bids_app.outputs.ratings import FOLDER, failed_runs, read_all_ratings
 from bids_app.training.adapt import LabelledScans
+from bids_app.training.data.duplicates import find_copies, warn_of_copies
 from bids_app.training.data.labels import EventRule, Segment, Target, read_table
 from bids_app.training.data.sources import (
     Found,
@@ -127,7 +128,12 @@ def load_datasets(
         Dataset(name, path, [replace(scan, clip_volumes=clip_volumes) for scan in read()])
         for name, path, read in sources
     ]
-    return without_failed(datasets, report) if exclude_failed else datasets
+    datasets = without_failed(datasets, report) if exclude_failed else datasets
+    if report is not None:
+        scans = ((_unique_label(scan.participant, d, datasets), scan) for d in datasets for scan in d.scans)
+        if copies := find_copies(scans):
+            report(warn_of_copies(copies))
+    return datasets
 
 
 def without_failed(datasets: Sequence[Dataset], report: Callable[[str], None] | None = None) -> list[Dataset]:

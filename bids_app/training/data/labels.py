@@ -12,13 +12,17 @@ from typing import Any
 import numpy as np
 import torch
 
+from bids_app.adapters.file import EMBEDDING, REGRESSION
 from bids_app.clips import MODEL_TR
 from bids_app.errors import BadDataError, NoMatchError, UsageError
 from bids_app.files import check_regular, read_rows
 from bids_app.training.data.sources import find_events, find_raw_dataset
 from bids_app.training.data.store import Scan
+from bids_app.training.tasks import MAX_CLASSES, is_number
 
 EVENTS = "events.tsv"
+MAX_NAMED = 5
+"""Maximum number of rows to name in a message."""
 
 
 @dataclass(frozen=True)
@@ -258,6 +262,48 @@ def read_table(path: Path, column: str, participant: str | None = None) -> dict[
 def is_missing(value: Any) -> bool:
     """Return True for an empty cell, ``n/a`` or NaN."""
     return value is None or str(value).strip().lower() in ("", "n/a", "nan")
+
+
+def check_values(
+    column: str, values: Sequence[str], participants: Sequence[str], task: str | None = None
+) -> tuple[str, ...]:
+    """Check the values of a target, and return warnings about labels that may be the same class.
+
+    Parameters
+    ----------
+    column : str
+        Name of the column, for messages.
+    values, participants : sequence of str, (N,)
+    task : str, optional
+        ``regression``, ``classification`` or ``embedding``; None: by the values, see `Task.from_values`.
+
+    Raises
+    ------
+    BadDataError
+        A value of a regression is not a finite number; without a task, of a column that has enough other numbers for a
+        regression.
+    """
+    wrong = dict.fromkeys((p, v) for p, v in zip(participants, values, strict=True) if not is_number(v))
+    n_numbers = len(set(values) - {value for _, value in wrong})
+    if wrong and (task == REGRESSION or (task is None and n_numbers > MAX_CLASSES)):
+        rows = ", ".join(f'"{value}" in the row of sub-{label}' for label, value in list(wrong)[:MAX_NAMED])
+        more = f" and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
+        classes = "" if task else ", or use --task classification if the values are classes"
+        raise BadDataError(
+            f'Column "{column}" has values that are not finite numbers: {rows}{more}.',
+            f"Correct the table, with n/a for missing values{classes}.",
+        )
+    if task in (REGRESSION, EMBEDDING):
+        return ()
+    spellings: dict[str, list[str]] = {}
+    for value in sorted(set(values)):
+        spellings.setdefault(value.strip().casefold(), []).append(value)
+    return tuple(
+        f'Warning: column "{column}" has classes that differ only by case or spaces: {", ".join(map(repr, same))}. If '
+        "they are the same, correct the table."
+        for same in spellings.values()
+        if len(same) > 1
+    )
 
 
 def read_events(path: Path, column: str) -> list[tuple[float, float, str]]:

@@ -61,7 +61,7 @@ class Method:
     metrics : dict of str to float
         Means over folds and repeats.
     intervals : dict of str to tuple
-        95 % intervals that count the variance of training, see `estimate`.
+        95 % intervals that count the variance of training, see `estimate`; within the range of the metric.
     p_value : float, optional
         One-sided p value of the main metric against chance; None if chance is unknown.
     difference : tuple of float, optional
@@ -402,7 +402,7 @@ def compare_methods(
         methods[name] = Method(
             titles[name],
             {key: one.mean for key, one in described.items()},
-            {key: one.interval for key, one in described.items()},
+            {key: metrics.clip_interval(key, one.interval) for key, one in described.items()},
             None if chance is None else described[main].p_above(chance),
         )
     others = [name for name in methods if name != ENCODER]

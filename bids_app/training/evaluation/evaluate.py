@@ -27,6 +27,7 @@ from bids_app.training.evaluation.comparison import (
     compare_on_test_set,
     holm,
 )
+from bids_app.training.evaluation.folds import describe_limits
 from bids_app.training.evaluation.halves import evaluate_halves
 from bids_app.training.evaluation.run import EvaluateSettings, FeatureCache, Run
 from bids_app.training.tasks import Task
@@ -183,7 +184,13 @@ def evaluate(
         Features of baselines that are shared by evaluations of the same scans and parcels.
     """
     run = Run(model, task, examples, settings, normalisation, images, report)
+    limits: list[str] = []
+    if settings.split is None and not examples.sites:
+        limits = describe_limits(task, examples, settings.folds, len(run.repeats[0]))
+        for warning in limits:
+            report(warning)
     features, notes = run.compute_baselines(labels, {} if cache is None else cache)
+    notes = limits + notes
     trained = "zero-shot" if settings.retrieval.zero_shot else settings.adaptation.strategy
     titles = {ENCODER: f"Encoder ({trained})", **BASELINES}
     titles[CONNECTIVITY] += f" ({parcels})"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 
-from bids_app.adapters.file import EMBEDDING, REGRESSION
+from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, REGRESSION
 from bids_app.errors import BadDataError, NoMatchError
 from bids_app.training.data.examples import Examples
 from bids_app.training.data.splits import participant_groups
@@ -12,6 +14,8 @@ from bids_app.training.tasks import Task
 
 MIN_TESTED = 5
 """Minimum number of participants in a test set of a regression, whose metric is a correlation."""
+MIN_CLASS = 5
+"""Classes with fewer participants are warned of."""
 Fold = tuple[np.ndarray, np.ndarray]
 """Indices of training and test examples."""
 
@@ -56,9 +60,44 @@ def make_folds(task: Task, examples: Examples, n_folds: int, seed: int, by_image
         n_folds = max(2, min(n_folds, len(set(groups)) // MIN_TESTED))
         strata = _quantile_bins(values, max(1, min(5, len(set(groups)) // n_folds)))
     else:
-        strata, n_folds = values, min(n_folds, _smallest_class_size(values, groups))
+        rarest, size = _smallest_class(values, groups)
+        if size < 2:
+            raise BadDataError(
+                f'Class "{rarest}" has only one participant.',
+                "Remove the class from the table or merge it with another.",
+            )
+        strata, n_folds = values, min(n_folds, size)
     splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed)
-    return [fold for fold in splitter.split(indices, strata, groups) if len(fold[1])]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The least populated class", UserWarning)  # see `describe_limits`
+        return [fold for fold in splitter.split(indices, strata, groups) if len(fold[1])]
+
+
+def describe_limits(task: Task, examples: Examples, wanted: int, made: int) -> list[str]:
+    """Describe what few participants do to an evaluation: a small class, and fewer folds than wanted.
+
+    Parameters
+    ----------
+    task : Task
+    examples : Examples
+    wanted, made : int
+        Number of folds.
+    """
+    groups = np.array(participant_groups(examples.data.scans, examples.families))
+    found, reason = [], f"there are {len(set(groups))} participants (or families)"
+    if task.kind == CLASSIFICATION:
+        rarest, n = _smallest_class(np.array(examples.data.values), groups)
+        if n < MIN_CLASS:
+            found.append(
+                f'Warning: class "{rarest}" has only {n} participants (or families), on whom a large part of the '
+                "score depends."
+            )
+        reason = f'class "{rarest}" has {n} participants (or families)' if n < len(set(groups)) else reason
+    elif task.kind == REGRESSION:
+        reason += f", and a test set of a regression needs {MIN_TESTED}"
+    if made < wanted:
+        found.append(f"Warning: {made} folds instead of {wanted}: {reason}.")
+    return found
 
 
 def _quantile_bins(values: np.ndarray, n_bins: int) -> np.ndarray:
@@ -67,15 +106,11 @@ def _quantile_bins(values: np.ndarray, n_bins: int) -> np.ndarray:
     return np.searchsorted(np.quantile(numbers, np.arange(1, n_bins) / n_bins), numbers)
 
 
-def _smallest_class_size(values: np.ndarray, groups: np.ndarray) -> int:
-    """Return the number of participants (or families) in the smallest class."""
+def _smallest_class(values: np.ndarray, groups: np.ndarray) -> tuple[str, int]:
+    """Return the smallest class, and its number of participants (or families)."""
     counts = {str(label): len(set(groups[values == label])) for label in np.unique(values)}
     rarest = min(counts, key=counts.__getitem__)
-    if counts[rarest] < 2:
-        raise BadDataError(
-            f'Class "{rarest}" has only one participant.', "Remove the class from the table or merge it with another."
-        )
-    return counts[rarest]
+    return rarest, counts[rarest]
 
 
 def _by_image(folds: list[Fold], values: np.ndarray, seed: int) -> list[Fold]:

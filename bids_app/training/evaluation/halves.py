@@ -9,7 +9,6 @@ of participants.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -78,10 +77,8 @@ def _score(
 ) -> dict[str, Metrics]:
     """Compute the metrics of all methods in one cross-validation of some examples."""
     half = subset(run, part, number)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # scikit-learn, about the size of strata
-        predictions = {ENCODER: half.cross_validate_encoder(None if nuisance is None else nuisance[part])}
-        predictions |= {name: half.cross_validate_linear(rows[part]) for name, rows in features.items()}
+    predictions = {ENCODER: half.cross_validate_encoder(None if nuisance is None else nuisance[part])}
+    predictions |= {name: half.cross_validate_linear(rows[part]) for name, rows in features.items()}
     return {name: average_repeats(half.fold_metrics(rows), n_folds=1)[0] for name, rows in predictions.items()}
 
 

@@ -13,6 +13,8 @@ from scipy.stats import rankdata
 
 Metrics = dict[str, float]
 LOWER_IS_BETTER = ("mse", "mae")
+RANGES = {"r": (-1.0, 1.0), "mse": (0.0, np.inf), "mae": (0.0, np.inf)}
+"""Lowest and highest value of a metric, if not 0 to 1."""
 GALLERIES = 10
 """Random partitions of the participants into galleries."""
 
@@ -46,6 +48,12 @@ def regression_metrics(predicted: np.ndarray, truth: np.ndarray) -> Metrics:
     spread = truth.std() * predicted.std()
     r = float(((truth - truth.mean()) * (predicted - predicted.mean())).mean() / spread) if spread > 0 else 0.0
     return {"r": r, "mse": float(np.mean((truth - predicted) ** 2)), "mae": float(np.abs(truth - predicted).mean())}
+
+
+def clip_interval(key: str, interval: tuple[float, float]) -> tuple[float, float]:
+    """Limit an interval to the range of its metric; NaN stays."""
+    low, high = np.clip(interval, *RANGES.get(key, (0.0, 1.0)))
+    return float(low), float(high)
 
 
 def to_unit_length(vectors: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ from bids_app.bids.orientation import LeftRight, Orientation
 from bids_app.errors import BadDataError
 from bids_app.preprocess.ingest.orientation import (
     SHIFT_WARNED_MM,
+    SIDE_MARGIN,
     check_orientation,
     estimate_orientation,
     find_left_right,
@@ -53,6 +54,18 @@ def test_an_image_flipped_relative_to_the_own_t1w_is_refused(standard_brain):
     found = check(standard_brain, standard_brain.image[::-1], standard_brain.mask[::-1], companions=own)
     with pytest.raises(BadDataError, match="left-right flipped relative to the participant's own T1w"):
         check_orientation(found, "x.nii.gz")
+
+
+def test_the_shape_of_the_brain_confirms_left_and_right_where_the_contrast_contradicts(standard_brain):
+    """The contrast is that of the mirror image, so that the similarity does not decide; the shape is as stored."""
+    brain = standard_brain
+    image = np.where(brain.mask, (brain.image + 2 * brain.image[::-1]) / 3, 0)
+    found = check(brain, image)
+    mirrored = check(brain, image[::-1], brain.mask[::-1])
+    assert abs(found.similarity - found.mirrored) <= SIDE_MARGIN
+    assert find_left_right(found) == Orientation(LeftRight.AS_STORED)
+    assert find_left_right(mirrored) == Orientation(LeftRight.UNKNOWN)
+    assert (found.shape_p < 1e-4, mirrored.shape_p) == (True, 1.0)
 
 
 def test_left_and_right_of_a_symmetric_image_are_not_confirmed(standard_brain):

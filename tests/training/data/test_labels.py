@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from bids_app.errors import BadDataError, NoMatchError, UsageError
-from bids_app.training.data.labels import EventRule, Target, clips_at_onsets, find_segments, read_table
+from bids_app.training.data.labels import EventRule, Target, check_values, clips_at_onsets, find_segments, read_table
 
 
 def make_scans(*names: str, sessions: int = 1) -> list[SimpleNamespace]:
@@ -31,6 +31,27 @@ def test_labels_are_read_from_the_store(tmp_path):
     scans = make_scans("a", "b")
     scans[0].labels["state"] = "rest"
     assert Target.parse("scan:state", tmp_path).read_values(scans) == ["rest", None]
+
+
+AGES = [*map(str, range(20, 40)), "inf", "4O"]
+
+
+@pytest.mark.parametrize(("task", "hint"), [(None, "--task classification"), ("regression", "n/a")])
+def test_numbers_that_are_infinite_or_mistyped_are_named_with_column_and_row(task, hint):
+    people = [f"{k:02d}" for k in range(len(AGES))]
+    with pytest.raises(BadDataError, match=r'"age".*"inf" in the row of sub-20, "4O" in the row of sub-21') as error:
+        check_values("age", AGES, people, task)
+    assert hint in error.value.hint
+    assert check_values("age", AGES[:20], people[:20], task) == ()
+    assert check_values("age", AGES, people, "classification") == ()
+    assert check_values("group", ["1", "2", "patient"], ["a", "b", "c"]) == ()
+
+
+def test_classes_that_differ_only_by_case_or_spaces_are_warned_of():
+    (warning,) = check_values("sex", ["Male", "male", "female", "Male "], list("abcd"))
+    assert '"sex"' in warning
+    assert "'Male', 'Male ', 'male'" in warning
+    assert check_values("sex", ["male", "female"], ["a", "b"]) == ()
 
 
 @pytest.mark.parametrize(

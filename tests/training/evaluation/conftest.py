@@ -39,7 +39,16 @@ def make_examples() -> Callable[..., Examples]:
 def evaluate_given(monkeypatch) -> Callable[..., Evaluation]:
     """Return a function that evaluates embeddings and features (N, C) by name."""
 
-    def run(task: Task, examples: Examples, embeddings, features=None, images=None, strategy="linear", **more):
+    def run(
+        task: Task,
+        examples: Examples,
+        embeddings,
+        features=None,
+        images=None,
+        strategy="linear",
+        report=lambda _: None,
+        **more,
+    ):
         rows, owners = torch.tensor(np.asarray(embeddings)).float(), torch.arange(len(embeddings))
         monkeypatch.setattr(running, "compute_embeddings", lambda *_: (rows, owners))
         given = features or {}
@@ -47,6 +56,6 @@ def evaluate_given(monkeypatch) -> Callable[..., Evaluation]:
         settings = EvaluateSettings(
             AdaptSettings(strategy), baselines=tuple(given), **{"permutations": 0, "repeats": 2, **more}
         )
-        return evaluate(MODEL, task, examples, settings, "voxel", images=images)
+        return evaluate(MODEL, task, examples, settings, "voxel", images=images, report=report)
 
     return run

@@ -54,6 +54,18 @@ def test_p_values_agree_with_intervals() -> None:
     assert estimate_from_folds(np.full(5, 0.5), 0.25).p_above(0.5) == 1.0
 
 
+def test_intervals_end_at_the_ends_of_the_range_of_a_metric() -> None:
+    folds = {ENCODER: [{"balanced_accuracy": v, "auroc": 1 - v} for v in (1.0, 1.0, 0.8, 1.0)]}
+    found = compare_methods(folds, {ENCODER: "Encoder"}, TASK, 0.25)[ENCODER]
+    assert found.intervals["balanced_accuracy"][1] == 1.0
+    assert found.intervals["balanced_accuracy"][0] < 0.95
+    assert found.intervals["auroc"][0] == 0.0
+    rows = [{"r": 0.9, "mse": v, "mae": v} for v in (0.0, 3.0, 0.1)]
+    wide = compare_methods({ENCODER: rows}, {ENCODER: "Encoder"}, Task("age", "regression"), 0.25)[ENCODER]
+    assert wide.intervals["mse"][0] == 0.0
+    assert wide.intervals["mse"][1] > 3
+
+
 def test_holm_multiplies_by_the_number_of_remaining_comparisons() -> None:
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1.0, 1.0]

@@ -21,7 +21,7 @@ from bids_app.training.evaluation import baselines
 from bids_app.training.evaluation import run as running
 from bids_app.training.evaluation.comparison import ENCODER
 from bids_app.training.evaluation.evaluate import evaluate
-from bids_app.training.evaluation.folds import make_folds
+from bids_app.training.evaluation.folds import describe_limits, make_folds
 from bids_app.training.evaluation.report import write_report
 from bids_app.training.evaluation.run import EvaluateSettings
 from bids_app.training.loop import LoopSettings
@@ -86,6 +86,30 @@ def test_small_classes_reduce_the_folds_and_single_participants_raise():
     assert len(make_folds(Task("x", "regression"), make_examples(numbers, participants[:8]), 5, 0)) == 2
     many = [f"{k}" for k in range(30)]
     assert len(make_folds(Task("x", "regression"), make_examples(many, many), 5, 0)) == 5
+
+
+def test_few_participants_are_warned_of_once_and_in_the_report(make_examples, evaluate_given) -> None:
+    values = ["f"] * 2 + ["m"] * 8
+    examples, task = make_examples(values, list("abcdefghij")), Task.from_values("sex", values)
+    said: list[str] = []
+    found = evaluate_given(task, examples, np.arange(30).reshape(10, 3), report=said.append)
+    warnings = [line for line in said if line.startswith("Warning")]
+    assert warnings == found.notes
+    assert 'class "f" has only 2 participants' in warnings[0]
+    assert "2 folds instead of 5" in warnings[1]
+    numbers = make_examples([str(k) for k in range(12)], [str(k) for k in range(12)])
+    (told,) = describe_limits(Task("x", "regression"), numbers, 5, 2)
+    assert "2 folds instead of 5: there are 12 participants" in told
+    assert (
+        describe_limits(Task.from_values("x", ["a", "b"]), make_examples(["a", "b"] * 5, list("abcdefghij")), 5, 5)
+        == []
+    )
+
+
+def test_no_warning_of_scikit_learn_reaches_the_user(make_examples, recwarn) -> None:
+    numbers = [str(k % 3) for k in range(30)]  # ties make small strata
+    make_folds(Task("x", "regression"), make_examples([*numbers, "9"], [str(k) for k in range(31)]), 5, 0)
+    assert not recwarn.list
 
 
 def test_leave_one_site_out_also_excludes_family_members_at_other_sites():

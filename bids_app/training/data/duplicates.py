@@ -1,0 +1,51 @@
+"""Scans of different participants that are copies of each other: they are one person, counted several times."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+
+from bids_app.training.data.store import Scan
+
+MAX_NAMED = 5
+"""Maximum number of groups of copies to name in a warning."""
+
+
+def find_copies(scans: Iterable[tuple[str, Scan]]) -> list[tuple[str, ...]]:
+    """Find the participants whose scans have the same data.
+
+    Compared are checksums of the mean image and of the first and the last volume, which take little time to read.
+
+    Parameters
+    ----------
+    scans : iterable of (str, Scan)
+        Participant, unique over datasets, and scan.
+
+    Returns
+    -------
+    list of tuple of str
+        Groups of at least two participants, each group once.
+    """
+    by_content: dict[bytes, dict[str, None]] = {}
+    for participant, scan in scans:
+        by_content.setdefault(_checksum(scan), {})[participant] = None
+    return list(dict.fromkeys(tuple(people) for people in by_content.values() if len(people) > 1))
+
+
+def warn_of_copies(groups: Sequence[tuple[str, ...]]) -> str:
+    """Return a warning that names participants with identical series."""
+    listed = "; ".join(" = ".join(f"sub-{label}" for label in group) for group in groups[:MAX_NAMED])
+    more = f" and {len(groups) - MAX_NAMED} more" if len(groups) > MAX_NAMED else ""
+    return (
+        f"Warning: different participants have identical series: {listed}{more}. They count as several people, "
+        "so that scores and coverage are too good. Leave out the copies."
+    )
+
+
+def _checksum(scan: Scan) -> bytes:
+    """Return a checksum of the voxels, the mean image, and the first and the last volume of a scan."""
+    indices = scan.voxel_indices
+    codes, found = scan.codes(indices), hashlib.sha256(str(scan.n_vols).encode())
+    for part in (indices, scan.mean_image(), codes[:1], codes[-1:]):
+        found.update(part.tobytes())
+    return found.digest()
