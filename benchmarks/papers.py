@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,9 @@ FOLDER = Path(__file__).with_name("papers")
 NOT_STATED = "not stated"
 RESAMPLES = 2000
 """Resamples of participants for the interval of a difference."""
+TRAINED = "trained"
+NOT_LISTED = {"Head": TRAINED}
+"""Settings that the report of an evaluation lists only if they are others."""
 MISSING = ("", "n/a", "nan", "pending", "-999")
 """Cells of label tables without a value; -999 in ABIDE, pending in ADHD-200."""
 
@@ -181,6 +185,9 @@ def expected_setup(row: Row) -> dict[str, str]:
         "Recipe": describe_recipe(arguments, arguments.strategy),
     }
     found |= {"Gallery": f"{arguments.gallery} participants"} if arguments.gallery else {}
+    if arguments.across_sessions:
+        found["Compared with"] = f"scans of other sessions (by {arguments.across_sessions})"
+    found |= {"Folds": f"{arguments.folds}, by participant", "Head": TRAINED}
     model = read_options("pretrain", row.before).name if row.before else arguments.model or DEFAULT_MODEL
     return found | {"Encoder": model}
 
@@ -196,7 +203,8 @@ def describe_protocol(row: Row, result: Result) -> str:
         return "unknown: no setup.tsv"
     changed = []
     for name, value in expected_setup(row).items():
-        own = result.setup.get(name, "none").partition(" (sha256")[0]  # an encoder is compared by its name
+        own = result.setup.get(name, NOT_LISTED.get(name, "none"))
+        own = re.sub(r" \(sha256.*|, (samples )?repeated .*", "", own)  # name of the encoder, kind of the folds
         changed += [f"{name} {own} instead of {value}"] if own != value else []
     return "; ".join(changed) or "as in the file"
 

@@ -1258,6 +1258,18 @@ MUTATIONS: tuple[Mutation, ...] = (
         'return obstacle or (_trial(self, device, dtype, n_states) if self.on_trial else "")',
         "return obstacle",
         ("model/test_scan.py::test_a_package_whose_trial_scan_fails_is_replaced_with_one_line_in_the_log",),
+        "a task that contradicts a fine-tuned file is refused",
+        "bids_app/adapters/head_facts.py",
+        '    if "task" in head and own in (CLASSIFICATION, REGRESSION) and head["task"] != own:',
+        "    if False:",
+        ("adapters/test_head_facts.py::test_facts_that_do_not_fit_the_head_are_refused",),
+    ),
+    Mutation(
+        "runs of UK Biobank within folders of participants are found",
+        "bids_app/bids/ukb.py",
+        "elif entry.name.isdecimal() and entry.is_dir():",
+        "elif False:",
+        ("bids/test_ukb.py::test_folders_within_those_of_participants_are_found_with_their_t1w_images",),
     ),
 )
 

@@ -36,8 +36,8 @@ from bids_app.model.checkpoint import (
 from bids_app.model.encoder import Encoder
 from bids_app.model.heads import build_and_load, build_head, check_head, check_numbers, n_outputs
 from bids_app.model.lora import FACTOR, merge_low_rank_updates
+from bids_app.model.wrong_files import ADAPTER_FORMAT
 
-ADAPTER_FORMAT = "neurostorm-adapter"
 ADAPTER_FORMAT_VERSION = 5
 VERSIONS_READ = ("1", "2", "3", "4", "5")
 """Version 1 has neither twin nor reference statistics, version 2 has those of mean embeddings only, version 3 always

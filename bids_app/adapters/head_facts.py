@@ -120,6 +120,7 @@ def check_head_facts(entry: Entry, head: Mapping[str, Any]) -> None:
     if path.suffix not in FILE_SUFFIXES or file_format(path) == ADAPTER_FORMAT or not read_checkpoint(path).head:
         raise UsageError(f"{path}: {given} are facts about a head, but the file has none of its own.", "Omit them.")
     checkpoint = read_checkpoint(path)
+    _check_task(checkpoint, head)
     meaning = meaning_of(checkpoint, {**entry.head, **head})
     task = known_task(checkpoint, meaning)
     other = {CLASSIFICATION: ("value_mean", "value_std", "unit"), REGRESSION: ("labels",)}
@@ -135,6 +136,13 @@ def check_head_facts(entry: Entry, head: Mapping[str, Any]) -> None:
             own_head(Entry(entry.name, "", str(path), head={**entry.head, **head}, own=True))
         except BadDataError as error:
             raise UsageError(f"{error.message}", f"Correct {given}.") from error
+
+
+def _check_task(checkpoint: Checkpoint, head: Mapping[str, Any]) -> None:
+    """Refuse a given task that is not the one in the file."""
+    own = hyper_parameters(checkpoint).get("downstream_task_type")
+    if "task" in head and own in (CLASSIFICATION, REGRESSION) and head["task"] != own:
+        raise UsageError(f"{checkpoint.path}: --task {head['task']}, but the file's head is for {own}.", "Omit --task.")
 
 
 def _facts_of_card(card: AdapterCard) -> dict[str, str]:

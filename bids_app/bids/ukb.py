@@ -9,6 +9,7 @@
     <folder>/T1/T1_brain_to_MNI.nii.gz                         T1w image in MNI152 (field 20252)
 
 Folders are named ``<eid>_20227_2_0`` as the archives (participant, field, visit, array), ``<eid>_2_0`` or ``<eid>``.
+They may be within a folder of the participant, ``<eid>/<eid>_20227_2_0``.
 The folders of several fields of a visit belong together, and ``fMRI`` may be missing in the path. The series are in the
 space of the scan.
 Source: UK Biobank Brain Imaging Documentation; Alfaro-Almagro et al. (2018), NeuroImage 166, 400-424.
@@ -71,11 +72,17 @@ def is_ukb(root: Path) -> bool:
 
 
 def _participant_folders(root: Path) -> Iterator[Path]:
+    """Yield the folders that contain runs: in ``root``, or in the folder of a participant, ``<eid>``."""
     with os.scandir(root) as entries:
         for entry in entries:
             folder = Path(entry.path)
-            if not entry.name.startswith(".") and any(_run_folders(folder, kind) for kind in KINDS):
+            if entry.name.startswith("."):
+                continue
+            if any(_run_folders(folder, kind) for kind in KINDS):
                 yield folder
+            elif entry.name.isdecimal() and entry.is_dir():
+                within = folder.glob(f"{entry.name}_*")
+                yield from (path for path in within if any(_run_folders(path, kind) for kind in KINDS))
 
 
 def _run_folders(folder: Path, kind: Kind) -> list[Path]:
@@ -132,16 +139,16 @@ def read_ukb(root: Path, participants: list[str]) -> tuple[list[DerivedRun], dic
                 elif bold is None:
                     unusable[run_key(entities)] = f"{kind.folder} without {kind.series[0]}"
                 else:
-                    runs.setdefault(run_key(entities), _make_run(root, bold, entities, kind))
+                    runs.setdefault(run_key(entities), _make_run(folder, bold, entities, kind))
     return list(runs.values()), {key: what for key, what in unusable.items() if key not in runs}
 
 
-def _make_run(root: Path, bold: Path, entities: dict[str, str], kind: Kind) -> DerivedRun:
+def _make_run(own: Path, bold: Path, entities: dict[str, str], kind: Kind) -> DerivedRun:
     folder = bold.parent
     found: Companions = {
         "mask": _existing(folder / "mask.nii.gz"),
         "boldref": _existing(folder / "reg" / "example_func2standard.nii.gz"),
-        "t1w": _find_t1w(root, bold, entities),
+        "t1w": _find_t1w(own, entities),
         "confounds": _existing(folder / "mc" / "prefiltered_func_data_mcf.par"),
         "confounds_meta": None,
     }
@@ -168,11 +175,10 @@ def _make_run(root: Path, bold: Path, entities: dict[str, str], kind: Kind) -> D
     )
 
 
-def _find_t1w(root: Path, bold: Path, entities: dict[str, str]) -> Path | None:
-    """Find the T1w image in the folder of the run, or in that of field 20252 of the same visit."""
-    own = root / bold.relative_to(root).parts[0]
+def _find_t1w(own: Path, entities: dict[str, str]) -> Path | None:
+    """Find the T1w image in the folder of the run, or beside it in that of field 20252 of the same visit."""
     visit = f"_{entities['ses']}_0" if "ses" in entities else ""
-    folders = (own, root / f"{entities['sub']}_20252{visit}")
+    folders = (own, own.with_name(f"{entities['sub']}_20252{visit}"))
     return next(filter(None, (_existing(folder / "T1" / "T1_brain_to_MNI.nii.gz") for folder in folders)), None)
 
 

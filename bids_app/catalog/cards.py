@@ -166,12 +166,13 @@ def _inputs(facts: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _calibration(facts: Mapping[str, Any]) -> Iterator[str]:
-    if "Adapter" not in facts:
-        yield "An encoder makes no predictions; its adapters are calibrated."
-    elif facts.get("AdapterCalibration"):
+    has_own_head = "Adapter" not in facts and "Task" in facts
+    if facts.get("AdapterCalibration"):
         yield from _items(facts, {"AdapterCalibration": ""})
-    elif "AdapterCalibration" in facts:
+    elif "AdapterCalibration" in facts or has_own_head:
         yield "Not calibrated: no prediction intervals or sets are available."
+    elif "Adapter" not in facts:
+        yield "An encoder makes no predictions; its adapters are calibrated."
 
 
 SPECIAL = {"Training cohort": _cohort, "Inputs and ranges": _inputs, "Calibration": _calibration}

@@ -422,7 +422,7 @@ def _add_task(p: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--model",
         default=DEFAULT_MODEL,
-        help="encoder: name in the catalog, reference or file (default: %(default)s)",
+        help=f"encoder: name in the catalog, reference or file (default: {DEFAULT_MODEL}; with --adapter: its own)",
     )
     group.add_argument(
         "--strategy",

@@ -30,8 +30,9 @@ from bids_app.errors import BadDataError, NeurostormError
 from bids_app.files import check_plain, check_regular, open_regular, parse_json
 from bids_app.model.config import EncoderConfig
 from bids_app.model.lora import has_low_rank_updates, merge_low_rank_updates
+from bids_app.model.wrong_files import CHECKPOINT, ENCODER_FORMAT, SAFETENSORS, unreadable, wrong_format
 
-ENCODER_FORMAT, ENCODER_FORMAT_VERSION = "neurostorm-encoder", "1"
+ENCODER_FORMAT_VERSION = "1"
 MODEL_NAMES = ("neurostorm", "swin4d_mae", "swin4d_ver7", "fmrifound")
 """Names of the architecture in published files."""
 DECODER_PREFIXES = ("first_patch_expanding.", "layers_up.", "norm_up.", "decoder_pred.")
@@ -228,9 +229,7 @@ def _unpickle(path: Path) -> Any:
     except NeurostormError:
         raise
     except Exception as err:  # damaged files make the unpickler raise any exception
-        raise BadDataError(
-            f"{path}: the checkpoint is not readable ({str(err)[:200]}).", "Download it again; it may be truncated."
-        ) from err
+        raise unreadable(path, CHECKPOINT, err) from err
 
 
 def _unsafe(path: Path, reason: str) -> BadDataError:
@@ -328,7 +327,7 @@ def read_safetensors(path: Path, expected_format: str) -> tuple[State, dict[str,
     except NeurostormError:
         raise
     except Exception as err:  # types that torch does not have make the library raise any exception
-        raise _unreadable(path, err) from err
+        raise unreadable(path, SAFETENSORS, err) from err
     return _as_weights(tensors, path), metadata
 
 
@@ -339,23 +338,14 @@ def parse_safetensors(content: bytes, path: Path, expected_format: str) -> tuple
         size = int.from_bytes(content[:8], "little")  # of the header, which `load` has validated
         metadata = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
     except Exception as err:  # as above
-        raise _unreadable(path, err) from err
+        raise unreadable(path, SAFETENSORS, err) from err
     _check_format(path, metadata, expected_format)
     return _as_weights(tensors, path), metadata
 
 
-def _unreadable(path: Path, error: Exception) -> BadDataError:
-    return BadDataError(
-        f"{path}: not a readable safetensors file ({error}).", "Download it again; it may be truncated."
-    )
-
-
 def _check_format(path: Path, metadata: dict[str, str], expected: str) -> None:
     if metadata.get("format") != expected:
-        raise BadDataError(
-            f"{path}: the format is {str(metadata.get('format'))[:100]!a}, not {expected!r}.",
-            f"Give a file of format {expected}.",
-        )
+        raise wrong_format(path, str(metadata.get("format"))[:100], expected)
 
 
 def file_format(path: Path) -> str:

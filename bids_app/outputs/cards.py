@@ -8,6 +8,7 @@ from bids_app.adapters.calibration import Calibration
 from bids_app.adapters.file import CLASSIFICATION, LORA, OUTPUTS, AdapterCard, load_adapter
 from bids_app.catalog.cards import describe_model
 from bids_app.catalog.models import Entry
+from bids_app.errors import BadDataError
 from bids_app.outputs.schema import AdapterFacts
 
 
@@ -52,7 +53,7 @@ def low_rank_in_words(card: AdapterCard) -> str | None:
 
 
 def model_facts(entry: Entry) -> dict[str, Any]:
-    """Return the facts for the card of an encoder, including those of its file if present."""
+    """Return the facts for the card of a model, including those of its file, and of the head in it, if present."""
     if not entry.path.is_file():
         return describe_model(entry)
     from bids_app.catalog.fetch import file_sha256
@@ -61,11 +62,31 @@ def model_facts(entry: Entry) -> dict[str, Any]:
 
     checkpoint = read_checkpoint(entry.path)
     model = Model(checkpoint)
-    return describe_model(entry, checkpoint.info) | {
-        "Parameters": sum(p.numel() for p in model.encoder.parameters()),
-        "Demonstration": checkpoint.demonstration,
-        "EncoderSHA256": model.weights_sha256,
-        "FileSHA256": file_sha256(entry.path),
+    return (
+        describe_model(entry, checkpoint.info)
+        | _own_head_facts(entry)
+        | {
+            "Parameters": sum(p.numel() for p in model.encoder.parameters()),
+            "Demonstration": checkpoint.demonstration,
+            "EncoderSHA256": model.weights_sha256,
+            "FileSHA256": file_sha256(entry.path),
+        }
+    )
+
+
+def _own_head_facts(entry: Entry) -> dict[str, Any]:
+    """Return the facts about the head in a model's file; of one that cannot be applied, the reason."""
+    from bids_app.adapters.own_head import own_head
+
+    try:
+        adapter = own_head(entry)
+    except BadDataError as error:
+        return {"Limits": f"The head in the file cannot be applied: {error.message}"}
+    if adapter is None:
+        return {}
+    facts = describe_adapter(adapter.card).to_json()
+    return {
+        name: value for name, value in facts.items() if name != "Adapter" and (value or name == "AdapterCalibration")
     }
 
 

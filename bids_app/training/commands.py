@@ -183,6 +183,11 @@ def _discard(_: str) -> None:
 def _check_pretrain_arguments(arguments: argparse.Namespace) -> None:
     if (arguments.mask == "atlas" or arguments.region_weights) and arguments.atlas is None:
         raise UsageError("--mask atlas and --region-weights require --atlas.", "Use --atlas aal3 or a label image.")
+    if arguments.mask != "atlas" and (arguments.atlas_redraw or arguments.atlas_count != "regions"):
+        raise UsageError(
+            f"--atlas-redraw and --atlas-count have no effect with --mask {arguments.mask}.",
+            "Use --mask atlas, or omit them.",
+        )
     if arguments.start_from and arguments.config:
         raise UsageError("--start-from and --config are mutually exclusive.", "Omit one of them.")
     if arguments.processes < 1:

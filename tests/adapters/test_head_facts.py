@@ -124,7 +124,9 @@ def test_a_missing_file_is_named(tmp_path):
         (1, AGE, {"labels": ["a", "b"]}, "regression, which has no --labels"),
         (1, AGE, {"value_mean": 3.0}, "given together"),
         (1, AGE, {"value_mean": 3.0, "value_std": -1.0}, "--value-std: -1"),
-        (1, SEX, {"task": "regression", "labels": ["a", "b"]}, "regression, which has no --labels"),
+        (1, {}, {"task": "regression", "labels": ["a", "b"]}, "regression, which has no --labels"),
+        (1, SEX, {"task": "regression", "value_mean": 1.0, "value_std": 2.0}, "the file's head is for classification"),
+        (1, AGE, {"task": "classification", "labels": ["a", "b"]}, "the file's head is for regression"),
     ],
 )
 def test_facts_that_do_not_fit_the_head_are_refused(tmp_path, outputs, hyper, head, reason):

@@ -70,6 +70,16 @@ def test_folders_of_fields_and_visits_are_runs_with_their_files(ukb: Path) -> No
     assert main_dataset(ukb) == "ukb"
 
 
+def test_folders_within_those_of_participants_are_found_with_their_t1w_images(ukb: Path, tmp_path: Path) -> None:
+    nested = tmp_path / "nested" / "1234567"
+    nested.parent.mkdir()
+    ukb.rename(nested)
+    runs = find_runs(nested.parent, QuerySettings())
+    assert [run.entities.get("ses") for run in runs] == ["2", "3", "2"]
+    assert runs[0].derived is not None
+    assert runs[0].derived.t1w == nested / "1234567_20252_2_0" / "T1" / "T1_brain_to_MNI.nii.gz"
+
+
 @pytest.mark.parametrize(
     ("name", "entities"),
     [

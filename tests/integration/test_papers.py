@@ -26,6 +26,7 @@ SETUP = {
     "Strategy": "linear",
     "Normalisation": "global",
     "Recipe": "published",
+    "Folds": "5, by participant, repeated 10 times",
     "Participants": "4",
 }
 
@@ -142,6 +143,10 @@ def test_a_figure_that_is_not_stated_is_not_compared(papers, tmp_path, capsys) -
         ({"Encoder": "demo (sha256 0123456789ab…)"}, "Encoder demo instead of neurostorm-5ds"),
         ({"Recipe": "ours"}, "Recipe ours instead of published"),
         ({"Normalisation": "voxel"}, "Normalisation voxel instead of global"),
+        ({"Folds": "3, leave one site out"}, "Folds 3, leave one site out instead of 5, by participant"),
+        ({"Folds": "one split, as given"}, "Folds one split, as given instead of 5, by participant"),
+        ({"Folds": "2, by participant, repeated 3 times"}, "Folds 2, by participant instead of 5, by participant"),
+        ({"Head": "none: zero-shot"}, "Head none: zero-shot instead of trained"),
     ],
 )
 def test_results_with_other_settings_are_named(papers, tmp_path, setup: dict[str, str], said: str) -> None:

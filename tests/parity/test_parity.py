@@ -11,7 +11,7 @@ from bids_app.model.api import load_autoencoder, load_model
 from bids_app.model.checkpoint import HEAD
 from bids_app.model.encoder import Encoder
 from bids_app.model.heads import build_head
-from bids_app.model.masking import AtlasPatches, MaskSettings, sample_mask
+from bids_app.model.masking import ATLAS_RULES, AtlasPatches, MaskSettings, sample_mask
 from bids_app.model.patches import from_patches
 from bids_app.model.strd import drop_probability
 from tests.helpers.models import lightning_content
@@ -123,11 +123,14 @@ def test_volume_preparation_equals_that_of_the_published_code(name, mask):
     assert difference <= case["int8_scale"]
 
 
-def test_atlas_masks_are_drawn_as_by_the_published_code(monkeypatch):
+@pytest.mark.parametrize("rule", ATLAS_RULES)
+def test_atlas_masks_are_drawn_as_by_the_published_code(monkeypatch, rule):
+    """The recorded labels are those of whole patches, to which all rules assign the same regions."""
     recorded = np.load(FOLDER / "mask_atlas_random.npz")
     grid, ratio = tuple(recorded["grid"].tolist()), float(recorded["mask_ratio"][0])
     labels = torch.from_numpy(recorded["patch_atlas"])
-    atlas = AtlasPatches.from_volume(labels, (1, 1, 1))
+    voxels = labels.repeat_interleave(2, 0).repeat_interleave(2, 1).repeat_interleave(2, 2)
+    atlas = AtlasPatches.from_volume(voxels, (2, 2, 2))
     masks = torch.from_numpy(recorded["mask"]).reshape(-1, *grid)
     for mask in masks:
         first = [int(label) for label in atlas.labels if (mask[..., 0][labels == label] == 1).all()]
@@ -135,5 +138,5 @@ def test_atlas_masks_are_drawn_as_by_the_published_code(monkeypatch):
         order = torch.tensor([atlas.labels.tolist().index(label) for label in first + rest])
         monkeypatch.setattr(torch, "randperm", lambda n, generator=None, order=order: order)
         for temporal in ("random", "tube"):
-            found = sample_mask(MaskSettings("atlas", temporal, ratio), 1, grid, (4, 4, 4, 4), atlas)
+            found = sample_mask(MaskSettings("atlas", temporal, ratio, rule), 1, grid, (4, 4, 4, 4), atlas)
             assert torch.equal(found[0], mask)

@@ -132,6 +132,15 @@ def test_region_masking_lists_unresolved_regions(make_store, tmp_path, capsys, t
     assert table[3].split("\t") == ["9", "speck", "0.0", "False"]
 
 
+@pytest.mark.parametrize("option", [["--atlas-redraw"], ["--atlas-count", "patches"]])
+@pytest.mark.parametrize("mask", ["random", "window"])
+def test_options_of_atlas_masks_are_refused_with_other_masks(tmp_path, capsys, mask, option):
+    output = tmp_path / "e.safetensors"
+    assert main(["pretrain", str(tmp_path), "--mask", mask, *option, "--output", str(output)]) == 64
+    assert f"no effect with --mask {mask}" in capsys.readouterr().err
+    assert not output.exists()
+
+
 @pytest.mark.parametrize("change", [["--recipe", "published"], ["--learning-rate", "0.002"], ["--no-strd"]])
 def test_another_recipe_is_refused_before_anything_is_written(make_store, tmp_path, capsys, tiny_config, change):
     store = str(make_store(1).folder)
