@@ -404,7 +404,7 @@ def test_two_processes_equal_one_with_twice_the_batch_size(make_store, tmp_path,
     store = make_store(2)
     (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
     common = ["--config", str(tmp_path / "config.json"), "--epochs", "2"]
-    for name, options in (("one", ["--batch-size", "4"]), ("two", ["--batch-size", "2", "--processes", "2"])):
+    for name, options in (("one", ["--batch-size", "4"]), ("two", ["--batch-size", "2", "--devices", "2"])):
         output = ["--output", str(tmp_path / f"{name}.safetensors")]
         command = [sys.executable, "-m", "bids_app.cli.train", "pretrain", str(store.folder), *output]
         subprocess.run([*command, *common, *options], check=True, timeout=800)

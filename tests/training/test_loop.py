@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from bids_app.errors import BadDataError, UsageError
-from bids_app.training.loop import LoopSettings, check_state, fingerprint, fit, make_optimiser
+from bids_app.training.loop import fit
+from bids_app.training.optimiser import LoopSettings, make_optimiser
+from bids_app.training.state import check_state, fingerprint
 
 
 class Numbers:

@@ -15,8 +15,9 @@ from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import AtlasPatches, MaskSettings
 from bids_app.training.data.augmentation import Augmentation
 from bids_app.training.data.loader import ClipBatches
-from bids_app.training.loop import LoopSettings, fabric_for
+from bids_app.training.optimiser import LoopSettings
 from bids_app.training.pretrain import PretrainSettings, count_region_patches, pretrain, region_weights
+from bids_app.training.processes import fabric_for
 from tests.helpers.scripts import ENVIRONMENT
 
 SMALL = EncoderConfig(img_size=(8, 8, 8, 20), patch_size=(2, 2, 2, 1), embed_dim=8, depths=(1, 1))
@@ -70,7 +71,7 @@ def test_accumulated_batches_equal_a_larger_batch():
 
 def test_half_precision_gives_similar_losses():
     settings = PretrainSettings(strd=None, loop=LOOP)
-    half = curve(settings, fabric=fabric_for("cpu", 1, "bf16-mixed"))
+    half = curve(settings, fabric=fabric_for(precision="bf16-mixed"))
     assert half != curve(settings)
     assert half == pytest.approx(curve(settings), rel=0.02)
 
@@ -114,11 +115,11 @@ TWO_PROCESSES = """
 from tests.training.test_pretrain import LOOP, SMALL, SmallScan, atlas, make_autoencoder
 from bids_app.model.masking import MaskSettings
 from bids_app.training.data.loader import ClipBatches
-from bids_app.training.loop import fabric_for
+from bids_app.training.processes import Layout, fabric_for
 from bids_app.training.pretrain import PretrainSettings, pretrain
 from pathlib import Path
 
-fabric = fabric_for("cpu", 2)
+fabric = fabric_for("cpu", Layout(1, 2))
 fabric.launch()
 batches = ClipBatches(tuple(SmallScan(k) for k in range(4)), 2, shard=(fabric.global_rank, fabric.world_size))
 settings = PretrainSettings(MaskSettings("atlas", "random", 0.5), loop=LOOP)

@@ -24,7 +24,7 @@ from bids_app.training.evaluation.evaluate import evaluate
 from bids_app.training.evaluation.folds import make_folds
 from bids_app.training.evaluation.report import write_report
 from bids_app.training.evaluation.run import EvaluateSettings
-from bids_app.training.loop import LoopSettings
+from bids_app.training.optimiser import LoopSettings
 from bids_app.training.tasks import Task
 
 LINEAR = AdaptSettings("linear")
