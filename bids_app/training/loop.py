@@ -208,12 +208,26 @@ class _Run:
         self.log = RunLog(folder, is_first, loggers(self.n_steps) if loggers is not None and is_first else ())
         self.log.truncate(self.n_steps)
         self.wrapped, self.stepper = fabric.setup(Objective(model), self.optimiser)
+        if fabric.world_size > 1:
+            self._fix_order_of_sums()
         self.saved_at = time.monotonic()
 
     @property
     def n_steps(self) -> int:
         """Number of completed steps."""
         return len(self.progress.rows) * self.per_epoch + len(self.progress.losses)
+
+    def _fix_order_of_sums(self) -> None:
+        """Have gradients summed over processes in the same order in all steps, so that a resumed run is bit-equal.
+
+        DistributedDataParallel groups gradients anew after its first backward pass. One is made without data.
+        """
+
+        def zero(_: object) -> torch.Tensor:
+            return torch.stack([0 * p.sum() for p in self.model.parameters() if p.requires_grad]).sum()
+
+        self.fabric.backward(self.compute(zero, None))
+        self.stepper.zero_grad(set_to_none=True)
 
     def compute(self, loss_of: Loss, batch: Any) -> torch.Tensor:
         """Compute a loss of a batch by the wrapped model."""
