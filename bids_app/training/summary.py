@@ -11,7 +11,6 @@ from bids_app.reports.training import Picture, TrainingPage, write_training_page
 from bids_app.training.logs import EPOCHS, SPEED, STEPS, read_table
 
 SUMMARY = "summary.html"
-NORM = "Norm of the gradients"
 HEADINGS = {
     "epoch": "Epoch", "loss": "Loss", "rate": "Learning rate", "seconds": "Time, s", "clips_per_s": "Clips per second",
     "waiting": "Waiting for data, share", "held_out": "Held-out loss",
@@ -54,7 +53,7 @@ def _counts(steps: Table, speed: Table, epochs: Table) -> list[tuple[str, str]]:
     if speed:
         seconds = max(sum(speed["seconds"]), 1e-9)
         found.append(("Clips per second", f"{sum(speed['clips']) / seconds:.3g}"))
-        found.append(("Waiting for data", f"{sum(speed['waiting']) / seconds:.1%} of the time"))
+        found.append(("Time waiting for data", f"{sum(speed['waiting']) / seconds:.1%}"))
     return found
 
 
@@ -67,10 +66,10 @@ def _pictures(steps: Table, speed: Table, epochs: Table) -> list[Picture]:
     found = [
         (loss, "Loss", "Mean of the clips of each step; held out: participants that are not trained with"),
         ([Curve("", x, steps["rate"])], "Learning rate", "Of each step"),
-        ([Curve("", x, steps["norm"])], NORM, "Before they are clipped"),
+        ([Curve("", x, steps["norm"])], "Norm of the gradients", "Before they are clipped"),
     ]
     pictures = [
-        Picture(plot_curves(curves, title, ("step", title.lower()), title == NORM), title, f"{text}.")
+        Picture(plot_curves(curves, title, ("step", title.lower())), title, f"{text}.")
         for curves, title, text in found
     ]
     if speed:

@@ -111,6 +111,20 @@ def test_augmented_training_is_reproducible():
     assert curve(settings) != curve(replace(settings, augment=None))
 
 
+def test_the_held_out_loss_falls_and_ignores_augmentation_and_dropout():
+    """One and the same model has the same held-out loss whatever it is trained with."""
+    held_out = (SmallScan(11), SmallScan(12))
+    batches = ClipBatches(tuple(SmallScan(k) for k in range(4)), 4)
+    first = []
+    for augment, strd in ((None, None), (Augmentation(p_affine=1, p_noise=1), (5, 5))):
+        still = PretrainSettings(augment=augment, strd=strd, loop=replace(LOOP, epochs=1, learning_rate=1e-12))
+        first.append(pretrain(make_autoencoder(), batches, still, held_out=held_out)[0]["held_out"])
+    assert first[0] == pytest.approx(first[1], rel=1e-6)
+    settings = PretrainSettings(loop=replace(LOOP, epochs=6, learning_rate=5e-3))
+    rows = pretrain(make_autoencoder(), batches, settings, held_out=held_out)
+    assert rows[-1]["held_out"] < 0.98 * first[0]
+
+
 TWO_PROCESSES = """
 from tests.training.test_pretrain import LOOP, SMALL, SmallScan, atlas, make_autoencoder
 from bids_app.model.masking import MaskSettings

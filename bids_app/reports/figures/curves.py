@@ -11,6 +11,8 @@ from bids_app.reports.figures.style import PALETTE, figure_svg, new_figure
 
 MAX_POINTS = 1000
 """Curves with more points are averaged in bins."""
+DECADES = 1.5
+"""Ratio of the highest to the lowest value, as a power of 10, from which on an axis is logarithmic."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +34,8 @@ class Curve:
     has_points: bool = False
 
 
-def plot_curves(curves: Sequence[Curve], title: str, axes_labels: tuple[str, str], logarithmic: bool = False) -> str:
-    """Plot curves in one panel; long ones are averaged in bins."""
+def plot_curves(curves: Sequence[Curve], title: str, axes_labels: tuple[str, str]) -> str:
+    """Plot curves in one panel; long ones are averaged in bins, and values over `DECADES` have a logarithmic axis."""
     with new_figure(9, 3.2) as figure:
         axes = figure.add_subplot()
         for k, curve in enumerate(curves):
@@ -41,7 +43,8 @@ def plot_curves(curves: Sequence[Curve], title: str, axes_labels: tuple[str, str
             marker = "o" if curve.has_points or len(x) == 1 else ""
             axes.plot(x, y, color=PALETTE[k], linewidth=1.6, marker=marker, markersize=4, label=curve.name or None)
         axes.set(xlabel=axes_labels[0], ylabel=axes_labels[1], title=title)
-        if logarithmic and all(np.nanmin(curve.y) > 0 for curve in curves):
+        low, high = (extreme([extreme(curve.y) for curve in curves]) for extreme in (min, max))
+        if 0 < low < high / 10**DECADES:
             axes.set_yscale("log")
         axes.grid(axis="y", linewidth=0.6)
         if any(curve.name for curve in curves):
