@@ -11,6 +11,10 @@ from bids_app.catalog.atlases import Atlas, find_atlas
 from bids_app.training.optimiser import LoopSettings
 from bids_app.training.recipes import PRETRAINING, find_recipe
 
+LOCK = "running.json"
+"""Name of the lock file in the training folder."""
+LOCKED = "is training into this output"
+"""What the owner of the lock does, for errors."""
 PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
 
 

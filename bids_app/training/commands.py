@@ -16,6 +16,8 @@ from bids_app.model.checkpoint import MAX_LABEL
 from bids_app.settings import DEFAULT_MODEL
 from bids_app.training import adapt as adapting
 from bids_app.training.arguments import (
+    LOCK,
+    LOCKED,
     PRECISIONS,
     complete_from_recipe,
     describe_recipe,
@@ -46,11 +48,13 @@ from bids_app.training.data.splits import (
 )
 from bids_app.training.evaluation.retrieval import Retrieval
 from bids_app.training.evaluation.run import EvaluateSettings, FeatureCache
-from bids_app.training.loop import check_state, fingerprint
 from bids_app.training.low_rank import LowRankSettings, check_low_rank
 from bids_app.training.recipes import find_recipe
 from bids_app.training.reference import add_reference
+from bids_app.training.state import check_state, fingerprint
+from bids_app.training.summary import write_summary
 from bids_app.training.tasks import Task
+from bids_app.workflow.locks import Locks
 
 BOTH_NORMALISATIONS = ("voxel", "global")
 """Normalisations of the two heads with ``--normalisation both``; the first head gives the prediction."""
@@ -58,6 +62,11 @@ BOTH_NORMALISATIONS = ("voxel", "global")
 
 def adapt(arguments: argparse.Namespace) -> None:
     """Train an adapter, and write it with its split."""
+    with Locks(LOCKED) as locks:
+        _adapt(arguments, locks)
+
+
+def _adapt(arguments: argparse.Namespace, locks: Locks) -> None:
     complete_from_recipe(arguments, arguments.strategy)
     _check_adapt_arguments(arguments)
     settings = _adapt_settings(arguments)
@@ -68,7 +77,9 @@ def adapt(arguments: argparse.Namespace) -> None:
     folder = None if arguments.strategy == "linear" else training_folder(output)
     if folder is not None:
         facts = settings.facts(model, normalisation, _column(arguments))
-        check_state(folder, fingerprint(settings.loop, facts))
+        recipe = fingerprint(settings.loop, facts)
+        check_state(folder, recipe)
+        locks.acquire(folder / LOCK)
         print(f"Recipe: {describe_recipe(arguments, arguments.strategy)}")
     datasets, examples, images = _read_data(arguments, output, normalisation, model)
     data = examples.data
@@ -85,6 +96,8 @@ def adapt(arguments: argparse.Namespace) -> None:
         adapter = _add_second_head(adapter, arguments, other, output, model, task, split, settings)
     save_adapter(output, adapter)
     write_split(output.with_suffix(".split.tsv"), split)
+    if folder is not None:
+        write_summary(folder, {"Output": output, "Scans": len(training.scans), **recipe})
     print(message)
     print(f"Wrote {output}: {json.dumps(adapter.card.metrics)}")
     print(

@@ -21,6 +21,8 @@ from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import AtlasPatches, MaskSettings
 from bids_app.training import pretrain as pretraining
 from bids_app.training.arguments import (
+    LOCK,
+    LOCKED,
     PRECISIONS,
     complete_from_recipe,
     describe_recipe,
@@ -47,7 +49,6 @@ from bids_app.training.state import Checkpoints, State, check_state, fingerprint
 from bids_app.training.summary import write_summary
 from bids_app.workflow.locks import Locks
 
-LOCK = "running.json"
 MAX_LISTED_REGIONS = 40
 """Maximum number of unresolved regions to print; the table lists all."""
 
@@ -57,7 +58,7 @@ def pretrain(arguments: argparse.Namespace) -> None:
     complete_from_recipe(arguments, PRETRAINING)
     layout = _check_pretrain_arguments(arguments)
     fabric = fabric_for(arguments.device, layout, PRECISIONS[arguments.precision], arguments.strategy)
-    with lost_processes(fabric), Locks("is training into this output") as locks:
+    with lost_processes(fabric), Locks(LOCKED) as locks:
         fabric.launch()
         _pretrain(arguments, fabric, layout, locks)
 

@@ -69,8 +69,7 @@ def _pictures(steps: Table, speed: Table, epochs: Table) -> list[Picture]:
         ([Curve("", x, steps["norm"])], "Norm of the gradients", "Before they are clipped"),
     ]
     pictures = [
-        Picture(plot_curves(curves, title, ("step", title.lower())), title, f"{text}.")
-        for curves, title, text in found
+        Picture(plot_curves(curves, title, ("step", title.lower())), title, f"{text}.") for curves, title, text in found
     ]
     if speed:
         per_step = [clips / max(s, 1e-9) for clips, s in zip(speed["clips"], speed["seconds"], strict=True)]
