@@ -237,8 +237,8 @@ def _add_pretrain(p: argparse.ArgumentParser) -> None:
         "--strategy",
         choices=("ddp", "fsdp"),
         default="ddp",
-        help="ddp: each device has all weights; fsdp: weights and optimiser are divided among GPUs, for encoders much "
-        "larger than the published one (default: %(default)s)",
+        help="ddp: each device has all weights; fsdp: weights and optimiser are divided among devices, for "
+        "encoders much larger than the published one (default: %(default)s)",
     )
     group.add_argument(
         "--checkpointing", action="store_true", help="recompute activations: less memory, more time, same results"

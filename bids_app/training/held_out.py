@@ -38,6 +38,7 @@ class HeldOutClips:
         """Return the mean loss of all clips; processes share the scans. See `bids_app.training.loop.HeldOut`."""
         rank, world = fabric.global_rank, fabric.world_size
         own = self.scans[rank::world]
+        rounds = max(self._n_batches(self.scans[other::world]) for other in range(world))
         total = torch.zeros(2, dtype=torch.float64)  # sum, number of clips
         seen = [0] * len(own)
         if any(scan.n_clips for scan in own):
@@ -48,8 +49,13 @@ class HeldOutClips:
                     seen[scan] += 1
                 losses = compute(self.losses, replace(batch, seeds=torch.tensor(seeds)))
                 total += torch.tensor([float(losses.double().sum()), len(losses)], dtype=torch.float64)
+        for _ in range(self._n_batches(own), rounds):  # all processes pass through a divided model as often
+            compute(self.losses, next(iter(ClipBatches(self.scans, 1, random_starts=False).epoch(0))))
         reduced: Any = fabric.all_reduce(total.to(fabric.device), reduce_op="sum")
         return float(reduced[0] / reduced[1])
+
+    def _n_batches(self, scans: tuple[ClipSource, ...]) -> int:
+        return -(-sum(scan.n_clips for scan in scans) // self.batch_size)
 
     def _seed(self, scan: int, clip: int) -> int:
         """Return the seed of a clip, by the numbers of its scan and of the clip in it."""

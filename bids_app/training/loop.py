@@ -24,11 +24,13 @@ from bids_app.errors import BadDataError, Terminated, UsageError
 from bids_app.training.logs import RunLog, Stopwatch
 from bids_app.training.optimiser import LoopSettings, make_optimiser
 from bids_app.training.processes import fabric_for, lost_processes, noted_sigterm, on_first
+from bids_app.training.sharding import gather, is_sharded, restore_optimiser, whole
 from bids_app.training.state import (
     STATE,
     Checkpoints,
     LossGuard,
     Rows,
+    State,
     TrainingProgress,
     check_state,
     export_good,
@@ -200,15 +202,17 @@ class _Run:
         self.recipe = dict(recipe)
         self.accumulate = min(settings.accumulate, batches.steps)
         self.per_epoch = batches.steps // self.accumulate
-        self.optimiser = make_optimiser(model, settings)
-        self.progress = TrainingProgress()
-        if folder is not None and (folder / STATE).is_file():
-            self.progress = self._resume(folder)
+        self.progress, optimiser_state = self._resume(folder) if folder is not None else (TrainingProgress(), None)
         is_first = fabric.is_global_zero
         self.log = RunLog(folder, is_first, loggers(self.n_steps) if loggers is not None and is_first else ())
         self.log.truncate(self.n_steps)
-        self.wrapped, self.stepper = fabric.setup(Objective(model), self.optimiser)
-        if fabric.world_size > 1:
+        self.is_sharded = is_sharded(fabric)
+        self.wrapped = fabric.setup_module(Objective(model))
+        self.optimiser = make_optimiser(model, settings)  # for the parameters of this device
+        if optimiser_state is not None:
+            self._restore(optimiser_state)
+        self.stepper: Any = fabric.setup_optimizers(self.optimiser)
+        if fabric.world_size > 1 and not self.is_sharded:
             self._fix_order_of_sums()
         self.saved_at = time.monotonic()
 
@@ -275,8 +279,9 @@ class _Run:
         for parameters in self.optimiser.param_groups:
             parameters["lr"] = self._learning_rate(step)
         limit = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
-        norm = self.fabric.clip_gradients(self.wrapped, self.stepper, max_norm=limit, error_if_nonfinite=False)
-        self._check(float(norm), f"The norm of the gradients is {float(norm)}")  # type: ignore[arg-type]
+        found: Any = self.fabric.clip_gradients(self.wrapped, self.stepper, max_norm=limit, error_if_nonfinite=False)
+        norm = float(whole(found))
+        self._check(norm, f"The norm of the gradients is {norm}")
         self.stepper.step()
         self.stepper.zero_grad(set_to_none=True)
         own.seconds = time.monotonic() - started
@@ -328,19 +333,29 @@ class _Run:
 
         on_first(self.fabric, stop)
 
+    def _gather(self) -> tuple[State, dict[str, Any]]:
+        """Return the weights, and the state of the optimiser; in the first process, if they are divided."""
+        if self.is_sharded:
+            return gather(self.model, self.optimiser)
+        return self.model.state_dict(), self.optimiser.state_dict()
+
     def export(self, name: str) -> None:
         """Write the weights as a checkpoint."""
-        if self.checkpoints is not None and self.folder is not None and self.fabric.is_global_zero:
-            self.checkpoints.export(self.checkpoints.path(self.folder, name), self.model.state_dict())
+        if self.checkpoints is None or self.folder is None:
+            return
+        weights, _ = self._gather()
+        if self.fabric.is_global_zero:
+            self.checkpoints.export(self.checkpoints.path(self.folder, name), weights)
 
     def save_state(self) -> None:
         """Write the state atomically, then the log."""
         self.saved_at = time.monotonic()
+        weights, optimiser = self._gather()
         if self.folder is not None and self.fabric.is_global_zero:
             progress = self.progress
             content = {
-                "model": self.model.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
+                "model": weights,
+                "optimiser": optimiser,
                 "rows": progress.rows,
                 "losses": progress.losses,
                 "best": progress.best,
@@ -352,7 +367,16 @@ class _Run:
         if not self.progress.losses:
             self.log.epoch(self.progress.rows, self.n_steps)
 
-    def _resume(self, folder: Path) -> TrainingProgress:
+    def _restore(self, optimiser_state: dict[str, Any]) -> None:
+        if self.is_sharded:
+            restore_optimiser(self.model, self.optimiser, optimiser_state)
+        else:
+            self.optimiser.load_state_dict(optimiser_state)
+
+    def _resume(self, folder: Path) -> tuple[TrainingProgress, dict[str, Any] | None]:
+        """Load the weights of a state, and return its progress and its optimiser."""
+        if not (folder / STATE).is_file():
+            return TrainingProgress(), None
         check_state(folder, self.recipe)
         state = read_state(folder / STATE)
         mismatch = BadDataError(
@@ -362,7 +386,6 @@ class _Run:
             raise mismatch
         try:
             self.model.load_state_dict(state["model"])
-            self.optimiser.load_state_dict(state["optimiser"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise mismatch from error
         if len(state["rows"]) > self.settings.epochs:
@@ -371,7 +394,8 @@ class _Run:
                 "Raise --epochs, or change --output.",
             )
         guard = LossGuard(**state["guard"])
-        return TrainingProgress(list(state["rows"]), list(state["losses"]), state["best"], guard)
+        progress = TrainingProgress(list(state["rows"]), list(state["losses"]), state["best"], guard)
+        return progress, state["optimiser"]
 
 
 def _epochs_since_best(rows: Rows, column: str) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from bids_app.training.data.splits import TRAINING, VALIDATION, split_from_indic
 from bids_app.training.data.store import Scan
 from bids_app.training.logs import check_loggers, make_loggers
 from bids_app.training.processes import (
+    FSDP,
     Layout,
     check_agreement,
     check_devices,
@@ -45,7 +47,7 @@ from bids_app.training.processes import (
     on_first,
 )
 from bids_app.training.recipes import PRETRAINING, find_recipe
-from bids_app.training.state import Checkpoints, State, check_state, fingerprint
+from bids_app.training.state import STATE, Checkpoints, State, check_state, fingerprint, read_state
 from bids_app.training.summary import write_summary
 from bids_app.workflow.locks import Locks
 
@@ -77,7 +79,7 @@ def _pretrain(arguments: argparse.Namespace, fabric: Any, layout: Layout, locks:
     check_agreement(fabric, fingerprints | paths)
 
     def begin() -> None:
-        check_state(folder, fingerprints)
+        check_state(folder, fingerprints, before_loading=True)
         locks.acquire(folder / LOCK)
 
     on_first(fabric, begin)
@@ -86,6 +88,7 @@ def _pretrain(arguments: argparse.Namespace, fabric: Any, layout: Layout, locks:
     if atlas is not None and patches is not None and fabric.is_global_zero:
         _report_regions(patches, atlas, arguments.atlas_rule, folder)
     training, held_out = _load_scans(arguments, fabric, model.config.img_size[3], folder)
+    facts["scans"] = _describe_scans(training)
     batches = ClipBatches(
         training, arguments.batch_size, arguments.seed, shard=shard, aligned_starts=recipe.aligned_starts
     )
@@ -124,13 +127,15 @@ def _pretrain(arguments: argparse.Namespace, fabric: Any, layout: Layout, locks:
             write_summary(folder, shown, str(error))
         raise
     if fabric.is_global_zero:
-        export(arguments.output, model.state_dict(), loss=rows[-1]["loss"], epochs=len(rows))
+        weights = read_state(folder / STATE)["model"]
+        export(arguments.output, weights, loss=rows[-1]["loss"], epochs=len(rows))
         write_summary(folder, shown)
         report(f"Wrote {arguments.output}")
 
 
 def _facts(arguments: argparse.Namespace, settings: pretraining.PretrainSettings, world_size: int) -> dict[str, Any]:
     """Return what determines the results beside the loop."""
+    divided = {"strategy": FSDP} if arguments.strategy == FSDP else {}  # the state has another form
     return settings.facts(
         arguments.batch_size * world_size,
         find_recipe(arguments.recipe).aligned_starts,
@@ -138,6 +143,7 @@ def _facts(arguments: argparse.Namespace, settings: pretraining.PretrainSettings
         atlas=str(arguments.atlas),
         region_weights=str(arguments.region_weights),
         validation_share=arguments.validation_share,
+        **divided,
     )
 
 
@@ -167,6 +173,12 @@ def _load_scans(
     if not any(scan.n_clips for scan in held_out):
         raise BadDataError("All held-out scans are shorter than a clip.", "Raise --validation-share.")
     return tuple(scans[i] for i in first), held_out
+
+
+def _describe_scans(scans: tuple[Scan, ...]) -> str:
+    """Return the number of scans, and a hash of their names and lengths."""
+    text = "\n".join(f"{scan.participant} {scan.name} {scan.n_vols}" for scan in scans)
+    return f"{len(scans)} ({hashlib.sha256(text.encode()).hexdigest()[:12]})"
 
 
 def _export(
@@ -215,7 +227,7 @@ def _check_pretrain_arguments(arguments: argparse.Namespace) -> Layout:
         )
     check_loggers(arguments.logger)
     layout = find_layout(arguments.nodes, arguments.devices)
-    check_devices(arguments.device, layout, arguments.strategy)
+    check_devices(arguments.device, layout, arguments.strategy, arguments.precision)
     return layout
 
 

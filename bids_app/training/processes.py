@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bids_app.errors import NeurostormError, TemporaryError, UsageError
+from bids_app.training.sharding import make_strategy
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -132,7 +133,7 @@ def check_single(command: str, environ: Mapping[str, str] = os.environ) -> None:
         )
 
 
-def check_devices(device: str, layout: Layout, strategy: str = DDP) -> None:
+def check_devices(device: str, layout: Layout, strategy: str = DDP, precision: str = "float32") -> None:
     """Check that the devices of a layout exist on this node, and have the strategy.
 
     Raises
@@ -145,9 +146,10 @@ def check_devices(device: str, layout: Layout, strategy: str = DDP) -> None:
         raise UsageError(
             f"--device {device} is one device, but there are {layout.world_size} processes.", f"Use --device {kind}."
         )
-    if strategy == FSDP and (kind != "cuda" or layout.world_size < 2):
+    if strategy == FSDP and (layout.world_size < 2 or precision != "float32"):
         raise UsageError(
-            f"--strategy fsdp divides weights among GPUs, but this run has {layout.world_size} process(es) on {kind}.",
+            f"--strategy fsdp divides weights in float32 among several processes, not {precision} in "
+            f"{layout.world_size}.",
             "Use --strategy ddp.",
         )
     if kind == "cuda" and torch.cuda.device_count() < max(layout.devices, int(index or 0) + 1):
@@ -188,19 +190,11 @@ def fabric_for(
         accelerator=device.type,
         devices=devices,
         num_nodes=layout.nodes,
-        strategy=_strategy(strategy) if several else "auto",
+        strategy=(make_strategy(layout.world_size) if strategy == FSDP else strategy) if several else "auto",
         precision=precision,  # type: ignore[arg-type]
         plugins=[_environment(layout)],
         loggers=loggers,
     )
-
-
-def _strategy(name: str) -> Any:
-    from lightning.fabric.strategies import FSDPStrategy
-
-    from bids_app.model.encoder import Stage
-
-    return FSDPStrategy(auto_wrap_policy={Stage}) if name == FSDP else name
 
 
 def _environment(layout: Layout) -> Any:

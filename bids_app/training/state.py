@@ -140,7 +140,7 @@ def fingerprint(settings: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({key: found[key] for key in sorted(found) if key not in MAY_CHANGE}))
 
 
-def check_state(folder: Path, recipe: Mapping[str, Any]) -> None:
+def check_state(folder: Path, recipe: Mapping[str, Any], before_loading: bool = False) -> None:
     """Check that an interrupted training run in a folder, if any, has the same recipe; nothing is written.
 
     Parameters
@@ -148,6 +148,8 @@ def check_state(folder: Path, recipe: Mapping[str, Any]) -> None:
     folder : Path
     recipe : mapping
         From `fingerprint`.
+    before_loading : bool
+        The recipe may lack facts that are known after the data are loaded.
 
     Raises
     ------
@@ -165,7 +167,7 @@ def check_state(folder: Path, recipe: Mapping[str, Any]) -> None:
         )
     differing = [
         f"{key} {found.get(key)} instead of {recipe.get(key)}"
-        for key in sorted({*found, *recipe})
+        for key in sorted(recipe if before_loading else {*found, *recipe})
         if found.get(key) != recipe.get(key)
     ]
     if differing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -193,6 +194,17 @@ def test_another_recipe_is_refused_before_anything_is_written(make_store, tmp_pa
     assert "has another recipe" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert not clips.exists()
+
+
+def test_a_run_is_not_continued_with_other_scans(make_store, tmp_path, capsys, tiny_config):
+    store = make_store(1)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
+    options = ["--config", str(tmp_path / "config.json"), "--batch-size", "2", "--no-augment", "--no-strd"]
+    command = ["pretrain", str(store.folder), *options, "--output", str(tmp_path / "e.safetensors"), "--epochs"]
+    assert main([*command, "1"]) == 0
+    (store.folder / "sub-00_task-left").rename(store.folder / "sub-00_task-other")
+    assert main([*command, "2"]) == 64
+    assert re.search(r"scans 2 \(\w+\) instead of 2 \(\w+\)", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("length", [10, pytest.param(40, marks=pytest.mark.slow)])

@@ -86,8 +86,7 @@ def test_a_command_of_one_process_refuses_to_be_started_several_times():
     [
         ("cuda:1", Layout(1, 2), "ddp", "--device cuda:1 is one device"),
         ("cuda", Layout(1, 1000), "ddp", "1000 processes run on a node"),
-        ("cpu", Layout(1, 2), "fsdp", "--strategy fsdp"),
-        ("cuda", Layout(1, 1), "fsdp", "--strategy fsdp"),
+        ("cpu", Layout(1, 1), "fsdp", "--strategy fsdp"),
     ],
 )
 def test_devices_that_do_not_exist_are_refused(device, layout, strategy, named):
@@ -125,7 +124,7 @@ from bids_app.training.processes import fabric_for, find_layout, lost_processes
 from bids_app.training.pretrain import PretrainSettings, pretrain
 
 def main():
-    fabric = fabric_for("cpu", find_layout(None, {devices}))
+    fabric = fabric_for("cpu", find_layout(None, {devices}), strategy={strategy!r})
     fabric.launch()
     scans = tuple(SmallScan(k) for k in range(16))
     batches = ClipBatches(scans, 8 // fabric.world_size, shard=(fabric.global_rank, fabric.world_size))
@@ -135,8 +134,8 @@ def main():
     class Killed(ClipBatches):
         def epoch(self, number, first=0):
             for step, batch in enumerate(super().epoch(number, first), first):
-                if (fabric.global_rank, number, step) == (1, 1, 2) and {kill}:
-                    os.kill(os.getpid(), signal.SIGKILL)
+                if (fabric.global_rank, number, step) == (1, 1, 2) and {stop}:
+                    os.kill(os.getpid(), {stop})
                 yield batch
 
     batches = Killed(**vars(batches))
@@ -147,10 +146,12 @@ sys.exit(exit_code_of("train", main))
 """
 
 
-def run_script(tmp_path, out: str, launcher: list[str], devices: int | None = None, kill: bool = False):
+def run_script(
+    tmp_path, out: str, launcher: list[str], devices: int | None = None, stop: int = 0, strategy: str = "ddp"
+):
     """Start the script in one or more processes; return a process whose output is read."""
-    script = tmp_path / f"{out}{kill}.py"
-    script.write_text(SCRIPT.format(out=str(tmp_path / out), devices=devices, kill=kill))
+    script = tmp_path / f"{out}{stop}.py"
+    script.write_text(SCRIPT.format(out=str(tmp_path / out), devices=devices, stop=int(stop), strategy=strategy))
     command = [*launcher, str(script)] if launcher else [sys.executable, str(script)]
     return subprocess.Popen(command, env=ENVIRONMENT, stderr=subprocess.PIPE, text=True)
 
@@ -192,7 +193,7 @@ def test_after_the_end_of_one_process_the_others_end_and_the_run_resumes_bit_equ
     """Four processes, so that the order of sums matters."""
     assert run_script(tmp_path, "whole", [], 4).wait(280) == 0
     started = time.monotonic()
-    killed = run_script(tmp_path, "killed", [], 4, kill=True)
+    killed = run_script(tmp_path, "killed", [], 4, stop=signal.SIGKILL)
     _, message = killed.communicate(timeout=120)
     assert time.monotonic() - started < 110
     assert killed.returncode in (75, -signal.SIGKILL)  # by itself, or by Fabric's observer of the processes
@@ -200,3 +201,18 @@ def test_after_the_end_of_one_process_the_others_end_and_the_run_resumes_bit_equ
     assert len(steps_of(tmp_path / "killed")) == 6
     assert run_script(tmp_path, "killed", [], 4).wait(280) == 0
     assert (tmp_path / "killed" / "steps.csv").read_text() == (tmp_path / "whole" / "steps.csv").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_divided_weights_give_the_same_losses_and_resume_after_sigterm(tmp_path):
+    assert run_script(tmp_path, "one", []).wait(280) == 0
+    terminated = run_script(tmp_path, "fsdp", [], 2, stop=signal.SIGTERM, strategy="fsdp")
+    assert "terminated" in terminated.communicate(timeout=280)[1]
+    assert terminated.returncode == 143
+    assert len(steps_of(tmp_path / "fsdp")) == 7
+    assert run_script(tmp_path, "fsdp", [], 2, strategy="fsdp").wait(280) == 0
+    assert run_script(tmp_path, "whole", [], 2, strategy="fsdp").wait(280) == 0
+    steps = {name: steps_of(tmp_path / name) for name in ("one", "fsdp", "whole")}
+    assert steps["fsdp"][:, 2] == pytest.approx(steps["one"][:, 2], rel=1e-5)
+    assert (steps["fsdp"] == steps["whole"]).all()
