@@ -76,7 +76,7 @@ ALIKE = "alike"
 ONLY_WITHOUT_ADAPTER = (
     "strategy", "prompt_len", "no_balance", "ridge", "dimensions", "task", "folds", "baselines", "permutations",
     "repeats", "train_shares", "gallery", "across_sessions", "zero_shot", "also_target", "harmonise", "pool",
-    "site_column", "family_column", "atlas", "normalisation", "recipe", "epochs",
+    "site_column", "family_column", "atlas", "normalisation", "recipe", "epochs", "workers",
     "accumulate", "learning_rate", "precision",
 )  # fmt: skip
 """Options of ``evaluate`` that an existing adapter does not use."""
@@ -360,6 +360,13 @@ def _add_evaluate(p: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--zero-shot", action="store_true", help="re-identification without training: compare the encoder's embeddings"
+    )
+    group.add_argument(
+        "--workers",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="train the folds in N processes, for strategies other than linear; the results stay the same",
     )
     group.add_argument("--name", help="name of the report (default: the target column)")
 

@@ -154,6 +154,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from bids_app.training.evaluation import several
     from bids_app.training.evaluation.report import write_report
 
+    if arguments.workers > 1 and arguments.device != "cpu":
+        raise UsageError(f"--workers {arguments.workers} shares processors, not GPUs.", "Use --device cpu, or omit it.")
     complete_from_recipe(arguments, arguments.strategy)
     settings = _evaluate_settings(arguments)
     folders = several.name_folders([arguments.target, *arguments.also_target])
@@ -232,6 +234,7 @@ def _evaluate_settings(arguments: argparse.Namespace) -> EvaluateSettings:
         train_shares=tuple(arguments.train_shares),
         split=read_split(arguments.split) if arguments.split else None,
         seed=arguments.seed,
+        workers=arguments.workers,
     )
 
 

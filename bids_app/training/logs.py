@@ -174,10 +174,10 @@ def make_loggers(names: Sequence[str], folder: Path, recipe: Mapping[str, Any], 
         from lightning.pytorch.loggers import WandbLogger
 
         identity = hashlib.sha256(json.dumps([str(folder.resolve()), dict(recipe)]).encode()).hexdigest()[:16]
-        (folder / WANDB).mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         found.append(
             WandbLogger(
-                folder.stem, save_dir=folder / WANDB, offline=True, id=identity, project="neurostorm",
+                folder.stem, save_dir=folder, offline=True, id=identity, project="neurostorm",
                 config=dict(recipe), settings={"silent": True},
             )
         )  # fmt: skip
