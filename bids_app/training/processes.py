@@ -29,7 +29,7 @@ TASKS_PER_NODE = re.compile(r"(\d+)(\(x\d+\))?")
 """Pattern of SLURM for nodes with the same number of tasks: ``4``, or ``4(x2)``."""
 RENDEZVOUS = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK")
 """Variables with which the command itself may be started once per node."""
-LOST_PROCESS = re.compile(r"gloo|NCCL|Connection (closed|reset)|Timed out|process group|Broken pipe", re.IGNORECASE)
+LOST_PROCESS = re.compile(r"gloo|NCCL|Connection (closed|reset)|Timed out|Broken pipe", re.IGNORECASE)
 """Errors of collective operations after another process has ended."""
 
 

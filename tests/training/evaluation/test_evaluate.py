@@ -17,9 +17,8 @@ from bids_app.model.checkpoint import save_encoder
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.training.adapt import AdaptSettings, LabelledScans
 from bids_app.training.data.examples import Examples
-from bids_app.training.evaluation import baselines
+from bids_app.training.evaluation import baselines, workers
 from bids_app.training.evaluation import run as running
-from bids_app.training.evaluation import workers
 from bids_app.training.evaluation.comparison import ENCODER
 from bids_app.training.evaluation.evaluate import evaluate
 from bids_app.training.evaluation.folds import make_folds
