@@ -32,7 +32,7 @@ from bids_app.cli.train import with_option_files
 from bids_app.errors import BadDataError, NoInputError, UsageError
 from bids_app.files import read_rows
 from bids_app.settings import DEFAULT_MODEL
-from bids_app.training.commands import complete_from_recipe, describe_recipe
+from bids_app.training.arguments import complete_from_recipe, describe_recipe
 from bids_app.training.evaluation.comparison import ENCODER
 
 FOLDER = Path(__file__).with_name("papers")

@@ -34,8 +34,8 @@ from bids_app.model.mamba import D_STATE
 from bids_app.model.scan import BACKENDS
 from bids_app.training.data.loader import Batch, ClipBatches
 from bids_app.training.data.store import ClipStore
-from bids_app.training.loop import LoopSettings
 from bids_app.training.memory import reuse_freed_memory
+from bids_app.training.optimiser import LoopSettings
 from bids_app.training.pretrain import PretrainSettings, pretrain
 
 QUICK = EncoderConfig(patch_size=(24, 24, 24, 1), embed_dim=8, depths=(1, 1))

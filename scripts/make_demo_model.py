@@ -42,7 +42,7 @@ from bids_app.phantom.grid_scans import simulated_series
 from bids_app.training.adapt import AdaptSettings, LabelledScans, adapt
 from bids_app.training.calibrate import fit_calibration, predict_scans, summarise
 from bids_app.training.data.store import ClipStore, Scan
-from bids_app.training.loop import LoopSettings
+from bids_app.training.optimiser import LoopSettings
 from bids_app.training.reference import add_reference
 from bids_app.training.tasks import Task
 

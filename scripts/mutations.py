@@ -1170,6 +1170,27 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("preprocess/test_anatomical.py::test_brains_are_warped_by_what_is_within_both_masks",),
     ),
     Mutation(
+        "a training run stops before a step that is not finite",
+        "bids_app/training/loop.py",
+        "        if not math.isfinite(value):",
+        "        if False:",
+        ("training/test_loop.py::test_a_loss_or_gradient_that_is_not_finite_stops_with_the_weights_before_it",),
+    ),
+    Mutation(
+        "a second training run into the same output is refused",
+        "bids_app/training/pretrain_command.py",
+        "        locks.acquire(folder / LOCK)",
+        "        pass",
+        ("training/test_commands.py::test_a_second_launch_into_the_same_output_is_refused",),
+    ),
+    Mutation(
+        "a number of processes that the launcher has not started is refused",
+        "bids_app/training/processes.py",
+        "    if (nodes or started.nodes, devices or started.devices) != (started.nodes, started.devices):",
+        "    if False:",
+        ("training/test_processes.py::test_a_wrong_combination_is_refused",),
+    ),
+    Mutation(
         "a scan has the same clips in training and in prediction",
         "bids_app/training/data/sources.py",
         "    grid = resample_to_model_grid(preprocessed, folders[2])",
@@ -1258,6 +1279,8 @@ MUTATIONS: tuple[Mutation, ...] = (
         'return obstacle or (_trial(self, device, dtype, n_states) if self.on_trial else "")',
         "return obstacle",
         ("model/test_scan.py::test_a_package_whose_trial_scan_fails_is_replaced_with_one_line_in_the_log",),
+    ),
+    Mutation(
         "a task that contradicts a fine-tuned file is refused",
         "bids_app/adapters/head_facts.py",
         '    if "task" in head and own in (CLASSIFICATION, REGRESSION) and head["task"] != own:',

@@ -40,6 +40,7 @@ ALLOWED_WITHIN_LAYER = {
     ("outputs", "reports"),
     ("reports", "outputs.schema"),
     ("group", "workflow.preflight"),
+    ("training", "workflow.locks"),
     ("workflow", "training.data.sources"),
     ("workflow", "training.data.store"),
 }

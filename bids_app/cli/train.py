@@ -76,7 +76,7 @@ ALIKE = "alike"
 ONLY_WITHOUT_ADAPTER = (
     "strategy", "prompt_len", "no_balance", "ridge", "dimensions", "task", "folds", "baselines", "permutations",
     "repeats", "train_shares", "gallery", "across_sessions", "zero_shot", "also_target", "harmonise", "pool",
-    "site_column", "family_column", "atlas", "normalisation", "recipe", "epochs",
+    "site_column", "family_column", "atlas", "normalisation", "recipe", "epochs", "workers",
     "accumulate", "learning_rate", "precision",
 )  # fmt: skip
 """Options of ``evaluate`` that an existing adapter does not use."""
@@ -207,8 +207,39 @@ def _add_pretrain(p: argparse.ArgumentParser) -> None:
         help="spatio-temporal redundancy dropout (default: from the recipe)",
     )
     group.add_argument("--no-augment", action="store_true", help="disable augmentation (affine, noise, smoothing)")
+    group = p.add_argument_group("watching")
+    group.add_argument(
+        "--validation-share",
+        type=float,
+        default=0.0,
+        metavar="R",
+        help="fraction of participants to hold out; their loss is measured after each epoch (default: 0)",
+    )
+    group.add_argument(
+        "--checkpoint-steps", type=at_least(1), metavar="N", help="also keep the weights every N optimiser steps"
+    )
+    group.add_argument(
+        "--logger",
+        nargs="+",
+        choices=("tensorboard", "wandb"),
+        default=[],
+        help="also log to TensorBoard, or to Weights & Biases (offline), in the folder of the state",
+    )
     group = p.add_argument_group("resources")
-    group.add_argument("--processes", type=int, default=1, metavar="N", help="number of processes, one per device")
+    group.add_argument("--nodes", type=int, metavar="N", help="nodes (default: those of torchrun or srun, or 1)")
+    group.add_argument(
+        "--devices",
+        type=int,
+        metavar="N",
+        help="processes on each node, one per device (default: those of torchrun or srun, or 1)",
+    )
+    group.add_argument(
+        "--strategy",
+        choices=("ddp", "fsdp"),
+        default="ddp",
+        help="ddp: each device has all weights; fsdp: weights and optimiser are divided among devices, for "
+        "encoders much larger than the published one (default: %(default)s)",
+    )
     group.add_argument(
         "--checkpointing", action="store_true", help="recompute activations: less memory, more time, same results"
     )
@@ -329,6 +360,13 @@ def _add_evaluate(p: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--zero-shot", action="store_true", help="re-identification without training: compare the encoder's embeddings"
+    )
+    group.add_argument(
+        "--workers",
+        type=at_least(1),
+        default=1,
+        metavar="N",
+        help="train the folds in N processes, for strategies other than linear; the results stay the same",
     )
     group.add_argument("--name", help="name of the report (default: the target column)")
 
@@ -507,17 +545,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     from bids_app.training import calibrate as calibration
     from bids_app.training import commands
+    from bids_app.training import pretrain_command as pretraining
     from bids_app.training.memory import reuse_freed_memory
+    from bids_app.training.processes import check_single
 
     if argv is None:  # not called from another program
         reuse_freed_memory()
     command = {
-        "pretrain": commands.pretrain,
+        "pretrain": pretraining.pretrain,
         "adapt": commands.adapt,
         "evaluate": commands.evaluate,
         "calibrate": calibration.calibrate,
     }[arguments.command]
-    return exit_code_of(PROGRAM, lambda: command(arguments), "Run the same command to resume.")
+
+    def run() -> None:
+        if arguments.command != "pretrain":
+            check_single(arguments.command)
+        command(arguments)
+
+    return exit_code_of(PROGRAM, run, "Run the same command to resume.")
 
 
 if __name__ == "__main__":

@@ -124,7 +124,7 @@ def render(page: GroupPage) -> str:
     environment = Environment(
         loader=PackageLoader("bids_app.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    script = _template("script.js")
+    script = template_text("script.js")
     remarks = [(section, remark) for section in page.sections for remark in section.remarks]
     remarks.sort(key=lambda item: SEVERITIES.index(item[1].level))
     return environment.get_template("group.html.jinja").render(
@@ -133,7 +133,7 @@ def render(page: GroupPage) -> str:
         n_remarks=len(remarks),
         max_rows=MAX_ROWS,
         version=__version__,
-        style=Markup(_template("style.css") + _template("group.css")),
+        style=Markup(template_text("style.css") + template_text("group.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -144,5 +144,6 @@ def report_url(participant: str) -> str:
     return quote(f"{participant}.html")
 
 
-def _template(name: str) -> str:
+def template_text(name: str) -> str:
+    """Return the text of a file of the templates."""
     return files("bids_app.reports").joinpath("templates", name).read_text(encoding="utf-8")

@@ -24,8 +24,11 @@ from bids_app.model.heads import LinearHead
 from bids_app.model.lora import FACTOR
 from bids_app.training.data.loader import Batch, ClipBatches, ClipSource
 from bids_app.training.head import StandardisedHead, compute_embeddings, solve_head
-from bids_app.training.loop import LoopSettings, fabric_for, fit, matmul_precision
+from bids_app.training.logs import PROGRESS
+from bids_app.training.loop import fit
 from bids_app.training.low_rank import LowRankSettings, add_low_rank_updates
+from bids_app.training.optimiser import LoopSettings, matmul_precision
+from bids_app.training.processes import fabric_for
 from bids_app.training.recipes import RAW, STANDARDISED
 from bids_app.training.tasks import Task
 
@@ -55,7 +58,7 @@ class AdaptSettings:
     balance : bool
         Weight classes inversely to their size.
     precision : str
-        See `bids_app.training.loop.fabric_for`.
+        See `bids_app.training.processes.fabric_for`.
     head_input : str
         What a head that is trained with the encoder reads, see `bids_app.training.recipes`.
     clip_average : str
@@ -271,7 +274,7 @@ def _train_through_encoder(
             f"At least {MIN_BATCH_SIZE} are required; add scans or use --strategy linear.",
         )
     monitor = task.main_metric if validate else None
-    fabric = fabric_for(targets.device, 1, settings.precision)
+    fabric = fabric_for(targets.device, precision=settings.precision)
     return fit(
         learner, batches, loss_of, settings.loop, folder, validate, monitor, settings.patience, report, fabric, facts
     )
@@ -332,7 +335,7 @@ def _best_metrics(rows: list[dict[str, float]], task: Task, validation: Labelled
     if validation is None:
         return {}
     best = max(rows, key=lambda row: row[task.main_metric])
-    kept = {key: value for key, value in best.items() if key not in ("epoch", "loss", "rate", "seconds")}
+    kept = {key: value for key, value in best.items() if key not in PROGRESS}
     metrics = {key: round(value, 4) if np.isfinite(value) else None for key, value in kept.items()}  # null in JSON
     return {"validation": {**metrics, "scans": len(validation.scans)}}
 

@@ -1,4 +1,4 @@
-"""Commands of ``neurostorm-train``: pretrain, adapt and evaluate."""
+"""Commands ``adapt`` and ``evaluate`` of ``neurostorm-train``."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from bids_app.adapters.checks import check_grid
 from bids_app.adapters.file import EMBEDDING, LORA, NAME, Adapter, is_diagnosis, save_adapter
-from bids_app.bids.writer import write_tsv
-from bids_app.catalog.atlases import Atlas, find_atlas
 from bids_app.errors import BadDataError, UsageError
-from bids_app.files import MAX_OPTIONS_BYTES, parse_json, read_text
-from bids_app.model.api import Model, load_autoencoder, load_model
-from bids_app.model.checkpoint import MAX_LABEL, save_encoder
-from bids_app.model.encoder import EncoderConfig
-from bids_app.model.mae import MaskedAutoencoder
-from bids_app.model.masking import AtlasPatches, MaskSettings
+from bids_app.model.api import Model, load_model
+from bids_app.model.checkpoint import MAX_LABEL
 from bids_app.settings import DEFAULT_MODEL
 from bids_app.training import adapt as adapting
-from bids_app.training import pretrain as pretraining
+from bids_app.training.arguments import (
+    LOCK,
+    LOCKED,
+    PRECISIONS,
+    complete_from_recipe,
+    describe_recipe,
+    load_atlas_labels,
+    loop_settings,
+    training_folder,
+)
 from bids_app.training.data.examples import (
     Dataset,
     Examples,
@@ -32,10 +33,8 @@ from bids_app.training.data.examples import (
     load_datasets,
     read_images,
     read_participants,
-    read_weights,
 )
 from bids_app.training.data.labels import EventRule, check_values
-from bids_app.training.data.loader import ClipBatches
 from bids_app.training.data.splits import (
     TEST,
     TRAINING,
@@ -49,204 +48,25 @@ from bids_app.training.data.splits import (
 )
 from bids_app.training.evaluation.retrieval import Retrieval
 from bids_app.training.evaluation.run import EvaluateSettings, FeatureCache
-from bids_app.training.loop import LoopSettings, check_state, fabric_for, fingerprint
 from bids_app.training.low_rank import LowRankSettings, check_low_rank
-from bids_app.training.recipes import PRETRAINING, find_recipe
+from bids_app.training.recipes import find_recipe
 from bids_app.training.reference import add_reference
+from bids_app.training.state import check_state, fingerprint
+from bids_app.training.summary import write_summary
 from bids_app.training.tasks import Task
+from bids_app.workflow.locks import Locks
 
-PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
 BOTH_NORMALISATIONS = ("voxel", "global")
 """Normalisations of the two heads with ``--normalisation both``; the first head gives the prediction."""
-MAX_LISTED_REGIONS = 40
-"""Maximum number of unresolved regions to print; the table lists all."""
-
-
-def pretrain(arguments: argparse.Namespace) -> None:
-    """Pre-train an encoder with its decoder, and write both."""
-    complete_from_recipe(arguments, PRETRAINING)
-    _check_pretrain_arguments(arguments)
-    fabric = fabric_for(arguments.device, arguments.processes, PRECISIONS[arguments.precision])
-    fabric.launch()
-    shard = (fabric.global_rank, fabric.world_size)
-    recipe, settings = find_recipe(arguments.recipe), _pretrain_settings(arguments)
-    report = print if fabric.is_global_zero else _discard
-    model = _autoencoder(arguments)
-    check_grid(model.config, arguments.start_from or arguments.config or "the encoder")
-    patches, atlas = _atlas(arguments, model.config.patch_size)
-    folder = _training_folder(arguments.output)
-    regions = {"atlas": str(arguments.atlas), "region_weights": str(arguments.region_weights)}
-    facts = settings.facts(
-        arguments.batch_size * shard[1], recipe.aligned_starts, normalisation=arguments.normalisation, **regions
-    )
-    check_state(folder, fingerprint(settings.loop, facts))
-    report(f"Recipe: {describe_recipe(arguments, PRETRAINING)}")
-    if atlas is not None and patches is not None and fabric.is_global_zero:
-        _report_regions(patches, atlas, arguments.atlas_rule, folder)
-    datasets = load_datasets(
-        arguments.data,
-        _store_path(arguments),
-        arguments.normalisation,
-        arguments.nprocs,
-        shard,
-        fabric.barrier,
-        print,  # each process reports on its own part
-        clip_volumes=model.config.img_size[3],
-        exclude_failed=arguments.exclude_failed,
-    )
-    scans = tuple(scan for dataset in datasets for scan in dataset.scans)
-    batches = ClipBatches(
-        scans, arguments.batch_size, arguments.seed, shard=shard, aligned_starts=recipe.aligned_starts
-    )
-    weights = _region_weights(arguments, patches)
-    rows = pretraining.pretrain(model, batches, settings, folder, patches, report, fabric, weights, facts)
-    if fabric.is_global_zero:
-        trained_on = {"normalisation": arguments.normalisation, "scans": len(scans), "loss": rows[-1]["loss"]}
-        save_encoder(
-            arguments.output,
-            model.config,
-            model.encoder.state_dict(),
-            arguments.name,
-            decoder=model.decoder_state(),
-            info={
-                **trained_on,
-                "epochs": len(rows),
-                "seed": arguments.seed,
-                "mask": vars(settings.mask),
-                "recipe": describe_recipe(arguments, PRETRAINING),
-            },
-        )
-        report(f"Wrote {arguments.output}")
-
-
-def _pretrain_settings(arguments: argparse.Namespace) -> pretraining.PretrainSettings:
-    recipe = find_recipe(arguments.recipe)
-    wants_strd = recipe.strd is not None if arguments.strd is None else arguments.strd
-    return pretraining.PretrainSettings(
-        mask=MaskSettings(
-            arguments.mask,
-            arguments.mask_time,
-            arguments.mask_ratio,
-            arguments.atlas_rule,
-            redraw=arguments.atlas_redraw,
-            count=arguments.atlas_count,
-        ),
-        strd=(5, 5) if wants_strd else None,
-        loop=_loop_settings(arguments),
-        augment=None if arguments.no_augment else recipe.augment,
-        checkpointing=arguments.checkpointing,
-        matmul=recipe.matmul,
-    )
-
-
-def complete_from_recipe(arguments: argparse.Namespace, method: str) -> None:
-    """Set the options that were not given to the values of the recipe, and note the others in ``changed``.
-
-    Parameters
-    ----------
-    arguments : argparse.Namespace
-    method : str
-        What is trained: `PRETRAINING`, or a strategy of adaptation.
-    """
-    recipe = find_recipe(arguments.recipe)
-    values = {
-        "epochs": recipe.epochs[method],
-        "learning_rate": recipe.learning_rates[method],
-        "batch_size": recipe.batch_size,
-        "normalisation": "global" if method == PRETRAINING else recipe.normalisation,
-    }
-    arguments.changed = [name for name, value in values.items() if getattr(arguments, name) not in (None, value)]
-    for name, value in values.items():
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
-
-
-def describe_recipe(arguments: argparse.Namespace, method: str) -> str:
-    """Describe the recipe of a command and its changes: ``published, with learning_rate 0.001``."""
-    recipe = find_recipe(arguments.recipe)
-    changes = [f"{name} {getattr(arguments, name)}" for name in arguments.changed]
-    if method == PRETRAINING:
-        changes += ["no augmentation"] if arguments.no_augment else []
-        changes += ["strd"] if arguments.strd and recipe.strd is None else []
-        changes += ["no strd"] if arguments.strd is False and recipe.strd is not None else []
-    elif recipe.balance and arguments.no_balance:
-        changes.append("classes not weighted")
-    changes += [f"accumulate {arguments.accumulate}"] if arguments.accumulate != 1 else []
-    changes += [f"precision {arguments.precision}"] if arguments.precision != "float32" else []
-    return f"{arguments.recipe}{', with ' + ', '.join(changes) if changes else ''}"
-
-
-def _discard(_: str) -> None:
-    """Discard the messages of all processes except the first."""
-
-
-def _check_pretrain_arguments(arguments: argparse.Namespace) -> None:
-    if (arguments.mask == "atlas" or arguments.region_weights) and arguments.atlas is None:
-        raise UsageError("--mask atlas and --region-weights require --atlas.", "Use --atlas aal3 or a label image.")
-    if arguments.mask != "atlas" and (arguments.atlas_redraw or arguments.atlas_count != "regions"):
-        raise UsageError(
-            f"--atlas-redraw and --atlas-count have no effect with --mask {arguments.mask}.",
-            "Use --mask atlas, or omit them.",
-        )
-    if arguments.start_from and arguments.config:
-        raise UsageError("--start-from and --config are mutually exclusive.", "Omit one of them.")
-    if arguments.processes < 1:
-        raise UsageError(f"Invalid value for --processes: {arguments.processes}.", "Use at least 1.")
-
-
-def _autoencoder(arguments: argparse.Namespace) -> MaskedAutoencoder:
-    torch.manual_seed(arguments.seed)
-    if arguments.start_from:
-        return load_autoencoder(arguments.start_from, "cpu")
-    config = EncoderConfig.from_dict(_read_json(arguments.config)) if arguments.config else EncoderConfig()
-    return MaskedAutoencoder(config)
-
-
-def _atlas(arguments: argparse.Namespace, patch: tuple[int, int, int, int]) -> tuple[AtlasPatches | None, Atlas | None]:
-    if arguments.atlas is None:
-        return None, None
-    atlas, labels = load_atlas_labels(arguments.atlas)
-    return AtlasPatches.from_volume(torch.from_numpy(labels), patch[:3]), atlas
-
-
-def load_atlas_labels(name: str) -> tuple[Atlas, Any]:
-    """Load an atlas by name or file, with its labels on the model grid."""
-    from bids_app.clips import labels_to_model_grid
-    from bids_app.preprocess.io.headers import load_nifti
-
-    atlas = find_atlas(name)
-    return atlas, labels_to_model_grid(load_nifti(atlas.path))
-
-
-def _region_weights(arguments: argparse.Namespace, patches: AtlasPatches | None) -> torch.Tensor | None:
-    if arguments.region_weights is None or patches is None:
-        return None
-    if arguments.region_weights == "alike":
-        return pretraining.region_weights(patches)
-    return pretraining.region_weights(patches, read_weights(Path(arguments.region_weights)))
-
-
-def _report_regions(patches: AtlasPatches, atlas: Atlas, rule: str, folder: Path) -> None:
-    """Write the table of regions, and print the regions without patches."""
-    rows = pretraining.count_region_patches(patches, rule, atlas.names)
-    table = folder / "regions.tsv"
-    write_tsv(table, {key: [row[key] for row in rows] for key in rows[0]})
-    unresolved = [row for row in rows if not row["resolved"]]
-    single = sum(row["patches"] == 1 for row in rows)
-    print(
-        f"{atlas.name} under the rule {rule}: {len(rows) - len(unresolved)} of {len(rows)} regions have patches, "
-        f"{single} of them a single patch; see {table}"
-    )
-    if unresolved:
-        print("Regions without patches, too small for the token grid:")
-        for row in unresolved[:MAX_LISTED_REGIONS]:
-            print(f"  {row['index']:>5}  {row['name']}")
-        if len(unresolved) > MAX_LISTED_REGIONS:
-            print(f"  and {len(unresolved) - MAX_LISTED_REGIONS} more")
 
 
 def adapt(arguments: argparse.Namespace) -> None:
     """Train an adapter, and write it with its split."""
+    with Locks(LOCKED) as locks:
+        _adapt(arguments, locks)
+
+
+def _adapt(arguments: argparse.Namespace, locks: Locks) -> None:
     complete_from_recipe(arguments, arguments.strategy)
     _check_adapt_arguments(arguments)
     settings = _adapt_settings(arguments)
@@ -254,10 +74,12 @@ def adapt(arguments: argparse.Namespace) -> None:
     output = arguments.output or Path(f"{name}.safetensors")
     model = _load_encoder(arguments, settings)
     normalisation, *others = BOTH_NORMALISATIONS if arguments.normalisation == "both" else (arguments.normalisation,)
-    folder = None if arguments.strategy == "linear" else _training_folder(output)
+    folder = None if arguments.strategy == "linear" else training_folder(output)
     if folder is not None:
         facts = settings.facts(model, normalisation, _column(arguments))
-        check_state(folder, fingerprint(settings.loop, facts))
+        recipe = fingerprint(settings.loop, facts)
+        check_state(folder, recipe)
+        locks.acquire(folder / LOCK)
         print(f"Recipe: {describe_recipe(arguments, arguments.strategy)}")
     datasets, examples, images = _read_data(arguments, output, normalisation, model)
     data = examples.data
@@ -274,6 +96,8 @@ def adapt(arguments: argparse.Namespace) -> None:
         adapter = _add_second_head(adapter, arguments, other, output, model, task, split, settings)
     save_adapter(output, adapter)
     write_split(output.with_suffix(".split.tsv"), split)
+    if folder is not None:
+        write_summary(folder, {"Output": output, "Scans": len(training.scans), **recipe})
     print(message)
     print(f"Wrote {output}: {json.dumps(adapter.card.metrics)}")
     print(
@@ -330,6 +154,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
     from bids_app.training.evaluation import several
     from bids_app.training.evaluation.report import write_report
 
+    if arguments.workers > 1 and arguments.device != "cpu":
+        raise UsageError(f"--workers {arguments.workers} shares processors, not GPUs.", "Use --device cpu, or omit it.")
     complete_from_recipe(arguments, arguments.strategy)
     settings = _evaluate_settings(arguments)
     folders = several.name_folders([arguments.target, *arguments.also_target])
@@ -408,6 +234,7 @@ def _evaluate_settings(arguments: argparse.Namespace) -> EvaluateSettings:
         train_shares=tuple(arguments.train_shares),
         split=read_split(arguments.split) if arguments.split else None,
         seed=arguments.seed,
+        workers=arguments.workers,
     )
 
 
@@ -418,7 +245,7 @@ def _adapt_settings(arguments: argparse.Namespace) -> adapting.AdaptSettings:
         prompt_len=arguments.prompt_len,
         low_rank=_low_rank_settings(arguments),
         batch_size=arguments.batch_size,
-        loop=_loop_settings(arguments),
+        loop=loop_settings(arguments),
         patience=getattr(arguments, "patience", None),
         ridge=arguments.ridge,
         balance=recipe.balance and not arguments.no_balance,
@@ -528,26 +355,3 @@ def _adapter_name(arguments: argparse.Namespace) -> str:
     if not NAME.fullmatch(name):
         raise UsageError(f"Invalid value for --name: {name!r}.", f"Use 1 to {MAX_LABEL} letters and digits.")
     return name
-
-
-def _loop_settings(arguments: argparse.Namespace) -> LoopSettings:
-    return replace(
-        find_recipe(arguments.recipe).loop,
-        epochs=arguments.epochs,
-        learning_rate=arguments.learning_rate,
-        accumulate=arguments.accumulate,
-        seed=arguments.seed,
-    )
-
-
-def _store_path(arguments: argparse.Namespace) -> Path:
-    return arguments.store or arguments.output.with_suffix(".clips")
-
-
-def _training_folder(output: Path) -> Path:
-    """Return the folder for log and state, next to the output."""
-    return output.with_suffix(".training")
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return parse_json(read_text(path, MAX_OPTIONS_BYTES), str(path))

@@ -1,20 +1,17 @@
-"""Training loop: AdamW, warm-up and cosine schedule, logs, and a state from which an interrupted run resumes.
+"""Training loop: AdamW, warm-up and cosine schedule, and resuming.
 
 Random numbers of each step depend only on seed, epoch and step, so that a resumed run gives the same results, even from
-the middle of an epoch. Lightning Fabric handles devices, processes and precision.
+the middle of an epoch. A loss that is not finite or diverges ends the run, with the last good state kept.
 """
 
 from __future__ import annotations
 
-import csv
-import json
 import logging
 import math
-import os
+import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -23,76 +20,31 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from bids_app.errors import BadDataError, UsageError
+from bids_app.errors import BadDataError, Terminated, UsageError
+from bids_app.training.logs import RunLog, Stopwatch
+from bids_app.training.optimiser import LoopSettings, make_optimiser
+from bids_app.training.processes import fabric_for, lost_processes, noted_sigterm, on_first
+from bids_app.training.sharding import gather, is_sharded, restore_optimiser, whole
+from bids_app.training.state import (
+    STATE,
+    Checkpoints,
+    LossGuard,
+    Rows,
+    State,
+    TrainingProgress,
+    check_state,
+    export_good,
+    fingerprint,
+    read_state,
+    write_state,
+)
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 log = logging.getLogger(__name__)
-Rows = list[dict[str, float]]
-MAY_CHANGE = ("epochs", "checkpoint_interval")
-"""Settings with which an interrupted run may be continued although they differ."""
-State = dict[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class LoopSettings:
-    """Settings of the training loop.
-
-    Attributes
-    ----------
-    epochs : int
-    learning_rate : float
-        Maximum learning rate, after the warm-up.
-    weight_decay : float
-        Weight decay of matrices.
-    decay_vectors : bool
-        Biases, norms and other vectors have the weight decay of matrices, instead of none.
-    beta2 : float
-        Decay of AdamW's mean of squared gradients, per step.
-    warmup : float
-        Fraction of the steps in which the learning rate rises from 0.
-    final : float
-        Final learning rate as a fraction of the maximum.
-    clip_norm : float, optional
-        Maximum norm of the gradients; None: they are not clipped.
-    accumulate : int
-        Batches per optimiser step; remaining batches of an epoch are not used.
-    seed : int
-    checkpoint_interval : float
-        Time between saved states within an epoch, s; the state is also saved after each epoch.
-    """
-
-    epochs: int = 30
-    learning_rate: float = 5e-5
-    weight_decay: float = 0.01
-    warmup: float = 0.05
-    final: float = 0.01
-    clip_norm: float | None = 1.0
-    accumulate: int = 1
-    seed: int = 0
-    checkpoint_interval: float = 600.0
-    decay_vectors: bool = False
-    beta2: float = 0.98
-
-    def __post_init__(self) -> None:
-        if self.epochs < 1 or self.accumulate < 1:
-            raise UsageError(
-                f"Invalid values: --epochs {self.epochs}, --accumulate {self.accumulate}.", "Use at least 1."
-            )
-        if not self.learning_rate > 0 or not 0 <= self.warmup < 1:
-            raise UsageError(
-                f"Invalid values: learning rate {self.learning_rate}, warm-up {self.warmup}.",
-                "Use a positive learning rate and a warm-up from 0 to below 1.",
-            )
-
-    def learning_rate_at(self, step: int, n_steps: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
-        n_warmup = max(1, round(self.warmup * n_steps))
-        if step < n_warmup:
-            return self.learning_rate * (step + 1) / n_warmup
-        progress = (step - n_warmup) / max(1, n_steps - n_warmup)
-        return self.learning_rate * (self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * progress)))
+HELD_OUT = "held_out"
+"""Column of the mean loss of held-out clips."""
 
 
 class Batches(Protocol):
@@ -104,85 +56,41 @@ class Batches(Protocol):
     def epoch(self, number: int, first: int = 0) -> Iterator[Any]: ...
 
 
-def make_optimiser(model: nn.Module, settings: LoopSettings) -> torch.optim.AdamW:
-    """Create AdamW for the parameters that require a gradient."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    if not trained:
-        raise UsageError("The model has no trainable parameters.", "Choose another strategy.")
-    of_vectors = settings.weight_decay if settings.decay_vectors else 0.0
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": of_vectors},
-    ]
-    betas = (0.9, settings.beta2)
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate, betas=betas)
+Loss = Callable[[Any], torch.Tensor]
+"""Computes a loss from a batch."""
 
 
 class Objective(nn.Module):
-    """Model and loss as one module, so that Fabric wraps both (processes, precision)."""
+    """Model as a module that returns losses, so that Fabric wraps it for processes and precision."""
 
-    def __init__(self, model: nn.Module, loss_of: Callable[[Any], torch.Tensor]) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.model, self.loss_of = model, loss_of
+        self.model = model
 
-    def forward(self, holder: BatchHolder) -> torch.Tensor:
-        """Compute the loss of a batch."""
-        return self.loss_of(holder.batch)
-
-
-class BatchHolder:
-    """Opaque container of a batch, so that Fabric does not convert or move its tensors."""
-
-    def __init__(self, batch: Any) -> None:
-        self.batch = batch
+    def forward(self, task: LossTask) -> torch.Tensor:
+        """Compute a loss of a batch."""
+        return task.loss_of(task.batch)
 
 
-@dataclass
-class TrainingProgress:
-    """Progress of a training run; saved with the weights.
+class LossTask:
+    """A loss and its batch; opaque, so that Fabric does not convert or move tensors."""
 
-    Attributes
-    ----------
-    rows : list of dict
-        Log of the completed epochs.
-    losses : list of float
-        Losses of the completed steps of the current epoch.
-    best : dict, optional
-        Weights after the best epoch.
-    """
-
-    rows: Rows = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
-    best: State | None = None
+    def __init__(self, loss_of: Loss, batch: Any) -> None:
+        self.loss_of, self.batch = loss_of, batch
 
 
-def fabric_for(device: torch.device | str = "cpu", processes: int = 1, precision: str = "32-true") -> Fabric:
-    """Create Lightning Fabric for a device.
+class HeldOut(Protocol):
+    """Clips that are not trained with, such as `bids_app.training.held_out.HeldOutClips`."""
 
-    Parameters
-    ----------
-    device : torch.device or str
-        ``cpu``, ``cuda``, ``cuda:1``.
-    processes : int
-        Number of processes, one per device (DistributedDataParallel; gloo on CPUs).
-    precision : str
-        ``32-true`` or ``bf16-mixed``.
-    """
-    from lightning.fabric import Fabric
-    from lightning.fabric.plugins.environments import LightningEnvironment
-
-    device = torch.device(device)
-    if processes > 1:
-        return Fabric(accelerator=device.type, devices=processes, strategy="ddp", precision=precision)  # type: ignore[arg-type]
-    devices = 1 if device.type == "cpu" else [device.index or 0]
-    environment = LightningEnvironment()  # ignores the variables of a scheduler
-    return Fabric(accelerator=device.type, devices=devices, precision=precision, plugins=[environment])  # type: ignore[arg-type]
+    def measure(self, compute: Callable[[Loss, Any], torch.Tensor], fabric: Fabric) -> float:
+        """Return their mean loss, the same in all processes; ``compute`` applies a loss to a batch."""
+        ...
 
 
 def fit(
     model: nn.Module,
     batches: Batches,
-    loss_of: Callable[[Any], torch.Tensor],
+    loss_of: Loss,
     settings: LoopSettings,
     folder: Path | None = None,
     validate: Callable[[], Mapping[str, float]] | None = None,
@@ -191,6 +99,9 @@ def fit(
     report: Callable[[str], None] | None = None,
     fabric: Fabric | None = None,
     facts: Mapping[str, Any] | None = None,
+    held_out: HeldOut | None = None,
+    checkpoints: Checkpoints | None = None,
+    loggers: Callable[[int], Sequence[Any]] | None = None,
 ) -> Rows:
     """Train a model.
 
@@ -204,7 +115,7 @@ def fit(
         Computes the mean loss of the clips of a batch; uses the global random generator of torch.
     settings : LoopSettings
     folder : Path, optional
-        Folder for ``log.csv`` (one row per epoch), ``steps.csv`` (one row per step) and ``state.pt``; training resumes
+        Folder for the logs and the state, see `bids_app.training.logs` and `bids_app.training.state`; training resumes
         from an existing state.
     validate : callable, optional
         Called after each epoch in evaluation mode; the metrics it returns are logged.
@@ -215,98 +126,59 @@ def fit(
     report : callable, optional
         Receives one line per epoch.
     fabric : Fabric, optional
-        See `fabric_for`; None: one process on the device of the model, float32.
+        See `bids_app.training.processes.fabric_for`; None: one process on the device of the model, float32.
     facts : mapping, optional
         What determines the results beside ``settings``, as JSON values; part of the state, see `check_state`.
+    held_out : HeldOut, optional
+        Their loss is measured after each epoch.
+    checkpoints : Checkpoints, optional
+        Weights to keep in ``folder``: of the epoch with the lowest held-out loss, and every so many steps.
+    loggers : callable, optional
+        Returns Fabric's loggers; receives the number of completed steps.
 
     Returns
     -------
     list of dict
-        One row per epoch: ``epoch``, ``loss``, ``rate``, ``seconds`` and the metrics of ``validate``.
+        One row per epoch: ``epoch``, ``loss``, ``rate``, ``seconds``, ``clips_per_s``, ``waiting`` (share of the time),
+        ``held_out``, and the metrics of ``validate``.
 
     Raises
     ------
     BadDataError
-        The loss is not finite, or the state belongs to another run.
+        The loss or a gradient is not finite, the loss has diverged, or the state belongs to another run.
     UsageError
         The state is of another recipe.
+    Terminated
+        SIGTERM; the state is saved first.
+    TemporaryError
+        Another process of the run has ended.
     """
     fabric = fabric or fabric_for(next(model.parameters()).device)
-    run = _Run(model, batches, loss_of, settings, folder, fabric, fingerprint(settings, facts or {}))
-    rows = run.progress.rows
-    for epoch in range(len(rows), settings.epochs):
-        if patience is not None and monitor and _epochs_since_best(rows, monitor) >= patience:
-            break
-        row = run.epoch(epoch)
-        if validate is not None:
+    recipe = fingerprint(settings, facts or {})
+    with lost_processes(fabric), noted_sigterm() as terminated:
+        run = _Run(model, batches, loss_of, settings, folder, fabric, recipe, checkpoints, loggers, terminated)
+        rows = run.progress.rows
+        for epoch in range(len(rows), settings.epochs):
+            if patience is not None and monitor and _epochs_since_best(rows, monitor) >= patience:
+                break
+            row = run.epoch(epoch)
             model.eval()
             with torch.no_grad():
-                row |= validate()
-        rows.append(row)
-        if monitor and _epochs_since_best(rows, monitor) == 0:
-            run.progress.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        run.save_state()
-        if fabric.is_global_zero:
-            (report or log.info)(", ".join(f"{k} {v:.4g}" for k, v in row.items()))
+                row |= validate() if validate is not None else {}
+                row |= {HELD_OUT: held_out.measure(run.compute, fabric)} if held_out is not None else {}
+            rows.append(row)
+            if monitor and _epochs_since_best(rows, monitor) == 0:
+                run.progress.best = {name: value.detach().clone() for name, value in model.state_dict().items()}
+            if held_out is not None and row[HELD_OUT] == min(r[HELD_OUT] for r in rows):
+                run.export("best")
+            run.save_state()
+            if fabric.is_global_zero:
+                (report or log.info)(", ".join(f"{k} {v:.4g}" for k, v in row.items()))
+        run.log.close()
     if run.progress.best is not None:
         model.load_state_dict(run.progress.best)
     model.eval()
     return rows
-
-
-@contextmanager
-def matmul_precision(name: str) -> Iterator[None]:
-    """Set the precision of float32 products on a GPU, and restore it afterwards."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(name)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
-
-
-def fingerprint(settings: LoopSettings, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what determines the results of a training run, as JSON values; it may be continued for more epochs."""
-    found = {**asdict(settings), **facts}
-    return json.loads(json.dumps({key: found[key] for key in sorted(found) if key not in MAY_CHANGE}))
-
-
-def check_state(folder: Path, recipe: Mapping[str, Any]) -> None:
-    """Check that an interrupted training run in a folder, if any, has the same recipe; nothing is written.
-
-    Parameters
-    ----------
-    folder : Path
-    recipe : mapping
-        From `fingerprint`.
-
-    Raises
-    ------
-    UsageError
-        It has another recipe, or one that its state does not tell.
-    """
-    path = folder / "state.pt"
-    if not path.is_file():
-        return
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("recipe")
-    except Exception as error:  # damaged files make the unpickler raise any exception
-        raise BadDataError(f"{path}: the state is not readable ({str(error)[:200]}).", "Remove the folder.") from error
-    if found is None:
-        raise UsageError(
-            f"{path}: the state does not tell its recipe; it is of an earlier version.",
-            "Remove the folder, or change --output.",
-        )
-    differing = [
-        f"{key} {found.get(key)} instead of {recipe.get(key)}"
-        for key in sorted({*found, *recipe})
-        if found.get(key) != recipe.get(key)
-    ]
-    if differing:
-        raise UsageError(
-            f"{path}: the interrupted training run has another recipe: {'; '.join(differing)}.",
-            "Give the same options to continue it, or remove the folder, or change --output.",
-        )
 
 
 class _Run:
@@ -316,136 +188,204 @@ class _Run:
         self,
         model: nn.Module,
         batches: Batches,
-        loss_of: Callable[[Any], torch.Tensor],
+        loss_of: Loss,
         settings: LoopSettings,
         folder: Path | None,
         fabric: Fabric,
         recipe: Mapping[str, Any],
+        checkpoints: Checkpoints | None,
+        loggers: Callable[[int], Sequence[Any]] | None,
+        terminated: threading.Event,
     ) -> None:
-        self.model, self.batches, self.settings, self.folder, self.fabric = model, batches, settings, folder, fabric
+        self.model, self.batches, self.loss_of, self.settings = model, batches, loss_of, settings
+        self.folder, self.fabric, self.checkpoints, self.terminated = folder, fabric, checkpoints, terminated
         self.recipe = dict(recipe)
         self.accumulate = min(settings.accumulate, batches.steps)
         self.per_epoch = batches.steps // self.accumulate
-        self.optimiser = make_optimiser(model, settings)
-        self.progress = TrainingProgress()
-        if folder is not None and (folder / "state.pt").is_file():
-            self.progress = self._resume(folder)
-        self.wrapped, self.stepper = fabric.setup(Objective(model, loss_of), self.optimiser)
+        self.progress, optimiser_state = self._resume(folder) if folder is not None else (TrainingProgress(), None)
+        is_first = fabric.is_global_zero
+        self.log = RunLog(folder, is_first, loggers(self.n_steps) if loggers is not None and is_first else ())
+        self.log.truncate(self.n_steps)
+        self.is_sharded = is_sharded(fabric)
+        self.wrapped = fabric.setup_module(Objective(model))
+        self.optimiser = make_optimiser(model, settings)  # for the parameters of this device
+        if optimiser_state is not None:
+            self._restore(optimiser_state)
+        self.stepper: Any = fabric.setup_optimizers(self.optimiser)
+        if fabric.world_size > 1 and not self.is_sharded:
+            self._fix_order_of_sums()
         self.saved_at = time.monotonic()
+
+    @property
+    def n_steps(self) -> int:
+        """Number of completed steps."""
+        return len(self.progress.rows) * self.per_epoch + len(self.progress.losses)
+
+    def _fix_order_of_sums(self) -> None:
+        """Have gradients summed over processes in the same order in all steps, so that a resumed run is bit-equal.
+
+        DistributedDataParallel groups gradients anew after its first backward pass. One is made without data.
+        """
+
+        def zero(_: object) -> torch.Tensor:
+            return torch.stack([0 * p.sum() for p in self.model.parameters() if p.requires_grad]).sum()
+
+        self.fabric.backward(self.compute(zero, None))
+        self.stepper.zero_grad(set_to_none=True)
+
+    def compute(self, loss_of: Loss, batch: Any) -> torch.Tensor:
+        """Compute a loss of a batch by the wrapped model."""
+        return self.wrapped(LossTask(loss_of, batch))
 
     def epoch(self, number: int) -> dict[str, float]:
         """Train for one epoch, or for the rest of a resumed epoch."""
-        started, losses = time.monotonic(), self.progress.losses
+        losses, times, started = self.progress.losses, Stopwatch(), time.monotonic()
         self.model.train()
         epoch_batches = self.batches.epoch(number, len(losses) * self.accumulate)
         hidden = None if self.fabric.is_global_zero else True  # None: only on a terminal
         with tqdm(total=self.per_epoch, initial=len(losses), desc=f"epoch {number + 1}", disable=hidden) as bar:
             while len(losses) < self.per_epoch:
-                step = number * self.per_epoch + len(losses)
-                loss = self._step(number, step, epoch_batches)
-                losses.append(loss)
+                loss, wants_state = self._step(number, epoch_batches, times)
                 bar.set_postfix(loss=f"{loss:.4g}", refresh=False)
                 bar.update()
-                if (
-                    len(losses) < self.per_epoch
-                    and time.monotonic() - self.saved_at >= self.settings.checkpoint_interval
-                ):
-                    self.save_state()
+                self._keep(wants_state)
         if isinstance(epoch_batches, Generator):
             epoch_batches.close()  # stops reading ahead
-        row = {
-            "epoch": number + 1,
-            "loss": float(np.mean(losses)),
-            "rate": self._learning_rate(number * self.per_epoch + self.per_epoch - 1),
-            "seconds": time.monotonic() - started,
-        }
+        rate = self._learning_rate(number * self.per_epoch + self.per_epoch - 1)
+        row = {"epoch": number + 1, "loss": float(np.mean(losses)), "rate": rate}
         self.progress.losses = []
-        return row
+        return row | {"seconds": time.monotonic() - started} | times.summary()
 
     def _learning_rate(self, step: int) -> float:
         return self.settings.learning_rate_at(step, self.settings.epochs * self.per_epoch)
 
-    def _step(self, epoch: int, step: int, batches: Iterator[Any]) -> float:
+    def _step(self, epoch: int, batches: Iterator[Any], times: Stopwatch) -> tuple[float, bool]:
+        """Make a step; return its loss, and whether the state is to be saved now."""
+        step, started, own = self.n_steps, time.monotonic(), Stopwatch()
         seeds = np.random.SeedSequence([self.settings.seed, epoch, step])
         torch.manual_seed(int(seeds.generate_state(1, np.uint64)[0] >> 1))
         losses = []
         for index in range(1, self.accumulate + 1):
+            asked = time.monotonic()
             batch = next(batches)  # one at a time to save memory
+            own.waiting += time.monotonic() - asked
+            own.clips += len(batch) * self.fabric.world_size
             with self.fabric.no_backward_sync(self.wrapped, enabled=index < self.accumulate):
-                loss = self.wrapped(BatchHolder(batch))
+                loss = self.compute(self.loss_of, batch)
                 self.fabric.backward(loss / self.accumulate)
             losses.append(loss.detach())
-        total: Any = self.fabric.all_reduce(torch.stack(losses).mean(), reduce_op="mean")
-        mean = float(total)
-        if not math.isfinite(mean):
-            raise BadDataError(f"The loss is {mean} in epoch {epoch + 1}.", "Lower --learning-rate.")
+        mean, wants_state, terminated = self._agree(torch.stack(losses).mean())
+        self._check(mean, f"The loss is {mean}")
         for parameters in self.optimiser.param_groups:
             parameters["lr"] = self._learning_rate(step)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
         limit = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
-        norm = nn.utils.clip_grad_norm_(trained, limit)
+        found: Any = self.fabric.clip_gradients(self.wrapped, self.stepper, max_norm=limit, error_if_nonfinite=False)
+        norm = float(whole(found))
+        self._check(norm, f"The norm of the gradients is {norm}")
         self.stepper.step()
         self.stepper.zero_grad(set_to_none=True)
-        self._log_step(
-            {"epoch": epoch + 1, "step": step + 1, "loss": mean, "rate": self._learning_rate(step), "norm": norm}
-        )
-        return mean
+        own.seconds = time.monotonic() - started
+        times.add(own)
+        row = {"epoch": epoch + 1, "step": step + 1, "loss": mean, "rate": self._learning_rate(step), "norm": norm}
+        self.log.step(row, own)
+        self.progress.losses.append(mean)
+        self.progress.guard.add(mean)
+        if terminated:
+            self.save_state()
+            self.fabric.barrier()  # the end of one process may end the others
+            raise Terminated
+        return mean, wants_state
 
-    def _log_step(self, row: dict[str, Any]) -> None:
-        """Append a row to ``steps.csv``."""
-        if self.folder is None or not self.fabric.is_global_zero:
+    def _agree(self, loss: torch.Tensor) -> tuple[float, bool, bool]:
+        """Return the mean loss of all processes, and whether one wants to save the state or was terminated."""
+        is_late = time.monotonic() - self.saved_at >= self.settings.checkpoint_interval
+        flags = [float(is_late), float(self.terminated.is_set())]
+        total: Any = self.fabric.all_reduce(torch.stack([loss.float(), *loss.new_tensor(flags)]), reduce_op="mean")
+        mean, late, terminated = total.tolist()
+        return mean, late > 0, terminated > 0
+
+    def _check(self, value: float, what: str) -> None:
+        """End the run before a step that would spoil the weights."""
+        if not math.isfinite(value):
+            self.save_state()
+            self._stop(f"{what} in epoch {len(self.progress.rows) + 1}, step {self.n_steps + 1}.")
+
+    def _keep(self, wants_state: bool) -> None:
+        """Save the state and weights if they are due; end a run that has diverged."""
+        guard = self.progress.guard
+        if guard.has_diverged:
+            self._stop(
+                f"The loss has diverged: {guard.current:.4g} over the last steps before step {self.n_steps}, "
+                f"{guard.lowest:.4g} at its lowest."
+            )
+        if self.checkpoints is not None and self.checkpoints.every and self.n_steps % self.checkpoints.every == 0:
+            self.export(f"step-{self.n_steps:07d}")
+        if wants_state and len(self.progress.losses) < self.per_epoch:
+            self.save_state()
+
+    def _stop(self, message: str) -> None:
+        """End the run in all processes; the first one reports why."""
+
+        def stop() -> None:
+            self.log.close()
+            good = export_good(self.folder, self.checkpoints)
+            raise BadDataError(message, f"Lower --learning-rate. {good}".strip())
+
+        on_first(self.fabric, stop)
+
+    def _gather(self) -> tuple[State, dict[str, Any]]:
+        """Return the weights, and the state of the optimiser; in the first process, if they are divided."""
+        if self.is_sharded:
+            return gather(self.model, self.optimiser)
+        return self.model.state_dict(), self.optimiser.state_dict()
+
+    def export(self, name: str) -> None:
+        """Write the weights as a checkpoint."""
+        if self.checkpoints is None or self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / "steps.csv"
-        is_new = row["step"] == 1 or not path.exists()
-        with open(path, "w" if is_new else "a") as file:
-            if is_new:
-                file.write(",".join(row) + "\n")
-            file.write(",".join(f"{float(v):.9g}" for v in row.values()) + "\n")
+        weights, _ = self._gather()
+        if self.fabric.is_global_zero:
+            self.checkpoints.export(self.checkpoints.path(self.folder, name), weights)
 
     def save_state(self) -> None:
         """Write the state atomically, then the log."""
         self.saved_at = time.monotonic()
-        if self.folder is None or not self.fabric.is_global_zero:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".state.{os.getpid()}"
-        progress = self.progress
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "optimiser": self.optimiser.state_dict(),
+        weights, optimiser = self._gather()
+        if self.folder is not None and self.fabric.is_global_zero:
+            progress = self.progress
+            content = {
+                "model": weights,
+                "optimiser": optimiser,
                 "rows": progress.rows,
                 "losses": progress.losses,
                 "best": progress.best,
+                "guard": asdict(progress.guard),
                 "steps": self.per_epoch,
-                "seed": self.settings.seed,
                 "recipe": self.recipe,
-            },
-            temporary,
-        )
-        os.replace(temporary, self.folder / "state.pt")
-        if progress.rows:
-            with open(self.folder / "log.csv", "w", newline="") as file:
-                writer = csv.DictWriter(file, list(progress.rows[0]))
-                writer.writeheader()
-                writer.writerows(progress.rows)
+            }
+            write_state(self.folder, content, progress.guard.is_good)
+        if not self.progress.losses:
+            self.log.epoch(self.progress.rows, self.n_steps)
 
-    def _resume(self, folder: Path) -> TrainingProgress:
+    def _restore(self, optimiser_state: dict[str, Any]) -> None:
+        if self.is_sharded:
+            restore_optimiser(self.model, self.optimiser, optimiser_state)
+        else:
+            self.optimiser.load_state_dict(optimiser_state)
+
+    def _resume(self, folder: Path) -> tuple[TrainingProgress, dict[str, Any] | None]:
+        """Load the weights of a state, and return its progress and its optimiser."""
+        if not (folder / STATE).is_file():
+            return TrainingProgress(), None
         check_state(folder, self.recipe)
-        state = torch.load(folder / "state.pt", map_location="cpu", weights_only=True)
+        state = read_state(folder / STATE)
         mismatch = BadDataError(
-            f"{folder / 'state.pt'}: the state belongs to another training run.",
-            "Remove the folder, or change --output.",
+            f"{folder / STATE}: the state belongs to another training run.", "Remove the folder, or change --output."
         )
-        if (state.get("steps", self.per_epoch), state.get("seed", self.settings.seed)) != (
-            self.per_epoch,
-            self.settings.seed,
-        ):
+        if state["steps"] != self.per_epoch:
             raise mismatch
         try:
             self.model.load_state_dict(state["model"])
-            self.optimiser.load_state_dict(state["optimiser"])
         except (RuntimeError, ValueError, KeyError) as error:
             raise mismatch from error
         if len(state["rows"]) > self.settings.epochs:
@@ -453,15 +393,9 @@ class _Run:
                 f"{folder}: {len(state['rows'])} epochs are completed, more than --epochs {self.settings.epochs}.",
                 "Raise --epochs, or change --output.",
             )
-        losses = list(state.get("losses", []))
-        self._truncate_step_log(folder / "steps.csv", len(state["rows"]) * self.per_epoch + len(losses))
-        return TrainingProgress(list(state["rows"]), losses, state["best"])
-
-    def _truncate_step_log(self, path: Path, n_steps: int) -> None:
-        """Remove the steps after the saved state, which will be repeated."""
-        if path.is_file() and self.fabric.is_global_zero:
-            lines = path.read_text().splitlines(keepends=True)
-            path.write_text("".join(lines[: n_steps + 1]))
+        guard = LossGuard(**state["guard"])
+        progress = TrainingProgress(list(state["rows"]), list(state["losses"]), state["best"], guard)
+        return progress, state["optimiser"]
 
 
 def _epochs_since_best(rows: Rows, column: str) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,8 +16,11 @@ from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import AtlasPatches, MaskSettings, sample_mask
 from bids_app.model.strd import TokenDropout, set_token_dropout
 from bids_app.training.data.augmentation import Augmentation
-from bids_app.training.data.loader import Batch, ClipBatches
-from bids_app.training.loop import LoopSettings, fit, matmul_precision
+from bids_app.training.data.loader import Batch, ClipBatches, ClipSource
+from bids_app.training.held_out import HeldOutClips
+from bids_app.training.loop import fit
+from bids_app.training.optimiser import LoopSettings, matmul_precision
+from bids_app.training.state import Checkpoints
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -67,6 +70,9 @@ def pretrain(
     fabric: Fabric | None = None,
     weights: torch.Tensor | None = None,
     facts: Mapping[str, Any] | None = None,
+    held_out: tuple[ClipSource, ...] = (),
+    checkpoints: Checkpoints | None = None,
+    loggers: Callable[[int], Sequence[Any]] | None = None,
 ) -> list[dict[str, float]]:
     """Pre-train an autoencoder in place.
 
@@ -80,10 +86,12 @@ def pretrain(
         Required by the mask ``atlas``.
     weights : torch.Tensor, optional, (X, Y, Z)
         Weight of each patch in the reconstruction loss, see `region_weights`.
-    folder, report, fabric
+    folder, report, fabric, checkpoints, loggers
         See `bids_app.training.loop.fit`.
     facts : mapping, optional
         What determines the results, see `bids_app.training.loop.fit`; default: `PretrainSettings.facts`.
+    held_out : tuple of ClipSource
+        Scans whose reconstruction loss is measured after each epoch, without augmentation and dropout.
 
     Returns
     -------
@@ -93,11 +101,11 @@ def pretrain(
     config = model.config
     window = config.window_size
 
-    def loss_of(batch: Batch) -> torch.Tensor:
+    def losses_of(batch: Batch, augment: Augmentation | None = None) -> torch.Tensor:
         device = next(model.parameters()).device
         clips = batch.to(device).clips
-        if settings.augment is not None:
-            clips = settings.augment(clips, batch.seeds)
+        if augment is not None:
+            clips = augment(clips, batch.seeds)
         grid = (*config.grid(0)[:3], clips.shape[-1])
         generators = [torch.Generator().manual_seed(int(seed)) for seed in batch.seeds]
         masks = [sample_mask(settings.mask, 1, grid, window, atlas, generator) for generator in generators]
@@ -106,14 +114,28 @@ def pretrain(
         prediction = model(clips, mask, settings.mask.spatial).float()
         # per clip, so that the loss does not depend on the batch size and number of processes
         rows = [slice(i, i + 1) for i in range(len(clips))]
-        losses = [model.loss(prediction[row], clips[row], mask[row], patch_weights) for row in rows]
-        return torch.stack(losses).mean()
+        return torch.stack([model.loss(prediction[row], clips[row], mask[row], patch_weights) for row in rows])
+
+    def loss_of(batch: Batch) -> torch.Tensor:
+        return losses_of(batch, settings.augment).mean()
 
     rank = (fabric.global_rank, fabric.world_size) if fabric is not None else (0, 1)
     if facts is None:
         facts = settings.facts(batches.batch_size * batches.shard[1], batches.aligned_starts)
     with _configured(model, settings, rank), matmul_precision(settings.matmul):
-        return fit(model, batches, loss_of, settings.loop, folder, report=report, fabric=fabric, facts=facts)
+        return fit(
+            model,
+            batches,
+            loss_of,
+            settings.loop,
+            folder,
+            report=report,
+            fabric=fabric,
+            facts=facts,
+            held_out=HeldOutClips(held_out, batches.batch_size, losses_of, batches.seed) if held_out else None,
+            checkpoints=checkpoints,
+            loggers=loggers,
+        )
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from bids_app.adapters.file import OUTPUTS, PREDICTIONS, STRATEGIES
 from bids_app.errors import UsageError
 from bids_app.training.data.augmentation import Augmentation
-from bids_app.training.loop import LoopSettings
+from bids_app.training.optimiser import LoopSettings
 
 PRETRAINING = "pretraining"
 PUBLISHED, OURS = "published", "ours"

@@ -66,13 +66,19 @@ def touch(paths: Iterable[Path]) -> None:
 class Locks:
     """Context manager that holds lock files until it exits, and touches them unless a supervising process does.
 
+    Parameters
+    ----------
+    what : str
+        What the owner of a lock does, for errors.
+
     Examples
     --------
     >>> with Locks() as locks:  # doctest: +SKIP
     ...     locks.acquire(*lock_files("01", out_dir, work_dir))
     """
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "is processing this participant") -> None:
+        self._what = what
         self._held: dict[Path, str] = {}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
@@ -101,7 +107,7 @@ class Locks:
         acquired: dict[Path, str] = {}
         try:
             for path in paths:
-                acquired[path] = _acquire(path)
+                acquired[path] = _acquire(path, self._what)
         except NeurostormError:
             release(acquired)
             raise
@@ -120,7 +126,7 @@ class Locks:
             touch(list(self._held))
 
 
-def _acquire(path: Path) -> str:
+def _acquire(path: Path, what: str) -> str:
     """Create a lock file and return the mark of its owner."""
     mark = uuid.uuid4().hex
     content = {"mark": mark, "pid": os.getpid(), "started": start_time(os.getpid()), "place": process_scope(),
@@ -137,7 +143,7 @@ def _acquire(path: Path) -> str:
                 break
             if seen and _replace_dead(path, seen, own):
                 return mark
-        raise _held_by(path, _read(path))
+        raise _held_by(path, _read(path), what)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise writing_error(error, path) from error
@@ -157,7 +163,7 @@ def _replace_dead(path: Path, seen: tuple[int, bytes], own: Path) -> bool:
     """
     claim = path.with_name(f".{path.name}.{hashlib.sha256(repr(seen).encode()).hexdigest()[:16]}")
     try:
-        mark = _acquire(claim)
+        mark = _acquire(claim, "is replacing this lock")
     except TemporaryError:
         return False
     try:
@@ -244,9 +250,9 @@ def _is_requeued(holder: dict[str, Any]) -> bool:
     return bool(ours) and holder.get("job") == ours["job"] and isinstance(restarts, int) and restarts < ours["restarts"]
 
 
-def _held_by(path: Path, holder: dict[str, Any]) -> TemporaryError:
+def _held_by(path: Path, holder: dict[str, Any], what: str) -> TemporaryError:
     who = f"process {holder.get('pid', '?')} on {holder.get('host', '?')}, since {holder.get('since', '?')}"
     return TemporaryError(
-        f"{path}: another run is processing this participant ({who}).",
+        f"{path}: another run {what} ({who}).",
         "Wait for it to finish. If it is no longer running, delete this file and repeat the command.",
     )

@@ -19,8 +19,8 @@ from bids_app.model.masking import MaskSettings
 from bids_app.training.adapt import AdaptSettings, LabelledScans, Learner, adapt
 from bids_app.training.data.loader import ClipBatches
 from bids_app.training.head import StandardisedHead, compute_embeddings, solve_head
-from bids_app.training.loop import LoopSettings
 from bids_app.training.low_rank import PROJECTIONS
+from bids_app.training.optimiser import LoopSettings
 from bids_app.training.pretrain import PretrainSettings, pretrain
 from bids_app.training.tasks import Task
 

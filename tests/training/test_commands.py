@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from bids_app.model.api import load_model
 from bids_app.model.checkpoint import read_checkpoint
 from bids_app.outputs.ratings import Rating, store_rating
 from bids_app.training.data.examples import label_scans, load_datasets, read_images
+from bids_app.workflow.locks import Locks
 from tests.helpers.models import save_random_encoder
 
 
@@ -43,6 +45,10 @@ def test_pretrain_and_adapt_write_an_encoder_and_an_adapter(make_store, tmp_path
         "--epochs",
         "1",
         "--no-augment",
+        "--validation-share",
+        "0.5",
+        "--checkpoint-steps",
+        "1",
         "--output",
         str(encoder),
         *common,
@@ -55,7 +61,14 @@ def test_pretrain_and_adapt_write_an_encoder_and_an_adapter(make_store, tmp_path
     assert sorted(line.split("\t")[1] for line in split) == ["split", "training", "validation"]
     card = load_adapter(adapter).card
     assert (card.target, card.labels, card.strategy) == ("side", ("left", "right"), "linear")
-    assert (tmp_path / "encoder.training" / "log.csv").is_file()
+    training = tmp_path / "encoder.training"
+    assert "held_out" in (training / "log.csv").read_text()
+    split = (training / "split.tsv").read_text().splitlines()
+    assert sorted(line.split("\t")[1] for line in split) == ["split", "training", "validation"]
+    for name in ("best", "step-0000001"):
+        assert load_model(str(training / "checkpoints" / f"{name}.safetensors"), "cpu").name == "pretrained"
+    assert "Held-out loss" in (training / "summary.html").read_text()
+    assert not (training / "running.json").exists()
 
 
 def test_scans_that_people_rated_as_failed_are_not_trained_with(make_store, tmp_path, capsys, encoder):
@@ -102,6 +115,42 @@ def test_labels_that_cannot_be_read_are_named_before_clips_are_prepared(tmp_path
     os.mkfifo(table)
     assert main(["adapt", *command, "--target", f"{table}:sex"]) == 66
     assert f"{table}: is a named pipe" in capsys.readouterr().err
+
+
+def contents(folder: Path) -> set[Path]:
+    return set(folder.rglob("*"))
+
+
+def test_a_wrong_number_of_processes_is_refused_before_anything_is_written(make_store, tmp_path, monkeypatch, capsys):
+    store = make_store(1)
+    pretraining = ["pretrain", str(store.folder), "--output", str(tmp_path / "e.safetensors")]
+    before = contents(tmp_path)
+    assert main([*pretraining, "--nodes", "2"]) == 64
+    assert "torchrun or srun" in capsys.readouterr().err
+    for name, value in (("TORCHELASTIC_RUN_ID", "none"), ("WORLD_SIZE", "4"), ("LOCAL_WORLD_SIZE", "2")):
+        monkeypatch.setenv(name, value)
+    assert main([*pretraining, "--devices", "1"]) == 64
+    assert "--devices 1 does not match torchrun" in capsys.readouterr().err
+    assert (
+        main(["adapt", str(store.folder), "--target", "scan:side", "--output", str(tmp_path / "a.safetensors")]) == 64
+    )
+    assert "adapt runs in one process, but torchrun has started 4" in capsys.readouterr().err
+    assert contents(tmp_path) == before
+
+
+def test_a_second_launch_into_the_same_output_is_refused(make_store, tmp_path, capsys, encoder, tiny_config):
+    store = make_store(2)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
+    pretraining = ["pretrain", "--config", str(tmp_path / "config.json")]
+    adapting = ["adapt", "--model", encoder, "--target", "scan:side", "--strategy", "ln"]
+    for command, name in ((pretraining, "e"), (adapting, "a")):
+        output = tmp_path / f"{name}.safetensors"
+        with Locks() as locks:
+            locks.acquire(output.with_suffix(".training") / "running.json")
+            before = contents(tmp_path)
+            assert main([*command, str(store.folder), "--output", str(output), "--normalisation", "global"]) == 75
+            assert "another run is training into this output (process" in capsys.readouterr().err
+            assert contents(tmp_path) == before
 
 
 def test_region_masking_lists_unresolved_regions(make_store, tmp_path, capsys, tiny_config):
@@ -154,6 +203,17 @@ def test_another_recipe_is_refused_before_anything_is_written(make_store, tmp_pa
     assert "has another recipe" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
     assert not clips.exists()
+
+
+def test_a_run_is_not_continued_with_other_scans(make_store, tmp_path, capsys, tiny_config):
+    store = make_store(1)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
+    options = ["--config", str(tmp_path / "config.json"), "--batch-size", "2", "--no-augment", "--no-strd"]
+    command = ["pretrain", str(store.folder), *options, "--output", str(tmp_path / "e.safetensors"), "--epochs"]
+    assert main([*command, "1"]) == 0
+    (store.folder / "sub-00_task-left").rename(store.folder / "sub-00_task-other")
+    assert main([*command, "2"]) == 64
+    assert re.search(r"scans 2 \(\w+\) instead of 2 \(\w+\)", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("length", [10, pytest.param(40, marks=pytest.mark.slow)])
@@ -413,7 +473,7 @@ def test_two_processes_equal_one_with_twice_the_batch_size(make_store, tmp_path,
     store = make_store(2)
     (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
     common = ["--config", str(tmp_path / "config.json"), "--epochs", "2"]
-    for name, options in (("one", ["--batch-size", "4"]), ("two", ["--batch-size", "2", "--processes", "2"])):
+    for name, options in (("one", ["--batch-size", "4"]), ("two", ["--batch-size", "2", "--devices", "2"])):
         output = ["--output", str(tmp_path / f"{name}.safetensors")]
         command = [sys.executable, "-m", "bids_app.cli.train", "pretrain", str(store.folder), *output]
         subprocess.run([*command, *common, *options], check=True, timeout=800)

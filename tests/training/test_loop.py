@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -11,8 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from bids_app.errors import BadDataError, UsageError
-from bids_app.training.loop import LoopSettings, check_state, fingerprint, fit, make_optimiser
+from bids_app.errors import BadDataError, Terminated, UsageError
+from bids_app.training.loop import fit
+from bids_app.training.optimiser import LoopSettings, make_optimiser
+from bids_app.training.state import Checkpoints, check_state, fingerprint
 
 
 class Numbers:
@@ -225,10 +228,100 @@ def test_a_state_that_does_not_tell_its_recipe_is_refused(tmp_path):
         check_state(tmp_path, fingerprint(settings, {}))
 
 
-def test_a_loss_of_nan_raises():
+def weights_as_files():
+    """Return checkpoints that keep their weights in a dictionary, by name."""
+    kept = {}
+    return kept, Checkpoints(lambda path, weights: kept.update({path.name: {k: v.clone() for k, v in weights.items()}}))
+
+
+@pytest.mark.parametrize("spoilt", ["loss", "gradient"])
+def test_a_loss_or_gradient_that_is_not_finite_stops_with_the_weights_before_it(tmp_path, spoilt):
+    model, settings = line(), LoopSettings(epochs=2, learning_rate=0.05)
+    calls, before = [0], {}
+
+    def loss_of(batch):
+        calls[0] += 1
+        loss = loss_with_dropout(model)(batch)
+        if calls[0] < 7:
+            return loss
+        before.update({name: value.clone() for name, value in model.state_dict().items()})
+        return (
+            loss * torch.nan if spoilt == "loss" else loss + (model.weight.sum() - model.weight.sum().detach()).sqrt()
+        )
+
+    kept, checkpoints = weights_as_files()
+    with pytest.raises(BadDataError, match=r"is (nan|inf) in epoch 2, step 7\."):
+        fit(model, Numbers(), loss_of, settings, tmp_path, checkpoints=checkpoints)
+    assert all(torch.equal(kept["good.safetensors"][name], value) for name, value in before.items())
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_loss_that_diverges_stops_with_the_last_good_weights(tmp_path):
+    model, settings = line(), LoopSettings(epochs=60, learning_rate=0.2, warmup=0.0)
+    weights = []
+
+    def loss_of(batch):
+        weights.append(model.weight.detach().clone())
+        return loss_with_dropout(model)(batch) + (1e3 if len(weights) > 118 else 0)
+
+    kept, checkpoints = weights_as_files()
+    with pytest.raises(BadDataError, match=r"The loss has diverged: .* The weights of step 115 .* with --start-from"):
+        fit(model, Numbers(), loss_of, settings, tmp_path, checkpoints=checkpoints)
+    assert len(weights) < 160
+    assert torch.equal(kept["good.safetensors"]["weight"], weights[115])
+
+
+def test_a_terminated_run_saves_its_state_and_resumes_with_the_same_losses(tmp_path):
+    settings = LoopSettings(epochs=3, learning_rate=0.05)
+    whole = line()
+    expected = fit(whole, Numbers(), loss_with_dropout(whole), settings)
+    model, calls = line(), [0]
+
+    def loss_of(batch):
+        calls[0] += 1
+        if calls[0] == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return loss_with_dropout(model)(batch)
+
+    with pytest.raises(Terminated):
+        fit(model, Numbers(), loss_of, settings, tmp_path)
+    assert len((tmp_path / "steps.csv").read_text().splitlines()) == 1 + 8
+    resumed = line()
+    rows = fit(resumed, Numbers(), loss_with_dropout(resumed), settings, tmp_path)
+    assert [r["loss"] for r in rows] == [r["loss"] for r in expected]
+    assert len((tmp_path / "steps.csv").read_text().splitlines()) == 1 + 15  # no step was repeated
+
+
+def test_weights_are_kept_every_so_many_steps_and_at_the_lowest_held_out_loss(tmp_path):
+    model, losses, seen = line(), iter([3.0, 1.0, 2.0]), []
+
+    class HeldOut:
+        def measure(self, compute, fabric):
+            seen.append(model.weight.detach().clone())
+            assert not model.training
+            return next(losses)
+
+    kept, checkpoints = weights_as_files()
+    settings = LoopSettings(epochs=3, learning_rate=0.05)
+    every_4 = replace(checkpoints, every=4)
+    rows = fit(model, Numbers(), loss_with_dropout(model), settings, tmp_path, held_out=HeldOut(), checkpoints=every_4)
+    assert [row["held_out"] for row in rows] == [3.0, 1.0, 2.0]
+    names = ["best", "step-0000004", "step-0000008", "step-0000012"]
+    assert sorted(kept) == [f"{name}.safetensors" for name in names]
+    assert torch.equal(kept["best.safetensors"]["weight"], seen[1])
+
+
+def test_waiting_for_data_is_measured():
+    class Slow(Numbers):
+        def epoch(self, number, first=0):
+            for batch in super().epoch(number, first):
+                time.sleep(0.02)
+                yield batch
+
     model = line()
-    with pytest.raises(BadDataError, match="epoch 1"):
-        fit(model, Numbers(), lambda batch: model(batch[0]).mean() * torch.nan, LoopSettings(epochs=2))
+    row = fit(model, Slow(), loss_with_dropout(model), LoopSettings(epochs=2))[1]
+    assert 0.3 < row["waiting"] < 1
+    assert row["clips_per_s"] > 0
 
 
 def test_a_state_of_another_model_raises(tmp_path):

@@ -25,8 +25,8 @@ from bids_app.model.heads import LinearHead
 from bids_app.model.lora import FACTOR, merge_low_rank_updates
 from bids_app.training.adapt import AdaptSettings, LabelledScans, Learner, adapt, predict
 from bids_app.training.calibrate import predict_scans
-from bids_app.training.loop import LoopSettings
 from bids_app.training.low_rank import PROJECTIONS, LowRankSettings, add_low_rank_updates, check_low_rank
+from bids_app.training.optimiser import LoopSettings
 from bids_app.training.tasks import Task
 from tests.helpers.models import random_model, save_random_encoder
 

@@ -15,8 +15,9 @@ from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import AtlasPatches, MaskSettings
 from bids_app.training.data.augmentation import Augmentation
 from bids_app.training.data.loader import ClipBatches
-from bids_app.training.loop import LoopSettings, fabric_for
+from bids_app.training.optimiser import LoopSettings
 from bids_app.training.pretrain import PretrainSettings, count_region_patches, pretrain, region_weights
+from bids_app.training.processes import fabric_for
 from tests.helpers.scripts import ENVIRONMENT
 
 SMALL = EncoderConfig(img_size=(8, 8, 8, 20), patch_size=(2, 2, 2, 1), embed_dim=8, depths=(1, 1))
@@ -70,7 +71,7 @@ def test_accumulated_batches_equal_a_larger_batch():
 
 def test_half_precision_gives_similar_losses():
     settings = PretrainSettings(strd=None, loop=LOOP)
-    half = curve(settings, fabric=fabric_for("cpu", 1, "bf16-mixed"))
+    half = curve(settings, fabric=fabric_for(precision="bf16-mixed"))
     assert half != curve(settings)
     assert half == pytest.approx(curve(settings), rel=0.02)
 
@@ -110,15 +111,29 @@ def test_augmented_training_is_reproducible():
     assert curve(settings) != curve(replace(settings, augment=None))
 
 
+def test_the_held_out_loss_falls_and_ignores_augmentation_and_dropout():
+    """One and the same model has the same held-out loss whatever it is trained with."""
+    held_out = (SmallScan(11), SmallScan(12))
+    batches = ClipBatches(tuple(SmallScan(k) for k in range(4)), 4)
+    first = []
+    for augment, strd in ((None, None), (Augmentation(p_affine=1, p_noise=1), (5, 5))):
+        still = PretrainSettings(augment=augment, strd=strd, loop=replace(LOOP, epochs=1, learning_rate=1e-12))
+        first.append(pretrain(make_autoencoder(), batches, still, held_out=held_out)[0]["held_out"])
+    assert first[0] == pytest.approx(first[1], rel=1e-6)
+    settings = PretrainSettings(loop=replace(LOOP, epochs=6, learning_rate=5e-3))
+    rows = pretrain(make_autoencoder(), batches, settings, held_out=held_out)
+    assert rows[-1]["held_out"] < 0.98 * first[0]
+
+
 TWO_PROCESSES = """
 from tests.training.test_pretrain import LOOP, SMALL, SmallScan, atlas, make_autoencoder
 from bids_app.model.masking import MaskSettings
 from bids_app.training.data.loader import ClipBatches
-from bids_app.training.loop import fabric_for
+from bids_app.training.processes import Layout, fabric_for
 from bids_app.training.pretrain import PretrainSettings, pretrain
 from pathlib import Path
 
-fabric = fabric_for("cpu", 2)
+fabric = fabric_for("cpu", Layout(1, 2))
 fabric.launch()
 batches = ClipBatches(tuple(SmallScan(k) for k in range(4)), 2, shard=(fabric.global_rank, fabric.world_size))
 settings = PretrainSettings(MaskSettings("atlas", "random", 0.5), loop=LOOP)

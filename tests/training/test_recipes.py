@@ -15,8 +15,10 @@ from bids_app.errors import UsageError
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.model.heads import LinearHead
 from bids_app.training.adapt import AdaptSettings, Learner
-from bids_app.training.commands import _adapt_settings, _pretrain_settings, complete_from_recipe, describe_recipe
-from bids_app.training.loop import make_optimiser
+from bids_app.training.arguments import complete_from_recipe, describe_recipe
+from bids_app.training.commands import _adapt_settings
+from bids_app.training.optimiser import make_optimiser
+from bids_app.training.pretrain_command import _pretrain_settings
 from bids_app.training.recipes import OURS, PRETRAINING, PUBLISHED, RECIPES, Recipe, find_recipe
 
 DOCS = Path(__file__).parents[2] / "docs" / "published.md"

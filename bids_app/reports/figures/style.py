@@ -77,12 +77,17 @@ def save_figure(figure: Figure, path: Path, title: str, description: str, span: 
     Colours of text and axes follow the colour scheme of the page. With ``span``, the horizontal extent of these axes is
     written as fractions of the width (``data-span``), so that a page can mark a position in them.
     """
+    return write_text(path, figure_svg(figure, title, description, span))
+
+
+def figure_svg(figure: Figure, title: str, description: str, span: Axes | None = None) -> str:
+    """Return a matplotlib figure as SVG, see `save_figure`."""
     buffer = StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     end = text.index(">", text.index("<svg"))
     extent = f' data-span="{span.get_position().x0:.5f} {span.get_position().x1:.5f}"' if span else ""
-    return write_text(path, f"{text[:end]}{extent}>{_head(title, description, dark_style())}{text[end + 1 :]}")
+    return f"{text[:end]}{extent}>{_head(title, description, dark_style())}{text[end + 1 :]}"
 
 
 def save_svg(path: Path, width: float, height: float, body: str, title: str, description: str, style: str = "") -> Path:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, AdaptedModel
+from bids_app.adapters.file import CLASSIFICATION, EMBEDDING
 from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import Model
-from bids_app.training.adapt import AdaptSettings, LabelledScans, adapt, predict
+from bids_app.training.adapt import AdaptSettings, LabelledScans
 from bids_app.training.data.examples import Examples
 from bids_app.training.data.splits import TEST, TRAINING, VALIDATION, apply_split, participant_groups
 from bids_app.training.data.splits import Split as GivenSplit
@@ -23,6 +23,7 @@ from bids_app.training.evaluation.harmonise import combat
 from bids_app.training.evaluation.linear import Split, fit_predict
 from bids_app.training.evaluation.retrieval import Retrieval
 from bids_app.training.evaluation.shares import check_shares, limit_fold
+from bids_app.training.evaluation.workers import FoldTraining, run_folds
 from bids_app.training.head import compute_embeddings, solve_head
 from bids_app.training.tasks import Task
 
@@ -58,6 +59,8 @@ class EvaluateSettings:
         Participants of the training, test and, optionally, validation set, instead of folds. With a validation set, the
         strategies that train the encoder keep the epoch with its best metric.
     seed : int
+    workers : int
+        Processes in which the folds are trained; they do not change the results.
     """
 
     adaptation: AdaptSettings
@@ -70,8 +73,14 @@ class EvaluateSettings:
     train_shares: tuple[float, ...] = ()
     split: GivenSplit | None = None
     seed: int = 0
+    workers: int = 1
 
     def __post_init__(self) -> None:
+        if self.workers > 1 and self.adaptation.strategy == "linear":
+            raise UsageError(
+                "--workers is for strategies that train the encoder in each fold; linear heads are fitted at once.",
+                "Omit --workers.",
+            )
         if self.folds < 2 or self.permutations < 0 or (self.repeats is not None and self.repeats < 1):
             raise UsageError(
                 f"Invalid evaluation settings: {self.folds} folds, {self.permutations} permutations, "
@@ -272,7 +281,7 @@ class Run:
         """Cross-validate the encoder, optionally without nuisance variables (N, V); (repeats, N, K)."""
         settings = self.settings.adaptation
         if settings.strategy != "linear":
-            return np.stack([self.collect(folds, self._adapt_fold(folds), self.data.values) for folds in self.repeats])
+            return self._adapt_folds()
         if self.embeddings is None:
             values, owners = compute_embeddings(self.model, self.data.scans, settings.batch_size)
             self.embeddings = (values, owners.cpu().numpy())
@@ -301,28 +310,25 @@ class Run:
             for folds in self.repeats
         ]
 
-    def _adapt_fold(self, folds: list[Fold]) -> Callable[[int, Task], np.ndarray]:
-        """Return a function that trains an adapter in a fold, and predicts its test set."""
-        settings = self.settings.adaptation
-
-        def predict_fold(k: int, task: Task) -> np.ndarray:
-            self.report(f"fold {k + 1} of {len(folds)}")
-            train, test = folds[k]
-            adapter, _ = adapt(
+    def _adapt_folds(self) -> np.ndarray:
+        """Train an adapter in each fold of each repeat, and predict the test sets; (repeats, N, K)."""
+        data, values = self.data, self.data.values
+        folds = [
+            FoldTraining(
                 self.model,
-                task,
-                self.data.pick(train.tolist()),
-                self.data.pick(self.validation) if self.validation else None,
-                settings,
+                self.fold_task(values, train),
+                data.pick(train.tolist()),
+                data.pick(self.validation) if self.validation else None,
+                tuple(data.scans[i] for i in test),
+                self.settings.adaptation,
                 self.normalisation,
-                "evaluated",
-                report=self.report,
-                images=self.images,
+                self.images,
             )
-            scans = tuple(self.data.scans[i] for i in test)
-            return predict(AdaptedModel(self.model, adapter), task, scans, settings.batch_size, settings.clip_average)
-
-        return predict_fold
+            for folds in self.repeats
+            for train, test in folds
+        ]
+        found = run_folds(folds, self.settings.workers, self.report)
+        return np.stack([self.collect(folds, lambda k, task: next(found), values) for folds in self.repeats])
 
     def _solve_fold(self, folds: list[Fold]) -> Callable[[int, Task], np.ndarray]:
         """Return a function that fits the head of an embedding to the clips of a fold, and predicts its test set."""

@@ -17,14 +17,14 @@ from bids_app.model.checkpoint import save_encoder
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.training.adapt import AdaptSettings, LabelledScans
 from bids_app.training.data.examples import Examples
-from bids_app.training.evaluation import baselines
+from bids_app.training.evaluation import baselines, workers
 from bids_app.training.evaluation import run as running
 from bids_app.training.evaluation.comparison import ENCODER
 from bids_app.training.evaluation.evaluate import evaluate
 from bids_app.training.evaluation.folds import describe_limits, make_folds
 from bids_app.training.evaluation.report import write_report
 from bids_app.training.evaluation.run import EvaluateSettings
-from bids_app.training.loop import LoopSettings
+from bids_app.training.optimiser import LoopSettings
 from bids_app.training.tasks import Task
 
 LINEAR = AdaptSettings("linear")
@@ -494,8 +494,8 @@ def test_the_epoch_of_the_validation_set_is_kept(tmp_path, monkeypatch):
     split = {
         name: tuple(map(str, range(a, b))) for name, a, b in (("training", 0, 6), ("validation", 6, 8), ("test", 8, 12))
     }
-    seen, adapt = [], running.adapt
-    monkeypatch.setattr(running, "adapt", lambda *given, **more: seen.append(given[2:4]) or adapt(*given, **more))
+    seen, adapt = [], workers.adapt
+    monkeypatch.setattr(workers, "adapt", lambda *given, **more: seen.append(given[2:4]) or adapt(*given, **more))
     settings = AdaptSettings("ln", batch_size=4, loop=LoopSettings(epochs=2, learning_rate=3e-2))
     found = evaluate(
         model,

@@ -1,0 +1,90 @@
+"""Training of the folds of an evaluation, one after another or in several processes, with the same results."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from bids_app.adapters.file import AdaptedModel
+from bids_app.model.api import Model
+from bids_app.training.adapt import AdaptSettings, LabelledScans, adapt, predict
+from bids_app.training.data.loader import ClipSource
+from bids_app.training.tasks import Task
+
+
+@dataclass(frozen=True)
+class FoldTraining:
+    """Training of one fold, and prediction of its test set.
+
+    Attributes
+    ----------
+    model : Model
+    task : Task
+        Defined on the training set.
+    training : LabelledScans
+    validation : LabelledScans, optional
+    test : tuple of ClipSource
+    settings : AdaptSettings
+    normalisation : str
+        Normalisation of the clips.
+    images : mapping, optional
+        Image vectors, for tasks about images.
+    """
+
+    model: Model
+    task: Task
+    training: LabelledScans
+    validation: LabelledScans | None
+    test: tuple[ClipSource, ...]
+    settings: AdaptSettings
+    normalisation: str
+    images: Mapping[str, np.ndarray] | None = None
+
+    def run(self, threads: int | None = None, report: Callable[[str], None] | None = None) -> np.ndarray:
+        """Train an adapter, and return its predictions of the test set, (N, K); ``threads`` are those of torch."""
+        if threads is not None:
+            torch.set_num_threads(threads)
+        adapter, _ = adapt(
+            self.model,
+            self.task,
+            self.training,
+            self.validation,
+            self.settings,
+            self.normalisation,
+            "evaluated",
+            report=report,
+            images=self.images,
+        )
+        adapted, settings = AdaptedModel(self.model, adapter), self.settings
+        return predict(adapted, self.task, self.test, settings.batch_size, settings.clip_average)
+
+
+def run_folds(folds: Sequence[FoldTraining], workers: int, report: Callable[[str], None]) -> Iterator[np.ndarray]:
+    """Yield the predictions of folds in their order.
+
+    Each process computes with as many threads as this one, since the last digits depend on their number.
+
+    Parameters
+    ----------
+    folds : sequence of FoldTraining
+    workers : int
+        Number of processes; 1: this process.
+    report : callable
+        Receives progress messages; of other processes, only that a fold is finished.
+    """
+    if workers == 1:
+        for number, fold in enumerate(folds, 1):
+            report(f"fold {number} of {len(folds)}")
+            yield fold.run(report=report)
+        return
+    from joblib import Parallel, delayed
+
+    threads = torch.get_num_threads()
+    report(f"{workers} processes with {threads} threads each (OMP_NUM_THREADS)")
+    parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator", mmap_mode=None, max_nbytes=None)
+    for number, found in enumerate(parallel(delayed(fold.run)(threads) for fold in folds), 1):
+        report(f"fold {number} of {len(folds)} finished")
+        yield found
