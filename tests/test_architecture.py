@@ -41,7 +41,7 @@ ALLOWED_WITHIN_LAYER = {
     ("reports", "outputs.schema"),
     ("group", "workflow.preflight"),
     ("workflow", "training.data.sources"),
-    ("workflow", "training.data.store"),
+    ("workflow", "training.data.entries"),
 }
 """Imports allowed within a layer: (package, imported package or module)."""
 

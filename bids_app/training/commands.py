@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from bids_app.training.data.examples import (
 )
 from bids_app.training.data.labels import EventRule
 from bids_app.training.data.loader import ClipBatches
+from bids_app.training.data.sampling import DatasetWeights
 from bids_app.training.data.splits import (
     TEST,
     TRAINING,
@@ -58,6 +60,10 @@ from bids_app.training.tasks import Task
 PRECISIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
 BOTH_NORMALISATIONS = ("voxel", "global")
 """Normalisations of the two heads with ``--normalisation both``; the first head gives the prediction."""
+WORKERS_OF_GPU = 4
+"""Reading processes for each GPU, if there are as many cores."""
+UNIFORM = "uniform"
+"""Value of ``--dataset-weights`` for equal shares."""
 MAX_LISTED_REGIONS = 40
 """Maximum number of unresolved regions to print; the table lists all."""
 
@@ -76,6 +82,9 @@ def pretrain(arguments: argparse.Namespace) -> None:
     patches, atlas = _atlas(arguments, model.config.patch_size)
     folder = _training_folder(arguments.output)
     regions = {"atlas": str(arguments.atlas), "region_weights": str(arguments.region_weights)}
+    if arguments.dataset_weights:
+        _check_dataset_weights(arguments)
+        regions["dataset_weights"] = " ".join(arguments.dataset_weights)
     facts = settings.facts(
         arguments.batch_size * shard[1], recipe.aligned_starts, normalisation=arguments.normalisation, **regions
     )
@@ -95,8 +104,21 @@ def pretrain(arguments: argparse.Namespace) -> None:
         exclude_failed=arguments.exclude_failed,
     )
     scans = tuple(scan for dataset in datasets for scan in dataset.scans)
+    on_gpu = torch.device(arguments.device).type != "cpu"
+    workers = (
+        arguments.workers
+        if arguments.workers is not None
+        else min(WORKERS_OF_GPU, len(os.sched_getaffinity(0))) * on_gpu
+    )
     batches = ClipBatches(
-        scans, arguments.batch_size, arguments.seed, shard=shard, aligned_starts=recipe.aligned_starts
+        scans,
+        arguments.batch_size,
+        arguments.seed,
+        shard=shard,
+        aligned_starts=recipe.aligned_starts,
+        weights=_dataset_weights(arguments, datasets),
+        workers=workers,
+        pin=on_gpu and workers > 0,
     )
     weights = _region_weights(arguments, patches)
     rows = pretraining.pretrain(model, batches, settings, folder, patches, report, fabric, weights, facts)
@@ -117,6 +139,36 @@ def pretrain(arguments: argparse.Namespace) -> None:
             },
         )
         report(f"Wrote {arguments.output}")
+
+
+def _check_dataset_weights(arguments: argparse.Namespace) -> tuple[float, ...]:
+    """Return the weight of each dataset.
+
+    Raises
+    ------
+    UsageError
+        There is not one number for each dataset.
+    """
+    given, n_datasets = arguments.dataset_weights, len(arguments.data)
+    if given == [UNIFORM]:
+        return (1.0,) * n_datasets
+    try:
+        weights = tuple(float(text) for text in given)
+    except ValueError:
+        weights = ()
+    if len(weights) != n_datasets:
+        raise UsageError(
+            f"Invalid value for --dataset-weights: {' '.join(given)}.",
+            f"Use {UNIFORM}, or one number for each of the {n_datasets} datasets.",
+        )
+    return weights
+
+
+def _dataset_weights(arguments: argparse.Namespace, datasets: list[Dataset]) -> DatasetWeights | None:
+    if not arguments.dataset_weights:
+        return None
+    owners = tuple(number for number, dataset in enumerate(datasets) for _ in dataset.scans)
+    return DatasetWeights(owners, _check_dataset_weights(arguments))
 
 
 def _pretrain_settings(arguments: argparse.Namespace) -> pretraining.PretrainSettings:

@@ -16,7 +16,8 @@ from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import AtlasPatches, MaskSettings, sample_mask
 from bids_app.model.strd import TokenDropout, set_token_dropout
 from bids_app.training.data.augmentation import Augmentation
-from bids_app.training.data.loader import Batch, ClipBatches
+from bids_app.training.data.batches import Batch, QuantisedBatch
+from bids_app.training.data.loader import ClipBatches
 from bids_app.training.loop import LoopSettings, fit, matmul_precision
 
 if TYPE_CHECKING:
@@ -93,7 +94,7 @@ def pretrain(
     config = model.config
     window = config.window_size
 
-    def loss_of(batch: Batch) -> torch.Tensor:
+    def loss_of(batch: Batch | QuantisedBatch) -> torch.Tensor:
         device = next(model.parameters()).device
         clips = batch.to(device).clips
         if settings.augment is not None:

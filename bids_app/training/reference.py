@@ -28,9 +28,9 @@ from bids_app.files import read_rows
 from bids_app.model.api import Model
 from bids_app.model.checkpoint import read_checkpoint
 from bids_app.preprocess.brain_signal import SIGNAL_MEASURES
+from bids_app.training.data.batches import ClipSource
 from bids_app.training.data.labels import Segment, is_missing
-from bids_app.training.data.loader import ClipSource
-from bids_app.training.data.store import Scan
+from bids_app.training.data.scan import Scan
 from bids_app.training.head import compute_embeddings
 
 LOGGER = logging.getLogger(__name__)

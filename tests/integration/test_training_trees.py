@@ -16,8 +16,9 @@ from bids_app.outputs.publish import remove_earlier, write_manifest
 from bids_app.outputs.schema import PREPROCESSING, read_manifest
 from bids_app.settings import PreprocessSettings, QuerySettings
 from bids_app.training.data.examples import load_datasets
+from bids_app.training.data.scan import Scan
 from bids_app.training.data.sources import find_own_clips, prepare
-from bids_app.training.data.store import ClipStore, Scan
+from bids_app.training.data.store import ClipStore
 from bids_app.workflow.in_process import run_in_process, steps_of
 from tests.helpers.datasets import PreprocessedTree, write_hcp_run, write_ukb_run
 from tests.helpers.images import StandardBrain
