@@ -38,7 +38,7 @@ from bids_app.clips import MODEL_GRID_SHAPE
 from bids_app.training.data.loader import AnyBatch, ClipBatches
 from bids_app.training.data.places import Place
 from bids_app.training.data.quantise import BACKGROUND, MASK_BYTES, N_VOXELS
-from bids_app.training.data.scan import NewScan, Scan
+from bids_app.training.data.scan import FACTS, NewScan, Scan
 from bids_app.training.data.shards import SHARDS, index_of, tar_of
 from bids_app.training.data.store import ClipStore
 from bids_app.training.memory import reuse_freed_memory
@@ -46,7 +46,7 @@ from bids_app.training.memory import reuse_freed_memory
 CLIP, BATCH = 20, 8
 GB = 10**9
 HEAD = ["", "cold", "cat, cold", "warm", "cat, warm", "processor, ms a clip"]
-FACTS = 24
+N_FACTS = 24
 """Numbers that describe a scan: confounds, signal and quality."""
 
 
@@ -62,7 +62,7 @@ def noise_scan(name: str, seed: int, n_vols: int, n_voxels: int) -> NewScan:
 
 def description(name: str, seed: int, n_vols: int) -> dict[str, object]:
     """Return the description of a scan."""
-    numbers = np.random.default_rng(seed).normal(size=(3, FACTS)).tolist()
+    numbers = np.random.default_rng(seed).normal(size=(3, N_FACTS)).tolist()
     facts = {key: {f"{key}_{i}_mean": x for i, x in enumerate(row)} for key, row in
              zip(("confounds", "signal", "quality"), numbers, strict=True)}  # fmt: skip
     return {
@@ -191,7 +191,8 @@ def simulate_index(folder: Path, n_participants: int, n_vols: int, n_voxels: int
     """Write a store whose tar files are sparse."""
     store = ClipStore(folder, "global")
     (folder / SHARDS).mkdir()
-    size = 4096 + MASK_BYTES + 2 * n_voxels + n_vols * n_voxels
+    head = 8192  # description
+    size = head + MASK_BYTES + 2 * n_voxels + n_vols * n_voxels
     mask = np.zeros(N_VOXELS, bool)
     mask[:n_voxels] = True
     bits = np.packbits(mask).tobytes()
@@ -200,17 +201,22 @@ def simulate_index(folder: Path, n_participants: int, n_vols: int, n_voxels: int
         with open(Place(str(folder)).path(tar_of(name)), "wb") as file:
             for k in range(min(per_shard, n_participants - first)):
                 person, at = f"sub-{first + k:05d}_task-rest", k * size
-                mask_at, mean_at = at + 4096, at + 4096 + MASK_BYTES
+                mask_at, mean_at = at + head, at + head + MASK_BYTES
+                about = description(person, first + k, n_vols)
+                text = json.dumps(about).encode()
+                file.seek(at + 512)
+                file.write(text)
                 file.seek(mask_at)
                 file.write(bits)
                 scans.append({
                     "name": person, "generation": 1, "n_voxels": n_voxels,
-                    "about": description(person, first + k, n_vols), "mask": mask_at, "mean": mean_at,
+                    "about": {key: x for key, x in about.items() if key not in FACTS}, "json": [at + 512, len(text)],
+                    "mask": mask_at, "mean": mean_at,
                     "values": mean_at + 2 * n_voxels, "span": [at, at + size], "sha256": "0" * 64,
                 })  # fmt: skip
             file.truncate(len(scans) * size)
-        about = {"shard": name, "bytes": len(scans) * size, "sha256": "0" * 64, "scans": scans}
-        Path(Place(str(folder)).path(index_of(name))).write_text(json.dumps(about))
+        index = {"shard": name, "bytes": len(scans) * size, "sha256": "0" * 64, "scans": scans}
+        Path(Place(str(folder)).path(index_of(name))).write_text(json.dumps(index))
     store.write_index()
     return store
 

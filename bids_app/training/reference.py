@@ -210,7 +210,7 @@ def _demographics(participants: ParticipantTable, scans: Sequence[Scan]) -> dict
 def _sidecar(scan: Scan) -> dict[str, Any]:
     """Return the sidecar of a scan, with what its store knows of the scanner."""
     found = _json(Path(scan.source).with_suffix("").with_suffix(".json")) if scan.source else {}
-    return found | scan.scanner
+    return found | dict(scan.scanner)
 
 
 def _scanner(scan: Scan) -> str:

@@ -108,7 +108,7 @@ class Place:
                 raise InputOutputError(f"{path}: reading failed ({error.strerror}).", "Check the disk.") from error
         else:
             with _remote_errors(path):
-                out = np.frombuffer(_file_system(self.url).cat_file(path, start, start + n_bytes), np.uint8)
+                out = np.frombuffer(_file_system(self.url).cat_file(path, start=start, end=start + n_bytes), np.uint8)
             n_read = len(out)
         if n_read != n_bytes:
             raise BadDataError(

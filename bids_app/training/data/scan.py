@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -75,13 +75,13 @@ class Scan:
         Path of the preprocessed BOLD file, or BIDS URI of the raw one.
     start : float
         Time of the first volume relative to the start of the acquisition, s.
-    confounds : dict of str to float
+    confounds : mapping of str to float
         Summaries of motion and confounds: means and standard deviations over the run.
-    signal : dict of str to float
+    signal : mapping of str to float
         Measures of the signal, see `bids_app.preprocess.brain_signal`; empty in stores of earlier versions.
-    quality : dict of str to float
+    quality : mapping of str to float
         Repetition time (``tr``, s) and image quality metrics; empty in stores of earlier versions.
-    scanner : dict
+    scanner : mapping
         Keys of the sidecar that name the scanner, see `bids_app.bids.sidecars.SCANNER_KEYS`.
     stamp : str
         What the scan was made from; a scan with another stamp is made again.
@@ -100,10 +100,10 @@ class Scan:
     labels: dict[str, Any] = field(default_factory=dict)
     source: str = ""
     start: float = 0.0
-    confounds: dict[str, float] = field(default_factory=dict)
-    signal: dict[str, float] = field(default_factory=dict)
-    quality: dict[str, float] = field(default_factory=dict)
-    scanner: dict[str, Any] = field(default_factory=dict)
+    confounds: Mapping[str, float] = field(default_factory=dict)
+    signal: Mapping[str, float] = field(default_factory=dict)
+    quality: Mapping[str, float] = field(default_factory=dict)
+    scanner: Mapping[str, Any] = field(default_factory=dict)
     stamp: str = ""
     clip_volumes: int = CLIP_VOLUMES
     shard: ScanArrays | None = None
@@ -167,6 +167,8 @@ class Scan:
 
 NOT_STORED = ("folder", "clip_volumes", "shard")
 """Attributes of a scan that are not part of its description."""
+FACTS = ("confounds", "signal", "quality", "scanner")
+"""Parts of a description that reading clips does not need."""
 
 
 @dataclass(frozen=True)
@@ -223,10 +225,17 @@ def copy_of(scan: Scan, stamp: str) -> NewScan:
 
 def describe(scan: Scan) -> dict[str, Any]:
     """Return the description of a scan as JSON values; see `scan_of`."""
-    return {name: value for name, value in asdict(replace(scan, shard=None)).items() if name not in NOT_STORED}
+    values = {each.name: getattr(scan, each.name) for each in fields(scan) if each.name not in NOT_STORED}
+    return {name: dict(value) if isinstance(value, Mapping) else value for name, value in values.items()}
 
 
-def scan_of(folder: Path, content: Mapping[str, Any], where: str, shard: ScanArrays | None = None) -> Scan:
+def scan_of(
+    folder: Path,
+    content: Mapping[str, Any],
+    where: str,
+    shard: ScanArrays | None = None,
+    facts: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Scan:
     """Make a scan of its description, and check the type of each value.
 
     Parameters
@@ -239,6 +248,8 @@ def scan_of(folder: Path, content: Mapping[str, Any], where: str, shard: ScanArr
         The file, for messages.
     shard : ScanArrays, optional
         See `Scan`.
+    facts : mapping, optional
+        `FACTS` that are not in the content.
 
     Raises
     ------
@@ -246,21 +257,31 @@ def scan_of(folder: Path, content: Mapping[str, Any], where: str, shard: ScanArr
         The content is not the description of a scan.
     """
     try:
-        scan = Scan(folder, **content)
+        scan = Scan(folder, shard=shard, **content, **(facts or {}))  # type: ignore[arg-type]
         texts = [scan.participant, scan.session, scan.source, scan.stamp]
-        numbers = [scan.scale, scan.background, scan.start, *scan.confounds.values(), *scan.quality.values()]
+        numbers = [scan.scale, scan.background, scan.start]
         valid = (
             all(isinstance(text, str) for text in texts)
             and all(isinstance(number, int | float) for number in numbers)
+            and are_facts({name: content[name] for name in FACTS if name in content})
             and math.isfinite(scan.scale) and scan.scale > 0 and math.isfinite(scan.background)
-            and isinstance(scan.n_vols, int) and isinstance(scan.labels, dict) and isinstance(scan.scanner, dict)
+            and isinstance(scan.n_vols, int) and isinstance(scan.labels, dict)
             and not set(NOT_STORED) & content.keys()
         )  # fmt: skip
     except (TypeError, AttributeError):
         valid = False
     if not valid:
         raise BadDataError(f"{where}: not the description of a scan.", HINT)
-    return replace(scan, shard=shard) if shard else scan
+    return scan
+
+
+def are_facts(content: Mapping[str, Any]) -> bool:
+    """Return True for mappings, of numbers except those of the scanner."""
+    return all(isinstance(value, dict) for value in content.values()) and all(
+        isinstance(number, int | float)
+        for name in ("confounds", "quality")
+        for number in content.get(name, {}).values()
+    )
 
 
 def read_array(path: Path, dtype: type, *shape: int) -> np.ndarray:

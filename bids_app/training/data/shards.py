@@ -1,7 +1,7 @@
 """Shards of a clip store: tar files of scans in the layout of WebDataset, with an index of offsets and checksums.
 
     shards/<shard>.tar    per scan: <scan>.json, <scan>.mask.npy, <scan>.mean.npy, <scan>.values.npy
-    shards/<shard>.json   its index: size, SHA-256, and for each scan its description, offsets and SHA-256
+    shards/<shard>.json   its index: size, SHA-256, and for each scan what reading clips needs, offsets and SHA-256
 
 Arrays in a tar file are not compressed, so a clip is one range of bytes, from any volume on. The index is published
 before the tar file: a shard without its tar file does not exist, whenever its writer was killed. Shards are never
@@ -16,9 +16,10 @@ import json
 import tarfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -26,10 +27,10 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from bids_app.errors import BadDataError, NoInputError
-from bids_app.files import parse_json
+from bids_app.files import MAX_INTEGER, check_plain, parse_json
 from bids_app.training.data.places import Place
 from bids_app.training.data.quantise import MASK_BYTES
-from bids_app.training.data.scan import NewScan, Scan, scan_of
+from bids_app.training.data.scan import FACTS, NewScan, Scan, are_facts, scan_of
 
 SHARDS = "shards"
 SHARD_BYTES = 2 * 10**9
@@ -41,7 +42,10 @@ EMBEDDINGS = "embeddings"
 
 @dataclass(frozen=True)
 class ShardArrays:
-    """Arrays of a scan in a shard: offsets of their data, bytes; see `bids_app.training.data.scan.ScanArrays`."""
+    """Arrays of a scan in a shard: offsets of their data, bytes; see `bids_app.training.data.scan.ScanArrays`.
+
+    ``about_at``: offset and size of the whole description.
+    """
 
     place: Place
     file: str
@@ -50,6 +54,7 @@ class ShardArrays:
     mean_at: int
     values_at: int
     n_voxels: int
+    about_at: tuple[int, int]
 
     def mask(self) -> np.ndarray:
         """Read the packed bits of the brain mask, (N_VOXELS / 8,) uint8."""
@@ -68,6 +73,40 @@ class ShardArrays:
     def mean(self, n_voxels: int) -> np.ndarray:
         """Read the mean image, (V,) float16."""
         return self.place.read_range(self.file, self.mean_at, 2 * n_voxels).view(np.float16)
+
+
+@lru_cache(maxsize=1024)
+def _read_facts(arrays: ShardArrays) -> dict[str, Any]:
+    """Read the facts of a scan that are not in the index."""
+    where = f"{arrays.place.path(arrays.file)}, {arrays.name}"
+    content = parse_json(arrays.place.read_range(arrays.file, *arrays.about_at).tobytes(), where)
+    facts = {name: content.get(name, {}) for name in FACTS} if isinstance(content, dict) else {"": None}
+    if not are_facts(facts):
+        raise BadDataError(
+            f"{where}: not the description of a scan.",
+            f"Find all damaged scans with neurostorm-train store verify {arrays.place}.",
+        )
+    return facts
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Facts(Mapping[str, Any]):
+    """Facts of a scan, such as its confounds, that are read when they are used; 40,000 scans have millions."""
+
+    arrays: ShardArrays
+    key: str
+
+    def __getitem__(self, name: str) -> Any:
+        return _read_facts(self.arrays)[self.key][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_read_facts(self.arrays)[self.key])
+
+    def __len__(self) -> int:
+        return len(_read_facts(self.arrays)[self.key])
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
 
 
 @dataclass(frozen=True)
@@ -142,13 +181,14 @@ def read_shard(place: Place, text: bytes, where: str) -> Shard:
     BadDataError
         It is not the index of a shard.
     """
-    content = parse_json(text, where)
     try:
+        content = json.loads(text)
         name, n_bytes, scans = content["shard"], content["bytes"], content["scans"]
-        valid = isinstance(name, str) and "/" not in name and isinstance(n_bytes, int)
-        found = tuple(_read_scan(place, name, n_bytes, each, where) for each in scans) if valid else ()
+        valid = isinstance(name, str) and "/" not in name and isinstance(n_bytes, int) and n_bytes < MAX_INTEGER
+        folder = Path(place.url) / EMBEDDINGS
+        found = tuple(_read_scan(place, folder, name, n_bytes, each, where) for each in scans) if valid else ()
         shard = Shard(name, n_bytes, str(content["sha256"]), found)
-    except (TypeError, KeyError, AttributeError, ValueError):
+    except (TypeError, KeyError, AttributeError, ValueError, RecursionError):
         valid = False
     if not valid:
         raise BadDataError(
@@ -158,19 +198,24 @@ def read_shard(place: Place, text: bytes, where: str) -> Shard:
     return shard
 
 
-def _read_scan(place: Place, shard: str, n_bytes: int, content: dict[str, Any], where: str) -> StoredScan:
+def _read_scan(place: Place, folder: Path, shard: str, n_bytes: int, content: dict[str, Any], where: str) -> StoredScan:
+    """Read the description of a scan; the values that are not checked here are checked by `scan_of`."""
     name, about, span = content["name"], content["about"], tuple(content["span"])
     mask_at, mean_at, values_at = offsets = [content[key] for key in ("mask", "mean", "values")]
-    sizes = [MASK_BYTES, 2 * content["n_voxels"], about["n_vols"] * content["n_voxels"]]
-    inside = all(span[0] <= at <= at + size <= span[1] for at, size in zip(offsets, sizes, strict=True))
-    if not (
-        inside and span[0] >= 0 and span[1] <= n_bytes and "/" not in name and isinstance(content["generation"], int)
-    ):
+    about_at, n_about = content["json"]
+    n_voxels, n_vols, generation = content["n_voxels"], about["n_vols"], content["generation"]
+    numbers = (*offsets, *span, about_at, n_about, n_voxels, n_vols, generation)
+    if not all(type(number) is int and number >= 0 for number in numbers) or "/" in name:
         raise ValueError(name)
-    arrays = ShardArrays(place, tar_of(shard), name, mask_at, mean_at, values_at, content["n_voxels"])
-    folder = Path(place.url) / EMBEDDINGS / name
-    scan = scan_of(folder, about, f"{where}, {name}", arrays)
-    return StoredScan(scan, content["generation"], (span[0], span[1]), str(content["sha256"]))
+    sizes = (MASK_BYTES, 2 * n_voxels, n_vols * n_voxels, n_about)
+    ends = [at + size for at, size in zip((*offsets, about_at), sizes, strict=True)]
+    if not (span[0] <= min(*offsets, about_at) and max(ends) <= span[1] <= n_bytes):
+        raise ValueError(name)
+    check_plain(about.get("labels"), where)
+    arrays = ShardArrays(place, tar_of(shard), name, mask_at, mean_at, values_at, n_voxels, (about_at, n_about))
+    facts = {key: Facts(arrays, key) for key in FACTS}
+    scan = scan_of(folder / name, about, where, arrays, facts)
+    return StoredScan(scan, generation, (span[0], span[1]), str(content["sha256"]))
 
 
 class ShardWriter:
@@ -230,10 +275,13 @@ class _NewShard:
         self.is_whole = False
         start = self.file.position
         self.file.part = hashlib.sha256()
-        self._member(f"{scan.name}.json", [memoryview(json.dumps(scan.content, indent=1).encode())])
+        content = json.dumps(scan.content, indent=1).encode()
+        about_at = self._member(f"{scan.name}.json", [memoryview(content)])
         arrays = {"mask": scan.mask, "mean": scan.mean, "values": scan.codes}
         offsets = {key: self._member(f"{scan.name}.{key}.npy", _npy(array)) for key, array in arrays.items()}
-        about = {"name": scan.name, "generation": generation, "n_voxels": scan.codes.shape[1], "about": scan.content}
+        core = {key: value for key, value in scan.content.items() if key not in FACTS}
+        offsets["json"] = [about_at, len(content)]  # type: ignore[assignment]
+        about = {"name": scan.name, "generation": generation, "n_voxels": scan.codes.shape[1], "about": core}
         end = {"span": [start, self.file.position], "sha256": self.file.part.hexdigest()}
         self.scans.append(about | offsets | end)
         self.is_whole = True

@@ -11,10 +11,12 @@ Shards are found by their tar files; ``index.jsonl`` only saves reading the inde
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,10 @@ class ClipStore:
 
     def refresh(self) -> None:
         """Read the indices of shards that were added since the last call, and forget those that were removed."""
+        with _collector_paused():
+            self._refresh()
+
+    def _refresh(self) -> None:
         present = {name.removesuffix(".tar") for name in self.place.names(SHARDS) if _is_shard(name)}
         if not self._is_read and self.place.exists(INDEX):
             indexed = {shard.name: shard for shard in self._read_index()}
@@ -229,6 +235,18 @@ class ClipStore:
     def writer(self, shard_bytes: int = SHARD_BYTES) -> ShardWriter:
         """Return a writer of new shards; any number of processes may write at the same time."""
         return ShardWriter(self.place, shard_bytes)
+
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause the garbage collector, which would look at all scans again and again while they are made."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 def as_text(content: dict[str, Any]) -> str:
