@@ -161,7 +161,7 @@ class BlockScan(Scan):
 @lru_cache(maxsize=2)
 def block_averages(folder: Path) -> np.ndarray:
     """Return the block averages of a stored scan, (U, 16, 16, 16) float32; voxels stand for those between them."""
-    scan = ClipStore(folder.parents[1])[folder.name]
+    scan = ClipStore(folder.parents[2])[folder.name]
     values, indices = scan.rows()
     places = np.stack(np.unravel_index(indices, MODEL_GRID_SHAPE))
     step = 2 if (places % 2 == 0).all() else 1

@@ -132,7 +132,7 @@ def _cache_path(scan: ClipSource, sha256: str) -> Path | None:
 
 
 def _save_cache(values: np.ndarray, path: Path | None) -> np.ndarray:
-    if path is not None and os.access(path.parent if path.parent.is_dir() else path.parents[2], os.W_OK):
+    if path is not None and os.access(path.parent if path.parent.is_dir() else path.parents[3], os.W_OK):
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.save(file, values)
     return values

@@ -185,7 +185,7 @@ def read_shard(place: Place, text: bytes, where: str) -> Shard:
         content = json.loads(text)
         name, n_bytes, scans = content["shard"], content["bytes"], content["scans"]
         valid = isinstance(name, str) and "/" not in name and isinstance(n_bytes, int) and n_bytes < MAX_INTEGER
-        folder = Path(place.url) / EMBEDDINGS
+        folder = Path(place.url) / EMBEDDINGS / name  # of this shard: a replaced scan has another
         found = tuple(_read_scan(place, folder, name, n_bytes, each, where) for each in scans) if valid else ()
         shard = Shard(name, n_bytes, str(content["sha256"]), found)
     except (TypeError, KeyError, AttributeError, ValueError, RecursionError):

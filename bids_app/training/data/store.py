@@ -1,9 +1,9 @@
 """Clip store: quantised scans on the model grid from which clips are read; safe for parallel writers.
 
-    STORE/store.json          format, normalisation
-    STORE/shards/             tar files of scans with their indices, see `bids_app.training.data.shards`
-    STORE/index.jsonl         the indices of all shards in one file, one line each, so that a large store opens quickly
-    STORE/embeddings/<scan>/  embeddings that were computed from a scan
+    STORE/store.json   format, normalisation
+    STORE/shards/      tar files of scans with their indices, see `bids_app.training.data.shards`
+    STORE/index.jsonl  the indices of all shards in one file, one line each, so that a large store opens quickly
+    STORE/embeddings/<shard>/<scan>/   embeddings that were computed from a scan
 
 Shards are found by their tar files; ``index.jsonl`` only saves reading the index of each. Scans in folders of their own
 (format 1, see `bids_app.training.data.entries`) are read as well.

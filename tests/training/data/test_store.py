@@ -297,7 +297,8 @@ def test_a_scan_is_made_again_only_if_its_stamp_changed(tmp_path, invented_serie
     assert store.add("a", invented_series(seed=1), "02", stamp="one").participant == "01"
     changed = store.add("a", invented_series(seed=1, n_vols=30), "02", stamp="two")
     assert (changed.participant, changed.n_vols, changed.stamp) == ("02", 30, "two")
-    assert changed.folder == first.folder
+    assert changed.name == first.name
+    assert changed.folder != first.folder  # embeddings of the replaced scan are not used
     assert next(iter(ClipStore(tmp_path))) == changed
 
 
