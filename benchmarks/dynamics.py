@@ -54,7 +54,8 @@ from bids_app.training.adapt import AdaptSettings
 from bids_app.training.calibrate import predict_scans
 from bids_app.training.data.examples import Dataset, label_scans
 from bids_app.training.data.labels import EventRule
-from bids_app.training.data.store import ClipStore, Scan
+from bids_app.training.data.scan import Scan
+from bids_app.training.data.store import ClipStore
 from bids_app.training.evaluation.baselines import AMPLITUDE, parcel_series
 from bids_app.training.evaluation.comparison import ENCODER
 from bids_app.training.evaluation.evaluate import Evaluation, evaluate
@@ -149,6 +150,8 @@ QUICK = Sizes(60, 40, 12, 16, 192.0, 384.0, 2, 5)
 class BlockScan(Scan):
     """A scan of a store whose clips are averages of blocks of 12 mm, (1, 16, 16, 16, T)."""
 
+    quantised_clip = None  # type: ignore[assignment]  # clips are not read as they are stored
+
     def clip(self, start: int) -> torch.Tensor:
         """Return the clip that starts at volume ``start``."""
         rows = block_averages(self.folder)[start : start + self.clip_volumes]
@@ -158,7 +161,7 @@ class BlockScan(Scan):
 @lru_cache(maxsize=2)
 def block_averages(folder: Path) -> np.ndarray:
     """Return the block averages of a stored scan, (U, 16, 16, 16) float32; voxels stand for those between them."""
-    scan = ClipStore(folder.parent)[folder.name]
+    scan = ClipStore(folder.parents[2])[folder.name]
     values, indices = scan.rows()
     places = np.stack(np.unravel_index(indices, MODEL_GRID_SHAPE))
     step = 2 if (places % 2 == 0).all() else 1

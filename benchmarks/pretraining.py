@@ -32,7 +32,8 @@ from bids_app.model.encoder import EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.mamba import D_STATE
 from bids_app.model.scan import BACKENDS
-from bids_app.training.data.loader import Batch, ClipBatches
+from bids_app.training.data.batches import Batch, QuantisedBatch
+from bids_app.training.data.loader import ClipBatches
 from bids_app.training.data.store import ClipStore
 from bids_app.training.memory import reuse_freed_memory
 from bids_app.training.optimiser import LoopSettings
@@ -63,7 +64,7 @@ class TimedBatches:
         """Number of batches per epoch."""
         return self.batches.steps
 
-    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
+    def epoch(self, number: int, first: int = 0) -> Iterator[Batch | QuantisedBatch]:
         """Yield the batches; a step ends when the next batch is requested."""
         batches = self.batches.epoch(number, first)
         requested = (time.perf_counter(), time.process_time())

@@ -41,7 +41,8 @@ from bids_app.phantom.activity import STATES
 from bids_app.phantom.grid_scans import simulated_series
 from bids_app.training.adapt import AdaptSettings, LabelledScans, adapt
 from bids_app.training.calibrate import fit_calibration, predict_scans, summarise
-from bids_app.training.data.store import ClipStore, Scan
+from bids_app.training.data.scan import Scan
+from bids_app.training.data.store import ClipStore
 from bids_app.training.optimiser import LoopSettings
 from bids_app.training.reference import add_reference
 from bids_app.training.tasks import Task
@@ -71,7 +72,7 @@ INTENDED_USE = (
 
 @dataclass(frozen=True)
 class Averages:
-    """A scan as block averages, with the interface of `bids_app.training.data.store.Scan` for reading clips.
+    """A scan as block averages, with the interface of `bids_app.training.data.scan.Scan` for reading clips.
 
     Attributes
     ----------

@@ -454,6 +454,27 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("adapters/test_file.py::test_an_adapter_of_another_encoder_is_rejected",),
     ),
     Mutation(
+        "a shard with an incomplete scan is not published",
+        "bids_app/training/data/shards.py",
+        "        self.is_whole = False\n",
+        "",
+        ("training/data/test_store.py::test_a_shard_with_an_incomplete_scan_is_not_published",),
+    ),
+    Mutation(
+        "a changed bit of a clip store names its scan",
+        "bids_app/training/data/shards.py",
+        "        if own.hexdigest() != stored.sha256:\n",
+        "        if False:\n",
+        ("training/test_store_commands.py::test_a_changed_bit_names_the_scan_and_its_shard",),
+    ),
+    Mutation(
+        "reading processes leave the random numbers of the training as they are",
+        "bids_app/training/data/loader.py",
+        "            generator=torch.Generator(),  # the random numbers of the training are not used\n",
+        "",
+        ("training/data/test_loader.py::test_reading_processes_change_neither_clips_nor_their_order",),
+    ),
+    Mutation(
         "training of low-rank updates changes no other weights",
         "bids_app/training/adapt.py",
         "return FACTOR.fullmatch(name) is not None",

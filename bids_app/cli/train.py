@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bids_app.cli.outcome import exit_code_of
+from bids_app.cli.store_options import add_store, place
 from bids_app.errors import CannotCreateError, UsageError
 from bids_app.files import MAX_OPTIONS_BYTES, open_regular, read_text
 from bids_app.settings import DEFAULT_MODEL
@@ -163,17 +164,25 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("evaluate", help="cross-validate an adaptation in comparison with simple baselines")
     )
     _add_calibrate(commands.add_parser("calibrate", help="calibrate the predictions of an adapter with your own scans"))
+    add_store(commands.add_parser("store", help="build, verify and describe clip stores for training"))
     return p
 
 
 def _add_pretrain(p: argparse.ArgumentParser) -> None:
     p.add_argument("--output", required=True, type=Path, metavar="FILE", help="safetensors file to write")
-    _add_data(p)
+    _add_data(p, kind=place)
     _add_loop(p)
     group = p.add_argument_group("model")
     group.add_argument("--start-from", metavar="MODEL", help="initial weights, including a decoder (default: random)")
     group.add_argument("--config", type=Path, metavar="JSON", help="encoder configuration (default: the published one)")
     group.add_argument("--name", default="pretrained", help="name of the model in outputs (default: %(default)s)")
+    p.add_argument(
+        "--dataset-weights",
+        nargs="+",
+        metavar="W",
+        help="share of each dataset in the clips of an epoch: uniform, or one number for each DATA (default: each clip "
+        "of all datasets once)",
+    )
     group = p.add_argument_group("masking and augmentation")
     group.add_argument("--mask", choices=("random", "window", "atlas"), default="window", help="spatial mask")
     group.add_argument("--mask-time", choices=("random", "tube"), default="random", help="temporal mask")
@@ -239,6 +248,12 @@ def _add_pretrain(p: argparse.ArgumentParser) -> None:
         default="ddp",
         help="ddp: each device has all weights; fsdp: weights and optimiser are divided among devices, for "
         "encoders much larger than the published one (default: %(default)s)",
+    )
+    group.add_argument(
+        "--workers",
+        type=at_least(0),
+        metavar="N",
+        help="processes that read clips, for each training process (default: 4 on a GPU; 0 on a CPU, a thread reads)",
     )
     group.add_argument(
         "--checkpointing", action="store_true", help="recompute activations: less memory, more time, same results"
@@ -412,8 +427,8 @@ def _add_training_set(group: argparse._ArgumentGroup) -> None:
     )
 
 
-def _add_data(p: argparse.ArgumentParser, both: bool = False) -> None:
-    p.add_argument("data", nargs="+", type=Path, help=DATA_HELP)
+def _add_data(p: argparse.ArgumentParser, both: bool = False, kind: Callable[[str], object] = Path) -> None:
+    p.add_argument("data", nargs="+", type=kind, help=DATA_HELP)
     group = p.add_argument_group("data")
     _add_sources(group)
     group.add_argument(
@@ -539,12 +554,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     def check() -> None:
         check_evaluation(arguments)
         check_inputs(arguments)
-        check_output(arguments.output or Path("adapter"))  # the default is in the current folder
+        if arguments.command != "store":
+            check_output(arguments.output or Path("adapter"))  # the default is in the current folder
 
     if code := exit_code_of(PROGRAM, check):  # before the imports, which take seconds
         return code
     from bids_app.training import calibrate as calibration
-    from bids_app.training import commands
+    from bids_app.training import commands, store_commands
     from bids_app.training import pretrain_command as pretraining
     from bids_app.training.memory import reuse_freed_memory
     from bids_app.training.processes import check_single
@@ -556,6 +572,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "adapt": commands.adapt,
         "evaluate": commands.evaluate,
         "calibrate": calibration.calibrate,
+        "store": store_commands.run,
     }[arguments.command]
 
     def run() -> None:

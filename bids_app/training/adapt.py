@@ -22,7 +22,8 @@ from bids_app.model.api import Model
 from bids_app.model.encoder import Encoder
 from bids_app.model.heads import LinearHead
 from bids_app.model.lora import FACTOR
-from bids_app.training.data.loader import Batch, ClipBatches, ClipSource
+from bids_app.training.data.batches import Batch, ClipSource, QuantisedBatch
+from bids_app.training.data.loader import ClipBatches
 from bids_app.training.head import StandardisedHead, compute_embeddings, solve_head
 from bids_app.training.logs import PROGRESS
 from bids_app.training.loop import fit
@@ -254,8 +255,8 @@ def _train_through_encoder(
     report: Callable[[str], None] | None,
     facts: Mapping[str, Any],
 ) -> list[dict[str, float]]:
-    def loss_of(batch: Batch) -> torch.Tensor:
-        batch = batch.to(targets.device)
+    def loss_of(read: Batch | QuantisedBatch) -> torch.Tensor:
+        batch = read.to(targets.device)
         return task.loss(learner(batch.clips), targets[batch.scans], weights)
 
     needs_pairs = task.kind == EMBEDDING and task.images is None

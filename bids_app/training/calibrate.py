@@ -32,9 +32,10 @@ from bids_app.model.api import Model, load_model
 from bids_app.model.heads import LinearHead
 from bids_app.settings import DEFAULT_MODEL
 from bids_app.training.adapt import LabelledScans
+from bids_app.training.data.batches import ClipSource
 from bids_app.training.data.examples import check_labels, label_scans, load_datasets, read_participants
 from bids_app.training.data.labels import EventRule, check_values
-from bids_app.training.data.loader import ClipBatches, ClipSource
+from bids_app.training.data.loader import ClipBatches
 from bids_app.training.data.splits import TRAINING, read_split
 from bids_app.training.head import compute_embeddings
 from bids_app.training.reference import add_reference

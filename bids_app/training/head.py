@@ -17,7 +17,8 @@ from bids_app.adapters.file import EMBEDDING
 from bids_app.bids.writer import atomic_path
 from bids_app.model.api import Model
 from bids_app.model.heads import LinearHead, pool
-from bids_app.training.data.loader import ClipBatches, ClipSource
+from bids_app.training.data.batches import ClipSource
+from bids_app.training.data.loader import ClipBatches
 from bids_app.training.tasks import Task
 
 MAX_CONTRASTED_CLIPS = 1024
@@ -108,7 +109,7 @@ def compute_embeddings(
         batches = ClipBatches(tuple(scans[i] for i in missing), batch_size, random_starts=False)
         found: dict[int, list[np.ndarray]] = {}
         for batch in batches.epoch(0):
-            rows = pool(model.encode(batch.clips.to(model.device))).float().cpu().numpy()
+            rows = pool(model.encode(batch.to(model.device).clips)).float().cpu().numpy()
             for k, row in zip(batch.scans.tolist(), rows, strict=True):
                 found.setdefault(missing[k], []).append(row)
                 if len(found[missing[k]]) == scans[missing[k]].n_clips:
@@ -131,7 +132,7 @@ def _cache_path(scan: ClipSource, sha256: str) -> Path | None:
 
 
 def _save_cache(values: np.ndarray, path: Path | None) -> np.ndarray:
-    if path is not None and os.access(path.parent, os.W_OK):
+    if path is not None and os.access(path.parent if path.parent.is_dir() else path.parents[3], os.W_OK):
         with atomic_path(path) as temporary, open(temporary, "wb") as file:
             np.save(file, values)
     return values

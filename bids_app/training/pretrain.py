@@ -16,7 +16,8 @@ from bids_app.model.mae import MaskedAutoencoder
 from bids_app.model.masking import AtlasPatches, MaskSettings, sample_mask
 from bids_app.model.strd import TokenDropout, set_token_dropout
 from bids_app.training.data.augmentation import Augmentation
-from bids_app.training.data.loader import Batch, ClipBatches, ClipSource
+from bids_app.training.data.batches import Batch, ClipSource, QuantisedBatch
+from bids_app.training.data.loader import ClipBatches
 from bids_app.training.held_out import HeldOutClips
 from bids_app.training.loop import fit
 from bids_app.training.optimiser import LoopSettings, matmul_precision
@@ -101,7 +102,7 @@ def pretrain(
     config = model.config
     window = config.window_size
 
-    def losses_of(batch: Batch, augment: Augmentation | None = None) -> torch.Tensor:
+    def losses_of(batch: Batch | QuantisedBatch, augment: Augmentation | None = None) -> torch.Tensor:
         device = next(model.parameters()).device
         clips = batch.to(device).clips
         if augment is not None:

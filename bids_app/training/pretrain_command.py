@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,10 +33,11 @@ from bids_app.training.arguments import (
     loop_settings,
     training_folder,
 )
-from bids_app.training.data.examples import load_datasets, read_weights
+from bids_app.training.data.examples import Dataset, load_datasets, read_weights
 from bids_app.training.data.loader import ClipBatches
+from bids_app.training.data.sampling import DatasetWeights
+from bids_app.training.data.scan import Scan
 from bids_app.training.data.splits import TRAINING, VALIDATION, split_from_indices, split_participants, write_split
-from bids_app.training.data.store import Scan
 from bids_app.training.logs import check_loggers, make_loggers
 from bids_app.training.processes import (
     FSDP,
@@ -51,6 +54,10 @@ from bids_app.training.state import STATE, Checkpoints, State, check_state, fing
 from bids_app.training.summary import write_summary
 from bids_app.workflow.locks import Locks
 
+WORKERS_OF_GPU = 4
+"""Reading processes for each GPU, if there are as many cores."""
+UNIFORM = "uniform"
+"""Value of ``--dataset-weights`` for equal shares."""
 MAX_LISTED_REGIONS = 40
 """Maximum number of unresolved regions to print; the table lists all."""
 
@@ -87,10 +94,19 @@ def _pretrain(arguments: argparse.Namespace, fabric: Any, layout: Layout, locks:
     report(f"Processes: {layout.describe()}")
     if atlas is not None and patches is not None and fabric.is_global_zero:
         _report_regions(patches, atlas, arguments.atlas_rule, folder)
-    training, held_out = _load_scans(arguments, fabric, model.config.img_size[3], folder)
+    training, held_out, shares = _load_scans(arguments, fabric, model.config.img_size[3], folder)
     facts["scans"] = _describe_scans(training)
+    on_gpu = torch.device(arguments.device).type != "cpu"
+    workers = _count_workers(arguments.workers, on_gpu)
     batches = ClipBatches(
-        training, arguments.batch_size, arguments.seed, shard=shard, aligned_starts=recipe.aligned_starts
+        training,
+        arguments.batch_size,
+        arguments.seed,
+        shard=shard,
+        aligned_starts=recipe.aligned_starts,
+        weights=shares,
+        workers=workers,
+        pin=on_gpu and workers > 0,
     )
     about = {
         "normalisation": arguments.normalisation,
@@ -135,7 +151,9 @@ def _pretrain(arguments: argparse.Namespace, fabric: Any, layout: Layout, locks:
 
 def _facts(arguments: argparse.Namespace, settings: pretraining.PretrainSettings, world_size: int) -> dict[str, Any]:
     """Return what determines the results beside the loop."""
-    divided = {"strategy": FSDP} if arguments.strategy == FSDP else {}  # the state has another form
+    more = {"strategy": FSDP} if arguments.strategy == FSDP else {}  # the state has another form
+    if arguments.dataset_weights:
+        more["dataset_weights"] = " ".join(arguments.dataset_weights)
     return settings.facts(
         arguments.batch_size * world_size,
         find_recipe(arguments.recipe).aligned_starts,
@@ -143,14 +161,14 @@ def _facts(arguments: argparse.Namespace, settings: pretraining.PretrainSettings
         atlas=str(arguments.atlas),
         region_weights=str(arguments.region_weights),
         validation_share=arguments.validation_share,
-        **divided,
+        **more,
     )
 
 
 def _load_scans(
     arguments: argparse.Namespace, fabric: Any, clip_volumes: int, folder: Path
-) -> tuple[tuple[Scan, ...], tuple[Scan, ...]]:
-    """Load the scans to train with, and those of held-out participants."""
+) -> tuple[tuple[Scan, ...], tuple[Scan, ...], DatasetWeights | None]:
+    """Load the scans to train with, those of held-out participants, and the shares of datasets in training."""
     datasets = load_datasets(
         arguments.data,
         arguments.store or arguments.output.with_suffix(".clips"),
@@ -164,7 +182,7 @@ def _load_scans(
     )
     scans = tuple(scan for dataset in datasets for scan in dataset.scans)
     if not arguments.validation_share:
-        return scans, ()
+        return scans, (), _dataset_weights(arguments, datasets, range(len(scans)))
     first, second = split_participants(scans, arguments.validation_share, arguments.seed)
     if fabric.is_global_zero:
         split = split_from_indices(scans, {TRAINING: first, VALIDATION: second})
@@ -172,7 +190,47 @@ def _load_scans(
     held_out = tuple(scans[i] for i in second)
     if not any(scan.n_clips for scan in held_out):
         raise BadDataError("All held-out scans are shorter than a clip.", "Raise --validation-share.")
-    return tuple(scans[i] for i in first), held_out
+    return tuple(scans[i] for i in first), held_out, _dataset_weights(arguments, datasets, first)
+
+
+def _count_workers(given: int | None, on_gpu: bool) -> int:
+    """Return the number of reading processes; on a CPU, by default, a thread reads."""
+    if given is not None:
+        return given
+    return min(WORKERS_OF_GPU, len(os.sched_getaffinity(0))) if on_gpu else 0
+
+
+def _check_dataset_weights(arguments: argparse.Namespace) -> tuple[float, ...]:
+    """Return the weight of each dataset.
+
+    Raises
+    ------
+    UsageError
+        There is not one number for each dataset.
+    """
+    given, n_datasets = arguments.dataset_weights, len(arguments.data)
+    if given == [UNIFORM]:
+        return (1.0,) * n_datasets
+    try:
+        weights = tuple(float(text) for text in given)
+    except ValueError:
+        weights = ()
+    if len(weights) != n_datasets:
+        raise UsageError(
+            f"Invalid value for --dataset-weights: {' '.join(given)}.",
+            f"Use {UNIFORM}, or one number for each of the {n_datasets} datasets.",
+        )
+    return weights
+
+
+def _dataset_weights(
+    arguments: argparse.Namespace, datasets: list[Dataset], used: Iterable[int]
+) -> DatasetWeights | None:
+    """Return the shares of datasets among the scans with these indices; None without ``--dataset-weights``."""
+    if not arguments.dataset_weights:
+        return None
+    owners = [number for number, dataset in enumerate(datasets) for _ in dataset.scans]
+    return DatasetWeights(tuple(owners[i] for i in used), _check_dataset_weights(arguments))
 
 
 def _describe_scans(scans: tuple[Scan, ...]) -> str:
@@ -230,6 +288,8 @@ def _check_pretrain_arguments(arguments: argparse.Namespace) -> Layout:
         raise UsageError(
             f"Invalid value for --validation-share: {arguments.validation_share}.", "Use a value from 0 to below 1."
         )
+    if arguments.dataset_weights:
+        _check_dataset_weights(arguments)
     check_loggers(arguments.logger)
     layout = find_layout(arguments.nodes, arguments.devices)
     check_devices(arguments.device, layout, arguments.strategy, arguments.precision)

@@ -28,9 +28,9 @@ from bids_app.files import read_rows
 from bids_app.model.api import Model
 from bids_app.model.checkpoint import read_checkpoint
 from bids_app.preprocess.brain_signal import SIGNAL_MEASURES
+from bids_app.training.data.batches import ClipSource
 from bids_app.training.data.labels import Segment, is_missing
-from bids_app.training.data.loader import ClipSource
-from bids_app.training.data.store import Scan
+from bids_app.training.data.scan import Scan
 from bids_app.training.head import compute_embeddings
 
 LOGGER = logging.getLogger(__name__)
@@ -210,7 +210,7 @@ def _demographics(participants: ParticipantTable, scans: Sequence[Scan]) -> dict
 def _sidecar(scan: Scan) -> dict[str, Any]:
     """Return the sidecar of a scan, with what its store knows of the scanner."""
     found = _json(Path(scan.source).with_suffix("").with_suffix(".json")) if scan.source else {}
-    return found | scan.scanner
+    return found | dict(scan.scanner)
 
 
 def _scanner(scan: Scan) -> str:

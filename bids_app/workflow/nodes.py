@@ -382,8 +382,8 @@ def clip_outputs(
     normalisations : sequence of str
         One store for each.
     """
+    from bids_app.training.data.entries import add_entry
     from bids_app.training.data.sources import facts_of
-    from bids_app.training.data.store import ClipStore
 
     series = GridSeries.open(grid.folder)
     origin = preprocessed.origin.start_time if preprocessed.origin else None
@@ -393,7 +393,7 @@ def clip_outputs(
         folder = tree / f"sub-{entities['sub']}" / CLIPS / normalisation
         folder.mkdir(parents=True)
         name = join_name(entities, "").removesuffix("_")
-        ClipStore(folder, normalisation).add(name, series, source=source, **facts_of(entities, metadata, preprocessed))
+        add_entry(folder, name, series, normalisation, source=source, **facts_of(entities, metadata, preprocessed))
     return tree
 
 

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 
 from bids_app.bids.query import BoldRun, find_runs
+from bids_app.cli.train import main
 from bids_app.clips import GridSeries
 from bids_app.errors import NoMatchError
 from bids_app.outputs.publish import remove_earlier, write_manifest
 from bids_app.outputs.schema import PREPROCESSING, read_manifest
 from bids_app.settings import PreprocessSettings, QuerySettings
 from bids_app.training.data.examples import load_datasets
+from bids_app.training.data.scan import Scan
 from bids_app.training.data.sources import find_own_clips, prepare
-from bids_app.training.data.store import ClipStore, Scan
+from bids_app.training.data.store import ClipStore
 from bids_app.workflow.in_process import run_in_process, steps_of
 from tests.helpers.datasets import PreprocessedTree, write_hcp_run, write_ukb_run
 from tests.helpers.images import StandardBrain
@@ -138,7 +140,12 @@ def test_entries_that_the_manifest_does_not_vouch_for_are_not_used(standard_brai
     assert manifest is not None
     values = out / "sub-01" / "clips" / "voxel" / run.stem / "values.npy"
     assert manifest.files[values.relative_to(out).as_posix()].size == values.stat().st_size
-    assert list(find_own_clips(out, "voxel")[0]) == [run.stem]
+    (own,) = find_own_clips(out, "voxel")[0].values()
+    assert own.name == run.stem
+    assert main(["store", "build", str(out), str(tmp_path / "built"), "--normalisation", "voxel"]) == 0
+    (built,) = ClipStore(tmp_path / "built")
+    assert_same_scan(built, own)
+    assert (built.name, built.confounds, built.quality) == (own.name, own.confounds, own.quality)
     write_manifest(out, run.stem, PREPROCESSING, replace(manifest, complete=False))
     assert find_own_clips(out, "voxel")[0] == {}
     write_manifest(out, run.stem, PREPROCESSING, manifest)

@@ -468,6 +468,38 @@ def test_adapt_trains_an_adapter_from_derivatives_and_a_column(
 
 
 @pytest.mark.slow
+def test_reading_processes_change_no_weight(make_store, invented_series, tmp_path, capsys, tiny_config):
+    from bids_app.training.data.store import ClipStore
+
+    second = ClipStore(tmp_path / "second", "global")
+    for label in "xyz":
+        second.add(f"sub-{label}_task-rest", invented_series(n_vols=45), label)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
+    data = [str(make_store(1).folder), str(second.folder)]
+    common = [
+        "--config",
+        str(tmp_path / "config.json"),
+        "--epochs",
+        "1",
+        "--batch-size",
+        "1",
+        "--normalisation",
+        "global",
+    ]
+    outputs = [tmp_path / f"{name}.safetensors" for name in ("thread", "processes")]
+    for output, workers in zip(outputs, ("0", "2"), strict=True):
+        options = ["--dataset-weights", "uniform", "--workers", workers, "--output", str(output)]
+        assert main(["pretrain", *data, *common, *options]) == 0
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+    steps = (tmp_path / "thread.training" / "steps.csv").read_text().splitlines()
+    assert len(steps) - 1 == 4  # two clips of each dataset; without weights there are eight
+    capsys.readouterr()
+    wrong = ["--dataset-weights", "1", "2", "3", "--output", str(tmp_path / "e.safetensors")]
+    assert main(["pretrain", *data, *common, *wrong]) == 64
+    assert "one number for each of the 2 datasets" in capsys.readouterr().err
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_two_processes_equal_one_with_twice_the_batch_size(make_store, tmp_path, tiny_config):
     store = make_store(2)

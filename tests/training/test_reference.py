@@ -21,7 +21,7 @@ from bids_app.model.checkpoint import read_checkpoint, save_encoder
 from bids_app.model.encoder import EncoderConfig
 from bids_app.model.mae import MaskedAutoencoder
 from bids_app.training.data.labels import Segment
-from bids_app.training.data.store import Scan
+from bids_app.training.data.scan import Scan
 from bids_app.training.reference import add_ranges, add_reconstruction, rounded_range, scan_properties, unique_scans
 
 

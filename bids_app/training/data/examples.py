@@ -20,6 +20,8 @@ from bids_app.outputs.ratings import FOLDER, failed_runs, read_all_ratings
 from bids_app.training.adapt import LabelledScans
 from bids_app.training.data.duplicates import find_copies, warn_of_copies
 from bids_app.training.data.labels import EventRule, Segment, Target, read_table
+from bids_app.training.data.places import is_url
+from bids_app.training.data.scan import Scan
 from bids_app.training.data.sources import (
     Found,
     find_own_clips,
@@ -29,7 +31,7 @@ from bids_app.training.data.sources import (
     scans_of,
 )
 from bids_app.training.data.splits import read_families
-from bids_app.training.data.store import ClipStore, Scan
+from bids_app.training.data.store import ClipStore
 
 STIMULUS = "stim_file"
 
@@ -78,7 +80,7 @@ class Examples:
 
 
 def load_datasets(
-    paths: Sequence[Path],
+    paths: Sequence[Path | str],
     base: Path,
     normalisation: str,
     n_procs: int = 1,
@@ -94,8 +96,8 @@ def load_datasets(
 
     Parameters
     ----------
-    paths : sequence of Path
-        Derivatives or clip stores.
+    paths : sequence of Path or str
+        Derivatives or clip stores; the URL of a clip store is a text.
     base : Path
         Folder for new clip stores.
     shard : tuple of int
@@ -110,13 +112,14 @@ def load_datasets(
         Leave out the scans that people rated as failed, see `without_failed`.
     """
     sources: list[tuple[str, Path, Callable[[], list[Scan]]]] = []
-    for index, path in enumerate(paths):
-        if not path.is_dir():
+    names = [Path(given).name if is_url(given) else Path(given).resolve().name for given in paths]
+    for index, (given, name) in enumerate(zip(paths, names, strict=True)):
+        path = Path(given)
+        if not is_url(given) and not path.is_dir():
             raise NoInputError(f"{path}: no such folder.", "Give a derivatives dataset or a clip store.")
-        is_unique = [p.resolve().name for p in paths].count(path.resolve().name) == 1
-        name = path.resolve().name if is_unique else f"{path.resolve().name}{index + 1}"
-        if os.path.lexists(path / "store.json"):
-            sources.append((name, path, partial(list, ClipStore(path, normalisation))))
+        name = name if names.count(name) == 1 else f"{name}{index + 1}"
+        if is_url(given) or os.path.lexists(path / "store.json"):
+            sources.append((name, path, partial(list, ClipStore(given, normalisation))))
             continue
         own, found = find_scans(path, normalisation)
         store = ClipStore(base / f"{name}_{normalisation}", normalisation) if found.series else None
@@ -187,17 +190,19 @@ def _join_scans(own: Mapping[str, Scan], found: Found, store: ClipStore | None) 
     return sorted([*own.values(), *prepared], key=lambda scan: natural_key(scan.name))
 
 
-def find_scans(dataset: Path, normalisation: str) -> tuple[dict[str, Scan], Found]:
+def find_scans(dataset: Path, normalisation: str, part: tuple[int, int] = (0, 1)) -> tuple[dict[str, Scan], Found]:
     """Find the runs of a dataset: those that were kept as clips, and the series of the others.
+
+    ``part`` as in `bids_app.training.data.sources.find_series`.
 
     Raises
     ------
     NoMatchError, UsageError
         There are neither.
     """
-    own, others = find_own_clips(dataset, normalisation)
+    own, others = find_own_clips(dataset, normalisation, part)
     try:
-        found = find_series(dataset)
+        found = find_series(dataset, part)
     except (NoMatchError, UsageError) as error:
         if not own and others:
             raise NoMatchError(

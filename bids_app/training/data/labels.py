@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,8 +16,9 @@ from bids_app.adapters.file import EMBEDDING, REGRESSION
 from bids_app.clips import MODEL_TR
 from bids_app.errors import BadDataError, NoMatchError, UsageError
 from bids_app.files import check_regular, read_rows
+from bids_app.training.data.quantise import QuantisedClip
+from bids_app.training.data.scan import Scan
 from bids_app.training.data.sources import find_events, find_raw_dataset
-from bids_app.training.data.store import Scan
 from bids_app.training.tasks import MAX_CLASSES, is_number
 
 EVENTS = "events.tsv"
@@ -77,9 +78,21 @@ class Segment:
 
     def clip(self, start: int) -> torch.Tensor:
         """Read the clip that starts at volume ``start`` of the segment, (1, 96, 96, 96, n) float32."""
+        self._check(start)
+        return self.scan.clip(self.first + start)
+
+    def quantised_clip(self, start: int) -> QuantisedClip:
+        """Read the clip that starts at volume ``start`` of the segment as it is stored."""
+        self._check(start)
+        return self.scan.quantised_clip(self.first + start)
+
+    def without_facts(self) -> Segment:
+        """Return a copy that can only read clips, see `Scan.without_facts`."""
+        return replace(self, scan=self.scan.without_facts())
+
+    def _check(self, start: int) -> None:
         if not 0 <= start <= self.n_vols - self.clip_volumes:
             raise IndexError(f"volumes {start} to {start + self.clip_volumes} of {self.n_vols} in {self.name}")
-        return self.scan.clip(self.first + start)
 
 
 @dataclass(frozen=True)

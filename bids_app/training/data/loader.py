@@ -1,64 +1,31 @@
-"""Batches of clips; seed and epoch alone determine their order, for any number of processes.
+"""Batches of clips; seed and epoch alone determine their order, for any number of processes and of reading processes.
 
 B  clips of a batch      T  volumes of a clip
 """
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
-from bids_app.errors import NoMatchError, UsageError
+from bids_app.errors import NeurostormError, NoMatchError, TemporaryError, UsageError
+from bids_app.training.data.batches import Batch, ClipSource, QuantisedBatch, QuantisedSource, Request, read_batch
+from bids_app.training.data.sampling import DatasetWeights, pair
 
-
-class ClipSource(Protocol):
-    """Source of clips: a scan of a store or a segment of one."""
-
-    @property
-    def participant(self) -> str: ...
-
-    @property
-    def n_vols(self) -> int: ...
-
-    @property
-    def n_clips(self) -> int: ...
-
-    @property
-    def clip_volumes(self) -> int: ...
-
-    def clip(self, start: int) -> torch.Tensor: ...
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Batch of clips.
-
-    Attributes
-    ----------
-    clips : torch.Tensor, (B, 1, 96, 96, 96, T)
-    scans : torch.Tensor of int64, (B,)
-        Index of the scan of each clip.
-    seeds : torch.Tensor of int64, (B,)
-        Random seed of each clip; independent of the number of processes.
-    """
-
-    clips: torch.Tensor
-    scans: torch.Tensor
-    seeds: torch.Tensor
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def to(self, device: torch.device | str) -> Batch:
-        """Copy clips and scan indices to a device; the seeds stay on the CPU."""
-        clips, scans = (x.to(device, non_blocking=True) for x in (self.clips, self.scans))
-        return Batch(clips, scans, self.seeds)
+AnyBatch = Batch | QuantisedBatch
+BATCHES_AHEAD = 2
+"""Batches that each reading process reads ahead."""
+VOLUME_BYTES = 300_000
+"""Upper estimate of the brain voxels of a volume, for the size of shared memory."""
+SHARED_MEMORY = "/dev/shm"
 
 
 @dataclass(frozen=True)
@@ -79,6 +46,12 @@ class ClipBatches:
         Rank of this process and number of processes; together they read the batches of one process with a larger batch.
     identities : tuple of int, optional
         Identity of each scan; with random starts, clips of one identity are then read in pairs where possible.
+    weights : DatasetWeights, optional
+        Shares of datasets, with random starts; None: each clip of all datasets once.
+    workers : int
+        Reading processes; 0: a thread. They change neither clips nor their order.
+    pin : bool
+        Read into page-locked memory, for a GPU; requires reading processes.
     """
 
     scans: tuple[ClipSource, ...]
@@ -88,9 +61,12 @@ class ClipBatches:
     shard: tuple[int, int] = (0, 1)
     identities: tuple[int, ...] | None = None
     aligned_starts: bool = False
+    weights: DatasetWeights | None = None
+    workers: int = 0
+    pin: bool = False
 
     def __post_init__(self) -> None:
-        if not any(scan.n_clips for scan in self.scans):
+        if not self._counts.any():
             raise NoMatchError(
                 "All scans are shorter than a clip.",
                 f"A clip of this encoder has {self.scans[0].clip_volumes} volumes at 0.8 s."
@@ -99,16 +75,24 @@ class ClipBatches:
             )
         if self.batch_size < 1:
             raise UsageError(f"Invalid value for --batch-size: {self.batch_size}.", "Use at least 1.")
-        if self.shard[1] > 1 and self.n_clips < self._global_batch_size:
+        n_clips = self.n_clips  # checks the weights, too
+        if self.shard[1] > 1 and n_clips < self._global_batch_size:
             raise UsageError(
                 f"{self.n_clips} clips do not fill a batch of {self.batch_size} in each of {self.shard[1]} processes.",
                 "Lower --batch-size or --processes.",
             )
 
-    @property
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        """Number of clips of each scan, (S,)."""
+        return np.array([scan.n_clips for scan in self.scans], dtype=int)
+
+    @cached_property
     def n_clips(self) -> int:
         """Number of clips per epoch."""
-        return sum(scan.n_clips for scan in self.scans)
+        if self.weights is not None and self.random_starts:
+            return int(self.weights.clips_of_datasets(self._counts).sum())
+        return int(self._counts.sum())
 
     @property
     def _global_batch_size(self) -> int:
@@ -121,47 +105,112 @@ class ClipBatches:
             return self.n_clips // self._global_batch_size or 1
         return -(-self.n_clips // self._global_batch_size)
 
-    def epoch(self, number: int, first: int = 0) -> Iterator[Batch]:
-        """Iterate over the batches of an epoch from batch ``first`` on; the next batch is read in the background."""
-        order = [(i, k * scan.clip_volumes) for i, scan in enumerate(self.scans) for k in range(scan.n_clips)]
+    def order(self, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return scan, first volume and seed of each clip of an epoch, (N,) each."""
+        scans = np.repeat(np.arange(len(self.scans)), self._counts)
+        lengths = np.array([scan.clip_volumes for scan in self.scans])
+        starts = (np.arange(len(scans)) - (np.cumsum(self._counts) - self._counts)[scans]) * lengths[scans]
         if self.random_starts:
+            if self.weights is not None:
+                chosen = self.weights.select(scans, self._counts, np.random.default_rng([self.seed, number, 2]))
+                scans, starts = scans[chosen], starts[chosen]
             rng = np.random.default_rng([self.seed, number])
             if not self.aligned_starts:
-                order = [
-                    (i, int(rng.integers(self.scans[i].n_vols - self.scans[i].clip_volumes + 1))) for i, _ in order
-                ]
-            order = [order[k] for k in rng.permutation(len(order))]
+                starts = rng.integers((np.array([scan.n_vols for scan in self.scans]) - lengths + 1)[scans])
+            shuffled = rng.permutation(len(scans))
+            scans, starts = scans[shuffled], starts[shuffled]
             if self.identities is not None:
-                order = _pair(order, self.identities)
-        seeds = np.random.default_rng([self.seed, number, 1]).integers(2**62, size=len(order))
-        starts = [k * self._global_batch_size + self.shard[0] * self.batch_size for k in range(first, self.steps)]
-        spans = [slice(a, a + self.batch_size) for a in starts]
-        return _read_ahead(self._read(order[span], seeds[span]) for span in spans)
+                paired = pair(scans, self.identities)
+                scans, starts = scans[paired], starts[paired]
+        return scans, starts, np.random.default_rng([self.seed, number, 1]).integers(2**62, size=len(scans))
 
-    def _read(self, group: list[tuple[int, int]], seeds: np.ndarray) -> Batch:
-        clips = torch.stack([self.scans[i].clip(start) for i, start in group])
-        return Batch(clips, torch.tensor([i for i, _ in group]), torch.from_numpy(seeds))
+    def epoch(self, number: int, first: int = 0) -> Iterator[AnyBatch]:
+        """Iterate over the batches of an epoch from batch ``first`` on; the next ones are read in the background."""
+        requests = self._requests(number, first)
+        return self._read_in_processes(requests) if self.workers else _read_ahead(map(read_batch, requests))
+
+    def _requests(self, number: int, first: int) -> Iterator[list[Request]]:
+        scans, starts, seeds = self.order(number)
+        for step in range(first, self.steps):
+            begin = step * self._global_batch_size + self.shard[0] * self.batch_size
+            clips = range(begin, min(begin + self.batch_size, len(scans)))
+            yield [Request(self._source(scans[k]), int(starts[k]), int(scans[k]), int(seeds[k])) for k in clips]
+
+    def _source(self, index: int) -> ClipSource:
+        source = self.scans[index]
+        return source.without_facts() if self.workers and isinstance(source, QuantisedSource) else source
+
+    def _read_in_processes(self, requests: Iterator[list[Request]]) -> Generator[AnyBatch, None, None]:
+        self._check_shared_memory()
+        loader = DataLoader(
+            _Reader(),
+            batch_sampler=requests,  # type: ignore[arg-type]
+            num_workers=self.workers,
+            collate_fn=_as_it_is,  # type: ignore[arg-type]
+            pin_memory=self.pin,
+            prefetch_factor=BATCHES_AHEAD,
+            generator=torch.Generator(),  # the random numbers of the training are not used
+        )
+        batches = iter(loader)
+        try:
+            while True:
+                batch = next(batches)
+                if isinstance(batch, NeurostormError):
+                    raise batch
+                yield batch
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise TemporaryError(
+                f"A reading process was killed, probably out of memory ({str(error).splitlines()[0]}).",
+                "Use fewer --workers.",
+            ) from error
+        finally:
+            del batches  # ends the reading processes
+
+    def _check_shared_memory(self) -> None:
+        """Check that the batches read ahead fit in the memory that processes share.
+
+        Raises
+        ------
+        UsageError
+            They do not; containers often have only 64 MB.
+        """
+        volumes = max(scan.clip_volumes for scan in self.scans[:1]) * self.batch_size
+        needed = self.workers * (BATCHES_AHEAD + 1) * volumes * VOLUME_BYTES
+        if os.path.isdir(SHARED_MEMORY):
+            state = os.statvfs(SHARED_MEMORY)
+            free = state.f_bavail * state.f_frsize
+            if free < needed:
+                raise UsageError(
+                    f"{SHARED_MEMORY} has {free / 1e6:,.0f} MB, {self.workers} reading processes need "
+                    f"{needed / 1e6:,.0f} MB.",
+                    "Use fewer --workers, or give the container more (docker run --shm-size).",
+                )
 
 
-def _pair(order: list[tuple[int, int]], identities: tuple[int, ...]) -> list[tuple[int, int]]:
-    """Reorder clips so that two of one identity are adjacent; unpaired clips come last."""
-    waiting: dict[int, tuple[int, int]] = {}
-    paired: list[tuple[int, int]] = []
-    for clip in order:
-        identity = identities[clip[0]]
-        if identity in waiting:
-            paired += [waiting.pop(identity), clip]
-        else:
-            waiting[identity] = clip
-    return paired + list(waiting.values())
+class _Reader(Dataset[Request]):
+    """What a reading process does with the requests of a batch."""
+
+    def __getitems__(self, requests: Sequence[Request]) -> AnyBatch | NeurostormError:
+        try:
+            return read_batch(requests)
+        except NeurostormError as error:  # raised again by the training loop, with its exit code
+            return error
 
 
-def _read_ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+def _as_it_is(batch: AnyBatch | NeurostormError) -> AnyBatch | NeurostormError:
+    return batch
+
+
+def _read_ahead(batches: Iterator[AnyBatch]) -> Iterator[AnyBatch]:
     """Read one batch ahead in a thread."""
-    waiting: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=1)
+    waiting: queue.Queue[AnyBatch | BaseException | None] = queue.Queue(maxsize=1)
     stop = threading.Event()
 
-    def put(item: Batch | BaseException | None) -> bool:
+    def put(item: AnyBatch | BaseException | None) -> bool:
         while not stop.is_set():
             try:
                 waiting.put(item, timeout=0.1)

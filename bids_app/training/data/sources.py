@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
@@ -34,13 +33,18 @@ from bids_app.outputs.schema import PREPROCESSING, FileStamp, read_run_files
 from bids_app.preprocess.ingest.derivatives import examine_derived, ingest_run
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.resample import resample_to_model_grid
-from bids_app.training.data.store import ClipStore, Scan, read_scan
+from bids_app.training.data.entries import read_entry
+from bids_app.training.data.scan import Scan, new_scan
+from bids_app.training.data.shards import SHARD_BYTES, ShardWriter
+from bids_app.training.data.store import ClipStore
 
 log = logging.getLogger(__name__)
 MAX_SECONDS = 1e6
 """Limit of start times, s."""
 METHOD = 2
 """Version of the preparation: raised when clips of the same series change, so that stored ones are made again."""
+SERIES_PER_TASK = 20
+"""Maximum number of series that a process prepares in one task, which ends a shard."""
 MAX_NAMED = 2
 """Maximum number of runs to name in a message about several."""
 SERIES_HINT = (
@@ -109,8 +113,15 @@ class Found:
     messages: tuple[Message, ...] = ()
 
 
-def find_series(dataset: Path) -> Found:
+def participants_of_part(dataset: Path, part: tuple[int, int]) -> list[str]:
+    """Return the participants of a part of a dataset: its number from 0 and the number of parts."""
+    return sorted(participants_of(dataset), key=natural_key)[part[0] :: part[1]]
+
+
+def find_series(dataset: Path, part: tuple[int, int] = (0, 1)) -> Found:
     """Find the preprocessed series of a dataset, one per run, by the rules of the participant level.
+
+    ``part`` is that of `participants_of_part`; other participants are not read.
 
     Raises
     ------
@@ -119,7 +130,7 @@ def find_series(dataset: Path) -> Found:
     UsageError
         All series are in unsupported spaces.
     """
-    participants = participants_of(dataset)
+    participants = participants_of_part(dataset, part)
     derived = read_dataset(dataset, main_dataset(dataset), participants) if participants else None
     runs = [run_of_derivatives(run) for run in derived.runs] if derived else []
     unusable = {_name_of(dict(key)): what for key, what in derived.unusable.items()} if derived else {}
@@ -153,8 +164,10 @@ def _stamp_of(run: BoldRun) -> str:
     return hashlib.sha256(repr(parts).encode("utf-8", errors="surrogateescape")).hexdigest()[:16]
 
 
-def find_own_clips(dataset: Path, normalisation: str) -> tuple[dict[str, Scan], set[str]]:
-    """Find the runs that the participant level kept with ``--output-clips``.
+def find_own_clips(
+    dataset: Path, normalisation: str, part: tuple[int, int] = (0, 1)
+) -> tuple[dict[str, Scan], set[str]]:
+    """Find the runs that the participant level kept with ``--output-clips``; ``part`` as in `find_series`.
 
     Entries that are not in the complete manifest of their run are of an earlier preprocessing, or are being written;
     they are not used.
@@ -166,7 +179,10 @@ def find_own_clips(dataset: Path, normalisation: str) -> tuple[dict[str, Scan], 
     """
     found: dict[str, Scan] = {}
     others: set[str] = set()
+    labels = None if part == (0, 1) else set(participants_of_part(dataset, part))
     for folder in sorted(dataset.glob(f"sub-*/{CLIPS}")):
+        if labels is not None and folder.parent.name.removeprefix("sub-") not in labels:
+            continue
         for stem, run in read_run_files(folder.parent).items():
             manifest = run.current(PREPROCESSING)
             files = manifest.files if manifest else {}
@@ -177,7 +193,7 @@ def find_own_clips(dataset: Path, normalisation: str) -> tuple[dict[str, Scan], 
                     if kept != normalisation:
                         others.add(kept)
                     elif _is_whole(path.parent, dataset, files):
-                        found[stem] = read_scan(path.parent)
+                        found[stem] = read_entry(path.parent)
     return found, others
 
 
@@ -208,6 +224,7 @@ def prepare_series(
     n_procs: int = 1,
     shard: tuple[int, int] = (0, 1),
     report: Callable[[str], None] | None = None,
+    shard_bytes: int = SHARD_BYTES,
 ) -> list[Scan]:
     """Add series to a clip store.
 
@@ -225,6 +242,9 @@ def prepare_series(
     report : callable, optional
         Receives a message for each omitted series with the reason, and for each warning; equal ones are summed up.
 
+    shard_bytes : int
+        Size from which a shard is closed.
+
     Returns
     -------
     list of Scan
@@ -235,13 +255,17 @@ def prepare_series(
     NoMatchError
         All series are unusable.
     """
+    store.refresh()
     wanted = found.series[shard[0] :: shard[1]]
     missing = [series for series in wanted if not store.has(series.name, series.stamp)]
-    if n_procs > 1 and len(missing) > 1:
-        with ProcessPoolExecutor(min(n_procs, len(missing)), mp_context=get_context("spawn")) as pool:
-            parts = list(pool.map(_prepare_or_reason, missing, [store] * len(missing)))
+    work = [(series, store.next_generation(series.name)) for series in missing]
+    size = max(1, min(SERIES_PER_TASK, -(-len(work) // n_procs)))
+    tasks = [work[k : k + size] for k in range(0, len(work), size)]
+    if n_procs > 1 and len(tasks) > 1:
+        with ProcessPoolExecutor(min(n_procs, len(tasks)), mp_context=get_context("spawn")) as pool:
+            parts = list(pool.map(_prepare_task, tasks, [store] * len(tasks), [shard_bytes] * len(tasks)))
     else:
-        parts = [_prepare_or_reason(series, store) for series in missing]
+        parts = [_prepare_task(task, store, shard_bytes) for task in tasks]
     messages = [message for part in parts for message in part]
     for line in sum_up((*(found.messages if shard[0] == 0 else ()), *messages)):
         (report or log.warning)(line)
@@ -255,7 +279,8 @@ def prepare_series(
 
 
 def scans_of(series: Sequence[Series], store: ClipStore) -> list[Scan]:
-    """Return the scans of series that a store has."""
+    """Return the scans of series that a store has, those of other writers included."""
+    store.refresh()
     return [store[each.name] for each in series if store.has(each.name, each.stamp)]
 
 
@@ -272,25 +297,35 @@ def sum_up(messages: Sequence[Message]) -> list[str]:
     return lines
 
 
-def _prepare_or_reason(series: Series, store: ClipStore) -> list[Message]:
+def _prepare_task(task: Sequence[tuple[Series, int]], store: ClipStore, shard_bytes: int) -> list[Message]:
+    """Prepare series, given with their generations, in shards of their own; return warnings and reasons of omission."""
+    messages = []
+    with store.writer(shard_bytes) as writer:
+        for series, generation in task:
+            messages += _prepare_or_reason(series, generation, store, writer)
+    return messages
+
+
+def _prepare_or_reason(series: Series, generation: int, store: ClipStore, writer: ShardWriter) -> list[Message]:
     """Prepare a series; return its warnings, or the reason if it is unusable."""
     name, file = series.name, series.run.bold.name
     try:
-        warnings = _prepare_series(series, store)
+        warnings = _prepare_series(series, generation, store, writer)
     except (BadDataError, NoInputError) as error:
         return [Message("omitted", name, str(error).removeprefix(f"{file}: "), file)]
     return [Message("note", name, warning.removeprefix(f"{file}: "), file) for warning in warnings]
 
 
-def _prepare_series(series: Series, store: ClipStore) -> tuple[str, ...]:
+def _prepare_series(series: Series, generation: int, store: ClipStore, writer: ShardWriter) -> tuple[str, ...]:
     """Add a series to a store; return the warnings of its ingestion."""
     run = series.run
     if run.problem is not None:
         raise NoInputError(run.problem.message, run.problem.hint)
-    with tempfile.TemporaryDirectory(dir=store.folder, prefix=".series.") as scratch:
-        preprocessed, grid = series_on_grid(run, Path(scratch))
+    with store.place.scratch() as scratch:
+        preprocessed, grid = series_on_grid(run, scratch)
         facts = facts_of(run.entities, run.metadata, preprocessed)
-        store.add(series.name, grid, source=str(run.bold), stamp=series.stamp, **facts)
+        scan = new_scan(series.name, grid, store.normalisation, source=str(run.bold), stamp=series.stamp, **facts)
+        writer.add(scan, generation)
     return preprocessed.warnings
 
 

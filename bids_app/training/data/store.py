@@ -1,139 +1,47 @@
-"""Clip store: compressed scans on the model grid from which clips are read; safe for parallel writers.
+"""Clip store: quantised scans on the model grid from which clips are read; safe for parallel writers.
 
-    STORE/store.json          format, normalisation
-    STORE/<scan>/values.npy   (U, V) int8: normalised volumes at 0.8 s, brain voxels only
-    STORE/<scan>/mask.npy     (96, 96, 96) packed bits: brain mask
-    STORE/<scan>/mean.npy     (V,) float16: mean image under the global normalisation
-    STORE/<scan>/scan.json    scale, background, participant, labels; written last: folders without it are ignored
+    STORE/store.json   format, normalisation
+    STORE/shards/      tar files of scans with their indices, see `bids_app.training.data.shards`
+    STORE/index.jsonl  the indices of all shards in one file, one line each, so that a large store opens quickly
+    STORE/embeddings/<shard>/<scan>/   embeddings that were computed from a scan
 
-A value is ``code * scale``; code -128 is background. The scale is set by the 99.95th percentile of the absolute values,
-so that a few outliers (which are clipped) do not reduce the precision.
+Shards are found by their tar files; ``index.jsonl`` only saves reading the index of each. Scans in folders of their own
+(format 1, see `bids_app.training.data.entries`) are read as well.
 """
 
 from __future__ import annotations
 
+import gc
 import json
-import math
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from bids_app.clips import NORMALISATIONS, GridSeries
+from bids_app.errors import BadDataError, NoInputError, UsageError
+from bids_app.files import MAX_JSON_BYTES, parse_json
+from bids_app.training.data.entries import ENTRIES_VERSION, STORE_FORMAT, find_entries, read_entry
+from bids_app.training.data.places import Place, is_url
+from bids_app.training.data.scan import HINT, Scan, new_scan
+from bids_app.training.data.shards import (
+    MAX_SHARD_INDEX_BYTES,
+    SHARD_BYTES,
+    SHARDS,
+    Shard,
+    ShardWriter,
+    StoredScan,
+    index_of,
+    read_shard,
+)
 
-from bids_app.bids.writer import atomic_path
-from bids_app.clips import CLIP_VOLUMES, MODEL_GRID_SHAPE, NORMALISATIONS, ClipReader, GridSeries
-from bids_app.errors import BadDataError, CannotCreateError, NoInputError, UsageError
-from bids_app.files import MAX_JSON_BYTES, check_regular, parse_json, read_text
-from bids_app.preprocess.brain_signal import measure_signal
-
-STORE_FORMAT, STORE_VERSION = "neurostorm-clips", 1
-BACKGROUND = -128
-SCALE_PERCENTILE = 99.95
-"""Percentile of the absolute values that defines the scale."""
-CHUNKS_FOR_SCALE = 6
-"""Number of chunks of a scan from which its scale is estimated."""
-HINT = "Prepare the store again in a new folder."
-
-
-@dataclass(frozen=True)
-class Scan:
-    """One scan of a store.
-
-    Attributes
-    ----------
-    folder : Path
-    participant, session : str
-        Labels without prefix; the session may be empty.
-    scale, background : float
-        Value per code step, and value of the background.
-    n_vols : int
-        Volumes at 0.8 s.
-    labels : dict
-        Labels of the scan (task, run); labels of the participant come from tables.
-    source : str
-        Path of the preprocessed BOLD file, or BIDS URI of the raw one.
-    start : float
-        Time of the first volume relative to the start of the acquisition, s.
-    confounds : dict of str to float
-        Summaries of motion and confounds: means and standard deviations over the run.
-    signal : dict of str to float
-        Measures of the signal, see `bids_app.preprocess.brain_signal`; empty in stores of earlier versions.
-    quality : dict of str to float
-        Repetition time (``tr``, s) and image quality metrics; empty in stores of earlier versions.
-    scanner : dict
-        Keys of the sidecar that name the scanner, see `bids_app.bids.sidecars.SCANNER_KEYS`.
-    stamp : str
-        What the scan was made from; a scan with another stamp is made again.
-    clip_volumes : int
-        Volumes of a clip: those of the encoder that reads the scan; not part of the store.
-    """
-
-    folder: Path
-    participant: str
-    session: str
-    scale: float
-    background: float
-    n_vols: int
-    labels: dict[str, Any] = field(default_factory=dict)
-    source: str = ""
-    start: float = 0.0
-    confounds: dict[str, float] = field(default_factory=dict)
-    signal: dict[str, float] = field(default_factory=dict)
-    quality: dict[str, float] = field(default_factory=dict)
-    scanner: dict[str, Any] = field(default_factory=dict)
-    stamp: str = ""
-    clip_volumes: int = CLIP_VOLUMES
-
-    @property
-    def name(self) -> str:
-        """Name of the scan in its store."""
-        return self.folder.name
-
-    @property
-    def n_clips(self) -> int:
-        """Number of non-overlapping clips."""
-        return self.n_vols // self.clip_volumes
-
-    @property
-    def voxel_indices(self) -> np.ndarray:
-        """Flat indices of the brain voxels, (V,) in C order; read from disk each time to save memory."""
-        n_voxels = math.prod(MODEL_GRID_SHAPE)
-        bits = _read_array(self.folder / "mask.npy", np.uint8, -(-n_voxels // 8))
-        return np.flatnonzero(np.unpackbits(bits, count=n_voxels))
-
-    def codes(self, indices: np.ndarray) -> np.ndarray:
-        """Return the codes of the brain voxels, (U, V) int8, mapped from the file; ``indices`` are `voxel_indices`."""
-        return _read_array(self.folder / "values.npy", np.int8, self.n_vols, len(indices))
-
-    def mean_image(self) -> np.ndarray:
-        """Read the temporal mean under the global normalisation, (V,) float32."""
-        return _read_array(self.folder / "mean.npy", np.float16, len(self.voxel_indices)).astype(np.float32)
-
-    def rows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Read all values of the brain voxels, (U, V) float32, and their flat indices, (V,) in C order."""
-        indices = self.voxel_indices
-        codes = self.codes(indices)
-        values = codes.astype(np.float32) * np.float32(self.scale)
-        values[codes == BACKGROUND] = self.background
-        return values, indices
-
-    def clip(self, start: int) -> torch.Tensor:
-        """Read the clip that starts at volume ``start``, (1, 96, 96, 96, n) float32."""
-        clip_volumes = self.clip_volumes
-        if not 0 <= start <= self.n_vols - clip_volumes:
-            raise IndexError(f"volumes {start} to {start + clip_volumes} of {self.n_vols} in {self.name}")
-        codes = torch.full((math.prod(MODEL_GRID_SHAPE), clip_volumes), BACKGROUND, dtype=torch.int8)
-        indices = self.voxel_indices
-        rows = np.ascontiguousarray(self.codes(indices)[start : start + clip_volumes].T)  # (V, n)
-        codes[torch.from_numpy(indices)] = torch.from_numpy(rows)
-        grid = torch.where(codes == BACKGROUND, self.background, codes.float().mul_(self.scale))
-        return grid.reshape(1, *MODEL_GRID_SHAPE, clip_volumes)
+STORE_VERSION = 2
+ABOUT, INDEX = "store.json", "index.jsonl"
+MAX_INDEX_BYTES = 8 * 2**30
+INDEX_READERS = 16
+"""Threads that read indices of shards; each waits for the file system most of the time."""
 
 
 class ClipStore:
@@ -142,24 +50,36 @@ class ClipStore:
     Parameters
     ----------
     folder : str or Path
-        Created if missing.
+        Path or URL (``s3://bucket/store``); created if missing.
     normalisation : str, optional
         Normalisation of the scans; None uses that of the existing store.
     """
 
     def __init__(self, folder: str | Path, normalisation: str | None = None) -> None:
+        self.place = Place(folder if is_url(folder) else os.path.abspath(folder))  # type: ignore[arg-type]
         self.folder = Path(folder)
-        about = self.folder / "store.json"
-        if not os.path.lexists(about):
+        if not self.place.exists(ABOUT):
             if normalisation is None:
-                raise NoInputError(f"{self.folder}: not a clip store.", "Prepare one with neurostorm-train.")
+                raise NoInputError(f"{folder}: not a clip store.", "Prepare one with neurostorm-train.")
             if normalisation not in NORMALISATIONS:
                 raise UsageError(f"Unknown normalisation: {normalisation!r}.", f"Choose {' or '.join(NORMALISATIONS)}.")
-            _write_json(about, {"format": STORE_FORMAT, "version": STORE_VERSION, "normalisation": normalisation})
-        content = _read_object(about)
+            about = {"format": STORE_FORMAT, "version": STORE_VERSION, "normalisation": normalisation}
+            with self.place.writing(ABOUT) as path:
+                path.write_text(as_text(about))
+        self._read_about(normalisation)
+        self.shards: dict[str, Shard] = {}
+        self._lost: dict[str, Shard] = {}
+        self._scans: dict[str, StoredScan] = {}
+        self._entries: dict[str, Path] = {}
+        self._is_read = False
+
+    def _read_about(self, normalisation: str | None) -> None:
+        about = self.place.path(ABOUT)
+        content = parse_json(self.place.read(ABOUT, MAX_JSON_BYTES), about)
+        content = content if isinstance(content, dict) else {}
         self.normalisation = str(content.get("normalisation"))
-        known = (content.get("format"), content.get("version")) == (STORE_FORMAT, STORE_VERSION)
-        if not known or self.normalisation not in NORMALISATIONS:
+        known = [(STORE_FORMAT, ENTRIES_VERSION), (STORE_FORMAT, STORE_VERSION)]
+        if (content.get("format"), content.get("version")) not in known or self.normalisation not in NORMALISATIONS:
             raise BadDataError(f"{about}: unsupported store format.", HINT)
         if normalisation not in (None, self.normalisation):
             raise UsageError(
@@ -167,22 +87,125 @@ class ClipStore:
                 "Use another folder for each normalisation.",
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the index to be read again by the other process."""
+        return {"folder": str(self.place) if not self.place.is_local else self.folder}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["folder"])  # type: ignore[misc]
+
+    def refresh(self) -> None:
+        """Read the indices of shards that were added since the last call, and forget those that were removed."""
+        with _collector_paused():
+            self._refresh()
+
+    def _refresh(self) -> None:
+        present = {name.removesuffix(".tar") for name in self.place.names(SHARDS) if _is_shard(name)}
+        if not self._is_read and self.place.exists(INDEX):
+            indexed = {shard.name: shard for shard in self._read_index()}
+            self.shards = {name: shard for name, shard in indexed.items() if name in present}
+            self._lost = {name: shard for name, shard in indexed.items() if name not in present}
+        self._lost |= {name: shard for name, shard in self.shards.items() if name not in present}
+        self.shards = {name: shard for name, shard in self.shards.items() if name in present}
+        new = sorted(present - self.shards.keys())
+        with ThreadPoolExecutor(INDEX_READERS) as pool:
+            self.shards |= {shard.name: shard for shard in pool.map(self._read_shard, new)}
+        scans: dict[str, StoredScan] = {}
+        for _, shard in sorted(self.shards.items()):
+            for stored in shard.scans:
+                earlier = scans.get(stored.scan.name)
+                if earlier is None or earlier.generation < stored.generation:
+                    scans[stored.scan.name] = stored
+        self._scans = scans
+        self._entries = find_entries(self.folder) if self.place.is_local else {}
+        self._is_read = True
+
+    def _read_index(self) -> Iterator[Shard]:
+        where = self.place.path(INDEX)
+        try:
+            for number, line in enumerate(self.place.read(INDEX, MAX_INDEX_BYTES).splitlines()):
+                yield read_shard(self.place, line, f"{where}, line {number + 1}")
+        except BadDataError as error:
+            raise BadDataError(
+                error.message, f"Write it again with neurostorm-train store index {self.place}."
+            ) from error
+
+    def _read_shard(self, name: str) -> Shard:
+        path = index_of(name)
+        shard = read_shard(self.place, self.place.read(path, MAX_SHARD_INDEX_BYTES), self.place.path(path))
+        if shard.name != name:
+            raise BadDataError(f"{self.place.path(path)}: the index of {shard.name}.", "Restore the file.")
+        return shard
+
+    def write_index(self) -> None:
+        """Write ``index.jsonl`` for the shards that exist."""
+        names = [name.removesuffix(".tar") for name in self.place.names(SHARDS) if _is_shard(name)]
+        with ThreadPoolExecutor(INDEX_READERS) as pool:
+            lines = pool.map(lambda name: self.place.read(index_of(name), MAX_SHARD_INDEX_BYTES).strip(), names)
+            content = b"".join(line + b"\n" for line in lines)
+        with self.place.writing(INDEX) as path:
+            path.write_bytes(content)
+        self._is_read = False
+
+    def lost(self) -> dict[str, list[str]]:
+        """Return the scans of shards that are in ``index.jsonl`` but whose tar files are missing."""
+        found = {
+            name: [stored.scan.name for stored in shard.scans if stored.scan.name not in self]
+            for name, shard in sorted(self._lost.items())
+        }
+        return {name: scans for name, scans in found.items() if scans}
+
+    def names(self) -> list[str]:
+        """Return the names of all scans, sorted."""
+        self._read_once()
+        return sorted(self._scans.keys() | self._entries.keys())
+
+    def names_of_entries(self) -> list[str]:
+        """Return the names of the scans in folders of their own (format 1), sorted."""
+        self._read_once()
+        return sorted(self._entries.keys() - self._scans.keys())
+
+    def _read_once(self) -> None:
+        if not self._is_read:
+            self.refresh()
+
     def __contains__(self, name: str) -> bool:
-        return os.path.lexists(self.folder / name / "scan.json")
+        self._read_once()
+        return name in self._scans or name in self._entries
 
     def __iter__(self) -> Iterator[Scan]:
-        for path in sorted(self.folder.glob("[!.]*")):  # folders with a leading dot are being written
-            if path.name in self:
-                yield self[path.name]
+        """Iterate over the scans by name, those of other writers included.
+
+        Raises
+        ------
+        NoInputError
+            Shards are missing.
+        """
+        self.refresh()
+        if lost := self.lost():
+            name, scans = next(iter(lost.items()))
+            raise NoInputError(
+                f"{self.place.path(SHARDS)}/{name}.tar: missing, with {len(scans)} scans such as {scans[0]}"
+                f"{f'; {len(lost) - 1} more shards are missing' if len(lost) > 1 else ''}.",
+                f"Restore it; or go on without it: neurostorm-train store index {self.place}.",
+            )
+        for name in self.names():
+            yield self[name]
 
     def __getitem__(self, name: str) -> Scan:
         if name not in self:
             raise KeyError(name)
-        return read_scan(self.folder / name)
+        stored = self._scans.get(name)
+        return stored.scan if stored else read_entry(self._entries[name])
 
     def has(self, name: str, stamp: str) -> bool:
-        """Return True if the store has a scan that was made from what ``stamp`` describes."""
+        """Return True if the store has a scan that was made from what ``stamp`` describes; see `refresh`."""
         return name in self and self[name].stamp == stamp
+
+    def next_generation(self, name: str) -> int:
+        """Return the generation of a scan that replaces the one of this name."""
+        self._read_once()
+        return self._scans[name].generation + 1 if name in self._scans else 1
 
     def add(
         self,
@@ -192,132 +215,44 @@ class ClipStore:
         session: str = "",
         labels: Mapping[str, Any] | None = None,
         source: str = "",
-        confounds: Mapping[str, float] | None = None,
-        quality: Mapping[str, float] | None = None,
-        scanner: Mapping[str, Any] | None = None,
         stamp: str = "",
+        **facts: Any,
     ) -> Scan:
-        """Normalise a run and add it to the store; an existing scan with the same stamp is kept.
+        """Normalise a run and add it in a shard of its own; an existing scan with the same stamp is kept.
 
-        The folder is written under a temporary name and renamed, so that a killed process leaves no partial scan and
-        two processes can add the same scan. Parameters as in `Scan`.
+        Use `writer` for several scans. Parameters as in `bids_app.training.data.scan.new_scan`.
         """
         if self.has(name, stamp):
             return self[name]
-        codes, scale, background, mean = _quantise(series, self.normalisation)
-        try:
-            temporary = Path(tempfile.mkdtemp(dir=self.folder, prefix=f".{name}."))
-            np.save(temporary / "values.npy", codes)
-            np.save(temporary / "mask.npy", np.packbits(series.mask))
-            np.save(temporary / "mean.npy", mean)
-            scan = Scan(temporary, participant, session, scale, background, len(codes), dict(labels or {}), source)
-            scan = replace(scan, start=series.start, signal=measure_signal(series), stamp=stamp)
-            facts = {"confounds": confounds, "quality": quality, "scanner": scanner}
-            about = asdict(scan) | {name: dict(known or {}) for name, known in facts.items()}
-            del about["folder"], about["clip_volumes"]
-            _write_json(temporary / "scan.json", about)
-            self._discard(name)
-            try:
-                os.rename(temporary, self.folder / name)
-            except OSError:
-                shutil.rmtree(temporary, ignore_errors=True)
-                if not self.has(name, stamp):
-                    raise
-        except OSError as error:
-            raise CannotCreateError(
-                f"{self.folder / name}: writing failed ({error}).", "Check disk space and permissions."
-            ) from error
+        with self.writer() as writer:
+            scan = new_scan(
+                name, series, self.normalisation, participant, session, labels, source, stamp=stamp, **facts
+            )
+            writer.add(scan, self.next_generation(name))
+        self.refresh()
         return self[name]
 
-    def _discard(self, name: str) -> None:
-        """Remove a scan with another stamp, if there is one."""
-        if name in self:
-            aside = Path(tempfile.mkdtemp(dir=self.folder, prefix=f".{name}."))
-            with suppress(FileNotFoundError):  # another process was faster
-                os.rename(self.folder / name, aside / name)
-            shutil.rmtree(aside, ignore_errors=True)
+    def writer(self, shard_bytes: int = SHARD_BYTES) -> ShardWriter:
+        """Return a writer of new shards; any number of processes may write at the same time."""
+        return ShardWriter(self.place, shard_bytes)
 
 
-def _quantise(series: GridSeries, normalisation: str) -> tuple[np.ndarray, float, float, np.ndarray]:
-    """Quantise a run clip by clip; return codes (U, V), scale, background value and mean image (V,)."""
-    reader = ClipReader(series)
-    n_vols, signal = reader.time.n_out, reader.statistics.signal
-    indices = np.flatnonzero(series.mask)
-
-    def rows(start: int) -> np.ndarray:
-        volumes = reader.volumes(start, min(start + CLIP_VOLUMES, n_vols), normalisation)
-        return volumes.reshape(-1, volumes.shape[-1]).numpy()[indices].T  # (n, V)
-
-    starts = range(0, n_vols, CLIP_VOLUMES)
-    sampled_starts = starts[:: max(1, len(starts) // CHUNKS_FOR_SCALE)]
-    maximum = max(float(np.percentile(np.abs(rows(start)[:, signal]), SCALE_PERCENTILE)) for start in sampled_starts)
-    scale = max(maximum, 1e-6) / 127
-    codes = np.empty((n_vols, len(indices)), np.int8)
-    for start in starts:
-        chunk = np.clip(np.rint(rows(start) / scale), -127, 127).astype(np.int8)
-        chunk[:, ~signal] = BACKGROUND
-        codes[start : start + len(chunk)] = chunk
-    whole = reader.normalisation("global")
-    mean = np.where(signal, (reader.statistics.mean - whole.shift) / whole.scale, whole.background)
-    return codes, scale, reader.normalisation(normalisation).background, mean.astype(np.float16)
-
-
-def read_scan(folder: Path) -> Scan:
-    """Read the description of a scan, and check the type of each value.
-
-    Raises
-    ------
-    NoInputError, BadDataError
-        The folder is not that of a scan.
-    """
-    path = folder / "scan.json"
-    content = _read_object(path)
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Pause the garbage collector, which would look at all scans again and again while they are made."""
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
-        scan = Scan(path.parent, **content)
-        texts = [scan.participant, scan.session, scan.source, scan.stamp]
-        numbers = [scan.scale, scan.background, scan.start, *scan.confounds.values(), *scan.quality.values()]
-        valid = (
-            all(isinstance(text, str) for text in texts)
-            and all(isinstance(number, int | float) for number in numbers)
-            and math.isfinite(scan.scale) and scan.scale > 0 and math.isfinite(scan.background)
-            and isinstance(scan.n_vols, int) and isinstance(scan.labels, dict) and isinstance(scan.scanner, dict)
-            and "clip_volumes" not in content
-        )  # fmt: skip
-    except (TypeError, AttributeError):
-        valid = False
-    if not valid:
-        raise BadDataError(f"{path}: not the description of a scan.", HINT)
-    return scan
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    content = parse_json(read_text(path, MAX_JSON_BYTES), str(path))
-    if not isinstance(content, dict):
-        raise BadDataError(f"{path}: not a JSON object.", HINT)
-    return content
+def as_text(content: dict[str, Any]) -> str:
+    """Format the description of a store."""
+    return json.dumps(content, indent=1)
 
 
-def _read_array(path: Path, dtype: type, *shape: int) -> np.ndarray:
-    """Map an array of a scan; its size is that of the file, whatever its header claims.
-
-    Raises
-    ------
-    NoInputError
-        The file is missing or not a regular file.
-    BadDataError
-        It is not an array of this type and shape.
-    """
-    check_regular(path)
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except Exception as error:  # damaged headers make NumPy raise many kinds of errors
-        raise BadDataError(f"{path}: damaged or truncated ({error}).", HINT) from error
-    if array.dtype != dtype or array.shape != shape:
-        raise BadDataError(f"{path}: {array.dtype} of shape {array.shape}, not {np.dtype(dtype)} {shape}.", HINT)
-    return array
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON file atomically; NaN is kept."""
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=1))
+def _is_shard(name: str) -> bool:
+    return name.endswith(".tar") and not name.startswith(".")

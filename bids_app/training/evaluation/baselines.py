@@ -12,7 +12,8 @@ import numpy as np
 from bids_app.clips import MODEL_GRID_SHAPE, MODEL_TR
 from bids_app.errors import BadDataError
 from bids_app.training.data.labels import Segment
-from bids_app.training.data.store import BACKGROUND, Scan
+from bids_app.training.data.quantise import BACKGROUND
+from bids_app.training.data.scan import Scan
 
 CUBE_VOXELS, BLOCK_VOXELS = 12, 6
 """Edges of the cubes for functional connectivity without an atlas (24 mm) and for the mean image (12 mm)."""

@@ -9,7 +9,7 @@ import pytest
 from bids_app.errors import BadDataError, NoInputError, NoMatchError
 from bids_app.outputs.ratings import Rating, ratings_path, store_rating
 from bids_app.training.data.examples import Dataset, label_scans, without_failed
-from bids_app.training.data.store import Scan
+from bids_app.training.data.scan import Scan
 
 
 def dataset(root: Path, name: str, rows: str) -> Dataset:

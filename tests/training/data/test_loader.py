@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import signal
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 
-from bids_app.errors import NoInputError, UsageError
+from bids_app.errors import NoInputError, TemporaryError, UsageError
 from bids_app.training.data.loader import ClipBatches
 
 
@@ -23,6 +27,15 @@ class Counted:
 
     def clip(self, start: int) -> torch.Tensor:
         return torch.full((1, 2, 2, 2, 20), 100.0 * self.number + start)
+
+
+@dataclass(frozen=True)
+class Deadly(Counted):
+    """A clip source that kills the process that reads it, as the system does without memory."""
+
+    def clip(self, start: int) -> torch.Tensor:
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError
 
 
 FOUR = tuple(Counted(k) for k in range(4))
@@ -45,11 +58,12 @@ def test_evaluation_reads_each_clip_once_in_order(make_store):
     assert torch.equal(batches[0].clips[1], scans[0].clip(20))
 
 
-def test_read_errors_are_raised_in_the_training_loop(make_store):
+@pytest.mark.parametrize("workers", [0, 1])
+def test_read_errors_are_raised_in_the_training_loop(make_store, workers):
     scans = tuple(make_store(1))
-    (scans[1].folder / "values.npy").unlink()
-    with pytest.raises(NoInputError, match=r"values\.npy"):
-        list(ClipBatches(scans, 1).epoch(0))
+    os.unlink(scans[1].shard.place.path(scans[1].shard.file))
+    with pytest.raises(NoInputError, match=r"\.tar: no such file"):
+        list(ClipBatches(scans, 1, workers=workers).epoch(0))
 
 
 def test_leaving_the_loop_stops_the_reading_thread(make_store):
@@ -90,3 +104,51 @@ def test_clips_of_one_identity_come_in_pairs():
     assert sorted(order.tolist()) == sorted([*range(8)] * 2)
     pairs = order.reshape(-1, 2) % 4
     assert (pairs[:, 0] == pairs[:, 1]).all()
+
+
+def test_the_order_of_an_epoch_is_that_of_earlier_versions():
+    batches = ClipBatches(FOUR, 4, seed=3)
+    scans, starts, seeds = batches.order(1)
+    rng = np.random.default_rng([3, 1])
+    drawn = [(scan, int(rng.integers(44 - 20 + 1))) for scan in range(4) for _ in range(2)]
+    expected = [drawn[k] for k in rng.permutation(8)]
+    assert list(zip(scans.tolist(), starts.tolist(), strict=True)) == expected
+    assert seeds.tolist() == np.random.default_rng([3, 1, 1]).integers(2**62, size=8).tolist()
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_reading_processes_change_neither_clips_nor_their_order(make_store, workers):
+    scans = tuple(make_store(2, n_vols=44))
+    expected = list(ClipBatches(scans, 3, seed=1).epoch(0, first=1))
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    found = list(ClipBatches(scans, 3, seed=1, workers=workers).epoch(0, first=1))
+    assert torch.equal(torch.get_rng_state(), before)  # random numbers of the training are the same, too
+    assert len(found) == len(expected) == 1
+    for one, two in zip(found, expected, strict=True):
+        assert torch.equal(one.clips, two.clips)
+        assert (one.scans.tolist(), one.seeds.tolist()) == (two.scans.tolist(), two.seeds.tolist())
+
+
+def test_a_killed_reading_process_is_reported(make_store):
+    batches = ClipBatches((Deadly(0), *make_store(1)), 1, random_starts=False, workers=1)
+    with pytest.raises(TemporaryError, match="reading process was killed") as caught:
+        list(batches.epoch(0))
+    assert "--workers" in caught.value.hint
+
+
+def test_reading_processes_end_with_the_loop(make_store):
+    epoch = ClipBatches(tuple(make_store(1)), 1, workers=2).epoch(0)
+    next(epoch)
+    assert len(multiprocessing.active_children()) == 2
+    epoch.close()
+    assert multiprocessing.active_children() == []
+
+
+def test_too_little_shared_memory_is_refused(make_store, monkeypatch):
+    state = os.statvfs("/")
+    small = os.statvfs_result((state.f_bsize, 1024, *state[2:4], 1, *state[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda _: small)
+    with pytest.raises(UsageError, match="/dev/shm has 0 MB") as caught:
+        next(ClipBatches(tuple(make_store(1)), 8, workers=2).epoch(0))
+    assert "--workers" in caught.value.hint

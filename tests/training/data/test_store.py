@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import os
-import re
-import shutil
-from pathlib import Path
+import subprocess
+import sys
+import tarfile
 
 import numpy as np
 import pytest
 import torch
 
+from bids_app.bids.writer import remove_leftovers
 from bids_app.clips import ClipReader, GridSeries
 from bids_app.errors import BadDataError, NoInputError, UsageError
 from bids_app.phantom.grid_scans import NO_ERRORS, simulated_series
+from bids_app.training.data import shards
 from bids_app.training.data.augmentation import mirror
+from bids_app.training.data.scan import new_scan
 from bids_app.training.data.store import ClipStore
-from tests.helpers.odd_files import ODD_FILES
 
 
 @pytest.mark.parametrize("normalisation", ["global", "voxel"])
@@ -65,39 +66,215 @@ def test_a_store_keeps_scans_and_their_labels(tmp_path, invented_series):
 
 def test_an_existing_scan_is_kept(tmp_path, invented_series):
     store = ClipStore(tmp_path, "voxel")
-    store.add("a", invented_series(seed=1), "01")
-    before = (tmp_path / "a" / "values.npy").read_bytes()
-    store.add("a", invented_series(seed=2), "02")
-    assert (tmp_path / "a" / "values.npy").read_bytes() == before
-    assert store["a"].participant == "01"
+    first = store.add("a", invented_series(seed=1), "01")
+    again = store.add("a", invented_series(seed=2), "02")
+    assert again == first
+    assert len(store.shards) == 1
 
 
-def test_a_killed_writer_leaves_no_partial_scan(tmp_path, monkeypatch, invented_series):
+def test_shards_are_archives_of_named_arrays(tmp_path, invented_series):
     store = ClipStore(tmp_path, "voxel")
+    with store.writer() as writer:
+        for name in ("sub-01_task-rest", "sub-02_task-rest"):
+            writer.add(new_scan(name, invented_series(n_vols=25), "voxel", name[4:6]))
+    first, second = store
+    assert [path.suffix for path in sorted((tmp_path / "shards").iterdir())] == [".json", ".tar"]
+    with tarfile.open(next((tmp_path / "shards").glob("*.tar"))) as archive:
+        archive.extractall(tmp_path / "out", filter="data")
+    names = sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert names[:4] == [f"sub-01_task-rest.{end}" for end in ("json", "mask.npy", "mean.npy", "values.npy")]
+    for scan in (first, second):
+        values = np.load(tmp_path / "out" / f"{scan.name}.values.npy")
+        assert np.array_equal(values, scan.codes(scan.voxel_indices))
+        mask = np.load(tmp_path / "out" / f"{scan.name}.mask.npy")
+        assert np.array_equal(np.flatnonzero(np.unpackbits(mask)), scan.voxel_indices)
+        assert json.loads((tmp_path / "out" / f"{scan.name}.json").read_text())["participant"] == scan.participant
 
-    def killed(*_):
-        raise KeyboardInterrupt
 
-    monkeypatch.setattr(os, "rename", killed)
+def test_a_shard_is_closed_at_its_size(tmp_path, invented_series):
+    store = ClipStore(tmp_path, "voxel")
+    scan = new_scan("a", invented_series(), "voxel", "01")
+    with store.writer(shard_bytes=2 * scan.codes.nbytes) as writer:
+        for name in "abcde":
+            writer.add(dataclasses.replace(scan, name=name))
+    assert [each.name for each in store] == list("abcde")
+    assert sorted(len(shard.scans) for shard in store.shards.values()) == [1, 2, 2]
+
+
+KILLED_WRITER = """
+import sys, time
+from pathlib import Path
+from bids_app.training.data.scan import copy_of
+from bids_app.training.data import shards
+from bids_app.training.data.scan import new_scan
+from bids_app.training.data.store import ClipStore
+source, store = ClipStore(sys.argv[1]), ClipStore(sys.argv[2], "voxel")
+(scan,) = source
+writer = store.writer()
+writer.add(copy_of(scan, ""))
+print("writing", flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_writer_leaves_nothing_that_is_read_and_its_leftovers_are_removed(tmp_path, invented_series):
+    ClipStore(tmp_path / "source", "voxel").add("a", invented_series(), "01")
+    command = [sys.executable, "-c", KILLED_WRITER, str(tmp_path / "source"), str(tmp_path / "store")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"writing\n"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    store = ClipStore(tmp_path / "store")
+    assert list(store) == []
+    assert len(list((tmp_path / "store" / "shards").iterdir())) == 1
+    remove_leftovers(tmp_path / "store")
+    assert list((tmp_path / "store" / "shards").iterdir()) == []
+
+
+def interrupted(*_):
+    raise KeyboardInterrupt
+
+
+def write(store, *scans, then=lambda: None):
+    with store.writer() as writer:
+        for scan in scans:
+            writer.add(scan)
+        then()
+
+
+def test_an_interrupted_writer_publishes_its_complete_scans(tmp_path, invented_series):
+    store = ClipStore(tmp_path, "voxel")
     with pytest.raises(KeyboardInterrupt):
-        store.add("a", invented_series(), "01")
-    monkeypatch.undo()
-    assert list(ClipStore(tmp_path)) == []
-    assert store.add("a", invented_series(), "01").name == "a"
+        write(store, new_scan("a", invented_series(), "voxel", "01"), then=interrupted)
+    assert [each.name for each in store] == ["a"]
 
 
-def test_two_writers_can_add_the_same_scan(tmp_path, monkeypatch, invented_series):
+def test_a_shard_with_an_incomplete_scan_is_not_published(tmp_path, monkeypatch, invented_series):
+    store, scan = ClipStore(tmp_path, "voxel"), new_scan("a", invented_series(), "voxel", "01")
+    monkeypatch.setattr(shards, "_npy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(store, scan)
+    assert list(store) == []
+    assert list((tmp_path / "shards").iterdir()) == []
+
+
+def test_two_writers_can_add_the_same_scan(tmp_path, invented_series):
     store, other = ClipStore(tmp_path, "voxel"), ClipStore(tmp_path, "voxel")
-    rename = os.rename
+    assert "a" not in store  # reads what there is
+    other.add("a", invented_series(seed=2), "02")
+    store.add("a", invented_series(seed=2), "02")
+    (scan,) = store
+    assert scan == next(iter(ClipStore(tmp_path)))
+    assert len(store.shards) == 2
 
-    def other_writes_first(old, new):
-        monkeypatch.undo()
-        other.add("a", invented_series(seed=2), "02")
-        rename(old, new)
 
-    monkeypatch.setattr(os, "rename", other_writes_first)
-    assert store.add("a", invented_series(seed=1), "01").participant == "02"
-    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".a")] == []
+def test_what_other_writers_add_is_seen(tmp_path, invented_series):
+    store = ClipStore(tmp_path, "voxel")
+    assert store.names() == []
+    ClipStore(tmp_path).add("a", invented_series(), "01")
+    assert [scan.name for scan in store] == ["a"]
+
+
+@pytest.mark.parametrize("group", [0o077, 0o027, 0o002])
+def test_files_have_the_permissions_of_the_umask(tmp_path, invented_series, group):
+    before = os.umask(group)
+    try:
+        store = ClipStore(tmp_path / "store", "voxel")
+        store.add("a", invented_series(), "01")
+        store.write_index()
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+    assert len(files) == 4
+    assert {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~group}
+    assert (tmp_path / "store" / "shards").stat().st_mode & 0o777 == 0o777 & ~group
+
+
+def test_folders_have_the_group_of_a_parent_with_the_setgid_bit(tmp_path, invented_series):
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o2775)
+    ClipStore(tmp_path / "shared" / "store", "voxel").add("a", invented_series(), "01")
+    for folder in ("store", "store/shards"):
+        assert (tmp_path / "shared" / folder).stat().st_mode & 0o2000
+
+
+def make_shards(folder, invented_series, names="abc"):
+    store = ClipStore(folder, "voxel")
+    for name in names:
+        store.add(name, invented_series(n_vols=25), f"0{name}")
+    return store
+
+
+def test_the_index_gives_the_same_scans_and_may_be_old(tmp_path, invented_series):
+    store = make_shards(tmp_path, invented_series)
+    found = list(store)
+    store.write_index()
+    assert list(ClipStore(tmp_path)) == found
+    shard = found[0].shard
+    assert len((tmp_path / "index.jsonl").read_text().splitlines()) == 3
+    for path in (tmp_path / "shards").glob("*.json"):
+        path.rename(path.with_suffix(".away"))
+    assert list(ClipStore(tmp_path)) == found  # the index of each shard is not read
+    for path in (tmp_path / "shards").glob("*.away"):
+        path.rename(path.with_suffix(".json"))
+    store.add("d", invented_series(n_vols=25), "0d")
+    assert [scan.name for scan in ClipStore(tmp_path)] == list("abcd")
+    assert shard is not None
+
+
+def test_a_missing_shard_is_an_error_until_the_index_is_written_again(tmp_path, invented_series):
+    store = make_shards(tmp_path, invented_series)
+    store.write_index()
+    lost = (
+        next(name for name, shard in store.shards.items() if shard.scans[0].scan.name == "b") if store.names() else ""
+    )
+    (tmp_path / "shards" / f"{lost}.tar").unlink()
+    with pytest.raises(NoInputError, match=rf"{lost}\.tar: missing, with 1 scans such as b"):
+        list(ClipStore(tmp_path))
+    assert ClipStore(tmp_path).names() == ["a", "c"]  # it can still be built
+    ClipStore(tmp_path).write_index()
+    assert [scan.name for scan in ClipStore(tmp_path)] == ["a", "c"]
+
+
+DAMAGES = {
+    "truncated": lambda text: text[: len(text) // 2],
+    "another key": lambda text: text.replace('"span"', '"spam"'),
+    "a list": lambda text: "[]",
+    "beyond the end": lambda text: text.replace('"n_voxels": ', '"n_voxels": 9'),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("file", ["index.jsonl", "shards/*.json"])
+def test_a_damaged_index_is_named(tmp_path, invented_series, file, damage):
+    store = make_shards(tmp_path, invented_series, "a")
+    if file == "index.jsonl":
+        store.write_index()
+    (path,) = tmp_path.glob(file)
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(BadDataError, match=path.name) as caught:
+        list(ClipStore(tmp_path))
+    assert "index" in f"{caught.value}{caught.value.hint}"
+
+
+def test_a_truncated_shard_is_named(tmp_path, invented_series):
+    (scan,) = make_shards(tmp_path, invented_series, "a")
+    (path,) = (tmp_path / "shards").glob("*.tar")
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(BadDataError, match=rf"{path.name}: truncated"):
+        scan.clip(5)
+
+
+def test_a_mask_that_does_not_fit_the_values_is_named(tmp_path, invented_series):
+    (scan,) = make_shards(tmp_path, invented_series, "a")
+    (path,) = (tmp_path / "shards").glob("*.tar")
+    with open(path, "r+b") as file:
+        file.seek(scan.shard.mask_at)
+        file.write(b"\xff")
+    with pytest.raises(BadDataError, match=rf"{path.name}: the mask of a has"):
+        scan.clip(0)
 
 
 def test_another_normalisation_raises(tmp_path):
@@ -114,89 +291,15 @@ def test_a_folder_that_is_not_a_store_raises(tmp_path):
         ClipStore(tmp_path)
 
 
-FILES = ("store.json", "a/scan.json", "a/values.npy", "a/mask.npy", "a/mean.npy")
-
-
-def read_all(folder: Path) -> None:
-    (scan,) = ClipStore(folder)
-    scan.clip(0)
-    scan.rows()
-    scan.mean_image()
-
-
-@pytest.fixture(scope="module")
-def unchanged_store(tmp_path_factory, invented_series):
-    folder = tmp_path_factory.mktemp("store")
-    ClipStore(folder, "voxel").add("a", invented_series(n_vols=25), "01")
-    read_all(folder)
-    return folder
-
-
-@pytest.fixture
-def store_folder(tmp_path, unchanged_store):
-    """A copy of a store with one scan."""
-    return shutil.copytree(unchanged_store, tmp_path / "store")
-
-
-@pytest.mark.parametrize("kind", ODD_FILES)
-@pytest.mark.parametrize("name", FILES)
-def test_a_file_of_a_store_that_is_no_regular_file_is_named(store_folder, name, kind):
-    make, words = ODD_FILES[kind]
-    (store_folder / name).unlink()
-    make(store_folder / name)
-    with pytest.raises(NoInputError, match=rf"{re.escape(name)}: .*{words}"):
-        read_all(store_folder)
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_truncated_file_of_a_store_is_named(store_folder, name):
-    content = (store_folder / name).read_bytes()
-    for n_bytes in (0, 5, len(content) // 2, len(content) - 1):
-        (store_folder / name).write_bytes(content[:n_bytes])
-        with pytest.raises(BadDataError, match=re.escape(name)):
-            read_all(store_folder)
-
-
-def npy_bytes(shape, dtype="|i1"):
-    """Make an array file with a header and 20 bytes of data."""
-    content = io.BytesIO()
-    np.lib.format.write_array_header_1_0(content, {"descr": dtype, "fortran_order": False, "shape": shape})
-    return content.getvalue() + bytes(20)
-
-
-@pytest.mark.parametrize("name", FILES[2:])
-@pytest.mark.parametrize("shape", [(10**9, 10**9), (20,), (4, 5), (), (10**30,)], ids=str)
-def test_an_array_of_another_size_than_that_of_the_scan_is_refused(store_folder, name, shape):
-    for dtype in ("|i1", "|u1", "<f2", "|O"):
-        (store_folder / name).write_bytes(npy_bytes(shape, dtype))
-        with pytest.raises(BadDataError, match=re.escape(name)):
-            read_all(store_folder)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"n_vols": 10**9}, {"n_vols": "25"}, {"n_vols": 2.5}, {"scale": 0.0}, {"scale": float("nan")}, {"scale": None},
-        {"background": float("inf")}, {"participant": 1}, {"labels": []}, {"confounds": {"fd": "x"}}, {"other": 1},
-        {"start": "0"}, {"confounds": None}, {"quality": {"tr": None}}, {"stamp": 1}, {"scanner": "x"},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_scan_with_an_invalid_description_is_named(store_folder, change):
-    path = store_folder / "a" / "scan.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(BadDataError, match=r"a/(scan\.json|values\.npy)"):
-        read_all(store_folder)
-
-
 def test_a_scan_is_made_again_only_if_its_stamp_changed(tmp_path, invented_series):
     store = ClipStore(tmp_path, "voxel")
     first = store.add("a", invented_series(seed=0), "01", stamp="one")
     assert store.add("a", invented_series(seed=1), "02", stamp="one").participant == "01"
     changed = store.add("a", invented_series(seed=1, n_vols=30), "02", stamp="two")
     assert (changed.participant, changed.n_vols, changed.stamp) == ("02", 30, "two")
-    assert changed.folder == first.folder
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+    assert changed.name == first.name
+    assert changed.folder != first.folder  # embeddings of the replaced scan are not used
+    assert next(iter(ClipStore(tmp_path))) == changed
 
 
 def test_clips_beyond_the_end_of_the_scan_raise(tmp_path, invented_series):

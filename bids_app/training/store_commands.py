@@ -1,0 +1,207 @@
+"""``neurostorm-train store``: build, verify, describe, convert and index clip stores."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from bids_app.bids.writer import remove_leftovers
+from bids_app.errors import BadDataError, NeurostormError, NoInputError, NoMatchError, UsageError
+from bids_app.files import MAX_TABLE_BYTES, read_text
+from bids_app.training.data.examples import find_scans
+from bids_app.training.data.scan import Scan, copy_of
+from bids_app.training.data.shards import SHARDS, Shard, damaged_scans
+from bids_app.training.data.sources import Found, prepare_series
+from bids_app.training.data.store import ClipStore
+
+MAX_NAMED = 5
+"""Maximum number of damaged scans in the error; all are printed."""
+GB = 10**9
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run a command on a store."""
+    commands: dict[str, Callable[[argparse.Namespace], None]] = {
+        "build": build, "verify": verify, "info": info, "convert": convert, "index": index,
+    }  # fmt: skip
+    commands[arguments.store_command](arguments)
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """Add the scans of a dataset, or of a part of it, to a store; those that it has are kept."""
+    dataset: Path = arguments.data
+    if not dataset.is_dir():
+        raise NoInputError(f"{dataset}: no such folder.", "Give a derivatives dataset.")
+    store = ClipStore(arguments.store, arguments.normalisation or _normalisation_of(arguments.store))
+    _remove_leftovers(store)
+    shard_bytes = int(arguments.shard_size * GB)
+    before = len(store.names())
+    try:
+        own, found = find_scans(dataset, store.normalisation, arguments.part)
+    except NoMatchError as error:
+        if arguments.part == (0, 1):
+            raise
+        print(f"Nothing in this part: {error.message}")
+        own, found = {}, Found()
+    n_copied = copy_scans(own.values(), store, shard_bytes, stamp_of=_stamp_of_entry)
+    prepared = prepare_series(dataset, found, store, arguments.nprocs, report=print, shard_bytes=shard_bytes)
+    store.write_index()
+    print(
+        f"{arguments.store}: {len(store.names())} scans, {len(store.names()) - before} of them new; this part has "
+        f"{len(own) + len(prepared)} ({n_copied} copied from clips of neurostorm)"
+    )
+
+
+def _normalisation_of(folder: str | Path) -> str:
+    """Return the normalisation of a store; that of pre-training for a new one."""
+    try:
+        return ClipStore(folder).normalisation
+    except NoInputError:
+        return "global"
+
+
+def _remove_leftovers(store: ClipStore) -> None:
+    """Remove what killed processes left."""
+    if store.place.is_local:
+        for folder in (store.folder, store.folder / SHARDS):
+            remove_leftovers(folder, deep=False)
+
+
+def _stamp_of_entry(scan: Scan) -> str:
+    """Hash the state of the files of a scan in a folder of its own."""
+    states = [(path := scan.folder / name, path.stat()) for name in ("values.npy", "scan.json")]
+    parts = [(path.name, state.st_size, state.st_mtime_ns) for path, state in states]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+def copy_scans(
+    scans: Iterable[Scan], store: ClipStore, shard_bytes: int, stamp_of: Callable[[Scan], str] = lambda scan: scan.stamp
+) -> int:
+    """Copy scans to a store as they are; return how many it lacked."""
+    n_copied = 0
+    with store.writer(shard_bytes) as writer:
+        for scan in scans:
+            stamp = stamp_of(scan)
+            if not store.has(scan.name, stamp):
+                writer.add(copy_of(scan, stamp), store.next_generation(scan.name))
+                n_copied += 1
+    return n_copied
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    """Compare all scans of a store with their checksums.
+
+    Raises
+    ------
+    BadDataError
+        Scans are damaged or missing.
+    """
+    store = ClipStore(arguments.folder)
+    store.refresh()
+    shards = list(store.shards.values())
+    with ThreadPoolExecutor(arguments.nprocs) as pool:  # hashing and reading release the interpreter's lock
+        found = pool.map(lambda shard: list(damaged_scans(store.place, shard)), shards)
+        damaged = [(name, shard.file, why) for shard, each in zip(shards, found, strict=True) for name, why in each]
+    damaged += [(name, f"{SHARDS}/{shard}.tar", "missing") for shard, names in store.lost().items() for name in names]
+    damaged += _damaged_entries(store)
+    for name, file, why in damaged:
+        print(f"damaged: {name or 'no scan, but the file'} in {file}: {why}")
+    n_bytes = sum(shard.n_bytes for shard in shards)
+    if damaged:
+        names = ", ".join(name or file for name, file, _ in damaged[:MAX_NAMED])
+        more = f" and {len(damaged) - MAX_NAMED} more" if len(damaged) > MAX_NAMED else ""
+        files = sorted({file for _, file, _ in damaged})
+        raise BadDataError(
+            f"{arguments.folder}: damaged: {names}{more}, in {', '.join(files[:MAX_NAMED])}.",
+            "Restore these files; or delete them, then run neurostorm-train store index and store build, which "
+            "prepares only their scans again.",
+        )
+    print(f"{arguments.folder}: {len(store.names())} scans in {len(shards)} shards, {as_size(n_bytes)}: as written")
+
+
+def _damaged_entries(store: ClipStore) -> list[tuple[str, str, str]]:
+    """Return the scans in folders of their own whose arrays cannot be read; they have no checksums."""
+    damaged = []
+    for name in store.names_of_entries():
+        try:
+            scan = store[name]
+            scan.codes(scan.voxel_indices)
+            scan.mean_image()
+        except NeurostormError as error:
+            damaged.append((name, name, error.message))
+    return damaged
+
+
+def info(arguments: argparse.Namespace) -> None:
+    """Print what a store holds."""
+    store = ClipStore(arguments.folder)
+    store.refresh()
+    scans = [store[name] for name in store.names()]
+    rows: Mapping[str, str] = {
+        "normalisation": store.normalisation,
+        "scans": f"{len(scans):,}",
+        "participants": f"{len({scan.participant for scan in scans}):,}",
+        "volumes at 0.8 s": f"{sum(scan.n_vols for scan in scans):,}",
+        "clips of 20 volumes": f"{sum(scan.n_clips for scan in scans):,}",
+        "shards": f"{len(store.shards):,}, {as_size(sum(shard.n_bytes for shard in store.shards.values()))}",
+        "of replaced scans": as_size(_replaced_bytes(store.shards.values(), store)),
+        "scans in folders (format 1)": f"{len(store.names_of_entries()):,}",
+        "missing shards": f"{len(store.lost()):,}",
+    }
+    for key, value in rows.items():
+        print(f"{key:<28} {value}")
+    if store.lost():
+        print(f"Missing: {', '.join(store.lost())}; see neurostorm-train store verify")
+    if store.names_of_entries():
+        print(f"Pack them into few files with: neurostorm-train store convert {arguments.folder} NEW")
+
+
+def as_size(n_bytes: int) -> str:
+    """Format a size in MB, or in GB from 1 GB on."""
+    return f"{n_bytes / GB:,.1f} GB" if n_bytes >= GB else f"{n_bytes / 1e6:,.1f} MB"
+
+
+def _replaced_bytes(shards: Iterable[Shard], store: ClipStore) -> int:
+    return sum(
+        stored.span[1] - stored.span[0]
+        for shard in shards
+        for stored in shard.scans
+        if store[stored.scan.name].shard is not stored.scan.shard
+    )
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """Copy a store of any format to a new one, without replaced scans and without excluded participants."""
+    old = ClipStore(arguments.folder)
+    new = ClipStore(arguments.new, old.normalisation)
+    if new.place == old.place:
+        raise UsageError(f"{arguments.new}: is the store itself.", "Give a new folder.")
+    _remove_leftovers(new)
+    excluded = read_labels(arguments.exclude) if arguments.exclude else set()
+    scans = [scan for scan in old if scan.participant not in excluded]
+    kept = {scan.name for scan in scans}
+    if others := [name for name in new.names() if name not in kept]:
+        raise UsageError(
+            f"{arguments.new}: has scans that are not copied, such as {others[0]}.",
+            "Give a new folder, or delete this one.",
+        )
+    n_copied = copy_scans(scans, new, int(arguments.shard_size * GB))
+    new.write_index()
+    n_left_out = len(old.names()) - len(scans)
+    print(f"{arguments.new}: {len(scans)} scans, {n_copied} of them copied now; {n_left_out} left out")
+
+
+def read_labels(path: Path) -> set[str]:
+    """Read participant labels, one per line, with or without ``sub-``."""
+    lines = read_text(path, MAX_TABLE_BYTES).split()
+    return {line.removeprefix("sub-") for line in lines}
+
+
+def index(arguments: argparse.Namespace) -> None:
+    """Write the index of a store for the shards that exist."""
+    store = ClipStore(arguments.folder)
+    store.write_index()
+    print(f"{arguments.folder}: {len(store.names())} scans in {len(store.shards)} shards")
