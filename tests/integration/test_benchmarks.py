@@ -85,20 +85,23 @@ def test_differences_in_images_and_missing_files_are_found(two_outputs: tuple[Pa
 
 
 @pytest.mark.slow
-def test_groups_of_the_masking_cohort_differ_only_in_limbic_and_cerebellar_parcels():
+def test_groups_of_the_masking_cohort_differ_in_the_variance_of_limbic_and_cerebellar_regions() -> None:
     module = load_benchmark("region_masking")
-    plan = replace(module.QUICK, effect=0.5)
-    owners, names = module.parcels(plan.parcels)
-    assert set(owners) == set(range(len(names)))
-    spread = []
-    for group in module.GROUPS:
-        values = np.asarray(module.simulate("a", group, plan).values)
-        courses = np.stack([values[:, owners == k].mean(axis=1) for k in range(len(names))])
-        spread.append(courses.std(axis=1))
-    ratio = spread[1] / spread[0]
-    affected = np.array([not name.startswith("other") for name in names])
-    assert ratio[affected] == pytest.approx(3.0, rel=0.1)
-    assert ratio[~affected] == pytest.approx(1.0, rel=0.01)
+    networks = np.array(module.regions().networks)
+    varied = np.isin(networks, ("limbic", "cerebellum"))
+
+    def ratio(variance: float) -> np.ndarray:
+        plan = replace(module.QUICK, clips=4, variance=variance)
+        scans = [module.simulate(number, plan).series for number in (0, 1)]  # a control and a patient
+        owners = module.labels()[scans[0].mask]
+        spread = [
+            [np.asarray(scan.values)[:, owners == k].mean(axis=1).std() for k in module.names()] for scan in scans
+        ]
+        return np.log(np.divide(spread[1], spread[0]))
+
+    change = ratio(0.5) - ratio(0.0)
+    assert change[varied].min() > 0.1  # 1 without noise and with grey matter alone
+    assert abs(change[~varied]).max() < 0.1
 
 
 @pytest.mark.slow
@@ -106,12 +109,12 @@ def test_groups_of_the_masking_cohort_differ_only_in_limbic_and_cerebellar_parce
 def test_masks_are_compared_from_cohort_to_table(tmp_path, capsys):
     module = load_benchmark("region_masking")
     right, missed = module.run(tmp_path, module.QUICK)
-    assert set(right) == {module.UNTRAINED, *module.MASKS}
+    assert set(right) == {module.UNTRAINED, *module.MASKS, *module.BASELINES}
     assert set(missed) == set(module.MASKS)
     assert all(values.shape == (1, module.QUICK.labelled) for values in right.values())
-    assert all(np.isfinite(values).all() for values in missed.values())
-    module.report(right, missed, module.parcels(module.QUICK.parcels)[1])
-    assert "| atlas |" in capsys.readouterr().out
+    assert all(np.isfinite(values).any() for values in missed.values())
+    module.report(right, missed)
+    assert "| region masks |" in capsys.readouterr().out
 
 
 def test_datasets_are_found_in_folders(tmp_path: Path) -> None:
