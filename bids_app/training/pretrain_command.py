@@ -35,6 +35,7 @@ from bids_app.training.arguments import (
 )
 from bids_app.training.data.examples import Dataset, load_datasets, read_weights
 from bids_app.training.data.loader import ClipBatches
+from bids_app.training.data.places import is_url
 from bids_app.training.data.sampling import DatasetWeights
 from bids_app.training.data.scan import Scan
 from bids_app.training.data.splits import TRAINING, VALIDATION, split_from_indices, split_participants, write_split
@@ -82,7 +83,8 @@ def _pretrain(arguments: argparse.Namespace, fabric: Any, layout: Layout, locks:
     folder = training_folder(arguments.output)
     facts = _facts(arguments, settings, shard[1])
     fingerprints = fingerprint(settings.loop, facts)
-    paths = {"output": str(arguments.output.resolve()), "data": [str(path.resolve()) for path in arguments.data]}
+    data = [str(place if is_url(place) else Path(place).resolve()) for place in arguments.data]
+    paths = {"output": str(arguments.output.resolve()), "data": data}
     check_agreement(fabric, fingerprints | paths)
 
     def begin() -> None:

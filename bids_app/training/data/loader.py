@@ -79,7 +79,7 @@ class ClipBatches:
         if self.shard[1] > 1 and n_clips < self._global_batch_size:
             raise UsageError(
                 f"{self.n_clips} clips do not fill a batch of {self.batch_size} in each of {self.shard[1]} processes.",
-                "Lower --batch-size or --processes.",
+                "Lower --batch-size or --devices.",
             )
 
     @cached_property
