@@ -59,7 +59,8 @@ def run_group(settings: Settings) -> int:
     used = without_failed(cohort, ratings) if settings.exclude_failed else cohort
     files = [*write_tables(out_dir, cohort, used), *write_rating_tables(out_dir, cohort, ratings)]
     remove_other_outputs(out_dir, files)
-    page = write_page(out_dir, cohort, [path.relative_to(out_dir).as_posix() for path in files], used, ratings)
+    names = [path.relative_to(out_dir).as_posix() for path in files]
+    page = write_page(out_dir, cohort, names, used, ratings, settings.resources.n_procs)
     LOGGER.info("Group report of %d runs of %d participants: %s", len(cohort.runs), len(cohort.participants), page)
     return EXIT_OK
 
@@ -91,8 +92,10 @@ def remove_other_outputs(out_dir: Path, files: list[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_page(out_dir: Path, cohort: Cohort, files: list[str], used: Cohort, ratings: GroupRatings) -> Path:
-    """Write ``group.html`` and its figures.
+def write_page(
+    out_dir: Path, cohort: Cohort, files: list[str], used: Cohort, ratings: GroupRatings, n_procs: int
+) -> Path:
+    """Write ``group.html`` with its figures and thumbnails.
 
     Parameters
     ----------
@@ -102,15 +105,20 @@ def write_page(out_dir: Path, cohort: Cohort, files: list[str], used: Cohort, ra
     files : list of str
         Tables, relative to the output folder.
     ratings : GroupRatings
+    n_procs : int
+        Number of processes.
     """
     from bids_app.group.overview import collect_counts, format_lead, predictions_section, runs_section
     from bids_app.group.quality import motion_section, quality_section
     from bids_app.group.reliability import reliability_section
-    from bids_app.group.similarity import collect_embeddings, identity_section, map_section
+    from bids_app.group.similarity import collect_embeddings, embedding_maps, identity_section, map_section
     from bids_app.group.sites import sites_section
+    from bids_app.group.wall import run_table
     from bids_app.reports.group import GroupPage, write_group_page
 
     embeddings = collect_embeddings(used)
+    maps = embedding_maps(embeddings)
+    indices = {run.stem: i for i, run in enumerate(cohort.runs)}
     sections = [
         runs_section(cohort),
         ratings_section(cohort, ratings, excluded=used is not cohort),
@@ -118,7 +126,7 @@ def write_page(out_dir: Path, cohort: Cohort, files: list[str], used: Cohort, ra
         quality_section(used, out_dir),
         motion_section(used, out_dir),
         sites_section(used, out_dir),
-        map_section(used, embeddings, out_dir),
+        map_section(used, maps, out_dir),
         identity_section(used, embeddings, out_dir),
         reliability_section(used, out_dir),
     ]
@@ -128,6 +136,7 @@ def write_page(out_dir: Path, cohort: Cohort, files: list[str], used: Cohort, ra
         lead=format_lead(cohort),
         counts=collect_counts(cohort),
         sections=sections,
+        table=run_table(cohort, ratings, [each.to_json(indices) for each in maps], out_dir, n_procs),
         demonstration=any(card.demonstration for card in cards),
         research_only=tuple(name for name, card in cohort.cards.items() if card.research_only),
         notes=cohort.notes,

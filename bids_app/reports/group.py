@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from bids_app import __version__
 from bids_app.bids.writer import write_text
+from bids_app.reports.run_table import RunTable
 
 MAX_ROWS = 25
 """Maximum rows of a table on the page."""
@@ -89,6 +90,8 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
     """Sentences for the summary."""
+    has_map: bool = False
+    """True to show the maps of `GroupPage.table` above the figures, which are then folded."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class GroupPage:
     counts: Sequence[tuple[str, Cell]]
     """Counts at the top of the page, with their labels."""
     sections: Sequence[Section]
+    table: RunTable
+    """All runs."""
     demonstration: bool = False
     research_only: tuple[str, ...] = ()
     """Adapters for research use only."""
@@ -124,7 +129,7 @@ def render(page: GroupPage) -> str:
     environment = Environment(
         loader=PackageLoader("bids_app.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    script = _template("script.js")
+    script = "".join(_template(f"{name}.js") for name in ("script", "runs", "map"))
     remarks = [(section, remark) for section in page.sections for remark in section.remarks]
     remarks.sort(key=lambda item: SEVERITIES.index(item[1].level))
     return environment.get_template("group.html.jinja").render(
@@ -133,7 +138,8 @@ def render(page: GroupPage) -> str:
         n_remarks=len(remarks),
         max_rows=MAX_ROWS,
         version=__version__,
-        style=Markup(_template("style.css") + _template("group.css")),
+        style=Markup(_template("style.css") + _template("group.css") + _template("runs.css")),
+        run_table=Markup(page.table.to_json()),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

@@ -11,7 +11,7 @@ import pytest
 from bids_app.group.predictions import collect_predictions, compare_with_phenotypes
 from bids_app.group.quality import motion_section, quality_section
 from bids_app.group.reliability import reliability_section, session_tables
-from bids_app.group.similarity import collect_embeddings, identity_section, map_section
+from bids_app.group.similarity import collect_embeddings, embedding_maps, identity_section, map_section
 from bids_app.group.sites import sites_section
 
 
@@ -48,7 +48,7 @@ def test_the_page_is_complete_and_small(finished):
     assert "14 participants with 28 BOLD runs in 2 sessions: 28 ok." in text
     sections = re.findall(r'<section id="(\w+)">', text)
     assert sections == [
-        "summary", "runs", "ratings", "predictions", "quality", "motion", "sites", "map", "identity", "reliability",
+        "summary", "wall", "runs", "ratings", "predictions", "quality", "motion", "sites", "map", "identity", "reliability",
         "about",
     ]  # fmt: skip
     figures = re.findall(r'<img [^>]*src="([^"]+)"', text)
@@ -182,7 +182,7 @@ def test_umap_is_plotted_if_installed(make_group, monkeypatch):
     group = make_group(participants=20, sessions=1)
     cohort = group.write_tables()
     monkeypatch.setitem(sys.modules, "umap", None)
-    section = map_section(cohort, collect_embeddings(cohort), group.out)
+    section = map_section(cohort, embedding_maps(collect_embeddings(cohort)), group.out)
     assert "Install the package umap-learn" in section.paragraphs[0]
     assert len(section.figures) == 2
 
@@ -197,7 +197,7 @@ def test_umap_is_plotted_if_installed(make_group, monkeypatch):
     module = ModuleType("umap")
     module.UMAP = UMAP
     monkeypatch.setitem(sys.modules, "umap", module)
-    section = map_section(cohort, collect_embeddings(cohort), group.out)
+    section = map_section(cohort, embedding_maps(collect_embeddings(cohort)), group.out)
     assert [figure.title.endswith("UMAP") for figure in section.figures] == [False, True, False, True]
 
 
