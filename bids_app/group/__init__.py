@@ -22,6 +22,7 @@ from bids_app.group.ratings import (
     write_rating_tables,
 )
 from bids_app.reports.group import FIGURES
+from bids_app.reports.index import METRICS, IndexRow, update_index
 from bids_app.settings import Settings
 from bids_app.workflow.preflight import check_output
 
@@ -35,7 +36,7 @@ OPTIONAL_FILES = (
 
 
 def run_group(settings: Settings) -> int:
-    """Summarise the participants' derivatives in tables and ``group.html``.
+    """Summarise the participants' derivatives in tables and ``group.html``, and update ``index.html``.
 
     Raises
     ------
@@ -61,6 +62,7 @@ def run_group(settings: Settings) -> int:
     remove_other_outputs(out_dir, files)
     names = [path.relative_to(out_dir).as_posix() for path in files]
     page = write_page(out_dir, cohort, names, used, ratings, settings.resources.n_procs)
+    update_index(out_dir, index_rows(cohort, ratings), _dataset_name(out_dir))
     LOGGER.info("Group report of %d runs of %d participants: %s", len(cohort.runs), len(cohort.participants), page)
     return EXIT_OK
 
@@ -143,6 +145,20 @@ def write_page(
         files=tuple(name for name in files if not name.endswith(".json")),
     )
     return write_group_page(out_dir, page)
+
+
+def index_rows(cohort: Cohort, ratings: GroupRatings) -> list[IndexRow]:
+    """Return the rows of all runs in ``index.html``."""
+    return [
+        IndexRow(
+            run.stem,
+            run.status,
+            run.worst_verdict,
+            ratings.consensus(run),
+            {name: float(run.quality[name]) for name in METRICS if name in run.quality},
+        )
+        for run in cohort.runs
+    ]
 
 
 def _dataset_name(out_dir: Path) -> str:

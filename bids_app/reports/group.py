@@ -68,6 +68,11 @@ class Figure:
     caption: str
     alt: str
 
+    @property
+    def name(self) -> str:
+        """Name of the file without extension."""
+        return Path(self.url).stem
+
 
 @dataclass(frozen=True)
 class Remark:

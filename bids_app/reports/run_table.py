@@ -65,7 +65,7 @@ class Column:
             "factor": self.factor if self.factor != 1 else None, "unit": self.unit, "help": self.help,
             "limit": self.limit,
         }  # fmt: skip
-        return found | {key: value for key, value in extra.items() if value or key == "digits" and value is not None}
+        return found | {key: value for key, value in extra.items() if value or (key == "digits" and value is not None)}
 
 
 @dataclass(frozen=True)

@@ -48,8 +48,8 @@ def test_the_page_is_complete_and_small(finished):
     assert "14 participants with 28 BOLD runs in 2 sessions: 28 ok." in text
     sections = re.findall(r'<section id="(\w+)">', text)
     assert sections == [
-        "summary", "wall", "runs", "ratings", "predictions", "quality", "motion", "sites", "map", "identity", "reliability",
-        "about",
+        "summary", "wall", "runs", "ratings", "predictions", "quality", "motion", "sites", "map", "identity",
+        "reliability", "about",
     ]  # fmt: skip
     figures = re.findall(r'<img [^>]*src="([^"]+)"', text)
     assert len(figures) == 8

@@ -19,7 +19,8 @@ from bids_app.reports.figures.style import PALETTE, save_svg
 FLICKER_STYLE = """
 .second{opacity:0}
 @keyframes flicker{0%,40%{opacity:0}50%,90%{opacity:1}100%{opacity:0}}
-svg:hover .second,#flicker:target .second{animation:flicker 2.4s ease-in-out infinite}
+#flicker:target .second{animation:flicker 2.4s ease-in-out infinite}
+@media (prefers-reduced-motion:no-preference){svg:hover .second{animation:flicker 2.4s ease-in-out infinite}}
 #second:target .second{opacity:1;animation:none}
 """
 """The images alternate on hover and for ``file.svg#flicker``; ``file.svg#second`` shows the second image."""

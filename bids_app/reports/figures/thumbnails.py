@@ -1,7 +1,7 @@
 """Thumbnails of a run's figures, side by side in one JPEG file, for the wall of the group report.
 
-The images and outlines within the SVG files of `brains`, `model_grid` and `charts` are drawn directly: no browser and no
-other renderer of SVG is needed.
+The images and outlines within the SVG files of `brains`, `model_grid` and `charts` are drawn directly: no browser and
+no other renderer of SVG is needed.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ SIZE = 192
 QUALITY = 78
 """Quality of the JPEG file."""
 CROPS = {"carpet": None, "grid": (0.0, 0.0, 0.6, 1.0)}
-"""Part of the figure that is shown, by ``desc-`` label: left, top, right and bottom edge as fractions; None: its largest
-image alone."""
+"""Part of the figure that is shown, by ``desc-`` label: left, top, right and bottom edge as fractions; None: its
+largest image alone."""
 MIDDLE = (2 / 7, 0.05, 5 / 7, 1.0)
 """The three middle columns of a mosaic of seven, for all other figures."""
 

@@ -164,7 +164,7 @@ if (runTable) {
     const isWall = state.view === "wall" && kinds.length > 0;
     part("shown").replaceChildren(isWall ? make("ul", { className: state.figure === "all" ? "wall strips" : "wall" }, ...rows.map((i) => tile(i, chosen))) : table(rows, chosen));
     figure.hidden = !isWall;
-    all.hidden = isWall;
+    all.hidden = isWall || columns.every((column) => column.shown);
     from.hidden = to.hidden = chosen?.kind !== "number";
     for (const place of tool.querySelectorAll(".pages")) pager(place, n);
     for (const element of tool.querySelectorAll("[data-state]")) {
@@ -195,7 +195,17 @@ if (runTable) {
     show();
     if (parts.length) section.scrollIntoView();
   };
+  // From a report to that of the participant before or after it.
+  const turn = () => {
+    const [, way, from] = /^#(before|after)=(sub-[A-Za-z0-9+]+)$/.exec(location.hash) ?? [];
+    if (!way) return;
+    const people = [...new Set(runs.filter((_, i) => addressOf(i)).map((name) => name.split("_")[0]))];
+    const next = people[people.indexOf(from) + (way === "after" ? 1 : -1)];
+    if (next && people.includes(from)) location.replace(`${encodeURIComponent(next)}.html`);
+    else history.replaceState(null, "", "#wall");
+  };
   tool.hidden = false;
+  turn();
   if (runTable.left_out.length) part("left-out").textContent = `Not on this page, to keep it small: ${runTable.left_out.join(", ")}.`;
   show();
   read();
