@@ -41,8 +41,9 @@ def collect_counts(cohort: Cohort) -> list[tuple[str, Cell]]:
         level = STATUS_LEVELS[status] if statuses[status] else ""
         found.append((status.capitalize(), Cell(f"{statuses[status]:,}", "#runs", level)))
     if any(verdicts[name] for name in LEVELS):
-        found.append(("Refused", Cell(f"{verdicts[REFUSE]:,}", "#predictions", BAD if verdicts[REFUSE] else "")))
-        found.append(("Warnings", Cell(f"{verdicts[WARN]:,}", "#predictions", page.WARN if verdicts[WARN] else "")))
+        for title, verdict, colour in (("Refused", REFUSE, BAD), ("Warnings", WARN, page.WARN)):
+            n = verdicts[verdict]
+            found.append((title, Cell(f"{n:,}", f"#wall&is-verdict={verdict}", colour if n else "")))
     else:
         found.append(("Verdicts", Cell("none")))
     return found

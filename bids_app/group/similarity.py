@@ -157,7 +157,7 @@ def identity_section(cohort: Cohort, sets: Sequence[EmbeddingSet], out_dir: Path
     section.paragraphs.append(
         "Similarity is the cosine similarity of embeddings after standardising features over the runs of each task; 0 "
         f"is the average. A run is re-identified (Rank-1) if the most similar of all {candidates} is from the same "
-        "participant."
+        "participant; Chance is the Rank-1 accuracy of random similarities."
     )
     section.figures += [_matrix(sets, out_dir), _histograms(sets, found, out_dir)]
     section.tables.append(_rank1_table(sets, found, candidates))
@@ -245,10 +245,12 @@ def _rank1_table(sets: Sequence[EmbeddingSet], found: Sequence[ReIdentification]
         rate = proportion(int(re.hits.sum()), int(re.tried.sum()))
         row = [Cell(embeddings.name), Cell(f"{rate.value:.3f}" if rate.n else "n/a")]
         row += [Cell(f"{rate.low:.3f} to {rate.high:.3f}" if rate.n else "n/a", value=rate.low if rate.n else None)]
+        row += [Cell(f"{re.chance:.3f}" if rate.n else "n/a")]
         row += [Cell(str(rate.n)), Cell(f"{re.mean_same:z.3f}"), Cell(f"{re.mean_different:z.3f}")]
         rows.append(row)
     headings = (
-        "Embeddings", "Rank-1", "95 % CI", "Runs", "Similarity within participants", "Similarity between participants",
+        "Embeddings", "Rank-1", "95 % CI", "Chance", "Runs", "Similarity within participants",
+        "Similarity between participants",
     )  # fmt: skip
     return Table(f"Re-identification among {candidates}", headings, rows)
 
@@ -258,11 +260,14 @@ def _matrix(sets: Sequence[EmbeddingSet], out_dir: Path) -> Figure:
     for embeddings in sets[:2]:
         shown = sample_for_matrix(embeddings.people, MAX_MATRIX_RUNS)
         units = embeddings.units[shown]
-        matrices[embeddings.name] = (units @ units.T, embeddings.people[shown])
+        matrices[embeddings.name] = (units @ units.T, [embeddings.runs[i].participant for i in shown])
     n_all = max(len(embeddings.runs) for embeddings in sets[:2])
     n_shown = max(len(people) for _, people in matrices.values())
     selection = f" (random participants of {n_all:,} runs)" if n_shown < n_all else ""
-    description = f"Similarity of {n_shown} runs{selection}; squares on the diagonal are participants."
+    description = (
+        f"Similarity of {n_shown} runs{selection}; squares on the diagonal are participants. The similarity of a "
+        "run with itself is left out."
+    )
     plot_identity(matrices, out_dir / FIGURES / "identity.svg", title="Similarity matrix", description=description)
     return Figure(f"{FIGURES}/identity.svg", "Similarity matrix", description, description)
 

@@ -46,6 +46,8 @@ SECTIONS = (
 
 MAX_REGIONS = 40
 """Maximum rows of a table of regions on the page; the file has all rows."""
+PERFECT = 0.995
+"""Split-half correlations from this on are shown as 1.00, and say nothing about a run."""
 MAX_FILES = 5
 """Maximum number of files that are named where outputs of earlier invocations are not shown."""
 PAGE_LIMIT = 348_000
@@ -146,6 +148,8 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
     everything = [*runs, *(run for _, run in contents.elsewhere)]
     has = {name: any(run.figures.get(name) for run in runs) for name in ("grid", "embeddings")}
     has["attribution"] = any(run.regions for run in runs)
+    all_halves = list(dict.fromkeys(name for run in runs for name in run.split_half))
+    halves = [name for name in all_halves if any(run.split_half.get(name, 1.0) < PERFECT for run in runs)]
     functional = [run for run in runs if run.measures or run.notes or run.figures.get("functional") or run.tables]
     values: dict[str, Any] = {
         "c": contents,
@@ -164,7 +168,8 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
         "quality": quality_rows(functional),
         "traces": traces,
         "check_names": spec()["checks"],
-        "halves": list(dict.fromkeys(name for run in runs for name in run.split_half)),
+        "halves": halves,
+        "perfect_halves": [name for name in all_halves if name not in halves],
         "models": {plain(facts): facts for facts in map(_model_facts, runs) if facts},
         "has": has,
         "cards": [(name, Markup(markdown.to_html(text, top_level=3))) for name, text in model_cards(runs)],
@@ -182,7 +187,7 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
         "grid": has["grid"],
         "predictions": values["predicted"],
         "attribution": has["attribution"],
-        "embeddings": has["embeddings"] or values["halves"],
+        "embeddings": has["embeddings"] or all_halves,
         "cards": values["cards"],
         "methods": values["methods"],
     }

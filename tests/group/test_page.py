@@ -103,6 +103,21 @@ def test_outlier_runs_are_listed_and_linked(make_group):
     }  # fmt: skip
 
 
+def test_a_difference_without_practical_size_is_no_outlier(make_group):
+    group = make_group(participants=30, sessions=1)
+    for number, path in enumerate(sorted(group.out.glob("sub-*/func/*_metrics.json"))):
+        coverage = 0.9999 - 0.00001 * (number % 5)
+        edit(path, lambda content, value=coverage: content["quality"].update(coverage=value))
+    changed = {"sub-07": 0.999, "sub-08": 0.95}
+    for participant, coverage in changed.items():
+        path = next(group.out.glob(f"{participant}/func/*_metrics.json"))
+        edit(path, lambda content, value=coverage: content["quality"].update(coverage=value))
+    section = quality_section(group.write_tables(), group.out)
+    found = {row[0].text: row[3].text for row in table(section, "Outlier runs").rows}
+    assert "Brain coverage" in found["sub-08_task-rest"]
+    assert "Brain coverage" not in found.get("sub-07_task-rest", "")
+
+
 def test_outlier_detection_requires_enough_runs(make_group):
     group = make_group(participants=5, sessions=1)
     section = quality_section(group.write_tables(), group.out)
@@ -147,6 +162,13 @@ def test_no_swap_is_reported_without_a_swap(finished):
     cohort = finished.write_tables()
     section = identity_section(cohort, collect_embeddings(cohort), finished.out)
     assert "No swapped runs suspected" in remarks(section)["good"]
+
+
+def test_the_accuracy_of_chance_stands_beside_the_rank_1_accuracy(finished):
+    cohort = finished.write_tables()
+    found = table(identity_section(cohort, collect_embeddings(cohort), finished.out), "Re-identification")
+    assert found.headings[3] == "Chance"
+    assert [row[3].text for row in found.rows] == ["0.071", "0.071"]  # one of 14 runs of the other session
 
 
 def test_swap_detection_is_skipped_without_reidentification(make_group):

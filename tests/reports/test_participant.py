@@ -380,3 +380,15 @@ def test_images_are_linked(derivatives):
     page = Page(build_participant_report(derivatives.out, "01"))
     links = {link["href"] for link in page.of("a")}
     assert "sub-01/func/sub-01_task-rest_run-1_desc-hmc_boldref.nii.gz" in links
+
+
+def test_split_halves_without_information_are_a_sentence_not_a_column(out):
+    sidecar = next(out.glob("sub-01/func/*run-1_*_embeddings.json"))
+    content = json.loads(sidecar.read_text())
+    halves = {"global": 0.9991, "voxel": 0.62}
+    content["SplitHalf"] = {k: {"Correlation": v, "SpearmanBrown": v, "Clips": [4, 5]} for k, v in halves.items()}
+    sidecar.write_text(json.dumps(content))
+    page = Page(build_participant_report(out, "01"))
+    assert "the same embedding under global normalisation" in page.words
+    assert "voxel normalisation task-rest, run-1 0.62" in page.words
+    assert "global normalisation voxel normalisation" not in page.words
