@@ -1,16 +1,19 @@
 """Time and memory of the group level on simulated derivatives, compared with reading the tables one by one with pandas.
 
     python benchmarks/group.py [--participants 5000] [--sessions 2] [--clips 30] [--features 288] [--no-reference]
+                               [--figures [OUT]] [--browser]
 
 The derivatives have the app's own format: image quality metrics, embeddings under two normalisations, and predictions,
 with sidecars and logs; their values are random. Prints wall time, CPU time, peak memory (of all processes together,
-shared pages counted once), and the sizes of the output files.
+shared pages counted once), and the sizes of the output files. With ``--figures``, each run has the figures of the first
+run of an output folder, or of a simulated head. With ``--browser``, prints how long the page takes in Chromium.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -193,6 +196,65 @@ means.to_csv(out / "naive.tsv", sep="\\t", index=False)
 """Reference: read the same files one by one and write the embeddings, without statistics, figures or page."""
 
 
+def add_figures(out_dir: Path, examples: Path) -> None:
+    """Link the figures of the first run of the example folder for each run."""
+    figures: dict[str, Path] = {}
+    for path in sorted(examples.glob("sub-*/figures/*_bold.svg")):
+        figures.setdefault(path.name[path.name.index("_desc-") :], path)
+    for sidecar in out_dir.rglob("*_desc-quality_metrics.json"):
+        stem = sidecar.name.removesuffix("_desc-quality_metrics.json")
+        folder = out_dir / stem.partition("_")[0] / "figures"
+        folder.mkdir(exist_ok=True)
+        for ending, path in figures.items():
+            os.link(path, folder / f"{stem}{ending}")
+
+
+DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame((now) => done(now - start))))"
+ACTIONS = {
+    "search for a participant": "set('[data-state=q]', 'sub-0123', 'input')",
+    "filter by verdict": "set('[data-state=q]', '', 'input'); set('[data-state=is-verdict]', 'warn')",
+    "sort by head motion": "set('[data-state=is-verdict]', ''); set('[data-state=sort]', 'fd_mean')",
+    "next page": "document.querySelector('.pages button:nth-of-type(3)').click()",
+    "table instead of thumbnails": "set('[data-state=view]', 'table')",
+    "map coloured by temporal SNR": "pick(document.querySelectorAll('.map select')[1], 'Temporal SNR')",
+}
+HELPERS = """
+window.set = (selector, value, type = "change") => {
+  const element = document.querySelector(".runs " + selector);
+  element.value = value;
+  element.dispatchEvent(new Event(type));
+};
+window.pick = (list, text) => {
+  list.value = [...list.options].find((option) => option.text === text).value;
+  list.dispatchEvent(new Event("change"));
+};
+0
+"""
+
+
+def measure_page(address: str, times: int = 5) -> None:
+    """Print how long the page takes until it is drawn, and after each action."""
+    from chromium import Browser
+
+    paint = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+    found: dict[str, list[float]] = {}
+    with Browser() as browser:
+        for _ in range(times):
+            browser.open("about:blank")
+            browser.open(address)
+            found.setdefault("first paint", []).append(browser.run(paint))
+            found.setdefault("loaded", []).append(
+                browser.run("performance.getEntriesByType('navigation')[0].loadEventEnd")
+            )
+            browser.run(HELPERS)
+            for name, action in ACTIONS.items():
+                script = f"(() => {{ const start = performance.now(); {action}; return {DRAWN}; }})()"
+                found.setdefault(name, []).append(browser.run(script))
+    print(f"{'group.html in Chromium':<30} {'median':>7} {'max, ms':>9}; load {os.getloadavg()[0]:.0f}")
+    for name, values in found.items():
+        print(f"{name:<30} {np.median(values):7.0f} {max(values):9.0f}")
+
+
 def main() -> int:
     """Simulate the derivatives, measure the group level and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -203,6 +265,10 @@ def main() -> int:
     parser.add_argument("--nprocs", default="2")
     parser.add_argument("--no-reference", action="store_true")
     parser.add_argument("--keep", type=Path, help="write the derivatives here, or use existing ones")
+    parser.add_argument(
+        "--figures", type=Path, nargs="?", const=Path(), metavar="OUT", help="add figures of this folder"
+    )
+    parser.add_argument("--browser", action="store_true", help="measure the page in Chromium")
     options = parser.parse_args()
     study = Study(options.participants, options.sessions, options.clips, options.features, sites=8)
     with tempfile.TemporaryDirectory() as scratch:
@@ -210,6 +276,13 @@ def main() -> int:
         out, raw = folder / "out", folder / "raw"
         if not out.is_dir():
             study.write(out, raw)
+            if options.figures is not None:
+                examples = options.figures if options.figures.name else folder / "examples"
+                if not options.figures.name:
+                    from review import plot_figures
+
+                    plot_figures(examples / "sub-01" / "figures")
+                add_figures(out, examples)
         size = sum(path.stat().st_size for path in out.rglob("sub-*_*"))
         print(f"{options.participants * options.sessions} runs, {size / 1e9:.2f} GB in sidecars and tables")
         print(f"{'command':<28} {'s':>7} {'CPU s':>12} {'peak GB':>8}")
@@ -222,8 +295,12 @@ def main() -> int:
             print(f"ratios: {wall:.1f} in wall time, {cpu:.1f} in CPU time")
             (out / "naive.tsv").unlink()
         print(f"group.html: {(out / 'group.html').stat().st_size / 1e3:.0f} kB")
-        for path in sorted((out / "group_figures").iterdir()):
+        for path in sorted((out / "group_figures").glob("*.svg")):
             print(f"{path.name}: {path.stat().st_size / 1e3:.0f} kB")
+        thumbnails = [path.stat().st_size for path in (out / "group_figures" / "wall").glob("*.jpg")]
+        print(f"thumbnails: {len(thumbnails)} files, {sum(thumbnails) / 1e6:.0f} MB")
+        if options.browser:
+            measure_page((out / "group.html").as_uri())
     return 0
 
 

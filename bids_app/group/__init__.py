@@ -22,6 +22,7 @@ from bids_app.group.ratings import (
     write_rating_tables,
 )
 from bids_app.reports.group import FIGURES
+from bids_app.reports.index import METRICS, IndexRow, update_index
 from bids_app.settings import Settings
 from bids_app.workflow.preflight import check_output
 
@@ -35,7 +36,7 @@ OPTIONAL_FILES = (
 
 
 def run_group(settings: Settings) -> int:
-    """Summarise the participants' derivatives in tables and ``group.html``.
+    """Summarise the participants' derivatives in tables and ``group.html``, and update ``index.html``.
 
     Raises
     ------
@@ -59,7 +60,9 @@ def run_group(settings: Settings) -> int:
     used = without_failed(cohort, ratings) if settings.exclude_failed else cohort
     files = [*write_tables(out_dir, cohort, used), *write_rating_tables(out_dir, cohort, ratings)]
     remove_other_outputs(out_dir, files)
-    page = write_page(out_dir, cohort, [path.relative_to(out_dir).as_posix() for path in files], used, ratings)
+    names = [path.relative_to(out_dir).as_posix() for path in files]
+    page = write_page(out_dir, cohort, names, used, ratings, settings.resources.n_procs)
+    update_index(out_dir, index_rows(cohort, ratings), _dataset_name(out_dir))
     LOGGER.info("Group report of %d runs of %d participants: %s", len(cohort.runs), len(cohort.participants), page)
     return EXIT_OK
 
@@ -91,8 +94,10 @@ def remove_other_outputs(out_dir: Path, files: list[Path]) -> None:
             path.unlink(missing_ok=True)
 
 
-def write_page(out_dir: Path, cohort: Cohort, files: list[str], used: Cohort, ratings: GroupRatings) -> Path:
-    """Write ``group.html`` and its figures.
+def write_page(
+    out_dir: Path, cohort: Cohort, files: list[str], used: Cohort, ratings: GroupRatings, n_procs: int
+) -> Path:
+    """Write ``group.html`` with its figures and thumbnails.
 
     Parameters
     ----------
@@ -102,15 +107,20 @@ def write_page(out_dir: Path, cohort: Cohort, files: list[str], used: Cohort, ra
     files : list of str
         Tables, relative to the output folder.
     ratings : GroupRatings
+    n_procs : int
+        Number of processes.
     """
     from bids_app.group.overview import collect_counts, format_lead, predictions_section, runs_section
     from bids_app.group.quality import motion_section, quality_section
     from bids_app.group.reliability import reliability_section
-    from bids_app.group.similarity import collect_embeddings, identity_section, map_section
+    from bids_app.group.similarity import collect_embeddings, embedding_maps, identity_section, map_section
     from bids_app.group.sites import sites_section
+    from bids_app.group.wall import run_table
     from bids_app.reports.group import GroupPage, write_group_page
 
     embeddings = collect_embeddings(used)
+    maps = embedding_maps(embeddings)
+    indices = {run.stem: i for i, run in enumerate(cohort.runs)}
     sections = [
         runs_section(cohort),
         ratings_section(cohort, ratings, excluded=used is not cohort),
@@ -118,7 +128,7 @@ def write_page(out_dir: Path, cohort: Cohort, files: list[str], used: Cohort, ra
         quality_section(used, out_dir),
         motion_section(used, out_dir),
         sites_section(used, out_dir),
-        map_section(used, embeddings, out_dir),
+        map_section(used, maps, out_dir),
         identity_section(used, embeddings, out_dir),
         reliability_section(used, out_dir),
     ]
@@ -128,12 +138,27 @@ def write_page(out_dir: Path, cohort: Cohort, files: list[str], used: Cohort, ra
         lead=format_lead(cohort),
         counts=collect_counts(cohort),
         sections=sections,
+        table=run_table(cohort, ratings, [each.to_json(indices) for each in maps], out_dir, n_procs),
         demonstration=any(card.demonstration for card in cards),
         research_only=tuple(name for name, card in cohort.cards.items() if card.research_only),
         notes=cohort.notes,
         files=tuple(name for name in files if not name.endswith(".json")),
     )
     return write_group_page(out_dir, page)
+
+
+def index_rows(cohort: Cohort, ratings: GroupRatings) -> list[IndexRow]:
+    """Return the rows of all runs in ``index.html``."""
+    return [
+        IndexRow(
+            run.stem,
+            run.status,
+            run.worst_verdict,
+            ratings.consensus(run),
+            {name: float(run.quality[name]) for name in METRICS if name in run.quality},
+        )
+        for run in cohort.runs
+    ]
 
 
 def _dataset_name(out_dir: Path) -> str:

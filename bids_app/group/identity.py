@@ -34,6 +34,8 @@ class ReIdentification:
         Histograms (`BINS`) of the similarity across sessions, within and between participants.
     mean_same, mean_different : float
         Mean similarities within and between participants.
+    chance : float
+        Rank-1 accuracy by chance: the mean fraction of runs of the same participant among those of other sessions.
     """
 
     own: np.ndarray
@@ -43,6 +45,7 @@ class ReIdentification:
     different: np.ndarray
     mean_same: float
     mean_different: float
+    chance: float = float("nan")
 
     @property
     def tried(self) -> np.ndarray:
@@ -146,6 +149,7 @@ def reidentify(units: np.ndarray, people: np.ndarray, sessions: np.ndarray) -> R
     nearest = np.full(len(units), -1)
     counts = np.zeros((2, len(BINS) - 1), np.int64)
     sums = np.zeros(2)
+    share = np.full(len(units), np.nan)
     for rows, similar in _blocks(units):
         elsewhere = sessions[rows, None] != sessions
         same_person = people[rows, None] == people
@@ -154,6 +158,9 @@ def reidentify(units: np.ndarray, people: np.ndarray, sessions: np.ndarray) -> R
             values = similar[pairs]
             counts[kind] += np.bincount(_bin_of(values), minlength=len(BINS) - 1)
             sums[kind] += values.sum(dtype=np.float64)
+        n_own, n_other = of_own.sum(axis=1), of_other.sum(axis=1)
+        tried = (n_own > 0) & (n_other > 0)
+        share[rows] = np.where(tried, n_own / np.maximum(n_own + n_other, 1), np.nan)
         best_own = np.where(of_own, similar, -np.inf).max(axis=1)
         only_others = np.where(of_other, similar, -np.inf)
         best = only_others.argmax(axis=1)
@@ -163,7 +170,8 @@ def reidentify(units: np.ndarray, people: np.ndarray, sessions: np.ndarray) -> R
         nearest[rows] = np.where(np.isfinite(best_other), best, -1)
     n_pairs = counts.sum(axis=1)
     means = np.divide(sums, n_pairs, out=np.full(2, np.nan), where=n_pairs > 0)
-    return ReIdentification(own, other, nearest, counts[0], counts[1], float(means[0]), float(means[1]))
+    chance = float(np.nanmean(share)) if np.isfinite(share).any() else float("nan")
+    return ReIdentification(own, other, nearest, counts[0], counts[1], float(means[0]), float(means[1]), chance)
 
 
 def suspected_swaps(found: ReIdentification, people: np.ndarray, min_margin: float) -> list[Suspicion]:

@@ -41,8 +41,9 @@ def collect_counts(cohort: Cohort) -> list[tuple[str, Cell]]:
         level = STATUS_LEVELS[status] if statuses[status] else ""
         found.append((status.capitalize(), Cell(f"{statuses[status]:,}", "#runs", level)))
     if any(verdicts[name] for name in LEVELS):
-        found.append(("Refused", Cell(f"{verdicts[REFUSE]:,}", "#predictions", BAD if verdicts[REFUSE] else "")))
-        found.append(("Warnings", Cell(f"{verdicts[WARN]:,}", "#predictions", page.WARN if verdicts[WARN] else "")))
+        for title, verdict, colour in (("Refused", REFUSE, BAD), ("Warnings", WARN, page.WARN)):
+            n = verdicts[verdict]
+            found.append((title, Cell(f"{n:,}", f"#wall&is-verdict={verdict}", colour if n else "")))
     else:
         found.append(("Verdicts", Cell("none")))
     return found
@@ -50,7 +51,7 @@ def collect_counts(cohort: Cohort) -> list[tuple[str, Cell]]:
 
 def runs_section(cohort: Cohort) -> Section:
     """Build the section on failed, unreadable and missing runs, with reason and hint."""
-    section = Section("runs", "Runs")
+    section = Section("runs", "Status")
     add_configurations(section, cohort)
     bad = sorted((run for run in cohort.runs if run.status != OK), key=lambda run: _rank(run.status))
     if not bad and not cohort.faults:
@@ -142,7 +143,7 @@ def predictions_section(cohort: Cohort) -> Section:
     if comparisons:
         section.tables.append(_phenotypes_table(comparisons))
     flagged = [run for run in cohort.runs if run.worst_verdict in (WARN, REFUSE)]
-    flagged.sort(key=lambda run: (-LEVELS.index(run.worst_verdict), -len(_reasons(run))))
+    flagged.sort(key=lambda run: (-LEVELS.index(run.worst_verdict), -len(failed_checks(run))))
     if flagged:
         section.paragraphs.append(f"Most frequently failed checks (number of runs): {_most_frequent(flagged)}.")
         section.tables.append(
@@ -153,7 +154,7 @@ def predictions_section(cohort: Cohort) -> Section:
                     (
                         Cell(run.stem, report_url(run.participant)),
                         Cell(run.worst_verdict, level=COLOURS[run.worst_verdict]),
-                        Cell(", ".join(_reasons(run))),
+                        Cell(", ".join(failed_checks(run))),
                     )
                     for run in flagged
                 ],
@@ -162,7 +163,7 @@ def predictions_section(cohort: Cohort) -> Section:
         )
         n_refused = sum(run.worst_verdict == REFUSE for run in flagged)
         if n_refused:
-            refused = Counter(name for run in flagged if run.worst_verdict == REFUSE for name in _reasons(run))
+            refused = Counter(name for run in flagged if run.worst_verdict == REFUSE for name in failed_checks(run))
             reason = f"; most frequent failed check: {refused.most_common(1)[0][0]}" if refused else ""
             section.remarks.append(Remark(BAD, f"Predictions withheld for {_count(n_refused, 'run')}{reason}."))
         if len(flagged) > n_refused:
@@ -226,7 +227,7 @@ def _adapter_row(cohort: Cohort, adapter: str) -> list[Cell]:
     ]
 
 
-def _reasons(run: RunRecord) -> list[str]:
+def failed_checks(run: RunRecord) -> list[str]:
     """Return the labels of the failed checks of a run and of its predictions."""
     names = [*run.reasons, *(run.predictions[a].get("verdict_reasons", "") for a in run.predictions)]
     checks = dict.fromkeys(part for name in names for part in name.split(", ") if part)
@@ -235,7 +236,7 @@ def _reasons(run: RunRecord) -> list[str]:
 
 def _most_frequent(runs: Sequence[RunRecord]) -> str:
     """Return the labels of the checks that most runs fail, with the number of runs."""
-    counts = Counter(name for run in runs for name in _reasons(run))
+    counts = Counter(name for run in runs for name in failed_checks(run))
     return ", ".join(f"{name} ({n})" for name, n in counts.most_common(5))
 
 

@@ -70,7 +70,9 @@ def screen(cohort: Cohort) -> Screening:
     z = np.stack([robust_z(column) for column in values.T], axis=1) if values.size else values
     side = np.array([{"high": 1, "low": -1, "both": 0}[worse[name]] for name in names])
     deviation = np.where(side == 0, np.abs(z), z * side)
-    out = (deviation > threshold) & (len(runs) >= MIN_RUNS)
+    away = np.abs(values - np.nanmedian(values, axis=0)) if values.size else values
+    large = away >= np.array([spec()["group"]["floor"][name] for name in names])
+    out = (deviation > threshold) & large & (len(runs) >= MIN_RUNS)
     rated = [[rate_metric(name, v) == "warn" for name, v in zip(names, row, strict=True)] for row in values]
     beyond = np.array(rated, bool)
     return Screening(runs, names, values, z, deviation, out, beyond.reshape(values.shape))
@@ -87,7 +89,7 @@ def quality_section(cohort: Cohort, out_dir: Path) -> Section:
     few = f"Outlier detection requires at least {MIN_RUNS} runs."
     many = (
         f"{len(order):,} of {n_runs:,} runs are outliers in at least one metric: more than {threshold} robust standard "
-        "deviations from the median, in the direction of worse quality."
+        "deviations from the median, in the direction of worse quality, and far enough to matter in practice."
     )
     n_beyond = int(found.beyond.any(axis=1).sum())
     exceed = f"{_count(n_beyond, 'run')} exceed{'s' if n_beyond == 1 else ''} a limit of the participant reports."

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,8 +37,12 @@ MAX_COPIES = 5
 IDENTITY = "group_identity.tsv"
 MAX_MATRIX_RUNS = 240
 """Maximum runs in the similarity matrix."""
-MAX_UMAP_RUNS = 5000
-"""Maximum runs for UMAP."""
+MIN_MAP_RUNS = 3
+"""Minimum runs for a map."""
+MIN_UMAP_RUNS, MAX_UMAP_RUNS = 15, 5000
+"""UMAP needs more runs than the minimum; of more than the maximum, some are left out."""
+MAP_SIZE = 1000
+"""Positions on the interactive map are integers up to this."""
 
 
 @dataclass(frozen=True)
@@ -66,37 +72,80 @@ def collect_embeddings(cohort: Cohort) -> list[EmbeddingSet]:
     return sets
 
 
-def map_section(cohort: Cohort, sets: Sequence[EmbeddingSet], out_dir: Path) -> Section:
-    """Build the section with maps of the embeddings, coloured by possible sources of variation."""
-    section = Section("map", "Embedding maps")
-    sets = [found for found in sets if len(found.runs) > 2]
-    if not sets:
-        section.paragraphs.append("Fewer than three runs have embeddings.")
-        return section
-    colourings = _colourings(cohort, sets[0].runs)
-    reduce = _umap()
-    for number, embeddings in enumerate(sets):
+@dataclass(frozen=True)
+class EmbeddingMap:
+    """Embeddings of runs in two dimensions."""
+
+    embeddings: str
+    """Model and normalisation."""
+    method: str
+    """``PCA`` or ``UMAP``."""
+    runs: list[RunRecord]
+    points: np.ndarray
+    """(N, 2)."""
+    axes: tuple[str, str] = ("", "")
+
+    @property
+    def title(self) -> str:
+        """Title, such as ``Embeddings (neurostorm, voxel), PCA``."""
+        return f"Embeddings ({self.embeddings}), {self.method}"
+
+    def to_json(self, indices: Mapping[str, int]) -> dict[str, Any]:
+        """Return what the script of the page needs: positions from 0 to `MAP_SIZE`, at one scale for both axes.
+
+        Parameters
+        ----------
+        indices : mapping
+            Row in the table of runs by name of the run.
+        """
+        middle = (self.points.max(axis=0) + self.points.min(axis=0)) / 2
+        extent = float(np.ptp(self.points, axis=0).max()) or 1.0
+        x, y = np.rint(MAP_SIZE * (0.5 + (self.points - middle) / extent)).astype(int).T.tolist()
+        rows = [indices[run.stem] for run in self.runs]
+        axes = f"Across: {self.axes[0]}; up: {self.axes[1]}." if self.axes[0] else ""
+        found: dict[str, Any] = {"title": f"{self.embeddings}: {self.method}", "axes": axes, "x": x, "y": y}
+        return found | ({} if rows == list(range(len(indices))) else {"rows": rows})
+
+
+def embedding_maps(sets: Sequence[EmbeddingSet]) -> list[EmbeddingMap]:
+    """Project embeddings of at least three runs to two dimensions: by PCA, and by UMAP if it is installed."""
+    found, reduce = [], _umap()
+    for embeddings in sets:
+        n_runs = len(embeddings.runs)
+        if n_runs < MIN_MAP_RUNS:
+            continue
         units = standardise(embeddings.values)
         scores, shares = principal_components(units, 2)
         scores = np.pad(scores, ((0, 0), (0, 2 - scores.shape[1])))
-        axes = tuple(f"PC {i + 1} ({share:.0%})" for i, share in enumerate([*shares, 0.0][:2]))
+        one, two = (f"PC {i + 1} ({share:.0%})" for i, share in enumerate([*shares, 0.0][:2]))
+        found.append(EmbeddingMap(embeddings.name, "PCA", embeddings.runs, scores, (one, two)))
+        if reduce and n_runs > MIN_UMAP_RUNS:
+            chosen = np.linspace(0, n_runs - 1, min(n_runs, MAX_UMAP_RUNS)).astype(int)
+            runs = [embeddings.runs[i] for i in chosen]
+            found.append(EmbeddingMap(embeddings.name, "UMAP", runs, reduce(units[chosen])))
+    return found
+
+
+def map_section(cohort: Cohort, maps: Sequence[EmbeddingMap], out_dir: Path) -> Section:
+    """Build the section with maps of the embeddings: interactive, and as figures by possible sources of variation."""
+    section = Section("map", "Embedding maps", has_map=bool(maps))
+    if not maps:
+        section.paragraphs.append("Fewer than three runs have embeddings.")
+        return section
+    colourings = _colourings(cohort, maps[0].runs)
+    numbers: Counter[str] = Counter()
+    for each in maps:
         clouds = [
-            Cloud(f"{embeddings.name}: {name}", scores, [colour(run) for run in embeddings.runs], (axes[0], axes[1]))
+            Cloud(f"{each.embeddings}: {name}", each.points, [colour(run) for run in each.runs], each.axes)
             for name, colour in colourings.items()
         ]
-        section.figures.append(_plot_map(clouds, f"map{number + 1}", embeddings.name, "PCA", out_dir))
-        if reduce and len(embeddings.runs) > 15:
-            n_runs = len(embeddings.runs)
-            chosen = np.linspace(0, n_runs - 1, min(n_runs, MAX_UMAP_RUNS)).astype(int)
-            points = reduce(units[chosen])
-            clouds = [
-                Cloud(f"{embeddings.name}: {name}", points, [colour(embeddings.runs[i]) for i in chosen])
-                for name, colour in colourings.items()
-            ]
-            section.figures.append(_plot_map(clouds, f"umap{number + 1}", embeddings.name, "UMAP", out_dir))
+        kind = "map" if each.method == "PCA" else "umap"
+        numbers[kind] += 1
+        section.figures.append(_plot_map(clouds, f"{kind}{numbers[kind]}", each.title, out_dir))
+    has_umap = _umap() is not None
     section.paragraphs.append(
         "Each point is a run. Features are standardised over runs."
-        + ("" if reduce else " Install the package umap-learn to add UMAP maps.")
+        + ("" if has_umap else " Install the package umap-learn to add UMAP maps.")
     )
     return section
 
@@ -117,7 +166,7 @@ def identity_section(cohort: Cohort, sets: Sequence[EmbeddingSet], out_dir: Path
     section.paragraphs.append(
         "Similarity is the cosine similarity of embeddings after standardising features over the runs of each task; 0 "
         f"is the average. A run is re-identified (Rank-1) if the most similar of all {candidates} is from the same "
-        "participant."
+        "participant; Chance is the Rank-1 accuracy of random similarities."
     )
     section.figures += [_matrix(sets, out_dir), _histograms(sets, found, out_dir)]
     section.tables.append(_rank1_table(sets, found, candidates))
@@ -217,10 +266,12 @@ def _rank1_table(sets: Sequence[EmbeddingSet], found: Sequence[ReIdentification]
         rate = proportion(int(re.hits.sum()), int(re.tried.sum()))
         row = [Cell(embeddings.name), Cell(f"{rate.value:.3f}" if rate.n else "n/a")]
         row += [Cell(f"{rate.low:.3f} to {rate.high:.3f}" if rate.n else "n/a", value=rate.low if rate.n else None)]
+        row += [Cell(f"{re.chance:.3f}" if rate.n else "n/a")]
         row += [Cell(str(rate.n)), Cell(f"{re.mean_same:z.3f}"), Cell(f"{re.mean_different:z.3f}")]
         rows.append(row)
     headings = (
-        "Embeddings", "Rank-1", "95 % CI", "Runs", "Similarity within participants", "Similarity between participants",
+        "Embeddings", "Rank-1", "95 % CI", "Chance", "Runs", "Similarity within participants",
+        "Similarity between participants",
     )  # fmt: skip
     return Table(f"Re-identification among {candidates}", headings, rows)
 
@@ -230,11 +281,14 @@ def _matrix(sets: Sequence[EmbeddingSet], out_dir: Path) -> Figure:
     for embeddings in sets[:2]:
         shown = sample_for_matrix(embeddings.people, MAX_MATRIX_RUNS)
         units = embeddings.units[shown]
-        matrices[embeddings.name] = (units @ units.T, embeddings.people[shown])
+        matrices[embeddings.name] = (units @ units.T, [embeddings.runs[i].participant for i in shown])
     n_all = max(len(embeddings.runs) for embeddings in sets[:2])
     n_shown = max(len(people) for _, people in matrices.values())
     selection = f" (random participants of {n_all:,} runs)" if n_shown < n_all else ""
-    description = f"Similarity of {n_shown} runs{selection}; squares on the diagonal are participants."
+    description = (
+        f"Similarity of {n_shown} runs{selection}; squares on the diagonal are participants. The similarity of a "
+        "run with itself is left out."
+    )
     plot_identity(matrices, out_dir / FIGURES / "identity.svg", title="Similarity matrix", description=description)
     return Figure(f"{FIGURES}/identity.svg", "Similarity matrix", description, description)
 
@@ -253,8 +307,7 @@ def _histograms(sets: Sequence[EmbeddingSet], found: Sequence[ReIdentification],
     )
 
 
-def _plot_map(clouds: Sequence[Cloud], file: str, embeddings: str, method: str, out_dir: Path) -> Figure:
-    title = f"Embeddings ({embeddings}), {method}"
+def _plot_map(clouds: Sequence[Cloud], file: str, title: str, out_dir: Path) -> Figure:
     plot_clouds(clouds, out_dir / FIGURES / f"{file}.svg", title=title, columns=3)
     shown = ", ".join(cloud.title.rpartition(": ")[2] for cloud in clouds)
     return Figure(f"{FIGURES}/{file}.svg", title, f"Coloured by {shown}.", f"{title}; coloured by {shown}.")

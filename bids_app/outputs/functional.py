@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pandas as pd
 
@@ -240,6 +241,7 @@ def run_figures(
     names = RunName(out_dir / "tree", entities, ())
     plot_alignments(preprocessed, names, out_dir)
     plot_run_carpet(preprocessed, names, fd_spike_mm)
+    plot_temporal_maps(preprocessed, names)
     plot_model_input(grid, names)
     plot_model_outputs(encoded, names)
     return names.tree
@@ -301,6 +303,45 @@ def plot_run_carpet(run: PreprocessedRun, names: RunName, fd_spike_mm: float) ->
         fd_threshold_mm=fd_spike_mm,
         title=f"Motion and signal of {names.stem}",
     )
+
+
+def plot_temporal_maps(run: PreprocessedRun, names: RunName) -> None:
+    """Plot the temporal SNR and the temporal standard deviation of each voxel of the brain."""
+    from bids_app.reports.figures.brains import plot_map
+
+    if run.carpet is None:
+        return
+    brain = load_nifti(run.brain_mask)
+    inside = brain.get_fdata() > 0.5
+    mean, deviation = temporal_statistics(np.load(run.carpet, mmap_mode="r")[run.n_dummy :])
+    ratio = np.divide(mean, deviation, out=np.zeros_like(mean), where=deviation > 0)
+    percent = 100 * deviation / max(float(np.median(mean)), 1e-12)
+    for kind, values, unit, what in (
+        ("tsnr", ratio, "temporal SNR", "Temporal SNR"),
+        ("stdev", percent, "temporal SD, % of the median of the brain", "Temporal standard deviation"),
+    ):
+        volume = np.zeros(inside.shape, np.float32)
+        volume[inside] = values
+        image = nib.Nifti1Image(volume, brain.affine)
+        plot_map(image, run.brain_mask, names.figure(kind), unit=unit, title=f"{what} of {names.stem}")
+
+
+def temporal_statistics(values: np.ndarray, block: int = 20_000) -> tuple[np.ndarray, np.ndarray]:
+    """Return mean and standard deviation over time of each voxel, (V,) each.
+
+    Parameters
+    ----------
+    values : np.ndarray, (T, V)
+        May be memory-mapped; read in blocks of voxels.
+    block : int
+        Voxels per block.
+    """
+    mean, deviation = np.zeros((2, values.shape[1]))
+    for start in range(0, values.shape[1], block):
+        own = slice(start, start + block)
+        part = np.asarray(values[:, own], np.float64)
+        mean[own], deviation[own] = part.mean(axis=0), part.std(axis=0)
+    return mean, deviation
 
 
 def plot_model_input(grid: OnGrid, names: RunName) -> None:

@@ -52,6 +52,10 @@ VERDICT_COLUMN = {
 }
 
 
+MIN_PLOTTED_CLIPS = 3
+"""Minimum clips for the figure of the embeddings: z-scores over two clips are always the same."""
+
+
 def model_outputs(
     encoded: Encoded,
     preprocessed: PreprocessedRun,
@@ -152,7 +156,8 @@ def plot_model_outputs(encoded: Encoded, names: RunName) -> None:
     from bids_app.reports.figures.charts import plot_embeddings, plot_predictions
 
     table = pd.DataFrame(encoded.embeddings.rows())
-    plot_embeddings(table, names.figure("embeddings"), title=f"Embeddings of {names.stem}")
+    if table["clip"].nunique() > MIN_PLOTTED_CLIPS:  # the mean is a row too
+        plot_embeddings(table, names.figure("embeddings"), title=f"Embeddings of {names.stem}")
     for prediction in (p for p in encoded.predictions if p.card.task != EMBEDDING and not p.is_refused):
         path = names.figure(f"{prediction.card.name}predictions")
         title = f"{prediction.card.name} predicted from {names.stem}"

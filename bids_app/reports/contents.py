@@ -16,12 +16,13 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from bids_app.bids.entities import join_name, natural_key, split_name
 from bids_app.errors import BadDataError
 from bids_app.files import read_output, read_output_table
 from bids_app.outputs.schema import (
+    LEVELS,
     OK,
     AttributionSidecar,
     EmbeddingsSidecar,
@@ -41,6 +42,8 @@ ADAPTER_SECTIONS = ("predictions", "attribution")
 """Sections with one figure per adapter, such as ``desc-statepredictions``."""
 SIGNIFICANT = 0.05
 """Significance level of the contributions of regions."""
+IMAGES = (".nii.gz", ".nii", ".h5", ".dtseries.nii", "_xfm.txt")
+"""Endings of images and transforms."""
 STEM = re.compile(r"sub-[A-Za-z0-9+]+(_[A-Za-z0-9]+-[A-Za-z0-9+]+)*")
 
 
@@ -60,6 +63,11 @@ class Figure:
     """Labels of the two images of a flicker figure; empty for other figures."""
     adapter: str = ""
     """Adapter whose prediction is shown; empty for other figures."""
+
+    @property
+    def name(self) -> str:
+        """Name of the file without extension."""
+        return Path(unquote(self.url)).stem
 
 
 @dataclass(frozen=True)
@@ -140,6 +148,8 @@ class Run:
     """Sentence on the registration of the run."""
     model: EmbeddingsSidecar = field(default_factory=EmbeddingsSidecar)
     """Sidecar of its embeddings."""
+    quality: Mapping[str, Any] = field(default_factory=dict)
+    """Image quality metrics, as in their file."""
     measures: tuple[Measure, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -153,6 +163,8 @@ class Run:
     """Split-half reliability of the embeddings (odd and even clips), by normalisation."""
     tables: tuple[tuple[str, str], ...] = ()
     """Names and URLs of its tables."""
+    images: tuple[tuple[str, str], ...] = ()
+    """Names and URLs of its images and transforms."""
     problem: str = ""
     """Sentence on outputs that do not belong together."""
     earlier: str = ""
@@ -164,6 +176,18 @@ class Run:
     def failed(self) -> bool:
         """True if the run ended with an error."""
         return self.outcome is not None and self.outcome.status != OK
+
+    @property
+    def session(self) -> str:
+        """Label of its session; empty without one."""
+        return split_name(f"{self.stem}_bold")[0].get("ses", "")
+
+    @property
+    def worst_verdict(self) -> str:
+        """Worst verdict on the scan and its predictions; empty without verdicts."""
+        found = {each.verdict.level for each in self.predictions if each.verdict}
+        found |= {self.verdict.level} if self.verdict else set()
+        return next((level for level in reversed(LEVELS) if level in found), "")
 
     @property
     def title(self) -> str:
@@ -190,6 +214,10 @@ class Contents:
     """Markdown."""
     unreadable: list[str]
     """Files that could not be read, with the reason."""
+    session: str = ""
+    """Label of the session, if the page is of one session only."""
+    elsewhere: tuple[tuple[str, Run], ...] = ()
+    """Runs with a page of their session: URL of the page, and the run."""
     configurations: tuple[Configuration, ...] = ()
     """Configurations of the outputs; more than one if invocations with other options or versions wrote them."""
 
@@ -299,6 +327,7 @@ class Reader:
             outcome=outcome,
             route=f"{spec()['routes'].get(route, route)} {template_note(template)}".strip(),
             model=model,
+            quality=quality,
             measures=tuple(format_metrics(quality)),
             warnings=metrics.warnings or (),
             notes=metrics.notes or (),
@@ -309,6 +338,7 @@ class Reader:
             verdict=format_verdict(model.verdict),
             split_half={name: value for name, value in split_half.items() if value is not None},
             tables=tuple((path.name, self._url(path)) for path in tables),
+            images=tuple((Path(name).name, quote(name)) for name in shown if name.endswith(IMAGES)),
             problem=self._known.get(stem, RunFiles()).problem,
             earlier=describe_earlier(shown, self._known.get(stem), outcome, self._finished.get(stem, "")),
             not_shown=tuple(name for name in own if name not in shown) if stem in self._known else (),

@@ -10,12 +10,13 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
 
 from bids_app import __version__
 from bids_app.bids.writer import write_text
+from bids_app.reports.pages import template_text
+from bids_app.reports.run_table import RunTable
 
 MAX_ROWS = 25
 """Maximum rows of a table on the page."""
@@ -67,6 +68,11 @@ class Figure:
     caption: str
     alt: str
 
+    @property
+    def name(self) -> str:
+        """Name of the file without extension."""
+        return Path(self.url).stem
+
 
 @dataclass(frozen=True)
 class Remark:
@@ -89,6 +95,8 @@ class Section:
     tables: list[Table] = field(default_factory=list)
     remarks: list[Remark] = field(default_factory=list)
     """Sentences for the summary."""
+    has_map: bool = False
+    """True to show the maps of `GroupPage.table` above the figures, which are then folded."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,8 @@ class GroupPage:
     counts: Sequence[tuple[str, Cell]]
     """Counts at the top of the page, with their labels."""
     sections: Sequence[Section]
+    table: RunTable
+    """All runs."""
     demonstration: bool = False
     research_only: tuple[str, ...] = ()
     """Adapters for research use only."""
@@ -124,7 +134,7 @@ def render(page: GroupPage) -> str:
     environment = Environment(
         loader=PackageLoader("bids_app.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    script = template_text("script.js")
+    script = "".join(template_text(f"{name}.js") for name in ("script", "runs", "map"))
     remarks = [(section, remark) for section in page.sections for remark in section.remarks]
     remarks.sort(key=lambda item: SEVERITIES.index(item[1].level))
     return environment.get_template("group.html.jinja").render(
@@ -133,7 +143,8 @@ def render(page: GroupPage) -> str:
         n_remarks=len(remarks),
         max_rows=MAX_ROWS,
         version=__version__,
-        style=Markup(template_text("style.css") + template_text("group.css")),
+        style=Markup(template_text("style.css") + template_text("group.css") + template_text("runs.css")),
+        run_table=Markup(page.table.to_json()),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
@@ -142,8 +153,3 @@ def render(page: GroupPage) -> str:
 def report_url(participant: str) -> str:
     """Return the URL of the report of a participant (``sub-<label>``), relative to the group report."""
     return quote(f"{participant}.html")
-
-
-def template_text(name: str) -> str:
-    """Return the text of a file of the templates."""
-    return files("bids_app.reports").joinpath("templates", name).read_text(encoding="utf-8")

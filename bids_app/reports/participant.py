@@ -11,19 +11,22 @@ import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from bids_app import __version__
+from bids_app.bids.entities import natural_key, split_name
 from bids_app.bids.writer import write_text
 from bids_app.catalog.cards import card_markdown, plain
 from bids_app.errors import NoInputError
-from bids_app.outputs.schema import EmbeddingsSidecar, ModelSidecar, PredictionSidecar
+from bids_app.outputs.schema import OK, EmbeddingsSidecar, ModelSidecar, PredictionSidecar
 from bids_app.reports import markdown
 from bids_app.reports.contents import Contents, Measure, Reader, Run, spec
+from bids_app.reports.index import METRICS, IndexRow, update_index
+from bids_app.reports.pages import session_page, template_text
 from bids_app.reports.traces import Compact, compact
+from bids_app.settings.sections import SESSIONS_PER_REPORT
 
 SECTIONS = (
     ("summary", "Summary"),
@@ -42,16 +45,18 @@ SECTIONS = (
 
 MAX_REGIONS = 40
 """Maximum rows of a table of regions on the page; the file has all rows."""
+PERFECT = 0.995
+"""Split-half correlations from this on are shown as 1.00, and say nothing about a run."""
 MAX_FILES = 5
 """Maximum number of files that are named where outputs of earlier invocations are not shown."""
-PAGE_LIMIT = 298_000
+PAGE_LIMIT = 348_000
 """Maximum size of a page, bytes; the volume-wise series use what is left, at a lower resolution for many runs."""
 BYTES_PER_TRACE, BYTES_PER_POINT = 500, 16
 """Size of its HTML element, and of each point: three numbers of up to four digits with sign and comma."""
 
 
-def build_participant_report(out_dir: Path, participant: str) -> Path:
-    """Write ``sub-<label>.html`` from the participant's derivatives.
+def build_participant_report(out_dir: Path, participant: str, max_sessions: int = SESSIONS_PER_REPORT) -> Path:
+    """Write ``sub-<label>.html`` from the participant's derivatives, and update ``index.html``.
 
     Parameters
     ----------
@@ -59,6 +64,8 @@ def build_participant_report(out_dir: Path, participant: str) -> Path:
         Root of the derivatives.
     participant : str
         Label, with or without ``sub-``.
+    max_sessions : int
+        With more sessions, each has a page of its own, ``sub-<label>_ses-<label>.html``.
 
     Returns
     -------
@@ -76,7 +83,43 @@ def build_participant_report(out_dir: Path, participant: str) -> Path:
             f"{out_dir}: no derivatives of sub-{participant}.", "Run the participant level for this participant first."
         )
     contents = Reader(out_dir, participant).read()
-    return write_text(out_dir / f"sub-{participant}.html", render(contents))
+    pages = split_sessions(contents, max_sessions)
+    for name, part in pages.items():
+        write_text(out_dir / name, render(part))
+    for path in out_dir.glob(f"sub-{participant}_ses-*.html"):
+        if path.name not in pages:
+            path.unlink(missing_ok=True)
+    rows = [index_row(run) for run in contents.runs] or [IndexRow(f"sub-{participant}")]
+    update_index(out_dir, rows, str(contents.dataset.get("Name", "")))
+    return out_dir / f"sub-{participant}.html"
+
+
+def split_sessions(contents: Contents, max_sessions: int) -> dict[str, Contents]:
+    """Return the contents of each page of a participant, by file name: one, or one per session and an overview."""
+    own = f"sub-{contents.participant}"
+    sessions = sorted({run.session for run in contents.runs if run.session}, key=natural_key)
+    if len(sessions) <= max_sessions:
+        return {f"{own}.html": contents}
+    found: dict[str, Contents] = {}
+    for session in sessions:
+        anatomy = {
+            name: figures
+            for name, figures in contents.anatomy.items()
+            if split_name(f"{name}_T1w")[0].get("ses", session) == session
+        }
+        runs = [run for run in contents.runs if run.session == session]
+        found[session_page(own, session)] = replace(contents, runs=runs, anatomy=anatomy, session=session)
+    elsewhere = tuple((quote(session_page(own, run.session)), run) for run in contents.runs if run.session)
+    rest = [run for run in contents.runs if not run.session]
+    return {f"{own}.html": replace(contents, runs=rest, elsewhere=elsewhere), **found}
+
+
+def index_row(run: Run) -> IndexRow:
+    """Return the row of a run in ``index.html``."""
+    numbers = {name: run.quality.get(name) for name in METRICS}
+    quality = {name: float(n) for name, n in numbers.items() if isinstance(n, int | float) and not isinstance(n, bool)}
+    status = run.outcome.status if run.outcome else OK if run.measures or run.predictions else ""
+    return IndexRow(run.stem, status, run.worst_verdict, quality=quality)
 
 
 def render(contents: Contents) -> str:
@@ -99,10 +142,13 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
         loader=PackageLoader("bids_app.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["plain"] = plain
-    script = _template("script.js")
+    script = template_text("script.js")
     runs = contents.runs
+    everything = [*runs, *(run for _, run in contents.elsewhere)]
     has = {name: any(run.figures.get(name) for run in runs) for name in ("grid", "embeddings")}
     has["attribution"] = any(run.regions for run in runs)
+    all_halves = list(dict.fromkeys(name for run in runs for name in run.split_half))
+    halves = [name for name in all_halves if any(run.split_half.get(name, 1.0) < PERFECT for run in runs)]
     functional = [run for run in runs if run.measures or run.notes or run.figures.get("functional") or run.tables]
     values: dict[str, Any] = {
         "c": contents,
@@ -110,14 +156,19 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
         "max_regions": max(5, min(MAX_REGIONS, 8 * MAX_REGIONS // max(1, sum(len(run.regions) for run in runs)))),
         "max_files": MAX_FILES,
         "finished": (contents.log.finished or "").replace("T", " "),
-        "failed": [run for run in runs if run.failed],
+        "everything": everything,
+        "linked": [(f"#run-{run.stem}", run) for run in runs]
+        + [(f"{url}#run-{run.stem}", run) for url, run in contents.elsewhere],
+        "failed": [run for run in everything if run.failed],
         "predicted": [run for run in runs if run.predictions and not run.failed],
-        "sessions": len({part for run in runs for part in run.stem.split("_") if part.startswith("ses-")}),
+        "sessions": len({run.session for run in everything if run.session}),
         "functional": functional,
+        "image_folders": list(dict.fromkeys(f"{url.rpartition('/')[0]}/" for run in runs for _, url in run.images)),
         "quality": quality_rows(functional),
         "traces": traces,
         "check_names": spec()["checks"],
-        "halves": list(dict.fromkeys(name for run in runs for name in run.split_half)),
+        "halves": halves,
+        "perfect_halves": [name for name in all_halves if name not in halves],
         "models": {plain(facts): facts for facts in map(_model_facts, runs) if facts},
         "has": has,
         "cards": [(name, Markup(markdown.to_html(text, top_level=3))) for name, text in model_cards(runs)],
@@ -125,7 +176,7 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
         "command": _command(contents),
         "versions": contents.log.versions or {},
         "crashes": _crash_files(contents),
-        "style": Markup(_template("style.css")),
+        "style": Markup(template_text("style.css")),
         "script": Markup(script),
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
@@ -135,7 +186,7 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
         "grid": has["grid"],
         "predictions": values["predicted"],
         "attribution": has["attribution"],
-        "embeddings": has["embeddings"] or values["halves"],
+        "embeddings": has["embeddings"] or all_halves,
         "cards": values["cards"],
         "methods": values["methods"],
     }
@@ -173,10 +224,6 @@ def _model_facts(run: Run) -> dict[str, Any]:
     """Return the facts about a run's model for the About section, by label."""
     facts = {name: getattr(run.model, field) for field, name in spec()["model"].items()}
     return {name: value for name, value in facts.items() if value is not None}
-
-
-def _template(name: str) -> str:
-    return files("bids_app.reports").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 def _without_title(text: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bids_app import __version__
 from bids_app.bids.writer import write_text
-from bids_app.reports.group import template_text
+from bids_app.reports.pages import template_text
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 from bids_app import __version__
 from bids_app.bids.writer import write_text
 from bids_app.outputs.ratings import COLUMNS, MAX_NOTE, MISSING, RATINGS, TAGS, Rating, hash_figure, is_outdated
+from bids_app.reports.run_table import as_script
 from bids_app.review.figures import Review
 
 STATIC_PAGE = "review.html"
@@ -54,7 +54,7 @@ def render_page(review: Review, rater: str = "", ratings: Mapping[str, Rating] |
         policy=policy(script, rater != ""),
         style=Markup(style + _template("review.css")),
         script=Markup(script),
-        content=Markup(_as_script(content)),
+        content=Markup(as_script(content)),
     )
 
 
@@ -114,12 +114,6 @@ def _content(review: Review, rater: str, ratings: Mapping[str, Rating]) -> dict[
         "columns": COLUMNS,
         "missing": MISSING,
     }
-
-
-def _as_script(content: Mapping[str, Any]) -> str:
-    """Format a value as JSON that may stand in a script element."""
-    text = json.dumps(content, separators=(",", ":"), ensure_ascii=True)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _template(name: str) -> str:

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.settings.machine import default_work_dir
-from bids_app.settings.option import flag, option, values_from
+from bids_app.settings.option import flag, option, values_from, whole_number
 from bids_app.settings.sections import (
     ACTIONS,
     DATA,
     RESOURCES,
+    SESSIONS_PER_REPORT,
     ModelSettings,
     PreprocessSettings,
     QuerySettings,
@@ -66,6 +67,14 @@ class Settings:
         everyday=True,
     )
     reports_only: bool = flag("--reports-only", group=ACTIONS, help="rebuild the reports from existing derivatives")
+    sessions_per_report: int = option(
+        "--aggregate-session-reports",
+        default=SESSIONS_PER_REPORT,
+        group=ACTIONS,
+        type=whole_number,
+        metavar="N",
+        help="maximum number of sessions in one report; with more, each session has its own (default: 4)",
+    )
     boilerplate_only: bool = flag("--boilerplate-only", group=ACTIONS, help="write the methods text only")
     stop_on_first_crash: bool = flag("--stop-on-first-crash", group=ACTIONS, help="stop after the first failed step")
     verbosity: int = option(

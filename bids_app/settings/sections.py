@@ -53,6 +53,9 @@ DATA, PREPROCESSING, MODEL, RESOURCES, ACTIONS = GROUPS = (
 )
 """Headings of the help, in order."""
 
+SESSIONS_PER_REPORT = 4
+"""Default of ``--aggregate-session-reports``, as in fMRIPrep."""
+
 MAX_SEED = 2**31 - 1000
 """Largest seed: ANTs reads a signed integer of 32 bits, and steps add small numbers to the seed."""
 

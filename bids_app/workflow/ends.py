@@ -156,7 +156,7 @@ class Ends:
         write_log(context.settings, self.run_id, participant, outcomes, context.model.hashes, self.started, unfinished)
         messages = dict.fromkeys(message for other in own for message in self._messages.get(other, ()))
         self._log.write(log_folder(out_dir, participant, self.run_id), participant, messages)
-        build_participant_report(out_dir, participant)
+        build_participant_report(out_dir, participant, context.settings.sessions_per_report)
         if not unfinished:
             self._log.forget(participant)
             for other in own:

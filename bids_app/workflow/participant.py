@@ -22,6 +22,7 @@ from bids_app.bids.writer import remove_leftovers
 from bids_app.errors import EXIT_OK, CannotCreateError, InputOutputError, NoInputError, TemporaryError, UsageError
 from bids_app.outputs.boilerplate import write_methods
 from bids_app.outputs.schema import OK, RunOutcome
+from bids_app.reports.index import INDEX
 from bids_app.reports.participant import build_participant_report
 from bids_app.settings import Settings, own_scratch
 from bids_app.terminal import VERBOSE, indented
@@ -247,7 +248,7 @@ def print_summary(
         print(f"neurostorm: {len(messages) - n_shown} more messages (see the reports, or use -v).", file=sys.stderr)
     LOGGER.info(
         "%d of %d runs finished in %.0f s. Reports: %s", len(outcomes) - len(failures), len(outcomes), seconds,
-        settings.out_dir / "sub-*.html",
+        settings.out_dir / INDEX,
     )  # fmt: skip
 
 
@@ -284,7 +285,7 @@ def rebuild_reports(settings: Settings) -> int:
             "Run the participant level first.",
         )
     for label in wanted or found:
-        LOGGER.info("%s", build_participant_report(settings.out_dir, label))
+        LOGGER.info("%s", build_participant_report(settings.out_dir, label, settings.sessions_per_report))
     return EXIT_OK
 
 

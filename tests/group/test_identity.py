@@ -44,6 +44,12 @@ def test_noise_is_reidentified_at_chance_level():
     assert found.hits.mean() < 0.15
 
 
+@pytest.mark.parametrize(("n_people", "n_sessions", "chance"), [(10, 2, 1 / 10), (5, 4, 3 / 15)])
+def test_chance_is_the_share_of_own_runs_among_other_sessions(n_people, n_sessions, chance):
+    values, people, sessions = sessions_of(n_people, n_sessions, noise=1000)
+    assert reidentify(standardise(values), people, sessions).chance == pytest.approx(chance)
+
+
 def test_blocks_equal_the_full_similarity_matrix(monkeypatch):
     values, people, sessions = sessions_of(9, 3, noise=2)
     units = standardise(values)

@@ -11,7 +11,7 @@ import pytest
 from bids_app.group.predictions import collect_predictions, compare_with_phenotypes
 from bids_app.group.quality import motion_section, quality_section
 from bids_app.group.reliability import reliability_section, session_tables
-from bids_app.group.similarity import collect_embeddings, identity_section, map_section
+from bids_app.group.similarity import collect_embeddings, embedding_maps, identity_section, map_section
 from bids_app.group.sites import sites_section
 
 
@@ -48,8 +48,8 @@ def test_the_page_is_complete_and_small(finished):
     assert "14 participants with 28 BOLD runs in 2 sessions: 28 ok." in text
     sections = re.findall(r'<section id="(\w+)">', text)
     assert sections == [
-        "summary", "runs", "ratings", "predictions", "quality", "motion", "sites", "map", "identity", "reliability",
-        "about",
+        "summary", "wall", "runs", "ratings", "predictions", "quality", "motion", "sites", "map", "identity",
+        "reliability", "about",
     ]  # fmt: skip
     figures = re.findall(r'<img [^>]*src="([^"]+)"', text)
     assert len(figures) == 8
@@ -101,6 +101,21 @@ def test_outlier_runs_are_listed_and_linked(make_group):
     assert {(row["measure"], row["outlier"], row["beyond_limit"]) for row in found} == {
         ("fd_mean", "yes", "yes"), ("tsnr", "yes", "yes"),
     }  # fmt: skip
+
+
+def test_a_difference_without_practical_size_is_no_outlier(make_group):
+    group = make_group(participants=30, sessions=1)
+    for number, path in enumerate(sorted(group.out.glob("sub-*/func/*_metrics.json"))):
+        coverage = 0.9999 - 0.00001 * (number % 5)
+        edit(path, lambda content, value=coverage: content["quality"].update(coverage=value))
+    changed = {"sub-07": 0.999, "sub-08": 0.95}
+    for participant, coverage in changed.items():
+        path = next(group.out.glob(f"{participant}/func/*_metrics.json"))
+        edit(path, lambda content, value=coverage: content["quality"].update(coverage=value))
+    section = quality_section(group.write_tables(), group.out)
+    found = {row[0].text: row[3].text for row in table(section, "Outlier runs").rows}
+    assert "Brain coverage" in found["sub-08_task-rest"]
+    assert "Brain coverage" not in found.get("sub-07_task-rest", "")
 
 
 def test_outlier_detection_requires_enough_runs(make_group):
@@ -160,6 +175,13 @@ def test_no_swap_is_reported_without_a_swap(finished):
     assert "No swapped runs suspected" in remarks(section)["good"]
 
 
+def test_the_accuracy_of_chance_stands_beside_the_rank_1_accuracy(finished):
+    cohort = finished.write_tables()
+    found = table(identity_section(cohort, collect_embeddings(cohort), finished.out), "Re-identification")
+    assert found.headings[3] == "Chance"
+    assert [row[3].text for row in found.rows] == ["0.071", "0.071"]  # one of 14 runs of the other session
+
+
 def test_swap_detection_is_skipped_without_reidentification(make_group):
     group = make_group(participants=16, noise=50)
     cohort = group.write_tables()
@@ -193,7 +215,7 @@ def test_umap_is_plotted_if_installed(make_group, monkeypatch):
     group = make_group(participants=20, sessions=1)
     cohort = group.write_tables()
     monkeypatch.setitem(sys.modules, "umap", None)
-    section = map_section(cohort, collect_embeddings(cohort), group.out)
+    section = map_section(cohort, embedding_maps(collect_embeddings(cohort)), group.out)
     assert "Install the package umap-learn" in section.paragraphs[0]
     assert len(section.figures) == 2
 
@@ -208,7 +230,7 @@ def test_umap_is_plotted_if_installed(make_group, monkeypatch):
     module = ModuleType("umap")
     module.UMAP = UMAP
     monkeypatch.setitem(sys.modules, "umap", module)
-    section = map_section(cohort, collect_embeddings(cohort), group.out)
+    section = map_section(cohort, embedding_maps(collect_embeddings(cohort)), group.out)
     assert [figure.title.endswith("UMAP") for figure in section.figures] == [False, True, False, True]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 
 from bids_app.bids.writer import RAW_DATASET
 from bids_app.outputs.anatomical import anatomy_outputs
-from bids_app.outputs.functional import run_outputs
+from bids_app.outputs.functional import plot_temporal_maps, run_outputs, temporal_statistics
+from bids_app.outputs.names import RunName
 from bids_app.preprocess.anatomical import Anatomy
 from bids_app.preprocess.io.images import save_image
 from bids_app.preprocess.preprocessed import OnGrid, PreprocessedRun
@@ -167,3 +169,31 @@ def test_the_mean_of_repeats_is_written_in_place_of_one_and_names_all(anatomy, r
 def test_a_skull_stripped_t1w_is_described_as_such(anatomy, raw, tmp_path):
     _, sidecar = written(replace(anatomy, stripped=True), raw, tmp_path / "out")
     assert sidecar["SkullStripped"] is True
+
+
+def test_maps_show_temporal_snr_and_standard_deviation_without_dummy_volumes(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    mask = np.zeros((12, 14, 10), np.float32)
+    mask[3:9, 3:11, 2:8] = 1
+    n_voxels = int(mask.sum())
+    values = (1000 + 20 * rng.normal(size=(400, n_voxels))).astype(np.float32)
+    values[:2] = 5000  # dummy volumes
+    values[:, 0] = 1000  # a voxel without any change
+    np.save(tmp_path / "carpet.npy", values)
+    run = SimpleNamespace(
+        carpet=tmp_path / "carpet.npy", brain_mask=save_image(tmp_path / "mask.nii.gz", mask, AFFINE), n_dummy=2
+    )
+    shown = {}
+    monkeypatch.setattr(figures, "plot_map", lambda image, _, path, **__: shown.update({path.stem: image}))
+    plot_temporal_maps(run, RunName(tmp_path, {"sub": "01"}, ()))
+    ratio, percent = (shown[f"sub-01_desc-{kind}_bold"].get_fdata()[mask > 0] for kind in ("tsnr", "stdev"))
+    assert np.median(ratio) == pytest.approx(50, rel=0.05)
+    assert np.median(percent) == pytest.approx(2, rel=0.05)
+    assert ratio[0] == 0
+
+
+def test_temporal_statistics_of_blocks_equal_those_of_the_whole():
+    values = np.random.default_rng(0).normal(size=(30, 25))
+    mean, deviation = temporal_statistics(values, block=7)
+    np.testing.assert_allclose(mean, values.mean(axis=0))
+    np.testing.assert_allclose(deviation, values.std(axis=0))

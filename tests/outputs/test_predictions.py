@@ -14,7 +14,8 @@ from bids_app.adapters.calibration_fit import People, calibrate_values
 from bids_app.adapters.file import AdapterCard
 from bids_app.adapters.predict import Embeddings, Encoded, ModelFacts, Prediction
 from bids_app.adapters.verdict import judge_scan
-from bids_app.outputs.predictions import describe_verdict, model_outputs
+from bids_app.outputs.names import RunName
+from bids_app.outputs.predictions import describe_verdict, model_outputs, plot_model_outputs
 from bids_app.outputs.reliability import describe_embedding_halves, describe_reliability
 from bids_app.outputs.schema import LEVELS, EmbeddingsSidecar, PredictionSidecar
 
@@ -84,3 +85,13 @@ def test_levels_of_verdicts_are_those_of_sidecars() -> None:
     from bids_app.adapters import verdict
 
     assert verdict.LEVELS == LEVELS
+
+
+@pytest.mark.parametrize(("n_clips", "plotted"), [(1, False), (2, False), (3, True)])
+def test_embeddings_of_few_clips_have_no_figure(tmp_path: Path, n_clips: int, plotted: bool) -> None:
+    values = {name: np.random.default_rng(1).normal(size=(n_clips, 5)) for name in ("global", "voxel")}
+    facts = ModelFacts("demo", "0" * 64, False, "cpu", "reference", 1)
+    encoded = Encoded(Embeddings(values, ONSETS[:n_clips], 16.0, 3.0), (), facts, judge_scan(GOOD), {})
+    names = RunName(tmp_path, {"sub": "01", "task": "rest"}, ())
+    plot_model_outputs(encoded, names)
+    assert names.figure("embeddings").is_file() == plotted

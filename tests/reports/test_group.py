@@ -31,6 +31,7 @@ from bids_app.reports.group import (
     Table,
     render,
 )
+from bids_app.reports.run_table import RunTable
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
 
@@ -53,7 +54,8 @@ class Elements(HTMLParser):
 
 def page_of(*sections, **properties):
     counts = [("Runs", Cell("3"))]
-    return GroupPage(name="Study", lead="2 participants.", counts=counts, sections=sections, **properties)
+    table = RunTable(["sub-01_task-rest"], ["sub-01.html"], [])
+    return GroupPage(name="Study", lead="2 participants.", counts=counts, sections=sections, table=table, **properties)
 
 
 def section(rows, **properties):
@@ -85,7 +87,7 @@ def test_text_from_files_is_escaped():
     figure = Figure("a.svg", EVIL, EVIL, EVIL)
     evil = Section("x", EVIL, [EVIL], [figure], [Table(EVIL, (EVIL,), [(cell, cell)])], [Remark(BAD, EVIL)])
     found = Elements(render(page_of(evil, notes=(EVIL,), research_only=(EVIL,))))
-    assert len(found.of("script")) == 1
+    assert [element.get("type") for element in found.of("script")] == ["application/json", None]
     assert [image["src"] for image in found.of("img")] == ["a.svg"]
     assert not any("onerror" in attributes for _, attributes in found.found)
 
@@ -131,7 +133,7 @@ PLOTS = {
         {"tSNR": [many[i::12, 0] for i in range(12)]}, [f"s{i}" for i in range(12)], path
     ),
     "identity": lambda many, path: plot_identity(
-        dict.fromkeys(("global", "voxel"), (np.corrcoef(many[:400].reshape(200, 4)), np.arange(200))),
+        dict.fromkeys(("global", "voxel"), (np.corrcoef(many[:400].reshape(200, 4)), [f"s{i}" for i in range(200)])),
         path, title="Identity", description="200 runs",
     ),
     "similarities": lambda many, path: plot_similarities(
@@ -153,3 +155,12 @@ def test_figures_are_reproducible(many, tmp_path):
     clouds = [Cloud("site", many[:50], ["a", "b"] * 25)]
     one, two = (plot_clouds(clouds, tmp_path / f"{i}.svg", title="Map", columns=1).read_bytes() for i in range(2))
     assert one == two
+
+
+@pytest.mark.parametrize(("n_people", "labelled"), [(4, True), (60, False)])
+def test_participants_of_a_similarity_matrix_have_labels_if_they_are_few(tmp_path, n_people, labelled):
+    people = [f"sub-{i:02d}" for i in range(n_people) for _ in range(2)]
+    matrix = np.eye(len(people))
+    text = plot_identity({"voxel": (matrix, people)}, tmp_path / "x.svg", title="t", description="d").read_text()
+    assert ("sub-03" in text) == labelled
+    assert ("runs of 60 participants" in text) != labelled

@@ -2,13 +2,48 @@
 
 import json
 import re
+import shutil
+import threading
+import time
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from PIL import Image
 
 from bids_app.reports.participant import build_participant_report
 from tests.helpers.browser import look, needs_browser
+from tests.helpers.scripts import load_benchmark
 
 pytestmark = [pytest.mark.slow, needs_browser]
+chromium = partial(load_benchmark, "chromium")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Server of a folder that writes no log."""
+
+    def log_message(self, *_):
+        pass
+
+
+@contextmanager
+def serve(folder):
+    """Serve a folder on this machine; the value is the address."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def wait_for(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize("width", [320, 400, 768, 1400])
@@ -37,8 +72,37 @@ def test_flicker_buttons_switch_the_image(derivatives, tmp_path):
         return [...before, image.getAttribute("src"), row.children[1].getAttribute("aria-pressed")];"""
     hidden, before, after, pressed = look(page, tmp_path, script)
     assert not hidden
-    assert after == f"{before}#second"
+    assert before.endswith(".svg#flicker")  # moves by itself
+    assert after == before.replace("#flicker", "#second")
     assert pressed == "true"
+
+
+def test_one_button_pauses_all_figures_that_move(derivatives, tmp_path):
+    page = build_participant_report(derivatives.out, "01")
+    script = """const images = [...inner.querySelectorAll("img[data-second]")], button = inner.querySelector(".pause");
+        const moving = () => images.filter((image) => image.src.endsWith("#flicker")).length;
+        const found = [images.length, moving()];
+        button.click();
+        found.push(moving(), button.textContent);
+        button.click();
+        return [...found, moving()];"""
+    n, moving, paused, text, again = look(page, tmp_path, script)
+    assert n == moving == again > 3
+    assert paused == 0
+    assert "Alternate" in text
+
+
+def test_each_figure_has_a_link_and_a_download(derivatives, tmp_path):
+    page = build_participant_report(derivatives.out, "01")
+    script = """return [...inner.querySelectorAll("figure[id]")].map((figure) => [figure.id,
+        ...[...figure.querySelectorAll(".save a")].map((link) => link.getAttribute("href")),
+        figure.querySelector(".save button")?.textContent]);"""
+    found = look(page, tmp_path, script)
+    assert len(found) > 10
+    for identifier, link, file, png in found:
+        assert link == f"#{identifier}"
+        assert (derivatives.out / file).stem == identifier.removeprefix("figure-")
+        assert png == "PNG"
 
 
 def test_the_slider_steps_through_the_volumes(derivatives, tmp_path):
@@ -129,3 +193,49 @@ def test_the_content_security_policy_blocks_injected_scripts(derivatives, tmp_pa
     assert look(spoiled, tmp_path, "return inner.title;") == "sub-01 | NeuroSTORM"
     spoiled.write_text(re.sub('<meta http-equiv="Content-Security-Policy".*?>', "", text, flags=re.DOTALL))
     assert look(spoiled, tmp_path, "return inner.title;") == "owned"  # so that the test can fail
+
+
+def test_a_figure_is_saved_as_png_where_the_browser_allows_it(derivatives, tmp_path):
+    page = build_participant_report(derivatives.out, "01")
+    with serve(derivatives.out) as address, chromium().Browser(downloads=tmp_path) as browser:
+        browser.open(f"{address}/{page.name}#figure-sub-01_task-rest_run-1_desc-coreg_bold")
+        browser.run("document.querySelector('#figure-sub-01_task-rest_run-1_desc-coreg_bold .save button').click()")
+        path = tmp_path / "sub-01_task-rest_run-1_desc-coreg_bold.png"
+        wait_for(path.is_file)
+    with Image.open(path) as image:
+        assert image.format == "PNG"
+        assert image.width == 2800
+
+
+def test_the_page_says_so_where_the_browser_refuses_a_png(derivatives):
+    page = build_participant_report(derivatives.out, "01")
+    with chromium().Browser() as browser:
+        browser.open(page.as_uri())
+        browser.run("document.querySelector('.save button').click()")
+        browser.wait("document.querySelector('.save [role=status]') !== null")
+        assert "copy the image" in browser.run("document.querySelector('.save [role=status]').textContent")
+
+
+def test_reports_lead_to_their_neighbours(out):
+    build_participant_report(out, "01")
+    for label in ("02", "10"):
+        shutil.copytree(out / "sub-01", out / f"sub-{label}")
+        build_participant_report(out, label)
+    with chromium().Browser() as browser:
+        browser.open((out / "sub-02.html").as_uri())
+        browser.run("document.querySelector('.around [rel=next]').click()")
+        browser.wait("location.pathname.endsWith('/sub-10.html')")
+        browser.run("document.querySelector('.around [rel=next]').click()")
+        browser.wait("location.pathname.endsWith('/index.html') && location.hash === '#wall'")  # there is none
+        browser.open((out / "sub-02.html").as_uri())
+        browser.run("document.querySelector('.around [rel=prev]').click()")
+        browser.wait("location.pathname.endsWith('/sub-01.html')")
+
+
+def test_no_figure_moves_for_people_who_want_no_motion(derivatives):
+    page = build_participant_report(derivatives.out, "01")
+    with chromium().Browser() as browser:
+        feature = {"name": "prefers-reduced-motion", "value": "reduce"}
+        browser.call("Emulation.setEmulatedMedia", features=[feature])
+        browser.open(page.as_uri())
+        assert browser.run("[...document.images].filter((image) => image.src.includes('#flicker')).length") == 0

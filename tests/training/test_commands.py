@@ -24,6 +24,7 @@ from bids_app.model.api import load_model
 from bids_app.model.checkpoint import read_checkpoint
 from bids_app.outputs.ratings import Rating, store_rating
 from bids_app.training.data.examples import label_scans, load_datasets, read_images
+from bids_app.training.data.store import ClipStore
 from bids_app.workflow.locks import Locks
 from tests.helpers.models import save_random_encoder
 
@@ -205,14 +206,16 @@ def test_another_recipe_is_refused_before_anything_is_written(make_store, tmp_pa
     assert not clips.exists()
 
 
-def test_a_run_is_not_continued_with_other_scans(make_store, tmp_path, capsys, tiny_config):
+def test_a_run_is_not_continued_with_other_scans(make_store, invented_series, tmp_path, capsys, tiny_config):
     store = make_store(1)
     (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
     options = ["--config", str(tmp_path / "config.json"), "--batch-size", "2", "--no-augment", "--no-strd"]
-    command = ["pretrain", str(store.folder), *options, "--output", str(tmp_path / "e.safetensors"), "--epochs"]
-    assert main([*command, "1"]) == 0
-    (store.folder / "sub-00_task-left").rename(store.folder / "sub-00_task-other")
-    assert main([*command, "2"]) == 64
+    options += ["--output", str(tmp_path / "e.safetensors"), "--epochs"]
+    assert main(["pretrain", str(store.folder), *options, "1"]) == 0
+    other = ClipStore(tmp_path / "other", "global")
+    for name in ("sub-00_task-left", "sub-00_task-other"):
+        other.add(name, invented_series(0, 22, 60.0, 0), "00")
+    assert main(["pretrain", str(other.folder), *options, "2"]) == 64
     assert re.search(r"scans 2 \(\w+\) instead of 2 \(\w+\)", capsys.readouterr().err)
 
 

@@ -19,7 +19,8 @@ from bids_app.reports.figures.style import PALETTE, save_svg
 FLICKER_STYLE = """
 .second{opacity:0}
 @keyframes flicker{0%,40%{opacity:0}50%,90%{opacity:1}100%{opacity:0}}
-svg:hover .second,#flicker:target .second{animation:flicker 2.4s ease-in-out infinite}
+#flicker:target .second{animation:flicker 2.4s ease-in-out infinite}
+@media (prefers-reduced-motion:no-preference){svg:hover .second{animation:flicker 2.4s ease-in-out infinite}}
 #second:target .second{opacity:1;animation:none}
 """
 """The images alternate on hover and for ``file.svg#flicker``; ``file.svg#second`` shows the second image."""
@@ -89,6 +90,32 @@ def plot_outlines(background: Any, masks: Mapping[str, Any], path: Path, *, titl
     return mosaic.save(path, body + mosaic.labels(), title, text)
 
 
+def plot_map(values: Any, mask: Any, path: Path, *, unit: str, title: str) -> Path:
+    """Plot a map of a measure within a mask, in colours from 0 to its 99th percentile.
+
+    Parameters
+    ----------
+    values : path or nibabel image
+        Map.
+    mask : path or nibabel image
+        Mask in the same space; the field of view is cropped to it.
+    path : pathlib.Path
+        The SVG file to write.
+    unit : str
+        Name and unit of the values, shown beside the scale.
+    title : str
+        Title of the figure, for its text alternative.
+    """
+    volume, brain = Volume.load(values), Volume.load(mask)
+    inside = volume.data[brain.data > 0]
+    high = float(np.percentile(inside, 99)) if inside.size else 0.0
+    mosaic = Mosaic(Box.around(brain), cut_positions(brain, 7))
+    body = f"{mosaic.colours(volume, high)}{mosaic.scale_bar(high, unit)}{mosaic.labels()}"
+    middle = float(np.median(inside)) if inside.size else float("nan")
+    text = f"{unit}, median over the brain {middle:.3g}, in {mosaic.description}."
+    return mosaic.save(path, body, title, text)
+
+
 class Mosaic:
     """Slices through a box, one row per plane, at one scale.
 
@@ -148,6 +175,21 @@ class Mosaic:
         empty = canvas == 0
         return svg_image(np.where(empty, 0, 255 * grey).astype(np.uint8), 0, 0, self.width, canvas.shape[0])
 
+    def colours(self, volume: Volume, high: float) -> str:
+        """Render the slices of a map as one image in colours from 0 (black) to ``high``."""
+        canvas = np.zeros((round(self.height), self.width), np.float32)
+        for plane, position, left, top in self.cells:
+            row, column = round(top), round(left)
+            cut = self.box.cut(volume, plane, position)[: canvas.shape[0] - row, : canvas.shape[1] - column]
+            canvas[row : row + cut.shape[0], column : column + cut.shape[1]] = cut
+        return svg_image(_inferno(canvas / max(high, 1e-12)), 0, 0, self.width, canvas.shape[0])
+
+    def scale_bar(self, high: float, unit: str) -> str:
+        """Render the scale of `colours` in the heading."""
+        ramp = svg_image(_inferno(np.linspace(0, 1, 128)[None]), 10, 8, 180, 13, exact=True)
+        ramp = ramp.replace("<image ", '<image preserveAspectRatio="none" ')
+        return f"{self.heading('')}{ramp}{svg_text(198, 20, f'0 to {high:.3g}: {unit}', size=14)}"
+
     def outlines(self, mask: Volume, color: str, dashes: str = "") -> str:
         """Render the outlines of a mask; ``dashes`` is an SVG dash array, empty for solid lines."""
         from skimage.measure import approximate_polygon, find_contours
@@ -184,3 +226,10 @@ class Mosaic:
         """Write the figure on a black background."""
         background = f'<rect width="{self.width}" height="{self.height:.0f}" fill="#000"/>'
         return save_svg(path, self.width, round(self.height), background + body, title, description, style)
+
+
+def _inferno(share: np.ndarray) -> np.ndarray:
+    """Map values from 0 to 1 to RGB uint8 by matplotlib's colour map."""
+    from matplotlib import colormaps
+
+    return np.asarray(colormaps["inferno"](np.clip(share, 0, 1), bytes=True))[..., :3]

@@ -144,7 +144,7 @@ def plot_predictions(table: pd.DataFrame, path: Path, *, title: str, unit: str =
 
 
 def plot_embeddings(table: pd.DataFrame, path: Path, *, title: str) -> Path:
-    """Plot the embeddings of the clips, by normalisation, and the similarity between clips.
+    """Plot the embeddings of the clips, by normalisation, and the similarity between clips, without their mean.
 
     Parameters
     ----------
@@ -270,13 +270,16 @@ def _spread(
 
 
 def _plot_similarity(figure: Any, axes: Axes, values: np.ndarray) -> None:
-    """Plot the cosine similarity of each pair of clips."""
-    values = _shrink(values, 200, values.shape[1])
+    """Plot the similarity of the deviations of each pair of clips from the mean of the run.
+
+    The mean, which all clips share, would make all of them alike.
+    """
+    values = _shrink(values - values.mean(axis=0), 200, values.shape[1])
     unit = values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
     similarity = unit @ unit.T
-    image = axes.imshow(
-        similarity, cmap="viridis", vmin=min(0.0, float(similarity.min())), vmax=1, interpolation="nearest"
-    )
-    axes.set(title="Cosine similarity", xlabel="clip", ylabel="clip")
+    np.fill_diagonal(similarity, np.nan)
+    limit = float(np.nanmax(np.abs(similarity), initial=0.1))
+    image = axes.imshow(similarity, cmap="PuOr_r", vmin=-limit, vmax=limit, interpolation="nearest")
+    axes.set(title="Similarity", xlabel="clip", ylabel="clip")
     bar = figure.colorbar(image, ax=axes, aspect=12, pad=0.02)
     bar.outline.set_visible(False)

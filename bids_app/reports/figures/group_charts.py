@@ -27,6 +27,8 @@ COLUMNS = 4
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 VERDICT_COLOURS = {"pass": PALETTE[2], "warn": PALETTE[1], "refuse": PALETTE[7], "no verdict": MUTED}
 MAX_SITES = 12
+MAX_LABELLED = 40
+"""Maximum participants with labels in a similarity matrix."""
 
 
 @dataclass(frozen=True)
@@ -159,14 +161,14 @@ def plot_clouds(clouds: Sequence[Cloud], path: Path, *, title: str, columns: int
 
 
 def plot_identity(
-    matrices: Mapping[str, tuple[np.ndarray, np.ndarray]], path: Path, *, title: str, description: str
+    matrices: Mapping[str, tuple[np.ndarray, Sequence[str]]], path: Path, *, title: str, description: str
 ) -> Path:
-    """Plot similarity matrices of runs, one or two panels; lines separate participants if there are few.
+    """Plot similarity matrices of runs, one or two panels; lines separate participants, with labels if there are few.
 
     Parameters
     ----------
-    matrices : mapping of str to (np.ndarray, (N, N), np.ndarray of int, (N,))
-        Similarities, and the participant index of each run; runs sorted by participant.
+    matrices : mapping of str to (np.ndarray, (N, N), sequence of str, (N,))
+        Similarities, and the participant of each run; runs sorted by participant. The diagonal is not shown.
     """
     with new_figure(11, 4.9) as figure:
         panels = figure.subplots(1, 2)
@@ -174,17 +176,33 @@ def plot_identity(
             axes.set_axis_off()
         image = None
         for axes, (name, (matrix, people)) in zip(panels, matrices.items(), strict=False):
-            image = axes.imshow(matrix, cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest")
-            edges = np.flatnonzero(np.diff(people)) + 0.5
-            if len(edges) < 40:
-                for edge in edges:
-                    axes.axhline(edge, color=MUTED, linewidth=0.5)
-                    axes.axvline(edge, color=MUTED, linewidth=0.5)
-            axes.set(xlabel="runs, by participant", ylabel="runs, by participant", title=name, xticks=[], yticks=[])
+            shown = np.where(np.eye(len(matrix), dtype=bool), np.nan, matrix)
+            image = axes.imshow(shown, cmap="PuOr_r", vmin=-1, vmax=1, interpolation="nearest")
+            _mark_participants(axes, people)
+            axes.set_title(name)
         bar = figure.colorbar(image, ax=list(panels), shrink=0.8, aspect=24, pad=0.01)  # type: ignore[arg-type]
         bar.set_label("similarity")
         bar.outline.set_visible(False)  # type: ignore[operator]
         return save_figure(figure, path, title, description)
+
+
+def _mark_participants(axes: Axes, people: Sequence[str]) -> None:
+    """Separate the participants of a matrix by lines and name them, if there are few."""
+    names, starts = np.unique(np.asarray(people), return_index=True)
+    order = np.argsort(starts)
+    names, starts = names[order], starts[order]
+    edges = np.append(starts, len(people)) - 0.5
+    if len(names) > MAX_LABELLED:
+        axes.set(xlabel=f"runs of {len(names)} participants", ylabel="runs", xticks=[], yticks=[])
+        return
+    for edge in edges[1:-1]:
+        axes.axhline(edge, color=MUTED, linewidth=0.5)
+        axes.axvline(edge, color=MUTED, linewidth=0.5)
+    middles, size = (edges[:-1] + edges[1:]) / 2, float(np.clip(220 / len(names), 5, 9))
+    axes.set_xticks(middles, names, rotation=90, fontsize=size)
+    axes.set_yticks(middles, names, fontsize=size)
+    axes.tick_params(length=0)
+    axes.set(xlabel="runs, by participant")
 
 
 def plot_similarities(

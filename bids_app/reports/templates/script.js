@@ -1,21 +1,95 @@
-// Buttons of a flicker figure: the fragment of the SVG address selects the image.
+// Flicker figures: the fragment of the SVG address selects the image; they alternate unless that is not wanted.
+const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+const flickers = [];
 for (const image of document.querySelectorAll("img[data-second]")) {
   const row = document.createElement("div"), address = image.getAttribute("src");
   row.className = "flicker";
   const choices = [[image.dataset.first, ""], [image.dataset.second, "#second"], ["alternate", "#flicker"]];
-  for (const [name, fragment] of choices) {
+  const buttons = choices.map(([name, fragment]) => {
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = name;
-    button.setAttribute("aria-pressed", String(!fragment));
-    button.addEventListener("click", () => {
-      image.src = address + fragment;
-      for (const other of row.children) other.setAttribute("aria-pressed", String(other === button));
-    });
+    button.addEventListener("click", () => choose(fragment));
     row.append(button);
-  }
+    return button;
+  });
+  const choose = (fragment) => {
+    image.src = address + fragment;
+    buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(choices[i][1] === fragment)));
+  };
+  choose(calm ? "" : "#flicker");
   image.closest("a").after(row);
+  flickers.push(choose);
 }
+if (flickers.length) {
+  const button = document.createElement("button");
+  let moves = !calm;
+  button.type = "button";
+  button.className = "pause";
+  const label = () => { button.textContent = moves ? "❚❚ Pause figures" : "▶ Alternate figures"; };
+  button.addEventListener("click", () => {
+    moves = !moves;
+    for (const choose of flickers) choose(moves ? "#flicker" : "");
+    label();
+  });
+  label();
+  document.querySelector("nav").append(button);
+}
+// Figures as PNG, twice as large as on paper. Browsers refuse that for figures beside a page that was opened from disk.
+const savePng = async (image, name) => {
+  const source = new Image();
+  source.src = image.getAttribute("src").split("#")[0];
+  await source.decode();
+  const canvas = document.createElement("canvas"), scale = 2;
+  canvas.width = scale * source.naturalWidth;
+  canvas.height = scale * source.naturalHeight;
+  const context = canvas.getContext("2d");
+  context.fillStyle = getComputedStyle(document.body).backgroundColor;
+  context.fillRect(0, 0, canvas.width, canvas.height);
+  context.drawImage(source, 0, 0, canvas.width, canvas.height);
+  const link = document.createElement("a");
+  link.download = `${name}.png`;
+  link.href = canvas.toDataURL("image/png");
+  link.click();
+};
+for (const figure of document.querySelectorAll("figure[id]")) {
+  const image = figure.querySelector("img"), name = figure.id.replace(/^figure-/, ""), place = document.createElement("span");
+  const address = image.getAttribute("src").split("#")[0], ending = address.split(".").pop().toUpperCase();
+  const link = (text, href) => {
+    const element = document.createElement("a");
+    element.textContent = text;
+    element.href = href;
+    place.append(element);
+    return element;
+  };
+  place.className = "save";
+  link("Link", `#${figure.id}`).ariaLabel = `Link to ${name}`;
+  link(ending, address).download = `${name}.${ending.toLowerCase()}`;
+  figure.querySelector("figcaption").append(" ", place);
+  if (ending !== "SVG") continue;
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = "PNG";
+  button.addEventListener("click", () => savePng(image, name).catch(() => {
+    const note = document.createElement("span");
+    note.setAttribute("role", "status");
+    note.textContent = " The browser refuses this for pages opened from disk. Right-click the figure and copy the image instead.";
+    place.querySelector("[role=status]")?.remove();
+    place.append(note);
+  }));
+  place.append(button);
+}
+// A link to something within closed details opens them.
+const reveal = () => {
+  const target = document.getElementById(decodeURI(location.hash.slice(1)).split("&")[0]);
+  const closed = [];
+  for (let part = target; part; part = part.parentElement) if (part.tagName === "DETAILS" && !part.open) closed.push(part);
+  if (!closed.length) return;
+  for (const part of closed) part.open = true;
+  target.scrollIntoView();
+};
+reveal();
+addEventListener("hashchange", reveal);
 // Slider of a carpet plot: steps through the volumes, starting at the maximum FD; follows the pointer on the figure.
 for (const box of document.querySelectorAll(".trace")) {
   const facts = box.dataset, slider = box.querySelector("input"), output = box.querySelector("output");

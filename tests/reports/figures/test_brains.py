@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bids_app.reports.figures.brains import plot_flicker, plot_outlines
+from bids_app.reports.figures.brains import plot_flicker, plot_map, plot_outlines
 from bids_app.reports.figures.cuts import Box, Volume, cut_positions
 from bids_app.reports.figures.model_grid import GridView, plot_model_grid
 
@@ -143,3 +143,21 @@ def test_slice_positions_do_not_depend_on_the_orientation(orientation):
     for plane in "xyz":
         assert sorted(found[plane]) == found[plane]
         assert max(map(abs, found[plane])) < 30, "outside the ball of radius 36 mm"
+
+
+def test_a_map_has_left_on_the_left_and_a_scale(tmp_path):
+    image, mask = lopsided_head()
+    path = plot_map(image, mask, tmp_path / "x.svg", unit="temporal SNR", title="t")
+    first = read_pixels(path)[0].astype(float)
+    slice_ = first[40:230, :190]  # the first axial slice
+    assert slice_[:, :90].mean() > 1.5 * slice_[:, 105:].mean()
+    text = path.read_text()
+    assert "0 to 300: temporal SNR" in text
+    assert "median over the brain" in text
+
+
+def test_alignments_do_not_move_on_hover_for_people_who_want_no_motion(tmp_path):
+    image, mask = lopsided_head()
+    text = plot_flicker(image, image, tmp_path / "x.svg", outline=mask, title="t").read_text()
+    assert "@media (prefers-reduced-motion:no-preference){svg:hover" in text
+    assert text.count("svg:hover") == 1

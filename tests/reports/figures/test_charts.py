@@ -6,6 +6,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
 from bids_app.reports.figures.charts import _carpet, plot_carpet, plot_embeddings, plot_predictions
 
@@ -97,6 +98,24 @@ def test_embeddings_are_plotted_by_normalisation(tmp_path, n_clips, n_dims, name
     for name in names:
         assert f"{name} normalisation" in texts(path)
     assert f"{n_dims} features of {n_clips} clips" in ElementTree.parse(path).getroot().find(f"{SVG}desc").text
+
+
+def test_similarity_of_clips_is_without_what_all_clips_share(tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(
+        "matplotlib.axes.Axes.imshow",
+        lambda self, *a, _imshow=Axes.imshow, **k: shown.append((a[0], k)) or _imshow(self, *a, **k),
+    )
+    rng = np.random.default_rng(0)
+    state = np.array([1, 1, 1, -1, -1, -1])[:, None] * rng.normal(size=(1, 40))
+    values = 100 + state + 0.1 * rng.normal(size=(6, 40))
+    columns = {f"e{i:04d}": [values[:, i].mean(), *values[:, i]] for i in range(40)}
+    plot_embeddings(clips(6, **columns).assign(normalisation="global"), tmp_path / "x.svg", title="t")
+    matrix, options = shown[-1]
+    assert np.isnan(np.diag(matrix)).all()
+    assert matrix[0, 1] > 0.9
+    assert matrix[0, 4] < -0.9
+    assert options["vmax"] == -options["vmin"]
 
 
 def test_charts_follow_the_colour_scheme_and_work_offline(tmp_path):

@@ -1,0 +1,47 @@
+"""Names of the reports of a participant: one page, or one for each session where a participant has many."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from urllib.parse import quote
+
+from bids_app.bids.entities import split_name
+
+
+def page_of(out_dir: Path, participant: str, stem: str) -> str:
+    """Return the URL of the page with the report of a run, relative to the output folder.
+
+    Parameters
+    ----------
+    out_dir : pathlib.Path
+        Root of the derivatives.
+    participant : str
+        ``sub-<label>``.
+    stem : str
+        Name of the run.
+    """
+    session = split_name(f"{stem}_bold")[0].get("ses")
+    own = session_page(participant, session) if session else ""
+    return quote(own if own and (out_dir / own).is_file() else f"{participant}.html")
+
+
+def session_page(participant: str, session: str) -> str:
+    """Return the file name of the report of a session."""
+    return f"{participant}_ses-{session}.html"
+
+
+def figure_anchor(name: str) -> str:
+    """Return the identifier of a figure in a report, for links.
+
+    Parameters
+    ----------
+    name : str
+        Name of the figure's file, without extension.
+    """
+    return f"figure-{name}"
+
+
+def template_text(name: str) -> str:
+    """Return the text of a file of the templates."""
+    return files("bids_app.reports").joinpath("templates", name).read_text(encoding="utf-8")

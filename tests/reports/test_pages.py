@@ -1,0 +1,19 @@
+"""Names of the reports of a participant."""
+
+import pytest
+
+from bids_app.reports.pages import page_of
+
+
+@pytest.mark.parametrize(
+    ("files", "page"),
+    [
+        ([], "sub-01.html"),
+        (["sub-01_ses-2.html"], "sub-01.html"),
+        (["sub-01_ses-1.html"], "sub-01_ses-1.html"),
+    ],
+)
+def test_a_run_is_in_the_report_of_its_session_if_there_is_one(tmp_path, files, page):
+    for name in files:
+        (tmp_path / name).touch()
+    assert page_of(tmp_path, "sub-01", "sub-01_ses-1_task-rest") == page
