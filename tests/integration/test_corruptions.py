@@ -147,7 +147,7 @@ DAMAGES: dict[str, Damage] = {
     "cut before the checksum": bold(HERE, "truncated", PACKED[:-8]),
     "cut by a byte": bold(HERE, "truncated", PACKED[:-1]),
     "wrong checksum": bold(LATER, "CRC", PACKED[:-8] + bytes(4) + PACKED[-4:]),
-    "a damaged block": bold(LATER, "unreadable", PACKED[:8_000] + b"\xff" * 64 + PACKED[8_064:]),
+    "a damaged block": bold(HERE, "unreadable", PACKED[:8_000] + b"\xff" * 64 + PACKED[8_064:]),
     "another file behind it": bold(HERE, "unreadable", PACKED + b"<html>"),
     "wrong gzip magic": bold(HERE, "unreadable", b"PK" + PACKED[2:]),
     "not compressed in spite of its name": bold(HERE, "unreadable", PLAIN),

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import tarfile
 import time
 import uuid
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tarfile import BLOCKSIZE, PAX_FORMAT, TarInfo  # headers only; nothing is extracted
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -288,18 +288,18 @@ class _NewShard:
 
     def _member(self, name: str, parts: list[memoryview]) -> int:
         """Write a file of the tar file; return the offset of its last part."""
-        member = tarfile.TarInfo(name)
+        member = TarInfo(name)
         member.size = sum(part.nbytes for part in parts)
-        self.file.write(member.tobuf(tarfile.PAX_FORMAT))
+        self.file.write(member.tobuf(PAX_FORMAT))
         for part in parts:
             at = self.file.position
             self.file.write(part)
-        self.file.write(bytes(-member.size % tarfile.BLOCKSIZE))
+        self.file.write(bytes(-member.size % BLOCKSIZE))
         return at
 
     def publish(self) -> None:
         """Publish the index, then the tar file."""
-        self.file.write(bytes(2 * tarfile.BLOCKSIZE))  # the end of a tar file
+        self.file.write(bytes(2 * BLOCKSIZE))  # the end of a tar file
         about = {"shard": self.name, "bytes": self.file.position, "sha256": self.file.whole.hexdigest()}
         with self.place.writing(index_of(self.name)) as path:
             path.write_text(json.dumps(about | {"scans": self.scans}))
