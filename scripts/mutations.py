@@ -563,6 +563,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         ),
     ),
     Mutation(
+        "reports that are written at once lose no participant of the index",
+        "bids_app/reports/index.py",
+        "                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+        "",
+        ("reports/test_index.py::test_two_writers_at_once_lose_no_participant",),
+    ),
+    Mutation(
+        "a difference without practical size is no outlier",
+        "bids_app/group/quality.py",
+        "(deviation > threshold) & large & (len",
+        "(deviation > threshold) & (len",
+        ("group/test_page.py::test_a_difference_without_practical_size_is_no_outlier",),
+    ),
+    Mutation(
         "an image that is shortened while it is read is named",
         "bids_app/preprocess/io/volumes.py",
         "        check_size(image, path)\n",
@@ -1281,11 +1295,14 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("review/test_server.py::test_links_to_files_outside_the_output_folder_are_not_served",),
     ),
     Mutation(
-        "notes are data of the page of the review",
-        "bids_app/review/page.py",
+        "notes and names are data of the pages",
+        "bids_app/reports/run_table.py",
         r"""return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")""",
         "return text",
-        ("review/test_page.py::test_notes_and_names_are_data_of_the_page_and_never_part_of_its_code",),
+        (
+            "review/test_page.py::test_notes_and_names_are_data_of_the_page_and_never_part_of_its_code",
+            "reports/test_run_table.py::test_hostile_names_cannot_end_the_script_element",
+        ),
     ),
     Mutation(
         "failed runs are left out on request",

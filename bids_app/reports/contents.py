@@ -44,6 +44,9 @@ SIGNIFICANT = 0.05
 """Significance level of the contributions of regions."""
 IMAGES = (".nii.gz", ".nii", ".h5", ".dtseries.nii", "_xfm.txt")
 """Endings of images and transforms."""
+VIEW = re.compile(rb'viewBox="0 0 ([0-9.]{1,9}) ([0-9.]{1,9})"')
+HEAD_BYTES = 2000
+"""Beginning of an SVG file with its size."""
 STEM = re.compile(r"sub-[A-Za-z0-9+]+(_[A-Za-z0-9]+-[A-Za-z0-9+]+)*")
 
 
@@ -63,6 +66,8 @@ class Figure:
     """Labels of the two images of a flicker figure; empty for other figures."""
     adapter: str = ""
     """Adapter whose prediction is shown; empty for other figures."""
+    size: tuple[float, float] | None = None
+    """Width and height, so that the page does not move when the figure is loaded; None if unknown."""
 
     @property
     def name(self) -> str:
@@ -259,9 +264,11 @@ class Reader:
         self._known: dict[str, RunFiles] = {}
         self._outcomes: dict[str, RunOutcome] = {}
         self._finished: dict[str, str] = {}
+        self._sized = False
 
     def read(self) -> Contents:
         """Read the contents of the report."""
+        self._sized = True
         logs = {path.parent: self._record(path, Summary) for path in in_order(self.folder.glob("log/*/summary.json"))}
         for log in logs.values():
             for run in log.runs or ():
@@ -408,6 +415,7 @@ class Reader:
                     first=entry.get("first", "") if url.endswith(".svg") else "",
                     second=entry.get("second", "") if url.endswith(".svg") else "",
                     adapter=desc.removesuffix(entry["desc"]) if section in ADAPTER_SECTIONS else "",
+                    size=read_size(self.out_dir / unquote(url)) if self._sized else None,
                 )
                 for entry in spec()["figures"][section]
                 for desc, url in by_desc.items()
@@ -467,6 +475,15 @@ class Reader:
         except (OSError, UnicodeDecodeError) as error:
             self.unreadable.append(f"{path.relative_to(self.out_dir)}: {getattr(error, 'strerror', '') or error}")
             return ""
+
+
+def read_size(path: Path) -> tuple[float, float] | None:
+    """Return width and height of an SVG file in its own units; None for other files."""
+    try:
+        found = VIEW.search(read_output(path)[:HEAD_BYTES])
+        return (float(found[1]), float(found[2])) if found else None
+    except (OSError, ValueError):
+        return None
 
 
 def stem_of(path: Path) -> str:

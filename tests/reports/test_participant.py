@@ -392,3 +392,10 @@ def test_split_halves_without_information_are_a_sentence_not_a_column(out):
     assert "the same embedding under global normalisation" in page.words
     assert "voxel normalisation task-rest, run-1 0.62" in page.words
     assert "global normalisation voxel normalisation" not in page.words
+
+
+def test_figures_have_their_size_so_that_links_to_them_stay_in_place(derivatives):
+    page = Page(build_participant_report(derivatives.out, "01"))
+    sizes = {image["src"]: (image.get("width"), image.get("height")) for image in page.of("img")}
+    assert sizes["sub-01/figures/sub-01_task-rest_run-1_desc-coreg_bold.svg"] == ("1400", "511")
+    assert all(width and height for width, height in sizes.values())

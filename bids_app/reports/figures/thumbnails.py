@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +102,7 @@ def draw_thumbnail(svg: str, kind: str) -> Image:
     """
     from PIL import Image, ImageDraw
 
-    view, rasters = VIEW.search(svg), list(_rasters(svg))
+    view, rasters = VIEW.search(svg), _without_covered(_rasters(svg))
     if view is None or not rasters:
         raise UnreadableFigureError("no image")
     crop = CROPS.get(kind, MIDDLE)
@@ -135,6 +135,11 @@ def _rasters(svg: str) -> Iterator[Raster]:
             x, y = (float(found[1]) if found else 0.0 for found in box[:2])
             flipped = "scale(1 -1)" in match[1]
             yield Raster(base64.b64decode(data[1]), x, y, float(box[2][1]), float(box[3][1]), flipped)
+
+
+def _without_covered(rasters: Iterable[Raster]) -> list[Raster]:
+    """Leave out images that a later one covers, such as the first of a flicker figure."""
+    return list({(each.left, each.top, each.width, each.height): each for each in rasters}.values())
 
 
 def _decode(raster: Raster, width: int, height: int) -> Image:
