@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from urllib.parse import quote
 
 from bids_app.bids.entities import split_name
 
 
-def page_of(out_dir: Path, participant: str, stem: str) -> str:
+def find_pages(out_dir: Path) -> set[str]:
+    """Return the file names of all reports in an output folder."""
+    return {path.name for path in out_dir.glob("sub-*.html")}
+
+
+def page_of(pages: Collection[str], participant: str, stem: str) -> str:
     """Return the URL of the page with the report of a run, relative to the output folder.
 
     Parameters
     ----------
-    out_dir : pathlib.Path
-        Root of the derivatives.
+    pages : collection of str
+        File names of the reports, from `find_pages`.
     participant : str
         ``sub-<label>``.
     stem : str
@@ -22,20 +28,9 @@ def page_of(out_dir: Path, participant: str, stem: str) -> str:
     """
     session = split_name(f"{stem}_bold")[0].get("ses")
     own = session_page(participant, session) if session else ""
-    return quote(own if own and (out_dir / own).is_file() else f"{participant}.html")
+    return quote(own if own in pages else f"{participant}.html")
 
 
 def session_page(participant: str, session: str) -> str:
     """Return the file name of the report of a session."""
     return f"{participant}_ses-{session}.html"
-
-
-def figure_anchor(name: str) -> str:
-    """Return the identifier of a figure in a report, for links.
-
-    Parameters
-    ----------
-    name : str
-        Name of the figure's file, without extension.
-    """
-    return f"figure-{name}"
