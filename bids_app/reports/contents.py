@@ -42,7 +42,7 @@ ADAPTER_SECTIONS = ("predictions", "attribution")
 """Sections with one figure per adapter, such as ``desc-statepredictions``."""
 SIGNIFICANT = 0.05
 """Significance level of the contributions of regions."""
-IMAGES = (".nii.gz", ".nii", ".h5", ".dtseries.nii", "_xfm.txt")
+IMAGES = (".nii.gz", ".nii", ".h5", "_xfm.txt")
 """Endings of images and transforms."""
 VIEW = re.compile(rb'viewBox="0 0 ([0-9.]{1,9}) ([0-9.]{1,9})"')
 HEAD_BYTES = 2000

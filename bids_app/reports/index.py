@@ -10,6 +10,7 @@ import base64
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import time
@@ -69,7 +70,7 @@ class IndexRow:
 
     def to_json(self) -> list[Any]:
         """Return the row as a list, to be read back by `read_rows`."""
-        quality = self.quality or {}
+        quality = {name: value for name, value in (self.quality or {}).items() if math.isfinite(value)}
         return [self.run, self.status, self.verdict, self.rating, *(quality.get(name) for name in METRICS)]
 
 
