@@ -114,12 +114,17 @@ class Browser:
         return found["result"].get("value")
 
     def wait(self, condition: str, timeout: float = 30.0) -> None:
-        """Wait until an expression is true."""
+        """Wait until an expression is true, also while another page is opened."""
         deadline = time.monotonic() + timeout
-        while not self.run(condition):
-            if time.monotonic() > deadline:
-                raise TimeoutError(condition)
+        while time.monotonic() < deadline:
+            try:
+                if self.run(condition):
+                    return
+            except RuntimeError as error:
+                if "navigated" not in str(error) and "context" not in str(error):
+                    raise
             time.sleep(0.02)
+        raise TimeoutError(condition)
 
     def press(self, key: str) -> None:
         """Press a key: a character, or one of `KEYS`."""

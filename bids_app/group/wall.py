@@ -26,7 +26,7 @@ from bids_app.reports import group as page
 from bids_app.reports.contents import spec
 from bids_app.reports.figures.thumbnails import write_thumbnails
 from bids_app.reports.group import FIGURES
-from bids_app.reports.pages import page_of
+from bids_app.reports.pages import find_pages, page_of
 from bids_app.reports.run_table import CATEGORY, NUMBER, TEXT, Column, RunTable, guess_column, metric_column
 
 FOLDER = f"{FIGURES}/wall"
@@ -58,10 +58,11 @@ def run_table(
     """
     kinds = spec()["group"]["thumbnails"]
     figures = write_wall(cohort.runs, out_dir, n_procs)
+    pages = find_pages(out_dir)
     has_any = any(code.strip("0") for code in figures)
     return RunTable(
         runs=[run.stem for run in cohort.runs],
-        pages=["" if run.status == MISSING else page_of(out_dir, run.participant, run.stem) for run in cohort.runs],
+        pages=["" if run.status == MISSING else page_of(pages, run.participant, run.stem) for run in cohort.runs],
         columns=[*main_columns(cohort, ratings), *other_columns(cohort)],
         figures=figures if has_any else (),
         kinds=kinds if has_any else (),

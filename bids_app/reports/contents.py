@@ -42,7 +42,7 @@ ADAPTER_SECTIONS = ("predictions", "attribution")
 """Sections with one figure per adapter, such as ``desc-statepredictions``."""
 SIGNIFICANT = 0.05
 """Significance level of the contributions of regions."""
-IMAGES = (".nii.gz", ".nii", ".h5", ".dtseries.nii", "_xfm.txt")
+IMAGES = (".nii.gz", ".nii", ".h5", "_xfm.txt")
 """Endings of images and transforms."""
 VIEW = re.compile(rb'viewBox="0 0 ([0-9.]{1,9}) ([0-9.]{1,9})"')
 HEAD_BYTES = 2000
@@ -209,6 +209,8 @@ class Contents:
     runs: list[Run]
     anatomy: dict[str, list[Figure]]
     """Figures of each T1w image, by image name."""
+    anatomy_images: tuple[tuple[str, str], ...]
+    """Names and URLs of the images and transforms of the T1w images."""
     log: Summary
     """Most recent log; empty if there is none."""
     log_dir: Path | None
@@ -290,6 +292,7 @@ class Reader:
                 for (stem, suffix), by_desc in sorted(figures.items())
                 if suffix == "T1w"
             },
+            anatomy_images=tuple((path.name, self._url(path)) for path in self._anatomy_images()),
             log=logs[log_dir] if log_dir else Summary(),
             log_dir=log_dir,
             invocation=self._toml(log_dir / "neurostorm.toml") if log_dir else {},
@@ -431,6 +434,11 @@ class Reader:
         """Return matching outputs in the func folders of all sessions."""
         found = [*self.folder.glob(f"func/{pattern}"), *self.folder.glob(f"ses-*/func/{pattern}")]
         return sorted(path for path in found if self._is_output(path))
+
+    def _anatomy_images(self) -> list[Path]:
+        """Return the images and transforms in the anat folders of all sessions."""
+        found = [*self.folder.glob("anat/*"), *self.folder.glob("ses-*/anat/*")]
+        return sorted(path for path in found if path.name.endswith(IMAGES) and self._is_output(path))
 
     def _is_output(self, path: Path) -> bool:
         """Return whether a file is an output of its run, not a leftover of an earlier invocation."""

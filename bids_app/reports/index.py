@@ -10,10 +10,11 @@ import base64
 import fcntl
 import hashlib
 import json
+import math
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,8 @@ from bids_app.bids.entities import natural_key, split_name
 from bids_app.bids.writer import write_text
 from bids_app.files import read_output
 from bids_app.outputs.schema import FAILED, LEVELS, OK
-from bids_app.reports.pages import page_of, template_text
-from bids_app.reports.run_table import CATEGORY, Column, RunTable, metric_column
+from bids_app.reports.pages import find_pages, page_of, template_text
+from bids_app.reports.run_table import CATEGORY, Column, RunTable, as_script, metric_column
 
 INDEX = "index.html"
 METRICS = ("fd_mean", "tsnr", "coverage", "coreg_dice")
@@ -68,7 +69,7 @@ class IndexRow:
 
     def to_json(self) -> list[Any]:
         """Return the row as a list, to be read back by `read_rows`."""
-        quality = self.quality or {}
+        quality = {name: value for name, value in (self.quality or {}).items() if math.isfinite(value)}
         return [self.run, self.status, self.verdict, self.rating, *(quality.get(name) for name in METRICS)]
 
 
@@ -91,12 +92,14 @@ def update_index(out_dir: Path, rows: Iterable[IndexRow], name: str = "") -> Pat
         replaced = {row.participant for row in new}
         found = {row.run: row for row in read_rows(path) if row.participant not in replaced}
         found |= {row.run: row for row in new}
-        reports = {each.stem for each in out_dir.glob("sub-*.html") if "_" not in each.stem}
+        pages = find_pages(out_dir)
+        reports = {page.removesuffix(".html") for page in pages if "_" not in page}
         listed = [row for row in found.values() if row.participant in reports or row.participant in replaced]
         known = {row.participant for row in listed}
         listed += [IndexRow(participant) for participant in reports - known]
         listed.sort(key=lambda row: natural_key(row.run))
-        return write_text(path, render(out_dir, listed, name))
+        links = {url: title for url, title in LINKS.items() if (out_dir / url).is_file()}
+        return write_text(path, render(listed, pages, links, name or out_dir.resolve().name))
 
 
 def read_rows(path: Path) -> list[IndexRow]:
@@ -109,35 +112,34 @@ def read_rows(path: Path) -> list[IndexRow]:
         return []
 
 
-def render(out_dir: Path, rows: list[IndexRow], name: str = "") -> str:
+def render(rows: Sequence[IndexRow], pages: Collection[str], links: Mapping[str, str], name: str) -> str:
     """Render the page.
 
     Parameters
     ----------
-    out_dir : pathlib.Path
-        Root of the derivatives.
-    rows : list of IndexRow
+    rows : sequence of IndexRow
         In order.
+    pages : collection of str
+        File names of the reports.
+    links : mapping
+        Titles of other pages and tables by their URL.
     name : str
         Name of the dataset.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    from bids_app.reports.run_table import as_script
-
     environment = Environment(
         loader=PackageLoader("bids_app.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     script = "".join(template_text(f"{each}.js") for each in ("script", "runs"))
-    reports = {row.participant for row in rows if (out_dir / f"{row.participant}.html").is_file()}
-    pages = [page_of(out_dir, row.participant, row.run) if row.participant in reports else "" for row in rows]
-    table = RunTable([row.run for row in rows], pages, list(_columns(rows)))
+    urls = [page_of(pages, row.participant, row.run) if f"{row.participant}.html" in pages else "" for row in rows]
+    table = RunTable([row.run for row in rows], urls, list(_columns(rows)))
     return environment.get_template("index.html.jinja").render(
         version=__version__,
-        name=name or out_dir.resolve().name,
+        name=name,
         counts=_counts(rows),
-        links={url: title for url, title in LINKS.items() if (out_dir / url).is_file()},
+        links=links,
         style=Markup("".join(template_text(f"{each}.css") for each in ("style", "group", "runs"))),
         run_table=Markup(table.to_json()),
         rows=Markup(as_script([row.to_json() for row in rows])),
@@ -146,7 +148,7 @@ def render(out_dir: Path, rows: list[IndexRow], name: str = "") -> str:
     )
 
 
-def _columns(rows: list[IndexRow]) -> Iterator[Column]:
+def _columns(rows: Sequence[IndexRow]) -> Iterator[Column]:
     for name, title, levels, colours in (
         ("status", "Status", tuple(STATUS_COLOURS), STATUS_COLOURS),
         ("verdict", "Verdict", LEVELS, VERDICT_COLOURS),
@@ -165,7 +167,7 @@ def _columns(rows: list[IndexRow]) -> Iterator[Column]:
             yield Column(entity, title, values, CATEGORY, filtered=True)
 
 
-def _counts(rows: list[IndexRow]) -> list[tuple[str, int, str, str]]:
+def _counts(rows: Sequence[IndexRow]) -> list[tuple[str, int, str, str]]:
     """Return label, number, level and link of the counts at the top of the page."""
     found = [("Participants", len({row.participant for row in rows}), "", ""), ("Runs", len(rows), "", "")]
     for title, name, value, level in (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
@@ -9,13 +10,18 @@ from urllib.parse import quote
 from bids_app.bids.entities import split_name
 
 
-def page_of(out_dir: Path, participant: str, stem: str) -> str:
+def find_pages(out_dir: Path) -> set[str]:
+    """Return the file names of all reports in an output folder."""
+    return {path.name for path in out_dir.glob("sub-*.html")}
+
+
+def page_of(pages: Collection[str], participant: str, stem: str) -> str:
     """Return the URL of the page with the report of a run, relative to the output folder.
 
     Parameters
     ----------
-    out_dir : pathlib.Path
-        Root of the derivatives.
+    pages : collection of str
+        File names of the reports, from `find_pages`.
     participant : str
         ``sub-<label>``.
     stem : str
@@ -23,7 +29,7 @@ def page_of(out_dir: Path, participant: str, stem: str) -> str:
     """
     session = split_name(f"{stem}_bold")[0].get("ses")
     own = session_page(participant, session) if session else ""
-    return quote(own if own and (out_dir / own).is_file() else f"{participant}.html")
+    return quote(own if own in pages else f"{participant}.html")
 
 
 def session_page(participant: str, session: str) -> str:

@@ -45,6 +45,8 @@ SECTIONS = (
 
 MAX_REGIONS = 40
 """Maximum rows of a table of regions on the page; the file has all rows."""
+MAX_IMAGES = 12
+"""Maximum links to images and transforms of the T1w images."""
 PERFECT = 0.995
 """Split-half correlations from this on are shown as 1.00, and say nothing about a run."""
 MAX_FILES = 5
@@ -155,6 +157,7 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
         "version": __version__,
         "max_regions": max(5, min(MAX_REGIONS, 8 * MAX_REGIONS // max(1, sum(len(run.regions) for run in runs)))),
         "max_files": MAX_FILES,
+        "max_images": MAX_IMAGES,
         "finished": (contents.log.finished or "").replace("T", " "),
         "everything": everything,
         "linked": [(f"#run-{run.stem}", run) for run in runs]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from bids_app.errors import UsageError
 from bids_app.settings.machine import default_work_dir
 from bids_app.settings.option import flag, option, values_from, whole_number
 from bids_app.settings.sections import (
@@ -85,6 +86,13 @@ class Settings:
         counted=True,
         help="print more messages; give twice for debug messages",
     )
+
+    def __post_init__(self) -> None:
+        if self.sessions_per_report < 1:
+            raise UsageError(
+                f"Invalid value for --aggregate-session-reports: {self.sessions_per_report} is below 1.",
+                "Give a number, 1 or more.",
+            )
 
 
 def settings_from(*given: Mapping[str, Any]) -> Settings:

@@ -139,7 +139,14 @@ def test_the_error_of_an_invalid_value_names_its_option(arguments: list[str], sa
 
 
 @pytest.mark.parametrize(
-    ("option", "number"), [("--nprocs", "0"), ("--nprocs", "1025"), ("--nprocs", "9" * 20), ("--omp-nthreads", "0")]
+    ("option", "number"),
+    [
+        ("--nprocs", "0"),
+        ("--nprocs", "1025"),
+        ("--nprocs", "9" * 20),
+        ("--omp-nthreads", "0"),
+        ("--aggregate-session-reports", "0"),
+    ],
 )
 def test_numbers_of_processes_and_threads_have_limits(option: str, number: str) -> None:
     with pytest.raises(UsageError, match=f"Invalid value for {option}: {number} is"):

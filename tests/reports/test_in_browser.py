@@ -55,6 +55,24 @@ def test_the_page_does_not_scroll_horizontally(derivatives, tmp_path, width):
     assert scroll <= client
 
 
+@pytest.mark.parametrize("width", [320, 768])
+def test_the_index_does_not_scroll_horizontally(derivatives, tmp_path, width):
+    build_participant_report(derivatives.out, "01")
+    script = """const e = inner.documentElement;
+        return [e.clientWidth, e.scrollWidth, inner.querySelectorAll("#wall tbody tr").length];"""
+    client, scroll, n_runs = look(derivatives.out / "index.html", tmp_path, script, width)
+    assert scroll <= client
+    assert n_runs == 3
+
+
+def test_nothing_moves_on_paper(derivatives, tmp_path):
+    page = build_participant_report(derivatives.out, "01")
+    script = """inner.defaultView.dispatchEvent(new Event("beforeprint"));
+        return [[...inner.images].filter((image) => image.src.includes("#flicker")).length,
+            inner.querySelectorAll("details:not([open])").length];"""
+    assert look(page, tmp_path, script) == [0, 0]
+
+
 def test_figures_load_under_the_content_security_policy(derivatives, tmp_path):
     page = build_participant_report(derivatives.out, "01")
     script = """for (const i of inner.images) i.loading = "eager";

@@ -26,6 +26,12 @@ def test_rows_are_read_back_as_written(tmp_path):
     assert read_rows(tmp_path / INDEX) == [row]
 
 
+def test_a_metric_that_is_no_number_is_left_out(tmp_path):
+    write_report(tmp_path, "sub-01")
+    update_index(tmp_path, [IndexRow("sub-01_task-rest", "ok", quality={"fd_mean": float("nan"), "tsnr": 50.0})])
+    assert rows_of(tmp_path)["sub-01_task-rest"].quality == {"tsnr": 50.0}
+
+
 def test_a_report_replaces_the_rows_of_its_participant_only(tmp_path):
     write_report(tmp_path, "sub-01", "sub-02")
     update_index(tmp_path, [IndexRow("sub-01_task-a", "ok"), IndexRow("sub-02_task-a", "failed")])

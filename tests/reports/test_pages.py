@@ -2,7 +2,7 @@
 
 import pytest
 
-from bids_app.reports.pages import page_of
+from bids_app.reports.pages import find_pages, page_of
 
 
 @pytest.mark.parametrize(
@@ -16,4 +16,4 @@ from bids_app.reports.pages import page_of
 def test_a_run_is_in_the_report_of_its_session_if_there_is_one(tmp_path, files, page):
     for name in files:
         (tmp_path / name).touch()
-    assert page_of(tmp_path, "sub-01", "sub-01_ses-1_task-rest") == page
+    assert page_of(find_pages(tmp_path), "sub-01", "sub-01_ses-1_task-rest") == page

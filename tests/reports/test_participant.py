@@ -380,6 +380,7 @@ def test_images_are_linked(derivatives):
     page = Page(build_participant_report(derivatives.out, "01"))
     links = {link["href"] for link in page.of("a")}
     assert "sub-01/func/sub-01_task-rest_run-1_desc-hmc_boldref.nii.gz" in links
+    assert "sub-01/anat/sub-01_desc-preproc_T1w.nii.gz" in links
 
 
 def test_split_halves_without_information_are_a_sentence_not_a_column(out):

@@ -259,10 +259,10 @@ def test_participants_are_processed_in_batches(study, monkeypatch) -> None:
 def test_an_error_of_writing_a_report_does_not_stop_the_other_runs(study, monkeypatch, capsys) -> None:
     real = ends.build_participant_report
 
-    def full(out_dir: Path, label: str, *more: object) -> Path:
+    def full(out_dir: Path, label: str, *options: int) -> Path:
         if label == "1":
             raise OSError(28, "No space left on device", str(out_dir))
-        return real(out_dir, label, *more)
+        return real(out_dir, label, *options)
 
     monkeypatch.setattr(ends, "build_participant_report", full)
     with pytest.raises(InputOutputError, match="no space left") as caught:
@@ -275,10 +275,10 @@ def test_an_error_of_writing_a_report_does_not_stop_the_other_runs(study, monkey
 def test_a_report_that_could_not_be_written_is_written_at_the_end(study, monkeypatch) -> None:
     real, failures = ends.build_participant_report, iter([1])
 
-    def full_once(out_dir: Path, label: str, *more: object) -> Path:
+    def full_once(out_dir: Path, label: str, *options: int) -> Path:
         if next(failures, None):
             raise OSError(28, "No space left on device", str(out_dir))
-        return real(out_dir, label, *more)
+        return real(out_dir, label, *options)
 
     monkeypatch.setattr(ends, "build_participant_report", full_once)
     assert study(**{"sub-1_task-a": "", "sub-2_task-a": ""}) == 0

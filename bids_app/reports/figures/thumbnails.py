@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -112,8 +113,8 @@ def draw_thumbnail(svg: str, kind: str) -> Image:
     width, height = float(view[1]), float(view[2])
     left, top, right, bottom = crop[0] * width, crop[1] * height, crop[2] * width, crop[3] * height
     scale = SIZE / max(right - left, bottom - top)
-    left -= (SIZE / scale - (right - left)) / 2  # centred in the square
-    top -= (SIZE / scale - (bottom - top)) / 2
+    margins = (SIZE - scale * (right - left)) / 2, (SIZE - scale * (bottom - top)) / 2  # centred in the square
+    left, top = left - margins[0] / scale, top - margins[1] / scale
     canvas = Image.new("RGB", (SIZE, SIZE))
     for raster in rasters:
         if raster.width > 2 * width or raster.height > 2 * height:
@@ -124,7 +125,10 @@ def draw_thumbnail(svg: str, kind: str) -> Image:
     draw = ImageDraw.Draw(canvas)
     for points, colour in _outlines(svg):
         draw.line([((x - left) * scale, (y - top) * scale) for x, y in points], fill=colour, width=1)
-    return canvas
+    across, down = (math.floor(margin) for margin in margins)
+    shown = Image.new("RGB", (SIZE, SIZE))
+    shown.paste(canvas.crop((across, down, SIZE - across, SIZE - down)), (across, down))
+    return shown
 
 
 def _rasters(svg: str) -> Iterator[Raster]:

@@ -51,10 +51,10 @@ if (mapBox && runTable && runTable.maps.length) {
     for (const code of most) {
       const dot = make("span", { className: "dot" });
       dot.style.background = shade.get(code);
-      const button = make("button", { type: "button", ariaPressed: "false" }, dot, `${column.levels[code]} (${counts.get(code)})`);
+      const button = make("button", { type: "button", "aria-pressed": "false" }, dot, `${column.levels[code]} (${counts.get(code)})`);
       button.addEventListener("click", () => {
         level = level === code ? -1 : code;
-        for (const other of legend.querySelectorAll("button")) other.ariaPressed = String(other === button && level === code);
+        for (const other of legend.querySelectorAll("button")) other.setAttribute("aria-pressed", String(other === button && level === code));
         draw();
       });
       legend.append(button);
@@ -147,7 +147,7 @@ if (mapBox && runTable && runTable.maps.length) {
   menu("Map", maps.map((each) => each.title), (i) => { map = maps[i]; chosen = -1; zoom = 1; middle = [500, 500]; tip.hidden = true; paint(); draw(); });
   menu("Colour", columns.map(titleOf), (i) => { column = columns[i]; paint(); draw(); });
   for (const [text, by, label] of [["+", 2, "Zoom in"], ["−", 0.5, "Zoom out"]]) {
-    const button = make("button", { type: "button", ariaLabel: label }, text);
+    const button = make("button", { type: "button", "aria-label": label }, text);
     button.addEventListener("click", () => scale(by));
     mapBox.querySelector(".filters").append(button);
   }

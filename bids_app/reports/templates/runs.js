@@ -3,7 +3,11 @@
 const holder = document.getElementById("run-table");
 const runTable = holder && JSON.parse(holder.textContent);
 const make = (tag, properties = {}, ...children) => {
-  const element = Object.assign(document.createElement(tag), properties);
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("aria-") || name === "role") element.setAttribute(name, value);
+    else element[name] = value;
+  }
   element.append(...children);
   return element;
 };
@@ -116,7 +120,7 @@ if (runTable) {
     for (const column of [null, ...shown]) {
       const button = make("button", { type: "button", title: column?.help ?? "" }, column ? titleOf(column) : "Run");
       const head = make("th", { scope: "col" }, button), name = column?.name ?? "";
-      if (state.sort === name) head.ariaSort = state.order ? "descending" : "ascending";
+      if (state.sort === name) head.setAttribute("aria-sort", state.order ? "descending" : "ascending");
       button.addEventListener("click", () => {
         const first = column?.kind === "number" ? "falling" : "";
         change({ sort: name, order: state.sort === name ? (state.order ? "" : "falling") : first });
@@ -135,14 +139,14 @@ if (runTable) {
       const cells = shown.map((column) => make("td", {}, badge(column, formatValue(column, i))));
       body.append(make("tr", {}, make("th", { scope: "row" }, name), ...cells));
     }
-    const scroll = make("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: "All runs" });
+    const scroll = make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "All runs" });
     scroll.append(make("table", { className: "sortable" }, headings(shown), body));
     return scroll;
   };
   const pager = (place, n) => {
     const present = Number(state.page);
     const go = (page, text, label) => {
-      const button = make("button", { type: "button", disabled: page < 1 || page > n || page === present, ariaLabel: label }, text);
+      const button = make("button", { type: "button", disabled: page < 1 || page > n || page === present, "aria-label": label }, text);
       button.addEventListener("click", () => {
         change({ page: String(page) });
         tool.scrollIntoView();

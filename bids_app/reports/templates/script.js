@@ -63,7 +63,7 @@ for (const figure of document.querySelectorAll("figure[id]")) {
     return element;
   };
   place.className = "save";
-  link("Link", `#${figure.id}`).ariaLabel = `Link to ${name}`;
+  link("Link", `#${figure.id}`).setAttribute("aria-label", `Link to ${name}`);
   link(ending, address).download = `${name}.${ending.toLowerCase()}`;
   figure.querySelector("figcaption").append(" ", place);
   if (ending !== "SVG") continue;
@@ -145,5 +145,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
-// Open all details for printing.
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => (part.open = true)));
+// For printing, open all details and show the first image of each flicker figure.
+addEventListener("beforeprint", () => {
+  for (const part of document.querySelectorAll("details")) part.open = true;
+  for (const choose of flickers) choose("");
+});

@@ -52,6 +52,7 @@ def test_the_model_input_shows_both_rows_of_the_figure(tmp_path):
     pixels = np.asarray(draw_thumbnail(figure.read_text(), "grid"), float).mean(axis=-1)
     assert pixels[: SIZE // 2].mean() > 20
     assert pixels[SIZE // 2 :].mean() > 20
+    assert pixels[:, -5:].max() < 5  # nothing of the third column
 
 
 @pytest.mark.parametrize("svg", ["", "<svg>", '<svg viewBox="0 0 10 10"></svg>'])
