@@ -1,4 +1,4 @@
-"""Names of the reports of a participant: one page, or one for each session where a participant has many."""
+"""Names of the reports of a participant (one page, or one for each session), and the templates of pages."""
 
 from __future__ import annotations
 
@@ -35,17 +35,6 @@ def page_of(pages: Collection[str], participant: str, stem: str) -> str:
 def session_page(participant: str, session: str) -> str:
     """Return the file name of the report of a session."""
     return f"{participant}_ses-{session}.html"
-
-
-def figure_anchor(name: str) -> str:
-    """Return the identifier of a figure in a report, for links.
-
-    Parameters
-    ----------
-    name : str
-        Name of the figure's file, without extension.
-    """
-    return f"figure-{name}"
 
 
 def template_text(name: str) -> str:

@@ -181,6 +181,7 @@ def _load_scans(
         print,  # each process reports on its own part
         clip_volumes=clip_volumes,
         exclude_failed=arguments.exclude_failed,
+        name_copies=False,  # there is no score that copies would raise
     )
     scans = tuple(scan for dataset in datasets for scan in dataset.scans)
     if not arguments.validation_share:

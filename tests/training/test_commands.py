@@ -206,6 +206,14 @@ def test_another_recipe_is_refused_before_anything_is_written(make_store, tmp_pa
     assert not clips.exists()
 
 
+def test_scans_are_not_compared_with_each_other_before_pre_training(make_store, tmp_path, tiny_config, monkeypatch):
+    monkeypatch.setattr("bids_app.training.data.examples.find_copies", lambda _: pytest.fail("reads all scans"))
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
+    options = ["--config", str(tmp_path / "config.json"), "--batch-size", "2", "--no-augment", "--no-strd"]
+    options += ["--output", str(tmp_path / "e.safetensors"), "--epochs", "1"]
+    assert main(["pretrain", str(make_store(1).folder), *options]) == 0
+
+
 def test_a_run_is_not_continued_with_other_scans(make_store, invented_series, tmp_path, capsys, tiny_config):
     store = make_store(1)
     (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
-from bids_app.training.data.store import Scan
+from bids_app.training.data.quantise import voxels_of
+from bids_app.training.data.scan import Scan
 
 MAX_NAMED = 5
 """Maximum number of groups of copies to name in a warning."""
@@ -44,8 +45,9 @@ def warn_of_copies(groups: Sequence[tuple[str, ...]]) -> str:
 
 def _checksum(scan: Scan) -> bytes:
     """Return a checksum of the voxels, the mean image, and the first and the last volume of a scan."""
-    indices = scan.voxel_indices
-    codes, found = scan.codes(indices), hashlib.sha256(str(scan.n_vols).encode())
-    for part in (indices, scan.mean_image(), codes[:1], codes[-1:]):
+    arrays, mask, last = scan.arrays, scan.arrays.mask(), scan.n_vols - 1
+    n_voxels = len(voxels_of(mask))
+    found = hashlib.sha256(str(scan.n_vols).encode())
+    for part in (mask, arrays.mean(n_voxels), arrays.codes(0, 1, n_voxels), arrays.codes(last, last + 1, n_voxels)):
         found.update(part.tobytes())
     return found.digest()

@@ -89,6 +89,7 @@ def load_datasets(
     report: Callable[[str], None] | None = None,
     clip_volumes: int = CLIP_VOLUMES,
     exclude_failed: bool = False,
+    name_copies: bool = True,
 ) -> list[Dataset]:
     """Load the scans of datasets or clip stores, and prepare missing clips.
 
@@ -110,6 +111,8 @@ def load_datasets(
         Volumes of a clip of the encoder.
     exclude_failed : bool
         Leave out the scans that people rated as failed, see `without_failed`.
+    name_copies : bool
+        Warn of participants with the same series, see `find_copies`; reads a part of each scan.
     """
     sources: list[tuple[str, Path, Callable[[], list[Scan]]]] = []
     names = [Path(given).name if is_url(given) else Path(given).resolve().name for given in paths]
@@ -132,7 +135,7 @@ def load_datasets(
         for name, path, read in sources
     ]
     datasets = without_failed(datasets, report) if exclude_failed else datasets
-    if report is not None:
+    if report is not None and name_copies:
         scans = ((_unique_label(scan.participant, d, datasets), scan) for d in datasets for scan in d.scans)
         if copies := find_copies(scans):
             report(warn_of_copies(copies))

@@ -57,10 +57,9 @@ def parcel_series(example: Scan | Segment, labels: np.ndarray, n_parcels: int) -
     sorted_parcels = parcel[order]
     starts = np.flatnonzero(np.diff(sorted_parcels, prepend=-1))
     found = sorted_parcels[starts]
-    codes = scan.codes(indices)
     series = np.zeros((example.n_vols, n_parcels + 1), np.float32)
     for a in range(0, example.n_vols, CHUNK_VOLUMES):
-        chunk = np.asarray(codes[first + a : first + min(a + CHUNK_VOLUMES, example.n_vols)])
+        chunk = scan.arrays.codes(first + a, first + min(a + CHUNK_VOLUMES, example.n_vols), len(indices))
         values = chunk.astype(np.float32) * np.float32(scan.scale)
         values[chunk == BACKGROUND] = 0
         series[a : a + len(chunk), found] = np.add.reduceat(values[:, order], starts, axis=1)

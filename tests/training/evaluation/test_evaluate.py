@@ -17,6 +17,7 @@ from bids_app.model.checkpoint import save_encoder
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.training.adapt import AdaptSettings, LabelledScans
 from bids_app.training.data.examples import Examples
+from bids_app.training.data.labels import Segment
 from bids_app.training.evaluation import baselines, workers
 from bids_app.training.evaluation import run as running
 from bids_app.training.evaluation.comparison import ENCODER
@@ -385,6 +386,16 @@ def test_parcel_series_are_means_over_voxels(tmp_path, invented_series):
         assert series[:, k - 1] == pytest.approx(values[:, own].mean(axis=1), abs=1e-5)
     assert voxels[2] == 0
     assert (series[:, 2] == 0).all()
+
+
+def test_of_a_segment_only_its_own_volumes_are_read(tmp_path, invented_series, monkeypatch):
+    scan, labels = scan_with(tmp_path, invented_series, 1), baselines.cube_labels(12)
+    whole, n = baselines.parcel_series(scan, labels, int(labels.max()))[0], []
+    real = type(scan.arrays).codes
+    monkeypatch.setattr(type(scan.arrays), "codes", lambda s, a, b, v: n.extend(range(a, b)) or real(s, a, b, v))
+    part = baselines.parcel_series(Segment(scan, 4, 10), labels, int(labels.max()))[0]
+    assert np.array_equal(part, whole[4:14])
+    assert n == list(range(4, 14))
 
 
 def test_baseline_features_have_one_row_per_scan(tmp_path, invented_series):
