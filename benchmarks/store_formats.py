@@ -29,6 +29,7 @@ import numpy as np
 from encoder import table
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from store import drop
 
 N = 20
 """Volumes of a clip."""
@@ -148,16 +149,6 @@ FORMATS: dict[str, tuple[Callable[[Path, Iterator[np.ndarray]], Read], str | Non
     "LitData": (litdata, "litdata", True),
 }
 """Writer, library that it needs, and whether its clips start at multiples of 20 volumes."""
-
-
-def drop(folder: Path) -> None:
-    """Drop the files of a folder from the page cache."""
-    os.sync()
-    for path in folder.rglob("*"):
-        if path.is_file():
-            descriptor = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-            os.close(descriptor)
 
 
 def rate(read: Read, clips: list[tuple[int, int]], n_voxels: int) -> float:

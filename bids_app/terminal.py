@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO
 
@@ -31,6 +31,11 @@ def printable(text: str) -> str:
 def indented(text: str) -> str:
     """Indent all lines but the first, so that none looks like a message of its own."""
     return text.rstrip("\n").replace("\n", "\n  ")
+
+
+def first_of(names: Sequence[str], n: int, separator: str = ", ") -> str:
+    """Join the first ``n`` names, and count the others: ``sub-01, sub-02 and 40 more``."""
+    return separator.join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
 
 class EscapedStream:

@@ -17,7 +17,7 @@ weigh as much as those of any other.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -26,6 +26,7 @@ from scipy.special import softmax
 
 from bids_app.adapters.conformal import MIN_GROUPS
 from bids_app.errors import BadDataError
+from bids_app.terminal import first_of
 
 LEVELS = (0.8, 0.9, 0.95)
 """Nominal coverages for which limits are stored."""
@@ -216,6 +217,7 @@ class Calibration:
         """
         if self.n_participants < MIN_GROUPS:
             return self.promise_at_own_sites()
+        known = first_of(list(self.sites), MAX_NAMED)
         if site in self.site_limits:
             about = f"The coverage holds for new participants of the site {site} ({_people(self.sites[site])})."
             return Promise(about, self.site_limits[site])
@@ -227,11 +229,11 @@ class Calibration:
         if self.sites and site is None:
             return Promise(
                 "Coverage unknown here: the site of the participant is not known (column site of participants.tsv); "
-                f"the calibration is of {_listed(self.sites)}."
+                f"the calibration is of {known}."
             )
         if self.sites and site not in self.sites:
             return Promise(
-                f"Coverage unknown here: the site {site} is not in the calibration ({_listed(self.sites)}). "
+                f"Coverage unknown here: the site {site} is not in the calibration ({known}). "
                 "Calibrate the adapter with participants of this site."
             )
         return self.promise_at_own_sites()
@@ -247,20 +249,14 @@ class Calibration:
                 f"No coverage is promised: the calibration has {_people(self.n_participants)}, and at least "
                 f"{MIN_GROUPS} are required."
             )
-        where = f"of the calibration's sites ({_listed(self.sites)})" if self.sites else "like those of the calibration"
+        sites = first_of(list(self.sites), MAX_NAMED)
+        where = f"of the calibration's sites ({sites})" if self.sites else "like those of the calibration"
         about = f"The coverage holds for new participants {where}; it is unknown at other sites."
         return Promise(about, self.limits, self.class_limits)
 
 
 def _people(n: int) -> str:
     return f"{n} participant" + "s" * (n != 1)
-
-
-def _listed(names: Iterable[str]) -> str:
-    """Join the first names, and count the others."""
-    names = list(names)
-    more = len(names) - MAX_NAMED
-    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
 def _is_function(step: tuple[tuple[float, ...], tuple[float, ...]]) -> bool:

@@ -40,6 +40,7 @@ from bids_app.errors import (
     UsageError,
 )
 from bids_app.settings import AVERAGE, QuerySettings
+from bids_app.terminal import first_of
 
 LOGGER = logging.getLogger(__name__)
 
@@ -386,5 +387,4 @@ def _without(entities: dict[str, str], *keys: str) -> dict[str, str]:
 
 def _labels(key: str, labels: Sequence[str], max_shown: int = 12) -> str:
     """Join labels to a text: ``sub-01, sub-02 and 40 more``."""
-    shown = ", ".join(f"{key}-{label}" for label in labels[:max_shown])
-    return shown + (f" and {len(labels) - max_shown} more" if len(labels) > max_shown else "")
+    return first_of([f"{key}-{label}" for label in labels], max_shown)

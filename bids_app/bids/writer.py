@@ -7,6 +7,7 @@ another process never leaves a partial file under the final name.
 from __future__ import annotations
 
 import errno
+import fcntl
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from bids_app.bids.entities import LABEL, join_name
@@ -245,6 +246,25 @@ def _flush(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def wait_for_lock(file: int | IO[Any], seconds: float) -> bool:
+    """Lock an open file or folder for this process until it is closed; return False if another holds it all the time.
+
+    Raises
+    ------
+    OSError
+        The file system has no locks.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except (BlockingIOError, InterruptedError):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.002)
 
 
 def writing_error(error: OSError, path: Path) -> NeurostormError:

@@ -14,8 +14,9 @@ from bids_app.outputs.schema import FAILED, LEVELS, OK, REFUSE, WARN, differing_
 from bids_app.reports import group as page
 from bids_app.reports.contents import spec
 from bids_app.reports.group import BAD, GOOD, Cell, Remark, Section, Table, report_url
+from bids_app.reports.index import VERDICT_COLOURS
+from bids_app.terminal import first_of
 
-COLOURS = {"pass": GOOD, "warn": page.WARN, "refuse": BAD}
 STATUS_LEVELS = {FAILED: BAD, UNREADABLE: BAD, MISSING: page.WARN}
 FAILURES = tuple(STATUS_LEVELS)
 UNKNOWN = "not recorded"
@@ -63,7 +64,7 @@ def runs_section(cohort: Cohort) -> Section:
         if these:
             section.remarks.append(Remark(STATUS_LEVELS[status], _sentence(status, these)))
     if cohort.faults:
-        shown = "; ".join(cohort.faults[:5]) + (f" and {len(cohort.faults) - 5} more" if len(cohort.faults) > 5 else "")
+        shown = first_of(cohort.faults, 5, "; ")
         section.paragraphs.append(f"The following logs and folders could not be read: {shown}.")
         section.remarks.append(Remark(page.WARN, f"{_count(len(cohort.faults), 'log')} could not be read."))
     section.tables.append(
@@ -153,7 +154,7 @@ def predictions_section(cohort: Cohort) -> Section:
                 [
                     (
                         Cell(run.stem, report_url(run.participant)),
-                        Cell(run.worst_verdict, level=COLOURS[run.worst_verdict]),
+                        Cell(run.worst_verdict, level=VERDICT_COLOURS[run.worst_verdict]),
                         Cell(", ".join(failed_checks(run))),
                     )
                     for run in flagged

@@ -40,7 +40,8 @@ from bids_app.outputs.schema import LEVELS, OK, REFUSE
 from bids_app.outputs.schema import PASS as VERDICT_PASS
 from bids_app.outputs.schema import WARN as VERDICT_WARN
 from bids_app.reports.contents import spec
-from bids_app.reports.group import BAD, GOOD, WARN, Cell, Remark, Section, Table, report_url
+from bids_app.reports.group import BAD, WARN, Cell, Remark, Section, Table, report_url
+from bids_app.reports.index import RATING_COLOURS
 
 INCLUDE = f"{FOLDER}/include.tsv"
 """Table of the runs to include in an analysis."""
@@ -52,7 +53,6 @@ MIN_RUNS = 3
 """Minimum failed and passed runs for a comparison of their metrics."""
 MAX_RATERS = 12
 """Maximum raters whose pairs are compared on the page."""
-COLOURS = {PASSED: GOOD, DOUBTFUL: WARN, FAILED: BAD}
 
 
 @dataclass(frozen=True)
@@ -341,7 +341,7 @@ def _tables(cohort: Cohort, ratings: GroupRatings) -> Iterator[Table]:
         "Verdicts and ratings (number of runs)",
         ("Verdict on", "Verdict", *(f"Rated {rating}" for rating in RATINGS)),
         [
-            (Cell(each.name), Cell(level, level=COLOURS[SAME[level]]), *(Cell(f"{n:,}", value=n) for n in row))
+            (Cell(each.name), Cell(level, level=RATING_COLOURS[SAME[level]]), *(Cell(f"{n:,}", value=n) for n in row))
             for each in verdicts
             for level, row in zip(LEVELS, each.counts.tolist(), strict=True)
         ],
@@ -379,7 +379,7 @@ def _tables(cohort: Cohort, ratings: GroupRatings) -> Iterator[Table]:
 def _failed_row(run: RunRecord, rating: RunRating) -> tuple[Cell, ...]:
     return (
         Cell(run.stem, report_url(run.participant)),
-        Cell(rating.consensus, level=COLOURS[rating.consensus]),
+        Cell(rating.consensus, level=RATING_COLOURS[rating.consensus]),
         Cell(", ".join(f"{rater}: {each}" for rater, each in rating.by_rater.items())),
         Cell(", ".join(rating.tags)),
         Cell(shortened("; ".join(rating.notes))),

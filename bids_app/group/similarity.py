@@ -30,6 +30,7 @@ from bids_app.group.statistics import proportion
 from bids_app.reports.contents import spec
 from bids_app.reports.figures.group_charts import Cloud, plot_clouds, plot_identity, plot_similarities
 from bids_app.reports.group import BAD, FIGURES, GOOD, WARN, Cell, Figure, Remark, Section, Table, report_url
+from bids_app.terminal import first_of
 
 LOGGER = logging.getLogger(__name__)
 MAX_COPIES = 5
@@ -182,9 +183,7 @@ def _name_copies(sets: Sequence[EmbeddingSet]) -> str:
         names = list(dict.fromkeys(run.participant for run in embeddings.runs))
         for group in find_copies(embeddings.values, embeddings.people):
             named[" = ".join(names[index] for index in group)] = None
-    listed = list(named)
-    more = len(listed) - MAX_COPIES
-    return "; ".join(listed[:MAX_COPIES]) + (f" and {more} more" if more > 0 else "")
+    return first_of(list(named), MAX_COPIES, "; ")
 
 
 def _detect_swaps(section: Section, embeddings: EmbeddingSet, found: ReIdentification, out_dir: Path) -> None:
@@ -224,7 +223,7 @@ def _swap_table(suspicions: Sequence[Suspicion], embeddings: EmbeddingSet, names
     for suspicion in suspicions:
         one, two = (names[i] for i in suspicion.participants)
         runs = [embeddings.runs[i].stem for i in suspicion.runs]
-        shown = ", ".join(runs[:6]) + (f" and {len(runs) - 6} more" if len(runs) > 6 else "")
+        shown = first_of(runs, 6)
         rows.append(
             (
                 Cell(one, report_url(one)),

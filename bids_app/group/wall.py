@@ -19,13 +19,13 @@ from bids_app.group.predictions import number
 from bids_app.group.quality import screen
 from bids_app.group.ratings import GroupRatings
 from bids_app.group.reading import MISSING, UNREADABLE, RunRecord
-from bids_app.outputs.ratings import DOUBTFUL, FAILED, PASSED, RATINGS
+from bids_app.outputs.ratings import RATINGS
 from bids_app.outputs.schema import FAILED as RUN_FAILED
-from bids_app.outputs.schema import LEVELS, OK, PASS, REFUSE, WARN
-from bids_app.reports import group as page
+from bids_app.outputs.schema import LEVELS, OK
 from bids_app.reports.contents import spec
 from bids_app.reports.figures.thumbnails import write_thumbnails
 from bids_app.reports.group import FIGURES
+from bids_app.reports.index import METRICS, RATING_COLOURS, STATUS_COLOURS, VERDICT_COLOURS
 from bids_app.reports.pages import find_pages, page_of
 from bids_app.reports.run_table import CATEGORY, NUMBER, TEXT, Column, RunTable, guess_column, metric_column
 
@@ -33,8 +33,6 @@ FOLDER = f"{FIGURES}/wall"
 """Folder of the thumbnails, one file per run."""
 MAX_SERIAL = 64
 """Maximum runs whose thumbnails are made in a single process."""
-SHOWN_METRICS = ("fd_mean", "tsnr", "coverage", "coreg_dice")
-"""Metrics that the table shows without asking."""
 
 Strip = tuple[list[Path | None], Path]
 """Figures of a run, and the file of its thumbnails."""
@@ -108,15 +106,13 @@ def main_columns(cohort: Cohort, ratings: GroupRatings) -> list[Column]:
     outlying = {run.stem: int(n) for run, n in zip(found.runs, found.out.sum(axis=1), strict=True)}
     reasons = {run.stem: ", ".join(found.outlying_metrics(i)) for i, run in enumerate(found.runs)}
     metrics = {name for run in runs for name in run.quality}
+    statuses = (OK, UNREADABLE, RUN_FAILED, MISSING)
     columns = [
-        _category("status", "Status", [run.status for run in runs], (OK, UNREADABLE, RUN_FAILED, MISSING),
-                  {OK: page.GOOD, UNREADABLE: page.BAD, RUN_FAILED: page.BAD, MISSING: page.WARN}),
-        _category("verdict", "Verdict", [run.worst_verdict for run in runs], LEVELS,
-                  {PASS: page.GOOD, WARN: page.WARN, REFUSE: page.BAD}),
-        _category("rating", "Rating", [ratings.consensus(run) for run in runs], RATINGS,
-                  {PASSED: page.GOOD, DOUBTFUL: page.WARN, FAILED: page.BAD}),
-    ]  # fmt: skip
-    columns += [metric_column(name, _metric(runs, name), True) for name in SHOWN_METRICS if name in metrics]
+        _category("status", "Status", [run.status for run in runs], statuses, STATUS_COLOURS),
+        _category("verdict", "Verdict", [run.worst_verdict for run in runs], LEVELS, VERDICT_COLOURS),
+        _category("rating", "Rating", [ratings.consensus(run) for run in runs], RATINGS, RATING_COLOURS),
+    ]
+    columns += [metric_column(name, _metric(runs, name), True) for name in METRICS if name in metrics]
     checks = [", ".join(failed_checks(run)) for run in runs]
     columns += [
         Column("checks", "Failed checks", checks, TEXT, shown=True),
@@ -130,7 +126,7 @@ def main_columns(cohort: Cohort, ratings: GroupRatings) -> list[Column]:
     ]
     if cohort.site_column:
         columns.append(_category("site", "Site", [cohort.site(run) for run in runs]))
-    worse = [name for name in spec()["group"]["worse"] if name in metrics and name not in SHOWN_METRICS]
+    worse = [name for name in spec()["group"]["worse"] if name in metrics and name not in METRICS]
     columns += [metric_column(name, _metric(runs, name)) for name in worse]
     return [column for column in columns if any(value not in (None, "") for value in column.values)]
 

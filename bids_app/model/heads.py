@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from bids_app.errors import BadDataError
+from bids_app.terminal import first_of
 
 V3_LAYERS, V3_ATTENTION_HEADS, V3_EXPANSION = 6, 8, 4
 MAX_WEIGHT = 1e18
@@ -299,5 +300,4 @@ def _is_moderate(weight: torch.Tensor) -> bool:
 
 
 def _listed(keys: Sequence[str]) -> str:
-    more = f" and {len(keys) - MAX_LISTED} more" if len(keys) > MAX_LISTED else ""
-    return ", ".join(key[:MAX_LETTERS] for key in keys[:MAX_LISTED]) + more
+    return first_of([key[:MAX_LETTERS] for key in keys], MAX_LISTED)

@@ -7,13 +7,10 @@ processes and raters lose nothing. Tables have one line per row: control charact
 from __future__ import annotations
 
 import csv
-import errno
-import fcntl
 import hashlib
 import io
 import os
 import re
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -22,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app.bids.entities import natural_key, split_name
-from bids_app.bids.writer import atomic_path, write_json, write_text, writing_error
+from bids_app.bids.writer import atomic_path, wait_for_lock, write_json, write_text, writing_error
 from bids_app.errors import BadDataError, CannotCreateError, InputOutputError, NoInputError, TemporaryError, UsageError
 from bids_app.files import read_output, read_table_text
 from bids_app.reports.contents import stem_of
@@ -485,20 +482,13 @@ def _locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise writing_error(error, path) from error
     with file:
-        deadline = time.monotonic() + WAIT_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.EINTR):
-                    raise InputOutputError(
-                        f"{lock}: this file system has no locks ({error.strerror}).",
-                        "Rate without a server: neurostorm-review OUT --static.",
-                    ) from error
-            if time.monotonic() > deadline:
-                raise TemporaryError(
-                    f"{path}: another process has been writing it for {WAIT_SECONDS:.0f} s.", "Try again."
-                )
-            time.sleep(0.002)
+        try:
+            is_ours = wait_for_lock(file, WAIT_SECONDS)
+        except OSError as error:
+            raise InputOutputError(
+                f"{lock}: this file system has no locks ({error.strerror}).",
+                "Rate without a server: neurostorm-review OUT --static.",
+            ) from error
+        if not is_ours:
+            raise TemporaryError(f"{path}: another process has been writing it for {WAIT_SECONDS:.0f} s.", "Try again.")
         yield

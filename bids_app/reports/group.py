@@ -6,8 +6,6 @@ complete file, so that the page stays small for large cohorts. All text from fil
 
 from __future__ import annotations
 
-import base64
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +13,7 @@ from urllib.parse import quote
 
 from bids_app import __version__
 from bids_app.bids.writer import write_text
-from bids_app.reports.pages import template_text
+from bids_app.reports.pages import page_template, style_and_script
 from bids_app.reports.run_table import RunTable
 
 MAX_ROWS = 25
@@ -128,25 +126,18 @@ def write_group_page(out_dir: Path, page: GroupPage) -> Path:
 
 def render(page: GroupPage) -> str:
     """Render the group report as HTML."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("bids_app.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    script = "".join(template_text(f"{name}.js") for name in ("script", "runs", "map"))
     remarks = [(section, remark) for section in page.sections for remark in section.remarks]
     remarks.sort(key=lambda item: SEVERITIES.index(item[1].level))
-    return environment.get_template("group.html.jinja").render(
+    return page_template("group").render(
         page=page,
         remarks=remarks[:MAX_REMARKS],
         n_remarks=len(remarks),
         max_rows=MAX_ROWS,
         version=__version__,
-        style=Markup(template_text("style.css") + template_text("group.css") + template_text("runs.css")),
         run_table=Markup(page.table.to_json()),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **style_and_script(("style", "group", "runs"), ("script", "runs", "map")),
     )
 
 

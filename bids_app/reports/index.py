@@ -6,26 +6,22 @@ their neighbours through this page (``index.html#after=sub-01``), because partic
 
 from __future__ import annotations
 
-import base64
-import fcntl
-import hashlib
 import json
 import math
 import os
 import re
-import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bids_app import __version__
 from bids_app.bids.entities import natural_key, split_name
-from bids_app.bids.writer import write_text
+from bids_app.bids.writer import wait_for_lock, write_text
 from bids_app.files import read_output
 from bids_app.outputs.schema import FAILED, LEVELS, OK
-from bids_app.reports.pages import find_pages, page_of, template_text
+from bids_app.reports.pages import find_pages, page_of, page_template, style_and_script
 from bids_app.reports.run_table import CATEGORY, Column, RunTable, as_script, metric_column
 
 INDEX = "index.html"
@@ -126,25 +122,18 @@ def render(rows: Sequence[IndexRow], pages: Collection[str], links: Mapping[str,
     name : str
         Name of the dataset.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("bids_app.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    script = "".join(template_text(f"{each}.js") for each in ("script", "runs"))
     urls = [page_of(pages, row.participant, row.run) if f"{row.participant}.html" in pages else "" for row in rows]
     table = RunTable([row.run for row in rows], urls, list(_columns(rows)))
-    return environment.get_template("index.html.jinja").render(
+    return page_template("index").render(
         version=__version__,
         name=name,
         counts=_counts(rows),
         links=links,
-        style=Markup("".join(template_text(f"{each}.css") for each in ("style", "group", "runs"))),
         run_table=Markup(table.to_json()),
         rows=Markup(as_script([row.to_json() for row in rows])),
-        script=Markup(script),
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **style_and_script(("style", "group", "runs"), ("script", "runs")),
     )
 
 
@@ -204,15 +193,8 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        deadline = time.monotonic() + WAIT_SECONDS
-        while time.monotonic() < deadline:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.01)
-            except OSError:
-                break
+        with suppress(OSError):
+            wait_for_lock(descriptor, WAIT_SECONDS)
         yield
     finally:
         os.close(descriptor)

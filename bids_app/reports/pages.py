@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import base64
+import hashlib
+from collections.abc import Collection, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from bids_app.bids.entities import split_name
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 
 def find_pages(out_dir: Path) -> set[str]:
@@ -35,6 +41,37 @@ def page_of(pages: Collection[str], participant: str, stem: str) -> str:
 def session_page(participant: str, session: str) -> str:
     """Return the file name of the report of a session."""
     return f"{participant}_ses-{session}.html"
+
+
+def page_template(name: str, package: str = "bids_app.reports") -> Template:
+    """Return a template of a page, in the folder ``templates`` of a package; it escapes all text."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    from bids_app.catalog.cards import plain
+
+    environment = Environment(
+        loader=PackageLoader(package), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["plain"] = plain
+    return environment.get_template(f"{name}.html.jinja")
+
+
+def style_and_script(styles: Sequence[str], scripts: Sequence[str]) -> dict[str, str]:
+    """Return ``style``, ``script`` and ``script_hash``, the only script that the page allows, for a template.
+
+    Parameters
+    ----------
+    styles, scripts : sequence of str
+        Names of files of the templates, without extension.
+    """
+    from markupsafe import Markup
+
+    script = "".join(template_text(f"{name}.js") for name in scripts)
+    return {
+        "style": Markup("".join(template_text(f"{name}.css") for name in styles)),
+        "script": Markup(script),
+        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
 
 
 def template_text(name: str) -> str:

@@ -6,8 +6,6 @@ Figures are linked, not embedded; everything else is part of the page, which wor
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -24,7 +22,7 @@ from bids_app.outputs.schema import OK, EmbeddingsSidecar, ModelSidecar, Predict
 from bids_app.reports import markdown
 from bids_app.reports.contents import Contents, Measure, Reader, Run, spec
 from bids_app.reports.index import METRICS, IndexRow, update_index
-from bids_app.reports.pages import session_page, template_text
+from bids_app.reports.pages import page_template, session_page, style_and_script
 from bids_app.reports.traces import Compact, compact
 from bids_app.settings.sections import SESSIONS_PER_REPORT
 
@@ -137,14 +135,8 @@ def render(contents: Contents) -> str:
 
 def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
     """Render the page with the volume-wise series, by the URL of their figure."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("bids_app.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["plain"] = plain
-    script = template_text("script.js")
     runs = contents.runs
     everything = [*runs, *(run for _, run in contents.elsewhere)]
     has = {name: any(run.figures.get(name) for run in runs) for name in ("grid", "embeddings")}
@@ -179,9 +171,7 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
         "command": _command(contents),
         "versions": contents.log.versions or {},
         "crashes": _crash_files(contents),
-        "style": Markup(template_text("style.css")),
-        "script": Markup(script),
-        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **style_and_script(("style",), ("script",)),
     }
     shown = {
         "anatomy": contents.anatomy,
@@ -194,7 +184,7 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
         "methods": values["methods"],
     }
     values["sections"] = [(anchor, name) for anchor, name in SECTIONS if shown.get(anchor, True)]
-    return environment.get_template("participant.html.jinja").render(values)
+    return page_template("participant").render(values)
 
 
 def quality_rows(runs: Sequence[Run]) -> list[tuple[Measure, list[Measure | None]]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bids_app import __version__
 from bids_app.bids.writer import write_text
-from bids_app.reports.pages import template_text
+from bids_app.reports.pages import page_template, style_and_script
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,4 @@ def write_training_page(path: Path, page: TrainingPage) -> Path:
 
 def render(page: TrainingPage) -> str:
     """Render the page as HTML; all text is escaped."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-
-    environment = Environment(
-        loader=PackageLoader("bids_app.reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    style = Markup(template_text("style.css") + template_text("group.css"))
-    return environment.get_template("training.html.jinja").render(page=page, version=__version__, style=style)
+    return page_template("training").render(page=page, version=__version__, **style_and_script(("style", "group"), ()))

@@ -16,6 +16,7 @@ from typing import Any
 from bids_app import __version__
 from bids_app.bids.writer import write_text
 from bids_app.outputs.ratings import COLUMNS, MAX_NOTE, MISSING, RATINGS, TAGS, Rating, hash_figure, is_outdated
+from bids_app.reports.pages import page_template, template_text
 from bids_app.reports.run_table import as_script
 from bids_app.review.figures import Review
 
@@ -36,16 +37,12 @@ def render_page(review: Review, rater: str = "", ratings: Mapping[str, Rating] |
     ratings : mapping, optional
         Ratings so far by figure; for the page of the server.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("bids_app.review"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     script = _template("review.js")
-    style = files("bids_app.reports").joinpath("templates", "style.css").read_text(encoding="utf-8")
+    style = template_text("style.css")
     content = _content(review, rater, ratings or {})
-    return environment.get_template("review.html.jinja").render(
+    return page_template("review", "bids_app.review").render(
         version=__version__,
         dataset=review.out_dir.resolve().name,
         ratings=RATINGS,

@@ -31,6 +31,7 @@ from bids_app.errors import BadDataError, NoMatchError, UsageError
 from bids_app.model.api import Model, load_model
 from bids_app.model.heads import LinearHead
 from bids_app.settings import DEFAULT_MODEL
+from bids_app.terminal import first_of
 from bids_app.training.adapt import LabelledScans
 from bids_app.training.data.batches import ClipSource
 from bids_app.training.data.examples import check_labels, label_scans, load_datasets, read_participants
@@ -219,9 +220,8 @@ def check_classes(card: AdapterCard, values: Sequence[str], target: str) -> None
     if card.task != CLASSIFICATION:
         return
     if unknown := sorted(set(values) - set(card.labels)):
-        more = f" and {len(unknown) - MAX_NAMED} more" if len(unknown) > MAX_NAMED else ""
         raise BadDataError(
-            f"--target {target}: the adapter {card.name} has no class {', '.join(unknown[:MAX_NAMED])}{more}; its "
+            f"--target {target}: the adapter {card.name} has no class {first_of(unknown, MAX_NAMED)}; its "
             f"classes are {', '.join(card.labels)}.",
             f"Give the column of {card.target}, or use the names of the adapter's classes in the table.",
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from bids_app.bids.writer import remove_leftovers
 from bids_app.errors import BadDataError, NeurostormError, NoInputError, NoMatchError, UsageError
 from bids_app.files import MAX_TABLE_BYTES, read_text
+from bids_app.terminal import first_of
 from bids_app.training.data.examples import find_scans
 from bids_app.training.data.scan import Scan, copy_of
 from bids_app.training.data.shards import SHARDS, Shard, damaged_scans
@@ -111,11 +112,10 @@ def verify(arguments: argparse.Namespace) -> None:
         print(f"damaged: {name or 'no scan, but the file'} in {file}: {why}")
     n_bytes = sum(shard.n_bytes for shard in shards)
     if damaged:
-        names = ", ".join(name or file for name, file, _ in damaged[:MAX_NAMED])
-        more = f" and {len(damaged) - MAX_NAMED} more" if len(damaged) > MAX_NAMED else ""
+        names = first_of([name or file for name, file, _ in damaged], MAX_NAMED)
         files = sorted({file for _, file, _ in damaged})
         raise BadDataError(
-            f"{arguments.folder}: damaged: {names}{more}, in {', '.join(files[:MAX_NAMED])}.",
+            f"{arguments.folder}: damaged: {names}, in {', '.join(files[:MAX_NAMED])}.",
             "Restore these files; or delete them, then run neurostorm-train store index and store build, which "
             "prepares only their scans again.",
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 
+from bids_app.terminal import first_of
 from bids_app.training.data.quantise import voxels_of
 from bids_app.training.data.scan import Scan
 
@@ -35,10 +36,9 @@ def find_copies(scans: Iterable[tuple[str, Scan]]) -> list[tuple[str, ...]]:
 
 def warn_of_copies(groups: Sequence[tuple[str, ...]]) -> str:
     """Return a warning that names participants with identical series."""
-    listed = "; ".join(" = ".join(f"sub-{label}" for label in group) for group in groups[:MAX_NAMED])
-    more = f" and {len(groups) - MAX_NAMED} more" if len(groups) > MAX_NAMED else ""
+    listed = first_of([" = ".join(f"sub-{label}" for label in group) for group in groups], MAX_NAMED, "; ")
     return (
-        f"Warning: different participants have identical series: {listed}{more}. They count as several people, "
+        f"Warning: different participants have identical series: {listed}. They count as several people, "
         "so that scores and coverage are too good. Leave out the copies."
     )
 

@@ -16,6 +16,7 @@ from bids_app.adapters.file import EMBEDDING, REGRESSION
 from bids_app.clips import MODEL_TR
 from bids_app.errors import BadDataError, NoMatchError, UsageError
 from bids_app.files import check_regular, read_rows
+from bids_app.terminal import first_of
 from bids_app.training.data.quantise import QuantisedClip
 from bids_app.training.data.scan import Scan
 from bids_app.training.data.sources import find_events, find_raw_dataset
@@ -299,11 +300,10 @@ def check_values(
     wrong = dict.fromkeys((p, v) for p, v in zip(participants, values, strict=True) if not is_number(v))
     n_numbers = len(set(values) - {value for _, value in wrong})
     if wrong and (task == REGRESSION or (task is None and n_numbers > MAX_CLASSES)):
-        rows = ", ".join(f'"{value}" in the row of sub-{label}' for label, value in list(wrong)[:MAX_NAMED])
-        more = f" and {len(wrong) - MAX_NAMED} more" if len(wrong) > MAX_NAMED else ""
+        rows = first_of([f'"{value}" in the row of sub-{label}' for label, value in wrong], MAX_NAMED)
         classes = "" if task else ", or use --task classification if the values are classes"
         raise BadDataError(
-            f'Column "{column}" has values that are not finite numbers: {rows}{more}.',
+            f'Column "{column}" has values that are not finite numbers: {rows}.',
             f"Correct the table, with n/a for missing values{classes}.",
         )
     if task in (REGRESSION, EMBEDDING):

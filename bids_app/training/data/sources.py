@@ -33,6 +33,7 @@ from bids_app.outputs.schema import PREPROCESSING, FileStamp, read_run_files
 from bids_app.preprocess.ingest.derivatives import examine_derived, ingest_run
 from bids_app.preprocess.preprocessed import PreprocessedRun
 from bids_app.preprocess.resample import resample_to_model_grid
+from bids_app.terminal import first_of
 from bids_app.training.data.entries import read_entry
 from bids_app.training.data.scan import Scan, new_scan
 from bids_app.training.data.shards import SHARD_BYTES, ShardWriter
@@ -291,9 +292,8 @@ def sum_up(messages: Sequence[Message]) -> list[str]:
         groups.setdefault((message.kind, message.reason), []).append(message)
     lines = []
     for (kind, reason), alike in groups.items():
-        names = alike[0].where if len(alike) == 1 else ", ".join(each.name for each in alike[:MAX_NAMED])
-        more = f" and {len(alike) - MAX_NAMED} more" if len(alike) > MAX_NAMED else ""
-        lines.append(f"{kind}: {names}{more}: {reason}")
+        names = alike[0].where if len(alike) == 1 else first_of([each.name for each in alike], MAX_NAMED)
+        lines.append(f"{kind}: {names}: {reason}")
     return lines
 
 
