@@ -1312,6 +1312,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("group/test_ratings.py::test_failed_runs_are_left_out_of_tables_and_sections_on_request",),
     ),
     Mutation(
+        "no more processes are started than there are cores",
+        "bids_app/training/processes.py",
+        'if kind == "cpu" and layout.launcher == ITSELF and layout.devices > cores:',
+        "if False:",
+        ("training/test_processes.py::test_more_processes_than_cores_are_not_started",),
+    ),
+    Mutation(
         "kernels of other packages are tried before they are used",
         "bids_app/model/scan.py",
         'return obstacle or (_trial(self, device, dtype, n_states) if self.on_trial else "")',

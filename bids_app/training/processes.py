@@ -136,6 +136,8 @@ def check_single(command: str, environ: Mapping[str, str] = os.environ) -> None:
 def check_devices(device: str, layout: Layout, strategy: str = DDP, precision: str = "float32") -> None:
     """Check that the devices of a layout exist on this node, and have the strategy.
 
+    A launcher has already started its processes, however many; without one, a CPU has at most one for each core.
+
     Raises
     ------
     UsageError
@@ -152,6 +154,9 @@ def check_devices(device: str, layout: Layout, strategy: str = DDP, precision: s
             f"{layout.world_size}.",
             "Use --strategy ddp.",
         )
+    cores = os.cpu_count() or 1
+    if kind == "cpu" and layout.launcher == ITSELF and layout.devices > cores:
+        raise UsageError(f"--devices {layout.devices}: this machine has {cores} cores.", "Use one process per core.")
     if kind == "cuda" and torch.cuda.device_count() < max(layout.devices, int(index or 0) + 1):
         raise UsageError(
             f"This process sees {torch.cuda.device_count()} GPUs, but {layout.devices} processes run on a node.",

@@ -85,7 +85,7 @@ def test_a_command_of_one_process_refuses_to_be_started_several_times():
     ("device", "layout", "strategy", "named"),
     [
         ("cuda:1", Layout(1, 2), "ddp", "--device cuda:1 is one device"),
-        ("cuda", Layout(1, 1000), "ddp", "1000 processes run on a node"),
+        ("cuda", Layout(1, 1000, TORCHRUN), "ddp", "1000 processes run on a node"),
         ("cpu", Layout(1, 1), "fsdp", "--strategy fsdp"),
     ],
 )
@@ -93,6 +93,14 @@ def test_devices_that_do_not_exist_are_refused(device, layout, strategy, named):
     check_devices("cpu", layout)
     with pytest.raises(UsageError, match=named):
         check_devices(device, layout, strategy)
+
+
+def test_more_processes_than_cores_are_not_started(monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    check_devices("cpu", Layout(1, 2))
+    check_devices("cpu", Layout(1, 4, SRUN))  # they run already
+    with pytest.raises(UsageError, match="--devices 3: this machine has 2 cores"):
+        check_devices("cpu", Layout(1, 3))
 
 
 def test_errors_after_the_end_of_another_process_are_named():
