@@ -461,6 +461,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("training/data/test_store.py::test_a_shard_with_an_incomplete_scan_is_not_published",),
     ),
     Mutation(
+        "a changed index of a clip store is not used",
+        "bids_app/training/data/shards.py",
+        """        if digest != hashlib.sha256(head + b"}").hexdigest().encode() + b'"}':""",
+        "        if False:",
+        ("training/test_store_commands.py::test_a_changed_digit_in_an_index_is_found_before_it_is_used",),
+    ),
+    Mutation(
+        "a damaged scan is not copied with a new checksum",
+        "bids_app/training/store_commands.py",
+        "                check(scan.name)\n",
+        "",
+        ("training/test_store_commands.py::test_a_damaged_scan_is_not_copied",),
+    ),
+    Mutation(
         "a changed bit of a clip store names its scan",
         "bids_app/training/data/shards.py",
         "        if own.hexdigest() != stored.sha256:\n",

@@ -7,7 +7,10 @@ from pathlib import Path
 
 
 def place(text: str) -> str | Path:
-    """Return a path, or the URL of a folder in object storage as it is."""
+    """Return a path, or the URL of a folder in object storage as it is; ``file://`` stands for a path."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty")
+    text = text.removeprefix("file://")
     return text if "://" in text else Path(text)
 
 

@@ -45,6 +45,14 @@ def at_least(minimum: float) -> Callable[[str], float]:
     return read
 
 
+def seed(text: str) -> int:
+    """Read a random seed, of at most 63 bits as PyTorch takes it."""
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} is not a number from 0 to 2^63 - 1")
+    return value
+
+
 def device(text: str) -> str:
     """Check the name of a device."""
     if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
@@ -535,7 +543,7 @@ def _add_loop(p: argparse.ArgumentParser) -> None:
         "--learning-rate", type=float, metavar="R", help="maximum learning rate (default: from the recipe)"
     )
     group.add_argument("--precision", choices=("float32", "bf16"), default="float32", help="numerical precision")
-    group.add_argument("--seed", type=at_least(0), default=0, metavar="S", help="random seed")
+    group.add_argument("--seed", type=seed, default=0, metavar="S", help="random seed")
     group.add_argument("--device", type=device, default="cpu", help="cpu, cuda, cuda:1, ...")
 
 

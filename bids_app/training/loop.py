@@ -329,7 +329,8 @@ class _Run:
         def stop() -> None:
             self.log.close()
             good = export_good(self.folder, self.checkpoints)
-            raise BadDataError(message, f"Lower --learning-rate. {good}".strip())
+            check = "Check the data (neurostorm-train store verify), or lower" if not self.n_steps else "Lower"
+            raise BadDataError(message, f"{check} --learning-rate. {good}".strip())
 
         on_first(self.fabric, stop)
 

@@ -8,13 +8,14 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from bids_app.bids.entities import LABEL
 from bids_app.bids.writer import remove_leftovers
 from bids_app.errors import BadDataError, NeurostormError, NoInputError, NoMatchError, UsageError
 from bids_app.files import MAX_TABLE_BYTES, read_text
 from bids_app.terminal import first_of
 from bids_app.training.data.examples import find_scans
-from bids_app.training.data.scan import Scan, copy_of
-from bids_app.training.data.shards import SHARDS, Shard, damaged_scans
+from bids_app.training.data.scan import Scan, copy_of, describe
+from bids_app.training.data.shards import SHARDS, Shard, damaged_scans, index_of
 from bids_app.training.data.sources import Found, prepare_series
 from bids_app.training.data.store import ClipStore
 
@@ -79,14 +80,19 @@ def _stamp_of_entry(scan: Scan) -> str:
 
 
 def copy_scans(
-    scans: Iterable[Scan], store: ClipStore, shard_bytes: int, stamp_of: Callable[[Scan], str] = lambda scan: scan.stamp
+    scans: Iterable[Scan],
+    store: ClipStore,
+    shard_bytes: int,
+    stamp_of: Callable[[Scan], str] = lambda scan: scan.stamp,
+    check: Callable[[str], None] = lambda name: None,
 ) -> int:
-    """Copy scans to a store as they are; return how many it lacked."""
+    """Copy scans to a store as they are, after a check of each by its name; return how many it lacked."""
     n_copied = 0
     with store.writer(shard_bytes) as writer:
         for scan in scans:
             stamp = stamp_of(scan)
             if not store.has(scan.name, stamp):
+                check(scan.name)
                 writer.add(copy_of(scan, stamp), store.next_generation(scan.name))
                 n_copied += 1
     return n_copied
@@ -107,6 +113,8 @@ def verify(arguments: argparse.Namespace) -> None:
         found = pool.map(lambda shard: list(damaged_scans(store.place, shard)), shards)
         damaged = [(name, shard.file, why) for shard, each in zip(shards, found, strict=True) for name, why in each]
     damaged += [(name, f"{SHARDS}/{shard}.tar", "missing") for shard, names in store.lost().items() for name in names]
+    damaged += _damaged_indices(store)
+    damaged += [("", file, "no index; a writer was killed, or the index was deleted") for file in store.strays]
     damaged += _damaged_entries(store)
     for name, file, why in damaged:
         print(f"damaged: {name or 'no scan, but the file'} in {file}: {why}")
@@ -119,7 +127,20 @@ def verify(arguments: argparse.Namespace) -> None:
             "Restore these files; or delete them, then run neurostorm-train store index and store build, which "
             "prepares only their scans again.",
         )
-    print(f"{arguments.folder}: {len(store.names())} scans in {len(shards)} shards, {as_size(n_bytes)}: as written")
+    print(
+        f"{arguments.folder}: {len(store.names())} scans in {len(shards)} shards, {as_size(n_bytes)}: no damage found"
+    )
+
+
+def _damaged_indices(store: ClipStore) -> list[tuple[str, str, str]]:
+    """Return the indices of shards that are missing or damaged; with ``index.jsonl``, they are not read otherwise."""
+    damaged = []
+    for name in store.shards:
+        try:
+            store.read_shard(name)
+        except NeurostormError as error:
+            damaged.append(("", index_of(name), error.message))
+    return damaged
 
 
 def _damaged_entries(store: ClipStore) -> list[tuple[str, str, str]]:
@@ -179,25 +200,60 @@ def convert(arguments: argparse.Namespace) -> None:
     new = ClipStore(arguments.new, old.normalisation)
     if new.place == old.place:
         raise UsageError(f"{arguments.new}: is the store itself.", "Give a new folder.")
+    scans = _without_excluded(list(old), arguments.exclude) if arguments.exclude else list(old)
     _remove_leftovers(new)
-    excluded = read_labels(arguments.exclude) if arguments.exclude else set()
-    scans = [scan for scan in old if scan.participant not in excluded]
     kept = {scan.name for scan in scans}
     if others := [name for name in new.names() if name not in kept]:
         raise UsageError(
             f"{arguments.new}: has scans that are not copied, such as {others[0]}.",
             "Give a new folder, or delete this one.",
         )
-    n_copied = copy_scans(scans, new, int(arguments.shard_size * GB))
+    present = (scan for scan in scans if scan.name in new)
+    if other := next((scan.name for scan in present if describe(new[scan.name]) != describe(scan)), ""):
+        raise UsageError(
+            f"{arguments.new}: has another scan {other}.", "It is a copy of another store: use a new folder."
+        )
+    n_copied = copy_scans(scans, new, int(arguments.shard_size * GB), check=old.check)
     new.write_index()
     n_left_out = len(old.names()) - len(scans)
     print(f"{arguments.new}: {len(scans)} scans, {n_copied} of them copied now; {n_left_out} left out")
 
 
+def _without_excluded(scans: list[Scan], path: Path) -> list[Scan]:
+    """Leave out the participants in a file, and name those that have no scan.
+
+    Raises
+    ------
+    NoMatchError
+        None of them has a scan.
+    """
+    excluded, known = read_labels(path), {scan.participant for scan in scans}
+    absent = [f"sub-{label}" for label in sorted(excluded - known)]
+    if excluded and not excluded & known:
+        raise NoMatchError(
+            f"{path}: no scan of {first_of(absent, MAX_NAMED)}.", "Correct the labels, or omit --exclude."
+        )
+    if absent:
+        print(f"Not in the store: {first_of(absent, MAX_NAMED)}")
+    return [scan for scan in scans if scan.participant not in excluded]
+
+
 def read_labels(path: Path) -> set[str]:
-    """Read participant labels, one per line, with or without ``sub-``."""
-    lines = read_text(path, MAX_TABLE_BYTES).split()
-    return {line.removeprefix("sub-") for line in lines}
+    """Read participant labels, one per line, with or without ``sub-``; a header and comments (#) are skipped.
+
+    Raises
+    ------
+    BadDataError
+        A line is no label.
+    """
+    lines = (line.partition("#")[0] for line in read_text(path, MAX_TABLE_BYTES).splitlines())
+    words = [word for line in lines for word in line.split() if word != "participant_id"]
+    labels = {word.removeprefix("sub-") for word in words}
+    if wrong := [word for word in words if not LABEL.fullmatch(word.removeprefix("sub-"))]:
+        raise BadDataError(
+            f"{path}: not the label of a participant: {wrong[0]!r}.", "Write one label per line, such as sub-01."
+        )
+    return labels
 
 
 def index(arguments: argparse.Namespace) -> None:

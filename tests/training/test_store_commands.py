@@ -169,3 +169,89 @@ def test_a_part_that_does_not_exist_is_refused(tmp_path, capsys, text):
     with pytest.raises(SystemExit, match="2"):
         main(["store", "build", str(tmp_path), str(tmp_path / "store"), "--part", text])
     assert "is not K/N" in capsys.readouterr().err
+
+
+def test_a_damaged_scan_is_not_copied(folder, tmp_path, capsys):
+    path = shard_of(folder, "sub-b_task-rest")
+    flip(path, ClipStore(folder)["sub-b_task-rest"].shard.values_at + 100)
+    assert main(["store", "convert", str(folder), str(tmp_path / "new")]) == 65
+    assert f"{path.name}: sub-b_task-rest is damaged" in capsys.readouterr().err
+    assert "sub-b_task-rest" not in ClipStore(tmp_path / "new")
+
+
+@pytest.mark.parametrize("file", ["index.jsonl", "shards/*.json"])
+@pytest.mark.parametrize("key", ['"scale": 0.', '"participant": "', '"n_vols": 2'])
+def test_a_changed_digit_in_an_index_is_found_before_it_is_used(folder, tmp_path, capsys, file, key):
+    path = next(path for path in folder.glob(file) if key.encode() in path.read_bytes())
+    flip(path, path.read_bytes().index(key.encode()) + len(key))
+    if file != "index.jsonl":
+        (folder / "index.jsonl").unlink()
+    assert main(["store", "verify", str(folder)]) == 65
+    output = ["--output", str(tmp_path / "e.safetensors"), "--normalisation", "voxel"]
+    assert main(["pretrain", str(folder), *output]) == 65
+    assert capsys.readouterr().err.count(f"{path.name}") == 2
+
+
+def test_a_damaged_index_of_a_shard_is_found_although_the_index_of_all_is_intact(folder, capsys):
+    path = next((folder / "shards").glob("*.json"))
+    flip(path, 200)
+    assert main(["store", "verify", str(folder)]) == 65
+    assert f"shards/{path.name}: {path}: damaged" in capsys.readouterr().out
+    assert main(["store", "index", str(folder)]) == 65
+    assert path.name in capsys.readouterr().err
+
+
+def test_a_shard_without_its_tar_file_is_missed_also_without_the_index_of_all(folder, tmp_path, capsys):
+    path = shard_of(folder, "sub-c_task-rest")
+    path.unlink()
+    (folder / "index.jsonl").unlink()
+    assert main(["store", "verify", str(folder)]) == 65
+    assert f"damaged: sub-c_task-rest in shards/{path.name}: missing" in capsys.readouterr().out
+    output = ["--output", str(tmp_path / "e.safetensors"), "--normalisation", "voxel"]
+    assert main(["pretrain", str(folder), *output]) == 66
+
+
+def test_a_tar_file_without_an_index_is_named_and_not_read(folder, capsys):
+    (folder / "shards" / "x.tar").write_bytes(b"")
+    assert len(ClipStore(folder).names()) == 3
+    assert main(["store", "verify", str(folder)]) == 65
+    assert "shards/x.tar: no index" in capsys.readouterr().out
+
+
+def test_a_copy_of_another_store_is_not_completed(folder, tmp_path, invented_series, capsys):
+    assert main(["store", "convert", str(folder), str(tmp_path / "new")]) == 0
+    ClipStore(tmp_path / "other", "voxel").add("sub-a_task-rest", invented_series(seed=9, n_vols=25), "a")
+    shutil.rmtree(tmp_path / "new" / "shards")
+    (tmp_path / "new" / "index.jsonl").unlink()
+    assert main(["store", "convert", str(tmp_path / "other"), str(tmp_path / "new")]) == 0
+    ClipStore(tmp_path / "third", "voxel").add("sub-a_task-rest", invented_series(seed=8, n_vols=25), "a")
+    assert main(["store", "convert", str(tmp_path / "third"), str(tmp_path / "new")]) == 64
+    assert "has another scan sub-a_task-rest" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "named"),
+    [
+        ("sub-a,sub-b", 65, "not the label of a participant: 'sub-a,sub-b'"),
+        ('"sub-a"', 65, "not the label"),
+        ("sub-a_task-rest", 65, "not the label"),
+        ("sub-A\n02", 18, "no scan of sub-02, sub-A"),
+        ("participant_id\nsub-a # withdrawn\nzz\n", 0, "Not in the store: sub-zz"),
+    ],
+)
+def test_withdrawn_participants_that_are_not_in_the_store_are_named(folder, tmp_path, capsys, content, code, named):
+    (tmp_path / "list.txt").write_text(content)
+    command = ["store", "convert", str(folder), str(tmp_path / "new"), "--exclude", str(tmp_path / "list.txt")]
+    assert main(command) == code
+    printed = capsys.readouterr()
+    assert named in printed.out + printed.err
+    if code == 0:
+        assert [scan.participant for scan in ClipStore(tmp_path / "new")] == ["b", "c"]
+
+
+def test_a_url_of_a_local_folder_is_a_path(folder, tmp_path, capsys):
+    assert main(["store", "convert", f"file://{folder}", f"file://{tmp_path / 'new'}"]) == 0
+    assert len(ClipStore(tmp_path / "new").names()) == 3
+    with pytest.raises(SystemExit):
+        main(["store", "verify", ""])
+    assert "the path is empty" in capsys.readouterr().err

@@ -4,8 +4,8 @@
     shards/<shard>.json   its index: size, SHA-256, and for each scan what reading clips needs, offsets and SHA-256
 
 Arrays in a tar file are not compressed, so a clip is one range of bytes, from any volume on. The index is published
-before the tar file: a shard without its tar file does not exist, whenever its writer was killed. Shards are never
-changed.
+after the tar file: a shard without it does not exist, whenever its writer was killed. It has a checksum of itself.
+Shards are never changed.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ SHARDS = "shards"
 SHARD_BYTES = 2 * 10**9
 """Size from which a shard is closed."""
 MAX_SHARD_INDEX_BYTES = 512 * 2**20
+DIGEST = b', "digest": "'
+"""Before the SHA-256 of an index, which is that of the text without it."""
 EMBEDDINGS = "embeddings"
 """Folder of a store for what is computed from its scans."""
 
@@ -122,12 +124,15 @@ class StoredScan:
         First and last byte (exclusive) in the tar file.
     sha256 : str
         Of these bytes.
+    file : str
+        The tar file, relative to the store.
     """
 
     scan: Scan
     generation: int
     span: tuple[int, int]
     sha256: str
+    file: str
 
 
 @dataclass(frozen=True)
@@ -182,17 +187,20 @@ def read_shard(place: Place, text: bytes, where: str) -> Shard:
         It is not the index of a shard.
     """
     try:
-        content = json.loads(text)
+        head, _, digest = text.strip().rpartition(DIGEST)
+        if digest != hashlib.sha256(head + b"}").hexdigest().encode() + b'"}':
+            raise ValueError(where)
+        content = json.loads(head + b"}")
         name, n_bytes, scans = content["shard"], content["bytes"], content["scans"]
         valid = isinstance(name, str) and "/" not in name and isinstance(n_bytes, int) and n_bytes < MAX_INTEGER
         folder = Path(place.url) / EMBEDDINGS / name  # of this shard: a replaced scan has another
         found = tuple(_read_scan(place, folder, name, n_bytes, each, where) for each in scans) if valid else ()
         shard = Shard(name, n_bytes, str(content["sha256"]), found)
-    except (TypeError, KeyError, AttributeError, ValueError, RecursionError):
+    except (TypeError, KeyError, AttributeError, ValueError, IndexError, RecursionError):
         valid = False
     if not valid:
         raise BadDataError(
-            f"{where}: not the index of a shard.",
+            f"{where}: damaged, or not the index of a shard.",
             "Restore it, or delete it with its tar file and build the store again.",
         )
     return shard
@@ -215,7 +223,7 @@ def _read_scan(place: Place, folder: Path, shard: str, n_bytes: int, content: di
     arrays = ShardArrays(place, tar_of(shard), name, mask_at, mean_at, values_at, n_voxels, (about_at, n_about))
     facts = {key: Facts(arrays, key) for key in FACTS}
     scan = scan_of(folder / name, about, where, arrays, facts)
-    return StoredScan(scan, generation, (span[0], span[1]), str(content["sha256"]))
+    return StoredScan(scan, generation, (span[0], span[1]), str(content["sha256"]), tar_of(shard))
 
 
 class ShardWriter:
@@ -298,12 +306,13 @@ class _NewShard:
         return at
 
     def publish(self) -> None:
-        """Publish the index, then the tar file."""
+        """Publish the tar file, then the index."""
         self.file.write(bytes(2 * BLOCKSIZE))  # the end of a tar file
         about = {"shard": self.name, "bytes": self.file.position, "sha256": self.file.whole.hexdigest()}
-        with self.place.writing(index_of(self.name)) as path:
-            path.write_text(json.dumps(about | {"scans": self.scans}))
         self.stack.close()
+        text = json.dumps(about | {"scans": self.scans}).encode()
+        with self.place.writing(index_of(self.name)) as path:
+            path.write_bytes(text[:-1] + DIGEST + hashlib.sha256(text).hexdigest().encode() + b'"}')
 
 
 def _npy(array: np.ndarray) -> list[memoryview]:

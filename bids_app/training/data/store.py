@@ -5,13 +5,15 @@
     STORE/index.jsonl  the indices of all shards in one file, one line each, so that a large store opens quickly
     STORE/embeddings/<shard>/<scan>/   embeddings that were computed from a scan
 
-Shards are found by their tar files; ``index.jsonl`` only saves reading the index of each. Scans in folders of their own
+A shard is a tar file with an index; ``index.jsonl`` saves reading the index of each, and tells which tar files are
+missing. Scans in folders of their own
 (format 1, see `bids_app.training.data.entries`) are read as well.
 """
 
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -35,6 +37,7 @@ from bids_app.training.data.shards import (
     StoredScan,
     index_of,
     read_shard,
+    tar_of,
 )
 
 STORE_VERSION = 2
@@ -71,6 +74,7 @@ class ClipStore:
         self._lost: dict[str, Shard] = {}
         self._scans: dict[str, StoredScan] = {}
         self._entries: dict[str, Path] = {}
+        self.strays: list[str] = []
         self._is_read = False
 
     def _read_about(self, normalisation: str | None) -> None:
@@ -100,16 +104,19 @@ class ClipStore:
             self._refresh()
 
     def _refresh(self) -> None:
-        present = {name.removesuffix(".tar") for name in self.place.names(SHARDS) if _is_shard(name)}
-        if not self._is_read and self.place.exists(INDEX):
-            indexed = {shard.name: shard for shard in self._read_index()}
-            self.shards = {name: shard for name, shard in indexed.items() if name in present}
-            self._lost = {name: shard for name, shard in indexed.items() if name not in present}
-        self._lost |= {name: shard for name, shard in self.shards.items() if name not in present}
-        self.shards = {name: shard for name, shard in self.shards.items() if name in present}
-        new = sorted(present - self.shards.keys())
+        tars, indices = self._find_shards()
+        new = tars & indices
+        if not self._is_read:
+            self.shards, self._lost = {}, {}
+            if self.place.exists(INDEX):
+                self.shards = {shard.name: shard for shard in self._read_index()}
+            else:
+                new = indices  # nothing tells that the tar file of one was given up
         with ThreadPoolExecutor(INDEX_READERS) as pool:
-            self.shards |= {shard.name: shard for shard in pool.map(self._read_shard, new)}
+            self.shards |= {shard.name: shard for shard in pool.map(self.read_shard, sorted(new - self.shards.keys()))}
+        self._lost |= {name: shard for name, shard in self.shards.items() if name not in tars}
+        self.shards = {name: shard for name, shard in self.shards.items() if name in tars}
+        self.strays = [tar_of(name) for name in sorted(tars - self.shards.keys())]
         scans: dict[str, StoredScan] = {}
         for _, shard in sorted(self.shards.items()):
             for stored in shard.scans:
@@ -130,7 +137,20 @@ class ClipStore:
                 error.message, f"Write it again with neurostorm-train store index {self.place}."
             ) from error
 
-    def _read_shard(self, name: str) -> Shard:
+    def _find_shards(self) -> tuple[set[str], set[str]]:
+        """Return the names of the shards that have a tar file, and of those that have an index."""
+        names = [name for name in self.place.names(SHARDS) if not name.startswith(".")]  # those are being written
+        tars, indices = ({n.removesuffix(end) for n in names if n.endswith(end)} for end in (".tar", ".json"))
+        return tars, indices
+
+    def read_shard(self, name: str) -> Shard:
+        """Read the index of a shard from its own file.
+
+        Raises
+        ------
+        NoInputError, BadDataError
+            It is missing or damaged.
+        """
         path = index_of(name)
         shard = read_shard(self.place, self.place.read(path, MAX_SHARD_INDEX_BYTES), self.place.path(path))
         if shard.name != name:
@@ -139,16 +159,38 @@ class ClipStore:
 
     def write_index(self) -> None:
         """Write ``index.jsonl`` for the shards that exist."""
-        names = [name.removesuffix(".tar") for name in self.place.names(SHARDS) if _is_shard(name)]
+        tars, indices = self._find_shards()
         with ThreadPoolExecutor(INDEX_READERS) as pool:
-            lines = pool.map(lambda name: self.place.read(index_of(name), MAX_SHARD_INDEX_BYTES).strip(), names)
-            content = b"".join(line + b"\n" for line in lines)
+            content = b"".join(pool.map(self._index_line, sorted(tars & indices)))
         with self.place.writing(INDEX) as path:
             path.write_bytes(content)
         self._is_read = False
 
+    def _index_line(self, name: str) -> bytes:
+        self.read_shard(name)  # a damaged one is named instead of copied
+        return self.place.read(index_of(name), MAX_SHARD_INDEX_BYTES).strip() + b"\n"
+
+    def check(self, name: str) -> None:
+        """Compare a scan in a shard with its checksum; scans in folders of their own have none.
+
+        Raises
+        ------
+        BadDataError
+            They differ.
+        """
+        self._read_once()
+        stored = self._scans.get(name)
+        if stored is None:
+            return
+        file, (start, stop) = stored.file, stored.span
+        if hashlib.sha256(self.place.read_range(file, start, stop - start).data).hexdigest() != stored.sha256:
+            raise BadDataError(
+                f"{self.place.path(file)}: {name} is damaged, its checksum differs.",
+                f"Find all damaged scans with neurostorm-train store verify {self.place}.",
+            )
+
     def lost(self) -> dict[str, list[str]]:
-        """Return the scans of shards that are in ``index.jsonl`` but whose tar files are missing."""
+        """Return the scans of shards whose tar files are missing."""
         found = {
             name: [stored.scan.name for stored in shard.scans if stored.scan.name not in self]
             for name, shard in sorted(self._lost.items())
@@ -252,7 +294,3 @@ def _collector_paused() -> Iterator[None]:
 def as_text(content: dict[str, Any]) -> str:
     """Format the description of a store."""
     return json.dumps(content, indent=1)
-
-
-def _is_shard(name: str) -> bool:
-    return name.endswith(".tar") and not name.startswith(".")
