@@ -210,6 +210,11 @@ def read_rows(path: Path, delimiter: str = "\t", max_bytes: int = MAX_TABLE_BYTE
         raise BadDataError(f"{path}: not a table ({error}).", "Correct the table.") from None
     for row in rows:
         row.pop(None, None)
+        if broken := next((cell for cell in row.values() if cell and "\n" in cell), ""):
+            raise BadDataError(
+                f"{path}: a quotation mark is not closed, before {broken.splitlines()[0]!r}.",
+                "Remove the quotation mark: it would join several rows to one.",
+            )
     return rows
 
 

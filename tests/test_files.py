@@ -214,3 +214,12 @@ def test_plain_values_are_accepted() -> None:
     assert parse_json(str(10**400), "x.json", max_integer=None) == 10**400
     with pytest.raises(NeurostormError, match="not valid JSON"):
         parse_json("1" * 5000, "x.json", max_integer=None)
+
+
+def test_a_quotation_mark_that_would_join_rows_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "participants.tsv"
+    path.write_text('participant_id\tsite\nsub-01\t"x\nsub-02\ty\n')
+    with pytest.raises(BadDataError, match="a quotation mark is not closed, before 'x'"):
+        read_rows(path)
+    path.write_text('participant_id\tsite\nsub-01\t"x"\nsub-02\ty\n')  # as spreadsheets write it
+    assert [row["site"] for row in read_rows(path)] == ["x", "y"]

@@ -56,6 +56,8 @@ def run_group(settings: Settings) -> int:
         return EXIT_OK
     check_output(settings)
     cohort = read_cohort(folders, settings.bids_dir, settings.query, settings.resources.n_procs)
+    for note in cohort.notes:
+        LOGGER.warning("%s", note)
     ratings = read_group_ratings(out_dir, cohort, required=settings.exclude_failed)
     used = without_failed(cohort, ratings) if settings.exclude_failed else cohort
     files = [*write_tables(out_dir, cohort, used), *write_rating_tables(out_dir, cohort, ratings)]

@@ -6,6 +6,7 @@ Only ``participants.tsv`` and the names of the BOLD images are read from the raw
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from bids_app.errors import NeurostormError
 from bids_app.files import read_rows
 from bids_app.group.reading import MISSING, OUTPUT_ENTITIES, Card, ParticipantRecord, RunRecord, read_participants
 from bids_app.settings import QuerySettings
+from bids_app.terminal import first_of
 
 SITE_COLUMNS = (
     "site", "site_id", "scanner", "scanner_id", "center", "centre", "acquisition_site", "institution", "scanner_model",
@@ -115,7 +117,10 @@ def read_phenotypes(bids_dir: Path) -> tuple[dict[str, dict[str, str]], list[str
         return {}, [f"{path}: file not found; sites and phenotypes are unknown."]
     try:
         rows = [{k: v or "" for k, v in row.items()} for row in read_rows(path)]
-        return {f"sub-{row.pop('participant_id').removeprefix('sub-')}": row for row in rows}, []
+        labels = [f"sub-{row.pop('participant_id').removeprefix('sub-')}" for row in rows]
+        repeated = [label for label, n in Counter(labels).items() if n > 1]
+        notes = [f"{path}: {first_of(repeated, 5)} in several rows; the last one counts."] if repeated else []
+        return dict(zip(labels, rows, strict=True)), notes
     except NeurostormError as error:
         return {}, [f"{error.message} Sites and phenotypes are unknown."]
     except KeyError as error:

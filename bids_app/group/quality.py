@@ -74,7 +74,7 @@ def screen(cohort: Cohort) -> Screening:
     large = away >= np.array([spec()["group"]["floor"][name] for name in names])
     out = (deviation > threshold) & large & (len(runs) >= MIN_RUNS)
     rated = [[rate_metric(name, v) == "warn" for name, v in zip(names, row, strict=True)] for row in values]
-    beyond = np.array(rated, bool)
+    beyond = np.array(rated, bool) & np.isfinite(values)  # a missing value is beyond no limit
     return Screening(runs, names, values, z, deviation, out, beyond.reshape(values.shape))
 
 

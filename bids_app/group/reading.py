@@ -24,6 +24,7 @@ from bids_app.files import read_output
 from bids_app.outputs.schema import (
     LEVELS,
     OK,
+    PASS,
     EmbeddingsSidecar,
     PredictionSidecar,
     QualitySidecar,
@@ -45,6 +46,11 @@ OUTPUT_ENTITIES = ("desc", "space", "res", "den", "label")
 """Entities that distinguish the outputs of one run."""
 
 FEATURE = re.compile(r"e\d+")
+MAX_METRIC = 1e9
+"""Image quality metrics from here on are no measurements."""
+SHARES = ("coverage", "coreg_dice", "norm_dice", "epi_mask_dice", "coreg_brain_seen")
+"""Metrics from 0 to 1."""
+NOT_NEGATIVE = (*SHARES, "fd_mean", "tsnr")
 MAX_SERIAL = 64
 """Maximum participants that are read in a single process."""
 
@@ -107,9 +113,10 @@ class RunRecord:
 
     @property
     def worst_verdict(self) -> str:
-        """Worst verdict of the scan and its predictions; empty without verdicts."""
+        """Worst verdict of the scan and its predictions; empty if unknown: another file may have had a worse one."""
         found = {self.verdict, *(row.get("verdict", "") for row in self.predictions.values())}
-        return next((name for name in reversed(LEVELS) if name in found), "")
+        worst = next((name for name in reversed(LEVELS) if name in found), "")
+        return "" if self.faults and worst == PASS else worst
 
 
 @dataclass
@@ -228,12 +235,17 @@ def _read_quality(path: Path, desc: str, run: RunRecord, cards: dict[str, Card])
     if sidecar.quality is None:
         raise ValueError("image quality metrics are missing")
     _keep_configuration(run, sidecar)
-    run.quality = {
-        sys.intern(key): value
-        for key, value in sidecar.quality.items()
-        if isinstance(value, int | float) and not isinstance(value, bool)
-    }
+    run.quality = {sys.intern(key): _metric(key, value) for key, value in sidecar.quality.items() if value is not None}
     run.n_warnings = len(sidecar.warnings or ())
+
+
+def _metric(name: str, value: Any) -> float:
+    """Check an image quality metric, which may have been changed by hand."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_METRIC:
+        raise ValueError(f"{name} is no plausible number: {str(value)[:40]}")
+    if (value < 0 and name in NOT_NEGATIVE) or (value > 1 and name in SHARES):
+        raise ValueError(f"{name} is out of its range: {value:g}")
+    return value
 
 
 def _read_embeddings(path: Path, desc: str, run: RunRecord, cards: dict[str, Card]) -> None:

@@ -23,7 +23,7 @@ from bids_app.outputs.ratings import RATINGS
 from bids_app.outputs.schema import FAILED as RUN_FAILED
 from bids_app.outputs.schema import LEVELS, OK
 from bids_app.reports.contents import spec
-from bids_app.reports.figures.thumbnails import write_thumbnails
+from bids_app.reports.figures.thumbnails import made_from, names_of, write_thumbnails
 from bids_app.reports.group import FIGURES
 from bids_app.reports.index import METRICS, RATING_COLOURS, STATUS_COLOURS, VERDICT_COLOURS
 from bids_app.reports.pages import find_pages, page_of
@@ -175,10 +175,12 @@ def _first_figure(out_dir: Path, run: RunRecord, labels: Sequence[str]) -> tuple
 
 
 def _is_outdated(strip: Strip) -> bool:
-    """Return True if the thumbnails of a run are missing, or older than one of its figures."""
+    """Return True if the thumbnails of a run are missing, of other figures, or older than one of them."""
     figures, path = strip
     try:
         made = path.stat().st_mtime_ns
+        if made_from(path) not in (b"", names_of(figures)):
+            return True
         return any(figure.stat().st_mtime_ns >= made for figure in figures if figure is not None)
     except OSError:
         return True

@@ -8,7 +8,8 @@ import shutil
 import numpy as np
 import pytest
 
-from bids_app.group.reading import mean_rows, read_participant, read_participants
+from bids_app.group.cohort import read_phenotypes
+from bids_app.group.reading import UNREADABLE, RunRecord, mean_rows, read_participant, read_participants
 from bids_app.outputs.publish import write_manifest
 from bids_app.outputs.schema import FileStamp, Manifest, manifest_path
 from tests.helpers.odd_files import ODD_FILES
@@ -346,3 +347,35 @@ def test_a_damaged_manifest_is_reported(make_group):
     (run,) = read_participant(group.out / "sub-01").runs
     assert (run.status, run.predictions) == ("unreadable", {})
     assert "sub-01_task-rest_model.json" in run.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("fd_mean", "0.1"), ("fd_mean", 1e308), ("tsnr", []), ("tsnr", True), ("coverage", -3), ("coverage", 1.2)],
+)
+def test_a_metric_that_is_no_measurement_is_named_and_not_shown(make_group, name, value):
+    group = make_group()
+    path = next(group.out.glob("sub-01/**/*_desc-quality_metrics.json"))
+    content = json.loads(path.read_text())
+    content["quality"][name] = value
+    path.write_text(json.dumps(content))
+    run = read_participant(group.out / "sub-01").runs[0]
+    assert run.status == UNREADABLE
+    assert name in run.reason
+    assert name not in run.quality
+
+
+def test_no_run_with_a_lost_file_has_the_verdict_pass():
+    run = RunRecord("sub-01_task-rest", {"sub": "01"}, verdict="pass")
+    assert run.worst_verdict == "pass"
+    run.faults.append("sub-01/func/sub-01_task-rest_desc-x_predictions.tsv: damaged")
+    assert run.worst_verdict == ""
+    run.verdict = "warn"
+    assert run.worst_verdict == "warn"
+
+
+def test_a_participant_in_several_rows_is_named(tmp_path) -> None:
+    (tmp_path / "participants.tsv").write_text("participant_id\tsex\nsub-01\tF\nsub-02\tF\n01\tM\n")
+    rows, (note,) = read_phenotypes(tmp_path)
+    assert rows == {"sub-01": {"sex": "M"}, "sub-02": {"sex": "F"}}
+    assert "sub-01 in several rows" in note

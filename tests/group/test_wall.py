@@ -1,13 +1,16 @@
 """Table and wall of all runs: columns, thumbnails, and the size of the page."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from bids_app.cli.neurostorm import main
+from bids_app.group import wall
 from bids_app.group.ratings import GroupRatings
 from bids_app.group.wall import FOLDER, run_table, write_wall
 from bids_app.outputs.ratings import RunRating
+from bids_app.reports.figures.thumbnails import write_thumbnails
 from bids_app.reports.run_table import RunTable, metric_column
 from tests.helpers.figures import write_figures
 
@@ -88,3 +91,13 @@ def test_figures_that_are_no_svg_leave_the_group_level_running(make_group):
     write_figures(group.out, 1, ["rest"])  # figures without images
     assert main([str(group.raw), str(group.out), "group", "--nprocs", "1", "-w", str(group.out.parent / "w")]) == 0
     assert (group.out / FOLDER / "sub-01_task-rest.jpg").is_file()
+
+
+def test_thumbnails_of_other_figures_are_made_again(tmp_path: Path) -> None:
+    figures = [tmp_path / "sub-1_desc-coreg_bold.svg", tmp_path / "sub-1_desc-norm_bold.svg"]
+    for figure in figures:
+        figure.write_text("<svg/>")
+    path = write_thumbnails([figures[0], None], tmp_path / "sub-1.jpg")
+    assert not wall._is_outdated(([figures[0], None], path))
+    figures[0].unlink()
+    assert wall._is_outdated(([figures[1], None], path))

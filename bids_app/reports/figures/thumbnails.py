@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 SIZE = 192
 """Width and height of a thumbnail, pixels."""
+COMMENT = b"\xff\xfe"
+"""Marker of a comment in a JPEG file, before its size."""
+MAX_HEAD = 4096
+"""Bytes of a JPEG file among which the comment is."""
 QUALITY = 78
 """Quality of the JPEG file."""
 CROPS = {"carpet": None, "grid": (0.0, 0.0, 0.6, 1.0)}
@@ -76,8 +80,28 @@ def write_thumbnails(figures: Sequence[Path | None], path: Path) -> Path:
             with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):
                 strip.paste(draw_thumbnail(read_output(figure).decode(), kind_of(figure)), (SIZE * index, 0))
     with atomic_path(path) as temporary:
-        strip.save(temporary, "JPEG", quality=QUALITY)
+        strip.save(temporary, "JPEG", quality=QUALITY, comment=names_of(figures))
     return path
+
+
+def names_of(figures: Sequence[Path | None]) -> bytes:
+    """Return the names of figures, which the thumbnails keep as a comment."""
+    return "\n".join("" if figure is None else figure.name for figure in figures).encode()
+
+
+def made_from(path: Path) -> bytes:
+    """Read from which figures thumbnails were made, see `names_of`; empty if the file does not say.
+
+    Raises
+    ------
+    OSError
+        There is no such file.
+    """
+    with path.open("rb") as file:
+        head = file.read(MAX_HEAD)
+    at = head.find(COMMENT)
+    size = int.from_bytes(head[at + 2 : at + 4], "big") if at >= 0 else 2
+    return head[at + 4 : at + 2 + size]
 
 
 def kind_of(figure: Path) -> str:

@@ -81,7 +81,9 @@ for (const figure of document.querySelectorAll("figure[id]")) {
 }
 // A link to something within closed details opens them.
 const reveal = () => {
-  const target = document.getElementById(decodeURI(location.hash.slice(1)).split("&")[0]);
+  let anchor = location.hash.slice(1).split("&")[0];
+  try { anchor = decodeURIComponent(anchor); } catch { /* an address that was cut */ }
+  const target = document.getElementById(anchor);
   const closed = [];
   for (let part = target; part; part = part.parentElement) if (part.tagName === "DETAILS" && !part.open) closed.push(part);
   if (!closed.length) return;
