@@ -295,6 +295,10 @@ MAY_PASS: dict[str, tuple[Spoil, tuple[float, float, float]]] = {
 """Changes that keep the signal of a brain; they are listed, and not counted."""
 
 
+OF_THE_ADAPTER = ("origin", "duration", "embedding", "clips", "signal", "certainty")
+"""Checks that compare a scan with the cohort of the demonstration adapter."""
+
+
 def of_series(series: GridSeries, sidecar: dict[str, object]) -> Case:
     """Return a series on the model grid as volumes."""
     volumes = np.zeros((*MODEL_GRID_SHAPE, series.n_vols), np.float32)
@@ -334,7 +338,7 @@ def write(case: Case, folder: Path) -> Path:
 
 
 def ask(case: Case, folder: Path) -> dict[str, str]:
-    """Run the command on a case, and return its verdict, the checks that did not pass, and the answer."""
+    """Run the command on a case, and return the verdicts, the checks that did not pass, and the answer."""
     dataset = write(case, folder / "dataset")
     out, work = folder / "out", folder / "work"
     for path in (out, work):
@@ -355,11 +359,13 @@ def ask(case: Case, folder: Path) -> dict[str, str]:
         lines = [line for line in done.stderr.splitlines() if "error" in line.lower()] or [
             f"exit code {done.returncode}"
         ]
-        return {"verdict": "error", "checks": lines[0][-160:], "answer": ""}
+        return {"verdict": "error", "checks": lines[0][-160:], "answer": "", "scan": "error"}
     verdict = json.loads(found.read_text())["Verdict"]
     checks = [check["Check"] for check in verdict["Checks"] if check["Level"] != "pass"]
+    scan = json.loads(next(out.glob("sub-*/**/*_embeddings.json")).read_text())["Verdict"]["Level"]
     rows = list(csv.DictReader(found.with_suffix(".tsv").read_text().splitlines(), delimiter="\t"))
-    return {"verdict": verdict["Level"], "checks": " ".join(checks), "answer": rows[0].get("label", "")}
+    answer = rows[0].get("label", "")
+    return {"verdict": verdict["Level"], "checks": " ".join(checks), "answer": answer, "scan": scan}
 
 
 def ask_signal(case: Case) -> dict[str, str]:
@@ -367,7 +373,7 @@ def ask_signal(case: Case) -> dict[str, str]:
     series = GridSeries(case.volumes[case.mask].T.copy(), case.mask, case.tr)
     verdict = judge_scan(measure_signal(series))
     checks = [check.name for check in verdict.checks if check.level != "pass"]
-    return {"verdict": verdict.level, "checks": " ".join(checks), "answer": ""}
+    return {"verdict": verdict.level, "checks": " ".join(checks), "answer": "", "scan": verdict.level}
 
 
 def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str, Callable[[], Case]]]:
@@ -410,7 +416,7 @@ def main() -> int:
     arguments = p.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     table = arguments.folder / "impostors.csv"
-    columns = ("base", "kind", "strength", "verdict", "checks", "answer")
+    columns = ("base", "kind", "strength", "verdict", "checks", "answer", "scan")
     known = list(csv.DictReader(table.open())) if table.is_file() else []
     done = {(row["base"], row["kind"], row["strength"]) for row in known}
     with table.open("a", newline="") as file:
@@ -431,24 +437,42 @@ def main() -> int:
 
 
 def show(rows: list[dict[str, str]]) -> None:
-    """Print a line for each kind of impostor, and the good scans."""
+    """Print a line for each kind of impostor, and the good scans: of simulated scans, then of real ones."""
+    for title, of_base in (("Simulated", is_simulated), ("Real", lambda row: not is_simulated(row))):
+        own = [row for row in rows if of_base(row)]
+        if own:
+            print(f"\n{title} scans\n")
+            show_base(own)
+
+
+def is_simulated(row: dict[str, str]) -> bool:
+    """Tell whether a case is made of a simulated scan."""
+    return row["base"].startswith("simulated")
+
+
+def show_base(rows: list[dict[str, str]]) -> None:
+    """Print the table of simulated or of real scans.
+
+    The adapter refuses all real scans by their origin, so of these the verdict on the scan is counted, in which
+    the adapter has no part.
+    """
+    column = "verdict" if is_simulated(rows[0]) else "scan"
     print("| impostor | cases | refused | warned of | passed | checks |\n| --- | --- | --- | --- | --- | --- |")
     for kind in (*IMPOSTORS, *MAY_PASS, "good"):
         own = [row for row in rows if row["kind"] == kind]
-        counts = [
-            sum(row["verdict"] in levels for row in own) for levels in (("refuse", "error"), ("warn",), ("pass",))
-        ]
+        counts = [sum(row[column] in levels for row in own) for levels in (("refuse", "error"), ("warn",), ("pass",))]
         names: dict[str, int] = {}
         for row in own:
             for name in row["checks"].split() if row["verdict"] != "error" else [row["checks"][:40]]:
-                names[name] = names.get(name, 0) + 1
+                if column == "verdict" or name not in OF_THE_ADAPTER:
+                    names[name] = names.get(name, 0) + 1
         said = ", ".join(f"{name} {n}" for name, n in sorted(names.items(), key=lambda item: -item[1])[:6])
         print(f"| {kind} | {len(own)} | {' | '.join(map(str, counts))} | {said} |")
     counted = [row for row in rows if row["kind"] in IMPOSTORS]
-    noticed = sum(row["verdict"] != "pass" for row in counted)
-    good = [row for row in rows if row["kind"] == "good" and row["base"].startswith("simulated")]
-    false = sum(row["verdict"] != "pass" for row in good)
-    print(f"\nImpostors noticed: {noticed} of {len(counted)}. Good simulated scans not passed: {false} of {len(good)}.")
+    noticed = sum(row[column] != "pass" for row in counted)
+    good = [row for row in rows if row["kind"] == "good"]
+    false = sum(row[column] != "pass" for row in good)
+    print(f"\nImpostors noticed: {noticed} of {len(counted)}. Good scans not passed: {false} of {len(good)}.")
 
 
 if __name__ == "__main__":

@@ -60,10 +60,7 @@ FLIPPED_STATE = {"rest": "rest", "lefthand": "righthand", "righthand": "lefthand
 ENCODER_FILE, ADAPTER_FILE = "demo_encoder.safetensors", "demo_state.safetensors"
 BATCH = 4
 """Clips per batch on the full grid."""
-LIMITS = (
-    "Simulated scans only. Its calibration is of scans that preprocessing's mistakes were simulated for, not of scans "
-    "that went through preprocessing."
-)
+LIMITS = "Simulated scans only. Calibrated on scans with simulated errors of preprocessing, not on preprocessed scans."
 INTENDED_USE = (
     "To show that the program works. It tells the states of simulated participants (neurostorm-phantom) apart; "
     "its answers about a real person mean nothing."

@@ -43,7 +43,7 @@ class Distance:
     Attributes
     ----------
     value : float
-        Mahalanobis distance, in standard deviations of the cohort.
+        Mahalanobis distance; of several rows, the root mean square.
     limit : float
         Larger distances are out of distribution.
     false_alarms : float

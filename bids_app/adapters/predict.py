@@ -146,10 +146,17 @@ class Prediction:
 
     @property
     def certainty(self) -> Certainty | None:
-        """Certainty of the top class; None without calibration or for other tasks."""
+        """Certainty of the top class, whatever the `evidence`; None without calibration or for other tasks."""
         if self.promise is None or self.card.task != CLASSIFICATION:
             return None
-        return self.promise.certainty(self.reported)
+        return self.promise.certainty(self.calibrated)
+
+    @property
+    def calibrated(self) -> np.ndarray:
+        """Probabilities of a classification after calibration, (n_labels,); other predictions as they are."""
+        if self.card.task != CLASSIFICATION or self.calibration is None:
+            return self.values
+        return self.calibration.probabilities(self.values[None])[0]
 
     @property
     def evidence(self) -> float:
@@ -163,11 +170,10 @@ class Prediction:
         Probabilities of an out-of-distribution run are averaged with the proportions of the labels in the training
         cohort, weighted by `evidence`.
         """
-        if self.card.task != CLASSIFICATION:
-            return self.values
-        found = self.values if self.calibration is None else self.calibration.probabilities(self.values[None])[0]
         weight = self.evidence
-        return found if weight == 1 else weight * found + (1 - weight) * label_shares(self.card)
+        if self.card.task != CLASSIFICATION or weight == 1:
+            return self.calibrated
+        return weight * self.calibrated + (1 - weight) * label_shares(self.card)
 
     @property
     def level(self) -> float:

@@ -22,7 +22,8 @@ LEVELS = (PASS, WARN, REFUSE)
 Facts = Mapping[str, float | bool | str | Orientation | None]
 """Measures of a scan, under the names in `RULES` and `COHORT_RULES`; also ``orientation``, ``mean_removed``, ``age``,
 ``simulated`` (the scan is of neurostorm-phantom; None: unknown), ``omitted`` (sentences on steps that were left out
-because they failed), ``doubts`` (sentences on signs that an alignment is wrong; empty: none, absent: not known), and
+because they failed), ``doubts`` (sentences on signs that an alignment is wrong; empty: none, absent: not known),
+``unusual`` (image quality metrics outside their limits, in words; empty: none, absent: not known), and
 ``CHECK_unknown`` (why the measure of a check is not known)."""
 
 
@@ -154,9 +155,9 @@ LEFT_RIGHT_LEVELS = {
 
 
 COMPARED = {
-    "embedding": "its embedding is",
-    "clips": "the embeddings of its clips are",
-    "signal": "the measures of its signal are",
+    "embedding": "its embedding",
+    "clips": "the embeddings of its clips",
+    "signal": "the measures of its signal",
 }
 """What is compared with the adapter's cohort, by check."""
 
@@ -202,6 +203,10 @@ class Verdict:
 def judge_scan(facts: Facts) -> Verdict:
     """Judge a scan by the checks that hold for every adapter."""
     found, unknown = _check_scan(facts)
+    if (unusual := facts.get("unusual")) is not None:
+        level, value = (WARN, str(unusual)) if unusual else (PASS, "within their limits")
+        message = f"Image quality metrics are outside their limits: {unusual}." if unusual else ""
+        found["metrics"] = Check("metrics", level, value, "limits of the report", message)
     if facts.get("mean_removed"):
         found["normalisation"] = Check(
             "normalisation", WARN, "mean image removed", "mean image present",
@@ -369,8 +374,8 @@ def _check_distance(name: str, what: str, distance: Distance, level: str) -> Che
         return Check(name, PASS, distance.value, limits)
     return Check(
         name, level, distance.value, limits,
-        f"The scan is out of distribution for this adapter: {what} {distance.value:.3g} standard deviations "
-        f"from the training cohort, and only {distance.false_alarms:.1%} of similar scans exceed {distance.limit:.3g}.",
+        f"The scan is out of distribution for this adapter: the Mahalanobis distance of {what} from the training "
+        f"cohort is {distance.value:.3g}; {distance.false_alarms:.1%} of similar scans exceed {distance.limit:.3g}.",
     )  # fmt: skip
 
 

@@ -36,6 +36,8 @@ LOGGER = logging.getLogger(__name__)
 MAX_COPIES = 5
 """Maximum number of groups of copies to name."""
 IDENTITY = "group_identity.tsv"
+MIN_SWAP = 3
+"""Minimum number of participants for swap detection: of two, each swap resembles both."""
 MAX_MATRIX_RUNS = 240
 """Maximum runs in the similarity matrix."""
 MIN_MAP_RUNS = 3
@@ -190,17 +192,20 @@ def _detect_swaps(section: Section, embeddings: EmbeddingSet, found: ReIdentific
     settings = spec()["group"]
     rate = proportion(int(found.hits.sum()), int(found.tried.sum()))
     _write_identity(embeddings, found, out_dir)
-    if not rate.n or rate.value < settings["rank1"]:
-        text = (
-            f"Swap detection was skipped: re-identification is too inaccurate (Rank-1 {rate.value:.0%})."
-            if rate.n
-            else "Swap detection was skipped: no participant has runs from two sessions."
-        )
+    names = list(dict.fromkeys(run.participant for run in embeddings.runs))
+    reason = ""
+    if not rate.n:
+        reason = "no participant has runs from two sessions"
+    elif len(names) < MIN_SWAP:
+        reason = f"at least {MIN_SWAP} participants are required"
+    elif rate.value < settings["rank1"]:
+        reason = f"re-identification is too inaccurate (Rank-1 {rate.value:.0%})"
+    if reason:
+        text = f"Swap detection was skipped: {reason}."
         section.paragraphs.append(text)
         section.remarks.append(Remark(WARN, text))
         return
     suspicions = suspected_swaps(found, embeddings.people, settings["swap_margin"])
-    names = list(dict.fromkeys(run.participant for run in embeddings.runs))
     section.paragraphs.append(
         "A swap is suspected if a run is more similar to another participant than to its own by a margin of at least "
         f"{settings['swap_margin']}; 1 is the usual margin in favour of the own participant. The margin must also be "

@@ -10,7 +10,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
@@ -524,6 +524,18 @@ def rate_metric(key: str, value: float) -> str:
     if not {"minimum", "maximum"} & entry.keys():
         return ""
     return "pass" if entry.get("minimum", -math.inf) <= value <= entry.get("maximum", math.inf) else "warn"
+
+
+def beyond_limits(quality: Mapping[str, Any], skip: Collection[str] = ()) -> list[str]:
+    """Return the image quality metrics outside their limits, as ``Volumes with FD above 0.5 mm 24.0 % (≤ 20 %)``."""
+    found = []
+    for key, entry in spec()["quality"].items():
+        value = quality.get(key)
+        if key in skip or isinstance(value, bool) or not isinstance(value, int | float) or math.isnan(value):
+            continue
+        if rate_metric(key, value) == "warn":
+            found.append(f"{entry['label']} {_in_units(value, entry, entry.get('digits'))} ({format_limit(key)})")
+    return found
 
 
 def format_limit(key: str) -> str:

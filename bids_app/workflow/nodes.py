@@ -15,7 +15,7 @@ from bids_app.adapters.cohort_ranges import range_evidence
 from bids_app.adapters.file import EMBEDDING, AdaptedModel
 from bids_app.adapters.own_head import judge_card, read_any_adapter
 from bids_app.adapters.predict import Encoded, ModelFacts, encode_run
-from bids_app.adapters.verdict import Facts, judge_prediction, judge_scan
+from bids_app.adapters.verdict import RULES, Facts, judge_prediction, judge_scan
 from bids_app.bids.derivatives import DerivedRun
 from bids_app.bids.entities import as_label, join_name
 from bids_app.bids.fieldmaps import Fieldmap
@@ -46,6 +46,7 @@ from bids_app.preprocess.sbref import use_sbref
 from bids_app.preprocess.sdc.choice import SYN
 from bids_app.preprocess.sdc.estimate import correct_distortion as correct_by_fieldmap
 from bids_app.preprocess.sdc.syn import correct_by_anatomy
+from bids_app.reports.contents import beyond_limits
 
 MIN_TSNR = 2.0
 """Temporal SNR below which the mean image was removed from the series."""
@@ -483,6 +484,7 @@ def scan_facts(run: PreprocessedRun, grid: OnGrid, age: float | None = None) -> 
         "orientation": run.orientation,
         "omitted": " ".join(run.omitted),
         "doubts": " ".join(run.doubts),
+        "unusual": "; ".join(beyond_limits(run.quality, skip=[rule.figure for rule in RULES])),
         "mean_removed": mean_removed,
     }
 

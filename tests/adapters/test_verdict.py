@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from bids_app.adapters.calibration import Certainty
+from bids_app.adapters.cohort_ranges import COHORT_RULES
 from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import AdapterCard
-from bids_app.adapters.verdict import PASS, REFUSE, WARN, Verdict, judge_prediction, judge_scan
+from bids_app.adapters.verdict import COMPARED, PASS, REFUSE, RULES, WARN, Verdict, judge_prediction, judge_scan
 from bids_app.bids.orientation import LeftRight, Orientation
 from bids_app.catalog.normal_ranges import normal_ranges
 from bids_app.errors import BadDataError
+from bids_app.reports.contents import spec
 
 GOOD = {
     "tr": 2.0,
@@ -199,9 +201,24 @@ def test_the_worst_check_decides_and_comes_first() -> None:
     assert "signal is weak" in verdict.reasons[1]
 
 
+def test_every_check_has_a_name_in_reports() -> None:
+    checks = {rule.check for rule in RULES} | set(COHORT_RULES) | set(COMPARED)
+    checks |= {"orientation", "preprocessing", "alignment", "normalisation", "metrics", "origin", "certainty"}
+    assert checks | {"head", "training_input"} == set(spec()["checks"])
+
+
 def test_invalid_ranges_are_rejected() -> None:
     with pytest.raises(BadDataError, match="ranges"):
         card(ranges={"age": [30, 20]})
+
+
+def test_metrics_outside_their_limits_concern_the_quality_of_the_scan_and_not_a_prediction() -> None:
+    facts = GOOD | {"unusual": "Standardised DVARS 1.80 (≤ 1.5)"}
+    verdict = judge_scan(facts)
+    assert (level(verdict, "metrics"), verdict.level) == (WARN, WARN)
+    assert "Standardised DVARS 1.80 (≤ 1.5)" in verdict.reasons[0]
+    assert level(judge_scan(GOOD | {"unusual": ""}), "metrics") == PASS
+    assert "metrics" not in {check.name for check in judge_prediction(facts, card(), NEAR, WARN).checks}
 
 
 @pytest.mark.parametrize("policy", [WARN, REFUSE])

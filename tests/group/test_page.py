@@ -175,6 +175,14 @@ def test_no_swap_is_reported_without_a_swap(finished):
     assert "No swapped runs suspected" in remarks(section)["good"]
 
 
+def test_swaps_are_not_looked_for_between_two_participants(make_group):
+    group = make_group(participants=2, sessions=3)
+    cohort = group.write_tables()
+    found = remarks(identity_section(cohort, collect_embeddings(cohort), group.out))
+    assert "at least 3 participants are required" in found["warn"]
+    assert "No swapped runs" not in found.get("good", "")
+
+
 def test_the_accuracy_of_chance_stands_beside_the_rank_1_accuracy(finished):
     cohort = finished.write_tables()
     found = table(identity_section(cohort, collect_embeddings(cohort), finished.out), "Re-identification")

@@ -88,6 +88,13 @@ def test_without_a_promise_there_is_neither_set_nor_interval_but_the_reason() ->
     assert describe_uncertainty(replace(ages([28.0], calibration=made), site="A")).interval is not None
 
 
+def test_the_certainty_is_that_of_the_model_and_not_of_the_average_with_the_cohort() -> None:
+    made = Calibration(50, limits={"0.9": 0.4}, class_limits={"f": {"0.9": 0.4}, "m": {"0.9": 0.4}}, n_participants=50)
+    near, far = (replace(classes(calibration=made.as_dict()), range_evidence=weight) for weight in (1.0, 0.1))
+    assert far.reported.max() < near.reported.max()
+    assert far.certainty == near.certainty is not None
+
+
 def test_an_empty_label_set_is_empty_in_the_sidecar() -> None:
     made = Calibration(
         50, limits={"0.9": 0.05}, class_limits={"f": {"0.9": 0.05}, "m": {"0.9": 0.05}}, n_participants=50

@@ -105,6 +105,12 @@ def test_a_series_without_its_mean_image_is_detected() -> None:
     assert scan_facts(run(quality={}), grid(0.9))["mean_removed"] is None
 
 
+def test_metrics_outside_the_limits_of_the_report_are_facts_of_the_scan_unless_they_have_a_check():
+    quality = {"fd_perc": 24.0, "dvars_std": 1.2, "tsnr": 10.0, "gcor": float("nan"), "aor": None}
+    assert scan_facts(run(quality=quality), grid(0.95))["unusual"] == "Volumes with FD above 0.5 mm 24.0 % (≤ 20 %)"
+    assert scan_facts(run(quality={"dvars_std": 1.2}), grid(0.95))["unusual"] == ""
+
+
 def test_a_series_without_its_mean_image_is_not_judged_by_measures_relative_to_it() -> None:
     facts = scan_facts(run(quality={"tsnr": 0.1, "fd_mean": 0.1}), grid(0.95, sd_percent=900.0, gm_wm_mean=-3.0))
     verdict = judge_scan(facts)
