@@ -311,8 +311,9 @@ def real_cases(folders: list[Path]) -> Iterator[tuple[str, Case]]:
     for folder in folders:
         for path in sorted(folder.glob(f"sub-*/**/*_space-{MODEL_SPACE}*_bold.nii.gz")):
             meta = json.loads(path.with_suffix("").with_suffix(".json").read_text())
+            mask = nib.load(path.with_name(path.name.replace("desc-preproc_bold", "desc-brain_mask")))
             with tempfile.TemporaryDirectory() as scratch:
-                series = series_from_image(nib.load(path), scratch, meta["RepetitionTime"])
+                series = series_from_image(nib.load(path), scratch, meta["RepetitionTime"], mask)
                 yield path.name.split("_space")[0], of_series(series, {})
 
 

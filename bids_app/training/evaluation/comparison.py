@@ -36,19 +36,25 @@ class Halves:
     Attributes
     ----------
     scores : dict of str to list of tuple
-        Metrics of each method in both halves, for each division. Empty: there are none.
+        Metrics of each method in both halves of each division, once for each repeat of a half's folds. Empty: there are
+        none.
     degrees : float
         Degrees of freedom of a variance between halves: half the number of participants or families. The variances of
         simulated sets of 16 and 40 participants themselves vary as with 14 and 20 degrees (`benchmarks/evaluation.py`).
+    repeats : int
+        Repeats of the folds of all participants.
     """
 
-    scores: dict[str, list[tuple[metrics.Metrics, metrics.Metrics]]] = field(default_factory=dict)
+    scores: dict[str, list[tuple[Sequence[metrics.Metrics], Sequence[metrics.Metrics]]]] = field(default_factory=dict)
     degrees: float = 0.0
+    repeats: int = 1
 
-    def pairs(self, method: str, key: str) -> np.ndarray:
-        """Return a metric of a method in both halves of each division, (K, 2)."""
-        pairs = self.scores.get(method, [])
-        return np.array([[half[key] for half in pair] for pair in pairs], dtype=float).reshape(-1, 2)
+    def values(self, method: str, key: str) -> np.ndarray:
+        """Return a metric of a method in both halves of K divisions with R repeats, (K, 2, R)."""
+        pairs = self.scores.get(method)
+        if not pairs:
+            return np.empty((0, 2, 1))
+        return np.array([[[row[key] for row in half] for half in pair] for pair in pairs], dtype=float)
 
 
 @dataclass
@@ -334,26 +340,33 @@ def estimate_from_folds(values: np.ndarray, test_share: float) -> Estimate:
     return Estimate(float(known.mean()), error, len(known) - 1)
 
 
-def estimate(values: np.ndarray, pairs: np.ndarray, degrees: float, test_share: float) -> Estimate:
-    """Estimate a metric from folds, and its variance from halves of the participants (`halves`) if there are enough.
+def estimate(values: np.ndarray, scores: np.ndarray, halves: Halves, test_share: float) -> Estimate:
+    """Estimate a metric from folds, and its variance from halves of the participants if there are enough.
+
+    The difference of two halves also has the variance of their divisions into folds, which the repeats of a half tell.
+    The repeats of all participants average it; it is therefore subtracted, and added as a mean over these repeats.
 
     Parameters
     ----------
     values : np.ndarray, (J,)
         In folds.
-    pairs : np.ndarray, (K, 2)
-        In both halves of K divisions.
-    degrees : float
-        Degrees of freedom of the variance between halves.
+    scores : np.ndarray, (K, 2, R)
+        In both halves of K divisions, in R repeats of their folds.
+    halves : Halves
+        For its degrees of freedom and repeats.
     test_share : float
         As for `estimate_from_folds`.
     """
     of_folds = estimate_from_folds(values, test_share)
-    differences = pairs[:, 0] - pairs[:, 1]
-    known = differences[~np.isnan(differences)]
+    known = scores[~np.isnan(scores).any(axis=(1, 2))]
     if len(known) < MIN_DIVISIONS:
         return of_folds
-    return Estimate(of_folds.mean, float(np.sqrt(np.mean(known**2) / 4)), degrees)
+    n_repeats = known.shape[2]
+    of_division = float(known.var(axis=2, ddof=1).mean()) if n_repeats > 1 else 0.0
+    means = known.mean(axis=2)
+    of_half = float(np.mean((means[:, 0] - means[:, 1]) ** 2)) / 2
+    variance = max(of_half - of_division / n_repeats, 0.0) / 2 + of_division / 2 / halves.repeats
+    return Estimate(of_folds.mean, float(np.sqrt(variance)), halves.degrees)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -397,7 +410,7 @@ def compare_methods(
     methods = {}
     for name, found in values.items():
         described = {
-            key: estimate(column, halves.pairs(name, key), halves.degrees, test_share) for key, column in found.items()
+            key: estimate(column, halves.values(name, key), halves, test_share) for key, column in found.items()
         }
         methods[name] = Method(
             titles[name],
@@ -409,8 +422,8 @@ def compare_methods(
     differences = {
         name: estimate(
             sign * (values[ENCODER][main] - values[name][main]),
-            sign * (halves.pairs(ENCODER, main) - halves.pairs(name, main)),
-            halves.degrees,
+            sign * (halves.values(ENCODER, main) - halves.values(name, main)),
+            halves,
             test_share,
         )
         for name in others

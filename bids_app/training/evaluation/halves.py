@@ -4,12 +4,13 @@ The folds of one cross-validation share most of their training data, so that the
 metric varies between studies. Two disjoint halves of the participants are like two studies of half the size: half of
 the squared difference of their metrics is the variance of a study of that size (Nadeau and Bengio 2003, whose
 "conservative Z" takes it for that of the whole study). The variance is taken to be inversely proportional to the number
-of participants.
+of participants. The folds of each half are repeated, which tells the part of the variance that comes from the random
+division into folds (`bids_app.training.evaluation.comparison.estimate`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,8 +23,10 @@ from bids_app.training.evaluation.run import Run
 
 MIN_PARTICIPANTS = 10
 """Minimum number of participants (or families) for halves."""
-N_HALVES = 20
+N_HALVES = 12
 """Number of random divisions into halves."""
+REPEATS = 2
+"""Repeats of the folds of a half."""
 
 
 def evaluate_halves(run: Run, features: Mapping[str, np.ndarray], nuisance: np.ndarray | None = None) -> Halves:
@@ -47,7 +50,7 @@ def evaluate_halves(run: Run, features: Mapping[str, np.ndarray], nuisance: np.n
     n_groups = len(set(run.groups))
     if not run.is_repeated or n_groups < MIN_PARTICIPANTS:
         return Halves()
-    found = Halves({name: [] for name in (ENCODER, *features)}, n_groups / 2)
+    found = Halves({name: [] for name in (ENCODER, *features)}, n_groups / 2, len(run.repeats))
     rng = np.random.default_rng(run.settings.seed + 2)
     for number in range(N_HALVES):
         try:
@@ -74,19 +77,25 @@ def split_in_halves(run: Run, rng: np.random.Generator) -> tuple[np.ndarray, np.
 
 def _score(
     run: Run, part: np.ndarray, number: int, features: Mapping[str, np.ndarray], nuisance: np.ndarray | None
-) -> dict[str, Metrics]:
-    """Compute the metrics of all methods in one cross-validation of some examples."""
+) -> dict[str, list[Metrics]]:
+    """Compute the metrics of all methods in cross-validations of some examples, for each repeat."""
     half = subset(run, part, number)
     predictions = {ENCODER: half.cross_validate_encoder(None if nuisance is None else nuisance[part])}
     predictions |= {name: half.cross_validate_linear(rows[part]) for name, rows in features.items()}
-    return {name: average_repeats(half.fold_metrics(rows), n_folds=1)[0] for name, rows in predictions.items()}
+    return {name: _average_folds(half.fold_metrics(rows)) for name, rows in predictions.items()}
+
+
+def _average_folds(rows: Sequence[Metrics]) -> list[Metrics]:
+    """Average the metrics of the folds of each repeat."""
+    n = len(rows) // REPEATS
+    return [average_repeats(rows[k * n : (k + 1) * n], n_folds=1)[0] for k in range(REPEATS)]
 
 
 def subset(run: Run, part: np.ndarray, number: int) -> Run:
-    """Return the evaluation of some examples (indices) in one cross-validation."""
+    """Return the evaluation of some examples (indices) in repeated cross-validations."""
     assert run.embeddings is not None
     clips, owners = run.embeddings
-    settings = replace(run.settings, repeats=1, train_shares=(), seed=run.settings.seed + number)
+    settings = replace(run.settings, repeats=REPEATS, train_shares=(), seed=run.settings.seed + number)
     found = Run(
         run.model, run.task, run.examples.pick(part.tolist()), settings, run.normalisation, run.images, run.report
     )

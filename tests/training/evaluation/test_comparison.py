@@ -7,6 +7,7 @@ import pytest
 
 from bids_app.training.evaluation.comparison import (
     ENCODER,
+    Halves,
     average_repeats,
     chance_level,
     compare_methods,
@@ -32,15 +33,23 @@ def test_intervals_count_the_overlap_of_training_sets() -> None:
 
 def test_the_variance_of_independent_halves_is_twice_that_of_the_whole() -> None:
     """Metrics of halves vary with a standard deviation of 0.1, the mean of the whole with one of 0.1 / sqrt(2)."""
-    halves = np.random.default_rng(3).normal(0.6, 0.1, (4000, 2))
-    found = estimate(np.full(5, 0.7), halves, 30, 0.25)
+    settings, halves = Halves(degrees=30), np.random.default_rng(3).normal(0.6, 0.1, (4000, 2, 1))
+    found = estimate(np.full(5, 0.7), halves, settings, 0.25)
     assert found.error == pytest.approx(0.1 / np.sqrt(2), rel=0.05)
     assert found.interval == pytest.approx((0.7 - 2.042 * found.error, 0.7 + 2.042 * found.error), rel=1e-3)
     halves[12:] = np.nan
-    assert estimate(np.full(5, 0.7), halves, 30, 0.25).degrees == 30
+    assert estimate(np.full(5, 0.7), halves, settings, 0.25).degrees == 30
     halves[5:] = np.nan  # too few halves: the folds count
     values = np.array([0.4, 0.6, 0.5])
-    assert estimate(values, halves, 30, 0.25) == estimate_from_folds(values, 0.25)
+    assert estimate(values, halves, settings, 0.25) == estimate_from_folds(values, 0.25)
+
+
+def test_the_variance_of_the_division_into_folds_is_that_of_the_repeats() -> None:
+    """People vary with SD 0.1 in a half, divisions into folds with SD 0.2; all people have 10 repeats, a half has 2."""
+    rng = np.random.default_rng(4)
+    halves = rng.normal(0.6, 0.1, (8000, 2, 1)) + rng.normal(0, 0.2, (8000, 2, 2))
+    found = estimate(np.full(5, 0.7), halves, Halves(degrees=30, repeats=10), 0.25)
+    assert found.error == pytest.approx(np.sqrt(0.1**2 / 2 + 0.2**2 / 2 / 10), rel=0.05)
 
 
 def test_p_values_agree_with_intervals() -> None:

@@ -12,7 +12,7 @@ import torch
 from bids_app.training.adapt import AdaptSettings, LabelledScans
 from bids_app.training.data.examples import Examples
 from bids_app.training.evaluation.comparison import ENCODER, Halves
-from bids_app.training.evaluation.halves import N_HALVES, evaluate_halves, split_in_halves
+from bids_app.training.evaluation.halves import N_HALVES, REPEATS, evaluate_halves, split_in_halves
 from bids_app.training.evaluation.run import EvaluateSettings, Run
 from bids_app.training.tasks import Task
 
@@ -59,14 +59,16 @@ def test_methods_are_evaluated_in_both_halves_of_each_division() -> None:
     found = evaluate_halves(run, {"noise": noise}).scores
     assert {name: len(pairs) for name, pairs in found.items()} == {ENCODER: N_HALVES, "noise": N_HALVES}
     scores = {
-        name: np.array([[half["balanced_accuracy"] for half in pair] for pair in pairs])
+        name: np.array([[[row["balanced_accuracy"] for row in half] for half in pair] for pair in pairs])
         for name, pairs in found.items()
     }
+    assert scores[ENCODER].shape == (N_HALVES, 2, REPEATS)
     assert scores[ENCODER].mean() > 0.9
+    assert (np.ptp(scores["noise"], axis=2) > 0).any()  # each repeat has folds of its own
     assert 0.3 < scores["noise"].mean() < 0.7
     assert scores["noise"].std() > scores[ENCODER].std()
     known = evaluate_halves(run, {}, np.array([v == "b" for v in run.data.values], float)[:, None]).scores
-    removed = np.mean([half["balanced_accuracy"] for pair in known[ENCODER] for half in pair])
+    removed = np.mean([half["balanced_accuracy"] for pair in known[ENCODER] for rows in pair for half in rows])
     assert removed < 0.7  # the group itself was removed from the embeddings
 
 
