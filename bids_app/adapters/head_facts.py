@@ -75,6 +75,9 @@ def describe_file(entry: Entry) -> FileDescription:
     for option, fact in (("--labels", "labels"), ("--value-mean", "scale")):
         if option in missing:
             shown[fact] = "not known"
+        elif fact == "scale" and _is_scaled_by_range(checkpoint):
+            card = adapter_of_head.card
+            shown[fact] = f"minimum {card.value_mean:g}, maximum minus minimum {card.value_std:g}"
     return FileDescription(FINE_TUNED, shown, missing)
 
 
@@ -93,11 +96,16 @@ def missing_facts(checkpoint: Checkpoint, meaning: OutputMeaning) -> dict[str, s
         n_classes = max(count_outputs(checkpoint), 2)
         missing["--labels"] = f"the {n_classes} class labels in the order of the outputs, as in A,B"
     if task == REGRESSION and not meaning.has_scale:
-        by_range = hyper.get("label_scaling_method") == MINMAX
+        by_range = _is_scaled_by_range(checkpoint)
         missing["--value-mean"] = f"the {'minimum' if by_range else 'mean'} of the target in the training cohort"
         what = "maximum minus minimum" if by_range else "standard deviation"
         missing["--value-std"] = f"its {what} in the training cohort"
     return missing
+
+
+def _is_scaled_by_range(checkpoint: Checkpoint) -> bool:
+    """Tell whether the target was scaled to 0 to 1 by its range, not to a mean of 0 and a standard deviation of 1."""
+    return hyper_parameters(checkpoint).get("label_scaling_method") == MINMAX
 
 
 def check_head_facts(entry: Entry, head: Mapping[str, Any]) -> None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
-from bids_app.catalog.models import Entry, catalog, find_model, stored_entries
-from bids_app.catalog.references import is_reference, option_of
+from bids_app.catalog.models import FILE_SUFFIXES, Entry, catalog, find_model, stored_entries
+from bids_app.catalog.references import HUB_PREFIX, is_reference, option_of
 from bids_app.cli import hub
 from bids_app.cli.outcome import exit_code_of
 from bids_app.errors import NeurostormError, NoInputError, UsageError
@@ -306,7 +307,12 @@ def _entry(name: str) -> Entry:
 
 def _named(name: str) -> Entry:
     """Find a model or an adapter of the catalog."""
-    return catalog("adapters").get(name) or find_model(name)
+    try:
+        return catalog("adapters").get(name) or find_model(name)
+    except UsageError as error:
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", name) and Path(name).suffix not in FILE_SUFFIXES:
+            raise UsageError(error.message, f"For a repository of the hub, give {HUB_PREFIX}{name}.") from error
+        raise
 
 
 CHECKPOINTS = (".ckpt", ".pt", ".pth")

@@ -98,7 +98,7 @@ def check_evaluation(arguments: argparse.Namespace) -> None:
     Raises
     ------
     UsageError
-        An option has no effect with or without ``--adapter``.
+        An option has no effect with or without ``--adapter``, or with ``--split``.
     """
     if arguments.command != "evaluate":
         return
@@ -108,6 +108,8 @@ def check_evaluation(arguments: argparse.Namespace) -> None:
     if unused:
         how = "with" if arguments.adapter else "without"
         raise UsageError(f"{', '.join(unused)} has no effect {how} --adapter.", "Leave it out.")
+    if arguments.split and arguments.folds != default["folds"]:
+        raise UsageError("--folds has no effect with --split, which is one split.", "Leave one of them out.")
 
 
 def check_inputs(arguments: argparse.Namespace) -> None:

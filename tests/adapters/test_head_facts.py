@@ -65,6 +65,15 @@ def test_the_number_of_labels_and_the_kind_of_scaling_are_named(tmp_path):
     assert "maximum minus minimum" in minmax["--value-std"]
 
 
+def test_a_target_scaled_by_its_range_is_described_by_minimum_and_range(tmp_path):
+    path = write(tmp_path, 1, **AGE | {"label_scaling_method": "minmax"})
+    write_facts(path, FileFacts(head={"value_mean": 18.0, "value_std": 60.0, "unit": "years"}))
+    assert describe(path).facts["scale"] == "minimum 18, maximum minus minimum 60"
+    assert (
+        describe(write(tmp_path, 1, **AGE | {"target_mean": 28.5, "target_std": 3})).facts["scale"].startswith("mean")
+    )
+
+
 def test_facts_beside_the_file_are_those_of_its_head(tmp_path):
     path = write(tmp_path, 1, **AGE)
     write_facts(path, FileFacts(head={"value_mean": 28.5, "value_std": 3.0, "unit": "years"}))

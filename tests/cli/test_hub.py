@@ -247,3 +247,10 @@ def test_push_to_a_public_repository_with_private_is_refused(hub, monkeypatch, c
     assert main(["push", "demo-state", "lab/demo", "--private"]) == 64
     assert main(["push", "demo-state", "lab/other", "--private"]) == 0
     assert hub.repositories["lab/other"].private
+
+
+def test_a_repository_without_its_prefix_is_suggested_with_it(capsys):
+    assert main(["fetch", "lab/many"]) == 64
+    assert "give hf:lab/many." in capsys.readouterr().err
+    assert main(["fetch", "many"]) == 64
+    assert "hf:many" not in capsys.readouterr().err

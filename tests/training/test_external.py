@@ -110,6 +110,7 @@ def test_labels_that_an_adapter_does_not_know_are_named(trained, encoder, capsys
         (("--adapter", "x.safetensors", "--folds", 3), "--folds"),
         (("--adapter", "x.safetensors", "--strategy", "full"), "--strategy"),
         (("--other-people",), "--other-people"),
+        (("--split", "x.tsv", "--folds", 3), "--folds"),
     ],
 )
 def test_options_without_effect_are_refused(options, named, capsys, tmp_path):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import re
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,6 +23,7 @@ from bids_app.training.pretrain import PretrainSettings, count_region_patches, p
 from bids_app.training.processes import fabric_for
 from tests.helpers.scripts import ENVIRONMENT
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "published.md"
 SMALL = EncoderConfig(img_size=(8, 8, 8, 20), patch_size=(2, 2, 2, 1), embed_dim=8, depths=(1, 1))
 LOOP = LoopSettings(epochs=2, learning_rate=1e-3)
 
@@ -151,3 +155,12 @@ def test_two_processes_equal_one_with_twice_the_batch_size(tmp_path):
     one, two = (np.loadtxt(tmp_path / name / "steps.csv", delimiter=",", skiprows=1) for name in ("one", "two"))
     assert one.shape == (4, 5)
     assert two == pytest.approx(one, rel=1e-4)
+
+
+def test_the_fields_of_a_configuration_are_documented_with_the_published_values():
+    published = asdict(EncoderConfig())
+    documented = {}
+    for names, value in re.findall(r"^\| ((?:`\w+`(?:, )?)+) \| ([^|]+) \|", DOCUMENT.read_text(), re.MULTILINE):
+        documented |= dict.fromkeys(re.findall(r"`(\w+)`", names), value)
+    found = {name: json.loads(documented.get(name, "null")) for name in published}
+    assert found == json.loads(json.dumps(published))

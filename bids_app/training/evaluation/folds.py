@@ -45,7 +45,9 @@ def make_folds(task: Task, examples: Examples, n_folds: int, seed: int, by_image
     if examples.sites:
         sites = np.array(examples.sites)
         if len(set(examples.sites)) < 2:
-            raise NoMatchError(f"All scans come from one site: {examples.sites[0]}.", "Omit --site-column.")
+            raise NoMatchError(
+                f"All scans come from one site: {examples.sites[0]}.", "Omit --site-column (--leave-out)."
+            )
         pairs = list(LeaveOneGroupOut().split(indices, values, sites))
         return [(train[~np.isin(groups[train], groups[test])], test) for train, test in pairs]
     n_folds = min(n_folds, len(set(groups)))

@@ -120,8 +120,8 @@ class Run:
         is_linear = settings.adaptation.strategy == "linear"
         if settings.harmonise and (examples.sites or not is_linear or len(set(examples.known_sites)) < 2):
             raise UsageError(
-                "--harmonise requires the strategy linear, participants of at least two sites and no --site-column: "
-                "ComBat needs training scans of each site.",
+                "--harmonise requires the strategy linear, participants of at least two sites and no --site-column "
+                "(--leave-out): ComBat needs training scans of each site.",
                 "Add a column site to participants.tsv, or omit --harmonise.",
             )
         self.is_repeated = is_linear and task.kind != EMBEDDING and not examples.sites and settings.split is None
@@ -145,7 +145,7 @@ class Run:
     def _read_fold(self, split: GivenSplit) -> Fold:
         """Return the training and test examples of a given split, and keep those of its validation set."""
         if self.examples.sites:
-            raise UsageError("--split and --site-column are mutually exclusive.", "Omit one of them.")
+            raise UsageError("--split and --site-column (--leave-out) are mutually exclusive.", "Omit one of them.")
         scans = self.data.scans
         train, test = (np.array(apply_split(split, scans, part)) for part in (TRAINING, TEST))
         if VALIDATION in split:
@@ -217,7 +217,7 @@ class Run:
         for name in self.settings.baselines:
             try:
                 if name == SITE and self.examples.sites:
-                    raise BadDataError("Each fold tests another site.", "Omit --site-column.")
+                    raise BadDataError("Each fold tests another site.", "Omit --site-column (--leave-out).")
                 if (name, scans) not in cache:
                     known = self.examples.known_sites
                     cache[name, scans] = compute_features(name, self.data.scans, labels, known)  # type: ignore[arg-type]
