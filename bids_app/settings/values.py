@@ -109,7 +109,8 @@ def file_or_name(text: str) -> str:
     if text.startswith(HUB_PREFIX):
         return text
     path = Path(text)
-    return str(path.absolute()) if os.sep in text or (path.suffix and os.path.isfile(path)) else text
+    is_file = os.sep in text or path.suffix[1:2].isalpha()  # names of the catalog end in numbers at most: ratio0.5
+    return str(path.absolute()) if is_file else text
 
 
 def files_or_names(given: Sequence[str]) -> tuple[str, ...]:

@@ -185,8 +185,7 @@ def test_config_file_gives_defaults_that_the_command_line_overrides(tmp_path: Pa
 
 def test_relative_file_names_become_absolute(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("own.safetensors", "parcels.nii.gz"):
-        (tmp_path / name).touch()
+    (tmp_path / "parcels.nii.gz").touch()  # the other does not exist, and is named in the error where it was looked for
     named = ["--model", "own.safetensors", "--adapter", "demo-state", "own.safetensors", "--atlas", "parcels.nii.gz"]
     model = parse_settings(["a", "b", "participant", *named]).model
     assert model.model == str(tmp_path / "own.safetensors")
