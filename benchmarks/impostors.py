@@ -385,8 +385,9 @@ def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str, Callab
         yield f"simulated-{number}", "good", "", partial(simulate, STATES[number % len(STATES)], number)
     for base, make in bases:
         yield base, "good", "", make
-        for kind, (spoil, strengths) in {**IMPOSTORS, **MAY_PASS}.items():
-            for number, strength in enumerate(strengths):
+        for number in range(3):
+            for kind, (spoil, strengths) in {**IMPOSTORS, **MAY_PASS}.items():
+                strength = strengths[number]
                 yield base, kind, f"{strength:g}/{number}", partial(spoiled, make, spoil, strength, number)
 
 
