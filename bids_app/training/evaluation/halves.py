@@ -5,9 +5,9 @@ metric varies between studies. Two disjoint halves of the participants are like 
 the squared difference of their metrics is the variance of a study of that size (Nadeau and Bengio 2003, whose
 "conservative Z" takes it for that of the whole study). The variance is taken to be inversely proportional to the number
 of participants. The folds of each half are repeated, which tells the part of the variance that comes from the random
-division into folds (`bids_app.training.evaluation.comparison.estimate`). Scores after removal of nuisance variables vary
-more: of 70 simulated sets (`benchmarks/evaluation.py confounded`), 95 % intervals would hold chance in 86 % without that
-part, and do in 97 % with it.
+division into folds (`bids_app.training.evaluation.comparison.estimate`). Scores after removal of nuisance variables
+vary more: of 70 simulated sets (`benchmarks/evaluation.py confounded`), 95 % intervals would hold chance in 86 %
+without that part, and do in 97 % with it.
 """
 
 from __future__ import annotations
