@@ -117,7 +117,7 @@ RULES = (
             "BOLD images have brighter grey matter; the image may be of another contrast, or misaligned"),
     _normal("smoothness", "neighbour_r", "correlation of voxels 10 mm apart", "",
             "the series was smoothed or parcellated, which the training data were not"),
-    _normal("spectrum", "high_frequency", "power above 0.1 Hz, relative to white noise", "",
+    _normal("spectrum", "high_frequency", "power from 0.1 to 0.25 Hz, relative to white noise", "",
             "the series was filtered in time, which the training data were not"),
     _normal("global_signal", "global_share", "standard deviation of the global signal, relative to that of regions", "",
             "regions have no signal in common, as in noise or after removal of the global signal, which the training "

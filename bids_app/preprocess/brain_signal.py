@@ -51,6 +51,8 @@ SIGNAL_MEASURES = (
 """Measures that are compared with an adapter's cohort; p values are not, since most scans have the lowest."""
 BAND_HZ = (0.01, 0.1)
 """Band of spontaneous fluctuations (Biswal et al. 1995; Cordes et al. 2001)."""
+TOP_HZ = 0.25
+"""Highest frequency of the measures of the spectrum: that of a TR of 2 s, so that shorter TRs give the same values."""
 
 
 @dataclass(frozen=True)
@@ -294,7 +296,7 @@ def _correlate_neighbours(sampled: np.ndarray, nuisance: np.ndarray) -> dict[str
 
 
 def _spectral_measures(read: _Read, tr: float, seen: np.ndarray) -> dict[str, float]:
-    """Measure the spectrum of the regions: power by band, relative to white noise, and the share of slow drift."""
+    """Measure the spectrum up to `TOP_HZ`: power by band, relative to white noise, and the share of slow drift."""
     values = read.regions[:, seen]
     if values.shape[1] < MIN_REGIONS:
         return {}
@@ -303,6 +305,8 @@ def _spectral_measures(read: _Read, tr: float, seen: np.ndarray) -> dict[str, fl
     unit = _standardise(values, trend)
     power = (np.abs(np.fft.rfft(unit, axis=0)) ** 2).mean(axis=1)[1:]
     hertz = np.fft.rfftfreq(len(values), tr)[1:]
+    common = hertz <= TOP_HZ + 1e-9
+    power, hertz = power[common], hertz[common]
     power /= max(power.sum(), 1e-30)
     found = {}
     low = (hertz >= BAND_HZ[0]) & (hertz <= BAND_HZ[1])

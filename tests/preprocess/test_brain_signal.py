@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import signal
 from scipy.ndimage import binary_erosion, uniform_filter
 from scipy.spatial import cKDTree
 
@@ -103,6 +104,13 @@ def test_noise_is_measured_as_noise(active) -> None:
     assert abs(found["neighbour_r"]) < 0.02
     assert found["gm_wm_mean"] == pytest.approx(1, abs=0.01)
     assert found["sd_percent"] == pytest.approx(1, abs=0.05)
+
+
+def test_a_shorter_repetition_time_does_not_change_the_measures_of_the_spectrum(active) -> None:
+    finer = signal.resample(active.values, 150).astype(np.float32)
+    given, fast = measure_signal(active), measure_signal(replace(active, values=finer, tr=0.8))
+    for name in ("low_frequency", "high_frequency", "drift"):
+        assert fast[name] == pytest.approx(given[name], rel=0.1), name
 
 
 def test_a_small_field_of_view_has_no_tests(active) -> None:
