@@ -40,6 +40,8 @@ from bids_app.reports.traces import Trace, read_trace
 
 ADAPTER_SECTIONS = ("predictions", "attribution")
 """Sections with one figure per adapter, such as ``desc-statepredictions``."""
+VIEWER_DATA = "viewer"
+"""``desc-`` label of the data of a run or T1w image for the viewer; after an adapter's name, of its contributions."""
 SIGNIFICANT = 0.05
 """Significance level of the contributions of regions."""
 IMAGES = (".nii.gz", ".nii", ".h5", "_xfm.txt")
@@ -161,6 +163,10 @@ class Run:
     predictions: tuple[ReportedPrediction, ...] = ()
     regions: tuple[RegionTable, ...] = ()
     figures: dict[str, list[Figure]] = field(default_factory=dict)
+    viewer: str = ""
+    """URL of its data for the viewer; empty without them."""
+    overlays: tuple[tuple[str, str], ...] = ()
+    """Titles and URLs of contributions for the viewer."""
     trace: Trace | None = None
     verdict: ReportedVerdict | None = None
     """Verdict on the scan itself, independent of any adapter."""
@@ -344,6 +350,12 @@ class Reader:
             predictions=tuple(filter(None, predictions.values())),
             regions=tuple(table for table in regions if table.name not in hidden),
             figures={section: [f for f in found if f.adapter not in hidden] for section, found in selected.items()},
+            viewer=next((self._url(path) for path in self._viewer_files(stem, VIEWER_DATA)), ""),
+            overlays=tuple(
+                (adapter, self._url(path))
+                for path in self._viewer_files(stem, f"*{VIEWER_DATA}")
+                if (adapter := split_name(path.name)[0]["desc"].removesuffix(VIEWER_DATA)) and adapter not in hidden
+            ),
             trace=self._trace(stem, _seconds(quality.get("spacing_tr"))),
             verdict=format_verdict(model.verdict),
             split_half={name: value for name, value in split_half.items() if value is not None},
@@ -378,6 +390,11 @@ class Reader:
         except (OSError, ValueError, csv.Error) as error:
             self.unreadable.append(f"{self._url(table)}: {type(error).__name__} {error}")
             return None
+
+    def _viewer_files(self, stem: str, desc: str) -> list[Path]:
+        """Return the data files of a run for the viewer."""
+        found = sorted((self.folder / "figures").glob(f"{stem}_desc-{desc}_bold.js"))
+        return [path for path in found if stem_of(path) == stem and self._is_output(path)]
 
     def _regions(self, path: Path) -> RegionTable | None:
         try:
