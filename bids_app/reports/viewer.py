@@ -11,13 +11,13 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote
 
 import numpy as np
 
@@ -188,21 +188,14 @@ def install_viewer(out_dir: Path) -> dict[str, str]:
     return {role: f"{ASSETS}/{name}" for role, name in names.items()}
 
 
-def viewer_facts(contents: Contents) -> list[dict[str, Any]]:
-    """Return what the script of the page needs to know of the runs with data for the viewer."""
-    return [
-        {
-            "title": run.title,
-            **_file(run.viewer),
-            "overlays": [{"title": title, **_file(url)} for title, url in run.overlays],
-        }
-        for run in contents.runs
-        if run.viewer
-    ]
+def viewer_facts(contents: Contents, scripts: Mapping[str, str]) -> dict[str, Any]:
+    """Return what the viewer needs to know: URLs of its scripts, and title, name and adapters of the runs with data.
 
-
-def _file(url: str) -> dict[str, str]:
-    return {"url": url, "name": unquote(url).rpartition("/")[2]}
+    Empty without a run with data.
+    """
+    runs = [[run.title, run.stem, list(run.overlays)] for run in contents.runs if run.in_viewer]
+    folder = quote(f"sub-{contents.participant}/figures/")
+    return {"scripts": dict(scripts), "folder": folder, "runs": runs} if runs else {}
 
 
 @cache

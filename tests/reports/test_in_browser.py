@@ -123,6 +123,42 @@ def test_each_figure_has_a_link_and_a_download(derivatives, tmp_path):
         assert png == "PNG"
 
 
+def test_every_figure_unfolds_how_to_read_it(derivatives, tmp_path):
+    page = build_participant_report(derivatives.out, "01")
+    script = """const places = [...inner.querySelectorAll("details.guide")];
+        for (const place of places) place.open = true;
+        await new Promise((done) => setTimeout(done, 100));
+        const pictures = [...inner.querySelectorAll(".examples img")];
+        for (const image of pictures) image.loading = "eager";
+        await Promise.all(pictures.map((image) => image.decode().catch(() => null)));
+        return [places.length, places.map((place) => place.querySelectorAll("dt").length),
+          pictures.length, pictures.filter((image) => image.naturalWidth !== 192).length];"""
+    n, headings, n_pictures, missing = look(page, tmp_path, script)
+    assert n == 16
+    assert headings == [4] * n
+    assert n_pictures == 2 * 12  # of brains, carpet and model input
+    assert missing == 0
+
+
+def test_the_section_bar_is_not_cut(derivatives, tmp_path):
+    page = build_participant_report(derivatives.out, "01")
+    for width in (800, 1100, 1300):
+        script = "const bar = inner.querySelector('nav'); return [bar.scrollWidth, bar.clientWidth];"
+        scroll, client = look(page, tmp_path, script, width)
+        assert scroll <= client
+
+
+def test_print_has_the_figures_but_no_controls(derivatives):
+    page = build_participant_report(derivatives.out, "01")
+    with chromium().Browser() as browser:
+        browser.open(page.as_uri())
+        browser.call("Emulation.setEmulatedMedia", media="print")
+        shown = "(one) => getComputedStyle(one).display !== 'none'"
+        hidden = ".guide, #viewer, nav, .flicker, .save"
+        assert browser.run(f"[...document.querySelectorAll('{hidden}')].filter({shown}).length") == 0
+        assert browser.run(f"[...document.querySelectorAll('figure')].filter({shown}).length") == 16
+
+
 def test_the_slider_steps_through_the_volumes(derivatives, tmp_path):
     page = build_participant_report(derivatives.out, "01")
     script = """const box = inner.querySelector(".trace"), slider = box.querySelector("input");

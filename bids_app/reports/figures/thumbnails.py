@@ -183,7 +183,7 @@ def _decode(raster: Raster, width: int, height: int) -> Image:
     image = Image.open(io.BytesIO(raster.content), formats=("JPEG", "PNG"))
     if image.width * image.height > MAX_PIXELS:
         raise UnreadableFigureError(f"an image of {image.width} x {image.height} pixels")
-    image.draft("L", (width, height))
+    image.draft("RGB", (width, height))
     return (ImageOps.flip(image) if raster.flipped else image).convert("RGB")
 
 

@@ -59,7 +59,7 @@ window.openNeurostormViewer = async (place, facts) => {
     element.selectedIndex = 0;
   };
   const slider = (value, max = 100) => create("input", { type: "range", min: 0, max, value });
-  const run = control("Run", menu(facts.runs.map((one, i) => [i, one.title])));
+  const run = control("Run", menu(facts.runs.map(([title], i) => [i, title])));
   run.parentElement.hidden = facts.runs.length < 2;
   const background = control("Background", menu([]));
   const view = control("View", menu(Object.keys(VIEWS).map((name) => [name, name])));
@@ -86,6 +86,10 @@ window.openNeurostormViewer = async (place, facts) => {
   let layers = {}, contributions = null, labels = null, limit = 0, shown = null;
 
   const image = (name, base64, options) => niivue.NVImage.loadFromBase64({ base64, name: `${name}.nii.gz`, ...options });
+  const readOf = (stem, adapter) => {
+    const name = `${stem}_desc-${adapter}viewer_bold.js`;
+    return read(facts.folder + encodeURIComponent(name), name);
+  };
   const checkerboard = async (base64, patch) => {
     const stream = new Blob([bytesOf(base64)]).stream().pipeThrough(new DecompressionStream("gzip"));
     const buffer = await new Response(stream).arrayBuffer(), header = new DataView(buffer);
@@ -97,14 +101,13 @@ window.openNeurostormViewer = async (place, facts) => {
     return niivue.NVImage.new(buffer, "patches.nii", "gray", 0, null, 0.5, 1);
   };
   const openRun = async () => {
-    const chosen = facts.runs[Number(run.value)];
-    const data = await read(chosen.url, chosen.name);
+    const [, stem, adapters] = facts.runs[Number(run.value)];
+    const data = await readOf(stem, "");
     const choices = [];
     const grounds = {};
     if (data.anatomy) {
-      const folder = chosen.url.slice(0, chosen.url.lastIndexOf("/") + 1);
       try {
-        grounds.T1w = (await read(folder + encodeURIComponent(data.anatomy), data.anatomy)).image;
+        grounds.T1w = (await read(facts.folder + encodeURIComponent(data.anatomy), data.anatomy)).image;
         choices.push(["T1w", "T1w image"]);
       } catch { /* an output folder from which the anatomy was removed: the template serves */ }
     }
@@ -114,16 +117,15 @@ window.openNeurostormViewer = async (place, facts) => {
     const before = background.value;
     fill(background, choices);
     if (choices.some(([value]) => value === before)) background.value = before;
-    const wanted = overlay.selectedOptions[0]?.textContent;
-    fill(overlay, [...chosen.overlays.map((one, i) => [String(i), one.title]), ["", "none"]]);
-    for (const option of overlay.options) if (option.textContent === wanted) overlay.value = option.value;
-    for (const element of [overlay, opacity, threshold, jump]) element.parentElement.hidden = !chosen.overlays.length;
+    const wanted = overlay.value;
+    fill(overlay, [...adapters.map((name) => [name, name]), ["", "none"]]);
+    if (adapters.includes(wanted)) overlay.value = wanted;
+    for (const element of [overlay, opacity, threshold, jump]) element.parentElement.hidden = !adapters.length;
     layers = { grounds, data };
     await openOverlay();
   };
   const openOverlay = async () => {
-    const chosen = facts.runs[Number(run.value)].overlays[Number(overlay.value || NaN)];
-    contributions = chosen ? await read(chosen.url, chosen.name) : null;
+    contributions = overlay.value ? await readOf(facts.runs[Number(run.value)][1], overlay.value) : null;
     labels = contributions && await image("labels", contributions.labels, {});
     const present = contributions ? contributions.regions.map((one, i) => [one, i]).filter(([one]) => one.value !== null && one.at) : [];
     present.sort(([a], [b]) => Math.abs(b.value) - Math.abs(a.value));
