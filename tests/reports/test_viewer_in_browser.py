@@ -161,6 +161,22 @@ def test_missing_files_are_named(out):
         assert not browser.run(f"{PLACE}.querySelector('button').disabled")
 
 
+def test_after_a_damaged_file_no_other_run_is_shown_in_its_place(out):
+    page = build_participant_report(out, "01")
+    damaged = next(out.glob("sub-01/figures/*run-2_desc-viewer_bold.js"))
+    damaged.write_text(damaged.read_text()[:4000])
+    with chromium().Browser(webgl=True) as browser:
+        open_viewer(browser, page)
+        choose(browser, "Run", "1")
+        browser.wait(f"{PLACE}.textContent.includes('{damaged.name} is damaged')")
+        assert browser.run(f"{VIEWER}.volumes.length") == 0
+        assert "log-odds" not in text_of(browser)
+        choose(browser, "Background", "bold")
+        choose(browser, "Run", "0")
+        browser.wait(f"{PLACE}.dataset.ready === '2'")
+        assert browser.run(f"{VIEWER}.volumes.length") == 5
+
+
 def test_without_t1w_the_template_is_the_background(out):
     for path in out.glob("sub-01/figures/sub-01_desc-viewer_T1w.js"):
         path.unlink()

@@ -21,7 +21,7 @@ const read = async (url, name) => {
   await load(url);
   const content = received.get(name);
   received.delete(name);
-  if (!content) throw new Error(`${decodeURIComponent(url)} has no data.`);
+  if (!content) throw new Error(`${decodeURIComponent(url)} is damaged. Run this participant again.`);
   return content;
 };
 const bytesOf = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
@@ -47,8 +47,9 @@ window.openNeurostormViewer = async (place, facts) => {
   place.replaceChildren(controls, stage, scale, where, region,
     create("p", { className: "quiet" }, "Click, or use the arrow keys, to move the crosshair; drag the 3D view to turn it; scroll to go through the slices. Left is left."));
 
+  let queue = Promise.resolve();  // one change after the other, so that the last choice is what is shown
   const control = (label, element, event = "change") => {
-    element.addEventListener(event, () => refresh(element).catch(fail));
+    element.addEventListener(event, () => { queue = queue.then(() => refresh(element)).catch(fail); });
     const row = create("label", {}, `${label} `, element);
     controls.append(row);
     return element;
@@ -71,7 +72,17 @@ window.openNeurostormViewer = async (place, facts) => {
   const threshold = control("Threshold", slider(20, 99), "input");
   const jump = control("Go to region", menu([]));
 
-  const fail = (error) => { where.textContent = error.message; };
+  const clear = () => {
+    while (nv.volumes.length) nv.removeVolumeByIndex(nv.volumes.length - 1);
+    region.replaceChildren();
+    scale.textContent = "";
+    scale.hidden = true;
+    layers = null;
+  };
+  const fail = (error) => {
+    clear();
+    where.textContent = error.message;
+  };
   const nv = new niivue.Niivue({
     backColor: [0, 0, 0, 1], crosshairColor: [0.45, 0.85, 1, 0.9], crosshairWidth: 0.6, crosshairGap: 4, fontColor: [0.8, 0.85, 0.9, 1],
     show3Dcrosshair: true, isRadiologicalConvention: false, sagittalNoseLeft: false, multiplanarShowRender: 0,
@@ -83,9 +94,15 @@ window.openNeurostormViewer = async (place, facts) => {
   } catch (error) {
     return fail(error);
   }
-  let layers = {}, contributions = null, labels = null, limit = 0, shown = null;
+  let layers = null, contributions = null, labels = null, limit = 0, shown = null;
 
-  const image = (name, base64, options) => niivue.NVImage.loadFromBase64({ base64, name: `${name}.nii.gz`, ...options });
+  const image = async (name, base64, options) => {
+    try {
+      return await niivue.NVImage.loadFromBase64({ base64, name: `${name}.nii.gz`, ...options });
+    } catch {
+      throw new Error(`The image "${name}" of ${run.selectedOptions[0].textContent} is damaged. Run this participant again.`);
+    }
+  };
   const readOf = (stem, adapter) => {
     const name = `${stem}_desc-${adapter}viewer_bold.js`;
     return read(facts.folder + encodeURIComponent(name), name);
@@ -125,15 +142,28 @@ window.openNeurostormViewer = async (place, facts) => {
     await openOverlay();
   };
   const openOverlay = async () => {
-    contributions = overlay.value ? await readOf(facts.runs[Number(run.value)][1], overlay.value) : null;
-    labels = contributions && await image("labels", contributions.labels, {});
+    if (!layers) return;
+    let problem = "";
+    contributions = labels = null;
+    if (overlay.value) {
+      try {
+        const found = await readOf(facts.runs[Number(run.value)][1], overlay.value);
+        labels = await image("labels", found.labels, {});
+        contributions = found;
+      } catch (error) {
+        problem = error.message;
+        overlay.value = "";
+      }
+    }
     const present = contributions ? contributions.regions.map((one, i) => [one, i]).filter(([one]) => one.value !== null && one.at) : [];
     present.sort(([a], [b]) => Math.abs(b.value) - Math.abs(a.value));
     fill(jump, [["", "choose"], ...present.map(([one, i]) => [String(i), one.name])]);
     limit = Math.max(0, ...present.map(([one]) => Math.abs(one.value)));
     await compose();
+    if (problem) where.textContent = problem;
   };
   const compose = async () => {
+    if (!layers) return;
     const { grounds, data } = layers;
     const base = await image("background", grounds[background.value], { colormap: "gray" });
     const found = [base, await image("BOLD", data.bold, { colormap: "gray", opacity: 0 }), await checkerboard(data.bold, data.patch)];
@@ -143,14 +173,16 @@ window.openNeurostormViewer = async (place, facts) => {
       limit = Math.max(Math.abs(map.global_min), Math.abs(map.global_max)) || 1;
       found.push(map);
     }
-    const mm = shown ?? contributions?.peak ?? [0, -20, 10];
-    while (nv.volumes.length) nv.removeVolumeByIndex(nv.volumes.length - 1);
+    const keep = layers, mm = shown ?? contributions?.peak ?? [0, -20, 10];
+    clear();
+    layers = keep;
     for (const one of found) nv.addVolume(one);
     style();
     go(mm);
     place.dataset.ready = String(Number(place.dataset.ready || 0) + 1);
   };
   const style = () => {
+    if (!layers) return;
     const [, mean, board, outline, map] = nv.volumes;
     mean.opacity = Number(bold.value) / 100;
     mask.disabled = patches.disabled = VIEWS[view.value][1];
@@ -170,13 +202,16 @@ window.openNeurostormViewer = async (place, facts) => {
     nv.updateGLVolume();
   };
   const go = (mm) => {
+    if (!nv.volumes.length) return;
     nv.scene.crosshairPos = nv.mm2frac(mm).map((share) => Math.min(1, Math.max(0, share)));
     nv.createOnLocationChange();
     nv.drawScene();
   };
   const refresh = async (element) => {
-    if (element === run) await openRun();
-    else if (element === overlay) await openOverlay();
+    if (element === run) {
+      clear();
+      await openRun();
+    } else if (element === overlay) await openOverlay();
     else if (element === background) await compose();
     else if (element === view) {
       nv.opts.multiplanarShowRender = VIEWS[view.value][1] ? 1 : 0;
@@ -204,6 +239,7 @@ window.openNeurostormViewer = async (place, facts) => {
     return [svg, create("p", { className: "quiet" }, `${text}.`)];
   };
   nv.onLocationChange = (location) => {
+    if (!location.values.length) return;
     const [x, y, z] = shown = [...location.mm].slice(0, 3);
     const mean = location.values.find((one) => one.name.startsWith("BOLD"))?.value ?? 0;
     const at = `x = ${Math.round(x)}, y = ${Math.round(y)}, z = ${Math.round(z)} mm; mean BOLD ${mean ? short(mean) : "outside the brain"}`;
