@@ -22,6 +22,7 @@ from scipy import ndimage
 
 from bids_app.catalog.templates import MODEL_SPACE, load_template
 from bids_app.phantom.spoiled import cut_lower
+from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.registration.transforms import read_itk_text
 from bids_app.reports.figures.brains import plot_flicker, plot_map, plot_outlines
 from bids_app.reports.figures.charts import plot_carpet
@@ -29,7 +30,7 @@ from bids_app.reports.figures.model_grid import GridView, plot_model_grid
 from bids_app.reports.figures.thumbnails import draw_thumbnail
 from bids_app.reports.reading import EXAMPLES, FOLDER
 
-STEM, T1W = "sub-01_task-rest", "sub-01"
+STEM, T1W = "sub-01_task-lefthand", "sub-01"
 FIGURES = {
     "t1w-mask": f"{T1W}_desc-mask_T1w", "t1w-norm": f"{T1W}_desc-norm_T1w",
     **{kind: f"{STEM}_desc-{kind}_bold" for kind in ("coreg", "norm", "mask", "tsnr", "stdev", "carpet", "grid")},
@@ -85,10 +86,10 @@ def image_of(path: Path, key: str) -> nib.Nifti1Image:
 def draw_spoiled(dataset: Path, out: Path, folder: Path) -> dict[str, Path]:
     """Draw the figures of spoiled scans; return them by name."""
     func, anat, figures = out / "sub-01" / "func", out / "sub-01" / "anat", out / "sub-01" / "figures"
-    t1w = nib.load(anat / f"{T1W}_desc-preproc_T1w.nii.gz")
-    t1w_mask = nib.load(anat / f"{T1W}_desc-brain_mask.nii.gz")
-    boldref = nib.load(func / f"{STEM}_desc-hmc_boldref.nii.gz")
-    mask = nib.load(func / f"{STEM}_desc-brain_mask.nii.gz")
+    t1w = load_nifti(anat / f"{T1W}_desc-preproc_T1w.nii.gz")
+    t1w_mask = load_nifti(anat / f"{T1W}_desc-brain_mask.nii.gz")
+    boldref = load_nifti(func / f"{STEM}_desc-hmc_boldref.nii.gz")
+    mask = load_nifti(func / f"{STEM}_desc-brain_mask.nii.gz")
     bold_on_grid = image_of(figures / f"{STEM}_desc-viewer_bold.js", "bold")
     t1w_on_grid = image_of(figures / f"{T1W}_desc-viewer_T1w.js", "image")
     template = load_template(MODEL_SPACE)
@@ -137,7 +138,7 @@ def draw_spoiled(dataset: Path, out: Path, folder: Path) -> dict[str, Path]:
 
 def draw_moved(dataset: Path, mask: nib.Nifti1Image, tsnr: Path, stdev: Path, carpet: Path) -> dict[str, Path]:
     """Draw maps and carpet of a moved series."""
-    raw = nib.load(dataset / "sub-01" / "func" / f"{STEM}_bold.nii.gz")
+    raw = load_nifti(dataset / "sub-01" / "func" / f"{STEM}_bold.nii.gz")
     series, fd = moved(raw.get_fdata(dtype=np.float32), float(raw.header.get_zooms()[0]))
     mean, deviation = series.mean(axis=3), series.std(axis=3)
     inside = mask.get_fdata() > 0.5

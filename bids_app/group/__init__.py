@@ -89,12 +89,12 @@ def find_participant_folders(settings: Settings) -> list[Path]:
 def describe_selection(query: QuerySettings, n: int, out_dir: Path) -> str:
     """Return a sentence on the selected participants, sessions and tasks; empty if all are used."""
     options = {
-        "--participant-label": query.participants, "--session-id": query.sessions, "--task-id": query.tasks,
+        "--participant-label": query.participants, "--session-label": query.sessions, "--task-id": query.tasks,
     }  # fmt: skip
     given = [f"{name} {first_of(labels, 5, ' ')}" for name, labels in options.items() if labels]
     if not given:
         return ""
-    total = sum(path.is_dir() for path in out_dir.glob("sub-*"))
+    total = max(n, sum(path.is_dir() for path in out_dir.glob("sub-*")))
     return f"Page and tables are of {n:,} of {total:,} participants ({', '.join(given)})."
 
 
