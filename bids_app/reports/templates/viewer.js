@@ -72,6 +72,7 @@ window.openNeurostormViewer = async (place, facts) => {
   const threshold = control("Threshold", slider(20, 99), "input");
   const jump = control("Go to region", menu([]));
 
+  let layers = null, contributions = null, labels = null, limit = 0, shown = null;
   const clear = () => {
     while (nv.volumes.length) nv.removeVolumeByIndex(nv.volumes.length - 1);
     region.replaceChildren();
@@ -94,8 +95,6 @@ window.openNeurostormViewer = async (place, facts) => {
   } catch (error) {
     return fail(error);
   }
-  let layers = null, contributions = null, labels = null, limit = 0, shown = null;
-
   const image = async (name, base64, options) => {
     try {
       return await niivue.NVImage.loadFromBase64({ base64, name: `${name}.nii.gz`, ...options });
@@ -263,6 +262,7 @@ window.openNeurostormViewer = async (place, facts) => {
     event.stopImmediatePropagation();
     go(shown.map((value, axis) => value + 2 * step[axis]));
   }, true);
-  await openRun().catch(fail);
+  queue = queue.then(openRun).catch(fail);
+  await queue;
 };
 })();
