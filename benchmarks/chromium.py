@@ -14,11 +14,13 @@ from typing import Any
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--headless", "--no-sandbox", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync", "--disable-default-apps", "--disable-extensions",
     "--hide-scrollbars", "--remote-debugging-pipe",
 )  # fmt: skip
-KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "Escape": 27, "Enter": 13, "Tab": 9}
+NO_GPU = ("--disable-gpu",)
+SOFTWARE_WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
+KEYS = {"ArrowRight": 39, "ArrowLeft": 37, "PageUp": 33, "PageDown": 34, "Escape": 27, "Enter": 13, "Tab": 9}
 """Codes of keys that write no character."""
 
 
@@ -31,6 +33,8 @@ class Browser:
         Size of the page, CSS pixels.
     downloads : pathlib.Path, optional
         Folder for downloads.
+    webgl : bool
+        With WebGL, computed by the processor.
 
     Examples
     --------
@@ -39,13 +43,16 @@ class Browser:
     ...     browser.run("1 + 1")
     """
 
-    def __init__(self, width: int = 1400, height: int = 900, downloads: Path | None = None) -> None:
+    def __init__(
+        self, width: int = 1400, height: int = 900, downloads: Path | None = None, webgl: bool = False
+    ) -> None:
         if PROGRAM is None:
             raise SystemExit("Chromium is not installed.")
         self._profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
         to_browser, self._out = os.pipe()
         self._in, from_browser = os.pipe()
-        command = [PROGRAM, *FLAGS, f"--user-data-dir={self._profile.name}", "about:blank"]
+        drawing = SOFTWARE_WEBGL if webgl else NO_GPU
+        command = [PROGRAM, *FLAGS, *drawing, f"--user-data-dir={self._profile.name}", "about:blank"]
         shell = f'exec "$@" 3<&{to_browser} 4>&{from_browser}'
         self._process = subprocess.Popen(
             ["bash", "-c", shell, "chromium", *command],

@@ -1353,6 +1353,28 @@ MUTATIONS: tuple[Mutation, ...] = (
         "elif False:",
         ("bids/test_ukb.py::test_folders_within_those_of_participants_are_found_with_their_t1w_images",),
     ),
+    # 20. Reports: viewer and group level.
+    Mutation(
+        "contributions to a withheld prediction are not in the viewer",
+        "bids_app/reports/contents.py",
+        "overlays=tuple(name for name in viewer if name and name not in hidden),",
+        "overlays=tuple(name for name in viewer if name),",
+        ("reports/test_viewer.py::test_contributions_to_a_withheld_prediction_are_not_in_the_viewer",),
+    ),
+    Mutation(
+        "the page marks a complete set of files of the group level",
+        "bids_app/group/publish.py",
+        "names.sort(key=lambda name: name == PAGE)",
+        "names.sort()",
+        ("group/test_publish.py::test_a_level_that_is_killed_while_files_are_moved_leaves_no_page",),
+    ),
+    Mutation(
+        "reports of participants without outputs are not linked",
+        "bids_app/reports/pages.py",
+        'return {path.name for path in found if (out_dir / path.stem.partition("_")[0]).is_dir()}',
+        "return {path.name for path in found}",
+        ("reports/test_index.py::test_a_participant_whose_outputs_are_gone_is_left_out",),
+    ),
 )
 
 

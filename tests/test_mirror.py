@@ -16,6 +16,7 @@ OF_SEVERAL_MODULES = {
     "group/test_page.py": "the sections of one page",
     "group/test_in_browser.py": "that page in a browser",
     "reports/test_in_browser.py": "the participant page in a browser",
+    "reports/test_viewer_in_browser.py": "the viewer of that page",
     "reports/test_accessibility.py": "accessibility of the same page",
     "review/test_in_browser.py": "the page of the review in a browser",
     "phantom/test_simulation.py": "a simulated scan compared with its truth",

@@ -72,7 +72,8 @@ def test_the_form_for_bugs_asks_for_command_and_summary() -> None:
 
 def test_notice_names_every_data_file_of_the_package_and_every_atlas() -> None:
     text = (ROOT / "NOTICE").read_text()
-    for path in (ROOT / "bids_app" / "data").iterdir():
-        assert path.suffix == ".py" or path.name == "__pycache__" or path.name in text, path.name
+    for folder in ("data", "reports/assets"):
+        for path in (ROOT / "bids_app" / folder).iterdir():
+            assert path.suffix == ".py" or path.name == "__pycache__" or path.name in text, path.name
     for name in ("nilearn", "TemplateFlow", "AAL3", "Schaefer", "GPL", "MNI152NLin6Asym", "MNI152NLin2009cAsym"):
         assert name in text

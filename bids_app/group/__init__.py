@@ -14,6 +14,7 @@ from bids_app.bids.entities import natural_key
 from bids_app.errors import EXIT_OK, NoInputError, NoMatchError
 from bids_app.files import read_output
 from bids_app.group.cohort import Cohort, read_cohort
+from bids_app.group.publish import PAGE, staged
 from bids_app.group.ratings import (
     GroupRatings,
     ratings_section,
@@ -21,18 +22,13 @@ from bids_app.group.ratings import (
     without_failed,
     write_rating_tables,
 )
-from bids_app.reports.group import FIGURES
 from bids_app.reports.index import METRICS, IndexRow, update_index
-from bids_app.settings import Settings
+from bids_app.reports.pages import find_pages
+from bids_app.settings import QuerySettings, Settings
+from bids_app.terminal import first_of
 from bids_app.workflow.preflight import check_output
 
 LOGGER = logging.getLogger(__name__)
-
-OPTIONAL_FILES = (
-    "bold.tsv", "bold.json", "ratings.tsv", "ratings.json",
-    "embeddings.tsv", "embeddings.json", "embeddings.h5", "outliers.tsv", "identity.tsv",
-)  # fmt: skip
-"""Files, without the prefix ``group_``, that are not written for every cohort."""
 
 
 def run_group(settings: Settings) -> int:
@@ -60,12 +56,17 @@ def run_group(settings: Settings) -> int:
         LOGGER.warning("%s", note)
     ratings = read_group_ratings(out_dir, cohort, required=settings.exclude_failed)
     used = without_failed(cohort, ratings) if settings.exclude_failed else cohort
-    files = [*write_tables(out_dir, cohort, used), *write_rating_tables(out_dir, cohort, ratings)]
-    remove_other_outputs(out_dir, files)
-    names = [path.relative_to(out_dir).as_posix() for path in files]
-    page = write_page(out_dir, cohort, names, used, ratings, settings.resources.n_procs)
+    selection = describe_selection(settings.query, len(cohort.participants), out_dir)
+    if selection:
+        LOGGER.warning("%s The files of the whole folder are replaced.", selection)
+    with staged(out_dir) as folder:
+        files = [*write_tables(folder, cohort, used), *write_rating_tables(folder, cohort, ratings)]
+        names = [path.relative_to(folder).as_posix() for path in files]
+        write_page(folder, out_dir, cohort, names, used, ratings, settings.resources.n_procs, selection)
     update_index(out_dir, index_rows(cohort, ratings), _dataset_name(out_dir))
-    LOGGER.info("Group report of %d runs of %d participants: %s", len(cohort.runs), len(cohort.participants), page)
+    LOGGER.info(
+        "Group report of %d runs of %d participants: %s", len(cohort.runs), len(cohort.participants), out_dir / PAGE
+    )
     return EXIT_OK
 
 
@@ -85,25 +86,35 @@ def find_participant_folders(settings: Settings) -> list[Path]:
     return [path for path, label in zip(found, labels, strict=True) if not wanted or label in wanted]
 
 
-def remove_other_outputs(out_dir: Path, files: list[Path]) -> None:
-    """Remove outdated files of a previous group-level run."""
-    earlier = [out_dir / f"group_{name}" for name in OPTIONAL_FILES]
-    of_adapters = (
-        path for ending in ("tsv", "json") for path in (out_dir / "phenotype").glob(f"neurostorm_*.{ending}")
-    )
-    for path in (*earlier, *(out_dir / FIGURES).glob("*.svg"), *of_adapters):
-        if path not in files:
-            path.unlink(missing_ok=True)
+def describe_selection(query: QuerySettings, n: int, out_dir: Path) -> str:
+    """Return a sentence on the selected participants, sessions and tasks; empty if all are used."""
+    options = {
+        "--participant-label": query.participants, "--session-label": query.sessions, "--task-id": query.tasks,
+    }  # fmt: skip
+    given = [f"{name} {first_of(labels, 5, ' ')}" for name, labels in options.items() if labels]
+    if not given:
+        return ""
+    total = max(n, sum(path.is_dir() for path in out_dir.glob("sub-*")))
+    return f"Page and tables are of {n:,} of {total:,} participants ({', '.join(given)})."
 
 
 def write_page(
-    out_dir: Path, cohort: Cohort, files: list[str], used: Cohort, ratings: GroupRatings, n_procs: int
+    folder: Path,
+    out_dir: Path,
+    cohort: Cohort,
+    files: list[str],
+    used: Cohort,
+    ratings: GroupRatings,
+    n_procs: int,
+    selection: str = "",
 ) -> Path:
     """Write ``group.html`` with its figures and thumbnails.
 
     Parameters
     ----------
-    out_dir : pathlib.Path
+    folder, out_dir : pathlib.Path
+        Folder of the page, and output folder with the reports and figures of the participants. The thumbnails are
+        written to the latter.
     cohort, used : Cohort
         All runs, and those without the runs that ``--exclude-failed`` leaves out.
     files : list of str
@@ -111,6 +122,8 @@ def write_page(
     ratings : GroupRatings
     n_procs : int
         Number of processes.
+    selection : str
+        See `describe_selection`.
     """
     from bids_app.group.overview import collect_counts, format_lead, predictions_section, runs_section
     from bids_app.group.quality import motion_section, quality_section
@@ -127,12 +140,12 @@ def write_page(
         runs_section(cohort),
         ratings_section(cohort, ratings, excluded=used is not cohort),
         predictions_section(used),
-        quality_section(used, out_dir),
-        motion_section(used, out_dir),
-        sites_section(used, out_dir),
-        map_section(used, maps, out_dir),
-        identity_section(used, embeddings, out_dir),
-        reliability_section(used, out_dir),
+        quality_section(used, folder),
+        motion_section(used, folder),
+        sites_section(used, folder),
+        map_section(used, maps, folder),
+        identity_section(used, embeddings, folder),
+        reliability_section(used, folder),
     ]
     cards = cohort.cards.values()
     page = GroupPage(
@@ -143,10 +156,11 @@ def write_page(
         table=run_table(cohort, ratings, [each.to_json(indices) for each in maps], out_dir, n_procs),
         demonstration=any(card.demonstration for card in cards),
         research_only=tuple(name for name, card in cohort.cards.items() if card.research_only),
+        selection=selection,
         notes=cohort.notes,
         files=tuple(name for name in files if not name.endswith(".json")),
     )
-    return write_group_page(out_dir, page)
+    return write_group_page(folder / PAGE, page, find_pages(out_dir))
 
 
 def index_rows(cohort: Cohort, ratings: GroupRatings) -> list[IndexRow]:

@@ -234,20 +234,18 @@ def verdict_of(run: RunRecord, name: str) -> str:
 
 
 def write_rating_tables(out_dir: Path, cohort: Cohort, ratings: GroupRatings) -> list[Path]:
-    """Write ``group_ratings.tsv`` and ``ratings/include.tsv``; remove them if there are no ratings."""
+    """Write ``group_ratings.tsv`` and ``ratings/include.tsv``, if there are ratings."""
+    if not ratings.by_rater:
+        return []
     tables = {
         out_dir / "group_ratings.tsv": _rating_rows(cohort, ratings),
         out_dir / INCLUDE: include_rows(cohort, ratings),
     }
     files: list[Path] = []
     for path, rows in tables.items():
-        if ratings.by_rater:
-            columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
-            described = {name: _describe(name) for name in columns}
-            files += [write_tsv(path, columns), write_json(path.with_suffix(".json"), described)]
-        else:
-            for each in (path, path.with_suffix(".json")):
-                each.unlink(missing_ok=True)
+        columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
+        described = {name: _describe(name) for name in columns}
+        files += [write_tsv(path, columns), write_json(path.with_suffix(".json"), described)]
     return files
 
 

@@ -23,7 +23,7 @@ from bids_app.outputs.ratings import RATINGS
 from bids_app.outputs.schema import FAILED as RUN_FAILED
 from bids_app.outputs.schema import LEVELS, OK
 from bids_app.reports.contents import spec
-from bids_app.reports.figures.thumbnails import made_from, names_of, write_thumbnails
+from bids_app.reports.figures.thumbnails import UNREADABLE_MARK, made_from, names_of, write_thumbnails
 from bids_app.reports.group import FIGURES
 from bids_app.reports.index import METRICS, RATING_COLOURS, STATUS_COLOURS, VERDICT_COLOURS
 from bids_app.reports.pages import find_pages, page_of
@@ -31,6 +31,8 @@ from bids_app.reports.run_table import CATEGORY, NUMBER, TEXT, Column, RunTable,
 
 FOLDER = f"{FIGURES}/wall"
 """Folder of the thumbnails, one file per run."""
+NOT_READ = "x"
+"""Code of a figure that cannot be read."""
 MAX_SERIAL = 64
 """Maximum runs whose thumbnails are made in a single process."""
 
@@ -60,7 +62,7 @@ def run_table(
     has_any = any(code.strip("0") for code in figures)
     return RunTable(
         runs=[run.stem for run in cohort.runs],
-        pages=["" if run.status == MISSING else page_of(pages, run.participant, run.stem) for run in cohort.runs],
+        pages=[page_of(pages, run.participant, run.stem) for run in cohort.runs],
         columns=[*main_columns(cohort, ratings), *other_columns(cohort)],
         figures=figures if has_any else (),
         kinds=kinds if has_any else (),
@@ -75,7 +77,8 @@ def write_wall(runs: Sequence[RunRecord], out_dir: Path, n_procs: int) -> list[s
     Returns
     -------
     list of str
-        Of each run, for each kind of thumbnail, the index of its figure, from 1; 0 without one.
+        Of each run, for each kind of thumbnail, the index of its figure, from 1; 0 without one, `NOT_READ` if it cannot
+        be read.
     """
     folder, codes, strips = out_dir / FOLDER, [], []
     for run in runs:
@@ -96,7 +99,7 @@ def write_wall(runs: Sequence[RunRecord], out_dir: Path, n_procs: int) -> list[s
     else:
         with ProcessPoolExecutor(min(n_procs, 16)) as pool:
             list(pool.map(_write, outdated, chunksize=16))
-    return codes
+    return [_mark_unreadable(code, folder / f"{run.stem}.jpg") for run, code in zip(runs, codes, strict=True)]
 
 
 def main_columns(cohort: Cohort, ratings: GroupRatings) -> list[Column]:
@@ -174,12 +177,21 @@ def _first_figure(out_dir: Path, run: RunRecord, labels: Sequence[str]) -> tuple
     return 0, None
 
 
+def _mark_unreadable(code: str, path: Path) -> str:
+    """Put `NOT_READ` for the figures that could not be read when the thumbnails in a file were made."""
+    if not code.strip("0"):
+        return code
+    names = made_from(path).decode().split("\n")
+    marked = [name.startswith(UNREADABLE_MARK) for name in names] + [False] * (len(code) - len(names))
+    return "".join(NOT_READ if bad else old for old, bad in zip(code, marked, strict=False))
+
+
 def _is_outdated(strip: Strip) -> bool:
     """Return True if the thumbnails of a run are missing, of other figures, or older than one of them."""
     figures, path = strip
     try:
         made = path.stat().st_mtime_ns
-        if made_from(path) not in (b"", names_of(figures)):
+        if made_from(path).replace(UNREADABLE_MARK.encode(), b"") not in (b"", names_of(figures)):
             return True
         return any(figure.stat().st_mtime_ns >= made for figure in figures if figure is not None)
     except OSError:

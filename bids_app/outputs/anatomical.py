@@ -8,12 +8,12 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from bids_app.bids.entities import split_name
 from bids_app.bids.writer import dataset_uri
 from bids_app.catalog.templates import catalog
-from bids_app.outputs.names import RunName, name_run
+from bids_app.outputs.names import RunName, entities_of, name_run
 from bids_app.outputs.schema import MaskSidecar, T1wSidecar
 from bids_app.outputs.transforms import write_space_transforms
+from bids_app.outputs.viewer import write_viewer_anatomy
 from bids_app.preprocess.anatomical import Anatomy, UnusableT1w
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.io.images import NATIVE_CODE, save_image, stamp_header
@@ -75,6 +75,7 @@ def anatomy_outputs(
         names=(anatomy.template, "T1w"),
         title=f"{names.stem} on the template",
     )
+    write_viewer_anatomy(names, anatomy)
     return names.tree
 
 
@@ -82,13 +83,6 @@ def name_anatomy(tree: Path, anatomy: Anatomy, datasets: Mapping[str, Path]) -> 
     """Make the names of the outputs of a T1w image."""
     used = anatomy.used or (anatomy.source,)
     return name_run(tree, entities_of(used), datasets, used)
-
-
-def entities_of(sources: Sequence[Path]) -> dict[str, str]:
-    """Return the entities of the outputs of T1w images; the mean of several sessions has no session."""
-    found = [split_name(path.name)[0] for path in sources]
-    left_out = {"part", "echo"} | ({"ses", "run"} if len({one.get("ses") for one in found}) > 1 else set())
-    return {key: value for key, value in found[0].items() if key not in left_out}
 
 
 def describe_t1w(anatomy: Anatomy) -> str:

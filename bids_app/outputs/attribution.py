@@ -16,11 +16,12 @@ from bids_app.bids.entities import as_label
 from bids_app.bids.writer import write_tsv
 from bids_app.catalog.atlases import Atlas
 from bids_app.catalog.templates import MODEL_SPACE
-from bids_app.clips import MODEL_GRID_AFFINE
+from bids_app.clips import MODEL_GRID_AFFINE, GridSeries
 from bids_app.outputs.names import name_run
 from bids_app.outputs.schema import AttributionSidecar
+from bids_app.outputs.viewer import write_viewer_contributions
 from bids_app.preprocess.io.images import save_image
-from bids_app.preprocess.preprocessed import PreprocessedRun
+from bids_app.preprocess.preprocessed import OnGrid, PreprocessedRun
 
 CONTROL_TITLES = {RANDOM: "control: random weights", PERMUTED: "control: permuted labels"}
 """Titles of the maps of controls."""
@@ -51,15 +52,17 @@ def attribution_outputs(
     attributed: RunAttribution,
     encoded: Encoded,
     preprocessed: PreprocessedRun,
+    grid: OnGrid,
     entities: Mapping[str, str],
     datasets: Mapping[str, Path],
     out_dir: Path,
 ) -> Path:
-    """Write table, map and figure of each prediction; return the folder of the tree."""
+    """Write table, map, figures and data of the viewer of each prediction; return the folder of the tree."""
     from bids_app.reports.figures.contributions import plot_contributions
     from bids_app.reports.figures.glass_brain import plot_glass_brains
 
     names = name_run(out_dir / "tree", entities, datasets, [preprocessed.source])
+    series = GridSeries.open(grid.folder)
     atlas = as_label(attributed.atlas.name)
     for name, found in attributed.found.items():
         described = describe_attribution(found, attributed.atlas, encoded.facts)
@@ -77,6 +80,7 @@ def attribution_outputs(
         figure = names.path("bold", ".svg", "figures", desc=f"{name}contributions")
         title = f"Contributions of regions: {found.target or name}"
         plot_contributions(pd.DataFrame(found.columns()), figure, title=title, unit=found.measure)
+        write_viewer_contributions(names, name, found, attributed.atlas, series)
     return names.tree
 
 

@@ -27,6 +27,7 @@ from bids_app.outputs.schema import (
 )
 from bids_app.outputs.series import SeriesRequest, describe_correction, write_series
 from bids_app.outputs.transforms import MOTION, RIGID, write_linear_transform, write_space_transforms
+from bids_app.outputs.viewer import write_viewer_run
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.preprocessed import OnGrid, PreprocessedRun
 from bids_app.preprocess.registration.transforms import Chain, read_itk_composite
@@ -242,8 +243,10 @@ def run_figures(
     plot_alignments(preprocessed, names, out_dir)
     plot_run_carpet(preprocessed, names, fd_spike_mm)
     plot_temporal_maps(preprocessed, names)
-    plot_model_input(grid, names)
+    reader = ClipReader(GridSeries.open(grid.folder))
+    plot_model_input(reader, names)
     plot_model_outputs(encoded, names)
+    write_viewer_run(names, reader, preprocessed.anatomy)
     return names.tree
 
 
@@ -344,18 +347,16 @@ def temporal_statistics(values: np.ndarray, block: int = 20_000) -> tuple[np.nda
     return mean, deviation
 
 
-def plot_model_input(grid: OnGrid, names: RunName) -> None:
+def plot_model_input(reader: ClipReader, names: RunName) -> None:
     """Plot the input of the encoder."""
     from bids_app.reports.figures.model_grid import GridView, plot_model_grid
 
-    series = GridSeries.open(grid.folder)
-    reader = ClipReader(series)
-    mean = np.zeros(series.mask.shape, np.float32)
-    mean[series.mask] = reader.statistics.mean
+    mean = np.zeros(reader.mask.shape, np.float32)
+    mean[reader.mask] = reader.statistics.mean
     frame = reader.clip(0, "voxel")[0, ..., reader.clip_volumes // 2].numpy()
     views = [
         GridView("mean of the run", mean),
         GridView("one volume of the first clip, each voxel over time", frame, signed=True, unit="z"),
     ]
     title = f"{names.stem} on the model grid"
-    plot_model_grid(views, MODEL_GRID_AFFINE, names.figure("grid"), mask=series.mask, title=title)
+    plot_model_grid(views, MODEL_GRID_AFFINE, names.figure("grid"), mask=reader.mask, title=title)

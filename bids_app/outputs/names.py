@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from bids_app.bids.entities import join_name
+from bids_app.bids.entities import join_name, split_name
 from bids_app.bids.writer import bids_uri, dataset_uri, output_path, write_json
 from bids_app.outputs.schema import Sidecar
 
@@ -75,6 +75,13 @@ class RunName:
         for ancestor in ancestors:
             if ancestor is not None:
                 yield self.uri(ancestor) if isinstance(ancestor, Path) else ancestor
+
+
+def entities_of(sources: Sequence[Path]) -> dict[str, str]:
+    """Return the entities of the outputs of T1w images; the mean of several sessions has no session."""
+    found = [split_name(path.name)[0] for path in sources]
+    left_out = {"part", "echo"} | ({"ses", "run"} if len({one.get("ses") for one in found}) > 1 else set())
+    return {key: value for key, value in found[0].items() if key not in left_out}
 
 
 def name_run(

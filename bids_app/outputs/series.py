@@ -8,8 +8,8 @@ from pathlib import Path
 
 from bids_app.catalog.templates import catalog, stand_in_for
 from bids_app.errors import BadDataError
-from bids_app.outputs.anatomical import BRAIN, entities_of
-from bids_app.outputs.names import RunName
+from bids_app.outputs.anatomical import BRAIN
+from bids_app.outputs.names import RunName, entities_of
 from bids_app.outputs.schema import (
     BoldSidecar,
     DenoisedSidecar,

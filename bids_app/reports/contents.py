@@ -40,6 +40,8 @@ from bids_app.reports.traces import Trace, read_trace
 
 ADAPTER_SECTIONS = ("predictions", "attribution")
 """Sections with one figure per adapter, such as ``desc-statepredictions``."""
+VIEWER_DATA = "viewer"
+"""``desc-`` label of the data of a run or T1w image for the viewer; after an adapter's name, of its contributions."""
 SIGNIFICANT = 0.05
 """Significance level of the contributions of regions."""
 IMAGES = (".nii.gz", ".nii", ".h5", "_xfm.txt")
@@ -66,6 +68,8 @@ class Figure:
     """Labels of the two images of a flicker figure; empty for other figures."""
     adapter: str = ""
     """Adapter whose prediction is shown; empty for other figures."""
+    kind: str = ""
+    """Section and ``desc-`` label without adapter, such as ``functional-coreg``."""
     size: tuple[float, float] | None = None
     """Width and height, so that the page does not move when the figure is loaded; None if unknown."""
 
@@ -161,6 +165,10 @@ class Run:
     predictions: tuple[ReportedPrediction, ...] = ()
     regions: tuple[RegionTable, ...] = ()
     figures: dict[str, list[Figure]] = field(default_factory=dict)
+    in_viewer: bool = False
+    """True if it has data for the viewer."""
+    overlays: tuple[str, ...] = ()
+    """Adapters with contributions for the viewer, or the model of a reconstruction."""
     trace: Trace | None = None
     verdict: ReportedVerdict | None = None
     """Verdict on the scan itself, independent of any adapter."""
@@ -327,6 +335,7 @@ class Reader:
         if embeddings:
             model = self._record(embeddings[0].with_suffix(".json"), EmbeddingsSidecar)
         split_half = {name: half.spearman_brown for name, half in (model.split_half or {}).items() if half}
+        viewer = self._viewer_data(stem)
         route, template = metrics.route or "", metrics.template or ""
         folders = [self.folder / "figures", *self.folder.glob("func"), *self.folder.glob("ses-*/func")]
         files = (path for folder in folders for path in sorted(folder.glob(f"{stem}_*")) if stem_of(path) == stem)
@@ -344,6 +353,8 @@ class Reader:
             predictions=tuple(filter(None, predictions.values())),
             regions=tuple(table for table in regions if table.name not in hidden),
             figures={section: [f for f in found if f.adapter not in hidden] for section, found in selected.items()},
+            in_viewer="" in viewer,
+            overlays=tuple(name for name in viewer if name and name not in hidden),
             trace=self._trace(stem, _seconds(quality.get("spacing_tr"))),
             verdict=format_verdict(model.verdict),
             split_half={name: value for name, value in split_half.items() if value is not None},
@@ -378,6 +389,12 @@ class Reader:
         except (OSError, ValueError, csv.Error) as error:
             self.unreadable.append(f"{self._url(table)}: {type(error).__name__} {error}")
             return None
+
+    def _viewer_data(self, stem: str) -> list[str]:
+        """Return the adapters that a run has data for in the viewer; empty text: data of the run itself."""
+        found = sorted((self.folder / "figures").glob(f"{stem}_desc-*{VIEWER_DATA}_bold.js"))
+        own = [path for path in found if stem_of(path) == stem and self._is_output(path)]
+        return [split_name(path.name)[0]["desc"].removesuffix(VIEWER_DATA) for path in own]
 
     def _regions(self, path: Path) -> RegionTable | None:
         try:
@@ -418,6 +435,7 @@ class Reader:
                     first=entry.get("first", "") if url.endswith(".svg") else "",
                     second=entry.get("second", "") if url.endswith(".svg") else "",
                     adapter=desc.removesuffix(entry["desc"]) if section in ADAPTER_SECTIONS else "",
+                    kind=f"{section}-{entry['desc']}",
                     size=read_size(self.out_dir / unquote(url)) if self._sized else None,
                 )
                 for entry in spec()["figures"][section]

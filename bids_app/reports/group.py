@@ -6,10 +6,10 @@ complete file, so that the page stays small for large cohorts. All text from fil
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 from bids_app import __version__
 from bids_app.bids.writer import write_text
@@ -113,20 +113,25 @@ class GroupPage:
     demonstration: bool = False
     research_only: tuple[str, ...] = ()
     """Adapters for research use only."""
+    selection: str = ""
+    """Sentence on what is left out, if the page is of a part of the output folder."""
     notes: tuple[str, ...] = ()
     """Notes on missing inputs."""
     files: tuple[str, ...] = ()
     """URLs of the tables, relative to the page."""
 
 
-def write_group_page(out_dir: Path, page: GroupPage) -> Path:
-    """Write ``group.html``."""
-    return write_text(out_dir / "group.html", render(page))
+def write_group_page(path: Path, page: GroupPage, reports: Collection[str]) -> Path:
+    """Write the group report; ``reports`` are the file names of the participants' reports, from `find_pages`."""
+    return write_text(path, render(page, reports))
 
 
-def render(page: GroupPage) -> str:
-    """Render the group report as HTML."""
+def render(page: GroupPage, reports: Collection[str]) -> str:
+    """Render the group report as HTML; reports that do not exist are not linked."""
     from markupsafe import Markup
+
+    urls = {cell.url for section in page.sections for table in section.tables for row in table.rows for cell in row}
+    missing = {url for url in urls if url.startswith("sub-") and unquote(url) not in reports}
 
     remarks = [(section, remark) for section in page.sections for remark in section.remarks]
     remarks.sort(key=lambda item: SEVERITIES.index(item[1].level))
@@ -135,6 +140,7 @@ def render(page: GroupPage) -> str:
         remarks=remarks[:MAX_REMARKS],
         n_remarks=len(remarks),
         max_rows=MAX_ROWS,
+        missing=missing,
         version=__version__,
         run_table=Markup(page.table.to_json()),
         **style_and_script(("style", "group", "runs"), ("script", "runs", "map")),

@@ -124,13 +124,14 @@ def render(rows: Sequence[IndexRow], pages: Collection[str], links: Mapping[str,
     """
     from markupsafe import Markup
 
-    urls = [page_of(pages, row.participant, row.run) if f"{row.participant}.html" in pages else "" for row in rows]
+    urls = [page_of(pages, row.participant, row.run) for row in rows]
     table = RunTable([row.run for row in rows], urls, list(_columns(rows)))
     return page_template("index").render(
         version=__version__,
         name=name,
         counts=_counts(rows),
         links=links,
+        participants={name: page_of(pages, name, name) for name in dict.fromkeys(row.participant for row in rows)},
         run_table=Markup(table.to_json()),
         rows=Markup(as_script([row.to_json() for row in rows])),
         **style_and_script(("style", "group", "runs"), ("script", "runs")),

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 
 
 def find_pages(out_dir: Path) -> set[str]:
-    """Return the file names of all reports in an output folder."""
-    return {path.name for path in out_dir.glob("sub-*.html")}
+    """Return the file names of the reports of all participants with outputs in an output folder."""
+    found = out_dir.glob("sub-*.html")
+    return {path.name for path in found if (out_dir / path.stem.partition("_")[0]).is_dir()}
 
 
 def page_of(pages: Collection[str], participant: str, stem: str) -> str:
-    """Return the URL of the page with the report of a run, relative to the output folder.
+    """Return the URL of the page with the report of a run, relative to the output folder; empty without a report.
 
     Parameters
     ----------
@@ -35,7 +36,7 @@ def page_of(pages: Collection[str], participant: str, stem: str) -> str:
     """
     session = split_name(f"{stem}_bold")[0].get("ses")
     own = session_page(participant, session) if session else ""
-    return quote(own if own in pages else f"{participant}.html")
+    return quote(next((page for page in (own, f"{participant}.html") if page in pages), ""))
 
 
 def session_page(participant: str, session: str) -> str:

@@ -23,11 +23,15 @@ from bids_app.reports import markdown
 from bids_app.reports.contents import Contents, Measure, Reader, Run, spec
 from bids_app.reports.index import METRICS, IndexRow, update_index
 from bids_app.reports.pages import page_template, session_page, style_and_script
+from bids_app.reports.reading import EXAMPLES_URL, guides, install_examples
+from bids_app.reports.run_table import as_script
 from bids_app.reports.traces import Compact, compact
+from bids_app.reports.viewer import install_viewer, viewer_facts
 from bids_app.settings.sections import SESSIONS_PER_REPORT
 
 SECTIONS = (
     ("summary", "Summary"),
+    ("viewer", "Viewer"),
     ("anatomy", "Anatomy"),
     ("functional", "Functional"),
     ("grid", "Model input"),
@@ -49,7 +53,7 @@ PERFECT = 0.995
 """Split-half correlations from this on are shown as 1.00, and say nothing about a run."""
 MAX_FILES = 5
 """Maximum number of files that are named where outputs of earlier invocations are not shown."""
-PAGE_LIMIT = 348_000
+PAGE_LIMIT = 378_000
 """Maximum size of a page, bytes; the volume-wise series use what is left, at a lower resolution for many runs."""
 BYTES_PER_TRACE, BYTES_PER_POINT = 500, 16
 """Size of its HTML element, and of each point: three numbers of up to four digits with sign and comma."""
@@ -83,9 +87,11 @@ def build_participant_report(out_dir: Path, participant: str, max_sessions: int 
             f"{out_dir}: no derivatives of sub-{participant}.", "Run the participant level for this participant first."
         )
     contents = Reader(out_dir, participant).read()
+    install_examples(out_dir)
+    scripts = install_viewer(out_dir) if any(run.in_viewer for run in contents.runs) else {}
     pages = split_sessions(contents, max_sessions)
     for name, part in pages.items():
-        write_text(out_dir / name, render(part))
+        write_text(out_dir / name, render(part, scripts))
     for path in out_dir.glob(f"sub-{participant}_ses-*.html"):
         if path.name not in pages:
             path.unlink(missing_ok=True)
@@ -122,19 +128,20 @@ def index_row(run: Run) -> IndexRow:
     return IndexRow(run.stem, status, run.worst_verdict, quality=quality)
 
 
-def render(contents: Contents) -> str:
-    """Render a participant's page as HTML."""
-    page = _page(contents, {})
+def render(contents: Contents, scripts: Mapping[str, str] | None = None) -> str:
+    """Render a participant's page as HTML; ``scripts`` are the URLs of those of the viewer, see `install_viewer`."""
+    scripts = scripts or {}
+    page = _page(contents, {}, scripts)
     traces = [run.trace for run in contents.runs if run.trace]
     available = PAGE_LIMIT - len(page.encode()) - BYTES_PER_TRACE * len(traces)
     if not traces or available < BYTES_PER_POINT * len(traces):
         return page
     max_points = available // (BYTES_PER_POINT * len(traces))
-    return _page(contents, {trace.url: compact(trace, max_points) for trace in traces})
+    return _page(contents, {trace.url: compact(trace, max_points) for trace in traces}, scripts)
 
 
-def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
-    """Render the page with the volume-wise series, by the URL of their figure."""
+def _page(contents: Contents, traces: Mapping[str, Compact], scripts: Mapping[str, str]) -> str:
+    """Render the page with the volume-wise series, by the URL of their figure, and the scripts of the viewer."""
     from markupsafe import Markup
 
     runs = contents.runs
@@ -144,8 +151,16 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
     all_halves = list(dict.fromkeys(name for run in runs for name in run.split_half))
     halves = [name for name in all_halves if any(run.split_half.get(name, 1.0) < PERFECT for run in runs)]
     functional = [run for run in runs if run.measures or run.notes or run.figures.get("functional") or run.tables]
+    viewer = viewer_facts(contents, scripts) if scripts else {}
+    figures = [figure for found in contents.anatomy.values() for figure in found]
+    figures += [figure for run in runs for found in run.figures.values() for figure in found]
+    first = {figure.kind: figure.url for figure in reversed(figures)}
     values: dict[str, Any] = {
         "c": contents,
+        "explained": set(first.values()),
+        "guides": guides(),
+        "examples": EXAMPLES_URL,
+        "viewer": Markup(as_script(viewer)) if viewer else "",
         "version": __version__,
         "max_regions": max(5, min(MAX_REGIONS, 8 * MAX_REGIONS // max(1, sum(len(run.regions) for run in runs)))),
         "max_files": MAX_FILES,
@@ -171,9 +186,10 @@ def _page(contents: Contents, traces: Mapping[str, Compact]) -> str:
         "command": _command(contents),
         "versions": contents.log.versions or {},
         "crashes": _crash_files(contents),
-        **style_and_script(("style",), ("script",)),
+        **style_and_script(("style", "runs", "viewer"), ("script", "open_viewer")),
     }
     shown = {
+        "viewer": viewer,
         "anatomy": contents.anatomy,
         "functional": functional,
         "grid": has["grid"],

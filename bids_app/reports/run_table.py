@@ -81,7 +81,8 @@ class RunTable:
     columns : sequence of Column
         Those that come last are left out where the page would become too large.
     figures : sequence of str, (N,)
-        For each kind of thumbnail the index of its figure, from 1; 0 without one. Empty without thumbnails.
+        For each kind of thumbnail the index of its figure, from 1; 0 without one, x for one that cannot be read.
+        Empty without thumbnails.
     kinds : sequence of dict
         Title and ``desc-`` labels of each kind of thumbnail.
     folder : str

@@ -369,6 +369,7 @@ def add_attribution(
         attributed=attributed,
         encoded=predicted,
         preprocessed=preprocessed,
+        grid=grid,
         entities=run.entities,
         datasets=context.datasets,
     )

@@ -98,16 +98,22 @@ def test_the_wall_shows_thumbnails_that_open_the_report_at_the_figure(make_group
     folder.mkdir()
     body = '<svg viewBox="0 0 9 9"><image width="9" height="9" href="data:image/png;base64,{}"/></svg>'
     (folder / "sub-01_task-rest_desc-norm_bold.svg").write_text(body.format(PIXEL))
+    (folder / "sub-01_task-rest_desc-carpet_bold.svg").write_text("<svg>")
+    (group.out / "sub-01.html").touch()
     assert group.run() == 0
     script = """const tiles = [...inner.querySelectorAll(".tile")], image = tiles[0].querySelector("img");
         image.loading = "eager";
         await image.decode();
         const [first, second] = tiles.map((tile) => tile.getAttribute("href"));
-        return [first, image.naturalWidth, second, tiles[1].textContent];"""
-    address, width, other, text = look(group.out / "group.html", tmp_path, script)
+        const menu = inner.querySelector('[data-state="figure"]'), found = tiles[1].textContent;
+        menu.value = "2";
+        menu.dispatchEvent(new inner.defaultView.Event("change"));
+        return [first, image.naturalWidth, second, found, inner.querySelector(".tile").textContent];"""
+    address, width, other, text, damaged = look(group.out / "group.html", tmp_path, script)
     assert address == "sub-01.html#figure-sub-01_task-rest_desc-norm_bold"
     assert width == 4 * 192
-    assert other == "sub-02.html#run-sub-02_task-rest"
+    assert other is None  # there is no report
+    assert "figure cannot be read" in damaged
     assert text.startswith("no figure")
 
 

@@ -273,6 +273,16 @@ def test_outdated_files_are_removed(make_group):
     assert all((group.out / name).exists() for name in others)
 
 
+def test_a_page_of_selected_participants_says_so(make_group, caplog):
+    group = make_group(participants=3, sessions=1)
+    assert group.run("--participant-label", "02") == 0
+    sentence = "Page and tables are of 1 of 3 participants (--participant-label 02)."
+    assert sentence in group.page()
+    assert sentence in caplog.text
+    assert group.run() == 0
+    assert "Page and tables are of" not in group.page()
+
+
 def test_predictions_are_compared_with_the_age_column(make_group):
     group = make_group(participants=40)
     (found,) = compare_with_phenotypes(group.write_tables())

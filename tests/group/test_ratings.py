@@ -113,7 +113,7 @@ def test_include_lists_all_runs_and_the_reason_of_those_to_leave_out():
     ]  # fmt: skip
 
 
-def test_tables_have_one_line_per_run_and_are_removed_with_the_ratings(tmp_path):
+def test_tables_have_one_line_per_run_and_are_not_written_without_ratings(tmp_path):
     cohort = cohort_of(n=3, verdict=["pass"] * 3)
     files = write_rating_tables(tmp_path, cohort, rated(cohort, "pass", "fail", ""))
     assert [path.relative_to(tmp_path).as_posix() for path in files] == [
@@ -122,8 +122,8 @@ def test_tables_have_one_line_per_run_and_are_removed_with_the_ratings(tmp_path)
     header, *rows = (tmp_path / "group_ratings.tsv").read_text().splitlines()
     assert len(rows) == 2
     assert set(json.loads((tmp_path / "group_ratings.json").read_text())) == set(header.split("\t"))
-    assert write_rating_tables(tmp_path, cohort, GroupRatings()) == []
-    assert not any(path.exists() for path in files)
+    assert write_rating_tables(tmp_path / "other", cohort, GroupRatings()) == []
+    assert not (tmp_path / "other").exists()
 
 
 def test_ratings_are_on_the_page_and_notes_are_escaped(finished_with_ratings):

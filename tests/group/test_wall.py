@@ -36,6 +36,8 @@ def walled(make_group):
 
 def test_the_table_has_status_verdict_rating_quality_and_phenotypes(walled):
     runs = walled.cohort.runs
+    for name in ("sub-01", "sub-02"):
+        (walled.out / f"{name}.html").touch()
     ratings = GroupRatings(runs={runs[1].stem: RunRating(runs[1].stem, {"AB": "fail"})})
     table = run_table(walled.cohort, ratings, [], walled.out, 1)
     columns = columns_of(table)
@@ -47,7 +49,7 @@ def test_the_table_has_status_verdict_rating_quality_and_phenotypes(walled):
     assert columns["rating"]["colours"]["fail"] == "bad"
     assert columns["fd_mean"]["values"][0] == pytest.approx(runs[0].quality["fd_mean"], rel=1e-3)
     assert columns["participants-age"]["kind"] == "number"
-    assert list(table.pages) == ["sub-01.html", "sub-02.html", "sub-03.html"]
+    assert list(table.pages) == ["sub-01.html", "sub-02.html", ""]  # no report, no link
 
 
 def test_each_kind_shows_the_first_figure_that_a_run_has(walled):
@@ -65,6 +67,15 @@ def test_thumbnails_are_made_again_only_for_newer_figures(walled):
     (walled.out / "sub-01/figures/sub-01_task-rest_desc-carpet_bold.svg").write_text(SVG.format(PIXEL) + "\n")
     write_wall(walled.cohort.runs, walled.out, 1)
     assert thumbnails.read_bytes() != b"kept"
+
+
+def test_figures_that_cannot_be_read_are_marked_also_when_nothing_is_made_again(walled):
+    (walled.out / "sub-01/figures/sub-01_task-rest_desc-carpet_bold.svg").write_text("<svg>")
+    assert write_wall(walled.cohort.runs, walled.out, 1) == ["20x0", "0000", "0000"]
+    thumbnails = walled.out / FOLDER / "sub-01_task-rest.jpg"
+    made = thumbnails.stat().st_mtime_ns
+    assert write_wall(walled.cohort.runs, walled.out, 1) == ["20x0", "0000", "0000"]
+    assert thumbnails.stat().st_mtime_ns == made
 
 
 def test_thumbnails_of_runs_that_are_gone_are_removed(walled):

@@ -16,6 +16,7 @@ from bids_app.outputs.boilerplate import Sentence, write_methods
 from bids_app.reports.figures.brains import plot_flicker, plot_outlines
 from bids_app.reports.figures.charts import plot_carpet, plot_embeddings, plot_predictions
 from bids_app.reports.figures.model_grid import GridView, plot_model_grid
+from bids_app.reports.viewer import RegionData, write_anatomy_data, write_region_data, write_run_data
 
 LABELS = ("rest", "left hand", "right hand", "visual")
 GRID_AFFINE = np.array([[-2.0, 0, 0, 96], [0, 2, 0, -114], [0, 0, 2, -78], [0, 0, 0, 1]])
@@ -143,6 +144,34 @@ def write_run(out, run, anatomy):
     plot_model_grid(views, GRID_AFFINE, figure("grid"), mask=model_grid()[1], title=stem)
     plot_predictions(predictions_table(), figure("demostatepredictions"), title=stem)
     plot_embeddings(embeddings_table(), figure("embeddings"), title=stem)
+    write_viewer_files(out, run)
+
+
+EFFECT_MM = (-40.0, -20.0, 50.0)
+"""Centre of the simulated contribution: left, in the upper half."""
+REGIONS = ("left <b>hand</b> area", "right hand area", "outside")
+
+
+def write_viewer_files(out, run, adapter="demostate"):
+    """Write the data of a run for the viewer, with a contribution around `EFFECT_MM` and less of the other side."""
+    mean, mask = model_grid()
+    indices = np.indices(mean.shape).reshape(3, -1).T
+    points = (indices @ GRID_AFFINE[:3, :3].T + GRID_AFFINE[:3, 3]).reshape(*mean.shape, 3)
+    labels = np.zeros(mean.shape, int)
+    for label, side in ((1, 1), (2, -1)):
+        centre = np.array(EFFECT_MM) * [side, 1, 1]
+        labels[((points - centre) ** 2).sum(axis=3) < 14**2] = label
+    image = np.choose(labels, [0, 1.5, -0.02])
+    waves = np.sin(np.arange(60) / 5)
+    series = np.stack([waves, 0.5 * waves, np.full(60, np.nan)])
+    numbers = np.array([1.5, -0.02, np.nan])
+    regions = RegionData(labels, REGIONS, numbers, np.abs(numbers) / 10, numbers / 10, series, "% of the mean", 2.0)
+
+    def path(desc):
+        return output_path(out, run, "bold", ".js", datatype="figures", desc=desc)
+
+    write_run_data(path("viewer"), mean, mask, GRID_AFFINE, anatomy="sub-01_desc-viewer_T1w.js")
+    write_region_data(path(f"{adapter}viewer"), image, GRID_AFFINE, regions, "log-odds", "left <i>hand</i>", "spheres")
 
 
 def model_grid():
@@ -157,6 +186,8 @@ def write_anatomy(out):
     write_json(output_path(out, entities, "T1w", ".json", datatype="anat", desc="preproc"), {"SkullStripped": False})
     write_image(mask, output_path(out, entities, "mask", ".nii.gz", datatype="anat", desc="brain"))
     write_json(output_path(out, entities, "mask", ".json", datatype="anat", desc="brain"), {"Type": "Brain"})
+    t1w = output_path(out, entities, "T1w", ".js", datatype="figures", desc="viewer")
+    write_anatomy_data(t1w, model_grid()[0], GRID_AFFINE)
     for one, other in (("T1w", "MNI152NLin6Asym"), ("MNI152NLin6Asym", "T1w")):
         write_text(output_path(out, entities, "xfm", ".h5", datatype="anat", from_=one, to=other, mode="image"), "h5")
     for desc in ("mask", "norm"):

@@ -1,6 +1,7 @@
 """Group report: escaped, small for large cohorts, and self-contained."""
 
 import re
+from functools import partial
 from html.parser import HTMLParser
 
 import numpy as np
@@ -33,6 +34,8 @@ from bids_app.reports.group import (
 )
 from bids_app.reports.run_table import RunTable
 
+REPORTS = {"sub-01.html"}
+render_page = partial(render, reports=REPORTS)
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&"
 
 
@@ -64,7 +67,7 @@ def section(rows, **properties):
 
 def test_long_tables_are_truncated_with_a_link_to_the_file():
     rows = [(Cell(f"sub-{i}", f"sub-{i}.html"), Cell(str(i))) for i in range(5000)]
-    text = render(page_of(section(rows)))
+    text = render_page(page_of(section(rows)))
     found = Elements(text)
     assert len(found.of("tr")) == MAX_ROWS + 1
     assert f"First {MAX_ROWS} of 5,000 rows" in found.words
@@ -75,7 +78,7 @@ def test_long_tables_are_truncated_with_a_link_to_the_file():
 def test_remarks_are_limited_and_sorted_by_severity():
     levels = [GOOD] * 5 + [WARN] * 10 + [BAD] * 2
     remarks = [Remark(level, f"{level} {i}.") for i, level in enumerate(levels)]
-    text = render(page_of(section([], remarks=remarks)))
+    text = render_page(page_of(section([], remarks=remarks)))
     shown = re.findall(r'<li class="(\w+)">', text)
     assert shown == [BAD] * 2 + [WARN] * 10
     assert len(shown) == MAX_REMARKS
@@ -86,14 +89,14 @@ def test_text_from_files_is_escaped():
     cell = Cell(EVIL, level=WARN)
     figure = Figure("a.svg", EVIL, EVIL, EVIL)
     evil = Section("x", EVIL, [EVIL], [figure], [Table(EVIL, (EVIL,), [(cell, cell)])], [Remark(BAD, EVIL)])
-    found = Elements(render(page_of(evil, notes=(EVIL,), research_only=(EVIL,))))
+    found = Elements(render_page(page_of(evil, notes=(EVIL,), research_only=(EVIL,))))
     assert [element.get("type") for element in found.of("script")] == ["application/json", None]
     assert [image["src"] for image in found.of("img")] == ["a.svg"]
     assert not any("onerror" in attributes for _, attributes in found.found)
 
 
 def test_the_page_works_offline_and_has_the_disclaimers():
-    text = render(page_of(section([]), demonstration=True))
+    text = render_page(page_of(section([]), demonstration=True))
     found = Elements(text)
     addresses = [a.get("href") or a.get("src") or "" for tag in ("a", "img", "link", "script") for a in found.of(tag)]
     assert not [address for address in addresses if re.match(r"(https?:)?//", address)]
@@ -105,7 +108,9 @@ def test_the_page_works_offline_and_has_the_disclaimers():
 
 def test_sections_tables_and_figures_are_accessible():
     figures = [Figure("a.svg", "A", "What it shows", "A chart of it")]
-    found = Elements(render(page_of(Section("x", "X", figures=figures, tables=[Table("T", ("H",), [(Cell("1"),)])]))))
+    found = Elements(
+        render_page(page_of(Section("x", "X", figures=figures, tables=[Table("T", ("H",), [(Cell("1"),)])])))
+    )
     assert [image["alt"] for image in found.of("img")] == ["A chart of it"]
     (scroll,) = [attributes for attributes in found.of("div") if attributes.get("class") == "scroll"]
     assert (scroll["tabindex"], scroll["role"], scroll["aria-label"]) == ("0", "region", "T")
@@ -164,3 +169,15 @@ def test_participants_of_a_similarity_matrix_have_labels_if_they_are_few(tmp_pat
     text = plot_identity({"voxel": (matrix, people)}, tmp_path / "x.svg", title="t", description="d").read_text()
     assert ("sub-03" in text) == labelled
     assert ("runs of 60 participants" in text) != labelled
+
+
+def test_reports_that_do_not_exist_are_not_linked():
+    rows = [(Cell("sub-01_task-a", "sub-01.html"),), (Cell("sub-02_task-a", "sub-02.html"),)]
+    text = render_page(page_of(section(rows)))
+    assert '<a href="sub-01.html">sub-01_task-a</a>' in text
+    assert "sub-02.html" not in text
+    assert "sub-02_task-a" in text
+
+
+def test_a_table_without_rows_is_not_shown():
+    assert "T-title" not in render_page(page_of(Section("x", "X", tables=[Table("T-title", ("H",), [])])))

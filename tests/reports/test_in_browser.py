@@ -69,7 +69,7 @@ def test_nothing_moves_on_paper(derivatives, tmp_path):
     page = build_participant_report(derivatives.out, "01")
     script = """inner.defaultView.dispatchEvent(new Event("beforeprint"));
         return [[...inner.images].filter((image) => image.src.includes("#flicker")).length,
-            inner.querySelectorAll("details:not([open])").length];"""
+            inner.querySelectorAll("details:not([open], .guide)").length];"""
     assert look(page, tmp_path, script) == [0, 0]
 
 
@@ -121,6 +121,39 @@ def test_each_figure_has_a_link_and_a_download(derivatives, tmp_path):
         assert link == f"#{identifier}"
         assert (derivatives.out / file).stem == identifier.removeprefix("figure-")
         assert png == "PNG"
+
+
+def test_every_figure_unfolds_how_to_read_it(derivatives):
+    page = build_participant_report(derivatives.out, "01")
+    with chromium().Browser() as browser:
+        browser.open(page.as_uri())
+        browser.run("for (const place of document.querySelectorAll('.guide')) place.open = true;")
+        assert browser.run("document.querySelectorAll('figure').length") == 16
+        headings = "(one) => one.querySelectorAll('.guide dt').length"
+        assert browser.run(f"[...document.querySelectorAll('figure')].map({headings})") == [4] * 16
+        assert browser.run("document.querySelectorAll('.guide[id]').length") == 9  # each text has one address
+        browser.run("for (const image of document.querySelectorAll('.examples img')) image.loading = 'eager';")
+        browser.wait("[...document.querySelectorAll('.examples img')].every((image) => image.naturalWidth === 192)")
+        assert browser.run("document.querySelectorAll('.examples img').length") == 2 * 12
+
+
+def test_the_section_bar_is_not_cut(derivatives, tmp_path):
+    page = build_participant_report(derivatives.out, "01")
+    for width in (800, 1100, 1300):
+        script = "const bar = inner.querySelector('nav'); return [bar.scrollWidth, bar.clientWidth];"
+        scroll, client = look(page, tmp_path, script, width)
+        assert scroll <= client
+
+
+def test_print_has_the_figures_but_no_controls(derivatives):
+    page = build_participant_report(derivatives.out, "01")
+    with chromium().Browser() as browser:
+        browser.open(page.as_uri())
+        browser.call("Emulation.setEmulatedMedia", media="print")
+        shown = "(one) => getComputedStyle(one).display !== 'none'"
+        hidden = ".guide, #viewer, nav, .flicker, .save"
+        assert browser.run(f"[...document.querySelectorAll('{hidden}')].filter({shown}).length") == 0
+        assert browser.run(f"[...document.querySelectorAll('figure')].filter({shown}).length") == 16
 
 
 def test_the_slider_steps_through_the_volumes(derivatives, tmp_path):

@@ -13,6 +13,7 @@ def write_report(out, *participants):
     out.mkdir(exist_ok=True)
     for participant in participants:
         (out / f"{participant}.html").write_text("<html></html>")
+        (out / participant.partition("_")[0]).mkdir(exist_ok=True)
 
 
 def rows_of(out):
@@ -45,6 +46,21 @@ def test_a_participant_whose_report_is_gone_is_left_out(tmp_path):
     (tmp_path / "sub-02.html").unlink()
     update_index(tmp_path, [IndexRow("sub-01_task-a", "ok")])
     assert set(rows_of(tmp_path)) == {"sub-01_task-a"}
+
+
+def test_a_participant_whose_outputs_are_gone_is_left_out(tmp_path):
+    write_report(tmp_path, "sub-01", "sub-02")
+    (tmp_path / "sub-02").rmdir()
+    text = update_index(tmp_path, [IndexRow("sub-01_task-a", "ok")]).read_text()
+    assert set(rows_of(tmp_path)) == {"sub-01_task-a"}
+    assert "sub-02" not in text
+
+
+def test_without_scripts_the_participants_are_links(tmp_path):
+    write_report(tmp_path, "sub-01")
+    text = update_index(tmp_path, [IndexRow("sub-01_task-a", "ok"), IndexRow("sub-02_task-a", "missing")]).read_text()
+    plain = "".join(re.findall("<noscript>(.*?)</noscript>", text, re.DOTALL))
+    assert '<li><a href="sub-01.html">sub-01</a></li><li>sub-02 (no report)</li>' in plain
 
 
 @pytest.mark.parametrize("content", ["", "<html>", '<script type="application/json" id="index-rows">[[1]]</script>'])

@@ -72,7 +72,7 @@ def test_pages_with_long_or_many_runs_are_small(out, n_runs, n_volumes):
             (path.parent / path.name.replace("run-1", f"run-{run}")).symlink_to(path)
     source = build_participant_report(out, "01").read_text()
     assert source.count('class="trace"') == n_runs
-    assert len(source.encode()) < 350_000
+    assert len(source.encode()) < 380_000
     assert len(source.encode()) < PAGE_LIMIT
     if n_runs == 1:
         assert 'data-n="1200" data-per="1"' in source

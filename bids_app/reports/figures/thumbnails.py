@@ -10,8 +10,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +25,8 @@ SIZE = 192
 """Width and height of a thumbnail, pixels."""
 COMMENT = b"\xff\xfe"
 """Marker of a comment in a JPEG file, before its size."""
+UNREADABLE_MARK = "!"
+"""Mark before the name of a figure that could not be read."""
 MAX_HEAD = 4096
 """Bytes of a JPEG file among which the comment is."""
 QUALITY = 78
@@ -68,25 +69,30 @@ def write_thumbnails(figures: Sequence[Path | None], path: Path) -> Path:
     Parameters
     ----------
     figures : sequence of pathlib.Path or None
-        SVG files. The thumbnail of one that is missing or cannot be read is black.
+        SVG files. The thumbnail of one that is missing or cannot be read is black; the file says which cannot be read.
     path : pathlib.Path
         The JPEG file to write.
     """
     from PIL import Image
 
     strip = Image.new("RGB", (SIZE * len(figures), SIZE))
+    unreadable = set()
     for index, figure in enumerate(figures):
         if figure is not None:
-            with suppress(OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            try:
                 strip.paste(draw_thumbnail(read_output(figure).decode(), kind_of(figure)), (SIZE * index, 0))
+            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+                unreadable.add(index)
     with atomic_path(path) as temporary:
-        strip.save(temporary, "JPEG", quality=QUALITY, comment=names_of(figures))
+        strip.save(temporary, "JPEG", quality=QUALITY, comment=names_of(figures, unreadable))
     return path
 
 
-def names_of(figures: Sequence[Path | None]) -> bytes:
-    """Return the names of figures, which the thumbnails keep as a comment."""
-    return "\n".join("" if figure is None else figure.name for figure in figures).encode()
+def names_of(figures: Sequence[Path | None], unreadable: Collection[int] = ()) -> bytes:
+    """Return the names of figures, which the thumbnails keep as a comment, with marks for those that cannot be read."""
+    marks = (UNREADABLE_MARK if index in unreadable else "" for index in range(len(figures)))
+    names = ("" if figure is None else figure.name for figure in figures)
+    return "\n".join(map("".join, zip(marks, names, strict=True))).encode()
 
 
 def made_from(path: Path) -> bytes:
@@ -177,7 +183,7 @@ def _decode(raster: Raster, width: int, height: int) -> Image:
     image = Image.open(io.BytesIO(raster.content), formats=("JPEG", "PNG"))
     if image.width * image.height > MAX_PIXELS:
         raise UnreadableFigureError(f"an image of {image.width} x {image.height} pixels")
-    image.draft("L", (width, height))
+    image.draft("RGB", (width, height))
     return (ImageOps.flip(image) if raster.flipped else image).convert("RGB")
 
 

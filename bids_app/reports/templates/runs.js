@@ -93,8 +93,8 @@ if (runTable) {
     });
   };
   const thumbnail = (i, k) => {
-    const code = Number(figures.levels[figures.values[i]][k]);
-    if (!code) return make("span", { className: "none" }, "no figure");
+    const code = figures.levels[figures.values[i]][k];
+    if (!Number(code)) return make("span", { className: "none" }, code === "x" ? "figure cannot be read" : "no figure");
     const image = make("img", { loading: "lazy", alt: `${kinds[k].title} of ${runs[i]}`, width: 192, height: 192 });
     image.style.objectPosition = `${(100 * k) / Math.max(1, kinds.length - 1)}% 0`;
     image.src = `${folder}/${encodeURIComponent(runs[i])}.jpg`;
@@ -102,7 +102,7 @@ if (runTable) {
   };
   const tile = (i, chosen) => {
     const shown = state.figure === "all" ? kinds.map((_, k) => k) : [Number(state.figure)];
-    const code = figures.values[i] < 0 ? 0 : Number(figures.levels[figures.values[i]][shown[0]]);
+    const code = figures.values[i] < 0 ? 0 : Number(figures.levels[figures.values[i]][shown[0]]) || 0;
     const address = addressOf(i, code ? kinds[shown[0]].figures[code - 1] : "");
     const text = make("span", { className: "name" }, runs[i]), marks = make("span", { className: "marks" });
     for (const column of columns) {

@@ -79,6 +79,12 @@ for (const figure of document.querySelectorAll("figure[id]")) {
   }));
   place.append(button);
 }
+// The guide to a kind of figure is part of the page once; the other figures of the kind get a copy.
+for (const figure of document.querySelectorAll("[data-guide]")) {
+  const guide = document.getElementById(`guide-${figure.dataset.guide}`).cloneNode(true);
+  guide.removeAttribute("id");
+  figure.append(guide);
+}
 // A link to something within closed details opens them.
 const reveal = () => {
   let anchor = location.hash.slice(1).split("&")[0];
@@ -149,6 +155,6 @@ for (const table of document.querySelectorAll("table.sortable")) {
 }
 // For printing, open all details and show the first image of each flicker figure.
 addEventListener("beforeprint", () => {
-  for (const part of document.querySelectorAll("details")) part.open = true;
+  for (const part of document.querySelectorAll("details:not(.guide)")) part.open = true;
   for (const choose of flickers) choose("");
 });
