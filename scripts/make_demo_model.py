@@ -12,7 +12,12 @@
 4. Write the encoder, the adapter and the card. The same seeds give the same weights on the same kind of machine.
 5. Add reference statistics of the training scans, and a calibration from scans of other participants, to the adapter.
    With ``--describe-only``, add them to an existing adapter; scans that are not in ``--work`` are simulated again. With
-   ``--calibrate-only``, add only the calibration; the scans of training are not needed.
+   ``--calibrate-only``, add only the calibration, with ``--reference-only`` only the statistics.
+6. Preprocessed scans differ from those of step 1 in what the domain is measured by, such as smoothness. With
+   ``--preprocessed OUT``, the reference statistics include those of other participants, made by
+
+    neurostorm-phantom DATASET --participants 14 --seed 71
+    neurostorm DATASET OUT participant --model demo --output-clips voxel
 """
 
 from __future__ import annotations
@@ -42,6 +47,7 @@ from bids_app.phantom.grid_scans import simulated_series
 from bids_app.training.adapt import AdaptSettings, LabelledScans, adapt
 from bids_app.training.calibrate import fit_calibration, predict_scans, summarise
 from bids_app.training.data.scan import Scan
+from bids_app.training.data.sources import find_own_clips
 from bids_app.training.data.store import ClipStore
 from bids_app.training.optimiser import LoopSettings
 from bids_app.training.reference import add_reference
@@ -202,13 +208,16 @@ def write(
     return first, second
 
 
-def describe(path: Path, model: Model, work: Path) -> Path:
-    """Add reference statistics to an adapter's file."""
-    adapter, told = add_reference(
-        load_adapter(path), model, tuple(ClipStore(work / "training", NORMALISATION)), {}, BATCH
-    )
+def describe(path: Path, model: Model, work: Path, preprocessed: Path | None) -> Path:
+    """Add reference statistics of the training scans, and of preprocessed ones, to an adapter's file."""
+    others = find_own_clips(preprocessed, NORMALISATION)[0] if preprocessed else {}
+    scans = (*ClipStore(work / "training", NORMALISATION), *others.values())
+    adapter, told = add_reference(load_adapter(path), model, scans, {}, BATCH)
     say(told)
-    return save_adapter(path, adapter)
+    cohort = dict(adapter.card.cohort)
+    if others:
+        cohort["preprocessed"] = {"participants": len({s.participant for s in others.values()}), "scans": len(others)}
+    return save_adapter(path, replace(adapter, card=replace(adapter.card, cohort=cohort)))
 
 
 def calibrate(path: Path, model: Model, work: Path, participants: int, n_procs: int) -> Path:
@@ -231,8 +240,9 @@ def complete(arguments: argparse.Namespace) -> None:
     path, model = arguments.out / ADAPTER_FILE, load_model(arguments.out / ENCODER_FILE)
     if not arguments.calibrate_only:
         simulate_all(arguments.work / "training", TRAINING_SEED, arguments.participants, arguments.nprocs)
-        describe(path, model, arguments.work)
-    calibrate(path, model, arguments.work, arguments.calibration, arguments.nprocs)
+        describe(path, model, arguments.work, arguments.preprocessed)
+    if not arguments.reference_only:
+        calibrate(path, model, arguments.work, arguments.calibration, arguments.nprocs)
 
 
 def say(line: str) -> None:
@@ -256,10 +266,12 @@ def main() -> int:
     p.add_argument("--nprocs", type=int, default=os.cpu_count() or 1)
     p.add_argument("--calibration", type=int, default=30, help="participants for calibration only")
     p.add_argument("--describe-only", action="store_true", help="only step 5, for the adapter in --out")
+    p.add_argument("--reference-only", action="store_true", help="only the statistics, for the adapter in --out")
+    p.add_argument("--preprocessed", type=Path, help="output folder of the command, see step 6")
     p.add_argument("--calibrate-only", action="store_true", help="only the calibration, for the adapter in --out")
     arguments = p.parse_args()
     work = arguments.work
-    if arguments.describe_only or arguments.calibrate_only:
+    if arguments.describe_only or arguments.calibrate_only or arguments.reference_only:
         complete(arguments)
         return 0
     training = cohort(work / "training", TRAINING_SEED, arguments.participants, arguments.nprocs, mirror=True)
