@@ -824,11 +824,25 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("container/test_recipes.py::test_a_wrong_licence_label_stops_the_build",),
     ),
     Mutation(
-        "the array script of SLURM passes SIGTERM on",
-        "docs/slurm/participants.sbatch",
+        "the script of array jobs passes SIGTERM on",
+        "bids_app/cluster/script.py",
         """trap '[ -n "$app" ]""",
         """: '[ -n "$app" ]""",
-        ("container/test_recipes.py::test_the_array_script_passes_sigterm_on_and_waits_for_the_app",),
+        ("cluster/test_script.py::test_sigterm_is_passed_on_and_the_script_waits_for_the_app",),
+    ),
+    Mutation(
+        "participants whose jobs are in the queue are not submitted again",
+        "bids_app/cluster/tasks.py",
+        "queued = ended is None and job is not None and _is_queued(*job, queue)",
+        "queued = False",
+        ("cluster/test_submit.py::test_participants_in_the_queue_are_not_submitted_again",),
+    ),
+    Mutation(
+        "outputs made with other options are not those of a cohort",
+        "bids_app/cluster/states.py",
+        "if summary is not None and is_new and not other and summary.status != UNFINISHED:",
+        "if summary is not None and is_new and summary.status != UNFINISHED:",
+        ("cluster/test_states.py::test_outputs_of_other_options_or_of_some_sessions_do_not_count",),
     ),
     # 18. Weights by hash.
     Mutation(

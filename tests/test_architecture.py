@@ -21,7 +21,7 @@ LAYERS = [
     {"errors", "files", "settings", "terminal"},
     {"bids", "clips", "model", "catalog", "phantom"},
     {"preprocess", "adapters", "reports", "outputs"},
-    {"workflow", "group", "training", "review"},
+    {"workflow", "group", "training", "review", "cluster"},
     {"cli"},
 ]
 """From bottom to top: a package imports from the layers below its own."""
@@ -41,6 +41,7 @@ ALLOWED_WITHIN_LAYER = {
     ("reports", "outputs.schema"),
     ("group", "workflow.preflight"),
     ("training", "workflow.locks"),
+    ("cluster", "workflow.locks"),
     ("workflow", "training.data.sources"),
     ("workflow", "training.data.entries"),
 }

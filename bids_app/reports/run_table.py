@@ -88,6 +88,8 @@ class RunTable:
         URL of the folder of thumbnails.
     maps : sequence of dict
         Maps of embeddings, see `bids_app.group.similarity`.
+    noun : str
+        What a row is, for headings.
     """
 
     runs: Sequence[str]
@@ -97,6 +99,7 @@ class RunTable:
     kinds: Sequence[Mapping[str, Any]] = ()
     folder: str = ""
     maps: Sequence[Mapping[str, Any]] = ()
+    noun: str = "run"
 
     def to_json(self, limit: int = DATA_LIMIT) -> str:
         """Return the table as JSON for a script element."""
@@ -107,6 +110,7 @@ class RunTable:
             "kinds": list(self.kinds),
             "folder": self.folder,
             "maps": list(self.maps),
+            "noun": self.noun,
             "columns": [],
             "left_out": [],
         }
