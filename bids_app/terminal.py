@@ -39,8 +39,9 @@ def first_of(names: Sequence[str], n: int, separator: str = ", ") -> str:
 
 
 def count_of(n: int, what: str) -> str:
-    """Return a number with what it counts, in the plural unless it is 1: ``1 run``, ``1,200 runs``."""
-    return f"{n:,} {what}{'s' if n != 1 else ''}"
+    """Return a number with what it counts, in the plural unless it is 1: ``1 run``, ``1,200 runs``, ``2 processes``."""
+    ending = "" if n == 1 else "es" if what.endswith("s") else "s"
+    return f"{n:,} {what}{ending}"
 
 
 class EscapedStream:

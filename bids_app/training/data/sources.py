@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +27,7 @@ from bids_app.bids.entities import natural_key
 from bids_app.bids.query import BoldRun, run_of_derivatives
 from bids_app.bids.sidecars import SCANNER_KEYS, Inheritance, read_json
 from bids_app.clips import GridSeries
-from bids_app.errors import BadDataError, NeurostormError, NoInputError, NoMatchError, UsageError
+from bids_app.errors import BadDataError, NeurostormError, NoInputError, NoMatchError, TemporaryError, UsageError
 from bids_app.files import MAX_CONFOUNDS_BYTES, read_rows
 from bids_app.outputs.names import CLIPS
 from bids_app.outputs.schema import PREPROCESSING, FileStamp, read_run_files
@@ -264,7 +265,13 @@ def prepare_series(
     tasks = [work[k : k + size] for k in range(0, len(work), size)]
     if n_procs > 1 and len(tasks) > 1:
         with ProcessPoolExecutor(min(n_procs, len(tasks)), mp_context=get_context("spawn")) as pool:
-            parts = list(pool.map(_prepare_task, tasks, [store] * len(tasks), [shard_bytes] * len(tasks)))
+            try:
+                parts = list(pool.map(_prepare_task, tasks, [store] * len(tasks), [shard_bytes] * len(tasks)))
+            except BrokenProcessPool as error:
+                raise TemporaryError(
+                    "A process that prepared clips was killed, probably out of memory.",
+                    "Use fewer --nprocs; complete files are kept.",
+                ) from error
     else:
         parts = [_prepare_task(task, store, shard_bytes) for task in tasks]
     messages = [message for part in parts for message in part]
@@ -274,7 +281,7 @@ def prepare_series(
     if wanted and not scans:
         first = next(message for message in messages if message.kind == "omitted")
         raise NoMatchError(
-            f"{dataset}: all {len(wanted)} series are unusable.", f"First error: {first.where}: {first.reason}"
+            f"{dataset}: no usable series of {len(wanted)}.", f"First error: {first.where}: {first.reason}"
         )
     return scans
 

@@ -75,7 +75,7 @@ def test_a_damaged_image_omits_its_series_and_is_named(tmp_path, write_derivativ
     write_derivative(tmp_path / "out", "a", "MNI152NLin6Asym")
     (path,) = tmp_path.glob(f"out/sub-a/func/*_{suffix}")
     path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(NoMatchError, match="all 1 series are unusable") as caught:
+    with pytest.raises(NoMatchError, match="no usable series of 1") as caught:
         prepare(tmp_path / "out", ClipStore(tmp_path / "store", "voxel"), report=lambda _: None)
     assert path.name in caught.value.hint
     assert not list((tmp_path / "store").glob("sub-*"))
