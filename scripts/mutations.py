@@ -1255,7 +1255,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a scan has the same clips in training and in prediction",
-        "bids_app/training/data/sources.py",
+        "bids_app/training/data/facts.py",
         "    grid = resample_to_model_grid(preprocessed, folders[2])",
         "    grid = resample_to_model_grid(replace(preprocessed, n_dummy=0), folders[2])",
         ("integration/test_training_trees.py::test_training_and_prediction_have_the_same_clips",),

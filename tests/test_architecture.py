@@ -42,7 +42,7 @@ ALLOWED_WITHIN_LAYER = {
     ("group", "workflow.preflight"),
     ("training", "workflow.locks"),
     ("cluster", "workflow.locks"),
-    ("workflow", "training.data.sources"),
+    ("workflow", "training.data.facts"),
     ("workflow", "training.data.entries"),
 }
 """Imports allowed within a layer: (package, imported package or module)."""

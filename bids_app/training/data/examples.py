@@ -22,11 +22,11 @@ from bids_app.training.adapt import LabelledScans
 from bids_app.training.data.duplicates import find_copies, warn_of_copies
 from bids_app.training.data.labels import EventRule, Segment, Target, read_table
 from bids_app.training.data.places import is_url
+from bids_app.training.data.raw import find_raw_dataset
 from bids_app.training.data.scan import Scan
 from bids_app.training.data.sources import (
     Found,
     find_own_clips,
-    find_raw_dataset,
     find_series,
     prepare_series,
     scans_of,
