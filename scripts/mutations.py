@@ -1254,6 +1254,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("training/test_processes.py::test_a_wrong_combination_is_refused",),
     ),
     Mutation(
+        "a disk that becomes full while a state is saved is reported, and keeps the state before",
+        "bids_app/training/state.py",
+        "        except RuntimeError as error:  # of the stream",
+        "        except ZeroDivisionError as error:  # of the stream",
+        ("training/test_state.py::test_a_disk_that_becomes_full_keeps_the_state_that_was_saved_before",),
+    ),
+    Mutation(
+        "predicting only hidden patches gives the gradients of predicting all",
+        "bids_app/model/patch_loss.py",
+        "(grads[0] * 2 / difference.shape[-1] * weights)",
+        "(grads[0] / difference.shape[-1] * weights)",
+        ("model/test_patch_loss.py::test_losses_and_gradients_are_those_of_all_patches",),
+    ),
+    Mutation(
         "a scan has the same clips in training and in prediction",
         "bids_app/training/data/facts.py",
         "    grid = resample_to_model_grid(preprocessed, folders[2])",
