@@ -138,9 +138,8 @@ def as_metrics(found: ExternalEvaluation) -> dict[str, float | int]:
 
 def summary(task: Task, found: ExternalEvaluation) -> list[str]:
     """Describe the metrics in a few lines."""
-    lines = [
-        f"{count_of(found.scans, 'scan')} of {count_of(found.participants, 'participant')}, who are not in the training set:"
-    ]
+    people = count_of(found.participants, "participant")
+    lines = [f"{count_of(found.scans, 'scan')} of {people}, who are not in the training set:"]
     lines += [
         f"{NAMES[key]}: {value:.3f} (95 % interval {found.intervals[key][0]:.3f} to {found.intervals[key][1]:.3f})"
         for key, value in found.values.items()
