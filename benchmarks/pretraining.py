@@ -23,6 +23,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -63,6 +64,10 @@ class TimedBatches:
     def steps(self) -> int:
         """Number of batches per epoch."""
         return self.batches.steps
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what the loop reads of the batches beside them."""
+        return getattr(self.batches, name)
 
     def epoch(self, number: int, first: int = 0) -> Iterator[Batch | QuantisedBatch]:
         """Yield the batches; a step ends when the next batch is requested."""

@@ -38,6 +38,12 @@ def first_of(names: Sequence[str], n: int, separator: str = ", ") -> str:
     return separator.join(names[:n]) + (f" and {len(names) - n} more" if len(names) > n else "")
 
 
+def count_of(n: int, what: str) -> str:
+    """Return a number with what it counts, in the plural unless it is 1: ``1 run``, ``1,200 runs``, ``2 processes``."""
+    ending = "" if n == 1 else "es" if what.endswith("s") else "s"
+    return f"{n:,} {what}{ending}"
+
+
 class EscapedStream:
     """Text stream in front of another, ``raw``, that replaces control characters by their escapes."""
 

@@ -824,11 +824,25 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("container/test_recipes.py::test_a_wrong_licence_label_stops_the_build",),
     ),
     Mutation(
-        "the array script of SLURM passes SIGTERM on",
-        "docs/slurm/participants.sbatch",
+        "the script of array jobs passes SIGTERM on",
+        "bids_app/cluster/script.py",
         """trap '[ -n "$app" ]""",
         """: '[ -n "$app" ]""",
-        ("container/test_recipes.py::test_the_array_script_passes_sigterm_on_and_waits_for_the_app",),
+        ("cluster/test_script.py::test_sigterm_is_passed_on_and_the_script_waits_for_the_app",),
+    ),
+    Mutation(
+        "participants whose jobs are in the queue are not submitted again",
+        "bids_app/cluster/tasks.py",
+        "queued = ended is None and job is not None and _is_queued(*job, queue)",
+        "queued = False",
+        ("cluster/test_submit.py::test_participants_in_the_queue_are_not_submitted_again",),
+    ),
+    Mutation(
+        "outputs made with other options are not those of a cohort",
+        "bids_app/cluster/states.py",
+        "if summary is not None and is_new and not other and summary.status != UNFINISHED:",
+        "if summary is not None and is_new and summary.status != UNFINISHED:",
+        ("cluster/test_states.py::test_outputs_of_other_options_or_of_some_sessions_do_not_count",),
     ),
     # 18. Weights by hash.
     Mutation(
@@ -1240,8 +1254,22 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("training/test_processes.py::test_a_wrong_combination_is_refused",),
     ),
     Mutation(
+        "a disk that becomes full while a state is saved is reported, and keeps the state before",
+        "bids_app/training/state.py",
+        "        except RuntimeError as error:  # of the stream",
+        "        except ZeroDivisionError as error:  # of the stream",
+        ("training/test_state.py::test_a_disk_that_becomes_full_keeps_the_state_that_was_saved_before",),
+    ),
+    Mutation(
+        "predicting only hidden patches gives the gradients of predicting all",
+        "bids_app/model/patch_loss.py",
+        "(grads[0] * 2 / difference.shape[-1] * weights)",
+        "(grads[0] / difference.shape[-1] * weights)",
+        ("model/test_patch_loss.py::test_losses_and_gradients_are_those_of_all_patches",),
+    ),
+    Mutation(
         "a scan has the same clips in training and in prediction",
-        "bids_app/training/data/sources.py",
+        "bids_app/training/data/facts.py",
         "    grid = resample_to_model_grid(preprocessed, folders[2])",
         "    grid = resample_to_model_grid(replace(preprocessed, n_dummy=0), folders[2])",
         ("integration/test_training_trees.py::test_training_and_prediction_have_the_same_clips",),

@@ -21,7 +21,7 @@ LAYERS = [
     {"errors", "files", "settings", "terminal"},
     {"bids", "clips", "model", "catalog", "phantom"},
     {"preprocess", "adapters", "reports", "outputs"},
-    {"workflow", "group", "training", "review"},
+    {"workflow", "group", "training", "review", "cluster"},
     {"cli"},
 ]
 """From bottom to top: a package imports from the layers below its own."""
@@ -41,7 +41,8 @@ ALLOWED_WITHIN_LAYER = {
     ("reports", "outputs.schema"),
     ("group", "workflow.preflight"),
     ("training", "workflow.locks"),
-    ("workflow", "training.data.sources"),
+    ("cluster", "workflow.locks"),
+    ("workflow", "training.data.facts"),
     ("workflow", "training.data.entries"),
 }
 """Imports allowed within a layer: (package, imported package or module)."""

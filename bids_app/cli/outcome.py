@@ -27,7 +27,7 @@ from bids_app.errors import (
 )
 from bids_app.terminal import indented
 
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE)
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE, errno.EFBIG)
 """Error numbers of disk problems, which are not bugs of this program."""
 INTERRUPTED = {EXIT_INTERRUPTED: "interrupted", EXIT_TERMINATED: "terminated"}
 """Exit codes of a command that a signal asked to end, and the word of the message."""

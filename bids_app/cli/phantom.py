@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bids_app.cli.outcome import exit_code_of
 from bids_app.settings import default_cpus
-from bids_app.terminal import escaped_output
+from bids_app.terminal import count_of, escaped_output
 
 
 def parser() -> argparse.ArgumentParser:
@@ -79,7 +79,7 @@ def simulate(arguments: argparse.Namespace) -> None:
         kinds=kinds,
     )
     runs = write_dataset(arguments.out_dir, plan, max(1, arguments.nprocs))
-    print(f"{len(runs)} runs of {plan.participants} participants in {arguments.out_dir}")
+    print(f"{count_of(len(runs), 'run')} of {count_of(plan.participants, 'participant')} in {arguments.out_dir}")
 
 
 if __name__ == "__main__":

@@ -6,12 +6,24 @@ import argparse
 from pathlib import Path
 
 
+def path(text: str) -> Path:
+    """Return a path; an empty one would mean the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; is a variable unset?")
+    return Path(text)
+
+
 def place(text: str) -> str | Path:
     """Return a path, or the URL of a folder in object storage as it is; ``file://`` stands for a path."""
-    if not text:
-        raise argparse.ArgumentTypeError("the path is empty")
     text = text.removeprefix("file://")
-    return text if "://" in text else Path(text)
+    return text if "://" in text else path(text)
+
+
+def lasting_place(text: str) -> str | Path:
+    """Return a path or URL to write to."""
+    if text.startswith("memory://"):
+        raise argparse.ArgumentTypeError("memory:// is lost when the command ends; give a path or another URL")
+    return place(text)
 
 
 def part(text: str) -> tuple[int, int]:
@@ -48,9 +60,9 @@ def add_store(p: argparse.ArgumentParser) -> None:
 
     build = commands.add_parser("build", help="add the scans of a dataset to a store; finished ones are kept")
     build.add_argument(
-        "data", type=Path, metavar="DATA", help="outputs of neurostorm, fMRIPrep, XCP-D, HCP or UK Biobank"
+        "data", type=path, metavar="DATA", help="outputs of neurostorm, fMRIPrep, XCP-D, HCP or UK Biobank"
     )
-    build.add_argument("store", type=place, metavar="STORE", help=f"{stored}; created if missing")
+    build.add_argument("store", type=lasting_place, metavar="STORE", help=f"{stored}; created if missing")
     build.add_argument(
         "--normalisation",
         choices=("global", "voxel"),
@@ -77,10 +89,12 @@ def add_store(p: argparse.ArgumentParser) -> None:
 
     convert = commands.add_parser("convert", help="copy a store of any format to a new one of few files")
     convert.add_argument("folder", type=place, metavar="STORE", help=stored)
-    convert.add_argument("new", type=place, metavar="NEW", help="store to write; an interrupted copy is completed")
+    convert.add_argument(
+        "new", type=lasting_place, metavar="NEW", help="store to write; an interrupted copy is completed"
+    )
     convert.add_argument(
         "--exclude",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="participants to leave out, one label per line, such as withdrawals",
     )

@@ -15,7 +15,7 @@ from bids_app.reports import group as page
 from bids_app.reports.contents import spec
 from bids_app.reports.group import BAD, GOOD, Cell, Remark, Section, Table, report_url
 from bids_app.reports.index import VERDICT_COLOURS
-from bids_app.terminal import first_of
+from bids_app.terminal import count_of, first_of
 
 STATUS_LEVELS = {FAILED: BAD, UNREADABLE: BAD, MISSING: page.WARN}
 FAILURES = tuple(STATUS_LEVELS)
@@ -29,7 +29,7 @@ def format_lead(cohort: Cohort) -> str:
     sessions = len({run.entities["ses"] for run in cohort.runs if "ses" in run.entities})
     statuses = (f"{counts[name]:,} {name}" for name in (OK, *FAILURES) if counts[name] or name == OK)
     over = f" in {sessions} sessions" if sessions > 1 else ""
-    participants, runs = _count(len(cohort.participants), "participant"), _count(len(cohort.runs), "BOLD run")
+    participants, runs = count_of(len(cohort.participants), "participant"), count_of(len(cohort.runs), "BOLD run")
     return f"{participants} with {runs}{over}: {', '.join(statuses)}."
 
 
@@ -66,7 +66,7 @@ def runs_section(cohort: Cohort) -> Section:
     if cohort.faults:
         shown = first_of(cohort.faults, 5, "; ")
         section.paragraphs.append(f"The following logs and folders could not be read: {shown}.")
-        section.remarks.append(Remark(page.WARN, f"{_count(len(cohort.faults), 'log')} could not be read."))
+        section.remarks.append(Remark(page.WARN, f"{count_of(len(cohort.faults), 'log')} could not be read."))
     section.tables.append(
         Table(
             "Failed and missing runs",
@@ -93,7 +93,7 @@ def add_configurations(section: Section, cohort: Cohort) -> None:
         section.remarks.append(
             Remark(
                 page.WARN,
-                f"{_count(len(left_out), 'run')} with tables of an earlier invocation, which are not used; see "
+                f"{count_of(len(left_out), 'run')} with tables of an earlier invocation, which are not used; see "
                 "n_not_used in group_runs.tsv.",
             )
         )
@@ -166,9 +166,9 @@ def predictions_section(cohort: Cohort) -> Section:
         if n_refused:
             refused = Counter(name for run in flagged if run.worst_verdict == REFUSE for name in failed_checks(run))
             reason = f"; most frequent failed check: {refused.most_common(1)[0][0]}" if refused else ""
-            section.remarks.append(Remark(BAD, f"Predictions withheld for {_count(n_refused, 'run')}{reason}."))
+            section.remarks.append(Remark(BAD, f"Predictions withheld for {count_of(n_refused, 'run')}{reason}."))
         if len(flagged) > n_refused:
-            n_warned = _count(len(flagged) - n_refused, "run")
+            n_warned = count_of(len(flagged) - n_refused, "run")
             most_frequent = _most_frequent([run for run in flagged if run.worst_verdict == WARN])
             section.remarks.append(Remark(page.WARN, f"{n_warned} with warnings; most frequent: {most_frequent}."))
     elif not any(run.worst_verdict for run in cohort.runs):
@@ -244,7 +244,7 @@ def _most_frequent(runs: Sequence[RunRecord]) -> str:
 def _sentence(status: str, runs: Sequence[RunRecord]) -> str:
     what = {FAILED: "failed", UNREADABLE: "partly unreadable", MISSING: "missing"}[status]
     verb = "" if status == FAILED else "is " if len(runs) == 1 else "are "
-    text = f"{_count(len(runs), 'run')} {verb}{what}"
+    text = f"{count_of(len(runs), 'run')} {verb}{what}"
     if len(runs) == 1:
         return f"{text}, {runs[0].stem}: {shortened(runs[0].reason, 160).rstrip('.')}."
     hint, n = Counter(run.hint for run in runs).most_common(1)[0]
@@ -254,7 +254,3 @@ def _sentence(status: str, runs: Sequence[RunRecord]) -> str:
 
 def _rank(status: str) -> int:
     return FAILURES.index(status) if status in FAILURES else 0
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'s' if n != 1 else ''}"

@@ -16,6 +16,7 @@ from bids_app.group.statistics import Estimate, false_discovery_rate, mean_by, r
 from bids_app.reports.contents import rate_metric, spec
 from bids_app.reports.figures.group_charts import Distribution, Pairs, plot_distributions, plot_pairs
 from bids_app.reports.group import BAD, FIGURES, GOOD, WARN, Cell, Figure, Remark, Section, Table, report_url
+from bids_app.terminal import count_of
 
 OUTLIERS = "group_outliers.tsv"
 MIN_PARTICIPANTS_MOTION = 20
@@ -92,7 +93,7 @@ def quality_section(cohort: Cohort, out_dir: Path) -> Section:
         "deviations from the median, in the direction of worse quality, and far enough to matter in practice."
     )
     n_beyond = int(found.beyond.any(axis=1).sum())
-    exceed = f"{_count(n_beyond, 'run')} exceed{'s' if n_beyond == 1 else ''} a limit of the participant reports."
+    exceed = f"{count_of(n_beyond, 'run')} exceed{'s' if n_beyond == 1 else ''} a limit of the participant reports."
     section.paragraphs.append(f"{many if n_runs >= MIN_RUNS else few} {exceed}")
     section.figures += _distributions(found, out_dir)
     _write_outliers(found, out_dir / OUTLIERS)
@@ -109,7 +110,7 @@ def quality_section(cohort: Cohort, out_dir: Path) -> Section:
     section.tables.append(Table("Outlier runs", headings, rows, OUTLIERS))
     if order:
         worst = "; ".join(f"{found.runs[i].stem} ({', '.join(found.outlying_metrics(i)[:3])})" for i in order[:3])
-        text = f"{_count(len(order), 'outlier run')}; largest deviations: {worst}."
+        text = f"{count_of(len(order), 'outlier run')}; largest deviations: {worst}."
         section.remarks.append(Remark(WARN, text))
     elif n_runs >= MIN_RUNS:
         section.remarks.append(Remark(GOOD, "No outliers in image quality."))
@@ -139,7 +140,7 @@ def motion_section(cohort: Cohort, out_dir: Path) -> Section:
     ]
     section.paragraphs.append(
         "Spearman correlation of each prediction with the mean framewise displacement over participants (runs "
-        f"averaged). p values are FDR-corrected for {_count(len(pairs), 'test')} (Benjamini-Hochberg)."
+        f"averaged). p values are FDR-corrected for {count_of(len(pairs), 'test')} (Benjamini-Hochberg)."
     )
     section.figures.append(_motion_figure(pairs, out_dir))
     section.tables.append(
@@ -167,7 +168,7 @@ def motion_section(cohort: Cohort, out_dir: Path) -> Section:
         n = max(r.n for *_, r in pairs)
         few = "" if n >= MIN_PARTICIPANTS_MOTION else "; the sample is too small to detect one"
         level = GOOD if n >= MIN_PARTICIPANTS_MOTION else WARN
-        text = f"No correlation of predictions with head motion found in {_count(n, 'participant')}{few}."
+        text = f"No correlation of predictions with head motion found in {count_of(n, 'participant')}{few}."
         section.remarks.append(Remark(level, text))
     return section
 
@@ -188,10 +189,6 @@ def _measure(name: str, value: float) -> str:
     entry = spec()["quality"].get(name, {})
     shown = f"{value * entry.get('factor', 1):.4g} {entry.get('unit', '')}".strip()
     return f"{entry.get('label', name)} {shown}"
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'s' if n != 1 else ''}"
 
 
 def _write_outliers(found: Screening, path: Path) -> None:

@@ -42,6 +42,7 @@ from bids_app.outputs.schema import WARN as VERDICT_WARN
 from bids_app.reports.contents import spec
 from bids_app.reports.group import BAD, WARN, Cell, Remark, Section, Table, report_url
 from bids_app.reports.index import RATING_COLOURS
+from bids_app.terminal import count_of
 
 INCLUDE = f"{FOLDER}/include.tsv"
 """Table of the runs to include in an analysis."""
@@ -289,7 +290,7 @@ def ratings_section(cohort: Cohort, ratings: GroupRatings, excluded: bool = Fals
     counts = Counter(ratings.consensus(run) for run in rated)
     raters = len(ratings.by_rater)
     section.paragraphs.append(
-        f"{_count(raters, 'rater')}; {len(rated):,} of {_count(len(cohort.runs), 'run')} rated: "
+        f"{count_of(raters, 'rater')}; {len(rated):,} of {count_of(len(cohort.runs), 'run')} rated: "
         + ", ".join(f"{counts[rating]:,} {rating}" for rating in RATINGS)
         + ". A run has the worst rating of its figures and of its T1w image, and the median of its raters; of two, the "
         f"worse. {INCLUDE} lists the runs to include."
@@ -301,11 +302,11 @@ def ratings_section(cohort: Cohort, ratings: GroupRatings, excluded: bool = Fals
 
 def _add_remarks(section: Section, ratings: GroupRatings, n_failed: int, excluded: bool) -> None:
     if ratings.outdated:
-        text = f"{_count(len(ratings.outdated), 'figure')} changed after the rating, which does not count; rate again"
+        text = f"{count_of(len(ratings.outdated), 'figure')} changed after the rating, which does not count; rate again"
         section.remarks.append(Remark(WARN, f"{text}: {', '.join(ratings.outdated[:3])}."))
     if n_failed:
         what = "left out of all other sections and tables" if excluded else "not left out (--exclude-failed does)"
-        section.remarks.append(Remark(WARN, f"{_count(n_failed, 'run')} rated as failed, {what}."))
+        section.remarks.append(Remark(WARN, f"{count_of(n_failed, 'run')} rated as failed, {what}."))
     worst = min(agreements(ratings), key=lambda each: each.kappa if np.isfinite(each.kappa) else 2, default=None)
     if worst is not None and worst.kappa < 0.4:
         text = f"Raters {worst.raters[0]} and {worst.raters[1]} agree little: kappa {worst.kappa:.2f}."
@@ -446,7 +447,3 @@ def _describe(column: str) -> dict[str, Any]:
 
 def _number(value: float) -> str:
     return f"{value:.2f}" if np.isfinite(value) else "n/a"
-
-
-def _count(n: int, what: str) -> str:
-    return f"{n:,} {what}{'s' if n != 1 else ''}"

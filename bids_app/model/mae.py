@@ -21,6 +21,7 @@ from bids_app.model.config import EncoderConfig
 from bids_app.model.encoder import Block, Encoder, Stage
 from bids_app.model.heads import build_and_load
 from bids_app.model.masking import SPATIAL_MASKS
+from bids_app.model.patch_loss import select_patches, select_rows, squared_error
 from bids_app.model.patches import to_patches
 
 
@@ -84,6 +85,10 @@ class MaskedAutoencoder(nn.Module):
         torch.Tensor, (B, X, Y, Z, T, P)
             Patches in the order of `to_patches`; `from_patches` converts them to clips.
         """
+        return self.decode(self._encode_visible(clips, mask, spatial))
+
+    def _encode_visible(self, clips: torch.Tensor, mask: torch.Tensor, spatial: str) -> torch.Tensor:
+        """Return the features of clips whose hidden tokens are replaced by mask tokens."""
         self.encoder.check_clips(clips)
         tokens = self.encoder.patch_embed(clips)
         if mask.shape != tokens.shape[:-1]:
@@ -93,14 +98,18 @@ class MaskedAutoencoder(nn.Module):
             )
         hidden = mask.unsqueeze(-1).to(tokens.dtype)
         tokens = tokens * (1 - hidden) + self._mask_tokens(spatial, tuple(tokens.shape[1:5])) * hidden
-        return self.decode(self.encoder.encode_tokens(tokens))
+        return self.encoder.encode_tokens(tokens)
 
     def decode(self, features: torch.Tensor) -> torch.Tensor:
         """Decode features of the last stage (B, X', Y', Z', T, C') to patches (B, X, Y, Z, T, P)."""
+        return self.decoder_pred(self._decode_tokens(features))
+
+    def _decode_tokens(self, features: torch.Tensor) -> torch.Tensor:
+        """Decode features of the last stage to tokens (B, X, Y, Z, T, C)."""
         x = self.first_patch_expanding(features)
         for stage in self.layers_up:
             x = stage(x)
-        return self.decoder_pred(self.norm_up(x))
+        return self.norm_up(x)
 
     def _mask_tokens(self, spatial: str, grid: tuple[int, ...]) -> torch.Tensor:
         """Return the mask tokens, broadcastable to (B, X, Y, Z, T, C)."""
@@ -135,6 +144,37 @@ class MaskedAutoencoder(nn.Module):
         error = (prediction - to_patches(clips, self.config.patch_size)).square().mean(-1)  # (B, X, Y, Z, T)
         share = mask if weights is None else mask * weights
         return (error * share).sum() / share.sum().clamp(min=1e-8)
+
+    def losses(
+        self,
+        clips: torch.Tensor,
+        mask: torch.Tensor,
+        spatial: str = "window",
+        weights: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Compute the mean squared error over the hidden patches of each clip; only these are predicted.
+
+        Parameters
+        ----------
+        clips, mask, spatial
+            As in `forward`.
+        weights
+            As in `loss`.
+
+        Returns
+        -------
+        torch.Tensor, (B,)
+            `loss` of each clip alone.
+        """
+        tokens = self._decode_tokens(self._encode_visible(clips, mask, spatial))
+        share = (mask if weights is None else mask * weights).expand(mask.shape)
+        found = []
+        for own, clip, wanted in zip(tokens, clips, share, strict=True):
+            hidden = wanted.flatten().nonzero().squeeze(1)
+            prediction = self.decoder_pred(select_rows(own.flatten(0, -2), hidden)).float()
+            target = select_patches(clip, self.config.patch_size, wanted != 0)
+            found.append(squared_error(prediction, target.to(prediction.dtype), wanted.flatten()[hidden]))
+        return torch.stack(found)
 
     def decoder_state(self) -> dict[str, torch.Tensor]:
         """Return all parameters except the encoder's, for `save_encoder`."""

@@ -32,6 +32,7 @@ VERDICT_COLOURS = {"pass": "good", "warn": "warn", "refuse": "bad"}
 RATING_COLOURS = {"pass": "good", "doubtful": "warn", "fail": "bad"}
 LINKS = {
     "group.html": "Group report",
+    "progress.html": "Progress",
     "review.html": "Review of figures",
     "logs/CITATION.html": "Methods",
     "group_runs.tsv": "Table of runs",

@@ -89,6 +89,8 @@ class RunTable:
         URL of the folder of thumbnails.
     maps : sequence of dict
         Maps of embeddings, see `bids_app.group.similarity`.
+    noun : str
+        What a row is, for headings.
     """
 
     runs: Sequence[str]
@@ -98,6 +100,7 @@ class RunTable:
     kinds: Sequence[Mapping[str, Any]] = ()
     folder: str = ""
     maps: Sequence[Mapping[str, Any]] = ()
+    noun: str = "run"
 
     def to_json(self, limit: int = DATA_LIMIT) -> str:
         """Return the table as JSON for a script element."""
@@ -108,6 +111,7 @@ class RunTable:
             "kinds": list(self.kinds),
             "folder": self.folder,
             "maps": list(self.maps),
+            "noun": self.noun,
             "columns": [],
             "left_out": [],
         }

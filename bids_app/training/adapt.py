@@ -22,6 +22,7 @@ from bids_app.model.api import Model
 from bids_app.model.encoder import Encoder
 from bids_app.model.heads import LinearHead
 from bids_app.model.lora import FACTOR
+from bids_app.terminal import count_of
 from bids_app.training.data.batches import Batch, ClipSource, QuantisedBatch
 from bids_app.training.data.loader import ClipBatches
 from bids_app.training.head import StandardisedHead, compute_embeddings, solve_head
@@ -271,7 +272,7 @@ def _train_through_encoder(
     n_clips = batches.n_clips
     if n_clips < MIN_BATCH_SIZE:
         raise BadDataError(
-            f"The training scans have only {n_clips} clips.",
+            f"The training scans have only {count_of(n_clips, 'clip')}.",
             f"At least {MIN_BATCH_SIZE} are required; add scans or use --strategy linear.",
         )
     monitor = task.main_metric if validate else None

@@ -31,7 +31,7 @@ from bids_app.errors import BadDataError, NoMatchError, UsageError
 from bids_app.model.api import Model, load_model
 from bids_app.model.heads import LinearHead
 from bids_app.settings import DEFAULT_MODEL
-from bids_app.terminal import first_of
+from bids_app.terminal import count_of, first_of
 from bids_app.training.adapt import LabelledScans
 from bids_app.training.data.batches import ClipSource
 from bids_app.training.data.examples import check_labels, label_scans, load_datasets, read_participants
@@ -153,8 +153,8 @@ def exclude_training_participants(examples: LabelledScans, adapter: Adapter, spl
     n_excluded = len({s.participant for s in examples.scans}) - len({examples.scans[i].participant for i in kept})
     if n_excluded:
         print(
-            f"Excluded {n_excluded} participants of the training set ({path.name}). If they are other people with "
-            "the same labels, use --other-people."
+            f"Excluded {count_of(n_excluded, 'participant')} of the training set ({path.name}). If they are other "
+            "people with the same labels, use --other-people."
         )
     if not kept:
         raise NoMatchError(
@@ -179,7 +179,7 @@ def predict_scans(model: Model, adapted: AdaptedModel, scans: Sequence[ClipSourc
     sums = torch.zeros(len(scans), values.shape[1]).index_add_(0, owners, values)
     counts = torch.bincount(owners, minlength=len(scans))
     if not counts.all():
-        raise BadDataError(f"{(counts == 0).sum()} scans are shorter than a clip.", "Exclude them.")
+        raise BadDataError(f"Shorter than a clip: {count_of(int((counts == 0).sum()), 'scan')}.", "Exclude them.")
     means = sums / counts[:, None]
     return (to_predictions(card, means) if averages_outputs else means).numpy()
 
@@ -232,7 +232,8 @@ def check_classes(card: AdapterCard, values: Sequence[str], target: str) -> None
 def summarise(calibration: Calibration, card: AdapterCard) -> str:
     """Describe a calibration for the console: what is promised, and for whom."""
     key, promise = f"{LEVEL:g}", calibration.promise_at_own_sites()
-    scans = f"Calibrated on {calibration.n_scans} scans of {calibration.n_participants} participants"
+    people = count_of(calibration.n_participants, "participant")
+    scans = f"Calibrated on {count_of(calibration.n_scans, 'scan')} of {people}"
     if key not in promise.limits:
         return f"{scans}. {promise.coverage}"
     if card.task == CLASSIFICATION:

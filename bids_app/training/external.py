@@ -18,6 +18,7 @@ from bids_app.adapters.file import CLASSIFICATION, EMBEDDING, AdapterCard, load_
 from bids_app.bids.writer import write_text, write_tsv
 from bids_app.catalog.models import find_adapter, weights_path
 from bids_app.errors import BadDataError, UsageError
+from bids_app.terminal import count_of
 from bids_app.training.adapt import LabelledScans
 from bids_app.training.calibrate import adapted_model, predict_scans, read_unseen
 from bids_app.training.evaluation import metrics
@@ -108,7 +109,8 @@ def measure(task: Task, predictions: np.ndarray, examples: LabelledScans, seed: 
     participants = [scan.participant for scan in examples.scans]
     if len(set(participants)) < MIN_PARTICIPANTS:
         raise BadDataError(
-            f"Only {len(set(participants))} participants to evaluate.", f"At least {MIN_PARTICIPANTS} are required."
+            f"Only {count_of(len(set(participants)), 'participant')} to evaluate.",
+            f"At least {MIN_PARTICIPANTS} are required.",
         )
     try:
         compute = _metrics_of(task, predictions, examples.values)
@@ -136,7 +138,8 @@ def as_metrics(found: ExternalEvaluation) -> dict[str, float | int]:
 
 def summary(task: Task, found: ExternalEvaluation) -> list[str]:
     """Describe the metrics in a few lines."""
-    lines = [f"{found.scans} scans of {found.participants} participants, who are not in the training set:"]
+    people = count_of(found.participants, "participant")
+    lines = [f"{count_of(found.scans, 'scan')} of {people}, who are not in the training set:"]
     lines += [
         f"{NAMES[key]}: {value:.3f} (95 % interval {found.intervals[key][0]:.3f} to {found.intervals[key][1]:.3f})"
         for key, value in found.values.items()

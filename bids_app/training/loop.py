@@ -21,6 +21,7 @@ from torch import nn
 from tqdm import tqdm
 
 from bids_app.errors import BadDataError, Terminated, UsageError
+from bids_app.terminal import count_of
 from bids_app.training.logs import RunLog, Stopwatch
 from bids_app.training.optimiser import LoopSettings, make_optimiser
 from bids_app.training.processes import fabric_for, lost_processes, noted_sigterm, on_first
@@ -391,7 +392,7 @@ class _Run:
             raise mismatch from error
         if len(state["rows"]) > self.settings.epochs:
             raise UsageError(
-                f"{folder}: {len(state['rows'])} epochs are completed, more than --epochs {self.settings.epochs}.",
+                f"{folder}: {count_of(len(state['rows']), 'epoch')} completed; --epochs is {self.settings.epochs}.",
                 "Raise --epochs, or change --output.",
             )
         guard = LossGuard(**state["guard"])

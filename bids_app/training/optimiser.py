@@ -12,6 +12,9 @@ from torch import nn
 
 from bids_app.errors import UsageError
 
+MAX_LEARNING_RATE = 1.0
+"""Steps of AdamW are about as long as the learning rate: with a larger one, no weight would keep its size."""
+
 
 @dataclass(frozen=True)
 class LoopSettings:
@@ -58,11 +61,13 @@ class LoopSettings:
             raise UsageError(
                 f"Invalid values: --epochs {self.epochs}, --accumulate {self.accumulate}.", "Use at least 1."
             )
-        if not self.learning_rate > 0 or not 0 <= self.warmup < 1:
+        if not 0 < self.learning_rate <= MAX_LEARNING_RATE:
             raise UsageError(
-                f"Invalid values: learning rate {self.learning_rate}, warm-up {self.warmup}.",
-                "Use a positive learning rate and a warm-up from 0 to below 1.",
+                f"Invalid value for --learning-rate: {self.learning_rate}.",
+                f"Use a number above 0, and not above {MAX_LEARNING_RATE:g}.",
             )
+        if not 0 <= self.warmup < 1:
+            raise UsageError(f"Invalid warm-up: {self.warmup}.", "Use a value from 0 to below 1.")
 
     def learning_rate_at(self, step: int, n_steps: int) -> float:
         """Return the learning rate of a step, counted from 0."""

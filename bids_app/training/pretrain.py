@@ -112,10 +112,8 @@ def pretrain(
         masks = [sample_mask(settings.mask, 1, grid, window, atlas, generator) for generator in generators]
         mask = torch.cat(masks).to(device)
         patch_weights = None if weights is None else weights.to(device)[None, ..., None]
-        prediction = model(clips, mask, settings.mask.spatial).float()
         # per clip, so that the loss does not depend on the batch size and number of processes
-        rows = [slice(i, i + 1) for i in range(len(clips))]
-        return torch.stack([model.loss(prediction[row], clips[row], mask[row], patch_weights) for row in rows])
+        return model.losses(clips, mask, settings.mask.spatial, patch_weights)
 
     def loss_of(batch: Batch) -> torch.Tensor:
         return losses_of(batch, settings.augment).mean()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from bids_app.errors import NeurostormError, TemporaryError, UsageError
+from bids_app.terminal import count_of
 from bids_app.training.sharding import make_strategy
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class Layout:
 
     def describe(self) -> str:
         """Describe the processes for a log."""
-        return f"{self.world_size} ({self.devices} on each of {self.nodes} nodes), started by {self.launcher}"
+        where = f" ({self.devices} on each of {self.nodes} nodes)" if self.nodes > 1 else ""
+        return f"{self.world_size}{where}, started by {self.launcher}"
 
 
 def find_layout(nodes: int | None, devices: int | None, environ: Mapping[str, str] = os.environ) -> Layout:
@@ -89,8 +91,8 @@ def find_layout(nodes: int | None, devices: int | None, environ: Mapping[str, st
     if (nodes or started.nodes, devices or started.devices) != (started.nodes, started.devices):
         options = [f"--{n} {v}" for n, v in (("nodes", nodes), ("devices", devices)) if v is not None]
         raise UsageError(
-            f"{' '.join(options)} does not match {started.launcher}, which has started {started.devices} processes on "
-            f"each of {started.nodes} nodes.",
+            f"{' '.join(options)} does not match {started.launcher}, which has started "
+            f"{count_of(started.devices, 'process')} on each of {count_of(started.nodes, 'node')}.",
             f"Omit --nodes and --devices, or change those of {started.launcher}.",
         )
     return started

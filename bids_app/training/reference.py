@@ -28,6 +28,7 @@ from bids_app.files import read_rows
 from bids_app.model.api import Model
 from bids_app.model.checkpoint import read_checkpoint
 from bids_app.preprocess.brain_signal import SIGNAL_MEASURES
+from bids_app.terminal import count_of
 from bids_app.training.data.batches import ClipSource
 from bids_app.training.data.labels import Segment, is_missing
 from bids_app.training.data.scan import Scan
@@ -88,8 +89,8 @@ def add_reference(
     limits = ", ".join(f"{name} {domain.limit[0]:.3g}" for name, domain in domains.items())
     n_participants, rate = domains["embedding"].participants, domains["embedding"].limit[1]
     return updated, (
-        f"Reference statistics of {n_participants} participants: scans with a distance above the limit ({limits}) are "
-        f"out-of-distribution (expected for {rate:.1%} of such scans, by each). Ranges: "
+        f"Reference statistics of {count_of(n_participants, 'participant')}: scans with a distance above the limit "
+        f"({limits}) are out-of-distribution (expected for {rate:.1%} of such scans, by each). Ranges: "
         f"{json.dumps(updated.card.ranges)}"
     )
 

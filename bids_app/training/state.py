@@ -19,13 +19,15 @@ from typing import Any
 import torch
 
 from bids_app.bids.writer import atomic_path
-from bids_app.errors import BadDataError, UsageError
+from bids_app.errors import BadDataError, InputOutputError, UsageError
 
 Rows = list[dict[str, float]]
 State = dict[str, torch.Tensor]
 
 STATE, GOOD = "state.pt", "good.pt"
 CHECKPOINTS = "checkpoints"
+PARTS = {"model", "optimiser", "rows", "losses", "best", "guard", "steps"}
+"""Keys of a state; those of earlier versions have no ``recipe``."""
 MAY_CHANGE = ("epochs", "checkpoint_interval")
 """Settings with which an interrupted run may be continued although they differ."""
 WINDOW = 50
@@ -36,7 +38,7 @@ FACTOR = 2.0
 
 @dataclass
 class LossGuard:
-    """Detects a loss that has lost what was learned.
+    """Detects divergence of the loss.
 
     The loss of a run is the median of its last `WINDOW` steps. It has diverged if it is above the first one and more
     than `FACTOR` times the lowest one.
@@ -186,15 +188,31 @@ def read_state(path: Path, mmap: bool = False) -> dict[str, Any]:
         It is damaged.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # damaged files make the unpickler raise any exception
         raise BadDataError(f"{path}: the state is not readable ({str(error)[:200]}).", "Remove the folder.") from error
+    if not isinstance(found, dict) or not found.keys() >= PARTS:
+        raise BadDataError(f"{path}: not a state of a training run.", "Remove the folder.")
+    return found
 
 
 def write_state(folder: Path, content: Mapping[str, Any], is_good: bool) -> None:
-    """Write a state atomically; a good one is also kept as the last good one."""
+    """Write a state atomically; a good one is also kept as the last good one.
+
+    Raises
+    ------
+    InputOutputError, CannotCreateError
+        The disk is full or not writable; the state that was saved before is kept.
+    """
     with atomic_path(folder / STATE) as temporary:
-        torch.save(dict(content), temporary)
+        try:
+            torch.save(dict(content), temporary)
+        except RuntimeError as error:  # of the stream: torch does not say that a disk is full
+            raise InputOutputError(
+                f"{folder / STATE}: writing failed; the disk is probably full, or a quota or a limit of file sizes is "
+                f"exceeded ({str(error).splitlines()[0][:100]}).",
+                "Free some space, then run the same command: it goes on from the last saved state.",
+            ) from error
     if is_good:
         with atomic_path(folder / GOOD) as temporary:
             try:

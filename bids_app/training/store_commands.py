@@ -12,7 +12,7 @@ from bids_app.bids.entities import LABEL
 from bids_app.bids.writer import remove_leftovers
 from bids_app.errors import BadDataError, NeurostormError, NoInputError, NoMatchError, UsageError
 from bids_app.files import MAX_TABLE_BYTES, read_text
-from bids_app.terminal import first_of
+from bids_app.terminal import count_of, first_of
 from bids_app.training.data.examples import find_scans
 from bids_app.training.data.scan import Scan, copy_of, describe
 from bids_app.training.data.shards import SHARDS, Shard, damaged_scans, index_of
@@ -52,8 +52,8 @@ def build(arguments: argparse.Namespace) -> None:
     prepared = prepare_series(dataset, found, store, arguments.nprocs, report=print, shard_bytes=shard_bytes)
     store.write_index()
     print(
-        f"{arguments.store}: {len(store.names())} scans, {len(store.names()) - before} of them new; this part has "
-        f"{len(own) + len(prepared)} ({n_copied} copied from clips of neurostorm)"
+        f"{arguments.store}: {count_of(len(store.names()), 'scan')}, {len(store.names()) - before} of them new; "
+        f"this part has {len(own) + len(prepared)} ({n_copied} copied from clips of neurostorm)"
     )
 
 
@@ -117,7 +117,7 @@ def verify(arguments: argparse.Namespace) -> None:
     damaged += [("", file, "no index; a writer was killed, or the index was deleted") for file in store.strays]
     damaged += _damaged_entries(store)
     for name, file, why in damaged:
-        print(f"damaged: {name or 'no scan, but the file'} in {file}: {why}")
+        print(f"damaged: {name} in {file}: {why}" if name else f"damaged: {file}: {why}")
     n_bytes = sum(shard.n_bytes for shard in shards)
     if damaged:
         names = first_of([name or file for name, file, _ in damaged], MAX_NAMED)
@@ -127,9 +127,7 @@ def verify(arguments: argparse.Namespace) -> None:
             "Restore these files; or delete them, then run neurostorm-train store index and store build, which "
             "prepares only their scans again.",
         )
-    print(
-        f"{arguments.folder}: {len(store.names())} scans in {len(shards)} shards, {as_size(n_bytes)}: no damage found"
-    )
+    print(f"{arguments.folder}: {_contents(store)}, {as_size(n_bytes)}: no damage found")
 
 
 def _damaged_indices(store: ClipStore) -> list[tuple[str, str, str]]:
@@ -180,6 +178,10 @@ def info(arguments: argparse.Namespace) -> None:
         print(f"Pack them into few files with: neurostorm-train store convert {arguments.folder} NEW")
 
 
+def _contents(store: ClipStore) -> str:
+    return f"{count_of(len(store.names()), 'scan')} in {count_of(len(store.shards), 'shard')}"
+
+
 def as_size(n_bytes: int) -> str:
     """Format a size in MB, or in GB from 1 GB on."""
     return f"{n_bytes / GB:,.1f} GB" if n_bytes >= GB else f"{n_bytes / 1e6:,.1f} MB"
@@ -216,7 +218,7 @@ def convert(arguments: argparse.Namespace) -> None:
     n_copied = copy_scans(scans, new, int(arguments.shard_size * GB), check=old.check)
     new.write_index()
     n_left_out = len(old.names()) - len(scans)
-    print(f"{arguments.new}: {len(scans)} scans, {n_copied} of them copied now; {n_left_out} left out")
+    print(f"{arguments.new}: {count_of(len(scans), 'scan')}, {n_copied} of them copied now; {n_left_out} left out")
 
 
 def _without_excluded(scans: list[Scan], path: Path) -> list[Scan]:
@@ -260,4 +262,4 @@ def index(arguments: argparse.Namespace) -> None:
     """Write the index of a store for the shards that exist."""
     store = ClipStore(arguments.folder)
     store.write_index()
-    print(f"{arguments.folder}: {len(store.names())} scans in {len(store.shards)} shards")
+    print(f"{arguments.folder}: {_contents(store)}")

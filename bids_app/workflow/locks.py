@@ -44,6 +44,11 @@ def is_in_use(work_dir: Path) -> bool:
     return next(work_dir.glob("running-sub-*.json"), None) is not None
 
 
+def is_held(path: Path, now: float) -> bool:
+    """Check if a running process holds a lock file; ``now`` is in the clock of its file system, s since 1970."""
+    return path.exists() and not _is_dead(path, _read(path), now)
+
+
 def list_locks_on(board: int) -> None:
     """Have a supervising process touch and release the locks of this one; it reads them by `listed_locks`."""
     global _board

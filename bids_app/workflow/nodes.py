@@ -384,7 +384,7 @@ def clip_outputs(
         One store for each.
     """
     from bids_app.training.data.entries import add_entry
-    from bids_app.training.data.sources import facts_of
+    from bids_app.training.data.facts import facts_of
 
     series = GridSeries.open(grid.folder)
     origin = preprocessed.origin.start_time if preprocessed.origin else None

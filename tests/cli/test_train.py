@@ -21,6 +21,10 @@ ADAPT = ["adapt", "derivatives", "--target", "participants.tsv:sex"]
         ("--ridge", "nan"),
         ("--device", "gpu"),
         ("--seed", "x"),
+        ("--epochs", "0"),
+        ("--output", ""),
+        ("--store", ""),
+        ("--raw", ""),
     ],
 )
 def test_a_value_that_cannot_work_is_named(option: str, value: str, capsys) -> None:
@@ -35,6 +39,31 @@ def test_an_output_that_cannot_be_written_is_named_before_the_data_are_read(tmp_
     for output in (tmp_path / "file" / "x.safetensors", Path("/proc/x.safetensors")):
         assert main([*ADAPT, "--output", str(output)]) == 73
         assert f"{output}: cannot be written" in capsys.readouterr().err
+
+
+def test_an_output_without_a_name_is_refused(capsys) -> None:
+    assert main([*ADAPT, "--output", "."]) == 64
+    assert "Invalid value for --output: . is a folder." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "code"), [(["--batch-size", "8"], 66), (["--learning-rate", "1e30"], 64), (["--mask-ratio", "2"], 64)]
+)
+def test_refused_options_leave_no_folders(options: list[str], code: int, tmp_path: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("kept").mkdir()
+    for output in ("new/folder/x.safetensors", "kept/x.safetensors"):
+        assert main(["pretrain", "none", "--output", output, *options]) == code
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert list(Path("kept").iterdir()) == []
+
+
+def test_a_store_in_memory_is_refused_as_an_output(capsys) -> None:
+    for words in (["convert", "store", "memory://new"], ["build", "derivatives", "memory://new"]):
+        with pytest.raises(SystemExit) as caught:
+            main(["store", *words])
+        assert caught.value.code == 2
+        assert "is lost when the command ends" in capsys.readouterr().err
 
 
 EVALUATE = ["evaluate", *ADAPT[1:]]

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import re
 import shlex
-import signal
 import subprocess
-import time
 import tomllib
 from pathlib import Path
 
@@ -153,7 +149,7 @@ def test_releases_are_built_on_a_base_image_with_a_digest(tmp_path: Path) -> Non
     assert "BASE_IMAGE" not in failed.stdout
 
 
-@pytest.mark.parametrize("name", ["container/build.sh", "docs/slurm/participants.sbatch", "docs/slurm/resubmit.sh"])
+@pytest.mark.parametrize("name", ["container/build.sh", "docs/slurm/pretrain.sbatch"])
 def test_shell_scripts_have_valid_syntax(name: str) -> None:
     subprocess.run(["bash", "-n", ROOT / name], check=True)
 
@@ -213,27 +209,3 @@ def test_commands_of_the_github_workflows_exist() -> None:
         program, *words = shlex.split(command)
         dry = {"make": ["make", "--dry-run", *words], "bash": ["bash", "-n", *words]}[program]
         subprocess.run(dry, cwd=ROOT, capture_output=True, check=True)
-
-
-def test_the_array_script_passes_sigterm_on_and_waits_for_the_app(tmp_path: Path) -> None:
-    """SLURM kills the app when the script ends, so the script must not end first."""
-    app, started, ended = tmp_path / "app", tmp_path / "started", tmp_path / "ended"
-    app.write_text(f"#!/bin/bash\ntrap 'sleep 0.3; touch {ended}; exit 143' TERM\ntouch {started}\nsleep 60 &\nwait\n")
-    app.chmod(0o700)
-    (tmp_path / "labels.txt").write_text("01\n")
-    script = [ROOT / "docs" / "slurm" / "participants.sbatch", tmp_path / "labels.txt", "raw", tmp_path / "out"]
-    environment = {"NEUROSTORM": str(app), "SLURM_ARRAY_TASK_ID": "1", "SLURM_ARRAY_JOB_ID": "5", "SLURM_JOB_ID": "6"}
-    task = subprocess.Popen(
-        ["bash", *map(str, script)], env=os.environ | environment | {"TMPDIR": str(tmp_path)}, start_new_session=True
-    )
-    try:
-        while not started.exists():
-            assert task.poll() is None
-            time.sleep(0.02)
-        task.terminate()
-        assert task.wait(timeout=20) == 143
-        assert ended.exists()
-        assert (tmp_path / "out" / "logs" / "slurm" / "01.tsv").read_text().split()[:2] == ["01", "143"]
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # it ended before
-            os.killpg(task.pid, signal.SIGKILL)  # the sleep of the app

@@ -1,4 +1,4 @@
-"""Runs on a SLURM cluster: one job per step (nipype's plugin), and one array task per participant."""
+"""Runs on a SLURM cluster: one job per step (nipype's plugin), and array jobs of a cohort."""
 
 from __future__ import annotations
 
@@ -68,36 +68,38 @@ def test_nipype_plugin_submits_one_job_per_step(cluster: dict[str, str], raw: Pa
     assert len(list(work.glob("neurostorm/batch/slurm-*.out"))) >= 4 * 5
 
 
-def test_array_writes_rows_and_only_failed_participants_are_resubmitted(
+def test_a_killed_job_of_a_cohort_is_named_and_submitted_again_alone(
     cluster: dict[str, str], raw: Path, tmp_path: Path
 ) -> None:
-    out, labels = tmp_path / "out", tmp_path / "labels.txt"
-    labels.write_text("\n".join([*LABELS, "nobody"]) + "\n")
     (tmp_path / "tmp").mkdir()
-    environment = cluster | {"TMPDIR": str(tmp_path / "tmp"), "SBATCH_OPTIONS": "--cpus-per-task=1 --mem=3500M"}
-    arguments = [labels, raw, out, "--model", "demo", "--level", "minimal"]
-    limits = environment["SBATCH_OPTIONS"].split()
-    script = ROOT / "docs" / "slurm" / "participants.sbatch"
-    done = sh("sbatch", "--array=1-5", *limits, script, *arguments, env=environment, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    wait_for_queue(environment)
-    rows = {p.stem: p.read_text().split("\t") for p in (out / "logs" / "slurm").glob("*.tsv")}
-    output = "".join(p.read_text() for p in tmp_path.glob("slurm-*.out"))
-    assert {label: row[1] for label, row in rows.items()} == dict.fromkeys(LABELS, "0") | {"nobody": "18"}, output
-    for label in LABELS:
-        assert list(out.glob(f"sub-{label}/**/*_desc-demo_embeddings.tsv"))
-    assert not any((tmp_path / "tmp").iterdir()), "scratch files were left behind"
+    out = tmp_path / "out, 100%"
+    environment = cluster | {"TMPDIR": str(tmp_path / "tmp")}
 
-    (out / "logs" / "slurm" / "03.tsv").unlink()  # as if its task was killed
-    before = (out / "logs" / "slurm" / "01.tsv").read_text()
-    again = sh("bash", ROOT / "docs" / "slurm" / "resubmit.sh", *arguments, env=environment, cwd=tmp_path)
-    assert again.returncode == 0, again.stderr
-    assert "03: exit code none" in again.stdout
-    assert "nobody: exit code 18" in again.stdout
-    assert "01:" not in again.stdout
+    def run(*words: object) -> str:
+        done = sh(sys.executable, "-m", "bids_app.cli.cluster", *words, env=environment, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    (tmp_path / "list.txt").write_text("sub-01, sub-02 03")
+    limits = ["--cpus", 1, "--mem", "3.5GB", "--time", "00:20:00", "--max-array", 2]
+    options = ["--model", "demo", "--level", "minimal"]
+    run("prepare", raw, out, "--participants", "list.txt", *limits, "--", *options)
+    jobs = run("submit", out).split("job ")[1].strip().split(", ")
+    assert len(jobs) == 2
+    assert "Nothing to submit" in run("submit", out)
+    while not list(out.glob("sub-01/log/running.json")):
+        time.sleep(0.5)
+    assert sh("scancel", "--signal=KILL", "--full", f"{jobs[0]}_1", env=environment).returncode == 0
     wait_for_queue(environment)
-    assert (out / "logs" / "slurm" / "03.tsv").read_text().split("\t")[1] == "0"
-    assert (out / "logs" / "slurm" / "01.tsv").read_text() == before
+    shown = run("status", out)
+    assert "3 participants: 2 done, 1 killed, 0 running" in shown
+    assert "killed: sub-01: The job was " in shown
+    assert "1 participant in 1 task" in run("submit", out)
+    wait_for_queue(environment)
+    assert "3 participants: 3 done, 0 running\n" in run("status", out)
+    for label in ("01", "02", "03"):
+        assert list(out.glob(f"sub-{label}/**/*_desc-demo_embeddings.tsv"))
+    assert (out / "progress.html").is_file()
 
 
 def test_a_requeued_job_resumes_at_once_from_its_finished_steps(

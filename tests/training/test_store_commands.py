@@ -65,7 +65,7 @@ def test_a_changed_byte_between_scans_names_the_shard(folder, capsys):
     path = shard_of(folder, "sub-c_task-rest")
     flip(path, path.stat().st_size - 1)
     assert main(["store", "verify", str(folder)]) == 65
-    assert f"no scan, but the file in shards/{path.name}" in capsys.readouterr().out
+    assert f"damaged: shards/{path.name}: " in capsys.readouterr().out
 
 
 def test_truncated_and_missing_shards_are_named(folder, capsys):

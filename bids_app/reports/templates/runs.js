@@ -33,7 +33,8 @@ const badge = (column, text) => {
 };
 
 if (runTable) {
-  const { runs, kinds, figures, folder, columns } = runTable;
+  const { runs, kinds, figures, folder, columns, noun } = runTable;
+  const capital = noun[0].toUpperCase() + noun.slice(1);
   const section = document.getElementById("wall"), tool = section.querySelector(".runs");
   const part = (name) => tool.querySelector(`.${name}`);
   const byName = new Map(columns.map((column) => [column.name, column]));
@@ -57,7 +58,7 @@ if (runTable) {
   for (const column of filtered) {
     control(column.title, `is-${column.name}`, menu([["", "all"], ...column.levels.map((level) => [level, level])]));
   }
-  control("Sort by", "sort", menu([["", "run"], ...columns.map((column) => [column.name, titleOf(column)])]));
+  control("Sort by", "sort", menu([["", noun], ...columns.map((column) => [column.name, titleOf(column)])]));
   control("Order", "order", menu([["", "rising"], ["falling", "falling"]]));
   const from = control("From", "from", make("input", { type: "number", step: "any" }));
   const to = control("To", "to", make("input", { type: "number", step: "any" }));
@@ -65,7 +66,7 @@ if (runTable) {
     control("View", "view", menu([["wall", "thumbnails"], ["table", "table"]]));
   }
   const figure = control("Figure", "figure", menu([...kinds.map((kind, k) => [String(k), kind.title]), ["all", "all figures"]]));
-  control("Runs a page", "size", menu(["24", "48", "96", "240", "480"].map((n) => [n, n])));
+  control(`${capital}s a page`, "size", menu(["24", "48", "96", "240", "480"].map((n) => [n, n])));
   const all = control("all columns", "all", make("input", { type: "checkbox" }));
 
   const select = () => {
@@ -118,7 +119,7 @@ if (runTable) {
   const headings = (shown) => {
     const row = make("tr");
     for (const column of [null, ...shown]) {
-      const button = make("button", { type: "button", title: column?.help ?? "" }, column ? titleOf(column) : "Run");
+      const button = make("button", { type: "button", title: column?.help ?? "" }, column ? titleOf(column) : capital);
       const head = make("th", { scope: "col" }, button), name = column?.name ?? "";
       if (state.sort === name) head.setAttribute("aria-sort", state.order ? "descending" : "ascending");
       button.addEventListener("click", () => {
@@ -139,7 +140,7 @@ if (runTable) {
       const cells = shown.map((column) => make("td", {}, badge(column, formatValue(column, i))));
       body.append(make("tr", {}, make("th", { scope: "row" }, name), ...cells));
     }
-    const scroll = make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "All runs" });
+    const scroll = make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": `All ${noun}s` });
     scroll.append(make("table", { className: "sortable" }, headings(shown), body));
     return scroll;
   };
@@ -164,7 +165,7 @@ if (runTable) {
     state.page = String(Math.min(n, Math.max(1, Number(state.page) || 1)));
     const start = (Number(state.page) - 1) * size, rows = order.slice(start, start + size), chosen = byName.get(state.sort);
     const range = rows.length ? `${(start + 1).toLocaleString("en")} to ${(start + rows.length).toLocaleString("en")} of ` : "";
-    part("count").textContent = `${range}${order.length.toLocaleString("en")} runs${order.length < runs.length ? ` (${runs.length.toLocaleString("en")} in all)` : ""}`;
+    part("count").textContent = `${range}${order.length.toLocaleString("en")} ${noun}s${order.length < runs.length ? ` (${runs.length.toLocaleString("en")} in all)` : ""}`;
     const isWall = state.view === "wall" && kinds.length > 0;
     part("shown").replaceChildren(isWall ? make("ul", { className: state.figure === "all" ? "wall strips" : "wall" }, ...rows.map((i) => tile(i, chosen))) : table(rows, chosen));
     figure.hidden = !isWall;

@@ -17,15 +17,16 @@ from bids_app.clips import CLIP_VOLUMES
 from bids_app.errors import BadDataError, NoInputError, NoMatchError, UsageError
 from bids_app.files import check_regular, read_rows
 from bids_app.outputs.ratings import FOLDER, failed_runs, read_all_ratings
+from bids_app.terminal import count_of
 from bids_app.training.adapt import LabelledScans
 from bids_app.training.data.duplicates import find_copies, warn_of_copies
 from bids_app.training.data.labels import EventRule, Segment, Target, read_table
 from bids_app.training.data.places import is_url
+from bids_app.training.data.raw import find_raw_dataset
 from bids_app.training.data.scan import Scan
 from bids_app.training.data.sources import (
     Found,
     find_own_clips,
-    find_raw_dataset,
     find_series,
     prepare_series,
     scans_of,
@@ -173,7 +174,7 @@ def without_failed(datasets: Sequence[Dataset], report: Callable[[str], None] | 
     if not n_after:
         raise NoMatchError(f"All {n_before} scans were rated as failed.", "Omit --exclude-failed, or add other scans.")
     if report is not None:
-        report(f"Left out as rated as failed: {n_before - n_after} of {n_before} scans")
+        report(f"Left out as rated as failed: {n_before - n_after} of {count_of(n_before, 'scan')}")
         for root in by_root.keys() - set(rated):
             report(f"No ratings: {root}; all of its scans are used")
     return kept

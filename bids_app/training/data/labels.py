@@ -18,8 +18,8 @@ from bids_app.errors import BadDataError, NoMatchError, UsageError
 from bids_app.files import check_regular, read_rows
 from bids_app.terminal import first_of
 from bids_app.training.data.quantise import QuantisedClip
+from bids_app.training.data.raw import find_events, find_raw_dataset
 from bids_app.training.data.scan import Scan
-from bids_app.training.data.sources import find_events, find_raw_dataset
 from bids_app.training.tasks import MAX_CLASSES, is_number
 
 EVENTS = "events.tsv"

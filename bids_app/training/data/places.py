@@ -54,7 +54,13 @@ class Place:
         if self.is_local:
             return os.path.lexists(self.path(name))
         with _remote_errors(self.path(name)):
-            return bool(_file_system(self.url).exists(self.path(name)))
+            try:
+                _file_system(self.url).info(self.path(name))
+            except FileNotFoundError as error:
+                if isinstance(error.__cause__, OSError) and not isinstance(error.__cause__, FileNotFoundError):
+                    raise error.__cause__ from error  # the server of an http URL does not answer
+                return False
+            return True
 
     def names(self, folder: str = "") -> list[str]:
         """Return the names in a folder, sorted; empty without the folder."""
@@ -181,7 +187,8 @@ def _file_system(url: str) -> Any:
     try:
         return url_to_fs(url)[0]
     except ImportError as error:
-        raise UsageError(f"{url}: {error}", "For s3://, install neurostorm[s3].") from error
+        hint = 'pip install "neurostorm[s3]"' if url.startswith("s3") else "Install the package that the message names."
+        raise UsageError(f"{url}: {error}", hint) from error
     except ValueError as error:
         raise UsageError(f"{url}: {error}", "Use a path, or a URL such as s3://bucket/store.") from error
 

@@ -9,39 +9,29 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlparse
-
-import numpy as np
 
 from bids_app.bids.datasets import main_dataset, participants_of, read_dataset
 from bids_app.bids.derivatives import SPACES
 from bids_app.bids.entities import natural_key
 from bids_app.bids.query import BoldRun, run_of_derivatives
-from bids_app.bids.sidecars import SCANNER_KEYS, Inheritance, read_json
-from bids_app.clips import GridSeries
-from bids_app.errors import BadDataError, NeurostormError, NoInputError, NoMatchError, UsageError
-from bids_app.files import MAX_CONFOUNDS_BYTES, read_rows
+from bids_app.errors import BadDataError, NoInputError, NoMatchError, TemporaryError, UsageError
 from bids_app.outputs.names import CLIPS
 from bids_app.outputs.schema import PREPROCESSING, FileStamp, read_run_files
-from bids_app.preprocess.ingest.derivatives import examine_derived, ingest_run
-from bids_app.preprocess.preprocessed import PreprocessedRun
-from bids_app.preprocess.resample import resample_to_model_grid
 from bids_app.terminal import first_of
 from bids_app.training.data.entries import read_entry
+from bids_app.training.data.facts import facts_of, series_on_grid
 from bids_app.training.data.scan import Scan, new_scan
 from bids_app.training.data.shards import SHARD_BYTES, ShardWriter
 from bids_app.training.data.store import ClipStore
 
 log = logging.getLogger(__name__)
-MAX_SECONDS = 1e6
-"""Limit of start times, s."""
 METHOD = 2
 """Version of the preparation: raised when clips of the same series change, so that stored ones are made again."""
 SERIES_PER_TASK = 20
@@ -52,22 +42,6 @@ SERIES_HINT = (
     "Run neurostorm with --output-clips, or with --output-spaces MNI152NLin6Asym, or give derivatives of fMRIPrep, "
     "XCP-D, HCP or UK Biobank."
 )
-CONFOUNDS = (
-    "framewise_displacement",
-    "std_dvars",
-    "dvars",
-    "rmsd",
-    "trans_x",
-    "trans_y",
-    "trans_z",
-    "rot_x",
-    "rot_y",
-    "rot_z",
-    "csf",
-    "white_matter",
-    "global_signal",
-)
-"""Confounds whose mean and standard deviation are stored for the baseline of motion and confounds."""
 
 
 @dataclass(frozen=True)
@@ -264,7 +238,13 @@ def prepare_series(
     tasks = [work[k : k + size] for k in range(0, len(work), size)]
     if n_procs > 1 and len(tasks) > 1:
         with ProcessPoolExecutor(min(n_procs, len(tasks)), mp_context=get_context("spawn")) as pool:
-            parts = list(pool.map(_prepare_task, tasks, [store] * len(tasks), [shard_bytes] * len(tasks)))
+            try:
+                parts = list(pool.map(_prepare_task, tasks, [store] * len(tasks), [shard_bytes] * len(tasks)))
+            except BrokenProcessPool as error:
+                raise TemporaryError(
+                    "A process that prepared clips was killed, probably out of memory.",
+                    "Use fewer --nprocs; complete files are kept.",
+                ) from error
     else:
         parts = [_prepare_task(task, store, shard_bytes) for task in tasks]
     messages = [message for part in parts for message in part]
@@ -274,7 +254,7 @@ def prepare_series(
     if wanted and not scans:
         first = next(message for message in messages if message.kind == "omitted")
         raise NoMatchError(
-            f"{dataset}: all {len(wanted)} series are unusable.", f"First error: {first.where}: {first.reason}"
+            f"{dataset}: no usable series of {len(wanted)}.", f"First error: {first.where}: {first.reason}"
         )
     return scans
 
@@ -327,104 +307,3 @@ def _prepare_series(series: Series, generation: int, store: ClipStore, writer: S
         scan = new_scan(series.name, grid, store.normalisation, source=str(run.bold), stamp=series.stamp, **facts)
         writer.add(scan, generation)
     return preprocessed.warnings
-
-
-def series_on_grid(run: BoldRun, out_dir: Path) -> tuple[PreprocessedRun, GridSeries]:
-    """Ingest a preprocessed series and resample it to the model grid, as the participant level does.
-
-    Parameters
-    ----------
-    run : BoldRun
-        With `BoldRun.derived`.
-    out_dir : Path
-
-    Returns
-    -------
-    tuple of PreprocessedRun and GridSeries
-        ``start`` of the latter includes the reference time of slice timing correction.
-    """
-    assert run.derived is not None
-    folders = [out_dir / name for name in ("examine", "ingest", "grid")]
-    for folder in folders:
-        folder.mkdir()
-    series = examine_derived(run.derived, run.metadata, folders[0])
-    preprocessed = ingest_run(series, run.derived, folders[1])
-    grid = resample_to_model_grid(preprocessed, folders[2])
-    start = _seconds(run.metadata.get("StartTime") or 0.0, "StartTime", run.bold)
-    return preprocessed, replace(grid, start=grid.start + start)
-
-
-def facts_of(entities: Mapping[str, str], metadata: Mapping[str, Any], run: PreprocessedRun) -> dict[str, Any]:
-    """Return what a store keeps of a run besides its clips, as arguments of `ClipStore.add`."""
-    quality = {name: float(value) for name, value in {**run.quality, "tr": run.tr}.items() if math.isfinite(value)}
-    return {
-        "participant": entities["sub"],
-        "session": entities.get("ses", ""),
-        "labels": {key: entities[key] for key in ("task", "run") if key in entities},
-        "confounds": read_confounds(run.confounds, run.n_dummy),
-        "quality": quality,
-        "scanner": {key: metadata[key] for key in SCANNER_KEYS if isinstance(metadata.get(key), str | int | float)},
-    }
-
-
-def _seconds(value: Any, name: str, bold: Path) -> float:
-    """Return a time of a sidecar in seconds; an error if it is not a number."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < MAX_SECONDS:
-        raise BadDataError(f"{bold.name}: {name} is {str(value)[:50]}, not a time in s.", "Correct its sidecar.")
-    return float(value)
-
-
-def read_confounds(path: Path, n_dummy: int) -> dict[str, float]:
-    """Read means and standard deviations of confounds after the non-steady-state volumes."""
-    rows = read_rows(path, max_bytes=MAX_CONFOUNDS_BYTES)
-    found: dict[str, float] = {}
-    for name in CONFOUNDS:
-        texts = [row[name] for row in rows[n_dummy:] if name in row]
-        try:
-            values = np.array([float(text) for text in texts if text not in (None, "", "n/a", "nan")])
-        except ValueError as error:
-            raise BadDataError(f"{path.name}: {name} is not a number ({error}).", "Correct the table.") from error
-        if len(values):
-            found[f"{name}_mean"], found[f"{name}_std"] = float(values.mean()), float(values.std())
-            if name == "framewise_displacement":
-                found[f"{name}_max"] = float(values.max())
-    return found
-
-
-def find_raw_dataset(dataset: Path) -> Path | None:
-    """Find the raw dataset of derivatives on this machine; None if there is none.
-
-    Search ``DatasetLinks`` and ``SourceDatasets`` in dataset_description.json, then the parent folders.
-    """
-    try:
-        description = read_json(dataset / "dataset_description.json")
-    except NeurostormError:
-        description = {}
-    links, sources = description.get("DatasetLinks"), description.get("SourceDatasets")
-    links = links if isinstance(links, dict) else {}
-    sources = [s.get("URL") for s in sources if isinstance(s, dict)] if isinstance(sources, list) else []
-    for link in [links.get("raw"), *links.values(), *sources]:
-        if isinstance(link, str) and urlparse(link).scheme in ("", "file"):
-            path = Path(unquote(urlparse(link).path))
-            path = path if path.is_absolute() else dataset / path
-            if path.is_dir() and path.resolve() != dataset.resolve():
-                return path
-    for folder in dataset.resolve().parents:
-        about = folder / "dataset_description.json"
-        if about.is_file():
-            return folder
-    return None
-
-
-def find_events(scan: Scan, roots: Sequence[Path]) -> Path | None:
-    """Find the events table of a scan by the inheritance principle, in the first dataset that has one."""
-    parts = [f"sub-{scan.participant}", *([f"ses-{scan.session}"] if scan.session else []), "func"]
-    for root in roots:
-        folder = root.joinpath(*parts)
-        while not folder.is_dir() and folder != root:
-            folder = folder.parent
-        if folder.is_dir():
-            path = Inheritance(root).table(folder / f"{scan.name}_bold.nii.gz", "events")
-            if path is not None:
-                return path
-    return None

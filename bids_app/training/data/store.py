@@ -25,6 +25,7 @@ from typing import Any
 from bids_app.clips import NORMALISATIONS, GridSeries
 from bids_app.errors import BadDataError, NoInputError, UsageError
 from bids_app.files import MAX_JSON_BYTES, parse_json
+from bids_app.terminal import count_of
 from bids_app.training.data.entries import ENTRIES_VERSION, STORE_FORMAT, find_entries, read_entry
 from bids_app.training.data.places import Place, is_url
 from bids_app.training.data.scan import HINT, Scan, new_scan
@@ -227,8 +228,8 @@ class ClipStore:
         if lost := self.lost():
             name, scans = next(iter(lost.items()))
             raise NoInputError(
-                f"{self.place.path(SHARDS)}/{name}.tar: missing, with {len(scans)} scans such as {scans[0]}"
-                f"{f'; {len(lost) - 1} more shards are missing' if len(lost) > 1 else ''}.",
+                f"{self.place.path(SHARDS)}/{name}.tar: missing, with {count_of(len(scans), 'scan')} such as {scans[0]}"
+                f"{'; missing in all: ' + count_of(len(lost), 'shard') if len(lost) > 1 else ''}.",
                 f"Restore it; or go on without it: neurostorm-train store index {self.place}.",
             )
         for name in self.names():

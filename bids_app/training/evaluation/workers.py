@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from bids_app.adapters.file import AdaptedModel
+from bids_app.errors import TemporaryError
 from bids_app.model.api import Model
 from bids_app.training.adapt import AdaptSettings, LabelledScans, adapt, predict
 from bids_app.training.data.loader import ClipSource
@@ -74,6 +76,11 @@ def run_folds(folds: Sequence[FoldTraining], workers: int, report: Callable[[str
         Number of processes; 1: this process.
     report : callable
         Receives progress messages; of other processes, only that a fold is finished.
+
+    Raises
+    ------
+    TemporaryError
+        A process was killed.
     """
     if workers == 1:
         for number, fold in enumerate(folds, 1):
@@ -85,6 +92,11 @@ def run_folds(folds: Sequence[FoldTraining], workers: int, report: Callable[[str
     threads = torch.get_num_threads()
     report(f"{workers} processes with {threads} threads each (OMP_NUM_THREADS)")
     parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator", mmap_mode=None, max_nbytes=None)
-    for number, found in enumerate(parallel(delayed(fold.run)(threads) for fold in folds), 1):
-        report(f"fold {number} of {len(folds)} finished")
-        yield found
+    try:
+        for number, found in enumerate(parallel(delayed(fold.run)(threads) for fold in folds), 1):
+            report(f"fold {number} of {len(folds)} finished")
+            yield found
+    except BrokenExecutor as error:  # of which loky's error of a killed process is one
+        raise TemporaryError(
+            "A process that trained a fold was killed, probably out of memory.", "Use fewer --workers."
+        ) from error

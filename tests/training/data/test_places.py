@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import socket
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from bids_app.errors import BadDataError, InputOutputError, NoInputError, UsageE
 from bids_app.training.data.loader import ClipBatches
 from bids_app.training.data.places import MAX_OPEN_FILES, Place
 from bids_app.training.data.store import ClipStore
+from bids_app.training.store_commands import convert
 
 
 @pytest.fixture
@@ -44,7 +47,7 @@ def test_a_store_in_object_storage_gives_the_same_clips(memory, tmp_path, invent
         assert torch.equal(one.clips, two.clips)
     assert main(["store", "verify", memory]) == 0
     assert "2 scans in 2 shards" in capsys.readouterr().out
-    assert main(["store", "convert", str(tmp_path / "local"), f"{memory}2"]) == 0
+    convert(argparse.Namespace(folder=tmp_path / "local", new=f"{memory}2", exclude=None, shard_size=1.0))
     assert [scan.name for scan in ClipStore(f"{memory}2")] == [scan.name for scan in local]
     assert not list(Path.cwd().glob("memory:*"))
 
@@ -79,6 +82,25 @@ def test_what_is_missing_or_unknown_is_named(tmp_path):
         Place("memory://nowhere").read("x", 10)
     with pytest.raises(UsageError, match="sorcery://bucket"):
         ClipStore("sorcery://bucket")
+
+
+def test_a_server_that_does_not_answer_is_no_missing_store():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/store"  # nothing listens
+        with pytest.raises(InputOutputError, match=r"store\.json: .*onnect"):
+            ClipStore(url)
+
+
+@pytest.mark.parametrize(("scheme", "hint"), [("s3", "neurostorm[s3]"), ("gs", "package that the message names")])
+def test_the_package_of_a_kind_of_storage_is_named(scheme, hint, monkeypatch):
+    def missing(url):
+        raise ImportError(f"Install a package to access {url}")
+
+    monkeypatch.setattr("fsspec.core.url_to_fs", missing)
+    with pytest.raises(UsageError) as caught:
+        ClipStore(f"{scheme}://bucket/store")
+    assert hint in caught.value.hint
 
 
 def test_an_upload_that_fails_is_an_error_with_the_url(memory, monkeypatch):
