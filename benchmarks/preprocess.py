@@ -86,8 +86,7 @@ def measure(function: Callable[..., Any], *arguments: Any, **options: Any) -> Co
 
 
 def _timed(function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Cost:
-    import ants  # noqa: F401  (imports do not count as the cost of a step)
-    import torch  # noqa: F401
+    import torch  # noqa: F401  (imports do not count as the cost of a step)
 
     from bids_app.workflow import method  # noqa: F401
 

@@ -132,7 +132,7 @@ def execute(function: str, given: Stamped, upstream: dict[str, Stamped]) -> Stam
             value = call(**given.value, **{k: v.value for k, v in upstream.items()}, out_dir=out_dir)
         cost = {
             "seconds": round(time.monotonic() - started, 2),
-            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "peak_rss_mb": peak_rss_mb(),
         }
         _write_atomically(out_dir / DONE_FILE, {"stamp": given.stamp, "cost": cost})
         (out_dir / ERROR_FILE).unlink()
@@ -143,6 +143,11 @@ def execute(function: str, given: Stamped, upstream: dict[str, Stamped]) -> Stam
         _write_error(out_dir, given.stamp, error)
         raise
     return Stamped(value, given.stamp)
+
+
+def peak_rss_mb() -> int:
+    """Return the peak memory (MB) of this process and the largest program that it has run, such as ANTs."""
+    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) // 1024
 
 
 def as_neurostorm_error(error: BaseException) -> NeurostormError | None:

@@ -1,12 +1,11 @@
 """Image registration by ANTs, and similarity measures. See `transforms.py` for conventions.
 
-ANTs runs on files of the work folder with a fixed seed and one thread, because results with several threads are not
-reproducible to the bit.
+ANTs runs on files of the work folder with a fixed seed and a fixed number of threads, so that results are reproducible
+to the bit: one for linear registrations, whose sampled metrics would not be, and `SYN_THREADS` for SyN.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from nibabel.affines import voxel_sizes
 from bids_app.bids.full_disk import is_full, no_space
 from bids_app.errors import RegistrationError
 from bids_app.preprocess.io.images import save_image
+from bids_app.preprocess.registration.ants_program import run_ants
 from bids_app.preprocess.registration.native_messages import quiet_if_full
 from bids_app.preprocess.registration.transforms import (
     Chain,
@@ -32,7 +32,8 @@ from bids_app.preprocess.registration.transforms import (
 )
 
 FWHM_PER_SIGMA = 2.3548
-ITK_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+SYN_THREADS = 2
+"""Threads of SyN on any machine. Its result depends on their number in the last bits."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class Stage:
     metric: str = "MI[{fixed},{moving},1,32,Regular,0.25]"
     convergence: str = "1e-6,10"
 
+    @property
+    def is_syn(self) -> bool:
+        """True if its transform is a deformation, whose metric is computed in each voxel."""
+        return self.kind.startswith("SyN")
+
 
 @dataclass(frozen=True)
 class Registration:
@@ -90,14 +96,6 @@ class Registration:
                 raise TypeError("The registration is not linear.")
             matrix = step.matrix @ matrix
         return matrix
-
-
-def ants_library():
-    """Import ANTs, limited to one thread."""
-    os.environ[ITK_THREADS] = "1"  # ITK reads it once, with its first filter
-    import ants
-
-    return ants
 
 
 def register(
@@ -174,8 +172,7 @@ def register(
     prefix = out_dir / f"{name}_"
     arguments += ["-u", "0", "-z", "1", "-a", "1", "-o", str(prefix)]
     try:
-        with quiet_if_full(out_dir):
-            ants_library().registration(arguments, None)
+        run_ants("antsRegistration", arguments, SYN_THREADS if all(stage.is_syn for stage in stages) else 1)
     except RuntimeError as error:
         if is_full(out_dir):  # before the scratch files are deleted
             raise no_space(out_dir, f"registration {name}") from error

@@ -1,0 +1,67 @@
+"""Programs of ANTs in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bids_app.preprocess.registration import ants_program
+from bids_app.preprocess.registration.ants_program import run_ants
+
+
+@pytest.fixture
+def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An extension module whose programs report their environment, fail, or are killed."""
+    path = tmp_path / "lib.py"
+    path.write_text(
+        "import os, signal\n"
+        "def report(arguments):\n"
+        "    names = [name for name in os.environ if name.startswith('ITK_')]\n"
+        "    open(arguments[0], 'w').write(repr({name: os.environ[name] for name in sorted(names)}))\n"
+        "    return 0\n"
+        "def fail(arguments):\n"
+        "    raise RuntimeError('no overlap')\n"
+        "def refuse(arguments):\n"
+        "    return 3\n"
+        "def die(arguments):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    monkeypatch.setattr(ants_program, "extension", lambda: path)
+    return path
+
+
+def test_a_program_has_its_own_number_of_threads(programs: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv(ants_program.N_THREADS, "1")
+    run_ants("report", [str(tmp_path / "environment")], threads=2)
+    wanted = {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "2", "ITK_GLOBAL_DEFAULT_THREADER": "Platform"}
+    assert (tmp_path / "environment").read_text() == repr(wanted)
+    assert os.environ[ants_program.N_THREADS] == "1"
+
+
+@pytest.mark.parametrize(("program", "reason"), [("fail", "no overlap"), ("refuse", "exit code 3")])
+def test_a_failure_says_why(programs: Path, program: str, reason: str) -> None:
+    with pytest.raises(RuntimeError, match=f"{program}: .*{reason}"):
+        run_ants(program, [])
+
+
+def test_a_killed_program_ends_its_step_in_the_same_way(programs: Path) -> None:
+    code = (
+        "from pathlib import Path\n"
+        "from bids_app.preprocess.registration import ants_program\n"
+        f"ants_program.extension = lambda: Path({str(programs)!r})\n"
+        "ants_program.run_ants('die', [])\n"
+        "print('goes on')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
+
+
+def test_the_extension_of_antspyx_has_the_programs() -> None:
+    module = ants_program.load_extension(str(ants_program.extension()))
+    assert callable(module.antsRegistration)
+    assert callable(module.N4BiasFieldCorrection)
