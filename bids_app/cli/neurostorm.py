@@ -218,6 +218,9 @@ def run_command(arguments: Sequence[str] | None) -> int:
         if settings.level == GROUP:
             from bids_app.group import run_group as run
         else:
+            from bids_app.workflow.fork_server import start_for
+
+            start_for(settings)
             from bids_app.workflow.participant import run_participants as run
         return run(settings)
 

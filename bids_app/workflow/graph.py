@@ -48,6 +48,8 @@ class Step:
         Run in every invocation, since it writes outside its folder.
     gpu : bool
         True if it uses the GPU; such steps run one at a time.
+    short : bool
+        True if it mostly takes less time than to send it to a worker process; it then runs in the main process.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Step:
     n_procs: int | None = None
     always: bool = False
     gpu: bool = False
+    short: bool = False
 
 
 @dataclass
@@ -91,6 +94,7 @@ class Graph:
         n_procs: int | None = None,
         always: bool = False,
         gpu: bool = False,
+        short: bool = False,
         **arguments: Any,
     ) -> Step:
         """Add a step; see `Step`. ``arguments`` are plain values, or steps whose results are passed."""
@@ -106,7 +110,7 @@ class Graph:
         )
         self._places[name] = len(self.steps)
         self.steps[name] = Step(
-            name, function, given, upstream, does, sentences, stamp, memory_gb, n_procs, always, gpu
+            name, function, given, upstream, does, sentences, stamp, memory_gb, n_procs, always, gpu, short
         )
         return self.steps[name]
 

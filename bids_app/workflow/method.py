@@ -239,6 +239,7 @@ def add_raw(
         corrects_distortion=bool(method),
         echoes=run.echoes[1:],
         anatomy=t1w,
+        short=True,
     )
     return collected, {"series": series, "motion": motion, "alignment": alignment}
 
@@ -262,8 +263,8 @@ def add_echoes(graph: Graph, run: BoldRun, first: Step, motion: Step, context: R
         memory_gb=step_gb(run),
     )
     return (
-        graph.step(f"{name}_series", nodes.combined_series, combined=combined),
-        graph.step(f"{name}_motion", nodes.combined_motion, combined=combined),
+        graph.step(f"{name}_series", nodes.combined_series, combined=combined, short=True),
+        graph.step(f"{name}_motion", nodes.combined_motion, combined=combined, short=True),
     )
 
 
@@ -337,6 +338,7 @@ def add_model(graph: Graph, run: BoldRun, preprocessed: Step, grid: Step, contex
         site=context.sites.get(run.participant),
         simulated=is_simulated(run.metadata),
         on_out_of_domain=context.settings.model.on_out_of_domain,
+        short=True,
     )
 
 
@@ -411,6 +413,7 @@ def add_outputs(
         preprocessed=preprocessed,
         entities=run.entities,
         datasets=context.datasets,
+        short=True,
     )
     attribution = None
     if settings.model.attribution:
@@ -454,6 +457,7 @@ def add_outputs(
             clips=clips,
             anatomy=anatomy.outputs if anatomy else None,
             always=True,
+            short=True,
         ),
         graph.step(
             f"{name}_publish_model",
@@ -465,6 +469,7 @@ def add_outputs(
             attribution=attribution,
             figures=figures,
             always=True,
+            short=True,
         ),
     )
 
