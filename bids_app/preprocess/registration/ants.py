@@ -19,6 +19,7 @@ from bids_app.errors import RegistrationError
 from bids_app.preprocess.io.images import save_image
 from bids_app.preprocess.registration.ants_program import run_ants
 from bids_app.preprocess.registration.native_messages import quiet_if_full
+from bids_app.preprocess.registration.separable import are_parallel, resample_parallel
 from bids_app.preprocess.registration.transforms import (
     Chain,
     Linear,
@@ -283,8 +284,10 @@ def isotropic(image: Image, size_mm: float, order: int = 1) -> Image:
     first = low + (extent - (np.array(shape) - 1) * size_mm) / 2
     affine[:3, 3] = left @ right @ first
     sigma = np.sqrt(np.maximum(size_mm**2 - sizes**2, 0)) / FWHM_PER_SIGMA / sizes
-    smooth = ndimage.gaussian_filter(image.data, sigma) if sigma.any() else image.data
     pull = np.linalg.inv(image.affine) @ affine
+    if order == 1 and are_parallel(pull, shape):
+        return Image(resample_parallel(image.data, pull, shape, sigma=sigma), affine)
+    smooth = ndimage.gaussian_filter(image.data, sigma) if sigma.any() else image.data
     resampled = ndimage.affine_transform(smooth, pull[:3, :3], pull[:3, 3], shape, order=order)
     return Image(np.clip(resampled, smooth.min(), smooth.max()) if order > 1 else resampled, affine)
 
