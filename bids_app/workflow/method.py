@@ -299,14 +299,12 @@ def add_grid(
     graph: Graph, run: BoldRun, resample: Callable[..., OnGrid], needed: Mapping[str, Any], context: RunContext
 ) -> Step:
     """Add the single interpolation from the original volumes to the model grid, from the results that it needs."""
-    all_threads = context.settings.resources.n_procs
     return graph.step(
         f"{node_name(run.stem)}_grid",
         resample,
         does="BOLD: resample to the model grid (2 mm, 96 x 96 x 96) in one interpolation",
         sentences=() if run.derived else (Sentence("resample"),),
-        threads=all_threads,
-        n_procs=all_threads,
+        threads=context.settings.resources.n_procs,
         memory_gb=step_gb(run),
         **needed,
     )

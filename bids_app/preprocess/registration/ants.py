@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,8 @@ from bids_app.preprocess.registration.transforms import (
 FWHM_PER_SIGMA = 2.3548
 SYN_THREADS = 2
 """Threads of SyN on any machine. Its result depends on their number in the last bits."""
+AT_A_TIME = 2
+"""Linear registrations that run at the same time, if there are several starts; the results do not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -232,29 +235,47 @@ def best_start(
     RegistrationError
         ANTs failed from every start.
     """
-    found: list[tuple[float, np.ndarray]] = []
-    for number, start in enumerate(starts):
+    seeds = range(seed, seed + len(starts))
+    fits = fit_linear(fixed, moving, fixed_mask, stages, starts, out_dir, seeds, moving_mask)
+    found = [fit for fit in fits if not isinstance(fit, RegistrationError)]
+    if not found:
+        raise fits[-1]  # type: ignore[misc]
+    return max(found, key=score)  # the first of equals
+
+
+def fit_linear(
+    fixed: Image,
+    moving: Image,
+    fixed_mask: np.ndarray,
+    stages: Sequence[Stage],
+    starts: Sequence[np.ndarray],
+    out_dir: Path,
+    seeds: Sequence[int],
+    moving_mask: np.ndarray | None = None,
+) -> list[np.ndarray | RegistrationError]:
+    """Register from each of several starts with linear stages, `AT_A_TIME`; return the matrices, or why ANTs failed."""
+
+    def fit(number: int) -> np.ndarray | RegistrationError:
         try:
-            registration = register(
+            found = register(
                 fixed,
                 moving,
                 fixed_mask,
                 stages,
                 out_dir,
-                start=start,
-                seed=seed + number,
-                name="start",
+                start=starts[number],
+                seed=seeds[number],
+                name=f"start{number}",
                 moving_mask=moving_mask,
             )
         except RegistrationError as error:
-            reason = error
-            continue
-        found.append((score(registration.matrix), registration.matrix))
-        registration.forward_file.unlink()
-        registration.inverse_file.unlink()
-    if not found:
-        raise reason
-    return max(found, key=lambda item: item[0])[1]  # the first of equals
+            return error
+        found.forward_file.unlink()
+        found.inverse_file.unlink()
+        return found.matrix
+
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        return list(pool.map(fit, range(len(starts))))
 
 
 def _joined(values: Sequence[float]) -> str:

@@ -1,7 +1,7 @@
 """Linear interpolation and smoothing axis by axis, between grids whose axes are parallel.
 
-The result is that of scipy's `affine_transform` and `gaussian_filter` but for rounding (1e-6 of the range), in a tenth of
-the time: along each axis, an image is multiplied by a sparse matrix.
+The result is that of scipy's `affine_transform` and `gaussian_filter` but for rounding (1e-6 of the range), in a tenth
+of the time: along each axis, an image is multiplied by a sparse matrix.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def test_a_failure_of_ants_on_a_full_disk_is_no_registration_error(head, pair, t
     with pytest.raises(RegistrationError, match="ANTs failed"):
         register(*pair, head.brain, RIGID, tmp_path)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(registration, "is_full", lambda folder: (folder / "start_scratch" / "fixed.nii").exists())
+    monkeypatch.setattr(registration, "is_full", lambda folder: any(folder.glob("start?_scratch/fixed.nii")))
     with pytest.raises(InputOutputError, match="no space left"):
         best_start(*pair, head.brain, RIGID, [np.eye(4)] * 2, lambda m: 0.0, tmp_path, 1)
 
