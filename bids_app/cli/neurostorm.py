@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -14,7 +15,7 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -221,8 +222,20 @@ def run_command(arguments: Sequence[str] | None) -> int:
             from bids_app.workflow.fork_server import start_for
 
             start_for(settings)
-            from bids_app.workflow.participant import run_participants as run
+            with without_collection():
+                from bids_app.workflow.participant import run_participants as run
         return run(settings)
+
+
+@contextlib.contextmanager
+def without_collection() -> Iterator[None]:
+    """Import without collecting garbage, which would take a fifth of the time: modules stay until the end."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def first_line(settings: Settings) -> str:

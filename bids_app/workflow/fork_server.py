@@ -13,8 +13,8 @@ from multiprocessing import forkserver, resource_tracker
 from bids_app.settings import Settings
 from bids_app.workflow import sockets
 
-IMPORTED = ("bids_app.workflow.nodes", "bids_app.workflow.pool", "deepbet.bet", "bids_app.outputs.functional")
-"""Modules that the fork server imports: those of the first steps come first."""
+IMPORTED = ("bids_app.workflow.worker_imports",)
+"""Modules that the fork server of a run imports."""
 
 
 def start_for(settings: Settings) -> None:

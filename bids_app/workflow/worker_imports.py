@@ -1,0 +1,16 @@
+"""What the workers of a run need: imported once by the fork server, whose memory the workers share.
+
+Nothing here may start threads, since workers are forked.
+"""
+
+import gc
+
+gc.disable()  # takes a fifth of the time of imports, and modules stay until the end
+
+import deepbet.bet  # noqa: E402, F401
+
+import bids_app.workflow.method  # noqa: E402
+import bids_app.workflow.pool  # noqa: E402, F401
+
+gc.freeze()  # so that workers do not copy the memory of modules when they look for garbage
+gc.enable()
