@@ -314,7 +314,7 @@ def normalise_t1w(
         target, moving, prepared.source.name, out_dir, seed, brain, prepared.coarse, healthy
     )
     mask = warp_mask(target, moving, found.inverse) if brain is None else brain
-    tissues = segment(moving.data, mask, _priors(target, moving, found.inverse))
+    tissues = segment(moving.data, mask, _priors(target, moving, found.inverse, mask))
     in_template = resample_to(moving.data, moving.affine, target.t1w.shape, target.affine, found.chain)
     dseg = (tissues.argmax(axis=-1) + 1).astype(np.uint8) * mask
     quality["brain_ml"] = float(mask.sum()) * WORKING_MM**3 / 1e3
@@ -393,14 +393,16 @@ def check_lesion(share: float, what: str, path: Path) -> None:
         )
 
 
-def _priors(target: Template, moving: Image, inverse: Chain) -> np.ndarray:
-    """Resample the template's tissue probabilities (GM, WM, CSF) to the moving image's grid, (X, Y, Z, 3).
+def _priors(target: Template, moving: Image, inverse: Chain, mask: np.ndarray) -> np.ndarray:
+    """Resample the template's tissue probabilities (GM, WM, CSF) to a mask of the moving image's grid, (X, Y, Z, 3).
 
     CSF includes everything outside the template's brain: the mask of the T1w may be larger.
     """
-    points = inverse(grid_points(moving.data.shape, moving.affine))
-    gm, wm = (Image(m, target.affine).at(points).reshape(moving.data.shape) for m in (target.gm, target.wm))
-    return np.stack([gm, wm, np.clip(1 - gm - wm, 0, 1)], axis=-1)
+    points = inverse(grid_points(moving.data.shape, moving.affine, mask))
+    gm, wm = (Image(values, target.affine).at(points) for values in (target.gm, target.wm))
+    priors = np.zeros((*mask.shape, 3), dtype=np.float32)
+    priors[mask] = np.stack([gm, wm, np.clip(1 - gm - wm, 0, 1)], axis=-1)
+    return priors
 
 
 def segment(data: np.ndarray, mask: np.ndarray, priors: np.ndarray, n_rounds: int = 25) -> np.ndarray:

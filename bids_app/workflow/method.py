@@ -37,6 +37,7 @@ from bids_app.workflow.provenance import hash_inputs
 class AnatomySteps:
     """Steps of a T1w image that other steps depend on."""
 
+    prepared: Step
     normalised: Step
     outputs: Step
 
@@ -79,7 +80,7 @@ def add_anatomy(graph: Graph, run: BoldRun, context: RunContext) -> AnatomySteps
     assert run.t1w is not None
     name = node_name(run.t1w.name.partition(".")[0])
     if f"{name}_outputs" in graph.steps:
-        return AnatomySteps(graph.steps[f"{name}_normalise"], graph.steps[f"{name}_outputs"])
+        return AnatomySteps(*(graph.steps[f"{name}_{kind}"] for kind in ("prepare", "normalise", "outputs")))
     wanted = context.settings.preprocess
     seed = wanted.random_seed
     prepared = graph.step(
@@ -120,7 +121,7 @@ def add_anatomy(graph: Graph, run: BoldRun, context: RunContext) -> AnatomySteps
         output_spaces=wanted.output_spaces,
         memory_gb=2,
     )
-    return AnatomySteps(normalised, outputs)
+    return AnatomySteps(prepared, normalised, outputs)
 
 
 def add_raw(
@@ -196,6 +197,15 @@ def add_raw(
         series=series,
         motion=motion,
     )
+    start = None
+    if anatomy:
+        start = graph.step(
+            f"{name}_search",
+            nodes.search_alignment,
+            reference=reference,
+            prepared=anatomy.prepared,
+            seed=seed,
+        )
     to_template = Sentence("bold_template", context.template_values)
     alignment = graph.step(
         f"{name}_align",
@@ -209,6 +219,7 @@ def add_raw(
         seed=seed,
         required=wanted.fail_without_t1w,
         anatomy=t1w,
+        start=start,
         memory_gb=2,
     )
     confounds = graph.step(
