@@ -90,9 +90,15 @@ def _timed(function: Callable[..., Any], arguments: tuple[Any, ...], options: di
 
     from bids_app.workflow import method  # noqa: F401
 
-    started, cpu = time.perf_counter(), time.process_time()
+    started, cpu = time.perf_counter(), _cpu_seconds()
     value = function(*arguments, **options)
-    return Cost(time.perf_counter() - started, time.process_time() - cpu, _peak_mb(), value)
+    return Cost(time.perf_counter() - started, _cpu_seconds() - cpu, _peak_mb(), value)
+
+
+def _cpu_seconds() -> float:
+    """Return the CPU time of this process and of the programs that it has run, such as ANTs, s."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _peak_mb() -> float:

@@ -147,8 +147,8 @@ def execute(function: str, given: Stamped, upstream: dict[str, Stamped]) -> Stam
 
 
 def peak_rss_mb() -> int:
-    """Return the peak memory (MB) of this process and the largest program that it has run, such as ANTs."""
-    return sum(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) // 1024
+    """Return the peak memory of this process or of a program that it has run, such as ANTs, MB: that of the larger."""
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) // 1024
 
 
 def as_neurostorm_error(error: BaseException) -> NeurostormError | None:

@@ -1,0 +1,52 @@
+"""Runs of a simulated cohort per hour, with 1, 2 and 4 processes on as many cores.
+
+    python benchmarks/cohort.py [--participants 4] [--processes 1 2 4]
+
+Each row is the participant level with `--nprocs` processes, from raw files to reports, allowed to use as many cores as
+processes. Efficiency is the number of runs per hour, divided by that of one process times the number of cores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from watching import watch
+
+
+def main() -> int:
+    """Simulate a cohort, process it with each number of processes, and print a row for each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--participants", type=int, default=4)
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
+    options = parser.parse_args()
+    programs, cores = Path(sys.executable).parent, sorted(os.sched_getaffinity(0))
+    print("| processes | cores | s | runs per hour | efficiency | peak GB |\n|" + " --- |" * 6)
+    alone = None
+    with tempfile.TemporaryDirectory() as folder:
+        dataset = Path(folder) / "simulated"
+        simulate = [programs / "neurostorm-phantom", dataset, "--participants", str(options.participants)]
+        subprocess.run([*simulate, "--states", "rest"], check=True, stdout=subprocess.DEVNULL)
+        n_runs = len(list(dataset.glob("sub-*/**/*_bold.nii.gz")))
+        for n in options.processes:
+            own = cores[:n]
+            out, work = Path(folder) / f"out-{n}", Path(folder) / f"work-{n}"
+            command = [programs / "neurostorm", dataset, out, "participant", "--model", "demo", "-w", work]
+            os.sched_setaffinity(0, own)
+            cost = watch([*map(str, command), "--nprocs", str(n)], stderr=subprocess.DEVNULL)
+            os.sched_setaffinity(0, cores)
+            if cost.code:
+                return cost.code
+            rate = 3600 * n_runs / cost.seconds
+            alone = alone or rate / len(own)
+            efficiency = rate / (alone * len(own))
+            print(f"| {n} | {len(own)} | {cost.seconds:.0f} | {rate:.0f} | {efficiency:.0%} | {cost.peak_gb:.2f} |")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
