@@ -26,6 +26,7 @@ from bids_app.cli.options import CONFIG_FILE, DESCRIPTION, all_options
 from bids_app.cli.other_pipelines import refuse_foreign_options
 from bids_app.cli.outcome import exit_code_of, leave
 from bids_app.errors import EXIT_CODES, EXIT_UNKNOWN_OPTION, Terminated, UsageError
+from bids_app.preprocess.registration.ants_program import PROCESSORS
 from bids_app.settings import CACHES, GROUP, GROUPS, PARTICIPANT, Option, Settings, refuse_empty, settings_from
 from bids_app.terminal import escaped_output, terminal_log
 from bids_app.workflow.supervisor import supervise
@@ -283,6 +284,7 @@ def prepare_environment(settings: Settings) -> None:
     threads = str(settings.resources.omp_threads)
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"):
         os.environ[name] = threads
+    os.environ[PROCESSORS] = str(settings.resources.n_procs)
     os.environ["NIPYPE_NO_ET"] = os.environ["NO_ET"] = "1"
     os.environ["MPLBACKEND"] = "Agg"
     os.environ["PYTHONSAFEPATH"] = "1"

@@ -18,7 +18,7 @@ from nibabel.affines import voxel_sizes
 from bids_app.bids.full_disk import is_full, no_space
 from bids_app.errors import RegistrationError
 from bids_app.preprocess.io.images import save_image
-from bids_app.preprocess.registration.ants_program import run_ants
+from bids_app.preprocess.registration.ants_program import processors, run_ants
 from bids_app.preprocess.registration.native_messages import quiet_if_full
 from bids_app.preprocess.registration.separable import are_parallel, resample_parallel
 from bids_app.preprocess.registration.transforms import (
@@ -37,7 +37,7 @@ FWHM_PER_SIGMA = 2.3548
 SYN_THREADS = 2
 """Threads of SyN on any machine. Its result depends on their number in the last bits."""
 AT_A_TIME = 2
-"""Linear registrations that run at the same time, if there are several starts; the results do not depend on it."""
+"""Linear registrations that run at the same time, if there are several starts and as many processors."""
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def fit_linear(
         found.inverse_file.unlink()
         return found.matrix
 
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
+    with ThreadPoolExecutor(min(AT_A_TIME, processors())) as pool:
         return list(pool.map(fit, range(len(starts))))
 
 

@@ -13,6 +13,7 @@ import ctypes
 import importlib.util
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -25,8 +26,17 @@ LOGGER = logging.getLogger(__name__)
 THREADS = {"ITK_GLOBAL_DEFAULT_THREADER": "Platform"}
 """Environment of ITK: threads with fixed shares of the work, instead of a pool whose threads take what is left."""
 N_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+PROCESSORS = "NEUROSTORM_PROCESSORS"
+"""Environment variable with the processors of a run (``--nprocs``); without it, those that this process may use."""
 PR_SET_PDEATHSIG = 1
 """Option of ``prctl`` (linux/prctl.h)."""
+
+
+def processors() -> int:
+    """Return the number of processors that the programs of a step may use at the same time."""
+    from bids_app.settings import default_cpus
+
+    return int(os.environ.get(PROCESSORS) or default_cpus())
 
 
 def run_ants(program: str, arguments: Sequence[str], threads: int = 1) -> None:
@@ -42,14 +52,15 @@ def run_ants(program: str, arguments: Sequence[str], threads: int = 1) -> None:
     arguments : sequence of str
         Its arguments.
     threads : int
-        Number of threads. The result depends on it.
+        Number of threads. The result depends on it, so that they share the processors if there are fewer.
 
     Raises
     ------
     RuntimeError
         The program failed.
     """
-    command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(extension()), program, *arguments]
+    shared = "shared" if threads > processors() else "own"
+    command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), shared, str(extension()), program, *arguments]
     done = subprocess.run(
         command,
         env=os.environ | THREADS | {N_THREADS: str(threads)},
@@ -101,9 +112,17 @@ def end_with_parent(parent: int) -> None:
             os._exit(1)
 
 
-def main(parent: str, path: str, program: str, *arguments: str) -> int:
+def use_one_processor() -> None:
+    """Have all threads of this process share one of its processors, chosen at random (Linux)."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, random.sample(sorted(os.sched_getaffinity(0)), 1))
+
+
+def main(parent: str, processor: str, path: str, program: str, *arguments: str) -> int:
     """Run a program in this process, and return its exit code."""
     end_with_parent(int(parent))
+    if processor == "shared":
+        use_one_processor()
     return int(getattr(load_extension(path), program)(list(arguments)))
 
 

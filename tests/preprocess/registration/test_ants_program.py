@@ -24,6 +24,9 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "    names = [name for name in os.environ if name.startswith('ITK_')]\n"
         "    open(arguments[0], 'w').write(repr({name: os.environ[name] for name in sorted(names)}))\n"
         "    return 0\n"
+        "def count(arguments):\n"
+        "    open(arguments[0], 'w').write(str(len(os.sched_getaffinity(0))))\n"
+        "    return 0\n"
         "def fail(arguments):\n"
         "    raise RuntimeError('no overlap')\n"
         "def refuse(arguments):\n"
@@ -41,6 +44,15 @@ def test_a_program_has_its_own_number_of_threads(programs: Path, tmp_path: Path,
     wanted = {"ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "2", "ITK_GLOBAL_DEFAULT_THREADER": "Platform"}
     assert (tmp_path / "environment").read_text() == repr(wanted)
     assert os.environ[ants_program.N_THREADS] == "1"
+
+
+@pytest.mark.parametrize(("limit", "threads", "used"), [("1", 2, 1), ("2", 2, None), ("1", 1, None)])
+def test_more_threads_than_processors_share_one(
+    programs: Path, tmp_path: Path, monkeypatch, limit: str, threads: int, used: int | None
+) -> None:
+    monkeypatch.setenv(ants_program.PROCESSORS, limit)
+    run_ants("count", [str(tmp_path / "processors")], threads)
+    assert int((tmp_path / "processors").read_text()) == (used or len(os.sched_getaffinity(0)))
 
 
 @pytest.mark.parametrize(("program", "reason"), [("fail", "no overlap"), ("refuse", "exit code 3")])
