@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     options = parser.parse_args()
     programs, cores = Path(sys.executable).parent, sorted(os.sched_getaffinity(0))
-    print("| processes | cores | s | runs per hour | efficiency | peak GB |\n|" + " --- |" * 6)
+    print("| processes | cores | s | runs per hour | efficiency | peak GB |\n|" + " --- |" * 6, flush=True)
     alone = None
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder) / "simulated"
@@ -40,11 +40,13 @@ def main() -> int:
             cost = watch([*map(str, command), "--nprocs", str(n)], stderr=subprocess.DEVNULL)
             os.sched_setaffinity(0, cores)
             if cost.code:
+                print(f"{command[0]} --nprocs {n}: exit code {cost.code}", file=sys.stderr)
                 return cost.code
             rate = 3600 * n_runs / cost.seconds
             alone = alone or rate / len(own)
             efficiency = rate / (alone * len(own))
-            print(f"| {n} | {len(own)} | {cost.seconds:.0f} | {rate:.0f} | {efficiency:.0%} | {cost.peak_gb:.2f} |")
+            row = (n, len(own), f"{cost.seconds:.0f}", f"{rate:.0f}", f"{efficiency:.0%}", f"{cost.peak_gb:.2f}")
+            print(f"| {' | '.join(map(str, row))} |", flush=True)
     return 0
 
 

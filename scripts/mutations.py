@@ -120,7 +120,9 @@ MUTATIONS: tuple[Mutation, ...] = (
         "bids_app/preprocess/registration/ants.py",
         "SYN_THREADS if all(stage.is_syn for stage in stages) else 1",
         "SYN_THREADS",
-        ("preprocess/registration/test_ants.py::test_syn_runs_on_two_threads_with_the_same_bits_and_linear_stages_on_one",),
+        (
+            "preprocess/registration/test_ants.py::test_syn_runs_on_two_threads_with_the_same_bits_and_linear_stages_on_one",
+        ),
     ),
     Mutation(
         "finished steps are not looked at again",

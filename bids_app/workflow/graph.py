@@ -74,11 +74,14 @@ class Graph:
     ----------
     invocation : str
         Part of the stamps of steps that always run.
+    stamped : bool
+        False: steps have no stamps, for which the code is read, since only their names and texts are wanted.
     steps : dict
         Steps by name, in order.
     """
 
     invocation: str = ""
+    stamped: bool = True
     steps: dict[str, Step] = field(default_factory=dict)
     _places: dict[str, int] = field(default_factory=dict)
 
@@ -102,12 +105,14 @@ class Graph:
             raise ValueError(f"The graph already has a step {name}.")
         upstream = {key: value for key, value in arguments.items() if isinstance(value, Step)}
         given = {key: value for key, value in arguments.items() if key not in upstream}
-        stamp = hash_of(
-            code_hash(function),
-            sorted((key, value) for key, value in given.items() if key not in NOT_HASHED),
-            sorted((key, value.stamp) for key, value in upstream.items()),
-            self.invocation if always else "",
-        )
+        stamp = ""
+        if self.stamped:
+            stamp = hash_of(
+                code_hash(function),
+                sorted((key, value) for key, value in given.items() if key not in NOT_HASHED),
+                sorted((key, value.stamp) for key, value in upstream.items()),
+                self.invocation if always else "",
+            )
         self._places[name] = len(self.steps)
         self.steps[name] = Step(
             name, function, given, upstream, does, sentences, stamp, memory_gb, n_procs, always, gpu, short

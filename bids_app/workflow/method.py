@@ -514,7 +514,7 @@ def methods_sentences(runs: Sequence[BoldRun], context: RunContext) -> list[Sent
     unique: list[Sentence] = list(sentences.invocation(context.settings.preprocess.random_seed))
     for run in runs:
         if run.problem is None:
-            graph = Graph()  # one per run, since there may be thousands
+            graph = Graph(stamped=False)  # one per run, since there may be thousands
             add_run(graph, run, context)
             for sentence in (sentence for step in graph.steps.values() for sentence in step.sentences):
                 if sentence not in unique:
@@ -524,7 +524,7 @@ def methods_sentences(runs: Sequence[BoldRun], context: RunContext) -> list[Sent
 
 def plan_of(run: BoldRun, context: RunContext) -> list[str]:
     """Return the processing steps of a run, one line each, for ``--check``."""
-    graph = Graph()
+    graph = Graph(stamped=False)
     add_run(graph, run, context)
     return [step.does for step in graph.steps.values() if step.does]
 

@@ -83,8 +83,9 @@ class Progress:
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
-        for name in self._reused if self._groups is not None else ():
-            self._groups(name, True)
+        if self._groups is not None:
+            for name in self._reused:
+                self._groups(name, True)
         if raw_stderr().isatty() and self._steps:
             from tqdm import tqdm
 
