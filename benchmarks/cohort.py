@@ -29,8 +29,9 @@ def main() -> int:
     alone = None
     with tempfile.TemporaryDirectory() as folder:
         dataset = Path(folder) / "simulated"
-        simulate = [programs / "neurostorm-phantom", dataset, "--participants", str(options.participants)]
-        subprocess.run([*simulate, "--states", "rest"], check=True, stdout=subprocess.DEVNULL)
+        participants = ["--participants", str(options.participants), "--states", "rest"]
+        phantom = [str(programs / "neurostorm-phantom"), str(dataset), *participants]
+        subprocess.run(phantom, check=True, stdout=subprocess.DEVNULL)
         n_runs = len(list(dataset.glob("sub-*/**/*_bold.nii.gz")))
         for n in options.processes:
             own = cores[:n]

@@ -30,7 +30,6 @@ import numpy as np
 import peers
 
 from bids_app.bids.query import BoldRun
-from bids_app.preprocess.anatomical import normalise_t1w
 from bids_app.preprocess.hmc import MotionEstimate, correct_motion
 from bids_app.workflow import nodes
 from bids_app.workflow.graph import Step
@@ -192,10 +191,11 @@ def title_of(step: Step) -> str:
     """Return the name of a step in the table."""
     titles = {
         nodes.prepare_anatomy: "T1w bias field",
-        normalise_t1w: "T1w to template",
+        nodes.normalise_anatomy: "T1w to template",
         nodes.examine: "header check",
         correct_motion: "head motion",
         nodes.mask_run: "EPI mask",
+        nodes.search_alignment: "search for BOLD to T1w",
         nodes.align: "BOLD to T1w" if "anatomy" in step.upstream else "BOLD to template",
         nodes.confounds: "confounds",
         nodes.collect: "collect",

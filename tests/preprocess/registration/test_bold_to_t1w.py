@@ -83,13 +83,21 @@ def test_a_slab_is_aligned_with_the_t1w(head, anatomy, boldref, tmp_path):
 
 def test_the_alignment_may_be_searched_before_the_tissues_are_known(anatomy, boldref, tmp_path, monkeypatch):
     reference = mask_boldref(tmp_path / "sub-01_bold.nii.gz", boldref, tmp_path)
-    whole = coregister(reference, anatomy, tmp_path)
     prepared = PreparedT1w(anatomy.source, anatomy.image, anatomy.bias, brain=anatomy.mask)
+    monkeypatch.setattr(module, "_best_rigid", lambda *args: BOLDREF_TO_T1W)
     start = search(reference, prepared, tmp_path)
     assert search(reference, replace(prepared, brain=None), tmp_path) is None
-    monkeypatch.setattr(module, "_best_rigid", None)
-    parts = coregister(reference, anatomy, tmp_path, start=start)
-    assert parts.quality == whole.quality
+    monkeypatch.setattr(module, "_best_rigid", refuse)
+    assert search(reference, prepared, tmp_path) is None
+    monkeypatch.setattr(module, "refine", lambda *args: None)
+    monkeypatch.setattr(module, "compare", lambda *args: {})
+    monkeypatch.setattr(module, "signs_of_error", lambda quality: [])
+    found = coregister(reference, anatomy, tmp_path, start=start)
+    np.testing.assert_allclose(Chain.load(found.chain).steps[0].matrix, np.linalg.inv(BOLDREF_TO_T1W))
+
+
+def refuse(*_):
+    raise RegistrationError("ANTs failed.")
 
 
 def test_a_refinement_that_fails_the_checks_is_not_used(anatomy, boldref, tmp_path, monkeypatch):
