@@ -274,7 +274,7 @@ def _size(cost: Cost) -> float:
 def _error(run: Run, cost: Cost) -> str:
     """Return the motion error as text, or nothing if the call returned no motion or the truth is unknown."""
     found = np.load(cost.value.motion) if isinstance(cost.value, MotionEstimate) else cost.value
-    if run.motion is None or not isinstance(found, np.ndarray):
+    if run.motion is None or not isinstance(found, np.ndarray) or found.ndim != 3:
         return ""
     return "   error {:.3f} mm, maximum {:.3f}".format(*motion_error_mm(found, run.motion[: len(found)]))
 
