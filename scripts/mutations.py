@@ -125,6 +125,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         ),
     ),
     Mutation(
+        "volumes that were read do not stay in memory",
+        "bids_app/preprocess/io/volumes.py",
+        "self._mapped.madvise(mmap.MADV_DONTNEED)",
+        "pass",
+        ("preprocess/io/test_volumes.py::test_volumes_that_were_read_do_not_stay_in_memory",),
+    ),
+    Mutation(
         "finished steps are not looked at again",
         "bids_app/workflow/engine.py",
         "if name not in reused}",
