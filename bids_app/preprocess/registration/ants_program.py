@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 LOGGER = logging.getLogger(__name__)
@@ -95,13 +96,13 @@ def extension() -> Path:
 
 
 def load_extension(path: str) -> Any:
-    """Load the extension module of antspyx without its package."""
-    spec = importlib.util.spec_from_file_location("ants.lib", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """Load the extension module of antspyx without its package, in place of which this process has an empty one."""
+    package = ModuleType("ants")
+    package.__path__ = [str(Path(path).parent)]
+    sys.modules["ants"] = package
+    from ants import lib
+
+    return lib
 
 
 def end_with_parent(parent: int) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from bids_app.preprocess.registration import ants_program
 from bids_app.preprocess.registration.ants_program import run_ants
+from bids_app.workflow import code
 
 
 @pytest.fixture
@@ -62,18 +63,32 @@ def test_a_failure_says_why(programs: Path, program: str, reason: str) -> None:
 
 
 def test_a_killed_program_ends_its_step_in_the_same_way(programs: Path) -> None:
-    code = (
+    script = (
         "from pathlib import Path\n"
         "from bids_app.preprocess.registration import ants_program\n"
         f"ants_program.extension = lambda: Path({str(programs)!r})\n"
         "ants_program.run_ants('die', [])\n"
         "print('goes on')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (-signal.SIGKILL, "")
 
 
-def test_the_extension_of_antspyx_has_the_programs() -> None:
-    module = ants_program.load_extension(str(ants_program.extension()))
-    assert callable(module.antsRegistration)
-    assert callable(module.N4BiasFieldCorrection)
+def test_the_extension_of_antspyx_has_the_programs_and_is_loaded_without_the_package() -> None:
+    script = (
+        "import sys\n"
+        "from bids_app.preprocess.registration.ants_program import extension, load_extension\n"
+        "lib = load_extension(str(extension()))\n"
+        "print(callable(lib.antsRegistration), callable(lib.N4BiasFieldCorrection), 'numpy' in sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "True True False\n"
+
+
+def test_another_version_of_antspyx_repeats_the_registrations(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(code, "library_version", lambda module: seen.append(module) or "")
+    code.symbol_hash.__wrapped__(("bids_app.preprocess.registration.ants_program", "load_extension"))
+    symbols = code.all_dependencies(("bids_app.preprocess.registration.ants", "register"))
+    assert "ants" in seen
+    assert ("bids_app.preprocess.registration.ants_program", "load_extension") in symbols
