@@ -9,8 +9,7 @@ gc.disable()  # takes a fifth of the time of imports, and modules stay until the
 
 import deepbet.bet  # noqa: E402, F401
 
-import bids_app.workflow.method  # noqa: E402
-import bids_app.workflow.pool  # noqa: E402, F401
+from bids_app.workflow import method, pool  # noqa: E402, F401
 
 gc.freeze()  # so that workers do not copy the memory of modules when they look for garbage
 gc.enable()
