@@ -60,7 +60,8 @@ def describe_t1w(path: Path) -> dict[str, float]:
 
     in_ball = ball(coarse)
     near = head & (points[:, 2].reshape(head.shape) > top - HEAD_MM)
-    bias = bias_field(coarse, near)
+    with tempfile.TemporaryDirectory() as folder:
+        bias = bias_field(coarse, near, Path(folder))
     corrected = coarse.data / bias
     values = corrected[in_ball]
     low, high = threshold_multiotsu(np.clip(values, *np.percentile(values, [0.5, 99.5])), classes=3)

@@ -30,7 +30,6 @@ import numpy as np
 import peers
 
 from bids_app.bids.query import BoldRun
-from bids_app.preprocess.anatomical import normalise_t1w
 from bids_app.preprocess.hmc import MotionEstimate, correct_motion
 from bids_app.workflow import nodes
 from bids_app.workflow.graph import Step
@@ -86,14 +85,19 @@ def measure(function: Callable[..., Any], *arguments: Any, **options: Any) -> Co
 
 
 def _timed(function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Cost:
-    import ants  # noqa: F401  (imports do not count as the cost of a step)
-    import torch  # noqa: F401
+    import torch  # noqa: F401  (imports do not count as the cost of a step)
 
     from bids_app.workflow import method  # noqa: F401
 
-    started, cpu = time.perf_counter(), time.process_time()
+    started, cpu = time.perf_counter(), _cpu_seconds()
     value = function(*arguments, **options)
-    return Cost(time.perf_counter() - started, time.process_time() - cpu, _peak_mb(), value)
+    return Cost(time.perf_counter() - started, _cpu_seconds() - cpu, _peak_mb(), value)
+
+
+def _cpu_seconds() -> float:
+    """Return the CPU time of this process and of the programs that it has run, such as ANTs, s."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
 
 
 def _peak_mb() -> float:
@@ -187,10 +191,11 @@ def title_of(step: Step) -> str:
     """Return the name of a step in the table."""
     titles = {
         nodes.prepare_anatomy: "T1w bias field",
-        normalise_t1w: "T1w to template",
+        nodes.normalise_anatomy: "T1w to template",
         nodes.examine: "header check",
         correct_motion: "head motion",
         nodes.mask_run: "EPI mask",
+        nodes.search_alignment: "search for BOLD to T1w",
         nodes.align: "BOLD to T1w" if "anatomy" in step.upstream else "BOLD to template",
         nodes.confounds: "confounds",
         nodes.collect: "collect",
@@ -269,7 +274,7 @@ def _size(cost: Cost) -> float:
 def _error(run: Run, cost: Cost) -> str:
     """Return the motion error as text, or nothing if the call returned no motion or the truth is unknown."""
     found = np.load(cost.value.motion) if isinstance(cost.value, MotionEstimate) else cost.value
-    if run.motion is None or not isinstance(found, np.ndarray):
+    if run.motion is None or not isinstance(found, np.ndarray) or found.ndim != 3:
         return ""
     return "   error {:.3f} mm, maximum {:.3f}".format(*motion_error_mm(found, run.motion[: len(found)]))
 

@@ -102,6 +102,43 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("workflow/test_engine.py::test_a_folder_that_is_deleted_in_part_is_no_result",),
     ),
     Mutation(
+        "a step whose program is killed ends in the same way",
+        "bids_app/preprocess/registration/ants_program.py",
+        "        os.kill(os.getpid(), -done.returncode)\n",
+        "        return\n",
+        ("preprocess/registration/test_ants_program.py::test_a_killed_program_ends_its_step_in_the_same_way",),
+    ),
+    Mutation(
+        "threads of ANTs stay within the processors given",
+        "bids_app/preprocess/registration/ants_program.py",
+        '"shared" if threads > processors() else "own"',
+        '"own"',
+        ("preprocess/registration/test_ants_program.py::test_more_threads_than_processors_share_one",),
+    ),
+    Mutation(
+        "linear registrations run on one thread, so that they have the same bits each time",
+        "bids_app/preprocess/registration/ants.py",
+        "SYN_THREADS if all(stage.is_syn for stage in stages) else 1",
+        "SYN_THREADS",
+        (
+            "preprocess/registration/test_ants.py::test_syn_runs_on_two_threads_with_the_same_bits_and_linear_stages_on_one",
+        ),
+    ),
+    Mutation(
+        "volumes that were read do not stay in memory",
+        "bids_app/preprocess/io/volumes.py",
+        "self._mapped.madvise(mmap.MADV_DONTNEED)",
+        "pass",
+        ("preprocess/io/test_volumes.py::test_volumes_that_were_read_do_not_stay_in_memory",),
+    ),
+    Mutation(
+        "finished steps are not looked at again",
+        "bids_app/workflow/engine.py",
+        "if name not in reused}",
+        "}",
+        ("workflow/test_engine.py::test_steps_that_are_reused_are_not_looked_at_by_nipype",),
+    ),
+    Mutation(
         "workers end with the run",
         "bids_app/workflow/pool.py",
         "    end_with_main_process()\n",

@@ -22,7 +22,6 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
 from bids_app.adapters.conformal import MIN_GROUPS
 from bids_app.errors import BadDataError
@@ -199,6 +198,8 @@ class Calibration:
         Isotonic functions are bounded away from 0 and 1 by 1 / (scans + 2): a few scans cannot exclude a label.
         """
         if self.method == TEMPERATURE:
+            from scipy.special import softmax
+
             return softmax(np.log(np.maximum(raw, TINY)) / self.temperature, axis=1)
         if self.method == ISOTONIC:
             bound = 1 / (self.n_scans + 2)

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.special import softmax
 
 from bids_app.adapters.calibration import LEVELS, METHODS, TEMPERATURE, TINY, Calibration, level_key
 from bids_app.adapters.conformal import group_limits
@@ -128,6 +127,7 @@ def fit_temperature(raw: np.ndarray, index: np.ndarray, weights: np.ndarray) -> 
     not lead to probabilities of 1; the sum of the weights is the number of participants.
     """
     from scipy.optimize import minimize_scalar
+    from scipy.special import softmax
 
     logits = np.log(np.maximum(raw, TINY))
     n, k = raw.shape

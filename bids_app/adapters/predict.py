@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -286,6 +287,15 @@ def _columns(values: np.ndarray) -> dict[str, float]:
     return {f"e{i:04d}": float(value) for i, value in enumerate(values)}
 
 
+def read_ahead(clips: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Iterate over clips, each of which is read while the one before it is used."""
+    with ThreadPoolExecutor(1) as pool:
+        following = pool.submit(next, clips, None)
+        while (clip := following.result()) is not None:
+            following = pool.submit(next, clips, None)
+            yield clip
+
+
 @torch.inference_mode()
 def apply_to_clips(
     apply: Callable[[torch.Tensor], torch.Tensor], reader: ClipReader, normalisation: str, batch: int = 1
@@ -306,7 +316,7 @@ def apply_to_clips(
     -------
     numpy.ndarray of float32, (n_clips, K)
     """
-    outputs = apply_in_batches(apply, reader.clips(normalisation), batch)
+    outputs = apply_in_batches(apply, read_ahead(reader.clips(normalisation)), batch)
     return np.concatenate([part.float().cpu().numpy() for part in outputs])
 
 

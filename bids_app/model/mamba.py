@@ -39,17 +39,19 @@ class Mamba(nn.Module):
         self.conv1d = DepthwiseConv(inner, d_conv)
         self.x_proj = nn.Linear(inner, self.rank + 2 * d_state, bias=False)
         self.dt_proj = nn.Linear(self.rank, inner)
-        self.A_log = nn.Parameter(torch.log(torch.arange(1, d_state + 1).float()).repeat(inner, 1))
+        self.A_log = nn.Parameter(torch.empty(inner, d_state))
         self.D = nn.Parameter(torch.ones(inner))
         self.out_proj = nn.Linear(inner, width, bias=False)
-        self._init_step()
+        if not self.A_log.is_meta:  # it has no values to compute; torch takes a second to import what would do so
+            self._init_scan()
 
-    def _init_step(self, low: float = 1e-3, high: float = 1e-1) -> None:
-        """Initialise time steps log-uniformly between ``low`` and ``high``, as Mamba does."""
+    @torch.no_grad()
+    def _init_scan(self, low: float = 1e-3, high: float = 1e-1) -> None:
+        """Initialise the states, and time steps log-uniformly between ``low`` and ``high``, as Mamba does."""
+        self.A_log.copy_(torch.log(torch.arange(1, self.d_state + 1).float()))
         nn.init.uniform_(self.dt_proj.weight, -(self.rank**-0.5), self.rank**-0.5)
         step = torch.exp(torch.rand(self.D.shape[0]) * math.log(high / low) + math.log(low))
-        with torch.no_grad():
-            self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse softplus
+        self.dt_proj.bias.copy_(step + torch.log(-torch.expm1(-step)))  # inverse softplus
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Mix tokens.

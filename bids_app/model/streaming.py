@@ -89,7 +89,7 @@ def apply_in_batches(
 def _try(apply: Callable[[torch.Tensor], torch.Tensor], clips: list[torch.Tensor]) -> torch.Tensor | None:
     """Return the output, or None if the device ran out of memory."""
     try:
-        return apply(torch.stack(clips))
+        return apply(torch.stack(clips) if len(clips) > 1 else clips[0][None])
     except torch.OutOfMemoryError:
         pass
     if torch.cuda.is_available():  # outside the handler, whose traceback keeps the arrays alive

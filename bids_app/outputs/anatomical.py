@@ -17,6 +17,7 @@ from bids_app.outputs.viewer import write_viewer_anatomy
 from bids_app.preprocess.anatomical import Anatomy, UnusableT1w
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.io.images import NATIVE_CODE, save_image, stamp_header
+from bids_app.preprocess.registration.separable import are_parallel, resample_parallel
 from bids_app.preprocess.registration.transforms import Chain
 
 BRAIN = "Brain"
@@ -99,6 +100,8 @@ def resample_linearly(path: Path, shape: tuple[int, ...], affine: np.ndarray, ou
     image = load_nifti(path)
     to_voxels = np.linalg.inv(image.affine) @ affine
     data = image.get_fdata(dtype=np.float32)
+    if are_parallel(to_voxels, shape):
+        return resample_parallel(data, to_voxels, shape, outside=outside)
     return affine_transform(data, to_voxels[:3, :3], to_voxels[:3, 3], shape, output=np.float32, order=1, mode=outside)
 
 

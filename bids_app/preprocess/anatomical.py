@@ -9,17 +9,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
+from bids_app.bids.full_disk import is_full, no_space
 from bids_app.catalog.templates import WORKING_MM, Template, load_template
 from bids_app.errors import BadDataError
 from bids_app.preprocess.brain_extraction import VOLUME_ML, extract_brain, measure_shape
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.masking import ball, head_mask, largest_part
-from bids_app.preprocess.registration.ants import Image, ants_library, dice, isotropic
+from bids_app.preprocess.registration.ants import Image, dice, isotropic
+from bids_app.preprocess.registration.ants_program import run_ants
 from bids_app.preprocess.registration.t1w_plausibility import doubts_about_size
 from bids_app.preprocess.registration.t1w_to_template import above_neck, align_with_template, warp_mask
 from bids_app.preprocess.registration.transforms import Chain, grid_points, resample_to
@@ -44,6 +47,8 @@ SMALL_FIELD = 1.2
 """N4 is repeated while its last field spans more than this ratio; see `field_ratio`."""
 MAX_REPEATS = 4
 REPEAT_SHRINK = 4
+N4_CONVERGENCE = "[50x50x30, 0.0000010000]"
+"""Maximum iterations of each level, and the tolerance."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: in
     shifted = Image(mean.image.data - min(float(mean.image.data.min()), 0.0), mean.image.affine)
     image = isotropic(shifted, WORKING_MM, order=3 if coarse else 1)
     brain, stripped, more = find_t1w_brain(image, shifted, t1w.name, threads)
-    bias = estimate_bias(image, head_for_bias(image, brain), brain)
+    bias = estimate_bias(image, head_for_bias(image, brain), brain, out_dir)
     mask, quality = None, {}
     if brain is not None:
         mask = save_image(out_dir / "t1w_brain_2mm.nii.gz", brain.astype(np.uint8), image.affine)
@@ -209,7 +214,7 @@ def is_stripped(image: Image) -> bool:
     return float(shown.mean()) < 1 - STRIPPED_EMPTY and STRIPPED_ML[0] <= volume_ml <= STRIPPED_ML[1]
 
 
-def estimate_bias(image: Image, head: np.ndarray, brain: np.ndarray | None) -> np.ndarray:
+def estimate_bias(image: Image, head: np.ndarray, brain: np.ndarray | None, out_dir: Path) -> np.ndarray:
     """Estimate a bias field by N4, repeated in the brain while the field is large: N4 underestimates strong fields.
 
     Parameters
@@ -218,17 +223,19 @@ def estimate_bias(image: Image, head: np.ndarray, brain: np.ndarray | None) -> n
         Isotropic and non-negative.
     head, brain : numpy.ndarray, bool
         Masks of the first and of all further fields; without a brain, there is only the first.
+    out_dir : pathlib.Path
+        Folder for temporary files.
 
     Returns
     -------
     numpy.ndarray, (X, Y, Z) float32
         Positive, with a median near 1 in the head.
     """
-    total = last = bias_field(image, head)
+    total = last = bias_field(image, head, out_dir)
     for _ in range(MAX_REPEATS):
         if brain is None or field_ratio(last, brain) < SMALL_FIELD:
             break
-        last = bias_field(Image(image.data / total, image.affine), brain, REPEAT_SHRINK)
+        last = bias_field(Image(image.data / total, image.affine), brain, out_dir, REPEAT_SHRINK)
         total = total * last
     return total
 
@@ -239,7 +246,7 @@ def field_ratio(bias: np.ndarray, where: np.ndarray) -> float:
     return float(high / low)
 
 
-def bias_field(image: Image, where: np.ndarray, shrink: int = 3) -> np.ndarray:
+def bias_field(image: Image, where: np.ndarray, out_dir: Path, shrink: int = 3) -> np.ndarray:
     """Estimate the bias field of an image by N4, (X, Y, Z) float32, positive, with a median of 1 in the head.
 
     Parameters
@@ -248,20 +255,30 @@ def bias_field(image: Image, where: np.ndarray, shrink: int = 3) -> np.ndarray:
         Isotropic and non-negative.
     where : numpy.ndarray, bool
         Head mask.
+    out_dir : pathlib.Path
+        Folder for temporary files.
     shrink : int
         Shrink factor for the fit.
+
+    Raises
+    ------
+    InputOutputError
+        The disk is full.
     """
-    ants = ants_library()
-    spacing = [float(np.linalg.norm(image.affine[:3, i])) for i in range(3)]
-    as_ants = ants.from_numpy(np.maximum(image.data, 0).astype(np.float32), spacing=spacing)
-    mask = ants.from_numpy(where.astype(np.float32), spacing=spacing)
-    found = ants.n4_bias_field_correction(
-        as_ants,
-        mask=mask,
-        shrink_factor=shrink,
-        convergence={"iters": [50, 50, 30], "tol": 1e-6},
-        return_bias_field=True,
-    ).numpy()
+    grid = np.diag([-1.0, -1.0, 1.0, 1.0]) @ np.diag([*voxel_sizes(image.affine), 1.0])  # LPS: the axes of ITK
+    with TemporaryDirectory(dir=out_dir, prefix="n4_") as folder:
+        files = {name: Path(folder) / f"{name}.nii" for name in ("image", "mask", "corrected", "bias")}
+        save_image(files["image"], np.maximum(image.data, 0).astype(np.float32), grid)
+        save_image(files["mask"], where.astype(np.float32), grid)
+        arguments = ["-d", "3", "-i", files["image"], "-x", files["mask"], "-s", shrink, "-c", N4_CONVERGENCE]
+        arguments += ["-b", "[1x1x1]", "-r", "0", "-o", f"[{files['corrected']},{files['bias']}]", "-v", "0"]
+        try:
+            run_ants("N4BiasFieldCorrection", list(map(str, arguments)))
+            found = read_volume(files["bias"])[0]
+        except (RuntimeError, OSError, BadDataError) as error:
+            if is_full(out_dir):  # before the scratch files are deleted
+                raise no_space(out_dir, "N4 bias field correction") from error
+            raise
     found = np.nan_to_num(found, nan=1.0, posinf=1.0, neginf=1.0)
     middle = float(np.median(found[where])) or 1.0
     return np.clip(found / middle, 0.1, 10.0).astype(np.float32)
@@ -297,7 +314,7 @@ def normalise_t1w(
         target, moving, prepared.source.name, out_dir, seed, brain, prepared.coarse, healthy
     )
     mask = warp_mask(target, moving, found.inverse) if brain is None else brain
-    tissues = segment(moving.data, mask, _priors(target, moving, found.inverse))
+    tissues = segment(moving.data, mask, _priors(target, moving, found.inverse, mask))
     in_template = resample_to(moving.data, moving.affine, target.t1w.shape, target.affine, found.chain)
     dseg = (tissues.argmax(axis=-1) + 1).astype(np.uint8) * mask
     quality["brain_ml"] = float(mask.sum()) * WORKING_MM**3 / 1e3
@@ -376,14 +393,16 @@ def check_lesion(share: float, what: str, path: Path) -> None:
         )
 
 
-def _priors(target: Template, moving: Image, inverse: Chain) -> np.ndarray:
-    """Resample the template's tissue probabilities (GM, WM, CSF) to the moving image's grid, (X, Y, Z, 3).
+def _priors(target: Template, moving: Image, inverse: Chain, mask: np.ndarray) -> np.ndarray:
+    """Resample the template's tissue probabilities (GM, WM, CSF) to a mask of the moving image's grid, (X, Y, Z, 3).
 
     CSF includes everything outside the template's brain: the mask of the T1w may be larger.
     """
-    points = inverse(grid_points(moving.data.shape, moving.affine))
-    gm, wm = (Image(m, target.affine).at(points).reshape(moving.data.shape) for m in (target.gm, target.wm))
-    return np.stack([gm, wm, np.clip(1 - gm - wm, 0, 1)], axis=-1)
+    points = inverse(grid_points(moving.data.shape, moving.affine, mask))
+    gm, wm = (Image(values, target.affine).at(points) for values in (target.gm, target.wm))
+    priors = np.zeros((*mask.shape, 3), dtype=np.float32)
+    priors[mask] = np.stack([gm, wm, np.clip(1 - gm - wm, 0, 1)], axis=-1)
+    return priors
 
 
 def segment(data: np.ndarray, mask: np.ndarray, priors: np.ndarray, n_rounds: int = 25) -> np.ndarray:

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 import nibabel as nib
 import numpy as np
 from nibabel.affines import voxel_sizes
-from scipy import stats
 
 FD_LIMIT_MM = 0.5
 """Threshold of framewise displacement for `fd_num` and `fd_perc`; MRIQC's default is 0.2 mm."""
@@ -166,6 +165,8 @@ def outlier_iqms(values: np.ndarray, n_dummy: int = 0) -> dict[str, float]:
     values : numpy.ndarray, (T, V)
     n_dummy : int
     """
+    from scipy import stats  # takes a quarter of a second to import
+
     step = max(1, -(-values.shape[1] // N_OUTLIER_VOXELS))
     few = np.stack([np.asarray(row[::step]) for row in values[n_dummy:]])  # (T, at most N_OUTLIER_VOXELS)
     n_volumes, n_voxels = few.shape
@@ -244,6 +245,8 @@ def _neighbours(mask: np.ndarray, axis: int) -> tuple[np.ndarray, np.ndarray]:
 
 def _ranks(values: np.ndarray) -> np.ndarray:
     """Rank values, centre the ranks and scale them to norm 1; 0 if all values are equal."""
+    from scipy import stats  # takes a quarter of a second to import
+
     ranks = stats.rankdata(values)
     ranks -= ranks.mean()
     length = float(np.linalg.norm(ranks))

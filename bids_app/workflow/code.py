@@ -11,7 +11,7 @@ import ast
 import hashlib
 import importlib.metadata
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -92,6 +92,58 @@ class Source:
     imports: dict[str, Symbol]
 
 
+@dataclass(frozen=True)
+class Uses:
+    """What a statement refers to.
+
+    Attributes
+    ----------
+    names : frozenset of (str, str)
+        Names, each with the attribute that is read from it; empty: none.
+    imports : dict
+        Names imported within the statement; see `imports_in`.
+    libraries : frozenset of str
+        Top-level modules outside this package that it imports.
+    strings : frozenset of str
+    """
+
+    names: frozenset[tuple[str, str]]
+    imports: dict[str, Symbol]
+    libraries: frozenset[str]
+    strings: frozenset[str]
+
+
+@cache
+def uses_of(statement: ast.stmt) -> Uses:
+    """Return what a statement refers to, from a single walk through its tree, which takes most of the time here."""
+    names: set[tuple[str, str]] = set()
+    strings: set[str] = set()
+    imports: list[ast.Import | ast.ImportFrom] = []
+    waiting: list[Any] = [statement]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            names.add((node.value.id, node.attr))
+            continue
+        if isinstance(node, ast.Name):
+            names.add((node.id, ""))
+        elif isinstance(node, ast.Constant):
+            if isinstance(node.value, str):
+                strings.add(node.value)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            imports.append(node)
+        else:
+            for field in node._fields:
+                child = getattr(node, field, None)
+                if isinstance(child, list):
+                    waiting += [each for each in child if isinstance(each, ast.AST)]
+                elif isinstance(child, ast.AST):
+                    waiting.append(child)
+    found = {symbol for node in imports for symbol in imports_in(node)}
+    libraries = {name for node in imports for name in libraries_in(node)}
+    return Uses(frozenset(names), dict(found), frozenset(libraries), frozenset(strings))
+
+
 @cache
 def read_source(module: str) -> Source | None:
     """Parse the source of a module; None if it has no source file."""
@@ -130,20 +182,20 @@ def is_docstring(statement: ast.stmt) -> bool:
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
 
 
-def imports_in(tree: ast.AST) -> Iterator[tuple[str, Symbol]]:
-    """Iterate over the names that a tree imports from this package, with the symbols that they refer to."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.partition(".")[0] == PACKAGE and alias.asname:
-                    yield alias.asname, (alias.name, "*")
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == PACKAGE:
-            for alias in node.names:
-                submodule = f"{node.module}.{alias.name}"
-                is_module = source_path(submodule) is not None
-                yield alias.asname or alias.name, (submodule, "*") if is_module else (str(node.module), alias.name)
+def imports_in(node: ast.Import | ast.ImportFrom) -> Iterator[tuple[str, Symbol]]:
+    """Iterate over the names that a statement imports from this package, with the symbols that they refer to."""
+    if isinstance(node, ast.Import):
+        for alias in node.names:
+            if alias.name.partition(".")[0] == PACKAGE and alias.asname:
+                yield alias.asname, (alias.name, "*")
+    elif (node.module or "").partition(".")[0] == PACKAGE:
+        for alias in node.names:
+            submodule = f"{node.module}.{alias.name}"
+            is_module = source_path(submodule) is not None
+            yield alias.asname or alias.name, (submodule, "*") if is_module else (str(node.module), alias.name)
 
 
+@cache
 def direct_dependencies(symbol: Symbol) -> list[Symbol]:
     """Return the direct dependencies of a definition in this package."""
     module, name = symbol
@@ -161,19 +213,16 @@ def direct_dependencies(symbol: Symbol) -> list[Symbol]:
     return on_import + _names_used_in(module, source, source.definitions[name])
 
 
-def _names_used_in(module: str, source: Source, trees: list[ast.stmt]) -> list[Symbol]:
+def _names_used_in(module: str, source: Source, statements: list[ast.stmt]) -> list[Symbol]:
     found: list[Symbol] = []
-    for tree in trees:
-        known = source.imports | dict(imports_in(tree))
-        through = {id(node.value): node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-        for node in ast.walk(tree):
-            if not isinstance(node, ast.Name):
-                continue
-            if node.id in known:
-                target, name = known[node.id]
-                found.append((target, through.get(id(node), name) if name == "*" else name))
-            elif node.id in source.definitions:
-                found.append((module, node.id))
+    for uses in map(uses_of, statements):
+        known = source.imports | uses.imports
+        for name, attribute in uses.names:
+            if name in known:
+                target, symbol = known[name]
+                found.append((target, (attribute or "*") if symbol == "*" else symbol))
+            elif name in source.definitions:
+                found.append((module, name))
     return found
 
 
@@ -188,25 +237,24 @@ def symbol_hash(symbol: Symbol) -> str:
     for statement in source.definitions[name]:
         first = min([statement.lineno, *(node.lineno for node in getattr(statement, "decorator_list", []))])
         digest.update("\n".join(source.lines[first - 1 : statement.end_lineno]).encode())
-        for file in files_named_in(statement, source.path):
+        uses = uses_of(statement)
+        for file in files_named_in(uses.strings, source.path):
             digest.update(file.name.encode() + file.read_bytes())
-        digest.update("".join(map(library_version, sorted(libraries_in(statement)))).encode())
+        digest.update("".join(map(library_version, sorted(uses.libraries))).encode())
     if module in SOURCE_FOLDERS and name == OTHER_STATEMENTS:
         for file in sorted(source.path.with_name(SOURCE_FOLDERS[module]).iterdir()):
             digest.update(file.name.encode() + file.read_bytes())
     return digest.hexdigest()
 
 
-def libraries_in(tree: ast.AST) -> set[str]:
-    """Return the top-level modules outside this package that a tree imports."""
-    found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    found |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+def libraries_in(node: ast.Import | ast.ImportFrom) -> set[str]:
+    """Return the top-level modules outside this package that a statement imports."""
+    found = {alias.name for alias in node.names} if isinstance(node, ast.Import) else {str(node.module)}
     return {name.partition(".")[0] for name in found} - {PACKAGE}
 
 
-def files_named_in(tree: ast.AST, path: Path) -> list[Path]:
+def files_named_in(strings: Iterable[str], path: Path) -> list[Path]:
     """Return the files in the folder of a module that the strings of a definition name."""
-    strings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     short = {text for text in strings if text.isprintable() and len(text.encode()) <= MAX_NAME}
     names = {text for text in short if "/" not in text and Path(text).suffix}
     return sorted(file for file in (path.with_name(name) for name in names) if file.is_file() and file != path)

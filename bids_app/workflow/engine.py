@@ -16,9 +16,10 @@ import shutil
 import signal
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,7 @@ def execute(function: str, given: Stamped, upstream: dict[str, Stamped]) -> Stam
             value = call(**given.value, **{k: v.value for k, v in upstream.items()}, out_dir=out_dir)
         cost = {
             "seconds": round(time.monotonic() - started, 2),
-            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "peak_rss_mb": peak_rss_mb(),
         }
         _write_atomically(out_dir / DONE_FILE, {"stamp": given.stamp, "cost": cost})
         (out_dir / ERROR_FILE).unlink()
@@ -143,6 +144,11 @@ def execute(function: str, given: Stamped, upstream: dict[str, Stamped]) -> Stam
         _write_error(out_dir, given.stamp, error)
         raise
     return Stamped(value, given.stamp)
+
+
+def peak_rss_mb() -> int:
+    """Return the peak memory of this process or of a program that it has run, such as ANTs, MB: that of the larger."""
+    return max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) // 1024
 
 
 def as_neurostorm_error(error: BaseException) -> NeurostormError | None:
@@ -237,12 +243,18 @@ class Engine:
 
         silence_nipype(terminal_level())
         self.remove_outdated()
-        workflow = self._workflow()
+        reused = {name for name, step in self._graph.steps.items() if not step.always and self._is_done(step)}
+        if reused:
+            LOGGER.info("%d of %d steps are reused from the scratch folder.", len(reused), len(self._graph.steps))
+        left = {name: step for name, step in self._graph.steps.items() if name not in reused}
+        if not left:
+            return
+        workflow = self._workflow(left)
         workflow.config["execution"] = {
             "crashdump_dir": str(crash_dir),
             "crashfile_format": "txt",
             "stop_on_first_crash": str(stop_on_first_crash).lower(),
-            "poll_sleep_duration": "0.2" if self._resources.plugin is None else "2",
+            "poll_sleep_duration": "0" if self._resources.plugin is None else "2",  # our plugins wait for results
             "job_finished_timeout": "120",  # s, for slow shared file systems of clusters
             "remove_unnecessary_outputs": "false",
             "check_version": "false",
@@ -250,11 +262,8 @@ class Engine:
         }
         cwd = os.getcwd()
         try:
-            reused = {name for name, step in self._graph.steps.items() if not step.always and self._is_done(step)}
-            if reused:
-                LOGGER.info("%d of %d steps are reused from the scratch folder.", len(reused), len(self._graph.steps))
-            with Progress((name for name in self._graph.steps if name not in reused), groups) as progress:
-                plugin, plugin_args = self._plugin(progress)
+            with Progress(left, groups, reused) as progress:
+                plugin, plugin_args = self._plugin(left, progress)
                 with stopped_when_interrupted(plugin):
                     workflow.run(plugin=plugin, plugin_args=plugin_args)
         except Exception as error:
@@ -288,9 +297,12 @@ class Engine:
 
     def result_of(self, step: Step) -> Any:
         """Return the result of a finished step."""
+        return self._stamped_result_of(step).value
+
+    def _stamped_result_of(self, step: Step) -> Stamped:
         from nipype.utils.filemanip import loadpkl
 
-        return loadpkl(self._result_file(step)).outputs.out.value
+        return loadpkl(self._result_file(step)).outputs.out
 
     def remove_outdated(self) -> None:
         """Delete the scratch folders of steps without a valid result, and of all steps that depend on them.
@@ -326,13 +338,15 @@ class Engine:
         (folder / DONE_FILE).unlink(missing_ok=True)  # first, so that no part of a folder counts as a result
         shutil.rmtree(folder)
 
-    def _workflow(self) -> Any:
+    def _workflow(self, steps: Mapping[str, Step]) -> Any:
+        """Make a workflow of steps; those that they need, but that are not among them, have a result."""
         from nipype.interfaces.utility import Function
         from nipype.pipeline import engine as pe
 
         workflow = pe.Workflow(name=self._name, base_dir=str(self._root.parent))
         nodes: dict[str, Any] = {}
-        for step in self._graph.steps.values():
+        known = cache(self._stamped_result_of)
+        for step in steps.values():
             names = ["function", "given", *(["use_gpu"] if step.gpu else []), *step.upstream]
             node = pe.Node(
                 Function(input_names=names, output_names=["out"], function=call_step),
@@ -348,7 +362,10 @@ class Engine:
                 node.overwrite = True
             workflow.add_nodes([node])
             for argument, parent in step.upstream.items():
-                workflow.connect(nodes[parent.name], "out", node, argument)
+                if parent.name in nodes:
+                    workflow.connect(nodes[parent.name], "out", node, argument)
+                else:
+                    setattr(node.inputs, argument, known(parent))
             nodes[step.name] = node
         return workflow
 
@@ -382,26 +399,27 @@ class Engine:
         content = self._read(step, ERROR_FILE)
         return StepError(step=step.name, **content) if content else None
 
-    def _plugin(self, progress: Progress) -> tuple[Any, dict[str, Any]]:
+    def _plugin(self, steps: Mapping[str, Step], progress: Progress) -> tuple[Any, dict[str, Any]]:
         from bids_app.workflow.pool import InOrderPlugin, RobustMultiProcPlugin, plugin_of_nipype
 
         resources = self._resources
         if resources.plugin is not None:
             os.environ.setdefault("LOGNAME", str(os.getuid()))  # part of nipype job names; missing in containers
             name, arguments = read_plugin_file(resources.plugin)
-            arguments["order"] = {step: place for place, step in enumerate(self._graph.steps)}
+            arguments["order"] = {name: place for place, name in enumerate(steps)}
             if not name.endswith("Graph"):  # plugins that submit all steps at once report none of them
                 arguments["status_callback"] = progress
             return plugin_of_nipype(name, arguments), {}
         arguments = {
             "pending_interruptions": pending_interruptions,
-            "order": {name: place for place, name in enumerate(self._graph.steps)},
+            "order": {name: place for place, name in enumerate(steps)},
             "status_callback": progress,
         }
-        if resources.n_procs == 1 or len(self._graph.steps) == 1:
+        if resources.n_procs == 1 or len(steps) == 1 or all(step.short for step in steps.values()):
             return InOrderPlugin(plugin_args=arguments), {}
         arguments |= {
             "killed": self._killed,
+            "short": {name for name, step in steps.items() if step.short and not step.always},
             "n_procs": resources.n_procs,
             "memory_gb": resources.memory_gb,
             "n_gpu_procs": 1,

@@ -48,6 +48,8 @@ class Step:
         Run in every invocation, since it writes outside its folder.
     gpu : bool
         True if it uses the GPU; such steps run one at a time.
+    short : bool
+        True if it mostly takes less time than to send it to a worker process; it then runs in the main process.
     """
 
     name: str
@@ -61,6 +63,7 @@ class Step:
     n_procs: int | None = None
     always: bool = False
     gpu: bool = False
+    short: bool = False
 
 
 @dataclass
@@ -71,11 +74,14 @@ class Graph:
     ----------
     invocation : str
         Part of the stamps of steps that always run.
+    stamped : bool
+        False: steps have no stamps, for which the code is read, since only their names and texts are wanted.
     steps : dict
         Steps by name, in order.
     """
 
     invocation: str = ""
+    stamped: bool = True
     steps: dict[str, Step] = field(default_factory=dict)
     _places: dict[str, int] = field(default_factory=dict)
 
@@ -91,6 +97,7 @@ class Graph:
         n_procs: int | None = None,
         always: bool = False,
         gpu: bool = False,
+        short: bool = False,
         **arguments: Any,
     ) -> Step:
         """Add a step; see `Step`. ``arguments`` are plain values, or steps whose results are passed."""
@@ -98,15 +105,17 @@ class Graph:
             raise ValueError(f"The graph already has a step {name}.")
         upstream = {key: value for key, value in arguments.items() if isinstance(value, Step)}
         given = {key: value for key, value in arguments.items() if key not in upstream}
-        stamp = hash_of(
-            code_hash(function),
-            sorted((key, value) for key, value in given.items() if key not in NOT_HASHED),
-            sorted((key, value.stamp) for key, value in upstream.items()),
-            self.invocation if always else "",
-        )
+        stamp = ""
+        if self.stamped:
+            stamp = hash_of(
+                code_hash(function),
+                sorted((key, value) for key, value in given.items() if key not in NOT_HASHED),
+                sorted((key, value.stamp) for key, value in upstream.items()),
+                self.invocation if always else "",
+            )
         self._places[name] = len(self.steps)
         self.steps[name] = Step(
-            name, function, given, upstream, does, sentences, stamp, memory_gb, n_procs, always, gpu
+            name, function, given, upstream, does, sentences, stamp, memory_gb, n_procs, always, gpu, short
         )
         return self.steps[name]
 

@@ -37,6 +37,7 @@ from bids_app.workflow.provenance import hash_inputs
 class AnatomySteps:
     """Steps of a T1w image that other steps depend on."""
 
+    prepared: Step
     normalised: Step
     outputs: Step
 
@@ -79,7 +80,7 @@ def add_anatomy(graph: Graph, run: BoldRun, context: RunContext) -> AnatomySteps
     assert run.t1w is not None
     name = node_name(run.t1w.name.partition(".")[0])
     if f"{name}_outputs" in graph.steps:
-        return AnatomySteps(graph.steps[f"{name}_normalise"], graph.steps[f"{name}_outputs"])
+        return AnatomySteps(*(graph.steps[f"{name}_{kind}"] for kind in ("prepare", "normalise", "outputs")))
     wanted = context.settings.preprocess
     seed = wanted.random_seed
     prepared = graph.step(
@@ -120,7 +121,7 @@ def add_anatomy(graph: Graph, run: BoldRun, context: RunContext) -> AnatomySteps
         output_spaces=wanted.output_spaces,
         memory_gb=2,
     )
-    return AnatomySteps(normalised, outputs)
+    return AnatomySteps(prepared, normalised, outputs)
 
 
 def add_raw(
@@ -196,6 +197,15 @@ def add_raw(
         series=series,
         motion=motion,
     )
+    start = None
+    if anatomy:
+        start = graph.step(
+            f"{name}_search",
+            nodes.search_alignment,
+            reference=reference,
+            prepared=anatomy.prepared,
+            seed=seed,
+        )
     to_template = Sentence("bold_template", context.template_values)
     alignment = graph.step(
         f"{name}_align",
@@ -209,6 +219,7 @@ def add_raw(
         seed=seed,
         required=wanted.fail_without_t1w,
         anatomy=t1w,
+        start=start,
         memory_gb=2,
     )
     confounds = graph.step(
@@ -239,6 +250,7 @@ def add_raw(
         corrects_distortion=bool(method),
         echoes=run.echoes[1:],
         anatomy=t1w,
+        short=True,
     )
     return collected, {"series": series, "motion": motion, "alignment": alignment}
 
@@ -262,8 +274,8 @@ def add_echoes(graph: Graph, run: BoldRun, first: Step, motion: Step, context: R
         memory_gb=step_gb(run),
     )
     return (
-        graph.step(f"{name}_series", nodes.combined_series, combined=combined),
-        graph.step(f"{name}_motion", nodes.combined_motion, combined=combined),
+        graph.step(f"{name}_series", nodes.combined_series, combined=combined, short=True),
+        graph.step(f"{name}_motion", nodes.combined_motion, combined=combined, short=True),
     )
 
 
@@ -298,14 +310,12 @@ def add_grid(
     graph: Graph, run: BoldRun, resample: Callable[..., OnGrid], needed: Mapping[str, Any], context: RunContext
 ) -> Step:
     """Add the single interpolation from the original volumes to the model grid, from the results that it needs."""
-    all_threads = context.settings.resources.n_procs
     return graph.step(
         f"{node_name(run.stem)}_grid",
         resample,
         does="BOLD: resample to the model grid (2 mm, 96 x 96 x 96) in one interpolation",
         sentences=() if run.derived else (Sentence("resample"),),
-        threads=all_threads,
-        n_procs=all_threads,
+        threads=context.settings.resources.n_procs,
         memory_gb=step_gb(run),
         **needed,
     )
@@ -337,6 +347,7 @@ def add_model(graph: Graph, run: BoldRun, preprocessed: Step, grid: Step, contex
         site=context.sites.get(run.participant),
         simulated=is_simulated(run.metadata),
         on_out_of_domain=context.settings.model.on_out_of_domain,
+        short=True,
     )
 
 
@@ -412,6 +423,7 @@ def add_outputs(
         preprocessed=preprocessed,
         entities=run.entities,
         datasets=context.datasets,
+        short=True,
     )
     attribution = None
     if settings.model.attribution:
@@ -455,6 +467,7 @@ def add_outputs(
             clips=clips,
             anatomy=anatomy.outputs if anatomy else None,
             always=True,
+            short=True,
         ),
         graph.step(
             f"{name}_publish_model",
@@ -466,6 +479,7 @@ def add_outputs(
             attribution=attribution,
             figures=figures,
             always=True,
+            short=True,
         ),
     )
 
@@ -501,7 +515,7 @@ def methods_sentences(runs: Sequence[BoldRun], context: RunContext) -> list[Sent
     unique: list[Sentence] = list(sentences.invocation(context.settings.preprocess.random_seed))
     for run in runs:
         if run.problem is None:
-            graph = Graph()  # one per run, since there may be thousands
+            graph = Graph(stamped=False)  # one per run, since there may be thousands
             add_run(graph, run, context)
             for sentence in (sentence for step in graph.steps.values() for sentence in step.sentences):
                 if sentence not in unique:
@@ -511,7 +525,7 @@ def methods_sentences(runs: Sequence[BoldRun], context: RunContext) -> list[Sent
 
 def plan_of(run: BoldRun, context: RunContext) -> list[str]:
     """Return the processing steps of a run, one line each, for ``--check``."""
-    graph = Graph()
+    graph = Graph(stamped=False)
     add_run(graph, run, context)
     return [step.does for step in graph.steps.values() if step.does]
 

@@ -10,6 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bids_app.adapters.attribution import PREDICTION_METHODS, Regions, RunAttribution, attribute, reconstruction_errors
 from bids_app.adapters.cohort_ranges import range_evidence
 from bids_app.adapters.file import EMBEDDING, AdaptedModel
@@ -38,7 +40,7 @@ from bids_app.preprocess.masking import prepare_bold
 from bids_app.preprocess.multi_echo import CombinedEchoes, combine_echoes
 from bids_app.preprocess.preprocessed import AlignedSeries, OnGrid, PreprocessedRun
 from bids_app.preprocess.registration.alignment import Alignment
-from bids_app.preprocess.registration.bold_to_t1w import coregister
+from bids_app.preprocess.registration.bold_to_t1w import coregister, search
 from bids_app.preprocess.registration.bold_to_template import normalise_boldref
 from bids_app.preprocess.registration.boldref import EpiReference, mask_boldref
 from bids_app.preprocess.resample import model_grid_coverage, resample_to_model_grid
@@ -207,6 +209,13 @@ def mask_run(series: Series, motion: MotionEstimate, out_dir: Path) -> EpiRefere
     return mask_boldref(series.source, motion.boldref, out_dir)
 
 
+def search_alignment(
+    reference: EpiReference, prepared: PreparedT1w | UnusableT1w, seed: int, out_dir: Path
+) -> np.ndarray | None:
+    """Find a rigid alignment with the T1w image, while that is registered to the template; see `search`."""
+    return None if isinstance(prepared, UnusableT1w) else search(reference, prepared, out_dir, seed)
+
+
 def align(
     reference: EpiReference,
     template: str,
@@ -214,15 +223,17 @@ def align(
     required: bool,
     out_dir: Path,
     anatomy: Anatomy | UnusableT1w | None = None,
+    start: np.ndarray | None = None,
 ) -> Alignment:
     """Register a run to its T1w image, or to the template if it has none that can be used.
 
-    If the registration to the T1w image fails, an error is raised only if the image is ``required``.
+    If the registration to the T1w image fails, an error is raised only if the image is ``required``. ``start`` is the
+    result of `search_alignment`.
     """
     problem = anatomy.reason if isinstance(anatomy, UnusableT1w) else ""
     if isinstance(anatomy, Anatomy):
         try:
-            return coregister(reference, anatomy, out_dir, seed)
+            return coregister(reference, anatomy, out_dir, seed, start)
         except RegistrationError as error:
             if required:
                 raise

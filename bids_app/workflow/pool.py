@@ -14,12 +14,13 @@ import os
 import re
 import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, suppress
-from multiprocessing import forkserver, get_context, parent_process, resource_tracker
+from contextlib import suppress
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,14 @@ from nipype.pipeline.plugins.tools import report_crash
 from bids_app.bids.full_disk import hide_errors_of_freed_files
 from bids_app.errors import UsageError
 from bids_app.terminal import EscapedStream, start_terminal_log
-from bids_app.workflow import sockets
+from bids_app.workflow.fork_server import start_fork_server
 
 GPU_SLOTS = re.compile(r", Free GPU slot:\d+/\d+")
 NOT_STARTED = (BrokenProcessPool, OSError, EOFError)
 """Errors of starting a job: a worker, or the fork server that starts workers, was killed."""
 START_ATTEMPTS, START_SECONDS = 5, 0.2
+WAIT_SECONDS = 2.0
+"""Longest time between two looks at the steps."""
 WORKER_DIED = "The worker process was ended by {}; if by SIGKILL, probably out of memory.\n"
 
 
@@ -53,19 +56,6 @@ def without_gpu_slots(record: logging.LogRecord) -> bool:
     """Remove the slots of GPUs, which are one by definition here, from a message; False drops the message."""
     record.msg, record.args = GPU_SLOTS.sub("", record.getMessage()), ()
     return "GPU" not in record.msg
-
-
-@contextmanager
-def interrupts_blocked() -> Iterator[None]:
-    """Block SIGINT in the processes started meanwhile: the main process ends its workers itself.
-
-    On a terminal, Ctrl-C reaches all processes; those that still import modules would print a traceback.
-    """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def start_worker(cwd: str, log_level: int) -> None:
@@ -131,16 +121,15 @@ class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
     """`MultiProcPlugin` whose nodes fail instead of hanging when their worker is killed."""
 
     def __init__(self, plugin_args: dict[str, Any] | None = None) -> None:
-        sockets.mark()
-        resource_tracker.ensure_running()  # it unblocks SIGINT when it starts
-        with interrupts_blocked():
-            forkserver.ensure_running()  # its children, the workers, inherit the signal mask
+        start_fork_server()
         super().__init__(plugin_args=plugin_args)
         self.pool = self._new_pool(self.processors)
         self._retries: dict[int, tuple[Any, bool]] = {}
         self._names: dict[int, str] = {}
         self._retry_pools: list[ProcessPoolExecutor] = []
         self._stopped = False
+        self._arrived = threading.Event()
+        """A step has ended."""
 
     def _prerun_check(self, graph: Any) -> None:
         super()._prerun_check(graph)
@@ -166,9 +155,19 @@ class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
             kill_workers(pool)
             pool.shutdown(wait=False, cancel_futures=True)
 
+    def _send_procs_to_workers(self, updatehash: bool = False, graph: Any = None) -> None:
+        """Start the steps that are ready, and wait until one has ended."""
+        super()._send_procs_to_workers(updatehash=updatehash, graph=graph)
+        if self.pending_tasks:
+            self._arrived.wait(WAIT_SECONDS)
+            self._arrived.clear()
+
     def _submit_job(self, node: Any, updatehash: bool = False) -> int:
         self._taskid += 1
         taskid = self._taskid
+        if node.name in self.plugin_args.get("short", ()):
+            self._run_here(node, updatehash, taskid)
+            return taskid
         self._retries[taskid] = (node, updatehash)
         try:
             future = self.pool.submit(run_node, node, updatehash, taskid)
@@ -179,6 +178,19 @@ class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
         workers = self.pool._processes or {}
         future.add_done_callback(lambda done: self._collect(taskid, done, workers))
         return taskid
+
+    def _run_here(self, node: Any, updatehash: bool, taskid: int) -> None:
+        """Run a short step in this process."""
+        result = run_node(node, updatehash, taskid)
+        if self.plugin_args["pending_interruptions"]:
+            raise self.plugin_args["pending_interruptions"].pop()
+        self._task_obj[taskid] = None
+        self._end(taskid, result)
+
+    def _end(self, taskid: int, result: dict[str, Any]) -> None:
+        """Record the result of a job."""
+        self._taskresult[taskid] = result
+        self._arrived.set()
 
     def _submitted(self, workers: int, *job: Any) -> tuple[ProcessPoolExecutor, Future[dict[str, Any]]]:
         """Submit a job to a new pool; also where the fork server was killed, which is noticed after a moment only."""
@@ -197,7 +209,7 @@ class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
         if done.cancelled() or self._stopped:
             return
         if done.exception() is None:
-            self._taskresult[taskid] = done.result()
+            self._end(taskid, done.result())
         elif taskid in self._retries:
             node, updatehash = self._retries.pop(taskid)
             try:
@@ -218,7 +230,7 @@ class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
         if taskid in self._names:
             self.plugin_args.setdefault("killed", {})[self._names[taskid]] = number
         died = WORKER_DIED.format(number.name)
-        self._taskresult[taskid] = {"result": None, "traceback": [died], "taskid": taskid}
+        self._end(taskid, {"result": None, "traceback": [died], "taskid": taskid})
 
 
 def plugin_of_nipype(name: str, arguments: dict[str, Any]) -> Any:

@@ -69,17 +69,23 @@ class Progress:
     steps : iterable of str
         Names of the steps that are not reused from the scratch folder.
     groups : Groups, optional
-        Called with each step that ends.
+        Called with each step that ends, and at first with those that are reused.
+    reused : iterable of str
+        Names of the steps that are reused.
     """
 
-    def __init__(self, steps: Iterable[str], groups: Groups | None = None) -> None:
+    def __init__(self, steps: Iterable[str], groups: Groups | None = None, reused: Iterable[str] = ()) -> None:
         self._steps = {name: run_and_kind(name) for name in steps}
         self._time_left = TimeLeft(self._steps.values())
         self._n_ended = 0
         self._groups = groups
+        self._reused = tuple(reused)
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
+        if self._groups is not None:
+            for name in self._reused:
+                self._groups(name, True)
         if raw_stderr().isatty() and self._steps:
             from tqdm import tqdm
 

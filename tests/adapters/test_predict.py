@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from bids_app.adapters import predict
 from bids_app.adapters.file import AdaptedModel, Adapter, AdapterCard
 from bids_app.adapters.predict import Prediction, encode_run
 from bids_app.clips import MODEL_GRID_SHAPE, ClipReader, GridSeries
@@ -117,3 +120,21 @@ def test_outputs_beyond_single_precision_are_refused(model, reader) -> None:
     model.encoder.layers[-1].blocks[-1].norm2.weight.fill_(float("inf"))
     with pytest.raises(BadDataError, match=r"tiny.safetensors: the embeddings are infinite or NaN"):
         encode_run(model, [], reader, ("voxel",))
+
+
+def test_each_clip_is_read_while_the_one_before_is_used() -> None:
+    read: list[int] = []
+    second = threading.Event()
+
+    def clips() -> Iterator[torch.Tensor]:
+        for number in range(3):
+            read.append(number)
+            if number == 1:
+                second.set()
+            yield torch.tensor([number])
+
+    found = predict.read_ahead(clips())
+    assert next(found) == 0
+    assert second.wait(10)
+    assert [int(clip) for clip in found] == [1, 2]
+    assert read == [0, 1, 2]

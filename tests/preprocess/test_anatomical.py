@@ -46,38 +46,39 @@ GOOD = {
 }
 
 
-def test_bias_correction_makes_white_matter_uniform(head):
+def test_bias_correction_makes_white_matter_uniform(head, tmp_path):
     template = load_template()
     places = grid_points(head.t1w.shape, head.affine)
     bias = (1 + 0.006 * places[:, 1] + 0.003 * places[:, 2]).clip(0.3, 2).reshape(head.t1w.shape)
     white = resample_to(template.wm, template.affine, head.t1w.shape, head.affine) > 0.9
     image = Image((head.t1w * bias).astype(np.float32), head.affine)
-    found = bias_field(image, head.brain, shrink=3)
+    found = bias_field(image, head.brain, tmp_path, shrink=3)
+    assert not list(tmp_path.iterdir())
     before, after = (v[white].std() / v[white].mean() for v in (image.data, image.data / found))
     assert after < 0.5 * before
     assert np.isfinite(found).all()
     assert found.min() > 0
 
 
-def test_a_strong_bias_field_is_estimated_again(head, monkeypatch):
+def test_a_strong_bias_field_is_estimated_again(head, tmp_path, monkeypatch):
     """Each call returns the square root of what is left."""
     rows = np.linspace(0, 1, head.t1w.shape[1])[None, :, None]
     left = [np.broadcast_to(400.0**rows, head.t1w.shape).astype(np.float32)]
     masks = []
 
-    def half(image, where, shrink=3):
+    def half(image, where, out_dir, shrink=3):
         masks.append(where)
         left.append(np.sqrt(left[-1]))
         return left[-1]
 
     monkeypatch.setattr(module, "bias_field", half)
-    found = module.estimate_bias(Image(head.t1w, head.affine), head.brain, head.brain)
+    found = module.estimate_bias(Image(head.t1w, head.affine), head.brain, head.brain, tmp_path)
     assert len(masks) == 1 + module.MAX_REPEATS
     remaining = module.field_ratio(left[0] / found, head.brain)
     assert remaining < 1.3 < module.field_ratio(left[0] / left[1], head.brain)
     left[:] = [np.broadcast_to(1.3**rows, head.t1w.shape).astype(np.float32)]
     masks.clear()
-    module.estimate_bias(Image(head.t1w, head.affine), head.brain, head.brain)
+    module.estimate_bias(Image(head.t1w, head.affine), head.brain, head.brain, tmp_path)
     assert len(masks) == 1
 
 

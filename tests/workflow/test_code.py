@@ -77,7 +77,7 @@ def test_a_changed_report_repeats_no_registration(changed_by) -> None:
 
 
 def test_changed_registration_code_repeats_all_registrations(changed_by) -> None:
-    changed = changed_by("preprocess/registration/ants.py", "ITK_THREADS = 0 #", instead_of="ITK_THREADS =")
+    changed = changed_by("preprocess/registration/ants.py", "SYN_THREADS = 0 #", instead_of="SYN_THREADS =")
     assert {"registration of the T1w", "registration of the BOLD"} <= changed
     assert not {"head motion", "encoder"} & changed
 
@@ -141,13 +141,13 @@ def test_the_package_has_no_imports_that_the_hash_cannot_follow() -> None:
                 assert not [a for a in node.names if a.name.startswith("bids_app") and not a.asname], path
         for statement in tree.body:
             if isinstance(statement, ast.If | ast.Try | ast.With):
-                assert not dict(code.imports_in(statement)) or "__main__" in ast.unparse(statement), path
+                assert not code.uses_of(statement).imports or "__main__" in ast.unparse(statement), path
 
 
 def test_long_texts_are_not_taken_for_names_of_files(tmp_path) -> None:
     (tmp_path / "table.yml").touch()
-    tree = ast.parse(f"a, b = 'table.yml', '{'One sentence. ' * 30}The second'")
-    assert code.files_named_in(tree, tmp_path / "module.py") == [tmp_path / "table.yml"]
+    texts = ("table.yml", f"{'One sentence. ' * 30}The second")
+    assert code.files_named_in(texts, tmp_path / "module.py") == [tmp_path / "table.yml"]
 
 
 def test_a_function_of_an_unknown_module_has_a_hash() -> None:

@@ -288,6 +288,42 @@ def test_a_second_run_repeats_only_steps_that_always_run(tmp_path: Path) -> None
     assert (tmp_path / "out.txt").read_text() == "42"
 
 
+def process_id(out_dir: Path, first: object = None) -> int:
+    return os.getpid()
+
+
+@pytest.mark.timeout(120)
+def test_short_steps_run_in_this_process_and_their_failures_skip_dependent_steps_only(tmp_path: Path) -> None:
+    graph = Graph()
+    here = graph.step("here", process_id, short=True)
+    elsewhere = graph.step("elsewhere", process_id, first=here)
+    failed = graph.step("failed", fail, short=True)
+    skipped = graph.step("skipped", process_id, first=failed)
+    ended: list[str] = []
+    groups = Groups(graph, {"well": (here, elsewhere), "badly": (skipped,)}, ended.append)
+    engine = Engine(graph, tmp_path / "work", ResourceSettings(n_procs=2))
+    engine.run(crash_dir=tmp_path, groups=groups)
+    assert engine.result_of(here) == os.getpid() != engine.result_of(elsewhere)
+    assert engine.error_of(skipped).message == "scan.nii.gz: truncated."
+    assert sorted(ended) == ["badly", "well"]
+
+
+def test_steps_that_are_reused_are_not_looked_at_by_nipype(tmp_path: Path, monkeypatch) -> None:
+    run_chain(tmp_path, 21)
+    seen = []
+    monkeypatch.setattr(engine_module.Engine, "_workflow", noted(seen, engine_module.Engine._workflow))
+    run_chain(tmp_path, 21)
+    assert [list(steps) for steps in seen] == [["store"]]
+
+
+def noted(seen: list[object], method: Callable[..., T]) -> Callable[..., T]:
+    def call(self: object, argument: object) -> T:
+        seen.append(argument)
+        return method(self, argument)
+
+    return call
+
+
 def test_a_changed_input_repeats_dependent_steps(tmp_path: Path) -> None:
     run_chain(tmp_path, 21)
     assert run_chain(tmp_path, 4) == "write double write double "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from bids_app.workflow import graph as graph_module
 from bids_app.workflow.graph import Graph, file_stamp
 
 
@@ -62,3 +63,9 @@ def test_new_content_of_the_same_size_and_time_changes_the_stamp(tmp_path: Path)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
     assert path.stat().st_mtime_ns == times.st_mtime_ns
     assert file_stamp(path) != before
+
+
+def test_a_graph_of_texts_only_reads_no_code(monkeypatch) -> None:
+    monkeypatch.setattr(graph_module, "code_hash", None)
+    step = Graph(stamped=False).step("first", print, does="BOLD: something")
+    assert (step.stamp, step.does) == ("", "BOLD: something")

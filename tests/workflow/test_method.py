@@ -44,7 +44,7 @@ def names_of(run: BoldRun, context: RunContext) -> list[str]:
 def test_anatomy_comes_first_then_the_run_then_the_model_then_outputs(run: BoldRun, context: RunContext) -> None:
     assert names_of(run, context) == [
         *("prepare", "normalise", "outputs"),
-        *("examine", "hmc", "mask", "align", "confounds", "collect", "grid"),
+        *("examine", "hmc", "mask", "search", "align", "confounds", "collect", "grid"),
         *("encode", "judge"),
         *("outputs", "tables", "figures", "publish", "model", "hashes"),
     ]
@@ -74,6 +74,7 @@ def test_echoes_are_combined_after_head_motion(run: BoldRun, context: RunContext
 RESULT_OF = {
     "anatomy": ("normalise", "outputs"),
     "prepared": ("prepare",),
+    "start": ("search",),
     "series": ("examine", "series"),
     "motion": ("hmc", "sbref", "sdc", "motion"),
     "reference": ("mask",),

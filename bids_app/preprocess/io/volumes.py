@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,7 @@ class Volumes:
         self.affine = np.asarray(image.affine, dtype=np.float64)
         self.shape = image.shape[:4]
         self._raw = image.dataobj.get_unscaled().reshape(self.shape, order="F")
+        self._mapped: mmap.mmap | None = getattr(self._raw, "_mmap", None)
         self._slope, self._inter = float(image.dataobj.slope), float(image.dataobj.inter)
 
     def read(self, start: int, stop: int) -> np.ndarray:
@@ -98,4 +100,6 @@ class Volumes:
             chunk *= np.float32(self._slope)
         if self._inter != 0.0:
             chunk += np.float32(self._inter)
+        if self._mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._mapped.madvise(mmap.MADV_DONTNEED)  # or the whole series would count as memory of this process
         return chunk

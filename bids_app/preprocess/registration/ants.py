@@ -1,14 +1,14 @@
 """Image registration by ANTs, and similarity measures. See `transforms.py` for conventions.
 
-ANTs runs on files of the work folder with a fixed seed and one thread, because results with several threads are not
-reproducible to the bit.
+ANTs runs on files of the work folder with a fixed seed and a fixed number of threads, so that results are reproducible
+to the bit: one for linear registrations, whose sampled metrics would not be, and `SYN_THREADS` for SyN.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,9 @@ from nibabel.affines import voxel_sizes
 from bids_app.bids.full_disk import is_full, no_space
 from bids_app.errors import RegistrationError
 from bids_app.preprocess.io.images import save_image
+from bids_app.preprocess.registration.ants_program import processors, run_ants
 from bids_app.preprocess.registration.native_messages import quiet_if_full
+from bids_app.preprocess.registration.separable import are_parallel, resample_parallel
 from bids_app.preprocess.registration.transforms import (
     Chain,
     Linear,
@@ -32,7 +34,10 @@ from bids_app.preprocess.registration.transforms import (
 )
 
 FWHM_PER_SIGMA = 2.3548
-ITK_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
+SYN_THREADS = 2
+"""Threads of SyN on any machine. Its result depends on their number in the last bits."""
+AT_A_TIME = 2
+"""Linear registrations that run at the same time, if there are several starts and as many processors."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,11 @@ class Stage:
     metric: str = "MI[{fixed},{moving},1,32,Regular,0.25]"
     convergence: str = "1e-6,10"
 
+    @property
+    def is_syn(self) -> bool:
+        """True if its transform is a deformation, whose metric is computed in each voxel."""
+        return self.kind.startswith("SyN")
+
 
 @dataclass(frozen=True)
 class Registration:
@@ -90,14 +100,6 @@ class Registration:
                 raise TypeError("The registration is not linear.")
             matrix = step.matrix @ matrix
         return matrix
-
-
-def ants_library():
-    """Import ANTs, limited to one thread."""
-    os.environ[ITK_THREADS] = "1"  # ITK reads it once, with its first filter
-    import ants
-
-    return ants
 
 
 def register(
@@ -174,8 +176,7 @@ def register(
     prefix = out_dir / f"{name}_"
     arguments += ["-u", "0", "-z", "1", "-a", "1", "-o", str(prefix)]
     try:
-        with quiet_if_full(out_dir):
-            ants_library().registration(arguments, None)
+        run_ants("antsRegistration", arguments, SYN_THREADS if all(stage.is_syn for stage in stages) else 1)
     except RuntimeError as error:
         if is_full(out_dir):  # before the scratch files are deleted
             raise no_space(out_dir, f"registration {name}") from error
@@ -234,29 +235,47 @@ def best_start(
     RegistrationError
         ANTs failed from every start.
     """
-    found: list[tuple[float, np.ndarray]] = []
-    for number, start in enumerate(starts):
+    seeds = range(seed, seed + len(starts))
+    fits = fit_linear(fixed, moving, fixed_mask, stages, starts, out_dir, seeds, moving_mask)
+    found = [fit for fit in fits if not isinstance(fit, RegistrationError)]
+    if not found:
+        raise fits[-1]  # type: ignore[misc]
+    return max(found, key=score)  # the first of equals
+
+
+def fit_linear(
+    fixed: Image,
+    moving: Image,
+    fixed_mask: np.ndarray,
+    stages: Sequence[Stage],
+    starts: Sequence[np.ndarray],
+    out_dir: Path,
+    seeds: Sequence[int],
+    moving_mask: np.ndarray | None = None,
+) -> list[np.ndarray | RegistrationError]:
+    """Register from each of several starts with linear stages, `AT_A_TIME`; return the matrices, or why ANTs failed."""
+
+    def fit(number: int) -> np.ndarray | RegistrationError:
         try:
-            registration = register(
+            found = register(
                 fixed,
                 moving,
                 fixed_mask,
                 stages,
                 out_dir,
-                start=start,
-                seed=seed + number,
-                name="start",
+                start=starts[number],
+                seed=seeds[number],
+                name=f"start{number}",
                 moving_mask=moving_mask,
             )
         except RegistrationError as error:
-            reason = error
-            continue
-        found.append((score(registration.matrix), registration.matrix))
-        registration.forward_file.unlink()
-        registration.inverse_file.unlink()
-    if not found:
-        raise reason
-    return max(found, key=lambda item: item[0])[1]  # the first of equals
+            return error
+        found.forward_file.unlink()
+        found.inverse_file.unlink()
+        return found.matrix
+
+    with ThreadPoolExecutor(min(AT_A_TIME, processors())) as pool:
+        return list(pool.map(fit, range(len(starts))))
 
 
 def _joined(values: Sequence[float]) -> str:
@@ -286,8 +305,10 @@ def isotropic(image: Image, size_mm: float, order: int = 1) -> Image:
     first = low + (extent - (np.array(shape) - 1) * size_mm) / 2
     affine[:3, 3] = left @ right @ first
     sigma = np.sqrt(np.maximum(size_mm**2 - sizes**2, 0)) / FWHM_PER_SIGMA / sizes
-    smooth = ndimage.gaussian_filter(image.data, sigma) if sigma.any() else image.data
     pull = np.linalg.inv(image.affine) @ affine
+    if order == 1 and are_parallel(pull, shape):
+        return Image(resample_parallel(image.data, pull, shape, sigma=sigma), affine)
+    smooth = ndimage.gaussian_filter(image.data, sigma) if sigma.any() else image.data
     resampled = ndimage.affine_transform(smooth, pull[:3, :3], pull[:3, 3], shape, order=order)
     return Image(np.clip(resampled, smooth.min(), smooth.max()) if order > 1 else resampled, affine)
 

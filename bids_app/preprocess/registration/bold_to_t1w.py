@@ -10,7 +10,7 @@ import numpy as np
 
 from bids_app.catalog.templates import load_template
 from bids_app.errors import RegistrationError
-from bids_app.preprocess.anatomical import Anatomy
+from bids_app.preprocess.anatomical import Anatomy, PreparedT1w
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.masking import volume_ml
@@ -59,7 +59,27 @@ class RigidAlignment:
     doubts: tuple[str, ...]
 
 
-def coregister(reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: int = 1) -> Alignment:
+def search(reference: EpiReference, prepared: PreparedT1w, out_dir: Path, seed: int = 1) -> np.ndarray | None:
+    """Find the rigid alignment of a boldref with the T1w from which `coregister` starts, before tissues are known.
+
+    Returns
+    -------
+    numpy.ndarray, (4, 4), optional
+        Boldref to T1w, RAS mm; None: brain extraction failed, or ANTs did, so that `coregister` searches.
+    """
+    if prepared.brain is None:
+        return None
+    t1w, mask = Image(*read_volume(prepared.image)), read_volume(prepared.brain)[0] > 0.5
+    epi = EpiView.of(reference)
+    try:
+        return _best_rigid(epi, brain_of(t1w, mask), _starts(epi, t1w, mask, seed)[0], out_dir, seed)
+    except RegistrationError:
+        return None
+
+
+def coregister(
+    reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: int = 1, start: np.ndarray | None = None
+) -> Alignment:
     """Align a boldref with the T1w (rigid, several initialisations, boundary-based refinement).
 
     Parameters
@@ -68,6 +88,8 @@ def coregister(reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: i
     anatomy : Anatomy
     out_dir : pathlib.Path
     seed : int
+    start : numpy.ndarray, (4, 4), optional
+        Result of `search`, which is then not repeated.
 
     Raises
     ------
@@ -78,7 +100,7 @@ def coregister(reference: EpiReference, anatomy: Anatomy, out_dir: Path, seed: i
     t1w_mask = read_volume(anatomy.mask)[0] > 0.5
     tissues = np.asarray(load_nifti(anatomy.tissues).dataobj, dtype=np.float32) / 255
     head = Image(t1w, affine)
-    found = align_rigidly(reference, head, t1w_mask, tissues, anatomy.source.name, out_dir, seed)
+    found = align_rigidly(reference, head, t1w_mask, tissues, anatomy.source.name, out_dir, seed, start)
     matrix = found.matrix
     to_epi, onto_epi = linear(np.linalg.inv(matrix)), linear(matrix)
     boldref, epi_affine = read_volume(reference.boldref)
@@ -107,6 +129,7 @@ def align_rigidly(
     t1w_name: str,
     out_dir: Path,
     seed: int = 1,
+    start: np.ndarray | None = None,
 ) -> RigidAlignment:
     """Align a boldref with a T1w, and look for signs that the alignment is wrong.
 
@@ -123,13 +146,15 @@ def align_rigidly(
         File name for messages.
     out_dir : pathlib.Path
     seed : int
+    start : numpy.ndarray, (4, 4), optional
+        Result of `search`.
 
     Raises
     ------
     RegistrationError
         No alignment passed the quality checks, from two sets of initialisations.
     """
-    matrix, quality, warnings = _find_rigid(reference, t1w, t1w_mask, tissues, t1w_name, out_dir, seed)
+    matrix, quality, warnings = _find_rigid(reference, t1w, t1w_mask, tissues, t1w_name, out_dir, seed, start)
     pair = pair_of(reference, t1w, t1w_mask, tissues)
     quality |= compare(pair, matrix, out_dir, seed)
     doubts: tuple[str, ...] = ()
@@ -162,6 +187,7 @@ def _find_rigid(
     t1w_name: str,
     out_dir: Path,
     seed: int,
+    start: np.ndarray | None = None,
 ) -> tuple[np.ndarray, dict[str, float], tuple[str, ...]]:
     """Estimate the matrix from boldref to T1w, with its quality metrics and warnings."""
     epi = EpiView.of(reference)
@@ -171,7 +197,10 @@ def _find_rigid(
     refused: tuple[np.ndarray, dict[str, float]] | None = None
     for attempt, starts in enumerate(_starts(epi, t1w, t1w_mask, seed)):
         try:
-            matrix = _best_rigid(epi, brain, starts, out_dir, seed)
+            if attempt == 0 and start is not None:
+                matrix = start
+            else:
+                matrix = _best_rigid(epi, brain, starts, out_dir, seed)
         except RegistrationError as error:
             failures = [error.message]
             continue

@@ -88,7 +88,7 @@ def mask_boldref(source: Path, boldref: Path, out_dir: Path) -> EpiReference:
     """
     data, affine = read_volume(boldref)
     iso = isotropic(Image(data, affine), max(3.0, float(voxel_sizes(affine).min())))
-    bias = bias_field(iso, head_mask(iso.data, iso.affine), shrink=2)
+    bias = bias_field(iso, head_mask(iso.data, iso.affine), out_dir, shrink=3)
     corrected = (data / (resample_to(bias - 1, iso.affine, data.shape, affine) + 1)).astype(np.float32)
     mask = brain_mask(corrected, affine)
     volume = volume_ml(mask, affine)

@@ -8,8 +8,7 @@ voxel sizes are found by an affine fit. The limits are from right and wrong alig
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import numpy as np
 
 from bids_app.errors import RegistrationError
 from bids_app.preprocess.masking import volume_ml
-from bids_app.preprocess.registration.ants import Image, Stage, register, similarity
+from bids_app.preprocess.registration.ants import Image, Stage, fit_linear, similarity
 from bids_app.preprocess.registration.bbr import Boundary, BoundaryCost
 from bids_app.preprocess.registration.boldref import EpiView, cut_ends
 from bids_app.preprocess.registration.t1w_plausibility import TURN_GAIN, find_turn
@@ -94,20 +93,12 @@ class Pair:
         """Return the pair with its T1w mirrored left-right about the plane through a point (3,) mm."""
         return Pair(self.epi, self.boldref, mirror(self.brain, centre), mirror_boundary(self.boundary, centre))
 
-    def fit(self, stage: Stage, start: np.ndarray, out_dir: Path, seed: int) -> np.ndarray:
-        """Refine a matrix from boldref to T1w by one linear stage.
-
-        Raises
-        ------
-        RegistrationError
-            ANTs failed.
-        """
-        found = register(
-            self.epi.image, self.brain, self.epi.near, (stage,), out_dir, start=start, seed=seed, name="compare"
-        )
-        found.forward_file.unlink()
-        found.inverse_file.unlink()
-        return found.matrix
+    def fit(
+        self, stage: Stage, starts: Sequence[np.ndarray], out_dir: Path, seed: int
+    ) -> list[np.ndarray | RegistrationError]:
+        """Refine matrices from boldref to T1w by one linear stage; see `fit_linear`."""
+        seeds = [seed] * len(starts)
+        return fit_linear(self.epi.image, self.brain, self.epi.near, (stage,), starts, out_dir, seeds)
 
 
 def mirror(image: Image, centre: np.ndarray) -> Image:
@@ -142,9 +133,7 @@ def compare_with_mirror(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int
         ``coreg_mirrored``, and ``bbr_cost_mirrored`` if enough of the boundary is visible.
     """
     mirrored = pair.mirrored(apply_matrix(matrix, pair.epi.centre))
-    candidates = [matrix]
-    with suppress(RegistrationError):  # the start is still compared
-        candidates.append(mirrored.fit(MIRROR_STAGE, matrix, out_dir, seed))
+    candidates = [matrix, *without_failures(mirrored.fit(MIRROR_STAGE, [matrix], out_dir, seed))]
     cost = min(map(mirrored.boundary_cost, candidates))
     found = {"coreg_mirrored": max(map(mirrored.similarity, candidates))}
     return found | ({"bbr_cost_mirrored": cost} if cost < 2 else {})
@@ -172,16 +161,19 @@ def fit_scales(pair: Pair, matrix: np.ndarray, out_dir: Path, seed: int = 1) -> 
     voxel_mm = np.linalg.norm(pair.epi.image.affine[:3, :3], axis=0)
     axes = pair.epi.image.affine[:3, :3] / voxel_mm
     slices = axes[:, np.argmin(voxel_mm * pair.epi.image.data.shape)]  # the shortest side of the field of view
-    fits = []
-    for scale in SLICE_SCALES:
-        with suppress(RegistrationError):
-            fits.append(pair.fit(SCALE_STAGE, matrix @ stretch(slices, scale, pair.epi.centre), out_dir, seed))
+    starts = [matrix @ stretch(slices, scale, pair.epi.centre) for scale in SLICE_SCALES]
+    fits = without_failures(pair.fit(SCALE_STAGE, starts, out_dir, seed))
     if not fits:
         return {}
     best = max(fits, key=pair.similarity)
     along = np.linalg.norm(best[:3, :3] @ axes, axis=0)
     found = {f"coreg_scale_{axis}": float(scale) for axis, scale in zip("ijk", along, strict=True)}
     return found | {"coreg_scale_gain": pair.similarity(best) / max(pair.similarity(matrix), 1e-9)}
+
+
+def without_failures(fits: Iterable[np.ndarray | RegistrationError]) -> list[np.ndarray]:
+    """Return the matrices of fits that did not fail."""
+    return [fit for fit in fits if not isinstance(fit, RegistrationError)]
 
 
 def stretch(direction: np.ndarray, scale: float, centre: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from bids_app.preprocess.registration.ants import (
     similarity,
     strip_timestamps,
 )
+from bids_app.preprocess.registration.ants_program import run_ants
 from bids_app.preprocess.registration.transforms import apply_matrix, grid_points, linear, resample_to, rigid
 
 RIGID = (Stage("Rigid[0.2]", (50, 30), (2, 1), (1, 0), "MI[{fixed},{moving},1,32,Regular,0.5]"),)
@@ -95,49 +96,53 @@ def test_best_start_fails_if_all_starts_fail(head, pair, tmp_path, monkeypatch):
         best_start(*pair, head.brain, RIGID, [np.eye(4)], lambda m: 0.0, tmp_path, 1)
 
 
-class FailingANTs:
-    """ANTs that fails without a reason."""
-
-    def registration(self, *_):
-        raise RuntimeError("Standard exception.")
+def fail(*_):
+    """Fail without a reason, as ANTs on a full disk."""
+    raise RuntimeError("Standard exception.")
 
 
 def test_a_failure_of_ants_on_a_full_disk_is_no_registration_error(head, pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(registration, "ants_library", FailingANTs)
+    monkeypatch.setattr(registration, "run_ants", fail)
     with pytest.raises(RegistrationError, match="ANTs failed"):
         register(*pair, head.brain, RIGID, tmp_path)
     assert list(tmp_path.iterdir()) == []
-    monkeypatch.setattr(registration, "is_full", lambda folder: (folder / "start_scratch" / "fixed.nii").exists())
+    monkeypatch.setattr(registration, "is_full", lambda folder: any(folder.glob("start?_scratch/fixed.nii")))
     with pytest.raises(InputOutputError, match="no space left"):
         best_start(*pair, head.brain, RIGID, [np.eye(4)] * 2, lambda m: 0.0, tmp_path, 1)
 
 
-class TruncatingANTs:
-    """ANTs that reports success, but could not write all of its files."""
-
-    def registration(self, arguments, _):
-        prefix = arguments[arguments.index("-o") + 1]
-        for name in ("Composite.h5", "InverseComposite.h5"):
-            with h5py.File(f"{prefix}{name}", "w") as file:
-                file["x"] = np.zeros(5000)
-            with open(f"{prefix}{name}", "r+b") as file:
-                file.truncate(3000)
-
-
-class SilentANTs:
-    """ANTs that writes nothing."""
-
-    def registration(self, *_):
-        return 1
+def write_truncated(_, arguments, threads):
+    """Report success without having written all of the files."""
+    prefix = arguments[arguments.index("-o") + 1]
+    for name in ("Composite.h5", "InverseComposite.h5"):
+        with h5py.File(f"{prefix}{name}", "w") as file:
+            file["x"] = np.zeros(5000)
+        with open(f"{prefix}{name}", "r+b") as file:
+            file.truncate(3000)
 
 
 def test_truncated_transforms_are_reported_as_a_full_disk(head, pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(registration, "ants_library", TruncatingANTs)
+    monkeypatch.setattr(registration, "run_ants", write_truncated)
     with pytest.raises(InputOutputError, match="no space left"):
         register(*pair, head.brain, RIGID, tmp_path)
-    monkeypatch.setattr(registration, "ants_library", SilentANTs)
+    monkeypatch.setattr(registration, "run_ants", lambda *_: None)
     with pytest.raises(RegistrationError, match="wrote no transforms"):
         register(*pair, head.brain, RIGID, tmp_path / "other")
+
+
+def test_syn_runs_on_two_threads_with_the_same_bits_and_linear_stages_on_one(pair, tmp_path, monkeypatch):
+    used = []
+
+    def recorded(program, arguments, threads):
+        used.append(threads)
+        run_ants(program, arguments, threads)
+
+    monkeypatch.setattr(registration, "run_ants", recorded)
+    syn = (Stage("SyN[0.3,3,0]", (4, 2), (2, 1), (1, 0), "MI[{fixed},{moving},1,32]"),)
+    found = [register(*pair, None, syn, tmp_path).forward_file.read_bytes() for _ in range(2)]
+    register(*pair, None, (Stage("Rigid[0.2]", (2,), (4,), (2,)),), tmp_path)
+    assert used == [2, 2, 1]
+    assert found[0] == found[1]
 
 
 def test_isotropic_keeps_positions_and_is_orthogonal():

@@ -1,17 +1,19 @@
 """Coregistration of a boldref with the T1w, and its quality checks."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from bids_app.catalog.templates import load_template
 from bids_app.errors import BadDataError, RegistrationError
-from bids_app.preprocess.anatomical import Anatomy
+from bids_app.preprocess.anatomical import Anatomy, PreparedT1w
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.registration import bold_to_t1w as module
 from bids_app.preprocess.registration.alignment import noise_masks
 from bids_app.preprocess.registration.ants import dice
 from bids_app.preprocess.registration.bbr import Refinement
-from bids_app.preprocess.registration.bold_to_t1w import coregister
+from bids_app.preprocess.registration.bold_to_t1w import coregister, search
 from bids_app.preprocess.registration.bold_to_template import epi_like, normalise_boldref
 from bids_app.preprocess.registration.boldref import mask_boldref
 from bids_app.preprocess.registration.checks import failed_checks
@@ -77,6 +79,25 @@ def test_a_slab_is_aligned_with_the_t1w(head, anatomy, boldref, tmp_path):
     assert set(np.unique(dseg)) == {0, 1, 2, 3}
     assert not dseg[mask == 0].any()
     assert sorted(p.name for p in tmp_path.glob("*.h5")) == []
+
+
+def test_the_alignment_may_be_searched_before_the_tissues_are_known(anatomy, boldref, tmp_path, monkeypatch):
+    reference = mask_boldref(tmp_path / "sub-01_bold.nii.gz", boldref, tmp_path)
+    prepared = PreparedT1w(anatomy.source, anatomy.image, anatomy.bias, brain=anatomy.mask)
+    monkeypatch.setattr(module, "_best_rigid", lambda *args: BOLDREF_TO_T1W)
+    start = search(reference, prepared, tmp_path)
+    assert search(reference, replace(prepared, brain=None), tmp_path) is None
+    monkeypatch.setattr(module, "_best_rigid", refuse)
+    assert search(reference, prepared, tmp_path) is None
+    monkeypatch.setattr(module, "refine", lambda *args: None)
+    monkeypatch.setattr(module, "compare", lambda *args: {})
+    monkeypatch.setattr(module, "signs_of_error", lambda quality: [])
+    found = coregister(reference, anatomy, tmp_path, start=start)
+    np.testing.assert_allclose(Chain.load(found.chain).steps[0].matrix, np.linalg.inv(BOLDREF_TO_T1W))
+
+
+def refuse(*_):
+    raise RegistrationError("ANTs failed.")
 
 
 def test_a_refinement_that_fails_the_checks_is_not_used(anatomy, boldref, tmp_path, monkeypatch):
