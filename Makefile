@@ -8,7 +8,7 @@ SETUP  := $(VENV)/.installed
 INTEGRATIONS := build/integrations/.installed
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bids_app/__init__.py)
 
-.PHONY: setup demo test test-slow test-nightly test-gpu container-test lint types lock image release-image image-facts boutiques options release-check fuzz audit clean
+.PHONY: setup demo test test-slow test-nightly test-gpu container-test lint types lock image release-image image-facts boutiques metadata options release-check fuzz audit clean
 
 setup: $(SETUP)
 
@@ -79,6 +79,10 @@ boutiques: setup
 	$(BIN)/neurostorm --bids-exec-spec cpu > boutiques.new && mv boutiques.new boutiques.json
 	$(BIN)/neurostorm --bids-exec-spec cuda > boutiques.new && mv boutiques.new boutiques-cuda.json
 	$(BIN)/python scripts/write_nipoppy.py
+
+# Metadata for archives, catalogues and package managers; see docs/integrations.md.
+metadata: setup
+	$(BIN)/python scripts/write_metadata.py
 
 # Updates the table of options in README.md.
 options: setup
