@@ -1353,6 +1353,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         "elif False:",
         ("bids/test_ukb.py::test_folders_within_those_of_participants_are_found_with_their_t1w_images",),
     ),
+    Mutation(
+        "an extraction of Nipoppy removes the tables of adapters that are no longer used",
+        "scripts/write_nipoppy.py",
+        "-name 'neurostorm_*' -delete",
+        "-name 'neurostorm_*'",
+        ("test_nipoppy.py::test_tables_are_copied_and_replace_those_of_an_earlier_run",),
+    ),
+    Mutation(
+        "metadata of all platforms have the licence of the project",
+        "CITATION.cff",
+        "license: Apache-2.0",
+        "license: MIT",
+        ("test_metadata.py::test_facts_are_those_of_the_project_and_its_citation",),
+    ),
 )
 
 

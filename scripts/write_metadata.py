@@ -79,14 +79,7 @@ def codemeta() -> Metadata:
         "runtimePlatform": f"Python {PROJECT['requires-python']}",
         "operatingSystem": "Linux",
         "softwareRequirements": PROJECT["dependencies"],
-        "referencePublication": [
-            {
-                "@type": "ScholarlyArticle",
-                "name": reference["title"],
-                "identifier": f"arXiv:{arxiv_of(reference)}",
-            }
-            for reference in CITATION["references"]
-        ],
+        "referencePublication": [f"https://arxiv.org/abs/{arxiv_of(each)}" for each in CITATION["references"]],
     }
 
 

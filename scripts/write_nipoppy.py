@@ -25,7 +25,7 @@ FOLDERS = {"bids_dir": "[[NIPOPPY_DPATH_BIDS]]", "output_dir": "[[NIPOPPY_DPATH_
 WORK_DIR = "[[NIPOPPY_DPATH_PIPELINE_WORK]]"
 SESSION_DIR = "[[NIPOPPY_BIDS_PARTICIPANT_ID]]/[[NIPOPPY_BIDS_SESSION_ID]]"
 TRACKED = (f"{SESSION_DIR}/func/*_embeddings.tsv", f"{SESSION_DIR}/func/*_embeddings.json")
-"""A session is complete once it has embeddings, which all levels of outputs have."""
+"""A session is complete once a run has embeddings, which all levels of outputs have."""
 
 PHENOTYPES = {
     "id": "phenotype_dir",

@@ -71,9 +71,7 @@ CODEMETA = mapping(
         "runtimePlatform": TEXT,
         "operatingSystem": TEXT,
         "softwareRequirements": texts(),
-        "referencePublication": items(
-            mapping({"@type": {"const": "ScholarlyArticle"}, "name": TEXT, "identifier": TEXT})
-        ),
+        "referencePublication": items({"type": "string", "pattern": r"^https://arxiv\.org/abs/\d{4}\.\d{5}$"}),
     },
     {"codeRepository": TEXT, "issueTracker": TEXT},
 )
