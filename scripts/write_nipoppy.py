@@ -8,15 +8,17 @@ the folder of imaging-derived phenotypes. Names in double brackets are replaced 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from bids_app import __version__
-from bids_app.cli.boutiques import CONTAINERS, OUTPUT, RESOURCES, describe
+from bids_app.cli.boutiques import CONTAINERS, OUTPUT, describe
 from bids_app.cli.options import DESCRIPTION
 from bids_app.settings import GROUP, PARTICIPANT
 
-FOLDER = Path(__file__).resolve().parents[1] / "recipes" / "nipoppy"
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "recipes" / "nipoppy"
 PROCESSING, EXTRACTION = "neurostorm", "neurostorm_phenotype"
 SCHEMA_VERSION = "1.0"
 """Of the configuration and tracker files."""
@@ -96,21 +98,25 @@ def configuration(name: str, description: str, step: dict[str, Any], **others: A
 
 
 def hpc() -> dict[str, Any]:
-    """Return what a job asks for, from the suggested resources of the descriptor."""
-    minutes = -(-RESOURCES["walltime-estimate"] // 60)
+    """Return what a job asks for: the same as a job of ``docs/slurm/participants.sbatch``."""
+    script = (ROOT / "docs" / "slurm" / "participants.sbatch").read_text(encoding="utf-8")
+    asked = dict(re.findall(r"^#SBATCH --([\w-]+)=(\S+)$", script, re.MULTILINE))
     return {
         "ACCOUNT": "[[HPC_ACCOUNT_NAME]]",
-        "TIME": f"{minutes // 60:02d}:{minutes % 60:02d}:00",
-        "CORES": str(RESOURCES["cpu-cores"]),
-        "MEMORY": f"{RESOURCES['ram']}G",
+        "TIME": asked["time"],
+        "CORES": asked["cpus-per-task"],
+        "MEMORY": asked["mem"],
         "ARRAY_CONCURRENCY_LIMIT": "",
     }
 
 
 def bundles() -> dict[str, dict[str, dict[str, Any]]]:
     """Return the content of each file of each bundle."""
-    processing = {"ANALYSIS_LEVEL": "participant_session", "TRACKER_CONFIG_FILE": "tracker.json"}
-    processing |= {"GENERATE_PYBIDS_DATABASE": False}  # the command makes its own
+    processing = {
+        "ANALYSIS_LEVEL": "participant_session",
+        "TRACKER_CONFIG_FILE": "tracker.json",
+        "GENERATE_PYBIDS_DATABASE": False,  # the command makes its own
+    }
     tracker = {"PATHS": list(TRACKED), "PARTICIPANT_SESSION_DIR": SESSION_DIR, "SCHEMA_VERSION": SCHEMA_VERSION}
     selected = {"participant_label": ["[[NIPOPPY_PARTICIPANT_ID]]"], "session_label": ["[[NIPOPPY_SESSION_ID]]"]}
     return {
