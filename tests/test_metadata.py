@@ -130,6 +130,18 @@ def test_the_listed_workflow_exists_and_the_account_is_that_of_the_repository() 
     assert app["gh"].split("/")[0] == (account or "OWNER")
 
 
+def test_files_have_the_address_of_the_repository_once_it_is_public(monkeypatch) -> None:
+    monkeypatch.setattr(METADATA, "REPOSITORY", "https://github.com/Lab/neurostorm")
+    monkeypatch.setattr(METADATA, "OWNER", "Lab")
+    for name, text in METADATA.texts().items():
+        content = json.loads(text) if name.endswith(".json") else yaml.safe_load(text)
+        jsonschema.validate(content, SCHEMAS[name])
+        if name in ("codemeta.json", "recipes/conda/recipe.yaml", "recipes/neurostorm/build.yaml"):
+            assert "https://github.com/Lab/neurostorm" in text
+    (app,) = METADATA.bids_website()["apps"]
+    assert (app["gh"], app["dh"]) == ("Lab/neurostorm", "lab/neurostorm")
+
+
 def test_the_icon_is_a_square_image() -> None:
     path = ROOT / "recipes" / "neurostorm" / "icon.png"
     with Image.open(path) as image:
