@@ -5,9 +5,10 @@ BIN    := $(VENV)/bin
 DEMO   ?= demo
 SECONDS ?= 60
 SETUP  := $(VENV)/.installed
+INTEGRATIONS := build/integrations/.installed
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bids_app/__init__.py)
 
-.PHONY: setup demo test test-slow test-nightly test-gpu container-test lint types lock image release-image image-facts boutiques options release-check fuzz audit clean
+.PHONY: setup demo test test-slow test-nightly test-gpu container-test lint types lock image release-image image-facts boutiques metadata options release-check fuzz audit clean
 
 setup: $(SETUP)
 
@@ -15,6 +16,10 @@ $(SETUP): pyproject.toml setup.py requirements/constraints.txt $(wildcard bids_a
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt torch
 	$(BIN)/pip install --quiet --disable-pip-version-check -c requirements/constraints.txt -e ".[dev]"
+	touch $@
+
+$(INTEGRATIONS): requirements/integrations.txt | setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/integrations --requirement $<
 	touch $@
 
 demo: setup
@@ -25,11 +30,11 @@ demo: setup
 test: setup lint types
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-test-slow: setup
+test-slow: setup $(INTEGRATIONS)
 	$(BIN)/pytest -m slow --timeout 3600
 
 # All tests that need neither a GPU nor a container, the fast ones included.
-test-nightly: setup
+test-nightly: setup $(INTEGRATIONS)
 	$(BIN)/pytest -m "not gpu and not container" --timeout 3600
 
 test-gpu: setup
@@ -73,6 +78,11 @@ image-facts:
 boutiques: setup
 	$(BIN)/neurostorm --bids-exec-spec cpu > boutiques.new && mv boutiques.new boutiques.json
 	$(BIN)/neurostorm --bids-exec-spec cuda > boutiques.new && mv boutiques.new boutiques-cuda.json
+	$(BIN)/python scripts/write_nipoppy.py
+
+# Metadata for archives, catalogues and package managers; see docs/integrations.md.
+metadata: setup
+	$(BIN)/python scripts/write_metadata.py
 
 # Updates the table of options in README.md.
 options: setup

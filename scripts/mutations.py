@@ -1118,8 +1118,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "out of distribution, probabilities move to the proportions of the cohort",
         "bids_app/adapters/predict.py",
-        "return found if weight == 1 else weight * found + (1 - weight) * label_shares(self.card)",
-        "return found",
+        "return weight * self.calibrated + (1 - weight) * label_shares(self.card)",
+        "return self.calibrated",
         (
             "outputs/test_reliability.py::"
             "test_out_of_distribution_the_probabilities_go_to_the_proportions_of_the_cohort",
@@ -1439,6 +1439,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         'return {path.name for path in found if (out_dir / path.stem.partition("_")[0]).is_dir()}',
         "return {path.name for path in found}",
         ("reports/test_index.py::test_a_participant_whose_outputs_are_gone_is_left_out",),
+    ),
+    Mutation(
+        "an extraction of Nipoppy removes the tables of adapters that are no longer used",
+        "scripts/write_nipoppy.py",
+        "-name 'neurostorm_*' -delete",
+        "-name 'neurostorm_*'",
+        ("test_nipoppy.py::test_tables_are_copied_and_replace_those_of_an_earlier_run",),
+    ),
+    Mutation(
+        "metadata of all platforms have the licence of the project",
+        "CITATION.cff",
+        "license: Apache-2.0",
+        "license: MIT",
+        ("test_metadata.py::test_facts_are_those_of_the_project_and_its_citation",),
     ),
 )
 
