@@ -14,7 +14,8 @@
    With ``--describe-only``, add them to an existing adapter; scans that are not in ``--work`` are simulated again. With
    ``--calibrate-only``, add only the calibration, with ``--reference-only`` only the statistics.
 6. Preprocessed scans differ from those of step 1 in what the domain is measured by, such as smoothness. With
-   ``--preprocessed OUT``, the reference statistics include those of other participants, made by
+   ``--preprocessed OUT``, the reference statistics include those of other participants, made by the commands below.
+   Those in the package are of 34 participants of step 1 (``--reference-only --participants 34``) and of these 14.
 
     neurostorm-phantom DATASET --participants 14 --seed 71
     neurostorm DATASET OUT participant --model demo --output-clips voxel
