@@ -39,7 +39,7 @@ def test_import_loads_nothing_else() -> None:
     assert loaded == {"bids_app"}
 
 
-def test_the_lines_of_the_page_give_the_embeddings_of_the_participant_level(
+def test_the_lines_of_the_documentation_give_the_embeddings_of_the_participant_level(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bold, mask = write_series(tmp_path)
@@ -52,6 +52,9 @@ def test_the_lines_of_the_page_give_the_embeddings_of_the_participant_level(
     assert found["embeddings"].shape == expected.shape == (2, found["model"].config.n_features)
     np.testing.assert_array_equal(found["embeddings"], expected)
     assert not np.array_equal(expected[0], expected[1])
+    (readme,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(readme.replace("neurostorm-5ds", "demo"), found)
+    np.testing.assert_array_equal(found["embeddings"], expected)
 
 
 def test_the_command_of_the_page_checks_a_dataset(
