@@ -1454,6 +1454,27 @@ MUTATIONS: tuple[Mutation, ...] = (
         "license: MIT",
         ("test_metadata.py::test_facts_are_those_of_the_project_and_its_citation",),
     ),
+    Mutation(
+        "embeddings in Python are those of the participant level",
+        "bids_app/adapters/embed.py",
+        "yield grid[..., start : start + n_vols].unsqueeze(0)",
+        "yield grid[..., :n_vols].unsqueeze(0)",
+        ("test_python.py::test_the_lines_of_the_documentation_give_the_embeddings_of_the_participant_level",),
+    ),
+    Mutation(
+        "the function has the checks of the command",
+        "bids_app/cli/from_python.py",
+        "    parse_settings(words)\n",
+        "",
+        ("cli/test_from_python.py::test_empty_folders_and_unknown_levels_raise",),
+    ),
+    Mutation(
+        "samples of Brainmarks are read in the order of their voxels",
+        "brainmarks/models/neurostorm_bids_app.py",
+        "brain = np.asarray(image.dataobj).T > 0",
+        "brain = np.asarray(image.dataobj).T[:, :, ::-1] > 0",
+        ("test_brainmarks.py::test_transform_equals_to_model_grid_within_an_int8_step",),
+    ),
 )
 
 

@@ -52,7 +52,7 @@ def build() -> Path:
     (sdist,) = dist.glob("neurostorm-*.tar.gz")
     listed = run(sys.executable, "-m", "zipfile", "-l", wheel)
     data = (path.relative_to(ROOT).as_posix() for path in (ROOT / "bids_app" / "data").iterdir() if path.is_file())
-    for needed in (*data, "bids_app/model/_scan"):
+    for needed in (*data, "bids_app/model/_scan", "brainmarks/models/neurostorm_bids_app.py"):
         if needed not in listed:
             sys.exit(f"release-check: {wheel.name} does not contain {needed}")
     print(f"{wheel.name}: {wheel.stat().st_size / 1e6:.1f} MB; {sdist.name}: {sdist.stat().st_size / 1e6:.1f} MB")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,37 @@ def read_config_file(path: Path) -> dict[str, Any]:
         other = "; fMRIPrep's and XCP-D's files cannot be used here" if "execution" in content else ""
         raise UsageError(f"{path}: no table [options]{other}.", "Use the neurostorm.toml of a run as a template.")
     known = {option.key: option for option in (*options_of(Settings), NOTRACK) if not option.is_positional}
+    return check_values(given, known, f"{path}: ")
+
+
+def check_values(given: Mapping[str, Any], known: Mapping[str, Option], where: str = "") -> dict[str, Any]:
+    """Return the values that the command line would give for these keys of options.
+
+    Parameters
+    ----------
+    given : mapping
+        Values by key.
+    known : mapping
+        Allowed options by key.
+    where : str
+        Beginning of messages: ``"neurostorm.toml: "``.
+
+    Raises
+    ------
+    UsageError
+        Unknown option or invalid value.
+    """
     unknown = sorted(set(given) - set(known))
     if unknown:
         refuse_foreign_keys(unknown)
-        raise UsageError(f"{path}: unknown options {', '.join(unknown)}.", "List all options with neurostorm --help.")
+        raise UsageError(f"{where}unknown options {', '.join(unknown)}.", "List all options with neurostorm --help.")
     found: dict[str, Any] = {}
     for name, value in given.items():
         try:
             found[name] = as_command_line_value(known[name], value)
         except (argparse.ArgumentTypeError, TypeError, ValueError, OverflowError) as error:
             raise UsageError(
-                f"{path}: Invalid value for {name}: {error}.", "See this option in neurostorm --help."
+                f"{where}Invalid value for {name}: {error}.", "See this option in neurostorm --help."
             ) from error
     return found
 
