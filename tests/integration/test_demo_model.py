@@ -74,11 +74,15 @@ def test_states_of_held_out_participants_are_predicted_from_raw_files(tmp_path: 
     raw, out = tmp_path / "raw", tmp_path / "out"
     assert phantom([str(raw), "--participants", "5", "--seed", str(SEED)]) == 0
     assert main([str(raw), str(out), "participant", "--model", "demo", "-w", str(tmp_path / "work")]) == 0
-    told = {}
+    told, far = {}, []
     for path in sorted(out.glob("sub-*/**/*_desc-demostate_predictions.tsv")):
         with path.open(newline="") as file:
             told[path.name] = next(csv.DictReader(file, delimiter="\t"))["label"]
+        verdict = json.loads(path.with_suffix(".json").read_text())["Verdict"]
+        levels = {check["Check"]: check["Level"] for check in verdict["Checks"]}
+        far += [path.name for name in ("embedding", "clips", "signal") if levels[name] != "pass"]
         assert json.loads(path.with_suffix(".json").read_text())["Demonstration"] is True
     assert len(told) == 20
     right = sum(f"_task-{label}_" in name for name, label in told.items())
     assert right >= 18, told
+    assert len(far) <= 3, far  # of 60 distances, of which 2 % are expected above their limits
