@@ -27,7 +27,7 @@ def raw(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("n_procs", ["1", "2"])
+@pytest.mark.parametrize("n_procs", [pytest.param("1", marks=pytest.mark.slow), "2"])
 def test_a_terminated_run_releases_its_locks_and_ends_its_workers(raw: Path, tmp_path: Path, n_procs: str) -> None:
     code, said = stop(raw, tmp_path, n_procs, lambda run: run.send_signal(signal.SIGTERM), "*_examine/done.json")
     assert code == 143
