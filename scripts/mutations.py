@@ -1454,6 +1454,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         "license: MIT",
         ("test_metadata.py::test_facts_are_those_of_the_project_and_its_citation",),
     ),
+    Mutation(
+        "a figure is drawn once",
+        "bids_app/reports/figures/style.py",
+        "    _lay_out(figure)\n",
+        "",
+        ("reports/figures/test_style.py::test_a_figure_is_drawn_once_and_as_matplotlib_lays_it_out",),
+    ),
 )
 
 
