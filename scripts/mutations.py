@@ -1475,6 +1475,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         "brain = np.asarray(image.dataobj).T[:, :, ::-1] > 0",
         ("test_brainmarks.py::test_transform_equals_to_model_grid_within_an_int8_step",),
     ),
+    Mutation(
+        "a figure is drawn once",
+        "bids_app/reports/figures/style.py",
+        "    _lay_out(figure)\n",
+        "",
+        ("reports/figures/test_style.py::test_a_figure_is_drawn_once_and_as_matplotlib_lays_it_out",),
+    ),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -41,3 +42,8 @@ def standard_brain() -> StandardBrain:
 def tiny_dataset(tmp_path: Path) -> TinyDataset:
     """Raw BIDS dataset with one participant and one BOLD run without a T1w image."""
     return TinyDataset(tmp_path / "raw")
+
+
+def pytest_configure() -> None:
+    """Search for cyclic garbage less often: the thousands of collected tests are searched each time."""
+    gc.set_threshold(200_000, 20, 50)

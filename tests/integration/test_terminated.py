@@ -27,9 +27,17 @@ def raw(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("n_procs", ["1", "2"])
-def test_a_terminated_run_releases_its_locks_and_ends_its_workers(raw: Path, tmp_path: Path, n_procs: str) -> None:
-    code, said = stop(raw, tmp_path, n_procs, lambda run: run.send_signal(signal.SIGTERM), "*_examine/done.json")
+def test_a_terminated_run_releases_its_locks_and_ends_its_workers(raw: Path, tmp_path: Path) -> None:
+    check_sigterm(raw, tmp_path, "2")
+
+
+@pytest.mark.slow
+def test_a_terminated_run_without_workers_releases_its_locks(raw: Path, tmp_path: Path) -> None:
+    check_sigterm(raw, tmp_path, "1")
+
+
+def check_sigterm(raw: Path, folder: Path, n_procs: str) -> None:
+    code, said = stop(raw, folder, n_procs, lambda run: run.send_signal(signal.SIGTERM), "*_examine/done.json")
     assert code == 143
     assert said.count("neurostorm: terminated.") == 1
 

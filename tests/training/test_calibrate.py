@@ -113,17 +113,17 @@ def test_calibrated_intervals_have_the_stated_coverage(site, encoder, tmp_path, 
 
 
 def test_training_participants_are_excluded(site, encoder, tmp_path, capsys) -> None:
-    data, adapter = site("one", 30, 1), tmp_path / "era.safetensors"
+    data, adapter = site("one", 15, 1), tmp_path / "era.safetensors"
     target, output = ("--target", "participants.tsv:era"), ("--output", tmp_path / "c.safetensors")
     assert run("adapt", data, "--model", encoder, *target, "--output", adapter, "--validation", 0.4, *COMMON) == 0
     capsys.readouterr()
     assert run("calibrate", adapter, data, "--model", encoder, *target, *output) == 0
-    assert "Excluded 18 participants of the training set (era.split.tsv)" in capsys.readouterr().out
+    assert "Excluded 9 participants of the training set (era.split.tsv)" in capsys.readouterr().out
     calibration = load_adapter(tmp_path / "c.safetensors").card.calibration
     numbers = (calibration["n_scans"], calibration["n_participants"], calibration["method"])
-    assert numbers == (12, 12, "temperature")
+    assert numbers == (6, 6, "temperature")
     split = tmp_path / "all.json"
-    split.write_text(json.dumps({"training": [f"one{i:03d}" for i in range(30)]}))
+    split.write_text(json.dumps({"training": [f"one{i:03d}" for i in range(15)]}))
     assert run("calibrate", adapter, data, "--model", encoder, *target, *output, "--split", split) == 18
     assert run("calibrate", adapter, data, "--model", encoder, *target, *output, "--other-people") == 0
     (tmp_path / "era.split.tsv").unlink()

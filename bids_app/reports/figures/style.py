@@ -25,6 +25,9 @@ PALETTE = ("#0d7ab8", "#d95f02", "#1a9469", "#c2589b", "#8a6fc9", "#b58900", "#3
 
 FONTS = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helvetica, Arial, sans-serif"
 
+SVG_DPI = 72
+"""Resolution at which matplotlib writes SVG."""
+
 RC: Any = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans", "Helvetica", "Arial"],
@@ -82,12 +85,24 @@ def save_figure(figure: Figure, path: Path, title: str, description: str, span: 
 
 def figure_svg(figure: Figure, title: str, description: str, span: Axes | None = None) -> str:
     """Return a matplotlib figure as SVG, see `save_figure`."""
+    _lay_out(figure)
     buffer = StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     end = text.index(">", text.index("<svg"))
     extent = f' data-span="{span.get_position().x0:.5f} {span.get_position().x1:.5f}"' if span else ""
     return f"{text[:end]}{extent}>{_head(title, description, dark_style())}{text[end + 1 :]}"
+
+
+def _lay_out(figure: Figure) -> None:
+    """Place the panels of a figure, at the resolution of SVG; matplotlib would draw everything once more for this."""
+    engine, dpi = figure.get_layout_engine(), figure.dpi
+    if engine is None:
+        return
+    figure.dpi = SVG_DPI
+    engine.execute(figure)
+    figure.set_layout_engine(None)
+    figure.dpi = dpi
 
 
 def save_svg(path: Path, width: float, height: float, body: str, title: str, description: str, style: str = "") -> Path:
