@@ -43,6 +43,7 @@ def test_speed_counts_the_participants_of_tasks_while_any_ran() -> None:
 
 def test_the_page_has_all_participants_and_escapes_what_others_wrote(cohort: Cohort) -> None:
     out = Path(cohort.out_dir)
+    (out / "sub-01").mkdir()
     (out / "sub-01.html").write_text("report")
     people = [failed("01", HOSTILE), Participant("02", "done", n_runs=2, seconds=90.0), Participant("03", "waiting")]
     path = write_page(cohort, Progress(people, [], f"Queue: {HOSTILE}"))

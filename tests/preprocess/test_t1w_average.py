@@ -21,7 +21,7 @@ def coarse_steps(monkeypatch):
     """The heads of these tests have voxels of 4 mm."""
     monkeypatch.setattr(merge, "WORKING_MM", 4.0)
     monkeypatch.setattr(anatomy, "find_t1w_brain", lambda image, original, name, threads: (None, False, ()))
-    monkeypatch.setattr(anatomy, "bias_field", lambda image, where: np.ones_like(image.data))
+    monkeypatch.setattr(anatomy, "bias_field", lambda image, *_: np.ones_like(image.data))
 
 
 @pytest.fixture

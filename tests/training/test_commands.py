@@ -311,7 +311,8 @@ def evaluate_store(eight_people, tmp_path):
     def run(target: str, *options: str) -> tuple[int, Path]:
         target = target if ":" in target else f"{tmp_path / 'people.tsv'}:{target}"
         common = ["--model", encoder, "--normalisation", "global", "--baselines", "mean", "--permutations", "0"]
-        command = ["evaluate", str(store.folder), "--target", target, *common, "--folds", "2", *options]
+        folds = [] if "--split" in options else ["--folds", "2"]
+        command = ["evaluate", str(store.folder), "--target", target, *common, *folds, *options]
         return main([*command, "--output", str(tmp_path / "report")]), tmp_path / "report"
 
     return run

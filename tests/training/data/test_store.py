@@ -231,7 +231,7 @@ def test_a_missing_shard_is_an_error_until_the_index_is_written_again(tmp_path, 
         next(name for name, shard in store.shards.items() if shard.scans[0].scan.name == "b") if store.names() else ""
     )
     (tmp_path / "shards" / f"{lost}.tar").unlink()
-    with pytest.raises(NoInputError, match=rf"{lost}\.tar: missing, with 1 scans such as b"):
+    with pytest.raises(NoInputError, match=rf"{lost}\.tar: missing, with 1 scan such as b"):
         list(ClipStore(tmp_path))
     assert ClipStore(tmp_path).names() == ["a", "c"]  # it can still be built
     ClipStore(tmp_path).write_index()
