@@ -135,7 +135,6 @@ def main():
     fabric = fabric_for("cpu", find_layout(None, {devices}), strategy={strategy!r})
     fabric.launch()
     scans = tuple(SmallScan(k) for k in range(16))
-    batches = ClipBatches(scans, 8 // fabric.world_size, shard=(fabric.global_rank, fabric.world_size))
     settings = PretrainSettings(loop=replace(LOOP, epochs=3, checkpoint_interval=0.0))
     done = []
 
@@ -146,7 +145,7 @@ def main():
                     os.kill(os.getpid(), {stop})
                 yield batch
 
-    batches = Killed(**vars(batches))
+    batches = Killed(scans, 8 // fabric.world_size, shard=(fabric.global_rank, fabric.world_size))
     held_out = tuple(SmallScan(k) for k in range(20, 23))
     pretrain(make_autoencoder(), batches, settings, Path({out!r}), fabric=fabric, held_out=held_out)
 
