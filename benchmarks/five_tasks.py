@@ -98,7 +98,7 @@ def minimum_of(name: str, work: Path) -> float:
     if name != "images":
         return ALL[name].minimum
     report = (work / "report_images" / "report.md").read_text()
-    pool = int(report.split("Images of a pool | ")[1].split(" ")[0])
+    pool = int(report.split("Images per pool | ")[1].split(" ")[0])
     return 10 / pool
 
 

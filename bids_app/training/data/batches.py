@@ -129,11 +129,16 @@ class QuantisedBatch:
         return Batch(clips, scans, self.seeds)
 
 
+def _is_quantised(source: ClipSource) -> bool:
+    """Tell whether clips can be read as they are stored: of a segment, whether those of its scan can."""
+    return isinstance(source, QuantisedSource) and isinstance(getattr(source, "scan", source), QuantisedSource)
+
+
 def read_batch(requests: Sequence[Request]) -> Batch | QuantisedBatch:
     """Read the clips of a batch; quantised if all sources are."""
     scans = torch.tensor([request.scan for request in requests])
     seeds = torch.tensor([request.seed for request in requests])
-    if not all(isinstance(request.source, QuantisedSource) for request in requests):
+    if not all(_is_quantised(request.source) for request in requests):
         return Batch(torch.stack([request.source.clip(request.start) for request in requests]), scans, seeds)
     with ThreadPoolExecutor(len(requests)) as pool:  # waits of a network overlap
         clips = list(pool.map(lambda request: request.source.quantised_clip(request.start), requests))  # type: ignore[attr-defined]

@@ -44,3 +44,10 @@ def test_sources_without_codes_are_read_as_values():
     batch = read_batch([Request(Counted(3), 5, 0, 1)])
     assert isinstance(batch, Batch)
     assert (batch.clips == 305).all()
+
+
+def test_segments_of_scans_without_codes_are_read_as_values():
+    segment = Segment(Counted(3), 2, 60)  # type: ignore[arg-type]
+    batch = read_batch([Request(segment, 5, 0, 1)])
+    assert isinstance(batch, Batch)
+    assert torch.equal(batch.clips[0], Counted(3).clip(7))
