@@ -1,15 +1,16 @@
-"""Ages and sites of the participants from ``participants.tsv``, as needed for the verdict and the calibration."""
+"""Ages and sites of the participants from ``participants.tsv``, for verdict and calibration; lists of participants."""
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from bids_app.bids.sidecars import read_json
 from bids_app.errors import NeurostormError
-from bids_app.files import read_rows
+from bids_app.files import MAX_TABLE_BYTES, read_rows, read_text
 
 LOGGER = logging.getLogger(__name__)
 
@@ -20,6 +21,33 @@ YEARS = ("", "year", "years", "yr", "yrs", "y", "a")
 SITE_COLUMNS = ("site", "site_id", "site_name")
 """Columns with the site of a participant, the first of them that has a value."""
 NO_SITE = ("", "n/a", "nan", "none")
+PARTICIPANT_ID = "participant_id"
+"""Column with the labels of the participants."""
+
+
+def read_labels(path: Path, separators: str = r"[\s,;]+") -> list[str]:
+    """Read a list of participants: a table with the column ``participant_id`` and others, or labels.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        In a list, what follows ``#`` in a line is skipped.
+    separators : str
+        Regular expression of what is between the labels of a line.
+
+    Returns
+    -------
+    list of str
+        Labels as they are written, with or without ``sub-``, in order; not checked.
+    """
+    text = read_text(path, MAX_TABLE_BYTES).lstrip("\ufeff")
+    first, *others = text.split("\n", 1)[0].split("\t")
+    if first.strip() == PARTICIPANT_ID and others:
+        words = [row[PARTICIPANT_ID] for row in read_rows(path)]
+    else:
+        lines = (line.partition("#")[0] for line in text.splitlines())
+        words = [word for line in lines for word in re.split(separators, line) if word != PARTICIPANT_ID]
+    return [word.strip() for word in words if word.strip()]
 
 
 def read_ages(datasets: Iterable[Path]) -> dict[str, float]:

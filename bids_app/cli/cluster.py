@@ -121,11 +121,11 @@ def prepare(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     settings = check_options(arguments, options)
     from bids_app.bids.description import check_output_folder
     from bids_app.cluster.cohort import Cohort, Resources, write_cohort
-    from bids_app.cluster.participants import find_participants, read_labels
+    from bids_app.cluster.participants import find_participants, read_list
     from bids_app.cluster.states import decisive_options
     from bids_app.settings import as_options
 
-    wanted = None if arguments.participants is None else read_labels(arguments.participants)
+    wanted = None if arguments.participants is None else read_list(arguments.participants)
     found = find_participants(settings.bids_dir, wanted)
     check_output_folder(settings.out_dir)
     own = Path(sys.executable).with_name("neurostorm")
@@ -185,12 +185,12 @@ def check_options(arguments: argparse.Namespace, options: Sequence[str]) -> Sett
 def submit(arguments: argparse.Namespace) -> int:
     """Submit what is not done."""
     from bids_app.cluster.cohort import read_cohort
-    from bids_app.cluster.participants import read_labels
+    from bids_app.cluster.participants import read_list
     from bids_app.cluster.script import SCRIPT
     from bids_app.cluster.submit import submit as submit_cohort
 
     cohort = read_cohort(arguments.out_dir)
-    wanted = read_labels(arguments.participants) if arguments.participants else ()
+    wanted = read_list(arguments.participants) if arguments.participants else ()
     submission = submit_cohort(cohort, wanted, arguments.only_killed, arguments.again)
     if submission is None:
         print(f"Nothing to submit. {PROGRAM} status {shlex.quote(cohort.out_dir)} shows the states.")

@@ -2,41 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from bids_app.bids.datasets import main_dataset, participants_of
 from bids_app.bids.layout import list_participants
+from bids_app.bids.participants import read_labels
 from bids_app.bids.writer import RAW_DATASET
 from bids_app.errors import InvalidBIDSError, NoInputError, NoMatchError
-from bids_app.files import MAX_TABLE_BYTES, read_rows, read_text
 from bids_app.terminal import first_of
 
-COLUMN = "participant_id"
 MAX_SHOWN = 12
 
 
-def read_labels(path: Path) -> list[str]:
-    """Read a list of participants: a table with a column ``participant_id``, or labels between spaces, commas or lines.
+def read_list(path: Path) -> list[str]:
+    """Read the labels of participants without ``sub-`` from a list or table, in order, each once; see `read_labels`.
 
-    Parameters
-    ----------
-    path : pathlib.Path
-        Labels are with or without ``sub-``; lines that begin with ``#`` are skipped.
-
-    Returns
-    -------
-    list of str
-        Labels without ``sub-`` in order, each once.
+    Raises
+    ------
+    NoInputError
+        It has no participants.
     """
-    text = read_text(path, MAX_TABLE_BYTES)
-    if text.lstrip("\ufeff").split("\n", 1)[0].split("\t")[0].strip() == COLUMN:
-        found = [row[COLUMN] for row in read_rows(path)]
-    else:
-        lines = (line for line in text.splitlines() if not line.lstrip().startswith("#"))
-        found = [word for line in lines for word in re.split(r"[\s,;]+", line.strip("\ufeff"))]
-    labels = list(dict.fromkeys(label.strip().removeprefix("sub-") for label in found if label.strip()))
+    labels = list(dict.fromkeys(label.removeprefix("sub-") for label in read_labels(path)))
     if not labels:
         raise NoInputError(f"{path}: no participants.", "Write a label in each line.")
     return labels

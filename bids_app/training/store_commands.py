@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from bids_app.bids.entities import LABEL
+from bids_app.bids.participants import read_labels
 from bids_app.bids.writer import remove_leftovers
 from bids_app.errors import BadDataError, NeurostormError, NoInputError, NoMatchError, UsageError
-from bids_app.files import MAX_TABLE_BYTES, read_text
 from bids_app.terminal import count_of, first_of
 from bids_app.training.data.examples import find_scans
 from bids_app.training.data.scan import Scan, copy_of, describe
@@ -229,7 +229,7 @@ def _without_excluded(scans: list[Scan], path: Path) -> list[Scan]:
     NoMatchError
         None of them has a scan.
     """
-    excluded, known = read_labels(path), {scan.participant for scan in scans}
+    excluded, known = read_withdrawn(path), {scan.participant for scan in scans}
     absent = [f"sub-{label}" for label in sorted(excluded - known)]
     if excluded and not excluded & known:
         raise NoMatchError(
@@ -240,22 +240,20 @@ def _without_excluded(scans: list[Scan], path: Path) -> list[Scan]:
     return [scan for scan in scans if scan.participant not in excluded]
 
 
-def read_labels(path: Path) -> set[str]:
-    """Read participant labels, one per line, with or without ``sub-``; a header and comments (#) are skipped.
+def read_withdrawn(path: Path) -> set[str]:
+    """Read the labels of participants to leave out, without ``sub-``; see `read_labels`.
 
     Raises
     ------
     BadDataError
-        A line is no label.
+        It has something else than labels.
     """
-    lines = (line.partition("#")[0] for line in read_text(path, MAX_TABLE_BYTES).splitlines())
-    words = [word for line in lines for word in line.split() if word != "participant_id"]
-    labels = {word.removeprefix("sub-") for word in words}
-    if wrong := [word for word in words if not LABEL.fullmatch(word.removeprefix("sub-"))]:
+    labels = read_labels(path, r"\s+")
+    if wrong := [label for label in labels if not LABEL.fullmatch(label.removeprefix("sub-"))]:
         raise BadDataError(
             f"{path}: not the label of a participant: {wrong[0]!r}.", "Write one label per line, such as sub-01."
         )
-    return labels
+    return {label.removeprefix("sub-") for label in labels}
 
 
 def index(arguments: argparse.Namespace) -> None:

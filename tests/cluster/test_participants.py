@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bids_app.cluster.participants import find_participants, read_labels
+from bids_app.cluster.participants import find_participants, read_list
 from bids_app.errors import InvalidBIDSError, NoInputError, NoMatchError
 
 
@@ -32,14 +32,14 @@ def dataset(tmp_path: Path) -> Path:
 def test_tables_and_lists_with_any_separator_are_read(tmp_path: Path, text: str) -> None:
     path = tmp_path / "my list, 1.txt"
     path.write_text(text)
-    assert read_labels(path) == ["01", "02", "03"]
+    assert read_list(path) == ["01", "02", "03"]
 
 
 def test_an_empty_list_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
     path.write_text("# none yet\n ,\n")
     with pytest.raises(NoInputError, match=r"list.txt: no participants"):
-        read_labels(path)
+        read_list(path)
 
 
 def test_all_participants_with_valid_labels_are_found_in_natural_order(dataset: Path) -> None:
