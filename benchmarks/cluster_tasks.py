@@ -19,6 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from cohort import simulate
+
 CORES = 100
 PYTHON = Path(sys.executable)
 
@@ -41,20 +43,6 @@ def main() -> int:
             print(f"{size:>17} {cpu / n:>8.1f} {wall / n:>6.1f} {3600 * n / cpu:>17.1f} {hours:>26.0f} ", end="")
             print(f"{hours / 24 / CORES:>19.1f}")
     return 0
-
-
-def simulate(folder: Path, n: int) -> Path:
-    """Simulate participants with a T1w image and one run."""
-    command: list[str | Path] = [
-        PYTHON.with_name("neurostorm-phantom"),
-        folder,
-        "--participants",
-        str(n),
-        "--states",
-        "rest",
-    ]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return folder
 
 
 def run_tasks(dataset: Path, out: Path, size: int, model: str) -> tuple[float, float]:

@@ -18,6 +18,14 @@ from pathlib import Path
 from watching import watch
 
 
+def simulate(folder: Path, n: int) -> Path:
+    """Simulate participants with a T1w image and one run."""
+    program = Path(sys.executable).with_name("neurostorm-phantom")
+    command = [str(program), str(folder), "--participants", str(n), "--states", "rest"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
 def main() -> int:
     """Simulate a cohort, process it with each number of processes, and print a row for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -28,10 +36,7 @@ def main() -> int:
     print("| processes | cores | s | runs per hour | efficiency | peak GB |\n|" + " --- |" * 6, flush=True)
     alone = None
     with tempfile.TemporaryDirectory() as folder:
-        dataset = Path(folder) / "simulated"
-        participants = ["--participants", str(options.participants), "--states", "rest"]
-        phantom = [str(programs / "neurostorm-phantom"), str(dataset), *participants]
-        subprocess.run(phantom, check=True, stdout=subprocess.DEVNULL)
+        dataset = simulate(Path(folder) / "simulated", options.participants)
         n_runs = len(list(dataset.glob("sub-*/**/*_bold.nii.gz")))
         for n in options.processes:
             own = cores[:n]

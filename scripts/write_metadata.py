@@ -17,6 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from bids_app import REPOSITORY, __version__
+from bids_app.bids.writer import write_text
 from bids_app.cli.boutiques import CONTAINERS
 from bids_app.errors import NoMatchError
 
@@ -244,9 +245,7 @@ def texts() -> dict[str, str]:
 def main() -> None:
     """Write the files."""
     for name, text in texts().items():
-        path = ROOT / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_text(ROOT / name, text)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bids_app import __version__
+from bids_app.bids.writer import write_text
 from bids_app.cli import cluster
 from bids_app.cli.boutiques import CONTAINERS, OUTPUT, describe
 from bids_app.cli.options import DESCRIPTION
@@ -153,9 +154,7 @@ def texts() -> dict[str, str]:
 def main() -> None:
     """Write the files."""
     for name, text in texts().items():
-        path = FOLDER / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        write_text(FOLDER / name, text)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import numpy as np
 
 from bids_app.adapters.conformal import MIN_GROUPS
 from bids_app.errors import BadDataError
-from bids_app.terminal import first_of
+from bids_app.terminal import count_of, first_of
 
 LEVELS = (0.8, 0.9, 0.95)
 """Nominal coverages for which limits are stored."""
@@ -220,7 +220,8 @@ class Calibration:
             return self.promise_at_own_sites()
         known = first_of(list(self.sites), MAX_NAMED)
         if site in self.site_limits:
-            about = f"The coverage holds for new participants of the site {site} ({_people(self.sites[site])})."
+            people = count_of(self.sites[site], "participant")
+            about = f"The coverage holds for new participants of the site {site} ({people})."
             return Promise(about, self.site_limits[site])
         if self.new_site_limits and site not in self.sites:
             about = (
@@ -247,17 +248,13 @@ class Calibration:
             )
         if self.n_participants < MIN_GROUPS:
             return Promise(
-                f"No coverage is promised: the calibration has {_people(self.n_participants)}, and at least "
-                f"{MIN_GROUPS} are required."
+                f"No coverage is promised: the calibration has {count_of(self.n_participants, 'participant')}, and "
+                f"at least {MIN_GROUPS} are required."
             )
         sites = first_of(list(self.sites), MAX_NAMED)
         where = f"of the calibration's sites ({sites})" if self.sites else "like those of the calibration"
         about = f"The coverage holds for new participants {where}; it is unknown at other sites."
         return Promise(about, self.limits, self.class_limits)
-
-
-def _people(n: int) -> str:
-    return f"{n} participant" + "s" * (n != 1)
 
 
 def _is_function(step: tuple[tuple[float, ...], tuple[float, ...]]) -> bool:

@@ -207,6 +207,14 @@ def test_every_check_has_a_name_in_reports() -> None:
     assert checks | {"head", "training_input"} == set(spec()["checks"])
 
 
+def test_limits_of_checks_and_of_the_report_are_the_same() -> None:
+    limits = {name: entry for name, entry in spec()["quality"].items() if {"minimum", "maximum"} & entry.keys()}
+    own = [rule for rule in RULES if not rule.reference]  # ranges of good scans are not limits of the report
+    found = {rule.figure: (rule.low, rule.high) for rule in own if rule.figure in limits}
+    assert len(found) == 8
+    assert found == {name: (limits[name].get("minimum"), limits[name].get("maximum")) for name in found}
+
+
 def test_invalid_ranges_are_rejected() -> None:
     with pytest.raises(BadDataError, match="ranges"):
         card(ranges={"age": [30, 20]})
