@@ -2,15 +2,6 @@
 // so that a view can be shared. Elements exist only for the runs that are shown.
 const holder = document.getElementById("run-table");
 const runTable = holder && JSON.parse(holder.textContent);
-const make = (tag, properties = {}, ...children) => {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (name.startsWith("aria-") || name === "role") element.setAttribute(name, value);
-    else element[name] = value;
-  }
-  element.append(...children);
-  return element;
-};
 const addressOf = (i, label = "") => {
   const page = runTable.page.levels[runTable.page.values[i]];
   if (!page) return "";

@@ -1,3 +1,13 @@
+// Make an element with properties, attributes of accessibility and children. Also for the other scripts of a page.
+const make = (tag, properties = {}, ...children) => {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties)) {
+    if (name.startsWith("aria-") || name === "role") element.setAttribute(name, value);
+    else element[name] = value;
+  }
+  element.append(...children);
+  return element;
+};
 // Flicker figures: the fragment of the SVG address selects the image; they alternate unless that is not wanted.
 const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
 const flickers = [];

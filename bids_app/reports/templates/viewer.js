@@ -25,48 +25,39 @@ const read = async (url, name) => {
   return content;
 };
 const bytesOf = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
-const create = (tag, properties = {}, ...children) => {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(properties)) {
-    if (name.startsWith("aria-") || name === "role") element.setAttribute(name, value);
-    else element[name] = value;
-  }
-  element.append(...children);
-  return element;
-};
 const short = (value) => (value === null ? "n/a" : Math.abs(value) >= 100 ? value.toFixed(0) : value.toPrecision(3));
 
 window.openNeurostormViewer = async (place, facts) => {
   await load(facts.scripts.niivue);
-  const canvas = create("canvas", { tabIndex: 0, role: "application", "aria-roledescription": "brain viewer", "aria-label": "Slices of the brain with a crosshair. Arrow keys move it to the left, right, front and back, Page Up and Page Down up and down." });
-  const controls = create("div", { className: "filters", role: "group", "aria-label": "Run and layers" });
-  const stage = create("div", { className: "stage" }, canvas);
-  const where = create("output", { "aria-live": "polite" });
-  const region = create("div", { className: "region" });
-  const scale = create("p", { className: "quiet scale" });
+  const canvas = make("canvas", { tabIndex: 0, role: "application", "aria-roledescription": "brain viewer", "aria-label": "Slices of the brain with a crosshair. Arrow keys move it to the left, right, front and back, Page Up and Page Down up and down." });
+  const controls = make("div", { className: "filters", role: "group", "aria-label": "Run and layers" });
+  const stage = make("div", { className: "stage" }, canvas);
+  const where = make("output", { "aria-live": "polite" });
+  const region = make("div", { className: "region" });
+  const scale = make("p", { className: "quiet scale" });
   place.replaceChildren(controls, stage, scale, where, region,
-    create("p", { className: "quiet" }, "Click, or use the arrow keys, to move the crosshair; drag the 3D view to turn it; scroll to go through the slices. Left is left."));
+    make("p", { className: "quiet" }, "Click, or use the arrow keys, to move the crosshair; drag the 3D view to turn it; scroll to go through the slices. Left is left."));
 
   let queue = Promise.resolve();  // one change after the other, so that the last choice is what is shown
   const control = (label, element, event = "change") => {
     element.addEventListener(event, () => { queue = queue.then(() => refresh(element)).catch(fail); });
-    const row = create("label", {}, `${label} `, element);
+    const row = make("label", {}, `${label} `, element);
     controls.append(row);
     return element;
   };
-  const menu = (choices) => create("select", {}, ...choices.map(([value, text]) => create("option", { value }, text)));
+  const menu = (choices) => make("select", {}, ...choices.map(([value, text]) => make("option", { value }, text)));
   const fill = (element, choices) => {
     element.replaceChildren(...menu(choices).children);
     element.selectedIndex = 0;
   };
-  const slider = (value, max = 100) => create("input", { type: "range", min: 0, max, value });
+  const slider = (value, max = 100) => make("input", { type: "range", min: 0, max, value });
   const run = control("Run", menu(facts.runs.map(([title], i) => [i, title])));
   run.parentElement.hidden = facts.runs.length < 2;
   const background = control("Background", menu([]));
   const view = control("View", menu(Object.keys(VIEWS).map((name) => [name, name])));
   const bold = control("BOLD opacity", slider(0), "input");
-  const mask = control("Brain mask", create("input", { type: "checkbox", checked: true }));
-  const patches = control("Patches of the encoder", create("input", { type: "checkbox" }));
+  const mask = control("Brain mask", make("input", { type: "checkbox", checked: true }));
+  const patches = control("Patches of the encoder", make("input", { type: "checkbox" }));
   const overlay = control("Contributions", menu([]));
   const opacity = control("Opacity", slider(80), "input");
   const threshold = control("Threshold", slider(20, 99), "input");
@@ -235,7 +226,7 @@ window.openNeurostormViewer = async (place, facts) => {
     for (const [name, value] of Object.entries({ x1: 0, x2: 600, y1: 50, y2: 50 })) zero.setAttribute(name, value);
     line.setAttribute("points", [...values].map((value, i) => `${((600 * (i + 0.5)) / points).toFixed(1)},${(50 - (47 * value) / 127).toFixed(1)}`).join(" "));
     svg.append(zero, line);
-    return [svg, create("p", { className: "quiet" }, `${text}.`)];
+    return [svg, make("p", { className: "quiet" }, `${text}.`)];
   };
   nv.onLocationChange = (location) => {
     if (!location.values.length) return;
@@ -253,7 +244,7 @@ window.openNeurostormViewer = async (place, facts) => {
     const about = contributions.answer ? ` to ${contributions.answer}` : "";
     const p = one.p === null ? "" : `, p = ${one.p.toFixed(3)}`;
     const text = one.value === null ? "no voxel with signal" : `contribution${about} ${one.value > 0 ? "+" : ""}${short(one.value)} ${contributions.unit} (SD over clips ${short(one.deviation)}${p})`;
-    region.replaceChildren(create("p", {}, create("strong", {}, one.name), `: ${text}.`), ...(one.peak === null ? [] : course(label - 1)));
+    region.replaceChildren(make("p", {}, make("strong", {}, one.name), `: ${text}.`), ...(one.peak === null ? [] : course(label - 1)));
   };
   canvas.addEventListener("keydown", (event) => {
     const step = KEYS[event.key];
