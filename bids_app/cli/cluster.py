@@ -77,7 +77,7 @@ def _add_prepare(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="further options of sbatch or qsub in one word, such as '--partition=long --account=x'",
     )  # fmt: skip
     p.add_argument(
-        "--neurostorm", default=None, metavar="WORDS",
+        "--neurostorm", type=_quoted, default=None, metavar="WORDS",
         help="command that runs the app, such as 'apptainer run --containall -B /data neurostorm.sif' "
         "(default: neurostorm of this installation)",
     )  # fmt: skip
@@ -93,6 +93,12 @@ def _positive(text: str) -> int:
 def _time(text: str) -> str:
     if not TIME.fullmatch(text):
         raise argparse.ArgumentTypeError(f"{text!r} is not a time; write 02:00:00, or 1-00:00:00 for a day")
+    return text
+
+
+def _quoted(text: str) -> str:
+    """Return a command as it is, if its quotation marks are closed."""
+    _words(text)
     return text
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from bids_app.cli.config_file import check_values
 from bids_app.cli.neurostorm import parse_settings
 from bids_app.cli.options import all_options
+from bids_app.errors import UsageError
 from bids_app.settings import PARTICIPANT, Option
 
 PACKAGES = Path(__file__).parents[2]
@@ -56,6 +57,8 @@ def run(
     """
     known = {option.key: option for option in all_options() if not option.is_positional}
     given = {key: _plain(known.get(key), value) for key, value in options.items() if value is not None}
+    if empty := [key for key, value in given.items() if value == []]:
+        raise UsageError(f"{empty[0]} is empty.", "Give at least one value, or None for the default.")
     check_values(given, known)
     words = [word for key, value in given.items() for word in _words(known[key], value)]
     words += ["--", os.fspath(bids_dir), os.fspath(output_dir), analysis_level]

@@ -6,6 +6,7 @@ script, the participants of each task (``shards.txt``, a line for each), and ``t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,17 +102,23 @@ def read_cohort(out_dir: Path) -> Cohort:
     Raises
     ------
     NoInputError, BadDataError
-        None was prepared; its file is damaged.
+        None was prepared; its file is damaged, or is of another output folder, as after a copy.
     """
     path = out_dir.absolute() / FOLDER / COHORT
     try:
-        return Cohort.read(path)
+        cohort = Cohort.read(path)
     except OSError as error:
         raise NoInputError(
             f"{path}: {error.strerror}.", "Run neurostorm-cluster prepare first, or correct the output folder."
         ) from error
     except BadDataError as error:
         raise BadDataError(f"{path.parent}/{error.message}", "Run neurostorm-cluster prepare again.") from error
+    if not (os.path.isdir(cohort.out_dir) and os.path.samefile(cohort.out_dir, out_dir)):
+        raise BadDataError(
+            f"{path}: the cohort is of the output folder {cohort.out_dir}.",
+            f"Give that folder. If it was moved or copied to {out_dir}, run neurostorm-cluster prepare again.",
+        )
+    return cohort
 
 
 def write_cohort(cohort: Cohort) -> Path:

@@ -248,7 +248,7 @@ def read_withdrawn(path: Path) -> set[str]:
     BadDataError
         It has something else than labels.
     """
-    labels = read_labels(path, r"\s+")
+    labels = read_labels(path, r"\n")  # a second word of a line may be of another column, and equal a label
     if wrong := [label for label in labels if not LABEL.fullmatch(label.removeprefix("sub-"))]:
         raise BadDataError(
             f"{path}: not the label of a participant: {wrong[0]!r}.", "Write one label per line, such as sub-01."

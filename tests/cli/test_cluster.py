@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from bids_app.cli.cluster import SCHEDULERS, main
 from bids_app.cluster import schedulers
-from bids_app.errors import NoInputError, NoMatchError, UsageError
+from bids_app.errors import BadDataError, NoInputError, NoMatchError, UsageError
 
 
 @pytest.fixture
@@ -42,6 +43,18 @@ def test_a_cohort_is_prepared_submitted_and_shown(dataset: Path, tmp_path: Path,
     assert "Nothing to submit" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("command", ["submit", "status"])
+def test_a_cohort_of_a_folder_that_was_copied_is_not_that_of_the_copy(dataset, tmp_path, capsys, command) -> None:
+    out, other = tmp_path / "out", tmp_path / "other"
+    assert main(["prepare", str(dataset), str(out), "--scheduler", "lists", "--", "--model", "demo"]) == 0
+    shutil.copytree(out, other)
+    assert main([command, str(other)]) == BadDataError.exit_code
+    assert f"the cohort is of the output folder {out}" in capsys.readouterr().err
+    shutil.rmtree(out)
+    assert main([command, str(other)]) == BadDataError.exit_code
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
@@ -66,6 +79,7 @@ def test_errors_are_found_before_anything_is_written(
 @pytest.mark.parametrize(
     "options",
     [["--time", "2h"], ["--cpus", "0"], ["--mem", "6"], ["--shard-size", "x"], ["--scheduler-options", "'"],
+     ["--neurostorm", "run 'x"],
      ["--", "--no-such-option"]],
 )  # fmt: skip
 def test_invalid_values_are_refused_by_the_parser(dataset, tmp_path, options) -> None:

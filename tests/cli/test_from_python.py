@@ -66,6 +66,7 @@ def test_names_that_begin_with_a_dash_are_not_options(commands: list[list[str]])
         ({"nprocs": "many"}, "nprocs"),
         ({"low_mem": "yes"}, "low_mem"),
         ({"model": ["demo"]}, "model"),
+        ({"participant_label": []}, "participant_label is empty"),
         ({"on_out_of_domain": "ignore"}, "ignore"),
         ({"work_dir": ""}, "work-dir"),
         ({"bids_filter_file": Path("no_such_file.json")}, "no_such_file.json"),

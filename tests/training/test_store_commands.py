@@ -237,6 +237,7 @@ def test_a_copy_of_another_store_is_not_completed(folder, tmp_path, invented_ser
         ("sub-a_task-rest", 65, "not the label"),
         ("sub-A\n02", 18, "no scan of sub-02, sub-A"),
         ("participant_id\nsub-a # withdrawn\nzz\n", 0, "Not in the store: sub-zz"),
+        ("sub-a\tb\n", 65, "not the label"),
         ("participant_id\tage\nsub-a\tb\nsub-zz\t20\n", 0, "Not in the store: sub-zz\n"),
     ],
 )
