@@ -28,7 +28,7 @@ from bids_app.errors import BadDataError
 from bids_app.terminal import count_of, first_of
 
 LEVELS = (0.8, 0.9, 0.95)
-"""Nominal coverages for which limits are stored."""
+"""Nominal coverages for which limits are stored, beside the highest one (`bids_app.adapters.calibration_fit`)."""
 NONE, TEMPERATURE, ISOTONIC = "none", "temperature", "isotonic"
 METHODS = (NONE, TEMPERATURE)
 METHODS_READ = (*METHODS, ISOTONIC)
@@ -67,6 +67,11 @@ class Promise:
     limits: Limits = field(default_factory=dict)
     class_limits: Mapping[str, Limits] = field(default_factory=dict)
 
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """Nominal coverages with a limit, ascending."""
+        return tuple(sorted(map(float, self.limits)))
+
     def interval(self, value: float, level: float) -> tuple[float, float] | None:
         """Return the prediction interval of a value; None without a limit at this level."""
         limit = self.limits.get(level_key(level))
@@ -77,10 +82,10 @@ class Promise:
 
         Below the strictest limit, the label set is empty.
         """
-        kept = [level for level in LEVELS if level_key(level) in self.limits]
-        if not kept:
+        if not self.levels:
             return None
-        return Certainty(float(probabilities.max()), 1 - self.limits[level_key(max(kept))], max(kept))
+        highest = self.levels[-1]
+        return Certainty(float(probabilities.max()), 1 - self.limits[level_key(highest)], highest)
 
     def label_set(
         self,

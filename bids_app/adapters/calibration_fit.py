@@ -14,6 +14,7 @@ import numpy as np
 
 from bids_app.adapters.calibration import LEVELS, METHODS, TEMPERATURE, TINY, Calibration, level_key
 from bids_app.adapters.conformal import group_limits
+from bids_app.adapters.domain import lowest_rate
 from bids_app.errors import BadDataError, UsageError
 
 
@@ -117,7 +118,8 @@ def _all_limits(scores: np.ndarray, people: People) -> dict[str, Any]:
 
 
 def _limits(scores: np.ndarray, groups: Sequence[str], members: Sequence[str] | None = None) -> dict[str, float]:
-    return {level_key(level): limit for level, limit in group_limits(scores, groups, LEVELS, members).items()}
+    levels = sorted({*LEVELS, 1 - lowest_rate(len(set(groups)))})
+    return {level_key(level): limit for level, limit in group_limits(scores, groups, levels, members).items()}
 
 
 def fit_temperature(raw: np.ndarray, index: np.ndarray, weights: np.ndarray) -> float:

@@ -73,6 +73,11 @@ class Distance:
         return math.exp(-(self.value - self.limit) / self.tail) if self.tail > 0 else 0.0
 
 
+def lowest_rate(participants: int) -> float:
+    """Return the rate of false alarms of limits from a number of participants: `FALSE_ALARMS`, or what they allow."""
+    return max(FALSE_ALARMS, 1 / (participants + 1))
+
+
 INVALID = "The shapes or values of the reference statistics are invalid."
 
 
@@ -188,7 +193,7 @@ class Domain:
     @cached_property
     def limit(self) -> tuple[float, float]:
         """Limit of the distance, and the share of scans of the cohort's kind that exceed it."""
-        rate = max(FALSE_ALARMS, 1 / (self.participants + 1))
+        rate = lowest_rate(self.participants)
         rank = math.ceil((len(self.distances) + 1) * (1 - rate) - 1e-9)
         return float(self.distances[min(rank, len(self.distances)) - 1]), rate
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from bids_app.adapters.calibration import LEVELS, Calibration, Certainty, Promise
+from bids_app.adapters.calibration import Calibration, Certainty, Promise
 from bids_app.adapters.domain import Distance
 from bids_app.adapters.file import (
     CLASSIFICATION,
@@ -183,7 +183,8 @@ class Prediction:
         If no label is probable enough at this level, that of the next level whose label set is not empty. If there is
         none, the certainty is below its minimum, and the set is empty.
         """
-        return next((level for level in LEVELS if level >= LEVEL and self.label_set(level)), LEVEL)
+        levels = self.promise.levels if self.promise else ()
+        return next((level for level in levels if level >= LEVEL and self.label_set(level)), LEVEL)
 
     def label_set(self, level: float, by_class: bool = False) -> tuple[str, ...] | None:
         """Return the conformal label set; None if no coverage is promised, or for other tasks.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from pathlib import Path
 
 from bids_app.bids.entities import natural_key
@@ -22,10 +23,11 @@ from bids_app.group.ratings import (
     without_failed,
     write_rating_tables,
 )
+from bids_app.outputs.schema import OK
 from bids_app.reports.index import METRICS, IndexRow, update_index
-from bids_app.reports.pages import find_pages
+from bids_app.reports.pages import find_pages, pages_without_outputs
 from bids_app.settings import QuerySettings, Settings
-from bids_app.terminal import first_of
+from bids_app.terminal import count_of, first_of
 from bids_app.workflow.preflight import check_output
 
 LOGGER = logging.getLogger(__name__)
@@ -54,6 +56,12 @@ def run_group(settings: Settings) -> int:
     cohort = read_cohort(folders, settings.bids_dir, settings.query, settings.resources.n_procs)
     for note in cohort.notes:
         LOGGER.warning("%s", note)
+    if orphans := pages_without_outputs(out_dir):
+        LOGGER.warning(
+            "%s: reports of participants without outputs; delete them if they were withdrawn: %s",
+            out_dir,
+            first_of(orphans, 5),
+        )
     ratings = read_group_ratings(out_dir, cohort, required=settings.exclude_failed)
     used = without_failed(cohort, ratings) if settings.exclude_failed else cohort
     selection = describe_selection(settings.query, len(cohort.participants), out_dir)
@@ -64,10 +72,15 @@ def run_group(settings: Settings) -> int:
         names = [path.relative_to(folder).as_posix() for path in files]
         write_page(folder, out_dir, cohort, names, used, ratings, settings.resources.n_procs, selection)
     update_index(out_dir, index_rows(cohort, ratings), _dataset_name(out_dir))
-    LOGGER.info(
-        "Group report of %d runs of %d participants: %s", len(cohort.runs), len(cohort.participants), out_dir / PAGE
-    )
+    LOGGER.info("Group report of %s: %s", describe_runs(cohort), out_dir / PAGE)
     return EXIT_OK
+
+
+def describe_runs(cohort: Cohort) -> str:
+    """Return the numbers of runs and participants, and of runs without results, as text."""
+    total = f"{count_of(len(cohort.runs), 'run')} of {count_of(len(cohort.participants), 'participant')}"
+    counts = Counter(run.status for run in cohort.runs if run.status != OK)
+    return total + (f" ({', '.join(f'{n:,} {status}' for status, n in counts.items())})" if counts else "")
 
 
 def find_participant_folders(settings: Settings) -> list[Path]:

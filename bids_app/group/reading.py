@@ -10,7 +10,7 @@ import csv
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +38,7 @@ from bids_app.outputs.schema import (
     Views,
     read_run_files,
 )
+from bids_app.terminal import first_of
 
 MEAN = b"mean"
 UNREADABLE, MISSING = "unreadable", "missing"
@@ -51,6 +52,8 @@ MAX_METRIC = 1e9
 SHARES = ("coverage", "coreg_dice", "norm_dice", "epi_mask_dice", "coreg_brain_seen")
 """Metrics from 0 to 1."""
 NOT_NEGATIVE = (*SHARES, "fd_mean", "tsnr")
+PROBABILITY, ROUNDING = "p_", 1e-3
+"""Prefix of the columns of probabilities, and by how much their sum may differ from 1."""
 MAX_SERIAL = 64
 """Maximum participants that are read in a single process."""
 
@@ -101,6 +104,8 @@ class RunRecord:
     """Table cells, by adapter."""
     faults: list[str] = field(default_factory=list)
     """Files that could not be read, with the reason."""
+    lost: list[str] = field(default_factory=list)
+    """Tables and sidecars that its last invocation wrote and that are gone, relative to the output folder."""
     configurations: set[str] = field(default_factory=set)
     """Configurations (`ConfigurationHash`) of its outputs; empty for outputs of versions without."""
     n_not_used: int = 0
@@ -116,7 +121,7 @@ class RunRecord:
         """Worst verdict of the scan and its predictions; empty if unknown: another file may have had a worse one."""
         found = {self.verdict, *(row.get("verdict", "") for row in self.predictions.values())}
         worst = next((name for name in reversed(LEVELS) if name in found), "")
-        return "" if self.faults and worst == PASS else worst
+        return "" if (self.faults or self.lost) and worst == PASS else worst
 
 
 @dataclass
@@ -166,13 +171,21 @@ def read_participant(folder: Path) -> ParticipantRecord:
             run.faults.append(f"{path.relative_to(folder.parent)}: {_reason(error)}")
     for stem in (outcomes.keys() | known.keys()) - runs.keys():
         _run_of(runs, folder, split_name(stem + "_bold")[0])
+    present = {path.relative_to(folder.parent).as_posix() for path in files}
     for stem, run in runs.items():
         own = known.get(stem, RunFiles())
         run.faults += filter(None, [own.problem])
+        run.lost = _lost_files(own, outcomes.get(stem), present)
         record.configurations |= {m.configuration: m.options for m in own.parts.values() if m.configuration}
         set_status(run, outcomes.get(stem))
     record.runs = list(runs.values())
     return record
+
+
+def _lost_files(known: RunFiles, outcome: RunOutcome | None, present: set[str]) -> list[str]:
+    """Return the tables and sidecars of the last invocation that are not among the files that are ``present``."""
+    names = (name for name in sorted(known.files - present) if name.endswith(WANTED))
+    return [name for name in names if known.includes(name, outcome)]
 
 
 def set_status(run: RunRecord, outcome: RunOutcome | None) -> None:
@@ -185,8 +198,9 @@ def set_status(run: RunRecord, outcome: RunOutcome | None) -> None:
         run.reason = "; ".join(filter(None, [run.reason, *run.faults]))
         if run.status == OK:
             run.status, run.hint = UNREADABLE, "Run this participant again; complete results are taken from the cache."
-    elif run.status == OK and not (run.quality or run.vectors):
-        run.status, run.reason = MISSING, "The log reports success, but the outputs are missing."
+    elif run.status == OK and (run.lost or not (run.quality or run.vectors)):
+        files = f": {first_of(run.lost, 3)}" if run.lost else ""
+        run.status, run.reason = MISSING, f"The log reports success, but outputs are missing{files}."
         run.hint = "Run this participant again."
 
 
@@ -303,6 +317,7 @@ def _read_predictions(path: Path, desc: str, run: RunRecord, cards: dict[str, Ca
     _keep_configuration(run, sidecar)
     header, rows = mean_rows(read_output(path))
     cells: dict[str, Any] = dict(zip(header, rows[0], strict=True))
+    _check_probabilities(cells)
     verdict = sidecar.verdict
     row = {sys.intern(key): value for key, value in cells.items() if key not in ("clip", "onset", "verdict")}
     extra = {
@@ -312,6 +327,17 @@ def _read_predictions(path: Path, desc: str, run: RunRecord, cards: dict[str, Ca
     }
     new = {key: value for key, value in extra.items() if value not in (None, "") and key not in row}
     run.predictions[sys.intern(desc)] = row | new
+
+
+def _check_probabilities(cells: Mapping[str, str]) -> None:
+    """Check that the probabilities of the labels, which may have been changed by hand, are some and sum to 1."""
+    if "label" not in cells:
+        return  # of a regression
+    given = {name: cell for name, cell in cells.items() if name.startswith(PROBABILITY) and cell != "n/a"}
+    values = [float(cell) for cell in given.values()]
+    if values and not (min(values) >= 0 and abs(sum(values) - 1) <= ROUNDING):
+        listed = ", ".join(f"{name} {cell}" for name, cell in given.items())
+        raise ValueError(f"the probabilities are not between 0 and 1 with a sum of 1: {listed[:200]}")
 
 
 def _reliability_cells(found: Reliability) -> dict[str, Any]:

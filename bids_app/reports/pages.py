@@ -22,6 +22,11 @@ def find_pages(out_dir: Path) -> set[str]:
     return {path.name for path in found if (out_dir / path.stem.partition("_")[0]).is_dir()}
 
 
+def pages_without_outputs(out_dir: Path) -> list[str]:
+    """Return the file names of reports whose participant has no outputs any more."""
+    return sorted({path.name for path in out_dir.glob("sub-*.html")} - find_pages(out_dir))
+
+
 def page_of(pages: Collection[str], participant: str, stem: str) -> str:
     """Return the URL of the page with the report of a run, relative to the output folder; empty without a report.
 

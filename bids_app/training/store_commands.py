@@ -235,6 +235,8 @@ def _without_excluded(scans: list[Scan], path: Path) -> list[Scan]:
         raise NoMatchError(
             f"{path}: no scan of {first_of(absent, MAX_NAMED)}.", "Correct the labels, or omit --exclude."
         )
+    if not excluded:
+        print(f"{path}: lists no participants; all scans are copied")
     if absent:
         print(f"Not in the store: {first_of(absent, MAX_NAMED)}")
     return [scan for scan in scans if scan.participant not in excluded]

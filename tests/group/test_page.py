@@ -258,6 +258,23 @@ def test_text_from_files_is_escaped(make_group):
     assert "&lt;img src=x" in group.page()
 
 
+def test_runs_without_results_are_counted_on_the_terminal(make_group, caplog):
+    group = make_group(participants=3, sessions=1)
+    for path in (group.out / "sub-02" / "func").iterdir():
+        path.unlink()
+    with caplog.at_level("INFO"):
+        assert group.run() == 0
+    assert "3 runs of 3 participants (1 missing)" in caplog.text
+
+
+def test_reports_of_participants_without_outputs_are_named(make_group, caplog):
+    group = make_group(participants=2, sessions=1)
+    for name in ("sub-01.html", "sub-77.html", "sub-77_ses-1.html"):
+        (group.out / name).touch()
+    assert group.run() == 0
+    assert "delete them if they were withdrawn: sub-77.html, sub-77_ses-1.html" in caplog.text
+
+
 def test_outdated_files_are_removed(make_group):
     group = make_group(participants=2, sessions=1)
     own = ["group_identity.tsv", "group_outliers.tsv", "group_embeddings.h5", "group_figures/umap1.svg"]

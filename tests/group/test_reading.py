@@ -287,6 +287,47 @@ def test_the_phenotype_table_of_an_adapter_without_predictions_is_removed(make_g
     assert (group.out / "phenotype" / "neurostorm_madeage.tsv").exists()
 
 
+@pytest.mark.parametrize(
+    "pattern", ["*_desc-quality_metrics.json", "*_embeddings.tsv", "*_desc-madeage_predictions.tsv"]
+)
+def test_a_run_without_a_table_that_it_wrote_is_missing_and_does_not_pass(make_group, pattern):
+    group = make_group(participants=2, sessions=1)
+    for label in ("01", "02"):
+        write_manifests(group, label)
+    (lost,) = (group.out / "sub-01" / "func").glob(pattern)
+    lost.unlink()
+    found = {
+        run.participant: run for label in ("01", "02") for run in read_participant(group.out / f"sub-{label}").runs
+    }
+    assert {name: run.status for name, run in found.items()} == {"sub-01": "missing", "sub-02": "ok"}
+    assert lost.name in found["sub-01"].reason
+    assert found["sub-01"].worst_verdict != "pass"
+
+
+def test_a_deleted_file_of_an_invocation_that_failed_later_is_not_asked_for(make_group):
+    group = make_group(participants=1, sessions=1)
+    write_manifests(group, "01")
+    next((group.out / "sub-01").rglob("*_embeddings.tsv")).unlink()
+    failed = {"stem": "sub-01_task-rest", "status": "failed", "reason": "No memory.", "hint": "", "exit_code": 71}
+    group.study.write_log(group.out, "01", [failed], when="20270101-000000")
+    (run,) = read_participant(group.out / "sub-01").runs
+    assert (run.status, run.reason, run.lost) == ("failed", "No memory.", [])
+
+
+@pytest.mark.parametrize("cells", [("7", "0.1"), ("-0.2", "1.2"), ("0.5", "0.1"), ("nan", "0.5")])
+def test_probabilities_that_are_none_are_named_and_not_shown(make_group, cells):
+    group = make_group(participants=2, sessions=1)
+    path = next((group.out / "sub-01").rglob("*_predictions.tsv"))
+    header, *rows = path.read_text().splitlines()
+    columns = [line.split("\t")[:3] for line in (header, *rows)]
+    lines = [[*columns[0], "label", "p_a", "p_b"], *([*column, "a", *cells] for column in columns[1:])]
+    path.write_text("".join("\t".join(line) + "\n" for line in lines))
+    (run,) = read_participant(group.out / "sub-01").runs
+    assert run.status == "unreadable"
+    assert path.name in run.reason
+    assert f"p_a {cells[0]}" in run.reason
+
+
 def test_predictions_of_another_preprocessing_are_left_out_and_reported(make_group):
     group = make_group(participants=2, sessions=1)
     write_manifests(group, "01", model={"source": "before"})

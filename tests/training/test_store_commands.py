@@ -148,6 +148,13 @@ def test_converting_leaves_out_withdrawn_participants_and_replaced_scans(folder,
     assert main(["store", "convert", str(folder), str(folder)]) == 64
 
 
+def test_an_empty_list_of_withdrawn_participants_is_said_to_leave_out_nobody(folder, tmp_path, capsys):
+    (tmp_path / "withdrawn.txt").write_text("\n")
+    command = ["store", "convert", str(folder), str(tmp_path / "new"), "--exclude", str(tmp_path / "withdrawn.txt")]
+    assert main(command) == 0
+    assert "withdrawn.txt: lists no participants; all scans are copied" in capsys.readouterr().out
+
+
 def test_a_dataset_is_built_in_parts_and_completed(tmp_path, write_derivative, capsys):
     for label in "ab":
         write_derivative(tmp_path / "out", label, "MNI152NLin6Asym")
