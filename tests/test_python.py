@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,36 @@ def test_the_command_of_the_page_checks_a_dataset(
     assert not (tmp_path / "out").exists()
     exec(ERRORS, found)
     assert "n_procs" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda bold, mask: bids_app.to_model_grid("bold.nii.gz"), "the image is of type str"),
+        (lambda bold, mask: bids_app.to_model_grid(None), "the image is of type NoneType"),
+        (lambda bold, mask: bids_app.to_model_grid(bold, mask=np.ones(3)), "the mask is of type ndarray"),
+        (lambda bold, mask: bids_app.to_model_grid(bold, tr=800, mask=mask), "invalid repetition time: 800 s"),
+        (lambda bold, mask: bids_app.to_model_grid(bold, tr="2", mask=mask), "invalid repetition time: 2 s"),
+        (lambda bold, mask: bids_app.to_model_grid(bold, mask=mask, normalisation="z"), "Unknown normalisation 'z'"),
+        (lambda bold, mask: bids_app.encode("demo", np.zeros((96, 96, 96, 20))), "The model is of type str"),
+        (lambda bold, mask: bids_app.encode(bids_app.load_model("demo"), bold), "The series is of type Nifti1Image"),
+        (lambda bold, mask: bids_app.load_model(5), "A model is a name or a file, not int"),
+        (lambda bold, mask: bids_app.load_model("demo", device="gpu"), "Invalid value for device: 'gpu'"),
+        (lambda bold, mask: bids_app.load_model("demo", device="cuda:99"), "device cuda:99: "),
+    ],
+)
+def test_arguments_of_another_kind_are_refused_with_a_reason(
+    tmp_path: Path, call: Callable[[Any, Any], object], message: str
+) -> None:
+    with pytest.raises(bids_app.NeurostormError, match=re.escape(message)):
+        call(*write_series(tmp_path))
+
+
+def test_an_array_gives_the_embeddings_of_a_tensor_and_auto_is_a_device(tmp_path: Path) -> None:
+    bold, mask = write_series(tmp_path)
+    grid, model = bids_app.to_model_grid(bold, mask=mask), bids_app.load_model("demo", device="auto")
+    of_array = bids_app.encode(model, grid.numpy().astype(np.float64))
+    np.testing.assert_array_equal(of_array, bids_app.encode(model, grid))
 
 
 def write_series(folder: Path) -> tuple[nib.Nifti1Image, nib.Nifti1Image]:

@@ -8,21 +8,21 @@ import numpy as np
 import torch
 
 from bids_app.clips import MODEL_GRID_SHAPE, MODEL_TR
-from bids_app.errors import BadDataError
+from bids_app.errors import BadDataError, UsageError
 from bids_app.model.api import Model
 from bids_app.model.heads import pool
 from bids_app.model.streaming import apply_in_batches, starting_batch
 
 
 @torch.inference_mode()
-def encode(model: Model, grid: torch.Tensor) -> np.ndarray:
+def encode(model: Model, grid: torch.Tensor | np.ndarray) -> np.ndarray:
     """Compute the embedding of each clip of a series.
 
     Parameters
     ----------
     model : Model
         From `bids_app.load_model`; its device does the computation.
-    grid : torch.Tensor, (96, 96, 96, U)
+    grid : torch.Tensor or numpy.ndarray, (96, 96, 96, U)
         U volumes at 0.8 s, from `bids_app.to_model_grid`.
 
     Returns
@@ -33,9 +33,16 @@ def encode(model: Model, grid: torch.Tensor) -> np.ndarray:
 
     Raises
     ------
+    UsageError
+        An argument is of another type.
     BadDataError
         The series has another shape, is shorter than a clip, or its embeddings are not finite.
     """
+    if not isinstance(model, Model):
+        raise UsageError(f"The model is of type {type(model).__name__}.", "Load it with load_model.")
+    if not isinstance(grid, torch.Tensor | np.ndarray):
+        raise UsageError(f"The series is of type {type(grid).__name__}.", "Make it with to_model_grid.")
+    grid = torch.as_tensor(grid, dtype=torch.float32)
     n_vols = model.config.img_size[3]
     if tuple(grid.shape[:-1]) != MODEL_GRID_SHAPE:
         raise BadDataError(

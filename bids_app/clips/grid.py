@@ -14,7 +14,7 @@ import numpy as np
 from nibabel.orientations import apply_orientation, axcodes2ornt, inv_ornt_aff, io_orientation, ornt_transform
 from scipy.ndimage import affine_transform
 
-from bids_app.errors import BadDataError
+from bids_app.errors import BadDataError, UsageError
 
 MODEL_GRID_SHAPE = (96, 96, 96)
 MODEL_GRID_AFFINE = np.array(
@@ -144,6 +144,15 @@ def labels_to_model_grid(img: Any) -> np.ndarray:
     if values.ndim != 3 or not np.array_equal(values, np.rint(values)):
         raise BadDataError(f"{what}: not a 3D image of whole numbers.", "Give a label image.")
     return map_to_grid(img, what).apply(values.astype(np.int32), order=0)
+
+
+def check_loaded(img: Any, default: str) -> str:
+    """Return the name of an image for errors; raise if it is no image of nibabel, such as the path of one."""
+    if not isinstance(img, nib.spatialimages.SpatialImage):
+        raise UsageError(
+            f"{default} is of type {type(img).__name__}, not an image of nibabel.", "Load it with nibabel.load first."
+        )
+    return image_name(img, default)
 
 
 def image_name(img: Any, default: str) -> str:

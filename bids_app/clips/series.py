@@ -16,9 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from bids_app.clips.grid import MODEL_GRID_SHAPE, image_name, map_to_grid, read_volumes
+from bids_app.clips.grid import MODEL_GRID_SHAPE, check_loaded, image_name, map_to_grid, read_volumes
 from bids_app.errors import BadDataError, NoInputError
 
+MAX_TR = 60.0
+"""Maximum repetition time, s; a larger one is in milliseconds."""
 CHUNK_BYTES = 64 * 2**20
 
 
@@ -202,7 +204,7 @@ def series_from_image(
 
 def check_image(img: Any) -> str:
     """Return the image's name for errors; raise if it is not a 4D image."""
-    what = image_name(img, "the image")
+    what = check_loaded(img, "the image")
     if len(img.shape) != 4 or min(img.shape) < 1:
         raise BadDataError(f"{what}: invalid shape {tuple(img.shape)}.", "Give a 4D BOLD image.")
     return what
@@ -213,16 +215,17 @@ def read_tr(img: Any, tr: float | None) -> float:
     if tr is None:
         step, unit = float(img.header.get_zooms()[3]), int(img.header["xyzt_units"]) & ~7  # by NIfTI's codes
         tr = step * {16: 1e-3, 24: 1e-6}.get(unit, 1.0)
-    if not (np.isfinite(tr) and tr > 0):
+    if isinstance(tr, bool) or not isinstance(tr, int | float | np.number) or not 0 < tr <= MAX_TR:
         raise BadDataError(
-            f"{image_name(img, 'the image')}: invalid repetition time: {tr} s.", "Give it in seconds, above 0."
+            f"{image_name(img, 'the image')}: invalid repetition time: {tr} s.",
+            f"Give it in seconds, above 0 and at most {MAX_TR:g}.",
         )
     return float(tr)
 
 
 def mask_on_grid(mask: Any) -> np.ndarray:
     """Resample a 3D mask image to the model grid, (96, 96, 96) bool, by nearest neighbour."""
-    what = image_name(mask, "the mask")
+    what = check_loaded(mask, "the mask")
     values = np.asarray(mask.dataobj)
     if values.ndim == 4 and values.shape[3] == 1:
         values = values[..., 0]

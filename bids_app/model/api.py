@@ -11,6 +11,7 @@ from torch import nn
 
 from bids_app.errors import UsageError
 from bids_app.model.checkpoint import Checkpoint, naming, read_checkpoint, weights_sha256
+from bids_app.model.device import check_device, choose_device
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.model.heads import build_and_load, build_head, check_head
 from bids_app.model.mae import MaskedAutoencoder, autoencoder_from
@@ -94,6 +95,7 @@ def load_model(path_or_name: str | Path, device: str | torch.device = "cpu", wit
         A checkpoint (``.ckpt`` of the published code, or our ``.safetensors``), or a name in the catalog. Nothing is
         downloaded; if the model is not in the cache, the error's hint is the command to fetch it.
     device : str or torch.device
+        ``auto`` is the GPU if there is one, else the CPU.
     with_head : bool
         Also load the head, which must then be of a known version.
 
@@ -102,6 +104,8 @@ def load_model(path_or_name: str | Path, device: str | torch.device = "cpu", wit
     Model
         In evaluation mode; its parameters do not require gradients.
     """
+    check_device(str(device))
+    device = choose_device(str(device))
     path, name = _resolve(path_or_name)
     checkpoint = read_checkpoint(path)
     model = Model(checkpoint, name, with_head)
@@ -129,6 +133,10 @@ def _resolve(path_or_name: str | Path) -> tuple[Path, str | None]:
 
     The name is None for files that are not in the catalog: theirs is in the file.
     """
+    if not isinstance(path_or_name, str | Path):
+        raise UsageError(
+            f"A model is a name or a file, not {type(path_or_name).__name__}.", "Give the name as a string, or a path."
+        )
     path = Path(path_or_name)
     is_file = not str(path_or_name).startswith(HUB_PREFIX) and path.suffix in (".ckpt", ".safetensors", ".pt", ".pth")
     if os.path.isfile(path) or isinstance(path_or_name, Path) or is_file:

@@ -14,10 +14,11 @@ from bids_app.catalog.atlases import Atlas, find_atlas
 from bids_app.catalog.fetch import file_sha256
 from bids_app.catalog.models import find_model, weights_path
 from bids_app.model.checkpoint import read_checkpoint, weights_sha256
+from bids_app.model.device import choose_device
 from bids_app.model.scan import uses_reference
 from bids_app.outputs.boilerplate import Sentence
 from bids_app.settings import Settings
-from bids_app.workflow import nodes, sentences
+from bids_app.workflow import sentences
 from bids_app.workflow.adapters import chosen_adapters
 from bids_app.workflow.graph import file_stamp
 
@@ -106,7 +107,7 @@ class RunContext:
         """
         n_procs, wanted = self.settings.resources.n_procs, self.settings.model.device
         return {
-            "device": wanted if self.settings.resources.plugin else nodes.choose_device(wanted),
+            "device": wanted if self.settings.resources.plugin else choose_device(wanted),
             "threads": n_procs,
             "n_procs": 1 if self.on_gpu else n_procs,
             "gpu": self.on_gpu,
@@ -141,7 +142,7 @@ def read_context(settings: Settings) -> RunContext:
         Weights, adapters, template or atlas are missing or damaged.
     """
     wanted = settings.model
-    device = nodes.choose_device(wanted.device)
+    device = choose_device(wanted.device)
     datasets = input_datasets(settings.bids_dir, settings.query.derivatives)
     return RunContext(
         settings=settings,

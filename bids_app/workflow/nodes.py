@@ -424,6 +424,7 @@ def encode(
     from bids_app.adapters.reconstruction import measure_reconstruction
     from bids_app.model.api import load_model
     from bids_app.model.checkpoint import read_checkpoint
+    from bids_app.model.device import choose_device
     from bids_app.model.scan import backend_in_use
 
     torch.set_num_threads(threads)
@@ -523,6 +524,7 @@ def attribute_run(
 
     from bids_app.model.api import load_model
     from bids_app.model.checkpoint import read_checkpoint
+    from bids_app.model.device import choose_device
     from bids_app.model.mae import autoencoder_from, trained_mask
 
     torch.set_num_threads(threads)
@@ -552,12 +554,3 @@ def attribute_run(
             "Give an --adapter, or use --attribution reconstruction.",
         )
     return RunAttribution(found_atlas, found)
-
-
-def choose_device(name: str) -> str:
-    """Return the device; ``auto`` is the GPU if there is one, else the CPU."""
-    import torch
-
-    if name != "auto":
-        return name
-    return "cuda" if torch.cuda.is_available() else "cpu"

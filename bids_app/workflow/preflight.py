@@ -126,23 +126,9 @@ def check_memory(settings: Settings) -> str:
 
 def check_device(settings: Settings) -> str:
     """Check that the device of ``--device`` exists."""
-    import torch
+    from bids_app.model.device import check_device
 
-    name, hint = settings.model.device, "Use auto, cpu, cuda or cuda:N."
-    if name.startswith("gpu"):
-        hint = f"Use {name.replace('gpu', 'cuda', 1)}, or auto, which uses the GPU if there is one."
-    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return "GPU" if n_gpus else "CPU"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UsageError(f"Invalid value for --device: {name!r}.", hint) from error
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"Invalid value for --device: {name!r}.", hint)
-    if device.type == "cuda" and (device.index or 0) >= n_gpus:
-        raise UsageError(f"--device {name}: {n_gpus} GPUs are available here.", "Use --device auto or --device cpu.")
-    return name
+    return check_device(settings.model.device, "--device")
 
 
 def check_plugin(settings: Settings) -> str:
