@@ -680,7 +680,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a device that does not exist is refused",
-        "bids_app/workflow/preflight.py",
+        "bids_app/model/device.py",
         'if device.type == "cuda" and (device.index or 0) >= n_gpus:',
         "if False:",
         ("workflow/test_preflight.py::test_a_device_that_does_not_exist_is_refused",),
@@ -1481,6 +1481,45 @@ MUTATIONS: tuple[Mutation, ...] = (
         "    _lay_out(figure)\n",
         "",
         ("reports/figures/test_style.py::test_a_figure_is_drawn_once_and_as_matplotlib_lays_it_out",),
+    ),
+    # Group level and Python: what is lost or wrong is named.
+    Mutation(
+        "a run without a table that it wrote is missing",
+        "bids_app/group/reading.py",
+        "names = (name for name in sorted(known.files - present) if name.endswith(WANTED))",
+        'names = (name for name in sorted(known.files - present) if name.endswith("x"))',
+        ("group/test_reading.py::test_a_run_without_a_table_that_it_wrote_is_missing_and_does_not_pass",),
+    ),
+    Mutation(
+        "impossible probabilities are named",
+        "bids_app/group/reading.py",
+        "    _check_probabilities(cells)",
+        "    pass",
+        ("group/test_reading.py::test_probabilities_that_are_none_are_named_and_not_shown",),
+    ),
+    Mutation(
+        "reports of participants without outputs are named",
+        "bids_app/group/__init__.py",
+        "if orphans := pages_without_outputs(out_dir):",
+        "if orphans := []:",
+        ("group/test_page.py::test_reports_of_participants_without_outputs_are_named",),
+    ),
+    Mutation(
+        "the certainty warns as rarely as the number of participants allows",
+        "bids_app/adapters/calibration_fit.py",
+        "levels = sorted({*LEVELS, 1 - lowest_rate(len(set(groups)))})",
+        "levels = LEVELS",
+        (
+            "adapters/test_calibration_fit.py::"
+            "test_low_certainty_is_as_rare_as_the_number_of_calibration_participants_allows",
+        ),
+    ),
+    Mutation(
+        "a repetition time in milliseconds is refused",
+        "bids_app/clips/series.py",
+        "not 0 < tr <= MAX_TR",
+        "not 0 < tr",
+        ("test_python.py::test_arguments_of_another_kind_are_refused_with_a_reason",),
     ),
 )
 
