@@ -1482,6 +1482,28 @@ MUTATIONS: tuple[Mutation, ...] = (
         "",
         ("reports/figures/test_style.py::test_a_figure_is_drawn_once_and_as_matplotlib_lays_it_out",),
     ),
+    # Cohorts: what is gone or damaged is not waited for.
+    Mutation(
+        "a participant without its outputs is not done",
+        "bids_app/cluster/states.py",
+        "if lost := first_lost_output(runs, out_dir):",
+        'if lost := "":',
+        ("cluster/test_states.py::test_a_participant_whose_outputs_were_removed_is_not_done",),
+    ),
+    Mutation(
+        "a damaged row is not waited for",
+        "bids_app/cluster/tasks.py",
+        "started = path.stat().st_mtime",
+        "pass",
+        ("cluster/test_states.py::test_a_task_whose_row_is_damaged_counts_as_started_and_is_not_waited_for",),
+    ),
+    Mutation(
+        "lists with other options are not waited for",
+        "bids_app/cluster/states.py",
+        "if cohort.decisive != task.submission.decisive:",
+        "if False:",
+        ("cluster/test_states.py::test_tasks_of_lists_with_other_options_are_not_waited_for",),
+    ),
     # Group level and Python: what is lost or wrong is named.
     Mutation(
         "a run without a table that it wrote is missing",

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from bids_app.bids.entities import LABEL
 from bids_app.bids.writer import write_json
 from bids_app.errors import BadDataError, NoInputError
 from bids_app.outputs.schema import Record
@@ -84,6 +85,8 @@ class Submission(Record):
     cpus: int = key("cpus", whole, required=True)
     shards: tuple[tuple[str, ...], ...] = key("shards", several(several(text)), required=True)
     """Labels of the participants of each task."""
+    decisive: dict[str, str] = key("decisive", by_name(text), factory=dict)
+    """Those of the cohort (`Cohort.decisive`) when it was submitted."""
     before: dict[str, str] = key("before", by_name(text), factory=dict)
     """Last invocation (`Summary.run_id`) before the submission, by participant that had one."""
     jobs: tuple[Job, ...] = key("jobs", several(record(Job)), default=())
@@ -102,7 +105,8 @@ def read_cohort(out_dir: Path) -> Cohort:
     Raises
     ------
     NoInputError, BadDataError
-        None was prepared; its file is damaged, or is of another output folder, as after a copy.
+        None was prepared; its file is damaged, has words that are no labels, or is of another output folder, as
+        after a copy.
     """
     path = out_dir.absolute() / FOLDER / COHORT
     try:
@@ -113,6 +117,10 @@ def read_cohort(out_dir: Path) -> Cohort:
         ) from error
     except BadDataError as error:
         raise BadDataError(f"{path.parent}/{error.message}", "Run neurostorm-cluster prepare again.") from error
+    if wrong := [label for label in cohort.participants if not LABEL.fullmatch(label)]:
+        raise BadDataError(
+            f"{path}: not the label of a participant: {wrong[0]!r}.", "Run neurostorm-cluster prepare again."
+        )
     if not (os.path.isdir(cohort.out_dir) and os.path.samefile(cohort.out_dir, out_dir)):
         raise BadDataError(
             f"{path}: the cohort is of the output folder {cohort.out_dir}.",

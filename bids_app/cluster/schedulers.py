@@ -183,7 +183,7 @@ SCHEDULERS: dict[str, Scheduler] = {
         "${SGE_TASK_ID}", "${JOB_ID}", sge_words, lambda out: out.strip().partition(".")[0], sge_tasks
     ),
     "pbs": Scheduler("${PBS_ARRAY_INDEX:-1}", "${PBS_JOBID}", pbs_words, str.strip, pbs_tasks),
-    "lists": Scheduler("${1:?give the number of a task}", "$$", lambda *_: [], lambda _: "", no_queue),
+    "lists": Scheduler("${1-}", "$$", lambda *_: [], lambda _: "", no_queue),
 }  # fmt: skip
 """Schedulers by their name on the command line."""
 LISTS = "lists"

@@ -17,7 +17,8 @@ TEMPLATE = r"""#!/bin/bash
 # Written by neurostorm-cluster {version}. Task N processes the participants of line N of {shards}, and writes when it
 # started and ended to tasks/N.tsv.
 set -u
-number=$((${{{first}:-0}} + {task}))
+case "{task}" in '' | *[!0-9]*) echo "Usage: bash {script} NUMBER, the number of a task from 1" >&2; exit 64 ;; esac
+number=$((${{{first}:-0}} + 10#{task}))
 cd {folder} || exit 74
 labels=$(sed -n "${{number}}p" {shards})
 if [ -z "$labels" ]; then
@@ -60,6 +61,7 @@ def job_script(cohort: Cohort, folder: Path) -> str:
         job=scheduler.job,
         folder=shlex.quote(str(folder)),
         shards=SHARDS,
+        script=SCRIPT,
         redirect="" if scheduler.log else 'exec >> "tasks/$number.log" 2>&1\n',
         working_folder=shlex.quote(cohort.working_folder),
         command=shlex.join(shlex.split(cohort.command)),

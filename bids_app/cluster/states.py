@@ -18,7 +18,7 @@ from bids_app.cluster.schedulers import LISTS, SCHEDULERS
 from bids_app.cluster.tasks import Task, read_tasks
 from bids_app.errors import BadDataError, TemporaryError
 from bids_app.files import read_output
-from bids_app.outputs.schema import OK, Summary
+from bids_app.outputs.schema import OK, RunOutcome, Summary
 from bids_app.outputs.schema import RUNNING as UNFINISHED
 from bids_app.settings import Settings, options_of
 from bids_app.settings.sections import DATA, MODEL, PREPROCESSING
@@ -124,7 +124,7 @@ def state_of(label: str, cohort: Cohort, task: Task | None, now: float) -> Parti
     other = differing_options(folder, cohort) if summary else []
     is_new = folder is not None and (task is None or task.submission.before.get(label) != folder.name)
     if summary is not None and is_new and not other and summary.status != UNFINISHED:
-        return _ended(label, summary, task)
+        return _ended(label, summary, task, out_dir)
     if task is not None and task.queued:
         return Participant(label, WAITING if task.started is None else RUNNING, task=task)
     if is_held(lock_files(label, out_dir, cohort.folder)[0], now):
@@ -134,17 +134,19 @@ def state_of(label: str, cohort: Cohort, task: Task | None, now: float) -> Parti
             label, NOT_BEGUN, f"Its outputs were made with other options: {', '.join(other)}.", task=task
         )
     if task is not None:
-        return _without_result(label, task, now)
+        return _without_result(label, cohort, task, now)
     if summary is not None:
         return Participant(label, KILLED, NO_REASON)
     return Participant(label, FAILED, problem) if problem else Participant(label, NOT_BEGUN)
 
 
-def _ended(label: str, summary: Summary, task: Task | None) -> Participant:
-    """Return the state of a participant whose last invocation has ended."""
+def _ended(label: str, summary: Summary, task: Task | None, out_dir: Path) -> Participant:
+    """Return the state of a participant whose last invocation has ended; without its outputs, it is not begun."""
     runs = summary.runs or ()
     failures = [run for run in runs if run.status != OK]
     done = Participant(label, DONE, n_runs=len(runs), seconds=summary.seconds, task=task)
+    if lost := first_lost_output(runs, out_dir):
+        return replace(done, state=NOT_BEGUN, reason=f"Its outputs were removed: {lost}.")
     if summary.status == OK and not failures:
         return done
     first = next(iter(failures), None)
@@ -154,9 +156,26 @@ def _ended(label: str, summary: Summary, task: Task | None) -> Participant:
     return replace(done, state=FAILED, reason=reason, hint=hint, exit_code=summary.exit_code)
 
 
-def _without_result(label: str, task: Task, now: float) -> Participant:
+def first_lost_output(runs: Sequence[RunOutcome], out_dir: Path) -> str:
+    """Return the first output of some runs that is no longer in the output folder; empty if all are there."""
+    present: dict[str, set[str]] = {}
+    for name in (name for run in runs for name in run.outputs):
+        folder, _, file = name.rpartition("/")
+        if folder not in present:
+            try:
+                present[folder] = set(os.listdir(out_dir / folder))
+            except (FileNotFoundError, NotADirectoryError):
+                present[folder] = set()
+        if file not in present[folder]:
+            return name
+    return ""
+
+
+def _without_result(label: str, cohort: Cohort, task: Task, now: float) -> Participant:
     """Return the state of a participant whose task is not in the queue, and has not written its result."""
     if task.started is None:
+        if cohort.decisive != task.submission.decisive:
+            return Participant(label, NOT_BEGUN, "Its last task was prepared with other options.", task=task)
         if task.submission.scheduler == LISTS:
             return Participant(label, WAITING, "Its task has not been started.", task=task)
         gone = f"Job {task.name} is no longer in the queue." if task.name else ""

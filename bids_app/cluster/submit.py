@@ -88,6 +88,7 @@ def _submit(cohort: Cohort, labels: Sequence[str]) -> Submission:
         submitted=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         cpus=cohort.resources.cpus,
         shards=shards,
+        decisive=cohort.decisive,
         before={label: log.name for label, log in logs.items() if log is not None},
     )
     write_text(folder / SHARDS, "".join(" ".join(shard) + "\n" for shard in shards))

@@ -107,7 +107,10 @@ def _is_queued(job: str, task: int, queue: Tasks | None) -> bool:
 
 
 def _read_row(path: Path) -> tuple[float | None, float | None, int | None]:
-    """Read start, end and exit code of a task; a line that is being written counts as missing."""
+    """Read start, end and exit code of a task; a line that is being written counts as missing.
+
+    If the start cannot be read, it is the time of the file, since the task writes it when it starts.
+    """
     found: dict[str, list[str]] = {}
     for line in read_end(path).splitlines():
         name, *cells = line.split("\t")
@@ -116,7 +119,10 @@ def _read_row(path: Path) -> tuple[float | None, float | None, int | None]:
         started = float(found["started"][0]) if "started" in found else None
         ended, code = (float(found["ended"][0]), int(found["ended"][1])) if "ended" in found else (None, None)
     except (IndexError, ValueError):
-        return None, None, None
+        started, ended, code = None, None, None
+    if started is None:
+        with suppress(FileNotFoundError):
+            started = path.stat().st_mtime
     return started, ended, code
 
 

@@ -49,6 +49,21 @@ def test_a_task_passes_its_participants_and_options_and_writes_its_end(tmp_path:
     assert (tasks / "1.log").read_text() == "out\nerr\n"
 
 
+@pytest.mark.parametrize("word", ["", "abc", "-1", "1;2"])
+def test_a_word_that_is_no_number_of_a_task_is_refused(cohort: Cohort, word: str) -> None:
+    submission = started(cohort)
+    done = run(submission, word)
+    assert (done.returncode, done.stderr.partition(" NUMBER")[0]) == (64, "Usage: bash job.sh")
+    assert not list((Path(submission.folder) / "tasks").iterdir())
+
+
+def test_a_number_with_zeros_in_front_is_read_as_decimal(tmp_path: Path, commands) -> None:
+    commands("neurostorm", f"echo $5 > '{tmp_path}/label'")
+    submission = started(make_cohort(tmp_path, tuple(f"{k:02d}" for k in range(1, 10))))
+    assert run(submission, "08").returncode == 0
+    assert (tmp_path / "label").read_text() == "08\n"
+
+
 def test_an_array_after_the_first_counts_on(tmp_path: Path, commands) -> None:
     commands("neurostorm", f"echo $5 > '{tmp_path}/label'")
     submission = started(make_cohort(tmp_path))

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bids_app.cluster.cohort import Cohort, Job, Submission, read_submissions, write_submission
+from bids_app.cluster.cohort import (
+    Cohort,
+    Job,
+    Submission,
+    read_cohort,
+    read_submissions,
+    write_cohort,
+    write_submission,
+)
 from bids_app.cluster.states import Participant, Progress, decisive_options, read_progress
-from bids_app.errors import TemporaryError
+from bids_app.errors import BadDataError, TemporaryError
 from bids_app.outputs.schema import FAILED, RUNNING, RunOutcome
 from bids_app.workflow.locks import Locks, lock_files
 from tests.cluster.conftest import make_cohort, write_log
@@ -27,7 +38,7 @@ def submission_of(cohort: Cohort, *shards: tuple[str, ...], job: str = "7", **ch
     (folder / "tasks").mkdir(parents=True)
     made = Submission(
         folder=str(folder), scheduler="slurm", submitted="", cpus=1, shards=shards,
-        jobs=(Job(job_id=job, first=0, count=len(shards)),),
+        decisive=cohort.decisive, jobs=(Job(job_id=job, first=0, count=len(shards)),),
     )  # fmt: skip
     write_submission(made := replace(made, **changes))
     return made
@@ -126,6 +137,47 @@ def test_tasks_are_waiting_running_and_ended_as_the_queue_and_their_rows_say(coh
     queue_is(commands)
     assert [each.state for each in states(cohort).values()] == ["not begun", "killed", "failed"]
     assert states(cohort)["01"].reason == "Job 7_1 is no longer in the queue."
+
+
+def test_a_participant_whose_outputs_were_removed_is_not_done(cohort: Cohort) -> None:
+    out = Path(cohort.out_dir)
+    names = tuple(f"sub-01/func/sub-01_task-rest_{suffix}" for suffix in ("embeddings.tsv", "embeddings.json"))
+    for name in names:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).touch()
+    write_log(cohort, "01", replace(GOOD, outputs=names))
+    assert states(cohort)["01"].state == "done"
+    (out / names[1]).unlink()
+    found = states(cohort)["01"]
+    assert (found.state, found.can_be_submitted) == ("not begun", True)
+    assert found.reason == f"Its outputs were removed: {names[1]}."
+    shutil.rmtree(out / "sub-01" / "func")
+    assert states(cohort)["01"].state == "not begun"
+
+
+@pytest.mark.parametrize("text", ["", "garbage", "started\tx\t7\n", "ended\t200\t0\n"])
+def test_a_task_whose_row_is_damaged_counts_as_started_and_is_not_waited_for(cohort: Cohort, text: str) -> None:
+    submission = submission_of(cohort, ("01",), scheduler="lists", job="")
+    row = Path(submission.folder) / "tasks" / "1.tsv"
+    row.write_text(text)
+    os.utime(row, (time.time() - 10**6,) * 2)
+    found = states(cohort)["01"]
+    assert found.state in ("killed", "failed")
+    assert found.can_be_submitted
+
+
+def test_tasks_of_lists_with_other_options_are_not_waited_for(cohort: Cohort) -> None:
+    submission_of(cohort, ("01",), scheduler="lists", job="", decisive=cohort.decisive)
+    assert states(cohort)["01"].state == "waiting"
+    write_cohort(other := replace(cohort, decisive={"model": '"other"'}))
+    found = states(other)["01"]
+    assert (found.state, found.reason) == ("not begun", "Its last task was prepared with other options.")
+
+
+def test_a_label_that_is_none_is_refused(cohort: Cohort) -> None:
+    write_cohort(replace(cohort, participants=("01", "../../x")))
+    with pytest.raises(BadDataError, match=re.escape("'../../x'")):
+        read_cohort(Path(cohort.out_dir))
 
 
 @pytest.mark.parametrize(
