@@ -74,7 +74,7 @@ def find_atlas(name: str | Path) -> Atlas:
     for folder in atlas_folders():
         for file in entry["files"]:
             path = folder / file
-            if path.is_file():
+            if path.is_file() and path.stat().st_size:  # not what an interrupted download left
                 known = hashlib.sha256(path.read_bytes()).hexdigest() == entry.get("sha256")
                 return Atlas(str(name), path, region_names(path), entry["title"], entry["licence"], known)
     raise NoInputError(

@@ -48,6 +48,14 @@ def test_missing_atlas_hints_at_its_download(name):
     assert "python -c" in caught.value.hint
 
 
+def test_an_empty_file_of_an_interrupted_download_is_no_atlas(empty_folders):
+    put(empty_folders / "cache/atlases/AAL3v1.nii.gz", b"")
+    with pytest.raises(NoInputError, match="not on this machine"):
+        find_atlas("aal3")
+    whole = put(empty_folders / "nilearn/aal_3v2/AAL3/AAL3v1.nii.gz")
+    assert find_atlas("aal3").path == whole
+
+
 def test_unknown_name_lists_the_catalog():
     with pytest.raises(UsageError, match="nonsense") as caught:
         find_atlas("nonsense")
