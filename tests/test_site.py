@@ -1,0 +1,298 @@
+"""The site of the documentation: navigation, links, and the parts that are made from the package.
+
+The program that builds the site is not needed; ``make docs`` also checks the anchors.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from fnmatch import fnmatch
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+import yaml
+
+from bids_app import errors
+from bids_app.errors import EXIT_CODES, BadDataError, NeurostormError
+from bids_app.group.publish import OPTIONAL_FILES
+from bids_app.outputs import schema
+from tests.helpers.paths import ROOT
+from tests.helpers.scripts import SCRIPTS
+
+sys.path.append(str(SCRIPTS))
+import site_pages
+from site_pages import columns, links, messages, metrics, options, sidecars
+from site_pages.dialect import for_python_markdown
+from site_pages.markdown import code, escape, one_line, table
+
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.glob("*.md"))
+READ_WITHOUT_SITE = [*PAGES, *(ROOT / name for name in links.ROOT_PAGES)]
+SETTINGS = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+CLASSES = messages.classes()
+
+
+def pages_in(navigation: Any) -> list[str]:
+    """Return the pages of a navigation in order."""
+    if isinstance(navigation, str):
+        return [navigation]
+    values = navigation if isinstance(navigation, list) else list(navigation.values())
+    return [page for value in values for page in pages_in(value)]
+
+
+@cache
+def text_of(name: str) -> str:
+    """Return a page with the parts from the package."""
+    return site_pages.fill((DOCS / name).read_text())
+
+
+def anchors_of(text: str) -> set[str]:
+    """Return the anchors of the headings of a page, as code hosts make them."""
+    plain = links.CODE.sub(lambda found: found[0].strip("`"), text)
+    headings = re.findall(r"^#+ (.+?)(?: \{ #[\w-]+ \})?$", plain, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_navigation_has_every_page_once() -> None:
+    listed = pages_in(SETTINGS["nav"])
+    made = [*links.ROOT_PAGES.values(), *links.TEXT_PAGES.values()]
+    assert len(listed) == len(set(listed))
+    assert set(listed) == {path.name for path in PAGES} | {Path(page).name for page in made}
+
+
+def test_a_dead_link_stops_the_build() -> None:
+    assert SETTINGS["validation"]["links"] == dict.fromkeys(
+        ("not_found", "anchors", "absolute_links", "unrecognized_links"), "warn"
+    )
+    (build,) = re.findall(r"^\t\$\(MKDOCS\) build (.+)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert build == "--strict"  # with --quiet, warnings would not count
+
+
+def test_the_site_loads_nothing_from_other_hosts() -> None:
+    assert SETTINGS["theme"]["font"] is False
+    shipped = [*SETTINGS["extra_css"], *SETTINGS["extra"]["polyfills"]]
+    assert [name for name in shipped if not (DOCS / name).is_file()] == []
+    assert any("iframe-worker" in name for name in shipped)  # else the theme loads it from another host
+    assert "extra_javascript" not in SETTINGS
+    assert not re.search(r"url\(|@import", (DOCS / "site.css").read_text())
+
+
+@pytest.mark.parametrize("path", READ_WITHOUT_SITE, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_links_lead_to_files_and_headings_of_the_repository(path: Path) -> None:
+    dead = []
+    for target in links.links_of(path.read_text()):
+        if not (links.is_relative(target) or target.startswith("#")):
+            continue
+        name, _, fragment = unquote(target).partition("#")
+        goal = path.parent / name if name else path
+        if not goal.exists() or (fragment and fragment not in anchors_of(goal.read_text())):
+            dead.append(target)
+    assert dead == []
+
+
+def test_links_of_the_site_lead_to_pages_copies_or_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "[a](../CONTRIBUTING.md#rules) ![b](../bids_app/x.webp) [c](../Makefile) `[d](../e.md)` [f](hpc.md) [g](#h)"
+    found, copied = links.site_links(text, "docs/page.md")
+    assert found == "[a](development.md#rules) ![b](bids_app/x.webp) c `[d](../e.md)` [f](hpc.md) [g](#h)"
+    assert copied == {"bids_app/x.webp"}
+    assert links.site_links("[t](docs/tutorial.md), [b](benchmarks/README.md)", "CONTRIBUTING.md")[0] == (
+        "[t](tutorial.md), [b](benchmarks.md)"
+    )
+    assert links.site_links("[h](../docs/hpc.md)", "benchmarks/README.md")[0] == "[h](hpc.md)"
+    monkeypatch.setattr(links, "REPOSITORY", "https://host/owner/name")
+    assert links.site_links("[c](../Makefile)", "docs/page.md")[0] == "[c](https://host/owner/name/blob/main/Makefile)"
+
+
+def test_every_part_is_on_exactly_one_page_and_has_a_text_where_there_is_no_site() -> None:
+    marked = [name for path in PAGES for name in site_pages.parts_of(path.read_text())]
+    assert sorted(marked) == sorted(site_pages.PARTS)
+    for path in PAGES:
+        assert path.read_text().count("<!-- generated:") == len(site_pages.parts_of(path.read_text()))
+        for found in site_pages.MARKED.finditer(path.read_text()):
+            assert found[2].strip()
+    with pytest.raises(KeyError, match="no such part"):
+        site_pages.fill("<!-- generated: no such part -->\ntext\n<!-- end -->\n")
+
+
+@pytest.mark.parametrize("command", options.COMMANDS)
+def test_every_option_is_on_its_page(command: str) -> None:
+    page = {"neurostorm": "usage.md", "neurostorm-train": "training.md"}.get(command, "commands.md")
+    text = text_of(page)
+    todo = [options.parser_of(command)]
+    seen = 0
+    while todo:
+        parser = todo.pop()
+        todo += [each for each, _ in options.subcommands(parser).values()]
+        for action in options.arguments_of(parser):
+            shown = one_line(code(options.usage(parser, action)))
+            assert shown in text, f"{parser.prog}: {shown}"
+            assert one_line(escape(options.help_of(parser, action))) in text
+            seen += 1
+    assert seen >= 5
+
+
+def test_options_show_defaults_and_no_placeholders() -> None:
+    text = text_of("usage.md") + text_of("training.md") + text_of("commands.md")
+    assert "%(" not in text
+    assert "(default: neurostorm-5ds)" in text
+    assert "{ #neurostorm-participant-label }" in text
+    assert "--participant_label" not in text
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_every_class_of_errors_has_a_cause_and_a_remedy_on_the_page(kind: type[NeurostormError]) -> None:
+    assert {"cause", "remedy"} <= set(vars(kind))
+    for text in (kind.cause, kind.remedy):
+        assert text[0].isupper() or text[0] == "`"
+        assert text.endswith(".")
+        assert escape(text) in text_of("errors.md")
+    assert f"`{kind.__name__}`" in text_of("errors.md")
+    assert kind.exit_code in EXIT_CODES
+
+
+def test_all_classes_of_errors_are_listed() -> None:
+    named = re.findall(r"^class (\w+Error)\(", Path(errors.__file__).read_text(), re.MULTILINE)
+    assert [kind.__name__ for kind in CLASSES] == named[1:]
+    assert named[0] == "NeurostormError"
+
+
+def test_exit_codes_of_the_page_are_those_of_the_command() -> None:
+    table = text_of("usage.md").partition("## Exit codes")[2].partition("\n## ")[0]
+    assert [int(number) for number in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)] == list(EXIT_CODES)
+
+
+def test_messages_are_read_with_their_hints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "bids").mkdir()
+    (tmp_path / "bids" / "module.py").write_text(
+        "HINT = 'Remove it.'\n"
+        "def read(path, n):\n"
+        "    what = 'long' if n else 'short'\n"
+        "    if n:\n"
+        "        raise BadDataError(f'{path.name}: {n:d} are too {what}.', HINT)\n"
+        "    raise UsageError('Nothing given.', hint='Give ' + 'one.')\n"
+    )
+    monkeypatch.setattr(messages, "PACKAGE", tmp_path)
+    messages.messages.cache_clear()
+    try:
+        found = {(each.kind, each.text, each.hint, each.topic) for each in messages.messages()}
+    finally:
+        messages.messages.cache_clear()
+    topic = "Dataset and output folder"
+    assert found == {
+        (BadDataError, "{path}: {n} are too {what}.", "Remove it.", topic),
+        (errors.UsageError, "Nothing given.", "Give one.", topic),
+    }
+
+
+def test_almost_all_messages_of_the_package_have_a_hint() -> None:
+    found = messages.messages()
+    assert len(found) > 500
+    assert {each.kind for each in found} >= set(CLASSES) - {errors.AnalysisLevelError}
+    assert sum(not each.hint for each in found) < 0.03 * len(found)
+    page = text_of("errors.md")
+    assert [each.text for each in found if one_line(escape(each.text)) not in page] == []
+
+
+def test_every_key_of_sidecars_and_logs_has_a_meaning() -> None:
+    kinds = [*sidecars.FILES, schema.Summary, schema.Manifest]
+    kinds += [nested for kind in kinds for nested in sidecars._all_nested(kind)]
+    page = text_of("outputs.md")
+    for kind in kinds:
+        for key, meaning in sidecars.keys_of(kind).items():
+            assert meaning, f"{kind.__name__}: {key}"
+            assert f"| `{key}` |" in page or key == "(column)"
+    used = {key for kind in kinds for key in sidecars.keys_of(kind)}
+    assert set(sidecars.meanings()) <= used
+
+
+def patterns_of_files() -> list[str]:
+    """Return the patterns of files on the page of outputs."""
+    rows = re.findall(r"^\| (`.+?) \|", (DOCS / "outputs.md").read_text(), re.MULTILINE)
+    return [pattern for row in rows for pattern in re.findall(r"`([^`]+)`", row)]
+
+
+def golden_files() -> list[str]:
+    """Return the files of simulated participants, and those of the group level."""
+    golden = ROOT / "tests" / "golden"
+    return [
+        *(golden / "participant_without_t1w.txt").read_text().split(),
+        *(path.name for path in (golden / "sidecars").glob("sub-*")),
+        *OPTIONAL_FILES,
+        "group_runs.tsv",
+    ]
+
+
+@pytest.mark.parametrize("name", golden_files())
+def test_every_file_of_the_app_is_on_the_page_of_outputs(name: str) -> None:
+    names = {name, Path(name).name} if not name.startswith("sub-01/figures") else {name}
+    as_image = {re.sub(r"\.json$", suffix, each) for each in names for suffix in (".tsv", ".nii.gz", ".h5", ".txt")}
+    specific = [pattern for pattern in patterns_of_files() if pattern != "sub-*/log/*/*"]
+    assert any(fnmatch(each, pattern) for each in names | as_image for pattern in specific), name
+
+
+def test_columns_are_those_of_the_data_dictionaries() -> None:
+    tables = columns.all_tables()
+    page = text_of("outputs.md")
+    assert set(tables) == set(columns.HEADINGS)
+    for name, found in tables.items():
+        assert found, name
+        for column, entry in found.items():
+            assert entry.get("Description") or entry.get("LongName"), f"{name}: {column}"
+            assert f"| `{column}` |" in page
+    assert {
+        "framewise_displacement",
+        "trans_x",
+        "a_comp_cor_XX",
+        "t_comp_cor_XX",
+        "cosineXX",
+        "motion_outlierXX",
+    } <= set(tables["confounds"])
+
+
+def test_quality_metrics_and_checks_are_those_of_the_report() -> None:
+    page = text_of("quality.md")
+    for name in metrics.spec()["quality"]:
+        assert f"| `{name}` |" in page
+    for name in metrics.spec()["checks"]:
+        assert f"| `{name}` |" in page
+        assert f"`{name}`" in (DOCS / "verdicts.md").read_text()
+    assert "| `fd_mean` | Mean framewise displacement | mm | ≤ 0.55 mm | high |" in page
+
+
+def test_models_are_listed_with_their_cards() -> None:
+    from bids_app.catalog.models import catalog
+
+    page = text_of("models.md")
+    for entry in [*catalog("models").values(), *catalog("adapters").values()]:
+        anchor = site_pages.catalog.card_anchor(entry)
+        assert f"(#{anchor})" in page
+        assert f"{{ #{anchor} }}" in page
+    assert page.count("**Not a medical device.**") == len(catalog("models")) + len(catalog("adapters"))
+
+
+def test_references_of_the_methods_are_in_the_bibliography() -> None:
+    sources = [(ROOT / name).read_text() for name in ("bids_app/data/boilerplate.bib", "paper.bib")]
+    known = set(re.findall(r"^\s*(?:doi|url) = \{(.+?)\}", "\n".join(sources), re.MULTILINE))
+    for name in ("methods.md", "comparison.md", "quality.md"):
+        cited = [unquote(link) for link in links.links_of((DOCS / name).read_text()) if link.startswith("http")]
+        assert cited
+        assert [link for link in cited if link.removeprefix("https://doi.org/") not in known] == []
+
+
+def test_lists_are_indented_for_the_site() -> None:
+    text = "Words:\n- one\n  more\n- two\n  ```\n  code\n    in\n  ```\n  - in\n\n1. first\n\n   second\n"
+    assert for_python_markdown(text) == (
+        "Words:\n\n-   one\n    more\n-   two\n    ```\n    code\n      in\n    ```\n    -   in\n\n"
+        "1.  first\n\n    second\n"
+    )
+    assert for_python_markdown("```\n- no\n  list\n```\n| a |\n") == "```\n- no\n  list\n```\n| a |\n"
+
+
+def test_cells_of_tables_are_plain_text() -> None:
+    assert table(["a"], [[code("x|y")], [escape("*_<b> `c_d`")]]) == (
+        "| a |\n| --- |\n| `x\\|y` |\n| \\*\\_&lt;b&gt; `c_d` |"
+    )
