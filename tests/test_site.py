@@ -5,10 +5,12 @@ The program that builds the site is not needed; ``make docs`` also checks the an
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from fnmatch import fnmatch
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -16,6 +18,7 @@ from urllib.parse import unquote
 import pytest
 import yaml
 
+import bids_app
 from bids_app import errors
 from bids_app.errors import EXIT_CODES, BadDataError, NeurostormError
 from bids_app.group.publish import OPTIONAL_FILES
@@ -209,6 +212,16 @@ def test_every_key_of_sidecars_and_logs_has_a_meaning() -> None:
     assert set(sidecars.meanings()) <= used
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tests" / "golden" / "sidecars").glob("*.json")), ids=lambda p: p.stem)
+def test_keys_of_written_sidecars_are_on_the_page_of_outputs(path: Path) -> None:
+    listed = set(re.findall(r"^\| `([^`]+)` \|", text_of("outputs.md"), re.MULTILINE))
+    listed |= {name.replace("XX", f"{number:02d}") for name in listed for number in range(100) if "XX" in name}
+    listed |= {name.replace("NNNN", "0000") for name in listed}
+    written = json.loads(path.read_text())
+    assert [key for key in written if key not in listed] == []
+    assert [key for key in written.get("quality", ()) if key not in listed] == []
+
+
 def patterns_of_files() -> list[str]:
     """Return the patterns of files on the page of outputs."""
     rows = re.findall(r"^\| (`.+?) \|", (DOCS / "outputs.md").read_text(), re.MULTILINE)
@@ -272,6 +285,13 @@ def test_models_are_listed_with_their_cards() -> None:
         assert f"(#{anchor})" in page
         assert f"{{ #{anchor} }}" in page
     assert page.count("**Not a medical device.**") == len(catalog("models")) + len(catalog("adapters"))
+
+
+def test_the_page_on_python_has_the_public_interface() -> None:
+    found = re.findall(r"^::: (\S+)\.(\w+)$", text_of("python.md"), re.MULTILINE)
+    assert {name for _, name in found} == set(bids_app.__all__) - {"__version__"}
+    for module, name in found:
+        assert getattr(import_module(module), name).__doc__
 
 
 def test_references_of_the_methods_are_in_the_bibliography() -> None:

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable
 from functools import partial
 
-from site_pages import catalog, columns, messages, metrics, options, references, sidecars
+from site_pages import catalog, columns, interface, messages, metrics, options, references, sidecars
 
 PARTS: dict[str, Callable[[], str]] = {
     **{f"options {name}": partial(options.describe_command, name) for name in options.COMMANDS},
@@ -35,6 +35,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "atlases": catalog.atlases,
     "templates": catalog.templates,
     "cards": catalog.cards,
+    "python interface": interface.public_names,
     "references": references.bibliography,
     "methods text": references.methods_text,
 }

@@ -28,6 +28,17 @@ HEADINGS = {
     "group_identity": "`group_identity.tsv`",
 }
 """Tables, in the order of the page."""
+ENTITIES = {
+    "ses": "Session; this and other entities only if the runs have them",
+    "task": "Task",
+    "acq": "Acquisition",
+    "run": "Number of the run",
+}
+"""Columns of tables that identify a run by its entities."""
+SIZES = {f"size_{axis}": {"Description": f"Voxels along {axis}, axes as stored"} for axis in "xyz"} | {
+    f"spacing_{axis}": {"Description": f"Voxel size along {axis}", "Units": "mm"} for axis in "xyz"
+}
+"""Columns of quality tables without an entry in the report."""
 RUN = {"participant_id": "Participant", "run": "Name of the run, without suffix"}
 OUTLIERS = RUN | {
     "measure": "Image quality metric",
@@ -64,12 +75,13 @@ def all_tables() -> dict[str, dict[str, Mapping[str, Any]]]:
     from bids_app.outputs.predictions import EMBEDDINGS_COLUMNS
     from bids_app.outputs.ratings import DESCRIBED as RATINGS
 
-    quality = dict(_quality())
+    quality = {**dict(_quality()), **SIZES}
     runs = ("participant_id", "run", "status", "exit_code", "reason", "hint", "verdict", "verdict_reasons")
     vectors = ("participant_id", "model", "normalisation", "duration", "split_half", "eNNNN")
     rest = [name for name in DESCRIBED if name not in {*runs, *vectors}]
     later = ("n_warnings", "configuration", "n_not_used")
-    keys = ("participant_id", "run")
+    entities = {name: {"Description": text} for name, text in ENTITIES.items()}
+    keys = {"participant_id": DESCRIBED["participant_id"], **entities}
     return {
         "confounds": dict(_confounds()),
         "quality": {"bids_name": {"Description": "The run"}, **quality},
@@ -78,10 +90,11 @@ def all_tables() -> dict[str, dict[str, Mapping[str, Any]]]:
         "attribution": _attribution(),
         "ratings": RATINGS,
         "group_runs": {name: DESCRIBED[name] for name in (*runs, *later)},
-        "group_bold": {name: DESCRIBED[name] for name in keys} | {"bids_name": {"Description": "The run"}} | quality,
-        "group_embeddings": {name: DESCRIBED[name] for name in vectors},
+        "group_bold": keys | {"bids_name": {"Description": "The run"}} | quality,
+        "group_embeddings": keys | {name: DESCRIBED[name] for name in vectors[1:]},
         "phenotype": {
-            **{name: DESCRIBED[name] for name in (*keys, "duration", "verdict", "verdict_reasons")},
+            **keys,
+            **{name: DESCRIBED[name] for name in ("duration", "verdict", "verdict_reasons")},
             **{name: DESCRIBED[name] for name in rest if name not in later},
             "p_<label>": {"Description": "Probability of the label"},
         },
