@@ -21,6 +21,9 @@ from site_pages import fill  # noqa: E402
 from site_pages.dialect import for_python_markdown  # noqa: E402
 from site_pages.links import ROOT_PAGES, TEXT_PAGES, site_links  # noqa: E402
 
+EXTERNAL: dict[str, set[str]] = {}
+"""Links to other hosts, with the pages that have them."""
+EXTERNAL_LIST = ROOT / "build" / "external-links.txt"
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -62,8 +65,16 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
-    """Convert equations to MathML."""
+    """Convert equations to MathML, and note links to other hosts."""
+    for address in re.findall(r'<a [^>]*href="(https?://[^"]+)"', content):
+        EXTERNAL.setdefault(html.unescape(address), set()).add(page.file.src_uri)
     return EQUATION.sub(_as_mathml, content)
+
+
+def on_post_build(config: Any) -> None:
+    """List the links to other hosts, which are not checked."""
+    lines = [f"{address}\t{' '.join(sorted(pages))}\n" for address, pages in sorted(EXTERNAL.items())]
+    EXTERNAL_LIST.write_text("".join(lines), encoding="utf-8")
 
 
 def _as_mathml(found: re.Match[str]) -> str:

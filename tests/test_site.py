@@ -23,6 +23,7 @@ from bids_app import errors
 from bids_app.errors import EXIT_CODES, BadDataError, NeurostormError
 from bids_app.group.publish import OPTIONAL_FILES
 from bids_app.outputs import schema
+from bids_app.settings.values import FILTERED_KINDS, OTHER_KINDS, read_filters
 from tests.helpers.paths import ROOT
 from tests.helpers.scripts import SCRIPTS
 
@@ -161,6 +162,13 @@ def test_all_classes_of_errors_are_listed() -> None:
     named = re.findall(r"^class (\w+Error)\(", Path(errors.__file__).read_text(), re.MULTILINE)
     assert [kind.__name__ for kind in CLASSES] == named[1:]
     assert named[0] == "NeurostormError"
+
+
+def test_the_filter_file_of_the_page_is_read_by_the_command() -> None:
+    (example,) = re.findall(r"```json\n(.*?)```", text_of("usage.md"), re.DOTALL)
+    assert set(read_filters(example)) == {"bold", "t1w", "fmap"}
+    for kind in (*FILTERED_KINDS, *OTHER_KINDS):
+        assert f"`{kind}`" in text_of("usage.md")
 
 
 def test_exit_codes_of_the_page_are_those_of_the_command() -> None:
