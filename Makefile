@@ -36,11 +36,11 @@ demo: setup
 test: setup lint types
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-test-slow: setup $(INTEGRATIONS)
+test-slow: setup $(INTEGRATIONS) $(DOCS)
 	$(BIN)/pytest -m slow --timeout 3600
 
 # All tests that need neither a GPU nor a container, the fast ones included.
-test-nightly: setup $(INTEGRATIONS)
+test-nightly: setup $(INTEGRATIONS) $(DOCS)
 	$(BIN)/pytest -m "not gpu and not container" --timeout 3600
 
 test-gpu: setup

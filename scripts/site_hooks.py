@@ -74,6 +74,7 @@ def on_page_content(content: str, page: Any, config: Any, files: Any) -> str:
 def on_post_build(config: Any) -> None:
     """List the links to other hosts, which are not checked."""
     lines = [f"{address}\t{' '.join(sorted(pages))}\n" for address, pages in sorted(EXTERNAL.items())]
+    EXTERNAL_LIST.parent.mkdir(exist_ok=True)
     EXTERNAL_LIST.write_text("".join(lines), encoding="utf-8")
 
 

@@ -1,16 +1,19 @@
 """The site of the documentation: navigation, links, and the parts that are made from the package.
 
-The program that builds the site is not needed; ``make docs`` also checks the anchors.
+Only the slow tests build the site; the build also checks the anchors.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
+import subprocess
 import sys
 from fnmatch import fnmatch
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -24,6 +27,7 @@ from bids_app.errors import EXIT_CODES, BadDataError, NeurostormError
 from bids_app.group.publish import OPTIONAL_FILES
 from bids_app.outputs import schema
 from bids_app.settings.values import FILTERED_KINDS, OTHER_KINDS, read_filters
+from tests.helpers.browser import look, needs_browser
 from tests.helpers.paths import ROOT
 from tests.helpers.scripts import SCRIPTS
 
@@ -38,6 +42,11 @@ PAGES = sorted(DOCS.glob("*.md"))
 READ_WITHOUT_SITE = [*PAGES, *(ROOT / name for name in links.ROOT_PAGES)]
 SETTINGS = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
 CLASSES = messages.classes()
+INSTALLED = ROOT / "build" / "docs"
+"""Where ``make docs`` and ``make test-slow`` install MkDocs."""
+needs_mkdocs = pytest.mark.skipif(
+    not (INSTALLED / "mkdocs").is_dir() and find_spec("mkdocs") is None, reason="mkdocs is not installed (make docs)"
+)
 
 
 def pages_in(navigation: Any) -> list[str]:
@@ -311,6 +320,11 @@ def test_references_of_the_methods_are_in_the_bibliography() -> None:
         assert [link for link in cited if link.removeprefix("https://doi.org/") not in known] == []
 
 
+def test_images_of_the_pages_have_the_version_of_the_package() -> None:
+    texts = [path.read_text() for path in READ_WITHOUT_SITE]
+    assert {tag for text in texts for tag in re.findall(r"neurostorm:(\d[\w.]*\d)", text)} == {bids_app.__version__}
+
+
 def test_lists_are_indented_for_the_site() -> None:
     text = "Words:\n- one\n  more\n- two\n  ```\n  code\n    in\n  ```\n  - in\n\n1. first\n\n   second\n"
     assert for_python_markdown(text) == (
@@ -324,3 +338,48 @@ def test_cells_of_tables_are_plain_text() -> None:
     assert table(["a"], [[code("x|y")], [escape("*_<b> `c_d`")]]) == (
         "| a |\n| --- |\n| `x\\|y` |\n| \\*\\_&lt;b&gt; `c_d` |"
     )
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the site; a warning is a failure."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder / "site")]
+    paths = [str(INSTALLED), str(SCRIPTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "NO_MKDOCS_2_WARNING": "true"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "site"
+
+
+@needs_mkdocs
+@pytest.mark.slow
+def test_the_built_site_has_all_pages_and_loads_nothing_from_other_hosts(site: Path) -> None:
+    pages = {path.stem: path.read_text() for path in site.glob("*.html")}
+    assert set(pages) == {Path(name).stem for name in pages_in(SETTINGS["nav"])} | {"404"}
+    for name, text in pages.items():
+        loaded = re.findall(r'<(?:script|img|iframe|source)[^>]* src="([^"]+)"', text)
+        loaded += re.findall(r'<link[^>]* rel="(?:stylesheet|preload|icon|preconnect)"[^>]* href="([^"]+)"', text)
+        assert [link for link in loaded if re.match(r"(https?:)?//", link)] == [], name
+        own = [link for link in loaded if name != "404" and not link.startswith("data:")]
+        assert [link for link in own if not (site / link.partition("?")[0]).is_file()] == [], name
+        assert "<!-- generated" not in text
+    assert pages["methods"].count("<math") > 40
+    assert not re.search(r'\\\(|\$\$|class="arithmatex"|<m(text|i|o)>\\', pages["methods"])
+    assert pages["python"].count('class="doc doc-heading"') == len(bids_app.__all__) - 1
+
+
+@needs_mkdocs
+@needs_browser
+@pytest.mark.slow
+def test_the_search_works_from_disk(site: Path, tmp_path: Path) -> None:
+    script = """
+      const query = inner.querySelector("[data-md-component=search-query]");
+      query.focus(); query.value = "framewise"; query.dispatchEvent(new Event("keyup", {bubbles: true}));
+      for (let turn = 0; turn < 60; turn++) {
+        const found = [...inner.querySelectorAll(".md-search-result__item h1")].map((each) => each.textContent);
+        if (found.length) return found;
+        await new Promise((done) => setTimeout(done, 100));
+      }
+      return [];"""
+    assert {"Outputs", "Quality metrics"} <= set(look(site / "index.html", tmp_path, script))
