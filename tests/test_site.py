@@ -331,7 +331,9 @@ def test_lists_are_indented_for_the_site() -> None:
         "Words:\n\n-   one\n    more\n-   two\n    ```\n    code\n      in\n    ```\n    -   in\n\n"
         "1.  first\n\n    second\n"
     )
-    assert for_python_markdown("```\n- no\n  list\n```\n| a |\n") == "```\n- no\n  list\n```\n| a |\n"
+    text = "1. a\n\n   b\n2. c\n"  # a paragraph in an item does not end at the next item
+    assert for_python_markdown(text) == "1.  a\n\n    b\n\n2.  c\n"
+    assert for_python_markdown("```\n- no\n  list\n```\n| a |\n") == "```\n- no\n  list\n```\n\n| a |\n"
 
 
 def test_cells_of_tables_are_plain_text() -> None:
