@@ -76,8 +76,9 @@ def install(wheel: Path, environment: Path) -> Path:
 
 def commands_of(text: str) -> list[str]:
     """Return the commands in the code blocks of a page, without their comments."""
-    blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    shell = [block for language, block in blocks if not language]
+    lines = [re.split(r"\s#", line)[0].strip() for block in shell for line in block.splitlines()]
     return [line for line in lines if re.match(r"(make|neurostorm[a-z-]*) ", line)]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -29,7 +30,7 @@ from bids_app.outputs import schema
 from bids_app.settings.values import FILTERED_KINDS, OTHER_KINDS, read_filters
 from tests.helpers.browser import look, needs_browser
 from tests.helpers.paths import ROOT
-from tests.helpers.scripts import SCRIPTS
+from tests.helpers.scripts import SCRIPTS, load_script
 
 sys.path.append(str(SCRIPTS))
 import site_pages
@@ -42,6 +43,7 @@ PAGES = sorted(DOCS.glob("*.md"))
 READ_WITHOUT_SITE = [*PAGES, *(ROOT / name for name in links.ROOT_PAGES)]
 SETTINGS = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
 CLASSES = messages.classes()
+RELEASE_CHECK = load_script("release_check")
 INSTALLED = ROOT / "build" / "docs"
 """Where ``make docs`` and ``make test-slow`` install MkDocs."""
 needs_mkdocs = pytest.mark.skipif(
@@ -171,6 +173,22 @@ def test_all_classes_of_errors_are_listed() -> None:
     named = re.findall(r"^class (\w+Error)\(", Path(errors.__file__).read_text(), re.MULTILINE)
     assert [kind.__name__ for kind in CLASSES] == named[1:]
     assert named[0] == "NeurostormError"
+
+
+@pytest.mark.parametrize("page", [*RELEASE_CHECK.PAGES, "docs/usage.md"])
+def test_commands_of_the_pages_are_accepted_by_their_parsers(page: str) -> None:
+    commands = RELEASE_CHECK.commands_of((ROOT / page).read_text())
+    assert len(commands) >= 4
+    for command in commands:
+        program, *words = shlex.split(command)
+        if program == "make":
+            assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE), command
+        else:
+            options.parser_of(program).parse_args(words)
+
+
+def test_the_release_check_knows_the_parsers_of_all_commands() -> None:
+    assert set(RELEASE_CHECK.PARSERS) == set(options.COMMANDS)
 
 
 def test_the_filter_file_of_the_page_is_read_by_the_command() -> None:
