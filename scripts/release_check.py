@@ -84,7 +84,8 @@ def commands_of(text: str) -> list[str]:
 
 def can_run(program: str, arguments: list[str]) -> bool:
     """Return whether a command of the app needs only the simulated folders, and no trained adapter or other data."""
-    other = [word for word in arguments if word not in FOLDERS and re.search(r"^(/|hf:)|=/|\.safetensors$", word)]
+    needs = r"^(/|hf:)|=/|\.safetensors$|^--exclude-failed$"  # the last needs ratings
+    other = [word for word in arguments if word not in FOLDERS and re.search(needs, word)]
     return program == "neurostorm" and arguments[0] in FOLDERS and not other
 
 
