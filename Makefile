@@ -6,9 +6,11 @@ DEMO   ?= demo
 SECONDS ?= 60
 SETUP  := $(VENV)/.installed
 INTEGRATIONS := build/integrations/.installed
+DOCS   := build/docs/.installed
+MKDOCS := NO_MKDOCS_2_WARNING=true PYTHONPATH=build/docs:scripts $(BIN)/python -m mkdocs
 VERSION := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' bids_app/__init__.py)
 
-.PHONY: setup demo test test-slow test-nightly test-gpu container-test lint types lock image release-image image-facts boutiques metadata options release-check fuzz audit clean
+.PHONY: setup demo test test-slow test-nightly test-gpu container-test lint types lock image release-image image-facts boutiques metadata options docs docs-serve release-check fuzz audit clean
 
 setup: $(SETUP)
 
@@ -22,6 +24,10 @@ $(INTEGRATIONS): requirements/integrations.txt | setup
 	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/integrations --requirement $<
 	touch $@
 
+$(DOCS): requirements/docs.txt | setup
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --upgrade --target build/docs --requirement $<
+	touch $@
+
 demo: setup
 	$(BIN)/neurostorm-phantom $(DEMO)/dataset --participants 2 --seed 1
 	$(BIN)/neurostorm $(DEMO)/dataset $(DEMO)/out participant --model demo --work-dir $(DEMO)/work
@@ -30,11 +36,11 @@ demo: setup
 test: setup lint types
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile
 
-test-slow: setup $(INTEGRATIONS)
+test-slow: setup $(INTEGRATIONS) $(DOCS)
 	$(BIN)/pytest -m slow --timeout 3600
 
 # All tests that need neither a GPU nor a container, the fast ones included.
-test-nightly: setup $(INTEGRATIONS)
+test-nightly: setup $(INTEGRATIONS) $(DOCS)
 	$(BIN)/pytest -m "not gpu and not container" --timeout 3600
 
 test-gpu: setup
@@ -84,9 +90,17 @@ boutiques: setup
 metadata: setup
 	$(BIN)/python scripts/write_metadata.py
 
-# Updates the table of options in README.md.
+# Updates the table of options in docs/usage.md.
 options: setup
-	$(BIN)/python -m bids_app.cli.options_table README.md
+	$(BIN)/python -m bids_app.cli.options_table docs/usage.md
+
+# The documentation as a site in build/site, without a network; a dead link or anchor stops it.
+docs: setup $(DOCS)
+	$(MKDOCS) build --strict
+	@echo "Open $(abspath build/site/index.html)"
+
+docs-serve: setup $(DOCS)
+	$(MKDOCS) serve
 
 release-check: setup
 	$(BIN)/python scripts/release_check.py

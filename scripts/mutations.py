@@ -1543,6 +1543,63 @@ MUTATIONS: tuple[Mutation, ...] = (
         "not 0 < tr",
         ("test_python.py::test_arguments_of_another_kind_are_refused_with_a_reason",),
     ),
+    # The documentation: what is on the site is what the package has.
+    Mutation(
+        "a class of errors has a cause on the page of errors",
+        "bids_app/errors.py",
+        '    cause = "The third argument is neither `participant` nor `group`."\n',
+        "",
+        ("test_site.py::test_every_class_of_errors_has_a_cause_and_a_remedy_on_the_page",),
+    ),
+    Mutation(
+        "the page of errors has all messages",
+        "scripts/site_pages/messages.py",
+        'rows = [[escape(m.text), escape(m.hint) or "see the message"] for m in own if m.topic == topic]',
+        'rows = [[escape(m.text), escape(m.hint) or "see the message"] for m in own[1:] if m.topic == topic]',
+        ("test_site.py::test_almost_all_messages_of_the_package_have_a_hint",),
+    ),
+    Mutation(
+        "the site has the options of subcommands",
+        "scripts/site_pages/options.py",
+        "        yield from _describe(each, level + 1)\n",
+        "",
+        ("test_site.py::test_every_option_is_on_its_page",),
+    ),
+    Mutation(
+        "keys of objects within sidecars are on the page of outputs",
+        "scripts/site_pages/sidecars.py",
+        "    for kind in [*files, *nested]:",
+        "    for kind in files:",
+        ("test_site.py::test_every_key_of_sidecars_and_logs_has_a_meaning",),
+    ),
+    Mutation(
+        "a link to a file outside the documentation is no dead link of the site",
+        "scripts/site_pages/links.py",
+        "if REPOSITORY else words",
+        "if REPOSITORY else found[0]",
+        ("test_site.py::test_links_of_the_site_lead_to_pages_copies_or_nowhere",),
+    ),
+    Mutation(
+        "every page is in the navigation",
+        "mkdocs.yml",
+        "      - Usage: usage.md\n",
+        "",
+        ("test_site.py::test_the_navigation_has_every_page_once",),
+    ),
+    Mutation(
+        "a dead link stops the build of the documentation",
+        "Makefile",
+        "$(MKDOCS) build --strict\n",
+        "$(MKDOCS) build --strict --quiet\n",
+        ("test_site.py::test_a_dead_link_stops_the_build",),
+    ),
+    Mutation(
+        "the site loads its search from no other host",
+        "mkdocs.yml",
+        "polyfills: [javascripts/iframe-worker.js]",
+        "polyfills: []",
+        ("test_site.py::test_the_site_loads_nothing_from_other_hosts",),
+    ),
 )
 
 

@@ -2,7 +2,8 @@
 
 Build sdist and wheel into dist/, install the wheel into a new environment with the exact versions of
 requirements/constraints.txt, run the self-test, compare the Boutiques descriptors, and run the commands of the README
-on two simulated participants. Commands that need other data or a download are only parsed; make commands are dry runs.
+and of pages of the documentation on two simulated participants. Commands that need other data or a download are only
+parsed; make commands are dry runs.
 """
 
 from __future__ import annotations
@@ -21,11 +22,16 @@ from bids_app import REPOSITORY
 ROOT = Path(__file__).parents[1]
 CONSTRAINTS = ROOT / "requirements" / "constraints.txt"
 FOLDERS = {"/data/my_bids": "raw", "/data/out": "out"}
-"""Folders in the README, and the folders used here in their place."""
+"""Folders in the commands, and the folders used here in their place."""
+PAGES = ("README.md", "docs/first-run.md", "docs/models.md", "docs/training.md", "docs/reviewing.md")
+"""Files whose commands are tried."""
 PARSERS = {
     "neurostorm": "bids_app.cli.neurostorm import build_parser",
     "neurostorm-models": "bids_app.cli.models import parser",
     "neurostorm-train": "bids_app.cli.train import parser",
+    "neurostorm-cluster": "bids_app.cli.cluster import parser",
+    "neurostorm-phantom": "bids_app.cli.phantom import parser",
+    "neurostorm-review": "bids_app.cli.review import parser",
 }
 """Import statement of each command's parser."""
 
@@ -68,24 +74,27 @@ def install(wheel: Path, environment: Path) -> Path:
     return environment / "bin"
 
 
-def readme_commands(text: str) -> list[str]:
-    """Return the commands in the README's code blocks, without their comments."""
-    blocks = re.findall(r"^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+def commands_of(text: str) -> list[str]:
+    """Return the commands in the code blocks of a page, without their comments."""
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    shell = [block for language, block in blocks if not language]
+    lines = [re.split(r"\s#", line)[0].strip() for block in shell for line in block.splitlines()]
     return [line for line in lines if re.match(r"(make|neurostorm[a-z-]*) ", line)]
 
 
 def can_run(program: str, arguments: list[str]) -> bool:
     """Return whether a command of the app needs only the simulated folders, and no trained adapter or other data."""
-    other = [word for word in arguments if word not in FOLDERS and re.search(r"^/|=/|\.safetensors$", word)]
-    return program == "neurostorm" and not other
+    needs = r"^(/|hf:)|=/|\.safetensors$|^--exclude-failed$"  # the last needs ratings
+    other = [word for word in arguments if word not in FOLDERS and re.search(needs, word)]
+    return program == "neurostorm" and arguments[0] in FOLDERS and not other
 
 
-def try_readme(programs: Path, folder: Path) -> None:
-    """Run the README's commands with the demonstration model on simulated participants."""
+def try_commands(programs: Path, folder: Path) -> None:
+    """Run the commands of all pages with the demonstration model on simulated participants."""
     options = ["--participants", "2", "--size", "small", "--no-t1w", "--states", "rest"]
     run(programs / "neurostorm-phantom", folder / "raw", *options, cwd=folder)
-    for command in readme_commands((ROOT / "README.md").read_text()):
+    commands = [command for page in PAGES for command in commands_of((ROOT / page).read_text())]
+    for command in dict.fromkeys(commands):
         program, *arguments = shlex.split(command)
         if program == "make":
             run("make", "-n", *arguments)
@@ -108,7 +117,7 @@ def main() -> int:
         for variant, file in (("cpu", "boutiques.json"), ("cuda", "boutiques-cuda.json")):
             if run(programs / "neurostorm", "--bids-exec-spec", variant, cwd=folder) != (ROOT / file).read_text():
                 sys.exit(f"release-check: {file} is out of date: run 'make boutiques'")
-        try_readme(programs, folder)
+        try_commands(programs, folder)
     if not REPOSITORY:
         print("release-check: before publishing, set REPOSITORY in bids_app/__init__.py, so that messages name it")
     print("release-check passed")

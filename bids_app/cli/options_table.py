@@ -1,4 +1,4 @@
-"""Table of options in README.md, written by ``python -m bids_app.cli.options_table README.md`` (``make options``)."""
+"""Table of common options, written by ``python -m bids_app.cli.options_table docs/usage.md`` (``make options``)."""
 
 from __future__ import annotations
 

@@ -33,6 +33,18 @@ CONTROLS_IN_WORDS = {
     "embeddings in the adapter's file.",
 }
 """Description of controls."""
+TABLE_COLUMNS = {
+    "attribution": {
+        "Description": "Decrease of the prediction when the region is replaced by its mean (occlusion), contribution "
+        "of its voxels to the prediction (gradients), or reconstruction error from the rest of the brain "
+        "(reconstruction); mean over clips. Positive values are listed first, then negative ones, each by size; n/a "
+        "for regions of the atlas without a voxel with signal"
+    },
+    "std": {"Description": "Standard deviation over clips"},
+    "voxels": {"Description": "Voxels of 2 mm with signal"},
+    "tokens": {"Description": "Tokens assigned to the region; 0: the region is too small to be resolved"},
+}
+"""Descriptions of the columns of the table; the first two have the unit of the measure."""
 CONTROL_COLUMNS = {
     "control": {"Description": "As attribution, in the control"},
     "z": {
@@ -111,16 +123,8 @@ def describe_attribution(found: Attribution, atlas: Atlas, facts: ModelFacts) ->
         control_correlation=correlations[0],
         control_correlation_of_sizes=correlations[1],
         columns={
-            "attribution": {
-                "Description": "Decrease of the prediction when the region is replaced by its mean (occlusion), "
-                "contribution of its voxels to the prediction (gradients), or reconstruction error from the rest of "
-                "the brain (reconstruction); mean over clips. Positive values are listed first, then negative ones, "
-                "each by size; n/a for regions of the atlas without a voxel with signal",
-                "Units": found.measure,
-            },
-            "std": {"Description": "Standard deviation over clips", "Units": found.measure},
-            "voxels": {"Description": "Voxels of 2 mm with signal"},
-            "tokens": {"Description": "Tokens assigned to the region; 0: the region is too small to be resolved"},
+            **{name: {**TABLE_COLUMNS[name], "Units": found.measure} for name in ("attribution", "std")},
+            **{name: TABLE_COLUMNS[name] for name in ("voxels", "tokens")},
             **(CONTROL_COLUMNS if control else {}),
         },
         disclaimer="Shows what the model depends on, not the function of a region; not a finding about a person.",

@@ -1,6 +1,6 @@
 """Definition of an option: once, on the settings field that it sets.
 
-The parser, the configuration file, the Boutiques descriptors and the table in README.md are made from these fields.
+The parser, the configuration file, the Boutiques descriptors and the documentation are made from these fields.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Option:
     default : str
         The default as shown in the help.
     everyday : bool
-        True if the table in README.md lists it.
+        True if the table of common options lists it.
     """
 
     names: tuple[str, ...]

@@ -152,7 +152,7 @@ def read_filters(text: str) -> dict[str, dict[str, Any]]:
     try:
         content = parse_json(text if is_content else read_text(Path(text), MAX_OPTIONS_BYTES), name)
     except BadDataError as error:
-        raise UsageError(error.message, "See --bids-filter-file in the README.") from error
+        raise UsageError(error.message, "See --bids-filter-file in docs/usage.md.") from error
     if not isinstance(content, dict) or not all(isinstance(filters, dict) for filters in content.values()):
         raise UsageError(
             f"{name}: expected an object of objects.", 'For example: {"bold": {"task": "rest"}, "t1w": {}}'

@@ -160,8 +160,8 @@ def test_a_config_file_accepts_settings_only(tmp_path: Path) -> None:
         parse_settings(["in", "out", "participant", "--config-file", str(file)])
 
 
-def test_the_table_in_the_readme_is_up_to_date() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_the_table_of_common_options_is_up_to_date() -> None:
+    text = (ROOT / "docs" / "usage.md").read_text()
     assert replace_table(text) == text, "an option changed: run 'make options'"
 
 
