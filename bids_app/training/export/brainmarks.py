@@ -2,7 +2,8 @@
 
     FOLDER/dataset.json                                     provenance
     FOLDER/targets.json                                     class of each run
-    FOLDER/NAME.neurostorm_embeddings.arrow/SET/data.arrow  SET is train, validation or test
+    FOLDER/NAME.neurostorm_embeddings.arrow/SET/data.arrow  embeddings, verdicts, quality metrics, sources; SET is
+                                                            train, validation or test
     FOLDER/brainmarks/datasets/NAME.py                      for PYTHONPATH=FOLDER
     FOLDER/brainmarks/models/neurostorm_embeddings.py
     FOLDER/split.tsv                                        sets, for neurostorm-train adapt --split
@@ -10,25 +11,31 @@
 
 Brainmarks' ``main_logistic`` trains with the training and the validation set together.
 
-    C  features
+    N  runs      C  features
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from bids_app.adapters.file import CLASSIFICATION
 from bids_app.bids.writer import atomic_folder, write_json
 from bids_app.errors import BadDataError, UsageError
 from bids_app.training.data.splits import TEST, TRAINING, VALIDATION, write_split
-from bids_app.training.export.provenance import sources_of
-from bids_app.training.export.runs import EmbeddedRun, EmbeddedRuns
+from bids_app.training.export.runs import EmbeddedRuns
 from bids_app.training.export.sets import SETS, Sets
+from bids_app.training.export.tables import PROVENANCE, make_table
 from bids_app.training.tasks import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FOLDERS = {TRAINING: "train", VALIDATION: "validation", TEST: "test"}
 """Names of the sets in Brainmarks."""
@@ -98,11 +105,13 @@ def write_brainmarks(
         Provenance.
     """
     with atomic_folder(folder) as temporary:
+        table, embeddings = make_table(found, {}, sets), found.values
         for part in SETS:
-            chosen = [run for run, own in zip(found.runs, sets.names, strict=True) if own == part]
-            _write_arrow(temporary / f"{name}.{MODEL}.arrow" / FOLDERS[part] / "data.arrow", chosen)
+            own = np.flatnonzero(np.array(sets.names) == part)
+            path = temporary / f"{name}.{MODEL}.arrow" / FOLDERS[part] / "data.arrow"
+            _write_arrow(path, table.iloc[own], embeddings[own], about)
         pairs = zip(found.runs, values, sets.names, strict=True)
-        write_json(temporary / "targets.json", {run.name: value for run, value, own in pairs if own})
+        write_json(temporary / "targets.json", {run.name: value for run, value, part in pairs if part})
         for kind, source, target in (("datasets", "dataset", name), ("models", "model", MODEL)):
             module = temporary / "brainmarks" / kind / f"{target}.py"
             module.parent.mkdir(parents=True)
@@ -114,22 +123,26 @@ def write_brainmarks(
         write_json(temporary / MARKER, {"name": name, **about})
 
 
-def _write_arrow(path: Path, runs: Sequence[EmbeddedRun]) -> None:
-    """Write an Arrow stream with a row for each run; ``bold`` has the shape (1, C)."""
-    import pyarrow as pa
+def _write_arrow(path: Path, table: pd.DataFrame, values: np.ndarray, about: Mapping[str, Any]) -> None:
+    """Write an Arrow stream with a row for each run; ``bold`` has the shape (1, C), and missing text is empty.
 
-    width = len(runs[0].vector.values)
-    table = pa.table(
-        {
-            "run": [run.name for run in runs],
-            "sub": [run.participant for run in runs],
-            "ses": [run.session for run in runs],
-            "task": [run.labels.get("task", "") for run in runs],
-            "verdict": [run.record.worst_verdict for run in runs],
-            "source": [sources_of(run) for run in runs],
-            "bold": pa.array([[run.vector.values] for run in runs], pa.list_(pa.list_(pa.float32(), width), 1)),
-        }
-    )
+    Parameters
+    ----------
+    path : Path
+    table : pandas.DataFrame, (N, columns)
+    values : np.ndarray, (N, C) float32
+    about : mapping
+        Provenance, for the metadata of the schema.
+    """
+    import pyarrow as pa
+    from pandas.api.types import is_numeric_dtype
+
+    columns = {
+        name: pa.array(column.to_numpy() if is_numeric_dtype(column) else column.fillna("").astype(str).tolist())
+        for name, column in table.items()
+    }
+    columns["bold"] = pa.array([[row] for row in values], pa.list_(pa.list_(pa.float32(), values.shape[1]), 1))
+    made = pa.table(columns).replace_schema_metadata({PROVENANCE: json.dumps(dict(about))})
     path.parent.mkdir(parents=True)
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
-        writer.write_table(table)
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, made.schema) as writer:
+        writer.write_table(made)

@@ -35,6 +35,6 @@ def create(space: str, **kwargs: Any) -> dict[str, HFDataset]:
     targets = json.loads((ROOT / "targets.json").read_text(encoding="utf-8"))
     data = ROOT / f"{NAME}.{SPACE}.arrow"
     return {
-        name: HFDataset(load_arrow_dataset(data / name, **kwargs), target_key="run", target_map=targets)
+        name: HFDataset(load_arrow_dataset(data / name, **kwargs), target_key="name", target_map=targets)
         for name in SETS
     }

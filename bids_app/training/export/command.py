@@ -157,7 +157,10 @@ def _make_sets(
     if arguments.split:
         return task, sets_from_file(arguments.split, found.runs, families)
     n_folds = FOLDS if arguments.folds is None else arguments.folds
-    return task, sets_from_folds(task, found.runs, values, families, n_folds, arguments.seed or 0)
+    sets = sets_from_folds(task, found.runs, values, families, n_folds, arguments.seed or 0)
+    for warning in sets.warnings:
+        print(warning)
+    return task, sets
 
 
 def _facts(arguments: argparse.Namespace, task: Task | None, sets: Sets | None) -> dict[str, Any]:

@@ -207,9 +207,11 @@ def _report_left_out(
     """Name the runs that cannot be exported, with the reason."""
     for text in (fault for participant in participants for fault in participant.faults):
         report(f"Warning: {text}")
-    for run in records:
-        if run.status != OK:
-            report(f"Left out: {run.stem} ({run.status}: {run.reason})")
+    unusable = [run for run in records if run.status != OK]
+    for run in unusable[:MAX_NAMED]:
+        report(f"Left out: {run.stem} ({run.status}: {run.reason})")
+    if len(unusable) > MAX_NAMED:
+        report(f"Left out: {count_of(len(unusable) - MAX_NAMED, 'more run')}; the group level lists all with reasons")
     without = [run.stem for run in records if run.status == OK and kind not in run.vectors]
     if without:
         report(f"Left out, without embeddings of {', '.join(kind)}: {first_of(without, MAX_NAMED)}")

@@ -20,7 +20,7 @@ from bids_app.training.data.splits import (
     read_split,
     split_from_indices,
 )
-from bids_app.training.evaluation.folds import make_folds
+from bids_app.training.evaluation.folds import describe_limits, make_folds
 from bids_app.training.export.runs import EmbeddedRun
 from bids_app.training.tasks import Task
 
@@ -39,11 +39,14 @@ class Sets:
         Number of the fold that tests the run, from 1; empty with a split file.
     origin : str
         How the sets were made.
+    warnings : tuple of str
+        What few participants do to them.
     """
 
     names: tuple[str, ...]
     folds: tuple[int, ...]
     origin: str
+    warnings: tuple[str, ...] = ()
 
     def split(self, runs: Sequence[EmbeddedRun]) -> Split:
         """Return the participants of each set, in the order of `SETS`."""
@@ -67,7 +70,8 @@ def sets_from_folds(
     held_out = {1: TEST, 2: VALIDATION} if len(made) > 2 else {1: TEST}
     names = tuple(held_out.get(int(number), TRAINING) for number in folds)
     origin = f"{count_of(len(made), 'fold')} by participant, seed {seed}"
-    return Sets(names, tuple(folds.tolist()), origin)
+    warnings = describe_limits(task, examples, n_folds, len(made))
+    return Sets(names, tuple(folds.tolist()), origin, tuple(warnings))
 
 
 def sets_from_file(path: Path, runs: Sequence[EmbeddedRun], families: Mapping[str, str]) -> Sets:

@@ -5,6 +5,7 @@ N  runs      C  features
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -72,6 +73,7 @@ def make_table(found: EmbeddedRuns, labels: Mapping[str, Sequence[str | None]], 
     after |= {QUALITY_PREFIX + key: [_number(run.record.quality.get(key)) for run in runs] for key in metrics}
     after["configuration"] = [" ".join(sorted(run.record.configurations)) for run in runs]
     after["source"] = [sources_of(run) for run in runs]
+    labels = {name: values for name, values in labels.items() if columns.get(name) != list(values)}  # scan:task
     taken = {*columns, *after, *feature_names(found)} & set(labels)
     if taken:
         raise BadDataError(
@@ -99,9 +101,14 @@ def write_parquet(path: Path, table: pd.DataFrame, found: EmbeddedRuns, about: M
 
 def write_anndata(path: Path, table: pd.DataFrame, found: EmbeddedRuns, about: Mapping[str, Any]) -> None:
     """Write an ``.h5ad`` file of AnnData; see `as_anndata`."""
-    made = as_anndata(table, found, about)
+    import anndata
+    import h5py
+
+    content = io.BytesIO()  # HDF5 ends the process if the disk is full
+    with h5py.File(content, "w") as file:
+        anndata.io.write_elem(file, "/", as_anndata(table, found, about))
     with atomic_path(path) as temporary:
-        made.write_h5ad(temporary)
+        temporary.write_bytes(content.getbuffer())
 
 
 def write_zarr(path: Path, table: pd.DataFrame, found: EmbeddedRuns, about: Mapping[str, Any]) -> None:

@@ -14,6 +14,7 @@ import pytest
 from bids_app.cli.train import main
 from bids_app.errors import BadDataError, UsageError
 from bids_app.training.export.brainmarks import check_sets_and_classes, dataset_name
+from bids_app.training.export.runs import read_runs
 from bids_app.training.export.sets import Sets
 from bids_app.training.head import compute_embeddings
 from bids_app.training.tasks import Task
@@ -131,7 +132,7 @@ def test_main_logistic_agrees_with_the_linear_evaluation_on_the_same_split(
 
 READ = """
 import json, sys
-import numpy as np
+import pyarrow
 from brainmarks.datasets.registry import create_dataset, list_datasets
 found = create_dataset(sys.argv[1], space="neurostorm_embeddings")
 assert sys.argv[1] in list_datasets()
@@ -140,7 +141,11 @@ for name, dataset in found.items():
     for i in range(len(dataset)):
         sample = dataset[i]
         label, values = str(dataset.labels[sample["target"]]), sample["bold"]
-        rows[sample["run"]] = [name, label, values.shape, values.tolist()]
+        quality = [sample["verdict"], float(sample["iqm_fd_mean"]), sample["source"]]
+        rows[sample["name"]] = [name, label, values.shape, values.tolist(), quality]
+for file in sys.argv[2:]:
+    with pyarrow.ipc.open_stream(file) as stream:
+        assert json.loads(stream.schema.metadata[b"neurostorm"])["weights_sha256"] == "0" * 64
 try:
     create_dataset(sys.argv[1], space="mni")
 except ValueError as error:
@@ -163,15 +168,22 @@ def test_brainmarks_reads_embeddings_classes_and_sets_wherever_the_folder_is(
     run_installed(*export, "--overwrite")
     assert not (folder / "old").exists()
     moved = folder.rename(tmp_path / "elsewhere")
-    rows, refused = json.loads(run_installed("-c", READ, "neurostorm_own", path=moved))
+    files = sorted(moved.rglob("*.arrow/*/data.arrow"))
+    assert [path.parent.name for path in files] == ["test", "train", "validation"]
+    rows, refused = json.loads(run_installed("-c", READ, "neurostorm_own", *files, path=moved))
     assert "not series of the space mni" in refused
     table = pd.read_csv(made.raw / "participants.tsv", sep="\t").set_index("participant_id")["sex"]
     split = pd.read_csv(moved / "split.tsv", sep="\t").set_index("participant_id")["split"]
     assert len(rows) == 24
-    for name, (part, label, shape, values) in rows.items():
+    records = {run.name: run.record for run in read_runs(made.out, normalisation="voxel").runs}
+    for name, (part, label, shape, values, quality) in rows.items():
         participant = name.partition("_")[0]
         assert label == table[participant]
         assert part == split[participant].replace("training", "train")
+        record = records[name]
+        assert quality[0] == record.worst_verdict
+        assert quality[1] == pytest.approx(record.quality["fd_mean"])
+        assert quality[2] == f"bids:raw:{participant}/func/x_bold.nii.gz"
         (path,) = made.out.glob(f"{participant}/**/{name}_desc-made_embeddings.tsv")
         own = pd.read_csv(path, sep="\t", dtype={"clip": str}).query("clip == 'mean' and normalisation == 'voxel'")
         assert shape == [1, 16]

@@ -81,6 +81,14 @@ def test_participants_of_no_set_of_a_split_file_are_left_out(make_outputs, writt
     assert run(made.out, *SEX, "--split", str(split)) == 18
 
 
+def test_fewer_folds_than_wanted_and_small_classes_are_named(make_outputs, written, run, capsys) -> None:
+    assert run(make_outputs(participants=5).out, *SEX) == 0
+    printed = capsys.readouterr().out
+    assert 'class "M" has only 2 participants' in printed
+    assert "Warning: 2 folds instead of 5" in printed
+    assert set(written[0]["table"]["split"]) == {"training", "test"}
+
+
 def test_families_stay_together(make_outputs, written, run) -> None:
     made = make_outputs(participants=20)
     made.label("family", {name: f"family{i // 4}" for i, name in enumerate(made.participants)})

@@ -78,6 +78,16 @@ def test_unreadable_runs_are_named_and_left_out(make_outputs) -> None:
     assert said[0].startswith("Left out: sub-01_ses-1_task-rest (unreadable: ")
 
 
+def test_of_many_unreadable_runs_the_first_are_named(make_outputs) -> None:
+    made = make_outputs(participants=5)
+    for table in sorted(made.out.rglob("*_embeddings.tsv"))[:8]:
+        table.write_text(table.read_text()[:-40])
+    said: list[str] = []
+    assert len(read_runs(made.out, normalisation="global", report=said.append).runs) == 2
+    assert len(said) == 6
+    assert said[-1] == "Left out: 3 more runs; the group level lists all with reasons"
+
+
 def test_runs_rated_as_failed_are_left_out_on_request(make_outputs) -> None:
     made = make_outputs(participants=2)
     with pytest.raises(NeurostormError, match="ratings"):

@@ -52,6 +52,13 @@ def test_a_label_with_the_name_of_another_column_is_refused(found: EmbeddedRuns,
         make_table(found, {column: ["F", "M"] * 9}, sets)
 
 
+def test_a_label_that_is_an_entity_is_one_column(found: EmbeddedRuns) -> None:
+    table = make_table(found, {"task": ["rest"] * 18}, None)
+    assert table.columns.tolist().count("task") == 1
+    with pytest.raises(BadDataError, match='"task" has the name'):
+        make_table(found, {"task": ["rest"] * 17 + ["other"]}, None)
+
+
 @pytest.mark.parametrize(
     ("name", "package"), [("parquet", "pyarrow"), ("brainmarks", "pyarrow"), ("anndata", "anndata"), ("zarr", "zarr")]
 )
@@ -164,3 +171,33 @@ def test_the_lines_of_the_readme_give_the_embeddings_in_pandas(make_outputs, run
     run_installed("-c", f"import pandas\n{lines}\nembeddings.to_csv('read.csv', index=False)")
     read = pd.read_csv(tmp_path / "read.csv").to_numpy(np.float32)
     np.testing.assert_array_equal(read, read_runs(made.out, normalisation="global").values)
+
+
+FULL_DISK = """
+import resource, sys
+from bids_app.cli.train import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
+print(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("output", "name"),
+    [
+        pytest.param("x.parquet", "parquet", marks=needs("pyarrow")),
+        pytest.param("x.h5ad", "anndata", marks=needs("anndata")),
+        pytest.param("x.zarr", "zarr", marks=[needs("anndata"), needs("zarr")]),
+        pytest.param("x", "brainmarks", marks=needs("pyarrow")),
+    ],
+)
+def test_a_full_disk_is_named_and_leaves_the_earlier_export(
+    make_outputs, run_installed, tmp_path: Path, output: str, name: str
+) -> None:
+    made, folder = make_outputs(participants=20), tmp_path / "exports"
+    path = folder / output
+    export = ["export", made.out, "--format", name, "--output", path, "--target", "participants.tsv:sex"]
+    run_installed("-m", "bids_app.cli.train", *export, "--normalisation", "global")
+    before = {each.relative_to(folder): each.stat().st_mtime_ns for each in folder.rglob("*")}
+    assert run_installed("-c", FULL_DISK, *export, "--normalisation", "global", "--overwrite").strip() == "74"
+    assert {each.relative_to(folder): each.stat().st_mtime_ns for each in folder.rglob("*")} == before
