@@ -53,7 +53,8 @@ def export(arguments: argparse.Namespace) -> None:
         brainmarks.write_brainmarks(output, name, found, values, sets, about)
         _print_commands(output, name)
     else:
-        WRITERS[arguments.format](output, tables.make_table(found, labels, sets), found, about)
+        classes = task.target if task is not None and task.kind == CLASSIFICATION else ""
+        WRITERS[arguments.format](output, tables.make_table(found, labels, sets, classes), found, about)
     refused = sum(run.record.worst_verdict == REFUSE for run in found.runs)
     if refused:
         print(f"Warning: {count_of(refused, 'run')} with the verdict refuse; see the column verdict.")

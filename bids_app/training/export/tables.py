@@ -6,6 +6,7 @@ N  runs      C  features
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,19 +29,26 @@ PROVENANCE = "neurostorm"
 """Key of the provenance: in ``attrs`` of a DataFrame, and in ``uns`` of an AnnData object."""
 REPRESENTATION = "X_neurostorm"
 """Key of the embeddings in ``obsm``."""
+CODE = re.compile(r"\s*[+-]?0\d")
+"""Start of a code, such as 007, that is no number."""
 QUALITY_PREFIX = "iqm_"
 """Prefix of the columns with image quality metrics."""
 
 
-def make_table(found: EmbeddedRuns, labels: Mapping[str, Sequence[str | None]], sets: Sets | None) -> pd.DataFrame:
+def make_table(
+    found: EmbeddedRuns, labels: Mapping[str, Sequence[str | None]], sets: Sets | None, classes: str = ""
+) -> pd.DataFrame:
     """Make the table of the runs, without the embeddings.
 
     Parameters
     ----------
     found : EmbeddedRuns
     labels : mapping
-        Values of each label, (N,); a column whose values are all numbers becomes one of numbers.
+        Values of each label, (N,); a column whose values are all numbers becomes one of numbers. Codes such as ``01``
+        are text.
     sets : Sets, optional
+    classes : str
+        Label whose values are classes, which stay text.
 
     Returns
     -------
@@ -79,7 +87,7 @@ def make_table(found: EmbeddedRuns, labels: Mapping[str, Sequence[str | None]], 
         raise BadDataError(
             f'Column "{min(taken)}" has the name of a column of the export.', "Rename the column in its table."
         )
-    columns |= {name: _as_numbers(values) for name, values in labels.items()}
+    columns |= {name: values if name == classes else _as_numbers(values) for name, values in labels.items()}
     return pd.DataFrame(columns | after)
 
 
@@ -174,8 +182,8 @@ def _number(value: float | None) -> float:
 
 
 def _as_numbers(values: Sequence[str | None]) -> Sequence[Any]:
-    """Convert values to numbers if all that are not missing are numbers."""
-    if all(value is None or is_number(value) for value in values):
+    """Convert values to numbers if all that are not missing are numbers, and none is a code with a leading zero."""
+    if all(value is None or (is_number(value) and not CODE.match(value)) for value in values):
         return [_number(None if value is None else float(value)) for value in values]
     return values
 

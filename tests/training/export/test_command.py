@@ -50,6 +50,15 @@ def test_labels_sets_and_provenance_reach_the_writer(make_outputs, written, run,
     assert "Wrote embeddings.parquet: 20 runs of 10 participants" in capsys.readouterr().out
 
 
+def test_numbers_that_are_classes_stay_text(make_outputs, written, run) -> None:
+    made = make_outputs(participants=10)
+    made.label("group", {name: "12"[i % 2] for i, name in enumerate(made.participants)})
+    assert run(made.out, "--target", "participants.tsv:group") == 0
+    assert set(written[0]["table"]["group"]) == set(written[0]["about"]["classes"]) == {"1", "2"}
+    assert run(made.out, "--target", "participants.tsv:age", "--task", "regression") == 0
+    assert written[1]["table"]["age"].dtype == float
+
+
 def test_without_a_target_there_are_no_labels_and_no_sets(make_outputs, written, run) -> None:
     assert run(make_outputs(participants=2).out) == 0
     assert not {"sex", "split", "fold"} & set(written[0]["table"])

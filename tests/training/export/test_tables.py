@@ -52,6 +52,14 @@ def test_a_label_with_the_name_of_another_column_is_refused(found: EmbeddedRuns,
         make_table(found, {column: ["F", "M"] * 9}, sets)
 
 
+def test_numbers_become_numbers_but_classes_and_codes_stay_text(found: EmbeddedRuns) -> None:
+    codes, numbers = ["01", "02"] * 9, ["0.5", "2"] * 9
+    table = make_table(found, {"group": ["1", "2"] * 9, "code": codes, "score": numbers}, None, classes="group")
+    assert table["group"].tolist() == ["1", "2"] * 9
+    assert table["code"].tolist() == codes
+    assert table["score"].tolist() == [0.5, 2.0] * 9
+
+
 def test_a_label_that_is_an_entity_is_one_column(found: EmbeddedRuns) -> None:
     table = make_table(found, {"task": ["rest"] * 18}, None)
     assert table.columns.tolist().count("task") == 1
