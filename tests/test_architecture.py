@@ -40,6 +40,7 @@ ALLOWED_WITHIN_LAYER = {
     ("outputs", "reports"),
     ("reports", "outputs.schema"),
     ("group", "workflow.preflight"),
+    ("training", "group"),
     ("training", "workflow.locks"),
     ("cluster", "workflow.locks"),
     ("workflow", "training.data.facts"),

@@ -18,7 +18,7 @@ NOT_INSTALLED = {"mamba_ssm": "mamba-ssm", "triton": "triton", "umap": "umap-lea
 """Distributions of modules that are optional for the tests."""
 
 INSTALLED = packages_distributions()
-LOADED_LATE = {"scan_triton_kernels", "server"}
+LOADED_LATE = {"brainmarks_dataset", "brainmarks_model", "scan_triton_kernels", "server"}
 """Modules of the package that need an extra to be imported."""
 
 

@@ -53,7 +53,7 @@ def test_the_lines_of_the_documentation_give_the_embeddings_of_the_participant_l
     assert found["embeddings"].shape == expected.shape == (2, found["model"].config.n_features)
     np.testing.assert_array_equal(found["embeddings"], expected)
     assert not np.array_equal(expected[0], expected[1])
-    (readme,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    readme, *_ = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     again: dict[str, Any] = {"bids_app": bids_app, "nibabel": nib}
     exec(readme.replace("neurostorm-5ds", "demo"), again)
     np.testing.assert_array_equal(again["embeddings"], expected)

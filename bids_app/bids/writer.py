@@ -180,13 +180,10 @@ def copy_file(source: Path, path: Path) -> Path:
 def copy_folder(source: Path, path: Path) -> Path:
     """Copy a folder of files as a whole; a target with the same content is not touched.
 
-    The copy is made under a temporary name and renamed, so that a killed process leaves the old folder, the new one, or
-    none, and never a mixture.
-
     Raises
     ------
     CannotCreateError, InputOutputError
-        See `atomic_path`.
+        See `atomic_folder`.
     """
     names = sorted(file.name for file in source.iterdir())
     with suppress(OSError):
@@ -194,12 +191,29 @@ def copy_folder(source: Path, path: Path) -> Path:
             _same_content(source / name, path / name) for name in names
         ):
             return path
+    with atomic_folder(path) as temporary:
+        for name in names:
+            shutil.copyfile(source / name, temporary / name)
+    return path
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder beside ``path``; on success, it replaces ``path`` as a whole.
+
+    A killed process leaves the old folder, the new one, or none, and never a mixture.
+
+    Raises
+    ------
+    CannotCreateError, InputOutputError
+        See `atomic_path`.
+    """
     temporary, old = temporary_name(path), temporary_name(path)
     try:
         temporary.mkdir(parents=True)
-        for name in names:
-            shutil.copyfile(source / name, temporary / name)
-            _flush(temporary / name)
+        yield temporary
+        for file in temporary.rglob("*"):
+            _flush(file)
         if os.path.lexists(path):
             os.rename(path, old)
         os.rename(temporary, path)
@@ -209,7 +223,6 @@ def copy_folder(source: Path, path: Path) -> Path:
     finally:
         for folder in (temporary, old):
             shutil.rmtree(folder, ignore_errors=True)
-    return path
 
 
 def remove_leftovers(folder: Path, *, deep: bool = True) -> list[Path]:

@@ -164,6 +164,7 @@ def run(arguments: argparse.Namespace, is_program: bool) -> None:
     from bids_app.training import calibrate as calibration
     from bids_app.training import commands, store_commands
     from bids_app.training import pretrain_command as pretraining
+    from bids_app.training.export import command as exporting
     from bids_app.training.memory import reuse_freed_memory
     from bids_app.training.processes import check_single
 
@@ -174,6 +175,7 @@ def run(arguments: argparse.Namespace, is_program: bool) -> None:
         "adapt": commands.adapt,
         "evaluate": commands.evaluate,
         "calibrate": calibration.calibrate,
+        "export": exporting.export,
         "store": store_commands.run,
     }[arguments.command]
     if arguments.command != "pretrain":

@@ -6,6 +6,7 @@ import argparse
 import re
 from collections.abc import Callable
 
+from bids_app.cli.export_options import add_export
 from bids_app.cli.store_options import add_store, path, place
 from bids_app.settings import DEFAULT_MODEL
 
@@ -66,6 +67,9 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("evaluate", help="cross-validate an adaptation in comparison with simple baselines")
     )
     _add_calibrate(commands.add_parser("calibrate", help="calibrate the predictions of an adapter with your own scans"))
+    add_export(
+        commands.add_parser("export", help="write the embeddings of a cohort, with labels and splits, for other tools")
+    )
     add_store(commands.add_parser("store", help="build, verify and describe clip stores for training"))
     return p
 

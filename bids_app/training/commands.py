@@ -41,6 +41,7 @@ from bids_app.training.data.splits import (
     VALIDATION,
     Split,
     apply_split,
+    check_sets,
     read_split,
     split_from_indices,
     split_participants,
@@ -199,25 +200,10 @@ def evaluate(arguments: argparse.Namespace) -> None:
 def _pick_split(examples: Examples, path: Path) -> Examples:
     """Return the examples of the participants of a split, whose sets for training and test have labelled scans."""
     split, scans = read_split(path, examples.families), examples.data.scans
-    _check_sets(split, path)
+    check_sets(split, path)
     parts = [apply_split(split, scans, part) for part in (TRAINING, TEST)]
     parts += [apply_split(split, scans, VALIDATION)] if VALIDATION in split else []
     return examples.pick(sorted(i for part in parts for i in part))
-
-
-def _check_sets(split: Split, path: Path) -> None:
-    """Check the names of the sets of a split.
-
-    Raises
-    ------
-    BadDataError
-        A set has another name, or there is none for training.
-    """
-    wanted = f"Use {TRAINING}, {VALIDATION} and {TEST}."
-    if unknown := set(split) - {TRAINING, VALIDATION, TEST}:
-        raise BadDataError(f"{path}: unknown set: {min(unknown)}.", wanted)
-    if TRAINING not in split:
-        raise BadDataError(f"{path}: no set {TRAINING}.", wanted)
 
 
 def _evaluate_settings(arguments: argparse.Namespace) -> EvaluateSettings:
@@ -337,7 +323,7 @@ def _split_examples(arguments: argparse.Namespace, examples: Examples) -> dict[s
     scans, values = examples.data.scans, examples.data.values
     if arguments.split:
         split = read_split(arguments.split, examples.families)
-        _check_sets(split, arguments.split)
+        check_sets(split, arguments.split)
         return {part: apply_split(split, scans, part) for part in (TRAINING, VALIDATION) if part in split}
     if not arguments.validation:
         return {TRAINING: list(range(len(scans)))}

@@ -21,6 +21,7 @@ from bids_app.bids.entities import as_label, join_name, split_name
 from bids_app.bids.processes import scope_label
 from bids_app.bids.writer import (
     LEFTOVER_AGE,
+    atomic_folder,
     atomic_path,
     copy_file,
     copy_folder,
@@ -224,6 +225,31 @@ def test_a_folder_is_copied_as_a_whole(tmp_path, monkeypatch):
     copy_folder(source, target)
     assert {path.name: path.read_text() for path in target.iterdir()} == {"a": "new", "b": "new"}
     assert [path.name for path in target.parent.iterdir()] == ["entry"]
+
+
+def test_a_killed_writer_of_a_folder_leaves_the_old_one(tmp_path):
+    target = tmp_path / "entry"
+    with atomic_folder(target) as temporary:
+        (temporary / "a").write_text("old")
+
+    def write_half() -> None:
+        with atomic_folder(target) as temporary:
+            (temporary / "a").write_text("new")
+            os._exit(9)
+
+    process = multiprocessing.get_context("fork").Process(target=write_half)
+    process.start()
+    process.join()
+    assert process.exitcode == 9
+    assert (target / "a").read_text() == "old"
+    assert len(remove_leftovers(tmp_path)) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["entry"]
+    with pytest.raises(ZeroDivisionError), atomic_folder(target) as temporary:
+        (temporary / "a").write_bytes(bytes(1 // 0))
+    assert [path.name for path in tmp_path.iterdir()] == ["entry"]
+    with atomic_folder(target) as temporary:
+        (temporary / "b").write_text("new")
+    assert {path.name: path.read_text() for path in target.iterdir()} == {"b": "new"}
 
 
 @pytest.mark.parametrize("clock_s", [-60, 0, 60])

@@ -34,6 +34,14 @@ def test_a_value_that_cannot_work_is_named(option: str, value: str, capsys) -> N
     assert f"argument {option}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("option", "value"), [("--folds", "1"), ("--seed", str(2**32)), ("--format", "csv")])
+def test_a_value_of_export_that_cannot_work_is_named(option: str, value: str, capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["export", "out", "--format", "parquet", f"{option}={value}"])
+    assert caught.value.code == 2
+    assert f"argument {option}" in capsys.readouterr().err
+
+
 def test_an_output_that_cannot_be_written_is_named_before_the_data_are_read(tmp_path: Path, capsys) -> None:
     (tmp_path / "file").touch()
     for output in (tmp_path / "file" / "x.safetensors", Path("/proc/x.safetensors")):

@@ -236,7 +236,7 @@ def check_labels(
     """
     for path in filter(Path.is_dir, paths):
         for text in filter(None, (family_column, site_column)):
-            _participants_target(text, path, raw).check()
+            participants_target(text, path, raw).check()
         Target.parse(target, path, raw).check()
 
 
@@ -271,13 +271,13 @@ def label_scans(
     for dataset in datasets:
         labelled = Target.parse(target, dataset.path, raw, rule).read_examples(dataset.scans)
         if site_column:
-            found_sites = _participants_target(site_column, dataset.path, raw).read_values(
+            found_sites = participants_target(site_column, dataset.path, raw).read_values(
                 [_scan(e) for e, _ in labelled]
             )
             labelled = [pair for pair, site in zip(labelled, found_sites, strict=True) if site is not None]
             sites += [site for site in found_sites if site is not None]
         if family_column:
-            table = _participants_target(family_column, dataset.path, raw)
+            table = participants_target(family_column, dataset.path, raw)
             assert table.table is not None
             found_families = read_families(table.table, table.column)
             families |= {_unique_label(p, dataset, datasets): f for p, f in found_families.items()}
@@ -309,7 +309,8 @@ def read_participants(datasets: Sequence[Dataset], raw: Path | None = None) -> d
     return found
 
 
-def _participants_target(text: str, dataset: Path, raw: Path | None) -> Target:
+def participants_target(text: str, dataset: Path, raw: Path | None) -> Target:
+    """Return a column of participants.tsv, or of the table that ``TABLE.tsv:COLUMN`` names; see `Target.parse`."""
     return Target.parse(text if ":" in text else f"participants.tsv:{text}", dataset, raw)
 
 

@@ -152,6 +152,21 @@ def read_split(path: Path, families: Mapping[str, str] | None = None) -> Split:
     return {name: tuple(labels) for name, labels in split.items()}
 
 
+def check_sets(split: Split, path: Path) -> None:
+    """Check the names of the sets of a split.
+
+    Raises
+    ------
+    BadDataError
+        A set has another name, or there is none for training.
+    """
+    wanted = f"Use {TRAINING}, {VALIDATION} and {TEST}."
+    if unknown := set(split) - {TRAINING, VALIDATION, TEST}:
+        raise BadDataError(f"{path}: unknown set: {min(unknown)}.", wanted)
+    if TRAINING not in split:
+        raise BadDataError(f"{path}: no set {TRAINING}.", wanted)
+
+
 def apply_split(split: Split, examples: Sequence[Example], part: str) -> list[int]:
     """Return the indices of the examples whose participant belongs to a set of the split."""
     if part not in split:

@@ -1,0 +1,1 @@
+"""``neurostorm-train export``: the embeddings of a cohort, with labels, splits and provenance, for other libraries."""
