@@ -91,6 +91,8 @@ class RunContext:
     """Ages by participant from ``participants.tsv``, years."""
     sites: dict[str, str]
     """Sites by participant from ``participants.tsv``."""
+    region_atlases: tuple[Atlas, ...] = ()
+    """Atlases of ``--timeseries``."""
 
     @property
     def atlas_stamp(self) -> str:
@@ -151,6 +153,7 @@ def read_context(settings: Settings) -> RunContext:
         ages=read_ages(datasets.values()),
         sites=read_sites(datasets.values()),
         atlas=find_atlas(wanted.atlas) if wanted.attribution else None,
+        region_atlases=tuple(map(find_atlas, settings.preprocess.timeseries)),
         on_gpu=device.startswith("cuda"),
         scan_is_slow=uses_reference(device),
     )

@@ -35,6 +35,7 @@ from bids_app.outputs.schema.model import (
     Views,
 )
 from bids_app.outputs.schema.record import Record
+from bids_app.outputs.schema.regions import CoverageSidecar, RegionSidecar, RelmatSidecar, TimeseriesSidecar
 from bids_app.outputs.schema.run import (
     CONFIGURATION_KEY,
     BoldrefSidecar,
@@ -71,6 +72,7 @@ __all__ = [
     "BoldSidecar",
     "BoldrefSidecar",
     "CheckRecord",
+    "CoverageSidecar",
     "DataDictionary",
     "DenoisedSidecar",
     "DistortionCorrection",
@@ -90,13 +92,16 @@ __all__ = [
     "QualitySidecar",
     "ReconstructionRecord",
     "Record",
+    "RegionSidecar",
     "Reliability",
+    "RelmatSidecar",
     "RunFiles",
     "RunOutcome",
     "Sidecar",
     "Summary",
     "T1wSidecar",
     "T2starSidecar",
+    "TimeseriesSidecar",
     "TransformSidecar",
     "Uncertainty",
     "VerdictRecord",
