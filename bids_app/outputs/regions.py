@@ -92,7 +92,9 @@ def region_outputs(
         found = extract_regions(series, atlas, run.n_dummy, run.offset)
         tables = RegionTables(names, atlas, describe_atlas(found, atlas))
         problem = ""
-        if denoise:
+        if not found.is_covered.any():
+            problem = f"{run.source.name}: no region of {atlas.name} has data in at least half of its voxels."
+        elif denoise:
             try:
                 found = denoise_regions(found, run, denoise, out_dir)
             except BadDataError as error:

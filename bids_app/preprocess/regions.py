@@ -159,7 +159,8 @@ def denoise_regions(found: RegionSeries, run: PreprocessedRun, strategy: str, sc
     values = found.values[np.searchsorted(found.volumes, volumes)]
     covered = found.is_covered
     signals = values[:, covered]
-    values[:, covered] = signals.mean(axis=0) + clean(
-        signals, confounds=confounds.iloc[volumes], t_r=run.tr, detrend=True, standardize=None, filter=False
-    )
+    if covered.any():
+        values[:, covered] = signals.mean(axis=0) + clean(
+            signals, confounds=confounds.iloc[volumes], t_r=run.tr, detrend=True, standardize=None, filter=False
+        )
     return replace(found, values=values, volumes=volumes, confounds=tuple(confounds.columns))

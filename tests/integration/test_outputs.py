@@ -44,9 +44,10 @@ def out(raw: Path, tmp_path_factory) -> Path:
 
 
 def save_slabs(path: Path) -> Path:
-    """Make an atlas of slabs of 16 mm from front to back, at 2 mm."""
+    """Make an atlas of slabs of 16 mm from back to front in the middle of the head, at 2 mm."""
     affine = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
-    labels = np.broadcast_to((1 + np.arange(109) // 8)[None, :, None], (91, 109, 91)).astype(np.int16)
+    labels = np.zeros((91, 109, 91), np.int16)
+    labels[25:66, :, 30:60] = (1 + np.arange(109) // 8)[None, :, None]
     nib.Nifti1Image(labels, affine).to_filename(path)
     return path
 

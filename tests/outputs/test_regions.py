@@ -141,6 +141,17 @@ def test_a_series_that_cannot_be_denoised_is_not_written_and_the_coverage_says_w
     assert "not denoised by the strategy simple" in warning
 
 
+@pytest.mark.parametrize("denoise", [None, "simple"])
+def test_an_atlas_outside_the_field_of_view_has_no_series_and_the_coverage_says_why(write, atlas, denoise) -> None:
+    labels = np.zeros(MODEL_GRID_SHAPE, np.int16)
+    labels[60:64, 30:40, 30:40] = 1
+    save_image(atlas.path, labels, MODEL_GRID_AFFINE, space_code=4)
+    files = write(denoise, figures=True)
+    assert files.keys() == COVERAGE
+    (warning,) = sidecar_of(files, "coverage_bold")["Warnings"]
+    assert warning == f"{STEM}_bold.nii.gz: no region of my-3 has data in at least half of its voxels."
+
+
 def test_the_sidecar_says_how_the_series_was_denoised(write, monkeypatch: pytest.MonkeyPatch) -> None:
     def keep_some(found, run, strategy, scratch):
         return replace(found, values=found.values[5:], volumes=found.volumes[5:], confounds=("csf",))
