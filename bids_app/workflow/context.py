@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bids_app.bids.datasets import input_datasets
+from bids_app.bids.entities import as_label
 from bids_app.bids.participants import read_ages, read_sites
 from bids_app.catalog import templates
 from bids_app.catalog.atlases import Atlas, find_atlas
@@ -41,6 +42,8 @@ class ChosenModel:
     sentences: tuple[Sentence, ...]
     """Their sentences of the methods text."""
     is_demonstration: bool
+    labels: dict[str, str] = field(default_factory=dict)
+    """What the ``desc-`` labels of their outputs mean."""
 
 
 def choose_model(settings: Settings) -> ChosenModel:
@@ -70,6 +73,11 @@ def choose_model(settings: Settings) -> ChosenModel:
             ),
         ),
         is_demonstration=checkpoint.demonstration,
+        labels={as_label(entry.name): f"Outputs of the model {entry.name}"}
+        | {
+            adapter.card.name: f"Outputs of the adapter {adapter.card.name} ({adapter.card.target})"
+            for adapter in adapters
+        },
     )
 
 

@@ -46,6 +46,7 @@ class ImageSidecar(Sidecar):
 class MaskSidecar(ImageSidecar):
     """Sidecar of a mask; ``kind`` is ``Brain``."""
 
+    description: str | None = key("Description", text)
     kind: str | None = key("Type", text)
     raw_sources: tuple[str, ...] | None = key("RawSources", several(text))
     resolution: str | None = key("Resolution", text)
@@ -109,6 +110,7 @@ class TransformSidecar(Sidecar):
 class BoldSidecar(ImageSidecar):
     """Sidecar of a preprocessed series."""
 
+    description: str | None = key("Description", text)
     raw_sources: tuple[str, ...] | None = key("RawSources", several(text))
     repetition_time: float | None = key("RepetitionTime", number)
     """s."""
