@@ -198,8 +198,8 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "the hash of the configuration is in the sidecars",
         "bids_app/outputs/publish.py",
-        " | {CONFIGURATION_KEY: configuration})",
-        ")",
+        " | {CONFIGURATION_KEY: configuration}",
+        "",
         ("outputs/test_publish.py::test_sidecars_have_the_hash_of_the_configuration",),
     ),
     Mutation(
@@ -1166,6 +1166,27 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if label in found:",
         "if False:",
         ("workflow/test_preflight.py::test_two_atlases_with_the_same_label_are_refused",),
+    ),
+    Mutation(
+        "identifiers of activities differ for other environments",
+        "bids_app/workflow/bids_prov.py",
+        'common = shlex.join(sys.argv), versions(), describe_environment()["Id"]',
+        "common = shlex.join(sys.argv), versions()",
+        ("workflow/test_bids_prov.py::test_identifiers_differ_for_other_commands_inputs_and_environments",),
+    ),
+    Mutation(
+        "what an earlier invocation published keeps its record",
+        "bids_app/workflow/bids_prov.py",
+        "if found.run_id == run_id and found.complete]",
+        "if found.complete]",
+        ("workflow/test_bids_prov.py::test_what_an_earlier_invocation_published_keeps_its_record",),
+    ),
+    Mutation(
+        "rows of other models stay in descriptions.tsv",
+        "bids_app/bids/descriptions.py",
+        "for label, text in {**found, **kept}.items()]",
+        "for label, text in found.items()]",
+        ("bids/test_descriptions.py::test_rows_of_other_models_and_people_are_kept",),
     ),
     Mutation(
         "a region without a token has no p value",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from bids_app.bids.writer import write_json, write_text
 from bids_app.files import read_output_table
@@ -24,7 +25,8 @@ LABELS = {
     "quality": "Image quality metrics of a BOLD run",
 }
 """Descriptions of the labels that do not depend on the model."""
-DICTIONARY = {
+DICTIONARY: dict[str, Any] = {
+    "Description": "Meaning of the desc- labels in the names of files",
     ID: {"Description": "A desc- label in the names of files of this dataset"},
     TEXT: {"Description": "What the label means"},
 }

@@ -22,6 +22,7 @@ from bids_app.outputs.schema import (
 )
 from bids_app.reports.participant import build_participant_report
 from bids_app.terminal import VERBOSE
+from bids_app.workflow.bids_prov import write_records
 from bids_app.workflow.context import RunContext
 from bids_app.workflow.engine import as_neurostorm_error
 from bids_app.workflow.log import InvocationLog, Message
@@ -79,6 +80,7 @@ class Ends:
         for run in runs:
             self.participants.setdefault(run.participant, []).append(run.stem)
         self.notices: dict[str, Notices] = {}
+        self._runs = {run.stem: run for run in runs}
         self._participant_of = {run.stem: run.participant for run in runs}
         self._context = context
         self._log = log
@@ -153,6 +155,7 @@ class Ends:
             remove_leftovers(out_dir / f"sub-{participant}")
         outcomes = [self._ended[other] for other in own if other in self._ended]
         context = self._context
+        write_records(self._runs[stem], self._ended[stem], self.run_id, context)
         write_log(context.settings, self.run_id, participant, outcomes, context.model.hashes, self.started, unfinished)
         messages = dict.fromkeys(message for other in own for message in self._messages.get(other, ()))
         self._log.write(log_folder(out_dir, participant, self.run_id), participant, messages)

@@ -26,6 +26,7 @@ from bids_app.preprocess.ingest.derivatives import ingest_run
 from bids_app.preprocess.preprocessed import OnGrid
 from bids_app.preprocess.sdc.choice import SYN, correction_of
 from bids_app.workflow import nodes, sentences
+from bids_app.workflow.bids_prov import activity_ids
 from bids_app.workflow.configuration import configuration_hash, number_options
 from bids_app.workflow.context import RunContext
 from bids_app.workflow.graph import Graph, Step, file_stamp
@@ -476,7 +477,22 @@ def add_outputs(
         )
     tables_by_region = add_regions(graph, run, preprocessed, grid, context) if wanted.timeseries else None
     options = number_options(run, context)
-    publication = Publication(run.stem, graph.invocation, configuration_hash(options), options, preprocessed.stamp)
+    trees = {
+        "anatomy": anatomy.outputs if anatomy else None,
+        "preprocessing": preprocessing,
+        "clips": clips,
+        "regions": tables_by_region,
+        "model": tables,
+        "attribution": attribution,
+    }
+    publication = Publication(
+        run.stem,
+        graph.invocation,
+        configuration_hash(options),
+        options,
+        preprocessed.stamp,
+        activity_ids(trees) if settings.provenance else {},
+    )
     return (
         graph.step(
             f"{name}_publish",

@@ -17,7 +17,7 @@ def test_labels_of_models_follow_those_of_all_outputs(tmp_path: Path) -> None:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [row["desc_id"] for row in rows] == [*(f"desc-{label}" for label in LABELS), "desc-demo"]
     assert rows[-1]["description"] == "Embeddings of the model demo"
-    assert json.loads((tmp_path / "descriptions.json").read_text()).keys() == {"desc_id", "description"}
+    assert json.loads((tmp_path / "descriptions.json").read_text()).keys() == {"Description", "desc_id", "description"}
 
 
 def test_rows_of_other_models_and_people_are_kept(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import nibabel as nib
@@ -39,7 +40,8 @@ def out(raw: Path, tmp_path_factory) -> Path:
     command = [str(raw), str(folder / "out"), "participant", "-w", str(folder / "work"), "--nprocs", "2"]
     spaces = ["--output-spaces", *MNI_SPACES, "T1w", "func"]
     by_region = ["--timeseries", str(save_slabs(folder / "slabs.nii.gz"))]
-    assert main([*command, *spaces, *by_region, "--denoise", "simple", "--level", "minimal", "--model", "demo"]) == 0
+    options = ["--denoise", "simple", "--provenance", "--level", "minimal", "--model", "demo"]
+    assert main([*command, *spaces, *by_region, *options]) == 0
     return folder / "out"
 
 
@@ -195,3 +197,16 @@ def test_series_of_regions_equal_those_of_the_published_series(out: Path) -> Non
         assert np.corrcoef(found[name], wanted[name])[0, 1] > 0.9999
     matrix = tables["pearsoncorrelation_relmat"].set_index("Node").loc[found.columns, found.columns]
     np.testing.assert_allclose(matrix, wanted[found.columns].corr(), atol=0.005)
+
+
+def test_every_output_names_an_activity_of_its_record_and_its_checksum(out: Path) -> None:
+    records = [json.loads(path.read_text()) for path in (out / "prov").glob("prov-*/*_act.json")]
+    known = {activity["Id"] for record in records for activity in record["Activities"]}
+    sidecars = [path for path in (out / "sub-01").rglob("*.json") if path.parent.name in ("anat", "func")]
+    assert len(sidecars) > 20
+    for path in sidecars:
+        content = json.loads(path.read_text())
+        assert content["GeneratedBy"] in known, path.name
+        digests = {sha256(other.read_bytes()).hexdigest() for other in path.parent.glob(f"{path.stem}.[!j]*")}
+        assert content["Digest"]["SHA-256"] in digests, path.name
+    assert known == {json.loads(path.read_text())["GeneratedBy"] for path in sidecars}

@@ -141,6 +141,16 @@ def test_tables_by_region_are_written_again_for_another_atlas_or_strategy(
     assert len(set(stamps)) == 4
 
 
+def test_activities_are_recorded_on_request_only(run: BoldRun, context: RunContext, tmp_path: Path) -> None:
+    plain = with_atlas(context, tmp_path)
+    recorded = replace(plain, settings=replace(plain.settings, provenance=True))
+    for asked, names in ((plain, set()), (recorded, {"anatomy", "preprocessing", "regions", "model"})):
+        graph, _ = regions_step(run, asked)
+        publications = [step.given["publication"] for step in graph.steps.values() if "publication" in step.given]
+        assert len(publications) == 2
+        assert {name for one in publications for name in one.activities} == names
+
+
 def test_plan_and_methods_text_name_the_atlas(run: BoldRun, context: RunContext, tmp_path: Path) -> None:
     asked = with_atlas(context, tmp_path, denoise="compcor")
     assert "Outputs: mean series and correlations of the regions of mine" in plan_of(run, asked)

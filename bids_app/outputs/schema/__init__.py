@@ -38,6 +38,8 @@ from bids_app.outputs.schema.record import Record
 from bids_app.outputs.schema.regions import CoverageSidecar, RegionSidecar, RelmatSidecar, TimeseriesSidecar
 from bids_app.outputs.schema.run import (
     CONFIGURATION_KEY,
+    DIGEST,
+    GENERATED_BY,
     BoldrefSidecar,
     BoldSidecar,
     DataDictionary,
@@ -57,7 +59,9 @@ from bids_app.outputs.schema.verdict import LEVELS, PASS, REFUSE, WARN, CheckRec
 
 __all__ = [
     "CONFIGURATION_KEY",
+    "DIGEST",
     "FAILED",
+    "GENERATED_BY",
     "LEVELS",
     "MODEL",
     "OK",
