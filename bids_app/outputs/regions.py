@@ -102,9 +102,9 @@ def region_outputs(
         write_coverage(tables, found, problem)
         if not problem:
             write_region_series(tables, found, run, denoise)
-            write_correlations(tables, found, denoise)
+            write_correlations(tables, found, run, denoise)
             if figures:
-                plot_correlations(tables, found)
+                plot_correlations(tables, found, run)
     return names.tree
 
 
@@ -165,7 +165,7 @@ def write_region_series(tables: RegionTables, found: RegionSeries, run: Preproce
             name: {"Description": f"Mean of region {label} of the atlas", "Units": "arbitrary"}
             for name, label in zip(found.names, found.labels, strict=True)
         },
-        **describe_denoising(found, strategy),
+        **describe_denoising(found, run, strategy),
     )
     confounds = [tables.names.locate("timeseries", ".tsv", desc="confounds")] if strategy else []
     tables.names.sidecar(path, sidecar, [*tables.names.sources, *confounds])
@@ -178,17 +178,22 @@ def describe_left_out(left_out: np.ndarray, run: PreprocessedRun, strategy: str 
     return DUMMIES_LEFT_OUT if len(left_out) else NONE_LEFT_OUT
 
 
-def describe_denoising(found: RegionSeries, strategy: str | None) -> dict[str, Any]:
-    """Return the fields of a sidecar about the denoising of the series."""
+def describe_denoising(found: RegionSeries, run: PreprocessedRun, strategy: str | None) -> dict[str, Any]:
+    """Return the fields of a sidecar about the denoising of the series, by this app or by the pipeline of the input."""
     from importlib.metadata import version
 
-    if strategy is None:
-        return {"denoised": False}
-    software = f"nilearn {version('nilearn')}"
-    return {"denoised": True, "strategy": strategy, "software": software, "confounds": found.confounds}
+    by_pipeline = run.origin.pipeline if run.origin and run.origin.denoised else ""
+    software = [by_pipeline] if by_pipeline else []
+    software += [f"nilearn {version('nilearn')}"] if strategy else []
+    return {
+        "denoised": bool(software),
+        "strategy": strategy,
+        "software": ", then ".join(software) or None,
+        "confounds": found.confounds if strategy else None,
+    }
 
 
-def write_correlations(tables: RegionTables, found: RegionSeries, strategy: str | None) -> None:
+def write_correlations(tables: RegionTables, found: RegionSeries, run: PreprocessedRun, strategy: str | None) -> None:
     """Write the matrix of the correlations, with the names of the regions as its first column."""
     import pandas as pd
 
@@ -206,14 +211,19 @@ def write_correlations(tables: RegionTables, found: RegionSeries, strategy: str 
         valid_diagonal=True,
         storage_format="Full",
         n_volumes=len(found.volumes),
-        denoised=strategy is not None,
+        denoised=is_denoised(found, run),
         strategy=strategy,
         columns={NODE: {"Description": "Name of the region of the row; the other columns have the same order"}},
     )
     tables.names.sidecar(path, sidecar, [tables.path("series")])
 
 
-def plot_correlations(tables: RegionTables, found: RegionSeries) -> None:
+def is_denoised(found: RegionSeries, run: PreprocessedRun) -> bool:
+    """Return whether confounds were regressed out, by this app or by the pipeline of the input."""
+    return bool(found.confounds) or bool(run.origin and run.origin.denoised)
+
+
+def plot_correlations(tables: RegionTables, found: RegionSeries, run: PreprocessedRun) -> None:
     """Plot the correlations of the regions that have a series, ordered by network or hemisphere."""
     from bids_app.reports.figures.connectivity import plot_connectivity
 
@@ -226,5 +236,5 @@ def plot_correlations(tables: RegionTables, found: RegionSeries) -> None:
         [(block.name, block.size) for block in blocks],
         figure,
         title=f"{tables.atlas.name}: {len(shown)} of {len(found.labels)} regions, "
-        f"{len(found.volumes)} volumes{', denoised' if found.confounds else ', not denoised'}",
+        f"{len(found.volumes)} volumes{', denoised' if is_denoised(found, run) else ', not denoised'}",
     )

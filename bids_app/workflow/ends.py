@@ -15,6 +15,7 @@ from bids_app.outputs.schema import (
     FAILED,
     OK,
     AttributionSidecar,
+    CoverageSidecar,
     EmbeddingsSidecar,
     PredictionSidecar,
     QualitySidecar,
@@ -187,6 +188,7 @@ def read_notices(outcome: RunOutcome, out_dir: Path, attribution_clips: int = 0)
         Number of clips that were to be attributed; 0: none.
     """
     few_clips: dict[str, None] = {}
+    no_series: dict[str, None] = {}
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     withheld: list[tuple[str, str]] = []
@@ -197,6 +199,8 @@ def read_notices(outcome: RunOutcome, out_dir: Path, attribution_clips: int = 0)
             reasons = verdict.reasons if verdict else ()
         elif name.endswith("_desc-quality_metrics.json"):
             warnings = QualitySidecar.read(out_dir / name).warnings or ()
+        elif name.endswith("_stat-coverage_bold.json"):
+            no_series |= dict.fromkeys(CoverageSidecar.read(out_dir / name).warnings or ())
         elif name.endswith("_attribution.json"):
             n_clips = len(AttributionSidecar.read(out_dir / name).clips or ())
             if n_clips < attribution_clips:
@@ -210,7 +214,8 @@ def read_notices(outcome: RunOutcome, out_dir: Path, attribution_clips: int = 0)
             if sidecar.withheld:
                 withheld.append((adapter, next(iter(own), "")))
     own_reasons = [(line, is_withheld) for line, reason, is_withheld in of_predictions if reason not in reasons]
-    further = (*(w for w in warnings if not any(w in reason for reason in reasons)), *few_clips)
+    unknown = dict.fromkeys([*warnings, *no_series])
+    further = (*(w for w in unknown if not any(w in reason for reason in reasons)), *few_clips)
     return Notices(
         (*reasons, *(line for line, _ in own_reasons), *further),
         (*reasons, *(line for line, is_withheld in own_reasons if not is_withheld), *further),

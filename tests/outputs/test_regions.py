@@ -18,7 +18,7 @@ from bids_app.outputs import regions
 from bids_app.outputs.regions import NONE_LEFT_OUT, SCRUBBED, region_outputs
 from bids_app.outputs.schema import RelmatSidecar, TimeseriesSidecar
 from bids_app.preprocess.io.images import save_image
-from bids_app.preprocess.preprocessed import OnGrid
+from bids_app.preprocess.preprocessed import OnGrid, Origin
 
 STEM = "sub-01_ses-a_task-rest"
 FILES = {
@@ -181,3 +181,16 @@ def test_the_figure_has_the_number_of_regions_and_volumes(write) -> None:
     assert "my-3: 2 of 3 regions, 38 volumes, not denoised" in figure
     assert ">left<" in figure
     assert ">right<" in figure
+
+
+def test_a_series_that_another_pipeline_denoised_is_not_called_plain(write) -> None:
+    files = write(
+        figures=True, origin=Origin("XCP-D 0.10", "identical", start_time=0.5, denoised=True), start_time=None
+    )
+    for ending in ("timeseries", "relmat"):
+        assert sidecar_of(files, ending)["Denoised"] is True
+    sidecar = sidecar_of(files, "timeseries")
+    assert sidecar["DenoisingSoftware"] == "XCP-D 0.10"
+    assert "DenoisingStrategy" not in sidecar
+    assert sidecar["StartTime"] == N_DUMMY * TR + 0.5
+    assert "38 volumes, denoised" in files[f"{STEM}_desc-my3connectivity_bold.svg"].read_text()
