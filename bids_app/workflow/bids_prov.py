@@ -84,10 +84,10 @@ def write_records(run: BoldRun, outcome: RunOutcome, run_id: str, context: RunCo
     root = context.settings.out_dir / FOLDER
     manifests = [found for found in _read_manifests(run, context) if found.run_id == run_id and found.complete]
     activities = {name: found for manifest in manifests for name, found in manifest.activities.items()}
-    label = label_of(run.stem)
+    label, t1w = label_of(run.stem), label_of(run.t1w.name.partition(".")[0]) if run.t1w else ""
     if not activities:
         if manifests and not context.settings.provenance:
-            remove_records(root, label)
+            remove_records(root, filter(None, (label, t1w)))
         return
     inputs = {uri: _file(uri, digest) for uri, digest in outcome.inputs.items()}
     of_t1w = {dataset_uri(path, context.datasets) for path in (run.t1w, *run.t1w_repeats, run.lesion) if path}
@@ -106,8 +106,7 @@ def write_records(run: BoldRun, outcome: RunOutcome, run_id: str, context: RunCo
         used["preprocessing"] += [f"bids::{name}" for name in t1w_outputs]
     shown = functional | {file["Id"]: file for name in own for file in further.get(name, ())}
     write_record(root, label, own, used, shown.values())
-    if ANATOMY in activities and run.t1w:
-        t1w = label_of(run.t1w.name.partition(".")[0])
+    if ANATOMY in activities:
         write_record(root, t1w, {ANATOMY: activities[ANATOMY]}, {ANATOMY: list(anatomical)}, anatomical.values())
     write_table(root)
 
@@ -180,23 +179,30 @@ def describe_environment() -> dict[str, Any]:
     return {"Id": object_id("environment", sorted(content.items())), **content}
 
 
-def write_table(root: Path) -> Path:
-    """Write ``provenance.tsv``: a row for each record in the folder."""
+def write_table(root: Path) -> None:
+    """Write ``provenance.tsv``: a row for each record in the folder; without records, remove it."""
     with _one_at_a_time(root):
         labels = sorted(path.name for path in root.glob("prov-*") if path.is_dir())
         rows = [f"{label}\tProvenance of the outputs of one BOLD run or T1w image" for label in labels]
-        return write_text(root / "provenance.tsv", "\n".join(["provenance_id\tdescription", *rows]) + "\n")
+        table = root / "provenance.tsv"
+        if rows:
+            write_text(table, "\n".join(["provenance_id\tdescription", *rows]) + "\n")
+        else:
+            table.unlink(missing_ok=True)
 
 
-def remove_records(root: Path, label: str) -> None:
-    """Remove the record of a run, since its sidecars do not name its activities any more."""
-    folder = root / f"prov-{label}"
-    if folder.is_dir():
-        for path in folder.glob(f"prov-{label}_*.json"):
+def remove_records(root: Path, labels: Iterable[str]) -> None:
+    """Remove records, since no sidecar names their activities any more."""
+    folders = [folder for label in labels if (folder := root / f"prov-{label}").is_dir()]
+    for folder in folders:
+        for path in folder.glob(f"{folder.name}_*.json"):
             path.unlink(missing_ok=True)
-        with suppress(OSError):
+        with suppress(OSError):  # files of others
             folder.rmdir()
+    if folders:
         write_table(root)
+        with suppress(OSError):
+            root.rmdir()
 
 
 def label_of(stem: str) -> str:

@@ -148,9 +148,22 @@ def test_without_the_option_nothing_is_recorded_and_an_earlier_record_is_removed
     publish_all(plain, "second", recorded=False)
     write_records(run, RunOutcome(stem=STEM, inputs=INPUTS), "second", plain)
     out = context.settings.out_dir
-    assert not (out / "prov" / "prov-sub01+taskrest").exists()
-    assert "taskrest" not in (out / "prov" / "provenance.tsv").read_text()
+    assert not (out / "prov").exists()
     assert all("GeneratedBy" not in path.read_text() for path in (out / "sub-01").glob("[af]*/*.json"))
+
+
+def test_records_of_other_runs_stay(run: BoldRun, context: RunContext) -> None:
+    publish_all(context)
+    write_records(run, RunOutcome(stem=STEM, inputs=INPUTS), "first", context)
+    other = context.settings.out_dir / "prov" / "prov-sub02+taskrest" / "prov-sub02+taskrest_act.json"
+    other.parent.mkdir()
+    other.write_text("{}")
+    plain = replace(context, settings=replace(context.settings, provenance=False))
+    publish_all(plain, "second", recorded=False)
+    write_records(run, RunOutcome(stem=STEM, inputs=INPUTS), "second", plain)
+    assert [path.name for path in other.parents[1].iterdir() if path.is_dir()] == ["prov-sub02+taskrest"]
+    rows = (other.parents[1] / "provenance.tsv").read_text().splitlines()[1:]
+    assert [row.split("\t")[0] for row in rows] == ["prov-sub02+taskrest"]
 
 
 def test_identifiers_differ_for_other_commands_inputs_and_environments(monkeypatch: pytest.MonkeyPatch) -> None:
