@@ -1168,6 +1168,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("workflow/test_preflight.py::test_two_atlases_with_the_same_label_are_refused",),
     ),
     Mutation(
+        "a series that another pipeline denoised is not called plain",
+        "bids_app/outputs/regions.py",
+        "return bool(found.confounds) or bool(run.origin and run.origin.denoised)",
+        "return bool(found.confounds)",
+        ("outputs/test_regions.py::test_a_series_that_another_pipeline_denoised_is_not_called_plain",),
+    ),
+    Mutation(
+        "names of regions are found in a table for all resolutions",
+        "bids_app/catalog/atlases.py",
+        'for stem in (_stem(image), RESOLUTION.sub("", _stem(image))):',
+        "for stem in (_stem(image),):",
+        ("catalog/test_atlases.py::test_one_table_is_for_all_resolutions_as_in_templateflow",),
+    ),
+    Mutation(
         "identifiers of activities differ for other environments",
         "bids_app/workflow/bids_prov.py",
         'common = shlex.join(sys.argv), versions(), describe_environment()["Id"]',

@@ -21,7 +21,7 @@ from bids_app.outputs.names import RunName, name_run
 from bids_app.outputs.schema import CoverageSidecar, RelmatSidecar, TimeseriesSidecar
 from bids_app.outputs.series import RESOLUTION
 from bids_app.preprocess.preprocessed import OnGrid, PreprocessedRun
-from bids_app.preprocess.regions import MIN_COVERAGE, RegionSeries, denoise_regions, extract_regions
+from bids_app.preprocess.regions import MIN_COVERAGE, NODE, RegionSeries, denoise_regions, extract_regions
 
 STATISTICS = {
     "coverage": {"stat": "coverage", "suffix": "bold"},
@@ -31,8 +31,6 @@ STATISTICS = {
 """Names of the tables, as those of XCP-D."""
 FIGURE = "connectivity"
 """``desc-`` label of the figure, after the label of the atlas."""
-NODE = "Node"
-"""Column of a matrix of regions with the names of its rows, as in XCP-D."""
 DECIMALS = 6
 """Of correlations and shares."""
 NONE_LEFT_OUT = "None. No volume was censored for head motion."

@@ -24,6 +24,8 @@ from bids_app.preprocess.preprocessed import PreprocessedRun
 
 MIN_COVERAGE = 0.5
 """Minimum share of the voxels of a region with data; the default of XCP-D."""
+NODE = "Node"
+"""Column of a matrix of regions with the names of its rows, as in XCP-D: no name of a region."""
 VOLUMES = 32
 """Volumes that are averaged at once."""
 
@@ -117,10 +119,10 @@ def extract_regions(series: GridSeries, atlas: Atlas, first_volume: int, offset:
 
 
 def unique_names(labels: Collection[int], atlas: Atlas) -> tuple[str, ...]:
-    """Return the names of regions; those that several regions share, or none, get the label of the region."""
+    """Return the names of regions; those that are missing, shared or `NODE` get the label of the region."""
     names = [" ".join(atlas.names.get(int(label), "").split()) for label in labels]
     return tuple(
-        name if name and names.count(name) == 1 else f"{name or 'region'}_{label}"
+        name if name not in ("", NODE) and names.count(name) == 1 else f"{name or 'region'}_{label}"
         for name, label in zip(names, labels, strict=True)
     )
 

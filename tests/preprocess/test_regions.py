@@ -168,6 +168,8 @@ def test_a_table_without_the_columns_of_a_strategy_is_named(
 def test_names_are_unique(series: GridSeries, atlas: Atlas) -> None:
     same = replace(atlas, names={4: "front", 7: "side", 9: "side"})
     assert extract_regions(series, same, N_DUMMY).names == ("front", "side_7", "side_9", "region_12")
+    nodes = replace(atlas, names={4: "Node", 7: "a\tb"})
+    assert extract_regions(series, nodes, N_DUMMY).names[:2] == ("Node_4", "a b")
 
 
 def test_an_atlas_without_a_region_on_the_grid_is_named(series: GridSeries, atlas: Atlas) -> None:
