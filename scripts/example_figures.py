@@ -12,6 +12,7 @@ import gzip
 import json
 import sys
 import tempfile
+from collections import Counter
 from pathlib import Path
 
 import nibabel as nib
@@ -21,11 +22,13 @@ from PIL import Image
 from scipy import ndimage
 
 from bids_app.catalog.templates import MODEL_SPACE, load_template
+from bids_app.phantom.regional_series import make_model, regions, simulate_series
 from bids_app.phantom.spoiled import cut_lower
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.registration.transforms import read_itk_text
 from bids_app.reports.figures.brains import plot_flicker, plot_map, plot_outlines
 from bids_app.reports.figures.charts import plot_carpet
+from bids_app.reports.figures.connectivity import plot_connectivity
 from bids_app.reports.figures.model_grid import GridView, plot_model_grid
 from bids_app.reports.figures.thumbnails import draw_thumbnail
 from bids_app.reports.reading import EXAMPLES, FOLDER
@@ -40,6 +43,8 @@ SHIFT_MM, TURN_DEGREES = 10.0, 12.0
 """Misalignment: to the front, and about the axis from left to right."""
 STEP_MM, JITTER_MM = 2.5, 0.35
 """Head motion: a shift that stays after two thirds of the run, and shifts of single volumes."""
+N_VOLUMES, TR_S = 300, 2.0
+"""Simulated regional series: volumes, and the time between them."""
 QUALITY = 80
 
 
@@ -152,6 +157,18 @@ def draw_moved(dataset: Path, mask: nib.Nifti1Image, tsnr: Path, stdev: Path, ca
     return {"tsnr-moved": tsnr, "stdev-moved": stdev, "carpet-moved": carpet}
 
 
+def draw_connectivity(good: Path, moved: Path) -> dict[str, Path]:
+    """Draw the correlations of simulated regional series, and those after the same head motion in all regions."""
+    random = np.random.default_rng(1)
+    values = simulate_series(make_model(), N_VOLUMES, TR_S, random)
+    jerks = np.where(random.random(N_VOLUMES) < 0.1, random.normal(0, 4 * values.std(), N_VOLUMES), 0)
+    order = np.argsort(np.array(regions().networks), kind="stable")
+    sizes = Counter(np.array(regions().networks)[order].tolist())
+    for path, series in ((good, values), (moved, values + jerks[:, None])):
+        plot_connectivity(np.corrcoef(series[:, order], rowvar=False), list(sizes.items()), path, title="x")
+    return {"connectivity-good": good, "connectivity-moved": moved}
+
+
 def main() -> int:
     """Write the pictures."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -161,6 +178,7 @@ def main() -> int:
     (FOLDER / EXAMPLES).mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         made = draw_spoiled(arguments.dataset, arguments.out, Path(temporary))
+        made |= draw_connectivity(Path(temporary, "connected.svg"), Path(temporary, "connected-moved.svg"))
         own = arguments.out / "sub-01" / "figures"
         made |= {f"{kind}-good": own / f"{name}.svg" for kind, name in FIGURES.items()}
         for name, path in made.items():

@@ -22,6 +22,7 @@ from bids_app.settings import home_dir
 
 CATALOG = Path(__file__).with_name("atlases.yml")
 IMAGE_NAME = re.compile(r".*\.nii(\.gz)?")
+RESOLUTION = re.compile(r"_res-[A-Za-z0-9]+")
 
 
 @dataclass(frozen=True)
@@ -90,15 +91,20 @@ def atlas_folders() -> list[Path]:
 
 
 def region_names(image: Path) -> dict[int, str]:
-    """Read region names from the table next to an image: ``.tsv`` or ``.csv`` (index, name), or AAL's ``.xml``."""
-    tables = {suffix: image.with_name(_stem(image) + suffix) for suffix in (".tsv", ".csv", ".xml")}
+    """Read region names from the table next to an image: ``.tsv`` or ``.csv`` (index, name), or AAL's ``.xml``.
+
+    The table has the name of the image, or that without the resolution, as in TemplateFlow: one table is for all
+    resolutions.
+    """
     try:
-        if os.path.lexists(tables[".xml"]):
-            labels = ElementTree.fromstring(read_file(tables[".xml"], MAX_OPTIONS_BYTES)).iter("label")
-            return {int(label.findtext("index", "")): label.findtext("name", "") for label in labels}
-        for suffix, delimiter in ((".tsv", "\t"), (".csv", ",")):
-            if os.path.lexists(tables[suffix]):
-                return {int(row["index"]): row["name"] for row in read_rows(tables[suffix], delimiter)}
+        for stem in (_stem(image), RESOLUTION.sub("", _stem(image))):
+            tables = {suffix: image.with_name(stem + suffix) for suffix in (".tsv", ".csv", ".xml")}
+            if os.path.lexists(tables[".xml"]):
+                labels = ElementTree.fromstring(read_file(tables[".xml"], MAX_OPTIONS_BYTES)).iter("label")
+                return {int(label.findtext("index", "")): label.findtext("name", "") for label in labels}
+            for suffix, delimiter in ((".tsv", "\t"), (".csv", ",")):
+                if os.path.lexists(tables[suffix]):
+                    return {int(row["index"]): row["name"] for row in read_rows(tables[suffix], delimiter)}
     except (ValueError, TypeError, KeyError, ElementTree.ParseError) as error:
         raise BadDataError(
             f"{image}: the table of its regions cannot be read ({error}).", "It needs the columns index and name."

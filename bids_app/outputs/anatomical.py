@@ -20,7 +20,7 @@ from bids_app.preprocess.io.images import NATIVE_CODE, save_image, stamp_header
 from bids_app.preprocess.registration.separable import are_parallel, resample_parallel
 from bids_app.preprocess.registration.transforms import Chain
 
-BRAIN = "Brain"
+BRAIN, BRAIN_IN_WORDS = "Brain", "Mask of the brain"
 """Type of the masks, as in their sidecars."""
 
 
@@ -48,7 +48,10 @@ def anatomy_outputs(
     mask = resample_linearly(anatomy.mask, shape, affine, outside="constant") > 0.5
     path = names.path("mask", ".nii.gz", "anat", desc="brain")
     save_image(path, mask.astype(np.uint8), affine)
-    names.sidecar(path, MaskSidecar(kind=BRAIN, raw_sources=names.sources, spatial_reference=names.uri(t1w)), [t1w])
+    described = MaskSidecar(
+        description=BRAIN_IN_WORDS, kind=BRAIN, raw_sources=names.sources, spatial_reference=names.uri(t1w)
+    )
+    names.sidecar(path, described, [t1w])
 
     write_space_transforms(
         names,

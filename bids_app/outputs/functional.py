@@ -14,7 +14,7 @@ from bids_app.adapters.predict import Encoded
 from bids_app.bids.writer import copy_file, dataset_uri, write_tsv
 from bids_app.catalog.templates import catalog, stand_in_for
 from bids_app.clips import MODEL_GRID_AFFINE, ClipReader, GridSeries
-from bids_app.outputs.anatomical import BRAIN, name_anatomy, template_images
+from bids_app.outputs.anatomical import BRAIN, BRAIN_IN_WORDS, name_anatomy, template_images
 from bids_app.outputs.names import RunName, name_run
 from bids_app.outputs.predictions import plot_model_outputs
 from bids_app.outputs.schema import (
@@ -78,7 +78,9 @@ def run_outputs(
         names.sidecar(boldref, replace(shown, spatial_reference=names.uri(hmc)), [hmc, transforms.get("sdc")])
 
     mask = copy_file(run.brain_mask, names.path("mask", ".nii.gz", space=run.space, desc="brain"))
-    described = MaskSidecar(kind=BRAIN, raw_sources=names.sources, spatial_reference=names.uri(boldref))
+    described = MaskSidecar(
+        description=BRAIN_IN_WORDS, kind=BRAIN, raw_sources=names.sources, spatial_reference=names.uri(boldref)
+    )
     if run.route == "derivatives":
         names.sidecar(mask, described)
     elif anatomy:

@@ -22,6 +22,8 @@ from bids_app.catalog.fetch import file_sha256
 from bids_app.errors import BadDataError
 from bids_app.outputs.schema import (
     CONFIGURATION_KEY,
+    DIGEST,
+    GENERATED_BY,
     MODEL,
     PARTS,
     PREPROCESSING,
@@ -53,6 +55,8 @@ class Publication:
         Version of the program and options that decide the numbers, as text.
     source : str
         Hash of the preprocessing of the run: code, options and input files.
+    activities : dict
+        Identifiers of the activities that made the files, by tree, for the sidecars (``--provenance``); empty: none.
     """
 
     stem: str
@@ -60,6 +64,7 @@ class Publication:
     configuration: str
     options: dict[str, str] = field(default_factory=dict)
     source: str = ""
+    activities: dict[str, str] = field(default_factory=dict)
 
 
 def publish(target: Path, part: str, publication: Publication, out_dir: Path, **trees: Path | None) -> tuple[str, ...]:
@@ -84,7 +89,13 @@ def publish(target: Path, part: str, publication: Publication, out_dir: Path, **
     """
     configuration = publication.configuration
     sources = dict(_files_of(trees))
-    files = {name: _stamp_of(source, configuration) for name, source in sources.items()}
+    texts = {
+        name: text
+        for tree, activity in ((tree, publication.activities.get(tree)) for tree in trees)
+        for name, source in _files_of({tree: trees[tree]})
+        if (text := _sidecar_text(source, configuration, activity)) is not None
+    }
+    files = {name: _stamp_of(source, texts.get(name)) for name, source in sources.items()}
     old = _read_or_ignore(target, publication.stem, part) or Manifest()
     earlier = _earlier_files(target, old)
     manifest = Manifest(
@@ -93,6 +104,7 @@ def publish(target: Path, part: str, publication: Publication, out_dir: Path, **
         configuration=configuration,
         options=publication.options,
         source=publication.source,
+        activities={tree: found for tree, found in publication.activities.items() if trees.get(tree)},
         files=files,
         earlier=earlier,
     )
@@ -104,11 +116,10 @@ def publish(target: Path, part: str, publication: Publication, out_dir: Path, **
         if source.parent in entries:
             continue
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        text = _sidecar_text(source, configuration)
-        if text is None:
-            copy_file(source, target / name)
+        if name in texts:
+            write_text(target / name, texts[name])
         else:
-            write_text(target / name, text)
+            copy_file(source, target / name)
     left = {name: stamp for name, stamp in earlier.items() if name not in files}
     write_manifest(target, publication.stem, part, replace(manifest, earlier=left, complete=True))
     return tuple(files)
@@ -167,16 +178,24 @@ def _files_of(trees: Mapping[str, Path | None]) -> Iterator[tuple[str, Path]]:
             yield source.relative_to(tree).as_posix(), source
 
 
-def _sidecar_text(source: Path, configuration: str) -> str | None:
-    """Return the text of a sidecar with the configuration; None for other files, such as those of clip stores."""
+def _sidecar_text(source: Path, configuration: str, activity: str | None) -> str | None:
+    """Return the text of a sidecar with the configuration, and its provenance if there is an activity.
+
+    None for other files, such as those of clip stores.
+    """
     if source.suffix != ".json" or source.name in (ENTRY, STORE):
         return None
-    return as_json_text(json.loads(source.read_bytes()) | {CONFIGURATION_KEY: configuration})
+    content = json.loads(source.read_bytes()) | {CONFIGURATION_KEY: configuration}
+    if activity:
+        described = [path for path in sorted(source.parent.glob(f"{source.stem}.*")) if path != source]
+        content[GENERATED_BY] = activity
+        if described:
+            content[DIGEST] = {"SHA-256": file_sha256(described[0])}
+    return as_json_text(content)
 
 
-def _stamp_of(source: Path, configuration: str) -> FileStamp:
-    """Return the stamp that a file will have in the output folder."""
-    text = _sidecar_text(source, configuration)
+def _stamp_of(source: Path, text: str | None) -> FileStamp:
+    """Return the stamp that a file will have in the output folder; ``text`` is that of a sidecar."""
     if text is None:
         return FileStamp(size=source.stat().st_size, sha256=file_sha256(source))
     data = text.encode("utf-8", errors="surrogateescape")

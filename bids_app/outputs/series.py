@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from bids_app.bids.descriptions import LABELS
 from bids_app.catalog.templates import catalog, stand_in_for
 from bids_app.errors import BadDataError
-from bids_app.outputs.anatomical import BRAIN
+from bids_app.outputs.anatomical import BRAIN, BRAIN_IN_WORDS
 from bids_app.outputs.names import RunName, entities_of
 from bids_app.outputs.schema import (
     BoldSidecar,
@@ -25,6 +26,7 @@ from bids_app.preprocess.sdc.apply import SdcField
 from bids_app.settings import FUNC_SPACE, T1W_SPACE
 
 RESOLUTION = "2 mm isotropic"
+SERIES_IN_WORDS = "Preprocessed BOLD series, non-steady-state volumes included"
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def write_series(
         else:
             brain = brain.rename(names.path("mask", ".nii.gz", **labels, desc="brain"))
             described = MaskSidecar(
+                description=BRAIN_IN_WORDS,
                 kind=BRAIN,
                 raw_sources=names.sources,
                 resolution=RESOLUTION,
@@ -111,7 +114,7 @@ def write_denoised(
     table = names.locate("timeseries", ".tsv", desc="confounds")
     found = denoise_series(bold, table, brain, strategy, tr, path, out_dir)
     shared = {part.name: getattr(sidecar, part.name) for part in fields(sidecar)}
-    shared |= {"n_volumes": found.n_volumes, "skull_stripped": True}
+    shared |= {"n_volumes": found.n_volumes, "skull_stripped": True, "description": LABELS["denoised"]}
     described = DenoisedSidecar(
         **shared,
         strategy=strategy,
@@ -164,6 +167,7 @@ def _leaves(transform: Path, space: str) -> bool:
 def describe_series(names: RunName, run: PreprocessedRun, space: str, reference: str | None) -> BoldSidecar:
     """Describe a preprocessed series."""
     return BoldSidecar(
+        description=SERIES_IN_WORDS,
         raw_sources=names.sources,
         spatial_reference=reference,
         template=None if space in (FUNC_SPACE, T1W_SPACE) else run.template,

@@ -23,6 +23,8 @@ class Origin:
     slice_timing_corrected: bool | None = None
     start_time: float | None = None
     """Reference time of volumes within the repetition time, s."""
+    denoised: bool = False
+    """True if confounds were regressed out of the series."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,6 +25,7 @@ from bids_app.outputs.schema import (
     LEVELS,
     OK,
     AttributionSidecar,
+    CoverageSidecar,
     EmbeddingsSidecar,
     PredictionSidecar,
     QualitySidecar,
@@ -40,6 +41,10 @@ from bids_app.reports.traces import Trace, read_trace
 
 ADAPTER_SECTIONS = ("predictions", "attribution")
 """Sections with one figure per adapter, such as ``desc-statepredictions``."""
+ATLAS_SECTIONS = ("connectivity",)
+"""Sections with one figure per atlas, such as ``desc-aal3connectivity``."""
+DERIVED_ENTITIES = ("desc", "space", "res", "from", "to", "mode", "label", "seg", "stat")
+"""Entities of outputs that raw images do not have."""
 VIEWER_DATA = "viewer"
 """``desc-`` label of the data of a run or T1w image for the viewer; after an adapter's name, of its contributions."""
 SIGNIFICANT = 0.05
@@ -164,6 +169,8 @@ class Run:
     notes: tuple[str, ...] = ()
     predictions: tuple[ReportedPrediction, ...] = ()
     regions: tuple[RegionTable, ...] = ()
+    region_tables: tuple[tuple[str, str], ...] = ()
+    """Names and URLs of its tables by region of the atlases of ``--timeseries``."""
     figures: dict[str, list[Figure]] = field(default_factory=dict)
     in_viewer: bool = False
     """True if it has data for the viewer."""
@@ -331,6 +338,8 @@ class Reader:
         sections = [section for section in spec()["figures"] if section != "anatomy"]
         selected = self._select_figures(stem, figures.get((stem, "bold"), {}), *sections)
         regions = filter(None, map(self._regions, self._own(stem, "attribution.tsv")))
+        by_region = self._region_tables(stem)
+        warnings = [*(metrics.warnings or ()), *self._region_warnings(by_region)]
         model = EmbeddingsSidecar()
         if embeddings:
             model = self._record(embeddings[0].with_suffix(".json"), EmbeddingsSidecar)
@@ -348,10 +357,11 @@ class Reader:
             model=model,
             quality=quality,
             measures=tuple(format_metrics(quality)),
-            warnings=metrics.warnings or (),
+            warnings=tuple(warnings),
             notes=metrics.notes or (),
             predictions=tuple(filter(None, predictions.values())),
             regions=tuple(table for table in regions if table.name not in hidden),
+            region_tables=tuple((path.name, self._url(path)) for path in by_region),
             figures={section: [f for f in found if f.adapter not in hidden] for section, found in selected.items()},
             in_viewer="" in viewer,
             overlays=tuple(name for name in viewer if name and name not in hidden),
@@ -411,6 +421,19 @@ class Reader:
             self._record(path.with_suffix(".json"), AttributionSidecar),
         )
 
+    def _region_tables(self, stem: str) -> list[Path]:
+        """Return the tables by region of the atlases of ``--timeseries``: coverage, series and correlations."""
+        return [
+            path
+            for ending in ("stat-coverage_bold.tsv", "stat-mean_timeseries.tsv", "stat-*_relmat.tsv")
+            for path in self._own(stem, ending)
+        ]
+
+    def _region_warnings(self, tables: Iterable[Path]) -> list[str]:
+        """Return why regions have no series, each reason once."""
+        sidecars = [path.with_suffix(".json") for path in tables if path.name.endswith("_stat-coverage_bold.tsv")]
+        return list(dict.fromkeys(w for path in sidecars for w in self._record(path, CoverageSidecar).warnings or ()))
+
     def _figures(self) -> dict[tuple[str, str], dict[str, str]]:
         """Return the URLs of the figures, by image (name and suffix) and ``desc-`` label."""
         found: dict[tuple[str, str], dict[str, str]] = {}
@@ -429,7 +452,7 @@ class Reader:
             selected[section] = [
                 Figure(
                     url=url,
-                    title=entry["title"],
+                    title=titled(entry, desc) if section in ATLAS_SECTIONS else entry["title"],
                     caption=entry["caption"],
                     alt=entry["alt"].format(name=name),
                     first=entry.get("first", "") if url.endswith(".svg") else "",
@@ -440,7 +463,8 @@ class Reader:
                 )
                 for entry in spec()["figures"][section]
                 for desc, url in by_desc.items()
-                if desc == entry["desc"] or (section in ADAPTER_SECTIONS and desc.endswith(entry["desc"]))
+                if desc == entry["desc"]
+                or (section in (*ADAPTER_SECTIONS, *ATLAS_SECTIONS) and desc.endswith(entry["desc"]))
             ]
         return selected
 
@@ -503,6 +527,12 @@ class Reader:
             return ""
 
 
+def titled(entry: Mapping[str, Any], desc: str) -> str:
+    """Return the title of a figure of an atlas, with the label of the atlas from its ``desc-`` label."""
+    atlas = desc.removesuffix(entry["desc"])
+    return f"{entry['title']} ({atlas})" if atlas else str(entry["title"])
+
+
 def read_size(path: Path) -> tuple[float, float] | None:
     """Return width and height of an SVG file in its own units; None for other files."""
     try:
@@ -515,7 +545,7 @@ def read_size(path: Path) -> tuple[float, float] | None:
 def stem_of(path: Path) -> str:
     """Return the name of an output's raw image, without the suffix."""
     entities = split_name(path.name)[0]
-    raw = {k: v for k, v in entities.items() if k not in ("desc", "space", "res", "from", "to", "mode", "label", "seg")}
+    raw = {key: label for key, label in entities.items() if key not in DERIVED_ENTITIES}
     return join_name(raw, "").removesuffix("_")
 
 

@@ -34,6 +34,7 @@ SECTIONS = (
     ("viewer", "Viewer"),
     ("anatomy", "Anatomy"),
     ("functional", "Functional"),
+    ("connectivity", "Connectivity"),
     ("grid", "Model input"),
     ("predictions", "Predictions"),
     ("attribution", "Regional contributions"),
@@ -147,6 +148,7 @@ def _page(contents: Contents, traces: Mapping[str, Compact], scripts: Mapping[st
     runs = contents.runs
     everything = [*runs, *(run for _, run in contents.elsewhere)]
     has = {name: any(run.figures.get(name) for run in runs) for name in ("grid", "embeddings")}
+    has["connectivity"] = any(run.region_tables for run in runs)
     has["attribution"] = any(run.regions for run in runs)
     all_halves = list(dict.fromkeys(name for run in runs for name in run.split_half))
     halves = [name for name in all_halves if any(run.split_half.get(name, 1.0) < PERFECT for run in runs)]
@@ -192,6 +194,7 @@ def _page(contents: Contents, traces: Mapping[str, Compact], scripts: Mapping[st
         "viewer": viewer,
         "anatomy": contents.anatomy,
         "functional": functional,
+        "connectivity": has["connectivity"],
         "grid": has["grid"],
         "predictions": values["predicted"],
         "attribution": has["attribution"],

@@ -71,7 +71,8 @@ def guide_markdown(folder: str) -> str:
         "texts below its figures. The pictures are small parts of figures of simulated scans.",
     ]
     section = ""
-    names = {"anatomy": "Anatomy", "functional": "Functional", "grid": "Model input", "predictions": "Predictions",
+    names = {"anatomy": "Anatomy", "functional": "Functional", "connectivity": "Connectivity",
+             "grid": "Model input", "predictions": "Predictions",
              "attribution": "Regional contributions", "embeddings": "Embeddings"}  # fmt: skip
     for guide in guides().values():
         if guide.kind.partition("-")[0] != section:

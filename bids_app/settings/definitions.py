@@ -77,6 +77,13 @@ class Settings:
         help="maximum number of sessions in one report; with more, each session has its own (default: 4)",
     )
     boilerplate_only: bool = flag("--boilerplate-only", group=ACTIONS, help="write the methods text only")
+    provenance: bool = flag(
+        "--provenance",
+        group=ACTIONS,
+        help="also write the provenance of the outputs to prov/ and to their sidecars, as BIDS-Prov (BEP028): "
+        "activities, software, environment, checksums",
+        everyday=True,
+    )
     stop_on_first_crash: bool = flag("--stop-on-first-crash", group=ACTIONS, help="stop after the first failed step")
     verbosity: int = option(
         "-v",

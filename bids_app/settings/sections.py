@@ -210,11 +210,24 @@ class PreprocessSettings:
         group=PREPROCESSING,
         choices=DENOISING,
         metavar="STRATEGY",
-        help="also write the series of --output-spaces without confounds, by this strategy of nilearn (simple, "
-        "scrubbing, compcor; ica_aroma is not available)",
+        help="regress confounds out of a copy of the series of --output-spaces, and out of those of --timeseries, by "
+        "this strategy of nilearn (simple, scrubbing, compcor; ica_aroma is not available)",
         everyday=True,
     )
     """Strategy of nilearn's ``load_confounds_strategy``, from `DENOISING`; None: no denoised series."""
+    timeseries: tuple[str, ...] = option(
+        "--timeseries",
+        default=(),
+        group=PREPROCESSING,
+        many=True,
+        metavar="ATLAS",
+        help="also write the mean series of the regions of these atlases (denoised with --denoise) and their "
+        "correlations: names in the catalog, or label images in MNI space",
+        parse=files_or_names,
+        write=list,
+        everyday=True,
+    )
+    """Atlases of tables by region: names in the catalog, or label images in the model's space; empty: none."""
     output_clips: tuple[str, ...] = option(
         "--output-clips",
         default=(),

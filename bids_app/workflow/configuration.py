@@ -21,6 +21,7 @@ from bids_app.workflow.context import RunContext
 WITHOUT_EFFECT = {
     "output_spaces",
     "denoise",
+    "timeseries",
     "output_clips",
     "device",
     "embeddings_only",

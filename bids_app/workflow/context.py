@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from bids_app.bids.datasets import input_datasets
+from bids_app.bids.entities import as_label
 from bids_app.bids.participants import read_ages, read_sites
 from bids_app.catalog import templates
 from bids_app.catalog.atlases import Atlas, find_atlas
@@ -42,6 +43,8 @@ class ChosenModel:
     sentences: tuple[Sentence, ...]
     """Their sentences of the methods text."""
     is_demonstration: bool
+    labels: dict[str, str] = field(default_factory=dict)
+    """What the ``desc-`` labels of their outputs mean."""
 
 
 def choose_model(settings: Settings) -> ChosenModel:
@@ -71,6 +74,11 @@ def choose_model(settings: Settings) -> ChosenModel:
             ),
         ),
         is_demonstration=checkpoint.demonstration,
+        labels={as_label(entry.name): f"Outputs of the model {entry.name}"}
+        | {
+            adapter.card.name: f"Outputs of the adapter {adapter.card.name} ({adapter.card.target})"
+            for adapter in adapters
+        },
     )
 
 
@@ -92,6 +100,8 @@ class RunContext:
     """Ages by participant from ``participants.tsv``, years."""
     sites: dict[str, str]
     """Sites by participant from ``participants.tsv``."""
+    region_atlases: tuple[Atlas, ...] = ()
+    """Atlases of ``--timeseries``."""
 
     @property
     def atlas_stamp(self) -> str:
@@ -152,6 +162,7 @@ def read_context(settings: Settings) -> RunContext:
         ages=read_ages(datasets.values()),
         sites=read_sites(datasets.values()),
         atlas=find_atlas(wanted.atlas) if wanted.attribution else None,
+        region_atlases=tuple(map(find_atlas, settings.preprocess.timeseries)),
         on_gpu=device.startswith("cuda"),
         scan_is_slow=uses_reference(device),
     )

@@ -15,6 +15,7 @@ from bids_app.outputs.schema import (
     FAILED,
     OK,
     AttributionSidecar,
+    CoverageSidecar,
     EmbeddingsSidecar,
     PredictionSidecar,
     QualitySidecar,
@@ -22,6 +23,7 @@ from bids_app.outputs.schema import (
 )
 from bids_app.reports.participant import build_participant_report
 from bids_app.terminal import VERBOSE
+from bids_app.workflow.bids_prov import write_records
 from bids_app.workflow.context import RunContext
 from bids_app.workflow.engine import as_neurostorm_error
 from bids_app.workflow.log import InvocationLog, Message
@@ -79,6 +81,7 @@ class Ends:
         for run in runs:
             self.participants.setdefault(run.participant, []).append(run.stem)
         self.notices: dict[str, Notices] = {}
+        self._runs = {run.stem: run for run in runs}
         self._participant_of = {run.stem: run.participant for run in runs}
         self._context = context
         self._log = log
@@ -153,6 +156,7 @@ class Ends:
             remove_leftovers(out_dir / f"sub-{participant}")
         outcomes = [self._ended[other] for other in own if other in self._ended]
         context = self._context
+        write_records(self._runs[stem], self._ended[stem], self.run_id, context)
         write_log(context.settings, self.run_id, participant, outcomes, context.model.hashes, self.started, unfinished)
         messages = dict.fromkeys(message for other in own for message in self._messages.get(other, ()))
         self._log.write(log_folder(out_dir, participant, self.run_id), participant, messages)
@@ -184,6 +188,7 @@ def read_notices(outcome: RunOutcome, out_dir: Path, attribution_clips: int = 0)
         Number of clips that were to be attributed; 0: none.
     """
     few_clips: dict[str, None] = {}
+    no_series: dict[str, None] = {}
     reasons: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     withheld: list[tuple[str, str]] = []
@@ -194,6 +199,8 @@ def read_notices(outcome: RunOutcome, out_dir: Path, attribution_clips: int = 0)
             reasons = verdict.reasons if verdict else ()
         elif name.endswith("_desc-quality_metrics.json"):
             warnings = QualitySidecar.read(out_dir / name).warnings or ()
+        elif name.endswith("_stat-coverage_bold.json"):
+            no_series |= dict.fromkeys(CoverageSidecar.read(out_dir / name).warnings or ())
         elif name.endswith("_attribution.json"):
             n_clips = len(AttributionSidecar.read(out_dir / name).clips or ())
             if n_clips < attribution_clips:
@@ -207,7 +214,8 @@ def read_notices(outcome: RunOutcome, out_dir: Path, attribution_clips: int = 0)
             if sidecar.withheld:
                 withheld.append((adapter, next(iter(own), "")))
     own_reasons = [(line, is_withheld) for line, reason, is_withheld in of_predictions if reason not in reasons]
-    further = (*(w for w in warnings if not any(w in reason for reason in reasons)), *few_clips)
+    unknown = dict.fromkeys([*warnings, *no_series])
+    further = (*(w for w in unknown if not any(w in reason for reason in reasons)), *few_clips)
     return Notices(
         (*reasons, *(line for line, _ in own_reasons), *further),
         (*reasons, *(line for line, is_withheld in own_reasons if not is_withheld), *further),

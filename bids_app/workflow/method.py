@@ -16,7 +16,7 @@ from typing import Any
 from bids_app.bids.query import BoldRun
 from bids_app.bids.sidecars import SCANNER_KEYS, is_simulated
 from bids_app.bids.writer import dataset_uri
-from bids_app.outputs import anatomical, functional, predictions
+from bids_app.outputs import anatomical, functional, predictions, regions
 from bids_app.outputs import attribution as attribution_outputs
 from bids_app.outputs.boilerplate import Sentence
 from bids_app.outputs.publish import Publication, publish
@@ -26,6 +26,7 @@ from bids_app.preprocess.ingest.derivatives import ingest_run
 from bids_app.preprocess.preprocessed import OnGrid
 from bids_app.preprocess.sdc.choice import SYN, correction_of
 from bids_app.workflow import nodes, sentences
+from bids_app.workflow.bids_prov import activity_ids
 from bids_app.workflow.configuration import configuration_hash, number_options
 from bids_app.workflow.context import RunContext
 from bids_app.workflow.graph import Graph, Step, file_stamp
@@ -386,6 +387,26 @@ def add_attribution(
     )
 
 
+def add_regions(graph: Graph, run: BoldRun, preprocessed: Step, grid: Step, context: RunContext) -> Step:
+    """Add the step that writes tables by region of atlases; it does not depend on the model."""
+    settings, atlases = context.settings, context.region_atlases
+    named = " and ".join(atlas.name for atlas in atlases)
+    return graph.step(
+        f"{node_name(run.stem)}_regions",
+        regions.region_outputs,
+        does=f"Outputs: mean series and correlations of the regions of {named}",
+        sentences=sentences.timeseries(atlases, settings.preprocess.denoise),
+        grid=grid,
+        preprocessed=preprocessed,
+        atlases=atlases,
+        denoise=settings.preprocess.denoise,
+        figures=not settings.model.embeddings_only,
+        entities=run.entities,
+        datasets=context.datasets,
+        stamp="".join(file_stamp(atlas.path) for atlas in atlases),
+    )
+
+
 def add_outputs(
     graph: Graph,
     run: BoldRun,
@@ -454,8 +475,24 @@ def add_outputs(
             normalisations=wanted.output_clips,
             memory_gb=2,
         )
+    tables_by_region = add_regions(graph, run, preprocessed, grid, context) if wanted.timeseries else None
     options = number_options(run, context)
-    publication = Publication(run.stem, graph.invocation, configuration_hash(options), options, preprocessed.stamp)
+    trees = {
+        "anatomy": anatomy.outputs if anatomy else None,
+        "preprocessing": preprocessing,
+        "clips": clips,
+        "regions": tables_by_region,
+        "model": tables,
+        "attribution": attribution,
+    }
+    publication = Publication(
+        run.stem,
+        graph.invocation,
+        configuration_hash(options),
+        options,
+        preprocessed.stamp,
+        activity_ids(trees) if settings.provenance else {},
+    )
     return (
         graph.step(
             f"{name}_publish",
@@ -465,6 +502,7 @@ def add_outputs(
             publication=publication,
             preprocessing=preprocessing,
             clips=clips,
+            regions=tables_by_region,
             anatomy=anatomy.outputs if anatomy else None,
             always=True,
             short=True,

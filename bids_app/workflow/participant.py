@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bids_app import __version__
 from bids_app.bids.description import check_output_folder, describe_outputs
+from bids_app.bids.descriptions import write_descriptions
 from bids_app.bids.query import BoldRun, find_runs
 from bids_app.bids.writer import remove_leftovers
 from bids_app.errors import EXIT_OK, CannotCreateError, InputOutputError, NoInputError, TemporaryError, UsageError
@@ -79,6 +80,7 @@ def run_participants(settings: Settings) -> int:
     make_folders(settings)
     context = read_context(settings)
     describe_outputs(settings.out_dir, context.datasets)
+    write_descriptions(settings.out_dir, context.model.labels)
     demonstration = context.model.name if context.model.is_demonstration else ""
     write_methods(settings.out_dir, methods_sentences(runs, context), demonstration=demonstration)
     if settings.boilerplate_only:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from bids_app.errors import CannotCreateError, NeurostormError, NoInputError, TemporaryError, UsageError
+from bids_app.errors import BadDataError, CannotCreateError, NeurostormError, NoInputError, TemporaryError, UsageError
 from bids_app.settings import FUNC_SPACE, T1W_SPACE, Settings
 from bids_app.workflow.disk import existing_parent, readable_size
 from bids_app.workflow.scratch import check_private
@@ -231,6 +231,37 @@ def check_atlas(settings: Settings) -> str:
     return str(find_atlas(settings.model.atlas).path)
 
 
+def check_timeseries(settings: Settings) -> str:
+    """Check that the atlases of ``--timeseries`` are available, are label images, and have different labels."""
+    wanted = settings.preprocess.timeseries
+    if not wanted or settings.reports_only:
+        return "not needed"
+    from bids_app.bids.entities import as_label
+    from bids_app.catalog.atlases import find_atlas
+    from bids_app.clips import labels_to_model_grid
+    from bids_app.preprocess.io.headers import load_nifti
+
+    found: dict[str, str] = {}
+    for name in wanted:
+        atlas = find_atlas(name)
+        try:
+            label = as_label(atlas.name)
+        except ValueError as error:
+            raise UsageError(f"--timeseries {name}: {error}", "Rename the image and its table.") from error
+        if label in found:
+            raise UsageError(
+                f"--timeseries: {found[label]} and {name} would have the same files (seg-{label}).",
+                "Rename one of the images and its table.",
+            )
+        found[label] = name
+        if not labels_to_model_grid(load_nifti(atlas.path)).any():
+            raise BadDataError(
+                f"{atlas.path}: no region on the model grid.",
+                "Give a label image in MNI152NLin6Asym; check its affine.",
+            )
+    return ", ".join(str(find_atlas(name).path) for name in wanted)
+
+
 def check_output_space(space: str, template: str) -> None:
     """Check that an output space is known, and that there are transforms between it and the template.
 
@@ -268,10 +299,10 @@ def check_template(settings: Settings) -> str:
 
     name = templates.available()[0]
     wanted = settings.preprocess
-    if wanted.denoise and not wanted.output_spaces:
+    if wanted.denoise and not (wanted.output_spaces or wanted.timeseries):
         raise UsageError(
             f"--denoise {wanted.denoise}: no space to write the series in.",
-            "Add --output-spaces MNI152NLin6Asym, for example.",
+            "Add --output-spaces MNI152NLin6Asym, for example, or --timeseries with an atlas.",
         )
     for space in wanted.output_spaces:
         if space not in (FUNC_SPACE, T1W_SPACE):
@@ -290,6 +321,7 @@ CHECKS: dict[str, Callable[[Settings], str]] = {
     "weights": check_weights,
     "adapters": check_adapters,
     "atlas": check_atlas,
+    "timeseries": check_timeseries,
     "template": check_template,
 }
 

@@ -12,11 +12,13 @@ from bids_app.bids.derivatives import DerivedRun
 from bids_app.bids.fieldmaps import PAIR, PHASE_DIFFERENCE, TWO_PHASES
 from bids_app.bids.query import BoldRun
 from bids_app.catalog import templates
+from bids_app.catalog.atlases import Atlas
 from bids_app.clips import MODEL_TR
 from bids_app.outputs.boilerplate import Sentence
 from bids_app.outputs.cards import clip_average_in_words
 from bids_app.preprocess.ingest.derivatives import describe_transform
 from bids_app.preprocess.io.headers import SLICE_TIMING
+from bids_app.preprocess.regions import MIN_COVERAGE
 from bids_app.preprocess.sdc.choice import METHODS, SYN
 from bids_app.settings import FUNC_SPACE, T1W_SPACE
 
@@ -84,6 +86,15 @@ def output_spaces(spaces: Sequence[str], strategy: str | None) -> tuple[Sentence
     named = [SPACES_IN_WORDS.get(name, f"{name} at 2 mm") for name in spaces]
     found = (Sentence("output_spaces", {"spaces": " and ".join(named)}),)
     return found if strategy is None else (*found, Sentence("denoise", {"strategy": strategy}))
+
+
+def timeseries(atlases: Sequence[Atlas], strategy: str | None) -> tuple[Sentence, ...]:
+    """Describe the mean series of the regions of atlases, and their denoising by a strategy of nilearn."""
+    named = " and ".join(atlas.title or atlas.name for atlas in atlases)
+    found = (Sentence("timeseries", {"atlases": named, "min_coverage": f"{100 * MIN_COVERAGE:.0f} %"}),)
+    if strategy is None:
+        return (*found, Sentence("timeseries_plain"))
+    return (*found, Sentence("timeseries_denoised", {"strategy": strategy}))
 
 
 def encoder(name: str, sha256: str, clip_volumes: int) -> tuple[Sentence, ...]:

@@ -28,6 +28,9 @@ FILES: dict[type[Record], str] = {
     schema.EmbeddingsSidecar: "`*_embeddings.json`",
     schema.PredictionSidecar: "`*_predictions.json`, `*_vectors.json`",
     schema.AttributionSidecar: "`*_attribution.json`, `*_boldmap.json`",
+    schema.TimeseriesSidecar: "`*_stat-mean_timeseries.json`",
+    schema.RelmatSidecar: "`*_stat-pearsoncorrelation_relmat.json`",
+    schema.CoverageSidecar: "`*_stat-coverage_bold.json`",
 }
 """Sidecars, in the order of the page; data dictionaries without other keys are left out."""
 KEYS = Path(__file__).with_name("keys.yml")

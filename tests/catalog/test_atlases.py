@@ -84,6 +84,21 @@ def test_region_names_are_read_from_the_table(tmp_path, suffix, text):
     assert find_atlas(path).names == {1: "Left", 7: "Right"}
 
 
+def test_one_table_is_for_all_resolutions_as_in_templateflow(tmp_path):
+    path = put(tmp_path / "tpl-MNI152NLin6Asym_res-02_atlas-Schaefer2018_dseg.nii.gz")
+    table = tmp_path / "tpl-MNI152NLin6Asym_atlas-Schaefer2018_dseg.tsv"
+    table.write_text("index\tname\tcolor\n1\t7Networks_LH_Vis_1\t#781284\n")
+    assert find_atlas(path).names == {1: "7Networks_LH_Vis_1"}
+    path.with_name(table.name.replace("_atlas", "_res-02_atlas")).write_text("index\tname\n1\town\n")
+    assert find_atlas(path).names == {1: "own"}
+
+
+def test_the_command_that_gets_a_schaefer_atlas_gets_its_names_too():
+    command = catalog()["schaefer2018-100"]["get"]
+    assert command.count("get('MNI152NLin6Asym'") == 2
+    assert "extension='.tsv'" in command
+
+
 def test_invalid_table_raises(tmp_path):
     path = put(tmp_path / "mine.nii.gz")
     (tmp_path / "mine.tsv").write_text("number\tname\n1\tLeft\n")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pandas as pd
 import pytest
 from nilearn.interfaces.fmriprep import load_confounds_strategy
+from nilearn.maskers import NiftiLabelsMasker
 from nitransforms.linear import Affine
 from nitransforms.manip import TransformChain
 from nitransforms.resampling import apply
@@ -36,8 +39,19 @@ def out(raw: Path, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("outputs")
     command = [str(raw), str(folder / "out"), "participant", "-w", str(folder / "work"), "--nprocs", "2"]
     spaces = ["--output-spaces", *MNI_SPACES, "T1w", "func"]
-    assert main([*command, *spaces, "--denoise", "simple", "--level", "minimal", "--model", "demo"]) == 0
+    by_region = ["--timeseries", str(save_slabs(folder / "slabs.nii.gz"))]
+    options = ["--denoise", "simple", "--provenance", "--level", "minimal", "--model", "demo"]
+    assert main([*command, *spaces, *by_region, *options]) == 0
     return folder / "out"
+
+
+def save_slabs(path: Path) -> Path:
+    """Make an atlas of slabs of 16 mm from back to front in the middle of the head, at 2 mm."""
+    affine = np.array([[-2.0, 0, 0, 90], [0, 2, 0, -126], [0, 0, 2, -72], [0, 0, 0, 1]])
+    labels = np.zeros((91, 109, 91), np.int16)
+    labels[25:66, :, 30:60] = (1 + np.arange(109) // 8)[None, :, None]
+    nib.Nifti1Image(labels, affine).to_filename(path)
+    return path
 
 
 def mean_in(out: Path, labels: str, folder: Path) -> tuple[Path, np.ndarray, np.ndarray]:
@@ -160,3 +174,39 @@ def test_the_denoised_series_has_no_confounds(out: Path) -> None:
         signal = detrend(values.mean(axis=0))
         for name in ("white_matter", "csf", "trans_x", "rot_y"):
             assert abs(np.corrcoef(signal, detrend(confounds[name]))[0, 1]) < 0.05
+
+
+def test_series_of_regions_equal_those_of_the_published_series(out: Path) -> None:
+    func, space = out / "sub-01" / "func", "space-MNI152NLin6Asym_"
+    tables = {
+        kind: pd.read_csv(func / f"{STEM}_{space}seg-slabs_stat-{kind}.tsv", sep="\t", na_values="n/a")
+        for kind in ("mean_timeseries", "pearsoncorrelation_relmat", "coverage_bold")
+    }
+    published = nib.load(func / f"{STEM}_{space}res-2_desc-denoised_bold.nii.gz")
+    masker = NiftiLabelsMasker(
+        out.parent / "slabs.nii.gz", mask_img=func / f"{STEM}_{space}res-2_desc-brain_mask.nii.gz", standardize=None
+    )
+    wanted = pd.DataFrame(masker.fit_transform(published), columns=[f"region_{n}" for n in masker.labels_ if n])
+    covered = tables["coverage_bold"].set_index("name")["coverage"] >= 0.5
+    assert covered.sum() >= 5
+    found = tables["mean_timeseries"].loc[:, covered[covered].index]
+    assert len(found) == published.shape[3]
+    assert not found.isna().any().any()
+    assert tables["mean_timeseries"].loc[:, covered[~covered].index].isna().all().all()
+    for name in found:
+        assert np.corrcoef(found[name], wanted[name])[0, 1] > 0.9999
+    matrix = tables["pearsoncorrelation_relmat"].set_index("Node").loc[found.columns, found.columns]
+    np.testing.assert_allclose(matrix, wanted[found.columns].corr(), atol=0.005)
+
+
+def test_every_output_names_an_activity_of_its_record_and_its_checksum(out: Path) -> None:
+    records = [json.loads(path.read_text()) for path in (out / "prov").glob("prov-*/*_act.json")]
+    known = {activity["Id"] for record in records for activity in record["Activities"]}
+    sidecars = [path for path in (out / "sub-01").rglob("*.json") if path.parent.name in ("anat", "func")]
+    assert len(sidecars) > 20
+    for path in sidecars:
+        content = json.loads(path.read_text())
+        assert content["GeneratedBy"] in known, path.name
+        digests = {sha256(other.read_bytes()).hexdigest() for other in path.parent.glob(f"{path.stem}.[!j]*")}
+        assert content["Digest"]["SHA-256"] in digests, path.name
+    assert known == {json.loads(path.read_text())["GeneratedBy"] for path in sidecars}

@@ -19,6 +19,7 @@ import pytest
 import torch
 
 from bids_app.adapters.file import Adapter, AdapterCard, load_adapter, save_adapter
+from bids_app.bids.entities import split_name
 from bids_app.cli.neurostorm import main, parse_settings
 from bids_app.cli.phantom import main as phantom
 from bids_app.errors import BadDataError
@@ -172,6 +173,22 @@ def test_every_link_of_a_report_is_valid(finished: Finished) -> None:
     assert len(links) > 5
     for link in links:
         assert (finished.out / link).is_file(), link
+
+
+def test_the_labels_of_all_files_are_explained(finished: Finished) -> None:
+    folders = [path for path in finished.out.rglob("*") if path.parent.name in ("anat", "func")]
+    used = {f"desc-{label}" for path in folders if (label := split_name(path.name)[0].get("desc"))}
+    explained = {row["desc_id"]: row["description"] for row in rows(finished.out / "descriptions.tsv")}
+    assert {"desc-preproc", "desc-tiny", "desc-tinystate"} <= used <= explained.keys()
+    assert all(len(text) > 10 for text in explained.values())
+    assert json.loads((finished.out / "dataset_description.json").read_text())["BIDSVersion"] == "1.11.1"
+
+
+def test_masks_and_series_are_described(finished: Finished) -> None:
+    func = finished.out / "sub-01" / "func"
+    sidecars = [*func.glob("*_mask.json"), *func.glob("*_desc-preproc_bold.json")]
+    assert len(sidecars) == 3
+    assert all(json.loads(path.read_text())["Description"] for path in sidecars)
 
 
 def test_outputs_pass_the_bids_validator(finished: Finished) -> None:

@@ -24,6 +24,8 @@ VALUES = {
     "template_cite": "mni2009",
     "accuracy": "exact",
     "atlas": "AAL3",
+    "atlases": "AAL3",
+    "min_coverage": "50 %",
     "pipeline": "fMRIPrep 24.1",
     "cite": " [@fmriprep]",
     "way": "MNI152NLin6Asym, the model's own space",

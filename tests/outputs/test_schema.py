@@ -82,6 +82,9 @@ OUTCOME = schema.RunOutcome(
     stem="sub-01", status="failed", step="examine", reason="It ends early.", hint="Copy it again.", exit_code=65,
     steps={"examine": {"seconds": 1.5, "peak_rss_mb": 200}}, outputs=("sub-01/x.tsv",), inputs={"bids:raw:x": "0"},
 )  # fmt: skip
+REGIONS = {"sources": SOURCES, "atlas": "AAL3", "atlas_sha256": "0" * 64, "atlas_is_known_copy": False,
+           "space": "MNI152NLin6Asym", "resolution": "2 mm", "min_coverage": 0.5,
+           "regions_without_series": ("a",)}  # fmt: skip
 EXAMPLES: list[schema.Record] = [
     *CHECKS, VERDICT, LABEL, VALUE, schema.View(cosine=0.5), CORRECTION, schema.MeasuredField(readout_s=0.05), INTERVAL,
     SETS, uncertainty(None), uncertainty(SETS), uncertainty(INTERVAL), reliability(SETS), reliability(None), ADAPTER,
@@ -120,6 +123,18 @@ EXAMPLES: list[schema.Record] = [
         clips=(0, 5), regions_without_token=3, unresolved_regions=("a",), control="permuted",
         control_in_words="Heads.", control_heads=9, control_correlation=0.1, control_correlation_of_sizes=0.8,
         columns=COLUMNS, disclaimer="Research.",
+    ),
+    schema.RegionSidecar(**REGIONS),
+    schema.CoverageSidecar(**REGIONS, warnings=("Too few volumes.",), columns=COLUMNS),
+    schema.TimeseriesSidecar(
+        **REGIONS, statistic="mean", sampling_frequency=0.5, repetition_time=2.0, start_time=4.0, n_volumes=38,
+        left_out=(0, 1), left_out_in_words="Dummies.", denoised=True, strategy="simple", software="nilearn 0.14",
+        confounds=("csf",), columns=COLUMNS,
+    ),
+    schema.RelmatSidecar(
+        **REGIONS, measure="Pearson correlation", measure_in_words="Of series.", weighted=True, directed=False,
+        non_negative=False, valid_diagonal=True, storage_format="Full", n_volumes=38, denoised=True,
+        strategy="simple", columns=COLUMNS,
     ),
     schema.Summary(
         run_id="x", status="failed", seconds=1.5, command=("neurostorm",), versions={"a": "1"}, runs=(OUTCOME,)

@@ -9,10 +9,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 
 from bids_app.errors import NoInputError
 from bids_app.reports.contents import format_metrics, quality_columns, rate_metric
+from bids_app.reports.figures.connectivity import plot_connectivity
 from bids_app.reports.participant import build_participant_report
 from tests.helpers.odd_files import ODD_FILES
 
@@ -402,3 +404,41 @@ def test_figures_have_their_size_so_that_links_to_them_stay_in_place(derivatives
     sizes = {image["src"]: (image.get("width"), image.get("height")) for image in page.of("img")}
     assert sizes["sub-01/figures/sub-01_task-rest_run-1_desc-coreg_bold.svg"] == ("1400", "511")
     assert all(width and height for width, height in sizes.values())
+
+
+def add_region_tables(out, problem=""):
+    """Write the tables of two atlases, and the figure of the first; ``problem``: no series, with this reason."""
+    func, stem = out / "sub-01" / "func", "sub-01_task-rest_run-1"
+    for atlas in ("aal3", "mine"):
+        name = f"{stem}_space-MNI152NLin6Asym_seg-{atlas}_stat"
+        sidecar = {"Warnings": [problem]} if problem else {}
+        (func / f"{name}-coverage_bold.json").write_text(json.dumps(sidecar))
+        for table in ("coverage_bold", *(() if problem else ("mean_timeseries", "pearsoncorrelation_relmat"))):
+            (func / f"{name}-{table}.tsv").write_text("a\n1\n")
+    if not problem:
+        figure = out / "sub-01" / "figures" / f"{stem}_desc-aal3connectivity_bold.svg"
+        plot_connectivity(np.eye(3), [("left", 3)], figure, title="aal3: 3 of 3 regions, 60 volumes")
+
+
+def test_connectivity_is_shown_for_each_atlas_with_its_tables(out):
+    add_region_tables(out)
+    page = Page(build_participant_report(out, "01"))
+    assert page.of("section")[[s["id"] for s in page.of("section")].index("connectivity") + 1]["id"] == "grid"
+    (figure,) = (image["src"] for image in page.of("img") if "connectivity_bold.svg" in image.get("src", ""))
+    assert figure == "sub-01/figures/sub-01_task-rest_run-1_desc-aal3connectivity_bold.svg"
+    assert "Functional connectivity (aal3)." in page.words
+    links = [link["href"] for link in page.of("a") if "_seg-" in link.get("href", "")]
+    assert len(links) == len(set(links)) == 6
+    assert all((out / link).is_file() for link in links)
+
+
+def test_why_there_are_no_series_of_regions_is_a_warning_once(out):
+    add_region_tables(out, "Too few volumes <remain>.")
+    page = Page(build_participant_report(out, "01"))
+    functional = page.source[page.source.index('<section id="functional"') :].partition("</section>")[0]
+    assert functional.count("Too few volumes &lt;remain&gt;.") == 1
+    assert len([link for link in page.of("a") if "_stat-coverage_bold.tsv" in link.get("href", "")]) == 2
+
+
+def test_without_tables_by_region_there_is_no_section(derivatives):
+    assert 'id="connectivity"' not in build_participant_report(derivatives.out, "01").read_text()

@@ -21,6 +21,7 @@ OTHER_VALUES: dict[str, Any] = {
     "output_clips": ("voxel",),
     "output_spaces": ("MNI152NLin6Asym",),
     "denoise": "simple",
+    "timeseries": ("aal3",),
     "ignore": ("slicetiming",),
     "use_syn_sdc": True,
     "random_seed": 1,

@@ -23,6 +23,7 @@ from bids_app.outputs.schema import (
     AdapterFacts,
     AttributionSidecar,
     CheckRecord,
+    CoverageSidecar,
     EmbeddingsSidecar,
     PredictionSidecar,
     QualitySidecar,
@@ -222,6 +223,13 @@ def test_fewer_attributed_clips_than_wanted_are_a_warning(tmp_path: Path) -> Non
     (warning,) = ends.read_notices(outcome, tmp_path, attribution_clips=5).warnings
     assert warning.startswith("--attribution-clips 5: the run has only 2")
     assert ends.read_notices(outcome, tmp_path, attribution_clips=2).warnings == ()
+
+
+def test_why_regions_have_no_series_is_a_warning_once(tmp_path: Path) -> None:
+    names = [f"a_seg-{atlas}_stat-coverage_bold.json" for atlas in ("x", "y")]
+    for name in names:
+        (tmp_path / name).write_text(json.dumps(CoverageSidecar(warnings=("Too few volumes.",)).to_json()))
+    assert ends.read_notices(RunOutcome(stem="a", outputs=tuple(names)), tmp_path).warnings == ("Too few volumes.",)
 
 
 def test_scratch_of_a_published_run_is_deleted_and_the_anatomy_stays_until_the_last_run(study) -> None:

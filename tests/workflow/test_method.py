@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from bids_app.bids.query import BoldRun
+from bids_app.catalog.atlases import Atlas
 from bids_app.errors import BadDataError
 from bids_app.outputs.boilerplate import compose
 from bids_app.settings import PARTICIPANT, ModelSettings, PreprocessSettings, ResourceSettings, Settings
 from bids_app.workflow.context import RunContext, choose_model, read_context
-from bids_app.workflow.graph import Graph
+from bids_app.workflow.graph import Graph, Step
 from bids_app.workflow.method import add_run, methods_sentences, plan_of
 from tests.helpers.models import SMALL, save_random_encoder
 
@@ -88,17 +89,77 @@ RESULT_OF = {
     "model": ("tables",),
     "attribution": ("attribution",),
     "figures": ("figures",),
+    "regions": ("regions",),
 }
 """Which steps may give an argument of a later step."""
 
 
 def test_each_step_gets_the_result_that_its_argument_is_named_after(run: BoldRun, context: RunContext) -> None:
-    attributing = replace(context.settings, model=ModelSettings("demo", attribution="occlusion"))
+    wanted = PreprocessSettings(timeseries=("mine",))
+    attributing = replace(context.settings, model=ModelSettings("demo", attribution="occlusion"), preprocess=wanted)
     graph = Graph()
     add_run(graph, run, replace(context, settings=attributing))
     edges = [(key, parent.name) for step in graph.steps.values() for key, parent in step.upstream.items()]
     assert {key for key, _ in edges} == RESULT_OF.keys()
     assert [edge for edge in edges if edge[1].rpartition("_")[2] not in RESULT_OF[edge[0]]] == []
+
+
+def with_atlas(context: RunContext, folder: Path, content: str = "", **preprocess: object) -> RunContext:
+    """Ask for the series of an atlas; only size and time of its file are used."""
+    atlas = Atlas("mine", folder / "mine.nii.gz", {1: "a"})
+    atlas.path.write_text(content)
+    settings = replace(context.settings, preprocess=PreprocessSettings(timeseries=("mine",), **preprocess))
+    return replace(context, settings=settings, region_atlases=(atlas,))
+
+
+def regions_step(run: BoldRun, context: RunContext) -> tuple[Graph, Step]:
+    graph = Graph()
+    add_run(graph, run, context)
+    (step,) = (step for step in graph.steps.values() if step.name.endswith("_regions"))
+    return graph, step
+
+
+def test_tables_by_region_are_published_with_the_preprocessing_and_need_no_model(
+    run: BoldRun, context: RunContext, tmp_path: Path
+) -> None:
+    graph, step = regions_step(run, with_atlas(context, tmp_path))
+    (publish,) = (step for step in graph.steps.values() if step.name.endswith("_publish"))
+    assert publish.upstream["regions"] is step
+    needed = {ancestor.name.rpartition("_")[2] for ancestor in graph.ancestors(publish)}
+    assert "regions" in needed
+    assert not needed & {"encode", "judge", "tables", "model"}
+
+
+def test_tables_by_region_are_written_again_for_another_atlas_or_strategy(
+    run: BoldRun, context: RunContext, tmp_path: Path
+) -> None:
+    first = with_atlas(context, tmp_path)
+    renamed = replace(first, region_atlases=(replace(first.region_atlases[0], names={1: "b"}),))
+    stamps = [regions_step(run, one)[1].stamp for one in (first, renamed)]
+    stamps.append(regions_step(run, with_atlas(context, tmp_path, denoise="simple"))[1].stamp)
+    stamps.append(regions_step(run, with_atlas(context, tmp_path, "changed"))[1].stamp)
+    assert len(set(stamps)) == 4
+
+
+def test_activities_are_recorded_on_request_only(run: BoldRun, context: RunContext, tmp_path: Path) -> None:
+    plain = with_atlas(context, tmp_path)
+    recorded = replace(plain, settings=replace(plain.settings, provenance=True))
+    for asked, names in ((plain, set()), (recorded, {"anatomy", "preprocessing", "regions", "model"})):
+        graph, _ = regions_step(run, asked)
+        publications = [step.given["publication"] for step in graph.steps.values() if "publication" in step.given]
+        assert len(publications) == 2
+        assert {name for one in publications for name in one.activities} == names
+
+
+def test_plan_and_methods_text_name_the_atlas(run: BoldRun, context: RunContext, tmp_path: Path) -> None:
+    asked = with_atlas(context, tmp_path, denoise="compcor")
+    assert "Outputs: mean series and correlations of the regions of mine" in plan_of(run, asked)
+    text = " ".join(dict(compose(methods_sentences([run], asked)))["Functional data"].split())
+    assert "Mean series of the regions of mine" in text
+    assert "less than 50 % of their voxels" in text
+    assert "strategy: compcor" in text
+    plain = methods_sentences([run], with_atlas(context, tmp_path))
+    assert "These series were not denoised." in " ".join(dict(compose(plain))["Functional data"].split())
 
 
 def test_runs_with_the_same_t1w_share_its_steps(run: BoldRun, context: RunContext) -> None:

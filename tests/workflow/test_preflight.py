@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from bids_app.errors import BadDataError, CannotCreateError, NoInputError, TemporaryError, UsageError
+from bids_app.preprocess.io.images import save_image
 from bids_app.settings import PARTICIPANT, ModelSettings, PreprocessSettings, ResourceSettings, Settings
 from bids_app.workflow import preflight as checks
 from bids_app.workflow.scratch import RESULTS
@@ -224,3 +226,47 @@ def test_a_space_without_transforms_is_refused_with_what_to_fetch(
 def test_denoising_needs_an_output_space(raw: Path) -> None:
     with pytest.raises(UsageError, match="--denoise simple: no space"):
         checks.check_template(with_spaces(raw, denoise="simple"))
+
+
+def with_atlases(raw: Path, *atlases: Path | str, denoise: str | None = None) -> Settings:
+    wanted = PreprocessSettings(timeseries=tuple(map(str, atlases)), denoise=denoise)
+    return replace(settings(raw, raw.parent / "out"), preprocess=wanted)
+
+
+def save_labels(path: Path, start_mm: float = 0.0, labels: np.ndarray | None = None) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    affine[:3, 3] = start_mm
+    return save_image(path, np.ones((4, 4, 4), np.int16) if labels is None else labels, affine)
+
+
+def test_denoising_is_possible_for_series_of_regions_alone(raw: Path) -> None:
+    assert checks.check_template(with_atlases(raw, "aal3", denoise="simple"))
+
+
+def test_an_atlas_of_series_is_named_with_its_file(raw: Path, tmp_path: Path) -> None:
+    path = save_labels(tmp_path / "mine.nii.gz")
+    assert checks.check_timeseries(with_atlases(raw, path)) == str(path)
+    assert checks.check_timeseries(with_atlases(raw)) == "not needed"
+
+
+def test_an_atlas_of_series_that_cannot_be_used_is_refused_before_the_start(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="Unknown atlas 'nonsense'"):
+        checks.check_timeseries(with_atlases(raw, "nonsense"))
+    halves = save_labels(tmp_path / "halves.nii.gz", labels=np.full((4, 4, 4), 0.5, np.float32))
+    with pytest.raises(BadDataError, match=r"halves\.nii\.gz: not a 3D image of whole numbers"):
+        checks.check_timeseries(with_atlases(raw, halves))
+    empty = save_labels(tmp_path / "empty.nii.gz", labels=np.zeros((4, 4, 4), np.int16))
+    with pytest.raises(BadDataError, match=r"empty\.nii\.gz: no region on the model grid"):
+        checks.check_timeseries(with_atlases(raw, empty))
+
+
+def test_two_atlases_with_the_same_label_are_refused(raw: Path, tmp_path: Path) -> None:
+    one, other = save_labels(tmp_path / "a" / "mine.nii.gz"), save_labels(tmp_path / "b" / "mine.nii.gz")
+    with pytest.raises(UsageError, match="seg-mine"):
+        checks.check_timeseries(with_atlases(raw, one, other))
+
+
+def test_an_atlas_whose_name_makes_no_label_is_refused(raw: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no letter or digit"):
+        checks.check_timeseries(with_atlases(raw, save_labels(tmp_path / "_-_.nii.gz")))

@@ -35,8 +35,11 @@ from bids_app.outputs.schema.model import (
     Views,
 )
 from bids_app.outputs.schema.record import Record
+from bids_app.outputs.schema.regions import CoverageSidecar, RegionSidecar, RelmatSidecar, TimeseriesSidecar
 from bids_app.outputs.schema.run import (
     CONFIGURATION_KEY,
+    DIGEST,
+    GENERATED_BY,
     BoldrefSidecar,
     BoldSidecar,
     DataDictionary,
@@ -56,7 +59,9 @@ from bids_app.outputs.schema.verdict import LEVELS, PASS, REFUSE, WARN, CheckRec
 
 __all__ = [
     "CONFIGURATION_KEY",
+    "DIGEST",
     "FAILED",
+    "GENERATED_BY",
     "LEVELS",
     "MODEL",
     "OK",
@@ -71,6 +76,7 @@ __all__ = [
     "BoldSidecar",
     "BoldrefSidecar",
     "CheckRecord",
+    "CoverageSidecar",
     "DataDictionary",
     "DenoisedSidecar",
     "DistortionCorrection",
@@ -90,13 +96,16 @@ __all__ = [
     "QualitySidecar",
     "ReconstructionRecord",
     "Record",
+    "RegionSidecar",
     "Reliability",
+    "RelmatSidecar",
     "RunFiles",
     "RunOutcome",
     "Sidecar",
     "Summary",
     "T1wSidecar",
     "T2starSidecar",
+    "TimeseriesSidecar",
     "TransformSidecar",
     "Uncertainty",
     "VerdictRecord",

@@ -44,6 +44,8 @@ class Manifest(Record):
     """Version of the program and options that decide the numbers."""
     source: str = key("source", text, default="")
     """Hash of the preprocessing of the run: code, options and input files. Equal in both parts of the same result."""
+    activities: dict[str, str] = key("activities", by_name(text), factory=dict)
+    """Identifiers of the activities that made the files, by tree (``--provenance``)."""
     complete: bool = key("complete", flag, default=False)
     """False while the files are being written."""
     files: dict[str, FileStamp] = key("files", by_name(record(FileStamp)), factory=dict)

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from bids_app.bids.orientation import LeftRight
-from bids_app.outputs.schema.readers import flag, mapping, member, number, several, text, whole
+from bids_app.outputs.schema.readers import by_name, flag, mapping, member, number, several, text, whole
 from bids_app.outputs.schema.record import Record, columns, inline, key, record
 
 CONFIGURATION_KEY = "ConfigurationHash"
 """Key of the configuration in all sidecars."""
+GENERATED_BY, DIGEST = "GeneratedBy", "Digest"
+"""Keys of the provenance in sidecars, by BIDS-Prov."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +20,8 @@ class DataDictionary(Record):
     """BIDS data dictionary of the columns of a table, as a sidecar of its own."""
 
     configuration: str | None = key(CONFIGURATION_KEY, text)
+    generated_by: str | None = key(GENERATED_BY, text)
+    digest: dict[str, str] | None = key(DIGEST, by_name(text))
 
     columns: dict[str, Any] = columns()
 
@@ -30,6 +34,10 @@ class Sidecar(Record):
     """BIDS URIs of the sources of the file."""
     configuration: str | None = key(CONFIGURATION_KEY, text)
     """Hash of the options that decide the numbers, with the version; added when the file is published."""
+    generated_by: str | None = key(GENERATED_BY, text)
+    """Activity that made the file (``--provenance``); added when the file is published."""
+    digest: dict[str, str] | None = key(DIGEST, by_name(text))
+    """Checksum of the file (``--provenance``), by algorithm; added when the file is published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +54,7 @@ class ImageSidecar(Sidecar):
 class MaskSidecar(ImageSidecar):
     """Sidecar of a mask; ``kind`` is ``Brain``."""
 
+    description: str | None = key("Description", text)
     kind: str | None = key("Type", text)
     raw_sources: tuple[str, ...] | None = key("RawSources", several(text))
     resolution: str | None = key("Resolution", text)
@@ -109,6 +118,7 @@ class TransformSidecar(Sidecar):
 class BoldSidecar(ImageSidecar):
     """Sidecar of a preprocessed series."""
 
+    description: str | None = key("Description", text)
     raw_sources: tuple[str, ...] | None = key("RawSources", several(text))
     repetition_time: float | None = key("RepetitionTime", number)
     """s."""

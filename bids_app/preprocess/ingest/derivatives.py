@@ -233,6 +233,7 @@ def ingest_run(series: Series, derived: DerivedRun, out_dir: Path) -> Preprocess
             transform,
             slice_timing_corrected=_read_typed(derived.metadata, "SliceTimingCorrected", bool),
             start_time=_read_typed(derived.metadata, "StartTime", int, float),
+            denoised=derived.denoised,
         ),
     )
 

@@ -31,7 +31,7 @@ MAX_HEAD = 4096
 """Bytes of a JPEG file among which the comment is."""
 QUALITY = 78
 """Quality of the JPEG file."""
-CROPS = {"carpet": None, "grid": (0.0, 0.0, 0.6, 1.0)}
+CROPS = {"carpet": None, "connectivity": None, "grid": (0.0, 0.0, 0.6, 1.0)}
 """Part of the figure that is shown, by ``desc-`` label: left, top, right and bottom edge as fractions; None: its
 largest image alone."""
 MIDDLE = (2 / 7, 0.05, 5 / 7, 1.0)
