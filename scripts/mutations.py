@@ -1217,6 +1217,16 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("workflow/test_preflight.py::test_two_atlases_with_the_same_label_are_refused",),
     ),
     Mutation(
+        "the strategy of denoising counts for the configuration of series of regions",
+        "bids_app/workflow/configuration.py",
+        "if settings.preprocess.timeseries and settings.preprocess.denoise:",
+        "if False:",
+        (
+            "workflow/test_configuration.py::"
+            "test_the_strategy_counts_for_series_of_regions_whose_files_have_the_same_names",
+        ),
+    ),
+    Mutation(
         "a series that another pipeline denoised is not called plain",
         "bids_app/outputs/regions.py",
         "return bool(found.confounds) or bool(run.origin and run.origin.denoised)",

@@ -59,6 +59,8 @@ def number_options(run: BoldRun, context: RunContext) -> dict[str, str]:
     found["model"] = " ".join(sha for path, sha in hashes.items() if path not in adapters)
     found["adapters"] = " ".join(sorted(sha for path, sha in hashes.items() if path in adapters))
     found["atlas"] = _content_hash(context.atlas.path, context.atlas_stamp) if context.atlas else ""
+    if settings.preprocess.timeseries and settings.preprocess.denoise:
+        found["timeseries_denoise"] = settings.preprocess.denoise  # tables of other strategies have the same names
     return {name: as_text(value) for name, value in found.items() if name not in WITHOUT_EFFECT}
 
 

@@ -99,3 +99,16 @@ def test_the_hash_is_that_of_its_text(run: BoldRun, context: RunContext) -> None
     ignoring = [replace(context.settings, preprocess=PreprocessSettings(ignore=value)) for value in both]
     assert len({hash_of(run, replace(context, settings=each)) for each in ignoring}) == 1
     assert json.loads(json.dumps(options)) == options
+
+
+def test_the_strategy_counts_for_series_of_regions_whose_files_have_the_same_names(
+    run: BoldRun, context: RunContext
+) -> None:
+    def hash_with(**wanted: Any) -> str:
+        settings = replace(context.settings, preprocess=PreprocessSettings(**wanted))
+        return hash_of(run, replace(context, settings=settings))
+
+    spaces = ("MNI152NLin6Asym",)
+    plain = hash_with()
+    assert plain == hash_with(timeseries=("aal3",)) == hash_with(output_spaces=spaces, denoise="simple")
+    assert len({plain, *(hash_with(timeseries=("aal3",), denoise=name) for name in ("simple", "compcor"))}) == 3
