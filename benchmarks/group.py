@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 from watching import Cost, watch
 
+from bids_app.group.reading import NOT_NEGATIVE, SHARES
+
 CARD = {"Model": "made", "WeightsSHA256": "0" * 64, "Demonstration": True, "Device": "cpu", "Template": "made"}
 QUALITY = {
     "fd_mean": (0.2, 0.06), "fd_max": (0.9, 0.3), "fd_perc": (4, 2), "dvars_std": (1.1, 0.05), "dvars_nstd": (17, 2),
@@ -123,6 +125,8 @@ class Study:
         rng = np.random.default_rng([self.seed, number, session])
         _, age, own = self.person(number)
         quality = {name: float(rng.normal(mean, sd)) for name, (mean, sd) in QUALITY.items()}
+        quality |= {name: max(quality[name], 0.0) for name in NOT_NEGATIVE}
+        quality |= {name: min(quality[name], 1.0) for name in SHARES}
         sources = {"Sources": [f"bids:raw:sub-{run['sub']}/func/x_bold.nii.gz"]}
         self._json(output_path(out_dir, run, "metrics", ".json", desc="quality"),
                    {**sources, "route": "t1w", "template": "made", "quality": quality, "warnings": [], "notes": [],

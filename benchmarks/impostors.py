@@ -1,12 +1,14 @@
 """Verdicts on series that are not the BOLD signal of a brain, or not of the adapter's cohort, and on good scans.
 
     python benchmarks/impostors.py FOLDER [--base DERIVATIVES]... [--good N] [--only TEXT] [--signal-only]
+    python benchmarks/impostors.py OUT --verdicts
 
 A simulated scan on the model grid, and real ones given by ``--base`` (outputs of the command with
 ``--output-spaces MNI152NLin6Asym``), are spoiled in three strengths and given to the command as derivatives. FOLDER
 keeps the answers in ``impostors.csv``; cases that are there are not repeated. The table has a line for each kind of
 impostor, and for the good scans: how many were refused or warned of, and the checks that said so. ``--signal-only``
-applies the checks of the signal alone, without the command, which takes seconds.
+applies the checks of the signal alone, without the command, which takes seconds. ``--verdicts`` prints the verdicts on
+the predictions in an output folder of the command, such as of good scans that went through preprocessing.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from bids_app.adapters.verdict import judge_scan
 from bids_app.catalog.templates import MODEL_SPACE
 from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE, GridSeries
 from bids_app.clips.series import series_from_image
+from bids_app.outputs.schema import PASS, PredictionSidecar
 from bids_app.phantom.grid_scans import simulated_series
 from bids_app.preprocess.brain_signal import measure_signal
 
@@ -415,7 +418,11 @@ def main() -> int:
     p.add_argument("--good", type=int, default=20, help="unspoiled simulated scans")
     p.add_argument("--only", default="", help="only kinds that contain this text")
     p.add_argument("--signal-only", action="store_true", help="only the checks of the signal")
+    p.add_argument("--verdicts", action="store_true", help="only the verdicts in this output folder")
     arguments = p.parse_args()
+    if arguments.verdicts:
+        show_verdicts(arguments.folder)
+        return 0
     arguments.folder.mkdir(parents=True, exist_ok=True)
     table = arguments.folder / "impostors.csv"
     columns = ("base", "kind", "strength", "verdict", "checks", "answer", "scan")
@@ -445,6 +452,19 @@ def show(rows: list[dict[str, str]]) -> None:
         if own:
             print(f"\n{title} scans\n")
             show_base(own)
+
+
+def show_verdicts(out_dir: Path) -> None:
+    """Print how many predictions in an output folder passed, and the reasons of all others."""
+    verdicts = {
+        path.name.partition("_desc-")[0]: PredictionSidecar.read(path).verdict
+        for path in sorted(out_dir.rglob("*_predictions.json"))
+    }
+    others = {name: verdict for name, verdict in verdicts.items() if verdict is not None and verdict.level != PASS}
+    print(f"{len(verdicts) - len(others)} of {len(verdicts)} runs passed.\n")
+    print("| run | verdict | reasons |\n| --- | --- | --- |")
+    for name, verdict in others.items():
+        print(f"| {name} | {verdict.level} | {' '.join(check.message or '' for check in verdict.failed)} |")
 
 
 def is_simulated(row: dict[str, str]) -> bool:
