@@ -1,4 +1,7 @@
-"""Functions of other packages that correspond to a step of `preprocess.py`; each reads its input from files."""
+"""Functions of other packages that correspond to a step of `preprocess.py`; each reads its input from files.
+
+SimpleITK is in an extra of its own: ``pip install -e ".[peers]"``.
+"""
 
 from __future__ import annotations
 

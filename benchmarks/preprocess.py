@@ -2,7 +2,7 @@
 
     python benchmarks/preprocess.py                                   # 60 and 200 volumes of 64x64x36
     python benchmarks/preprocess.py --protocol multiband --volumes 100 300 1200     # 2 mm, 104x104x72
-    python benchmarks/preprocess.py --no-peers
+    python benchmarks/preprocess.py --no-peers                        # peers need: pip install -e ".[peers]"
     python benchmarks/preprocess.py --bold sub-01_task-x_bold.nii.gz --t1w sub-01_T1w.nii.gz   # your own scan
 
 Each step and each peer runs in its own process, whose peak memory is shown (maximum resident set size, including pages
