@@ -1,6 +1,7 @@
 """Verdicts on series that are not the BOLD signal of a brain, or not of the adapter's cohort, and on good scans.
 
-    python benchmarks/impostors.py FOLDER [--base DERIVATIVES]... [--good N] [--only TEXT] [--signal-only]
+    python benchmarks/impostors.py FOLDER [--base DERIVATIVES]... [--real-only] [--good N] [--only TEXT]
+                                    [--signal-only]
     python benchmarks/impostors.py OUT --verdicts
 
 A simulated scan on the model grid, and real ones given by ``--base`` (outputs of the command with
@@ -382,9 +383,11 @@ def ask_signal(case: Case) -> dict[str, str]:
 
 def cases(arguments: argparse.Namespace) -> Iterator[tuple[str, str, str, Callable[[], Case]]]:
     """Yield base, kind, strength and the case for all scans to be judged."""
-    bases: list[tuple[str, Callable[[], Case]]] = [("simulated", partial(simulate, "rest", "base"))]
+    bases: list[tuple[str, Callable[[], Case]]] = []
+    if not arguments.real_only:
+        bases.append(("simulated", partial(simulate, "rest", "base")))
     bases += [(name, partial(as_given, case)) for name, case in real_cases(arguments.base)]
-    for number in range(arguments.good):
+    for number in range(0 if arguments.real_only else arguments.good):
         yield f"simulated-{number}", "good", "", partial(simulate, STATES[number % len(STATES)], number)
     for base, make in bases:
         yield base, "good", "", make
@@ -415,6 +418,7 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("folder", type=Path)
     p.add_argument("--base", type=Path, action="append", default=[], help="derivatives of real scans")
+    p.add_argument("--real-only", action="store_true", help="only scans of --base")
     p.add_argument("--good", type=int, default=20, help="unspoiled simulated scans")
     p.add_argument("--only", default="", help="only kinds that contain this text")
     p.add_argument("--signal-only", action="store_true", help="only the checks of the signal")
