@@ -1556,7 +1556,31 @@ MUTATIONS: tuple[Mutation, ...] = (
         "scripts/site_pages/messages.py",
         'rows = [[escape(m.text), escape(m.hint) or "see the message"] for m in own if m.topic == topic]',
         'rows = [[escape(m.text), escape(m.hint) or "see the message"] for m in own[1:] if m.topic == topic]',
-        ("test_site.py::test_almost_all_messages_of_the_package_have_a_hint",),
+        ("test_site.py::test_all_messages_of_the_package_have_a_hint",),
+    ),
+    Mutation(
+        "in tables with entities, the number of a run is not described as its name",
+        "bids_app/group/tables.py",
+        "        if name in described:\n            continue\n",
+        "",
+        ("group/test_tables.py::test_the_number_of_a_run_is_not_described_as_its_name",),
+    ),
+    Mutation(
+        "size and spacing of the grid are described in the quality table",
+        "bids_app/reports/contents.py",
+        'known = spec()["quality"] | spec()["grid"]',
+        'known = spec()["quality"]',
+        ("reports/test_participant.py::test_columns_are_described_with_units_and_limits",),
+    ),
+    Mutation(
+        "a run that cannot be denoised names another strategy",
+        "bids_app/preprocess/denoise.py",
+        '            "Choose another strategy of --denoise; simple keeps volumes with motion.",\n',
+        "",
+        (
+            "preprocess/test_denoise.py::test_a_run_with_too_few_volumes_without_motion_is_named",
+            "test_site.py::test_all_messages_of_the_package_have_a_hint",
+        ),
     ),
     Mutation(
         "the site has the options of subcommands",
