@@ -1566,6 +1566,27 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("group/test_tables.py::test_the_number_of_a_run_is_not_described_as_its_name",),
     ),
     Mutation(
+        "the table of outliers has a data dictionary",
+        "bids_app/group/quality.py",
+        '    write_json(path.with_suffix(".json"), OUTLIER_COLUMNS)\n',
+        "",
+        ("group/test_tables.py::test_every_column_is_described",),
+    ),
+    Mutation(
+        "complex images are refused in Python",
+        "bids_app/clips/series.py",
+        'if dtype.kind not in "biuf":',
+        "if False:",
+        ("clips/test_series.py::test_invalid_images_raise",),
+    ),
+    Mutation(
+        "series that are not real numbers are refused in Python",
+        "bids_app/adapters/embed.py",
+        "    if not numeric:\n",
+        "    if False:\n",
+        ("adapters/test_embed.py::test_series_that_are_not_real_numbers_are_refused",),
+    ),
+    Mutation(
         "size and spacing of the grid are described in the quality table",
         "bids_app/reports/contents.py",
         'known = spec()["quality"] | spec()["grid"]',

@@ -28,21 +28,6 @@ HEADINGS = {
     "group_identity": "`group_identity.tsv`",
 }
 """Tables, in the order of the page."""
-RUN = {"participant_id": "Participant", "run": "Name of the run, without suffix"}
-OUTLIERS = RUN | {
-    "measure": "Image quality metric",
-    "value": "Value of the run",
-    "robust_z": "Deviation from the median, in robust standard deviations",
-    "outlier": "yes: an outlier among the runs",
-    "beyond_limit": "yes: beyond the limit of the report",
-}
-IDENTITY = RUN | {
-    "similarity_own": "Highest similarity with another run of the participant",
-    "similarity_other": "Highest similarity with a run of another participant",
-    "nearest_other": "That run",
-    "margin": "Similarity with the other participant minus that with the own one, relative to the usual margin",
-}
-"""Columns of tables without a data dictionary."""
 
 
 def describe_tables() -> str:
@@ -60,6 +45,8 @@ def describe_tables() -> str:
 def all_tables() -> dict[str, dict[str, Mapping[str, Any]]]:
     """Collect the data dictionaries by table; ``XX`` and ``NNNN`` in a name stand for digits."""
     from bids_app.group import ratings as group_ratings
+    from bids_app.group.quality import OUTLIER_COLUMNS
+    from bids_app.group.similarity import IDENTITY_COLUMNS
     from bids_app.group.tables import DESCRIBED, KEYS
     from bids_app.outputs.predictions import EMBEDDINGS_COLUMNS
     from bids_app.outputs.ratings import DESCRIBED as RATINGS
@@ -91,8 +78,8 @@ def all_tables() -> dict[str, dict[str, Mapping[str, Any]]]:
         },
         "group_ratings": group_ratings.DESCRIBED
         | {f"{kind}_<name>": group_ratings._describe(f"{kind}_<name>") for kind in ("rater", "verdict")},
-        "group_outliers": {name: {"Description": text} for name, text in OUTLIERS.items()},
-        "group_identity": {name: {"Description": text} for name, text in IDENTITY.items()},
+        "group_outliers": OUTLIER_COLUMNS,
+        "group_identity": IDENTITY_COLUMNS,
     }
 
 

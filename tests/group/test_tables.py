@@ -43,7 +43,8 @@ def test_embeddings_equal_the_participant_tables(finished):
 
 
 def test_every_column_is_described(finished):
-    for name in ("group_runs", "group_bold", "phenotype/neurostorm_madeage"):
+    tables = ("runs", "bold", "outliers", "identity")
+    for name in (*(f"group_{table}" for table in tables), "phenotype/neurostorm_madeage"):
         columns = set(finished.rows(f"{name}.tsv")[0])
         described = json.loads((finished.out / f"{name}.json").read_text())
         assert columns <= set(described), name
