@@ -1566,6 +1566,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("group/test_tables.py::test_the_number_of_a_run_is_not_described_as_its_name",),
     ),
     Mutation(
+        "tables of predictions have a data dictionary of all columns",
+        "bids_app/outputs/predictions.py",
+        '        found |= {f"p_{label}": {"Description": f"Probability of {label}"} for label in card.labels}\n',
+        "",
+        ("outputs/test_predictions.py::test_all_columns_of_predictions_are_described",),
+    ),
+    Mutation(
         "the table of outliers has a data dictionary",
         "bids_app/group/quality.py",
         '    write_json(path.with_suffix(".json"), OUTLIER_COLUMNS)\n',
