@@ -42,6 +42,9 @@ def encode(model: Model, grid: torch.Tensor | np.ndarray) -> np.ndarray:
         raise UsageError(f"The model is of type {type(model).__name__}.", "Load it with load_model.")
     if not isinstance(grid, torch.Tensor | np.ndarray):
         raise UsageError(f"The series is of type {type(grid).__name__}.", "Make it with to_model_grid.")
+    numeric = not grid.is_complex() if isinstance(grid, torch.Tensor) else grid.dtype.kind in "biuf"
+    if not numeric:
+        raise UsageError(f"The series has values of type {grid.dtype}.", "Make it with to_model_grid.")
     grid = torch.as_tensor(grid, dtype=torch.float32)
     n_vols = model.config.img_size[3]
     if tuple(grid.shape[:-1]) != MODEL_GRID_SHAPE:

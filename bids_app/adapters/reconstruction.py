@@ -26,6 +26,9 @@ from bids_app.model.patches import from_patches
 N_CLIPS = 2
 """Number of reconstructed clips, evenly spaced."""
 NO_DECODER = "The model's file has no decoder, so that hidden patches cannot be reconstructed."
+OWN_PRETRAINING = (
+    "Use a file of `neurostorm-train pretrain --mask random` or `--mask window`: it has the decoder and its settings."
+)
 
 
 @dataclass(frozen=True)
@@ -96,13 +99,17 @@ class Autoencoder:
             The file has no decoder, or does not say how it was trained.
         """
         if not any(key.startswith("decoder_pred.") for key in checkpoint.decoder):
-            raise BadDataError(NO_DECODER)
+            raise BadDataError(NO_DECODER, OWN_PRETRAINING)
         masks = mask_settings(checkpoint)
         if masks.spatial == "atlas":
-            raise BadDataError("The model was trained with masks of an atlas, which its file does not contain.")
+            raise BadDataError(
+                "The model was trained with masks of an atlas, which its file does not contain.", OWN_PRETRAINING
+            )
         normalisation = str(checkpoint.info.get("normalisation", "global"))
         if normalisation not in NORMALISATIONS:
-            raise BadDataError(f"The normalisation of the pre-training is unknown ({normalisation[:50]!a}).")
+            raise BadDataError(
+                f"The normalisation of the pre-training is unknown ({normalisation[:50]!a}).", OWN_PRETRAINING
+            )
         model = autoencoder_from(checkpoint).to(device).eval()
         return cls(model, masks, normalisation, torch.device(device))
 

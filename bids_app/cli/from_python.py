@@ -55,6 +55,9 @@ def run(
     NeurostormError
         Unknown or conflicting options, invalid values, or an unknown analysis level; nothing was started.
     """
+    for name, folder in (("bids_dir", bids_dir), ("output_dir", output_dir)):
+        if not isinstance(folder, str | os.PathLike):
+            raise UsageError(f"{name} is of type {type(folder).__name__}.", "Give a folder as a string, or a path.")
     known = {option.key: option for option in all_options() if not option.is_positional}
     given = {key: _plain(known.get(key), value) for key, value in options.items() if value is not None}
     if empty := [key for key, value in given.items() if value == []]:

@@ -207,6 +207,9 @@ def check_image(img: Any) -> str:
     what = check_loaded(img, "the image")
     if len(img.shape) != 4 or min(img.shape) < 1:
         raise BadDataError(f"{what}: invalid shape {tuple(img.shape)}.", "Give a 4D BOLD image.")
+    dtype = img.get_data_dtype()
+    if dtype.kind not in "biuf":
+        raise BadDataError(f"{what}: colour or complex voxels ({dtype}).", "Use the magnitude image.")
     return what
 
 

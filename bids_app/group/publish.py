@@ -20,7 +20,7 @@ PAGE = "group.html"
 OPTIONAL_FILES = (
     *(f"group_{name}" for name in (
         "bold.tsv", "bold.json", "ratings.tsv", "ratings.json", "embeddings.tsv", "embeddings.json", "embeddings.h5",
-        "outliers.tsv", "identity.tsv",
+        "outliers.tsv", "outliers.json", "identity.tsv", "identity.json",
     )),
     INCLUDE, f"{INCLUDE.removesuffix('.tsv')}.json",
 )  # fmt: skip

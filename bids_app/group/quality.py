@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_app.bids.writer import write_tsv
+from bids_app.bids.writer import write_json, write_tsv
 from bids_app.group.cohort import Cohort
 from bids_app.group.predictions import PredictedVariable, collect_predictions
 from bids_app.group.reading import RunRecord
@@ -19,6 +19,19 @@ from bids_app.reports.group import BAD, FIGURES, GOOD, WARN, Cell, Figure, Remar
 from bids_app.terminal import count_of
 
 OUTLIERS = "group_outliers.tsv"
+OUTLIER_COLUMNS: dict[str, dict[str, Any]] = {
+    "participant_id": {"Description": "Participant"},
+    "run": {"Description": "Name of the run, without suffix"},
+    "measure": {"Description": "Image quality metric"},
+    "value": {"Description": "Value of the run"},
+    "robust_z": {"Description": "Deviation from the median, in robust standard deviations"},
+    "outlier": {"Description": "Outlier among the runs", "Levels": {"yes": "Outlier", "no": "Not an outlier"}},
+    "beyond_limit": {
+        "Description": "Beyond the limit of the participant report",
+        "Levels": {"yes": "Beyond the limit", "no": "Within the limit, or without a limit"},
+    },
+}
+"""Data dictionary of `OUTLIERS`."""
 MIN_PARTICIPANTS_MOTION = 20
 """Minimum participants to detect a relevant correlation with head motion."""
 MIN_RUNS = 8
@@ -205,6 +218,7 @@ def _write_outliers(found: Screening, path: Path) -> None:
         "beyond_limit": [yes[bool(found.beyond[index])] for index in indices],
     }
     write_tsv(path, columns)
+    write_json(path.with_suffix(".json"), OUTLIER_COLUMNS)
 
 
 def _distributions(found: Screening, out_dir: Path) -> list[Figure]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_app.bids.writer import write_tsv
+from bids_app.bids.writer import write_json, write_tsv
 from bids_app.group.cohort import Cohort
 from bids_app.group.identity import (
     BINS,
@@ -36,6 +36,18 @@ LOGGER = logging.getLogger(__name__)
 MAX_COPIES = 5
 """Maximum number of groups of copies to name."""
 IDENTITY = "group_identity.tsv"
+IDENTITY_COLUMNS: dict[str, dict[str, Any]] = {
+    "participant_id": {"Description": "Participant"},
+    "run": {"Description": "Name of the run, without suffix"},
+    "similarity_own": {"Description": "Highest similarity with another run of the participant"},
+    "similarity_other": {"Description": "Highest similarity with a run of another participant"},
+    "nearest_other": {"Description": "Most similar run of another participant"},
+    "margin": {
+        "Description": "Similarity with the other participant minus similarity with the own one, relative to the "
+        "usual margin"
+    },
+}
+"""Data dictionary of `IDENTITY`."""
 MIN_SWAP = 3
 """Minimum number of participants for swap detection: of two, each swap resembles both."""
 MAX_MATRIX_RUNS = 240
@@ -253,7 +265,8 @@ def _write_identity(embeddings: EmbeddingSet, found: ReIdentification, out_dir: 
         "nearest_other": [embeddings.runs[i].stem if i >= 0 else "n/a" for i in found.nearest],
         "margin": np.round(margins, 3),
     }
-    write_tsv(out_dir / IDENTITY, columns)
+    path = write_tsv(out_dir / IDENTITY, columns)
+    write_json(path.with_suffix(".json"), IDENTITY_COLUMNS)
 
 
 def _session_indices(cohort: Cohort) -> tuple[dict[str, int], str]:

@@ -71,6 +71,20 @@ DESCRIBED: dict[str, dict[str, Any]] = {
     "eNNNN": {"Description": "Feature of the embedding, mean over clips"},
 }
 """Column descriptions for the data dictionaries."""
+KEYS: dict[str, dict[str, Any]] = {
+    "participant_id": DESCRIBED["participant_id"],
+    "ses": {"Description": "Session"},
+    "task": {"Description": "Task"},
+    "acq": {"Description": "Acquisition"},
+    "ce": {"Description": "Contrast agent"},
+    "rec": {"Description": "Reconstruction"},
+    "dir": {"Description": "Direction of phase encoding"},
+    "run": {"Description": "Number of the run"},
+    "echo": {"Description": "Number of the echo"},
+    "part": {"Description": "Part of the complex signal"},
+    "bids_name": {"Description": "Name of the run, with suffix"},
+}
+"""Descriptions of the columns that identify a run in tables with its entities (`run_keys`)."""
 
 
 def write_tables(out_dir: Path, everything: Cohort, cohort: Cohort | None = None) -> list[Path]:
@@ -89,7 +103,8 @@ def write_tables(out_dir: Path, everything: Cohort, cohort: Cohort | None = None
     quality = [run for run in cohort.runs if run.quality]
     if quality:
         rows = [run_keys(run) | {"bids_name": join_name(run.entities, "bold")} | run.quality for run in quality]
-        columns = quality_columns(dict.fromkeys(key for run in quality for key in run.quality))
+        columns = describe_keys(quality) | {"bids_name": KEYS["bids_name"]}
+        columns |= quality_columns(dict.fromkeys(key for run in quality for key in run.quality))
         files += _write(out_dir / "group_bold.tsv", rows, columns)
     files += write_embeddings(out_dir, cohort.runs)
     for adapter in sorted({name for run in cohort.runs for name in run.predictions}):
@@ -127,7 +142,10 @@ def write_predictions(out_dir: Path, adapter: str, cohort: Cohort) -> list[Path]
             **_adapter_facts(card),
         }
     }
+    described |= describe_keys(cohort.runs)
     for name in as_columns(rows):
+        if name in described:
+            continue
         if name.startswith("p_"):
             described[name] = {"Description": f"Probability of {name[2:]}"}
         else:
@@ -156,8 +174,9 @@ def write_embeddings(out_dir: Path, runs: Sequence[RunRecord]) -> list[Path]:
         return []
     table, archive = out_dir / "group_embeddings.tsv", out_dir / "group_embeddings.h5"
     _write_embeddings_table(table, encoded)
-    names = ("participant_id", "model", "normalisation", "duration", "split_half", "eNNNN")
-    write_json(table.with_suffix(".json"), {name: DESCRIBED[name] for name in names})
+    names = ("model", "normalisation", "duration", "split_half", "eNNNN")
+    described = describe_keys(encoded) | {name: DESCRIBED[name] for name in names}
+    write_json(table.with_suffix(".json"), described)
     _write_embeddings_archive(archive, encoded)
     return [table, table.with_suffix(".json"), archive]
 
@@ -218,6 +237,12 @@ def _by_width(runs: Iterable[RunRecord], kind: tuple[str, str]) -> dict[int, lis
 def run_keys(run: RunRecord) -> dict[str, str]:
     """Return the columns that identify a run."""
     return {"participant_id": run.participant} | {k: v for k, v in run.entities.items() if k != "sub"}
+
+
+def describe_keys(runs: Iterable[RunRecord]) -> dict[str, dict[str, Any]]:
+    """Describe the columns of `run_keys`, for a data dictionary."""
+    names = ["participant_id", *_entity_columns(runs)]
+    return {name: KEYS.get(name, {"Description": f"Label of the entity {name}"}) for name in names}
 
 
 def _entity_columns(runs: Iterable[RunRecord]) -> list[str]:

@@ -109,7 +109,7 @@ def run_outputs(
         warnings=(*run.warnings, *warnings),
         notes=(*notes, *run.notes),
         parameters=describe_parameters(run, threads),
-        columns={"bids_name": {"Description": "The run"}, **quality_columns(quality)},
+        columns={"bids_name": {"Description": "Name of the run, with suffix"}, **quality_columns(quality)},
     )
     names.sidecar(table, sidecar)
     return names.tree

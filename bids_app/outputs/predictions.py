@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from bids_app.adapters import verdict as verdicts
-from bids_app.adapters.file import EMBEDDING
+from bids_app.adapters.file import EMBEDDING, REGRESSION
 from bids_app.adapters.predict import LEVEL, Encoded, Prediction
 from bids_app.adapters.reconstruction import Reconstruction
 from bids_app.bids.entities import as_label
@@ -111,8 +111,21 @@ def describe_prediction(prediction: Prediction, facts: Mapping[str, Any]) -> Pre
 
 
 def prediction_columns(prediction: Prediction) -> dict[str, Any]:
-    """Make the data dictionary of a predictions table; self-explanatory columns are left out."""
-    found: dict[str, Any] = {"verdict": VERDICT_COLUMN} if prediction.verdict else {}
+    """Make the data dictionary of a predictions table, with all of its columns."""
+    card = prediction.card
+    found: dict[str, Any] = {
+        "clip": {"Description": "Number of the clip; mean: the prediction of the run"},
+        "onset": EMBEDDINGS_COLUMNS["onset"],
+        "duration": EMBEDDINGS_COLUMNS["duration"],
+    }
+    if card.task == REGRESSION:
+        found["value"] = {"Description": f"Predicted value of {card.target}", "Units": card.unit or "n/a"}
+    elif card.task == EMBEDDING:
+        found["eNNNN"] = {"Description": "Features of the vector of the adapter"}
+    else:
+        found["label"] = {"Description": f"Most probable class of {card.target}"}
+        found |= {f"p_{label}": {"Description": f"Probability of {label}"} for label in card.labels}
+    found |= {"verdict": VERDICT_COLUMN} if prediction.verdict else {}
     if prediction.interval is not None:
         about = f"limit of the interval that contains the true value in {LEVEL:.0%} of scans like the calibration scans"
         for name in ("lower", "upper"):

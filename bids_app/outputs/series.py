@@ -93,7 +93,7 @@ def write_series(
             try:
                 write_denoised(names, bold, brain, sidecar, wanted.denoise, run.tr, labels, out_dir)
             except BadDataError as error:
-                warnings.append(error.message)
+                warnings.append(str(error))
     return tuple(warnings)
 
 

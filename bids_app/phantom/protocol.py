@@ -60,14 +60,19 @@ class Protocol:
     def __post_init__(self) -> None:
         if self.tr <= 0 or self.te <= 0 or min(self.voxel_mm) <= 0:
             raise UsageError(
-                f"Simulated scan: TR {self.tr}, TE {self.te} and voxel size {self.voxel_mm} must be positive."
+                f"Simulated scan: TR {self.tr}, TE {self.te} and voxel size {self.voxel_mm} must be positive.",
+                "Give times in s and voxel sizes in mm.",
             )
         if self.distortion < 0 or self.readout <= 0:
             raise UsageError(
-                f"Simulated scan: invalid distortion of {self.distortion} mm or readout time of {self.readout} s."
+                f"Simulated scan: invalid distortion of {self.distortion} mm or readout time of {self.readout} s.",
+                "The distortion must be at least 0, and the readout time more than 0.",
             )
         if min(self.matrix) < 4 or self.n_volumes < 1:
-            raise UsageError(f"Simulated scan: {self.matrix} voxels and {self.n_volumes} volumes are too few.")
+            raise UsageError(
+                f"Simulated scan: {self.matrix} voxels and {self.n_volumes} volumes are too few.",
+                "At least 4 voxels along each axis and 1 volume are required.",
+            )
 
     @property
     def flip_deg(self) -> float:

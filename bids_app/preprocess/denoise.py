@@ -72,13 +72,17 @@ def denoise_series(
     try:
         confounds, kept = load_confounds(table, strategy, scratch)
     except (ValueError, KeyError) as error:  # columns are missing
-        raise BadDataError(f"{series.name}: not denoised by the strategy {strategy} ({error}).") from error
+        raise BadDataError(
+            f"{series.name}: not denoised by the strategy {strategy} ({error}).",
+            "The confounds lack columns: choose another strategy of --denoise, or preprocess the run from raw data.",
+        ) from error
     n_volumes = load_nifti(series).shape[3]
     kept = np.arange(n_volumes) if kept is None else np.asarray(kept)
     if len(kept) <= confounds.shape[1] + N_TREND:
         raise BadDataError(
             f"{series.name}: not denoised by the strategy {strategy}: {len(kept)} volumes remain, too few for "
-            f"{confounds.shape[1]} confounds."
+            f"{confounds.shape[1]} confounds.",
+            "Choose another strategy of --denoise; simple keeps volumes with motion.",
         )
     brain, affine = read_volume(brain_mask)
     where = brain > 0.5

@@ -601,8 +601,9 @@ def _in_units(value: float, entry: Mapping[str, Any], digits: int | None = None)
 def quality_columns(quality: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Describe the columns of a table of image quality metrics, for its sidecar."""
     found = {}
+    known = spec()["quality"] | spec()["grid"]
     for key in quality:
-        entry = spec()["quality"].get(key, {})
+        entry = known.get(key, {})
         described = {"LongName": entry.get("label"), "Description": entry.get("help"), "Units": entry.get("unit")}
         if entry.get("unit") == "%" and entry.get("factor") == 100:
             described["Units"] = "1"  # a fraction in the table, a percentage in the report

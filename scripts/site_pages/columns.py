@@ -28,32 +28,6 @@ HEADINGS = {
     "group_identity": "`group_identity.tsv`",
 }
 """Tables, in the order of the page."""
-ENTITIES = {
-    "ses": "Session; this and other entities only if the runs have them",
-    "task": "Task",
-    "acq": "Acquisition",
-    "run": "Number of the run",
-}
-"""Columns of tables that identify a run by its entities."""
-SIZES = {f"size_{axis}": {"Description": f"Voxels along {axis}, axes as stored"} for axis in "xyz"} | {
-    f"spacing_{axis}": {"Description": f"Voxel size along {axis}", "Units": "mm"} for axis in "xyz"
-}
-"""Columns of quality tables without an entry in the report."""
-RUN = {"participant_id": "Participant", "run": "Name of the run, without suffix"}
-OUTLIERS = RUN | {
-    "measure": "Image quality metric",
-    "value": "Value of the run",
-    "robust_z": "Deviation from the median, in robust standard deviations",
-    "outlier": "yes: an outlier among the runs",
-    "beyond_limit": "yes: beyond the limit of the report",
-}
-IDENTITY = RUN | {
-    "similarity_own": "Highest similarity with another run of the participant",
-    "similarity_other": "Highest similarity with a run of another participant",
-    "nearest_other": "That run",
-    "margin": "Similarity with the other participant minus that with the own one, relative to the usual margin",
-}
-"""Columns of tables without a data dictionary."""
 
 
 def describe_tables() -> str:
@@ -71,26 +45,30 @@ def describe_tables() -> str:
 def all_tables() -> dict[str, dict[str, Mapping[str, Any]]]:
     """Collect the data dictionaries by table; ``XX`` and ``NNNN`` in a name stand for digits."""
     from bids_app.group import ratings as group_ratings
-    from bids_app.group.tables import DESCRIBED
+    from bids_app.group.quality import OUTLIER_COLUMNS
+    from bids_app.group.similarity import IDENTITY_COLUMNS
+    from bids_app.group.tables import DESCRIBED, KEYS
     from bids_app.outputs.predictions import EMBEDDINGS_COLUMNS
     from bids_app.outputs.ratings import DESCRIBED as RATINGS
 
-    quality = {**dict(_quality()), **SIZES}
+    quality = dict(_quality())
     runs = ("participant_id", "run", "status", "exit_code", "reason", "hint", "verdict", "verdict_reasons")
     vectors = ("participant_id", "model", "normalisation", "duration", "split_half", "eNNNN")
     rest = [name for name in DESCRIBED if name not in {*runs, *vectors}]
     later = ("n_warnings", "configuration", "n_not_used")
-    entities = {name: {"Description": text} for name, text in ENTITIES.items()}
-    keys = {"participant_id": DESCRIBED["participant_id"], **entities}
+    keys = {name: entry for name, entry in KEYS.items() if name != "bids_name"}
+    keys |= {
+        "ses": {"Description": f"{KEYS['ses']['Description']}; this and other entities only if the runs have them"}
+    }
     return {
         "confounds": dict(_confounds()),
-        "quality": {"bids_name": {"Description": "The run"}, **quality},
+        "quality": {"bids_name": KEYS["bids_name"], **quality},
         "embeddings": EMBEDDINGS_COLUMNS,
         "predictions": dict(_predictions(EMBEDDINGS_COLUMNS)),
         "attribution": _attribution(),
         "ratings": RATINGS,
         "group_runs": {name: DESCRIBED[name] for name in (*runs, *later)},
-        "group_bold": keys | {"bids_name": {"Description": "The run"}} | quality,
+        "group_bold": keys | {"bids_name": KEYS["bids_name"]} | quality,
         "group_embeddings": keys | {name: DESCRIBED[name] for name in vectors[1:]},
         "phenotype": {
             **keys,
@@ -100,8 +78,8 @@ def all_tables() -> dict[str, dict[str, Mapping[str, Any]]]:
         },
         "group_ratings": group_ratings.DESCRIBED
         | {f"{kind}_<name>": group_ratings._describe(f"{kind}_<name>") for kind in ("rater", "verdict")},
-        "group_outliers": {name: {"Description": text} for name, text in OUTLIERS.items()},
-        "group_identity": {name: {"Description": text} for name, text in IDENTITY.items()},
+        "group_outliers": OUTLIER_COLUMNS,
+        "group_identity": IDENTITY_COLUMNS,
     }
 
 
@@ -119,7 +97,7 @@ def _row(name: str, entry: Mapping[str, Any]) -> list[str]:
 def _quality() -> Iterator[tuple[str, Mapping[str, Any]]]:
     from bids_app.reports.contents import quality_columns, spec
 
-    yield from quality_columns(spec()["quality"]).items()
+    yield from quality_columns(spec()["quality"] | spec()["grid"]).items()
 
 
 def _confounds() -> Iterator[tuple[str, Mapping[str, Any]]]:

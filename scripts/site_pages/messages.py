@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, reduce
+from operator import or_
 from pathlib import Path
 
 import bids_app
@@ -38,7 +39,7 @@ class Message:
     kind : type
         Class of the error.
     text, hint : str
-        What happened, and what to do; an empty hint depends on the case.
+        What happened, and what to do.
     topic : str
         Part of the program.
     """
@@ -101,14 +102,14 @@ def messages() -> tuple[Message, ...]:
     found: dict[tuple[str, str, str], Message] = {}
     for path in sorted(PACKAGE.rglob("*.py")):
         top = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-        if top not in TOPICS:
+        source = path.read_text(encoding="utf-8")
+        if top not in TOPICS or not any(f"{name}(" in source for name in names):
             continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        for node, scope in _calls(tree):
-            kind = names.get(node.func.id) if isinstance(node.func, ast.Name) else None
+        for node, scope in _calls(_tree(path), names):
             given = [*node.args, *(keyword.value for keyword in node.keywords if keyword.arg == "hint")]
-            if kind is None or not given:
+            if not given:
                 continue
+            kind = names[ast.unparse(node.func)]
             for text in _texts(given[0], scope):
                 for hint in _texts(given[1], scope) if len(given) > 1 else [""]:
                     if any(letter.isalpha() for letter in _without_values(text)):
@@ -116,24 +117,31 @@ def messages() -> tuple[Message, ...]:
     return tuple(sorted(found.values(), key=lambda each: (each.topic, each.text.strip("{").casefold())))
 
 
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
 Scope = dict[str, list[ast.expr]]
 """Expressions that are assigned to a name."""
 
 
-def _calls(tree: ast.Module) -> Iterator[tuple[ast.Call, Scope]]:
-    """Yield the calls of a module with the assignments of the function around each of them."""
+def _calls(tree: ast.Module, names: Collection[str]) -> Iterator[tuple[ast.Call, Scope]]:
+    """Yield the calls of these names with the assignments of the module and of the functions around each call."""
     constants = _assigned(tree.body)
 
-    def visit(node: ast.AST, scope: Scope) -> Iterator[tuple[ast.Call, Scope]]:
+    def visit(node: ast.AST, functions: tuple[ast.FunctionDef, ...]) -> Iterator[tuple[ast.Call, Scope]]:
         for child in ast.iter_child_nodes(node):
-            inner = scope
-            if isinstance(child, ast.FunctionDef):
-                inner = scope | _assigned([part for part in ast.walk(child) if isinstance(part, ast.stmt)])
-            if isinstance(child, ast.Call):
-                yield child, scope
+            if isinstance(child, ast.Call) and isinstance(child.func, ast.Name) and child.func.id in names:
+                yield child, reduce(or_, map(local, functions), constants)
+            inner = (*functions, child) if isinstance(child, ast.FunctionDef) else functions
             yield from visit(child, inner)
 
-    yield from visit(tree, constants)
+    @cache
+    def local(function: ast.FunctionDef) -> Scope:
+        return _assigned([part for part in ast.walk(function) if isinstance(part, ast.stmt)])
+
+    yield from visit(tree, ())
 
 
 def _assigned(statements: list[ast.stmt]) -> Scope:
@@ -149,23 +157,29 @@ def _assigned(statements: list[ast.stmt]) -> Scope:
                             found.setdefault(name.id, []).append(value)
         elif isinstance(statement, ast.ImportFrom) and (statement.module or "").startswith("bids_app"):
             for alias in statement.names:
-                imported = _imported(statement.module or "", alias.name)
+                imported = _imported(statement.module or "", alias.name) if alias.name.isupper() else None
                 if imported is not None:
                     found.setdefault(alias.asname or alias.name, []).append(imported)
     return found
 
 
-@cache
 def _imported(module: str, name: str) -> ast.expr | None:
     """Return the text that a constant of another module has."""
+    return _constants(module).get(name)
+
+
+@cache
+def _constants(module: str) -> dict[str, ast.expr]:
+    """Return the assignments of a module, by name."""
     path = PACKAGE.parent.joinpath(*module.split("."))
     file = path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
     if not file.is_file():
-        return None
-    for statement in ast.parse(file.read_text(encoding="utf-8")).body:
-        if isinstance(statement, ast.Assign) and ast.unparse(statement.targets[0]) == name:
-            return statement.value
-    return None
+        return {}
+    found: dict[str, ast.expr] = {}
+    for statement in _tree(file).body:
+        if isinstance(statement, ast.Assign):
+            found.setdefault(ast.unparse(statement.targets[0]), statement.value)
+    return found
 
 
 def _texts(node: ast.expr, scope: Scope, depth: int = 0) -> list[str]:

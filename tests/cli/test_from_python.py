@@ -83,6 +83,8 @@ def test_invalid_options_raise_and_nothing_is_started(
 def test_empty_folders_and_unknown_levels_raise(commands: list[list[str]]) -> None:
     with pytest.raises(UsageError, match="empty"):
         bids_app.run("", "out")
+    with pytest.raises(UsageError, match="output_dir is of type NoneType"):
+        bids_app.run("raw", None)  # type: ignore[arg-type]
     with pytest.raises(AnalysisLevelError):
         bids_app.run("raw", "out", "session")
     assert not commands

@@ -46,6 +46,7 @@ def test_milliseconds_in_the_header_are_converted():
         ),
         (lambda img: nib.Nifti1Image(np.asarray(img.dataobj) * np.array([1, np.nan]), img.affine), "NaN or infinite"),
         (lambda img: nib.Nifti1Image((np.asarray(img.dataobj) > 0).astype(np.float32), img.affine), "same value"),
+        (lambda img: nib.Nifti1Image(np.asarray(img.dataobj).astype(np.complex64), img.affine), "complex voxels"),
     ],
 )
 def test_invalid_images_raise(change, named):

@@ -277,7 +277,13 @@ def test_reports_of_participants_without_outputs_are_named(make_group, caplog):
 
 def test_outdated_files_are_removed(make_group):
     group = make_group(participants=2, sessions=1)
-    own = ["group_identity.tsv", "group_outliers.tsv", "group_embeddings.h5", "group_figures/umap1.svg"]
+    own = [
+        "group_identity.tsv",
+        "group_identity.json",
+        "group_outliers.tsv",
+        "group_embeddings.h5",
+        "group_figures/umap1.svg",
+    ]
     others = ["group_notes.txt", "group_analysis.tsv"]
     (group.out / "group_figures").mkdir()
     for name in (*own, *others):

@@ -43,14 +43,28 @@ def test_embeddings_equal_the_participant_tables(finished):
 
 
 def test_every_column_is_described(finished):
-    for name in ("group_runs", "group_bold", "phenotype/neurostorm_madeage"):
+    tables = ("runs", "bold", "outliers", "identity")
+    for name in (*(f"group_{table}" for table in tables), "phenotype/neurostorm_madeage"):
         columns = set(finished.rows(f"{name}.tsv")[0])
         described = json.loads((finished.out / f"{name}.json").read_text())
-        known = {"participant_id", "ses", "task", "bids_name"}
-        assert columns - known <= set(described), name
+        assert columns <= set(described), name
+        assert [column for column, entry in described.items() if column in columns and not entry] == [], name
     sidecar = json.loads((finished.out / "phenotype/neurostorm_madeage.json").read_text())
     assert sidecar["value"]["Units"] == "years"
     assert "not a medical device" in sidecar["MeasurementToolMetadata"]["Description"]
+
+
+def test_the_number_of_a_run_is_not_described_as_its_name(make_group):
+    group = make_group(participants=2, sessions=1)
+    for file in [*group.out.rglob("*_task-rest*"), *group.raw.rglob("*_task-rest*")]:
+        file.rename(file.with_name(file.name.replace("_task-rest", "_task-rest_run-1")))
+    group.write_tables()
+    for name in ("group_bold", "group_embeddings", "phenotype/neurostorm_madeage"):
+        assert {row["run"] for row in group.rows(f"{name}.tsv")} == {"1"}
+        described = json.loads((group.out / f"{name}.json").read_text())
+        assert described["run"]["Description"] == "Number of the run"
+    described = json.loads((group.out / "group_runs.json").read_text())
+    assert described["run"]["Description"] == "Name of the run, without suffix"
 
 
 def test_predictions_have_verdict_and_interval(finished):

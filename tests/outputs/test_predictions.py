@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -64,6 +65,14 @@ def test_predictions_are_read_back_with_all_fields(encoded: Encoded, tmp_path: P
         assert read.reliability == (None if prediction.is_refused else describe_reliability(prediction))
         assert (read.adapter.target, read.demonstration) == (prediction.card.target, prediction.card.demonstration)
         assert read.to_json() == json.loads(path.read_text())
+
+
+def test_all_columns_of_predictions_are_described(encoded: Encoded, tmp_path: Path) -> None:
+    for sidecar in write(encoded, tmp_path).values():
+        described = json.loads(sidecar.read_text())
+        columns = sidecar.with_suffix(".tsv").read_text().partition("\n")[0].split("\t")
+        named = {re.sub(r"^e\d{4}$", "eNNNN", column) for column in columns}
+        assert [name for name in sorted(named) if not described.get(name, {}).get("Description")] == []
 
 
 def test_embeddings_are_read_back_with_their_halves(encoded: Encoded, tmp_path: Path) -> None:

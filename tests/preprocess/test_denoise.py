@@ -118,8 +118,9 @@ def test_a_run_with_too_few_volumes_without_motion_is_named(func: Path) -> None:
     table = pd.read_csv(path, sep="\t")
     table["framewise_displacement"] = 3.0
     table.to_csv(path, sep="\t", index=False, na_rep="n/a")
-    with pytest.raises(BadDataError, match=r"strategy scrubbing: 0 volumes remain, too few for \d+ confounds"):
+    with pytest.raises(BadDataError, match=r"strategy scrubbing: 0 volumes remain, too few for \d+ confounds") as error:
         denoised(func, "scrubbing")
+    assert "simple" in error.value.hint
     assert denoised(func, "simple").n_volumes == N_VOLUMES - 2
 
 

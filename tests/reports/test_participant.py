@@ -311,10 +311,12 @@ def test_metrics_are_rated_by_minimum_and_maximum(key, value, verdict):
 
 
 def test_columns_are_described_with_units_and_limits():
-    columns = quality_columns({"fd_mean": 0.1, "coverage": 0.9, "odd": 1})
+    columns = quality_columns({"fd_mean": 0.1, "coverage": 0.9, "size_x": 64, "spacing_z": 3.3, "odd": 1})
     assert columns["fd_mean"]["Units"] == "mm"
     assert columns["fd_mean"]["Maximum"] == 0.55
     assert columns["coverage"]["Units"] == "1"
+    assert columns["size_x"]["LongName"] == "Voxels along x"
+    assert columns["spacing_z"]["Units"] == "mm"
     assert columns["odd"] == {}
 
 

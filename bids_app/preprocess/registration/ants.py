@@ -38,6 +38,7 @@ SYN_THREADS = 2
 """Threads of SyN on any machine. Its result depends on their number in the last bits."""
 AT_A_TIME = 2
 """Linear registrations that run at the same time, if there are several starts and as many processors."""
+CHECK_OVERLAP = "Open both images side by side: most often they do not overlap, or a header has a wrong orientation."
 
 
 @dataclass(frozen=True)
@@ -181,7 +182,7 @@ def register(
         if is_full(out_dir):  # before the scratch files are deleted
             raise no_space(out_dir, f"registration {name}") from error
         shutil.rmtree(folder)
-        raise RegistrationError(f"{name}: ANTs failed ({error}).") from error
+        raise RegistrationError(f"{name}: ANTs failed ({error}).", CHECK_OVERLAP) from error
     forward, backward = Path(f"{prefix}Composite.h5"), Path(f"{prefix}InverseComposite.h5")
     try:
         with quiet_if_full(out_dir):
@@ -191,7 +192,7 @@ def register(
     except OSError as error:  # ANTs does not raise errors of writing
         if forward.exists() or is_full(out_dir):
             raise no_space(out_dir, f"transforms of {name}") from error
-        raise RegistrationError(f"{name}: ANTs wrote no transforms.") from error
+        raise RegistrationError(f"{name}: ANTs wrote no transforms.", CHECK_OVERLAP) from error
     finally:
         shutil.rmtree(folder)
     return found
