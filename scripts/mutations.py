@@ -1197,9 +1197,9 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "volumes with head motion are left out of denoised series of regions",
-        "bids_app/preprocess/regions.py",
-        "volumes = found.volumes if kept is None else np.intersect1d(found.volumes, np.asarray(kept, dtype=int))",
-        "volumes = found.volumes",
+        "bids_app/preprocess/denoise.py",
+        "volumes = volumes if kept is None else np.intersect1d(volumes, np.asarray(kept, dtype=int))",
+        "volumes = volumes",
         ("preprocess/test_regions.py::test_denoised_means_are_the_means_of_denoised_voxels",),
     ),
     Mutation(

@@ -96,7 +96,7 @@ def region_outputs(
             try:
                 found = denoise_regions(found, run, denoise, out_dir)
             except BadDataError as error:
-                problem = error.message
+                problem = str(error)
         write_coverage(tables, found, problem)
         if not problem:
             write_region_series(tables, found, run, denoise)

@@ -69,21 +69,8 @@ def denoise_series(
     """
     from nilearn.signal import clean
 
-    try:
-        confounds, kept = load_confounds(table, strategy, scratch)
-    except (ValueError, KeyError) as error:  # columns are missing
-        raise BadDataError(
-            f"{series.name}: not denoised by the strategy {strategy} ({error}).",
-            "The confounds lack columns: choose another strategy of --denoise, or preprocess the run from raw data.",
-        ) from error
     n_volumes = load_nifti(series).shape[3]
-    kept = np.arange(n_volumes) if kept is None else np.asarray(kept)
-    if len(kept) <= confounds.shape[1] + N_TREND:
-        raise BadDataError(
-            f"{series.name}: not denoised by the strategy {strategy}: {len(kept)} volumes remain, too few for "
-            f"{confounds.shape[1]} confounds.",
-            "Choose another strategy of --denoise; simple keeps volumes with motion.",
-        )
+    confounds, kept = choose_confounds(series.name, np.arange(n_volumes), table, strategy, scratch)
     brain, affine = read_volume(brain_mask)
     where = brain > 0.5
     array = scratch / f"{path.name}.npy"
@@ -114,6 +101,42 @@ def denoise_series(
     array.unlink()
     left_out = tuple(int(n) for n in np.setdiff1d(np.arange(n_volumes), kept))
     return Denoised(path, tuple(confounds.columns), left_out, len(kept))
+
+
+def choose_confounds(
+    name: str, volumes: np.ndarray, table: Path, strategy: str, scratch: Path
+) -> tuple[pd.DataFrame, np.ndarray]:
+    """Read the confounds of a strategy, and which of some volumes of the run it keeps.
+
+    Parameters
+    ----------
+    name : str
+        Of the series, for errors.
+    volumes : np.ndarray of int, (T,)
+        From 0.
+    table, strategy, scratch
+        See `denoise_series`.
+
+    Raises
+    ------
+    BadDataError
+        The table lacks columns that the strategy needs, or no more volumes remain than there are confounds.
+    """
+    try:
+        confounds, kept = load_confounds(table, strategy, scratch)
+    except (ValueError, KeyError) as error:  # columns are missing
+        raise BadDataError(
+            f"{name}: not denoised by the strategy {strategy} ({error}).",
+            "The confounds lack columns: choose another strategy of --denoise, or preprocess the run from raw data.",
+        ) from error
+    volumes = volumes if kept is None else np.intersect1d(volumes, np.asarray(kept, dtype=int))
+    if len(volumes) <= confounds.shape[1] + N_TREND:
+        raise BadDataError(
+            f"{name}: not denoised by the strategy {strategy}: {len(volumes)} volumes remain, too few for "
+            f"{confounds.shape[1]} confounds.",
+            "Choose another strategy of --denoise; simple keeps volumes with motion.",
+        )
+    return confounds, volumes
 
 
 def load_confounds(table: Path, strategy: str, scratch: Path) -> tuple[pd.DataFrame, np.ndarray | None]:

@@ -18,7 +18,7 @@ from scipy import sparse
 from bids_app.catalog.atlases import Atlas
 from bids_app.clips import GridSeries, labels_to_model_grid
 from bids_app.errors import BadDataError
-from bids_app.preprocess.denoise import N_TREND, load_confounds
+from bids_app.preprocess.denoise import choose_confounds
 from bids_app.preprocess.io.headers import load_nifti
 from bids_app.preprocess.preprocessed import PreprocessedRun
 
@@ -147,17 +147,7 @@ def denoise_regions(found: RegionSeries, run: PreprocessedRun, strategy: str, sc
     """
     from nilearn.signal import clean
 
-    name = run.source.name
-    try:
-        confounds, kept = load_confounds(run.confounds, strategy, scratch)
-    except (ValueError, KeyError) as error:  # columns are missing
-        raise BadDataError(f"{name}: not denoised by the strategy {strategy} ({error}).") from error
-    volumes = found.volumes if kept is None else np.intersect1d(found.volumes, np.asarray(kept, dtype=int))
-    if len(volumes) <= confounds.shape[1] + N_TREND:
-        raise BadDataError(
-            f"{name}: not denoised by the strategy {strategy}: {len(volumes)} volumes remain, too few for "
-            f"{confounds.shape[1]} confounds."
-        )
+    confounds, volumes = choose_confounds(run.source.name, found.volumes, run.confounds, strategy, scratch)
     values = found.values[np.searchsorted(found.volumes, volumes)]
     covered = found.is_covered
     signals = values[:, covered]
