@@ -85,6 +85,10 @@ def test_the_command_of_the_page_checks_a_dataset(
         (lambda bold, mask: bids_app.to_model_grid(bold, mask=mask, normalisation="z"), "Unknown normalisation 'z'"),
         (lambda bold, mask: bids_app.encode("demo", np.zeros((96, 96, 96, 20))), "The model is of type str"),
         (lambda bold, mask: bids_app.encode(bids_app.load_model("demo"), bold), "The series is of type Nifti1Image"),
+        (
+            lambda bold, mask: bids_app.encode(bids_app.load_model("demo"), np.full((96, 96, 96, 20), np.nan)),
+            "The series contains NaN",
+        ),
         (lambda bold, mask: bids_app.load_model(5), "A model is a name or a file, not int"),
         (lambda bold, mask: bids_app.load_model("demo", device="gpu"), "Invalid value for device: 'gpu'"),
         (lambda bold, mask: bids_app.load_model("demo", device="cuda:99"), "device cuda:99: "),

@@ -57,13 +57,13 @@ def encode(model: Model, grid: torch.Tensor | np.ndarray) -> np.ndarray:
             f"The series lasts {grid.shape[-1] * MODEL_TR:.1f} s; a clip requires {n_vols * MODEL_TR:.1f} s.",
             "Use a longer run.",
         )
+    if not torch.isfinite(grid).all():
+        raise BadDataError("The series contains NaN or infinite values.", "Make it with to_model_grid.")
     batch = starting_batch(model.config, model.device)
     parts = apply_in_batches(lambda clips: pool(model.encode(clips.to(model.device))), _clips(grid, n_vols), batch)
     embeddings = np.concatenate([part.float().cpu().numpy() for part in parts])
     if not np.isfinite(embeddings).all():
-        raise BadDataError(
-            f"{model.path}: the embeddings contain NaN or infinite values.", "Check the series and the model."
-        )
+        raise BadDataError(f"{model.path}: the embeddings contain NaN or infinite values.", "Use another model.")
     return embeddings
 
 
