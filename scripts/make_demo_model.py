@@ -265,7 +265,7 @@ def main() -> int:
     p.add_argument("--validation", type=int, default=10, help="participants for validation only")
     p.add_argument("--epochs", type=int, default=5)
     p.add_argument("--nprocs", type=int, default=os.cpu_count() or 1)
-    p.add_argument("--calibration", type=int, default=30, help="participants for calibration only")
+    p.add_argument("--calibration", type=int, default=60, help="participants for calibration only")
     p.add_argument("--describe-only", action="store_true", help="only step 5, for the adapter in --out")
     p.add_argument("--reference-only", action="store_true", help="only the statistics, for the adapter in --out")
     p.add_argument("--preprocessed", type=Path, help="output folder of the command, see step 6")
