@@ -1611,6 +1611,48 @@ MUTATIONS: tuple[Mutation, ...] = (
         "",
         ("reports/figures/test_style.py::test_a_figure_is_drawn_once_and_as_matplotlib_lays_it_out",),
     ),
+    Mutation(
+        "names with $ are no formulas",
+        "bids_app/reports/figures/style.py",
+        '"text.parse_math": False,',
+        '"text.parse_math": True,',
+        ("reports/figures/test_style.py::test_any_name_of_a_region_or_label_is_drawn_as_it_is",),
+    ),
+    Mutation(
+        "figures are XML whatever the names of regions have",
+        "bids_app/reports/figures/style.py",
+        'text = NOT_IN_XML.sub("", buffer.getvalue())',
+        "text = buffer.getvalue()",
+        ("reports/figures/test_style.py::test_any_name_of_a_region_or_label_is_drawn_as_it_is",),
+    ),
+    Mutation(
+        "the correlation of a region with itself is no figure",
+        "bids_app/outputs/regions.py",
+        "found.is_covered.sum() > 1",
+        "found.is_covered.any()",
+        ("outputs/test_regions.py::test_one_region_has_tables_and_no_figure_of_its_correlation_with_itself",),
+    ),
+    Mutation(
+        "names of regions do not reverse the text after them",
+        "bids_app/catalog/atlases.py",
+        'HIDDEN.sub(" ", name).strip()',
+        "name",
+        ("catalog/test_atlases.py::test_names_of_regions_have_no_hidden_characters",),
+    ),
+    Mutation(
+        "a note does not reverse the text after it",
+        "bids_app/outputs/ratings.py",
+        'DIRECTION.sub("", text).strip()',
+        "text.strip()",
+        ("outputs/test_ratings.py::test_a_note_does_not_reverse_the_text_after_it",),
+    ),
+    Mutation(
+        "a figure that cannot be shown is not rated",
+        "bids_app/review/templates/review.js",
+        "if (rating && broken.has(present))",
+        "if (false)",
+        ("review/test_in_browser.py::test_a_figure_that_cannot_be_shown_is_not_rated",),
+    ),
     # Cohorts: what is gone or damaged is not waited for.
     Mutation(
         "a participant without its outputs is not done",
