@@ -1653,6 +1653,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         "if (false)",
         ("review/test_in_browser.py::test_a_figure_that_cannot_be_shown_is_not_rated",),
     ),
+    Mutation(
+        "printing waits for figures",
+        "bids_app/reports/templates/script.js",
+        "image.decode().catch(() => {})",
+        "image",
+        ("reports/test_in_browser.py::test_printing_waits_for_figures_that_were_not_on_the_screen",),
+    ),
+    Mutation(
+        "one clip has no standard deviation",
+        "bids_app/adapters/attribution.py",
+        "self.clips.std(axis=0) if len(self.clips) > 1 else np.full(self.clips.shape[1], np.nan)",
+        "self.clips.std(axis=0)",
+        ("adapters/test_attribution.py::test_one_clip_has_no_standard_deviation",),
+    ),
     # Cohorts: what is gone or damaged is not waited for.
     Mutation(
         "a participant without its outputs is not done",

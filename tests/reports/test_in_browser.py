@@ -156,6 +156,29 @@ def test_print_has_the_figures_but_no_controls(derivatives):
         assert browser.run(f"[...document.querySelectorAll('figure')].filter({shown}).length") == 16
 
 
+@pytest.mark.parametrize("way", ["button", "keys"])
+def test_printing_waits_for_figures_that_were_not_on_the_screen(derivatives, tmp_path, way):
+    page = build_participant_report(derivatives.out, "01")
+    lost = derivatives.out / "sub-01" / "figures" / "sub-01_task-rest_run-1_desc-coreg_bold.svg"
+    shutil.copy2(lost, tmp_path)
+    lost.unlink()  # does not stop it
+    with chromium().Browser() as browser:
+        browser.open(page.as_uri())
+        browser.run(
+            """window.print = () => { window.paper = [...document.querySelectorAll("figure > a img, figure .sheet img")]
+              .filter((one) => !one.naturalWidth || one.src.includes("#")).map((one) => one.src); }; 0"""
+        )
+        press = {
+            "button": "[...document.querySelectorAll('nav button')].find((one) => one.textContent === 'Print').click()",
+            "keys": "dispatchEvent(new KeyboardEvent('keydown', { key: 'p', ctrlKey: true }))",
+        }
+        browser.run(f"{press[way]}; 0")
+        browser.wait("window.paper !== undefined")
+        found = browser.run("window.paper")
+    shutil.copy2(tmp_path / lost.name, lost)
+    assert found == [lost.as_uri()]
+
+
 def test_the_slider_steps_through_the_volumes(derivatives, tmp_path):
     page = build_participant_report(derivatives.out, "01")
     script = """const box = inner.querySelector(".trace"), slider = box.querySelector("input");

@@ -93,9 +93,8 @@ def figure_svg(figure: Figure, title: str, description: str, span: Axes | None =
     """Return a matplotlib figure as SVG, see `save_figure`."""
     buffer = StringIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "Glyph .* missing from font"
-        )  # the browser draws the text, with its own fonts
+        # the browser draws the text, with its own fonts
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
         _lay_out(figure)
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = NOT_IN_XML.sub("", buffer.getvalue())
