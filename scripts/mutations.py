@@ -1667,6 +1667,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         "self.clips.std(axis=0)",
         ("adapters/test_attribution.py::test_one_clip_has_no_standard_deviation",),
     ),
+    Mutation(
+        "any address of the index shows runs",
+        "bids_app/reports/templates/runs.js",
+        "if (!SIZES.includes(state.size))",
+        "if (false)",
+        ("reports/test_in_browser.py::test_an_address_with_any_page_size_shows_the_runs",),
+    ),
     # Cohorts: what is gone or damaged is not waited for.
     Mutation(
         "a participant without its outputs is not done",

@@ -65,6 +65,15 @@ def test_the_index_does_not_scroll_horizontally(derivatives, tmp_path, width):
     assert n_runs == 3
 
 
+@pytest.mark.parametrize("size", ["Infinity", "-5", "96"])
+def test_an_address_with_any_page_size_shows_the_runs(derivatives, tmp_path, size):
+    build_participant_report(derivatives.out, "01")
+    script = """inner.defaultView.location.hash = "#wall&size=%s";
+        await new Promise((done) => setTimeout(done, 200));
+        return inner.querySelectorAll("#wall tbody tr").length;"""
+    assert look(derivatives.out / "index.html", tmp_path, script % size) == 3
+
+
 def test_nothing_moves_on_paper(derivatives, tmp_path):
     page = build_participant_report(derivatives.out, "01")
     script = """inner.defaultView.dispatchEvent(new Event("beforeprint"));
