@@ -140,6 +140,11 @@ class Attribution:
         return self.clips.mean(axis=0)
 
     @property
+    def deviation(self) -> np.ndarray:
+        """Standard deviation over clips, (R,); NaN with one clip."""
+        return self.clips.std(axis=0) if len(self.clips) > 1 else np.full(self.clips.shape[1], np.nan)
+
+    @property
     def order(self) -> np.ndarray:
         """Order of the regions by sign and size: largest positive first, then largest negative, then the others."""
         mean = np.where(self.n_voxels > 0, self.mean, np.nan)
@@ -167,7 +172,7 @@ class Attribution:
             "index": self.index,
             "name": np.array(self.names),
             "attribution": np.where(seen, mean, np.nan),
-            "std": np.where(seen, self.clips.std(axis=0), np.nan),
+            "std": np.where(seen, self.deviation, np.nan),
             "voxels": self.n_voxels,
             "tokens": self.n_tokens,
         }

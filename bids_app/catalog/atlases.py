@@ -23,6 +23,8 @@ from bids_app.settings import home_dir
 CATALOG = Path(__file__).with_name("atlases.yml")
 IMAGE_NAME = re.compile(r".*\.nii(\.gz)?")
 RESOLUTION = re.compile(r"_res-[A-Za-z0-9]+")
+HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]+")
+"""Control characters, and those that reverse the text after them: no part of the name of a region."""
 
 
 @dataclass(frozen=True)
@@ -101,15 +103,19 @@ def region_names(image: Path) -> dict[int, str]:
             tables = {suffix: image.with_name(stem + suffix) for suffix in (".tsv", ".csv", ".xml")}
             if os.path.lexists(tables[".xml"]):
                 labels = ElementTree.fromstring(read_file(tables[".xml"], MAX_OPTIONS_BYTES)).iter("label")
-                return {int(label.findtext("index", "")): label.findtext("name", "") for label in labels}
+                return {int(label.findtext("index", "")): _plain(label.findtext("name", "")) for label in labels}
             for suffix, delimiter in ((".tsv", "\t"), (".csv", ",")):
                 if os.path.lexists(tables[suffix]):
-                    return {int(row["index"]): row["name"] for row in read_rows(tables[suffix], delimiter)}
+                    return {int(row["index"]): _plain(row["name"]) for row in read_rows(tables[suffix], delimiter)}
     except (ValueError, TypeError, KeyError, ElementTree.ParseError) as error:
         raise BadDataError(
             f"{image}: the table of its regions cannot be read ({error}).", "It needs the columns index and name."
         ) from error
     return {}
+
+
+def _plain(name: str) -> str:
+    return HIDDEN.sub(" ", name).strip()
 
 
 def _stem(path: Path) -> str:

@@ -40,7 +40,7 @@ TABLE_COLUMNS = {
         "(reconstruction); mean over clips. Positive values are listed first, then negative ones, each by size; n/a "
         "for regions of the atlas without a voxel with signal"
     },
-    "std": {"Description": "Standard deviation over clips"},
+    "std": {"Description": "Standard deviation over clips; n/a with one clip"},
     "voxels": {"Description": "Voxels of 2 mm with signal"},
     "tokens": {"Description": "Tokens assigned to the region; 0: the region is too small to be resolved"},
 }

@@ -48,6 +48,8 @@ MAX_NOTE = 2000
 WAIT_SECONDS = 10.0
 """Maximum time to wait for another process that writes the same file."""
 
+DIRECTION = re.compile("[\u202a-\u202e\u2066-\u2069]")
+"""Characters that reverse the text after them, which may be that of another rater."""
 CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\\\\\u2028\u2029]")
 SHORT = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 ESCAPED = re.compile(r"\\(u[0-9a-f]{4}|[\\tnr])")
@@ -287,9 +289,12 @@ def write_dictionary(path: Path) -> Path:
 
 
 def clean_note(note: str) -> str:
-    """Return a note without surrounding white space and halves of surrogate pairs, of at most `MAX_NOTE` characters."""
+    """Return a note of at most `MAX_NOTE` characters.
+
+    White space around it, halves of surrogate pairs and `DIRECTION` are left out.
+    """
     text = note.replace("\r\n", "\n").encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return text.strip()[:MAX_NOTE]
+    return DIRECTION.sub("", text).strip()[:MAX_NOTE]
 
 
 def escape_note(note: str) -> str:
@@ -428,7 +433,7 @@ def _combine(run: str, pairs: Iterable[tuple[str, Rating]]) -> RunRating:
         if rating.rating:
             by_rater[rater] = max(by_rater.get(rater, PASSED), rating.rating, key=RATINGS.index)
         tags |= dict.fromkeys(rating.tags)
-        notes |= dict.fromkeys([f"{rater}: {rating.note}"] if rating.note else [])
+        notes |= dict.fromkeys([f"{rater}: {clean_note(rating.note)}"] if rating.note else [])
     return RunRating(run, by_rater, tuple(tag for tag in TAGS if tag in tags), tuple(notes))
 
 

@@ -101,7 +101,7 @@ def region_outputs(
         if not problem:
             write_region_series(tables, found, run, denoise)
             write_correlations(tables, found, run, denoise)
-            if figures:
+            if figures and found.is_covered.sum() > 1:  # one region correlates with itself only
                 plot_correlations(tables, found, run)
     return names.tree
 

@@ -66,7 +66,7 @@ def write_viewer_contributions(names: RunName, name: str, found: Attribution, at
         labels,
         found.names,
         np.where(seen, found.mean, np.nan),
-        np.where(seen, found.clips.std(axis=0), np.nan),
+        np.where(seen, found.deviation, np.nan),
         p,
         courses,
         unit,

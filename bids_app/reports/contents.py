@@ -410,7 +410,13 @@ class Reader:
         try:
             rows = tuple(row for row in read_output_table(path) if row["attribution"] != "n/a")
             for row in rows:
-                float(row["attribution"]), float(row["std"]), row["name"], row["voxels"], row["tokens"]
+                (
+                    float(row["attribution"]),
+                    float(row["std"].replace("n/a", "nan")),
+                    row["name"],
+                    row["voxels"],
+                    row["tokens"],
+                )
         except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
             self.unreadable.append(f"{self._url(path)}: {type(error).__name__} {error}")
             return None

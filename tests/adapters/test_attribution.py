@@ -130,6 +130,12 @@ def test_regions_of_the_atlas_outside_the_brain_are_listed_without_a_contributio
     assert found.outside == ("beside the brain", "not on the grid")
 
 
+def test_one_clip_has_no_standard_deviation(small, reader, cubes) -> None:
+    one, two = (attribute(adapted(small), reader, cubes, 0, n_clips=n).columns()["std"] for n in (1, 2))
+    assert np.isnan(one).all()
+    assert np.isfinite(two).any()
+
+
 def test_selected_clips_are_evenly_spaced() -> None:
     assert select_clips(10, 3) == (0, 4, 9)
     assert select_clips(1, 3) == (0,)

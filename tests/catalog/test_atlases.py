@@ -6,7 +6,7 @@ import hashlib
 
 import pytest
 
-from bids_app.catalog.atlases import catalog, find_atlas
+from bids_app.catalog.atlases import catalog, find_atlas, region_names
 from bids_app.errors import BadDataError, NoInputError, UsageError
 
 
@@ -104,3 +104,8 @@ def test_invalid_table_raises(tmp_path):
     (tmp_path / "mine.tsv").write_text("number\tname\n1\tLeft\n")
     with pytest.raises(BadDataError, match=r"mine\.nii"):
         find_atlas(path)
+
+
+def test_names_of_regions_have_no_hidden_characters(tmp_path):
+    (tmp_path / "mine.tsv").write_text("index\tname\n1\t\u202eTxeL\x07 \u2066A\u2069\n2\tPutamen\n", encoding="utf-8")
+    assert region_names(tmp_path / "mine.nii.gz") == {1: "TxeL   A", 2: "Putamen"}

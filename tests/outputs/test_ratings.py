@@ -297,3 +297,9 @@ def test_ratings_of_a_figure_that_has_changed_do_not_count(tmp_path):
 def test_exclusion_without_ratings_is_an_error(tmp_path):
     with pytest.raises(NoInputError, match="--exclude-failed"):
         failed_runs(tmp_path, ["sub-01_task-rest"])
+
+
+def test_a_note_does_not_reverse_the_text_after_it(tmp_path):
+    assert clean_note("\u202eabc\u2066 \u05d0") == "abc \u05d0"
+    rating = Rating("sub-01_task-rest_desc-mask_bold", "fail", (), "\u202eabc")
+    assert rate_runs(["sub-01_task-rest"], {"AB": {rating.figure: rating}})["sub-01_task-rest"].notes == ("AB: abc",)

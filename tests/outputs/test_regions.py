@@ -194,3 +194,12 @@ def test_a_series_that_another_pipeline_denoised_is_not_called_plain(write) -> N
     assert "DenoisingStrategy" not in sidecar
     assert sidecar["StartTime"] == N_DUMMY * TR + 0.5
     assert "38 volumes, denoised" in files[f"{STEM}_desc-my3connectivity_bold.svg"].read_text()
+
+
+def test_one_region_has_tables_and_no_figure_of_its_correlation_with_itself(write, atlas) -> None:
+    labels = np.zeros(MODEL_GRID_SHAPE, np.int16)
+    labels[30:33, 30:40, 30:40] = 1
+    save_image(atlas.path, labels, MODEL_GRID_AFFINE, space_code=4)
+    files = write(figures=True)
+    assert files.keys() == FILES
+    assert table_of(files, "relmat")["Area_L"].tolist() == [1]

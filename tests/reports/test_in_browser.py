@@ -65,6 +65,15 @@ def test_the_index_does_not_scroll_horizontally(derivatives, tmp_path, width):
     assert n_runs == 3
 
 
+@pytest.mark.parametrize("size", ["Infinity", "-5", "96"])
+def test_an_address_with_any_page_size_shows_the_runs(derivatives, tmp_path, size):
+    build_participant_report(derivatives.out, "01")
+    script = """inner.defaultView.location.hash = "#wall&size=%s";
+        await new Promise((done) => setTimeout(done, 200));
+        return inner.querySelectorAll("#wall tbody tr").length;"""
+    assert look(derivatives.out / "index.html", tmp_path, script % size) == 3
+
+
 def test_nothing_moves_on_paper(derivatives, tmp_path):
     page = build_participant_report(derivatives.out, "01")
     script = """inner.defaultView.dispatchEvent(new Event("beforeprint"));
@@ -154,6 +163,29 @@ def test_print_has_the_figures_but_no_controls(derivatives):
         hidden = ".guide, #viewer, nav, .flicker, .save"
         assert browser.run(f"[...document.querySelectorAll('{hidden}')].filter({shown}).length") == 0
         assert browser.run(f"[...document.querySelectorAll('figure')].filter({shown}).length") == 16
+
+
+@pytest.mark.parametrize("way", ["button", "keys"])
+def test_printing_waits_for_figures_that_were_not_on_the_screen(derivatives, tmp_path, way):
+    page = build_participant_report(derivatives.out, "01")
+    lost = derivatives.out / "sub-01" / "figures" / "sub-01_task-rest_run-1_desc-coreg_bold.svg"
+    shutil.copy2(lost, tmp_path)
+    lost.unlink()  # does not stop it
+    with chromium().Browser() as browser:
+        browser.open(page.as_uri())
+        browser.run(
+            """window.print = () => { window.paper = [...document.querySelectorAll("figure > a img, figure .sheet img")]
+              .filter((one) => !one.naturalWidth || one.src.includes("#")).map((one) => one.src); }; 0"""
+        )
+        press = {
+            "button": "[...document.querySelectorAll('nav button')].find((one) => one.textContent === 'Print').click()",
+            "keys": "dispatchEvent(new KeyboardEvent('keydown', { key: 'p', ctrlKey: true }))",
+        }
+        browser.run(f"{press[way]}; 0")
+        browser.wait("window.paper !== undefined")
+        found = browser.run("window.paper")
+    shutil.copy2(tmp_path / lost.name, lost)
+    assert found == [lost.as_uri()]
 
 
 def test_the_slider_steps_through_the_volumes(derivatives, tmp_path):

@@ -242,3 +242,14 @@ def test_a_table_is_loaded_into_the_page_without_a_server(browser, out, tmp_path
     browser.wait("!document.getElementById('problem').hidden")
     assert "was not read: the last line is not complete" in text_of(browser, "problem")
     assert browser.run("shown.size") == 2
+
+
+def test_a_figure_that_cannot_be_shown_is_not_rated(browser, address, out):
+    (out / "sub-01" / "figures" / f"{SECOND}.svg").write_text("<svg")
+    start(browser, address)
+    press(browser, "ArrowRight", "p")
+    assert browser.run(SHOWN) == SECOND
+    assert "cannot be shown" in text_of(browser, "problem")
+    press(browser, "ArrowLeft", "p")
+    wait_for_rating(out, FIRST, "pass")
+    assert SECOND not in read_ratings(ratings_path(out, "AB"))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import StringIO
@@ -24,6 +26,9 @@ PALETTE = ("#0d7ab8", "#d95f02", "#1a9469", "#c2589b", "#8a6fc9", "#b58900", "#3
 """Colour-blind safe colours of series, legible on white and on black."""
 
 FONTS = "system-ui, -apple-system, 'Segoe UI', 'DejaVu Sans', Helvetica, Arial, sans-serif"
+
+NOT_IN_XML = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ufffe\uffff]")
+"""Characters with which no browser shows an SVG file."""
 
 SVG_DPI = 72
 """Resolution at which matplotlib writes SVG."""
@@ -49,6 +54,7 @@ RC: Any = {
     "figure.facecolor": "none",
     "axes.facecolor": "none",
     "savefig.facecolor": "none",
+    "text.parse_math": False,  # names of regions, atlases and labels may have "$"
     "svg.fonttype": "none",  # keep text as text: small and searchable
     "svg.hashsalt": "neurostorm",  # reproducible files
 }
@@ -85,10 +91,13 @@ def save_figure(figure: Figure, path: Path, title: str, description: str, span: 
 
 def figure_svg(figure: Figure, title: str, description: str, span: Axes | None = None) -> str:
     """Return a matplotlib figure as SVG, see `save_figure`."""
-    _lay_out(figure)
     buffer = StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
+    with warnings.catch_warnings():
+        # the browser draws the text, with its own fonts
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        _lay_out(figure)
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    text = NOT_IN_XML.sub("", buffer.getvalue())
     end = text.index(">", text.index("<svg"))
     extent = f' data-span="{span.get_position().x0:.5f} {span.get_position().x1:.5f}"' if span else ""
     return f"{text[:end]}{extent}>{_head(title, description, dark_style())}{text[end + 1 :]}"
@@ -129,4 +138,5 @@ def dark_style() -> str:
 
 def _head(title: str, description: str, style: str) -> str:
     css = f"<style>{style}</style>" if style else ""
+    title, description = (NOT_IN_XML.sub("", text) for text in (title, description))
     return f"<title>{escape(title)}</title><desc>{escape(description)}</desc>{css}"

@@ -31,6 +31,7 @@ if (runTable) {
   const byName = new Map(columns.map((column) => [column.name, column]));
   const filtered = columns.filter((column) => column.filtered && column.levels.length > 1);
   const DEFAULTS = { view: kinds.length ? "wall" : "table", figure: "0", sort: "", order: "", q: "", from: "", to: "", page: "1", size: "96", all: "" };
+  const SIZES = ["24", "48", "96", "240", "480"];
   let state = { ...DEFAULTS }, order = [];
   const lower = runs.map((name) => name.toLowerCase());
 
@@ -57,7 +58,7 @@ if (runTable) {
     control("View", "view", menu([["wall", "thumbnails"], ["table", "table"]]));
   }
   const figure = control("Figure", "figure", menu([...kinds.map((kind, k) => [String(k), kind.title]), ["all", "all figures"]]));
-  control(`${capital}s a page`, "size", menu(["24", "48", "96", "240", "480"].map((n) => [n, n])));
+  control(`${capital}s a page`, "size", menu(SIZES.map((n) => [n, n])));
   const all = control("all columns", "all", make("input", { type: "checkbox" }));
 
   const select = () => {
@@ -152,7 +153,7 @@ if (runTable) {
   };
   const show = () => {
     select();
-    const size = Number(state.size) || 96, n = Math.max(1, Math.ceil(order.length / size));
+    const size = Number(state.size), n = Math.max(1, Math.ceil(order.length / size));
     state.page = String(Math.min(n, Math.max(1, Number(state.page) || 1)));
     const start = (Number(state.page) - 1) * size, rows = order.slice(start, start + size), chosen = byName.get(state.sort);
     const range = rows.length ? `${(start + 1).toLocaleString("en")} to ${(start + rows.length).toLocaleString("en")} of ` : "";
@@ -187,6 +188,7 @@ if (runTable) {
       const [name, value = ""] = part.split("=").map((text) => { try { return decodeURIComponent(text); } catch { return ""; } });
       if (name in DEFAULTS || filtered.some((column) => `is-${column.name}` === name)) state[name] = value;
     }
+    if (!SIZES.includes(state.size)) state.size = DEFAULTS.size;
     if (!(state.figure === "all" || kinds[Number(state.figure)])) state.figure = "0";
     show();
     if (parts.length) section.scrollIntoView();

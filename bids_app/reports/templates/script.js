@@ -24,7 +24,7 @@ for (const image of document.querySelectorAll("img[data-second]")) {
     return button;
   });
   const choose = (fragment) => {
-    image.src = address + fragment;
+    if (image.getAttribute("src") !== address + fragment) image.src = address + fragment;  // it would be loaded again
     buttons.forEach((button, i) => button.setAttribute("aria-pressed", String(choices[i][1] === fragment)));
   };
   choose(calm ? "" : "#flicker");
@@ -163,8 +163,30 @@ for (const table of document.querySelectorAll("table.sortable")) {
     });
   });
 }
-// For printing, open all details and show the first image of each flicker figure.
-addEventListener("beforeprint", () => {
+// For printing, open all details, show the first image of each flicker figure, and load all figures. A browser does not wait
+// for figures that it loads only then, and prints them blank; the button and the keys of printing do.
+const forPaper = () => {
   for (const part of document.querySelectorAll("details:not(.guide)")) part.open = true;
   for (const choose of flickers) choose("");
-});
+  const images = [...document.images].filter((image) => !image.closest(".guide"));
+  for (const image of images) image.loading = "eager";
+  return images;
+};
+addEventListener("beforeprint", forPaper);
+if (document.querySelector("figure img[loading=lazy]")) {
+  const printed = document.createElement("button");
+  printed.type = "button";
+  printed.className = "pause";
+  printed.textContent = "Print";
+  const print = async () => {
+    await Promise.all(forPaper().map((image) => image.decode().catch(() => {})));  // figures that are damaged or gone
+    window.print();
+  };
+  printed.addEventListener("click", print);
+  addEventListener("keydown", (event) => {
+    if (!(event.ctrlKey || event.metaKey) || event.shiftKey || event.altKey || event.key.toLowerCase() !== "p") return;
+    event.preventDefault();
+    print();
+  });
+  document.querySelector("nav").append(printed);
+}

@@ -243,7 +243,8 @@ window.openNeurostormViewer = async (place, facts) => {
     if (!one) return region.replaceChildren();
     const about = contributions.answer ? ` to ${contributions.answer}` : "";
     const p = one.p === null ? "" : `, p = ${one.p.toFixed(3)}`;
-    const text = one.value === null ? "no voxel with signal" : `contribution${about} ${one.value > 0 ? "+" : ""}${short(one.value)} ${contributions.unit} (SD over clips ${short(one.deviation)}${p})`;
+    const deviation = one.deviation === null ? "one clip" : `SD over clips ${short(one.deviation)}`;
+    const text = one.value === null ? "no voxel with signal" : `contribution${about} ${one.value > 0 ? "+" : ""}${short(one.value)} ${contributions.unit} (${deviation}${p})`;
     region.replaceChildren(make("p", {}, make("strong", {}, one.name), `: ${text}.`), ...(one.peak === null ? [] : course(label - 1)));
   };
   canvas.addEventListener("keydown", (event) => {

@@ -29,7 +29,7 @@ const escapeNote = (note) => {
 };
 const unescapeNote = (cell) => cell.replace(/\\(u[0-9a-f]{4}|[\\tnr])/g, (_, code) =>
   code.length === 1 ? PLAIN[code] : String.fromCharCode(parseInt(code.slice(1), 16)));
-const cleanNote = (note) => (note.toWellFormed?.() ?? note).replace(/\r\n/g, "\n").trim();
+const cleanNote = (note) => (note.toWellFormed?.() ?? note).replace(/\r\n/g, "\n").replace(/[\u202a-\u202e\u2066-\u2069]/g, "").trim();
 const quoted = (cell) => (/["\t\r\n]/.test(cell) ? `"${cell.replaceAll('"', '""')}"` : cell);
 const OF_OUTPUTS = /^(desc|space|res|from|to|mode|label|seg)-/;
 const imageOf = (name) => name.split("_").slice(0, -1).filter((part) => !OF_OUTPUTS.test(part)).join("_");
@@ -138,6 +138,7 @@ const change = (part) => {
   update();
 };
 const rate = (rating) => {
+  if (rating && broken.has(present)) return problem(`Not rated, ${nameOf(present)}: the figure cannot be shown.`);
   saveNote();
   change({ rating });
   if (rating && byId("advance").checked) step(1);
@@ -191,7 +192,7 @@ const toKind = (forward) => move(all, present, forward, (index) => figures[index
 const leave = (index) => { saveNote(); show(index); };
 
 // Figures: neighbours are loaded and decoded before they are needed.
-const loaded = new Map();
+const loaded = new Map(), broken = new Set();
 const address = (index) => {
   const figure = figures[index], folder = `${content.base}${encodeURIComponent(figure[NAME].split("_")[0])}/figures/`;
   return folder + encodeURIComponent(figure[NAME] + figure[EXTENSION]) + (online ? `?v=${figure[VERSION]}` : "");
@@ -201,7 +202,8 @@ const load = (index) => {
     const image = new Image();
     image.alt = nameOf(index);
     image.src = address(index);
-    loaded.set(index, { image, ready: image.decode().then(() => true, () => false) });
+    const note = (works) => { works ? broken.delete(index) : broken.add(index); return works; };
+    loaded.set(index, { image, ready: image.decode().then(() => note(true), () => note(false)) });
   }
   return loaded.get(index);
 };

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from io import StringIO
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from bids_app.reports.figures.style import figure_svg, new_figure
+from bids_app.reports.figures.style import NOT_IN_XML, figure_svg, new_figure
 
 
 def draw(figure: Figure) -> Axes:
@@ -36,3 +37,13 @@ def test_a_figure_is_drawn_once_and_as_matplotlib_lays_it_out(monkeypatch: pytes
     drawing = expected.getvalue().partition("<defs>")[2]
     assert drawing
     assert made.endswith(drawing)
+
+
+@pytest.mark.parametrize("text", [r"$\frac{$", "a$b$c", "\x01\x1f name", "a\ufffeb", "名前", "<b>&amp;"])
+@pytest.mark.filterwarnings("error")
+def test_any_name_of_a_region_or_label_is_drawn_as_it_is(text: str) -> None:
+    with new_figure(3, 2) as figure:
+        figure.subplots().set(title=text, xlabel=text)
+        found = figure_svg(figure, text, text)
+    shown = [element.text for element in ElementTree.fromstring(found).iter("{http://www.w3.org/2000/svg}text")]
+    assert shown.count(NOT_IN_XML.sub("", text)) == 2
