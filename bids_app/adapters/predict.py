@@ -326,12 +326,16 @@ class ModelFacts:
     """The model and device that encoded a run."""
 
     model: str
-    weights_sha256: str
+    weights_sha256: str | None
+    """None for an encoder without weights."""
     demonstration: bool
     """True if the encoder or any adapter is for demonstration only."""
     device: str
-    scan_backend: str
+    scan_backend: str | None
+    """None for an encoder of Brainmarks."""
     threads: int
+    untrained: bool = False
+    """True if weights are random."""
 
 
 @dataclass(frozen=True)
@@ -347,6 +351,10 @@ class Encoded:
     """Contents of the model card, see `bids_app.catalog.cards`."""
     reconstruction: Reconstruction | None = None
     """Reconstruction of hidden patches; None before it was measured."""
+    verdict_facts: Mapping[str, Any] = field(default_factory=dict)
+    """Facts for the verdict that replace those of the scan, see `bids_app.adapters.verdict`."""
+    columns: Mapping[str, Any] | None = None
+    """Data dictionary of the embeddings that replaces entries of that of our own encoders."""
 
 
 def encode_run(

@@ -142,6 +142,8 @@ RULES = (
 )  # fmt: skip
 """Checks of every scan, with any adapter."""
 
+CANCELLED = "The mean over the tokens is 0 up to rounding: the embedding does not describe the run."
+"""Message on z-scored volumes as tokens, for example."""
 SIMULATED = "simulated"
 """Entry of a card's cohort: whether its scans are simulated; absent: unknown."""
 
@@ -213,6 +215,14 @@ def judge_scan(facts: Facts) -> Verdict:
             "normalisation", WARN, "mean image removed", "mean image present",
             "The series has no mean image: under the global normalisation, the model has no anatomical information.",
         )  # fmt: skip
+    if facts.get("random_weights"):
+        found["weights"] = Check(
+            "weights", WARN, str(facts["random_weights"]), "trained",
+            "The encoder is untrained: its weights are random. Use its embeddings as a control only.",
+        )  # fmt: skip
+    if (share := facts.get("token_mean")) is not None:
+        level, message = (WARN, CANCELLED) if facts.get("tokens_cancel") else (PASS, "")
+        found["tokens"] = Check("tokens", level, float(str(share)), "tokens do not cancel", message)
     return Verdict.of(found, unknown)
 
 

@@ -27,6 +27,7 @@ RESEARCH_ONLY = (
 DEMONSTRATION = (
     "**Demonstration model.** It was trained on simulated scans; its predictions say nothing about a real person."
 )
+UNTRAINED = "**Untrained model.** Weights of the encoder are random. Use its embeddings as a control only."
 
 SECTIONS: dict[str, dict[str, str]] = {
     "Overview": {
@@ -118,6 +119,7 @@ def card_markdown(facts: Mapping[str, Any]) -> str:
     blocks = [f"# {_line(title)}", DISCLAIMER]
     blocks += [RESEARCH_ONLY] if facts.get("ResearchOnly") else []
     blocks += [DEMONSTRATION] if facts.get("Demonstration") else []
+    blocks += [UNTRAINED] if facts.get("Untrained") else []
     for section, names in SECTIONS.items():
         blocks.append(f"## {section}")
         items = list(SPECIAL[section](facts) if section in SPECIAL else _items(facts, names))

@@ -48,8 +48,8 @@ def add_export(p: argparse.ArgumentParser) -> None:
     group.add_argument("--model", metavar="NAME", help="model of the embeddings (default: the only one in OUT)")
     group.add_argument(
         "--normalisation",
-        choices=("global", "voxel"),
-        help="normalisation of the clips (default: the only one in OUT)",
+        choices=("global", "voxel", "none"),
+        help="normalisation of the clips; none: encoders of Brainmarks (default: the only one in OUT)",
     )
     group.add_argument(
         "--exclude-failed", action="store_true",

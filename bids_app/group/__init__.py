@@ -168,6 +168,7 @@ def write_page(
         sections=sections,
         table=run_table(cohort, ratings, [each.to_json(indices) for each in maps], out_dir, n_procs),
         demonstration=any(card.demonstration for card in cards),
+        untrained=tuple(name for name, card in cohort.cards.items() if card.untrained),
         research_only=tuple(name for name, card in cohort.cards.items() if card.research_only),
         selection=selection,
         notes=cohort.notes,

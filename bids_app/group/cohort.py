@@ -151,11 +151,12 @@ def _names(folder: Path) -> list[str]:
 
 
 def _keep_cards(cards: dict[str, Card], record: ParticipantRecord) -> None:
-    """Keep the first card of each name; a demonstration or research-only flag applies to all runs."""
+    """Keep the first card of each name; a demonstration, untrained or research-only flag applies to all runs."""
     for name, card in record.cards.items():
         kept = cards.get(name, card)
         cards[name] = replace(
             kept,
             demonstration=kept.demonstration or card.demonstration,
+            untrained=kept.untrained or card.untrained,
             research_only=kept.research_only or card.research_only,
         )

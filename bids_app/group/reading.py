@@ -78,6 +78,7 @@ class Card:
     target: str = ""
     unit: str = ""
     demonstration: bool = False
+    untrained: bool = False
     research_only: bool = False
 
 
@@ -264,7 +265,7 @@ def _metric(name: str, value: Any) -> float:
 
 def _read_embeddings(path: Path, desc: str, run: RunRecord, cards: dict[str, Card]) -> None:
     sidecar = EmbeddingsSidecar.read(path.with_suffix(".json"))
-    cards.setdefault(desc, Card(demonstration=bool(sidecar.demonstration)))
+    cards.setdefault(desc, Card(demonstration=bool(sidecar.demonstration), untrained=bool(sidecar.untrained)))
     _keep_configuration(run, sidecar)
     _keep_verdict(run, sidecar.verdict)
     halves = {name: half.spearman_brown for name, half in (sidecar.split_half or {}).items() if half}

@@ -67,6 +67,7 @@ def model_outputs(
     names = name_run(out_dir / "tree", entities, datasets, [preprocessed.source])
     facts: dict[str, Any] = {
         **asdict(encoded.facts),
+        "untrained": encoded.facts.untrained or None,
         "template": preprocessed.template,
         "slice_timing_corrected": preprocessed.slices is not None,
         "start_time": preprocessed.start_time,
@@ -78,7 +79,7 @@ def model_outputs(
         verdict=describe_verdict(encoded.verdict),
         split_half=describe_embedding_halves(encoded.embeddings),
         reconstruction=describe_reconstruction(encoded.reconstruction),
-        columns=EMBEDDINGS_COLUMNS,
+        columns=EMBEDDINGS_COLUMNS | dict(encoded.columns or {}),
         seconds_dropped=encoded.embeddings.dropped,
         model_card=encoded.card or None,
     )

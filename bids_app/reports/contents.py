@@ -249,6 +249,11 @@ class Contents:
         flags = (prediction.demonstration for run in self.runs for prediction in run.predictions)
         return any(flags) or any(run.model.demonstration for run in self.runs)
 
+    @property
+    def untrained(self) -> bool:
+        """True if an encoder has random weights."""
+        return any(run.model.untrained for run in self.runs)
+
 
 @cache
 def spec() -> dict[str, Any]:

@@ -111,6 +111,8 @@ class GroupPage:
     table: RunTable
     """All runs."""
     demonstration: bool = False
+    untrained: tuple[str, ...] = ()
+    """Encoders with random weights."""
     research_only: tuple[str, ...] = ()
     """Adapters for research use only."""
     selection: str = ""

@@ -223,7 +223,12 @@ def model_cards(runs: Sequence[Run]) -> list[tuple[str, str]]:
 
 def _hashes(found: EmbeddingsSidecar) -> dict[str, Any]:
     """Return the model facts that the sidecar of the embeddings holds outside the model card."""
-    own = ModelSidecar(model=found.model, weights_sha256=found.weights_sha256, demonstration=found.demonstration)
+    own = ModelSidecar(
+        model=found.model,
+        weights_sha256=found.weights_sha256,
+        demonstration=found.demonstration,
+        untrained=found.untrained,
+    )
     return own.to_json()
 
 

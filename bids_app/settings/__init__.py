@@ -33,12 +33,21 @@ from bids_app.settings.sections import (
     QuerySettings,
     ResourceSettings,
 )
-from bids_app.settings.values import DEFAULT_MODEL, FUNC_SPACE, GROUP, HUB_PREFIX, PARTICIPANT, T1W_SPACE
+from bids_app.settings.values import (
+    BRAINMARKS_PREFIX,
+    DEFAULT_MODEL,
+    FUNC_SPACE,
+    GROUP,
+    HUB_PREFIX,
+    PARTICIPANT,
+    T1W_SPACE,
+)
 
 __all__ = [
     "ATTRIBUTIONS",
     "ATTRIBUTION_CONTROLS",
     "AVERAGE",
+    "BRAINMARKS_PREFIX",
     "CACHES",
     "CLIP_MB_PER_MINUTE",
     "CLIP_NORMALISATIONS",

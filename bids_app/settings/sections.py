@@ -16,6 +16,7 @@ from bids_app.settings.values import (
     absolute_path,
     file_or_name,
     files_or_names,
+    key_values,
     labels,
     memory_gb,
     named_paths,
@@ -309,8 +310,8 @@ class ModelSettings:
         "--model",
         default=DEFAULT_MODEL,
         group=MODEL,
-        help="name in the catalog (see --list-models), a checkpoint file, or a fetched file of the hub "
-        "(hf:owner/name@revision:path)",
+        help="name in the catalog (see --list-models), a checkpoint file, a fetched file of the hub "
+        "(hf:owner/name@revision:path), or, as an experiment, an encoder of Brainmarks (brainmarks:NAME)",
         parse=file_or_name,
         everyday=True,
     )
@@ -394,6 +395,22 @@ class ModelSettings:
         everyday=True,
     )
     """Apply adapters that predict a diagnosis."""
+    model_options: tuple[str, ...] = option(
+        "--model-options",
+        default=(),
+        group=MODEL,
+        many=True,
+        metavar="KEY=VALUE",
+        help="options of an encoder of Brainmarks, such as ckpt_path=FILE",
+        parse=key_values,
+        write=list,
+    )
+    """Sorted by key."""
+    allow_untrained: bool = flag(
+        "--allow-untrained",
+        group=MODEL,
+        help="also run an encoder of Brainmarks with random weights, as a control; all outputs say so",
+    )
 
     def __post_init__(self) -> None:
         if self.attribution_clips < 1:

@@ -33,6 +33,8 @@ DEFAULT_MODEL = "neurostorm-5ds"
 """Encoder that is used unless another one is given."""
 HUB_PREFIX = "hf:"
 """Start of references to files of the Hugging Face Hub: ``hf:owner/name@revision:path``."""
+BRAINMARKS_PREFIX = "brainmarks:"
+"""Start of the names of encoders that are registered with Brainmarks."""
 MIN_BARE_MB = 1000
 """Smallest memory limit without a unit, MB; a smaller number was meant in GB, as in MRIQC."""
 
@@ -106,7 +108,7 @@ def output_spaces(given: Sequence[str]) -> tuple[str, ...]:
 
 def file_or_name(text: str) -> str:
     """Make a file path absolute, since steps change the folder; names of the catalog and references are unchanged."""
-    if text.startswith(HUB_PREFIX):
+    if text.startswith((HUB_PREFIX, BRAINMARKS_PREFIX)):
         return text
     path = Path(text)
     is_file = os.sep in text or path.suffix[1:2].isalpha()  # names of the catalog end in numbers at most: ratio0.5
@@ -116,6 +118,19 @@ def file_or_name(text: str) -> str:
 def files_or_names(given: Sequence[str]) -> tuple[str, ...]:
     """Apply `file_or_name` to each item."""
     return tuple(map(file_or_name, given))
+
+
+def key_values(items: Sequence[str]) -> tuple[str, ...]:
+    """Check ``KEY=VALUE`` items, make file paths absolute, and sort the items by key."""
+    found: dict[str, str] = {}
+    for item in items:
+        key, separator, value = item.partition("=")
+        if not separator or not key.isidentifier() or key in found:
+            raise UsageError(
+                f"Invalid value for --model-options: {item}.", "Write KEY=VALUE, each key once: ckpt_path=encoder.pt"
+            )
+        found[key] = f"{key}={file_or_name(value) if value else value}"
+    return tuple(found[key] for key in sorted(found))
 
 
 def named_paths(items: Sequence[str]) -> dict[str, Path]:

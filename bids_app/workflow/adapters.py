@@ -18,7 +18,7 @@ from bids_app.catalog.fetch import file_sha256
 from bids_app.catalog.models import Entry, adapter_paths, find_model, weights_path
 from bids_app.errors import UsageError
 from bids_app.files import open_regular
-from bids_app.settings import Settings
+from bids_app.settings import BRAINMARKS_PREFIX, Settings
 from bids_app.workflow.graph import file_stamp
 
 
@@ -50,6 +50,8 @@ class AdapterInfo:
 def chosen_adapters(settings: Settings) -> tuple[AdapterInfo, ...]:
     """Read the adapters to apply: those that were given, else those of the model, else the head in its file.
 
+    There are none for encoders of Brainmarks.
+
     Raises
     ------
     NoInputError, BadDataError
@@ -58,7 +60,7 @@ def chosen_adapters(settings: Settings) -> tuple[AdapterInfo, ...]:
         Two adapters have the same name.
     """
     wanted = settings.model
-    if wanted.embeddings_only:
+    if wanted.embeddings_only or wanted.model.startswith(BRAINMARKS_PREFIX):
         return ()
     model = find_model(wanted.model)
     paths = dict.fromkeys(adapter_paths(model, wanted.adapters))

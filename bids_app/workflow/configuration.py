@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import fields
 from functools import cache
@@ -26,6 +27,7 @@ WITHOUT_EFFECT = {
     "device",
     "embeddings_only",
     "acknowledge_research_use",
+    "allow_untrained",
     "fail_without_t1w",
 }
 """Fields of the settings of preprocessing and model that change no number of a file."""
@@ -57,11 +59,22 @@ def number_options(run: BoldRun, context: RunContext) -> dict[str, str]:
     hashes, adapters = context.model.hashes, {str(path) for path in context.model.adapters}
     # files count by their content, not by their names
     found["model"] = " ".join(sha for path, sha in hashes.items() if path not in adapters)
+    if (wrapper := context.model.wrapper) is not None:
+        own = (wrapper.title, wrapper.version, wrapper.source_sha256, wrapper.weights_sha256)
+        found["model"] = " ".join((*own, found["model"]))
+        found["model_options"] = tuple(option for option in wrapper.options if not _names_file(option))
+    else:
+        del found["model_options"]
     found["adapters"] = " ".join(sorted(sha for path, sha in hashes.items() if path in adapters))
     found["atlas"] = _content_hash(context.atlas.path, context.atlas_stamp) if context.atlas else ""
     if settings.preprocess.timeseries and settings.preprocess.denoise:
         found["timeseries_denoise"] = settings.preprocess.denoise  # tables of other strategies have the same names
     return {name: as_text(value) for name, value in found.items() if name not in WITHOUT_EFFECT}
+
+
+def _names_file(option: str) -> bool:
+    """Return whether the value of ``KEY=VALUE`` is a file, whose content counts."""
+    return os.path.isabs(option.partition("=")[2])
 
 
 def configuration_hash(options: Mapping[str, str]) -> str:

@@ -14,6 +14,7 @@ from bids_app.catalog import templates
 from bids_app.catalog.atlases import Atlas, find_atlas
 from bids_app.catalog.fetch import file_sha256
 from bids_app.catalog.models import find_model, weights_path
+from bids_app.model.brainmarks import WrapperFacts
 from bids_app.model.checkpoint import read_checkpoint, weights_sha256
 from bids_app.model.device import choose_device
 from bids_app.model.scan import uses_reference
@@ -21,6 +22,7 @@ from bids_app.outputs.boilerplate import Sentence
 from bids_app.settings import Settings
 from bids_app.workflow import sentences
 from bids_app.workflow.adapters import chosen_adapters
+from bids_app.workflow.brainmarks import files_of, find_wrapper
 from bids_app.workflow.graph import file_stamp
 
 SLOW_SCAN = (
@@ -45,6 +47,8 @@ class ChosenModel:
     is_demonstration: bool
     labels: dict[str, str] = field(default_factory=dict)
     """What the ``desc-`` labels of their outputs mean."""
+    wrapper: WrapperFacts | None = None
+    """The encoder of Brainmarks; None for an encoder of ours."""
 
 
 def choose_model(settings: Settings) -> ChosenModel:
@@ -56,6 +60,9 @@ def choose_model(settings: Settings) -> ChosenModel:
         A file is missing or damaged.
     """
     wanted = settings.model
+    wrapper = find_wrapper(wanted)
+    if wrapper is not None:
+        return _choose_wrapper(wrapper)
     entry = find_model(wanted.model)
     weights, adapters = weights_path(entry), chosen_adapters(settings)
     checkpoint = read_checkpoint(weights)
@@ -79,6 +86,20 @@ def choose_model(settings: Settings) -> ChosenModel:
             adapter.card.name: f"Outputs of the adapter {adapter.card.name} ({adapter.card.target})"
             for adapter in adapters
         },
+    )
+
+
+def _choose_wrapper(wrapper: WrapperFacts) -> ChosenModel:
+    hashes = files_of(wrapper)
+    return ChosenModel(
+        name=wrapper.title,
+        adapters=(),
+        stamp=";".join(hashes.values()),
+        hashes=hashes,
+        sentences=sentences.brainmarks(wrapper),
+        is_demonstration=False,
+        labels={as_label(wrapper.title): f"Outputs of the model {wrapper.title}"},
+        wrapper=wrapper,
     )
 
 

@@ -27,6 +27,7 @@ from bids_app.preprocess.preprocessed import OnGrid
 from bids_app.preprocess.sdc.choice import SYN, correction_of
 from bids_app.workflow import nodes, sentences
 from bids_app.workflow.bids_prov import activity_ids
+from bids_app.workflow.brainmarks import encode_with_brainmarks
 from bids_app.workflow.configuration import configuration_hash, number_options
 from bids_app.workflow.context import RunContext
 from bids_app.workflow.graph import Graph, Step, file_stamp
@@ -325,18 +326,32 @@ def add_grid(
 def add_model(graph: Graph, run: BoldRun, preprocessed: Step, grid: Step, context: RunContext) -> Step:
     """Add the encoder, the adapters and the verdicts on scan and predictions; return the last step."""
     name, model = node_name(run.stem), context.model
-    encoded = graph.step(
-        f"{name}_encode",
-        nodes.encode,
-        does="Model: embed clips of the encoder's length at 0.8 s, apply the adapters",
-        sentences=model.sentences,
-        grid=grid,
-        model=model.name,
-        adapters=model.adapters,
-        stamp=model.stamp,
-        memory_gb=2,
-        **context.computing,
-    )
+    if model.wrapper is not None:
+        encoded = graph.step(
+            f"{name}_encode",
+            encode_with_brainmarks,
+            does=f"Model: embed the run at its own repetition time ({model.name})",
+            sentences=model.sentences,
+            grid=grid,
+            preprocessed=preprocessed,
+            wrapper=model.wrapper,
+            stamp=model.stamp,
+            memory_gb=step_gb(run),
+            **context.computing,
+        )
+    else:
+        encoded = graph.step(
+            f"{name}_encode",
+            nodes.encode,
+            does="Model: embed clips of the encoder's length at 0.8 s, apply the adapters",
+            sentences=model.sentences,
+            grid=grid,
+            model=model.name,
+            adapters=model.adapters,
+            stamp=model.stamp,
+            memory_gb=2,
+            **context.computing,
+        )
     return graph.step(
         f"{name}_judge",
         nodes.judge,

@@ -469,7 +469,7 @@ def judge(
         The scan is of neurostorm-phantom; None: unknown.
     """
     found = encoded.reconstruction.facts if encoded.reconstruction else {}
-    facts = {**scan_facts(preprocessed, grid, age), **found, "simulated": simulated}
+    facts = {**scan_facts(preprocessed, grid, age), **found, "simulated": simulated, **encoded.verdict_facts}
     predictions = (
         replace(
             p, verdict=judge_card(judge_prediction(facts, p.card, p.distances, on_out_of_domain, p.certainty), p.card)

@@ -13,7 +13,7 @@ from bids_app.bids.layout import DATABASE_FILE
 from bids_app.bids.query import BoldRun, find_runs
 from bids_app.errors import EXIT_OK, NeurostormError
 from bids_app.preprocess.io.headers import BoldHeader
-from bids_app.settings import QuerySettings, Settings
+from bids_app.settings import BRAINMARKS_PREFIX, QuerySettings, Settings
 from bids_app.workflow.disk import check_disk
 from bids_app.workflow.faults import faults_of_optional_images, inspect_run
 from bids_app.workflow.preflight import Finding, check_finding, examine
@@ -171,8 +171,10 @@ def describe(run: BoldRun, header: BoldHeader, settings: Settings) -> Iterator[s
     size = " x ".join(f"{s:g}" for s in header.shape[:3])
     voxels = " x ".join(f"{s:.3g}" for s in header.voxel_sizes_mm)
     seconds = (header.n_volumes - (settings.preprocess.dummy_scans or 0)) * header.tr
-    n_clips = round(seconds / MODEL_TR) // clip_volumes(settings.model.model)
-    yield f"{header.n_volumes} volumes of {size} voxels ({voxels} mm), TR {header.tr:g} s; {n_clips} clips; {route}"
+    clips = "one sample"
+    if not settings.model.model.startswith(BRAINMARKS_PREFIX):
+        clips = f"{round(seconds / MODEL_TR) // clip_volumes(settings.model.model)} clips"
+    yield f"{header.n_volumes} volumes of {size} voxels ({voxels} mm), TR {header.tr:g} s; {clips}; {route}"
     if run.derived:
         yield f"ingested: {describe_transform(run.derived.space)}"
         mask, table = run.derived.mask, run.derived.confounds

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from bids_app.errors import BadDataError, CannotCreateError, NeurostormError, NoInputError, TemporaryError, UsageError
-from bids_app.settings import FUNC_SPACE, T1W_SPACE, Settings
+from bids_app.settings import BRAINMARKS_PREFIX, FUNC_SPACE, T1W_SPACE, Settings
 from bids_app.workflow.disk import existing_parent, readable_size
 from bids_app.workflow.scratch import check_private
 
@@ -150,9 +150,12 @@ def check_plugin(settings: Settings) -> str:
 def check_weights(settings: Settings) -> str:
     """Check that the weights of encoder and adapters are available; with ``--check``, also that they fit."""
     from bids_app.catalog.models import adapter_paths, find_model, weights_path
+    from bids_app.workflow.brainmarks import check_wrapper
 
     if settings.reports_only:
         return "not needed"
+    if wrapper := check_wrapper(settings.model):
+        return wrapper
     entry = find_model(settings.model.model)
     path, adapters = weights_path(entry), adapter_paths(entry, settings.model.adapters)
     if settings.check:
@@ -172,7 +175,7 @@ def check_fit(settings: Settings) -> None:
     from bids_app.model.api import load_model
     from bids_app.workflow.adapters import chosen_adapters
 
-    if settings.reports_only or settings.boilerplate_only:
+    if settings.reports_only or settings.boilerplate_only or settings.model.model.startswith(BRAINMARKS_PREFIX):
         return
     entry = find_model(settings.model.model)
     model = load_model(weights_path(entry), with_head=False)
@@ -202,7 +205,8 @@ def check_atlas(settings: Settings) -> str:
     """Check that the atlas of the attribution is available, and what method and control need of the model."""
     if settings.model.attribution_control and not settings.model.attribution:
         raise UsageError("--attribution-control needs a map to compare with.", "Give --attribution as well.")
-    if not settings.model.attribution or settings.reports_only:
+    is_brainmarks = settings.model.model.startswith(BRAINMARKS_PREFIX)  # `check_weights` refuses attributions
+    if not settings.model.attribution or settings.reports_only or is_brainmarks:
         return "not needed"
     from bids_app.adapters.attribution_control import PERMUTED, check_permuted
     from bids_app.adapters.file import EMBEDDING, load_adapter

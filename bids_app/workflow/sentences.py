@@ -14,8 +14,10 @@ from bids_app.bids.query import BoldRun
 from bids_app.catalog import templates
 from bids_app.catalog.atlases import Atlas
 from bids_app.clips import MODEL_TR
+from bids_app.model.brainmarks import WrapperFacts
 from bids_app.outputs.boilerplate import Sentence
 from bids_app.outputs.cards import clip_average_in_words
+from bids_app.preprocess.brainmarks_samples import IN_WORDS
 from bids_app.preprocess.ingest.derivatives import describe_transform
 from bids_app.preprocess.io.headers import SLICE_TIMING
 from bids_app.preprocess.regions import MIN_COVERAGE
@@ -112,6 +114,14 @@ def encoder(name: str, sha256: str, clip_volumes: int) -> tuple[Sentence, ...]:
         Sentence("embeddings", {"normalisations": "both normalisations"}),
         Sentence("halves"),
     )
+
+
+def brainmarks(wrapper: WrapperFacts) -> tuple[Sentence, ...]:
+    """Describe an encoder of Brainmarks, its input, and that its weights are random if they are."""
+    weights = f"SHA-256 of the weights {wrapper.weights_sha256}" if wrapper.weights_sha256 else "without weights"
+    facts = {"model": wrapper.name, "version": wrapper.version, "weights": weights, "inputs": IN_WORDS[wrapper.space]}
+    found = (Sentence("brainmarks", facts),)
+    return (*found, Sentence("untrained", facts)) if wrapper.is_untrained else found
 
 
 def adapter(card: AdapterCard, false_alarms: float | None, on_out_of_domain: str) -> tuple[Sentence, ...]:

@@ -106,6 +106,12 @@ def test_the_page_works_offline_and_has_the_disclaimers():
     assert "Demonstration model." in found.words
 
 
+def test_untrained_encoders_are_named_at_the_top():
+    words = Elements(render_page(page_of(section([]), untrained=("brainmarkstiny",)))).words
+    assert words.index("Untrained model: brainmarkstiny. Weights") < words.index("Summary", words.index("Untrained"))
+    assert "Untrained" not in Elements(render_page(page_of(section([])))).words
+
+
 def test_sections_tables_and_figures_are_accessible():
     figures = [Figure("a.svg", "A", "What it shows", "A chart of it")]
     found = Elements(

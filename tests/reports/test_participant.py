@@ -254,6 +254,17 @@ def test_earlier_predictions_of_a_failed_run_are_not_shown(out):
     assert page.words.count("clips predict left hand") == 1
 
 
+def test_an_untrained_encoder_is_named_at_the_top_of_the_report(out):
+    before = Page(build_participant_report(out, "01")).text
+    assert "Untrained model." not in before
+    for path in out.glob("sub-01/func/*_embeddings.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"Untrained": True}))
+    text = Page(build_participant_report(out, "01")).text
+    assert text.index("Untrained model.") < text.index("Summary", text.index("Untrained model."))
+    assert text.index("Untrained model.") < text.index("BOLD runs")
+    assert "Use its embeddings as a control only." in text
+
+
 def test_a_demonstration_encoder_is_marked_without_predictions(out):
     for path in out.glob("sub-01/func/*_predictions.*"):
         path.unlink()

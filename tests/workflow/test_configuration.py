@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from bids_app.bids.query import BoldRun
+from bids_app.model.brainmarks import WrapperFacts
 from bids_app.settings import PARTICIPANT, ModelSettings, PreprocessSettings, ResourceSettings, Settings
 from bids_app.workflow import configuration
 from bids_app.workflow.configuration import WITHOUT_EFFECT, configuration_hash, number_options
@@ -32,9 +33,12 @@ OTHER_VALUES: dict[str, Any] = {
     "attribution_control": "random",
     "on_out_of_domain": "refuse",
     "acknowledge_research_use": True,
+    "allow_untrained": True,
     "fail_without_t1w": True,
 }
-"""Values other than the defaults; model, adapters and atlas are files, and tested by their content."""
+"""Values other than the defaults; model, adapters and atlas are files, and tested by their content.
+
+Options of models are those of encoders of Brainmarks, and tested with one."""
 
 
 @pytest.fixture
@@ -64,7 +68,7 @@ def test_every_option_counts_unless_it_changes_no_number(run: BoldRun, context: 
                 assert (after == before) is (part.name in WITHOUT_EFFECT), part.name
                 tested.add(part.name)
     everything = {part.name for section in (PreprocessSettings, ModelSettings) for part in fields(section)}
-    assert tested == everything - {"model", "adapters", "atlas"} == set(OTHER_VALUES)
+    assert tested == everything - {"model", "adapters", "atlas", "model_options"} == set(OTHER_VALUES)
 
 
 def test_threads_memory_and_scratch_do_not_count(run: BoldRun, context: RunContext, tmp_path: Path) -> None:
@@ -82,6 +86,29 @@ def test_files_count_by_content_and_not_by_name(run: BoldRun, context: RunContex
         {"weights": "0" * 64, str(tmp_path / "a"): ""},
     ):
         assert hash_of(run, replace(context, model=replace(model, hashes=hashes))) != before
+
+
+def test_an_encoder_of_brainmarks_counts_by_weights_code_and_options_but_not_by_the_folder_of_its_file(
+    run: BoldRun, context: RunContext
+) -> None:
+    wrapper = WrapperFacts("tiny", ("ckpt_path=/a/tiny.pt", "width=32"), "mni", "0.1.1", "c" * 64, "w" * 64, 3, 0)
+
+    def hash_with(**changes) -> str:
+        own = replace(wrapper, **changes)
+        hashes = {"/atlas.nii.gz": "0" * 64}
+        return hash_of(run, replace(context, model=ChosenModel("x", (), "", hashes, (), False, wrapper=own)))
+
+    before = hash_with()
+    assert hash_with(options=("ckpt_path=/b/moved.pt", "width=32")) == before
+    for changes in (
+        {"name": "other"},
+        {"version": "0.1.2"},
+        {"source_sha256": "d" * 64},
+        {"weights_sha256": "v" * 64},
+        {"options": ("ckpt_path=/a/tiny.pt", "width=64")},
+    ):
+        assert hash_with(**changes) != before, changes
+    assert "model_options" not in number_options(run, context)  # hashes of outputs of our encoders stay as they were
 
 
 def test_the_version_counts(run: BoldRun, context: RunContext, monkeypatch) -> None:

@@ -18,6 +18,8 @@ class ModelSidecar(Sidecar):
     model: str | None = key("Model", text)
     weights_sha256: str | None = key("WeightsSHA256", text)
     demonstration: bool | None = key("Demonstration", flag)
+    untrained: bool | None = key("Untrained", flag)
+    """True if weights of the encoder are random; else absent."""
     device: str | None = key("Device", text)
     scan_backend: str | None = key("ScanBackend", text)
     threads: int | None = key("Threads", whole)

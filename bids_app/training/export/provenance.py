@@ -41,6 +41,7 @@ def describe_export(found: EmbeddedRuns, out_dir: Path, facts: Mapping[str, Any]
         "model": found.model,
         "weights_sha256": found.weights_sha256 or UNKNOWN,
         "demonstration": found.demonstration,
+        "untrained": found.untrained,
         "normalisation": found.normalisation,
         "templates": sorted({run.sidecar.template for run in runs if run.sidecar.template}),
         "configurations": sorted({name for run in runs for name in run.record.configurations}),

@@ -86,6 +86,11 @@ class EmbeddedRuns:
         return np.stack([run.vector.values for run in self.runs])
 
     @property
+    def untrained(self) -> bool:
+        """True if the weights of the model are random."""
+        return any(run.sidecar.untrained for run in self.runs)
+
+    @property
     def weights_sha256(self) -> str:
         """Checksum of the weights; empty if it is unknown."""
         return self.runs[0].sidecar.weights_sha256 or ""

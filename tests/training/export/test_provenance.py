@@ -29,6 +29,13 @@ def test_model_weights_versions_and_dataset_are_named(make_outputs) -> None:
     assert describe_export(versions, made.out, {})["processed_with"] == ["9.9"]
 
 
+def test_random_weights_are_named(make_outputs) -> None:
+    made = make_outputs(participants=2)
+    assert describe_export(read_runs(made.out, normalisation="voxel"), made.out, {})["untrained"] is False
+    made.change_sidecar("sub-01", Untrained=True)
+    assert describe_export(read_runs(made.out, normalisation="voxel"), made.out, {})["untrained"] is True
+
+
 def test_the_values_are_text_numbers_and_lists_of_text(make_outputs) -> None:
     made = make_outputs(participants=2)
     about = describe_export(read_runs(made.out, normalisation="voxel"), made.out, {})
