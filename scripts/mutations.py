@@ -1682,7 +1682,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "a figure is drawn once",
         "bids_app/reports/figures/style.py",
-        "    _lay_out(figure)\n",
+        "        _lay_out(figure)\n",
         "",
         ("reports/figures/test_style.py::test_a_figure_is_drawn_once_and_as_matplotlib_lays_it_out",),
     ),
@@ -1729,25 +1729,11 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("review/test_in_browser.py::test_a_figure_that_cannot_be_shown_is_not_rated",),
     ),
     Mutation(
-        "printing waits for figures",
-        "bids_app/reports/templates/script.js",
-        "image.decode().catch(() => {})",
-        "image",
-        ("reports/test_in_browser.py::test_printing_waits_for_figures_that_were_not_on_the_screen",),
-    ),
-    Mutation(
         "one clip has no standard deviation",
         "bids_app/adapters/attribution.py",
         "self.clips.std(axis=0) if len(self.clips) > 1 else np.full(self.clips.shape[1], np.nan)",
         "self.clips.std(axis=0)",
         ("adapters/test_attribution.py::test_one_clip_has_no_standard_deviation",),
-    ),
-    Mutation(
-        "any address of the index shows runs",
-        "bids_app/reports/templates/runs.js",
-        "if (!SIZES.includes(state.size))",
-        "if (false)",
-        ("reports/test_in_browser.py::test_an_address_with_any_page_size_shows_the_runs",),
     ),
     # Cohorts: what is gone or damaged is not waited for.
     Mutation(
