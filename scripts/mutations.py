@@ -1735,6 +1735,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         "self.clips.std(axis=0)",
         ("adapters/test_attribution.py::test_one_clip_has_no_standard_deviation",),
     ),
+    Mutation(
+        "deleted figures and tables are named in the report",
+        "bids_app/reports/contents.py",
+        "        self._name_lost(self._known.get(stem, RunFiles()), outcome)\n",
+        "",
+        ("reports/test_invocations.py::test_a_figure_table_or_sidecar_that_was_deleted_is_named",),
+    ),
     # Cohorts: what is gone or damaged is not waited for.
     Mutation(
         "a participant without its outputs is not done",

@@ -355,6 +355,7 @@ class Reader:
         files = (path for folder in folders for path in sorted(folder.glob(f"{stem}_*")) if stem_of(path) == stem)
         own = {path.relative_to(self.out_dir).as_posix(): self._is_output(path) for path in files}
         shown = [name for name, is_output in own.items() if is_output]
+        self._name_lost(self._known.get(stem, RunFiles()), outcome)
         return Run(
             stem=stem,
             outcome=outcome,
@@ -508,6 +509,12 @@ class Reader:
         except (OSError, BadDataError) as error:
             self._cannot_read(path, error)
             return kind()
+
+    def _name_lost(self, known: RunFiles, outcome: RunOutcome | None) -> None:
+        """Note the figures, tables and sidecars that a run wrote and that are gone; images may be deleted for space."""
+        names = (name for name in sorted(known.files) if not name.endswith(IMAGES) and known.includes(name, outcome))
+        lost = [name for name in names if not (self.out_dir / name).exists()]
+        self.unreadable.extend(f"{name}: file not found, although the run wrote it" for name in lost)
 
     def _cannot_read(self, path: Path, error: Exception) -> None:
         reason = getattr(error, "message", "") or getattr(error, "strerror", "") or str(error)

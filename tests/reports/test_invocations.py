@@ -40,6 +40,19 @@ def test_predictions_that_the_last_invocation_did_not_make_are_named_and_not_sho
     )
 
 
+@pytest.mark.parametrize(
+    "pattern", ["figures/*run-2*.svg", "func/*run-2*_predictions.tsv", "func/*run-2*_embeddings.json"]
+)
+def test_a_figure_table_or_sidecar_that_was_deleted_is_named(out, pattern):
+    for stem in (FIRST, SECOND):
+        write_manifests(out, stem)
+    assert "although the run wrote it" not in Page(build_participant_report(out, "01")).words
+    lost = next(out.glob(f"sub-01/{pattern}"))
+    lost.unlink()
+    words = Page(build_participant_report(out, "01")).words
+    assert f"{lost.relative_to(out)}: file not found, although the run wrote it" in words
+
+
 def test_without_manifests_all_outputs_are_shown_as_before(out):
     page = Page(build_participant_report(out, "01"))
     assert "Not shown" not in page.words
