@@ -74,6 +74,7 @@ def test_that_always_fails():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_survivors_and_tests_that_are_not_green_are_reported(tmp_path: Path, monkeypatch, capsys) -> None:
     def make_tree(root: Path) -> None:
