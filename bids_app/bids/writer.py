@@ -34,6 +34,9 @@ RAW_DATASET = "raw"
 TEMPORARY = re.compile(r"\.neurostorm-(?P<pid>\d+)-(?P<scope>[\w.-]*?)-[0-9a-f]{8}-")
 """Names of temporary files: process, its scope (see `processes.py`), a random part, the name of the file."""
 
+WAIT_SECONDS = 10.0
+"""Maximum time to wait for another process that updates the same file."""
+
 LEFTOVER_AGE = 24 * 3600
 """Age after which a temporary file of another machine or container is a leftover, s."""
 
@@ -278,6 +281,18 @@ def wait_for_lock(file: int | IO[Any], seconds: float) -> bool:
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.002)
+
+
+@contextmanager
+def one_at_a_time(folder: Path) -> Iterator[None]:
+    """Wait for other processes that update a file of a folder; go on after `WAIT_SECONDS`, or without locks at once."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # the file system has no locks
+            wait_for_lock(descriptor, WAIT_SECONDS)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def writing_error(error: OSError, path: Path) -> NeurostormError:

@@ -159,10 +159,12 @@ def read_participant(folder: Path) -> ParticipantRecord:
         record.faults.append(f"{folder.name}: {error.strerror}")
         return record
     known = read_run_files(folder)
+    present: set[str] = set()
     for path in files:
         entities, suffix, _ = split_name(path.name)
         run = _run_of(runs, folder, entities)
         name = path.relative_to(folder.parent).as_posix()
+        present.add(name)
         if not known.get(run.stem, RunFiles()).includes(name, outcomes.get(run.stem)):
             run.n_not_used += 1
             continue
@@ -172,21 +174,15 @@ def read_participant(folder: Path) -> ParticipantRecord:
             run.faults.append(f"{path.relative_to(folder.parent)}: {_reason(error)}")
     for stem in (outcomes.keys() | known.keys()) - runs.keys():
         _run_of(runs, folder, split_name(stem + "_bold")[0])
-    present = {path.relative_to(folder.parent).as_posix() for path in files}
     for stem, run in runs.items():
         own = known.get(stem, RunFiles())
         run.faults += filter(None, [own.problem])
-        run.lost = _lost_files(own, outcomes.get(stem), present)
+        wanted = [name for name in own.outputs(outcomes.get(stem)) if name.endswith(WANTED)]
+        run.lost = [name for name in wanted if name not in present]
         record.configurations |= {m.configuration: m.options for m in own.parts.values() if m.configuration}
         set_status(run, outcomes.get(stem))
     record.runs = list(runs.values())
     return record
-
-
-def _lost_files(known: RunFiles, outcome: RunOutcome | None, present: set[str]) -> list[str]:
-    """Return the tables and sidecars of the last invocation that are not among the files that are ``present``."""
-    names = (name for name in sorted(known.files - present) if name.endswith(WANTED))
-    return [name for name in names if known.includes(name, outcome)]
 
 
 def set_status(run: RunRecord, outcome: RunOutcome | None) -> None:

@@ -512,7 +512,7 @@ class Reader:
 
     def _name_lost(self, known: RunFiles, outcome: RunOutcome | None) -> None:
         """Note the figures, tables and sidecars that a run wrote and that are gone; images may be deleted for space."""
-        names = (name for name in sorted(known.files) if not name.endswith(IMAGES) and known.includes(name, outcome))
+        names = (name for name in known.outputs(outcome) if not name.endswith(IMAGES))
         lost = [name for name in names if not (self.out_dir / name).exists()]
         self.unreadable.extend(f"{name}: file not found, although the run wrote it" for name in lost)
 

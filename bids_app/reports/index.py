@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bids_app import __version__
 from bids_app.bids.entities import natural_key, split_name
-from bids_app.bids.writer import wait_for_lock, write_text
+from bids_app.bids.writer import one_at_a_time, write_text
 from bids_app.files import read_output
 from bids_app.outputs.schema import FAILED, LEVELS, OK
 from bids_app.reports.pages import find_pages, page_of, page_template, style_and_script
@@ -42,8 +40,6 @@ LINKS = {
 }
 """Other files of the output folder that the page links to, if they exist."""
 ROWS = re.compile(r'<script type="application/json" id="index-rows">(.*?)</script>', re.DOTALL)
-WAIT_SECONDS = 10.0
-"""Maximum time to wait for another process that writes the page."""
 MAX_TEXT = 200
 """Maximum length of a text in a row that is read back."""
 
@@ -85,7 +81,7 @@ def update_index(out_dir: Path, rows: Iterable[IndexRow], name: str = "") -> Pat
     """
     new = list(rows)
     path = out_dir / INDEX
-    with _one_at_a_time(out_dir):
+    with one_at_a_time(out_dir):  # what a lost update leaves out is listed without details, until it is made again
         replaced = {row.participant for row in new}
         found = {row.run: row for row in read_rows(path) if row.participant not in replaced}
         found |= {row.run: row for row in new}
@@ -185,18 +181,3 @@ def _row_from(cells: list[Any]) -> IndexRow:
         raise ValueError("no row of the index")
     quality = {name: float(value) for name, value in zip(METRICS, metrics, strict=True) if value is not None}
     return IndexRow(run, status, verdict, rating, quality)
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait for other processes that write the page; go on without waiting where the file system has no locks.
-
-    What a lost update leaves out is listed without details, until the report or the group level is made again.
-    """
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            wait_for_lock(descriptor, WAIT_SECONDS)
-        yield
-    finally:
-        os.close(descriptor)

@@ -13,14 +13,14 @@ import platform
 import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bids_app.bids.description import IMAGE_VARIABLE
 from bids_app.bids.query import BoldRun
-from bids_app.bids.writer import dataset_uri, wait_for_lock, write_json, write_text
+from bids_app.bids.writer import dataset_uri, one_at_a_time, write_json, write_text
 from bids_app.catalog.atlases import Atlas
 from bids_app.catalog.fetch import file_sha256
 from bids_app.errors import BadDataError
@@ -34,8 +34,6 @@ APP = "neurostorm"
 UID_LENGTH = 8
 LIBRARIES = ("python", "numpy", "scipy", "nibabel", "nipype")
 """Software of all activities, besides the app."""
-WAIT_SECONDS = 10.0
-"""Maximum time to wait for another process that writes the table of records."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +179,7 @@ def describe_environment() -> dict[str, Any]:
 
 def write_table(root: Path) -> None:
     """Write ``provenance.tsv``: a row for each record in the folder; without records, remove it."""
-    with _one_at_a_time(root):
+    with one_at_a_time(root):
         labels = sorted(path.name for path in root.glob("prov-*") if path.is_dir())
         rows = [f"{label}\tProvenance of the outputs of one BOLD run or T1w image" for label in labels]
         table = root / "provenance.tsv"
@@ -241,15 +239,3 @@ def _read_manifests(run: BoldRun, context: RunContext) -> Iterator[Manifest]:
             manifest = read_manifest(context.settings.out_dir, run.stem, part)
             if manifest is not None:
                 yield manifest
-
-
-@contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Wait for other processes that write the table; go on without waiting where the file system has no locks."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            wait_for_lock(descriptor, WAIT_SECONDS)
-        yield
-    finally:
-        os.close(descriptor)

@@ -109,6 +109,10 @@ class RunFiles:
             return False
         return name in self.files if self.is_known else True
 
+    def outputs(self, outcome: RunOutcome | None = None) -> list[str]:
+        """Return the paths of the files in its manifests that are valid outputs, sorted; see `includes`."""
+        return [name for name in sorted(self.files) if self.includes(name, outcome)]
+
 
 def manifest_path(out_dir: Path, stem: str, part: str) -> Path:
     """Return the path of the manifest of a part of a run; ``stem`` is the name of the run without suffix."""
