@@ -25,7 +25,7 @@ from bids_app.preprocess.hmc import correct_motion
 from bids_app.preprocess.ingest.derivatives import ingest_run
 from bids_app.preprocess.preprocessed import OnGrid
 from bids_app.preprocess.sdc.choice import SYN, correction_of
-from bids_app.workflow import nodes, sentences
+from bids_app.workflow import encoding, nodes, sentences
 from bids_app.workflow.bids_prov import activity_ids
 from bids_app.workflow.brainmarks import encode_with_brainmarks
 from bids_app.workflow.configuration import configuration_hash, number_options
@@ -342,7 +342,7 @@ def add_model(graph: Graph, run: BoldRun, preprocessed: Step, grid: Step, contex
     else:
         encoded = graph.step(
             f"{name}_encode",
-            nodes.encode,
+            encoding.encode,
             does="Model: embed clips of the encoder's length at 0.8 s, apply the adapters",
             sentences=model.sentences,
             grid=grid,

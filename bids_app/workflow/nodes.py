@@ -16,16 +16,15 @@ from bids_app.adapters.attribution import PREDICTION_METHODS, Regions, RunAttrib
 from bids_app.adapters.cohort_ranges import range_evidence
 from bids_app.adapters.file import EMBEDDING, AdaptedModel
 from bids_app.adapters.own_head import judge_card, read_any_adapter
-from bids_app.adapters.predict import Encoded, ModelFacts, encode_run
+from bids_app.adapters.predict import Encoded
 from bids_app.adapters.verdict import RULES, Facts, judge_prediction, judge_scan
 from bids_app.bids.derivatives import DerivedRun
 from bids_app.bids.entities import as_label, join_name
 from bids_app.bids.fieldmaps import Fieldmap
 from bids_app.bids.orientation import LeftRight, Orientation
 from bids_app.catalog.atlases import find_atlas
-from bids_app.catalog.cards import describe_model
 from bids_app.catalog.models import find_model, weights_path
-from bids_app.clips import NORMALISATIONS, ClipReader, GridSeries, labels_to_model_grid
+from bids_app.clips import ClipReader, GridSeries, labels_to_model_grid
 from bids_app.errors import BadDataError, NoInputError, RegistrationError
 from bids_app.files import read_rows
 from bids_app.outputs.names import CLIPS
@@ -407,44 +406,6 @@ def clip_outputs(
         name = join_name(entities, "").removesuffix("_")
         add_entry(folder, name, series, normalisation, source=source, **facts_of(entities, metadata, preprocessed))
     return tree
-
-
-def encode(
-    grid: OnGrid,
-    model: str,
-    adapters: Sequence[Path],
-    device: str,
-    threads: int,
-    stamp: str,
-    out_dir: Path,
-) -> Encoded:
-    """Embed the clips under both normalisations and apply the adapters; ``stamp`` changes when a file changes."""
-    import torch
-
-    from bids_app.adapters.reconstruction import measure_reconstruction
-    from bids_app.model.api import load_model
-    from bids_app.model.checkpoint import read_checkpoint
-    from bids_app.model.device import choose_device
-    from bids_app.model.scan import backend_in_use
-
-    torch.set_num_threads(threads)
-    chosen = choose_device(device)
-    loaded = load_model(model, chosen, with_head=False)  # a head of the file is applied as an adapter
-    reader = ClipReader(GridSeries.open(grid.folder), loaded.config.img_size[3])
-    adapted = [AdaptedModel(loaded, read_any_adapter(path, find_model(model))) for path in adapters]
-    embeddings, predictions = encode_run(loaded, adapted, reader, tuple(NORMALISATIONS), grid.signal)
-    facts = ModelFacts(
-        model=loaded.name,
-        weights_sha256=loaded.weights_sha256,
-        demonstration=loaded.demonstration or any(a.card.demonstration for a in adapted),
-        device=str(chosen),
-        scan_backend=backend_in_use(chosen),
-        threads=threads,
-    )
-    reconstruction = measure_reconstruction(read_checkpoint(loaded.path), reader, chosen)
-    card = describe_model(find_model(model), loaded.info)
-    card |= {"Model": loaded.name, "Demonstration": loaded.demonstration}
-    return Encoded(embeddings, tuple(predictions), facts, card=card, reconstruction=reconstruction)
 
 
 def judge(

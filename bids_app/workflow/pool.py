@@ -124,6 +124,8 @@ class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
         start_fork_server()
         super().__init__(plugin_args=plugin_args)
         self.pool = self._new_pool(self.processors)
+        self._gpu_pool = self._new_pool(1)
+        """One worker for all steps that use the GPU, where it keeps the encoder, while the others preprocess."""
         self._retries: dict[int, tuple[Any, bool]] = {}
         self._names: dict[int, str] = {}
         self._retry_pools: list[ProcessPoolExecutor] = []
@@ -138,6 +140,7 @@ class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
 
     def _postrun_check(self) -> None:
         gc.unfreeze()
+        self._gpu_pool.shutdown()
         super()._postrun_check()
 
     def _new_pool(self, workers: int) -> ProcessPoolExecutor:
@@ -151,7 +154,7 @@ class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
     def stop(self) -> None:
         """Kill all worker processes, when the run is interrupted."""
         self._stopped = True
-        for pool in (self.pool, *self._retry_pools):
+        for pool in (self.pool, self._gpu_pool, *self._retry_pools):
             kill_workers(pool)
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -169,15 +172,25 @@ class RobustMultiProcPlugin(InMethodOrder, MultiProcPlugin):
             self._run_here(node, updatehash, taskid)
             return taskid
         self._retries[taskid] = (node, updatehash)
-        try:
-            future = self.pool.submit(run_node, node, updatehash, taskid)
-        except NOT_STARTED:
-            kill_workers(self.pool)  # or one of them could still take this job
-            self.pool, future = self._submitted(self.processors, node, updatehash, taskid)
+        if node.is_gpu_node():
+            self._gpu_pool, future = self._submitted_to(self._gpu_pool, 1, node, updatehash, taskid)
+            workers = self._gpu_pool._processes or {}
+        else:
+            self.pool, future = self._submitted_to(self.pool, self.processors, node, updatehash, taskid)
+            workers = self.pool._processes or {}
         self._task_obj[taskid] = future
-        workers = self.pool._processes or {}
         future.add_done_callback(lambda done: self._collect(taskid, done, workers))
         return taskid
+
+    def _submitted_to(
+        self, pool: ProcessPoolExecutor, workers: int, *job: Any
+    ) -> tuple[ProcessPoolExecutor, Future[dict[str, Any]]]:
+        """Submit a job to a pool, or to a new one if a worker of it was killed; return the pool."""
+        try:
+            return pool, pool.submit(run_node, *job)
+        except NOT_STARTED:
+            kill_workers(pool)  # or one of them could still take this job
+            return self._submitted(workers, *job)
 
     def _run_here(self, node: Any, updatehash: bool, taskid: int) -> None:
         """Run a short step in this process."""

@@ -25,7 +25,7 @@ from bids_app.cli.phantom import main as phantom
 from bids_app.errors import BadDataError
 from bids_app.model.api import load_model
 from bids_app.model.encoder import EncoderConfig
-from bids_app.workflow import nodes
+from bids_app.workflow import encoding
 from tests.helpers.models import save_random_encoder
 
 pytestmark = [pytest.mark.timeout(600)]
@@ -313,7 +313,7 @@ def test_preprocessing_is_published_where_encoding_fails(finished: Finished, tmp
     def fail(*_: object) -> None:
         raise BadDataError("tiny.safetensors: not finite.", "Fetch it again.")
 
-    monkeypatch.setattr(nodes, "encode_run", fail)
+    monkeypatch.setattr(encoding, "encode_run", fail)
     shutil.copytree(finished.work, tmp_path / "work")
     shutil.rmtree(tmp_path / "work" / "neurostorm" / "sub_01_task_rest_encode")
     run = replace(finished, out=tmp_path / "out", work=tmp_path / "work")

@@ -21,7 +21,7 @@ STEPS = {
     "head motion": "bids_app.preprocess.hmc:correct_motion",
     "registration of the BOLD": "bids_app.workflow.nodes:align",
     "confounds": "bids_app.workflow.nodes:confounds",
-    "encoder": "bids_app.workflow.nodes:encode",
+    "encoder": "bids_app.workflow.encoding:encode",
     "verdict": "bids_app.workflow.nodes:judge",
     "figures": "bids_app.outputs.functional:run_figures",
 }

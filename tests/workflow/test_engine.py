@@ -271,6 +271,27 @@ def test_gpu_steps_run_one_at_a_time(tmp_path: Path) -> None:
     assert (tmp_path / "work" / "wf" / "overlap.txt").read_text() == "1\n" * 3
 
 
+def meet(other: str, out_dir: Path, first: object = None) -> int:
+    """Wait until another step runs at the same time."""
+    (out_dir / "here").touch()
+    end = time.monotonic() + 30
+    while not (out_dir.parent / other / "here").exists():
+        assert time.monotonic() < end, f"{other} does not run at the same time"
+        time.sleep(0.01)
+    return os.getpid()
+
+
+@pytest.mark.timeout(120)
+def test_all_gpu_steps_run_in_one_worker_while_other_workers_go_on(tmp_path: Path) -> None:
+    graph = Graph()
+    cpu = [graph.step("cpu_0", meet, other="gpu_0"), graph.step("cpu_1", meet, other="gpu_1")]
+    gpu = [graph.step("gpu_0", meet, other="cpu_0", gpu=True)]
+    gpu.append(graph.step("gpu_1", meet, other="cpu_1", gpu=True, first=gpu[0]))
+    engine = run(graph, tmp_path / "work", tmp_path, 3)
+    (worker,) = {engine.result_of(step) for step in gpu}
+    assert worker not in {engine.result_of(step) for step in cpu}
+
+
 def test_cluster_jobs_have_a_name_without_a_user_name(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.delenv("LOGNAME", raising=False)
     plugin = tmp_path / "plugin.yml"

@@ -26,7 +26,7 @@ from bids_app.preprocess.hmc import MotionEstimate
 from bids_app.preprocess.preprocessed import OnGrid
 from bids_app.preprocess.registration.alignment import Alignment
 from bids_app.preprocess.sdc.choice import SYN
-from bids_app.workflow import nodes
+from bids_app.workflow import encoding, nodes
 from bids_app.workflow.nodes import scan_facts
 from tests.helpers.models import linear_head, save_random_encoder
 
@@ -75,7 +75,8 @@ def test_a_prediction_has_the_promise_of_the_site_of_its_participant(tmp_path: P
 
 
 @pytest.mark.parametrize("length", [40, 10])
-def test_a_run_is_encoded_and_attributed_in_clips_of_the_length_of_the_encoder(length, tmp_path) -> None:
+def test_runs_are_encoded_in_clips_of_the_length_of_the_encoder_which_is_loaded_once(length, tmp_path) -> None:
+    encoding.load_files.cache_clear()
     size = {"patch_size": (24, 24, 24, 1), "embed_dim": 4, "depths": (1, 1), "first_window_size": (2, 2, 2, 4)}
     config = EncoderConfig(img_size=(96, 96, 96, length), **size)
     model = load_model(save_random_encoder(tmp_path / "tiny.safetensors", config))
@@ -90,7 +91,8 @@ def test_a_run_is_encoded_and_attributed_in_clips_of_the_length_of_the_encoder(l
     nib.save(nib.Nifti1Image(labels, MODEL_GRID_AFFINE), tmp_path / "halves.nii.gz")
 
     ran, where = OnGrid(tmp_path / "grid", 0.9), str(tmp_path / "tiny.safetensors")
-    encoded = nodes.encode(ran, where, [adapter], "cpu", 1, "", tmp_path)
+    encoded, _ = (encoding.encode(ran, where, [adapter], "cpu", 1, str(length), tmp_path) for _ in range(2))
+    assert encoding.load_files.cache_info().hits == 1
     assert len(encoded.predictions[0].clips) == 90 // length
     assert encoded.embeddings.duration == pytest.approx(0.8 * length)
     atlas = str(tmp_path / "halves.nii.gz")
