@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from bids_app.errors import BadDataError
 from bids_app.model import fused
 from bids_app.model.config import EncoderConfig
+from bids_app.model.linear import Linear
 from bids_app.model.mamba import Mamba
 from bids_app.model.patches import PatchEmbed, PatchMerging, PositionEmbedding
 from bids_app.model.windows import Size4, WindowPlan, cut_windows, join_windows, plan_windows
@@ -31,8 +32,8 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.linear1 = nn.Linear(width, hidden)
-        self.linear2 = nn.Linear(hidden, width)
+        self.linear1 = Linear(width, hidden)
+        self.linear2 = Linear(hidden, width)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (..., C) to (..., C)."""

@@ -8,7 +8,7 @@ modules.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ctypes import Structure, byref, c_int64
+from ctypes import c_int64
 
 import torch
 from torch import nn
@@ -70,7 +70,7 @@ def block(
         0 if front is None else front.shape[-2],
         *map(native.data_of, (x, y, front, *kept)),
     )
-    _run("block", struct)
+    native.run_with_workspace("block", struct)
     return y
 
 
@@ -94,7 +94,7 @@ def patch_embed(clips: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, p
     struct = native.Patch(
         (c_int64 * 4)(*size), (c_int64 * 3)(*patch), batch, len(bias), *map(native.data_of, (clips, y, weight, bias))
     )
-    _run("patch", struct)
+    native.run_with_workspace("patch", struct)
     return y
 
 
@@ -116,7 +116,7 @@ def merge(x: torch.Tensor, norm_weight: torch.Tensor, norm_bias: torch.Tensor, r
     batch, gx, gy, gz, gt, c = x.shape
     y = torch.empty(batch, gx // 2, gy // 2, gz // 2, gt, 2 * c)
     struct = native.Merge((c_int64 * 4)(gx, gy, gz, gt), batch, c, *map(native.data_of, (x, y, *kept)))
-    _run("merge", struct)
+    native.run_with_workspace("merge", struct)
     return y
 
 
@@ -139,11 +139,3 @@ def add_position(x: torch.Tensor, space: torch.Tensor, time: torch.Tensor) -> to
     arrays = map(native.data_of, (x, space, time))
     native.call("ns_add_position", *arrays, x.shape[0], space.numel() // width, volumes, width, torch.get_num_threads())
     return x
-
-
-def _run(kind: str, struct: Structure) -> None:
-    """Call ``ns_<kind>_forward`` with a workspace of the required size for packed weights and scratch arrays."""
-    isa, threads = native.instruction_set(), torch.get_num_threads()
-    floats = getattr(native.require(), f"ns_{kind}_workspace_floats")(isa.encode(), byref(struct), threads)
-    workspace = torch.empty(floats)
-    native.call(f"ns_{kind}_forward", byref(struct), native.data_of(workspace), threads, isa=isa)

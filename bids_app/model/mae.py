@@ -20,6 +20,7 @@ from bids_app.model.checkpoint import MASKING_KEYS, Checkpoint
 from bids_app.model.config import EncoderConfig
 from bids_app.model.encoder import Block, Encoder, Stage
 from bids_app.model.heads import build_and_load
+from bids_app.model.linear import Linear
 from bids_app.model.masking import SPATIAL_MASKS
 from bids_app.model.patch_loss import select_patches, select_rows, squared_error
 from bids_app.model.patches import to_patches
@@ -30,7 +31,7 @@ class PatchExpanding(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.expand = nn.Linear(width, 4 * width, bias=False)
+        self.expand = Linear(width, 4 * width, bias=False)
         self.norm = nn.LayerNorm(width // 2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -68,7 +69,7 @@ class MaskedAutoencoder(nn.Module):
         self.first_patch_expanding = PatchExpanding(config.width(last)) if last else nn.Identity()
         self.layers_up = nn.ModuleList(_decoder_stage(config, stage) for stage in reversed(range(last)))
         self.norm_up = nn.LayerNorm(config.embed_dim)
-        self.decoder_pred = nn.Linear(config.embed_dim, self.encoder.patch_embed.fc.in_features)
+        self.decoder_pred = Linear(config.embed_dim, self.encoder.patch_embed.fc.in_features)
 
     def forward(self, clips: torch.Tensor, mask: torch.Tensor, spatial: str = "window") -> torch.Tensor:
         """Predict the voxels of all patches from the visible ones.

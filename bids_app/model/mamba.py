@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from bids_app.model import scan
+from bids_app.model.linear import Linear, linear
 
 D_STATE, D_CONV, EXPAND = 16, 4, 2
 
@@ -35,13 +36,13 @@ class Mamba(nn.Module):
         inner = expand * width
         self.rank = math.ceil(width / 16)
         self.d_state = d_state
-        self.in_proj = nn.Linear(width, 2 * inner, bias=False)
+        self.in_proj = Linear(width, 2 * inner, bias=False)
         self.conv1d = DepthwiseConv(inner, d_conv)
-        self.x_proj = nn.Linear(inner, self.rank + 2 * d_state, bias=False)
-        self.dt_proj = nn.Linear(self.rank, inner)
+        self.x_proj = Linear(inner, self.rank + 2 * d_state, bias=False)
+        self.dt_proj = Linear(self.rank, inner)
         self.A_log = nn.Parameter(torch.empty(inner, d_state))
         self.D = nn.Parameter(torch.ones(inner))
-        self.out_proj = nn.Linear(inner, width, bias=False)
+        self.out_proj = Linear(inner, width, bias=False)
         if not self.A_log.is_meta:  # it has no values to compute; torch takes a second to import what would do so
             self._init_scan()
 
@@ -67,6 +68,6 @@ class Mamba(nn.Module):
         u, z = self.in_proj(x).chunk(2, dim=-1)  # (N, L, D) each
         u = scan.causal_conv_silu(u, self.conv1d.weight, self.conv1d.bias)
         low_rank, b, c = self.x_proj(u).split([self.rank, self.d_state, self.d_state], dim=-1)
-        delta = low_rank @ self.dt_proj.weight.t()  # (N, L, D); the bias is added inside the scan
+        delta = linear(low_rank, self.dt_proj.weight)  # (N, L, D); the bias is added inside the scan
         y = scan.selective_scan(u, delta, -torch.exp(self.A_log), b, c, self.D, z, self.dt_proj.bias)
         return self.out_proj(y)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import torch
 
 from bids_app.errors import UsageError
 
-ABI_VERSION = 5
+ABI_VERSION = 6
 NOT_COMPILED = (
     "The native scan was not compiled when this package was installed.",
     "Install a C++ compiler and reinstall the package, or set NEUROSTORM_SCAN=reference.",
@@ -94,6 +94,20 @@ class Merge(Structure):
     )
 
 
+class Linear(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("rows", "n_in", "n_out", "x_stride", "y_stride")),
+        *((name, Floats) for name in ("x", "weight", "bias", "y")),
+    )
+
+
+class LinearGrad(Structure):
+    _fields_ = (
+        *((name, c_int64) for name in ("rows", "n_in", "n_out", "x_stride", "dy_stride")),
+        *((name, Floats) for name in ("x", "dy", "dweight")),
+    )
+
+
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """Load the compiled library; None if there is none of this version."""
@@ -120,6 +134,10 @@ def library() -> ctypes.CDLL | None:
         lib.ns_merge_workspace_floats.restype = c_int64
         lib.ns_merge_workspace_floats.argtypes = (c_char_p, POINTER(Merge), c_int)
         lib.ns_merge_forward.argtypes = (c_char_p, POINTER(Merge), Floats, c_int)
+        lib.ns_linear_workspace_floats.restype = c_int64
+        lib.ns_linear_workspace_floats.argtypes = (c_char_p, POINTER(Linear), c_int)
+        lib.ns_linear_forward.argtypes = (c_char_p, POINTER(Linear), Floats, c_int)
+        lib.ns_linear_weight_grad.argtypes = (c_char_p, POINTER(LinearGrad), c_int)
         lib.ns_add_position.argtypes = (c_char_p, Floats, Floats, Floats, c_int64, c_int64, c_int64, c_int64, c_int)
         lib.ns_conv_backward.argtypes = (c_char_p, POINTER(Conv), POINTER(ConvGrad), c_int)
         lib.ns_use_gomp.argtypes = (c_void_p,)
@@ -165,6 +183,14 @@ def call(name: str, *arguments: Any, isa: str | None = None) -> None:
     status = getattr(require(), name)((isa or instruction_set()).encode(), *arguments)
     if status:
         raise RuntimeError(f"{name}: invalid arguments (status {status})")
+
+
+def run_with_workspace(kind: str, struct: Structure) -> None:
+    """Call ``ns_<kind>_forward`` with a workspace of the required size for packed weights and scratch arrays."""
+    isa, threads = instruction_set(), torch.get_num_threads()
+    floats = getattr(require(), f"ns_{kind}_workspace_floats")(isa.encode(), byref(struct), threads)
+    workspace = torch.empty(floats)
+    call(f"ns_{kind}_forward", byref(struct), data_of(workspace), threads, isa=isa)
 
 
 def rows(x: torch.Tensor) -> torch.Tensor:

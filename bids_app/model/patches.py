@@ -12,6 +12,7 @@ from torch import nn
 
 from bids_app.model import fused
 from bids_app.model.config import EncoderConfig
+from bids_app.model.linear import Linear
 from bids_app.model.windows import Size4
 
 
@@ -22,7 +23,7 @@ class PatchEmbed(nn.Module):
         super().__init__()
         self.patch_size = config.patch_size
         px, py, pz, pt = config.patch_size
-        self.fc = nn.Linear(px * py * pz * pt * config.in_chans, config.embed_dim)
+        self.fc = Linear(px * py * pz * pt * config.in_chans, config.embed_dim)
 
     def forward(self, clips: torch.Tensor) -> torch.Tensor:
         """Map (B, 1, x, y, z, t) to (B, X, Y, Z, T, C)."""
@@ -87,7 +88,7 @@ class PatchMerging(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(8 * width)
-        self.reduction = nn.Linear(8 * width, 2 * width, bias=False)
+        self.reduction = Linear(8 * width, 2 * width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (B, X, Y, Z, T, C) to (B, X / 2, Y / 2, Z / 2, T, 2 C)."""

@@ -104,7 +104,7 @@ template <class Work> static void take_turns(int64_t count, int n_threads, const
 
 using namespace neurostorm;
 
-EXPORT int ns_abi_version() { return 5; }
+EXPORT int ns_abi_version() { return 6; }
 
 /* Sets the GOMP_parallel of the OpenMP runtime whose threads are used; null: start our own threads. */
 EXPORT void ns_use_gomp(void *function) {
@@ -229,6 +229,36 @@ EXPORT int ns_merge_forward(const char *isa, const Merge *merge, float *workspac
     const int64_t places = merge->batch * (merge->grid[0] / 2) * (merge->grid[1] / 2) * (merge->grid[2] / 2);
     take_turns(places, n_threads, [&](int thread, int64_t first, int64_t last) {
         for (int64_t i = first; i < last; ++i) kernels->merge_forward(merge, i, workspace, scratch + thread * own);
+    });
+    return 0;
+}
+
+EXPORT int64_t ns_linear_workspace_floats(const char *isa, const Linear *linear, int) {
+    const Kernels *kernels = find(isa);
+    return kernels ? kernels->linear_packed_floats(linear) : -1;
+}
+
+EXPORT int ns_linear_forward(const char *isa, const Linear *linear, float *workspace, int n_threads) {
+    const Kernels *kernels = find(isa);
+    if (!kernels) return 1;
+    share(n_threads, n_threads,
+          [&](int thread, int64_t, int64_t) { kernels->linear_pack(linear, workspace, thread, n_threads); });
+    const int64_t tile = 64, tiles = (linear->rows + tile - 1) / tile;
+    take_turns(tiles, n_threads, [&](int, int64_t first, int64_t last) {
+        const int64_t end = last * tile < linear->rows ? last * tile : linear->rows;
+        kernels->linear_forward(linear, first * tile, end, workspace);
+    });
+    return 0;
+}
+
+/* dweight holds n_threads consecutive copies. */
+EXPORT int ns_linear_weight_grad(const char *isa, const LinearGrad *grad, int n_threads) {
+    const Kernels *kernels = find(isa);
+    if (!kernels) return 1;
+    share(grad->rows, n_threads, [&](int thread, int64_t first, int64_t last) {
+        LinearGrad own = *grad;
+        own.dweight += thread * grad->n_out * grad->n_in;
+        kernels->linear_weight_grad(&own, first, last);
     });
     return 0;
 }

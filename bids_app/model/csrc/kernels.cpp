@@ -7,6 +7,7 @@
  */
 #include "block.h"
 #include "conv.h"
+#include "linear.h"
 #include "merge.h"
 #include "patch.h"
 #include "scan.h"
@@ -40,6 +41,10 @@ const Kernels JOIN(kernels_, ISA) = {
     merge_scratch_floats,
     merge_pack,
     merge_forward,
+    linear_packed_floats,
+    linear_pack,
+    linear_forward,
+    linear_weight_grad,
     add_position,
 };
 } /* namespace neurostorm */

@@ -74,6 +74,20 @@ struct Merge {
     const float *norm_weight, *norm_bias, *reduction;
 };
 
+/* A linear layer: y = x weight^T + bias. Rows of y have at least n_out rounded up to a multiple of four floats. */
+struct Linear {
+    int64_t rows, n_in, n_out, x_stride, y_stride; /* strides of rows, in floats */
+    const float *x, *weight, *bias;                /* weight (n_out, n_in); bias (n_out), or null */
+    float *y;
+};
+
+/* The gradient of its weight: dweight (n_out, n_in), one copy per thread, summed by the caller. */
+struct LinearGrad {
+    int64_t rows, n_in, n_out, x_stride, dy_stride;
+    const float *x, *dy;
+    float *dweight;
+};
+
 /* The kernels of one instruction set. Units are channel blocks for scan_forward, otherwise windows or patches. */
 struct Kernels {
     const char *name;
@@ -94,6 +108,10 @@ struct Kernels {
     int64_t (*merge_scratch_floats)(const Merge *);
     void (*merge_pack)(const Merge *, float *packed);
     void (*merge_forward)(const Merge *, int64_t place, const float *packed, float *scratch);
+    int64_t (*linear_packed_floats)(const Linear *);
+    void (*linear_pack)(const Linear *, float *packed, int share, int n_shares);
+    void (*linear_forward)(const Linear *, int64_t first_row, int64_t last_row, const float *packed);
+    void (*linear_weight_grad)(const LinearGrad *, int64_t first_row, int64_t last_row);
     void (*add_position)(float *x, const float *place, const float *time, int64_t volumes, int64_t width);
 };
 
