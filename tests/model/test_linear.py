@@ -26,7 +26,7 @@ def results(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, fu
 @needs_native
 @pytest.mark.parametrize("isa", native.INSTRUCTION_SETS)
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("rows, n_in, n_out", SHAPES)
+@pytest.mark.parametrize(("rows", "n_in", "n_out"), SHAPES)
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_output_and_gradients_agree_with_float64(rows, n_in, n_out, with_bias, threads, isa, monkeypatch):
     if not native.library().ns_has(isa.encode()):

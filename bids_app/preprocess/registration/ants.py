@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 from nibabel.affines import voxel_sizes
 
-from bids_app.bids.full_disk import is_full, no_space
-from bids_app.errors import RegistrationError
+from bids_app.bids.full_disk import is_full, no_space, says_full
+from bids_app.errors import InputOutputError, RegistrationError
 from bids_app.preprocess.io.images import save_image
 from bids_app.preprocess.registration.ants_program import processors, run_ants
 from bids_app.preprocess.registration.native_messages import quiet_if_full
@@ -26,6 +26,7 @@ from bids_app.preprocess.registration.transforms import (
     Linear,
     apply_matrix,
     grid_points,
+    open_hdf5,
     read_itk_composite,
     resample_to,
     rigid,
@@ -147,7 +148,7 @@ def register(
     RegistrationError
         ANTs failed, mostly because the images do not overlap.
     InputOutputError
-        ANTs failed, and the disk is full.
+        ANTs failed and the disk is full, or its transforms cannot be read.
     """
     folder = out_dir / f"{name}_scratch"
     folder.mkdir(parents=True, exist_ok=True)
@@ -190,8 +191,14 @@ def register(
                 strip_timestamps(file)
         found = Registration(read_itk_composite(forward), read_itk_composite(backward), forward, backward)
     except OSError as error:  # ANTs does not raise errors of writing
-        if forward.exists() or is_full(out_dir):
+        if says_full(error) or is_full(out_dir):
             raise no_space(out_dir, f"transforms of {name}") from error
+        if forward.exists():
+            raise InputOutputError(
+                f"{out_dir}: the transforms that ANTs wrote cannot be read ({name}: {error}).",
+                "If the disk was full, free some space, or give --work-dir on another disk. Then repeat the command: "
+                "finished steps are kept.",
+            ) from error
         raise RegistrationError(f"{name}: ANTs wrote no transforms.", CHECK_OVERLAP) from error
     finally:
         shutil.rmtree(folder)
@@ -203,7 +210,7 @@ def strip_timestamps(path: Path) -> None:
     import h5py
 
     fresh = path.with_name(f".{path.name}")
-    with h5py.File(path, "r") as source, h5py.File(fresh, "w") as target:
+    with open_hdf5(path) as source, open_hdf5(fresh, "w") as target:
 
         def copy(name: str, item: h5py.Group | h5py.Dataset) -> None:
             if isinstance(item, h5py.Group):

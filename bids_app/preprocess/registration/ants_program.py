@@ -24,8 +24,8 @@ from types import ModuleType
 from typing import Any
 
 LOGGER = logging.getLogger(__name__)
-THREADS = {"ITK_GLOBAL_DEFAULT_THREADER": "Platform"}
-"""Environment of ITK: threads with fixed shares of the work, instead of a pool whose threads take what is left."""
+ENVIRONMENT = {"ITK_GLOBAL_DEFAULT_THREADER": "Platform", "HDF5_USE_FILE_LOCKING": "FALSE"}
+"""Threads with fixed shares of the work, instead of a pool whose threads take what is left; no locks of HDF5 files."""
 N_THREADS = "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"
 PROCESSORS = "NEUROSTORM_PROCESSORS"
 """Environment variable with the processors of a run (``--nprocs``); without it, those that this process may use."""
@@ -64,7 +64,7 @@ def run_ants(program: str, arguments: Sequence[str], threads: int = 1) -> None:
     command = [sys.executable, "-I", "-S", __file__, str(os.getpid()), shared, str(extension()), program, *arguments]
     done = subprocess.run(
         command,
-        env=os.environ | THREADS | {N_THREADS: str(threads)},
+        env=os.environ | ENVIRONMENT | {N_THREADS: str(threads)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -14,7 +14,7 @@ import numpy as np
 
 from bids_app.catalog.templates import space
 from bids_app.preprocess.registration.spaces import chain_between
-from bids_app.preprocess.registration.transforms import LPS, Chain, Linear, Warp, apply_matrix, grid_points
+from bids_app.preprocess.registration.transforms import LPS, Chain, Linear, Warp, apply_matrix, grid_points, open_hdf5
 
 ITK_FILE = {"HDFVersion": "1", "ITKVersion": "5.4.0", "OSName": "Linux", "OSVersion": "1"}
 """Strings that ITK writes into its files; constant, so that equal transforms give equal bytes."""
@@ -117,7 +117,7 @@ def write_itk_composite(path: Path, chain: Chain) -> Path:
     import h5py
 
     text = h5py.string_dtype("ascii")  # ITK cannot read UTF-8
-    with h5py.File(path, "w") as file:
+    with open_hdf5(path, "w") as file:
         first = file.create_group("TransformGroup/0")
         first.create_dataset("TransformType", data=[b"CompositeTransform_float_3_3"], dtype=text, track_times=False)
         for number, step in enumerate(reversed(chain.steps or (Linear(np.eye(4)),)), start=1):

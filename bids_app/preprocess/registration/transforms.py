@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from nibabel.affines import voxel_sizes
@@ -197,6 +198,17 @@ def resample_to(
     return sample(data, affine, points, order=order).reshape(tuple(shape))
 
 
+def open_hdf5(path: Path, mode: str = "r") -> Any:
+    """Open an HDF5 file without locking it.
+
+    A process that is being started inherits the lock of a file that was just closed here, and some file systems of
+    clusters have no locks. No two processes write the same file.
+    """
+    import h5py
+
+    return h5py.File(path, mode, locking=False)
+
+
 def read_itk_composite(path: Path) -> Chain:
     """Read an ITK composite transform (``.h5``) of matrices and displacement fields.
 
@@ -205,10 +217,8 @@ def read_itk_composite(path: Path) -> Chain:
     path : pathlib.Path
         Written by ANTs; the transform that was added last is applied first.
     """
-    import h5py
-
     steps: list[Linear | Warp] = []
-    with h5py.File(path, "r") as file:
+    with open_hdf5(path) as file:
         groups = file["TransformGroup"]
         for key in sorted(groups, key=int, reverse=True):
             group = groups[key]

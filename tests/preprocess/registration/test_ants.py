@@ -1,5 +1,6 @@
 """Registration by ANTs, and similarity measures."""
 
+import fcntl
 import time
 
 import h5py
@@ -24,7 +25,17 @@ from bids_app.preprocess.registration.ants import (
     strip_timestamps,
 )
 from bids_app.preprocess.registration.ants_program import run_ants
-from bids_app.preprocess.registration.transforms import apply_matrix, grid_points, linear, resample_to, rigid
+from bids_app.preprocess.registration.published import write_itk_composite
+from bids_app.preprocess.registration.transforms import (
+    Chain,
+    Linear,
+    apply_matrix,
+    grid_points,
+    linear,
+    read_itk_composite,
+    resample_to,
+    rigid,
+)
 
 RIGID = (Stage("Rigid[0.2]", (50, 30), (2, 1), (1, 0), "MI[{fixed},{moving},1,32,Regular,0.5]"),)
 POSE = rigid(np.radians((4, -6, 5)), (5, -4, 6), (0, -20, 10))
@@ -121,13 +132,30 @@ def write_truncated(_, arguments, threads):
             file.truncate(3000)
 
 
-def test_truncated_transforms_are_reported_as_a_full_disk(head, pair, tmp_path, monkeypatch):
+def test_truncated_transforms_are_no_registration_error(head, pair, tmp_path, monkeypatch):
     monkeypatch.setattr(registration, "run_ants", write_truncated)
+    with pytest.raises(InputOutputError, match="cannot be read.*truncated file") as caught:
+        register(*pair, head.brain, RIGID, tmp_path)
+    assert "free some space" in caught.value.hint
+    monkeypatch.setattr(registration, "is_full", lambda folder: True)
     with pytest.raises(InputOutputError, match="no space left"):
         register(*pair, head.brain, RIGID, tmp_path)
+    monkeypatch.undo()
     monkeypatch.setattr(registration, "run_ants", lambda *_: None)
     with pytest.raises(RegistrationError, match="wrote no transforms"):
         register(*pair, head.brain, RIGID, tmp_path / "other")
+
+
+def test_transforms_are_read_although_another_process_has_inherited_their_lock(tmp_path):
+    """A process inherits the files that are open when it is started, and their locks, until it begins its program."""
+    path = write_itk_composite(tmp_path / "x.h5", Chain((Linear(np.diag([1.0, 1.0, 2.0, 1.0])),)))
+    with path.open("rb") as inherited:
+        fcntl.flock(inherited, fcntl.LOCK_EX)
+        strip_timestamps(path)
+    with path.open("rb") as inherited:
+        fcntl.flock(inherited, fcntl.LOCK_EX)
+        (step,) = read_itk_composite(path).steps
+    assert step.matrix[2, 2] == 2
 
 
 def test_syn_runs_on_two_threads_with_the_same_bits_and_linear_stages_on_one(pair, tmp_path, monkeypatch):
