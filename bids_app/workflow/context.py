@@ -121,6 +121,8 @@ class RunContext:
     """Ages by participant from ``participants.tsv``, years."""
     sites: dict[str, str]
     """Sites by participant from ``participants.tsv``."""
+    n_runs: int = 1
+    """Number of runs that share the processors."""
     region_atlases: tuple[Atlas, ...] = ()
     """Atlases of ``--timeseries``."""
 
@@ -134,13 +136,14 @@ class RunContext:
         """Device and resources of the steps that run the model.
 
         ``auto`` is replaced by the device that it means, so that naming this device repeats no step. On a cluster, each
-        step chooses on its own machine.
+        step chooses on its own machine. A step that needs all processors would wait until all other steps have ended.
         """
-        n_procs, wanted = self.settings.resources.n_procs, self.settings.model.device
+        resources, wanted = self.settings.resources, self.settings.model.device
+        threads = max(resources.omp_threads, resources.n_procs // max(self.n_runs, 1))
         return {
-            "device": wanted if self.settings.resources.plugin else choose_device(wanted),
-            "threads": n_procs,
-            "n_procs": 1 if self.on_gpu else n_procs,
+            "device": wanted if resources.plugin else choose_device(wanted),
+            "threads": threads,
+            "n_procs": 1 if self.on_gpu else threads,
             "gpu": self.on_gpu,
         }
 
@@ -164,8 +167,8 @@ class RunContext:
         return Sentence(wanted.attribution, {"atlas": self.atlas.title or self.atlas.name}), *control
 
 
-def read_context(settings: Settings) -> RunContext:
-    """Read the inputs shared by all runs.
+def read_context(settings: Settings, n_runs: int = 1) -> RunContext:
+    """Read the inputs shared by all runs, of which there are ``n_runs``.
 
     Raises
     ------
@@ -186,4 +189,5 @@ def read_context(settings: Settings) -> RunContext:
         region_atlases=tuple(map(find_atlas, settings.preprocess.timeseries)),
         on_gpu=device.startswith("cuda"),
         scan_is_slow=uses_reference(device),
+        n_runs=n_runs,
     )

@@ -78,7 +78,7 @@ def run_participants(settings: Settings) -> int:
     if not settings.boilerplate_only:
         check_disk(runs, settings)
     make_folders(settings)
-    context = read_context(settings)
+    context = read_context(settings, len(runs))
     describe_outputs(settings.out_dir, context.datasets)
     write_descriptions(settings.out_dir, context.model.labels)
     demonstration = context.model.name if context.model.is_demonstration else ""

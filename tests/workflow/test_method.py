@@ -264,3 +264,11 @@ def test_weights_with_other_bytes_repeat_the_steps_of_the_model_whatever_their_t
     path.write_bytes(content)
     assert choose_model(settings).stamp != before.stamp
     assert choose_model(settings).hashes != before.hashes
+
+
+@pytest.mark.parametrize(("n_runs", "threads"), [(1, 6), (2, 3), (40, 2)])
+def test_runs_that_are_encoded_at_the_same_time_share_the_processors(context, n_runs, threads) -> None:
+    resources = replace(context.settings.resources, n_procs=6, omp_threads=2)
+    shared = replace(context, n_runs=n_runs, settings=replace(context.settings, resources=resources))
+    assert (shared.computing["threads"], shared.computing["n_procs"]) == (threads, threads)
+    assert replace(shared, on_gpu=True).computing["n_procs"] == 1

@@ -134,7 +134,7 @@ def write_truncated(_, arguments, threads):
 
 def test_truncated_transforms_are_no_registration_error(head, pair, tmp_path, monkeypatch):
     monkeypatch.setattr(registration, "run_ants", write_truncated)
-    with pytest.raises(InputOutputError, match="cannot be read.*truncated file") as caught:
+    with pytest.raises(InputOutputError, match=r"cannot be read.*truncated file") as caught:
         register(*pair, head.brain, RIGID, tmp_path)
     assert "free some space" in caught.value.hint
     monkeypatch.setattr(registration, "is_full", lambda folder: True)
