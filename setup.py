@@ -54,7 +54,7 @@ setup(
             [f"{SOURCES}/dispatch.cpp", f"{SOURCES}/kernels.cpp"],
             depends=[
                 f"{SOURCES}/{name}.h"
-                for name in ("kernels", "lanes", "scan", "conv", "gemm", "linear", "block", "patch", "merge")
+                for name in ("kernels", "lanes", "scan", "conv", "gemm", "linear", "spline", "block", "patch", "merge")
             ],
             optional=True,
             py_limited_api=True,

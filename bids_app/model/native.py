@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import POINTER, Structure, byref, c_char_p, c_float, c_int, c_int64, c_void_p
+from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_float, c_int, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,17 @@ class LinearGrad(Structure):
     )
 
 
+class Spline(Structure):
+    _fields_ = (
+        ("size", c_int64 * 3),
+        *((name, c_int64) for name in ("n_points", "point_stride", "axis_stride")),
+        ("matrix", c_double * 12),
+        ("coefficients", Floats),
+        ("points", POINTER(c_double)),
+        ("out", Floats),
+    )
+
+
 @lru_cache(maxsize=1)
 def library() -> ctypes.CDLL | None:
     """Load the compiled library; None if there is none of this version."""
@@ -138,6 +149,7 @@ def library() -> ctypes.CDLL | None:
         lib.ns_linear_workspace_floats.argtypes = (c_char_p, POINTER(Linear), c_int)
         lib.ns_linear_forward.argtypes = (c_char_p, POINTER(Linear), Floats, c_int)
         lib.ns_linear_weight_grad.argtypes = (c_char_p, POINTER(LinearGrad), c_int)
+        lib.ns_spline_sample.argtypes = (c_char_p, POINTER(Spline), c_int)
         lib.ns_add_position.argtypes = (c_char_p, Floats, Floats, Floats, c_int64, c_int64, c_int64, c_int64, c_int)
         lib.ns_conv_backward.argtypes = (c_char_p, POINTER(Conv), POINTER(ConvGrad), c_int)
         lib.ns_use_gomp.argtypes = (c_void_p,)

@@ -13,12 +13,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from scipy import ndimage
 
 from bids_app.catalog.templates import MODEL_SPACE
 from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE, GridSeries
 from bids_app.clips.series import GridSeriesWriter
 from bids_app.errors import BadDataError
+from bids_app.preprocess import spline
 from bids_app.preprocess.io.images import read_volume, save_image
 from bids_app.preprocess.io.series_writer import SeriesWriter
 from bids_app.preprocess.io.volumes import VolumeSource, chunks
@@ -28,7 +28,6 @@ from bids_app.preprocess.registration.spaces import chain_between, template_brai
 from bids_app.preprocess.registration.transforms import Chain, apply_matrix, grid_points, sample
 from bids_app.preprocess.sdc.apply import distort_points
 
-SPLINE_ORDER = 3
 SPLINE_MARGIN = 12
 """Margin (voxels) around a subvolume; cubic spline coefficients depend on voxels beyond it by less than 1e-7."""
 POSES_CHECKED = 60
@@ -44,7 +43,6 @@ def pull_volumes(
     points: np.ndarray,
     first: int = 0,
     threads: int = 1,
-    order: int = SPLINE_ORDER,
     gain: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
     """Interpolate each volume at points of the boldref, chunk by chunk.
@@ -60,8 +58,6 @@ def pull_volumes(
     first : int
         Index of the first volume.
     threads : int
-    order : int
-        Spline order.
     gain : numpy.ndarray, (V,), optional
         Factors of the values.
 
@@ -78,17 +74,11 @@ def pull_volumes(
             i, j, k = np.clip(np.rint(voxels).astype(int).T, 0, np.array([source.shape[:3]]).T - 1)
             yield from (volumes[:, i, j, k] for _, volumes in chunks(source, first))
         else:
-            yield from _pull_without_motion(source, voxels, first, threads, order)
+            yield from _pull_without_motion(source, voxels, first, threads)
         return
-    columns = np.ascontiguousarray(points.T)  # (3, V)
 
     def pull(volume: np.ndarray, pose: np.ndarray) -> np.ndarray:
-        matrix = to_voxels @ pose
-        voxels = np.einsum("ij,jn->in", matrix[:3, :3], columns) + matrix[:3, 3:]
-        if order > 1:
-            volume = ndimage.spline_filter(volume, order=order, output=np.float32, mode="mirror")
-        values = np.empty(len(points), dtype=np.float32)
-        ndimage.map_coordinates(volume, voxels, output=values, order=order, mode="mirror", prefilter=False)
+        values = spline.evaluate(spline.coefficients(volume), points, to_voxels @ pose)
         return values if gain is None else values * gain
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -96,21 +86,15 @@ def pull_volumes(
             yield np.stack(list(pool.map(pull, volumes, motion[start : start + len(volumes)])))
 
 
-def _pull_without_motion(
-    source: VolumeSource, voxels: np.ndarray, first: int, threads: int, order: int
-) -> Iterator[np.ndarray]:
+def _pull_without_motion(source: VolumeSource, voxels: np.ndarray, first: int, threads: int) -> Iterator[np.ndarray]:
     """Interpolate all volumes at the same voxel positions (V, 3), within their bounding box."""
     low = np.clip(np.floor(voxels.min(axis=0)).astype(int) - SPLINE_MARGIN, 0, None)
     high = np.ceil(voxels.max(axis=0)).astype(int) + SPLINE_MARGIN + 1
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    positions = np.ascontiguousarray((voxels - low).T)
+    positions = voxels - low
 
     def pull(volume: np.ndarray) -> np.ndarray:
-        near = volume[box]
-        if order > 1:
-            near = ndimage.spline_filter(near, order=order, output=np.float32, mode="mirror")
-        values = np.empty(positions.shape[1], dtype=np.float32)
-        return ndimage.map_coordinates(near, positions, output=values, order=order, mode="mirror", prefilter=False)
+        return spline.evaluate(spline.coefficients(volume[box]), positions, np.eye(4))
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for _, volumes in chunks(source, first):

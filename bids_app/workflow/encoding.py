@@ -6,19 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from bids_app.adapters.file import AdaptedModel
 from bids_app.adapters.own_head import read_any_adapter
 from bids_app.adapters.predict import Encoded, ModelFacts, encode_run
+from bids_app.adapters.reconstruction import measure_reconstruction
 from bids_app.catalog.cards import describe_model
 from bids_app.catalog.models import find_model
 from bids_app.clips import NORMALISATIONS, ClipReader, GridSeries
+from bids_app.model.api import Model, load_model
+from bids_app.model.checkpoint import Checkpoint, read_checkpoint
+from bids_app.model.device import choose_device
+from bids_app.model.scan import backend_in_use
 from bids_app.preprocess.preprocessed import OnGrid
-
-if TYPE_CHECKING:
-    from bids_app.model.api import Model
-    from bids_app.model.checkpoint import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -44,9 +47,6 @@ class LoadedFiles:
 @lru_cache(maxsize=1)
 def load_files(model: str, adapters: tuple[Path, ...], device: str, stamp: str) -> LoadedFiles:
     """Load encoder and adapters, once in each process until ``stamp`` changes, that is, a file."""
-    from bids_app.model.api import load_model
-    from bids_app.model.checkpoint import read_checkpoint
-
     loaded = load_model(model, device, with_head=False)  # a head of the file is applied as an adapter
     entry = find_model(model)
     adapted = tuple(AdaptedModel(loaded, read_any_adapter(path, entry)) for path in adapters)
@@ -64,12 +64,6 @@ def encode(
     out_dir: Path,
 ) -> Encoded:
     """Embed the clips under both normalisations and apply the adapters; ``stamp`` changes when a file changes."""
-    import torch
-
-    from bids_app.adapters.reconstruction import measure_reconstruction
-    from bids_app.model.device import choose_device
-    from bids_app.model.scan import backend_in_use
-
     torch.set_num_threads(threads)
     chosen = choose_device(device)
     files = load_files(model, tuple(adapters), chosen, stamp)

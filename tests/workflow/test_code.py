@@ -82,8 +82,8 @@ def test_changed_registration_code_repeats_all_registrations(changed_by) -> None
     assert not {"head motion", "encoder"} & changed
 
 
-def test_kernel_headers_affect_the_encoder_only(changed_by) -> None:
-    assert changed_by("model/csrc/scan.h", "// new\n") == {"encoder"}
+def test_kernel_headers_affect_the_encoder_and_the_interpolation_only(changed_by) -> None:
+    assert changed_by("model/csrc/scan.h", "// new\n") == {"encoder", "registration of the BOLD", "confounds"}
 
 
 def test_a_catalog_affects_only_its_readers(changed_by) -> None:

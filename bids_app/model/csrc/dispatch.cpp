@@ -263,6 +263,14 @@ EXPORT int ns_linear_weight_grad(const char *isa, const LinearGrad *grad, int n_
     return 0;
 }
 
+EXPORT int ns_spline_sample(const char *isa, const Spline *spline, int n_threads) {
+    const Kernels *kernels = find(isa);
+    if (!kernels) return 1;
+    take_turns(spline->n_points, n_threads,
+               [&](int, int64_t first, int64_t last) { kernels->spline_sample(spline, first, last); });
+    return 0;
+}
+
 /* x (batch, places, volumes, width) += space (places, width) + time (volumes, width) */
 EXPORT int ns_add_position(const char *isa, float *x, const float *space, const float *time, int64_t batch,
                            int64_t places, int64_t volumes, int64_t width, int n_threads) {

@@ -11,6 +11,7 @@
 #include "merge.h"
 #include "patch.h"
 #include "scan.h"
+#include "spline.h"
 
 #ifndef ISA
 #define ISA baseline
@@ -45,6 +46,7 @@ const Kernels JOIN(kernels_, ISA) = {
     linear_pack,
     linear_forward,
     linear_weight_grad,
+    spline_sample,
     add_position,
 };
 } /* namespace neurostorm */

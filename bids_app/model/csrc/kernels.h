@@ -88,6 +88,16 @@ struct LinearGrad {
     float *dweight;
 };
 
+/* A cubic B-spline, with coefficients mirrored at the border, at points that `matrix` maps to voxels. */
+struct Spline {
+    int64_t size[3], n_points;
+    int64_t point_stride, axis_stride; /* of points, in doubles */
+    double matrix[12];                 /* (3, 4) */
+    const float *coefficients;         /* (size) */
+    const double *points;
+    float *out; /* (n_points) */
+};
+
 /* The kernels of one instruction set. Units are channel blocks for scan_forward, otherwise windows or patches. */
 struct Kernels {
     const char *name;
@@ -112,6 +122,7 @@ struct Kernels {
     void (*linear_pack)(const Linear *, float *packed, int share, int n_shares);
     void (*linear_forward)(const Linear *, int64_t first_row, int64_t last_row, const float *packed);
     void (*linear_weight_grad)(const LinearGrad *, int64_t first_row, int64_t last_row);
+    void (*spline_sample)(const Spline *, int64_t first_point, int64_t last_point);
     void (*add_position)(float *x, const float *place, const float *time, int64_t volumes, int64_t width);
 };
 

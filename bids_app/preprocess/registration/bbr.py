@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import ndimage, optimize
 
+from bids_app.preprocess import spline
 from bids_app.preprocess.registration.ants import Image
 from bids_app.preprocess.registration.transforms import apply_matrix, rigid
 
@@ -97,7 +98,7 @@ class BoundaryCost:
     def __init__(self, boundary: Boundary, boldref: Image, slope: float = SLOPE) -> None:
         self.slope = slope
         self.sides = [boundary.points + side * DEPTH_MM * boundary.normals for side in (-1, 1)]
-        self.spline = ndimage.spline_filter(boldref.data, order=3, output=np.float32, mode="mirror")
+        self.spline = spline.coefficients(boldref.data)
         self.to_voxels = np.linalg.inv(boldref.affine)
         self.last = np.array(boldref.data.shape) - 1
 
@@ -108,7 +109,7 @@ class BoundaryCost:
         for points in self.sides:
             voxels = apply_matrix(self.to_voxels @ matrix, points)
             usable &= np.all((voxels >= 0) & (voxels <= self.last), axis=1)
-            seen.append(ndimage.map_coordinates(self.spline, voxels.T, order=3, mode="mirror", prefilter=False))
+            seen.append(spline.evaluate(self.spline, voxels, np.eye(4)))
         inner, outer = seen
         usable &= inner + outer > 0
         if usable.sum() < MIN_INSIDE * len(usable):
