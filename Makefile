@@ -5,7 +5,8 @@ BIN    := $(VENV)/bin
 DEMO   ?= demo
 SECONDS ?= 60
 SETUP  := $(VENV)/.installed
-# Python compiles what it imports; all packages together would take 0.5 GB and half of the time.
+# Python compiles what it imports, once; all packages together would take 0.5 GB and half of the time.
+export PYTHONDONTWRITEBYTECODE :=
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --no-compile
 INTEGRATIONS := build/integrations/.installed
 DOCS   := build/docs/.installed
