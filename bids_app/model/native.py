@@ -111,9 +111,9 @@ class LinearGrad(Structure):
 class Spline(Structure):
     _fields_ = (
         ("size", c_int64 * 3),
-        *((name, c_int64) for name in ("n_points", "point_stride", "axis_stride")),
+        *((name, c_int64) for name in ("channels", "order", "n_points", "point_stride", "axis_stride")),
         ("matrix", c_double * 12),
-        ("coefficients", Floats),
+        ("values", Floats),
         ("points", POINTER(c_double)),
         ("out", Floats),
     )

@@ -78,7 +78,7 @@ def pull_volumes(
         return
 
     def pull(volume: np.ndarray, pose: np.ndarray) -> np.ndarray:
-        values = spline.evaluate(spline.coefficients(volume), points, to_voxels @ pose)
+        values = spline.cubic(spline.coefficients(volume), points, to_voxels @ pose)
         return values if gain is None else values * gain
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -94,7 +94,7 @@ def _pull_without_motion(source: VolumeSource, voxels: np.ndarray, first: int, t
     positions = voxels - low
 
     def pull(volume: np.ndarray) -> np.ndarray:
-        return spline.evaluate(spline.coefficients(volume[box]), positions, np.eye(4))
+        return spline.cubic(spline.coefficients(volume[box]), positions, np.eye(4))
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for _, volumes in chunks(source, first):

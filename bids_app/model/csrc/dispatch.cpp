@@ -265,7 +265,7 @@ EXPORT int ns_linear_weight_grad(const char *isa, const LinearGrad *grad, int n_
 
 EXPORT int ns_spline_sample(const char *isa, const Spline *spline, int n_threads) {
     const Kernels *kernels = find(isa);
-    if (!kernels) return 1;
+    if (!kernels || !(spline->order == 1 || (spline->order == 3 && spline->channels == 1))) return 1;
     take_turns(spline->n_points, n_threads,
                [&](int, int64_t first, int64_t last) { kernels->spline_sample(spline, first, last); });
     return 0;

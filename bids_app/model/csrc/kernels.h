@@ -88,14 +88,14 @@ struct LinearGrad {
     float *dweight;
 };
 
-/* A cubic B-spline, with coefficients mirrored at the border, at points that `matrix` maps to voxels. */
+/* A spline of order 1 or 3 at points that `matrix` maps to voxels; see spline.h. Order 3 has one channel. */
 struct Spline {
-    int64_t size[3], n_points;
+    int64_t size[3], channels, order, n_points;
     int64_t point_stride, axis_stride; /* of points, in doubles */
     double matrix[12];                 /* (3, 4) */
-    const float *coefficients;         /* (size) */
+    const float *values;               /* (size, channels): voxels, or coefficients of order 3 */
     const double *points;
-    float *out; /* (n_points) */
+    float *out; /* (n_points, channels) */
 };
 
 /* The kernels of one instruction set. Units are channel blocks for scan_forward, otherwise windows or patches. */

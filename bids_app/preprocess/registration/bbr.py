@@ -109,7 +109,7 @@ class BoundaryCost:
         for points in self.sides:
             voxels = apply_matrix(self.to_voxels @ matrix, points)
             usable &= np.all((voxels >= 0) & (voxels <= self.last), axis=1)
-            seen.append(spline.evaluate(self.spline, voxels, np.eye(4)))
+            seen.append(spline.cubic(self.spline, voxels, np.eye(4)))
         inner, outer = seen
         usable &= inner + outer > 0
         if usable.sum() < MIN_INSIDE * len(usable):

@@ -23,6 +23,7 @@ from nibabel.affines import voxel_sizes
 from scipy import ndimage
 
 from bids_app.errors import BadDataError
+from bids_app.preprocess import spline
 
 Vector = Sequence[float] | np.ndarray
 """Three numbers."""
@@ -65,11 +66,7 @@ class Warp:
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """Map points, (N, 3) mm."""
-        voxels = apply_matrix(np.linalg.inv(self.affine), points).T
-        moved = np.array(points, dtype=np.float64)
-        for axis in range(3):
-            moved[:, axis] += ndimage.map_coordinates(self.displacement[..., axis], voxels, order=1, mode=EDGE)
-        return moved
+        return points + spline.linear(self.displacement, points, np.linalg.inv(self.affine))
 
 
 @dataclass(frozen=True)
@@ -162,6 +159,9 @@ def sample(
     -------
     numpy.ndarray, (N,) float32
     """
+    if order == 1:
+        values = np.asarray(data, dtype=np.float32) - np.float32(cval)
+        return spline.linear(values[..., None], points, np.linalg.inv(affine))[:, 0] + np.float32(cval)
     voxels = apply_matrix(np.linalg.inv(affine), points).T
     return ndimage.map_coordinates(np.asarray(data, dtype=np.float32), voxels, order=order, mode=EDGE, cval=cval)
 
