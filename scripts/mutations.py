@@ -1236,9 +1236,30 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "names of regions are found in a table for all resolutions",
         "bids_app/catalog/atlases.py",
-        'for stem in (_stem(image), RESOLUTION.sub("", _stem(image))):',
-        "for stem in (_stem(image),):",
+        'stems = (_stem(image), RESOLUTION.sub("", _stem(image)))',
+        "stems = (_stem(image),)",
         ("catalog/test_atlases.py::test_one_table_is_for_all_resolutions_as_in_templateflow",),
+    ),
+    Mutation(
+        "an atlas in another space by its name is refused",
+        "bids_app/catalog/atlases.py",
+        'if entity in ("tpl", "space") and label != MODEL_SPACE:',
+        "if False:",
+        ("catalog/test_atlases.py::test_an_atlas_whose_name_has_another_space_is_refused",),
+    ),
+    Mutation(
+        "a label has one name only",
+        "bids_app/catalog/atlases.py",
+        "if index in names:",
+        "if False:",
+        ("catalog/test_atlases.py::test_an_invalid_table_of_regions_is_named",),
+    ),
+    Mutation(
+        "names of regions stay unique when labels are appended",
+        "bids_app/preprocess/regions.py",
+        "while shared:",
+        "if shared:",
+        ("preprocess/test_regions.py::test_names_are_unique",),
     ),
     Mutation(
         "identifiers of activities differ for other environments",

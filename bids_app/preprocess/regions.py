@@ -8,6 +8,7 @@ which gives the mean of the denoised series of its voxels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -121,10 +122,13 @@ def extract_regions(series: GridSeries, atlas: Atlas, first_volume: int, offset:
 def unique_names(labels: Collection[int], atlas: Atlas) -> tuple[str, ...]:
     """Return the names of regions; those that are missing, shared or `NODE` get the label of the region."""
     names = [" ".join(atlas.names.get(int(label), "").split()) for label in labels]
-    return tuple(
-        name if name not in ("", NODE) and names.count(name) == 1 else f"{name or 'region'}_{label}"
-        for name, label in zip(names, labels, strict=True)
-    )
+    shared = {"", NODE}
+    while shared:
+        names = [
+            f"{name or 'region'}_{label}" if name in shared else name for name, label in zip(names, labels, strict=True)
+        ]
+        shared = {name for name, n in Counter(names).items() if n > 1}
+    return tuple(names)
 
 
 def denoise_regions(found: RegionSeries, run: PreprocessedRun, strategy: str, scratch: Path) -> RegionSeries:

@@ -170,6 +170,9 @@ def test_names_are_unique(series: GridSeries, atlas: Atlas) -> None:
     assert extract_regions(series, same, N_DUMMY).names == ("front", "side_7", "side_9", "region_12")
     nodes = replace(atlas, names={4: "Node", 7: "a\tb"})
     assert extract_regions(series, nodes, N_DUMMY).names[:2] == ("Node_4", "a b")
+    suffixed = replace(atlas, names={4: "side", 7: "side", 9: "side_4", 12: "region_12"})
+    found = extract_regions(series, suffixed, N_DUMMY).names
+    assert found == ("side_4_4", "side_7", "side_4_9", "region_12")
 
 
 def test_an_atlas_without_a_region_on_the_grid_is_named(series: GridSeries, atlas: Atlas) -> None:
