@@ -230,7 +230,8 @@ def _own_file(path: Path, digest: str) -> dict[str, Any]:
 
 
 def _atlas_files(atlases: Sequence[Atlas]) -> list[dict[str, Any]]:
-    return [_own_file(atlas.path, file_sha256(atlas.path)) for atlas in atlases]
+    files = (path for atlas in atlases for path in (atlas.path, atlas.table) if path)
+    return [_own_file(path, file_sha256(path)) for path in files]
 
 
 def _read_manifests(run: BoldRun, context: RunContext) -> Iterator[Manifest]:

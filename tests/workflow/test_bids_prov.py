@@ -123,6 +123,19 @@ def test_a_sidecar_names_its_activity_and_the_checksum_of_its_file(run: BoldRun,
     assert sidecar.digest == {"SHA-256": bids_prov.file_sha256(mask.with_name(f"{STEM}_desc-brain_mask.nii.gz"))}
 
 
+def test_the_table_of_the_names_of_regions_is_recorded_with_its_atlas(run: BoldRun, context: RunContext) -> None:
+    (atlas,) = context.region_atlases
+    table = atlas.path.with_name("x.tsv")
+    table.write_text("index\tname\n")
+    publish_all(context)
+    named = replace(context, region_atlases=(replace(atlas, table=table),))
+    write_records(run, RunOutcome(stem=STEM, inputs=INPUTS), "first", named)
+    files = read(context, "sub01+taskrest")["ent"]["Files"]
+    digests = {entry["Label"]: entry["Digest"]["SHA-256"] for entry in files}
+    assert digests["x.tsv"] == bids_prov.file_sha256(table)
+    assert digests["x.nii.gz"] == bids_prov.file_sha256(atlas.path)
+
+
 def test_a_run_whose_model_failed_has_a_record_without_it(run: BoldRun, context: RunContext) -> None:
     publish_all(context, parts=(PREPROCESSING,))
     write_records(run, RunOutcome(stem=STEM, inputs=INPUTS), "first", context)
