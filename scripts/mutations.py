@@ -1189,6 +1189,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("preprocess/test_regions.py::test_a_region_that_is_for_the_most_part_outside_has_no_series",),
     ),
     Mutation(
+        "a region without variance has no correlations, also after denoising",
+        "bids_app/preprocess/regions.py",
+        "self.values.astype(np.float32)",
+        "self.values",
+        ("preprocess/test_regions.py::test_a_region_without_variance_has_no_correlations_also_after_denoising",),
+    ),
+    Mutation(
+        "tables of series have all digits of their values",
+        "bids_app/outputs/regions.py",
+        'FLOAT32 = "%.9g"',
+        'FLOAT32 = "%.7g"',
+        ("outputs/test_regions.py::test_the_matrix_names_its_rows_and_its_source",),
+    ),
+    Mutation(
         "series of regions are read in blocks of volumes",
         "bids_app/preprocess/regions.py",
         "for first in range(0, series.n_vols, VOLUMES):\n        block = series.rows(first, first + VOLUMES)",

@@ -33,6 +33,8 @@ FIGURE = "connectivity"
 """``desc-`` label of the figure, after the label of the atlas."""
 DECIMALS = 6
 """Of correlations and shares."""
+FLOAT32 = "%.9g"
+"""Format that keeps all digits of a float32: fewer would change the correlations of a series with a large mean."""
 NONE_LEFT_OUT = "None. No volume was censored for head motion."
 DUMMIES_LEFT_OUT = "Non-steady-state volumes at the start. No volume was censored for head motion."
 SCRUBBED = (
@@ -147,7 +149,7 @@ def write_region_series(tables: RegionTables, found: RegionSeries, run: Preproce
     import pandas as pd
 
     path = tables.path("series")
-    write_tsv(path, pd.DataFrame(found.values.astype(np.float32), columns=list(found.names)))
+    write_tsv(path, pd.DataFrame(found.values.astype(np.float32), columns=list(found.names)), FLOAT32)
     left_out = np.setdiff1d(np.arange(run.n_volumes), found.volumes)
     origin = run.origin.start_time if run.origin else None
     sidecar = TimeseriesSidecar(

@@ -71,9 +71,14 @@ class RegionSeries:
 
     @property
     def correlations(self) -> np.ndarray:
-        """Pearson correlations of the series, (R, R); NaN for regions without a series or without variance."""
+        """Pearson correlations of the series, (R, R); NaN for regions without a series or without variance.
+
+        They are those of the series as written, in float32: what a regression leaves of a constant series is rounded.
+        """
         with np.errstate(invalid="ignore", divide="ignore"):
-            found = np.corrcoef(self.values, rowvar=False).reshape(len(self.labels), len(self.labels))
+            found = np.corrcoef(self.values.astype(np.float32), rowvar=False, dtype=np.float64).reshape(
+                len(self.labels), len(self.labels)
+            )
         return np.clip(found, -1.0, 1.0)
 
 

@@ -117,7 +117,7 @@ def test_the_matrix_names_its_rows_and_its_source(write) -> None:
     table, sidecar = table_of(files, "relmat"), sidecar_of(files, "relmat")
     series = table_of(files, "timeseries")
     assert list(table["Node"]) == list(table.columns[1:]) == list(series.columns)
-    assert table["Area_R"][0] == pytest.approx(np.corrcoef(series["Area_L"], series["Area_R"])[0, 1], abs=1e-5)
+    assert table["Area_R"][0] == pytest.approx(np.corrcoef(series["Area_L"], series["Area_R"])[0, 1], abs=1e-6)
     assert table["Area_L"][0] == 1
     assert sidecar["RelationshipMeasure"] == "Pearson correlation"
     assert sidecar["NumberOfVolumes"] == N_VOLUMES - N_DUMMY

@@ -144,6 +144,17 @@ def test_denoised_means_are_the_means_of_denoised_voxels(
     assert np.isnan(found.values[:, 3]).all()
 
 
+def test_a_region_without_variance_has_no_correlations_also_after_denoising(
+    series: GridSeries, atlas: Atlas, run: SimpleNamespace, tmp_path: Path
+) -> None:
+    found = extract_regions(series, atlas, N_DUMMY)
+    found.values[:, 1] = 1234.567
+    for one in (found, denoise_regions(found, run, "simple", tmp_path)):
+        np.testing.assert_allclose(one.values[:, 1], 1234.567)
+        assert np.isnan(one.correlations[1]).all()
+        assert np.isfinite(one.correlations[0, [0, 2]]).all()
+
+
 def test_a_run_with_too_few_volumes_without_motion_is_named(
     series: GridSeries, atlas: Atlas, run: SimpleNamespace, tmp_path: Path
 ) -> None:
