@@ -1276,6 +1276,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("preprocess/test_regions.py::test_names_are_unique",),
     ),
     Mutation(
+        "the template is recorded for a run without a T1w image",
+        "bids_app/workflow/bids_prov.py",
+        '"preprocessing": [] if run.t1w or run.derived else template,',
+        "",
+        ("workflow/test_bids_prov.py::test_the_template_is_used_by_what_is_registered_to_it",),
+    ),
+    Mutation(
+        "the sidecars of a run are those of all of its echoes",
+        "bids_app/bids/query.py",
+        "described = (*(echoes.echoes or (bold,)),",
+        "described = (bold,",
+        ("bids/test_query.py::test_a_run_has_the_sidecars_whose_values_it_has",),
+    ),
+    Mutation(
         "identifiers of activities differ for other environments",
         "bids_app/workflow/bids_prov.py",
         'common = shlex.join(sys.argv), versions(), describe_environment()["Id"]',
