@@ -41,6 +41,7 @@ SCRUBBED = (
     "Non-steady-state volumes at the start, and volumes with head motion by the strategy of nilearn: they have no row, "
     "and do not count for the correlations."
 )
+GAPS = " The rows before and after them are more than one repetition time apart."
 
 
 @dataclass(frozen=True)
@@ -173,9 +174,12 @@ def write_region_series(tables: RegionTables, found: RegionSeries, run: Preproce
 
 def describe_left_out(left_out: np.ndarray, run: PreprocessedRun, strategy: str | None) -> str:
     """Say which volumes have no row."""
-    if strategy == "scrubbing":
-        return SCRUBBED
-    return DUMMIES_LEFT_OUT if len(left_out) else NONE_LEFT_OUT
+    if not len(left_out):
+        return NONE_LEFT_OUT
+    if strategy != "scrubbing":
+        return DUMMIES_LEFT_OUT
+    kept = np.setdiff1d(np.arange(run.n_volumes), left_out)
+    return SCRUBBED + (GAPS if (np.diff(kept) > 1).any() else "")
 
 
 def describe_denoising(found: RegionSeries, run: PreprocessedRun, strategy: str | None) -> dict[str, Any]:
