@@ -81,7 +81,7 @@ def test_the_command_of_the_page_checks_a_dataset(
         (lambda bold, mask: bids_app.to_model_grid(None), "the image is of type NoneType"),
         (lambda bold, mask: bids_app.to_model_grid(bold, mask=np.ones(3)), "the mask is of type ndarray"),
         (lambda bold, mask: bids_app.to_model_grid(bold, tr=800, mask=mask), "invalid repetition time: 800 s"),
-        (lambda bold, mask: bids_app.to_model_grid(bold, tr="2", mask=mask), "invalid repetition time: 2 s"),
+        (lambda bold, mask: bids_app.to_model_grid(bold, tr="2", mask=mask), "invalid repetition time: '2' s"),
         (lambda bold, mask: bids_app.to_model_grid(bold, mask=mask, normalisation="z"), "Unknown normalisation 'z'"),
         (lambda bold, mask: bids_app.encode("demo", np.zeros((96, 96, 96, 20))), "The model is of type str"),
         (lambda bold, mask: bids_app.encode(bids_app.load_model("demo"), bold), "The series is of type Nifti1Image"),

@@ -72,6 +72,8 @@ class DerivedRun:
     """Confounds were regressed out, and the mean image was removed with them."""
     notes: tuple[str, ...] = ()
     problem: NeurostormError | None = None
+    sidecars: tuple[Path, ...] = ()
+    """Files of ``metadata``."""
 
     @property
     def companions(self) -> tuple[Path, ...]:
@@ -194,12 +196,14 @@ def _make_derived(images: Sequence[Path], pipeline: str, inheritance: Inheritanc
     notes += filter(None, [check_pipeline_version(pipeline)])
     problem: NeurostormError | None = None
     metadata: dict[str, Any] = {}
+    sidecars: tuple[Path, ...] = ()
     found = _companions(bold, entities, own, notes)
     try:
         check_name(bold, inheritance.root)
         if missing := first_missing((bold, *companion_files(found))):
             raise missing
         everything = inheritance.metadata(bold)
+        sidecars = tuple(inheritance.sidecars(bold))
         metadata = {key: everything[key] for key in VALID_METADATA if key in everything}
     except NeurostormError as error:
         problem = error
@@ -209,6 +213,7 @@ def _make_derived(images: Sequence[Path], pipeline: str, inheritance: Inheritanc
         space=entities["space"],
         pipeline=pipeline,
         metadata=metadata,
+        sidecars=sidecars,
         denoised=entities["desc"] != "preproc",
         notes=tuple(notes),
         problem=problem,

@@ -80,6 +80,8 @@ class BoldRun:
     """Reason why this run cannot be processed (content not fetched, broken sidecar)."""
     derived: DerivedRun | None = None
     """Derivatives of the run, which ``bold`` and ``metadata`` then belong to. None: ``bold`` is raw."""
+    sidecars: tuple[Path, ...] = ()
+    """Files of ``metadata``, and those of the other echoes and the fieldmap."""
 
     @property
     def stem(self) -> str:
@@ -225,10 +227,12 @@ def _find_derived_runs(root: Path, settings: QuerySettings) -> list[BoldRun]:
 def run_of_derivatives(derived: DerivedRun, raw: BoldRun | None = None) -> BoldRun:
     """Build a run from derivatives; name and events come from the raw run, if there is one."""
     inherited = {key: raw.metadata[key] for key in (REPETITION_TIME, SCANNER) if key in raw.metadata} if raw else {}
+    of_raw = [path for path in raw.sidecars if path.name.endswith("bold.json")] if raw and inherited else []
     return BoldRun(
         bold=derived.bold,
         entities=raw.entities if raw else derived.entities,
         metadata=inherited | derived.metadata,
+        sidecars=(*of_raw, *derived.sidecars),
         events=raw.events if raw else None,
         notes=(f"Imported from {derived.pipeline}: {derived.bold.name}.", *derived.notes),
         problem=derived.problem,
@@ -338,6 +342,7 @@ def _make_run(
     notes: list[str] = []
     problem: NeurostormError | None = None
     metadata: dict[str, Any] = {}
+    sidecars: tuple[Path, ...] = ()
     fieldmap: Fieldmap | None = None
     echoes, t1w, events = EchoChoice(files[0]), None, None
     repeats: tuple[Path, ...] = ()
@@ -361,6 +366,8 @@ def _make_run(
                 raise error
         metadata = inheritance.metadata(bold)
         fieldmap = choose_fieldmap(bold, metadata, fmaps, inheritance, notes)
+        described = (*(echoes.echoes or (bold,)), *(fieldmap.files if fieldmap else ()))
+        sidecars = tuple(dict.fromkeys(path for image in described for path in inheritance.sidecars(image)))
     except NeurostormError as error:
         problem = error
     bold = echoes.bold
@@ -370,6 +377,7 @@ def _make_run(
         echo_times=echoes.times,
         entities={"sub": folder.removeprefix("sub-"), **_without(split_name(bold.name)[0], "sub", *MERGED_ENTITIES)},
         metadata=metadata,
+        sidecars=sidecars,
         t1w=t1w,
         t1w_repeats=repeats,
         lesion=lesion,

@@ -123,6 +123,10 @@ class Inheritance:
             found += [path for _, _, path in sorted(level)]
         return found
 
+    def sidecars(self, image: Path) -> list[Path]:
+        """List the sidecars of an image, the most specific one last."""
+        return self.files(image, split_name(image.name)[1], ".json")
+
     def metadata(self, image: Path) -> dict[str, Any]:
         """Merge the sidecars of an image; the most specific file wins for each key.
 
@@ -132,7 +136,7 @@ class Inheritance:
             See `read_json`; the message names the sidecar.
         """
         metadata: dict[str, Any] = {}
-        for path in self.files(image, split_name(image.name)[1], ".json"):
+        for path in self.sidecars(image):
             metadata.update(read_json(path))
         return metadata
 

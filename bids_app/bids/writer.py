@@ -164,12 +164,14 @@ def as_json_text(content: Mapping[str, Any]) -> str:
     return json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def write_tsv(path: Path, table: pd.DataFrame | Mapping[str, Any]) -> Path:
+def write_tsv(path: Path, table: pd.DataFrame | Mapping[str, Any], float_format: str | None = None) -> Path:
     """Write a BIDS table: tab-separated, with ``n/a`` for missing values."""
     import pandas as pd
 
     frame = table if isinstance(table, pd.DataFrame) else pd.DataFrame(table)
-    return write_text(path, frame.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n"))
+    return write_text(
+        path, frame.to_csv(sep="\t", index=False, na_rep="n/a", lineterminator="\n", float_format=float_format)
+    )
 
 
 def copy_file(source: Path, path: Path) -> Path:

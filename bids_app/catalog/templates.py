@@ -124,7 +124,7 @@ def templateflow_home() -> Path:
 
 def available() -> tuple[str, ...]:
     """List the templates that are on this machine, best first."""
-    return tuple(name for name in catalog() if _find(name) is not None)
+    return tuple(name for name in catalog() if template_files(name) is not None)
 
 
 def stand_in_for(name: str) -> str:
@@ -172,7 +172,7 @@ def load_template(name: str | None = None) -> Template:
 def _load(name: str, home: str) -> Template:
     """Load a template; ``home`` separates cached results for different TemplateFlow folders."""
     template_space = space(name)
-    files = _find(name)
+    files = template_files(name)
     if files is None:
         raise NoInputError(
             f"{name}: not in TemplateFlow's cache ({home}).",
@@ -198,7 +198,7 @@ def _tissues(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Resample the maps of grey and white matter to a grid, through the matrix if they are from another template."""
     source = space(catalog()[template_space.name].get("tissues_from", template_space.name))
-    found = files if source is template_space else _find(source.name)
+    found = files if source is template_space else template_files(source.name)
     if found is None:
         raise NoInputError("The template embedded in nilearn is missing.", "Install nilearn again.")
     onto = template_space.pull_to(source) @ grid
@@ -221,7 +221,7 @@ def brain_on(name: str, shape: tuple[int, ...], affine: np.ndarray) -> np.ndarra
     return _resample(template.mask.astype(np.float32), template.affine, shape, grid, smooth=False) > 0.5
 
 
-def _find(name: str) -> dict[str, Path] | None:
+def template_files(name: str) -> dict[str, Path] | None:
     """Return the files of a template; None if one is missing or is an empty placeholder of TemplateFlow."""
     entry = catalog()[name]
     if entry["source"] == "nilearn":

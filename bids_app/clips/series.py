@@ -220,7 +220,7 @@ def read_tr(img: Any, tr: float | None) -> float:
         tr = step * {16: 1e-3, 24: 1e-6}.get(unit, 1.0)
     if isinstance(tr, bool) or not isinstance(tr, int | float | np.number) or not 0 < tr <= MAX_TR:
         raise BadDataError(
-            f"{image_name(img, 'the image')}: invalid repetition time: {tr} s.",
+            f"{image_name(img, 'the image')}: invalid repetition time: {tr!r} s.",
             f"Give it in seconds, above 0 and at most {MAX_TR:g}.",
         )
     return float(tr)

@@ -33,12 +33,15 @@ FIGURE = "connectivity"
 """``desc-`` label of the figure, after the label of the atlas."""
 DECIMALS = 6
 """Of correlations and shares."""
+FLOAT32 = "%.9g"
+"""Format that keeps all digits of a float32: fewer would change the correlations of a series with a large mean."""
 NONE_LEFT_OUT = "None. No volume was censored for head motion."
 DUMMIES_LEFT_OUT = "Non-steady-state volumes at the start. No volume was censored for head motion."
 SCRUBBED = (
     "Non-steady-state volumes at the start, and volumes with head motion by the strategy of nilearn: they have no row, "
     "and do not count for the correlations."
 )
+GAPS = " The rows before and after them are more than one repetition time apart."
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,7 @@ def write_region_series(tables: RegionTables, found: RegionSeries, run: Preproce
     import pandas as pd
 
     path = tables.path("series")
-    write_tsv(path, pd.DataFrame(found.values.astype(np.float32), columns=list(found.names)))
+    write_tsv(path, pd.DataFrame(found.values.astype(np.float32), columns=list(found.names)), FLOAT32)
     left_out = np.setdiff1d(np.arange(run.n_volumes), found.volumes)
     origin = run.origin.start_time if run.origin else None
     sidecar = TimeseriesSidecar(
@@ -171,9 +174,12 @@ def write_region_series(tables: RegionTables, found: RegionSeries, run: Preproce
 
 def describe_left_out(left_out: np.ndarray, run: PreprocessedRun, strategy: str | None) -> str:
     """Say which volumes have no row."""
-    if strategy == "scrubbing":
-        return SCRUBBED
-    return DUMMIES_LEFT_OUT if len(left_out) else NONE_LEFT_OUT
+    if not len(left_out):
+        return NONE_LEFT_OUT
+    if strategy != "scrubbing":
+        return DUMMIES_LEFT_OUT
+    kept = np.setdiff1d(np.arange(run.n_volumes), left_out)
+    return SCRUBBED + (GAPS if (np.diff(kept) > 1).any() else "")
 
 
 def describe_denoising(found: RegionSeries, run: PreprocessedRun, strategy: str | None) -> dict[str, Any]:

@@ -8,6 +8,7 @@ which gives the mean of the denoised series of its voxels.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -70,9 +71,14 @@ class RegionSeries:
 
     @property
     def correlations(self) -> np.ndarray:
-        """Pearson correlations of the series, (R, R); NaN for regions without a series or without variance."""
+        """Pearson correlations of the series, (R, R); NaN for regions without a series or without variance.
+
+        They are those of the series as written, in float32: what a regression leaves of a constant series is rounded.
+        """
         with np.errstate(invalid="ignore", divide="ignore"):
-            found = np.corrcoef(self.values, rowvar=False).reshape(len(self.labels), len(self.labels))
+            found = np.corrcoef(self.values.astype(np.float32), rowvar=False, dtype=np.float64).reshape(
+                len(self.labels), len(self.labels)
+            )
         return np.clip(found, -1.0, 1.0)
 
 
@@ -121,10 +127,13 @@ def extract_regions(series: GridSeries, atlas: Atlas, first_volume: int, offset:
 def unique_names(labels: Collection[int], atlas: Atlas) -> tuple[str, ...]:
     """Return the names of regions; those that are missing, shared or `NODE` get the label of the region."""
     names = [" ".join(atlas.names.get(int(label), "").split()) for label in labels]
-    return tuple(
-        name if name not in ("", NODE) and names.count(name) == 1 else f"{name or 'region'}_{label}"
-        for name, label in zip(names, labels, strict=True)
-    )
+    shared = {"", NODE}
+    while shared:
+        names = [
+            f"{name or 'region'}_{label}" if name in shared else name for name, label in zip(names, labels, strict=True)
+        ]
+        shared = {name for name, n in Counter(names).items() if n > 1}
+    return tuple(names)
 
 
 def denoise_regions(found: RegionSeries, run: PreprocessedRun, strategy: str, scratch: Path) -> RegionSeries:

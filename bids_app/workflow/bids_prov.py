@@ -23,6 +23,7 @@ from bids_app.bids.query import BoldRun
 from bids_app.bids.writer import dataset_uri, one_at_a_time, write_json, write_text
 from bids_app.catalog.atlases import Atlas
 from bids_app.catalog.fetch import file_sha256
+from bids_app.catalog.templates import template_files
 from bids_app.errors import BadDataError
 from bids_app.outputs.schema import PARTS, Manifest, RunOutcome, read_manifest
 from bids_app.workflow.context import RunContext
@@ -93,7 +94,10 @@ def write_records(run: BoldRun, outcome: RunOutcome, run_id: str, context: RunCo
     functional = {uri: file for uri, file in inputs.items() if uri not in of_t1w}
     t1w_outputs = sorted(name for one in manifests for name in one.files if name.endswith("_desc-preproc_T1w.nii.gz"))
     weights = [_own_file(Path(path), digest) for path, digest in context.model.hashes.items()]
+    template = [_own_file(path, file_sha256(path)) for path in (template_files(context.template) or {}).values()]
     further = {
+        ANATOMY: template,
+        "preprocessing": [] if run.t1w or run.derived else template,
         "regions": _atlas_files(context.region_atlases),
         "model": weights,
         "attribution": [*weights, *_atlas_files([context.atlas] if context.atlas else [])],
@@ -105,7 +109,8 @@ def write_records(run: BoldRun, outcome: RunOutcome, run_id: str, context: RunCo
     shown = functional | {file["Id"]: file for name in own for file in further.get(name, ())}
     write_record(root, label, own, used, shown.values())
     if ANATOMY in activities:
-        write_record(root, t1w, {ANATOMY: activities[ANATOMY]}, {ANATOMY: list(anatomical)}, anatomical.values())
+        shown = anatomical | {file["Id"]: file for file in template}
+        write_record(root, t1w, {ANATOMY: activities[ANATOMY]}, {ANATOMY: list(shown)}, shown.values())
     write_table(root)
 
 
@@ -230,7 +235,8 @@ def _own_file(path: Path, digest: str) -> dict[str, Any]:
 
 
 def _atlas_files(atlases: Sequence[Atlas]) -> list[dict[str, Any]]:
-    return [_own_file(atlas.path, file_sha256(atlas.path)) for atlas in atlases]
+    files = (path for atlas in atlases for path in (atlas.path, atlas.table) if path)
+    return [_own_file(path, file_sha256(path)) for path in files]
 
 
 def _read_manifests(run: BoldRun, context: RunContext) -> Iterator[Manifest]:

@@ -541,8 +541,9 @@ def add_hashes(graph: Graph, run: BoldRun, context: RunContext) -> Step:
     """Add the step that hashes the input files of a run."""
     fieldmap = run.fieldmap.files if run.fieldmap else ()
     companions = run.derived.companions if run.derived else ()
-    images = (
+    inputs = (
         *(run.echoes or (run.bold,)),
+        *run.sidecars,
         run.sbref,
         run.events,
         run.t1w,
@@ -551,7 +552,7 @@ def add_hashes(graph: Graph, run: BoldRun, context: RunContext) -> Step:
         *fieldmap,
         *companions,
     )
-    files: tuple[Path, ...] = tuple(filter(None, images))
+    files: tuple[Path, ...] = tuple(filter(None, inputs))
     return graph.step(
         f"{node_name(run.stem)}_hashes",
         hash_inputs,

@@ -252,6 +252,8 @@ def check_timeseries(settings: Settings) -> str:
             label = as_label(atlas.name)
         except ValueError as error:
             raise UsageError(f"--timeseries {name}: {error}", "Rename the image and its table.") from error
+        if found.get(label) == name:
+            raise UsageError(f"--timeseries: {name} is given twice.", "Give each atlas once.")
         if label in found:
             raise UsageError(
                 f"--timeseries: {found[label]} and {name} would have the same files (seg-{label}).",

@@ -112,6 +112,18 @@ def test_sidecars_of_four_levels_are_merged_and_the_most_specific_wins(make_data
     assert only_run(root).metadata == {"A": 1, "B": 2, "C": 3, "D": 4}
 
 
+def test_a_run_has_the_sidecars_whose_values_it_has(make_dataset):
+    echoes = {f"sub-01__func__sub-01_task-rest_echo-{n}_bold.json": {"EchoTime": n / 80} for n in (1, 2, 3)}
+    images = [name.replace("__", "/").replace(".json", ".nii.gz") for name in echoes]
+    root = make_dataset(
+        *images, REST.replace("rest", "nback"), **echoes, **{"task-rest_bold.json": {"RepetitionTime": 2}}
+    )
+    rest, nback = sorted(find_runs(root, QuerySettings()), key=lambda run: run.stem, reverse=True)
+    names = [path.relative_to(root).as_posix() for path in rest.sidecars]
+    assert names == ["task-rest_bold.json", *(name.replace("__", "/") for name in echoes)]
+    assert nback.sidecars == ()
+
+
 def test_events_are_inherited_from_the_root(make_dataset):
     root = make_dataset(REST, **{"task-rest_events.tsv": "onset\tduration\n", "task-motor_events.tsv": "onset\n"})
     assert only_run(root).events == root / "task-rest_events.tsv"

@@ -99,13 +99,36 @@ def test_the_command_that_gets_a_schaefer_atlas_gets_its_names_too():
     assert "extension='.tsv'" in command
 
 
-def test_invalid_table_raises(tmp_path):
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("number\tname\n1\tLeft\n", "no column 'index'"),
+        ("index\tname\nfirst\tLeft\n", "'first'"),
+        ("index\tname\n1\tLeft\n1\tRight\n", "index 1 occurs twice"),
+    ],
+)
+def test_an_invalid_table_of_regions_is_named(tmp_path, text, problem):
     path = put(tmp_path / "mine.nii.gz")
-    (tmp_path / "mine.tsv").write_text("number\tname\n1\tLeft\n")
-    with pytest.raises(BadDataError, match=r"mine\.nii"):
+    (tmp_path / "mine.tsv").write_text(text)
+    with pytest.raises(BadDataError, match=rf"mine\.tsv: .*{problem}") as caught:
         find_atlas(path)
+    assert "index and name" in caught.value.hint
+
+
+def test_a_name_that_is_not_available_is_no_name(tmp_path):
+    path = put(tmp_path / "mine.nii.gz")
+    (tmp_path / "mine.csv").write_text("index,name\n1,n/a\n2,\n3\n4,Left\n")
+    assert find_atlas(path).names == {4: "Left"}
+
+
+@pytest.mark.parametrize("name", ["tpl-MNI152NLin2009cAsym_res-02_atlas-Tian_dseg", "atlas-x_space-T1w_dseg"])
+def test_an_atlas_whose_name_has_another_space_is_refused(tmp_path, name):
+    with pytest.raises(UsageError, match=r"in the space (MNI152NLin2009cAsym|T1w) by its name"):
+        find_atlas(put(tmp_path / f"{name}.nii.gz"))
+    assert find_atlas(put(tmp_path / "atlas-x_space-MNI152NLin6Asym_dseg.nii.gz")).names == {}
 
 
 def test_names_of_regions_have_no_hidden_characters(tmp_path):
-    (tmp_path / "mine.tsv").write_text("index\tname\n1\t\u202eTxeL\x07 \u2066A\u2069\n2\tPutamen\n", encoding="utf-8")
-    assert region_names(tmp_path / "mine.nii.gz") == {1: "TxeL   A", 2: "Putamen"}
+    table = tmp_path / "mine.tsv"
+    table.write_text("index\tname\n1\t\u202eTxeL\x07 \u2066A\u2069\n2\tPutamen\n", encoding="utf-8")
+    assert region_names(table) == {1: "TxeL   A", 2: "Putamen"}

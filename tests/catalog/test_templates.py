@@ -93,7 +93,7 @@ def test_unknown_space_lists_the_catalog():
 
 @pytest.mark.parametrize("name", [MODEL_SPACE, EMBEDDED])
 def test_files_of_packages_match_the_catalog(name, empty_cache):
-    files = templates._find(name)
+    files = templates.template_files(name)
     found = {kind: hashlib.sha256(path.read_bytes()).hexdigest() for kind, path in files.items()}
     assert found == catalog()[name]["sha256"]
 

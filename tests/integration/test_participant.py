@@ -118,8 +118,8 @@ def test_the_summary_has_the_error_and_its_hint(finished: Finished) -> None:
 def test_the_summary_has_inputs_and_costs(finished: Finished) -> None:
     summary = finished.summary("01")
     (run,) = summary["runs"]
-    name = "sub-01/func/sub-01_task-rest_bold.nii.gz"
-    assert run["inputs"][f"bids:raw:{name}"] == hashlib.sha256((finished.raw / name).read_bytes()).hexdigest()
+    for name in ("sub-01/func/sub-01_task-rest_bold.nii.gz", "sub-01/func/sub-01_task-rest_bold.json"):
+        assert run["inputs"][f"bids:raw:{name}"] == hashlib.sha256((finished.raw / name).read_bytes()).hexdigest()
     assert summary["weights"] == {
         str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in (finished.model, finished.adapter)
     }
@@ -129,7 +129,7 @@ def test_the_summary_has_inputs_and_costs(finished: Finished) -> None:
     assert {"neurostorm", "torch", "nipype"} <= summary["versions"].keys()
     assert summary["random_seed"]
     failed = finished.summary("02")["runs"][0]
-    assert len(failed["inputs"]) == 1  # a file that cannot be used is told apart from its mended version
+    assert len(failed["inputs"]) == 2  # a file that cannot be used is told apart from its mended version
 
 
 def test_the_report_has_the_same_error(finished: Finished) -> None:

@@ -15,7 +15,7 @@ from bids_app.catalog.atlases import Atlas
 from bids_app.clips import MODEL_GRID_AFFINE, MODEL_GRID_SHAPE
 from bids_app.clips.series import GridSeriesWriter
 from bids_app.outputs import regions
-from bids_app.outputs.regions import NONE_LEFT_OUT, SCRUBBED, region_outputs
+from bids_app.outputs.regions import DUMMIES_LEFT_OUT, GAPS, NONE_LEFT_OUT, SCRUBBED, describe_left_out, region_outputs
 from bids_app.outputs.schema import RelmatSidecar, TimeseriesSidecar
 from bids_app.preprocess.io.images import save_image
 from bids_app.preprocess.preprocessed import OnGrid, Origin
@@ -117,7 +117,7 @@ def test_the_matrix_names_its_rows_and_its_source(write) -> None:
     table, sidecar = table_of(files, "relmat"), sidecar_of(files, "relmat")
     series = table_of(files, "timeseries")
     assert list(table["Node"]) == list(table.columns[1:]) == list(series.columns)
-    assert table["Area_R"][0] == pytest.approx(np.corrcoef(series["Area_L"], series["Area_R"])[0, 1], abs=1e-5)
+    assert table["Area_R"][0] == pytest.approx(np.corrcoef(series["Area_L"], series["Area_R"])[0, 1], abs=1e-6)
     assert table["Area_L"][0] == 1
     assert sidecar["RelationshipMeasure"] == "Pearson correlation"
     assert sidecar["NumberOfVolumes"] == N_VOLUMES - N_DUMMY
@@ -167,6 +167,14 @@ def test_the_sidecar_says_how_the_series_was_denoised(write, monkeypatch: pytest
     assert sidecar["VolumesLeftOutDescription"] == SCRUBBED
     assert sidecar["DenoisingSoftware"].startswith("nilearn ")
     assert f"bids::sub-01/ses-a/func/{STEM}_desc-confounds_timeseries.tsv" in sidecar["Sources"]
+
+
+def test_rows_that_are_not_equally_spaced_are_said_to_be_so() -> None:
+    run = SimpleNamespace(n_volumes=9)
+    assert describe_left_out(np.array([0, 1, 5]), run, "scrubbing") == SCRUBBED + GAPS
+    assert describe_left_out(np.array([0, 8]), run, "scrubbing") == SCRUBBED
+    assert describe_left_out(np.array([], int), run, "scrubbing") == NONE_LEFT_OUT
+    assert describe_left_out(np.array([0]), run, "simple") == DUMMIES_LEFT_OUT
 
 
 def test_a_run_without_dummy_volumes_leaves_none_out(write) -> None:

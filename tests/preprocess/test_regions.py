@@ -144,6 +144,17 @@ def test_denoised_means_are_the_means_of_denoised_voxels(
     assert np.isnan(found.values[:, 3]).all()
 
 
+def test_a_region_without_variance_has_no_correlations_also_after_denoising(
+    series: GridSeries, atlas: Atlas, run: SimpleNamespace, tmp_path: Path
+) -> None:
+    found = extract_regions(series, atlas, N_DUMMY)
+    found.values[:, 1] = 1234.567
+    for one in (found, denoise_regions(found, run, "simple", tmp_path)):
+        np.testing.assert_allclose(one.values[:, 1], 1234.567)
+        assert np.isnan(one.correlations[1]).all()
+        assert np.isfinite(one.correlations[0, [0, 2]]).all()
+
+
 def test_a_run_with_too_few_volumes_without_motion_is_named(
     series: GridSeries, atlas: Atlas, run: SimpleNamespace, tmp_path: Path
 ) -> None:
@@ -170,6 +181,9 @@ def test_names_are_unique(series: GridSeries, atlas: Atlas) -> None:
     assert extract_regions(series, same, N_DUMMY).names == ("front", "side_7", "side_9", "region_12")
     nodes = replace(atlas, names={4: "Node", 7: "a\tb"})
     assert extract_regions(series, nodes, N_DUMMY).names[:2] == ("Node_4", "a b")
+    suffixed = replace(atlas, names={4: "side", 7: "side", 9: "side_4", 12: "region_12"})
+    found = extract_regions(series, suffixed, N_DUMMY).names
+    assert found == ("side_4_4", "side_7", "side_4_9", "region_12")
 
 
 def test_an_atlas_without_a_region_on_the_grid_is_named(series: GridSeries, atlas: Atlas) -> None:

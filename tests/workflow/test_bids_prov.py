@@ -108,8 +108,10 @@ def test_a_t1w_image_has_a_record_of_its_own(run: BoldRun, context: RunContext) 
     record = read(context, "sub01+T1w")
     (activity,) = record["act"]["Activities"]
     assert activity["Id"] == "bids::prov#anatomy-first"
-    (file,) = record["ent"]["Files"]
-    assert file["Id"] == activity["Used"][1] == "bids:raw:sub-01/anat/sub-01_T1w.nii.gz"
+    file, *template = record["ent"]["Files"]
+    assert activity["Used"][1:] == [entry["Id"] for entry in record["ent"]["Files"]]
+    assert file["Id"] == "bids:raw:sub-01/anat/sub-01_T1w.nii.gz"
+    assert {entry["Label"] for entry in template} >= {"tpl-MNI152NLin6Asym_res-02_T1w.nii.gz"}
     assert file["Digest"] == {"SHA-256": "a" * 64}
     rows = (context.settings.out_dir / "prov" / "provenance.tsv").read_text().splitlines()
     assert [row.split("\t")[0] for row in rows] == ["provenance_id", "prov-sub01+T1w", "prov-sub01+taskrest"]
@@ -121,6 +123,31 @@ def test_a_sidecar_names_its_activity_and_the_checksum_of_its_file(run: BoldRun,
     sidecar = MaskSidecar.read(mask)
     assert sidecar.generated_by == "bids::prov#preprocessing-first"
     assert sidecar.digest == {"SHA-256": bids_prov.file_sha256(mask.with_name(f"{STEM}_desc-brain_mask.nii.gz"))}
+
+
+@pytest.mark.parametrize("with_t1w", [True, False])
+def test_the_template_is_used_by_what_is_registered_to_it(run: BoldRun, context: RunContext, with_t1w: bool) -> None:
+    publish_all(context)
+    chosen = run if with_t1w else replace(run, t1w=None)
+    write_records(chosen, RunOutcome(stem=STEM, inputs=INPUTS), "first", context)
+    record = read(context, "sub01+taskrest")
+    files = by_id(record["ent"]["Files"])
+    activities = {entry["Label"]: entry["Used"] for entry in record["act"]["Activities"]}
+    used = {files[one]["Label"] for one in activities[KINDS["preprocessing"].label] if one in files}
+    assert ("tpl-MNI152NLin6Asym_res-02_T1w.nii.gz" in used) != with_t1w
+
+
+def test_the_table_of_the_names_of_regions_is_recorded_with_its_atlas(run: BoldRun, context: RunContext) -> None:
+    (atlas,) = context.region_atlases
+    table = atlas.path.with_name("x.tsv")
+    table.write_text("index\tname\n")
+    publish_all(context)
+    named = replace(context, region_atlases=(replace(atlas, table=table),))
+    write_records(run, RunOutcome(stem=STEM, inputs=INPUTS), "first", named)
+    files = read(context, "sub01+taskrest")["ent"]["Files"]
+    digests = {entry["Label"]: entry["Digest"]["SHA-256"] for entry in files}
+    assert digests["x.tsv"] == bids_prov.file_sha256(table)
+    assert digests["x.nii.gz"] == bids_prov.file_sha256(atlas.path)
 
 
 def test_a_run_whose_model_failed_has_a_record_without_it(run: BoldRun, context: RunContext) -> None:

@@ -265,6 +265,8 @@ def test_two_atlases_with_the_same_label_are_refused(raw: Path, tmp_path: Path) 
     one, other = save_labels(tmp_path / "a" / "mine.nii.gz"), save_labels(tmp_path / "b" / "mine.nii.gz")
     with pytest.raises(UsageError, match="seg-mine"):
         checks.check_timeseries(with_atlases(raw, one, other))
+    with pytest.raises(UsageError, match="given twice"):
+        checks.check_timeseries(with_atlases(raw, one, one))
 
 
 def test_an_atlas_whose_name_makes_no_label_is_refused(raw: Path, tmp_path: Path) -> None:
