@@ -448,9 +448,23 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "an export replaces no folder that is no export",
         "bids_app/training/export/command.py",
-        "    if not is_export or output.is_symlink():\n",
+        "    if not _is_export(output, name) or output.is_symlink():\n",
         "    if False:\n",
         ("training/export/test_command.py::test_a_folder_that_is_no_export_is_never_replaced",),
+    ),
+    Mutation(
+        "an export replaces no file that is no export",
+        "bids_app/training/export/command.py",
+        "    return path.is_file() and tables.has_provenance(path, name)\n",
+        "    return path.is_file()\n",
+        ("training/export/test_command.py::test_a_file_that_is_no_export_is_never_replaced",),
+    ),
+    Mutation(
+        "long identifiers are exported as they are",
+        "bids_app/training/export/tables.py",
+        "(0\\d|\\d{16})",
+        "(0\\d)",
+        ("training/export/test_tables.py::test_long_identifiers_stay_as_they_are",),
     ),
     Mutation(
         "an export replaces nothing without --overwrite",
