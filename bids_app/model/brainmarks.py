@@ -146,7 +146,7 @@ def build(name: str, options: Sequence[str], seed: int = SEED) -> BrainmarksMode
         }
     except NeurostormError:
         raise
-    except Exception as error:  # anything may fail in the code of others
+    except (Exception, SystemExit) as error:  # anything may fail in the code of others
         raise BadDataError(
             f"{title} cannot be constructed ({type(error).__name__}: {error}).",
             "Check --model-options, and which weights and packages this model of Brainmarks needs.",
@@ -209,7 +209,7 @@ def embed(model: BrainmarksModel, sample: Mapping[str, Any], device: torch.devic
         returned = dict(zip(("cls", "reg", "patch"), model.wrapper.to(device).eval()(batch), strict=True))
     except NeurostormError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadDataError(
             f"{model.title} failed ({type(error).__name__}: {error}).",
             "The run may be too short for this model, or the model or its options may be faulty.",

@@ -76,7 +76,7 @@ def make_table(
         after |= {"fold": sets.folds} if sets.folds else {}
     after |= {
         "verdict": [run.record.worst_verdict or None for run in runs],
-        "verdict_reasons": [", ".join(run.record.reasons) for run in runs],
+        "verdict_reasons": [", ".join(run.record.all_reasons) for run in runs],
         "n_warnings": [run.record.n_warnings for run in runs],
         "duration": [run.vector.duration for run in runs],
         "split_half": [_number(run.vector.split_half) for run in runs],

@@ -45,6 +45,14 @@ def test_the_table_has_names_labels_sets_verdicts_quality_and_sources(found: Emb
     assert set(table["fold"]) == {1, 2, 3}
 
 
+def test_each_verdict_has_its_reasons(found: EmbeddedRuns) -> None:
+    record = found.runs[0].record
+    record.verdict, record.reasons = "pass", ()
+    record.predictions["sex"] = {"verdict": "refuse", "verdict_reasons": "duration, tr"}
+    row = make_table(found, {}, None).iloc[0]
+    assert (row["verdict"], row["verdict_reasons"]) == ("refuse", "duration, tr")
+
+
 @pytest.mark.parametrize("column", ["split", "verdict", "e0003", "iqm_fd_mean"])
 def test_a_label_with_the_name_of_another_column_is_refused(found: EmbeddedRuns, column: str) -> None:
     sets = sets_from_folds(Task.from_values("a", MADE_OF), found.runs, list(MADE_OF) * 9, {}, 2, 0)
