@@ -160,6 +160,7 @@ def test_tokens_that_cancel_are_rounding_error() -> None:
         ((None, None, None), "returned no tokens"),
         ((torch.zeros(1, 3), None, None), r"cls tokens of shape \(1, 3\)"),
         ((None, None, torch.zeros(1, 0, 3)), r"patch tokens of shape \(1, 0, 3\)"),
+        ((None, None, torch.zeros(1, 2, 3, dtype=torch.complex64)), "type torch.complex64"),
         ((None, None, torch.full((1, 2, 3), torch.nan)), "NaN"),
         ((None, None), r"brainmarks:own failed \(ValueError"),
     ],
