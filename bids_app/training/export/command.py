@@ -154,7 +154,7 @@ def _make_sets(
         table = participants_target(arguments.family_column, arguments.data, arguments.raw)
         if table.table is None:
             raise UsageError(f"Invalid value for --family-column: {arguments.family_column}.", "Give TABLE.tsv:COLUMN.")
-        families = read_families(table.table, table.column)
+        families = read_families(table.table, table.column, {run.participant for run in found.runs})
     if arguments.split:
         return task, sets_from_file(arguments.split, found.runs, families)
     n_folds = FOLDS if arguments.folds is None else arguments.folds
