@@ -481,6 +481,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("training/export/test_runs.py::test_embeddings_of_other_weights_of_the_same_name_are_refused",),
     ),
     Mutation(
+        "encoders without weights are told apart by their options",
+        "bids_app/training/export/runs.py",
+        '("options", encoders), ',
+        "",
+        ("training/export/test_runs.py::test_encoders_without_weights_differ_by_their_options",),
+    ),
+    Mutation(
+        "a family column without values is refused",
+        "bids_app/training/data/splits.py",
+        "    if families.keys().isdisjoint(participants):\n",
+        "    if False:\n",
+        ("training/data/test_splits.py::test_a_column_without_families_of_the_participants_is_refused",),
+    ),
+    Mutation(
         "the sets of an export are the folds of evaluate",
         "bids_app/training/export/sets.py",
         "    made = make_folds(task, examples, n_folds, seed)\n",
