@@ -448,9 +448,23 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "an export replaces no folder that is no export",
         "bids_app/training/export/command.py",
-        "    if not is_export or output.is_symlink():\n",
+        "    if not _is_export(output, name) or output.is_symlink():\n",
         "    if False:\n",
         ("training/export/test_command.py::test_a_folder_that_is_no_export_is_never_replaced",),
+    ),
+    Mutation(
+        "an export replaces no file that is no export",
+        "bids_app/training/export/command.py",
+        "    return path.is_file() and tables.has_provenance(path, name)\n",
+        "    return path.is_file()\n",
+        ("training/export/test_command.py::test_a_file_that_is_no_export_is_never_replaced",),
+    ),
+    Mutation(
+        "long identifiers are exported as they are",
+        "bids_app/training/export/tables.py",
+        "(0\\d|\\d{16})",
+        "(0\\d)",
+        ("training/export/test_tables.py::test_long_identifiers_stay_as_they_are",),
     ),
     Mutation(
         "an export replaces nothing without --overwrite",
@@ -465,6 +479,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         "        if len(names) > 1:\n",
         "        if False:\n",
         ("training/export/test_runs.py::test_embeddings_of_other_weights_of_the_same_name_are_refused",),
+    ),
+    Mutation(
+        "encoders without weights are told apart by their options",
+        "bids_app/training/export/runs.py",
+        '("options", encoders), ',
+        "",
+        ("training/export/test_runs.py::test_encoders_without_weights_differ_by_their_options",),
+    ),
+    Mutation(
+        "a family column without values is refused",
+        "bids_app/training/data/splits.py",
+        "    if families.keys().isdisjoint(participants):\n",
+        "    if False:\n",
+        ("training/data/test_splits.py::test_a_column_without_families_of_the_participants_is_refused",),
     ),
     Mutation(
         "the sets of an export are the folds of evaluate",

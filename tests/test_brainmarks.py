@@ -173,6 +173,8 @@ def test_invalid_options_and_samples_are_refused(models: dict[str, Any], rows: n
         transform(sample_of(rows[:, :400]))
     with pytest.raises(BadDataError, match=r"13\.0 s"):
         transform(sample_of(rows[:2]))
+    with pytest.raises(BadDataError, match=r"Invalid repetition time: 2000\.0 s"):
+        transform(sample_of(rows) | {"tr": 2000.0})  # milliseconds
 
 
 def test_without_brainmarks_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

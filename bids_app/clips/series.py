@@ -55,8 +55,10 @@ class GridSeries:
                 f"A series of shape {self.values.shape} does not match a mask of {int(self.mask.sum())} voxels.",
                 "Rows must be volumes, and columns the voxels of the mask.",
             )
-        if not self.tr > 0:
-            raise BadDataError(f"Invalid repetition time: {self.tr} s.", "Give it in seconds, above 0.")
+        if not 0 < self.tr <= MAX_TR:
+            raise BadDataError(
+                f"Invalid repetition time: {self.tr} s.", f"Give it in seconds, above 0 and at most {MAX_TR:g}."
+            )
 
     @property
     def n_vols(self) -> int:

@@ -230,9 +230,7 @@ def _adapter_row(cohort: Cohort, adapter: str) -> list[Cell]:
 
 def failed_checks(run: RunRecord) -> list[str]:
     """Return the labels of the failed checks of a run and of its predictions."""
-    names = [*run.reasons, *(run.predictions[a].get("verdict_reasons", "") for a in run.predictions)]
-    checks = dict.fromkeys(part for name in names for part in name.split(", ") if part)
-    return [spec()["checks"].get(name, name) for name in checks]
+    return [spec()["checks"].get(name, name) for name in run.all_reasons]
 
 
 def _most_frequent(runs: Sequence[RunRecord]) -> str:

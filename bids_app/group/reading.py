@@ -124,6 +124,12 @@ class RunRecord:
         worst = next((name for name in reversed(LEVELS) if name in found), "")
         return "" if (self.faults or self.lost) and worst == PASS else worst
 
+    @property
+    def all_reasons(self) -> list[str]:
+        """Names of the failed checks of the scan and of its predictions."""
+        names = [*self.reasons, *(row.get("verdict_reasons", "") for row in self.predictions.values())]
+        return list(dict.fromkeys(part for name in names for part in name.split(", ") if part))
+
 
 @dataclass
 class ParticipantRecord:

@@ -146,7 +146,7 @@ def build(name: str, options: Sequence[str], seed: int = SEED) -> BrainmarksMode
         }
     except NeurostormError:
         raise
-    except Exception as error:  # anything may fail in the code of others
+    except (Exception, SystemExit) as error:  # anything may fail in the code of others
         raise BadDataError(
             f"{title} cannot be constructed ({type(error).__name__}: {error}).",
             "Check --model-options, and which weights and packages this model of Brainmarks needs.",
@@ -209,7 +209,7 @@ def embed(model: BrainmarksModel, sample: Mapping[str, Any], device: torch.devic
         returned = dict(zip(("cls", "reg", "patch"), model.wrapper.to(device).eval()(batch), strict=True))
     except NeurostormError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadDataError(
             f"{model.title} failed ({type(error).__name__}: {error}).",
             "The run may be too short for this model, or the model or its options may be faulty.",
@@ -224,11 +224,12 @@ def embed(model: BrainmarksModel, sample: Mapping[str, Any], device: torch.devic
 
 def _average(title: str, kind: str, tokens: Any) -> Embedded:
     """Average the tokens (1, L, C) of a run."""
-    if not isinstance(tokens, torch.Tensor) or tokens.ndim != 3 or len(tokens) != 1 or 0 in tokens.shape:
-        shape = tuple(getattr(tokens, "shape", ()))
+    is_tensor = isinstance(tokens, torch.Tensor) and not tokens.is_complex()
+    if not is_tensor or tokens.ndim != 3 or len(tokens) != 1 or 0 in tokens.shape:
+        shape, dtype = tuple(getattr(tokens, "shape", ())), getattr(tokens, "dtype", type(tokens).__name__)
         raise BadDataError(
-            f"{title} returned {kind} tokens of shape {shape} for one run.",
-            "Correct the wrapper: (1, tokens, features).",
+            f"{title} returned {kind} tokens of shape {shape} and type {dtype} for one run.",
+            "Correct the wrapper: real numbers, (1, tokens, features).",
         )
     values = tokens[0].double().cpu().numpy()
     if not np.isfinite(values).all():

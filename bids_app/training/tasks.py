@@ -267,8 +267,8 @@ def image_contrastive_loss(
 
 
 def is_number(text: str) -> bool:
-    """Return True for the text of a finite number."""
+    """Return True for the text of a finite number; ``1_000`` is one in Python only."""
     try:
-        return bool(np.isfinite(float(text)))
+        return "_" not in text and bool(np.isfinite(float(text)))
     except ValueError:
         return False

@@ -151,7 +151,7 @@ def encode_with_brainmarks(
 
 def describe(wrapper: WrapperFacts, sample: Sample) -> dict[str, Any]:
     """Return the model card: what is known about an encoder of Brainmarks, and the input that it got."""
-    options = f", options {' '.join(wrapper.options)}" if wrapper.options else ""
+    options = f", options {' '.join(map(_without_folder, wrapper.options))}" if wrapper.options else ""
     missing = f"; {sample.n_without_data} of {sample.bold.shape[1]} without data" if sample.n_without_data else ""
     return {
         "Model": wrapper.title,
@@ -161,6 +161,12 @@ def describe(wrapper: WrapperFacts, sample: Sample) -> dict[str, Any]:
         "Normalisation": "z-score of each column over time, with its mean and standard deviation",
         "Demonstration": False,
     }
+
+
+def _without_folder(option: str) -> str:
+    """Return ``KEY=VALUE`` with the name of a file instead of its absolute path."""
+    key, _, value = option.partition("=")
+    return f"{key}={Path(value).name}" if Path(value).is_absolute() else option
 
 
 def facts_for_verdict(wrapper: WrapperFacts, embedded: Embedded) -> dict[str, Any]:

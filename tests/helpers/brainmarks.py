@@ -136,6 +136,11 @@ def fitted():
 
 
 @register_model
+def leaving():
+    raise SystemExit("no GPU")
+
+
+@register_model
 def faulty(own=False):
     raise NoInputError("weights.pt: no such file.", "Fetch it.") if own else RuntimeError("no weights")
 '''

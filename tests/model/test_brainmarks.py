@@ -94,7 +94,7 @@ def test_options_are_arguments_read_as_yaml() -> None:
 def test_an_unknown_name_lists_the_names_and_the_modules_that_failed() -> None:
     with pytest.raises(UsageError, match="no model 'nope'") as caught:
         describe_wrapper("nope", ())
-    assert "connectome, faulty, fitted, identity, transformer." in caught.value.hint
+    assert "connectome, faulty, fitted, identity, leaving, transformer." in caught.value.hint
     assert "broken failed: No module named 'no_such_package'" in caught.value.hint
 
 
@@ -111,6 +111,11 @@ def test_an_encoder_that_cannot_be_constructed_is_named_and_errors_of_this_progr
         describe_wrapper("faulty", ())
     with pytest.raises(NoInputError, match=r"weights\.pt"):
         describe_wrapper("faulty", ("own=true",))
+
+
+def test_an_encoder_that_exits_is_named() -> None:
+    with pytest.raises(BadDataError, match=r"brainmarks:leaving cannot be constructed \(SystemExit: no GPU\)"):
+        describe_wrapper("leaving", ())
 
 
 def test_a_transform_that_has_to_be_fitted_is_refused() -> None:
@@ -155,6 +160,7 @@ def test_tokens_that_cancel_are_rounding_error() -> None:
         ((None, None, None), "returned no tokens"),
         ((torch.zeros(1, 3), None, None), r"cls tokens of shape \(1, 3\)"),
         ((None, None, torch.zeros(1, 0, 3)), r"patch tokens of shape \(1, 0, 3\)"),
+        ((None, None, torch.zeros(1, 2, 3, dtype=torch.complex64)), "type torch.complex64"),
         ((None, None, torch.full((1, 2, 3), torch.nan)), "NaN"),
         ((None, None), r"brainmarks:own failed \(ValueError"),
     ],

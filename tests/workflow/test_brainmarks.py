@@ -175,6 +175,7 @@ def test_trained_encoders_have_no_mark(saved: Path, grid, preprocessed, tmp_path
     tree = model_outputs(found, preprocessed, {"sub": "01", "task": "rest"}, {"raw": tmp_path / "raw"}, tmp_path)
     (path,) = tree.rglob("*_embeddings.json")
     assert "Untrained" not in json.loads(path.read_text())
+    assert EmbeddingsSidecar.read(path).model_card["Source"].endswith(", options ckpt_path=tiny.pt")  # no folder
 
 
 def test_parcels_are_said_to_be_from_volumes(stand_in: Path, tmp_path: Path, monkeypatch) -> None:

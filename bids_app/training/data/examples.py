@@ -279,7 +279,7 @@ def label_scans(
         if family_column:
             table = participants_target(family_column, dataset.path, raw)
             assert table.table is not None
-            found_families = read_families(table.table, table.column)
+            found_families = read_families(table.table, table.column, {e.participant for e, _ in labelled})
             families |= {_unique_label(p, dataset, datasets): f for p, f in found_families.items()}
         pairs += [
             (_with_participant(e, _unique_label(e.participant, dataset, datasets)), value) for e, value in labelled

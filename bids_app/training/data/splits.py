@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -18,6 +18,7 @@ from bids_app.bids.entities import natural_key
 from bids_app.bids.writer import write_text
 from bids_app.errors import BadDataError, NoMatchError, UsageError
 from bids_app.files import MAX_JSON_BYTES, parse_json, read_rows, read_text
+from bids_app.terminal import count_of
 from bids_app.training.data.labels import is_missing, read_table
 
 TRAINING, VALIDATION, TEST = "training", "validation", "test"
@@ -32,10 +33,24 @@ class Example(Protocol):
     def participant(self) -> str: ...
 
 
-def read_families(path: Path, column: str) -> dict[str, str]:
-    """Read the family of each participant from a column of a table; omit participants without a family."""
+def read_families(path: Path, column: str, participants: Collection[str]) -> dict[str, str]:
+    """Read the family of each participant from a column of a table; omit participants without a family.
+
+    Raises
+    ------
+    BadDataError
+        See `read_table`.
+    NoMatchError
+        None of ``participants`` has a family.
+    """
     rows = {participant: row[column] for (participant, _), row in read_table(path, column).items()}
-    return {participant: family for participant, family in rows.items() if not is_missing(family)}
+    families = {participant: family for participant, family in rows.items() if not is_missing(family)}
+    if families.keys().isdisjoint(participants):
+        raise NoMatchError(
+            f"{path}: none of {count_of(len(participants), 'participant')} has a value of {column}.",
+            "Check the participant labels and the column.",
+        )
+    return families
 
 
 def participant_groups(examples: Sequence[Example], families: Mapping[str, str] | None = None) -> list[str]:

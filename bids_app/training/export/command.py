@@ -53,8 +53,7 @@ def export(arguments: argparse.Namespace) -> None:
         brainmarks.write_brainmarks(output, name, found, values, sets, about)
         _print_commands(output, name)
     else:
-        classes = task.target if task is not None and task.kind == CLASSIFICATION else ""
-        WRITERS[arguments.format](output, tables.make_table(found, labels, sets, classes), found, about)
+        WRITERS[arguments.format](output, tables.make_table(found, labels, sets, task), found, about)
     refused = sum(run.record.worst_verdict == REFUSE for run in found.runs)
     if refused:
         print(f"Warning: {count_of(refused, 'run')} with the verdict refuse; see the column verdict.")
@@ -99,16 +98,17 @@ def _check_target(output: Path, name: str, overwrite: bool) -> None:
         return
     if not overwrite:
         raise CannotCreateError(f"{output}: exists.", "Choose another --output, or replace it with --overwrite.")
-    is_export = output.is_file() if name in ("parquet", "anndata") else _is_export(output, name)
-    if not is_export or output.is_symlink():
+    if not _is_export(output, name) or output.is_symlink():
         raise CannotCreateError(f"{output}: is no export of the format {name}.", "Choose another --output.")
 
 
-def _is_export(folder: Path, name: str) -> bool:
-    """Return whether a folder is an earlier export."""
+def _is_export(path: Path, name: str) -> bool:
+    """Return whether a file or folder is an earlier export."""
     if name == BRAINMARKS:
-        return (folder / brainmarks.MARKER).is_file() and (folder / "brainmarks" / "datasets").is_dir()
-    return (folder / "obsm" / tables.REPRESENTATION).is_dir()
+        return (path / brainmarks.MARKER).is_file() and (path / "brainmarks" / "datasets").is_dir()
+    if name == "zarr":
+        return (path / "obsm" / tables.REPRESENTATION).is_dir()
+    return path.is_file() and tables.has_provenance(path, name)
 
 
 def _read_labels(
@@ -154,7 +154,7 @@ def _make_sets(
         table = participants_target(arguments.family_column, arguments.data, arguments.raw)
         if table.table is None:
             raise UsageError(f"Invalid value for --family-column: {arguments.family_column}.", "Give TABLE.tsv:COLUMN.")
-        families = read_families(table.table, table.column)
+        families = read_families(table.table, table.column, {run.participant for run in found.runs})
     if arguments.split:
         return task, sets_from_file(arguments.split, found.runs, families)
     n_folds = FOLDS if arguments.folds is None else arguments.folds

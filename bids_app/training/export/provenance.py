@@ -13,10 +13,12 @@ from typing import Any
 from bids_app import __version__
 from bids_app.bids.description import APP_NAME
 from bids_app.bids.sidecars import read_json
-from bids_app.training.export.runs import EmbeddedRun, EmbeddedRuns
+from bids_app.training.export.runs import EmbeddedRun, EmbeddedRuns, source_of
 
 FORMAT_VERSION = 1
 UNKNOWN = "unknown"
+NOT_CUT = "none"
+"""Normalisation of the encoders of Brainmarks, for which a run is not cut into clips."""
 
 
 def describe_export(found: EmbeddedRuns, out_dir: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,14 +40,15 @@ def describe_export(found: EmbeddedRuns, out_dir: Path, facts: Mapping[str, Any]
         "processed_with": _versions(found, description),
         "dataset": str(description.get("Name") or UNKNOWN),
         "dataset_license": str(description.get("License") or UNKNOWN),
-        "model": found.model,
+        "model": found.title,
+        "model_source": source_of(runs[0].sidecar) or UNKNOWN,
         "weights_sha256": found.weights_sha256 or UNKNOWN,
         "demonstration": found.demonstration,
         "untrained": found.untrained,
         "normalisation": found.normalisation,
         "templates": sorted({run.sidecar.template for run in runs if run.sidecar.template}),
         "configurations": sorted({name for run in runs for name in run.record.configurations}),
-        "features": "mean embedding over the clips of a run",
+        "features": f"{'embedding' if found.normalisation == NOT_CUT else 'mean embedding over the clips'} of a run",
         "n_features": len(runs[0].vector.values),
         "n_runs": len(runs),
         "n_participants": len({run.participant for run in runs}),

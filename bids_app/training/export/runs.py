@@ -5,6 +5,7 @@ N  runs      C  features
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -66,6 +67,7 @@ class EmbeddedRuns:
     Attributes
     ----------
     model, normalisation : str
+        Label of the model in file names, and normalisation.
     runs : tuple of EmbeddedRun
         In natural order of their names.
     configurations : dict
@@ -79,6 +81,11 @@ class EmbeddedRuns:
     runs: tuple[EmbeddedRun, ...]
     configurations: dict[str, dict[str, str]]
     demonstration: bool
+
+    @property
+    def title(self) -> str:
+        """Name of the model as it was given, such as ``neurostorm-5ds``; `model` is its label in file names."""
+        return self.runs[0].sidecar.model or self.model
 
     @property
     def values(self) -> np.ndarray:
@@ -111,7 +118,7 @@ def read_runs(
     out_dir : Path
         Output folder of the participant level.
     model, normalisation : str, optional
-        Needed if there are embeddings of several.
+        Needed if there are embeddings of several; the name of the model or its label in file names.
     exclude_failed : bool
         Leave out the runs that people rated as failed.
     n_procs : int
@@ -128,7 +135,7 @@ def read_runs(
     UsageError
         There are embeddings of several models or normalisations.
     BadDataError
-        Embeddings of one name are of different weights, or differ in their number of features.
+        Embeddings of one name are of different weights or encoders, or differ in their number of features.
     """
     if not out_dir.is_dir():
         raise NoInputError(f"{out_dir}: no such folder.", "Give the output folder of neurostorm.")
@@ -151,6 +158,11 @@ def read_runs(
     configurations = {name: options for each in participants for name, options in each.configurations.items()}
     found = EmbeddedRuns(*kind, runs, configurations, cards[kind[0]].demonstration)
     _check_alike(out_dir, found)
+    if n_others := len({frozenset(run.configurations) for run in chosen}) - 1:
+        report(
+            f"Warning: the runs were processed with {n_others + 1} configurations or versions, and may not be "
+            "comparable; see the column configuration, and group.html for what differs."
+        )
     people, owners = np.unique([run.participant for run in runs], return_inverse=True)
     if copies := find_copies(found.values, owners):
         report(warn_of_copies([tuple(str(people[i]) for i in group) for group in copies]))
@@ -189,7 +201,8 @@ def _choose_kind(
             "Give the output folder of neurostorm's participant level, and look for failed runs in its log.",
         )
     having = "; ".join(f"{name}, {norm}: {count_of(n, 'run')}" for (name, norm), n in sorted(counts.items()))
-    fitting = [kind for kind in counts if model in (None, kind[0]) and normalisation in (None, kind[1])]
+    names = (model, re.sub("[^A-Za-z0-9]", "", model or ""))
+    fitting = [kind for kind in counts if (model is None or kind[0] in names) and normalisation in (None, kind[1])]
     if not fitting:
         raise NoMatchError(
             f"{out_dir}: no embeddings of {model or 'any model'}, {normalisation or 'any normalisation'}.",
@@ -222,20 +235,28 @@ def _report_left_out(
         report(f"Left out, without embeddings of {', '.join(kind)}: {first_of(without, MAX_NAMED)}")
 
 
+def source_of(sidecar: EmbeddingsSidecar) -> str:
+    """Return where the encoder is from, with its options; empty if it is unknown."""
+    return str((sidecar.model_card or {}).get("Source") or "")
+
+
 def _read_sidecar(out_dir: Path, run: RunRecord, model: str) -> EmbeddingsSidecar:
     return EmbeddingsSidecar.read(output_path(out_dir, run.entities, "embeddings", ".json", desc=model))
 
 
 def _check_alike(out_dir: Path, found: EmbeddedRuns) -> None:
-    """Check that all embeddings are of the same weights and have the same number of features."""
+    """Check that all embeddings are of the same encoder and weights and have the same number of features."""
     weights: dict[str, str] = {}
+    encoders: dict[str, str] = {}
     widths: dict[int, str] = {}
     for run in found.runs:
-        weights.setdefault(run.sidecar.weights_sha256 or "unknown", run.name)
+        weights.setdefault((run.sidecar.weights_sha256 or "unknown")[:12], run.name)
+        if not run.sidecar.weights_sha256:  # an encoder of Brainmarks without weights: its options count
+            encoders.setdefault(source_of(run.sidecar), run.name)
         widths.setdefault(len(run.vector.values), run.name)
-    for what, names in (("weights", weights), ("numbers of features", widths)):
+    for what, names in (("weights", weights), ("options", encoders), ("numbers of features", widths)):
         if len(names) > 1:
-            which = "; ".join(f"{name}: {str(value)[:12]}" for value, name in names.items())
+            which = "; ".join(f"{name}: {value}" for value, name in names.items())
             raise BadDataError(
                 f"{out_dir}: embeddings of {found.model} have different {what} ({which}).",
                 "Run the participant level again with one version of the model.",

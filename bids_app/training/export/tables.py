@@ -6,6 +6,7 @@ N  runs      C  features
 from __future__ import annotations
 
 import io
+import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -14,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bids_app.adapters.file import CLASSIFICATION
 from bids_app.bids.writer import atomic_folder, atomic_path
 from bids_app.errors import BadDataError, UsageError
 from bids_app.group.tables import run_keys
 from bids_app.training.export.provenance import sources_of
 from bids_app.training.export.runs import EmbeddedRuns
 from bids_app.training.export.sets import Sets
-from bids_app.training.tasks import is_number
+from bids_app.training.tasks import Task, is_number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,14 +31,16 @@ PROVENANCE = "neurostorm"
 """Key of the provenance: in ``attrs`` of a DataFrame, and in ``uns`` of an AnnData object."""
 REPRESENTATION = "X_neurostorm"
 """Key of the embeddings in ``obsm``."""
-CODE = re.compile(r"\s*[+-]?0\d")
-"""Start of a code, such as 007, that is no number."""
+CODE = re.compile(r"\s*[+-]?(0\d|\d{16})")
+"""Start of a code that is no number, such as 007 or an identifier of more digits than a number of 64 bits keeps."""
+NOT_IN_ANNDATA = "_index"
+"""Name that AnnData keeps for itself."""
 QUALITY_PREFIX = "iqm_"
 """Prefix of the columns with image quality metrics."""
 
 
 def make_table(
-    found: EmbeddedRuns, labels: Mapping[str, Sequence[str | None]], sets: Sets | None, classes: str = ""
+    found: EmbeddedRuns, labels: Mapping[str, Sequence[str | None]], sets: Sets | None, task: Task | None = None
 ) -> pd.DataFrame:
     """Make the table of the runs, without the embeddings.
 
@@ -47,8 +51,8 @@ def make_table(
         Values of each label, (N,); a column whose values are all numbers becomes one of numbers. Codes such as ``01``
         are text.
     sets : Sets, optional
-    classes : str
-        Label whose values are classes, which stay text.
+    task : Task, optional
+        Task of the target, whose classes stay text, and whose numbers become numbers.
 
     Returns
     -------
@@ -72,7 +76,7 @@ def make_table(
         after |= {"fold": sets.folds} if sets.folds else {}
     after |= {
         "verdict": [run.record.worst_verdict or None for run in runs],
-        "verdict_reasons": [", ".join(run.record.reasons) for run in runs],
+        "verdict_reasons": [", ".join(run.record.all_reasons) for run in runs],
         "n_warnings": [run.record.n_warnings for run in runs],
         "duration": [run.vector.duration for run in runs],
         "split_half": [_number(run.vector.split_half) for run in runs],
@@ -87,7 +91,7 @@ def make_table(
         raise BadDataError(
             f'Column "{min(taken)}" has the name of a column of the export.', "Rename the column in its table."
         )
-    columns |= {name: values if name == classes else _as_numbers(values) for name, values in labels.items()}
+    columns |= {name: _typed(values, task if task and task.target == name else None) for name, values in labels.items()}
     return pd.DataFrame(columns | after)
 
 
@@ -142,7 +146,18 @@ def as_anndata(table: pd.DataFrame, found: EmbeddedRuns, about: Mapping[str, Any
     anndata.AnnData
         ``obs``: the table, by names of runs; ``obsm``: the embeddings (N, C) as `REPRESENTATION`; ``uns``: the
         provenance as `PROVENANCE`. There is no ``X``.
+
+    Raises
+    ------
+    BadDataError
+        A column has a name that AnnData cannot store.
     """
+    for name in map(str, table):
+        if "/" in name or name == NOT_IN_ANNDATA:
+            raise BadDataError(
+                f'Column "{name}" has a name that AnnData cannot store.',
+                "Rename the column in its table, without a slash; or choose --format parquet.",
+            )
     import anndata
     import pandas as pd
 
@@ -154,6 +169,22 @@ def as_anndata(table: pd.DataFrame, found: EmbeddedRuns, about: Mapping[str, Any
     lists = {key: np.array(value, dtype=object) if isinstance(value, list) else value for key, value in about.items()}
     var = pd.DataFrame(index=pd.Index([], dtype=object))
     return anndata.AnnData(obs=obs, var=var, obsm={REPRESENTATION: found.values}, uns={PROVENANCE: lists})
+
+
+def has_provenance(path: Path, name: str) -> bool:
+    """Return whether a file in the format ``parquet`` or ``anndata`` is an earlier export."""
+    try:
+        if name == "parquet":
+            from pyarrow import parquet
+
+            attributes = (parquet.read_schema(path).metadata or {}).get(b"PANDAS_ATTRS", b"{}")
+            return PROVENANCE in json.loads(attributes)
+        import h5py
+
+        with h5py.File(path) as file:
+            return f"uns/{PROVENANCE}" in file
+    except (OSError, ValueError):  # another format
+        return False
 
 
 def check_packages(name: str) -> None:
@@ -181,11 +212,13 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else float(value)
 
 
-def _as_numbers(values: Sequence[str | None]) -> Sequence[Any]:
-    """Convert values to numbers if all that are not missing are numbers, and none is a code with a leading zero."""
-    if all(value is None or (is_number(value) and not CODE.match(value)) for value in values):
-        return [_number(None if value is None else float(value)) for value in values]
-    return values
+def _typed(values: Sequence[str | None], task: Task | None) -> Sequence[Any]:
+    """Convert values to numbers by their task; without one, if all that are not missing are numbers and no codes."""
+    if task is None:
+        are_numbers = all(value is None or (is_number(value) and not CODE.match(value)) for value in values)
+    else:
+        are_numbers = task.kind != CLASSIFICATION
+    return [_number(None if value is None else float(value)) for value in values] if are_numbers else values
 
 
 def _is_numeric(column: pd.Series) -> bool:

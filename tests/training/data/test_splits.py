@@ -52,12 +52,20 @@ def test_sets_share_no_families(tmp_path):
     scans = make_scans(*(f"p{k}" for k in range(30)), sessions=2)
     rows = "".join(f"sub-p{k}\t{'n/a' if k > 20 else f'f{k // 3}'}\n" for k in range(30))
     (tmp_path / "participants.tsv").write_text("participant_id\tfamily\n" + rows)
-    families = read_families(tmp_path / "participants.tsv", "family")
+    families = read_families(tmp_path / "participants.tsv", "family", {scan.participant for scan in scans})
     assert (families["p0"], "p25" in families) == ("f0", False)
     first, second = split_participants(scans, 0.3, seed=4, families=families)
     sets = [{families.get(scans[i].participant, scans[i].participant) for i in part} for part in (first, second)]
     assert not sets[0] & sets[1]
     assert len(second) >= 6
+
+
+def test_a_column_without_families_of_the_participants_is_refused(tmp_path):
+    path = tmp_path / "participants.tsv"
+    path.write_text("participant_id\tfamily\nsub-1\tA\nsub-2\tA\nsub-03\tn/a\n")
+    assert read_families(path, "family", {"1", "03"}) == {"1": "A", "2": "A"}
+    with pytest.raises(NoMatchError, match="none of 2 participants has a value of family"):
+        read_families(path, "family", {"01", "03"})
 
 
 @pytest.mark.parametrize("name", ["split.tsv", "split.json"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import h5py
 import pytest
 
 from bids_app.cli.train import main
@@ -107,9 +108,12 @@ def test_families_stay_together(make_outputs, written, run) -> None:
     assert written[0]["about"]["families"] == "participants.tsv:family"
 
 
-def test_an_existing_output_is_kept_unless_it_is_to_be_overwritten(make_outputs, written, run, capsys) -> None:
+def test_an_existing_output_is_kept_unless_it_is_to_be_overwritten(
+    make_outputs, written, run, capsys, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = make_outputs(participants=2)
-    Path("embeddings.parquet").write_text("mine")
+    monkeypatch.setattr(tables, "has_provenance", lambda path, name: name == "parquet")
+    Path("embeddings.parquet").touch()
     assert run(made.out) == 73
     assert "--overwrite" in capsys.readouterr().err
     assert not written
@@ -130,6 +134,17 @@ def test_a_folder_that_is_no_export_is_never_replaced(name: str, make_outputs, w
     assert main(["export", str(made.out), *options]) == 73
     assert "is no export" in capsys.readouterr().err
     assert (folder / "thesis.txt").read_text() == "all my work"
+
+
+def test_a_file_that_is_no_export_is_never_replaced(make_outputs, written, tmp_path: Path, capsys) -> None:
+    made, path = make_outputs(participants=2), tmp_path / "cells.h5ad"
+    options = ["--format", "anndata", "--normalisation", "global", "--output", str(path), "--overwrite"]
+    for write in (lambda: path.write_text("all my work"), lambda: h5py.File(path, "w").create_group("uns")):
+        write()
+        before = path.read_bytes()
+        assert main(["export", str(made.out), *options]) == 73
+        assert "is no export" in capsys.readouterr().err
+        assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize(

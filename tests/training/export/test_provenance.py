@@ -36,6 +36,17 @@ def test_random_weights_are_named(make_outputs) -> None:
     assert describe_export(read_runs(made.out, normalisation="voxel"), made.out, {})["untrained"] is True
 
 
+def test_the_model_has_its_name_and_its_source(make_outputs) -> None:
+    made = make_outputs(participants=2)
+    for name in made.participants:
+        made.change_sidecar(name, Model="brainmarks:maker", ModelCard={"Source": "maker of Brainmarks 0.1.1"})
+    found = read_runs(made.out, normalisation="voxel")
+    about = describe_export(found, made.out, {})
+    assert (about["model"], about["model_source"]) == ("brainmarks:maker", "maker of Brainmarks 0.1.1")
+    assert "clips" in about["features"]
+    assert "clips" not in describe_export(replace(found, normalisation="none"), made.out, {})["features"]
+
+
 def test_the_values_are_text_numbers_and_lists_of_text(make_outputs) -> None:
     made = make_outputs(participants=2)
     about = describe_export(read_runs(made.out, normalisation="voxel"), made.out, {})

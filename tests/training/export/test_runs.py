@@ -49,6 +49,39 @@ def test_embeddings_of_other_weights_of_the_same_name_are_refused(make_outputs) 
         read_runs(made.out, normalisation="global")
 
 
+def test_encoders_without_weights_differ_by_their_options(make_outputs) -> None:
+    made = make_outputs(participants=3)
+    for name in made.participants:
+        made.change_sidecar(name, WeightsSHA256=None, ModelCard={"Source": "maker of Brainmarks 0.1.1"})
+    read_runs(made.out, normalisation="global")
+    made.change_sidecar("sub-02", ModelCard={"Source": "maker of Brainmarks 0.1.1, options width=4"})
+    with pytest.raises(BadDataError, match=r"made have different options .*sub-02_ses-1_task-rest: .* options width=4"):
+        read_runs(made.out, normalisation="global")
+
+
+def test_runs_of_several_configurations_are_named(make_outputs) -> None:
+    made = make_outputs(participants=3)
+    said: list[str] = []
+    for name in made.participants:
+        made.change_sidecar(name, ConfigurationHash="aaaa")
+    read_runs(made.out, normalisation="global", report=said.append)
+    assert not said
+    made.change_sidecar("sub-02", ConfigurationHash="bbbb")
+    read_runs(made.out, normalisation="global", report=said.append)
+    assert "2 configurations or versions" in said[0]
+
+
+def test_a_model_is_chosen_by_its_name_at_the_participant_level(make_outputs) -> None:
+    made = make_outputs(participants=2)
+    for name in made.participants:
+        made.change_sidecar(name, Model="brainmarks:made_1")
+    for path in made.out.rglob("*_desc-made_embeddings.*"):
+        path.rename(path.with_name(path.name.replace("desc-made", "desc-brainmarksmade1")))
+    for name in ("brainmarks:made_1", "brainmarksmade1"):
+        found = read_runs(made.out, name, "global")
+        assert (found.model, found.title) == ("brainmarksmade1", "brainmarks:made_1")
+
+
 def test_embeddings_of_another_width_are_refused(make_outputs) -> None:
     made = make_outputs(participants=2)
     for path in (made.out / "sub-02").rglob("*_embeddings.tsv"):

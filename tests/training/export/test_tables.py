@@ -14,7 +14,7 @@ import pytest
 from bids_app.errors import BadDataError, UsageError
 from bids_app.training.export.runs import EmbeddedRuns, read_runs, read_values
 from bids_app.training.export.sets import sets_from_folds
-from bids_app.training.export.tables import check_packages, feature_names, make_table
+from bids_app.training.export.tables import as_anndata, check_packages, feature_names, make_table
 from bids_app.training.tasks import Task
 from tests.helpers.installed import needs
 from tests.helpers.paths import ROOT
@@ -45,6 +45,14 @@ def test_the_table_has_names_labels_sets_verdicts_quality_and_sources(found: Emb
     assert set(table["fold"]) == {1, 2, 3}
 
 
+def test_each_verdict_has_its_reasons(found: EmbeddedRuns) -> None:
+    record = found.runs[0].record
+    record.verdict, record.reasons = "pass", ()
+    record.predictions["sex"] = {"verdict": "refuse", "verdict_reasons": "duration, tr"}
+    row = make_table(found, {}, None).iloc[0]
+    assert (row["verdict"], row["verdict_reasons"]) == ("refuse", "duration, tr")
+
+
 @pytest.mark.parametrize("column", ["split", "verdict", "e0003", "iqm_fd_mean"])
 def test_a_label_with_the_name_of_another_column_is_refused(found: EmbeddedRuns, column: str) -> None:
     sets = sets_from_folds(Task.from_values("a", MADE_OF), found.runs, list(MADE_OF) * 9, {}, 2, 0)
@@ -54,10 +62,32 @@ def test_a_label_with_the_name_of_another_column_is_refused(found: EmbeddedRuns,
 
 def test_numbers_become_numbers_but_classes_and_codes_stay_text(found: EmbeddedRuns) -> None:
     codes, numbers = ["01", "02"] * 9, ["0.5", "2"] * 9
-    table = make_table(found, {"group": ["1", "2"] * 9, "code": codes, "score": numbers}, None, classes="group")
+    groups = ["1", "2"] * 9
+    task = Task.from_values("group", groups)
+    table = make_table(found, {"group": groups, "code": codes, "score": numbers}, None, task)
     assert table["group"].tolist() == ["1", "2"] * 9
     assert table["code"].tolist() == codes
     assert table["score"].tolist() == [0.5, 2.0] * 9
+
+
+def test_long_identifiers_stay_as_they_are(found: EmbeddedRuns) -> None:
+    long, underscored = [f"1234567890123456{i}" for i in range(18)], [f"1_0{i}" for i in range(18)]
+    table = make_table(found, {"long": long, "underscored": underscored}, None)
+    assert (table["long"].tolist(), table["underscored"].tolist()) == (long, underscored)
+
+
+def test_the_target_of_a_regression_has_numbers(found: EmbeddedRuns) -> None:
+    ages = [f"{i:02d}" for i in range(18)]
+    table = make_table(found, {"age": ages, "code": ages}, None, Task.from_values("age", ages))
+    assert table["age"].tolist() == list(range(18))
+    assert table["code"].tolist() == ages
+
+
+@pytest.mark.parametrize("column", ["height/cm", "_index"])
+def test_columns_that_anndata_cannot_store_are_refused(found: EmbeddedRuns, column: str) -> None:
+    table = make_table(found, {column: ["1", "2"] * 9}, None)
+    with pytest.raises(BadDataError, match=f'"{column}" has a name that AnnData cannot store'):
+        as_anndata(table, found, {})
 
 
 def test_a_label_that_is_an_entity_is_one_column(found: EmbeddedRuns) -> None:
@@ -179,6 +209,34 @@ def test_the_lines_of_the_readme_give_the_embeddings_in_pandas(make_outputs, run
     run_installed("-c", f"import pandas\n{lines}\nembeddings.to_csv('read.csv', index=False)")
     read = pd.read_csv(tmp_path / "read.csv").to_numpy(np.float32)
     np.testing.assert_array_equal(read, read_runs(made.out, normalisation="global").values)
+
+
+OTHERS = {
+    "parquet": "import pandas, sys; pandas.DataFrame({'name': [1]}).to_parquet(sys.argv[1])",
+    "anndata": "import h5py, sys; h5py.File(sys.argv[1], 'w').create_group('uns')",
+}
+"""Programs that write a file that is no export."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("output", "name"),
+    [
+        pytest.param("x.parquet", "parquet", marks=needs("pyarrow")),
+        pytest.param("x.h5ad", "anndata", marks=needs("anndata")),
+    ],
+)
+def test_only_exports_are_overwritten(make_outputs, run_installed, tmp_path: Path, output: str, name: str) -> None:
+    made, path = make_outputs(participants=2), tmp_path / output
+    run_installed("-c", OTHERS[name], path)
+    before = path.read_bytes()
+    export = ["export", made.out, "--format", name, "--output", path, "--normalisation", "global", "--overwrite"]
+    code = "import sys; from bids_app.cli.train import main; print(main(sys.argv[1:]))"
+    assert run_installed("-c", code, *export).strip() == "73"
+    assert path.read_bytes() == before
+    path.unlink()
+    for _ in range(2):
+        run_installed("-m", "bids_app.cli.train", *export)
 
 
 FULL_DISK = """
