@@ -540,11 +540,25 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("adapters/test_file.py::test_an_adapter_of_another_encoder_is_rejected",),
     ),
     Mutation(
-        "a shard with an incomplete scan is not published",
-        "bids_app/training/data/shards.py",
-        "        self.is_whole = False\n",
+        "SIGTERM outside of the training loop releases the lock",
+        "bids_app/cli/train.py",
+        "            raise_when_terminated()\n",
+        "            pass\n",
+        ("cli/test_train.py::test_a_signal_outside_of_the_training_loop_releases_the_lock",),
+    ),
+    Mutation(
+        "a terminated build ends its processes",
+        "bids_app/training/data/sources.py",
+        "                _end_workers(pool)\n",
         "",
-        ("training/data/test_store.py::test_a_shard_with_an_incomplete_scan_is_not_published",),
+        ("training/data/test_sources.py::test_a_terminated_build_ends_its_processes_and_keeps_their_complete_scans",),
+    ),
+    Mutation(
+        "what is left of an incomplete scan is removed from its shard",
+        "bids_app/training/data/shards.py",
+        "            self.file.cut(start, whole)\n",
+        "",
+        ("training/data/test_store.py::test_scans_before_an_incomplete_one_are_kept",),
     ),
     Mutation(
         "a changed index of a clip store is not used",
@@ -1365,7 +1379,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "a signal that arrives while an object is freed is not lost",
-        "bids_app/cli/neurostorm.py",
+        "bids_app/cli/outcome.py",
         "sys.unraisablehook = send_again",
         "pass",
         ("workflow/test_ends.py::test_a_signal_that_python_drops_while_it_frees_an_object_is_sent_again",),

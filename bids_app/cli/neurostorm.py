@@ -12,9 +12,7 @@ import json
 import logging
 import os
 import re
-import signal
 import sys
-import threading
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,8 +22,8 @@ from bids_app.cli.boutiques import VARIANTS, describe
 from bids_app.cli.config_file import read_config_file
 from bids_app.cli.options import CONFIG_FILE, DESCRIPTION, all_options
 from bids_app.cli.other_pipelines import refuse_foreign_options
-from bids_app.cli.outcome import exit_code_of, leave
-from bids_app.errors import EXIT_CODES, EXIT_UNKNOWN_OPTION, Terminated, UsageError
+from bids_app.cli.outcome import exit_code_of, leave, raise_when_terminated
+from bids_app.errors import EXIT_CODES, EXIT_UNKNOWN_OPTION, UsageError
 from bids_app.preprocess.registration.ants_program import PROCESSORS
 from bids_app.settings import CACHES, GROUP, GROUPS, PARTICIPANT, Option, Settings, refuse_empty, settings_from
 from bids_app.terminal import escaped_output, terminal_log
@@ -245,38 +243,6 @@ def first_line(settings: Settings) -> str:
     whom = f" of {', '.join(f'sub-{label}' for label in labels)}" if labels else ""
     logs = f"; logs: {settings.out_dir / 'sub-*' / 'log'}" if settings.level == PARTICIPANT else ""
     return f"neurostorm {__version__}, {settings.level} level{whom}: {settings.bids_dir} to {settings.out_dir}{logs}"
-
-
-AGAIN_SECONDS = 0.02
-"""Time after which a signal that Python dropped is sent again."""
-
-
-def raise_when_terminated() -> None:
-    """Have SIGTERM raise `Terminated`, and SIGINT `KeyboardInterrupt`, so that locks are released and workers end."""
-
-    def stop(number: int, _: object) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):  # once is enough: what follows must not be cut short
-            signal.signal(each, signal.SIG_IGN)
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
-
-    def install() -> None:
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
-
-    ignore = sys.unraisablehook
-
-    def send_again(found: sys.UnraisableHookArgs) -> None:
-        """Python drops what is raised while it frees an object, for example: the signal would be lost."""
-        if issubclass(found.exc_type, Terminated | KeyboardInterrupt):
-            install()
-            number = signal.SIGTERM if issubclass(found.exc_type, Terminated) else signal.SIGINT
-            threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
-        else:
-            ignore(found)
-
-    if threading.current_thread() is threading.main_thread():
-        install()
-        sys.unraisablehook = send_again
 
 
 def prepare_environment(settings: Settings) -> None:
