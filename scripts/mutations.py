@@ -1765,6 +1765,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("cluster/test_states.py::test_a_participant_whose_outputs_were_removed_is_not_done",),
     ),
     Mutation(
+        "a participant whose images were moved away is not processed again",
+        "bids_app/cluster/states.py",
+        " if not may_be_gone(name)):",
+        "):",
+        ("cluster/test_states.py::test_a_participant_whose_images_and_clips_were_moved_away_is_done",),
+    ),
+    Mutation(
         "a damaged row is not waited for",
         "bids_app/cluster/tasks.py",
         "started = path.stat().st_mtime",

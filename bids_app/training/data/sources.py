@@ -34,8 +34,7 @@ from bids_app.errors import (
     Terminated,
     UsageError,
 )
-from bids_app.outputs.names import CLIPS
-from bids_app.outputs.schema import PREPROCESSING, FileStamp, read_run_files
+from bids_app.outputs.schema import CLIPS, PREPROCESSING, FileStamp, read_run_files
 from bids_app.terminal import first_of
 from bids_app.training.data.entries import read_entry
 from bids_app.training.data.facts import facts_of, series_on_grid
