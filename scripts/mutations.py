@@ -540,6 +540,20 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("adapters/test_file.py::test_an_adapter_of_another_encoder_is_rejected",),
     ),
     Mutation(
+        "an adapter is not continued with other participants",
+        "bids_app/training/adapt.py",
+        """            facts["training"] = describe_data(training.scans, training.values)\n""",
+        "",
+        ("training/test_commands.py::test_an_adapter_is_not_continued_with_other_training_participants",),
+    ),
+    Mutation(
+        "a run is not continued with a scan that was prepared again",
+        "bids_app/training/state.py",
+        "scan.n_vols, scan.stamp)",
+        "scan.n_vols)",
+        ("training/test_commands.py::test_a_run_is_not_continued_with_a_scan_that_was_prepared_again",),
+    ),
+    Mutation(
         "SIGTERM outside of the training loop releases the lock",
         "bids_app/cli/train.py",
         "            raise_when_terminated()\n",
