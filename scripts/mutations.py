@@ -554,6 +554,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("training/test_commands.py::test_a_run_is_not_continued_with_a_scan_that_was_prepared_again",),
     ),
     Mutation(
+        "the state is saved before held-out clips are measured",
+        "bids_app/training/loop.py",
+        "            self.save_state()  # the job may end while they are measured, which can take long\n",
+        "            pass\n",
+        ("training/test_loop.py::test_no_step_is_lost_while_held_out_clips_are_measured",),
+    ),
+    Mutation(
         "SIGTERM outside of the training loop releases the lock",
         "bids_app/cli/train.py",
         "            raise_when_terminated()\n",
