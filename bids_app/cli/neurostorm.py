@@ -22,7 +22,7 @@ from bids_app.cli.boutiques import VARIANTS, describe
 from bids_app.cli.config_file import read_config_file
 from bids_app.cli.options import CONFIG_FILE, DESCRIPTION, all_options
 from bids_app.cli.other_pipelines import refuse_foreign_options
-from bids_app.cli.outcome import exit_code_of, leave, raise_when_terminated
+from bids_app.cli.outcome import exit_code_of, hide_warnings_of_resource_trackers, leave, raise_when_terminated
 from bids_app.errors import EXIT_CODES, EXIT_UNKNOWN_OPTION, UsageError
 from bids_app.preprocess.registration.ants_program import PROCESSORS
 from bids_app.settings import CACHES, GROUP, GROUPS, PARTICIPANT, Option, Settings, refuse_empty, settings_from
@@ -254,8 +254,7 @@ def prepare_environment(settings: Settings) -> None:
     os.environ["NIPYPE_NO_ET"] = os.environ["NO_ET"] = "1"
     os.environ["MPLBACKEND"] = "Agg"
     os.environ["PYTHONSAFEPATH"] = "1"
-    # Python's resource tracker removes what a killed run leaves, and would warn of it
-    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]))
+    hide_warnings_of_resource_trackers()
     os.environ["TEMPLATEFLOW_AUTOUPDATE"] = "off"
     for name in CACHES_OF_LIBRARIES:
         if settings.check:

@@ -91,6 +91,11 @@ def raise_when_terminated() -> None:
         sys.unraisablehook = send_again
 
 
+def hide_warnings_of_resource_trackers() -> None:
+    """Have processes that are started from now on not warn of what a killed process leaves; it is removed."""
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]))
+
+
 def leave(code: int) -> NoReturn:
     """Exit with a code.
 

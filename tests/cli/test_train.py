@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -156,6 +157,7 @@ def test_a_signal_outside_of_the_training_loop_releases_the_lock(
     monkeypatch.setattr("sys.argv", ["neurostorm-train", "store", "info", str(tmp_path)])
     monkeypatch.setattr(train, "run", run)
     monkeypatch.setattr(train, "leave", sys.exit)
+    monkeypatch.setenv("PYTHONWARNINGS", "")
     try:
         with pytest.raises(SystemExit) as caught:
             main()
@@ -163,6 +165,7 @@ def test_a_signal_outside_of_the_training_loop_releases_the_lock(
         for each, handler in before.items():
             signal.signal(each, handler)
     assert caught.value.code == code
+    assert os.environ["PYTHONWARNINGS"] == "ignore:resource_tracker"  # what is left is removed without a word
     assert seen == [True]
     assert not lock.exists()
     assert "Run the same command to resume." in capsys.readouterr().err

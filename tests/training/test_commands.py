@@ -256,6 +256,23 @@ def test_an_adapter_is_not_continued_with_other_training_participants(make_store
     assert (tmp_path / "a.safetensors").read_bytes() == before
 
 
+def test_a_dataset_that_is_given_twice_is_refused(make_store, tmp_path, capsys, tiny_config):
+    store = make_store(1).folder
+    (tmp_path / "link").symlink_to(store)
+    command = ["pretrain", str(store), str(tmp_path / "link"), "--output", str(tmp_path / "e.safetensors")]
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
+    assert main([*command, "--config", str(tmp_path / "config.json")]) == 64
+    assert f"{store}: is given twice." in capsys.readouterr().err
+
+
+def test_a_store_without_scans_is_named(make_store, tmp_path, capsys, tiny_config):
+    stores = [str(make_store(1).folder), str(ClipStore(tmp_path / "empty", "global").folder)]
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
+    command = ["pretrain", *stores, "--config", str(tmp_path / "config.json"), "--batch-size", "1"]
+    assert main([*command, "--output", str(tmp_path / "e.safetensors")]) == 18
+    assert f"{tmp_path / 'empty'}: has no scans." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("length", [10, pytest.param(40, marks=pytest.mark.slow)])
 def test_the_length_of_clips_is_that_of_the_encoder(make_store, tmp_path, capsys, tiny_config, length):
     store = make_store(2, n_vols=42)
