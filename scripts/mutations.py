@@ -561,6 +561,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("training/test_loop.py::test_no_step_is_lost_while_held_out_clips_are_measured",),
     ),
     Mutation(
+        "a worker that trains folds ends with the command",
+        "bids_app/training/evaluation/workers.py",
+        "        while os.getppid() == parent:\n",
+        "        while True:\n",
+        ("training/evaluation/test_workers.py::test_a_worker_ends_when_the_command_is_killed",),
+    ),
+    Mutation(
         "SIGTERM outside of the training loop releases the lock",
         "bids_app/cli/train.py",
         "            raise_when_terminated()\n",
