@@ -568,6 +568,13 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("training/evaluation/test_workers.py::test_a_worker_ends_when_the_command_is_killed",),
     ),
     Mutation(
+        "reading processes leave signals to the run",
+        "bids_app/training/data/loader.py",
+        "            worker_init_fn=_leave_signals_to_the_run,\n",
+        "",
+        ("training/data/test_loader.py::test_a_signal_to_all_processes_of_a_run_does_not_end_its_reading_processes",),
+    ),
+    Mutation(
         "SIGTERM outside of the training loop releases the lock",
         "bids_app/cli/train.py",
         "            raise_when_terminated()\n",
