@@ -1,4 +1,4 @@
-"""Identity of processes, to tell whether the owner of a lock or of a temporary file still runs.
+"""Identity of processes, to tell whether the owner of a lock or of a temporary file still runs, and the end of workers.
 
 A process number means something only within its scope: a boot of a machine and a PID namespace. Two containers may have
 the same host name and the same process numbers.
@@ -6,10 +6,14 @@ the same host name and the same process numbers.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import multiprocessing.connection
 import os
+import signal
 import socket
 from functools import cache
+from multiprocessing import parent_process
 from pathlib import Path
 
 
@@ -45,3 +49,19 @@ def start_time(pid: int) -> str:
     except OSError:
         pass
     return "running"
+
+
+def end_with_main_process() -> None:
+    """Have the kernel end this process with the main process, since a later run may use the same scratch folder.
+
+    A thread could not: ANTs blocks all threads for minutes. The main process holds the other end of a pipe.
+    """
+    main = parent_process()
+    if main is None:
+        return
+    pipe = main.sentinel
+    signal.signal(signal.SIGIO, signal.SIG_DFL)  # ends the process
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    if multiprocessing.connection.wait([pipe], timeout=0):  # it has ended already
+        os._exit(1)

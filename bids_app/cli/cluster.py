@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from bids_app.cli.outcome import exit_code_of
+from bids_app.cli.outcome import exit_code_of, raise_when_terminated
 from bids_app.errors import EXIT_OK, UsageError
 from bids_app.settings import Settings
 from bids_app.settings.values import memory_gb
@@ -119,6 +119,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options and arguments.command != "prepare":
         parser().error(f"{arguments.command} takes no options of neurostorm")
     command = {"prepare": lambda: prepare(arguments, options), "submit": lambda: submit(arguments)}
+    if argv is None:
+        raise_when_terminated()
     return exit_code_of(PROGRAM, command.get(arguments.command, lambda: status(arguments)), resume="")
 
 

@@ -12,9 +12,7 @@ import json
 import logging
 import os
 import re
-import signal
 import sys
-import threading
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,8 +22,8 @@ from bids_app.cli.boutiques import VARIANTS, describe
 from bids_app.cli.config_file import read_config_file
 from bids_app.cli.options import CONFIG_FILE, DESCRIPTION, all_options
 from bids_app.cli.other_pipelines import refuse_foreign_options
-from bids_app.cli.outcome import exit_code_of, leave
-from bids_app.errors import EXIT_CODES, EXIT_UNKNOWN_OPTION, Terminated, UsageError
+from bids_app.cli.outcome import exit_code_of, hide_warnings_of_resource_trackers, leave, raise_when_terminated
+from bids_app.errors import EXIT_CODES, EXIT_UNKNOWN_OPTION, UsageError
 from bids_app.preprocess.registration.ants_program import PROCESSORS
 from bids_app.settings import CACHES, GROUP, GROUPS, PARTICIPANT, Option, Settings, refuse_empty, settings_from
 from bids_app.terminal import escaped_output, terminal_log
@@ -247,38 +245,6 @@ def first_line(settings: Settings) -> str:
     return f"neurostorm {__version__}, {settings.level} level{whom}: {settings.bids_dir} to {settings.out_dir}{logs}"
 
 
-AGAIN_SECONDS = 0.02
-"""Time after which a signal that Python dropped is sent again."""
-
-
-def raise_when_terminated() -> None:
-    """Have SIGTERM raise `Terminated`, and SIGINT `KeyboardInterrupt`, so that locks are released and workers end."""
-
-    def stop(number: int, _: object) -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):  # once is enough: what follows must not be cut short
-            signal.signal(each, signal.SIG_IGN)
-        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
-
-    def install() -> None:
-        signal.signal(signal.SIGTERM, stop)
-        signal.signal(signal.SIGINT, stop)
-
-    ignore = sys.unraisablehook
-
-    def send_again(found: sys.UnraisableHookArgs) -> None:
-        """Python drops what is raised while it frees an object, for example: the signal would be lost."""
-        if issubclass(found.exc_type, Terminated | KeyboardInterrupt):
-            install()
-            number = signal.SIGTERM if issubclass(found.exc_type, Terminated) else signal.SIGINT
-            threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
-        else:
-            ignore(found)
-
-    if threading.current_thread() is threading.main_thread():
-        install()
-        sys.unraisablehook = send_again
-
-
 def prepare_environment(settings: Settings) -> None:
     """Set the environment of imported libraries: threads, no telemetry, caches outside HOME."""
     threads = str(settings.resources.omp_threads)
@@ -288,8 +254,7 @@ def prepare_environment(settings: Settings) -> None:
     os.environ["NIPYPE_NO_ET"] = os.environ["NO_ET"] = "1"
     os.environ["MPLBACKEND"] = "Agg"
     os.environ["PYTHONSAFEPATH"] = "1"
-    # Python's resource tracker removes what a killed run leaves, and would warn of it
-    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]))
+    hide_warnings_of_resource_trackers()
     os.environ["TEMPLATEFLOW_AUTOUPDATE"] = "off"
     for name in CACHES_OF_LIBRARIES:
         if settings.check:

@@ -7,7 +7,9 @@ import logging
 import multiprocessing.util
 import os
 import select
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from typing import NoReturn, TextIO
@@ -31,6 +33,8 @@ DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE,
 """Error numbers of disk problems, which are not bugs of this program."""
 INTERRUPTED = {EXIT_INTERRUPTED: "interrupted", EXIT_TERMINATED: "terminated"}
 """Exit codes of a command that a signal asked to end, and the word of the message."""
+AGAIN_SECONDS = 0.02
+"""Time after which a signal that Python dropped is sent again."""
 RESUME = "Finished steps are kept: repeat the command to resume."
 
 
@@ -57,6 +61,39 @@ def exit_code_of(program: str, command: Callable[[], int | None], resume: str = 
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it again at exit
         return EXIT_BROKEN_PIPE
+
+
+def raise_when_terminated() -> None:
+    """Have SIGTERM raise `Terminated`, and SIGINT `KeyboardInterrupt`, so that locks are released and workers end."""
+
+    def stop(number: int, _: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):  # once is enough: what follows must not be cut short
+            signal.signal(each, signal.SIG_IGN)
+        raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    def install() -> None:
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+
+    ignore = sys.unraisablehook
+
+    def send_again(found: sys.UnraisableHookArgs) -> None:
+        """Python drops what is raised while it frees an object, for example: the signal would be lost."""
+        if issubclass(found.exc_type, Terminated | KeyboardInterrupt):
+            install()
+            number = signal.SIGTERM if issubclass(found.exc_type, Terminated) else signal.SIGINT
+            threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number)).start()
+        else:
+            ignore(found)
+
+    if threading.current_thread() is threading.main_thread():
+        install()
+        sys.unraisablehook = send_again
+
+
+def hide_warnings_of_resource_trackers() -> None:
+    """Have processes that are started from now on not warn of what a killed process leaves; it is removed."""
+    os.environ["PYTHONWARNINGS"] = ",".join(filter(None, [os.environ.get("PYTHONWARNINGS"), "ignore:resource_tracker"]))
 
 
 def leave(code: int) -> NoReturn:

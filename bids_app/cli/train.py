@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from bids_app.cli.outcome import exit_code_of
+from bids_app.cli.outcome import exit_code_of, hide_warnings_of_resource_trackers, leave, raise_when_terminated
 from bids_app.cli.train_options import PROGRAM, parser
 from bids_app.errors import CannotCreateError, UsageError
 from bids_app.files import MAX_OPTIONS_BYTES, open_regular, read_text
@@ -129,12 +129,23 @@ def split_line(line: str) -> list[str]:
     return shlex.split(line, comments=True)
 
 
-@escaped_output()
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code; without ``argv``, as the program, exit with it."""
+    code = run_command(argv)
+    if argv is None:
+        leave(code)
+    return code
+
+
+@escaped_output()
+def run_command(argv: Sequence[str] | None) -> int:
     """Run the command and return its exit code."""
     words: list[str] = []
 
     def read_option_files() -> None:
+        if argv is None:
+            raise_when_terminated()
+            hide_warnings_of_resource_trackers()
         words.extend(with_option_files(sys.argv[1:] if argv is None else argv))
 
     if code := exit_code_of(PROGRAM, read_option_files):

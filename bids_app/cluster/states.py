@@ -18,7 +18,7 @@ from bids_app.cluster.schedulers import LISTS, SCHEDULERS
 from bids_app.cluster.tasks import Task, read_tasks
 from bids_app.errors import BadDataError, TemporaryError
 from bids_app.files import read_output
-from bids_app.outputs.schema import OK, RunOutcome, Summary
+from bids_app.outputs.schema import OK, RunOutcome, Summary, may_be_gone
 from bids_app.outputs.schema import RUNNING as UNFINISHED
 from bids_app.settings import Settings, options_of
 from bids_app.settings.sections import DATA, MODEL, PREPROCESSING
@@ -157,9 +157,12 @@ def _ended(label: str, summary: Summary, task: Task | None, out_dir: Path) -> Pa
 
 
 def first_lost_output(runs: Sequence[RunOutcome], out_dir: Path) -> str:
-    """Return the first output of some runs that is no longer in the output folder; empty if all are there."""
+    """Return the first output of some runs that is no longer in the output folder; empty without one.
+
+    Images and clips do not count: the participant is not processed again if they were moved away.
+    """
     present: dict[str, set[str]] = {}
-    for name in (name for run in runs for name in run.outputs):
+    for name in (name for run in runs for name in run.outputs if not may_be_gone(name)):
         folder, _, file = name.rpartition("/")
         if folder not in present:
             try:

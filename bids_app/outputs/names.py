@@ -10,9 +10,6 @@ from bids_app.bids.entities import join_name, split_name
 from bids_app.bids.writer import bids_uri, dataset_uri, output_path, write_json
 from bids_app.outputs.schema import Sidecar
 
-CLIPS = "clips"
-"""Folder in a participant's folder with the clip stores of ``--output-clips``, one for each normalisation."""
-
 
 @dataclass(frozen=True)
 class RunName:

@@ -22,6 +22,7 @@ from bids_app.bids.entities import join_name, natural_key, split_name
 from bids_app.errors import BadDataError
 from bids_app.files import read_output, read_output_table
 from bids_app.outputs.schema import (
+    IMAGES,
     LEVELS,
     OK,
     AttributionSidecar,
@@ -33,6 +34,7 @@ from bids_app.outputs.schema import (
     RunFiles,
     RunOutcome,
     Summary,
+    may_be_gone,
     read_run_files,
 )
 from bids_app.reports.invocations import Configuration, describe_earlier, find_configurations
@@ -49,8 +51,6 @@ VIEWER_DATA = "viewer"
 """``desc-`` label of the data of a run or T1w image for the viewer; after an adapter's name, of its contributions."""
 SIGNIFICANT = 0.05
 """Significance level of the contributions of regions."""
-IMAGES = (".nii.gz", ".nii", ".h5", "_xfm.txt")
-"""Endings of images and transforms."""
 VIEW = re.compile(rb'viewBox="0 0 ([0-9.]{1,9}) ([0-9.]{1,9})"')
 HEAD_BYTES = 2000
 """Beginning of an SVG file with its size."""
@@ -511,8 +511,8 @@ class Reader:
             return kind()
 
     def _name_lost(self, known: RunFiles, outcome: RunOutcome | None) -> None:
-        """Note the figures, tables and sidecars that a run wrote and that are gone; images may be deleted for space."""
-        names = (name for name in known.outputs(outcome) if not name.endswith(IMAGES))
+        """Note the figures, tables and sidecars that a run wrote and that are gone; see `may_be_gone`."""
+        names = (name for name in known.outputs(outcome) if not may_be_gone(name))
         lost = [name for name in names if not (self.out_dir / name).exists()]
         self.unreadable.extend(f"{name}: file not found, although the run wrote it" for name in lost)
 

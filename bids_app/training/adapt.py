@@ -32,6 +32,7 @@ from bids_app.training.low_rank import LowRankSettings, add_low_rank_updates
 from bids_app.training.optimiser import LoopSettings, matmul_precision
 from bids_app.training.processes import fabric_for
 from bids_app.training.recipes import RAW, STANDARDISED
+from bids_app.training.state import describe_data
 from bids_app.training.tasks import Task
 
 MIN_BATCH_SIZE = 4
@@ -218,6 +219,9 @@ def adapt(
         rows = [{"epoch": 0.0, **(validate() if validate else {})}]
     else:
         facts = settings.facts(model, normalisation, task.target)
+        if folder is not None:  # a state is of these data only
+            facts["training"] = describe_data(training.scans, training.values)
+            facts["validation"] = describe_data(validation.scans, validation.values) if validation else "none"
         with matmul_precision(settings.matmul):
             rows = _train_through_encoder(
                 learner, task, training, targets, weights, settings, validate, folder, report, facts

@@ -79,7 +79,7 @@ def _adapt(arguments: argparse.Namespace, locks: Locks) -> None:
     if folder is not None:
         facts = settings.facts(model, normalisation, _column(arguments))
         recipe = fingerprint(settings.loop, facts)
-        check_state(folder, recipe)
+        check_state(folder, recipe, before_loading=True)
         locks.acquire(folder / LOCK)
         print(f"Recipe: {describe_recipe(arguments, arguments.strategy)}")
     datasets, examples, images = _read_data(arguments, output, normalisation, model)

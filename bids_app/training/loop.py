@@ -162,7 +162,7 @@ def fit(
         for epoch in range(len(rows), settings.epochs):
             if patience is not None and monitor and _epochs_since_best(rows, monitor) >= patience:
                 break
-            row = run.epoch(epoch)
+            row = run.epoch(epoch, is_measured=held_out is not None)
             model.eval()
             with torch.no_grad():
                 row |= validate() if validate is not None else {}
@@ -238,8 +238,8 @@ class _Run:
         """Compute a loss of a batch by the wrapped model."""
         return self.wrapped(LossTask(loss_of, batch))
 
-    def epoch(self, number: int) -> dict[str, float]:
-        """Train for one epoch, or for the rest of a resumed epoch."""
+    def epoch(self, number: int, is_measured: bool = False) -> dict[str, float]:
+        """Train for one epoch, or for the rest of a resumed epoch; ``is_measured``: held-out clips follow."""
         losses, times, started = self.progress.losses, Stopwatch(), time.monotonic()
         self.model.train()
         epoch_batches = self.batches.epoch(number, len(losses) * self.accumulate)
@@ -252,6 +252,8 @@ class _Run:
                 self._keep(wants_state)
         if isinstance(epoch_batches, Generator):
             epoch_batches.close()  # stops reading ahead
+        if is_measured:
+            self.save_state()  # the job may end while they are measured, which can take long
         rate = self._learning_rate(number * self.per_epoch + self.per_epoch - 1)
         row = {"epoch": number + 1, "loss": float(np.mean(losses)), "rate": rate}
         self.progress.losses = []

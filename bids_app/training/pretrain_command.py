@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 from collections.abc import Iterable
 from functools import partial
@@ -51,7 +50,7 @@ from bids_app.training.processes import (
     on_first,
 )
 from bids_app.training.recipes import PRETRAINING, find_recipe
-from bids_app.training.state import STATE, Checkpoints, State, check_state, fingerprint, read_state
+from bids_app.training.state import STATE, Checkpoints, State, check_state, describe_data, fingerprint, read_state
 from bids_app.training.summary import write_summary
 from bids_app.workflow.locks import Locks
 
@@ -97,7 +96,7 @@ def _pretrain(arguments: argparse.Namespace, fabric: Any, layout: Layout, locks:
     if atlas is not None and patches is not None and fabric.is_global_zero:
         _report_regions(patches, atlas, arguments.atlas_rule, folder)
     training, held_out, shares = _load_scans(arguments, fabric, model.config.img_size[3], folder)
-    facts["scans"] = _describe_scans(training)
+    facts["scans"] = describe_data(training)
     on_gpu = torch.device(arguments.device).type != "cpu"
     workers = _count_workers(arguments.workers, on_gpu)
     batches = ClipBatches(
@@ -234,12 +233,6 @@ def _dataset_weights(
         return None
     owners = [number for number, dataset in enumerate(datasets) for _ in dataset.scans]
     return DatasetWeights(tuple(owners[i] for i in used), _check_dataset_weights(arguments))
-
-
-def _describe_scans(scans: tuple[Scan, ...]) -> str:
-    """Return the number of scans, and a hash of their names and lengths."""
-    text = "\n".join(f"{scan.participant} {scan.name} {scan.n_vols}" for scan in scans)
-    return f"{len(scans)} ({hashlib.sha256(text.encode()).hexdigest()[:12]})"
 
 
 def _export(

@@ -257,6 +257,15 @@ def _end_together(fabric: Fabric, error: NeurostormError | None) -> None:
         raise SystemExit(error.exit_code)
 
 
+def lost_reader(error: RuntimeError) -> TemporaryError | None:
+    """Return the error for a killed reading process, which torch raises in whatever the run does; None for another."""
+    if "DataLoader worker" not in str(error):
+        return None
+    return TemporaryError(
+        f"A reading process was killed, probably out of memory ({str(error).splitlines()[0]}).", "Use fewer --workers."
+    )
+
+
 @contextmanager
 def lost_processes(fabric: Fabric) -> Iterator[None]:
     """Report errors of collective operations as what they are: another process of the run has ended.
@@ -264,11 +273,13 @@ def lost_processes(fabric: Fabric) -> Iterator[None]:
     Raises
     ------
     TemporaryError
-        Another process has ended, or does not respond.
+        Another process has ended, or does not respond; or a reading process was killed.
     """
     try:
         yield
     except RuntimeError as error:
+        if killed := lost_reader(error):
+            raise killed from error
         if fabric.world_size == 1 or not LOST_PROCESS.search(str(error)):
             raise
         raise TemporaryError(

@@ -7,11 +7,12 @@ FOLDER/checkpoints/   weights alone, for other commands: best, good, and every N
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import torch
 
 from bids_app.bids.writer import atomic_path
 from bids_app.errors import BadDataError, InputOutputError, UsageError
+from bids_app.training.data.batches import ClipSource
 
 Rows = list[dict[str, float]]
 State = dict[str, torch.Tensor]
@@ -142,6 +144,13 @@ def fingerprint(settings: Any, facts: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps({key: found[key] for key in sorted(found) if key not in MAY_CHANGE}))
 
 
+def describe_data(scans: Sequence[ClipSource], values: Sequence[str] = ()) -> str:
+    """Return the number of scans, and a hash of their names, lengths, origins and values; part of `fingerprint`."""
+    parts = [(scan.participant, scan.name, scan.n_vols, scan.stamp) for scan in scans]
+    text = repr((parts, list(values)))
+    return f"{len(scans)} ({hashlib.sha256(text.encode('utf-8', errors='surrogateescape')).hexdigest()[:12]})"
+
+
 def check_state(folder: Path, recipe: Mapping[str, Any], before_loading: bool = False) -> None:
     """Check that an interrupted training run in a folder, if any, has the same recipe; nothing is written.
 
@@ -175,7 +184,7 @@ def check_state(folder: Path, recipe: Mapping[str, Any], before_loading: bool = 
     if differing:
         raise UsageError(
             f"{path}: the interrupted training run has another recipe: {'; '.join(differing)}.",
-            "Give the same options to continue it, or remove the folder, or change --output.",
+            "Give the same options and data to continue it, or remove the folder, or change --output.",
         )
 
 

@@ -18,9 +18,12 @@ from bids_app.training.data.scan import Scan, copy_of, describe
 from bids_app.training.data.shards import SHARDS, Shard, damaged_scans, index_of
 from bids_app.training.data.sources import Found, prepare_series
 from bids_app.training.data.store import ClipStore
+from bids_app.workflow.locks import Locks
 
 MAX_NAMED = 5
 """Maximum number of damaged scans in the error; all are printed."""
+LOCK = "building-{}-of-{}.json"
+"""Name of the lock file of a part of a store that is being built."""
 GB = 10**9
 
 
@@ -33,11 +36,25 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def build(arguments: argparse.Namespace) -> None:
-    """Add the scans of a dataset, or of a part of it, to a store; those that it has are kept."""
-    dataset: Path = arguments.data
-    if not dataset.is_dir():
-        raise NoInputError(f"{dataset}: no such folder.", "Give a derivatives dataset.")
+    """Add the scans of a dataset, or of a part of it, to a store; those that it has are kept.
+
+    Raises
+    ------
+    TemporaryError
+        Another process builds this part, which would have all of its scans twice.
+    """
+    if not arguments.data.is_dir():
+        raise NoInputError(f"{arguments.data}: no such folder.", "Give a derivatives dataset.")
     store = ClipStore(arguments.store, arguments.normalisation or _normalisation_of(arguments.store))
+    number, n_parts = arguments.part
+    with Locks("is building this part of the store") as locks:
+        if store.place.is_local:
+            locks.acquire(store.folder / LOCK.format(number + 1, n_parts))
+        _build(arguments, store)
+
+
+def _build(arguments: argparse.Namespace, store: ClipStore) -> None:
+    dataset: Path = arguments.data
     _remove_leftovers(store)
     shard_bytes = int(arguments.shard_size * GB)
     before = len(store.names())

@@ -27,7 +27,7 @@ from bids_app.catalog.models import find_model, weights_path
 from bids_app.clips import ClipReader, GridSeries, labels_to_model_grid
 from bids_app.errors import BadDataError, NoInputError, RegistrationError
 from bids_app.files import read_rows
-from bids_app.outputs.names import CLIPS
+from bids_app.outputs.schema import CLIPS
 from bids_app.preprocess.anatomical import Anatomy, PreparedT1w, UnusableT1w, normalise_t1w, prepare_t1w
 from bids_app.preprocess.brain_signal import measure_signal
 from bids_app.preprocess.confounds import Confounds, measure_confounds

@@ -6,11 +6,8 @@ nodes that were running. Here each lost node is retried once in a pool of its ow
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import logging
-import multiprocessing.connection
-import os
 import re
 import signal
 import sys
@@ -20,7 +17,7 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +27,7 @@ from nipype.pipeline.plugins.multiproc import MultiProcPlugin, process_initializ
 from nipype.pipeline.plugins.tools import report_crash
 
 from bids_app.bids.full_disk import hide_errors_of_freed_files
+from bids_app.bids.processes import end_with_main_process
 from bids_app.errors import UsageError
 from bids_app.terminal import EscapedStream, start_terminal_log
 from bids_app.workflow.fork_server import start_fork_server
@@ -69,22 +67,6 @@ def start_worker(cwd: str, log_level: int) -> None:
         Path("/proc/self/oom_score_adj").write_text("500")  # kill workers first: the main process reports it
     process_initializer(cwd)
     silence_nipype(log_level)
-
-
-def end_with_main_process() -> None:
-    """Have the kernel end this process with the main process, since a later run may use the same scratch folder.
-
-    A thread could not: ANTs blocks all threads for minutes. The main process holds the other end of a pipe.
-    """
-    run = parent_process()
-    if run is None:
-        return
-    pipe = run.sentinel
-    signal.signal(signal.SIGIO, signal.SIG_DFL)  # ends the process
-    fcntl.fcntl(pipe, fcntl.F_SETOWN, os.getpid())
-    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
-    if multiprocessing.connection.wait([pipe], timeout=0):  # it has ended already
-        os._exit(1)
 
 
 def kill_workers(pool: ProcessPoolExecutor) -> None:

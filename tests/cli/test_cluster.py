@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +26,28 @@ def dataset(tmp_path: Path) -> Path:
 
 def test_the_schedulers_of_the_options_are_those_that_exist() -> None:
     assert tuple(schedulers.SCHEDULERS) == SCHEDULERS
+
+
+def test_sigterm_releases_the_lock_of_a_submission(dataset: Path, tmp_path: Path, monkeypatch) -> None:
+    out = tmp_path / "out"
+    assert main(["prepare", str(dataset), str(out), "--scheduler", "lists", "--", "--model", "demo"]) == 0
+    lock, seen = out / "logs" / "cluster" / "submitting.json", []
+
+    def terminated(*_: object, **__: object) -> None:
+        seen.append(lock.exists())
+        signal.raise_signal(signal.SIGTERM)
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr("sys.unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr("sys.argv", ["neurostorm-cluster", "submit", str(out)])
+    monkeypatch.setattr("bids_app.cluster.submit.read_progress", terminated)
+    try:
+        assert main() == 143
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert seen == [True]
+    assert not lock.exists()
 
 
 def test_a_cohort_is_prepared_submitted_and_shown(dataset: Path, tmp_path: Path, capsys) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
 from pathlib import Path
 
 import pytest
 
+from bids_app.cli import train
 from bids_app.cli.train import main
+from bids_app.workflow.locks import Locks
 from tests.helpers.odd_files import ODD_FILES
 
 ADAPT = ["adapt", "derivatives", "--target", "participants.tsv:sex"]
@@ -132,3 +137,35 @@ def test_an_option_file_that_cannot_be_used_is_named(content: str, tmp_path: Pat
     path.write_text(content.format(path=path))
     assert main(["adapt", f"@{path}"]) == 64
     assert str(path) in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_outside_of_the_training_loop_releases_the_lock(
+    number: int, code: int, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    lock = tmp_path / "running.json"
+    seen = []
+
+    def run(*_: object) -> None:
+        with Locks() as locks:
+            locks.acquire(lock)
+            seen.append(lock.exists())
+            signal.raise_signal(number)
+
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    monkeypatch.setattr("sys.unraisablehook", sys.unraisablehook)
+    monkeypatch.setattr("sys.argv", ["neurostorm-train", "store", "info", str(tmp_path)])
+    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(train, "leave", sys.exit)
+    monkeypatch.setenv("PYTHONWARNINGS", "")
+    try:
+        with pytest.raises(SystemExit) as caught:
+            main()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert caught.value.code == code
+    assert os.environ["PYTHONWARNINGS"] == "ignore:resource_tracker"  # what is left is removed without a word
+    assert seen == [True]
+    assert not lock.exists()
+    assert "Run the same command to resume." in capsys.readouterr().err

@@ -155,6 +155,20 @@ def test_a_participant_whose_outputs_were_removed_is_not_done(cohort: Cohort) ->
     assert states(cohort)["01"].state == "not begun"
 
 
+def test_a_participant_whose_images_and_clips_were_moved_away_is_done(cohort: Cohort) -> None:
+    names = (
+        "sub-01/func/sub-01_task-rest_embeddings.tsv",
+        "sub-01/func/sub-01_task-rest_desc-preproc_bold.nii.gz",
+        "sub-01/func/sub-01_task-rest_from-T1w_to-boldref_mode-image_xfm.txt",
+        "sub-01/clips/global/sub-01_task-rest/values.npy",
+    )
+    table = Path(cohort.out_dir) / names[0]
+    table.parent.mkdir(parents=True)
+    table.touch()
+    write_log(cohort, "01", replace(GOOD, outputs=names))
+    assert states(cohort)["01"].state == "done"
+
+
 @pytest.mark.parametrize("text", ["", "garbage", "started\tx\t7\n", "ended\t200\t0\n"])
 def test_a_task_whose_row_is_damaged_counts_as_started_and_is_not_waited_for(cohort: Cohort, text: str) -> None:
     submission = submission_of(cohort, ("01",), scheduler="lists", job="")

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from bids_app.outputs.publish import write_manifest
-from bids_app.outputs.schema import FileStamp, Manifest
+from bids_app.outputs.schema import FileStamp, Manifest, may_be_gone
 from bids_app.reports.participant import build_participant_report
 from tests.reports.test_participant import Page
 
@@ -51,6 +51,12 @@ def test_a_figure_table_or_sidecar_that_was_deleted_is_named(out, pattern):
     lost.unlink()
     words = Page(build_participant_report(out, "01")).words
     assert f"{lost.relative_to(out)}: file not found, although the run wrote it" in words
+
+
+def test_images_and_clips_may_be_deleted_to_save_space():
+    assert may_be_gone("sub-01/func/sub-01_task-rest_desc-preproc_bold.nii.gz")
+    assert may_be_gone("sub-01/clips/global/sub-01_task-rest/scan.json")
+    assert not may_be_gone("sub-01/func/sub-01_task-clips_desc-preproc_bold.json")
 
 
 def test_without_manifests_all_outputs_are_shown_as_before(out):

@@ -184,10 +184,15 @@ class SmallScan:
     n_vols: int = 40
     n_clips: int = 2
     clip_volumes: int = 20
+    stamp: str = ""
 
     @property
     def participant(self) -> str:
         return str(self.seed)
+
+    @property
+    def name(self) -> str:
+        return f"sub-{self.seed}"
 
     def clip(self, start: int) -> torch.Tensor:
         values = torch.randn(1, 8, 8, 8, self.n_vols, generator=torch.Generator().manual_seed(self.seed))

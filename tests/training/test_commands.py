@@ -227,6 +227,52 @@ def test_a_run_is_not_continued_with_other_scans(make_store, invented_series, tm
     assert re.search(r"scans 2 \(\w+\) instead of 2 \(\w+\)", capsys.readouterr().err)
 
 
+def test_a_run_is_not_continued_with_a_scan_that_was_prepared_again(
+    make_store, invented_series, tmp_path, capsys, tiny_config
+):
+    store = make_store(1)
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
+    command = ["pretrain", str(store.folder), "--config", str(tmp_path / "config.json"), "--batch-size", "2"]
+    command += ["--no-augment", "--no-strd", "--output", str(tmp_path / "e.safetensors"), "--epochs"]
+    assert main([*command, "1"]) == 0
+    store.add("sub-00_task-left", invented_series(7, 22, 60.0, -1), "00", stamp="changed")
+    assert main([*command, "2"]) == 64
+    assert re.search(r"scans 2 \(\w+\) instead of 2 \(\w+\)", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("training", [["00", "02"], ["00", "01", "02"]])
+def test_an_adapter_is_not_continued_with_other_training_participants(make_store, tmp_path, encoder, capsys, training):
+    """Its metrics would be of participants that it was trained with."""
+    store, split = make_store(4), tmp_path / "split.json"
+    split.write_text(json.dumps({"training": ["01", "02"], "validation": ["03"]}))
+    command = ["adapt", str(store.folder), "--model", encoder, "--target", "scan:side", "--strategy", "ln"]
+    command += ["--normalisation", "global", "--batch-size", "4", "--epochs", "1", "--split", str(split)]
+    command += ["--output", str(tmp_path / "a.safetensors")]
+    assert main(command) == 0
+    split.write_text(json.dumps({"training": training, "validation": ["03"]}))
+    before = (tmp_path / "a.safetensors").read_bytes()
+    assert main(command) == 64
+    assert re.search(r"has another recipe: training 4 \(\w+\) instead of \d \(\w+\)", capsys.readouterr().err)
+    assert (tmp_path / "a.safetensors").read_bytes() == before
+
+
+def test_a_dataset_that_is_given_twice_is_refused(make_store, tmp_path, capsys, tiny_config):
+    store = make_store(1).folder
+    (tmp_path / "link").symlink_to(store)
+    command = ["pretrain", str(store), str(tmp_path / "link"), "--output", str(tmp_path / "e.safetensors")]
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
+    assert main([*command, "--config", str(tmp_path / "config.json")]) == 64
+    assert f"{store}: is given twice." in capsys.readouterr().err
+
+
+def test_a_store_without_scans_is_named(make_store, tmp_path, capsys, tiny_config):
+    stores = [str(make_store(1).folder), str(ClipStore(tmp_path / "empty", "global").folder)]
+    (tmp_path / "config.json").write_text(json.dumps(tiny_config.as_dict()))
+    command = ["pretrain", *stores, "--config", str(tmp_path / "config.json"), "--batch-size", "1"]
+    assert main([*command, "--output", str(tmp_path / "e.safetensors")]) == 18
+    assert f"{tmp_path / 'empty'}: has no scans." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("length", [10, pytest.param(40, marks=pytest.mark.slow)])
 def test_the_length_of_clips_is_that_of_the_encoder(make_store, tmp_path, capsys, tiny_config, length):
     store = make_store(2, n_vols=42)

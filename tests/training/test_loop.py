@@ -84,6 +84,36 @@ def test_a_resumed_run_gives_the_same_losses(tmp_path):
     assert len((tmp_path / "log.csv").read_text().splitlines()) == 7
 
 
+class HeldOut:
+    """Held-out clips whose measurement is interrupted once."""
+
+    is_interrupted = True
+
+    def measure(self, compute, fabric):
+        if self.is_interrupted:
+            raise Terminated
+        return 0.5
+
+
+def test_no_step_is_lost_while_held_out_clips_are_measured(tmp_path):
+    settings, held_out = LoopSettings(epochs=2, learning_rate=0.05), HeldOut()
+    whole, model = line(), line()
+    expected = fit(whole, Numbers(), loss_with_dropout(whole), settings)
+    with pytest.raises(Terminated):
+        fit(model, Numbers(), loss_with_dropout(model), settings, tmp_path, held_out=held_out)
+    held_out.is_interrupted = False
+    resumed, calls = line(), []
+
+    def loss_of(batch):
+        calls.append(batch)
+        return loss_with_dropout(resumed)(batch)
+
+    rows = fit(resumed, Numbers(), loss_of, settings, tmp_path, held_out=held_out)
+    assert len(calls) == Numbers.steps  # of the second epoch
+    assert [r["loss"] for r in rows] == [r["loss"] for r in expected]
+    assert [r["held_out"] for r in rows] == [0.5, 0.5]
+
+
 def test_a_run_killed_within_an_epoch_gives_the_same_losses(tmp_path):
     """The process is killed twice with SIGKILL and resumed each time."""
     settings = LoopSettings(epochs=4, learning_rate=0.05, checkpoint_interval=0.0)

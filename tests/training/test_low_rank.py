@@ -66,10 +66,15 @@ class Scan:
     n_vols: int = 8
     n_clips: int = 2
     clip_volumes: int = 4
+    stamp: str = ""
 
     @property
     def participant(self) -> str:
         return str(self.seed)
+
+    @property
+    def name(self) -> str:
+        return f"sub-{self.seed}"
 
     def clip(self, start: int) -> torch.Tensor:
         values = torch.randn(1, 24, 24, 24, self.n_vols, generator=torch.Generator().manual_seed(self.seed))

@@ -111,6 +111,14 @@ def test_errors_after_the_end_of_another_process_are_named():
         raise RuntimeError("The size of tensor a must match the shape of b.")
 
 
+def test_a_killed_reading_process_is_named_wherever_torch_reports_it():
+    with (
+        pytest.raises(TemporaryError, match="reading process was killed"),
+        lost_processes(SimpleNamespace(world_size=1)),
+    ):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+
 def test_sigterm_is_noted_once():
     before = signal.getsignal(signal.SIGTERM)
     with noted_sigterm() as noted:

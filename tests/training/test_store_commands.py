@@ -12,6 +12,7 @@ from bids_app.cli.train import main
 from bids_app.training.data.entries import add_entry
 from bids_app.training.data.scan import new_scan
 from bids_app.training.data.store import ClipStore
+from bids_app.workflow.locks import Locks
 
 
 @pytest.fixture(scope="module")
@@ -264,3 +265,16 @@ def test_a_url_of_a_local_folder_is_a_path(folder, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["store", "verify", ""])
     assert "the path is empty" in capsys.readouterr().err
+
+
+def test_a_part_that_is_being_built_is_not_built_twice_at_once(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    store = ClipStore(tmp_path / "store", "global").folder
+    command = ["store", "build", str(tmp_path / "out"), str(store), "--part"]
+    with Locks() as locks:
+        locks.acquire(store / "building-2-of-3.json")
+        assert main([*command, "2/3"]) == 75
+        assert "building-2-of-3.json: another run is building this part of the store" in capsys.readouterr().err
+        assert main([*command, "1/3"]) == 0
+    assert main([*command, "2/3"]) == 0
+    assert [path.name for path in store.glob("building*")] == []

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from bids_app.bids.query import BoldRun
-from bids_app.cli.neurostorm import raise_when_terminated
+from bids_app.cli.outcome import raise_when_terminated
 from bids_app.errors import BadDataError, InputOutputError, Terminated
 from bids_app.outputs.publish import Publication, publish
 from bids_app.outputs.schema import (

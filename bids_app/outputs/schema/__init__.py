@@ -6,6 +6,8 @@ model.
 
 from bids_app.outputs.schema.log import FAILED, OK, RUNNING, RunOutcome, Summary
 from bids_app.outputs.schema.manifest import (
+    CLIPS,
+    IMAGES,
     MODEL,
     PARTS,
     PREPROCESSING,
@@ -14,6 +16,7 @@ from bids_app.outputs.schema.manifest import (
     RunFiles,
     differing_options,
     manifest_path,
+    may_be_gone,
     read_manifest,
     read_run_files,
     stems_with_manifest,
@@ -58,10 +61,12 @@ from bids_app.outputs.schema.run import (
 from bids_app.outputs.schema.verdict import LEVELS, PASS, REFUSE, WARN, CheckRecord, VerdictRecord
 
 __all__ = [
+    "CLIPS",
     "CONFIGURATION_KEY",
     "DIGEST",
     "FAILED",
     "GENERATED_BY",
+    "IMAGES",
     "LEVELS",
     "MODEL",
     "OK",
@@ -113,6 +118,7 @@ __all__ = [
     "Views",
     "differing_options",
     "manifest_path",
+    "may_be_gone",
     "read_manifest",
     "read_run_files",
     "stems_with_manifest",

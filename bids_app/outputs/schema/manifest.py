@@ -20,6 +20,11 @@ PARTS = PREPROCESSING, MODEL = ("preprocessing", "model")
 FOLDER = "manifests"
 """Name of the folder in the log folder of a participant."""
 
+IMAGES = (".nii.gz", ".nii", ".h5", "_xfm.txt")
+"""Endings of images and transforms."""
+CLIPS = "clips"
+"""Folder in a participant's folder with the clip stores of ``--output-clips``, one for each normalisation."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FileStamp(Record):
@@ -52,6 +57,11 @@ class Manifest(Record):
     """By path relative to the output folder."""
     earlier: dict[str, FileStamp] = key("earlier", by_name(record(FileStamp)), factory=dict)
     """Files of earlier invocations that this one does not make: not removed yet, or modified by the user since."""
+
+
+def may_be_gone(name: str) -> bool:
+    """Return True for images, transforms and clips, which may be deleted or moved to save space; path from the root."""
+    return name.endswith(IMAGES) or f"/{CLIPS}/" in name
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,17 @@ def load_datasets(
         Leave out the scans that people rated as failed, see `without_failed`.
     name_copies : bool
         Warn of participants with the same series, see `find_copies`; reads a part of each scan.
+
+    Raises
+    ------
+    UsageError
+        A dataset is given twice: its participants would be trained with and held out.
+    NoMatchError
+        A store has no scans.
     """
+    places = [given if is_url(given) else os.path.realpath(given) for given in paths]
+    if twice := next((given for given, place in zip(paths, places, strict=True) if places.count(place) > 1), ""):
+        raise UsageError(f"{twice}: is given twice.", "Give each dataset once.")
     sources: list[tuple[str, Path, Callable[[], list[Scan]]]] = []
     names = [Path(given).name if is_url(given) else Path(given).resolve().name for given in paths]
     for index, (given, name) in enumerate(zip(paths, names, strict=True)):
@@ -135,6 +145,8 @@ def load_datasets(
         Dataset(name, path, [replace(scan, clip_volumes=clip_volumes) for scan in read()])
         for name, path, read in sources
     ]
+    if empty := next((dataset.path for dataset in datasets if not dataset.scans), None):
+        raise NoMatchError(f"{empty}: has no scans.", "Complete it with neurostorm-train store build, or leave it out.")
     datasets = without_failed(datasets, report) if exclude_failed else datasets
     if report is not None and name_copies:
         scans = ((_unique_label(scan.participant, d, datasets), scan) for d in datasets for scan in d.scans)

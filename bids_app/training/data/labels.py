@@ -58,6 +58,11 @@ class Segment:
         return f"{self.scan.name}@{self.first}"
 
     @property
+    def stamp(self) -> str:
+        """What the scan was made from."""
+        return self.scan.stamp
+
+    @property
     def labels(self) -> Mapping[str, Any]:
         """Labels of the scan."""
         return self.scan.labels

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import queue
+import signal
 import threading
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from bids_app.errors import NeurostormError, NoMatchError, TemporaryError, UsageError
+from bids_app.errors import NeurostormError, NoMatchError, UsageError
 from bids_app.training.data.batches import Batch, ClipSource, QuantisedBatch, QuantisedSource, Request, read_batch
 from bids_app.training.data.sampling import DatasetWeights, pair
+from bids_app.training.processes import lost_reader
 
 AnyBatch = Batch | QuantisedBatch
 BATCHES_AHEAD = 2
@@ -150,6 +152,7 @@ class ClipBatches:
             pin_memory=self.pin,
             prefetch_factor=BATCHES_AHEAD,
             generator=torch.Generator(),  # the random numbers of the training are not used
+            worker_init_fn=_leave_signals_to_the_run,
         )
         batches = iter(loader)
         try:
@@ -161,12 +164,7 @@ class ClipBatches:
         except StopIteration:
             return
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise TemporaryError(
-                f"A reading process was killed, probably out of memory ({str(error).splitlines()[0]}).",
-                "Use fewer --workers.",
-            ) from error
+            raise lost_reader(error) or error from None
         finally:
             del batches  # ends the reading processes
 
@@ -189,6 +187,15 @@ class ClipBatches:
                     f"{needed / 1e6:,.0f} MB.",
                     "Use fewer --workers, or give the container more (docker run --shm-size).",
                 )
+
+
+def _leave_signals_to_the_run(_: int) -> None:
+    """Have a reading process ignore SIGTERM and SIGINT, which SLURM and terminals send to all processes of a run.
+
+    The run needs their batches until its state is saved. Then it ends them; without it, they end by themselves.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Reader(Dataset[Request]):

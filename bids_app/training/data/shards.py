@@ -26,6 +26,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from bids_app.bids.writer import writing_error
 from bids_app.errors import BadDataError, NoInputError
 from bids_app.files import MAX_INTEGER, check_plain, parse_json
 from bids_app.training.data.places import Place
@@ -261,7 +262,7 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._shard is None or self._shard.is_whole:
+        if self._shard is None or (self._shard.is_whole and self._shard.scans):
             self.close()  # also after an error or a signal: the scans are complete
         else:
             self._shard.stack.__exit__(kind, error, traceback)
@@ -280,7 +281,20 @@ class _NewShard:
         self.file = _HashedFile(self.stack.enter_context(open(path, "wb")))  # noqa: SIM115
 
     def add(self, scan: NewScan, generation: int) -> None:
+        """Write a scan; after an error or a signal, the shard has the scans before it."""
+        start, whole = self.file.position, self.file.whole.copy()
         self.is_whole = False
+        try:
+            self._write(scan, generation)
+        except BaseException as error:
+            self.file.cut(start, whole)
+            self.is_whole = True
+            if isinstance(error, OSError):
+                raise writing_error(error, Path(self.place.path(tar_of(self.name)))) from error
+            raise
+        self.is_whole = True
+
+    def _write(self, scan: NewScan, generation: int) -> None:
         start = self.file.position
         self.file.part = hashlib.sha256()
         content = json.dumps(scan.content, indent=1).encode()
@@ -292,7 +306,6 @@ class _NewShard:
         about = {"name": scan.name, "generation": generation, "n_voxels": scan.codes.shape[1], "about": core}
         end = {"span": [start, self.file.position], "sha256": self.file.part.hexdigest()}
         self.scans.append(about | offsets | end)
-        self.is_whole = True
 
     def _member(self, name: str, parts: list[memoryview]) -> int:
         """Write a file of the tar file; return the offset of its last part."""
@@ -333,6 +346,12 @@ class _HashedFile:
         self.whole.update(data)
         self.part.update(data)
         self.position += self.file.write(data)
+
+    def cut(self, position: int, whole: Any) -> None:
+        """Remove what follows a position, where the checksum of the file was ``whole``."""
+        self.file.seek(position)
+        self.file.truncate()
+        self.position, self.whole = position, whole
 
 
 def damaged_scans(place: Place, shard: Shard) -> Iterator[tuple[str, str]]:

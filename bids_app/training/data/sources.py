@@ -9,21 +9,32 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
+import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from bids_app.bids.datasets import main_dataset, participants_of, read_dataset
 from bids_app.bids.derivatives import SPACES
 from bids_app.bids.entities import natural_key
+from bids_app.bids.processes import end_with_main_process
 from bids_app.bids.query import BoldRun, run_of_derivatives
-from bids_app.errors import BadDataError, NoInputError, NoMatchError, TemporaryError, UsageError
-from bids_app.outputs.names import CLIPS
-from bids_app.outputs.schema import PREPROCESSING, FileStamp, read_run_files
+from bids_app.errors import (
+    EXIT_TERMINATED,
+    BadDataError,
+    NoInputError,
+    NoMatchError,
+    TemporaryError,
+    Terminated,
+    UsageError,
+)
+from bids_app.outputs.schema import CLIPS, PREPROCESSING, FileStamp, read_run_files
 from bids_app.terminal import first_of
 from bids_app.training.data.entries import read_entry
 from bids_app.training.data.facts import facts_of, series_on_grid
@@ -36,6 +47,8 @@ METHOD = 2
 """Version of the preparation: raised when clips of the same series change, so that stored ones are made again."""
 SERIES_PER_TASK = 20
 """Maximum number of series that a process prepares in one task, which ends a shard."""
+END_SECONDS = 8.0
+"""Time that workers have to publish their complete scans; SLURM waits 30 s, ``docker stop`` 10 s."""
 MAX_NAMED = 2
 """Maximum number of runs to name in a message about several."""
 SERIES_HINT = (
@@ -237,7 +250,8 @@ def prepare_series(
     size = max(1, min(SERIES_PER_TASK, -(-len(work) // n_procs)))
     tasks = [work[k : k + size] for k in range(0, len(work), size)]
     if n_procs > 1 and len(tasks) > 1:
-        with ProcessPoolExecutor(min(n_procs, len(tasks)), mp_context=get_context("spawn")) as pool:
+        context, n_workers = get_context("spawn"), min(n_procs, len(tasks))
+        with ProcessPoolExecutor(n_workers, context, _start_worker) as pool:
             try:
                 parts = list(pool.map(_prepare_task, tasks, [store] * len(tasks), [shard_bytes] * len(tasks)))
             except BrokenProcessPool as error:
@@ -245,6 +259,9 @@ def prepare_series(
                     "A process that prepared clips was killed, probably out of memory.",
                     "Use fewer --nprocs; complete files are kept.",
                 ) from error
+            except (KeyboardInterrupt, Terminated):
+                _end_workers(pool)
+                raise
     else:
         parts = [_prepare_task(task, store, shard_bytes) for task in tasks]
     messages = [message for part in parts for message in part]
@@ -277,12 +294,39 @@ def sum_up(messages: Sequence[Message]) -> list[str]:
     return lines
 
 
+def _start_worker() -> None:
+    """Set up a process that prepares series; it ends with the main process, or when this one asks it to."""
+    end_with_main_process()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # from a terminal: the main process ends its workers
+    signal.signal(signal.SIGTERM, _end_worker)
+
+
+def _end_worker(*_: object) -> NoReturn:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough: complete scans are published now
+    raise SystemExit(EXIT_TERMINATED)
+
+
+def _end_workers(pool: ProcessPoolExecutor) -> None:
+    """Have the workers of a pool publish their complete scans and end; kill those that do not."""
+    workers = list((pool._processes or {}).values())
+    for worker in workers:
+        worker.terminate()
+    deadline = time.monotonic() + END_SECONDS
+    for worker in workers:
+        worker.join(max(0.0, deadline - time.monotonic()))
+        worker.kill()
+    pool.shutdown(cancel_futures=True)
+
+
 def _prepare_task(task: Sequence[tuple[Series, int]], store: ClipStore, shard_bytes: int) -> list[Message]:
     """Prepare series, given with their generations, in shards of their own; return warnings and reasons of omission."""
     messages = []
-    with store.writer(shard_bytes) as writer:
-        for series, generation in task:
-            messages += _prepare_or_reason(series, generation, store, writer)
+    try:
+        with store.writer(shard_bytes) as writer:
+            for series, generation in task:
+                messages += _prepare_or_reason(series, generation, store, writer)
+    except SystemExit:  # the pool would keep it as the result, and go on with the next task
+        os._exit(EXIT_TERMINATED)
     return messages
 
 

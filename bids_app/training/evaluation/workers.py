@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
 
 from bids_app.adapters.file import AdaptedModel
-from bids_app.errors import TemporaryError
+from bids_app.errors import EXIT_TERMINATED, TemporaryError
 from bids_app.model.api import Model
 from bids_app.training.adapt import AdaptSettings, LabelledScans, adapt, predict
 from bids_app.training.data.loader import ClipSource
 from bids_app.training.tasks import Task
+
+WATCH_SECONDS = 0.5
+"""Interval at which a worker looks whether the command still runs."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +71,24 @@ class FoldTraining:
         return predict(adapted, self.task, self.test, settings.batch_size, settings.clip_average)
 
 
+def _run(fold: FoldTraining, threads: int, command: int) -> np.ndarray:
+    """Run a fold in a worker of a command, given by its process number."""
+    end_with(command)
+    return fold.run(threads)
+
+
+@cache
+def end_with(parent: int) -> None:
+    """Have this process end soon after its parent, which may be killed and cannot end it then; once is enough."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os._exit(EXIT_TERMINATED)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run_folds(folds: Sequence[FoldTraining], workers: int, report: Callable[[str], None]) -> Iterator[np.ndarray]:
     """Yield the predictions of folds in their order.
 
@@ -93,7 +118,7 @@ def run_folds(folds: Sequence[FoldTraining], workers: int, report: Callable[[str
     report(f"{workers} processes with {threads} threads each (OMP_NUM_THREADS)")
     parallel = Parallel(n_jobs=workers, backend="loky", return_as="generator", mmap_mode=None, max_nbytes=None)
     try:
-        for number, found in enumerate(parallel(delayed(fold.run)(threads) for fold in folds), 1):
+        for number, found in enumerate(parallel(delayed(_run)(fold, threads, os.getpid()) for fold in folds), 1):
             report(f"fold {number} of {len(folds)} finished")
             yield found
     except BrokenExecutor as error:  # of which loky's error of a killed process is one

@@ -130,6 +130,17 @@ def test_reading_processes_change_neither_clips_nor_their_order(make_store, work
         assert (one.scans.tolist(), one.seeds.tolist()) == (two.scans.tolist(), two.seeds.tolist())
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_processes_of_a_run_does_not_end_its_reading_processes(make_store, number):
+    """SLURM sends SIGTERM to all of them; the run makes a step more, and saves its state."""
+    epoch = ClipBatches(tuple(make_store(2, n_vols=44)), 1, workers=1).epoch(0)
+    next(epoch)
+    for reader in multiprocessing.active_children():
+        os.kill(reader.pid, number)
+    assert len(list(epoch)) == 7
+    assert multiprocessing.active_children() == []
+
+
 def test_a_killed_reading_process_is_reported(make_store):
     batches = ClipBatches((Deadly(0), *make_store(1)), 1, random_starts=False, workers=1)
     with pytest.raises(TemporaryError, match="reading process was killed") as caught:

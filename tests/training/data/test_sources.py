@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import gzip
 import os
+import signal
+import threading
+import time
 import tracemalloc
+from multiprocessing import active_children, get_context
 
 import numpy as np
 import pytest
 
-from bids_app.errors import NoMatchError, UsageError
+from bids_app.errors import NoMatchError, Terminated, UsageError
 from bids_app.preprocess.io import volumes
+from bids_app.training.data import sources
+from bids_app.training.data.scan import new_scan
 from bids_app.training.data.sources import Message, find_series, prepare, sum_up
 from bids_app.training.data.store import ClipStore
 from tests.helpers.datasets import write_ukb_run
@@ -184,6 +190,42 @@ def test_several_processes_prepare_one_store(tmp_path, write_derivative):
     first = prepare(tmp_path / "out", store, shard=(1, 2))
     assert [s.participant for s in first] == ["b", "d"]
     assert [s.participant for s in prepare(tmp_path / "out", store, n_procs=2)] == list("abcd")
+
+
+def test_a_terminated_build_ends_its_processes_and_keeps_their_complete_scans(
+    tmp_path, monkeypatch, write_derivative, invented_series
+):
+    def prepare_one(series, generation, store, writer):
+        if series.name.startswith(("sub-b", "sub-d")):
+            (tmp_path / series.name).touch()
+            time.sleep(60)
+        writer.add(new_scan(series.name, invented_series(), "voxel", series.name[4]), generation)
+        return []
+
+    def terminate():
+        while len(list(tmp_path.glob("sub-*"))) < 2:
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def raise_terminated(*_):
+        raise Terminated
+
+    for label in "abcd":
+        write_derivative(tmp_path / "out", label, "MNI152NLin6Asym", n_vols=1)
+    monkeypatch.setattr(sources, "get_context", lambda _: get_context("fork"))  # which inherits what is set here
+    monkeypatch.setattr(sources, "_prepare_or_reason", prepare_one)
+    before = signal.signal(signal.SIGTERM, raise_terminated)
+    threading.Thread(target=terminate).start()
+    started = time.monotonic()
+    try:
+        with pytest.raises(Terminated):
+            prepare(tmp_path / "out", ClipStore(tmp_path / "store", "voxel"), n_procs=2)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert time.monotonic() - started < 30
+    assert active_children() == []
+    assert ClipStore(tmp_path / "store").names() == ["sub-a_task-rest", "sub-c_task-rest"]
+    assert len(list((tmp_path / "store" / "shards").iterdir())) == 4
 
 
 def test_a_volume_is_smaller_than_two_megabytes(tmp_path, write_derivative):

@@ -160,6 +160,17 @@ def test_a_shard_with_an_incomplete_scan_is_not_published(tmp_path, monkeypatch,
     assert list((tmp_path / "shards").iterdir()) == []
 
 
+def test_scans_before_an_incomplete_one_are_kept(tmp_path, monkeypatch, invented_series):
+    store = ClipStore(tmp_path, "voxel")
+    scans = [new_scan(name, invented_series(), "voxel", "01") for name in "ab"]
+    parts = iter([shards._npy] * 5 + [interrupted])  # mask, mean image and values of each
+    monkeypatch.setattr(shards, "_npy", lambda array: next(parts)(array))
+    with pytest.raises(KeyboardInterrupt):
+        write(store, *scans)
+    assert [each.name for each in store] == ["a"]
+    assert [list(shards.damaged_scans(store.place, shard)) for shard in store.shards.values()] == [[]]
+
+
 def test_two_writers_can_add_the_same_scan(tmp_path, invented_series):
     store, other = ClipStore(tmp_path, "voxel"), ClipStore(tmp_path, "voxel")
     assert "a" not in store  # reads what there is

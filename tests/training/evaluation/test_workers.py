@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
+
 import numpy as np
 import pytest
 import torch
 
+from bids_app.bids.processes import start_time
 from bids_app.errors import UsageError
 from bids_app.model.api import load_model
 from bids_app.model.checkpoint import save_encoder
 from bids_app.model.encoder import Encoder, EncoderConfig
 from bids_app.training.adapt import AdaptSettings, LabelledScans
 from bids_app.training.evaluation.run import EvaluateSettings
-from bids_app.training.evaluation.workers import FoldTraining, run_folds
+from bids_app.training.evaluation.workers import FoldTraining, end_with, run_folds
 from bids_app.training.optimiser import LoopSettings
 from bids_app.training.tasks import Task
 from tests.training.evaluation.test_evaluate import Shaded
@@ -50,6 +55,28 @@ def test_the_predictions_of_a_fold_do_not_depend_on_the_folds_before_it(folds):
 def test_several_processes_give_the_same_predictions_in_the_same_order(folds):
     one, two = (list(run_folds(folds, workers, lambda _: None)) for workers in (1, 2))
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+def test_a_worker_ends_when_the_command_is_killed():
+    ours, theirs = os.pipe()
+    command = os.fork()
+    if command == 0:
+        worker = os.fork()
+        if worker == 0:
+            end_with(os.getppid())
+            os.write(theirs, str(os.getpid()).encode())  # it watches
+        time.sleep(60)
+        os._exit(1)
+    worker = int(os.read(ours, 20))
+    assert start_time(worker)
+    os.kill(command, signal.SIGKILL)
+    os.waitpid(command, 0)
+    deadline = time.monotonic() + 20
+    while start_time(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not start_time(worker)
+    os.close(ours)
+    os.close(theirs)
 
 
 def test_workers_without_anything_to_share_are_refused():
