@@ -19,8 +19,14 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = "bids_app"
-SOURCE_FOLDERS = {f"{PACKAGE}.model.native": "csrc"}
-"""Folders that belong to a module: sources and headers of the kernels."""
+KERNELS = tuple(f"csrc/{name}.h" for name in ("block", "conv", "gemm", "linear", "merge", "patch", "scan"))
+"""Headers of the kernels of the encoder."""
+SOURCE_FILES = {
+    f"{PACKAGE}.model.native": ("csrc/kernels.h", "csrc/lanes.h", "csrc/kernels.cpp", "csrc/dispatch.cpp"),
+    f"{PACKAGE}.preprocess.spline": ("../model/csrc/spline.h",),
+    **{f"{PACKAGE}.model.{name}": KERNELS for name in ("fused", "linear", "scan_native")},
+}
+"""Files that belong to a module beside its own: sources of the kernels, relative to its folder."""
 OTHER_STATEMENTS = ""
 """Key of the module-level statements that define no name; they run on import."""
 
@@ -241,9 +247,9 @@ def symbol_hash(symbol: Symbol) -> str:
         for file in files_named_in(uses.strings, source.path):
             digest.update(file.name.encode() + file.read_bytes())
         digest.update("".join(map(library_version, sorted(uses.libraries))).encode())
-    if module in SOURCE_FOLDERS and name == OTHER_STATEMENTS:
-        for file in sorted(source.path.with_name(SOURCE_FOLDERS[module]).iterdir()):
-            digest.update(file.name.encode() + file.read_bytes())
+    if name == OTHER_STATEMENTS:
+        for file in SOURCE_FILES.get(module, ()):
+            digest.update(file.encode() + (source.path.parent / file).read_bytes())
     return digest.hexdigest()
 
 

@@ -121,10 +121,10 @@ class RunContext:
     """Ages by participant from ``participants.tsv``, years."""
     sites: dict[str, str]
     """Sites by participant from ``participants.tsv``."""
-    n_runs: int = 1
-    """Number of runs that share the processors."""
     region_atlases: tuple[Atlas, ...] = ()
     """Atlases of ``--timeseries``."""
+    n_runs: int = 1
+    """Number of runs that share the processors."""
 
     @property
     def atlas_stamp(self) -> str:

@@ -82,8 +82,19 @@ def test_changed_registration_code_repeats_all_registrations(changed_by) -> None
     assert not {"head motion", "encoder"} & changed
 
 
-def test_kernel_headers_affect_the_encoder_and_the_interpolation_only(changed_by) -> None:
-    assert changed_by("model/csrc/scan.h", "// new\n") == {"encoder", "registration of the BOLD", "confounds"}
+def test_kernels_affect_what_uses_them(changed_by) -> None:
+    for header in ("scan", "gemm", "linear"):
+        assert changed_by(f"model/csrc/{header}.h", "// new\n") == {"encoder"}
+    changed = changed_by("model/csrc/spline.h", "// new\n")
+    assert {"registration of the T1w", "registration of the BOLD", "confounds"} <= changed
+    assert "encoder" not in changed
+
+
+def test_each_source_of_the_kernels_belongs_to_a_module() -> None:
+    folder = Path(bids_app.__file__).parent / "model" / "csrc"
+    assert {Path(file).name for files in code.SOURCE_FILES.values() for file in files} == {
+        path.name for path in folder.iterdir()
+    }
 
 
 def test_a_catalog_affects_only_its_readers(changed_by) -> None:
