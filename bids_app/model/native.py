@@ -111,7 +111,7 @@ class LinearGrad(Structure):
 class Spline(Structure):
     _fields_ = (
         ("size", c_int64 * 3),
-        *((name, c_int64) for name in ("channels", "order", "n_points", "point_stride", "axis_stride")),
+        *((name, c_int64) for name in ("channels", "order", "nearest", "n_points", "point_stride", "axis_stride")),
         ("matrix", c_double * 12),
         ("values", Floats),
         ("points", POINTER(c_double)),

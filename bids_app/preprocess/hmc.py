@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from nibabel.affines import voxel_sizes
-from scipy import ndimage
 
+from bids_app.preprocess import spline
 from bids_app.preprocess.io.images import Series, save_image
 from bids_app.preprocess.io.volumes import VolumeSource
 from bids_app.preprocess.masking import head_mask
@@ -182,19 +182,22 @@ def aligned_volumes(
     chosen : numpy.ndarray, (n,)
         Indices of the volumes.
     order : int
-        Spline order.
+        Spline order, 1 or 3.
     threads : int
 
     Returns
     -------
     numpy.ndarray, (n, X, Y, Z) float32
+        Beyond the border of a volume, the values of the border.
     """
-    to_voxels = np.linalg.inv(source.affine)
+    shape, to_voxels = source.shape[:3], np.linalg.inv(source.affine)
+    points = np.indices(shape, dtype=np.float64).reshape(3, -1).T
 
     def resample_one(t: int) -> np.ndarray:
-        pull = to_voxels @ motion[t] @ source.affine
-        volume = source.read(t, t + 1)[0]
-        return ndimage.affine_transform(volume, pull[:3, :3], pull[:3, 3], order=order, mode="nearest")
+        volume, pull = source.read(t, t + 1)[0], to_voxels @ motion[t] @ source.affine
+        if order == 1:
+            return spline.linear(volume[..., None], points, pull, nearest=True).reshape(shape)
+        return spline.cubic(spline.coefficients(volume), points, pull, nearest=True).reshape(shape)
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         return np.stack(list(pool.map(resample_one, chosen.tolist())))

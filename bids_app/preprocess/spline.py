@@ -15,7 +15,7 @@ def coefficients(volume: np.ndarray) -> np.ndarray:
     return ndimage.spline_filter(volume, order=3, output=np.float32, mode="mirror")
 
 
-def cubic(spline: np.ndarray, points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def cubic(spline: np.ndarray, points: np.ndarray, matrix: np.ndarray, *, nearest: bool = False) -> np.ndarray:
     """Evaluate a cubic spline, that is, interpolate its volume.
 
     Parameters
@@ -26,36 +26,38 @@ def cubic(spline: np.ndarray, points: np.ndarray, matrix: np.ndarray) -> np.ndar
         Any strides are accepted.
     matrix : numpy.ndarray, (4, 4)
         Maps points to voxels.
+    nearest : bool
+        Points beyond the border have the values of the border.
 
     Returns
     -------
     numpy.ndarray, (N,) float32
-        Beyond the border, the volume is mirrored. 0 for points that are not finite.
+        Beyond the border, the volume is mirrored by default. 0 for points that are not finite.
     """
     if native.library() is not None:
-        return _by_kernel(spline[..., None], points, matrix, order=3)[:, 0]
-    voxels = _voxels(points, matrix)
+        return _by_kernel(spline[..., None], points, matrix, order=3, nearest=nearest)[:, 0]
+    voxels = _voxels(points, matrix, spline.shape if nearest else None)
     return ndimage.map_coordinates(spline, voxels, np.float32, order=3, mode="mirror", prefilter=False)
 
 
-def linear(volume: np.ndarray, points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def linear(volume: np.ndarray, points: np.ndarray, matrix: np.ndarray, *, nearest: bool = False) -> np.ndarray:
     """Interpolate a volume linearly.
 
     Parameters
     ----------
     volume : numpy.ndarray, (X, Y, Z, C)
         C values of each voxel.
-    points, matrix
+    points, matrix, nearest
         As in `cubic`.
 
     Returns
     -------
     numpy.ndarray, (N, C) float32
-        Decays to 0 within a voxel of the border. 0 for points that are not finite.
+        By default, it decays to 0 within a voxel of the border. 0 for points that are not finite.
     """
     if native.library() is not None:
-        return _by_kernel(volume, points, matrix, order=1)
-    voxels = _voxels(points, matrix)
+        return _by_kernel(volume, points, matrix, order=1, nearest=nearest)
+    voxels = _voxels(points, matrix, volume.shape[:3] if nearest else None)
     channels = (
         ndimage.map_coordinates(channel, voxels, np.float32, order=1, mode="grid-constant")
         for channel in np.moveaxis(volume, -1, 0)
@@ -63,14 +65,16 @@ def linear(volume: np.ndarray, points: np.ndarray, matrix: np.ndarray) -> np.nda
     return np.stack(list(channels), axis=-1)
 
 
-def _voxels(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    return np.einsum("ij,nj->in", matrix[:3, :3], points) + matrix[:3, 3:]
+def _voxels(points: np.ndarray, matrix: np.ndarray, within: tuple[int, ...] | None) -> np.ndarray:
+    """Map points to voxels, (3, N); to the nearest ones ``within`` a shape."""
+    voxels = np.einsum("ij,nj->in", matrix[:3, :3], points) + matrix[:3, 3:]
+    return voxels if within is None else np.clip(voxels, 0, np.array(within)[:, None] - 1)
 
 
-def _by_kernel(values: np.ndarray, points: np.ndarray, matrix: np.ndarray, order: int) -> np.ndarray:
+def _by_kernel(values: np.ndarray, points: np.ndarray, matrix: np.ndarray, order: int, nearest: bool) -> np.ndarray:
     values, points = np.ascontiguousarray(values, dtype=np.float32), np.asarray(points, dtype=np.float64)
     out = np.empty((len(points), values.shape[3]), dtype=np.float32)
-    sizes = (values.shape[3], order, len(points), *(stride // points.itemsize for stride in points.strides))
+    sizes = (values.shape[3], order, nearest, len(points), *(stride // points.itemsize for stride in points.strides))
     struct = native.Spline(
         (c_int64 * 3)(*values.shape[:3]),
         *sizes,

@@ -40,6 +40,12 @@ def test_values_within_and_beyond_the_volume_agree_with_scipy(shape) -> None:
         both = spline.linear(volume, given, matrix)
         np.testing.assert_allclose(both.T, linear, rtol=0, atol=5e-4)
         assert found.dtype == both.dtype == np.float32
+    nearest = np.clip(voxels, 0, np.array(shape)[:, None] - 1)
+    expected = ndimage.map_coordinates(first, nearest, order=3, mode="mirror")
+    found = spline.cubic(spline.coefficients(volume[..., 0]), points, matrix, nearest=True)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-3)
+    expected = ndimage.map_coordinates(other, voxels, order=1, mode="nearest")
+    np.testing.assert_allclose(spline.linear(volume, points, matrix, nearest=True)[:, 1], expected, rtol=0, atol=5e-4)
 
 
 def test_points_that_are_not_finite_have_the_value_0() -> None:

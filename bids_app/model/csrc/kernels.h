@@ -88,9 +88,10 @@ struct LinearGrad {
     float *dweight;
 };
 
-/* A spline of order 1 or 3 at points that `matrix` maps to voxels; see spline.h. Order 3 has one channel. */
+/* A spline of order 1 or 3 at points that `matrix` maps to voxels; see spline.h. Order 3 has one channel. With `nearest`,
+ * points beyond the border have the values of the border. */
 struct Spline {
-    int64_t size[3], channels, order, n_points;
+    int64_t size[3], channels, order, nearest, n_points;
     int64_t point_stride, axis_stride; /* of points, in doubles */
     double matrix[12];                 /* (3, 4) */
     const float *values;               /* (size, channels): voxels, or coefficients of order 3 */

@@ -33,6 +33,10 @@ INLINE bool locate(const Spline &s, int64_t point, double *at) {
     for (int axis = 0; axis < 3; ++axis, m += 4) {
         at[axis] = m[0] * x + m[1] * y + m[2] * z + m[3];
         finite = finite && at[axis] > -1e15 && at[axis] < 1e15;
+        if (s.nearest) {
+            const double last = static_cast<double>(s.size[axis] - 1);
+            at[axis] = at[axis] < 0.0 ? 0.0 : at[axis] > last ? last : at[axis];
+        }
     }
     return finite;
 }
