@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import platform
 import subprocess
 import threading
 import time
@@ -9,6 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import psutil
+
+
+KCMP = {"x86_64": 312, "aarch64": 272}
+"""Number of the system call ``kcmp`` (Linux)."""
+KCMP_VM = 1
+"""Its type that compares memory (linux/kcmp.h)."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +52,8 @@ def watch(command: list[str], every: float = 0.5, **options: Any) -> Cost:
                 return
             for member in members:
                 try:
-                    total += member.memory_full_info().pss
+                    if not shares_memory(member.pid, member.ppid()):
+                        total += member.memory_full_info().pss
                     times = member.cpu_times()
                     used[member.pid, member.create_time()] = times.user + times.system
                 except (psutil.NoSuchProcess, psutil.AccessDenied):
@@ -58,3 +67,9 @@ def watch(command: list[str], every: float = 0.5, **options: Any) -> Cost:
     done.set()
     watcher.join()
     return Cost(seconds, sum(used.values()), peak / 1e9, code)
+
+
+def shares_memory(process: int, parent: int) -> bool:
+    """Return whether a process still uses the memory of its parent, as one that is being started; False if unknown."""
+    number = KCMP.get(platform.machine())
+    return number is not None and ctypes.CDLL(None).syscall(number, process, parent, KCMP_VM, 0, 0) == 0

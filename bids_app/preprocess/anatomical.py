@@ -135,7 +135,8 @@ def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: in
     if len(mean.used) > 1 or mean.used[0] != t1w:
         merged = save_image(out_dir / "t1w_merged.nii.gz", mean.image.data, mean.image.affine)
     coarse = bool(voxel_sizes(mean.image.affine).max() > WORKING_MM)
-    shifted = Image(mean.image.data - min(float(mean.image.data.min()), 0.0), mean.image.affine)
+    lowest = min(float(mean.image.data.min()), 0.0)
+    shifted = Image(mean.image.data - lowest, mean.image.affine) if lowest else mean.image
     image = isotropic(shifted, WORKING_MM, order=3 if coarse else 1)
     brain, stripped, more = find_t1w_brain(image, shifted, t1w.name, threads)
     bias = estimate_bias(image, head_for_bias(image, brain), brain, out_dir)
