@@ -12,7 +12,6 @@ from typing import Any
 
 import psutil
 
-
 KCMP = {"x86_64": 312, "aarch64": 272}
 """Number of the system call ``kcmp`` (Linux)."""
 KCMP_VM = 1
