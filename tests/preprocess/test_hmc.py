@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from bids_app.preprocess.hmc import (
     aligned_volumes,
@@ -76,6 +77,17 @@ def test_the_result_does_not_depend_on_stored_orientation(head, flip, poses):
     source = ArrayVolumes(series, affine)
     found = estimate_motion(source, head_mask(series.mean(axis=3), affine))
     assert errors_mm(found, true, head).mean() < 0.1
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_volumes_are_interpolated_as_by_scipy_up_to_their_border(order) -> None:
+    volume = np.random.default_rng(0).normal(1000, 200, (15, 14, 9, 1)).astype(np.float32)
+    affine = np.diag([3.0, 3.0, 4.0, 1.0])
+    pose = rigid(np.radians((3, -2, 4)), (4, -3, 2), (0, 0, 0))
+    pull = np.linalg.inv(affine) @ pose @ affine
+    expected = ndimage.affine_transform(volume[..., 0], pull[:3, :3], pull[:3, 3], order=order, mode="nearest")
+    (found,) = aligned_volumes(ArrayVolumes(volume, affine), pose[None], np.arange(1), order=order)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-3)
 
 
 def test_aligned_volumes_are_similar(head, poses):
