@@ -50,29 +50,33 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
 class _NativeLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-        ctx.shape, ctx.has_bias = x.shape, bias is not None
+        ctx.leading, ctx.has_bias = x.shape[:-1], bias is not None
         rows = native.rows(x).reshape(-1, x.shape[-1])
         ctx.save_for_backward(rows, weight)
-        return _product(rows, weight, bias).view(*x.shape[:-1], len(weight))
+        return _product(rows, weight, bias, ctx.leading)
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> Any:
         rows, weight = ctx.saved_tensors
         of_input, of_weight, of_bias = ctx.needs_input_grad
         dy = native.rows(grads[0]).reshape(-1, len(weight))
-        dx = _product(dy, weight.t(), None).view(ctx.shape) if of_input else None
+        dx = _product(dy, weight.t(), None, ctx.leading) if of_input else None
         return dx, _weight_gradient(rows, dy) if of_weight else None, dy.sum(0) if of_bias and ctx.has_bias else None
 
 
-def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
-    """Compute ``x @ weight.T + bias`` of matrices; rows of the output begin at multiples of four floats."""
+def _product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, leading: torch.Size) -> torch.Tensor:
+    """Compute ``x @ weight.T + bias`` of matrices, in the shape (*leading, n_out).
+
+    Rows of the output begin at multiples of four floats.
+    """
     n_rows, n_in = x.shape
     weight, kept = native.flat(weight), None if bias is None else native.flat(bias)
-    y = torch.empty(n_rows, -(-len(weight) // 4) * 4)
-    sizes = (n_rows, n_in, len(weight), x.stride(0), y.stride(0))
+    n_out = len(weight)
+    y = torch.empty(*leading, -(-n_out // 4) * 4)
+    sizes = (n_rows, n_in, n_out, x.stride(0), y.shape[-1])
     struct = native.Linear(*sizes, *map(native.data_of, (x, weight, kept, y)))
     native.run_with_workspace("linear", struct)
-    return y[:, : len(weight)]
+    return y if y.shape[-1] == n_out else y[..., :n_out]  # a view would not be added to in place
 
 
 def _weight_gradient(x: torch.Tensor, dy: torch.Tensor) -> torch.Tensor:
