@@ -2,6 +2,7 @@
 
     python benchmarks/encoder.py forward     # inference: time, speed-up, GFLOP/s, difference, memory
     python benchmarks/encoder.py training    # forward and backward: prompts, low-rank updates, all weights
+    python benchmarks/encoder.py products    # linear layers, forward and gradients, beside those of PyTorch
     python benchmarks/encoder.py stream      # a run of 1,200 volumes: memory during encoding
     python benchmarks/encoder.py gpu         # clips per second by backend, dtype and batch size, on a GPU
 
@@ -13,6 +14,7 @@ repeats is reported, because other work on the machine can only make a run slowe
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import platform
 import subprocess
@@ -35,6 +37,7 @@ from bids_app.model.scan import BACKENDS, ENVIRONMENT_VARIABLE, backend_in_use
 from bids_app.model.streaming import apply_in_batches
 from bids_app.model.windows import plan_windows
 from bids_app.training.low_rank import LowRankSettings, add_low_rank_updates
+from bids_app.training.memory import reuse_freed_memory
 
 CONFIG = EncoderConfig()
 CPU = torch.device("cpu")
@@ -198,6 +201,34 @@ def training(repeats: int) -> None:
     table("Forward and backward on one clip, float32", head, rows)
 
 
+LINEAR_LAYERS = {"in_proj": (0, 36, 144), "linear2": (0, 144, 36), "dt_proj": (0, 3, 72), "linear1": (1, 72, 288)}
+"""Stage, inputs and outputs of some linear layers of the published configuration."""
+
+
+def products(repeats: int) -> None:
+    """Measure linear layers, forward and each gradient, in GFLOP/s."""
+    from torch.nn import functional as F
+
+    from bids_app.model.linear import linear
+
+    reuse_freed_memory()  # as training does
+    functions = {"native": linear, "torch": F.linear}
+    rows = []
+    for name, (stage, n_in, n_out) in LINEAR_LAYERS.items():
+        tokens = math.prod(CONFIG.grid(stage))
+        for kind, function in functions.items():
+            x, weight, dy = torch.randn(tokens, n_in), torch.randn(n_out, n_in), torch.randn(tokens, n_out)
+            works: list[Callable[[], object]] = [partial(function, x, weight)]
+            for chosen in range(2):
+                leaves = [t.clone().requires_grad_(index == chosen) for index, t in enumerate((x, weight))]
+                y = function(*leaves)
+                works.append(partial(torch.autograd.grad, y, leaves[chosen], dy, retain_graph=True))
+            best = [min(seconds(work) for _ in range(repeats)) for work in works]
+            rates = [f"{2e-9 * tokens * n_in * n_out / one:.0f}" for one in best]
+            rows.append([f"{name} ({tokens} x {n_in} to {n_out})", kind, *rates])
+    table("Linear layers", ["layer", "product", "forward", "gradient of the input", "of the weight, GFLOP/s"], rows)
+
+
 def stream(n_vols: int) -> None:
     """Encode a long run and record the memory of the process."""
     import psutil
@@ -272,7 +303,7 @@ def gpu_seconds(work: Callable[[], object], repeats: int) -> float:
 def main() -> None:
     """Run one of the benchmarks and print its table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("forward", "training", "stream", "gpu", "once"))
+    parser.add_argument("what", choices=("forward", "training", "products", "stream", "gpu", "once"))
     parser.add_argument("backend", nargs="?", default="native", help="backend of `once`")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
@@ -291,7 +322,8 @@ def main() -> None:
     if arguments.what == "stream":
         stream(arguments.volumes)
     else:
-        {"forward": forward, "training": training, "gpu": gpu}[arguments.what](arguments.repeats)
+        kinds = {"forward": forward, "training": training, "products": products, "gpu": gpu}
+        kinds[arguments.what](arguments.repeats)
 
 
 if __name__ == "__main__":
