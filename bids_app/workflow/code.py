@@ -248,8 +248,8 @@ def symbol_hash(symbol: Symbol) -> str:
             digest.update(file.name.encode() + file.read_bytes())
         digest.update("".join(map(library_version, sorted(uses.libraries))).encode())
     if name == OTHER_STATEMENTS:
-        for file in SOURCE_FILES.get(module, ()):
-            digest.update(file.encode() + (source.path.parent / file).read_bytes())
+        for relative in SOURCE_FILES.get(module, ()):
+            digest.update(relative.encode() + (source.path.parent / relative).read_bytes())
     return digest.hexdigest()
 
 
