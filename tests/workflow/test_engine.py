@@ -271,12 +271,12 @@ def test_gpu_steps_run_one_at_a_time(tmp_path: Path) -> None:
     assert (tmp_path / "work" / "wf" / "overlap.txt").read_text() == "1\n" * 3
 
 
-def meet(other: str, out_dir: Path, first: object = None) -> int:
-    """Wait until another step runs at the same time."""
+def meet(others: tuple[str, ...], out_dir: Path, first: object = None) -> int:
+    """Wait until other steps run at the same time."""
     (out_dir / "here").touch()
     end = time.monotonic() + 30
-    while not (out_dir.parent / other / "here").exists():
-        assert time.monotonic() < end, f"{other} does not run at the same time"
+    while not all((out_dir.parent / other / "here").exists() for other in others):
+        assert time.monotonic() < end, f"{others} do not run at the same time"
         time.sleep(0.01)
     return os.getpid()
 
@@ -284,10 +284,12 @@ def meet(other: str, out_dir: Path, first: object = None) -> int:
 @pytest.mark.timeout(120)
 def test_all_gpu_steps_run_in_one_worker_while_other_workers_go_on(tmp_path: Path) -> None:
     graph = Graph()
-    cpu = [graph.step("cpu_0", meet, other="gpu_0"), graph.step("cpu_1", meet, other="gpu_1")]
-    gpu = [graph.step("gpu_0", meet, other="cpu_0", gpu=True)]
-    gpu.append(graph.step("gpu_1", meet, other="cpu_1", gpu=True, first=gpu[0]))
-    engine = run(graph, tmp_path / "work", tmp_path, 3)
+    gpu = [graph.step("gpu_0", meet, others=("meanwhile",), gpu=True)]
+    graph.step("meanwhile", meet, others=("gpu_0",))
+    all_workers = ("cpu_0", "cpu_1", "cpu_2")  # busy at the same time: one of them would have run the step on the GPU
+    cpu = [graph.step(name, meet, others=all_workers, first=gpu[0]) for name in all_workers]
+    gpu.append(graph.step("gpu_1", meet, others=(), gpu=True, first=cpu[0]))
+    engine = run(graph, tmp_path / "work", tmp_path, len(all_workers))
     (worker,) = {engine.result_of(step) for step in gpu}
     assert worker not in {engine.result_of(step) for step in cpu}
 
