@@ -170,10 +170,6 @@ def steady_volumes(motion: np.ndarray, n_wanted: int, n_dummy: int = 0) -> np.nd
     return picked[steady] + n_dummy
 
 
-EDGE_VOXELS = 12
-"""Copies of the border voxels around a volume; cubic splines depend on voxels beyond them by less than 1e-7."""
-
-
 def aligned_volumes(
     source: VolumeSource, motion: np.ndarray, chosen: np.ndarray, order: int = 3, threads: int = 1
 ) -> np.ndarray:
@@ -201,8 +197,8 @@ def aligned_volumes(
         volume, pull = source.read(t, t + 1)[0], to_voxels @ motion[t] @ source.affine
         if order == 1:
             return spline.linear(volume[..., None], points, pull, nearest=True).reshape(shape)
-        padded = np.pad(volume, EDGE_VOXELS, mode="edge")
-        pull[:3, 3] += EDGE_VOXELS
+        padded = np.pad(volume, spline.REACH, mode="edge")
+        pull[:3, 3] += spline.REACH
         return spline.cubic(spline.coefficients(padded), points, pull, nearest=True).reshape(shape)
 
     with ThreadPoolExecutor(max(1, threads)) as pool:

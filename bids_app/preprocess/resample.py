@@ -28,8 +28,6 @@ from bids_app.preprocess.registration.spaces import chain_between, template_brai
 from bids_app.preprocess.registration.transforms import Chain, apply_matrix, grid_points, sample
 from bids_app.preprocess.sdc.apply import distort_points
 
-SPLINE_MARGIN = 12
-"""Margin (voxels) around a subvolume; cubic spline coefficients depend on voxels beyond it by less than 1e-7."""
 POSES_CHECKED = 60
 ON_VOXEL = 1e-3
 """Largest distance (voxels) at which a point coincides with a voxel; headers store affines in 32 bits."""
@@ -88,8 +86,8 @@ def pull_volumes(
 
 def _pull_without_motion(source: VolumeSource, voxels: np.ndarray, first: int, threads: int) -> Iterator[np.ndarray]:
     """Interpolate all volumes at the same voxel positions (V, 3), within their bounding box."""
-    low = np.clip(np.floor(voxels.min(axis=0)).astype(int) - SPLINE_MARGIN, 0, None)
-    high = np.ceil(voxels.max(axis=0)).astype(int) + SPLINE_MARGIN + 1
+    low = np.clip(np.floor(voxels.min(axis=0)).astype(int) - spline.REACH, 0, None)
+    high = np.ceil(voxels.max(axis=0)).astype(int) + spline.REACH + 1
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
     positions = voxels - low
 

@@ -9,6 +9,9 @@ from scipy import ndimage
 
 from bids_app.model import native
 
+REACH = 12
+"""Voxels beyond which the values of a volume change the coefficients of a cubic spline by less than 1e-7."""
+
 
 def coefficients(volume: np.ndarray) -> np.ndarray:
     """Compute the coefficients of the cubic spline of a volume (X, Y, Z), float32; mirrored at the border voxels."""

@@ -159,9 +159,8 @@ def sample(
     -------
     numpy.ndarray, (N,) float32
     """
-    if order == 1:
-        values = np.asarray(data, dtype=np.float32) - np.float32(cval)
-        return spline.linear(values[..., None], points, np.linalg.inv(affine))[:, 0] + np.float32(cval)
+    if order == 1 and cval == 0:
+        return spline.linear(np.asarray(data)[..., None], points, np.linalg.inv(affine))[:, 0]
     voxels = apply_matrix(np.linalg.inv(affine), points).T
     return ndimage.map_coordinates(np.asarray(data, dtype=np.float32), voxels, order=order, mode=EDGE, cval=cval)
 
