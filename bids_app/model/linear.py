@@ -1,7 +1,7 @@
 """Linear layers whose products of many rows and few columns are fast on a CPU, forward and backward.
 
-The general products of PyTorch reach a third of their speed at the widths of the encoder. The native product is used
-with the scan backend `native` for float32; anything else uses the PyTorch function.
+At the widths of the encoder, the products of PyTorch reach half of the rate of the native ones (`benchmarks/encoder.py
+products`). These are used with the scan backend `native` for float32; anything else uses the PyTorch function.
 """
 
 from __future__ import annotations
