@@ -34,6 +34,7 @@ part "Encoder" python benchmarks/encoder.py gpu
 for batch in 1 8; do
     part "Pre-training, batches of $batch" python benchmarks/pretraining.py --device cuda --batch-size "$batch"
 done
+part "Head motion and model grid" python benchmarks/preprocess.py --protocol multiband --volumes 300 --no-peers --device cuda
 if [ $# -gt 0 ]; then
     part "Participant level, GPU" python benchmarks/participant.py "$1" --device cuda
     part "Participant level, CPU" python benchmarks/participant.py "$1" --device cpu

@@ -4,6 +4,7 @@
     python benchmarks/preprocess.py --protocol multiband --volumes 100 300 1200     # 2 mm, 104x104x72
     python benchmarks/preprocess.py --no-peers                        # peers need: pip install -e ".[peers]"
     python benchmarks/preprocess.py --bold sub-01_task-x_bold.nii.gz --t1w sub-01_T1w.nii.gz   # your own scan
+    python benchmarks/preprocess.py --no-peers --device cuda          # steps that can use a GPU, also on the GPU
 
 Each step and each peer runs in its own process, whose peak memory is shown (maximum resident set size, including pages
 of mapped files); the row "imports" is a process that only imports packages. Peers get the same input in the same run. A
@@ -64,6 +65,15 @@ class Cost:
     value: Any
 
 
+@dataclass(frozen=True)
+class Peer:
+    """Another package or device that does the same on the first ``n_volumes``."""
+
+    name: str
+    cost: Cost
+    n_volumes: int
+
+
 @dataclass
 class Run:
     """A run to measure, with the costs of its steps and peers."""
@@ -74,7 +84,7 @@ class Run:
     motion: np.ndarray | None
     n_volumes: int
     costs: dict[str, Cost] = field(default_factory=dict)
-    peers: dict[str, list[tuple[str, Cost]]] = field(default_factory=dict)
+    peers: dict[str, list[Peer]] = field(default_factory=dict)
 
 
 def measure(function: Callable[..., Any], *arguments: Any, **options: Any) -> Cost:
@@ -85,8 +95,9 @@ def measure(function: Callable[..., Any], *arguments: Any, **options: Any) -> Co
 
 
 def _timed(function: Callable[..., Any], arguments: tuple[Any, ...], options: dict[str, Any]) -> Cost:
-    import torch  # noqa: F401  (imports do not count as the cost of a step)
+    import torch  # imports, and the start of a GPU, do not count as the cost of a step
 
+    torch.zeros(1, device=options.get("device", "cpu"))
     from bids_app.workflow import method  # noqa: F401
 
     started, cpu = time.perf_counter(), _cpu_seconds()
@@ -167,7 +178,9 @@ def first_volumes(bold: Path, n_volumes: int, folder: Path) -> Path:
     return path
 
 
-def measure_run(run: Run, folder: Path, threads: int, with_peers: bool, known: Mapping[str, Any]) -> dict[str, Any]:
+def measure_run(
+    run: Run, folder: Path, threads: int, with_peers: bool, device: str | None, known: Mapping[str, Any]
+) -> dict[str, Any]:
     """Measure the app's steps, each in its own process, and their peers; return the results of the T1w steps."""
     folder.mkdir(exist_ok=True)
     few = first_volumes(run.bold, min(PEER_VOLUMES, run.n_volumes), folder)
@@ -178,7 +191,13 @@ def measure_run(run: Run, folder: Path, threads: int, with_peers: bool, known: M
         title = title_of(step)
         run.costs[title] = measure(step.function, **arguments)
         peers_of = peers_for(title, run, few, folder, arguments, run.costs[title].value) if with_peers else ()
-        run.peers[title] = list(measured(peers_of))
+        n_done = min(PEER_VOLUMES, run.n_volumes) if title in ("head motion", "model grid") else run.n_volumes
+        run.peers[title] = [Peer(name, cost, n_done) for name, cost in measured(peers_of)]
+        if device and "device" in arguments:
+            other = Path(arguments["out_dir"]).with_name(f"{step.name}_other")
+            other.mkdir()
+            cost = measure(step.function, **{**arguments, "device": device, "out_dir": other})
+            run.peers[title].append(Peer(f"on {device}", cost, run.n_volumes))
         return run.costs[title].value
 
     run.costs["imports"] = measure(int)
@@ -253,10 +272,9 @@ def show(run: Run, threads: int) -> None:
     print(f"{'step':34s} {'s':>8s} {'CPU s':>8s} {'MB':>7s} {'ratio':>11s}")
     for name, cost in run.costs.items():
         print(f"{name:34s} {cost.seconds:8.1f} {cost.cpu_seconds:8.1f} {cost.megabytes:7.0f}{_error(run, cost)}")
-        for other, theirs in run.peers.get(name, []):
-            n_done = min(PEER_VOLUMES, run.n_volumes) if name in ("head motion", "model grid") else run.n_volumes
-            scale = run.n_volumes / n_done
-            title = f"    {other}" + (f" (of {n_done})" if scale > 1 else "")
+        for peer in run.peers.get(name, []):
+            theirs, scale = peer.cost, run.n_volumes / peer.n_volumes
+            title = f"    {peer.name}" + (f" (of {peer.n_volumes})" if scale > 1 else "")
             ratio = theirs.seconds * scale / cost.seconds
             print(
                 f"{title:34s} {theirs.seconds * scale:8.1f} {theirs.cpu_seconds * scale:8.1f} "
@@ -289,6 +307,7 @@ def main() -> None:
     parser.add_argument("--tr", type=float, help="repetition time of --bold, s (default: from its sidecar)")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--no-peers", action="store_true", help="do not run other packages")
+    parser.add_argument("--device", help="device on which steps that can use it are measured, too, such as cuda")
     parser.add_argument("--peers-at", type=int, help="run peers only at this number of volumes")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -302,7 +321,8 @@ def main() -> None:
             else:
                 run = simulate(folder, PROTOCOLS[arguments.protocol], n_volumes)
             with_peers = not arguments.no_peers and arguments.peers_at in (None, run.n_volumes)
-            known = measure_run(run, folder / str(run.n_volumes), arguments.threads, with_peers, known)
+            given = arguments.threads, with_peers, arguments.device
+            known = measure_run(run, folder / str(run.n_volumes), *given, known)
             show(run, arguments.threads)
 
 

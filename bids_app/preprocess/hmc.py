@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from nibabel.affines import voxel_sizes
 
+from bids_app.model.device import choose_device
 from bids_app.preprocess import spline
 from bids_app.preprocess.io.images import Series, save_image
 from bids_app.preprocess.io.volumes import VolumeSource
@@ -73,13 +74,14 @@ def correct_motion(series: Series, out_dir: Path, threads: int = 1, device: str 
     threads : int
         The result does not depend on it.
     device : str
-        Torch device.
+        Torch device, or ``auto``.
     """
+    device = choose_device(device)
     source = series.open_raw()  # slice timing correction would spread sudden motion over neighbouring volumes
     middle = series.n_dummy + (series.n_volumes - series.n_dummy) // 2
     head = head_mask(source.read(max(series.n_dummy, middle - 2), middle + 3).mean(axis=0), source.affine)
     motion = estimate_motion(source, head, series.n_dummy, device, threads)
-    boldref = make_boldref(source, motion, series.n_dummy, threads)
+    boldref = make_boldref(source, motion, series.n_dummy, threads, device)
     np.save(out_dir / "motion.npy", motion)
     return MotionEstimate(
         out_dir / "motion.npy",
@@ -171,7 +173,12 @@ def steady_volumes(motion: np.ndarray, n_wanted: int, n_dummy: int = 0) -> np.nd
 
 
 def aligned_volumes(
-    source: VolumeSource, motion: np.ndarray, chosen: np.ndarray, order: int = 3, threads: int = 1
+    source: VolumeSource,
+    motion: np.ndarray,
+    chosen: np.ndarray,
+    order: int = 3,
+    threads: int = 1,
+    device: str = "cpu",
 ) -> np.ndarray:
     """Resample volumes to the reference's grid.
 
@@ -184,6 +191,8 @@ def aligned_volumes(
     order : int
         Spline order, 1 or 3.
     threads : int
+    device : str
+        Torch device of the interpolation of order 3; that of order 1 takes less time than to send the volumes.
 
     Returns
     -------
@@ -192,6 +201,7 @@ def aligned_volumes(
     """
     shape, to_voxels = source.shape[:3], np.linalg.inv(source.affine)
     points = np.indices(shape, dtype=np.float64).reshape(3, -1).T
+    places = spline.points_on(device, points)
 
     def resample_one(t: int) -> np.ndarray:
         volume, pull = source.read(t, t + 1)[0], to_voxels @ motion[t] @ source.affine
@@ -199,16 +209,18 @@ def aligned_volumes(
             return spline.linear(volume[..., None], points, pull, nearest=True).reshape(shape)
         padded = np.pad(volume, spline.REACH, mode="edge")
         pull[:3, 3] += spline.REACH
-        return spline.cubic(spline.coefficients(padded), points, pull, nearest=True).reshape(shape)
+        return places.cubic(padded, pull, nearest=True).reshape(shape)
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         return np.stack(list(pool.map(resample_one, chosen.tolist())))
 
 
-def make_boldref(source: VolumeSource, motion: np.ndarray, n_dummy: int = 0, threads: int = 1) -> np.ndarray:
+def make_boldref(
+    source: VolumeSource, motion: np.ndarray, n_dummy: int = 0, threads: int = 1, device: str = "cpu"
+) -> np.ndarray:
     """Compute the boldref, the median of aligned volumes, (X, Y, Z) float32."""
     chosen = steady_volumes(motion, N_REFERENCE, n_dummy)
-    boldref = np.median(aligned_volumes(source, motion, chosen, threads=threads), axis=0)
+    boldref = np.median(aligned_volumes(source, motion, chosen, threads=threads, device=device), axis=0)
     return np.maximum(boldref, 0)  # cubic splines undershoot at bright edges
 
 

@@ -42,6 +42,7 @@ def pull_volumes(
     first: int = 0,
     threads: int = 1,
     gain: np.ndarray | None = None,
+    device: str = "cpu",
 ) -> Iterator[np.ndarray]:
     """Interpolate each volume at points of the boldref, chunk by chunk.
 
@@ -58,6 +59,8 @@ def pull_volumes(
     threads : int
     gain : numpy.ndarray, (V,), optional
         Factors of the values.
+    device : str
+        Torch device of the interpolation.
 
     Yields
     ------
@@ -72,11 +75,12 @@ def pull_volumes(
             i, j, k = np.clip(np.rint(voxels).astype(int).T, 0, np.array([source.shape[:3]]).T - 1)
             yield from (volumes[:, i, j, k] for _, volumes in chunks(source, first))
         else:
-            yield from _pull_without_motion(source, voxels, first, threads)
+            yield from _pull_without_motion(source, voxels, first, threads, device)
         return
+    places = spline.points_on(device, points)
 
     def pull(volume: np.ndarray, pose: np.ndarray) -> np.ndarray:
-        values = spline.cubic(spline.coefficients(volume), points, to_voxels @ pose)
+        values = places.cubic(volume, to_voxels @ pose)
         return values if gain is None else values * gain
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -84,15 +88,17 @@ def pull_volumes(
             yield np.stack(list(pool.map(pull, volumes, motion[start : start + len(volumes)])))
 
 
-def _pull_without_motion(source: VolumeSource, voxels: np.ndarray, first: int, threads: int) -> Iterator[np.ndarray]:
+def _pull_without_motion(
+    source: VolumeSource, voxels: np.ndarray, first: int, threads: int, device: str
+) -> Iterator[np.ndarray]:
     """Interpolate all volumes at the same voxel positions (V, 3), within their bounding box."""
     low = np.clip(np.floor(voxels.min(axis=0)).astype(int) - spline.REACH, 0, None)
     high = np.ceil(voxels.max(axis=0)).astype(int) + spline.REACH + 1
     box = tuple(slice(a, b) for a, b in zip(low, high, strict=True))
-    positions = voxels - low
+    places = spline.points_on(device, voxels - low)
 
     def pull(volume: np.ndarray) -> np.ndarray:
-        return spline.cubic(spline.coefficients(volume[box]), positions, np.eye(4))
+        return places.cubic(volume[box], np.eye(4))
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for _, volumes in chunks(source, first):
@@ -125,7 +131,7 @@ def find_covered_points(
     return (inside >= SHARE_INSIDE * len(poses)) & (sample(data_mask, source.affine, points) > 0.5)
 
 
-def resample_to_model_grid(run: AlignedSeries, out_dir: Path, threads: int = 1) -> GridSeries:
+def resample_to_model_grid(run: AlignedSeries, out_dir: Path, threads: int = 1, device: str = "cpu") -> GridSeries:
     """Resample a run to the model grid: the template's brain where the run has data, without dummy volumes.
 
     Parameters
@@ -134,6 +140,8 @@ def resample_to_model_grid(run: AlignedSeries, out_dir: Path, threads: int = 1) 
     out_dir : pathlib.Path
         Folder of the `GridSeries`.
     threads : int
+    device : str
+        Torch device of the interpolation.
 
     Raises
     ------
@@ -153,7 +161,8 @@ def resample_to_model_grid(run: AlignedSeries, out_dir: Path, threads: int = 1) 
         )
     n_volumes = source.shape[3] - run.n_dummy
     with GridSeriesWriter(out_dir, mask, run.tr, n_volumes, start=run.n_dummy * run.tr) as writer:
-        for values in pull_volumes(source, motion, points[seen], run.n_dummy, threads, gain=_of(gain, seen)):
+        given = points[seen], run.n_dummy, threads, _of(gain, seen), device
+        for values in pull_volumes(source, motion, *given):
             writer.append(values + np.float32(run.offset) if run.offset else values)
     return GridSeries.open(out_dir)
 

@@ -1,8 +1,13 @@
-"""Interpolation of volumes at points, cubic or linear: by the native kernel, or by scipy if it was not compiled."""
+"""Interpolation of volumes at points, cubic or linear.
+
+It is computed by the native kernel, or by scipy if that was not compiled; on a GPU by `spline_torch.py`.
+"""
 
 from __future__ import annotations
 
 from ctypes import POINTER, byref, c_double, c_int64
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from scipy import ndimage
@@ -11,6 +16,40 @@ from bids_app.model import native
 
 REACH = 12
 """Voxels beyond which the values of a volume change the coefficients of a cubic spline by less than 1e-7."""
+
+
+class Points(Protocol):
+    """Points (N, 3) at which volumes are interpolated; see `points_on`."""
+
+    def cubic(self, volume: np.ndarray, matrix: np.ndarray, *, nearest: bool = False) -> np.ndarray:
+        """Interpolate a volume (X, Y, Z), (N,) float32; parameters as of the function `cubic`."""
+        ...
+
+
+@dataclass(frozen=True)
+class HostPoints:
+    """Points in the memory of the CPU."""
+
+    points: np.ndarray
+
+    def cubic(self, volume: np.ndarray, matrix: np.ndarray, *, nearest: bool = False) -> np.ndarray:
+        return cubic(coefficients(volume), self.points, matrix, nearest=nearest)
+
+
+def points_on(device: str, points: np.ndarray) -> Points:
+    """Return points (N, 3) for the interpolation of volumes on a device.
+
+    Parameters
+    ----------
+    device : str
+        ``cpu``, or a device for PyTorch, such as ``cuda``; ``cpu:0`` is PyTorch on the CPU.
+    points : numpy.ndarray, (N, 3)
+    """
+    if device == "cpu":
+        return HostPoints(points)
+    from bids_app.preprocess.spline_torch import DevicePoints
+
+    return DevicePoints(points, device)
 
 
 def coefficients(volume: np.ndarray) -> np.ndarray:

@@ -327,7 +327,12 @@ class ModelSettings:
         everyday=True,
     )
     """Names or paths; empty: those that the catalog lists for the model."""
-    device: str = option("--device", default="auto", group=MODEL, help="auto, cpu, cuda or cuda:N")
+    device: str = option(
+        "--device",
+        default="auto",
+        group=MODEL,
+        help="device of head motion, resampling and model: auto, cpu, cuda or cuda:N",
+    )
     embeddings_only: bool = option(
         "--level",
         default=False,

@@ -132,20 +132,27 @@ class RunContext:
         return file_stamp(self.atlas.path) if self.atlas else ""
 
     @property
+    def device(self) -> dict[str, Any]:
+        """Device of the steps that can use a GPU.
+
+        ``auto`` is replaced by the device that it means, so that naming this device repeats no step. On a cluster, each
+        step chooses on its own machine.
+        """
+        wanted = self.settings.model.device
+        return {
+            "device": wanted if self.settings.resources.plugin else choose_device(wanted),
+            "gpu": self.on_gpu,
+        }
+
+    @property
     def computing(self) -> dict[str, Any]:
         """Device and resources of the steps that run the model.
 
-        ``auto`` is replaced by the device that it means, so that naming this device repeats no step. On a cluster, each
-        step chooses on its own machine. A step that needs all processors would wait until all other steps have ended.
+        A step that needs all processors would wait until all other steps have ended.
         """
-        resources, wanted = self.settings.resources, self.settings.model.device
+        resources = self.settings.resources
         threads = max(resources.omp_threads, resources.n_procs // max(self.n_runs, 1))
-        return {
-            "device": wanted if resources.plugin else choose_device(wanted),
-            "threads": threads,
-            "n_procs": 1 if self.on_gpu else threads,
-            "gpu": self.on_gpu,
-        }
+        return {**self.device, "threads": threads, "n_procs": 1 if self.on_gpu else threads}
 
     @property
     def template_values(self) -> dict[str, str]:

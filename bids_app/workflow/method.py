@@ -162,6 +162,7 @@ def add_raw(
         series=series,
         threads=threads,
         memory_gb=step_gb(run),
+        **context.device,
     )
     if run.sbref:
         motion = graph.step(
@@ -319,6 +320,7 @@ def add_grid(
         sentences=() if run.derived else (Sentence("resample"),),
         threads=context.settings.resources.n_procs,
         memory_gb=step_gb(run),
+        **context.device,
         **needed,
     )
 

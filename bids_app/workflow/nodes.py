@@ -27,6 +27,7 @@ from bids_app.catalog.models import find_model, weights_path
 from bids_app.clips import ClipReader, GridSeries, labels_to_model_grid
 from bids_app.errors import BadDataError, NoInputError, RegistrationError
 from bids_app.files import read_rows
+from bids_app.model.device import choose_device
 from bids_app.outputs.schema import CLIPS
 from bids_app.preprocess.anatomical import Anatomy, PreparedT1w, UnusableT1w, normalise_t1w, prepare_t1w
 from bids_app.preprocess.brain_signal import measure_signal
@@ -360,14 +361,16 @@ def align_series(series: Series, motion: MotionEstimate, alignment: Alignment) -
     )
 
 
-def resample(series: Series, motion: MotionEstimate, alignment: Alignment, threads: int, out_dir: Path) -> OnGrid:
+def resample(
+    series: Series, motion: MotionEstimate, alignment: Alignment, threads: int, device: str, out_dir: Path
+) -> OnGrid:
     """Resample the original volumes to the model grid in one interpolation; this does not depend on confounds."""
-    return resample_derivative(align_series(series, motion, alignment), threads, out_dir)
+    return resample_derivative(align_series(series, motion, alignment), threads, device, out_dir)
 
 
-def resample_derivative(preprocessed: AlignedSeries, threads: int, out_dir: Path) -> OnGrid:
+def resample_derivative(preprocessed: AlignedSeries, threads: int, device: str, out_dir: Path) -> OnGrid:
     """Resample a series, such as one of other derivatives, to the model grid."""
-    series = resample_to_model_grid(preprocessed, out_dir / "grid", threads)
+    series = resample_to_model_grid(preprocessed, out_dir / "grid", threads, choose_device(device))
     return OnGrid(out_dir / "grid", model_grid_coverage(preprocessed, series), measure_signal(series))
 
 
@@ -485,7 +488,6 @@ def attribute_run(
 
     from bids_app.model.api import load_model
     from bids_app.model.checkpoint import read_checkpoint
-    from bids_app.model.device import choose_device
     from bids_app.model.mae import autoencoder_from, trained_mask
 
     torch.set_num_threads(threads)

@@ -63,6 +63,12 @@ def head() -> Head:
     return Head(epi, t1w, brain, affine)
 
 
+@pytest.fixture(params=["cpu:0", pytest.param("cuda", marks=pytest.mark.gpu)])
+def on_device(request) -> str:
+    """A device of the code for GPUs: the GPU, or the CPU, whose number is given to tell it from the code for CPUs."""
+    return request.param
+
+
 @pytest.fixture
 def write_nifti(tmp_path: Path) -> Callable[..., Path]:
     """A function that writes a NIfTI file; keywords are fields of the header."""

@@ -11,6 +11,7 @@ from bids_app.preprocess.hmc import (
     framewise_displacement,
     steady_volumes,
 )
+from bids_app.preprocess.io.images import read_volume
 from bids_app.preprocess.io.volumes import ArrayVolumes
 from bids_app.preprocess.masking import head_mask, prepare_bold
 from bids_app.preprocess.registration.transforms import apply_matrix, grid_points, rigid
@@ -111,6 +112,18 @@ def test_steady_volumes_exclude_dummies_and_motion():
 def test_framewise_displacement_adds_shifts_and_arcs():
     parameters = np.array([[0, 0, 0, 0, 0, 0], [1, -2, 0, 0.01, 0, 0], [1, -2, 0, 0.01, 0, 0]], dtype=float)
     np.testing.assert_allclose(framewise_displacement(parameters), [0, 3.5, 0])
+
+
+def test_a_run_on_a_device_has_the_motion_and_reference_of_the_cpu(head, tmp_path, write_nifti, poses, on_device):
+    path = write_nifti(head.moved(poses(20)), affine=head.affine)
+    series = prepare_bold(path, {"RepetitionTime": 2.0}, tmp_path, dummy_scans=0)
+    found = []
+    for device in ("cpu", on_device):
+        (tmp_path / device).mkdir()
+        found.append(correct_motion(series, tmp_path / device, device=device))
+    on_cpu, other = ((np.load(run.motion), read_volume(run.boldref)[0]) for run in found)
+    np.testing.assert_allclose(other[0], on_cpu[0], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(other[1], on_cpu[1], rtol=0, atol=1e-4 * on_cpu[1].max())
 
 
 def test_files_of_a_run(head, tmp_path, write_nifti, poses):

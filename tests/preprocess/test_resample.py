@@ -189,6 +189,17 @@ def test_the_same_series_gives_the_same_bytes(tmp_path, moved):
     assert made[0] == made[1]
 
 
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_device_interpolates_as_the_cpu(moved, moves, on_device) -> None:
+    data = np.random.default_rng(0).normal(size=(30, 20, 18, 6)).astype(np.float32)
+    points = np.random.default_rng(1).uniform(2, 15, (500, 3))
+    source, motion = ArrayVolumes(data, np.eye(4)), moved if moves else None
+    on_cpu, found = (
+        np.concatenate(list(pull_volumes(source, motion, points, 1, device=device))) for device in ("cpu", on_device)
+    )
+    np.testing.assert_allclose(found, on_cpu, rtol=0, atol=1e-5)
+
+
 def test_without_motion_only_a_subvolume_is_interpolated():
     rng = np.random.default_rng(0)
     source = ArrayVolumes(rng.normal(size=(40, 38, 36, 2)).astype(np.float32), np.diag([2.0, 2.0, 2.0, 1.0]))

@@ -48,6 +48,20 @@ def test_values_within_and_beyond_the_volume_agree_with_scipy(shape) -> None:
     np.testing.assert_allclose(spline.linear(volume, points, matrix, nearest=True)[:, 1], expected, rtol=0, atol=5e-4)
 
 
+@pytest.mark.parametrize("nearest", [False, True])
+@pytest.mark.parametrize("shape", [(20, 17, 9), (6, 5, 4), (3, 2, 30), (7, 1, 8)])
+def test_a_device_gives_the_values_of_the_cpu(shape, nearest, on_device) -> None:
+    rng = np.random.default_rng(0)
+    volume, matrix = rng.normal(1000, 100, shape).astype(np.float32), np.eye(4)
+    matrix[:3] += rng.normal(0, 0.05, (3, 4))
+    points = rng.uniform(-8, np.array(shape) + 8, (500, 3))
+    points[:3] = [[np.nan, 1, 1], [1, np.inf, 1], [0, 0, 0]]
+    expected = spline.points_on("cpu", points).cubic(volume, matrix, nearest=nearest)
+    found = spline.points_on(on_device, points).cubic(volume, matrix, nearest=nearest)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2e-3)
+    assert found.dtype == np.float32
+
+
 def test_points_that_are_not_finite_have_the_value_0() -> None:
     points = np.array([[1, 1, np.nan], [1, np.inf, 1], [1, 1, 1]])
     volume = np.ones((5, 5, 5), np.float32)

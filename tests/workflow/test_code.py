@@ -90,6 +90,11 @@ def test_kernels_affect_what_uses_them(changed_by) -> None:
     assert "encoder" not in changed
 
 
+def test_the_interpolation_on_gpus_affects_what_uses_it(changed_by) -> None:
+    changed = changed_by("preprocess/spline_torch.py", "/ 7", instead_of="/ 6")
+    assert {"head motion", "confounds"} <= changed
+
+
 def test_each_source_of_the_kernels_belongs_to_a_module() -> None:
     folder = Path(bids_app.__file__).parent / "model" / "csrc"
     assert {Path(file).name for files in code.SOURCE_FILES.values() for file in files} == {
