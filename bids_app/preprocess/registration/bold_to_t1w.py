@@ -46,7 +46,7 @@ from bids_app.preprocess.registration.transforms import (
 )
 
 COARSE_STAGE = Stage("Rigid[0.2]", (100, 50), (3, 2), (2, 1), "MI[{fixed},{moving},1,32,Regular,0.5]", "1e-5,10")
-FINE_STAGE = Stage("Rigid[0.05]", (100, 50), (2, 1), (0.5, 0), "MI[{fixed},{moving},1,48,Regular,0.5]")
+FINE_STAGE = Stage("Rigid[0.05]", (100, 50), (2, 1), (0.5, 0), "MI[{fixed},{moving},1,48,Regular,0.5]", "1e-5,10")
 
 
 @dataclass(frozen=True)

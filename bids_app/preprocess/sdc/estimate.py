@@ -21,13 +21,13 @@ from bids_app.preprocess.io.images import read_volume
 from bids_app.preprocess.masking import ball, head_mask
 from bids_app.preprocess.registration.ants import (
     Image,
-    Stage,
     best_start,
     centre_of_mass,
     isotropic,
     optimum_margin,
     similarity,
 )
+from bids_app.preprocess.registration.bold_to_t1w import COARSE_STAGE, FINE_STAGE
 from bids_app.preprocess.registration.checks import MIN_STANDS_OUT
 from bids_app.preprocess.registration.transforms import apply_matrix, grid_points
 from bids_app.preprocess.sdc.apply import (
@@ -41,11 +41,6 @@ from bids_app.preprocess.sdc.choice import METHODS
 from bids_app.preprocess.sdc.epi_pair import MAX_ANGLE_COS, estimate_pair, match_readout_times, pair_field
 from bids_app.preprocess.sdc.field import Field, read_epi
 from bids_app.preprocess.sdc.phasediff import phase_field
-
-RIGID = (
-    Stage("Rigid[0.2]", (100, 50), (3, 2), (2, 1), "MI[{fixed},{moving},1,32,Regular,0.5]", "1e-5,10"),
-    Stage("Rigid[0.05]", (100, 50), (2, 1), (0.5, 0), "MI[{fixed},{moving},1,48,Regular,0.5]"),
-)
 
 
 def correct_distortion(
@@ -159,7 +154,7 @@ def find_pose(
 
     starts = [np.eye(4), centred] if start is None else [start]
     try:
-        pose = best_start(fixed, moving, near, RIGID, starts, score, out_dir, seed)
+        pose = best_start(fixed, moving, near, (COARSE_STAGE, FINE_STAGE), starts, score, out_dir, seed)
     except RegistrationError as error:
         raise _alignment_error(run_name, name, error.message) from error
     left, _, right = np.linalg.svd(pose[:3, :3])
