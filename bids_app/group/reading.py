@@ -21,6 +21,7 @@ import numpy as np
 from bids_app.bids.entities import join_name, split_name
 from bids_app.errors import BadDataError
 from bids_app.files import read_output
+from bids_app.group.processes import MAX_SERIAL
 from bids_app.outputs.schema import (
     LEVELS,
     OK,
@@ -54,8 +55,6 @@ SHARES = ("coverage", "coreg_dice", "norm_dice", "epi_mask_dice", "coreg_brain_s
 NOT_NEGATIVE = (*SHARES, "fd_mean", "tsnr")
 PROBABILITY, ROUNDING = "p_", 1e-3
 """Prefix of the columns of probabilities, and by how much their sum may differ from 1."""
-MAX_SERIAL = 64
-"""Maximum participants that are read in a single process."""
 
 
 @dataclass(frozen=True)
