@@ -1,31 +1,25 @@
 """Group level: tables and an HTML report over all runs, from the participants' derivatives. No model is loaded.
 
-`reading` and `cohort` read the derivatives, `tables` writes the tables, `statistics` and `identity` compute on arrays.
-The other modules are sections of the report, which `bids_app.reports.group` renders.
+`reading` and `cohort` read the derivatives, `tables` writes the tables, `statistics` and `identity` compute on arrays,
+`page` puts the report together. The other modules are its sections, which `bids_app.reports.group` renders.
 """
 
 from __future__ import annotations
 
-import json
+import gc
 import logging
 from collections import Counter
 from pathlib import Path
 
 from bids_app.bids.entities import natural_key
 from bids_app.errors import EXIT_OK, NoInputError, NoMatchError
-from bids_app.files import read_output
 from bids_app.group.cohort import Cohort, read_cohort
+from bids_app.group.processes import second_process
 from bids_app.group.publish import PAGE, staged
-from bids_app.group.ratings import (
-    GroupRatings,
-    ratings_section,
-    read_group_ratings,
-    without_failed,
-    write_rating_tables,
-)
+from bids_app.group.ratings import GroupRatings, read_group_ratings, without_failed, write_rating_tables
 from bids_app.outputs.schema import OK
 from bids_app.reports.index import METRICS, IndexRow, update_index
-from bids_app.reports.pages import find_pages, pages_without_outputs
+from bids_app.reports.pages import pages_without_outputs
 from bids_app.settings import QuerySettings, Settings
 from bids_app.terminal import count_of, first_of
 from bids_app.workflow.preflight import check_output
@@ -45,15 +39,18 @@ def run_group(settings: Settings) -> int:
     BadDataError
         A table of ratings is damaged.
     """
+    from bids_app.group.page import dataset_name, write_page
+    from bids_app.group.similarity import collect_embeddings
     from bids_app.group.tables import write_tables
 
-    out_dir = settings.out_dir
+    out_dir, n_procs = settings.out_dir, settings.resources.n_procs
     folders = find_participant_folders(settings)
     if settings.check:
         print(f"{out_dir}: {len(folders)} participants; no files were written")
         return EXIT_OK
     check_output(settings)
-    cohort = read_cohort(folders, settings.bids_dir, settings.query, settings.resources.n_procs)
+    cohort = read_cohort(folders, settings.bids_dir, settings.query, n_procs)
+    gc.freeze()  # looking for garbage among the records, again and again, would take a second for 10,000 runs
     for note in cohort.notes:
         LOGGER.warning("%s", note)
     if orphans := pages_without_outputs(out_dir):
@@ -67,11 +64,12 @@ def run_group(settings: Settings) -> int:
     selection = describe_selection(settings.query, len(cohort.participants), out_dir)
     if selection:
         LOGGER.warning("%s The files of the whole folder are replaced.", selection)
-    with staged(out_dir) as folder:
+    with staged(out_dir) as folder, second_process(len(folders), n_procs) as executor:
+        embeddings = collect_embeddings(used, executor)
         files = [*write_tables(folder, cohort, used), *write_rating_tables(folder, cohort, ratings)]
         names = [path.relative_to(folder).as_posix() for path in files]
-        write_page(folder, out_dir, cohort, names, used, ratings, settings.resources.n_procs, selection)
-    update_index(out_dir, index_rows(cohort, ratings), _dataset_name(out_dir))
+        write_page(folder, out_dir, cohort, names, used, ratings, embeddings, executor, n_procs, selection)
+    update_index(out_dir, index_rows(cohort, ratings), dataset_name(out_dir))
     LOGGER.info("Group report of %s: %s", describe_runs(cohort), out_dir / PAGE)
     return EXIT_OK
 
@@ -111,72 +109,6 @@ def describe_selection(query: QuerySettings, n: int, out_dir: Path) -> str:
     return f"Page and tables are of {n:,} of {total:,} participants ({', '.join(given)})."
 
 
-def write_page(
-    folder: Path,
-    out_dir: Path,
-    cohort: Cohort,
-    files: list[str],
-    used: Cohort,
-    ratings: GroupRatings,
-    n_procs: int,
-    selection: str = "",
-) -> Path:
-    """Write ``group.html`` with its figures and thumbnails.
-
-    Parameters
-    ----------
-    folder, out_dir : pathlib.Path
-        Folder of the page, and output folder with the reports and figures of the participants. The thumbnails are
-        written to the latter.
-    cohort, used : Cohort
-        All runs, and those without the runs that ``--exclude-failed`` leaves out.
-    files : list of str
-        Tables, relative to the output folder.
-    ratings : GroupRatings
-    n_procs : int
-        Number of processes.
-    selection : str
-        See `describe_selection`.
-    """
-    from bids_app.group.overview import collect_counts, format_lead, predictions_section, runs_section
-    from bids_app.group.quality import motion_section, quality_section
-    from bids_app.group.reliability import reliability_section
-    from bids_app.group.similarity import collect_embeddings, embedding_maps, identity_section, map_section
-    from bids_app.group.sites import sites_section
-    from bids_app.group.wall import run_table
-    from bids_app.reports.group import GroupPage, write_group_page
-
-    embeddings = collect_embeddings(used)
-    maps = embedding_maps(embeddings)
-    indices = {run.stem: i for i, run in enumerate(cohort.runs)}
-    sections = [
-        runs_section(cohort),
-        ratings_section(cohort, ratings, excluded=used is not cohort),
-        predictions_section(used),
-        quality_section(used, folder),
-        motion_section(used, folder),
-        sites_section(used, folder),
-        map_section(used, maps, folder),
-        identity_section(used, embeddings, folder),
-        reliability_section(used, folder),
-    ]
-    cards = cohort.cards.values()
-    page = GroupPage(
-        name=_dataset_name(out_dir),
-        lead=format_lead(cohort),
-        counts=collect_counts(cohort),
-        sections=sections,
-        table=run_table(cohort, ratings, [each.to_json(indices) for each in maps], out_dir, n_procs),
-        demonstration=any(card.demonstration for card in cards),
-        untrained=tuple(name for name, card in cohort.cards.items() if card.untrained),
-        research_only=tuple(name for name, card in cohort.cards.items() if card.research_only),
-        selection=selection,
-        notes=cohort.notes,
-        files=tuple(name for name in files if not name.endswith(".json")),
-    )
-    return write_group_page(folder / PAGE, page, find_pages(out_dir))
-
-
 def index_rows(cohort: Cohort, ratings: GroupRatings) -> list[IndexRow]:
     """Return the rows of all runs in ``index.html``."""
     return [
@@ -189,10 +121,3 @@ def index_rows(cohort: Cohort, ratings: GroupRatings) -> list[IndexRow]:
         )
         for run in cohort.runs
     ]
-
-
-def _dataset_name(out_dir: Path) -> str:
-    try:
-        return str(json.loads(read_output(out_dir / "dataset_description.json"))["Name"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return out_dir.name

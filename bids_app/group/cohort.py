@@ -140,7 +140,8 @@ def raw_runs(bids_dir: Path) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _folders(parent: Path, prefix: str) -> list[Path]:
-    return [parent / name for name in sorted(_names(parent)) if name.startswith(prefix) and (parent / name).is_dir()]
+    paths = [parent / name for name in sorted(_names(parent)) if name.startswith(prefix)]
+    return [path for path in paths if os.path.isdir(path)]
 
 
 def _names(folder: Path) -> list[str]:

@@ -14,8 +14,8 @@ import numpy as np
 
 from bids_app.group.statistics import robust_z
 
-BLOCK = 256
-"""Runs per block of the similarity matrix."""
+BLOCK, PART = 256, 32
+"""Runs per block of the similarity matrix, and per part of a block that is compared at once, to save memory."""
 BINS = np.linspace(-1, 1, 81)
 """Bin edges of the similarity histograms."""
 
@@ -96,15 +96,17 @@ def standardise(values: np.ndarray, tasks: Sequence[str] | None = None) -> np.nd
         Features are centred within each task, to remove task effects; a task with one run uses the overall mean.
     """
     values = values.astype(np.float32)
-    centred = values - values.mean(axis=0)
-    for task in set(tasks or ()):
-        own = np.asarray(tasks) == task
-        if own.sum() > 1:
-            centred[own] = values[own] - values[own].mean(axis=0)
-    values = centred
+    centre = values.mean(axis=0)
+    names = np.asarray(tasks or [""] * len(values))
+    for task in set(names.tolist()):
+        own = names == task
+        values[own] -= values[own].mean(axis=0) if own.sum() > 1 else centre
     deviation = values.std(axis=0)
-    values = np.divide(values, deviation, out=np.zeros_like(values), where=deviation > 1e-12)
-    return values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    varying = deviation > 1e-12
+    values /= np.where(varying, deviation, 1)
+    values[:, ~varying] = 0
+    values /= np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-12)
+    return values
 
 
 def principal_components(values: np.ndarray, n_components: int) -> tuple[np.ndarray, np.ndarray]:
@@ -112,7 +114,8 @@ def principal_components(values: np.ndarray, n_components: int) -> tuple[np.ndar
 
     The sign of a component makes its largest weight positive.
     """
-    centred = values.astype(np.float64) - values.mean(axis=0)
+    centred = values.astype(np.float64)
+    centred -= values.mean(axis=0)
     if len(values) > values.shape[1]:
         variances, axes = np.linalg.eigh(centred.T @ centred)
         order = np.argsort(variances)[::-1][:n_components]
@@ -121,16 +124,15 @@ def principal_components(values: np.ndarray, n_components: int) -> tuple[np.ndar
         _, singular, rows = np.linalg.svd(centred, full_matrices=False)
         axes, variances = rows[:n_components].T, singular[:n_components] ** 2
     signs = np.sign(axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])])
-    total = max(float((centred**2).sum()), 1e-30)
+    total = max(float(np.vdot(centred, centred)), 1e-30)
     return centred @ (axes * np.where(signs == 0, 1, signs)), variances / total
 
 
 def find_copies(values: np.ndarray, people: np.ndarray) -> list[tuple[int, ...]]:
     """Find the participants (indices) who have a run with the same embedding, (N, C); groups of at least two, once."""
-    _, which = np.unique(values, axis=0, return_inverse=True)
-    owners: dict[int, dict[int, None]] = {}
-    for row, person in zip(which.reshape(-1).tolist(), people.tolist(), strict=True):
-        owners.setdefault(row, {})[person] = None
+    owners: dict[bytes, dict[int, None]] = {}
+    for row, person in zip(values, people.tolist(), strict=True):
+        owners.setdefault((row + 0.0).tobytes(), {})[person] = None  # -0 becomes 0
     groups = dict.fromkeys(tuple(sorted(group)) for group in owners.values() if len(group) > 1)
     return sorted(groups)
 
@@ -209,10 +211,12 @@ def _bin_of(similar: np.ndarray) -> np.ndarray:
 
 
 def _blocks(units: np.ndarray) -> Iterator[tuple[slice, np.ndarray]]:
-    """Yield the similarities of a block of runs with all runs, (B, N)."""
+    """Yield the similarities of some runs with all runs, (B, N)."""
     for start in range(0, len(units), BLOCK):
-        rows = slice(start, min(start + BLOCK, len(units)))
-        yield rows, units[rows] @ units.T
+        block = units[start : start + BLOCK] @ units.T
+        for part in range(0, len(block), PART):
+            similar = block[part : part + PART]
+            yield slice(start + part, start + part + len(similar)), similar
 
 
 def sample_for_matrix(people: np.ndarray, max_runs: int) -> np.ndarray:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bids_app.bids.writer import write_json, write_tsv
+from bids_app.bids.writer import write_columns, write_json
 from bids_app.group.cohort import Cohort
 from bids_app.group.predictions import PredictedVariable, collect_predictions
 from bids_app.group.reading import RunRecord
 from bids_app.group.statistics import Estimate, false_discovery_rate, mean_by, rank_correlation, robust_z
-from bids_app.reports.contents import rate_metric, spec
+from bids_app.reports.contents import spec
 from bids_app.reports.figures.group_charts import Distribution, Pairs, plot_distributions, plot_pairs
 from bids_app.reports.group import BAD, FIGURES, GOOD, WARN, Cell, Figure, Remark, Section, Table, report_url
 from bids_app.terminal import count_of
@@ -87,9 +88,11 @@ def screen(cohort: Cohort) -> Screening:
     away = np.abs(values - np.nanmedian(values, axis=0)) if values.size else values
     large = away >= np.array([spec()["group"]["floor"][name] for name in names])
     out = (deviation > threshold) & large & (len(runs) >= MIN_RUNS)
-    rated = [[rate_metric(name, v) == "warn" for name, v in zip(names, row, strict=True)] for row in values]
-    beyond = np.array(rated, bool) & np.isfinite(values)  # a missing value is beyond no limit
-    return Screening(runs, names, values, z, deviation, out, beyond.reshape(values.shape))
+    limits = [spec()["quality"].get(name, {}) for name in names]
+    lowest = np.array([each.get("minimum", -np.inf) for each in limits])
+    highest = np.array([each.get("maximum", np.inf) for each in limits])
+    beyond = (values < lowest) | (values > highest)  # a missing value is beyond no limit
+    return Screening(runs, names, values, z, deviation, out, beyond)
 
 
 def quality_section(cohort: Cohort, out_dir: Path) -> Section:
@@ -108,7 +111,7 @@ def quality_section(cohort: Cohort, out_dir: Path) -> Section:
     n_beyond = int(found.beyond.any(axis=1).sum())
     exceed = f"{count_of(n_beyond, 'run')} exceed{'s' if n_beyond == 1 else ''} a limit of the participant reports."
     section.paragraphs.append(f"{many if n_runs >= MIN_RUNS else few} {exceed}")
-    section.figures += _distributions(found, out_dir)
+    section.figures += _distributions(found)
     _write_outliers(found, out_dir / OUTLIERS)
     rows = [
         (
@@ -130,7 +133,7 @@ def quality_section(cohort: Cohort, out_dir: Path) -> Section:
     return section
 
 
-def motion_section(cohort: Cohort, out_dir: Path) -> Section:
+def motion_section(cohort: Cohort) -> Section:
     """Build the section on correlations of predictions with head motion, over participants."""
     section = Section("motion", "Head motion")
     settings = spec()["group"]
@@ -155,7 +158,7 @@ def motion_section(cohort: Cohort, out_dir: Path) -> Section:
         "Spearman correlation of each prediction with the mean framewise displacement over participants (runs "
         f"averaged). p values are FDR-corrected for {count_of(len(pairs), 'test')} (Benjamini-Hochberg)."
     )
-    section.figures.append(_motion_figure(pairs, out_dir))
+    section.figures.append(_motion_figure(pairs))
     section.tables.append(
         Table(
             "Correlation with head motion",
@@ -212,17 +215,17 @@ def _write_outliers(found: Screening, path: Path) -> None:
         "participant_id": [found.runs[i].participant for i, _ in indices],
         "run": [found.runs[i].stem for i, _ in indices],
         "measure": [found.names[j] for _, j in indices],
-        "value": [found.values[index] for index in indices],
+        "value": [float(found.values[index]) for index in indices],
         "robust_z": [round(float(found.z[index]), 2) for index in indices],
         "outlier": [yes[bool(found.out[index])] for index in indices],
         "beyond_limit": [yes[bool(found.beyond[index])] for index in indices],
     }
-    write_tsv(path, columns)
+    write_columns(path, columns)
     write_json(path.with_suffix(".json"), OUTLIER_COLUMNS)
 
 
-def _distributions(found: Screening, out_dir: Path) -> list[Figure]:
-    """Plot the metrics that vary over runs, if any."""
+def _distributions(found: Screening) -> list[Figure]:
+    """Return the figure of the metrics that vary over runs, if any."""
     measures = []
     for name, values, out in zip(found.names, found.values.T, found.out.T, strict=True):
         entry = spec()["quality"].get(name, {})
@@ -231,7 +234,6 @@ def _distributions(found: Screening, out_dir: Path) -> list[Figure]:
             measures.append(Distribution(metric_title(name), values, out, limits))
     if not measures:
         return []
-    plot_distributions(measures, out_dir / FIGURES / "quality.svg")
     return [
         Figure(
             f"{FIGURES}/quality.svg",
@@ -239,21 +241,22 @@ def _distributions(found: Screening, out_dir: Path) -> list[Figure]:
             "Dashed lines are the limits of the participant reports; markers below a histogram are outlier runs. "
             "Metrics with the same value for all runs are omitted.",
             f"Histograms of {len(measures)} image quality metrics of {len(found.runs)} runs.",
+            partial(plot_distributions, measures),
         )
     ]
 
 
-def _motion_figure(pairs: list[tuple[PredictedVariable, np.ndarray, np.ndarray, Estimate]], out_dir: Path) -> Figure:
+def _motion_figure(pairs: list[tuple[PredictedVariable, np.ndarray, np.ndarray, Estimate]]) -> Figure:
     strongest = sorted(pairs, key=lambda pair: -abs(pair[3].value))[:6]
     panels = [
         Pairs(variable.title, x, y, ("mean FD (mm)", variable.axis), f"r = {r.value:.2f}, n = {r.n}", "trend")
         for variable, x, y, r in strongest
     ]
-    plot_pairs(panels, out_dir / FIGURES / "motion.svg", title="Head motion and predictions")
     return Figure(
         f"{FIGURES}/motion.svg",
         "Head motion and predictions",
         "Each point is a participant; the line connects binned medians. A trend indicates that the prediction "
         "depends on head motion.",
         "Scatter plots of predictions against mean framewise displacement: " + "; ".join(p.title for p in panels) + ".",
+        partial(plot_pairs, panels, title="Head motion and predictions"),
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bids_app.bids.writer import write_json, write_tsv
+from bids_app.bids.writer import write_columns, write_json
 from bids_app.group.cohort import Cohort
 from bids_app.group.overview import shortened
 from bids_app.group.quality import metric_title
@@ -246,7 +246,7 @@ def write_rating_tables(out_dir: Path, cohort: Cohort, ratings: GroupRatings) ->
     for path, rows in tables.items():
         columns = {name: [row[name] for row in rows] for name in rows[0]} if rows else {}
         described = {name: _describe(name) for name in columns}
-        files += [write_tsv(path, columns), write_json(path.with_suffix(".json"), described)]
+        files += [write_columns(path, columns), write_json(path.with_suffix(".json"), described)]
     return files
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from bids_app.bids.entities import join_name, split_name
 from bids_app.errors import BadDataError
 from bids_app.files import read_output
+from bids_app.group.processes import MAX_SERIAL
 from bids_app.outputs.schema import (
     LEVELS,
     OK,
@@ -54,8 +55,6 @@ SHARES = ("coverage", "coreg_dice", "norm_dice", "epi_mask_dice", "coreg_brain_s
 NOT_NEGATIVE = (*SHARES, "fd_mean", "tsnr")
 PROBABILITY, ROUNDING = "p_", 1e-3
 """Prefix of the columns of probabilities, and by how much their sum may differ from 1."""
-MAX_SERIAL = 64
-"""Maximum participants that are read in a single process."""
 
 
 @dataclass(frozen=True)
@@ -386,27 +385,31 @@ def mean_rows(table: bytes) -> tuple[list[str], list[list[str]]]:
     """
     if not table.endswith(b"\n"):
         raise ValueError("file is truncated or empty")
-    end = table.index(b"\n")
-    header = next(csv.reader([table[:end].decode()], delimiter="\t"))
+    start = table.index(b"\n") + 1
+    header = _cells(table[: start - 1])
     clip = header.index("clip")
-    rows, expected, position = [], 1, 0
-    while (position := table.find(MEAN + b"\t", position + 1)) > 0:
-        start = table.rfind(b"\n", 0, position) + 1
-        if table[start:position].count(b"\t") != clip or table[position - 1 : position] not in (b"\t", b"\n"):
+    rows, expected, n_lines = [], 1, 1
+    while (end := table.find(b"\n", start)) >= 0:  # much faster than other ways to search the table
+        line, start = table[start:end], end + 1
+        n_lines += 1
+        if line.split(b"\t", clip + 1)[clip:-1] != [MEAN]:
             continue
-        end = table.index(b"\n", position)
-        row = next(csv.reader([table[start:end].decode()], delimiter="\t"))
+        row = _cells(line)
         if len(row) != len(header):
             raise ValueError(f"row has {len(row)} cells, header has {len(header)}")
         rows.append(row)
-        expected += 1 + _n_clips(row, table[end + 1 : end + 200], header)
-        position = end
+        expected += 1 + _n_clips(row, table[start : start + 200], header)
     if not rows:
         raise ValueError("mean row is missing")
-    n_lines = table.count(b"\n")
     if n_lines < expected:
         raise ValueError(f"file is truncated: {n_lines} of {expected} lines")
     return header, rows
+
+
+def _cells(line: bytes) -> list[str]:
+    """Return the cells of a line of a table."""
+    text = line.decode()
+    return next(csv.reader([text], delimiter="\t")) if '"' in text or "\r" in text else text.split("\t")
 
 
 def _n_clips(mean: list[str], following: bytes, header: list[str]) -> int:

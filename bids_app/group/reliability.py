@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
@@ -18,7 +18,7 @@ MIN_PARTICIPANTS = 5
 """Minimum participants with two sessions for test-retest reliability."""
 
 
-def reliability_section(cohort: Cohort, out_dir: Path) -> Section:
+def reliability_section(cohort: Cohort) -> Section:
     """Build the section on test-retest reliability of predictions and split-half reliability of embeddings."""
     section = Section("reliability", "Reliability")
     _split_halves(section, cohort)
@@ -38,7 +38,7 @@ def reliability_section(cohort: Cohort, out_dir: Path) -> Section:
         "differences between sessions count as error, and ICC(3,1) for consistency, where they do not. Computed by "
         "task from the first sessions of each participant; runs of a session are averaged."
     )
-    section.figures.append(_figure(found, out_dir))
+    section.figures.append(_figure(found))
     section.tables.append(
         Table(
             "Test-retest reliability of predictions",
@@ -112,7 +112,7 @@ def _interval(estimate: Estimate) -> str:
     return f"{estimate.value:.2f} ({estimate.low:.2f} to {estimate.high:.2f})"
 
 
-def _figure(found: Sequence[tuple[str, np.ndarray, Reliability]], out_dir: Path) -> Figure:
+def _figure(found: Sequence[tuple[str, np.ndarray, Reliability]]) -> Figure:
     panels = [
         Pairs(
             title, table[:, 0], table[:, 1], ("first session", "second session"),
@@ -120,10 +120,10 @@ def _figure(found: Sequence[tuple[str, np.ndarray, Reliability]], out_dir: Path)
         )
         for title, table, icc in found[:6]
     ]  # fmt: skip
-    plot_pairs(panels, out_dir / FIGURES / "retest.svg", title="Test-retest reliability of predictions")
     return Figure(
         f"{FIGURES}/retest.svg",
         "Test-retest reliability of predictions",
         "Each point is a participant; the dashed line is identity.",
         "Scatter plots of predictions in the first and second session: " + "; ".join(p.title for p in panels) + ".",
+        partial(plot_pairs, panels, title="Test-retest reliability of predictions"),
     )

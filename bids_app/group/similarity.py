@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bids_app.bids.writer import write_json, write_tsv
+from bids_app.bids.writer import write_columns, write_json
 from bids_app.group.cohort import Cohort
 from bids_app.group.identity import (
     BINS,
@@ -24,6 +26,7 @@ from bids_app.group.identity import (
     standardise,
     suspected_swaps,
 )
+from bids_app.group.processes import AT_ONCE
 from bids_app.group.reading import RunRecord
 from bids_app.group.sites import runs_by_embedding
 from bids_app.group.statistics import proportion
@@ -64,26 +67,42 @@ MAP_SIZE = 1000
 class EmbeddingSet:
     """Embeddings of one model under one normalisation."""
 
-    name: str
+    kind: tuple[str, str]
+    """Model and normalisation."""
     runs: list[RunRecord]
-    values: np.ndarray
-    """(N, C) embeddings."""
-    units: np.ndarray
-    """(N, C) embeddings standardised within tasks, see `standardise`."""
     people: np.ndarray
     """(N,) int: index of the participant of each run."""
+    found: Future[ReIdentification] | None = None
+    """Re-identification of the participants; None without two participants, one with two runs."""
+
+    @property
+    def name(self) -> str:
+        """Name, such as ``neurostorm, voxel``."""
+        return ", ".join(self.kind)
+
+    @property
+    def values(self) -> np.ndarray:
+        """(N, C) embeddings; made anew each time, to save memory."""
+        return np.stack([run.vectors[self.kind].values for run in self.runs])
+
+    @property
+    def units(self) -> np.ndarray:
+        """(N, C) embeddings standardised within tasks, see `standardise`; made anew each time."""
+        return standardise(self.values, [run.entities.get("task", "") for run in self.runs])
 
 
-def collect_embeddings(cohort: Cohort) -> list[EmbeddingSet]:
-    """Collect the embeddings by model and normalisation, if there are at least two runs."""
+def collect_embeddings(cohort: Cohort, executor: Executor = AT_ONCE) -> list[EmbeddingSet]:
+    """Collect the embeddings by model and normalisation, if there are at least two runs, and have them compared."""
     sets = []
-    for (model, normalisation), runs in runs_by_embedding(cohort.runs).items():
+    session_of, _ = _session_indices(cohort)
+    for kind, runs in runs_by_embedding(cohort.runs).items():
         if len(runs) > 1:
-            values = np.stack([run.vectors[model, normalisation].values for run in runs])
             numbers = {name: i for i, name in enumerate(dict.fromkeys(run.participant for run in runs))}
-            people = np.array([numbers[run.participant] for run in runs])
-            tasks = [run.entities.get("task", "") for run in runs]
-            sets.append(EmbeddingSet(f"{model}, {normalisation}", runs, values, standardise(values, tasks), people))
+            each = EmbeddingSet(kind, runs, np.array([numbers[run.participant] for run in runs]))
+            if 1 < len(numbers) < len(runs):
+                sessions = np.array([session_of[run.stem] for run in runs])
+                each = replace(each, found=executor.submit(reidentify, each.units, each.people, sessions))
+            sets.append(each)
     return sets
 
 
@@ -141,7 +160,7 @@ def embedding_maps(sets: Sequence[EmbeddingSet]) -> list[EmbeddingMap]:
     return found
 
 
-def map_section(cohort: Cohort, maps: Sequence[EmbeddingMap], out_dir: Path) -> Section:
+def map_section(cohort: Cohort, maps: Sequence[EmbeddingMap]) -> Section:
     """Build the section with maps of the embeddings: interactive, and as figures by possible sources of variation."""
     section = Section("map", "Embedding maps", has_map=bool(maps))
     if not maps:
@@ -156,7 +175,7 @@ def map_section(cohort: Cohort, maps: Sequence[EmbeddingMap], out_dir: Path) -> 
         ]
         kind = "map" if each.method == "PCA" else "umap"
         numbers[kind] += 1
-        section.figures.append(_plot_map(clouds, f"{kind}{numbers[kind]}", each.title, out_dir))
+        section.figures.append(_map_figure(clouds, f"{kind}{numbers[kind]}", each.title))
     has_umap = _umap() is not None
     section.paragraphs.append(
         "Each point is a run. Features are standardised over runs."
@@ -172,18 +191,18 @@ def identity_section(cohort: Cohort, sets: Sequence[EmbeddingSet], out_dir: Path
         text = f"Different participants have identical embeddings, as copies of one series do: {copies}."
         section.remarks.append(Remark(BAD, text))
         LOGGER.warning("%s They count as several people; leave out the copies.", text)
-    sets = [found for found in sets if 1 < len(set(found.people)) < len(found.people)]
+    found = [each.found.result() for each in sets if each.found]
+    sets = [each for each in sets if each.found]
     if not sets:
         section.paragraphs.append("Re-identification requires embeddings of two participants, one with two runs.")
         return section
-    sessions, candidates = _session_indices(cohort)
-    found = [reidentify(s.units, s.people, np.array([sessions[run.stem] for run in s.runs])) for s in sets]
+    _, candidates = _session_indices(cohort)
     section.paragraphs.append(
         "Similarity is the cosine similarity of embeddings after standardising features over the runs of each task; 0 "
         f"is the average. A run is re-identified (Rank-1) if the most similar of all {candidates} is from the same "
         "participant; Chance is the Rank-1 accuracy of random similarities."
     )
-    section.figures += [_matrix(sets, out_dir), _histograms(sets, found, out_dir)]
+    section.figures += [_matrix(sets), _histograms(sets, found)]
     section.tables.append(_rank1_table(sets, found, candidates))
     best = int(np.argmax([re.hits.sum() / max(1, re.tried.sum()) for re in found]))
     _detect_swaps(section, sets[best], found[best], out_dir)
@@ -260,12 +279,12 @@ def _write_identity(embeddings: EmbeddingSet, found: ReIdentification, out_dir: 
     columns = {
         "participant_id": [run.participant for run in embeddings.runs],
         "run": [run.stem for run in embeddings.runs],
-        "similarity_own": np.round(found.own.astype(float), 4),
-        "similarity_other": np.round(found.other.astype(float), 4),
+        "similarity_own": np.round(found.own.astype(float), 4).tolist(),
+        "similarity_other": np.round(found.other.astype(float), 4).tolist(),
         "nearest_other": [embeddings.runs[i].stem if i >= 0 else "n/a" for i in found.nearest],
-        "margin": np.round(margins, 3),
+        "margin": np.round(margins.astype(float), 3).tolist(),
     }
-    path = write_tsv(out_dir / IDENTITY, columns)
+    path = write_columns(out_dir / IDENTITY, columns)
     write_json(path.with_suffix(".json"), IDENTITY_COLUMNS)
 
 
@@ -293,7 +312,7 @@ def _rank1_table(sets: Sequence[EmbeddingSet], found: Sequence[ReIdentification]
     return Table(f"Re-identification among {candidates}", headings, rows)
 
 
-def _matrix(sets: Sequence[EmbeddingSet], out_dir: Path) -> Figure:
+def _matrix(sets: Sequence[EmbeddingSet]) -> Figure:
     matrices = {}
     for embeddings in sets[:2]:
         shown = sample_for_matrix(embeddings.people, MAX_MATRIX_RUNS)
@@ -306,13 +325,12 @@ def _matrix(sets: Sequence[EmbeddingSet], out_dir: Path) -> Figure:
         f"Similarity of {n_shown} runs{selection}; squares on the diagonal are participants. The similarity of a "
         "run with itself is left out."
     )
-    plot_identity(matrices, out_dir / FIGURES / "identity.svg", title="Similarity matrix", description=description)
-    return Figure(f"{FIGURES}/identity.svg", "Similarity matrix", description, description)
+    plot = partial(plot_identity, matrices, title="Similarity matrix", description=description)
+    return Figure(f"{FIGURES}/identity.svg", "Similarity matrix", description, description, plot)
 
 
-def _histograms(sets: Sequence[EmbeddingSet], found: Sequence[ReIdentification], out_dir: Path) -> Figure:
+def _histograms(sets: Sequence[EmbeddingSet], found: Sequence[ReIdentification]) -> Figure:
     counts = {s.name: (re.same, re.different) for s, re in zip(sets, found, strict=True)}
-    plot_similarities(counts, BINS, out_dir / FIGURES / "similarities.svg", title="Similarity across sessions")
     means = "; ".join(
         f"{s.name}: {re.mean_same:z.2f} and {re.mean_different:z.2f}" for s, re in zip(sets, found, strict=True)
     )
@@ -321,13 +339,14 @@ def _histograms(sets: Sequence[EmbeddingSet], found: Sequence[ReIdentification],
         "Similarity within and between participants",
         "Well-separated distributions indicate embeddings that identify participants and are stable across sessions.",
         f"Histograms of similarity; means within and between participants are {means}.",
+        partial(plot_similarities, counts, BINS, title="Similarity across sessions"),
     )
 
 
-def _plot_map(clouds: Sequence[Cloud], file: str, title: str, out_dir: Path) -> Figure:
-    plot_clouds(clouds, out_dir / FIGURES / f"{file}.svg", title=title, columns=3)
+def _map_figure(clouds: Sequence[Cloud], file: str, title: str) -> Figure:
     shown = ", ".join(cloud.title.rpartition(": ")[2] for cloud in clouds)
-    return Figure(f"{FIGURES}/{file}.svg", title, f"Coloured by {shown}.", f"{title}; coloured by {shown}.")
+    plot = partial(plot_clouds, clouds, title=title, columns=3)
+    return Figure(f"{FIGURES}/{file}.svg", title, f"Coloured by {shown}.", f"{title}; coloured by {shown}.", plot)
 
 
 def _colourings(cohort: Cohort, runs: Sequence[RunRecord]):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
@@ -31,7 +31,7 @@ N_COMPONENTS = 10
 """Principal components of the embeddings for the comparison of sites."""
 
 
-def sites_section(cohort: Cohort, out_dir: Path) -> Section:
+def sites_section(cohort: Cohort) -> Section:
     """Build the section on differences between sites, over participants, corrected for multiple tests."""
     section = Section("sites", "Site effects")
     if not cohort.site_column:
@@ -68,7 +68,7 @@ def sites_section(cohort: Cohort, out_dir: Path) -> Section:
     )
     plotted = [name for name in order if name in averaged][:6]
     if plotted:
-        section.figures.append(_figure(plotted, averaged, sorted(sites[:MAX_SITES], key=natural_key), out_dir))
+        section.figures.append(_figure(plotted, averaged, sorted(sites[:MAX_SITES], key=natural_key)))
     section.tables.append(_table(order, tested, adjusted, differ))
     if differ:
         worst = ", ".join(f"{name} ({tested[name].effect:.0%})" for name in differ[:3])
@@ -107,21 +107,19 @@ def _sites_of(keys: Sequence[str]) -> list[str]:
     return [key.partition("\t")[0] for key in keys]
 
 
-def _figure(
-    names: Sequence[str], averaged: dict[str, tuple[list[str], np.ndarray]], sites: Sequence[str], out_dir: Path
-) -> Figure:
+def _figure(names: Sequence[str], averaged: dict[str, tuple[list[str], np.ndarray]], sites: Sequence[str]) -> Figure:
     groups = {}
     for name in names:
         keys, values = averaged[name]
         where = np.array(_sites_of(keys))
         groups[name] = [values[where == site] for site in sites]
-    plot_sites(groups, sites, out_dir / FIGURES / "sites.svg")
     return Figure(
         f"{FIGURES}/sites.svg",
         "Differences between sites",
         f"The {len(names)} measures with the largest effects{' (largest sites)' if len(sites) == MAX_SITES else ''}. "
         "Boxes show median and quartiles over participants.",
         f"Box plots by site of {', '.join(names)}.",
+        partial(plot_sites, groups, sites),
     )
 
 

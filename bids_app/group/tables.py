@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bids_app.bids.entities import ENTITY_ORDER, join_name
-from bids_app.bids.writer import atomic_path, write_json, write_tsv
+from bids_app.bids.writer import atomic_path, write_columns, write_json
 from bids_app.group.cohort import Cohort
 from bids_app.group.reading import Card, RunRecord
 from bids_app.outputs.schema import AdapterFacts
@@ -261,4 +261,4 @@ def _write(path: Path, rows: Rows, described: Mapping[str, Any] | None = None) -
     columns = as_columns(rows)
     if described is None:
         described = {name: DESCRIBED[name] for name in columns if name in DESCRIBED}
-    return [write_tsv(path, columns), write_json(path.with_suffix(".json"), described)]
+    return [write_columns(path, columns), write_json(path.with_suffix(".json"), described)]

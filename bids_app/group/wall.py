@@ -5,7 +5,8 @@ The thumbnails are made from the figures of the reports, and made again only whe
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,10 @@ def write_wall(runs: Sequence[RunRecord], out_dir: Path, n_procs: int) -> list[s
         be read.
     """
     folder, codes, strips = out_dir / FOLDER, [], []
+    names = {name: _names_of_figures(out_dir, name) for name in dict.fromkeys(run.participant for run in runs)}
     for run in runs:
-        found = [_first_figure(out_dir, run, kind["figures"]) for kind in spec()["group"]["thumbnails"]]
+        has = names[run.participant]
+        found = [_first_figure(out_dir, run, kind["figures"], has) for kind in spec()["group"]["thumbnails"]]
         codes.append("".join(str(index) for index, _ in found))
         if any(index for index, _ in found):
             strips.append(([path for _, path in found], folder / f"{run.stem}.jpg"))
@@ -167,12 +170,21 @@ def _metric(runs: Sequence[RunRecord], name: str) -> list[float | None]:
     return [run.quality.get(name) for run in runs]
 
 
-def _first_figure(out_dir: Path, run: RunRecord, labels: Sequence[str]) -> tuple[int, Path | None]:
+def _names_of_figures(out_dir: Path, participant: str) -> set[str]:
+    """Return the names of the files in the folder with a participant's figures."""
+    try:
+        return set(os.listdir(out_dir / participant / "figures"))
+    except (FileNotFoundError, NotADirectoryError):
+        return set()
+
+
+def _first_figure(
+    out_dir: Path, run: RunRecord, labels: Sequence[str], names: Collection[str]
+) -> tuple[int, Path | None]:
     """Return the index (from 1) and path of the first figure that a run has; 0 and None without one."""
-    folder = out_dir / run.participant / "figures"
     for index, label in enumerate(labels, start=1):
-        path = folder / f"{run.stem}_desc-{label}_bold.svg"
-        if path.is_file():
+        name = f"{run.stem}_desc-{label}_bold.svg"
+        if name in names and (path := out_dir / run.participant / "figures" / name).is_file():
             return index, path
     return 0, None
 

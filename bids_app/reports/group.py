@@ -6,7 +6,7 @@ complete file, so that the page stays small for large cohorts. All text from fil
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote
@@ -65,6 +65,8 @@ class Figure:
     title: str
     caption: str
     alt: str
+    plot: Callable[[Path], object]
+    """Writes the figure to a file."""
 
     @property
     def name(self) -> str:

@@ -28,6 +28,7 @@ from bids_app.bids.writer import (
     dataset_uri,
     output_path,
     remove_leftovers,
+    write_columns,
     write_json,
     write_text,
     write_tsv,
@@ -146,6 +147,27 @@ def test_writing_below_a_file_raises(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CannotCreateError, match="cannot be written"):
         write_text(tmp_path / "file" / "inner.txt", "text")
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {},
+        {"a": []},
+        {"a": ["x", "", "n/a"], "b": [1, 2, 3]},
+        {"a": [1, 2.5, 2**53 + 1, None]},
+        {"a": [1, None], "b": [None, None], "c": [0.1, None]},
+        {"a": ["x", 1, 2.0, True, None, math.nan]},
+        {"a": [True, False], "b": [1, True]},
+        {"a": ['with "quotes"', "with\ta tab"], "b": ["on two\nlines", "carriage\rreturn"]},
+        {"a": [1e16, 1e15, 1e-4, 1e-5, 5e-324, -0.0, math.inf, math.nan, 0.1 + 0.2]},
+        {"a": (10.0 ** np.random.default_rng(0).uniform(-20, 20, 2000)).tolist()},
+    ],
+)
+def test_columns_are_written_as_pandas_writes_them(columns, tmp_path):
+    assert (
+        write_columns(tmp_path / "a.tsv", columns).read_bytes() == write_tsv(tmp_path / "b.tsv", columns).read_bytes()
+    )
 
 
 def test_copy_has_the_same_content(tmp_path):

@@ -160,3 +160,7 @@ def test_copies_of_a_run_under_other_labels_are_found_once():
     values[2 * 3 + 1] = values[2 * 1 + 1]
     values[2 * 5] = values[2 * 5 + 1]  # of one participant
     assert find_copies(values, people) == [(1, 3)]
+
+
+def test_copies_may_differ_in_the_sign_of_zero():
+    assert find_copies(np.array([[0.0, 1], [1, 1], [-0.0, 1]]), np.arange(3)) == [(0, 2)]

@@ -15,19 +15,6 @@ from bids_app.group.similarity import collect_embeddings, embedding_maps, identi
 from bids_app.group.sites import sites_section
 
 
-@pytest.fixture(autouse=True)
-def without_figures(request, monkeypatch):
-    """Skip plotting, which is slow and tested separately; the finished page has figures."""
-    for module, names in {
-        "similarity": ("plot_clouds", "plot_identity", "plot_similarities"),
-        "quality": ("plot_distributions", "plot_pairs"),
-        "reliability": ("plot_pairs",),
-        "sites": ("plot_sites",),
-    }.items():
-        for name in names:
-            monkeypatch.setattr(f"bids_app.group.{module}.{name}", lambda *_, **__: None)
-
-
 def remarks(section):
     return {remark.level: remark.text for remark in section.remarks}
 
@@ -66,7 +53,7 @@ def test_the_page_is_reproducible(finished):
 
 def test_a_prediction_correlated_with_motion_is_flagged(make_group):
     group = make_group(participants=60, sessions=1, motion_in_age=300)
-    section = motion_section(group.write_tables(), group.out)
+    section = motion_section(group.write_tables())
     text = remarks(section)["bad"]
     r, low, high = map(float, re.search(r"r = ([\d.]+) \(([\d.]+) to ([\d.]+)\)", text).groups())
     assert 0.3 < low < r < high < 1
@@ -75,12 +62,12 @@ def test_a_prediction_correlated_with_motion_is_flagged(make_group):
 
 def test_an_uncorrelated_prediction_is_not_flagged(make_group):
     group = make_group(participants=60, sessions=1)
-    assert set(remarks(motion_section(group.write_tables(), group.out))) == {"good"}
+    assert set(remarks(motion_section(group.write_tables()))) == {"good"}
 
 
 def test_runs_are_averaged_by_participant(make_group):
     group = make_group(participants=20, sessions=3)
-    section = motion_section(group.write_tables(), group.out)
+    section = motion_section(group.write_tables())
     assert table(section, "Correlation").rows[0][3].text == "20"
 
 
@@ -130,7 +117,7 @@ def test_site_effects_are_found_and_p_is_corrected(make_group):
     for number in range(3, 46, 3):  # all of the first site
         path = next(group.out.glob(f"sub-{number:02d}/func/*_metrics.json"))
         edit(path, lambda content: content["quality"].update(tsnr=content["quality"]["tsnr"] - 30))
-    section = sites_section(group.write_tables(), group.out)
+    section = sites_section(group.write_tables())
     rows = {row[0].text: row for row in table(section, "Differences").rows}
     differ = {name for name, row in rows.items() if row[5].text == "sites differ"}
     assert differ == {"Temporal SNR", "Embedding of made, global", "Embedding of made, voxel"}
@@ -141,7 +128,7 @@ def test_site_effects_are_found_and_p_is_corrected(make_group):
 def test_a_missing_site_column_is_reported(make_group):
     group = make_group(participants=4, sessions=1)
     (group.raw / "participants.tsv").write_text("participant_id\tage\nsub-01\t30\n")
-    section = sites_section(group.write_tables(), group.out)
+    section = sites_section(group.write_tables())
     assert "no column with sites" in section.paragraphs[0]
 
 
@@ -200,7 +187,7 @@ def test_swap_detection_is_skipped_without_reidentification(make_group):
 
 def test_reliability_of_predictions_equals_the_simulation(make_group):
     group = make_group(participants=60)
-    section = reliability_section(group.write_tables(), group.out)
+    section = reliability_section(group.write_tables())
     cells = [cell.text for cell in table(section, "Test-retest reliability of predictions").rows[0]]
     low, high = map(float, cells[2].split(" to "))
     truth = 300 / (300 + 16)  # ages sampled uniformly from 20 to 80, error SD 4 years
@@ -223,7 +210,7 @@ def test_umap_is_plotted_if_installed(make_group, monkeypatch):
     group = make_group(participants=20, sessions=1)
     cohort = group.write_tables()
     monkeypatch.setitem(sys.modules, "umap", None)
-    section = map_section(cohort, embedding_maps(collect_embeddings(cohort)), group.out)
+    section = map_section(cohort, embedding_maps(collect_embeddings(cohort)))
     assert "Install the package umap-learn" in section.paragraphs[0]
     assert len(section.figures) == 2
 
@@ -238,7 +225,7 @@ def test_umap_is_plotted_if_installed(make_group, monkeypatch):
     module = ModuleType("umap")
     module.UMAP = UMAP
     monkeypatch.setitem(sys.modules, "umap", module)
-    section = map_section(cohort, embedding_maps(collect_embeddings(cohort)), group.out)
+    section = map_section(cohort, embedding_maps(collect_embeddings(cohort)))
     assert [figure.title.endswith("UMAP") for figure in section.figures] == [False, True, False, True]
 
 

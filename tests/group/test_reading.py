@@ -60,6 +60,11 @@ def test_a_label_named_mean_is_not_a_mean_row():
     assert [row[0] for row in rows] == ["mean"]
 
 
+def test_cells_may_be_quoted_and_lines_may_end_as_on_windows():
+    table = b'clip\tonset\tduration\t"a ""label"""\r\nmean\t0.0\t16.0\t"x\ty"\r\n0\t0.0\t16.0\tx\r\n'
+    assert mean_rows(table) == (["clip", "onset", "duration", 'a "label"'], [["mean", "0.0", "16.0", "x\ty"]])
+
+
 def test_broken_files_are_listed_and_others_are_kept(make_group, section_text):
     group = make_group(participants=4, sessions=1)
     truncate(embeddings_of(group, "01"))

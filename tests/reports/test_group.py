@@ -3,6 +3,7 @@
 import re
 from functools import partial
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_remarks_are_limited_and_sorted_by_severity():
 
 def test_text_from_files_is_escaped():
     cell = Cell(EVIL, level=WARN)
-    figure = Figure("a.svg", EVIL, EVIL, EVIL)
+    figure = Figure("a.svg", EVIL, EVIL, EVIL, Path.touch)
     evil = Section("x", EVIL, [EVIL], [figure], [Table(EVIL, (EVIL,), [(cell, cell)])], [Remark(BAD, EVIL)])
     found = Elements(render_page(page_of(evil, notes=(EVIL,), research_only=(EVIL,))))
     assert [element.get("type") for element in found.of("script")] == ["application/json", None]
@@ -113,7 +114,7 @@ def test_untrained_encoders_are_named_at_the_top():
 
 
 def test_sections_tables_and_figures_are_accessible():
-    figures = [Figure("a.svg", "A", "What it shows", "A chart of it")]
+    figures = [Figure("a.svg", "A", "What it shows", "A chart of it", Path.touch)]
     found = Elements(
         render_page(page_of(Section("x", "X", figures=figures, tables=[Table("T", ("H",), [(Cell("1"),)])])))
     )
