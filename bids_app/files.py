@@ -122,7 +122,9 @@ def read_file(path: Path, max_bytes: int) -> bytes:
         size = os.fstat(file.fileno()).st_size
         content = b""
         if size <= max_bytes:
-            content = file.read(max_bytes + 1)
+            content = file.read(size + 1)  # reading reserves as much memory as may be read
+            if len(content) > size:  # it grows
+                content += file.read(max_bytes + 1 - len(content))
             size = len(content)
     if size <= max_bytes:
         return content

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -173,6 +174,16 @@ def test_a_file_that_becomes_a_pipe_while_it_is_opened_is_refused(tmp_path: Path
     monkeypatch.setattr(files, "check_regular", lambda path: None)
     with pytest.raises(NoInputError, match="was replaced"):
         open_regular(path)
+
+
+def test_reading_takes_the_memory_of_the_file_and_not_of_its_limit(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_bytes(b"1" * 1000)
+    tracemalloc.start()
+    read_file(path, 10**9)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**6
 
 
 def test_a_file_up_to_its_limit_is_read(tmp_path: Path) -> None:
