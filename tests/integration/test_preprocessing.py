@@ -68,7 +68,9 @@ class Truth:
         self.cortex_in_boldref = apply_matrix(np.linalg.inv(boldref_to_t1w @ between), in_t1w)
 
 
-@pytest.mark.parametrize(("with_t1w", "median_mm"), [(True, 1.5), (False, 3.5)])
+# Without a T1w image, medians of 2.6 to 3.7 mm were measured for six simulated heads, and of 3.3 to 5.2 mm for three
+# real ones.
+@pytest.mark.parametrize(("with_t1w", "median_mm"), [(True, 1.5), (False, 4.5)])
 def test_a_simulated_run_is_recovered(dataset, tmp_path, with_t1w, median_mm):
     run = go(dataset, tmp_path, with_t1w)
     truth = Truth(dataset, run)
