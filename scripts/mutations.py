@@ -690,9 +690,50 @@ MUTATIONS: tuple[Mutation, ...] = (
     Mutation(
         "a file that grows while it is read is refused",
         "bids_app/files.py",
-        "            content = file.read(max_bytes + 1)\n            size = len(content)\n",
-        "            content = file.read(max_bytes + 1)\n",
+        "            size = len(content)\n",
+        "",
         ("test_files.py::test_a_file_that_grows_while_it_is_read_is_refused",),
+    ),
+    Mutation(
+        "reading reserves memory for the file only",
+        "bids_app/files.py",
+        "file.read(size + 1)",
+        "file.read(max_bytes + 1)",
+        ("test_files.py::test_reading_takes_the_memory_of_the_file_and_not_of_its_limit",),
+    ),
+    Mutation(
+        "fields do not fold",
+        "bids_app/preprocess/registration/diffeomorphic.py",
+        "        if not folded.any():",
+        "        if True:",
+        ("preprocess/registration/test_diffeomorphic.py::test_a_field_that_folds_is_smoothed_there_only",),
+    ),
+    Mutation(
+        "steep fields are inverted by half steps",
+        "bids_app/preprocess/registration/diffeomorphic.py",
+        "compose(inverse, field) / 2",
+        "compose(inverse, field)",
+        ("preprocess/registration/test_diffeomorphic.py::test_steep_fields_are_inverted",),
+    ),
+    Mutation(
+        "voxels outside the masks do not deform their surroundings",
+        "bids_app/preprocess/registration/diffeomorphic.py",
+        "mask = (seen[0][1] > 0.5) & (seen[1][1] > 0.5)",
+        "mask = seen[0][1] > 0.5",
+        (
+            "preprocess/registration/test_diffeomorphic.py::"
+            "test_what_is_outside_the_masks_does_not_deform_its_surroundings",
+        ),
+    ),
+    Mutation(
+        "the deformation has the same bits for any number of threads",
+        "bids_app/preprocess/registration/diffeomorphic.py",
+        "with torch_threads(1):",
+        "with torch_threads(torch.get_num_threads()):",
+        (
+            "preprocess/registration/test_diffeomorphic.py::"
+            "test_the_result_does_not_depend_on_threads_and_leaves_their_number",
+        ),
     ),
     Mutation(
         "JSON is limited in depth",
@@ -1518,7 +1559,7 @@ MUTATIONS: tuple[Mutation, ...] = (
         ("preprocess/registration/test_plausibility.py::test_scales_that_hardly_raise_the_similarity_are_no_sign",),
     ),
     Mutation(
-        "SyN compares what is within both brain masks",
+        "the deformation of a T1w compares what is within both brain masks",
         "bids_app/preprocess/registration/t1w_to_template.py",
         "near, counted = attempt.within or (attempt.near, None)",
         "near, counted = attempt.near, None",

@@ -56,8 +56,8 @@ class PreparedT1w:
     """A bias-corrected T1w image at 2 mm, and its bias field.
 
     ``source`` is the first file; ``merged`` is the mean image at its resolution if several were averaged, and ``used``
-    lists these. ``stripped``: the input was skull-stripped. ``coarse``: its voxels are larger than 2 mm. ``brain`` is
-    the brain mask at 2 mm; None: brain extraction failed.
+    lists these. ``stripped``: the input was skull-stripped. ``brain`` is the brain mask at 2 mm; None: brain extraction
+    failed.
     """
 
     source: Path
@@ -67,7 +67,6 @@ class PreparedT1w:
     merged: Path | None = None
     used: tuple[Path, ...] = ()
     stripped: bool = False
-    coarse: bool = False
     brain: Path | None = None
     quality: dict[str, float] = field(default_factory=dict)
 
@@ -152,7 +151,6 @@ def prepare_t1w(t1w: Path, out_dir: Path, repeats: Sequence[Path] = (), seed: in
         merged=merged,
         used=mean.used,
         stripped=stripped,
-        coarse=coarse,
         brain=mask,
         quality=quality,
     )
@@ -286,9 +284,14 @@ def bias_field(image: Image, where: np.ndarray, out_dir: Path, shrink: int = 3) 
 
 
 def normalise_t1w(
-    prepared: PreparedT1w, out_dir: Path, template: str | None = None, seed: int = 1, lesion: Path | None = None
+    prepared: PreparedT1w,
+    out_dir: Path,
+    template: str | None = None,
+    seed: int = 1,
+    lesion: Path | None = None,
+    device: str = "cpu",
 ) -> Anatomy:
-    """Align a T1w image with the template (rigid, affine, SyN), warp the brain mask to it and segment tissues.
+    """Align a T1w image with the template (rigid, affine, diffeomorphic), warp the brain mask, and segment tissues.
 
     Parameters
     ----------
@@ -299,6 +302,8 @@ def normalise_t1w(
     seed : int
     lesion : pathlib.Path, optional
         Lesion mask in the space of ``prepared.source``, left out of the registration.
+    device : str
+        Torch device.
 
     Raises
     ------
@@ -312,7 +317,7 @@ def normalise_t1w(
     brain = None if prepared.brain is None else read_volume(prepared.brain)[0] > 0.5
     healthy = None if lesion is None else outside_lesion(lesion, moving, brain)
     found, quality, warnings = align_with_template(
-        target, moving, prepared.source.name, out_dir, seed, brain, prepared.coarse, healthy
+        target, moving, prepared.source.name, out_dir, seed, brain, healthy, device
     )
     mask = warp_mask(target, moving, found.inverse) if brain is None else brain
     tissues = segment(moving.data, mask, _priors(target, moving, found.inverse, mask))

@@ -331,7 +331,7 @@ class ModelSettings:
         "--device",
         default="auto",
         group=MODEL,
-        help="device of head motion, resampling and model: auto, cpu, cuda or cuda:N",
+        help="device of head motion, T1w registration, resampling and model: auto, cpu, cuda or cuda:N",
     )
     embeddings_only: bool = option(
         "--level",

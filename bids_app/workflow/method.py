@@ -101,7 +101,7 @@ def add_anatomy(graph: Graph, run: BoldRun, context: RunContext) -> AnatomySteps
     normalised = graph.step(
         f"{name}_normalise",
         nodes.normalise_anatomy,
-        does=f"T1w: register to {context.template} (rigid, affine, SyN), segment tissues",
+        does=f"T1w: register to {context.template} (rigid, affine, diffeomorphic), segment tissues",
         sentences=(
             Sentence("t1w_template", context.template_values),
             *((Sentence("t1w_lesion"),) if run.lesion else ()),
@@ -114,6 +114,7 @@ def add_anatomy(graph: Graph, run: BoldRun, context: RunContext) -> AnatomySteps
         seed=seed,
         required=wanted.fail_without_t1w,
         memory_gb=2,
+        **context.device,
     )
     outputs = graph.step(
         f"{name}_outputs",

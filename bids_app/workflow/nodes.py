@@ -82,6 +82,7 @@ def normalise_anatomy(
     out_dir: Path,
     lesion: Path | None = None,
     stamp: str = "",
+    device: str = "cpu",
 ) -> Anatomy | UnusableT1w:
     """Register a T1w image to the template; if that fails, raise an error only if the image is ``required``.
 
@@ -90,7 +91,7 @@ def normalise_anatomy(
     if isinstance(prepared, UnusableT1w):
         return prepared
     try:
-        return normalise_t1w(prepared, out_dir, template, seed, lesion)
+        return normalise_t1w(prepared, out_dir, template, seed, lesion, choose_device(device))
     except RegistrationError as error:
         if required:
             raise

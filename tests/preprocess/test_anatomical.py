@@ -16,6 +16,7 @@ from bids_app.preprocess import anatomical as anatomy
 from bids_app.preprocess import anatomical as module
 from bids_app.preprocess.anatomical import bias_field, find_t1w_brain, is_stripped, normalise_t1w, prepare_t1w, segment
 from bids_app.preprocess.io.images import read_volume, save_image
+from bids_app.preprocess.registration import diffeomorphic
 from bids_app.preprocess.registration import t1w_to_template as normalisation
 from bids_app.preprocess.registration.ants import Image, Registration, dice
 from bids_app.preprocess.registration.spaces import chain_between
@@ -138,7 +139,7 @@ def test_a_correct_alignment_passes_and_a_shifted_or_rotated_one_fails():
 
 
 class FakeRegister:
-    """A fake of ANTs: returns given matrices one after the other, and records its stages."""
+    """A fake of the diffeomorphic registration: returns given matrices one after the other, and records its input."""
 
     def __init__(self, *matrices):
         self.matrices = list(matrices)
@@ -147,8 +148,8 @@ class FakeRegister:
         self.fixed_masks = []
         self.masks = []
 
-    def __call__(self, fixed, moving, mask, stages, out_dir, *, start=None, seed=1, name="", moving_mask=None):
-        self.starts.append(start)
+    def __call__(self, fixed, moving, mask, moving_mask, matrix, out_dir, **_):
+        self.starts.append(matrix)
         self.fixed_masks.append(mask)
         self.masks.append(moving_mask)
         self.moving.append(moving)
@@ -178,7 +179,7 @@ def prepared(unmasked, tmp_path):
 def test_the_whole_head_is_registered_if_the_brain_alone_fails(prepared, tmp_path, monkeypatch):
     wrong = rigid((0, 0, 0), (0, 60, 0))
     registered = FakeRegister(wrong, wrong, np.eye(4))
-    monkeypatch.setattr(normalisation, "register", registered)
+    monkeypatch.setattr(diffeomorphic, "register_diffeomorphically", registered)
     monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
     found = normalise_t1w(prepared, tmp_path)
     assert "by the whole head" in found.warnings[0]
@@ -195,7 +196,7 @@ def test_the_mask_is_the_extracted_brain_or_else_that_of_the_template(prepared, 
     own[:, :, : own.shape[2] // 4] = False
     save_image(prepared.brain, own.astype(np.uint8), template.affine)
     monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
-    monkeypatch.setattr(normalisation, "register", FakeRegister(*[np.eye(4)] * 5))
+    monkeypatch.setattr(diffeomorphic, "register_diffeomorphically", FakeRegister(*[np.eye(4)] * 5))
     found = normalise_t1w(prepared, tmp_path)
     np.testing.assert_array_equal(read_volume(found.mask)[0] > 0.5, own)
     assert found.quality["norm_mask_dice"] == pytest.approx(dice(own, template.mask), abs=0.01)
@@ -210,7 +211,7 @@ def test_a_lesion_is_left_out_of_all_registrations(prepared, tmp_path, monkeypat
     linear_masks = []
     monkeypatch.setattr(normalisation, "best_start", lambda *args: (linear_masks.append(args[-1]), np.eye(4))[1])
     registered = FakeRegister(np.eye(4))
-    monkeypatch.setattr(normalisation, "register", registered)
+    monkeypatch.setattr(diffeomorphic, "register_diffeomorphically", registered)
     assert normalise_t1w(prepared, tmp_path, lesion=path).lesion == path
     for mask, brain in ((linear_masks[0], True), (registered.masks[0], template.mask)):
         distance = ndimage.distance_transform_edt(lesion == 0, 2.0)
@@ -226,7 +227,7 @@ def test_brains_are_warped_by_what_is_within_both_masks(prepared, unmasked, tmp_
     save_image(prepared.brain, own.astype(np.uint8), template.affine)
     monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
     registered = FakeRegister(np.eye(4), np.eye(4))
-    monkeypatch.setattr(normalisation, "register", registered)
+    monkeypatch.setattr(diffeomorphic, "register_diffeomorphically", registered)
     normalise_t1w(prepared, tmp_path)
     normalise_t1w(unmasked, tmp_path)
     np.testing.assert_array_equal(registered.fixed_masks[0], template.mask)
@@ -286,7 +287,7 @@ def test_the_brain_of_a_skull_stripped_image_is_all_that_is_shown(head, monkeypa
 
 def test_a_second_attempt_is_made_and_reported(unmasked, tmp_path, monkeypatch):
     wrong = rigid((0, 0, 0), (0, 60, 0))
-    monkeypatch.setattr(normalisation, "register", FakeRegister(wrong, np.eye(4)))
+    monkeypatch.setattr(diffeomorphic, "register_diffeomorphically", FakeRegister(wrong, np.eye(4)))
     monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
     found = normalise_t1w(unmasked, tmp_path)
     assert "second attempt" in found.warnings[0]
@@ -298,7 +299,7 @@ def test_a_second_attempt_is_made_and_reported(unmasked, tmp_path, monkeypatch):
 def test_no_warp_is_tried_after_a_poor_linear_alignment(unmasked, tmp_path, monkeypatch):
     monkeypatch.setattr(normalisation, "likely_cause", lambda *args: " Likely cause: upside down?")
     registered = FakeRegister()
-    monkeypatch.setattr(normalisation, "register", registered)
+    monkeypatch.setattr(diffeomorphic, "register_diffeomorphically", registered)
     monkeypatch.setattr(normalisation, "best_start", lambda *args: rigid((0, 0, 0), (0, 90, 0)))
     with pytest.raises(RegistrationError, match="before warping"):
         normalise_t1w(unmasked, tmp_path)
@@ -308,7 +309,7 @@ def test_no_warp_is_tried_after_a_poor_linear_alignment(unmasked, tmp_path, monk
 def test_two_failed_attempts_name_the_file_and_the_check(unmasked, tmp_path, monkeypatch):
     monkeypatch.setattr(normalisation, "likely_cause", lambda *args: " Likely cause: upside down?")
     wrong = rigid((0, 0, 0), (0, 60, 0))
-    monkeypatch.setattr(normalisation, "register", FakeRegister(wrong, wrong))
+    monkeypatch.setattr(diffeomorphic, "register_diffeomorphically", FakeRegister(wrong, wrong))
     monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
     with pytest.raises(RegistrationError, match=r"sub-01_T1w.nii.gz: could not be aligned .* correlation") as error:
         normalise_t1w(unmasked, tmp_path)
@@ -350,13 +351,13 @@ def test_after_a_doubtful_alignment_the_better_of_two_is_kept(unmasked, tmp_path
     monkeypatch.setattr(normalisation, "MIN_CORRELATION", 0.0)
     monkeypatch.setattr(normalisation, "best_start", lambda *args: np.eye(4))
     registered = FakeRegister(larger, np.eye(4))
-    monkeypatch.setattr(normalisation, "register", registered)
+    monkeypatch.setattr(diffeomorphic, "register_diffeomorphically", registered)
     target, moving = load_template(), Image(*read_volume(unmasked.image))
     _, quality, warnings = align_with_template(target, moving, "sub-01_T1w.nii.gz", tmp_path, 1)
     assert len(registered.starts) == 2
     assert quality["norm_correlation"] > 0.99
     assert "second attempt" in warnings[0]
-    monkeypatch.setattr(normalisation, "register", FakeRegister(larger, larger))
+    monkeypatch.setattr(diffeomorphic, "register_diffeomorphically", FakeRegister(larger, larger))
     assert align_with_template(target, moving, "", tmp_path, 1)[2] == ()  # no better: the first stays
 
 

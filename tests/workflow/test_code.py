@@ -95,6 +95,14 @@ def test_the_interpolation_on_gpus_affects_what_uses_it(changed_by) -> None:
     assert {"head motion", "confounds"} <= changed
 
 
+def test_the_deformation_of_a_t1w_affects_what_uses_it(changed_by) -> None:
+    changed = changed_by(
+        "preprocess/registration/diffeomorphic.py", "step: float = 0.2", instead_of="step: float = 0.3"
+    )
+    assert "registration of the T1w" in changed
+    assert "head motion" not in changed
+
+
 def test_each_source_of_the_kernels_belongs_to_a_module() -> None:
     folder = Path(bids_app.__file__).parent / "model" / "csrc"
     assert {Path(file).name for files in code.SOURCE_FILES.values() for file in files} == {

@@ -248,14 +248,14 @@ def test_other_resources_repeat_no_step(run: BoldRun, context: RunContext, monke
 def test_another_device_repeats_the_steps_that_use_it_and_what_follows(run: BoldRun, context: RunContext) -> None:
     before, after = stamps_with(run, context, device="cpu"), stamps_with(run, context, device="cuda")
     same = {name.rpartition("_")[2] for name in before if before[name] == after[name]}
-    assert same == {"prepare", "normalise", "outputs", "examine", "hashes"}
+    assert same == {"prepare", "examine", "hashes"}
 
 
 def test_steps_that_can_use_the_gpu_run_one_at_a_time(run: BoldRun, context: RunContext) -> None:
     graph = Graph(stamped=False)
     add_run(graph, run, replace(context, on_gpu=True))
     found = {name.rpartition("_")[2] for name, step in graph.steps.items() if step.gpu}
-    assert found == {"hmc", "grid", "encode"}
+    assert found == {"normalise", "hmc", "grid", "encode"}
 
 
 def test_weights_with_other_bytes_repeat_the_steps_of_the_model_whatever_their_times(

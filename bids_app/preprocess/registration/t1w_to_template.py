@@ -1,4 +1,4 @@
-"""Normalisation of a T1w image: rigid, affine and SyN registration with the template, with quality checks."""
+"""Normalisation of a T1w image: rigid, affine and diffeomorphic registration with the template, with quality checks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from bids_app.preprocess.registration.ants import (
     centre_of_mass,
     correlation,
     dice,
-    register,
 )
 from bids_app.preprocess.registration.t1w_plausibility import (
     TURN_GAIN,
@@ -36,18 +35,15 @@ LINEAR_STAGES = (
     Stage("Rigid[0.1]", (100, 50), (4, 2), (3, 1)),
     Stage("Affine[0.1]", (100, 50), (4, 2), (3, 1)),
 )
-SYN = Stage("SyN[0.3,3,0]", (100, 70, 10), (4, 2, 1), (2, 1, 0), "MI[{fixed},{moving},1,32]", "1e-7,8")
-SYN_OF_COARSE = replace(SYN, iterations=(100, 70, 30))
-"""Images with voxels above 2 mm need more iterations at the last level."""
 MARGIN_MM = 4.0
 """The linear metric is computed in the template's brain and this far around it, which includes the edge of the brain.
-That of SyN is computed within both brains: their masks do not end at the same distance from the cortex, and matching
-their edges would displace it."""
+The diffeomorphic registration compares what is within both brains: their masks do not end at the same distance from
+the cortex, and matching their edges would displace it."""
 HEAD_MARGIN_MM = 8.0
 """The same for images with the head."""
 MIN_CORRELATION = 0.55
 MIN_LINEAR_CORRELATION = 0.3
-"""Minimum correlation before SyN, in the brain and its margin."""
+"""Minimum correlation after the affine registration, in the brain and its margin."""
 MIN_COVERAGE = 0.80
 WHOLE_BRAIN = 0.9
 """Fraction of the template's brain in the field of view below which that is the likely cause of a failed alignment."""
@@ -78,7 +74,7 @@ class Attempt:
     starts: tuple[np.ndarray, ...]
     warning: str = ""
     within: tuple[np.ndarray, np.ndarray] | None = None
-    """Brains of template and T1w, bool: masks of SyN's metric; None: ``near``."""
+    """Brains of template and T1w, bool: masks of the diffeomorphic registration; None: ``near``."""
 
     def score(self, matrix: np.ndarray) -> float:
         """Compute the correlation in the mask for a matrix, template to T1w."""
@@ -93,8 +89,8 @@ def align_with_template(
     out_dir: Path,
     seed: int,
     brain: np.ndarray | None = None,
-    coarse: bool = False,
     healthy: np.ndarray | None = None,
+    device: str = "cpu",
 ) -> tuple[Registration, dict[str, float], tuple[str, ...]]:
     """Align a T1w image with the template, in up to three attempts.
 
@@ -114,10 +110,10 @@ def align_with_template(
     seed : int
     brain : numpy.ndarray, (X, Y, Z) bool, optional
         Brain mask on the grid of ``moving``.
-    coarse : bool
-        The voxels of the original image are larger than 2 mm.
     healthy : numpy.ndarray, (X, Y, Z) bool, optional
         Voxels outside lesions on the grid of ``moving``: mask of the metric.
+    device : str
+        Torch device of the diffeomorphic registration.
 
     Returns
     -------
@@ -129,7 +125,8 @@ def align_with_template(
     RegistrationError
         No attempt passed the quality checks.
     """
-    syn = (SYN_OF_COARSE if coarse else SYN,)
+    from bids_app.preprocess.registration.diffeomorphic import register_diffeomorphically  # imports torch
+
     failures: list[str] = []
     last: tuple[Attempt, np.ndarray] | None = None
     passed: list[tuple[Registration, dict[str, float], tuple[str, ...]]] = []
@@ -159,16 +156,15 @@ def align_with_template(
             near, counted = attempt.within or (attempt.near, None)
             if counted is not None and healthy is not None:
                 counted = counted & healthy
-            found = register(
+            found = register_diffeomorphically(
                 attempt.fixed,
                 attempt.moving,
                 near,
-                syn,
+                healthy if counted is None else counted,
+                matrix,
                 out_dir,
-                start=matrix,
-                seed=seed,
                 name=label,
-                moving_mask=healthy if counted is None else counted,
+                device=device,
             )
         except RegistrationError as error:
             failures = [error.message]
