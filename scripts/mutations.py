@@ -726,16 +726,6 @@ MUTATIONS: tuple[Mutation, ...] = (
         ),
     ),
     Mutation(
-        "the deformation has the same bits for any number of threads",
-        "bids_app/preprocess/registration/diffeomorphic.py",
-        "with torch_threads(1):",
-        "with torch_threads(torch.get_num_threads()):",
-        (
-            "preprocess/registration/test_diffeomorphic.py::"
-            "test_the_result_does_not_depend_on_threads_and_leaves_their_number",
-        ),
-    ),
-    Mutation(
         "JSON is limited in depth",
         "bids_app/files.py",
         "        if depth > MAX_DEPTH:\n",

@@ -105,11 +105,16 @@ def test_what_is_outside_the_masks_does_not_deform_its_surroundings(head, tmp_pa
 
 
 def test_the_result_does_not_depend_on_threads_and_leaves_their_number(deformed, tmp_path):
+    fixed, moving, *masks = (
+        Image(each.data.repeat(3, axis=0), each.affine) if isinstance(each, Image) else each.repeat(3, axis=0)
+        for each in deformed[:4]
+    )  # PyTorch splits sums of more than 32,768 values
+    once = Settings(iterations=(2,), shrinks=(1,), sigmas=(0.0,), update_sigmas=(1.0,))
     before, found = torch.get_num_threads(), []
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
-            register_diffeomorphically(*deformed[:4], ALIGNED, tmp_path, name=str(threads), settings=FAST)
+            register_diffeomorphically(fixed, moving, *masks, ALIGNED, tmp_path, name=str(threads), settings=once)
             assert torch.get_num_threads() == threads
             found.append((tmp_path / f"{threads}_Composite.h5").read_bytes())
     finally:
@@ -145,9 +150,9 @@ def test_an_image_that_cannot_be_registered_is_named_with_the_reason(deformed, s
 
 
 def steep_field() -> torch.Tensor:
-    """A field that compresses to 0.15 in the middle, and stretches by more than 2 beside it."""
+    """A field that stretches by more than 2 in the middle, and compresses to about a third beside it."""
     x = np.arange(40) - 19.5
-    shift = -1.7 * x * np.exp(-((x / 4) ** 2) / 2) * 0.5
+    shift = 1.45 * x * np.exp(-((x / 4) ** 2) / 2)
     field = np.zeros((3, 40, 12, 12), np.float32)
     field[0] = shift[:, None, None]
     return torch.from_numpy(field)
@@ -155,7 +160,8 @@ def steep_field() -> torch.Tensor:
 
 def test_steep_fields_are_inverted():
     field = steep_field()
-    assert jacobians(field).min() < 0.25
+    assert jacobians(field).min() < 0.5
+    assert jacobians(field).max() > 2.2
     error = compose(invert(field), field)[:, 4:-4, 2:-2, 2:-2]
     assert error.abs().max() < 0.01  # voxels
 
