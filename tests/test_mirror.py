@@ -13,7 +13,6 @@ WITHOUT_COUNTERPART = {"integration", "parity", "container", "fuzz", "golden"}
 """Folders of tests that do not mirror a module."""
 OF_SEVERAL_MODULES = {
     "bids/test_nipreps_names.py": "output names, compared with the specification of niworkflows",
-    "group/test_page.py": "the sections of one page",
     "group/test_in_browser.py": "that page in a browser",
     "reports/test_in_browser.py": "the participant page in a browser",
     "reports/test_viewer_in_browser.py": "the viewer of that page",
